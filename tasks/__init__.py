@@ -1,0 +1,1 @@
+"""Plain, typed functions, one concern a file; none of them imports Prefect."""

@@ -1,0 +1,17 @@
+"""Chooses where a run computes, and fails instead of falling back."""
+
+import torch
+
+from tasks.errors import VerdictError
+
+
+def resolve_device(wanted: str) -> str:
+    """Turn auto, cuda or cpu into cuda or cpu.
+
+    Raises:
+        VerdictError: if cuda is wanted and torch sees no GPU.
+    """
+    available = torch.cuda.is_available()
+    if wanted == "cuda" and not available:
+        raise VerdictError("device cuda was asked for, but torch sees no CUDA GPU; see: verdict doctor")
+    return "cuda" if wanted != "cpu" and available else "cpu"

@@ -1,0 +1,24 @@
+"""The errors a user can meet; every message says the value, what was expected and what to do next.
+
+VerdictError        exit 1: the work failed
+├── WrongUsage      exit 2: an option, setting or address is wrong; nothing was started
+└── DataRefused     exit 3: the gate refused the data; nothing was trained or registered
+"""
+
+
+class VerdictError(Exception):
+    """A failure to be shown as one or two lines, without a traceback."""
+
+    exit_code = 1
+
+
+class WrongUsage(VerdictError):
+    """What the user asked for cannot be meant."""
+
+    exit_code = 2
+
+
+class DataRefused(VerdictError):
+    """The data is not fit to train on."""
+
+    exit_code = 3

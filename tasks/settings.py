@@ -1,0 +1,232 @@
+"""Every setting of the product in one typed object, with its unit and its bounds.
+
+Three layers, the later one wins: a profile file (flows/profiles/*.toml, or any TOML file), the environment
+(VERDICT_FINETUNE__EPOCHS=3), flags (--set finetune.epochs=3). Each value remembers the layer it came from.
+"""
+
+import difflib
+import os
+import tomllib
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
+
+from tasks.errors import WrongUsage
+
+PREFIX = "VERDICT_"
+OWN_VARIABLES = {"VERDICT_HOME"}  # variables with our prefix that are no settings
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=0)]
+
+
+class Section(BaseModel):
+    """A named group of settings; unknown keys are refused and nothing changes after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+class DataSettings(Section):
+    """Where sentences come from and how they are divided."""
+
+    path: str = "sample"
+    """Folder with CoLA-format files, or "sample" for the bundled corpus."""
+    train: str = ""
+    """Training file; empty for in_domain_train.tsv."""
+    holdout: str = ""
+    """Judging file; empty for out_of_domain_dev.tsv."""
+    validation_share: Annotated[float, Field(gt=0, lt=0.5)] = 0.1
+    """Share of the training sentences that selects the best epoch."""
+    max_chars: Annotated[int, Field(ge=1)] = 2000
+    """Longest sentence that is kept, in characters."""
+
+
+class GateSettings(Section):
+    """Limits of the data gate."""
+
+    max_quarantined: Share = 0.01
+    """Largest share of unreadable rows."""
+    min_rows: Count = 100
+    """Smallest number of training rows."""
+    min_holdout_rows: Count = 50
+    """Smallest number of holdout rows."""
+    min_acceptable: Share = 0.2
+    """Smallest share of acceptable sentences."""
+    max_acceptable: Share = 0.9
+    """Largest share of acceptable sentences."""
+    max_duplicates: Share = 0.05
+    """Largest share of rows that repeat an earlier sentence (folded)."""
+    max_conflicts: Share = 0.02
+    """Largest share of rows whose sentence has both labels."""
+    max_leak: Share = 0.05
+    """Largest share of holdout sentences that also stand in the training file."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "GateSettings":
+        if self.min_acceptable >= self.max_acceptable:
+            raise ValueError(
+                f"gate.min_acceptable ({self.min_acceptable}) must be below gate.max_acceptable ({self.max_acceptable})"
+            )
+        return self
+
+
+class FinetuneSettings(Section):
+    """The training recipe."""
+
+    encoder: str = "packaged"
+    """Folder or hub id of a pretrained encoder, or "packaged" for the one that comes with the installation."""
+    epochs: Annotated[int, Field(ge=1, le=1000)] = 4
+    """Passes over the training sentences."""
+    batch_size: Annotated[int, Field(ge=1, le=65536)] = 32
+    """Sentences a step."""
+    learning_rate: Annotated[float, Field(gt=0, le=1)] = 5e-5
+    """Peak learning rate of AdamW."""
+    warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Share of the steps in which the learning rate rises from 0."""
+    weight_decay: Share = 0.01
+    """Decoupled decay of weight matrices; biases and normalisation weights do not decay."""
+    max_length: Annotated[int, Field(ge=4, le=8192)] = 128
+    """Longest input in tokens, the two special ones included; more is cut off."""
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    """Gradients are scaled down to this L2 norm."""
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 2018
+    """Seed of the new head, dropout, batch order and split."""
+    device: Literal["auto", "cuda", "cpu"] = "auto"
+    """Where training and measurement run; auto takes a GPU when there is one."""
+
+
+class JudgeSettings(Section):
+    """What a candidate must reach."""
+
+    threshold: Annotated[float, Field(ge=-1, le=1)] = 0.454
+    """Smallest holdout MCC that is not rejected."""
+    resamples: Annotated[int, Field(ge=100, le=1_000_000)] = 10_000
+    """Bootstrap resamples behind an interval."""
+
+
+class Settings(BaseSettings):
+    """All settings of a run."""
+
+    model_config = SettingsConfigDict(extra="forbid", frozen=True, env_prefix=PREFIX, env_nested_delimiter="__")
+
+    data: DataSettings = DataSettings()
+    gate: GateSettings = GateSettings()
+    finetune: FinetuneSettings = FinetuneSettings()
+    judge: JudgeSettings = JudgeSettings()
+
+
+class Resolved(NamedTuple):
+    """Settings and, for each dotted key, the layer that set it."""
+
+    settings: Settings
+    origins: dict[str, str]
+
+    def rows(self) -> list[tuple[str, Any, str]]:
+        """Return (key, value, origin) of every setting, in the order of the classes above."""
+        values = _flatten(self.settings.model_dump())
+        return [(key, value, self.origins.get(key, "default")) for key, value in values.items()]
+
+
+def load_settings(
+    profile: str, flags: Mapping[str, Any] | None = None, environ: Mapping[str, str] | None = None
+) -> Resolved:
+    """Resolve profile < environment < flags.
+
+    Args:
+        profile: name of a bundled profile or path of a TOML file.
+        flags: dotted key to value, as given on the command line.
+        environ: environment to read; the process's own when None.
+
+    Raises:
+        WrongUsage: for an unknown profile or key (named with the nearest valid one) and for a value out of bounds.
+    """
+    layers = {
+        f"profile {profile}": _read_profile(profile),
+        "environment": _read_environment(os.environ if environ is None else environ),
+        "flag": dict(flags or {}),
+    }
+    merged: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    for origin, values in layers.items():
+        for key, value in values.items():
+            _refuse_unknown(key, origin)
+            merged[key], origins[key] = value, origin
+    try:
+        settings = Settings.model_validate(_nest(merged))
+    except ValidationError as error:
+        raise WrongUsage(_explain(error, origins)) from error
+    return Resolved(settings, origins)
+
+
+def profile_names() -> list[str]:
+    """Return the names of the bundled profiles."""
+    folder = resources.files("flows") / "profiles"
+    return sorted(item.name.removesuffix(".toml") for item in folder.iterdir() if item.name.endswith(".toml"))
+
+
+def valid_keys() -> list[str]:
+    """Return every dotted key."""
+    return list(_flatten(Settings.model_construct().model_dump()))
+
+
+def _read_profile(profile: str) -> dict[str, Any]:
+    bundled = resources.files("flows") / "profiles" / f"{profile}.toml"
+    source = bundled if profile in profile_names() else Path(profile)
+    try:
+        return _flatten(tomllib.loads(source.read_text(encoding="utf-8")))
+    except (OSError, UnicodeDecodeError) as error:
+        known = ", ".join(profile_names())
+        raise WrongUsage(f"profile {profile!r} is unknown; expected one of {known}, or a TOML file") from error
+    except tomllib.TOMLDecodeError as error:
+        raise WrongUsage(f"profile {profile} is not valid TOML: {error}") from error
+
+
+def _read_environment(environ: Mapping[str, str]) -> dict[str, Any]:
+    source = EnvSettingsSource(Settings)
+    wanted = {
+        name.lower(): value
+        for name, value in environ.items()
+        if name.startswith(PREFIX) and name not in OWN_VARIABLES
+    }
+    for name in wanted:
+        _refuse_unknown(name.removeprefix(PREFIX.lower()).replace("__", "."), "environment")
+    source.env_vars = wanted
+    return _flatten(source())
+
+
+def _refuse_unknown(key: str, origin: str) -> None:
+    keys = valid_keys()
+    if key in keys:
+        return
+    nearest = difflib.get_close_matches(key, keys, n=1, cutoff=0.0)[0]
+    raise WrongUsage(f"setting {key!r} ({origin}) is unknown; did you mean {nearest!r}? verdict retrain --show-settings")
+
+
+def _explain(error: ValidationError, origins: Mapping[str, str]) -> str:
+    """Say in one line which value is wrong, where it came from and what was expected."""
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"])
+    reason = first["msg"].removeprefix("Value error, ")
+    if key not in origins:  # a contradiction between keys names them itself
+        return f"settings contradict each other: {reason}"
+    return f"setting {key} = {first['input']!r} ({origins[key]}) is refused: {reason[0].lower()}{reason[1:]}"
+
+
+def _flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in nested.items():
+        name = f"{prefix}{key}"
+        flat |= _flatten(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
+    return flat
+
+
+def _nest(flat: Mapping[str, Any]) -> dict[str, Any]:
+    nested: dict[str, Any] = {}
+    for dotted, value in flat.items():
+        section, _, key = dotted.partition(".")
+        nested.setdefault(section, {})[key] = value
+    return nested

@@ -1,0 +1,67 @@
+"""Splits rows into training, validation and holdout so that no sentence stands on two sides.
+
+Sentences are compared folded (case, punctuation and spacing away), because CoLA repeats some with a different full stop.
+Validation is chosen by a hash of the folded sentence: the choice does not depend on row order, and adding rows later
+moves no old row from one side to the other.
+"""
+
+import hashlib
+import re
+import unicodedata
+from typing import TypedDict
+
+import pandas as pd
+
+_NOT_WORD = re.compile(r"[\W_]+")
+
+
+class Split(TypedDict):
+    """How the training file was divided, in rows; every row is counted once."""
+
+    train: int
+    validation: int
+    in_holdout: int
+    conflicting: int
+    repeated: int
+
+
+def fold(sentence: str) -> str:
+    """Return the sentence without case, punctuation and spacing differences."""
+    return _NOT_WORD.sub(" ", unicodedata.normalize("NFKC", sentence).casefold()).strip()
+
+
+def split_rows(
+    rows: pd.DataFrame, holdout_sentences: list[str], validation_share: float, seed: int
+) -> tuple[pd.DataFrame, pd.DataFrame, Split]:
+    """Divide training rows into (training, validation) and leave out what would leak or contradict itself.
+
+    Rows leave for the first of these reasons that applies: the sentence stands in a holdout; it stands in the file with
+    both labels; it stands in the file already.
+
+    Args:
+        rows: columns sentence and label at least.
+        holdout_sentences: sentences of every holdout.
+        validation_share: expected share of sentences that go to validation, between 0 and 1.
+        seed: another seed, another choice.
+    """
+    folded = rows["sentence"].map(fold)
+    in_holdout = folded.isin({fold(sentence) for sentence in holdout_sentences})
+    conflicting = ~in_holdout & (rows.groupby(folded)["label"].transform("nunique") > 1)
+    repeated = ~in_holdout & ~conflicting & folded.duplicated()
+    usable = ~(in_holdout | conflicting | repeated)
+    chosen = folded.map(lambda text: _fraction(text, seed) < validation_share)
+    train, validation = rows[usable & ~chosen], rows[usable & chosen]
+    counts = Split(
+        train=len(train),
+        validation=len(validation),
+        in_holdout=int(in_holdout.sum()),
+        conflicting=int(conflicting.sum()),
+        repeated=int(repeated.sum()),
+    )
+    return train.reset_index(drop=True), validation.reset_index(drop=True), counts
+
+
+def _fraction(text: str, seed: int) -> float:
+    """Map a text to a number in [0, 1) that looks uniform and depends on nothing but text and seed."""
+    digest = hashlib.blake2b(text.encode(), digest_size=8, key=str(seed).encode()).digest()
+    return int.from_bytes(digest, "big") / 2**64
