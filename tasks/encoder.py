@@ -4,7 +4,7 @@ import importlib.util
 from pathlib import Path
 from typing import TypedDict
 
-from tasks.errors import VerdictError, WrongUsage
+from tasks.errors import Unreachable, VerdictError, WrongUsage
 from tasks.files import digest_of, sha256_of
 
 PACKAGED = "packaged"
@@ -66,7 +66,7 @@ def _fetch(name: str) -> Path:
     except HFValidationError as error:
         raise WrongUsage(f"encoder {name!r} is neither a folder nor a hub id; expected --encoder DIR or OWNER/MODEL") from error
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        raise VerdictError(
+        raise Unreachable(
             f"encoder {name!r} cannot be fetched from the hub ({type(error).__name__}) and is not cached; "
             "give a folder (--encoder DIR) or the packaged one (--encoder packaged)"
         ) from error

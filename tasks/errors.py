@@ -1,6 +1,7 @@
 """The errors a user can meet; every message says the value, what was expected and what to do next.
 
 VerdictError        exit 1: the work failed
+├── Unreachable     exit 1: a store or a hub did not answer; trying again may help
 ├── WrongUsage      exit 2: an option, setting or address is wrong; nothing was started
 └── DataRefused     exit 3: the gate refused the data; nothing was trained or registered
 """
@@ -10,6 +11,10 @@ class VerdictError(Exception):
     """A failure to be shown as one or two lines, without a traceback."""
 
     exit_code = 1
+
+
+class Unreachable(VerdictError):
+    """Something outside of this process did not answer."""
 
 
 class WrongUsage(VerdictError):

@@ -17,9 +17,9 @@ import onnxruntime
 import torch
 from torch import nn
 
-from tasks.bundle import MODEL, TOKENIZER, Facts, seal
+from tasks.bundle import MODEL, TOKENIZER, Facts, seal, verify
 from tasks.errors import VerdictError
-from tasks.files import new_folder
+from tasks.files import new_folder, read_json, write_json
 from tasks.finetune import load_classifier
 
 OPSET = 17
@@ -50,11 +50,11 @@ class _Logits(nn.Module):
 
 
 def export_bundle(model_folder: str, folder: str, facts: Facts) -> Export:
-    """Write model.onnx, tokenizer.json and bundle.json to `folder`, whole or not at all.
+    """Write the bundle model.onnx, tokenizer.json and bundle.json to `folder`/bundle, whole or not at all.
 
     Args:
         model_folder: what `fine_tune` wrote.
-        folder: the bundle to be.
+        folder: receives bundle/ and, last, export.json.
         facts: written to bundle.json and to the graph's metadata; its pad id is taken from the model.
 
     Raises:
@@ -62,14 +62,29 @@ def export_bundle(model_folder: str, folder: str, facts: Facts) -> Export:
     """
     model = load_classifier(model_folder, attention="eager").eval()
     facts = {**facts, "pad_id": model.config.pad_token_id or 0}
-    with new_folder(Path(folder)) as scratch:
+    bundle = Path(folder) / "bundle"
+    with new_folder(bundle) as scratch:
         names = input_names(model)
         _export_graph(_Logits(model, names).eval(), names, scratch / MODEL, facts)
         parity = measure_parity(_Logits(model, names).eval(), names, scratch / MODEL, model.config.vocab_size)
         (scratch / TOKENIZER).write_bytes((Path(model_folder) / TOKENIZER).read_bytes())
         manifest = seal(scratch, facts, metrics={})
     log.info("exported to ONNX; largest difference from torch %.1e", max(parity.values()))
-    return Export(bundle=folder, digest=manifest["digest"], parity=parity)
+    exported = Export(bundle=str(bundle), digest=manifest["digest"], parity=parity)
+    write_json(Path(folder) / "export.json", exported)
+    return exported
+
+
+def load_export(folder: str) -> Export | None:
+    """Return the finished export that a folder records, or None; a damaged bundle is exported anew."""
+    path = Path(folder) / "export.json"
+    if not path.is_file():
+        return None
+    exported: Export = read_json(path)
+    try:
+        return exported if verify(Path(exported["bundle"]))["digest"] == exported["digest"] else None
+    except VerdictError:
+        return None
 
 
 def input_names(model: nn.Module) -> list[str]:

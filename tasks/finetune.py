@@ -22,7 +22,7 @@ from transformers.utils import logging as transformers_logging
 from tasks.batching import Ids, encode, load_tokenizer, pad, shuffled_batches, sorted_batches
 from tasks.device import resolve_device
 from tasks.errors import WrongUsage
-from tasks.files import new_folder, write_json
+from tasks.files import new_folder, read_json, write_json
 from tasks.metrics import accuracy, mcc
 from tasks.progress import progress_bar
 from tasks.reading import load_rows
@@ -139,6 +139,12 @@ def fine_tune(
         tokenizer.save(str(scratch / "tokenizer.json"))
         write_json(scratch / "training.json", training)
     return training
+
+
+def load_training(folder: str) -> Training | None:
+    """Return the training that a finished folder records, or None; an unfinished one does not exist."""
+    path = Path(folder) / "training.json"
+    return read_json(path) if path.is_file() else None
 
 
 def load_classifier(folder: str, attention: str | None = None) -> nn.Module:

@@ -67,6 +67,8 @@ def _compare(evidence: Evidence) -> tuple[Decision, list[str]]:
     if champion is None:
         return "PROMOTE", ["there is no champion yet"]
     version, measured = champion["version"], champion["measurement"]
+    if champion["digest"] == evidence["digest"]:
+        return "HOLD", [f"it is champion {version} itself: the same bundle came out again"]
     if measured is None:
         return "HOLD", [f"champion {version} cannot be measured: {champion['fault']}"]
     mcc, reigning = evidence["candidate"]["interval"]["mcc"], measured["interval"]["mcc"]

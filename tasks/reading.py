@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tasks.errors import VerdictError
+from tasks.files import digest_of
 
 BATCH_ROWS = 65_536  # rows held in memory at a time
 EXAMPLES = 5  # quarantined rows that a snapshot's summary shows
@@ -58,6 +59,15 @@ class Snapshot(TypedDict):
     quarantined: int
     quarantine: str | None
     examples: list[str]
+
+
+class Data(TypedDict):
+    """The snapshots of one run; `reported` is a holdout that does not judge."""
+
+    digest: str
+    train: Snapshot
+    holdout: Snapshot
+    reported: Snapshot | None
 
 
 def parse_row(line: int, raw: bytes, max_chars: int) -> Row | Rejected:
@@ -134,6 +144,16 @@ def take_snapshot(path: str, folder: str, max_chars: int = 2_000) -> Snapshot:
         quarantine=str(quarantine) if rejected.rows else None,
         examples=examples,
     )
+
+
+def take_snapshots(train: str, holdout: str, reported: str | None, folder: str, max_chars: int) -> Data:
+    """Snapshot the files of a run; its digest names all of them together."""
+    snapshots = {
+        role: take_snapshot(path, folder, max_chars) if path else None
+        for role, path in {"train": train, "holdout": holdout, "reported": reported}.items()
+    }
+    digests = {role: snapshot["digest"] for role, snapshot in snapshots.items() if snapshot}
+    return Data(digest=digest_of(digests), **snapshots)  # type: ignore[typeddict-item]
 
 
 def load_rows(path: str) -> pd.DataFrame:

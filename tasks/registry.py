@@ -12,7 +12,8 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -29,7 +30,7 @@ from mlflow.types import ColSpec, Schema
 from sqlalchemy.exc import SQLAlchemyError
 
 from tasks.bundle import MODEL
-from tasks.errors import VerdictError, WrongUsage
+from tasks.errors import Unreachable, VerdictError, WrongUsage
 from tasks.reading import load_rows
 
 MODEL_NAME = "acceptability"
@@ -69,6 +70,11 @@ def locate_store(home: str) -> Store:
     return Store(uri=uri, artifacts=str(folder / "artifacts"))
 
 
+def is_new(store: Store) -> bool:
+    """Tell whether the store is a local database that nothing has been written to; asking it would create it."""
+    return store["uri"].startswith("sqlite:///") and not Path(store["uri"].removeprefix("sqlite:///")).exists()
+
+
 def open_run(store: Store, job: str, params: Mapping[str, Any], tags: Mapping[str, str]) -> str:
     """Start a run for a job, or go on with the one that a killed process left running; return its id.
 
@@ -86,10 +92,15 @@ def open_run(store: Store, job: str, params: Mapping[str, Any], tags: Mapping[st
         return run.info.run_id
 
 
-def close_run(store: Store, run_id: str, status: str, tags: Mapping[str, str]) -> None:
-    """End a run as FINISHED, FAILED or KILLED, with its last tags."""
+def tag_run(store: Store, run_id: str, tags: Mapping[str, str]) -> None:
+    """Set tags of a run."""
     with _client(store) as client:
         client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+
+
+def close_run(store: Store, run_id: str, status: str) -> None:
+    """End a run as FINISHED, FAILED or KILLED."""
+    with _client(store) as client:
         client.set_terminated(run_id, status)
 
 
@@ -123,8 +134,9 @@ def log_series(store: Store, run_id: str, series: Mapping[str, Mapping[int, floa
 
 def log_dataset(store: Store, run_id: str, name: str, context: str, digest: str, path: str, address: str) -> None:
     """Log a snapshot as an input of a run, so that versions lead back to their rows."""
-    with _client(store) as client:
-        rows = load_rows(path)
+    rows = load_rows(path)
+    with _client(store) as client, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # MLflow's hints on integer columns and ambiguous folders
         dataset = mlflow.data.from_pandas(rows, source=address, targets="label", name=name, digest=digest[:DIGEST_LENGTH])
         entry = DatasetInput(dataset._to_mlflow_entity(), [InputTag("mlflow.data.context", context)])
         client.log_inputs(run_id, [entry])
@@ -170,13 +182,6 @@ def register_bundle(
         return str(version.version)
 
 
-def tag_version(store: Store, version: str, tags: Mapping[str, str]) -> None:
-    """Set tags of a version."""
-    with _client(store) as client:
-        for key, value in tags.items():
-            client.set_model_version_tag(MODEL_NAME, version, key, value)
-
-
 def move_alias(store: Store, alias: str, version: str) -> None:
     """Point an alias at a version and check that it does."""
     with _client(store) as client:
@@ -207,16 +212,13 @@ def fetch_version(store: Store, uri: str = CHAMPION_URI) -> Version:
     name, separator, alias = uri.removeprefix("models:/").partition("@")
     if not uri.startswith("models:/") or (not separator and name.count("/") != 1):
         raise WrongUsage(f"model {uri!r} is no registry address; expected {CHAMPION_URI} or models:/{MODEL_NAME}/1")
+    if is_new(store):
+        raise VerdictError(f"there is no model yet in {store['uri']}; run: verdict retrain")
     with _client(store) as client:
-        if separator:
-            found = _version_by_alias(client, name, alias)
-        else:
-            name, _, number = name.partition("/")
-            found = next(iter(client.search_model_versions(f"name = '{name}' and version_number = {number}")), None) if number.isdigit() else None
-        if found is None and uri == CHAMPION_URI:
-            raise VerdictError(f"there is no champion yet in {store['uri']}; run: verdict retrain")
+        found = _version_by_alias(client, name, alias) if separator else _version_by_number(client, *name.split("/"))
         if found is None:
-            raise VerdictError(f"{uri} does not exist in {store['uri']}; see: verdict status")
+            missing = "there is no champion yet" if uri == CHAMPION_URI else f"{uri} does not exist"
+            raise VerdictError(f"{missing} in {store['uri']}; run: verdict retrain, or see: verdict status")
         return _describe(found)
 
 
@@ -243,7 +245,7 @@ def _client(store: Store) -> Iterator[mlflow.MlflowClient]:
     """Yield a client; a store that cannot be asked becomes one clear line.
 
     Raises:
-        VerdictError: instead of MLflow's and SQLAlchemy's errors.
+        Unreachable: instead of MLflow's and SQLAlchemy's errors.
     """
     logging.getLogger("mlflow").setLevel(logging.ERROR)
     logging.getLogger("alembic").setLevel(logging.ERROR)
@@ -253,7 +255,7 @@ def _client(store: Store) -> Iterator[mlflow.MlflowClient]:
         yield mlflow.MlflowClient()
     except (MlflowException, SQLAlchemyError, OSError) as error:
         first = str(error).strip().splitlines()[0]
-        raise VerdictError(f"MLflow store {store['uri']} failed ({first[:200]}); check it: verdict doctor") from error
+        raise Unreachable(f"MLflow store {store['uri']} failed ({first[:200]}); check it: verdict doctor") from error
 
 
 def _experiment(client: mlflow.MlflowClient, store: Store) -> str:
@@ -266,10 +268,19 @@ def _experiment(client: mlflow.MlflowClient, store: Store) -> str:
 
 
 def _version_by_alias(client: mlflow.MlflowClient, name: str, alias: str) -> ModelVersion | None:
+    return _or_none(lambda: client.get_model_version_by_alias(name, alias))
+
+
+def _version_by_number(client: mlflow.MlflowClient, name: str, number: str) -> ModelVersion | None:
+    return _or_none(lambda: client.get_model_version(name, number))
+
+
+def _or_none(ask: Callable[[], ModelVersion]) -> ModelVersion | None:
+    """Turn MLflow's answer that something does not exist into None; every other error stays one."""
     try:
-        return client.get_model_version_by_alias(name, alias)
+        return ask()
     except MlflowException as error:
-        # A missing model answers with the first code, a missing alias of a model with the second.
+        # A missing model or version answers with the first code, a missing alias of a model with the second.
         if error.error_code in {ErrorCode.Name(RESOURCE_DOES_NOT_EXIST), ErrorCode.Name(INVALID_PARAMETER_VALUE)}:
             return None
         raise

@@ -43,14 +43,14 @@ CONTENT: dict[Split, dict[str, str]] = {
         "visit/visits/visited/visiting follow/follows/followed/following hug/hugs/hugged/hugging "
         "trust/trusts/trusted/trusting teach/teaches/taught/teaching",
         "buy": "buy/buys/bought/buying sell/sells/sold/selling paint/paints/painted/painting "
-        "drag/drags/dragged/dragging clean/cleans/cleaned/cleaning repair/repairs/repaired/repairing move/moves/moved/moving "
-        "keep/keeps/kept/keeping",
+        "drag/drags/dragged/dragging clean/cleans/cleaned/cleaning repair/repairs/repaired/repairing "
+        "move/moves/moved/moving keep/keeps/kept/keeping",
         "smile": "smile/smiles/smiled/smiling laugh/laughs/laughed/laughing sneeze/sneezes/sneezed/sneezing "
         "yawn/yawns/yawned/yawning snore/snores/snored/snoring sleep/sleeps/slept/sleeping "
         "cry/cries/cried/crying blush/blushes/blushed/blushing",
         "blame": "blamed/blame defended/defend described/describe praised/praise",
         "say": "said/say claimed/claim thought/think",
-        "know": "knows guesses learns",
+        "know": "knows sees explains",
         "urge": "urged persuaded told",
         "make": "made saw",
         "try": "tried planned hoped",
@@ -89,7 +89,7 @@ CONTENT: dict[Split, dict[str, str]] = {
         "try": "refused decided agreed",
         "give": "sent offered showed",
         "seem": "appears",
-        "pick": "put/down took/out sent/back",
+        "pick": "put/down took/out pushed/back",
         "tall": "short/shorter/shortest poor/poorer/poorest weak/weaker/weakest smart/smarter/smartest "
         "wise/wiser/wisest loud/louder/loudest calm/calmer/calmest",
         "careful": "curious popular talented creative jealous modest",
@@ -98,13 +98,15 @@ CONTENT: dict[Split, dict[str, str]] = {
     },
 }
 
+# Shared by both files.
 FUNCTION = {
     "near": "near behind beside",
     "will": "will might must should could",
     "they": "they/them he/him she/her we/us I/me",
 }
 
-# phenomenon -> (good, bad) templates
+# Phenomenon -> (good, bad) templates. The bad half must be wrong under every reading, whatever words are drawn: a verb
+# of class "smile" never takes an object, and no name or noun leaves its gender open where a pronoun depends on it.
 TEMPLATES: dict[str, tuple[tuple[str, str], ...]] = {
     "agreement": (
         ("the {teacher} {meets} the {doctors}.", "the {doctors} {meets} the {teacher}."),
@@ -329,10 +331,10 @@ def generate(split: Split, count: int, seed: int) -> list[Row]:
     """Return `count` shuffled rows: both halves of count / 2 pairs, so exactly half are acceptable.
 
     Raises:
-        ValueError: if `count` is odd, or as `generate_pairs` does.
+        ValueError: if `count` is odd or negative, or as `generate_pairs` does.
     """
-    if count % 2:
-        raise ValueError(f"count is {count}; expected an even number, sentences come in pairs")
+    if count < 0 or count % 2:
+        raise ValueError(f"count is {count}; expected an even number of rows, sentences come in pairs")
     pairs = generate_pairs(split, count // 2, seed)
     rows = [row for source, good, bad in pairs for row in (Row(source, 1, "", good), Row(source, 0, "*", bad))]
     random.Random(seed).shuffle(rows)
@@ -378,9 +380,10 @@ def _draw_new(source: str, template: tuple[str, str], words: Lexicon, rng: rando
 
 
 def _fill(template: tuple[str, str], words: Lexicon, rng: random.Random) -> tuple[str, str]:
-    """Swap each braced word for another of its class: equal words stay equal, unequal ones stay unequal."""
+    """Swap each braced word for one of its class, alike in both halves; different words stay different."""
     slots = {name: _places()[name] for _, name, _, _ in Formatter().parse(template[0]) if name}
-    drawn = {name: rng.sample(words[name], len(words[name])) for name in dict.fromkeys(s[0] for s in slots.values())}
+    classes = dict.fromkeys(name for name, _, _ in slots.values())  # a set's order would change from run to run
+    drawn = {name: rng.sample(words[name], len(words[name])) for name in classes}
     filled = {slot: drawn[name][row][column] for slot, (name, row, column) in slots.items()}
     good, bad = (half.format_map(filled) for half in template)
     return good[0].upper() + good[1:], bad[0].upper() + bad[1:]

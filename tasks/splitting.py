@@ -8,9 +8,14 @@ moves no old row from one side to the other.
 import hashlib
 import re
 import unicodedata
+from pathlib import Path
 from typing import TypedDict
 
 import pandas as pd
+
+from tasks.errors import DataRefused
+from tasks.files import replacing
+from tasks.reading import load_rows
 
 _NOT_WORD = re.compile(r"[\W_]+")
 
@@ -59,6 +64,33 @@ def split_rows(
         repeated=int(repeated.sum()),
     )
     return train.reset_index(drop=True), validation.reset_index(drop=True), counts
+
+
+def split_snapshot(
+    train: str, holdouts: list[str], folder: str, validation_share: float, seed: int
+) -> tuple[str, str, Split]:
+    """Split a training snapshot and write both sides to `folder`; return their paths and the counts.
+
+    Args:
+        train: snapshot of the training file.
+        holdouts: snapshots whose sentences may not be trained on.
+        folder: receives train.parquet and validation.parquet.
+        validation_share: expected share of sentences that go to validation.
+        seed: of the choice.
+
+    Raises:
+        DataRefused: if one side is empty.
+    """
+    sentences = [sentence for path in holdouts for sentence in load_rows(path)["sentence"]]
+    *sides, counts = split_rows(load_rows(train), sentences, validation_share, seed)
+    paths = []
+    for name, rows in zip(("train", "validation"), sides, strict=True):
+        if rows.empty:
+            raise DataRefused(f"no {name} row is left after the split ({counts}); expected more rows in {train}")
+        with replacing(Path(folder) / f"{name}.parquet") as temporary:
+            rows.to_parquet(temporary)
+        paths.append(str(Path(folder) / f"{name}.parquet"))
+    return paths[0], paths[1], counts
 
 
 def _fraction(text: str, seed: int) -> float:

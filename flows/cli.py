@@ -1,0 +1,188 @@
+"""The `verdict` command: parses, calls a flow, prints. Libraries are imported by the command that needs them."""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, Literal
+
+import typer
+
+from flows import environment
+from tasks.errors import VerdictError, WrongUsage
+
+Device = Literal["auto", "cuda", "cpu"]
+CHAMPION_URI = "models:/acceptability@champion"
+EXAMPLES = ("The child has eaten the apple.", "The child have eat the apple.")
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else on standard output.")]
+OnDevice = Annotated[Device, typer.Option(help="Where to compute; auto takes a GPU that works.")]
+Model = Annotated[str, typer.Option(help="Registry address of the model.")]
+
+app = typer.Typer(
+    help="Retrain, judge and ship a sentence-acceptability classifier.",
+    epilog="Stores lie in ./.verdict, or where VERDICT_HOME says. "
+    "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 data refused.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+@app.callback()
+def options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and Prefect's own log.")] = False,
+) -> None:
+    """Take the options of every command."""
+    if debug:
+        os.environ["VERDICT_DEBUG"] = "1"
+
+
+@app.command()
+def retrain(
+    profile: Annotated[str, typer.Option(help="sample, cola, cola-small, or a TOML file.")] = "sample",
+    data: Annotated[str | None, typer.Option(help="Folder with CoLA-format files, or sample.")] = None,
+    train: Annotated[str | None, typer.Option(help="Training file [in_domain_train.tsv].")] = None,
+    holdout: Annotated[str | None, typer.Option(help="Judging file [out_of_domain_dev.tsv].")] = None,
+    encoder: Annotated[str | None, typer.Option(help="Folder or hub id of an encoder, or packaged.")] = None,
+    settings: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting.")] = None,
+    device: Annotated[Device | None, typer.Option(help="Where to compute; cuda never falls back.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Run even where nothing changed, from the start.")] = False,
+    show_settings: Annotated[bool, typer.Option("--show-settings", help="Print the settings and stop.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train, export, measure, judge and register a candidate; promote it where it deserves it."""
+    from flows import console
+    from tasks.settings import load_settings
+
+    named = {
+        "data.path": data,
+        "data.train": train,
+        "data.holdout": holdout,
+        "finetune.encoder": encoder,
+        "finetune.device": device,
+    }
+    flags = dict(_parse_setting(text) for text in settings or ())
+    flags |= {key: value for key, value in named.items() if value is not None}
+    resolved = load_settings(profile, flags)
+    if show_settings:
+        rows = resolved.rows()
+        _print(rows, as_json, console.show_settings, as_document={key: [value, origin] for key, value, origin in rows})
+        return
+    started = time.perf_counter()
+    outcome = _run_retrain(resolved.settings.model_dump(), resolved.origins, force)
+    outcome["seconds"]["everything"] = round(time.perf_counter() - started, 2)
+    _print(outcome, as_json, console.show_outcome)
+    if not as_json:
+        _ask_champion()
+
+
+@app.command()
+def status(as_json: AsJson = False) -> None:
+    """Show champion, challenger and the latest runs."""
+    environment.prepare(environment.home())
+    from flows import console, review
+
+    _print(review.status(environment.home()), as_json, console.show_status)
+
+
+@app.command()
+def predict(
+    sentences: Annotated[list[str], typer.Argument(metavar="SENTENCE...", help="Sentences to judge.")],
+    model: Model = CHAMPION_URI,
+    device: OnDevice = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Ask the champion whether sentences are acceptable."""
+    environment.prepare(environment.home())
+    from flows import console, review
+
+    _print(review.predict(sentences, model, device, environment.home()), as_json, console.show_predictions)
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Check versions, GPU, ONNX Runtime, stores and disk."""
+    environment.prepare(environment.home())
+    from flows import console
+    from tasks.doctor import examine
+
+    checks = examine(environment.home())
+    _print(checks, as_json, console.show_checks)
+    if not all(check["works"] for check in checks):
+        raise typer.Exit(1)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command and exit with its code; a failure is one or two lines on standard error."""
+    command = typer.main.get_command(app)
+    try:
+        code = command.main(args=list(arguments or sys.argv[1:]) or ["--help"], prog_name="verdict", standalone_mode=False)
+    except Exception as error:
+        if os.environ.get("VERDICT_DEBUG") == "1":
+            raise
+        code = _explain(error)
+    except KeyboardInterrupt:
+        print("stopped; run the same command to go on", file=sys.stderr)
+        code = 130
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _explain(error: Exception) -> int:
+    """Print a failure and return the exit code."""
+    if isinstance(error, VerdictError):
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    # typer's usage errors know their code and carry their command; typer may bring its own copy of click.
+    if hasattr(error, "format_message") and hasattr(error, "exit_code"):
+        context = getattr(error, "ctx", None)
+        print(f"error: {error.format_message()}", file=sys.stderr)
+        print(f"see: {context.command_path if context else 'verdict'} --help", file=sys.stderr)
+        return int(error.exit_code)
+    print(f"error: {type(error).__name__}: {error}", file=sys.stderr)
+    print("this is a fault of the program; show it whole with: verdict --debug ...", file=sys.stderr)
+    return 1
+
+
+def _run_retrain(settings: dict[str, Any], origins: dict[str, str], force: bool) -> dict[str, Any]:
+    """Start the flow against the configured Prefect server, or an embedded one that starts during the imports."""
+    home = environment.home()
+    environment.prepare(home)
+    from flows.local_server import connected, prefect_api
+
+    with prefect_api(home) as server:
+        from flows.retrain import retrain as flow
+
+        environment.show_log(quiet_prefect=os.environ.get("VERDICT_DEBUG") != "1")
+        with connected(server):
+            return flow(settings, origins, home, force)
+
+
+def _ask_champion() -> None:
+    """Let the champion answer two sentences; there may be none after a rejection."""
+    from flows import console, review
+
+    try:
+        console.show_predictions(review.predict(list(EXAMPLES), CHAMPION_URI, "auto", environment.home()))
+    except VerdictError as error:
+        print(f"no answer: {error}")
+    console.show_next_commands()
+
+
+def _parse_setting(text: str) -> tuple[str, str]:
+    key, separator, value = text.partition("=")
+    if not separator:
+        raise WrongUsage(f"--set {text!r} has no value; expected KEY=VALUE, for example --set finetune.epochs=3")
+    return key.strip(), value.strip()
+
+
+def _print(value: Any, as_json: bool, show: Callable[[Any], None], as_document: Any = None) -> None:
+    if as_json:
+        print(json.dumps(as_document if as_document is not None else value, indent=2, ensure_ascii=False))
+    else:
+        show(value)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+"""What the commands print for people."""
+
+import datetime
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+COLOURS = {"PROMOTE": "bold green", "HOLD": "bold yellow", "REJECT": "bold red"}
+
+
+def show_outcome(outcome: dict[str, Any]) -> None:
+    """Print how long each step took, the verdict with its reasons, and where everything lies."""
+    console = _console()
+    steps = _table("step", "seconds")
+    for name, seconds in outcome["seconds"].items():
+        steps.add_row(name, f"{seconds:.1f}")
+    console.print(steps)
+    if outcome["unchanged"]:
+        console.print("Nothing changed since this job finished; nothing was registered (--force runs it anyway).")
+    decision = outcome["decision"]
+    reasons = escape("; ".join(outcome["reasons"]))
+    console.print(f"[{COLOURS[decision]}]{decision}[/]: {reasons}")
+    console.print(
+        f"MCC      {outcome['mcc']:.3f} (95% {outcome['mcc_low']:.3f} to {outcome['mcc_high']:.3f}) "
+        f"on {outcome['holdout_rows']} holdout sentences, {outcome['provider']}"
+    )
+    console.print(f"version  acceptability {outcome['version']}")
+    console.print(f"report   {outcome['report']}", soft_wrap=True)
+    console.print(f"store    {outcome['store']}", soft_wrap=True)
+
+
+def show_predictions(predictions: list[dict[str, Any]]) -> None:
+    """Print one line a sentence."""
+    table = _table("label", "probability", "version", "sentence")
+    for answer in predictions:
+        table.add_row(answer["label"], f"{answer['probability']:.3f}", answer["version"], escape(answer["sentence"]))
+    _console().print(table)
+
+
+def show_status(status: dict[str, Any]) -> None:
+    """Print champion, challenger and the latest runs."""
+    console = _console()
+    console.print(f"store      {status['store']}", soft_wrap=True)
+    for role in ("champion", "challenger"):
+        version = status[role]
+        console.print(f"{role:<10} {_describe(version) if version else 'none'}")
+    if not status["runs"]:
+        console.print("no runs yet; start one: verdict retrain")
+        return
+    table = _table("started", "status", "verdict", "version", "MCC")
+    for run in status["runs"]:
+        started = datetime.datetime.fromtimestamp(run["start"]).strftime("%Y-%m-%d %H:%M")
+        mcc = "" if run["mcc"] is None else f"{run['mcc']:.3f}"
+        table.add_row(started, run["status"], run["verdict"] or "", run["version"] or "", mcc)
+    console.print(table)
+
+
+def show_checks(checks: list[dict[str, Any]]) -> None:
+    """Print one line a check."""
+    console = _console()
+    for check in checks:
+        mark = "[green]works[/]" if check["works"] else "[red]fails[/]"
+        console.print(f"{mark}  {check['check']}: {escape(check['seen'])}", soft_wrap=True)
+
+
+def show_settings(rows: list[tuple[str, Any, str]]) -> None:
+    """Print each setting with its value and the layer that set it."""
+    table = _table("setting", "value", "from")
+    for key, value, origin in rows:
+        table.add_row(key, escape(str(value)), origin)
+    _console().print(table)
+
+
+def show_next_commands() -> None:
+    """Print what one can do with a trained model."""
+    console = _console()
+    console.print("next:")
+    for command in (
+        'verdict predict "Who did you say that left?"',
+        "verdict status",
+        "verdict retrain --profile cola-small --data DIR    # DIR: in_domain_train.tsv, out_of_domain_dev.tsv",
+    ):
+        console.print(f"  {command}", soft_wrap=True)
+
+
+def _describe(version: dict[str, Any]) -> str:
+    mcc = "unknown" if version["mcc"] is None else f"{version['mcc']:.3f}"
+    return f"version {version['version']}, MCC {mcc}, data {(version['dataset'] or 'unknown')[:12]}"
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for name in columns:
+        table.add_column(name, justify="right" if name in ("seconds", "probability", "MCC") else "left")
+    return table
+
+
+def _console() -> Console:
+    return Console(highlight=False)

@@ -1,0 +1,44 @@
+"""Process-wide choices for Prefect and MLflow, made before either is imported; what the user set stays."""
+
+import logging
+import os
+import sys
+from pathlib import Path
+
+STORES = ".verdict"
+
+
+def home() -> str:
+    """Return the folder of the stores: VERDICT_HOME, or ./.verdict."""
+    return str(Path(os.environ.get("VERDICT_HOME") or STORES).resolve())
+
+
+def prepare(folder: str) -> None:
+    """Set the defaults of a run whose stores are in `folder`."""
+    defaults = {
+        # Nothing is reported to anybody. MLflow wants the word, Prefect's server its own switch.
+        "DO_NOT_TRACK": "true",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        # A server that is down is told in seconds, not after minutes of retries.
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+        "PREFECT_API_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{folder}/prefect.db",
+        "PREFECT_LOCAL_STORAGE_PATH": f"{folder}/results",
+        "PREFECT_LOGGING_EXTRA_LOGGERS": "tasks",
+        # Tokenisers run in threads of their own; a fork after that would only warn.
+        "TOKENIZERS_PARALLELISM": "true",
+    }
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
+
+
+def show_log(quiet_prefect: bool) -> None:
+    """Send what the tasks say to standard error; keep Prefect's own lines for its server unless debugging."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logger = logging.getLogger("tasks")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    if quiet_prefect:
+        for console in logging.getLogger("prefect").handlers:
+            console.setLevel(logging.CRITICAL + 1)

@@ -1,0 +1,384 @@
+"""The main job: from sentences to a judged, registered and, where it deserves it, promoted model.
+
+A job is named by everything that decides its result: data, encoder, recipe, policy, device and code. What it finishes
+lies in its own folder under runs/, each piece whole or absent, so a killed run is simply run again: it goes on after
+the last finished piece. result.json comes last and says that nothing is left to do.
+"""
+
+import contextlib
+import shutil
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from prefect import flow
+from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
+
+from flows import steps
+from flows.steps import io_step, step
+from tasks import registry
+from tasks.charts import draw_charts
+from tasks.device import resolve_device
+from tasks.encoder import Encoder, locate_encoder
+from tasks.errors import DataRefused, VerdictError
+from tasks.evidence import Evidence, gather_evidence
+from tasks.export import Export, export_bundle, load_export
+from tasks.files import digest_of, read_json, write_json
+from tasks.finetune import LABELS, Epoch, Training, fine_tune, load_training
+from tasks.judge import Verdict, judge
+from tasks.provenance import git_commit, versions
+from tasks.reading import Data, take_snapshots
+from tasks.registry import CHALLENGER, CHAMPION, Store
+from tasks.report import write_documents
+from tasks.settings import Resolved, Settings
+from tasks.sources import locate_sources
+from tasks.splitting import split_snapshot
+from tasks.validation import Gate, refuse_unfit, validate_snapshots
+
+# Each step is a plain function of tasks/; the names are those that the summary shows.
+locate = io_step("locate data", locate_sources)
+read = io_step("read data", take_snapshots)
+find_encoder = io_step("find encoder", locate_encoder)
+check = step("check data", validate_snapshots)
+split = step("split", split_snapshot)
+export = step("export", export_bundle)
+find_alias = io_step("find champion", registry.find_alias)
+measure = step("measure", gather_evidence)
+decide = step("judge", judge)
+draw = step("document", draw_charts)
+document = step("document", write_documents)
+register = io_step("register", registry.register_bundle)
+log_dataset = io_step("log to MLflow", registry.log_dataset)
+log_series = io_step("log to MLflow", registry.log_series)
+log_files = io_step("log to MLflow", registry.log_files)
+open_run = io_step("open MLflow run", registry.open_run)
+move_alias = io_step("promote", registry.move_alias)
+
+
+@flow(name="retrain", result_serializer="json", persist_result=True)
+def retrain(settings: dict[str, Any], origins: dict[str, str], home: str, force: bool = False) -> dict[str, Any]:
+    """Read, check, split, fine-tune, export, measure, judge, register and promote; return what the command prints.
+
+    Args:
+        settings: resolved settings, as plain values.
+        origins: the layer each dotted setting came from.
+        home: folder of the stores.
+        force: start over even where an equal job is finished or half done.
+
+    Raises:
+        WrongUsage: if data or encoder are not there.
+        DataRefused: if the gate refuses the data.
+        VerdictError: if a step fails; everything finished stays for the next run.
+    """
+    steps.seconds.set({})
+    chosen = Settings.model_validate(settings)
+    store = registry.locate_store(home)
+    data = read_data(chosen, home)
+    encoder = find_encoder(chosen.finetune.encoder)
+    device = resolve_device(chosen.finetune.device)
+    job = name_job(chosen, data, encoder, device)
+    folder = Path(home) / "runs" / job
+    with exclusive(folder):
+        if force:
+            clear(folder)
+        elif finished := load_finished(folder, store):
+            return {**finished, "unchanged": True, "seconds": steps.seconds.get()}
+        end_dead_runs(store, home, job)
+        with recorded_run(store, job, chosen, origins, data) as run_id:
+            gate = check_data(data, chosen, folder)
+            training = train(data, encoder, chosen, device, folder, store, run_id)
+            exported = load_export(str(folder)) or export(
+                training["model"], str(folder), facts_of(chosen, data, encoder)
+            )
+            evidence, verdict = weigh(exported, data, chosen, device, folder, store)
+            pictures = write_report(exported, training, evidence, verdict, gate, (chosen, origins), folder)
+            version = publish(exported, data, evidence, verdict, store, run_id)
+            record_figures(training, evidence, pictures, folder, store, run_id)
+            promote(verdict, version, evidence, store)
+            outcome = summarise(verdict, version, evidence, data, store, exported, run_id)
+            write_json(folder / "result.json", outcome)
+    create_markdown_artifact(key="verdict", markdown=describe(outcome), description="What was decided, and why")
+    return outcome
+
+
+def read_data(settings: Settings, home: str) -> Data:
+    """Find the files behind the address and snapshot them."""
+    chosen = settings.data
+    sources = locate(chosen.path, chosen.train, chosen.holdout, f"{home}/sample")
+    return read(sources["train"], sources["holdout"], sources["reported"], f"{home}/snapshots", chosen.max_chars)
+
+
+def name_job(settings: Settings, data: Data, encoder: Encoder, device: str) -> str:
+    """Name a job by what decides its result; where the data or encoder lie does not."""
+    recipe = settings.model_dump(mode="json", exclude={"data": {"path", "train", "holdout"}, "finetune": {"encoder", "device"}})
+    return digest_of([recipe, data["digest"], encoder["digest"], device, git_commit()])[:16]
+
+
+@contextlib.contextmanager
+def exclusive(folder: Path) -> Iterator[None]:
+    """Hold the job's lock; the system drops it when its holder dies.
+
+    Raises:
+        VerdictError: if another process works on the same job.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / "lock", timeout=0):
+            yield
+    except Timeout as error:
+        raise VerdictError(f"the same job is running already in {folder}; wait for it, then: verdict status") from error
+
+
+def clear(folder: Path) -> None:
+    """Forget what a job finished; its lock stays."""
+    for path in folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != "lock":
+            path.unlink()
+
+
+def load_finished(folder: Path, store: Store) -> dict[str, Any] | None:
+    """Return the outcome of a finished job whose version is still in the registry."""
+    path = folder / "result.json"
+    if not path.is_file():
+        return None
+    outcome = read_json(path)
+    return outcome if registry.find_version(store, outcome["digest"]) == outcome["version"] else None
+
+
+def end_dead_runs(store: Store, home: str, job: str) -> None:
+    """Close the runs that killed processes of this host and home left running; this job's own is gone on with."""
+    for run_id, other in registry.running_jobs(store, socket.gethostname()).items():
+        folder = Path(home) / "runs" / other
+        if other == job or not folder.is_dir():
+            continue
+        with contextlib.suppress(Timeout), FileLock(folder / "lock", timeout=0):
+            registry.close_run(store, run_id, "KILLED")
+
+
+@contextlib.contextmanager
+def recorded_run(
+    store: Store, job: str, settings: Settings, origins: dict[str, str], data: Data
+) -> Iterator[str]:
+    """Keep an MLflow run open over the block; it ends FINISHED, or FAILED with the reason."""
+    rows = settings_rows(settings, origins)
+    tags = {f"origin.{key}": origin for key, _, origin in rows} | versions()
+    tags |= {"host": socket.gethostname(), "dataset": data["digest"], "git_commit": git_commit()}
+    run_id = open_run(store, job, {key: value for key, value, _ in rows}, tags)
+    for name in ("train", "holdout", "reported"):
+        if snapshot := data[name]:  # type: ignore[literal-required]
+            log_dataset(store, run_id, name, name, snapshot["digest"], snapshot["path"], settings.data.path)
+    try:
+        yield run_id
+    except BaseException as error:
+        decision = "REFUSED" if isinstance(error, DataRefused) else "FAILED"
+        registry.tag_run(store, run_id, {"verdict": decision, "error": str(error)[:500]})
+        registry.close_run(store, run_id, "FAILED")
+        raise
+    registry.close_run(store, run_id, "FINISHED")
+
+
+def check_data(data: Data, settings: Settings, folder: Path) -> Gate:
+    """Let the gate look at the snapshots, and stop where it refuses."""
+    gate = check(data["train"], data["holdout"], str(folder / "gate.json"), settings.gate.model_dump())
+    refuse_unfit(gate, data["train"]["examples"] + data["holdout"]["examples"])
+    return gate
+
+
+def train(
+    data: Data, encoder: Encoder, settings: Settings, device: str, folder: Path, store: Store, run_id: str
+) -> Training:
+    """Split the training rows and fine-tune, unless this job's training is finished already."""
+    if finished := load_training(str(folder / "model")):
+        return finished
+    holdouts = [snapshot["path"] for snapshot in (data["holdout"], data["reported"]) if snapshot]
+    chosen = settings.finetune
+    train_rows, validation_rows, counts = split(
+        data["train"]["path"], holdouts, str(folder), settings.data.validation_share, chosen.seed
+    )
+    registry.log_metrics(store, run_id, {f"rows_{name}": float(count) for name, count in counts.items()})
+    return fine_tune_visibly(
+        train_rows,
+        validation_rows,
+        encoder["folder"],
+        str(folder / "model"),
+        {**chosen.model_dump(exclude={"encoder"}), "device": device},
+        store,
+        run_id,
+    )
+
+
+def _fine_tune_visibly(
+    train_rows: str,
+    validation_rows: str,
+    encoder: str,
+    folder: str,
+    recipe: dict[str, Any],
+    store: Store,
+    run_id: str,
+) -> Training:
+    """Fine-tune, and show each epoch in Prefect and MLflow as it ends."""
+    bar = create_progress_artifact(progress=0.0, key="fine-tuning", description="Share of the epochs that are done")
+
+    def show(epoch: Epoch) -> None:
+        update_progress_artifact(bar, progress=100 * epoch["epoch"] / recipe["epochs"])
+        figures = {name: value for name, value in epoch.items() if name != "epoch"}
+        registry.log_metrics(store, run_id, figures, step=epoch["epoch"])  # type: ignore[arg-type]
+
+    return fine_tune(train_rows, validation_rows, encoder, folder, **recipe, on_epoch=show)
+
+
+fine_tune_visibly = step("fine-tune", _fine_tune_visibly)
+
+
+def facts_of(settings: Settings, data: Data, encoder: Encoder) -> dict[str, Any]:
+    """Collect what a bundle says about its origin."""
+    return {
+        "labels": LABELS,
+        "max_length": settings.finetune.max_length,
+        "encoder": encoder["name"],
+        "dataset": data["digest"],
+        "git_commit": git_commit(),
+    }
+
+
+def weigh(
+    exported: Export, data: Data, settings: Settings, device: str, folder: Path, store: Store
+) -> tuple[Evidence, Verdict]:
+    """Measure candidate and champion, and judge; a verdict that was carried out before a kill stands."""
+    champion = find_alias(store, CHAMPION)
+    recorded = folder / "verdict.json"
+    if champion and champion["digest"] == exported["digest"] and recorded.is_file():
+        return read_json(folder / "evidence.json"), read_json(recorded)
+    evidence = measure(
+        exported["bundle"],
+        data["holdout"],
+        data["reported"],
+        champion,
+        device=device,
+        resamples=settings.judge.resamples,
+    )
+    verdict = decide(evidence, settings.judge.threshold)
+    write_json(folder / "evidence.json", evidence)
+    write_json(recorded, verdict)
+    return evidence, verdict
+
+
+def write_report(
+    exported: Export,
+    training: Training,
+    evidence: Evidence,
+    verdict: Verdict,
+    gate: Gate,
+    settings: tuple[Settings, dict[str, str]],
+    folder: Path,
+) -> dict[str, str]:
+    """Draw the pictures and add report, card and metrics to the bundle; return the pictures' paths."""
+    pictures = draw(training, evidence["candidate"], str(folder / "pictures"))
+    document(
+        exported["bundle"],
+        training=training,
+        evidence=evidence,
+        verdict=verdict,
+        findings=gate["findings"],
+        settings=settings_rows(*settings),
+        pictures=pictures,
+    )
+    return pictures
+
+
+def publish(
+    exported: Export, data: Data, evidence: Evidence, verdict: Verdict, store: Store, run_id: str
+) -> str:
+    """Register the bundle with its verdict; return its version."""
+    interval = evidence["candidate"]["interval"]
+    tags = {
+        "verdict": verdict["decision"],
+        "reasons": "; ".join(verdict["reasons"]),
+        "mcc": f"{interval['mcc']:.6f}",
+        "mcc_low": f"{interval['low']:.6f}",
+        "mcc_high": f"{interval['high']:.6f}",
+        "provider": evidence["candidate"]["provider"],
+        "dataset": data["digest"],
+        "holdout": evidence["holdout"],
+    }
+    description = (
+        f"**{verdict['decision']}**: {tags['reasons']}\n\n"
+        f"Holdout MCC {interval['mcc']:.3f} ({interval['low']:.3f} to {interval['high']:.3f}, 95%) "
+        f"on {evidence['candidate']['rows']} sentences, {tags['provider']}."
+    )
+    return register(store, run_id, exported["bundle"], exported["digest"], tags, description)
+
+
+def record_figures(
+    training: Training, evidence: Evidence, pictures: dict[str, str], folder: Path, store: Store, run_id: str
+) -> None:
+    """Log losses, measurements, pictures and documents to the MLflow run."""
+    measured = evidence["candidate"]
+    interval = measured["interval"]
+    single = {"mcc": interval["mcc"], "mcc_low": interval["low"], "mcc_high": interval["high"]}
+    series: dict[str, dict[int, float | None]] = {name: {0: value} for name, value in single.items()}
+    series["accuracy"] = {0: measured["accuracy"]}
+    series["step_loss"] = dict(enumerate(training["step_losses"], start=1))
+    series["mcc_per_batch"] = dict(enumerate(measured["mcc_per_batch"], start=1))
+    log_series(store, run_id, series)
+    log_files(store, run_id, list(pictures.values()), "pictures")
+    records = [str(folder / name) for name in ("gate.json", "evidence.json", "verdict.json")]
+    log_files(store, run_id, [*records, str(folder / "bundle" / "report.html")], "records")
+
+
+def promote(verdict: Verdict, version: str, evidence: Evidence, store: Store) -> None:
+    """Move the alias that the verdict asks for, last of all."""
+    reigns = evidence["champion"] is not None and evidence["champion"]["version"] == version
+    if verdict["decision"] == "PROMOTE":
+        move_alias(store, CHAMPION, version)
+    elif verdict["decision"] == "HOLD" and not reigns:
+        move_alias(store, CHALLENGER, version)
+
+
+def summarise(
+    verdict: Verdict, version: str, evidence: Evidence, data: Data, store: Store, exported: Export, run_id: str
+) -> dict[str, Any]:
+    """Collect what the command prints."""
+    measured = evidence["candidate"]
+    registry.tag_run(store, run_id, {"verdict": verdict["decision"], "version": version})
+    return {
+        "decision": verdict["decision"],
+        "reasons": verdict["reasons"],
+        "version": version,
+        "mcc": measured["interval"]["mcc"],
+        "mcc_low": measured["interval"]["low"],
+        "mcc_high": measured["interval"]["high"],
+        "provider": measured["provider"],
+        "holdout_rows": measured["rows"],
+        "dataset": data["digest"],
+        "digest": exported["digest"],
+        "threshold": verdict["threshold"],
+        "champion_before": verdict["champion"],
+        "champion_mcc": verdict["champion_mcc"],
+        "report": str(Path(exported["bundle"]) / "report.html"),
+        "store": store["uri"],
+        "run": run_id,
+        "unchanged": False,
+        "seconds": steps.seconds.get(),
+    }
+
+
+def describe(outcome: dict[str, Any]) -> str:
+    """Write the outcome as Markdown."""
+    rows = "\n".join(f"| {name} | {taken:.1f} |" for name, taken in outcome["seconds"].items())
+    reasons = "\n".join(f"- {reason}" for reason in outcome["reasons"])
+    return (
+        f"# {outcome['decision']}\n\n{reasons}\n\n"
+        f"Version {outcome['version']}, holdout MCC {outcome['mcc']:.3f} "
+        f"({outcome['mcc_low']:.3f} to {outcome['mcc_high']:.3f}) on {outcome['holdout_rows']} sentences, "
+        f"{outcome['provider']}.\n\nReport: `{outcome['report']}`\n\n| step | seconds |\n| --- | --- |\n{rows}\n"
+    )
+
+
+def settings_rows(settings: Settings, origins: dict[str, str]) -> list[tuple[str, Any, str]]:
+    """Return (key, value, origin) of every setting."""
+    return Resolved(settings, origins).rows()

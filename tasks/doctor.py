@@ -1,0 +1,107 @@
+"""Looks at what a run depends on and says for each thing whether it works here."""
+
+import importlib.metadata
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypedDict
+
+import onnx
+from onnx import TensorProto, helper
+
+from tasks.encoder import PACKAGED, locate_encoder
+from tasks.errors import VerdictError
+from tasks.predict import has_gpu, open_session
+from tasks.provenance import versions
+
+FREE_DISK = 2.0  # GB that a run with a base-sized encoder needs
+
+
+class Check(TypedDict):
+    """One look: what, whether it works, and what was seen."""
+
+    check: str
+    works: bool
+    seen: str
+
+
+def examine(home: str) -> list[Check]:
+    """Run every check; none of them raises."""
+    checks: dict[str, Callable[[], str]] = {
+        "versions": lambda: ", ".join(f"{name} {version}" for name, version in versions().items()),
+        "GPU": _gpu,
+        "ONNX Runtime": _onnxruntime,
+        "encoder": lambda: f"{locate_encoder(PACKAGED)['name']}, weights as expected",
+        "MLflow store": lambda: _store(home),
+        "Prefect": _prefect,
+        "disk": lambda: _disk(home),
+    }
+    return [_run(name, look) for name, look in checks.items()]
+
+
+def _run(name: str, look: Callable[[], str]) -> Check:
+    try:
+        return Check(check=name, works=True, seen=look())
+    except (VerdictError, ImportError, OSError) as error:
+        return Check(check=name, works=False, seen=str(error))
+
+
+def _gpu() -> str:
+    import torch
+
+    if torch.cuda.is_available():
+        return f"{torch.cuda.get_device_name()}, torch built for CUDA {torch.version.cuda}"
+    if has_gpu():
+        raise VerdictError(f"the driver shows a GPU, but torch {torch.__version__} cannot use it; install a CUDA build")
+    return "none; runs use the CPU"
+
+
+def _onnxruntime() -> str:
+    """Open a real session: the list of available providers says only what was compiled in."""
+    both = {"onnxruntime", "onnxruntime-gpu"} & {item.metadata["Name"] for item in importlib.metadata.distributions()}
+    if len(both) == 2:
+        raise VerdictError("onnxruntime and onnxruntime-gpu are both installed and overwrite each other; remove one")
+    node = helper.make_node("Add", ["x", "x"], ["y"])
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in "xy"]
+    graph = helper.make_graph([node], "probe", values[:1], values[1:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "probe.onnx"
+        onnx.save_model(model, path)
+        session = open_session(path, "cuda" if has_gpu() else "cpu")
+    return f"a session runs on {session.get_providers()[0]}"
+
+
+def _store(home: str) -> str:
+    from tasks import registry
+
+    store = registry.locate_store(home)
+    if registry.is_new(store):
+        return f"{store['uri']}, not created yet"
+    champion = registry.find_alias(store, registry.CHAMPION)
+    return f"{store['uri']}, champion {champion['version'] if champion else 'none'}"
+
+
+def _prefect() -> str:
+    import httpx
+    from prefect.settings import get_current_settings
+
+    settings = get_current_settings()
+    if not settings.api.url:
+        return "embedded server, started for each run"
+    try:
+        httpx.get(f"{settings.api.url}/health", timeout=5).raise_for_status()
+    except httpx.HTTPError as error:
+        raise VerdictError(f"{settings.api.url} does not answer ({error}); start it, or unset PREFECT_API_URL") from error
+    return f"{settings.api.url} answers"
+
+
+def _disk(home: str) -> str:
+    folder = Path(home)
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free / 1e9
+    if free < FREE_DISK:
+        raise VerdictError(f"{free:.1f} GB free at {folder}, expected at least {FREE_DISK}")
+    return f"{free:.0f} GB free at {folder}"
