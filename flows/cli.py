@@ -70,9 +70,7 @@ def retrain(
         rows = resolved.rows()
         _print(rows, as_json, console.show_settings, as_document={key: [value, origin] for key, value, origin in rows})
         return
-    started = time.perf_counter()
     outcome = _run_retrain(resolved.settings.model_dump(), resolved.origins, force)
-    outcome["seconds"]["everything"] = round(time.perf_counter() - started, 2)
     _print(outcome, as_json, console.show_outcome)
     if not as_json:
         _ask_champion()
@@ -147,6 +145,7 @@ def _explain(error: Exception) -> int:
 
 def _run_retrain(settings: dict[str, Any], origins: dict[str, str], force: bool) -> dict[str, Any]:
     """Start the flow against the configured Prefect server, or an embedded one that starts during the imports."""
+    started = time.perf_counter()
     home = environment.home()
     environment.prepare(home)
     from flows.local_server import connected, prefect_api
@@ -156,7 +155,10 @@ def _run_retrain(settings: dict[str, Any], origins: dict[str, str], force: bool)
 
         environment.show_log(quiet_prefect=os.environ.get("VERDICT_DEBUG") != "1")
         with connected(server):
-            return flow(settings, origins, home, force)
+            ready = time.perf_counter()
+            outcome = flow(settings, origins, home, force)
+    total = {"start": ready - started, **outcome["seconds"], "total": time.perf_counter() - started}
+    return {**outcome, "seconds": {name: round(seconds, 2) for name, seconds in total.items()}}
 
 
 def _ask_champion() -> None:

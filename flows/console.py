@@ -27,8 +27,8 @@ def show_outcome(outcome: dict[str, Any]) -> None:
         f"on {outcome['holdout_rows']} holdout sentences, {outcome['provider']}"
     )
     console.print(f"version  acceptability {outcome['version']}")
-    console.print(f"report   {outcome['report']}", soft_wrap=True)
-    console.print(f"store    {outcome['store']}", soft_wrap=True)
+    console.print(f"report   {outcome['report']}")
+    console.print(f"store    {outcome['store']}")
 
 
 def show_predictions(predictions: list[dict[str, Any]]) -> None:
@@ -42,7 +42,7 @@ def show_predictions(predictions: list[dict[str, Any]]) -> None:
 def show_status(status: dict[str, Any]) -> None:
     """Print champion, challenger and the latest runs."""
     console = _console()
-    console.print(f"store      {status['store']}", soft_wrap=True)
+    console.print(f"store      {status['store']}")
     for role in ("champion", "challenger"):
         version = status[role]
         console.print(f"{role:<10} {_describe(version) if version else 'none'}")
@@ -62,7 +62,7 @@ def show_checks(checks: list[dict[str, Any]]) -> None:
     console = _console()
     for check in checks:
         mark = "[green]works[/]" if check["works"] else "[red]fails[/]"
-        console.print(f"{mark}  {check['check']}: {escape(check['seen'])}", soft_wrap=True)
+        console.print(f"{mark}  {check['check']}: {escape(check['seen'])}")
 
 
 def show_settings(rows: list[tuple[str, Any, str]]) -> None:
@@ -82,7 +82,7 @@ def show_next_commands() -> None:
         "verdict status",
         "verdict retrain --profile cola-small --data DIR    # DIR: in_domain_train.tsv, out_of_domain_dev.tsv",
     ):
-        console.print(f"  {command}", soft_wrap=True)
+        console.print(f"  {command}")
 
 
 def _describe(version: dict[str, Any]) -> str:
@@ -98,4 +98,4 @@ def _table(*columns: str) -> Table:
 
 
 def _console() -> Console:
-    return Console(highlight=False)
+    return Console(highlight=False, soft_wrap=True)

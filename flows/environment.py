@@ -33,12 +33,16 @@ def prepare(folder: str) -> None:
 
 
 def show_log(quiet_prefect: bool) -> None:
-    """Send what the tasks say to standard error; keep Prefect's own lines for its server unless debugging."""
+    """Send what the tasks say to standard error.
+
+    Args:
+        quiet_prefect: keep what Prefect and the other libraries say for the server's log of the run.
+    """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
     logger = logging.getLogger("tasks")
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     if quiet_prefect:
-        for console in logging.getLogger("prefect").handlers:
+        for console in logging.getLogger().handlers:
             console.setLevel(logging.CRITICAL + 1)

@@ -6,6 +6,7 @@ database among the run's stores, listens on loopback only, and ends with the pro
 
 import contextlib
 import ctypes
+import logging
 import os
 import signal
 import socket
@@ -92,7 +93,20 @@ def connected(server: LocalServer | None) -> Iterator[None]:
     server.wait()
     # Heartbeats tell a lasting server that a run died; here run and server end together, and they cost a second a flow.
     with temporary_settings({PREFECT_API_URL: server.api_url, PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
-        yield
+        try:
+            yield
+        finally:
+            _flush()
+
+
+def _flush() -> None:
+    """Deliver what is queued; afterwards nobody listens, and Prefect would try for more than a minute."""
+    from prefect.events.worker import EventsWorker
+
+    EventsWorker.drain_all(timeout=10)
+    for name in ("prefect.flow_runs", "prefect.task_runs"):
+        for handler in logging.getLogger(name).handlers:
+            handler.flush()
 
 
 def _free_port() -> int:

@@ -153,7 +153,7 @@ def find_version(store: Store, digest: str) -> str | None:
     """Return the version that holds a bundle, or None."""
     with _client(store) as client:
         found = client.search_model_versions(f"name = '{MODEL_NAME}' and tags.bundle_digest = '{digest}'")
-        return min((version.version for version in found), key=int, default=None)
+        return min((str(version.version) for version in found), key=int, default=None)
 
 
 def register_bundle(

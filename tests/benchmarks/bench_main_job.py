@@ -1,0 +1,116 @@
+"""Measures the main job's computing steps, without orchestration and registry: data, training, export, measurement.
+
+    make bench                                              the bundled sample, packaged encoder, this machine
+    make bench ARGS="--data DIR --encoder DIR --device cuda --learning-rate 3e-5 --epochs 4 --seeds 1 2 3 --out FILE"
+
+Needs torch, transformers, onnx, onnxruntime, pandas, pyarrow. Each seed is one whole job; what is printed is what was
+measured in this process, imports not counted.
+"""
+
+import argparse
+import json
+import logging
+import os
+import platform
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tasks.device import resolve_device
+from tasks.encoder import locate_encoder
+from tasks.evidence import gather_evidence
+from tasks.export import export_bundle
+from tasks.finetune import LABELS, device_name, fine_tune
+from tasks.judge import judge
+from tasks.provenance import git_commit, versions
+from tasks.reading import take_snapshots
+from tasks.sources import locate_sources
+from tasks.splitting import split_snapshot
+
+
+def main() -> None:
+    options = parse_options()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    device = resolve_device(options.device)
+    rows = [run_job(options, device, seed) for seed in options.seeds]
+    result = {
+        "benchmark": "main job",
+        "hardware": f"{device_name(device)}, {os.cpu_count()} CPU cores, {platform.machine()}",
+        "versions": versions() | {"cuda": torch.version.cuda},
+        "commit": options.commit or git_commit(),
+        "settings": {key: value for key, value in vars(options).items() if key not in ("seeds", "out", "commit")},
+        "rows": rows,
+    }
+    text = json.dumps(result, indent=2)
+    if options.out:
+        Path(options.out).write_text(text + "\n")
+    for row in rows:
+        seconds = ", ".join(f"{name} {taken:.1f} s" for name, taken in row["seconds"].items())
+        print(f"seed {row['seed']}: holdout MCC {row['mcc']:.3f} ({row['low']:.3f} to {row['high']:.3f}), {row['provider']}; {seconds}")
+
+
+def parse_options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", default="sample", help="folder with CoLA-format files, or sample")
+    parser.add_argument("--encoder", default="packaged", help="folder or hub id, or packaged")
+    parser.add_argument("--device", default="auto", choices=["auto", "cuda", "cpu"])
+    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--learning-rate", type=float, default=1e-4)
+    parser.add_argument("--max-length", type=int, default=64)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[2018])
+    parser.add_argument("--out", help="JSON file to write")
+    parser.add_argument("--commit", help="commit to record where there is no repository")
+    return parser.parse_args()
+
+
+def run_job(options: argparse.Namespace, device: str, seed: int) -> dict[str, Any]:
+    seconds: dict[str, float] = {}
+
+    def timed(name: str, function: Any, *args: Any, **kwargs: Any) -> Any:
+        started = time.perf_counter()
+        result = function(*args, **kwargs)
+        seconds[name] = round(time.perf_counter() - started, 2)
+        return result
+
+    with tempfile.TemporaryDirectory() as folder:
+        sources = locate_sources(options.data, "", "", f"{folder}/sample")
+        data = timed("read", take_snapshots, sources["train"], sources["holdout"], sources["reported"], folder, 2000)
+        encoder = timed("encoder", locate_encoder, options.encoder)
+        holdouts = [data[name]["path"] for name in ("holdout", "reported") if data[name]]
+        train, validation, counts = timed("split", split_snapshot, data["train"]["path"], holdouts, folder, 0.1, seed)
+        training = timed(
+            "fine-tune", fine_tune, train, validation, encoder["folder"], f"{folder}/model",
+            epochs=options.epochs, batch_size=options.batch_size, learning_rate=options.learning_rate,
+            warmup_ratio=0.1, weight_decay=0.01, max_length=options.max_length, max_grad_norm=1.0,
+            seed=seed, device=device,
+        )  # fmt: skip
+        facts = {"labels": LABELS, "max_length": options.max_length, "encoder": encoder["name"], "dataset": data["digest"]}
+        exported = timed("export", export_bundle, training["model"], folder, {**facts, "git_commit": git_commit()})
+        evidence = timed(
+            "measure", gather_evidence, exported["bundle"], data["holdout"], data["reported"], None,
+            device=device, resamples=10_000,
+        )  # fmt: skip
+        verdict = judge(evidence, 0.454)
+    return {
+        "seed": seed,
+        "mcc": evidence["candidate"]["interval"]["mcc"],
+        "low": evidence["candidate"]["interval"]["low"],
+        "high": evidence["candidate"]["interval"]["high"],
+        "reported_mcc": evidence["reported"]["interval"]["mcc"] if evidence["reported"] else None,
+        "provider": evidence["candidate"]["provider"],
+        "decision": verdict["decision"],
+        "best_epoch": training["best_epoch"],
+        "epochs": training["epochs"],
+        "parity": exported["parity"],
+        "split": counts,
+        "dataset": data["digest"],
+        "seconds": seconds,
+    }
+
+
+if __name__ == "__main__":
+    main()
