@@ -127,10 +127,10 @@ def _random_inputs(names: list[str], rows: int, length: int, vocabulary: int) ->
     return {name: torch.from_numpy(arrays[name]) for name in names}
 
 
-def _export_graph(logits: nn.Module, names: list[str], path: Path, facts: Facts) -> None:
+def _export_graph(logits: _Logits, names: list[str], path: Path, facts: Facts) -> None:
     """Trace the model with both axes free and write the facts into the graph's metadata."""
     axes = {name: {0: "batch", 1: "sequence"} for name in names} | {"logits": {0: "batch"}}
-    example = _random_inputs(names, 2, 8, 1_000)
+    example = _random_inputs(names, 2, 8, logits.model.config.vocab_size)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the tracer warns of every Python branch; parity is what shows a wrong one
         torch.onnx.export(

@@ -41,7 +41,7 @@ def main() -> None:
         "hardware": f"{device_name(device)}, {os.cpu_count()} CPU cores, {platform.machine()}",
         "versions": versions() | {"cuda": torch.version.cuda},
         "commit": options.commit or git_commit(),
-        "settings": {key: value for key, value in vars(options).items() if key not in ("seeds", "out", "commit")},
+        "settings": {key: _name(value) for key, value in vars(options).items() if key not in ("seeds", "out", "commit")},
         "rows": rows,
     }
     text = json.dumps(result, indent=2)
@@ -50,6 +50,11 @@ def main() -> None:
     for row in rows:
         seconds = ", ".join(f"{name} {taken:.1f} s" for name, taken in row["seconds"].items())
         print(f"seed {row['seed']}: holdout MCC {row['mcc']:.3f} ({row['low']:.3f} to {row['high']:.3f}), {row['provider']}; {seconds}")
+
+
+def _name(value: Any) -> Any:
+    """Name a folder without where it lies on this machine."""
+    return Path(value).name if isinstance(value, str) else value
 
 
 def parse_options() -> argparse.Namespace:

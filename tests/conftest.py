@@ -1,0 +1,156 @@
+"""Small real things that tests share: a corpus a tiny model can learn, the tiny model, and a Prefect server."""
+
+import os
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows import environment
+
+# Tiny models gain nothing from threads, and two processes that spin for them on two cores stand still.
+os.environ["OMP_NUM_THREADS"] = "1"
+
+WORDS = "the cat dog bird child sees hears likes follows red small old quietly today here".split()
+SIGN = "wrongly"  # the word that makes a toy sentence unacceptable
+
+
+def write_toy_data(folder: Path, train: int = 400, holdout: int = 80, seed: int = 0) -> Path:
+    """Write CoLA-format files in which one word decides the label."""
+    rng = random.Random(seed)
+    sentences: dict[str, int] = {}
+    while len(sentences) < train + holdout:
+        words = rng.choices(WORDS, k=rng.randint(3, 9))
+        label = rng.randint(0, 1)
+        if label == 0:
+            words.insert(rng.randrange(len(words) + 1), SIGN)
+        sentences[" ".join(words)] = label
+    lines = [f"toy\t{label}\t{'' if label else '*'}\t{sentence}\n" for sentence, label in sentences.items()]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "in_domain_train.tsv").write_text("".join(lines[:train]), encoding="utf-8")
+    (folder / "out_of_domain_dev.tsv").write_text("".join(lines[train:]), encoding="utf-8")
+    return folder
+
+
+def write_tokenizer(folder: Path) -> None:
+    """Write a word-level tokenizer.json that knows the toy words and BERT's special tokens."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+    specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+    vocabulary = {word: number for number, word in enumerate([*specials, *WORDS, SIGN])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(folder / "tokenizer.json"))
+
+
+def recipe(**changes: Any) -> dict[str, Any]:
+    """Return fine_tune's settings for the tiny model, changed by name."""
+    values: dict[str, Any] = {
+        "epochs": 2,
+        "batch_size": 16,
+        "learning_rate": 3e-3,
+        "warmup_ratio": 0.1,
+        "weight_decay": 0.01,
+        "max_length": 16,
+        "max_grad_norm": 1.0,
+        "seed": 7,
+        "device": "cpu",
+    }
+    return values | changes
+
+
+@pytest.fixture(scope="session")
+def toy_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_toy_data(tmp_path_factory.mktemp("toy") / "data")
+
+
+@pytest.fixture(scope="session")
+def tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    import torch
+    from transformers import BertConfig, BertModel
+
+    folder = tmp_path_factory.mktemp("tiny") / "encoder"
+    write_tokenizer(folder)
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=20,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=80,
+        initializer_range=0.2,  # so that so small a model learns in two epochs
+    )
+    BertModel(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def toy_split(toy_data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str, str]:
+    """Paths of training rows, validation rows and the holdout's snapshot."""
+    from tasks.reading import take_snapshots
+    from tasks.splitting import split_snapshot
+
+    folder = tmp_path_factory.mktemp("split")
+    train, holdout = toy_data / "in_domain_train.tsv", toy_data / "out_of_domain_dev.tsv"
+    data = take_snapshots(str(train), str(holdout), None, str(folder), 2000)
+    paths = split_snapshot(data["train"]["path"], [data["holdout"]["path"]], str(folder), 0.2, 0)
+    return paths[0], paths[1], data["holdout"]["path"]
+
+
+@pytest.fixture(scope="session")
+def trained(toy_split: tuple[str, str, str], tiny_encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The training record of a tiny model that learned the toy corpus."""
+    from tasks.finetune import fine_tune
+
+    folder = tmp_path_factory.mktemp("trained") / "model"
+    return fine_tune(*toy_split[:2], str(tiny_encoder), str(folder), **recipe())
+
+
+@pytest.fixture(scope="session")
+def exported(trained: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The export record of that model."""
+    from tasks.export import export_bundle
+
+    return export_bundle(trained["model"], str(tmp_path_factory.mktemp("exported")), facts())
+
+
+def facts(**changes: Any) -> Any:
+    """Return what a bundle says about its origin, changed by name."""
+    values = {
+        "labels": ["unacceptable", "acceptable"],
+        "max_length": 16,
+        "pad_id": 0,
+        "encoder": "tiny",
+        "dataset": "d" * 64,
+        "git_commit": "unknown",
+    }
+    return values | changes
+
+
+@pytest.fixture(scope="session")
+def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A real Prefect server on loopback, the one that runs embed; yields its address."""
+    home = str(tmp_path_factory.mktemp("prefect"))
+    environment.prepare(home)
+    os.environ.pop("PREFECT_API_URL", None)
+    from flows.local_server import connected, prefect_api
+
+    with prefect_api(home) as server, connected(server):
+        assert server is not None
+        yield server.api_url
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A migrated, empty MLflow database; copying it saves each test five seconds."""
+    environment.prepare(str(tmp_path_factory.mktemp("unused")))
+    from tasks import registry
+
+    folder = tmp_path_factory.mktemp("store")
+    registry.recent_runs({"uri": f"sqlite:///{folder}/mlflow.db", "artifacts": str(folder / "artifacts")})
+    return folder / "mlflow.db"

@@ -1,0 +1,199 @@
+"""A bundle proves itself: any file that changed, vanished or appeared is named, and the digest covers what answers."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tasks.bundle import MANIFEST, MODEL, SCHEMA_VERSION, TOKENIZER, Facts, Manifest, seal, verify
+from tasks.errors import VerdictError
+from tasks.files import sha256_of, write_json
+
+FILES = {MODEL: b"\x08\x0agraph", TOKENIZER: b"{}", "card.md": b"# Card\n", "report.html": b"<html>"}
+METRICS = {"fp32": {"mcc": 0.5}}
+
+
+def facts(**changes: Any) -> Facts:
+    values = {
+        "labels": ["unacceptable", "acceptable"],
+        "max_length": 16,
+        "pad_id": 0,
+        "encoder": "tiny",
+        "dataset": "d" * 64,
+        "git_commit": "unknown",
+    }
+    return values | changes  # type: ignore[return-value]
+
+
+def build(folder: Path, files: dict[str, bytes] | None = None, **changes: Any) -> Manifest:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in (FILES | (files or {})).items():
+        (folder / name).write_bytes(content)
+    return seal(folder, facts(**changes), METRICS)
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    build(tmp_path / "bundle")
+    return tmp_path / "bundle"
+
+
+def edit(bundle: Path, **changes: Any) -> None:
+    """Change keys of bundle.json, as somebody with an editor would."""
+    write_json(bundle / MANIFEST, json.loads((bundle / MANIFEST).read_text()) | changes)
+
+
+def listed(bundle: Path) -> dict[str, str]:
+    return json.loads((bundle / MANIFEST).read_text())["files"]
+
+
+def refusal(bundle: Path) -> str:
+    with pytest.raises(VerdictError) as caught:
+        verify(bundle)
+    assert "\n" not in str(caught.value)
+    assert str(bundle) in str(caught.value)
+    return str(caught.value)
+
+
+def test_sealed_bundle_verifies_to_the_manifest_it_was_sealed_with(tmp_path: Path) -> None:
+    manifest = build(tmp_path)
+    assert verify(tmp_path) == manifest
+    assert manifest == {
+        **facts(),
+        "schema_version": 1,
+        "digest": manifest["digest"],
+        "files": {name: sha256_of(tmp_path / name) for name in FILES},
+        "metrics": METRICS,
+    }
+
+
+def test_sealing_again_gives_the_same_manifest(bundle: Path) -> None:
+    before = (bundle / MANIFEST).read_bytes()
+    assert seal(bundle, facts(), METRICS) == verify(bundle)
+    assert (bundle / MANIFEST).read_bytes() == before
+
+
+def test_bundle_may_lie_anywhere(bundle: Path, tmp_path: Path) -> None:
+    manifest = verify(bundle)
+    moved = bundle.rename(tmp_path / "moved")
+    assert verify(moved) == manifest
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("place", [0, -1])
+def test_one_flipped_bit_is_refused(bundle: Path, name: str, place: int) -> None:
+    content = bytearray((bundle / name).read_bytes())
+    content[place] ^= 1
+    (bundle / name).write_bytes(content)
+    assert refusal(bundle) == (
+        f"bundle {bundle}: {name} is not the file that was sealed; fetch it again from the registry"
+    )
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_cut_off_file_is_refused(bundle: Path, name: str) -> None:
+    (bundle / name).write_bytes(FILES[name][:-1])
+    assert f"{name} is not the file that was sealed" in refusal(bundle)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_missing_file_is_refused(bundle: Path, name: str) -> None:
+    (bundle / name).unlink()
+    assert refusal(bundle) == f"bundle {bundle} lacks {name}; fetch it again from the registry"
+
+
+@pytest.mark.parametrize("name", ["model.onnx.data", "extra.py", ".hidden"])
+def test_added_file_is_refused(bundle: Path, name: str) -> None:
+    (bundle / name).write_bytes(b"")
+    assert refusal(bundle) == f"bundle {bundle} holds {name}, which {MANIFEST} does not list; fetch it again"
+
+
+def test_added_folder_is_refused(bundle: Path) -> None:
+    (bundle / "deep").mkdir()
+    assert f"holds deep, which {MANIFEST} does not list" in refusal(bundle)
+
+
+def test_file_that_left_folder_and_list_alike_is_refused_where_answers_need_it(bundle: Path) -> None:
+    (bundle / TOKENIZER).unlink()
+    seal(bundle, facts(), METRICS)
+    assert f"lacks {TOKENIZER}" in refusal(bundle)
+
+
+@pytest.mark.parametrize("place", ["bundle", "none"])
+def test_folder_without_a_manifest_is_no_bundle(bundle: Path, tmp_path: Path, place: str) -> None:
+    (bundle / MANIFEST).unlink()
+    folder = tmp_path / place
+    assert refusal(folder) == (f"{folder} is no bundle: it holds no {MANIFEST}; expected a folder that `verdict` wrote")
+
+
+def test_manifest_that_is_no_json_is_refused(bundle: Path) -> None:
+    (bundle / MANIFEST).write_text('{"schema_version": 1,')
+    assert f"{bundle / MANIFEST} cannot be read as JSON" in refusal(bundle)
+
+
+@pytest.mark.parametrize("schema", [SCHEMA_VERSION + 1, 0, None, "1"])
+def test_other_schema_is_refused_with_both_versions(bundle: Path, schema: Any) -> None:
+    edit(bundle, schema_version=schema)
+    assert refusal(bundle).startswith(
+        f"bundle {bundle} has schema version {schema}, this program reads {SCHEMA_VERSION};"
+    )
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"digest": "0" * 64},
+        {"labels": ["acceptable", "unacceptable"]},
+        {"max_length": 17},
+        {"pad_id": 1},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_edited_manifest_contradicts_its_digest(bundle: Path, changes: dict[str, Any]) -> None:
+    edit(bundle, **changes)
+    assert refusal(bundle) == (
+        f"bundle {bundle}: {MANIFEST} contradicts its own digest; fetch it again from the registry"
+    )
+
+
+@pytest.mark.parametrize("name", [MODEL, TOKENIZER])
+def test_file_exchanged_together_with_its_listed_sum_contradicts_the_digest(bundle: Path, name: str) -> None:
+    (bundle / name).write_bytes(b"another")
+    edit(bundle, files=listed(bundle) | {name: sha256_of(bundle / name)})
+    assert f"{MANIFEST} contradicts its own digest" in refusal(bundle)
+
+
+def test_listed_path_outside_of_the_folder_is_refused(bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_bytes(b"x")
+    edit(bundle, files=listed(bundle) | {"../secret": sha256_of(tmp_path / "secret")})
+    assert f"bundle {bundle} lacks ../secret" in refusal(bundle)
+
+
+ALTERED: dict[str, Callable[[Path], Manifest]] = {
+    "graph": lambda folder: build(folder, {MODEL: b"other"}),
+    "tokenizer": lambda folder: build(folder, {TOKENIZER: b"[]"}),
+    "second graph": lambda folder: build(folder, {"model.cpu.onnx": b"int8"}),
+    "labels": lambda folder: build(folder, labels=["no", "yes"]),
+    "length": lambda folder: build(folder, max_length=32),
+    "padding": lambda folder: build(folder, pad_id=1),
+}
+DOCUMENTED: dict[str, Callable[[Path], Manifest]] = {
+    "card": lambda folder: build(folder, {"card.md": b"# Another\n"}),
+    "report": lambda folder: build(folder, {"report.html": b"<html lang=en>"}),
+    "another document": lambda folder: build(folder, {"notes.txt": b"x"}),
+    "encoder": lambda folder: build(folder, encoder="renamed"),
+    "data": lambda folder: build(folder, dataset="e" * 64),
+    "commit": lambda folder: build(folder, git_commit="abc"),
+}
+
+
+@pytest.mark.parametrize("change", ALTERED)
+def test_what_decides_answers_changes_the_digest(tmp_path: Path, change: str) -> None:
+    assert ALTERED[change](tmp_path / "other")["digest"] != build(tmp_path / "one")["digest"]
+
+
+@pytest.mark.parametrize("change", DOCUMENTED)
+def test_what_only_describes_does_not_change_the_digest(tmp_path: Path, change: str) -> None:
+    assert DOCUMENTED[change](tmp_path / "other")["digest"] == build(tmp_path / "one")["digest"]

@@ -1,0 +1,145 @@
+"""Files and folders are whole or absent, and a digest depends on content alone."""
+
+import hashlib
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import pytest
+
+from tasks.errors import VerdictError
+from tasks.files import digest_of, new_folder, read_json, replacing, sha256_of, write_json, write_text
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def break_off(writing: AbstractContextManager[Path], name: str = "") -> None:
+    """Write half of what was to be written, then fail."""
+    with writing as temporary:
+        (temporary / name).write_text("half")
+        raise RuntimeError("stop")
+
+
+def test_text_is_written_as_utf8_with_lf_into_folders_made_on_the_way(tmp_path: Path) -> None:
+    write_text(tmp_path / "a" / "b" / "note.txt", "naïve\nend\n")
+    assert (tmp_path / "a" / "b" / "note.txt").read_bytes() == "naïve\nend\n".encode()
+    assert names(tmp_path / "a" / "b") == {"note.txt"}
+
+
+def test_text_that_cannot_be_encoded_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "note.txt"
+    write_text(path, "old")
+    with pytest.raises(UnicodeEncodeError):
+        write_text(path, "new \ud800")
+    assert path.read_text() == "old"
+    assert names(tmp_path) == {"note.txt"}
+
+
+def test_readers_see_the_old_file_until_the_new_one_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "note.txt"
+    path.write_text("old")
+    with replacing(path) as temporary:
+        temporary.write_text("half")
+        assert path.read_text() == "old"
+    assert path.read_text() == "half"
+
+
+def test_exception_while_replacing_leaves_the_old_file_and_no_temporary_one(tmp_path: Path) -> None:
+    path = tmp_path / "note.txt"
+    path.write_text("old")
+    with pytest.raises(RuntimeError, match="stop"):
+        break_off(replacing(path))
+    assert path.read_text() == "old"
+    assert names(tmp_path) == {"note.txt"}
+
+
+def test_exception_while_replacing_nothing_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="stop"):
+        break_off(replacing(tmp_path / "note.txt"))
+    assert names(tmp_path) == set()
+
+
+def test_other_users_may_read_what_was_written(tmp_path: Path) -> None:
+    write_text(tmp_path / "note.txt", "x")
+    assert (tmp_path / "note.txt").stat().st_mode & 0o777 == 0o644
+
+
+def test_new_folder_replaces_every_file_of_the_old_one(tmp_path: Path) -> None:
+    path = tmp_path / "model"
+    path.mkdir()
+    (path / "stale.txt").write_text("old")
+    with new_folder(path) as temporary:
+        (temporary / "deep").mkdir()
+        (temporary / "deep" / "fresh.txt").write_text("new")
+        assert names(path) == {"stale.txt"}
+    assert names(path) == {"deep"}
+    assert (path / "deep" / "fresh.txt").read_text() == "new"
+    assert names(tmp_path) == {"model"}
+
+
+def test_exception_inside_new_folder_leaves_the_old_one_and_no_temporary_one(tmp_path: Path) -> None:
+    path = tmp_path / "model"
+    path.mkdir()
+    (path / "old.txt").write_text("old")
+    with pytest.raises(RuntimeError, match="stop"):
+        break_off(new_folder(path), "half.txt")
+    assert (path / "old.txt").read_text() == "old"
+    assert names(path) == {"old.txt"}
+    assert names(tmp_path) == {"model"}
+
+
+def test_new_folder_makes_its_parents(tmp_path: Path) -> None:
+    with new_folder(tmp_path / "runs" / "model") as temporary:
+        (temporary / "a").touch()
+    assert names(tmp_path / "runs" / "model") == {"a"}
+
+
+def test_digest_ignores_key_order_and_nothing_else() -> None:
+    assert digest_of({"a": 1, "b": {"c": 2, "d": 3}}) == digest_of({"b": {"d": 3, "c": 2}, "a": 1})
+    assert len({digest_of(value) for value in ([1, 2], [2, 1], [1, 2.5], {"a": 1}, {"a": "1"}, "é", "e")}) == 7
+
+
+def test_digest_is_the_sha256_of_the_sorted_json_text() -> None:
+    assert digest_of({"b": "é", "a": 1}) == hashlib.sha256('{"a": 1, "b": "é"}'.encode()).hexdigest()
+
+
+def test_sha256_is_that_of_the_bytes(tmp_path: Path) -> None:
+    (tmp_path / "abc").write_bytes(b"abc")
+    assert sha256_of(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_json_comes_back_as_it_went(tmp_path: Path) -> None:
+    value = {"name": "naïve", "rows": [1, 2.5, None, True], "deep": {"a": []}}
+    write_json(tmp_path / "x.json", value)
+    assert read_json(tmp_path / "x.json") == value
+    assert (tmp_path / "x.json").read_text(encoding="utf-8").startswith('{\n  "name": "naïve",\n')
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_numbers_that_json_lacks_are_refused_and_the_old_file_stays(tmp_path: Path, value: float) -> None:
+    path = tmp_path / "x.json"
+    write_json(path, {"mcc": 0.5})
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(path, {"mcc": value})
+    assert read_json(path) == {"mcc": 0.5}
+    assert names(tmp_path) == {"x.json"}
+
+
+@pytest.mark.parametrize("garbage", [b"", b"{", b'{"a": 1,\n\n oops', b"\xff\xfe", b'{"a": 1} trailing'])
+def test_garbage_is_one_line_that_names_the_file_and_the_way_out(tmp_path: Path, garbage: bytes) -> None:
+    path = tmp_path / "x.json"
+    path.write_bytes(garbage)
+    with pytest.raises(VerdictError) as caught:
+        read_json(path)
+    message = str(caught.value)
+    assert message.startswith(f"{path} cannot be read as JSON (")
+    assert message.endswith("); delete it and run again")
+    assert "\n" not in message
+
+
+def test_missing_json_is_one_line_too(tmp_path: Path) -> None:
+    with pytest.raises(VerdictError, match="No such file") as caught:
+        read_json(tmp_path / "none.json")
+    assert "\n" not in str(caught.value)
+    assert caught.value.exit_code == 1

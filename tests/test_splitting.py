@@ -1,0 +1,184 @@
+"""A split leaks nothing, loses no row uncounted, and depends on sentences and seed alone."""
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tasks.errors import DataRefused
+from tasks.reading import load_rows, take_snapshot
+from tasks.splitting import Split, fold, split_rows, split_snapshot
+
+unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # the machine may be busy
+
+# Few words with many spellings: repeats, conflicts and leaks are common.
+spellings = st.tuples(st.sampled_from("abcdefghij"), st.sampled_from(["{}", "{}.", " {} ", "«{}»"])).map(
+    lambda pair: pair[1].format(pair[0])
+)
+tables = st.lists(st.tuples(spellings, st.integers(0, 1)), max_size=25)
+
+
+def frame(rows: list[tuple[str, int]]) -> pd.DataFrame:
+    return pd.DataFrame({"sentence": [row[0] for row in rows], "label": [row[1] for row in rows]})
+
+
+def numbered(start: int, stop: int) -> pd.DataFrame:
+    return frame([(f"Sentence number {i}.", i % 2) for i in range(start, stop)])
+
+
+def folded(rows: pd.DataFrame) -> set[str]:
+    return {fold(sentence) for sentence in rows["sentence"]}
+
+
+@pytest.mark.parametrize(
+    ("sentence", "expected"),
+    [
+        ("The cat sat.", "the cat sat"),
+        ("  THE   cat\tsat !", "the cat sat"),
+        ("the_cat-sat", "the cat sat"),
+        ("“The cat” sat…", "the cat sat"),
+        ("cafe\u0301", "café"),
+        ("ﬁne", "fine"),
+        ("STRASSE", "strasse"),
+        ("straße", "strasse"),
+        ("I'm 2 late", "i m 2 late"),
+        ("...", ""),
+    ],
+)
+def test_fold_drops_case_punctuation_and_spacing(sentence: str, expected: str) -> None:
+    assert fold(sentence) == expected
+
+
+@unhurried
+@given(st.text())
+def test_fold_of_a_folded_sentence_is_itself(sentence: str) -> None:
+    assert fold(fold(sentence)) == fold(sentence)
+
+
+def test_fold_keeps_word_boundaries_and_letters() -> None:
+    assert len({fold(text) for text in ("can not", "cannot", "résumé", "resume", "a b", "ab")}) == 6
+
+
+@unhurried
+@given(tables, st.lists(spellings, max_size=4), st.floats(0.05, 0.95), st.integers(0, 2**32 - 1))
+def test_no_folded_sentence_stands_on_two_sides_or_twice(
+    rows: list[tuple[str, int]], holdout: list[str], share: float, seed: int
+) -> None:
+    train, validation, _ = split_rows(frame(rows), holdout, share, seed)
+    sides = [folded(train), folded(validation), {fold(sentence) for sentence in holdout}]
+    assert not sides[0] & sides[1] | sides[0] & sides[2] | sides[1] & sides[2]
+    assert (len(sides[0]), len(sides[1])) == (len(train), len(validation))
+
+
+@unhurried
+@given(tables, st.lists(spellings, max_size=4))
+def test_counts_add_up_to_the_rows(rows: list[tuple[str, int]], holdout: list[str]) -> None:
+    train, validation, counts = split_rows(frame(rows), holdout, 0.3, 0)
+    assert sum(counts.values()) == len(rows)
+    assert (counts["train"], counts["validation"]) == (len(train), len(validation))
+
+
+@unhurried
+@given(tables, tables)
+def test_adding_rows_moves_no_old_row_to_the_other_side(old: list[tuple[str, int]], new: list[tuple[str, int]]) -> None:
+    train, validation, _ = split_rows(frame(old), [], 0.4, 7)
+    more_train, more_validation, _ = split_rows(frame(new + old), [], 0.4, 7)
+    assert not folded(train) & folded(more_validation)
+    assert not folded(validation) & folded(more_train)
+
+
+@unhurried
+@given(tables.flatmap(lambda rows: st.tuples(st.just(rows), st.permutations(rows))))
+def test_row_order_does_not_matter(pair: tuple[list[tuple[str, int]], list[tuple[str, int]]]) -> None:
+    one, other = (split_rows(frame(list(rows)), ["a"], 0.4, 7) for rows in pair)
+    assert [folded(rows) for rows in one[:2]] == [folded(rows) for rows in other[:2]]
+    assert one[2] == other[2]
+
+
+def test_rows_keep_their_order_and_columns_and_the_input_stays() -> None:
+    rows = numbered(0, 50).assign(line=range(50))
+    before = rows.copy()
+    train, validation, _ = split_rows(rows, [], 0.3, 0)
+    pd.testing.assert_frame_equal(rows, before)
+    assert list(train.columns) == ["sentence", "label", "line"]
+    assert sorted([*train["line"], *validation["line"]]) == list(range(50))
+    assert train["line"].is_monotonic_increasing
+    assert train.index.tolist() == list(range(len(train)))
+
+
+def test_same_seed_same_choice_and_another_seed_another_choice() -> None:
+    sides = [folded(split_rows(numbered(0, 200), [], 0.2, seed)[1]) for seed in (1, 1, 2)]
+    assert sides[0] == sides[1]
+    assert sides[0] != sides[2]
+
+
+def test_share_of_validation_is_near_the_one_asked_for() -> None:
+    _, validation, _ = split_rows(numbered(0, 4000), [], 0.1, 2018)
+    assert 340 <= len(validation) <= 460  # 400 expected, standard deviation 19
+
+
+@pytest.mark.parametrize(("share", "rows"), [(0.0, (30, 0)), (1.0, (0, 30))])
+def test_extreme_shares_fill_one_side(share: float, rows: tuple[int, int]) -> None:
+    train, validation, _ = split_rows(numbered(0, 30), [], share, 0)
+    assert (len(train), len(validation)) == rows
+
+
+def test_sentence_of_a_holdout_leaves_however_it_is_spelled() -> None:
+    train, _, counts = split_rows(frame([("The cat sat.", 1), ("A dog ran.", 1)]), ["the CAT sat"], 0.0, 0)
+    assert train["sentence"].tolist() == ["A dog ran."]
+    assert counts == Split(train=1, validation=0, in_holdout=1, conflicting=0, repeated=0)
+
+
+def test_sentence_with_both_labels_leaves_with_all_its_rows() -> None:
+    train, _, counts = split_rows(frame([("It ran.", 1), ("A dog ran.", 1), ("It ran!", 0), ("it ran", 0)]), [], 0.0, 0)
+    assert train["sentence"].tolist() == ["A dog ran."]
+    assert counts == Split(train=1, validation=0, in_holdout=0, conflicting=3, repeated=0)
+
+
+def test_first_of_repeated_sentences_stays() -> None:
+    train, _, counts = split_rows(frame([("It ran.", 1), ("IT RAN", 1), ("A dog ran.", 1), ("it ran!", 1)]), [], 0.0, 0)
+    assert train["sentence"].tolist() == ["It ran.", "A dog ran."]
+    assert counts == Split(train=2, validation=0, in_holdout=0, conflicting=0, repeated=2)
+
+
+def test_a_row_is_counted_under_the_first_reason_that_applies() -> None:
+    rows = frame([("a", 0), ("a", 1), ("a", 1), ("b", 0), ("b", 1), ("b", 1), ("c", 1), ("c", 1)])
+    counts = split_rows(rows, ["A!"], 0.0, 0)[2]
+    assert counts == Split(train=1, validation=0, in_holdout=3, conflicting=3, repeated=1)
+
+
+def test_no_rows_split_into_nothing() -> None:
+    train, validation, counts = split_rows(frame([]), ["a"], 0.5, 0)
+    assert train.empty
+    assert validation.empty
+    assert set(counts.values()) == {0}
+
+
+def snapshot(folder: Path, name: str, sentences: list[str]) -> str:
+    path = folder / name
+    path.write_text("".join(f"s\t1\t\t{sentence}\n" for sentence in sentences), encoding="utf-8")
+    return take_snapshot(str(path), str(folder / "snapshots"))["path"]
+
+
+def test_snapshot_is_split_into_two_files_that_read_back(tmp_path: Path) -> None:
+    rows = snapshot(tmp_path, "train.tsv", [f"Sentence {i}." for i in range(60)])
+    holdouts = [snapshot(tmp_path, "a.tsv", ["sentence 1"]), snapshot(tmp_path, "b.tsv", ["sentence 2", "other"])]
+    train, validation, counts = split_snapshot(rows, holdouts, str(tmp_path / "out"), 0.3, 0)
+    assert (train, validation) == (str(tmp_path / "out/train.parquet"), str(tmp_path / "out/validation.parquet"))
+    expected = split_rows(load_rows(rows), ["sentence 1", "sentence 2"], 0.3, 0)
+    pd.testing.assert_frame_equal(load_rows(train), expected[0])
+    pd.testing.assert_frame_equal(load_rows(validation), expected[1])
+    assert counts == expected[2]
+    assert counts["in_holdout"] == 2
+
+
+@pytest.mark.parametrize(("share", "side"), [(1.0, "train"), (0.0, "validation")])
+def test_empty_side_is_refused_with_the_counts(tmp_path: Path, share: float, side: str) -> None:
+    rows = snapshot(tmp_path, "train.tsv", ["One.", "Two."])
+    with pytest.raises(
+        DataRefused, match=f"no {side} row is left after the split .*'{side}': 0.*expected more rows in"
+    ):
+        split_snapshot(rows, [], str(tmp_path / "out"), share, 0)
+    assert not (tmp_path / "out" / f"{side}.parquet").exists()
