@@ -116,7 +116,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command and exit with its code; a failure is one or two lines on standard error."""
     command = typer.main.get_command(app)
     try:
-        code = command.main(args=list(arguments or sys.argv[1:]) or ["--help"], prog_name="verdict", standalone_mode=False)
+        code = command.main(
+            args=list(arguments or sys.argv[1:]) or ["--help"], prog_name="verdict", standalone_mode=False
+        )
     except Exception as error:
         if os.environ.get("VERDICT_DEBUG") == "1":
             raise

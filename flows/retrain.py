@@ -10,7 +10,7 @@ import shutil
 import socket
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from filelock import FileLock, Timeout
 from prefect import flow
@@ -19,6 +19,7 @@ from prefect.artifacts import create_markdown_artifact, create_progress_artifact
 from flows import steps
 from flows.steps import io_step, step
 from tasks import registry
+from tasks.bundle import Origin
 from tasks.charts import draw_charts
 from tasks.device import resolve_device
 from tasks.encoder import Encoder, locate_encoder
@@ -90,7 +91,7 @@ def retrain(settings: dict[str, Any], origins: dict[str, str], home: str, force:
             gate = check_data(data, chosen, folder)
             training = train(data, encoder, chosen, device, folder, store, run_id)
             exported = load_export(str(folder)) or export(
-                training["model"], str(folder), facts_of(chosen, data, encoder)
+                training["model"], str(folder), origin_of(chosen, data, encoder)
             )
             evidence, verdict = weigh(exported, data, chosen, device, folder, store)
             pictures = write_report(exported, training, evidence, verdict, gate, (chosen, origins), folder)
@@ -112,7 +113,9 @@ def read_data(settings: Settings, home: str) -> Data:
 
 def name_job(settings: Settings, data: Data, encoder: Encoder, device: str) -> str:
     """Name a job by what decides its result; where the data or encoder lie does not."""
-    recipe = settings.model_dump(mode="json", exclude={"data": {"path", "train", "holdout"}, "finetune": {"encoder", "device"}})
+    recipe = settings.model_dump(
+        mode="json", exclude={"data": {"path", "train", "holdout"}, "finetune": {"encoder", "device"}}
+    )
     return digest_of([recipe, data["digest"], encoder["digest"], device, git_commit()])[:16]
 
 
@@ -160,16 +163,14 @@ def end_dead_runs(store: Store, home: str, job: str) -> None:
 
 
 @contextlib.contextmanager
-def recorded_run(
-    store: Store, job: str, settings: Settings, origins: dict[str, str], data: Data
-) -> Iterator[str]:
+def recorded_run(store: Store, job: str, settings: Settings, origins: dict[str, str], data: Data) -> Iterator[str]:
     """Keep an MLflow run open over the block; it ends FINISHED, or FAILED with the reason."""
     rows = settings_rows(settings, origins)
     tags = {f"origin.{key}": origin for key, _, origin in rows} | versions()
     tags |= {"host": socket.gethostname(), "dataset": data["digest"], "git_commit": git_commit()}
     run_id = open_run(store, job, {key: value for key, value, _ in rows}, tags)
-    for name in ("train", "holdout", "reported"):
-        if snapshot := data[name]:  # type: ignore[literal-required]
+    for name, snapshot in {"train": data["train"], "holdout": data["holdout"], "reported": data["reported"]}.items():
+        if snapshot:
             log_dataset(store, run_id, name, name, snapshot["digest"], snapshot["path"], settings.data.path)
     try:
         yield run_id
@@ -199,7 +200,7 @@ def train(
     train_rows, validation_rows, counts = split(
         data["train"]["path"], holdouts, str(folder), settings.data.validation_share, chosen.seed
     )
-    registry.log_metrics(store, run_id, {f"rows_{name}": float(count) for name, count in counts.items()})
+    log_series(store, run_id, {f"rows_{name}": {0: cast(int, count)} for name, count in counts.items()})
     return fine_tune_visibly(
         train_rows,
         validation_rows,
@@ -221,7 +222,9 @@ def _fine_tune_visibly(
     run_id: str,
 ) -> Training:
     """Fine-tune, and show each epoch in Prefect and MLflow as it ends."""
-    bar = create_progress_artifact(progress=0.0, key="fine-tuning", description="Share of the epochs that are done")
+    bar: Any = create_progress_artifact(
+        progress=0.0, key="fine-tuning", description="Share of the epochs that are done"
+    )
 
     def show(epoch: Epoch) -> None:
         update_progress_artifact(bar, progress=100 * epoch["epoch"] / recipe["epochs"])
@@ -234,15 +237,15 @@ def _fine_tune_visibly(
 fine_tune_visibly = step("fine-tune", _fine_tune_visibly)
 
 
-def facts_of(settings: Settings, data: Data, encoder: Encoder) -> dict[str, Any]:
+def origin_of(settings: Settings, data: Data, encoder: Encoder) -> Origin:
     """Collect what a bundle says about its origin."""
-    return {
-        "labels": LABELS,
-        "max_length": settings.finetune.max_length,
-        "encoder": encoder["name"],
-        "dataset": data["digest"],
-        "git_commit": git_commit(),
-    }
+    return Origin(
+        labels=LABELS,
+        max_length=settings.finetune.max_length,
+        encoder=encoder["name"],
+        dataset=data["digest"],
+        git_commit=git_commit(),
+    )
 
 
 def weigh(
@@ -290,9 +293,7 @@ def write_report(
     return pictures
 
 
-def publish(
-    exported: Export, data: Data, evidence: Evidence, verdict: Verdict, store: Store, run_id: str
-) -> str:
+def publish(exported: Export, data: Data, evidence: Evidence, verdict: Verdict, store: Store, run_id: str) -> str:
     """Register the bundle with its verdict; return its version."""
     interval = evidence["candidate"]["interval"]
     tags = {

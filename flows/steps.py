@@ -26,7 +26,7 @@ def step(name: str, function: Callable[P, R], **options: Any) -> Callable[P, R]:
     reused as a cache: what a killed run finished is found by the steps themselves, in the job's folder.
     """
     # Prefect passes its arguments through unchanged; its own type for that is not expressible here.
-    run = cast(Callable[P, R], task(function, name=name, cache_policy=NO_CACHE, **options))
+    run = cast(Callable[P, R], task(name=name, cache_policy=NO_CACHE, **options)(function))
 
     def timed(*args: P.args, **kwargs: P.kwargs) -> R:
         started = time.perf_counter()
@@ -40,7 +40,7 @@ def step(name: str, function: Callable[P, R], **options: Any) -> Callable[P, R]:
 
 
 def io_step(name: str, function: Callable[P, R]) -> Callable[P, R]:
-    """Wrap a function that talks to disks and servers: it is tried again when they do not answer, and has a time limit."""
+    """Wrap a function that talks to disks and servers: tried again when they do not answer, and limited in time."""
     return step(
         name, function, retries=2, retry_delay_seconds=[1, 5], timeout_seconds=900, retry_condition_fn=_is_transient
     )

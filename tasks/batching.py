@@ -28,7 +28,8 @@ def load_tokenizer(folder: str, max_length: int) -> Tokenizer:
     try:
         tokenizer = Tokenizer.from_file(str(path)) if path.is_file() else _convert_tokenizer(folder)
     except Exception as error:  # tokenizers raises bare Exception
-        raise WrongUsage(f"tokeniser of {folder!r} cannot be loaded ({error}); expected a tokenizer.json") from error
+        first = str(error).strip().splitlines()[0]
+        raise WrongUsage(f"tokeniser of {folder!r} cannot be loaded ({first}); expected a tokenizer.json") from error
     tokenizer.no_padding()
     tokenizer.enable_truncation(max_length)
     return tokenizer

@@ -22,15 +22,20 @@ MODEL = "model.onnx"
 TOKENIZER = "tokenizer.json"
 
 
-class Facts(TypedDict):
-    """Where a model comes from and how sentences must be fed to it."""
+class Origin(TypedDict):
+    """Where a model comes from and what it answers."""
 
     labels: list[str]
     max_length: int
-    pad_id: int
     encoder: str
     dataset: str
     git_commit: str
+
+
+class Facts(Origin):
+    """The same, with the token id that fills short sentences."""
+
+    pad_id: int
 
 
 class Manifest(Facts):
@@ -61,9 +66,20 @@ def verify(folder: Path) -> Manifest:
     if not (folder / MANIFEST).is_file():
         raise VerdictError(f"{folder} is no bundle: it holds no {MANIFEST}; expected a folder that `verdict` wrote")
     manifest: Manifest = read_json(folder / MANIFEST)
+    try:
+        return _verify(folder, manifest)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise VerdictError(f"bundle {folder}: {MANIFEST} lacks {error}; fetch it again from the registry") from error
+
+
+def _verify(folder: Path, manifest: Manifest) -> Manifest:
+    """Compare a folder with its manifest, which may be any JSON at all."""
     schema = manifest.get("schema_version")
     if schema != SCHEMA_VERSION:
-        raise VerdictError(f"bundle {folder} has schema version {schema}, this program reads {SCHEMA_VERSION}; upgrade it")
+        raise VerdictError(
+            f"bundle {folder}: {MANIFEST} has schema version {schema}, this program reads {SCHEMA_VERSION}; "
+            "use the program that wrote it, or a newer one"
+        )
     present = {path.name for path in folder.iterdir()} - {MANIFEST}
     listed = manifest["files"]
     for name in sorted(present | set(listed) | {MODEL, TOKENIZER}):
@@ -72,8 +88,10 @@ def verify(folder: Path) -> Manifest:
         # An unlisted file could be external data that a graph loads unseen.
         if name not in listed:
             raise VerdictError(f"bundle {folder} holds {name}, which {MANIFEST} does not list; fetch it again")
-        if sha256_of(folder / name) != listed[name]:
-            raise VerdictError(f"bundle {folder}: {name} is not the file that was sealed; fetch it again from the registry")
+        if not (folder / name).is_file() or sha256_of(folder / name) != listed[name]:
+            raise VerdictError(
+                f"bundle {folder}: {name} is not the file that was sealed; fetch it again from the registry"
+            )
     if manifest["digest"] != _digest(listed, manifest):
         raise VerdictError(f"bundle {folder}: {MANIFEST} contradicts its own digest; fetch it again from the registry")
     return manifest

@@ -55,7 +55,11 @@ def draw_epochs(training: Training) -> Figure:
     values = [epoch["validation_mcc"] for epoch in training["epochs"]]
     axes.plot(numbers, values, color=ACCENT, marker="o", label="validation MCC")
     axes.plot(
-        numbers, [epoch["train_accuracy"] for epoch in training["epochs"]], color=INK, marker=".", label="train accuracy"
+        numbers,
+        [epoch["train_accuracy"] for epoch in training["epochs"]],
+        color=INK,
+        marker=".",
+        label="train accuracy",
     )
     best = training["best_epoch"]
     axes.annotate(

@@ -93,7 +93,9 @@ def _prefect() -> str:
     try:
         httpx.get(f"{settings.api.url}/health", timeout=5).raise_for_status()
     except httpx.HTTPError as error:
-        raise VerdictError(f"{settings.api.url} does not answer ({error}); start it, or unset PREFECT_API_URL") from error
+        raise VerdictError(
+            f"{settings.api.url} does not answer ({error}); start it, or unset PREFECT_API_URL"
+        ) from error
     return f"{settings.api.url} answers"
 
 

@@ -1,4 +1,4 @@
-"""Finds a pretrained encoder: the one that comes with the installation, a folder, or a model of the Hugging Face hub."""
+"""Finds a pretrained encoder: the one that comes with the installation, a folder, or a model of the hub."""
 
 import importlib.util
 from pathlib import Path
@@ -64,7 +64,9 @@ def _fetch(name: str) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=HUB_FILES))
     except HFValidationError as error:
-        raise WrongUsage(f"encoder {name!r} is neither a folder nor a hub id; expected --encoder DIR or OWNER/MODEL") from error
+        raise WrongUsage(
+            f"encoder {name!r} is neither a folder nor a hub id; expected --encoder DIR or OWNER/MODEL"
+        ) from error
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         raise Unreachable(
             f"encoder {name!r} cannot be fetched from the hub ({type(error).__name__}) and is not cached; "
@@ -84,5 +86,5 @@ def _digest(folder: Path) -> str:
                 f"encoder folder {str(folder)!r} holds no {' or '.join(names)}; "
                 "expected a model saved by transformers: --encoder DIR"
             )
-    names = [path.name for path in folder.iterdir() if path.suffix in (".json", ".safetensors", ".txt", ".model")]
-    return digest_of({name: sha256_of(folder / name) for name in sorted(names)})
+    kept = [path for path in folder.iterdir() if path.suffix in (".json", ".safetensors", ".txt", ".model")]
+    return digest_of({path.name: sha256_of(path) for path in kept})

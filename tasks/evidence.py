@@ -39,6 +39,21 @@ class Champion(TypedDict):
     fault: str | None
 
 
+class Rows(TypedDict):
+    """A snapshot to measure on."""
+
+    digest: str
+    path: str
+
+
+class Reigning(TypedDict):
+    """A registered bundle to measure beside the candidate."""
+
+    version: str
+    digest: str
+    bundle: str
+
+
 class Evidence(TypedDict):
     """Everything a verdict rests on."""
 
@@ -51,9 +66,9 @@ class Evidence(TypedDict):
 
 def gather_evidence(
     bundle: str,
-    holdout: dict[str, str],
-    reported: dict[str, str] | None,
-    champion: dict[str, str] | None,
+    holdout: Rows,
+    reported: Rows | None,
+    champion: Reigning | None,
     *,
     device: str,
     resamples: int,
@@ -109,7 +124,7 @@ def measure(classifier: Classifier, snapshot: str, resamples: int) -> Measuremen
     )
 
 
-def _measure_champion(champion: dict[str, str], snapshot: str, device: str, resamples: int) -> Champion:
+def _measure_champion(champion: Reigning, snapshot: str, device: str, resamples: int) -> Champion:
     """Re-score the champion; one that cannot be loaded is evidence too, not a reason to lose the training."""
     result = Champion(version=champion["version"], digest=champion["digest"], measurement=None, fault=None)
     try:

@@ -16,8 +16,9 @@ import onnx
 import onnxruntime
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
-from tasks.bundle import MODEL, TOKENIZER, Facts, seal, verify
+from tasks.bundle import MODEL, TOKENIZER, Facts, Origin, seal, verify
 from tasks.errors import VerdictError
 from tasks.files import new_folder, read_json, write_json
 from tasks.finetune import load_classifier
@@ -40,7 +41,7 @@ class Export(TypedDict):
 class _Logits(nn.Module):
     """Gives the exporter positional inputs and a plain tensor as output."""
 
-    def __init__(self, model: nn.Module, names: list[str]) -> None:
+    def __init__(self, model: PreTrainedModel, names: list[str]) -> None:
         super().__init__()
         self.model, self.names = model, names
 
@@ -49,24 +50,25 @@ class _Logits(nn.Module):
         return self.model(**dict(zip(self.names, inputs, strict=True))).logits
 
 
-def export_bundle(model_folder: str, folder: str, facts: Facts) -> Export:
+def export_bundle(model_folder: str, folder: str, origin: Origin) -> Export:
     """Write the bundle model.onnx, tokenizer.json and bundle.json to `folder`/bundle, whole or not at all.
 
     Args:
         model_folder: what `fine_tune` wrote.
         folder: receives bundle/ and, last, export.json.
-        facts: written to bundle.json and to the graph's metadata; its pad id is taken from the model.
+        origin: written to bundle.json and to the graph's metadata.
 
     Raises:
         VerdictError: if the exported graph does not compute what torch computes.
     """
     model = load_classifier(model_folder, attention="eager").eval()
-    facts = {**facts, "pad_id": model.config.pad_token_id or 0}
+    facts = Facts(**origin, pad_id=model.config.pad_token_id or 0)
     bundle = Path(folder) / "bundle"
     with new_folder(bundle) as scratch:
         names = input_names(model)
-        _export_graph(_Logits(model, names).eval(), names, scratch / MODEL, facts)
-        parity = measure_parity(_Logits(model, names).eval(), names, scratch / MODEL, model.config.vocab_size)
+        logits = _Logits(model, names).eval()  # the exporter would set dropout back to this module's mode
+        _export_graph(logits, names, scratch / MODEL, facts, model.config.vocab_size)
+        parity = measure_parity(logits, names, scratch / MODEL, model.config.vocab_size)
         (scratch / TOKENIZER).write_bytes((Path(model_folder) / TOKENIZER).read_bytes())
         manifest = seal(scratch, facts, metrics={})
     log.info("exported to ONNX; largest difference from torch %.1e", max(parity.values()))
@@ -87,7 +89,7 @@ def load_export(folder: str) -> Export | None:
         return None
 
 
-def input_names(model: nn.Module) -> list[str]:
+def input_names(model: PreTrainedModel) -> list[str]:
     """Return the graph's inputs: token ids, mask, and segment ids for models that know two segments."""
     segments = getattr(model.config, "type_vocab_size", 0) > 1
     return ["input_ids", "attention_mask"] + (["token_type_ids"] if segments else [])
@@ -127,10 +129,10 @@ def _random_inputs(names: list[str], rows: int, length: int, vocabulary: int) ->
     return {name: torch.from_numpy(arrays[name]) for name in names}
 
 
-def _export_graph(logits: _Logits, names: list[str], path: Path, facts: Facts) -> None:
+def _export_graph(logits: nn.Module, names: list[str], path: Path, facts: Facts, vocabulary: int) -> None:
     """Trace the model with both axes free and write the facts into the graph's metadata."""
     axes = {name: {0: "batch", 1: "sequence"} for name in names} | {"logits": {0: "batch"}}
-    example = _random_inputs(names, 2, 8, logits.model.config.vocab_size)
+    example = _random_inputs(names, 2, 8, vocabulary)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the tracer warns of every Python branch; parity is what shows a wrong one
         torch.onnx.export(

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from tasks.batching import Ids, encode, load_tokenizer, pad, shuffled_batches, sorted_batches
@@ -147,7 +147,7 @@ def load_training(folder: str) -> Training | None:
     return read_json(path) if path.is_file() else None
 
 
-def load_classifier(folder: str, attention: str | None = None) -> nn.Module:
+def load_classifier(folder: str, attention: str | None = None) -> PreTrainedModel:
     """Load a two-class classifier; an encoder without a head gets a new one.
 
     Args:
@@ -197,7 +197,8 @@ def _train_epochs(
     rng = np.random.default_rng(seed)
     records: list[Epoch] = []
     losses: list[float | None] = []
-    best_epoch, best_rank, best = 0, (-math.inf, -math.inf), {}
+    best_epoch, best_rank = 0, (-math.inf, -math.inf)
+    best: Batch = {}
     with progress_bar("fine-tuning", epochs * steps_per_epoch) as advance:
         for number in range(1, epochs + 1):
             started = time.perf_counter()
@@ -213,7 +214,7 @@ def _train_epochs(
                 epoch=number,
                 train_loss=_finite(float(np.mean(epoch_losses))),
                 train_accuracy=correct / len(train.labels),
-                **_validate(model, validation),
+                **_validate(model, validation),  # type: ignore[typeddict-item]
                 seconds=round(time.perf_counter() - started, 2),
             )
             records.append(record)

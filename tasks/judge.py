@@ -36,10 +36,10 @@ def judge(evidence: Evidence, threshold: float) -> Verdict:
     champion = evidence["champion"]
     measured = champion["measurement"] if champion else None
     faults = _faults(evidence, threshold)
-    decision, reasons = ("REJECT", faults) if faults else _compare(evidence)
+    decision, reasons = _compare(evidence)
     return Verdict(
-        decision=decision,
-        reasons=reasons,
+        decision="REJECT" if faults else decision,
+        reasons=faults or reasons,
         mcc=evidence["candidate"]["interval"]["mcc"],
         threshold=threshold,
         champion=champion["version"] if champion else None,

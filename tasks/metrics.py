@@ -1,7 +1,7 @@
 """Matthews correlation coefficient and friends, in NumPy.
 
 Labels are 1 (acceptable) and 0 (not). A confusion is counted as (tn, fp, fn, tp).
-MCC: Matthews 1975, https://doi.org/10.1016/0005-2795(75)90109-9; where its denominator is 0 it is 0, as in scikit-learn.
+MCC: Matthews 1975, https://doi.org/10.1016/0005-2795(75)90109-9; where its denominator is 0 it is 0, as elsewhere.
 Shape letters: N sentences, R resamples.
 """
 
@@ -46,7 +46,8 @@ def matthews(counts: ArrayLike) -> NDArray[np.float64]:
     tn, fp, fn, tp = np.moveaxis(np.asarray(counts, np.float64), -1, 0)
     # Square roots first: the product of the four sums overflows no float64, but their exact product would an int64.
     scale = np.sqrt(tp + fp) * np.sqrt(tp + fn) * np.sqrt(tn + fp) * np.sqrt(tn + fn)
-    return np.divide(tp * tn - fp * fn, scale, out=np.zeros_like(scale), where=scale > 0)
+    values = np.divide(tp * tn - fp * fn, scale, out=np.zeros_like(scale), where=scale > 0)
+    return np.clip(values, -1.0, 1.0)  # rounding can leave the range by one digit
 
 
 def mcc(labels: ArrayLike, predictions: ArrayLike) -> float:

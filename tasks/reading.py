@@ -12,14 +12,14 @@ import hashlib
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple, Self, TypedDict
+from typing import Any, NamedTuple, Self, TypedDict
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tasks.errors import VerdictError
-from tasks.files import digest_of
+from tasks.files import digest_of, sha256_of
 
 BATCH_ROWS = 65_536  # rows held in memory at a time
 EXAMPLES = 5  # quarantined rows that a snapshot's summary shows
@@ -131,7 +131,8 @@ def take_snapshot(path: str, folder: str, max_chars: int = 2_000) -> Snapshot:
         if rows_in == 0:
             raise VerdictError(f"{path} is empty; expected tab-separated rows: source, label, mark, sentence")
         target = home / f"{digest}.parquet"
-        quarantine = home / f"{digest}.quarantine.parquet"
+        # Files with the same good rows can differ in the bad ones, so these are named by their own digest.
+        quarantine = home / f"quarantine-{sha256_of(rejected_file)}.parquet"
         kept_file.replace(target)
         if rejected.rows:
             rejected_file.replace(quarantine)
@@ -164,13 +165,15 @@ def load_rows(path: str) -> pd.DataFrame:
     """
     try:
         return pq.read_table(path).to_pandas()
-    except (OSError, pa.ArrowException) as error:
-        raise VerdictError(f"snapshot {path} cannot be read ({error}); delete it and run again") from error
+    except (OSError, ValueError, pa.ArrowException) as error:
+        first = str(error).splitlines()[0]
+        raise VerdictError(f"snapshot {path} cannot be read ({first}); delete it and run again") from error
 
 
 def _sort_rows(path: str, max_chars: int, kept: "_Sink", rejected: "_Sink") -> tuple[str, list[str]]:
     """Send each row of a file to one of two sinks; return the kept rows' digest and the first rejections."""
-    digest, examples = hashlib.sha256(), []
+    digest = hashlib.sha256()
+    examples: list[str] = []
     try:
         with Path(path).open("rb") as lines:
             for row in parse_rows(lines, max_chars):
@@ -182,7 +185,9 @@ def _sort_rows(path: str, max_chars: int, kept: "_Sink", rejected: "_Sink") -> t
                 if len(examples) < EXAMPLES:
                     examples.append(f"line {row.line}: {row.reason}")
     except OSError as error:
-        raise VerdictError(f"{path} cannot be read ({error.strerror}); expected a readable file of CoLA rows") from error
+        raise VerdictError(
+            f"{path} cannot be read ({error.strerror}); expected a readable file of CoLA rows"
+        ) from error
     return digest.hexdigest(), examples
 
 
@@ -209,6 +214,6 @@ class _Sink:
             self._flush()
 
     def _flush(self) -> None:
-        columns = list(zip(*self._pending, strict=True)) or [[] for _ in self._schema]
+        columns: list[Any] = list(zip(*self._pending, strict=True)) or [[] for _ in self._schema]
         self._writer.write_table(pa.table(dict(zip(self._schema.names, columns, strict=True)), schema=self._schema))
         self._pending.clear()

@@ -137,7 +137,9 @@ def log_dataset(store: Store, run_id: str, name: str, context: str, digest: str,
     rows = load_rows(path)
     with _client(store) as client, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # MLflow's hints on integer columns and ambiguous folders
-        dataset = mlflow.data.from_pandas(rows, source=address, targets="label", name=name, digest=digest[:DIGEST_LENGTH])
+        dataset = mlflow.data.from_pandas(
+            rows, source=address, targets="label", name=name, digest=digest[:DIGEST_LENGTH]
+        )
         entry = DatasetInput(dataset._to_mlflow_entity(), [InputTag("mlflow.data.context", context)])
         client.log_inputs(run_id, [entry])
 
@@ -170,7 +172,9 @@ def register_bundle(
     with _client(store) as client:
         model_id = _find_logged(client, store, digest) or _log_model(run_id, bundle, digest)
         if not client.search_registered_models(f"name = '{MODEL_NAME}'"):
-            client.create_registered_model(MODEL_NAME, description="Sentence acceptability; load it by alias, @champion.")
+            client.create_registered_model(
+                MODEL_NAME, description="Sentence acceptability; load it by alias, @champion."
+            )
         version = client.create_model_version(
             MODEL_NAME,
             source=f"models:/{model_id}",
@@ -188,7 +192,9 @@ def move_alias(store: Store, alias: str, version: str) -> None:
         client.set_registered_model_alias(MODEL_NAME, alias, version)
         found = client.get_model_version_by_alias(MODEL_NAME, alias).version
         if str(found) != version:
-            raise VerdictError(f"alias {alias} points at version {found}, expected {version}; run again: verdict retrain")
+            raise VerdictError(
+                f"alias {alias} points at version {found}, expected {version}; run again: verdict retrain"
+            )
 
 
 def find_alias(store: Store, alias: str) -> Version | None:
@@ -225,7 +231,9 @@ def fetch_version(store: Store, uri: str = CHAMPION_URI) -> Version:
 def recent_runs(store: Store, limit: int = 5) -> list[dict[str, Any]]:
     """Return the latest runs, newest first: start (seconds since 1970), status, verdict, version and MCC."""
     with _client(store) as client:
-        runs = client.search_runs([_experiment(client, store)], max_results=limit, order_by=["attributes.start_time DESC"])
+        runs = client.search_runs(
+            [_experiment(client, store)], max_results=limit, order_by=["attributes.start_time DESC"]
+        )
         return [
             {
                 "run": run.info.run_id,

@@ -2,7 +2,7 @@
 
 import base64
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -11,6 +11,7 @@ from tasks.evidence import Evidence
 from tasks.files import write_text
 from tasks.finetune import Training
 from tasks.judge import Verdict
+from tasks.validation import Finding
 
 VARIANT = "fp32"
 
@@ -21,7 +22,7 @@ def write_documents(
     training: Training,
     evidence: Evidence,
     verdict: Verdict,
-    findings: list[dict[str, Any]],
+    findings: list[Finding],
     settings: list[tuple[str, Any, str]],
     pictures: dict[str, str],
 ) -> Manifest:
@@ -41,7 +42,7 @@ def write_documents(
     """
     folder = Path(bundle)
     manifest = verify(folder)
-    facts = Facts(**{key: manifest[key] for key in Facts.__annotations__})  # type: ignore[literal-required]
+    facts = cast(Facts, {key: manifest[key] for key in Facts.__annotations__})  # type: ignore[literal-required]
     content = {
         "facts": facts,
         "digest": manifest["digest"],
@@ -55,7 +56,7 @@ def write_documents(
     write_text(folder / "report.html", _render("report.html.j2", **content, pictures=images))
     write_text(folder / "card.md", _render("card.md.j2", **content))
     measured = evidence["candidate"]
-    metrics = {key: measured[key] for key in ("rows", "provider", "interval", "accuracy", "confusion")}  # type: ignore[literal-required]
+    metrics = {key: dict(measured)[key] for key in ("rows", "provider", "interval", "accuracy", "confusion")}
     return seal(folder, facts, {VARIANT: {**metrics, "holdout": evidence["holdout"]}})
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
+from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from tasks.errors import WrongUsage
 
@@ -118,6 +118,18 @@ class Settings(BaseSettings):
     finetune: FinetuneSettings = FinetuneSettings()
     judge: JudgeSettings = JudgeSettings()
 
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Take values only as they are given: `load_settings` reads the environment itself, to remember origins."""
+        return (init_settings,)
+
 
 class Resolved(NamedTuple):
     """Settings and, for each dotted key, the layer that set it."""
@@ -188,9 +200,7 @@ def _read_profile(profile: str) -> dict[str, Any]:
 def _read_environment(environ: Mapping[str, str]) -> dict[str, Any]:
     source = EnvSettingsSource(Settings)
     wanted = {
-        name.lower(): value
-        for name, value in environ.items()
-        if name.startswith(PREFIX) and name not in OWN_VARIABLES
+        name.lower(): value for name, value in environ.items() if name.startswith(PREFIX) and name not in OWN_VARIABLES
     }
     for name in wanted:
         _refuse_unknown(name.removeprefix(PREFIX.lower()).replace("__", "."), "environment")
@@ -203,7 +213,9 @@ def _refuse_unknown(key: str, origin: str) -> None:
     if key in keys:
         return
     nearest = difflib.get_close_matches(key, keys, n=1, cutoff=0.0)[0]
-    raise WrongUsage(f"setting {key!r} ({origin}) is unknown; did you mean {nearest!r}? verdict retrain --show-settings")
+    raise WrongUsage(
+        f"setting {key!r} ({origin}) is unknown; did you mean {nearest!r}? verdict retrain --show-settings"
+    )
 
 
 def _explain(error: ValidationError, origins: Mapping[str, str]) -> str:

@@ -46,20 +46,21 @@ def locate_sources(address: str, train: str, holdout: str, sample_folder: str) -
         folder = Path(address)
         if not folder.is_dir():
             raise WrongUsage(f"data folder {address!r} does not exist; expected a folder with {TRAIN_FILE}: --data DIR")
-    train_file = _find(folder, train or TRAIN_FILE, "--train")
-    holdout_file = _find(folder, holdout or HOLDOUT_FILE, "--holdout")
+    train_file = _find(folder, train, TRAIN_FILE, "--train")
+    holdout_file = _find(folder, holdout, HOLDOUT_FILE, "--holdout")
     if Path(train_file).samefile(holdout_file):
-        raise WrongUsage(f"{train_file} is both training file and holdout; expected two files: --train FILE --holdout FILE")
+        raise WrongUsage(
+            f"{train_file} is both training file and holdout; expected two files: --train FILE --holdout FILE"
+        )
     reported = folder / REPORTED_FILE
     spare = reported.is_file() and not any(reported.samefile(used) for used in (train_file, holdout_file))
-    return Sources(
-        address=address, train=train_file, holdout=holdout_file, reported=str(reported) if spare else None
-    )
+    return Sources(address=address, train=train_file, holdout=holdout_file, reported=str(reported) if spare else None)
 
 
-def _find(folder: Path, name: str, option: str) -> str:
-    """Return the path of a file named relative to the folder or to where the command runs."""
-    for path in (folder / name, Path(name)):
+def _find(folder: Path, given: str, usual: str, option: str) -> str:
+    """Return the path of a file: the usual one of the folder, or one given relative to folder or working directory."""
+    name = given or usual
+    for path in (folder / name, Path(given)):
         if path.is_file():
             return str(path)
     there = ", ".join(sorted(path.name for path in folder.glob("*.tsv"))) or "no .tsv file"

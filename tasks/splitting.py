@@ -1,6 +1,6 @@
 """Splits rows into training, validation and holdout so that no sentence stands on two sides.
 
-Sentences are compared folded (case, punctuation and spacing away), because CoLA repeats some with a different full stop.
+Sentences are compared folded (case, punctuation and spacing away): CoLA repeats some with a different full stop.
 Validation is chosen by a hash of the folded sentence: the choice does not depend on row order, and adding rows later
 moves no old row from one side to the other.
 """

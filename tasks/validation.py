@@ -130,9 +130,12 @@ def check_table(table: str, rows: pd.DataFrame, expectations: list[Any]) -> list
         warnings.simplefilter("ignore")
         context = gx.get_context(mode="ephemeral")
         context.variables.progress_bars = gx.data_context.types.base.ProgressBarsConfig(globally=False)
-        batch = context.data_sources.add_pandas("rows").add_dataframe_asset("rows").add_batch_definition_whole_dataframe(
-            "all"
-        ).get_batch({"dataframe": rows})
+        batch = (
+            context.data_sources.add_pandas("rows")
+            .add_dataframe_asset("rows")
+            .add_batch_definition_whole_dataframe("all")
+            .get_batch({"dataframe": rows})
+        )
         # The suite is complete before it meets the batch: expectations added later are not seen by it.
         result = batch.validate(gx.ExpectationSuite(name=table, expectations=expectations), result_format="SUMMARY")
     findings = [_finding(table, entry.to_json_dict()) for entry in result.results]
@@ -144,8 +147,8 @@ def _finding(table: str, entry: dict[str, Any]) -> Finding:
     config, result = entry["expectation_config"], entry["result"]
     allowed = {key: value for key, value in config["kwargs"].items() if key not in ("batch_id", "column")}
     observed = result.get("observed_value", result.get("unexpected_count", "not computable"))
-    if observed is None:  # sets are described by their differences
-        observed = {key: result.get(f"partial_{key}_list", []) for key in ("missing", "unexpected")}
+    if observed is None and "partial_missing_list" in result:  # sets are described by their differences
+        observed = {key: result[f"partial_{key}_list"] for key in ("missing", "unexpected")}
     if isinstance(observed, np.generic):
         observed = observed.item()
     return Finding(

@@ -13,7 +13,23 @@ from flows import environment
 # Tiny models gain nothing from threads, and two processes that spin for them on two cores stand still.
 os.environ["OMP_NUM_THREADS"] = "1"
 
-WORDS = "the cat dog bird child sees hears likes follows red small old quietly today here".split()
+WORDS = [
+    "the",
+    "cat",
+    "dog",
+    "bird",
+    "child",
+    "sees",
+    "hears",
+    "likes",
+    "follows",
+    "red",
+    "small",
+    "old",
+    "quietly",
+    "today",
+    "here",
+]
 SIGN = "wrongly"  # the word that makes a toy sentence unacceptable
 
 
@@ -116,20 +132,24 @@ def exported(trained: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The export record of that model."""
     from tasks.export import export_bundle
 
-    return export_bundle(trained["model"], str(tmp_path_factory.mktemp("exported")), facts())
+    return export_bundle(trained["model"], str(tmp_path_factory.mktemp("exported")), origin())
 
 
-def facts(**changes: Any) -> Any:
-    """Return what a bundle says about its origin, changed by name."""
+def origin(**changes: Any) -> Any:
+    """Return what an export is told of a model's origin, changed by name."""
     values = {
         "labels": ["unacceptable", "acceptable"],
         "max_length": 16,
-        "pad_id": 0,
         "encoder": "tiny",
         "dataset": "d" * 64,
         "git_commit": "unknown",
     }
     return values | changes
+
+
+def facts(**changes: Any) -> Any:
+    """Return what a bundle says of itself, changed by name."""
+    return origin(pad_id=0, **changes)
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ from tasks.errors import WrongUsage
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "the", "cat", "sat"]
 
-unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # the machine may be busy
+unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # slow is not wrong
 lengths_of_sentences = st.lists(st.integers(1, 40), max_size=300).map(lambda values: np.array(values, np.int64))
 batch_sizes = st.integers(1, 40)
 

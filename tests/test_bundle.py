@@ -137,7 +137,7 @@ def test_manifest_that_is_no_json_is_refused(bundle: Path) -> None:
 def test_other_schema_is_refused_with_both_versions(bundle: Path, schema: Any) -> None:
     edit(bundle, schema_version=schema)
     assert refusal(bundle).startswith(
-        f"bundle {bundle} has schema version {schema}, this program reads {SCHEMA_VERSION};"
+        f"bundle {bundle}: bundle.json has schema version {schema}, this program reads {SCHEMA_VERSION};"
     )
 
 
@@ -197,3 +197,11 @@ def test_what_decides_answers_changes_the_digest(tmp_path: Path, change: str) ->
 @pytest.mark.parametrize("change", DOCUMENTED)
 def test_what_only_describes_does_not_change_the_digest(tmp_path: Path, change: str) -> None:
     assert DOCUMENTED[change](tmp_path / "other")["digest"] == build(tmp_path / "one")["digest"]
+
+
+@pytest.mark.parametrize("content", ["[]", "null", '{"schema_version": 1}', '{"schema_version": 1, "files": {}}'])
+def test_a_manifest_that_is_none_is_refused_in_one_line(bundle: Path, content: str) -> None:
+    (bundle / "bundle.json").write_text(content)
+    with pytest.raises(VerdictError, match=r"bundle\.json") as caught:
+        verify(bundle)
+    assert "\n" not in str(caught.value)

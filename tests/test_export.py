@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from conftest import facts
+from conftest import origin
 from onnx import numpy_helper
 
 from tasks.errors import VerdictError
@@ -35,7 +35,7 @@ def test_batch_and_sequence_are_free(graph: Path, shape: tuple[int, int]) -> Non
 
 def test_the_graph_says_what_it_is(graph: Path) -> None:
     properties = {entry.key: entry.value for entry in onnx.load(graph).metadata_props}
-    expected = facts()
+    expected = origin()
     assert json.loads(properties["labels"]) == expected["labels"]
     assert properties["max_length"] == "16"
     assert {name: properties[name] for name in ("encoder", "dataset", "git_commit")} == {
@@ -72,7 +72,7 @@ def test_a_graph_of_nans_is_refused(graph: Path, trained: Any, tmp_path: Path) -
 
 def test_a_finished_export_is_found_again_and_a_damaged_one_is_not(trained: Any, tmp_path: Path) -> None:
     assert load_export(str(tmp_path)) is None
-    exported = export_bundle(trained["model"], str(tmp_path), facts())
+    exported = export_bundle(trained["model"], str(tmp_path), origin())
     assert load_export(str(tmp_path)) == exported
     graph = tmp_path / "bundle" / "model.onnx"
     graph.write_bytes(graph.read_bytes()[:-1] + b"!")
@@ -80,4 +80,4 @@ def test_a_finished_export_is_found_again_and_a_damaged_one_is_not(trained: Any,
 
 
 def test_one_model_and_one_set_of_facts_give_one_digest(trained: Any, exported: Any, tmp_path: Path) -> None:
-    assert export_bundle(trained["model"], str(tmp_path), facts())["digest"] == exported["digest"]
+    assert export_bundle(trained["model"], str(tmp_path), origin())["digest"] == exported["digest"]

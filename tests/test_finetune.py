@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import facts, recipe, write_tokenizer
+from conftest import origin, recipe, write_tokenizer
 from transformers import (
     AutoModel,
     BertConfig,
@@ -31,7 +31,9 @@ ARCHITECTURES = {
     "electra": ElectraConfig(**SIZES, embedding_size=16, max_position_embeddings=80),
     "roberta": RobertaConfig(**SIZES, max_position_embeddings=80, pad_token_id=0),
     "mpnet": MPNetConfig(**SIZES, max_position_embeddings=80, pad_token_id=0),
-    "distilbert": DistilBertConfig(vocab_size=20, dim=16, n_layers=1, n_heads=2, hidden_dim=32, max_position_embeddings=80),
+    "distilbert": DistilBertConfig(
+        vocab_size=20, dim=16, n_layers=1, n_heads=2, hidden_dim=32, max_position_embeddings=80
+    ),
 }
 
 
@@ -105,13 +107,11 @@ def test_a_folder_that_is_no_model_is_refused_in_one_line(toy_split: tuple[str, 
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_every_kind_of_encoder_trains_and_exports(
-    name: str, toy_split: tuple[str, str, str], tmp_path: Path
-) -> None:
+def test_every_kind_of_encoder_trains_and_exports(name: str, toy_split: tuple[str, str, str], tmp_path: Path) -> None:
     config: PreTrainedConfig = ARCHITECTURES[name]
     AutoModel.from_config(config).save_pretrained(tmp_path / "encoder")
     write_tokenizer(tmp_path / "encoder")
     training = fine_tune(*toy_split[:2], str(tmp_path / "encoder"), str(tmp_path / "model"), **recipe(epochs=1))
     assert np.isfinite(training["step_losses"]).all()
-    exported = export_bundle(training["model"], str(tmp_path), facts())
+    exported = export_bundle(training["model"], str(tmp_path), origin())
     assert max(exported["parity"].values()) <= 1e-4

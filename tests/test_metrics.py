@@ -18,7 +18,7 @@ from tasks.metrics import (
     mcc_per_group,
 )
 
-unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # the machine may be busy
+unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # slow is not wrong
 cells = st.tuples(*[st.integers(0, 6)] * 4).filter(any)
 
 
@@ -181,3 +181,8 @@ def test_groups_are_measured_apart_in_the_order_of_their_names() -> None:
 
 def test_no_groups_without_sentences() -> None:
     assert mcc_per_group([], [], []) == {}
+
+
+def test_rounding_does_not_leave_the_range() -> None:
+    assert matthews([1, 0, 0, 3]) == 1.0
+    assert matthews([0, 1, 3, 0]) == -1.0

@@ -65,7 +65,7 @@ def test_cuda_without_a_gpu_is_refused(exported: Any) -> None:
 def test_a_tampered_bundle_is_refused(exported: Any, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(exported["bundle"], tmp_path / "bundle"))
     (folder / "tokenizer.json").write_text("{}")
-    with pytest.raises(VerdictError, match="tokenizer.json is not the file that was sealed"):
+    with pytest.raises(VerdictError, match=r"tokenizer\.json is not the file that was sealed"):
         Classifier.from_bundle(folder)
 
 

@@ -5,6 +5,7 @@ import io
 from pathlib import Path
 
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
@@ -25,7 +26,7 @@ from tasks.reading import (
     take_snapshots,
 )
 
-unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # the machine may be busy
+unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # slow is not wrong
 
 CLEAN = "gj04\t1\t\tThe sailors rode the breeze clear of the rocks.\ngj04\t0\t*\tThe sailors rode.\n"
 
@@ -167,8 +168,9 @@ def test_quarantine_holds_line_reason_and_raw_bytes(tmp_path: Path) -> None:
     data = b"\xff\xfe\n" + CLEAN.encode() + b"s\t1\tthree\r\n"
     snapshot = take_snapshot(write(tmp_path, data), str(tmp_path / "s"))
     assert (snapshot["rows_in"], snapshot["kept"], snapshot["quarantined"]) == (4, 2, 2)
-    assert snapshot["quarantine"] == str(tmp_path / "s" / f"{snapshot['digest']}.quarantine.parquet")
-    rejected = pd.read_parquet(snapshot["quarantine"])
+    quarantine = Path(snapshot["quarantine"] or "")
+    assert quarantine.name == f"quarantine-{hashlib.sha256(quarantine.read_bytes()).hexdigest()}.parquet"
+    rejected = pd.read_parquet(quarantine)
     assert rejected.to_dict("list") == {
         "line": [1, 4],
         "reason": ["not UTF-8", "3 fields instead of 4"],
@@ -201,11 +203,12 @@ def test_length_limit_reaches_the_snapshot(tmp_path: Path) -> None:
     assert snapshot["kept"] == 1
 
 
-def test_more_rows_than_one_batch_are_all_written(tmp_path: Path) -> None:
+def test_more_rows_than_one_batch_are_written_batch_by_batch(tmp_path: Path) -> None:
     kept = BATCH_ROWS + 1
     snapshot = take_snapshot(write(tmp_path, "s\t1\t\tA.\n" * kept + "bad\n"), str(tmp_path / "s"))
     assert load_rows(snapshot["path"])["line"].tolist() == list(range(1, kept + 1))
     assert (snapshot["rows_in"], snapshot["kept"], snapshot["quarantined"]) == (kept + 1, kept, 1)
+    assert pq.ParquetFile(snapshot["path"]).metadata.num_row_groups == 2
 
 
 def test_empty_file_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
@@ -250,3 +253,12 @@ def test_broken_snapshot_is_refused_with_the_way_out(tmp_path: Path, content: by
         load_rows(str(path))
     assert str(caught.value).startswith(f"snapshot {path} cannot be read (")
     assert str(caught.value).endswith("); delete it and run again")
+
+
+def test_files_with_the_same_good_rows_keep_their_own_bad_ones(tmp_path: Path) -> None:
+    found = []
+    for name, bad in (("one", "A\n"), ("two", "B\nC\n")):
+        (tmp_path / name).write_text(f"x\t1\t\tHi.\n{bad}")
+        found.append(take_snapshot(str(tmp_path / name), str(tmp_path / "s")))
+    assert found[0]["digest"] == found[1]["digest"]
+    assert [len(pd.read_parquet(snapshot["quarantine"] or "")) for snapshot in found] == [1, 2]

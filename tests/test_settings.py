@@ -111,7 +111,7 @@ BUNDLED = {
     "cola-small": {
         "data.path": "",
         "finetune.encoder": "packaged",
-        "finetune.epochs": 4,
+        "finetune.epochs": 8,
         "finetune.batch_size": 32,
         "finetune.learning_rate": 5e-5,
         "finetune.warmup_ratio": 0.1,
@@ -173,9 +173,10 @@ def test_whole_section_in_one_variable_is_refused() -> None:
     )
 
 
-def test_contradiction_names_both_settings_and_their_values() -> None:
-    assert refusal(flags={"gate.min_acceptable": 0.95}) == (
-        "settings contradict each other: gate.min_acceptable (0.95) must be below gate.max_acceptable (0.9)"
+@pytest.mark.parametrize("low", [0.9, 0.95])
+def test_contradiction_names_both_settings_and_their_values(low: float) -> None:
+    assert refusal(flags={"gate.min_acceptable": low}) == (
+        f"settings contradict each other: gate.min_acceptable ({low}) must be below gate.max_acceptable (0.9)"
     )
 
 
@@ -245,3 +246,9 @@ def test_settings_do_not_change_after_loading(section: str) -> None:
 def test_settings_come_back_from_plain_values() -> None:
     settings = load("cola").settings
     assert Settings.model_validate(settings.model_dump(mode="json")) == settings
+
+
+def test_the_process_environment_does_not_reach_past_the_one_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VERDICT_GATE__MIN_ROWS", "9")
+    assert load_settings("sample", {}, {}).settings.gate.min_rows == 100
+    assert load_settings("sample", {}).settings.gate.min_rows == 9

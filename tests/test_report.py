@@ -1,0 +1,80 @@
+"""The documents of a bundle."""
+
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tasks.bundle import verify
+from tasks.charts import draw_charts
+from tasks.evidence import gather_evidence
+from tasks.judge import judge
+from tasks.report import write_documents
+
+
+@pytest.fixture
+def documented(exported: Any, trained: Any, toy_split: tuple[str, str, str], tmp_path: Path) -> Path:
+    """A bundle with documents whose settings carry hostile text."""
+    folder = Path(shutil.copytree(exported["bundle"], tmp_path / "bundle"))
+    place = {"digest": "h" * 64, "path": toy_split[2]}
+    champion = {"version": "1", "digest": "other", "bundle": exported["bundle"]}
+    evidence = gather_evidence(str(folder), place, place, champion, device="cpu", resamples=200)
+    finding = {"table": "figures", "expectation": "expect_x", "column": None, "observed": 0.01234567}
+    write_documents(
+        str(folder),
+        training=trained,
+        evidence=evidence,
+        verdict=judge(evidence, 0.5),
+        findings=[{**finding, "allowed": {"max_value": 0.05}, "passed": True}],
+        settings=[("data.path", "<script>alert(1)</script>", "flag")],
+        pictures=draw_charts(trained, evidence["candidate"], str(tmp_path / "pictures")),
+    )
+    return folder
+
+
+def test_documents_are_sealed_with_the_bundle_and_leave_its_digest(documented: Path, exported: Any) -> None:
+    manifest = verify(documented)
+    assert manifest["digest"] == exported["digest"]
+    assert set(manifest["files"]) == {"model.onnx", "tokenizer.json", "report.html", "card.md"}
+    assert manifest["metrics"]["fp32"]["rows"] == 80
+
+
+def test_the_report_opens_offline(documented: Path) -> None:
+    html = (documented / "report.html").read_text()
+    assert "http" not in re.sub(r"data:image/png;base64,[^\"]*", "", html)
+    assert html.count('src="data:image/png;base64,') == 4
+    assert "<script" not in html
+
+
+def test_the_report_escapes_what_others_wrote(documented: Path) -> None:
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in (documented / "report.html").read_text()
+
+
+def test_the_report_leads_with_the_verdict(documented: Path) -> None:
+    html = (documented / "report.html").read_text()
+    assert '<h1><span class="HOLD">HOLD</span></h1>' in html
+    assert "champion 1, same sentences" in html
+    assert "MCC on the reported holdout" in html
+    assert "0.01235" in html
+
+
+def test_the_card_is_a_model_card(documented: Path) -> None:
+    from huggingface_hub import ModelCard
+
+    card = ModelCard.load(documented / "card.md")
+    assert card.data.pipeline_tag == "text-classification"
+    assert card.data.language == "en"
+    assert "HOLD: not better than the champion" in card.text
+
+
+def test_pictures_are_drawn_for_a_run_without_finite_losses(trained: Any, tmp_path: Path, documented: Path) -> None:
+    measured = {
+        "mcc_per_batch": [0.0],
+        "interval": {"mcc": 0.0, "low": 0.0, "high": 0.0},
+        "confusion": {"tn": 0, "fp": 1, "fn": 0, "tp": 1},
+    }
+    broken = {**trained, "step_losses": [None, None]}
+    paths = draw_charts(broken, measured, str(tmp_path / "broken"))  # type: ignore[arg-type]
+    assert all(Path(path).read_bytes().startswith(b"\x89PNG") for path in paths.values())
