@@ -21,7 +21,7 @@ import mlflow
 import mlflow.artifacts
 import mlflow.data
 import mlflow.pyfunc
-from mlflow.entities import DatasetInput, InputTag, Metric, Param, RunTag
+from mlflow.entities import DatasetInput, InputTag, LoggedModelStatus, Metric, Param, RunTag
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
@@ -170,7 +170,8 @@ def register_bundle(
     if existing:
         return existing
     with _client(store) as client:
-        model_id = _find_logged(client, store, digest) or _log_model(run_id, bundle, digest)
+        experiment = _experiment(client, store)
+        model_id = _find_logged(client, experiment, digest) or _log_model(experiment, run_id, bundle, digest)
         if not client.search_registered_models(f"name = '{MODEL_NAME}'"):
             client.create_registered_model(
                 MODEL_NAME, description="Sentence acceptability; load it by alias, @champion."
@@ -257,6 +258,7 @@ def _client(store: Store) -> Iterator[mlflow.MlflowClient]:
     """
     logging.getLogger("mlflow").setLevel(logging.ERROR)
     logging.getLogger("alembic").setLevel(logging.ERROR)
+    configured = os.environ.get("MLFLOW_TRACKING_URI")
     try:
         mlflow.set_tracking_uri(store["uri"])
         mlflow.set_registry_uri(store["uri"])
@@ -264,6 +266,12 @@ def _client(store: Store) -> Iterator[mlflow.MlflowClient]:
     except (MlflowException, SQLAlchemyError, OSError) as error:
         first = str(error).strip().splitlines()[0]
         raise Unreachable(f"MLflow store {store['uri']} failed ({first[:200]}); check it: verdict doctor") from error
+    finally:
+        # MLflow also writes the address to the environment, where the next look would take it for the user's own.
+        if configured is None:
+            os.environ.pop("MLFLOW_TRACKING_URI", None)
+        else:
+            os.environ["MLFLOW_TRACKING_URI"] = configured
 
 
 def _experiment(client: mlflow.MlflowClient, store: Store) -> str:
@@ -308,18 +316,19 @@ def _describe(version: ModelVersion) -> Version:
     )
 
 
-def _find_logged(client: mlflow.MlflowClient, store: Store, digest: str) -> str | None:
+def _find_logged(client: mlflow.MlflowClient, experiment: str, digest: str) -> str | None:
     """Return a whole logged model of this bundle that no version took up; a half one is deleted."""
-    experiment = _experiment(client, store)
     for model in client.search_logged_models([experiment], f"tags.bundle_digest = '{digest}'"):
-        if str(model.status) == "READY":
+        if model.status == LoggedModelStatus.READY:
             return model.model_id
         client.delete_logged_model(model.model_id)
     return None
 
 
-def _log_model(run_id: str, bundle: str, digest: str) -> str:
+def _log_model(experiment: str, run_id: str, bundle: str, digest: str) -> str:
     """Store a bundle as an MLflow model that answers sentences, and as an ONNX model."""
+    # Without an experiment set, MLflow puts models into its default one, with files under the working directory.
+    mlflow.set_experiment(experiment_id=experiment)
     info = Model.log(
         artifact_path=None,
         name="model",

@@ -40,6 +40,8 @@ def choose(toy_data: Path, tiny_encoder: Path) -> Callable[..., Resolved]:
             "finetune.encoder": str(tiny_encoder),
             "finetune.learning_rate": 3e-3,
             "finetune.batch_size": 16,
+            "finetune.epochs": 4,
+            "finetune.seed": 7,
             "finetune.max_length": 16,
             "finetune.device": "cpu",
             "judge.resamples": 200,
@@ -61,8 +63,8 @@ def retrain(prefect_server: str, home: Path, choose: Callable[..., Resolved]) ->
 
 
 def client(home: Path) -> mlflow.MlflowClient:
-    mlflow.set_tracking_uri(f"sqlite:///{home}/mlflow.db")
-    return mlflow.MlflowClient()
+    uri = f"sqlite:///{home}/mlflow.db"
+    return mlflow.MlflowClient(uri, registry_uri=uri)
 
 
 def versions(home: Path) -> list[str]:
@@ -93,11 +95,12 @@ def test_the_first_fit_candidate_becomes_champion_and_everything_is_recorded(ret
     assert run.info.status == "FINISHED"
     assert run.data.params["finetune.learning_rate"] == "0.003"
     assert run.data.tags["origin.finetune.learning_rate"] == "flag"
-    assert run.data.tags["origin.finetune.epochs"] == "profile sample"
+    assert run.data.tags["origin.finetune.encoder"] == "flag"
+    assert run.data.tags["origin.judge.threshold"] == "profile sample"
     assert run.data.tags["verdict"] == "PROMOTE"
     assert run.data.metrics["mcc"] == pytest.approx(outcome["mcc"])
     epochs = client(home).get_metric_history(run.info.run_id, "validation_mcc")
-    assert [entry.step for entry in epochs] == [1, 2]
+    assert [entry.step for entry in epochs] == [1, 2, 3, 4]
     assert {entry.dataset.name for entry in run.inputs.dataset_inputs} == {"train", "holdout"}
     pictures = {entry.path for entry in client(home).list_artifacts(run.info.run_id, "pictures")}
     names = ("loss_per_step", "mcc_per_batch", "confusion", "epochs")
@@ -109,10 +112,11 @@ def test_prefect_shows_the_summary_and_the_progress(retrain: Retrain) -> None:
 
     outcome = retrain()
     with get_client(sync_client=True) as prefect:
-        artifacts = {artifact.key: artifact for artifact in prefect.read_artifacts()}
-    assert artifacts["verdict"].data.startswith("# PROMOTE")
-    assert outcome["report"] in artifacts["verdict"].data
-    assert artifacts["fine-tuning"].data == 100.0
+        artifacts = prefect.read_artifacts()
+    (summary,) = (entry for entry in artifacts if entry.key == "verdict" and outcome["report"] in str(entry.data))
+    assert str(summary.data).startswith("# PROMOTE")
+    flow_run = [entry for entry in artifacts if entry.flow_run_id == summary.flow_run_id]
+    assert [entry.data for entry in flow_run if entry.key == "fine-tuning"] == [100.0]
 
 
 def test_nothing_changed_means_nothing_is_registered_and_force_runs_anyway(retrain: Retrain, home: Path) -> None:
@@ -210,8 +214,8 @@ def test_the_same_job_does_not_run_twice_at_once(retrain: Retrain, home: Path, c
 
     retrain()
     (job,) = (home / "runs").iterdir()
-    hold = f"import filelock, time; filelock.FileLock({str(job / 'lock')!r}).acquire(); "
-    script = hold + "print('held', flush=True); time.sleep(60)"
+    hold = f"import filelock, time; lock = filelock.FileLock({str(job / 'lock')!r}); "
+    script = hold + "lock.acquire(); print('held', flush=True); time.sleep(60)"
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout is not None
         holder.stdout.readline()

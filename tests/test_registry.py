@@ -34,8 +34,7 @@ def register(store: Store, run_id: str, bundle: str, digest: str) -> str:
 
 
 def versions(store: Store) -> list[Any]:
-    mlflow.set_tracking_uri(store["uri"])
-    return mlflow.MlflowClient().search_model_versions("name = 'acceptability'")
+    return mlflow.MlflowClient(store["uri"], registry_uri=store["uri"]).search_model_versions("name = 'acceptability'")
 
 
 def test_a_bundle_registered_twice_is_one_version(store: Store, run_id: str, exported: Any) -> None:
@@ -50,8 +49,8 @@ def test_a_bundle_registered_twice_is_one_version(store: Store, run_id: str, exp
 
 def test_a_logged_model_without_a_version_is_taken_up(store: Store, run_id: str, exported: Any) -> None:
     """What a process leaves that is killed between storing the files and creating the version."""
-    mlflow.set_tracking_uri(store["uri"])
-    logged = registry._log_model(run_id, exported["bundle"], exported["digest"])
+    with registry._client(store) as asked:
+        logged = registry._log_model(registry._experiment(asked, store), run_id, exported["bundle"], exported["digest"])
     register(store, run_id, exported["bundle"], exported["digest"])
     (version,) = versions(store)
     assert version.source == f"models:/{logged}"
@@ -119,15 +118,13 @@ def test_a_run_left_running_is_gone_on_with(store: Store, run_id: str) -> None:
 
 def test_series_keep_their_steps_and_leave_out_what_is_missing(store: Store, run_id: str) -> None:
     registry.log_series(store, run_id, {"loss": {step: float(step) for step in range(1, 1_501)} | {9: None}})
-    mlflow.set_tracking_uri(store["uri"])
-    history = mlflow.MlflowClient().get_metric_history(run_id, "loss")
+    history = mlflow.MlflowClient(store["uri"], registry_uri=store["uri"]).get_metric_history(run_id, "loss")
     assert sorted(entry.step for entry in history) == [step for step in range(1, 1_501) if step != 9]
 
 
 def test_data_sets_are_inputs_of_the_run(store: Store, run_id: str, toy_split: tuple[str, str, str]) -> None:
     registry.log_dataset(store, run_id, "train", "train", "e" * 64, toy_split[0], "a folder")
-    mlflow.set_tracking_uri(store["uri"])
-    (entry,) = mlflow.MlflowClient().get_run(run_id).inputs.dataset_inputs
+    (entry,) = mlflow.MlflowClient(store["uri"], registry_uri=store["uri"]).get_run(run_id).inputs.dataset_inputs
     assert (entry.dataset.name, entry.dataset.digest) == ("train", "e" * 32)
 
 
@@ -177,3 +174,21 @@ def test_versions_of_one_digest_are_found_by_it(store: Store, run_id: str, expor
     assert registry.find_version(store, exported["digest"]) == "1"
     assert registry.find_version(store, digest) == "2"
     assert registry.find_version(store, "f" * 64) is None
+
+
+def test_files_lie_in_the_store_and_nowhere_else(
+    tmp_path: Path, exported: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A store made from nothing: the copied one of the other tests keeps its artifacts where it was made."""
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
+    store = registry.locate_store(str(tmp_path / "home"))
+    (tmp_path / "home").mkdir()
+    run_id = registry.open_run(store, "a" * 16, {}, {})
+    version = register(store, run_id, exported["bundle"], exported["digest"])
+    registry.move_alias(store, CHAMPION, version)
+    found = registry.find_alias(store, CHAMPION)
+    assert found is not None
+    assert Path(found["bundle"]).is_relative_to(tmp_path / "home" / "artifacts")
+    assert list((tmp_path / "elsewhere").iterdir()) == []
