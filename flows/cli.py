@@ -79,7 +79,7 @@ def retrain(
 @app.command()
 def status(as_json: AsJson = False) -> None:
     """Show champion, challenger and the latest runs."""
-    environment.prepare(environment.home())
+    environment.prepare()
     from flows import console, review
 
     _print(review.status(environment.home()), as_json, console.show_status)
@@ -93,7 +93,7 @@ def predict(
     as_json: AsJson = False,
 ) -> None:
     """Ask the champion whether sentences are acceptable."""
-    environment.prepare(environment.home())
+    environment.prepare()
     from flows import console, review
 
     _print(review.predict(sentences, model, device, environment.home()), as_json, console.show_predictions)
@@ -102,7 +102,7 @@ def predict(
 @app.command()
 def doctor(as_json: AsJson = False) -> None:
     """Check versions, GPU, ONNX Runtime, stores and disk."""
-    environment.prepare(environment.home())
+    environment.prepare()
     from flows import console
     from tasks.doctor import examine
 
@@ -149,7 +149,7 @@ def _run_retrain(settings: dict[str, Any], origins: dict[str, str], force: bool)
     """Start the flow against the configured Prefect server, or an embedded one that starts during the imports."""
     started = time.perf_counter()
     home = environment.home()
-    environment.prepare(home)
+    environment.prepare()
     from flows.local_server import connected, prefect_api
 
     with prefect_api(home) as server:

@@ -13,8 +13,8 @@ def home() -> str:
     return str(Path(os.environ.get("VERDICT_HOME") or STORES).resolve())
 
 
-def prepare(folder: str) -> None:
-    """Set the defaults of a run whose stores are in `folder`."""
+def prepare() -> None:
+    """Set the defaults of this process and its children."""
     defaults = {
         # Nothing is reported to anybody. MLflow wants the word, Prefect's server its own switch.
         "DO_NOT_TRACK": "true",
@@ -22,8 +22,6 @@ def prepare(folder: str) -> None:
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         # A server that is down is told in seconds, not after minutes of retries.
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
-        "PREFECT_API_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{folder}/prefect.db",
-        "PREFECT_LOCAL_STORAGE_PATH": f"{folder}/results",
         "PREFECT_LOGGING_EXTRA_LOGGERS": "tasks",
         # Tokenisers run in threads of their own; a fork after that would only warn.
         "TOKENIZERS_PARALLELISM": "true",

@@ -30,16 +30,19 @@ class LocalServer:
     def __init__(self, folder: str) -> None:
         self._port = _free_port()
         self._log = Path(folder) / "prefect-server.log"
+        self.results = Path(folder) / "results"
         self.api_url = f"http://127.0.0.1:{self._port}/api"
         Path(folder).mkdir(parents=True, exist_ok=True)
         command = ["-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(self._port), "--no-ui"]
+        inherited = {name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"}
+        database = {"PREFECT_API_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{folder}/prefect.db"}
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
                 [sys.executable, *command],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env={name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"},
+                env=database | inherited,
                 preexec_fn=_die_with_parent if sys.platform == "linux" else None,
             )
 
@@ -88,11 +91,16 @@ def connected(server: LocalServer | None) -> Iterator[None]:
     if server is None:
         yield
         return
-    from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+    from prefect import settings
 
     server.wait()
-    # Heartbeats tell a lasting server that a run died; here run and server end together, and they cost a second a flow.
-    with temporary_settings({PREFECT_API_URL: server.api_url, PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
+    own = {
+        settings.PREFECT_API_URL: server.api_url,
+        settings.PREFECT_LOCAL_STORAGE_PATH: server.results,
+        # Heartbeats tell a lasting server that a run died; here both end together, and they cost a second a flow.
+        settings.PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None,
+    }
+    with settings.temporary_settings(own):
         try:
             yield
         finally:

@@ -156,7 +156,7 @@ def facts(**changes: Any) -> Any:
 def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A real Prefect server on loopback, the one that runs embed; yields its address."""
     home = str(tmp_path_factory.mktemp("prefect"))
-    environment.prepare(home)
+    environment.prepare()
     os.environ.pop("PREFECT_API_URL", None)
     from flows.local_server import connected, prefect_api
 
@@ -168,7 +168,7 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @pytest.fixture(scope="session")
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A migrated, empty MLflow database; copying it saves each test five seconds."""
-    environment.prepare(str(tmp_path_factory.mktemp("unused")))
+    environment.prepare()
     from tasks import registry
 
     folder = tmp_path_factory.mktemp("store")

@@ -238,7 +238,7 @@ def run_and_die(point: str, home: Path, resolved: Resolved, server: str) -> int:
     script = f"""
 import json, os, signal, sys
 from flows import environment
-environment.prepare(sys.argv[1])
+environment.prepare()
 import flows.retrain
 module = sys.modules["flows.retrain"]
 fine_tune = module.fine_tune
