@@ -1,6 +1,8 @@
 """What the commands print for people."""
 
 import datetime
+import shutil
+import sys
 from typing import Any
 
 from rich.console import Console
@@ -74,13 +76,14 @@ def show_settings(rows: list[tuple[str, Any, str]]) -> None:
 
 
 def show_next_commands() -> None:
-    """Print what one can do with a trained model."""
+    """Print what one can do with a trained model, with the command as it can be called here."""
     console = _console()
+    verdict = "verdict" if shutil.which("verdict") else sys.argv[0]
     console.print("next:")
     for command in (
-        'verdict predict "Who did you say that left?"',
-        "verdict status",
-        "verdict retrain --profile cola-small --data DIR    # DIR: in_domain_train.tsv, out_of_domain_dev.tsv",
+        f'{verdict} predict "Who did you say that left?"',
+        f"{verdict} status",
+        f"{verdict} retrain --profile cola-small --data DIR    # DIR: in_domain_train.tsv, out_of_domain_dev.tsv",
     ):
         console.print(f"  {command}")
 

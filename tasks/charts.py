@@ -75,6 +75,7 @@ def draw_batches(measurement: Measurement) -> Figure:
     figure, axes = _canvas(f"Holdout MCC by batches of {BATCH}", "batch", "MCC")
     values = measurement["mcc_per_batch"]
     axes.bar(range(1, len(values) + 1), values, color=PALE)
+    axes.xaxis.get_major_locator().set_params(integer=True)
     interval = measurement["interval"]
     axes.axhspan(interval["low"], interval["high"], color=ACCENT, alpha=0.12, label="95% interval")
     axes.axhline(interval["mcc"], color=ACCENT, label=f"whole holdout: {interval['mcc']:.3f}")
