@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from tasks.metrics import BATCH
 
@@ -75,11 +76,11 @@ def draw_batches(measurement: Measurement) -> Figure:
     figure, axes = _canvas(f"Holdout MCC by batches of {BATCH}", "batch", "MCC")
     values = measurement["mcc_per_batch"]
     axes.bar(range(1, len(values) + 1), values, color=PALE)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     interval = measurement["interval"]
     axes.axhspan(interval["low"], interval["high"], color=ACCENT, alpha=0.12, label="95% interval")
     axes.axhline(interval["mcc"], color=ACCENT, label=f"whole holdout: {interval['mcc']:.3f}")
-    axes.legend(frameon=False)
+    axes.legend(loc="lower right", framealpha=0.9)
     return figure
 
 
