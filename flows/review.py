@@ -13,8 +13,8 @@ def status(home: str) -> dict[str, Any]:
     answer: dict[str, Any] = {"store": store["uri"], "champion": None, "challenger": None, "runs": []}
     if registry.is_new(store):
         return answer
-    answer["champion"] = _public(registry.find_alias(store, CHAMPION))
-    answer["challenger"] = _public(registry.find_alias(store, CHALLENGER))
+    answer["champion"] = _public(registry.find_alias(store, CHAMPION, fetch=False))
+    answer["challenger"] = _public(registry.find_alias(store, CHALLENGER, fetch=False))
     answer["runs"] = registry.recent_runs(store)
     return answer
 

@@ -79,7 +79,7 @@ def _store(home: str) -> str:
     store = registry.locate_store(home)
     if registry.is_new(store):
         return f"{store['uri']}, not created yet"
-    champion = registry.find_alias(store, registry.CHAMPION)
+    champion = registry.find_alias(store, registry.CHAMPION, fetch=False)
     return f"{store['uri']}, champion {champion['version'] if champion else 'none'}"
 
 

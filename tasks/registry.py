@@ -53,7 +53,7 @@ class Store(TypedDict):
 
 
 class Version(TypedDict):
-    """A registered bundle."""
+    """A registered bundle; `bundle` is its folder on local disk, empty where it was not fetched."""
 
     version: str
     digest: str
@@ -198,15 +198,20 @@ def move_alias(store: Store, alias: str, version: str) -> None:
             )
 
 
-def find_alias(store: Store, alias: str) -> Version | None:
-    """Return the version an alias points at, with its bundle on local disk; None when nobody set the alias.
+def find_alias(store: Store, alias: str, fetch: bool = True) -> Version | None:
+    """Return the version an alias points at; None when nobody set the alias.
+
+    Args:
+        store: where to look.
+        alias: champion or challenger.
+        fetch: bring the bundle to local disk.
 
     Raises:
         VerdictError: if the store cannot be asked: that is not the same as an alias that nobody set.
     """
     with _client(store) as client:
         found = _version_by_alias(client, MODEL_NAME, alias)
-        return _describe(found) if found else None
+        return _describe(found, fetch) if found else None
 
 
 def fetch_version(store: Store, uri: str = CHAMPION_URI) -> Version:
@@ -226,7 +231,7 @@ def fetch_version(store: Store, uri: str = CHAMPION_URI) -> Version:
         if found is None:
             missing = "there is no champion yet" if uri == CHAMPION_URI else f"{uri} does not exist"
             raise VerdictError(f"{missing} in {store['uri']}; run: verdict retrain, or see: verdict status")
-        return _describe(found)
+        return _describe(found, fetch=True)
 
 
 def recent_runs(store: Store, limit: int = 5) -> list[dict[str, Any]]:
@@ -302,9 +307,9 @@ def _or_none(ask: Callable[[], ModelVersion]) -> ModelVersion | None:
         raise
 
 
-def _describe(version: ModelVersion) -> Version:
-    """Collect what the tags say and bring the bundle to local disk."""
-    folder = mlflow.artifacts.download_artifacts(f"models:/{version.name}/{version.version}")
+def _describe(version: ModelVersion, fetch: bool) -> Version:
+    """Collect what the tags say; where asked, bring the bundle to local disk."""
+    folder = mlflow.artifacts.download_artifacts(f"models:/{version.name}/{version.version}") if fetch else None
     mcc = version.tags.get("mcc")
     return Version(
         version=str(version.version),
@@ -312,7 +317,7 @@ def _describe(version: ModelVersion) -> Version:
         mcc=float(mcc) if mcc else None,
         verdict=version.tags.get("verdict"),
         dataset=version.tags.get("dataset"),
-        bundle=str(Path(folder) / "data" / "bundle"),
+        bundle=str(Path(folder) / "data" / "bundle") if folder else "",
     )
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from flows import cli
+from tasks.predict import has_gpu
 
 ROOT = Path(__file__).parents[1]
 VERDICT = [sys.executable, "-m", "flows.cli"]
@@ -134,6 +135,18 @@ def test_a_wrong_model_folder_is_one_line(
     assert (code, out) == (2, "")
     assert "error: encoder folder" in err
     assert "Traceback" not in err
+
+
+@pytest.mark.skipif(has_gpu(), reason="this machine has a GPU: nothing to refuse")
+def test_cuda_without_a_gpu_is_an_error_and_no_cpu_run(
+    capsys: pytest.CaptureFixture[str], home: Path, toy_data: Path, tiny_encoder: Path, prefect_server: str
+) -> None:
+    code, out, err = call(
+        capsys, "retrain", "--data", str(toy_data), "--encoder", str(tiny_encoder), "--device", "cuda"
+    )
+    assert (code, out) == (1, "")
+    assert "error: device cuda was asked for, but torch sees no CUDA GPU" in err
+    assert not (home / "runs").exists()
 
 
 def test_predict_before_any_training_says_what_to_run(capsys: pytest.CaptureFixture[str], home: Path) -> None:

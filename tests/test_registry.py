@@ -1,8 +1,13 @@
 """The registry on a real SQLite store."""
 
+import contextlib
 import shutil
+import socket
 import subprocess
 import sys
+import time
+import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -192,3 +197,38 @@ def test_files_lie_in_the_store_and_nowhere_else(
     assert found is not None
     assert Path(found["bundle"]).is_relative_to(tmp_path / "home" / "artifacts")
     assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Store]:
+    """A real MLflow tracking server on loopback."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = ["mlflow", "server", "--backend-store-uri", f"sqlite:///{tmp_path}/server.db", "--port", str(port)]
+    places = ["--host", "127.0.0.1", "--workers", "1", "--artifacts-destination", str(tmp_path / "served")]
+    with (tmp_path / "server.log").open("w") as log:
+        process = subprocess.Popen([sys.executable, "-m", *command, *places], stdout=log, stderr=log, cwd=tmp_path)
+    address = f"http://127.0.0.1:{port}"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        with contextlib.suppress(OSError):
+            urllib.request.urlopen(f"{address}/health", timeout=5).close()
+            break
+        time.sleep(0.2)
+    yield Store(uri=address, artifacts="")
+    process.terminate()
+    process.wait(20)
+
+
+def test_a_tracking_server_serves_like_the_local_store(
+    server: Store, exported: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_id = registry.open_run(server, "a" * 16, {"finetune.epochs": 2}, {})
+    version = register(server, run_id, exported["bundle"], exported["digest"])
+    assert register(server, run_id, exported["bundle"], exported["digest"]) == version
+    registry.move_alias(server, CHAMPION, version)
+    registry.close_run(server, run_id, "FINISHED")
+    found = registry.fetch_version(server)
+    assert Path(found["bundle"], "model.onnx").read_bytes() == Path(exported["bundle"], "model.onnx").read_bytes()
+    assert capsys.readouterr().out == ""  # standard output belongs to the command
