@@ -23,7 +23,7 @@ from tasks.bundle import Origin
 from tasks.charts import draw_charts
 from tasks.device import resolve_device
 from tasks.encoder import Encoder, locate_encoder
-from tasks.errors import DataRefused, VerdictError
+from tasks.errors import DataRefused, Unreachable, VerdictError
 from tasks.evidence import Evidence, gather_evidence
 from tasks.export import Export, export_bundle, load_export
 from tasks.files import digest_of, read_json, write_json
@@ -176,8 +176,9 @@ def recorded_run(store: Store, job: str, settings: Settings, origins: dict[str, 
         yield run_id
     except BaseException as error:
         decision = "REFUSED" if isinstance(error, DataRefused) else "FAILED"
-        registry.tag_run(store, run_id, {"verdict": decision, "error": str(error)[:500]})
-        registry.close_run(store, run_id, "FAILED")
+        with contextlib.suppress(Unreachable):  # the store may be what failed; the error to tell is the first one
+            registry.tag_run(store, run_id, {"verdict": decision, "error": str(error)[:500]})
+            registry.close_run(store, run_id, "FAILED")
         raise
     registry.close_run(store, run_id, "FINISHED")
 

@@ -11,13 +11,14 @@ phenomena follows the syntax textbooks; sentences, templates and word lists were
     python -c "from pathlib import Path; from tasks.sample_corpus import write_sample; write_sample(Path('data'))"
 """
 
-import os
 import random
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from string import Formatter
 from typing import Literal, NamedTuple
+
+from tasks.files import write_text
 
 Split = Literal["train", "holdout"]
 Lexicon = dict[str, list[list[str]]]  # class -> entries -> forms of one entry
@@ -343,16 +344,12 @@ def generate(split: Split, count: int, seed: int) -> list[Row]:
 
 def write_sample(folder: Path, seed: int = 2018) -> None:
     """Write the 4,000 training and 800 holdout rows into `folder`; the same seed gives the same bytes."""
-    folder.mkdir(parents=True, exist_ok=True)
     _write_rows(folder / TRAIN_FILE, generate("train", TRAIN_ROWS, seed))
     _write_rows(folder / HOLDOUT_FILE, generate("holdout", HOLDOUT_ROWS, seed))
 
 
 def _write_rows(path: Path, rows: Iterable[Row]) -> None:
-    """Write under a temporary name, then rename: a killed write leaves no half file behind under `path`."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    partial.write_text("".join("\t".join(map(str, row)) + "\n" for row in rows), encoding="utf-8", newline="\n")
-    partial.replace(path)
+    write_text(path, "".join("\t".join(map(str, row)) + "\n" for row in rows))
 
 
 def _parse(classes: dict[str, str]) -> Lexicon:
