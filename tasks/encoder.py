@@ -35,6 +35,7 @@ def locate_encoder(name: str) -> Encoder:
         name = PACKAGED_MODULE.replace("_", "-").removeprefix("gt-")
     elif Path(name).is_dir():
         folder = Path(name)
+        name = folder.resolve().name  # a bundle tells what it came from, not where that lay
     elif name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise WrongUsage(f"encoder folder {name!r} does not exist; expected a folder with config.json: --encoder DIR")
     else:

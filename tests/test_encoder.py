@@ -21,6 +21,7 @@ def test_the_packaged_encoder_is_found_without_running_its_code() -> None:
 def test_a_folder_is_taken_as_it_is_and_digested(tiny_encoder: Path, tmp_path: Path) -> None:
     found = locate_encoder(str(tiny_encoder))
     assert found["folder"] == str(tiny_encoder)
+    assert found["name"] == "encoder"
     copy = shutil.copytree(tiny_encoder, tmp_path / "copy")
     assert locate_encoder(str(copy))["digest"] == found["digest"]
     weights = Path(copy) / "model.safetensors"
