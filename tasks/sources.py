@@ -8,11 +8,9 @@ from pathlib import Path
 from typing import TypedDict
 
 from tasks.errors import WrongUsage
-from tasks.sample_corpus import write_sample
+from tasks.sample_corpus import HOLDOUT_FILE, TRAIN_FILE, write_sample
 
 SAMPLE = "sample"
-TRAIN_FILE = "in_domain_train.tsv"
-HOLDOUT_FILE = "out_of_domain_dev.tsv"
 REPORTED_FILE = "in_domain_dev.tsv"
 
 
