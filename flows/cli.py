@@ -1,16 +1,20 @@
 """The `verdict` command: parses, calls a flow, prints. Libraries are imported by the command that needs them."""
 
+import importlib
 import json
 import os
 import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from flows import environment
-from tasks.errors import VerdictError, WrongUsage
+from tasks.errors import DataRefused, VerdictError, WrongUsage
+
+if TYPE_CHECKING:
+    from tasks.settings import Resolved
 
 Device = Literal["auto", "cuda", "cpu"]
 CHAMPION_URI = "models:/acceptability@champion"
@@ -19,6 +23,20 @@ EXAMPLES = ("The child has eaten the apple.", "The child have eat the apple.")
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else on standard output.")]
 OnDevice = Annotated[Device, typer.Option(help="Where to compute; auto takes a GPU that works.")]
 Model = Annotated[str, typer.Option(help="Registry address of the model.")]
+
+Profile = Annotated[str, typer.Option(help="sample, cola, cola-small, or a TOML file.")]
+DataAddresses = Annotated[
+    list[str] | None,
+    typer.Option("--data", help="Folder, file, https://...#sha256=HEX, hf:ORG/NAME or sample; several are merged."),
+]
+Train = Annotated[str | None, typer.Option(help="Training file [in_domain_train.tsv].")]
+Holdout = Annotated[str | None, typer.Option(help="Judging file [out_of_domain_dev.tsv].")]
+Columns = Annotated[
+    str | None, typer.Option(help="Columns of CSV, JSONL, Parquet: text=NAME,label=NAME[,source=NAME,mark=NAME].")
+]
+Labels = Annotated[str | None, typer.Option(help="What labels are called: acceptable=1,unacceptable=0.")]
+EncoderName = Annotated[str | None, typer.Option(help="Folder or hub id of an encoder, or packaged.")]
+OneSetting = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting.")]
 
 app = typer.Typer(
     help="Retrain, judge and ship a sentence-acceptability classifier.",
@@ -41,12 +59,14 @@ def options(
 
 @app.command()
 def retrain(
-    profile: Annotated[str, typer.Option(help="sample, cola, cola-small, or a TOML file.")] = "sample",
-    data: Annotated[str | None, typer.Option(help="Folder with CoLA-format files, or sample.")] = None,
-    train: Annotated[str | None, typer.Option(help="Training file [in_domain_train.tsv].")] = None,
-    holdout: Annotated[str | None, typer.Option(help="Judging file [out_of_domain_dev.tsv].")] = None,
-    encoder: Annotated[str | None, typer.Option(help="Folder or hub id of an encoder, or packaged.")] = None,
-    settings: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting.")] = None,
+    profile: Profile = "sample",
+    data: DataAddresses = None,
+    train: Train = None,
+    holdout: Holdout = None,
+    columns: Columns = None,
+    labels: Labels = None,
+    encoder: EncoderName = None,
+    settings: OneSetting = None,
     device: Annotated[Device | None, typer.Option(help="Where to compute; cuda never falls back.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Run even where nothing changed, from the start.")] = False,
     show_settings: Annotated[bool, typer.Option("--show-settings", help="Print the settings and stop.")] = False,
@@ -54,26 +74,62 @@ def retrain(
 ) -> None:
     """Train, export, measure, judge and register a candidate; promote it where it deserves it."""
     from flows import console
-    from tasks.settings import load_settings
 
-    named = {
-        "data.path": data,
-        "data.train": train,
-        "data.holdout": holdout,
-        "finetune.encoder": encoder,
-        "finetune.device": device,
-    }
-    flags = dict(_parse_setting(text) for text in settings or ())
-    flags |= {key: value for key, value in named.items() if value is not None}
-    resolved = load_settings(profile, flags)
+    resolved = _resolve(profile, settings, _named(data, train, holdout, columns, labels, encoder), device=device)
     if show_settings:
         rows = resolved.rows()
         _print(rows, as_json, console.show_settings, as_document={key: [value, origin] for key, value, origin in rows})
         return
-    outcome = _run_retrain(resolved.settings.model_dump(), resolved.origins, force)
+    outcome = _run_flow("retrain", resolved, force)
     _print(outcome, as_json, console.show_outcome)
     if not as_json:
         _ask_champion()
+
+
+@app.command()
+def check(
+    profile: Profile = "sample",
+    data: DataAddresses = None,
+    train: Train = None,
+    holdout: Holdout = None,
+    columns: Columns = None,
+    labels: Labels = None,
+    encoder: EncoderName = None,
+    settings: OneSetting = None,
+    as_json: AsJson = False,
+) -> None:
+    """Read data and let the gate look at it, nothing else; exit 3 where it refuses."""
+    environment.prepare()
+    from flows import console
+    from flows.check import check as examine
+
+    environment.show_log(quiet_prefect=False)
+    resolved = _resolve(profile, settings, _named(data, train, holdout, columns, labels, encoder))
+    outcome = examine(resolved.settings.model_dump(), environment.home())
+    _print(outcome, as_json, console.show_check)
+    if not outcome["passed"]:
+        raise typer.Exit(DataRefused.exit_code)
+
+
+@app.command()
+def watch(
+    profile: Profile = "sample",
+    data: DataAddresses = None,
+    train: Train = None,
+    holdout: Holdout = None,
+    columns: Columns = None,
+    labels: Labels = None,
+    encoder: EncoderName = None,
+    settings: OneSetting = None,
+    device: Annotated[Device | None, typer.Option(help="Where a retraining run computes.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Look once at the data; where it changed or drifted, retrain (--set watch.retrain=never|on_change|on_drift)."""
+    from flows import console
+
+    resolved = _resolve(profile, settings, _named(data, train, holdout, columns, labels, encoder), device=device)
+    outcome = _run_flow("watch", resolved)
+    _print(outcome, as_json, console.show_watch)
 
 
 @app.command()
@@ -145,22 +201,51 @@ def _explain(error: Exception) -> int:
     return 1
 
 
-def _run_retrain(settings: dict[str, Any], origins: dict[str, str], force: bool) -> dict[str, Any]:
-    """Start the flow against the configured Prefect server, or an embedded one that starts during the imports."""
+def _named(
+    data: list[str] | None,
+    train: str | None,
+    holdout: str | None,
+    columns: str | None,
+    labels: str | None,
+    encoder: str | None,
+) -> dict[str, Any]:
+    """Return the settings that have options of their own."""
+    return {
+        "data.path": data or None,
+        "data.train": train,
+        "data.holdout": holdout,
+        "data.columns": columns,
+        "data.labels": labels,
+        "finetune.encoder": encoder,
+    }
+
+
+def _resolve(
+    profile: str, settings: list[str] | None, named: dict[str, Any], device: Device | None = None
+) -> "Resolved":
+    """Resolve profile, environment and flags."""
+    from tasks.settings import load_settings
+
+    flags = dict(_parse_setting(text) for text in settings or ())
+    named = named | {"finetune.device": device}
+    return load_settings(profile, flags | {key: value for key, value in named.items() if value is not None})
+
+
+def _run_flow(name: str, resolved: "Resolved", *arguments: Any) -> dict[str, Any]:
+    """Start a flow against the configured Prefect server, or an embedded one that starts during the imports."""
     started = time.perf_counter()
     home = environment.home()
     environment.prepare()
     from flows.local_server import connected, prefect_api
 
     with prefect_api(home) as server:
-        from flows.retrain import retrain as flow
-
+        flow = getattr(importlib.import_module(f"flows.{name}"), name)
         environment.show_log(quiet_prefect=os.environ.get("VERDICT_DEBUG") != "1")
         with connected(server):
             ready = time.perf_counter()
-            outcome = flow(settings, origins, home, force)
+            outcome = flow(resolved.settings.model_dump(), resolved.origins, home, *arguments)
     total = {"start": ready - started, **outcome["seconds"], "total": time.perf_counter() - started}
-    return {**outcome, "seconds": {name: round(seconds, 2) for name, seconds in total.items()}}
+    return {**outcome, "seconds": {step: round(seconds, 2) for step, seconds in total.items()}}
 
 
 def _ask_champion() -> None:

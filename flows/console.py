@@ -33,6 +33,43 @@ def show_outcome(outcome: dict[str, Any]) -> None:
     console.print(f"store    {outcome['store']}")
 
 
+def show_check(outcome: dict[str, Any]) -> None:
+    """Print what was read, what is unusual, what failed and where the report lies."""
+    console = _console()
+    console.print(f"rows in      {outcome['rows_in']}")
+    console.print(f"kept         {outcome['kept']}")
+    console.print(f"quarantined  {_count(outcome['reasons'], outcome['quarantined'])}")
+    for example in outcome["examples"]:
+        console.print(f"  {escape(example)}")
+    for role, counts in outcome["blemishes"].items():
+        if any(counts.values()):
+            console.print(f"{role}: {_blemishes(counts)}")
+    if outcome["drift"]:
+        shifts = ", ".join(f"{shift['name']} {shift['distance']:.3f}" for shift in outcome["drift"])
+        console.print(f"drift        {shifts} (champion's data {outcome['reference'][:12]})")
+    for warning in outcome["warnings"]:
+        console.print(f"[yellow]warns[/]   {escape(warning)}")
+    for failure in outcome["failures"]:
+        console.print(f"[red]fails[/]   {escape(failure)}")
+    passed = outcome["findings"] - len(outcome["failures"]) - len(outcome["warnings"])
+    console.print(f"passed       {passed} of {outcome['findings']} expectations")
+    console.print(f"report       {outcome['report']}")
+    console.print("[bold green]ACCEPTED[/]" if outcome["passed"] else "[bold red]REFUSED[/]")
+
+
+def show_watch(outcome: dict[str, Any]) -> None:
+    """Print what a look at the data found and what followed."""
+    console = _console()
+    if outcome["check"]:
+        show_check(outcome["check"])
+    console.print(escape(outcome["why"]))
+    if outcome["retrain"]:
+        console.print("retrained:")
+        show_outcome(outcome["retrain"])
+    else:
+        console.print("nothing was started")
+
+
 def show_predictions(predictions: list[dict[str, Any]]) -> None:
     """Print one line a sentence."""
     table = _table("label", "probability", "version", "sentence")
@@ -83,7 +120,7 @@ def show_next_commands() -> None:
     for command in (
         f'{verdict} predict "Who did you say that left?"',
         f"{verdict} status",
-        f"{verdict} retrain --profile cola-small --data DIR    # DIR: in_domain_train.tsv, out_of_domain_dev.tsv",
+        f"{verdict} retrain --profile cola-small    # real CoLA, fetched once",
     ):
         console.print(f"  {command}")
 
@@ -91,6 +128,24 @@ def show_next_commands() -> None:
 def _describe(version: dict[str, Any]) -> str:
     mcc = "unknown" if version["mcc"] is None else f"{version['mcc']:.3f}"
     return f"version {version['version']}, MCC {mcc}, data {(version['dataset'] or 'unknown')[:12]}"
+
+
+def _count(kinds: dict[str, int], total: int) -> str:
+    shares = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
+    return f"{total} ({shares})" if shares else str(total)
+
+
+def _blemishes(counts: dict[str, int]) -> str:
+    """Write "23 rows that repeat a sentence (folded 40)" for each kind that occurs."""
+    kinds: dict[str, dict[str, int]] = {}
+    for what, count in counts.items():
+        kind, _, how = what.partition(", ")
+        kinds.setdefault(kind, {})[how] = count
+    return "; ".join(
+        f"{next(iter(ways.values()))} {kind}" + (f" (folded {ways['folded']})" if "folded" in ways else "")
+        for kind, ways in kinds.items()
+        if any(ways.values())
+    )
 
 
 def _table(*columns: str) -> Table:

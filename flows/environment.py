@@ -43,7 +43,7 @@ def show_log(quiet_prefect: bool) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
     logger = logging.getLogger("tasks")
-    logger.addHandler(handler)
+    logger.handlers = [handler]  # calls in one process do not add up
     logger.setLevel(logging.INFO)
     if quiet_prefect:
         for console in logging.getLogger().handlers:

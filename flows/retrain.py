@@ -17,6 +17,7 @@ from prefect import flow
 from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
 
 from flows import steps
+from flows.check import describe_gate, examine_data, read_data, report_gate
 from flows.steps import io_step, step
 from tasks import registry
 from tasks.bundle import Origin
@@ -28,24 +29,23 @@ from tasks.evidence import Evidence, gather_evidence
 from tasks.export import Export, export_bundle, load_export
 from tasks.files import digest_of, read_json, write_json
 from tasks.finetune import LABELS, Epoch, Training, fine_tune, load_training
+from tasks.ingestion import Data
 from tasks.judge import Verdict, judge
 from tasks.provenance import git_commit, versions
-from tasks.reading import Data, take_snapshots
 from tasks.registry import CHALLENGER, CHAMPION, Store
 from tasks.report import write_documents
 from tasks.settings import Resolved, Settings
-from tasks.sources import locate_sources
 from tasks.splitting import split_snapshot
-from tasks.validation import Gate, refuse_unfit, validate_snapshots
+from tasks.validation import Gate, refuse_unfit
 
 # Each step is a plain function of tasks/; the names are those that the summary shows.
-locate = io_step("locate data", locate_sources)
-read = io_step("read data", take_snapshots)
+read = io_step("read data", read_data)
 find_encoder = io_step("find encoder", locate_encoder)
-check = step("check data", validate_snapshots)
+examine = step("check data", examine_data)
 split = step("split", split_snapshot)
 export = step("export", export_bundle)
 find_alias = io_step("find champion", registry.find_alias)
+find_profile = io_step("find champion", registry.fetch_profile)
 measure = step("measure", gather_evidence)
 decide = step("judge", judge)
 draw = step("document", draw_charts)
@@ -76,7 +76,7 @@ def retrain(settings: dict[str, Any], origins: dict[str, str], home: str, force:
     steps.seconds.set({})
     chosen = Settings.model_validate(settings)
     store = registry.locate_store(home)
-    data = read_data(chosen, home)
+    data = read(chosen.data, home)
     encoder = find_encoder(chosen.finetune.encoder)
     device = resolve_device(chosen.finetune.device)
     job = name_job(chosen, data, encoder, device)
@@ -88,7 +88,7 @@ def retrain(settings: dict[str, Any], origins: dict[str, str], home: str, force:
             return {**finished, "unchanged": True, "seconds": steps.seconds.get()}
         end_dead_runs(store, home, job)
         with recorded_run(store, job, chosen, origins, data) as run_id:
-            gate = check_data(data, chosen, folder)
+            gate = check_data(data, chosen, encoder, folder, store, run_id)
             training = train(data, encoder, chosen, device, folder, store, run_id)
             exported = load_export(str(folder)) or export(
                 training["model"], str(folder), origin_of(chosen, data, encoder)
@@ -104,17 +104,15 @@ def retrain(settings: dict[str, Any], origins: dict[str, str], home: str, force:
     return outcome
 
 
-def read_data(settings: Settings, home: str) -> Data:
-    """Find the files behind the address and snapshot them."""
-    chosen = settings.data
-    sources = locate(chosen.path, chosen.train, chosen.holdout, f"{home}/sample")
-    return read(sources["train"], sources["holdout"], sources["reported"], f"{home}/snapshots", chosen.max_chars)
-
-
 def name_job(settings: Settings, data: Data, encoder: Encoder, device: str) -> str:
     """Name a job by what decides its result; where the data or encoder lie does not."""
     recipe = settings.model_dump(
-        mode="json", exclude={"data": {"path", "train", "holdout"}, "finetune": {"encoder", "device"}}
+        mode="json",
+        exclude={
+            "data": {"path", "train", "holdout", "columns", "labels", "offline"},
+            "finetune": {"encoder", "device"},
+            "watch": True,
+        },
     )
     return digest_of([recipe, data["digest"], encoder["digest"], device, git_commit()])[:16]
 
@@ -171,7 +169,7 @@ def recorded_run(store: Store, job: str, settings: Settings, origins: dict[str, 
     run_id = open_run(store, job, {key: value for key, value, _ in rows}, tags)
     for name, snapshot in {"train": data["train"], "holdout": data["holdout"], "reported": data["reported"]}.items():
         if snapshot:
-            log_dataset(store, run_id, name, name, snapshot["digest"], snapshot["path"], settings.data.path)
+            log_dataset(store, run_id, name, name, snapshot["digest"], snapshot["path"], " + ".join(settings.data.path))
     try:
         yield run_id
     except BaseException as error:
@@ -183,10 +181,14 @@ def recorded_run(store: Store, job: str, settings: Settings, origins: dict[str, 
     registry.close_run(store, run_id, "FINISHED")
 
 
-def check_data(data: Data, settings: Settings, folder: Path) -> Gate:
-    """Let the gate look at the snapshots, and stop where it refuses."""
-    gate = check(data["train"], data["holdout"], str(folder / "gate.json"), settings.gate.model_dump())
-    refuse_unfit(gate, data["train"]["examples"] + data["holdout"]["examples"])
+def check_data(data: Data, settings: Settings, encoder: Encoder, folder: Path, store: Store, run_id: str) -> Gate:
+    """Let the gate look at the snapshots, keep its report where people look, and stop where it refuses."""
+    gate = examine(data, settings, str(folder), encoder["folder"], find_profile(store))
+    report_gate(gate)
+    reports = [folder / name for name in ("gate.json", "gate.html", "quarantine.parquet")]
+    log_files(store, run_id, [str(path) for path in reports if path.is_file()], "gate")
+    create_markdown_artifact(key="data-gate", markdown=describe_gate(gate), description="What the data gate saw")
+    refuse_unfit(gate)
     return gate
 
 
@@ -201,6 +203,7 @@ def train(
     train_rows, validation_rows, counts = split(
         data["train"]["path"], holdouts, str(folder), settings.data.validation_share, chosen.seed
     )
+    write_json(folder / "split.json", counts)
     log_series(store, run_id, {f"rows_{name}": {0: cast(int, count)} for name, count in counts.items()})
     return fine_tune_visibly(
         train_rows,
@@ -262,6 +265,7 @@ def weigh(
         data["holdout"],
         data["reported"],
         champion,
+        split=read_json(folder / "split.json"),
         device=device,
         resamples=settings.judge.resamples,
     )
@@ -287,7 +291,7 @@ def write_report(
         training=training,
         evidence=evidence,
         verdict=verdict,
-        findings=gate["findings"],
+        gate=gate,
         settings=settings_rows(*settings),
         pictures=pictures,
     )
@@ -328,7 +332,7 @@ def record_figures(
     series["mcc_per_batch"] = dict(enumerate(measured["mcc_per_batch"], start=1))
     log_series(store, run_id, series)
     log_files(store, run_id, list(pictures.values()), "pictures")
-    records = [str(folder / name) for name in ("gate.json", "evidence.json", "verdict.json")]
+    records = [str(folder / name) for name in ("evidence.json", "verdict.json")]
     log_files(store, run_id, [*records, str(folder / "bundle" / "report.html")], "records")
 
 

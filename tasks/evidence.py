@@ -11,6 +11,7 @@ from tasks.errors import VerdictError
 from tasks.metrics import Interval, accuracy, confusion, mcc_interval, mcc_per_batch, mcc_per_group
 from tasks.predict import Classifier
 from tasks.reading import load_rows
+from tasks.splitting import Split
 
 WORST = 10  # sentences
 
@@ -55,10 +56,11 @@ class Reigning(TypedDict):
 
 
 class Evidence(TypedDict):
-    """Everything a verdict rests on."""
+    """Everything a verdict rests on; `split` counts the rows that trained, and those that left with their reasons."""
 
     digest: str
     holdout: str
+    split: Split
     candidate: Measurement
     reported: Measurement | None
     champion: Champion | None
@@ -70,6 +72,7 @@ def gather_evidence(
     reported: Rows | None,
     champion: Reigning | None,
     *,
+    split: Split,
     device: str,
     resamples: int,
 ) -> Evidence:
@@ -80,6 +83,7 @@ def gather_evidence(
         holdout: digest and path of the judging snapshot.
         reported: digest and path of a snapshot that is only reported.
         champion: version, digest and folder of the reigning bundle; None when there is none.
+        split: how the training rows were divided.
         device: auto, cuda or cpu.
         resamples: of the bootstrap.
     """
@@ -87,6 +91,7 @@ def gather_evidence(
     return Evidence(
         digest=classifier.manifest["digest"],
         holdout=holdout["digest"],
+        split=split,
         candidate=measure(classifier, holdout["path"], resamples),
         reported=measure(classifier, reported["path"], resamples) if reported else None,
         champion=_measure_champion(champion, holdout["path"], device, resamples) if champion else None,

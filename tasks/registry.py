@@ -29,8 +29,10 @@ from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, RESOURCE_DOES_
 from mlflow.types import ColSpec, Schema
 from sqlalchemy.exc import SQLAlchemyError
 
-from tasks.bundle import MODEL
+from tasks.bundle import MODEL, PROFILE
+from tasks.drift import Profile
 from tasks.errors import Unreachable, VerdictError, WrongUsage
+from tasks.files import read_json
 from tasks.reading import load_rows
 
 MODEL_NAME = "acceptability"
@@ -212,6 +214,28 @@ def find_alias(store: Store, alias: str, fetch: bool = True) -> Version | None:
     with _client(store) as client:
         found = _version_by_alias(client, MODEL_NAME, alias)
         return _describe(found, fetch) if found else None
+
+
+def fetch_profile(store: Store) -> Profile | None:
+    """Return the profile of the data that the champion was trained on.
+
+    None when there is no champion, or one whose bundle holds no profile.
+
+    Raises:
+        Unreachable: if the store cannot be asked.
+    """
+    if is_new(store):
+        return None
+    with _client(store) as client:
+        champion = _version_by_alias(client, MODEL_NAME, CHAMPION)
+        if champion is None:
+            return None
+        folder = f"models:/{MODEL_NAME}/{champion.version}/data/bundle"
+        held = {Path(entry.path).name for entry in mlflow.artifacts.list_artifacts(artifact_uri=folder)}
+        if PROFILE not in held:
+            return None
+        with tempfile.TemporaryDirectory() as scratch:
+            return read_json(Path(mlflow.artifacts.download_artifacts(f"{folder}/{PROFILE}", dst_path=scratch)))
 
 
 def fetch_version(store: Store, uri: str = CHAMPION_URI) -> Version:

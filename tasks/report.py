@@ -1,17 +1,16 @@
 """The documents of a bundle: report.html, one file that opens offline, and card.md, the model card."""
 
-import base64
 from pathlib import Path
 from typing import Any, cast
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-from tasks.bundle import Facts, Manifest, seal, verify
+from tasks.bundle import PROFILE, Facts, Manifest, seal, verify
 from tasks.evidence import Evidence
-from tasks.files import write_text
+from tasks.files import write_json, write_text
 from tasks.finetune import Training
 from tasks.judge import Verdict
-from tasks.validation import Finding
+from tasks.rendering import data_uri, render
+from tasks.suite import allowed_range, brief
+from tasks.validation import Gate
 
 VARIANT = "fp32"
 
@@ -22,7 +21,7 @@ def write_documents(
     training: Training,
     evidence: Evidence,
     verdict: Verdict,
-    findings: list[Finding],
+    gate: Gate,
     settings: list[tuple[str, Any, str]],
     pictures: dict[str, str],
 ) -> Manifest:
@@ -33,7 +32,7 @@ def write_documents(
         training: how it was trained.
         evidence: what was measured.
         verdict: what was decided.
-        findings: what the data gate saw.
+        gate: what the data gate saw; the profile of the training rows goes into the bundle.
         settings: (key, value, origin) rows.
         pictures: PNG paths by name.
 
@@ -49,29 +48,16 @@ def write_documents(
         "training": training,
         "evidence": evidence,
         "verdict": verdict,
-        "findings": findings,
+        "gate": gate,
+        "findings": [
+            (finding, allowed_range(finding["allowed"]), brief(finding["observed"])) for finding in gate["findings"]
+        ],
         "settings": settings,
     }
-    images = {name: _data_uri(Path(path)) for name, path in pictures.items()}
-    write_text(folder / "report.html", _render("report.html.j2", **content, pictures=images))
-    write_text(folder / "card.md", _render("card.md.j2", **content))
+    images = {name: data_uri(Path(path).read_bytes()) for name, path in pictures.items()}
+    write_text(folder / "report.html", render("report.html.j2", **content, pictures=images))
+    write_json(folder / PROFILE, gate["profile"])
+    write_text(folder / "card.md", render("card.md.j2", **content))
     measured = evidence["candidate"]
     metrics = {key: dict(measured)[key] for key in ("rows", "provider", "interval", "accuracy", "confusion")}
     return seal(folder, facts, {VARIANT: {**metrics, "holdout": evidence["holdout"]}})
-
-
-def _render(template: str, **content: Any) -> str:
-    # Sentences are other people's text: everything is escaped in the HTML, nothing is missing silently.
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).with_name("templates")),
-        autoescape=template.endswith(".html.j2"),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    return environment.get_template(template).render(**content)
-
-
-def _data_uri(path: Path) -> str:
-    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()

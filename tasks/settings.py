@@ -5,6 +5,7 @@ Three layers, the later one wins: a profile file (flows/profiles/*.toml, or any 
 """
 
 import difflib
+import json
 import os
 import tomllib
 from collections.abc import Mapping
@@ -12,16 +13,53 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
 
 from tasks.errors import WrongUsage
+from tasks.pairs import parse_pairs
 
 PREFIX = "VERDICT_"
 OWN_VARIABLES = {"VERDICT_HOME"}  # variables with our prefix that are no settings
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
+ROLES = ("text", "label", "source", "mark")
+
+
+def _check_columns(text: str) -> str:
+    unknown = set(parse_pairs(text)) - set(ROLES)
+    if unknown:
+        raise ValueError(f"{sorted(unknown)[0]!r} is no role of a column; expected {', '.join(ROLES)}")
+    return text
+
+
+def _check_labels(text: str) -> str:
+    values = parse_pairs(text).values()
+    if values and set(values) != {"0", "1"}:
+        raise ValueError("every label stands for 0 or 1, and both occur: acceptable=1,unacceptable=0")
+    return text
+
+
+def _split_addresses(value: Any) -> Any:
+    """Take one address, or a JSON list of them, from the environment or a flag."""
+    if not isinstance(value, str):
+        return value
+    if value.startswith("["):
+        try:
+            return json.loads(value)
+        except ValueError as error:
+            raise ValueError(f"no JSON list of addresses: {error}") from error
+    return (value,) if value else ()
+
+
+Addresses = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_addresses)]
 
 
 class Section(BaseModel):
@@ -33,12 +71,22 @@ class Section(BaseModel):
 class DataSettings(Section):
     """Where sentences come from and how they are divided."""
 
-    path: str = "sample"
-    """Folder with CoLA-format files, or "sample" for the bundled corpus."""
+    path: Addresses = ("sample",)
+    """Addresses that are merged: folder, file, https://...#sha256=HEX, hf:ORG/NAME, or "sample" (bundled)."""
     train: str = ""
     """Training file; empty for in_domain_train.tsv."""
     holdout: str = ""
     """Judging file; empty for out_of_domain_dev.tsv."""
+    columns: Annotated[str, AfterValidator(_check_columns)] = ""
+    """Columns of CSV, JSONL, Parquet and headed TSV files: text=NAME,label=NAME,source=NAME,mark=NAME."""
+    labels: Annotated[str, AfterValidator(_check_labels)] = ""
+    """What labels are called besides 0 and 1: acceptable=1,unacceptable=0."""
+    offline: bool = False
+    """Take only what is on this machine; nothing is fetched."""
+    holdout_share: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """Share of the sentences that is set apart to judge, where no holdout file is given."""
+    max_quarantined: Share = 0.01
+    """Largest share of rows that may be quarantined."""
     validation_share: Annotated[float, Field(gt=0, lt=0.5)] = 0.1
     """Share of the training sentences that selects the best epoch."""
     max_chars: Annotated[int, Field(ge=1)] = 2000
@@ -48,8 +96,6 @@ class DataSettings(Section):
 class GateSettings(Section):
     """Limits of the data gate."""
 
-    max_quarantined: Share = 0.01
-    """Largest share of unreadable rows."""
     min_rows: Count = 100
     """Smallest number of training rows."""
     min_holdout_rows: Count = 50
@@ -58,19 +104,47 @@ class GateSettings(Section):
     """Smallest share of acceptable sentences."""
     max_acceptable: Share = 0.9
     """Largest share of acceptable sentences."""
+    min_characters: Count = 1
+    """Smallest usual number of characters of a sentence."""
+    max_characters: Count = 1000
+    """Largest usual number of characters of a sentence."""
+    min_words: Count = 1
+    """Smallest usual number of words of a sentence."""
+    max_words: Count = 200
+    """Largest usual number of words of a sentence."""
+    max_odd_lengths: Share = 0.01
+    """Largest share of sentences that are shorter or longer than usual."""
+    max_control: Share = 0.01
+    """Largest share of sentences with control characters."""
     max_duplicates: Share = 0.05
     """Largest share of rows that repeat an earlier sentence (folded)."""
     max_conflicts: Share = 0.02
-    """Largest share of rows whose sentence has both labels."""
+    """Largest share of rows whose sentence has both labels (folded)."""
     max_leak: Share = 0.05
-    """Largest share of holdout sentences that also stand in the training file."""
+    """Largest share of holdout rows whose sentence also trains (folded)."""
+    max_unseen_sources: Share = 1.0
+    """Largest share of holdout rows from sources that do not train; all of them where the holdout is out of domain."""
+    max_unknown: Share = 0.01
+    """Largest share of word pieces that the encoder's vocabulary does not have."""
+    drift: Literal["warn", "refuse"] = "warn"
+    """What drift from the champion's training data does; retraining is the usual answer to it."""
+    drift_level: Annotated[float, Field(gt=0, lt=1)] = 0.01
+    """Distances whose p value is not below this count as chance."""
+    max_label_shift: Share = 0.05
+    """Drift: largest difference of the acceptable share."""
+    max_length_shift: Share = 0.1
+    """Drift: largest Kolmogorov-Smirnov distance of the sentences' lengths."""
+    max_source_shift: Share = 0.3
+    """Drift: largest Jensen-Shannon distance of the sources."""
+    max_vocabulary_shift: Share = 0.3
+    """Drift: largest Jensen-Shannon distance of the words."""
 
     @model_validator(mode="after")
     def _ordered(self) -> "GateSettings":
-        if self.min_acceptable >= self.max_acceptable:
-            raise ValueError(
-                f"gate.min_acceptable ({self.min_acceptable}) must be below gate.max_acceptable ({self.max_acceptable})"
-            )
+        for name in ("acceptable", "characters", "words"):
+            low, high = getattr(self, f"min_{name}"), getattr(self, f"max_{name}")
+            if low >= high:
+                raise ValueError(f"gate.min_{name} ({low}) must be below gate.max_{name} ({high})")
         return self
 
 
@@ -108,6 +182,13 @@ class JudgeSettings(Section):
     """Bootstrap resamples behind an interval."""
 
 
+class WatchSettings(Section):
+    """What a look at the data may start."""
+
+    retrain: Literal["never", "on_change", "on_drift"] = "on_change"
+    """When new data starts a retraining run."""
+
+
 class Settings(BaseSettings):
     """All settings of a run."""
 
@@ -117,6 +198,7 @@ class Settings(BaseSettings):
     gate: GateSettings = GateSettings()
     finetune: FinetuneSettings = FinetuneSettings()
     judge: JudgeSettings = JudgeSettings()
+    watch: WatchSettings = WatchSettings()
 
     @classmethod
     def settings_customise_sources(
@@ -221,7 +303,7 @@ def _refuse_unknown(key: str, origin: str) -> None:
 def _explain(error: ValidationError, origins: Mapping[str, str]) -> str:
     """Say in one line which value is wrong, where it came from and what was expected."""
     first = error.errors()[0]
-    key = ".".join(str(part) for part in first["loc"])
+    key = ".".join(str(part) for part in first["loc"][:2])  # what follows is a place in a list
     reason = first["msg"].removeprefix("Value error, ")
     if key not in origins:  # a contradiction between keys names them itself
         return f"settings contradict each other: {reason}"

@@ -6,18 +6,19 @@ moves no old row from one side to the other.
 """
 
 import hashlib
-import re
-import unicodedata
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TypedDict
 
+import numpy as np
 import pandas as pd
+import pyarrow as pa
+from numpy.typing import NDArray
 
 from tasks.errors import DataRefused
 from tasks.files import replacing
+from tasks.folding import fold_all
 from tasks.reading import load_rows
-
-_NOT_WORD = re.compile(r"[\W_]+")
 
 
 class Split(TypedDict):
@@ -28,11 +29,6 @@ class Split(TypedDict):
     in_holdout: int
     conflicting: int
     repeated: int
-
-
-def fold(sentence: str) -> str:
-    """Return the sentence without case, punctuation and spacing differences."""
-    return _NOT_WORD.sub(" ", unicodedata.normalize("NFKC", sentence).casefold()).strip()
 
 
 def split_rows(
@@ -49,12 +45,12 @@ def split_rows(
         validation_share: expected share of sentences that go to validation, between 0 and 1.
         seed: another seed, another choice.
     """
-    folded = rows["sentence"].map(fold)
-    in_holdout = folded.isin({fold(sentence) for sentence in holdout_sentences})
+    folded = pd.Series(_fold(rows["sentence"]), index=rows.index)
+    in_holdout = folded.isin(set(_fold(holdout_sentences)))
     conflicting = ~in_holdout & (rows.groupby(folded)["label"].transform("nunique") > 1)
     repeated = ~in_holdout & ~conflicting & folded.duplicated()
     usable = ~(in_holdout | conflicting | repeated)
-    chosen = folded.map(lambda text: _fraction(text, seed) < validation_share)
+    chosen = folded.map(lambda text: fraction(text, str(seed)) < validation_share).astype(bool)
     train, validation = rows[usable & ~chosen], rows[usable & chosen]
     counts = Split(
         train=len(train),
@@ -93,7 +89,11 @@ def split_snapshot(
     return paths[0], paths[1], counts
 
 
-def _fraction(text: str, seed: int) -> float:
-    """Map a text to a number in [0, 1) that looks uniform and depends on nothing but text and seed."""
-    digest = hashlib.blake2b(text.encode(), digest_size=8, key=str(seed).encode()).digest()
+def fraction(text: str, key: str) -> float:
+    """Map a text to a number in [0, 1) that looks uniform and depends on nothing but text and key."""
+    digest = hashlib.blake2b(text.encode(), digest_size=8, key=key.encode()).digest()
     return int.from_bytes(digest, "big") / 2**64
+
+
+def _fold(sentences: Iterable[str]) -> NDArray[np.object_]:
+    return fold_all(pa.array(sentences, pa.string()))

@@ -1,178 +1,184 @@
 """The data gate: a Great Expectations suite over the snapshots, run before anything is trained.
 
-Rows are checked as rows. What only a whole file has (quarantined, repeated, conflicting, leaked shares) is put into a
-one-row table of figures and checked there, so that every limit is an expectation and is reported alike.
+Rows are checked by their measures, so that each finding names the lines it is about. What only a whole file has (the
+quarantined share, unknown word pieces, drift) stands in a table of one row and is checked there, so that every limit is
+an expectation and is reported alike. A finding is critical, and then refuses the data, or a warning.
 """
 
-import warnings
 from pathlib import Path
 from typing import Any, TypedDict
 
-import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 
+from tasks.coverage import unknown_share
+from tasks.drift import Profile, Shift, compare_profiles, profile_snapshot
 from tasks.errors import DataRefused
-from tasks.files import write_json
-from tasks.reading import Snapshot, load_rows
-from tasks.splitting import fold
+from tasks.files import replacing, write_json
+from tasks.ingestion import Data
+from tasks.measures import count_blemishes, mark_known, mark_repeats, measure_rows
+from tasks.reading import QUARANTINE, ROWS, Snapshot, read_tables
+from tasks.suite import (
+    Finding,
+    allowed_range,
+    brief,
+    check_table,
+    figure_expectations,
+    row_expectations,
+    schema_expectations,
+)
+
+HEAD = 1_000  # rows whose types are checked; Parquet keeps one type a column
 
 
-class Finding(TypedDict):
-    """One expectation: what it looked at, what it saw, what it allows."""
+class Counts(TypedDict):
+    """Rows of several snapshots: rows_in = kept + quarantined, the latter by kind, and the first examples."""
 
-    table: str
-    expectation: str
-    column: str | None
-    observed: Any
-    allowed: dict[str, Any]
-    passed: bool
+    rows_in: int
+    kept: int
+    quarantined: int
+    reasons: dict[str, int]
+    examples: list[str]
 
 
-class Gate(TypedDict):
-    """The gate's answer; `report` is the JSON file with every finding."""
+class Gate(Counts):
+    """The gate's answer; it passed when no critical finding failed. `report` is the JSON file that holds all of it."""
 
     passed: bool
     findings: list[Finding]
+    blemishes: dict[str, dict[str, int]]
+    drift: list[Shift]
+    reference: str | None
+    profile: Profile
+    dataset: str
     report: str
 
 
-def validate_snapshots(train: Snapshot, holdout: Snapshot, report: str, limits: dict[str, Any]) -> Gate:
-    """Run the suite and write its report.
+def validate_data(
+    data: Data, folder: str, limits: dict[str, Any], encoder: str | None = None, reference: Profile | None = None
+) -> Gate:
+    """Run the suite; write gate.json and, where rows were quarantined, quarantine.parquet.
 
     Args:
-        train: the training file's snapshot.
-        holdout: the judging file's snapshot.
-        report: path of the JSON report.
-        limits: the settings under `gate`, by name.
+        data: the snapshots to look at.
+        folder: receives both files.
+        limits: the settings under `gate` and data.max_quarantined, by name.
+        encoder: folder of the encoder whose word pieces are counted; None: not checked.
+        reference: profile of the data that the champion was trained on; None: drift is not checked.
     """
-    train_rows, holdout_rows = load_rows(train["path"]), load_rows(holdout["path"])
-    figures = measure_figures(train, holdout, train_rows, holdout_rows)
+    roles = {"training rows": data["train"], "holdout rows": data["holdout"]}
+    rows = {name: measure_rows(snapshot["path"]) for name, snapshot in roles.items()}
+    train, holdout = rows.values()
+    mark_repeats(train)
+    mark_known(holdout, train)
+    profile = profile_snapshot(data["train"]["path"], data["train"]["digest"])
+    drift = compare_profiles(profile, reference, limits) if reference else []
     # Figures come first: where rows were quarantined, that is the cause and too few rows the consequence.
-    findings = [
-        *check_table("figures", pd.DataFrame([figures]), figure_expectations(limits)),
-        *check_table("training rows", train_rows, row_expectations(limits["min_rows"], limits)),
-        *check_table("holdout rows", holdout_rows, row_expectations(limits["min_holdout_rows"], limits)),
-    ]
-    gate = Gate(passed=all(finding["passed"] for finding in findings), findings=findings, report=report)
-    write_json(Path(report), {**gate, "figures": figures, "examples": train["examples"] + holdout["examples"]})
+    values = measure_figures(data, encoder, drift, limits["drift_level"])
+    findings = check_table("whole data", pd.DataFrame([values]), figure_expectations(values, drift, limits))
+    for name, snapshot in roles.items():
+        findings += check_table(f"{name}, schema", _head(snapshot["path"]), schema_expectations())
+        findings += check_table(name, rows[name], row_expectations(name == "training rows", limits))
+    merge_quarantine(present(data), Path(folder) / "quarantine.parquet")
+    gate = Gate(
+        passed=not any(failed_critically(finding) for finding in findings),
+        **count_rows(present(data)),
+        findings=findings,
+        blemishes={
+            "training rows": count_blemishes(train),
+            "holdout rows": count_blemishes(holdout, train),
+        },
+        drift=drift,
+        reference=reference["dataset"] if reference else None,
+        profile=profile,
+        dataset=data["digest"],
+        report=str(Path(folder) / "gate.json"),
+    )
+    write_json(Path(gate["report"]), gate)
     return gate
 
 
-def refuse_unfit(gate: Gate, examples: list[str]) -> None:
+def refuse_unfit(gate: Gate) -> None:
     """Stop a run whose data did not pass.
 
-    Args:
-        gate: the gate's answer.
-        examples: quarantined rows to show.
-
     Raises:
-        DataRefused: naming the first failed expectation, the observed value and the allowed range.
+        DataRefused: naming the first failed expectation, what was observed, what is allowed, and where.
     """
-    failed = [finding for finding in gate["findings"] if not finding["passed"]]
+    failed = [finding for finding in gate["findings"] if failed_critically(finding)]
     if not failed:
         return
-    first = failed[0]
-    subject = f"{first['table']}, {first['column']}" if first["column"] else first["table"]
-    shown = f"; {examples[0]}" if examples else ""
     more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
+    shown = f"; {gate['examples'][0]}" if failed[0]["column"] == "quarantined" and gate["examples"] else ""
+    limit = f", or move the limit: --set {failed[0]['setting']}=VALUE" if failed[0]["setting"] else ""
     raise DataRefused(
-        f"data refused: {first['expectation']} on {subject}: observed {_short(first['observed'])}, "
-        f"allowed {_range(first['allowed'])}{more}{shown}\nreport: {gate['report']}"
+        f"data refused: {describe_finding(failed[0])}{more}{shown}\n"
+        f"see {Path(gate['report']).with_suffix('.html')}; mend the data{limit}"
     )
 
 
-def measure_figures(
-    train: Snapshot, holdout: Snapshot, train_rows: pd.DataFrame, holdout_rows: pd.DataFrame
-) -> dict[str, float]:
-    """Return the shares that belong to whole files, each between 0 and 1; sentences are compared folded."""
-    folded, holdout_folded = train_rows["sentence"].map(fold), holdout_rows["sentence"].map(fold)
-    conflicting = train_rows.groupby(folded)["label"].transform("nunique") > 1
-    rows_in = train["rows_in"] + holdout["rows_in"]
-    return {
-        "quarantined": (train["quarantined"] + holdout["quarantined"]) / rows_in,
-        "duplicates": _share(folded.duplicated()),
-        "conflicts": _share(conflicting),
-        "leak": _share(holdout_folded.isin(set(folded))),
-    }
-
-
-def row_expectations(min_rows: int, limits: dict[str, Any]) -> list[Any]:
-    """Return the expectations on a table of rows."""
-    import great_expectations.expectations as gxe
-
-    return [
-        gxe.ExpectTableColumnsToMatchOrderedList(column_list=["line", "source", "label", "mark", "sentence"]),
-        gxe.ExpectTableRowCountToBeBetween(min_value=min_rows),
-        gxe.ExpectColumnValuesToNotBeNull(column="sentence"),
-        gxe.ExpectColumnValueLengthsToBeBetween(column="sentence", min_value=1),
-        gxe.ExpectColumnDistinctValuesToEqualSet(column="label", value_set=[0, 1]),
-        gxe.ExpectColumnMeanToBeBetween(
-            column="label", min_value=limits["min_acceptable"], max_value=limits["max_acceptable"]
-        ),
-    ]
-
-
-def figure_expectations(limits: dict[str, Any]) -> list[Any]:
-    """Return the expectations on the table of figures."""
-    import great_expectations.expectations as gxe
-
-    return [
-        gxe.ExpectColumnMaxToBeBetween(column=name, max_value=limits[f"max_{name}"])
-        for name in ("quarantined", "duplicates", "conflicts", "leak")
-    ]
-
-
-def check_table(table: str, rows: pd.DataFrame, expectations: list[Any]) -> list[Finding]:
-    """Validate a table with Great Expectations and return one finding an expectation, in their order."""
-    import great_expectations as gx
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        context = gx.get_context(mode="ephemeral")
-        context.variables.progress_bars = gx.data_context.types.base.ProgressBarsConfig(globally=False)
-        batch = (
-            context.data_sources.add_pandas("rows")
-            .add_dataframe_asset("rows")
-            .add_batch_definition_whole_dataframe("all")
-            .get_batch({"dataframe": rows})
-        )
-        # The suite is complete before it meets the batch: expectations added later are not seen by it.
-        result = batch.validate(gx.ExpectationSuite(name=table, expectations=expectations), result_format="SUMMARY")
-    findings = [_finding(table, entry.to_json_dict()) for entry in result.results]
-    order = [expectation.expectation_type for expectation in expectations]
-    return sorted(findings, key=lambda finding: order.index(finding["expectation"]))
-
-
-def _finding(table: str, entry: dict[str, Any]) -> Finding:
-    config, result = entry["expectation_config"], entry["result"]
-    allowed = {key: value for key, value in config["kwargs"].items() if key not in ("batch_id", "column")}
-    observed = result.get("observed_value", result.get("unexpected_count", "not computable"))
-    if observed is None and "partial_missing_list" in result:  # sets are described by their differences
-        observed = {key: result[f"partial_{key}_list"] for key in ("missing", "unexpected")}
-    if isinstance(observed, np.generic):
-        observed = observed.item()
-    return Finding(
-        table=table,
-        expectation=config["type"],
-        column=config["kwargs"].get("column"),
-        observed=observed,
-        allowed=allowed,
-        passed=bool(entry["success"]),
+def describe_finding(finding: Finding) -> str:
+    """Say in one line what a finding asks, what was observed and what is allowed, with the first row it is about."""
+    where = f", first in {finding['lines'][0]}" if finding["lines"] and not finding["passed"] else ""
+    return (
+        f"{finding['table']}: {finding['asks']}: {brief(finding['observed'])}, "
+        f"allowed {allowed_range(finding['allowed'])}{where}"
     )
 
 
-def _range(allowed: dict[str, Any]) -> str:
-    low, high = allowed.get("min_value"), allowed.get("max_value")
-    if low is None and high is None:
-        return ", ".join(str(value) for value in allowed.values()) or "none"
-    if high is None:
-        return f"at least {low}"
-    return f"at most {high}" if low is None else f"{low} to {high}"
+def failed_critically(finding: Finding) -> bool:
+    """Tell whether a finding refuses the data."""
+    return not finding["passed"] and finding["severity"] == "critical"
 
 
-def _short(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+def measure_figures(data: Data, encoder: str | None, drift: list[Shift], level: float) -> dict[str, float]:
+    """Return what only whole files have: the quarantined share, unknown word pieces, distances from the reference.
+
+    Args:
+        data: the snapshots.
+        encoder: folder of the encoder; None: its word pieces are not counted.
+        drift: distances from the champion's data.
+        level: a distance whose p value is not below this is chance and counts as none; `drift` holds the true one.
+    """
+    counts = count_rows(present(data))
+    values = {"quarantined": counts["quarantined"] / max(counts["rows_in"], 1)}
+    if encoder:
+        values["unknown"] = unknown_share(data["train"]["path"], encoder)
+    return values | {f"{shift['name']} shift": shift["distance"] if shift["p"] < level else 0.0 for shift in drift}
 
 
-def _share(flags: pd.Series) -> float:
-    return float(flags.mean()) if len(flags) else 0.0
+def present(data: Data) -> list[Snapshot]:
+    """Return the snapshots that there are."""
+    return [snapshot for snapshot in (data["train"], data["holdout"], data["reported"]) if snapshot]
+
+
+def count_rows(snapshots: list[Snapshot]) -> Counts:
+    """Add up the rows of snapshots."""
+    reasons: dict[str, int] = {}
+    for snapshot in snapshots:
+        for kind, count in snapshot["reasons"].items():
+            reasons[kind] = reasons.get(kind, 0) + count
+    return Counts(
+        rows_in=sum(snapshot["rows_in"] for snapshot in snapshots),
+        kept=sum(snapshot["kept"] for snapshot in snapshots),
+        quarantined=sum(snapshot["quarantined"] for snapshot in snapshots),
+        reasons=reasons,
+        examples=[example for snapshot in snapshots for example in snapshot["examples"]],
+    )
+
+
+def merge_quarantine(snapshots: list[Snapshot], path: Path) -> None:
+    """Write the quarantined rows of all files into one table, piece by piece; none where there are none."""
+    paths = [snapshot["quarantine"] for snapshot in snapshots if snapshot["quarantine"]]
+    path.unlink(missing_ok=True)
+    if not paths:
+        return
+    with replacing(path) as temporary, pq.ParquetWriter(temporary, QUARANTINE) as writer:
+        for part in paths:
+            for batch in read_tables(part):
+                writer.write_table(pa.Table.from_batches([batch]).cast(QUARANTINE))
+
+
+def _head(path: str) -> pd.DataFrame:
+    batch = next(read_tables(path, rows=HEAD), None)
+    return batch.to_pandas() if batch is not None else ROWS.empty_table().to_pandas()

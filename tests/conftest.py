@@ -108,12 +108,15 @@ def tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def toy_split(toy_data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str, str]:
     """Paths of training rows, validation rows and the holdout's snapshot."""
-    from tasks.reading import take_snapshots
+    from tasks.ingestion import take_snapshots
+    from tasks.sources import Sources
     from tasks.splitting import split_snapshot
+    from tasks.tables import Form
 
     folder = tmp_path_factory.mktemp("split")
-    train, holdout = toy_data / "in_domain_train.tsv", toy_data / "out_of_domain_dev.tsv"
-    data = take_snapshots(str(train), str(holdout), None, str(folder), 2000)
+    train, holdout = (str(toy_data / name) for name in ("in_domain_train.tsv", "out_of_domain_dev.tsv"))
+    sources = Sources(address=str(toy_data), train=[train], holdout=[holdout], reported=[])
+    data = take_snapshots(sources, str(folder), Form(), 0.2)
     paths = split_snapshot(data["train"]["path"], [data["holdout"]["path"]], str(folder), 0.2, 0)
     return paths[0], paths[1], data["holdout"]["path"]
 
@@ -143,6 +146,36 @@ def origin(**changes: Any) -> Any:
         "encoder": "tiny",
         "dataset": "d" * 64,
         "git_commit": "unknown",
+    }
+    return values | changes
+
+
+SPLIT: Any = {"train": 7, "validation": 2, "in_holdout": 1, "conflicting": 4, "repeated": 3}
+
+
+def gate(**changes: Any) -> Any:
+    """Return what a data gate that passed answers, changed by name."""
+    values = {
+        "passed": True,
+        "rows_in": 10,
+        "kept": 10,
+        "quarantined": 0,
+        "reasons": {},
+        "examples": [],
+        "findings": [],
+        "blemishes": {},
+        "drift": [],
+        "reference": None,
+        "profile": {
+            "dataset": "d" * 64,
+            "rows": 1,
+            "labels": {"1": 1},
+            "characters": {"5": 1},
+            "sources": {"s": 1},
+            "words": {"a": 1},
+        },
+        "dataset": "d" * 64,
+        "report": "gate.json",
     }
     return values | changes
 

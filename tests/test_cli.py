@@ -62,6 +62,17 @@ def test_without_arguments_the_help_is_shown(
         (["retrain", "--profile", "nobody"], "profile 'nobody' is unknown; expected one of cola, cola-small, sample"),
         (["retrain", "--device", "tpu"], "'tpu' is not one of 'auto', 'cuda', 'cpu'"),
         (["retrain", "--no-such-option"], "No such option"),
+        (
+            ["check", "--columns", "sentence=text"],
+            "'sentence' is no role of a column; expected text, label, source, mark",
+        ),
+        (["check", "--labels", "good=2"], "every label stands for 0 or 1"),
+        (
+            ["check", "--data", "https://example.org/a.tsv"],
+            "has no digest; expected https://example.org/a.tsv#sha256=HEX",
+        ),
+        (["check", "--data", "hf:a/b/c/d/e"], "data set address 'hf:a/b/c/d/e' is malformed"),
+        (["watch", "--set", "watch.retrain=always"], "watch.retrain = 'always' (flag) is refused"),
         (["predict"], "Missing argument"),
         (["conquer"], "No such command 'conquer'"),
         (["predict", "x", "--model", "acceptability"], "is no registry address"),
@@ -82,11 +93,11 @@ def test_wrong_usage_is_exit_2_and_at_most_two_lines(
 @pytest.mark.parametrize(
     ("data", "code", "expected"),
     [
-        ("missing", 2, "does not exist; expected a folder with in_domain_train.tsv"),
-        ("without-files", 2, "holds no file 'in_domain_train.tsv' (it holds no .tsv file)"),
-        ("empty", 1, "is empty; expected tab-separated rows"),
+        ("missing", 2, "does not exist; expected a folder, a file, https://"),
+        ("without-files", 2, "holds no file 'in_domain_train.tsv' (it holds no file)"),
+        ("empty", 1, "is empty; expected rows of source, label, mark, sentence"),
         ("unreadable", 1, "cannot be read"),
-        ("text-labels", 3, "data refused: expect_column_max_to_be_between on figures, quarantined"),
+        ("text-labels", 3, "data refused: whole data: share of quarantined rows: 0."),
     ],
 )
 def test_bad_data_is_refused_without_a_trace(
@@ -123,6 +134,68 @@ def test_bad_data_is_refused_without_a_trace(
     assert "Traceback" not in err
     found, out, err = call(capsys, "status", "--json")
     assert (found, json.loads(out)["champion"]) == (0, None)
+
+
+def test_check_reads_and_gates_alone_and_needs_no_server(
+    capsys: pytest.CaptureFixture[str], home: Path, toy_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")  # nobody answers there
+    code, out, _ = call(capsys, "check", "--data", str(toy_data), "--json")
+    answer = json.loads(out)
+    assert (code, answer["passed"], answer["failures"]) == (0, True, [])
+    assert (answer["rows_in"], answer["kept"], answer["quarantined"]) == (480, 480, 0)
+    assert Path(answer["report"]).is_file()
+    assert not (home / "mlflow.db").exists()
+    shown = call(capsys, "check", "--data", str(toy_data))[1]
+    assert "rows in      480" in shown
+    assert shown.endswith("ACCEPTED\n")
+
+
+def test_check_ends_with_3_and_names_each_fault_where_the_gate_refuses(
+    capsys: pytest.CaptureFixture[str], home: Path, toy_data: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(toy_data, tmp_path / "bad"))
+    with (folder / "in_domain_train.tsv").open("ab") as file:
+        file.write(b"toy\t1\n" * 20 + b"toy\t1\t\t\xff\n" + b"toy\t1\t\tThe same.\n" * 50)
+    code, out, _ = call(capsys, "check", "--data", str(folder), "--json")
+    answer = json.loads(out)
+    assert (code, answer["passed"]) == (3, False)
+    assert (answer["rows_in"], answer["kept"], answer["quarantined"]) == (551, 530, 21)
+    assert answer["reasons"] == {"field count": 20, "encoding": 1}
+    assert [failure.split(": ")[1] for failure in answer["failures"]] == [
+        "share of quarantined rows",
+        "share of rows that repeat an earlier sentence",
+    ]
+    code, out, _ = call(capsys, "check", "--data", str(folder))
+    assert code == 3
+    assert "quarantined  21 (20 field count, 1 encoding)" in out
+    assert "in_domain_train.tsv line 401: 2 fields instead of 4" in out
+    assert out.endswith("REFUSED\n")
+
+
+def test_check_takes_other_peoples_tables(capsys: pytest.CaptureFixture[str], home: Path, tmp_path: Path) -> None:
+    rows = [{"words": f"Sentence {n}, of its own.", "fine": "yes" if n % 3 else "no"} for n in range(600)]
+    (tmp_path / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    own = ["--data", str(tmp_path / "own.jsonl"), "--columns", "text=words,label=fine", "--labels", "yes=1,no=0"]
+    code, out, err = call(capsys, "check", *own, "--json")
+    answer = json.loads(out)
+    assert (code, answer["rows_in"], answer["kept"], answer["failures"]) == (0, 600, 600, [])
+    assert "no holdout file: " in err
+    code, out, err = call(capsys, "check", "--data", str(tmp_path / "own.jsonl"))
+    assert (code, out) == (2, "")
+    assert "has no column 'sentence' for the text; it has 'words', 'fine': --columns text=NAME,label=NAME" in err
+
+
+def test_watch_looks_once_and_prints_what_followed(
+    capsys: pytest.CaptureFixture[str], home: Path, toy_data: Path, prefect_server: str
+) -> None:
+    arguments = ["watch", "--data", str(toy_data), "--set", "watch.retrain=never"]
+    code, out, _ = call(capsys, *arguments)
+    assert code == 0
+    assert "the data changed; there is no champion's data to compare it with; watch.retrain = never" in out
+    assert out.endswith("nothing was started\n")
+    code, out, _ = call(capsys, *arguments, "--json")
+    assert (code, json.loads(out)["changed"]) == (0, False)
 
 
 @pytest.mark.parametrize("encoder", ["./no-such-folder", "folder-without-model"])

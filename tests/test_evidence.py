@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from conftest import facts
+from conftest import SPLIT, facts
 from onnx import numpy_helper
 
 from tasks.bundle import seal
@@ -20,7 +20,7 @@ from tasks.reading import load_rows
 
 def gather(bundle: str, holdout: str, champion: dict[str, str] | None = None) -> Any:
     place = {"digest": "h" * 64, "path": holdout}
-    return gather_evidence(bundle, place, None, champion, device="cpu", resamples=200)
+    return gather_evidence(bundle, place, None, champion, split=SPLIT, device="cpu", resamples=200)
 
 
 def test_a_measurement_is_what_the_classifier_answers(exported: Any, toy_split: tuple[str, str, str]) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
+import pandas as pd
 import pytest
 from conftest import write_toy_data
 
@@ -105,6 +106,58 @@ def test_the_first_fit_candidate_becomes_champion_and_everything_is_recorded(ret
     pictures = {entry.path for entry in client(home).list_artifacts(run.info.run_id, "pictures")}
     names = ("loss_per_step", "mcc_per_batch", "confusion", "epochs")
     assert pictures == {f"pictures/{name}.png" for name in names}
+    assert {entry.path for entry in client(home).list_artifacts(run.info.run_id, "gate")} == {
+        "gate/gate.json",
+        "gate/gate.html",
+    }
+
+
+def test_the_evidence_counts_the_rows_that_left_and_why(retrain: Retrain, home: Path, toy_data: Path) -> None:
+    folder = Path(shutil.copytree(toy_data, home / "blemished"))
+    train, holdout = folder / "in_domain_train.tsv", folder / "out_of_domain_dev.tsv"
+    rows = train.read_text().splitlines(keepends=True)
+    leaked, first = holdout.read_text().splitlines()[0], rows[0].split("\t")
+    conflict = [first[0], "1" if first[1] == "0" else "0", first[2], first[3].upper()]
+    train.write_text("".join([*rows, rows[1], leaked + "\n", "\t".join(conflict)]))
+    retrain(data__path=str(folder))
+    (job,) = (home / "runs").iterdir()
+    split = json.loads((job / "evidence.json").read_text())["split"]
+    assert {name: split[name] for name in ("in_holdout", "conflicting", "repeated")} == {
+        "in_holdout": 1,
+        "conflicting": 2,
+        "repeated": 1,
+    }
+    assert sum(split.values()) == len(rows) + 3
+
+
+def test_several_addresses_are_merged_and_train_together(retrain: Retrain, home: Path, toy_data: Path) -> None:
+    feedback = home / "feedback.csv"
+    feedback.write_text("sentence,label,source\nthe cat sees the dog quietly here,1,feedback\n")
+    outcome = retrain(data__path=[str(toy_data), str(feedback)])
+    assert outcome["decision"] == "PROMOTE"
+    (job,) = (home / "runs").iterdir()
+    rows = pd.concat([pd.read_parquet(job / f"{side}.parquet") for side in ("train", "validation")])
+    assert rows["source"].value_counts().to_dict() == {"toy": 400, "feedback": 1}
+
+
+def test_the_second_candidate_is_compared_with_what_the_champion_was_trained_on(
+    retrain: Retrain, home: Path, toy_data: Path
+) -> None:
+    first = retrain()
+    folder = Path(shutil.copytree(toy_data, home / "drifted"))
+    train = folder / "in_domain_train.tsv"
+    train.write_text(
+        "".join(row for row in train.read_text().splitlines(keepends=True) if "\t1\t" in row or "cat" in row)
+    )
+    second = retrain(data__path=str(folder))
+    assert second["dataset"] != first["dataset"]
+    (gate,) = (
+        record
+        for record in (json.loads(path.read_text()) for path in (home / "runs").glob("*/gate.json"))
+        if record["reference"]
+    )
+    assert gate["passed"]
+    assert "label" in {shift["name"] for shift in gate["drift"] if shift["drifted"]}
 
 
 def test_prefect_shows_the_summary_and_the_progress(retrain: Retrain) -> None:
@@ -179,17 +232,21 @@ def test_text_labels_are_refused_and_nothing_is_registered(retrain: Retrain, hom
     with pytest.raises(DataRefused) as caught:
         retrain(data__path=str(folder))
     message = str(caught.value)
-    assert "expect_column_max_to_be_between on figures, quarantined: observed 0.8333, allowed at most 0.01" in message
+    assert "whole data: share of quarantined rows: 0.8333, allowed at most 0.01" in message
+    assert "in_domain_train.tsv line 1: label '" in message
     assert "instead of 0 or 1" in message
     (run,) = runs(home)
     assert (run.info.status, run.data.tags["verdict"]) == ("FAILED", "REFUSED")
     assert versions(home) == []
+    # The gate's report is where people look for it, although nothing else was made.
+    kept = {entry.path for entry in client(home).list_artifacts(run.info.run_id, "gate")}
+    assert kept == {"gate/gate.json", "gate/gate.html", "gate/quarantine.parquet"}
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"data__path": "no/such/folder"}, "data folder 'no/such/folder' does not exist"),
+        ({"data__path": "no/such/folder"}, "data 'no/such/folder' does not exist"),
         ({"finetune__encoder": "./no-model"}, "encoder folder './no-model' does not exist"),
     ],
 )
@@ -303,22 +360,20 @@ def test_a_lasting_server_named_by_the_environment_is_used(prefect_server: str) 
 
 def test_every_step_is_a_plain_function(trained: Any, toy_data: Path, tmp_path: Path) -> None:
     """The whole job without Prefect: what the flow calls can be called directly."""
-    from conftest import origin
+    from conftest import SPLIT, origin
 
+    from flows.check import examine_data, read_data
     from tasks.evidence import gather_evidence
     from tasks.export import export_bundle
     from tasks.judge import judge
-    from tasks.reading import take_snapshots
-    from tasks.sources import locate_sources
-    from tasks.validation import refuse_unfit, validate_snapshots
+    from tasks.validation import refuse_unfit
 
-    sources = locate_sources(str(toy_data), "", "", str(tmp_path))
-    data = take_snapshots(sources["train"], sources["holdout"], sources["reported"], str(tmp_path), 2000)
-    limits = load_settings("sample", {}, {}).settings.gate.model_dump()
-    gate = validate_snapshots(data["train"], data["holdout"], str(tmp_path / "gate.json"), limits)
-    refuse_unfit(gate, [])
+    settings = load_settings("sample", {"data.path": str(toy_data)}, {}).settings
+    data = read_data(settings.data, str(tmp_path))
+    refuse_unfit(examine_data(data, settings, str(tmp_path), None, None))
     exported = export_bundle(trained["model"], str(tmp_path), origin())
-    evidence = gather_evidence(exported["bundle"], data["holdout"], None, None, device="cpu", resamples=200)  # type: ignore[arg-type]
+    holdout = {"digest": data["holdout"]["digest"], "path": data["holdout"]["path"]}
+    evidence = gather_evidence(exported["bundle"], holdout, None, None, split=SPLIT, device="cpu", resamples=200)  # type: ignore[arg-type]
     assert judge(evidence, 0.5)["decision"] == "PROMOTE"
 
 

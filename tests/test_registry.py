@@ -16,8 +16,9 @@ import pytest
 from conftest import SIGN, facts
 
 from tasks import registry
-from tasks.bundle import seal
+from tasks.bundle import PROFILE, seal
 from tasks.errors import Unreachable, VerdictError, WrongUsage
+from tasks.files import write_json
 from tasks.registry import CHALLENGER, CHAMPION, Store
 
 TAGS = {"verdict": "PROMOTE", "mcc": "0.5", "dataset": "d" * 64}
@@ -232,3 +233,21 @@ def test_a_tracking_server_serves_like_the_local_store(
     found = registry.fetch_version(server)
     assert Path(found["bundle"], "model.onnx").read_bytes() == Path(exported["bundle"], "model.onnx").read_bytes()
     assert capsys.readouterr().out == ""  # standard output belongs to the command
+
+
+def test_the_profile_of_the_champions_data_is_fetched_alone(
+    store: Store, run_id: str, exported: Any, tmp_path: Path
+) -> None:
+    assert registry.fetch_profile(store) is None  # no champion yet
+    bundle = Path(shutil.copytree(exported["bundle"], tmp_path / "bundle"))
+    registry.move_alias(store, CHAMPION, register(store, run_id, str(bundle), exported["digest"]))
+    assert registry.fetch_profile(store) is None  # a champion from before bundles held profiles
+    write_json(bundle / PROFILE, {"dataset": "d" * 64, "rows": 3})
+    seal(bundle, facts(max_length=18), {})
+    registry.move_alias(store, CHAMPION, register(store, run_id, str(bundle), "another digest"))
+    assert registry.fetch_profile(store) == {"dataset": "d" * 64, "rows": 3}
+
+
+def test_a_store_that_nothing_was_written_to_has_no_profile(tmp_path: Path) -> None:
+    assert registry.fetch_profile(Store(uri=f"sqlite:///{tmp_path}/none.db", artifacts=str(tmp_path))) is None
+    assert list(tmp_path.iterdir()) == []

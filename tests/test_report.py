@@ -1,11 +1,13 @@
 """The documents of a bundle."""
 
+import json
 import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import SPLIT, gate
 
 from tasks.bundle import verify
 from tasks.charts import draw_charts
@@ -20,14 +22,26 @@ def documented(exported: Any, trained: Any, toy_split: tuple[str, str, str], tmp
     folder = Path(shutil.copytree(exported["bundle"], tmp_path / "bundle"))
     place = {"digest": "h" * 64, "path": toy_split[2]}
     champion = {"version": "1", "digest": "other", "bundle": exported["bundle"]}
-    evidence = gather_evidence(str(folder), place, place, champion, device="cpu", resamples=200)
-    finding = {"table": "figures", "expectation": "expect_x", "column": None, "observed": 0.01234567}
+    evidence = gather_evidence(str(folder), place, place, champion, split=SPLIT, device="cpu", resamples=200)
+    finding = {
+        "table": "whole data",
+        "asks": "share of quarantined rows",
+        "setting": "data.max_quarantined",
+        "expectation": "expect_x",
+        "column": None,
+        "observed": 0.01234567,
+        "allowed": {"max_value": 0.05},
+        "passed": True,
+        "severity": "critical",
+        "unexpected": 0,
+        "lines": [],
+    }
     write_documents(
         str(folder),
         training=trained,
         evidence=evidence,
         verdict=judge(evidence, 0.5),
-        findings=[{**finding, "allowed": {"max_value": 0.05}, "passed": True}],
+        gate=gate(findings=[finding], quarantined=1, reasons={"label": 1}, examples=["<b>.tsv line 3: label"]),
         settings=[("data.path", "<script>alert(1)</script>", "flag")],
         pictures=draw_charts(trained, evidence["candidate"], str(tmp_path / "pictures")),
     )
@@ -37,7 +51,7 @@ def documented(exported: Any, trained: Any, toy_split: tuple[str, str, str], tmp
 def test_documents_are_sealed_with_the_bundle_and_leave_its_digest(documented: Path, exported: Any) -> None:
     manifest = verify(documented)
     assert manifest["digest"] == exported["digest"]
-    assert set(manifest["files"]) == {"model.onnx", "tokenizer.json", "report.html", "card.md"}
+    assert set(manifest["files"]) == {"model.onnx", "tokenizer.json", "data.json", "report.html", "card.md"}
     assert manifest["metrics"]["fp32"]["rows"] == 80
 
 
@@ -57,7 +71,18 @@ def test_the_report_leads_with_the_verdict(documented: Path) -> None:
     assert '<h1><span class="HOLD">HOLD</span></h1>' in html
     assert "champion 1, same sentences" in html
     assert "MCC on the reported holdout" in html
-    assert "0.01235" in html
+    assert "<td>share of quarantined rows</td><td>0.01235</td><td>at most 0.05</td>" in html
+
+
+def test_the_report_tells_which_rows_left_and_why(documented: Path) -> None:
+    html = re.sub(r"\s+", " ", (documented / "report.html").read_text())
+    assert "10 rows in, 10 kept, 1 quarantined: 1 label." in html
+    assert "7 rows trained and 2 chose the best epoch; 1 left because they stand in a holdout, 4 because" in html
+    assert "<code>&lt;b&gt;.tsv line 3: label</code>" in html
+
+
+def test_the_bundle_holds_the_profile_of_its_training_data(documented: Path) -> None:
+    assert json.loads((documented / "data.json").read_text()) == gate()["profile"]
 
 
 def test_the_card_is_a_model_card(documented: Path) -> None:

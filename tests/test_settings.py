@@ -1,5 +1,6 @@
 """Settings come from three layers, remember which, and are refused by name when they cannot be meant."""
 
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -90,16 +91,129 @@ def test_variables_of_others_and_the_home_of_the_stores_are_no_settings() -> Non
 
 def test_texts_that_look_like_json_stay_texts() -> None:
     for text in ("null", "3", '{"a": 1}', "[1]"):
-        assert load(environ={"VERDICT_DATA__PATH": text}).settings.data.path == text
+        assert load(environ={"VERDICT_DATA__TRAIN": text}).settings.data.train == text
 
 
-def test_bundled_profiles_are_these() -> None:
-    assert profile_names() == ["cola", "cola-small", "sample"]
+# Addresses
+
+MERGED = ("/data/cola", "feedback.tsv")
+
+
+@pytest.mark.parametrize(
+    ("value", "addresses"),
+    [
+        ("folder", ("folder",)),
+        ("", ()),
+        ("a,b c", ("a,b c",)),  # a file may be called so
+        ("https://host/f.zip#sha256=00&member=raw", ("https://host/f.zip#sha256=00&member=raw",)),
+        ('["/data/cola", "feedback.tsv"]', MERGED),
+        ("[]", ()),
+        ('["one"]', ("one",)),
+        ("null", ("null",)),
+        ('{"a": 1}', ('{"a": 1}',)),
+        ('"quoted"', ('"quoted"',)),
+    ],
+)
+def test_addresses_of_a_variable_or_one_flag_are_one_string_or_a_json_list(
+    value: str, addresses: tuple[str, ...]
+) -> None:
+    by_variable = load(environ={"VERDICT_DATA__PATH": value})
+    by_flag = load(flags={"data.path": value})
+    assert by_variable.settings.data.path == by_flag.settings.data.path == addresses
+    assert (by_variable.origins["data.path"], by_flag.origins["data.path"]) == ("environment", "flag")
+
+
+@pytest.mark.parametrize("flags", [list(MERGED), MERGED])
+def test_addresses_of_several_flags_are_one_list(flags: list[str] | tuple[str, ...]) -> None:
+    resolved = load(flags={"data.path": flags}, environ={"VERDICT_DATA__PATH": "other"})
+    assert resolved.settings.data.path == MERGED
+    assert ("data.path", MERGED, "flag") in resolved.rows()
+
+
+@pytest.mark.parametrize(
+    ("toml", "addresses"),
+    [
+        ('path = "folder"', ("folder",)),
+        ('path = ["/data/cola", "feedback.tsv"]', MERGED),
+        ("path = []", ()),
+        ('path = ""', ()),
+        ("", ("sample",)),
+    ],
+)
+def test_addresses_of_a_profile_are_one_string_or_a_list(tmp_path: Path, toml: str, addresses: tuple[str, ...]) -> None:
+    assert load(write(tmp_path, f"[data]\n{toml}\n")).settings.data.path == addresses
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("[1]", "data.path = 1 (environment) is refused: input should be a valid string"),
+        ('["a", null]', "data.path = None (environment) is refused: input should be a valid string"),
+        ('["a"', "data.path = '[\"a\"' (environment) is refused: no JSON list of addresses: "),
+        ("[x].tsv", "data.path = '[x].tsv' (environment) is refused: no JSON list of addresses: "),
+    ],
+)
+def test_addresses_that_cannot_be_read_are_named_with_their_origin(value: str, message: str) -> None:
+    assert refusal(environ={"VERDICT_DATA__PATH": value}).startswith(f"setting {message}")
+
+
+# Columns and labels
+
+
+@pytest.mark.parametrize("text", ["", "text=sentence,label=target", " text = a b , mark=m ", "text=x=y"])
+def test_columns_are_pairs_of_role_and_name(text: str) -> None:
+    assert load(flags={"data.columns": text}).settings.data.columns == text
+
+
+@pytest.mark.parametrize("text", ["", "good=1,bad=0", "1=0,0=1", "yes=1,ok=1,no=0"])
+def test_labels_are_pairs_of_name_and_number(text: str) -> None:
+    assert load(flags={"data.labels": text}).settings.data.labels == text
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "reason"),
+    [
+        ("columns", "txt=a,label=b", "'txt' is no role of a column; expected text, label, source, mark"),
+        ("columns", "Text=a", "'Text' is no role of a column; expected text, label, source, mark"),
+        ("columns", "text", "'text' is not of the form NAME=VALUE,NAME=VALUE"),
+        ("columns", "text=", "'text=' is not of the form NAME=VALUE,NAME=VALUE"),
+        ("columns", "=a", "'=a' is not of the form NAME=VALUE,NAME=VALUE"),
+        ("columns", "text=a,text=b", "'text' stands twice in 'text=a,text=b'"),
+        ("labels", "good=1", "every label stands for 0 or 1, and both occur: acceptable=1,unacceptable=0"),
+        ("labels", "good=1,bad=2", "every label stands for 0 or 1, and both occur: acceptable=1,unacceptable=0"),
+        ("labels", "good=yes,bad=no", "every label stands for 0 or 1, and both occur: acceptable=1,unacceptable=0"),
+        ("labels", "good", "'good' is not of the form NAME=VALUE,NAME=VALUE"),
+        ("labels", "good=1,bad=0,good=0", "'good' stands twice in 'good=1,bad=0,good=0'"),
+    ],
+)
+def test_wrong_columns_and_labels_are_named_with_what_is_expected(key: str, value: str, reason: str) -> None:
+    assert refusal(flags={f"data.{key}": value}) == f"setting data.{key} = {value!r} (flag) is refused: {reason}"
+
+
+# Profiles
+
+
+def test_bundled_profiles_are_the_files_of_their_folder() -> None:
+    folder = Path(__file__).parents[1] / "flows" / "profiles"
+    assert profile_names() == sorted(path.stem for path in folder.glob("*.toml"))
+    assert {"cola", "cola-small", "sample"} <= set(profile_names())
+
+
+@pytest.mark.parametrize("name", profile_names())
+def test_bundled_profile_loads_and_sets_what_its_file_says(name: str) -> None:
+    resolved = load(name)
+    text = (Path(__file__).parents[1] / "flows" / "profiles" / f"{name}.toml").read_text(encoding="utf-8")
+    keys = {
+        f"{section}.{key}": value for section, values in tomllib.loads(text).items() for key, value in values.items()
+    }
+    assert resolved.origins == dict.fromkeys(keys, f"profile {name}")
+    paths = keys.pop("data.path", "sample")
+    assert resolved.settings.data.path == ((paths,) if isinstance(paths, str) else tuple(paths))
+    assert flatten(resolved.settings).items() >= keys.items()
 
 
 BUNDLED = {
     "cola": {
-        "data.path": "",
         "finetune.encoder": "bert-base-uncased",
         "finetune.epochs": 4,
         "finetune.batch_size": 32,
@@ -109,7 +223,6 @@ BUNDLED = {
         "judge.threshold": 0.454,
     },
     "cola-small": {
-        "data.path": "",
         "finetune.encoder": "packaged",
         "finetune.epochs": 8,
         "finetune.batch_size": 32,
@@ -119,7 +232,6 @@ BUNDLED = {
         "judge.threshold": 0.20,
     },
     "sample": {
-        "data.path": "sample",
         "finetune.encoder": "packaged",
         "finetune.epochs": 2,
         "finetune.batch_size": 32,
@@ -131,10 +243,14 @@ BUNDLED = {
 
 
 @pytest.mark.parametrize("name", BUNDLED)
-def test_bundled_profile_sets_these_values_and_no_others(name: str) -> None:
+def test_bundled_recipe_sets_these_values_and_no_others(name: str) -> None:
     resolved = load(name)
-    assert resolved.origins == dict.fromkeys(BUNDLED[name], f"profile {name}")
-    assert flatten(resolved.settings) == flatten(Settings.model_construct()) | BUNDLED[name]
+    assert {key for key in resolved.origins if key.startswith(("finetune.", "judge."))} == set(BUNDLED[name])
+    for section in ("finetune", "judge"):
+        values = {key: value for key, value in BUNDLED[name].items() if key.startswith(f"{section}.")}
+        recipe = {key: value for key, value in flatten(resolved.settings).items() if key.startswith(f"{section}.")}
+        plain = {key: value for key, value in flatten(Settings.model_construct()).items() if key in recipe}
+        assert recipe == plain | values
 
 
 def test_profile_may_be_a_file(tmp_path: Path) -> None:
@@ -173,11 +289,22 @@ def test_whole_section_in_one_variable_is_refused() -> None:
     )
 
 
-@pytest.mark.parametrize("low", [0.9, 0.95])
-def test_contradiction_names_both_settings_and_their_values(low: float) -> None:
-    assert refusal(flags={"gate.min_acceptable": low}) == (
-        f"settings contradict each other: gate.min_acceptable ({low}) must be below gate.max_acceptable (0.9)"
+@pytest.mark.parametrize(
+    ("name", "low", "high"),
+    [("acceptable", 0.9, 0.9), ("acceptable", 0.95, 0.9), ("characters", 1000, 1000), ("words", 300, 200)],
+)
+def test_contradiction_names_both_settings_and_their_values(name: str, low: float, high: float) -> None:
+    assert refusal(flags={f"gate.min_{name}": low}) == (
+        f"settings contradict each other: gate.min_{name} ({low}) must be below gate.max_{name} ({high})"
     )
+    assert refusal(flags={f"gate.min_{name}": low}, environ={f"VERDICT_GATE__MAX_{name.upper()}": str(low)}) == (
+        f"settings contradict each other: gate.min_{name} ({low}) must be below gate.max_{name} ({low})"
+    )
+
+
+def test_limits_may_lie_close_together() -> None:
+    gate = load(flags={"gate.min_words": 3, "gate.max_words": 4, "gate.min_characters": 0}).settings.gate
+    assert (gate.min_words, gate.max_words, gate.min_characters) == (3, 4, 0)
 
 
 @pytest.mark.parametrize(
@@ -191,8 +318,27 @@ def test_contradiction_names_both_settings_and_their_values(low: float) -> None:
         ("finetune.seed", 2**32, "input should be less than 4294967296"),
         ("finetune.max_grad_norm", float("inf"), "input should be a finite number"),
         ("data.validation_share", 0.5, "input should be less than 0.5"),
+        ("data.holdout_share", 0, "input should be greater than 0"),
+        ("data.holdout_share", 1, "input should be less than 1"),
+        ("data.max_quarantined", 1.01, "input should be less than or equal to 1"),
+        ("data.max_quarantined", -0.01, "input should be greater than or equal to 0"),
+        ("data.max_chars", 0, "input should be greater than or equal to 1"),
         ("gate.max_leak", 1.1, "input should be less than or equal to 1"),
         ("gate.min_rows", -1, "input should be greater than or equal to 0"),
+        ("gate.min_holdout_rows", -1, "input should be greater than or equal to 0"),
+        ("gate.min_characters", -1, "input should be greater than or equal to 0"),
+        ("gate.max_words", -1, "input should be greater than or equal to 0"),
+        ("gate.max_odd_lengths", 1.5, "input should be less than or equal to 1"),
+        ("gate.max_control", -1, "input should be greater than or equal to 0"),
+        ("gate.max_unknown", 2, "input should be less than or equal to 1"),
+        ("gate.max_unseen_sources", -0.1, "input should be greater than or equal to 0"),
+        ("gate.drift_level", 0, "input should be greater than 0"),
+        ("gate.drift_level", 1, "input should be less than 1"),
+        ("gate.drift_level", float("nan"), "input should be a finite number"),
+        ("gate.max_label_shift", 1.1, "input should be less than or equal to 1"),
+        ("gate.max_length_shift", -1, "input should be greater than or equal to 0"),
+        ("gate.max_source_shift", 1.1, "input should be less than or equal to 1"),
+        ("gate.max_vocabulary_shift", float("inf"), "input should be a finite number"),
         ("judge.threshold", -1.1, "input should be greater than or equal to -1"),
         ("judge.threshold", float("nan"), "input should be a finite number"),
         ("judge.resamples", 99, "input should be greater than or equal to 100"),
@@ -209,6 +355,10 @@ def test_value_out_of_bounds_is_named_with_its_origin_and_the_bound(key: str, va
         ("finetune.epochs", "3.5", "input should be a valid integer, unable to parse string as an integer"),
         ("finetune.learning_rate", "fast", "input should be a valid number, unable to parse string as a number"),
         ("finetune.device", "tpu", "input should be 'auto', 'cuda' or 'cpu'"),
+        ("gate.drift", "stop", "input should be 'warn' or 'refuse'"),
+        ("gate.max_words", "2.5", "input should be a valid integer, unable to parse string as an integer"),
+        ("watch.retrain", "always", "input should be 'never', 'on_change' or 'on_drift'"),
+        ("data.offline", "maybe", "input should be a valid boolean, unable to interpret input"),
     ],
 )
 def test_value_of_the_wrong_type_is_named_with_its_origin(key: str, value: str, reason: str) -> None:
@@ -217,8 +367,10 @@ def test_value_of_the_wrong_type_is_named_with_its_origin(key: str, value: str, 
 
 
 def test_wrong_value_in_a_profile_file_is_named_with_the_file(tmp_path: Path) -> None:
+    path = write(tmp_path, "[data]\ntrain = 3\n")
+    assert refusal(path) == f"setting data.train = 3 (profile {path}) is refused: input should be a valid string"
     path = write(tmp_path, "[data]\npath = 3\n")
-    assert refusal(path) == f"setting data.path = 3 (profile {path}) is refused: input should be a valid string"
+    assert refusal(path) == f"setting data.path = 3 (profile {path}) is refused: input should be a valid tuple"
 
 
 def test_broken_toml_is_named_with_its_fault(tmp_path: Path) -> None:
@@ -228,12 +380,11 @@ def test_broken_toml_is_named_with_its_fault(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("profile", ["colla", "", "none.toml", "."])
 def test_unknown_profile_is_named_with_the_bundled_ones(profile: str) -> None:
-    assert (
-        refusal(profile) == f"profile {profile!r} is unknown; expected one of cola, cola-small, sample, or a TOML file"
-    )
+    known = ", ".join(profile_names())
+    assert refusal(profile) == f"profile {profile!r} is unknown; expected one of {known}, or a TOML file"
 
 
-@pytest.mark.parametrize("section", ["data", "gate", "finetune", "judge"])
+@pytest.mark.parametrize("section", ["data", "gate", "finetune", "judge", "watch"])
 def test_settings_do_not_change_after_loading(section: str) -> None:
     settings = load().settings
     key, value = next(iter(getattr(settings, section).model_dump().items()))
@@ -244,8 +395,25 @@ def test_settings_do_not_change_after_loading(section: str) -> None:
 
 
 def test_settings_come_back_from_plain_values() -> None:
-    settings = load("cola").settings
-    assert Settings.model_validate(settings.model_dump(mode="json")) == settings
+    for name in profile_names():
+        settings = load(name).settings
+        assert Settings.model_validate(settings.model_dump(mode="json")) == settings
+        assert Settings.model_validate(settings.model_dump()) == settings
+
+
+@pytest.mark.parametrize(("value", "offline"), [("1", True), ("true", True), ("0", False), ("no", False)])
+def test_switch_may_be_a_word_or_a_number(value: str, offline: bool) -> None:
+    assert load(environ={"VERDICT_DATA__OFFLINE": value}).settings.data.offline is offline
+
+
+@pytest.mark.parametrize("retrain", ["never", "on_change", "on_drift"])
+def test_what_a_watch_starts_is_one_of_three(retrain: str) -> None:
+    assert load(environ={"VERDICT_WATCH__RETRAIN": retrain}).settings.watch.retrain == retrain
+
+
+def test_share_of_quarantined_rows_is_a_setting_of_the_data() -> None:
+    assert load(flags={"data.max_quarantined": 0.5}).settings.data.max_quarantined == 0.5
+    assert refusal(flags={"gate.max_quarantined": 0.5}).startswith("setting 'gate.max_quarantined' (flag) is unknown;")
 
 
 def test_the_process_environment_does_not_reach_past_the_one_given(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,15 +1,19 @@
 """A split leaks nothing, loses no row uncounted, and depends on sentences and seed alone."""
 
+import random
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from tasks.errors import DataRefused
+from tasks.folding import fold, fold_all, fold_keys
 from tasks.reading import load_rows, take_snapshot
-from tasks.splitting import Split, fold, split_rows, split_snapshot
+from tasks.splitting import Split, fraction, split_rows, split_snapshot
 
 unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # slow is not wrong
 
@@ -45,7 +49,9 @@ def folded(rows: pd.DataFrame) -> set[str]:
         ("STRASSE", "strasse"),
         ("straße", "strasse"),
         ("I'm 2 late", "i m 2 late"),
-        ("...", ""),
+        ("हिन्दी में", "हिन्दी में"),  # vowel signs belong to their letters
+        ("...", "..."),
+        (" ?! ", "?!"),
     ],
 )
 def test_fold_drops_case_punctuation_and_spacing(sentence: str, expected: str) -> None:
@@ -59,7 +65,18 @@ def test_fold_of_a_folded_sentence_is_itself(sentence: str) -> None:
 
 
 def test_fold_keeps_word_boundaries_and_letters() -> None:
-    assert len({fold(text) for text in ("can not", "cannot", "résumé", "resume", "a b", "ab")}) == 6
+    assert len({fold(text) for text in ("can not", "cannot", "résumé", "resume", "a b", "ab", "...", "?!")}) == 8
+
+
+@unhurried
+@given(st.lists(st.text(st.one_of(st.characters(max_codepoint=127), st.characters(codec="utf-8")), max_size=8)))
+@example(["", " ", "...", "İ", "ΑΣ", "a\x00b", "a\x7fb", "ǅ", "_", "K"])
+def test_sentences_are_folded_together_as_one_by_one(sentences: list[str]) -> None:
+    array = pa.array(sentences, pa.string())
+    expected = [fold(sentence) for sentence in sentences]
+    assert fold_all(array).tolist() == expected
+    keys = fold_keys(array)
+    assert [keys[0] == key for key in keys] == [expected[0] == text for text in expected]
 
 
 @unhurried
@@ -71,6 +88,37 @@ def test_no_folded_sentence_stands_on_two_sides_or_twice(
     sides = [folded(train), folded(validation), {fold(sentence) for sentence in holdout}]
     assert not sides[0] & sides[1] | sides[0] & sides[2] | sides[1] & sides[2]
     assert (len(sides[0]), len(sides[1])) == (len(train), len(validation))
+
+
+VARIANTS = [str.lower, str.upper, str.title, str.split, "{}.".format, "“{}”".format, "{} ?!".format, " {}\u00a0".format]
+
+
+def vary(sentence: str, rng: random.Random) -> str:
+    """Change case, punctuation and spacing a few times."""
+    for change in rng.choices(VARIANTS, k=3):
+        changed = change(sentence)
+        sentence = changed if isinstance(changed, str) else rng.choice(["  ", ", ", " — ", "\u3000"]).join(changed)
+    return sentence
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_near_duplicates_stand_on_one_side_at_most(seed: int) -> None:
+    rng = random.Random(seed)
+    words = ["cat", "dog", "Zoë", "naïve", "fine", "résumé", "x2", "语言", "2024", "don't"]
+    plain = [" ".join(rng.choices(words, k=4)) for _ in range(120)]
+    rows = frame([(vary(rng.choice(plain), rng), int(rng.random() < 0.97)) for _ in range(400)])
+    holdout = [vary(sentence, rng) for sentence in plain[:20]]
+    train, validation, counts = split_rows(rows, holdout, 0.3, seed)
+    sides = [folded(train), folded(validation), {fold(sentence) for sentence in holdout}]
+    assert not sides[0] & sides[1] | sides[0] & sides[2] | sides[1] & sides[2]
+    assert min(counts.values()) > 0
+    assert sum(counts.values()) == 400
+    assert (len(sides[0]), len(sides[1])) == (counts["train"], counts["validation"])
+
+
+def test_variants_of_a_sentence_are_one_folded_sentence() -> None:
+    rng = random.Random(0)
+    assert {fold(vary("Zoë's cat ran 2 miles", rng)) for _ in range(200)} == {"zoë s cat ran 2 miles"}
 
 
 @unhurried
@@ -91,11 +139,50 @@ def test_adding_rows_moves_no_old_row_to_the_other_side(old: list[tuple[str, int
 
 
 @unhurried
+@given(tables, tables)
+def test_old_rows_leave_only_when_a_row_added_later_contradicts_them(
+    old: list[tuple[str, int]], new: list[tuple[str, int]]
+) -> None:
+    labels: dict[str, set[int]] = {}
+    for sentence, label in old + new:
+        labels.setdefault(fold(sentence), set()).add(label)
+    before = split_rows(frame(old).assign(line=range(len(old))), [], 0.4, 7)
+    after = split_rows(frame(old + new).assign(line=range(len(old + new))), [], 0.4, 7)
+    for was, now in zip(before[:2], after[:2], strict=True):
+        stays = [line for line, text in zip(was["line"], was["sentence"], strict=True) if len(labels[fold(text)]) == 1]
+        assert [line for line in now["line"] if line < len(old)] == stays
+
+
+@unhurried
 @given(tables.flatmap(lambda rows: st.tuples(st.just(rows), st.permutations(rows))))
 def test_row_order_does_not_matter(pair: tuple[list[tuple[str, int]], list[tuple[str, int]]]) -> None:
     one, other = (split_rows(frame(list(rows)), ["a"], 0.4, 7) for rows in pair)
     assert [folded(rows) for rows in one[:2]] == [folded(rows) for rows in other[:2]]
     assert one[2] == other[2]
+
+
+def test_another_order_gives_the_same_rows_on_each_side() -> None:
+    rows = numbered(0, 300).assign(line=range(300))
+    shuffled = rows.sample(frac=1, random_state=1)
+    one, other = (split_rows(table, ["sentence number 7"], 0.4, 7) for table in (rows, shuffled))
+    for side in (0, 1):
+        assert sorted(other[side]["line"]) == one[side]["line"].tolist()
+        assert other[side]["line"].tolist() == [line for line in shuffled["line"] if line in set(one[side]["line"])]
+
+
+def test_choice_is_by_the_folded_sentence_and_the_seed_alone() -> None:
+    _, validation, _ = split_rows(numbered(0, 300), [], 0.3, 2018)
+    expected = [text for text in numbered(0, 300)["sentence"] if fraction(fold(text), "2018") < 0.3]
+    assert validation["sentence"].tolist() == expected
+
+
+def test_fraction_looks_uniform_and_stays_the_same() -> None:
+    found = np.array([fraction(f"text {number}", "key") for number in range(20_000)])
+    assert found.min() >= 0
+    assert found.max() < 1
+    assert np.histogram(found, 10, (0, 1))[0] == pytest.approx(2000, abs=200)
+    assert fraction("the cat sat", "holdout") == 0.4084241544495186  # or old rows would change sides
+    assert fraction("the cat sat", "holdout") != fraction("the cat sat", "2018")
 
 
 def test_rows_keep_their_order_and_columns_and_the_input_stays() -> None:
@@ -160,7 +247,7 @@ def test_no_rows_split_into_nothing() -> None:
 def snapshot(folder: Path, name: str, sentences: list[str]) -> str:
     path = folder / name
     path.write_text("".join(f"s\t1\t\t{sentence}\n" for sentence in sentences), encoding="utf-8")
-    return take_snapshot(str(path), str(folder / "snapshots"))["path"]
+    return take_snapshot([str(path)], str(folder / "snapshots"))["path"]
 
 
 def test_snapshot_is_split_into_two_files_that_read_back(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """Measures the main job's computing steps, without orchestration and registry: data, training, export, measurement.
 
-    make bench                                              the bundled sample, packaged encoder, this machine
-    make bench ARGS="--data DIR --encoder DIR --device cuda --learning-rate 3e-5 --epochs 4 --seeds 1 2 3 --out FILE"
+    make bench BENCH=main_job                               the bundled sample, packaged encoder, this machine
+    make bench BENCH=main_job ARGS="--data DIR --encoder DIR --device cuda --epochs 4 --seeds 1 2 3 --out FILE"
 
 Needs torch, transformers, onnx, onnxruntime, pandas, pyarrow. Each seed is one whole job; what is printed is what was
 measured in this process, imports not counted.
@@ -24,11 +24,12 @@ from tasks.encoder import locate_encoder
 from tasks.evidence import gather_evidence
 from tasks.export import export_bundle
 from tasks.finetune import LABELS, device_name, fine_tune
+from tasks.ingestion import take_snapshots
 from tasks.judge import judge
 from tasks.provenance import git_commit, versions
-from tasks.reading import take_snapshots
 from tasks.sources import locate_sources
 from tasks.splitting import split_snapshot
+from tasks.tables import Form
 
 
 def main() -> None:
@@ -87,8 +88,8 @@ def run_job(options: argparse.Namespace, device: str, seed: int) -> dict[str, An
         return result
 
     with tempfile.TemporaryDirectory() as folder:
-        sources = locate_sources(options.data, "", "", f"{folder}/sample")
-        data = timed("read", take_snapshots, sources["train"], sources["holdout"], sources["reported"], folder, 2000)
+        sources = locate_sources([options.data], "", "", folder)
+        data = timed("read", take_snapshots, sources, folder, Form(), 0.2)
         encoder = timed("encoder", locate_encoder, options.encoder)
         holdouts = [data[name]["path"] for name in ("holdout", "reported") if data[name]]
         train, validation, counts = timed("split", split_snapshot, data["train"]["path"], holdouts, folder, 0.1, seed)
@@ -107,7 +108,7 @@ def run_job(options: argparse.Namespace, device: str, seed: int) -> dict[str, An
         exported = timed("export", export_bundle, training["model"], folder, {**facts, "git_commit": git_commit()})
         evidence = timed(
             "measure", gather_evidence, exported["bundle"], data["holdout"], data["reported"], None,
-            device=device, resamples=10_000,
+            split=counts, device=device, resamples=10_000,
         )  # fmt: skip
         verdict = judge(evidence, 0.454)
     return {

@@ -1,0 +1,99 @@
+"""From files to the data of a run: one snapshot a role, and a digest that names them together."""
+
+import logging
+import tempfile
+from pathlib import Path
+from typing import TypedDict
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from tasks.errors import DataRefused
+from tasks.files import digest_of
+from tasks.folding import fold_all
+from tasks.reading import RowWriter, Snapshot, read_tables, take_snapshot
+from tasks.sources import Sources
+from tasks.splitting import fraction
+from tasks.tables import Form
+
+APART = "holdout"  # the key of the choice; it is no setting, because the holdout must not move with the seed
+
+log = logging.getLogger(__name__)
+
+
+class Data(TypedDict):
+    """The snapshots of one run; `reported` is a holdout that does not judge."""
+
+    digest: str
+    train: Snapshot
+    holdout: Snapshot
+    reported: Snapshot | None
+
+
+def take_snapshots(sources: Sources, folder: str, form: Form, holdout_share: float) -> Data:
+    """Snapshot the files of a run, each role merged.
+
+    Args:
+        sources: files by role; without a holdout file one is set apart from the training rows.
+        folder: receives the snapshots.
+        form: how the columns are called and what a row must satisfy.
+        holdout_share: expected share of the sentences that are set apart, between 0 and 1.
+
+    Raises:
+        WrongUsage: if a file has no column that is needed.
+        VerdictError: if a file cannot be read.
+        DataRefused: if setting apart leaves one side empty.
+    """
+    train = take_snapshot(sources["train"], folder, form)
+    if sources["holdout"]:
+        holdout = take_snapshot(sources["holdout"], folder, form)
+    else:
+        train, holdout = set_apart(train, folder, holdout_share)
+        log.info("no holdout file: %d of %d rows set apart to judge", holdout["kept"], holdout["kept"] + train["kept"])
+    reported = take_snapshot(sources["reported"], folder, form) if sources["reported"] else None
+    snapshots = {"train": train, "holdout": holdout, "reported": reported}
+    digests = {role: snapshot["digest"] for role, snapshot in snapshots.items() if snapshot}
+    return Data(digest=digest_of(digests), train=train, holdout=holdout, reported=reported)
+
+
+def set_apart(snapshot: Snapshot, folder: str, share: float) -> tuple[Snapshot, Snapshot]:
+    """Divide a snapshot into training rows and a holdout, by a hash of the folded sentence.
+
+    Rows added later move no old row to the other side, and equal sentences stand on one side. What was quarantined is
+    counted on the training side.
+
+    Raises:
+        DataRefused: if one side is empty.
+    """
+    with tempfile.TemporaryDirectory(prefix=".apart-", dir=folder) as scratch:
+        with RowWriter(Path(scratch), "train") as train, RowWriter(Path(scratch), "holdout") as holdout:
+            for batch in read_tables(snapshot["path"]):
+                table = pa.Table.from_batches([batch])
+                apart = pa.array([fraction(text, APART) < share for text in fold_all(batch["sentence"])], pa.bool_())
+                train.add(table.filter(pc.invert(apart)))
+                holdout.add(table.filter(apart))
+        if not train.count or not holdout.count:
+            shown = (
+                f" ({snapshot['quarantined']} more are unreadable, {snapshot['examples'][0]})"
+                if snapshot["examples"]
+                else ""
+            )
+            raise DataRefused(
+                f"{', '.join(snapshot['files'])} has {snapshot['kept']} rows{shown}, too few to set a holdout apart; "
+                "expected some hundreds, or a holdout of its own: --holdout FILE"
+            )
+        paths = [side.publish(Path(folder)) for side in (train, holdout)]
+    rest = Snapshot(**{**snapshot, "digest": train.digest, "path": paths[0], "kept": train.count})
+    rest["rows_in"] = train.count + snapshot["quarantined"]
+    judging = Snapshot(
+        digest=holdout.digest,
+        path=paths[1],
+        files=snapshot["files"],
+        rows_in=holdout.count,
+        kept=holdout.count,
+        quarantined=0,
+        reasons={},
+        quarantine=None,
+        examples=[],
+    )
+    return rest, judging

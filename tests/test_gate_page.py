@@ -1,0 +1,319 @@
+"""The gate's page says what was decided and why, and shows other people's text without obeying it."""
+
+import re
+import unicodedata
+from collections.abc import Sequence
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from tasks.charts import draw_lengths
+from tasks.drift import OTHER, Profile
+from tasks.gate_page import LONGEST, SOURCES, explain, rank_sources, write_gate_page
+from tasks.ingestion import take_snapshots
+from tasks.rendering import visible
+from tasks.settings import GateSettings
+from tasks.sources import Sources
+from tasks.suite import Finding
+from tasks.tables import Form
+from tasks.validation import Gate, validate_data
+
+LIMITS = GateSettings(min_rows=20, min_holdout_rows=10).model_dump() | {"max_quarantined": 0.01}
+VOID = {"meta", "img", "br"}
+HOSTILE = "<script>alert(1)<\x08script>.tsv"  # a name that Linux takes
+
+
+class Tags(HTMLParser):
+    """Collects what a page is made of and refuses tags that do not nest."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.seen: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(html)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] != "style":
+            self.text += f" {data}"
+
+
+def lines(name: str, labels: Sequence[int], source: str = "s") -> list[str]:
+    """Return one line a label, each with a sentence of its own."""
+    return [f"{source}\t{label}\t\t{name} sentence {i}.\n" for i, label in enumerate(labels)]
+
+
+def run_gate(folder: Path, train: list[str], reference: Profile | None = None, name: str = "train.tsv") -> Gate:
+    """Run the real gate on training lines in a file of a name of its own."""
+    folder.mkdir()
+    files = {name: train, "holdout.tsv": lines("Judging", [0, 1] * 10)}
+    for file, content in files.items():
+        (folder / file).write_text("".join(content), encoding="utf-8")
+    sources = Sources(address="here", train=[str(folder / name)], holdout=[str(folder / "holdout.tsv")], reported=[])
+    data = take_snapshots(sources, str(folder), Form(), 0.2)
+    return validate_data(data, str(folder), LIMITS, reference=reference)
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory: pytest.TempPathFactory) -> Gate:
+    return run_gate(tmp_path_factory.mktemp("good") / "run", lines("Training", [0, 1] * 20))
+
+
+@pytest.fixture(scope="module")
+def refused(tmp_path_factory: pytest.TempPathFactory) -> Gate:
+    """Three kinds of quarantined rows and many repeats, in a file with a hostile name."""
+    rows = lines("Training", [0, 1] * 20) + ["s\t1\t\tThe same.\n"] * 10
+    rows += ["two\tfields\n", "s\t<script>\x08\t\tNo label.\n", "s\t1\t\t \n", "s\t1\t\t\n"]
+    return run_gate(tmp_path_factory.mktemp("refused") / "run", rows, name=HOSTILE)
+
+
+@pytest.fixture(scope="module")
+def drifted(good: Gate, tmp_path_factory: pytest.TempPathFactory) -> Gate:
+    """Other sources and longer sentences than in `good`."""
+    rows = lines("Quite another and very much longer kind of", [0, 1] * 30, source="<b>other")
+    return run_gate(tmp_path_factory.mktemp("drifted") / "run", rows, reference=good["profile"])
+
+
+def page(gate: Gate, folder: Path, reference: Profile | None = None) -> tuple[str, str]:
+    """Return a page's HTML, which is looked at as every page must be, and its text."""
+    path = str(folder / "gate.html")
+    assert write_gate_page(gate, path, reference) == path
+    html = Path(path).read_text(encoding="utf-8")
+    tags = Tags(html)
+    assert not re.search(r"https?://|@import|url\(|\bon\w+=", re.sub(r'"data:image/png;base64,[^"]*"', "", html))
+    ids = {"#" + str(attributes["id"]) for _, attributes in tags.seen if "id" in attributes}
+    for tag, attributes in tags.seen:
+        assert tag not in {"script", "link", "iframe", "object"}
+        assert attributes.get("href", "quarantine.parquet") in {"quarantine.parquet", *ids}
+        assert str(attributes.get("src", "data:")).startswith("data:")
+        assert tag != "th" or attributes.get("scope") in {"col", "row", "rowgroup"}
+        assert tag != "img" or attributes["alt"]
+    assert {letter for letter in html if unicodedata.category(letter).startswith("C")} == {"\n"}
+    return html, " ".join(tags.text.split())
+
+
+def changed(gate: Gate, **changes: Any) -> Gate:
+    return cast(Gate, {**gate, **changes})
+
+
+def finding(**changes: Any) -> Finding:
+    values = {
+        "table": "training rows",
+        "asks": "number of rows",
+        "expectation": "expect_x",
+        "column": None,
+        "observed": 8,
+        "allowed": {"min_value": 100},
+        "passed": False,
+        "severity": "critical",
+        "unexpected": 0,
+        "lines": [],
+    }
+    return cast(Finding, values | changes)
+
+
+def profile(sources: dict[str, int], characters: dict[str, int] | None = None) -> Profile:
+    rows = sum(sources.values())
+    return Profile(
+        dataset="d" * 64,
+        rows=rows,
+        labels={"1": rows},
+        characters={"10": rows} if characters is None else characters,
+        sources=sources,
+        words={},
+    )
+
+
+def test_accepted_data_has_its_figures_and_no_champion_to_compare_with(good: Gate, tmp_path: Path) -> None:
+    html, text = page(good, tmp_path)
+    assert '<h1>Data <span class="accepted">accepted</span></h1>' in html
+    assert f"Nothing failed and nothing warns; {len(good['findings'])} expectations checked." in text
+    assert "60 rows in 60 kept 0 quarantined 50.0% acceptable, of 40 training rows" in text
+    assert f"{good['dataset'][:12]} data set" in text
+    assert "No row was quarantined." in text
+    assert "There is no champion to compare with yet." in text
+    assert "Not as expected" not in text
+    assert "quarantine.parquet" not in html
+    assert html.count("data:image/png;base64,") == 1
+
+
+def test_refused_data_names_the_first_failure_and_the_failed_come_first(refused: Gate, tmp_path: Path) -> None:
+    html, text = page(refused, tmp_path)
+    assert '<h1>Data <span class="refused">refused</span></h1>' in html
+    reason = "Whole data: share of quarantined rows: observed 0.05405, allowed at most 0.01; 1 more expectation failed."
+    assert reason in text
+    assert "move a limit with --set KEY=VALUE" in text
+    results = re.findall(r'<tr class="(failed|warning|passed)">', html)
+    assert results[:2] == ["failed"] * 2
+    assert set(results[2:]) == {"passed"}
+    assert len(results) == len(refused["findings"])
+
+
+def test_a_failed_finding_shows_its_rows(refused: Gate, tmp_path: Path) -> None:
+    html, text = page(refused, tmp_path)
+    row = next(part for part in re.findall("<tr (.*?)</tr>", html, re.DOTALL) if "repeat an earlier" in part)
+    assert row.startswith('class="failed"')
+    assert '<td class="value">0.18</td><td class="value">at most 0.05</td>' in row
+    shown = [f"line {number}" for number in range(42, 51)]
+    assert re.findall(r"line \d+", row) == shown
+    assert "9: &lt;script&gt;" in " ".join(row.replace("<br>", " ").split())
+    assert "6 more of them" in text
+
+
+def test_quarantine_is_counted_by_kind_with_examples_and_its_file(refused: Gate, tmp_path: Path) -> None:
+    html, text = page(refused, tmp_path)
+    assert "empty sentence 2 2.70% field count 1 1.35% label 1 1.35%" in text
+    assert "script>.tsv line 51: 2 fields instead of 4" in text
+    assert '<a href="quarantine.parquet">' in html
+    assert '<a href="#quarantine">4 in quarantine</a>' in html
+
+
+def test_other_peoples_text_is_shown_and_not_obeyed(refused: Gate, tmp_path: Path) -> None:
+    html, text = page(refused, tmp_path)
+    assert "<script" not in html
+    assert r"&lt;script&gt;alert(1)&lt;\x08script&gt;.tsv line 51" in html
+    assert r"label '<script>\x08' instead of 0 or 1" in text
+
+
+@pytest.mark.parametrize(
+    ("raw", "shown"),
+    [
+        ("plain é 漢 🙂", "plain é 漢 🙂"),
+        ("a\x08\n\x7f", r"a\x08\n\x7f"),
+        ("\u202eevil", r"\u202eevil"),
+        ("\udcff", r"\udcff"),
+    ],
+)
+def test_what_does_not_print_becomes_its_escape(raw: str, shown: str) -> None:
+    assert visible(raw) == shown
+
+
+def test_drift_is_shown_beside_what_it_was_measured_against(drifted: Gate, good: Gate, tmp_path: Path) -> None:
+    html, text = page(drifted, tmp_path, good["profile"])
+    assert drifted["passed"]
+    names = [shift["name"] for shift in drifted["drift"] if shift["drifted"]]
+    assert {"length", "source"} <= set(names)
+    assert "It drifted from the data that the champion was trained on: " in text
+    assert "That is a warning." in text
+    assert good["profile"]["dataset"] in text
+    assert html.count("rows not as expected") == 1  # drift is about no single row
+    assert html.count('<tr class="drifted">') == html.count('<tr class="warning">') == len(names)
+    assert "length: Kolmogorov-Smirnov distance of characters 1.0000 < 0.0001 0.1 drift" in text
+    assert "label: difference of the acceptable share, chi-squared test 0.0000 1 0.05 within the limit" in text
+    assert "of the champion's, half at most 21" in text
+    assert "<b>other 60 100.0% 0.0%" in text
+    assert "s 0 0.0% 100.0%" in text
+
+
+def test_a_distance_that_chance_explains_is_no_drift(drifted: Gate, tmp_path: Path) -> None:
+    shift = {"name": "label", "statistic": "x", "distance": 0.2, "p": 0.4, "limit": 0.05, "drifted": False}
+    _, text = page(changed(drifted, drift=[shift]), tmp_path)
+    assert "label: x 0.2000 0.4 0.05 chance explains it" in text
+
+
+def test_blemishes_stand_side_by_side(good: Gate, tmp_path: Path) -> None:
+    blemishes = {
+        "training rows": {"rows that repeat": 3},
+        "holdout rows": {"rows that repeat": 1, "rows that train": 1234},
+    }
+    _, text = page(changed(good, blemishes=blemishes), tmp_path)
+    assert "the split treats them" in text
+    assert "what training rows holdout rows rows that repeat 3 1 rows that train 1,234" in text
+
+
+def test_the_reason_is_a_sentence_for_every_answer(good: Gate) -> None:
+    warning = finding(severity="warning", asks="drift")
+    label = {"name": "label", "drifted": True}
+    expected = {
+        "Nothing was checked.": [],
+        "Training rows: number of rows: observed 8, allowed at least 100.": [warning, finding()],
+        "With a warning: Training rows: drift: observed 8, allowed at least 100; 1 more warning.": [warning, warning],
+    }
+    for sentence, findings in expected.items():
+        assert explain(changed(good, findings=findings)) == sentence
+    only_drift = changed(good, findings=[warning], drift=[label])
+    assert explain(only_drift) == "It drifted from the data that the champion was trained on: label. That is a warning."
+
+
+@pytest.mark.parametrize(
+    ("observed", "allowed", "shown"),
+    [
+        ({"missing": [0], "unexpected": []}, {"value_set": [0, 1]}, "observed 0 missing, allowed 0, 1."),
+        ({"missing": [], "unexpected": []}, {"value_set": [0, 1]}, "observed exactly these, allowed 0, 1."),
+        (None, {"min_value": 0.2, "max_value": 0.9}, "observed not computable, allowed 0.2 to 0.9."),
+        (["a", "b"], {"column_list": ["a"]}, "observed a, b, allowed a."),
+        (0.123456, {"mostly": 0.95}, "observed 0.1235, allowed at most 0.05."),
+    ],
+)
+def test_values_are_written_in_words(good: Gate, observed: Any, allowed: Any, shown: str) -> None:
+    assert explain(changed(good, findings=[finding(observed=observed, allowed=allowed)])).endswith(shown)
+
+
+def test_a_gate_without_findings_or_training_rows_has_a_page(good: Gate, tmp_path: Path) -> None:
+    html, text = page(changed(good, findings=[], profile=profile({})), tmp_path)
+    assert "Nothing was checked." in text
+    assert "No training row was kept." in text
+    assert "none acceptable, of 0 training rows" in text
+    assert "<table class=" not in html
+
+
+def test_endless_texts_are_cut(good: Gate, tmp_path: Path) -> None:
+    endless = "x" * 100_000
+    record = finding(observed=endless, lines=[f"{endless} line 1"], unexpected=1, asks=endless)
+    huge = changed(good, findings=[record], quarantined=1, reasons={endless: 1}, examples=[endless], report=endless)
+    html, text = page(huge, tmp_path)
+    assert max(map(len, re.findall("x+", text))) == LONGEST
+    assert "(100,000 characters)" in text
+    assert len(re.sub(r'"data:[^"]*"', "", html)) < 30_000
+
+
+def test_of_many_sources_the_largest_now_or_before_are_named(good: Gate, tmp_path: Path) -> None:
+    many = profile({f"source {i}": 1000 - i for i in range(500)})
+    before = profile({"gone": 90, "source 0": 10})
+    ranked = rank_sources(many, before)
+    assert len(ranked) == SOURCES + 1
+    assert [line["name"] for line in ranked[:3]] == ["gone", "source 0", "source 1"]
+    assert (ranked[0]["rows"], ranked[0]["mark"]) == (0, 100)
+    assert ranked[-1]["name"] == "481 more"
+    assert sum(line["rows"] for line in ranked) == many["rows"]
+    assert sum(line["before"] for line in ranked) == pytest.approx(1)
+    html, _ = page(changed(good, profile=many), tmp_path, before)
+    assert html.count('<td class="bar">') == SOURCES + 1
+
+
+def test_rows_without_a_source_and_pooled_sources_are_told_apart() -> None:
+    assert [line["name"] for line in rank_sources(profile({"": 5, "a": 1}), None)] == ["no source", "a"]
+    pooled = rank_sources(profile({f"{i}": 2 for i in range(30)} | {OTHER: 70}), None)
+    assert (pooled[-1]["name"], pooled[-1]["rows"]) == ("all others", 2 * (30 - SOURCES) + 70)
+    assert len(pooled) == SOURCES + 1
+    assert rank_sources(profile({}), profile({})) == []
+
+
+def test_lengths_are_drawn_as_shares_with_the_longest_in_the_last_bar() -> None:
+    usual = {str(length): 10 for length in range(1, 101)}
+    figure = draw_lengths(profile({"s": 1001}, usual | {"90000": 1}), profile({"s": 1000}, usual))
+    axes = figure.axes[0]
+    bars, line = (patch.get_data() for patch in axes.patches)
+    assert sum(bars.values) == pytest.approx(100)
+    assert sum(line.values) == pytest.approx(100)
+    assert bars.edges[-1] < 110
+    assert axes.get_xlabel() == f"characters (last bar: {bars.edges[-2]} or more)"
+    assert len(axes.get_legend().get_texts()) == 2
+
+
+def test_lengths_are_drawn_alone_without_a_reference() -> None:
+    axes = draw_lengths(profile({"s": 3}, {"1": 3}), None).axes[0]
+    assert axes.get_legend() is None
+    assert axes.get_xlabel() == "characters"

@@ -1,0 +1,258 @@
+"""Files become one snapshot a role; without a holdout file a share of the sentences is set apart and stays there."""
+
+import hashlib
+import logging
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tasks.errors import DataRefused
+from tasks.files import digest_of
+from tasks.folding import fold
+from tasks.ingestion import APART, Data, set_apart, take_snapshots
+from tasks.parsing import Rules
+from tasks.reading import load_rows, read_tables, take_snapshot
+from tasks.sources import Sources
+from tasks.splitting import fraction, split_rows
+from tasks.tables import Form
+
+unhurried = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])  # slow is not wrong
+
+Rows = list[tuple[str, int]]
+
+# Few words with many spellings: repeats are common.
+spellings = st.tuples(
+    st.integers(0, 40), st.sampled_from(["word {}", "Word {}.", "  WORD   {} ", "«word» {}", "word_{}…", "wörd {}"])
+).map(lambda pair: pair[1].format(pair[0]))
+tables = st.lists(st.tuples(spellings, st.integers(0, 1)), max_size=40)
+
+
+def write(folder: Path, rows: Rows, name: str = "mine.tsv", source: str = "s") -> str:
+    path = folder / name
+    folder.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(f"{source}\t{label}\t\t{sentence}\n" for sentence, label in rows), encoding="utf-8")
+    return str(path)
+
+
+def numbered(start: int, stop: int) -> Rows:
+    return [(f"Sentence number {i}.", i % 2) for i in range(start, stop)]
+
+
+def ingest(
+    folder: Path,
+    train: list[str],
+    holdout: list[str] | None = None,
+    reported: list[str] | None = None,
+    share: float = 0.2,
+    form: Form = Form(),  # noqa: B008 (immutable)
+) -> Data:
+    sources = Sources(address="a", train=train, holdout=holdout or [], reported=reported or [])
+    return take_snapshots(sources, str(folder / "snapshots"), form, share)
+
+
+def sentences(snapshot: object) -> list[str]:
+    assert isinstance(snapshot, dict)
+    return load_rows(snapshot["path"])["sentence"].tolist()
+
+
+def test_each_role_has_its_snapshot_and_the_digest_names_them_together(tmp_path: Path) -> None:
+    files = [write(tmp_path, numbered(i, i + 5), f"{i}.tsv") for i in (0, 10, 20)]
+    data = ingest(tmp_path, files[:1], files[1:2], files[2:])
+    digests = {}
+    for role, file in zip(("train", "holdout", "reported"), files, strict=True):
+        digests[role] = hashlib.sha256(Path(file).read_bytes()).hexdigest()
+        assert data[role]["digest"] == digests[role]  # type: ignore[literal-required]
+        assert data[role]["files"] == [file]  # type: ignore[literal-required]
+    assert data["digest"] == digest_of(digests)
+
+
+def test_digest_depends_on_the_roles_and_not_on_where_the_files_lie(tmp_path: Path) -> None:
+    one, other = write(tmp_path, numbered(0, 5), "a.tsv"), write(tmp_path, numbered(5, 9), "b.tsv")
+    copy = write(tmp_path / "elsewhere", numbered(0, 5), "c.tsv")
+    digest = ingest(tmp_path, [one], [other])["digest"]
+    assert ingest(tmp_path, [copy], [other])["digest"] == digest
+    assert ingest(tmp_path, [other], [one])["digest"] != digest
+    assert ingest(tmp_path, [one], [other], [one])["digest"] != digest
+
+
+def test_no_reported_file_no_reported_snapshot(tmp_path: Path) -> None:
+    one, other = write(tmp_path, numbered(0, 5), "a.tsv"), write(tmp_path, numbered(5, 9), "b.tsv")
+    assert ingest(tmp_path, [one], [other])["reported"] is None
+
+
+def test_merged_rows_keep_their_source_file_and_line(tmp_path: Path) -> None:
+    corpus = write(tmp_path, [("One.", 1), ("Two.", 0)], "corpus.tsv", "gj04")
+    feedback = write(tmp_path, [("Three.", 1), ("", 0), ("Four.", 0)], "feedback.tsv", "app")
+    data = ingest(tmp_path, [corpus, feedback], [corpus])
+    rows = load_rows(data["train"]["path"])
+    assert list(zip(rows["file"], rows["line"], rows["source"], rows["sentence"], strict=True)) == [
+        ("corpus.tsv", 1, "gj04", "One."),
+        ("corpus.tsv", 2, "gj04", "Two."),
+        ("feedback.tsv", 1, "app", "Three."),
+        ("feedback.tsv", 3, "app", "Four."),
+    ]
+    assert data["train"]["files"] == [corpus, feedback]
+    assert (data["train"]["rows_in"], data["train"]["kept"], data["train"]["quarantined"]) == (5, 4, 1)
+    assert data["train"]["examples"] == ["feedback.tsv line 2: empty sentence"]
+
+
+def test_files_of_several_formats_are_merged_under_one_form(tmp_path: Path) -> None:
+    tsv = write(tmp_path, [("One.", 1)])
+    table = tmp_path / "table.csv"
+    table.write_text("verdict,text\nbad,Two.\n0,Three.\n")
+    form = Form({"label": "verdict"}, Rules(labels={"0": 0, "1": 1, "bad": 0}))
+    rows = load_rows(ingest(tmp_path, [tsv, str(table)], [tsv], form=form)["train"]["path"])
+    assert rows["label"].tolist() == [1, 0, 0]
+    assert rows["source"].tolist() == ["s", "table", "table"]
+
+
+# A holdout set apart
+
+
+def test_share_is_set_apart_where_no_holdout_is_given(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    file = write(tmp_path, numbered(0, 2000))
+    data = ingest(tmp_path, [file])
+    expected = [text for text, _ in numbered(0, 2000) if fraction(fold(text), APART) < 0.2]
+    assert sentences(data["holdout"]) == expected
+    assert 330 <= len(expected) <= 470  # 400 expected, standard deviation 18
+    assert data["holdout"]["files"] == data["train"]["files"] == [file]
+    assert f"no holdout file: {len(expected)} of 2000 rows set apart to judge" in caplog.text
+
+
+def test_nothing_is_set_apart_where_a_holdout_is_given(tmp_path: Path) -> None:
+    one, other = write(tmp_path, numbered(0, 50), "a.tsv"), write(tmp_path, numbered(50, 60), "b.tsv")
+    data = ingest(tmp_path, [one], [other], share=0.9)
+    assert (data["train"]["kept"], data["holdout"]["kept"]) == (50, 10)
+
+
+def test_both_sides_are_snapshots_under_their_own_digests(tmp_path: Path) -> None:
+    data = ingest(tmp_path, [write(tmp_path, numbered(0, 300))])
+    for side in (data["train"], data["holdout"]):
+        rows = load_rows(side["path"])
+        text = "".join(f"s\t{row.label}\t\t{row.sentence}\n" for row in rows.itertuples())
+        assert side["digest"] == hashlib.sha256(text.encode()).hexdigest()
+        assert Path(side["path"]).name == f"{side['digest']}.parquet"
+        assert len(rows) == side["kept"]
+    assert data["digest"] == digest_of({role: data[role]["digest"] for role in ("train", "holdout")})  # type: ignore[literal-required]
+
+
+def test_both_sides_have_the_columns_and_types_of_any_snapshot(tmp_path: Path) -> None:
+    data = ingest(tmp_path, [write(tmp_path, numbered(0, 300))])
+    whole = take_snapshot([write(tmp_path, numbered(0, 300))], str(tmp_path / "snapshots"))
+    schemas = [next(read_tables(side["path"])).schema for side in (data["train"], data["holdout"], whole)]
+    assert schemas[0] == schemas[1] == schemas[2]
+
+
+def test_what_was_quarantined_is_counted_once(tmp_path: Path) -> None:
+    file = write(tmp_path, [*numbered(0, 200), ("", 1), *numbered(200, 300), (" ", 0)])
+    data = ingest(tmp_path, [file])
+    train, holdout = data["train"], data["holdout"]
+    assert train["kept"] + holdout["kept"] == 300
+    assert train["rows_in"] + holdout["rows_in"] == 302
+    for side in (train, holdout):
+        assert side["rows_in"] == side["kept"] + side["quarantined"]
+    assert (train["quarantined"], train["reasons"]) == (2, {"empty sentence": 2})
+    assert train["quarantine"] is not None
+    assert train["examples"] == ["mine.tsv line 201: empty sentence", "mine.tsv line 302: empty sentence"]
+    assert (holdout["quarantined"], holdout["reasons"], holdout["quarantine"], holdout["examples"]) == (0, {}, None, [])
+
+
+@unhurried
+@given(rows=tables, share=st.floats(0.2, 0.8))
+def test_no_row_is_lost_and_no_folded_sentence_stands_on_both_sides(
+    tmp_path_factory: pytest.TempPathFactory, rows: Rows, share: float
+) -> None:
+    folder = tmp_path_factory.mktemp("apart")
+    anchors = numbered(0, 60)  # so that neither side is empty
+    whole = take_snapshot([write(folder, anchors + rows)], str(folder))
+    train, holdout = set_apart(whole, str(folder), share)
+    sides = [load_rows(side["path"]) for side in (train, holdout)]
+    pd.testing.assert_frame_equal(
+        pd.concat([side.astype({"file": str}) for side in sides]).sort_values("line").reset_index(drop=True),
+        load_rows(whole["path"]).astype({"file": str}),
+    )
+    assert all(side["line"].is_monotonic_increasing for side in sides)
+    folded = [set(map(fold, side["sentence"])) for side in sides]
+    assert not folded[0] & folded[1]
+
+
+@unhurried
+@given(old=tables, new=tables, where=st.sampled_from(["before", "after", "another file"]))
+def test_rows_added_later_move_no_old_row(
+    tmp_path_factory: pytest.TempPathFactory, old: Rows, new: Rows, where: str
+) -> None:
+    folder = tmp_path_factory.mktemp("later")
+    old = numbered(0, 60) + old
+    files = [write(folder, old, source="old")]
+    before = ingest(folder, files)
+    added = write(folder, [*new, ("One more.", 1)], "new.tsv", "new")
+    if where == "another file":
+        files.append(added)
+    else:
+        texts = [Path(path).read_text("utf-8") for path in (files[0], added)]
+        Path(files[0]).write_text("".join(texts if where == "after" else reversed(texts)), "utf-8")
+    after = ingest(folder, files)
+    for role in ("train", "holdout"):
+        rows = [load_rows(data[role]["path"]) for data in (before, after)]  # type: ignore[literal-required]
+        old_rows = rows[1][rows[1]["source"] == "old"]
+        assert old_rows["sentence"].tolist() == rows[0]["sentence"].tolist()
+        assert old_rows["label"].tolist() == rows[0]["label"].tolist()
+
+
+def test_what_is_set_apart_and_what_validates_are_independent_choices(tmp_path: Path) -> None:
+    train = load_rows(ingest(tmp_path, [write(tmp_path, numbered(0, 3000))], share=0.5)["train"]["path"])
+    for seed in (0, 2018):
+        _, validation, _ = split_rows(train, [], 0.5, seed)
+        assert 0.45 < len(validation) / len(train) < 0.55
+
+
+def test_another_share_sets_apart_more_or_less_of_the_same(tmp_path: Path) -> None:
+    file = write(tmp_path, numbered(0, 500))
+    small, large = (set(sentences(ingest(tmp_path, [file], share=share)["holdout"])) for share in (0.1, 0.3))
+    assert small < large
+
+
+@pytest.mark.parametrize(("rows", "share"), [(1, 0.5), (2, 0.01), (2, 0.99)])
+def test_too_few_rows_are_refused_with_what_to_do(tmp_path: Path, rows: int, share: float) -> None:
+    file = write(tmp_path, numbered(0, rows))
+    with pytest.raises(DataRefused) as caught:
+        ingest(tmp_path, [file], share=share)
+    assert str(caught.value) == (
+        f"{file} has {rows} rows, too few to set a holdout apart; "
+        "expected some hundreds, or a holdout of its own: --holdout FILE"
+    )
+    assert caught.value.exit_code == 3
+
+
+def test_unreadable_rows_are_told_where_they_leave_too_few(tmp_path: Path) -> None:
+    files = [write(tmp_path, [("", 1)], "a.tsv"), write(tmp_path, [("", 0)], "b.tsv")]
+    with pytest.raises(DataRefused) as caught:
+        ingest(tmp_path, files)
+    message = str(caught.value)
+    assert message.startswith(
+        f"{files[0]}, {files[1]} has 0 rows (2 more are unreadable, a.tsv line 1: empty sentence)"
+    )
+    assert "\n" not in message
+
+
+def test_no_scratch_file_stays_behind(tmp_path: Path) -> None:
+    ingest(tmp_path, [write(tmp_path, numbered(0, 300))])
+    with pytest.raises(DataRefused):
+        ingest(tmp_path, [write(tmp_path, numbered(0, 1))])
+    assert {path.suffix for path in (tmp_path / "snapshots").iterdir()} == {".parquet"}
+
+
+def test_same_rows_give_the_same_data_again(tmp_path: Path) -> None:
+    file = write(tmp_path, numbered(0, 300))
+    assert ingest(tmp_path, [file]) == ingest(tmp_path, [file])
+
+
+def test_several_pieces_are_set_apart_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = write(tmp_path, numbered(0, 300))
+    expected = ingest(tmp_path, [file])
+    monkeypatch.setattr("tasks.ingestion.read_tables", lambda path: read_tables(path, rows=7))
+    assert ingest(tmp_path, [file]) == expected

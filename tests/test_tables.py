@@ -1,0 +1,622 @@
+"""Every record of other people's tables is kept or quarantined with a reason, whatever the format."""
+
+import csv
+import io
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from tasks import parsing, tables
+from tasks.errors import VerdictError, WrongUsage
+from tasks.parsing import BYTE_ORDER_MARK, Rejected, Row, Rules
+from tasks.reading import take_snapshot
+from tasks.tables import Form, choose_columns, first_line, form_of, parse_file
+
+unhurried = settings(
+    deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+)  # slow is not wrong
+
+HEADER = b"sentence,label\n"
+NUMBERED = Form(rules=Rules(labels={"0": 0, "1": 1, "true": 1, "false": 0}))
+
+
+def parse(path: Path, form: Form = Form()) -> list[Row | Rejected]:  # noqa: B008 (immutable)
+    """Return the result of each record in the order of the file."""
+    results: list[Row | Rejected] = []
+    for block in parse_file(path, form):
+        results += [*(Row(**row) for row in block.kept.to_pylist()), *block.rejected]
+    return sorted(results, key=lambda result: result.line)
+
+
+def write(folder: Path, name: str, data: str | bytes) -> Path:
+    path = folder / name
+    path.write_bytes(data.encode() if isinstance(data, str) else data)
+    return path
+
+
+def write_parquet(folder: Path, **columns: Any) -> Path:
+    path = folder / "web.parquet"
+    pq.write_table(pa.table(columns), path)
+    return path
+
+
+def write_records(folder: Path, *records: Any) -> Path:
+    return write(folder, "web.jsonl", "".join(json.dumps(record) + "\n" for record in records))
+
+
+# Choosing columns
+
+
+def test_usual_names_of_columns_need_no_asking() -> None:
+    names = ["id", "mark", "sentence", "source", "label"]
+    expected = {"text": "sentence", "label": "label", "source": "source", "mark": "mark"}
+    assert choose_columns(names, {}, Path("f.csv")) == expected
+    assert choose_columns(["label", "text"], {}, Path("f.csv")) == {"text": "text", "label": "label"}
+    assert choose_columns(["text", "label", "sentence"], {}, Path("f.csv"))["text"] == "sentence"
+
+
+def test_a_column_that_is_asked_for_goes_before_the_usual_one() -> None:
+    names = ["sentence", "label", "original", "gold", "site"]
+    wanted = {"text": "original", "label": "gold", "source": "site"}
+    assert choose_columns(names, wanted, Path("f.csv")) == wanted
+
+
+@pytest.mark.parametrize(
+    ("names", "wanted", "message"),
+    [
+        (["a", "label"], {}, "no column 'sentence' for the text; it has 'a', 'label': --columns text=NAME,label=NAME"),
+        (["text", "b"], {}, "no column 'label' for the label; it has 'text', 'b': --columns text=NAME,label=NAME"),
+        ([], {}, "no column 'sentence' for the text; it has none: --columns text=NAME,label=NAME"),
+        (["Text", "label"], {"text": "text"}, "no column 'text' for the text; it has 'Text', 'label': --columns"),
+        (["text", "label"], {"mark": "star"}, "no column 'star' for the mark; it has 'text', 'label': --columns"),
+        (["text", "label"], {"source": "site"}, "no column 'site' for the source; it has 'text', 'label': --columns"),
+        (["label", "text", "label"], {}, "2 columns 'label'; expected one for the label"),
+    ],
+)
+def test_a_missing_or_double_column_is_wrong_usage_naming_what_is_there(
+    names: list[str], wanted: dict[str, str], message: str
+) -> None:
+    with pytest.raises(WrongUsage) as caught:
+        choose_columns(names, wanted, Path("data/f.csv"))
+    assert str(caught.value).startswith(f"data/f.csv has {message}")
+
+
+def test_a_message_about_columns_stays_short_and_printable() -> None:
+    with pytest.raises(WrongUsage) as caught:
+        choose_columns(["x" * 1000, "\x1b[31m\n", *map(str, range(100))], {}, Path("f.csv"))
+    shown = ", ".join([f"'{'x' * 40}'", r"'\x1b[31m\n'", *(f"'{i}'" for i in range(10))])
+    assert str(caught.value) == (
+        f"f.csv has no column 'sentence' for the text; it has {shown}: --columns text=NAME,label=NAME"
+    )
+
+
+def test_two_columns_of_one_name_are_refused_in_every_format(tmp_path: Path) -> None:
+    path = tmp_path / "twice.parquet"
+    columns = [pa.array(["A."]), pa.array(["B."]), pa.array([1])]
+    pq.write_table(pa.Table.from_arrays(columns, names=["text", "text", "label"]), path)
+    for file in (path, write(tmp_path, "twice.csv", "text,text,label\nA.,B.,1\n")):
+        with pytest.raises(WrongUsage, match="has 2 columns 'text'; expected one for the text"):
+            parse(file)
+
+
+def test_settings_describe_a_form() -> None:
+    form = form_of("text=original,label=gold", "good=1,bad=0", 50)
+    assert form == Form({"text": "original", "label": "gold"}, Rules(50, {"0": 0, "1": 1, "good": 1, "bad": 0}))
+    assert form_of("", "", 2_000) == Form()
+    assert form_of("", "0=1,1=0", 9).rules.labels == {"0": 1, "1": 0}
+
+
+# CSV
+
+
+def test_csv_columns_are_found_by_their_names_in_any_order(tmp_path: Path) -> None:
+    path = write(tmp_path, "web.csv", "id,mark,label,source,text\n7,*,0,gj04,Him ran.\n8,,1,bc01,He ran.\n")
+    assert parse(path) == [Row(2, "gj04", 0, "*", "Him ran."), Row(3, "bc01", 1, "", "He ran.")]
+
+
+def test_a_file_without_a_source_column_is_the_source_of_its_rows(tmp_path: Path) -> None:
+    assert parse(write(tmp_path, "my.web.csv", HEADER + b"He ran.,1\n")) == [Row(2, "my.web", 1, "", "He ran.")]
+    assert parse(write_records(tmp_path, {"text": "He ran.", "label": 1})) == [Row(1, "web", 1, "", "He ran.")]
+    assert parse(write_parquet(tmp_path, text=["He ran."], label=[1])) == [Row(1, "web", 1, "", "He ran.")]
+
+
+@pytest.mark.parametrize(
+    ("field", "text"),
+    [
+        ('"Yes, he ran."', "Yes, he ran."),
+        ('"He said ""go""."', 'He said "go".'),
+        ('He said "go".', 'He said "go".'),
+        ('""""', '"'),
+        ("NA", "NA"),
+        (" null ", " null "),
+        ("It's", "It's"),
+        ("back\\slash\\", "back\\slash\\"),
+        ("a;b", "a;b"),
+        ("line\u2028separator\x0b\x0c\x85", "line\u2028separator\x0b\x0c\x85"),
+    ],
+)
+def test_csv_fields_are_unquoted_and_nothing_else(tmp_path: Path, field: str, text: str) -> None:
+    path = write(tmp_path, "web.csv", f"sentence,label\n{field},1\nNext.,0\n")
+    assert parse(path) == [Row(2, "web", 1, "", text), Row(3, "web", 0, "", "Next.")]
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("mark", [b"", BYTE_ORDER_MARK])
+@pytest.mark.parametrize("last", [True, False])
+def test_csv_line_ends_and_byte_order_mark_change_nothing(tmp_path: Path, end: str, mark: bytes, last: bool) -> None:
+    text = end.join(["sentence,label", '"A, B.",1', "C.,0"]) + end * last
+    path = write(tmp_path, "web.csv", mark + text.encode())
+    assert parse(path) == [Row(2, "web", 1, "", "A, B."), Row(3, "web", 0, "", "C.")]
+
+
+LIMIT = csv.field_size_limit()
+
+
+@pytest.mark.parametrize(
+    ("record", "kind", "reason"),
+    [
+        (b'"A\nB.",1', "line break", "line break or tab inside a field"),
+        (b'"A\r\nB.",1', "line break", "line break or tab inside a field"),
+        (b'"A\rB.",1', "line break", "line break or tab inside a field"),
+        (b'"A\tB.",1', "line break", "line break or tab inside a field"),
+        (b"A.", "field count", "1 fields instead of 2"),
+        (b"A, B.,1", "field count", "3 fields instead of 2"),
+        (b"", "field count", "0 fields instead of 2"),
+        (b" ", "field count", "1 fields instead of 2"),
+        (b"A.\xff,1", "encoding", "not UTF-8"),
+        (b"\xed\xa0\x80,1", "encoding", "not UTF-8"),
+        (b"A\0B.,1", "NUL", "NUL character"),
+        (b"A.,yes", "label", "label 'yes' instead of 0 or 1"),
+        (b"A.,", "label", "label '' instead of 0 or 1"),
+        (b",1", "empty sentence", "empty sentence"),
+        (b'" ",1', "empty sentence", "empty sentence"),
+        (b"A" * 2_001 + b",1", "too long", "sentence of 2001 characters, more than 2000"),
+        (b"A" * (LIMIT + 1) + b",1", "record", f"not valid CSV: field larger than field limit ({LIMIT})"),
+        (b"A\rB.,1", "record", "not valid CSV: new-line character seen in unquoted field - do you need to"),
+        (b'"A" B.,1', "record", "not valid CSV: ',' expected after '\"'"),
+        (b'"A.,1', "record", "not valid CSV: "),
+    ],
+)
+@pytest.mark.parametrize("end", [b"\n", b"\r\n"])
+def test_a_bad_csv_record_is_rejected_and_the_next_are_kept(
+    tmp_path: Path, record: bytes, kind: parsing.Kind, reason: str, end: bytes
+) -> None:
+    # Two more lines with quotes follow, so that a quote left open finds one that seems to close it.
+    data = HEADER.strip() + end + b"First.,1" + end + record + end + b'"Next, then.",0' + end + b'"Last.",1' + end
+    results = parse(write(tmp_path, "web.csv", data))
+    bad = results.pop(1)
+    assert isinstance(bad, Rejected)
+    assert (bad.line, bad.kind, bad.raw) == (3, kind, record)
+    assert bad.reason.startswith(reason)
+    after = 4 + record.count(b"\n")
+    assert results == [
+        Row(2, "web", 1, "", "First."),
+        Row(after, "web", 0, "", "Next, then."),
+        Row(after + 1, "web", 1, "", "Last."),
+    ]
+
+
+def test_a_quote_that_is_never_closed_gives_up_its_own_line_only(tmp_path: Path) -> None:
+    rows = "".join(f"Row {i}.,{i % 2}\n" for i in range(2_000))
+    results = parse(write(tmp_path, "web.csv", HEADER.decode() + 'One.,1\n"Two.,0\n' + rows))
+    assert results[1] == Rejected(3, "record", "not valid CSV: unexpected end of data", b'"Two.,0')
+    assert [result.line for result in results] == list(range(2, 2_004))
+    assert [result.sentence for result in results if isinstance(result, Row)] == [
+        "One.",
+        *(f"Row {i}." for i in range(2_000)),
+    ]
+
+
+def test_lines_that_each_leave_a_quote_open_take_time_in_proportion(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tables, "LONGEST_RECORD", 4)
+    line = b'a","c\n'  # opens a quote whether or not one is open
+    path = write(tmp_path, "web.csv", HEADER + line * 20_000 + b"Last.,1\n")
+    started = time.perf_counter()
+    results = parse(path)
+    assert time.perf_counter() - started < 10  # 0.1 s; 32 s without a limit to what an open quote may swallow
+    assert [result.line for result in results] == list(range(2, 20_003))
+    assert all(isinstance(result, Rejected) for result in results[:-1])
+    assert results[-1] == Row(20_002, "web", 1, "", "Last.")
+
+
+def test_a_long_csv_record_has_a_limit_of_lines(tmp_path: Path) -> None:
+    def record(lines: int) -> str:
+        return 'A.,1,"' + "note\n" * (lines - 1) + '"\n'
+
+    header = "text,label,notes\n"
+    fits = write(tmp_path, "web.csv", header + record(tables.LONGEST_RECORD) + "B.,0,\n")
+    assert parse(fits) == [Row(2, "web", 1, "", "A."), Row(2 + tables.LONGEST_RECORD, "web", 0, "", "B.")]
+    exceeds = parse(write(tmp_path, "web.csv", header + record(tables.LONGEST_RECORD + 1) + "B.,0,\n"))
+    assert exceeds[0] == Rejected(2, "record", "not valid CSV: unexpected end of data", b'A.,1,"note')
+    assert exceeds[-1] == Row(3 + tables.LONGEST_RECORD, "web", 0, "", "B.")
+
+
+csv_pieces = st.sampled_from(
+    [b",", b'"', b'""', b"\n", b"\r\n", b"\r", b"\0", b"A", b"1", b"0", b"\xff", b"\t", "é\u2028".encode()]
+)
+
+
+@unhurried
+@given(st.lists(st.one_of(csv_pieces, st.just(b"A.,1\n"), st.just(b'"B",0\n')), max_size=40).map(b"".join))
+@example(b'"')
+@example(b"\n\n")
+@example(b'"a\n"b\n"c')
+def test_every_line_of_any_csv_file_is_in_exactly_one_record(tmp_path: Path, data: bytes) -> None:
+    path = write(tmp_path, "web.csv", HEADER + data)
+    results = parse(path)
+    # The records' lines follow each other without a gap up to the end of the file.
+    lines = list(io.BytesIO(data))
+    starts = [*(result.line - 2 for result in results), len(lines)]
+    assert starts[0] == 0
+    assert starts == sorted(set(starts))
+    for result, start, stop in zip(results, starts, starts[1:], strict=False):
+        if isinstance(result, Rejected):
+            assert result.raw == b"".join(lines[start:stop]).removesuffix(b"\n").removesuffix(b"\r")
+        else:
+            raw = b"".join(lines[start:stop]).decode()
+            assert result.sentence.replace('"', "") in raw.replace('"', "")
+
+
+def test_a_csv_file_of_a_header_alone_or_of_nothing_has_no_rows(tmp_path: Path) -> None:
+    assert parse(write(tmp_path, "web.csv", HEADER)) == []
+    assert parse(write(tmp_path, "web.csv", b"")) == []
+    assert parse(write(tmp_path, "web.csv", BYTE_ORDER_MARK)) == []
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b'"sentence,label\nA.,1\n', "has no readable header line; expected the columns' names in it"),
+        (b"\n" + HEADER, "has no column 'sentence' for the text; it has none: --columns text=NAME,label=NAME"),
+        (b"A.,1\n", "has no column 'sentence' for the text; it has 'A.', '1': --columns text=NAME,label=NAME"),
+        (HEADER.decode().encode("utf-16"), "has no column 'sentence' for the text; it has "),
+    ],
+    ids=["open quote", "blank", "none", "utf-16"],
+)
+def test_a_csv_file_without_a_usable_header_is_wrong_usage(tmp_path: Path, data: bytes, message: str) -> None:
+    path = write(tmp_path, "web.csv", data)
+    with pytest.raises(WrongUsage) as caught:
+        parse(path)
+    assert str(caught.value).startswith(f"{path} {message}")
+    assert str(caught.value).isprintable()
+
+
+# JSONL
+
+
+def test_jsonl_columns_are_found_by_their_names(tmp_path: Path) -> None:
+    path = write_records(
+        tmp_path,
+        {"label": 0, "id": 3, "sentence": "Him ran.", "mark": "*", "source": "gj04"},
+        {"source": "bc01", "mark": "", "sentence": "Zoë — 寿司 🙂", "label": "1", "more": [1, {"a": None}]},
+    )
+    assert parse(path) == [Row(1, "gj04", 0, "*", "Him ran."), Row(2, "bc01", 1, "", "Zoë — 寿司 🙂")]
+    other = Form({"text": "more", "label": "id"})
+    with pytest.raises(WrongUsage, match="has no column 'more' for the text; it has 'label', 'id', 'sentence'"):
+        parse(path, other)
+
+
+@pytest.mark.parametrize(
+    ("label", "expected"),
+    [("1", 1), ("0", 0), ("1.0", 1), ("0.0", 0), ("-0.0", 0), ('"1"', 1), ("1e0", 1), ("true", 1), ("false", 0)],
+)
+def test_labels_may_be_numbers_text_or_truth_values(tmp_path: Path, label: str, expected: int) -> None:
+    path = write(tmp_path, "web.jsonl", f'{{"text": "A.", "label": {label}}}\n')
+    assert parse(path, NUMBERED) == [Row(1, "web", expected, "", "A.")]
+
+
+@pytest.mark.parametrize(
+    ("record", "kind", "reason"),
+    [
+        (b"[1]", "record", "not a JSON object"),
+        (b'"text"', "record", "not a JSON object"),
+        (b"null", "record", "not a JSON object"),
+        (b"", "record", "not a JSON object"),
+        (b"{", "record", "not a JSON object"),
+        (b"{'text': 'A.', 'label': 1}", "record", "not a JSON object"),
+        (b'{"text": "A.", "label": 1},', "record", "not a JSON object"),
+        (b'{"text": "A\tB", "label": 1}', "record", "not a JSON object"),
+        (b"[" * 100_000, "record", "not a JSON object"),
+        (b'{"text": ' * 100_000, "record", "not a JSON object"),
+        (b'{"text": "A.", "label": 1' + b"0" * 5_000 + b"}", "record", "not a JSON object"),
+        (BYTE_ORDER_MARK + b'{"text": "A.", "label": 1}', "record", "not a JSON object"),
+        (b"{}", "field count", "no 'text'"),
+        (b'{"text": "A."}', "field count", "no 'label'"),
+        (b'{"label": 1, "sentence": "A."}', "field count", "no 'text'"),
+        (b'{"text": "\xff", "label": 1}', "encoding", "not UTF-8"),
+        (rb'{"text": "A\ud800", "label": 1}', "encoding", "not UTF-8"),
+        (rb'{"text": "A.", "label": "\udfff"}', "encoding", "not UTF-8"),
+        (rb'{"text": "A\u0000", "label": 1}', "NUL", "NUL character"),
+        (rb'{"text": "A\nB", "label": 1}', "line break", "line break or tab inside a field"),
+        (rb'{"text": "A\tB", "label": 1}', "line break", "line break or tab inside a field"),
+        (b'{"text": null, "label": 1}', "empty sentence", "empty sentence"),
+        (b'{"text": "", "label": 1}', "empty sentence", "empty sentence"),
+        (b'{"text": 1, "label": 1}', "record", "sentence is int, not text"),
+        (b'{"text": true, "label": 1}', "record", "sentence is bool, not text"),
+        (b'{"text": ["A."], "label": 1}', "record", "sentence is list, not text"),
+        (b'{"text": {"A": 1}, "label": 1}', "record", "sentence is dict, not text"),
+        (b'{"text": "A.", "label": null}', "label", "label '' instead of 0 or 1"),
+        (b'{"text": "A.", "label": 2}', "label", "label '2' instead of 0 or 1"),
+        (b'{"text": "A.", "label": 0.5}', "label", "label '0.5' instead of 0 or 1"),
+        (b'{"text": "A.", "label": NaN}', "label", "label 'nan' instead of 0 or 1"),
+        (b'{"text": "A.", "label": -Infinity}', "label", "label '-inf' instead of 0 or 1"),
+        (b'{"text": "A.", "label": 1e308}', "label", "label '10000000000000000109' instead of 0 or 1"),
+        (b'{"text": "A.", "label": true}', "label", "label 'true' instead of 0 or 1"),
+        (b'{"text": "A.", "label": "1.0"}', "label", "label '1.0' instead of 0 or 1"),
+        (b'{"text": "A.", "label": [1]}', "label", "label '[1]' instead of 0 or 1"),
+    ],
+    ids=lambda value: value[:30].decode("latin-1") if isinstance(value, bytes) else None,
+)
+def test_a_bad_jsonl_record_is_rejected_and_the_next_are_kept(
+    tmp_path: Path, record: bytes, kind: parsing.Kind, reason: str
+) -> None:
+    good = b'{"text": "A.", "label": 1}'
+    path = write(tmp_path, "web.jsonl", b"\n".join([good, record, good]))
+    assert parse(path) == [Row(1, "web", 1, "", "A."), Rejected(2, kind, reason, record), Row(3, "web", 1, "", "A.")]
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("mark", [b"", BYTE_ORDER_MARK])
+def test_jsonl_line_ends_and_byte_order_mark_change_nothing(tmp_path: Path, end: str, mark: bytes) -> None:
+    text = end.join(['{"text": "A.", "label": 1}', '{"text": "B.", "label": 0}'])
+    for name in ("web.jsonl", "web.ndjson", "web.JSONL"):
+        assert parse(write(tmp_path, name, mark + text.encode())) == [
+            Row(1, "web", 1, "", "A."),
+            Row(2, "web", 0, "", "B."),
+        ]
+
+
+def test_a_jsonl_file_of_nothing_has_no_rows(tmp_path: Path) -> None:
+    assert parse(write(tmp_path, "web.jsonl", b"")) == []
+    assert parse(write(tmp_path, "web.jsonl", BYTE_ORDER_MARK)) == []
+
+
+def test_jsonl_columns_are_those_of_the_first_object(tmp_path: Path) -> None:
+    path = write_records(tmp_path, [1], {"text": "A.", "label": 1}, {"text": "B.", "label": 0, "source": "x"})
+    results = parse(path)
+    assert results[1:] == [Row(2, "web", 1, "", "A."), Row(3, "web", 0, "", "B.")]
+
+
+def test_every_line_of_a_json_document_that_is_no_jsonl_is_rejected(tmp_path: Path) -> None:
+    document = json.dumps([{"text": "A.", "label": 1}], indent=1)
+    results = parse(write(tmp_path, "web.jsonl", document))
+    assert [(result.line, result[1:3]) for result in results] == [
+        (line, ("record", "not a JSON object")) for line in range(1, len(document.splitlines()) + 1)
+    ]
+
+
+# Parquet
+
+
+@pytest.mark.parametrize(
+    ("labels", "kind"),
+    [
+        ([1, 0], pa.int64()),
+        ([1, 0], pa.uint8()),
+        ([1.0, 0.0], pa.float64()),
+        ([True, False], pa.bool_()),
+        (["1", "0"], pa.string()),
+        (["1", "0"], pa.large_string()),
+    ],
+    ids=str,
+)
+def test_parquet_labels_of_every_type_are_read(tmp_path: Path, labels: list[Any], kind: pa.DataType) -> None:
+    path = write_parquet(tmp_path, label=pa.array(labels, kind), text=["A.", "B."])
+    assert parse(path, NUMBERED) == [Row(1, "web", 1, "", "A."), Row(2, "web", 0, "", "B.")]
+
+
+def test_parquet_labels_and_sources_may_be_categories(tmp_path: Path) -> None:
+    def coded(*values: str) -> pa.Array:
+        return pa.array(values).dictionary_encode()
+
+    path = write_parquet(tmp_path, label=coded("bad", "good"), text=coded("A.", "B."), source=coded("x", "x"))
+    form = Form(rules=Rules(labels={"good": 1, "bad": 0}))
+    assert parse(path, form) == [Row(1, "x", 0, "", "A."), Row(2, "x", 1, "", "B.")]
+
+
+def test_bad_parquet_records_are_rejected_with_their_values(tmp_path: Path) -> None:
+    text = ["A.", None, "", "A\0B", "A\nB", "C."]
+    path = write_parquet(tmp_path, text=text, label=[1, 1, 0, 0, 1, None], ignored=list(range(6)))
+    assert parse(path) == [
+        Row(1, "web", 1, "", "A."),
+        Rejected(2, "empty sentence", "empty sentence", b'{"text": null, "label": 1}'),
+        Rejected(3, "empty sentence", "empty sentence", b'{"text": "", "label": 0}'),
+        Rejected(4, "NUL", "NUL character", rb'{"text": "A\u0000B", "label": 0}'),
+        Rejected(5, "line break", "line break or tab inside a field", rb'{"text": "A\nB", "label": 1}'),
+        Rejected(6, "label", "label '' instead of 0 or 1", b'{"text": "C.", "label": null}'),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("values", "name"), [([1], "int"), ([0.5], "float"), ([b"A."], "bytes"), ([["A."]], "list"), ([{"a": 1}], "dict")]
+)
+def test_a_parquet_column_of_other_things_than_text_is_rejected(tmp_path: Path, values: list[Any], name: str) -> None:
+    (result,) = parse(write_parquet(tmp_path, text=values, label=[1]))
+    assert isinstance(result, Rejected)
+    assert (result.kind, result.reason) == ("record", f"sentence is {name}, not text")
+
+
+def test_parquet_labels_of_other_values_are_rejected(tmp_path: Path) -> None:
+    path = write_parquet(tmp_path, text=["A."] * 4, label=[0.5, float("nan"), float("inf"), -1.0])
+    assert [result[2] for result in parse(path)] == [
+        f"label '{label}' instead of 0 or 1" for label in ("0.5", "nan", "inf", "-1")
+    ]
+
+
+def test_parquet_columns_may_be_asked_for_with_dots_and_twice(tmp_path: Path) -> None:
+    path = write_parquet(tmp_path, **{"a.b": ["A."], "label": [1], "a": [{"b": "no"}]})
+    form = Form({"text": "a.b", "source": "a.b"})
+    assert parse(path, form) == [Row(1, "A.", 1, "", "A.")]
+
+
+def test_more_parquet_records_than_one_batch_keep_their_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tables, "BATCH", 7)
+    path = tmp_path / "web.parquet"
+    pq.write_table(pa.table({"text": ["A.", ""] * 50, "label": [1] * 100}), path, row_group_size=11)
+    blocks = list(parse_file(path, Form()))
+    assert [block.kept.num_rows + len(block.rejected) for block in blocks] == [7] * 14 + [2]
+    assert [result.line for result in parse(path)] == list(range(1, 101))
+
+
+@pytest.mark.parametrize("damage", ["empty", "text", "magic", "cut", "no footer", "footer"])
+def test_a_damaged_parquet_file_is_refused_in_one_line(tmp_path: Path, damage: str) -> None:
+    path = write_parquet(tmp_path, text=["A.", "B."], label=[1, 0])
+    whole = path.read_bytes()
+    content = {
+        "empty": b"",
+        "text": b"sentence,label\nA.,1\n",
+        "magic": b"PAR1" * 20,
+        "cut": whole[: len(whole) // 2],
+        "no footer": whole[:-8],
+        "footer": whole[:-40] + b"\x0f\x1b\n" * 10 + whole[-10:],
+    }[damage]
+    path.write_bytes(content)
+    with pytest.raises(VerdictError) as caught:
+        parse(path)
+    message = str(caught.value)
+    assert message.startswith(f"{path} cannot be read as Parquet (")
+    assert message.endswith("); expected a whole Parquet file")
+    assert message.isprintable()
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pa.array([2**30], pa.date32()),
+        pa.array([2**62], pa.timestamp("ms")),
+        pa.array([0], pa.timestamp("ms", "Atlantis/Capital")),
+        pa.Array.from_buffers(pa.string(), 1, pa.array([b"\xff"]).buffers()),
+    ],
+    ids=["date", "time", "zone", "encoding"],
+)
+def test_parquet_values_that_cannot_be_are_refused_in_one_line(tmp_path: Path, column: pa.Array) -> None:
+    path = write_parquet(tmp_path, text=["A."], label=[1], source=column)
+    with pytest.raises(VerdictError, match="cannot be read as Parquet") as caught:
+        parse(path)
+    assert str(caught.value).isprintable()
+
+
+def test_a_parquet_file_without_needed_columns_is_wrong_usage(tmp_path: Path) -> None:
+    with pytest.raises(WrongUsage, match="has no column 'label' for the label; it has 'text', 'gold': --columns"):
+        parse(write_parquet(tmp_path, text=["A."], gold=[1]))
+    assert parse(write_parquet(tmp_path, text=pa.array([], pa.string()), label=pa.array([], pa.int8()))) == []
+
+
+# Tab-separated files
+
+
+def test_a_headed_and_a_headless_file_go_together(tmp_path: Path) -> None:
+    headed = write(tmp_path, "web.tsv", 'gold\tid\toriginal\n1\t7\t"A, B.\nbad\t8\tC.\n0\t9\n')
+    headless = write(tmp_path, "cola.tsv", "gj04\t0\t*\tHim ran.\n")
+    form = Form({"text": "original", "label": "gold"})
+    assert parse(headed, form) == [
+        Row(2, "web", 1, "", '"A, B.'),
+        Rejected(3, "label", "label 'bad' instead of 0 or 1", b"bad\t8\tC."),
+        Rejected(4, "field count", "2 fields instead of 3", b"0\t9"),
+    ]
+    assert parse(headless, form) == [Row(1, "gj04", 0, "*", "Him ran.")]
+    snapshot = take_snapshot([str(headed), str(headless)], str(tmp_path / "s"), form)
+    assert (snapshot["rows_in"], snapshot["kept"], snapshot["quarantined"]) == (4, 2, 2)
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r\n"])
+@pytest.mark.parametrize("mark", [b"", BYTE_ORDER_MARK])
+def test_line_ends_and_byte_order_mark_do_not_hide_a_header(tmp_path: Path, end: bytes, mark: bytes) -> None:
+    path = write(tmp_path, "web.txt", mark + end.join([b"label\toriginal", b"1\tA.", b"0\tB.\xff", b"0\tA\rB"]))
+    assert parse(path, Form({"text": "original"})) == [
+        Row(2, "web", 1, "", "A."),
+        Rejected(3, "encoding", "not UTF-8", b"0\tB.\xff"),
+        Rejected(4, "line break", "line break or tab inside a field", b"0\tA\rB"),
+    ]
+
+
+def test_without_columns_asked_for_a_first_line_is_a_row_like_any_other(tmp_path: Path) -> None:
+    path = write(tmp_path, "cola.tsv", "source\tlabel\tmark\tsentence\ngj04\t1\t\tHe ran.\n")
+    assert parse(path) == [
+        Rejected(1, "label", "label 'label' instead of 0 or 1", b"source\tlabel\tmark\tsentence"),
+        Row(2, "gj04", 1, "", "He ran."),
+    ]
+    named = Form({"text": "sentence"})
+    assert parse(path, named) == [Row(2, "gj04", 1, "", "He ran.")]
+
+
+def test_a_file_that_the_system_cannot_open_is_its_error(tmp_path: Path) -> None:
+    for name in ("none.csv", "none.tsv", "none.parquet"):
+        with pytest.raises(FileNotFoundError):
+            parse(tmp_path / name)
+
+
+# All formats
+
+
+def test_length_limit_and_labels_hold_in_every_format(tmp_path: Path) -> None:
+    form = Form(rules=Rules(3, {"good": 1, "bad": 0}))
+    files = [
+        write(tmp_path, "web.csv", "text,label\nééé,good\nabcd,bad\nabc,1\n"),
+        write_records(
+            tmp_path,
+            {"text": "ééé", "label": "good"},
+            {"text": "abcd", "label": "bad"},
+            {"text": "abc", "label": 1},
+        ),
+        write_parquet(tmp_path, text=["ééé", "abcd", "abc"], label=["good", "bad", "1"]),
+        write(tmp_path, "web.tsv", "s\tgood\t\tééé\ns\tbad\t\tabcd\ns\t1\t\tabc\n"),
+    ]
+    for path in files:
+        first, second, third = parse(path, form)
+        assert isinstance(first, Row)
+        assert (first.label, first.sentence) == (1, "ééé")
+        assert second[1:3] == ("too long", "sentence of 4 characters, more than 3")
+        assert third[1:3] == ("label", "label '1' instead of bad or good")
+
+
+@pytest.mark.parametrize(
+    ("name", "header", "long", "row", "form"),
+    [
+        ("web.csv", b"text,label\n", b"A,1," + b"x," * 300, b"B.,0\n", Form()),
+        ("web.jsonl", b"", b'{"text": "A", "label": 1}' + b" " * 600, b'{"text": "B.", "label": 0}\n', Form()),
+        ("web.tsv", b"text\tlabel\tmore\n", b"A\t1\t" + b"x" * 600, b"B.\t0\t\n", Form({"text": "text"})),
+    ],
+)
+@pytest.mark.parametrize("end", [b"\n", b"\r\n"])
+def test_of_an_endless_line_only_a_beginning_is_kept(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    header: bytes,
+    long: bytes,
+    row: bytes,
+    form: Form,
+    end: bytes,
+) -> None:
+    for module in (parsing, tables):
+        monkeypatch.setattr(module, "LONGEST_LINE", 50)
+    results = parse(write(tmp_path, name, header + row + long + end + row + long), form)
+    first = 2 if header else 1
+    rejected = [Rejected(first + i, "too long", "line of more than 50 bytes", long[:50]) for i in (1, 3)]
+    good = [Row(first + i, "web", 0, "", "B.") for i in (0, 2)]
+    assert results == [good[0], rejected[0], good[1], rejected[1]]
+
+
+def test_what_an_error_says_is_shown_in_one_printable_line() -> None:
+    assert first_line(ValueError("bad \x1b[31m\x0f\nmore")) == r"bad \x1b[31m\x0f"
+    assert first_line(ValueError()) == "ValueError"
+    assert first_line(ValueError("é\ud800" + "x" * 999)) == "é\\ud800" + "x" * 198
+
+
+def test_deep_nesting_leaves_the_recursion_limit_alone(tmp_path: Path) -> None:
+    limit = sys.getrecursionlimit()
+    assert len(parse(write(tmp_path, "web.jsonl", b"[" * 1_000_000))) == 1
+    assert sys.getrecursionlimit() == limit
