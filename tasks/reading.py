@@ -60,7 +60,10 @@ def take_snapshot(files: Sequence[str], folder: str, form: Form = Form()) -> Sna
         VerdictError: if a file cannot be read, or all of them are empty.
     """
     home = Path(folder)
-    home.mkdir(parents=True, exist_ok=True)
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise VerdictError(f"folder {folder} cannot be made ({error.strerror}); name another: VERDICT_HOME") from error
     try:
         with tempfile.TemporaryDirectory(prefix=".incoming-", dir=home) as scratch:
             with RowWriter(Path(scratch)) as rows, _Quarantine(Path(scratch)) as quarantine:

@@ -256,7 +256,7 @@ def is_utf8(text: str) -> bool:
 
 
 def _text(value: Any) -> str:
-    """Write a value as it would stand in a text file; labels may come as 1, 1.0, true or "1"."""
+    """Write a value as it would stand in a text file; labels may come as 1, 1.0 or "1", truth as a word."""
     if value is None:
         return ""
     if isinstance(value, bool):

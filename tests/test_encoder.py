@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tasks.encoder import PACKAGED, locate_encoder
-from tasks.errors import VerdictError, WrongUsage
+from tasks.encoder import PACKAGED, locate_encoder, locate_vocabulary
+from tasks.errors import Unreachable, VerdictError, WrongUsage
 
 
 def test_the_packaged_encoder_is_found_without_running_its_code() -> None:
@@ -62,3 +62,19 @@ def test_a_hub_model_that_is_not_cached_is_told_when_offline(monkeypatch: pytest
 def test_a_name_that_is_no_hub_id_is_wrong_usage() -> None:
     with pytest.raises(WrongUsage, match="neither a folder nor a hub id"):
         locate_encoder("not a name!")
+
+
+def test_the_vocabulary_lies_with_the_encoder_and_needs_no_weights(tiny_encoder: Path, tmp_path: Path) -> None:
+    assert locate_vocabulary(str(tiny_encoder)) == str(tiny_encoder)
+    assert (Path(locate_vocabulary(PACKAGED)) / "tokenizer.json").is_file()
+    with pytest.raises(WrongUsage, match="does not exist"):
+        locate_vocabulary(str(tmp_path / "nowhere"))
+
+
+def test_the_vocabulary_of_a_hub_model_that_is_not_cached_is_told_when_offline(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(Unreachable, match="cannot be fetched from the hub"):
+        locate_vocabulary("owner/model-that-nobody-has")

@@ -170,6 +170,9 @@ def test_prefect_shows_the_summary_and_the_progress(retrain: Retrain) -> None:
     assert str(summary.data).startswith("# PROMOTE")
     flow_run = [entry for entry in artifacts if entry.flow_run_id == summary.flow_run_id]
     assert [entry.data for entry in flow_run if entry.key == "fine-tuning"] == [100.0]
+    (gate,) = (str(entry.data) for entry in flow_run if entry.key == "data-gate")
+    assert gate.startswith("# Data accepted\n\n480 rows in, 480 kept, 0 quarantined.")
+    assert "| training rows | number of rows | 400 | at least 100 | passed |" in gate
 
 
 def test_nothing_changed_means_nothing_is_registered_and_force_runs_anyway(retrain: Retrain, home: Path) -> None:

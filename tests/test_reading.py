@@ -394,3 +394,11 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
     assert set(small) == {*(Path(path).name for path in paths), "arrow"}
     assert all(large[name] < 1.5 * small[name] for name in small), found
     assert all(large[name] < size for name in large if name != "arrow"), found
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(
+        VerdictError, match=r"folder .*file/snapshots cannot be made \(Not a directory\); name another: VERDICT_HOME"
+    ):
+        take_snapshot([write(tmp_path, CLEAN)], str(tmp_path / "file" / "snapshots"))

@@ -2,17 +2,23 @@
 
 import functools
 import hashlib
+import os
+import re
+import shutil
 import threading
 import zipfile
 from collections.abc import Iterator
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import urldefrag
 
 import pytest
 
 from tasks import sources
 from tasks.errors import DataRefused, Unreachable, WrongUsage
+from tasks.files import sha256_of
+from tasks.settings import load_settings
 from tasks.sources import FORMS, HOLDOUT_FILE, REPORTED_FILE, TRAIN_FILE, Sources, locate_sources
 
 ROW = "s\t1\t\tA.\n"
@@ -523,3 +529,28 @@ def test_hub_data_set_may_be_merged_with_a_folder(asked: list[tuple[str, str, bo
 def test_missing_split_is_named_with_those_there_are(asked: list[tuple[str, str, bool]]) -> None:
     assert refusal("hf:org/odd") == (f"hf:org/odd holds no file '{TRAIN_FILE}' (it holds data); name it: --train FILE")
     assert refusal("hf:org/bare", holdout="dev").startswith("hf:org/bare holds no file 'dev' (it holds train)")
+
+
+def test_the_profiles_of_real_cola_name_bytes_that_cannot_move() -> None:
+    """Each address holds a commit and a digest; together they give all three roles by their names."""
+    for profile in ("cola", "cola-small"):
+        addresses = load_settings(profile, {}, {}).settings.data.path
+        urls = [urldefrag(address) for address in addresses]
+        assert all(re.search(r"/[0-9a-f]{40}/", url.url) for url in urls)
+        assert all(re.match(r"sha256=[0-9a-f]{64}(&|$)", url.fragment) for url in urls)
+        names = [url.url.rpartition("/")[2] for url in urls]
+        assert names == ["in_domain_train.tsv", "out_of_domain_dev.tsv", "cola_public.zip"]
+        assert urls[2].fragment.endswith("/tokenized/in_domain_dev.tsv")
+
+
+@pytest.mark.skipif("COLA_DIR" not in os.environ, reason="COLA_DIR names no folder with the genuine CoLA files")
+def test_the_cola_profile_takes_its_files_from_the_cache_when_offline(tmp_path: Path) -> None:
+    settings = load_settings("cola", {}, {}).settings
+    folder = Path(os.environ["COLA_DIR"])
+    for file in (folder / "book" / TRAIN_FILE, folder / "book" / HOLDOUT_FILE, folder / "cola_public.zip"):
+        place = tmp_path / "downloads" / sha256_of(file) / file.name
+        place.parent.mkdir(parents=True)
+        shutil.copy(file, place)
+    found = locate_sources(settings.data.path, "", "", str(tmp_path), offline=True)
+    assert [sha256_of(Path(path)) for path in found["train"]] == [sha256_of(folder / "book" / TRAIN_FILE)]
+    assert [sha256_of(Path(path)) for path in found["reported"]] == [sha256_of(folder / "tokenized" / REPORTED_FILE)]

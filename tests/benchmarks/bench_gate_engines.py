@@ -82,7 +82,7 @@ def main() -> None:
             answers[engine] = (
                 {"error": done.stderr.strip().splitlines()[-1]}
                 if done.returncode
-                else json.loads(done.stdout.splitlines()[0])
+                else json.loads(next(line for line in done.stdout.splitlines() if line.startswith("{")))
             )
             print(engine, answers[engine], flush=True)
     result = {
