@@ -12,7 +12,7 @@ from tasks.gate_page import write_gate_page
 from tasks.ingestion import Data, take_snapshots
 from tasks.settings import DataSettings, Settings
 from tasks.sources import locate_sources
-from tasks.suite import allowed_range, brief
+from tasks.suite import show_allowed, show_observed
 from tasks.tables import form_of
 from tasks.validation import Gate, describe_finding, failed_critically, validate_data
 
@@ -98,8 +98,8 @@ def describe_gate(gate: Gate) -> str:
         (
             finding["table"],
             finding["asks"],
-            brief(finding["observed"]),
-            allowed_range(finding["allowed"]),
+            show_observed(finding),
+            show_allowed(finding),
             "passed" if finding["passed"] else finding["severity"],
         )
         for finding in gate["findings"]
@@ -116,7 +116,7 @@ def describe_gate(gate: Gate) -> str:
 def find_vocabulary(settings: Settings) -> str | None:
     """Return the folder of the encoder's tokeniser; None, and said so, where a hub model cannot be had."""
     try:
-        return locate_vocabulary(settings.finetune.encoder)
+        return locate_vocabulary(settings.finetune.encoder, offline=settings.data.offline)
     except Unreachable as error:
         log.warning("word pieces are not checked: %s", error)
         return None

@@ -105,7 +105,7 @@ def check(
 
     environment.show_log(quiet_prefect=False)
     resolved = _resolve(profile, settings, _named(data, train, holdout, columns, labels, encoder))
-    outcome = examine(resolved.settings.model_dump(), environment.home())
+    outcome = examine(resolved.settings.model_dump(), environment.usable_home())
     _print(outcome, as_json, console.show_check)
     if not outcome["passed"]:
         raise typer.Exit(DataRefused.exit_code)
@@ -234,7 +234,7 @@ def _resolve(
 def _run_flow(name: str, resolved: "Resolved", *arguments: Any) -> dict[str, Any]:
     """Start a flow against the configured Prefect server, or an embedded one that starts during the imports."""
     started = time.perf_counter()
-    home = environment.home()
+    home = environment.usable_home()
     environment.prepare()
     from flows.local_server import connected, prefect_api
 

@@ -29,8 +29,8 @@ def show_outcome(outcome: dict[str, Any]) -> None:
         f"on {outcome['holdout_rows']} holdout sentences, {outcome['provider']}"
     )
     console.print(f"version  acceptability {outcome['version']}")
-    console.print(f"report   {outcome['report']}")
-    console.print(f"store    {outcome['store']}")
+    console.print(f"report   {escape(outcome['report'])}")
+    console.print(f"store    {escape(outcome['store'])}")
 
 
 def show_check(outcome: dict[str, Any]) -> None:
@@ -53,7 +53,7 @@ def show_check(outcome: dict[str, Any]) -> None:
         console.print(f"[red]fails[/]   {escape(failure)}")
     passed = outcome["findings"] - len(outcome["failures"]) - len(outcome["warnings"])
     console.print(f"passed       {passed} of {outcome['findings']} expectations")
-    console.print(f"report       {outcome['report']}")
+    console.print(f"report       {escape(outcome['report'])}")
     console.print("[bold green]ACCEPTED[/]" if outcome["passed"] else "[bold red]REFUSED[/]")
 
 
@@ -81,7 +81,7 @@ def show_predictions(predictions: list[dict[str, Any]]) -> None:
 def show_status(status: dict[str, Any]) -> None:
     """Print champion, challenger and the latest runs."""
     console = _console()
-    console.print(f"store      {status['store']}")
+    console.print(f"store      {escape(status['store'])}")
     for role in ("champion", "challenger"):
         version = status[role]
         console.print(f"{role:<10} {_describe(version) if version else 'none'}")

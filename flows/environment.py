@@ -3,7 +3,10 @@
 import logging
 import os
 import sys
+import tempfile
 from pathlib import Path
+
+from tasks.errors import WrongUsage
 
 STORES = ".verdict"
 
@@ -11,6 +14,23 @@ STORES = ".verdict"
 def home() -> str:
     """Return the folder of the stores: VERDICT_HOME, or ./.verdict."""
     return str(Path(os.environ.get("VERDICT_HOME") or STORES).resolve())
+
+
+def usable_home() -> str:
+    """Return the folder of the stores, made where it is missing.
+
+    Raises:
+        WrongUsage: if nothing can be written there.
+    """
+    folder = home()
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except OSError as error:
+        raise WrongUsage(
+            f"nothing can be written to {folder} ({error.strerror}); name another: VERDICT_HOME"
+        ) from error
 
 
 def prepare() -> None:

@@ -35,11 +35,12 @@ from tasks.provenance import git_commit, versions
 from tasks.registry import CHALLENGER, CHAMPION, Store
 from tasks.report import write_documents
 from tasks.settings import Resolved, Settings
+from tasks.sources import shown_addresses
 from tasks.splitting import split_snapshot
 from tasks.validation import Gate, refuse_unfit
 
 # Each step is a plain function of tasks/; the names are those that the summary shows.
-read = io_step("read data", read_data)
+read = step("read data", read_data)  # a download has its own patience
 find_encoder = io_step("find encoder", locate_encoder)
 examine = step("check data", examine_data)
 split = step("split", split_snapshot)
@@ -77,7 +78,7 @@ def retrain(settings: dict[str, Any], origins: dict[str, str], home: str, force:
     chosen = Settings.model_validate(settings)
     store = registry.locate_store(home)
     data = read(chosen.data, home)
-    encoder = find_encoder(chosen.finetune.encoder)
+    encoder = find_encoder(chosen.finetune.encoder, offline=chosen.data.offline)
     device = resolve_device(chosen.finetune.device)
     job = name_job(chosen, data, encoder, device)
     folder = Path(home) / "runs" / job
@@ -110,7 +111,7 @@ def name_job(settings: Settings, data: Data, encoder: Encoder, device: str) -> s
         mode="json",
         exclude={
             "data": {"path", "train", "holdout", "columns", "labels", "offline"},
-            "finetune": {"encoder", "device"},
+            "finetune": {"encoder", "device", "checkpoint_seconds"},
             "watch": True,
         },
     )
@@ -169,7 +170,9 @@ def recorded_run(store: Store, job: str, settings: Settings, origins: dict[str, 
     run_id = open_run(store, job, {key: value for key, value, _ in rows}, tags)
     for name, snapshot in {"train": data["train"], "holdout": data["holdout"], "reported": data["reported"]}.items():
         if snapshot:
-            log_dataset(store, run_id, name, name, snapshot["digest"], snapshot["path"], " + ".join(settings.data.path))
+            log_dataset(
+                store, run_id, name, name, snapshot["digest"], snapshot["path"], shown_addresses(settings.data.path)
+            )
     try:
         yield run_id
     except BaseException as error:
@@ -386,5 +389,7 @@ def describe(outcome: dict[str, Any]) -> str:
 
 
 def settings_rows(settings: Settings, origins: dict[str, str]) -> list[tuple[str, Any, str]]:
-    """Return (key, value, origin) of every setting."""
-    return Resolved(settings, origins).rows()
+    """Return (key, value, origin) of every setting, as they may be recorded."""
+    rows = Resolved(settings, origins).rows()
+    shown = shown_addresses(settings.data.path)
+    return [(key, shown if key == "data.path" else value, origin) for key, value, origin in rows]

@@ -32,6 +32,10 @@ def step(name: str, function: Callable[P, R], **options: Any) -> Callable[P, R]:
         started = time.perf_counter()
         try:
             return run(*args, **kwargs)
+        except TimeoutError as error:
+            raise Unreachable(
+                f"step {name!r} did not end in time ({error}); check the stores: verdict doctor"
+            ) from error
         finally:
             total = seconds.get()
             total[name] = round(total.get(name, 0.0) + time.perf_counter() - started, 2)

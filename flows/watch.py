@@ -5,20 +5,23 @@ from pathlib import Path
 from typing import Any
 
 from prefect import flow
+from prefect.artifacts import create_markdown_artifact
 from prefect.events import emit_event
 
 from flows import steps
-from flows.check import examine_data, find_reference, find_vocabulary, read_data, summarise
+from flows.check import describe_gate, examine_data, find_reference, find_vocabulary, read_data, summarise
 from flows.retrain import retrain
 from flows.steps import io_step, step
 from tasks import registry
+from tasks.errors import DataRefused, VerdictError
 from tasks.files import digest_of, read_json, write_json
 from tasks.ingestion import Data
 from tasks.registry import CHAMPION
 from tasks.settings import Settings
+from tasks.sources import shown_addresses
 from tasks.validation import refuse_unfit
 
-read = io_step("read data", read_data)
+read = step("read data", read_data)  # a download has its own patience
 examine = step("check data", examine_data)
 reference_of = io_step("find champion", find_reference)
 find_alias = io_step("find champion", registry.find_alias)
@@ -29,7 +32,8 @@ def watch(settings: dict[str, Any], origins: dict[str, str], home: str) -> dict[
     """Look once at the data behind the addresses, and retrain where that is due; return what the command prints.
 
     Data counts as seen when a look at it ended well, with or without a retraining run: a look that was refused or
-    killed is taken again. Each look emits a Prefect event: verdict.data.unchanged, .changed, .drifted or .refused.
+    killed is taken again. Each look emits a Prefect event: verdict.data.unchanged, .changed, .drifted, .refused
+    or, where the data cannot be had, .failed.
 
     Args:
         settings: resolved settings, as plain values; watch.retrain says when to retrain.
@@ -41,10 +45,16 @@ def watch(settings: dict[str, Any], origins: dict[str, str], home: str) -> dict[
         DataRefused: if the gate refuses it.
         VerdictError: if the retraining run fails.
     """
-    steps.seconds.set({})
+    taken: dict[str, float] = {}
+    steps.seconds.set(taken)
     chosen = Settings.model_validate(settings)
     record = Path(home) / "watch" / f"{name_addresses(chosen)}.json"
-    data = read(chosen.data, home)
+    try:
+        data = read(chosen.data, home)
+    except VerdictError as error:
+        what = "refused" if isinstance(error, DataRefused) else "failed"
+        announce(what, record.stem, chosen, {"why": str(error)})
+        raise
     seen = last_seen(record, home)
     outcome: dict[str, Any] = {"dataset": data["digest"], "previous": seen, "changed": data["digest"] != seen}
     outcome |= {
@@ -55,14 +65,14 @@ def watch(settings: dict[str, Any], origins: dict[str, str], home: str) -> dict[
     }
     if not outcome["changed"]:
         announce("unchanged", record.stem, chosen, outcome)
-        return outcome | {"seconds": steps.seconds.get()}
+        return outcome | {"seconds": taken}
     outcome["check"], due = look(data, chosen, home, record, outcome)
     if due:
         outcome["action"] = "retrain"
         # Its own checks see the same data again; they cost seconds, and a run never rests on another one's word.
         outcome["retrain"] = retrain(settings, origins, home)
     write_json(record, {"dataset": data["digest"], "why": outcome["why"], "time": now()})
-    return outcome | {"seconds": steps.seconds.get()}
+    return outcome | {"seconds": taken}
 
 
 def look(
@@ -72,6 +82,7 @@ def look(
     folder = Path(home) / "checks" / data["digest"][:16]
     folder.mkdir(parents=True, exist_ok=True)
     gate = examine(data, settings, str(folder), find_vocabulary(settings), reference_of(home))
+    create_markdown_artifact(key="data-gate", markdown=describe_gate(gate), description="What the data gate saw")
     summary = summarise(gate)
     if not gate["passed"]:
         announce("refused", record.stem, settings, outcome | {"why": summary["failures"][0]})
@@ -110,7 +121,9 @@ def last_seen(record: Path, home: str) -> str | None:
 def name_addresses(settings: Settings) -> str:
     """Name what is watched: the same addresses, read in the same way, have one memory."""
     chosen = settings.data
-    return digest_of([chosen.path, chosen.train, chosen.holdout, chosen.columns, chosen.labels])[:16]
+    places = [str(Path(name).resolve()) if Path(name).exists() else name for name in chosen.path]
+    form = [chosen.train, chosen.holdout, chosen.columns, chosen.labels, chosen.max_chars, chosen.holdout_share]
+    return digest_of([places, form])[:16]
 
 
 def announce(what: str, name: str, settings: Settings, payload: dict[str, Any]) -> None:
@@ -120,7 +133,7 @@ def announce(what: str, name: str, settings: Settings, payload: dict[str, Any]) 
         event=f"verdict.data.{what}",
         resource={
             "prefect.resource.id": f"verdict.data.{name}",
-            "prefect.resource.name": " + ".join(settings.data.path),
+            "prefect.resource.name": shown_addresses(settings.data.path),
         },
         payload=kept,
     )

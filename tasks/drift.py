@@ -1,4 +1,4 @@
-"""What a training file looked like, in a few kilobytes, and how far another one is from it.
+"""What a training file looked like, in some ten kilobytes, and how far another one is from it.
 
 The profile travels inside the bundle, so that new data can be compared with what the champion was trained on wherever
 the champion is. Each of four figures is a distance between two distributions, 0 where they are equal; beside it stands

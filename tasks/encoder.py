@@ -24,8 +24,8 @@ class Encoder(TypedDict):
     digest: str
 
 
-def locate_encoder(name: str) -> Encoder:
-    """Return the folder of an encoder, fetching it from the hub when it is not local.
+def locate_encoder(name: str, *, offline: bool = False) -> Encoder:
+    """Return the folder of an encoder, fetching it from the hub when it is not local and that is allowed.
 
     Raises:
         WrongUsage: if a folder is no model.
@@ -40,11 +40,11 @@ def locate_encoder(name: str) -> Encoder:
     elif _is_path(name):
         raise WrongUsage(f"encoder folder {name!r} does not exist; expected a folder with config.json: --encoder DIR")
     else:
-        folder = _fetch(name, HUB_FILES)
+        folder = _fetch(name, HUB_FILES, offline)
     return Encoder(name=name, folder=str(folder), digest=_digest(folder))
 
 
-def locate_vocabulary(name: str) -> str:
+def locate_vocabulary(name: str, *, offline: bool = False) -> str:
     """Return a folder with an encoder's tokeniser; of a hub model the weights are not fetched.
 
     Raises:
@@ -53,7 +53,7 @@ def locate_vocabulary(name: str) -> str:
     """
     if name == PACKAGED or Path(name).is_dir() or _is_path(name):
         return locate_encoder(name)["folder"]
-    return str(_fetch(name, VOCABULARY_FILES))
+    return str(_fetch(name, VOCABULARY_FILES, offline))
 
 
 def _is_path(name: str) -> bool:
@@ -74,13 +74,13 @@ def _packaged_folder() -> Path:
     return folder
 
 
-def _fetch(name: str, files: list[str]) -> Path:
+def _fetch(name: str, files: list[str], offline: bool) -> Path:
     """Download a hub model, or take it from the hub's cache when offline."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(name, allow_patterns=files))
+        return Path(snapshot_download(name, allow_patterns=files, local_files_only=offline))
     except HFValidationError as error:
         raise WrongUsage(
             f"encoder {name!r} is neither a folder nor a hub id; expected --encoder DIR or OWNER/MODEL"

@@ -4,7 +4,9 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -58,6 +60,14 @@ def new_folder(path: Path) -> Iterator[Path]:
             # A folder cannot be replaced in one call; the old one is moved aside and goes with the temporary one.
             path.rename(Path(name) / "old")
         temporary.rename(path)
+
+
+def sweep(folder: Path, prefix: str, seconds: float = 86_400) -> None:
+    """Remove folders of unfinished work that a killed process left more than so many seconds ago."""
+    for path in folder.glob(f"{prefix}*"):
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime > seconds:
+                shutil.rmtree(path)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -8,68 +8,42 @@ validation MCC is kept, and one seed gives one result on one device.
 import logging
 import math
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import TypedDict
 
 import numpy as np
+import pandas as pd
 import torch
-from numpy.typing import NDArray
-from torch import nn
+from tokenizers import Tokenizer
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from tasks.batching import Ids, encode, load_tokenizer, pad, shuffled_batches, sorted_batches
+from tasks.batching import encode, load_tokenizer
+from tasks.checkpoints import delete_checkpoints
 from tasks.device import resolve_device
+from tasks.encoded import Encoded
+from tasks.epochs import Course, Epoch, OnEpoch, Places, train_epochs
 from tasks.errors import WrongUsage
-from tasks.files import new_folder, read_json, write_json
-from tasks.metrics import accuracy, mcc
-from tasks.progress import progress_bar
+from tasks.files import digest_of, new_folder, read_json, sha256_of, write_json
 from tasks.reading import load_rows
-from tasks.stepper import Batch, Stepper
+from tasks.stepper import IGNORED, Recipe
 
 LABELS = ["unacceptable", "acceptable"]
-EVALUATION_BATCH = 64  # sentences
+SEED_STRIDE = 1_000  # between the seeds of restarts, so that they meet no seed that somebody chose next
 
 log = logging.getLogger(__name__)
 
 
-class Epoch(TypedDict):
-    """One epoch's figures; a loss that is no finite number is None."""
-
-    epoch: int
-    train_loss: float | None
-    train_accuracy: float
-    validation_loss: float | None
-    validation_accuracy: float
-    validation_mcc: float
-    seconds: float
-
-
 class Training(TypedDict):
-    """What a training run leaves: the model's folder, and how it went."""
+    """What a training run leaves: the model's folder, and how it went; `seed` is the one that learned."""
 
     model: str
     device: str
+    seed: int
     best_epoch: int
     epochs: list[Epoch]
     step_losses: list[float | None]
     seconds: float
-
-
-class Encoded:
-    """Tokenised sentences with their labels, ready to be batched on a device."""
-
-    def __init__(self, ids: list[Ids], labels: NDArray[np.int64], pad_id: int, device: str) -> None:
-        self.lengths = np.array([len(row) for row in ids])
-        self.labels = labels
-        self._ids, self._pad_id, self._device = ids, pad_id, device
-
-    def batch(self, rows: NDArray[np.int64]) -> Batch:
-        """Return the rows as input_ids [B, S], attention_mask [B, S] and labels [B]."""
-        ids, mask = pad([self._ids[row] for row in rows], self._pad_id)
-        arrays = {"input_ids": ids, "attention_mask": mask, "labels": self.labels[rows]}
-        return {name: torch.from_numpy(array).to(self._device, non_blocking=True) for name, array in arrays.items()}
 
 
 def fine_tune(
@@ -83,13 +57,20 @@ def fine_tune(
     learning_rate: float,
     warmup_ratio: float,
     weight_decay: float,
+    layer_decay: float,
     max_length: int,
     max_grad_norm: float,
     seed: int,
+    restarts: int,
+    checkpoint_seconds: float,
     device: str,
-    on_epoch: Callable[[Epoch], None] | None = None,
+    on_epoch: OnEpoch | None = None,
 ) -> Training:
     """Fine-tune an encoder and write the best epoch's model to `folder`, whole or not at all.
+
+    A run that was killed goes on from its last checkpoint, in `folder`-checkpoints; on a CPU it ends with the same bits
+    as one that was not. A run that learned nothing (one class only, or a loss that is no number) starts again with
+    another seed.
 
     Args:
         train: snapshot of the training rows.
@@ -101,9 +82,12 @@ def fine_tune(
         learning_rate: AdamW's peak.
         warmup_ratio: share of the steps before the peak.
         weight_decay: AdamW's, for matrices.
+        layer_decay: share of the learning rate that a layer gets of the one above it; 1 for all alike.
         max_length: tokens a sentence is cut off at.
         max_grad_norm: L2 norm that gradients are clipped to.
         seed: of the head, dropout and batch order.
+        restarts: further seeds that are tried where a run learned nothing.
+        checkpoint_seconds: least time between two checkpoints; they are written between epochs.
         device: auto, cuda or cpu.
         on_epoch: told of each finished epoch.
 
@@ -113,32 +97,70 @@ def fine_tune(
     """
     started = time.perf_counter()
     device = resolve_device(device)
-    torch.manual_seed(seed)
     tokenizer = load_tokenizer(encoder, max_length)
-    model = load_classifier(encoder).to(device)
-    sets = []
-    for path in (train, validation):
-        rows = load_rows(path)
-        ids = encode(tokenizer, rows["sentence"].tolist())
-        sets.append(Encoded(ids, rows["label"].to_numpy(np.int64), model.config.pad_token_id or 0, device))
-    records, losses, best_epoch, best = _train_epochs(
-        model, *sets, epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, warmup_ratio=warmup_ratio,
-        weight_decay=weight_decay, max_grad_norm=max_grad_norm, seed=seed, on_epoch=on_epoch,
+    rows = [load_rows(path) for path in (train, validation)]
+    recipe = Recipe(
+        steps=epochs * math.ceil(len(rows[0]) / batch_size), batch_size=batch_size, learning_rate=learning_rate,
+        warmup_ratio=warmup_ratio, weight_decay=weight_decay, max_grad_norm=max_grad_norm, layer_decay=layer_decay,
     )  # fmt: skip
-    model.load_state_dict(best)
+    digests = [sha256_of(Path(path)) for path in (train, validation)]
+    run = digest_of([*digests, encoder, list(recipe), max_length, device])
+    places = Places(f"{folder}-checkpoints", run, checkpoint_seconds)
+    seeds = [seed + attempt * SEED_STRIDE for attempt in range(restarts + 1)]
+    model, used, course = _train_until_it_learns(
+        encoder, tokenizer, rows, recipe, epochs=epochs, seeds=seeds, device=device, places=places, on_epoch=on_epoch
+    )
     training = Training(
         model=folder,
         device=device_name(device),
-        best_epoch=best_epoch,
-        epochs=records,
-        step_losses=losses,
+        seed=used,
+        best_epoch=course.best_epoch,
+        epochs=course.epochs,
+        step_losses=course.step_losses,
         seconds=round(time.perf_counter() - started, 2),
     )
-    with new_folder(Path(folder)) as scratch:
+    _save(model, tokenizer, training)
+    delete_checkpoints(places.folder)
+    return training
+
+
+def _train_until_it_learns(
+    encoder: str,
+    tokenizer: Tokenizer,
+    rows: list[pd.DataFrame],
+    recipe: Recipe,
+    *,
+    epochs: int,
+    seeds: list[int],
+    device: str,
+    places: Places,
+    on_epoch: OnEpoch | None,
+) -> tuple[PreTrainedModel, int, Course]:
+    """Train with one seed after the other until a run learns; return its model, seed and course."""
+    for left, seed in zip(reversed(range(len(seeds))), seeds, strict=True):
+        torch.manual_seed(seed)
+        model = load_classifier(encoder).to(device)
+        train, validation = (encode_rows(part, tokenizer, model, device) for part in rows)
+        # Each seed has its own checkpoints, so that a run that is killed in its second try goes on with that.
+        own = places._replace(folder=f"{places.folder}/seed-{seed}")
+        course = train_epochs(model, train, validation, recipe, epochs=epochs, seed=seed, places=own, on_epoch=on_epoch)
+        if not course.collapsed:
+            break
+        log.warning("seed %d learned nothing; %s", seed, "another one is tried" if left else "no further one is tried")
+    return model, seed, course
+
+
+def _save(model: PreTrainedModel, tokenizer: Tokenizer, training: Training) -> None:
+    with new_folder(Path(training["model"])) as scratch:
         model.save_pretrained(scratch)
         tokenizer.save(str(scratch / "tokenizer.json"))
         write_json(scratch / "training.json", training)
-    return training
+
+
+def encode_rows(rows: pd.DataFrame, tokenizer: Tokenizer, model: PreTrainedModel, device: str) -> Encoded:
+    """Tokenise sentences and bring them with their labels to the device."""
+    ids = encode(tokenizer, rows["sentence"].tolist())
+    return Encoded(ids, rows["label"].to_numpy(np.int64), model.config.pad_token_id or 0, device, IGNORED)
 
 
 def load_training(folder: str) -> Training | None:
@@ -178,82 +200,3 @@ def load_classifier(folder: str, attention: str | None = None) -> PreTrainedMode
 def device_name(device: str) -> str:
     """Return cpu, or the GPU's name."""
     return torch.cuda.get_device_name() if device == "cuda" else "cpu"
-
-
-def _train_epochs(
-    model: nn.Module,
-    train: Encoded,
-    validation: Encoded,
-    *,
-    epochs: int,
-    batch_size: int,
-    seed: int,
-    on_epoch: Callable[[Epoch], None] | None,
-    **recipe: float,
-) -> tuple[list[Epoch], list[float | None], int, Batch]:
-    """Train; return the epochs' figures, each step's loss, the best epoch's number and its weights."""
-    steps_per_epoch = math.ceil(len(train.labels) / batch_size)
-    stepper = Stepper(model, steps=epochs * steps_per_epoch, **recipe)
-    rng = np.random.default_rng(seed)
-    records: list[Epoch] = []
-    losses: list[float | None] = []
-    best_epoch, best_rank = 0, (-math.inf, -math.inf)
-    best: Batch = {}
-    with progress_bar("fine-tuning", epochs * steps_per_epoch) as advance:
-        for number in range(1, epochs + 1):
-            started = time.perf_counter()
-            model.train()
-            results = []
-            for rows in shuffled_batches(train.lengths, batch_size, rng):
-                results.append(stepper.step(train.batch(rows)))
-                advance()
-            # One wait for the device an epoch: losses and counts stay there until now.
-            epoch_losses = torch.stack([loss for loss, _ in results]).tolist()
-            correct = int(torch.stack([count for _, count in results]).sum())
-            record = Epoch(
-                epoch=number,
-                train_loss=_finite(float(np.mean(epoch_losses))),
-                train_accuracy=correct / len(train.labels),
-                **_validate(model, validation),  # type: ignore[typeddict-item]
-                seconds=round(time.perf_counter() - started, 2),
-            )
-            records.append(record)
-            losses += [_finite(loss) for loss in epoch_losses]
-            rank = (record["validation_mcc"], -(record["validation_loss"] or math.inf))
-            if not best or rank > best_rank:
-                best_epoch, best_rank = number, rank
-                best = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
-            _report(record, epochs, on_epoch)
-    return records, losses, best_epoch, best
-
-
-@torch.inference_mode()
-def _validate(model: nn.Module, validation: Encoded) -> dict[str, float | None]:
-    """Measure loss, accuracy and MCC on the validation rows."""
-    model.eval()
-    logits = torch.zeros(len(validation.labels), len(LABELS))
-    for rows in sorted_batches(validation.lengths, EVALUATION_BATCH):
-        batch = validation.batch(rows)
-        del batch["labels"]
-        logits[rows] = model(**batch).logits.float().cpu()
-    predictions = logits.argmax(-1).numpy()
-    loss = nn.functional.cross_entropy(logits, torch.from_numpy(validation.labels))
-    return {
-        "validation_loss": _finite(float(loss)),
-        "validation_accuracy": accuracy(validation.labels, predictions),
-        "validation_mcc": mcc(validation.labels, predictions),
-    }
-
-
-def _report(record: Epoch, epochs: int, on_epoch: Callable[[Epoch], None] | None) -> None:
-    log.info(
-        "epoch %d/%d  loss %.4f  accuracy %.3f  validation MCC %.3f  %.1f s",
-        record["epoch"], epochs, record["train_loss"] if record["train_loss"] is not None else math.nan,
-        record["train_accuracy"], record["validation_mcc"], record["seconds"],
-    )  # fmt: skip
-    if on_epoch:
-        on_epoch(record)
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None

@@ -3,12 +3,12 @@
 import io
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Literal, TypedDict
 
 from tasks.drift import OTHER, Profile, Shift
 from tasks.files import write_text
 from tasks.rendering import data_uri, render
-from tasks.suite import Finding, allowed_range, brief
+from tasks.suite import Finding, brief, show_allowed, show_observed
 from tasks.validation import Gate, failed_critically
 
 SOURCES = 20  # sources that the page names
@@ -46,6 +46,9 @@ def write_gate_page(gate: Gate, path: str, reference: Profile | None = None) -> 
         "gate.html.j2",
         gate=gate,
         why=explain(gate),
+        settings=sorted(
+            {str(each["setting"]) for each in gate["findings"] if failed_critically(each) and each["setting"]}
+        ),
         groups=_group(gate["findings"]),
         blemishes=_in_rows(gate["blemishes"]),
         acceptable=profile["labels"].get("1", 0) / profile["rows"] if profile["rows"] else None,
@@ -55,8 +58,8 @@ def write_gate_page(gate: Gate, path: str, reference: Profile | None = None) -> 
         sources=rank_sources(profile, reference),
         lists_rows=_lists_rows,
         status=_status,
-        observed=_observed,
-        allowed=_allowed,
+        observed=lambda finding: _short(show_observed(finding)),
+        allowed=lambda finding: _short(show_allowed(finding)),
         judged=_judged,
         probability=_probability,
         short=_short,
@@ -126,7 +129,9 @@ def _group(findings: Iterable[Finding]) -> dict[Status, Groups]:
 def _lists_rows(tables: Groups) -> bool:
     """Tell whether any finding is about single rows; otherwise their column is left out, phones are narrow."""
     return any(
-        finding["unexpected"] or finding["column"] == "quarantined" for table in tables.values() for finding in table
+        finding["unexpected"] or str(finding["column"]).endswith("quarantined")
+        for table in tables.values()
+        for finding in table
     )
 
 
@@ -144,26 +149,8 @@ def _status(finding: Finding) -> Status:
 
 def _sentence(finding: Finding) -> str:
     table = finding["table"][:1].upper() + finding["table"][1:]
-    return f"{table}: {_short(finding['asks'])}: observed {_observed(finding)}, allowed {_allowed(finding)}"
-
-
-def _observed(finding: Finding) -> str:
-    observed = finding["observed"]
-    if isinstance(observed, dict):  # how a set differs from the allowed one
-        parts = [f"{_words(values)} {how}" for how, values in observed.items() if values]
-        return _short("; ".join(parts) or "exactly these")
-    return "not computable" if observed is None else _short(_words(observed))
-
-
-def _allowed(finding: Finding) -> str:
-    values = list(finding["allowed"].values())
-    if len(values) == 1 and isinstance(values[0], list):
-        return _short(_words(values[0]))
-    return _short(allowed_range(finding["allowed"]))
-
-
-def _words(value: Any) -> str:
-    return ", ".join(brief(entry) for entry in value) if isinstance(value, list) else brief(value)
+    observed, allowed = _short(show_observed(finding)), _short(show_allowed(finding))
+    return f"{table}: {_short(finding['asks'])}: observed {observed}, allowed {allowed}"
 
 
 def _judged(shift: Shift) -> str:

@@ -121,7 +121,7 @@ def _newest_kept(wanted: _Address, folder: Path) -> dict[str, str]:
             return splits
     raise Unreachable(
         f"data set {wanted.text!r} is not kept in {folder.parent} and the hub is not asked while offline; "
-        "expected an earlier fetch: run once with a network and without HF_HUB_OFFLINE"
+        "expected an earlier fetch: run once with a network and without HF_HUB_OFFLINE and data.offline"
     )
 
 

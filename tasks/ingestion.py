@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from tasks.errors import DataRefused
 from tasks.files import digest_of
 from tasks.folding import fold_all
-from tasks.reading import RowWriter, Snapshot, read_tables, take_snapshot
+from tasks.reading import SCRATCH, RowWriter, Snapshot, read_tables, take_snapshot
 from tasks.sources import Sources
 from tasks.splitting import fraction
 from tasks.tables import Form
@@ -51,8 +51,18 @@ def take_snapshots(sources: Sources, folder: str, form: Form, holdout_share: flo
         train, holdout = set_apart(train, folder, holdout_share)
         log.info("no holdout file: %d of %d rows set apart to judge", holdout["kept"], holdout["kept"] + train["kept"])
     reported = take_snapshot(sources["reported"], folder, form) if sources["reported"] else None
+    if reported and not reported["kept"]:
+        log.warning("%s has no readable row and is not reported; %s", reported["files"][0], reported["examples"][0])
+        reported = None
     snapshots = {"train": train, "holdout": holdout, "reported": reported}
-    digests = {role: snapshot["digest"] for role, snapshot in snapshots.items() if snapshot}
+    # Rows that were quarantined count too: data that got worse is other data, although the good rows are the same.
+    digests = {
+        name: digest
+        for role, snapshot in snapshots.items()
+        if snapshot
+        for name, digest in ((role, snapshot["digest"]), (f"{role} quarantine", snapshot["rejected"]))
+        if digest
+    }
     return Data(digest=digest_of(digests), train=train, holdout=holdout, reported=reported)
 
 
@@ -65,7 +75,7 @@ def set_apart(snapshot: Snapshot, folder: str, share: float) -> tuple[Snapshot, 
     Raises:
         DataRefused: if one side is empty.
     """
-    with tempfile.TemporaryDirectory(prefix=".apart-", dir=folder) as scratch:
+    with tempfile.TemporaryDirectory(prefix=SCRATCH, dir=folder) as scratch:
         with RowWriter(Path(scratch), "train") as train, RowWriter(Path(scratch), "holdout") as holdout:
             for batch in read_tables(snapshot["path"]):
                 table = pa.Table.from_batches([batch])
@@ -73,15 +83,7 @@ def set_apart(snapshot: Snapshot, folder: str, share: float) -> tuple[Snapshot, 
                 train.add(table.filter(pc.invert(apart)))
                 holdout.add(table.filter(apart))
         if not train.count or not holdout.count:
-            shown = (
-                f" ({snapshot['quarantined']} more are unreadable, {snapshot['examples'][0]})"
-                if snapshot["examples"]
-                else ""
-            )
-            raise DataRefused(
-                f"{', '.join(snapshot['files'])} has {snapshot['kept']} rows{shown}, too few to set a holdout apart; "
-                "expected some hundreds, or a holdout of its own: --holdout FILE"
-            )
+            raise DataRefused(_too_few(snapshot))
         paths = [side.publish(Path(folder)) for side in (train, holdout)]
     rest = Snapshot(**{**snapshot, "digest": train.digest, "path": paths[0], "kept": train.count})
     rest["rows_in"] = train.count + snapshot["quarantined"]
@@ -89,6 +91,8 @@ def set_apart(snapshot: Snapshot, folder: str, share: float) -> tuple[Snapshot, 
         digest=holdout.digest,
         path=paths[1],
         files=snapshot["files"],
+        unread=[],
+        rejected=None,
         rows_in=holdout.count,
         kept=holdout.count,
         quarantined=0,
@@ -97,3 +101,18 @@ def set_apart(snapshot: Snapshot, folder: str, share: float) -> tuple[Snapshot, 
         examples=[],
     )
     return rest, judging
+
+
+def _too_few(snapshot: Snapshot) -> str:
+    """Say why no holdout can be set apart: the rows cannot be read, or there are too few."""
+    files = ", ".join(snapshot["files"])
+    if snapshot["quarantined"] > snapshot["kept"]:
+        return (
+            f"{files}: {snapshot['quarantined']} of {snapshot['rows_in']} rows cannot be read "
+            f"({snapshot['examples'][0]}; all of them: {snapshot['quarantine']}); "
+            "expected source, label, mark, sentence, or a header: --columns text=NAME,label=NAME"
+        )
+    return (
+        f"{files} has {snapshot['kept']} rows, too few to set a holdout apart; "
+        "expected some hundreds, or a holdout of its own: --holdout FILE"
+    )

@@ -9,7 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 
 @contextlib.contextmanager
-def progress_bar(title: str, total: int) -> Iterator[Callable[[], None]]:
+def progress_bar(title: str, total: int, done: int = 0) -> Iterator[Callable[[], None]]:
     """Show a bar on standard error while the block runs; yield the function that moves it by one."""
     columns = (
         TextColumn("{task.description}"),
@@ -22,5 +22,5 @@ def progress_bar(title: str, total: int) -> Iterator[Callable[[], None]]:
     )
     console = Console(file=sys.stderr)
     with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
-        task = progress.add_task(title, total=total)
+        task = progress.add_task(title, total=total, completed=done)
         yield lambda: progress.advance(task)

@@ -17,10 +17,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tasks.errors import VerdictError
-from tasks.files import sha256_of
+from tasks.files import sha256_of, sweep
 from tasks.parsing import KEPT, Rejected, format_rows
 from tasks.tables import Form, first_line, is_utf8, parse_file
 
+SCRATCH = ".incoming-"  # prefix of folders for unfinished snapshots
 EXAMPLES = 5  # quarantined rows that a snapshot's summary shows
 
 _FILE = pa.field("file", pa.dictionary(pa.int32(), pa.string()))
@@ -31,11 +32,16 @@ QUARANTINE = pa.schema(
 
 
 class Snapshot(TypedDict):
-    """What some files held; rows_in = kept + quarantined. `reasons` counts the quarantined rows by kind."""
+    """What some files held; rows_in = kept + quarantined. `reasons` counts the quarantined rows by kind.
+
+    `unread` names files without a kept row; `rejected` digests the quarantined rows, None where there are none.
+    """
 
     digest: str
     path: str
     files: list[str]
+    unread: list[str]
+    rejected: str | None
     rows_in: int
     kept: int
     quarantined: int
@@ -64,14 +70,18 @@ def take_snapshot(files: Sequence[str], folder: str, form: Form = Form()) -> Sna
         home.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise VerdictError(f"folder {folder} cannot be made ({error.strerror}); name another: VERDICT_HOME") from error
+    unread: list[str] = []
     try:
-        with tempfile.TemporaryDirectory(prefix=".incoming-", dir=home) as scratch:
+        sweep(home, SCRATCH)
+        with tempfile.TemporaryDirectory(prefix=SCRATCH, dir=home) as scratch:
             with RowWriter(Path(scratch)) as rows, _Quarantine(Path(scratch)) as quarantine:
                 for file in files:
+                    before = rows.count
                     _sort_rows(Path(file), form, rows, quarantine)
+                    unread += [] if rows.count > before else [Path(file).name]
             if rows.count + quarantine.count == 0:
                 raise VerdictError(f"{', '.join(files)} is empty; expected rows of source, label, mark, sentence")
-            path, rejected = rows.publish(home), quarantine.publish(home)
+            path, aside = rows.publish(home), quarantine.publish(home)
     except OSError as error:
         if error.errno == errno.ENOSPC:
             raise VerdictError(f"no space left for the snapshot in {folder}; make room and run again") from error
@@ -82,11 +92,13 @@ def take_snapshot(files: Sequence[str], folder: str, form: Form = Form()) -> Sna
         digest=rows.digest,
         path=path,
         files=[str(file) for file in files],
+        unread=unread,
+        rejected=quarantine.digest,
         rows_in=rows.count + quarantine.count,
         kept=rows.count,
         quarantined=quarantine.count,
         reasons=dict(quarantine.kinds.most_common()),
-        quarantine=rejected,
+        quarantine=aside,
         examples=quarantine.examples,
     )
 
@@ -182,6 +194,7 @@ class _Quarantine:
         self.count = 0
         self.kinds: Counter[str] = Counter()
         self.examples: list[str] = []
+        self._sum = hashlib.sha256()
         self._path = scratch / "quarantine.parquet"
         self._writer = pq.ParquetWriter(self._path, QUARANTINE)
 
@@ -200,8 +213,15 @@ class _Quarantine:
         )
         self.count += len(lines)
         self.kinds.update(kinds)
+        for row in rejected:
+            self._sum.update(row.raw + b"\n")
         for row in rejected[: EXAMPLES - len(self.examples)]:
             self.examples.append(f"{file} line {row.line}: {row.reason}")
+
+    @property
+    def digest(self) -> str | None:
+        """SHA-256 of the rows so far, one a line; None where there is none."""
+        return self._sum.hexdigest() if self.count else None
 
     def publish(self, folder: Path) -> str | None:
         """Move the closed file beside the snapshots; files with the same good rows may differ in the bad ones."""

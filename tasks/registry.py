@@ -140,9 +140,15 @@ def log_dataset(store: Store, run_id: str, name: str, context: str, digest: str,
     with _client(store) as client, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # MLflow's hints on integer columns and ambiguous folders
         dataset = mlflow.data.from_pandas(
-            rows, source=address, targets="label", name=name, digest=digest[:DIGEST_LENGTH]
+            # MLflow knows no addresses such as hf:...; the snapshot is where the very rows are.
+            rows,
+            source=path,
+            targets="label",
+            name=name,
+            digest=digest[:DIGEST_LENGTH],
         )
-        entry = DatasetInput(dataset._to_mlflow_entity(), [InputTag("mlflow.data.context", context)])
+        tags = [InputTag("mlflow.data.context", context), InputTag("address", address[:500])]
+        entry = DatasetInput(dataset._to_mlflow_entity(), tags)
         client.log_inputs(run_id, [entry])
 
 

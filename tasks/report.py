@@ -9,7 +9,7 @@ from tasks.files import write_json, write_text
 from tasks.finetune import Training
 from tasks.judge import Verdict
 from tasks.rendering import data_uri, render
-from tasks.suite import allowed_range, brief
+from tasks.suite import show_allowed, show_observed
 from tasks.validation import Gate
 
 VARIANT = "fp32"
@@ -49,9 +49,7 @@ def write_documents(
         "evidence": evidence,
         "verdict": verdict,
         "gate": gate,
-        "findings": [
-            (finding, allowed_range(finding["allowed"]), brief(finding["observed"])) for finding in gate["findings"]
-        ],
+        "findings": [(finding, show_allowed(finding), show_observed(finding)) for finding in gate["findings"]],
         "settings": settings,
     }
     images = {name: data_uri(Path(path).read_bytes()) for name, path in pictures.items()}

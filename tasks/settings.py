@@ -26,7 +26,7 @@ from tasks.errors import WrongUsage
 from tasks.pairs import parse_pairs
 
 PREFIX = "VERDICT_"
-OWN_VARIABLES = {"VERDICT_HOME"}  # variables with our prefix that are no settings
+OWN_VARIABLES = {"VERDICT_HOME", "VERDICT_DEBUG"}  # variables with our prefix that are no settings
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
@@ -163,12 +163,18 @@ class FinetuneSettings(Section):
     """Share of the steps in which the learning rate rises from 0."""
     weight_decay: Share = 0.01
     """Decoupled decay of weight matrices; biases and normalisation weights do not decay."""
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Share of the learning rate that each layer gets of the one above it; 1 for all alike."""
     max_length: Annotated[int, Field(ge=4, le=8192)] = 128
     """Longest input in tokens, the two special ones included; more is cut off."""
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     """Gradients are scaled down to this L2 norm."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 2018
     """Seed of the new head, dropout, batch order and split."""
+    restarts: Annotated[int, Field(ge=0, le=10)] = 2
+    """Further seeds that are tried where a run learned nothing: one class only, or a loss that is no number."""
+    checkpoint_seconds: Annotated[float, Field(ge=0)] = 60
+    """Least time between two checkpoints; they are written between epochs."""
     device: Literal["auto", "cuda", "cpu"] = "auto"
     """Where training and measurement run; auto takes a GPU when there is one."""
 

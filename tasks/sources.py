@@ -12,6 +12,7 @@ are merged role by role.
 """
 
 import logging
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, TypedDict
@@ -33,24 +34,26 @@ ROLES = {
 }
 FORMS = "a folder, a file, https://...#sha256=HEX, hf:ORG/NAME or sample"
 
+_CREDENTIALS = re.compile(r"^(https?://)[^/?#]*@")
+
 log = logging.getLogger(__name__)
 
 
 class Sources(TypedDict):
     """The files of one run by role; `reported` ones are measured and do not judge. No holdout: one is set apart."""
 
-    address: str
     train: list[str]
     holdout: list[str]
     reported: list[str]
 
 
 class Place(NamedTuple):
-    """What one address gave: its files by name, and whether it was one file rather than a folder."""
+    """What one address gave: its files by name, whether it was one file, and else the folder that they lie in."""
 
     address: str
     files: dict[str, str]
     single: bool = False
+    folder: str = ""
 
 
 def locate_sources(addresses: Sequence[str], train: str, holdout: str, home: str, *, offline: bool = False) -> Sources:
@@ -86,7 +89,12 @@ def locate_sources(addresses: Sequence[str], train: str, holdout: str, home: str
         )
     _refuse_idle(places, found)
     spare = [file for file in found["reported"] if not any(Path(file).samefile(other) for other in used)]
-    return Sources(address=" + ".join(addresses), train=found["train"], holdout=found["holdout"], reported=spare)
+    return Sources(train=found["train"], holdout=found["holdout"], reported=spare)
+
+
+def shown_addresses(addresses: Sequence[str]) -> str:
+    """Return addresses in one line, as they may be recorded: without the user names and passwords of URLs."""
+    return " + ".join(_CREDENTIALS.sub(r"\1", address) for address in addresses)
 
 
 def _open_address(address: str, home: str, offline: bool) -> Place:
@@ -101,6 +109,10 @@ def _open_address(address: str, home: str, offline: bool) -> Place:
     if address.startswith(("https://", "http://")):
         return _open_path(address, Path(_fetch(address, home, offline)))
     path = _existing(address)
+    if path is not None and path.suffix.lower() == ".zip" and path.is_file():
+        raise WrongUsage(
+            f"data {address!r} is a zip; expected its folder or a file of it: unzip it, then --data ADDRESS"
+        )
     if path is None:
         raise WrongUsage(f"data {address!r} does not exist; expected {FORMS}: --data ADDRESS")
     return _open_path(address, path)
@@ -135,7 +147,8 @@ def _open_path(address: str, path: Path) -> Place:
     if path.is_file():
         return Place(address, {path.name: str(path)}, single=True)
     try:
-        return Place(address, {file.name: str(file) for file in sorted(path.iterdir()) if file.is_file()})
+        files = {file.name: str(file) for file in sorted(path.iterdir()) if file.is_file()}
+        return Place(address, files, folder=str(path))
     except OSError as error:  # a device, or a folder that may not be read
         raise WrongUsage(
             f"data {address!r} cannot be listed ({error.strerror}); expected {FORMS}: --data ADDRESS"
@@ -164,7 +177,7 @@ def _find(places: Sequence[Place], given: str, role: str, home: str, offline: bo
     for place in places:
         if given in place.files:
             return place.files[given]
-        below = _existing(f"{place.address}/{given}")
+        below = _existing(f"{place.folder}/{given}") if place.folder else None
         if below and below.is_file():
             return str(below)
     elsewhere = _existing(given)
@@ -192,9 +205,8 @@ def _refuse_idle(places: Sequence[Place], found: dict[str, list[str]]) -> None:
     taken = {Path(file).resolve() for files in found.values() for file in files}
     around = {folder for file in taken for folder in file.parents}  # a named file may lie deeper than those listed
     for place in places if len(places) > 1 else ():
-        folder = _existing(place.address)
         listed = {Path(file).resolve() for file in place.files.values()}
-        if listed & taken or (folder and folder.resolve() in around):
+        if listed & taken or (place.folder and Path(place.folder).resolve() in around):
             continue
         if not any(_pick([place], role) for role in ROLES):
             raise WrongUsage(

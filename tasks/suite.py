@@ -58,8 +58,8 @@ def row_expectations(train: bool, limits: dict[str, Any]) -> list[Any]:
             max_value=limits[f"max_{column}"],
             mostly=1 - limits["max_odd_lengths"],
             meta={
-                "asks": f"share of sentences with another number of {column} than expected",
-                "setting": f"gate.max_{column}",
+                "asks": f"share of sentences outside {limits[f'min_{column}']} to {limits[f'max_{column}']} {column}",
+                "setting": "gate.max_odd_lengths",
             },
         )
 
@@ -86,7 +86,7 @@ def row_expectations(train: bool, limits: dict[str, Any]) -> list[Any]:
             column="label",
             min_value=limits["min_acceptable"],
             max_value=limits["max_acceptable"],
-            meta={"asks": "share of acceptable sentences", "setting": "gate.min_acceptable"},
+            meta={"asks": "share of acceptable sentences", "setting": "gate.{side}_acceptable"},
         ),
         within("characters"),
         within("words"),
@@ -99,8 +99,12 @@ def figure_expectations(values: Mapping[str, float], drift: list[Shift], limits:
     """Return the expectations on the table of one row that holds what only whole files have."""
     import great_expectations.expectations as gxe
 
-    asks = {
-        "quarantined": ("share of quarantined rows", "data.max_quarantined", "critical"),
+    asks: dict[str, tuple[str, str | None, str]] = {
+        **{
+            f"{role} quarantined": (f"share of quarantined {role} rows", "data.max_quarantined", "critical")
+            for role in ("training", "holdout", "reported")
+        },
+        "unread": ("files without a readable row", None, "critical"),
         "unknown": ("share of word pieces that the encoder does not know", "gate.max_unknown", "critical"),
     }
     severity = "critical" if limits["drift"] == "refuse" else "warning"
@@ -110,7 +114,7 @@ def figure_expectations(values: Mapping[str, float], drift: list[Shift], limits:
     return [
         gxe.ExpectColumnMaxToBeBetween(
             column=name,
-            max_value=limits[setting.partition(".")[2]],
+            max_value=limits[setting.partition(".")[2]] if setting else 0,
             severity=severity,
             meta={"asks": text, "setting": setting},
         )
@@ -153,13 +157,31 @@ def allowed_range(allowed: Mapping[str, Any]) -> str:
     if low is None and high is None:
         return ", ".join(brief(value) for value in allowed.values()) or "none"
     if high is None:
-        return f"at least {low}"
-    return f"at most {high}" if low is None else f"{low} to {high}"
+        return f"at least {brief(low)}"
+    return f"at most {brief(high)}" if low is None else f"{brief(low)} to {brief(high)}"
 
 
 def brief(value: Any) -> str:
     """Write a value with at most four significant digits."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def show_observed(finding: Finding) -> str:
+    """Say in words what a finding saw."""
+    observed = finding["observed"]
+    if isinstance(observed, dict):  # how a set differs from the allowed one
+        return "; ".join(f"{_words(values)} {how}" for how, values in observed.items() if values) or "exactly these"
+    return "not computable" if observed is None else _words(observed)
+
+
+def show_allowed(finding: Finding) -> str:
+    """Say in words what a finding allows."""
+    values = list(finding["allowed"].values())
+    return _words(values[0]) if len(values) == 1 and isinstance(values[0], list) else allowed_range(finding["allowed"])
+
+
+def _words(value: Any) -> str:
+    return ", ".join(brief(entry) for entry in value) if isinstance(value, list) else brief(value)
 
 
 def _finding(table: str, entry: dict[str, Any]) -> Finding:
@@ -177,7 +199,7 @@ def _finding(table: str, entry: dict[str, Any]) -> Finding:
     return Finding(
         table=table,
         asks=config["meta"]["asks"],
-        setting=config["meta"].get("setting"),
+        setting=_name_setting(config["meta"].get("setting"), observed, allowed),
         expectation=config["type"],
         column=config["kwargs"].get("column"),
         observed=observed,
@@ -187,3 +209,11 @@ def _finding(table: str, entry: dict[str, Any]) -> Finding:
         unexpected=int(result.get("unexpected_count") or 0),
         lines=[f"{row['file']} line {row['line']}" for row in rows[:LINES]],
     )
+
+
+def _name_setting(setting: str | None, observed: Any, allowed: Mapping[str, Any]) -> str | None:
+    """Return the setting of the limit; where there are two, that of the side on which the observed value lies."""
+    if setting is None or "{side}" not in setting:
+        return setting
+    low = isinstance(observed, int | float) and observed < allowed["min_value"]
+    return setting.format(side="min" if low else "max")

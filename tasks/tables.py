@@ -6,7 +6,7 @@ with a line break in it is quarantined, not glued.
 
 import csv
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tasks.errors import VerdictError, WrongUsage
+from tasks.pairs import parse_pairs
 from tasks.parsing import (
     BYTE_ORDER_MARK,
     LONGEST_LINE,
@@ -24,6 +25,7 @@ from tasks.parsing import (
     Row,
     Rules,
     make_row,
+    parse_row,
     parse_tsv,
     read_lines,
     sort_results,
@@ -47,7 +49,6 @@ class Form(NamedTuple):
 
 def form_of(columns: str, labels: str, max_chars: int) -> Form:
     """Return the form that settings describe: text=NAME,label=NAME and NAME=1,NAME=0."""
-    from tasks.pairs import parse_pairs  # brings pydantic, which those who only read snapshots do without
 
     named = {name: int(value) for name, value in parse_pairs(labels).items()}
     return Form(parse_pairs(columns), Rules(max_chars, PLAIN_LABELS | named))
@@ -63,7 +64,7 @@ def parse_file(path: Path, form: Form) -> Iterator[Block]:
     """
     with path.open("rb") as stream:
         parser = _PARSERS.get(path.suffix.lower())
-        if parser is None and not _has_header(stream, form.columns):
+        if parser is None and not _has_header(stream, form):
             yield from parse_tsv(stream, form.rules)
             return
         results = (parser or _parse_headed_tsv)(stream, form, path)
@@ -84,20 +85,30 @@ def choose_columns(present: Iterable[str], wanted: Mapping[str, str], path: Path
         WrongUsage: if there is none for text or label, one that was asked for is missing, or two have the same name.
     """
     there = list(present)
-    chosen = {}
+    chosen, missing = match_columns(there, wanted)
+    for role, name in chosen.items():
+        if there.count(name) > 1:
+            raise WrongUsage(f"{path} has {there.count(name)} columns {name!r}; expected one for the {role}")
+    if missing:
+        role, name = missing[0]
+        shown = ", ".join(repr(name[:40]) for name in there[:12]) or "none"
+        raise WrongUsage(
+            f"{path} has no column {name!r} for the {role}; it has {shown}: --columns text=NAME,label=NAME"
+        )
+    return chosen
+
+
+def match_columns(present: Collection[str], wanted: Mapping[str, str]) -> tuple[dict[str, str], list[tuple[str, str]]]:
+    """Return the column of each role that is present, and (role, expected name) of those that ought to be."""
+    chosen, missing = {}, []
     for role, usual in USUAL.items():
         candidates = (wanted[role],) if role in wanted else usual
-        found = next((name for name in candidates if name in there), None)
-        if found is not None and there.count(found) > 1:
-            raise WrongUsage(f"{path} has {there.count(found)} columns {found!r}; expected one for the {role}")
+        found = next((name for name in candidates if name in present), None)
         if found is not None:
             chosen[role] = found
         elif role in wanted or role in REQUIRED:
-            shown = ", ".join(repr(name[:40]) for name in there[:12]) or "none"
-            raise WrongUsage(
-                f"{path} has no column {candidates[0]!r} for the {role}; it has {shown}: --columns text=NAME,label=NAME"
-            )
-    return chosen
+            missing.append((role, candidates[0]))
+    return chosen, missing
 
 
 def _skip_mark(stream: BinaryIO) -> None:
@@ -106,11 +117,17 @@ def _skip_mark(stream: BinaryIO) -> None:
         stream.seek(0)
 
 
-def _has_header(stream: BinaryIO, columns: Mapping[str, str]) -> bool:
-    """Tell whether the first line of a tab-separated file names the columns that were asked for."""
-    first = stream.readline(BATCH).removeprefix(BYTE_ORDER_MARK).rstrip(b"\r\n").decode("utf-8", "replace")
+def _has_header(stream: BinaryIO, form: Form) -> bool:
+    """Tell whether a tab-separated file starts with a header.
+
+    That is a first line that is no row of CoLA's format and, unless columns are named, holds the usual names.
+    """
+    first = stream.readline(BATCH).removeprefix(BYTE_ORDER_MARK).rstrip(b"\r\n")
     stream.seek(0)
-    return bool(columns) and set(columns.values()) <= set(first.split("\t"))
+    names = first.decode("utf-8", "replace").split("\t")
+    if isinstance(parse_row(1, first, form.rules), Row):
+        return False
+    return len(names) > 1 if form.columns else not match_columns(names, {})[1]
 
 
 def _parse_headed_tsv(stream: BinaryIO, form: Form, path: Path) -> Iterator[Result]:
@@ -188,7 +205,8 @@ def _picker(header: list[str], form: Form, path: Path) -> Callable[[int, list[st
 def _parse_jsonl(stream: BinaryIO, form: Form, path: Path) -> Iterator[Result]:
     """Parse one JSON object a line."""
     _skip_mark(stream)
-    chosen: dict[str, str] = {}
+    first: dict[str, Any] | None = None
+    fits = False
     for line, raw in enumerate(read_lines(stream), start=1):
         raw = raw.removesuffix(b"\n").removesuffix(b"\r")
         if len(raw) > LONGEST_LINE:
@@ -204,8 +222,16 @@ def _parse_jsonl(stream: BinaryIO, form: Form, path: Path) -> Iterator[Result]:
         if not isinstance(record, dict):
             yield Rejected(line, "record", "not a JSON object", raw)
             continue
-        chosen = chosen or choose_columns(record, form.columns, path)
-        yield _record(line, record, chosen, raw, form.rules, path)
+        first = record if first is None else first
+        chosen, missing = match_columns(record, form.columns)
+        fits = fits or not missing
+        yield (
+            Rejected(line, "field count", f"no {missing[0][1]!r}", raw)
+            if missing
+            else _record(line, record, chosen, raw, form.rules, path)
+        )
+    if first is not None and not fits:
+        choose_columns(first, form.columns, path)  # says what is there instead
 
 
 def _parse_parquet(stream: BinaryIO, form: Form, path: Path) -> Iterator[Result]:

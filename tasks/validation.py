@@ -21,12 +21,12 @@ from tasks.measures import count_blemishes, mark_known, mark_repeats, measure_ro
 from tasks.reading import QUARANTINE, ROWS, Snapshot, read_tables
 from tasks.suite import (
     Finding,
-    allowed_range,
-    brief,
     check_table,
     figure_expectations,
     row_expectations,
     schema_expectations,
+    show_allowed,
+    show_observed,
 )
 
 HEAD = 1_000  # rows whose types are checked; Parquet keeps one type a column
@@ -109,8 +109,9 @@ def refuse_unfit(gate: Gate) -> None:
     if not failed:
         return
     more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
-    shown = f"; {gate['examples'][0]}" if failed[0]["column"] == "quarantined" and gate["examples"] else ""
-    limit = f", or move the limit: --set {failed[0]['setting']}=VALUE" if failed[0]["setting"] else ""
+    unreadable = str(failed[0]["column"]).endswith(("quarantined", "unread"))
+    shown = f"; {gate['examples'][0]}" if unreadable and gate["examples"] else ""
+    limit = ", or move the limit: --set KEY=VALUE" if failed[0]["setting"] else ""
     raise DataRefused(
         f"data refused: {describe_finding(failed[0])}{more}{shown}\n"
         f"see {Path(gate['report']).with_suffix('.html')}; mend the data{limit}"
@@ -119,10 +120,11 @@ def refuse_unfit(gate: Gate) -> None:
 
 def describe_finding(finding: Finding) -> str:
     """Say in one line what a finding asks, what was observed and what is allowed, with the first row it is about."""
+    setting = f" ({finding['setting']})" if finding["setting"] and not finding["passed"] else ""
     where = f", first in {finding['lines'][0]}" if finding["lines"] and not finding["passed"] else ""
     return (
-        f"{finding['table']}: {finding['asks']}: {brief(finding['observed'])}, "
-        f"allowed {allowed_range(finding['allowed'])}{where}"
+        f"{finding['table']}: {finding['asks']}: {show_observed(finding)}, "
+        f"allowed {show_allowed(finding)}{setting}{where}"
     )
 
 
@@ -140,8 +142,11 @@ def measure_figures(data: Data, encoder: str | None, drift: list[Shift], level: 
         drift: distances from the champion's data.
         level: a distance whose p value is not below this is chance and counts as none; `drift` holds the true one.
     """
-    counts = count_rows(present(data))
-    values = {"quarantined": counts["quarantined"] / max(counts["rows_in"], 1)}
+    values: dict[str, float] = {
+        f"{role} quarantined": snapshot["quarantined"] / max(snapshot["rows_in"], 1)
+        for role, snapshot in roles_of(data).items()
+    }
+    values["unread"] = sum(len(snapshot["unread"]) for snapshot in present(data))
     if encoder:
         values["unknown"] = unknown_share(data["train"]["path"], encoder)
     return values | {f"{shift['name']} shift": shift["distance"] if shift["p"] < level else 0.0 for shift in drift}
@@ -149,7 +154,13 @@ def measure_figures(data: Data, encoder: str | None, drift: list[Shift], level: 
 
 def present(data: Data) -> list[Snapshot]:
     """Return the snapshots that there are."""
-    return [snapshot for snapshot in (data["train"], data["holdout"], data["reported"]) if snapshot]
+    return list(roles_of(data).values())
+
+
+def roles_of(data: Data) -> dict[str, Snapshot]:
+    """Return the snapshots that there are, by role."""
+    roles = {"training": data["train"], "holdout": data["holdout"], "reported": data["reported"]}
+    return {role: snapshot for role, snapshot in roles.items() if snapshot}
 
 
 def count_rows(snapshots: list[Snapshot]) -> Counts:

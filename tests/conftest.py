@@ -1,5 +1,6 @@
 """Small real things that tests share: a corpus a tiny model can learn, the tiny model, and a Prefect server."""
 
+import logging
 import os
 import random
 from collections.abc import Iterator
@@ -71,12 +72,22 @@ def recipe(**changes: Any) -> dict[str, Any]:
         "learning_rate": 3e-3,
         "warmup_ratio": 0.1,
         "weight_decay": 0.01,
+        "layer_decay": 1.0,
         "max_length": 16,
         "max_grad_norm": 1.0,
         "seed": 7,
+        "restarts": 0,
+        "checkpoint_seconds": 60,
         "device": "cpu",
     }
     return values | changes
+
+
+@pytest.fixture
+def caplog(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> pytest.LogCaptureFixture:
+    """What the tasks say on the log; Prefect, once it is set up, keeps that from the root logger."""
+    monkeypatch.setattr(logging.getLogger("tasks"), "propagate", True)
+    return caplog
 
 
 @pytest.fixture(scope="session")
@@ -115,7 +126,7 @@ def toy_split(toy_data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple
 
     folder = tmp_path_factory.mktemp("split")
     train, holdout = (str(toy_data / name) for name in ("in_domain_train.tsv", "out_of_domain_dev.tsv"))
-    sources = Sources(address=str(toy_data), train=[train], holdout=[holdout], reported=[])
+    sources = Sources(train=[train], holdout=[holdout], reported=[])
     data = take_snapshots(sources, str(folder), Form(), 0.2)
     paths = split_snapshot(data["train"]["path"], [data["holdout"]["path"]], str(folder), 0.2, 0)
     return paths[0], paths[1], data["holdout"]["path"]

@@ -1,7 +1,11 @@
 """Finding encoders, and refusing what is none."""
 
 import shutil
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -78,3 +82,67 @@ def test_the_vocabulary_of_a_hub_model_that_is_not_cached_is_told_when_offline(
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(Unreachable, match="cannot be fetched from the hub"):
         locate_vocabulary("owner/model-that-nobody-has")
+
+
+# Offline
+
+
+@pytest.fixture
+def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Put a server that knows nothing in the hub's place; the list takes what it is asked for."""
+    paths: list[str] = []
+
+    class Hub(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            paths.append(self.path)
+            self.send_error(404)
+
+        def do_HEAD(self) -> None:
+            self.do_GET()
+
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield paths
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def test_offline_asks_nobody(asked: list[str]) -> None:
+    for locate in (locate_encoder, locate_vocabulary):
+        with pytest.raises(Unreachable, match=r"cannot be fetched from the hub .* and is not cached"):
+            locate("owner/model", offline=True)
+        assert asked == []
+        with pytest.raises(Unreachable):
+            locate("owner/model")
+        assert any("/owner/model/" in path for path in asked)
+        asked.clear()
+
+
+def test_offline_takes_what_is_cached(asked: list[str], tiny_encoder: Path, tmp_path: Path) -> None:
+    cached = tmp_path / "cache" / "models--owner--model"
+    (cached / "refs").mkdir(parents=True)
+    (cached / "refs" / "main").write_text("0" * 40)
+    folder = shutil.copytree(tiny_encoder, cached / "snapshots" / ("0" * 40))
+    found = locate_encoder("owner/model", offline=True)
+    assert (found["name"], found["folder"]) == ("owner/model", str(folder))
+    assert found["digest"] == locate_encoder(str(tiny_encoder))["digest"]
+    assert locate_vocabulary("owner/model", offline=True) == str(folder)
+    assert asked == []
+
+
+def test_local_encoders_are_the_same_offline(asked: list[str], tiny_encoder: Path) -> None:
+    for name in (PACKAGED, str(tiny_encoder)):
+        assert locate_encoder(name, offline=True) == locate_encoder(name)
+        assert locate_vocabulary(name, offline=True) == locate_vocabulary(name)
+    assert asked == []

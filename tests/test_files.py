@@ -1,13 +1,15 @@
 """Files and folders are whole or absent, and a digest depends on content alone."""
 
 import hashlib
+import os
+import time
 from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 
 from tasks.errors import VerdictError
-from tasks.files import digest_of, new_folder, read_json, replacing, sha256_of, write_json, write_text
+from tasks.files import digest_of, new_folder, read_json, replacing, sha256_of, sweep, write_json, write_text
 
 
 def names(folder: Path) -> set[str]:
@@ -93,6 +95,36 @@ def test_new_folder_makes_its_parents(tmp_path: Path) -> None:
     with new_folder(tmp_path / "runs" / "model") as temporary:
         (temporary / "a").touch()
     assert names(tmp_path / "runs" / "model") == {"a"}
+
+
+def test_folders_of_unfinished_work_are_swept_when_they_are_old(tmp_path: Path) -> None:
+    ages = {".incoming-old": 101, ".incoming-fresh": 50, ".other-old": 101, "incoming-old": 101}
+    for name, age in ages.items():
+        (tmp_path / name / "deep").mkdir(parents=True)
+        (tmp_path / name / "deep" / "half.txt").write_text("half")
+        os.utime(tmp_path / name, (time.time() - age,) * 2)
+    sweep(tmp_path, ".incoming-", seconds=100)
+    assert names(tmp_path) == set(ages) - {".incoming-old"}
+
+
+def test_sweeping_takes_folders_alone_and_follows_no_link(tmp_path: Path) -> None:
+    folder, elsewhere = tmp_path / "snapshots", tmp_path / "elsewhere"
+    for path in (folder, elsewhere):
+        path.mkdir()
+    (elsewhere / "precious.txt").write_text("x")
+    os.utime(elsewhere, (0, 0))
+    (folder / ".incoming-link").symlink_to(elsewhere)
+    (folder / ".incoming-gone").symlink_to(tmp_path / "nowhere")
+    (folder / ".incoming-file").write_text("x")
+    os.utime(folder / ".incoming-file", (0, 0))
+    sweep(folder, ".incoming-")
+    assert names(folder) == {".incoming-link", ".incoming-gone", ".incoming-file"}
+    assert names(elsewhere) == {"precious.txt"}
+
+
+def test_sweeping_where_nothing_is_yet_is_no_error(tmp_path: Path) -> None:
+    sweep(tmp_path / "nowhere", ".incoming-")
+    assert names(tmp_path) == set()
 
 
 def test_digest_ignores_key_order_and_nothing_else() -> None:

@@ -1,6 +1,10 @@
 """The training run on a tiny model."""
 
 import json
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,20 +12,24 @@ import numpy as np
 import pytest
 import torch
 from conftest import origin, recipe, write_tokenizer
+from safetensors.torch import load_file
 from transformers import (
     AutoModel,
     BertConfig,
+    DebertaV2Config,
     DistilBertConfig,
     ElectraConfig,
+    ModernBertConfig,
     MPNetConfig,
     PreTrainedConfig,
     RobertaConfig,
 )
 
+from tasks import finetune
 from tasks.batching import encode, load_tokenizer, pad
 from tasks.errors import VerdictError, WrongUsage
 from tasks.export import export_bundle
-from tasks.finetune import Epoch, fine_tune, load_classifier, load_training
+from tasks.finetune import SEED_STRIDE, Epoch, Training, fine_tune, load_classifier, load_training
 from tasks.metrics import mcc
 from tasks.reading import load_rows
 
@@ -34,7 +42,113 @@ ARCHITECTURES = {
     "distilbert": DistilBertConfig(
         vocab_size=20, dim=16, n_layers=1, n_heads=2, hidden_dim=32, max_position_embeddings=80
     ),
+    # Distances in buckets, as the published v3 models have them; a window shorter than the sentences that are compared.
+    "deberta-v2": DebertaV2Config(
+        **SIZES,
+        max_position_embeddings=80,
+        initializer_range=0.2,
+        relative_attention=True,
+        pos_att_type=["p2c", "c2p"],
+        position_buckets=8,
+        share_att_key=True,
+        norm_rel_ebd="layer_norm",
+        position_biased_input=False,
+    ),
+    "modernbert": ModernBertConfig(
+        **SIZES | {"num_hidden_layers": 2},
+        max_position_embeddings=80,
+        initializer_range=0.2,
+        local_attention=8,
+        global_attn_every_n_layers=2,
+        pad_token_id=0,
+        bos_token_id=2,
+        eos_token_id=3,
+        cls_token_id=2,
+        sep_token_id=3,
+    ),
 }
+ROOT = Path(__file__).parents[1]
+EPOCHS = 4
+DIVERGING = 1e30  # learning rate
+
+
+class Killed(Exception):
+    """Stands for what ends a process."""
+
+
+class Trainer:
+    """Trains the tiny encoder on the toy corpus with a checkpoint after each epoch."""
+
+    def __init__(self, split: tuple[str, str, str], encoder: Path, folder: Path) -> None:
+        self.paths = [*split[:2], str(encoder)]
+        self.folder, self.checkpoints = folder / "model", folder / "model-checkpoints"
+
+    def settings(self, **changes: Any) -> dict[str, Any]:
+        return recipe(**{"epochs": EPOCHS, "checkpoint_seconds": 0, **changes})
+
+    def train(self, **changes: Any) -> tuple[Training, list[int]]:
+        """Return the training and the epochs that it told of."""
+        told: list[int] = []
+        tell = changes.pop("on_epoch", lambda record: None)
+
+        def hear(record: Epoch) -> None:
+            told.append(record["epoch"])
+            tell(record)
+
+        training = fine_tune(*self.paths, str(self.folder), **self.settings(**changes), on_epoch=hear)
+        assert not self.checkpoints.exists()
+        return training, told
+
+    def interrupt(self, number: int, attempt: int = 0, **changes: Any) -> None:
+        """Kill a run when it tells of an epoch; `attempt` counts how often it told of that before."""
+        left = [*[False] * attempt, True]
+
+        def kill(record: Epoch) -> None:
+            if record["epoch"] == number and left.pop(0):
+                raise Killed
+
+        with pytest.raises(Killed):
+            self.train(**changes, on_epoch=kill)
+        assert not self.folder.exists()
+
+    def result(self) -> tuple[bytes, dict[str, Any]]:
+        """Return the weights' file and the record, without what two runs cannot share."""
+        record: dict[str, Any] = json.loads((self.folder / "training.json").read_text())
+        del record["seconds"], record["model"]
+        for epoch in record["epochs"]:
+            del epoch["seconds"]
+        return (self.folder / "model.safetensors").read_bytes(), record
+
+
+@pytest.fixture
+def make_trainer(
+    toy_split: tuple[str, str, str], tiny_encoder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[], Trainer]:
+    return lambda: Trainer(toy_split, tiny_encoder, tmp_path_factory.mktemp("trainer"))
+
+
+@pytest.fixture
+def trainer(make_trainer: Callable[[], Trainer]) -> Trainer:
+    return make_trainer()
+
+
+@pytest.fixture(scope="module")
+def whole(toy_split: tuple[str, str, str], tiny_encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """What a run that nothing interrupted leaves."""
+    trainer = Trainer(toy_split, tiny_encoder, tmp_path_factory.mktemp("whole"))
+    trainer.train(checkpoint_seconds=3600)
+    return trainer.result()
+
+
+def diverge(monkeypatch: pytest.MonkeyPatch, *seeds: int) -> None:
+    """Let runs of some seeds end in losses that are no number."""
+    real = finetune.train_epochs
+
+    def train_epochs(model: Any, train: Any, validation: Any, chosen: Any, **others: Any) -> Any:
+        rate = DIVERGING if others["seed"] in seeds else chosen.learning_rate
+        return real(model, train, validation, chosen._replace(learning_rate=rate), **others)
+
+    monkeypatch.setattr(finetune, "train_epochs", train_epochs)
 
 
 def test_a_tiny_model_learns_the_toy_corpus(trained: Any) -> None:
@@ -115,3 +229,184 @@ def test_every_kind_of_encoder_trains_and_exports(name: str, toy_split: tuple[st
     assert np.isfinite(training["step_losses"]).all()
     exported = export_bundle(training["model"], str(tmp_path), origin())
     assert max(exported["parity"].values()) <= 1e-4
+
+
+@pytest.mark.parametrize("killed", range(1, EPOCHS + 1))
+def test_a_run_killed_after_any_epoch_and_run_again_leaves_the_same_bits(
+    killed: int, trainer: Trainer, whole: Any
+) -> None:
+    trainer.interrupt(killed)
+    torch.manual_seed(killed)  # what other work draws does not matter
+    _, told = trainer.train()
+    assert told == list(range(killed, EPOCHS + 1))
+    assert trainer.result() == whole
+    assert whole[1]["epochs"][-1]["validation_mcc"] > 0.9
+
+
+def test_a_process_killed_while_it_writes_a_checkpoint_leaves_the_one_before(trainer: Trainer, whole: Any) -> None:
+    script = f"""
+import os, signal
+from tasks import checkpoints
+from tasks.finetune import fine_tune
+
+def save_file(tensors, path, real=checkpoints.save_file):
+    real(tensors, path)
+    if "epoch-0002" in str(path):
+        path.write_bytes(path.read_bytes()[:1000])
+        os.kill(os.getpid(), signal.SIGKILL)
+
+checkpoints.save_file = save_file
+fine_tune(*{trainer.paths!r}, {str(trainer.folder)!r}, **{trainer.settings()!r})
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert not trainer.folder.exists()
+    assert [path.parent.name for path in trainer.checkpoints.glob("*/epoch-*/state.json")] == ["epoch-0001"]
+    _, told = trainer.train()
+    assert told == [2, 3, 4]
+    assert trainer.result() == whole
+
+
+def test_how_often_checkpoints_are_written_does_not_part_a_run_from_its_own(trainer: Trainer, whole: Any) -> None:
+    trainer.interrupt(3)
+    _, told = trainer.train(checkpoint_seconds=3600, restarts=1)
+    assert told == [3, 4]
+    assert trainer.result() == whole
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"epochs": 3},
+        {"batch_size": 17},
+        {"learning_rate": 2e-3},
+        {"warmup_ratio": 0.2},
+        {"weight_decay": 0.1},
+        {"layer_decay": 0.9},
+        {"max_length": 8},
+        {"max_grad_norm": 0.5},
+        {"seed": 8},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_a_checkpoint_of_another_recipe_is_not_gone_on_with(
+    change: dict[str, Any], make_trainer: Callable[[], Trainer]
+) -> None:
+    fresh, taken = make_trainer(), make_trainer()
+    fresh.train(**change)
+    taken.interrupt(3)
+    taken.interrupt(2, **change)  # the first run's later checkpoints do not stand in this one's way
+    _, told = taken.train(**change)
+    assert told == list(range(2, change.get("epochs", EPOCHS) + 1))
+    assert taken.result() == fresh.result()
+
+
+def test_a_checkpoint_of_other_sentences_is_not_gone_on_with(trainer: Trainer, whole: Any, tmp_path: Path) -> None:
+    train, rows = trainer.paths[0], load_rows(trainer.paths[0])
+    trainer.paths[0] = str(tmp_path / "train.parquet")
+    rows.iloc[::-1].to_parquet(trainer.paths[0])
+    trainer.interrupt(3)
+    (tmp_path / "train.parquet").write_bytes(Path(train).read_bytes())
+    _, told = trainer.train()
+    assert told == [1, 2, 3, 4]
+    assert trainer.result() == whole
+
+
+def test_a_run_that_learned_nothing_is_that_of_the_first_seed_that_learns(
+    make_trainer: Callable[[], Trainer], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    expected, found = make_trainer(), make_trainer()
+    expected.train(seed=7 + 2 * SEED_STRIDE)
+    diverge(monkeypatch, 7, 7 + SEED_STRIDE)
+    training, told = found.train(restarts=5)
+    assert training["seed"] == 2007
+    assert told == [1, 1, 1, 2, 3, 4]
+    assert found.result() == expected.result()
+    assert [line for line in caplog.messages if "learned nothing" in line] == [
+        "seed 7 learned nothing; another one is tried",
+        "seed 1007 learned nothing; another one is tried",
+    ]
+
+
+@pytest.mark.parametrize("restarts", [0, 1, 2])
+def test_a_run_of_losses_that_are_no_number_is_tried_as_often_as_wanted(
+    restarts: int, trainer: Trainer, caplog: pytest.LogCaptureFixture
+) -> None:
+    training, told = trainer.train(learning_rate=DIVERGING, restarts=restarts)
+    assert training["seed"] == 7 + restarts * SEED_STRIDE
+    assert told == [1] * (restarts + 1)
+    assert training["epochs"][0]["train_loss"] is None
+    assert load_training(str(trainer.folder)) == training
+    lines = [f"seed {7 + SEED_STRIDE * attempt} learned nothing; another one is tried" for attempt in range(restarts)]
+    lines.append(f"seed {training['seed']} learned nothing; no further one is tried")
+    assert [line for line in caplog.messages if "learned nothing" in line] == lines
+
+
+def test_a_model_that_predicts_one_class_is_tried_again(
+    trainer: Trainer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With embeddings of zero all sentences look alike, and at this rate they stay so."""
+    model = AutoModel.from_pretrained(trainer.paths[2])
+    for parameter in model.embeddings.parameters():
+        parameter.data.zero_()
+    model.save_pretrained(tmp_path / "dull")
+    write_tokenizer(tmp_path / "dull")
+    trainer.paths[2] = str(tmp_path / "dull")
+    training, told = trainer.train(learning_rate=1e-12, restarts=1, epochs=2)
+    assert training["seed"] == 1007
+    assert told == [1, 2, 1, 2]
+    assert {epoch["validation_mcc"] for epoch in training["epochs"]} == {0.0}
+    assert None not in training["step_losses"]
+    assert caplog.text.count("learned nothing") == 2
+
+
+def test_a_run_that_learns_is_not_tried_again(trainer: Trainer, whole: Any, caplog: pytest.LogCaptureFixture) -> None:
+    training, told = trainer.train(restarts=3)
+    assert training["seed"] == 7
+    assert told == [1, 2, 3, 4]
+    assert trainer.result() == whole
+    assert "learned nothing" not in caplog.text
+
+
+@pytest.mark.parametrize("killed", [1, 2, 4])
+def test_a_second_try_that_is_killed_is_gone_on_with(
+    killed: int, make_trainer: Callable[[], Trainer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected, found = make_trainer(), make_trainer()
+    expected.train(seed=1007)
+    diverge(monkeypatch, 7)
+    # The first try tells of its first epoch too; it has no other.
+    found.interrupt(killed, attempt=1 if killed == 1 else 0, restarts=1)
+    training, told = found.train(restarts=1)
+    assert training["seed"] == 1007
+    assert told == [1, *range(killed, EPOCHS + 1)]
+    assert found.result() == expected.result()
+
+
+def test_the_share_of_the_learning_rate_reaches_each_layer(trainer: Trainer) -> None:
+    """AdamW's first step is of the learning rate's size, whatever the gradient."""
+    only_step = {"epochs": 1, "batch_size": 1000, "warmup_ratio": 0.0, "weight_decay": 0.0, "learning_rate": 1e-3}
+    trainer.train(**only_step, layer_decay=0.5)
+    before, after = (
+        load_file(Path(trainer.paths[2]) / "model.safetensors"),
+        load_file(trainer.folder / "model.safetensors"),
+    )
+
+    def moved(name: str) -> float:
+        return float((after[f"bert.{name}"] - before[name]).abs().max())
+
+    assert moved("encoder.layer.1.output.dense.weight") == pytest.approx(5e-4, rel=1e-2)
+    assert moved("encoder.layer.0.output.dense.weight") == pytest.approx(2.5e-4, rel=1e-2)
+    assert moved("embeddings.word_embeddings.weight") == pytest.approx(1.25e-4, rel=1e-2)
+
+
+def test_what_is_saved_is_every_weight_in_fp32_and_nothing_twice(trainer: Trainer) -> None:
+    trainer.train(epochs=1)
+    saved = load_file(trainer.folder / "model.safetensors")
+    model = load_classifier(trainer.paths[2])
+    assert {name: tensor.shape for name, tensor in saved.items()} == {
+        name: parameter.shape for name, parameter in model.named_parameters()
+    }
+    assert {tensor.dtype for tensor in saved.values()} == {torch.float32}
+    size = (trainer.folder / "model.safetensors").stat().st_size
+    assert size < 4 * sum(parameter.numel() for parameter in model.parameters()) + 10_000

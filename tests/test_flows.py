@@ -235,7 +235,7 @@ def test_text_labels_are_refused_and_nothing_is_registered(retrain: Retrain, hom
     with pytest.raises(DataRefused) as caught:
         retrain(data__path=str(folder))
     message = str(caught.value)
-    assert "whole data: share of quarantined rows: 0.8333, allowed at most 0.01" in message
+    assert "whole data: share of quarantined training rows: 1, allowed at most 0.01" in message
     assert "in_domain_train.tsv line 1: label '" in message
     assert "instead of 0 or 1" in message
     (run,) = runs(home)

@@ -16,7 +16,7 @@ from tasks.ingestion import take_snapshots
 from tasks.rendering import visible
 from tasks.settings import GateSettings
 from tasks.sources import Sources
-from tasks.suite import Finding
+from tasks.suite import Finding, show_allowed, show_observed
 from tasks.tables import Form
 from tasks.validation import Gate, validate_data
 
@@ -61,7 +61,7 @@ def run_gate(folder: Path, train: list[str], reference: Profile | None = None, n
     files = {name: train, "holdout.tsv": lines("Judging", [0, 1] * 10)}
     for file, content in files.items():
         (folder / file).write_text("".join(content), encoding="utf-8")
-    sources = Sources(address="here", train=[str(folder / name)], holdout=[str(folder / "holdout.tsv")], reported=[])
+    sources = Sources(train=[str(folder / name)], holdout=[str(folder / "holdout.tsv")], reported=[])
     data = take_snapshots(sources, str(folder), Form(), 0.2)
     return validate_data(data, str(folder), LIMITS, reference=reference)
 
@@ -112,6 +112,7 @@ def finding(**changes: Any) -> Finding:
     values = {
         "table": "training rows",
         "asks": "number of rows",
+        "setting": "gate.min_rows",
         "expectation": "expect_x",
         "column": None,
         "observed": 8,
@@ -143,7 +144,7 @@ def test_accepted_data_has_its_figures_and_no_champion_to_compare_with(good: Gat
     assert "60 rows in 60 kept 0 quarantined 50.0% acceptable, of 40 training rows" in text
     assert f"{good['dataset'][:12]} data set" in text
     assert "No row was quarantined." in text
-    assert "There is no champion to compare with yet." in text
+    assert "There is no champion yet whose bundle holds a profile of its data to compare with." in text
     assert "Not as expected" not in text
     assert "quarantine.parquet" not in html
     assert html.count("data:image/png;base64,") == 1
@@ -152,9 +153,12 @@ def test_accepted_data_has_its_figures_and_no_champion_to_compare_with(good: Gat
 def test_refused_data_names_the_first_failure_and_the_failed_come_first(refused: Gate, tmp_path: Path) -> None:
     html, text = page(refused, tmp_path)
     assert '<h1>Data <span class="refused">refused</span></h1>' in html
-    reason = "Whole data: share of quarantined rows: observed 0.05405, allowed at most 0.01; 1 more expectation failed."
-    assert reason in text
-    assert "move a limit with --set KEY=VALUE" in text
+    reason = "share of quarantined training rows: observed 0.07407, allowed at most 0.01; 1 more expectation failed."
+    assert f"Whole data: {reason}" in text
+    keys = ("data.max_quarantined", "gate.max_duplicates")
+    for key in keys:
+        assert f"<code>--set {key}=VALUE</code>" in html
+    assert "Mend the data, or move a limit: --set {}=VALUE , --set {}=VALUE .".format(*keys) in text
     results = re.findall(r'<tr class="(failed|warning|passed)">', html)
     assert results[:2] == ["failed"] * 2
     assert set(results[2:]) == {"passed"}
@@ -177,7 +181,8 @@ def test_quarantine_is_counted_by_kind_with_examples_and_its_file(refused: Gate,
     assert "empty sentence 2 2.70% field count 1 1.35% label 1 1.35%" in text
     assert "script>.tsv line 51: 2 fields instead of 4" in text
     assert '<a href="quarantine.parquet">' in html
-    assert '<a href="#quarantine">4 in quarantine</a>' in html
+    (row,) = (part for part in re.findall("<tr (.*?)</tr>", html, re.DOTALL) if 'href="#quarantine"' in part)
+    assert "share of quarantined training rows" in row  # and not the holdout's, of which there is none
 
 
 def test_other_peoples_text_is_shown_and_not_obeyed(refused: Gate, tmp_path: Path) -> None:
@@ -259,6 +264,44 @@ def test_the_reason_is_a_sentence_for_every_answer(good: Gate) -> None:
 )
 def test_values_are_written_in_words(good: Gate, observed: Any, allowed: Any, shown: str) -> None:
     assert explain(changed(good, findings=[finding(observed=observed, allowed=allowed)])).endswith(shown)
+
+
+@pytest.mark.parametrize(
+    ("findings", "keys"),
+    [
+        ([finding(), finding()], ["gate.min_rows"]),
+        ([finding(setting="gate.b"), finding(setting="gate.a")], ["gate.a", "gate.b"]),
+        ([finding(), finding(setting="gate.warns", severity="warning")], ["gate.min_rows"]),
+        ([finding(), finding(setting="gate.holds", passed=True)], ["gate.min_rows"]),
+        ([finding(), finding(setting=None)], ["gate.min_rows"]),
+        ([finding(setting=None)], []),
+        ([finding(severity="warning")], []),
+    ],
+)
+def test_the_page_names_the_settings_of_the_limits_that_failed(
+    good: Gate, tmp_path: Path, findings: list[Finding], keys: list[str]
+) -> None:
+    html, text = page(changed(good, findings=findings, passed=False), tmp_path)
+    assert re.findall("--set (.*?)=VALUE", html) == keys
+    assert ("move a limit" in text) == bool(keys)
+
+
+def test_the_side_on_which_a_share_lies_names_its_setting(tmp_path: Path) -> None:
+    for name, labels, key in (
+        ("low", [0] * 38 + [1] * 2, "gate.min_acceptable"),
+        ("high", [1] * 38 + [0] * 2, "gate.max_acceptable"),
+    ):
+        gate = run_gate(tmp_path / name, lines("Training", labels))
+        html, _ = page(gate, tmp_path / name)
+        assert not gate["passed"]
+        assert re.findall("--set (.*?)=VALUE", html) == [key]
+
+
+def test_the_page_and_the_command_say_the_same_of_a_finding(refused: Gate, good: Gate, tmp_path: Path) -> None:
+    for gate in (refused, good):
+        _, text = page(gate, tmp_path)
+        for each in gate["findings"]:
+            assert f"{show_observed(each)} {show_allowed(each)}" in text
 
 
 def test_a_gate_without_findings_or_training_rows_has_a_page(good: Gate, tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ def ingest(
     share: float = 0.2,
     form: Form = Form(),  # noqa: B008 (immutable)
 ) -> Data:
-    sources = Sources(address="a", train=train, holdout=holdout or [], reported=reported or [])
+    sources = Sources(train=train, holdout=holdout or [], reported=reported or [])
     return take_snapshots(sources, str(folder / "snapshots"), form, share)
 
 
@@ -81,6 +81,70 @@ def test_digest_depends_on_the_roles_and_not_on_where_the_files_lie(tmp_path: Pa
 def test_no_reported_file_no_reported_snapshot(tmp_path: Path) -> None:
     one, other = write(tmp_path, numbered(0, 5), "a.tsv"), write(tmp_path, numbered(5, 9), "b.tsv")
     assert ingest(tmp_path, [one], [other])["reported"] is None
+
+
+def test_quarantined_rows_are_part_of_the_digest(tmp_path: Path) -> None:
+    """Data that got worse is other data, although the rows that are kept are the same."""
+    other = write(tmp_path, numbered(5, 9), "b.tsv")
+    texts = ["", "one field\n", "another field\n", "one field\nanother field\n"]
+    found = []
+    for text in texts:
+        train = Path(write(tmp_path, numbered(0, 5), "a.tsv"))
+        train.write_text(train.read_text() + text)
+        found.append(ingest(tmp_path, [str(train)], [other]))
+    assert len({data["train"]["digest"] for data in found}) == 1
+    assert len({data["digest"] for data in found}) == len(texts)
+    train_digest, holdout_digest = found[0]["train"]["digest"], found[0]["holdout"]["digest"]
+    assert found[0]["digest"] == digest_of({"train": train_digest, "holdout": holdout_digest})
+    rejected = hashlib.sha256(b"one field\n").hexdigest()
+    assert found[1]["digest"] == digest_of(
+        {"train": train_digest, "train quarantine": rejected, "holdout": holdout_digest}
+    )
+
+
+def test_digest_says_in_which_role_rows_were_quarantined(tmp_path: Path) -> None:
+    good = [write(tmp_path, numbered(i, i + 5), f"{i}.tsv") for i in (0, 10, 20)]
+    digests = {ingest(tmp_path, good[:1], good[1:2], good[2:])["digest"]}
+    for number in range(3):
+        files = list(good)
+        files[number] = write(tmp_path, [*numbered(10 * number, 10 * number + 5), ("", 1)], f"bad {number}.tsv")
+        digests.add(ingest(tmp_path, files[:1], files[1:2], files[2:])["digest"])
+    assert len(digests) == 4
+
+
+def test_quarantined_rows_count_where_a_holdout_is_set_apart(tmp_path: Path) -> None:
+    clean, dirty = (
+        ingest(tmp_path, [write(tmp_path, numbered(0, 300) + bad, name)])
+        for bad, name in (([], "a.tsv"), ([("", 1)], "b.tsv"))
+    )
+    assert [clean[role]["digest"] for role in ("train", "holdout")] == [
+        dirty[role]["digest"] for role in ("train", "holdout")
+    ]
+    assert clean["digest"] != dirty["digest"]
+    assert clean["train"]["rejected"] is dirty["holdout"]["rejected"] is None
+    assert dirty["train"]["rejected"] is not None
+
+
+def test_reported_file_without_a_readable_row_is_left_out_and_said_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    one, other = write(tmp_path, numbered(0, 5), "a.tsv"), write(tmp_path, numbered(5, 9), "b.tsv")
+    unread = write(tmp_path, [("", 0), ("", 1)], "c.tsv")
+    data = ingest(tmp_path, [one], [other], [unread])
+    assert data == ingest(tmp_path, [one], [other])
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{unread} has no readable row and is not reported; c.tsv line 1: empty sentence"
+    ]
+    mended = write(tmp_path, [("", 0), ("Fine.", 1)], "c.tsv")
+    reported = ingest(tmp_path, [one], [other], [mended])["reported"]
+    assert reported is not None
+    assert (reported["kept"], reported["quarantined"]) == (1, 1)
+
+
+def test_files_without_a_kept_row_are_named_beside_those_with_rows(tmp_path: Path) -> None:
+    files = [write(tmp_path, numbered(0, 300)), write(tmp_path, [("", 1)], "bad.tsv")]
+    data = ingest(tmp_path, files)
+    assert (data["train"]["unread"], data["holdout"]["unread"]) == (["bad.tsv"], [])
 
 
 def test_merged_rows_keep_their_source_file_and_line(tmp_path: Path) -> None:
@@ -228,13 +292,36 @@ def test_too_few_rows_are_refused_with_what_to_do(tmp_path: Path, rows: int, sha
     assert caught.value.exit_code == 3
 
 
-def test_unreadable_rows_are_told_where_they_leave_too_few(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("good", "bad"), [(0, 1), (0, 5), (1, 2)])
+def test_rows_that_cannot_be_read_are_told_where_most_are_such(tmp_path: Path, good: int, bad: int) -> None:
+    file = tmp_path / "mine.tsv"
+    file.write_text("s\t1\t\tFine.\n" * good + "Fine,1\n" * bad)
+    with pytest.raises(DataRefused) as caught:
+        ingest(tmp_path, [str(file)])
+    (quarantine,) = (tmp_path / "snapshots").glob("quarantine-*.parquet")
+    assert str(caught.value) == (
+        f"{file}: {bad} of {good + bad} rows cannot be read (mine.tsv line {good + 1}: 1 fields instead of 4; "
+        f"all of them: {quarantine}); expected source, label, mark, sentence, or a header: "
+        "--columns text=NAME,label=NAME"
+    )
+    assert caught.value.exit_code == 3
+
+
+def test_too_few_readable_rows_are_told_as_such_beside_a_few_that_cannot_be_read(tmp_path: Path) -> None:
+    file = write(tmp_path, [("Fine.", 1), ("", 1)])
+    with pytest.raises(
+        DataRefused, match=r"mine\.tsv has 1 rows, too few to set a holdout apart; expected some hundreds"
+    ):
+        ingest(tmp_path, [file])
+
+
+def test_several_files_that_cannot_be_read_are_all_named(tmp_path: Path) -> None:
     files = [write(tmp_path, [("", 1)], "a.tsv"), write(tmp_path, [("", 0)], "b.tsv")]
     with pytest.raises(DataRefused) as caught:
         ingest(tmp_path, files)
     message = str(caught.value)
     assert message.startswith(
-        f"{files[0]}, {files[1]} has 0 rows (2 more are unreadable, a.tsv line 1: empty sentence)"
+        f"{files[0]}, {files[1]}: 2 of 2 rows cannot be read (a.tsv line 1: empty sentence; all of them: "
     )
     assert "\n" not in message
 

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,8 @@ def test_snapshot_holds_the_rows_under_their_digest(tmp_path: Path) -> None:
         "digest": sha256(CLEAN.encode()),
         "path": str(home / f"{sha256(CLEAN.encode())}.parquet"),
         "files": [path],
+        "unread": [],
+        "rejected": None,
         "rows_in": 2,
         "kept": 2,
         "quarantined": 0,
@@ -184,6 +187,40 @@ def test_digest_is_that_of_the_kept_rows(tmp_path: Path) -> None:
     dirty = snap(tmp_path / "b", "oops\n" + CLEAN)
     assert dirty["digest"] == clean["digest"] == sha256(CLEAN.encode())
     assert load_rows(dirty["path"])["line"].tolist() == [2, 3]
+
+
+def test_quarantined_rows_have_a_digest_of_their_own(tmp_path: Path) -> None:
+    bad = "oops\n\ns\t1\tthree\n"
+    snapshots = [snap(tmp_path / name, text) for name, text in (("a", bad), ("b", CLEAN + bad), ("c", bad + CLEAN))]
+    assert {snapshot["rejected"] for snapshot in snapshots} == {sha256(bad.encode())}
+    assert snap(tmp_path / "d", CLEAN)["rejected"] is None
+    assert snap(tmp_path / "e", "\n")["rejected"] == sha256(b"\n")
+
+
+def test_files_without_a_kept_row_are_named(tmp_path: Path) -> None:
+    paths = [
+        write(tmp_path, CLEAN, "one.tsv"),
+        write(tmp_path, "", "two.tsv"),
+        write(tmp_path, "bad\n", "three.tsv"),
+        write(tmp_path, "sentence,label\n", "four.csv"),
+        write(tmp_path, "bad\ns\t1\t\tA.\n", "five.tsv"),
+    ]
+    snapshot = take_snapshot(paths, str(tmp_path / "s"))
+    assert snapshot["unread"] == ["two.tsv", "three.tsv", "four.csv"]
+    assert take_snapshot(paths[2:3], str(tmp_path / "s"))["unread"] == ["three.tsv"]
+
+
+def test_what_a_killed_process_left_is_swept_after_a_day(tmp_path: Path) -> None:
+    home = tmp_path / "snapshots"
+    old, fresh, other = (home / name for name in (".incoming-old", ".incoming-fresh", "kept"))
+    for folder in (old, fresh, other):
+        folder.mkdir(parents=True)
+        (folder / "rows.parquet").write_text("half")
+    yesterday = time.time() - 86_500
+    for folder in (old, other):
+        os.utime(folder, (yesterday, yesterday))
+    snapshot = snap(tmp_path, CLEAN)
+    assert {path.name for path in home.iterdir()} == {fresh.name, other.name, Path(snapshot["path"]).name}
 
 
 def test_several_files_are_merged_in_order_and_each_row_remembers_its_own(tmp_path: Path) -> None:

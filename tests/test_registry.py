@@ -1,6 +1,7 @@
 """The registry on a real SQLite store."""
 
 import contextlib
+import json
 import shutil
 import socket
 import subprocess
@@ -132,6 +133,35 @@ def test_data_sets_are_inputs_of_the_run(store: Store, run_id: str, toy_split: t
     registry.log_dataset(store, run_id, "train", "train", "e" * 64, toy_split[0], "a folder")
     (entry,) = mlflow.MlflowClient(store["uri"], registry_uri=store["uri"]).get_run(run_id).inputs.dataset_inputs
     assert (entry.dataset.name, entry.dataset.digest) == ("train", "e" * 32)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "/data/cola",
+        "hf:nyu-mll/glue/cola@main",
+        "sample + feedback.tsv",
+        "hf:org/name + https://host/a.zip#sha256=00&member=raw",
+        "s3://bucket/x",
+    ],
+)
+def test_a_data_set_comes_from_its_snapshot_and_its_address_is_a_tag(
+    store: Store, run_id: str, toy_split: tuple[str, str, str], address: str
+) -> None:
+    registry.log_dataset(store, run_id, "train", "training", "e" * 64, toy_split[0], address)
+    (entry,) = mlflow.MlflowClient(store["uri"], registry_uri=store["uri"]).get_run(run_id).inputs.dataset_inputs
+    assert {tag.key: tag.value for tag in entry.tags} == {"mlflow.data.context": "training", "address": address}
+    assert json.loads(entry.dataset.source) == {"uri": toy_split[0]}
+    assert entry.dataset.source_type == "local"
+    assert '"label"' in entry.dataset.schema
+
+
+def test_an_endless_address_is_cut_to_what_the_store_takes(
+    store: Store, run_id: str, toy_split: tuple[str, str, str]
+) -> None:
+    registry.log_dataset(store, run_id, "train", "train", "e" * 64, toy_split[0], "x" * 10_000)
+    (entry,) = mlflow.MlflowClient(store["uri"], registry_uri=store["uri"]).get_run(run_id).inputs.dataset_inputs
+    assert {tag.key: tag.value for tag in entry.tags}["address"] == "x" * 500
 
 
 def test_recent_runs_come_newest_first(store: Store, run_id: str) -> None:

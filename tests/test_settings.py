@@ -89,6 +89,12 @@ def test_variables_of_others_and_the_home_of_the_stores_are_no_settings() -> Non
     assert load("sample", {}, environ) == load()
 
 
+@pytest.mark.parametrize("value", ["", "0", "1", "true", "anything"])
+def test_the_switch_for_tracebacks_is_no_setting(value: str) -> None:
+    assert load(environ={"VERDICT_DEBUG": value}) == load()
+    assert not any("debug" in key for key, _, _ in load().rows())
+
+
 def test_texts_that_look_like_json_stay_texts() -> None:
     for text in ("null", "3", '{"a": 1}', "[1]"):
         assert load(environ={"VERDICT_DATA__TRAIN": text}).settings.data.train == text

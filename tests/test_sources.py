@@ -19,7 +19,7 @@ from tasks import sources
 from tasks.errors import DataRefused, Unreachable, WrongUsage
 from tasks.files import sha256_of
 from tasks.settings import load_settings
-from tasks.sources import FORMS, HOLDOUT_FILE, REPORTED_FILE, TRAIN_FILE, Sources, locate_sources
+from tasks.sources import FORMS, HOLDOUT_FILE, REPORTED_FILE, TRAIN_FILE, Sources, locate_sources, shown_addresses
 
 ROW = "s\t1\t\tA.\n"
 
@@ -59,7 +59,6 @@ def refusal(*addresses: Path | str, train: str = "", holdout: str = "") -> str:
 
 def test_folder_is_searched_for_the_names_of_cola(folder: Path) -> None:
     assert locate(folder) == Sources(
-        address=str(folder),
         train=[str(folder / "in_domain_train.tsv")],
         holdout=[str(folder / "out_of_domain_dev.tsv")],
         reported=[str(folder / "in_domain_dev.tsv")],
@@ -125,7 +124,6 @@ def test_sample_address_writes_the_bundled_corpus(tmp_path: Path) -> None:
     home = tmp_path / "stores"
     found = locate_sources(["sample"], "", "", str(home))
     assert found == Sources(
-        address="sample",
         train=[str(home / "sample" / TRAIN_FILE)],
         holdout=[str(home / "sample" / HOLDOUT_FILE)],
         reported=[],
@@ -145,7 +143,7 @@ def test_nothing_is_written_for_a_folder(folder: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["feedback.tsv", "mine.csv", "train.jsonl", "no suffix"])
 def test_single_file_trains_and_needs_no_holdout(tmp_path: Path, name: str) -> None:
     path = file(tmp_path, name)
-    assert locate(path) == Sources(address=str(path), train=[str(path)], holdout=[], reported=[])
+    assert locate(path) == Sources(train=[str(path)], holdout=[], reported=[])
 
 
 @pytest.mark.parametrize("name", [HOLDOUT_FILE, "holdout.csv", "validation.parquet", "test.ndjson"])
@@ -175,7 +173,6 @@ def test_addresses_are_merged_role_by_role_in_their_order(folder: Path, tmp_path
     feedback = file(tmp_path / "new", "feedback.tsv")
     other = fill(tmp_path / "other", "train.csv", "test.csv")
     assert locate(feedback, folder, other) == Sources(
-        address=f"{feedback} + {folder} + {other}",
         train=[str(feedback), str(folder / TRAIN_FILE), str(other / "train.csv")],
         holdout=[str(folder / HOLDOUT_FILE), str(other / "test.csv")],
         reported=[str(folder / REPORTED_FILE)],
@@ -252,6 +249,31 @@ def test_named_file_may_lie_in_a_folder_of_the_folder(folder: Path) -> None:
     assert locate(folder, train="older/train.tsv")["train"] == [str(inner)]
 
 
+def test_named_file_is_not_looked_for_in_a_folder_that_is_called_as_the_bundled_corpus(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    fill(tmp_path / "sample", "mine.tsv", "judge.tsv")
+    assert refusal("sample", train="mine.tsv") == (
+        f"sample holds no file 'mine.tsv' (it holds {TRAIN_FILE}, {HOLDOUT_FILE}); name it: --train FILE"
+    )
+    feedback = file(tmp_path, "feedback.tsv")
+    locate("sample", feedback, train="sample/mine.tsv", holdout="sample/judge.tsv")
+    assert [record.getMessage().partition(" is used")[0] for record in caplog.records] == [
+        f"nothing of {address}" for address in ("sample", feedback)
+    ]
+
+
+def test_named_file_is_not_looked_for_below_an_address_that_is_no_folder(
+    asked: list[tuple[str, str, bool]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    file(tmp_path / "hf:org" / "bare", "mine.tsv")
+    assert "holds no file 'mine.tsv'" in refusal("hf:org/bare", train="mine.tsv")
+    path = file(tmp_path, "single.tsv")
+    assert "holds no file 'mine.tsv'" in refusal(path, train="mine.tsv")
+
+
 def test_named_file_is_looked_for_in_every_address(folder: Path, tmp_path: Path) -> None:
     other = fill(tmp_path / "other", "mine.tsv", "holdout.tsv")
     found = locate(folder, other, train="mine.tsv")
@@ -262,7 +284,7 @@ def test_named_file_is_looked_for_in_every_address(folder: Path, tmp_path: Path)
 def test_single_file_may_be_judged_by_a_named_one(folder: Path, tmp_path: Path) -> None:
     mine = file(tmp_path, "mine.tsv")
     assert locate(mine, holdout=str(folder / HOLDOUT_FILE)) == Sources(
-        address=str(mine), train=[str(mine)], holdout=[str(folder / HOLDOUT_FILE)], reported=[]
+        train=[str(mine)], holdout=[str(folder / HOLDOUT_FILE)], reported=[]
     )
 
 
@@ -295,6 +317,20 @@ def test_address_that_is_nowhere_is_named_with_the_forms(address: str) -> None:
     assert refusal(address) == f"data {address!r} does not exist; expected {FORMS}: --data ADDRESS"
 
 
+@pytest.mark.parametrize("name", ["cola.zip", "cola.ZIP"])
+def test_local_zip_is_refused_with_the_way_out(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    write_zip(path, TRAIN_FILE, HOLDOUT_FILE)
+    expected = f"data '{path}' is a zip; expected its folder or a file of it: unzip it, then --data ADDRESS"
+    assert refusal(path) == expected
+    assert refusal(file(tmp_path, "mine.tsv"), path) == expected
+
+
+def test_folder_may_be_called_as_a_zip(tmp_path: Path) -> None:
+    folder = fill(tmp_path / "cola.zip", TRAIN_FILE, HOLDOUT_FILE)
+    assert locate(folder)["train"] == [str(folder / TRAIN_FILE)]
+
+
 def test_what_is_neither_file_nor_folder_is_named_with_the_forms() -> None:
     assert refusal("/dev/null") == (
         f"data '/dev/null' cannot be listed (Not a directory); expected {FORMS}: --data ADDRESS"
@@ -319,6 +355,32 @@ def test_named_file_that_is_missing_is_named(folder: Path, name: str) -> None:
 
 def test_empty_folder_says_so(tmp_path: Path) -> None:
     assert refusal(tmp_path) == f"{tmp_path} holds no file '{TRAIN_FILE}' (it holds no file); name it: --train FILE"
+
+
+# What may be recorded
+
+
+@pytest.mark.parametrize(
+    ("address", "shown"),
+    [
+        ("https://me:secret@host/data.csv#sha256=00", "https://host/data.csv#sha256=00"),
+        ("http://token@host:8080/a@b.csv", "http://host:8080/a@b.csv"),
+        ("https://me:p@ss:w@rd@host/data.csv", "https://host/data.csv"),
+        ("https://host/data.csv?mail=me@home", "https://host/data.csv?mail=me@home"),
+        ("https://host?mail=me@home", "https://host?mail=me@home"),
+        ("/data/me@home/cola", "/data/me@home/cola"),
+        ("hf:org/name@main", "hf:org/name@main"),
+        ("", ""),
+    ],
+)
+def test_user_names_and_passwords_of_urls_are_not_shown(address: str, shown: str) -> None:
+    assert shown_addresses([address]) == shown
+
+
+def test_addresses_are_shown_in_one_line() -> None:
+    addresses = ["sample", "https://me:secret@host/a.csv", "feedback.tsv"]
+    assert shown_addresses(addresses) == "sample + https://host/a.csv + feedback.tsv"
+    assert shown_addresses([]) == ""
 
 
 # URLs
@@ -382,7 +444,7 @@ def names(files: list[str]) -> list[str]:
 def test_url_of_one_file_trains_and_is_kept(site: Site) -> None:
     address = site.url("mine.tsv")
     found = locate(address)
-    assert (found["address"], found["holdout"], found["reported"]) == (address, [], [])
+    assert (found["holdout"], found["reported"]) == ([], [])
     path = Path(found["train"][0])
     digest = address.rpartition("=")[2]
     assert path == Path("stores/downloads") / digest / "mine.tsv"
@@ -497,7 +559,7 @@ def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, st
 
 def test_splits_of_the_hub_have_the_usual_roles(asked: list[tuple[str, str, bool]]) -> None:
     found = locate("hf:org/whole")
-    assert (found["address"], found["reported"]) == ("hf:org/whole", [])
+    assert found["reported"] == []
     assert names(found["train"] + found["holdout"]) == ["train.parquet", "validation.parquet"]
     assert asked == [("hf:org/whole", "stores/downloads/hub", False)]
 

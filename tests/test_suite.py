@@ -18,6 +18,8 @@ from tasks.suite import (
     figure_expectations,
     row_expectations,
     schema_expectations,
+    show_allowed,
+    show_observed,
 )
 
 COUNT = 40
@@ -80,9 +82,9 @@ def test_good_rows_pass_all_expectations(train: bool) -> None:
         (with_first("label", 2, 1), "labels that occur"),
         (with_first("label", 1, 37), "share of acceptable sentences"),
         (with_first("label", 0, 37), "share of acceptable sentences"),
-        (with_first("characters", 1_001, 1), "share of sentences with another number of characters than expected"),
-        (with_first("words", 201, 1), "share of sentences with another number of words than expected"),
-        (with_first("words", 0, 1), "share of sentences with another number of words than expected"),
+        (with_first("characters", 1_001, 1), "share of sentences outside 1 to 1000 characters"),
+        (with_first("words", 201, 1), "share of sentences outside 1 to 200 words"),
+        (with_first("words", 0, 1), "share of sentences outside 1 to 200 words"),
         (with_first("control", True, 1), "share of sentences with control characters"),
     ],
 )
@@ -156,10 +158,10 @@ def shift(name: str, distance: float) -> Any:
     return {"name": name, "statistic": f"distance of {name}", "distance": distance, "limit": 0.1, "p": 0.0}
 
 
-@pytest.mark.parametrize("name", ["quarantined", "unknown", "label shift", "vocabulary shift"])
+@pytest.mark.parametrize("name", ["holdout quarantined", "unknown", "label shift", "vocabulary shift"])
 def test_a_figure_over_its_limit_fails_alone(name: str) -> None:
     drift = [shift("label", 0.0), shift("vocabulary", 0.0)]
-    values = dict.fromkeys(["quarantined", "unknown", "label shift", "vocabulary shift"], 0.0) | {name: 0.4}
+    values = dict.fromkeys(["holdout quarantined", "unknown", "label shift", "vocabulary shift"], 0.0) | {name: 0.4}
     findings = check_table("whole data", pd.DataFrame([values]), figure_expectations(values, drift, LIMITS))
     assert [finding["column"] for finding in findings if not finding["passed"]] == [name]
     assert len(findings) == 4
@@ -167,7 +169,7 @@ def test_a_figure_over_its_limit_fails_alone(name: str) -> None:
 
 @pytest.mark.parametrize(("choice", "severity"), [("warn", "warning"), ("refuse", "critical")])
 def test_drift_warns_or_refuses_as_it_is_set(choice: str, severity: str) -> None:
-    values = {"quarantined": 0.0, "label shift": 0.2}
+    values = {"training quarantined": 0.0, "label shift": 0.2}
     expectations = figure_expectations(values, [shift("label", 0.2)], LIMITS | {"drift": choice})
     findings = check_table("whole data", pd.DataFrame([values]), expectations)
     assert [finding["severity"] for finding in findings] == ["critical", severity]
@@ -175,9 +177,9 @@ def test_drift_warns_or_refuses_as_it_is_set(choice: str, severity: str) -> None
 
 
 def test_what_is_not_measured_is_not_expected() -> None:
-    values = {"quarantined": 0.0}
+    values = {"training quarantined": 0.0}
     findings = check_table("whole data", pd.DataFrame([values]), figure_expectations(values, [], LIMITS))
-    assert [finding["column"] for finding in findings] == ["quarantined"]
+    assert [finding["column"] for finding in findings] == ["training quarantined"]
 
 
 @pytest.mark.parametrize(
@@ -197,3 +199,25 @@ def test_limits_are_said_in_words(allowed: dict[str, Any], words: str) -> None:
 
 def test_values_are_shown_with_four_digits() -> None:
     assert [brief(value) for value in (0.123456, 7, [0, 1])] == ["0.1235", "7", "[0, 1]"]
+
+
+@pytest.mark.parametrize(("share", "setting"), [(1, "gate.max_acceptable"), (0, "gate.min_acceptable")])
+def test_the_setting_that_is_named_is_the_one_whose_limit_was_passed(share: int, setting: str) -> None:
+    findings = check_rows(with_first("label", share, 38)())
+    (finding,) = (finding for finding in findings if not finding["passed"])
+    assert finding["setting"] == setting
+
+
+def test_odd_lengths_name_the_range_and_the_limit_of_their_share() -> None:
+    findings = check_rows(with_first("words", 500, 1)())
+    (finding,) = (finding for finding in findings if not finding["passed"])
+    assert finding["asks"] == "share of sentences outside 1 to 200 words"
+    assert finding["setting"] == "gate.max_odd_lengths"
+
+
+def test_findings_are_said_in_words() -> None:
+    findings = check_rows(with_first("label", 2, 1)())
+    (finding,) = (finding for finding in findings if not finding["passed"])
+    assert show_observed(finding) == "2 unexpected"
+    assert show_allowed(finding) == "0, 1"
+    assert show_observed({**finding, "observed": None}) == "not computable"

@@ -330,9 +330,10 @@ def test_labels_may_be_numbers_text_or_truth_values(tmp_path: Path, label: str, 
         (b'{"text": ' * 100_000, "record", "not a JSON object"),
         (b'{"text": "A.", "label": 1' + b"0" * 5_000 + b"}", "record", "not a JSON object"),
         (BYTE_ORDER_MARK + b'{"text": "A.", "label": 1}', "record", "not a JSON object"),
-        (b"{}", "field count", "no 'text'"),
+        (b"{}", "field count", "no 'sentence'"),
         (b'{"text": "A."}', "field count", "no 'label'"),
-        (b'{"label": 1, "sentence": "A."}', "field count", "no 'text'"),
+        (b'{"label": 1, "Text": "A."}', "field count", "no 'sentence'"),
+        (b'{"text": "A.", "LABEL": 1}', "field count", "no 'label'"),
         (b'{"text": "\xff", "label": 1}', "encoding", "not UTF-8"),
         (rb'{"text": "A\ud800", "label": 1}', "encoding", "not UTF-8"),
         (rb'{"text": "A.", "label": "\udfff"}', "encoding", "not UTF-8"),
@@ -381,10 +382,66 @@ def test_a_jsonl_file_of_nothing_has_no_rows(tmp_path: Path) -> None:
     assert parse(write(tmp_path, "web.jsonl", BYTE_ORDER_MARK)) == []
 
 
-def test_jsonl_columns_are_those_of_the_first_object(tmp_path: Path) -> None:
-    path = write_records(tmp_path, [1], {"text": "A.", "label": 1}, {"text": "B.", "label": 0, "source": "x"})
-    results = parse(path)
-    assert results[1:] == [Row(2, "web", 1, "", "A."), Row(3, "web", 0, "", "B.")]
+def test_jsonl_columns_are_those_of_each_object(tmp_path: Path) -> None:
+    path = write_records(
+        tmp_path,
+        [1],
+        {"text": "A.", "label": 1},
+        {"text": "B.", "label": 0, "source": "x", "mark": "*"},
+        {"sentence": "C.", "label": 0},
+        {"sentence": "D.", "text": "no", "label": 1, "mark": "?"},
+    )
+    assert parse(path)[1:] == [
+        Row(2, "web", 1, "", "A."),
+        Row(3, "x", 0, "*", "B."),
+        Row(4, "web", 0, "", "C."),
+        Row(5, "web", 1, "?", "D."),
+    ]
+
+
+@pytest.mark.parametrize("where", [0, 1, 2])
+@pytest.mark.parametrize(
+    ("record", "reason"),
+    [({"text": "A.", "tag": 1}, "no 'label'"), ({"label": 1}, "no 'sentence'"), ({"tag": "x"}, "no 'sentence'")],
+)
+def test_a_jsonl_object_that_lacks_something_is_rejected_wherever_it_stands(
+    tmp_path: Path, record: dict[str, Any], reason: str, where: int
+) -> None:
+    records = [{"text": "A.", "label": 1}] * 2
+    records.insert(where, record)
+    results = parse(write_records(tmp_path, *records))
+    rejected = Rejected(where + 1, "field count", reason, json.dumps(record).encode())
+    assert [result for result in results if isinstance(result, Rejected)] == [rejected]
+    assert len(results) == 3
+
+
+def test_columns_that_were_asked_for_are_wanted_of_each_jsonl_object(tmp_path: Path) -> None:
+    path = write_records(
+        tmp_path,
+        {"body": "A.", "label": 1},
+        {"body": "B.", "label": 1, "site": "x"},
+        {"text": "C.", "label": 1, "site": "x"},
+    )
+    results = parse(path, Form({"text": "body", "source": "site"}))
+    assert [result[2:] if isinstance(result, Row) else result.reason for result in results] == [
+        "no 'site'",
+        (1, "", "B."),
+        "no 'body'",
+    ]
+
+
+def test_a_jsonl_file_without_any_object_that_fits_is_wrong_usage_and_shows_the_first(tmp_path: Path) -> None:
+    path = write_records(tmp_path, [1], {"body": "A.", "label": 1}, {"title": "B."})
+    with pytest.raises(WrongUsage) as caught:
+        parse(path)
+    assert str(caught.value) == (
+        f"{path} has no column 'sentence' for the text; it has 'body', 'label': --columns text=NAME,label=NAME"
+    )
+    with pytest.raises(WrongUsage, match="has no column 'gold' for the label; it has 'body', 'label'"):
+        parse(path, Form({"text": "body", "label": "gold"}))
+    with pytest.raises(WrongUsage, match="has no column 'sentence' for the text; it has none"):
+        parse(write(tmp_path, "empty.jsonl", "{}\n"))
+    assert [type(result) for result in parse(path, Form({"text": "body"}))] == [Rejected, Row, Rejected]
 
 
 def test_every_line_of_a_json_document_that_is_no_jsonl_is_rejected(tmp_path: Path) -> None:
@@ -542,14 +599,80 @@ def test_line_ends_and_byte_order_mark_do_not_hide_a_header(tmp_path: Path, end:
     ]
 
 
-def test_without_columns_asked_for_a_first_line_is_a_row_like_any_other(tmp_path: Path) -> None:
-    path = write(tmp_path, "cola.tsv", "source\tlabel\tmark\tsentence\ngj04\t1\t\tHe ran.\n")
-    assert parse(path) == [
-        Rejected(1, "label", "label 'label' instead of 0 or 1", b"source\tlabel\tmark\tsentence"),
-        Row(2, "gj04", 1, "", "He ran."),
+@pytest.mark.parametrize("mark", [b"", BYTE_ORDER_MARK])
+@pytest.mark.parametrize("end", [b"\n", b"\r\n"])
+@pytest.mark.parametrize(
+    ("header", "line", "row"),
+    [
+        (b"source\tlabel\tmark\tsentence", b"gj04\t1\t*\tHe ran.", Row(2, "gj04", 1, "*", "He ran.")),
+        (b"sentence\tlabel", b"He ran.\t0", Row(2, "web", 0, "", "He ran.")),
+        (b"id\tlabel\ttext", b"7\t1\tHe ran.", Row(2, "web", 1, "", "He ran.")),
+    ],
+)
+def test_usual_names_are_a_header_without_being_asked_for(
+    tmp_path: Path, header: bytes, line: bytes, row: Row, end: bytes, mark: bytes
+) -> None:
+    path = write(tmp_path, "web.tsv", mark + header + end + line + end)
+    assert parse(path) == parse(path, Form({"label": "label"})) == [row]
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        "source\tlabel\tmark\tbody",
+        "sentence\tmark",
+        "Sentence\tLabel",
+        "sentence",
+        "sentence,label",
+        "",
+        "gj04\t2\t\tA.",
+    ],
+)
+def test_without_usual_names_a_first_line_is_a_row_like_any_other(tmp_path: Path, first: str) -> None:
+    path = write(tmp_path, "cola.tsv", f"{first}\ngj04\t1\t\tHe ran.\n")
+    rejected, row = parse(path)
+    assert isinstance(rejected, Rejected)
+    assert (rejected.line, rejected.raw) == (1, first.encode())
+    assert row == Row(2, "gj04", 1, "", "He ran.")
+
+
+@pytest.mark.parametrize("columns", [{}, {"text": "sentence"}])
+def test_a_row_of_cola_is_never_a_header(tmp_path: Path, columns: dict[str, str]) -> None:
+    path = write(tmp_path, "cola.tsv", "label\t1\t\tsentence\ngj04\t1\t\tHe ran.\n")
+    assert parse(path, Form(columns)) == [Row(1, "label", 1, "", "sentence"), Row(2, "gj04", 1, "", "He ran.")]
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"text": "bdy"}, "has no column 'bdy' for the text; it has 'body', 'label', 'site'"),
+        ({"text": "body", "label": "lable"}, "has no column 'lable' for the label; it has 'body', 'label', 'site'"),
+        ({"label": "label"}, "has no column 'sentence' for the text; it has 'body', 'label', 'site'"),
+    ],
+)
+def test_a_mistyped_column_lists_those_of_a_headed_tsv_file(
+    tmp_path: Path, columns: dict[str, str], message: str
+) -> None:
+    path = write(tmp_path, "web.tsv", "body\tlabel\tsite\nA.\t1\tx\n")
+    with pytest.raises(WrongUsage, match=message):
+        parse(path, Form(columns))
+    cola = write(tmp_path, "cola.tsv", "gj04\t0\t*\tHim ran.\n")
+    assert parse(cola, Form(columns)) == [Row(1, "gj04", 0, "*", "Him ran.")]
+
+
+def test_named_labels_do_not_turn_the_first_row_into_a_header(tmp_path: Path) -> None:
+    path = write(tmp_path, "web.tsv", "s\tgood\t\tA.\n")
+    form = Form({"text": "sentence"}, Rules(labels={"good": 1, "bad": 0}))
+    assert parse(path, form) == [Row(1, "s", 1, "", "A.")]
+
+
+def test_headed_tsv_files_need_no_columns_beside_a_headless_one(tmp_path: Path) -> None:
+    files = [
+        write(tmp_path, "web.tsv", "sentence\tlabel\nA.\t1\n"),
+        write(tmp_path, "cola.tsv", "gj04\t0\t*\tHim ran.\n"),
     ]
-    named = Form({"text": "sentence"})
-    assert parse(path, named) == [Row(2, "gj04", 1, "", "He ran.")]
+    snapshot = take_snapshot([str(file) for file in files], str(tmp_path / "s"))
+    assert (snapshot["rows_in"], snapshot["kept"], snapshot["unread"]) == (2, 2, [])
 
 
 def test_a_file_that_the_system_cannot_open_is_its_error(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import httpx
 import pytest
 from conftest import write_toy_data
 
-from tasks.errors import DataRefused
+from tasks.errors import DataRefused, WrongUsage
 from tasks.settings import load_settings
 
 Watch = Callable[..., dict[str, Any]]
@@ -117,7 +117,7 @@ def test_refused_data_starts_nothing_and_is_looked_at_again(watch: Watch, folder
     champion = (folder / "in_domain_train.tsv").read_text()
     (folder / "in_domain_train.tsv").write_text(champion.replace("\t1\t", "\tyes\t"))
     for _ in range(2):
-        with pytest.raises(DataRefused, match="share of quarantined rows"):
+        with pytest.raises(DataRefused, match="share of quarantined training rows"):
             watch()
     assert len(list((home / "runs").iterdir())) == 1
     (folder / "in_domain_train.tsv").write_text(champion)
@@ -140,7 +140,39 @@ def test_every_look_emits_an_event_that_automations_can_hang_on(
     ]
     assert len({event["resource"]["prefect.resource.id"] for event in events}) == 1
     assert events[1]["payload"]["dataset"] == events[0]["payload"]["dataset"]
-    assert "share of quarantined rows" in events[2]["payload"]["why"]
+    assert "share of quarantined training rows" in events[2]["payload"]["why"]
+
+
+def test_rows_that_can_no_longer_be_read_are_a_change(watch: Watch, folder: Path) -> None:
+    watch(retrain="never")
+    with (folder / "in_domain_train.tsv").open("a") as file:
+        file.write("torn\n" * 100)
+    with pytest.raises(DataRefused, match="share of quarantined training rows"):
+        watch(retrain="never")
+
+
+def test_a_look_at_data_that_cannot_be_had_is_announced_too(watch: Watch, folder: Path, prefect_server: str) -> None:
+    shutil.rmtree(folder)
+    with pytest.raises(WrongUsage, match="does not exist"):
+        watch(retrain="never")
+    (event,) = read_events(prefect_server, str(folder), expected=1)
+    assert event["event"] == "verdict.data.failed"
+    assert "does not exist" in event["payload"]["why"]
+
+
+def test_the_gate_of_a_look_is_an_artifact(watch: Watch, folder: Path) -> None:
+    from prefect.client.orchestration import get_client
+
+    outcome = watch(retrain="never")
+    with get_client(sync_client=True) as prefect:
+        kept = [str(entry.data) for entry in prefect.read_artifacts() if entry.key == "data-gate"]
+    assert any(outcome["check"]["report"] in entry for entry in kept)
+
+
+def test_the_times_of_a_look_are_its_own(watch: Watch) -> None:
+    outcome = watch()
+    assert set(outcome["seconds"]) == {"read data", "check data", "find champion"}
+    assert "fine-tune" in outcome["retrain"]["seconds"]
 
 
 def read_events(api: str, address: str, expected: int) -> list[dict[str, Any]]:

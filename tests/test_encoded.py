@@ -1,0 +1,103 @@
+"""Batches gathered on the device are the batches that padding gives, and stand-ins do not count."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tiny import tiny_bert, toy_encoded
+
+from tasks.batching import Ids, pad
+from tasks.encoded import BUCKETS, Encoded, bucket_of
+from tasks.stepper import IGNORED, loss_of
+
+unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # slow is not wrong
+sentences = st.lists(
+    st.lists(st.integers(0, 30_000), min_size=1, max_size=70).map(lambda row: np.array(row, np.int64)),
+    min_size=1,
+    max_size=12,
+)
+
+
+def encode(ids: list[Ids], pad_id: int = 0) -> Encoded:
+    return Encoded(ids, np.arange(len(ids)) % 2, pad_id, "cpu", IGNORED)
+
+
+@unhurried
+@given(ids=sentences, pad_id=st.integers(0, 3), data=st.data())
+def test_a_gathered_batch_is_the_padded_one(ids: list[Ids], pad_id: int, data: st.DataObject) -> None:
+    rows = np.array(data.draw(st.lists(st.integers(0, len(ids) - 1), min_size=1, max_size=20)))
+    batch = encode(ids, pad_id).batch(rows)
+    expected, mask = pad([ids[row] for row in rows], pad_id)
+    assert np.array_equal(batch["input_ids"].numpy(), expected)
+    assert np.array_equal(batch["attention_mask"].numpy(), mask)
+    assert batch["labels"].tolist() == (rows % 2).tolist()
+    assert {tensor.dtype for tensor in batch.values()} == {torch.int64}
+
+
+@unhurried
+@given(ids=sentences, pad_id=st.integers(0, 3), data=st.data())
+def test_a_longer_batch_only_has_more_padding(ids: list[Ids], pad_id: int, data: st.DataObject) -> None:
+    rows = np.array(data.draw(st.lists(st.integers(0, len(ids) - 1), min_size=1, max_size=20)))
+    encoded = encode(ids, pad_id)
+    own, longest = encoded.batch(rows), int(encoded.lengths[rows].max())
+    length = encoded.bucket(rows)
+    assert length == bucket_of(longest)
+    batch = encoded.gather(torch.from_numpy(rows), length)
+    assert torch.equal(batch["input_ids"][:, :longest], own["input_ids"])
+    assert torch.equal(batch["attention_mask"][:, :longest], own["attention_mask"])
+    assert (batch["input_ids"][:, longest:] == pad_id).all()
+    assert not batch["attention_mask"][:, longest:].any()
+
+
+@pytest.mark.parametrize("pad_id", [0, 1])
+def test_the_stand_in_is_one_token_that_is_not_counted(pad_id: int) -> None:
+    encoded = encode([np.array([5, 6, 7]), np.array([8])], pad_id)
+    assert encoded.count == 2
+    batch = encoded.gather(torch.tensor([encoded.count, 0]), 4)
+    assert batch["input_ids"].tolist() == [[pad_id] * 4, [5, 6, 7, pad_id]]
+    assert batch["attention_mask"].tolist() == [[1, 0, 0, 0], [1, 1, 1, 0]]
+    assert batch["labels"].tolist() == [-100, 0]
+
+
+@given(length=st.integers(1, 10_000))
+def test_a_bucket_is_the_smallest_that_holds_a_sentence(length: int) -> None:
+    allowed = [*BUCKETS, *range(128, 10_064, 64)]
+    assert bucket_of(length) == min(bucket for bucket in allowed if bucket >= length)
+
+
+@pytest.mark.parametrize(
+    ("length", "bucket"), [(1, 8), (8, 8), (9, 12), (33, 48), (64, 64), (65, 128), (128, 128), (129, 192), (512, 512)]
+)
+def test_buckets_above_the_last_are_its_multiples(length: int, bucket: int) -> None:
+    assert bucket_of(length) == bucket
+
+
+@unhurried
+@given(ids=sentences, data=st.data())
+def test_every_batch_has_one_of_the_lengths_that_are_told(ids: list[Ids], data: st.DataObject) -> None:
+    encoded = encode(ids)
+    rows = np.array(data.draw(st.lists(st.integers(0, len(ids) - 1), min_size=1)))
+    assert encoded.bucket(rows) in encoded.buckets()
+    assert encoded.buckets() == sorted(set(encoded.buckets()), reverse=True)
+
+
+@pytest.mark.parametrize("fillers", [0, 1, 13])
+def test_stand_ins_and_longer_padding_change_neither_loss_nor_gradients(fillers: int) -> None:
+    encoded = toy_encoded(20)
+    rows = np.array([3, 14, 15, 9, 2])
+
+    def measure(batch: dict[str, torch.Tensor]) -> tuple[float, int, list[torch.Tensor]]:
+        model = tiny_bert().train()
+        labels = batch.pop("labels")
+        loss, correct = loss_of(model(**batch).logits, labels)
+        loss.backward()
+        return loss.item(), int(correct), [parameter.grad for parameter in model.parameters()]
+
+    loss, correct, gradients = measure(encoded.batch(rows))
+    filled = torch.tensor([*rows, *[encoded.count] * fillers])
+    found_loss, found_correct, found_gradients = measure(encoded.gather(filled, 16))
+    assert found_loss == pytest.approx(loss, abs=1e-6)
+    assert found_correct == correct
+    torch.testing.assert_close(found_gradients, gradients, rtol=1e-4, atol=1e-6)
+    assert max(float(gradient.abs().max()) for gradient in gradients) > 1e-2

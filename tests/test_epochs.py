@@ -1,0 +1,352 @@
+"""A run that is killed and run again is the run that was not killed, bit for bit."""
+
+import copy
+import json
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny import tiny_bert, toy_encoded, toy_recipe
+from transformers import BertForSequenceClassification
+
+from tasks import checkpoints, epochs, stepper
+from tasks.encoded import Encoded
+from tasks.epochs import Course, Epoch, Places, train_epochs, validate
+from tasks.metrics import accuracy, mcc
+from tasks.stepper import IGNORED
+
+TRAIN, VALIDATION = toy_encoded(60, seed=1), toy_encoded(30, seed=2)
+EPOCHS = 4
+RECIPE = toy_recipe(steps=EPOCHS * 8, layer_decay=0.8)
+SEED = 5
+
+
+class Killed(Exception):
+    """Stands for what ends a process."""
+
+
+def after(number: int) -> Callable[[Epoch], None]:
+    """Return what kills a run after an epoch."""
+
+    def kill(record: Epoch) -> None:
+        if record["epoch"] == number:
+            raise Killed
+
+    return kill
+
+
+def places(folder: Path, run: str = "run", seconds: float = 0.0) -> Places:
+    return Places(str(folder), run, seconds)
+
+
+def train(
+    held: Places | None = None,
+    on_epoch: Callable[[Epoch], None] | None = None,
+    model: BertForSequenceClassification | None = None,
+) -> tuple[Course, BertForSequenceClassification]:
+    """Train a new model with dropout; what torch's and NumPy's generators did before does not matter."""
+    model = model or tiny_bert(dropout=0.2)
+    torch.manual_seed(SEED)
+    course = train_epochs(model, TRAIN, VALIDATION, RECIPE, epochs=EPOCHS, seed=SEED, places=held, on_epoch=on_epoch)
+    return course, model
+
+
+def interrupt(held: Places, number: int) -> None:
+    with pytest.raises(Killed):
+        train(held, after(number))
+
+
+def timeless(course: Course) -> Course:
+    """Leave out what two runs cannot share."""
+    return course._replace(epochs=[record | {"seconds": 0.0} for record in course.epochs])  # type: ignore[misc]
+
+
+def assert_same(
+    found: tuple[Course, BertForSequenceClassification], expected: tuple[Course, BertForSequenceClassification]
+) -> None:
+    assert timeless(found[0]) == timeless(expected[0])
+    for (name, one), other in zip(found[1].named_parameters(), expected[1].parameters(), strict=True):
+        assert torch.equal(one, other), name
+
+
+@pytest.fixture(scope="module")
+def whole() -> tuple[Course, BertForSequenceClassification]:
+    """A run that nothing ever interrupted, without checkpoints."""
+    return train()
+
+
+@pytest.fixture
+def scores(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Make validations give these (MCC, loss), one after the other."""
+
+    def give(*given: tuple[float, float | None]) -> None:
+        left: Iterator[tuple[float, float | None]] = iter(given)
+
+        def measured(model: Any, validation: Any) -> dict[str, float | None]:
+            value, loss = next(left)
+            return {"validation_mcc": value, "validation_loss": loss, "validation_accuracy": 0.5}
+
+        monkeypatch.setattr(epochs, "validate", measured)
+
+    return give
+
+
+def test_the_run_that_the_law_is_shown_on_learns_and_drops_out(
+    whole: tuple[Course, BertForSequenceClassification],
+) -> None:
+    course, _ = whole
+    assert not course.collapsed
+    assert course.epochs[-1]["train_loss"] < course.epochs[0]["train_loss"]
+    assert len({record["validation_loss"] for record in course.epochs}) == EPOCHS
+    plain, _ = train(model=tiny_bert(dropout=0.0))
+    assert plain.step_losses != course.step_losses
+
+
+def test_keeping_checkpoints_changes_nothing(
+    whole: tuple[Course, BertForSequenceClassification], tmp_path: Path
+) -> None:
+    assert_same(train(places(tmp_path)), whole)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["epoch-0002", "epoch-0003"]
+
+
+@pytest.mark.parametrize("killed", range(1, EPOCHS + 1))
+def test_a_run_killed_after_any_epoch_ends_as_one_that_was_not(
+    killed: int, whole: tuple[Course, BertForSequenceClassification], tmp_path: Path
+) -> None:
+    interrupt(places(tmp_path), killed)
+    told: list[Epoch] = []
+    assert_same(train(places(tmp_path), told.append), whole)
+    assert [record["epoch"] for record in told] == list(range(killed, EPOCHS + 1))
+
+
+def test_a_run_killed_again_and_again_ends_as_one_that_was_not(
+    whole: tuple[Course, BertForSequenceClassification], tmp_path: Path
+) -> None:
+    for killed in (1, 2, 2, 3, 4, 4):
+        interrupt(places(tmp_path), killed)
+    assert_same(train(places(tmp_path)), whole)
+
+
+@pytest.mark.parametrize("killed", [1, 3])
+def test_a_run_killed_between_two_steps_ends_as_one_that_was_not(
+    killed: int,
+    whole: tuple[Course, BertForSequenceClassification],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    steps = 0
+
+    def kill_at(loss: torch.Tensor, labels: torch.Tensor) -> Any:
+        nonlocal steps
+        steps += 1
+        if steps == 8 * killed + 4:
+            raise Killed
+        return real(loss, labels)
+
+    real = stepper.loss_of
+    monkeypatch.setattr(stepper, "loss_of", kill_at)
+    with pytest.raises(Killed):
+        train(places(tmp_path))
+    assert_same(train(places(tmp_path)), whole)
+
+
+def test_after_damage_the_checkpoint_before_is_gone_on_with(
+    whole: tuple[Course, BertForSequenceClassification], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    interrupt(places(tmp_path), 4)
+    (tmp_path / "epoch-0003" / checkpoints.TENSORS).write_bytes(b"")
+    told: list[Epoch] = []
+    assert_same(train(places(tmp_path), told.append), whole)
+    assert [record["epoch"] for record in told] == [3, 4]
+    assert "epoch-0003 is passed over" in caplog.text
+
+
+def test_where_all_are_damaged_the_run_begins_anew(
+    whole: tuple[Course, BertForSequenceClassification], tmp_path: Path
+) -> None:
+    interrupt(places(tmp_path), 4)
+    for path in tmp_path.glob(f"*/{checkpoints.RECORD}"):
+        path.write_text("{}")
+    told: list[Epoch] = []
+    assert_same(train(places(tmp_path), told.append), whole)
+    assert [record["epoch"] for record in told] == [1, 2, 3, 4]
+
+
+def test_another_runs_checkpoint_is_not_gone_on_with(
+    whole: tuple[Course, BertForSequenceClassification], tmp_path: Path
+) -> None:
+    interrupt(places(tmp_path, "another"), 4)
+    interrupt(places(tmp_path), 3)
+    told: list[Epoch] = []
+    assert_same(train(places(tmp_path), told.append), whole)
+    assert [record["epoch"] for record in told] == [3, 4]
+
+
+def test_a_full_disk_does_not_stop_the_run(
+    whole: tuple[Course, BertForSequenceClassification],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def refuse(tensors: Any, path: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoints, "save_file", refuse)
+    assert_same(train(places(tmp_path)), whole)
+    assert caplog.text.count("cannot be written") == EPOCHS - 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_checkpoints_are_no_more_frequent_than_wanted(tmp_path: Path) -> None:
+    train(places(tmp_path, seconds=3600))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_line_says_after_which_epoch_a_run_goes_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    interrupt(places(tmp_path), 3)
+    with caplog.at_level("INFO", "tasks"):
+        train(places(tmp_path))
+    assert "going on after epoch 2 of 4" in caplog.messages
+
+
+def test_a_checkpoint_holds_the_weights_of_its_epoch_and_the_best_ones(
+    tmp_path: Path, scores: Callable[..., None]
+) -> None:
+    scores((0.5, 1.0), (0.7, 1.0), (0.6, 1.0))
+    model = tiny_bert(dropout=0.2)
+    heads: list[torch.Tensor] = []
+
+    def watch(record: Epoch) -> None:
+        heads.append(model.classifier.weight.detach().clone())
+        after(3)(record)
+
+    with pytest.raises(Killed):
+        train(places(tmp_path), watch, model)
+    start = model.classifier.weight.storage_offset()
+    for epoch, best in ((1, 1), (2, 2)):
+        tensors = load_file(tmp_path / f"epoch-{epoch:04}" / checkpoints.TENSORS)
+        for name, of in (("master", epoch), ("best", best)):
+            assert torch.equal(tensors[name][start : start + 32].view(2, 16), heads[of - 1])
+    record = json.loads((tmp_path / "epoch-0002" / checkpoints.RECORD).read_text())["record"]
+    assert record["best_epoch"] == 2
+    assert len(record["losses"]) == 16
+
+
+@pytest.mark.parametrize(
+    ("given", "best"),
+    [
+        ([(0.1, 1.0), (0.3, 1.0), (0.2, 0.1), (0.25, 0.1)], 2),
+        ([(0.3, 0.9), (0.3, 0.8), (0.3, 0.8), (0.3, 0.85)], 2),
+        ([(-0.3, 0.9), (-0.2, 0.9), (-0.1, 0.9), (-0.1, 1.0)], 3),
+        ([(0.3, None), (-0.3, 5.0), (0.0, None), (-0.4, 6.0)], 2),
+        ([(0.3, None), (0.4, None), (0.0, None), (0.5, None)], 1),
+        ([(1.0, 0.5), (1.0, 0.1), (1.0, 0.0), (1.0, 0.1)], 3),
+    ],
+    ids=["mcc", "then loss", "below zero", "no number is the worst", "no number at all", "zero loss is the best"],
+)
+def test_the_best_epoch_is_kept(
+    given: list[tuple[float, float | None]], best: int, scores: Callable[..., None]
+) -> None:
+    scores(*given)
+    model = tiny_bert(dropout=0.2)
+    weights: list[dict[str, torch.Tensor]] = []
+    course, _ = train(on_epoch=lambda _: weights.append(copy.deepcopy(model.state_dict())), model=model)
+    assert course.best_epoch == best
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, weights[best - 1][name])
+    assert {tensor.dtype for tensor in model.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("killed", [2, 3, 4])
+@pytest.mark.parametrize(
+    ("given", "best"),
+    [
+        ([(0.8, 0.3), (0.9, 0.4), (0.9, 0.4), (0.2, 0.1)], 2),
+        ([(0.9, None), (0.1, None), (0.1, None), (0.1, 0.7)], 4),
+    ],
+    ids=["early", "after losses that are no number"],
+)
+def test_the_best_epoch_is_kept_by_a_run_that_goes_on(
+    given: list[tuple[float, float | None]], best: int, killed: int, tmp_path: Path, scores: Callable[..., None]
+) -> None:
+    scores(*given)
+    expected = train()
+    assert expected[0].best_epoch == best
+    scores(*given[:killed])
+    interrupt(places(tmp_path), killed)
+    scores(*given[killed - 1 :])
+    assert_same(train(places(tmp_path)), expected)
+
+
+def test_a_loss_that_is_no_number_ends_the_run_as_collapsed_with_the_best_weights_so_far() -> None:
+    model = tiny_bert(dropout=0.2)
+    first: dict[str, torch.Tensor] = {}
+
+    def poison(record: Epoch) -> None:
+        if record["epoch"] == 1:
+            first.update(copy.deepcopy(model.state_dict()))
+            model.classifier.bias.data.fill_(math.nan)
+
+    course, _ = train(on_epoch=poison, model=model)
+    assert course.collapsed
+    assert [record["train_loss"] is None for record in course.epochs] == [False, True]
+    assert course.epochs[1]["validation_loss"] is None
+    assert course.step_losses[8:] == [None] * 8
+    assert course.best_epoch == 1
+    assert all(torch.equal(tensor, first[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("values", "collapsed"), [([0, 0, 0, 0], True), ([0, 0, 0.01, 0], False), ([-0.01, 0, 0, 0], False)]
+)
+def test_a_run_collapsed_if_no_epoch_told_the_classes_apart(
+    values: list[float], collapsed: bool, scores: Callable[..., None]
+) -> None:
+    scores(*((value, 0.7) for value in values))
+    assert train()[0].collapsed == collapsed
+
+
+def test_sentences_of_one_label_cannot_tell_whether_a_run_collapsed() -> None:
+    ids = [np.array([5, 6, 7]), np.array([8, 9])]
+    validation = Encoded(ids, np.array([1, 1]), 0, "cpu", IGNORED)
+    torch.manual_seed(SEED)
+    course = train_epochs(tiny_bert(), TRAIN, validation, toy_recipe(steps=8), epochs=1, seed=SEED)
+    assert course.epochs[0]["validation_mcc"] == 0
+    assert not course.collapsed
+
+
+def test_an_epochs_figures_are_those_of_its_steps() -> None:
+    course, _ = train()
+    assert len(course.step_losses) == RECIPE.steps
+    for number, record in enumerate(course.epochs):
+        assert record["epoch"] == number + 1
+        assert record["train_loss"] == pytest.approx(np.mean(course.step_losses[8 * number : 8 * number + 8]))
+        assert 0 <= record["train_accuracy"] <= 1
+        assert record["train_accuracy"] * TRAIN.count == pytest.approx(round(record["train_accuracy"] * TRAIN.count))
+        assert record["seconds"] >= 0
+
+
+def test_validation_gives_each_sentence_its_own_answer() -> None:
+    model = tiny_bert(dropout=0.5)
+    found = validate(model, VALIDATION)
+    with torch.inference_mode():
+        rows = [VALIDATION.batch(np.array([row])) for row in range(VALIDATION.count)]
+        logits = torch.cat([model.eval()(row["input_ids"], row["attention_mask"]).logits for row in rows])
+    labels, predictions = VALIDATION.labels, logits.argmax(-1).numpy()
+    assert found["validation_accuracy"] == accuracy(labels, predictions)
+    assert found["validation_mcc"] == mcc(labels, predictions)
+    loss = torch.nn.functional.cross_entropy(logits, torch.from_numpy(labels))
+    assert found["validation_loss"] == pytest.approx(float(loss), abs=1e-6)
+
+
+def test_validation_draws_no_random_number_and_changes_no_weight() -> None:
+    model = tiny_bert(dropout=0.5)
+    before, state = copy.deepcopy(model.state_dict()), torch.get_rng_state()
+    validate(model, VALIDATION)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
