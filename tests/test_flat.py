@@ -14,7 +14,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from tasks.flat import ALIGNMENT, FlatParameters, Segment, layer_scales
+from tasks.flat import ALIGNMENT, FlatParameters, Segment, layer_scales, take_places
 
 DTYPES = [torch.float32, torch.bfloat16]
 SIZES = {"vocab_size": 20, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 16}
@@ -252,3 +252,30 @@ def test_segments_carry_their_share_of_the_learning_rate() -> None:
     scales = layer_scales(model, 0.5)
     assert all(segment_of(flat, parameter).scale == scales[name] for name, parameter in model.named_parameters())
     assert len(flat.segments) == 2 * 4  # decaying and resting parts of embeddings, two layers and head
+
+
+def test_gradients_that_were_written_in_place_stay_and_are_written_once_a_step() -> None:
+    layer = nn.Linear(3, 2)
+    flat = FlatParameters(layer, 0.0, 1.0, torch.float32)
+    places = take_places(layer.weight, layer.bias)
+    assert places is not None
+    places[0].fill_(2.0)
+    places[1].fill_(3.0)
+    assert take_places(layer.weight, layer.bias) is None  # a second use in one step is added up by autograd
+    layer.weight.grad = torch.ones(2, 3)
+    flat.collect_gradients()
+    weight, bias = (part.view(-1) for part in (flat._grad_views[0], flat._grad_views[1]))
+    assert weight.tolist() == [3.0] * 6
+    assert bias.tolist() == [3.0] * 2
+    flat.collect_gradients()  # a step without gradients
+    assert flat.grads.count_nonzero() == 0
+
+
+def test_only_laid_out_parameters_have_a_place_and_release_takes_it_away() -> None:
+    layer = nn.Linear(3, 2)
+    assert take_places(layer.weight, layer.bias) is None
+    flat = FlatParameters(layer, 0.0, 1.0, torch.float32)
+    assert take_places(layer.weight) is not None
+    flat.release()
+    flat.collect_gradients()
+    assert take_places(layer.weight) is None
