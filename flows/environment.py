@@ -67,4 +67,5 @@ def show_log(quiet_prefect: bool) -> None:
     logger.setLevel(logging.INFO)
     if quiet_prefect:
         for console in logging.getLogger().handlers:
-            console.setLevel(logging.CRITICAL + 1)
+            if type(console).__module__.startswith("prefect."):
+                console.setLevel(logging.CRITICAL + 1)
