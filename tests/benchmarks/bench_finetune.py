@@ -3,7 +3,8 @@
     make bench BENCH=finetune ARGS="--data DIR --encoder DIR2 --device cuda --out FILE"
     make bench BENCH=finetune ARGS="--data DIR --random base --systems verdict --batch-sizes 32 128 512 --device cuda"
 
-DIR holds CoLA-format files. `--random` takes a BERT of that size with random weights, where only speed counts.
+The Trainer needs accelerate (pip install accelerate). DIR holds CoLA-format files. `--random` takes a BERT of that size
+with random weights, where only speed counts.
 `seconds` is all epochs with validation, after everything is loaded, tokenised and captured; that is `setup_seconds`.
 """
 
@@ -66,7 +67,11 @@ def main() -> None:
         "hardware": f"{device_name(device)}, {cpu_name()}, {os.cpu_count()} CPU cores",
         "versions": versions() | {"cuda": torch.version.cuda},
         "commit": options.commit or git_commit(),
-        "settings": {key: value for key, value in vars(options).items() if key not in ("out", "commit", "data")},
+        "settings": {
+            key: Path(value).name if key in ("encoder", "vocabulary") else value
+            for key, value in vars(options).items()
+            if key not in ("out", "commit", "data")
+        },
         "sentences": len(parts["train"][1]),
         "tokens": int(sum(map(len, parts["train"][0]))),
         "rows": rows,
