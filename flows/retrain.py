@@ -22,15 +22,18 @@ from flows.steps import io_step, step
 from tasks import registry
 from tasks.bundle import Origin
 from tasks.charts import draw_charts
+from tasks.classifier import LABELS
 from tasks.device import resolve_device
 from tasks.encoder import Encoder, locate_encoder
+from tasks.epochs import Epoch
 from tasks.errors import DataRefused, Unreachable, VerdictError
 from tasks.evidence import Evidence, gather_evidence
 from tasks.export import Export, export_bundle, load_export
 from tasks.files import digest_of, read_json, write_json
-from tasks.finetune import LABELS, Epoch, Training, fine_tune, load_training
+from tasks.finetune import Training, fine_tune, load_training
 from tasks.ingestion import Data
 from tasks.judge import Verdict, judge
+from tasks.members import SEED_STRIDE
 from tasks.provenance import git_commit, versions
 from tasks.registry import CHALLENGER, CHAMPION, Store
 from tasks.report import write_documents
@@ -233,10 +236,14 @@ def _fine_tune_visibly(
         progress=0.0, key="fine-tuning", description="Share of the epochs that are done"
     )
 
+    epochs, seeds = recipe["epochs"], recipe["seeds"]
+
     def show(epoch: Epoch) -> None:
-        update_progress_artifact(bar, progress=100 * epoch["epoch"] / recipe["epochs"])
-        figures = {name: value for name, value in epoch.items() if name != "epoch"}
-        registry.log_metrics(store, run_id, figures, step=epoch["epoch"])  # type: ignore[arg-type]
+        before = (epoch["seed"] - recipe["seed"]) % SEED_STRIDE  # seeds that came first; a restart's takes its place
+        done = before * epochs + epoch["epoch"]
+        update_progress_artifact(bar, progress=100 * done / (epochs * seeds))
+        figures = {name: value for name, value in epoch.items() if name not in ("epoch", "seed")}
+        registry.log_metrics(store, run_id, figures, step=done)  # type: ignore[arg-type]
 
     return fine_tune(train_rows, validation_rows, encoder, folder, **recipe, on_epoch=show)
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from tasks.flat import FlatParameters
+from tasks.parallel import Team
 
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
 BLOCK = 1024  # elements a program of the kernel works on
@@ -18,8 +19,9 @@ TINY_NORM = 1e-6  # keeps the clipping factor finite, as in torch
 class LibraryAdamW:
     """torch's fused AdamW over the segments; rates are set on the host."""
 
-    def __init__(self, flat: FlatParameters, max_grad_norm: float) -> None:
-        self._flat, self._max_grad_norm = flat, max_grad_norm
+    def __init__(self, flat: FlatParameters, max_grad_norm: float, team: Team | None = None) -> None:
+        """Make the moments; with a team, each step adds up everybody's gradients first."""
+        self._flat, self._max_grad_norm, self._team = flat, max_grad_norm, team
         self._stretches = [torch.nn.Parameter(flat.master[part.start : part.end]) for part in flat.segments]
         for parameter, part in zip(self._stretches, flat.segments, strict=True):
             parameter.grad = flat.grads[part.start : part.end]
@@ -32,6 +34,8 @@ class LibraryAdamW:
     def step(self, learning_rate: float) -> None:
         """Apply the gradients of the model's parameters."""
         self._flat.collect_gradients()
+        if self._team:
+            self._team.sum(self._flat.grads)
         torch.nn.utils.clip_grad_norm_(self._stretches, self._max_grad_norm)
         for group, part in zip(self._optimizer.param_groups, self._flat.segments, strict=True):
             group["lr"] = learning_rate * part.scale
@@ -63,8 +67,8 @@ class LibraryAdamW:
 class KernelAdamW:
     """The Triton kernel; the rate and the step count are tensors, so that a captured graph can be replayed."""
 
-    def __init__(self, flat: FlatParameters, max_grad_norm: float) -> None:
-        """Make the moments and compile the kernel.
+    def __init__(self, flat: FlatParameters, max_grad_norm: float, team: Team | None = None) -> None:
+        """Make the moments and compile the kernel; with a team, each step adds up everybody's gradients first.
 
         Raises:
             ImportError: where Triton is not installed.
@@ -72,7 +76,7 @@ class KernelAdamW:
         from tasks.kernels import adamw_kernel
 
         self._kernel = adamw_kernel
-        self._flat, self._max_grad_norm = flat, max_grad_norm
+        self._flat, self._max_grad_norm, self._team = flat, max_grad_norm, team
         self._exp_avg, self._exp_avg_sq = torch.zeros_like(flat.master), torch.zeros_like(flat.master)
         self._steps = torch.zeros((), dtype=torch.float64, device=flat.master.device)
 
@@ -80,6 +84,8 @@ class KernelAdamW:
         """Apply the gradients of the model's parameters; `learning_rate` [] is read on the device."""
         flat = self._flat
         flat.collect_gradients()
+        if self._team:
+            self._team.sum(flat.grads)  # captured with the step, NCCL allows that
         self._steps += 1
         norm = torch.linalg.vector_norm(flat.grads, dtype=torch.float32)
         factor = (self._max_grad_norm / (norm + TINY_NORM)).clamp(max=1.0)

@@ -53,8 +53,12 @@ def draw_losses(training: Training) -> Figure:
 
 
 def draw_epochs(training: Training) -> Figure:
-    """Draw validation MCC and training accuracy by epoch, the kept epoch marked."""
+    """Draw validation MCC and training accuracy by epoch of the best seed, the others pale, and what is kept."""
     figure, axes = _canvas("Epochs", "epoch", "MCC, accuracy")
+    others = [seed for seed in training["seeds"] if seed["seed"] != training["seed"]]
+    for number, seed in enumerate(others):
+        label = "other seeds" if number == 0 else None
+        axes.plot(range(1, len(seed["curve"]) + 1), seed["curve"], color=PALE, linewidth=1.2, label=label)
     numbers = [epoch["epoch"] for epoch in training["epochs"]]
     values = [epoch["validation_mcc"] for epoch in training["epochs"]]
     axes.plot(numbers, values, color=ACCENT, marker="o", label="validation MCC")
@@ -66,9 +70,15 @@ def draw_epochs(training: Training) -> Figure:
         label="train accuracy",
     )
     best = training["best_epoch"]
+    word = "best" if training["kept"] == "soup" else "kept"
     axes.annotate(
-        "kept", (best, values[best - 1]), textcoords="offset points", xytext=(0, -16), ha="center", color=ACCENT
+        word, (best, values[best - 1]), textcoords="offset points", xytext=(0, -16), ha="center", color=ACCENT
     )
+    if training["soup_mcc"] is not None:
+        kept = ", kept" if training["kept"] == "soup" else ""
+        axes.axhline(
+            training["soup_mcc"], color=ACCENT, linestyle="--", linewidth=1.2, label=f"mean of the seeds' weights{kept}"
+        )
     axes.set_xticks(numbers)
     axes.legend(frameon=False)
     return figure

@@ -15,3 +15,8 @@ def resolve_device(wanted: str) -> str:
     if wanted == "cuda" and not available:
         raise VerdictError("device cuda was asked for, but torch sees no CUDA GPU; see: verdict doctor")
     return "cuda" if wanted != "cpu" and available else "cpu"
+
+
+def device_name(device: str) -> str:
+    """Return cpu, or the GPU's name."""
+    return torch.cuda.get_device_name() if device == "cuda" else "cpu"

@@ -1,9 +1,11 @@
 """The epochs of a training run: train, validate, keep the best, go on from a checkpoint."""
 
+import contextlib
+import functools
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
@@ -13,10 +15,12 @@ from torch import nn
 from tasks.batching import shuffled_batches, sorted_batches
 from tasks.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from tasks.encoded import Encoded
+from tasks.errors import VerdictError
 from tasks.fused import unfuse
 from tasks.metrics import accuracy, mcc
+from tasks.parallel import Team
 from tasks.progress import progress_bar
-from tasks.stepper import CapturedStepper, EagerStepper, Recipe, make_stepper
+from tasks.stepper import CapturedStepper, EagerStepper, Recipe, Rows, make_stepper, share_of
 
 EVALUATION_BATCH = {"cpu": 64, "cuda": 256}  # sentences
 
@@ -24,8 +28,9 @@ log = logging.getLogger(__name__)
 
 
 class Epoch(TypedDict):
-    """One epoch's figures; a loss that is no finite number is None."""
+    """One epoch's figures, and the seed of its run; a loss that is no finite number is None."""
 
+    seed: int
     epoch: int
     train_loss: float | None
     train_accuracy: float
@@ -63,8 +68,10 @@ def train_epochs(
     *,
     epochs: int,
     seed: int,
+    patience: int = 0,
     places: Places | None = None,
     on_epoch: OnEpoch | None = None,
+    team: Team | None = None,
 ) -> Course:
     """Train; afterwards the model holds the weights of the epoch with the best validation MCC, in fp32.
 
@@ -75,33 +82,62 @@ def train_epochs(
         recipe: how a step is made.
         epochs: passes over the training sentences.
         seed: of the batches' order; dropout draws from torch's generator.
+        patience: epochs without a better one after which training ends; 0 for never.
         places: where checkpoints lie; None: none are kept.
         on_epoch: told of each finished epoch.
+        team: processes that train together; each calls this with the same arguments and the same weights come out.
+            Rank 0 alone writes checkpoints, shows progress and calls `on_epoch`; its log is the one that `launch` lets
+            through. Dropout draws from seed, epoch and rank: a run that goes on draws what it would have drawn, if it
+            has as many processes.
+
+    Raises:
+        VerdictError: if the processes of a team do not find the same checkpoint.
     """
-    run = _Run(model, make_stepper(model, train, recipe), np.random.default_rng(seed))
+    lead = team is None or team.rank == 0
+    if team:
+        team.seed(seed, epoch=0)
+    run = _Run(model, make_stepper(model, train, recipe, team), seed, team)
     if places and run.resume(places):
         log.info("going on after epoch %d of %d", len(run.records), epochs)
     if isinstance(run.stepper, CapturedStepper):
-        validate(model, validation)  # so that the first epoch's time holds no preparations
+        run.validate(model, validation)  # so that the first epoch's time holds no preparations
     saved = time.monotonic()
-    with progress_bar("fine-tuning", recipe.steps, done=len(run.losses)) as advance:
+    with _bar(recipe.steps, len(run.losses), lead) as advance:
         for number in range(len(run.records) + 1, epochs + 1):
+            if patience and len(run.records) - run.best_epoch >= patience:
+                log.info("no better epoch in %d; training ends after %d of %d", patience, len(run.records), epochs)
+                break
             record = run.train(number, train, validation, recipe.batch_size, advance)
-            _report(record, epochs, on_epoch)
+            _report(record, epochs, on_epoch if lead else None)
             if record["train_loss"] is None:
                 break  # what is no number stays none
-            if places and number < epochs and time.monotonic() - saved >= places.seconds:
+            if lead and places and number < epochs and time.monotonic() - saved >= places.seconds:
                 save_checkpoint(places.folder, places.run, run.checkpoint())
                 saved = time.monotonic()
     run.release_best()
     return Course(run.records, run.losses, run.best_epoch, _collapsed(run.records, validation))
 
 
+@contextlib.contextmanager
+def _bar(steps: int, done: int, lead: bool) -> Iterator[Callable[[], None]]:
+    """Show the bar of the steps; in a team rank 0 does, the others move nothing."""
+    if not lead:
+        yield lambda: None
+        return
+    with progress_bar("fine-tuning", steps, done=done) as advance:
+        yield advance
+
+
 class _Run:
     """The state of a training run between epochs."""
 
-    def __init__(self, model: nn.Module, stepper: EagerStepper | CapturedStepper, rng: np.random.Generator) -> None:
-        self._model, self.stepper, self._rng = model, stepper, rng
+    def __init__(self, model: nn.Module, stepper: EagerStepper | CapturedStepper, seed: int, team: Team | None) -> None:
+        self._model, self.stepper, self._seed, self._team = model, stepper, seed, team
+        self.validate = functools.partial(validate, team=team) if team else validate
+        if team:
+            team.share(stepper.flat.master)
+            stepper.flat.refresh()
+        self._rng = np.random.default_rng(seed)
         self.records: list[Epoch] = []
         self.losses: list[float | None] = []
         self.best_epoch = 0
@@ -113,16 +149,21 @@ class _Run:
     ) -> Epoch:
         """Train one epoch and validate; keep the weights where they are the best so far."""
         started = time.perf_counter()
+        if self._team:
+            self._team.seed(self._seed, number)
         batches = shuffled_batches(train.lengths, batch_size, self._rng)
         passed = self.stepper.run(batches, len(self.losses), advance)
         losses = passed.losses.tolist()  # the one wait for the device in an epoch
         record = Epoch(
+            seed=self._seed,
             epoch=number,
             train_loss=_finite(float(np.mean(losses))),
             train_accuracy=int(passed.correct.sum()) / train.count,
-            **validate(self._model, validation),  # type: ignore[typeddict-item]
+            **self.validate(self._model, validation),  # type: ignore[typeddict-item]
             seconds=round(time.perf_counter() - started, 2),
         )
+        if self._team:  # so that all decide alike: which epoch is the best, and whether to go on
+            record, losses = self._team.told((record, losses))
         self.records.append(record)
         self.losses += [_finite(loss) for loss in losses]
         rank = _rank(record)
@@ -143,12 +184,16 @@ class _Run:
             "best_epoch": self.best_epoch,
             "best_rank": [value if math.isfinite(value) else None for value in self._best_rank],
             "order": self._rng.bit_generator.state,
+            "parts": self.stepper.parts,
         }
         return Checkpoint(len(self.records), tensors, record)
 
     def resume(self, places: Places) -> bool:
         """Go on from the last checkpoint, if there is one."""
         held = load_checkpoint(places.folder, places.run)
+        found = held.epoch if held else 0
+        if self._team and self._team.told(found) != found:
+            raise VerdictError(f"{places.folder} holds other checkpoints than for rank 0; expected one folder for all")
         if held:
             self._restore(held.tensors, held.record)
         return held is not None
@@ -169,6 +214,8 @@ class _Run:
         mcc_rank, loss_rank = (-math.inf if value is None else value for value in record["best_rank"])
         self._best_rank = (mcc_rank, loss_rank)
         self._rng.bit_generator.state = record["order"]
+        if isinstance(self.stepper, EagerStepper):  # finding out again would draw random numbers
+            self.stepper.parts = record["parts"]
 
     def release_best(self) -> None:
         """Give the model the best epoch's weights."""
@@ -177,19 +224,21 @@ class _Run:
         self.stepper.flat.release()
 
 
-@torch.inference_mode()
-def validate(model: nn.Module, validation: Encoded) -> dict[str, float | None]:
-    """Measure loss, accuracy and MCC on validation sentences."""
-    model.eval()
-    logits = torch.zeros(validation.count, 2)
-    device = next(model.parameters()).device.type
-    parts = []
-    for rows in sorted_batches(validation.lengths, EVALUATION_BATCH[device]):
-        batch = validation.batch(rows)
-        del batch["labels"]
-        parts.append((rows, model(**batch).logits.float()))
-    for rows, part in parts:
-        logits[rows] = part.cpu()
+def validate(model: nn.Module, validation: Encoded, team: Team | None = None) -> dict[str, float | None]:
+    """Measure loss, accuracy and MCC on validation sentences; a team's processes share the work and find the same."""
+    device = next(model.parameters()).device
+    size = EVALUATION_BATCH[device.type]
+    mine = share_of(np.arange(validation.count), team)
+    while True:
+        try:
+            logits = _logits(model, validation, mine, size)
+            break
+        except torch.OutOfMemoryError:
+            if size == 1:
+                raise
+        size //= 2
+    if team:
+        logits = team.sum(logits.to(device, copy=True)).cpu()
     predictions = logits.argmax(-1).numpy()
     loss = nn.functional.cross_entropy(logits, torch.from_numpy(validation.labels))
     return {
@@ -197,6 +246,20 @@ def validate(model: nn.Module, validation: Encoded) -> dict[str, float | None]:
         "validation_accuracy": accuracy(validation.labels, predictions),
         "validation_mcc": mcc(validation.labels, predictions),
     }
+
+
+@torch.inference_mode()
+def _logits(model: nn.Module, validation: Encoded, mine: Rows, size: int) -> torch.Tensor:
+    """Return the logits [N, 2] of some of all sentences, `size` of them at a time; those of the others are zeros."""
+    model.eval()
+    logits = torch.zeros(validation.count, 2)
+    parts = []
+    for rows in (mine[part] for part in sorted_batches(validation.lengths[mine], size)):
+        inputs, _ = validation.batch(rows)
+        parts.append((rows, model(**inputs).logits.float()))
+    for rows, part in parts:
+        logits[rows] = part.cpu()
+    return logits
 
 
 def _rank(record: Epoch) -> tuple[float, float]:

@@ -19,9 +19,9 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from tasks.bundle import MODEL, TOKENIZER, Facts, Origin, seal, verify
+from tasks.classifier import load_classifier
 from tasks.errors import VerdictError
 from tasks.files import new_folder, read_json, write_json
-from tasks.finetune import load_classifier
 
 OPSET = 17
 PARITY_SHAPES = ((1, 1), (1, 5), (7, 64), (32, 17))  # (B, S)

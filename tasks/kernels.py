@@ -65,6 +65,7 @@ def column_sum_kernel(  # type: ignore[no-untyped-def]
 def dropout_add_norm_kernel(  # type: ignore[no-untyped-def]
     branch,  # noqa: ANN001
     residual,  # noqa: ANN001
+    offset,  # noqa: ANN001
     weight,  # noqa: ANN001
     bias,  # noqa: ANN001
     seed,  # noqa: ANN001
@@ -78,12 +79,16 @@ def dropout_add_norm_kernel(  # type: ignore[no-untyped-def]
     normed,  # noqa: ANN001
     WIDTH: tl.constexpr,  # noqa: N803
 ) -> None:
-    """Normalise dropout(branch) + residual, one row of `width` values a program; keep what the way back needs."""
+    """Normalise dropout(branch + offset) + residual, one row of `width` values a program.
+
+    `sums`, `means` and `scales` keep what the way back needs.
+    """
     row = tl.program_id(0)
     column = tl.arange(0, WIDTH)
     inside = column < width
     at = row * width + column
     value = tl.load(branch + at, mask=inside, other=0.0).to(tl.float32)
+    value += tl.load(offset + column, mask=inside, other=0.0).to(tl.float32)
     kept = tl.rand(tl.load(seed) + salt, at) >= dropped
     value = tl.where(kept, value / (1.0 - dropped), 0.0)
     value += tl.load(residual + at, mask=inside, other=0.0).to(tl.float32)
@@ -118,12 +123,13 @@ def dropout_add_norm_backward_kernel(  # type: ignore[no-untyped-def]
 ) -> None:
     """Take the gradient back through normalisation and dropout, `ROWS` rows a program.
 
-    `partial` [programs, 2 * width] receives each program's share of the gradients of weight and bias.
+    `partial` [programs, 3 * width] receives each program's share of the gradients of offset, weight and bias.
     """
     program = tl.program_id(0)
     column = tl.arange(0, WIDTH)
     inside = column < width
     gain = tl.load(weight + column, mask=inside, other=0.0).to(tl.float32)
+    offset_share = tl.zeros((WIDTH,), tl.float32)
     weight_share = tl.zeros((WIDTH,), tl.float32)
     bias_share = tl.zeros((WIDTH,), tl.float32)
     for row in range(program * ROWS, min(program * ROWS + ROWS, rows)):
@@ -139,10 +145,12 @@ def dropout_add_norm_backward_kernel(  # type: ignore[no-untyped-def]
         kept = tl.rand(tl.load(seed) + salt, at) >= dropped
         tl.store(to_residual + at, inner.to(to_residual.dtype.element_ty), mask=inside)
         branch = tl.where(kept, inner / (1.0 - dropped), 0.0)
+        offset_share += branch
         tl.store(to_branch + at, branch.to(to_branch.dtype.element_ty), mask=inside)
-    place = partial + program * 2 * width + column
-    tl.store(place, weight_share, mask=inside)
-    tl.store(place + width, bias_share, mask=inside)
+    place = partial + program * 3 * width + column
+    tl.store(place, offset_share, mask=inside)
+    tl.store(place + width, weight_share, mask=inside)
+    tl.store(place + 2 * width, bias_share, mask=inside)
 
 
 @triton.jit
@@ -157,16 +165,20 @@ def attention_kernel(  # type: ignore[no-untyped-def]
     scaling,  # noqa: ANN001
     heads,  # noqa: ANN001
     length,  # noqa: ANN001
+    row,  # noqa: ANN001
     mixed,  # noqa: ANN001
     LENGTH: tl.constexpr,  # noqa: N803
     WIDTH: tl.constexpr,  # noqa: N803
 ) -> None:
-    """Attend within one sentence and head a program; everything [B, S, H, WIDTH], mask [B, S], S at most `LENGTH`."""
+    """Attend within one sentence and head a program; everything [B, S, H, WIDTH], mask [B, S], S at most `LENGTH`.
+
+    Tokens of query, key and value lie `row` elements apart, so that the three may lie side by side.
+    """
     sentence, head = tl.program_id(0) // heads, tl.program_id(0) % heads
     token = tl.arange(0, LENGTH)
     column = tl.arange(0, WIDTH)
     inside = token < length
-    at = ((sentence * length + token[:, None]) * heads + head) * WIDTH + column[None, :]
+    at = (sentence * length + token[:, None]) * row + head * WIDTH + column[None, :]
     q = tl.load(query + at, mask=inside[:, None], other=0.0)
     k = tl.load(key + at, mask=inside[:, None], other=0.0)
     v = tl.load(value + at, mask=inside[:, None], other=0.0)
@@ -177,7 +189,8 @@ def attention_kernel(  # type: ignore[no-untyped-def]
     place = (tl.program_id(0) * LENGTH + token[:, None]) * LENGTH + token[None, :]
     kept = tl.rand(tl.load(seed) + salt, place) >= dropped
     weights = tl.where(kept, weights / (1.0 - dropped), 0.0)
-    tl.store(mixed + at, tl.dot(weights.to(v.dtype), v).to(mixed.dtype.element_ty), mask=inside[:, None])
+    tight = ((sentence * length + token[:, None]) * heads + head) * WIDTH + column[None, :]
+    tl.store(mixed + tight, tl.dot(weights.to(v.dtype), v).to(mixed.dtype.element_ty), mask=inside[:, None])
 
 
 @triton.jit
@@ -193,22 +206,27 @@ def attention_backward_kernel(  # type: ignore[no-untyped-def]
     scaling,  # noqa: ANN001
     heads,  # noqa: ANN001
     length,  # noqa: ANN001
+    row,  # noqa: ANN001
     to_query,  # noqa: ANN001
     to_key,  # noqa: ANN001
     to_value,  # noqa: ANN001
     LENGTH: tl.constexpr,  # noqa: N803
     WIDTH: tl.constexpr,  # noqa: N803
 ) -> None:
-    """Take the gradient back through attention; the weights are computed again, which costs less than keeping them."""
+    """Take the gradient back through attention; the weights are computed again, which costs less than keeping them.
+
+    Tokens of query, key and value and of their gradients lie `row` elements apart; those of `gradient` follow tightly.
+    """
     sentence, head = tl.program_id(0) // heads, tl.program_id(0) % heads
     token = tl.arange(0, LENGTH)
     column = tl.arange(0, WIDTH)
     inside = token < length
-    at = ((sentence * length + token[:, None]) * heads + head) * WIDTH + column[None, :]
+    at = (sentence * length + token[:, None]) * row + head * WIDTH + column[None, :]
     q = tl.load(query + at, mask=inside[:, None], other=0.0)
     k = tl.load(key + at, mask=inside[:, None], other=0.0)
     v = tl.load(value + at, mask=inside[:, None], other=0.0)
-    incoming = tl.load(gradient + at, mask=inside[:, None], other=0.0)
+    tight = ((sentence * length + token[:, None]) * heads + head) * WIDTH + column[None, :]
+    incoming = tl.load(gradient + tight, mask=inside[:, None], other=0.0)
     seen = tl.load(mask + sentence * length + token, mask=inside, other=0) != 0
     scores = tl.where(seen[None, :], tl.dot(q, tl.trans(k)) * scaling, -1e30)
     weights = tl.exp(scores - tl.max(scores, 1)[:, None])

@@ -169,8 +169,20 @@ class FinetuneSettings(Section):
     """Longest input in tokens, the two special ones included; more is cut off."""
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     """Gradients are scaled down to this L2 norm."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of each label that is spread over both classes."""
+    r_drop: Annotated[float, Field(ge=0, le=100)] = 0.0
+    """Weight of how far two passes with other places dropped differ; 0 for one pass, which takes half the time."""
+    spoiled: Annotated[int, Field(ge=0, le=100)] = 0
+    """Spoiled copies of each acceptable sentence that a first stage tells from the original; 0 for no such stage."""
+    patience: Annotated[int, Field(ge=0)] = 0
+    """Epochs without a better validation MCC after which training ends; 0 for never."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 2018
     """Seed of the new head, dropout, batch order and split."""
+    seeds: Annotated[int, Field(ge=1, le=100)] = 1
+    """Models trained from one start with seeds from this one on; of several the mean of their weights is kept."""
+    processes: Annotated[int, Field(ge=1, le=64)] = 1
+    """Processes of this host that train, one a GPU: several seeds are shared out, of one seed the batches are."""
     restarts: Annotated[int, Field(ge=0, le=10)] = 2
     """Further seeds that are tried where a run learned nothing: one class only, or a loss that is no number."""
     checkpoint_seconds: Annotated[float, Field(ge=0)] = 60

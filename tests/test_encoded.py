@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from tiny import tiny_bert, toy_encoded
 
 from tasks.batching import Ids, pad
-from tasks.encoded import BUCKETS, Encoded, bucket_of
-from tasks.stepper import IGNORED, loss_of
+from tasks.encoded import BUCKETS, Encoded, Inputs, bucket_of
+from tasks.losses import loss_of
 
 unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # slow is not wrong
 sentences = st.lists(
@@ -20,19 +20,21 @@ sentences = st.lists(
 
 
 def encode(ids: list[Ids], pad_id: int = 0) -> Encoded:
-    return Encoded(ids, np.arange(len(ids)) % 2, pad_id, "cpu", IGNORED)
+    return Encoded(ids, np.arange(len(ids)) % 2, pad_id, "cpu")
 
 
 @unhurried
 @given(ids=sentences, pad_id=st.integers(0, 3), data=st.data())
 def test_a_gathered_batch_is_the_padded_one(ids: list[Ids], pad_id: int, data: st.DataObject) -> None:
     rows = np.array(data.draw(st.lists(st.integers(0, len(ids) - 1), min_size=1, max_size=20)))
-    batch = encode(ids, pad_id).batch(rows)
+    inputs, targets = encode(ids, pad_id).batch(rows)
     expected, mask = pad([ids[row] for row in rows], pad_id)
-    assert np.array_equal(batch["input_ids"].numpy(), expected)
-    assert np.array_equal(batch["attention_mask"].numpy(), mask)
-    assert batch["labels"].tolist() == (rows % 2).tolist()
-    assert {tensor.dtype for tensor in batch.values()} == {torch.int64}
+    assert list(inputs) == ["input_ids", "attention_mask"]
+    assert np.array_equal(inputs["input_ids"].numpy(), expected)
+    assert np.array_equal(inputs["attention_mask"].numpy(), mask)
+    assert targets.tolist() == [[0.0, 1.0] if row % 2 else [1.0, 0.0] for row in rows]
+    assert {tensor.dtype for tensor in inputs.values()} == {torch.int64}
+    assert targets.dtype == torch.float32
 
 
 @unhurried
@@ -40,24 +42,44 @@ def test_a_gathered_batch_is_the_padded_one(ids: list[Ids], pad_id: int, data: s
 def test_a_longer_batch_only_has_more_padding(ids: list[Ids], pad_id: int, data: st.DataObject) -> None:
     rows = np.array(data.draw(st.lists(st.integers(0, len(ids) - 1), min_size=1, max_size=20)))
     encoded = encode(ids, pad_id)
-    own, longest = encoded.batch(rows), int(encoded.lengths[rows].max())
+    (own, own_targets), longest = encoded.batch(rows), int(encoded.lengths[rows].max())
     length = encoded.bucket(rows)
     assert length == bucket_of(longest)
-    batch = encoded.gather(torch.from_numpy(rows), length)
-    assert torch.equal(batch["input_ids"][:, :longest], own["input_ids"])
-    assert torch.equal(batch["attention_mask"][:, :longest], own["attention_mask"])
-    assert (batch["input_ids"][:, longest:] == pad_id).all()
-    assert not batch["attention_mask"][:, longest:].any()
+    inputs, targets = encoded.gather(torch.from_numpy(rows), length)
+    assert torch.equal(inputs["input_ids"][:, :longest], own["input_ids"])
+    assert torch.equal(inputs["attention_mask"][:, :longest], own["attention_mask"])
+    assert (inputs["input_ids"][:, longest:] == pad_id).all()
+    assert not inputs["attention_mask"][:, longest:].any()
+    assert torch.equal(targets, own_targets)
 
 
 @pytest.mark.parametrize("pad_id", [0, 1])
 def test_the_stand_in_is_one_token_that_is_not_counted(pad_id: int) -> None:
     encoded = encode([np.array([5, 6, 7]), np.array([8])], pad_id)
     assert encoded.count == 2
-    batch = encoded.gather(torch.tensor([encoded.count, 0]), 4)
-    assert batch["input_ids"].tolist() == [[pad_id] * 4, [5, 6, 7, pad_id]]
-    assert batch["attention_mask"].tolist() == [[1, 0, 0, 0], [1, 1, 1, 0]]
-    assert batch["labels"].tolist() == [-100, 0]
+    inputs, targets = encoded.gather(torch.tensor([encoded.count, 0]), 4)
+    assert inputs["input_ids"].tolist() == [[pad_id] * 4, [5, 6, 7, pad_id]]
+    assert inputs["attention_mask"].tolist() == [[1, 0, 0, 0], [1, 1, 1, 0]]
+    assert targets.tolist() == [[0.0, 0.0], [1.0, 0.0]]
+
+
+def test_labels_are_targets_that_are_certain() -> None:
+    ids, labels = [np.array([5]), np.array([6, 7]), np.array([8])], np.array([1, 0, 1])
+    of_labels, of_targets = Encoded(ids, labels, 0, "cpu"), Encoded(ids, np.eye(2)[labels], 0, "cpu")
+    rows = np.array([2, 1, 0])
+    assert torch.equal(of_labels.batch(rows)[1], of_targets.batch(rows)[1])
+    assert of_labels.labels.tolist() == of_targets.labels.tolist() == [1, 0, 1]
+
+
+def test_probabilities_come_as_they_are_and_the_larger_one_is_the_label() -> None:
+    ids, probabilities = [np.array([5]), np.array([6, 7]), np.array([8])], [[0.75, 0.25], [0.125, 0.875], [0.0, 1.0]]
+    encoded = Encoded(ids, np.array(probabilities), 0, "cpu")
+    _, targets = encoded.batch(np.array([1, 0, 2]))
+    assert targets.tolist() == [probabilities[row] for row in (1, 0, 2)]
+    assert targets.dtype == torch.float32
+    assert encoded.labels.tolist() == [0, 1, 1]
+    _, targets = encoded.gather(torch.tensor([3, 1]), 4)
+    assert targets.tolist() == [[0.0, 0.0], probabilities[1]]
 
 
 @given(length=st.integers(1, 10_000))
@@ -83,20 +105,23 @@ def test_every_batch_has_one_of_the_lengths_that_are_told(ids: list[Ids], data: 
 
 
 @pytest.mark.parametrize("fillers", [0, 1, 13])
-def test_stand_ins_and_longer_padding_change_neither_loss_nor_gradients(fillers: int) -> None:
+@pytest.mark.parametrize("r_drop", [0.0, 2.0])
+def test_stand_ins_and_longer_padding_change_neither_loss_nor_gradients(r_drop: float, fillers: int) -> None:
     encoded = toy_encoded(20)
     rows = np.array([3, 14, 15, 9, 2])
 
-    def measure(batch: dict[str, torch.Tensor]) -> tuple[float, int, list[torch.Tensor]]:
+    def measure(inputs: Inputs, targets: torch.Tensor) -> tuple[float, int, list[torch.Tensor]]:
         model = tiny_bert().train()
-        labels = batch.pop("labels")
-        loss, correct = loss_of(model(**batch).logits, labels)
+        logits = model(**inputs).logits
+        if r_drop:
+            logits = torch.cat([logits, 2 * logits])  # as if dropout had made the second pass another one
+        loss, correct = loss_of(logits, targets, len(rows), r_drop)
         loss.backward()
         return loss.item(), int(correct), [parameter.grad for parameter in model.parameters()]
 
-    loss, correct, gradients = measure(encoded.batch(rows))
+    loss, correct, gradients = measure(*encoded.batch(rows))
     filled = torch.tensor([*rows, *[encoded.count] * fillers])
-    found_loss, found_correct, found_gradients = measure(encoded.gather(filled, 16))
+    found_loss, found_correct, found_gradients = measure(*encoded.gather(filled, 16))
     assert found_loss == pytest.approx(loss, abs=1e-6)
     assert found_correct == correct
     torch.testing.assert_close(found_gradients, gradients, rtol=1e-4, atol=1e-6)

@@ -18,7 +18,6 @@ from tasks import checkpoints, epochs, stepper
 from tasks.encoded import Encoded
 from tasks.epochs import Course, Epoch, Places, train_epochs, validate
 from tasks.metrics import accuracy, mcc
-from tasks.stepper import IGNORED
 
 TRAIN, VALIDATION = toy_encoded(60, seed=1), toy_encoded(30, seed=2)
 EPOCHS = 4
@@ -141,12 +140,12 @@ def test_a_run_killed_between_two_steps_ends_as_one_that_was_not(
 ) -> None:
     steps = 0
 
-    def kill_at(loss: torch.Tensor, labels: torch.Tensor) -> Any:
+    def kill_at(*given: Any) -> Any:
         nonlocal steps
         steps += 1
         if steps == 8 * killed + 4:
             raise Killed
-        return real(loss, labels)
+        return real(*given)
 
     real = stepper.loss_of
     monkeypatch.setattr(stepper, "loss_of", kill_at)
@@ -313,7 +312,7 @@ def test_a_run_collapsed_if_no_epoch_told_the_classes_apart(
 
 def test_sentences_of_one_label_cannot_tell_whether_a_run_collapsed() -> None:
     ids = [np.array([5, 6, 7]), np.array([8, 9])]
-    validation = Encoded(ids, np.array([1, 1]), 0, "cpu", IGNORED)
+    validation = Encoded(ids, np.array([1, 1]), 0, "cpu")
     torch.manual_seed(SEED)
     course = train_epochs(tiny_bert(), TRAIN, validation, toy_recipe(steps=8), epochs=1, seed=SEED)
     assert course.epochs[0]["validation_mcc"] == 0
@@ -335,13 +334,21 @@ def test_validation_gives_each_sentence_its_own_answer() -> None:
     model = tiny_bert(dropout=0.5)
     found = validate(model, VALIDATION)
     with torch.inference_mode():
-        rows = [VALIDATION.batch(np.array([row])) for row in range(VALIDATION.count)]
+        rows = [VALIDATION.batch(np.array([row]))[0] for row in range(VALIDATION.count)]
         logits = torch.cat([model.eval()(row["input_ids"], row["attention_mask"]).logits for row in rows])
     labels, predictions = VALIDATION.labels, logits.argmax(-1).numpy()
     assert found["validation_accuracy"] == accuracy(labels, predictions)
     assert found["validation_mcc"] == mcc(labels, predictions)
     loss = torch.nn.functional.cross_entropy(logits, torch.from_numpy(labels))
     assert found["validation_loss"] == pytest.approx(float(loss), abs=1e-6)
+
+
+def test_validation_measures_the_labels_whatever_their_targets_are() -> None:
+    """How sure the targets are changes the loss of training, not what a model is judged by."""
+    ids = [np.array([5, 6, 7]), np.array([8, 19]), np.array([9, 10])]
+    targets = np.array([[0.4, 0.6], [0.9, 0.1], [0.2, 0.8]])
+    certain, uncertain = (Encoded(ids, given, 0, "cpu") for given in (np.array([1, 0, 1]), targets))
+    assert validate(tiny_bert(), uncertain) == validate(tiny_bert(), certain)
 
 
 def test_validation_draws_no_random_number_and_changes_no_weight() -> None:

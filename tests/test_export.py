@@ -11,9 +11,9 @@ import pytest
 from conftest import origin
 from onnx import numpy_helper
 
+from tasks.classifier import load_classifier
 from tasks.errors import VerdictError
 from tasks.export import PARITY_SHAPES, _Logits, export_bundle, input_names, load_export, measure_parity
-from tasks.finetune import load_classifier
 
 
 @pytest.fixture

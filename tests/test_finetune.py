@@ -25,11 +25,14 @@ from transformers import (
     RobertaConfig,
 )
 
-from tasks import finetune
+from tasks import members
 from tasks.batching import encode, load_tokenizer, pad
+from tasks.classifier import load_classifier
+from tasks.epochs import Epoch
 from tasks.errors import VerdictError, WrongUsage
 from tasks.export import export_bundle
-from tasks.finetune import SEED_STRIDE, Epoch, Training, fine_tune, load_classifier, load_training
+from tasks.finetune import Training, fine_tune, load_training
+from tasks.members import SEED_STRIDE
 from tasks.metrics import mcc
 from tasks.reading import load_rows
 
@@ -142,13 +145,13 @@ def whole(toy_split: tuple[str, str, str], tiny_encoder: Path, tmp_path_factory:
 
 def diverge(monkeypatch: pytest.MonkeyPatch, *seeds: int) -> None:
     """Let runs of some seeds end in losses that are no number."""
-    real = finetune.train_epochs
+    real = members.train_epochs
 
     def train_epochs(model: Any, train: Any, validation: Any, chosen: Any, **others: Any) -> Any:
         rate = DIVERGING if others["seed"] in seeds else chosen.learning_rate
         return real(model, train, validation, chosen._replace(learning_rate=rate), **others)
 
-    monkeypatch.setattr(finetune, "train_epochs", train_epochs)
+    monkeypatch.setattr(members, "train_epochs", train_epochs)
 
 
 def test_a_tiny_model_learns_the_toy_corpus(trained: Any) -> None:

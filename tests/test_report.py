@@ -103,3 +103,26 @@ def test_pictures_are_drawn_for_a_run_without_finite_losses(trained: Any, tmp_pa
     broken = {**trained, "step_losses": [None, None]}
     paths = draw_charts(broken, measured, str(tmp_path / "broken"))  # type: ignore[arg-type]
     assert all(Path(path).read_bytes().startswith(b"\x89PNG") for path in paths.values())
+
+
+def test_a_report_on_several_seeds_says_what_is_kept(
+    exported: Any, trained: Any, toy_split: tuple[str, str, str], tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(exported["bundle"], tmp_path / "bundle"))
+    place = {"digest": "h" * 64, "path": toy_split[2]}
+    evidence = gather_evidence(str(folder), place, None, None, split=SPLIT, device="cpu", resamples=200)
+    other = trained["seeds"][0] | {"seed": 8, "validation_mcc": 0.125}
+    several = trained | {"seeds": [*trained["seeds"], other], "kept": "soup", "soup_mcc": 0.875}
+    write_documents(
+        str(folder),
+        training=several,
+        evidence=evidence,
+        verdict=judge(evidence, 0.5),
+        gate=gate(),
+        settings=[],
+        pictures=draw_charts(several, evidence["candidate"], str(tmp_path / "pictures")),
+    )
+    html = (folder / "report.html").read_text()
+    assert "2 seeds were trained from one start" in html
+    assert "0.125; the mean of their weights has 0.875" in html
+    assert "That mean is kept" in html

@@ -1,4 +1,8 @@
-"""The training step: schedule, loss, clipping, and that it is the plain loop that everybody knows."""
+"""The training step: schedule, clipping, memory that does not suffice, and that it is the plain loop that we know."""
+
+import math
+import re
+from typing import Any
 
 import numpy as np
 import pytest
@@ -7,7 +11,49 @@ from tiny import tiny_bert, toy_encoded, toy_recipe
 from torch import nn
 
 from tasks.batching import shuffled_batches
-from tasks.stepper import EagerStepper, Rows, learning_rate_factor, learning_rates, loss_of, make_stepper
+from tasks.encoded import Encoded
+from tasks.losses import smoothed
+from tasks.stepper import EagerStepper, Passed, Recipe, Rows, learning_rate_factor, learning_rates, make_stepper
+
+TOLD = re.compile(r"out of memory: batches of (\d+) are taken in (\d+) parts, whose gradients are added")
+
+
+class Short(nn.Module):
+    """A model that keeps what it is given, and has memory for so many rows only, or none in some of its calls."""
+
+    def __init__(
+        self, model: nn.Module, rows: int = 1_000, without: tuple[int, ...] = (), backward: bool = False
+    ) -> None:
+        """Wrap a model.
+
+        Args:
+            model: that computes.
+            rows: that memory suffices for.
+            without: calls, counted from 0, in which it does not, whatever they are given.
+            backward: memory ends in the middle of the backward pass, not in the forward pass.
+        """
+        super().__init__()
+        self.model, self._rows, self._without, self._backward = model, rows, without, backward
+        self.given: list[torch.Tensor] = []
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> Any:
+        short = len(input_ids) > self._rows or len(self.given) in self._without
+        self.given.append(input_ids)
+        if not short:
+            return self.model(input_ids, attention_mask)
+        if not self._backward:
+            fail()
+        output = self.model(input_ids, attention_mask, output_hidden_states=True)
+        output.hidden_states[1].register_hook(fail)  # the head and the upper layer have their gradients by then
+        return output
+
+    def sizes(self) -> list[int]:
+        """Return how many rows each call was given."""
+        return [len(each) for each in self.given]
+
+
+def fail(*_: torch.Tensor) -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
 
 
 def nothing() -> None:
@@ -18,6 +64,17 @@ def batches_of(count: int, batch_size: int, epochs: int) -> list[Rows]:
     rng = np.random.default_rng(0)
     lengths = toy_encoded(count).lengths
     return [rows for _ in range(epochs) for rows in shuffled_batches(lengths, batch_size, rng)]
+
+
+def assert_same_weights(found: nn.Module, expected: nn.Module, atol: float) -> None:
+    for (name, one), other in zip(expected.named_parameters(), found.parameters(), strict=True):
+        if not name.endswith("key.bias"):  # softmax cancels it: its gradient is rounding alone
+            torch.testing.assert_close(other, one, rtol=0, atol=atol)
+
+
+def train(model: nn.Module, data: Encoded, batches: list[Rows], recipe: Recipe) -> tuple[Passed, EagerStepper]:
+    stepper = EagerStepper(model, data, recipe)
+    return stepper.run(batches, 0, nothing), stepper
 
 
 def test_learning_rate_rises_to_the_peak_and_falls_to_zero() -> None:
@@ -32,20 +89,6 @@ def test_learning_rate_without_warmup_starts_at_the_peak() -> None:
 def test_every_step_has_its_rate_and_a_started_warmup_step_is_a_whole_one() -> None:
     rates = learning_rates(toy_recipe(steps=10, warmup_ratio=0.31, learning_rate=2.0))
     assert rates == pytest.approx([0.5, 1.0, 1.5, 2.0, 2.0, 10 / 6, 8 / 6, 1.0, 4 / 6, 2 / 6])
-
-
-def test_loss_and_correct_predictions_leave_out_ignored_rows() -> None:
-    logits = torch.tensor([[0.0, 0.0], [0.0, 100.0], [100.0, 0.0], [3.0, 4.0]])
-    loss, correct = loss_of(logits, torch.tensor([0, 1, 0, -100]))
-    assert float(loss) == pytest.approx(np.log(2) / 3)
-    assert int(correct) == 3
-
-
-def test_loss_is_computed_in_fp32() -> None:
-    """In bf16, log(2) would be 0.6914."""
-    loss, _ = loss_of(torch.zeros(1, 2, dtype=torch.bfloat16), torch.tensor([0]))
-    assert loss.dtype == torch.float32
-    assert float(loss) == pytest.approx(np.log(2), abs=1e-6)
 
 
 def test_steps_lower_the_loss_of_a_repeated_batch() -> None:
@@ -81,7 +124,8 @@ def test_twenty_steps_are_those_of_a_plain_torch_loop(max_grad_norm: float) -> N
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, 20, 4))
     expected = []
     for rows in batches:
-        loss = plain(**data.batch(rows)).loss
+        inputs, _ = data.batch(rows)
+        loss = plain(**inputs, labels=torch.from_numpy(data.labels[rows])).loss
         loss.backward()
         nn.utils.clip_grad_norm_(plain.parameters(), max_grad_norm)
         optimizer.step()
@@ -94,9 +138,7 @@ def test_twenty_steps_are_those_of_a_plain_torch_loop(max_grad_norm: float) -> N
     passed = stepper.run(batches, 0, nothing)
     assert passed.losses.tolist() == pytest.approx(expected, abs=1e-5)
     assert max(expected) - min(expected) > 0.05
-    for (name, one), other in zip(plain.named_parameters(), model.parameters(), strict=True):
-        if not name.endswith("key.bias"):  # softmax cancels it: its gradient is rounding alone
-            torch.testing.assert_close(other, one, rtol=0, atol=1e-5)
+    assert_same_weights(model, plain, 1e-5)
 
 
 def test_an_epoch_in_two_parts_is_the_epoch() -> None:
@@ -153,3 +195,158 @@ def test_dropout_is_on_while_training_even_after_a_validation() -> None:
 
 def test_on_a_cpu_the_step_runs_call_by_call() -> None:
     assert isinstance(make_stepper(tiny_bert(), toy_encoded(4), toy_recipe()), EagerStepper)
+
+
+MODERATE: dict[str, Any] = {"steps": 12, "learning_rate": 1e-3}
+
+
+@pytest.mark.parametrize(
+    ("rows", "parts", "told"),
+    [(8, 1, []), (7, 2, [2]), (4, 2, [2]), (3, 4, [2, 4]), (2, 4, [2, 4]), (1, 8, [2, 4, 8])],
+)
+@pytest.mark.parametrize("r_drop", [0.0, 1.0])
+def test_a_model_short_of_memory_trains_as_one_that_is_not(
+    r_drop: float, rows: int, parts: int, told: list[int], caplog: pytest.LogCaptureFixture
+) -> None:
+    data, batches = toy_encoded(24), batches_of(24, 8, 4)
+    recipe = toy_recipe(r_drop=r_drop, **MODERATE)
+    plain, short = tiny_bert(), tiny_bert()
+    expected, _ = train(plain, data, batches, recipe)
+    limited = Short(short, 2 * rows if r_drop else rows)  # R-Drop gives each sentence twice
+    found, stepper = train(limited, data, batches, recipe)
+    assert [tuple(map(int, match.groups())) for line in caplog.messages if (match := TOLD.fullmatch(line))] == [
+        (8, number) for number in told
+    ]
+    assert len(caplog.messages) == len(told)
+    assert stepper.parts == parts
+    torch.testing.assert_close(found.losses, expected.losses, rtol=0, atol=1e-6)
+    assert torch.equal(found.correct, expected.correct)
+    assert_same_weights(short, plain, 1e-6)
+    assert max(limited.sizes()[len(told) :]) <= (2 * rows if r_drop else rows)
+
+
+def test_the_number_of_parts_stays() -> None:
+    model = Short(tiny_bert(), rows=4)
+    stepper = EagerStepper(model, toy_encoded(24), toy_recipe())
+    stepper.run([np.arange(8), np.arange(8, 16)], 0, nothing)
+    stepper.run([np.arange(16, 24)], 2, nothing)
+    assert model.sizes() == [8] + [4] * 6
+    assert stepper.parts == 2
+
+
+def test_a_short_batch_has_no_more_parts_than_rows() -> None:
+    data, batches = toy_encoded(12), [np.arange(8), np.arange(8, 11), np.array([11])]
+    plain, short = tiny_bert(), tiny_bert()
+    expected, _ = train(plain, data, batches, toy_recipe(**MODERATE))
+    model = Short(short, rows=1)
+    found, _ = train(model, data, batches, toy_recipe(**MODERATE))
+    assert model.sizes() == [8, 4, 2, *[1] * 8, *[1] * 3, 1]
+    torch.testing.assert_close(found.losses, expected.losses, rtol=0, atol=1e-6)
+    assert_same_weights(short, plain, 1e-6)
+
+
+def test_parts_of_unlike_size_add_up_to_the_batch() -> None:
+    """Seven sentences in four parts: 2, 2, 2 and 1; each counts a seventh."""
+    data, batches = toy_encoded(7), [np.arange(7)] * 6
+    plain, short = tiny_bert(), tiny_bert()
+    expected, _ = train(plain, data, batches, toy_recipe(**MODERATE))
+    model = Short(short, rows=2)
+    found, _ = train(model, data, batches, toy_recipe(**MODERATE))
+    assert model.sizes() == [7, 4, *[2, 2, 2, 1] * 6]
+    torch.testing.assert_close(found.losses, expected.losses, rtol=0, atol=1e-6)
+    assert torch.equal(found.correct, expected.correct)
+    assert_same_weights(short, plain, 1e-6)
+
+
+@pytest.mark.parametrize("sizes", [[1], [2, 1], [3, 2, 1], [6, 3, 2, 1], [8, 4, 2, 1]])
+def test_where_even_one_row_is_too_much_the_run_fails(sizes: list[int]) -> None:
+    model = Short(tiny_bert(), rows=0)
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    stepper = EagerStepper(model, toy_encoded(8), toy_recipe())
+    with pytest.raises(torch.OutOfMemoryError):
+        stepper.run([np.arange(sizes[0])], 0, nothing)
+    assert model.sizes() == sizes
+    assert all(torch.equal(one, other) for one, other in zip(before, model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("backward", [False, True], ids=["in a forward pass", "in the middle of a backward pass"])
+@pytest.mark.parametrize(
+    ("without", "sizes"),
+    [
+        ((0,), [8, 4, 4]),
+        ((0, 2), [8, 4, 4, 2, 2, 2, 2]),
+        ((0, 1, 4), [8, 4, 2, 2, 2, *[1] * 8]),
+        ((1,), [8, 8, 4, 4]),
+        ((1, 3), [8, 8, 4, 4, 2, 2, 2, 2]),
+    ],
+    ids=["at once", "in a second part", "twice", "in a second step", "in a second part of a second step"],
+)
+def test_a_step_that_fails_halfway_leaves_no_gradient(
+    without: tuple[int, ...], sizes: list[int], backward: bool
+) -> None:
+    data, batches = toy_encoded(24), batches_of(24, 8, 2)
+    plain, short = tiny_bert(), tiny_bert()
+    expected, _ = train(plain, data, batches, toy_recipe(**MODERATE))
+    model = Short(short, without=without, backward=backward)
+    found, _ = train(model, data, batches, toy_recipe(**MODERATE))
+    assert model.sizes()[: len(sizes)] == sizes
+    torch.testing.assert_close(found.losses, expected.losses, rtol=0, atol=1e-6)
+    assert torch.equal(found.correct, expected.correct)
+    assert_same_weights(short, plain, 1e-6)
+
+
+def test_another_error_than_memory_ends_the_run() -> None:
+    model = tiny_bert()
+    stepper = EagerStepper(model, toy_encoded(8), toy_recipe())
+    model.classifier.register_forward_hook(lambda *_: (_ for _ in ()).throw(RuntimeError("no kernel image")))
+    with pytest.raises(RuntimeError, match="no kernel image"):
+        stepper.run([np.arange(8)], 0, nothing)
+    assert stepper.parts == 1
+
+
+def test_r_drop_without_dropout_is_the_plain_run() -> None:
+    """Both passes are the same then: they do not differ, and the mean of their losses is the loss."""
+    data, batches = toy_encoded(24), batches_of(24, 8, 4)
+    plain, doubled = tiny_bert(), tiny_bert()
+    expected, _ = train(plain, data, batches, toy_recipe(**MODERATE))
+    found, _ = train(doubled, data, batches, toy_recipe(r_drop=3.0, **MODERATE))
+    torch.testing.assert_close(found.losses, expected.losses, rtol=0, atol=1e-6)
+    assert torch.equal(found.correct, expected.correct)
+    assert_same_weights(doubled, plain, 1e-6)
+
+
+@pytest.mark.parametrize("rows", [1_000, 8], ids=["at once", "in parts"])
+def test_r_drop_shows_each_sentence_twice(rows: int) -> None:
+    data = toy_encoded(8)
+    model = Short(tiny_bert(dropout=0.5), rows)
+    passed, _ = train(model, data, [np.arange(8)], toy_recipe(r_drop=1.0))
+    seen = [ids for ids in model.given if len(ids) <= rows]
+    assert sum(map(len, seen)) == 16
+    for ids in seen:
+        once, again = ids.chunk(2)
+        assert torch.equal(once, again)
+    sentences = [tuple(row[row > 0].tolist()) for ids in seen for row in ids.chunk(2)[0]]
+    assert sentences == [tuple(row[row > 0].tolist()) for row in data.batch(np.arange(8))[0]["input_ids"]]
+    assert 0 <= int(passed.correct[0]) <= 8
+
+
+def test_r_drop_adds_how_far_two_passes_with_dropout_differ() -> None:
+    losses = []
+    for r_drop in (1.0, 2.0, 4.0):
+        model = tiny_bert(dropout=0.5)  # seeds torch's generator: the same places are dropped
+        losses.append(float(train(model, toy_encoded(8), [np.arange(8)], toy_recipe(r_drop=r_drop))[0].losses[0]))
+    assert losses[2] - losses[1] == pytest.approx(2 * (losses[1] - losses[0]), rel=1e-4)
+    assert losses[1] - losses[0] > 1e-3
+
+
+def test_a_model_that_trains_on_smoothed_labels_stays_less_certain() -> None:
+    """The loss cannot fall below the targets' own entropy."""
+    hard, rows = toy_encoded(16), np.arange(16)
+    ids = [row[row > 0].numpy() for row in hard.batch(rows)[0]["input_ids"]]
+    soft = Encoded(ids, smoothed(hard.labels, 0.2), 0, "cpu")
+    recipe = toy_recipe(steps=60, learning_rate=1e-2)
+    losses = [train(tiny_bert(), data, [rows] * 60, recipe)[0] for data in (hard, soft)]
+    entropy = -(0.9 * math.log(0.9) + 0.1 * math.log(0.1))
+    assert float(losses[0].losses[-1]) < 0.05
+    assert entropy - 1e-6 <= float(losses[1].losses[-1]) < entropy + 0.05
+    assert [int(passed.correct[-1]) for passed in losses] == [16, 16]

@@ -7,7 +7,7 @@ import torch
 from transformers import BertConfig, BertForSequenceClassification
 
 from tasks.encoded import Encoded
-from tasks.stepper import IGNORED, Recipe
+from tasks.stepper import Recipe
 
 VOCABULARY = 20
 SIGN = 19  # the token that makes a toy sentence unacceptable
@@ -38,7 +38,7 @@ def toy_encoded(count: int, seed: int = 0) -> Encoded:
     for row, label in zip(ids, labels, strict=True):
         if label == 0:
             row[rng.integers(len(row))] = SIGN
-    return Encoded(ids, labels, 0, "cpu", IGNORED)
+    return Encoded(ids, labels, 0, "cpu")
 
 
 def toy_recipe(**changes: Any) -> Recipe:

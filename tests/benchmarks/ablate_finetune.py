@@ -1,14 +1,14 @@
-"""What helps the holdout MCC: recipes side by side on real CoLA, several seeds each.
+"""What helps MCC: recipes side by side on real CoLA, several seeds each, through `fine_tune` as a run calls it.
 
-    python tests/benchmarks/ablate_finetune.py --data DIR --encoder DIR2 --device cuda --seeds 1 2 3 --out FILE
+    python tests/benchmarks/ablate_finetune.py --data DIR --encoder DIR2 --family base --device cuda --out FILE
 
-Recipes are to be compared by their validation MCC; the holdout's is printed beside it and chooses nothing. `soup` is
-the mean of the seeds' weights (all start from one head), `ensemble` the mean of their probabilities.
+A seed is that of the split too, so that validation sentences differ. Recipes are to be compared by their validation
+MCC; the holdout's stands beside it and chooses nothing. `--shard 0 2` takes every second run, for two GPUs side by
+side; `--merge FILE...` writes the tables of several such files into one.
 """
 
 import argparse
 import json
-import math
 import os
 import statistics
 import tempfile
@@ -16,120 +16,138 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from bench_finetune import encoded, read_parts
 from bench_ingestion import cpu_name
 
-from tasks.batching import sorted_batches
-from tasks.device import resolve_device
-from tasks.encoded import Encoded
+from tasks.batching import load_tokenizer
+from tasks.classifier import encode_rows, load_classifier
+from tasks.device import device_name, resolve_device
 from tasks.encoder import locate_encoder
-from tasks.epochs import train_epochs
-from tasks.finetune import device_name, load_classifier
-from tasks.metrics import mcc
+from tasks.epochs import validate
+from tasks.finetune import fine_tune
 from tasks.provenance import git_commit, versions
-from tasks.stepper import Recipe
+from tasks.reading import load_rows, take_snapshot
+from tasks.sources import locate_sources
+from tasks.splitting import split_snapshot
 
-# learning rate, epochs, layer decay, batch size, warm-up
-RECIPES: dict[str, tuple[float, int, float, int, float]] = {
-    "book: 2e-5, 4 epochs": (2e-5, 4, 1.0, 32, 0.1),
-    "3e-5, 4 epochs": (3e-5, 4, 1.0, 32, 0.1),
-    "5e-5, 4 epochs": (5e-5, 4, 1.0, 32, 0.1),
-    "5e-5, layer decay 0.9, 4 epochs": (5e-5, 4, 0.9, 32, 0.1),
-    "5e-5, layer decay 0.9, 8 epochs": (5e-5, 8, 0.9, 32, 0.1),
-    "1e-4, layer decay 0.8, 8 epochs": (1e-4, 8, 0.8, 32, 0.1),
-    "3e-5, layer decay 0.95, 8 epochs": (3e-5, 8, 0.95, 32, 0.1),
-    "3e-5, layer decay 0.9, batch 16, 6 epochs": (3e-5, 6, 0.9, 16, 0.1),
+COMMON: dict[str, Any] = {
+    "batch_size": 32, "warmup_ratio": 0.1, "weight_decay": 0.01, "max_length": 128, "max_grad_norm": 1.0,
+    "restarts": 2, "checkpoint_seconds": 3600.0,
+}  # fmt: skip
+ALL = {"label_smoothing": 0.1, "r_drop": 1.0}
+# Family of encoders -> recipe -> settings; each recipe changes the first one's.
+RECIPES: dict[str, dict[str, dict[str, Any]]] = {
+    "base": {
+        "5e-5, layer decay 0.9, 8 epochs": {"learning_rate": 5e-5, "layer_decay": 0.9, "epochs": 8},
+        "+ label smoothing 0.1": {"label_smoothing": 0.1},
+        "+ R-Drop 1": {"r_drop": 1.0},
+        "+ spoiled 2": {"spoiled": 2},
+        "+ all three": ALL | {"spoiled": 2},
+        "+ all three, mean of 3 seeds": ALL | {"spoiled": 2, "seeds": 3},
+    },
+    "small": {
+        "1e-4, 8 epochs": {"learning_rate": 1e-4, "layer_decay": 1.0, "epochs": 8},
+        "+ label smoothing 0.1": {"label_smoothing": 0.1},
+        "+ R-Drop 1": {"r_drop": 1.0},
+        "+ spoiled 20": {"spoiled": 20},
+        "+ all three": ALL | {"spoiled": 20},
+        "+ all three, mean of 3 seeds": ALL | {"spoiled": 20, "seeds": 3},
+    },
 }
-HEAD_SEED = 0
 
 
 def main() -> None:
+    options = parse_options()
+    if options.merge:
+        parts = [json.loads(Path(path).read_text()) for path in options.merge]
+        runs = [run for part in parts for run in part["runs"]]
+        write(options.out, parts[0] | {"runs": runs, "rows": summarise(runs)})
+        return
+    device = resolve_device(options.device)
+    encoder = locate_encoder(options.encoder)
+    recipes = RECIPES[options.family]
+    wanted = [(name, seed) for name in options.recipes or recipes for seed in options.seeds]
+    first = next(iter(recipes.values()))
+    runs = []
+    for name, seed in wanted[options.shard[0] :: options.shard[1]]:
+        runs.append({"recipe": name} | measure(first | recipes[name], seed, encoder["folder"], options.data, device))
+        print(json.dumps(runs[-1]), flush=True)
+        result = {
+            "benchmark": "recipes of fine-tuning",
+            "hardware": f"{device_name(device)}, {cpu_name()}, {os.cpu_count()} CPU cores",
+            "versions": versions() | {"cuda": torch.version.cuda},
+            "commit": options.commit or git_commit(),
+            "encoder": encoder["name"],
+            "rows": summarise(runs),
+            "runs": runs,
+        }
+        write(options.out, result)
+
+
+def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="sample")
     parser.add_argument("--encoder", default="packaged")
+    parser.add_argument("--family", default="small", choices=sorted(RECIPES))
     parser.add_argument("--device", default="auto", choices=["auto", "cuda", "cpu"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--recipes", nargs="+", default=list(RECIPES))
+    parser.add_argument("--recipes", nargs="+", default=[])
+    parser.add_argument("--shard", type=int, nargs=2, default=[0, 1])
+    parser.add_argument("--merge", nargs="+", default=[])
     parser.add_argument("--out", default="")
     parser.add_argument("--commit", default="")
-    options = parser.parse_args()
-    device = resolve_device(options.device)
-    encoder = locate_encoder(options.encoder)
+    return parser.parse_args()
+
+
+def measure(settings: dict[str, Any], seed: int, encoder: str, data: str, device: str) -> dict[str, Any]:
+    """Train once; return validation and holdout MCC, and those of the members where there are several."""
     with tempfile.TemporaryDirectory() as scratch:
-        parts = read_parts(options.data, encoder["folder"], scratch, 1)
-    rows = []
-    for name in options.recipes:
-        rows.append({"recipe": name} | measure(RECIPES[name], encoder["folder"], parts, options.seeds, device))
-        print(json.dumps(rows[-1]), flush=True)
-    result = {
-        "benchmark": "recipes of fine-tuning",
-        "hardware": f"{device_name(device)}, {cpu_name()}, {os.cpu_count()} CPU cores",
-        "versions": versions() | {"cuda": torch.version.cuda},
-        "commit": options.commit or git_commit(),
-        "encoder": encoder["name"],
-        "seeds": options.seeds,
-        "rows": rows,
-    }
-    if options.out:
-        Path(options.out).write_text(json.dumps(result, indent=2) + "\n")
-
-
-def measure(
-    values: tuple[float, int, float, int, float], encoder: str, parts: dict[str, Any], seeds: list[int], device: str
-) -> dict[str, Any]:
-    """Train one recipe with every seed; return validation and holdout MCC of each, of their soup and their ensemble."""
-    rate, epochs, layer_decay, batch_size, warmup = values
-    found: dict[str, list[float]] = {"validation": [], "holdout": []}
-    kept, answers = [], []
-    started = time.perf_counter()
-    for seed in seeds:
-        torch.manual_seed(HEAD_SEED)
-        model = load_classifier(encoder).to(device)
-        torch.manual_seed(seed)
-        sets = {name: encoded(part, model, device) for name, part in parts.items()}
-        steps = epochs * math.ceil(sets["train"].count / batch_size)
-        recipe = Recipe(steps, batch_size, rate, warmup, 0.01, 1.0, layer_decay)
-        course = train_epochs(model, sets["train"], sets["validation"], recipe, epochs=epochs, seed=seed)
-        found["validation"].append(max(epoch["validation_mcc"] for epoch in course.epochs))
-        answers.append({name: probabilities(model, sets[name]) for name in found})
-        found["holdout"].append(score(answers[-1]["holdout"], sets["holdout"]))
-        kept.append({name: value.detach().clone() for name, value in model.state_dict().items()})
-    model.load_state_dict(
-        {name: sum(state[name] for state in kept) / len(kept) if kept[0][name].is_floating_point() else kept[0][name]
-         for name in kept[0]}
-    )  # fmt: skip
+        sources = locate_sources([data], "", "", scratch)
+        snapshots = {role: take_snapshot(sources[role], scratch)["path"] for role in ("train", "holdout")}  # type: ignore[literal-required]
+        train, validation, _ = split_snapshot(snapshots["train"], [snapshots["holdout"]], scratch, 0.1, seed)
+        folder = f"{scratch}/model"
+        started = time.perf_counter()
+        chosen: dict[str, Any] = COMMON | settings
+        training = fine_tune(train, validation, encoder, folder, seed=seed, device=device, **chosen)
+        seconds = time.perf_counter() - started
+        model = load_classifier(folder).to(device)
+        tokenizer = load_tokenizer(folder, COMMON["max_length"])
+        mccs = {
+            name: validate(model, encode_rows(load_rows(path), tokenizer, model, device))["validation_mcc"]
+            for name, path in (("validation", validation), ("holdout", snapshots["holdout"]))
+        }
     return {
-        "seconds_a_seed": round((time.perf_counter() - started) / len(seeds), 2),
-        **{
-            name: {
-                "seeds": [round(value, 4) for value in values],
+        "seed": seed,
+        "seconds": round(seconds, 1),
+        "validation_mcc": mccs["validation"],
+        "holdout_mcc": mccs["holdout"],
+        "kept": training["kept"],
+        "members": [member["validation_mcc"] for member in training["seeds"]],
+        "epochs": [epoch["validation_mcc"] for epoch in training["epochs"]],
+    }
+
+
+def summarise(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return mean and spread of each recipe's runs."""
+    rows = []
+    for name in dict.fromkeys(run["recipe"] for run in runs):
+        own = sorted((run for run in runs if run["recipe"] == name), key=lambda run: run["seed"])
+        row: dict[str, Any] = {"recipe": name, "seeds": [run["seed"] for run in own]}
+        row["seconds"] = round(statistics.mean(run["seconds"] for run in own), 1)
+        for part in ("validation", "holdout"):
+            values = [run[f"{part}_mcc"] for run in own]
+            row[part] = {
+                "values": [round(value, 4) for value in values],
                 "mean": round(statistics.mean(values), 4),
                 "spread": round(statistics.stdev(values), 4) if len(values) > 1 else None,
-                "soup": round(score(probabilities(model, sets[name]), sets[name]), 4),
-                "ensemble": round(score(np.mean([each[name] for each in answers], axis=0), sets[name]), 4),
             }
-            for name, values in found.items()
-        },
-    }
+        rows.append(row)
+    return rows
 
 
-@torch.inference_mode()
-def probabilities(model: Any, data: Encoded) -> np.ndarray:
-    """Return the probability of acceptable [N]."""
-    model.eval()
-    found = np.zeros(data.count)
-    for rows in sorted_batches(data.lengths, 256):
-        batch = data.batch(rows)
-        del batch["labels"]
-        found[rows] = model(**batch).logits.float().softmax(-1)[:, 1].cpu().numpy()
-    return found
-
-
-def score(probability: np.ndarray, data: Encoded) -> float:
-    """Return the MCC of the labels that are more probable."""
-    return mcc(data.labels, (probability > 0.5).astype(np.int64))
+def write(path: str, result: dict[str, Any]) -> None:
+    if path:
+        Path(path).write_text(json.dumps(result, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -27,22 +27,26 @@ from torch.utils.data import DataLoader, TensorDataset
 from transformers import BertConfig, BertModel, get_linear_schedule_with_warmup
 
 from tasks.batching import encode, load_tokenizer, pad
-from tasks.device import resolve_device
+from tasks.classifier import load_classifier
+from tasks.device import device_name, resolve_device
 from tasks.encoded import Encoded
 from tasks.encoder import locate_encoder
 from tasks.epochs import train_epochs, validate
-from tasks.finetune import device_name, load_classifier
 from tasks.metrics import mcc
 from tasks.provenance import git_commit, versions
 from tasks.reading import load_rows, take_snapshot
 from tasks.splitting import split_snapshot
-from tasks.stepper import IGNORED, Recipe
+from tasks.stepper import Recipe
 
 SIZES = {
     "base": {},
     "large": {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096},
+    "tiny": {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128},
 }
 PAD = 128  # tokens; what the book pads to
+# Bytes a second and bf16 operations a second that a device was seen to reach; what nothing can be faster than.
+REACHED = {"NVIDIA H200": (4.3e12, 790e12)}
+BYTES_A_WEIGHT = 28  # that a step of AdamW moves: gradient, weight, two moments in; weight, copy, two moments out
 
 Sentences = tuple[list[np.ndarray], np.ndarray]
 
@@ -54,7 +58,7 @@ def main() -> None:
     rows = []
     with tempfile.TemporaryDirectory() as scratch:
         encoder = write_random(options, scratch) if options.random else locate_encoder(options.encoder)["folder"]
-        parts = read_parts(options.data, encoder, scratch, options.times)
+        parts = read_parts(options.data, encoder, scratch, options.times, whole=options.whole)
         for batch_size in options.batch_sizes:
             for seed in options.seeds:
                 for system in options.systems:
@@ -94,6 +98,9 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[32])
     parser.add_argument("--learning-rate", type=float, default=2e-5)
     parser.add_argument("--layer-decay", type=float, default=1.0)
+    parser.add_argument(
+        "--whole", action="store_true", help="train on every row of the training file, validate on the holdout"
+    )
     parser.add_argument("--times", type=int, default=1, help="how often the training sentences are repeated")
     parser.add_argument("--seeds", type=int, nargs="+", default=[2018])
     parser.add_argument("--out", default="")
@@ -122,6 +129,7 @@ def measure(
     measured = run(model, parts, options, batch_size, seed, device)
     holdout = encoded(parts["holdout"], model, device)
     answer = validate(model, holdout)
+    floor = floor_seconds(model, parts, options.epochs, batch_size, device)
     steps = options.epochs * math.ceil(len(parts["train"][1]) / batch_size)
     tokens = options.epochs * sum(map(len, parts["train"][0]))
     return {
@@ -129,10 +137,26 @@ def measure(
         "setup_seconds": round(measured["setup_seconds"] + loading, 3),
         "ms_per_step": round(1000 * measured["seconds"] / steps, 3),
         "tokens_per_second": round(tokens / measured["seconds"]),
+        "floor_seconds": round(floor, 3) if floor else None,
+        "floor_share": round(floor / measured["seconds"], 3) if floor else None,
         "peak_bytes": torch.cuda.max_memory_allocated() if device == "cuda" else None,
         "validation_mcc": measured.get("validation_mcc"),
         "mcc": answer["validation_mcc"],
     }
+
+
+def floor_seconds(model: Any, parts: dict[str, Sentences], epochs: int, batch_size: int, device: str) -> float | None:
+    """Return what AdamW's memory traffic and the matrix products take at the least; None for unknown devices."""
+    if device_name(device) not in REACHED:
+        return None
+    bytes_a_second, operations_a_second = REACHED[device_name(device)]
+    weights = sum(parameter.numel() for parameter in model.parameters())
+    multiplied = sum(
+        parameter.numel() for name, parameter in model.named_parameters() if parameter.ndim > 1 and "embed" not in name
+    )
+    steps = epochs * math.ceil(len(parts["train"][1]) / batch_size)
+    tokens = epochs * sum(map(len, parts["train"][0]))
+    return steps * BYTES_A_WEIGHT * weights / bytes_a_second + 6 * multiplied * tokens / operations_a_second
 
 
 def run_book(
@@ -214,13 +238,19 @@ def run_verdict(
 SYSTEMS = {"book": run_book, "trainer": run_trainer, "verdict": run_verdict}
 
 
-def read_parts(data: str, encoder: str, scratch: str, times: int) -> dict[str, Sentences]:
-    """Read, split and tokenise: token ids and labels of train, validation and holdout."""
+def read_parts(data: str, encoder: str, scratch: str, times: int, *, whole: bool = False) -> dict[str, Sentences]:
+    """Read, split and tokenise: token ids and labels of train, validation and holdout.
+
+    With `whole` nothing is split: every row trains, and the holdout validates, for figures of speed alone.
+    """
     from tasks.sources import locate_sources
 
     sources = locate_sources([data], "", "", scratch)
     snapshots = {role: take_snapshot(sources[role], scratch)["path"] for role in ("train", "holdout")}  # type: ignore[literal-required]
-    train, validation, _ = split_snapshot(snapshots["train"], [snapshots["holdout"]], scratch, 0.1, 2018)
+    if whole:
+        train, validation = snapshots["train"], snapshots["holdout"]
+    else:
+        train, validation, _ = split_snapshot(snapshots["train"], [snapshots["holdout"]], scratch, 0.1, 2018)
     tokenizer = load_tokenizer(encoder, PAD)
     parts: dict[str, Sentences] = {}
     for name, path in {"train": train, "validation": validation, "holdout": snapshots["holdout"]}.items():
@@ -235,7 +265,7 @@ def read_parts(data: str, encoder: str, scratch: str, times: int) -> dict[str, S
 
 def encoded(part: Sentences, model: Any, device: str) -> Encoded:
     """Bring sentences to the device."""
-    return Encoded(part[0], part[1], model.config.pad_token_id or 0, device, IGNORED)
+    return Encoded(part[0], part[1], model.config.pad_token_id or 0, device)
 
 
 def write_random(options: argparse.Namespace, scratch: str) -> str:

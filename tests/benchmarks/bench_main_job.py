@@ -19,11 +19,12 @@ from typing import Any
 
 import torch
 
-from tasks.device import resolve_device
+from tasks.classifier import LABELS
+from tasks.device import device_name, resolve_device
 from tasks.encoder import locate_encoder
 from tasks.evidence import gather_evidence
 from tasks.export import export_bundle
-from tasks.finetune import LABELS, device_name, fine_tune
+from tasks.finetune import fine_tune
 from tasks.ingestion import take_snapshots
 from tasks.judge import judge
 from tasks.provenance import git_commit, versions

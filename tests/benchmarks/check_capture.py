@@ -18,7 +18,7 @@ import transformers
 
 from tasks.batching import shuffled_batches
 from tasks.encoded import Encoded
-from tasks.stepper import IGNORED, EagerStepper, Recipe, make_stepper
+from tasks.stepper import EagerStepper, Recipe, make_stepper
 
 SHAPE = {
     "vocab_size": 1000,
@@ -75,7 +75,7 @@ def compare(config: Any) -> dict[str, Any]:
     for name in ("eager", "captured"):
         model = transformers.AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
         model.load_state_dict(weights)
-        data = Encoded([row.astype(np.int64) for row in ids], labels, 0, "cuda", IGNORED)
+        data = Encoded([row.astype(np.int64) for row in ids], labels, 0, "cuda")
         try:
             stepper = (
                 EagerStepper(model.cuda(), data, recipe)

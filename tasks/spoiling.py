@@ -1,0 +1,195 @@
+"""Spoiled sentences: acceptable ones in which something is made wrong, for an encoder to tell apart before it trains.
+
+An encoder that was made for the meaning of whole sentences has forgotten much about word order and small words. Telling
+sentences from their spoiled selves brings that back, with as many examples as one likes and without a label from anyone
+(an intermediate task, Phang et al. 2018, https://arxiv.org/abs/1811.01088). Nothing here knows a language: small words
+are the most frequent ones of the data, and forms of a word are those that begin alike.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from tasks.folding import fold_all
+
+SMALL_WORDS = 60  # most frequent words of the sentences
+ENDING = 3  # letters, at the most, that forms of a word differ in
+STEM = 3  # letters, at the least, that they share
+LONGEST_SPAN = 3  # words that are moved or dropped together
+TRIES = 20  # for each sentence that is wanted
+
+Spoil = Callable[[list[str], "Lexicon", np.random.Generator], list[str] | None]
+
+
+class Lexicon(NamedTuple):
+    """What spoiling draws from: sentences as words, the small words, and each word's other forms."""
+
+    sentences: list[list[str]]
+    small: list[str]
+    forms: dict[str, list[str]]
+
+
+def with_spoiled(rows: pd.DataFrame, copies: int, seed: int) -> pd.DataFrame:
+    """Return acceptable rows, `copies` times, with as many spoiled ones: columns sentence and label.
+
+    Fewer come back where the sentences are too few or too short to give as many that differ.
+
+    Args:
+        rows: columns sentence and label; those with label 1 are taken.
+        copies: spoiled sentences for each of them.
+        seed: another seed, other sentences.
+    """
+    acceptable = rows.loc[rows["label"] == 1, "sentence"].tolist()
+    spoiled = spoil(acceptable, rows["sentence"].tolist(), copies * len(acceptable), seed)
+    sentences = acceptable * copies + spoiled
+    labels = [1] * (len(acceptable) * copies) + [0] * len(spoiled)
+    return pd.DataFrame({"sentence": sentences, "label": np.array(labels, np.int64)})
+
+
+def spoil(sentences: Sequence[str], known: Sequence[str], count: int, seed: int) -> list[str]:
+    """Return up to `count` different spoiled sentences, in a fixed order; none of them is a known sentence, folded."""
+    rng = np.random.default_rng(seed)
+    lexicon = _lexicon([sentence.split() for sentence in sentences])
+    seen = set(fold_all(pa.array(list(known), pa.string())))
+    found: list[str] = []
+    tries = count * TRIES
+    while len(found) < count and tries > 0:
+        drawn = [_draw(lexicon, rng) for _ in range(min(tries, count - len(found) + 1))]
+        tries -= len(drawn)
+        texts = [text for text in drawn if text]
+        for text, folded in zip(texts, fold_all(pa.array(texts, pa.string())), strict=True):
+            if folded not in seen:
+                seen.add(folded)
+                found.append(text)
+    return found[:count]
+
+
+def _lexicon(sentences: list[list[str]]) -> Lexicon:
+    counts = Counter(word for words in sentences for word in words if _is_word(word))
+    alike = defaultdict(list)
+    for word in counts:
+        if len(word) >= STEM:
+            alike[word[:STEM]].append(word)
+    forms = {word: [other for other in alike[word[:STEM]] if _related(word, other)] for word in counts}
+    small = [word for word, _ in sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))[:SMALL_WORDS]]
+    return Lexicon(sentences, small, forms)
+
+
+def _related(word: str, other: str) -> bool:
+    """Tell whether two words differ in their endings alone."""
+    shared = max(STEM, max(len(word), len(other)) - ENDING)
+    return word != other and word[:shared] == other[:shared]
+
+
+def _draw(lexicon: Lexicon, rng: np.random.Generator) -> str:
+    """Spoil a sentence in one way; empty where that way does not suit the sentence."""
+    if not lexicon.sentences:
+        return ""
+    words = list(lexicon.sentences[rng.integers(len(lexicon.sentences))])
+    end = [words.pop()] if words and not _is_word(words[-1]) else []
+    spoiled = WAYS[rng.integers(len(WAYS))](words, lexicon, rng) if len(words) > 2 else None
+    return " ".join(spoiled + end) if spoiled else ""
+
+
+def _is_word(text: str) -> bool:
+    return text[0].isalnum()
+
+
+def _swap_neighbours(words: list[str], _: Lexicon, rng: np.random.Generator) -> list[str] | None:
+    at = rng.integers(len(words) - 1)
+    words[at], words[at + 1] = words[at + 1], words[at]
+    return words
+
+
+def _swap_distant(words: list[str], lexicon: Lexicon, rng: np.random.Generator) -> list[str] | None:
+    large = [place for place, word in enumerate(words) if _is_word(word) and word not in lexicon.small]
+    if len(large) < 2:
+        return None
+    one, other = rng.choice(large, 2, replace=False)
+    words[one], words[other] = words[other], words[one]
+    return words
+
+
+def _drop_word(words: list[str], _: Lexicon, rng: np.random.Generator) -> list[str] | None:
+    del words[rng.integers(len(words))]
+    return words
+
+
+def _move_word(words: list[str], _: Lexicon, rng: np.random.Generator) -> list[str] | None:
+    word = words.pop(rng.integers(len(words)))
+    words.insert(rng.integers(len(words) + 1), word)
+    return words
+
+
+def _change_small_word(words: list[str], lexicon: Lexicon, rng: np.random.Generator) -> list[str] | None:
+    places = [place for place, word in enumerate(words) if word in lexicon.small]
+    if not places:
+        return None
+    words[rng.choice(places)] = lexicon.small[rng.integers(len(lexicon.small))]
+    return words
+
+
+def _insert_small_word(words: list[str], lexicon: Lexicon, rng: np.random.Generator) -> list[str] | None:
+    words.insert(rng.integers(len(words) + 1), lexicon.small[rng.integers(len(lexicon.small))])
+    return words
+
+
+def _change_form(words: list[str], lexicon: Lexicon, rng: np.random.Generator) -> list[str] | None:
+    places = [place for place, word in enumerate(words) if lexicon.forms.get(word)]
+    if not places:
+        return None
+    place = rng.choice(places)
+    forms = lexicon.forms[words[place]]
+    words[place] = forms[rng.integers(len(forms))]
+    return words
+
+
+def _move_span(words: list[str], _: Lexicon, rng: np.random.Generator) -> list[str] | None:
+    start, end = _span(words, rng)
+    span = words[start:end]
+    del words[start:end]
+    at = rng.integers(len(words) + 1)
+    words[at:at] = span
+    return words
+
+
+def _drop_span(words: list[str], _: Lexicon, rng: np.random.Generator) -> list[str] | None:
+    start, end = _span(words, rng)
+    del words[start:end]
+    return words
+
+
+def _splice(words: list[str], lexicon: Lexicon, rng: np.random.Generator) -> list[str] | None:
+    other = lexicon.sentences[rng.integers(len(lexicon.sentences))]
+    if len(other) < 3:
+        return None
+    return words[: rng.integers(2, len(words))] + [
+        word for word in other[rng.integers(1, len(other) - 1) :] if _is_word(word)
+    ]
+
+
+def _span(words: list[str], rng: np.random.Generator) -> tuple[int, int]:
+    length = int(rng.integers(2, min(LONGEST_SPAN, len(words) - 1) + 1))
+    start = int(rng.integers(len(words) - length + 1))
+    return start, start + length
+
+
+# Small words and single words come more often: that is where encoders of meaning are weakest.
+WAYS: tuple[Spoil, ...] = (
+    _swap_neighbours,
+    _drop_word,
+    _move_word,
+    _change_small_word,
+    _change_small_word,
+    _insert_small_word,
+    _change_form,
+    _move_span,
+    _move_span,
+    _drop_span,
+    _splice,
+    _swap_distant,
+)

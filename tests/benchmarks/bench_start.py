@@ -1,0 +1,96 @@
+"""Times a cold start: from a new process to the end of its first training step.
+
+    make bench BENCH=start ARGS="--device cpu --runs 3 --out FILE"
+    make bench BENCH=start ARGS="--random base --device cuda --out FILE"
+
+Each run is a process of its own. `--random` takes a BERT of that size with random weights. The first run after an
+installation also compiles Python's bytecode and, on a GPU, the kernels; it is reported apart from the others' median.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from bench_finetune import SIZES, write_random
+from bench_ingestion import cpu_name
+
+from tasks.device import device_name, resolve_device
+from tasks.encoder import locate_encoder
+from tasks.provenance import git_commit, versions
+
+SENTENCES = 2_000  # random ones, of 4 to 30 tokens
+CHILD = """
+import json, os, sys, time
+started = float(os.environ["STARTED"])
+marks = {"interpreter": time.time() - started}
+import numpy as np
+import torch
+from tasks.classifier import load_classifier
+from tasks.encoded import Encoded
+from tasks.stepper import Recipe, make_stepper
+marks["imports"] = time.time() - started
+encoder, device, count = sys.argv[1:]
+model = load_classifier(encoder).to(device)
+marks["model"] = time.time() - started
+rng = np.random.default_rng(0)
+ids = [rng.integers(1000, 2000, rng.integers(4, 31)) for _ in range(int(count))]
+data = Encoded(ids, rng.integers(0, 2, len(ids)), 0, device)
+stepper = make_stepper(model, data, Recipe(100, 32, 2e-5, 0.1, 0.01, 1.0))
+marks["captured"] = time.time() - started
+stepper.run([np.arange(32)], 0, lambda: None).losses.tolist()
+marks["first step"] = time.time() - started
+print(json.dumps(marks))
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--encoder", default="packaged")
+    parser.add_argument("--random", choices=sorted(SIZES), default="")
+    parser.add_argument("--vocabulary", default="")
+    parser.add_argument("--device", default="auto", choices=["auto", "cuda", "cpu"])
+    parser.add_argument("--runs", type=int, default=4)
+    parser.add_argument("--out", default="")
+    parser.add_argument("--commit", default="")
+    options = parser.parse_args()
+    device = resolve_device(options.device)
+    with tempfile.TemporaryDirectory() as scratch:
+        encoder = write_random(options, scratch) if options.random else locate_encoder(options.encoder)["folder"]
+        runs = [run(encoder, device) for _ in range(options.runs)]
+    result = {
+        "benchmark": "seconds from a new process to marks on the way to its first training step",
+        "hardware": f"{device_name(device)}, {cpu_name()}, {os.cpu_count()} CPU cores",
+        "versions": versions() | {"cuda": torch.version.cuda},
+        "commit": options.commit or git_commit(),
+        "first": runs[0],
+        "median": {name: round(statistics.median(each[name] for each in runs[1:] or runs), 2) for name in runs[0]},
+        "runs": runs,
+    }
+    print(json.dumps({"first": result["first"], "median": result["median"]}))
+    if options.out:
+        Path(options.out).write_text(json.dumps(result, indent=2) + "\n")
+
+
+def run(encoder: str, device: str) -> dict[str, float]:
+    """Start a process; return seconds to each mark."""
+    environment = os.environ | {"STARTED": str(time.time()), "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, "-c", CHILD, encoder, device, str(SENTENCES)],
+        env=environment,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    marks: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return {name: round(seconds, 2) for name, seconds in marks.items()}
+
+
+if __name__ == "__main__":
+    main()
