@@ -3,6 +3,8 @@
 import numpy as np
 import pandas as pd
 import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from tokenizers import Tokenizer
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 from transformers.utils import logging as transformers_logging
@@ -38,8 +40,8 @@ def load_classifier(folder: str, attention: str | None = None) -> PreTrainedMode
             dtype=torch.float32,
             local_files_only=True,
         )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        first = str(error).strip().splitlines()[0]
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, StrictDataclassError) as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise WrongUsage(f"encoder {folder!r} cannot be fine-tuned ({first}); expected --encoder DIR|HUB_ID") from error
 
 

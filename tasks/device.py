@@ -1,8 +1,12 @@
 """Chooses where a run computes, and fails instead of falling back."""
 
+from pathlib import Path
+
 import torch
 
 from tasks.errors import VerdictError
+
+CPU_INFO = Path("/proc/cpuinfo")  # Linux
 
 
 def resolve_device(wanted: str) -> str:
@@ -15,6 +19,15 @@ def resolve_device(wanted: str) -> str:
     if wanted == "cuda" and not available:
         raise VerdictError("device cuda was asked for, but torch sees no CUDA GPU; see: verdict doctor")
     return "cuda" if wanted != "cpu" and available else "cpu"
+
+
+def multiplies_bf16(described: Path = CPU_INFO) -> bool:
+    """Tell whether this CPU, an x86, has instructions for products of bf16; without them bf16 is slower than fp32."""
+    try:
+        flags = described.read_text().partition("flags")[2].partition("\n")[0].split()
+    except OSError:  # no Linux
+        return False
+    return bool({"avx512_bf16", "amx_bf16"}.intersection(flags))
 
 
 def device_name(device: str) -> str:

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from tasks.batching import load_tokenizer
 from tasks.checkpoints import delete_checkpoints
-from tasks.device import device_name, resolve_device
+from tasks.device import device_name, multiplies_bf16, resolve_device
 from tasks.epochs import Epoch, OnEpoch
 from tasks.files import digest_of, new_folder, read_json, sha256_of, write_json
 from tasks.members import (
@@ -31,7 +31,7 @@ from tasks.members import (
     train_member,
     validation_mcc,
 )
-from tasks.parallel import launch
+from tasks.parallel import check_processes, launch
 from tasks.reading import count_stored
 from tasks.stepper import Recipe
 
@@ -54,6 +54,7 @@ class Training(TypedDict):
 
     model: str
     device: str
+    precision: str
     kept: str
     soup_mcc: float | None
     seeds: list[Seed]
@@ -85,6 +86,7 @@ class Settings(TypedDict):
     - spoiled: spoiled copies of each acceptable sentence that a first stage tells from the original [0].
     - label_smoothing: share of a label that is spread over both classes [0].
     - r_drop: weight of the difference between two passes with other places dropped; 0 for one pass [0].
+    - precision: fp32, bf16, or auto [auto]: bf16 on a GPU, and on a CPU that has instructions for it.
     """
 
     epochs: int
@@ -105,6 +107,7 @@ class Settings(TypedDict):
     spoiled: NotRequired[int]
     label_smoothing: NotRequired[float]
     r_drop: NotRequired[float]
+    precision: NotRequired[str]
 
 
 def fine_tune(
@@ -142,6 +145,7 @@ def fine_tune(
     training = Training(
         model=folder,
         device=device_name(job.device),
+        precision=job.recipe.precision,
         kept=choice.kept,
         soup_mcc=choice.soup_mcc,
         seeds=[_summary(member) for member in members],
@@ -159,6 +163,7 @@ def fine_tune(
 def _plan(train: str, validation: str, encoder: str, folder: str, settings: Settings) -> Job:
     """Collect what all members share, and name it."""
     device = resolve_device(settings["device"])
+    check_processes(settings.get("processes", 1), device)
     recipe = Recipe(
         steps=settings["epochs"] * math.ceil(count_stored(train) / settings["batch_size"]),
         batch_size=settings["batch_size"],
@@ -168,6 +173,7 @@ def _plan(train: str, validation: str, encoder: str, folder: str, settings: Sett
         max_grad_norm=settings["max_grad_norm"],
         layer_decay=settings["layer_decay"],
         r_drop=settings.get("r_drop", 0.0),
+        precision=_precision(settings.get("precision", "auto"), device),
     )
     job = Job(
         train=train,
@@ -192,6 +198,12 @@ def _plan(train: str, validation: str, encoder: str, folder: str, settings: Sett
     if settings.get("seeds", 1) == 1:
         decisive.append(settings.get("processes", 1))  # each draws its own dropout
     return job._replace(run=digest_of(decisive))
+
+
+def _precision(wanted: str, device: str) -> str:
+    if wanted != "auto":
+        return wanted
+    return "bf16" if device == "cuda" or multiplies_bf16() else "fp32"
 
 
 def _train_all(job: Job, seeds: int, processes: int, on_epoch: OnEpoch | None) -> tuple[Choice, list[Member]]:

@@ -7,10 +7,9 @@ folder/seed-N/finished/     member N, trained
 
 import logging
 import math
-import statistics
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -20,7 +19,8 @@ from transformers import PreTrainedModel
 from tasks.batching import load_tokenizer
 from tasks.classifier import encode_rows, load_classifier
 from tasks.epochs import Course, Epoch, OnEpoch, Places, train_epochs, validate
-from tasks.files import new_folder, read_json, write_json
+from tasks.errors import VerdictError
+from tasks.files import digest_of, new_folder, read_json, sha256_of, write_json
 from tasks.parallel import Team
 from tasks.reading import load_rows
 from tasks.spoiling import with_spoiled
@@ -83,12 +83,17 @@ class Choice(NamedTuple):
 
 def rehearse(job: Job) -> str:
     """Return the folder of what members start from: the encoder, or what spoiled sentences have made of it."""
+    if not job.spoiled:
+        return job.encoder
     target = Path(job.folder) / "rehearsed"
-    if not job.spoiled or _finished(target, job.run):
-        return str(target) if job.spoiled else job.encoder
+    if _finished(target, job.run):
+        return str(target)
+    rows = with_spoiled(load_rows(job.train), job.spoiled, job.seed)
+    if rows["label"].nunique() < 2:
+        log.warning("no sentence could be spoiled; training starts without a first stage")
+        return job.encoder
     log.info("first stage: sentences and their spoiled selves, %d times", job.spoiled)
     tokenizer = load_tokenizer(job.encoder, job.max_length)
-    rows = with_spoiled(load_rows(job.train), job.spoiled, job.seed)
     recipe = job.recipe._replace(steps=math.ceil(len(rows) / job.recipe.batch_size), r_drop=0.0)
     torch.manual_seed(job.seed)
     model = load_classifier(job.encoder).to(job.device)
@@ -100,12 +105,13 @@ def rehearse(job: Job) -> str:
         epochs=1,
         seed=job.seed,
     )
-    if course.epochs[-1]["train_loss"] is None:
+    ended = course.epochs[-1]
+    if ended["train_loss"] is None or ended["validation_loss"] is None:  # the last step may be the one that diverged
         log.warning("the first stage ended in a loss that is no number; training starts without it")
         return job.encoder
     with new_folder(target) as scratch:
         model.save_pretrained(scratch)
-        write_json(scratch / RECORD, {"run": job.run})
+        _write_record(scratch, job.run)
     return str(target)
 
 
@@ -176,7 +182,7 @@ def keep_member(job: Job, start: str, seed: int, on_epoch: OnEpoch | None = None
         return
     with new_folder(target) as scratch:
         save_file({name: tensor.cpu().clone() for name, tensor in model.state_dict().items()}, scratch / WEIGHTS)
-        write_json(scratch / RECORD, {"run": job.run, "member": member})
+        _write_record(scratch, job.run, member=member)
 
 
 def keep_share(team: Team, job: Job, start: str, seeds: Sequence[int]) -> None:
@@ -203,8 +209,9 @@ def _place(job: Job, seed: int) -> Path:
 def combine(job: Job, start: str, members: Sequence[Kept]) -> Choice:
     """Return the mean of the members' weights, or the best member where there is one only or their mean is no good.
 
-    The mean is no good where its validation MCC is below what members have on average: then their weights do not lie in
-    one valley. It is not compared with the best of them: the largest of several noisy figures flatters.
+    The mean is no good where its validation MCC is below that of every member: then their weights do not lie in one
+    valley. It is not compared with the best of them: a member's figure is the largest of its epochs', which flatters.
+    Members that learned nothing are left out, and of one that is left there is no mean.
     Source: Wortsman et al. 2022, https://arxiv.org/abs/2203.05482 ("uniform soup").
     """
     learned = [each for each in members if not each.member["collapsed"]] or members
@@ -213,13 +220,18 @@ def combine(job: Job, start: str, members: Sequence[Kept]) -> Choice:
     _load_mean(model, [each.weights for each in learned])
     if len(members) == 1:
         return Choice(model, f"seed {best.member['seed']}", best.member)
+    collapsed = sum(each.member["collapsed"] for each in members)
+    if collapsed:
+        log.warning("%d of %d members learned nothing", collapsed, len(members))
     model.to(job.device)
     tokenizer = load_tokenizer(job.encoder, job.max_length)
     validation = encode_rows(load_rows(job.validation), tokenizer, model, job.device)
     soup_mcc = float(validate(model, validation)["validation_mcc"] or 0)
-    alone = statistics.mean(validation_mcc(each.member) for each in learned)
-    log.info("mean of %d members: validation MCC %.3f; members alone %.3f", len(learned), soup_mcc, alone)
-    if soup_mcc >= alone:
+    alone = [validation_mcc(each.member) for each in learned]
+    log.info(
+        "mean of %d members: validation MCC %.3f; alone %.3f to %.3f", len(learned), soup_mcc, min(alone), max(alone)
+    )
+    if len(learned) > 1 and not best.member["collapsed"] and soup_mcc >= min(alone):
         return Choice(model, "soup", best.member, soup_mcc)
     _load_mean(model, [best.weights])
     return Choice(model, f"seed {best.member['seed']}", best.member, soup_mcc)
@@ -242,7 +254,26 @@ def _load_mean(model: PreTrainedModel, files: Sequence[str]) -> None:
     model.load_state_dict(mean)
 
 
+def _write_record(folder: Path, run: str, **more: Any) -> None:
+    """Say whose a piece is and what its weights are."""
+    content = {"run": run, "sha256": sha256_of(folder / WEIGHTS), **more}
+    write_json(folder / RECORD, content | {"digest": digest_of(content)})
+
+
 def _finished(folder: Path, run: str) -> bool:
-    """Tell whether a piece is there, and this run's."""
-    record = folder / RECORD
-    return record.is_file() and read_json(record)["run"] == run
+    """Tell whether a piece is there, whole and this run's; a damaged one is told and made again."""
+    if not (folder / RECORD).is_file():
+        return False
+    try:
+        held = read_json(folder / RECORD)
+        digest = held.pop("digest", None) if isinstance(held, dict) else None
+        if digest != digest_of(held):
+            raise VerdictError(f"{RECORD} is not what was written")
+        if held["run"] != run:
+            return False
+        if sha256_of(folder / WEIGHTS) != held["sha256"]:
+            raise VerdictError(f"{WEIGHTS} is not what was written")
+    except (OSError, VerdictError) as error:
+        log.warning("%s is passed over: %s", folder, error)
+        return False
+    return True

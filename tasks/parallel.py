@@ -135,7 +135,7 @@ def launch(
         VerdictError: if a process failed or was killed, in one line; its traceback is the error's note. A process's own
             WrongUsage, Unreachable or DataRefused comes out as such.
     """
-    _check(processes, device)
+    check_processes(processes, device)
     store, port = _loopback_store()
     with (
         _signals_given_back(),
@@ -166,7 +166,12 @@ class _Job(NamedTuple):
     lines: list[Connection]
 
 
-def _check(processes: int, device: str) -> None:
+def check_processes(processes: int, device: str) -> None:
+    """Check that there is a GPU for each process.
+
+    Raises:
+        WrongUsage: if there is not.
+    """
     if processes < 1:
         raise WrongUsage(f"processes {processes} cannot be started; expected at least 1")
     if device == "cuda" and processes > torch.cuda.device_count():

@@ -187,6 +187,8 @@ class FinetuneSettings(Section):
     """Further seeds that are tried where a run learned nothing: one class only, or a loss that is no number."""
     checkpoint_seconds: Annotated[float, Field(ge=0)] = 60
     """Least time between two checkpoints; they are written between epochs."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """What training computes in; auto is bf16 on a GPU, and on a CPU that has instructions for it. Weights are fp32."""
     device: Literal["auto", "cuda", "cpu"] = "auto"
     """Where training and measurement run; auto takes a GPU when there is one."""
 

@@ -13,22 +13,33 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import regex
 
 from tasks.folding import fold_all
 
 SMALL_WORDS = 60  # most frequent words of the sentences
 ENDING = 3  # letters, at the most, that forms of a word differ in
 STEM = 3  # letters, at the least, that they share
+SHORTEST = 3  # words of a sentence that can be spoiled
 LONGEST_SPAN = 3  # words that are moved or dropped together
 TRIES = 20  # for each sentence that is wanted
+
+_FINAL = regex.compile(r"[^\p{L}\p{N}\p{M}]+$")  # punctuation at the end of a word
 
 Spoil = Callable[[list[str], "Lexicon", np.random.Generator], list[str] | None]
 
 
-class Lexicon(NamedTuple):
-    """What spoiling draws from: sentences as words, the small words, and each word's other forms."""
+class Sentence(NamedTuple):
+    """A sentence's words, and the punctuation that ends it, with the space before it where there is one."""
 
-    sentences: list[list[str]]
+    words: list[str]
+    end: str
+
+
+class Lexicon(NamedTuple):
+    """What spoiling draws from: sentences, the small words, and each word's other forms."""
+
+    sentences: list[Sentence]
     small: list[str]
     forms: dict[str, list[str]]
 
@@ -53,7 +64,7 @@ def with_spoiled(rows: pd.DataFrame, copies: int, seed: int) -> pd.DataFrame:
 def spoil(sentences: Sequence[str], known: Sequence[str], count: int, seed: int) -> list[str]:
     """Return up to `count` different spoiled sentences, in a fixed order; none of them is a known sentence, folded."""
     rng = np.random.default_rng(seed)
-    lexicon = _lexicon([sentence.split() for sentence in sentences])
+    lexicon = _lexicon([_take_apart(sentence) for sentence in sentences])
     seen = set(fold_all(pa.array(list(known), pa.string())))
     found: list[str] = []
     tries = count * TRIES
@@ -68,8 +79,19 @@ def spoil(sentences: Sequence[str], known: Sequence[str], count: int, seed: int)
     return found[:count]
 
 
-def _lexicon(sentences: list[list[str]]) -> Lexicon:
-    counts = Counter(word for words in sentences for word in words if _is_word(word))
+def _take_apart(text: str) -> Sentence:
+    words = text.split()
+    if not words:
+        return Sentence([], "")
+    last = words.pop()
+    if not _is_word(last):
+        return Sentence(words, f" {last}")
+    bare = _FINAL.sub("", last)
+    return Sentence([*words, bare], last[len(bare) :])
+
+
+def _lexicon(sentences: list[Sentence]) -> Lexicon:
+    counts = Counter(word for sentence in sentences for word in sentence.words if _is_word(word))
     alike = defaultdict(list)
     for word in counts:
         if len(word) >= STEM:
@@ -89,10 +111,11 @@ def _draw(lexicon: Lexicon, rng: np.random.Generator) -> str:
     """Spoil a sentence in one way; empty where that way does not suit the sentence."""
     if not lexicon.sentences:
         return ""
-    words = list(lexicon.sentences[rng.integers(len(lexicon.sentences))])
-    end = [words.pop()] if words and not _is_word(words[-1]) else []
-    spoiled = WAYS[rng.integers(len(WAYS))](words, lexicon, rng) if len(words) > 2 else None
-    return " ".join(spoiled + end) if spoiled else ""
+    sentence = lexicon.sentences[rng.integers(len(lexicon.sentences))]
+    if len(sentence.words) < SHORTEST:
+        return ""
+    spoiled = WAYS[rng.integers(len(WAYS))](list(sentence.words), lexicon, rng)
+    return " ".join(spoiled) + sentence.end if spoiled else ""
 
 
 def _is_word(text: str) -> bool:
@@ -134,6 +157,8 @@ def _change_small_word(words: list[str], lexicon: Lexicon, rng: np.random.Genera
 
 
 def _insert_small_word(words: list[str], lexicon: Lexicon, rng: np.random.Generator) -> list[str] | None:
+    if not lexicon.small:
+        return None
     words.insert(rng.integers(len(words) + 1), lexicon.small[rng.integers(len(lexicon.small))])
     return words
 
@@ -164,12 +189,12 @@ def _drop_span(words: list[str], _: Lexicon, rng: np.random.Generator) -> list[s
 
 
 def _splice(words: list[str], lexicon: Lexicon, rng: np.random.Generator) -> list[str] | None:
-    other = lexicon.sentences[rng.integers(len(lexicon.sentences))]
-    if len(other) < 3:
+    other = lexicon.sentences[rng.integers(len(lexicon.sentences))].words
+    if len(other) < 2:
         return None
-    return words[: rng.integers(2, len(words))] + [
-        word for word in other[rng.integers(1, len(other) - 1) :] if _is_word(word)
-    ]
+    begin = words[: rng.integers(2, len(words))]
+    rest = [word for word in other[rng.integers(1, len(other)) :] if _is_word(word)]
+    return begin + rest if rest else None
 
 
 def _span(words: list[str], rng: np.random.Generator) -> tuple[int, int]:

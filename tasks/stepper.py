@@ -37,7 +37,10 @@ Rows = NDArray[np.int64]
 
 
 class Recipe(NamedTuple):
-    """How a model is trained; steps of the schedule, then the settings of the same names."""
+    """How a model is trained; steps of the schedule, then the settings of the same names.
+
+    Precision auto means bf16 on a GPU and fp32 on a CPU.
+    """
 
     steps: int
     batch_size: int
@@ -47,6 +50,7 @@ class Recipe(NamedTuple):
     max_grad_norm: float
     layer_decay: float = 1.0
     r_drop: float = 0.0
+    precision: str = "auto"
 
 
 class Passed(NamedTuple):
@@ -70,12 +74,13 @@ def learning_rates(recipe: Recipe) -> list[float]:
 
 
 class EagerStepper:
-    """Trains call by call; on a GPU in bf16 autocast."""
+    """Trains call by call; in bf16 autocast or fp32, with fp32 weights."""
 
     def __init__(self, model: nn.Module, data: Encoded, recipe: Recipe, team: Team | None = None) -> None:
         """Prepare the optimiser; the model's parameters become views of flat ones."""
         self._model, self._data, self._team = model, data, team
-        self._autocast = next(model.parameters()).device.type == "cuda"
+        self._device = next(model.parameters()).device.type
+        self._bf16 = in_bf16(recipe.precision, self._device)
         self.flat = FlatParameters(model, recipe.weight_decay, recipe.layer_decay, torch.float32)
         self.optimizer = LibraryAdamW(self.flat, recipe.max_grad_norm, team)
         self._rates = learning_rates(recipe)
@@ -118,7 +123,7 @@ class EagerStepper:
         losses, corrects = [], []
         for part in np.array_split(rows, min(self.parts, len(rows))):
             inputs, targets = self._data.batch(part)
-            with torch.autocast("cuda", torch.bfloat16, enabled=self._autocast):
+            with torch.autocast(self._device, torch.bfloat16, enabled=self._bf16):
                 logits = self._model(**twice(inputs, self._r_drop)).logits
             loss, correct = loss_of(logits, targets, total, self._r_drop)
             loss.backward()
@@ -256,6 +261,11 @@ class CapturedStepper:
         return zeros.masked_fill(hidden, torch.finfo(zeros.dtype).min)
 
 
+def in_bf16(precision: str, device: str) -> bool:
+    """Tell whether a device computes in bf16."""
+    return precision == "bf16" or (precision == "auto" and device == "cuda")
+
+
 def twice(inputs: Inputs, r_drop: float) -> Inputs:
     """Return a batch's inputs; for R-Drop each sentence comes twice."""
     return {name: tensor.repeat(2, 1) for name, tensor in inputs.items()} if r_drop else inputs
@@ -287,7 +297,10 @@ def make_stepper(
     model: nn.Module, data: Encoded, recipe: Recipe, team: Team | None = None
 ) -> EagerStepper | CapturedStepper:
     """Return the fastest stepper that works for this model here, for all of a team alike; a fallback is told once."""
-    if next(model.parameters()).device.type != "cuda":
+    device = next(model.parameters()).device.type
+    if device == "cuda" and not in_bf16(recipe.precision, device):
+        log.info("in fp32 the training step runs call by call, several times as slow")
+    if device != "cuda" or not in_bf16(recipe.precision, device):
         return EagerStepper(model, data, recipe, team)
     before = {name: parameter.data.clone() for name, parameter in model.named_parameters()}
     # cuDNN's attention makes a plan for each new shape, which takes longer than an epoch of short sentences.

@@ -1,9 +1,10 @@
 """Small real things that tests share: a corpus a tiny model can learn, the tiny model, and a Prefect server."""
 
+import json
 import logging
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,8 @@ WORDS = [
     "here",
 ]
 SIGN = "wrongly"  # the word that makes a toy sentence unacceptable
+EPOCHS = 4  # of a run that is killed
+DIVERGING = 1e30  # learning rate
 
 
 def write_toy_data(folder: Path, train: int = 400, holdout: int = 80, seed: int = 0) -> Path:
@@ -79,8 +82,72 @@ def recipe(**changes: Any) -> dict[str, Any]:
         "restarts": 0,
         "checkpoint_seconds": 60,
         "device": "cpu",
+        "precision": "fp32",
     }
     return values | changes
+
+
+class Killed(Exception):
+    """Stands for what ends a process."""
+
+
+class Trainer:
+    """Trains the tiny encoder on the toy corpus with a checkpoint after each epoch."""
+
+    def __init__(self, split: tuple[str, str, str], encoder: Path, folder: Path) -> None:
+        self.paths = [*split[:2], str(encoder)]
+        self.folder, self.checkpoints = folder / "model", folder / "model-checkpoints"
+
+    def settings(self, **changes: Any) -> dict[str, Any]:
+        return recipe(**{"epochs": EPOCHS, "checkpoint_seconds": 0, **changes})
+
+    def train(self, **changes: Any) -> tuple[Any, list[int]]:
+        """Return the training and the epochs that it told of."""
+        from tasks.finetune import fine_tune
+
+        told: list[int] = []
+        tell = changes.pop("on_epoch", lambda record: None)
+
+        def hear(record: Any) -> None:
+            told.append(record["epoch"])
+            tell(record)
+
+        training = fine_tune(*self.paths, str(self.folder), **self.settings(**changes), on_epoch=hear)
+        assert not self.checkpoints.exists()
+        return training, told
+
+    def interrupt(self, number: int, attempt: int = 0, **changes: Any) -> None:
+        """Kill a run when it tells of an epoch; `attempt` counts how often it told of that before."""
+        left = [*[False] * attempt, True]
+
+        def kill(record: Any) -> None:
+            if record["epoch"] == number and left.pop(0):
+                raise Killed
+
+        with pytest.raises(Killed):
+            self.train(**changes, on_epoch=kill)
+        assert not self.folder.exists()
+
+    def result(self) -> tuple[bytes, dict[str, Any]]:
+        """Return the weights' file and the record, without what two runs cannot share."""
+        record: dict[str, Any] = json.loads((self.folder / "training.json").read_text())
+        del record["seconds"], record["model"]
+        for epoch in record["epochs"]:
+            del epoch["seconds"]
+        return (self.folder / "model.safetensors").read_bytes(), record
+
+
+def diverge(monkeypatch: pytest.MonkeyPatch, *seeds: int) -> None:
+    """Let runs of some seeds end in losses that are no number."""
+    from tasks import members
+
+    real = members.train_epochs
+
+    def train_epochs(model: Any, train: Any, validation: Any, chosen: Any, **others: Any) -> Any:
+        rate = DIVERGING if others["seed"] in seeds else chosen.learning_rate
+        return real(model, train, validation, chosen._replace(learning_rate=rate), **others)
+
+    monkeypatch.setattr(members, "train_epochs", train_epochs)
 
 
 @pytest.fixture
@@ -130,6 +197,18 @@ def toy_split(toy_data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple
     data = take_snapshots(sources, str(folder), Form(), 0.2)
     paths = split_snapshot(data["train"]["path"], [data["holdout"]["path"]], str(folder), 0.2, 0)
     return paths[0], paths[1], data["holdout"]["path"]
+
+
+@pytest.fixture
+def make_trainer(
+    toy_split: tuple[str, str, str], tiny_encoder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[], Trainer]:
+    return lambda: Trainer(toy_split, tiny_encoder, tmp_path_factory.mktemp("trainer"))
+
+
+@pytest.fixture
+def trainer(make_trainer: Callable[[], Trainer]) -> Trainer:
+    return make_trainer()
 
 
 @pytest.fixture(scope="session")

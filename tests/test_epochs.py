@@ -357,3 +357,95 @@ def test_validation_draws_no_random_number_and_changes_no_weight() -> None:
     validate(model, VALIDATION)
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+# Patience
+
+
+def wait(
+    patience: int,
+    held: Places | None = None,
+    on_epoch: Callable[[Epoch], None] | None = None,
+    model: BertForSequenceClassification | None = None,
+) -> Course:
+    """Train as `train` does, as long as patience lasts."""
+    model = model or tiny_bert(dropout=0.2)
+    torch.manual_seed(SEED)
+    return train_epochs(
+        model, TRAIN, VALIDATION, RECIPE, epochs=EPOCHS, seed=SEED, patience=patience,
+        places=held, on_epoch=on_epoch,
+    )  # fmt: skip
+
+
+def endings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [line for line in caplog.messages if "training ends" in line]
+
+
+@pytest.mark.parametrize(
+    ("patience", "values", "epochs_trained", "best"),
+    [
+        (1, [0.5, 0.4], 2, 1),
+        (2, [0.5, 0.4, 0.3], 3, 1),
+        (1, [0.3, 0.5, 0.4], 3, 2),
+        (2, [0.5, 0.4, 0.6, 0.3], 4, 3),
+        (2, [-0.5, -0.6, -0.7], 3, 1),
+        (3, [0.5, 0.4, 0.3, 0.2], 4, 1),
+        (3, [0.5, 0.4, 0.3, 0.9], 4, 4),
+        (1000, [0.5, 0.4, 0.3, 0.2], 4, 1),
+        (0, [0.5, 0.4, 0.3, 0.2], 4, 1),
+    ],
+)
+def test_training_ends_after_so_many_epochs_without_a_better_one_and_keeps_the_best(
+    patience: int,
+    values: list[float],
+    epochs_trained: int,
+    best: int,
+    scores: Callable[..., None],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    scores(*((value, 0.7) for value in values))
+    model = tiny_bert(dropout=0.2)
+    weights: list[dict[str, torch.Tensor]] = []
+    with caplog.at_level("INFO", "tasks"):
+        course = wait(patience, on_epoch=lambda _: weights.append(copy.deepcopy(model.state_dict())), model=model)
+    assert [record["epoch"] for record in course.epochs] == list(range(1, epochs_trained + 1))
+    assert len(course.step_losses) == 8 * epochs_trained
+    assert course.best_epoch == best
+    assert all(torch.equal(tensor, weights[best - 1][name]) for name, tensor in model.state_dict().items())
+    line = f"no better epoch in {patience}; training ends after {epochs_trained} of {EPOCHS}"
+    assert endings(caplog) == ([line] if epochs_trained < EPOCHS else [])
+
+
+def test_a_run_that_patience_ended_is_the_beginning_of_one_that_it_did_not(scores: Callable[..., None]) -> None:
+    given = [(0.5, 0.7), (0.4, 0.7), (0.3, 0.7), (0.2, 0.7)]
+    scores(*given)
+    short = wait(2)
+    scores(*given)
+    assert timeless(train()[0]).epochs[:3] == timeless(short).epochs
+
+
+def test_a_run_that_patience_ended_stays_ended_when_it_is_run_again(
+    tmp_path: Path, scores: Callable[..., None], caplog: pytest.LogCaptureFixture
+) -> None:
+    scores((0.5, 0.7), (0.4, 0.7), (0.3, 0.7))
+    one, again = tiny_bert(dropout=0.2), tiny_bert(dropout=0.2)
+    expected = wait(2, places(tmp_path), model=one)
+    told: list[Epoch] = []
+    scores()
+    with caplog.at_level("INFO", "tasks"):
+        course = wait(2, places(tmp_path), told.append, again)
+    assert told == []
+    assert len(endings(caplog)) == 1
+    assert_same((course, again), (expected, one))
+
+
+@pytest.mark.parametrize("killed", [1, 2, 3])
+def test_patience_counts_on_after_a_kill(killed: int, tmp_path: Path, scores: Callable[..., None]) -> None:
+    given = [(0.5, 0.7), (0.4, 0.7), (0.3, 0.7)]
+    scores(*given)
+    expected = wait(2)
+    scores(*given[:killed])
+    with pytest.raises(Killed):
+        wait(2, places(tmp_path), after(killed))
+    scores(*given[killed - 1 :])
+    assert timeless(wait(2, places(tmp_path))) == timeless(expected)

@@ -1,6 +1,8 @@
 """The training run on a tiny model."""
 
 import json
+import math
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import origin, recipe, write_tokenizer
+from conftest import DIVERGING, EPOCHS, Trainer, diverge, origin, recipe, write_tokenizer
 from safetensors.torch import load_file
 from transformers import (
     AutoModel,
@@ -25,13 +27,13 @@ from transformers import (
     RobertaConfig,
 )
 
-from tasks import members
+from tasks import epochs
 from tasks.batching import encode, load_tokenizer, pad
 from tasks.classifier import load_classifier
 from tasks.epochs import Epoch
 from tasks.errors import VerdictError, WrongUsage
 from tasks.export import export_bundle
-from tasks.finetune import Training, fine_tune, load_training
+from tasks.finetune import fine_tune, load_training
 from tasks.members import SEED_STRIDE
 from tasks.metrics import mcc
 from tasks.reading import load_rows
@@ -71,68 +73,6 @@ ARCHITECTURES = {
     ),
 }
 ROOT = Path(__file__).parents[1]
-EPOCHS = 4
-DIVERGING = 1e30  # learning rate
-
-
-class Killed(Exception):
-    """Stands for what ends a process."""
-
-
-class Trainer:
-    """Trains the tiny encoder on the toy corpus with a checkpoint after each epoch."""
-
-    def __init__(self, split: tuple[str, str, str], encoder: Path, folder: Path) -> None:
-        self.paths = [*split[:2], str(encoder)]
-        self.folder, self.checkpoints = folder / "model", folder / "model-checkpoints"
-
-    def settings(self, **changes: Any) -> dict[str, Any]:
-        return recipe(**{"epochs": EPOCHS, "checkpoint_seconds": 0, **changes})
-
-    def train(self, **changes: Any) -> tuple[Training, list[int]]:
-        """Return the training and the epochs that it told of."""
-        told: list[int] = []
-        tell = changes.pop("on_epoch", lambda record: None)
-
-        def hear(record: Epoch) -> None:
-            told.append(record["epoch"])
-            tell(record)
-
-        training = fine_tune(*self.paths, str(self.folder), **self.settings(**changes), on_epoch=hear)
-        assert not self.checkpoints.exists()
-        return training, told
-
-    def interrupt(self, number: int, attempt: int = 0, **changes: Any) -> None:
-        """Kill a run when it tells of an epoch; `attempt` counts how often it told of that before."""
-        left = [*[False] * attempt, True]
-
-        def kill(record: Epoch) -> None:
-            if record["epoch"] == number and left.pop(0):
-                raise Killed
-
-        with pytest.raises(Killed):
-            self.train(**changes, on_epoch=kill)
-        assert not self.folder.exists()
-
-    def result(self) -> tuple[bytes, dict[str, Any]]:
-        """Return the weights' file and the record, without what two runs cannot share."""
-        record: dict[str, Any] = json.loads((self.folder / "training.json").read_text())
-        del record["seconds"], record["model"]
-        for epoch in record["epochs"]:
-            del epoch["seconds"]
-        return (self.folder / "model.safetensors").read_bytes(), record
-
-
-@pytest.fixture
-def make_trainer(
-    toy_split: tuple[str, str, str], tiny_encoder: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[], Trainer]:
-    return lambda: Trainer(toy_split, tiny_encoder, tmp_path_factory.mktemp("trainer"))
-
-
-@pytest.fixture
-def trainer(make_trainer: Callable[[], Trainer]) -> Trainer:
-    return make_trainer()
 
 
 @pytest.fixture(scope="module")
@@ -141,17 +81,6 @@ def whole(toy_split: tuple[str, str, str], tiny_encoder: Path, tmp_path_factory:
     trainer = Trainer(toy_split, tiny_encoder, tmp_path_factory.mktemp("whole"))
     trainer.train(checkpoint_seconds=3600)
     return trainer.result()
-
-
-def diverge(monkeypatch: pytest.MonkeyPatch, *seeds: int) -> None:
-    """Let runs of some seeds end in losses that are no number."""
-    real = members.train_epochs
-
-    def train_epochs(model: Any, train: Any, validation: Any, chosen: Any, **others: Any) -> Any:
-        rate = DIVERGING if others["seed"] in seeds else chosen.learning_rate
-        return real(model, train, validation, chosen._replace(learning_rate=rate), **others)
-
-    monkeypatch.setattr(members, "train_epochs", train_epochs)
 
 
 def test_a_tiny_model_learns_the_toy_corpus(trained: Any) -> None:
@@ -223,6 +152,37 @@ def test_a_folder_that_is_no_model_is_refused_in_one_line(toy_split: tuple[str, 
     assert "\n" not in str(caught.value)
 
 
+def cut_weights(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:1000])
+
+
+def empty_weights(folder: Path) -> None:
+    (folder / "model.safetensors").write_bytes(b"")
+
+
+def lose_weights(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+
+
+def misspell_config(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"hidden_size": "wide"}))
+
+
+@pytest.mark.parametrize(
+    "damage", [cut_weights, empty_weights, lose_weights, misspell_config], ids=lambda d: d.__name__
+)
+def test_a_damaged_encoder_is_refused_in_one_line(
+    damage: Callable[[Path], None], tiny_encoder: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(tiny_encoder, tmp_path / "encoder")
+    damage(tmp_path / "encoder")
+    with pytest.raises(WrongUsage, match="cannot be fine-tuned") as caught:
+        load_classifier(str(tmp_path / "encoder"))
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_every_kind_of_encoder_trains_and_exports(name: str, toy_split: tuple[str, str, str], tmp_path: Path) -> None:
     config: PreTrainedConfig = ARCHITECTURES[name]
@@ -288,6 +248,10 @@ def test_how_often_checkpoints_are_written_does_not_part_a_run_from_its_own(trai
         {"layer_decay": 0.9},
         {"max_length": 8},
         {"max_grad_norm": 0.5},
+        {"label_smoothing": 0.1},
+        {"r_drop": 1.0},
+        {"spoiled": 1},
+        {"patience": 3},
         {"seed": 8},
     ],
     ids=lambda change: next(iter(change)),
@@ -413,3 +377,67 @@ def test_what_is_saved_is_every_weight_in_fp32_and_nothing_twice(trainer: Traine
     assert {tensor.dtype for tensor in saved.values()} == {torch.float32}
     size = (trainer.folder / "model.safetensors").stat().st_size
     assert size < 4 * sum(parameter.numel() for parameter in model.parameters()) + 10_000
+
+
+# What makes a run learn more carefully
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5])
+def test_no_loss_of_smoothed_labels_is_below_their_entropy(share: float, make_trainer: Callable[[], Trainer]) -> None:
+    wrong = share / 2
+    entropy = -wrong * math.log(wrong) - (1 - wrong) * math.log(1 - wrong)
+    plain, _ = make_trainer().train()
+    smoothed, _ = make_trainer().train(label_smoothing=share)
+    losses = [loss for loss in smoothed["step_losses"] if loss is not None]
+    assert len(losses) == len(plain["step_losses"])
+    assert min(losses) > entropy - 1e-6
+    assert smoothed["epochs"][-1]["train_loss"] == pytest.approx(entropy, abs=0.05)
+    assert plain["epochs"][-1]["train_loss"] < 0.05  # or there would be nothing to see
+    assert smoothed["epochs"][-1]["validation_loss"] < entropy  # validation measures the labels as they are
+    assert smoothed["epochs"][-1]["validation_mcc"] > 0.9
+
+
+@pytest.fixture
+def certain(tiny_encoder: Path, tmp_path: Path) -> Path:
+    """An encoder that drops nothing out."""
+    shutil.copytree(tiny_encoder, tmp_path / "certain")
+    path = tmp_path / "certain" / "config.json"
+    nothing = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    path.write_text(json.dumps(json.loads(path.read_text()) | nothing))
+    return tmp_path / "certain"
+
+
+def one_epoch(trainer: Trainer, **changes: Any) -> tuple[list[float], dict[str, torch.Tensor]]:
+    """Return each step's loss and the weights."""
+    training, _ = trainer.train(epochs=1, **changes)
+    return training["step_losses"], load_file(trainer.folder / "model.safetensors")
+
+
+def test_two_passes_that_drop_nothing_train_as_one(trainer: Trainer, certain: Path) -> None:
+    trainer.paths[2] = str(certain)
+    losses, _ = one_epoch(trainer)
+    of_two, _ = one_epoch(trainer, r_drop=5.0)
+    assert of_two == pytest.approx(losses, abs=1e-4)
+
+
+def test_the_difference_of_two_passes_weighs_as_much_as_it_is_told_to(trainer: Trainer) -> None:
+    """The first step has the same weights and drops the same places, whatever the difference weighs."""
+    one, two, three = (one_epoch(trainer, r_drop=weight) for weight in (1.0, 2.0, 3.0))
+    first, second, third = (losses[0] for losses, _ in (one, two, three))
+    assert second - first == pytest.approx(third - second, rel=1e-3)
+    assert second - first > 1e-4
+    assert not torch.equal(one[1]["classifier.weight"], two[1]["classifier.weight"])
+
+
+def test_patience_ends_a_run(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = iter([0.5, 0.6, 0.5, 0.4, 0.9])
+    monkeypatch.setattr(
+        epochs,
+        "validate",
+        lambda *_: {"validation_mcc": next(values), "validation_loss": 0.5, "validation_accuracy": 0.5},
+    )
+    training, told = trainer.train(epochs=5, patience=2)
+    assert told == [1, 2, 3, 4]
+    assert training["best_epoch"] == 2
+    assert training["seeds"][0]["curve"] == [0.5, 0.6, 0.5, 0.4]
+    assert len(training["step_losses"]) == 4 * math.ceil(len(load_rows(trainer.paths[0])) / 16)

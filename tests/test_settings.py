@@ -221,18 +221,25 @@ def test_bundled_profile_loads_and_sets_what_its_file_says(name: str) -> None:
 BUNDLED = {
     "cola": {
         "finetune.encoder": "bert-base-uncased",
-        "finetune.epochs": 4,
+        "finetune.spoiled": 2,
+        "finetune.epochs": 8,
         "finetune.batch_size": 32,
-        "finetune.learning_rate": 2e-5,
+        "finetune.learning_rate": 5e-5,
+        "finetune.layer_decay": 0.9,
+        "finetune.label_smoothing": 0.1,
+        "finetune.r_drop": 1.0,
+        "finetune.seeds": 3,
         "finetune.warmup_ratio": 0.1,
         "finetune.max_length": 128,
         "judge.threshold": 0.454,
     },
     "cola-small": {
         "finetune.encoder": "packaged",
-        "finetune.epochs": 8,
+        "finetune.spoiled": 4,
+        "finetune.epochs": 5,
         "finetune.batch_size": 32,
-        "finetune.learning_rate": 5e-5,
+        "finetune.learning_rate": 1e-4,
+        "finetune.label_smoothing": 0.1,
         "finetune.warmup_ratio": 0.1,
         "finetune.max_length": 128,
         "judge.threshold": 0.20,
@@ -323,6 +330,16 @@ def test_limits_may_lie_close_together() -> None:
         ("finetune.max_length", 3, "input should be greater than or equal to 4"),
         ("finetune.seed", 2**32, "input should be less than 4294967296"),
         ("finetune.max_grad_norm", float("inf"), "input should be a finite number"),
+        ("finetune.label_smoothing", -0.1, "input should be greater than or equal to 0"),
+        ("finetune.label_smoothing", 1, "input should be less than 1"),
+        ("finetune.r_drop", -1, "input should be greater than or equal to 0"),
+        ("finetune.r_drop", 100.5, "input should be less than or equal to 100"),
+        ("finetune.r_drop", float("nan"), "input should be a finite number"),
+        ("finetune.spoiled", -1, "input should be greater than or equal to 0"),
+        ("finetune.spoiled", 101, "input should be less than or equal to 100"),
+        ("finetune.patience", -1, "input should be greater than or equal to 0"),
+        ("finetune.seeds", 0, "input should be greater than or equal to 1"),
+        ("finetune.seeds", 101, "input should be less than or equal to 100"),
         ("data.validation_share", 0.5, "input should be less than 0.5"),
         ("data.holdout_share", 0, "input should be greater than 0"),
         ("data.holdout_share", 1, "input should be less than 1"),
@@ -360,7 +377,11 @@ def test_value_out_of_bounds_is_named_with_its_origin_and_the_bound(key: str, va
         ("finetune.epochs", "many", "input should be a valid integer, unable to parse string as an integer"),
         ("finetune.epochs", "3.5", "input should be a valid integer, unable to parse string as an integer"),
         ("finetune.learning_rate", "fast", "input should be a valid number, unable to parse string as a number"),
+        ("finetune.label_smoothing", "some", "input should be a valid number, unable to parse string as a number"),
+        ("finetune.patience", "2.5", "input should be a valid integer, unable to parse string as an integer"),
+        ("finetune.seeds", "7,8", "input should be a valid integer, unable to parse string as an integer"),
         ("finetune.device", "tpu", "input should be 'auto', 'cuda' or 'cpu'"),
+        ("finetune.precision", "fp16", "input should be 'auto', 'fp32' or 'bf16'"),
         ("gate.drift", "stop", "input should be 'warn' or 'refuse'"),
         ("gate.max_words", "2.5", "input should be a valid integer, unable to parse string as an integer"),
         ("watch.retrain", "always", "input should be 'never', 'on_change' or 'on_drift'"),
@@ -370,6 +391,28 @@ def test_value_out_of_bounds_is_named_with_its_origin_and_the_bound(key: str, va
 def test_value_of_the_wrong_type_is_named_with_its_origin(key: str, value: str, reason: str) -> None:
     variable = f"VERDICT_{key.replace('.', '__').upper()}"
     assert refusal(environ={variable: value}) == f"setting {key} = {value!r} (environment) is refused: {reason}"
+
+
+@pytest.mark.parametrize(
+    ("key", "default", "lowest", "highest"),
+    [
+        ("label_smoothing", 0.0, 0.0, 0.999),
+        ("r_drop", 0.0, 0.0, 100.0),
+        ("spoiled", 0, 0, 100),
+        ("patience", 0, 0, 10**9),
+        ("seeds", 1, 1, 100),
+        ("processes", 1, 1, 64),
+    ],
+)
+def test_what_a_training_does_beyond_the_usual_is_asked_for(
+    key: str, default: float, lowest: float, highest: float
+) -> None:
+    name = f"finetune.{key}"
+    assert (name, default, "default") in load().rows()
+    for value in (lowest, highest):
+        assert (name, value, "flag") in load(flags={name: value}).rows()
+        assert (name, value, "flag") in load(flags={name: str(value)}).rows()
+        assert (name, value, "environment") in load(environ={f"VERDICT_FINETUNE__{key.upper()}": str(value)}).rows()
 
 
 def test_wrong_value_in_a_profile_file_is_named_with_the_file(tmp_path: Path) -> None:

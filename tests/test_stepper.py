@@ -13,7 +13,16 @@ from torch import nn
 from tasks.batching import shuffled_batches
 from tasks.encoded import Encoded
 from tasks.losses import smoothed
-from tasks.stepper import EagerStepper, Passed, Recipe, Rows, learning_rate_factor, learning_rates, make_stepper
+from tasks.stepper import (
+    EagerStepper,
+    Passed,
+    Recipe,
+    Rows,
+    in_bf16,
+    learning_rate_factor,
+    learning_rates,
+    make_stepper,
+)
 
 TOLD = re.compile(r"out of memory: batches of (\d+) are taken in (\d+) parts, whose gradients are added")
 
@@ -350,3 +359,25 @@ def test_a_model_that_trains_on_smoothed_labels_stays_less_certain() -> None:
     assert float(losses[0].losses[-1]) < 0.05
     assert entropy - 1e-6 <= float(losses[1].losses[-1]) < entropy + 0.05
     assert [int(passed.correct[-1]) for passed in losses] == [16, 16]
+
+
+def test_bf16_on_a_cpu_learns_what_fp32_learns() -> None:
+    def run(precision: str) -> tuple[list[float], torch.dtype]:
+        recipe = toy_recipe(steps=30, learning_rate=1e-2, warmup_ratio=0.0, precision=precision)
+        stepper = EagerStepper(tiny_bert(), toy_encoded(16), recipe)
+        return stepper.run([np.arange(16)] * 30, 0, nothing).losses.tolist(), stepper.flat.master.dtype
+
+    (exact, _), (rounded, dtype) = run("fp32"), run("bf16")
+    assert dtype == torch.float32
+    assert rounded != exact
+    assert rounded[:5] == pytest.approx(exact[:5], rel=0.05)
+    assert rounded[-1] < rounded[0] / 2
+    assert run("auto")[0] == exact
+
+
+@pytest.mark.parametrize(
+    ("precision", "device", "expected"),
+    [("auto", "cuda", True), ("auto", "cpu", False), ("bf16", "cpu", True), ("fp32", "cuda", False)],
+)
+def test_precision_follows_the_device_unless_it_is_asked_for(precision: str, device: str, expected: bool) -> None:
+    assert in_bf16(precision, device) is expected

@@ -37,6 +37,21 @@ COMMON: dict[str, Any] = {
 ALL = {"label_smoothing": 0.1, "r_drop": 1.0}
 # Family of encoders -> recipe -> settings; each recipe changes the first one's.
 RECIPES: dict[str, dict[str, dict[str, Any]]] = {
+    "rates": {
+        "book: 2e-5, 4 epochs": {"learning_rate": 2e-5, "layer_decay": 1.0, "epochs": 4},
+        "3e-5, 4 epochs": {"learning_rate": 3e-5},
+        "5e-5, 4 epochs": {"learning_rate": 5e-5},
+        "5e-5, layer decay 0.9, 4 epochs": {"learning_rate": 5e-5, "layer_decay": 0.9},
+        "5e-5, layer decay 0.9, 8 epochs": {"learning_rate": 5e-5, "layer_decay": 0.9, "epochs": 8},
+        "1e-4, layer decay 0.8, 8 epochs": {"learning_rate": 1e-4, "layer_decay": 0.8, "epochs": 8},
+        "3e-5, layer decay 0.95, 8 epochs": {"learning_rate": 3e-5, "layer_decay": 0.95, "epochs": 8},
+        "3e-5, layer decay 0.9, batch 16, 6 epochs": {
+            "learning_rate": 3e-5,
+            "layer_decay": 0.9,
+            "epochs": 6,
+            "batch_size": 16,
+        },
+    },
     "base": {
         "5e-5, layer decay 0.9, 8 epochs": {"learning_rate": 5e-5, "layer_decay": 0.9, "epochs": 8},
         "+ label smoothing 0.1": {"label_smoothing": 0.1},
@@ -44,6 +59,10 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
         "+ spoiled 2": {"spoiled": 2},
         "+ all three": ALL | {"spoiled": 2},
         "+ all three, mean of 3 seeds": ALL | {"spoiled": 2, "seeds": 3},
+    },
+    "cpu": {
+        "5e-5, 4 epochs, fp32": {"learning_rate": 5e-5, "layer_decay": 1.0, "epochs": 4, "precision": "fp32"},
+        "the same in bf16": {"precision": "bf16"},
     },
     "small": {
         "1e-4, 8 epochs": {"learning_rate": 1e-4, "layer_decay": 1.0, "epochs": 8},
