@@ -27,6 +27,7 @@ from tasks.losses import loss_of
 from tasks.parallel import Team
 
 WARMUPS = 2  # passes before a capture, in which libraries make their plans
+OUT_OF_MEMORY_WORDS = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED")  # of libraries, in errors of other kinds
 CAPTURED, OUT_OF_MEMORY, FAILED = range(3)  # how an attempt to capture ends; the worst of a team's counts for all
 PAUSE = 64  # steps between two waits for the device, so that the progress bar is not ahead of it
 
@@ -319,8 +320,8 @@ def make_stepper(
             outcome = CAPTURED
         except Exception as error:  # whatever a model, a driver or a compiler says: training has another way
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            out_of_memory = isinstance(error, torch.OutOfMemoryError) and parts < rows_of_each(recipe.batch_size, team)
-            outcome = OUT_OF_MEMORY if out_of_memory else FAILED
+            smaller = parts < rows_of_each(recipe.batch_size, team)
+            outcome = OUT_OF_MEMORY if smaller and ran_out_of_memory(error) else FAILED
         if team:
             outcome = team.most(outcome)  # nobody captures where one of them cannot
         if captured and outcome == CAPTURED:
@@ -333,6 +334,15 @@ def make_stepper(
             del ways[0]
     log.warning("the training step cannot be captured (%s); it runs call by call, several times as slow", reason)
     return EagerStepper(model, data, recipe, team)
+
+
+def ran_out_of_memory(error: BaseException | None) -> bool:
+    """Tell whether an error is for want of memory, or came while one was handled: a broken capture raises on top."""
+    while error is not None:
+        if isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in OUT_OF_MEMORY_WORDS):
+            return True
+        error = error.__context__
+    return False
 
 
 def _connect(model: nn.Module, team: Team) -> None:

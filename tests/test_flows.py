@@ -112,6 +112,15 @@ def test_the_first_fit_candidate_becomes_champion_and_everything_is_recorded(ret
     }
 
 
+def test_several_seeds_follow_one_another_in_the_record(retrain: Retrain, home: Path) -> None:
+    outcome = retrain(finetune__seeds=2, finetune__epochs=3, finetune__spoiled=1, finetune__restarts=0)
+    assert outcome["decision"] == "PROMOTE"
+    (run,) = runs(home)
+    epochs = client(home).get_metric_history(run.info.run_id, "validation_mcc")
+    assert [entry.step for entry in epochs] == [1, 2, 3, 4, 5, 6]
+    assert "2 seeds were trained from one start" in Path(outcome["report"]).read_text()
+
+
 def test_the_evidence_counts_the_rows_that_left_and_why(retrain: Retrain, home: Path, toy_data: Path) -> None:
     folder = Path(shutil.copytree(toy_data, home / "blemished"))
     train, holdout = folder / "in_domain_train.tsv", folder / "out_of_domain_dev.tsv"

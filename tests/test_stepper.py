@@ -22,6 +22,7 @@ from tasks.stepper import (
     learning_rate_factor,
     learning_rates,
     make_stepper,
+    ran_out_of_memory,
 )
 
 TOLD = re.compile(r"out of memory: batches of (\d+) are taken in (\d+) parts, whose gradients are added")
@@ -381,3 +382,22 @@ def test_bf16_on_a_cpu_learns_what_fp32_learns() -> None:
 )
 def test_precision_follows_the_device_unless_it_is_asked_for(precision: str, device: str, expected: bool) -> None:
     assert in_bf16(precision, device) is expected
+
+
+def test_want_of_memory_is_seen_under_what_it_led_to() -> None:
+    error = RuntimeError("capture was invalidated")
+    error.__context__ = torch.OutOfMemoryError()
+    assert ran_out_of_memory(error)
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (RuntimeError("CUDA error: out of memory"), True),
+        (RuntimeError("CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate(handle)"), True),
+        (RuntimeError("Cannot copy between CPU and CUDA tensors during CUDA graph capture"), False),
+        (None, False),
+    ],
+)
+def test_want_of_memory_is_told_from_other_failures(error: BaseException | None, expected: bool) -> None:
+    assert ran_out_of_memory(error) is expected
