@@ -17,12 +17,13 @@ if TYPE_CHECKING:
     from tasks.settings import Resolved
 
 Device = Literal["auto", "cuda", "cpu"]
+Format = Literal["txt", "tsv", "csv", "jsonl", "parquet"]
 CHAMPION_URI = "models:/acceptability@champion"
 EXAMPLES = ("The child has eaten the apple.", "The child have eat the apple.")
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else on standard output.")]
 OnDevice = Annotated[Device, typer.Option(help="Where to compute; auto takes a GPU that works.")]
-Model = Annotated[str, typer.Option(help="Registry address of the model.")]
+Model = Annotated[str, typer.Option(help="Registry address, version number, or a bundle's folder.")]
 
 Profile = Annotated[str, typer.Option(help="sample, cola, cola-small, or a TOML file.")]
 DataAddresses = Annotated[
@@ -80,7 +81,8 @@ def retrain(
         rows = resolved.rows()
         _print(rows, as_json, console.show_settings, as_document={key: [value, origin] for key, value, origin in rows})
         return
-    outcome = _run_flow("retrain", resolved, force)
+    home = environment.usable_home()
+    outcome = _run_flow("retrain", home, resolved.settings.model_dump(), resolved.origins, home, force)
     _print(outcome, as_json, console.show_outcome)
     if not as_json:
         _ask_champion()
@@ -128,7 +130,8 @@ def watch(
     from flows import console
 
     resolved = _resolve(profile, settings, _named(data, train, holdout, columns, labels, encoder), device=device)
-    outcome = _run_flow("watch", resolved)
+    home = environment.usable_home()
+    outcome = _run_flow("watch", home, resolved.settings.model_dump(), resolved.origins, home)
     _print(outcome, as_json, console.show_watch)
 
 
@@ -153,6 +156,55 @@ def predict(
     from flows import console, review
 
     _print(review.predict(sentences, model, device, environment.home()), as_json, console.show_predictions)
+
+
+@app.command()
+def score(
+    path: Annotated[
+        str,
+        typer.Argument(metavar="IN", help="Sentences: .tsv, .csv, .jsonl, .parquet, .txt, or - for standard input."),
+    ],
+    out: Annotated[str, typer.Argument(metavar="OUT", help="Parquet file, or - for JSON lines on standard output.")],
+    model: Model = CHAMPION_URI,
+    device: OnDevice = "auto",
+    columns: Annotated[str, typer.Option(help="Column of the sentences: text=NAME [sentence or text].")] = "",
+    form: Annotated[
+        Format | None, typer.Option("--format", help="How IN is written [what its ending says; - is txt].")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Score a file of sentences; a run that was stopped goes on where it stopped."""
+    if as_json and out == "-":
+        raise WrongUsage("--json and output '-' both want standard output; name a Parquet file")
+    from flows import console
+    from tasks.scoring import check_paths
+
+    check_paths(path, out, columns, form or "")  # wrong usage is told before a server starts
+    home = environment.usable_home()
+    outcome = _run_flow("score", home, path, out, model, device, columns, form or "", home)
+    _print(outcome, as_json, console.show_scores)
+
+
+@app.command()
+def serve(
+    model: Model = CHAMPION_URI,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; others than loopback let anybody ask.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65_535, help="Port to listen on; 0 takes a free one.")] = 8080,
+    device: OnDevice = "auto",
+    refresh_seconds: Annotated[float, typer.Option(min=0.1, help="Between two looks for another champion.")] = 30.0,
+    max_batch: Annotated[int, typer.Option(min=1, max=4_096, help="Sentences computed together.")] = 64,
+    max_wait_ms: Annotated[float, typer.Option(min=0, max=1_000, help="That a request waits for company.")] = 2.0,
+    queue: Annotated[int, typer.Option(min=1, help="Sentences that may wait; more are refused with 429.")] = 4_096,
+) -> None:
+    """Answer over HTTP (JSON, Open Inference Protocol V2), following the champion."""
+    environment.prepare()
+    from tasks.serve import Serving
+    from tasks.serve import serve as run
+
+    environment.show_log(quiet_prefect=False)
+    run(Serving(model, host, port, device, refresh_seconds, max_batch, max_wait_ms, queue), environment.home())
 
 
 @app.command()
@@ -231,10 +283,9 @@ def _resolve(
     return load_settings(profile, flags | {key: value for key, value in named.items() if value is not None})
 
 
-def _run_flow(name: str, resolved: "Resolved", *arguments: Any) -> dict[str, Any]:
+def _run_flow(name: str, home: str, *arguments: Any) -> dict[str, Any]:
     """Start a flow against the configured Prefect server, or an embedded one that starts during the imports."""
     started = time.perf_counter()
-    home = environment.usable_home()
     environment.prepare()
     from flows.local_server import connected, prefect_api
 
@@ -243,7 +294,7 @@ def _run_flow(name: str, resolved: "Resolved", *arguments: Any) -> dict[str, Any
         environment.show_log(quiet_prefect=os.environ.get("VERDICT_DEBUG") != "1")
         with connected(server):
             ready = time.perf_counter()
-            outcome = flow(resolved.settings.model_dump(), resolved.origins, home, *arguments)
+            outcome = flow(*arguments)
     total = {"start": ready - started, **outcome["seconds"], "total": time.perf_counter() - started}
     return {**outcome, "seconds": {step: round(seconds, 2) for step, seconds in total.items()}}
 

@@ -26,7 +26,8 @@ def show_outcome(outcome: dict[str, Any]) -> None:
     console.print(f"[{COLOURS[decision]}]{decision}[/]: {reasons}")
     console.print(
         f"MCC      {outcome['mcc']:.3f} (95% {outcome['mcc_low']:.3f} to {outcome['mcc_high']:.3f}) "
-        f"on {outcome['holdout_rows']} holdout sentences, {outcome['provider']}"
+        f"on {outcome['holdout_rows']} holdout sentences, "
+        f"{outcome.get('variant', 'fp32')} on {outcome['provider']}"
     )
     console.print(f"version  acceptability {outcome['version']}")
     console.print(f"report   {escape(outcome['report'])}")
@@ -76,6 +77,27 @@ def show_predictions(predictions: list[dict[str, Any]]) -> None:
     for answer in predictions:
         table.add_row(answer["label"], f"{answer['probability']:.3f}", answer["version"], escape(answer["sentence"]))
     _console().print(table)
+
+
+def show_scores(outcome: dict[str, Any]) -> None:
+    """Print how many rows were scored, what was quarantined, and where both lie.
+
+    Where the answers themselves went to standard output, this goes to standard error.
+    """
+    streamed = outcome["out"] == "-"
+    console = Console(highlight=False, soft_wrap=True, stderr=streamed)
+    rate = outcome["sentences_per_second"]
+    notes = [f"{outcome['reused']} rows by an earlier run"] if outcome["reused"] else []
+    notes += [f"{rate:,.0f} sentences/s on {outcome['provider']}"] if rate else []
+    console.print(f"rows in      {outcome['rows_in']}")
+    console.print(f"scored       {outcome['scored']}" + (f" ({', '.join(notes)})" if notes else ""))
+    console.print(f"quarantined  {_count(outcome['reasons'], outcome['quarantined'])}")
+    for example in outcome["examples"]:
+        console.print(f"  {escape(example)}")
+    console.print(f"model        version {outcome['version'] or 'none'}, bundle {outcome['digest'][:12]}")
+    for title, path in (("quarantine", outcome["quarantine"]), ("scores", None if streamed else outcome["out"])):
+        if path:
+            console.print(f"{title:<12} {escape(path)}")
 
 
 def show_status(status: dict[str, Any]) -> None:

@@ -20,6 +20,7 @@ from flows import steps
 from flows.check import describe_gate, examine_data, read_data, report_gate
 from flows.steps import io_step, step
 from tasks import registry
+from tasks.apart import warm_up
 from tasks.bundle import Origin
 from tasks.charts import draw_charts
 from tasks.classifier import LABELS
@@ -95,7 +96,7 @@ def retrain(settings: dict[str, Any], origins: dict[str, str], home: str, force:
             gate = check_data(data, chosen, encoder, folder, store, run_id)
             training = train(data, encoder, chosen, device, folder, store, run_id)
             exported = load_export(str(folder)) or export(
-                training["model"], str(folder), origin_of(chosen, data, encoder)
+                training["model"], str(folder), origin_of(chosen, data, encoder), str(folder / "validation.parquet")
             )
             evidence, verdict = weigh(exported, data, chosen, device, folder, store)
             pictures = write_report(exported, training, evidence, verdict, gate, (chosen, origins), folder)
@@ -204,6 +205,7 @@ def train(
     """Split the training rows and fine-tune, unless this job's training is finished already."""
     if finished := load_training(str(folder / "model")):
         return finished
+    warm_up()  # what exports later imports its libraries while this process trains
     holdouts = [snapshot["path"] for snapshot in (data["holdout"], data["reported"]) if snapshot]
     chosen = settings.finetune
     train_rows, validation_rows, counts = split(
@@ -304,6 +306,7 @@ def write_report(
         gate=gate,
         settings=settings_rows(*settings),
         pictures=pictures,
+        export=exported,
     )
     return pictures
 
@@ -318,13 +321,14 @@ def publish(exported: Export, data: Data, evidence: Evidence, verdict: Verdict, 
         "mcc_low": f"{interval['low']:.6f}",
         "mcc_high": f"{interval['high']:.6f}",
         "provider": evidence["candidate"]["provider"],
+        "variant": evidence["candidate"]["variant"],
         "dataset": data["digest"],
         "holdout": evidence["holdout"],
     }
     description = (
         f"**{verdict['decision']}**: {tags['reasons']}\n\n"
         f"Holdout MCC {interval['mcc']:.3f} ({interval['low']:.3f} to {interval['high']:.3f}, 95%) "
-        f"on {evidence['candidate']['rows']} sentences, {tags['provider']}."
+        f"on {evidence['candidate']['rows']} sentences, {tags['variant']} on {tags['provider']}."
     )
     return register(store, run_id, exported["bundle"], exported["digest"], tags, description)
 
@@ -337,6 +341,7 @@ def record_figures(
     interval = measured["interval"]
     single = {"mcc": interval["mcc"], "mcc_low": interval["low"], "mcc_high": interval["high"]}
     series: dict[str, dict[int, float | None]] = {name: {0: value} for name, value in single.items()}
+    series |= {f"mcc_{name}": {0: other["interval"]["mcc"]} for name, other in evidence["variants"].items()}
     series["accuracy"] = {0: measured["accuracy"]}
     series["step_loss"] = dict(enumerate(training["step_losses"], start=1))
     series["mcc_per_batch"] = dict(enumerate(measured["mcc_per_batch"], start=1))
@@ -369,6 +374,8 @@ def summarise(
         "mcc_low": measured["interval"]["low"],
         "mcc_high": measured["interval"]["high"],
         "provider": measured["provider"],
+        "variant": measured["variant"],
+        "mcc_by_variant": {name: other["interval"]["mcc"] for name, other in evidence["variants"].items()},
         "holdout_rows": measured["rows"],
         "dataset": data["digest"],
         "digest": exported["digest"],
@@ -391,7 +398,8 @@ def describe(outcome: dict[str, Any]) -> str:
         f"# {outcome['decision']}\n\n{reasons}\n\n"
         f"Version {outcome['version']}, holdout MCC {outcome['mcc']:.3f} "
         f"({outcome['mcc_low']:.3f} to {outcome['mcc_high']:.3f}) on {outcome['holdout_rows']} sentences, "
-        f"{outcome['provider']}.\n\nReport: `{outcome['report']}`\n\n| step | seconds |\n| --- | --- |\n{rows}\n"
+        f"{outcome['variant']} on {outcome['provider']}.\n\nReport: `{outcome['report']}`\n\n"
+        f"| step | seconds |\n| --- | --- |\n{rows}\n"
     )
 
 

@@ -2,6 +2,8 @@
 
     bundle.json       what it is: schema version, labels, lengths, origin, metrics, SHA-256 of every other file
     model.onnx        fp32 graph; token ids in, logits [batch, 2] out; labels and origin in its metadata
+    model.cuda.onnx   the same fused, in fp16; absent where it did not answer like torch
+    model.cpu.onnx    the same with weights in int8; absent where it did not answer like torch
     tokenizer.json    turns sentences into token ids
     data.json         profile of the training data: labels, lengths, sources, words; what new data is compared with
     card.md           model card
@@ -22,6 +24,8 @@ MANIFEST = "bundle.json"
 MODEL = "model.onnx"
 TOKENIZER = "tokenizer.json"
 PROFILE = "data.json"
+VARIANTS = {"fp32": MODEL, "fp16": "model.cuda.onnx", "int8": "model.cpu.onnx"}
+SERVING = {"cuda": "fp16", "cpu": "int8"}  # by device; fp32 where a bundle does not hold it
 
 
 class Origin(TypedDict):
@@ -72,6 +76,17 @@ def verify(folder: Path) -> Manifest:
         return _verify(folder, manifest)
     except (AttributeError, KeyError, TypeError) as error:
         raise VerdictError(f"bundle {folder}: {MANIFEST} lacks {error}; fetch it again from the registry") from error
+
+
+def variants_of(manifest: Manifest) -> list[str]:
+    """Return the variants that a bundle holds; older bundles hold fp32 alone."""
+    return [variant for variant, name in VARIANTS.items() if name in manifest["files"]]
+
+
+def serving_variant(manifest: Manifest, device: str) -> str:
+    """Return the variant that serves on cuda or cpu: the fast one for it where the bundle holds it, else fp32."""
+    fast = SERVING[device]
+    return fast if fast in variants_of(manifest) else "fp32"
 
 
 def _verify(folder: Path, manifest: Manifest) -> Manifest:

@@ -1,12 +1,15 @@
 """Measures a bundle on a holdout through ONNX Runtime, and the champion beside it on the same rows.
 
 What is measured is what will serve: the graph, the tokeniser and the provider, not the torch model they came from.
+The verdict rests on the variant that serves on this device; the others are measured beside it. The holdout chooses no
+variant: which ones a bundle holds was decided at export, on other sentences.
 """
 
 from typing import Any, TypedDict
 
 import numpy as np
 
+from tasks.bundle import SERVING, variants_of
 from tasks.errors import VerdictError
 from tasks.metrics import Interval, accuracy, confusion, mcc_interval, mcc_per_batch, mcc_per_group
 from tasks.predict import Classifier
@@ -21,6 +24,7 @@ class Measurement(TypedDict):
 
     rows: int
     provider: str
+    variant: str
     finite: bool
     classes_predicted: int
     interval: Interval
@@ -56,12 +60,16 @@ class Reigning(TypedDict):
 
 
 class Evidence(TypedDict):
-    """Everything a verdict rests on; `split` counts the rows that trained, and those that left with their reasons."""
+    """Everything a verdict rests on; `split` counts the rows that trained, and those that left with their reasons.
+
+    `candidate` is the variant that serves on the device, `variants` is every one of the bundle, that one included.
+    """
 
     digest: str
     holdout: str
     split: Split
     candidate: Measurement
+    variants: dict[str, Measurement]
     reported: Measurement | None
     champion: Champion | None
 
@@ -88,11 +96,17 @@ def gather_evidence(
         resamples: of the bootstrap.
     """
     classifier = Classifier.from_bundle(bundle, device)
+    candidate = measure(classifier, holdout["path"], resamples)
+    variants = {candidate["variant"]: candidate}
+    for variant in variants_of(classifier.manifest):
+        if variant not in variants:
+            variants[variant] = measure(_load(bundle, device, variant), holdout["path"], resamples)
     return Evidence(
         digest=classifier.manifest["digest"],
         holdout=holdout["digest"],
         split=split,
-        candidate=measure(classifier, holdout["path"], resamples),
+        candidate=candidate,
+        variants=variants,
         reported=measure(classifier, reported["path"], resamples) if reported else None,
         champion=_measure_champion(champion, holdout["path"], device, resamples) if champion else None,
     )
@@ -109,6 +123,7 @@ def measure(classifier: Classifier, snapshot: str, resamples: int) -> Measuremen
     return Measurement(
         rows=len(rows),
         provider=classifier.provider,
+        variant=classifier.variant,
         finite=bool(np.isfinite(probabilities).all()),
         classes_predicted=len(np.unique(predictions)),
         interval=mcc_interval(labels, predictions, resamples),
@@ -127,6 +142,11 @@ def measure(classifier: Classifier, snapshot: str, resamples: int) -> Measuremen
             for row in worst
         ],
     )
+
+
+def _load(bundle: str, device: str, variant: str) -> Classifier:
+    """Load a variant where it would serve: int8 on the CPU even beside a GPU."""
+    return Classifier.from_bundle(bundle, "cpu" if variant == SERVING["cpu"] else device, variant)
 
 
 def _measure_champion(champion: Reigning, snapshot: str, device: str, resamples: int) -> Champion:

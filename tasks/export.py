@@ -1,152 +1,101 @@
-"""Turns a fine-tuned classifier into one ONNX file and proves that it computes the same.
+"""Turns a fine-tuned classifier into a bundle of ONNX graphs that are proved to compute the same.
 
-The tracing exporter with eager attention is used because ONNX Runtime's optimiser recognises its graphs whole
-(attention, embeddings, normalisation); graphs of the newer exporter it recognises in part only.
-Shape letters: B sentences, S tokens.
+The work is done in a process of its own, see `tasks.apart`: exporters and optimisers run native code on whatever graph
+they meet, and a crash or a hang of theirs must not take the training with it.
 """
 
-import json
 import logging
-import warnings
 from pathlib import Path
 from typing import TypedDict
 
-import numpy as np
-import onnx
-import onnxruntime
-import torch
-from torch import nn
-from transformers import PreTrainedModel
-
-from tasks.bundle import MODEL, TOKENIZER, Facts, Origin, seal, verify
-from tasks.classifier import load_classifier
+from tasks.apart import run_apart
+from tasks.bundle import TOKENIZER, VARIANTS, Origin, seal, verify
 from tasks.errors import VerdictError
 from tasks.files import new_folder, read_json, write_json
+from tasks.graphs import Graphs, write_graphs
+from tasks.parity import Parity
 
-OPSET = 17
-PARITY_SHAPES = ((1, 1), (1, 5), (7, 64), (32, 17))  # (B, S)
-PARITY_LIMIT = 1e-4  # largest difference of a logit
+# Seconds. A large model with both exporters tried takes some ten minutes on two busy cores; what takes longer hangs.
+LIMIT = 1_800.0
 
 log = logging.getLogger(__name__)
 
 
 class Export(TypedDict):
-    """An exported bundle without documents, and its largest logit difference from torch for each shape."""
+    """An exported bundle without documents.
+
+    `parity` is the largest difference of an fp32 logit from torch for each comparison, `variants` the comparisons of
+    every variant in the bundle, `left_out` why the others are not in it; `fused` counts operators of the fast graphs.
+    """
 
     bundle: str
     digest: str
     parity: dict[str, float]
+    variants: dict[str, Parity]
+    left_out: dict[str, str]
+    exporter: str
+    fused: dict[str, int]
 
 
-class _Logits(nn.Module):
-    """Gives the exporter positional inputs and a plain tensor as output."""
-
-    def __init__(self, model: PreTrainedModel, names: list[str]) -> None:
-        super().__init__()
-        self.model, self.names = model, names
-
-    def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
-        """Map inputs [B, S], in the order of `names`, to logits [B, 2]."""
-        return self.model(**dict(zip(self.names, inputs, strict=True))).logits
-
-
-def export_bundle(model_folder: str, folder: str, origin: Origin) -> Export:
-    """Write the bundle model.onnx, tokenizer.json and bundle.json to `folder`/bundle, whole or not at all.
+def export_bundle(model_folder: str, folder: str, origin: Origin, rows: str | None = None) -> Export:
+    """Write the graphs, tokenizer.json and bundle.json to `folder`/bundle, whole or not at all.
 
     Args:
         model_folder: what `fine_tune` wrote.
         folder: receives bundle/ and, last, export.json.
-        origin: written to bundle.json and to the graph's metadata.
+        origin: written to bundle.json and to the graphs' metadata.
+        rows: snapshot whose sentences torch and the graphs must judge alike; without it only fp32 is shipped.
 
     Raises:
-        VerdictError: if the exported graph does not compute what torch computes.
+        VerdictError: if the fp32 graph does not compute what torch computes, or the export crashes or hangs.
     """
-    model = load_classifier(model_folder, attention="eager").eval()
-    facts = Facts(**origin, pad_id=model.config.pad_token_id or 0)
     bundle = Path(folder) / "bundle"
     with new_folder(bundle) as scratch:
-        names = input_names(model)
-        logits = _Logits(model, names).eval()  # the exporter would set dropout back to this module's mode
-        _export_graph(logits, names, scratch / MODEL, facts, model.config.vocab_size)
-        parity = measure_parity(logits, names, scratch / MODEL, model.config.vocab_size)
+        graphs = run_apart("the export to ONNX", LIMIT, write_graphs, model_folder, str(scratch), origin, rows)
         (scratch / TOKENIZER).write_bytes((Path(model_folder) / TOKENIZER).read_bytes())
-        manifest = seal(scratch, facts, metrics={})
-    log.info("exported to ONNX; largest difference from torch %.1e", max(parity.values()))
-    exported = Export(bundle=str(bundle), digest=manifest["digest"], parity=parity)
+        manifest = seal(scratch, graphs["facts"], metrics={})
+    _tell(graphs)
+    exported = Export(
+        bundle=str(bundle),
+        digest=manifest["digest"],
+        parity=graphs["parity"]["fp32"]["difference"],
+        variants=graphs["parity"],
+        left_out=graphs["left_out"],
+        exporter=graphs["exporter"],
+        fused=graphs["fused"],
+    )
     write_json(Path(folder) / "export.json", exported)
     return exported
 
 
 def load_export(folder: str) -> Export | None:
-    """Return the finished export that a folder records, or None; a damaged bundle is exported anew."""
+    """Return the finished export that a folder records, or None; a damaged or older one is exported anew."""
     path = Path(folder) / "export.json"
     if not path.is_file():
         return None
     exported: Export = read_json(path)
+    if exported.keys() != Export.__annotations__.keys():
+        return None
     try:
         return exported if verify(Path(exported["bundle"]))["digest"] == exported["digest"] else None
     except VerdictError:
         return None
 
 
-def input_names(model: PreTrainedModel) -> list[str]:
-    """Return the graph's inputs: token ids, mask, and segment ids for models that know two segments."""
-    segments = getattr(model.config, "type_vocab_size", 0) > 1
-    return ["input_ids", "attention_mask"] + (["token_type_ids"] if segments else [])
-
-
-def measure_parity(logits: nn.Module, names: list[str], graph: Path, vocabulary: int) -> dict[str, float]:
-    """Compare torch and ONNX Runtime on random input of several shapes, padding included.
-
-    Raises:
-        VerdictError: if a logit differs by more than `PARITY_LIMIT`.
-    """
-    session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
-    parity = {}
-    for rows, length in PARITY_SHAPES:
-        inputs = _random_inputs(names, rows, length, vocabulary)
-        with torch.inference_mode():
-            expected = logits(*inputs.values()).numpy()
-        (found,) = session.run(None, {name: tensor.numpy() for name, tensor in inputs.items()})
-        # A NaN on one side only must fail too, so the comparison is written the way that NaN cannot pass.
-        difference = float(np.abs(found - expected).max(initial=0.0))
-        parity[f"{rows}x{length}"] = difference
-        if not difference <= PARITY_LIMIT:
-            raise VerdictError(
-                f"ONNX graph differs from torch by {difference:.2e} at {rows}x{length} tokens, "
-                f"expected at most {PARITY_LIMIT}; not shipped: {graph.name}"
-            )
-    return parity
-
-
-def _random_inputs(names: list[str], rows: int, length: int, vocabulary: int) -> dict[str, torch.Tensor]:
-    """Make token ids [B, S] whose last sentence is padded to half its length."""
-    rng = np.random.default_rng(rows * 1_000 + length)
-    ids = rng.integers(vocabulary // 2, vocabulary, (rows, length))  # low ids are special tokens
-    mask = np.ones_like(ids)
-    mask[-1, (length + 1) // 2 :] = 0
-    arrays = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
-    return {name: torch.from_numpy(arrays[name]) for name in names}
-
-
-def _export_graph(logits: nn.Module, names: list[str], path: Path, facts: Facts, vocabulary: int) -> None:
-    """Trace the model with both axes free and write the facts into the graph's metadata."""
-    axes = {name: {0: "batch", 1: "sequence"} for name in names} | {"logits": {0: "batch"}}
-    example = _random_inputs(names, 2, 8, vocabulary)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the tracer warns of every Python branch; parity is what shows a wrong one
-        torch.onnx.export(
-            logits,
-            tuple(example.values()),
-            path,
-            input_names=names,
-            output_names=["logits"],
-            dynamic_axes=axes,
-            opset_version=OPSET,
-            dynamo=False,
+def _tell(graphs: Graphs) -> None:
+    """Log the exporter that was taken, how far each variant is from torch, and what is not shipped."""
+    for remark in graphs["remarks"]:
+        log.info("%s", remark)
+    fused = ", ".join(f"{count} {name}" for name, count in graphs["fused"].items()) or "no operators"
+    log.info("exported to ONNX by the %s exporter; fused: %s", graphs["exporter"], fused)
+    for variant, parity in graphs["parity"].items():
+        log.info(
+            "%s differs from torch by %.1e at most and gives %.1f%% of %d sentences the same label (%s)",
+            variant,
+            max(parity["difference"].values()),
+            100 * parity["equal"],
+            parity["sentences"],
+            parity["provider"],
         )
-    graph = onnx.load(path)
-    onnx.helper.set_model_props(
-        graph, {key: value if isinstance(value, str) else json.dumps(value) for key, value in facts.items()}
-    )
-    onnx.save_model(graph, path, save_as_external_data=False)
+    for variant, reason in graphs["left_out"].items():
+        log.warning("%s is not shipped: it %s", VARIANTS[variant], reason)

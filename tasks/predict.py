@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from tasks.batching import encode, pad, sorted_batches
-from tasks.bundle import MODEL, TOKENIZER, Manifest, verify
+from tasks.bundle import TOKENIZER, VARIANTS, Manifest, serving_variant, variants_of, verify
 from tasks.errors import VerdictError
+from tasks.external import refuse_external_data
 
 CUDA = "CUDAExecutionProvider"
 CPU = "CPUExecutionProvider"
@@ -37,29 +38,42 @@ class Prediction(TypedDict):
 class Classifier:
     """Judges sentences with a verified bundle."""
 
-    def __init__(self, session: onnxruntime.InferenceSession, tokenizer: Tokenizer, manifest: Manifest) -> None:
-        self.manifest = manifest
+    def __init__(
+        self, session: onnxruntime.InferenceSession, tokenizer: Tokenizer, manifest: Manifest, variant: str = "fp32"
+    ) -> None:
+        self.manifest, self.variant = manifest, variant
         self.provider: str = session.get_providers()[0]
         self._session, self._tokenizer = session, tokenizer
         self._inputs = {node.name for node in session.get_inputs()}
 
     @classmethod
-    def from_bundle(cls, path: str | Path, device: str = "auto") -> Self:
-        """Verify a bundle and load it.
+    def from_bundle(cls, path: str | Path, device: str = "auto", variant: str | None = None) -> Self:
+        """Verify a bundle and load the variant that serves on the device.
 
         Args:
             path: the bundle's folder.
             device: cuda, cpu, or auto: a GPU where one works.
+            variant: fp32, fp16 or int8; None for the fast one of the device, or fp32 where the bundle lacks that.
 
         Raises:
-            VerdictError: if the bundle is damaged, or cuda is wanted and does not work.
+            VerdictError: if the bundle is damaged, keeps weights elsewhere or lacks the variant, or cuda is wanted and
+                does not work.
         """
         folder = Path(path)
         manifest = verify(folder)
+        if variant and variant not in variants_of(manifest):
+            raise VerdictError(f"bundle {folder} holds no variant {variant!r}; expected {variants_of(manifest)}")
+        for name in variants_of(manifest):
+            refuse_external_data(folder / VARIANTS[name])
         tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
         tokenizer.no_padding()
         tokenizer.enable_truncation(manifest["max_length"])
-        return cls(open_session(folder / MODEL, device), tokenizer, manifest)
+        for place in ("cuda", "cpu") if _may_use_gpu(device) else ("cpu",):
+            chosen = variant or serving_variant(manifest, place)
+            session = open_session(folder / VARIANTS[chosen], device if place == "cuda" else "cpu")
+            if place == "cpu" or session.get_providers()[0] == CUDA:
+                break  # else a GPU is there but does not work
+        return cls(session, tokenizer, manifest, chosen)
 
     def logits(self, sentences: Sequence[str]) -> NDArray[np.float32]:
         """Return logits [N, 2] in input order."""
@@ -103,7 +117,7 @@ def open_session(graph: Path, device: str) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors
     wanted = [CPU]
-    if device == "cuda" or (device == "auto" and CUDA in onnxruntime.get_available_providers() and has_gpu()):
+    if _may_use_gpu(device):
         onnxruntime.preload_dlls()  # finds the CUDA libraries that pip installed
         wanted = [CUDA, CPU]
     session = onnxruntime.InferenceSession(graph, options, providers=wanted)
@@ -112,6 +126,11 @@ def open_session(graph: Path, device: str) -> onnxruntime.InferenceSession:
     if device == "cuda" and session.get_providers()[0] != CUDA:
         raise VerdictError("device cuda was asked for, but ONNX Runtime runs on the CPU only; see: verdict doctor")
     return session
+
+
+def _may_use_gpu(device: str) -> bool:
+    """Tell whether a GPU is to be tried; whether it works only an open session knows."""
+    return device == "cuda" or (device == "auto" and CUDA in onnxruntime.get_available_providers() and has_gpu())
 
 
 def has_gpu() -> bool:

@@ -11,6 +11,7 @@ import os
 import shutil
 import sys
 import tempfile
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -41,10 +42,21 @@ CHAMPION, CHALLENGER = "champion", "challenger"
 CHAMPION_URI = f"models:/{MODEL_NAME}@{CHAMPION}"
 
 # What a downstream process needs to answer; travels inside each logged model.
-SERVING_MODULES = ("__init__", "batching", "bundle", "errors", "files", "predict")
+SERVING_MODULES = ("__init__", "batching", "bundle", "errors", "external", "files", "predict")
 SERVING_PACKAGES = ("onnxruntime-gpu", "onnxruntime", "tokenizers", "numpy", "pandas")
 BATCH_LIMIT = 1_000  # metrics in one call, MLflow's limit
 DIGEST_LENGTH = 32  # characters; MLflow allows 36
+
+# MLflow keeps its address for the whole process and in the environment, so its callers take turns.
+_turn = threading.RLock()
+
+
+class NoChampion(VerdictError):
+    """The store answers, and nobody set the alias yet."""
+
+
+class UnknownModel(VerdictError):
+    """The store answers, and holds no such model or version."""
 
 
 class Store(TypedDict):
@@ -264,6 +276,62 @@ def fetch_version(store: Store, uri: str = CHAMPION_URI) -> Version:
         return _describe(found, fetch=True)
 
 
+def resolve_version(store: Store, uri: str = CHAMPION_URI) -> Version:
+    """Return the version behind models:/NAME@ALIAS or models:/NAME/VERSION; its bundle stays where it is.
+
+    Raises:
+        WrongUsage: if the address has another form.
+        Unreachable: if the store cannot be asked.
+        NoChampion: if the store answers, and nobody set the alias.
+        UnknownModel: if the store answers, and holds no such model or version.
+    """
+    name, alias, number = split_address(uri)
+    if is_new(store):
+        raise NoChampion(f"there is no champion yet: {store['uri']} is new; run: verdict retrain")
+    with _client(store) as client:
+        found = _version_by_alias(client, name, alias) if alias else _version_by_number(client, name, number)
+        if found:
+            return _describe(found, fetch=False)
+        held = sorted(str(model.name) for model in client.search_registered_models(max_results=100))
+    # The product's own model is registered by the first run that deserves it: until then it is missing, not unknown.
+    if name != MODEL_NAME and name not in held:
+        raise UnknownModel(
+            f"model {name!r} is unknown in {store['uri']}, which holds {', '.join(held[:5]) or 'no model'}; "
+            f"expected for example {CHAMPION_URI}"
+        )
+    if alias:
+        what = "champion" if alias == CHAMPION else f"version with the alias {alias!r}"
+        raise NoChampion(f"there is no {what} yet in {store['uri']}; run: verdict retrain, or see: verdict status")
+    raise UnknownModel(f"model {name!r} has no version {number!r} in {store['uri']}; see: verdict status")
+
+
+def split_address(uri: str) -> tuple[str, str, str]:
+    """Return name, alias and version number of a registry address; one of the last two is empty.
+
+    Raises:
+        WrongUsage: if it has another form.
+    """
+    name, at, alias = uri.removeprefix("models:/").partition("@")
+    name, slash, number = name.partition("/")
+    whole = name and bool(alias) == bool(at) and bool(number) == bool(slash) and bool(at) != bool(slash)
+    if not uri.startswith("models:/") or not whole or "/" in number + alias:
+        raise WrongUsage(
+            f"model {uri!r} is no registry address and no folder; expected {CHAMPION_URI}, models:/{MODEL_NAME}/1 or "
+            "a bundle's folder"
+        )
+    return name, alias, number
+
+
+def fetch_bundle(store: Store, name: str, version: str, folder: str) -> str:
+    """Copy a version's bundle below a folder and return where it lies.
+
+    Raises:
+        Unreachable: if it cannot be fetched.
+    """
+    with _client(store):
+        return str(mlflow.artifacts.download_artifacts(f"models:/{name}/{version}/data/bundle", dst_path=folder))
+
+
 def recent_runs(store: Store, limit: int = 5) -> list[dict[str, Any]]:
     """Return the latest runs, newest first: start (seconds since 1970), status, verdict, version and MCC."""
     with _client(store) as client:
@@ -293,6 +361,7 @@ def _client(store: Store) -> Iterator[mlflow.MlflowClient]:
     """
     logging.getLogger("mlflow").setLevel(logging.ERROR)
     logging.getLogger("alembic").setLevel(logging.ERROR)
+    _turn.acquire()
     configured = os.environ.get("MLFLOW_TRACKING_URI")
     try:
         mlflow.set_tracking_uri(store["uri"])
@@ -307,6 +376,7 @@ def _client(store: Store) -> Iterator[mlflow.MlflowClient]:
             os.environ.pop("MLFLOW_TRACKING_URI", None)
         else:
             os.environ["MLFLOW_TRACKING_URI"] = configured
+        _turn.release()
 
 
 def _experiment(client: mlflow.MlflowClient, store: Store) -> str:

@@ -1,7 +1,7 @@
 """The documents of a bundle: report.html, one file that opens offline, and card.md, the model card."""
 
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from tasks.bundle import PROFILE, Facts, Manifest, seal, verify
 from tasks.evidence import Evidence
@@ -12,7 +12,10 @@ from tasks.rendering import data_uri, render
 from tasks.suite import show_allowed, show_observed
 from tasks.validation import Gate
 
-VARIANT = "fp32"
+if TYPE_CHECKING:
+    from tasks.export import Export
+
+FIGURES = ("rows", "provider", "interval", "accuracy", "confusion")  # of a measurement, for bundle.json
 
 
 def write_documents(
@@ -24,6 +27,7 @@ def write_documents(
     gate: Gate,
     settings: list[tuple[str, Any, str]],
     pictures: dict[str, str],
+    export: "Export",
 ) -> Manifest:
     """Add report, card and metrics to a bundle and seal it again; its digest stays.
 
@@ -35,6 +39,7 @@ def write_documents(
         gate: what the data gate saw; the profile of the training rows goes into the bundle.
         settings: (key, value, origin) rows.
         pictures: PNG paths by name.
+        export: how the graphs were made, how far they are from torch, and which variants are not shipped.
 
     Raises:
         VerdictError: if the bundle is damaged.
@@ -51,11 +56,15 @@ def write_documents(
         "gate": gate,
         "findings": [(finding, show_allowed(finding), show_observed(finding)) for finding in gate["findings"]],
         "settings": settings,
+        "export": export,
     }
     images = {name: data_uri(Path(path).read_bytes()) for name, path in pictures.items()}
     write_text(folder / "report.html", render("report.html.j2", **content, pictures=images))
     write_json(folder / PROFILE, gate["profile"])
     write_text(folder / "card.md", render("card.md.j2", **content))
-    measured = evidence["candidate"]
-    metrics = {key: dict(measured)[key] for key in ("rows", "provider", "interval", "accuracy", "confusion")}
-    return seal(folder, facts, {VARIANT: {**metrics, "holdout": evidence["holdout"]}})
+    metrics = {
+        variant: {key: dict(measured)[key] for key in FIGURES}
+        | {"holdout": evidence["holdout"], "serves": variant == evidence["candidate"]["variant"]}
+        for variant, measured in evidence["variants"].items()
+    }
+    return seal(folder, facts, metrics)

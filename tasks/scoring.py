@@ -1,7 +1,7 @@
 """Batch inference: a file of sentences in, Parquet stamped with the model out, in memory that does not grow.
 
     OUT                         one row a sentence: line of the input, sentence, label, probability, version, digest
-    OUT.quarantine.parquet      the rows that could not be scored, with line, kind, reason and bytes; only if there are any
+    OUT.quarantine.parquet      rows that could not be scored, with line, kind, reason and bytes; only if there are any
     OUT.parts/                  finished parts of a run that has not ended; gone when it has
 
 Rows in = scored + quarantined, always. A part is written whole or not at all and carries a digest of its records and
@@ -23,7 +23,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple, TextIO, TypedDict
+from typing import Any, NamedTuple, TextIO, TypedDict
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -57,7 +57,7 @@ SCORES = pa.schema([*_ANSWER, ("version", _STAMP), ("digest", _STAMP)])
 class Outcome(TypedDict):
     """What became of an input; rows_in = scored + quarantined, `reused` of them by an earlier run.
 
-    `version` is None for a bundle that is no registered one; the rate is that of this run, None where it scored nothing.
+    `version` is None for a bundle that is no registered one. The rate is this run's, None where it scored nothing.
     """
 
     rows_in: int
@@ -99,7 +99,7 @@ class Scorer(NamedTuple):
     def score(self, records: Sequence[Result]) -> pa.Table:
         """Return records, in order, with their answers or faults, in the columns `PARTIAL`."""
         answers = iter(self.classifier.predict([record.sentence for record in records if isinstance(record, Row)]))
-        rows = []
+        rows: list[tuple[Any, ...]] = []
         for record in records:
             if isinstance(record, Rejected):
                 rows.append((record.line, None, None, None, *record[1:]))
@@ -191,7 +191,9 @@ def check_paths(path: str, out: str, columns: str = "", form: str = "") -> Input
         with tempfile.TemporaryFile(dir=target.parent):
             return source
     except OSError as error:
-        raise WrongUsage(f"nothing can be written to {str(target.parent)!r} ({error.strerror}); name another") from error
+        raise WrongUsage(
+            f"nothing can be written to {str(target.parent)!r} ({error.strerror}); name another"
+        ) from error
 
 
 def score_file(
@@ -228,11 +230,13 @@ def score_to_file(source: Input, out: Path, scorer: Scorer, size: int = PART) ->
     try:
         with _claimed(folder):
             parts = _score_parts(source, folder, scorer, tally, size)
-            aside = _collect_rejected(parts, out, source.name) if tally.kinds else None
-            if tally.scored:
-                _collect(parts, out, SCORES, lambda part: _stamp(part, scorer))
-            if not aside:
+            aside = str(_aside(out)) if tally.kinds else None
+            if aside:
+                _collect(parts, folder / "rejected", Path(aside), QUARANTINE, lambda part: _fault(part, source.name))
+            else:
                 _aside(out).unlink(missing_ok=True)  # of an earlier run
+            if tally.scored:
+                _collect(parts, folder / "scored", out, SCORES, lambda part: _stamp(part, scorer))
             shutil.rmtree(folder)
     except OSError as error:
         raise _unwritten(error, out, tally) from error
@@ -244,7 +248,7 @@ def score_to_stream(source: Input, sink: TextIO, scorer: Scorer, size: int = STR
     """Answer each record with one line of JSON, in order; one that cannot be scored has a reason and no label.
 
     Raises:
-        VerdictError: if no row could be scored, or nobody reads on.
+        VerdictError: if no row could be scored, or the stream takes no more.
     """
     tally = Tally(source.name)
     stamp = {"version": scorer.version, "digest": scorer.digest}
@@ -255,10 +259,12 @@ def score_to_stream(source: Input, sink: TextIO, scorer: Scorer, size: int = STR
         try:
             sink.writelines(json.dumps({**answer, **stamp}, ensure_ascii=False) + "\n" for answer in answers)
             sink.flush()
-        except BrokenPipeError as error:
+        except OSError as error:
             # Python would fail once more when it flushes what is left at its end.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sink.fileno())
-            raise VerdictError(f"standard output was closed before row {tally.rows_in}; read it to its end") from error
+            raise VerdictError(
+                f"standard output takes no more ({error.strerror}) at row {tally.rows_in}; read all, or name a file"
+            ) from error
     _refuse_nothing(tally, None)
     return tally.outcome(scorer, STANDARD, None)
 
@@ -280,18 +286,16 @@ def divide(records: Iterable[Result], size: int) -> Iterator[list[Result]]:
 def _score_parts(source: Input, folder: Path, scorer: Scorer, tally: Tally, size: int) -> list[Path]:
     """Write the parts that an earlier run did not write; return the paths of all."""
     parts: list[Path] = []
-    foreign = False
+    told = False
     with _progress(source, size) as advance:
         for number, records in enumerate(divide(read_sentences(source), size), start=1):
             path, key = folder / f"part-{number:06}.parquet", scorer.key(records)
             if _holds(path, key):
                 tally.reused += len(records)
             else:
-                if not foreign and path.exists():
-                    log.warning("the parts in %s are of another input or model and are not used", folder)
-                    foreign = True
-                if tally.reused and not tally.fresh:
-                    log.info("%d rows stay scored by an earlier run", tally.reused)
+                if not told:
+                    _tell(path, tally.reused)
+                told = True
                 with tally.timing(records):
                     table = scorer.score(records).replace_schema_metadata({KEY: key})
                 with replacing(path) as temporary:
@@ -302,6 +306,14 @@ def _score_parts(source: Input, folder: Path, scorer: Scorer, tally: Tally, size
     return parts
 
 
+def _tell(path: Path, reused: int) -> None:
+    """Say what an earlier run left, in front of the first part that has to be scored."""
+    if reused:
+        log.info("%d rows were done by an earlier run", reused)
+    if path.exists():
+        log.warning("parts in %s belong to another input or model and are not used", path.parent)
+
+
 def _holds(path: Path, key: str) -> bool:
     """Tell whether a part is there and holds these records, scored by this model."""
     try:
@@ -310,16 +322,11 @@ def _holds(path: Path, key: str) -> bool:
         return False
 
 
-def _collect_rejected(parts: list[Path], out: Path, name: str) -> str:
-    """Write the quarantined rows of all parts; return where."""
-
-    def take(part: pa.Table) -> pa.Table:
-        rejected = part.filter(pc.is_valid(part["kind"]))
-        names = pa.array([name] * rejected.num_rows, pa.string()).dictionary_encode()
-        return pa.table([names, *rejected.select(QUARANTINE.names[1:]).columns], schema=QUARANTINE)
-
-    _collect(parts, _aside(out), QUARANTINE, take)
-    return str(_aside(out))
+def _fault(part: pa.Table, name: str) -> pa.Table:
+    """Return the quarantined rows of a part with the input's name."""
+    rejected = part.filter(pc.is_valid(part["kind"]))
+    names = pa.array([name] * rejected.num_rows, pa.string()).dictionary_encode()
+    return pa.table([names, *rejected.select(QUARANTINE.names[1:]).columns], schema=QUARANTINE)
 
 
 def _stamp(part: pa.Table, scorer: Scorer) -> pa.Table:
@@ -332,13 +339,16 @@ def _stamp(part: pa.Table, scorer: Scorer) -> pa.Table:
     return pa.table([*scored.columns, *stamps], schema=SCORES)
 
 
-def _collect(parts: list[Path], target: Path, schema: pa.Schema, take: Callable[[pa.Table], pa.Table]) -> None:
-    """Write what is taken of each part as one file that is whole or absent."""
-    with replacing(target) as temporary, pq.ParquetWriter(temporary, schema) as writer:
+def _collect(
+    parts: list[Path], scratch: Path, target: Path, schema: pa.Schema, take: Callable[[pa.Table], pa.Table]
+) -> None:
+    """Write what is taken of each part as one file; it grows among the parts, so a kill leaves nothing beside them."""
+    with replacing(scratch) as temporary, pq.ParquetWriter(temporary, schema) as writer:
         for part in parts:
-            rows = take(pq.read_table(part, schema=PARTIAL))
+            rows = take(pq.ParquetFile(part).read())
             if rows.num_rows:
                 writer.write_table(rows)
+    scratch.replace(target)
 
 
 def _aside(out: Path) -> Path:
@@ -381,6 +391,6 @@ def _refuse_nothing(tally: Tally, aside: str | None) -> None:
 def _unwritten(error: OSError, out: Path, tally: Tally) -> VerdictError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return VerdictError(
-            f"no space left for {out}; {tally.rows_in} rows are scored and kept: make room and run the same command again"
+            f"no space left for {out}; {tally.rows_in} rows are done and kept: make room and run the same command again"
         )
     return VerdictError(f"{error.filename or out} cannot be written ({error.strerror or error}); name another output")

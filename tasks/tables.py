@@ -143,7 +143,7 @@ def _parse_headed_tsv(stream: BinaryIO, form: Form, path: Path) -> Iterator[Resu
 
 def _parse_csv(stream: BinaryIO, form: Form, path: Path) -> Iterator[Result]:
     """Parse RFC 4180 records; `line` is where a record starts."""
-    records = _csv_records(stream)
+    records = csv_records(stream)
     header = next(records, None)
     if header is None:
         return
@@ -154,7 +154,7 @@ def _parse_csv(stream: BinaryIO, form: Form, path: Path) -> Iterator[Result]:
         yield Rejected(line, "record", fault, raw) if fields is None else pick(line, fields, raw)
 
 
-def _csv_records(stream: BinaryIO) -> Iterator[tuple[int, list[str] | None, bytes, str]]:
+def csv_records(stream: BinaryIO) -> Iterator[tuple[int, list[str] | None, bytes, str]]:
     """Yield (first line, fields or None, bytes, fault) of each record.
 
     Where a quote is never closed, only its line is given up: the lines that it swallowed are read again.

@@ -222,10 +222,18 @@ def trained(toy_split: tuple[str, str, str], tiny_encoder: Path, tmp_path_factor
 
 @pytest.fixture(scope="session")
 def exported(trained: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """The export record of that model."""
+    """The export record of that model, fp32 alone."""
     from tasks.export import export_bundle
 
     return export_bundle(trained["model"], str(tmp_path_factory.mktemp("exported")), origin())
+
+
+@pytest.fixture(scope="session")
+def complete(trained: Any, toy_split: tuple[str, str, str], tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The export record of that model in every variant."""
+    from tasks.export import export_bundle
+
+    return export_bundle(trained["model"], str(tmp_path_factory.mktemp("complete")), origin(), toy_split[1])
 
 
 def origin(**changes: Any) -> Any:

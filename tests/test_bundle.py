@@ -7,7 +7,18 @@ from typing import Any
 
 import pytest
 
-from tasks.bundle import MANIFEST, MODEL, SCHEMA_VERSION, TOKENIZER, Facts, Manifest, seal, verify
+from tasks.bundle import (
+    MANIFEST,
+    MODEL,
+    SCHEMA_VERSION,
+    TOKENIZER,
+    Facts,
+    Manifest,
+    seal,
+    serving_variant,
+    variants_of,
+    verify,
+)
 from tasks.errors import VerdictError
 from tasks.files import sha256_of, write_json
 
@@ -205,3 +216,20 @@ def test_a_manifest_that_is_none_is_refused_in_one_line(bundle: Path, content: s
     with pytest.raises(VerdictError, match=r"bundle\.json") as caught:
         verify(bundle)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("fast", "variants", "cuda", "cpu"),
+    [
+        ([], ["fp32"], "fp32", "fp32"),
+        (["model.cuda.onnx"], ["fp32", "fp16"], "fp16", "fp32"),
+        (["model.cpu.onnx"], ["fp32", "int8"], "fp32", "int8"),
+        (["model.cuda.onnx", "model.cpu.onnx"], ["fp32", "fp16", "int8"], "fp16", "int8"),
+    ],
+)
+def test_the_fast_variant_serves_where_the_bundle_holds_it(
+    fast: list[str], variants: list[str], cuda: str, cpu: str, tmp_path: Path
+) -> None:
+    manifest = build(tmp_path, dict.fromkeys(fast, b"graph"))
+    assert variants_of(manifest) == variants
+    assert (serving_variant(manifest, "cuda"), serving_variant(manifest, "cpu")) == (cuda, cpu)

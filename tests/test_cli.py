@@ -321,3 +321,66 @@ def test_a_home_with_brackets_in_its_name_is_printed_as_it_is(
     code, out, _ = call(capsys, "check", "--data", str(toy_data))
     assert code == 0
     assert str(tmp_path / "[" / "x]") in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["missing.txt", "out.parquet"], "error: input 'missing.txt' does not exist; expected a file of sentences"),
+        (["-", "out.csv"], "error: output 'out.csv' does not end in .parquet; expected a Parquet file, or -"),
+        (["-", "-", "--json"], "error: --json and output '-' both want standard output; name a Parquet file"),
+        (["-", "out.parquet", "--format", "xml"], "'xml' is not one of 'txt', 'tsv', 'csv', 'jsonl', 'parquet'"),
+        (["-"], "Missing argument 'OUT'"),
+    ],
+)
+def test_score_tells_wrong_usage_before_anything_starts(
+    capsys: pytest.CaptureFixture[str], home: Path, arguments: list[str], expected: str
+) -> None:
+    code, out, err = call(capsys, "score", *arguments)
+    assert (code, out) == (2, "")
+    assert expected in err
+    assert err.count("\n") <= 2
+    assert not home.exists()
+
+
+def test_score_before_any_training_says_what_to_run(
+    capsys: pytest.CaptureFixture[str], home: Path, tmp_path: Path, prefect_server: str
+) -> None:
+    (tmp_path / "in.txt").write_text("A sentence.\n")
+    code, out, err = call(capsys, "score", str(tmp_path / "in.txt"), str(tmp_path / "out.parquet"))
+    assert (code, out) == (1, "")
+    told = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert told == [f"error: there is no model yet in sqlite:///{home}/mlflow.db; run: verdict retrain"]
+    assert "Traceback" not in err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.txt", "stores"]
+
+
+def test_score_prints_one_document(
+    capsys: pytest.CaptureFixture[str], home: Path, tmp_path: Path, exported: Any, prefect_server: str
+) -> None:
+    (tmp_path / "in.csv").write_text("said,n\nthe cat sees,1\nthe dog,2\none field\n")
+    arguments = ["score", str(tmp_path / "in.csv"), str(tmp_path / "out.parquet"), "--model", exported["bundle"]]
+    arguments += ["--columns", "text=said", "--device", "cpu"]
+    code, out, _ = call(capsys, *arguments, "--json")
+    answer = json.loads(out)
+    assert code == 0
+    assert (answer["rows_in"], answer["scored"], answer["quarantined"]) == (3, 2, 1)
+    assert (answer["version"], answer["digest"]) == (None, exported["digest"])
+    assert (answer["out"], answer["provider"]) == (str(tmp_path / "out.parquet"), "CPUExecutionProvider")
+    assert answer["sentences_per_second"] > 0
+    assert set(answer["seconds"]) == {"start", "find model", "score", "total"}
+    shown = call(capsys, *arguments)[1]
+    assert "scored       2 (" in shown
+    assert "quarantined  1 (1 field count)\n  in.csv line 4: 1 fields instead of 2\n" in shown
+    assert f"quarantine   {tmp_path}/out.parquet.quarantine.parquet\n" in shown
+    assert shown.endswith(f"scores       {tmp_path}/out.parquet\n")
+
+
+def test_score_answers_on_standard_output_and_reports_on_standard_error(
+    capsys: pytest.CaptureFixture[str], home: Path, tmp_path: Path, exported: Any, prefect_server: str
+) -> None:
+    (tmp_path / "in.txt").write_text("the cat sees\n\n")
+    code, out, err = call(capsys, "score", str(tmp_path / "in.txt"), "-", "--model", exported["bundle"])
+    assert code == 0
+    assert [json.loads(line)["sentence"] for line in out.splitlines()] == ["the cat sees", None]
+    assert "scored       1 (" in err

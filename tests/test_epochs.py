@@ -432,6 +432,7 @@ def test_a_run_that_patience_ended_stays_ended_when_it_is_run_again(
     expected = wait(2, places(tmp_path), model=one)
     told: list[Epoch] = []
     scores()
+    caplog.clear()
     with caplog.at_level("INFO", "tasks"):
         course = wait(2, places(tmp_path), told.append, again)
     assert told == []

@@ -33,9 +33,35 @@ def test_a_measurement_is_what_the_classifier_answers(exported: Any, toy_split: 
     assert sum(measured["confusion"].values()) == 80
     assert len(measured["mcc_per_batch"]) == 3
     assert measured["per_source"]["toy"]["rows"] == 80
-    assert measured["provider"] == "CPUExecutionProvider"
+    assert (measured["variant"], measured["provider"]) == ("fp32", "CPUExecutionProvider")
     assert measured["finite"]
     assert measured["classes_predicted"] == 2
+
+
+def test_every_variant_is_measured_and_the_one_that_serves_is_judged(
+    complete: Any, toy_split: tuple[str, str, str]
+) -> None:
+    evidence = gather(complete["bundle"], toy_split[2])
+    assert set(evidence["variants"]) == {"fp32", "fp16", "int8"}
+    assert evidence["candidate"] == evidence["variants"]["int8"]
+    for variant, measured in evidence["variants"].items():
+        assert measured["variant"] == variant
+        assert measured == measure(Classifier.from_bundle(complete["bundle"], "cpu", variant), toy_split[2], 200)
+    assert judge(evidence, 0.5)["mcc"] == evidence["variants"]["int8"]["interval"]["mcc"]
+
+
+def test_the_verdict_follows_the_variant_that_serves_and_not_the_reference(
+    complete: Any, toy_split: tuple[str, str, str], tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(complete["bundle"], tmp_path / "bundle"))
+    model = onnx.load(folder / "model.cpu.onnx")
+    weight = next(tensor for tensor in model.graph.initializer if tensor.name.endswith("classifier.weight"))
+    weight.CopyFrom(numpy_helper.from_array(-numpy_helper.to_array(weight), weight.name))
+    onnx.save_model(model, folder / "model.cpu.onnx")
+    seal(folder, facts(), {})
+    evidence = gather(str(folder), toy_split[2])
+    assert evidence["variants"]["fp32"]["interval"]["mcc"] > 0.9
+    assert judge(evidence, 0.5)["decision"] == "REJECT"
 
 
 def test_the_worst_sentences_are_those_whose_label_got_least(exported: Any, toy_split: tuple[str, str, str]) -> None:

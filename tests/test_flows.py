@@ -89,6 +89,9 @@ def test_the_first_fit_candidate_becomes_champion_and_everything_is_recorded(ret
     assert outcome["mcc"] > 0.9
     assert outcome["mcc_low"] <= outcome["mcc"] <= outcome["mcc_high"]
     assert outcome["provider"] == "CPUExecutionProvider"
+    assert set(outcome["mcc_by_variant"]) == {"fp32", "fp16", "int8"}
+    assert outcome["mcc"] == outcome["mcc_by_variant"][outcome["variant"]]
+    assert outcome["variant"] == "int8"
     assert outcome["holdout_rows"] == 80
     assert Path(outcome["report"]).is_file()
     assert aliases(home) == {"champion": outcome["version"]} == {"champion": "1"}

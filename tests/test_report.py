@@ -17,11 +17,11 @@ from tasks.report import write_documents
 
 
 @pytest.fixture
-def documented(exported: Any, trained: Any, toy_split: tuple[str, str, str], tmp_path: Path) -> Path:
+def documented(complete: Any, trained: Any, toy_split: tuple[str, str, str], tmp_path: Path) -> Path:
     """A bundle with documents whose settings carry hostile text."""
-    folder = Path(shutil.copytree(exported["bundle"], tmp_path / "bundle"))
+    folder = Path(shutil.copytree(complete["bundle"], tmp_path / "bundle"))
     place = {"digest": "h" * 64, "path": toy_split[2]}
-    champion = {"version": "1", "digest": "other", "bundle": exported["bundle"]}
+    champion = {"version": "1", "digest": "other", "bundle": complete["bundle"]}
     evidence = gather_evidence(str(folder), place, place, champion, split=SPLIT, device="cpu", resamples=200)
     finding = {
         "table": "whole data",
@@ -44,15 +44,60 @@ def documented(exported: Any, trained: Any, toy_split: tuple[str, str, str], tmp
         gate=gate(findings=[finding], quarantined=1, reasons={"label": 1}, examples=["<b>.tsv line 3: label"]),
         settings=[("data.path", "<script>alert(1)</script>", "flag")],
         pictures=draw_charts(trained, evidence["candidate"], str(tmp_path / "pictures")),
+        export=complete,
     )
     return folder
 
 
-def test_documents_are_sealed_with_the_bundle_and_leave_its_digest(documented: Path, exported: Any) -> None:
+def test_documents_are_sealed_with_the_bundle_and_leave_its_digest(documented: Path, complete: Any) -> None:
     manifest = verify(documented)
-    assert manifest["digest"] == exported["digest"]
-    assert set(manifest["files"]) == {"model.onnx", "tokenizer.json", "data.json", "report.html", "card.md"}
-    assert manifest["metrics"]["fp32"]["rows"] == 80
+    assert manifest["digest"] == complete["digest"]
+    documents = {"tokenizer.json", "data.json", "report.html", "card.md"}
+    assert set(manifest["files"]) == {"model.onnx", "model.cuda.onnx", "model.cpu.onnx"} | documents
+
+
+def test_the_bundle_holds_the_figures_of_every_variant_and_says_which_serves(documented: Path) -> None:
+    metrics = verify(documented)["metrics"]
+    assert {variant: figures["serves"] for variant, figures in metrics.items()} == {
+        "int8": True,
+        "fp32": False,
+        "fp16": False,
+    }
+    for figures in metrics.values():
+        assert (figures["rows"], figures["provider"], figures["holdout"]) == (80, "CPUExecutionProvider", "h" * 64)
+        assert figures["interval"]["mcc"] > 0.9
+
+
+def test_report_and_card_tell_of_every_variant(documented: Path) -> None:
+    html = re.sub(r"\s+", " ", (documented / "report.html").read_text())
+    for variant in ("fp32", "fp16", "int8"):
+        assert f"<tr><td>{variant}</td><td>CPU</td>" in html
+    assert "Exported by the tracing exporter; fused: 2 Attention, 1 EmbedLayerNormalization" in html
+    assert "fp16 was compared on a CPU" in html
+    card = (documented / "card.md").read_text()
+    assert "int8 on CPUExecutionProvider |" in card
+    assert re.search(r"^\| fp16 \| MCC \d\.\d{3}, CPUExecutionProvider \|$", card, re.MULTILINE)
+
+
+def test_report_and_card_tell_what_is_not_shipped(
+    exported: Any, trained: Any, toy_split: tuple[str, str, str], tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(exported["bundle"], tmp_path / "bundle"))
+    place = {"digest": "h" * 64, "path": toy_split[2]}
+    evidence = gather_evidence(str(folder), place, None, None, split=SPLIT, device="cpu", resamples=200)
+    reason = "gives 93.89% of 409 sentences torch's label, expected 99.0%"
+    write_documents(
+        str(folder),
+        training=trained,
+        evidence=evidence,
+        verdict=judge(evidence, 0.5),
+        gate=gate(),
+        settings=[],
+        pictures={},
+        export=exported | {"left_out": {"int8": reason}},
+    )
+    assert f"| int8 | not shipped: it {reason} |" in (folder / "card.md").read_text()
+    assert "not shipped: it gives 93.89% of 409 sentences" in (folder / "report.html").read_text()
 
 
 def test_the_report_opens_offline(documented: Path) -> None:
@@ -121,6 +166,7 @@ def test_a_report_on_several_seeds_says_what_is_kept(
         gate=gate(),
         settings=[],
         pictures=draw_charts(several, evidence["candidate"], str(tmp_path / "pictures")),
+        export=exported,
     )
     html = (folder / "report.html").read_text()
     assert "2 seeds were trained from one start" in html

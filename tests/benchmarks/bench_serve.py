@@ -1,0 +1,233 @@
+"""Measures `verdict serve` under load, on loopback, while the champion's alias moves twice under its clients.
+
+    make bench BENCH=serve ARGS="--bundle DIR"              100 clients for 60 s
+    make bench BENCH=serve ARGS="--bundle DIR --clients 10 --seconds 5 --out FILE"
+
+The server is the command itself in a process of its own, with a new registry of three versions: the bundle as it is,
+and twice with other limits of length, so that its digest differs and the weights do not. Clients run in processes of
+their own; each keeps one connection and asks again as soon as it is answered. A request that is not answered with 200,
+or an answer without a version, is counted as such.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import platform
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tasks.provenance import git_commit, versions
+
+VERSIONS = 3
+PROCESSES = 2  # that clients share
+WORDS = [
+    "the",
+    "a",
+    "cat",
+    "dog",
+    "child",
+    "apple",
+    "has",
+    "have",
+    "eaten",
+    "eat",
+    "sees",
+    "old",
+    "on",
+    "mat",
+    "who",
+    "was",
+]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--bundle", required=True)
+    parser.add_argument("--clients", type=int, default=100)
+    parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--sentences", type=int, default=4, help="of a request")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--refresh-seconds", type=float, default=1.0)
+    parser.add_argument("--serve", nargs="*", default=[], metavar="NAME=VALUE", help="options of verdict serve")
+    parser.add_argument("--out", default="")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        result = measure(options, Path(scratch))
+    report = {
+        "benchmark": "serve",
+        "hardware": f"{cpu_name()}, {os.cpu_count()} CPU cores, {platform.machine()}",
+        "versions": versions(),
+        "commit": git_commit(),
+        "settings": {key: value for key, value in vars(options).items() if key not in ("out", "bundle")},
+        **result,
+    }
+    print(
+        f"{result['requests']} requests of {options.sentences} sentences by {options.clients} clients: "
+        f"{result['failures']} failures, {result['without_version']} without a version, "
+        f"p50 {result['p50_ms']} ms, p95 {result['p95_ms']} ms, p99 {result['p99_ms']} ms, "
+        f"{result['sentences_per_second']} sentences/s, versions {result['versions_seen']}"
+    )
+    if options.out:
+        Path(options.out).write_text(json.dumps(report, indent=2) + "\n")
+
+
+def measure(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
+    """Register versions, serve them, and ask while the alias moves."""
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
+    os.environ["VERDICT_HOME"] = str(scratch / "home")
+    move = register_versions(Path(options.bundle), scratch)
+    extra = [part for option in options.serve for part in ("--" + option).split("=", 1)]
+    command = [sys.executable, "-m", "flows.cli", "serve", "--port", "0", "--device", options.device]
+    server = subprocess.Popen(
+        [*command, "--refresh-seconds", str(options.refresh_seconds), *extra],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert server.stdout is not None
+        line = server.stdout.readline()
+        found = re.search(r"on (http://\S+) ", line)
+        if not found:
+            raise SystemExit(f"the server did not start: {line}")
+        seen = load(found[1], options, move)
+        seen["metrics"] = batch_figures(found[1])
+    finally:
+        server.send_signal(signal.SIGTERM)
+        code = server.wait(60)
+    return {**seen, "exit_code_after_sigterm": code}
+
+
+def register_versions(bundle: Path, scratch: Path) -> Any:
+    """Fill a new registry; return what moves the champion's alias to a version."""
+    from flows import environment
+
+    environment.prepare()
+    from tasks import registry
+    from tasks.bundle import Facts, seal, verify
+
+    manifest = verify(bundle)
+    store = registry.locate_store(os.environ["VERDICT_HOME"])
+    Path(os.environ["VERDICT_HOME"]).mkdir()
+    run = registry.open_run(store, "a" * 16, {}, {})
+    for number in range(VERSIONS):
+        folder = Path(shutil.copytree(bundle, scratch / f"bundle-{number}"))
+        names = ("labels", "max_length", "encoder", "dataset", "git_commit", "pad_id")
+        facts: Any = {name: manifest[name] for name in names}  # type: ignore[literal-required]
+        changed: Facts = facts | {"max_length": manifest["max_length"] - number}
+        registry.register_bundle(store, run, str(folder), seal(folder, changed, {})["digest"], {}, "a bundle")
+    registry.close_run(store, run, "FINISHED")
+    registry.move_alias(store, registry.CHAMPION, "1")
+    return lambda version: registry.move_alias(store, registry.CHAMPION, version)
+
+
+def load(address: str, options: argparse.Namespace, move: Any) -> dict[str, Any]:
+    """Ask for so many seconds, the alias moving after each third of them."""
+    with ProcessPoolExecutor(PROCESSES) as pool:
+        shares = [options.clients // PROCESSES + (i < options.clients % PROCESSES) for i in range(PROCESSES)]
+        started = time.perf_counter()
+        asking = [
+            pool.submit(ask_from, address, share, options.seconds, options.sentences, seed)
+            for seed, share in enumerate(shares)
+        ]
+        for version in ("2", "3"):
+            time.sleep(options.seconds / 3)
+            move(version)
+        parts = [one.result() for one in asking]
+        taken = time.perf_counter() - started
+    seconds = np.array([value for part in parts for value in part["seconds"]])
+    p50, p95, p99 = (round(float(value) * 1_000, 2) for value in np.percentile(seconds, [50, 95, 99]))
+    codes = sum((Counter(part["codes"]) for part in parts), Counter())
+    requests = sum(codes.values())
+    return {
+        "requests": requests,
+        "failures": requests - codes["200"],
+        "codes": dict(codes),
+        "without_version": sum(part["without_version"] for part in parts),
+        "p50_ms": p50,
+        "p95_ms": p95,
+        "p99_ms": p99,
+        "requests_per_second": round(requests / options.seconds, 1),
+        "sentences_per_second": round(codes["200"] * options.sentences / options.seconds, 1),
+        "versions_seen": sorted({version for part in parts for version in part["versions"]}),
+        "wall_seconds": round(taken, 2),
+    }
+
+
+def ask_from(address: str, clients: int, seconds: float, sentences: int, seed: int) -> dict[str, Any]:
+    """Run clients in this process."""
+    return asyncio.run(_ask(address, clients, seconds, sentences, seed))
+
+
+async def _ask(address: str, clients: int, seconds: float, sentences: int, seed: int) -> dict[str, Any]:
+    host, port = address.removeprefix("http://").split(":")
+    tally: dict[str, Any] = {"codes": Counter(), "without_version": 0, "versions": set(), "seconds": []}
+    until = time.perf_counter() + seconds
+    await asyncio.gather(
+        *(_client(host, int(port), until, sentences, random.Random(seed * 1_000 + i), tally) for i in range(clients))
+    )
+    return tally
+
+
+async def _client(host: str, port: int, until: float, count: int, rng: random.Random, tally: dict[str, Any]) -> None:
+    """Ask over one connection, opened anew where it breaks; a plain socket leaves the cores to the server."""
+    reader, writer = await asyncio.open_connection(host, port)
+    while time.perf_counter() < until:
+        texts = [" ".join(rng.choices(WORDS, k=rng.randint(4, 14))) for _ in range(count)]
+        body = json.dumps({"sentences": texts}).encode()
+        head = f"POST /v1/judge HTTP/1.1\r\nHost: {host}\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+        started = time.perf_counter()
+        try:
+            writer.write(head + body)
+            answer = await reader.readuntil(b"\r\n\r\n")
+            length = re.search(rb"content-length: (\d+)", answer)
+            content = json.loads(await reader.readexactly(int(length[1]) if length else 0))
+        except (OSError, asyncio.IncompleteReadError) as error:
+            tally["codes"][type(error).__name__] += 1
+            reader, writer = await asyncio.open_connection(host, port)
+            continue
+        code = answer.split(b" ", 2)[1].decode()
+        tally["codes"][code] += 1
+        tally["seconds"].append(time.perf_counter() - started)
+        if code == "200":
+            found = {entry.get("version") for entry in content["predictions"]}
+            whole = len(content["predictions"]) == count and found == {content["version"]} and content["version"]
+            tally["without_version"] += not whole
+            tally["versions"].add(content["version"])
+    writer.close()
+
+
+def batch_figures(address: str) -> dict[str, float]:
+    """Return what the server itself counted of its batches."""
+    import httpx
+
+    text = httpx.get(f"{address}/metrics").text
+    return {
+        name: float(value)
+        for name, value in re.findall(
+            r"^(verdict_(?:batch|model_moves|refresh_failures)\S*) (\S+)$", text, re.MULTILINE
+        )
+        if name.endswith(("_sum", "_count", "_total"))
+    }
+
+
+def cpu_name() -> str:
+    """Return what the system calls its processor."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else []
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+
+
+if __name__ == "__main__":
+    main()
