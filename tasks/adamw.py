@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from tasks.flat import FlatParameters
-from tasks.parallel import Team
+from tasks.team import Team
 
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
 BLOCK = 1024  # elements a program of the kernel works on

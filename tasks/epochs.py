@@ -18,9 +18,9 @@ from tasks.encoded import Encoded
 from tasks.errors import VerdictError
 from tasks.fused import unfuse
 from tasks.metrics import accuracy, mcc
-from tasks.parallel import Team
 from tasks.progress import progress_bar
 from tasks.stepper import CapturedStepper, EagerStepper, Recipe, Rows, make_stepper, share_of
+from tasks.team import Team
 
 EVALUATION_BATCH = {"cpu": 64, "cuda": 256}  # sentences
 

@@ -21,10 +21,10 @@ from tasks.classifier import encode_rows, load_classifier
 from tasks.epochs import Course, Epoch, OnEpoch, Places, train_epochs, validate
 from tasks.errors import VerdictError
 from tasks.files import digest_of, new_folder, read_json, sha256_of, write_json
-from tasks.parallel import Team
 from tasks.reading import load_rows
 from tasks.spoiling import with_spoiled
 from tasks.stepper import Recipe
+from tasks.team import Team
 
 SEED_STRIDE = 1_000  # between the seeds of restarts, so that they meet no seed that somebody chose next
 WEIGHTS, RECORD = "model.safetensors", "member.json"

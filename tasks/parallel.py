@@ -1,8 +1,8 @@
 """Training in several processes of this host, one a GPU, through torchrun's own launcher and torch.distributed.
 
-`launch` starts the processes, hands back what they return and turns what ends one of them into one line; a `Team` is
-what a process knows of the others. Everything listens on the loopback interface alone: torchrun's own rendezvous would
-listen on every interface, so it is handed a c10d store that is bound to 127.0.0.1.
+`launch` starts the processes, hands back what they return and turns what ends one of them into one line. Everything
+listens on the loopback interface alone: torchrun's own rendezvous would listen on every interface, so it is handed a
+c10d store that is bound to 127.0.0.1.
 """
 
 import contextlib
@@ -27,7 +27,6 @@ from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 from typing import Any, NamedTuple, NoReturn, TypeVar
 
-import numpy as np
 import torch
 from torch import distributed
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
@@ -42,6 +41,7 @@ from torch.distributed.elastic.rendezvous import (
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from tasks.errors import DataRefused, Unreachable, VerdictError, WrongUsage
+from tasks.team import OnMessage, Team
 
 ADDRESS = "127.0.0.1"
 INTERFACE = "lo0" if sys.platform == "darwin" else "lo"
@@ -56,56 +56,6 @@ KINDS: dict[str, type[VerdictError]] = {
 }
 
 Answer = TypeVar("Answer")
-OnMessage = Callable[[Any], None]
-
-
-class Team:
-    """The processes that train one model together, as one of them sees them.
-
-    What one of them exchanges, all must, in the same order. One process alone is no team: None stands for it.
-    """
-
-    def __init__(self, rank: int, size: int, device: str, tell: OnMessage | None = None) -> None:
-        """Describe a process of an initialised process group.
-
-        Args:
-            rank: of this process, from 0.
-            size: processes in the team.
-            device: cuda or cpu; what they exchange tensors on.
-            tell: takes a message to who launched them; None where nobody listens.
-        """
-        self.rank, self.size = rank, size
-        self._device, self._tell = device, tell
-
-    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Add up everybody's tensors, in place; all get the same sum."""
-        distributed.all_reduce(tensor)
-        return tensor
-
-    def share(self, tensor: torch.Tensor) -> None:
-        """Overwrite everybody's tensor with that of rank 0."""
-        distributed.broadcast(tensor, src=0)
-
-    def told(self, value: Answer) -> Answer:
-        """Return the value that rank 0 has."""
-        held = [value]
-        distributed.broadcast_object_list(held, src=0)
-        return held[0]
-
-    def most(self, value: int) -> int:
-        """Return the largest value that anybody has."""
-        held = torch.tensor(value, device=self._device)
-        distributed.all_reduce(held, op=distributed.ReduceOp.MAX)
-        return int(held)
-
-    def seed(self, seed: int, epoch: int) -> None:
-        """Seed torch's generators: each process and epoch draws others, a run that goes on draws the same."""
-        torch.manual_seed(int(np.random.SeedSequence([seed, epoch, self.rank]).generate_state(1)[0]))
-
-    def tell(self, message: Any) -> None:
-        """Hand a message to the `on_message` of who launched this process, and wait until it has returned."""
-        if self._tell:
-            self._tell(message)
 
 
 def launch(

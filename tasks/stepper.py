@@ -24,7 +24,7 @@ from tasks.encoded import Encoded, Inputs
 from tasks.flat import FlatParameters
 from tasks.fused import Dice, fuse, unfuse
 from tasks.losses import loss_of
-from tasks.parallel import Team
+from tasks.team import Team
 
 WARMUPS = 2  # passes before a capture, in which libraries make their plans
 OUT_OF_MEMORY_WORDS = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED")  # of libraries, in errors of other kinds

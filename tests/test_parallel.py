@@ -20,8 +20,9 @@ import torch
 
 from tasks.epochs import Course, Places, train_epochs
 from tasks.errors import VerdictError, WrongUsage
-from tasks.parallel import Team, launch
+from tasks.parallel import launch
 from tasks.stepper import EagerStepper
+from tasks.team import Team
 
 EPOCHS, BATCH, ROWS = 3, 8, 57  # so that the last batch of an epoch has one row
 STEPS = EPOCHS * 8

@@ -30,9 +30,10 @@ from tasks.classifier import load_classifier
 from tasks.device import device_name, resolve_device
 from tasks.encoder import locate_encoder
 from tasks.epochs import Course, train_epochs
-from tasks.parallel import Team, launch
+from tasks.parallel import launch
 from tasks.provenance import git_commit, versions
 from tasks.stepper import Recipe
+from tasks.team import Team
 
 
 class Job(NamedTuple):
