@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from tasks.errors import VerdictError
-from tasks.files import digest_of, new_folder, read_json, sha256_of, write_json
+from tasks.files import new_folder, read_sealed, sha256_of, write_sealed
 
 KEPT = 2
 TENSORS, RECORD = "state.safetensors", "state.json"
@@ -44,7 +44,7 @@ def save_checkpoint(folder: str, run: str, checkpoint: Checkpoint) -> None:
             tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.tensors.items()}
             save_file(tensors, scratch / TENSORS)
             content = {"run": run, "sha256": sha256_of(scratch / TENSORS), "record": checkpoint.record}
-            write_json(scratch / RECORD, content | {"digest": digest_of(content)})
+            write_sealed(scratch / RECORD, content)
     except (OSError, SafetensorError) as error:
         log.warning("checkpoint %s cannot be written (%s); training goes on without it", target, error)
         return
@@ -73,10 +73,7 @@ def _read(path: Path, run: str) -> Checkpoint:
     Raises:
         VerdictError: if it is not what was written, or belongs to another run.
     """
-    held = read_json(path / RECORD)
-    digest = held.pop("digest", None) if isinstance(held, dict) else None
-    if digest != digest_of(held):
-        raise VerdictError(f"{RECORD} is not what was written")
+    held = read_sealed(path / RECORD)
     if held["run"] != run:
         raise VerdictError("it belongs to another run")
     if sha256_of(path / TENSORS) != held["sha256"]:

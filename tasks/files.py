@@ -93,6 +93,24 @@ def read_json(path: Path) -> Any:
         raise VerdictError(f"{path} cannot be read as JSON ({error}); delete it and run again") from error
 
 
+def write_sealed(path: Path, content: dict[str, Any]) -> None:
+    """Write content as JSON with its own digest."""
+    write_json(path, content | {"digest": digest_of(content)})
+
+
+def read_sealed(path: Path) -> dict[str, Any]:
+    """Return what `write_sealed` wrote.
+
+    Raises:
+        VerdictError: if it is anything else.
+    """
+    held = read_json(path)
+    digest = held.pop("digest", None) if isinstance(held, dict) else None
+    if digest != digest_of(held):
+        raise VerdictError(f"{path.name} is not what was written")
+    return held
+
+
 def _sync(path: Path) -> None:
     with path.open("rb+") as stream:
         os.fsync(stream.fileno())

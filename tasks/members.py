@@ -20,7 +20,7 @@ from tasks.batching import load_tokenizer
 from tasks.classifier import encode_rows, load_classifier
 from tasks.epochs import Course, Epoch, OnEpoch, Places, train_epochs, validate
 from tasks.errors import VerdictError
-from tasks.files import digest_of, new_folder, read_json, sha256_of, write_json
+from tasks.files import new_folder, read_json, read_sealed, sha256_of, write_sealed
 from tasks.reading import load_rows
 from tasks.spoiling import with_spoiled
 from tasks.stepper import Recipe
@@ -256,8 +256,7 @@ def _load_mean(model: PreTrainedModel, files: Sequence[str]) -> None:
 
 def _write_record(folder: Path, run: str, **more: Any) -> None:
     """Say whose a piece is and what its weights are."""
-    content = {"run": run, "sha256": sha256_of(folder / WEIGHTS), **more}
-    write_json(folder / RECORD, content | {"digest": digest_of(content)})
+    write_sealed(folder / RECORD, {"run": run, "sha256": sha256_of(folder / WEIGHTS), **more})
 
 
 def _finished(folder: Path, run: str) -> bool:
@@ -265,10 +264,7 @@ def _finished(folder: Path, run: str) -> bool:
     if not (folder / RECORD).is_file():
         return False
     try:
-        held = read_json(folder / RECORD)
-        digest = held.pop("digest", None) if isinstance(held, dict) else None
-        if digest != digest_of(held):
-            raise VerdictError(f"{RECORD} is not what was written")
+        held = read_sealed(folder / RECORD)
         if held["run"] != run:
             return False
         if sha256_of(folder / WEIGHTS) != held["sha256"]:
