@@ -56,10 +56,10 @@ decide = step("judge", judge)
 draw = step("document", draw_charts)
 document = step("document", write_documents)
 register = io_step("register", registry.register_bundle)
-log_dataset = io_step("log to MLflow", registry.log_dataset)
-log_series = io_step("log to MLflow", registry.log_series)
-log_files = io_step("log to MLflow", registry.log_files)
-open_run = io_step("open MLflow run", registry.open_run)
+log_dataset = io_step("log to MLflow", runs.log_dataset)
+log_series = io_step("log to MLflow", runs.log_series)
+log_files = io_step("log to MLflow", runs.log_files)
+open_run = io_step("open MLflow run", runs.open_run)
 move_alias = io_step("promote", registry.move_alias)
 
 
@@ -157,12 +157,12 @@ def load_finished(folder: Path, store: Store) -> dict[str, Any] | None:
 
 def end_dead_runs(store: Store, home: str, job: str) -> None:
     """Close the runs that killed processes of this host and home left running; this job's own is gone on with."""
-    for run_id, other in registry.running_jobs(store, socket.gethostname()).items():
+    for run_id, other in runs.running_jobs(store, socket.gethostname()).items():
         folder = Path(home) / "runs" / other
         if other == job or not folder.is_dir():
             continue
         with contextlib.suppress(Timeout), FileLock(folder / "lock", timeout=0):
-            registry.close_run(store, run_id, "KILLED")
+            runs.close_run(store, run_id, "KILLED")
 
 
 @contextlib.contextmanager
@@ -182,10 +182,10 @@ def recorded_run(store: Store, job: str, settings: Settings, origins: dict[str, 
     except BaseException as error:
         decision = "REFUSED" if isinstance(error, DataRefused) else "FAILED"
         with contextlib.suppress(Unreachable):  # the store may be what failed; the error to tell is the first one
-            registry.tag_run(store, run_id, {"verdict": decision, "error": str(error)[:500]})
-            registry.close_run(store, run_id, "FAILED")
+            runs.tag_run(store, run_id, {"verdict": decision, "error": str(error)[:500]})
+            runs.close_run(store, run_id, "FAILED")
         raise
-    registry.close_run(store, run_id, "FINISHED")
+    runs.close_run(store, run_id, "FINISHED")
 
 
 def check_data(data: Data, settings: Settings, encoder: Encoder, folder: Path, store: Store, run_id: str) -> Gate:
@@ -238,14 +238,15 @@ def _fine_tune_visibly(
         progress=0.0, key="fine-tuning", description="Share of the epochs that are done"
     )
 
-    epochs, seeds = recipe["epochs"], recipe["seeds"]
+    epochs = recipe["epochs"]
+    models = recipe["seeds"] + (recipe["distilled"] > 0)
 
     def show(epoch: Epoch) -> None:
         before = (epoch["seed"] - recipe["seed"]) % SEED_STRIDE  # seeds that came first; a restart's takes its place
         done = before * epochs + epoch["epoch"]
-        update_progress_artifact(bar, progress=100 * done / (epochs * seeds))
+        update_progress_artifact(bar, progress=100 * done / (epochs * models))
         figures = {name: value for name, value in epoch.items() if name not in ("epoch", "seed")}
-        registry.log_metrics(store, run_id, figures, step=done)  # type: ignore[arg-type]
+        runs.log_metrics(store, run_id, figures, step=done)  # type: ignore[arg-type]
 
     return fine_tune(train_rows, validation_rows, encoder, folder, **recipe, on_epoch=show)
 
@@ -365,7 +366,7 @@ def summarise(
 ) -> dict[str, Any]:
     """Collect what the command prints."""
     measured = evidence["candidate"]
-    registry.tag_run(store, run_id, {"verdict": verdict["decision"], "version": version})
+    runs.tag_run(store, run_id, {"verdict": verdict["decision"], "version": version})
     return {
         "decision": verdict["decision"],
         "reasons": verdict["reasons"],

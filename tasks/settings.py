@@ -181,6 +181,8 @@ class FinetuneSettings(Section):
     """Seed of the new head, dropout, batch order and split."""
     seeds: Annotated[int, Field(ge=1, le=100)] = 1
     """Models trained from one start with seeds from this one on; of several the mean of their weights is kept."""
+    distilled: Share = 0.0
+    """Share of the seeds' mean probabilities in what one further model learns, a student; 0 for no student."""
     processes: Annotated[int, Field(ge=1, le=64)] = 1
     """Processes of this host that train, one a GPU: several seeds are shared out, of one seed the batches are."""
     restarts: Annotated[int, Field(ge=0, le=10)] = 2
@@ -191,6 +193,12 @@ class FinetuneSettings(Section):
     """What training computes in; auto is bf16 on a GPU, and on a CPU that has instructions for it. Weights are fp32."""
     device: Literal["auto", "cuda", "cpu"] = "auto"
     """Where training and measurement run; auto takes a GPU when there is one."""
+
+    @model_validator(mode="after")
+    def _taught(self) -> "FinetuneSettings":
+        if self.distilled and self.seeds < 2:
+            raise ValueError(f"finetune.distilled ({self.distilled}) needs finetune.seeds of at least 2")
+        return self
 
 
 class JudgeSettings(Section):

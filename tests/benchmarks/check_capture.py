@@ -3,10 +3,12 @@
     python tests/benchmarks/check_capture.py --out FILE
 
 Tiny models of each architecture, without dropout, on random sentences: both steppers train on the same batches from
-the same weights. Differences come from bf16 rounding; the table shows the largest one beside the loss it is of.
+the same weights. Differences come from bf16 rounding; the table shows the largest one beside the loss it is of. Then
+one training with all memory, and one that is given less than it needs: batches are taken in parts.
 """
 
 import argparse
+import gc
 import json
 import traceback
 from pathlib import Path
@@ -56,6 +58,7 @@ def main() -> None:
     parser.add_argument("--out", default="")
     options = parser.parse_args()
     answers = {"kernel": compare_optimizers()} | {name: compare(config) for name, config in CONFIGS.items()}
+    answers["memory"] = compare_memory()
     text = json.dumps(answers, indent=2)
     print(text)
     if options.out:
@@ -102,6 +105,41 @@ def compare(config: Any) -> dict[str, Any]:
         "mean_gap": float(gap.mean()),
         "largest_gap": float(gap.max()),
     }
+
+
+def compare_memory() -> dict[str, Any]:
+    """Train with all memory and with 0.6 of what that took; compare the losses."""
+    wide = SHAPE | {"hidden_size": 512, "num_hidden_layers": 4, "num_attention_heads": 8, "intermediate_size": 2048}
+    config = transformers.BertConfig(**wide, **QUIET)
+    rng = np.random.default_rng(0)
+    ids = [rng.integers(5, 1000, 64) for _ in range(2048)]
+    labels = np.array([int(row.sum() % 2) for row in ids])
+    batches = shuffled_batches(np.full(len(ids), 64), 512, rng)
+    total = torch.cuda.get_device_properties(0).total_memory
+    losses: list[Any] = []
+    answer: dict[str, Any] = {}
+    for kind in ("whole", "limited"):
+        gc.collect()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        if kind == "limited":
+            torch.cuda.set_per_process_memory_fraction(0.6 * answer["whole_bytes"] / total)
+        torch.manual_seed(0)
+        model = transformers.AutoModelForSequenceClassification.from_config(config, dtype=torch.float32).cuda()
+        data = Encoded([row.astype(np.int64) for row in ids], labels, 0, "cuda")
+        try:
+            stepper: Any = make_stepper(model, data, Recipe(len(batches), 512, 1e-3, 0.1, 0.01, 1.0))
+            losses.append(stepper.run(batches, 0, lambda: None).losses.cpu().numpy())
+        except Exception as error:
+            return answer | {"error": f"{kind}: {type(error).__name__}: {str(error)[:300]}"}
+        answer |= {
+            f"{kind}_bytes": torch.cuda.max_memory_reserved(),
+            f"{kind}_stepper": type(stepper).__name__,
+            f"{kind}_parts": stepper.parts,
+        }
+        del model, data, stepper
+    torch.cuda.set_per_process_memory_fraction(1.0)
+    return answer | {"largest_gap": float(np.abs(losses[0] - losses[1]).max()), "last_loss": float(losses[0][-1])}
 
 
 def compare_optimizers() -> dict[str, float]:
