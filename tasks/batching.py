@@ -5,7 +5,9 @@ Shape letters: N sentences, B sentences of a batch, S tokens of its longest sent
 """
 
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,6 +49,30 @@ def encode(tokenizer: Tokenizer, sentences: Sequence[str]) -> list[Ids]:
     return [np.array(encoding.ids, np.int64) for encoding in tokenizer.encode_batch_fast(list(sentences))]
 
 
+class Tokens(NamedTuple):
+    """Tokens of N sentences in one array, and where each begins and how many it has: quick to make and to gather."""
+
+    ids: Ids
+    starts: Ids
+    lengths: Ids
+
+    def batch(self, rows: Ids, pad_id: int) -> tuple[Ids, Ids]:
+        """Return token ids [B, S] and attention mask [B, S] of rows [B], padded on the right to the longest."""
+        lengths = self.lengths[rows, None]
+        places = np.arange(lengths.max())
+        mask = places < lengths
+        at = np.minimum(self.starts[rows, None] + places, len(self.ids) - 1)
+        return np.where(mask, self.ids[at], pad_id), mask.astype(np.int64)
+
+
+def tokenise(tokenizer: Tokenizer, sentences: Sequence[str]) -> Tokens:
+    """Tokenise [N] sentences, on as many cores as there are, special tokens included."""
+    ids = [encoding.ids for encoding in tokenizer.encode_batch_fast(list(sentences))]
+    lengths = np.fromiter(map(len, ids), np.int64, len(ids))
+    flat = np.fromiter(chain.from_iterable(ids), np.int64, int(lengths.sum()))
+    return Tokens(flat, np.cumsum(lengths) - lengths, lengths)
+
+
 def pad(ids: Sequence[Ids], pad_id: int) -> tuple[Ids, Ids]:
     """Stack B sentences into (token ids [B, S], attention mask [B, S]), padded on the right."""
     lengths = np.array([len(row) for row in ids])
@@ -76,3 +102,21 @@ def sorted_batches(lengths: NDArray[np.int64], batch_size: int) -> list[NDArray[
     """Divide [N] sentences into batches in the order of their lengths, for measuring and predicting."""
     order = np.argsort(lengths, kind="stable")
     return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+
+
+def row_batches(lengths: Ids, rows: int, row: int) -> list[Ids]:
+    """Divide [N] sentences, longest first, into batches that fill rows of tokens whole but for the last.
+
+    Args:
+        lengths: [N], in tokens.
+        rows: of a batch.
+        row: tokens that sentences of like length lie side by side in; a longer one takes the place of several rows.
+    """
+    order = np.argsort(-lengths, kind="stable")
+    batches, start = [], 0
+    while start < len(order):
+        longest = int(lengths[order[start]])
+        count = rows * (row // longest) or max(1, rows * row // longest)
+        batches.append(order[start : start + count])
+        start += count
+    return batches

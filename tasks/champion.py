@@ -313,7 +313,7 @@ def _load(bundle: str, version: str, device: str, digest: str = "") -> Served:
         held = classifier.manifest["digest"]
         if digest and held != digest:
             raise VerdictError(f"its digest is {held[:DIGITS]}, registered was {digest[:DIGITS]}; see: verdict status")
-        for count in (1, BATCH[classifier.provider]):  # the first run of each shape is the slow one
+        for count in (1, BATCH):  # the first run of each shape is the slow one
             if not np.isfinite(classifier.logits([WARMING] * count)).all():
                 raise VerdictError("its answers are no numbers; see: verdict status")
     except VerdictError:

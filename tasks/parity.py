@@ -14,8 +14,8 @@ from transformers import PreTrainedModel
 
 from tasks.batching import Ids, encode, load_tokenizer, pad, sorted_batches
 from tasks.metrics import mcc
-from tasks.predict import open_session
 from tasks.reading import load_rows
+from tasks.sessions import open_session
 
 SHAPES = ((1, 1), (1, 5), (7, 64), (32, 17))  # (B, S) of random tokens
 SENTENCES = 512  # real ones; four times on a slow CPU they cost seconds, and one flipped label is 0.2% of them

@@ -9,7 +9,16 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-from tasks.batching import WINDOW, encode, load_tokenizer, pad, shuffled_batches, sorted_batches
+from tasks.batching import (
+    WINDOW,
+    encode,
+    load_tokenizer,
+    pad,
+    row_batches,
+    shuffled_batches,
+    sorted_batches,
+    tokenise,
+)
 from tasks.errors import WrongUsage
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "the", "cat", "sat"]
@@ -151,3 +160,37 @@ def test_batches_are_not_left_in_the_order_of_length() -> None:
     lengths = np.arange(WINDOW * 4)
     means = [float(lengths[batch].mean()) for batch in shuffled_batches(lengths, 4, np.random.default_rng(0))]
     assert means != sorted(means)
+
+
+# Tokens in one array
+
+
+def test_tokens_in_one_array_are_those_of_each_sentence(folder: Path) -> None:
+    tokenizer = load_tokenizer(str(folder), 6)
+    sentences = ["the cat sees", "", "dog", "the dog and the cat"]
+    tokens = tokenise(tokenizer, sentences)
+    apart = encode(tokenizer, sentences)
+    assert tokens.lengths.tolist() == [len(row) for row in apart]
+    for row, start, length in zip(apart, tokens.starts, tokens.lengths, strict=True):
+        assert tokens.ids[start : start + length].tolist() == row.tolist()
+    rows = np.array([3, 0, 3, 2])
+    for found, expected in zip(tokens.batch(rows, 0), pad([apart[row] for row in rows], 0), strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
+@unhurried
+@given(
+    lengths=st.lists(st.integers(1, 300), min_size=0, max_size=200),
+    rows=st.integers(1, 20),
+    row=st.sampled_from([1, 32, 128]),
+)
+def test_row_batches_hold_every_sentence_once_and_fit(lengths: list[int], rows: int, row: int) -> None:
+    array = np.array(lengths, np.int64)
+    batches = row_batches(array, rows, row)
+    assert sorted(np.concatenate([*batches, np.array([], np.int64)])) == list(range(len(lengths)))
+    for number, batch in enumerate(batches):
+        longest = array[batch].max()
+        assert longest == array[batch[0]]
+        assert len(batch) == 1 or len(batch) * longest <= rows * row
+        if number < len(batches) - 1 and longest <= row:
+            assert len(batch) == rows * (row // longest)

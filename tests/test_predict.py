@@ -6,14 +6,14 @@ from typing import Any
 
 import numpy as np
 import onnx
-import pandas as pd
 import pytest
 from conftest import SIGN, facts
 
 from tasks.bundle import MANIFEST, seal
 from tasks.errors import VerdictError
 from tasks.files import read_json, write_json
-from tasks.predict import Classifier, _load_pyfunc, has_gpu
+from tasks.predict import Classifier
+from tasks.sessions import has_gpu
 
 GOOD, BAD = "the cat sees the dog", f"the cat {SIGN} sees the dog"
 
@@ -120,10 +120,3 @@ def test_a_tampered_bundle_is_refused(exported: Any, tmp_path: Path) -> None:
     (folder / "tokenizer.json").write_text("{}")
     with pytest.raises(VerdictError, match=r"tokenizer\.json is not the file that was sealed"):
         Classifier.from_bundle(folder)
-
-
-@pytest.mark.parametrize("sentences", [[GOOD, BAD], pd.DataFrame({"text": [GOOD, BAD]}), pd.Series([GOOD, BAD])])
-def test_the_pyfunc_door_takes_lists_and_frames(exported: Any, sentences: Any) -> None:
-    answer = _load_pyfunc(exported["bundle"]).predict(sentences)
-    assert list(answer.columns) == ["label", "probability"]
-    assert answer["label"].tolist() == ["acceptable", "unacceptable"]

@@ -58,6 +58,7 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
         "+ R-Drop 1": {"r_drop": 1.0},
         "+ spoiled 2": {"spoiled": 2},
         "+ all three": ALL | {"spoiled": 2},
+        "+ all three, spoiled 10": ALL | {"spoiled": 10},
         "+ all three, mean of 3 seeds": ALL | {"spoiled": 2, "seeds": 3},
         "+ all three, student of 3 seeds": ALL | {"spoiled": 2, "seeds": 3, "distilled": 0.7},
     },

@@ -1,0 +1,61 @@
+"""Opens graphs in ONNX Runtime, on the device that was asked for or not at all."""
+
+import ctypes
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+
+from tasks.errors import VerdictError
+
+CUDA = "CUDAExecutionProvider"
+CPU = "CPUExecutionProvider"
+# Memory grows by what is needed, where the default doubles it.
+MEMORY = {"arena_extend_strategy": "kSameAsRequested"}
+CAPTURE = "enable_cuda_graph"
+
+
+def open_session(graph: Path, device: str) -> onnxruntime.InferenceSession:
+    """Open a graph on cpu, cuda, or auto: a GPU where one works.
+
+    Raises:
+        VerdictError: if cuda is wanted and the session does not run on it.
+    """
+    if not may_use_gpu(device):
+        return _open(graph, [CPU])
+    onnxruntime.preload_dlls()  # finds the CUDA libraries that pip installed
+    try:
+        session = _open(graph, [(CUDA, MEMORY | {CAPTURE: "1"}), CPU])
+    except Exception:  # of the binding; not every graph can be captured, one with work for the CPU cannot
+        session = _open(graph, [(CUDA, MEMORY), CPU])
+    # The list of available providers says what was compiled in, and a provider that fails to load falls back to the
+    # CPU without an error: only the open session knows.
+    if device == "cuda" and session.get_providers()[0] != CUDA:
+        raise VerdictError("device cuda was asked for, but ONNX Runtime runs on the CPU only; see: verdict doctor")
+    return session
+
+
+def captures(session: onnxruntime.InferenceSession) -> bool:
+    """Tell whether a session can capture its work as CUDA graphs; then each run says whether it is to be."""
+    return session.get_provider_options().get(CUDA, {}).get(CAPTURE) == "1"
+
+
+def _open(graph: Path, providers: list[Any]) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors
+    return onnxruntime.InferenceSession(graph, options, providers=providers)
+
+
+def may_use_gpu(device: str) -> bool:
+    """Tell whether a GPU is to be tried; whether it works only an open session knows."""
+    return device == "cuda" or (device == "auto" and CUDA in onnxruntime.get_available_providers() and has_gpu())
+
+
+def has_gpu() -> bool:
+    """Tell whether NVIDIA's driver is loaded and shows a GPU."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    count = ctypes.c_int()
+    return driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0

@@ -1,0 +1,231 @@
+"""Times inference side by side in one process: torch, ONNX Runtime on the plain export, and ours.
+
+    make bench BENCH=inference ARGS="--data DIR --random base --device cuda --out FILE"
+    make bench BENCH=inference ARGS="--device cpu"
+
+DIR holds CoLA-format files; `--random` takes a BERT of that size with random weights, where only speed counts, and
+`--model` a folder that `fine_tune` wrote. All systems get the same tokens from host memory and bring logits back to it:
+sentences sorted by length, as many at a time as the row says ("bulk": as many as suit the system). `p50_ms` and its
+like are of such a batch at CoLA's lengths. Ours is timed from text as well, tokenising included: `text_...`.
+
+    torch    the model in bf16 on a GPU, in fp32 on a CPU, eager
+    naive    model.onnx, the fp32 export, in a session with default options
+    verdict  the variant that serves on the device, as `tasks.predict` runs it
+"""
+
+import argparse
+import json
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import torch
+from bench_finetune import SIZES, write_random
+from bench_ingestion import cpu_name
+
+from tasks.batching import Ids, Tokens, load_tokenizer, row_batches, sorted_batches, tokenise
+from tasks.bundle import Origin
+from tasks.classifier import LABELS, load_classifier
+from tasks.device import device_name, resolve_device
+from tasks.encoder import locate_encoder
+from tasks.export import export_bundle
+from tasks.predict import BATCH, ROW, ROWS, Classifier
+from tasks.provenance import git_commit, versions
+from tasks.reading import load_rows, take_snapshot
+from tasks.sessions import CPU, CUDA
+from tasks.sources import locate_sources
+
+MAX_LENGTH = 128
+Run = Callable[[Ids, Ids], Any]
+
+
+def main() -> None:
+    options = parse_options()
+    device = resolve_device(options.device)
+    with tempfile.TemporaryDirectory() as scratch:
+        model = options.model or write_model(options, scratch)
+        rows = read_rows(options, scratch)
+        exported = export_bundle(model, scratch, origin(model), rows)
+        texts = load_rows(rows)["sentence"].tolist()
+        texts = (texts * -(-options.sentences // len(texts)))[: options.sentences]
+        tokens = tokenise(load_tokenizer(model, MAX_LENGTH), texts)
+        started = time.perf_counter()
+        classifier = Classifier.from_bundle(exported["bundle"], device)
+        loaded = time.perf_counter() - started
+        classifier.logits(texts[:1])
+        first = time.perf_counter() - started
+        systems: dict[str, Run] = {
+            "torch": in_torch(model, device),
+            "naive": in_naive_session(f"{exported['bundle']}/model.onnx", device),
+            "verdict": classifier._runner.logits,
+        }
+        found: list[dict[str, Any]] = []
+        result = {
+            "benchmark": "inference",
+            "hardware": f"{device_name(device)}, {cpu_name()}, {os.cpu_count()} CPU cores",
+            "versions": versions() | {"cuda": torch.version.cuda},
+            "commit": options.commit or git_commit(),
+            "model": options.random or Path(model).name,
+            "variant": classifier.variant,
+            "provider": classifier.provider,
+            "sentences": len(texts),
+            "mean_tokens": round(float(tokens.lengths.mean()), 2),
+            "fused": exported["fused"],
+            "parity": exported["variants"],
+            "left_out": exported["left_out"],
+            "load_seconds": round(loaded, 3),
+            "first_answer_seconds": round(first, 3),
+            "rows": found,
+        }
+        for batch in [*options.batches, "bulk"]:
+            for name in options.systems:
+                row = {"system": name, "batch": batch} | measure(name, systems[name], batch, tokens, classifier)
+                if name == "verdict":
+                    row |= from_text(classifier, texts, batch, options.repeats)
+                found.append(row)
+                print(json.dumps(row), flush=True)
+    if options.out:
+        Path(options.out).write_text(json.dumps(result, indent=2) + "\n")
+
+
+def parse_options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", default="sample")
+    parser.add_argument("--encoder", default="packaged")
+    parser.add_argument("--model", default="", help="folder that a training run wrote, instead of --encoder")
+    parser.add_argument("--random", choices=sorted(SIZES), default="")
+    parser.add_argument("--vocabulary", default="", help="folder with the tokenizer.json of --random")
+    parser.add_argument("--device", default="auto", choices=["auto", "cuda", "cpu"])
+    parser.add_argument("--systems", nargs="+", default=["torch", "naive", "verdict"])
+    parser.add_argument("--batches", type=int, nargs="*", default=[1, 8, 32, 256])
+    parser.add_argument("--sentences", type=int, default=4_096, help="of the bulk")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--out", default="")
+    parser.add_argument("--commit", default="")
+    return parser.parse_args()
+
+
+def write_model(options: argparse.Namespace, scratch: str) -> str:
+    """Give an encoder an untrained head and write it as a training run would."""
+    encoder = write_random(options, scratch) if options.random else locate_encoder(options.encoder)["folder"]
+    folder = Path(scratch) / "model"
+    torch.manual_seed(0)
+    load_classifier(encoder).save_pretrained(folder)
+    load_tokenizer(encoder, MAX_LENGTH).save(str(folder / "tokenizer.json"))
+    return str(folder)
+
+
+def read_rows(options: argparse.Namespace, scratch: str) -> str:
+    """Return the training sentences' snapshot."""
+    sources = locate_sources([options.data], "", "", scratch)
+    return take_snapshot(sources["train"], scratch)["path"]
+
+
+def origin(model: str) -> Origin:
+    return Origin(
+        labels=LABELS, max_length=MAX_LENGTH, encoder=Path(model).name, dataset="benchmark", git_commit=git_commit()
+    )
+
+
+def in_torch(folder: str, device: str) -> Run:
+    """Return torch's model, eager."""
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    model = load_classifier(folder).to(device, dtype).eval()
+
+    @torch.inference_mode()
+    def run(ids: Ids, mask: Ids) -> Any:
+        inputs = {"input_ids": ids, "attention_mask": mask}
+        return (
+            model(**{name: torch.from_numpy(array).to(device) for name, array in inputs.items()}).logits.float().cpu()
+        )
+
+    return run
+
+
+def in_naive_session(graph: str, device: str) -> Run:
+    """Return a session with default options."""
+    session = onnxruntime.InferenceSession(graph, providers=[CUDA, CPU] if device == "cuda" else [CPU])
+    inputs = {node.name for node in session.get_inputs()}
+
+    def run(ids: Ids, mask: Ids) -> Any:
+        feed = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
+        return session.run(None, {name: feed[name] for name in inputs})[0]
+
+    return run
+
+
+def measure(name: str, run: Run, batch: int | str, tokens: Tokens, classifier: Classifier) -> dict[str, float]:
+    """Time batches of tokens: sentences a second over all of them, or a batch's percentiles."""
+    if batch == "bulk":
+        batches = bulk_batches(name, tokens, classifier)
+        seconds = best_of(lambda: [run(*tokens.batch(rows, 0)) for rows in batches])
+        return {"sentences_per_second": round(len(tokens.lengths) / seconds)}
+    drawn = typical(tokens, int(batch))
+    milliseconds = time_each([lambda rows=rows: run(*tokens.batch(rows, 0)) for rows in drawn])  # type: ignore[misc]
+    return percentiles(milliseconds) | {"sentences_per_second": round(1e3 * int(batch) / statistics.mean(milliseconds))}
+
+
+def from_text(classifier: Classifier, texts: list[str], batch: int | str, repeats: int) -> dict[str, float]:
+    """Time ours from sentences to logits."""
+    if batch == "bulk":
+        seconds = best_of(lambda: classifier.logits(texts), repeats)
+        return {"text_sentences_per_second": round(len(texts) / seconds)}
+    rng = np.random.default_rng(0)
+    drawn = [
+        [texts[i] for i in rng.integers(0, len(texts), int(batch))] for _ in range(200 if int(batch) < 256 else 30)
+    ]
+    milliseconds = time_each([lambda part=part: classifier.logits(part) for part in drawn])  # type: ignore[misc]
+    return {f"text_{name}": value for name, value in percentiles(milliseconds).items()}
+
+
+def bulk_batches(name: str, tokens: Tokens, classifier: Classifier) -> list[Ids]:
+    """Divide sentences as suits a system."""
+    if classifier.provider == CUDA:
+        return row_batches(tokens.lengths, ROWS, ROW) if name == "verdict" else sorted_batches(tokens.lengths, 256)
+    return sorted_batches(tokens.lengths, BATCH)
+
+
+def typical(tokens: Tokens, batch: int) -> list[Ids]:
+    """Draw batches of neighbours in the order of length, across all lengths."""
+    order = np.argsort(tokens.lengths, kind="stable")
+    rng = np.random.default_rng(0)
+    starts = rng.integers(0, len(order) - batch + 1, 200 if batch < 256 else 30)
+    return [order[start : start + batch] for start in starts]
+
+
+def time_each(calls: list[Callable[[], Any]]) -> list[float]:
+    """Return milliseconds of each call, after two rounds that warm up."""
+    for _ in range(2):
+        for call in calls:
+            call()
+    found = []
+    for call in calls:
+        started = time.perf_counter()
+        call()
+        found.append(1e3 * (time.perf_counter() - started))
+    return found
+
+
+def best_of(call: Callable[[], Any], repeats: int = 3) -> float:
+    """Return the seconds of the fastest of some calls, after one that warms up."""
+    call()
+    found = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        call()
+        found.append(time.perf_counter() - started)
+    return min(found)
+
+
+def percentiles(milliseconds: list[float]) -> dict[str, float]:
+    return {f"p{share}_ms": round(float(np.percentile(milliseconds, share)), 3) for share in (50, 95, 99)}
+
+
+if __name__ == "__main__":
+    main()
