@@ -218,7 +218,8 @@ def _half(exported: Exported) -> onnx.ModelProto:
     """Store and compute in fp16, short sentences side by side; token ids in and logits out stay what they are."""
     model = OnnxModel(copy.deepcopy(exported.optimised.model))
     packed = pack_rows(model)
-    # Its symbolic shape inference does not know attention over rows, and says so at length.
+    if packed:  # symbolic shape inference does not know attention over rows, and says so on the terminal
+        model.disable_shape_inference()
     model.convert_float_to_float16(keep_io_types=True, use_symbolic_shape_infer=not packed)
     return model.model
 

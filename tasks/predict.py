@@ -71,7 +71,7 @@ class Classifier:
         tokenizer.enable_truncation(manifest["max_length"])
         for place in ("cuda", "cpu") if may_use_gpu(device) else ("cpu",):
             chosen = variant or serving_variant(manifest, place)
-            session = open_session(folder / VARIANTS[chosen], device if place == "cuda" else "cpu")
+            session = open_session(folder / VARIANTS[chosen], device if place == "cuda" else "cpu", capture=True)
             if place == "cpu" or session.get_providers()[0] == CUDA:
                 break  # else a GPU is there but does not work
         return cls(session, tokenizer, manifest, chosen)

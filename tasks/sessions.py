@@ -15,8 +15,14 @@ MEMORY = {"arena_extend_strategy": "kSameAsRequested"}
 CAPTURE = "enable_cuda_graph"
 
 
-def open_session(graph: Path, device: str) -> onnxruntime.InferenceSession:
+def open_session(graph: Path, device: str, capture: bool = False) -> onnxruntime.InferenceSession:
     """Open a graph on cpu, cuda, or auto: a GPU where one works.
+
+    Args:
+        graph: file.
+        device: cpu, cuda or auto.
+        capture: let a GPU capture runs as CUDA graphs, where the graph allows it. Such a session answers only runs that
+            say whether they are to be captured, as those of `tasks.runners` do.
 
     Raises:
         VerdictError: if cuda is wanted and the session does not run on it.
@@ -25,8 +31,8 @@ def open_session(graph: Path, device: str) -> onnxruntime.InferenceSession:
         return _open(graph, [CPU])
     onnxruntime.preload_dlls()  # finds the CUDA libraries that pip installed
     try:
-        session = _open(graph, [(CUDA, MEMORY | {CAPTURE: "1"}), CPU])
-    except Exception:  # of the binding; not every graph can be captured, one with work for the CPU cannot
+        session = _open(graph, [(CUDA, MEMORY | ({CAPTURE: "1"} if capture else {})), CPU])
+    except Exception:  # of the binding; a graph with work for the CPU cannot be captured
         session = _open(graph, [(CUDA, MEMORY), CPU])
     # The list of available providers says what was compiled in, and a provider that fails to load falls back to the
     # CPU without an error: only the open session knows.
