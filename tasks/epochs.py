@@ -10,7 +10,6 @@ from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
 from tasks.batching import shuffled_batches, sorted_batches
@@ -227,9 +226,19 @@ class _Run:
 
 def validate(model: nn.Module, validation: Encoded, team: Team | None = None) -> dict[str, float | None]:
     """Measure loss, accuracy and MCC on validation sentences; a team's processes share the work and find the same."""
-    logits = _all_logits(model, validation, share_of(np.arange(validation.count), team))
+    device = next(model.parameters()).device
+    size = EVALUATION_BATCH[device.type]
+    mine = share_of(np.arange(validation.count), team)
+    while True:
+        try:
+            logits = _logits(model, validation, mine, size)
+            break
+        except torch.OutOfMemoryError:
+            if size == 1:
+                raise
+        size //= 2
     if team:
-        logits = team.sum(logits.to(next(model.parameters()).device, copy=True)).cpu()
+        logits = team.sum(logits.to(device, copy=True)).cpu()
     predictions = logits.argmax(-1).numpy()
     loss = nn.functional.cross_entropy(logits, torch.from_numpy(validation.labels))
     return {
@@ -237,24 +246,6 @@ def validate(model: nn.Module, validation: Encoded, team: Team | None = None) ->
         "validation_accuracy": accuracy(validation.labels, predictions),
         "validation_mcc": mcc(validation.labels, predictions),
     }
-
-
-def probabilities(model: nn.Module, sentences: Encoded) -> NDArray[np.float64]:
-    """Return the probability of each class, [N, 2]."""
-    logits = _all_logits(model, sentences, np.arange(sentences.count))
-    return logits.double().softmax(-1).numpy()
-
-
-def _all_logits(model: nn.Module, validation: Encoded, mine: Rows) -> torch.Tensor:
-    """Return `_logits`, with as many sentences at a time as there is memory for."""
-    size = EVALUATION_BATCH[next(model.parameters()).device.type]
-    while True:
-        try:
-            return _logits(model, validation, mine, size)
-        except torch.OutOfMemoryError:
-            if size == 1:
-                raise
-        size //= 2
 
 
 @torch.inference_mode()

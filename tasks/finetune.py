@@ -34,7 +34,6 @@ from tasks.members import (
 from tasks.parallel import check_processes, launch
 from tasks.reading import count_stored
 from tasks.stepper import Recipe
-from tasks.students import teach
 
 
 class Seed(TypedDict):
@@ -49,9 +48,8 @@ class Seed(TypedDict):
 class Training(TypedDict):
     """What a training run leaves: the model's folder, and how it went.
 
-    `kept` says what the model is: that of the seed that did best, the mean of all ("soup"), whose validation MCC is
-    `soup_mcc` (None where there was one seed only), or one that learned from all ("student"). `seed`, `best_epoch`,
-    `epochs` and `step_losses` are the student's where that is kept, else those of the seed that did best.
+    `seed`, `best_epoch`, `epochs` and `step_losses` are those of the seed that did best; `kept` says whether it is that
+    seed's model or the mean of all ("soup"), whose validation MCC is `soup_mcc` (None where there was one seed only).
     """
 
     model: str
@@ -83,7 +81,6 @@ class Settings(TypedDict):
     - checkpoint_seconds: least time between two checkpoints; they are written between epochs.
     - device: auto, cuda or cpu.
     - seeds: how many are trained from one start [1]; of several the mean of their weights is kept, if it is good.
-    - distilled: share of the seeds' probabilities in what one further model learns, a student; 0 for none [0].
     - processes: that train on this host, one a GPU [1]: several seeds are shared out, of one seed the batches are.
     - patience: epochs without a better validation MCC after which training ends; 0 for never [0].
     - spoiled: spoiled copies of each acceptable sentence that a first stage tells from the original [0].
@@ -105,7 +102,6 @@ class Settings(TypedDict):
     checkpoint_seconds: float
     device: str
     seeds: NotRequired[int]
-    distilled: NotRequired[float]
     processes: NotRequired[int]
     patience: NotRequired[int]
     spoiled: NotRequired[int]
@@ -145,7 +141,7 @@ def fine_tune(
     started = time.perf_counter()
     tokenizer = load_tokenizer(encoder, settings["max_length"])
     job = _plan(train, validation, encoder, f"{folder}-checkpoints", settings)
-    choice, members = _train_all(job, settings, on_epoch)
+    choice, members = _train_all(job, settings.get("seeds", 1), settings.get("processes", 1), on_epoch)
     training = Training(
         model=folder,
         device=device_name(job.device),
@@ -210,9 +206,8 @@ def _precision(wanted: str, device: str) -> str:
     return "bf16" if device == "cuda" or multiplies_bf16() else "fp32"
 
 
-def _train_all(job: Job, settings: Settings, on_epoch: OnEpoch | None) -> tuple[Choice, list[Member]]:
+def _train_all(job: Job, seeds: int, processes: int, on_epoch: OnEpoch | None) -> tuple[Choice, list[Member]]:
     """Train the members, in one process or several; return what is kept of them, and their records."""
-    seeds, processes = settings.get("seeds", 1), settings.get("processes", 1)
     start = rehearse(job)
     if seeds == processes == 1:
         model, member = train_member(job, start, job.seed, on_epoch)
@@ -235,10 +230,7 @@ def _train_all(job: Job, settings: Settings, on_epoch: OnEpoch | None) -> tuple[
             together=False,
         )
     kept = [kept_member(job, seed) for seed in wanted]
-    choice = combine(job, start, kept)
-    if share := settings.get("distilled", 0.0):
-        choice = teach(job, start, kept, choice, share, on_epoch)
-    return choice, [each.member for each in kept]
+    return combine(job, start, kept), [each.member for each in kept]
 
 
 def _summary(member: Member) -> Seed:

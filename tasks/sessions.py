@@ -30,10 +30,7 @@ def open_session(graph: Path, device: str, capture: bool = False) -> onnxruntime
     if not may_use_gpu(device):
         return _open(graph, [CPU])
     onnxruntime.preload_dlls()  # finds the CUDA libraries that pip installed
-    try:
-        session = _open(graph, [(CUDA, MEMORY | ({CAPTURE: "1"} if capture else {})), CPU])
-    except Exception:  # of the binding; a graph with work for the CPU cannot be captured
-        session = _open(graph, [(CUDA, MEMORY), CPU])
+    session = (_try_capturing(graph) if capture else None) or _open(graph, [(CUDA, MEMORY), CPU])
     # The list of available providers says what was compiled in, and a provider that fails to load falls back to the
     # CPU without an error: only the open session knows.
     if device == "cuda" and session.get_providers()[0] != CUDA:
@@ -46,9 +43,17 @@ def captures(session: onnxruntime.InferenceSession) -> bool:
     return session.get_provider_options().get(CUDA, {}).get(CAPTURE) == "1"
 
 
-def _open(graph: Path, providers: list[Any]) -> onnxruntime.InferenceSession:
+def _try_capturing(graph: Path) -> onnxruntime.InferenceSession | None:
+    """Open a graph for capturing; None where it cannot be, as one with work for the CPU."""
+    try:
+        return _open(graph, [(CUDA, MEMORY | {CAPTURE: "1"}), CPU], quiet=True)
+    except Exception:  # of the binding, which has no narrower one in common
+        return None
+
+
+def _open(graph: Path, providers: list[Any], quiet: bool = False) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # errors
+    options.log_severity_level = 4 if quiet else 3  # what is fatal, and errors too
     return onnxruntime.InferenceSession(graph, options, providers=providers)
 
 

@@ -60,7 +60,6 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
         "+ all three": ALL | {"spoiled": 2},
         "+ all three, spoiled 10": ALL | {"spoiled": 10},
         "+ all three, mean of 3 seeds": ALL | {"spoiled": 2, "seeds": 3},
-        "+ all three, student of 3 seeds": ALL | {"spoiled": 2, "seeds": 3, "distilled": 0.7},
     },
     "cpu": {
         "5e-5, 4 epochs, fp32": {"learning_rate": 5e-5, "layer_decay": 1.0, "epochs": 4, "precision": "fp32"},
@@ -73,7 +72,6 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
         "+ spoiled 20": {"spoiled": 20},
         "+ all three": ALL | {"spoiled": 20},
         "+ all three, mean of 3 seeds": ALL | {"spoiled": 20, "seeds": 3},
-        "+ all three, student of 3 seeds": ALL | {"spoiled": 20, "seeds": 3, "distilled": 0.7},
     },
 }
 
