@@ -8,17 +8,47 @@ BENCH  ?= main_job ingestion
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install retrain test lint bench clean
+.PHONY: help install retrain up down logs test test-services browser postgresql lint bench clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(VENV)/.runtime ## create .venv with the pinned runtime
 retrain: $(VENV)/.runtime ## run the main job: data, gate, training, ONNX, verdict, registry
 	@$(BIN)/verdict retrain $(ARGS)
 
-test: $(VENV)/.dev ## run every test
+up: $(VENV)/.services ## start Prefect, MLflow, a worker and the inference service on loopback
+	@PATH=$(abspath $(BIN)):$$PATH $(BIN)/python -m flows.stack up
+
+down: $(VENV)/.services ## stop them; the stores stay
+	@$(BIN)/python -m flows.stack down
+
+logs: $(VENV)/.services ## follow what they say
+	@$(BIN)/python -m flows.stack logs
+
+test: $(VENV)/.dev browser ## run every test but those of test-services
 	@$(BIN)/python -m pytest $(ARGS)
+	@echo 'PostgreSQL, an S3 store, servers, worker and schedules are tested by: make test-services'
+
+test-services: $(VENV)/.dev postgresql ## schedules, kills and outages on PostgreSQL, S3 and real servers (five minutes)
+	@$(BIN)/python -m pytest -m services tests/services $(ARGS)
+
+postgresql: $(VENV)/bin/python
+	@ls /usr/lib/postgresql/*/bin/initdb > /dev/null 2>&1 || command -v initdb > /dev/null || { \
+	  echo 'installing postgresql for the tests of the services ...'; \
+	  as=$$([ "$$(id -u)" = 0 ] || echo sudo -n); \
+	  { timeout 300 $$as apt-get update && timeout 600 $$as env DEBIAN_FRONTEND=noninteractive \
+	    apt-get install --yes --no-install-recommends postgresql; } > $(VENV)/postgresql.log 2>&1 \
+	  || { echo 'postgresql cannot be installed; $(VENV)/postgresql.log says why' >&2; exit 1; }; }
+
+# The tests of the page drive Debian's Chromium; where it cannot be had they are skipped, and say so.
+browser: $(VENV)/bin/python
+	@(command -v chromium || command -v chromium-browser || command -v google-chrome) > /dev/null || { \
+	  echo 'installing chromium for the tests of the page ...'; \
+	  as=$$([ "$$(id -u)" = 0 ] || echo sudo -n); \
+	  { timeout 300 $$as apt-get update && timeout 600 $$as env DEBIAN_FRONTEND=noninteractive \
+	    apt-get install --yes --no-install-recommends chromium; } > $(VENV)/browser.log 2>&1 \
+	  || echo 'chromium cannot be installed ($(VENV)/browser.log says why); the tests of the page are skipped' >&2; }
 
 lint: $(VENV)/.dev ## ruff (lint and format) and mypy
 	@$(BIN)/ruff check .
@@ -40,6 +70,11 @@ $(VENV)/bin/python:
 $(VENV)/.runtime: $(VENV)/bin/python pyproject.toml constraints.txt
 	@echo 'installing the pinned runtime into $(VENV) (about two minutes, once) ...'
 	@$(PIP) --editable .
+	@touch $@
+
+$(VENV)/.services: $(VENV)/.runtime
+	@echo 'installing what the services need ...'
+	@$(PIP) --editable '.[services]'
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.runtime

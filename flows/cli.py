@@ -25,6 +25,9 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document an
 OnDevice = Annotated[Device, typer.Option(help="Where to compute; auto takes a GPU that works.")]
 Model = Annotated[str, typer.Option(help="Registry address, version number, or a bundle's folder.")]
 
+VersionNumber = Annotated[str, typer.Argument(metavar="VERSION", help="Number that `verdict status` shows.")]
+Reason = Annotated[str, typer.Option(help="Why; it stays in the history.")]
+
 Profile = Annotated[str, typer.Option(help="sample, cola, cola-small, or a TOML file.")]
 DataAddresses = Annotated[
     list[str] | None,
@@ -135,6 +138,22 @@ def watch(
     _print(outcome, as_json, console.show_watch)
 
 
+@app.command("judge")
+def judge_again(
+    evidence: Annotated[str, typer.Argument(metavar="EVIDENCE.json", help="What a run wrote: runs/JOB/evidence.json.")],
+    policy: Annotated[str, typer.Option(help="Another policy: a TOML file [the one in the evidence].")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Judge recorded evidence again; exit 1 where figures or verdict are not those that were recorded."""
+    from flows import console
+    from tasks.recheck import recheck
+
+    outcome = recheck(evidence, policy)
+    _print(outcome, as_json, console.show_recheck)
+    if outcome["contradictions"]:
+        raise typer.Exit(1)
+
+
 @app.command()
 def status(as_json: AsJson = False) -> None:
     """Show champion, challenger and the latest runs."""
@@ -142,6 +161,66 @@ def status(as_json: AsJson = False) -> None:
     from flows import console, review
 
     _print(review.status(environment.home()), as_json, console.show_status)
+
+
+@app.command()
+def compare(
+    first: Annotated[str, typer.Argument(metavar="A", help="Version.")],
+    second: Annotated[str | None, typer.Argument(metavar="B", help="Another one [the champion].")] = None,
+    device: OnDevice = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Put two versions side by side on the same holdout sentences."""
+    environment.prepare()
+    from flows import comparison, console
+
+    _print(comparison.compare(first, second, device, environment.home()), as_json, console.show_comparison)
+
+
+@app.command()
+def approve(version: VersionNumber, reason: Reason, as_json: AsJson = False) -> None:
+    """Make a version on HOLD champion."""
+    environment.prepare()
+    from flows import console, review
+
+    environment.show_log(quiet_prefect=False)
+    _print(review.approve(version, reason, environment.home()), as_json, console.show_move)
+
+
+@app.command()
+def reject(version: VersionNumber, reason: Reason, as_json: AsJson = False) -> None:
+    """Turn a version on HOLD down."""
+    environment.prepare()
+    from flows import console, review
+
+    environment.show_log(quiet_prefect=False)
+    _print(review.reject(version, reason, environment.home()), as_json, console.show_move)
+
+
+@app.command()
+def rollback(
+    reason: Reason,
+    to: Annotated[
+        str | None, typer.Option(metavar="VERSION", help="Another one that reigned [the one before].")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything and move nothing.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Give the champion's alias back to the champion before."""
+    environment.prepare()
+    from flows import console, review
+
+    environment.show_log(quiet_prefect=False)
+    _print(review.rollback(to, reason, dry_run, environment.home()), as_json, console.show_move)
+
+
+@app.command()
+def history(as_json: AsJson = False) -> None:
+    """Show every move of the champion's alias: when, who, from, to, why."""
+    environment.prepare()
+    from flows import console, review
+
+    _print(review.history(environment.home()), as_json, console.show_history)
 
 
 @app.command()
@@ -197,14 +276,54 @@ def serve(
     max_batch: Annotated[int, typer.Option(min=1, max=4_096, help="Sentences computed together.")] = 64,
     max_wait_ms: Annotated[float, typer.Option(min=0, max=1_000, help="That a request waits for company.")] = 2.0,
     queue: Annotated[int, typer.Option(min=1, help="Sentences that may wait; more are refused with 429.")] = 4_096,
+    page: Annotated[bool, typer.Option("--page/--no-page", help="A page at / to try sentences and flag them.")] = True,
+    feedback: Annotated[
+        str, typer.Option(help="TSV file that its flags are written to [feedback/feedback.tsv in the stores' folder].")
+    ] = "",
 ) -> None:
-    """Answer over HTTP (JSON, Open Inference Protocol V2), following the champion."""
+    """Answer over HTTP (JSON, Open Inference Protocol V2, a page to try it), following the champion."""
     environment.prepare()
     from tasks.serve import Serving
     from tasks.serve import serve as run
 
     environment.show_log(quiet_prefect=False)
-    run(Serving(model, host, port, device, refresh_seconds, max_batch, max_wait_ms, queue), environment.home())
+    serving = Serving(model, host, port, device, refresh_seconds, max_batch, max_wait_ms, queue, page, feedback)
+    run(serving, environment.home())
+
+
+@app.command("export-triton")
+def export_triton(
+    folder: Annotated[str, typer.Argument(metavar="DIR", help="New folder, or one that this command wrote.")],
+    model: Model = CHAMPION_URI,
+    instances: Annotated[int, typer.Option(min=1, max=64, help="Of each step; the graph's are for each GPU.")] = 2,
+    max_batch: Annotated[int, typer.Option(min=1, max=4_096, help="Sentences computed together.")] = 64,
+    max_queue_delay_us: Annotated[
+        int, typer.Option(min=0, max=1_000_000, help="Microseconds that the graph waits for company.")
+    ] = 500,
+    as_json: AsJson = False,
+) -> None:
+    """Write a model repository for NVIDIA's Triton: sentences in, label and probability out."""
+    environment.prepare()
+    from flows import console, review
+    from tasks.triton import Tuning, check_folder, export_repository
+
+    check_folder(folder)  # before a model is fetched
+    version, bundle = review.find_model(model, environment.home())
+    written = export_repository(bundle, folder, version, Tuning(instances, max_batch, max_queue_delay_us))
+    _print(written, as_json, console.show_repository)
+
+
+@app.command()
+def deploy(
+    file: Annotated[str, typer.Option(help="Another file of deployments [infra/prefect.yaml].")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Put the schedules of retrain, watch and score onto a lasting Prefect server."""
+    environment.prepare()
+    from flows import console
+    from flows.deploy import deploy as apply
+
+    _print(apply(file), as_json, console.show_deployments)
 
 
 @app.command()
@@ -278,7 +397,7 @@ def _resolve(
     """Resolve profile, environment and flags."""
     from tasks.settings import load_settings
 
-    flags = dict(_parse_setting(text) for text in settings or ())
+    flags = dict(parse_setting(text) for text in settings or ())
     named = named | {"finetune.device": device}
     return load_settings(profile, flags | {key: value for key, value in named.items() if value is not None})
 
@@ -310,7 +429,12 @@ def _ask_champion() -> None:
     console.show_next_commands()
 
 
-def _parse_setting(text: str) -> tuple[str, str]:
+def parse_setting(text: str) -> tuple[str, str]:
+    """Split KEY=VALUE.
+
+    Raises:
+        WrongUsage: if there is no value.
+    """
     key, separator, value = text.partition("=")
     if not separator:
         raise WrongUsage(f"--set {text!r} has no value; expected KEY=VALUE, for example --set finetune.epochs=3")

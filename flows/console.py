@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+SHOWN = 10  # contradictions
 COLOURS = {"PROMOTE": "bold green", "HOLD": "bold yellow", "REJECT": "bold red"}
 
 
@@ -32,6 +33,26 @@ def show_outcome(outcome: dict[str, Any]) -> None:
     console.print(f"version  acceptability {outcome['version']}")
     console.print(f"report   {escape(outcome['report'])}")
     console.print(f"store    {escape(outcome['store'])}")
+
+
+def show_recheck(outcome: dict[str, Any]) -> None:
+    """Print a verdict that was computed again, and what it and its figures contradict."""
+    console = _console()
+    verdict, recorded = outcome["verdict"], outcome["recorded"]
+    console.print(f"[{COLOURS[verdict['decision']]}]{verdict['decision']}[/]: {escape('; '.join(verdict['reasons']))}")
+    console.print(f"rules     {', '.join(verdict['rules'])}")
+    for name, value in verdict["numbers"].items():
+        if value is not None:
+            console.print(f"  {name:<18} {value if isinstance(value, int) else f'{value:.6g}'}")
+    policy = verdict["policy"]
+    console.print(f"policy    {escape(policy['version'])}, {policy['digest'][:12]}")
+    console.print(f"candidate {verdict['candidate'][:12]}, champion {(verdict['incumbent'] or 'none')[:12]}")
+    if recorded:
+        console.print(f"recorded  {recorded['decision']} by {escape(str(recorded['actor']))}, {recorded['time']}")
+    for text in outcome["contradictions"][:SHOWN]:
+        console.print(f"[red]differs[/]   {escape(text)}")
+    if len(outcome["contradictions"]) > SHOWN:
+        console.print(f"[red]differs[/]   in {len(outcome['contradictions']) - SHOWN} more places (--json)")
 
 
 def show_check(outcome: dict[str, Any]) -> None:
@@ -100,13 +121,29 @@ def show_scores(outcome: dict[str, Any]) -> None:
             console.print(f"{title:<12} {escape(path)}")
 
 
+def show_repository(written: dict[str, Any]) -> None:
+    """Print which models were written, with which graph, and the command that serves them."""
+    console = _console()
+    fallback = "" if written["variant"] == "fp16" else "; the bundle holds no fp16 graph, so this one is slower"
+    console.print(f"repository  {escape(written['repository'])}")
+    console.print(f"models      {', '.join(written['models'])}")
+    console.print(f"version     {written['version']}, bundle {written['digest'][:12]}")
+    console.print(f"graph       {written['variant']} on GPUs{fallback}")
+    console.print(f"next        {escape(written['next'])}")
+
+
 def show_status(status: dict[str, Any]) -> None:
     """Print champion, challenger and the latest runs."""
     console = _console()
     console.print(f"store      {escape(status['store'])}")
-    for role in ("champion", "challenger"):
+    none = {"champion": "none, it vanished" if status["incumbency"] == "vanished" else "none", "challenger": "none"}
+    for role, absent in none.items():
         version = status[role]
-        console.print(f"{role:<10} {_describe(version) if version else 'none'}")
+        console.print(f"{role:<10} {_describe(version) if version else absent}")
+    if status["champion"] and status["champion"]["fault"]:
+        console.print(f"[red]damaged[/]    {escape(status['champion']['fault'])}")
+    for notice in status["notices"]:
+        console.print(f"[yellow]notice[/]     {escape(notice)}")
     if not status["runs"]:
         console.print("no runs yet; start one: verdict retrain")
         return
@@ -116,6 +153,76 @@ def show_status(status: dict[str, Any]) -> None:
         mcc = "" if run["mcc"] is None else f"{run['mcc']:.3f}"
         table.add_row(started, run["status"], run["verdict"] or "", run["version"] or "", mcc)
     console.print(table)
+
+
+def show_comparison(outcome: dict[str, Any]) -> None:
+    """Print two versions' figures side by side, how sure the difference is, and sentences on which they differ."""
+    console = _console()
+    one, other = outcome["versions"]
+    console.print(f"holdout    {outcome['holdout'][:12]}, {outcome['rows']} sentences, {outcome['basis']}")
+    table = _table("", f"version {one['version']}", f"version {other['version']}")
+    table.add_row("verdict", one["verdict"] or "", other["verdict"] or "")
+    table.add_row(
+        "MCC", *(f"{side['mcc']:.3f} ({side['mcc_low']:.3f} to {side['mcc_high']:.3f})" for side in (one, other))
+    )
+    for name in ("accuracy", "f1", "auroc", "brier", "ece"):
+        table.add_row(name, *(f"{side[name]:.3f}" for side in (one, other)))
+    for kind in ("per_source", "per_length"):
+        for name in sorted(one[kind].keys() & other[kind].keys()):
+            rows = one[kind][name]["rows"]
+            table.add_row(
+                f"MCC of {escape(name)} ({rows})", *(f"{side[kind][name]['mcc']:.3f}" for side in (one, other))
+            )
+    table.add_row("answered by", *(f"{side['variant']} on {side['provider']}" for side in (one, other)))
+    console.print(table)
+    seen = outcome["comparison"]
+    console.print(
+        f"difference {seen['difference']:+.3f} ({seen['low']:+.3f} to {seen['high']:+.3f}, 95%), better in "
+        f"{seen['probability']:.1%} of the resamples; McNemar p = {seen['mcnemar']:.3f}"
+    )
+    console.print(
+        f"labels     {seen['agreement']:.1%} alike; right alone: {seen['candidate_alone']} and {seen['champion_alone']}"
+    )
+    for row in seen["sentences"]:
+        console.print(f"  {row['label']}  {row['first']:.2f} {row['second']:.2f}  {escape(row['sentence'])}")
+
+
+def show_move(move: dict[str, Any]) -> None:
+    """Print what was decided, or what a dry run would have done."""
+    went = f"champion {move['from'] or 'none'} -> {move['to'] or 'none'}"
+    if move.get("dry_run"):
+        _console().print(f"would do  {move['kind']}: {went}; its files are whole; nothing was moved")
+        return
+    _console().print(f"{move['kind']} of version {move['version']} by {escape(move['actor'])}: {went}")
+    _console().print(f"reason    {escape(move['reason'])}")
+
+
+def show_history(entries: list[dict[str, Any]]) -> None:
+    """Print one line a move, oldest first."""
+    if not entries:
+        _console().print("no move yet; the first champion comes from: verdict retrain")
+        return
+    table = _table("when", "who", "what", "from", "to", "why")
+    for entry in entries:
+        when = "?"
+        if entry["time"]:
+            when = datetime.datetime.fromisoformat(entry["time"]).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+        kind = entry["kind"] if entry["time"] else f"[yellow]{entry['kind']}[/]"
+        who, why = escape(entry["actor"] or "?"), escape(entry["reason"])
+        table.add_row(when, who, kind, entry["from"] or "-", entry["to"] or "-", why)
+    _console().print(table)
+
+
+def show_deployments(outcome: dict[str, Any]) -> None:
+    """Print what runs when, and what keeps watch over it."""
+    console = _console()
+    table = _table("deployment", "when")
+    for held in outcome["deployments"]:
+        when = ", ".join(held["schedules"]) or "on demand"
+        table.add_row(held["name"], "paused" if held["paused"] else when)
+    console.print(table)
+    console.print(f"server       {escape(outcome['server'])}, work pool {outcome['pool']}")
+    console.print(f"automations  {', '.join(outcome['automations'])}")
 
 
 def show_checks(checks: list[dict[str, Any]]) -> None:

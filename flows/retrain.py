@@ -6,6 +6,7 @@ the last finished piece. result.json comes last and says that nothing is left to
 """
 
 import contextlib
+import logging
 import shutil
 import socket
 from collections.abc import Iterator
@@ -17,9 +18,12 @@ from prefect import flow
 from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
 
 from flows import steps
+from flows.alerting import alert_failure, tell_verdict
+from flows.approval import await_person, find_waiting
 from flows.check import describe_gate, examine_data, read_data, report_gate
+from flows.judging import list_figures, weigh
 from flows.steps import io_step, step
-from tasks import registry
+from tasks import moves, record, registry, runs
 from tasks.apart import warm_up
 from tasks.bundle import Origin
 from tasks.charts import draw_charts
@@ -28,20 +32,22 @@ from tasks.device import resolve_device
 from tasks.encoder import Encoder, locate_encoder
 from tasks.epochs import Epoch
 from tasks.errors import DataRefused, Unreachable, VerdictError
-from tasks.evidence import Evidence, gather_evidence
+from tasks.evidence import Evidence
 from tasks.export import Export, export_bundle, load_export
 from tasks.files import digest_of, read_json, write_json
 from tasks.finetune import Training, fine_tune, load_training
 from tasks.ingestion import Data
-from tasks.judge import Verdict, judge
+from tasks.judge import Verdict
 from tasks.members import SEED_STRIDE
 from tasks.provenance import git_commit, versions
-from tasks.registry import CHALLENGER, CHAMPION, Store
+from tasks.registry import Store
 from tasks.report import write_documents
 from tasks.settings import Resolved, Settings
 from tasks.sources import shown_addresses
 from tasks.splitting import split_snapshot
 from tasks.validation import Gate, refuse_unfit
+
+log = logging.getLogger("tasks.retrain")
 
 # Each step is a plain function of tasks/; the names are those that the summary shows.
 read = step("read data", read_data)  # a download has its own patience
@@ -49,10 +55,7 @@ find_encoder = io_step("find encoder", locate_encoder)
 examine = step("check data", examine_data)
 split = step("split", split_snapshot)
 export = step("export", export_bundle)
-find_alias = io_step("find champion", registry.find_alias)
 find_profile = io_step("find champion", registry.fetch_profile)
-measure = step("measure", gather_evidence)
-decide = step("judge", judge)
 draw = step("document", draw_charts)
 document = step("document", write_documents)
 register = io_step("register", registry.register_bundle)
@@ -60,10 +63,11 @@ log_dataset = io_step("log to MLflow", runs.log_dataset)
 log_series = io_step("log to MLflow", runs.log_series)
 log_files = io_step("log to MLflow", runs.log_files)
 open_run = io_step("open MLflow run", runs.open_run)
-move_alias = io_step("promote", registry.move_alias)
+crown = io_step("promote", moves.crown)
+challenge = io_step("promote", moves.challenge)
 
 
-@flow(name="retrain", result_serializer="json", persist_result=True)
+@flow(name="retrain", result_serializer="json", persist_result=True, on_failure=[alert_failure])
 def retrain(settings: dict[str, Any], origins: dict[str, str], home: str, force: bool = False) -> dict[str, Any]:
     """Read, check, split, fine-tune, export, measure, judge, register and promote; return what the command prints.
 
@@ -80,6 +84,8 @@ def retrain(settings: dict[str, Any], origins: dict[str, str], home: str, force:
     """
     steps.seconds.set({})
     chosen = Settings.model_validate(settings)
+    if waiting := find_waiting(home):
+        return await_person(waiting, chosen.judge.wait_hours, home)
     store = registry.locate_store(home)
     data = read(chosen.data, home)
     encoder = find_encoder(chosen.finetune.encoder, offline=chosen.data.offline)
@@ -98,15 +104,19 @@ def retrain(settings: dict[str, Any], origins: dict[str, str], home: str, force:
             exported = load_export(str(folder)) or export(
                 training["model"], str(folder), origin_of(chosen, data, encoder), str(folder / "validation.parquet")
             )
-            evidence, verdict = weigh(exported, data, chosen, device, folder, store)
-            pictures = write_report(exported, training, evidence, verdict, gate, (chosen, origins), folder)
-            version = publish(exported, data, evidence, verdict, store, run_id)
-            record_figures(training, evidence, pictures, folder, store, run_id)
-            promote(verdict, version, evidence, store)
+            carried_out = False
+            while not carried_out:  # each further turn: another candidate became champion meanwhile
+                evidence, verdict = weigh(exported, data, gate, chosen, device, folder, store, run_id)
+                pictures = write_report(exported, training, evidence, verdict, gate, (chosen, origins), folder)
+                version = publish(exported, data, evidence, verdict, store, run_id)
+                record_figures(training, evidence, pictures, folder, store, run_id)
+                carried_out = promote(verdict, version, evidence, store)
             outcome = summarise(verdict, version, evidence, data, store, exported, run_id)
             write_json(folder / "result.json", outcome)
     create_markdown_artifact(key="verdict", markdown=describe(outcome), description="What was decided, and why")
-    return outcome
+    tell_verdict(outcome)
+    waits = outcome["decision"] == "HOLD" and chosen.judge.wait_for_person
+    return await_person(outcome, chosen.judge.wait_hours, home) if waits else outcome
 
 
 def name_job(settings: Settings, data: Data, encoder: Encoder, device: str) -> str:
@@ -116,6 +126,8 @@ def name_job(settings: Settings, data: Data, encoder: Encoder, device: str) -> s
         exclude={
             "data": {"path", "train", "holdout", "columns", "labels", "offline"},
             "finetune": {"encoder", "device", "checkpoint_seconds"},
+            # Where the policy's file lies; what it says is there by each number. Who waits for whom changes no result.
+            "judge": {"policy", "wait_for_person", "wait_hours"},
             "watch": True,
         },
     )
@@ -238,13 +250,12 @@ def _fine_tune_visibly(
         progress=0.0, key="fine-tuning", description="Share of the epochs that are done"
     )
 
-    epochs = recipe["epochs"]
-    models = recipe["seeds"] + (recipe["distilled"] > 0)
+    epochs, seeds = recipe["epochs"], recipe["seeds"]
 
     def show(epoch: Epoch) -> None:
         before = (epoch["seed"] - recipe["seed"]) % SEED_STRIDE  # seeds that came first; a restart's takes its place
         done = before * epochs + epoch["epoch"]
-        update_progress_artifact(bar, progress=100 * done / (epochs * models))
+        update_progress_artifact(bar, progress=100 * done / (epochs * seeds))
         figures = {name: value for name, value in epoch.items() if name not in ("epoch", "seed")}
         runs.log_metrics(store, run_id, figures, step=done)  # type: ignore[arg-type]
 
@@ -263,29 +274,6 @@ def origin_of(settings: Settings, data: Data, encoder: Encoder) -> Origin:
         dataset=data["digest"],
         git_commit=git_commit(),
     )
-
-
-def weigh(
-    exported: Export, data: Data, settings: Settings, device: str, folder: Path, store: Store
-) -> tuple[Evidence, Verdict]:
-    """Measure candidate and champion, and judge; a verdict that was carried out before a kill stands."""
-    champion = find_alias(store, CHAMPION)
-    recorded = folder / "verdict.json"
-    if champion and champion["digest"] == exported["digest"] and recorded.is_file():
-        return read_json(folder / "evidence.json"), read_json(recorded)
-    evidence = measure(
-        exported["bundle"],
-        data["holdout"],
-        data["reported"],
-        champion,
-        split=read_json(folder / "split.json"),
-        device=device,
-        resamples=settings.judge.resamples,
-    )
-    verdict = decide(evidence, settings.judge.threshold)
-    write_json(folder / "evidence.json", evidence)
-    write_json(recorded, verdict)
-    return evidence, verdict
 
 
 def write_report(
@@ -325,6 +313,8 @@ def publish(exported: Export, data: Data, evidence: Evidence, verdict: Verdict, 
         "variant": evidence["candidate"]["variant"],
         "dataset": data["digest"],
         "holdout": evidence["holdout"],
+        "compared_with": verdict["champion"] or "",
+        "verdict_digest": digest_of(verdict),
     }
     description = (
         f"**{verdict['decision']}**: {tags['reasons']}\n\n"
@@ -338,27 +328,32 @@ def record_figures(
     training: Training, evidence: Evidence, pictures: dict[str, str], folder: Path, store: Store, run_id: str
 ) -> None:
     """Log losses, measurements, pictures and documents to the MLflow run."""
-    measured = evidence["candidate"]
-    interval = measured["interval"]
-    single = {"mcc": interval["mcc"], "mcc_low": interval["low"], "mcc_high": interval["high"]}
-    series: dict[str, dict[int, float | None]] = {name: {0: value} for name, value in single.items()}
-    series |= {f"mcc_{name}": {0: other["interval"]["mcc"]} for name, other in evidence["variants"].items()}
-    series["accuracy"] = {0: measured["accuracy"]}
+    series: dict[str, dict[int, float | None]] = {name: {0: value} for name, value in list_figures(evidence).items()}
     series["step_loss"] = dict(enumerate(training["step_losses"], start=1))
-    series["mcc_per_batch"] = dict(enumerate(measured["mcc_per_batch"], start=1))
+    series["mcc_per_batch"] = dict(enumerate(evidence["candidate"]["mcc_per_batch"], start=1))
     log_series(store, run_id, series)
     log_files(store, run_id, list(pictures.values()), "pictures")
     records = [str(folder / name) for name in ("evidence.json", "verdict.json")]
     log_files(store, run_id, [*records, str(folder / "bundle" / "report.html")], "records")
 
 
-def promote(verdict: Verdict, version: str, evidence: Evidence, store: Store) -> None:
-    """Move the alias that the verdict asks for, last of all."""
-    reigns = evidence["champion"] is not None and evidence["champion"]["version"] == version
+def promote(verdict: Verdict, version: str, evidence: Evidence, store: Store) -> bool:
+    """Move the alias that the verdict asks for, last of all.
+
+    Returns:
+        False where another champion reigns by now than the one that was compared, so that the verdict is worth nothing.
+    """
     if verdict["decision"] == "PROMOTE":
-        move_alias(store, CHAMPION, version)
-    elif verdict["decision"] == "HOLD" and not reigns:
-        move_alias(store, CHALLENGER, version)
+        compared = evidence["champion"]["version"] if evidence["champion"] else None
+        reason = "; ".join(verdict["reasons"])[: record.LONGEST]
+        try:
+            crown(store, version, kind="promote", expected=compared, reason=reason, verdict=digest_of(verdict))
+        except moves.ChampionChanged as error:
+            log.info("judged again: %s", str(error).partition(";")[0])
+            return False
+    elif verdict["decision"] == "HOLD":
+        challenge(store, version)
+    return True
 
 
 def summarise(
@@ -369,6 +364,7 @@ def summarise(
     runs.tag_run(store, run_id, {"verdict": verdict["decision"], "version": version})
     return {
         "decision": verdict["decision"],
+        "rules": verdict["rules"],
         "reasons": verdict["reasons"],
         "version": version,
         "mcc": measured["interval"]["mcc"],
@@ -383,6 +379,8 @@ def summarise(
         "threshold": verdict["threshold"],
         "champion_before": verdict["champion"],
         "champion_mcc": verdict["champion_mcc"],
+        "mcc_difference": verdict["numbers"]["difference"],
+        "looks": evidence["looks"],
         "report": str(Path(exported["bundle"]) / "report.html"),
         "store": store["uri"],
         "run": run_id,

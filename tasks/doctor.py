@@ -12,8 +12,8 @@ from onnx import TensorProto, helper
 
 from tasks.encoder import PACKAGED, locate_encoder
 from tasks.errors import VerdictError
-from tasks.predict import has_gpu, open_session
 from tasks.provenance import versions
+from tasks.sessions import has_gpu, open_session
 
 FREE_DISK = 2.0  # GB that a run with a base-sized encoder needs
 
@@ -75,12 +75,15 @@ def _onnxruntime() -> str:
 
 def _store(home: str) -> str:
     from tasks import registry
+    from tasks.inspection import verify_version
 
     store = registry.locate_store(home)
     if registry.is_new(store):
         return f"{store['uri']}, not created yet"
     champion = registry.find_alias(store, registry.CHAMPION, fetch=False)
-    return f"{store['uri']}, champion {champion['version'] if champion else 'none'}"
+    if champion:
+        verify_version(store, champion["version"])
+    return f"{store['uri']}, champion {champion['version'] + ', its files are whole' if champion else 'none'}"
 
 
 def _prefect() -> str:

@@ -1,6 +1,6 @@
 """Matthews correlation coefficient and friends, in NumPy.
 
-Labels are 1 (acceptable) and 0 (not). A confusion is counted as (tn, fp, fn, tp).
+Labels are 1 (acceptable) and 0 (not). A confusion is counted as (tn, fp, fn, tp). Probabilities are those of label 1.
 MCC: Matthews 1975, https://doi.org/10.1016/0005-2795(75)90109-9; where its denominator is 0 it is 0, as elsewhere.
 Shape letters: N sentences, R resamples.
 """
@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 BATCH = 32  # the book prints MCC for each batch of 32
+BINS = 10  # of equal width, of the probability of "acceptable"; the calibration error depends on how many there are
 
 
 class Confusion(NamedTuple):
@@ -28,6 +29,16 @@ class Interval(TypedDict):
     mcc: float
     low: float
     high: float
+
+
+class Bin(TypedDict):
+    """Sentences whose probability lies in [low, high): its mean, and the share that is acceptable."""
+
+    low: float
+    high: float
+    rows: int
+    probability: float
+    acceptable: float
 
 
 def confusion(labels: ArrayLike, predictions: ArrayLike) -> Confusion:
@@ -58,6 +69,69 @@ def mcc(labels: ArrayLike, predictions: ArrayLike) -> float:
 def accuracy(labels: ArrayLike, predictions: ArrayLike) -> float:
     """Return the share of right predictions; 0 for none at all."""
     return float(np.mean(np.equal(labels, predictions))) if np.size(labels) else 0.0
+
+
+def f1(counts: ArrayLike) -> float:
+    """Return F1 of the acceptable sentences from one (tn, fp, fn, tp); 0 where none is acceptable or predicted so."""
+    _, fp, fn, tp = np.asarray(counts, np.float64)
+    return float(2 * tp / (2 * tp + fp + fn)) if tp else 0.0
+
+
+def auroc(labels: ArrayLike, probabilities: ArrayLike) -> float:
+    """Return how often an acceptable sentence has the higher probability of two; a tie counts half.
+
+    The mean rank of the acceptable ones says it (Mann and Whitney), equal probabilities sharing their mid-rank. Where
+    one class is missing there is nothing to rank, and it is 0.5.
+
+    Args:
+        labels: [N] of 0 and 1.
+        probabilities: [N].
+    """
+    positive = np.asarray(labels) == 1
+    few, many = int(positive.sum()), int((~positive).sum())
+    if not few or not many:
+        return 0.5
+    _, place, counts = np.unique(np.asarray(probabilities, np.float64), return_inverse=True, return_counts=True)
+    ranks = np.cumsum(counts) - (counts - 1) / 2  # from 1; the middle of those that are equal
+    return float((ranks[place][positive].sum() - few * (few + 1) / 2) / (few * many))
+
+
+def brier(labels: ArrayLike, probabilities: ArrayLike) -> float:
+    """Return the mean squared distance of [N] probabilities from [N] labels; 0 for none at all."""
+    gaps = np.asarray(probabilities, np.float64) - np.asarray(labels, np.float64)
+    return float(np.mean(gaps**2)) if gaps.size else 0.0
+
+
+def calibration(labels: ArrayLike, probabilities: ArrayLike, bins: int = BINS) -> list[Bin]:
+    """Return what was said and what was true in bins of equal width; empty bins are left out.
+
+    Args:
+        labels: [N] of 0 and 1.
+        probabilities: [N] in [0, 1]; 1 belongs to the last bin.
+        bins: how many.
+    """
+    labels, probabilities = np.asarray(labels), np.asarray(probabilities, np.float64)
+    places = np.minimum((probabilities * bins).astype(np.int64), bins - 1)
+    found = []
+    for place in np.unique(places):
+        here = places == place
+        found.append(
+            Bin(
+                low=float(place / bins),
+                high=float((place + 1) / bins),
+                rows=int(here.sum()),
+                probability=float(probabilities[here].mean()),
+                acceptable=float(labels[here].mean()),
+            )
+        )
+    return found
+
+
+def calibration_error(bins: list[Bin]) -> float:
+    """Return the expected calibration error: the mean gap between said and true, over all sentences; 0 for none."""
+    rows = sum(each["rows"] for each in bins)
+    gaps = sum(each["rows"] * abs(each["probability"] - each["acceptable"]) for each in bins)
+    return gaps / rows if rows else 0.0
 
 
 def mcc_interval(labels: ArrayLike, predictions: ArrayLike, resamples: int = 10_000, seed: int = 0) -> Interval:

@@ -8,6 +8,7 @@ The event loop reads and writes, one thread computes (see queueing.py), another 
 
 import asyncio
 import contextlib
+import importlib.util
 import json
 import logging
 import os
@@ -17,7 +18,7 @@ import sys
 import threading
 import time
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import uvicorn
 from fastapi import FastAPI, Request, Response
@@ -29,10 +30,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tasks import protocol
 from tasks.champion import CHAMPION_URI, REFRESH, Champion, NotReady
-from tasks.errors import VerdictError
+from tasks.errors import VerdictError, WrongUsage
 from tasks.intake import Limits, Refused, read_body, sentences_of
 from tasks.queueing import Batcher, Closed, QueueFull, Reply
 from tasks.telemetry import Telemetry
+
+if TYPE_CHECKING:
+    from tasks.feedback import Feedback
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +64,10 @@ class Serving:
     """that a request waits for company"""
     queue: int = 4_096
     """sentences that may wait"""
+    page: bool = True
+    """answer browsers at / with the try-it page"""
+    feedback: str = ""
+    """file that its flags are written to; empty: in the folder of the stores"""
 
 
 class Desk:
@@ -76,7 +84,7 @@ class Desk:
     async def judge(self, request: Request) -> JSONResponse:
         """Judge sentences, all with one version of the model."""
         sentences = sentences_of(await self._read(request), self.limits)
-        reply = await self._ask(sentences)
+        reply = await self.ask(sentences)
         return JSONResponse({"version": reply.version, "predictions": reply.answers})
 
     async def infer(self, name: str, request: Request, version: str = "") -> JSONResponse:
@@ -85,7 +93,7 @@ class Desk:
         if version:
             self._check_version(version, self.champion.current().version)
         question = protocol.parse_question(await self._read(request), self.limits)
-        reply = await self._ask(question.sentences)
+        reply = await self.ask(question.sentences)
         if version:  # another version may have taken over meanwhile
             self._check_version(version, reply.version)
         return JSONResponse(protocol.write_answer(name, question, reply))
@@ -124,15 +132,20 @@ class Desk:
         """Count everything for Prometheus."""
         return Response(self.telemetry.text(), media_type=CONTENT_TYPE_LATEST)
 
-    async def _read(self, request: Request) -> Any:
-        headers = {name.lower(): value for name, value in request.headers.items()}
-        return await read_body(request.stream(), headers, self.limits)
+    async def ask(self, sentences: list[str]) -> Reply:
+        """Queue sentences and wait for their answers.
 
-    async def _ask(self, sentences: list[str]) -> Reply:
+        Raises:
+            NotReady, QueueFull, Closed: if they will not be answered.
+        """
         self.champion.current()  # without a model there is nothing to wait for
         reply = await asyncio.wrap_future(self.batcher.submit(sentences))
         self.telemetry.sentences.labels(reply.version).inc(len(sentences))
         return reply
+
+    async def _read(self, request: Request) -> Any:
+        headers = {name.lower(): value for name, value in request.headers.items()}
+        return await read_body(request.stream(), headers, self.limits)
 
     def _check_name(self, name: str) -> None:
         if name != self.champion.name:
@@ -176,10 +189,20 @@ class Counted:
             self.telemetry.count_request(_route(scope), code, time.perf_counter() - started)
 
 
-def build_app(champion: Champion, batcher: Batcher, telemetry: Telemetry, limits: Limits | None = None) -> FastAPI:
-    """Put the routes together."""
+def build_app(
+    champion: Champion,
+    batcher: Batcher,
+    telemetry: Telemetry,
+    limits: Limits | None = None,
+    feedback: "Feedback | None" = None,
+) -> FastAPI:
+    """Put the routes together; with feedback the page too: close `app.state.page` at the end."""
     desk = Desk(champion, batcher, telemetry, limits or Limits())
     app = FastAPI(title="Verdict", version=protocol.describe_server()["version"], redirect_slashes=False)
+    if feedback:
+        from tasks.page import add_page  # with libraries that answering does not need
+
+        app.state.page = add_page(app, desk.ask, feedback, desk.limits)
     app.add_middleware(Counted, telemetry=telemetry)
     for kind in (VerdictError, HTTPException):
         app.add_exception_handler(kind, _explain)
@@ -204,8 +227,9 @@ def serve(serving: Serving, home: str) -> None:
     """Serve until SIGTERM or SIGINT; requests that are being answered then are answered first.
 
     Raises:
-        VerdictError: if the address is taken or cannot be had, or the model cannot be loaded.
+        VerdictError: if the address is taken or cannot be had, or the model cannot be loaded, or no page can be shown.
     """
+    feedback = _open_feedback(serving, home)
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(_Stop())
         bound = stack.enter_context(bind(serving.host, serving.port))  # before the model: it fails at once
@@ -216,7 +240,9 @@ def serve(serving: Serving, home: str) -> None:
         stack.callback(batcher.close)
         telemetry = Telemetry(champion.status, lambda: batcher.waiting)
         batcher.on_batch = telemetry.count_batch
-        app = build_app(champion, batcher, telemetry)
+        app = build_app(champion, batcher, telemetry, feedback=feedback)
+        if feedback:
+            stack.callback(app.state.page.close)
         try:
             bound.listen(BACKLOG)
         except OSError as error:
@@ -226,6 +252,19 @@ def serve(serving: Serving, home: str) -> None:
         stop.server = server_for(app)
         print(f"{_what(champion)} on {address_of(bound)} (Ctrl-C stops)", flush=True)
         stop.server.run(sockets=[bound])
+
+
+def _open_feedback(serving: Serving, home: str) -> "Feedback | None":
+    """Return where the page's flags go; None where there is to be no page, whose libraries may be missing then."""
+    if not serving.page:
+        if serving.feedback:
+            raise WrongUsage("--feedback is the page's, which --no-page leaves out; drop one of them")
+        return None
+    if importlib.util.find_spec("gradio") is None:
+        raise VerdictError("the page needs gradio, which is not installed; leave it out: verdict serve --no-page")
+    from tasks.feedback import FILE, Feedback
+
+    return Feedback(serving.feedback or f"{home}/{FILE}")
 
 
 def server_for(app: ASGIApp) -> uvicorn.Server:

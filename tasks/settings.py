@@ -24,9 +24,11 @@ from pydantic_settings import (
 
 from tasks.errors import WrongUsage
 from tasks.pairs import parse_pairs
+from tasks.policy import NAME, Policy, load_policy
 
 PREFIX = "VERDICT_"
-OWN_VARIABLES = {"VERDICT_HOME", "VERDICT_DEBUG"}  # variables with our prefix that are no settings
+# Variables with our prefix that are no settings: they say where, who and whom to tell, and are never recorded.
+OWN_VARIABLES = {"VERDICT_HOME", "VERDICT_DEBUG", "VERDICT_ACTOR", "VERDICT_ALERT_URL", "VERDICT_ALERT_BLOCK"}
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
@@ -181,8 +183,6 @@ class FinetuneSettings(Section):
     """Seed of the new head, dropout, batch order and split."""
     seeds: Annotated[int, Field(ge=1, le=100)] = 1
     """Models trained from one start with seeds from this one on; of several the mean of their weights is kept."""
-    distilled: Share = 0.0
-    """Share of the seeds' mean probabilities in what one further model learns, a student; 0 for no student."""
     processes: Annotated[int, Field(ge=1, le=64)] = 1
     """Processes of this host that train, one a GPU: several seeds are shared out, of one seed the batches are."""
     restarts: Annotated[int, Field(ge=0, le=10)] = 2
@@ -194,20 +194,28 @@ class FinetuneSettings(Section):
     device: Literal["auto", "cuda", "cpu"] = "auto"
     """Where training and measurement run; auto takes a GPU when there is one."""
 
-    @model_validator(mode="after")
-    def _taught(self) -> "FinetuneSettings":
-        if self.distilled and self.seeds < 2:
-            raise ValueError(f"finetune.distilled ({self.distilled}) needs finetune.seeds of at least 2")
-        return self
 
+class JudgeSettings(Policy):
+    """What a candidate must reach: the promotion policy, whose numbers can each be set here for one run."""
 
-class JudgeSettings(Section):
-    """What a candidate must reach."""
-
-    threshold: Annotated[float, Field(ge=-1, le=1)] = 0.454
-    """Smallest holdout MCC that is not rejected."""
+    policy: str = ""
+    """TOML file of a policy; empty for mlflow/policy.toml."""
     resamples: Annotated[int, Field(ge=100, le=1_000_000)] = 10_000
     """Bootstrap resamples behind an interval."""
+    wait_for_person: bool = False
+    """Whether the run of a deployment that ends on HOLD is suspended until a person decides; it holds no GPU."""
+    wait_hours: Annotated[float, Field(gt=0, le=8_760)] = 72.0
+    """How long; afterwards the HOLD stays, and the command line decides it."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_from_the_policy(cls, values: Any) -> Any:
+        path = values.get("policy", "") if isinstance(values, dict) else None
+        return {**load_policy(path).model_dump(), **values} if isinstance(path, str) else values
+
+    def chosen_policy(self) -> Policy:
+        """Return the policy that results."""
+        return Policy.model_validate(self.model_dump(include=set(Policy.model_fields)))
 
 
 class WatchSettings(Section):
@@ -225,7 +233,7 @@ class Settings(BaseSettings):
     data: DataSettings = DataSettings()
     gate: GateSettings = GateSettings()
     finetune: FinetuneSettings = FinetuneSettings()
-    judge: JudgeSettings = JudgeSettings()
+    judge: JudgeSettings = Field(default_factory=lambda: JudgeSettings.model_validate({}))  # read when needed
     watch: WatchSettings = WatchSettings()
 
     @classmethod
@@ -250,7 +258,8 @@ class Resolved(NamedTuple):
     def rows(self) -> list[tuple[str, Any, str]]:
         """Return (key, value, origin) of every setting, in the order of the classes above."""
         values = _flatten(self.settings.model_dump())
-        return [(key, value, self.origins.get(key, "default")) for key, value in values.items()]
+        policy = dict.fromkeys((f"judge.{key}" for key in Policy.model_fields), self.settings.judge.policy or NAME)
+        return [(key, value, (policy | self.origins).get(key, "default")) for key, value in values.items()]
 
 
 def load_settings(

@@ -251,6 +251,19 @@ def origin(**changes: Any) -> Any:
 SPLIT: Any = {"train": 7, "validation": 2, "in_holdout": 1, "conflicting": 4, "repeated": 3}
 
 
+def policy(**changes: Any) -> Any:
+    """Return the product's policy, changed by name."""
+    from tasks.policy import load_policy, parse_policy
+
+    return parse_policy(load_policy().model_dump() | changes, "of a test")
+
+
+def circumstances(**changes: Any) -> Any:
+    """Return what a first candidate's verdict depends on besides measurements, changed by name."""
+    values = {"incumbency": "never", "looks": 0, "drift": [], "training": "t" * 64, "policy": policy().model_dump()}
+    return values | changes
+
+
 def gate(**changes: Any) -> Any:
     """Return what a data gate that passed answers, changed by name."""
     values = {
@@ -300,8 +313,8 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A migrated, empty MLflow database; copying it saves each test five seconds."""
     environment.prepare()
-    from tasks import registry
+    from tasks import runs
 
     folder = tmp_path_factory.mktemp("store")
-    registry.recent_runs({"uri": f"sqlite:///{folder}/mlflow.db", "artifacts": str(folder / "artifacts")})
+    runs.recent_runs({"uri": f"sqlite:///{folder}/mlflow.db", "artifacts": str(folder / "artifacts")})
     return folder / "mlflow.db"

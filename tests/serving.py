@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 import httpx
 from conftest import SIGN, facts
 
-from tasks import registry
+from tasks import registry, runs
 from tasks.bundle import seal
 from tasks.champion import Champion
+from tasks.feedback import Feedback
 from tasks.intake import Limits
 from tasks.queueing import Batcher
 from tasks.registry import CHAMPION, Store
@@ -43,12 +44,12 @@ def stock(folder: Path, empty_store: Path, exported: Any) -> Path:
     folder.mkdir()
     shutil.copy(empty_store, folder / "mlflow.db")
     store = Store(uri=f"sqlite:///{folder}/mlflow.db", artifacts=str(folder / "artifacts"))
-    run = registry.open_run(store, "a" * 16, {}, {})
+    run = runs.open_run(store, "a" * 16, {}, {})
     for length in (16, 15, 14):
         bundle = Path(shutil.copytree(exported["bundle"], folder / f"bundle-{length}"))
         digest = seal(bundle, facts(max_length=length), {})["digest"]
         version = registry.register_bundle(store, run, str(bundle), digest, {"verdict": "PROMOTE"}, "a bundle")
-    registry.close_run(store, run, "FINISHED")
+    runs.close_run(store, run, "FINISHED")
     assert version == TAMPERED
     stored = Path(registry.fetch_version(store, f"models:/{registry.MODEL_NAME}/{TAMPERED}")["bundle"])
     (stored / "tokenizer.json").write_text("{}")
@@ -79,14 +80,21 @@ class Slow:
 
 
 @contextlib.contextmanager
-def serving(champion: Champion, limits: Limits | None = None, slow: float = 0.0, **settings: Any) -> Iterator[Any]:
-    """Serve in a thread; yield a client of the server."""
+def serving(
+    champion: Champion,
+    limits: Limits | None = None,
+    slow: float = 0.0,
+    feedback: Feedback | None = None,
+    **settings: Any,
+) -> Iterator[Any]:
+    """Serve in a thread, with the page where feedback has a place to go; yield a client of the server."""
     batcher = Batcher(Slow(champion.current, slow).current if slow else champion.current, **settings)
     telemetry = Telemetry(champion.status, lambda: batcher.waiting)
     batcher.on_batch = telemetry.count_batch
     bound = bind("127.0.0.1", 0)
     bound.listen(100)
-    server = server_for(build_app(champion, batcher, telemetry, limits))
+    app = build_app(champion, batcher, telemetry, limits, feedback)
+    server = server_for(app)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
     thread.start()
     try:
@@ -96,6 +104,8 @@ def serving(champion: Champion, limits: Limits | None = None, slow: float = 0.0,
         server.should_exit = True
         thread.join()
         batcher.close()
+        if feedback:
+            app.state.page.close()
 
 
 def until(holds: Callable[[], Any], seconds: float = 20) -> Any:

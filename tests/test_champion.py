@@ -13,6 +13,7 @@ from tasks import registry
 from tasks.champion import CHAMPION_URI, Champion, NotReady
 from tasks.errors import Unreachable, VerdictError, WrongUsage
 from tasks.registry import NoChampion, UnknownModel
+from tasks.store import connect
 
 NEVER = 3_600.0  # seconds: such a champion looks when it is told to
 
@@ -106,7 +107,7 @@ def test_a_refused_version_is_not_fetched_at_every_look(
 
 def test_a_bundle_that_is_whole_but_not_the_registered_one_is_refused(shelf: Shelf, champion: Champion) -> None:
     shelf.crown("2")
-    with registry._client(shelf.store) as client:
+    with connect(shelf.store) as client:
         client.set_model_version_tag(registry.MODEL_NAME, "2", "bundle_digest", "f" * 64)
     assert not champion.refresh()
     assert "registered was ffffffffffff" in str(champion.status()["problem"])
@@ -157,7 +158,7 @@ def test_a_store_that_goes_away_does_not_end_the_answers(
 
 
 def test_an_alias_that_is_taken_away_leaves_the_last_champion(shelf: Shelf, champion: Champion) -> None:
-    with registry._client(shelf.store) as client:
+    with connect(shelf.store) as client:
         client.delete_registered_model_alias(registry.MODEL_NAME, "champion")
     assert not champion.refresh()
     assert "there is no champion yet" in str(champion.status()["problem"])

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from flows import cli
-from tasks.predict import has_gpu
+from tasks.sessions import has_gpu
 
 ROOT = Path(__file__).parents[1]
 VERDICT = [sys.executable, "-m", "flows.cli"]
@@ -232,7 +232,14 @@ def test_predict_before_any_training_says_what_to_run(capsys: pytest.CaptureFixt
 def test_status_before_any_training_is_empty_and_writes_nothing(capsys: pytest.CaptureFixture[str], home: Path) -> None:
     code, out, _ = call(capsys, "status", "--json")
     assert code == 0
-    assert json.loads(out) | {"store": ""} == {"store": "", "champion": None, "challenger": None, "runs": []}
+    assert json.loads(out) | {"store": ""} == {
+        "store": "",
+        "champion": None,
+        "challenger": None,
+        "runs": [],
+        "incumbency": "never",
+        "notices": [],
+    }
     assert not home.exists()
     assert "no runs yet; start one: verdict retrain" in call(capsys, "status")[1]
 

@@ -216,7 +216,8 @@ def test_below_the_threshold_is_rejected_and_the_alias_stays(retrain: Retrain, h
     retrain(judge__threshold=0.5)
     weaker = retrain(judge__threshold=1.0, finetune__seed=3, finetune__epochs=1, finetune__learning_rate=1e-5)
     assert weaker["decision"] == "REJECT"
-    assert weaker["reasons"][-1].endswith("is below the threshold 1.000")
+    assert "below_threshold" in weaker["rules"]
+    assert any(reason.endswith("is below the threshold 1.000") for reason in weaker["reasons"])
     assert aliases(home) == {"champion": "1"}
     assert client(home).get_model_version("acceptability", weaker["version"]).tags["verdict"] == "REJECT"
 
@@ -302,7 +303,7 @@ def test_the_same_job_does_not_run_twice_at_once(retrain: Retrain, home: Path, c
 # What a process does that is killed at a point: the flow runs for real up to there.
 KILLED_AT = {
     "training": "module.fine_tune = lambda *a, on_epoch, **k: fine_tune(*a, on_epoch=die, **k)",
-    "promotion": "module.move_alias = die",
+    "promotion": "module.crown = die",
 }
 
 
@@ -355,12 +356,13 @@ def test_a_killed_run_is_simply_run_again(
 
 
 def test_a_run_that_died_is_closed_by_the_next_job(retrain: Retrain, home: Path) -> None:
-    from tasks import registry
+    from tasks.runs import open_run
+    from tasks.store import locate_store
 
-    store = registry.locate_store(str(home))
+    store = locate_store(str(home))
     (home / "runs" / ("b" * 16)).mkdir(parents=True)
-    dead = registry.open_run(store, "b" * 16, {}, {"host": socket.gethostname()})
-    elsewhere = registry.open_run(store, "c" * 16, {}, {"host": "another machine"})
+    dead = open_run(store, "b" * 16, {}, {"host": socket.gethostname()})
+    elsewhere = open_run(store, "c" * 16, {}, {"host": "another machine"})
     retrain()
     assert client(home).get_run(dead).info.status == "KILLED"
     assert client(home).get_run(elsewhere).info.status == "RUNNING"
@@ -375,7 +377,7 @@ def test_a_lasting_server_named_by_the_environment_is_used(prefect_server: str) 
 
 def test_every_step_is_a_plain_function(trained: Any, toy_data: Path, tmp_path: Path) -> None:
     """The whole job without Prefect: what the flow calls can be called directly."""
-    from conftest import SPLIT, origin
+    from conftest import SPLIT, circumstances, origin, policy
 
     from flows.check import examine_data, read_data
     from tasks.evidence import gather_evidence
@@ -388,8 +390,9 @@ def test_every_step_is_a_plain_function(trained: Any, toy_data: Path, tmp_path: 
     refuse_unfit(examine_data(data, settings, str(tmp_path), None, None))
     exported = export_bundle(trained["model"], str(tmp_path), origin())
     holdout = {"digest": data["holdout"]["digest"], "path": data["holdout"]["path"]}
-    evidence = gather_evidence(exported["bundle"], holdout, None, None, split=SPLIT, device="cpu", resamples=200)  # type: ignore[arg-type]
-    assert judge(evidence, 0.5)["decision"] == "PROMOTE"
+    known = {"split": SPLIT, "training": [], "circumstances": circumstances()}
+    evidence = gather_evidence(exported["bundle"], holdout, None, None, **known, device="cpu", resamples=200)  # type: ignore[arg-type]
+    assert judge(evidence, policy(threshold=0.5))["decision"] == "PROMOTE"
 
 
 def test_toy_data_of_another_seed_is_another_job(retrain: Retrain, home: Path) -> None:
@@ -398,3 +401,39 @@ def test_toy_data_of_another_seed_is_another_job(retrain: Retrain, home: Path) -
     assert first["dataset"] != other["dataset"]
     assert not other["unchanged"]
     assert len(list((home / "runs").iterdir())) == 2
+
+
+def test_looks_at_the_holdout_are_counted_and_recorded_evidence_judges_to_the_same(
+    retrain: Retrain, home: Path
+) -> None:
+    from tasks.recheck import recheck
+
+    weak = {"judge__threshold": -1.0, "finetune__epochs": 1, "finetune__learning_rate": 4e-4}
+    first, second = retrain(**weak), retrain(judge__threshold=-1.0)
+    third = retrain(judge__threshold=-1.0, force=True)  # the same bundle again is no further look
+    assert [outcome["looks"] for outcome in (first, second, third)] == [0, 1, 1]
+    assert [outcome["rules"] for outcome in (first, second, third)] == [
+        ["first_champion"],
+        ["better_than_champion"],
+        ["same_bundle"],
+    ]
+    for path in (home / "runs").glob("*/evidence.json"):
+        found = recheck(str(path))
+        assert found["contradictions"] == []
+        assert found["recorded"] is not None
+        assert found["recorded"]["actor"]
+        assert found["verdict"]["candidate"] in {first["digest"], second["digest"]}
+    tags = [run.data.tags for run in runs(home)]
+    assert len({each["holdout"] for each in tags}) == 1
+    assert {each["bundle_digest"] for each in tags} == {first["digest"], second["digest"]}
+    logged = runs(home)[0].data.metrics
+    assert {"f1", "auroc", "brier", "ece", "behaviour", "looks", "mcc_int8"} <= set(logged)
+
+
+def test_a_candidate_after_a_vanished_champion_waits_for_a_person(retrain: Retrain, home: Path) -> None:
+    first = retrain()
+    client(home).delete_model_version("acceptability", first["version"])
+    assert aliases(home) == {}
+    outcome = retrain(finetune__max_length=18)
+    assert (outcome["decision"], outcome["rules"]) == ("HOLD", ["champion_vanished"])
+    assert "champion" not in aliases(home)

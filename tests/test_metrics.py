@@ -4,13 +4,27 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import accuracy_score, confusion_matrix, matthews_corrcoef
+from sklearn.calibration import calibration_curve
+from sklearn.metrics import (
+    accuracy_score,
+    brier_score_loss,
+    confusion_matrix,
+    f1_score,
+    matthews_corrcoef,
+    roc_auc_score,
+)
 
 from tasks.metrics import (
     BATCH,
+    BINS,
     Confusion,
     accuracy,
+    auroc,
+    brier,
+    calibration,
+    calibration_error,
     confusion,
+    f1,
     matthews,
     mcc,
     mcc_interval,
@@ -186,3 +200,77 @@ def test_no_groups_without_sentences() -> None:
 def test_rounding_does_not_leave_the_range() -> None:
     assert matthews([1, 0, 0, 3]) == 1.0
     assert matthews([0, 1, 3, 0]) == -1.0
+
+
+# Probabilities from a coarse grid, so that ties and the edges of bins occur.
+scored = st.lists(st.tuples(st.integers(0, 1), st.integers(0, 20).map(lambda part: part / 20)), min_size=1, max_size=40)
+
+
+@unhurried
+@pytest.mark.filterwarnings("ignore")  # scikit-learn warns about one class
+@given(cells)
+def test_f1_is_that_of_scikit_learn(counts: tuple[int, ...]) -> None:
+    labels, predictions = pairs(counts)
+    assert f1(counts) == pytest.approx(f1_score(labels, predictions, zero_division=0), abs=1e-12)
+
+
+@unhurried
+@given(scored)
+def test_ranking_and_squared_error_are_those_of_scikit_learn(rows: list[tuple[int, float]]) -> None:
+    labels, probabilities = zip(*rows, strict=True)
+    assert brier(labels, probabilities) == pytest.approx(brier_score_loss(labels, probabilities), abs=1e-12)
+    expected = roc_auc_score(labels, probabilities) if len(set(labels)) == 2 else 0.5
+    assert auroc(labels, probabilities) == pytest.approx(expected, abs=1e-12)
+
+
+@unhurried
+@given(scored)
+def test_the_calibration_error_is_the_mean_gap_of_the_bins(rows: list[tuple[int, float]]) -> None:
+    labels, probabilities = map(np.array, zip(*rows, strict=True))
+    bins = calibration(labels, probabilities)
+    expected = 0.0
+    for number in range(BINS):
+        low, high = number / BINS, (number + 1) / BINS
+        here = (probabilities >= low) & ((probabilities < high) | (number == BINS - 1))
+        if here.any():
+            expected += here.sum() * abs(probabilities[here].mean() - labels[here].mean()) / len(rows)
+    assert sum(each["rows"] for each in bins) == len(rows)
+    assert calibration_error(bins) == pytest.approx(expected, abs=1e-12)
+
+
+def test_the_curve_is_that_of_scikit_learn() -> None:
+    rng = np.random.default_rng(0)
+    probabilities = rng.random(500)
+    labels = (rng.random(500) < probabilities**2).astype(int)
+    bins = calibration(labels, probabilities)
+    true, said = calibration_curve(labels, probabilities, n_bins=BINS)
+    assert [each["acceptable"] for each in bins] == pytest.approx(true.tolist())
+    assert [each["probability"] for each in bins] == pytest.approx(said.tolist())
+
+
+@pytest.mark.parametrize(
+    ("labels", "probabilities", "expected"),
+    [
+        ([0, 1], [0.1, 0.9], 1.0),
+        ([0, 1], [0.9, 0.1], 0.0),
+        ([0, 1], [0.5, 0.5], 0.5),
+        ([0, 0, 1, 1], [0.1, 0.5, 0.5, 0.9], 0.875),
+        ([1, 1], [0.1, 0.9], 0.5),
+        ([], [], 0.5),
+    ],
+)
+def test_auroc_has_these_values(labels: list[int], probabilities: list[float], expected: float) -> None:
+    assert auroc(labels, probabilities) == expected
+
+
+def test_sure_and_right_costs_nothing_and_sure_and_wrong_everything() -> None:
+    assert (brier([0, 1], [0.0, 1.0]), brier([0, 1], [1.0, 0.0]), brier([], [])) == (0.0, 1.0, 0.0)
+    assert calibration_error(calibration([0, 1], [0.0, 1.0])) == 0.0
+    assert calibration_error(calibration([0, 1], [1.0, 0.0])) == 1.0
+    assert calibration_error(calibration([], [])) == 0.0
+    assert f1((5, 0, 0, 0)) == 0.0
+
+
+def test_bins_hold_their_lower_edge_and_the_last_holds_one() -> None:
+    found = calibration([1, 0, 1], [0.1, 0.19, 1.0])
+    assert [(each["low"], each["high"], each["rows"]) for each in found] == [(0.1, 0.2, 2), (0.9, 1.0, 1)]

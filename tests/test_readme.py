@@ -1,16 +1,25 @@
-"""The README tells the truth about commands, files and targets."""
+"""The README tells the truth about commands, files and targets, and its programs run."""
 
 import re
+import shutil
+import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import mlflow
 import pytest
 import typer
+from serving import serving
 
 from flows import cli
+from tasks import registry, runs
+from tasks.champion import Champion
 from tasks.settings import profile_names, valid_keys
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PROGRAMS = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 
 
 def test_every_command_that_the_readme_names_exists() -> None:
@@ -45,3 +54,36 @@ def test_every_file_that_the_readme_links_exists() -> None:
 def test_the_profiles_and_settings_that_the_readme_names_exist() -> None:
     assert set(re.findall(r"--profile ([a-z-]+)", README)) <= set(profile_names())
     assert set(re.findall(r"--set ([a-z_.]+)=", README)) <= set(valid_keys())
+
+
+@pytest.fixture(scope="module")
+def workplace(empty_store: Path, exported: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]]:
+    """A folder with what the README's programs speak of, and the address of a server that answers."""
+    folder = tmp_path_factory.mktemp("readme")
+    shutil.copytree(exported["bundle"], folder / "path" / "of" / "bundle")
+    (folder / ".verdict").mkdir()
+    shutil.copy(empty_store, folder / ".verdict" / "mlflow.db")
+    uri, artifacts = f"sqlite:///{folder}/.verdict/mlflow.db", str(folder / ".verdict" / "artifacts")
+    store = registry.Store(uri=uri, artifacts=artifacts)
+    run = runs.open_run(store, "a" * 16, {}, {})
+    version = registry.register_bundle(store, run, exported["bundle"], exported["digest"], {}, "a bundle")
+    mlflow.MlflowClient(uri, registry_uri=uri).set_registered_model_alias("acceptability", "champion", version)
+    with Champion(exported["bundle"], device="cpu") as champion, serving(champion) as client:
+        yield folder, str(client.base_url).rstrip("/")
+
+
+@pytest.mark.parametrize("program", PROGRAMS, ids=range(len(PROGRAMS)))
+def test_the_programs_of_the_readme_run(
+    workplace: tuple[Path, str], program: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, server = workplace
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "path", list(sys.path))  # MLflow adds the folder of a model's code
+    for name in ("VERDICT_HOME", "MLFLOW_TRACKING_URI"):
+        monkeypatch.delenv(name, raising=False)
+    before = mlflow.get_tracking_uri(), mlflow.get_registry_uri()
+    try:
+        exec(compile(program.replace("http://127.0.0.1:8080", server), "README.md", "exec"), {})
+    finally:
+        mlflow.set_tracking_uri(before[0])
+        mlflow.set_registry_uri(before[1])

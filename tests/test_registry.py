@@ -14,13 +14,15 @@ from typing import Any
 
 import mlflow
 import pytest
-from conftest import SIGN, facts
+from conftest import facts
 
-from tasks import registry
+from flows import environment
+from tasks import flavour, moves, registry, runs, turns
 from tasks.bundle import PROFILE, seal
 from tasks.errors import Unreachable, VerdictError, WrongUsage
 from tasks.files import write_json
 from tasks.registry import CHALLENGER, CHAMPION, Store
+from tasks.store import HISTORY, connect, experiment_of
 
 TAGS = {"verdict": "PROMOTE", "mcc": "0.5", "dataset": "d" * 64}
 
@@ -33,7 +35,7 @@ def store(empty_store: Path, tmp_path: Path) -> Store:
 
 @pytest.fixture
 def run_id(store: Store) -> str:
-    return registry.open_run(store, "a" * 16, {"finetune.epochs": 2}, {"host": "here"})
+    return runs.open_run(store, "a" * 16, {"finetune.epochs": 2}, {"host": "here"})
 
 
 def register(store: Store, run_id: str, bundle: str, digest: str) -> str:
@@ -56,8 +58,8 @@ def test_a_bundle_registered_twice_is_one_version(store: Store, run_id: str, exp
 
 def test_a_logged_model_without_a_version_is_taken_up(store: Store, run_id: str, exported: Any) -> None:
     """What a process leaves that is killed between storing the files and creating the version."""
-    with registry._client(store) as asked:
-        logged = registry._log_model(registry._experiment(asked, store), run_id, exported["bundle"], exported["digest"])
+    with connect(store) as asked:
+        logged = flavour.log_model(experiment_of(asked, store), run_id, exported["bundle"], exported["digest"])
     register(store, run_id, exported["bundle"], exported["digest"])
     (version,) = versions(store)
     assert version.source == f"models:/{logged}"
@@ -116,21 +118,21 @@ def test_asking_a_store_that_was_never_written_does_not_create_it(tmp_path: Path
 
 
 def test_a_run_left_running_is_gone_on_with(store: Store, run_id: str) -> None:
-    assert registry.open_run(store, "a" * 16, {"finetune.epochs": 2}, {}) == run_id
-    assert registry.running_jobs(store, "here") == {run_id: "a" * 16}
-    registry.close_run(store, run_id, "FINISHED")
-    assert registry.running_jobs(store, "here") == {}
-    assert registry.open_run(store, "a" * 16, {}, {}) != run_id
+    assert runs.open_run(store, "a" * 16, {"finetune.epochs": 2}, {}) == run_id
+    assert runs.running_jobs(store, "here") == {run_id: "a" * 16}
+    runs.close_run(store, run_id, "FINISHED")
+    assert runs.running_jobs(store, "here") == {}
+    assert runs.open_run(store, "a" * 16, {}, {}) != run_id
 
 
 def test_series_keep_their_steps_and_leave_out_what_is_missing(store: Store, run_id: str) -> None:
-    registry.log_series(store, run_id, {"loss": {step: float(step) for step in range(1, 1_501)} | {9: None}})
+    runs.log_series(store, run_id, {"loss": {step: float(step) for step in range(1, 1_501)} | {9: None}})
     history = mlflow.MlflowClient(store["uri"], registry_uri=store["uri"]).get_metric_history(run_id, "loss")
     assert sorted(entry.step for entry in history) == [step for step in range(1, 1_501) if step != 9]
 
 
 def test_data_sets_are_inputs_of_the_run(store: Store, run_id: str, toy_split: tuple[str, str, str]) -> None:
-    registry.log_dataset(store, run_id, "train", "train", "e" * 64, toy_split[0], "a folder")
+    runs.log_dataset(store, run_id, "train", "train", "e" * 64, toy_split[0], "a folder")
     (entry,) = mlflow.MlflowClient(store["uri"], registry_uri=store["uri"]).get_run(run_id).inputs.dataset_inputs
     assert (entry.dataset.name, entry.dataset.digest) == ("train", "e" * 32)
 
@@ -148,7 +150,7 @@ def test_data_sets_are_inputs_of_the_run(store: Store, run_id: str, toy_split: t
 def test_a_data_set_comes_from_its_snapshot_and_its_address_is_a_tag(
     store: Store, run_id: str, toy_split: tuple[str, str, str], address: str
 ) -> None:
-    registry.log_dataset(store, run_id, "train", "training", "e" * 64, toy_split[0], address)
+    runs.log_dataset(store, run_id, "train", "training", "e" * 64, toy_split[0], address)
     (entry,) = mlflow.MlflowClient(store["uri"], registry_uri=store["uri"]).get_run(run_id).inputs.dataset_inputs
     assert {tag.key: tag.value for tag in entry.tags} == {"mlflow.data.context": "training", "address": address}
     assert json.loads(entry.dataset.source) == {"uri": toy_split[0]}
@@ -159,47 +161,15 @@ def test_a_data_set_comes_from_its_snapshot_and_its_address_is_a_tag(
 def test_an_endless_address_is_cut_to_what_the_store_takes(
     store: Store, run_id: str, toy_split: tuple[str, str, str]
 ) -> None:
-    registry.log_dataset(store, run_id, "train", "train", "e" * 64, toy_split[0], "x" * 10_000)
+    runs.log_dataset(store, run_id, "train", "train", "e" * 64, toy_split[0], "x" * 10_000)
     (entry,) = mlflow.MlflowClient(store["uri"], registry_uri=store["uri"]).get_run(run_id).inputs.dataset_inputs
     assert {tag.key: tag.value for tag in entry.tags}["address"] == "x" * 500
 
 
 def test_recent_runs_come_newest_first(store: Store, run_id: str) -> None:
-    registry.tag_run(store, run_id, {"verdict": "HOLD", "version": "4"})
-    (run,) = registry.recent_runs(store)
+    runs.tag_run(store, run_id, {"verdict": "HOLD", "version": "4"})
+    (run,) = runs.recent_runs(store)
     assert (run["run"], run["status"], run["verdict"], run["version"]) == (run_id, "RUNNING", "HOLD", "4")
-
-
-def test_mlflow_s_own_doors_open(store: Store, run_id: str, exported: Any) -> None:
-    import mlflow.onnx
-    import mlflow.pyfunc
-
-    version = register(store, run_id, exported["bundle"], exported["digest"])
-    registry.move_alias(store, CHAMPION, version)
-    model = mlflow.pyfunc.load_model("models:/acceptability@champion")
-    answers = model.predict(["the cat sees the dog", f"the cat {SIGN} sees the dog"])
-    assert answers["label"].tolist() == ["acceptable", "unacceptable"]
-    assert [column.name for column in model.metadata.signature.outputs.inputs] == ["label", "probability"]
-    assert model.input_example is not None
-    graph = mlflow.onnx.load_model("models:/acceptability@champion")
-    assert {entry.key for entry in graph.metadata_props} >= {"labels", "encoder", "dataset"}
-
-
-def test_the_stored_model_carries_the_code_that_answers(store: Store, run_id: str, exported: Any) -> None:
-    version = register(store, run_id, exported["bundle"], exported["digest"])
-    registry.move_alias(store, CHAMPION, version)
-    found = registry.find_alias(store, CHAMPION)
-    assert found is not None
-    model = Path(found["bundle"]).parents[1]
-    script = (
-        "import sys; sys.path.insert(0, 'code'); import tasks.predict as p; "
-        "assert p.__file__.startswith(sys.argv[1]), p.__file__; "
-        "print(p._load_pyfunc('data/bundle').predict(['the cat sees the dog'])['label'][0])"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", script, str(model)], cwd=model, capture_output=True, text=True, check=True
-    )
-    assert done.stdout == "acceptable\n"
 
 
 def test_versions_of_one_digest_are_found_by_it(store: Store, run_id: str, exported: Any, tmp_path: Path) -> None:
@@ -221,7 +191,7 @@ def test_files_lie_in_the_store_and_nowhere_else(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
     store = registry.locate_store(str(tmp_path / "home"))
     (tmp_path / "home").mkdir()
-    run_id = registry.open_run(store, "a" * 16, {}, {})
+    run_id = runs.open_run(store, "a" * 16, {}, {})
     version = register(store, run_id, exported["bundle"], exported["digest"])
     registry.move_alias(store, CHAMPION, version)
     found = registry.find_alias(store, CHAMPION)
@@ -233,6 +203,7 @@ def test_files_lie_in_the_store_and_nowhere_else(
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Store]:
     """A real MLflow tracking server on loopback."""
+    environment.prepare()
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -253,15 +224,42 @@ def server(tmp_path: Path) -> Iterator[Store]:
 
 
 def test_a_tracking_server_serves_like_the_local_store(
-    server: Store, exported: Any, capsys: pytest.CaptureFixture[str]
+    server: Store, exported: Any, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    run_id = registry.open_run(server, "a" * 16, {"finetune.epochs": 2}, {})
+    run_id = runs.open_run(server, "a" * 16, {"finetune.epochs": 2}, {})
     version = register(server, run_id, exported["bundle"], exported["digest"])
     assert register(server, run_id, exported["bundle"], exported["digest"]) == version
-    registry.move_alias(server, CHAMPION, version)
-    registry.close_run(server, run_id, "FINISHED")
+    assert moves.incumbency(server) == "never"
+    assert moves.crown(server, version, kind="promote", expected=None, reason="first")["state"] == "done"
+    runs.close_run(server, run_id, "FINISHED")
     found = registry.fetch_version(server)
     assert Path(found["bundle"], "model.onnx").read_bytes() == Path(exported["bundle"], "model.onnx").read_bytes()
+    with connect(server) as client:  # the lease was given back
+        assert not [tag for tag in client.get_experiment_by_name(HISTORY).tags if tag.startswith(turns.PREFIX)]
+    other = Path(shutil.copytree(exported["bundle"], tmp_path / "other"))
+    digest = seal(other, facts(max_length=12), {})["digest"]
+    held = registry.register_bundle(server, run_id, str(other), digest, {"verdict": "HOLD", "compared_with": ""}, "")
+    moves.challenge(server, held)
+    (kept,) = (path for path in (tmp_path / "served").rglob("bundle.json") if digest in path.read_text())
+    (kept.parent / "tokenizer.json").write_text("{}")
+    with pytest.raises(VerdictError, match=f"bundle of version {held}: tokenizer.json is not the file that was sealed"):
+        moves.crown(server, held, kind="approve", expected=version, reason="x")
+    shutil.copy(exported["bundle"] + "/tokenizer.json", kept.parent)
+    code = kept.parents[2] / "code" / "tasks" / "predict.py"  # what consumers execute
+    code.write_text(code.read_text() + "\n")
+    with pytest.raises(VerdictError, match=f"version {held}: files around its bundle are not those that were sealed"):
+        moves.crown(server, held, kind="approve", expected=version, reason="x")
+    shutil.rmtree(kept.parents[2])
+    with pytest.raises(VerdictError, match=f"version {held} is no bundle: it holds no bundle.json"):
+        moves.crown(server, held, kind="approve", expected=version, reason="x")
+    moves.dismiss(server, held, "damaged")
+    registry.drop_alias(server, CHAMPION, version)
+    assert moves.incumbency(server) == "vanished"
+    assert [(entry["kind"], entry["to"]) for entry in moves.history(server)[0]] == [
+        ("promote", version),
+        ("reject", version),
+        ("vanished", None),
+    ]
     assert capsys.readouterr().out == ""  # standard output belongs to the command
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import SPLIT, gate
+from conftest import SPLIT, circumstances, gate, policy
 
 from tasks.bundle import verify
 from tasks.charts import draw_charts
@@ -22,7 +22,17 @@ def documented(complete: Any, trained: Any, toy_split: tuple[str, str, str], tmp
     folder = Path(shutil.copytree(complete["bundle"], tmp_path / "bundle"))
     place = {"digest": "h" * 64, "path": toy_split[2]}
     champion = {"version": "1", "digest": "other", "bundle": complete["bundle"]}
-    evidence = gather_evidence(str(folder), place, place, champion, split=SPLIT, device="cpu", resamples=200)
+    evidence = gather_evidence(
+        str(folder),
+        place,
+        place,
+        champion,
+        split=SPLIT,
+        training=[],
+        circumstances=circumstances(),
+        device="cpu",
+        resamples=200,
+    )
     finding = {
         "table": "whole data",
         "asks": "share of quarantined rows",
@@ -40,7 +50,7 @@ def documented(complete: Any, trained: Any, toy_split: tuple[str, str, str], tmp
         str(folder),
         training=trained,
         evidence=evidence,
-        verdict=judge(evidence, 0.5),
+        verdict=judge(evidence, policy(threshold=0.5)),
         gate=gate(findings=[finding], quarantined=1, reasons={"label": 1}, examples=["<b>.tsv line 3: label"]),
         settings=[("data.path", "<script>alert(1)</script>", "flag")],
         pictures=draw_charts(trained, evidence["candidate"], str(tmp_path / "pictures")),
@@ -84,13 +94,23 @@ def test_report_and_card_tell_what_is_not_shipped(
 ) -> None:
     folder = Path(shutil.copytree(exported["bundle"], tmp_path / "bundle"))
     place = {"digest": "h" * 64, "path": toy_split[2]}
-    evidence = gather_evidence(str(folder), place, None, None, split=SPLIT, device="cpu", resamples=200)
+    evidence = gather_evidence(
+        str(folder),
+        place,
+        None,
+        None,
+        split=SPLIT,
+        training=[],
+        circumstances=circumstances(),
+        device="cpu",
+        resamples=200,
+    )
     reason = "gives 93.89% of 409 sentences torch's label, expected 99.0%"
     write_documents(
         str(folder),
         training=trained,
         evidence=evidence,
-        verdict=judge(evidence, 0.5),
+        verdict=judge(evidence, policy(threshold=0.5)),
         gate=gate(),
         settings=[],
         pictures={},
@@ -155,14 +175,24 @@ def test_a_report_on_several_seeds_says_what_is_kept(
 ) -> None:
     folder = Path(shutil.copytree(exported["bundle"], tmp_path / "bundle"))
     place = {"digest": "h" * 64, "path": toy_split[2]}
-    evidence = gather_evidence(str(folder), place, None, None, split=SPLIT, device="cpu", resamples=200)
+    evidence = gather_evidence(
+        str(folder),
+        place,
+        None,
+        None,
+        split=SPLIT,
+        training=[],
+        circumstances=circumstances(),
+        device="cpu",
+        resamples=200,
+    )
     other = trained["seeds"][0] | {"seed": 8, "validation_mcc": 0.125}
     several = trained | {"seeds": [*trained["seeds"], other], "kept": "soup", "soup_mcc": 0.875}
     write_documents(
         str(folder),
         training=several,
         evidence=evidence,
-        verdict=judge(evidence, 0.5),
+        verdict=judge(evidence, policy(threshold=0.5)),
         gate=gate(),
         settings=[],
         pictures=draw_charts(several, evidence["candidate"], str(tmp_path / "pictures")),

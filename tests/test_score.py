@@ -26,7 +26,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from flows import review
-from tasks import registry, scoring, sentences
+from tasks import registry, runs, scoring, sentences
 from tasks.errors import VerdictError, WrongUsage
 from tasks.parsing import BYTE_ORDER_MARK, Rejected, Row, Rules
 from tasks.predict import Classifier
@@ -475,7 +475,7 @@ def champion(empty_store: Path, tmp_path: Path, exported: Any) -> Path:
     home.mkdir()
     shutil.copy(empty_store, home / "mlflow.db")
     store: Store = registry.locate_store(str(home))
-    run = registry.open_run(store, "a" * 16, {}, {})
+    run = runs.open_run(store, "a" * 16, {}, {})
     tags = {"verdict": "PROMOTE", "mcc": "0.5", "dataset": "d" * 64}
     registry.move_alias(
         store, CHAMPION, registry.register_bundle(store, run, exported["bundle"], exported["digest"], tags, "")

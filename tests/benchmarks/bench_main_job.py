@@ -27,6 +27,7 @@ from tasks.export import export_bundle
 from tasks.finetune import fine_tune
 from tasks.ingestion import take_snapshots
 from tasks.judge import judge
+from tasks.policy import load_policy
 from tasks.provenance import git_commit, versions
 from tasks.sources import locate_sources
 from tasks.splitting import split_snapshot
@@ -107,11 +108,16 @@ def run_job(options: argparse.Namespace, device: str, seed: int) -> dict[str, An
             "dataset": data["digest"],
         }
         exported = timed("export", export_bundle, training["model"], folder, {**facts, "git_commit": git_commit()})
+        policy = load_policy()
+        circumstances = {
+            "incumbency": "never", "looks": 0, "drift": [], "training": data["train"]["digest"],
+            "policy": policy.model_dump(),
+        }  # fmt: skip
         evidence = timed(
             "measure", gather_evidence, exported["bundle"], data["holdout"], data["reported"], None,
-            split=counts, device=device, resamples=10_000,
+            split=counts, training=[train, validation], circumstances=circumstances, device=device, resamples=10_000,
         )  # fmt: skip
-        verdict = judge(evidence, 0.454)
+        verdict = judge(evidence, policy)
     return {
         "seed": seed,
         "mcc": evidence["candidate"]["interval"]["mcc"],

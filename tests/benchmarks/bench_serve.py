@@ -115,20 +115,20 @@ def register_versions(bundle: Path, scratch: Path) -> Any:
     from flows import environment
 
     environment.prepare()
-    from tasks import registry
+    from tasks import registry, runs
     from tasks.bundle import Facts, seal, verify
 
     manifest = verify(bundle)
     store = registry.locate_store(os.environ["VERDICT_HOME"])
     Path(os.environ["VERDICT_HOME"]).mkdir()
-    run = registry.open_run(store, "a" * 16, {}, {})
+    run = runs.open_run(store, "a" * 16, {}, {})
     for number in range(VERSIONS):
         folder = Path(shutil.copytree(bundle, scratch / f"bundle-{number}"))
         names = ("labels", "max_length", "encoder", "dataset", "git_commit", "pad_id")
         facts: Any = {name: manifest[name] for name in names}  # type: ignore[literal-required]
         changed: Facts = facts | {"max_length": manifest["max_length"] - number}
         registry.register_bundle(store, run, str(folder), seal(folder, changed, {})["digest"], {}, "a bundle")
-    registry.close_run(store, run, "FINISHED")
+    runs.close_run(store, run, "FINISHED")
     registry.move_alias(store, registry.CHAMPION, "1")
     return lambda version: registry.move_alias(store, registry.CHAMPION, version)
 

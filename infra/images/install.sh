@@ -1,0 +1,66 @@
+#!/bin/sh
+# Fills a virtual environment with what one image holds. The Dockerfiles run it, and the tests do, without root.
+#
+#     infra/images/install.sh inference /opt/verdict    the packages of one image, as constraints.txt pins them
+#     infra/images/install.sh package /opt/verdict      this project's own code, and no package besides
+#
+# The Dockerfiles take two steps, so that a change of the code fetches no package anew; `inference package` takes both.
+# PYTHON names the interpreter of a new environment [python3]; pip's own settings are respected.
+set -eu
+
+usage() {
+  echo "usage: $0 worker|inference|prefect|mlflow|package... VENV" >&2
+  exit 2
+}
+
+[ $# -ge 2 ] || usage
+steps=''
+while [ $# -gt 1 ]; do
+  case $1 in
+    worker | inference | prefect | mlflow | package) steps="$steps $1" ;;
+    *) usage ;;
+  esac
+  shift
+done
+venv=$1
+source=$(CDPATH='' cd -- "$(dirname -- "$0")/../.." && pwd)
+constraints=$source/constraints.txt
+
+# pip stays outside of the environment: what runs in the image cannot install anything.
+tool=$(mktemp -d)
+trap 'rm -rf "$tool"' EXIT
+python=${PYTHON:-python3}
+"$python" -m venv "$tool"
+"$tool/bin/python" -m pip install --quiet --disable-pip-version-check --constraint "$constraints" pip
+
+install() {
+  "$tool/bin/python" -m pip --python "$venv/bin/python" install --quiet --disable-pip-version-check --no-cache-dir \
+    --constraint "$constraints" "$@"
+}
+
+# Everything that the project and one of its extras ask for, one a line: the project itself comes last, by 'package'.
+requirements_with() {
+  "$tool/bin/python" -c '
+import sys
+from tomllib import load
+project = load(open(sys.argv[1], "rb"))["project"]
+print(*project["dependencies"], *project["optional-dependencies"][sys.argv[2]], sep="\n")' "$source/pyproject.toml" "$1"
+}
+
+# Wheels only: nothing that comes from an index runs while an image is built.
+for step in $steps; do
+  case $step in
+    worker)
+      "$python" -m venv --without-pip "$venv"
+      requirements_with kubernetes > "$tool/requirements.txt"
+      install --only-binary :all: --requirement "$tool/requirements.txt"
+      ;;
+    package)
+      install --no-deps --build-constraint "$constraints" "$source"
+      ;;
+    *)
+      "$python" -m venv --without-pip "$venv"
+      install --only-binary :all: --group "$source/pyproject.toml:$step"
+      ;;
+  esac
+done

@@ -1,0 +1,141 @@
+"""What jobs did, in MLflow: one run a job, from data to verdict, with its settings, figures, data sets and files."""
+
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import mlflow.data
+from mlflow.entities import DatasetInput, InputTag, Metric, Param, RunTag, ViewType
+
+from tasks.reading import load_rows
+from tasks.store import Store, connect, experiment_of
+
+BATCH_LIMIT = 1_000  # metrics in one call, MLflow's limit
+DIGEST_LENGTH = 32  # characters; MLflow allows 36
+
+
+def open_run(store: Store, job: str, params: Mapping[str, Any], tags: Mapping[str, str]) -> str:
+    """Start a run for a job, or go on with the one that a killed process left running; return its id.
+
+    The caller holds the job's lock, so a run of this job that says RUNNING belongs to a dead process.
+    """
+    with connect(store) as client:
+        experiment = experiment_of(client, store)
+        left = client.search_runs([experiment], f"tags.job = '{job}' and attributes.status = 'RUNNING'")
+        run = left[0] if left else client.create_run(experiment, run_name=f"retrain-{job[:8]}", tags={"job": job})
+        client.log_batch(
+            run.info.run_id,
+            params=[Param(key, str(value)) for key, value in params.items()],
+            tags=[RunTag(key, value) for key, value in tags.items()],
+        )
+        return run.info.run_id
+
+
+def tag_run(store: Store, run_id: str, tags: Mapping[str, str]) -> None:
+    """Set tags of a run."""
+    with connect(store) as client:
+        client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+
+
+def close_run(store: Store, run_id: str, status: str) -> None:
+    """End a run as FINISHED, FAILED or KILLED."""
+    with connect(store) as client:
+        client.set_terminated(run_id, status)
+
+
+def running_jobs(store: Store, host: str) -> dict[str, str]:
+    """Return run id to job of every run that says it is running on this host."""
+    with connect(store) as client:
+        runs = client.search_runs(
+            [experiment_of(client, store)], f"tags.host = '{host}' and attributes.status = 'RUNNING'"
+        )
+        return {run.info.run_id: run.data.tags["job"] for run in runs if "job" in run.data.tags}
+
+
+def log_metrics(store: Store, run_id: str, metrics: Mapping[str, float | None], step: int = 0) -> None:
+    """Log figures of one step; None is left out."""
+    log_series(store, run_id, {name: {step: value} for name, value in metrics.items()})
+
+
+def log_series(store: Store, run_id: str, series: Mapping[str, Mapping[int, float | None]]) -> None:
+    """Log figures by name and step; None is left out."""
+    now = int(time.time() * 1_000)
+    metrics = [
+        Metric(name, value, now, step)
+        for name, values in series.items()
+        for step, value in values.items()
+        if value is not None
+    ]
+    with connect(store) as client:
+        for start in range(0, len(metrics), BATCH_LIMIT):
+            client.log_batch(run_id, metrics=metrics[start : start + BATCH_LIMIT])
+
+
+def log_dataset(store: Store, run_id: str, name: str, context: str, digest: str, path: str, address: str) -> None:
+    """Log a snapshot as an input of a run, so that versions lead back to their rows."""
+    rows = load_rows(path)
+    with connect(store) as client, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # MLflow's hints on integer columns and ambiguous folders
+        dataset = mlflow.data.from_pandas(
+            # MLflow knows no addresses such as hf:...; the snapshot is where the very rows are.
+            rows,
+            source=path,
+            targets="label",
+            name=name,
+            digest=digest[:DIGEST_LENGTH],
+        )
+        tags = [InputTag("mlflow.data.context", context), InputTag("address", address[:500])]
+        entry = DatasetInput(dataset._to_mlflow_entity(), tags)
+        client.log_inputs(run_id, [entry])
+
+
+def log_files(store: Store, run_id: str, paths: Sequence[str], folder: str) -> None:
+    """Store files with a run, in a folder of its artifacts."""
+    with connect(store) as client:
+        for path in paths:
+            client.log_artifact(run_id, path, folder)
+
+
+def recent_runs(store: Store, limit: int = 5) -> list[dict[str, Any]]:
+    """Return the latest runs, newest first: start (seconds since 1970), status, verdict, version and MCC."""
+    with connect(store) as client:
+        runs = client.search_runs(
+            [experiment_of(client, store)], max_results=limit, order_by=["attributes.start_time DESC"]
+        )
+        return [
+            {
+                "run": run.info.run_id,
+                "job": run.data.tags.get("job"),
+                "start": run.info.start_time / 1_000,
+                "status": run.info.status,
+                "verdict": run.data.tags.get("verdict"),
+                "version": run.data.tags.get("version"),
+                "mcc": run.data.metrics.get("mcc"),
+            }
+            for run in runs
+        ]
+
+
+def count_looks(store: Store, holdout: str, besides: str) -> int:
+    """Count the bundles that were judged on a holdout, deleted runs included: deleting one does not unsee its figures.
+
+    Args:
+        store: where.
+        holdout: digest of the snapshot that judges.
+        besides: digest of a bundle that does not count, the candidate's own.
+    """
+    with connect(store) as client:
+        seen: set[str] = set()
+        page = None
+        while page != "":
+            found = client.search_runs(
+                [experiment_of(client, store)],
+                f"tags.holdout = '{holdout}'",
+                run_view_type=ViewType.ALL,
+                max_results=1_000,
+                page_token=page,
+            )
+            seen |= {run.data.tags.get("bundle_digest", "") for run in found}
+            page = found.token or ""
+        return len(seen - {"", besides})

@@ -1,0 +1,215 @@
+"""Histories of judged candidates whose true quality is known, to count how often the rule is wrong.
+
+A sentence has a difficulty that all models share, and each model adds an error of its own; what lies above zero is
+called acceptable. The share of the difficulty is chosen so that two models agree as often as real ones do: their errors
+are strongly correlated. Nothing depends on which sentences these are, so a model is only what it answers.
+
+Used by test_judge_simulation.py, and with more histories by benchmarks/simulate_policy.py. Shape letters: H histories,
+K candidates in a row, N sentences, S slices.
+"""
+
+import math
+from functools import cache
+from statistics import NormalDist
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import brentq
+from scipy.stats import multivariate_normal
+
+from tasks.judge import decide
+from tasks.metrics import matthews
+from tasks.pairing import mcc_difference, swap_test
+from tasks.policy import Policy
+
+SENTENCES, ACCEPTABLE = 516, 0.69  # CoLA's out_of_domain_dev.tsv
+MCC, AGREEMENT, RECALL = 0.55, 0.90, 0.92  # of the champion; two models; share of the acceptable ones called so
+# Sentences of its sources and lengths; no slice is made smaller than it is there.
+SOURCES, LENGTHS = (222, 83, 82, 55, 42, 32), (82, 182, 139, 113)
+NEAR = 0.03  # MCC; equal models differ by this much in one case of five, which no policy takes for better
+
+Cells = NDArray[np.int64]
+
+
+class World(NamedTuple):
+    """Where the latent score of acceptable and unacceptable sentences lies, and how much of its spread is shared."""
+
+    acceptable: float
+    unacceptable: float
+    shared: float
+
+
+def mcc_of(recall: float, specificity: float) -> float:
+    """Return the MCC of a model on sentences without end."""
+    bad = 1 - ACCEPTABLE
+    return float(matthews([bad * specificity, bad * (1 - specificity), ACCEPTABLE * (1 - recall), ACCEPTABLE * recall]))
+
+
+@cache
+def world() -> World:
+    """Solve for the places that give the champion's MCC, and for the shared spread that gives the agreement."""
+    cdf = NormalDist().cdf
+    acceptable = NormalDist().inv_cdf(RECALL)
+    unacceptable = brentq(lambda place: mcc_of(RECALL, cdf(place)) - MCC, -1, 2)
+
+    def disagreement(place: float, shared: float) -> float:
+        both = multivariate_normal([0, 0], [[1, shared], [shared, 1]]).cdf([place, place])
+        return 2 * float(cdf(place) - both)
+
+    def gap(shared: float) -> float:
+        parts = (ACCEPTABLE, acceptable), (1 - ACCEPTABLE, unacceptable)
+        return 1 - sum(share * disagreement(place, shared) for share, place in parts) - AGREEMENT
+
+    return World(acceptable, unacceptable, brentq(gap, 0.1, 0.999))
+
+
+@cache
+def lift(gain: float) -> float:
+    """Return how much surer a model must be of every sentence to be better by so much MCC."""
+    cdf, here = NormalDist().cdf, world()
+
+    def gap(step: float) -> float:
+        return mcc_of(cdf(here.acceptable + step), cdf(here.unacceptable + step)) - MCC - gain
+
+    return float(brentq(gap, -1, 1.5))
+
+
+class Holdouts:
+    """H holdouts, each with a champion's answers; candidates are drawn one after the other."""
+
+    def __init__(self, histories: int, seed: int, sentences: int = SENTENCES) -> None:
+        self.rng = np.random.default_rng(seed)
+        self.shape = (histories, sentences)
+        self.label = self.rng.random(self.shape, np.float32) < ACCEPTABLE
+        here = world()
+        place = np.where(self.label, here.acceptable, -here.unacceptable).astype(np.float32)
+        self.base = place + np.float32(math.sqrt(here.shared)) * self.errors()
+        self.champion = self.answer(self.errors())
+
+    def errors(self) -> NDArray[np.float32]:
+        """Draw a model's own errors [H, N]."""
+        return self.rng.standard_normal(self.shape, np.float32)
+
+    def answer(self, errors: NDArray[np.float32], gain: float = 0.0) -> NDArray[np.bool_]:
+        """Return the answers [H, N] of a model with these errors that is better by so much MCC."""
+        own = np.float32(math.sqrt(1 - world().shared))
+        step = np.float32(lift(gain)) if gain else np.float32(0)
+        return self.base + np.where(self.label, step, -step) + own * errors > 0
+
+    def cells(self, candidate: NDArray[np.bool_], slices: NDArray[np.int64] | None = None) -> Cells:
+        """Count label x candidate x champion: [H, 8], or [H, S, 8] by the slice [N] of each sentence."""
+        histories, sentences = self.shape
+        groups = slices if slices is not None else np.zeros(sentences, np.int64)
+        count = int(groups.max()) + 1
+        places = 4 * self.label + 2 * candidate + self.champion + 8 * groups
+        places = places + 8 * count * np.arange(histories)[:, None]
+        counts = np.bincount(places.ravel(), minlength=8 * count * histories).reshape(histories, count, 8)
+        return counts if slices is not None else counts[:, 0]
+
+
+def draw_candidates(histories: int, candidates: int, seed: int, gain: float = 0.0) -> Cells:
+    """Return the cells [H, K, 8] of candidates that know nothing of each other."""
+    holdouts = Holdouts(histories, seed)
+    return np.stack([holdouts.cells(holdouts.answer(holdouts.errors(), gain)) for _ in range(candidates)], axis=1)
+
+
+def draw_climb(histories: int, candidates: int, seed: int, kept: float) -> Cells:
+    """Return the cells [H, K, 8] of candidates of which each keeps a share of the best-looking one before it.
+
+    What it keeps was luck on these sentences: on others no candidate is any better. So works a person who reads every
+    figure and goes on from the best.
+    """
+    holdouts = Holdouts(histories, seed)
+    best, record = holdouts.errors(), np.full(histories, -np.inf)
+    found = []
+    for _ in range(candidates):
+        errors = np.float32(math.sqrt(kept)) * best + np.float32(math.sqrt(1 - kept)) * holdouts.errors()
+        found.append(holdouts.cells(holdouts.answer(errors)))
+        difference = mcc_difference(found[-1])
+        better = difference > record
+        best[better], record[better] = errors[better], difference[better]
+    return np.stack(found, axis=1)
+
+
+def draw_sliced(histories: int, seed: int, gain: float) -> tuple[Cells, Cells, Cells]:
+    """Return the cells of one candidate a holdout: whole [H, 8], by source [H, S, 8], by length [H, S, 8]."""
+    holdouts = Holdouts(histories, seed)
+    candidate = holdouts.answer(holdouts.errors(), gain)
+    source = np.repeat(np.arange(len(SOURCES)), SOURCES)
+    length = holdouts.rng.permutation(np.repeat(np.arange(len(LENGTHS)), LENGTHS))
+    return holdouts.cells(candidate), holdouts.cells(candidate, source), holdouts.cells(candidate, length)
+
+
+def chances(cells: Cells) -> NDArray[np.float64]:
+    """Return the chance [...] that the judge sees in cells [..., 8]; 1 where no policy could promote."""
+    found = np.ones(cells.shape[:-1])
+    for place in np.argwhere(mcc_difference(cells) > NEAR):
+        found[tuple(place)] = swap_test(cells[tuple(place)]).better
+    return found
+
+
+def decisions(cells: Cells, policy: Policy, first: int = 0, slices: tuple[Cells, ...] = ()) -> NDArray[np.str_]:
+    """Let the judge decide about candidates [H, K, 8] as they come; what no policy could promote is "HOLD" or worse.
+
+    Args:
+        cells: of every candidate.
+        policy: of the judge.
+        first: looks that were taken before the first of them.
+        slices: cells [H, S, 8] by source and by length, of single candidates (K = 1).
+    """
+    found = np.full(cells.shape[:-1], "HOLD", "<U7")
+    for row, look in np.argwhere(mcc_difference(cells) > NEAR):
+        parts = tuple(each[row] for each in slices)
+        found[row, look] = decide(evidence_of(cells[row, look], first + int(look), parts), policy)[0]
+    return found
+
+
+def evidence_of(cells: Cells, looks: int, slices: tuple[Cells, ...] = ()) -> Any:
+    """Return what the judge looks at, and nothing else, for cells [8]."""
+    better, worse = swap_test(cells)
+    ours, theirs = _measured(cells, slices, 1), _measured(cells, slices, 2)
+    comparison = {"difference": float(mcc_difference(cells)), "chance_better": better, "chance_worse": worse}
+    suite = {"share": 0.5, "pairs": 280}
+    champion = {
+        "version": "1",
+        "digest": "old",
+        "training": "t",
+        "measurement": theirs,
+        "behaviour": suite,
+        "fault": None,
+    }
+    return {
+        "digest": "new",
+        "candidate": ours,
+        "variants": {"fp32": ours},
+        "champion": champion,
+        "comparison": comparison,
+        "behaviour": suite,
+        "leak": {"left": 0, "remaining": 0, "sentences": []},
+        "incumbency": "reigning",
+        "looks": looks,
+        "drift": [],
+        "training": "t",
+    }
+
+
+def _measured(cells: Cells, slices: tuple[Cells, ...], axis: int) -> dict[str, Any]:
+    """Return one model's figures: the candidate's (axis 1 of label x candidate x champion) or the champion's (2)."""
+    other = 3 - axis
+
+    def figure(part: Cells) -> dict[str, float]:
+        counts = part.reshape(2, 2, 2).sum(axis=other)
+        return {"rows": int(counts.sum()), "mcc": float(matthews(counts.reshape(4)))}
+
+    grouped = [{str(name): figure(part) for name, part in enumerate(parts)} for parts in slices] or [{}, {}]
+    whole = figure(cells)
+    return {
+        "rows": whole["rows"],
+        "interval": {"mcc": whole["mcc"]},
+        "finite": True,
+        "classes_predicted": 2,
+        "variant": "fp32",
+        "per_source": grouped[0],
+        "per_length": grouped[1],
+    }

@@ -1,0 +1,202 @@
+"""Alerts reach a real receiver on loopback, show no secret, and never fail what they tell of."""
+
+import http.server
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from shelves import add_version, new_store
+
+from flows import alerting, review
+from tasks import alerts, moves
+from tasks.errors import WrongUsage
+from tasks.settings import load_settings
+
+SECRET = "T0/B0/secret"
+
+
+class Receiver(NamedTuple):
+    """A chat's webhook: what it was sent, and how it answers."""
+
+    url: str
+    received: list[dict[str, Any]]
+    answer: dict[str, Any]
+
+
+@pytest.fixture
+def receiver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Receiver]:
+    received: list[dict[str, Any]] = []
+    answer: dict[str, Any] = {"status": 200, "location": None}
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            received.append({"path": self.path, "type": self.headers["Content-Type"], **json.loads(body)})
+            self.send_response(answer["status"])
+            if answer["location"]:
+                self.send_header("Location", answer["location"])
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_port}/{SECRET}"
+    monkeypatch.setenv("VERDICT_ALERT_URL", url)
+    monkeypatch.delenv("VERDICT_ALERT_BLOCK", raising=False)
+    yield Receiver(url, received, answer)
+    server.shutdown()
+
+
+def outcome(**changes: Any) -> dict[str, Any]:
+    values = {
+        "decision": "HOLD",
+        "reasons": ["not better", "drifted"],
+        "version": "4",
+        "mcc": 0.51234,
+        "mcc_low": 0.4,
+        "mcc_high": 0.6,
+        "champion_before": "3",
+        "report": "/somewhere/report.html",
+    }
+    return values | changes
+
+
+def test_a_verdict_is_told_with_text_for_people_and_facts_for_programs(receiver: Receiver) -> None:
+    alerting.tell_verdict(outcome())
+    (sent,) = receiver.received
+    assert (sent["path"], sent["type"]) == (f"/{SECRET}", "application/json")
+    assert sent["text"] == "HOLD: version 4, MCC 0.512: not better; drifted"
+    assert sent["verdict"]["event"] == "verdict"
+    assert (sent["verdict"]["decision"], sent["verdict"]["version"]) == ("HOLD", "4")
+    assert "report" not in sent["verdict"]  # paths stay at home
+
+
+@pytest.mark.parametrize(("status", "location"), [(500, None), (404, None), (302, "http://127.0.0.1:9/elsewhere")])
+def test_a_receiver_that_refuses_is_one_warning_without_the_address(
+    receiver: Receiver, caplog: pytest.LogCaptureFixture, status: int, location: str | None
+) -> None:
+    receiver.answer.update(status=status, location=location)
+    assert not alerts.post("text", {})
+    assert caplog.messages == [f"alert to 127.0.0.1 was not delivered: HTTP {status}"]
+    assert len(receiver.received) == 1
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        (f"http://127.0.0.1:9/{SECRET}", "alert to 127.0.0.1 was not delivered: ConnectionRefusedError"),
+        ("http://user:secret@127.0.0.1:9/", "alert to 127.0.0.1 was not delivered: "),
+        (f"ftp://host/{SECRET}", "alert to the address in VERDICT_ALERT_URL was not delivered: its address does not"),
+        (SECRET, "alert to the address in VERDICT_ALERT_URL was not delivered: its address does not begin"),
+        (f"http://[{SECRET}", "alert to the address in VERDICT_ALERT_URL was not delivered: "),
+    ],
+)
+def test_an_address_that_leads_nowhere_is_one_warning_without_it(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, url: str, message: str
+) -> None:
+    monkeypatch.setenv("VERDICT_ALERT_URL", url)
+    assert not alerts.post("text", {})
+    (told,) = caplog.messages
+    assert told.startswith(message)
+    assert "secret" not in told
+
+
+def test_a_receiver_that_answers_byte_by_byte_is_given_up(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(alerts, "PATIENCE", 0.5)
+    ended = threading.Event()
+
+    def drip(listening: socket.socket) -> None:
+        connection, _ = listening.accept()
+        with connection:
+            while not ended.wait(0.1):
+                connection.send(b"H")
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        thread = threading.Thread(target=drip, args=(listening,), daemon=True)
+        thread.start()
+        monkeypatch.setenv("VERDICT_ALERT_URL", f"http://127.0.0.1:{listening.getsockname()[1]}/{SECRET}")
+        started = time.monotonic()
+        assert not alerts.post("text", {})
+        assert time.monotonic() - started < 2
+        ended.set()
+        thread.join(5)
+    assert caplog.messages == ["alert to 127.0.0.1 was not delivered: no answer in time"]
+
+
+def test_without_an_address_nothing_is_sent_and_nothing_said(
+    receiver: Receiver, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("VERDICT_ALERT_URL", " ")
+    alerting.tell_verdict(outcome())
+    assert (receiver.received, caplog.messages) == ([], [])
+
+
+def test_the_address_is_no_setting_that_a_run_would_record(receiver: Receiver) -> None:
+    resolved = load_settings("sample", {})
+    assert SECRET not in str(resolved.rows())
+
+
+def test_decisions_of_persons_are_told(receiver: Receiver, empty_store: Path, tmp_path: Path) -> None:
+    store = new_store(empty_store, tmp_path)
+    versions = [add_version(store, tmp_path, "a"), add_version(store, tmp_path, "b", verdict="HOLD", compared_with="1")]
+    versions.append(add_version(store, tmp_path, "c", verdict="HOLD", compared_with="2"))
+    moves.crown(store, versions[0], kind="promote", expected=None, reason="first")
+    review.approve("2", "good", str(tmp_path), "ada")
+    review.reject("3", "bad", str(tmp_path), "grace")
+    review.rollback(None, "worse", True, str(tmp_path))  # a dry run tells nobody
+    review.rollback(None, "worse", False, str(tmp_path))
+    texts = [sent["text"] for sent in receiver.received]
+    assert texts[:2] == [
+        "approve of version 2 by ada: good (champion 1 to 2)",
+        "reject of version 3 by grace: bad (champion 2 to 2)",
+    ]
+    assert texts[2].startswith("rollback of version 1 by ")
+    assert [sent["verdict"]["kind"] for sent in receiver.received] == ["approve", "reject", "rollback"]
+
+
+def test_a_move_stands_where_its_alert_cannot_be_delivered(
+    receiver: Receiver, empty_store: Path, tmp_path: Path
+) -> None:
+    receiver.answer["status"] = 500
+    store = new_store(empty_store, tmp_path)
+    add_version(store, tmp_path, "a", verdict="HOLD", compared_with="")
+    assert review.approve("1", "good", str(tmp_path))["to"] == "1"
+
+
+def test_a_flow_that_failed_is_told(receiver: Receiver, prefect_server: str, tmp_path: Path) -> None:
+    from flows.retrain import retrain
+
+    resolved = load_settings("sample", {"data.path": "no/such/folder"}, {})
+    with pytest.raises(WrongUsage):
+        retrain(resolved.settings.model_dump(), resolved.origins, str(tmp_path))
+    (sent,) = receiver.received
+    assert sent["text"].startswith("retrain failed: data 'no/such/folder' does not exist")
+    assert sent["verdict"]["event"] == "failure"
+
+
+def test_a_notification_block_of_prefect_is_told_too(
+    receiver: Receiver, prefect_server: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from prefect.blocks.notifications import CustomWebhookNotificationBlock
+
+    block = CustomWebhookNotificationBlock(
+        name="ops", url=f"{receiver.url}/block", json_data={"text": "{{subject}}: {{body}}"}
+    )
+    block.save("ops", overwrite=True)
+    monkeypatch.delenv("VERDICT_ALERT_URL")
+    monkeypatch.setenv("VERDICT_ALERT_BLOCK", "custom-webhook/ops")
+    alerting.tell_verdict(outcome())
+    (sent,) = receiver.received
+    assert sent["text"] == "Verdict: HOLD: version 4, MCC 0.512: not better; drifted"
+    monkeypatch.setenv("VERDICT_ALERT_BLOCK", "custom-webhook/nobody")
+    alerting.tell_verdict(outcome())
+    assert caplog.messages == ["alert to block custom-webhook/nobody was not delivered: ValueError"]

@@ -1,0 +1,152 @@
+"""A HOLD inside the flow: the run of a deployment is suspended, and a person's answer starts it again."""
+
+import contextlib
+import datetime
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import pytest
+from shelves import add_version, aliases, new_store, shown
+
+from flows.approval import await_person
+from tasks import moves, registry, runs
+from tasks.files import write_json
+from tasks.settings import load_settings
+from tasks.store import Store, connect, experiment_of
+
+
+@pytest.fixture
+def held(
+    prefect_server: str, empty_store: Path, tmp_path: Path, toy_data: Path, tiny_encoder: Path, exported: Any
+) -> tuple[Path, dict[str, Any]]:
+    """Stores with a champion that a candidate equals, and what a deployment starts the flow with."""
+    store = new_store(empty_store, tmp_path)
+    run = runs.open_run(store, "a" * 16, {}, {})
+    champion = registry.register_bundle(store, run, exported["bundle"], exported["digest"], {"verdict": "PROMOTE"}, "")
+    runs.close_run(store, run, "FINISHED")
+    moves.crown(store, champion, kind="promote", expected=None, reason="first")
+    toy = {
+        "data.path": str(shutil.copytree(toy_data, tmp_path / "data")),
+        "data.validation_share": 0.2,
+        "finetune.encoder": str(tiny_encoder),
+        "finetune.learning_rate": 3e-3,
+        "finetune.batch_size": 16,
+        "finetune.epochs": 4,
+        "finetune.seed": 7,
+        "finetune.max_length": 16,
+        "finetune.device": "cpu",
+        "judge.resamples": 200,
+        "judge.threshold": 0.0,
+        "judge.variant_difference": 1.0,
+        "judge.reject_confidence": 0.999,
+        "judge.wait_for_person": True,
+        "judge.wait_hours": 2.0,
+    }
+    resolved = load_settings("sample", toy, {})
+    parameters = {
+        "settings": resolved.settings.model_dump(mode="json"),
+        "origins": resolved.origins,
+        "home": str(tmp_path),
+    }
+    return tmp_path, parameters
+
+
+@pytest.fixture
+def prefect(prefect_server: str) -> Iterator[Any]:
+    from prefect.client.orchestration import get_client
+
+    with get_client(sync_client=True) as client:
+        yield client
+
+
+def deploy(prefect: Any, parameters: dict[str, Any]) -> UUID:
+    """Start a run of a deployment; return its id."""
+    from flows.retrain import retrain
+
+    flow = prefect.create_flow(retrain)
+    deployment = prefect.create_deployment(flow_id=flow, name="test", entrypoint="flows/retrain.py:retrain", path=".")
+    return prefect.create_flow_run_from_deployment(deployment, parameters=parameters).id  # type: ignore[no-any-return]
+
+
+def execute(prefect: Any, run_id: UUID, parameters: dict[str, Any]) -> Any:
+    """What a worker does in the process that it starts for a run; return the run as Prefect knows it then."""
+    from prefect.exceptions import Pause
+    from prefect.flow_engine import run_flow
+    from prefect.states import Pending
+
+    from flows.retrain import retrain
+
+    prefect.set_flow_run_state(run_id, Pending())
+    with contextlib.suppress(Pause):  # the process ends here
+        run_flow(retrain, flow_run=prefect.read_flow_run(run_id), parameters=parameters, return_type="state")
+    return prefect.read_flow_run(run_id)
+
+
+def jobs(store: Store) -> list[Any]:
+    with connect(store) as client:
+        return list(
+            client.search_runs([experiment_of(client, store)], "tags.job LIKE '%' and params.`data.path` != ''")
+        )
+
+
+def test_a_hold_suspends_the_run_and_the_answer_of_a_person_is_carried_out(
+    held: tuple[Path, dict[str, Any]], prefect: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from prefect.flow_runs import resume_flow_run
+
+    home, parameters = held
+    store = registry.locate_store(str(home))
+    run_id = deploy(prefect, parameters)
+    suspended = execute(prefect, run_id, parameters)
+    assert suspended.state.name == "Suspended"
+    left = suspended.state.state_details.pause_timeout - datetime.datetime.now(datetime.UTC)
+    assert datetime.timedelta(hours=1.9) < left <= datetime.timedelta(hours=2)
+    # Everything is finished and nothing is held: the record of the job says so, and its lock is free.
+    assert aliases(store) == {"champion": "1", "challenger": "2"}
+    (result,) = (json.loads(path.read_text()) for path in home.glob("runs/*/result.json"))
+    assert (result["decision"], result["version"]) == ("HOLD", "2")
+    assert [job.info.status for job in jobs(store)] == ["FINISHED"]
+    with pytest.raises(RuntimeError, match="'maybe' is not one of"):
+        resume_flow_run(run_id, run_input={"decision": "maybe", "reason": "x"})
+    with pytest.raises(RuntimeError, match="Cannot resume this run"):
+        resume_flow_run(run_id, run_input={"decision": "approve"})
+    shutil.rmtree(home / "data")  # days went by: what started the run may be gone
+    resume_flow_run(run_id, run_input={"decision": "approve", "reason": "reads better", "name": "ada"})
+    finished = execute(prefect, run_id, parameters)
+    assert finished.state.is_completed()
+    assert aliases(store) == {"champion": "2"}
+    entries, _ = moves.history(store)
+    assert shown(entries) == [("promote", None, "1"), ("approve", "1", "2")]
+    assert (entries[-1]["actor"], entries[-1]["reason"]) == ("ada", "reads better")
+    outcome = finished.state.result()
+    assert outcome["decided"]["kind"] == "approve"
+    assert len(jobs(store)) == 1  # nothing ran twice
+    assert list((home / "waiting").iterdir()) == []
+
+
+def test_a_rejection_is_carried_out_too(prefect: Any, empty_store: Path, tmp_path: Path) -> None:
+    from prefect.flow_runs import resume_flow_run
+
+    store = new_store(empty_store, tmp_path)
+    held = add_version(store, tmp_path, "a", verdict="HOLD")
+    moves.challenge(store, held)
+    parameters = {"settings": {}, "origins": {}, "home": str(tmp_path)}
+    run_id = deploy(prefect, parameters)
+    # A run that finds its outcome goes straight to the question.
+    figures = {"mcc": 0.5, "mcc_low": 0.4, "mcc_high": 0.6, "reasons": ["a tie"], "report": "", "champion_before": None}
+    write_json(tmp_path / "waiting" / f"{run_id}.json", {"decision": "HOLD", "version": held, **figures})
+    assert execute(prefect, run_id, parameters).state.name == "Suspended"
+    resume_flow_run(run_id, run_input={"decision": "reject", "reason": "reads worse"})
+    assert execute(prefect, run_id, parameters).state.is_completed()
+    assert aliases(store) == {}
+    assert registry.read_tags(store, held)["verdict"] == "REJECT"
+
+
+def test_a_run_that_no_deployment_started_ends_with_its_hold(tmp_path: Path) -> None:
+    outcome = {"decision": "HOLD", "version": "2"}
+    assert await_person(outcome, 1.0, str(tmp_path)) == outcome
+    assert list(tmp_path.iterdir()) == []

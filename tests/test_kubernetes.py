@@ -1,0 +1,186 @@
+"""The Kubernetes manifests: schemas, kustomize's own rendering, and laws; each law refuses a broken copy."""
+
+import asyncio
+import copy
+import json
+import re
+import shutil
+import subprocess
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+from kubernetes_laws import LAWS
+from manifests import INFRA, SECRETS, Document, containers_of, job_of, name_of, render
+from manifests import without_hashes as plain
+
+OVERLAYS = [INFRA / "kubernetes" / name for name in ("base", "gpu")]
+VERSIONS = ("1.30", "1.37")  # the oldest that knows preStop's sleep, the newest whose schema is at hand
+GENERATED = {"addresses", "job-template"}
+STRAY = ("parallelism", "completions")  # prefect-kubernetes wants them in the pod too, where nothing reads them
+
+
+def rendered(folder: Path) -> list[Document]:
+    """Return a kustomization's documents, and the job that its work pool makes as one more."""
+    job = job_of(folder / "job-template.json")
+    for field in STRAY:
+        del job["spec"]["template"]["spec"][field]
+    job["metadata"].update(name="run", labels={}, annotations={})
+    job["spec"]["template"]["spec"]["containers"][0].update(args=["prefect", "flow-run", "execute"])
+    return [*render(folder), job]
+
+
+def spoil_container(name: str, **changes: Any) -> Callable[[dict[tuple[str, str], Document]], None]:
+    kind = "Job" if name in ("run", "mlflow-accounts") else "Deployment"
+    return lambda there: containers_of(there[kind, name])[0].update(changes)
+
+
+def spoil(kind: str, name: str, path: str, value: Any) -> Callable[[dict[tuple[str, str], Document]], None]:
+    """Return what sets a value deep in a document."""
+
+    def change(there: dict[tuple[str, str], Document]) -> None:
+        place: Any = there[kind, name]
+        *way, key = [int(word) if word.isdecimal() else word for word in path.split(".")]
+        for word in way:
+            place = place[word]
+        place[key] = value
+
+    return change
+
+
+POD = "spec.template.spec"
+BREAKERS = [
+    ("mlflow runs as root", spoil("Deployment", "mlflow", f"{POD}.securityContext.runAsUser", 0)),
+    ("run runs as root or unconfined", spoil("Job", "run", f"{POD}.securityContext.seccompProfile", None)),
+    ("inference: container inference is not locked up", spoil_container("inference", securityContext={})),
+    ("run goes by an account", spoil("Job", "run", f"{POD}.serviceAccountName", "default")),
+    ("run may ask the cluster", spoil("Job", "run", f"{POD}.automountServiceAccountToken", True)),
+    ("run: container prefect-job has no requests", spoil_container("run", resources={"limits": {"cpu": "1"}})),
+    ("may fill the node", spoil("Deployment", "mlflow", f"{POD}.volumes.0.emptyDir", {})),
+    ("verdict/worker:latest is not this", spoil_container("worker", image="verdict/worker:latest")),
+    ("prefect has no readinessProbe", spoil_container("prefect", readinessProbe={})),
+    (
+        "inference is not told to listen",
+        spoil("Deployment", "inference", f"{POD}.containers.0.ports.0.containerPort", 1),
+    ),
+    ("service mlflow sends 5001 nowhere", spoil("Service", "mlflow", "spec.ports.0.port", 5001)),
+    ("policy inference lets [80]", spoil("NetworkPolicy", "inference", "spec.ingress.0.ports.0.port", 80)),
+    ("volume tmp is not declared", spoil_container("worker", volumeMounts=[])),
+    ("claim verdict is not there", spoil("PersistentVolumeClaim", "verdict", "metadata.name", "other")),
+    ("reads STORE_BUCKET", spoil("ConfigMap", "addresses", "data", {})),
+    ("no Deployment that leaves", spoil("Deployment", "inference", "spec.replicas", 3)),
+    (
+        "budget inference is nobody's",
+        spoil("PodDisruptionBudget", "inference", "spec.selector.matchLabels", {"a": "b"}),
+    ),
+    ("secret addresses is committed", spoil("ConfigMap", "addresses", "kind", "Secret")),
+    ("PGPASSWORD does not come", spoil_container("mlflow", env=[{"name": "PGPASSWORD", "value": "hunter22"}])),
+    ("nothing is closed", spoil("NetworkPolicy", "default-deny", "spec.policyTypes", ["Ingress"])),
+    (
+        "label verdict/asks-mlflow disagree",
+        spoil("Deployment", "inference", "spec.template.metadata.labels", {"a": "b"}),
+    ),
+    ("a role holds", spoil("Role", "worker", "rules.0.verbs", ["*"])),
+    ("reaches beyond", spoil("Role", "worker", "kind", "ClusterRole")),
+]
+
+
+@pytest.mark.parametrize("folder", OVERLAYS, ids=lambda folder: folder.name)
+@pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__)
+def test_the_manifests_keep_every_law(law: Callable[[list[Document]], list[str]], folder: Path) -> None:
+    assert law(rendered(folder)) == []
+
+
+@pytest.mark.parametrize(("complaint", "change"), BREAKERS, ids=lambda value: value if isinstance(value, str) else "")
+def test_broken_manifests_are_refused(complaint: str, change: Callable[[Any], None]) -> None:
+    documents = copy.deepcopy(rendered(OVERLAYS[0]))
+    change({name_of(document): document for document in documents})
+    assert any(complaint in found for law in LAWS for found in law(documents))
+
+
+@pytest.mark.parametrize("folder", OVERLAYS, ids=lambda folder: folder.name)
+@pytest.mark.parametrize("version", VERSIONS)
+def test_every_document_fits_the_schema_of_its_kind(folder: Path, version: str) -> None:
+    documents = rendered(folder)
+    assert len(documents) > 25
+    for document in documents:
+        kubernetes_validate.validate(document, version, strict=True)
+
+
+def test_a_field_that_no_schema_knows_is_refused() -> None:
+    service = next(d for d in rendered(OVERLAYS[0]) if d["kind"] == "Service")
+    service["spec"]["potrs"] = []
+    with pytest.raises(kubernetes_validate.ValidationError, match="potrs"):
+        kubernetes_validate.validate(service, VERSIONS[0], strict=True)
+
+
+@pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl, which carries kustomize, is not installed")
+@pytest.mark.parametrize("folder", OVERLAYS, ids=lambda folder: folder.name)
+def test_kustomize_renders_what_these_tests_read(folder: Path) -> None:
+    said = subprocess.run(["kubectl", "kustomize", folder], capture_output=True, text=True, check=True)
+    theirs = [plain(document, GENERATED) for document in yaml.safe_load_all(said.stdout)]
+    assert {name_of(d): d for d in theirs} == {name_of(d): d for d in render(folder)}
+
+
+def test_the_gpu_overlay_adds_gpus_to_the_job_and_changes_nothing_else() -> None:
+    base, gpu = (json.loads((folder / "job-template.json").read_text(encoding="utf-8")) for folder in OVERLAYS)
+    assert gpu["variables"]["properties"].pop("gpus")["default"] == 1
+    pod = gpu["job_configuration"]["job_manifest"]["spec"]["template"]["spec"]
+    resources = pod["containers"][0]["resources"]
+    assert [resources[kind].pop("nvidia.com/gpu") for kind in ("requests", "limits")] == ["{{ gpus }}"] * 2
+    assert pod.pop("tolerations") == [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
+    assert pod.pop("nodeSelector") == {"nvidia.com/gpu.present": "true"}
+    assert gpu == base
+
+
+async def make_job(name: str, template: Document, chosen: Document) -> Document:
+    """Give Prefect's server a work pool with a template, and return the job that its worker makes of it."""
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.actions import WorkPoolCreate
+    from prefect.client.schemas.objects import FlowRun
+    from prefect_kubernetes.worker import KubernetesWorkerJobConfiguration
+
+    async with get_client() as client:
+        await client.create_work_pool(WorkPoolCreate(name=name, type="kubernetes", base_job_template=template))
+    configuration = await KubernetesWorkerJobConfiguration.from_template_and_values(template, chosen)
+    configuration.prepare_for_flow_run(FlowRun(id=uuid.uuid4(), flow_id=uuid.uuid4(), name="brave-bee"))
+    return dict(configuration.job_manifest)
+
+
+@pytest.mark.parametrize("folder", OVERLAYS, ids=lambda folder: folder.name)
+def test_prefect_makes_a_job_of_the_template(folder: Path, prefect_server: str) -> None:
+    template = json.loads((folder / "job-template.json").read_text(encoding="utf-8"))
+    chosen = {"cpu_limit": "16", "env": {"VERDICT_FINETUNE__EPOCHS": "3"}}
+    job = asyncio.run(make_job(f"verdict-{folder.name}", template, chosen))
+    pod, labels = job["spec"]["template"]["spec"], job["spec"]["template"]["metadata"]["labels"]
+    for field in STRAY:
+        del pod[field]
+    kubernetes_validate.validate(job, VERSIONS[0], strict=True)
+    container, env = pod["containers"][0], {entry["name"]: entry for entry in pod["containers"][0]["env"]}
+    assert container["args"] == ["prefect", "flow-run", "execute"]
+    assert container["resources"]["limits"]["cpu"] == "16"
+    assert container["resources"]["limits"].get("nvidia.com/gpu") == (1 if folder.name == "gpu" else None)
+    assert env["VERDICT_FINETUNE__EPOCHS"]["value"] == "3"
+    assert "value" not in env["MLFLOW_TRACKING_PASSWORD"]
+    # A pod that the cluster takes away is not a failed run.
+    assert env["PREFECT_FLOW_RUN_EXECUTE_SIGTERM_BEHAVIOR"]["value"] == "reschedule"
+    assert labels["verdict/asks-mlflow"] == labels["verdict/asks-prefect"] == "yes"
+    assert job["metadata"]["namespace"] == "verdict"
+
+
+def test_a_template_with_an_unknown_placeholder_is_refused(prefect_server: str) -> None:
+    text = (OVERLAYS[0] / "job-template.json").read_text(encoding="utf-8").replace("{{ image }}", "{{ picture }}")
+    with pytest.raises(Exception, match="picture"):
+        asyncio.run(make_job("verdict-broken", json.loads(text), {}))
+
+
+def test_the_secret_that_the_manual_makes_has_every_key_that_is_read() -> None:
+    pods = json.dumps([containers_of(document) for folder in OVERLAYS for document in rendered(folder)])
+    keys = set(re.findall(rf'"name": "{SECRETS}", "key": "(\w+)"', pods))
+    manual = (INFRA / "README.md").read_text(encoding="utf-8")
+    command = manual[manual.index(f"create secret generic {SECRETS}") :].split("\n```")[0]
+    assert set(re.findall(r"--from-literal=(\w+)=", command)) == keys

@@ -1,0 +1,145 @@
+"""Two models on the same rows: resampled cells are resampled rows, and swapping is counted exactly."""
+
+import itertools
+import math
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import binomtest, chi2
+
+from tasks import pairing
+from tasks.metrics import mcc
+from tasks.pairing import agreement, bootstrap, count_cells, mcc_difference, mcnemar, swap_test
+
+unhurried = settings(deadline=None)
+cells = st.lists(st.integers(0, 5), min_size=8, max_size=8).filter(any).map(np.array)
+TYPICAL = np.array([80, 14, 14, 52, 14, 14, 12, 316])  # 516 sentences, two models that agree on nine in ten
+
+
+def rows_of(counts: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return labels, candidate and champion with these counts."""
+    numbers = np.repeat(np.arange(8), counts)
+    return numbers // 4, numbers // 2 % 2, numbers % 2
+
+
+@unhurried
+@given(cells)
+def test_the_difference_is_that_of_two_mccs(counts: np.ndarray) -> None:
+    labels, candidate, champion = rows_of(counts)
+    assert count_cells(labels, candidate, champion).tolist() == counts.tolist()
+    expected = mcc(labels, candidate) - mcc(labels, champion)
+    assert float(mcc_difference(counts)) == pytest.approx(expected, abs=1e-12)
+
+
+def test_no_rows_are_no_cells() -> None:
+    assert count_cells([], [], []).tolist() == [0] * 8
+    assert agreement(np.zeros(8, int)) == 1.0
+    assert swap_test(np.zeros(8, int)) == (1.0, 1.0)
+    with pytest.raises(ValueError, match="at least one sentence"):
+        bootstrap(np.zeros(8, int))
+
+
+def test_the_interval_is_that_of_resampled_rows() -> None:
+    labels, candidate, champion = rows_of(TYPICAL)
+    rng = np.random.default_rng(1)
+    drawn = rng.integers(0, len(labels), (4_000, len(labels)))
+    slow = [mcc(labels[rows], candidate[rows]) - mcc(labels[rows], champion[rows]) for rows in drawn]
+    found = bootstrap(TYPICAL)
+    assert [found["low"], found["high"]] == pytest.approx(np.quantile(slow, [0.025, 0.975]).tolist(), abs=0.008)
+    assert found["probability"] == pytest.approx(np.mean(np.array(slow) > 0), abs=0.03)
+    assert found["low"] < found["difference"] < found["high"]
+
+
+def test_ten_thousand_resamples_take_less_than_a_second() -> None:
+    started = time.perf_counter()
+    bootstrap(TYPICAL * 1_000, 10_000)
+    assert time.perf_counter() - started < 1
+
+
+def test_the_same_seed_gives_the_same_interval_and_equal_models_tie() -> None:
+    assert bootstrap(TYPICAL, 500, seed=3) == bootstrap(TYPICAL, 500, seed=3)
+    equal = np.array([40, 0, 0, 10, 10, 0, 0, 40])
+    assert bootstrap(equal) == {"difference": 0.0, "low": 0.0, "high": 0.0, "probability": 0.5}
+
+
+def enumerate_swaps(counts: np.ndarray) -> tuple[float, float]:
+    """Throw every coin both ways: the slow definition of the swap test."""
+    labels, candidate, champion = rows_of(counts)
+    seen = mcc(labels, candidate) - mcc(labels, champion)
+    differing = np.flatnonzero(candidate != champion)
+    better = worse = 0
+    for thrown in itertools.product([False, True], repeat=len(differing)):
+        swapped = np.zeros(len(labels), bool)
+        swapped[differing] = thrown
+        ours, theirs = np.where(swapped, champion, candidate), np.where(swapped, candidate, champion)
+        difference = mcc(labels, ours) - mcc(labels, theirs)
+        better += difference >= seen - 1e-12
+        worse += difference <= seen + 1e-12
+    return better / 2 ** len(differing), worse / 2 ** len(differing)
+
+
+@pytest.mark.parametrize(
+    "counts",
+    [[3, 1, 2, 4, 2, 0, 3, 5], [5, 2, 0, 3, 2, 4, 1, 9], [0, 0, 4, 1, 0, 3, 0, 2], [2, 0, 0, 2, 1, 0, 0, 3]],
+)
+def test_the_swap_test_throws_every_coin(counts: list[int]) -> None:
+    found = swap_test(np.array(counts))
+    assert tuple(found) == pytest.approx(enumerate_swaps(np.array(counts)), abs=1e-12)
+
+
+@unhurried
+@given(cells)
+def test_exchanging_the_models_exchanges_the_chances(counts: np.ndarray) -> None:
+    exchanged = counts.reshape(2, 2, 2).transpose(0, 2, 1).reshape(8)
+    found, other = swap_test(counts), swap_test(exchanged)
+    assert tuple(found) == pytest.approx((other.worse, other.better), abs=1e-12)
+    assert 1 - 1e-12 <= found.better + found.worse <= 2
+
+
+def test_a_sweep_is_one_throw_in_two_to_the_number_of_sentences() -> None:
+    # The candidate alone is right on 8 acceptable sentences.
+    assert swap_test(np.array([50, 0, 0, 10, 10, 0, 8, 100])).better == pytest.approx(1 / 2**8)
+
+
+def test_equal_models_are_called_better_as_seldom_as_is_asked() -> None:
+    rng = np.random.default_rng(0)
+    found = []
+    for _ in range(4_000):
+        negative, positive = rng.binomial(26, 0.5), rng.binomial(26, 0.5)
+        counts = np.array([80, 26 - negative, negative, 52, 14, 26 - positive, positive, 290])
+        found.append(swap_test(counts).better)
+    for level in (0.1, 0.02, 0.002):
+        assert np.mean(np.array(found) <= level) <= level + 3 * math.sqrt(level / 4_000)
+
+
+def test_many_differing_sentences_are_judged_by_the_normal_distribution(monkeypatch: pytest.MonkeyPatch) -> None:
+    counts = np.array([1000, 300, 260, 900, 250, 210, 260, 4000])
+    exact = swap_test(counts)
+    monkeypatch.setattr(pairing, "EXACT", 0)
+    assert tuple(swap_test(counts)) == pytest.approx(tuple(exact), abs=0.01)
+    assert 0.1 < swap_test(counts * 1_000_000).better + swap_test(counts * 1_000_000).worse <= 1
+
+
+@pytest.mark.parametrize(
+    ("candidate", "champion"), [(0, 0), (3, 0), (5, 5), (2, 9), (20, 4), (30, 12), (40, 40), (9, 60)]
+)
+def test_mcnemar_is_the_binomial_test_for_few_and_chi_squared_for_many(candidate: int, champion: int) -> None:
+    counts = np.array([10, candidate, champion, 5, 7, 0, 0, 40])  # label 0: the candidate's 0 is right
+    total = candidate + champion
+    if total == 0:
+        expected = 1.0
+    elif total < 25:
+        expected = float(binomtest(candidate, total, 0.5).pvalue)
+    else:
+        statistic = max(abs(candidate - champion) - 1, 0) ** 2 / total
+        expected = float(chi2.sf(statistic, 1))
+    assert mcnemar(counts) == pytest.approx(expected, abs=1e-12)
+
+
+def test_agreement_is_the_share_of_equal_labels() -> None:
+    assert agreement(np.array([4, 1, 1, 0, 0, 2, 0, 2])) == pytest.approx(0.6)
+    assert agreement(TYPICAL) == pytest.approx(1 - 54 / 516)
