@@ -26,8 +26,9 @@ down: $(VENV)/.services ## stop them; the stores stay
 logs: $(VENV)/.services ## follow what they say
 	@$(BIN)/python -m flows.stack logs
 
+# Two workers, one thread each, a file on one of them: tests wait for servers and files as much as they compute.
 test: $(VENV)/.dev browser ## run every test but those of test-services
-	@$(BIN)/python -m pytest $(ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
 	@echo 'PostgreSQL, an S3 store, servers, worker and schedules are tested by: make test-services'
 
 test-services: $(VENV)/.dev postgresql ## schedules, kills and outages on PostgreSQL, S3 and real servers (five minutes)

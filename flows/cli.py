@@ -327,6 +327,22 @@ def deploy(
 
 
 @app.command()
+def prune(
+    days: Annotated[float, typer.Option(min=0, help="Whatever is younger stays.")] = 30.0,
+    keep: Annotated[int, typer.Option(min=1, help="So many of the newest stay, of each kind.")] = 5,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go, and delete nothing.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Delete old jobs, snapshots, checks and rejected bundles that no alias, history or running job needs."""
+    environment.prepare()
+    from flows import console
+    from tasks.retention import Rule
+    from tasks.retention import prune as forget
+
+    _print(forget(environment.home(), Rule(days, keep), dry_run), as_json, console.show_pruned)
+
+
+@app.command()
 def doctor(as_json: AsJson = False) -> None:
     """Check versions, GPU, ONNX Runtime, stores and disk."""
     environment.prepare()

@@ -225,6 +225,20 @@ def show_deployments(outcome: dict[str, Any]) -> None:
     console.print(f"automations  {', '.join(outcome['automations'])}")
 
 
+def show_pruned(outcome: dict[str, Any]) -> None:
+    """Print what went, or would go."""
+    console = _console()
+    table = _table("what", "name", "MB", "why")
+    for item in outcome["items"]:
+        table.add_row(item["kind"], item["name"][:16], f"{item['megabytes']:.1f}", item["why"])
+    if outcome["items"]:
+        console.print(table)
+    verb = "would go" if outcome["dry_run"] else "went"
+    console.print(f"{len(outcome['items'])} things, {outcome['megabytes']:.1f} MB, {verb}")
+    if outcome["closed"]:
+        console.print(f"{len(outcome['closed'])} runs that said RUNNING for too long were closed in MLflow")
+
+
 def show_checks(checks: list[dict[str, Any]]) -> None:
     """Print one line a check."""
     console = _console()

@@ -4,6 +4,7 @@ Beside the deployments: the work pool, one run at a time in its queue `train`, a
 ends any more. Doing it again changes what is there.
 """
 
+import contextlib
 import datetime
 import json
 import os
@@ -19,7 +20,7 @@ from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.objects import StateType
 from prefect.events.actions import ActionTypes, CallWebhook, ChangeFlowRunState, SendNotification
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
-from prefect.exceptions import ObjectNotFound
+from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 from prefect.settings import get_current_settings
 from pydantic import SecretStr
 
@@ -76,18 +77,18 @@ def find_file() -> Path:
 
 
 def prepare_pool(client: SyncPrefectClient) -> None:
-    """Make the work pool, for processes where a worker has not made it yet, and let its queue `train` run one at a time.
+    """Make the work pool, for processes where no worker has made it yet; its queue `train` runs one at a time.
 
     The queue counts runs by their state, so unlike a lease this limit cannot be lost with a server.
     """
     try:
         client.read_work_pool(POOL)
     except ObjectNotFound:
-        client.create_work_pool(WorkPoolCreate(name=POOL, type="process"))
-    try:
-        queue = client.read_work_queue_by_name(QUEUE, work_pool_name=POOL)
-    except ObjectNotFound:
-        queue = client.create_work_queue(QUEUE, work_pool_name=POOL)
+        with contextlib.suppress(ObjectAlreadyExists):  # a worker that starts right now was first
+            client.create_work_pool(WorkPoolCreate(name=POOL, type="process"))
+    with contextlib.suppress(ObjectAlreadyExists):
+        client.create_work_queue(QUEUE, work_pool_name=POOL)
+    queue = client.read_work_queue_by_name(QUEUE, work_pool_name=POOL)
     client.update_work_queue(queue.id, concurrency_limit=1)
 
 
@@ -124,7 +125,7 @@ def keep_watch(client: SyncPrefectClient) -> list[str]:
 def _silent(told: list[ActionTypes]) -> AutomationCore:
     return AutomationCore(
         name="verdict: worker gone",
-        description=f"Marks a run crashed that gave no sign for {SILENCE} s; the next one goes on from its checkpoints.",
+        description=f"Marks a run crashed that gave no sign for {SILENCE} s; the next one resumes it.",
         trigger=_trigger({"prefect.flow-run.heartbeat"}, {"prefect.flow-run.*"}, SILENCE),
         actions=[_crash(f"its worker gave no sign for {SILENCE} s; the next run goes on from its checkpoints"), *told],
     )
@@ -158,7 +159,7 @@ def _trigger(after: set[str], expect: set[str], seconds: int) -> EventTrigger:
 
 
 def _crash(message: str) -> ChangeFlowRunState:
-    return ChangeFlowRunState(state=StateType.CRASHED, name="Crashed", message=message)
+    return ChangeFlowRunState(state=StateType.CRASHED, name="Crashed", message=message, force=False)
 
 
 def _tell(client: SyncPrefectClient) -> list[ActionTypes]:

@@ -1,10 +1,9 @@
-"""The flows that a worker runs: the same jobs as on the command line, with parameters that Prefect's page shows as a form.
+"""The flows that a worker runs: the jobs of the command line, with parameters that Prefect's page shows as a form.
 
 infra/prefect.yaml says when they run, and `verdict deploy` puts them there. A run of a schedule that finds others of
 its deployment due, after an outage or a long run, stands for all of them.
 """
 
-import datetime
 from typing import Annotated, Any, Literal
 
 from prefect import flow, get_client
@@ -12,6 +11,7 @@ from prefect.client.schemas import filters
 from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.context import FlowRunContext
 from prefect.states import Cancelled, Completed
+from prefect.types import DateTime
 from pydantic import BaseModel, Field
 
 from flows import environment
@@ -22,26 +22,29 @@ CHAMPION = "models:/acceptability@champion"
 
 Profile = Literal["sample", "cola-small", "cola"]
 Device = Literal["auto", "cuda", "cpu"]
-More = Annotated[list[str], Field(description="Any setting as KEY=VALUE, for example judge.threshold=0.4.")]
 
 
 class DataForm(BaseModel):
     """Where sentences come from; what is empty is as the profile says."""
 
-    path: list[str] = Field([], description="Folder, file, https://...#sha256=HEX, hf:ORG/NAME; several are merged.")
-    train: str = Field("", description="Training file.")
-    holdout: str = Field("", description="Judging file.")
-    columns: str = Field("", description="Columns: text=NAME,label=NAME[,source=NAME,mark=NAME].")
-    labels: str = Field("", description="What labels are called: acceptable=1,unacceptable=0.")
+    path: list[str] = Field(default=[], description="Folder, file, https://...#sha256=HEX or hf:ORG/NAME; merged.")
+    train: str = Field(default="", description="Training file.")
+    holdout: str = Field(default="", description="Judging file.")
+    columns: str = Field(default="", description="Columns: text=NAME,label=NAME[,source=NAME,mark=NAME].")
+    labels: str = Field(default="", description="What labels are called: acceptable=1,unacceptable=0.")
 
 
 class TrainingForm(BaseModel):
     """The recipe; what is empty is as the profile says."""
 
-    encoder: str = Field("", description="Folder or hub id of an encoder, or packaged.")
-    epochs: int | None = Field(None, ge=1, le=1000, description="Passes over the training sentences.")
-    seed: int | None = Field(None, ge=0, lt=2**32, description="Of head, dropout, batch order and split.")
-    device: Device | None = Field(None, description="Where to compute; cuda never falls back.")
+    encoder: str = Field(default="", description="Folder or hub id of an encoder, or packaged.")
+    epochs: int | None = Field(default=None, ge=1, le=1000, description="Passes over the training sentences.")
+    seed: int | None = Field(default=None, ge=0, lt=2**32, description="Of head, dropout, batch order and split.")
+    device: Device | None = Field(default=None, description="Where to compute; cuda never falls back.")
+
+
+DATA, TRAINING = DataForm(), TrainingForm()
+NOTHING: list[str] = []
 
 
 @flow(
@@ -53,9 +56,9 @@ class TrainingForm(BaseModel):
 )
 def retrain(
     profile: Profile = "sample",
-    data: DataForm = DataForm(),
-    training: TrainingForm = TrainingForm(),
-    more: More = [],
+    data: DataForm = DATA,
+    training: TrainingForm = TRAINING,
+    more: list[str] = NOTHING,
     force: bool = False,
 ) -> State[Any]:
     """Train, export, measure, judge and register a candidate; promote it where it deserves it.
@@ -64,7 +67,7 @@ def retrain(
         profile: settings to begin with.
         data: where sentences come from.
         training: the recipe.
-        more: any setting, as KEY=VALUE.
+        more: any setting as KEY=VALUE, for example judge.threshold=0.4.
         force: run even where nothing changed, from the start.
     """
     environment.prepare()
@@ -88,9 +91,9 @@ def retrain(
 )
 def watch(
     profile: Profile = "sample",
-    data: DataForm = DataForm(),
-    training: TrainingForm = TrainingForm(),
-    more: More = [],
+    data: DataForm = DATA,
+    training: TrainingForm = TRAINING,
+    more: list[str] = NOTHING,
     retrain_when: Literal["never", "on_change", "on_drift"] = "on_change",
 ) -> State[Any]:
     """Look once at the data; where it changed or drifted, retrain.
@@ -99,7 +102,7 @@ def watch(
         profile: settings to begin with.
         data: where sentences come from.
         training: the recipe of a retraining run.
-        more: any setting, as KEY=VALUE.
+        more: any setting as KEY=VALUE, for example judge.threshold=0.4.
         retrain_when: when new data starts a retraining run.
     """
     environment.prepare()
@@ -171,7 +174,7 @@ def drop_missed() -> list[str]:
     due = filters.FlowRunFilter(
         deployment_id=filters.FlowRunFilterDeploymentId(any_=[own.deployment_id]),
         state=filters.FlowRunFilterState(type=filters.FlowRunFilterStateType(any_=[StateType.SCHEDULED])),
-        expected_start_time=filters.FlowRunFilterExpectedStartTime(before_=datetime.datetime.now(datetime.UTC)),
+        expected_start_time=filters.FlowRunFilterExpectedStartTime(before_=DateTime.now("UTC")),
     )
     with get_client(sync_client=True) as client:
         missed = [run for run in client.read_flow_runs(flow_run_filter=due) if _may_go(run, own)]

@@ -79,8 +79,8 @@ def _prefect(environ: Mapping[str, str], home: str, url: str) -> dict[str, str]:
     told = {
         "PREFECT_HOME": f"{home}/stack/prefect",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": url,
-        "PREFECT_SERVER_CSRF_PROTECTION_ENABLED": "true",
+        "PREFECT_SERVER_API_CORS_ALLOWED_ORIGINS": url,
+        "PREFECT_SERVER_API_CSRF_PROTECTION_ENABLED": "true",
         "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
         # Leases in memory are lost with the server, and their slots stay taken for ever.
         "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
+import httpx
 from filelock import FileLock, Timeout
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
@@ -21,31 +22,35 @@ from flows import steps
 from flows.alerting import alert_failure, tell_verdict
 from flows.approval import await_person, find_waiting
 from flows.check import describe_gate, examine_data, read_data, report_gate
-from flows.judging import list_figures, weigh
+from flows.judging import weigh
+from flows.publishing import publish, record_figures, write_report
 from flows.steps import io_step, step
 from tasks import moves, record, registry, runs
 from tasks.apart import warm_up
 from tasks.bundle import Origin
-from tasks.charts import draw_charts
 from tasks.classifier import LABELS
+from tasks.descriptions import NOTE, describe_failure
 from tasks.device import resolve_device
 from tasks.encoder import Encoder, locate_encoder
 from tasks.epochs import Epoch
 from tasks.errors import DataRefused, Unreachable, VerdictError
 from tasks.evidence import Evidence
 from tasks.export import Export, export_bundle, load_export
-from tasks.files import digest_of, read_json, write_json
+from tasks.files import digest_of, name_home, read_json, write_json
 from tasks.finetune import Training, fine_tune, load_training
 from tasks.ingestion import Data
 from tasks.judge import Verdict
 from tasks.members import SEED_STRIDE
+from tasks.policy import NAME
 from tasks.provenance import git_commit, versions
 from tasks.registry import Store
-from tasks.report import write_documents
+from tasks.report import Told
 from tasks.settings import Resolved, Settings
 from tasks.sources import shown_addresses
 from tasks.splitting import split_snapshot
 from tasks.validation import Gate, refuse_unfit
+
+USUAL = ("default", NAME)  # origins of settings that nobody chose for this run; a run's page need not list them
 
 log = logging.getLogger("tasks.retrain")
 
@@ -56,9 +61,6 @@ examine = step("check data", examine_data)
 split = step("split", split_snapshot)
 export = step("export", export_bundle)
 find_profile = io_step("find champion", registry.fetch_profile)
-draw = step("document", draw_charts)
-document = step("document", write_documents)
-register = io_step("register", registry.register_bundle)
 log_dataset = io_step("log to MLflow", runs.log_dataset)
 log_series = io_step("log to MLflow", runs.log_series)
 log_files = io_step("log to MLflow", runs.log_files)
@@ -98,7 +100,7 @@ def retrain(settings: dict[str, Any], origins: dict[str, str], home: str, force:
         elif finished := load_finished(folder, store):
             return {**finished, "unchanged": True, "seconds": steps.seconds.get()}
         end_dead_runs(store, home, job)
-        with recorded_run(store, job, chosen, origins, data) as run_id:
+        with recorded_run(store, job, home, chosen, origins, data) as run_id:
             gate = check_data(data, chosen, encoder, folder, store, run_id)
             training = train(data, encoder, chosen, device, folder, store, run_id)
             exported = load_export(str(folder)) or export(
@@ -107,9 +109,10 @@ def retrain(settings: dict[str, Any], origins: dict[str, str], home: str, force:
             carried_out = False
             while not carried_out:  # each further turn: another candidate became champion meanwhile
                 evidence, verdict = weigh(exported, data, gate, chosen, device, folder, store, run_id)
-                pictures = write_report(exported, training, evidence, verdict, gate, (chosen, origins), folder)
-                version = publish(exported, data, evidence, verdict, store, run_id)
-                record_figures(training, evidence, pictures, folder, store, run_id)
+                told = Told(training, evidence, verdict, gate, exported, settings_rows(chosen, origins))
+                told = write_report(told, store, folder)
+                version = publish(told, data["digest"], store, run_id)
+                record_figures(told, folder, store, run_id)
                 carried_out = promote(verdict, version, evidence, store)
             outcome = summarise(verdict, version, evidence, data, store, exported, run_id)
             write_json(folder / "result.json", outcome)
@@ -168,8 +171,8 @@ def load_finished(folder: Path, store: Store) -> dict[str, Any] | None:
 
 
 def end_dead_runs(store: Store, home: str, job: str) -> None:
-    """Close the runs that killed processes of this host and home left running; this job's own is gone on with."""
-    for run_id, other in runs.running_jobs(store, socket.gethostname()).items():
+    """Close the runs that killed processes of this home left running; this job's own is gone on with."""
+    for run_id, other in runs.running_jobs(store, name_home(home)).items():
         folder = Path(home) / "runs" / other
         if other == job or not folder.is_dir():
             continue
@@ -178,11 +181,18 @@ def end_dead_runs(store: Store, home: str, job: str) -> None:
 
 
 @contextlib.contextmanager
-def recorded_run(store: Store, job: str, settings: Settings, origins: dict[str, str], data: Data) -> Iterator[str]:
+def recorded_run(
+    store: Store, job: str, home: str, settings: Settings, origins: dict[str, str], data: Data
+) -> Iterator[str]:
     """Keep an MLflow run open over the block; it ends FINISHED, or FAILED with the reason."""
     rows = settings_rows(settings, origins)
-    tags = {f"origin.{key}": origin for key, _, origin in rows} | versions()
-    tags |= {"host": socket.gethostname(), "dataset": data["digest"], "git_commit": git_commit()}
+    tags = {f"origin.{key}": origin for key, _, origin in rows if origin not in USUAL} | versions()
+    tags |= {
+        "host": socket.gethostname(),
+        "home": name_home(home),
+        "dataset": data["digest"],
+        "git_commit": git_commit(),
+    }
     run_id = open_run(store, job, {key: value for key, value, _ in rows}, tags)
     for name, snapshot in {"train": data["train"], "holdout": data["holdout"], "reported": data["reported"]}.items():
         if snapshot:
@@ -194,7 +204,8 @@ def recorded_run(store: Store, job: str, settings: Settings, origins: dict[str, 
     except BaseException as error:
         decision = "REFUSED" if isinstance(error, DataRefused) else "FAILED"
         with contextlib.suppress(Unreachable):  # the store may be what failed; the error to tell is the first one
-            runs.tag_run(store, run_id, {"verdict": decision, "error": str(error)[:500]})
+            note = describe_failure(decision, str(error)[:500])
+            runs.tag_run(store, run_id, {"verdict": decision, "error": str(error)[:500], NOTE: note})
             runs.close_run(store, run_id, "FAILED")
         raise
     runs.close_run(store, run_id, "FINISHED")
@@ -255,7 +266,8 @@ def _fine_tune_visibly(
     def show(epoch: Epoch) -> None:
         before = (epoch["seed"] - recipe["seed"]) % SEED_STRIDE  # seeds that came first; a restart's takes its place
         done = before * epochs + epoch["epoch"]
-        update_progress_artifact(bar, progress=100 * done / (epochs * seeds))
+        with contextlib.suppress(httpx.HTTPError):  # it shows the work and is none: a server may be away for it
+            update_progress_artifact(bar, progress=100 * done / (epochs * seeds))
         figures = {name: value for name, value in epoch.items() if name not in ("epoch", "seed")}
         runs.log_metrics(store, run_id, figures, step=done)  # type: ignore[arg-type]
 
@@ -274,67 +286,6 @@ def origin_of(settings: Settings, data: Data, encoder: Encoder) -> Origin:
         dataset=data["digest"],
         git_commit=git_commit(),
     )
-
-
-def write_report(
-    exported: Export,
-    training: Training,
-    evidence: Evidence,
-    verdict: Verdict,
-    gate: Gate,
-    settings: tuple[Settings, dict[str, str]],
-    folder: Path,
-) -> dict[str, str]:
-    """Draw the pictures and add report, card and metrics to the bundle; return the pictures' paths."""
-    pictures = draw(training, evidence["candidate"], str(folder / "pictures"))
-    document(
-        exported["bundle"],
-        training=training,
-        evidence=evidence,
-        verdict=verdict,
-        gate=gate,
-        settings=settings_rows(*settings),
-        pictures=pictures,
-        export=exported,
-    )
-    return pictures
-
-
-def publish(exported: Export, data: Data, evidence: Evidence, verdict: Verdict, store: Store, run_id: str) -> str:
-    """Register the bundle with its verdict; return its version."""
-    interval = evidence["candidate"]["interval"]
-    tags = {
-        "verdict": verdict["decision"],
-        "reasons": "; ".join(verdict["reasons"]),
-        "mcc": f"{interval['mcc']:.6f}",
-        "mcc_low": f"{interval['low']:.6f}",
-        "mcc_high": f"{interval['high']:.6f}",
-        "provider": evidence["candidate"]["provider"],
-        "variant": evidence["candidate"]["variant"],
-        "dataset": data["digest"],
-        "holdout": evidence["holdout"],
-        "compared_with": verdict["champion"] or "",
-        "verdict_digest": digest_of(verdict),
-    }
-    description = (
-        f"**{verdict['decision']}**: {tags['reasons']}\n\n"
-        f"Holdout MCC {interval['mcc']:.3f} ({interval['low']:.3f} to {interval['high']:.3f}, 95%) "
-        f"on {evidence['candidate']['rows']} sentences, {tags['variant']} on {tags['provider']}."
-    )
-    return register(store, run_id, exported["bundle"], exported["digest"], tags, description)
-
-
-def record_figures(
-    training: Training, evidence: Evidence, pictures: dict[str, str], folder: Path, store: Store, run_id: str
-) -> None:
-    """Log losses, measurements, pictures and documents to the MLflow run."""
-    series: dict[str, dict[int, float | None]] = {name: {0: value} for name, value in list_figures(evidence).items()}
-    series["step_loss"] = dict(enumerate(training["step_losses"], start=1))
-    series["mcc_per_batch"] = dict(enumerate(evidence["candidate"]["mcc_per_batch"], start=1))
-    log_series(store, run_id, series)
-    log_files(store, run_id, list(pictures.values()), "pictures")
-    records = [str(folder / name) for name in ("evidence.json", "verdict.json")]
-    log_files(store, run_id, [*records, str(folder / "bundle" / "report.html")], "records")
 
 
 def promote(verdict: Verdict, version: str, evidence: Evidence, store: Store) -> bool:

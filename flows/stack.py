@@ -132,7 +132,7 @@ def _take(folder: Path) -> int | None:
 def _start(places: Places, folder: Path, held: int) -> "subprocess.Popen[bytes]":
     """Start honcho as a session of its own."""
     try:
-        import honcho  # noqa: F401
+        import honcho  # type: ignore[import-untyped]  # noqa: F401
     except ImportError as error:
         raise WrongUsage("honcho is not installed; run: pip install 'verdict-mlops[services]'") from error
     with (folder / "log").open("wb") as log:
@@ -163,7 +163,8 @@ def _stop(running: Sequence[int], folder: Path) -> None:
             raise VerdictError(f"processes {', '.join(map(str, running))} do not end; kill them, then: make down")
         if runner not in running and not asked:
             # A worker leaves its runs behind: each is a session of its own. They go on from their checkpoints later.
-            asked = not _signal(running, signal.SIGTERM)
+            _signal(running, signal.SIGTERM)
+            asked = True
         elif time.monotonic() > deadline - STOP_LIMIT / 2:
             _signal(running, signal.SIGKILL)
         time.sleep(0.2)

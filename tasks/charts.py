@@ -65,7 +65,7 @@ def draw_intervals(sides: dict[str, Measurement], threshold: float) -> Figure:
     axes.axvline(threshold, color=PALE, linestyle="--", linewidth=1.2)
     axes.set_yticks(range(len(sides)), list(sides))
     axes.set_ylim(len(sides) - 0.4, -0.8)
-    ends = [measured["interval"][end] for measured in sides.values() for end in ("low", "high")]  # type: ignore[literal-required]
+    ends = [measured["interval"][end] for measured in sides.values() for end in ("low", "high")]
     low, high = min(*ends, threshold), max(*ends, threshold)
     room = max(0.05, (high - low) * 0.08)
     axes.set_xlim(low - room, high + room)
@@ -177,8 +177,8 @@ def draw_epochs(training: Training) -> Figure:
     axes.plot(numbers, values, color=ACCENT, marker="o", label="validation MCC")
     best = training["best_epoch"]
     word = "best" if training["kept"] == "soup" else "kept"
-    ring = {"marker": "o", "markersize": 12, "markerfacecolor": "none", "linestyle": "none"}
-    axes.plot([best], [values[best - 1]], color=ACCENT, label=word, **ring)
+    ring = axes.plot([best], [values[best - 1]], color=ACCENT, marker="o", linestyle="none", label=word)[0]
+    ring.set(markersize=12, markerfacecolor="none")
     if training["soup_mcc"] is not None:
         kept = ", kept" if training["kept"] == "soup" else ""
         label = f"mean of the seeds' weights{kept}"
@@ -199,7 +199,8 @@ def draw_batches(measurement: Measurement) -> Figure:
     interval = measurement["interval"]
     axes.axhspan(interval["low"], interval["high"], color=ACCENT, alpha=0.15, linewidth=0, label="95% interval")
     axes.axhline(interval["mcc"], color=ACCENT, label=f"whole holdout: {interval['mcc']:.3f}")
-    axes.set_ylim(min(0.0, *values, interval["low"]), 1.35)  # room for the legend
+    axes.set_xlim(0.3, len(values) + 0.7)
+    axes.set_ylim(min(0.0, *values, interval["low"]), 1.3)  # room for the legend
     axes.set_yticks([tick for tick in (-1, -0.5, 0, 0.5, 1) if tick >= axes.get_ylim()[0]])
     axes.legend(loc="upper center", ncols=2)
     return figure

@@ -5,7 +5,7 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypedDict
+from typing import TYPE_CHECKING, TypedDict
 
 import onnx
 from onnx import TensorProto, helper
@@ -14,6 +14,9 @@ from tasks.encoder import PACKAGED, locate_encoder
 from tasks.errors import VerdictError
 from tasks.provenance import versions
 from tasks.sessions import has_gpu, open_session
+
+if TYPE_CHECKING:
+    import httpx
 
 FREE_DISK = 2.0  # GB that a run with a base-sized encoder needs
 
@@ -29,7 +32,7 @@ class Check(TypedDict):
 def examine(home: str) -> list[Check]:
     """Run every check; none of them raises."""
     checks: dict[str, Callable[[], str]] = {
-        "versions": lambda: ", ".join(f"{name} {version}" for name, version in versions().items()),
+        "versions": _libraries,
         "GPU": _gpu,
         "ONNX Runtime": _onnxruntime,
         "encoder": lambda: f"{locate_encoder(PACKAGED)['name']}, weights as expected",
@@ -88,18 +91,58 @@ def _store(home: str) -> str:
 
 def _prefect() -> str:
     import httpx
+    from prefect import __version__
     from prefect.settings import get_current_settings
 
     settings = get_current_settings()
     if not settings.api.url:
         return "embedded server, started for each run"
+    url, secret = settings.api.url, settings.api.auth_string
+    name, _, password = secret.get_secret_value().partition(":") if secret else ("", "", "")
     try:
-        httpx.get(f"{settings.api.url}/health", timeout=5).raise_for_status()
+        with httpx.Client(base_url=url, auth=(name, password) if secret else None, timeout=5) as client:
+            client.get("/health").raise_for_status()
+            version = client.get("/admin/version").raise_for_status().json()
+            workers = _workers(client)
+    except httpx.HTTPStatusError as error:
+        if error.response.status_code != 401:
+            raise VerdictError(f"{url} fails ({error.response.status_code}); see its log: make logs") from error
+        raise VerdictError(f"{url} refuses us (401); set PREFECT_API_AUTH_STRING=NAME:PASSWORD") from error
     except httpx.HTTPError as error:
+        raise VerdictError(f"{url} does not answer ({error}); start it (make up), or unset PREFECT_API_URL") from error
+    if version != __version__:
+        raise VerdictError(f"{url} is Prefect {version}, installed is {__version__}; run the same on both sides")
+    return f"{url} answers, {workers}"
+
+
+def _workers(client: "httpx.Client") -> str:
+    """Say how many workers take runs; a pool that nobody made has none.
+
+    Raises:
+        VerdictError: if there are schedules and no worker.
+    """
+    token = client.get("/csrf-token", params={"client": "doctor"})
+    known = {"Prefect-Csrf-Token": token.json()["token"], "Prefect-Csrf-Client": "doctor"} if token.is_success else {}
+    pool = client.post("/work_pools/verdict/workers/filter", json={}, headers=known)
+    if pool.status_code == 404:
+        return "no work pool; schedules come with: verdict deploy"
+    workers = pool.raise_for_status().json()
+    online = [worker["name"] for worker in workers if worker["status"] == "ONLINE"]
+    if not online:
+        raise VerdictError("no worker takes runs from the pool verdict; start one: make up")
+    return f"{len(online)} worker{'s' * (len(online) != 1)} online"
+
+
+def _libraries() -> str:
+    """Name what is installed; refuse what is known not to go together and does not say so itself."""
+    found = versions()
+    database = importlib.metadata.version("sqlalchemy")
+    if database.startswith("2.1.") and found.get("prefect", "").startswith("3.8."):
         raise VerdictError(
-            f"{settings.api.url} does not answer ({error}); start it, or unset PREFECT_API_URL"
-        ) from error
-    return f"{settings.api.url} answers"
+            f"with SQLAlchemy {database} the schedules of Prefect {found['prefect']} never fire; "
+            "install the pinned one: make install"
+        )
+    return ", ".join(f"{name} {version}" for name, version in found.items())
 
 
 def _disk(home: str) -> str:

@@ -7,6 +7,7 @@ import os
 import shutil
 import tempfile
 import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,22 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise VerdictError(f"{path} cannot be read as JSON ({error}); delete it and run again") from error
+
+
+def name_home(home: str) -> str:
+    """Return the name of a folder of stores, made up at first use.
+
+    Runs of other machines have other homes; workers that share one have one name, whatever their hosts are called.
+    """
+    path = Path(home) / "name"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    while not path.is_file():
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=".name.", encoding="utf-8") as own:
+            own.write(uuid.uuid4().hex)
+            own.flush()
+            with contextlib.suppress(FileExistsError):  # another process was first
+                os.link(own.name, path)
+    return path.read_text(encoding="utf-8")
 
 
 def write_sealed(path: Path, content: dict[str, Any]) -> None:

@@ -202,5 +202,5 @@ def _draw(profile: Profile, reference: Profile | None) -> str:
 
     stream = io.BytesIO()
     # Without the program's name a picture depends on the data alone.
-    draw_lengths(profile, reference).savefig(stream, format="png", dpi=110, metadata={"Software": None})
+    draw_lengths(profile, reference).savefig(stream, format="png", dpi=150, metadata={"Software": None})
     return data_uri(stream.getvalue())

@@ -11,6 +11,7 @@ import logging
 from collections.abc import Sequence
 
 from tasks import registry
+from tasks.descriptions import describe_decision
 from tasks.errors import VerdictError
 from tasks.history import DECISIONS, Entry, Reigning, promotions, tell
 from tasks.incumbency import Incumbency, find_incumbency
@@ -163,6 +164,8 @@ def _conclude(store: Store, move: Move) -> Move:
     if standing := STANDING.get(move["kind"]):
         decided = {"verdict": standing, "decided_by": move["actor"], "decision": f"{move['kind']}: {move['reason']}"}
         registry.tag_version(store, move["version"], decided)
+        line = describe_decision(move["kind"], move["actor"], move["time"], move["reason"])
+        registry.head_description(store, move["version"], line)
     registry.drop_alias(store, CHALLENGER, move["version"])
     return close(store, move, "done")
 

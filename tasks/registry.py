@@ -22,6 +22,7 @@ from mlflow.protos.databricks_pb2 import (
 )
 
 from tasks.bundle import PROFILE
+from tasks.descriptions import MODEL
 from tasks.errors import VerdictError, WrongUsage
 from tasks.files import read_json
 from tasks.store import Store, connect, experiment_of, is_new
@@ -121,6 +122,15 @@ def tag_version(store: Store, version: str, tags: Mapping[str, str]) -> None:
         if _version_by_number(client, MODEL_NAME, version):
             for key, value in tags.items():
                 client.set_model_version_tag(MODEL_NAME, version, key, value)
+
+
+def head_description(store: Store, version: str, line: str) -> None:
+    """Put a line above the description of a version, once; one that was deleted has none."""
+    with connect(store) as client:
+        found = _version_by_number(client, MODEL_NAME, version)
+        before = (found.description or "") if found else line
+        if not before.startswith(line):
+            client.update_model_version(MODEL_NAME, version, description=f"{line}\n\n{before}".rstrip())
 
 
 def check_numbers(store: Store, *versions: str) -> None:
@@ -281,7 +291,7 @@ def _make_model(client: mlflow.MlflowClient) -> None:
     if client.search_registered_models(f"name = '{MODEL_NAME}'"):
         return
     try:
-        client.create_registered_model(MODEL_NAME, description="Sentence acceptability; load it by alias, @champion.")
+        client.create_registered_model(MODEL_NAME, description=MODEL)
     except MlflowException as error:
         if error.error_code != ErrorCode.Name(RESOURCE_ALREADY_EXISTS):
             raise

@@ -7,7 +7,10 @@ from typing import Any
 
 import mlflow.data
 from mlflow.entities import DatasetInput, InputTag, Metric, Param, RunTag, ViewType
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, RESOURCE_DOES_NOT_EXIST, ErrorCode
 
+from tasks.changes import Past
 from tasks.reading import load_rows
 from tasks.store import Store, connect, experiment_of
 
@@ -18,12 +21,14 @@ DIGEST_LENGTH = 32  # characters; MLflow allows 36
 def open_run(store: Store, job: str, params: Mapping[str, Any], tags: Mapping[str, str]) -> str:
     """Start a run for a job, or go on with the one that a killed process left running; return its id.
 
-    The caller holds the job's lock, so a run of this job that says RUNNING belongs to a dead process.
+    The caller holds the job's lock, so a run of this job and home that says RUNNING belongs to a dead process.
     """
     with connect(store) as client:
         experiment = experiment_of(client, store)
-        left = client.search_runs([experiment], f"tags.job = '{job}' and attributes.status = 'RUNNING'")
-        run = left[0] if left else client.create_run(experiment, run_name=f"retrain-{job[:8]}", tags={"job": job})
+        own = {"job": job, "home": tags.get("home", "")}
+        wanted = " and ".join(f"tags.{name} = '{value}'" for name, value in own.items())
+        left = client.search_runs([experiment], f"{wanted} and attributes.status = 'RUNNING'")
+        run = left[0] if left else client.create_run(experiment, run_name=f"retrain-{job[:8]}", tags=own)
         client.log_batch(
             run.info.run_id,
             params=[Param(key, str(value)) for key, value in params.items()],
@@ -38,17 +43,35 @@ def tag_run(store: Store, run_id: str, tags: Mapping[str, str]) -> None:
         client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
 
 
+def find_page(store: Store, run_id: str) -> str:
+    """Return the address of a run's page, relative to MLflow's own."""
+    with connect(store) as client:
+        return f"#/experiments/{client.get_run(run_id).info.experiment_id}/runs/{run_id}"
+
+
+def read_past(store: Store, run_id: str) -> Past | None:
+    """Return what a run recorded of how it was made; None where the store has no such run."""
+    with connect(store) as client:
+        try:
+            run = client.get_run(run_id)
+        except MlflowException as error:
+            if error.error_code in {ErrorCode.Name(RESOURCE_DOES_NOT_EXIST), ErrorCode.Name(INVALID_PARAMETER_VALUE)}:
+                return None
+            raise
+        return Past(settings=dict(run.data.params), tags=dict(run.data.tags))
+
+
 def close_run(store: Store, run_id: str, status: str) -> None:
     """End a run as FINISHED, FAILED or KILLED."""
     with connect(store) as client:
         client.set_terminated(run_id, status)
 
 
-def running_jobs(store: Store, host: str) -> dict[str, str]:
-    """Return run id to job of every run that says it is running on this host."""
+def running_jobs(store: Store, home: str) -> dict[str, str]:
+    """Return run id to job of every run that says it is running in the home with this name."""
     with connect(store) as client:
         runs = client.search_runs(
-            [experiment_of(client, store)], f"tags.host = '{host}' and attributes.status = 'RUNNING'"
+            [experiment_of(client, store)], f"tags.home = '{home}' and attributes.status = 'RUNNING'"
         )
         return {run.info.run_id: run.data.tags["job"] for run in runs if "job" in run.data.tags}
 

@@ -275,6 +275,7 @@ def test_doctor_fails_where_a_store_does_not_answer(capsys: pytest.CaptureFixtur
     assert "fails  MLflow store" in out
 
 
+@pytest.mark.timeout(900)  # on one thread, beside other tests
 def test_the_default_run_ends_with_a_champion_that_answers(tmp_path: Path) -> None:
     """The README's first command: bundled sample, packaged encoder, embedded server, a fresh home."""
     environment = {

@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -107,7 +106,7 @@ def test_the_first_fit_candidate_becomes_champion_and_everything_is_recorded(ret
     assert [entry.step for entry in epochs] == [1, 2, 3, 4]
     assert {entry.dataset.name for entry in run.inputs.dataset_inputs} == {"train", "holdout"}
     pictures = {entry.path for entry in client(home).list_artifacts(run.info.run_id, "pictures")}
-    names = ("loss_per_step", "mcc_per_batch", "confusion", "epochs")
+    names = ("intervals", "calibration", "confusion", "loss_per_step", "epochs", "mcc_per_batch")
     assert pictures == {f"pictures/{name}.png" for name in names}
     assert {entry.path for entry in client(home).list_artifacts(run.info.run_id, "gate")} == {
         "gate/gate.json",
@@ -356,13 +355,14 @@ def test_a_killed_run_is_simply_run_again(
 
 
 def test_a_run_that_died_is_closed_by_the_next_job(retrain: Retrain, home: Path) -> None:
+    from tasks.files import name_home
     from tasks.runs import open_run
     from tasks.store import locate_store
 
     store = locate_store(str(home))
     (home / "runs" / ("b" * 16)).mkdir(parents=True)
-    dead = open_run(store, "b" * 16, {}, {"host": socket.gethostname()})
-    elsewhere = open_run(store, "c" * 16, {}, {"host": "another machine"})
+    dead = open_run(store, "b" * 16, {}, {"home": name_home(str(home))})
+    elsewhere = open_run(store, "c" * 16, {}, {"home": "another"})
     retrain()
     assert client(home).get_run(dead).info.status == "KILLED"
     assert client(home).get_run(elsewhere).info.status == "RUNNING"

@@ -35,7 +35,7 @@ def store(empty_store: Path, tmp_path: Path) -> Store:
 
 @pytest.fixture
 def run_id(store: Store) -> str:
-    return runs.open_run(store, "a" * 16, {"finetune.epochs": 2}, {"host": "here"})
+    return runs.open_run(store, "a" * 16, {"finetune.epochs": 2}, {"home": "here"})
 
 
 def register(store: Store, run_id: str, bundle: str, digest: str) -> str:
@@ -118,11 +118,12 @@ def test_asking_a_store_that_was_never_written_does_not_create_it(tmp_path: Path
 
 
 def test_a_run_left_running_is_gone_on_with(store: Store, run_id: str) -> None:
-    assert runs.open_run(store, "a" * 16, {"finetune.epochs": 2}, {}) == run_id
+    assert runs.open_run(store, "a" * 16, {"finetune.epochs": 2}, {"home": "another"}) != run_id
+    assert runs.open_run(store, "a" * 16, {"finetune.epochs": 2}, {"home": "here"}) == run_id
     assert runs.running_jobs(store, "here") == {run_id: "a" * 16}
     runs.close_run(store, run_id, "FINISHED")
     assert runs.running_jobs(store, "here") == {}
-    assert runs.open_run(store, "a" * 16, {}, {}) != run_id
+    assert runs.open_run(store, "a" * 16, {}, {"home": "here"}) != run_id
 
 
 def test_series_keep_their_steps_and_leave_out_what_is_missing(store: Store, run_id: str) -> None:

@@ -9,6 +9,7 @@ RUN /source/infra/images/install.sh inference /opt/verdict
 COPY README.md LICENSE /source/
 COPY mlflow/policy.toml /source/mlflow/
 COPY infra/prefect.yaml /source/infra/
+COPY infra/prefect.yaml /source/infra/
 COPY tasks /source/tasks
 COPY flows /source/flows
 RUN /source/infra/images/install.sh package /opt/verdict

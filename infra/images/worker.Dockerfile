@@ -15,6 +15,7 @@ RUN /source/infra/images/install.sh worker /opt/verdict
 COPY README.md LICENSE /source/
 COPY mlflow/policy.toml /source/mlflow/
 COPY infra/prefect.yaml /source/infra/
+COPY infra/prefect.yaml /source/infra/
 COPY tasks /source/tasks
 COPY flows /source/flows
 RUN /source/infra/images/install.sh package /opt/verdict
@@ -37,4 +38,4 @@ WORKDIR /var/lib/verdict
 EXPOSE 8080
 STOPSIGNAL SIGTERM
 ENTRYPOINT []
-CMD ["prefect", "worker", "start", "--pool", "verdict", "--type", "process", "--limit", "1", "--with-healthcheck"]
+CMD ["prefect", "worker", "start", "--pool", "verdict", "--type", "process", "--limit", "2", "--with-healthcheck"]

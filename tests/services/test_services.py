@@ -1,0 +1,243 @@
+"""Retraining on a schedule over shared services, and what becomes of it when they die: all seen through HTTP alone."""
+
+import itertools
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from stage import SECRETS, Clock, Stage
+
+pytestmark = [pytest.mark.services, pytest.mark.timeout(600)]
+LONG = 50  # epochs of a run that something is done to while it trains
+QUICK = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
+
+
+@pytest.fixture(scope="module")
+def form(toy_data: Path, tiny_encoder: Path) -> Callable[..., dict[str, Any]]:
+    """Return the parameters of a run that is over as fast as can be; another seed is another job."""
+
+    def fill(seed: int, epochs: int = 2) -> dict[str, Any]:
+        more = ["data.validation_share=0.2", "finetune.learning_rate=3e-3", "finetune.batch_size=16"]
+        more += ["finetune.max_length=16", "finetune.checkpoint_seconds=0", "judge.resamples=200", "judge.threshold=-1"]
+        training = {"encoder": str(tiny_encoder), "epochs": epochs, "seed": seed, "device": "cpu"}
+        return {"profile": "sample", "data": {"path": [str(toy_data)]}, "training": training, "more": more}
+
+    return fill
+
+
+def start(stage: Stage, form: dict[str, Any], **environ: str) -> str:
+    """Ask for a run, as Prefect's page does; return its id."""
+    held = stage.prefect("GET", "/deployments/name/retrain/retrain")
+    variables = {"env": held["job_variables"]["env"] | environ}
+    path = f"/deployments/{held['id']}/create_flow_run"
+    return str(stage.prefect("POST", path, parameters=form, job_variables=variables)["id"])
+
+
+def state(stage: Stage, run: str) -> dict[str, Any]:
+    found: dict[str, Any] = stage.prefect("GET", f"/flow_runs/{run}")["state"]
+    return found
+
+
+def ended(stage: Stage, run: str, patience: float = 180) -> dict[str, Any]:
+    final = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
+    found = stage.wait(lambda: (at := state(stage, run))["type"] in final and at, f"run {run} ends", patience)
+    assert isinstance(found, dict)
+    return found
+
+
+def says(stage: Stage, run: str) -> str:
+    """Return what a run said on Prefect's page."""
+    chosen = {"flow_run_id": {"any_": [run]}}
+    return "\n".join(line["message"] for line in stage.prefect("POST", "/logs/filter", logs=chosen))
+
+
+def await_training(stage: Stage) -> None:
+    """Return while a run trains, some epochs of it kept."""
+    began = time.time()
+    stage.wait(
+        lambda: any(path.stat().st_mtime > began for path in stage.home.glob("runs/*/*checkpoint*/**/state.json")),
+        "a run trains",
+    )
+
+
+def champion(stage: Stage) -> str | None:
+    reply = stage.mlflow("reader", "GET", "registered-models/alias", name="acceptability", alias="champion")
+    return reply.json()["model_version"]["version"] if reply.status_code == 200 else None
+
+
+def versions(stage: Stage) -> list[dict[str, Any]]:
+    found = stage.mlflow("reader", "GET", "model-versions/search", filter="name = 'acceptability'").json()
+    return list(found.get("model_versions", []))
+
+
+def statuses(stage: Stage) -> list[str]:
+    """Return how the runs of MLflow stand, oldest first."""
+    experiment = stage.mlflow("reader", "GET", "experiments/get-by-name", experiment_name="verdict").json()
+    body = {"experiment_ids": [experiment["experiment"]["experiment_id"]], "order_by": ["attributes.start_time ASC"]}
+    runs = stage.mlflow("reader", "POST", "runs/search", **body).json().get("runs", [])
+    return [run["info"]["status"] for run in runs]
+
+
+def test_prefect_asks_who_is_there_and_whence(stage: Stage) -> None:
+    url = f"{stage.places.urls['Prefect']}/api"
+    operator = tuple(SECRETS["PREFECT_AUTH_STRING"].split(":"))
+    assert httpx.get(f"{url}/deployments/name/retrain/retrain").status_code == 401
+    assert httpx.get(f"{url}/deployments/name/retrain/retrain", auth=("operator", "wrong")).status_code == 401
+    assert httpx.post(f"{url}/flows/filter", json={}, auth=operator).status_code == 403  # no token against forged forms
+    evil = httpx.get(f"{url}/health", headers={"Origin": "http://evil.example"}, auth=operator)
+    assert evil.headers.get("access-control-allow-origin") is None
+    own = httpx.get(f"{url}/health", headers={"Origin": stage.places.urls["Prefect"]}, auth=operator)
+    assert own.headers["access-control-allow-origin"] == stage.places.urls["Prefect"]
+    settings = stage.prefect("GET", "/admin/settings")
+    assert settings["server"]["analytics_enabled"] is False
+    assert settings["server"]["concurrency"]["lease_storage"].endswith(".filesystem")
+
+
+def test_mlflow_knows_no_default_password_and_strangers_read_nothing(stage: Stage) -> None:
+    url = f"{stage.places.urls['MLflow']}/api/2.0/mlflow/experiments/get-by-name?experiment_name=verdict"
+    assert httpx.get(url).status_code == 401
+    for password in ("password", "password1234", "admin", ""):
+        assert httpx.get(url, auth=("admin", password)).status_code == 401
+    assert httpx.get(url, headers={"Host": "evil.example"}, auth=("reader", "x")).status_code in (401, 403)
+
+
+def test_a_schedule_fires_and_ends_with_a_champion(
+    stage: Stage, form: Callable[..., dict[str, Any]], clock: Clock
+) -> None:
+    assert champion(stage) is None
+    held = stage.prefect("GET", "/deployments/name/retrain/retrain")
+    schedule = {"schedule": {"cron": "* * * * *", "timezone": "UTC"}, "active": True, "parameters": form(1)}
+    with clock("schedule to run"):
+        [made] = _post_list(stage, f"/deployments/{held['id']}/schedules", [schedule])
+        chosen = {
+            "deployments": {"id": {"any_": [held["id"]]}},
+            "flow_runs": {"state": {"type": {"any_": ["RUNNING"]}}},
+        }
+        [run] = stage.wait(lambda: stage.prefect("POST", "/flow_runs/filter", **chosen), "the schedule fires", 90)
+    assert run["auto_scheduled"]
+    stage.prefect("DELETE", f"/deployments/{held['id']}/schedules/{made['id']}")
+    with clock("scheduled run"):
+        end = ended(stage, run["id"])
+    assert (end["name"], end["message"].partition(":")[0].partition(" (")[0]) == ("Completed", "PROMOTE of version 1")
+    assert champion(stage) == "1"
+    assert statuses(stage) == ["FINISHED"]
+    [version] = versions(stage)
+    assert version["source"].startswith("models:/")
+    assert "measure" in str(stage.prefect("POST", "/task_runs/filter", flow_runs={"id": {"any_": [run["id"]]}}))
+
+
+def test_a_reader_cannot_write(stage: Stage) -> None:
+    name = "acceptability"
+    alias = {"name": name, "alias": "champion", "version": "1"}
+    tries = {
+        "model-versions/create": ("POST", {"name": name, "source": versions(stage)[0]["source"]}),
+        "registered-models/alias": ("POST", alias),
+        "registered-models/rename": ("POST", {"name": name, "new_name": "mine"}),
+        "registered-models/delete": ("DELETE", {"name": name}),
+        "model-versions/set-tag": ("POST", {"name": name, "version": "1", "key": "verdict", "value": "PROMOTE"}),
+        "users/create": ("POST", {"username": "friend", "password": "friend-of-reader-1"}),
+    }
+    for path, (method, body) in tries.items():
+        assert stage.mlflow("reader", method, path, **body).status_code == 403, path
+    assert stage.mlflow("retrain", "POST", "registered-models/alias", **alias).status_code == 200
+    assert (champion(stage), len(versions(stage))) == ("1", 1)
+
+
+def test_the_same_data_and_settings_end_at_once_as_nothing_new(
+    stage: Stage, form: Callable[..., dict[str, Any]], clock: Clock
+) -> None:
+    with clock("nothing new"):
+        end = ended(stage, start(stage, form(1)))
+    assert (end["type"], end["name"]) == ("COMPLETED", "NothingNew")
+    assert len(versions(stage)) == 1
+
+
+def test_a_worker_that_is_killed_leaves_a_crashed_run_and_the_next_one_goes_on(
+    stage: Stage, form: Callable[..., dict[str, Any]], clock: Clock
+) -> None:
+    [automation] = [each for each in _automations(stage) if each["name"] == "verdict: worker gone"]
+    assert automation["trigger"]["within"] == 90
+    automation["trigger"]["within"] = 40  # the product's patience is the test's loss
+    kept = {key: automation[key] for key in ("name", "description", "enabled", "trigger", "actions")}
+    stage.prefect("PUT", f"/automations/{automation['id']}", **kept)
+
+    run = start(stage, form(2, LONG))
+    await_training(stage)
+    with clock("worker and run killed, run marked crashed"):
+        stage.kill("worker")
+        stage.start("worker")
+        end = ended(stage, run)
+    assert end["type"] == "CRASHED"
+    assert "worker gave no sign" in end["message"]
+    assert statuses(stage)[-1] == "RUNNING"
+
+    again = start(stage, form(2, LONG))
+    with clock("run resumed, PostgreSQL restarted under it"):
+        stage.wait(lambda: "going on after epoch" in says(stage, again), "the next run goes on")
+        stage.postgres.restart()
+        end = ended(stage, again)
+    assert end["type"] == "COMPLETED", says(stage, again)
+    assert len(versions(stage)) == 2
+    assert set(statuses(stage)) == {"FINISHED"}  # the killed run is gone on with, not left behind
+    slots = stage.prefect("GET", f"/deployments/{_deployment(stage)}")["global_concurrency_limit"]["active_slots"]
+    assert slots == 0
+
+
+def test_mlflow_may_be_away_for_half_a_minute(stage: Stage, form: Callable[..., dict[str, Any]], clock: Clock) -> None:
+    run = start(stage, form(3, LONG))
+    await_training(stage)
+    with clock("run, MLflow away for 30 s"):
+        stage.kill("mlflow")
+        time.sleep(30)
+        stage.start("mlflow")
+        end = ended(stage, run)
+    assert end["type"] == "COMPLETED", end["message"]
+    assert len(versions(stage)) == 3
+    assert set(statuses(stage)) == {"FINISHED"}
+
+
+def test_a_store_that_refuses_is_one_clear_failure_and_nothing_is_half_registered(
+    stage: Stage, form: Callable[..., dict[str, Any]], clock: Clock
+) -> None:
+    before, reigns = versions(stage), champion(stage)
+    run = start(stage, form(4, LONG), **QUICK)
+    await_training(stage)
+    with clock("run, store away"):
+        stage.store.kill()
+        end = ended(stage, run, 300)
+    assert end["type"] == "FAILED"
+    assert "MLflow store" in end["message"]
+    assert len(end["message"].splitlines()) == 1
+    assert (versions(stage), champion(stage)) == (before, reigns)
+    assert statuses(stage)[-1] == "FAILED"
+    stage.store.start()
+    with clock("run after the store came back"):
+        end = ended(stage, start(stage, form(4, LONG)))
+    assert end["type"] == "COMPLETED", end["message"]
+    assert len(versions(stage)) == len(before) + 1
+
+
+def test_no_secret_is_in_what_was_said_or_written(stage: Stage) -> None:
+    hidden = list(itertools.chain.from_iterable(secret.split(":")[-1:] for secret in SECRETS.values()))
+    written = [*stage.folder.glob("*.log"), *stage.home.glob("runs/**/*.json"), *stage.home.glob("runs/**/*.html")]
+    assert len(written) > 5
+    for path in written:
+        text = path.read_text(errors="replace")
+        assert [secret for secret in hidden if secret in text] == [], path
+    lines = stage.prefect("POST", "/logs/filter", limit=200)
+    assert [secret for secret in hidden if any(secret in line["message"] for line in lines)] == []
+
+
+def _deployment(stage: Stage) -> str:
+    return str(stage.prefect("GET", "/deployments/name/retrain/retrain")["id"])
+
+
+def _automations(stage: Stage) -> list[dict[str, Any]]:
+    return list(stage.prefect("POST", "/automations/filter"))
+
+
+def _post_list(stage: Stage, path: str, items: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return list(stage.prefect("POST", path, items=items))

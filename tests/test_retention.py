@@ -1,0 +1,226 @@
+"""What retention deletes and, above all, what it never does; on a real SQLite store and real folders."""
+
+import os
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from filelock import FileLock
+from shelves import add_version, aliases, set_alias
+
+from tasks import registry, runs
+from tasks.errors import Unreachable, WrongUsage
+from tasks.files import digest_of, write_json
+from tasks.moves import crown
+from tasks.retention import DAY, Rule, prune
+from tasks.store import Store, connect, locate_store
+
+OLD = Rule(days=30, keep=1)
+
+
+@pytest.fixture
+def home(empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    shutil.copy(empty_store, tmp_path / "mlflow.db")
+    return tmp_path
+
+
+@pytest.fixture
+def store(home: Path) -> Store:
+    return locate_store(str(home))
+
+
+def age(path: Path, days: float) -> Path:
+    """Make a folder or file look as if nobody had touched it for days."""
+    then = time.time() - days * DAY
+    for found in (path, *path.rglob("*")) if path.is_dir() else (path,):
+        os.utime(found, (then, then))
+    return path
+
+
+def add_job(home: Path, name: str, days: float, **result: Any) -> Path:
+    """Write the folder of a job; one without a version was killed before it ended."""
+    folder = home / "runs" / name
+    (folder / "model-checkpoints").mkdir(parents=True)
+    (folder / "model-checkpoints" / "state.safetensors").write_bytes(b"0" * 1_000)
+    (folder / "lock").touch()
+    if result:
+        write_json(folder / "result.json", result)
+    return age(folder, days)
+
+
+def add_snapshot(home: Path, name: str, days: float) -> Path:
+    path = home / "snapshots" / f"{digest_of(name)}.parquet"
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(b"rows")
+    return age(path, days)
+
+
+def gone(home: Path, rule: Rule = OLD, **options: Any) -> set[tuple[str, str]]:
+    return {(item["kind"], item["name"]) for item in prune(str(home), rule, **options)["items"]}
+
+
+def test_old_jobs_go_and_young_and_newest_ones_stay(home: Path) -> None:
+    for name, days in {"newest": 1, "young": 29, "old": 31, "older": 300}.items():
+        add_job(home, name, days, version="9", digest=digest_of(name))
+    assert gone(home, Rule(days=30, keep=3)) == {("job", "older")}
+    assert gone(home) == {("job", "old")}
+    assert sorted(path.name for path in (home / "runs").iterdir()) == ["newest", "young"]
+    assert gone(home) == set()
+
+
+def test_a_dry_run_says_the_same_and_deletes_nothing(home: Path) -> None:
+    add_job(home, "newest", 1)
+    old = add_job(home, "old", 40, version="9", digest="d")
+    snapshots = [add_snapshot(home, name, days) for name, days in {"new": 1, "of nobody": 40}.items()]
+    said = gone(home, dry_run=True)
+    assert said == {("job", "old"), ("snapshot", digest_of("of nobody"))}
+    assert old.is_dir()
+    assert all(path.is_file() for path in snapshots)
+    assert gone(home) == said
+    assert not old.exists()
+
+
+def test_a_job_that_runs_is_never_touched(home: Path) -> None:
+    add_job(home, "newest", 1)
+    running = add_job(home, "running", 400)
+    with FileLock(running / "lock", timeout=0):
+        assert gone(home) == set()
+    assert gone(home) == {("job", "running")}
+
+
+def test_what_champion_challenger_and_history_need_stays(home: Path, store: Store, tmp_path: Path) -> None:
+    first, second, third, unneeded = (add_version(store, tmp_path, name) for name in "abcd")
+    crown(store, first, kind="promote", expected=None, reason="first")
+    crown(store, second, kind="promote", expected=first, reason="better")
+    set_alias(store, third, "challenger")
+    add_job(home, "newest", 1)
+    for version in (first, second, third, unneeded):
+        add_job(home, f"job-{version}", 400, version=version, digest=f"bundle {version}")
+    assert gone(home) == {("job", f"job-{unneeded}")}
+    assert aliases(store) == {"champion": second, "challenger": third}
+
+
+def test_what_waits_for_a_person_stays(home: Path) -> None:
+    add_job(home, "newest", 1)
+    add_job(home, "held", 400, version="7", digest="bundle 7")
+    write_json(home / "waiting" / "flow-run.json", {"version": "7"})
+    assert gone(home) == set()
+
+
+@pytest.mark.parametrize("needing", ["version", "running", "job"])
+def test_a_snapshot_that_something_names_stays(
+    home: Path, store: Store, tmp_path: Path, needing: str, toy_split: tuple[str, str, str]
+) -> None:
+    add_snapshot(home, "newest", 1)
+    needed = add_snapshot(home, "needed", 400)
+    add_snapshot(home, "unneeded", 400)
+    if needing == "version":
+        version = add_version(store, tmp_path, "a", holdout=needed.stem)
+        crown(store, version, kind="promote", expected=None, reason="first")
+    elif needing == "running":
+        run = runs.open_run(store, "j" * 16, {}, {})
+        runs.log_dataset(store, run, "train", "train", needed.stem, toy_split[0], "sample")
+    else:
+        write_json(add_job(home, "newest", 1) / "evidence.json", {"holdout": needed.stem})
+    assert gone(home) == {("snapshot", digest_of("unneeded"))}
+    assert needed.is_file()
+
+
+def test_rejected_bundles_go_but_their_runs_stay(
+    home: Path, store: Store, exported: Any, complete: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = runs.open_run(store, "a" * 16, {}, {"verdict": "REJECT"})
+    bundles = {
+        registry.register_bundle(store, run, each["bundle"], each["digest"], {"verdict": "REJECT"}, "no"): each
+        for each in (exported, complete)
+    }
+    runs.close_run(store, run, "FINISHED")
+    older, newer = sorted(bundles, key=int)
+    assert gone(home) == set()  # young
+    _let_pass(monkeypatch, days=31)
+    folders = {version: _folder_of(store, version) for version in (older, newer)}
+    outcome = prune(str(home), OLD)
+    assert [(item["kind"], item["name"]) for item in outcome["items"]] == [("version", older)]
+    assert outcome["megabytes"] > 0
+    assert not list(folders[older].rglob("*.onnx"))
+    assert list(folders[newer].rglob("*.onnx"))
+    assert registry.find_version(store, bundles[older]["digest"]) is None
+    assert registry.find_version(store, bundles[newer]["digest"]) == newer
+    assert [each["run"] for each in runs.recent_runs(store)] == [run]
+
+
+def test_a_rejected_version_with_an_alias_stays(
+    home: Path, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, _ = (add_version(store, tmp_path, name, verdict="REJECT") for name in "ab")
+    set_alias(store, old, "kept-by-hand")
+    _let_pass(monkeypatch, days=31)
+    assert gone(home) == set()
+
+
+def test_runs_whose_machine_is_lost_are_closed_after_the_days(
+    home: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = runs.open_run(store, "a" * 16, {}, {"home": "lost"})
+    assert prune(str(home), OLD)["closed"] == []
+    _let_pass(monkeypatch, days=31)
+    assert prune(str(home), OLD, dry_run=True)["closed"] == [run]
+    assert runs.running_jobs(store, "lost") == {run: "a" * 16}
+    assert prune(str(home), OLD)["closed"] == [run]
+    assert runs.running_jobs(store, "lost") == {}
+
+
+def test_nothing_is_deleted_while_the_store_cannot_be_asked(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    add_job(home, "newest", 1)
+    old = add_job(home, "old", 400, version="9", digest="d")
+    (home / "mlflow.db").write_bytes(b"no database")
+    with pytest.raises(Unreachable):
+        prune(str(home), OLD)
+    assert old.is_dir()
+
+
+@pytest.mark.parametrize("rule", [Rule(days=-1), Rule(keep=0)])
+def test_a_rule_without_sense_is_refused(home: Path, rule: Rule) -> None:
+    with pytest.raises(WrongUsage, match="is no rule"):
+        prune(str(home), rule)
+
+
+def test_a_new_home_has_nothing_to_forget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert prune(str(tmp_path / "new"))["items"] == []
+    assert not (tmp_path / "new" / "mlflow.db").exists()
+
+
+def test_the_command_says_what_went(home: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    from flows import cli
+
+    monkeypatch.setenv("VERDICT_HOME", str(home))
+    add_job(home, "newest", 1)
+    add_job(home, "0123456789abcdef", 40)
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["prune", "--keep", "1", "--dry-run"])
+    assert ended.value.code == 0
+    said = capsys.readouterr().out
+    assert "job" in said
+    assert "0123456789abcdef" in said
+    assert "given up 40 days ago" in said
+    assert "1 things, 0.0 MB, would go" in said
+
+
+def _folder_of(store: Store, version: str) -> Path:
+    with connect(store) as client:
+        model = client.get_logged_model(
+            client.get_model_version(registry.MODEL_NAME, version).source.removeprefix("models:/")
+        )
+    found = Path(str(model.artifact_location).removeprefix("file://"))
+    assert list(found.rglob("*.onnx"))
+    return found
+
+
+def _let_pass(monkeypatch: pytest.MonkeyPatch, days: float) -> None:
+    real: Callable[[], float] = time.time
+    monkeypatch.setattr("tasks.retention.time.time", lambda: real() + days * DAY)
