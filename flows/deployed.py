@@ -4,6 +4,7 @@ infra/prefect.yaml says when they run, and `verdict deploy` puts them there. A r
 its deployment due, after an outage or a long run, stands for all of them.
 """
 
+import logging
 from typing import Annotated, Any, Literal
 
 from prefect import flow, get_client
@@ -70,7 +71,7 @@ def retrain(
         more: any setting as KEY=VALUE, for example judge.threshold=0.4.
         force: run even where nothing changed, from the start.
     """
-    environment.prepare()
+    _begin()
     from flows.retrain import retrain as job
 
     drop_missed()
@@ -105,7 +106,7 @@ def watch(
         more: any setting as KEY=VALUE, for example judge.threshold=0.4.
         retrain_when: when new data starts a retraining run.
     """
-    environment.prepare()
+    _begin()
     from flows.watch import watch as job
 
     drop_missed()
@@ -139,7 +140,7 @@ def score(
         columns: column of the sentences, text=NAME.
         form: how the file is written; empty for what its ending says.
     """
-    environment.prepare()
+    _begin()
     from flows.score import score as job
     from tasks.scoring import check_paths
 
@@ -181,6 +182,12 @@ def drop_missed() -> list[str]:
         for run in missed:
             client.set_flow_run_state(run.id, Cancelled(name="Missed", message=f"missed; {own.name} stands for it"))
     return [run.name for run in missed]
+
+
+def _begin() -> None:
+    """Choose for Prefect and MLflow, and let the run's page show what the tasks say."""
+    environment.prepare()
+    logging.getLogger("tasks").setLevel(logging.INFO)
 
 
 def _may_go(run: FlowRun, own: FlowRun) -> bool:

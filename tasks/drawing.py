@@ -48,8 +48,7 @@ def save_picture(figure: Figure, name: str, folder: Path) -> str:
     path = folder / f"{name}.png"
     figure.savefig(path, dpi=150, metadata={"Software": None})
     nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-    # Letters stay letters; ids within the file differ from those of other pictures in the same page.
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):  # letters stay letters, ids are no random ones
         figure.savefig(path.with_suffix(".svg"), format="svg", transparent=True, metadata=nothing)
     return str(path)
 
@@ -62,8 +61,11 @@ def inline_svg(path: Path, description: str) -> str:
         description: what the picture shows, for those who do not see it.
     """
     svg = path.read_text(encoding="utf-8")
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
+    # A stylesheet in a picture would be the whole page's; the page's own holds the same for its pictures.
+    svg = re.sub(r"<(metadata|style)\b.*?</\1>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     svg = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", svg)  # a page knows them
+    # A page holds several pictures, and each calls its parts alike.
+    svg = re.sub(r'(\sid="|url\(#|href="#)', rf"\g<1>{path.stem}-", svg)
     for colour, name in THEME.items():
         svg = svg.replace(colour, name)
     return svg.replace("<svg", f'<svg role="img" aria-label="{html.escape(description)}"', 1)

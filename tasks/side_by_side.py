@@ -176,4 +176,6 @@ def _chance(value: float | int | None) -> str:
     """Write a chance with two digits; one that no reader tells from nothing is named so."""
     if value is None:
         return "none"
+    if value >= 0.1:
+        return f"{value:.0%}"
     return "< 0.001%" if value < 1e-5 else f"{100 * value:.2g}%"

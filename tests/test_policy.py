@@ -37,7 +37,7 @@ def test_every_number_has_its_reason_above_it() -> None:
 
 def test_the_wheel_takes_the_policy_along() -> None:
     build = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]
-    assert build["wheel"]["force-include"] == {"mlflow/policy.toml": "tasks/policy.toml"}
+    assert build["wheel"]["force-include"]["mlflow/policy.toml"] == "tasks/policy.toml"
     assert "mlflow/policy.toml" in build["sdist"]["include"]
 
 

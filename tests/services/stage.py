@@ -33,7 +33,7 @@ SECRETS = {
     "RETRAIN_PASSWORD": "retrain-writes-60d5",
     "READER_PASSWORD": "reader-reads-2a7e",
 }
-PATIENCE = 180  # seconds
+PATIENCE = 300  # seconds
 
 
 class Stage:

@@ -1,6 +1,5 @@
 """Retraining on a schedule over shared services, and what becomes of it when they die: all seen through HTTP alone."""
 
-import itertools
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -41,7 +40,7 @@ def state(stage: Stage, run: str) -> dict[str, Any]:
     return found
 
 
-def ended(stage: Stage, run: str, patience: float = 180) -> dict[str, Any]:
+def ended(stage: Stage, run: str, patience: float = 300) -> dict[str, Any]:
     final = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
     found = stage.wait(lambda: (at := state(stage, run))["type"] in final and at, f"run {run} ends", patience)
     assert isinstance(found, dict)
@@ -158,12 +157,7 @@ def test_the_same_data_and_settings_end_at_once_as_nothing_new(
 def test_a_worker_that_is_killed_leaves_a_crashed_run_and_the_next_one_goes_on(
     stage: Stage, form: Callable[..., dict[str, Any]], clock: Clock
 ) -> None:
-    [automation] = [each for each in _automations(stage) if each["name"] == "verdict: worker gone"]
-    assert automation["trigger"]["within"] == 90
-    automation["trigger"]["within"] = 40  # the product's patience is the test's loss
-    kept = {key: automation[key] for key in ("name", "description", "enabled", "trigger", "actions")}
-    stage.prefect("PUT", f"/automations/{automation['id']}", **kept)
-
+    assert _expect_signs_within(stage, 40) == 90  # the product's patience is the test's loss
     run = start(stage, form(2, LONG))
     await_training(stage)
     with clock("worker and run killed, run marked crashed"):
@@ -174,6 +168,7 @@ def test_a_worker_that_is_killed_leaves_a_crashed_run_and_the_next_one_goes_on(
     assert "worker gave no sign" in end["message"]
     assert statuses(stage)[-1] == "RUNNING"
 
+    _expect_signs_within(stage, 90)  # a sign may be lost while the database restarts, two are not
     again = start(stage, form(2, LONG))
     with clock("run resumed, PostgreSQL restarted under it"):
         stage.wait(lambda: "going on after epoch" in says(stage, again), "the next run goes on")
@@ -221,7 +216,8 @@ def test_a_store_that_refuses_is_one_clear_failure_and_nothing_is_half_registere
 
 
 def test_no_secret_is_in_what_was_said_or_written(stage: Stage) -> None:
-    hidden = list(itertools.chain.from_iterable(secret.split(":")[-1:] for secret in SECRETS.values()))
+    # The store's access key is a name, which its own log says; the secret key belongs to it.
+    hidden = [secret.split(":")[-1] for name, secret in SECRETS.items() if name != "STORE_ACCESS_KEY"]
     written = [*stage.folder.glob("*.log"), *stage.home.glob("runs/**/*.json"), *stage.home.glob("runs/**/*.html")]
     assert len(written) > 5
     for path in written:
@@ -235,8 +231,15 @@ def _deployment(stage: Stage) -> str:
     return str(stage.prefect("GET", "/deployments/name/retrain/retrain")["id"])
 
 
-def _automations(stage: Stage) -> list[dict[str, Any]]:
-    return list(stage.prefect("POST", "/automations/filter"))
+def _expect_signs_within(stage: Stage, seconds: int) -> float:
+    """Change the time after which a silent run counts as crashed; return what it was."""
+    found = stage.prefect("POST", "/automations/filter")
+    [automation] = [each for each in found if each["name"] == "verdict: worker gone"]
+    before = float(automation["trigger"]["within"])
+    automation["trigger"]["within"] = seconds
+    kept = {key: automation[key] for key in ("name", "description", "enabled", "trigger", "actions")}
+    stage.prefect("PUT", f"/automations/{automation['id']}", **kept)
+    return before
 
 
 def _post_list(stage: Stage, path: str, items: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -1,0 +1,113 @@
+"""The model card is one by the hub's own library, and what it says to run runs."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from candidates import FACTS, HOSTILE, SOURCES, export, tell, weigh
+from huggingface_hub import ModelCard
+
+from tasks.bundle import verify
+from tasks.card import base_model, hub_datasets, write_card
+from tasks.predict import Classifier
+from tasks.report import Told
+
+DECISIONS = {
+    "PROMOTE": tell(weigh()),
+    "HOLD": tell(weigh(2.0, 1.9)),
+    "REJECT": tell(weigh(0.5, 3.0), threshold=0.9),
+}
+
+
+def card(told: Told, facts: Any = FACTS, **changes: Any) -> str:
+    settings = [(key, changes.get(key, value), origin) for key, value, origin in told.settings]
+    return write_card(facts, "b" * 64, told.evidence, told.verdict, told.gate, settings, told.export)
+
+
+@pytest.mark.parametrize("decision", DECISIONS)
+def test_the_card_of_every_decision_is_a_model_card(decision: str, tmp_path: Path) -> None:
+    told = DECISIONS[decision]
+    assert told.verdict["decision"] == decision
+    (tmp_path / "card.md").write_text(card(told), encoding="utf-8")
+    read = ModelCard.load(tmp_path / "card.md")  # strict: a header that the hub's library does not take is an error
+    assert f"Verdict when it was registered: **{decision}**" in read.text
+    data = read.data
+    assert (data.language, data.license, data.library_name) == ("en", "mit", "onnx")
+    assert data.pipeline_tag == "text-classification"
+    assert data.base_model == "sentence-transformers/all-MiniLM-L6-v2"
+    assert "matthews_correlation" in data.metrics
+    measured = told.evidence["candidate"]
+    results = {result.metric_type: result for result in data.eval_results}
+    assert list(results) == data.metrics
+    assert results["matthews_correlation"].metric_value == pytest.approx(measured["interval"]["mcc"], abs=1e-6)
+    assert results["brier_score"].metric_value == pytest.approx(measured["brier"], abs=1e-6)
+    assert results["accuracy"].dataset_revision == "h" * 64
+    headings = re.findall("^## (.*)$", read.text, re.MULTILINE)
+    assert headings == ["Intended use", "How to load", "Training data", "Evaluation", "Limits", "Environment"]
+
+
+@pytest.mark.parametrize("decision", DECISIONS)
+def test_tables_have_as_many_cells_in_every_row(decision: str) -> None:
+    lines = card(DECISIONS[decision]).splitlines()
+    tables = "\n".join(line if line.startswith("|") else "" for line in lines).split("\n\n")
+    found = [table.strip().splitlines() for table in tables if table.strip()]
+    assert len(found) == 7
+    for rows in found:
+        assert set(rows[1]) <= set("| -")
+        assert len({len(re.findall(r"(?<!\\)\|", row)) for row in rows}) == 1, rows
+
+
+def test_data_sets_of_the_hub_are_named_and_linked() -> None:
+    address = "hf:nyu-mll/glue/cola@0123 + sample + hf:org/name + hf:nyu-mll/glue/other"
+    read = ModelCard(card(DECISIONS["PROMOTE"], **{"data.path": address}))
+    assert read.data.datasets == ["nyu-mll/glue", "org/name"]
+    assert read.data.eval_results[0].dataset_type == "nyu-mll/glue"
+    assert hub_datasets("/data/cola + https://host/a.zip") == []
+    assert ModelCard(card(DECISIONS["PROMOTE"])).data.datasets is None
+
+
+def test_the_encoder_is_named_where_the_hub_has_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    assert base_model("bert-base-uncased", "bert-base-uncased") == "bert-base-uncased"
+    assert base_model("mine", "mine") is None
+    assert base_model("mine", str(tmp_path / "mine")) is None
+    assert base_model("tiny", None) is None
+
+
+def test_other_peoples_text_stays_within_its_cell() -> None:
+    text = card(DECISIONS["HOLD"])
+    assert "| &lt;b>x&lt;/b>\\|\\`y\\` | 100 |" in text
+    assert "| no source | 100 |" in text
+    assert "| source | &lt;script>alert(1)&lt;/script> |" in text
+    assert HOSTILE not in text
+    assert SOURCES[1] not in text
+
+
+def test_the_card_tells_data_evaluation_and_what_is_not_shipped() -> None:
+    told = tell(weigh(2.0, 1.9), export=export("x", left_out={"fp8": "differs | much"}))
+    text = card(told)
+    assert f"`{'d' * 64}`" in text
+    assert "| trained, chose the epoch | 7, 2 |" in text
+    assert "| | fp8 | not shipped: it differs \\| much | |" in text
+    assert "| figure | this model | champion 7 |" in text
+    comparison = told.evidence["comparison"]
+    assert comparison is not None
+    assert f"Difference of the MCC, paired: {comparison['difference']:+.3f}" in text
+    counts = told.evidence["candidate"]["confusion"]
+    assert f"wrong about {counts['fp'] + counts['fn']} of the 300 sentences" in text
+    assert "| onnxruntime | 1.31.1 |" in text
+
+
+def test_the_cards_snippet_answers_like_the_bundle(exported: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest: Any = verify(Path(exported["bundle"]))
+    (code,) = re.findall("```python\n(.*?)```", card(DECISIONS["PROMOTE"], manifest), re.DOTALL)
+    monkeypatch.chdir(exported["bundle"])
+    names: dict[str, Any] = {}
+    exec(code, names)
+    sentences = ["The cat sat on the mat.", "The cat sat mat the on."]
+    classifier = Classifier.from_bundle(exported["bundle"], "cpu", "fp32")
+    np.testing.assert_allclose(names["probabilities"], classifier.probabilities(sentences), atol=1e-6)
+    assert names["labels"] == [answer["label"] for answer in classifier.predict(sentences)]

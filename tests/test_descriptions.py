@@ -1,0 +1,137 @@
+"""What MLflow's own pages show of versions and runs."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from candidates import tell, weigh
+from shelves import add_version, new_store
+
+from tasks import moves, registry, runs
+from tasks.changes import Change
+from tasks.descriptions import (
+    LONGEST,
+    MODEL,
+    SHOWN,
+    describe_decision,
+    describe_failure,
+    describe_run,
+    describe_version,
+    headline,
+    version_tags,
+)
+from tasks.side_by_side import list_figures_of_both
+from tasks.store import Store, connect
+
+PAGE = "#/experiments/1/runs/r1"
+CHANGES = [Change("finetune.epochs", "1", "2"), Change("data.path", "", "a|b <x> @me")]
+HELD = tell(weigh(2.0, 1.9))
+
+
+@pytest.fixture
+def store(empty_store: Path, tmp_path: Path) -> Store:
+    return new_store(empty_store, tmp_path)
+
+
+def describe(told: Any, changes: list[Change] | None = None) -> str:
+    return describe_version(told.evidence, told.verdict, list_figures_of_both(told.evidence), changes, PAGE)
+
+
+def test_the_first_line_is_plain_and_says_it_all() -> None:
+    first = describe(HELD).splitlines()[0]
+    assert first == headline(HELD.evidence, HELD.verdict)
+    interval, comparison = HELD.evidence["candidate"]["interval"], HELD.evidence["comparison"]
+    assert comparison is not None
+    assert first == (
+        f"HOLD: MCC {interval['mcc']:.3f} (95% {interval['low']:.3f} to {interval['high']:.3f}) on 300 holdout "
+        f"sentences, {comparison['difference']:+.3f} beside champion 7."
+    )
+    alone = tell(weigh())
+    assert headline(alone.evidence, alone.verdict).endswith("on 300 holdout sentences.")
+
+
+def test_a_version_on_hold_says_why_what_changed_and_how_to_decide() -> None:
+    text = describe(HELD, CHANGES)
+    assert "(rule `not_better`)" in text
+    assert "`verdict approve N --reason TEXT` or `verdict reject N --reason TEXT`" in text
+    assert "**Changed since champion 7**\n\n- finetune.epochs: 1 → 2\n" in text
+    assert "- data.path: empty → a\\|b &lt;x> &#64;me" in text
+    assert f"[report]({PAGE}/artifacts/records/report.html)" in text
+    assert f"[data gate]({PAGE}/artifacts/gate/gate.html)" in text
+    assert f"`{'t' * 12}`" in text
+    assert "| this version&emsp; | champion 7&emsp; |" in text
+
+
+def test_versions_that_wait_for_nobody_name_no_command() -> None:
+    promoted = tell(weigh())
+    assert "verdict approve" not in describe(promoted)
+    assert "Changed since" not in describe(promoted)
+    assert "| figure&emsp; | this version&emsp; |\n" in describe(promoted)
+
+
+def test_what_is_unknown_and_what_is_equal_are_told_apart() -> None:
+    assert "is not known: its run is not in this store" in describe(HELD)
+    assert "Nothing changed since champion 7" in describe(HELD, [])
+    many = [Change(f"key{i}", "a", "b") for i in range(SHOWN + 2)]
+    assert "- 2 more in the report" in describe(HELD, many)
+
+
+def test_tags_say_at_a_glance_what_a_version_is() -> None:
+    interval = HELD.evidence["candidate"]["interval"]
+    assert version_tags(HELD.evidence, HELD.verdict, CHANGES[:1]) == {
+        "verdict": "HOLD",
+        "mcc_interval": f"{interval['mcc']:.3f} ({interval['low']:.3f} to {interval['high']:.3f})",
+        "changed": "finetune.epochs 1 -> 2",
+    }
+    assert version_tags(HELD.evidence, HELD.verdict, [])["changed"] == "nothing"
+    assert version_tags(HELD.evidence, HELD.verdict, None)["changed"] == "unknown"
+    endless = [Change("key", "a" * 5_000, "b")]
+    assert len(version_tags(HELD.evidence, HELD.verdict, endless)["changed"]) == LONGEST
+    alone = tell(weigh())
+    assert "without a champion" in version_tags(alone.evidence, alone.verdict, None)["changed"]
+
+
+def test_a_run_leads_to_its_version_and_says_where_things_lie() -> None:
+    text = describe_run(HELD.evidence, HELD.verdict, "3", "acceptability", PAGE)
+    assert text.startswith("HOLD: MCC")
+    assert "[version 3](#/models/acceptability/versions/3)" in text
+    assert f"[page of the data gate]({PAGE}/artifacts/gate/gate.html)" in text
+
+
+def test_a_run_that_failed_says_why() -> None:
+    assert describe_failure("REFUSED", "too <few> rows") == "The data gate refused the data: too &lt;few> rows"
+    assert describe_failure("FAILED", "x").startswith("The run failed: ")
+
+
+def test_the_models_page_names_no_person() -> None:
+    """MLflow makes a link to somebody's account of a name behind an at sign, except in code."""
+    assert "@" not in "".join(MODEL.split("`")[::2])
+
+
+@pytest.mark.parametrize("decide", [moves.dismiss, moves.crown])
+def test_a_decision_stands_above_the_description_once(store: Store, tmp_path: Path, decide: Any) -> None:
+    version = add_version(store, tmp_path, "a", verdict="HOLD")
+    with connect(store) as client:
+        client.update_model_version(registry.MODEL_NAME, version, description="HOLD: as it was judged.")
+    approving = decide is moves.crown
+    said: Any = {"kind": "approve", "expected": None, "who": "ann"} if approving else {"who": "ann"}
+    move = decide(store, version, reason="looks right", **said)
+    line = describe_decision("approve" if approving else "reject", "ann", move["time"], "looks right")
+    assert line.startswith(("APPROVED by ann, 20", "REJECTED by ann, 20"))
+    registry.head_description(store, version, line)  # as somebody does who goes on after a process that died
+    registry.head_description(store, "99", line)
+    with connect(store) as client:
+        model = client.get_registered_model(registry.MODEL_NAME)
+        text = client.get_model_version(registry.MODEL_NAME, version).description
+    assert text == f"{line}\n\nHOLD: as it was judged."
+    assert model.description == MODEL
+
+
+def test_what_a_run_recorded_is_read_and_a_missing_run_is_none(store: Store) -> None:
+    run = runs.open_run(store, "a" * 16, {"finetune.epochs": 2}, {"dataset": "d" * 64})
+    past = runs.read_past(store, run)
+    assert past is not None
+    assert past["settings"] == {"finetune.epochs": "2"}
+    assert past["tags"]["dataset"] == "d" * 64
+    assert runs.read_past(store, "0" * 32) is None
+    assert runs.find_page(store, run) == f"#/experiments/1/runs/{run}"

@@ -1,0 +1,182 @@
+"""The report in a real browser: offline, on a phone, by keyboard, in the light and in the dark."""
+
+import shutil
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from candidates import FACTS, tell, training, weigh
+
+from tasks.charts import draw_charts
+from tasks.report import render_report
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+PHONE = {"viewport": {"width": 360, "height": 740}}
+READABLE = 4.5  # contrast of text that the guidelines ask for (WCAG 2, level AA)
+Open = Callable[..., Any]
+
+# Every text with the colours that it has by the end, those of pictures included.
+CONTRASTS = """() => {
+  const canvas = document.createElement('canvas').getContext('2d', {willReadFrequently: true});
+  const parse = colour => {
+    canvas.clearRect(0, 0, 1, 1); canvas.fillStyle = colour; canvas.fillRect(0, 0, 1, 1);
+    return [...canvas.getImageData(0, 0, 1, 1).data];
+  };
+  const light = ([r, g, b]) => [r, g, b].map(c => c / 255).map(
+    c => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4
+  ).reduce((sum, c, i) => sum + c * [0.2126, 0.7152, 0.0722][i], 0);
+  const behind = element => {
+    for (let each = element; each; each = each.parentElement) {
+      const colour = parse(getComputedStyle(each).backgroundColor);
+      if (colour[3] === 255) return colour;
+    }
+  };
+  const texts = [...document.querySelectorAll('body *')].filter(
+    each => [...each.childNodes].some(node => node.nodeType === 3 && node.textContent.trim())
+  );
+  return texts.map(each => {
+    const style = getComputedStyle(each), inside = each.closest('svg');
+    const [a, b] = [light(parse(inside ? style.fill : style.color)), light(behind(each))].sort((a, b) => b - a);
+    return [(a + 0.05) / (b + 0.05), each.tagName + ' ' + each.textContent.trim().slice(0, 40)];
+  });
+}"""
+
+
+@pytest.fixture(scope="module")
+def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A candidate that is worse than a champion, and one without any; each in a folder of its own."""
+    written = {}
+    cases = {"beside": (weigh(1.2, 3.0), training()), "alone": (weigh(), training(epochs=training()["epochs"] * 3))}
+    for name, (evidence, trained) in cases.items():
+        folder = tmp_path_factory.mktemp(name)
+        told = tell(evidence, training=trained, pictures=draw_charts(trained, evidence, 0.3, str(folder / "pictures")))
+        written[name] = folder / "report.html"
+        written[name].write_text(render_report(told, FACTS, "b" * 64, "job0"), encoding="utf-8")
+    return written
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    if CHROMIUM is None:
+        pytest.skip("no chromium; on Debian: apt-get install chromium")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        # A sandbox is not to be had as root or in most containers; the pages are our own.
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def visit(browser: Any, reports: dict[str, Path]) -> Iterator[Open]:
+    """Open a report; at the end it must have asked for nothing but itself and complained of nothing."""
+    contexts, asked, complaints = [], [], []
+
+    def run(name: str, **settings: Any) -> Any:
+        context = browser.new_context(**settings)
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(30_000)
+        page.on("request", lambda request: asked.append(request.url))
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("dialog", lambda dialog: complaints.append(dialog.message))
+        page.on("console", lambda message: complaints.append(message.text))
+        page.goto(reports[name].as_uri())
+        return page
+
+    yield run
+    for context in contexts:
+        context.close()
+    assert set(asked) <= {path.as_uri() for path in reports.values()}
+    assert complaints == []
+
+
+@pytest.mark.parametrize("name", ["beside", "alone"])
+def test_on_a_phone_only_tables_move_sideways(visit: Open, name: str) -> None:
+    page = visit(name, **PHONE)
+    page.evaluate("document.querySelectorAll('details').forEach(each => { each.open = true; })")
+    assert page.evaluate("document.documentElement.scrollWidth") == 360
+    boxes = "[...document.querySelectorAll('.wide, pre')]"
+    assert page.evaluate(f"{boxes}.every(box => box.getBoundingClientRect().right <= 360)")
+    wider = page.evaluate(f"{boxes}.filter(box => box.scrollWidth > box.clientWidth).map(box => box.tabIndex)")
+    assert set(wider) == {0}
+    assert page.evaluate("[...document.querySelectorAll('svg')].every(svg => svg.getBoundingClientRect().width > 250)")
+
+
+@pytest.mark.parametrize("name", ["beside", "alone"])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_stands_out_in_both_schemes(visit: Open, name: str, scheme: str) -> None:
+    page = visit(name, color_scheme=scheme)
+    found = page.evaluate(CONTRASTS)
+    assert len(found) > 200
+    assert [each for each in found if each[0] < READABLE] == []
+
+
+def test_the_dark_report_is_dark_and_its_pictures_too(visit: Open) -> None:
+    colours = {}
+    for scheme in ("light", "dark"):
+        page = visit("beside", color_scheme=scheme)
+        paper = page.evaluate("getComputedStyle(document.body).backgroundColor")
+        text = page.locator("svg text").first
+        colours[scheme] = paper, text.evaluate("text => getComputedStyle(text).fill")
+    assert colours["light"][0] == "rgb(255, 255, 255)"
+    assert colours["dark"][0] == "rgb(15, 23, 42)"
+    assert colours["light"][1] != colours["dark"][1]
+
+
+@pytest.mark.parametrize("name", ["beside", "alone"])
+def test_headings_are_in_order_and_pictures_have_a_description(visit: Open, name: str) -> None:
+    page = visit(name)
+    levels = page.evaluate("[...document.querySelectorAll('h1, h2, h3, h4')].map(each => +each.tagName[1])")
+    assert levels.count(1) == 1
+    assert levels[0] == 1
+    assert all(after <= before + 1 for before, after in pairwise(levels))
+    pictures = page.get_by_role("img").all()
+    assert len(pictures) == page.locator("svg").count() == (7 if name == "beside" else 6)
+    assert all(len(picture.get_attribute("aria-label")) > 20 for picture in pictures)
+    assert all(page.locator("nav a").nth(i).is_visible() for i in range(11))
+
+
+def test_the_keyboard_reaches_sections_tables_and_what_is_folded(visit: Open) -> None:
+    page = visit("beside")
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.textContent") == "What follows"
+    assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
+    page.keyboard.press("Enter")
+    assert page.evaluate("location.hash") == "#next"
+    folded = page.locator("details", has=page.get_by_text("All 3 settings"))
+    assert not folded.get_by_role("table").is_visible()
+    seen = set()
+    for _ in range(80):
+        page.keyboard.press("Tab")
+        role = page.evaluate("document.activeElement.getAttribute('role') || document.activeElement.tagName")
+        seen.add(role)
+        if page.evaluate("document.activeElement.textContent") == "All 3 settings":
+            break
+    page.keyboard.press("Enter")
+    assert folded.get_by_role("table").is_visible()
+    assert {"region", "SUMMARY", "PRE"} <= seen
+
+
+def test_links_lead_to_sections_that_are_there(visit: Open) -> None:
+    page = visit("beside")
+    targets = page.evaluate("[...document.querySelectorAll('nav a')].map(a => document.querySelector(a.hash)?.tagName)")
+    assert targets == ["H2"] * 11
+
+
+def test_other_peoples_text_is_shown_and_runs_nowhere(visit: Open) -> None:
+    page = visit("beside")
+    assert page.get_by_text("\"<script>alert(1)</script>\" & 'left'").first.is_visible()
+    assert page.locator("script, body b b").count() == 0
+
+
+def test_the_printed_report_is_light_and_shows_what_is_folded(visit: Open) -> None:
+    page = visit("beside", color_scheme="dark")
+    assert page.pdf(format="A4").startswith(b"%PDF")
+    page.emulate_media(media="print", color_scheme="light")
+    assert not page.locator("nav").is_visible()
+    folded = page.locator("details", has=page.get_by_text("All 3 settings")).locator("td").first
+    assert folded.bounding_box()["height"] > 5
