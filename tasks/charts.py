@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from tasks.drawing import ACCENT, INK, PALE, canvas, save_picture, styled
+from tasks.drawing import ACCENT, INK, PALE, blank, canvas, save_picture, styled
 from tasks.metrics import BATCH
 
 if TYPE_CHECKING:
@@ -110,8 +110,7 @@ def draw_calibration(sides: dict[str, Measurement]) -> Figure:
 @styled
 def draw_confusions(sides: dict[str, Measurement]) -> Figure:
     """Draw the four counts of label against prediction of each side."""
-    figure, axes = canvas("", "", "", 2.7)
-    axes.remove()
+    figure = blank(2.7)
     largest = max(max(measured["confusion"].values()) for measured in sides.values())
     for axes, (name, measured) in zip(np.atleast_1d(figure.subplots(1, len(sides))), sides.items(), strict=True):
         counts = measured["confusion"]
