@@ -100,7 +100,9 @@ def test_the_first_fit_candidate_becomes_champion_and_everything_is_recorded(ret
     assert run.data.tags["origin.finetune.learning_rate"] == "flag"
     assert run.data.tags["origin.finetune.encoder"] == "flag"
     assert run.data.tags["origin.judge.threshold"] == "profile sample"
+    assert "origin.gate.min_rows" not in run.data.tags  # a default
     assert run.data.tags["verdict"] == "PROMOTE"
+    assert "[version 1](#/models/acceptability/versions/1)" in run.data.tags["mlflow.note.content"]
     assert run.data.metrics["mcc"] == pytest.approx(outcome["mcc"])
     epochs = client(home).get_metric_history(run.info.run_id, "validation_mcc")
     assert [entry.step for entry in epochs] == [1, 2, 3, 4]
@@ -108,6 +110,8 @@ def test_the_first_fit_candidate_becomes_champion_and_everything_is_recorded(ret
     pictures = {entry.path for entry in client(home).list_artifacts(run.info.run_id, "pictures")}
     names = ("intervals", "calibration", "confusion", "loss_per_step", "epochs", "mcc_per_batch")
     assert pictures == {f"pictures/{name}.png" for name in names}
+    records = {entry.path for entry in client(home).list_artifacts(run.info.run_id, "records")}
+    assert records == {f"records/{name}" for name in ("evidence.json", "verdict.json", "report.html", "card.md")}
     assert {entry.path for entry in client(home).list_artifacts(run.info.run_id, "gate")} == {
         "gate/gate.json",
         "gate/gate.html",
@@ -238,6 +242,13 @@ def test_a_better_candidate_replaces_the_champion_and_a_tie_waits(retrain: Retra
     assert tie["mcc"] == better["mcc"]
     assert tie["decision"] == "HOLD"
     assert aliases(home) == {"champion": better["version"], "challenger": tie["version"]}
+    tags = {each: client(home).get_model_version("acceptability", each).tags for each in versions(home)}
+    assert "first" in tags[first["version"]]["changed"]
+    assert tags[better["version"]]["changed"].startswith("finetune.epochs 1 -> 4; finetune.learning_rate 0.0004 -> ")
+    described = client(home).get_model_version("acceptability", tie["version"]).description
+    assert described.startswith("HOLD: MCC ")
+    assert f"**Changed since champion {better['version']}**\n\n- finetune.max\\_length: 16 → 18\n" in described
+    assert f"What differs from champion {better['version']}" in Path(tie["report"]).read_text()
 
 
 def test_text_labels_are_refused_and_nothing_is_registered(retrain: Retrain, home: Path, toy_data: Path) -> None:
@@ -252,6 +263,7 @@ def test_text_labels_are_refused_and_nothing_is_registered(retrain: Retrain, hom
     assert "instead of 0 or 1" in message
     (run,) = runs(home)
     assert (run.info.status, run.data.tags["verdict"]) == ("FAILED", "REFUSED")
+    assert run.data.tags["mlflow.note.content"].startswith("The data gate refused the data: ")
     assert versions(home) == []
     # The gate's report is where people look for it, although nothing else was made.
     kept = {entry.path for entry in client(home).list_artifacts(run.info.run_id, "gate")}

@@ -98,7 +98,7 @@ def test_a_rejection_that_is_killed_anywhere_is_simply_repeated(dying: Dying, sh
 # Between "evidence written" and "result written", in the order in which a run comes along.
 POINTS = [
     ("tasks.flavour.log_model", "after"),
-    ("flows.retrain.register", "after"),
+    ("flows.publishing.register", "after"),
     ("tasks.moves.append", "after"),
     ("tasks.registry.move_alias", "after"),
     ("flows.retrain.summarise", "after"),
