@@ -155,8 +155,8 @@ def _changes(changes: Sequence[Change] | None, champion: str) -> str:
     if not changes:
         return f"Nothing changed since champion {champion}: neither settings nor data, code or libraries."
     lines = [
-        f"- {what}: {before or 'empty'} → {now or 'empty'}"
-        for what, before, now in ([escape_markdown(text) for text in change] for change in changes[:SHOWN])
+        f"- `{each.what}`: {escape_markdown(each.before) or 'empty'} → {escape_markdown(each.now) or 'empty'}"
+        for each in changes[:SHOWN]
     ]
     if len(changes) > SHOWN:
         lines.append(f"- {len(changes) - SHOWN} more in the report")

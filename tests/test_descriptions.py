@@ -54,8 +54,8 @@ def test_a_version_on_hold_says_why_what_changed_and_how_to_decide() -> None:
     text = describe(HELD, CHANGES)
     assert "(rule `not_better`)" in text
     assert "`verdict approve N --reason TEXT` or `verdict reject N --reason TEXT`" in text
-    assert "**Changed since champion 7**\n\n- finetune.epochs: 1 → 2\n" in text
-    assert "- data.path: empty → a\\|b &lt;x> &#64;me" in text
+    assert "**Changed since champion 7**\n\n- `finetune.epochs`: 1 → 2\n" in text
+    assert "- `data.path`: empty → a\\|b &lt;x> &#64;me" in text
     assert f"[report]({PAGE}/artifacts/records/report.html)" in text
     assert f"[data gate]({PAGE}/artifacts/gate/gate.html)" in text
     assert f"`{'t' * 12}`" in text

@@ -247,7 +247,7 @@ def test_a_better_candidate_replaces_the_champion_and_a_tie_waits(retrain: Retra
     assert tags[better["version"]]["changed"].startswith("finetune.epochs 1 -> 4; finetune.learning_rate 0.0004 -> ")
     described = client(home).get_model_version("acceptability", tie["version"]).description
     assert described.startswith("HOLD: MCC ")
-    assert f"**Changed since champion {better['version']}**\n\n- finetune.max\\_length: 16 → 18\n" in described
+    assert f"**Changed since champion {better['version']}**\n\n- `finetune.max_length`: 16 → 18\n" in described
     assert f"What differs from champion {better['version']}" in Path(tie["report"]).read_text()
 
 

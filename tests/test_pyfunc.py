@@ -248,7 +248,12 @@ def server(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[st
             stdout=log,
             stderr=log,
             cwd=folder,
-            env=_environment() | {"MLFLOW_TRACKING_URI": f"sqlite:///{store}/mlflow.db"},
+            env=_environment()
+            | {
+                "MLFLOW_TRACKING_URI": f"sqlite:///{store}/mlflow.db",
+                # MLflow runs `uvicorn` by name: it must find this environment's even where none is activated.
+                "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            },
             start_new_session=True,  # the server is a grandchild
         )
     try:
@@ -262,7 +267,8 @@ def server(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[st
             time.sleep(0.1)
         yield address
     finally:
-        os.killpg(process.pid, signal.SIGTERM)
+        with contextlib.suppress(ProcessLookupError):  # it ended by itself: the assertion above says why
+            os.killpg(process.pid, signal.SIGTERM)
         process.wait(20)
 
 
