@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from flows import environment
+from tasks import logs
 from tasks.errors import DataRefused, VerdictError, WrongUsage
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ OneSetting = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALU
 
 app = typer.Typer(
     help="Retrain, judge and ship a sentence-acceptability classifier.",
-    epilog="Stores lie in ./.verdict, or where VERDICT_HOME says. "
+    epilog="Stores lie in ./.verdict, or where VERDICT_HOME says; VERDICT_LOG=json logs one JSON object a line. "
     "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 data refused.",
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -59,6 +60,7 @@ def options(
     """Take the options of every command."""
     if debug:
         os.environ["VERDICT_DEBUG"] = "1"
+    logs.wants_json()  # a form of the log that is not known is told before anything starts
 
 
 @app.command()
@@ -145,22 +147,22 @@ def judge_again(
     as_json: AsJson = False,
 ) -> None:
     """Judge recorded evidence again; exit 1 where figures or verdict are not those that were recorded."""
-    from flows import console
+    from flows import console_review
     from tasks.recheck import recheck
 
     outcome = recheck(evidence, policy)
-    _print(outcome, as_json, console.show_recheck)
+    _print(outcome, as_json, console_review.show_recheck)
     if outcome["contradictions"]:
         raise typer.Exit(1)
 
 
 @app.command()
 def status(as_json: AsJson = False) -> None:
-    """Show champion, challenger and the latest runs."""
+    """Show champion, challenger, what ran and why it ended so, what runs next, drift and disk."""
     environment.prepare()
-    from flows import console, review
+    from flows import console_review, oncall
 
-    _print(review.status(environment.home()), as_json, console.show_status)
+    _print(oncall.status(environment.home()), as_json, console_review.show_status)
 
 
 @app.command()
@@ -172,29 +174,29 @@ def compare(
 ) -> None:
     """Put two versions side by side on the same holdout sentences."""
     environment.prepare()
-    from flows import comparison, console
+    from flows import comparison, console_review
 
-    _print(comparison.compare(first, second, device, environment.home()), as_json, console.show_comparison)
+    _print(comparison.compare(first, second, device, environment.home()), as_json, console_review.show_comparison)
 
 
 @app.command()
 def approve(version: VersionNumber, reason: Reason, as_json: AsJson = False) -> None:
     """Make a version on HOLD champion."""
     environment.prepare()
-    from flows import console, review
+    from flows import console_review, review
 
     environment.show_log(quiet_prefect=False)
-    _print(review.approve(version, reason, environment.home()), as_json, console.show_move)
+    _print(review.approve(version, reason, environment.home()), as_json, console_review.show_move)
 
 
 @app.command()
 def reject(version: VersionNumber, reason: Reason, as_json: AsJson = False) -> None:
     """Turn a version on HOLD down."""
     environment.prepare()
-    from flows import console, review
+    from flows import console_review, review
 
     environment.show_log(quiet_prefect=False)
-    _print(review.reject(version, reason, environment.home()), as_json, console.show_move)
+    _print(review.reject(version, reason, environment.home()), as_json, console_review.show_move)
 
 
 @app.command()
@@ -208,19 +210,19 @@ def rollback(
 ) -> None:
     """Give the champion's alias back to the champion before."""
     environment.prepare()
-    from flows import console, review
+    from flows import console_review, review
 
     environment.show_log(quiet_prefect=False)
-    _print(review.rollback(to, reason, dry_run, environment.home()), as_json, console.show_move)
+    _print(review.rollback(to, reason, dry_run, environment.home()), as_json, console_review.show_move)
 
 
 @app.command()
 def history(as_json: AsJson = False) -> None:
     """Show every move of the champion's alias: when, who, from, to, why."""
     environment.prepare()
-    from flows import console, review
+    from flows import console_review, review
 
-    _print(review.history(environment.home()), as_json, console.show_history)
+    _print(review.history(environment.home()), as_json, console_review.show_history)
 
 
 @app.command()
@@ -320,10 +322,10 @@ def deploy(
 ) -> None:
     """Put the schedules of retrain, watch and score onto a lasting Prefect server."""
     environment.prepare()
-    from flows import console
+    from flows import console_review
     from flows.deploy import deploy as apply
 
-    _print(apply(file), as_json, console.show_deployments)
+    _print(apply(file), as_json, console_review.show_deployments)
 
 
 @app.command()
@@ -335,22 +337,22 @@ def prune(
 ) -> None:
     """Delete old jobs, snapshots, checks and rejected bundles that no alias, history or running job needs."""
     environment.prepare()
-    from flows import console
+    from flows import console_review
     from tasks.retention import Rule
     from tasks.retention import prune as forget
 
-    _print(forget(environment.home(), Rule(days, keep), dry_run), as_json, console.show_pruned)
+    _print(forget(environment.home(), Rule(days, keep), dry_run), as_json, console_review.show_pruned)
 
 
 @app.command()
 def doctor(as_json: AsJson = False) -> None:
     """Check versions, GPU, ONNX Runtime, stores and disk."""
     environment.prepare()
-    from flows import console
+    from flows import console_review
     from tasks.doctor import examine
 
     checks = examine(environment.home())
-    _print(checks, as_json, console.show_checks)
+    _print(checks, as_json, console_review.show_checks)
     if not all(check["works"] for check in checks):
         raise typer.Exit(1)
 
@@ -375,15 +377,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _explain(error: Exception) -> int:
     """Print a failure and return the exit code."""
     if isinstance(error, VerdictError):
-        print(f"error: {error}", file=sys.stderr)
+        logs.tell_failure(str(error))
         return error.exit_code
     # typer's usage errors know their code and carry their command; typer may bring its own copy of click.
     if hasattr(error, "format_message") and hasattr(error, "exit_code"):
         context = getattr(error, "ctx", None)
-        print(f"error: {error.format_message()}", file=sys.stderr)
+        logs.tell_failure(error.format_message())
         print(f"see: {context.command_path if context else 'verdict'} --help", file=sys.stderr)
         return int(error.exit_code)
-    print(f"error: {type(error).__name__}: {error}", file=sys.stderr)
+    logs.tell_failure(f"{type(error).__name__}: {error}")
     print("this is a fault of the program; show it whole with: verdict --debug ...", file=sys.stderr)
     return 1
 

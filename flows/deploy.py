@@ -25,10 +25,11 @@ from prefect.settings import get_current_settings
 from pydantic import SecretStr
 
 from flows.alerting import BLOCK
+from flows.schedule import TAG
 from tasks.alerts import ADDRESS
 from tasks.errors import Unreachable, VerdictError, WrongUsage
 
-POOL, QUEUE, TAG = "verdict", "train", "verdict"
+POOL, QUEUE = "verdict", "train"
 ALERTS = "verdict-alerts"  # the block that automations call
 SILENCE = 90  # seconds without a heartbeat, which comes every 30
 START = 600  # seconds in which a run that a worker took must have begun

@@ -4,7 +4,6 @@ infra/prefect.yaml says when they run, and `verdict deploy` puts them there. A r
 its deployment due, after an outage or a long run, stands for all of them.
 """
 
-import logging
 from typing import Annotated, Any, Literal
 
 from prefect import flow, get_client
@@ -17,6 +16,7 @@ from pydantic import BaseModel, Field
 
 from flows import environment
 from flows.alerting import alert_crash, alert_failure
+from tasks import logs
 from tasks.settings import Resolved, load_settings
 
 CHAMPION = "models:/acceptability@champion"
@@ -185,9 +185,11 @@ def drop_missed() -> list[str]:
 
 
 def _begin() -> None:
-    """Choose for Prefect and MLflow, and let the run's page show what the tasks say."""
+    """Choose for Prefect and MLflow, and let the run's page and the worker's output show what the tasks say."""
     environment.prepare()
-    logging.getLogger("tasks").setLevel(logging.INFO)
+    environment.show_worker_log()
+    if (context := FlowRunContext.get()) and context.flow_run:
+        logs.bind(flow_run=str(context.flow_run.id))
 
 
 def _may_go(run: FlowRun, own: FlowRun) -> bool:

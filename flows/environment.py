@@ -4,8 +4,10 @@ import logging
 import os
 import sys
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
+from tasks import logs
 from tasks.errors import WrongUsage
 
 STORES = ".verdict"
@@ -43,6 +45,8 @@ def prepare() -> None:
         # Standard output belongs to the command.
         "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
         "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+        # A run's page shows what the machine did meanwhile; tasks/usage.py samples it.
+        "MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING": "true",
         # A server that is down is told in seconds, not after minutes of retries.
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
         "PREFECT_LOGGING_EXTRA_LOGGERS": "tasks",
@@ -55,17 +59,41 @@ def prepare() -> None:
 
 
 def show_log(quiet_prefect: bool) -> None:
-    """Send what the tasks say to standard error.
+    """Send what the tasks say to standard error, in the form that VERDICT_LOG names.
 
     Args:
         quiet_prefect: keep what Prefect and the other libraries say for the server's log of the run.
+
+    Raises:
+        WrongUsage: if VERDICT_LOG names no form.
     """
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(message)s"))
+    logs.dress(handler)
     logger = logging.getLogger("tasks")
     logger.handlers = [handler]  # calls in one process do not add up
     logger.setLevel(logging.INFO)
     if quiet_prefect:
-        for console in logging.getLogger().handlers:
-            if type(console).__module__.startswith("prefect."):
-                console.setLevel(logging.CRITICAL + 1)
+        for console in _prefect_consoles([logging.getLogger()]):
+            console.setLevel(logging.CRITICAL + 1)
+
+
+def show_worker_log() -> None:
+    """Let a run's page show what the tasks say, and a worker's output be in the form that VERDICT_LOG names.
+
+    Raises:
+        WrongUsage: if it names no form.
+    """
+    logging.getLogger("tasks").setLevel(logging.INFO)
+    if logs.wants_json():
+        known = [logging.getLogger(name) for name in logging.root.manager.loggerDict]
+        for console in _prefect_consoles([logging.getLogger(), *known]):
+            logs.dress(console)
+
+
+def _prefect_consoles(loggers: Iterable[logging.Logger]) -> set[logging.Handler]:
+    return {
+        handler
+        for logger in loggers
+        for handler in logger.handlers
+        if type(handler).__name__ == "PrefectConsoleHandler"
+    }

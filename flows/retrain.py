@@ -25,12 +25,13 @@ from flows.check import describe_gate, examine_data, read_data, report_gate
 from flows.judging import weigh
 from flows.publishing import publish, record_figures, write_report
 from flows.steps import io_step, step
-from tasks import moves, record, registry, runs
+from tasks import logs, moves, record, registry, runs
 from tasks.apart import warm_up
 from tasks.bundle import Origin
 from tasks.classifier import LABELS
 from tasks.descriptions import NOTE, describe_failure
 from tasks.device import resolve_device
+from tasks.drift import name_drift
 from tasks.encoder import Encoder, locate_encoder
 from tasks.epochs import Epoch
 from tasks.errors import DataRefused, Unreachable, VerdictError
@@ -48,6 +49,7 @@ from tasks.report import Told
 from tasks.settings import Resolved, Settings
 from tasks.sources import shown_addresses
 from tasks.splitting import split_snapshot
+from tasks.usage import watched
 from tasks.validation import Gate, refuse_unfit
 
 USUAL = ("default", NAME)  # origins of settings that nobody chose for this run; a run's page need not list them
@@ -106,12 +108,14 @@ def retrain(settings: dict[str, Any], origins: dict[str, str], home: str, force:
             exported = load_export(str(folder)) or export(
                 training["model"], str(folder), origin_of(chosen, data, encoder), str(folder / "validation.parquet")
             )
+            logs.bind(digest=exported["digest"])
             carried_out = False
             while not carried_out:  # each further turn: another candidate became champion meanwhile
                 evidence, verdict = weigh(exported, data, gate, chosen, device, folder, store, run_id)
                 told = Told(training, evidence, verdict, gate, exported, settings_rows(chosen, origins))
                 told = write_report(told, store, folder)
                 version = publish(told, data["digest"], store, run_id)
+                logs.bind(version=version)
                 record_figures(told, folder, store, run_id)
                 carried_out = promote(verdict, version, evidence, store)
             outcome = summarise(verdict, version, evidence, data, store, exported, run_id)
@@ -199,8 +203,10 @@ def recorded_run(
             log_dataset(
                 store, run_id, name, name, snapshot["digest"], snapshot["path"], shown_addresses(settings.data.path)
             )
+    logs.bind(run=run_id, dataset=data["digest"])
     try:
-        yield run_id
+        with watched(store, run_id):
+            yield run_id
     except BaseException as error:
         decision = "REFUSED" if isinstance(error, DataRefused) else "FAILED"
         with contextlib.suppress(Unreachable):  # the store may be what failed; the error to tell is the first one
@@ -217,6 +223,8 @@ def check_data(data: Data, settings: Settings, encoder: Encoder, folder: Path, s
     report_gate(gate)
     reports = [folder / name for name in ("gate.json", "gate.html", "quarantine.parquet")]
     log_files(store, run_id, [str(path) for path in reports if path.is_file()], "gate")
+    if gate["reference"]:
+        runs.tag_run(store, run_id, {"drift": name_drift(gate["drift"])})
     create_markdown_artifact(key="data-gate", markdown=describe_gate(gate), description="What the data gate saw")
     refuse_unfit(gate)
     return gate
@@ -312,7 +320,8 @@ def summarise(
 ) -> dict[str, Any]:
     """Collect what the command prints."""
     measured = evidence["candidate"]
-    runs.tag_run(store, run_id, {"verdict": verdict["decision"], "version": version})
+    why = "; ".join(verdict["reasons"])[:500]
+    runs.tag_run(store, run_id, {"verdict": verdict["decision"], "version": version, "why": why})
     return {
         "decision": verdict["decision"],
         "rules": verdict["rules"],

@@ -1,37 +1,14 @@
-"""What reigns, what waits, what ran, who moved what: questions and decisions of who looks after the model."""
+"""Who moved what, and who may: questions and decisions of who looks after the model."""
 
 from pathlib import Path
 from typing import Any
 
 from flows.alerting import tell_move
 from tasks import history as told
-from tasks import inspection, moves, record, registry, runs
+from tasks import inspection, moves, record, registry
 from tasks.errors import Unreachable, VerdictError, WrongUsage
 from tasks.predict import Classifier
-from tasks.registry import CHALLENGER, CHAMPION, Version
-from tasks.store import Store, is_new, locate_store
-
-
-def status(home: str) -> dict[str, Any]:
-    """Return champion, challenger and the latest runs of the store; None and empty where there is nothing yet.
-
-    `incumbency` tells a champion that vanished from one that there never was; `fault` of the champion says what is
-    wrong with its files; `notices` holds one line for each thing that somebody should look at.
-    """
-    store = locate_store(home)
-    answer: dict[str, Any] = {"store": store["uri"], "champion": None, "challenger": None, "runs": []}
-    answer |= {"incumbency": "never", "notices": []}
-    if is_new(store):
-        return answer
-    champion = registry.find_alias(store, CHAMPION, fetch=False)
-    answer["champion"] = _public(champion)
-    if champion:
-        answer["champion"]["fault"] = inspection.find_fault(store, champion["version"])
-    answer["challenger"] = _public(registry.find_alias(store, CHALLENGER, fetch=False))
-    answer["runs"] = runs.recent_runs(store)
-    answer["incumbency"] = moves.incumbency(store)
-    answer["notices"] = told.notices(*moves.history(store))
-    return answer
+from tasks.store import Store, locate_store
 
 
 def history(home: str) -> list[dict[str, Any]]:
@@ -169,8 +146,3 @@ def _refuse_target(target: str, now: str | None, stack: list[str], reigned: set[
         raise WrongUsage(
             f"version {target} never was champion; expected one that was ({known}), or for a HOLD: verdict approve"
         )
-
-
-def _public(version: Version | None) -> dict[str, Any] | None:
-    """Leave out where the bundle happens to lie."""
-    return {key: value for key, value in version.items() if key != "bundle"} if version else None

@@ -13,6 +13,7 @@ from flows.check import describe_gate, examine_data, find_reference, find_vocabu
 from flows.retrain import retrain
 from flows.steps import io_step, step
 from tasks import registry
+from tasks.drift import name_drift
 from tasks.errors import DataRefused, VerdictError
 from tasks.files import digest_of, read_json, write_json
 from tasks.ingestion import Data
@@ -71,7 +72,9 @@ def watch(settings: dict[str, Any], origins: dict[str, str], home: str) -> dict[
         outcome["action"] = "retrain"
         # Its own checks see the same data again; they cost seconds, and a run never rests on another one's word.
         outcome["retrain"] = retrain(settings, origins, home)
-    write_json(record, {"dataset": data["digest"], "why": outcome["why"], "time": now()})
+    compared = outcome["check"]["reference"]
+    drift = name_drift(outcome["check"]["drift"]) if compared else None
+    write_json(record, {"dataset": data["digest"], "why": outcome["why"], "time": now(), "drift": drift})
     return outcome | {"seconds": taken}
 
 

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, NamedTuple, Self, TypedDict
 
 import numpy as np
 
+from tasks import logs
 from tasks.errors import Unreachable, VerdictError, WrongUsage
 from tasks.predict import BATCH, Classifier, Prediction
 
@@ -276,6 +277,7 @@ class Champion:
         self._loaded = self._checked = time.time()
         self._problem = self._refusal = None
         self._moves += old is not None
+        logs.bind(version=served.version, digest=served.digest)
         log.info(
             "%s: version %s answers on %s%s",
             self.model,

@@ -7,6 +7,7 @@ explain it: small files differ by chance, and in large ones any trifle is signif
 """
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any, TypedDict
 
 import numpy as np
@@ -102,6 +103,11 @@ def compare_profiles(new: Profile, old: Profile, limits: dict[str, Any]) -> list
         drifted = distance > limit and p < limits["drift_level"]
         shifts.append(Shift(name=name, statistic=statistic, distance=distance, p=p, limit=limit, drifted=drifted))
     return shifts
+
+
+def name_drift(shifts: Sequence[Shift]) -> str:
+    """Return what drifted, for people; none where nothing did."""
+    return ", ".join(shift["name"] for shift in shifts if shift["drifted"]) or "none"
 
 
 def _shares(new: Profile, old: Profile) -> tuple[float, float]:

@@ -1,4 +1,4 @@
-"""A progress bar with time left on the terminal, and nothing where there is no terminal."""
+"""A progress bar with time left on the terminal; nothing where there is none, or where JSON is asked for."""
 
 import contextlib
 import sys
@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from tasks.logs import wants_json
 
 
 @contextlib.contextmanager
@@ -21,6 +23,8 @@ def progress_bar(title: str, total: int, done: int = 0) -> Iterator[Callable[[],
         TimeElapsedColumn(),
     )
     console = Console(file=sys.stderr)
-    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
+    with Progress(
+        *columns, console=console, disable=wants_json() or not console.is_terminal, transient=True
+    ) as progress:
         task = progress.add_task(title, total=total, completed=done)
         yield lambda: progress.advance(task)

@@ -15,6 +15,7 @@ from tasks.reading import load_rows
 from tasks.store import Store, connect, experiment_of
 
 BATCH_LIMIT = 1_000  # metrics in one call, MLflow's limit
+WHY = {"KILLED": "its process died; the next run goes on from what it finished"}  # ended so without a word
 DIGEST_LENGTH = 32  # characters; MLflow allows 36
 
 
@@ -121,7 +122,11 @@ def log_files(store: Store, run_id: str, paths: Sequence[str], folder: str) -> N
 
 
 def recent_runs(store: Store, limit: int = 5) -> list[dict[str, Any]]:
-    """Return the latest runs, newest first: start (seconds since 1970), status, verdict, version and MCC."""
+    """Return the latest runs, newest first.
+
+    Each with run, job, start and end (seconds since 1970; None while it runs), status, verdict, version, mcc, why it
+    ended so, and what drifted from the champion's data (None where there was nothing to compare with).
+    """
     with connect(store) as client:
         runs = client.search_runs(
             [experiment_of(client, store)], max_results=limit, order_by=["attributes.start_time DESC"]
@@ -131,10 +136,13 @@ def recent_runs(store: Store, limit: int = 5) -> list[dict[str, Any]]:
                 "run": run.info.run_id,
                 "job": run.data.tags.get("job"),
                 "start": run.info.start_time / 1_000,
+                "end": run.info.end_time / 1_000 if run.info.end_time else None,
                 "status": run.info.status,
                 "verdict": run.data.tags.get("verdict"),
                 "version": run.data.tags.get("version"),
                 "mcc": run.data.metrics.get("mcc"),
+                "why": run.data.tags.get("why") or run.data.tags.get("error") or WHY.get(run.info.status, ""),
+                "drift": run.data.tags.get("drift"),
             }
             for run in runs
         ]

@@ -28,7 +28,14 @@ from tasks.policy import NAME, Policy, load_policy
 
 PREFIX = "VERDICT_"
 # Variables with our prefix that are no settings: they say where, who and whom to tell, and are never recorded.
-OWN_VARIABLES = {"VERDICT_HOME", "VERDICT_DEBUG", "VERDICT_ACTOR", "VERDICT_ALERT_URL", "VERDICT_ALERT_BLOCK"}
+OWN_VARIABLES = {
+    "VERDICT_HOME",
+    "VERDICT_DEBUG",
+    "VERDICT_LOG",
+    "VERDICT_ACTOR",
+    "VERDICT_ALERT_URL",
+    "VERDICT_ALERT_BLOCK",
+}
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0)]

@@ -318,3 +318,16 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("store")
     runs.recent_runs({"uri": f"sqlite:///{folder}/mlflow.db", "artifacts": str(folder / "artifacts")})
     return folder / "mlflow.db"
+
+
+@pytest.fixture
+def own_mlflow_address(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let a test point MLflow at a store of its own: no later test is led there."""
+    import mlflow
+
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    before = mlflow.get_tracking_uri(), mlflow.get_registry_uri()
+    yield
+    mlflow.set_tracking_uri(before[0])
+    mlflow.set_registry_uri(before[1])
+    os.environ.pop("MLFLOW_TRACKING_URI", None)  # MLflow writes its address there too

@@ -9,7 +9,16 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted([*ROOT.glob("flows/*.py"), *ROOT.glob("tasks/*.py")])
-TALKING_TO_MLFLOW = {"store.py", "disposal.py", "runs.py", "registry.py", "inspection.py", "flavour.py", "wrapping.py"}
+TALKING_TO_MLFLOW = {
+    "store.py",
+    "disposal.py",
+    "runs.py",
+    "registry.py",
+    "inspection.py",
+    "flavour.py",
+    "wrapping.py",
+    "usage.py",
+}
 
 
 def imports_of(path: Path) -> set[str]:

@@ -129,7 +129,8 @@ def test_a_run_that_is_killed_at_each_step_after_its_evidence_ends_with_one_vers
         elsewhere = new_store(empty_store, tmp_path / "elsewhere")
         process.order("tasks.moves.find_reigning", elsewhere, point="nowhere")
         for point, when in POINTS:
-            assert process.order("flows.retrain.retrain", *arguments, point=point, when=when) == KILLED, point
+            ended = process.order("flows.retrain.retrain", *arguments, point=point, when=when)
+            assert ended == KILLED, (point, [path.read_text() for path in tmp_path.glob("home/runs/*/result.json")])
             assert list(tmp_path.glob("home/runs/*/evidence.json"))
             assert not list(tmp_path.glob("home/runs/*/result.json"))
         assert process.order("flows.retrain.retrain", *arguments, point=None) == 0

@@ -47,16 +47,12 @@ def store(empty_store: Path, exported: Any, tmp_path_factory: pytest.TempPathFac
 
 
 @pytest.fixture
-def chosen(store: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """MLflow looks into that store; yields the champion's address."""
+def chosen(store: Path, monkeypatch: pytest.MonkeyPatch, own_mlflow_address: None) -> str:
+    """MLflow looks into that store; returns the champion's address."""
     monkeypatch.setattr(sys, "path", list(sys.path))  # loading a model adds its code's folder
-    before = mlflow.get_tracking_uri(), mlflow.get_registry_uri()
     mlflow.set_tracking_uri(f"sqlite:///{store}/mlflow.db")
     mlflow.set_registry_uri(f"sqlite:///{store}/mlflow.db")
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    yield CHAMPION
-    mlflow.set_tracking_uri(before[0])
-    mlflow.set_registry_uri(before[1])
+    return CHAMPION
 
 
 @pytest.fixture

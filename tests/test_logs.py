@@ -1,0 +1,79 @@
+"""What is said on standard error: lines for people, or one JSON object a line that carries what is known."""
+
+import json
+import logging
+from collections.abc import Iterator
+
+import pytest
+
+from flows import cli
+from tasks import logs
+from tasks.errors import WrongUsage
+
+
+@pytest.fixture
+def speaker(monkeypatch: pytest.MonkeyPatch) -> Iterator[logging.Logger]:
+    logger = logging.getLogger("tasks.test_logs")
+    yield logger
+    logger.handlers.clear()
+    logs.bind(run="", version="", digest="")
+
+
+def say(logger: logging.Logger, capsys: pytest.CaptureFixture[str]) -> str:
+    handler = logging.StreamHandler()
+    logs.dress(handler)
+    logger.handlers = [handler]
+    logger.warning("a “quoted” line\nand another, %d", 7)
+    return capsys.readouterr().err
+
+
+def test_a_line_is_its_message_where_nothing_else_is_asked_for(
+    speaker: logging.Logger, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(logs.VARIABLE, "text")
+    assert say(speaker, capsys) == "a “quoted” line\nand another, 7\n"
+
+
+def test_json_is_one_object_a_line_with_the_facts_that_were_bound(
+    speaker: logging.Logger, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(logs.VARIABLE, "json")
+    logs.bind(run="r1", version="3")
+    logs.bind(digest="d" * 64, version="4")
+    line = say(speaker, capsys)
+    assert line.count("\n") == 1
+    said = json.loads(line)
+    assert said.pop("time")
+    assert said == {
+        "level": "WARNING",
+        "logger": "tasks.test_logs",
+        "message": "a “quoted” line\nand another, 7",
+        "run": "r1",
+        "version": "4",
+        "digest": "d" * 64,
+    }
+    logs.bind(version="")
+    assert "version" not in json.loads(say(speaker, capsys))
+
+
+def test_another_form_is_refused_before_anything_starts(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(logs.VARIABLE, "xml")
+    with pytest.raises(WrongUsage, match="expected text or json"):
+        logs.wants_json()
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["status"])
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == "error: VERDICT_LOG is 'xml'; expected text or json\n"
+
+
+def test_a_command_that_fails_says_so_in_the_form_that_is_asked_for(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(logs.VARIABLE, "json")
+    with pytest.raises(SystemExit):
+        cli.main(["retrain", "--set", "finetune.epochs"])
+    said = json.loads(capsys.readouterr().err)
+    assert (said["level"], said["logger"]) == ("ERROR", "verdict")
+    assert said["message"].startswith("--set 'finetune.epochs' has no value")
