@@ -5,7 +5,9 @@ optimiser recognises whole (attention, embeddings, normalisation); those of the 
 but the older one is to be removed. So the counts of fused operators decide, not the exporter's name.
 """
 
+import contextlib
 import copy
+import io
 import json
 import tempfile
 from collections.abc import Callable
@@ -157,9 +159,10 @@ def export_by(exporter: str, logits: Logits) -> Exported:
         plain = onnx.load(path)
         config = logits.model.config
         # Level 1 folds constants only: what it writes runs on any device.
-        optimised = optimize_model(
-            str(path), "bert", config.num_attention_heads, config.hidden_size, opt_level=1, use_gpu=False
-        )
+        with _silence():
+            optimised = optimize_model(
+                str(path), "bert", config.num_attention_heads, config.hidden_size, opt_level=1, use_gpu=False
+            )
     counts = {name: len(optimised.get_nodes_by_op_type(name)) for name in FUSED}
     return Exported(exporter, plain, optimised, {name: count for name, count in counts.items() if count})
 
@@ -218,10 +221,16 @@ def _half(exported: Exported) -> onnx.ModelProto:
     """Store and compute in fp16, short sentences side by side; token ids in and logits out stay what they are."""
     model = OnnxModel(copy.deepcopy(exported.optimised.model))
     packed = pack_rows(model)
-    if packed:  # symbolic shape inference does not know attention over rows, and says so on the terminal
+    if packed:  # symbolic shape inference does not know attention over rows
         model.disable_shape_inference()
-    model.convert_float_to_float16(keep_io_types=True, use_symbolic_shape_infer=not packed)
+    with _silence():
+        model.convert_float_to_float16(keep_io_types=True, use_symbolic_shape_infer=not packed)
     return model.model
+
+
+def _silence() -> contextlib.redirect_stdout[io.StringIO]:
+    """Keep what ONNX Runtime's tools print off the terminal: that shape inference fails on operators of its own."""
+    return contextlib.redirect_stdout(io.StringIO())
 
 
 def _quantise(exported: Exported) -> onnx.ModelProto:

@@ -213,3 +213,10 @@ def test_exporting_by_name_counts_what_was_fused() -> None:
     exported = export_by("tracing", Logits(AutoModelForSequenceClassification.from_config(MINILM)))
     assert exported.exporter == "tracing"
     assert exported.fused.get("BiasGelu") == 6
+
+
+def test_exporting_prints_nothing(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    exported = export_by("tracing", random_model(MINILM))
+    for make in MAKERS.values():
+        onnx.save_model(make(exported), tmp_path / "model.onnx")
+    assert capsys.readouterr().out == ""
