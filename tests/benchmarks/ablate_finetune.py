@@ -3,11 +3,13 @@
     python tests/benchmarks/ablate_finetune.py --data DIR --encoder DIR2 --family base --device cuda --out FILE
 
 A seed is that of the split too, so that validation sentences differ. Recipes are to be compared by their validation
-MCC; the holdout's stands beside it and chooses nothing. `--shard 0 2` takes every second run, for two GPUs side by
-side; `--merge FILE...` writes the tables of several such files into one.
+MCC; the holdout's stands beside it and chooses nothing. "at_threshold" is the holdout's MCC where the validation
+sentences choose the decision threshold. "try" names something of tried.py, with its argument. `--shard 0 2` takes
+every second run, for two GPUs side by side; `--merge FILE...` writes the tables of several such files into one.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import statistics
@@ -16,15 +18,18 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from bench_ingestion import cpu_name
+from tried import TRIED, best_threshold
 
 from tasks.batching import load_tokenizer
 from tasks.classifier import encode_rows, load_classifier
 from tasks.device import device_name, resolve_device
 from tasks.encoder import locate_encoder
-from tasks.epochs import validate
+from tasks.epochs import EVALUATION_BATCH, _logits
 from tasks.finetune import fine_tune
+from tasks.metrics import mcc
 from tasks.provenance import git_commit, versions
 from tasks.reading import load_rows, take_snapshot
 from tasks.sources import locate_sources
@@ -59,6 +64,10 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
         "+ spoiled 2": {"spoiled": 2},
         "+ all three": ALL | {"spoiled": 2},
         "+ all three, spoiled 10": ALL | {"spoiled": 10},
+        "+ mean of the last 3 epochs": {"try": ["averaged_epochs", 3]},
+        "+ class weights": {"try": ["class_weights"]},
+        "+ new top layer": {"try": ["new_top_layers", 1]},
+        "+ all three, mean of the last 3 epochs": ALL | {"spoiled": 2, "try": ["averaged_epochs", 3]},
         "+ all three, mean of 3 seeds": ALL | {"spoiled": 2, "seeds": 3},
     },
     "cpu": {
@@ -70,6 +79,9 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
         "+ label smoothing 0.1": {"label_smoothing": 0.1},
         "+ R-Drop 1": {"r_drop": 1.0},
         "+ spoiled 20": {"spoiled": 20},
+        "+ mean of the last 3 epochs": {"try": ["averaged_epochs", 3]},
+        "+ class weights": {"try": ["class_weights"]},
+        "+ new top layer": {"try": ["new_top_layers", 1]},
         "+ all three": ALL | {"spoiled": 20},
         "+ all three, mean of 3 seeds": ALL | {"spoiled": 20, "seeds": 3},
     },
@@ -128,19 +140,26 @@ def measure(settings: dict[str, Any], seed: int, encoder: str, data: str, device
         folder = f"{scratch}/model"
         started = time.perf_counter()
         chosen: dict[str, Any] = COMMON | settings
-        training = fine_tune(train, validation, encoder, folder, seed=seed, device=device, **chosen)
+        what, *how = chosen.pop("try", [""])
+        with TRIED[what](*how) if what else contextlib.nullcontext():
+            training = fine_tune(train, validation, encoder, folder, seed=seed, device=device, **chosen)
         seconds = time.perf_counter() - started
         model = load_classifier(folder).to(device)
         tokenizer = load_tokenizer(folder, COMMON["max_length"])
-        mccs = {
-            name: validate(model, encode_rows(load_rows(path), tokenizer, model, device))["validation_mcc"]
-            for name, path in (("validation", validation), ("holdout", snapshots["holdout"]))
-        }
+        encoded = [
+            encode_rows(load_rows(path), tokenizer, model, device) for path in (validation, snapshots["holdout"])
+        ]
+    labels = [part.labels for part in encoded]
+    logits = [_logits(model, part, np.arange(part.count), EVALUATION_BATCH[device]).numpy() for part in encoded]
+    margins = [part[:, 1] - part[:, 0] for part in logits]
+    limit = best_threshold(labels[0], margins[0])
     return {
         "seed": seed,
         "seconds": round(seconds, 1),
-        "validation_mcc": mccs["validation"],
-        "holdout_mcc": mccs["holdout"],
+        "validation_mcc": mcc(labels[0], logits[0].argmax(-1)),
+        "holdout_mcc": mcc(labels[1], logits[1].argmax(-1)),
+        "threshold": round(limit, 3),
+        "at_threshold_mcc": mcc(labels[1], (margins[1] > limit).astype(np.int64)),
         "kept": training["kept"],
         "members": [member["validation_mcc"] for member in training["seeds"]],
         "epochs": [epoch["validation_mcc"] for epoch in training["epochs"]],
@@ -154,8 +173,10 @@ def summarise(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
         own = sorted((run for run in runs if run["recipe"] == name), key=lambda run: run["seed"])
         row: dict[str, Any] = {"recipe": name, "seeds": [run["seed"] for run in own]}
         row["seconds"] = round(statistics.mean(run["seconds"] for run in own), 1)
-        for part in ("validation", "holdout"):
-            values = [run[f"{part}_mcc"] for run in own]
+        for part in ("validation", "holdout", "at_threshold"):
+            values = [run[f"{part}_mcc"] for run in own if f"{part}_mcc" in run]
+            if not values:
+                continue
             row[part] = {
                 "values": [round(value, 4) for value in values],
                 "mean": round(statistics.mean(values), 4),
