@@ -23,6 +23,7 @@ from flows.alerting import alert_failure, tell_verdict
 from flows.approval import await_person, find_waiting
 from flows.check import describe_gate, examine_data, read_data, report_gate
 from flows.judging import weigh
+from flows.pages import show_outcome
 from flows.publishing import publish, record_figures, write_report
 from flows.steps import io_step, step
 from tasks import logs, moves, record, registry, runs
@@ -120,7 +121,7 @@ def retrain(settings: dict[str, Any], origins: dict[str, str], home: str, force:
                 carried_out = promote(verdict, version, evidence, store)
             outcome = summarise(verdict, version, evidence, data, store, exported, run_id)
             write_json(folder / "result.json", outcome)
-    create_markdown_artifact(key="verdict", markdown=describe(outcome), description="What was decided, and why")
+    show_outcome(outcome, evidence, store)
     tell_verdict(outcome)
     waits = outcome["decision"] == "HOLD" and chosen.judge.wait_for_person
     return await_person(outcome, chosen.judge.wait_hours, home) if waits else outcome
@@ -347,19 +348,6 @@ def summarise(
         "unchanged": False,
         "seconds": steps.seconds.get(),
     }
-
-
-def describe(outcome: dict[str, Any]) -> str:
-    """Write the outcome as Markdown."""
-    rows = "\n".join(f"| {name} | {taken:.1f} |" for name, taken in outcome["seconds"].items())
-    reasons = "\n".join(f"- {reason}" for reason in outcome["reasons"])
-    return (
-        f"# {outcome['decision']}\n\n{reasons}\n\n"
-        f"Version {outcome['version']}, holdout MCC {outcome['mcc']:.3f} "
-        f"({outcome['mcc_low']:.3f} to {outcome['mcc_high']:.3f}) on {outcome['holdout_rows']} sentences, "
-        f"{outcome['variant']} on {outcome['provider']}.\n\nReport: `{outcome['report']}`\n\n"
-        f"| step | seconds |\n| --- | --- |\n{rows}\n"
-    )
 
 
 def settings_rows(settings: Settings, origins: dict[str, str]) -> list[tuple[str, Any, str]]:

@@ -188,6 +188,10 @@ def test_prefect_shows_the_summary_and_the_progress(retrain: Retrain) -> None:
     (gate,) = (str(entry.data) for entry in flow_run if entry.key == "data-gate")
     assert gate.startswith("# Data accepted\n\n480 rows in, 480 kept, 0 quarantined.")
     assert "| training rows | number of rows | 400 | at least 100 | passed |" in gate
+    (figures,) = (json.loads(entry.data) for entry in flow_run if entry.key == "figures")
+    assert figures[0] == {"figure": "MCC", "candidate": f"{outcome['mcc']:.3f}", "champion": ""}
+    assert "minimal pairs told apart" in {row["figure"] for row in figures}
+    assert not [entry for entry in flow_run if entry.key == "mlflow-run"]  # a database has no page
 
 
 def test_nothing_changed_means_nothing_is_registered_and_force_runs_anyway(retrain: Retrain, home: Path) -> None:

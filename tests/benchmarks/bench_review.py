@@ -1,11 +1,12 @@
 """A person's day with real data: two really different models, one judged against the other, approved and taken back.
 
-    python tests/benchmarks/bench_review.py --data DIR --epochs 1 4 --out FILE
+    python tests/benchmarks/bench_review.py --data DIR [--epochs 1 4] [--home DIR] [--out FILE]
 
 Runs the commands as one types them, in stores of its own, and records what each printed as JSON and how long it took.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import subprocess
@@ -24,10 +25,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="folder with CoLA's files")
     parser.add_argument("--epochs", type=int, nargs=2, default=[1, 4])
+    parser.add_argument("--home", default="", help="folder of the stores, which then stay to be looked at")
     parser.add_argument("--out", default="")
     parser.add_argument("--commit", default="")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as home:
+    with contextlib.nullcontext(options.home) if options.home else tempfile.TemporaryDirectory() as home:
         steps = day(options, home)
     result = {
         "benchmark": "two models on real CoLA, judged, approved and taken back",

@@ -126,6 +126,10 @@ def test_a_schedule_fires_and_ends_with_a_champion(
     [version] = versions(stage)
     assert version["source"].startswith("models:/")
     assert "measure" in str(stage.prefect("POST", "/task_runs/filter", flow_runs={"id": {"any_": [run["id"]]}}))
+    own = {"artifacts": {"flow_run_id": {"any_": [run["id"]]}}}
+    pages = {each["key"]: each["data"] for each in stage.prefect("POST", "/artifacts/filter", **own)}
+    assert {"data-gate", "fine-tuning", "verdict", "figures", "mlflow-run", "report"} <= pages.keys()
+    assert f"/runs/{version['run_id']})" in pages["mlflow-run"]
 
 
 def test_a_reader_cannot_write(stage: Stage) -> None:

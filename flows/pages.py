@@ -1,0 +1,44 @@
+"""What a retraining run shows on its page in Prefect: the verdict, figures beside the champion's, the way to MLflow."""
+
+from typing import Any
+
+from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
+
+from tasks import runs
+from tasks.evidence import Evidence
+from tasks.side_by_side import list_figures_of_both
+from tasks.store import Store
+
+
+def show_outcome(outcome: dict[str, Any], evidence: Evidence, store: Store) -> None:
+    """Put verdict, figures and, where MLflow has pages, links onto the flow run's page."""
+    create_markdown_artifact(key="verdict", markdown=describe(outcome), description="What was decided, and why")
+    figures = [
+        {"figure": figure.name, "candidate": figure.ours, "champion": figure.theirs or ""}
+        for figure in list_figures_of_both(evidence)
+    ]
+    create_table_artifact(key="figures", table=figures, description="The candidate beside the champion, on the holdout")
+    if store["uri"].startswith("http"):
+        page = f"{store['uri'].rstrip('/')}/{runs.find_page(store, outcome['run'])}"
+        create_link_artifact(
+            key="mlflow-run", link=page, link_text="the run in MLflow", description="Curves, pictures, files"
+        )
+        create_link_artifact(
+            key="report",
+            link=f"{page}/artifacts/records/report.html",
+            link_text="the report",
+            description="Everything that the verdict rests on",
+        )
+
+
+def describe(outcome: dict[str, Any]) -> str:
+    """Write the outcome as Markdown."""
+    rows = "\n".join(f"| {name} | {taken:.1f} |" for name, taken in outcome["seconds"].items())
+    reasons = "\n".join(f"- {reason}" for reason in outcome["reasons"])
+    return (
+        f"# {outcome['decision']}\n\n{reasons}\n\n"
+        f"Version {outcome['version']}, holdout MCC {outcome['mcc']:.3f} "
+        f"({outcome['mcc_low']:.3f} to {outcome['mcc_high']:.3f}) on {outcome['holdout_rows']} sentences, "
+        f"{outcome['variant']} on {outcome['provider']}.\n\nReport: `{outcome['report']}`\n\n"
+        f"| step | seconds |\n| --- | --- |\n{rows}\n"
+    )
