@@ -6,14 +6,16 @@ they meet, and a crash or a hang of theirs must not take the training with it.
 
 import logging
 from pathlib import Path
-from typing import TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from tasks.apart import run_apart
 from tasks.bundle import TOKENIZER, VARIANTS, Origin, seal, verify
 from tasks.errors import VerdictError
 from tasks.files import new_folder, read_json, write_json
-from tasks.graphs import Graphs, write_graphs
-from tasks.parity import Parity
+
+if TYPE_CHECKING:
+    from tasks.graphs import Graphs
+    from tasks.parity import Parity
 
 # Seconds. A large model with both exporters tried takes some ten minutes on two busy cores; what takes longer hangs.
 LIMIT = 1_800.0
@@ -31,7 +33,7 @@ class Export(TypedDict):
     bundle: str
     digest: str
     parity: dict[str, float]
-    variants: dict[str, Parity]
+    variants: "dict[str, Parity]"
     left_out: dict[str, str]
     exporter: str
     fused: dict[str, int]
@@ -51,7 +53,7 @@ def export_bundle(model_folder: str, folder: str, origin: Origin, rows: str | No
     """
     bundle = Path(folder) / "bundle"
     with new_folder(bundle) as scratch:
-        graphs = run_apart("the export to ONNX", LIMIT, write_graphs, model_folder, str(scratch), origin, rows)
+        graphs = run_apart("the export to ONNX", LIMIT, _write_graphs, model_folder, str(scratch), origin, rows)
         (scratch / TOKENIZER).write_bytes((Path(model_folder) / TOKENIZER).read_bytes())
         manifest = seal(scratch, graphs["facts"], metrics={})
     _tell(graphs)
@@ -82,7 +84,14 @@ def load_export(folder: str) -> Export | None:
         return None
 
 
-def _tell(graphs: Graphs) -> None:
+def _write_graphs(*arguments: Any) -> "Graphs":
+    """Call `write_graphs` in the other process: its libraries cost this one seconds, and are of no use here."""
+    from tasks.graphs import write_graphs
+
+    return write_graphs(*arguments)
+
+
+def _tell(graphs: "Graphs") -> None:
     """Log the exporter that was taken, how far each variant is from torch, and what is not shipped."""
     for remark in graphs["remarks"]:
         log.info("%s", remark)

@@ -67,7 +67,7 @@ def day(options: argparse.Namespace, home: str) -> list[dict[str, Any]]:
         print(json.dumps(step), flush=True)
         return answer
 
-    training = ("--profile", "cola-small", "--data", options.data, "--set", "finetune.spoiled=0")
+    training = ("--profile", "cola-small", "--data", options.data, "--set", "finetune.spoiled=1")
     threshold = ("--set", "judge.threshold=0.0")  # one epoch is meant to be bad, and to reign all the same
     say("retrain", *training, *threshold, "--set", f"finetune.epochs={options.epochs[0]}")
     second = say("retrain", *training, *threshold, "--set", f"finetune.epochs={options.epochs[1]}")

@@ -2,9 +2,10 @@
 
     python tests/benchmarks/soak.py [--minutes 15] [--out FILE]
 
-PostgreSQL, S3 store, servers and worker are those of the services' tests. The data stays the same but for one change,
-so most runs end as NothingNew. What is looked for: runs that never end, slots that leak, more than one champion, and
-memory of the servers that grows.
+PostgreSQL, S3 store, servers and worker are those of the services' tests. The data stays the same but for two changes,
+so most runs end as NothingNew. While the first change trains, worker and run are killed: the run has to be marked
+crashed and a later one to go on. What is looked for: runs that never end, slots that leak, more than one champion,
+and memory of the servers that grows.
 """
 
 import argparse
@@ -61,8 +62,8 @@ def soak(stage: Stage, data: Path, encoder: Path, minutes: float) -> dict[str, A
     [made] = stage.prefect("POST", f"/deployments/{held['id']}/schedules", items=[schedule])
     memory = [measure(stage)]
     started = time.monotonic()
-    events = {KILLED: lambda: disturb_worker(stage), RESTARTED: lambda: restart(stage, "prefect")}
-    events[CHANGED] = lambda: write_toy_data(data, seed=1)
+    events = {KILLED: lambda: kill_training(stage, data), RESTARTED: lambda: restart(stage, "prefect")}
+    events[CHANGED] = lambda: write_toy_data(data, seed=2)
     while (now := (time.monotonic() - started) / 60) < minutes:
         for minute in [minute for minute in events if now >= minute]:
             events.pop(minute)()
@@ -103,9 +104,11 @@ def overhead(stage: Stage, run: dict[str, Any]) -> float:
     return float(run["total_run_time"] - sum(step["total_run_time"] for step in steps))
 
 
-def disturb_worker(stage: Stage) -> None:
-    """Kill worker and run by SIGKILL while a run is in progress."""
-    stage.wait(stage.runs, "a run is in progress", 120)
+def kill_training(stage: Stage, data: Path) -> None:
+    """Change the data; when the next run trains on it, kill run and worker by SIGKILL, and start another worker."""
+    write_toy_data(data, seed=1)
+    began = time.time()
+    stage.wait(lambda: any(path.stat().st_mtime > began for path in stage.home.glob("runs/*/split.json")), "training")
     restart(stage, "worker")
 
 
