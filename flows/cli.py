@@ -162,7 +162,10 @@ def status(as_json: AsJson = False) -> None:
     environment.prepare()
     from flows import console_review, oncall
 
-    _print(oncall.status(environment.home()), as_json, console_review.show_status)
+    answer = oncall.status(environment.home())
+    _print(answer, as_json, console_review.show_status)
+    if answer["unreachable"]:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -382,11 +385,10 @@ def _explain(error: Exception) -> int:
     # typer's usage errors know their code and carry their command; typer may bring its own copy of click.
     if hasattr(error, "format_message") and hasattr(error, "exit_code"):
         context = getattr(error, "ctx", None)
-        logs.tell_failure(error.format_message())
-        print(f"see: {context.command_path if context else 'verdict'} --help", file=sys.stderr)
+        logs.tell_failure(error.format_message(), f"see: {context.command_path if context else 'verdict'} --help")
         return int(error.exit_code)
-    logs.tell_failure(f"{type(error).__name__}: {error}")
-    print("this is a fault of the program; show it whole with: verdict --debug ...", file=sys.stderr)
+    fault = "this is a fault of the program; show it whole with: verdict --debug ..."
+    logs.tell_failure(f"{type(error).__name__}: {error}", fault)
     return 1
 
 

@@ -35,21 +35,27 @@ def show_status(status: dict[str, Any]) -> None:
     """Print what reigns and waits, what ran and why it ended so, what runs next, and what to look at."""
     console = new_console()
     console.print(f"store      {escape(status['store'])}")
-    none = {"champion": "none, it vanished" if status["incumbency"] == "vanished" else "none", "challenger": "none"}
-    for role, absent in none.items():
+    absent = {"never": "none", "vanished": "none, it vanished", "unknown": "not to be had"}
+    none = {"champion": absent.get(status["incumbency"], "none"), "challenger": "none"}
+    if status["incumbency"] == "unknown":
+        none["challenger"] = absent["unknown"]
+    for role, nobody in none.items():
         version = status[role]
-        console.print(f"{role:<10} {_describe(version) if version else absent}")
+        console.print(f"{role:<10} {_describe(version) if version else nobody}")
     disk = status["disk"]
-    console.print(f"disk       {disk['free_gb']:.0f} GB free, stores take {disk['stores_gb']:.1f}")
+    taken = "" if disk["stores_gb"] is None else f", stores take {disk['stores_gb']:.1f}"
+    console.print(f"disk       {disk['free_gb']:.0f} GB free{taken}")
     if drift := status["drift"]:
         console.print(f"drift      {drift['seen']} ({_local(drift['time'])})")
     if status["champion"] and status["champion"]["fault"]:
         console.print(f"[red]damaged[/]    {escape(status['champion']['fault'])}")
+    for silent in status["unreachable"]:
+        console.print(f"[red]silent[/]     {escape(silent)}")
     for notice in status["notices"]:
         console.print(f"[yellow]notice[/]     {escape(notice)}")
     if status["runs"]:
         _show_runs(status["runs"])
-    else:
+    elif status["incumbency"] != "unknown":
         console.print("no runs yet; start one: verdict retrain")
     if status["schedule"]:
         _show_schedule(status["schedule"])
@@ -72,7 +78,9 @@ def _show_schedule(schedule: dict[str, Any]) -> None:
     for run in schedule["last"]:
         table.add_row(run["deployment"], _local(run["time"]), run["state"], _short(run["why"]))
     for run in schedule["next"]:
-        table.add_row(run["deployment"], _local(run["time"]), "[yellow]late[/]" if run["late"] else "to come", "")
+        waits = f"waits for {run['waits_for']}" if run["waits_for"] else ""
+        state = "[yellow]late[/]" if run["late"] else "to come"
+        table.add_row(run["deployment"], _local(run["time"]), state, escape(waits))
     if table.row_count:
         console.print(table)
     else:

@@ -17,6 +17,7 @@ import httpx
 from filelock import FileLock, Timeout
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
+from prefect.runtime import flow_run
 
 from flows import steps
 from flows.alerting import alert_failure, tell_verdict
@@ -121,8 +122,8 @@ def retrain(settings: dict[str, Any], origins: dict[str, str], home: str, force:
                 carried_out = promote(verdict, version, evidence, store)
             outcome = summarise(verdict, version, evidence, data, store, exported, run_id)
             write_json(folder / "result.json", outcome)
-    show_outcome(outcome, evidence, store)
     tell_verdict(outcome)
+    show_outcome(outcome, evidence, store)
     waits = outcome["decision"] == "HOLD" and chosen.judge.wait_for_person
     return await_person(outcome, chosen.judge.wait_hours, home) if waits else outcome
 
@@ -204,7 +205,7 @@ def recorded_run(
             log_dataset(
                 store, run_id, name, name, snapshot["digest"], snapshot["path"], shown_addresses(settings.data.path)
             )
-    logs.bind(run=run_id, dataset=data["digest"])
+    logs.bind(run=run_id, flow_run=str(flow_run.id or ""), dataset=data["digest"], version="", digest="")
     try:
         with watched(store, run_id):
             yield run_id
@@ -225,7 +226,7 @@ def check_data(data: Data, settings: Settings, encoder: Encoder, folder: Path, s
     reports = [folder / name for name in ("gate.json", "gate.html", "quarantine.parquet")]
     log_files(store, run_id, [str(path) for path in reports if path.is_file()], "gate")
     if gate["reference"]:
-        runs.tag_run(store, run_id, {"drift": name_drift(gate["drift"])})
+        runs.tag_run(store, run_id, {"drift": name_drift(gate["drift"]), "drift_from": gate["reference"]})
     create_markdown_artifact(key="data-gate", markdown=describe_gate(gate), description="What the data gate saw")
     refuse_unfit(gate)
     return gate

@@ -1,4 +1,4 @@
-"""Who moved what, and who may: questions and decisions of who looks after the model."""
+"""What a person decides about versions and what is asked of them: approve, reject, rollback, history, predict."""
 
 from pathlib import Path
 from typing import Any

@@ -25,6 +25,7 @@ from typing import NoReturn
 from flows import environment
 from flows.places import MARKER, Places, find_places
 from tasks.errors import VerdictError, WrongUsage
+from tasks.logs import wants_json
 
 PROCFILE = Path(__file__).parents[1] / "infra" / "Procfile"
 ACCOUNTS = PROCFILE.parent / "images" / "accounts.py"
@@ -135,9 +136,12 @@ def _start(places: Places, folder: Path, held: int) -> "subprocess.Popen[bytes]"
         import honcho  # type: ignore[import-untyped]  # noqa: F401
     except ImportError as error:
         raise WrongUsage("honcho is not installed; run: pip install 'verdict-mlops[services]'") from error
+    runner = [sys.executable, "-m", "honcho", "--no-colour", "--procfile", str(PROCFILE), "start"]
+    if wants_json():
+        runner.append("--no-prefix")  # a service's name before each line would be in the way
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "honcho", "--no-colour", "--procfile", str(PROCFILE), "start"],
+            runner,
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,

@@ -72,9 +72,10 @@ def watch(settings: dict[str, Any], origins: dict[str, str], home: str) -> dict[
         outcome["action"] = "retrain"
         # Its own checks see the same data again; they cost seconds, and a run never rests on another one's word.
         outcome["retrain"] = retrain(settings, origins, home)
-    compared = outcome["check"]["reference"]
-    drift = name_drift(outcome["check"]["drift"]) if compared else None
-    write_json(record, {"dataset": data["digest"], "why": outcome["why"], "time": now(), "drift": drift})
+    gate = outcome["check"]
+    drift = name_drift(gate["drift"]) if gate["reference"] else None
+    seen_now = {"dataset": data["digest"], "why": outcome["why"], "time": now()}
+    write_json(record, seen_now | {"drift": drift, "drift_from": gate["reference"]})
     return outcome | {"seconds": taken}
 
 

@@ -4,7 +4,6 @@ VERDICT_LOG=json asks for the second. Each object has time, level, logger and me
 said: the MLflow run, Prefect's flow run, the data's digest, the model's version and digest.
 """
 
-import contextvars
 import logging
 import os
 import sys
@@ -14,13 +13,16 @@ from tasks.errors import WrongUsage
 VARIABLE = "VERDICT_LOG"
 FIELDS = {"asctime": "time", "levelname": "level", "name": "logger"}
 
-_facts: contextvars.ContextVar[dict[str, str]] = contextvars.ContextVar("facts")
+_facts: dict[str, str] = {}  # of the process, which does one job or serves one model, in whatever thread
 
 
 def bind(**facts: str) -> None:
-    """Add facts to everything that is said from here on in this context; an empty one takes its name away."""
-    known = _facts.get({}) | facts
-    _facts.set({name: value for name, value in known.items() if value})
+    """Add facts to everything that this process says from here on; an empty one takes its name away."""
+    for name, value in facts.items():
+        if value:
+            _facts[name] = value
+        else:
+            _facts.pop(name, None)
 
 
 def wants_json() -> bool:
@@ -53,9 +55,10 @@ def dress(handler: logging.Handler) -> None:
     handler.addFilter(_add_facts)
 
 
-def tell_failure(text: str) -> None:
+def tell_failure(*lines: str) -> None:
     """Print why a command failed on standard error, in the form that the environment asks for."""
     handler = logging.StreamHandler(sys.stderr)
+    text = "\n".join(lines)
     try:
         dress(handler)
         said = text if wants_json() else f"error: {text}"
@@ -65,7 +68,7 @@ def tell_failure(text: str) -> None:
 
 
 def _add_facts(record: logging.LogRecord) -> bool:
-    for name, value in _facts.get({}).items():
+    for name, value in list(_facts.items()):
         if not hasattr(record, name):
             setattr(record, name, value)
     return True

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import mlflow.data
-from mlflow.entities import DatasetInput, InputTag, Metric, Param, RunTag, ViewType
+from mlflow.entities import DatasetInput, InputTag, Metric, Param, Run, RunTag, ViewType
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, RESOURCE_DOES_NOT_EXIST, ErrorCode
 
@@ -15,7 +15,7 @@ from tasks.reading import load_rows
 from tasks.store import Store, connect, experiment_of
 
 BATCH_LIMIT = 1_000  # metrics in one call, MLflow's limit
-WHY = {"KILLED": "its process died; the next run goes on from what it finished"}  # ended so without a word
+WHY = {"KILLED": "its process died; the same data and settings go on from what it finished"}  # ended without a word
 DIGEST_LENGTH = 32  # characters; MLflow allows 36
 
 
@@ -125,7 +125,7 @@ def recent_runs(store: Store, limit: int = 5) -> list[dict[str, Any]]:
     """Return the latest runs, newest first.
 
     Each with run, job, start and end (seconds since 1970; None while it runs), status, verdict, version, mcc, why it
-    ended so, and what drifted from the champion's data (None where there was nothing to compare with).
+    ended so, what drifted, and from the data of which digest (None where there was nothing to compare with).
     """
     with connect(store) as client:
         runs = client.search_runs(
@@ -141,11 +141,19 @@ def recent_runs(store: Store, limit: int = 5) -> list[dict[str, Any]]:
                 "verdict": run.data.tags.get("verdict"),
                 "version": run.data.tags.get("version"),
                 "mcc": run.data.metrics.get("mcc"),
-                "why": run.data.tags.get("why") or run.data.tags.get("error") or WHY.get(run.info.status, ""),
+                "why": _why(run),
                 "drift": run.data.tags.get("drift"),
+                "drift_from": run.data.tags.get("drift_from"),
             }
             for run in runs
         ]
+
+
+def _why(run: Run) -> str:
+    """Return why a run ended as it did; of one that failed after its verdict the failure."""
+    tags = run.data.tags
+    said = (tags.get("error"), tags.get("why")) if run.info.status == "FAILED" else (tags.get("why"), tags.get("error"))
+    return said[0] or said[1] or WHY.get(run.info.status, "")
 
 
 def count_looks(store: Store, holdout: str, besides: str) -> int:

@@ -1,7 +1,7 @@
 """The connection to MLflow: which store, one client at a time, and what it says when it cannot be asked.
 
-Every module that talks to MLflow goes through `connect`; `runs.py` keeps what jobs did, `registry.py` versions and
-aliases, `moves.py` the record of who moved the champion.
+Every module that talks to MLflow goes through `connect`, but for the monitor in `usage.py`; `runs.py` keeps what jobs
+did, `registry.py` versions and aliases, `moves.py` the record of who moved the champion.
 """
 
 import contextlib

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -12,7 +13,7 @@ from tasks.errors import WrongUsage
 
 
 @pytest.fixture
-def speaker(monkeypatch: pytest.MonkeyPatch) -> Iterator[logging.Logger]:
+def speaker() -> Iterator[logging.Logger]:
     logger = logging.getLogger("tasks.test_logs")
     yield logger
     logger.handlers.clear()
@@ -56,6 +57,17 @@ def test_json_is_one_object_a_line_with_the_facts_that_were_bound(
     assert "version" not in json.loads(say(speaker, capsys))
 
 
+def test_what_one_thread_binds_every_thread_says(
+    speaker: logging.Logger, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(logs.VARIABLE, "json")
+    logs.bind(version="3")
+    following = threading.Thread(target=logs.bind, kwargs={"version": "4"})  # as the champion's thread does
+    following.start()
+    following.join()
+    assert json.loads(say(speaker, capsys))["version"] == "4"
+
+
 def test_another_form_is_refused_before_anything_starts(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -77,3 +89,14 @@ def test_a_command_that_fails_says_so_in_the_form_that_is_asked_for(
     said = json.loads(capsys.readouterr().err)
     assert (said["level"], said["logger"]) == ("ERROR", "verdict")
     assert said["message"].startswith("--set 'finetune.epochs' has no value")
+
+
+def test_usage_errors_are_one_object_with_the_hint_in_it(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(logs.VARIABLE, "json")
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["retrain", "--no-such-option"])
+    assert ended.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert json.loads(line)["message"].endswith("\nsee: verdict retrain --help")

@@ -1,16 +1,20 @@
 """The first look of who is on call, on a real MLflow store and a real Prefect server."""
 
 import datetime
+import http.server
 import json
-import os
-from collections.abc import Iterator
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from shelves import add_version, new_store
 
-from flows import console_review, oncall, schedule
+from flows import cli, console_review, oncall, schedule
 from tasks import moves, runs
 from tasks.drift import Shift, name_drift
 from tasks.files import write_json
@@ -20,7 +24,7 @@ from tasks.store import Store, locate_store
 @pytest.fixture
 def home(empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.setattr(oncall, "ask_schedule", lambda: None)
+    monkeypatch.setattr(oncall, "ask_prefect", lambda: None)
     new_store(empty_store, tmp_path)
     return tmp_path
 
@@ -28,6 +32,9 @@ def home(empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.fixture
 def store(home: Path) -> Store:
     return locate_store(str(home))
+
+
+ASK = oncall.ask_prefect  # which the fixture takes away
 
 
 def ended(store: Store, status: str, **tags: str) -> str:
@@ -41,7 +48,7 @@ def test_each_run_says_why_it_ended_so(store: Store, home: Path) -> None:
     ended(store, "FAILED", verdict="FAILED", error="the disk is full")
     ended(store, "KILLED")
     assert [(run["status"], run["why"]) for run in oncall.status(str(home))["runs"]] == [
-        ("KILLED", "its process died; the next run goes on from what it finished"),
+        ("KILLED", "its process died; the same data and settings go on from what it finished"),
         ("FAILED", "the disk is full"),
         ("FINISHED", "not better than champion 1"),
     ]
@@ -67,15 +74,63 @@ def test_ages_are_told_in_the_unit_that_fits(hours: float, words: str) -> None:
     assert console_review._age(moment.isoformat()) == words
 
 
-def test_drift_is_that_of_the_latest_look_by_a_run_or_by_watch(store: Store, home: Path) -> None:
+def test_a_run_that_failed_after_its_verdict_says_why_it_failed(store: Store, home: Path) -> None:
+    ended(store, "FAILED", why="there is no champion yet", error="the disk is full")
+    assert oncall.status(str(home))["runs"][0]["why"] == "the disk is full"
+
+
+def test_drift_is_that_of_the_latest_look_beside_the_champion_who_reigns(store: Store, home: Path) -> None:
+    version = add_version(store, home, "a", dataset="d" * 64)
+    moves.crown(store, version, kind="promote", expected=None, reason="better")
     assert oncall.status(str(home))["drift"] is None
-    ended(store, "FINISHED", drift="none")
+    ended(store, "FINISHED", drift="none", drift_from="d" * 64)
     assert oncall.status(str(home))["drift"]["seen"] == "none"
     (home / "watch").mkdir()
-    later = datetime.datetime.now(datetime.UTC) + datetime.timedelta(hours=1)
-    write_json(home / "watch" / "a.json", {"time": later.isoformat(), "drift": "label, length"})
-    write_json(home / "watch" / "b.json", {"time": later.isoformat(), "drift": None})
-    assert oncall.status(str(home))["drift"] == {"time": later.isoformat(), "seen": "label, length"}
+    hours = [(datetime.datetime.now(datetime.UTC) + datetime.timedelta(hours=each)).isoformat() for each in (1, 2, 3)]
+    write_json(home / "watch" / "a.json", {"time": hours[0], "drift": "label, length", "drift_from": "d" * 64})
+    write_json(home / "watch" / "b.json", {"time": hours[1], "drift": "source", "drift_from": "e" * 64})  # before it
+    write_json(home / "watch" / "c.json", {"time": hours[2], "drift": None, "drift_from": None})
+    drift = oncall.status(str(home))["drift"]
+    assert drift == {"time": hours[0], "seen": "label, length", "reference": "d" * 64}
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", '"text"', "{}", '{"time": 3}', '{"time": "yesterday", "drift": "label"}', "\xff"]
+)
+def test_a_damaged_record_of_watch_is_noticed_and_hides_nothing_else(home: Path, text: str) -> None:
+    (home / "watch").mkdir()
+    path = home / "watch" / "a.json"
+    path.write_bytes(text.encode("latin-1"))
+    answer = oncall.status(str(home))
+    assert answer["notices"] == [f"{path} is no record of a look at data; delete it, and the next look writes it anew"]
+    assert answer["incumbency"] == "never"
+
+
+def test_a_store_that_does_not_answer_leaves_the_rest_of_the_answer(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (home / "mlflow.db").write_text("this is no database, but it is long enough to be read as one" * 50)
+    monkeypatch.setenv("VERDICT_HOME", str(home))
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["status", "--json"])
+    assert ended.value.code == 1
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["incumbency"] == "unknown"
+    assert answer["disk"]["free_gb"] > 0
+    assert len(answer["unreachable"]) == 1
+    assert answer["unreachable"][0].startswith(f"MLflow store sqlite:///{home}/mlflow.db failed")
+    console_review.show_status(answer)
+    printed = capsys.readouterr().out
+    assert "champion   not to be had" in printed
+    assert "no runs yet" not in printed
+
+
+def test_files_that_vanish_while_they_are_counted_do_not_matter(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (home / "kept").write_bytes(b"0" * 1_000_000)
+    monkeypatch.setattr(oncall.os, "walk", lambda _: [(str(home), [], ["gone", "kept"]), (f"{home}/gone", [], ["x"])])
+    assert oncall.measure_disk(str(home))["stores_gb"] == 0.001
+    monkeypatch.setattr(oncall, "PATIENCE", -1.0)
+    assert oncall.measure_disk(str(home))["stores_gb"] is None
 
 
 def test_what_drifted_is_named() -> None:
@@ -97,39 +152,78 @@ def test_the_disk_is_measured_and_a_full_one_is_noticed(home: Path, monkeypatch:
     assert answer["notices"] == [f"1.5 GB free at {home}, a run needs 2.0; make room: verdict prune"]
 
 
-def test_a_prefect_that_does_not_answer_leaves_the_rest_of_the_answer(
-    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.fixture
+def silent() -> Iterator[str]:
+    """A server that takes connections and says nothing."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        yield f"http://127.0.0.1:{server.getsockname()[1]}/api"
+
+
+@pytest.fixture
+def answering() -> Iterator[Callable[[int], str]]:
+    """Servers that answer every request with one status."""
+    servers = []
+
+    def start(status: int) -> str:
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                self.send_response(status)
+                self.end_headers()
+
+            def do_GET(self) -> None:
+                self.do_POST()
+
+            def log_message(self, *_: object) -> None: ...
+
+        servers.append(http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler))
+        threading.Thread(target=servers[-1].serve_forever, daemon=True).start()
+        return f"http://127.0.0.1:{servers[-1].server_port}/api"
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.mark.parametrize("trouble", ["nobody", "silence", 503, 401])
+def test_a_prefect_that_does_not_answer_leaves_the_rest_of_the_answer_in_seconds(
+    trouble: Any, home: Path, silent: str, answering: Callable[[int], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.undo()
-    monkeypatch.setenv("VERDICT_HOME", str(home))
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
-    with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"}):
+    monkeypatch.setattr(oncall, "ask_prefect", ASK)
+    monkeypatch.setattr(schedule, "PATIENCE", 1)
+    url = {"nobody": "http://127.0.0.1:9/api", "silence": silent}.get(trouble) or answering(trouble)
+    began = time.monotonic()
+    with temporary_settings({PREFECT_API_URL: url}):
         answer = oncall.status(str(home))
+    assert time.monotonic() - began < 20
     assert answer["schedule"] is None
-    assert len(answer["notices"]) == 1
-    assert answer["notices"][0].startswith("Prefect at http://127.0.0.1:9/api does not answer (")
-    assert answer["notices"][0].endswith("check it: verdict doctor")
+    assert answer["disk"]["free_gb"] > 0
+    (line,) = answer["unreachable"]
+    words = f"{url} refuses us (401)" if trouble == 401 else f"Prefect at {url} does not answer ("
+    assert line.startswith(words)
 
 
 @pytest.fixture(scope="module")
 def served(prefect_server: str) -> Iterator[str]:
     from flows.deploy import deploy
 
-    os.environ["PREFECT_API_URL"] = prefect_server
-    deploy()
-    yield prefect_server
-    del os.environ["PREFECT_API_URL"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PREFECT_API_URL", prefect_server)
+        deploy()
+        yield prefect_server
 
 
 def test_the_schedule_shows_what_runs_next_what_is_late_and_how_runs_ended(
     served: str, home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from prefect import get_client
-    from prefect.states import Completed, Crashed, Scheduled
+    from prefect.states import Completed, Crashed, Running, Scheduled
 
-    monkeypatch.setattr(oncall, "ask_schedule", schedule.ask_schedule)
+    monkeypatch.setattr(oncall, "ask_prefect", ASK)
     now = datetime.datetime.now(datetime.UTC)
     with get_client(sync_client=True) as client:
         held = client.read_deployment_by_name("score/score")
@@ -139,10 +233,11 @@ def test_the_schedule_shows_what_runs_next_what_is_late_and_how_runs_ended(
         client.set_flow_run_state(made[1].id, Completed(message="7 of 7 rows scored"), force=True)
         due = now - datetime.timedelta(minutes=7)
         client.set_flow_run_state(made[2].id, Scheduled(scheduled_time=due), force=True)
-    try:
-        answer = oncall.status(str(home))
-    finally:
-        with get_client(sync_client=True) as client:
+        try:
+            answer = oncall.status(str(home))
+            client.set_flow_run_state(made[1].id, Running(), force=True)
+            busy = oncall.status(str(home))
+        finally:
             for run in made:
                 client.delete_flow_run(run.id)
     assert json.loads(json.dumps(answer)) == answer
@@ -156,6 +251,11 @@ def test_the_schedule_shows_what_runs_next_what_is_late_and_how_runs_ended(
     ends = {each["run"]: (each["state"], each["why"]) for each in seen["last"]}
     assert ends[made[0].name] == ("Crashed", "its worker gave no sign for 90 s")
     assert ends[made[1].name] == ("Completed", "7 of 7 rows scored")
+    (waiting,) = (each for each in busy["schedule"]["next"] if each["deployment"] == "score")
+    assert (waiting["late"], waiting["waits_for"]) == (False, made[1].name)
+    assert not [line for line in busy["notices"] if "score" in line]
+    console_review.show_status(busy)
+    assert f"waits for {made[1].name}" in capsys.readouterr().out
     console_review.show_status(answer)
     printed = capsys.readouterr().out
     for words in ("late", "to come", "its worker gave no sign for 90 s", "no runs yet", "GB free"):
