@@ -99,7 +99,7 @@ def test_without_sentences_to_compare_on_only_fp32_is_shipped(exported: Any) -> 
 def test_what_is_not_shipped_is_told_and_recorded(
     trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(export, "write_graphs", leave_int8)
+    monkeypatch.setattr(export, "_write_graphs", leave_int8)
     with caplog.at_level(logging.INFO, logger="tasks"):
         exported = export_bundle(trained["model"], str(tmp_path), origin())
     reason = "gives 90.00% of 100 sentences torch's label, expected 99.0%"
@@ -112,7 +112,7 @@ def test_what_is_not_shipped_is_told_and_recorded(
 def test_a_killed_export_is_one_line_and_leaves_no_bundle(
     trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(export, "write_graphs", die)
+    monkeypatch.setattr(export, "_write_graphs", die)
     with pytest.raises(VerdictError, match=r"^the export to ONNX was ended by SIGKILL; where memory ran out"):
         export_bundle(trained["model"], str(tmp_path), origin())
     assert list(tmp_path.iterdir()) == []
@@ -121,7 +121,7 @@ def test_a_killed_export_is_one_line_and_leaves_no_bundle(
 def test_an_export_over_its_limit_is_one_line_and_leaves_no_bundle(
     trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(export, "write_graphs", hang)
+    monkeypatch.setattr(export, "_write_graphs", hang)
     monkeypatch.setattr(export, "LIMIT", 0.5)
     with pytest.raises(VerdictError, match=r"^the export to ONNX did not end in 0\.5 s and was stopped"):
         export_bundle(trained["model"], str(tmp_path), origin())
