@@ -10,6 +10,7 @@ and memory of the servers that grows.
 
 import argparse
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -21,8 +22,11 @@ from typing import Any
 
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "services")]
 
+from bench_ingestion import cpu_name  # noqa: E402
 from conftest import write_toy_data  # noqa: E402
 from stage import ROOT, Stage  # noqa: E402
+
+from tasks.provenance import git_commit, versions  # noqa: E402
 
 FINAL = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
 KILLED, RESTARTED, CHANGED = 4, 8, 11  # minutes
@@ -81,15 +85,19 @@ def summarise(
 ) -> dict[str, Any]:
     """Collect what the soak is for."""
     now = stage.prefect("GET", f"/deployments/{deployment}")
-    versions = stage.mlflow("reader", "GET", "model-versions/search", filter="name = 'acceptability'").json()
+    registered = stage.mlflow("reader", "GET", "model-versions/search", filter="name = 'acceptability'").json()
     alias = stage.mlflow("reader", "GET", "registered-models/alias", name="acceptability", alias="champion").json()
     return {
+        "benchmark": "a retraining run every minute, one of them killed with its worker, Prefect's server restarted",
+        "hardware": f"{cpu_name()}, {os.cpu_count()} CPU cores",
+        "versions": versions(),
+        "commit": git_commit(),
         "minutes": minutes,
         "runs": len(runs),
         "states": dict(Counter(run["state"]["name"] for run in runs)),
         "stuck": [run["name"] for run in open_runs(stage, deployment)],
         "leaked_slots": now["global_concurrency_limit"]["active_slots"],
-        "versions": len(versions.get("model_versions", [])),
+        "registered": len(registered.get("model_versions", [])),
         "champion": alias["model_version"]["version"],
         "megabytes": {"begin": memory[0], "end": memory[-1]},
         "overhead_seconds": sorted(
