@@ -214,7 +214,19 @@ def served(prefect_server: str) -> Iterator[str]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PREFECT_API_URL", prefect_server)
         deploy()
+        wait_for_plans(prefect_server)
         yield prefect_server
+
+
+def wait_for_plans(server: str) -> None:
+    """Prefect plans the runs of a new deployment some seconds after it is made."""
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    deadline = time.monotonic() + 90
+    with temporary_settings({PREFECT_API_URL: server}):
+        while not {"retrain", "watch"} <= {run["deployment"] for run in schedule.ask_schedule()["next"]}:
+            assert time.monotonic() < deadline, "Prefect planned no run"
+            time.sleep(0.5)
 
 
 def test_the_schedule_shows_what_runs_next_what_is_late_and_how_runs_ended(
