@@ -15,7 +15,9 @@ from tasks.errors import WrongUsage
 @pytest.fixture
 def speaker() -> Iterator[logging.Logger]:
     logger = logging.getLogger("tasks.test_logs")
-    logger.propagate = False  # Prefect's handlers, where a test before this one set them up, write to standard error too
+    logger.propagate = (
+        False  # Prefect's handlers, where a test before this one set them up, write to standard error too
+    )
     yield logger
     logger.handlers.clear()
     logger.propagate = True

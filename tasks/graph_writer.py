@@ -1,0 +1,42 @@
+"""Adds nodes and constants to an ONNX graph, under names that no exporter gives."""
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import helper, numpy_helper
+from onnxruntime.transformers.onnx_model import OnnxModel
+
+DOMAIN = "com.microsoft"  # of ONNX Runtime's own operators
+
+
+class GraphWriter:
+    """Writes into a graph; what it adds has names that begin with `prefix`."""
+
+    def __init__(self, model: OnnxModel, prefix: str) -> None:
+        self.model, self.prefix, self._count = model, prefix, 0
+
+    def add(
+        self, operator: str, inputs: list[str], output: str = "", domain: str = "", **attributes: int | list[int]
+    ) -> str:
+        """Add a node and return the name of its output."""
+        name = self._name(operator)
+        node = helper.make_node(operator, inputs, [output or name], name=name, domain=domain, **attributes)
+        self.model.add_node(node)
+        return output or name
+
+    def constant(self, values: object, kind: type = np.int64) -> str:
+        """Add a constant and return its name."""
+        tensor = numpy_helper.from_array(np.asarray(values, kind), self._name("constant"))
+        self.model.add_initializer(tensor)
+        return tensor.name
+
+    def real(self, value: float) -> str:
+        """Add a number in fp32 and return its name."""
+        return self.constant(value, np.float32)
+
+    def value(self, name: str) -> NDArray[np.float32]:
+        """Return a constant of the graph."""
+        return numpy_helper.to_array(self.model.get_initializer(name))
+
+    def _name(self, kind: str) -> str:
+        self._count += 1
+        return f"{self.prefix}{kind}_{self._count}"

@@ -1,0 +1,130 @@
+"""Products in int8 with a scale for each row: what is exact, what rounding may cost, and what is left alone."""
+
+import numpy as np
+import onnxruntime
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+from onnxruntime.transformers.onnx_model import OnnxModel
+
+from tasks.quantising import BALANCE, balance, quantise_columns, quantise_rows, rows_to_balance
+
+Real = NDArray[np.float32]
+
+
+def products(*matrices: Real, opset: int = 17) -> OnnxModel:
+    """Return a graph that multiplies x [B, S, K] with each matrix and with the transpose of itself."""
+    nodes = [helper.make_node("MatMul", ["x", f"w{i}"], [f"y{i}"]) for i in range(len(matrices))]
+    nodes += [
+        helper.make_node("Transpose", ["x"], ["t"], perm=[0, 2, 1]),
+        helper.make_node("MatMul", ["x", "t"], ["s"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "products",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", "tokens", len(matrices[0])])],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for node in nodes for name in node.output[:1]],
+        [numpy_helper.from_array(matrix, f"w{i}") for i, matrix in enumerate(matrices)],
+    )
+    imports = [helper.make_opsetid("", opset), helper.make_opsetid("com.microsoft", 1)]
+    return OnnxModel(helper.make_model(graph, opset_imports=imports, ir_version=8))
+
+
+def run(model: OnnxModel, x: Real) -> list[Real]:
+    session = onnxruntime.InferenceSession(model.model.SerializeToString(), providers=["CPUExecutionProvider"])
+    return session.run(None, {"x": x})
+
+
+def draw(*sizes: int, seed: int = 0) -> Real:
+    return np.random.default_rng(seed).normal(size=sizes).astype(np.float32)
+
+
+@pytest.mark.parametrize("opset", [17, 20])  # from 18 on reductions take their axes as an input
+@pytest.mark.parametrize("least", [-127, -255, -3, 0])
+def test_whole_numbers_within_255_are_multiplied_exactly(least: int, opset: int) -> None:
+    x = np.random.default_rng(0).integers(least, least + 256, (2, 3, 16)).astype(np.float32)
+    w = np.random.default_rng(1).integers(-127, 128, (16, 8)).astype(np.float32)
+    x[..., 0], x[..., 1], w[0] = least, least + 255, -127  # each row and column has the scale 1
+    model = products(w, opset=opset)
+    assert quantise_rows(model) == 1
+    np.testing.assert_array_equal(run(model, x)[0], x @ w)
+
+
+@pytest.mark.parametrize("shift", [-5.0, 0.0, 5.0])
+def test_rounding_costs_at_most_a_step_of_an_activation_and_half_a_step_of_a_weight(shift: float) -> None:
+    x, w = draw(4, 7, 64) + np.float32(shift), draw(64, 32, seed=1)
+    model = products(w)
+    quantise_rows(model)
+    step_x = (x.max(-1, keepdims=True).clip(min=0) - x.min(-1, keepdims=True).clip(max=0)) / 255
+    step_w = np.abs(w).max(axis=0) / 127
+    limit = np.abs(x).sum(-1, keepdims=True) * step_w / 2 + step_x * np.abs(w).sum(0) + 64 * step_x * step_w / 2
+    assert (np.abs(run(model, x)[0] - x @ w) <= limit * 1.001).all()
+
+
+def test_a_row_is_multiplied_the_same_whatever_stands_beside_it() -> None:
+    model = products(draw(64, 32))
+    quantise_rows(model)
+    alone = draw(1, 1, 64, seed=2)
+    among = np.concatenate([1_000 * draw(1, 5, 64, seed=3), alone], axis=1)
+    np.testing.assert_array_equal(run(model, among)[0][:, -1:], run(model, alone)[0])
+
+
+def test_a_row_of_zeros_stays_zero() -> None:
+    model = products(draw(8, 4))
+    quantise_rows(model)
+    assert not run(model, np.zeros((2, 3, 8), np.float32))[0].any()
+
+
+def test_a_column_of_zeros_stays_zero() -> None:
+    w = draw(8, 4)
+    w[:, 2] = 0
+    model = products(w)
+    quantise_rows(model)
+    assert not run(model, draw(2, 3, 8))[0][..., 2].any()
+
+
+def test_no_rows_give_no_rows() -> None:
+    model = products(draw(8, 4))
+    quantise_rows(model)
+    assert run(model, np.zeros((0, 3, 8), np.float32))[0].shape == (0, 3, 4)
+
+
+def test_what_several_products_read_is_quantised_once() -> None:
+    model = products(draw(8, 4), draw(8, 4, seed=1), draw(8, 4, seed=2))
+    assert quantise_rows(model) == 3
+    kinds = [node.op_type for node in model.nodes()]
+    assert (kinds.count("QuantizeLinear"), kinds.count("MatMulIntegerToFloat")) == (2, 3)  # rows and their zeros
+
+
+def test_products_of_two_activations_and_with_other_numbers_are_left_alone() -> None:
+    model = products(draw(8, 4))
+    model.get_initializer("w0").CopyFrom(numpy_helper.from_array(draw(8, 4).astype(np.float64), "w0"))
+    before = [node.op_type for node in model.nodes()]
+    assert quantise_rows(model) == 0
+    assert [node.op_type for node in model.nodes()] == before
+
+
+def test_the_weights_in_fp32_are_gone() -> None:
+    model = products(draw(64, 32))
+    quantise_rows(model)
+    kept = [tensor.data_type for tensor in model.model.graph.initializer if np.prod(tensor.dims) >= 64 * 32]
+    assert kept == [TensorProto.INT8]
+
+
+@given(arrays(np.float32, (5, 3), elements=st.floats(-1e6, 1e6, width=32)))
+def test_each_weight_is_rounded_by_half_a_step_of_its_column_at_most(weights: Real) -> None:
+    rounded, scales = quantise_columns(weights)
+    assert rounded.dtype == np.int8
+    assert rounded.min() >= -127
+    assert (np.abs(rounded * scales - weights) <= scales * 0.5001).all()
+
+
+@given(arrays(np.int8, (40, 3), elements=st.integers(-127, 127)), st.integers(0, 3))
+def test_columns_are_balanced_by_small_weights_below_them(weights: NDArray[np.int8], spare: int) -> None:
+    whole = balance(weights, rows_to_balance(weights) + spare)
+    np.testing.assert_array_equal(whole[:40], weights)
+    assert not whole.sum(axis=0, dtype=np.int64).any()
+    assert np.abs(whole[40:]).max(initial=0) <= BALANCE
