@@ -15,7 +15,7 @@ class GraphWriter:
         self.model, self.prefix, self._count = model, prefix, 0
 
     def add(
-        self, operator: str, inputs: list[str], output: str = "", domain: str = "", **attributes: int | list[int]
+        self, operator: str, inputs: list[str], output: str = "", domain: str = "", **attributes: float | list[int]
     ) -> str:
         """Add a node and return the name of its output."""
         name = self._name(operator)

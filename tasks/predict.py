@@ -13,20 +13,21 @@ from pathlib import Path
 from typing import Self, TypedDict
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from tasks.batching import Ids, Tokens, row_batches, sorted_batches, tokenise
 from tasks.bundle import TOKENIZER, VARIANTS, Manifest, serving_variant, variants_of, verify
+from tasks.crowds import Crowd
 from tasks.errors import VerdictError
 from tasks.external import refuse_external_data
 from tasks.runners import Runner
-from tasks.sessions import CUDA, may_use_gpu, open_session
+from tasks.sessions import CUDA, cores, may_use_gpu, open_session
 
 BATCH = 32  # sentences, on a CPU
 ROWS, ROW = 128, 128  # rows of a batch on a GPU, and tokens of a row
 CHUNK = 16_384  # sentences that are tokenised at once: while the next ones are, these are computed
+CROWD = 2_000  # sentences from which on a CPU each core takes batches of its own; fewer do not pay for the opening
 
 
 class Prediction(TypedDict):
@@ -41,11 +42,10 @@ class Classifier:
     """Judges sentences with a verified bundle."""
 
     def __init__(
-        self, session: onnxruntime.InferenceSession, tokenizer: Tokenizer, manifest: Manifest, variant: str = "fp32"
+        self, runner: Runner, tokenizer: Tokenizer, manifest: Manifest, variant: str, crowd: Crowd | None = None
     ) -> None:
-        self.manifest, self.variant = manifest, variant
-        self.provider: str = session.get_providers()[0]
-        self._runner, self._tokenizer = Runner(session), tokenizer
+        self.manifest, self.variant, self.provider = manifest, variant, runner.provider
+        self._runner, self._crowd, self._tokenizer = runner, crowd, tokenizer
 
     @classmethod
     def from_bundle(cls, path: str | Path, device: str = "auto", variant: str | None = None) -> Self:
@@ -74,14 +74,24 @@ class Classifier:
             session = open_session(folder / VARIANTS[chosen], device if place == "cuda" else "cpu", capture=True)
             if place == "cpu" or session.get_providers()[0] == CUDA:
                 break  # else a GPU is there but does not work
-        return cls(session, tokenizer, manifest, chosen)
+        runner = Runner(session)
+
+        def open_for_one_core() -> Runner:
+            verify(folder)  # it may have changed by then
+            return Runner(open_session(folder / VARIANTS[chosen], "cpu", threads=1))
+
+        crowd = Crowd(open_for_one_core, runner, cores()) if place == "cpu" and cores() > 1 else None
+        return cls(runner, tokenizer, manifest, chosen, crowd)
 
     def logits(self, sentences: Sequence[str]) -> NDArray[np.float32]:
         """Return logits [N, 2] in input order."""
         result = np.zeros((len(sentences), len(self.manifest["labels"])), np.float32)
+        runner = self._crowd if self._crowd and len(sentences) >= CROWD else self._runner
         for start, tokens in self._tokenised(sentences):
-            for rows in self._batches(tokens.lengths):
-                result[start + rows] = self._runner.logits(*tokens.batch(rows, self.manifest["pad_id"]))
+            places = self._batches(tokens.lengths)
+            batches = (tokens.batch(rows, self.manifest["pad_id"]) for rows in places)
+            for rows, logits in zip(places, runner.answers(batches), strict=True):
+                result[start + rows] = logits
         return result
 
     def _batches(self, lengths: Ids) -> list[Ids]:

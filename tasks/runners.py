@@ -7,6 +7,7 @@ Shape letters: B sentences of a batch, S tokens.
 """
 
 import threading
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import onnxruntime
@@ -26,6 +27,7 @@ class Runner:
 
     def __init__(self, session: onnxruntime.InferenceSession, device: str = "cuda") -> None:
         self._session, self._device = session, device
+        self.provider: str = session.get_providers()[0]
         self._inputs = {node.name for node in session.get_inputs()}
         self._small = captures(session)
         self._options = onnxruntime.RunOptions()
@@ -47,6 +49,10 @@ class Runner:
             if shape not in self._shapes:
                 self._shapes[shape] = _Shape(self._session, self._inputs, shape, len(self._shapes), self._device)
             return self._shapes[shape].run(self._session, ids, mask)
+
+    def answers(self, batches: Iterable[tuple[Ids, Ids]]) -> Iterator[NDArray[np.float32]]:
+        """Yield logits [B, 2] of each batch of token ids and attention mask [B, S]."""
+        return (self.logits(ids, mask) for ids, mask in batches)
 
     def _run(self, ids: Ids, mask: Ids) -> NDArray[np.float32]:
         feed = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}

@@ -1,6 +1,7 @@
 """Opens graphs in ONNX Runtime, on the device that was asked for or not at all."""
 
 import ctypes
+import os
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ MEMORY = {"arena_extend_strategy": "kSameAsRequested"}
 CAPTURE = "enable_cuda_graph"
 
 
-def open_session(graph: Path, device: str, capture: bool = False) -> onnxruntime.InferenceSession:
+def open_session(graph: Path, device: str, capture: bool = False, threads: int = 0) -> onnxruntime.InferenceSession:
     """Open a graph on cpu, cuda, or auto: a GPU where one works.
 
     Args:
@@ -23,12 +24,13 @@ def open_session(graph: Path, device: str, capture: bool = False) -> onnxruntime
         device: cpu, cuda or auto.
         capture: let a GPU capture runs as CUDA graphs, where the graph allows it. Such a session answers only runs that
             say whether they are to be captured, as those of `tasks.runners` do.
+        threads: that an operator is shared among on a CPU; 0 for one a core.
 
     Raises:
         VerdictError: if cuda is wanted and the session does not run on it.
     """
     if not may_use_gpu(device):
-        return _open(graph, [CPU])
+        return _open(graph, [CPU], threads=threads)
     onnxruntime.preload_dlls()  # finds the CUDA libraries that pip installed
     session = (_try_capturing(graph) if capture else None) or _open(graph, [(CUDA, MEMORY), CPU])
     # The list of available providers says what was compiled in, and a provider that fails to load falls back to the
@@ -51,8 +53,9 @@ def _try_capturing(graph: Path) -> onnxruntime.InferenceSession | None:
         return None
 
 
-def _open(graph: Path, providers: list[Any], quiet: bool = False) -> onnxruntime.InferenceSession:
+def _open(graph: Path, providers: list[Any], quiet: bool = False, threads: int = 0) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
     options.log_severity_level = 4 if quiet else 3  # what is fatal, and errors too
     return onnxruntime.InferenceSession(graph, options, providers=providers)
 
@@ -70,3 +73,8 @@ def has_gpu() -> bool:
         return False
     count = ctypes.c_int()
     return driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
+
+
+def cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

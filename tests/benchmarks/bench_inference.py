@@ -163,8 +163,12 @@ def in_naive_session(graph: str, device: str) -> Run:
 def measure(name: str, run: Run, batch: int | str, tokens: Tokens, classifier: Classifier) -> dict[str, float]:
     """Time batches of tokens: sentences a second over all of them, or a batch's percentiles."""
     if batch == "bulk":
-        batches = bulk_batches(name, tokens, classifier)
-        seconds = best_of(lambda: [run(*tokens.batch(rows, 0)) for rows in batches])
+        places = bulk_batches(name, tokens, classifier)
+        if name == "verdict":
+            bulk = classifier._crowd or classifier._runner
+            seconds = best_of(lambda: list(bulk.answers(tokens.batch(rows, 0) for rows in places)))
+        else:
+            seconds = best_of(lambda: [run(*tokens.batch(rows, 0)) for rows in places])
         return {"sentences_per_second": round(len(tokens.lengths) / seconds)}
     drawn = typical(tokens, int(batch))
     milliseconds = time_each([lambda rows=rows: run(*tokens.batch(rows, 0)) for rows in drawn])  # type: ignore[misc]

@@ -1,0 +1,53 @@
+"""Runs many batches on a CPU side by side, each on one core: no core waits at each operator for the slowest.
+
+One sentence is answered sooner where all cores share each operator, so this is a session beside that one, and opened
+when it is first asked for.
+
+Shape letters: B sentences of a batch, S tokens.
+"""
+
+import logging
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tasks.batching import Ids
+from tasks.errors import VerdictError
+from tasks.runners import Runner
+
+log = logging.getLogger(__name__)
+
+
+class Crowd:
+    """Runs batches on as many threads as there are cores; any number of threads may call it."""
+
+    def __init__(self, opens: Callable[[], Runner], otherwise: Runner, threads: int) -> None:
+        """Keep what is needed to begin.
+
+        Args:
+            opens: makes a runner whose runs keep to one core each.
+            otherwise: is taken where that fails.
+            threads: batches at a time.
+        """
+        self._opens, self._otherwise, self._threads = opens, otherwise, threads
+        self._lock = threading.Lock()
+        self._runner: Runner | None = None
+
+    def answers(self, batches: Iterable[tuple[Ids, Ids]]) -> Iterator[NDArray[np.float32]]:
+        """Yield logits [B, 2] of each batch of token ids and attention mask [B, S], in their order."""
+        runner = self._open()
+        with ThreadPoolExecutor(self._threads) as pool:
+            yield from pool.map(lambda batch: runner.logits(*batch), batches)
+
+    def _open(self) -> Runner:
+        with self._lock:
+            if self._runner is None:
+                try:
+                    self._runner = self._opens()
+                except VerdictError as error:  # the bundle was moved or altered since; what was loaded is as it was
+                    log.info("%s; sentences are judged as before, only slower", error)
+                    self._runner = self._otherwise
+            return self._runner

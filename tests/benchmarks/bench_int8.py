@@ -1,0 +1,114 @@
+"""Times ways to make the graph for CPUs side by side, and counts the labels that differ from torch's.
+
+    make bench BENCH=int8 ARGS="--model DIR2 --data DIR --out FILE"
+
+DIR holds CoLA-format files and DIR2 is what `fine_tune` wrote. From tokens to logits, like lengths together:
+
+    plain            the export in fp32
+    by blocks        8-bit weights in blocks of 32
+    rows, fused      a scale and a zero for each token, normalisations fused
+    by rows          the same with the normalisations taken apart: what is shipped where it answers like torch
+    by rows, crowd   the same graph, each batch on one core
+"""
+
+import argparse
+import copy
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from bench_inference import Run, best_of, in_torch, percentiles, read_rows, time_each, typical
+from bench_ingestion import cpu_name
+from onnxruntime.transformers.onnx_model import OnnxModel
+
+from tasks import graphs
+from tasks.batching import Ids, load_tokenizer, sorted_batches, tokenise
+from tasks.classifier import load_classifier
+from tasks.crowds import Crowd
+from tasks.packing import pack_rows
+from tasks.parity import Logits
+from tasks.predict import BATCH
+from tasks.provenance import git_commit, versions
+from tasks.quantising import quantise_rows
+from tasks.reading import load_rows
+from tasks.runners import Runner
+from tasks.sessions import cores, open_session
+
+MAX_LENGTH = 128
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--data", default="sample")
+    parser.add_argument("--sentences", type=int, default=4_096)
+    parser.add_argument("--out", default="")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        texts = load_rows(read_rows(options, scratch))["sentence"].tolist()[: options.sentences]
+        tokens = tokenise(load_tokenizer(options.model, MAX_LENGTH), texts)
+        batches = [tokens.batch(rows, 0) for rows in sorted_batches(tokens.lengths, BATCH)]
+        single = [tokens.batch(rows, 0) for rows in typical(tokens, 1)]
+        result: dict[str, Any] = {
+            "benchmark": "int8",
+            "hardware": f"{cpu_name()}, {cores()} of {os.cpu_count()} CPU cores",
+            "versions": versions(),
+            "commit": git_commit(),
+            "model": Path(options.model).parent.name,
+            "sentences": len(texts),
+            "rows": [],
+        }
+        run = in_torch(options.model, "cpu")
+        expected = np.concatenate([run(*batch).numpy() for batch in batches])
+        seconds = best_of(lambda: [run(*batch) for batch in batches])
+        result["rows"].append({"way": "torch fp32", **speed(seconds, len(texts)), **latency(run, single)})
+        for way, runner in open_ways(options.model, scratch).items():
+            found = np.concatenate(list(runner.answers(batches)))
+            seconds = best_of(lambda runner=runner: list(runner.answers(batches)))  # type: ignore[misc]
+            row = {"way": way, **speed(seconds, len(texts))}
+            if isinstance(runner, Runner):
+                row |= latency(runner.logits, single)
+            row["largest_difference"] = round(float(np.abs(found - expected).max()), 4)
+            row["equal_labels"] = round(float((found.argmax(1) == expected.argmax(1)).mean()), 4)
+            result["rows"].append(row)
+    print(json.dumps(result, indent=2))
+    if options.out:
+        Path(options.out).write_text(json.dumps(result, indent=2) + "\n")
+
+
+def speed(seconds: float, sentences: int) -> dict[str, Any]:
+    return {"sentences_per_second": round(sentences / seconds)}
+
+
+def latency(run: Run, batches: list[tuple[Ids, Ids]]) -> dict[str, float]:
+    return percentiles(time_each([lambda batch=batch: run(*batch) for batch in batches]))  # type: ignore[misc]
+
+
+def open_ways(model: str, scratch: str) -> dict[str, Runner | Crowd]:
+    """Export a model once and open every way to run it on a CPU."""
+    exported = graphs.export_by("tracing", Logits(load_classifier(model, attention="eager")))
+    fused = OnnxModel(copy.deepcopy(exported.optimised.model))
+    pack_rows(fused, 1)
+    quantise_rows(fused)
+    made = {
+        "plain": exported.plain,
+        "by blocks": graphs._by_blocks(exported),
+        "rows, fused": fused.model,
+        "by rows": graphs._by_rows(exported),
+    }
+    ways: dict[str, Runner | Crowd] = {}
+    for way, graph in made.items():
+        path = Path(scratch) / "graph.onnx"
+        onnx.save_model(graph, path)
+        ways[way] = Runner(open_session(path, "cpu"), "cpu")
+    alone = Runner(open_session(path, "cpu", threads=1), "cpu")
+    ways["by rows, crowd"] = Crowd(lambda: alone, alone, cores())
+    return ways
+
+
+if __name__ == "__main__":
+    main()

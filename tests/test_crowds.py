@@ -1,0 +1,118 @@
+"""Many batches side by side on a CPU: the same answers in the same order, opened once, and never a reason to fail."""
+
+import logging
+import shutil
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import SIGN
+from numpy.typing import NDArray
+
+from tasks import predict
+from tasks.batching import Ids
+from tasks.crowds import Crowd
+from tasks.errors import VerdictError
+from tasks.predict import Classifier
+from tasks.runners import Runner
+from tasks.sessions import open_session
+
+SENTENCES = [f"{start} cat sees the dog{end}" for start in ("the", SIGN) for end in ("", " today", " here " * 9)] * 40
+
+
+@pytest.fixture
+def runner(exported: Any) -> Runner:
+    return Runner(open_session(Path(exported["bundle"]) / "model.onnx", "cpu", threads=1), "cpu")
+
+
+def batches(count: int) -> Iterator[tuple[Ids, Ids]]:
+    rng = np.random.default_rng(0)
+    for _ in range(count):
+        ids = rng.integers(5, 20, rng.integers(1, 9, 2))
+        yield ids, np.ones_like(ids)
+
+
+def test_answers_come_in_order_and_are_those_of_one_after_another(runner: Runner) -> None:
+    crowd = Crowd(lambda: runner, runner, 3)
+    side_by_side, one_by_one = list(crowd.answers(batches(50))), list(runner.answers(batches(50)))
+    assert len(side_by_side) == 50
+    for ours, theirs in zip(side_by_side, one_by_one, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_as_many_batches_run_at_a_time_as_there_are_threads(runner: Runner) -> None:
+    meeting = threading.Barrier(3, timeout=20)  # which a run leaves only when two others have come
+
+    class Meeting(Runner):
+        def logits(self, ids: Ids, mask: Ids) -> NDArray[np.float32]:
+            meeting.wait()
+            return super().logits(ids, mask)
+
+    crowd = Crowd(lambda: Meeting(runner._session, "cpu"), runner, 3)
+    assert len(list(crowd.answers(batches(6)))) == 6
+
+
+def test_it_is_opened_once_and_only_when_asked(runner: Runner) -> None:
+    opened = []
+
+    def opens() -> Runner:
+        opened.append(1)
+        return runner
+
+    crowd = Crowd(opens, runner, 2)
+    assert opened == []
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: list(crowd.answers(batches(3))), range(8)))
+    assert opened == [1]
+
+
+def test_what_cannot_be_opened_is_told_once_and_costs_no_answer(
+    runner: Runner, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails() -> Runner:
+        raise VerdictError("bundle x: model.onnx is missing")
+
+    crowd = Crowd(fails, runner, 2)
+    with caplog.at_level(logging.INFO):
+        for _ in range(2):
+            assert len(list(crowd.answers(batches(5)))) == 5
+    assert [record.getMessage() for record in caplog.records] == [
+        "bundle x: model.onnx is missing; sentences are judged as before, only slower"
+    ]
+
+
+@pytest.mark.parametrize("variant", ["fp32", "int8"])
+def test_a_crowd_of_sentences_gets_the_answers_of_a_few(
+    complete: Any, variant: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(predict, "cores", lambda: 3)
+    classifier = Classifier.from_bundle(complete["bundle"], "cpu", variant)
+    few = classifier.logits(SENTENCES)
+    monkeypatch.setattr(predict, "CROWD", 10)
+    assert classifier._crowd is not None
+    assert classifier._crowd._runner is None
+    np.testing.assert_allclose(classifier.logits(SENTENCES), few, atol=1e-5)
+    assert classifier._crowd._runner is not None
+
+
+def test_a_bundle_that_was_altered_since_is_not_opened_again(
+    complete: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(predict, "cores", lambda: 2)
+    monkeypatch.setattr(predict, "CROWD", 10)
+    folder = Path(shutil.copytree(complete["bundle"], tmp_path / "bundle"))
+    classifier = Classifier.from_bundle(folder, "cpu")
+    few = classifier.logits(SENTENCES[:9])
+    (folder / "model.cpu.onnx").write_bytes((folder / "model.onnx").read_bytes())
+    with caplog.at_level(logging.INFO):
+        np.testing.assert_allclose(classifier.logits(SENTENCES)[:9], few, atol=1e-5)
+    assert "model.cpu.onnx is not the file that was sealed" in caplog.text
+
+
+def test_one_core_has_no_crowd(complete: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(predict, "cores", lambda: 1)
+    assert Classifier.from_bundle(complete["bundle"], "cpu")._crowd is None
