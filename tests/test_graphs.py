@@ -19,7 +19,7 @@ from tasks.errors import VerdictError
 from tasks.external import refuse_external_data
 from tasks.graphs import MAKERS, UNFUSABLE, Exported, Maker, choose_exporter, export_by, write_graphs, write_variant
 from tasks.packing import ROW
-from tasks.parity import Logits, compare, fault_of, random_cases
+from tasks.parity import Case, Logits, compare, fault_of, random_cases, random_inputs
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the tracer warns of every Python branch; parity shows a wrong one
 MINILM = BertConfig(
@@ -221,6 +221,22 @@ def test_a_variant_is_made_in_the_next_way_where_the_first_does_not_answer_like_
     assert remark.startswith("int8, as it is made first, gives ")
     operators = {node.op_type for node in onnx.load(tmp_path / VARIANTS["int8"]).graph.node}
     assert ("MatMulNBits" in operators, "MatMulIntegerToFloat" in operators) == (True, False)
+
+
+@pytest.mark.parametrize("name", ["mpnet", "deberta-v2"])
+def test_words_far_apart_are_as_far_apart_in_fp16(name: str, tmp_path: Path) -> None:
+    """Distances become whole numbers by way of a logarithm, whose rounding in fp16 moved some to the next number."""
+    logits = random_model(ARCHITECTURES[name])
+    for named, parameter in logits.named_parameters():
+        if "relative_attention_bias" in named or "rel_embeddings" in named:
+            parameter.data *= 20  # so that a wrong distance shows
+    exported = export_by("tracing", logits)
+    inputs = random_inputs(logits, 4, 60)
+    with torch.inference_mode():
+        expected = logits(*map(torch.from_numpy, inputs.values())).numpy()
+    graphs._save(graphs._half(exported), tmp_path / "model.onnx", FACTS, "fp16")
+    parity = compare([Case("far apart", inputs, expected, None)], tmp_path / "model.onnx", "cpu")
+    assert parity["difference"]["far apart"] < 5e-3
 
 
 def test_exporting_by_name_counts_what_was_fused() -> None:
