@@ -1,8 +1,8 @@
 """Takes apart what ONNX Runtime fuses to its harm on CPUs: the sum of what enters and leaves a layer, normalised.
 
-`SkipLayerNormalization` of ONNX Runtime 1.31 takes 5.4 ns a value on one core, `Sum` and `LayerNormalization` together
-1.3 ns (`make bench BENCH=normalisation`). As a `Sum` the addition is not fused again when the graph is loaded, as an
-`Add` it may be.
+`SkipLayerNormalization` of ONNX Runtime 1.31 takes several times as long on a CPU as `Sum` and `LayerNormalization` do
+(`bench_int8.py` shows what it makes of the whole). As a `Sum` the addition is not fused again when the graph is loaded,
+as an `Add` it may be.
 """
 
 from onnxruntime.transformers.onnx_model import OnnxModel

@@ -1,10 +1,10 @@
 """Puts products in int8 in the place of a graph's products with constant matrices. Its inputs and outputs stay.
 
 Activations have a scale and a zero for each row, that is token, taken as they come. With one scale for a batch, as ONNX
-Runtime's `quantize_dynamic` has it, 14 of 800 sentences got another label alone than in company; with scales fixed on
-other sentences up to 3% got another label than torch's. Weights have a scale for each column. The products are
-`MatMulIntegerToFloat`, for which CPUs have vector instructions (AVX-512 VNNI); with weights in blocks (`MatMulNBits`)
-they are hardly faster than in fp32. Embeddings and the head stay fp32.
+Runtime's `quantize_dynamic` has it, 14 of 800 sentences got another label alone than in company; scales fixed beforehand
+on other sentences keep fewer labels. Weights have a scale for each column. The products are `MatMulIntegerToFloat`, for
+which CPUs have vector instructions (AVX-512 VNNI; older ones may round large sums of two products off); with weights in
+blocks (`MatMulNBits`) they are hardly faster than in fp32. Embeddings and the head stay fp32.
 
 The operator knows no zero of a row, and needs none: a few rows of weights more bring each column's sum to nothing, and
 the bytes that meet them are the row's zero. What the zero adds to all products of a column then cancels out.
