@@ -1,9 +1,9 @@
 """Puts products in int8 in the place of a graph's products with constant matrices. Its inputs and outputs stay.
 
 Activations have a scale and a zero for each row, that is token, taken as they come. With one scale for a batch, as ONNX
-Runtime's `quantize_dynamic` has it, 14 of 800 sentences got another label alone than in company; scales fixed beforehand
-on other sentences keep fewer labels. Weights have a scale for each column. The products are `MatMulIntegerToFloat`, for
-which CPUs have vector instructions (AVX-512 VNNI; older ones may round large sums of two products off); with weights in
+Runtime's `quantize_dynamic` has it, 14 of 800 sentences got another label alone than in company; scales that are fixed
+beforehand keep fewer labels. Weights have a scale for each column. The products are `MatMulIntegerToFloat`, for which
+CPUs have vector instructions (AVX-512 VNNI; older ones cut off what of two products exceeds 16 bits); with weights in
 blocks (`MatMulNBits`) they are hardly faster than in fp32. Embeddings and the head stay fp32.
 
 The operator knows no zero of a row, and needs none: a few rows of weights more bring each column's sum to nothing, and
