@@ -13,15 +13,14 @@ from tasks.errors import WrongUsage
 
 
 @pytest.fixture
-def speaker() -> Iterator[logging.Logger]:
+def speaker(monkeypatch: pytest.MonkeyPatch) -> Iterator[logging.Logger]:
+    """A logger alone: tests before may have bound facts, and set up handlers that write to standard error too."""
+    monkeypatch.setattr(logs, "_facts", {})
     logger = logging.getLogger("tasks.test_logs")
-    logger.propagate = (
-        False  # Prefect's handlers, where a test before this one set them up, write to standard error too
-    )
+    logger.propagate = False
     yield logger
     logger.handlers.clear()
     logger.propagate = True
-    logs.bind(run="", version="", digest="")
 
 
 def say(logger: logging.Logger, capsys: pytest.CaptureFixture[str]) -> str:

@@ -4,7 +4,8 @@
 
 A seed is that of the split too, so that validation sentences differ. Recipes are to be compared by their validation
 MCC; the holdout's stands beside it and chooses nothing. "at_threshold" is the holdout's MCC where the validation
-sentences choose the decision threshold. "try" names something of tried.py, with its argument. `--shard 0 2` takes
+sentences choose the decision threshold. "try" names something of tried.py, with its argument; "whole" trains on the
+validation sentences too, which then say nothing about the result. `--shard 0 2` takes
 every second run, for two GPUs side by side; `--merge FILE...` writes the tables of several such files into one.
 """
 
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from bench_ingestion import cpu_name
 from tried import TRIED, best_threshold
@@ -69,6 +71,8 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
         "+ new top layer": {"try": ["new_top_layers", 1]},
         "+ all three, mean of the last 3 epochs": ALL | {"spoiled": 2, "try": ["averaged_epochs", 3]},
         "+ all three, mean of 3 seeds": ALL | {"spoiled": 2, "seeds": 3},
+        "+ all three, all sentences": ALL | {"spoiled": 2, "whole": True},
+        "+ all three, mean of 3 seeds, all sentences": ALL | {"spoiled": 2, "seeds": 3, "whole": True},
     },
     "cpu": {
         "5e-5, 4 epochs, fp32": {"learning_rate": 5e-5, "layer_decay": 1.0, "epochs": 4, "precision": "fp32"},
@@ -141,6 +145,9 @@ def measure(settings: dict[str, Any], seed: int, encoder: str, data: str, device
         started = time.perf_counter()
         chosen: dict[str, Any] = COMMON | settings
         what, *how = chosen.pop("try", [""])
+        whole = chosen.pop("whole", False)
+        if whole:
+            train = join(train, validation, f"{scratch}/whole.parquet")
         with TRIED[what](*how) if what else contextlib.nullcontext():
             training = fine_tune(train, validation, encoder, folder, seed=seed, device=device, **chosen)
         seconds = time.perf_counter() - started
@@ -153,17 +160,26 @@ def measure(settings: dict[str, Any], seed: int, encoder: str, data: str, device
     logits = [_logits(model, part, np.arange(part.count), EVALUATION_BATCH[device]).numpy() for part in encoded]
     margins = [part[:, 1] - part[:, 0] for part in logits]
     limit = best_threshold(labels[0], margins[0])
+    unseen = {
+        "validation_mcc": mcc(labels[0], logits[0].argmax(-1)),
+        "threshold": round(limit, 3),
+        "at_threshold_mcc": mcc(labels[1], (margins[1] > limit).astype(np.int64)),
+    }
     return {
         "seed": seed,
         "seconds": round(seconds, 1),
-        "validation_mcc": mcc(labels[0], logits[0].argmax(-1)),
         "holdout_mcc": mcc(labels[1], logits[1].argmax(-1)),
-        "threshold": round(limit, 3),
-        "at_threshold_mcc": mcc(labels[1], (margins[1] > limit).astype(np.int64)),
+        **({} if whole else unseen),
         "kept": training["kept"],
         "members": [member["validation_mcc"] for member in training["seeds"]],
         "epochs": [epoch["validation_mcc"] for epoch in training["epochs"]],
     }
+
+
+def join(first: str, second: str, path: str) -> str:
+    """Write the rows of two snapshots into one file."""
+    pd.concat([load_rows(first), load_rows(second)], ignore_index=True).to_parquet(path)
+    return path
 
 
 def summarise(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
