@@ -77,7 +77,8 @@ class Classifier:
         runner = Runner(session)
 
         def open_for_one_core() -> Runner:
-            verify(folder)  # it may have changed by then
+            if verify(folder)["digest"] != manifest["digest"]:
+                raise VerdictError(f"bundle {folder} is another one by now")
             return Runner(open_session(folder / VARIANTS[chosen], "cpu", threads=1))
 
         crowd = Crowd(open_for_one_core, runner, cores()) if place == "cpu" and cores() > 1 else None

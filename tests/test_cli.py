@@ -229,11 +229,12 @@ def test_predict_before_any_training_says_what_to_run(capsys: pytest.CaptureFixt
     assert not home.exists()
 
 
-def test_status_before_any_training_is_empty_and_writes_nothing(
-    capsys: pytest.CaptureFixture[str], home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("flows.oncall.ask_prefect", lambda: None)  # other tests may have a server up
-    code, out, _ = call(capsys, "status", "--json")
+def test_status_before_any_training_is_empty_and_writes_nothing(capsys: pytest.CaptureFixture[str], home: Path) -> None:
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    with temporary_settings(restore_defaults={PREFECT_API_URL}):  # other tests may have a server up
+        code, out, _ = call(capsys, "status", "--json")
+        printed = call(capsys, "status")[1]
     assert code == 0
     answer = json.loads(out)
     assert answer.pop("store").endswith("mlflow.db")
@@ -249,7 +250,7 @@ def test_status_before_any_training_is_empty_and_writes_nothing(
         "unreachable": [],
     }
     assert not home.exists()
-    assert "no runs yet; start one: verdict retrain" in call(capsys, "status")[1]
+    assert "no runs yet; start one: verdict retrain" in printed
 
 
 def test_settings_are_shown_with_their_origin(

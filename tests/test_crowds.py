@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import SIGN
+from conftest import SIGN, facts
 from numpy.typing import NDArray
 
 from tasks import predict
 from tasks.batching import Ids
+from tasks.bundle import MANIFEST, seal
 from tasks.crowds import Crowd
 from tasks.errors import VerdictError
 from tasks.predict import Classifier
@@ -97,6 +98,7 @@ def test_a_crowd_of_sentences_gets_the_answers_of_a_few(
     assert classifier._crowd._runner is None
     np.testing.assert_allclose(classifier.logits(SENTENCES), few, atol=1e-5)
     assert classifier._crowd._runner is not None
+    assert classifier._crowd._runner is not classifier._runner  # which it takes where it cannot open its own
 
 
 def test_a_bundle_that_was_altered_since_is_not_opened_again(
@@ -111,6 +113,22 @@ def test_a_bundle_that_was_altered_since_is_not_opened_again(
     with caplog.at_level(logging.INFO):
         np.testing.assert_allclose(classifier.logits(SENTENCES)[:9], few, atol=1e-5)
     assert "model.cpu.onnx is not the file that was sealed" in caplog.text
+
+
+def test_another_bundle_in_its_place_is_not_opened(
+    complete: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(predict, "cores", lambda: 2)
+    monkeypatch.setattr(predict, "CROWD", 10)
+    folder = Path(shutil.copytree(complete["bundle"], tmp_path / "bundle"))
+    classifier = Classifier.from_bundle(folder, "cpu")
+    few = classifier.logits(SENTENCES[:9])
+    (folder / "model.cpu.onnx").write_bytes((folder / "model.onnx").read_bytes())
+    (folder / MANIFEST).unlink()
+    seal(folder, facts(), {})  # whole, and not what was loaded
+    with caplog.at_level(logging.INFO):
+        np.testing.assert_allclose(classifier.logits(SENTENCES)[:9], few, atol=1e-5)
+    assert f"bundle {folder} is another one by now" in caplog.text
 
 
 def test_one_core_has_no_crowd(complete: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,19 +22,19 @@ from tasks.store import Store, locate_store
 
 
 @pytest.fixture
-def home(empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def home(empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A home with an empty store, and no Prefect server: other tests may have one up."""
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.setattr(oncall, "ask_prefect", lambda: None)
     new_store(empty_store, tmp_path)
-    return tmp_path
+    with temporary_settings(restore_defaults={PREFECT_API_URL}):
+        yield tmp_path
 
 
 @pytest.fixture
 def store(home: Path) -> Store:
     return locate_store(str(home))
-
-
-ASK = oncall.ask_prefect  # which the fixture takes away
 
 
 def ended(store: Store, status: str, **tags: str) -> str:
@@ -193,7 +193,6 @@ def test_a_prefect_that_does_not_answer_leaves_the_rest_of_the_answer_in_seconds
 ) -> None:
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
-    monkeypatch.setattr(oncall, "ask_prefect", ASK)
     monkeypatch.setattr(schedule, "PATIENCE", 1)
     url = {"nobody": "http://127.0.0.1:9/api", "silence": silent}.get(trouble) or answering(trouble)
     began = time.monotonic()
@@ -230,14 +229,14 @@ def wait_for_plans(server: str) -> None:
 
 
 def test_the_schedule_shows_what_runs_next_what_is_late_and_how_runs_ended(
-    served: str, home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    served: str, home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from prefect import get_client
+    from prefect.settings import PREFECT_API_URL, temporary_settings
     from prefect.states import Completed, Crashed, Running, Scheduled
 
-    monkeypatch.setattr(oncall, "ask_prefect", ASK)
     now = datetime.datetime.now(datetime.UTC)
-    with get_client(sync_client=True) as client:
+    with temporary_settings({PREFECT_API_URL: served}), get_client(sync_client=True) as client:
         held = client.read_deployment_by_name("score/score")
         kinds = {"path": "in.tsv", "out": "out.parquet"}
         made = [client.create_flow_run_from_deployment(held.id, parameters=kinds) for _ in range(3)]
