@@ -71,6 +71,7 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
         "+ new top layer": {"try": ["new_top_layers", 1]},
         "+ all three, mean of the last 3 epochs": ALL | {"spoiled": 2, "try": ["averaged_epochs", 3]},
         "+ all three, mean of 3 seeds": ALL | {"spoiled": 2, "seeds": 3},
+        "+ all three, more text": ALL | {"spoiled": 2, "try": ["more_text", 1]},
         "+ all three, all sentences": ALL | {"spoiled": 2, "whole": True},
         "+ all three, mean of 3 seeds, all sentences": ALL | {"spoiled": 2, "seeds": 3, "whole": True},
     },
@@ -87,6 +88,7 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
         "+ class weights": {"try": ["class_weights"]},
         "+ new top layer": {"try": ["new_top_layers", 1]},
         "+ all three": ALL | {"spoiled": 20},
+        "+ all three, more text": ALL | {"spoiled": 20, "try": ["more_text", 2]},
         "+ all three, mean of 3 seeds": ALL | {"spoiled": 20, "seeds": 3},
     },
 }
@@ -106,7 +108,7 @@ def main() -> None:
     first = next(iter(recipes.values()))
     runs = []
     for name, seed in wanted[options.shard[0] :: options.shard[1]]:
-        runs.append({"recipe": name} | measure(first | recipes[name], seed, encoder["folder"], options.data, device))
+        runs.append({"recipe": name} | measure(first | recipes[name], seed, encoder["folder"], options, device))
         print(json.dumps(runs[-1]), flush=True)
         result = {
             "benchmark": "recipes of fine-tuning",
@@ -125,6 +127,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--data", default="sample")
     parser.add_argument("--encoder", default="packaged")
     parser.add_argument("--family", default="small", choices=sorted(RECIPES))
+    parser.add_argument("--text", default="", help='file of sentences, one a line, for the recipe "more text"')
     parser.add_argument("--device", default="auto", choices=["auto", "cuda", "cpu"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--recipes", nargs="+", default=[])
@@ -135,16 +138,20 @@ def parse_options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def measure(settings: dict[str, Any], seed: int, encoder: str, data: str, device: str) -> dict[str, Any]:
+def measure(
+    settings: dict[str, Any], seed: int, encoder: str, options: argparse.Namespace, device: str
+) -> dict[str, Any]:
     """Train once; return validation and holdout MCC, and those of the members where there are several."""
     with tempfile.TemporaryDirectory() as scratch:
-        sources = locate_sources([data], "", "", scratch)
+        sources = locate_sources([options.data], "", "", scratch)
         snapshots = {role: take_snapshot(sources[role], scratch)["path"] for role in ("train", "holdout")}  # type: ignore[literal-required]
         train, validation, _ = split_snapshot(snapshots["train"], [snapshots["holdout"]], scratch, 0.1, seed)
         folder = f"{scratch}/model"
         started = time.perf_counter()
         chosen: dict[str, Any] = COMMON | settings
         what, *how = chosen.pop("try", [""])
+        if what == "more_text":
+            how = [options.text, *how]
         whole = chosen.pop("whole", False)
         if whole:
             train = join(train, validation, f"{scratch}/whole.parquet")
