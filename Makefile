@@ -29,9 +29,9 @@ logs: $(VENV)/.services ## follow what they say
 # Two workers, one thread each, a file on one of them: tests wait for servers and files as much as they compute.
 test: $(VENV)/.dev browser ## run every test but those of test-services
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
-	@echo 'PostgreSQL, an S3 store, servers, worker and schedules are tested by: make test-services'
+	@echo 'The default run, PostgreSQL, an S3 store, servers, worker and schedules are tested by: make test-services'
 
-test-services: $(VENV)/.dev postgresql ## schedules, kills and outages on PostgreSQL, S3 and real servers (five minutes)
+test-services: $(VENV)/.dev postgresql ## the default run; schedules, kills and outages on real servers (eight minutes)
 	@$(BIN)/python -m pytest -m services tests/services $(ARGS)
 
 postgresql: $(VENV)/bin/python

@@ -8,6 +8,7 @@ import os
 from typing import Any
 
 from tasks.alerts import attempt, post
+from tasks.errors import first_line
 
 BLOCK = "VERDICT_ALERT_BLOCK"
 KEPT = ("decision", "reasons", "version", "mcc", "mcc_low", "mcc_high", "dataset", "champion_before", "store", "run")
@@ -23,7 +24,7 @@ def tell_verdict(outcome: dict[str, Any]) -> None:
 def alert_failure(flow: Any, flow_run: Any, state: Any) -> None:
     """Tell that a flow failed; Prefect calls this."""
     error = state.result(raise_on_failure=False)
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:500]
+    reason = first_line(error)
     _tell(f"{flow.name} failed: {reason}", {"event": "failure", "flow": flow.name, "reason": reason})
 
 

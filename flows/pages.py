@@ -8,6 +8,7 @@ from typing import Any
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 
 from tasks import runs
+from tasks.errors import first_line
 from tasks.evidence import Evidence
 from tasks.side_by_side import list_figures_of_both
 from tasks.store import Store
@@ -32,7 +33,7 @@ def show_outcome(outcome: dict[str, Any], evidence: Evidence, store: Store) -> N
         if base := find_base(store):
             _link(f"{base}/{runs.find_page(store, outcome['run'])}")
     except Exception as error:  # httpx's, Prefect's and MLflow's have no common ancestor
-        log.warning("Prefect's page of this run is not complete: %s", (str(error).splitlines() or [""])[0])
+        log.warning("Prefect's page of this run is not complete: %s", first_line(error))
 
 
 def find_base(store: Store) -> str:

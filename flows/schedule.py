@@ -11,7 +11,7 @@ from prefect.client.schemas.sorting import FlowRunSort
 from prefect.exceptions import PrefectHTTPStatusError
 from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, get_current_settings, temporary_settings
 
-from tasks.errors import Unreachable
+from tasks.errors import Unreachable, first_line
 
 TAG = "verdict"  # that every deployment of ours has
 PATIENCE = 5  # seconds for each of its answers
@@ -69,8 +69,9 @@ def ask_schedule() -> Schedule:
     except Exception as error:  # httpx's, Prefect's and the operating system's have no common ancestor
         if isinstance(error, PrefectHTTPStatusError) and error.response.status_code == 401:
             raise Unreachable(f"{url} refuses us (401); set PREFECT_API_AUTH_STRING=NAME:PASSWORD") from error
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise Unreachable(f"Prefect at {url} does not answer ({first[:200]}); check it: verdict doctor") from error
+        raise Unreachable(
+            f"Prefect at {url} does not answer ({first_line(error, 200)}); check it: verdict doctor"
+        ) from error
     busy = {run.work_queue_id: run.name for run in began if run.state and run.state.type in BUSY}
     soonest = {run.deployment_id: run for run in reversed(planned)}
     coming = [_planned(run, names, busy.get(run.work_queue_id, "")) for run in soonest.values()]

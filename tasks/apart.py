@@ -18,7 +18,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerContext
 from typing import Any, ParamSpec, TypeVar
 
-from tasks.errors import VerdictError
+from tasks.errors import VerdictError, kind_and_line
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -99,8 +99,7 @@ def _work(
     except VerdictError as error:
         line.send(error)
     except Exception as error:
-        first = (str(error).strip().splitlines() or [""])[0]
-        failed = VerdictError(f"{what} failed: {type(error).__name__}: {first[:300]}")
+        failed = VerdictError(f"{what} failed: {kind_and_line(error, 300)}")
         failed.add_note("".join(traceback.format_exception(error)))
         line.send(failed)
 

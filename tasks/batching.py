@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from tasks.errors import WrongUsage
+from tasks.errors import WrongUsage, first_line
 
 WINDOW = 50  # batches sorted together: nearly no padding, and still another order each epoch
 
@@ -30,8 +30,9 @@ def load_tokenizer(folder: str, max_length: int) -> Tokenizer:
     try:
         tokenizer = Tokenizer.from_file(str(path)) if path.is_file() else _convert_tokenizer(folder)
     except Exception as error:  # tokenizers raises bare Exception
-        first = str(error).strip().splitlines()[0]
-        raise WrongUsage(f"tokeniser of {folder!r} cannot be loaded ({first}); expected a tokenizer.json") from error
+        raise WrongUsage(
+            f"tokeniser of {folder!r} cannot be loaded ({first_line(error)}); expected a tokenizer.json"
+        ) from error
     tokenizer.no_padding()
     tokenizer.enable_truncation(max_length)
     return tokenizer

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, NamedTuple, Self, TypedDict
 import numpy as np
 
 from tasks import logs
-from tasks.errors import Unreachable, VerdictError, WrongUsage
+from tasks.errors import Unreachable, VerdictError, WrongUsage, first_line, kind_and_line
 from tasks.predict import BATCH, Classifier, Prediction
 
 if TYPE_CHECKING:
@@ -288,8 +288,7 @@ class Champion:
 
     def _complain(self, error: Exception) -> None:
         """Remember what went wrong; tell it once for each version, and once for each time that the store is away."""
-        first = (str(error).strip().splitlines() or [""])[0][:500]
-        self._problem = first if isinstance(error, VerdictError) else f"{type(error).__name__}: {first}"
+        self._problem = first_line(error) if isinstance(error, VerdictError) else kind_and_line(error)
         self._failures += 1
         if self._trying not in self._told:
             self._told.add(self._trying)
@@ -321,6 +320,5 @@ def _load(bundle: str, version: str, device: str, digest: str = "") -> Served:
     except VerdictError:
         raise
     except Exception as error:  # ONNX Runtime and the tokeniser raise what they like
-        first = (str(error).strip().splitlines() or [""])[0][:200]
-        raise VerdictError(f"it cannot be loaded ({type(error).__name__}: {first}); see: verdict status") from error
+        raise VerdictError(f"it cannot be loaded ({kind_and_line(error, 200)}); see: verdict status") from error
     return Served(classifier, version)

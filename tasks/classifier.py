@@ -11,7 +11,7 @@ from transformers.utils import logging as transformers_logging
 
 from tasks.batching import encode
 from tasks.encoded import Encoded
-from tasks.errors import WrongUsage
+from tasks.errors import WrongUsage, first_line
 from tasks.losses import smoothed
 
 LABELS = ["unacceptable", "acceptable"]
@@ -41,8 +41,9 @@ def load_classifier(folder: str, attention: str | None = None) -> PreTrainedMode
             local_files_only=True,
         )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, StrictDataclassError) as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise WrongUsage(f"encoder {folder!r} cannot be fine-tuned ({first}); expected --encoder DIR|HUB_ID") from error
+        raise WrongUsage(
+            f"encoder {folder!r} cannot be fine-tuned ({first_line(error)}); expected --encoder DIR|HUB_ID"
+        ) from error
 
 
 def encode_rows(

@@ -7,6 +7,18 @@ VerdictError        exit 1: the work failed
 """
 
 
+def first_line(error: BaseException, longest: int = 500) -> str:
+    """Return what an error says first, or else its kind; damaged bytes that it repeats are shown escaped."""
+    first = (str(error).strip().splitlines() or [type(error).__name__])[0][:longest]
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in first)
+
+
+def kind_and_line(error: BaseException, longest: int = 500) -> str:
+    """Return an error's kind and what it says first, where it says anything."""
+    kind, said = type(error).__name__, first_line(error, longest)
+    return kind if said == kind else f"{kind}: {said}"
+
+
 class VerdictError(Exception):
     """A failure to be shown as one or two lines, without a traceback."""
 

@@ -22,7 +22,7 @@ from onnxruntime.transformers.optimizer import optimize_model
 
 from tasks.bundle import VARIANTS, Facts, Origin
 from tasks.classifier import load_classifier
-from tasks.errors import VerdictError
+from tasks.errors import VerdictError, kind_and_line
 from tasks.external import refuse_external_data
 from tasks.normalising import split_normalisations
 from tasks.packing import pack_rows
@@ -120,8 +120,7 @@ def write_variant(
         except Exception as error:
             if variant == "fp32":
                 raise
-            first = (str(error).strip().splitlines() or [""])[0]
-            fault = f"could not be made: {type(error).__name__}: {first[:200]}"
+            fault = f"could not be made: {kind_and_line(error, 200)}"
         if not fault:
             return parity, faults
         faults.append(fault)
@@ -148,8 +147,7 @@ def choose_exporter(logits: Logits) -> tuple[Exported, list[str]]:
         try:
             exported = export_by(exporter, logits)
         except Exception as error:  # the exporters raise whatever their parts raise
-            first = (str(error).strip().splitlines() or [""])[0]
-            remarks.append(f"the {exporter} exporter failed: {type(error).__name__}: {first[:200]}")
+            remarks.append(f"the {exporter} exporter failed: {kind_and_line(error, 200)}")
             continue
         found = attention_of(exported)
         if best is None or found > attention_of(best):

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tasks.errors import Unreachable, VerdictError, WrongUsage
+from tasks.errors import Unreachable, VerdictError, WrongUsage, kind_and_line
 from tasks.files import new_folder, read_json, write_json
 
 log = logging.getLogger(__name__)
@@ -312,9 +312,8 @@ def _failure(wanted: _Address, folder: Path, error: Exception) -> VerdictError:
         if isinstance(one, OSError) and one.errno is not None:
             return _not_kept(folder, one)
     root = _chain(error)[-1]
-    first = next(iter(str(root).strip().splitlines()), "no reason given")
     return VerdictError(
-        f"data set {wanted.text!r} cannot be read ({type(root).__name__}: {first[:200]}); "
+        f"data set {wanted.text!r} cannot be read ({kind_and_line(root, 200)}); "
         "expected data files such as Parquet, CSV or JSON, no script: choose another data set or @REVISION"
     )
 

@@ -40,7 +40,7 @@ from torch.distributed.elastic.rendezvous import (
 )
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from tasks.errors import DataRefused, Unreachable, VerdictError, WrongUsage
+from tasks.errors import DataRefused, Unreachable, VerdictError, WrongUsage, first_line, kind_and_line
 from tasks.team import OnMessage, Team
 
 ADDRESS = "127.0.0.1"
@@ -347,9 +347,8 @@ def _join(job: _Job, store: distributed.Store, rank: int, size: int) -> Team:
 
 def _fail(store: distributed.Store, rank: int, error: BaseException) -> NoReturn:
     """Leave why this process failed, unless another one failed before, and end it without waiting for anybody."""
-    first = (str(error).strip().splitlines() or [""])[0]
     kind = type(error).__name__
-    message = first if kind in KINDS else f"{kind}: {first}" if first else kind
+    message = first_line(error) if kind in KINDS else kind_and_line(error)
     trace = "".join(traceback.format_exception(error))
     ours = json.dumps({"rank": rank, "kind": kind, "message": message, "trace": trace})
     is_first = store.compare_set(FAILURE, "", ours) == ours.encode()

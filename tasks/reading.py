@@ -16,10 +16,10 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tasks.errors import VerdictError
+from tasks.errors import VerdictError, first_line
 from tasks.files import sha256_of, sweep
 from tasks.parsing import KEPT, Rejected, format_rows
-from tasks.tables import Form, first_line, is_utf8, parse_file
+from tasks.tables import Form, is_utf8, parse_file
 
 SCRATCH = ".incoming-"  # prefix of folders for unfinished snapshots
 EXAMPLES = 5  # quarantined rows that a snapshot's summary shows
@@ -140,7 +140,7 @@ def load_rows(path: str) -> pd.DataFrame:
 
 
 def _unreadable(path: str, error: Exception) -> VerdictError:
-    return VerdictError(f"snapshot {path} cannot be read ({first_line(error)}); delete it and run again")
+    return VerdictError(f"snapshot {path} cannot be read ({first_line(error, 200)}); delete it and run again")
 
 
 def _sort_rows(path: Path, form: Form, rows: "RowWriter", quarantine: "_Quarantine") -> None:

@@ -20,7 +20,7 @@ from typing import Any, BinaryIO, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tasks.errors import VerdictError, WrongUsage
+from tasks.errors import VerdictError, WrongUsage, first_line
 from tasks.pairs import parse_pairs
 from tasks.parsing import (
     BLOCK,
@@ -35,7 +35,7 @@ from tasks.parsing import (
     read_lines,
     too_long,
 )
-from tasks.tables import USUAL, Result, csv_records, first_line, is_utf8, match_columns
+from tasks.tables import USUAL, Result, csv_records, is_utf8, match_columns
 
 STANDARD = "-"  # standard input or output
 FORMATS = {
@@ -266,7 +266,7 @@ def _read_parquet(stream: BinaryIO, source: Input) -> Iterator[Result]:
                 yield _value(line, value, text.encode("utf-8", "backslashreplace"), source.rules)
     except (pa.ArrowException, OSError, ValueError, ArithmeticError, LookupError) as error:  # or a date of no calendar
         raise VerdictError(
-            f"{source.path} cannot be read as Parquet ({first_line(error)}); expected a whole Parquet file"
+            f"{source.path} cannot be read as Parquet ({first_line(error, 200)}); expected a whole Parquet file"
         ) from error
 
 

@@ -21,6 +21,7 @@ from torch import nn
 from tasks.adamw import KernelAdamW, LibraryAdamW
 from tasks.capture import make_capturable
 from tasks.encoded import Encoded, Inputs
+from tasks.errors import first_line
 from tasks.flat import FlatParameters
 from tasks.fused import Dice, fuse, unfuse
 from tasks.losses import loss_of
@@ -319,7 +320,7 @@ def make_stepper(
             captured.prepare()
             outcome = CAPTURED
         except Exception as error:  # whatever a model, a driver or a compiler says: training has another way
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            reason = first_line(error)
             smaller = parts < rows_of_each(recipe.batch_size, team)
             outcome = OUT_OF_MEMORY if smaller and ran_out_of_memory(error) else FAILED
         if team:

@@ -17,7 +17,7 @@ from mlflow.entities import Run, ViewType
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
 
-from tasks.errors import Unreachable
+from tasks.errors import Unreachable, first_line
 
 EXPERIMENT, HISTORY = "verdict", "verdict-history"
 SQLITE = "sqlite:///"
@@ -68,8 +68,9 @@ def connect(store: Store) -> Iterator[mlflow.MlflowClient]:
         mlflow.set_registry_uri(store["uri"])
         yield mlflow.MlflowClient()
     except (MlflowException, OSError, *_database_errors()) as error:
-        first = str(error).strip().splitlines()[0]
-        raise Unreachable(f"MLflow store {store['uri']} failed ({first[:200]}); check it: verdict doctor") from error
+        raise Unreachable(
+            f"MLflow store {store['uri']} failed ({first_line(error, 200)}); check it: verdict doctor"
+        ) from error
     finally:
         # MLflow also writes the address to the environment, where the next look would take it for the user's own.
         if configured is None:

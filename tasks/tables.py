@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tasks.errors import VerdictError, WrongUsage
+from tasks.errors import VerdictError, WrongUsage, first_line
 from tasks.pairs import parse_pairs
 from tasks.parsing import (
     BYTE_ORDER_MARK,
@@ -70,12 +70,6 @@ def parse_file(path: Path, form: Form) -> Iterator[Block]:
         results = (parser or _parse_headed_tsv)(stream, form, path)
         while batch := list(islice(results, BATCH)):
             yield sort_results(batch)
-
-
-def first_line(error: Exception) -> str:
-    """Return what an error says first; damaged bytes that it repeats are shown escaped."""
-    first = (str(error).splitlines() or [type(error).__name__])[0][:200]
-    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in first)
 
 
 def choose_columns(present: Iterable[str], wanted: Mapping[str, str], path: Path) -> dict[str, str]:
@@ -247,7 +241,7 @@ def _parse_parquet(stream: BinaryIO, form: Form, path: Path) -> Iterator[Result]
                 yield _record(line, record, chosen, raw, form.rules, path)
     except (pa.ArrowException, OSError, ValueError, ArithmeticError, LookupError) as error:  # or a date of no calendar
         raise VerdictError(
-            f"{path} cannot be read as Parquet ({first_line(error)}); expected a whole Parquet file"
+            f"{path} cannot be read as Parquet ({first_line(error, 200)}); expected a whole Parquet file"
         ) from error
 
 

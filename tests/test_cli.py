@@ -1,7 +1,6 @@
 """The command as a user meets it: exit codes, one clear line, one JSON document."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -282,36 +281,6 @@ def test_doctor_fails_where_a_store_does_not_answer(capsys: pytest.CaptureFixtur
     code, out, _ = call(capsys, "doctor")
     assert code == 1
     assert "fails  MLflow store" in out
-
-
-@pytest.mark.timeout(900)  # on one thread, beside other tests
-def test_the_default_run_ends_with_a_champion_that_answers(tmp_path: Path) -> None:
-    """The README's first command: bundled sample, packaged encoder, embedded server, a fresh home."""
-    environment = {
-        name: value for name, value in os.environ.items() if name not in ("PREFECT_API_URL", "OMP_NUM_THREADS")
-    }
-    environment |= {"VERDICT_HOME": str(tmp_path / "stores")}
-
-    def run(*arguments: str) -> Any:
-        done = subprocess.run(
-            [*VERDICT, *arguments, "--json"], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout)
-
-    outcome = run("retrain")
-    assert outcome["decision"] == "PROMOTE"
-    assert 0.5 < outcome["mcc"] < 0.95
-    assert outcome["holdout_rows"] == 800
-    again = run("retrain")
-    assert again["unchanged"]
-    assert again["version"] == outcome["version"]
-    answers = run("predict", *cli.EXAMPLES)
-    assert [answer["label"] for answer in answers] == ["acceptable", "unacceptable"]
-    assert [set(answer) for answer in answers] == [{"sentence", "label", "probability", "version"}] * 2
-    status = run("status")
-    assert status["champion"]["version"] == outcome["version"]
-    assert status["runs"][0]["verdict"] == "PROMOTE"
 
 
 def test_debug_is_an_option_of_every_command(

@@ -18,7 +18,7 @@ from tasks import parsing, tables
 from tasks.errors import VerdictError, WrongUsage
 from tasks.parsing import BYTE_ORDER_MARK, Rejected, Row, Rules
 from tasks.reading import take_snapshot
-from tasks.tables import Form, choose_columns, first_line, form_of, parse_file
+from tasks.tables import Form, choose_columns, form_of, parse_file
 
 unhurried = settings(
     deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
@@ -731,12 +731,6 @@ def test_of_an_endless_line_only_a_beginning_is_kept(
     rejected = [Rejected(first + i, "too long", "line of more than 50 bytes", long[:50]) for i in (1, 3)]
     good = [Row(first + i, "web", 0, "", "B.") for i in (0, 2)]
     assert results == [good[0], rejected[0], good[1], rejected[1]]
-
-
-def test_what_an_error_says_is_shown_in_one_printable_line() -> None:
-    assert first_line(ValueError("bad \x1b[31m\x0f\nmore")) == r"bad \x1b[31m\x0f"
-    assert first_line(ValueError()) == "ValueError"
-    assert first_line(ValueError("é\ud800" + "x" * 999)) == "é\\ud800" + "x" * 198
 
 
 def test_deep_nesting_leaves_the_recursion_limit_alone(tmp_path: Path) -> None:

@@ -1,0 +1,44 @@
+"""The README's first command as it stands: bundled sample, packaged encoder, embedded server, a fresh home.
+
+It trains for a minute on all cores, so it runs here, where no other test does meanwhile.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from stage import ROOT, Clock
+
+from flows.cli import EXAMPLES
+
+pytestmark = [pytest.mark.services, pytest.mark.timeout(900)]
+
+
+def test_the_default_run_ends_with_a_champion_that_answers(tmp_path: Path, clock: Clock) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"}
+    environment |= {"VERDICT_HOME": str(tmp_path / "stores")}
+
+    def run(*arguments: str) -> Any:
+        command = [sys.executable, "-m", "flows.cli", *arguments, "--json"]
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    with clock("verdict retrain, default"):
+        outcome = run("retrain")
+    assert outcome["decision"] == "PROMOTE"
+    assert 0.5 < outcome["mcc"] < 0.95
+    assert outcome["holdout_rows"] == 800
+    again = run("retrain")
+    assert again["unchanged"]
+    assert again["version"] == outcome["version"]
+    answers = run("predict", *EXAMPLES)
+    assert [answer["label"] for answer in answers] == ["acceptable", "unacceptable"]
+    assert [set(answer) for answer in answers] == [{"sentence", "label", "probability", "version"}] * 2
+    status = run("status")
+    assert status["champion"]["version"] == outcome["version"]
+    assert status["runs"][0]["verdict"] == "PROMOTE"

@@ -1,0 +1,28 @@
+"""What is told of an error that somebody else raised: one line, whatever it says."""
+
+import pytest
+
+from tasks.errors import VerdictError, first_line, kind_and_line
+
+
+@pytest.mark.parametrize(
+    ("error", "line", "with_kind"),
+    [
+        (ValueError("no such thing"), "no such thing", "ValueError: no such thing"),
+        (ValueError("\n  first\nsecond"), "first", "ValueError: first"),
+        (ValueError(), "ValueError", "ValueError"),
+        (ValueError(" \n"), "ValueError", "ValueError"),
+        (KeyError("a"), "'a'", "KeyError: 'a'"),
+        (OSError(2, "No such file"), "[Errno 2] No such file", "FileNotFoundError: [Errno 2] No such file"),
+        (ValueError("é\ud800"), "é\\ud800", "ValueError: é\\ud800"),
+        (VerdictError("bell\x07 and é"), "bell\\x07 and é", "VerdictError: bell\\x07 and é"),
+    ],
+)
+def test_one_line_is_told_and_the_kind_where_nothing_is_said(error: Exception, line: str, with_kind: str) -> None:
+    assert first_line(error) == line
+    assert kind_and_line(error) == with_kind
+
+
+def test_a_long_line_is_cut_off() -> None:
+    assert first_line(ValueError("x" * 1000)) == "x" * 500
+    assert kind_and_line(ValueError("x" * 1000), longest=3) == "ValueError: xxx"
