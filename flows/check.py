@@ -11,7 +11,7 @@ from tasks.errors import Unreachable
 from tasks.gate_page import write_gate_page
 from tasks.ingestion import Data, take_snapshots
 from tasks.settings import DataSettings, Settings
-from tasks.sources import locate_sources
+from tasks.sources import locate_sources, locate_text
 from tasks.suite import show_allowed, show_observed
 from tasks.tables import form_of
 from tasks.validation import Gate, describe_finding, failed_critically, validate_data
@@ -32,8 +32,9 @@ def read_data(settings: DataSettings, home: str) -> Data:
         DataRefused: if a file is not the one that its digest names.
     """
     sources = locate_sources(settings.path, settings.train, settings.holdout, home, offline=settings.offline)
+    text = locate_text(settings.text, home, offline=settings.offline)
     form = form_of(settings.columns, settings.labels, settings.max_chars)
-    return take_snapshots(sources, f"{home}/snapshots", form, settings.holdout_share)
+    return take_snapshots(sources, f"{home}/snapshots", form, settings.holdout_share, text)
 
 
 def examine_data(data: Data, settings: Settings, folder: str, encoder: str | None, reference: Profile | None) -> Gate:

@@ -50,7 +50,7 @@ from tasks.registry import Store
 from tasks.report import Told
 from tasks.settings import Resolved, Settings
 from tasks.sources import shown_addresses
-from tasks.splitting import split_snapshot
+from tasks.splitting import spare_judges, split_snapshot
 from tasks.usage import watched
 from tasks.validation import Gate, refuse_unfit
 
@@ -133,7 +133,7 @@ def name_job(settings: Settings, data: Data, encoder: Encoder, device: str) -> s
     recipe = settings.model_dump(
         mode="json",
         exclude={
-            "data": {"path", "train", "holdout", "columns", "labels", "offline"},
+            "data": {"path", "train", "holdout", "text", "columns", "labels", "offline"},
             "finetune": {"encoder", "device", "checkpoint_seconds"},
             # Where the policy's file lies; what it says is there by each number. Who waits for whom changes no result.
             "judge": {"policy", "wait_for_person", "wait_hours"},
@@ -200,11 +200,10 @@ def recorded_run(
         "git_commit": git_commit(),
     }
     run_id = open_run(store, job, {key: value for key, value, _ in rows}, tags)
-    for name, snapshot in {"train": data["train"], "holdout": data["holdout"], "reported": data["reported"]}.items():
-        if snapshot:
-            log_dataset(
-                store, run_id, name, name, snapshot["digest"], snapshot["path"], shown_addresses(settings.data.path)
-            )
+    places = dict.fromkeys(("train", "holdout", "reported"), settings.data.path) | {"text": (settings.data.text,)}
+    for name, addresses in places.items():
+        if snapshot := data[name]:  # type: ignore[literal-required]
+            log_dataset(store, run_id, name, name, snapshot["digest"], snapshot["path"], shown_addresses(addresses))
     logs.bind(run=run_id, flow_run=str(flow_run.id or ""), dataset=data["digest"], version="", digest="")
     try:
         with watched(store, run_id):
@@ -245,13 +244,14 @@ def train(
         data["train"]["path"], holdouts, str(folder), settings.data.validation_share, chosen.seed
     )
     write_json(folder / "split.json", counts)
+    text = spare_judges(data["text"]["path"], [validation_rows, *holdouts], str(folder)) if data["text"] else ""
     log_series(store, run_id, {f"rows_{name}": {0: cast(int, count)} for name, count in counts.items()})
     return fine_tune_visibly(
         train_rows,
         validation_rows,
         encoder["folder"],
         str(folder / "model"),
-        {**chosen.model_dump(exclude={"encoder"}), "device": device},
+        {**chosen.model_dump(exclude={"encoder"}), "text": text, "device": device},
         store,
         run_id,
     )

@@ -127,6 +127,7 @@ def name_addresses(settings: Settings) -> str:
     chosen = settings.data
     places = [str(Path(name).resolve()) if Path(name).exists() else name for name in chosen.path]
     form = [chosen.train, chosen.holdout, chosen.columns, chosen.labels, chosen.max_chars, chosen.holdout_share]
+    form += [chosen.text] if chosen.text else []
     return digest_of([places, form])[:16]
 
 

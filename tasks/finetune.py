@@ -84,6 +84,8 @@ class Settings(TypedDict):
     - processes: that train on this host, one a GPU [1]: several seeds are shared out, of one seed the batches are.
     - patience: epochs without a better validation MCC after which training ends; 0 for never [0].
     - spoiled: spoiled copies of each acceptable sentence that a first stage tells from the original [0].
+    - text: snapshot of further sentences for that stage [none].
+    - spoiled_text: the same of each of those [1].
     - label_smoothing: share of a label that is spread over both classes [0].
     - r_drop: weight of the difference between two passes with other places dropped; 0 for one pass [0].
     - precision: fp32, bf16, or auto [auto]: bf16 on a GPU, and on a CPU that has instructions for it.
@@ -105,6 +107,8 @@ class Settings(TypedDict):
     processes: NotRequired[int]
     patience: NotRequired[int]
     spoiled: NotRequired[int]
+    text: NotRequired[str]
+    spoiled_text: NotRequired[int]
     label_smoothing: NotRequired[float]
     r_drop: NotRequired[float]
     precision: NotRequired[str]
@@ -185,6 +189,8 @@ def _plan(train: str, validation: str, encoder: str, folder: str, settings: Sett
         epochs=settings["epochs"],
         patience=settings.get("patience", 0),
         spoiled=settings.get("spoiled", 0),
+        text=settings.get("text", ""),
+        spoiled_text=settings.get("spoiled_text", 1),
         label_smoothing=settings.get("label_smoothing", 0.0),
         max_length=settings["max_length"],
         seed=settings["seed"],
@@ -192,9 +198,10 @@ def _plan(train: str, validation: str, encoder: str, folder: str, settings: Sett
         checkpoint_seconds=settings["checkpoint_seconds"],
         device=device,
     )
-    decisive: list[object] = [sha256_of(Path(path)) for path in (train, validation)]
+    decisive: list[object] = [sha256_of(Path(path)) for path in (train, validation, job.text) if path]
     decisive += [encoder, list(recipe), job.max_length, device]
     decisive += [job.seed, job.patience, job.spoiled, job.label_smoothing]
+    decisive += [job.spoiled_text] if job.text else []
     if settings.get("seeds", 1) == 1:
         decisive.append(settings.get("processes", 1))  # each draws its own dropout
     return job._replace(run=digest_of(decisive))

@@ -2,16 +2,20 @@
 
 import logging
 import tempfile
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import TypedDict
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tasks.errors import DataRefused
+from tasks.errors import DataRefused, WrongUsage
 from tasks.files import digest_of
 from tasks.folding import fold_all
+from tasks.parsing import Block, Rules, sort_results
 from tasks.reading import SCRATCH, RowWriter, Snapshot, read_tables, take_snapshot
+from tasks.sentences import BATCH, find_input, read_sentences
 from tasks.sources import Sources
 from tasks.splitting import fraction
 from tasks.tables import Form
@@ -22,15 +26,16 @@ log = logging.getLogger(__name__)
 
 
 class Data(TypedDict):
-    """The snapshots of one run; `reported` is a holdout that does not judge."""
+    """The snapshots of one run; `reported` is a holdout that does not judge, `text` has no labels of its own."""
 
     digest: str
     train: Snapshot
     holdout: Snapshot
     reported: Snapshot | None
+    text: Snapshot | None
 
 
-def take_snapshots(sources: Sources, folder: str, form: Form, holdout_share: float) -> Data:
+def take_snapshots(sources: Sources, folder: str, form: Form, holdout_share: float, text: str = "") -> Data:
     """Snapshot the files of a run, each role merged.
 
     Args:
@@ -38,9 +43,10 @@ def take_snapshots(sources: Sources, folder: str, form: Form, holdout_share: flo
         folder: receives the snapshots.
         form: how the columns are called and what a row must satisfy.
         holdout_share: expected share of the sentences that are set apart, between 0 and 1.
+        text: file of sentences without labels, or none.
 
     Raises:
-        WrongUsage: if a file has no column that is needed.
+        WrongUsage: if a file has no column that is needed, or the text no sentence.
         VerdictError: if a file cannot be read.
         DataRefused: if setting apart leaves one side empty.
     """
@@ -54,7 +60,8 @@ def take_snapshots(sources: Sources, folder: str, form: Form, holdout_share: flo
     if reported and not reported["kept"]:
         log.warning("%s has no readable row and is not reported; %s", reported["files"][0], reported["examples"][0])
         reported = None
-    snapshots = {"train": train, "holdout": holdout, "reported": reported}
+    spare = take_text(text, folder, form) if text else None
+    snapshots = {"train": train, "holdout": holdout, "reported": reported, "text": spare}
     # Rows that were quarantined count too: data that got worse is other data, although the good rows are the same.
     digests = {
         name: digest
@@ -63,7 +70,36 @@ def take_snapshots(sources: Sources, folder: str, form: Form, holdout_share: flo
         for name, digest in ((role, snapshot["digest"]), (f"{role} quarantine", snapshot["rejected"]))
         if digest
     }
-    return Data(digest=digest_of(digests), train=train, holdout=holdout, reported=reported)
+    return Data(digest=digest_of(digests), train=train, holdout=holdout, reported=reported, text=spare)
+
+
+def take_text(file: str, folder: str, form: Form) -> Snapshot:
+    """Snapshot sentences without labels, as rows that are called acceptable; what is no sentence is told and left out.
+
+    Raises:
+        WrongUsage: if there is no sentence, or no column for the text.
+        VerdictError: if the file cannot be read.
+    """
+    snapshot = take_snapshot([file], folder, form, _parse_text) if Path(file).stat().st_size else None
+    if not snapshot or not snapshot["kept"]:
+        why = snapshot["examples"][0] if snapshot else "it is empty"
+        raise WrongUsage(f"text {file} holds no sentence ({why}); expected one a line, or a column of them")
+    if snapshot["quarantined"]:
+        log.warning(
+            "%d of %d records of the text are left out: %s",
+            snapshot["quarantined"],
+            snapshot["rows_in"],
+            snapshot["examples"][0],
+        )
+    return snapshot
+
+
+def _parse_text(path: Path, form: Form) -> Iterator[Block]:
+    column = form.columns.get("text")
+    source = find_input(str(path), f"text={column}" if column else "")
+    records = read_sentences(source._replace(rules=Rules(form.rules.max_chars, {"1": 1})))
+    while batch := list(islice(records, BATCH)):
+        yield sort_results(batch)
 
 
 def set_apart(snapshot: Snapshot, folder: str, share: float) -> tuple[Snapshot, Snapshot]:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict
 
+import pandas as pd
 import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
@@ -47,6 +48,8 @@ class Job(NamedTuple):
     epochs: int
     patience: int
     spoiled: int
+    text: str
+    spoiled_text: int
     label_smoothing: float
     max_length: int
     seed: int
@@ -83,16 +86,19 @@ class Choice(NamedTuple):
 
 def rehearse(job: Job) -> str:
     """Return the folder of what members start from: the encoder, or what spoiled sentences have made of it."""
-    if not job.spoiled:
+    if not job.spoiled and not (job.text and job.spoiled_text):
         return job.encoder
     target = Path(job.folder) / "rehearsed"
     if _finished(target, job.run):
         return str(target)
     rows = with_spoiled(load_rows(job.train), job.spoiled, job.seed)
+    if job.text:
+        more = with_spoiled(load_rows(job.text), job.spoiled_text, job.seed)
+        rows = pd.concat([rows, more], ignore_index=True)
     if rows["label"].nunique() < 2:
         log.warning("no sentence could be spoiled; training starts without a first stage")
         return job.encoder
-    log.info("first stage: sentences and their spoiled selves, %d times", job.spoiled)
+    log.info("first stage: %d sentences, %d of them spoiled", len(rows), (rows["label"] == 0).sum())
     tokenizer = load_tokenizer(job.encoder, job.max_length)
     recipe = job.recipe._replace(steps=math.ceil(len(rows) / job.recipe.batch_size), r_drop=0.0)
     torch.manual_seed(job.seed)

@@ -7,7 +7,7 @@ import errno
 import hashlib
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypedDict
@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from tasks.errors import VerdictError, first_line
 from tasks.files import sha256_of, sweep
-from tasks.parsing import KEPT, Rejected, format_rows
+from tasks.parsing import KEPT, Block, Rejected, format_rows
 from tasks.tables import Form, is_utf8, parse_file
 
 SCRATCH = ".incoming-"  # prefix of folders for unfinished snapshots
@@ -50,7 +50,12 @@ class Snapshot(TypedDict):
     examples: list[str]
 
 
-def take_snapshot(files: Sequence[str], folder: str, form: Form = Form()) -> Snapshot:  # noqa: B008 (immutable)
+def take_snapshot(
+    files: Sequence[str],
+    folder: str,
+    form: Form = Form(),  # noqa: B008 (immutable)
+    parse: Callable[[Path, Form], Iterator[Block]] = parse_file,
+) -> Snapshot:
     """Read files strictly, one after the other, and keep their rows as Parquet in `folder`.
 
     The digest is that of the kept rows written back in CoLA's format, so for one clean file with LF line ends it is
@@ -60,6 +65,7 @@ def take_snapshot(files: Sequence[str], folder: str, form: Form = Form()) -> Sna
         files: paths; each row remembers its file's name and its line.
         folder: receives DIGEST.parquet and, where rows were quarantined, quarantine-DIGEST.parquet.
         form: how the columns are called and what a row must satisfy.
+        parse: how a file becomes rows.
 
     Raises:
         WrongUsage: if a file has no column that is needed.
@@ -77,7 +83,7 @@ def take_snapshot(files: Sequence[str], folder: str, form: Form = Form()) -> Sna
             with RowWriter(Path(scratch)) as rows, _Quarantine(Path(scratch)) as quarantine:
                 for file in files:
                     before = rows.count
-                    _sort_rows(Path(file), form, rows, quarantine)
+                    _sort_rows(Path(file), parse(Path(file), form), rows, quarantine)
                     unread += [] if rows.count > before else [Path(file).name]
             if rows.count + quarantine.count == 0:
                 raise VerdictError(f"{', '.join(files)} is empty; expected rows of source, label, mark, sentence")
@@ -143,11 +149,11 @@ def _unreadable(path: str, error: Exception) -> VerdictError:
     return VerdictError(f"snapshot {path} cannot be read ({first_line(error, 200)}); delete it and run again")
 
 
-def _sort_rows(path: Path, form: Form, rows: "RowWriter", quarantine: "_Quarantine") -> None:
+def _sort_rows(path: Path, blocks: Iterator[Block], rows: "RowWriter", quarantine: "_Quarantine") -> None:
     """Send each row of a file to one of two writers."""
     if not is_utf8(path.name):
         raise VerdictError(f"{str(path)!a} has a name that is not UTF-8; rename the file")
-    for block in parse_file(path, form):
+    for block in blocks:
         names = pa.array([path.name] * block.kept.num_rows, pa.string()).dictionary_encode()
         rows.add(pa.table([names, *block.kept.columns], schema=ROWS))
         quarantine.add(path.name, block.rejected)

@@ -100,6 +100,8 @@ class DataSettings(Section):
     """Share of the training sentences that selects the best epoch."""
     max_chars: Annotated[int, Field(ge=1)] = 2000
     """Longest sentence that is kept, in characters."""
+    text: str = ""
+    """File of sentences without labels, such as .txt with one a line, or https://...#sha256=HEX: for a first stage."""
 
 
 class GateSettings(Section):
@@ -184,6 +186,8 @@ class FinetuneSettings(Section):
     """Weight of how far two passes with other places dropped differ; 0 for one pass, which takes half the time."""
     spoiled: Annotated[int, Field(ge=0, le=100)] = 0
     """Spoiled copies of each acceptable sentence that a first stage tells from the original; 0 for no such stage."""
+    spoiled_text: Annotated[int, Field(ge=0, le=100)] = 1
+    """The same of each sentence of data.text."""
     patience: Annotated[int, Field(ge=0)] = 0
     """Epochs without a better validation MCC after which training ends; 0 for never."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 2018

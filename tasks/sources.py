@@ -22,6 +22,7 @@ from tasks.download import fetch, unpack
 from tasks.errors import WrongUsage
 from tasks.hub import fetch_dataset
 from tasks.sample_corpus import HOLDOUT_FILE, TRAIN_FILE, write_sample
+from tasks.sentences import FORMATS
 
 SAMPLE = "sample"
 REPORTED_FILE = "in_domain_dev.tsv"
@@ -90,6 +91,27 @@ def locate_sources(addresses: Sequence[str], train: str, holdout: str, home: str
     _refuse_idle(places, found)
     spare = [file for file in found["reported"] if not any(Path(file).samefile(other) for other in used)]
     return Sources(train=found["train"], holdout=found["holdout"], reported=spare)
+
+
+def locate_text(address: str, home: str, *, offline: bool = False) -> str:
+    """Return the path of a file of sentences without labels, fetching it where needed; of no address none.
+
+    Raises:
+        WrongUsage: if it is not there, is no file, or has an ending that tells no format.
+        Unreachable: if a server does not answer, or offline and nothing is kept.
+        DataRefused: if the file is not the one that its digest names.
+    """
+    if not address:
+        return ""
+    wanted = f"expected a file of sentences ({', '.join(FORMATS)}) or https://...#sha256=HEX: --set data.text=ADDRESS"
+    fetched = address.startswith(("https://", "http://"))
+    if not fetched and not _existing(address):
+        raise WrongUsage(f"text {address!r} does not exist; {wanted}")
+    place = _open_address(address, home, offline)
+    file = next(iter(place.files.values()), "") if place.single else ""
+    if Path(file).suffix.lower() not in FORMATS:
+        raise WrongUsage(f"text {address!r} is a folder, or its ending tells no format; {wanted}")
+    return file
 
 
 def shown_addresses(addresses: Sequence[str]) -> str:

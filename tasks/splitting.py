@@ -89,6 +89,22 @@ def split_snapshot(
     return paths[0], paths[1], counts
 
 
+def spare_judges(text: str, judging: list[str], folder: str) -> str:
+    """Write the sentences of a text that judge nothing, each once, to `folder`/text.parquet; return its path.
+
+    Args:
+        text: snapshot of sentences without labels.
+        judging: snapshots of holdouts and of the validation rows: to have seen their sentences is to know their label.
+        folder: receives text.parquet.
+    """
+    rows = load_rows(text)
+    folded = pd.Series(_fold(rows["sentence"]), index=rows.index)
+    known = {sentence for path in judging for sentence in _fold(load_rows(path)["sentence"])}
+    with replacing(Path(folder) / "text.parquet") as temporary:
+        rows[~folded.isin(known) & ~folded.duplicated()].reset_index(drop=True).to_parquet(temporary)
+    return str(Path(folder) / "text.parquet")
+
+
 def fraction(text: str, key: str) -> float:
     """Map a text to a number in [0, 1) that looks uniform and depends on nothing but text and key."""
     digest = hashlib.blake2b(text.encode(), digest_size=8, key=key.encode()).digest()

@@ -92,19 +92,32 @@ def _take_apart(text: str) -> Sentence:
 
 def _lexicon(sentences: list[Sentence]) -> Lexicon:
     counts = Counter(word for sentence in sentences for word in sentence.words if _is_word(word))
-    alike = defaultdict(list)
-    for word in counts:
-        if len(word) >= STEM:
-            alike[word[:STEM]].append(word)
-    forms = {word: [other for other in alike[word[:STEM]] if _related(word, other)] for word in counts}
+    forms = _forms(list(counts))
     small = [word for word, _ in sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))[:SMALL_WORDS]]
     return Lexicon(sentences, small, forms)
 
 
-def _related(word: str, other: str) -> bool:
-    """Tell whether two words differ in their endings alone."""
-    shared = max(STEM, max(len(word), len(other)) - ENDING)
-    return word != other and word[:shared] == other[:shared]
+def _forms(words: list[str]) -> dict[str, list[str]]:
+    """Return for each word those that differ from it in the ending alone, in the order of the words.
+
+    What two forms share is all of the longer one but an ending: it is looked up among what the others begin with.
+    """
+    beginnings = defaultdict(list)
+    for place, word in enumerate(words):
+        for length in range(_shared(word), len(word) + 1):
+            beginnings[word[:length]].append(place)
+    found: dict[int, set[int]] = defaultdict(set)
+    for place, word in enumerate(words):
+        for other in beginnings.get(word[: _shared(word)], ()):
+            if other != place and len(words[other]) <= len(word):
+                found[place].add(other)
+                found[other].add(place)
+    return {word: [words[other] for other in sorted(found[place])] for place, word in enumerate(words)}
+
+
+def _shared(word: str) -> int:
+    """Return how many letters a word shares with its shorter forms."""
+    return max(STEM, len(word) - ENDING)
 
 
 def _draw(lexicon: Lexicon, rng: np.random.Generator) -> str:

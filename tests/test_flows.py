@@ -17,6 +17,7 @@ from conftest import write_toy_data
 
 from flows import environment
 from tasks.errors import DataRefused, VerdictError, WrongUsage
+from tasks.reading import load_rows
 from tasks.settings import Resolved, load_settings
 
 ROOT = Path(__file__).parents[1]
@@ -125,6 +126,25 @@ def test_several_seeds_follow_one_another_in_the_record(retrain: Retrain, home: 
     epochs = client(home).get_metric_history(run.info.run_id, "validation_mcc")
     assert [entry.step for entry in epochs] == [1, 2, 3, 4, 5, 6]
     assert "2 seeds were trained from one start" in Path(outcome["report"]).read_text()
+
+
+def test_text_without_labels_is_learned_from_first_and_recorded(
+    retrain: Retrain, home: Path, toy_data: Path, tmp_path: Path
+) -> None:
+    text = tmp_path / "more.txt"
+    holdout = [row.split("\t")[3].strip() for row in (toy_data / "out_of_domain_dev.tsv").read_text().splitlines()]
+    text.write_text("\n".join([*holdout[:10], *(f"the cat sees dog {n} now" for n in range(30))]))
+    outcome = retrain(data__text=str(text))
+    (run,) = runs(home)
+    kept = {entry.dataset.name: entry.dataset.digest for entry in run.inputs.dataset_inputs}
+    assert set(kept) == {"train", "holdout", "text"}
+    (learned,) = (home / "runs").glob("*/text.parquet")
+    assert not set(load_rows(str(learned))["sentence"]) & set(holdout)
+    assert retrain(data__text=str(text))["unchanged"]
+    text.write_text("the cat sees another dog now\n")
+    again = retrain(data__text=str(text))
+    assert not again["unchanged"]
+    assert again["digest"] != outcome["digest"]
 
 
 def test_the_evidence_counts_the_rows_that_left_and_why(retrain: Retrain, home: Path, toy_data: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tasks.errors import DataRefused
+from tasks.errors import DataRefused, WrongUsage
 from tasks.files import digest_of
 from tasks.folding import fold
 from tasks.ingestion import APART, Data, set_apart, take_snapshots
@@ -48,9 +48,10 @@ def ingest(
     reported: list[str] | None = None,
     share: float = 0.2,
     form: Form = Form(),  # noqa: B008 (immutable)
+    text: Path | str = "",
 ) -> Data:
     sources = Sources(train=train, holdout=holdout or [], reported=reported or [])
-    return take_snapshots(sources, str(folder / "snapshots"), form, share)
+    return take_snapshots(sources, str(folder / "snapshots"), form, share, str(text))
 
 
 def sentences(snapshot: object) -> list[str]:
@@ -343,3 +344,66 @@ def test_several_pieces_are_set_apart_as_one(tmp_path: Path, monkeypatch: pytest
     expected = ingest(tmp_path, [file])
     monkeypatch.setattr("tasks.ingestion.read_tables", lambda path: read_tables(path, rows=7))
     assert ingest(tmp_path, [file]) == expected
+
+
+# Text without labels
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> list[list[str]]:
+    """Files that train and judge."""
+    return [[write(tmp_path, numbered(0, 5), "train.tsv")], [write(tmp_path, numbered(5, 9), "holdout.tsv")]]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("mine.txt", "One sees.\n  Two see. \n"),
+        ("mine.jsonl", '{"text": "One sees."}\n{"text": "Two see."}\n'),
+        ("mine.csv", "label,sentence\n0,One sees.\n0,Two see.\n"),
+    ],
+)
+def test_text_is_a_snapshot_of_sentences_that_are_called_acceptable(
+    name: str, content: str, tmp_path: Path, pair: list[list[str]]
+) -> None:
+    (tmp_path / name).write_text(content)
+    text = ingest(tmp_path, *pair, text=tmp_path / name)["text"]
+    assert text
+    assert [sentence.strip() for sentence in sentences(text)] == ["One sees.", "Two see."]
+    assert load_rows(text["path"])["label"].tolist() == [1, 1]
+
+
+def test_the_column_of_a_text_is_that_of_the_data(tmp_path: Path, pair: list[list[str]]) -> None:
+    (tmp_path / "mine.csv").write_text("said,sentence\nOne sees.,no\n")
+    form = Form({"text": "said"})
+    text = take_snapshots(Sources(train=pair[0], holdout=pair[1], reported=[]), str(tmp_path), form, 0.2)["text"]
+    assert text is None  # the other files are CoLA's own, without a header
+    found = ingest(tmp_path, *pair, form=form, text=tmp_path / "mine.csv")["text"]
+    assert sentences(found) == ["One sees."]
+
+
+def test_other_text_is_other_data(tmp_path: Path, pair: list[list[str]]) -> None:
+    path = tmp_path / "mine.txt"
+    digests = {ingest(tmp_path, *pair)["digest"]}
+    for content in ("One sees.\n", "Two see.\n", "One sees.\n \n"):
+        path.write_text(content)
+        digests.add(ingest(tmp_path, *pair, text=path)["digest"])
+    assert len(digests) == 4
+    assert ingest(tmp_path, *pair)["text"] is None
+
+
+def test_what_is_no_sentence_of_a_text_is_told_and_left_out(
+    tmp_path: Path, pair: list[list[str]], caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "mine.txt").write_bytes(b"One sees.\n\n\xff\n")
+    text = ingest(tmp_path, *pair, text=tmp_path / "mine.txt")["text"]
+    assert text
+    assert (text["kept"], text["quarantined"]) == (1, 2)
+    assert "2 of 3 records of the text are left out: mine.txt line 2: " in caplog.text
+
+
+@pytest.mark.parametrize(("content", "why"), [("", "it is empty"), ("\n\n", "mine.txt line 1: ")])
+def test_text_without_a_sentence_is_refused(content: str, why: str, tmp_path: Path, pair: list[list[str]]) -> None:
+    (tmp_path / "mine.txt").write_text(content)
+    with pytest.raises(WrongUsage, match=f"mine.txt holds no sentence .{why}.*; expected one a line, or a column"):
+        ingest(tmp_path, *pair, text=tmp_path / "mine.txt")

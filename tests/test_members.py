@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 from conftest import DIVERGING, Killed, Trainer, diverge
@@ -17,6 +18,7 @@ from tasks.epochs import Epoch, validate
 from tasks.finetune import load_training
 from tasks.members import RECORD, WEIGHTS, Choice, Job, Kept, Member, combine, keep_member, kept_member, rehearse
 from tasks.reading import load_rows
+from tasks.spoiling import with_spoiled
 from tasks.stepper import Recipe
 
 Weights = dict[str, torch.Tensor]
@@ -98,6 +100,8 @@ def make_job(trainer: Trainer) -> Callable[..., Job]:
             "epochs": EPOCHS,
             "patience": 0,
             "spoiled": 0,
+            "text": "",
+            "spoiled_text": 1,
             "label_smoothing": 0.0,
             "max_length": 16,
             "seed": 7,
@@ -459,6 +463,35 @@ def test_without_spoiled_sentences_members_start_from_the_encoder(make_job: Call
     job = make_job()
     assert rehearse(job) == job.encoder
     assert not Path(job.folder).exists()
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> str:
+    """Sentences without labels."""
+    path = tmp_path / "text.parquet"
+    pd.DataFrame({"sentence": [f"the cat sees dog {n} now" for n in range(50)], "label": 1}).to_parquet(path)
+    return str(path)
+
+
+@pytest.mark.parametrize(("spoiled", "copies", "sentences"), [(0, 1, 100), (0, 2, 200), (1, 1, None)])
+def test_text_makes_a_first_stage_or_adds_to_it(
+    spoiled: int,
+    copies: int,
+    sentences: int | None,
+    make_job: Callable[..., Job],
+    text: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO")
+    job = make_job(spoiled=spoiled, text=text, spoiled_text=copies)
+    own = len(with_spoiled(load_rows(job.train), spoiled, job.seed))
+    assert rehearse(job) == f"{job.folder}/rehearsed"
+    assert f"first stage: {sentences or own + 100} sentences, {(sentences or own + 100) // 2} of them" in caplog.text
+
+
+def test_text_that_is_not_asked_for_makes_no_first_stage(make_job: Callable[..., Job], text: str) -> None:
+    job = make_job(text=text, spoiled_text=0)
+    assert rehearse(job) == job.encoder
 
 
 def test_another_seed_makes_another_first_stage(make_job: Callable[..., Job]) -> None:

@@ -19,7 +19,16 @@ from tasks import sources
 from tasks.errors import DataRefused, Unreachable, WrongUsage
 from tasks.files import sha256_of
 from tasks.settings import load_settings
-from tasks.sources import FORMS, HOLDOUT_FILE, REPORTED_FILE, TRAIN_FILE, Sources, locate_sources, shown_addresses
+from tasks.sources import (
+    FORMS,
+    HOLDOUT_FILE,
+    REPORTED_FILE,
+    TRAIN_FILE,
+    Sources,
+    locate_sources,
+    locate_text,
+    shown_addresses,
+)
 
 ROW = "s\t1\t\tA.\n"
 
@@ -616,3 +625,39 @@ def test_the_cola_profile_takes_its_files_from_the_cache_when_offline(tmp_path: 
     found = locate_sources(settings.data.path, "", "", str(tmp_path), offline=True)
     assert [sha256_of(Path(path)) for path in found["train"]] == [sha256_of(folder / "book" / TRAIN_FILE)]
     assert [sha256_of(Path(path)) for path in found["reported"]] == [sha256_of(folder / "tokenized" / REPORTED_FILE)]
+
+
+# Text without labels
+
+
+def test_no_text_is_none() -> None:
+    assert locate_text("", "stores") == ""
+
+
+def test_text_is_a_file_of_sentences(tmp_path: Path) -> None:
+    path = tmp_path / "mine.txt"
+    path.write_text("One sees.\n")
+    assert locate_text(str(path), "stores") == str(path)
+
+
+@pytest.mark.parametrize(
+    ("address", "fault"),
+    [
+        ("nowhere.txt", "does not exist"),
+        (".", "is a folder, or its ending tells no format"),
+        ("sample", "does not exist"),
+        ("hf:a/b", "does not exist"),
+        ("mine.doc", "is a folder, or its ending tells no format"),
+        ("mine", "is a folder, or its ending tells no format"),
+    ],
+)
+def test_text_that_is_no_file_of_sentences_is_refused_in_one_line(
+    address: str, fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("mine.doc", "mine"):
+        (tmp_path / name).write_text("One sees.\n")
+    with pytest.raises(WrongUsage) as caught:
+        locate_text(address, "stores")
+    expected = f"text {address!r} {fault}; expected a file of sentences (.tsv, .csv, .jsonl, .ndjson, .parquet, .txt)"
+    assert str(caught.value) == f"{expected} or https://...#sha256=HEX: --set data.text=ADDRESS"

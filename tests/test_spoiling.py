@@ -318,3 +318,13 @@ def test_without_acceptable_sentences_there_is_nothing(rows: pd.DataFrame) -> No
 def test_sentences_that_cannot_be_spoiled_stay_alone(sentences: Sequence[str]) -> None:
     found = with_spoiled(frame(*((sentence, 1) for sentence in sentences)), 2, 3)
     assert found["sentence"].tolist() == [*sentences, *sentences]
+
+
+@unhurried
+@given(st.lists(st.text("abc", min_size=1, max_size=9), max_size=40, unique=True))
+def test_forms_are_all_that_differ_in_the_ending_alone(words: list[str]) -> None:
+    def related(word: str, other: str) -> bool:
+        shared = max(spoiling.STEM, max(len(word), len(other)) - spoiling.ENDING)
+        return word != other and word[:shared] == other[:shared]
+
+    assert spoiling._forms(words) == {word: [other for other in words if related(word, other)] for word in words}

@@ -151,6 +151,15 @@ def test_rows_that_can_no_longer_be_read_are_a_change(watch: Watch, folder: Path
         watch(retrain="never")
 
 
+def test_other_text_is_a_change_too(watch: Watch, folder: Path, tmp_path: Path) -> None:
+    text = tmp_path / "more.txt"
+    text.write_text("the cat sees the dog\n")
+    assert watch(retrain="never", **{"data.text": str(text)})["changed"]
+    assert not watch(retrain="never", **{"data.text": str(text)})["changed"]
+    text.write_text("the dog sees the cat\n")
+    assert watch(retrain="never", **{"data.text": str(text)})["changed"]
+
+
 def test_a_look_at_data_that_cannot_be_had_is_announced_too(watch: Watch, folder: Path, prefect_server: str) -> None:
     shutil.rmtree(folder)
     with pytest.raises(WrongUsage, match="does not exist"):

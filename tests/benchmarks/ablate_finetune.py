@@ -4,9 +4,10 @@
 
 A seed is that of the split too, so that validation sentences differ. Recipes are to be compared by their validation
 MCC; the holdout's stands beside it and chooses nothing. "at_threshold" is the holdout's MCC where the validation
-sentences choose the decision threshold. "try" names something of tried.py, with its argument; "whole" trains on the
-validation sentences too, which then say nothing about the result. `--shard 0 2` takes
-every second run, for two GPUs side by side; `--merge FILE...` writes the tables of several such files into one.
+sentences choose the decision threshold. "more text" needs `--text FILE`, such as `gather_text.py` writes. "try" names
+something of tried.py, with its argument; "whole" trains on the validation sentences too, which then say nothing about
+the result. `--shard 0 2` takes every second run, for two GPUs side by side; `--merge FILE...` writes the tables of
+several such files into one.
 """
 
 import argparse
@@ -31,11 +32,13 @@ from tasks.device import device_name, resolve_device
 from tasks.encoder import locate_encoder
 from tasks.epochs import EVALUATION_BATCH, _logits
 from tasks.finetune import fine_tune
+from tasks.ingestion import take_text
 from tasks.metrics import mcc
 from tasks.provenance import git_commit, versions
 from tasks.reading import load_rows, take_snapshot
 from tasks.sources import locate_sources
-from tasks.splitting import split_snapshot
+from tasks.splitting import spare_judges, split_snapshot
+from tasks.tables import Form
 
 COMMON: dict[str, Any] = {
     "batch_size": 32, "warmup_ratio": 0.1, "weight_decay": 0.01, "max_length": 128, "max_grad_norm": 1.0,
@@ -71,7 +74,8 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
         "+ new top layer": {"try": ["new_top_layers", 1]},
         "+ all three, mean of the last 3 epochs": ALL | {"spoiled": 2, "try": ["averaged_epochs", 3]},
         "+ all three, mean of 3 seeds": ALL | {"spoiled": 2, "seeds": 3},
-        "+ all three, more text": ALL | {"spoiled": 2, "try": ["more_text", 1]},
+        "+ all three, more text": ALL | {"spoiled": 2, "spoiled_text": 1},
+        "+ all three, more text, mean of 3 seeds": ALL | {"spoiled": 2, "spoiled_text": 1, "seeds": 3},
         "+ all three, all sentences": ALL | {"spoiled": 2, "whole": True},
         "+ all three, mean of 3 seeds, all sentences": ALL | {"spoiled": 2, "seeds": 3, "whole": True},
     },
@@ -88,7 +92,8 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
         "+ class weights": {"try": ["class_weights"]},
         "+ new top layer": {"try": ["new_top_layers", 1]},
         "+ all three": ALL | {"spoiled": 20},
-        "+ all three, more text": ALL | {"spoiled": 20, "try": ["more_text", 2]},
+        "+ all three, more text": ALL | {"spoiled": 20, "spoiled_text": 2},
+        "+ all three, more text, mean of 3 seeds": ALL | {"spoiled": 20, "spoiled_text": 2, "seeds": 3},
         "+ all three, mean of 3 seeds": ALL | {"spoiled": 20, "seeds": 3},
     },
 }
@@ -98,7 +103,7 @@ def main() -> None:
     options = parse_options()
     if options.merge:
         parts = [json.loads(Path(path).read_text()) for path in options.merge]
-        runs = [run for part in parts for run in part["runs"]]
+        runs = [{"commit": part["commit"]} | run for part in parts for run in part["runs"]]
         write(options.out, parts[0] | {"runs": runs, "rows": summarise(runs)})
         return
     device = resolve_device(options.device)
@@ -150,9 +155,10 @@ def measure(
         started = time.perf_counter()
         chosen: dict[str, Any] = COMMON | settings
         what, *how = chosen.pop("try", [""])
-        if what == "more_text":
-            how = [options.text, *how]
         whole = chosen.pop("whole", False)
+        if "spoiled_text" in chosen:
+            text = take_text(options.text, scratch, Form())["path"]
+            chosen["text"] = spare_judges(text, [validation, snapshots["holdout"]], scratch)
         if whole:
             train = join(train, validation, f"{scratch}/whole.parquet")
         with TRIED[what](*how) if what else contextlib.nullcontext():

@@ -5,12 +5,10 @@
 
 import contextlib
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import numpy as np
-import pandas as pd
 import torch
 from numpy.typing import NDArray
 from torch import nn
@@ -76,24 +74,10 @@ def new_top_layers(count: int) -> Iterator[None]:
         yield
 
 
-@contextlib.contextmanager
-def more_text(path: str, copies: int) -> Iterator[None]:
-    """Let the first stage tell the sentences of a text file too, one a line, from their spoiled selves."""
-    own = members.with_spoiled
-    text = pd.DataFrame({"sentence": Path(path).read_text(encoding="utf-8").splitlines(), "label": 1})
-
-    def richer(rows: pd.DataFrame, spoiled: int, seed: int) -> pd.DataFrame:
-        return pd.concat([own(rows, spoiled, seed), own(text, copies, seed)], ignore_index=True)
-
-    with patch.object(members, "with_spoiled", richer):
-        yield
-
-
 TRIED: dict[str, Callable[..., contextlib.AbstractContextManager[None]]] = {
     "averaged_epochs": averaged_epochs,
     "class_weights": class_weights,
     "new_top_layers": new_top_layers,
-    "more_text": more_text,
 }
 
 
