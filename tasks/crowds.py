@@ -1,7 +1,9 @@
-"""Runs many batches on a CPU side by side, each on one core: no core waits at each operator for the slowest.
+"""Runs many batches side by side.
 
-One sentence is answered sooner where all cores share each operator, so this is a session beside that one, and opened
-when it is first asked for.
+On a CPU each runs on one core: no core waits at each operator for the slowest. One sentence is answered sooner where
+all cores share each operator, so this is a session beside that one, and opened when it is first asked for. On a GPU it
+is the same session: one batch is made and copied while another computes. The threads stay, because ONNX Runtime
+prepares what it needs of a GPU for each thread anew.
 
 Shape letters: B sentences of a batch, S tokens.
 """
@@ -28,26 +30,27 @@ class Crowd:
         """Keep what is needed to begin.
 
         Args:
-            opens: makes a runner whose runs keep to one core each.
+            opens: makes the runner; on a CPU one whose runs keep to one core each.
             otherwise: is taken where that fails.
             threads: batches at a time.
         """
         self._opens, self._otherwise, self._threads = opens, otherwise, threads
         self._lock = threading.Lock()
+        self._pool: ThreadPoolExecutor | None = None
         self._runner: Runner | None = None
 
     def answers(self, batches: Iterable[tuple[Ids, Ids]]) -> Iterator[NDArray[np.float32]]:
         """Yield logits [B, 2] of each batch of token ids and attention mask [B, S], in their order."""
-        runner = self._open()
-        with ThreadPoolExecutor(self._threads) as pool:
-            yield from pool.map(lambda batch: runner.logits(*batch), batches)
+        runner, pool = self._open()
+        return pool.map(lambda batch: runner.logits(*batch), batches)
 
-    def _open(self) -> Runner:
+    def _open(self) -> tuple[Runner, ThreadPoolExecutor]:
         with self._lock:
-            if self._runner is None:
+            if self._runner is None or self._pool is None:
+                self._pool = ThreadPoolExecutor(self._threads, "crowd")
                 try:
                     self._runner = self._opens()
                 except VerdictError as error:  # the bundle was moved or altered since; what was loaded is as it was
                     log.info("%s; sentences are judged as before, only slower", error)
                     self._runner = self._otherwise
-            return self._runner
+            return self._runner, self._pool

@@ -27,7 +27,8 @@ from tasks.sessions import CUDA, cores, may_use_gpu, open_session
 BATCH = 32  # sentences, on a CPU
 ROWS, ROW = 128, 128  # rows of a batch on a GPU, and tokens of a row
 CHUNK = 16_384  # sentences that are tokenised at once: while the next ones are, these are computed
-CROWD = 2_000  # sentences from which on a CPU each core takes batches of its own; fewer do not pay for the opening
+CROWD = 2_000  # sentences from which on batches run side by side: on a CPU fewer do not pay for the opening
+OVERLAP = 2  # batches at a time on a GPU
 
 
 class Prediction(TypedDict):
@@ -81,7 +82,9 @@ class Classifier:
                 raise VerdictError(f"bundle {folder} is another one by now")
             return Runner(open_session(folder / VARIANTS[chosen], "cpu", threads=1))
 
-        crowd = Crowd(open_for_one_core, runner, cores()) if place == "cpu" and cores() > 1 else None
+        if place == "cuda":
+            return cls(runner, tokenizer, manifest, chosen, Crowd(lambda: runner, runner, OVERLAP))
+        crowd = Crowd(open_for_one_core, runner, cores()) if cores() > 1 else None
         return cls(runner, tokenizer, manifest, chosen, crowd)
 
     def logits(self, sentences: Sequence[str]) -> NDArray[np.float32]:

@@ -14,6 +14,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from tasks.batching import Ids
+from tasks.gates import Gate
 from tasks.sessions import captures
 
 SENTENCES = (1, 2, 4, 8, 16, 32)  # sizes of batches that are captured, smaller ones are filled up
@@ -33,8 +34,9 @@ class Runner:
         self._options = onnxruntime.RunOptions()
         if self._small:
             self._options.add_run_config_entry("gpu_graph_id", EAGER)
-        # While one thread captures, no other may touch the GPU; and it is one GPU anyway.
-        self._turn = threading.Lock()
+        # While one thread captures, no other may touch the GPU, and a captured run works in memory that others may have
+        # been given since: both are alone. Large batches may overlap, so that one is copied while another computes.
+        self._gate = Gate()
         self._shapes: dict[tuple[int, int], _Shape] = {}
         self._thread = threading.local()  # ONNX Runtime captures for each thread anew
 
@@ -43,8 +45,11 @@ class Runner:
         if not self._small:
             return self._run(ids, mask)
         shape = enclosing(*ids.shape)
-        with self._turn:
-            if shape is None or self._times(shape) <= PATIENCE:
+        if shape is None:
+            with self._gate.shared():
+                return self._run(ids, mask)
+        with self._gate.alone():
+            if self._times(shape) <= PATIENCE:
                 return self._run(ids, mask)
             if shape not in self._shapes:
                 self._shapes[shape] = _Shape(self._session, self._inputs, shape, len(self._shapes), self._device)

@@ -57,6 +57,20 @@ def test_as_many_batches_run_at_a_time_as_there_are_threads(runner: Runner) -> N
     assert len(list(crowd.answers(batches(6)))) == 6
 
 
+def test_its_threads_stay(runner: Runner) -> None:
+    seen = set()
+
+    class Watched(Runner):
+        def logits(self, ids: Ids, mask: Ids) -> NDArray[np.float32]:
+            seen.add(threading.get_ident())
+            return super().logits(ids, mask)
+
+    crowd = Crowd(lambda: Watched(runner._session, "cpu"), runner, 2)
+    for _ in range(4):
+        list(crowd.answers(batches(20)))
+    assert 1 <= len(seen) <= 2
+
+
 def test_it_is_opened_once_and_only_when_asked(runner: Runner) -> None:
     opened = []
 

@@ -2,6 +2,7 @@
 but the places, the filling up and the taking of turns are the same there."""
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 
 from tasks import runners
 from tasks.batching import Ids
-from tasks.runners import PATIENCE, Runner, enclosing
+from tasks.runners import PATIENCE, SENTENCES, Runner, enclosing
 from tasks.sessions import captures, open_session
 
 
@@ -89,6 +90,25 @@ def test_threads_that_ask_at_once_get_their_own_answers(runner: Runner) -> None:
     for thread in threads:
         thread.join()
     assert not wrong
+
+
+def test_large_batches_run_side_by_side_and_small_ones_alone(runner: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    meeting = threading.Barrier(2, timeout=20)  # which a run leaves only when another one has come
+    real = runner._run
+
+    def meet(ids: Ids, mask: Ids) -> NDArray[np.float32]:
+        if len(ids) > SENTENCES[-1]:
+            meeting.wait()
+        else:
+            assert runner._gate._taken
+            assert not runner._gate._inside
+        return real(ids, mask)
+
+    monkeypatch.setattr(runner, "_run", meet)
+    with ThreadPoolExecutor(2) as pool:
+        answers = list(pool.map(lambda size: runner.logits(*batch(size, 8)), [SENTENCES[-1] + 1] * 2))
+    assert [len(answer) for answer in answers] == [SENTENCES[-1] + 1] * 2
+    assert len(runner.logits(*batch(1, 8))) == 1
 
 
 def test_a_session_on_the_cpu_captures_nothing(exported: Any) -> None:

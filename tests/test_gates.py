@@ -1,0 +1,87 @@
+"""A gate: many together or one alone, never both, and nobody waits for ever."""
+
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from tasks.gates import Gate
+
+
+def begin(work: Callable[[], None]) -> threading.Thread:
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    return thread
+
+
+def test_many_are_inside_together() -> None:
+    gate, meeting = Gate(), threading.Barrier(3, timeout=20)
+
+    def enter() -> None:
+        with gate.shared():
+            meeting.wait()
+
+    for thread in [begin(enter) for _ in range(3)]:
+        thread.join(20)
+    assert not meeting.broken
+
+
+def test_one_alone_meets_nobody() -> None:
+    gate, inside, met = Gate(), [0, 0], list[tuple[int, int]]()
+    rng = np.random.default_rng(0)
+
+    def visit(alone: bool) -> None:
+        with gate.alone() if alone else gate.shared():
+            inside[alone] += 1
+            met.append((inside[0], inside[1]))
+            time.sleep(0.001)
+            inside[alone] -= 1
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(visit, (rng.random(400) < 0.3).tolist()))
+    assert all(alone == 0 or (shared, alone) == (0, 1) for shared, alone in met)
+    assert any(shared > 1 for shared, _ in met)
+
+
+def test_who_wants_to_be_alone_goes_before_those_who_come_later() -> None:
+    gate, order = Gate(), list[str]()
+    first_may_go = threading.Event()
+
+    def first() -> None:
+        with gate.shared():
+            first_may_go.wait(20)
+
+    def alone() -> None:
+        with gate.alone():
+            order.append("alone")
+
+    def later() -> None:
+        with gate.shared():
+            order.append("later")
+
+    threads = [begin(first)]
+    for work, waiting in ((alone, lambda: gate._waiting), (later, lambda: True)):
+        threads.append(begin(work))
+        deadline = time.monotonic() + 20
+        while not waiting() and time.monotonic() < deadline:
+            time.sleep(0.001)
+    time.sleep(0.05)
+    assert order == []
+    first_may_go.set()
+    for thread in threads:
+        thread.join(20)
+    assert order == ["alone", "later"]
+
+
+@pytest.mark.parametrize("way", ["shared", "alone"])
+def test_an_error_inside_opens_the_gate_again(way: str) -> None:
+    gate = Gate()
+    with pytest.raises(ZeroDivisionError), getattr(gate, way)():
+        raise ZeroDivisionError
+    with gate.alone():
+        pass
+    with gate.shared():
+        pass
