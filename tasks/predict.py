@@ -25,7 +25,7 @@ from tasks.runners import Runner
 from tasks.sessions import CUDA, cores, may_use_gpu, open_session
 
 BATCH = 32  # sentences, on a CPU
-ROWS, ROW = 128, 128  # rows of a batch on a GPU, and tokens of a row
+ROWS, ROW = 256, 128  # rows of a batch on a GPU, and tokens of a row
 CHUNK = 16_384  # sentences that are tokenised at once: while the next ones are, these are computed
 CROWD = 2_000  # sentences from which on batches run side by side: on a CPU fewer do not pay for the opening
 OVERLAP = 2  # batches at a time on a GPU
