@@ -5,8 +5,9 @@
 
 DIR holds CoLA-format files; `--random` takes a BERT of that size with random weights, where only speed counts, and
 `--model` a folder that `fine_tune` wrote. All systems get the same tokens from host memory and bring logits back to it:
-sentences sorted by length, as many at a time as the row says ("bulk": as many as suit the system). `p50_ms` and its
-like are of such a batch at CoLA's lengths. Ours is timed from text as well, tokenising included: `text_...`.
+sentences sorted by length, as many at a time as the row says ("bulk": as many as suit the system; ours side by side,
+and to compare batch by batch: `one_by_one_...`). `p50_ms` and its like are of such a batch at CoLA's lengths. Ours is
+timed from text as well, tokenising included: `text_...`.
 
     torch    the model in bf16 on a GPU, in fp32 on a CPU, eager
     naive    model.onnx, the fp32 export, in a session with default options
@@ -163,13 +164,16 @@ def in_naive_session(graph: str, device: str) -> Run:
 def measure(name: str, run: Run, batch: int | str, tokens: Tokens, classifier: Classifier) -> dict[str, float]:
     """Time batches of tokens: sentences a second over all of them, or a batch's percentiles."""
     if batch == "bulk":
+        one_by_one: dict[str, float] = {}
         places = bulk_batches(name, tokens, classifier)
         if name == "verdict":
             bulk = classifier._crowd or classifier._runner
             seconds = best_of(lambda: list(bulk.answers(tokens.batch(rows, 0) for rows in places)))
+            alone = best_of(lambda: list(classifier._runner.answers(tokens.batch(rows, 0) for rows in places)))
+            one_by_one = {"one_by_one_sentences_per_second": round(len(tokens.lengths) / alone)}
         else:
             seconds = best_of(lambda: [run(*tokens.batch(rows, 0)) for rows in places])
-        return {"sentences_per_second": round(len(tokens.lengths) / seconds)}
+        return {"sentences_per_second": round(len(tokens.lengths) / seconds)} | one_by_one
     drawn = typical(tokens, int(batch))
     milliseconds = time_each([lambda rows=rows: run(*tokens.batch(rows, 0)) for rows in drawn])  # type: ignore[misc]
     return percentiles(milliseconds) | {"sentences_per_second": round(1e3 * int(batch) / statistics.mean(milliseconds))}
