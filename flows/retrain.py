@@ -50,7 +50,7 @@ from tasks.registry import Store
 from tasks.report import Told
 from tasks.settings import Resolved, Settings
 from tasks.sources import shown_addresses
-from tasks.splitting import spare_judges, split_snapshot
+from tasks.splitting import spare_known, split_snapshot
 from tasks.usage import watched
 from tasks.validation import Gate, refuse_unfit
 
@@ -244,7 +244,11 @@ def train(
         data["train"]["path"], holdouts, str(folder), settings.data.validation_share, chosen.seed
     )
     write_json(folder / "split.json", counts)
-    text = spare_judges(data["text"]["path"], [validation_rows, *holdouts], str(folder)) if data["text"] else ""
+    text = ""
+    if data["text"]:
+        known = [train_rows, validation_rows, *holdouts]
+        text, left = spare_known(data["text"]["path"], known, str(folder))
+        log_series(store, run_id, {"rows_text": {0: data["text"]["kept"] - left}, "rows_text_left_out": {0: left}})
     log_series(store, run_id, {f"rows_{name}": {0: cast(int, count)} for name, count in counts.items()})
     return fine_tune_visibly(
         train_rows,
@@ -354,5 +358,10 @@ def summarise(
 def settings_rows(settings: Settings, origins: dict[str, str]) -> list[tuple[str, Any, str]]:
     """Return (key, value, origin) of every setting, as they may be recorded."""
     rows = Resolved(settings, origins).rows()
-    shown = shown_addresses(settings.data.path)
-    return [(key, shown if key == "data.path" else value, origin) for key, value, origin in rows]
+    shown = {
+        "data.path": shown_addresses(settings.data.path),
+        "data.train": shown_addresses([settings.data.train]),
+        "data.holdout": shown_addresses([settings.data.holdout]),
+        "data.text": shown_addresses([settings.data.text]),
+    }
+    return [(key, shown.get(key, value), origin) for key, value, origin in rows]

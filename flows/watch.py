@@ -125,9 +125,9 @@ def last_seen(record: Path, home: str) -> str | None:
 def name_addresses(settings: Settings) -> str:
     """Name what is watched: the same addresses, read in the same way, have one memory."""
     chosen = settings.data
-    places = [str(Path(name).resolve()) if Path(name).exists() else name for name in chosen.path]
+    named = [*chosen.path, *([chosen.text] if chosen.text else [])]
+    places = [str(Path(name).resolve()) if Path(name).exists() else name for name in named]
     form = [chosen.train, chosen.holdout, chosen.columns, chosen.labels, chosen.max_chars, chosen.holdout_share]
-    form += [chosen.text] if chosen.text else []
     return digest_of([places, form])[:16]
 
 

@@ -9,6 +9,7 @@ Shape letters: B sentences of a batch, S tokens.
 """
 
 import logging
+import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +25,7 @@ log = logging.getLogger(__name__)
 
 
 class Crowd:
-    """Runs batches on as many threads as there are cores; any number of threads may call it."""
+    """Runs batches on threads of its own; any number of threads may call it."""
 
     def __init__(self, opens: Callable[[], Runner], otherwise: Runner, threads: int) -> None:
         """Keep what is needed to begin.
@@ -37,6 +38,7 @@ class Crowd:
         self._opens, self._otherwise, self._threads = opens, otherwise, threads
         self._lock = threading.Lock()
         self._pool: ThreadPoolExecutor | None = None
+        self._process = 0
         self._runner: Runner | None = None
 
     def answers(self, batches: Iterable[tuple[Ids, Ids]]) -> Iterator[NDArray[np.float32]]:
@@ -46,8 +48,9 @@ class Crowd:
 
     def _open(self) -> tuple[Runner, ThreadPoolExecutor]:
         with self._lock:
-            if self._runner is None or self._pool is None:
-                self._pool = ThreadPoolExecutor(self._threads, "crowd")
+            if self._pool is None or self._process != os.getpid():  # a fork has no threads but the one that forked
+                self._pool, self._process = ThreadPoolExecutor(self._threads, "crowd"), os.getpid()
+            if self._runner is None:
                 try:
                     self._runner = self._opens()
                 except VerdictError as error:  # the bundle was moved or altered since; what was loaded is as it was

@@ -6,38 +6,29 @@ from contextlib import contextmanager
 
 
 class Gate:
-    """Who wants to be alone waits for those inside, and who comes later waits for that one."""
+    """Everybody comes through one door; who wants to be alone keeps it shut, until those inside have left and after."""
 
     def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._inside, self._waiting, self._taken = 0, 0, False
+        self._door = threading.Lock()
+        self._left = threading.Condition()
+        self._inside = 0
 
     @contextmanager
     def shared(self) -> Iterator[None]:
         """Be inside with others."""
-        with self._changed:
-            self._changed.wait_for(lambda: not self._taken and not self._waiting)
+        with self._door, self._left:
             self._inside += 1
         try:
             yield
         finally:
-            with self._changed:
+            with self._left:
                 self._inside -= 1
-                self._changed.notify_all()
+                self._left.notify_all()
 
     @contextmanager
     def alone(self) -> Iterator[None]:
         """Be inside with nobody else."""
-        with self._changed:
-            self._waiting += 1
-            try:
-                self._changed.wait_for(lambda: not self._taken and not self._inside)
-                self._taken = True
-            finally:
-                self._waiting -= 1
-        try:
+        with self._door:
+            with self._left:
+                self._left.wait_for(lambda: not self._inside)
             yield
-        finally:
-            with self._changed:
-                self._taken = False
-                self._changed.notify_all()

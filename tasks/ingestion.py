@@ -1,5 +1,6 @@
 """From files to the data of a run: one snapshot a role, and a digest that names them together."""
 
+import contextlib
 import logging
 import tempfile
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from tasks.files import digest_of
 from tasks.folding import fold_all
 from tasks.parsing import Block, Rules, sort_results
 from tasks.reading import SCRATCH, RowWriter, Snapshot, read_tables, take_snapshot
-from tasks.sentences import BATCH, find_input, read_sentences
+from tasks.sentences import BATCH, Input, find_input, read_sentences
 from tasks.sources import Sources
 from tasks.splitting import fraction
 from tasks.tables import Form
@@ -80,23 +81,29 @@ def take_text(file: str, folder: str, form: Form) -> Snapshot:
         WrongUsage: if there is no sentence, or no column for the text.
         VerdictError: if the file cannot be read.
     """
-    snapshot = take_snapshot([file], folder, form, _parse_text) if Path(file).stat().st_size else None
-    if not snapshot or not snapshot["kept"]:
-        why = snapshot["examples"][0] if snapshot else "it is empty"
-        raise WrongUsage(f"text {file} holds no sentence ({why}); expected one a line, or a column of them")
+    expected = "expected one a line, or a column of them: --set data.text=FILE"
+    if next(read_sentences(_find_text(Path(file), form)), None) is None:
+        raise WrongUsage(f"text {file} holds no sentence (it is empty); {expected}")
+    snapshot = take_snapshot([file], folder, form, _parse_text)
+    if not snapshot["kept"]:
+        raise WrongUsage(f"text {file} holds no sentence ({snapshot['examples'][0]}); {expected}")
     if snapshot["quarantined"]:
-        log.warning(
-            "%d of %d records of the text are left out: %s",
-            snapshot["quarantined"],
-            snapshot["rows_in"],
-            snapshot["examples"][0],
-        )
+        left, first = f"{snapshot['quarantined']} of {snapshot['rows_in']}", snapshot["examples"][0]
+        log.warning("%s records of the text are left out: %s; all of them: %s", left, first, snapshot["quarantine"])
     return snapshot
 
 
-def _parse_text(path: Path, form: Form) -> Iterator[Block]:
+def _find_text(path: Path, form: Form) -> Input:
+    """Return the text as an input; its column is called like that of the data, or as usual."""
     column = form.columns.get("text")
-    source = find_input(str(path), f"text={column}" if column else "")
+    if column:
+        with contextlib.suppress(WrongUsage):
+            return find_input(str(path), f"text={column}")
+    return find_input(str(path))
+
+
+def _parse_text(path: Path, form: Form) -> Iterator[Block]:
+    source = _find_text(path, form)
     records = read_sentences(source._replace(rules=Rules(form.rules.max_chars, {"1": 1})))
     while batch := list(islice(records, BATCH)):
         yield sort_results(batch)

@@ -63,7 +63,7 @@ def bundle_of(store: Store, version: str) -> Iterator[Path]:
                 model = mlflow.artifacts.download_artifacts(f"models:/{MODEL_NAME}/{version}", dst_path=place)
             except (MlflowException, OSError) as error:
                 read_tags(store, version)  # raises where it is the store that is away, or the version unknown
-                first = str(error).strip().splitlines()[-1][:200]
+                first = (str(error).strip().splitlines() or [type(error).__name__])[-1][:200]
                 raise VerdictError(f"version {version}: its files are not to be had ({first}); {WAY_OUT}") from error
         yield Path(model) / "data" / "bundle"
 

@@ -91,9 +91,11 @@ def rehearse(job: Job) -> str:
     target = Path(job.folder) / "rehearsed"
     if _finished(target, job.run):
         return str(target)
-    rows = with_spoiled(load_rows(job.train), job.spoiled, job.seed)
+    train = load_rows(job.train)
+    text = load_rows(job.text) if job.text else train[:0]
+    rows = with_spoiled(train, job.spoiled, job.seed, text["sentence"].tolist())
     if job.text:
-        more = with_spoiled(load_rows(job.text), job.spoiled_text, job.seed)
+        more = with_spoiled(text, job.spoiled_text, job.seed, train["sentence"].tolist())
         rows = pd.concat([rows, more], ignore_index=True)
     if rows["label"].nunique() < 2:
         log.warning("no sentence could be spoiled; training starts without a first stage")

@@ -348,7 +348,7 @@ def _join(job: _Job, store: distributed.Store, rank: int, size: int) -> Team:
 def _fail(store: distributed.Store, rank: int, error: BaseException) -> NoReturn:
     """Leave why this process failed, unless another one failed before, and end it without waiting for anybody."""
     kind = type(error).__name__
-    message = first_line(error) if kind in KINDS else kind_and_line(error)
+    message = first_line(error, 10_000) if kind in KINDS else kind_and_line(error)
     trace = "".join(traceback.format_exception(error))
     ours = json.dumps({"rank": rank, "kind": kind, "message": message, "trace": trace})
     is_first = store.compare_set(FAILURE, "", ours) == ours.encode()

@@ -185,9 +185,9 @@ class FinetuneSettings(Section):
     r_drop: Annotated[float, Field(ge=0, le=100)] = 0.0
     """Weight of how far two passes with other places dropped differ; 0 for one pass, which takes half the time."""
     spoiled: Annotated[int, Field(ge=0, le=100)] = 0
-    """Spoiled copies of each acceptable sentence that a first stage tells from the original; 0 for no such stage."""
+    """Spoiled copies of each acceptable sentence that a first stage tells from the original; 0 for none of them."""
     spoiled_text: Annotated[int, Field(ge=0, le=100)] = 1
-    """The same of each sentence of data.text."""
+    """The same of each sentence of data.text, which makes a first stage even alone."""
     patience: Annotated[int, Field(ge=0)] = 0
     """Epochs without a better validation MCC after which training ends; 0 for never."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 2018

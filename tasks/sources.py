@@ -104,14 +104,15 @@ def locate_text(address: str, home: str, *, offline: bool = False) -> str:
     if not address:
         return ""
     wanted = f"expected a file of sentences ({', '.join(FORMATS)}) or https://...#sha256=HEX: --set data.text=ADDRESS"
-    fetched = address.startswith(("https://", "http://"))
-    if not fetched and not _existing(address):
+    if address.startswith(("https://", "http://")):
+        file: Path | None = Path(_fetch(address, home, offline))
+    else:
+        file = _existing(address)
+    if file is None:
         raise WrongUsage(f"text {address!r} does not exist; {wanted}")
-    place = _open_address(address, home, offline)
-    file = next(iter(place.files.values()), "") if place.single else ""
-    if Path(file).suffix.lower() not in FORMATS:
-        raise WrongUsage(f"text {address!r} is a folder, or its ending tells no format; {wanted}")
-    return file
+    if not file.is_file() or file.suffix.lower() not in FORMATS:
+        raise WrongUsage(f"text {address!r} is no file, or its ending tells no format; {wanted}")
+    return str(file)
 
 
 def shown_addresses(addresses: Sequence[str]) -> str:

@@ -6,6 +6,7 @@ moves no old row from one side to the other.
 """
 
 import hashlib
+import logging
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TypedDict
@@ -19,6 +20,8 @@ from tasks.errors import DataRefused
 from tasks.files import replacing
 from tasks.folding import fold_all
 from tasks.reading import load_rows
+
+log = logging.getLogger(__name__)
 
 
 class Split(TypedDict):
@@ -89,20 +92,27 @@ def split_snapshot(
     return paths[0], paths[1], counts
 
 
-def spare_judges(text: str, judging: list[str], folder: str) -> str:
-    """Write the sentences of a text that judge nothing, each once, to `folder`/text.parquet; return its path.
+def spare_known(text: str, known: list[str], folder: str) -> tuple[str, int]:
+    """Write the sentences of a text that have no label yet, each once, to `folder`/text.parquet.
 
     Args:
         text: snapshot of sentences without labels.
-        judging: snapshots of holdouts and of the validation rows: to have seen their sentences is to know their label.
+        known: snapshots of holdouts, validation and training rows: to have seen a sentence that judges is to know its
+            label, and what trains has one of its own.
         folder: receives text.parquet.
+
+    Returns:
+        The path, and how many sentences were left out.
     """
     rows = load_rows(text)
     folded = pd.Series(_fold(rows["sentence"]), index=rows.index)
-    known = {sentence for path in judging for sentence in _fold(load_rows(path)["sentence"])}
+    labelled = {sentence for path in known for sentence in _fold(load_rows(path)["sentence"])}
+    spare = rows[~folded.isin(labelled) & ~folded.duplicated()].reset_index(drop=True)
     with replacing(Path(folder) / "text.parquet") as temporary:
-        rows[~folded.isin(known) & ~folded.duplicated()].reset_index(drop=True).to_parquet(temporary)
-    return str(Path(folder) / "text.parquet")
+        spare.to_parquet(temporary)
+    left = len(rows) - len(spare)
+    log.info("text: %d sentences, %d left out that have a label or stand there twice", len(spare), left)
+    return str(Path(folder) / "text.parquet"), left
 
 
 def fraction(text: str, key: str) -> float:

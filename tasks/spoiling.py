@@ -44,7 +44,7 @@ class Lexicon(NamedTuple):
     forms: dict[str, list[str]]
 
 
-def with_spoiled(rows: pd.DataFrame, copies: int, seed: int) -> pd.DataFrame:
+def with_spoiled(rows: pd.DataFrame, copies: int, seed: int, known: Sequence[str] = ()) -> pd.DataFrame:
     """Return acceptable rows, `copies` times, with as many spoiled ones: columns sentence and label.
 
     Fewer come back where the sentences are too few or too short to give as many that differ.
@@ -53,9 +53,10 @@ def with_spoiled(rows: pd.DataFrame, copies: int, seed: int) -> pd.DataFrame:
         rows: columns sentence and label; those with label 1 are taken.
         copies: spoiled sentences for each of them.
         seed: another seed, other sentences.
+        known: further sentences that no spoiled one may be.
     """
     acceptable = rows.loc[rows["label"] == 1, "sentence"].tolist()
-    spoiled = spoil(acceptable, rows["sentence"].tolist(), copies * len(acceptable), seed)
+    spoiled = spoil(acceptable, [*rows["sentence"], *known], copies * len(acceptable), seed)
     sentences = acceptable * copies + spoiled
     labels = [1] * (len(acceptable) * copies) + [0] * len(spoiled)
     return pd.DataFrame({"sentence": sentences, "label": np.array(labels, np.int64)})

@@ -1,8 +1,11 @@
-"""Many batches side by side on a CPU: the same answers in the same order, opened once, and never a reason to fail."""
+"""Many batches side by side: the same answers in the same order, opened once, and never a reason to fail."""
 
 import logging
+import os
 import shutil
+import signal
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -62,13 +65,33 @@ def test_its_threads_stay(runner: Runner) -> None:
 
     class Watched(Runner):
         def logits(self, ids: Ids, mask: Ids) -> NDArray[np.float32]:
-            seen.add(threading.get_ident())
+            seen.add(threading.current_thread())
             return super().logits(ids, mask)
 
     crowd = Crowd(lambda: Watched(runner._session, "cpu"), runner, 2)
     for _ in range(4):
         list(crowd.answers(batches(20)))
     assert 1 <= len(seen) <= 2
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # newer Pythons warn of a fork beside threads
+def test_a_fork_has_threads_of_its_own(runner: Runner) -> None:
+    class Plain(Runner):
+        def logits(self, ids: Ids, mask: Ids) -> NDArray[np.float32]:  # ONNX Runtime itself is not asked
+            return np.zeros((len(ids), 2), np.float32)
+
+    crowd = Crowd(lambda: Plain(runner._session, "cpu"), runner, 2)
+    assert len(list(crowd.answers(batches(5)))) == 5
+    child = os.fork()
+    if not child:
+        os._exit(0 if len(list(crowd.answers(batches(5)))) == 5 else 1)
+    deadline = time.monotonic() + 20
+    while (ended := os.waitpid(child, os.WNOHANG))[0] == 0 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    if ended[0] == 0:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    assert ended == (child, 0)
 
 
 def test_it_is_opened_once_and_only_when_asked(runner: Runner) -> None:

@@ -119,6 +119,17 @@ def test_the_first_fit_candidate_becomes_champion_and_everything_is_recorded(ret
     }
 
 
+def test_no_password_of_an_address_is_recorded(choose: Callable[..., Resolved]) -> None:
+    from flows.retrain import settings_rows
+
+    address = "https://somebody:SECRET@example.org/rows.tsv#sha256=00"
+    resolved = choose(data__path=[address], data__train=address, data__holdout=address, data__text=address)
+    rows = {key: value for key, value, _ in settings_rows(*resolved)}
+    assert "SECRET" not in str(rows)
+    for name in ("path", "train", "holdout", "text"):
+        assert rows[f"data.{name}"] == "https://example.org/rows.tsv#sha256=00"
+
+
 def test_several_seeds_follow_one_another_in_the_record(retrain: Retrain, home: Path) -> None:
     outcome = retrain(finetune__seeds=2, finetune__epochs=3, finetune__spoiled=1, finetune__restarts=0)
     assert outcome["decision"] == "PROMOTE"
@@ -132,14 +143,19 @@ def test_text_without_labels_is_learned_from_first_and_recorded(
     retrain: Retrain, home: Path, toy_data: Path, tmp_path: Path
 ) -> None:
     text = tmp_path / "more.txt"
-    holdout = [row.split("\t")[3].strip() for row in (toy_data / "out_of_domain_dev.tsv").read_text().splitlines()]
-    text.write_text("\n".join([*holdout[:10], *(f"the cat sees dog {n} now" for n in range(30))]))
+    labelled = [
+        row.split("\t")[3].strip()
+        for name in ("out_of_domain_dev", "in_domain_train")
+        for row in (toy_data / f"{name}.tsv").read_text().splitlines()
+    ]
+    text.write_text("\n".join([*labelled[:10], *labelled[-10:], *(f"the cat sees dog {n} now" for n in range(30))]))
     outcome = retrain(data__text=str(text))
     (run,) = runs(home)
     kept = {entry.dataset.name: entry.dataset.digest for entry in run.inputs.dataset_inputs}
     assert set(kept) == {"train", "holdout", "text"}
     (learned,) = (home / "runs").glob("*/text.parquet")
-    assert not set(load_rows(str(learned))["sentence"]) & set(holdout)
+    assert len(load_rows(str(learned))) == run.data.metrics["rows_text"] == 30
+    assert run.data.metrics["rows_text_left_out"] == 20
     assert retrain(data__text=str(text))["unchanged"]
     text.write_text("the cat sees another dog now\n")
     again = retrain(data__text=str(text))

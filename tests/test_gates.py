@@ -63,7 +63,7 @@ def test_who_wants_to_be_alone_goes_before_those_who_come_later() -> None:
             order.append("later")
 
     threads = [begin(first)]
-    for work, waiting in ((alone, lambda: gate._waiting), (later, lambda: True)):
+    for work, waiting in ((alone, gate._door.locked), (later, lambda: True)):
         threads.append(begin(work))
         deadline = time.monotonic() + 20
         while not waiting() and time.monotonic() < deadline:
@@ -85,3 +85,25 @@ def test_an_error_inside_opens_the_gate_again(way: str) -> None:
         pass
     with gate.shared():
         pass
+
+
+def test_those_who_want_to_be_alone_do_not_keep_others_out_for_ever() -> None:
+    gate, over = Gate(), threading.Event()
+
+    def visit_again_and_again() -> None:
+        while not over.is_set():
+            with gate.alone():
+                time.sleep(0.0005)
+
+    def enter() -> None:
+        with gate.shared():
+            pass
+
+    threads = [begin(visit_again_and_again) for _ in range(3)]
+    for _ in range(5):
+        sharing = begin(enter)
+        sharing.join(20)
+        assert not sharing.is_alive()
+    over.set()
+    for thread in threads:
+        thread.join(20)

@@ -380,6 +380,9 @@ def test_the_column_of_a_text_is_that_of_the_data(tmp_path: Path, pair: list[lis
     assert text is None  # the other files are CoLA's own, without a header
     found = ingest(tmp_path, *pair, form=form, text=tmp_path / "mine.csv")["text"]
     assert sentences(found) == ["One sees."]
+    (tmp_path / "mine.csv").write_text("what,sentence\nno,Two see.\n")
+    found = ingest(tmp_path, *pair, form=form, text=tmp_path / "mine.csv")["text"]
+    assert sentences(found) == ["Two see."]  # or else the usual one
 
 
 def test_other_text_is_other_data(tmp_path: Path, pair: list[list[str]]) -> None:
@@ -400,10 +403,20 @@ def test_what_is_no_sentence_of_a_text_is_told_and_left_out(
     assert text
     assert (text["kept"], text["quarantined"]) == (1, 2)
     assert "2 of 3 records of the text are left out: mine.txt line 2: " in caplog.text
+    assert f"all of them: {text['quarantine']}" in caplog.text
 
 
-@pytest.mark.parametrize(("content", "why"), [("", "it is empty"), ("\n\n", "mine.txt line 1: ")])
-def test_text_without_a_sentence_is_refused(content: str, why: str, tmp_path: Path, pair: list[list[str]]) -> None:
-    (tmp_path / "mine.txt").write_text(content)
-    with pytest.raises(WrongUsage, match=f"mine.txt holds no sentence .{why}.*; expected one a line, or a column"):
-        ingest(tmp_path, *pair, text=tmp_path / "mine.txt")
+@pytest.mark.parametrize(
+    ("name", "content", "why"),
+    [
+        ("mine.txt", "", "it is empty"),
+        ("mine.csv", "sentence,label\n", "it is empty"),
+        ("mine.txt", "\n\n", "mine.txt line 1: "),
+    ],
+)
+def test_text_without_a_sentence_is_refused(
+    name: str, content: str, why: str, tmp_path: Path, pair: list[list[str]]
+) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(WrongUsage, match=f"{name} holds no sentence .{why}.*; expected one a line, or a column"):
+        ingest(tmp_path, *pair, text=tmp_path / name)

@@ -100,7 +100,7 @@ def test_large_batches_run_side_by_side_and_small_ones_alone(runner: Runner, mon
         if len(ids) > SENTENCES[-1]:
             meeting.wait()
         else:
-            assert runner._gate._taken
+            assert runner._gate._door.locked()
             assert not runner._gate._inside
         return real(ids, mask)
 

@@ -644,18 +644,20 @@ def test_text_is_a_file_of_sentences(tmp_path: Path) -> None:
     ("address", "fault"),
     [
         ("nowhere.txt", "does not exist"),
-        (".", "is a folder, or its ending tells no format"),
+        (".", "is no file, or its ending tells no format"),
+        ("/dev/null", "is no file, or its ending tells no format"),
+        ("mine.zip", "is no file, or its ending tells no format"),
         ("sample", "does not exist"),
         ("hf:a/b", "does not exist"),
-        ("mine.doc", "is a folder, or its ending tells no format"),
-        ("mine", "is a folder, or its ending tells no format"),
+        ("mine.doc", "is no file, or its ending tells no format"),
+        ("mine", "is no file, or its ending tells no format"),
     ],
 )
 def test_text_that_is_no_file_of_sentences_is_refused_in_one_line(
     address: str, fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    for name in ("mine.doc", "mine"):
+    for name in ("mine.doc", "mine", "mine.zip"):
         (tmp_path / name).write_text("One sees.\n")
     with pytest.raises(WrongUsage) as caught:
         locate_text(address, "stores")

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tasks.errors import DataRefused
 from tasks.folding import fold, fold_all, fold_keys
 from tasks.reading import load_rows, take_snapshot
-from tasks.splitting import Split, fraction, spare_judges, split_rows, split_snapshot
+from tasks.splitting import Split, fraction, spare_known, split_rows, split_snapshot
 
 unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # slow is not wrong
 
@@ -272,14 +272,25 @@ def test_empty_side_is_refused_with_the_counts(tmp_path: Path, share: float, sid
     assert not (tmp_path / "out" / f"{side}.parquet").exists()
 
 
-def test_text_keeps_no_sentence_that_judges_and_none_twice(tmp_path: Path) -> None:
+def test_text_keeps_no_sentence_that_has_a_label_and_none_twice(tmp_path: Path) -> None:
     paths = {}
     for name, texts in {
-        "text": ["One sees.", "two SEE", "Three see.", "one sees", "Four see."],
+        "text": ["One sees.", "two SEE", "Three see.", "one sees", "Four see.", "Five sees."],
         "holdout": ["Two see."],
         "validation": ["four see!"],
+        "train": ["Five sees"],
     }.items():
         paths[name] = str(tmp_path / f"{name}-given.parquet")
         frame([(text, 1) for text in texts]).to_parquet(paths[name])
-    path = spare_judges(paths["text"], [paths["validation"], paths["holdout"]], str(tmp_path))
+    known = [paths[name] for name in ("train", "validation", "holdout")]
+    path, left = spare_known(paths["text"], known, str(tmp_path))
     assert load_rows(path)["sentence"].tolist() == ["One sees.", "Three see."]
+    assert left == 4
+
+
+def test_text_of_known_sentences_alone_is_empty(tmp_path: Path) -> None:
+    known = str(tmp_path / "known.parquet")
+    frame([("One sees.", 1)]).to_parquet(known)
+    path, left = spare_known(known, [known], str(tmp_path))
+    assert load_rows(path).empty
+    assert left == 1

@@ -296,6 +296,13 @@ def test_what_the_data_call_unacceptable_is_not_given_a_second_time() -> None:
     assert not spoiled & moved(1)
 
 
+def test_what_is_known_besides_is_not_given_either() -> None:
+    known = [text.upper() for text in moved(1)]
+    spoiled = set(with_spoiled(frame((FOUR, 1)), 50, 3, known)["sentence"]) - {FOUR}
+    assert spoiled
+    assert not spoiled & moved(1)
+
+
 def test_rows_may_be_numbered_in_any_way() -> None:
     other = ROWS.set_axis([9, 9, -1, 3, 3]).assign(source="x")
     pd.testing.assert_frame_equal(with_spoiled(other, 2, 3), with_spoiled(ROWS, 2, 3))

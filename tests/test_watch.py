@@ -151,11 +151,13 @@ def test_rows_that_can_no_longer_be_read_are_a_change(watch: Watch, folder: Path
         watch(retrain="never")
 
 
-def test_other_text_is_a_change_too(watch: Watch, folder: Path, tmp_path: Path) -> None:
+def test_other_text_is_a_change_too(watch: Watch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = tmp_path / "more.txt"
     text.write_text("the cat sees the dog\n")
     assert watch(retrain="never", **{"data.text": str(text)})["changed"]
     assert not watch(retrain="never", **{"data.text": str(text)})["changed"]
+    monkeypatch.chdir(tmp_path)
+    assert not watch(retrain="never", **{"data.text": "more.txt"})["changed"]  # the same file by another name
     text.write_text("the dog sees the cat\n")
     assert watch(retrain="never", **{"data.text": str(text)})["changed"]
 

@@ -1,6 +1,7 @@
 """What helps MCC: recipes side by side on real CoLA, several seeds each, through `fine_tune` as a run calls it.
 
-    python tests/benchmarks/ablate_finetune.py --data DIR --encoder DIR2 --family base --device cuda --out FILE
+    python tests/benchmarks/ablate_finetune.py --data DIR --encoder DIR2 --family base --text FILE2 --device cuda \\
+        --out FILE
 
 A seed is that of the split too, so that validation sentences differ. Recipes are to be compared by their validation
 MCC; the holdout's stands beside it and chooses nothing. "at_threshold" is the holdout's MCC where the validation
@@ -37,7 +38,7 @@ from tasks.metrics import mcc
 from tasks.provenance import git_commit, versions
 from tasks.reading import load_rows, take_snapshot
 from tasks.sources import locate_sources
-from tasks.splitting import spare_judges, split_snapshot
+from tasks.splitting import spare_known, split_snapshot
 from tasks.tables import Form
 
 COMMON: dict[str, Any] = {
@@ -110,6 +111,8 @@ def main() -> None:
     encoder = locate_encoder(options.encoder)
     recipes = RECIPES[options.family]
     wanted = [(name, seed) for name in options.recipes or recipes for seed in options.seeds]
+    if not options.text and any("spoiled_text" in recipes[name] for name, _ in wanted):
+        raise SystemExit('the recipes "more text" need --text FILE; name others: --recipes NAME ...')
     first = next(iter(recipes.values()))
     runs = []
     for name, seed in wanted[options.shard[0] :: options.shard[1]]:
@@ -158,7 +161,7 @@ def measure(
         whole = chosen.pop("whole", False)
         if "spoiled_text" in chosen:
             text = take_text(options.text, scratch, Form())["path"]
-            chosen["text"] = spare_judges(text, [validation, snapshots["holdout"]], scratch)
+            chosen["text"], _ = spare_known(text, [train, validation, snapshots["holdout"]], scratch)
         if whole:
             train = join(train, validation, f"{scratch}/whole.parquet")
         with TRIED[what](*how) if what else contextlib.nullcontext():

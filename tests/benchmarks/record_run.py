@@ -34,7 +34,9 @@ def main() -> None:
             for name in sorted(run.data.metrics)
             if name.startswith("system/")
         }
-    settings = {key: value for key, value in run.data.params.items() if key.startswith("finetune.")}
+    settings = {
+        key: value for key, value in run.data.params.items() if key.startswith("finetune.") or key == "data.text"
+    }
     settings["finetune.encoder"] = Path(settings["finetune.encoder"]).name
     result = {
         "benchmark": "a whole run, and what the machine did",
