@@ -45,14 +45,14 @@ def weigh(
         return standing
     tag_run(store, run_id, {"holdout": holdout["digest"], "bundle_digest": exported["digest"]})
     reported = data["reported"]
-    trained = [folder / f"{side}.parquet" for side in ("train", "validation", *(["text"] if data["text"] else []))]
+    sides = ("train", "validation", "text") if data["text"] else ("train", "validation")
     evidence = measure(
         exported["bundle"],
         {"digest": holdout["digest"], "path": holdout["path"]},
         {"digest": reported["digest"], "path": reported["path"]} if reported else None,
         {key: champion[key] for key in ("version", "digest", "bundle")} if champion else None,  # type: ignore[arg-type]
         split=read_json(folder / "split.json"),
-        training=[str(path) for path in trained],
+        training=[str(folder / f"{side}.parquet") for side in sides],
         circumstances=circumstances,
         device=device,
         resamples=settings.judge.resamples,
