@@ -244,12 +244,12 @@ def train(
         data["train"]["path"], holdouts, str(folder), settings.data.validation_share, chosen.seed
     )
     write_json(folder / "split.json", counts)
-    text = ""
+    text, rows = "", dict(counts)
     if data["text"]:
         known = [train_rows, validation_rows, *holdouts]
         text, left = spare_known(data["text"]["path"], known, str(folder))
-        log_series(store, run_id, {"rows_text": {0: data["text"]["kept"] - left}, "rows_text_left_out": {0: left}})
-    log_series(store, run_id, {f"rows_{name}": {0: cast(int, count)} for name, count in counts.items()})
+        rows |= {"text": data["text"]["kept"] - left, "text_left_out": left}
+    log_series(store, run_id, {f"rows_{name}": {0: cast(int, count)} for name, count in rows.items()})
     return fine_tune_visibly(
         train_rows,
         validation_rows,
@@ -358,10 +358,6 @@ def summarise(
 def settings_rows(settings: Settings, origins: dict[str, str]) -> list[tuple[str, Any, str]]:
     """Return (key, value, origin) of every setting, as they may be recorded."""
     rows = Resolved(settings, origins).rows()
-    shown = {
-        "data.path": shown_addresses(settings.data.path),
-        "data.train": shown_addresses([settings.data.train]),
-        "data.holdout": shown_addresses([settings.data.holdout]),
-        "data.text": shown_addresses([settings.data.text]),
-    }
+    shown = {f"data.{name}": shown_addresses([getattr(settings.data, name)]) for name in ("train", "holdout", "text")}
+    shown["data.path"] = shown_addresses(settings.data.path)
     return [(key, shown.get(key, value), origin) for key, value, origin in rows]

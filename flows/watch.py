@@ -124,11 +124,15 @@ def last_seen(record: Path, home: str) -> str | None:
 
 def name_addresses(settings: Settings) -> str:
     """Name what is watched: the same addresses, read in the same way, have one memory."""
+
+    def place(name: str) -> str:
+        return str(Path(name).resolve()) if Path(name).exists() else name
+
     chosen = settings.data
-    named = [*chosen.path, *([chosen.text] if chosen.text else [])]
-    places = [str(Path(name).resolve()) if Path(name).exists() else name for name in named]
     form = [chosen.train, chosen.holdout, chosen.columns, chosen.labels, chosen.max_chars, chosen.holdout_share]
-    return digest_of([places, form])[:16]
+    if chosen.text:
+        form.append(place(chosen.text))
+    return digest_of([[place(name) for name in chosen.path], form])[:16]
 
 
 def announce(what: str, name: str, settings: Settings, payload: dict[str, Any]) -> None:

@@ -1,11 +1,25 @@
 """Adds nodes and constants to an ONNX graph, under names that no exporter gives."""
 
+from collections.abc import Callable, Iterable
+
 import numpy as np
 from numpy.typing import NDArray
-from onnx import helper, numpy_helper
+from onnx import NodeProto, helper, numpy_helper
 from onnxruntime.transformers.onnx_model import OnnxModel
 
 DOMAIN = "com.microsoft"  # of ONNX Runtime's own operators
+
+
+def makers_of(model: OnnxModel, tensors: Iterable[str], wanted: Callable[[NodeProto], bool]) -> set[str]:
+    """Return the names of the nodes that tensors are made by, as far back as the nodes are wanted ones."""
+    makers = model.output_name_to_node()
+    waiting, found = list(tensors), set[str]()
+    while waiting:
+        node = makers.get(waiting.pop())
+        if node is not None and node.name not in found and wanted(node):
+            found.add(node.name)
+            waiting.extend(node.input)
+    return found
 
 
 class GraphWriter:

@@ -24,6 +24,7 @@ from tasks.bundle import VARIANTS, Facts, Origin
 from tasks.classifier import load_classifier
 from tasks.errors import VerdictError, kind_and_line
 from tasks.external import refuse_external_data
+from tasks.graph_writer import makers_of
 from tasks.normalising import split_normalisations
 from tasks.packing import pack_rows
 from tasks.parity import REAL, Case, Logits, Parity, compare, fault_of, random_cases, random_inputs, real_cases
@@ -244,15 +245,9 @@ def _rounded_to_integers(model: OnnxModel) -> list[str]:
 
     In fp16 some distances fall into the next bucket: MPNet's answers to sentences of 22 tokens were off by 0.06.
     """
-    makers = model.output_name_to_node()
     casts = [node for node in model.get_nodes_by_op_type("Cast") if model.get_node_attribute(node, "to") in INTEGERS]
-    waiting, found = [name for node in casts for name in node.input], set[str]()
-    while waiting:
-        node = makers.get(waiting.pop())
-        if node is not None and node.op_type in ELEMENTWISE and node.name not in found:
-            found.add(node.name)
-            waiting.extend(node.input)
-    return sorted(found)
+    rounded = (name for node in casts for name in node.input)
+    return sorted(makers_of(model, rounded, lambda node: node.op_type in ELEMENTWISE))
 
 
 def _silence() -> contextlib.redirect_stdout[io.StringIO]:

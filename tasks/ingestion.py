@@ -3,8 +3,6 @@
 import contextlib
 import logging
 import tempfile
-from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
 from typing import TypedDict
 
@@ -14,12 +12,12 @@ import pyarrow.compute as pc
 from tasks.errors import DataRefused, WrongUsage
 from tasks.files import digest_of
 from tasks.folding import fold_all
-from tasks.parsing import Block, Rules, sort_results
+from tasks.parsing import Rules
 from tasks.reading import SCRATCH, RowWriter, Snapshot, read_tables, take_snapshot
-from tasks.sentences import BATCH, Input, find_input, read_sentences
+from tasks.sentences import Input, find_input, read_sentences
 from tasks.sources import Sources
 from tasks.splitting import fraction
-from tasks.tables import Form
+from tasks.tables import Form, in_blocks
 
 APART = "holdout"  # the key of the choice; it is no setting, because the holdout must not move with the seed
 
@@ -82,9 +80,10 @@ def take_text(file: str, folder: str, form: Form) -> Snapshot:
         VerdictError: if the file cannot be read.
     """
     expected = "expected one a line, or a column of them: --set data.text=FILE"
-    if next(read_sentences(_find_text(Path(file), form)), None) is None:
+    source = _find_text(file, form)
+    if next(read_sentences(source), None) is None:
         raise WrongUsage(f"text {file} holds no sentence (it is empty); {expected}")
-    snapshot = take_snapshot([file], folder, form, _parse_text)
+    snapshot = take_snapshot([file], folder, form, lambda *_: in_blocks(read_sentences(source)))
     if not snapshot["kept"]:
         raise WrongUsage(f"text {file} holds no sentence ({snapshot['examples'][0]}); {expected}")
     if snapshot["quarantined"]:
@@ -93,20 +92,13 @@ def take_text(file: str, folder: str, form: Form) -> Snapshot:
     return snapshot
 
 
-def _find_text(path: Path, form: Form) -> Input:
-    """Return the text as an input; its column is called like that of the data, or as usual."""
-    column = form.columns.get("text")
-    if column:
+def _find_text(file: str, form: Form) -> Input:
+    """Return a text as an input of acceptable sentences; its column is called like that of the data, or as usual."""
+    source = None
+    if column := form.columns.get("text"):
         with contextlib.suppress(WrongUsage):
-            return find_input(str(path), f"text={column}")
-    return find_input(str(path))
-
-
-def _parse_text(path: Path, form: Form) -> Iterator[Block]:
-    source = _find_text(path, form)
-    records = read_sentences(source._replace(rules=Rules(form.rules.max_chars, {"1": 1})))
-    while batch := list(islice(records, BATCH)):
-        yield sort_results(batch)
+            source = find_input(file, f"text={column}")
+    return (source or find_input(file))._replace(rules=Rules(form.rules.max_chars, {"1": 1}))
 
 
 def set_apart(snapshot: Snapshot, folder: str, share: float) -> tuple[Snapshot, Snapshot]:

@@ -86,17 +86,16 @@ class Choice(NamedTuple):
 
 def rehearse(job: Job) -> str:
     """Return the folder of what members start from: the encoder, or what spoiled sentences have made of it."""
-    if not job.spoiled and not (job.text and job.spoiled_text):
+    copies = {"train": job.spoiled, "text": job.spoiled_text if job.text else 0}
+    if not any(copies.values()):
         return job.encoder
     target = Path(job.folder) / "rehearsed"
     if _finished(target, job.run):
         return str(target)
-    train = load_rows(job.train)
-    text = load_rows(job.text) if job.text else train[:0]
-    rows = with_spoiled(train, job.spoiled, job.seed, text["sentence"].tolist())
-    if job.text:
-        more = with_spoiled(text, job.spoiled_text, job.seed, train["sentence"].tolist())
-        rows = pd.concat([rows, more], ignore_index=True)
+    parts = {"train": load_rows(job.train)} | ({"text": load_rows(job.text)} if job.text else {})
+    known = [sentence for part in parts.values() for sentence in part["sentence"]]
+    wanted = [with_spoiled(parts[name], count, job.seed, known) for name, count in copies.items() if count]
+    rows = pd.concat(wanted, ignore_index=True)
     if rows["label"].nunique() < 2:
         log.warning("no sentence could be spoiled; training starts without a first stage")
         return job.encoder

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 from onnxruntime.transformers.onnx_model import OnnxModel
 
-from tasks.graph_writer import DOMAIN, GraphWriter
+from tasks.graph_writer import DOMAIN, GraphWriter, makers_of
 
 ROW = 128  # tokens: of 32 to 128 the fastest on an H200
 BLIND = 10_000.0  # is taken off the scores of what a token must not see; fp16 holds it
@@ -97,7 +97,8 @@ class _Writer(GraphWriter):
 
     def redirect(self, old: str, new: str, besides: list[onnx.NodeProto] | None = None) -> None:
         """Let the nodes that read one tensor read another, but for those that the other is made by, and `besides`."""
-        spared = self._makers(new) | {node.name for node in besides or []}
+        own = makers_of(self.model, [new], lambda node: node.name.startswith(self.prefix))
+        spared = own | {node.name for node in besides or []}
         for node in self.model.input_name_to_nodes()[old]:
             if node.name not in spared:
                 self.model.replace_node_input(node, old, new)
@@ -192,17 +193,6 @@ class _Writer(GraphWriter):
             "filling": self.add("Sub", [filled, sentences]),
             "row_tokens": self.add("Mul", [group, tokens]),
         }
-
-    def _makers(self, name: str) -> set[str]:
-        """Return the names of our own nodes that a tensor is made by."""
-        makers = self.model.output_name_to_node()
-        waiting, found = [name], set[str]()
-        while waiting:
-            node = makers.get(waiting.pop())
-            if node is not None and node.name.startswith(self.prefix) and node.name not in found:
-                found.add(node.name)
-                waiting.extend(node.input)
-        return found
 
     def _list(self, sizes: list[str | int]) -> str:
         names = [self._sizes[size] if isinstance(size, str) else self.constant([size]) for size in sizes]

@@ -104,10 +104,7 @@ def locate_text(address: str, home: str, *, offline: bool = False) -> str:
     if not address:
         return ""
     wanted = f"expected a file of sentences ({', '.join(FORMATS)}) or https://...#sha256=HEX: --set data.text=ADDRESS"
-    if address.startswith(("https://", "http://")):
-        file: Path | None = Path(_fetch(address, home, offline))
-    else:
-        file = _existing(address)
+    file = Path(_fetch(address, home, offline)) if _is_url(address) else _existing(address)
     if file is None:
         raise WrongUsage(f"text {address!r} does not exist; {wanted}")
     if not file.is_file() or file.suffix.lower() not in FORMATS:
@@ -120,6 +117,10 @@ def shown_addresses(addresses: Sequence[str]) -> str:
     return " + ".join(_CREDENTIALS.sub(r"\1", address) for address in addresses)
 
 
+def _is_url(address: str) -> bool:
+    return address.startswith(("https://", "http://"))
+
+
 def _open_address(address: str, home: str, offline: bool) -> Place:
     """Return the files behind one address, fetching them where they are not here."""
     if address == SAMPLE:
@@ -129,7 +130,7 @@ def _open_address(address: str, home: str, offline: bool) -> Place:
     if address.startswith("hf:"):
         splits = fetch_dataset(address, f"{home}/downloads/hub", offline=offline)
         return Place(address, splits)
-    if address.startswith(("https://", "http://")):
+    if _is_url(address):
         return _open_path(address, Path(_fetch(address, home, offline)))
     path = _existing(address)
     if path is not None and path.suffix.lower() == ".zip" and path.is_file():
@@ -204,7 +205,7 @@ def _find(places: Sequence[Place], given: str, role: str, home: str, offline: bo
         if below and below.is_file():
             return str(below)
     elsewhere = _existing(given)
-    if given.startswith(("https://", "http://")) or (elsewhere and elsewhere.is_file()):
+    if _is_url(given) or (elsewhere and elsewhere.is_file()):
         place = _open_address(given, home, offline)
         if place.single:
             return next(iter(place.files.values()))

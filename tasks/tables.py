@@ -67,9 +67,13 @@ def parse_file(path: Path, form: Form) -> Iterator[Block]:
         if parser is None and not _has_header(stream, form):
             yield from parse_tsv(stream, form.rules)
             return
-        results = (parser or _parse_headed_tsv)(stream, form, path)
-        while batch := list(islice(results, BATCH)):
-            yield sort_results(batch)
+        yield from in_blocks((parser or _parse_headed_tsv)(stream, form, path))
+
+
+def in_blocks(results: Iterator[Result]) -> Iterator[Block]:
+    """Yield results as blocks, so that memory does not grow with their number."""
+    while batch := list(islice(results, BATCH)):
+        yield sort_results(batch)
 
 
 def choose_columns(present: Iterable[str], wanted: Mapping[str, str], path: Path) -> dict[str, str]:

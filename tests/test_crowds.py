@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -25,7 +25,9 @@ from tasks.predict import Classifier
 from tasks.runners import Runner
 from tasks.sessions import open_session
 
-SENTENCES = [f"{start} cat sees the dog{end}" for start in ("the", SIGN) for end in ("", " today", " here " * 9)] * 40
+SENTENCES = [f"{start} cat sees the dog{end}" for start in ("the", SIGN) for end in ("", " today", " here " * 9)] * 350
+FEW = 300  # sentences that are judged one batch after another
+assert len(SENTENCES) >= predict.CROWD > FEW
 
 
 @pytest.fixture
@@ -129,8 +131,7 @@ def test_a_crowd_of_sentences_gets_the_answers_of_a_few(
 ) -> None:
     monkeypatch.setattr(predict, "cores", lambda: 3)
     classifier = Classifier.from_bundle(complete["bundle"], "cpu", variant)
-    few = classifier.logits(SENTENCES)
-    monkeypatch.setattr(predict, "CROWD", 10)
+    few = np.concatenate([classifier.logits(SENTENCES[at : at + FEW]) for at in range(0, len(SENTENCES), FEW)])
     assert classifier._crowd is not None
     assert classifier._crowd._runner is None
     np.testing.assert_allclose(classifier.logits(SENTENCES), few, atol=1e-5)
@@ -138,36 +139,43 @@ def test_a_crowd_of_sentences_gets_the_answers_of_a_few(
     assert classifier._crowd._runner is not classifier._runner  # which it takes where it cannot open its own
 
 
-def test_a_bundle_that_was_altered_since_is_not_opened_again(
-    complete: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+class Loaded(NamedTuple):
+    """A classifier that has answered a few sentences, and the folder of the bundle that it was loaded from."""
+
+    folder: Path
+    classifier: Classifier
+    few: NDArray[np.float32]
+
+
+@pytest.fixture
+def loaded(complete: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Loaded:
     monkeypatch.setattr(predict, "cores", lambda: 2)
-    monkeypatch.setattr(predict, "CROWD", 10)
     folder = Path(shutil.copytree(complete["bundle"], tmp_path / "bundle"))
     classifier = Classifier.from_bundle(folder, "cpu")
-    few = classifier.logits(SENTENCES[:9])
-    (folder / "model.cpu.onnx").write_bytes((folder / "model.onnx").read_bytes())
+    return Loaded(folder, classifier, classifier.logits(SENTENCES[:9]))
+
+
+def test_a_bundle_that_was_altered_since_is_not_opened_again(loaded: Loaded, caplog: pytest.LogCaptureFixture) -> None:
+    (loaded.folder / "model.cpu.onnx").write_bytes((loaded.folder / "model.onnx").read_bytes())
     with caplog.at_level(logging.INFO):
-        np.testing.assert_allclose(classifier.logits(SENTENCES)[:9], few, atol=1e-5)
+        np.testing.assert_allclose(loaded.classifier.logits(SENTENCES)[:9], loaded.few, atol=1e-5)
     assert "model.cpu.onnx is not the file that was sealed" in caplog.text
 
 
-def test_another_bundle_in_its_place_is_not_opened(
-    complete: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(predict, "cores", lambda: 2)
-    monkeypatch.setattr(predict, "CROWD", 10)
-    folder = Path(shutil.copytree(complete["bundle"], tmp_path / "bundle"))
-    classifier = Classifier.from_bundle(folder, "cpu")
-    few = classifier.logits(SENTENCES[:9])
-    (folder / "model.cpu.onnx").write_bytes((folder / "model.onnx").read_bytes())
-    (folder / MANIFEST).unlink()
-    seal(folder, facts(), {})  # whole, and not what was loaded
+def test_another_bundle_in_its_place_is_not_opened(loaded: Loaded, caplog: pytest.LogCaptureFixture) -> None:
+    (loaded.folder / "model.cpu.onnx").write_bytes((loaded.folder / "model.onnx").read_bytes())
+    (loaded.folder / MANIFEST).unlink()
+    seal(loaded.folder, facts(), {})  # whole, and not what was loaded
     with caplog.at_level(logging.INFO):
-        np.testing.assert_allclose(classifier.logits(SENTENCES)[:9], few, atol=1e-5)
-    assert f"bundle {folder} is another one by now" in caplog.text
+        np.testing.assert_allclose(loaded.classifier.logits(SENTENCES)[:9], loaded.few, atol=1e-5)
+    assert f"bundle {loaded.folder} is another one by now" in caplog.text
 
 
-def test_one_core_has_no_crowd(complete: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(predict, "cores", lambda: 1)
-    assert Classifier.from_bundle(complete["bundle"], "cpu")._crowd is None
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system keeps no process to one core")
+def test_one_core_has_no_crowd(complete: Any) -> None:
+    allowed = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(allowed)})
+    try:
+        assert Classifier.from_bundle(complete["bundle"], "cpu")._crowd is None
+    finally:
+        os.sched_setaffinity(0, allowed)

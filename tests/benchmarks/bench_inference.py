@@ -20,7 +20,7 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -164,16 +164,19 @@ def in_naive_session(graph: str, device: str) -> Run:
 def measure(name: str, run: Run, batch: int | str, tokens: Tokens, classifier: Classifier) -> dict[str, float]:
     """Time batches of tokens: sentences a second over all of them, or a batch's percentiles."""
     if batch == "bulk":
-        one_by_one: dict[str, float] = {}
         places = bulk_batches(name, tokens, classifier)
-        if name == "verdict":
-            bulk = classifier._crowd or classifier._runner
-            seconds = best_of(lambda: list(bulk.answers(tokens.batch(rows, 0) for rows in places)))
-            alone = best_of(lambda: list(classifier._runner.answers(tokens.batch(rows, 0) for rows in places)))
-            one_by_one = {"one_by_one_sentences_per_second": round(len(tokens.lengths) / alone)}
-        else:
-            seconds = best_of(lambda: [run(*tokens.batch(rows, 0)) for rows in places])
-        return {"sentences_per_second": round(len(tokens.lengths) / seconds)} | one_by_one
+
+        def rate(answers: Callable[[Iterator[tuple[Ids, Ids]]], Iterable[Any]]) -> int:
+            seconds = best_of(lambda: list(answers(tokens.batch(rows, 0) for rows in places)))
+            return round(len(tokens.lengths) / seconds)
+
+        one_by_one = rate(lambda batches: (run(*batch) for batch in batches))
+        if name != "verdict" or not classifier._crowd:
+            return {"sentences_per_second": one_by_one}
+        return {
+            "sentences_per_second": rate(classifier._crowd.answers),
+            "one_by_one_sentences_per_second": one_by_one,
+        }
     drawn = typical(tokens, int(batch))
     milliseconds = time_each([lambda rows=rows: run(*tokens.batch(rows, 0)) for rows in drawn])  # type: ignore[misc]
     return percentiles(milliseconds) | {"sentences_per_second": round(1e3 * int(batch) / statistics.mean(milliseconds))}

@@ -1,7 +1,9 @@
 """Records a whole run and what the machine did meanwhile, as MLflow's monitor sampled it: CPU, memory, GPU, power.
 
-VERDICT_HOME=DIR verdict retrain --device cuda --json ... > OUTCOME
-python tests/benchmarks/record_run.py --home DIR --outcome OUTCOME --hardware NAME --out FILE
+    VERDICT_HOME=DIR verdict retrain --device cuda --json ... > OUTCOME
+    python tests/benchmarks/record_run.py --home DIR --outcome OUTCOME --hardware NAME --out FILE
+
+The home's own store is read, a SQLite file.
 """
 
 import argparse
