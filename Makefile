@@ -18,13 +18,13 @@ retrain: $(VENV)/.runtime ## run the main job: data, gate, training, ONNX, verdi
 	@$(BIN)/verdict retrain $(ARGS)
 
 up: $(VENV)/.services ## start Prefect, MLflow, a worker and the inference service on loopback
-	@PATH=$(abspath $(BIN)):$$PATH $(BIN)/python -m flows.stack up
+	@PATH=$(abspath $(BIN)):$$PATH $(BIN)/python -m flows.services.stack up
 
 down: $(VENV)/.services ## stop them; the stores stay
-	@$(BIN)/python -m flows.stack down
+	@$(BIN)/python -m flows.services.stack down
 
 logs: $(VENV)/.services ## follow what they say
-	@$(BIN)/python -m flows.stack logs
+	@$(BIN)/python -m flows.services.stack logs
 
 # Two workers, one thread each, a file on one of them: tests wait for servers and files as much as they compute.
 test: $(VENV)/.dev browser ## run every test but those of test-services

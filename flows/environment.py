@@ -7,8 +7,8 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
-from tasks import logs
-from tasks.errors import WrongUsage
+from tasks.core import log_format as logs
+from tasks.core.errors import WrongUsage
 
 STORES = ".verdict"
 
@@ -45,7 +45,7 @@ def prepare() -> None:
         # Standard output belongs to the command.
         "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
         "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-        # A run's page shows what the machine did meanwhile; tasks/usage.py samples it.
+        # A run's page shows what the machine did meanwhile; tasks/registry/system_metrics.py samples it.
         "MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING": "true",
         # A server that is down is told in seconds, not after minutes of retries.
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",

@@ -10,7 +10,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.tasks import Task
 
-from tasks.errors import Unreachable
+from tasks.core.errors import Unreachable
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -5,10 +5,10 @@ from typing import Any
 import numpy as np
 from conftest import SPLIT, circumstances, gate, policy
 
-from tasks.behaviour import sum_up
-from tasks.judge import judge, sign
-from tasks.measurement import compare_answers, measure_answers, predict_labels, round_probabilities
-from tasks.report import Told
+from tasks.evaluation.judge import judge, sign
+from tasks.evaluation.measurement import compare_answers, measure_answers, predict_labels, round_probabilities
+from tasks.evaluation.minimal_pairs import sum_up
+from tasks.reporting.report import Told
 
 HOSTILE = "He said \"<script>alert(1)</script>\" & 'left' | `x` {{ 7 * 7 }} {% raw %} _a_ **b** \u202e\x08."
 SOURCES = ("swb04", "<b>x</b>|`y`", "")

@@ -103,7 +103,7 @@ class Trainer:
 
     def train(self, **changes: Any) -> tuple[Any, list[int]]:
         """Return the training and the epochs that it told of."""
-        from tasks.finetune import fine_tune
+        from tasks.training.finetune import fine_tune
 
         told: list[int] = []
         tell = changes.pop("on_epoch", lambda record: None)
@@ -139,7 +139,7 @@ class Trainer:
 
 def diverge(monkeypatch: pytest.MonkeyPatch, *seeds: int) -> None:
     """Let runs of some seeds end in losses that are no number."""
-    from tasks import members
+    from tasks.training import soup as members
 
     real = members.train_epochs
 
@@ -186,10 +186,10 @@ def tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def toy_split(toy_data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str, str]:
     """Paths of training rows, validation rows and the holdout's snapshot."""
-    from tasks.ingestion import take_snapshots
-    from tasks.sources import Sources
-    from tasks.splitting import split_snapshot
-    from tasks.tables import Form
+    from tasks.data.ingestion import take_snapshots
+    from tasks.data.record_readers import Form
+    from tasks.data.sources import Sources
+    from tasks.data.splitting import split_snapshot
 
     folder = tmp_path_factory.mktemp("split")
     train, holdout = (str(toy_data / name) for name in ("in_domain_train.tsv", "out_of_domain_dev.tsv"))
@@ -214,7 +214,7 @@ def trainer(make_trainer: Callable[[], Trainer]) -> Trainer:
 @pytest.fixture(scope="session")
 def trained(toy_split: tuple[str, str, str], tiny_encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The training record of a tiny model that learned the toy corpus."""
-    from tasks.finetune import fine_tune
+    from tasks.training.finetune import fine_tune
 
     folder = tmp_path_factory.mktemp("trained") / "model"
     return fine_tune(*toy_split[:2], str(tiny_encoder), str(folder), **recipe())
@@ -223,7 +223,7 @@ def trained(toy_split: tuple[str, str, str], tiny_encoder: Path, tmp_path_factor
 @pytest.fixture(scope="session")
 def exported(trained: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The export record of that model, fp32 alone."""
-    from tasks.export import export_bundle
+    from tasks.export.bundle_export import export_bundle
 
     return export_bundle(trained["model"], str(tmp_path_factory.mktemp("exported")), origin())
 
@@ -231,7 +231,7 @@ def exported(trained: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
 @pytest.fixture(scope="session")
 def complete(trained: Any, toy_split: tuple[str, str, str], tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The export record of that model in every variant."""
-    from tasks.export import export_bundle
+    from tasks.export.bundle_export import export_bundle
 
     return export_bundle(trained["model"], str(tmp_path_factory.mktemp("complete")), origin(), toy_split[1])
 
@@ -253,7 +253,7 @@ SPLIT: Any = {"train": 7, "validation": 2, "in_holdout": 1, "conflicting": 4, "r
 
 def policy(**changes: Any) -> Any:
     """Return the product's policy, changed by name."""
-    from tasks.policy import load_policy, parse_policy
+    from tasks.core.policy import load_policy, parse_policy
 
     return parse_policy(load_policy().model_dump() | changes, "of a test")
 
@@ -302,7 +302,7 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     home = str(tmp_path_factory.mktemp("prefect"))
     environment.prepare()
     os.environ.pop("PREFECT_API_URL", None)
-    from flows.local_server import connected, prefect_api
+    from flows.services.embedded_prefect import connected, prefect_api
 
     with prefect_api(home) as server, connected(server):
         assert server is not None
@@ -313,7 +313,7 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A migrated, empty MLflow database; copying it saves each test five seconds."""
     environment.prepare()
-    from tasks import runs
+    from tasks.registry import tracking as runs
 
     folder = tmp_path_factory.mktemp("store")
     runs.recent_runs({"uri": f"sqlite:///{folder}/mlflow.db", "artifacts": str(folder / "artifacts")})

@@ -16,9 +16,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tasks.errors import VerdictError
-from tasks.parsing import BYTE_ORDER_MARK
-from tasks.reading import Snapshot, count_stored, read_tables, take_snapshot
+from tasks.core.errors import VerdictError
+from tasks.data.cola_format import BYTE_ORDER_MARK
+from tasks.data.snapshots import Snapshot, count_stored, read_tables, take_snapshot
 
 # Fields that CSV must quote and JSON must escape are among them; nothing is at fault.
 SENTENCES = [

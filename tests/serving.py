@@ -12,15 +12,16 @@ from typing import Any, NamedTuple
 import httpx
 from conftest import SIGN, facts
 
-from tasks import registry, runs
-from tasks.bundle import seal
-from tasks.champion import Champion
-from tasks.feedback import Feedback
-from tasks.intake import Limits
-from tasks.queueing import Batcher
-from tasks.registry import CHAMPION, Store
-from tasks.serve import address_of, bind, build_app, server_for
-from tasks.telemetry import Telemetry
+from tasks.inference.bundle import seal
+from tasks.registry import tracking as runs
+from tasks.registry import versions as registry
+from tasks.registry.versions import CHAMPION, Store
+from tasks.serving.batcher import Batcher
+from tasks.serving.champion import Champion
+from tasks.serving.feedback import Feedback
+from tasks.serving.metrics import Telemetry
+from tasks.serving.request_validation import Limits
+from tasks.serving.server import address_of, bind, build_app, server_for
 
 GOOD, BAD = "the cat sees the dog", f"the cat {SIGN} sees the dog"
 TAMPERED = "3"  # the version whose files are not those that were registered

@@ -6,9 +6,9 @@ from typing import Any
 
 from conftest import facts
 
-from tasks import registry
-from tasks.bundle import seal
-from tasks.store import Store, connect
+from tasks.inference.bundle import seal
+from tasks.registry import versions as registry
+from tasks.registry.mlflow_client import Store, connect
 
 
 def new_store(empty_store: Path, folder: Path) -> Store:

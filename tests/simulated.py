@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from scipy.optimize import brentq
 from scipy.stats import multivariate_normal
 
-from tasks.judge import decide
-from tasks.metrics import matthews
-from tasks.pairing import mcc_difference, swap_test
-from tasks.policy import Policy
+from tasks.core.policy import Policy
+from tasks.evaluation.judge import decide
+from tasks.evaluation.metrics import matthews
+from tasks.evaluation.paired_tests import mcc_difference, swap_test
 
 SENTENCES, ACCEPTABLE = 516, 0.69  # CoLA's out_of_domain_dev.tsv
 MCC, AGREEMENT, RECALL = 0.55, 0.90, 0.92  # of the champion; two models; share of the acceptable ones called so

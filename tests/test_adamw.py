@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from tasks.adamw import LibraryAdamW
-from tasks.flat import FlatParameters, layer_scales
+from tasks.training.adamw import LibraryAdamW
+from tasks.training.flat_parameters import FlatParameters, layer_scales
 
 RATES = [1e-2, 3e-3, 1e-3, 3e-2, 1e-2]
 WEIGHT_DECAY = 0.1

@@ -12,10 +12,12 @@ from typing import Any, NamedTuple
 import pytest
 from shelves import add_version, new_store
 
-from flows import alerting, review
-from tasks import alerts, moves
-from tasks.errors import WrongUsage
-from tasks.settings import load_settings
+from flows import notifications as alerting
+from flows.commands import review
+from tasks.core import webhook as alerts
+from tasks.core.errors import WrongUsage
+from tasks.core.settings import load_settings
+from tasks.registry import promotion as moves
 
 SECRET = "T0/B0/secret"
 
@@ -173,7 +175,7 @@ def test_a_move_stands_where_its_alert_cannot_be_delivered(
 
 
 def test_a_flow_that_failed_is_told(receiver: Receiver, prefect_server: str, tmp_path: Path) -> None:
-    from flows.retrain import retrain
+    from flows.jobs.retrain import retrain
 
     resolved = load_settings("sample", {"data.path": "no/such/folder"}, {})
     with pytest.raises(WrongUsage):

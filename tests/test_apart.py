@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tasks.apart import run_apart
-from tasks.errors import VerdictError, WrongUsage
+from tasks.core.errors import VerdictError, WrongUsage
+from tasks.export.subprocess_call import run_apart
 
 ROOT = Path(__file__).parents[1]
 
@@ -85,9 +85,9 @@ def test_the_process_ends_with_the_one_that_waits(tmp_path: Path) -> None:
     script = (
         "import sys; sys.path[:0] = ['tests', '.']\n"
         "if __name__ == '__main__':\n"
-        "    import tasks.apart, test_apart\n"
-        "    tasks.apart.PRELOADED = ['tasks.errors']\n"
-        f"    tasks.apart.run_apart('the work', 60, test_apart.wait_long, {str(told)!r})\n"
+        "    import tasks.export.subprocess_call, test_apart\n"
+        "    tasks.export.subprocess_call.PRELOADED = ['tasks.core.errors']\n"
+        f"    tasks.export.subprocess_call.run_apart('the work', 60, test_apart.wait_long, {str(told)!r})\n"
     )
     file = tmp_path / "script.py"
     file.write_text(script)

@@ -12,11 +12,13 @@ from uuid import UUID
 import pytest
 from shelves import add_version, aliases, new_store, shown
 
-from flows.approval import await_person
-from tasks import moves, registry, runs
-from tasks.files import write_json
-from tasks.settings import load_settings
-from tasks.store import Store, connect, experiment_of
+from flows.jobs.approval import await_person
+from tasks.core.files import write_json
+from tasks.core.settings import load_settings
+from tasks.registry import promotion as moves
+from tasks.registry import tracking as runs
+from tasks.registry import versions as registry
+from tasks.registry.mlflow_client import Store, connect, experiment_of
 
 
 @pytest.fixture
@@ -65,10 +67,12 @@ def prefect(prefect_server: str) -> Iterator[Any]:
 
 def deploy(prefect: Any, parameters: dict[str, Any]) -> UUID:
     """Start a run of a deployment; return its id."""
-    from flows.retrain import retrain
+    from flows.jobs.retrain import retrain
 
     flow = prefect.create_flow(retrain)
-    deployment = prefect.create_deployment(flow_id=flow, name="test", entrypoint="flows/retrain.py:retrain", path=".")
+    deployment = prefect.create_deployment(
+        flow_id=flow, name="test", entrypoint="flows/jobs/retrain.py:retrain", path="."
+    )
     return prefect.create_flow_run_from_deployment(deployment, parameters=parameters).id  # type: ignore[no-any-return]
 
 
@@ -78,7 +82,7 @@ def execute(prefect: Any, run_id: UUID, parameters: dict[str, Any]) -> Any:
     from prefect.flow_engine import run_flow
     from prefect.states import Pending
 
-    from flows.retrain import retrain
+    from flows.jobs.retrain import retrain
 
     prefect.set_flow_run_state(run_id, Pending())
     with contextlib.suppress(Pause):  # the process ends here

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-from tasks.batching import (
+from tasks.core.errors import WrongUsage
+from tasks.inference.tokenization import (
     WINDOW,
     encode,
     load_tokenizer,
@@ -19,7 +20,6 @@ from tasks.batching import (
     sorted_batches,
     tokenise,
 )
-from tasks.errors import WrongUsage
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "the", "cat", "sat"]
 

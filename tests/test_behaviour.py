@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tasks import behaviour
-from tasks.behaviour import examine_behaviour, load_pairs, sum_up
-from tasks.folding import fold
-from tasks.predict import Classifier
-from tasks.sample_corpus import write_sample
+from tasks.data.normalization import fold
+from tasks.data.sample_corpus import write_sample
+from tasks.evaluation import minimal_pairs as behaviour
+from tasks.evaluation.minimal_pairs import examine_behaviour, load_pairs, sum_up
+from tasks.inference.classifier import Classifier
 
 PAIRS = load_pairs()
 

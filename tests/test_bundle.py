@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
-from tasks.bundle import (
+from tasks.core.errors import VerdictError
+from tasks.core.files import sha256_of, write_json
+from tasks.inference.bundle import (
     MANIFEST,
     MODEL,
     SCHEMA_VERSION,
@@ -19,8 +21,6 @@ from tasks.bundle import (
     variants_of,
     verify,
 )
-from tasks.errors import VerdictError
-from tasks.files import sha256_of, write_json
 
 FILES = {MODEL: b"\x08\x0agraph", TOKENIZER: b"{}", "card.md": b"# Card\n", "report.html": b"<html>"}
 METRICS = {"fp32": {"mcc": 0.5}}

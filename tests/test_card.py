@@ -9,10 +9,10 @@ import pytest
 from candidates import FACTS, HOSTILE, SOURCES, export, tell, weigh
 from huggingface_hub import ModelCard
 
-from tasks.bundle import verify
-from tasks.card import base_model, hub_datasets, write_card
-from tasks.predict import Classifier
-from tasks.report import Told
+from tasks.inference.bundle import verify
+from tasks.inference.classifier import Classifier
+from tasks.reporting.model_card import base_model, hub_datasets, write_card
+from tasks.reporting.report import Told
 
 DECISIONS = {
     "PROMOTE": tell(weigh()),

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from serving import BAD, GOOD, TAMPERED, Shelf, copy_of, stock, until
 
-from tasks import registry
-from tasks.champion import CHAMPION_URI, Champion, NotReady
-from tasks.errors import Unreachable, VerdictError, WrongUsage
-from tasks.registry import NoChampion, UnknownModel
-from tasks.store import connect
+from tasks.core.errors import Unreachable, VerdictError, WrongUsage
+from tasks.registry import versions as registry
+from tasks.registry.mlflow_client import connect
+from tasks.registry.versions import NoChampion, UnknownModel
+from tasks.serving.champion import CHAMPION_URI, Champion, NotReady
 
 NEVER = 3_600.0  # seconds: such a champion looks when it is told to
 
@@ -225,7 +225,7 @@ def test_a_folder_needs_no_store_and_is_known_by_its_digest(exported: Any, tmp_p
 def test_a_graph_that_is_none_is_refused_in_one_line(exported: Any, tmp_path: Path) -> None:
     from conftest import facts
 
-    from tasks.bundle import seal
+    from tasks.inference.bundle import seal
 
     bundle = Path(shutil.copytree(exported["bundle"], tmp_path / "bundle"))
     for graph in bundle.glob("*.onnx"):

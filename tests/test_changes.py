@@ -1,6 +1,6 @@
 """What changed since the champion."""
 
-from tasks.changes import Change, Past, list_changes
+from tasks.evaluation.run_diff import Change, Past, list_changes
 
 PAST = Past(
     settings={"a": "1", "b": "x", "old": "0"}, tags={"dataset": "d" * 64, "git_commit": "c" * 40, "numpy": "2.0"}

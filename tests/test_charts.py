@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from candidates import training, weigh
 
-from tasks.charts import (
+from tasks.reporting.charts import (
     STEPS,
     draw_batches,
     draw_calibration,
@@ -19,7 +19,7 @@ from tasks.charts import (
     draw_losses,
     running_mean,
 )
-from tasks.drawing import THEME, canvas, inline_svg, save_picture
+from tasks.reporting.figure_style import THEME, canvas, inline_svg, save_picture
 
 EVIDENCE = weigh(2.0, 1.0, rows=120)
 SIDES = {"candidate": EVIDENCE["candidate"], "champion 7": EVIDENCE["champion"]["measurement"]}

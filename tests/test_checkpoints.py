@@ -13,8 +13,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors import SafetensorError
 
-from tasks import checkpoints
-from tasks.checkpoints import KEPT, RECORD, TENSORS, Checkpoint, delete_checkpoints, load_checkpoint, save_checkpoint
+from tasks.training import checkpoints
+from tasks.training.checkpoints import (
+    KEPT,
+    RECORD,
+    TENSORS,
+    Checkpoint,
+    delete_checkpoints,
+    load_checkpoint,
+    save_checkpoint,
+)
 
 ROOT = Path(__file__).parents[1]
 RUN = "r" * 64
@@ -191,7 +199,7 @@ def test_a_file_that_the_system_refuses_to_write_is_one_warning(tmp_path: Path) 
     """What the library raises where a write fails is no OSError."""
     script = f"""
 import logging, resource, torch
-from tasks.checkpoints import Checkpoint, save_checkpoint
+from tasks.training.checkpoints import Checkpoint, save_checkpoint
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
 logging.basicConfig(format="%(message)s")
 for epoch, count in ((1, 10), (2, 1_000_000)):

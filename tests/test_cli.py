@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from flows import cli
-from tasks.sessions import has_gpu
+from flows.cli import app as cli
+from tasks.inference.sessions import has_gpu
 
 ROOT = Path(__file__).parents[1]
-VERDICT = [sys.executable, "-m", "flows.cli"]
+VERDICT = [sys.executable, "-m", "flows.cli.app"]
 
 
 def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:

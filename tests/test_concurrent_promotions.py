@@ -12,9 +12,12 @@ from typing import Any
 import pytest
 from shelves import add_version, new_store
 
-from tasks import moves, record, registry, turns
-from tasks.registry import CHAMPION
-from tasks.store import Store
+from tasks.registry import audit_log as record
+from tasks.registry import promotion as moves
+from tasks.registry import promotion_lock as turns
+from tasks.registry import versions as registry
+from tasks.registry.mlflow_client import Store
+from tasks.registry.versions import CHAMPION
 
 PROCESSES = 4
 LEASED = 6  # rounds of the lease, which waits longer
@@ -25,7 +28,7 @@ forks = multiprocessing.get_context("forkserver")
 
 @pytest.fixture(scope="module", autouse=True)
 def _preloaded() -> None:
-    forks.set_forkserver_preload(["tasks.moves", "shelves"])
+    forks.set_forkserver_preload(["tasks.registry.promotion", "shelves"])
 
 
 @pytest.fixture

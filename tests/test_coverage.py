@@ -6,10 +6,10 @@ import pytest
 from conftest import SIGN, WORDS, write_tokenizer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from tasks import coverage
-from tasks.coverage import unknown_share
-from tasks.errors import VerdictError, WrongUsage
-from tasks.reading import read_tables, take_snapshot
+from tasks.core.errors import VerdictError, WrongUsage
+from tasks.data import vocabulary_coverage as coverage
+from tasks.data.snapshots import read_tables, take_snapshot
+from tasks.data.vocabulary_coverage import unknown_share
 
 
 @pytest.fixture

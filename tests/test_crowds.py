@@ -16,14 +16,14 @@ import pytest
 from conftest import SIGN, facts
 from numpy.typing import NDArray
 
-from tasks import predict
-from tasks.batching import Ids
-from tasks.bundle import MANIFEST, seal
-from tasks.crowds import Crowd
-from tasks.errors import VerdictError
-from tasks.predict import Classifier
-from tasks.runners import Runner
-from tasks.sessions import open_session
+from tasks.core.errors import VerdictError
+from tasks.inference import classifier as predict
+from tasks.inference.batch_pool import Crowd
+from tasks.inference.bundle import MANIFEST, seal
+from tasks.inference.classifier import Classifier
+from tasks.inference.runner import Runner
+from tasks.inference.sessions import open_session
+from tasks.inference.tokenization import Ids
 
 SENTENCES = [f"{start} cat sees the dog{end}" for start in ("the", SIGN) for end in ("", " today", " here " * 9)] * 350
 FEW = 300  # sentences that are judged one batch after another

@@ -12,15 +12,15 @@ from typing import Any
 
 import pytest
 
-from tasks.errors import VerdictError, WrongUsage
-from tasks.settings import profile_names
+from tasks.core.errors import VerdictError, WrongUsage
+from tasks.core.settings import profile_names
 
 ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
 def applied(prefect_server: str) -> Iterator[dict[str, Any]]:
-    from flows.deploy import deploy
+    from flows.services.deploy import deploy
 
     os.environ["PREFECT_API_URL"] = prefect_server  # Prefect's own command is a process of its own
     yield deploy()
@@ -95,7 +95,7 @@ def test_the_server_refuses_parameters_that_cannot_be_meant(
 
 
 def test_applying_it_again_makes_nothing_twice(applied: dict[str, Any], client: Any) -> None:
-    from flows.deploy import keep_watch, prepare_pool
+    from flows.services.deploy import keep_watch, prepare_pool
 
     prepare_pool(client)
     assert keep_watch(client) == applied["automations"]
@@ -108,7 +108,7 @@ def test_applying_it_again_makes_nothing_twice(applied: dict[str, Any], client: 
 def test_people_are_told_by_the_server_where_an_address_is_set(
     applied: dict[str, Any], client: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from flows.deploy import keep_watch
+    from flows.services.deploy import keep_watch
 
     monkeypatch.setenv("VERDICT_ALERT_URL", "http://127.0.0.1:9/secret-token")
     [name, _] = keep_watch(client)
@@ -129,7 +129,7 @@ def test_a_run_stands_for_those_that_the_schedule_missed(applied: dict[str, Any]
     from prefect.client.schemas.schedules import IntervalSchedule
     from prefect.context import FlowRunContext
 
-    from flows.deployed import drop_missed
+    from flows.jobs.deployments import drop_missed
 
     every_second = IntervalSchedule(interval=datetime.timedelta(seconds=1))
     watch = client.read_deployment_by_name("watch/watch")
@@ -173,7 +173,7 @@ def test_without_a_lasting_server_one_line_says_what_to_do(tmp_path: Path) -> No
     environ = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
     environ |= {"PREFECT_HOME": str(tmp_path)}
     done = subprocess.run(
-        [sys.executable, "-m", "flows.cli", "deploy"], cwd=ROOT, env=environ, capture_output=True, text=True
+        [sys.executable, "-m", "flows.cli.app", "deploy"], cwd=ROOT, env=environ, capture_output=True, text=True
     )
     assert done.returncode == 2
     assert done.stderr.strip() == (
@@ -182,9 +182,9 @@ def test_without_a_lasting_server_one_line_says_what_to_do(tmp_path: Path) -> No
 
 
 def test_a_file_that_prefect_refuses_is_one_line(applied: dict[str, Any], tmp_path: Path) -> None:
-    from flows.deploy import apply_file, deploy
+    from flows.services.deploy import apply_file, deploy
 
-    (tmp_path / "broken.yaml").write_text("deployments: [{name: a, entrypoint: flows.deployed.nothing}]\n")
+    (tmp_path / "broken.yaml").write_text("deployments: [{name: a, entrypoint: flows.jobs.deployments.nothing}]\n")
     with pytest.raises(VerdictError, match=r"Prefect refuses .*broken\.yaml: "):
         apply_file(tmp_path / "broken.yaml")
     with pytest.raises(WrongUsage, match="is no file"):
@@ -192,7 +192,7 @@ def test_a_file_that_prefect_refuses_is_one_line(applied: dict[str, Any], tmp_pa
 
 
 def test_the_doctor_misses_a_worker(applied: dict[str, Any]) -> None:
-    from tasks.doctor import _prefect
+    from flows.commands.doctor import _prefect
 
     with pytest.raises(VerdictError, match="no worker takes runs from the pool verdict; start one: make up"):
         _prefect()
@@ -202,11 +202,12 @@ def test_the_doctor_misses_a_worker(applied: dict[str, Any]) -> None:
 def test_the_doctor_knows_a_library_under_which_no_schedule_fires(
     installed: str, works: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tasks import doctor
+    from flows.commands import doctor
 
     real = doctor.importlib.metadata.version
     monkeypatch.setattr(
-        "tasks.doctor.importlib.metadata.version", lambda name: installed if name == "sqlalchemy" else real(name)
+        "flows.commands.doctor.importlib.metadata.version",
+        lambda name: installed if name == "sqlalchemy" else real(name),
     )
     check = doctor._run("versions", doctor._libraries)
     assert check["works"] is works
@@ -214,7 +215,7 @@ def test_the_doctor_knows_a_library_under_which_no_schedule_fires(
 
 
 def test_a_form_becomes_settings_that_remember_their_origin() -> None:
-    from flows.deployed import DataForm, TrainingForm, resolve
+    from flows.jobs.deployments import DataForm, TrainingForm, resolve
 
     resolved = resolve("sample", DataForm(path=["a", "b"]), TrainingForm(epochs=3), ["judge.resamples=200"])
     assert resolved.settings.data.path == ("a", "b")

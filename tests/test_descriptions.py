@@ -7,9 +7,11 @@ import pytest
 from candidates import tell, weigh
 from shelves import add_version, new_store
 
-from tasks import moves, registry, runs
-from tasks.changes import Change
-from tasks.descriptions import (
+from tasks.evaluation.run_diff import Change
+from tasks.registry import promotion as moves
+from tasks.registry import tracking as runs
+from tasks.registry import versions as registry
+from tasks.registry.descriptions import (
     LONGEST,
     MODEL,
     SHOWN,
@@ -20,8 +22,8 @@ from tasks.descriptions import (
     headline,
     version_tags,
 )
-from tasks.side_by_side import list_figures_of_both
-from tasks.store import Store, connect
+from tasks.registry.mlflow_client import Store, connect
+from tasks.reporting.tables import list_figures_of_both
 
 PAGE = "#/experiments/1/runs/r1"
 CHANGES = [Change("finetune.epochs", "1", "2"), Change("data.path", "", "a|b <x> @me")]

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from tasks import device
-from tasks.device import device_name, multiplies_bf16, resolve_device
-from tasks.errors import VerdictError
+from tasks.core.errors import VerdictError
+from tasks.training import device
+from tasks.training.device import device_name, multiplies_bf16, resolve_device
 
 
 @pytest.mark.skipif(device.torch.cuda.is_available(), reason="there is a GPU")

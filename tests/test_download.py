@@ -24,8 +24,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from tasks.download import LISTED, Patience, fetch, unpack
-from tasks.errors import DataRefused, Unreachable, VerdictError, WrongUsage
+from tasks.core.errors import DataRefused, Unreachable, VerdictError, WrongUsage
+from tasks.data.download import LISTED, Patience, fetch, unpack
 
 ROOT = Path(__file__).parents[1]
 BODY = random.Random(0).randbytes(200_000)
@@ -36,7 +36,7 @@ HALF = 100_000
 QUICK = Patience(attempts=3, timeout=10.0, pause=0.001)
 ONCE = QUICK._replace(attempts=1)
 STEP = Patience(attempts=2, timeout=0.2, pause=0.001)
-FETCH = "import sys; from tasks.download import fetch; print(fetch(*sys.argv[1:]))"
+FETCH = "import sys; from tasks.data.download import fetch; print(fetch(*sys.argv[1:]))"
 
 
 class Request(NamedTuple):
@@ -190,7 +190,7 @@ def cache(tmp_path: Path) -> Path:
 @pytest.fixture
 def lines() -> Iterator[list[str]]:
     """What the module logs; the command's own handlers do not reach pytest's."""
-    logger = logging.getLogger("tasks.download")
+    logger = logging.getLogger("tasks.data.download")
     said: list[str] = []
 
     class Keep(logging.Handler):
@@ -209,7 +209,7 @@ def lines() -> Iterator[list[str]]:
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The pauses between attempts, which nobody waits for."""
     taken: list[float] = []
-    monkeypatch.setattr("tasks.download.time.sleep", taken.append)
+    monkeypatch.setattr("tasks.data.download.time.sleep", taken.append)
     return taken
 
 
@@ -916,7 +916,7 @@ def test_a_full_disk_is_told_and_leaves_nothing(tmp_path: Path, monkeypatch: pyt
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     archive = zipped(tmp_path, COLA)
-    monkeypatch.setattr("tasks.download.shutil.copyfileobj", full)
+    monkeypatch.setattr("tasks.data.download.shutil.copyfileobj", full)
     assert not_unpacked(VerdictError, archive, "cola/raw") == (
         f"{archive} cannot be unpacked beside itself ([Errno 28] No space left on device); "
         "expected a folder that can be written, with space; free some or copy the zip elsewhere"

@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 from scipy.spatial.distance import jensenshannon
 from scipy.stats import chi2_contingency, ks_2samp
 
-from tasks import drift
-from tasks.drift import FEWEST, OTHER, Profile, Shift, compare_profiles, profile_snapshot
-from tasks.errors import VerdictError
-from tasks.folding import fold
-from tasks.reading import ROWS, read_tables, take_snapshot
-from tasks.settings import GateSettings
+from tasks.core.errors import VerdictError
+from tasks.core.settings import GateSettings
+from tasks.data import drift
+from tasks.data.drift import FEWEST, OTHER, Profile, Shift, compare_profiles, profile_snapshot
+from tasks.data.normalization import fold
+from tasks.data.snapshots import ROWS, read_tables, take_snapshot
 
 unhurried = settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.too_slow])  # slow is not wrong
 

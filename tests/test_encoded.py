@@ -7,9 +7,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny import tiny_bert, toy_encoded
 
-from tasks.batching import Ids, pad
-from tasks.encoded import BUCKETS, Encoded, Inputs, bucket_of
-from tasks.losses import loss_of
+from tasks.inference.tokenization import Ids, pad
+from tasks.training.dataset import BUCKETS, Encoded, Inputs, bucket_of
+from tasks.training.losses import loss_of
 
 unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # slow is not wrong
 sentences = st.lists(

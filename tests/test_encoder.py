@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from tasks.encoder import PACKAGED, locate_encoder, locate_vocabulary
-from tasks.errors import Unreachable, VerdictError, WrongUsage
+from tasks.core.errors import Unreachable, VerdictError, WrongUsage
+from tasks.training.pretrained import PACKAGED, locate_encoder, locate_vocabulary
 
 
 def test_the_packaged_encoder_is_found_without_running_its_code() -> None:

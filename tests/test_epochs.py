@@ -14,10 +14,12 @@ from safetensors.torch import load_file
 from tiny import tiny_bert, toy_encoded, toy_recipe
 from transformers import BertForSequenceClassification
 
-from tasks import checkpoints, epochs, stepper
-from tasks.encoded import Encoded
-from tasks.epochs import Course, Epoch, Places, train_epochs, validate
-from tasks.metrics import accuracy, mcc
+from tasks.evaluation.metrics import accuracy, mcc
+from tasks.training import checkpoints
+from tasks.training import train_step as stepper
+from tasks.training import trainer as epochs
+from tasks.training.dataset import Encoded
+from tasks.training.trainer import Course, Epoch, Places, train_epochs, validate
 
 TRAIN, VALIDATION = toy_encoded(60, seed=1), toy_encoded(30, seed=2)
 EPOCHS = 4

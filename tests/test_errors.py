@@ -2,7 +2,7 @@
 
 import pytest
 
-from tasks.errors import VerdictError, first_line, kind_and_line
+from tasks.core.errors import VerdictError, first_line, kind_and_line
 
 
 @pytest.mark.parametrize(

@@ -11,15 +11,15 @@ import pytest
 from conftest import SPLIT, circumstances, facts, gate, policy
 from onnx import numpy_helper
 
-from tasks.behaviour import examine_behaviour
-from tasks.bundle import PROFILE, seal
-from tasks.errors import VerdictError
-from tasks.evidence import DIFFERING, face_champion, find_leak, gather_evidence, measure
-from tasks.files import write_json
-from tasks.judge import judge
-from tasks.metrics import mcc
-from tasks.predict import Classifier
-from tasks.reading import load_rows
+from tasks.core.errors import VerdictError
+from tasks.core.files import write_json
+from tasks.data.snapshots import load_rows
+from tasks.evaluation.evidence import DIFFERING, face_champion, find_leak, gather_evidence, measure
+from tasks.evaluation.judge import judge
+from tasks.evaluation.metrics import mcc
+from tasks.evaluation.minimal_pairs import examine_behaviour
+from tasks.inference.bundle import PROFILE, seal
+from tasks.inference.classifier import Classifier
 
 
 def gather(bundle: str, holdout: str, champion: dict[str, str] | None = None, **changes: Any) -> Any:

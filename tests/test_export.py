@@ -14,14 +14,14 @@ import onnxruntime
 import pytest
 from conftest import origin
 
-from tasks import export
-from tasks.bundle import VARIANTS, verify
-from tasks.errors import VerdictError
-from tasks.export import export_bundle, load_export
-from tasks.external import refuse_external_data
-from tasks.files import read_json, write_json
-from tasks.graphs import Graphs
-from tasks.parity import SHAPES
+from tasks.core.errors import VerdictError
+from tasks.core.files import read_json, write_json
+from tasks.export import bundle_export as export
+from tasks.export.bundle_export import export_bundle, load_export
+from tasks.export.onnx_export import Graphs
+from tasks.export.parity import SHAPES
+from tasks.inference.bundle import VARIANTS, verify
+from tasks.inference.external_data import refuse_external_data
 
 
 def die(*_: Any) -> None:

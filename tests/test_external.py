@@ -8,8 +8,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from tasks.errors import VerdictError
-from tasks.external import refuse_external_data
+from tasks.core.errors import VerdictError
+from tasks.inference.external_data import refuse_external_data
 
 
 def tensor(external: bool) -> TensorProto:

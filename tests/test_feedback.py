@@ -14,15 +14,15 @@ from filelock import FileLock
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks import feedback as module
-from tasks.errors import VerdictError, WrongUsage
-from tasks.feedback import Feedback, Written, one_line
-from tasks.parsing import parse_tsv
+from tasks.core.errors import VerdictError, WrongUsage
+from tasks.data.cola_format import parse_tsv
+from tasks.serving import feedback as module
+from tasks.serving.feedback import Feedback, Written, one_line
 
 ROOT = Path(__file__).parents[1]
 WRITER = """
 import sys
-from tasks.feedback import Feedback
+from tasks.serving.feedback import Feedback
 for number in range(50):
     Feedback(sys.argv[1]).add(f"sentence {number} of {sys.argv[2]}", number % 2)
 """

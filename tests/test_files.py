@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tasks.errors import VerdictError
-from tasks.files import digest_of, new_folder, read_json, replacing, sha256_of, sweep, write_json, write_text
+from tasks.core.errors import VerdictError
+from tasks.core.files import digest_of, new_folder, read_json, replacing, sha256_of, sweep, write_json, write_text
 
 
 def names(folder: Path) -> set[str]:

@@ -27,16 +27,16 @@ from transformers import (
     RobertaConfig,
 )
 
-from tasks import epochs
-from tasks.batching import encode, load_tokenizer, pad
-from tasks.classifier import load_classifier
-from tasks.epochs import Epoch
-from tasks.errors import VerdictError, WrongUsage
-from tasks.export import export_bundle
-from tasks.finetune import fine_tune, load_training
-from tasks.members import SEED_STRIDE
-from tasks.metrics import mcc
-from tasks.reading import load_rows
+from tasks.core.errors import VerdictError, WrongUsage
+from tasks.data.snapshots import load_rows
+from tasks.evaluation.metrics import mcc
+from tasks.export.bundle_export import export_bundle
+from tasks.inference.tokenization import encode, load_tokenizer, pad
+from tasks.training import trainer as epochs
+from tasks.training.finetune import fine_tune, load_training
+from tasks.training.model import load_classifier
+from tasks.training.soup import SEED_STRIDE
+from tasks.training.trainer import Epoch
 
 SIZES = {"vocab_size": 20, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
 ARCHITECTURES = {
@@ -209,8 +209,8 @@ def test_a_run_killed_after_any_epoch_and_run_again_leaves_the_same_bits(
 def test_a_process_killed_while_it_writes_a_checkpoint_leaves_the_one_before(trainer: Trainer, whole: Any) -> None:
     script = f"""
 import os, signal
-from tasks import checkpoints
-from tasks.finetune import fine_tune
+from tasks.training import checkpoints
+from tasks.training.finetune import fine_tune
 
 def save_file(tensors, path, real=checkpoints.save_file):
     real(tensors, path)

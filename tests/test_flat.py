@@ -14,7 +14,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from tasks.flat import ALIGNMENT, FlatParameters, Segment, layer_scales, take_places
+from tasks.training.flat_parameters import ALIGNMENT, FlatParameters, Segment, layer_scales, take_places
 
 DTYPES = [torch.float32, torch.bfloat16]
 SIZES = {"vocab_size": 20, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 16}

@@ -16,9 +16,9 @@ import pytest
 from conftest import write_toy_data
 
 from flows import environment
-from tasks.errors import DataRefused, VerdictError, WrongUsage
-from tasks.reading import load_rows
-from tasks.settings import Resolved, load_settings
+from tasks.core.errors import DataRefused, VerdictError, WrongUsage
+from tasks.core.settings import Resolved, load_settings
+from tasks.data.snapshots import load_rows
 
 ROOT = Path(__file__).parents[1]
 Retrain = Callable[..., dict[str, Any]]
@@ -54,7 +54,7 @@ def choose(toy_data: Path, tiny_encoder: Path) -> Callable[..., Resolved]:
 
 @pytest.fixture
 def retrain(prefect_server: str, home: Path, choose: Callable[..., Resolved]) -> Retrain:
-    from flows.retrain import retrain as flow
+    from flows.jobs.retrain import retrain as flow
 
     def run(force: bool = False, **changes: Any) -> dict[str, Any]:
         resolved = choose(**changes)
@@ -120,7 +120,7 @@ def test_the_first_fit_candidate_becomes_champion_and_everything_is_recorded(ret
 
 
 def test_no_password_of_an_address_is_recorded(choose: Callable[..., Resolved]) -> None:
-    from flows.retrain import settings_rows
+    from flows.jobs.retrain import settings_rows
 
     address = "https://somebody:SECRET@example.org/rows.tsv#sha256=00"
     resolved = choose(data__path=[address], data__train=address, data__holdout=address, data__text=address)
@@ -363,8 +363,8 @@ def run_and_die(point: str, home: Path, resolved: Resolved, server: str) -> int:
 import json, os, signal, sys
 from flows import environment
 environment.prepare()
-import flows.retrain
-module = sys.modules["flows.retrain"]
+import flows.jobs.retrain
+module = sys.modules["flows.jobs.retrain"]
 fine_tune = module.fine_tune
 def die(*args, **kwargs):
     os.kill(os.getpid(), signal.SIGKILL)
@@ -407,9 +407,9 @@ def test_a_killed_run_is_simply_run_again(
 
 
 def test_a_run_that_died_is_closed_by_the_next_job(retrain: Retrain, home: Path) -> None:
-    from tasks.files import name_home
-    from tasks.runs import open_run
-    from tasks.store import locate_store
+    from tasks.core.files import name_home
+    from tasks.registry.mlflow_client import locate_store
+    from tasks.registry.tracking import open_run
 
     store = locate_store(str(home))
     (home / "runs" / ("b" * 16)).mkdir(parents=True)
@@ -421,7 +421,7 @@ def test_a_run_that_died_is_closed_by_the_next_job(retrain: Retrain, home: Path)
 
 
 def test_a_lasting_server_named_by_the_environment_is_used(prefect_server: str) -> None:
-    from flows.local_server import prefect_api
+    from flows.services.embedded_prefect import prefect_api
 
     with prefect_api(environment.home()) as server:
         assert server is None
@@ -431,11 +431,11 @@ def test_every_step_is_a_plain_function(trained: Any, toy_data: Path, tmp_path: 
     """The whole job without Prefect: what the flow calls can be called directly."""
     from conftest import SPLIT, circumstances, origin, policy
 
-    from flows.check import examine_data, read_data
-    from tasks.evidence import gather_evidence
-    from tasks.export import export_bundle
-    from tasks.judge import judge
-    from tasks.validation import refuse_unfit
+    from flows.commands.check import examine_data, read_data
+    from tasks.data.gate import refuse_unfit
+    from tasks.evaluation.evidence import gather_evidence
+    from tasks.evaluation.judge import judge
+    from tasks.export.bundle_export import export_bundle
 
     settings = load_settings("sample", {"data.path": str(toy_data)}, {}).settings
     data = read_data(settings.data, str(tmp_path))
@@ -458,7 +458,7 @@ def test_toy_data_of_another_seed_is_another_job(retrain: Retrain, home: Path) -
 def test_looks_at_the_holdout_are_counted_and_recorded_evidence_judges_to_the_same(
     retrain: Retrain, home: Path
 ) -> None:
-    from tasks.recheck import recheck
+    from tasks.evaluation.rejudge import recheck
 
     weak = {"judge__threshold": -1.0, "finetune__epochs": 1, "finetune__learning_rate": 4e-4}
     first, second = retrain(**weak), retrain(judge__threshold=-1.0)

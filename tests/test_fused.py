@@ -16,9 +16,9 @@ import transformers
 from torch import nn
 from torch.nn import functional
 
-from tasks import fused
-from tasks.flat import FlatParameters
-from tasks.fused import Dice, FusedLinear, FusedProjection, FusedResidual, fuse, unfuse
+from tasks.training import fused_layers as fused
+from tasks.training.flat_parameters import FlatParameters
+from tasks.training.fused_layers import Dice, FusedLinear, FusedProjection, FusedResidual, fuse, unfuse
 
 SIZES = {
     "vocab_size": 30,

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from fuzzing import CLEAN, MUTATIONS, SENTENCES, Mutation, check_file, mutated_files
 
-from tasks import tables
-from tasks.parsing import Block
-from tasks.reading import take_snapshot
+from tasks.data import record_readers as tables
+from tasks.data.cola_format import Block
+from tasks.data.snapshots import take_snapshot
 
 FILES = 200
 

@@ -9,16 +9,16 @@ from typing import Any, cast
 
 import pytest
 
-from tasks.charts import draw_lengths
-from tasks.drift import OTHER, Profile
-from tasks.gate_page import LONGEST, SOURCES, explain, rank_sources, write_gate_page
-from tasks.ingestion import take_snapshots
-from tasks.rendering import visible
-from tasks.settings import GateSettings
-from tasks.sources import Sources
-from tasks.suite import Finding, show_allowed, show_observed
-from tasks.tables import Form
-from tasks.validation import Gate, validate_data
+from tasks.core.settings import GateSettings
+from tasks.data.drift import OTHER, Profile
+from tasks.data.expectations import Finding, show_allowed, show_observed
+from tasks.data.gate import Gate, validate_data
+from tasks.data.ingestion import take_snapshots
+from tasks.data.record_readers import Form
+from tasks.data.sources import Sources
+from tasks.reporting.charts import draw_lengths
+from tasks.reporting.gate_page import LONGEST, SOURCES, explain, rank_sources, write_gate_page
+from tasks.reporting.templating import visible
 
 LIMITS = GateSettings(min_rows=20, min_holdout_rows=10).model_dump() | {"max_quarantined": 0.01}
 VOID = {"meta", "img", "br"}

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from tasks.gates import Gate
+from tasks.inference.gates import Gate
 
 
 def begin(work: Callable[[], None]) -> threading.Thread:

@@ -13,13 +13,22 @@ from test_finetune import ARCHITECTURES
 from tiny import tiny_bert
 from transformers import AutoModelForSequenceClassification, BertConfig, PreTrainedConfig
 
-from tasks import graphs
-from tasks.bundle import VARIANTS
-from tasks.errors import VerdictError
-from tasks.external import refuse_external_data
-from tasks.graphs import MAKERS, UNFUSABLE, Exported, Maker, choose_exporter, export_by, write_graphs, write_variant
-from tasks.packing import ROW
-from tasks.parity import Case, Logits, compare, fault_of, random_cases, random_inputs
+from tasks.core.errors import VerdictError
+from tasks.export import onnx_export as graphs
+from tasks.export.onnx_export import (
+    MAKERS,
+    UNFUSABLE,
+    Exported,
+    Maker,
+    choose_exporter,
+    export_by,
+    write_graphs,
+    write_variant,
+)
+from tasks.export.parity import Case, Logits, compare, fault_of, random_cases, random_inputs
+from tasks.export.sequence_packing import ROW
+from tasks.inference.bundle import VARIANTS
+from tasks.inference.external_data import refuse_external_data
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the tracer warns of every Python branch; parity shows a wrong one
 MINILM = BertConfig(

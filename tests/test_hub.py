@@ -21,9 +21,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tasks import hub
-from tasks.errors import Unreachable, VerdictError, WrongUsage
-from tasks.hub import fetch_dataset
+from tasks.core.errors import Unreachable, VerdictError, WrongUsage
+from tasks.data import hf_hub as hub
+from tasks.data.hf_hub import fetch_dataset
 
 ROOT = Path(__file__).parents[1]
 NEW, OLD = "b" * 40, "a" * 40
@@ -38,7 +38,7 @@ ROWS = {
 # Runs each address in turn: what came or the error, the log, and whether the library was needed.
 SCRIPT = """
 import json, logging, sys, time
-from tasks.hub import fetch_dataset
+from tasks.data.hf_hub import fetch_dataset
 time.sleep = lambda seconds: None  # the library pauses for 23 s before it gives up on a file
 lines = []
 handler = logging.Handler()

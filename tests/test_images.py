@@ -21,8 +21,9 @@ import pytest
 from manifests import IMAGES, ROOT, last, listed, read_compose, read_dockerfile
 from serving import free_port, until
 
-from tasks import registry, runs
-from tasks.store import EXPERIMENT, HISTORY, Store, connect
+from tasks.registry import tracking as runs
+from tasks.registry import versions as registry
+from tasks.registry.mlflow_client import EXPERIMENT, HISTORY, Store, connect
 
 HEAVY = {"torch", "transformers", "prefect", "mlflow", "great-expectations", "pandas", "pyarrow", "sqlalchemy", "pip"}
 PASSWORDS = {"admin": "a" * 12, "retrain": "b" * 12, "reader": "c" * 12}
@@ -242,7 +243,7 @@ def test_the_script_says_how_it_is_used(arguments: list[str]) -> None:
     [
         (["prefect"], "prefect.server.api.server, asyncpg"),
         (["mlflow"], "mlflow.server.auth, psycopg2, boto3"),
-        (["worker", "package"], "torch, prefect_kubernetes, onnxruntime, tasks.finetune, flows.retrain"),
+        (["worker", "package"], "torch, prefect_kubernetes, onnxruntime, tasks.training.finetune, flows.jobs.retrain"),
     ],
     ids=["prefect", "mlflow", "worker"],
 )

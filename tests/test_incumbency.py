@@ -2,7 +2,7 @@
 
 import pytest
 
-from tasks.incumbency import find_incumbency
+from tasks.evaluation.incumbency import find_incumbency
 
 
 @pytest.mark.parametrize(

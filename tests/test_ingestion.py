@@ -9,15 +9,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tasks.errors import DataRefused, WrongUsage
-from tasks.files import digest_of
-from tasks.folding import fold
-from tasks.ingestion import APART, Data, set_apart, take_snapshots
-from tasks.parsing import Rules
-from tasks.reading import load_rows, read_tables, take_snapshot
-from tasks.sources import Sources
-from tasks.splitting import fraction, split_rows
-from tasks.tables import Form
+from tasks.core.errors import DataRefused, WrongUsage
+from tasks.core.files import digest_of
+from tasks.data.cola_format import Rules
+from tasks.data.ingestion import APART, Data, set_apart, take_snapshots
+from tasks.data.normalization import fold
+from tasks.data.record_readers import Form
+from tasks.data.snapshots import load_rows, read_tables, take_snapshot
+from tasks.data.sources import Sources
+from tasks.data.splitting import fraction, split_rows
 
 unhurried = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])  # slow is not wrong
 
@@ -342,7 +342,7 @@ def test_same_rows_give_the_same_data_again(tmp_path: Path) -> None:
 def test_several_pieces_are_set_apart_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = write(tmp_path, numbered(0, 300))
     expected = ingest(tmp_path, [file])
-    monkeypatch.setattr("tasks.ingestion.read_tables", lambda path: read_tables(path, rows=7))
+    monkeypatch.setattr("tasks.data.ingestion.read_tables", lambda path: read_tables(path, rows=7))
     assert ingest(tmp_path, [file]) == expected
 
 

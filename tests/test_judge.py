@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from conftest import policy
 
-from tasks.judge import Verdict, allowed_chance, judge, sign
+from tasks.evaluation.judge import Verdict, allowed_chance, judge, sign
 
 RULES = policy()
 SUITE = {"pairs": 280, "share": 0.8, "phenomena": {}}

@@ -9,9 +9,9 @@ import pytest
 from conftest import policy
 from simulated import AGREEMENT, MCC, Holdouts, decisions, draw_candidates, draw_sliced, evidence_of
 
-from tasks.judge import decide
-from tasks.metrics import matthews
-from tasks.pairing import mcc_difference
+from tasks.evaluation.judge import decide
+from tasks.evaluation.metrics import matthews
+from tasks.evaluation.paired_tests import mcc_difference
 
 RULE = policy(threshold=-1.0)  # what is counted is the comparison alone
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks.errors import VerdictError
+from tasks.core.errors import VerdictError
 
 ROOT = Path(__file__).parents[1]
 
@@ -29,7 +29,7 @@ def test_a_flow_runs_on_the_embedded_server(prefect_server: str) -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a child with its parent")
 def test_the_server_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
     script = (
-        "import sys, time; from flows.local_server import LocalServer; "
+        "import sys, time; from flows.services.embedded_prefect import LocalServer; "
         "print(LocalServer(sys.argv[1])._process.pid, flush=True); time.sleep(60)"
     )
     with subprocess.Popen(
@@ -45,7 +45,7 @@ def test_the_server_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
 
 
 def test_a_server_that_cannot_start_is_told_with_its_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from flows.local_server import LocalServer
+    from flows.services.embedded_prefect import LocalServer
 
     monkeypatch.setenv("PREFECT_API_DATABASE_CONNECTION_URL", "sqlite+aiosqlite:////proc/no/such.db")
     server = LocalServer(str(tmp_path))

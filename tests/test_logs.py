@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from flows import cli
-from tasks import logs
-from tasks.errors import WrongUsage
+from flows.cli import app as cli
+from tasks.core import log_format as logs
+from tasks.core.errors import WrongUsage
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from tasks.runs import close_run, count_looks, open_run, tag_run
-from tasks.store import Store, locate_store
+from tasks.registry.mlflow_client import Store, locate_store
+from tasks.registry.tracking import close_run, count_looks, open_run, tag_run
 
 
 @pytest.fixture

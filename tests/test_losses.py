@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy
 
-from tasks.losses import loss_of, smoothed
+from tasks.training.losses import loss_of, smoothed
 
 unhurried = settings(deadline=None)  # slow is not wrong
 LOGITS = torch.tensor([[0.3, -1.2], [2.0, 0.5], [-0.7, 0.4]])

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tasks.measurement import (
+from tasks.evaluation.measurement import (
     compare_answers,
     measure_answers,
     name_length,
@@ -11,7 +11,7 @@ from tasks.measurement import (
     read_probabilities,
     round_probabilities,
 )
-from tasks.metrics import auroc, brier, f1, mcc
+from tasks.evaluation.metrics import auroc, brier, f1, mcc
 
 ROWS = {
     "label": [1, 1, 0, 0, 1, 0],

@@ -15,11 +15,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tasks import measures
-from tasks.errors import VerdictError
-from tasks.folding import fold
-from tasks.measures import WORKERS, count_blemishes, mark_known, mark_repeats, measure_rows
-from tasks.reading import load_rows, read_tables, take_snapshot
+from tasks.core.errors import VerdictError
+from tasks.data import row_features as measures
+from tasks.data.normalization import fold
+from tasks.data.row_features import WORKERS, count_blemishes, mark_known, mark_repeats, measure_rows
+from tasks.data.snapshots import load_rows, read_tables, take_snapshot
 
 unhurried = settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.too_slow])  # slow is not wrong
 

@@ -11,15 +11,16 @@ import torch
 from conftest import DIVERGING, Killed, Trainer, diverge
 from safetensors.torch import load_file, save_file
 
-from tasks import finetune, members
-from tasks.batching import load_tokenizer
-from tasks.classifier import encode_rows, load_classifier
-from tasks.epochs import Epoch, validate
-from tasks.finetune import load_training
-from tasks.members import RECORD, WEIGHTS, Choice, Job, Kept, Member, combine, keep_member, kept_member, rehearse
-from tasks.reading import load_rows
-from tasks.spoiling import with_spoiled
-from tasks.stepper import Recipe
+from tasks.data.snapshots import load_rows
+from tasks.inference.tokenization import load_tokenizer
+from tasks.training import finetune
+from tasks.training import soup as members
+from tasks.training.corruption import with_spoiled
+from tasks.training.finetune import load_training
+from tasks.training.model import encode_rows, load_classifier
+from tasks.training.soup import RECORD, WEIGHTS, Choice, Job, Kept, Member, combine, keep_member, kept_member, rehearse
+from tasks.training.train_step import Recipe
+from tasks.training.trainer import Epoch, validate
 
 Weights = dict[str, torch.Tensor]
 EPOCHS = 2

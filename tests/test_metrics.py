@@ -14,7 +14,7 @@ from sklearn.metrics import (
     roc_auc_score,
 )
 
-from tasks.metrics import (
+from tasks.evaluation.metrics import (
     BATCH,
     BINS,
     Confusion,

@@ -8,13 +8,16 @@ from typing import Any
 import pytest
 from shelves import add_version, aliases, bundle_folder, new_store, set_alias, shown
 
-from tasks import history as told
-from tasks import moves, record, registry, turns
-from tasks.errors import Unreachable, VerdictError, WrongUsage
-from tasks.moves import ChampionChanged, challenge, crown, dismiss, incumbency
-from tasks.record import Move
-from tasks.registry import CHAMPION, UnknownModel
-from tasks.store import HISTORY, Store, all_runs, connect, experiment_of
+from tasks.core.errors import Unreachable, VerdictError, WrongUsage
+from tasks.registry import audit_log as record
+from tasks.registry import champion_history as told
+from tasks.registry import promotion as moves
+from tasks.registry import promotion_lock as turns
+from tasks.registry import versions as registry
+from tasks.registry.audit_log import Move
+from tasks.registry.mlflow_client import HISTORY, Store, all_runs, connect, experiment_of
+from tasks.registry.promotion import ChampionChanged, challenge, crown, dismiss, incumbency
+from tasks.registry.versions import CHAMPION, UnknownModel
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.transformers.onnx_model import OnnxModel
 
-from tasks.normalising import split_normalisations
+from tasks.export.normalising import split_normalisations
 
 FEATURES = 12
 FUSED = "SkipLayerNormalization"

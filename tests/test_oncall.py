@@ -14,11 +14,15 @@ from typing import Any
 import pytest
 from shelves import add_version, new_store
 
-from flows import cli, console_review, oncall, schedule
-from tasks import moves, runs
-from tasks.drift import Shift, name_drift
-from tasks.files import write_json
-from tasks.store import Store, locate_store
+from flows.cli import app as cli
+from flows.cli import show_review as console_review
+from flows.commands import status as oncall
+from flows.services import prefect_status as schedule
+from tasks.core.files import write_json
+from tasks.data.drift import Shift, name_drift
+from tasks.registry import promotion as moves
+from tasks.registry import tracking as runs
+from tasks.registry.mlflow_client import Store, locate_store
 
 
 @pytest.fixture
@@ -208,7 +212,7 @@ def test_a_prefect_that_does_not_answer_leaves_the_rest_of_the_answer_in_seconds
 
 @pytest.fixture(scope="module")
 def served(prefect_server: str) -> Iterator[str]:
-    from flows.deploy import deploy
+    from flows.services.deploy import deploy
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PREFECT_API_URL", prefect_server)

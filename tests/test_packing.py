@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from onnxruntime.transformers.onnx_model import OnnxModel
 from test_graphs import ARCHITECTURES, random_model
 
-from tasks.graphs import export_by
-from tasks.packing import pack_rows
+from tasks.export.onnx_export import export_by
+from tasks.export.sequence_packing import pack_rows
 
 FUSABLE = ["bert", "electra", "roberta", "distilbert"]
 ROW = 24  # tokens, so that small batches fill several

@@ -17,19 +17,19 @@ import httpx
 import pytest
 from serving import BAD, GOOD, Shelf, copy_of, serving, stock, until
 
-from flows import cli
-from tasks import page as module
-from tasks.champion import CHAMPION_URI, Champion
-from tasks.errors import VerdictError
-from tasks.feedback import Feedback
-from tasks.front import CALL, RUN
-from tasks.ingestion import take_snapshots
-from tasks.intake import Limits
-from tasks.page import EXAMPLES, LOOK
-from tasks.reading import read_tables
-from tasks.serve import Serving, serve
-from tasks.sources import locate_sources
-from tasks.tables import Form
+from flows.cli import app as cli
+from tasks.core.errors import VerdictError
+from tasks.data.ingestion import take_snapshots
+from tasks.data.record_readers import Form
+from tasks.data.snapshots import read_tables
+from tasks.data.sources import locate_sources
+from tasks.serving import demo_page as module
+from tasks.serving.champion import CHAMPION_URI, Champion
+from tasks.serving.demo_gateway import CALL, RUN
+from tasks.serving.demo_page import EXAMPLES, LOOK
+from tasks.serving.feedback import Feedback
+from tasks.serving.request_validation import Limits
+from tasks.serving.server import Serving, serve
 
 ROOT = Path(__file__).parents[1]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -427,7 +427,8 @@ def test_feedback_without_a_page_is_wrong_usage(capsys: pytest.CaptureFixture[st
 
 
 def test_the_server_without_the_page_needs_nothing_of_what_the_page_needs() -> None:
-    script = "import sys, tasks.serve; print({'gradio', 'pyarrow', 'jinja2', 'pandas', 'filelock'} & set(sys.modules))"
+    unwanted = {"gradio", "pyarrow", "jinja2", "pandas", "filelock"}
+    script = f"import sys, tasks.serving.server; print({unwanted} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
 
@@ -439,7 +440,7 @@ def test_the_command_serves_the_page_unless_told_not_to_and_stops_under_a_visito
     command = [
         sys.executable,
         "-m",
-        "flows.cli",
+        "flows.cli.app",
         "serve",
         "--device",
         "cpu",

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest, chi2
 
-from tasks import pairing
-from tasks.metrics import mcc
-from tasks.pairing import agreement, bootstrap, count_cells, mcc_difference, mcnemar, swap_test
+from tasks.evaluation import paired_tests as pairing
+from tasks.evaluation.metrics import mcc
+from tasks.evaluation.paired_tests import agreement, bootstrap, count_cells, mcc_difference, mcnemar, swap_test
 
 unhurried = settings(deadline=None)
 cells = st.lists(st.integers(0, 5), min_size=8, max_size=8).filter(any).map(np.array)

@@ -18,11 +18,11 @@ from typing import Any
 import pytest
 import torch
 
-from tasks.epochs import Course, Places, train_epochs
-from tasks.errors import VerdictError, WrongUsage
-from tasks.parallel import launch
-from tasks.stepper import EagerStepper
-from tasks.team import Team
+from tasks.core.errors import VerdictError, WrongUsage
+from tasks.training.launcher import launch
+from tasks.training.process_group import Team
+from tasks.training.train_step import EagerStepper
+from tasks.training.trainer import Course, Places, train_epochs
 
 EPOCHS, BATCH, ROWS = 3, 8, 57  # so that the last batch of an epoch has one row
 STEPS = EPOCHS * 8
@@ -80,7 +80,7 @@ def train_everything(team: Team, folder: str) -> dict[str, Any]:
 
 def say(team: Team, words: str) -> str:
     """Log and tell something."""
-    logging.getLogger("tasks.parallel").info("rank %d logs %s", team.rank, words)
+    logging.getLogger("tasks.training.launcher").info("rank %d logs %s", team.rank, words)
     team.tell(f"{words} {team.rank}")
     return words
 

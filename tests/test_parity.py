@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from conftest import origin
 
-from tasks.classifier import load_classifier
-from tasks.parity import Logits, Parity, fault_of, real_cases
-from tasks.reading import load_rows
+from tasks.data.snapshots import load_rows
+from tasks.export.parity import Logits, Parity, fault_of, real_cases
+from tasks.training.model import load_classifier
 
 
 def parity(**changes: Any) -> Parity:
@@ -65,7 +65,7 @@ def test_the_limits_themselves_are_allowed(variant: str, changes: dict[str, Any]
 def test_sentences_lie_evenly_over_the_rows_and_are_the_same_each_time(
     trained: Any, toy_split: tuple[str, str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tasks.parity.SENTENCES", 10)
+    monkeypatch.setattr("tasks.export.parity.SENTENCES", 10)
     logits = Logits(load_classifier(trained["model"], attention="eager"))
     first, again = (real_cases(logits, trained["model"], origin()["max_length"], toy_split[1]) for _ in range(2))
     labels = load_rows(toy_split[1])["label"].to_numpy()

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from tasks import parsing
-from tasks.parsing import (
+from tasks.data import cola_format as parsing
+from tasks.data.cola_format import (
     BYTE_ORDER_MARK,
     COLUMNS,
     KEPT,

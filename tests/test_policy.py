@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from tasks.errors import WrongUsage
-from tasks.policy import Policy, bundled_path, load_policy, parse_policy
-from tasks.settings import Settings, load_settings
+from tasks.core.errors import WrongUsage
+from tasks.core.policy import Policy, bundled_path, load_policy, parse_policy
+from tasks.core.settings import Settings, load_settings
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "mlflow" / "policy.toml").read_text(encoding="utf-8")

@@ -9,11 +9,11 @@ import onnx
 import pytest
 from conftest import SIGN, facts
 
-from tasks.bundle import MANIFEST, seal
-from tasks.errors import VerdictError
-from tasks.files import read_json, write_json
-from tasks.predict import Classifier
-from tasks.sessions import has_gpu
+from tasks.core.errors import VerdictError
+from tasks.core.files import read_json, write_json
+from tasks.inference.bundle import MANIFEST, seal
+from tasks.inference.classifier import Classifier
+from tasks.inference.sessions import has_gpu
 
 GOOD, BAD = "the cat sees the dog", f"the cat {SIGN} sees the dog"
 

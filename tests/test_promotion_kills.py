@@ -12,20 +12,22 @@ import pytest
 from dying import Dying
 from shelves import add_version, aliases, new_store
 
-from tasks import moves, record, registry
-from tasks.errors import VerdictError
-from tasks.moves import challenge, crown
-from tasks.settings import load_settings
-from tasks.store import Store, connect, experiment_of
+from tasks.core.errors import VerdictError
+from tasks.core.settings import load_settings
+from tasks.registry import audit_log as record
+from tasks.registry import promotion as moves
+from tasks.registry import versions as registry
+from tasks.registry.mlflow_client import Store, connect, experiment_of
+from tasks.registry.promotion import challenge, crown
 
 KILLED = -9
 
 
 @pytest.fixture(scope="module")
 def dying(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dying]:
-    with Dying("tasks.moves") as process:
+    with Dying("tasks.registry.promotion") as process:
         elsewhere = new_store(empty_store, tmp_path_factory.mktemp("elsewhere"))
-        process.order("tasks.moves.find_reigning", elsewhere, point="nowhere")
+        process.order("tasks.registry.promotion.find_reigning", elsewhere, point="nowhere")
         yield process
 
 
@@ -81,7 +83,7 @@ def test_an_approval_that_is_killed_anywhere_is_simply_repeated(dying: Dying, sh
         assert aliases(store) == {"champion": "2"}  # and no challenger
         assert registry.read_tags(store, "2")["verdict"] == "PROMOTE"
 
-    assert die_everywhere(dying, shelf, "tasks.moves.crown", again, **decision) > 15
+    assert die_everywhere(dying, shelf, "tasks.registry.promotion.crown", again, **decision) > 15
 
 
 def test_a_rejection_that_is_killed_anywhere_is_simply_repeated(dying: Dying, shelf: Path) -> None:
@@ -92,16 +94,16 @@ def test_a_rejection_that_is_killed_anywhere_is_simply_repeated(dying: Dying, sh
         assert aliases(store) == {"champion": "1"}
         assert registry.read_tags(store, "2")["verdict"] == "REJECT"
 
-    assert die_everywhere(dying, shelf, "tasks.moves.dismiss", again, reason="worse on questions") > 15
+    assert die_everywhere(dying, shelf, "tasks.registry.promotion.dismiss", again, reason="worse on questions") > 15
 
 
 # Between "evidence written" and "result written", in the order in which a run comes along.
 POINTS = [
-    ("tasks.flavour.log_model", "after"),
-    ("flows.publishing.register", "after"),
-    ("tasks.moves.append", "after"),
-    ("tasks.registry.move_alias", "after"),
-    ("flows.retrain.summarise", "after"),
+    ("tasks.registry.mlflow_flavor.log_model", "after"),
+    ("flows.jobs.publish.register", "after"),
+    ("tasks.registry.promotion.append", "after"),
+    ("tasks.registry.versions.move_alias", "after"),
+    ("flows.jobs.retrain.summarise", "after"),
 ]
 LIBRARIES = ("great_expectations", "matplotlib.pyplot", "onnxruntime", "mlflow.pyfunc")
 
@@ -125,15 +127,15 @@ def test_a_run_that_is_killed_at_each_step_after_its_evidence_ends_with_one_vers
     }
     resolved = load_settings("sample", toy, {})
     arguments = (resolved.settings.model_dump(mode="json"), resolved.origins, str(tmp_path / "home"))
-    with Dying("flows.retrain", *LIBRARIES, PREFECT_API_URL=prefect_server) as process:
+    with Dying("flows.jobs.retrain", *LIBRARIES, PREFECT_API_URL=prefect_server) as process:
         elsewhere = new_store(empty_store, tmp_path / "elsewhere")
-        process.order("tasks.moves.find_reigning", elsewhere, point="nowhere")
+        process.order("tasks.registry.promotion.find_reigning", elsewhere, point="nowhere")
         for point, when in POINTS:
-            ended = process.order("flows.retrain.retrain", *arguments, point=point, when=when)
+            ended = process.order("flows.jobs.retrain.retrain", *arguments, point=point, when=when)
             assert ended == KILLED, (point, [path.read_text() for path in tmp_path.glob("home/runs/*/result.json")])
             assert list(tmp_path.glob("home/runs/*/evidence.json"))
             assert not list(tmp_path.glob("home/runs/*/result.json"))
-        assert process.order("flows.retrain.retrain", *arguments, point=None) == 0
+        assert process.order("flows.jobs.retrain.retrain", *arguments, point=None) == 0
     assert aliases(store) == {"champion": "1"}
     with connect(store) as client:
         (version,) = client.search_model_versions(f"name = '{registry.MODEL_NAME}'")

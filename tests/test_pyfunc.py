@@ -22,11 +22,13 @@ import pandas as pd
 import pytest
 from conftest import SIGN
 
-from tasks import flavour, registry, runs
-from tasks.errors import VerdictError, WrongUsage
-from tasks.predict import Classifier
-from tasks.pyfunc import REGISTERED, _load_pyfunc, registered_version, sentences_of
-from tasks.sessions import has_gpu
+from tasks.core.errors import VerdictError, WrongUsage
+from tasks.inference.classifier import Classifier
+from tasks.inference.pyfunc import REGISTERED, _load_pyfunc, registered_version, sentences_of
+from tasks.inference.sessions import has_gpu
+from tasks.registry import mlflow_flavor as flavour
+from tasks.registry import tracking as runs
+from tasks.registry import versions as registry
 
 CHAMPION = "models:/acceptability@champion"
 GOOD, BAD = "the cat sees the dog", f"the cat {SIGN} sees the dog"
@@ -208,7 +210,7 @@ def test_the_model_carries_all_the_code_that_answers_and_nothing_heavy(chosen: s
     """What is loaded in a process of its own comes from the model's folder, not from this repository."""
     fetched = mlflow.artifacts.download_artifacts(chosen, dst_path=str(tmp_path))
     script = (
-        "import sys; sys.path.insert(0, 'code'); import tasks.pyfunc as p;"
+        "import sys; sys.path.insert(0, 'code'); import tasks.inference.pyfunc as p;"
         "print(*p._load_pyfunc('data/bundle', {'device': 'cpu'}).predict([sys.argv[1]]).iloc[0]);"
         "print(*{m.__file__ for n, m in sys.modules.items() if n.split('.')[0] == 'tasks'}, sep='\\n');"
         "assert not {'torch', 'transformers', 'prefect', 'mlflow', 'onnx'} & set(sys.modules)"

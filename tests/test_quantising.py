@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.transformers.onnx_model import OnnxModel
 
-from tasks.quantising import BALANCE, balance, quantise_columns, quantise_rows, rows_to_balance
+from tasks.export.int8 import BALANCE, balance, quantise_columns, quantise_rows, rows_to_balance
 
 Real = NDArray[np.float32]
 

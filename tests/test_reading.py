@@ -19,10 +19,11 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from tasks import parsing
-from tasks.errors import VerdictError, WrongUsage
-from tasks.parsing import BYTE_ORDER_MARK, Rules, format_rows
-from tasks.reading import (
+from tasks.core.errors import VerdictError, WrongUsage
+from tasks.data import cola_format as parsing
+from tasks.data.cola_format import BYTE_ORDER_MARK, Rules, format_rows
+from tasks.data.record_readers import Form
+from tasks.data.snapshots import (
     EXAMPLES,
     QUARANTINE,
     ROWS,
@@ -33,7 +34,6 @@ from tasks.reading import (
     read_tables,
     take_snapshot,
 )
-from tasks.tables import Form
 
 unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # slow is not wrong
 
@@ -391,8 +391,9 @@ def test_labels_of_a_snapshot_are_small_numbers_without_gaps(tmp_path: Path) -> 
 MEASURE = """
 import json, sys, tracemalloc
 import pyarrow as pa
-from tasks import parsing, tables
-from tasks.reading import take_snapshot
+from tasks.data import cola_format as parsing
+from tasks.data import record_readers as tables
+from tasks.data.snapshots import take_snapshot
 parsing.BLOCK, tables.BATCH = 1 << 14, 256
 home, *files = sys.argv[1:]
 tracemalloc.start()

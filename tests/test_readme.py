@@ -12,10 +12,11 @@ import pytest
 import typer
 from serving import serving
 
-from flows import cli
-from tasks import registry, runs
-from tasks.champion import Champion
-from tasks.settings import profile_names, valid_keys
+from flows.cli import app as cli
+from tasks.core.settings import profile_names, valid_keys
+from tasks.registry import tracking as runs
+from tasks.registry import versions as registry
+from tasks.serving.champion import Champion
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

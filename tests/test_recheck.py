@@ -11,12 +11,12 @@ import pytest
 from conftest import SPLIT, circumstances, policy
 from test_cli import call
 
-from tasks.behaviour import load_pairs, sum_up
-from tasks.errors import VerdictError, WrongUsage
-from tasks.files import write_json
-from tasks.judge import judge, sign
-from tasks.measurement import compare_answers, measure_answers
-from tasks.recheck import differences, recheck, recompute
+from tasks.core.errors import VerdictError, WrongUsage
+from tasks.core.files import write_json
+from tasks.evaluation.judge import judge, sign
+from tasks.evaluation.measurement import compare_answers, measure_answers
+from tasks.evaluation.minimal_pairs import load_pairs, sum_up
+from tasks.evaluation.rejudge import differences, recheck, recompute
 
 
 def suite(share: float) -> Any:

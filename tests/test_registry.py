@@ -17,12 +17,16 @@ import pytest
 from conftest import facts
 
 from flows import environment
-from tasks import flavour, moves, registry, runs, turns
-from tasks.bundle import PROFILE, seal
-from tasks.errors import Unreachable, VerdictError, WrongUsage
-from tasks.files import write_json
-from tasks.registry import CHALLENGER, CHAMPION, Store
-from tasks.store import HISTORY, connect, experiment_of
+from tasks.core.errors import Unreachable, VerdictError, WrongUsage
+from tasks.core.files import write_json
+from tasks.inference.bundle import PROFILE, seal
+from tasks.registry import mlflow_flavor as flavour
+from tasks.registry import promotion as moves
+from tasks.registry import promotion_lock as turns
+from tasks.registry import tracking as runs
+from tasks.registry import versions as registry
+from tasks.registry.mlflow_client import HISTORY, connect, experiment_of
+from tasks.registry.versions import CHALLENGER, CHAMPION, Store
 
 TAGS = {"verdict": "PROMOTE", "mcc": "0.5", "dataset": "d" * 64}
 

@@ -9,10 +9,12 @@ import pytest
 from conftest import facts
 from shelves import aliases, new_store, shown
 
-from tasks import moves, registry, runs
-from tasks.bundle import seal
-from tasks.settings import load_settings
-from tasks.store import Store
+from tasks.core.settings import load_settings
+from tasks.inference.bundle import seal
+from tasks.registry import promotion as moves
+from tasks.registry import tracking as runs
+from tasks.registry import versions as registry
+from tasks.registry.mlflow_client import Store
 
 
 @pytest.fixture
@@ -30,7 +32,7 @@ def add(store: Store, bundle: Path, exported: Any, length: int) -> str:
 
 
 def retrain(home: Path, data: Path, encoder: Path) -> dict[str, Any]:
-    from flows.retrain import retrain as flow
+    from flows.jobs.retrain import retrain as flow
 
     toy = {
         "data.path": str(data),
@@ -62,7 +64,7 @@ def test_a_candidate_is_judged_again_where_another_became_champion_meanwhile(
             real(store, rival, kind="promote", expected=None, reason="faster")
         return real(store, version, **said)
 
-    monkeypatch.setattr("flows.retrain.crown", crown)
+    monkeypatch.setattr("flows.jobs.retrain.crown", crown)
     outcome = retrain(tmp_path, toy_data, tiny_encoder)
     assert looks == [None]  # as good as the rival, it is not promoted a second time
     assert (outcome["decision"], outcome["champion_before"]) == ("HOLD", rival)

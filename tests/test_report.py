@@ -11,9 +11,9 @@ from candidates import FACTS, HOSTILE, SETTINGS, export, tell, training, weigh
 from conftest import gate
 from shelves import light_bundle
 
-from tasks.bundle import verify
-from tasks.charts import draw_charts
-from tasks.report import SECTIONS, Told, describe_pictures, render_report, write_documents
+from tasks.inference.bundle import verify
+from tasks.reporting.charts import draw_charts
+from tasks.reporting.report import SECTIONS, Told, describe_pictures, render_report, write_documents
 
 PAST: Any = {
     "settings": {"data.path": "<script>alert(1)</script>", "finetune.encoder": "packaged", "finetune.epochs": "2"},

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from candidates import FACTS, tell, training, weigh
 
-from tasks.charts import draw_charts
-from tasks.report import render_report
+from tasks.reporting.charts import draw_charts
+from tasks.reporting.report import render_report
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 PHONE = {"viewport": {"width": 360, "height": 740}}

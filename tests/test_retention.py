@@ -11,12 +11,13 @@ import pytest
 from filelock import FileLock
 from shelves import add_version, aliases, set_alias
 
-from tasks import registry, runs
-from tasks.errors import Unreachable, WrongUsage
-from tasks.files import digest_of, write_json
-from tasks.moves import crown
-from tasks.retention import DAY, Rule, prune
-from tasks.store import Store, connect, locate_store
+from tasks.core.errors import Unreachable, WrongUsage
+from tasks.core.files import digest_of, write_json
+from tasks.registry import tracking as runs
+from tasks.registry import versions as registry
+from tasks.registry.mlflow_client import Store, connect, locate_store
+from tasks.registry.promotion import crown
+from tasks.registry.retention import DAY, Rule, prune
 
 OLD = Rule(days=30, keep=1)
 
@@ -196,7 +197,7 @@ def test_a_new_home_has_nothing_to_forget(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_the_command_says_what_went(home: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    from flows import cli
+    from flows.cli import app as cli
 
     monkeypatch.setenv("VERDICT_HOME", str(home))
     add_job(home, "newest", 1)
@@ -223,4 +224,4 @@ def _folder_of(store: Store, version: str) -> Path:
 
 def _let_pass(monkeypatch: pytest.MonkeyPatch, days: float) -> None:
     real: Callable[[], float] = time.time
-    monkeypatch.setattr("tasks.retention.time.time", lambda: real() + days * DAY)
+    monkeypatch.setattr("tasks.registry.retention.time.time", lambda: real() + days * DAY)

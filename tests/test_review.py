@@ -10,14 +10,19 @@ import pytest
 from conftest import SPLIT, facts
 from shelves import add_version, aliases, bundle_folder, new_store, set_alias, shown
 
-from flows import cli, comparison, review
-from tasks import moves, record, registry, runs
-from tasks.bundle import seal
-from tasks.errors import VerdictError, WrongUsage
-from tasks.evidence import gather_evidence
-from tasks.files import digest_of, write_json
-from tasks.policy import load_policy
-from tasks.store import Store, connect, locate_store
+from flows.cli import app as cli
+from flows.commands import compare as comparison
+from flows.commands import review
+from tasks.core.errors import VerdictError, WrongUsage
+from tasks.core.files import digest_of, write_json
+from tasks.core.policy import load_policy
+from tasks.evaluation.evidence import gather_evidence
+from tasks.inference.bundle import seal
+from tasks.registry import audit_log as record
+from tasks.registry import promotion as moves
+from tasks.registry import tracking as runs
+from tasks.registry import versions as registry
+from tasks.registry.mlflow_client import Store, connect, locate_store
 
 Command = Callable[..., tuple[int, str, str]]
 

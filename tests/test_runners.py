@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from tasks import runners
-from tasks.batching import Ids
-from tasks.runners import PATIENCE, SENTENCES, Runner, enclosing
-from tasks.sessions import captures, open_session
+from tasks.inference import runner as runners
+from tasks.inference.runner import PATIENCE, SENTENCES, Runner, enclosing
+from tasks.inference.sessions import captures, open_session
+from tasks.inference.tokenization import Ids
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import matthews_corrcoef
 from sklearn.pipeline import make_pipeline
 
-from tasks.sample_corpus import (
+from tasks.data.sample_corpus import (
     CONTENT,
     HOLDOUT_FILE,
     TEMPLATES,

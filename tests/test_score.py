@@ -25,14 +25,17 @@ from filelock import FileLock
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from flows import review
-from tasks import registry, runs, scoring, sentences
-from tasks.errors import VerdictError, WrongUsage
-from tasks.parsing import BYTE_ORDER_MARK, Rejected, Row, Rules
-from tasks.predict import Classifier
-from tasks.registry import CHAMPION, Store
-from tasks.scoring import Scorer, check_paths, divide, score_file, score_to_file, score_to_stream
-from tasks.sentences import Input, count_records, find_input, read_sentences
+from flows.commands import review
+from tasks.core.errors import VerdictError, WrongUsage
+from tasks.data import sentences
+from tasks.data.cola_format import BYTE_ORDER_MARK, Rejected, Row, Rules
+from tasks.data.sentences import Input, count_records, find_input, read_sentences
+from tasks.inference.classifier import Classifier
+from tasks.registry import tracking as runs
+from tasks.registry import versions as registry
+from tasks.registry.versions import CHAMPION, Store
+from tasks.serving import batch_scoring as scoring
+from tasks.serving.batch_scoring import Scorer, check_paths, divide, score_file, score_to_file, score_to_stream
 
 ROOT = Path(__file__).parents[1]
 GOOD, BAD = "the cat sees the dog", f"the cat {SIGN} sees the dog"
@@ -188,9 +191,9 @@ class Counting(Classifier):
 KILLED = """
 import sys
 from pathlib import Path
-from tasks.predict import Classifier
-from tasks.scoring import Scorer, score_to_file
-from tasks.sentences import find_input
+from tasks.inference.classifier import Classifier
+from tasks.serving.batch_scoring import Scorer, score_to_file
+from tasks.data.sentences import find_input
 path, out, bundle = sys.argv[1:]
 score_to_file(find_input(path), Path(out), Scorer(Classifier.from_bundle(bundle, "cpu"), "7"), 50)
 """
@@ -270,7 +273,7 @@ def test_parts_of_another_input_or_model_are_not_used(
         scorer = scorer._replace(version="8")
     outcome = score(path, out, scorer)
     assert outcome["reused"] == 0
-    (told,) = [record.getMessage() for record in caplog.records if record.name == "tasks.scoring"]
+    (told,) = [record.getMessage() for record in caplog.records if record.name == "tasks.serving.batch_scoring"]
     assert told == f"parts in {out}.parts belong to another input or model and are not used"
     fresh = score(path, tmp_path / "fresh.parquet", scorer)
     assert pq.read_table(out).equals(pq.read_table(tmp_path / "fresh.parquet"))
@@ -444,8 +447,8 @@ def test_a_reader_that_goes_away_is_one_line(exported: Any, tmp_path: Path) -> N
     script = "\n".join(
         [
             "import sys",
-            "from tasks.errors import VerdictError",
-            "from tasks.scoring import score_file",
+            "from tasks.core.errors import VerdictError",
+            "from tasks.serving.batch_scoring import score_file",
             "try: score_file(sys.argv[1], '-', sys.argv[2], None, 'cpu')",
             "except VerdictError as error: print(error, file=sys.stderr)",
         ]
@@ -507,7 +510,7 @@ def test_a_model_is_named_by_alias_number_or_folder(
 
 
 def test_the_flow_scores_with_the_champion(champion: Path, prefect_server: str, tmp_path: Path, exported: Any) -> None:
-    from flows.score import score as flow
+    from flows.jobs.score import score as flow
 
     path, out = write(tmp_path, f"{GOOD}\n\n{BAD}\n"), str(tmp_path / "out.parquet")
     outcome = flow(path, out, registry.CHAMPION_URI, "cpu", "", "", str(champion))

@@ -22,12 +22,12 @@ from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 from serving import BAD, GOOD, TAMPERED, Shelf, copy_of, free_port, serving, stock, until
 
-from tasks.champion import CHAMPION_URI, Champion
-from tasks.errors import VerdictError
-from tasks.intake import DRAIN, Limits, Refused, sentences_of
-from tasks.protocol import parse_question
-from tasks.queueing import Batcher, Closed
-from tasks.serve import bind
+from tasks.core.errors import VerdictError
+from tasks.serving.batcher import Batcher, Closed
+from tasks.serving.champion import CHAMPION_URI, Champion
+from tasks.serving.open_inference import parse_question
+from tasks.serving.request_validation import DRAIN, Limits, Refused, sentences_of
+from tasks.serving.server import bind
 
 ROOT = Path(__file__).parents[1]
 INFER = "/v2/models/acceptability/infer"
@@ -36,10 +36,10 @@ NEVER = 3_600.0  # seconds
 # The command with a model that takes a second and a half for each batch.
 SLOW = """
 import time
-from tasks.predict import Classifier
+from tasks.inference.classifier import Classifier
 real = Classifier.predict
 Classifier.predict = lambda self, sentences: (time.sleep(1.5), real(self, sentences))[1]
-from flows.cli import main
+from flows.cli.app import main
 main()
 """
 
@@ -360,7 +360,7 @@ def test_a_fault_of_the_program_is_one_line_of_json(
         500,
         {"error": "the server met a fault of its own; its log says more"},
     )
-    assert [record.getMessage() for record in caplog.records if record.name == "tasks.serve"] == [
+    assert [record.getMessage() for record in caplog.records if record.name == "tasks.serving.server"] == [
         "POST /v1/judge: ZeroDivisionError: division by zero"
     ]
 
@@ -432,7 +432,7 @@ def start(tmp_path: Path) -> Iterator[Callable[..., tuple[subprocess.Popen[str],
     """Start the command; return its process and, once it serves, its address."""
     started: list[subprocess.Popen[str]] = []
 
-    def run(*arguments: str, command: tuple[str, ...] = ("-m", "flows.cli")) -> tuple[subprocess.Popen[str], str]:
+    def run(*arguments: str, command: tuple[str, ...] = ("-m", "flows.cli.app")) -> tuple[subprocess.Popen[str], str]:
         process = subprocess.Popen(
             [sys.executable, *command, "serve", "--device", "cpu", *arguments],
             stdout=subprocess.PIPE,

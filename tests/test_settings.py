@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from tasks.errors import WrongUsage
-from tasks.settings import Resolved, Settings, load_settings, profile_names, valid_keys
+from tasks.core.errors import WrongUsage
+from tasks.core.settings import Resolved, Settings, load_settings, profile_names, valid_keys
 
 EPOCHS = {"VERDICT_FINETUNE__EPOCHS": "7"}
 

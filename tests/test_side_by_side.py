@@ -8,13 +8,13 @@ import pytest
 from candidates import tell, weigh
 from conftest import policy
 
-import tasks.judge
-from tasks.side_by_side import SHOWN, explain_rules, list_facts, list_figures_of_both, list_phenomena, list_slices
-from tasks.wording import NEXT, RULES, escape_markdown
+import tasks.evaluation.judge
+from tasks.reporting.tables import SHOWN, explain_rules, list_facts, list_figures_of_both, list_phenomena, list_slices
+from tasks.reporting.wording import NEXT, RULES, escape_markdown
 
 
 def test_every_rule_of_the_judge_is_explained() -> None:
-    tree = ast.parse(Path(tasks.judge.__file__).read_text(encoding="utf-8"))
+    tree = ast.parse(Path(tasks.evaluation.judge.__file__).read_text(encoding="utf-8"))
     calls = [
         each for each in ast.walk(tree) if isinstance(each, ast.Call) and getattr(each.func, "id", "") == "Finding"
     ]

@@ -15,11 +15,11 @@ from urllib.parse import urldefrag
 
 import pytest
 
-from tasks import sources
-from tasks.errors import DataRefused, Unreachable, WrongUsage
-from tasks.files import sha256_of
-from tasks.settings import load_settings
-from tasks.sources import (
+from tasks.core.errors import DataRefused, Unreachable, WrongUsage
+from tasks.core.files import sha256_of
+from tasks.core.settings import load_settings
+from tasks.data import sources
+from tasks.data.sources import (
     FORMS,
     HOLDOUT_FILE,
     REPORTED_FILE,

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from tasks.errors import DataRefused
-from tasks.folding import fold, fold_all, fold_keys
-from tasks.reading import load_rows, take_snapshot
-from tasks.splitting import Split, fraction, spare_known, split_rows, split_snapshot
+from tasks.core.errors import DataRefused
+from tasks.data.normalization import fold, fold_all, fold_keys
+from tasks.data.snapshots import load_rows, take_snapshot
+from tasks.data.splitting import Split, fraction, spare_known, split_rows, split_snapshot
 
 unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # slow is not wrong
 

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks import spoiling
-from tasks.folding import fold
-from tasks.spoiling import WAYS, Spoil, spoil, with_spoiled
+from tasks.data.normalization import fold
+from tasks.training import corruption as spoiling
+from tasks.training.corruption import WAYS, Spoil, spoil, with_spoiled
 
 unhurried = settings(deadline=None)  # slow is not wrong
 

@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from flows import stack
-from flows.places import ACCOUNTS, find_places
-from tasks.errors import VerdictError, WrongUsage
+from flows.services import stack
+from flows.services.stack_config import ACCOUNTS, find_places
+from tasks.core.errors import VerdictError, WrongUsage
 
 ROOT = Path(__file__).parents[1]
 POSTGRES = {"POSTGRES_HOST": "db", "PREFECT_DATABASE_PASSWORD": "p" * 12, "MLFLOW_DATABASE_PASSWORD": "m" * 12}
@@ -106,7 +106,9 @@ def port() -> Iterator[int]:
 def test_a_port_that_is_taken_is_one_clear_line(port: int, tmp_path: Path) -> None:
     environ = os.environ | {"VERDICT_HOME": str(tmp_path), "INFERENCE_PORT": str(port), **_free("PREFECT_PORT")}
     environ |= _free("MLFLOW_PORT")
-    done = subprocess.run([sys.executable, "-m", "flows.stack", "up"], cwd=ROOT, env=environ, capture_output=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "flows.services.stack", "up"], cwd=ROOT, env=environ, capture_output=True
+    )
     assert done.returncode == 2
     said = done.stderr.decode()
     assert said == f"error: port {port} is taken (Address already in use); name another: INFERENCE_PORT=PORT\n"

@@ -10,10 +10,10 @@ import torch
 from tiny import tiny_bert, toy_encoded, toy_recipe
 from torch import nn
 
-from tasks.batching import shuffled_batches
-from tasks.encoded import Encoded
-from tasks.losses import smoothed
-from tasks.stepper import (
+from tasks.inference.tokenization import shuffled_batches
+from tasks.training.dataset import Encoded
+from tasks.training.losses import smoothed
+from tasks.training.train_step import (
     EagerStepper,
     Passed,
     Recipe,

@@ -7,10 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tasks.measures import mark_known, mark_repeats
-from tasks.reading import ROWS
-from tasks.settings import GateSettings
-from tasks.suite import (
+from tasks.core.settings import GateSettings
+from tasks.data.expectations import (
     Finding,
     allowed_range,
     brief,
@@ -21,6 +19,8 @@ from tasks.suite import (
     show_allowed,
     show_observed,
 )
+from tasks.data.row_features import mark_known, mark_repeats
+from tasks.data.snapshots import ROWS
 
 COUNT = 40
 LIMITS = GateSettings(min_rows=20, min_holdout_rows=20, max_unseen_sources=0.5).model_dump() | {"max_quarantined": 0.01}

@@ -14,11 +14,12 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from tasks import parsing, tables
-from tasks.errors import VerdictError, WrongUsage
-from tasks.parsing import BYTE_ORDER_MARK, Rejected, Row, Rules
-from tasks.reading import take_snapshot
-from tasks.tables import Form, choose_columns, form_of, parse_file
+from tasks.core.errors import VerdictError, WrongUsage
+from tasks.data import cola_format as parsing
+from tasks.data import record_readers as tables
+from tasks.data.cola_format import BYTE_ORDER_MARK, Rejected, Row, Rules
+from tasks.data.record_readers import Form, choose_columns, form_of, parse_file
+from tasks.data.snapshots import take_snapshot
 
 unhurried = settings(
     deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]

@@ -26,12 +26,12 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 from tritonclient.grpc import model_config_pb2
 
-from flows import cli
-from tasks import triton
-from tasks.bundle import VARIANTS, seal
-from tasks.errors import VerdictError, WrongUsage
-from tasks.predict import Classifier
-from tasks.triton import Tuning, export_repository
+from flows.cli import app as cli
+from tasks.core.errors import VerdictError, WrongUsage
+from tasks.inference.bundle import VARIANTS, seal
+from tasks.inference.classifier import Classifier
+from tasks.serving import triton
+from tasks.serving.triton import Tuning, export_repository
 
 GOOD, BAD = "the cat sees the dog", f"the cat {SIGN} sees the dog"
 MODELS = ["acceptability", "acceptability_tokenise", "acceptability_graph", "acceptability_answer"]

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 from shelves import new_store
 
-from tasks import runs, usage
-from tasks.store import Store, connect
+from tasks.registry import system_metrics as usage
+from tasks.registry import tracking as runs
+from tasks.registry.mlflow_client import Store, connect
 
 SWITCH = "MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING"
 

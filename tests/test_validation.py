@@ -8,13 +8,13 @@ import pandas as pd
 import pytest
 from conftest import WORDS, write_tokenizer
 
-from tasks.drift import Profile
-from tasks.errors import DataRefused
-from tasks.ingestion import Data, take_snapshots
-from tasks.settings import GateSettings, valid_keys
-from tasks.sources import Sources
-from tasks.tables import Form
-from tasks.validation import Gate, describe_finding, refuse_unfit, validate_data
+from tasks.core.errors import DataRefused
+from tasks.core.settings import GateSettings, valid_keys
+from tasks.data.drift import Profile
+from tasks.data.gate import Gate, describe_finding, refuse_unfit, validate_data
+from tasks.data.ingestion import Data, take_snapshots
+from tasks.data.record_readers import Form
+from tasks.data.sources import Sources
 
 LIMITS = GateSettings(min_rows=20, min_holdout_rows=10).model_dump() | {"max_quarantined": 0.01}
 Lines = list[str]

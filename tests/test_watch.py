@@ -11,8 +11,8 @@ import httpx
 import pytest
 from conftest import write_toy_data
 
-from tasks.errors import DataRefused, WrongUsage
-from tasks.settings import load_settings
+from tasks.core.errors import DataRefused, WrongUsage
+from tasks.core.settings import load_settings
 
 Watch = Callable[..., dict[str, Any]]
 
@@ -32,7 +32,7 @@ def home(tmp_path: Path, empty_store: Path) -> Path:
 
 @pytest.fixture
 def watch(prefect_server: str, home: Path, folder: Path, tiny_encoder: Path) -> Watch:
-    from flows.watch import watch as flow
+    from flows.jobs.watch import watch as flow
 
     def look(retrain: str = "on_change", **changes: Any) -> dict[str, Any]:
         settings = {

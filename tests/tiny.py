@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from transformers import BertConfig, BertForSequenceClassification
 
-from tasks.encoded import Encoded
-from tasks.stepper import Recipe
+from tasks.training.dataset import Encoded
+from tasks.training.train_step import Recipe
 
 VOCABULARY = 20
 SIGN = 19  # the token that makes a toy sentence unacceptable

@@ -27,19 +27,19 @@ import torch
 from bench_ingestion import cpu_name
 from tried import TRIED, best_threshold
 
-from tasks.batching import load_tokenizer
-from tasks.classifier import encode_rows, load_classifier
-from tasks.device import device_name, resolve_device
-from tasks.encoder import locate_encoder
-from tasks.epochs import EVALUATION_BATCH, _logits
-from tasks.finetune import fine_tune
-from tasks.ingestion import take_text
-from tasks.metrics import mcc
-from tasks.provenance import git_commit, versions
-from tasks.reading import load_rows, take_snapshot
-from tasks.sources import locate_sources
-from tasks.splitting import spare_known, split_snapshot
-from tasks.tables import Form
+from tasks.core.provenance import git_commit, versions
+from tasks.data.ingestion import take_text
+from tasks.data.record_readers import Form
+from tasks.data.snapshots import load_rows, take_snapshot
+from tasks.data.sources import locate_sources
+from tasks.data.splitting import spare_known, split_snapshot
+from tasks.evaluation.metrics import mcc
+from tasks.inference.tokenization import load_tokenizer
+from tasks.training.device import device_name, resolve_device
+from tasks.training.finetune import fine_tune
+from tasks.training.model import encode_rows, load_classifier
+from tasks.training.pretrained import locate_encoder
+from tasks.training.trainer import EVALUATION_BATCH, _logits
 
 COMMON: dict[str, Any] = {
     "batch_size": 32, "warmup_ratio": 0.1, "weight_decay": 0.01, "max_length": 128, "max_grad_norm": 1.0,

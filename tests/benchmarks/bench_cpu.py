@@ -22,11 +22,11 @@ import torch
 from bench_finetune import Sentences, encoded, read_parts
 from bench_ingestion import cpu_name
 
-from tasks.batching import shuffled_batches
-from tasks.classifier import load_classifier
-from tasks.encoder import locate_encoder
-from tasks.provenance import git_commit, versions
-from tasks.stepper import EagerStepper, Recipe, Rows
+from tasks.core.provenance import git_commit, versions
+from tasks.inference.tokenization import shuffled_batches
+from tasks.training.model import load_classifier
+from tasks.training.pretrained import locate_encoder
+from tasks.training.train_step import EagerStepper, Recipe, Rows
 
 BATCH = 32
 EPOCHS = 4

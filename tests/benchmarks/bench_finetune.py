@@ -26,17 +26,17 @@ from bench_ingestion import cpu_name
 from torch.utils.data import DataLoader, TensorDataset
 from transformers import BertConfig, BertModel, get_linear_schedule_with_warmup
 
-from tasks.batching import encode, load_tokenizer, pad
-from tasks.classifier import load_classifier
-from tasks.device import device_name, resolve_device
-from tasks.encoded import Encoded
-from tasks.encoder import locate_encoder
-from tasks.epochs import train_epochs, validate
-from tasks.metrics import mcc
-from tasks.provenance import git_commit, versions
-from tasks.reading import load_rows, take_snapshot
-from tasks.splitting import split_snapshot
-from tasks.stepper import Recipe
+from tasks.core.provenance import git_commit, versions
+from tasks.data.snapshots import load_rows, take_snapshot
+from tasks.data.splitting import split_snapshot
+from tasks.evaluation.metrics import mcc
+from tasks.inference.tokenization import encode, load_tokenizer, pad
+from tasks.training.dataset import Encoded
+from tasks.training.device import device_name, resolve_device
+from tasks.training.model import load_classifier
+from tasks.training.pretrained import locate_encoder
+from tasks.training.train_step import Recipe
+from tasks.training.trainer import train_epochs, validate
 
 SIZES = {
     "base": {},
@@ -243,7 +243,7 @@ def read_parts(data: str, encoder: str, scratch: str, times: int, *, whole: bool
 
     With `whole` nothing is split: every row trains, and the holdout validates, for figures of speed alone.
     """
-    from tasks.sources import locate_sources
+    from tasks.data.sources import locate_sources
 
     sources = locate_sources([data], "", "", scratch)
     snapshots = {role: take_snapshot(sources[role], scratch)["path"] for role in ("train", "holdout")}  # type: ignore[literal-required]

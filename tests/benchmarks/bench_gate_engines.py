@@ -17,8 +17,8 @@ from pathlib import Path
 
 from bench_ingestion import cpu_name, write_rows
 
-from tasks.provenance import git_commit, versions
-from tasks.reading import take_snapshot
+from tasks.core.provenance import git_commit, versions
+from tasks.data.snapshots import take_snapshot
 
 CHILD = """
 import json, resource, sys, time, warnings
@@ -49,9 +49,9 @@ if engine == "DuckDB":
     expectations = shared + on_sentences
 else:
     if engine == "measures":
-        from tasks.measures import mark_repeats, measure_rows
-        from tasks.settings import GateSettings
-        from tasks.suite import row_expectations
+        from tasks.data.row_features import mark_repeats, measure_rows
+        from tasks.core.settings import GateSettings
+        from tasks.data.expectations import row_expectations
         rows = measure_rows(path)
         mark_repeats(rows)
         expectations = row_expectations(True, GateSettings().model_dump())  # more than the others ask

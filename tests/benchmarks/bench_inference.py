@@ -11,7 +11,7 @@ timed from text as well, tokenising included: `text_...`.
 
     torch    the model in bf16 on a GPU, in fp32 on a CPU, eager
     naive    model.onnx, the fp32 export, in a session with default options
-    verdict  the variant that serves on the device, as `tasks.predict` runs it
+    verdict  the variant that serves on the device, as `tasks.inference.classifier` runs it
 """
 
 import argparse
@@ -30,17 +30,17 @@ import torch
 from bench_finetune import SIZES, write_random
 from bench_ingestion import cpu_name
 
-from tasks.batching import Ids, Tokens, load_tokenizer, row_batches, sorted_batches, tokenise
-from tasks.bundle import Origin
-from tasks.classifier import LABELS, load_classifier
-from tasks.device import device_name, resolve_device
-from tasks.encoder import locate_encoder
-from tasks.export import export_bundle
-from tasks.predict import BATCH, ROW, ROWS, Classifier
-from tasks.provenance import git_commit, versions
-from tasks.reading import load_rows, take_snapshot
-from tasks.sessions import CPU, CUDA
-from tasks.sources import locate_sources
+from tasks.core.provenance import git_commit, versions
+from tasks.data.snapshots import load_rows, take_snapshot
+from tasks.data.sources import locate_sources
+from tasks.export.bundle_export import export_bundle
+from tasks.inference.bundle import Origin
+from tasks.inference.classifier import BATCH, ROW, ROWS, Classifier
+from tasks.inference.sessions import CPU, CUDA
+from tasks.inference.tokenization import Ids, Tokens, load_tokenizer, row_batches, sorted_batches, tokenise
+from tasks.training.device import device_name, resolve_device
+from tasks.training.model import LABELS, load_classifier
+from tasks.training.pretrained import locate_encoder
 
 MAX_LENGTH = 128
 Run = Callable[[Ids, Ids], Any]

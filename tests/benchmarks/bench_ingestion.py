@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tasks.provenance import git_commit, versions
+from tasks.core.provenance import git_commit, versions
 
 SIZES = (10_000, 100_000, 1_000_000, 10_000_000)
 HALVES = 200_000  # half-sentences; pairs of them hardly ever repeat
@@ -30,8 +30,8 @@ DAMAGED = ("x\t1\tthree fields\n", "x\tyes\t\tA word as a label.\n", "x\t1\t\t\n
 CHILD = """
 import json, resource, sys, time
 from pathlib import Path
-from flows import check
-from tasks.settings import load_settings
+from flows.commands import check
+from tasks.core.settings import load_settings
 home, folder = sys.argv[1:]
 settings = load_settings("sample", {"data.path": folder}, {}).settings
 started = time.perf_counter()

@@ -25,18 +25,18 @@ from bench_inference import Run, best_of, in_torch, percentiles, read_rows, time
 from bench_ingestion import cpu_name
 from onnxruntime.transformers.onnx_model import OnnxModel
 
-from tasks import graphs
-from tasks.batching import Ids, load_tokenizer, sorted_batches, tokenise
-from tasks.classifier import load_classifier
-from tasks.crowds import Crowd
-from tasks.packing import pack_rows
-from tasks.parity import Logits
-from tasks.predict import BATCH
-from tasks.provenance import git_commit, versions
-from tasks.quantising import quantise_rows
-from tasks.reading import load_rows
-from tasks.runners import Runner
-from tasks.sessions import cores, open_session
+from tasks.core.provenance import git_commit, versions
+from tasks.data.snapshots import load_rows
+from tasks.export import onnx_export as graphs
+from tasks.export.int8 import quantise_rows
+from tasks.export.parity import Logits
+from tasks.export.sequence_packing import pack_rows
+from tasks.inference.batch_pool import Crowd
+from tasks.inference.classifier import BATCH
+from tasks.inference.runner import Runner
+from tasks.inference.sessions import cores, open_session
+from tasks.inference.tokenization import Ids, load_tokenizer, sorted_batches, tokenise
+from tasks.training.model import load_classifier
 
 MAX_LENGTH = 128
 

@@ -19,19 +19,19 @@ from typing import Any
 
 import torch
 
-from tasks.classifier import LABELS
-from tasks.device import device_name, resolve_device
-from tasks.encoder import locate_encoder
-from tasks.evidence import gather_evidence
-from tasks.export import export_bundle
-from tasks.finetune import fine_tune
-from tasks.ingestion import take_snapshots
-from tasks.judge import judge
-from tasks.policy import load_policy
-from tasks.provenance import git_commit, versions
-from tasks.sources import locate_sources
-from tasks.splitting import split_snapshot
-from tasks.tables import Form
+from tasks.core.policy import load_policy
+from tasks.core.provenance import git_commit, versions
+from tasks.data.ingestion import take_snapshots
+from tasks.data.record_readers import Form
+from tasks.data.sources import locate_sources
+from tasks.data.splitting import split_snapshot
+from tasks.evaluation.evidence import gather_evidence
+from tasks.evaluation.judge import judge
+from tasks.export.bundle_export import export_bundle
+from tasks.training.device import device_name, resolve_device
+from tasks.training.finetune import fine_tune
+from tasks.training.model import LABELS
+from tasks.training.pretrained import locate_encoder
 
 
 def main() -> None:

@@ -24,7 +24,7 @@ from typing import Any
 
 from bench_ingestion import cpu_name
 
-from tasks.provenance import git_commit, versions
+from tasks.core.provenance import git_commit, versions
 
 
 def main() -> None:
@@ -57,7 +57,7 @@ def measure(home: str, url: str, seed: int) -> dict[str, float]:
     chosen = ("--set", "finetune.epochs=1", "--set", f"finetune.seed={seed}")
     environment = os.environ | {"VERDICT_HOME": home} | ({"PREFECT_API_URL": url} if url else {})
     done = subprocess.run(
-        [sys.executable, "-m", "flows.cli", "retrain", *chosen, "--json"],
+        [sys.executable, "-m", "flows.cli.app", "retrain", *chosen, "--json"],
         env=environment,
         stdout=subprocess.PIPE,
         check=True,

@@ -26,14 +26,14 @@ from bench_finetune import SIZES, Sentences, encoded, read_parts, write_random
 from bench_ingestion import cpu_name
 from transformers import AutoConfig
 
-from tasks.classifier import load_classifier
-from tasks.device import device_name, resolve_device
-from tasks.encoder import locate_encoder
-from tasks.epochs import Course, train_epochs
-from tasks.parallel import launch
-from tasks.provenance import git_commit, versions
-from tasks.stepper import Recipe
-from tasks.team import Team
+from tasks.core.provenance import git_commit, versions
+from tasks.training.device import device_name, resolve_device
+from tasks.training.launcher import launch
+from tasks.training.model import load_classifier
+from tasks.training.pretrained import locate_encoder
+from tasks.training.process_group import Team
+from tasks.training.train_step import Recipe
+from tasks.training.trainer import Course, train_epochs
 
 
 class Job(NamedTuple):

@@ -18,7 +18,7 @@ from typing import Any
 
 from bench_ingestion import cpu_name
 
-from tasks.provenance import git_commit, versions
+from tasks.core.provenance import git_commit, versions
 
 
 def main() -> None:
@@ -49,7 +49,7 @@ def day(options: argparse.Namespace, home: str) -> list[dict[str, Any]]:
     def say(*command: str) -> Any:
         started = time.perf_counter()
         done = subprocess.run(
-            [sys.executable, "-m", "flows.cli", *command, "--json"],
+            [sys.executable, "-m", "flows.cli.app", *command, "--json"],
             env=os.environ | {"VERDICT_HOME": home, "VERDICT_ACTOR": "reviewer"},
             capture_output=True,
             text=True,

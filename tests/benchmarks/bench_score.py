@@ -20,7 +20,7 @@ from typing import Any
 
 from bench_ingestion import cpu_name, write_rows
 
-from tasks.provenance import git_commit, versions
+from tasks.core.provenance import git_commit, versions
 
 # Rows of each: the tiny encoder shows what everything around the model costs, the packaged one what the model costs.
 SIZES = {"tiny": [100_000, 1_000_000], "packaged": [10_000]}
@@ -28,9 +28,9 @@ SIZES = {"tiny": [100_000, 1_000_000], "packaged": [10_000]}
 CHILD = """
 import json, sys, time
 from pathlib import Path
-from tasks.predict import Classifier
-from tasks.scoring import Scorer, score_to_file
-from tasks.sentences import find_input
+from tasks.inference.classifier import Classifier
+from tasks.serving.batch_scoring import Scorer, score_to_file
+from tasks.data.sentences import find_input
 path, out, bundle, device = sys.argv[1:]
 started = time.perf_counter()
 scorer = Scorer(Classifier.from_bundle(bundle, device), None)
@@ -78,8 +78,8 @@ def main() -> None:
 
 def make_bundle(name: str, folder: Path) -> str:
     """Export an encoder with a new head; return the bundle's folder."""
-    from tasks.encoder import locate_encoder
-    from tasks.export import export_bundle
+    from tasks.export.bundle_export import export_bundle
+    from tasks.training.pretrained import locate_encoder
 
     sys.path.insert(0, str(Path(__file__).parents[1]))
     from conftest import origin, write_tokenizer

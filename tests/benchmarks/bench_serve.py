@@ -29,7 +29,7 @@ from typing import Any
 
 import numpy as np
 
-from tasks.provenance import git_commit, versions
+from tasks.core.provenance import git_commit, versions
 
 VERSIONS = 3
 PROCESSES = 2  # that clients share
@@ -90,7 +90,7 @@ def measure(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     os.environ["VERDICT_HOME"] = str(scratch / "home")
     move = register_versions(Path(options.bundle), scratch)
     extra = [part for option in options.serve for part in ("--" + option).split("=", 1)]
-    command = [sys.executable, "-m", "flows.cli", "serve", "--port", "0", "--device", options.device]
+    command = [sys.executable, "-m", "flows.cli.app", "serve", "--port", "0", "--device", options.device]
     server = subprocess.Popen(
         [*command, "--refresh-seconds", str(options.refresh_seconds), *extra],
         stdout=subprocess.PIPE,
@@ -115,8 +115,9 @@ def register_versions(bundle: Path, scratch: Path) -> Any:
     from flows import environment
 
     environment.prepare()
-    from tasks import registry, runs
-    from tasks.bundle import Facts, seal, verify
+    from tasks.inference.bundle import Facts, seal, verify
+    from tasks.registry import tracking as runs
+    from tasks.registry import versions as registry
 
     manifest = verify(bundle)
     store = registry.locate_store(os.environ["VERDICT_HOME"])

@@ -21,9 +21,9 @@ import torch
 from bench_finetune import SIZES, write_random
 from bench_ingestion import cpu_name
 
-from tasks.device import device_name, resolve_device
-from tasks.encoder import locate_encoder
-from tasks.provenance import git_commit, versions
+from tasks.core.provenance import git_commit, versions
+from tasks.training.device import device_name, resolve_device
+from tasks.training.pretrained import locate_encoder
 
 SENTENCES = 2_000  # random ones, of 4 to 30 tokens
 CHILD = """
@@ -32,9 +32,9 @@ started = float(os.environ["STARTED"])
 marks = {"interpreter": time.time() - started}
 import numpy as np
 import torch
-from tasks.classifier import load_classifier
-from tasks.encoded import Encoded
-from tasks.stepper import Recipe, make_stepper
+from tasks.training.model import load_classifier
+from tasks.training.dataset import Encoded
+from tasks.training.train_step import Recipe, make_stepper
 marks["imports"] = time.time() - started
 encoder, device, count = sys.argv[1:]
 model = load_classifier(encoder).to(device)

@@ -18,17 +18,17 @@ from ablate_finetune import COMMON
 from bench_inference import origin
 from bench_ingestion import cpu_name
 
-from tasks.bundle import SERVING, VARIANTS
-from tasks.device import device_name, resolve_device
-from tasks.encoder import locate_encoder
-from tasks.export import export_bundle
-from tasks.finetune import fine_tune
-from tasks.metrics import mcc
-from tasks.predict import Classifier
-from tasks.provenance import git_commit, versions
-from tasks.reading import load_rows, take_snapshot
-from tasks.sources import locate_sources
-from tasks.splitting import split_snapshot
+from tasks.core.provenance import git_commit, versions
+from tasks.data.snapshots import load_rows, take_snapshot
+from tasks.data.sources import locate_sources
+from tasks.data.splitting import split_snapshot
+from tasks.evaluation.metrics import mcc
+from tasks.export.bundle_export import export_bundle
+from tasks.inference.bundle import SERVING, VARIANTS
+from tasks.inference.classifier import Classifier
+from tasks.training.device import device_name, resolve_device
+from tasks.training.finetune import fine_tune
+from tasks.training.pretrained import locate_encoder
 
 
 def main() -> None:

@@ -18,9 +18,9 @@ import numpy as np
 import torch
 import transformers
 
-from tasks.batching import shuffled_batches
-from tasks.encoded import Encoded
-from tasks.stepper import EagerStepper, Recipe, make_stepper
+from tasks.inference.tokenization import shuffled_batches
+from tasks.training.dataset import Encoded
+from tasks.training.train_step import EagerStepper, Recipe, make_stepper
 
 SHAPE = {
     "vocab_size": 1000,
@@ -144,8 +144,8 @@ def compare_memory() -> dict[str, Any]:
 
 def compare_optimizers() -> dict[str, float]:
     """Apply the kernel and torch's AdamW to the same gradients in fp32; return the largest difference of a weight."""
-    from tasks.adamw import KernelAdamW
-    from tasks.flat import FlatParameters
+    from tasks.training.adamw import KernelAdamW
+    from tasks.training.flat_parameters import FlatParameters
 
     def layers() -> torch.nn.Module:
         torch.manual_seed(0)

@@ -10,7 +10,7 @@ import argparse
 import json
 from pathlib import Path
 
-from tasks.store import Store, connect
+from tasks.registry.mlflow_client import Store, connect
 
 KEPT = ("decision", "mcc", "mcc_low", "mcc_high", "provider", "variant", "mcc_by_variant", "holdout_rows", "seconds")
 PACKAGES = ("python", "torch", "transformers", "onnxruntime-gpu", "onnxruntime", "prefect", "mlflow")

@@ -26,10 +26,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import simulated
 from simulated import ACCEPTABLE, AGREEMENT, MCC, SENTENCES, Holdouts, chances, decisions
 
-from tasks.judge import allowed_chance
-from tasks.pairing import mcc_difference
-from tasks.policy import Policy, load_policy
-from tasks.provenance import git_commit, versions
+from tasks.core.policy import Policy, load_policy
+from tasks.core.provenance import git_commit, versions
+from tasks.evaluation.judge import allowed_chance
+from tasks.evaluation.paired_tests import mcc_difference
 
 LOOKS = (0, 10, 50, 100)
 RESULT = Path(__file__).with_name("results") / "policy-simulation.json"

@@ -26,7 +26,7 @@ from bench_ingestion import cpu_name  # noqa: E402
 from conftest import write_toy_data  # noqa: E402
 from stage import ROOT, Stage  # noqa: E402
 
-from tasks.provenance import git_commit, versions  # noqa: E402
+from tasks.core.provenance import git_commit, versions  # noqa: E402
 
 FINAL = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
 KILLED, RESTARTED, CHANGED = 4, 8, 11  # minutes
@@ -58,7 +58,7 @@ def soak(stage: Stage, data: Path, encoder: Path, minutes: float) -> dict[str, A
     accounts = [sys.executable, str(ROOT / "infra" / "images" / "accounts.py")]
     subprocess.run(accounts, env=stage.places.accounts, check=True, capture_output=True)
     stage.start("worker")
-    deploy = [sys.executable, "-m", "flows.cli", "deploy"]
+    deploy = [sys.executable, "-m", "flows.cli.app", "deploy"]
     subprocess.run(deploy, env=stage.places.environment, cwd=ROOT, check=True, capture_output=True)
     held = stage.prefect("GET", "/deployments/name/retrain/retrain")
     every_minute = {"cron": "* * * * *", "timezone": "UTC"}

@@ -13,8 +13,10 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from tasks import classifier, epochs, members
-from tasks.metrics import mcc
+from tasks.evaluation.metrics import mcc
+from tasks.training import model as classifier
+from tasks.training import soup as members
+from tasks.training import trainer as epochs
 
 
 @contextlib.contextmanager

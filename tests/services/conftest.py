@@ -50,7 +50,7 @@ def stage(tmp_path_factory: pytest.TempPathFactory, clock: Clock) -> Iterator[An
         with clock("worker"):
             stage.start("worker")
         with clock("verdict deploy"):
-            command = [sys.executable, "-m", "flows.cli", "deploy"]
+            command = [sys.executable, "-m", "flows.cli.app", "deploy"]
             done = subprocess.run(command, env=stage.places.environment, cwd=ROOT, capture_output=True, text=True)
             assert done.returncode == 0, done.stderr
         for name in ("retrain", "watch"):  # as they are, they would begin whenever the hour is right

@@ -18,7 +18,7 @@ from typing import Any
 import httpx
 
 from flows import environment
-from flows.places import Places, find_places
+from flows.services.stack_config import Places, find_places
 
 ROOT = Path(__file__).parents[2]
 Clock = Callable[[str], AbstractContextManager[None]]

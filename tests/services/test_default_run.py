@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from stage import ROOT, Clock
 
-from flows.cli import EXAMPLES
+from flows.cli.app import EXAMPLES
 
 pytestmark = [pytest.mark.services, pytest.mark.timeout(900)]
 
@@ -23,7 +23,7 @@ def test_the_default_run_ends_with_a_champion_that_answers(tmp_path: Path, clock
     environment = kept | {"VERDICT_HOME": str(tmp_path / "stores")}
 
     def run(*arguments: str) -> Any:
-        command = [sys.executable, "-m", "flows.cli", *arguments, "--json"]
+        command = [sys.executable, "-m", "flows.cli.app", *arguments, "--json"]
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)

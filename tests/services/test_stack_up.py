@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from stage import ROOT, Clock, free_port
 
-from flows import stack
+from flows.services import stack
 
 pytestmark = [pytest.mark.services, pytest.mark.timeout(400)]
 
@@ -27,21 +27,21 @@ def test_up_waits_until_all_answer_and_down_leaves_nothing(tmp_path: Path, clock
 
     try:
         with clock("make up, SQLite"):
-            first = call("flows.stack", "up")
+            first = call("flows.services.stack", "up")
         assert first.returncode == 0, first.stderr
         assert f"http://127.0.0.1:{ports['PREFECT_PORT']}" in first.stdout
-        again = call("flows.stack", "up")
+        again = call("flows.services.stack", "up")
         assert (again.returncode, again.stdout.splitlines()[0]) == (0, "up already")
         exports = dict(
             line.removeprefix("  export ").split("=", 1) for line in first.stdout.splitlines() if "export" in line
         )
         checks = {
-            check["check"]: check for check in json.loads(call("flows.cli", "doctor", "--json", **exports).stdout)
+            check["check"]: check for check in json.loads(call("flows.cli.app", "doctor", "--json", **exports).stdout)
         }
         assert checks["Prefect"]["seen"].endswith("answers, 1 worker online")
         assert checks["MLflow store"]["works"]
     finally:
         with clock("make down"):
-            ended = call("flows.stack", "down")
+            ended = call("flows.services.stack", "down")
     assert (ended.returncode, ended.stdout) == (0, "stopped; the stores stay\n")
     assert stack._members(str(tmp_path)) == []

@@ -1,0 +1,1 @@
+"""The `verdict` command: parses, calls, prints."""

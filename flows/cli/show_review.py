@@ -1,0 +1,202 @@
+"""What the commands that look after the model print for people."""
+
+import datetime
+from typing import Any
+
+from rich.markup import escape
+
+from flows.cli.show_run import COLOURS, new_console, new_table
+
+SHOWN = 10  # contradictions
+LONGEST = 100  # characters of a reason in a table; --json has all of it
+
+
+def show_recheck(outcome: dict[str, Any]) -> None:
+    """Print a verdict that was computed again, and what it and its figures contradict."""
+    console = new_console()
+    verdict, recorded = outcome["verdict"], outcome["recorded"]
+    console.print(f"[{COLOURS[verdict['decision']]}]{verdict['decision']}[/]: {escape('; '.join(verdict['reasons']))}")
+    console.print(f"rules     {', '.join(verdict['rules'])}")
+    for name, value in verdict["numbers"].items():
+        if value is not None:
+            console.print(f"  {name:<18} {value if isinstance(value, int) else f'{value:.6g}'}")
+    policy = verdict["policy"]
+    console.print(f"policy    {escape(policy['version'])}, {policy['digest'][:12]}")
+    console.print(f"candidate {verdict['candidate'][:12]}, champion {(verdict['incumbent'] or 'none')[:12]}")
+    if recorded:
+        console.print(f"recorded  {recorded['decision']} by {escape(str(recorded['actor']))}, {recorded['time']}")
+    for text in outcome["contradictions"][:SHOWN]:
+        console.print(f"[red]differs[/]   {escape(text)}")
+    if len(outcome["contradictions"]) > SHOWN:
+        console.print(f"[red]differs[/]   in {len(outcome['contradictions']) - SHOWN} more places (--json)")
+
+
+def show_status(status: dict[str, Any]) -> None:
+    """Print what reigns and waits, what ran and why it ended so, what runs next, and what to look at."""
+    console = new_console()
+    console.print(f"store      {escape(status['store'])}")
+    absent = {"never": "none", "vanished": "none, it vanished", "unknown": "not to be had"}
+    none = {"champion": absent.get(status["incumbency"], "none"), "challenger": "none"}
+    if status["incumbency"] == "unknown":
+        none["challenger"] = absent["unknown"]
+    for role, nobody in none.items():
+        version = status[role]
+        console.print(f"{role:<10} {_describe(version) if version else nobody}")
+    disk = status["disk"]
+    taken = "" if disk["stores_gb"] is None else f", stores take {disk['stores_gb']:.1f}"
+    console.print(f"disk       {disk['free_gb']:.0f} GB free{taken}")
+    if drift := status["drift"]:
+        console.print(f"drift      {drift['seen']} ({_local(drift['time'])})")
+    if status["champion"] and status["champion"]["fault"]:
+        console.print(f"[red]damaged[/]    {escape(status['champion']['fault'])}")
+    for silent in status["unreachable"]:
+        console.print(f"[red]silent[/]     {escape(silent)}")
+    for notice in status["notices"]:
+        console.print(f"[yellow]notice[/]     {escape(notice)}")
+    if status["runs"]:
+        _show_runs(status["runs"])
+    elif status["incumbency"] != "unknown":
+        console.print("no runs yet; start one: verdict retrain")
+    if status["schedule"]:
+        _show_schedule(status["schedule"])
+
+
+def _show_runs(runs: list[dict[str, Any]]) -> None:
+    table = new_table("started", "status", "verdict", "version", "MCC", "why")
+    for run in runs:
+        mcc = "" if run["mcc"] is None else f"{run['mcc']:.3f}"
+        started = _local(datetime.datetime.fromtimestamp(run["start"], datetime.UTC).isoformat())
+        table.add_row(started, run["status"], run["verdict"] or "", run["version"] or "", mcc, _short(run["why"]))
+    new_console().print(table)
+
+
+def _show_schedule(schedule: dict[str, Any]) -> None:
+    """Print what Prefect ran, runs of which no MLflow run tells as well, and what it will run."""
+    console = new_console()
+    console.print(f"Prefect    {escape(schedule['server'])}")
+    table = new_table("deployment", "when", "state", "why")
+    for run in schedule["last"]:
+        table.add_row(run["deployment"], _local(run["time"]), run["state"], _short(run["why"]))
+    for run in schedule["next"]:
+        waits = f"waits for {run['waits_for']}" if run["waits_for"] else ""
+        state = "[yellow]late[/]" if run["late"] else "to come"
+        table.add_row(run["deployment"], _local(run["time"]), state, escape(waits))
+    if table.row_count:
+        console.print(table)
+    else:
+        console.print("nothing is scheduled; put the schedules there: verdict deploy")
+
+
+def show_comparison(outcome: dict[str, Any]) -> None:
+    """Print two versions' figures side by side, how sure the difference is, and sentences on which they differ."""
+    console = new_console()
+    one, other = outcome["versions"]
+    console.print(f"holdout    {outcome['holdout'][:12]}, {outcome['rows']} sentences, {outcome['basis']}")
+    table = new_table("", f"version {one['version']}", f"version {other['version']}")
+    table.add_row("verdict", one["verdict"] or "", other["verdict"] or "")
+    table.add_row(
+        "MCC", *(f"{side['mcc']:.3f} ({side['mcc_low']:.3f} to {side['mcc_high']:.3f})" for side in (one, other))
+    )
+    for name in ("accuracy", "f1", "auroc", "brier", "ece"):
+        table.add_row(name, *(f"{side[name]:.3f}" for side in (one, other)))
+    for kind in ("per_source", "per_length"):
+        for name in sorted(one[kind].keys() & other[kind].keys()):
+            rows = one[kind][name]["rows"]
+            table.add_row(
+                f"MCC of {escape(name)} ({rows})", *(f"{side[kind][name]['mcc']:.3f}" for side in (one, other))
+            )
+    table.add_row("answered by", *(f"{side['variant']} on {side['provider']}" for side in (one, other)))
+    console.print(table)
+    seen = outcome["comparison"]
+    console.print(
+        f"difference {seen['difference']:+.3f} ({seen['low']:+.3f} to {seen['high']:+.3f}, 95%), better in "
+        f"{seen['probability']:.1%} of the resamples; McNemar p = {seen['mcnemar']:.3f}"
+    )
+    console.print(
+        f"labels     {seen['agreement']:.1%} alike; right alone: {seen['candidate_alone']} and {seen['champion_alone']}"
+    )
+    for row in seen["sentences"]:
+        console.print(f"  {row['label']}  {row['first']:.2f} {row['second']:.2f}  {escape(row['sentence'])}")
+
+
+def show_move(move: dict[str, Any]) -> None:
+    """Print what was decided, or what a dry run would have done."""
+    went = f"champion {move['from'] or 'none'} -> {move['to'] or 'none'}"
+    if move.get("dry_run"):
+        new_console().print(f"would do  {move['kind']}: {went}; its files are whole; nothing was moved")
+        return
+    new_console().print(f"{move['kind']} of version {move['version']} by {escape(move['actor'])}: {went}")
+    new_console().print(f"reason    {escape(move['reason'])}")
+
+
+def show_history(entries: list[dict[str, Any]]) -> None:
+    """Print one line a move, oldest first."""
+    if not entries:
+        new_console().print("no move yet; the first champion comes from: verdict retrain")
+        return
+    table = new_table("when", "who", "what", "from", "to", "why")
+    for entry in entries:
+        when = "?"
+        if entry["time"]:
+            when = datetime.datetime.fromisoformat(entry["time"]).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+        kind = entry["kind"] if entry["time"] else f"[yellow]{entry['kind']}[/]"
+        who, why = escape(entry["actor"] or "?"), escape(entry["reason"])
+        table.add_row(when, who, kind, entry["from"] or "-", entry["to"] or "-", why)
+    new_console().print(table)
+
+
+def show_deployments(outcome: dict[str, Any]) -> None:
+    """Print what runs when, and what keeps watch over it."""
+    console = new_console()
+    table = new_table("deployment", "when")
+    for held in outcome["deployments"]:
+        when = ", ".join(held["schedules"]) or "on demand"
+        table.add_row(held["name"], "paused" if held["paused"] else when)
+    console.print(table)
+    console.print(f"server       {escape(outcome['server'])}, work pool {outcome['pool']}")
+    console.print(f"automations  {', '.join(outcome['automations'])}")
+
+
+def show_pruned(outcome: dict[str, Any]) -> None:
+    """Print what went, or would go."""
+    console = new_console()
+    table = new_table("what", "name", "MB", "why")
+    for item in outcome["items"]:
+        table.add_row(item["kind"], item["name"][:16], f"{item['megabytes']:.1f}", item["why"])
+    if outcome["items"]:
+        console.print(table)
+    verb = "would go" if outcome["dry_run"] else "went"
+    console.print(f"{len(outcome['items'])} things, {outcome['megabytes']:.1f} MB, {verb}")
+    if outcome["closed"]:
+        console.print(f"{len(outcome['closed'])} runs that said RUNNING for too long were closed in MLflow")
+
+
+def show_checks(checks: list[dict[str, Any]]) -> None:
+    """Print one line a check."""
+    console = new_console()
+    for check in checks:
+        mark = "[green]works[/]" if check["works"] else "[red]fails[/]"
+        console.print(f"{mark}  {check['check']}: {escape(check['seen'])}")
+
+
+def _describe(version: dict[str, Any]) -> str:
+    mcc = "unknown" if version["mcc"] is None else f"{version['mcc']:.3f}"
+    text = f"version {version['version']}, MCC {mcc}, data {(version['dataset'] or 'unknown')[:12]}"
+    return f"{text}, since {_local(version['since'])} ({_age(version['since'])})" if version.get("since") else text
+
+
+def _local(moment: str) -> str:
+    return datetime.datetime.fromisoformat(moment).astimezone().strftime("%Y-%m-%d %H:%M") if moment else ""
+
+
+def _age(moment: str) -> str:
+    """Say how long ago a moment was: "12 min", "5 h", "3 days"."""
+    passed = datetime.datetime.now(datetime.UTC) - datetime.datetime.fromisoformat(moment)
+    hours = passed.total_seconds() / 3_600
+    if hours < 1:
+        return f"{hours * 60:.0f} min"
+    return f"{hours:.0f} h" if hours < 48 else f"{passed.days} days"
+
+
+def _short(text: str) -> str:
+    return escape(text if len(text) <= LONGEST else text[: LONGEST - 1] + "…")

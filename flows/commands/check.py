@@ -1,0 +1,132 @@
+"""Reading and gate alone, and what every flow does with new data. Nothing here needs a server."""
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+from tasks.core.errors import Unreachable
+from tasks.core.settings import DataSettings, Settings
+from tasks.data.drift import Profile
+from tasks.data.expectations import show_allowed, show_observed
+from tasks.data.gate import Gate, describe_finding, failed_critically, validate_data
+from tasks.data.ingestion import Data, take_snapshots
+from tasks.data.record_readers import form_of
+from tasks.data.sources import locate_sources, locate_text
+from tasks.reporting.gate_page import write_gate_page
+from tasks.training.pretrained import locate_vocabulary
+
+log = logging.getLogger("tasks.check")
+
+
+def read_data(settings: DataSettings, home: str) -> Data:
+    """Find the files behind the addresses and snapshot them.
+
+    Args:
+        settings: the settings under `data`.
+        home: folder of the stores.
+
+    Raises:
+        WrongUsage: if an address, a file or a column is not there.
+        Unreachable: if a server does not answer.
+        DataRefused: if a file is not the one that its digest names.
+    """
+    sources = locate_sources(settings.path, settings.train, settings.holdout, home, offline=settings.offline)
+    text = locate_text(settings.text, home, offline=settings.offline)
+    form = form_of(settings.columns, settings.labels, settings.max_chars)
+    return take_snapshots(sources, f"{home}/snapshots", form, settings.holdout_share, text)
+
+
+def examine_data(data: Data, settings: Settings, folder: str, encoder: str | None, reference: Profile | None) -> Gate:
+    """Run the gate and write gate.json, gate.html and, where rows were quarantined, quarantine.parquet to `folder`."""
+    limits = settings.gate.model_dump() | {"max_quarantined": settings.data.max_quarantined}
+    gate = validate_data(data, folder, limits, encoder, reference)
+    write_gate_page(gate, str(Path(folder) / "gate.html"), reference)
+    return gate
+
+
+def check(settings: dict[str, Any], home: str) -> dict[str, Any]:
+    """Read and examine data; return what the command prints.
+
+    Raises:
+        WrongUsage: if an address, a file or a column is not there.
+        Unreachable: if a server or the store does not answer.
+    """
+    chosen = Settings.model_validate(settings)
+    data = read_data(chosen.data, home)
+    folder = Path(home) / "checks" / data["digest"][:16]
+    folder.mkdir(parents=True, exist_ok=True)
+    gate = examine_data(data, chosen, str(folder), find_vocabulary(chosen), find_reference(home))
+    return summarise(gate)
+
+
+def summarise(gate: Gate) -> dict[str, Any]:
+    """Return the gate's answer as commands print it; `failures` and `warnings` are one line a finding."""
+    failed = [finding for finding in gate["findings"] if not finding["passed"]]
+    return {
+        "passed": gate["passed"],
+        "rows_in": gate["rows_in"],
+        "kept": gate["kept"],
+        "quarantined": gate["quarantined"],
+        "reasons": gate["reasons"],
+        "examples": gate["examples"],
+        "failures": [describe_finding(finding) for finding in failed if failed_critically(finding)],
+        "warnings": [describe_finding(finding) for finding in failed if not failed_critically(finding)],
+        "blemishes": gate["blemishes"],
+        "findings": len(gate["findings"]),
+        "drift": gate["drift"],
+        "reference": gate["reference"],
+        "dataset": gate["dataset"],
+        "report": str(Path(gate["report"]).with_suffix(".html")),
+    }
+
+
+def report_gate(gate: Gate) -> None:
+    """Tell on the log what was quarantined and what warns."""
+    if gate["quarantined"]:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in gate["reasons"].items())
+        log.warning(
+            "quarantined %d of %d rows: %s; %s", gate["quarantined"], gate["rows_in"], kinds, gate["examples"][0]
+        )
+    for finding in gate["findings"]:
+        if not finding["passed"] and not failed_critically(finding):
+            log.warning("warning: %s", describe_finding(finding))
+
+
+def describe_gate(gate: Gate) -> str:
+    """Write the gate's answer as Markdown."""
+    cells = [
+        (
+            finding["table"],
+            finding["asks"],
+            show_observed(finding),
+            show_allowed(finding),
+            "passed" if finding["passed"] else finding["severity"],
+        )
+        for finding in gate["findings"]
+    ]
+    rows = "\n".join(f"| {' | '.join(row)} |" for row in cells)
+    return (
+        f"# Data {'accepted' if gate['passed'] else 'refused'}\n\n"
+        f"{gate['rows_in']} rows in, {gate['kept']} kept, {gate['quarantined']} quarantined. "
+        f"Report: `{Path(gate['report']).with_suffix('.html')}`\n\n"
+        f"| rows | asks | observed | allowed | |\n| --- | --- | --- | --- | --- |\n{rows}\n"
+    )
+
+
+def find_vocabulary(settings: Settings) -> str | None:
+    """Return the folder of the encoder's tokeniser; None, and said so, where a hub model cannot be had."""
+    try:
+        return locate_vocabulary(settings.finetune.encoder, offline=settings.data.offline)
+    except Unreachable as error:
+        log.warning("word pieces are not checked: %s", error)
+        return None
+
+
+def find_reference(home: str) -> Profile | None:
+    """Return the profile of the champion's training data; None where there is no champion yet."""
+    if not (Path(home) / "mlflow.db").is_file() and not os.environ.get("MLFLOW_TRACKING_URI"):
+        return None  # without a store there is no champion, and MLflow takes seconds to import
+    from tasks.registry import versions as registry
+
+    return registry.fetch_profile(registry.locate_store(home))

@@ -1,0 +1,126 @@
+"""Two registered versions on the same sentences, and a candidate judged again where another champion reigns by now."""
+
+import datetime
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from tasks.core.errors import VerdictError, WrongUsage
+from tasks.core.files import digest_of, write_json
+from tasks.core.policy import parse_policy
+from tasks.evaluation.compare_versions import SideBySide, compare_bundles, compare_recorded, figures_of
+from tasks.evaluation.evidence import Evidence, face_champion
+from tasks.evaluation.judge import judge, sign
+from tasks.registry import promotion as moves
+from tasks.registry import tracking as runs
+from tasks.registry import verification as inspection
+from tasks.registry import versions as registry
+from tasks.registry.audit_log import actor
+from tasks.registry.champion_history import Reigning
+from tasks.registry.mlflow_client import Store, locate_store
+
+RESAMPLES = 10_000
+
+
+def compare(first: str, second: str | None, device: str, home: str) -> dict[str, Any]:
+    """Put two versions side by side on the holdout that judged the first.
+
+    Both answer its rows again where the snapshot is at hand; else the answers count that were recorded with them.
+
+    Args:
+        first: version.
+        second: version; None: the champion.
+        device: auto, cuda or cpu.
+        home: folder of the stores.
+
+    Raises:
+        WrongUsage: if a version is no number, or both are the same.
+        VerdictError: if one does not exist or is damaged, or there are no rows that both can be compared on.
+    """
+    store = locate_store(home)
+    registry.check_numbers(store, first, second or first)
+    other = second or _champion(store)
+    if first == other:
+        raise WrongUsage(f"version {first} would be compared with itself; name another: verdict compare {first} B")
+    tags = {version: registry.read_tags(store, version) for version in (first, other)}
+    holdout = tags[first].get("holdout", "")
+    snapshot = find_snapshot(home, holdout)
+    if snapshot:
+        with inspection.bundle_of(store, first) as ours, inspection.bundle_of(store, other) as theirs:
+            result: SideBySide | None = compare_bundles(str(ours), str(theirs), str(snapshot), device, RESAMPLES)
+    else:
+        evidence = [_evidence(store, tags[version]) for version in (first, other)]
+        result = compare_recorded(evidence[0], evidence[1]) if evidence[0] and evidence[1] else None
+    if result is None:
+        raise VerdictError(
+            f"versions {first} and {other} were judged on other rows, and the holdout {holdout[:12] or 'unknown'} is "
+            f"not in {Path(home) / 'snapshots'}; read the data once: verdict check --data ADDRESS"
+        )
+    sides = {first: result["first"], other: result["second"]}
+    return {
+        "holdout": holdout,
+        "rows": result["comparison"]["rows"],
+        "basis": "measured" if snapshot else "recorded",
+        "versions": [
+            {"version": version, "verdict": tags[version].get("verdict"), **figures_of(side)}
+            for version, side in sides.items()
+        ],
+        "comparison": dict(result["comparison"]),
+    }
+
+
+def judge_again(store: Store, version: str, champion: Reigning | None, home: str) -> str:
+    """Judge a version against the champion that reigns now; return the digest of the verdict, which its run records.
+
+    Raises:
+        VerdictError: if it is rejected, or what this needs is not at hand.
+    """
+    tags = registry.read_tags(store, version)
+    evidence = _evidence(store, tags)
+    snapshot = find_snapshot(home, tags.get("holdout", ""))
+    now = f"champion {champion['version'] if champion else 'none'}"
+    if evidence is None or (champion and snapshot is None):
+        what = "its evidence" if evidence is None else f"the holdout {evidence['holdout'][:12]}"
+        raise VerdictError(
+            f"version {version} was compared with champion {tags.get('compared_with') or 'none'}, {now} reigns by now, "
+            f"and {what} is not at hand to judge it again; run: verdict retrain --force"
+        )
+    if champion:
+        with inspection.bundle_of(store, champion["version"]) as bundle:
+            reigning = {"version": champion["version"], "digest": champion["digest"], "bundle": str(bundle)}
+            evidence = face_champion(evidence, reigning, str(snapshot), "auto")  # type: ignore[arg-type]
+    else:
+        gone = {"incumbency": moves.incumbency(store), "champion": None, "comparison": None}
+        evidence = Evidence(**{**evidence, **gone})  # type: ignore[typeddict-item]
+    time = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    verdict = sign(judge(evidence, parse_policy(evidence["policy"], f"of version {version}")), time, actor())
+    with tempfile.TemporaryDirectory() as scratch:
+        name = f"against-{champion['version'] if champion else 'none'}"
+        write_json(Path(scratch) / f"evidence-{name}.json", evidence)
+        write_json(Path(scratch) / f"verdict-{name}.json", verdict)
+        runs.log_files(store, tags["run"], [str(path) for path in Path(scratch).iterdir()], "records")
+    if verdict["decision"] == "REJECT":
+        raise VerdictError(
+            f"version {version} was judged again, against {now}: REJECT: {'; '.join(verdict['reasons'])}; "
+            f"see: verdict compare {version}"
+        )
+    return digest_of(verdict)
+
+
+def find_snapshot(home: str, digest: str) -> Path | None:
+    """Return the path of a snapshot that is at hand."""
+    path = Path(home) / "snapshots" / f"{digest}.parquet"
+    return path if digest and path.is_file() else None
+
+
+def _champion(store: Store) -> str:
+    champion = moves.find_reigning(store)
+    if champion is None:
+        raise VerdictError(f"there is no champion in {store['uri']} to compare with; name a second version")
+    return champion["version"]
+
+
+def _evidence(store: Store, tags: dict[str, str]) -> Evidence | None:
+    """Return the evidence that the run of a version recorded; None for none, or one of an older program."""
+    found = inspection.read_recorded(store, tags["run"], "evidence.json")
+    return found if found and "answers" in found else None

@@ -1,0 +1,1 @@
+"""Prefect flows and the steps that only they use."""

@@ -1,0 +1,98 @@
+"""The part of the main job that weighs a candidate: what is known, what is measured, what follows."""
+
+import datetime
+from pathlib import Path
+from typing import Any
+
+from flows.steps import io_step, step
+from tasks.core.files import read_json, write_json
+from tasks.core.settings import Settings
+from tasks.data.gate import Gate
+from tasks.data.ingestion import Data
+from tasks.evaluation.evidence import Circumstances, Evidence, gather_evidence
+from tasks.evaluation.judge import Verdict, judge, sign
+from tasks.export.bundle_export import Export
+from tasks.registry import promotion as moves
+from tasks.registry import tracking as runs
+from tasks.registry import versions as registry
+from tasks.registry.audit_log import actor
+from tasks.registry.mlflow_client import Store
+from tasks.registry.versions import CHAMPION, Version
+
+find_alias = io_step("find champion", registry.find_alias)
+find_incumbency = io_step("find champion", moves.incumbency)
+count_looks = io_step("find champion", runs.count_looks)
+tag_run = io_step("log to MLflow", runs.tag_run)
+measure = step("measure", gather_evidence)
+decide = step("judge", judge)
+
+
+def weigh(
+    exported: Export, data: Data, gate: Gate, settings: Settings, device: str, folder: Path, store: Store, run_id: str
+) -> tuple[Evidence, Verdict]:
+    """Measure candidate and champion, and judge, unless a killed run of this job did so and nothing changed since.
+
+    The look at the holdout is recorded before it is taken: a process that dies in between has still looked.
+    """
+    champion = find_alias(store, CHAMPION)
+    holdout, policy = data["holdout"], settings.judge.chosen_policy()
+    circumstances = Circumstances(
+        incumbency="reigning" if champion else find_incumbency(store),
+        looks=count_looks(store, holdout["digest"], exported["digest"]),
+        drift=[shift["name"] for shift in gate["drift"] if shift["drifted"]],
+        training=data["train"]["digest"],
+        policy=policy.model_dump(),
+    )
+    if standing := find_standing(folder, exported, circumstances, champion):
+        return standing
+    tag_run(store, run_id, {"holdout": holdout["digest"], "bundle_digest": exported["digest"]})
+    reported = data["reported"]
+    sides = ("train", "validation", "text") if data["text"] else ("train", "validation")
+    evidence = measure(
+        exported["bundle"],
+        {"digest": holdout["digest"], "path": holdout["path"]},
+        {"digest": reported["digest"], "path": reported["path"]} if reported else None,
+        {key: champion[key] for key in ("version", "digest", "bundle")} if champion else None,  # type: ignore[arg-type]
+        split=read_json(folder / "split.json"),
+        training=[str(folder / f"{side}.parquet") for side in sides],
+        circumstances=circumstances,
+        device=device,
+        resamples=settings.judge.resamples,
+    )
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    verdict = sign(decide(evidence, policy), now, actor())
+    write_json(folder / "evidence.json", evidence)
+    write_json(folder / "verdict.json", verdict)
+    return evidence, verdict
+
+
+def find_standing(
+    folder: Path, exported: Export, circumstances: Circumstances, champion: Version | None
+) -> tuple[Evidence, Verdict] | None:
+    """Return the verdict that a killed run left where it still stands: it was carried out, or nothing changed since."""
+    if not (folder / "verdict.json").is_file():
+        return None
+    evidence, verdict = read_json(folder / "evidence.json"), read_json(folder / "verdict.json")
+    if verdict["candidate"] != exported["digest"]:
+        return None
+    carried_out = champion is not None and champion["digest"] == exported["digest"]
+    compared, now = ((one["version"], one["digest"]) if one else None for one in (evidence["champion"], champion))
+    same = compared == now and all(evidence[key] == value for key, value in circumstances.items())
+    return (evidence, verdict) if carried_out or same else None
+
+
+def list_figures(evidence: Evidence) -> dict[str, float]:
+    """Return the single numbers of an evidence that are logged to its run."""
+    measured, comparison = evidence["candidate"], evidence["comparison"]
+    interval = measured["interval"]
+    figures: dict[str, Any] = {"mcc": interval["mcc"], "mcc_low": interval["low"], "mcc_high": interval["high"]}
+    figures |= {f"mcc_{name}": other["interval"]["mcc"] for name, other in evidence["variants"].items()}
+    figures |= {name: dict(measured)[name] for name in ("accuracy", "f1", "auroc", "brier", "ece")}
+    figures |= {"behaviour": evidence["behaviour"]["share"], "looks": evidence["looks"]}
+    if comparison:
+        figures |= {
+            "mcc_difference": comparison["difference"],
+            "mcc_difference_low": comparison["low"],
+            "mcc_difference_high": comparison["high"],
+        }
+    return figures

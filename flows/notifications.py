@@ -1,0 +1,58 @@
+"""Who is told of what: verdicts, failures and moves go to a webhook and to a Prefect notification block.
+
+VERDICT_ALERT_URL names the webhook (tasks/core/webhook.py), VERDICT_ALERT_BLOCK a notification block by its slug, for
+example slack-webhook/ops: whatever Prefect can notify.
+"""
+
+import os
+from typing import Any
+
+from tasks.core.errors import first_line
+from tasks.core.webhook import attempt, post
+
+BLOCK = "VERDICT_ALERT_BLOCK"
+KEPT = ("decision", "reasons", "version", "mcc", "mcc_low", "mcc_high", "dataset", "champion_before", "store", "run")
+
+
+def tell_verdict(outcome: dict[str, Any]) -> None:
+    """Tell what was decided about a candidate."""
+    reasons = "; ".join(outcome["reasons"])
+    text = f"{outcome['decision']}: version {outcome['version']}, MCC {outcome['mcc']:.3f}: {reasons}"
+    _tell(text, {"event": "verdict"} | {key: outcome.get(key) for key in KEPT})
+
+
+def alert_failure(flow: Any, flow_run: Any, state: Any) -> None:
+    """Tell that a flow failed; Prefect calls this."""
+    error = state.result(raise_on_failure=False)
+    reason = first_line(error)
+    _tell(f"{flow.name} failed: {reason}", {"event": "failure", "flow": flow.name, "reason": reason})
+
+
+def alert_crash(flow: Any, flow_run: Any, state: Any) -> None:
+    """Tell that the process of a flow died; Prefect's worker calls this."""
+    reason = (str(state.message or "").strip().splitlines() or ["its process died"])[0][:500]
+    text = f"{flow.name} run {flow_run.name} crashed: {reason}"
+    _tell(text, {"event": "crash", "flow": flow.name, "run": str(flow_run.id), "reason": reason})
+
+
+def tell_move(move: dict[str, Any]) -> None:
+    """Tell that somebody approved, rejected or rolled back."""
+    went = f"champion {move['from'] or 'none'} to {move['to'] or 'none'}"
+    text = f"{move['kind']} of version {move['version']} by {move['actor']}: {move['reason']} ({went})"
+    kept = ("kind", "version", "from", "to", "actor", "reason", "time")
+    _tell(text, {"event": "move"} | {key: move[key] for key in kept})
+
+
+def _tell(text: str, facts: dict[str, Any]) -> None:
+    post(text, facts)
+    if slug := os.environ.get(BLOCK, "").strip():
+        attempt(f"block {slug}", lambda: _notify(slug, text))
+
+
+def _notify(slug: str, text: str) -> None:
+    from prefect.blocks import notifications  # noqa: F401  (registers the blocks that a slug may name)
+    from prefect.blocks.core import Block
+
+    block: Any = Block.load(slug)
+    with block.raise_on_failure():
+        block.notify(text, subject="Verdict")

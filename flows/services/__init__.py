@@ -1,0 +1,1 @@
+"""Prefect servers, deployments and the local stack."""

@@ -1,0 +1,1 @@
+"""Settings, policy, errors, files, logs: what every package may use."""

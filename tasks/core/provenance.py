@@ -1,0 +1,46 @@
+"""What ran where: versions, commit, host."""
+
+import importlib.metadata
+import platform
+import subprocess
+from pathlib import Path
+
+PACKAGES = (
+    "verdict-mlops",
+    "torch",
+    "transformers",
+    "onnx",
+    "onnxruntime-gpu",
+    "onnxruntime",
+    "tokenizers",
+    "numpy",
+    "prefect",
+    "mlflow",
+    "great-expectations",
+)
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the libraries that are installed."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def git_commit() -> str:
+    """Return the commit of the source tree this code runs from, marked when changed; "unknown" outside of one."""
+    folder = Path(__file__).resolve().parents[2]
+    if not (folder / ".git").exists():  # installed: a repository around the installation is not ours
+        return "unknown"
+    try:
+        described = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--match="],
+            cwd=folder, capture_output=True, text=True, timeout=10, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return described.stdout.strip()

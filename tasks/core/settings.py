@@ -1,0 +1,374 @@
+"""Every setting of the product in one typed object, with its unit and its bounds.
+
+Three layers, the later one wins: a profile file (tasks/core/profiles/*.toml, or any TOML file), the environment
+(VERDICT_FINETUNE__EPOCHS=3), flags (--set finetune.epochs=3). Each value remembers the layer it came from.
+"""
+
+import difflib
+import json
+import os
+import tomllib
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
+
+from tasks.core.errors import WrongUsage
+from tasks.core.key_values import parse_pairs
+from tasks.core.policy import NAME, Policy, load_policy
+
+PREFIX = "VERDICT_"
+# Variables with our prefix that are no settings: they say where, who and whom to tell, and are never recorded.
+OWN_VARIABLES = {
+    "VERDICT_HOME",
+    "VERDICT_DEBUG",
+    "VERDICT_LOG",
+    "VERDICT_ACTOR",
+    "VERDICT_ALERT_URL",
+    "VERDICT_ALERT_BLOCK",
+}
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=0)]
+ROLES = ("text", "label", "source", "mark")
+
+
+def _check_columns(text: str) -> str:
+    unknown = set(parse_pairs(text)) - set(ROLES)
+    if unknown:
+        raise ValueError(f"{sorted(unknown)[0]!r} is no role of a column; expected {', '.join(ROLES)}")
+    return text
+
+
+def _check_labels(text: str) -> str:
+    values = parse_pairs(text).values()
+    if values and set(values) != {"0", "1"}:
+        raise ValueError("every label stands for 0 or 1, and both occur: acceptable=1,unacceptable=0")
+    return text
+
+
+def _split_addresses(value: Any) -> Any:
+    """Take one address, or a JSON list of them, from the environment or a flag."""
+    if not isinstance(value, str):
+        return value
+    if value.startswith("["):
+        try:
+            return json.loads(value)
+        except ValueError as error:
+            raise ValueError(f"no JSON list of addresses: {error}") from error
+    return (value,) if value else ()
+
+
+Addresses = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_addresses)]
+
+
+class Section(BaseModel):
+    """A named group of settings; unknown keys are refused and nothing changes after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+class DataSettings(Section):
+    """Where sentences come from and how they are divided."""
+
+    path: Addresses = ("sample",)
+    """Addresses that are merged: folder, file, https://...#sha256=HEX, hf:ORG/NAME, or "sample" (bundled)."""
+    train: str = ""
+    """Training file; empty for in_domain_train.tsv."""
+    holdout: str = ""
+    """Judging file; empty for out_of_domain_dev.tsv."""
+    columns: Annotated[str, AfterValidator(_check_columns)] = ""
+    """Columns of CSV, JSONL, Parquet and headed TSV files: text=NAME,label=NAME,source=NAME,mark=NAME."""
+    labels: Annotated[str, AfterValidator(_check_labels)] = ""
+    """What labels are called besides 0 and 1: acceptable=1,unacceptable=0."""
+    offline: bool = False
+    """Take only what is on this machine; nothing is fetched."""
+    holdout_share: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """Share of the sentences that is set apart to judge, where no holdout file is given."""
+    max_quarantined: Share = 0.01
+    """Largest share of rows that may be quarantined."""
+    validation_share: Annotated[float, Field(gt=0, lt=0.5)] = 0.1
+    """Share of the training sentences that selects the best epoch."""
+    max_chars: Annotated[int, Field(ge=1)] = 2000
+    """Longest sentence that is kept, in characters."""
+    text: str = ""
+    """File of sentences without labels, such as .txt with one a line, or https://...#sha256=HEX: for a first stage."""
+
+
+class GateSettings(Section):
+    """Limits of the data gate."""
+
+    min_rows: Count = 100
+    """Smallest number of training rows."""
+    min_holdout_rows: Count = 50
+    """Smallest number of holdout rows."""
+    min_acceptable: Share = 0.2
+    """Smallest share of acceptable sentences."""
+    max_acceptable: Share = 0.9
+    """Largest share of acceptable sentences."""
+    min_characters: Count = 1
+    """Smallest usual number of characters of a sentence."""
+    max_characters: Count = 1000
+    """Largest usual number of characters of a sentence."""
+    min_words: Count = 1
+    """Smallest usual number of words of a sentence."""
+    max_words: Count = 200
+    """Largest usual number of words of a sentence."""
+    max_odd_lengths: Share = 0.01
+    """Largest share of sentences that are shorter or longer than usual."""
+    max_control: Share = 0.01
+    """Largest share of sentences with control characters."""
+    max_duplicates: Share = 0.05
+    """Largest share of rows that repeat an earlier sentence (folded)."""
+    max_conflicts: Share = 0.02
+    """Largest share of rows whose sentence has both labels (folded)."""
+    max_leak: Share = 0.05
+    """Largest share of holdout rows whose sentence also trains (folded)."""
+    max_unseen_sources: Share = 1.0
+    """Largest share of holdout rows from sources that do not train; all of them where the holdout is out of domain."""
+    max_unknown: Share = 0.01
+    """Largest share of word pieces that the encoder's vocabulary does not have."""
+    drift: Literal["warn", "refuse"] = "warn"
+    """What drift from the champion's training data does; retraining is the usual answer to it."""
+    drift_level: Annotated[float, Field(gt=0, lt=1)] = 0.01
+    """Distances whose p value is not below this count as chance."""
+    max_label_shift: Share = 0.05
+    """Drift: largest difference of the acceptable share."""
+    max_length_shift: Share = 0.1
+    """Drift: largest Kolmogorov-Smirnov distance of the sentences' lengths."""
+    max_source_shift: Share = 0.3
+    """Drift: largest Jensen-Shannon distance of the sources."""
+    max_vocabulary_shift: Share = 0.3
+    """Drift: largest Jensen-Shannon distance of the words."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "GateSettings":
+        for name in ("acceptable", "characters", "words"):
+            low, high = getattr(self, f"min_{name}"), getattr(self, f"max_{name}")
+            if low >= high:
+                raise ValueError(f"gate.min_{name} ({low}) must be below gate.max_{name} ({high})")
+        return self
+
+
+class FinetuneSettings(Section):
+    """The training recipe."""
+
+    encoder: str = "packaged"
+    """Folder or hub id of a pretrained encoder, or "packaged" for the one that comes with the installation."""
+    epochs: Annotated[int, Field(ge=1, le=1000)] = 4
+    """Passes over the training sentences."""
+    batch_size: Annotated[int, Field(ge=1, le=65536)] = 32
+    """Sentences a step."""
+    learning_rate: Annotated[float, Field(gt=0, le=1)] = 5e-5
+    """Peak learning rate of AdamW."""
+    warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Share of the steps in which the learning rate rises from 0."""
+    weight_decay: Share = 0.01
+    """Decoupled decay of weight matrices; biases and normalisation weights do not decay."""
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Share of the learning rate that each layer gets of the one above it; 1 for all alike."""
+    max_length: Annotated[int, Field(ge=4, le=8192)] = 128
+    """Longest input in tokens, the two special ones included; more is cut off."""
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    """Gradients are scaled down to this L2 norm."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of each label that is spread over both classes."""
+    r_drop: Annotated[float, Field(ge=0, le=100)] = 0.0
+    """Weight of how far two passes with other places dropped differ; 0 for one pass, which takes half the time."""
+    spoiled: Annotated[int, Field(ge=0, le=100)] = 0
+    """Spoiled copies of each acceptable sentence that a first stage tells from the original; 0 for none of them."""
+    spoiled_text: Annotated[int, Field(ge=0, le=100)] = 1
+    """The same of each sentence of data.text, which makes a first stage even alone."""
+    patience: Annotated[int, Field(ge=0)] = 0
+    """Epochs without a better validation MCC after which training ends; 0 for never."""
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 2018
+    """Seed of the new head, dropout, batch order and split."""
+    seeds: Annotated[int, Field(ge=1, le=100)] = 1
+    """Models trained from one start with seeds from this one on; of several the mean of their weights is kept."""
+    processes: Annotated[int, Field(ge=1, le=64)] = 1
+    """Processes of this host that train, one a GPU: several seeds are shared out, of one seed the batches are."""
+    restarts: Annotated[int, Field(ge=0, le=10)] = 2
+    """Further seeds that are tried where a run learned nothing: one class only, or a loss that is no number."""
+    checkpoint_seconds: Annotated[float, Field(ge=0)] = 60
+    """Least time between two checkpoints; they are written between epochs."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """What training computes in; auto is bf16 on a GPU, and on a CPU that has instructions for it. Weights are fp32."""
+    device: Literal["auto", "cuda", "cpu"] = "auto"
+    """Where training and measurement run; auto takes a GPU when there is one."""
+
+
+class JudgeSettings(Policy):
+    """What a candidate must reach: the promotion policy, whose numbers can each be set here for one run."""
+
+    policy: str = ""
+    """TOML file of a policy; empty for mlflow/policy.toml."""
+    resamples: Annotated[int, Field(ge=100, le=1_000_000)] = 10_000
+    """Bootstrap resamples behind an interval."""
+    wait_for_person: bool = False
+    """Whether the run of a deployment that ends on HOLD is suspended until a person decides; it holds no GPU."""
+    wait_hours: Annotated[float, Field(gt=0, le=8_760)] = 72.0
+    """How long; afterwards the HOLD stays, and the command line decides it."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_from_the_policy(cls, values: Any) -> Any:
+        path = values.get("policy", "") if isinstance(values, dict) else None
+        return {**load_policy(path).model_dump(), **values} if isinstance(path, str) else values
+
+    def chosen_policy(self) -> Policy:
+        """Return the policy that results."""
+        return Policy.model_validate(self.model_dump(include=set(Policy.model_fields)))
+
+
+class WatchSettings(Section):
+    """What a look at the data may start."""
+
+    retrain: Literal["never", "on_change", "on_drift"] = "on_change"
+    """When new data starts a retraining run."""
+
+
+class Settings(BaseSettings):
+    """All settings of a run."""
+
+    model_config = SettingsConfigDict(extra="forbid", frozen=True, env_prefix=PREFIX, env_nested_delimiter="__")
+
+    data: DataSettings = DataSettings()
+    gate: GateSettings = GateSettings()
+    finetune: FinetuneSettings = FinetuneSettings()
+    judge: JudgeSettings = Field(default_factory=lambda: JudgeSettings.model_validate({}))  # read when needed
+    watch: WatchSettings = WatchSettings()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Take values only as they are given: `load_settings` reads the environment itself, to remember origins."""
+        return (init_settings,)
+
+
+class Resolved(NamedTuple):
+    """Settings and, for each dotted key, the layer that set it."""
+
+    settings: Settings
+    origins: dict[str, str]
+
+    def rows(self) -> list[tuple[str, Any, str]]:
+        """Return (key, value, origin) of every setting, in the order of the classes above."""
+        values = _flatten(self.settings.model_dump())
+        policy = dict.fromkeys((f"judge.{key}" for key in Policy.model_fields), self.settings.judge.policy or NAME)
+        return [(key, value, (policy | self.origins).get(key, "default")) for key, value in values.items()]
+
+
+def load_settings(
+    profile: str, flags: Mapping[str, Any] | None = None, environ: Mapping[str, str] | None = None
+) -> Resolved:
+    """Resolve profile < environment < flags.
+
+    Args:
+        profile: name of a bundled profile or path of a TOML file.
+        flags: dotted key to value, as given on the command line.
+        environ: environment to read; the process's own when None.
+
+    Raises:
+        WrongUsage: for an unknown profile or key (named with the nearest valid one) and for a value out of bounds.
+    """
+    layers = {
+        f"profile {profile}": _read_profile(profile),
+        "environment": _read_environment(os.environ if environ is None else environ),
+        "flag": dict(flags or {}),
+    }
+    merged: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    for origin, values in layers.items():
+        for key, value in values.items():
+            _refuse_unknown(key, origin)
+            merged[key], origins[key] = value, origin
+    try:
+        settings = Settings.model_validate(_nest(merged))
+    except ValidationError as error:
+        raise WrongUsage(_explain(error, origins)) from error
+    return Resolved(settings, origins)
+
+
+def profile_names() -> list[str]:
+    """Return the names of the bundled profiles."""
+    folder = resources.files("tasks.core") / "profiles"
+    return sorted(item.name.removesuffix(".toml") for item in folder.iterdir() if item.name.endswith(".toml"))
+
+
+def valid_keys() -> list[str]:
+    """Return every dotted key."""
+    return list(_flatten(Settings.model_construct().model_dump()))
+
+
+def _read_profile(profile: str) -> dict[str, Any]:
+    bundled = resources.files("tasks.core") / "profiles" / f"{profile}.toml"
+    source = bundled if profile in profile_names() else Path(profile)
+    try:
+        return _flatten(tomllib.loads(source.read_text(encoding="utf-8")))
+    except (OSError, UnicodeDecodeError) as error:
+        known = ", ".join(profile_names())
+        raise WrongUsage(f"profile {profile!r} is unknown; expected one of {known}, or a TOML file") from error
+    except tomllib.TOMLDecodeError as error:
+        raise WrongUsage(f"profile {profile} is not valid TOML: {error}") from error
+
+
+def _read_environment(environ: Mapping[str, str]) -> dict[str, Any]:
+    source = EnvSettingsSource(Settings)
+    wanted = {
+        name.lower(): value for name, value in environ.items() if name.startswith(PREFIX) and name not in OWN_VARIABLES
+    }
+    for name in wanted:
+        _refuse_unknown(name.removeprefix(PREFIX.lower()).replace("__", "."), "environment")
+    source.env_vars = wanted
+    return _flatten(source())
+
+
+def _refuse_unknown(key: str, origin: str) -> None:
+    keys = valid_keys()
+    if key in keys:
+        return
+    nearest = difflib.get_close_matches(key, keys, n=1, cutoff=0.0)[0]
+    raise WrongUsage(
+        f"setting {key!r} ({origin}) is unknown; did you mean {nearest!r}? verdict retrain --show-settings"
+    )
+
+
+def _explain(error: ValidationError, origins: Mapping[str, str]) -> str:
+    """Say in one line which value is wrong, where it came from and what was expected."""
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"][:2])  # what follows is a place in a list
+    reason = first["msg"].removeprefix("Value error, ")
+    if key not in origins:  # a contradiction between keys names them itself
+        return f"settings contradict each other: {reason}"
+    return f"setting {key} = {first['input']!r} ({origins[key]}) is refused: {reason[0].lower()}{reason[1:]}"
+
+
+def _flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in nested.items():
+        name = f"{prefix}{key}"
+        flat |= _flatten(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
+    return flat
+
+
+def _nest(flat: Mapping[str, Any]) -> dict[str, Any]:
+    nested: dict[str, Any] = {}
+    for dotted, value in flat.items():
+        section, _, key = dotted.partition(".")
+        nested.setdefault(section, {})[key] = value
+    return nested

@@ -1,0 +1,1 @@
+"""From an address to validated, split snapshots: sources, readers, quarantine, the gate."""

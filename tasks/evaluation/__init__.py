@@ -1,0 +1,1 @@
+"""Evidence and verdict: metrics, paired tests, the judge."""

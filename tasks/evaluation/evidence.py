@@ -1,0 +1,293 @@
+"""Measures a bundle on a holdout through ONNX Runtime, and the champion beside it on the same rows.
+
+What is measured is what will serve: the graph, the tokeniser and the provider, not the torch model they came from.
+The verdict rests on the variant that serves on this device; the others are measured beside it. The holdout chooses no
+variant: which ones a bundle holds was decided at export, on other sentences.
+
+Evidence holds the probability that each model gave each row, so everything computed from them can be computed again.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypedDict
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from tasks.core.errors import VerdictError
+from tasks.core.files import read_json
+from tasks.core.provenance import git_commit, versions
+from tasks.data.normalization import fold_all
+from tasks.data.snapshots import load_rows, read_tables
+from tasks.data.splitting import Split
+from tasks.evaluation.incumbency import Incumbency
+from tasks.evaluation.measurement import (
+    Comparison,
+    Measurement,
+    Rows,
+    compare_answers,
+    measure_answers,
+    predict_labels,
+    read_probabilities,
+    round_probabilities,
+)
+from tasks.evaluation.minimal_pairs import Behaviour, examine_behaviour
+from tasks.inference.bundle import PROFILE, SERVING, variants_of
+from tasks.inference.classifier import Classifier
+
+WORST = 10  # sentences
+DIFFERING = 50  # sentences on which candidate and champion differ; the whole count stands beside them
+LEAKED = 5  # sentences
+
+Probabilities = list[float | None]
+
+
+class Champion(TypedDict):
+    """The reigning model and the digest of its training rows, None where its bundle does not say.
+
+    Measurement and behaviour are missing when its bundle could not be loaded, and `fault` says why.
+    """
+
+    version: str
+    digest: str
+    training: str | None
+    measurement: Measurement | None
+    behaviour: Behaviour | None
+    fault: str | None
+
+
+class Place(TypedDict):
+    """A snapshot to measure on."""
+
+    digest: str
+    path: str
+
+
+class Reigning(TypedDict):
+    """A registered bundle to measure beside the candidate."""
+
+    version: str
+    digest: str
+    bundle: str
+
+
+class Circumstances(TypedDict):
+    """What a verdict depends on and no measurement tells.
+
+    `looks` counts the other candidates that were judged on this holdout before, `drift` names the distances from the
+    champion's data that the gate warned of, `training` is the digest of the training rows, `policy` the policy's keys.
+    """
+
+    incumbency: Incumbency
+    looks: int
+    drift: list[str]
+    training: str
+    policy: dict[str, Any]
+
+
+class Leak(TypedDict):
+    """Training rows that left because they stand in a holdout, and holdout rows that were trained on nevertheless."""
+
+    left: int
+    remaining: int
+    sentences: list[str]
+
+
+class Answers(Rows):
+    """The holdout's rows, and the probability of "acceptable" that each variant and the champion gave them."""
+
+    variants: dict[str, Probabilities]
+    champion: Probabilities | None
+
+
+class Evidence(Circumstances):
+    """Everything a verdict rests on; `split` counts the rows that trained, and those that left with their reasons.
+
+    `candidate` is the variant that serves on the device, `variants` is every one of the bundle, that one included.
+    """
+
+    digest: str
+    holdout: str
+    split: Split
+    leak: Leak
+    candidate: Measurement
+    variants: dict[str, Measurement]
+    behaviour: Behaviour
+    reported: Measurement | None
+    champion: Champion | None
+    comparison: Comparison | None
+    answers: Answers
+    resamples: int
+    versions: dict[str, str]
+    git_commit: str
+
+
+def gather_evidence(
+    bundle: str,
+    holdout: Place,
+    reported: Place | None,
+    champion: Reigning | None,
+    *,
+    split: Split,
+    training: Sequence[str],
+    circumstances: Circumstances,
+    device: str,
+    resamples: int,
+) -> Evidence:
+    """Measure a candidate and the champion on the judging holdout, and the candidate on the reported one.
+
+    Args:
+        bundle: folder of the candidate's bundle.
+        holdout: digest and path of the judging snapshot.
+        reported: digest and path of a snapshot that is only reported.
+        champion: version, digest and folder of the reigning bundle; None when there is none.
+        split: how the training rows were divided.
+        training: paths of all rows that trained or chose the epoch.
+        circumstances: what else the verdict depends on.
+        device: auto, cuda or cpu.
+        resamples: of the bootstrap.
+
+    Raises:
+        VerdictError: if the candidate cannot be loaded or rows cannot be read.
+    """
+    rows = load_rows(holdout["path"])
+    classifier = Classifier.from_bundle(bundle, device)
+    answers = Answers(**_strip(rows), variants={}, champion=None)
+    variants: dict[str, Measurement] = {}
+    others = [name for name in variants_of(classifier.manifest) if name != classifier.variant]
+    for variant in [classifier.variant, *others]:
+        loaded = classifier if variant == classifier.variant else _load(bundle, device, variant)
+        answers["variants"][variant] = given = _ask(loaded, rows)
+        variants[variant] = _describe(loaded, rows, given, resamples)
+    evidence = Evidence(
+        **circumstances,
+        digest=classifier.manifest["digest"],
+        holdout=holdout["digest"],
+        split=split,
+        leak=find_leak(training, rows["sentence"].tolist(), split["in_holdout"]),
+        candidate=variants[classifier.variant],
+        variants=variants,
+        behaviour=examine_behaviour(classifier),
+        reported=measure(classifier, reported["path"], resamples) if reported else None,
+        champion=None,
+        comparison=None,
+        answers=answers,
+        resamples=resamples,
+        versions=versions(),
+        git_commit=git_commit(),
+    )
+    return face_champion(evidence, champion, holdout["path"], device) if champion else evidence
+
+
+def face_champion(evidence: Evidence, champion: Reigning, holdout: str, device: str) -> Evidence:
+    """Measure a champion on the candidate's holdout and return the evidence with it, in place of any other.
+
+    A champion that cannot be loaded is evidence too, not a reason to lose the training.
+
+    Args:
+        evidence: of the candidate.
+        champion: version, digest and folder of the reigning bundle.
+        holdout: path of the snapshot that the candidate was measured on.
+        device: auto, cuda or cpu.
+    """
+    found = Champion(
+        version=champion["version"],
+        digest=champion["digest"],
+        training=None,
+        measurement=None,
+        behaviour=None,
+        fault=None,
+    )
+    given: Probabilities | None = None
+    comparison = None
+    try:
+        classifier = Classifier.from_bundle(champion["bundle"], device)
+        profile = Path(champion["bundle"]) / PROFILE
+        found["training"] = read_json(profile)["dataset"] if profile.is_file() else None
+    except VerdictError as error:
+        found["fault"] = str(error)
+    else:
+        rows = load_rows(holdout)
+        given = _ask(classifier, rows)
+        found["measurement"] = _describe(classifier, rows, given, evidence["resamples"])
+        found["behaviour"] = examine_behaviour(classifier)
+        ours = evidence["answers"]["variants"][evidence["candidate"]["variant"]]
+        comparison = compare_answers(evidence["answers"], ours, given, evidence["resamples"])
+        comparison["sentences"] = _list_differing(rows, ours, given)
+    answers = Answers(**{**evidence["answers"], "champion": given})
+    return Evidence(
+        **{**evidence, "incumbency": "reigning", "champion": found, "comparison": comparison, "answers": answers}
+    )
+
+
+def measure(classifier: Classifier, snapshot: str, resamples: int) -> Measurement:
+    """Measure a classifier on every row of a snapshot."""
+    rows = load_rows(snapshot)
+    return _describe(classifier, rows, _ask(classifier, rows), resamples)
+
+
+def find_leak(training: Sequence[str], sentences: list[str], left: int) -> Leak:
+    """Look for holdout sentences among the rows that trained; they are compared folded.
+
+    Args:
+        training: paths of the rows.
+        sentences: of the holdout.
+        left: training rows that the split left out because they stand in a holdout.
+
+    Raises:
+        VerdictError: if rows cannot be read.
+    """
+    folded = pd.Series(fold_all(pa.array(sentences, pa.string())))
+    trained: set[str] = set()
+    for path in training:
+        for batch in read_tables(path, ["sentence"]):
+            here = pd.Series(fold_all(batch["sentence"]))
+            trained |= set(here[here.isin(folded)])
+    leaked = np.flatnonzero(folded.isin(trained))
+    return Leak(left=left, remaining=len(leaked), sentences=[sentences[row] for row in leaked[:LEAKED]])
+
+
+def _load(bundle: str, device: str, variant: str) -> Classifier:
+    """Load a variant where it would serve: int8 on the CPU even beside a GPU."""
+    return Classifier.from_bundle(bundle, "cpu" if variant == SERVING["cpu"] else device, variant)
+
+
+def _strip(rows: pd.DataFrame) -> Rows:
+    return Rows(
+        label=[int(label) for label in rows["label"]],
+        source=[str(source) for source in rows["source"]],
+        words=[len(sentence.split()) for sentence in rows["sentence"]],
+    )
+
+
+def _ask(classifier: Classifier, rows: pd.DataFrame) -> Probabilities:
+    return round_probabilities(classifier.probabilities(rows["sentence"].tolist())[:, 1])
+
+
+def _describe(classifier: Classifier, rows: pd.DataFrame, given: Probabilities, resamples: int) -> Measurement:
+    """Compute a model's figures and list the sentences whose label got the least probability."""
+    result = measure_answers(_strip(rows), given, classifier.provider, classifier.variant, resamples)
+    acceptable = read_probabilities(given)
+    to_label = np.where(rows["label"].to_numpy() == 1, acceptable, 1 - acceptable)
+    for row in np.argsort(to_label, kind="stable")[:WORST]:
+        probability = float(to_label[row]) if given[row] is not None else None
+        result["worst"].append(_show(rows, row) | {"probability": probability})
+    return result
+
+
+def _list_differing(rows: pd.DataFrame, ours: Probabilities, theirs: Probabilities) -> list[dict[str, Any]]:
+    """List the sentences that the two label differently, with both probabilities of "acceptable"."""
+    differing = np.flatnonzero(predict_labels(ours) != predict_labels(theirs))
+    apart = np.abs(read_probabilities(ours) - read_probabilities(theirs))[differing]
+    first = differing[np.argsort(-apart, kind="stable")][:DIFFERING]
+    return [_show(rows, row) | {"candidate": ours[row], "champion": theirs[row]} for row in first]
+
+
+def _show(rows: pd.DataFrame, row: int) -> dict[str, Any]:
+    return {
+        "line": int(rows["line"].iloc[row]),
+        "source": str(rows["source"].iloc[row]),
+        "label": int(rows["label"].iloc[row]),
+        "sentence": str(rows["sentence"].iloc[row]),
+    }

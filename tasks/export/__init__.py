@@ -1,0 +1,1 @@
+"""From a trained model to ONNX variants that answer alike, and the bundle that holds them."""

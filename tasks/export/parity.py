@@ -1,0 +1,161 @@
+"""Compares ONNX graphs with the torch model that they came from, on random tokens and on real sentences.
+
+Shape letters: B sentences, S tokens.
+"""
+
+from pathlib import Path
+from typing import NamedTuple, TypedDict
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from transformers import PreTrainedModel
+
+from tasks.data.snapshots import load_rows
+from tasks.evaluation.metrics import mcc
+from tasks.inference.sessions import open_session
+from tasks.inference.tokenization import Ids, encode, load_tokenizer, pad, sorted_batches
+
+SHAPES = ((1, 1), (1, 5), (7, 64), (32, 17))  # (B, S) of random tokens
+SENTENCES = 512  # real ones; four times on a slow CPU they cost seconds, and one flipped label is 0.2% of them
+BATCH = 32  # sentences
+REAL = "sentences"  # name of the comparison on real ones
+# A variant that loses more than this against fp32, in MCC on the compared sentences, gives up what a better recipe
+# gains; its speed is not worth that.
+MCC_COST = 0.01
+
+
+class Limit(NamedTuple):
+    """What a variant may differ from torch: by so much in a logit, in so large a share of labels."""
+
+    difference: float
+    equal: float
+
+
+LIMITS = {"fp32": Limit(1e-4, 1.0), "fp16": Limit(2e-2, 0.995), "int8": Limit(float("inf"), 0.99)}
+
+
+class Parity(TypedDict):
+    """How far a graph is from torch on a provider; `difference` is the largest of a logit for each comparison.
+
+    `equal` is the share of real sentences that got the same label, `mcc_cost` what the others cost.
+    """
+
+    provider: str
+    difference: dict[str, float]
+    sentences: int
+    equal: float
+    mcc_cost: float
+
+
+class Case(NamedTuple):
+    """Input of a graph, torch's logits [B, 2] for it and, for real sentences, their labels [B]."""
+
+    name: str
+    inputs: dict[str, Ids]
+    expected: NDArray[np.float32]
+    labels: Ids | None
+
+
+class Logits(nn.Module):
+    """Gives exporters positional inputs and a plain tensor as output."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model, self.names = model, input_names(model)
+        self.eval()  # an exporter sets dropout back to this module's mode
+
+    def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
+        """Map inputs [B, S], in the order of `names`, to logits [B, 2]."""
+        return self.model(**dict(zip(self.names, inputs, strict=True))).logits
+
+
+def input_names(model: PreTrainedModel) -> list[str]:
+    """Return the graph's inputs: token ids, mask, and segment ids for models that know two segments."""
+    segments = getattr(model.config, "type_vocab_size", 0) > 1
+    return ["input_ids", "attention_mask"] + (["token_type_ids"] if segments else [])
+
+
+def random_inputs(logits: Logits, rows: int, length: int) -> dict[str, Ids]:
+    """Make inputs [B, S] of random tokens whose last sentence is padded to half its length."""
+    rng = np.random.default_rng(rows * 1_000 + length)
+    vocabulary = logits.model.config.vocab_size
+    ids = rng.integers(vocabulary // 2, vocabulary, (rows, length))  # low ids are special tokens
+    mask = np.ones_like(ids)
+    mask[-1, (length + 1) // 2 :] = 0
+    return _inputs(logits, ids, mask)
+
+
+def random_cases(logits: Logits) -> list[Case]:
+    """Let torch answer random tokens of several shapes."""
+    cases = []
+    for rows, length in SHAPES:
+        inputs = random_inputs(logits, rows, length)
+        cases.append(Case(f"{rows}x{length}", inputs, _answer(logits, inputs), None))
+    return cases
+
+
+def real_cases(logits: Logits, model_folder: str, max_length: int, rows_path: str) -> list[Case]:
+    """Let torch answer sentences that lie evenly over a snapshot's rows, in batches of like length."""
+    rows = load_rows(rows_path)
+    rows = rows.iloc[np.unique(np.linspace(0, len(rows) - 1, min(SENTENCES, len(rows))).astype(int))]
+    labels = rows["label"].to_numpy(np.int64)
+    ids = encode(load_tokenizer(model_folder, max_length), rows["sentence"].tolist())
+    cases = []
+    for batch in sorted_batches(np.array([len(row) for row in ids]), BATCH):
+        inputs = _inputs(logits, *pad([ids[row] for row in batch], logits.model.config.pad_token_id or 0))
+        cases.append(Case(REAL, inputs, _answer(logits, inputs), labels[batch]))
+    return cases
+
+
+def compare(cases: list[Case], graph: Path, device: str) -> Parity:
+    """Measure how far a graph is from torch's answers; a logit that is no number makes its difference one neither."""
+    session = open_session(graph, device)
+    difference: dict[str, float] = {}
+    labels, expected, found = [], [], []
+    for case in cases:
+        (logits,) = session.run(None, case.inputs)
+        largest = np.abs(logits - case.expected).max(initial=0.0)
+        difference[case.name] = float(np.maximum(largest, difference.get(case.name, 0.0)))  # of max() NaN may be lost
+        if case.labels is not None:
+            labels.append(case.labels)
+            expected.append(case.expected.argmax(axis=1))
+            found.append(logits.argmax(axis=1))
+    parity = Parity(provider=session.get_providers()[0], difference=difference, sentences=0, equal=1.0, mcc_cost=0.0)
+    if labels:
+        truth, wanted, given = (np.concatenate(part) for part in (labels, expected, found))
+        parity["sentences"], parity["equal"] = len(truth), float((wanted == given).mean())
+        parity["mcc_cost"] = float(mcc(truth, wanted) - mcc(truth, given))
+    return parity
+
+
+def fault_of(variant: str, parity: Parity) -> str | None:
+    """Say why a variant may not be shipped; None where it may."""
+    limit = LIMITS[variant]
+    for name, difference in parity["difference"].items():
+        if not np.isfinite(difference):
+            return f"answers {name} with what is no number"
+        if difference > limit.difference:
+            return f"differs from torch by {difference:.2e} at {name}, expected at most {limit.difference:g}"
+    if variant == "fp32":
+        return None  # its labels can differ only where both logits are as good as equal
+    if not parity["sentences"]:
+        return "was compared with torch on no sentences"
+    if parity["equal"] < limit.equal:
+        return (
+            f"gives {parity['equal']:.2%} of {parity['sentences']} sentences torch's label, expected {limit.equal:.1%}"
+        )
+    if parity["mcc_cost"] > MCC_COST:
+        return f"costs {parity['mcc_cost']:.3f} MCC on {parity['sentences']} sentences, expected at most {MCC_COST}"
+    return None
+
+
+def _inputs(logits: Logits, ids: Ids, mask: Ids) -> dict[str, Ids]:
+    arrays = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
+    return {name: arrays[name] for name in logits.names}
+
+
+def _answer(logits: Logits, inputs: dict[str, Ids]) -> NDArray[np.float32]:
+    with torch.inference_mode():
+        return logits(*(torch.from_numpy(array) for array in inputs.values())).numpy()

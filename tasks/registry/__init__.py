@@ -1,0 +1,1 @@
+"""MLflow: runs, versions, aliases, audit log, retention. The only package that imports mlflow."""

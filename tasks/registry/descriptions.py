@@ -1,0 +1,169 @@
+"""What MLflow's own pages say: descriptions in Markdown and the tags that its tables show.
+
+The tables show the raw text of a description, so its first line is plain. Addresses are those of MLflow's pages,
+relative to its own, so they hold behind any host name.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tasks.evaluation.run_diff import SHORT
+from tasks.reporting.wording import NEXT, capital, escape_markdown, show_interval
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tasks.evaluation.evidence import Evidence
+    from tasks.evaluation.judge import Verdict
+    from tasks.evaluation.run_diff import Change
+    from tasks.reporting.tables import Figure
+
+LONGEST = 1_000  # characters of the tag that says what changed
+SHOWN = 30  # changes that a description lists
+GAP = "&emsp;"  # MLflow's pages leave no room between the columns of a table
+NOTE = "mlflow.note.content"  # the tag that a run's page shows as its description
+
+MODEL = """Tells whether an English sentence is acceptable to a native speaker.
+
+- **champion** is what downstream systems load: `mlflow.pyfunc.load_model("models:/acceptability@champion")`
+- **challenger** is the last candidate on HOLD, which waits for a person
+
+Each version is one bundle of ONNX graphs. Its description says how it was judged: PROMOTE, HOLD or REJECT, with the
+reasons, the figures beside the champion's, and what changed. Its run holds report, evidence, pictures and data.
+
+Aliases are moved by `verdict approve`, `verdict reject` and `verdict rollback`, which check the files first and keep a
+record: `verdict history`. A move in this page is not recorded, and `verdict status` says so.
+"""
+
+
+def headline(evidence: Evidence, verdict: Verdict) -> str:
+    """Return the verdict with its figures in one plain line."""
+    measured, champion, comparison = evidence["candidate"], evidence["champion"], evidence["comparison"]
+    text = f"{verdict['decision']}: MCC {show_interval(measured['interval'])} on {measured['rows']} holdout sentences"
+    if champion and comparison:
+        text += f", {comparison['difference']:+.3f} beside champion {champion['version']}"
+    return f"{text}."
+
+
+def version_tags(evidence: Evidence, verdict: Verdict, changes: Sequence[Change] | None) -> dict[str, str]:
+    """Return the tags that say at a glance what a version is; those for programs are set beside them."""
+    interval = evidence["candidate"]["interval"]
+    told = "; ".join(f"{each.what} {each.before} -> {each.now}" for each in changes or [])
+    if changes is None:
+        told = "unknown" if verdict["champion"] else "first version judged without a champion"
+    return {
+        "verdict": verdict["decision"],
+        "mcc_interval": f"{interval['mcc']:.3f} ({interval['low']:.3f} to {interval['high']:.3f})",
+        "changed": told[:LONGEST] or "nothing",
+    }
+
+
+def describe_version(
+    evidence: Evidence,
+    verdict: Verdict,
+    figures: Sequence[Figure],
+    changes: Sequence[Change] | None,
+    run_page: str,
+) -> str:
+    """Return the description of a version.
+
+    Args:
+        evidence: what was measured.
+        verdict: what was decided.
+        figures: of candidate and champion.
+        changes: since the champion; None where they are not known.
+        run_page: address of the run's page, relative to MLflow's.
+    """
+    parts = [headline(evidence, verdict), _reasons(verdict)]
+    if verdict["decision"] == "HOLD":
+        commands = "`verdict approve N --reason TEXT` or `verdict reject N --reason TEXT`"
+        parts.append(f"{NEXT['HOLD']} With the number of this version: {commands}.")
+    if verdict["champion"]:
+        parts.append(_changes(changes, verdict["champion"]))
+    parts += [
+        f"Trained on the rows `{evidence['training'][:SHORT]}` and measured on the holdout "
+        f"`{evidence['holdout'][:SHORT]}`, which are data sets of its run, with {evidence['candidate']['variant']} on "
+        f"{evidence['candidate']['provider']}. Other candidates judged on this holdout before: {evidence['looks']}.",
+        _links(run_page),
+        _figures(figures, verdict),  # last: MLflow's pages leave no room after a table
+    ]
+    return "\n\n".join(parts)
+
+
+def describe_decision(kind: str, actor: str, time: str, reason: str) -> str:
+    """Return the line that a person's decision puts above the description of a version.
+
+    Args:
+        kind: approve or reject.
+        actor: who decided.
+        time: when, as ISO 8601.
+        reason: why.
+    """
+    done = {"approve": "APPROVED", "reject": "REJECTED"}[kind]
+    return f"{done} by {escape_markdown(actor)}, {time[:16].replace('T', ' ')}: {escape_markdown(reason)}"
+
+
+def describe_run(evidence: Evidence, verdict: Verdict, version: str, model: str, run_page: str) -> str:
+    """Return the description of a run that ended with a verdict; arguments as above, `model` is the registry's name."""
+    places = [
+        f"[report]({run_page}/artifacts/records/report.html), card, evidence and verdict: `records/`",
+        f"[page of the data gate]({run_page}/artifacts/gate/gate.html) and quarantined rows: `gate/`",
+        "every picture: `pictures/`",
+        "the very rows that trained and judged: the data sets of this run, by digest",
+    ]
+    return "\n\n".join(
+        [
+            headline(evidence, verdict),
+            _reasons(verdict),
+            f"Registered as [version {version}](#/models/{model}/versions/{version}). {NEXT[verdict['decision']]}",
+            "\n".join(f"- {place}" for place in places),
+        ]
+    )
+
+
+def describe_failure(decision: str, error: str) -> str:
+    """Return the description of a run that ended without a verdict."""
+    what = "The data gate refused the data" if decision == "REFUSED" else "The run failed"
+    return f"{what}: {escape_markdown(error)}"
+
+
+def _reasons(verdict: Verdict) -> str:
+    names = [*(f" (rule `{rule}`)" for rule in verdict["rules"])]
+    names += [""] * (len(verdict["reasons"]) - len(names))
+    return "\n".join(
+        f"- {capital(escape_markdown(reason))}{name}" for reason, name in zip(verdict["reasons"], names, strict=True)
+    )
+
+
+def _links(run_page: str) -> str:
+    files = {"report": "records/report.html", "model card": "records/card.md", "evidence": "records/evidence.json"}
+    files |= {"data gate": "gate/gate.html", "pictures": "pictures"}
+    return " · ".join(f"[{name}]({run_page}/artifacts/{path})" for name, path in files.items())
+
+
+def _figures(figures: Sequence[Figure], verdict: Verdict) -> str:
+    beside = any(figure.theirs is not None for figure in figures)
+    head = ["figure", "this version", *([f"champion {verdict['champion']}"] if beside else [])]
+    rows = [[figure.name, figure.ours, *([figure.theirs or ""] if beside else [])] for figure in figures]
+    return f"**Figures**\n\n{_table(head, rows)}"
+
+
+def _changes(changes: Sequence[Change] | None, champion: str) -> str:
+    if changes is None:
+        return f"What changed since champion {champion} is not known: its run is not in this store."
+    if not changes:
+        return f"Nothing changed since champion {champion}: neither settings nor data, code or libraries."
+    lines = [
+        f"- `{each.what}`: {escape_markdown(each.before) or 'empty'} → {escape_markdown(each.now) or 'empty'}"
+        for each in changes[:SHOWN]
+    ]
+    if len(changes) > SHOWN:
+        lines.append(f"- {len(changes) - SHOWN} more in the report")
+    return "\n".join([f"**Changed since champion {champion}**\n", *lines])
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [[f"{cell}{GAP}" for cell in line] for line in (head, *rows)]
+    lines.insert(1, ["---"] * len(head))
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

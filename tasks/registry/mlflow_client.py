@@ -1,0 +1,117 @@
+"""The connection to MLflow: which store, one client at a time, and what it says when it cannot be asked.
+
+Every module that talks to MLflow goes through `connect`, but for the monitor in `usage.py`; `runs.py` keeps what jobs
+did, `registry.py` versions and aliases, `moves.py` the record of who moved the champion.
+"""
+
+import contextlib
+import logging
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TypedDict
+
+import mlflow
+from mlflow.entities import Run, ViewType
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
+
+from tasks.core.errors import Unreachable, first_line
+
+EXPERIMENT, HISTORY = "verdict", "verdict-history"
+SQLITE = "sqlite:///"
+
+# MLflow keeps its address for the whole process and in the environment, so its callers take turns.
+_turn = threading.RLock()
+
+
+class Store(TypedDict):
+    """An MLflow tracking address and, for a local database, the folder of its artifacts."""
+
+    uri: str
+    artifacts: str
+
+
+def locate_store(home: str) -> Store:
+    """Return the store that MLFLOW_TRACKING_URI names, else a SQLite one under `home`."""
+    folder = Path(home).resolve()
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}{folder / 'mlflow.db'}"
+    return Store(uri=uri, artifacts=str(folder / "artifacts"))
+
+
+def database_of(store: Store) -> Path | None:
+    """Return the file of a local SQLite store; None for any other store."""
+    uri = store["uri"]
+    return Path(uri.removeprefix(SQLITE).partition("?")[0]) if uri.startswith(SQLITE) else None
+
+
+def is_new(store: Store) -> bool:
+    """Tell whether the store is a local database that nothing has been written to; asking it would create it."""
+    database = database_of(store)
+    return database is not None and not database.exists()
+
+
+@contextlib.contextmanager
+def connect(store: Store) -> Iterator[mlflow.MlflowClient]:
+    """Yield a client; a store that cannot be asked becomes one clear line.
+
+    Raises:
+        Unreachable: instead of MLflow's and SQLAlchemy's errors.
+    """
+    logging.getLogger("mlflow").setLevel(logging.ERROR)
+    logging.getLogger("alembic").setLevel(logging.ERROR)
+    _turn.acquire()
+    configured = os.environ.get("MLFLOW_TRACKING_URI")
+    try:
+        mlflow.set_tracking_uri(store["uri"])
+        mlflow.set_registry_uri(store["uri"])
+        yield mlflow.MlflowClient()
+    except (MlflowException, OSError, *_database_errors()) as error:
+        raise Unreachable(
+            f"MLflow store {store['uri']} failed ({first_line(error, 200)}); check it: verdict doctor"
+        ) from error
+    finally:
+        # MLflow also writes the address to the environment, where the next look would take it for the user's own.
+        if configured is None:
+            os.environ.pop("MLFLOW_TRACKING_URI", None)
+        else:
+            os.environ["MLFLOW_TRACKING_URI"] = configured
+        _turn.release()
+
+
+def experiment_of(client: mlflow.MlflowClient, store: Store, name: str = EXPERIMENT) -> str:
+    """Return an experiment's id; it is created on first use, in a local store with artifacts in the store's folder."""
+    found = client.get_experiment_by_name(name)
+    if found and found.lifecycle_stage == "deleted":
+        client.restore_experiment(found.experiment_id)
+    if found:
+        return str(found.experiment_id)
+    folder = Path(store["artifacts"]).as_uri() if store["uri"].startswith("sqlite:") else None
+    try:
+        return str(client.create_experiment(name, folder))
+    except MlflowException as error:
+        if error.error_code != ErrorCode.Name(RESOURCE_ALREADY_EXISTS):
+            raise
+        return experiment_of(client, store, name)  # another process was first
+
+
+def all_runs(client: mlflow.MlflowClient, name: str) -> list[Run]:
+    """Return every run of an experiment, those that somebody deleted in MLflow's page too; none where it is missing."""
+    found = client.get_experiment_by_name(name)
+    runs: list[Run] = []
+    token = "" if found else None
+    while token is not None:
+        page = client.search_runs([found.experiment_id], run_view_type=ViewType.ALL, page_token=token or None)
+        runs += page
+        token = page.token or None
+    return runs
+
+
+def _database_errors() -> tuple[type[Exception], ...]:
+    """Return what a store in a database raises; the small client of the inference image asks servers only."""
+    try:
+        from sqlalchemy.exc import SQLAlchemyError
+    except ImportError:
+        return ()
+    return (SQLAlchemyError,)

@@ -1,0 +1,184 @@
+"""Moves the champion's alias: under a lock, checked, recorded, and finished by the next one where a process died.
+
+A move takes the turn (turns.py), looks whether the champion is still the one that it was decided against, writes its
+intent to the record (record.py), moves the alias, reads it back, and closes the record. What a killed process left
+pending is settled by whoever comes next: finished where the alias had moved, withdrawn where it had not.
+
+A version whose files are missing or altered never becomes champion: they are checked right before.
+"""
+
+import logging
+from collections.abc import Sequence
+
+from tasks.core.errors import VerdictError
+from tasks.evaluation.incumbency import Incumbency, find_incumbency
+from tasks.registry import versions as registry
+from tasks.registry.audit_log import Move, append, close, read_moves
+from tasks.registry.champion_history import DECISIONS, Entry, Reigning, promotions, tell
+from tasks.registry.descriptions import describe_decision
+from tasks.registry.mlflow_client import Store, is_new
+from tasks.registry.promotion_lock import turn
+from tasks.registry.verification import verify_version
+from tasks.registry.versions import CHALLENGER, CHAMPION
+
+log = logging.getLogger(__name__)
+
+STANDING = {"approve": "PROMOTE", "reject": "REJECT"}  # what a person's decision makes of a HOLD
+
+
+class ChampionChanged(VerdictError):
+    """Another champion reigns than the one that a decision was made against: decide again."""
+
+
+def crown(
+    store: Store,
+    version: str,
+    *,
+    kind: str,
+    expected: str | None,
+    reason: str,
+    verdict: str = "",
+    bundle: str = "",
+    who: str = "",
+) -> Move:
+    """Make a version champion; one that is it already by this record stays it.
+
+    Args:
+        store: where.
+        version: which.
+        kind: promote, approve or rollback.
+        expected: the champion that the decision was made against; None: there was none.
+        reason: why, in one line.
+        verdict: digest of the verdict behind it.
+        bundle: digest that the version's bundle must have; empty: the one that was registered.
+        who: moves it; empty: VERDICT_ACTOR, else user@host.
+
+    Raises:
+        ChampionChanged: if another champion reigns by now.
+        VerdictError: if the version's files are missing or altered, or the alias does not move.
+        UnknownModel: if there is no such version.
+        Busy: if others keep the turn.
+        Unreachable: if the store cannot be asked.
+    """
+    digest = verify_version(store, version, bundle)  # may fetch files: before anybody has to wait
+    with turn(store) as check:
+        moves, champion = settle(store)
+        reigning = champion["version"] if champion else None
+        done = _last_move(moves)
+        if reigning == version and done and (done["to"], done["bundle"]) == (version, digest):
+            return done
+        if reigning not in (expected, version):
+            raise ChampionChanged(
+                f"champion {reigning or 'none'} reigns by now, version {version} was compared with "
+                f"{expected or 'none'}; compare it again: verdict compare {version}"
+            )
+        _refuse_decided(store, kind, version)
+        said = {"kind": kind, "version": version, "reason": reason, "verdict": verdict, "bundle": digest, "actor": who}
+        move = append(store, moves, **said, **{"from": reigning, "to": version})
+        check()
+        registry.move_alias(store, CHAMPION, version)
+        return _conclude(store, move)
+
+
+def challenge(store: Store, version: str) -> None:
+    """Point the challenger's alias at a version on HOLD, unless it reigns by now."""
+    with turn(store) as check:
+        _, champion = settle(store)
+        if champion is None or champion["version"] != version:
+            check()
+            registry.move_alias(store, CHALLENGER, version)
+
+
+def dismiss(store: Store, version: str, reason: str, verdict: str = "", who: str = "") -> Move:
+    """Record that a person rejected a version; it is no challenger any more.
+
+    Raises:
+        ChampionChanged: if it reigns by now.
+    """
+    with turn(store) as check:
+        moves, champion = settle(store)
+        reigning = champion["version"] if champion else None
+        if reigning == version:
+            raise ChampionChanged(f"version {version} is champion by now; take it back: verdict rollback --reason TEXT")
+        _refuse_decided(store, "reject", version)
+        said = {"kind": "reject", "version": version, "reason": reason, "verdict": verdict, "actor": who}
+        move = append(store, moves, **said, **{"from": reigning, "to": reigning})
+        check()
+        return _conclude(store, move)
+
+
+def settle(store: Store) -> tuple[list[Move], Reigning | None]:
+    """Finish or withdraw what killed processes left pending; the caller holds the turn.
+
+    Returns:
+        every record, and what the champion's alias points at.
+    """
+    champion = find_reigning(store)
+    moves = []
+    for move in read_moves(store):
+        if move["state"] == "pending":
+            moved = champion is not None and champion["version"] == move["to"]
+            took_place = moved or move["kind"] in DECISIONS
+            log.warning(
+                "record %d (%s %s) was left by a process that died; it is %s",
+                *(move["number"], move["kind"], move["version"], "finished" if took_place else "withdrawn"),
+            )
+            move = _conclude(store, move) if took_place else close(store, move, "withdrawn")
+        moves.append(move)
+    return moves, champion
+
+
+def find_reigning(store: Store) -> Reigning | None:
+    """Return what the champion's alias points at now."""
+    found = registry.find_alias(store, CHAMPION, fetch=False)
+    return Reigning(version=found["version"], digest=found["digest"]) if found else None
+
+
+def incumbency(store: Store) -> Incumbency:
+    """Tell whether a champion reigns, there never was one, or it vanished with its version or alias.
+
+    A store that was filled before moves were recorded, and lost its alias, counts as one that never had a champion.
+
+    Raises:
+        Unreachable: if the store cannot be asked: that is none of the three.
+    """
+    if is_new(store):
+        return "never"
+    champion = find_reigning(store)
+    return find_incumbency(champion is not None, 0 if champion else promotions(read_moves(store)))
+
+
+def history(store: Store) -> tuple[list[Entry], list[Move]]:
+    """Return the history as people read it, and the records behind it; both oldest first."""
+    if is_new(store):
+        return [], []
+    # Records and alias are two questions; a move in between would look like one that no record explains.
+    before, champion, after = read_moves(store), find_reigning(store), read_moves(store)
+    while before != after:
+        before, champion, after = after, find_reigning(store), read_moves(store)
+    return tell(after, champion), after
+
+
+def _conclude(store: Store, move: Move) -> Move:
+    """Do what follows from a move that took place, and close its record; may be done twice."""
+    if standing := STANDING.get(move["kind"]):
+        decided = {"verdict": standing, "decided_by": move["actor"], "decision": f"{move['kind']}: {move['reason']}"}
+        registry.tag_version(store, move["version"], decided)
+        line = describe_decision(move["kind"], move["actor"], move["time"], move["reason"])
+        registry.head_description(store, move["version"], line)
+    registry.drop_alias(store, CHALLENGER, move["version"])
+    return close(store, move, "done")
+
+
+def _refuse_decided(store: Store, kind: str, version: str) -> None:
+    """Let persons decide about a HOLD only; inside the turn, where nobody else decides about it."""
+    standing = registry.read_tags(store, version).get("verdict") if kind in STANDING else "HOLD"
+    if standing != "HOLD":
+        raise VerdictError(
+            f"version {version} stands at {standing or 'no verdict'}; expected a HOLD to {kind}, see: verdict status"
+        )
+
+
+def _last_move(moves: Sequence[Move]) -> Move | None:
+    found = [move for move in moves if move["state"] == "done" and move["kind"] not in DECISIONS]
+    return found[-1] if found else None

@@ -1,0 +1,126 @@
+"""What retention (retention.py) asks of MLflow and does there: which versions are needed, and the end of those not."""
+
+import contextlib
+import time
+from typing import TypedDict
+
+from mlflow.entities import ViewType
+from mlflow.exceptions import MlflowException
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+from tasks.core.errors import VerdictError
+from tasks.registry.mlflow_client import Store, connect, experiment_of, is_new
+from tasks.registry.tracking import DIGEST_LENGTH
+from tasks.registry.versions import MODEL_NAME
+
+MODEL = "models:/"  # what a registered model was made of
+SHORTENED = DIGEST_LENGTH  # characters of a digest that MLflow keeps of a data set
+
+
+class Rejected(TypedDict):
+    """A version that was rejected: when it was made, in seconds since 1970, and what its files weigh."""
+
+    version: str
+    created: float
+    megabytes: float
+
+
+def aliased(store: Store) -> set[str]:
+    """Return every version that any alias points at."""
+    with connect(store) as client:
+        found = client.search_registered_models(f"name = '{MODEL_NAME}'")
+        return {str(version) for model in found for version in model.aliases.values()}
+
+
+def rejected(store: Store) -> list[Rejected]:
+    """Return the versions whose standing verdict is REJECT, newest first."""
+    with connect(store) as client:
+        found = []
+        token: str | None = ""
+        while token is not None:
+            page = client.search_model_versions(
+                f"name = '{MODEL_NAME}' and tags.verdict = 'REJECT'", page_token=token or None
+            )
+            found += page
+            token = page.token or None
+        versions = sorted(found, key=lambda version: int(version.version), reverse=True)
+        return [
+            Rejected(
+                version=str(version.version),
+                created=version.creation_timestamp / 1_000,
+                megabytes=_weigh(version.source),
+            )
+            for version in versions
+        ]
+
+
+def drop_version(store: Store, version: str) -> None:
+    """Delete a version and the files of its model; its run stays.
+
+    The version goes first: a process that is killed in between leaves files that nothing names, and no version without
+    files.
+
+    Raises:
+        VerdictError: if an alias points at it by now.
+    """
+    with connect(store) as client:
+        if version in aliased(store):
+            raise VerdictError(f"version {version} has an alias by now; it stays, see: verdict status")
+        found = client.get_model_version(MODEL_NAME, version)
+        client.delete_model_version(MODEL_NAME, version)
+        if found.source.startswith(MODEL):
+            model = client.get_logged_model(found.source.removeprefix(MODEL))
+            client.delete_logged_model(model.model_id)
+            with contextlib.suppress(MlflowException, OSError, NotImplementedError):
+                get_artifact_repository(model.artifact_location).delete_artifacts()
+
+
+def read_inputs(store: Store, run_id: str) -> set[str]:
+    """Return the shortened digests of a run's data sets; none where the run is gone."""
+    if not run_id:
+        return set()
+    with connect(store) as client:
+        try:
+            run = client.get_run(run_id)
+        except MlflowException:
+            return set()
+        return {entry.dataset.digest for entry in run.inputs.dataset_inputs}
+
+
+def inputs_of_running(store: Store) -> set[str]:
+    """Return the shortened digests of the data sets of every run that says it is running, wherever."""
+    with connect(store) as client:
+        runs = client.search_runs([experiment_of(client, store)], "attributes.status = 'RUNNING'")
+        return {entry.dataset.digest for run in runs for entry in run.inputs.dataset_inputs}
+
+
+def close_lost_runs(store: Store, seconds: float, dry_run: bool) -> list[str]:
+    """Close runs that have said RUNNING for so long: their homes are gone, so no other job closes them.
+
+    Returns:
+        their ids.
+    """
+    if is_new(store):
+        return []
+    with connect(store) as client:
+        before = int((time.time() - seconds) * 1_000)
+        wanted = f"attributes.status = 'RUNNING' and attributes.start_time < {before}"
+        runs = client.search_runs([experiment_of(client, store)], wanted, run_view_type=ViewType.ACTIVE_ONLY)
+        for run in runs if not dry_run else ():
+            client.set_terminated(run.info.run_id, "KILLED")
+        return [run.info.run_id for run in runs]
+
+
+def _weigh(uri: str) -> float:
+    """Return the megabytes of a model's files; 0 where they cannot be listed."""
+    total = 0
+    with contextlib.suppress(MlflowException, OSError):
+        repository = get_artifact_repository(uri)
+        folders = [""]
+        while folders:
+            for entry in repository.list_artifacts(folders.pop() or None):
+                if entry.is_dir:
+                    folders.append(entry.path)
+                else:
+                    total += entry.file_size or 0
+    return round(total / 1e6, 3)

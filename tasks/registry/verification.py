@@ -1,0 +1,96 @@
+"""Looks into a version: whether its files are those that were registered, and what its run recorded about it."""
+
+import contextlib
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import mlflow.artifacts
+from mlflow.exceptions import MlflowException
+
+from tasks.core.errors import Unreachable, VerdictError
+from tasks.core.files import read_json
+from tasks.inference.bundle import verify
+from tasks.registry.code_digest import SEALED, digest_wrapping
+from tasks.registry.mlflow_client import Store, connect, database_of
+from tasks.registry.versions import MODEL_NAME, read_tags
+
+WAY_OUT = "delete it in MLflow and train it again: verdict retrain --force"  # what one does with a damaged version
+
+
+def verify_version(store: Store, version: str, expected: str = "") -> str:
+    """Check that a version's files are those that were registered; return the bundle's digest.
+
+    Args:
+        store: where.
+        version: which.
+        expected: digest that the bundle must have; empty: the one in the version's tags.
+
+    Raises:
+        UnknownModel: if there is no such version.
+        VerdictError: if its files are missing, altered, or not those of the expected bundle.
+        Unreachable: if the store cannot be asked.
+    """
+    tags = read_tags(store, version)
+    registered = expected or tags.get("bundle_digest", "")
+    with bundle_of(store, version) as bundle:
+        try:
+            digest = verify(bundle)["digest"]
+        except VerdictError as error:
+            reason = str(error).partition(";")[0].replace(f"bundle {bundle}", f"bundle of version {version}")
+            raise VerdictError(f"{reason.replace(str(bundle), f'version {version}')}; {WAY_OUT}") from error
+        sealed = tags.get(SEALED)
+        if sealed and _wrapping(store, version) != sealed:
+            raise VerdictError(f"version {version}: files around its bundle are not those that were sealed; {WAY_OUT}")
+    if registered and digest != registered:
+        raise VerdictError(f"version {version} holds bundle {digest[:12]}, registered was {registered[:12]}; {WAY_OUT}")
+    return digest
+
+
+@contextlib.contextmanager
+def bundle_of(store: Store, version: str) -> Iterator[Path]:
+    """Have a version's bundle on local disk for a block; of a local store it is looked at where it lies.
+
+    Raises:
+        VerdictError: if its files are not to be had.
+        Unreachable: if the store cannot be asked.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        with connect(store):
+            place = None if database_of(store) else scratch
+            try:
+                model = mlflow.artifacts.download_artifacts(f"models:/{MODEL_NAME}/{version}", dst_path=place)
+            except (MlflowException, OSError) as error:
+                read_tags(store, version)  # raises where it is the store that is away, or the version unknown
+                first = (str(error).strip().splitlines() or [type(error).__name__])[-1][:200]
+                raise VerdictError(f"version {version}: its files are not to be had ({first}); {WAY_OUT}") from error
+        yield Path(model) / "data" / "bundle"
+
+
+def _wrapping(store: Store, version: str) -> str:
+    with connect(store):
+        return digest_wrapping(f"models:/{MODEL_NAME}/{version}")
+
+
+def find_fault(store: Store, version: str) -> str | None:
+    """Return what is wrong with a version's files; None where nothing is.
+
+    Raises:
+        Unreachable: if the store cannot be asked.
+    """
+    try:
+        verify_version(store, version)
+    except Unreachable:
+        raise
+    except VerdictError as error:
+        return str(error)
+    return None
+
+
+def read_recorded(store: Store, run_id: str, name: str) -> Any:
+    """Return a JSON document that a run recorded; None where it recorded none of that name."""
+    with connect(store) as client, tempfile.TemporaryDirectory() as scratch:
+        if not run_id or f"records/{name}" not in {entry.path for entry in client.list_artifacts(run_id, "records")}:
+            return None
+        return read_json(Path(client.download_artifacts(run_id, f"records/{name}", scratch)))

@@ -1,0 +1,1 @@
+"""Pictures and pages: report, model card, gate page."""

@@ -1,0 +1,257 @@
+"""Every picture: training's curves, the candidate beside the champion, the lengths of sentences.
+
+A picture that is missing for want of data (no champion, no finite loss) is left out or drawn without it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
+
+from tasks.evaluation.metrics import BATCH
+from tasks.reporting.figure_style import ACCENT, INK, PALE, blank, canvas, save_picture, styled
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from tasks.data.drift import Counts, Profile
+    from tasks.evaluation.evidence import Evidence
+    from tasks.evaluation.measurement import Comparison, Measurement
+    from tasks.training.finetune import Training
+
+BARS = 40  # of a histogram, about
+TAIL = 0.005  # share of the sentences, the longest ones, that stand in a histogram's last bar
+STEPS = 500  # points of a curve; of more steps than twice that, each point is the range of several
+FLAT = 1.9  # inches; height of a picture of one or two intervals
+
+
+def draw_charts(training: Training, evidence: Evidence, threshold: float, folder: str) -> dict[str, str]:
+    """Draw everything that a report shows and return the PNG paths by name; an SVG lies beside each.
+
+    Args:
+        training: how the candidate was trained.
+        evidence: what was measured of it, and of the champion.
+        threshold: smallest MCC that is not rejected.
+        folder: receives the files.
+    """
+    candidate, champion = evidence["candidate"], evidence["champion"]
+    measured = champion["measurement"] if champion else None
+    sides = {"candidate": candidate} | ({f"champion {champion['version']}": measured} if champion and measured else {})
+    pictures = {
+        "intervals": draw_intervals(sides, threshold),
+        "calibration": draw_calibration(sides),
+        "confusion": draw_confusions(sides),
+        "loss_per_step": draw_losses(training),
+        "epochs": draw_epochs(training),
+        "mcc_per_batch": draw_batches(candidate),
+    }
+    if comparison := evidence["comparison"]:
+        pictures["difference"] = draw_difference(comparison)
+    return {name: save_picture(figure, name, Path(folder)) for name, figure in pictures.items()}
+
+
+@styled
+def draw_intervals(sides: dict[str, Measurement], threshold: float) -> Figure:
+    """Draw the MCC of each side, the candidate first, with its 95% interval, and the threshold."""
+    figure, axes = canvas("MCC on the holdout, 95% intervals", "", "", FLAT)
+    for row, measured in enumerate(sides.values()):
+        interval = measured["interval"]
+        _draw_interval(axes, row, interval["mcc"], interval["low"], interval["high"], f"{interval['mcc']:.3f}")
+    axes.axvline(threshold, color=PALE, linestyle="--", linewidth=1.2)
+    axes.set_yticks(range(len(sides)), list(sides))
+    axes.set_ylim(len(sides) - 0.4, -0.8)
+    ends = [measured["interval"][end] for measured in sides.values() for end in ("low", "high")]
+    low, high = min(*ends, threshold), max(*ends, threshold)
+    room = max(0.05, (high - low) * 0.08)
+    axes.set_xlim(low - room, high + room)
+    axes.set_xlabel(f"dashed: threshold {threshold:g}")
+    return figure
+
+
+@styled
+def draw_difference(comparison: Comparison) -> Figure:
+    """Draw by how much the candidate's MCC exceeds the champion's on the same sentences, and where they are equal."""
+    figure, axes = canvas("MCC, candidate less champion, 95% interval", "dashed: as good as each other", "", FLAT)
+    low, high = comparison["low"], comparison["high"]
+    _draw_interval(axes, 0, comparison["difference"], low, high, f"{comparison['difference']:+.3f}")
+    axes.axvline(0, color=PALE, linestyle="--", linewidth=1.2)
+    axes.set_yticks([])
+    axes.spines["left"].set_visible(False)
+    axes.set_ylim(0.6, -0.8)
+    reach = 1.15 * max(abs(low), abs(high), 0.02)
+    axes.set_xlim(-reach, reach)
+    return figure
+
+
+@styled
+def draw_calibration(sides: dict[str, Measurement]) -> Figure:
+    """Draw how often sentences were acceptable for how probable that was said to be; the diagonal is a perfect model.
+
+    The area of a mark grows with the number of its sentences.
+    """
+    figure, axes = canvas("Calibration", 'probability of "acceptable" that it gave', "share that is acceptable")
+    axes.plot([0, 1], [0, 1], color=PALE, linestyle="--", linewidth=1.2)
+    for (name, measured), colour, mark in zip(sides.items(), (ACCENT, INK), ("o", "D"), strict=False):
+        bins = measured["calibration"]
+        said, true = [each["probability"] for each in bins], [each["acceptable"] for each in bins]
+        sizes = [12 + 120 * each["rows"] / max(measured["rows"], 1) for each in bins]
+        axes.plot(said, true, color=colour, linewidth=1.2, label=f"{name}: error {measured['ece']:.3f}")
+        axes.scatter(said, true, s=sizes, marker=mark, color=colour, alpha=0.8, linewidths=0)
+    axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.05))
+    axes.legend(loc="upper left")
+    return figure
+
+
+@styled
+def draw_confusions(sides: dict[str, Measurement]) -> Figure:
+    """Draw the four counts of label against prediction of each side."""
+    figure = blank(2.7)
+    largest = max(max(measured["confusion"].values()) for measured in sides.values())
+    for axes, (name, measured) in zip(np.atleast_1d(figure.subplots(1, len(sides))), sides.items(), strict=True):
+        counts = measured["confusion"]
+        for row, cells in enumerate(((counts["tn"], counts["fp"]), (counts["fn"], counts["tp"]))):
+            for column, count in enumerate(cells):
+                shade = 0.06 + 0.44 * count / max(largest, 1)
+                colour = ACCENT if row == column else PALE
+                axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, color=colour, alpha=shade, linewidth=0))
+                axes.text(column, row, str(count), ha="center", va="center", fontsize=13)
+        axes.set(xlim=(-0.5, 1.5), ylim=(1.5, -0.5), title=name, xlabel="predicted", aspect="equal")
+        axes.set_xticks([0, 1], ["unacc.", "acc."])
+        axes.set_yticks([0, 1], ["unacc.", "acc."], rotation=90, va="center")
+        axes.tick_params(length=0)
+        axes.spines[:].set_visible(False)
+    figure.axes[0].set_ylabel("label")
+    return figure
+
+
+@styled
+def draw_losses(training: Training) -> Figure:
+    """Draw the training loss of each step and its running mean over a twentieth of the run."""
+    losses = np.array([np.nan if loss is None else loss for loss in training["step_losses"]], np.float64)
+    figure, axes = canvas("Training loss", "step", "cross-entropy")
+    steps = np.arange(1, len(losses) + 1)
+    width = -(-len(losses) // STEPS)
+    if width > 2:  # so many steps are a band, not a line
+        padded = np.pad(losses, (0, -len(losses) % width), constant_values=np.nan).reshape(-1, width)
+        low, high = np.fmin.reduce(padded, axis=1), np.fmax.reduce(padded, axis=1)
+        axes.fill_between(steps[::width], low, high, color=PALE, alpha=0.45, linewidth=0, label=f"range of {width}")
+    else:
+        axes.plot(steps, losses, color=PALE, linewidth=0.8, label="each step")
+    window = max(1, len(losses) // 20)
+    every = max(1, width // 2)
+    axes.plot(
+        *(steps[::every], running_mean(losses, window)[::every]), color=ACCENT, linewidth=1.8, label=f"mean of {window}"
+    )
+    axes.legend()
+    return figure
+
+
+def running_mean(values: np.ndarray, window: int) -> np.ndarray:
+    """Return the mean of each value [N] and those before it, `window` in all; what is no number is left out."""
+    known = np.isfinite(values)
+    sums, counts = (np.concatenate([[0.0], np.cumsum(each)]) for each in (np.where(known, values, 0.0), known))
+    end = np.arange(1, len(values) + 1)
+    start = np.maximum(end - window, 0)
+    number = counts[end] - counts[start]
+    return np.divide(sums[end] - sums[start], number, out=np.full(len(values), np.nan), where=number > 0)
+
+
+@styled
+def draw_epochs(training: Training) -> Figure:
+    """Draw validation MCC and training accuracy by epoch of the best seed, the others pale, and what is kept."""
+    figure, axes = canvas("Epochs", "epoch", "MCC, accuracy")
+    others = [seed for seed in training["seeds"] if seed["seed"] != training["seed"]]
+    for number, seed in enumerate(others):
+        label = "other seeds" if number == 0 else None
+        axes.plot(range(1, len(seed["curve"]) + 1), seed["curve"], color=PALE, linewidth=1.2, label=label)
+    numbers = [epoch["epoch"] for epoch in training["epochs"]]
+    values = [epoch["validation_mcc"] for epoch in training["epochs"]]
+    accuracies = [epoch["train_accuracy"] for epoch in training["epochs"]]
+    axes.plot(numbers, accuracies, color=INK, marker=".", linewidth=1.2, label="train accuracy")
+    axes.plot(numbers, values, color=ACCENT, marker="o", label="validation MCC")
+    best = training["best_epoch"]
+    word = "best" if training["kept"] == "soup" else "kept"
+    ring = axes.plot([best], [values[best - 1]], color=ACCENT, marker="o", linestyle="none", label=word)[0]
+    ring.set(markersize=12, markerfacecolor="none")
+    if training["soup_mcc"] is not None:
+        kept = ", kept" if training["kept"] == "soup" else ""
+        label = f"mean of the seeds' weights{kept}"
+        axes.axhline(training["soup_mcc"], color=ACCENT, linestyle="--", linewidth=1.2, label=label)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    axes.margins(x=0.08, y=0.15)
+    axes.legend()
+    return figure
+
+
+@styled
+def draw_batches(measurement: Measurement) -> Figure:
+    """Draw the holdout's MCC in batches of 32, the book's figure, with the MCC of the whole."""
+    figure, axes = canvas(f"MCC by batches of {BATCH}", "batch", "MCC")
+    values = measurement["mcc_per_batch"]
+    axes.bar(range(1, len(values) + 1), values, color=PALE, alpha=0.7)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    interval = measurement["interval"]
+    axes.axhspan(interval["low"], interval["high"], color=ACCENT, alpha=0.15, linewidth=0, label="95% interval")
+    axes.axhline(interval["mcc"], color=ACCENT, label=f"whole holdout: {interval['mcc']:.3f}")
+    axes.set_xlim(0.3, len(values) + 0.7)
+    axes.set_ylim(min(0.0, *values, interval["low"]), 1.3)  # room for the legend
+    axes.set_yticks([tick for tick in (-1, -0.5, 0, 0.5, 1) if tick >= axes.get_ylim()[0]])
+    axes.legend(loc="upper center", ncols=2)
+    return figure
+
+
+@styled
+def draw_lengths(profile: Profile, reference: Profile | None) -> Figure:
+    """Draw how long the training sentences are, and over it the reference's lengths as a line.
+
+    Args:
+        profile: of the data that is looked at.
+        reference: of the data that the champion was trained on; None: no line.
+    """
+    profiles = [profile, reference] if reference else [profile]
+    longest = max(_most_characters(each["characters"]) for each in profiles)
+    width = max(1, -(-longest // BARS))  # whole characters, so that each bar stands for as many lengths
+    count = longest // width + 1
+    edges = [width * i for i in range(count + 1)]
+    figure, axes = canvas("Length of the training sentences", "characters", "share of the sentences (%)")
+    axes.stairs(_shares(profile["characters"], width, count), edges, fill=True, color=ACCENT, alpha=0.55, label="new")
+    if reference:
+        shares = _shares(reference["characters"], width, count)
+        axes.stairs(shares, edges, color=INK, linewidth=1.4, label="champion's data")
+        axes.legend()
+    if any(int(key) >= edges[-1] for each in profiles for key in each["characters"]):
+        axes.set_xlabel(f"characters (last bar: {edges[-2]} or more)")
+    axes.set(xlim=(0, edges[-1]), ylim=(0, None))
+    return figure
+
+
+def _most_characters(counts: Counts) -> int:
+    """Return the length that only a small tail exceeds; one endless sentence would squeeze all others into a bar."""
+    rest = sum(counts.values()) * (1 - TAIL)
+    for length in sorted(map(int, counts)):
+        rest -= counts[str(length)]
+        if rest <= 0:
+            return length
+    return 0
+
+
+def _shares(counts: Counts, width: int, count: int) -> list[float]:
+    """Return the percentage of the sentences in each bar, the longest ones in the last."""
+    sums = [0] * count
+    for key, rows in counts.items():
+        sums[min(int(key) // width, count - 1)] += rows
+    return [100 * rows / max(sum(sums), 1) for rows in sums]
+
+
+def _draw_interval(axes: Axes, row: int, value: float, low: float, high: float, text: str) -> None:
+    """Draw a value with its interval; the first row is the candidate's."""
+    colour, mark = (ACCENT, "o") if row == 0 else (INK, "D")
+    axes.plot([low, high], [row, row], color=colour, linewidth=2.2, solid_capstyle="butt")
+    axes.plot([low, high], [row, row], color=colour, marker="|", markersize=9, linestyle="none")
+    axes.plot([value], [row], color=colour, marker=mark, markersize=7)
+    axes.annotate(text, (value, row), textcoords="offset points", xytext=(0, 9), ha="center", fontweight="bold")

@@ -1,0 +1,206 @@
+"""The data gate's page: one HTML file that opens offline and says why data was accepted or refused."""
+
+import io
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Literal, TypedDict
+
+from tasks.core.files import write_text
+from tasks.data.drift import OTHER, Profile, Shift
+from tasks.data.expectations import Finding, brief, show_allowed, show_observed
+from tasks.data.gate import Gate, failed_critically
+from tasks.reporting.templating import data_uri, render
+
+SOURCES = 20  # sources that the page names
+LONGEST = 300  # characters of one text of other people that the page shows
+TINY = 1e-4  # smaller p values are all the same to a reader
+
+Status = Literal["failed", "warning", "passed"]
+Groups = dict[str, list[Finding]]
+
+
+class SourceRow(TypedDict):
+    """A line of the table of sources: shares of all training rows; bars in percent of the widest, none for the rest."""
+
+    name: str
+    rows: int
+    share: float
+    before: float
+    width: float | None
+    mark: float
+
+
+def write_gate_page(gate: Gate, path: str, reference: Profile | None = None) -> str:
+    """Write the page; the quarantined rows are expected beside it.
+
+    Args:
+        gate: the gate's answer.
+        path: the HTML file; it is replaced.
+        reference: profile of the data that the champion was trained on, the one that the gate compared with.
+
+    Returns:
+        The path.
+    """
+    profile = gate["profile"]
+    html = render(
+        "gate.html.j2",
+        gate=gate,
+        why=explain(gate),
+        settings=sorted(
+            {str(each["setting"]) for each in gate["findings"] if failed_critically(each) and each["setting"]}
+        ),
+        groups=_group(gate["findings"]),
+        blemishes=_in_rows(gate["blemishes"]),
+        acceptable=profile["labels"].get("1", 0) / profile["rows"] if profile["rows"] else None,
+        lengths=_describe_lengths(profile, reference),
+        picture=_draw(profile, reference) if profile["rows"] else None,
+        compared=reference is not None,
+        sources=rank_sources(profile, reference),
+        lists_rows=_lists_rows,
+        status=_status,
+        observed=lambda finding: _short(show_observed(finding)),
+        allowed=lambda finding: _short(show_allowed(finding)),
+        judged=_judged,
+        probability=_probability,
+        short=_short,
+    )
+    write_text(Path(path), html)
+    return path
+
+
+def explain(gate: Gate) -> str:
+    """Say in a sentence why the data was refused, what warns, or that all is well."""
+    failed = [finding for finding in gate["findings"] if _status(finding) == "failed"]
+    warned = [finding for finding in gate["findings"] if _status(finding) == "warning"]
+    drifted = [shift["name"] for shift in gate["drift"] if shift["drifted"]]
+    if failed:
+        more = f"; {_number(len(failed) - 1, 'more expectation')} failed" if len(failed) > 1 else ""
+        return f"{_sentence(failed[0])}{more}."
+    if drifted and len(drifted) == len(warned):  # nothing but drift warns
+        return f"It drifted from the data that the champion was trained on: {_list(drifted)}. That is a warning."
+    if warned:
+        more = f"; {_number(len(warned) - 1, 'more warning')}" if len(warned) > 1 else ""
+        return f"With a warning: {_sentence(warned[0])}{more}."
+    if not gate["findings"]:
+        return "Nothing was checked."
+    return f"Nothing failed and nothing warns; {_number(len(gate['findings']), 'expectation')} checked."
+
+
+def rank_sources(profile: Profile, reference: Profile | None) -> list[SourceRow]:
+    """Return the sources with the largest shares, now or in the reference; the last line is what is not among them."""
+    now, before = _shares(profile), _shares(reference) if reference else {}
+    larger = {name: max(now.get(name, 0.0), before.get(name, 0.0)) for name in now | before}
+    ranked = sorted(larger, key=lambda name: (-larger[name], -now.get(name, 0.0), name))
+    shown, rest = ranked[:SOURCES], ranked[SOURCES:]
+    lines = [
+        SourceRow(
+            name=name or "no source",
+            rows=profile["sources"].get(name, 0),
+            share=now.get(name, 0.0),
+            before=before.get(name, 0.0),
+            width=100 * now.get(name, 0.0) / larger[shown[0]],
+            mark=100 * before.get(name, 0.0) / larger[shown[0]],
+        )
+        for name in shown
+    ]
+    pooled = OTHER in profile["sources"] or bool(reference and OTHER in reference["sources"])
+    if rest or pooled:
+        name = "all others" if pooled else f"{len(rest)} more"
+        count = profile["rows"] - sum(line["rows"] for line in lines)
+        old = 1 - sum(line["before"] for line in lines) if before else 0.0
+        share = count / max(profile["rows"], 1)
+        lines.append(SourceRow(name=name, rows=count, share=share, before=max(old, 0.0), width=None, mark=0.0))
+    return lines
+
+
+def _shares(profile: Profile) -> dict[str, float]:
+    """Return the share of each source that the profile names, where it has rows."""
+    return {name: rows / profile["rows"] for name, rows in profile["sources"].items() if rows and name != OTHER}
+
+
+def _group(findings: Iterable[Finding]) -> dict[Status, Groups]:
+    """Group findings by status and table, in their order."""
+    groups: dict[Status, Groups] = {"failed": {}, "warning": {}, "passed": {}}
+    for finding in findings:
+        groups[_status(finding)].setdefault(finding["table"], []).append(finding)
+    return groups
+
+
+def _lists_rows(tables: Groups) -> bool:
+    """Tell whether any finding is about single rows; otherwise their column is left out, phones are narrow."""
+    return any(
+        finding["unexpected"] or str(finding["column"]).endswith("quarantined")
+        for table in tables.values()
+        for finding in table
+    )
+
+
+def _in_rows(blemishes: dict[str, dict[str, int]]) -> dict[str, list[int | None]]:
+    """Turn counts by table and kind into one row a kind, in the order of the longest table."""
+    kinds = dict.fromkeys(kind for counts in sorted(blemishes.values(), key=len, reverse=True) for kind in counts)
+    return {kind: [counts.get(kind) for counts in blemishes.values()] for kind in kinds}
+
+
+def _status(finding: Finding) -> Status:
+    if finding["passed"]:
+        return "passed"
+    return "failed" if failed_critically(finding) else "warning"
+
+
+def _sentence(finding: Finding) -> str:
+    table = finding["table"][:1].upper() + finding["table"][1:]
+    observed, allowed = _short(show_observed(finding)), _short(show_allowed(finding))
+    return f"{table}: {_short(finding['asks'])}: observed {observed}, allowed {allowed}"
+
+
+def _judged(shift: Shift) -> str:
+    if shift["drifted"]:
+        return "drift"
+    return "chance explains it" if shift["distance"] > shift["limit"] else "within the limit"
+
+
+def _probability(p: float) -> str:
+    return f"< {TINY:g}" if p < TINY else brief(p)
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}… ({len(text):,} characters)"
+
+
+def _number(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def _list(names: list[str]) -> str:
+    return ", ".join(names[:-1]) + " and " + names[-1] if len(names) > 1 else names[0]
+
+
+def _describe_lengths(profile: Profile, reference: Profile | None) -> str:
+    """Say what the picture shows."""
+    text = "Half of the training sentences have at most {} characters, 95% at most {}".format(*_quantiles(profile))
+    if reference and reference["rows"]:
+        text += "; of the champion's, half at most {} and 95% at most {}".format(*_quantiles(reference))
+    return text + "."
+
+
+def _quantiles(profile: Profile) -> tuple[int, int]:
+    """Return the median and the 95th percentile of the lengths."""
+    lengths = sorted((int(length), rows) for length, rows in profile["characters"].items())
+    found = []
+    for share in (0.5, 0.95):
+        rest = share * sum(rows for _, rows in lengths)
+        for length, rows in lengths:
+            rest -= rows
+            if rest <= 0:
+                found.append(length)
+                break
+    return (found[0], found[1]) if found else (0, 0)
+
+
+def _draw(profile: Profile, reference: Profile | None) -> str:
+    from tasks.reporting.charts import draw_lengths  # brings matplotlib
+
+    stream = io.BytesIO()
+    # Without the program's name a picture depends on the data alone.
+    draw_lengths(profile, reference).savefig(stream, format="png", dpi=150, metadata={"Software": None})
+    return data_uri(stream.getvalue())

@@ -1,0 +1,123 @@
+"""card.md: a model card in the form of the Hugging Face hub, with a header that its own library writes."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tasks.data.gate import Gate
+from tasks.evaluation.evidence import Evidence
+from tasks.evaluation.judge import Verdict
+from tasks.inference.bundle import VARIANTS, Facts
+from tasks.reporting.tables import explain_rules, list_figures_of_both, list_phenomena, list_slices
+from tasks.reporting.templating import render
+from tasks.reporting.wording import escape_markdown, show_interval
+from tasks.training.pretrained import PACKAGED
+
+if TYPE_CHECKING:
+    from huggingface_hub import EvalResult
+
+    from tasks.export.bundle_export import Export
+
+NAME = "acceptability"
+PACKAGED_MODEL = "sentence-transformers/all-MiniLM-L6-v2"  # where the packaged encoder stands on the hub
+METRICS = {  # the hub's name of each figure, and ours
+    "matthews_correlation": ("mcc", "MCC"),
+    "accuracy": ("accuracy", "accuracy"),
+    "f1": ("f1", "F1 of the acceptable"),
+    "roc_auc": ("auroc", "AUROC"),
+    "brier_score": ("brier", "Brier score"),
+}
+
+
+def write_card(
+    facts: Facts,
+    digest: str,
+    evidence: Evidence,
+    verdict: Verdict,
+    gate: Gate,
+    settings: list[tuple[str, Any, str]],
+    export: "Export",
+) -> str:
+    """Return the card.
+
+    Args:
+        facts: what the bundle says of itself.
+        digest: of the bundle.
+        evidence: what was measured.
+        verdict: what was decided.
+        gate: what the data gate saw.
+        settings: (key, value, origin) rows.
+        export: which variants there are, and which were left out.
+    """
+    values = {key: value for key, value, _ in settings}
+    body = render(
+        "card.md.j2",
+        facts=facts,
+        digest=digest,
+        evidence=evidence,
+        verdict=verdict,
+        rules=explain_rules(verdict),
+        figures=list_figures_of_both(evidence),
+        slices=list_slices(evidence, verdict["policy"]),
+        phenomena=list_phenomena(evidence),
+        gate=gate,
+        export=export,
+        files=VARIANTS,
+        recipe={key: value for key, value in values.items() if key.startswith("finetune.")},
+        source=str(values.get("data.path", "")),
+        md=escape_markdown,
+        show_interval=show_interval,
+    )
+    return f"---\n{_header(facts, evidence, values)}\n---\n\n{body}"
+
+
+def hub_datasets(address: str) -> list[str]:
+    """Return the data sets of the hub among addresses in one line: the hub links what a card names."""
+    named = [part.removeprefix("hf:").partition("@")[0] for part in address.split(" + ") if part.startswith("hf:")]
+    return list(dict.fromkeys("/".join(name.split("/")[:2]) for name in named))
+
+
+def base_model(encoder: str, setting: Any) -> str | None:
+    """Return the hub's name of the encoder; None for a folder of one's own."""
+    if setting == PACKAGED:
+        return PACKAGED_MODEL
+    return encoder if setting == encoder and not Path(encoder).exists() else None
+
+
+def _header(facts: Facts, evidence: Evidence, values: dict[str, Any]) -> str:
+    from huggingface_hub import ModelCardData
+
+    datasets = hub_datasets(str(values.get("data.path", "")))
+    data = ModelCardData(
+        language="en",
+        license="mit",
+        library_name="onnx",
+        pipeline_tag="text-classification",
+        tags=["linguistic-acceptability", "cola", "onnx", "onnxruntime"],
+        datasets=datasets or None,
+        metrics=list(METRICS),
+        base_model=base_model(facts["encoder"], values.get("finetune.encoder")),
+        model_name=NAME,
+        eval_results=_results(evidence, datasets),
+    )
+    return str(data.to_yaml())
+
+
+def _results(evidence: Evidence, datasets: list[str]) -> list["EvalResult"]:
+    from huggingface_hub import EvalResult
+
+    measured = evidence["candidate"]
+    figures = {**measured, "mcc": measured["interval"]["mcc"]}
+    return [
+        EvalResult(
+            task_type="text-classification",
+            task_name="Linguistic acceptability",
+            dataset_type=datasets[0] if datasets else "sentence-acceptability",
+            dataset_name=f"holdout of {measured['rows']} sentences",
+            dataset_split="holdout",
+            dataset_revision=evidence["holdout"],
+            metric_type=metric,
+            metric_name=f"MCC, {show_interval(measured['interval'])}" if key == "mcc" else name,
+            metric_value=round(float(figures[key]), 6),  # type: ignore[arg-type]
+        )
+        for metric, (key, name) in METRICS.items()
+    ]

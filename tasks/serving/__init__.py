@@ -1,0 +1,1 @@
+"""HTTP service, demo page, batch scoring, Triton export."""

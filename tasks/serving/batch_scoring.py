@@ -1,0 +1,396 @@
+"""Batch inference: a file of sentences in, Parquet stamped with the model out, in memory that does not grow.
+
+    OUT                         one row a sentence: line of the input, sentence, label, probability, version, digest
+    OUT.quarantine.parquet      rows that could not be scored, with line, kind, reason and bytes; only if there are any
+    OUT.parts/                  finished parts of a run that has not ended; gone when it has
+
+Rows in = scored + quarantined, always. A part is written whole or not at all and carries a digest of its records and
+of what scored them: a run that was killed goes on after its last part, and nothing is taken from a part that belongs
+to other sentences or another model. OUT appears last, in one rename.
+"""
+
+import contextlib
+import errno
+import hashlib
+import json
+import logging
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple, TextIO, TypedDict
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from filelock import FileLock, Timeout
+
+from tasks.core.errors import VerdictError, WrongUsage
+from tasks.core.files import digest_of, replacing
+from tasks.core.progress import progress_bar
+from tasks.data.cola_format import Rejected, Row
+from tasks.data.record_readers import Result
+from tasks.data.sentences import STANDARD, Input, count_records, find_input, read_sentences
+from tasks.data.snapshots import EXAMPLES, QUARANTINE
+from tasks.inference.classifier import Classifier
+
+log = logging.getLogger(__name__)
+
+PART = 10_000  # records scored and written at a time
+PART_BYTES = 64 << 20  # of records; parts of longer ones hold fewer
+STREAMED = 1_000  # records answered at a time on standard output
+KEY = b"verdict.key"  # names the digest in a part's metadata
+LAYOUT = 1  # of a part; a changed one is not read
+
+_STAMP = pa.dictionary(pa.int32(), pa.string())
+_ANSWER = [("line", pa.int64()), ("sentence", pa.string()), ("label", pa.string()), ("probability", pa.float64())]
+_FAULT = [("kind", pa.string()), ("reason", pa.string()), ("raw", pa.binary())]
+PARTIAL = pa.schema([*_ANSWER, *_FAULT])
+SCORES = pa.schema([*_ANSWER, ("version", _STAMP), ("digest", _STAMP)])
+
+
+class Outcome(TypedDict):
+    """What became of an input; rows_in = scored + quarantined, `reused` of them by an earlier run.
+
+    `version` is None for a bundle that is no registered one. The rate is this run's, None where it scored nothing.
+    """
+
+    rows_in: int
+    scored: int
+    quarantined: int
+    reused: int
+    reasons: dict[str, int]
+    examples: list[str]
+    quarantine: str | None
+    out: str
+    version: str | None
+    digest: str
+    provider: str
+    sentences_per_second: float | None
+
+
+class Scorer(NamedTuple):
+    """A model and the version it is registered as."""
+
+    classifier: Classifier
+    version: str | None
+
+    @property
+    def digest(self) -> str:
+        """The bundle's digest."""
+        return self.classifier.manifest["digest"]
+
+    def key(self, records: Sequence[Result]) -> str:
+        """Return the digest of records and of everything that decides their answers."""
+        total = hashlib.sha256(digest_of([LAYOUT, self.digest, self.version, self.classifier.provider]).encode())
+        for record in records:
+            if isinstance(record, Row):
+                total.update(f"{record.line}\t{record.sentence}\n".encode())
+            else:
+                total.update(f"{record.line}\t\t{record.kind}\t{record.reason}\t{len(record.raw)}\n".encode())
+                total.update(record.raw)
+        return total.hexdigest()
+
+    def score(self, records: Sequence[Result]) -> pa.Table:
+        """Return records, in order, with their answers or faults, in the columns `PARTIAL`."""
+        answers = iter(self.classifier.predict([record.sentence for record in records if isinstance(record, Row)]))
+        rows: list[tuple[Any, ...]] = []
+        for record in records:
+            if isinstance(record, Rejected):
+                rows.append((record.line, None, None, None, *record[1:]))
+            else:
+                answer = next(answers)
+                rows.append((record.line, record.sentence, answer["label"], answer["probability"], None, None, None))
+        columns = zip(*rows, strict=True)
+        return pa.table([pa.array(column, of.type) for column, of in zip(columns, PARTIAL, strict=True)], PARTIAL)
+
+
+@dataclass
+class Tally:
+    """Counts what became of the records so far."""
+
+    name: str
+    rows_in: int = 0
+    scored: int = 0
+    reused: int = 0
+    fresh: int = 0
+    seconds: float = 0.0
+    kinds: Counter[str] = field(default_factory=Counter)
+    examples: list[str] = field(default_factory=list)
+
+    def add(self, records: Sequence[Result]) -> None:
+        """Count records, scored now or before."""
+        rejected = [record for record in records if isinstance(record, Rejected)]
+        self.rows_in += len(records)
+        self.scored += len(records) - len(rejected)
+        self.kinds.update(record.kind for record in rejected)
+        for record in rejected[: EXAMPLES - len(self.examples)]:
+            self.examples.append(f"{self.name} line {record.line}: {record.reason}")
+
+    @contextlib.contextmanager
+    def timing(self, records: Sequence[Result]) -> Iterator[None]:
+        """Count the sentences among records, and the time that they take."""
+        started = time.perf_counter()
+        yield
+        self.seconds += time.perf_counter() - started
+        self.fresh += sum(isinstance(record, Row) for record in records)
+
+    def describe(self) -> str:
+        """Write why rows were quarantined."""
+        kinds = ", ".join(f"{count} {kind}" for kind, count in self.kinds.most_common())
+        return f"{kinds}; {self.examples[0]}"
+
+    def outcome(self, scorer: Scorer, out: str, quarantine: str | None) -> Outcome:
+        """Return the counts with what scored."""
+        return Outcome(
+            rows_in=self.rows_in,
+            scored=self.scored,
+            quarantined=self.rows_in - self.scored,
+            reused=self.reused,
+            reasons=dict(self.kinds.most_common()),
+            examples=self.examples,
+            quarantine=quarantine,
+            out=out,
+            version=scorer.version,
+            digest=scorer.digest,
+            provider=scorer.classifier.provider,
+            sentences_per_second=round(self.fresh / self.seconds, 1) if self.fresh else None,
+        )
+
+
+def check_paths(path: str, out: str, columns: str = "", form: str = "") -> Input:
+    """Check, before anything is loaded, that sentences can be read from one place and written to the other.
+
+    Args:
+        path: file of sentences, or - for standard input.
+        out: Parquet file, or - for JSON lines on standard output.
+        columns: text=NAME, where the column has no usual name.
+        form: format of the input; empty: what its ending says.
+
+    Raises:
+        WrongUsage: if one of them cannot be meant.
+        VerdictError: if the input cannot be read.
+    """
+    source = find_input(path, columns, form)
+    if out == STANDARD:
+        return source
+    target = Path(out)
+    if target.suffix.lower() != ".parquet" or target.is_dir():
+        what = "is a folder" if target.is_dir() else "does not end in .parquet"
+        raise WrongUsage(f"output {out!r} {what}; expected a Parquet file, or - for JSON lines on standard output")
+    if path != STANDARD and Path(path).resolve() in (target.resolve(), _aside(target).resolve()):
+        raise WrongUsage(f"output {out!r} would replace the input {path!r}; name another file")
+    if not target.parent.is_dir():
+        raise WrongUsage(f"folder {str(target.parent)!r} of the output does not exist; run: mkdir -p {target.parent}")
+    try:
+        with tempfile.TemporaryFile(dir=target.parent):
+            return source
+    except OSError as error:
+        raise WrongUsage(
+            f"nothing can be written to {str(target.parent)!r} ({error.strerror}); name another"
+        ) from error
+
+
+def score_file(
+    path: str, out: str, bundle: str, version: str | None, device: str = "auto", columns: str = "", form: str = ""
+) -> Outcome:
+    """Score a file of sentences with a bundle; the other arguments are those of `check_paths`.
+
+    Args:
+        path: file of sentences, or - for standard input.
+        out: Parquet file, or - for JSON lines on standard output.
+        bundle: the bundle's folder.
+        version: what it is registered as; None where it is not.
+        device: cuda, cpu, or auto: a GPU where one works.
+        columns: text=NAME, where the column has no usual name.
+        form: format of the input; empty: what its ending says.
+
+    Raises:
+        WrongUsage: if input or output cannot be meant.
+        VerdictError: if no row could be scored, the bundle is damaged, or the disk is full.
+    """
+    source = check_paths(path, out, columns, form)
+    scorer = Scorer(Classifier.from_bundle(bundle, device), version)
+    return score_to_stream(source, sys.stdout, scorer) if out == STANDARD else score_to_file(source, Path(out), scorer)
+
+
+def score_to_file(source: Input, out: Path, scorer: Scorer, size: int = PART) -> Outcome:
+    """Score an input into parts of so many records, then put them together.
+
+    Raises:
+        VerdictError: if no row could be scored, another run writes the same output, or the disk is full.
+    """
+    tally = Tally(source.name)
+    folder = Path(f"{out}.parts")
+    try:
+        with _claimed(folder):
+            parts = _score_parts(source, folder, scorer, tally, size)
+            aside = str(_aside(out)) if tally.kinds else None
+            if aside:
+                _collect(parts, folder / "rejected", Path(aside), QUARANTINE, lambda part: _fault(part, source.name))
+            else:
+                _aside(out).unlink(missing_ok=True)  # of an earlier run
+            if tally.scored:
+                _collect(parts, folder / "scored", out, SCORES, lambda part: _stamp(part, scorer))
+            shutil.rmtree(folder)
+    except OSError as error:
+        raise _unwritten(error, out, tally) from error
+    _refuse_nothing(tally, aside)
+    return tally.outcome(scorer, str(out), aside)
+
+
+def score_to_stream(source: Input, sink: TextIO, scorer: Scorer, size: int = STREAMED) -> Outcome:
+    """Answer each record with one line of JSON, in order; one that cannot be scored has a reason and no label.
+
+    Raises:
+        VerdictError: if no row could be scored, or the stream takes no more.
+    """
+    tally = Tally(source.name)
+    stamp = {"version": scorer.version, "digest": scorer.digest}
+    for records in divide(read_sentences(source), size):
+        with tally.timing(records):
+            answers = scorer.score(records).select([name for name, _ in _ANSWER] + ["reason"]).to_pylist()
+        tally.add(records)
+        try:
+            sink.writelines(json.dumps({**answer, **stamp}, ensure_ascii=False) + "\n" for answer in answers)
+            sink.flush()
+        except OSError as error:
+            # Python would fail once more when it flushes what is left at its end.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sink.fileno())
+            raise VerdictError(
+                f"standard output takes no more ({error.strerror}) at row {tally.rows_in}; read all, or name a file"
+            ) from error
+    _refuse_nothing(tally, None)
+    return tally.outcome(scorer, STANDARD, None)
+
+
+def divide(records: Iterable[Result], size: int) -> Iterator[list[Result]]:
+    """Divide records into lists of `size`, shorter where they are large."""
+    part: list[Result] = []
+    taken = 0
+    for record in records:
+        part.append(record)
+        taken += len(record.sentence) if isinstance(record, Row) else len(record.raw)
+        if len(part) == size or taken > PART_BYTES:
+            yield part
+            part, taken = [], 0
+    if part:
+        yield part
+
+
+def _score_parts(source: Input, folder: Path, scorer: Scorer, tally: Tally, size: int) -> list[Path]:
+    """Write the parts that an earlier run did not write; return the paths of all."""
+    parts: list[Path] = []
+    told = False
+    with _progress(source, size) as advance:
+        for number, records in enumerate(divide(read_sentences(source), size), start=1):
+            path, key = folder / f"part-{number:06}.parquet", scorer.key(records)
+            if _holds(path, key):
+                tally.reused += len(records)
+            else:
+                if not told:
+                    _tell(path, tally.reused)
+                told = True
+                with tally.timing(records):
+                    table = scorer.score(records).replace_schema_metadata({KEY: key})
+                with replacing(path) as temporary:
+                    pq.write_table(table, temporary)
+            tally.add(records)
+            parts.append(path)
+            advance()
+    return parts
+
+
+def _tell(path: Path, reused: int) -> None:
+    """Say what an earlier run left, in front of the first part that has to be scored."""
+    if reused:
+        log.info("%d rows were done by an earlier run", reused)
+    if path.exists():
+        log.warning("parts in %s belong to another input or model and are not used", path.parent)
+
+
+def _holds(path: Path, key: str) -> bool:
+    """Tell whether a part is there and holds these records, scored by this model."""
+    try:
+        return (pq.read_schema(path).metadata or {}).get(KEY) == key.encode()
+    except (OSError, ValueError, pa.ArrowException):
+        return False
+
+
+def _fault(part: pa.Table, name: str) -> pa.Table:
+    """Return the quarantined rows of a part with the input's name."""
+    rejected = part.filter(pc.is_valid(part["kind"]))
+    names = pa.array([name] * rejected.num_rows, pa.string()).dictionary_encode()
+    return pa.table([names, *rejected.select(QUARANTINE.names[1:]).columns], schema=QUARANTINE)
+
+
+def _stamp(part: pa.Table, scorer: Scorer) -> pa.Table:
+    """Return the scored rows of a part with version and digest of the model."""
+    scored = part.filter(pc.is_valid(part["label"])).select([name for name, _ in _ANSWER])
+    stamps = [
+        pa.DictionaryArray.from_arrays(pa.array([code] * scored.num_rows, pa.int32()), pa.array(words, pa.string()))
+        for code, words in ((0 if scorer.version else None, [scorer.version or ""]), (0, [scorer.digest]))
+    ]
+    return pa.table([*scored.columns, *stamps], schema=SCORES)
+
+
+def _collect(
+    parts: list[Path], scratch: Path, target: Path, schema: pa.Schema, take: Callable[[pa.Table], pa.Table]
+) -> None:
+    """Write what is taken of each part as one file; it grows among the parts, so a kill leaves nothing beside them."""
+    with replacing(scratch) as temporary, pq.ParquetWriter(temporary, schema) as writer:
+        for part in parts:
+            rows = take(pq.ParquetFile(part).read())
+            if rows.num_rows:
+                writer.write_table(rows)
+    scratch.replace(target)
+
+
+def _aside(out: Path) -> Path:
+    return Path(f"{out}.quarantine.parquet")
+
+
+@contextlib.contextmanager
+def _claimed(folder: Path) -> Iterator[None]:
+    """Make the folder of the parts, for one run at a time."""
+    folder.mkdir(exist_ok=True)
+    try:
+        with FileLock(folder / "lock", timeout=0):
+            yield
+    except Timeout as error:
+        raise VerdictError(f"another run writes to {folder} already; wait for it, or name another output") from error
+
+
+@contextlib.contextmanager
+def _progress(source: Input, size: int) -> Iterator[Callable[[], None]]:
+    """Show how many parts are done, where their number can be known."""
+    records = count_records(source)
+    if records is None:
+        yield lambda: None
+        return
+    with progress_bar(f"parts of {size:,} sentences", max(-(-records // size), 1)) as advance:
+        yield advance
+
+
+def _refuse_nothing(tally: Tally, aside: str | None) -> None:
+    """Raise where no row could be scored."""
+    if not tally.rows_in:
+        raise VerdictError(f"{tally.name} is empty; expected sentences")
+    if not tally.scored:
+        raise VerdictError(
+            f"none of {tally.rows_in} rows could be scored: {tally.describe()}"
+            + (f"; see {aside}, or name the format: --format" if aside else "")
+        )
+
+
+def _unwritten(error: OSError, out: Path, tally: Tally) -> VerdictError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return VerdictError(
+            f"no space left for {out}; {tally.rows_in} rows are done and kept: make room and run the same command again"
+        )
+    return VerdictError(f"{error.filename or out} cannot be written ({error.strerror or error}); name another output")

@@ -1,0 +1,169 @@
+"""A bounded queue in front of a model, and the one thread that answers: requests that wait together share a batch.
+
+A batch takes requests until it holds `max_batch` sentences, or its first request has waited `max_wait` seconds. While
+the model computes, requests gather by themselves. A request is never divided, so one version answers all of it.
+"""
+
+import collections
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from typing import NamedTuple
+
+from tasks.core.errors import VerdictError
+from tasks.serving.champion import Answer, Served
+
+log = logging.getLogger(__name__)
+
+SLOWEST = 60  # seconds that Retry-After asks for at most
+
+
+class QueueFull(VerdictError):
+    """More sentences wait than may; `seconds` says when to come back."""
+
+    def __init__(self, message: str, seconds: int) -> None:
+        super().__init__(message)
+        self.seconds = seconds
+
+
+class Closed(VerdictError):
+    """The queue takes nothing any more."""
+
+
+class Reply(NamedTuple):
+    """The answers to one request, all of one version."""
+
+    version: str
+    answers: list[Answer]
+
+
+class _Waiting(NamedTuple):
+    sentences: list[str]
+    arrived: float
+    future: "Future[Reply]"
+
+
+class Batcher:
+    """Answers requests of any number of threads in batches.
+
+    Args:
+        current: returns the model that answers now; asked once for each batch.
+        max_batch: sentences; a longer request makes a batch of its own.
+        max_wait: seconds that the first request of a batch waits for company.
+        capacity: sentences that may wait; a request is always taken when none does.
+        on_batch: told the sentences and seconds of each batch.
+    """
+
+    def __init__(
+        self,
+        current: Callable[[], Served],
+        max_batch: int = 64,
+        max_wait: float = 0.002,
+        capacity: int = 4_096,
+        on_batch: Callable[[int, float], None] = lambda sentences, seconds: None,
+    ) -> None:
+        self._current, self.on_batch = current, on_batch
+        self._max_batch, self._max_wait, self._capacity = max_batch, max_wait, capacity
+        self._queue: collections.deque[_Waiting] = collections.deque()
+        self._sentences = 0
+        self._rate = 0.0  # sentences a second, of the latest batches
+        self._closed = False
+        self._changed = threading.Condition()
+        self._worker = threading.Thread(target=self._work, name="inference", daemon=True)
+        self._worker.start()
+
+    @property
+    def waiting(self) -> int:
+        """Sentences that wait."""
+        return self._sentences
+
+    def submit(self, sentences: Sequence[str]) -> "Future[Reply]":
+        """Queue a request.
+
+        Raises:
+            QueueFull: if too many sentences wait.
+            Closed: after `close`.
+        """
+        with self._changed:
+            if self._closed:
+                raise Closed("the server is stopping; ask another one")
+            if self._queue and self._sentences + len(sentences) > self._capacity:
+                seconds = min(SLOWEST, 1 + int(self._sentences / self._rate)) if self._rate else 1
+                raise QueueFull(
+                    f"{self._sentences} sentences wait, at most {self._capacity} may; come back in {seconds} s, "
+                    "or start the server with a longer --queue",
+                    seconds,
+                )
+            request = _Waiting(list(sentences), time.monotonic(), Future())
+            self._queue.append(request)
+            self._sentences += len(request.sentences)
+            self._changed.notify()
+            return request.future
+
+    def close(self) -> None:
+        """Take nothing more, answer what waits, and end the thread."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        self._worker.join()
+
+    def _work(self) -> None:
+        while batch := self._collect():
+            started = time.perf_counter()
+            count = sum(len(request.sentences) for request in batch)
+            self._answer(batch)
+            seconds = time.perf_counter() - started
+            rate = count / max(seconds, 1e-9)
+            self._rate = 0.8 * self._rate + 0.2 * rate if self._rate else rate
+            self.on_batch(count, seconds)
+
+    def _collect(self) -> list[_Waiting]:
+        """Wait for a batch; empty once the queue is closed and nothing waits."""
+        with self._changed:
+            while not self._queue and not self._closed:
+                self._changed.wait()
+            while self._queue and self._sentences < self._max_batch and not self._closed:
+                left = self._queue[0].arrived + self._max_wait - time.monotonic()
+                if left <= 0:
+                    break
+                self._changed.wait(left)
+            batch: list[_Waiting] = []
+            count = 0
+            while self._queue and (not batch or count + len(self._queue[0].sentences) <= self._max_batch):
+                request = self._queue.popleft()
+                self._sentences -= len(request.sentences)
+                count += len(request.sentences)
+                batch.append(request)
+            return batch
+
+    def _answer(self, batch: list[_Waiting]) -> None:
+        """Answer requests together; where that fails, each alone, so that none suffers for another."""
+        asked = [request for request in batch if not request.future.cancelled()]
+        try:
+            served = self._current()
+            answers = served.predict([sentence for request in asked for sentence in request.sentences])
+        except Exception as error:  # whoever waits must hear of it, whatever it is
+            if len(asked) > 1 and not isinstance(error, VerdictError):
+                for request in asked:
+                    self._answer([request])
+                return
+            for request in asked:
+                _settle(request.future, error)
+            return
+        start = 0
+        for request in asked:
+            end = start + len(request.sentences)
+            _settle(request.future, Reply(served.version, answers[start:end]))
+            start = end
+
+
+def _settle(future: "Future[Reply]", outcome: Reply | Exception) -> None:
+    """Hand an outcome over, unless nobody waits for it any more."""
+    if not future.set_running_or_notify_cancel():
+        return
+    if isinstance(outcome, Exception):
+        future.set_exception(outcome)
+    else:
+        future.set_result(outcome)

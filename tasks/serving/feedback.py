@@ -1,0 +1,114 @@
+"""What people say of sentences, appended to a file in CoLA's format that `verdict retrain` merges.
+
+    verdict retrain --data DIR --data .verdict/feedback/feedback.tsv
+
+One line a sentence: the source is `feedback`, the mark is `*` where the label is 0. A line is written whole or not at
+all, and only where the reader would keep it, so that feedback never makes a data gate refuse.
+"""
+
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+from filelock import FileLock, Timeout
+
+from tasks.core.errors import VerdictError, WrongUsage
+from tasks.data.cola_format import Rejected, Row, Rules, format_row, make_row, parse_row
+from tasks.data.sources import ROLES
+
+FILE = "feedback/feedback.tsv"  # in the folder of the stores
+SOURCE = "feedback"
+MARKS = ("*", "")  # by label
+LARGEST = 64 << 20  # bytes; whoever can reach the page can write
+PATIENCE = 10.0  # seconds to wait for another process that writes
+
+
+class Written(NamedTuple):
+    """How many sentences the file holds, and whether the one that was given is new."""
+
+    lines: int
+    new: bool
+
+
+class Feedback:
+    """A feedback file; any number of threads and processes may write to it. It is made with the first sentence."""
+
+    def __init__(self, path: str) -> None:
+        """Look at the path.
+
+        Raises:
+            WrongUsage: if what is written there would not be read as training rows.
+        """
+        self.path = Path(path).absolute()
+        judging = {stem for role in ("holdout", "reported") for stem in ROLES[role]}
+        if self.path.suffix != ".tsv" or self.path.stem in judging or self.path.is_dir():
+            raise WrongUsage(f"feedback cannot go to {path}; expected a training file's name: --feedback feedback.tsv")
+        try:
+            with self.path.open("rb") as stream:
+                first = stream.readline(LARGEST).removesuffix(b"\n").removesuffix(b"\r")
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise WrongUsage(f"{path} cannot be read ({error.strerror}); name another: --feedback FILE") from error
+        row = parse_row(1, first, Rules())
+        if first and isinstance(row, Rejected):
+            raise WrongUsage(f"{path} has another format (line 1: {row.reason}); name another: --feedback FILE")
+
+    @property
+    def shown(self) -> str:
+        """The path as a person types it: from the working folder where it lies below that."""
+        return str(self.path.relative_to(here) if self.path.is_relative_to(here := Path.cwd()) else self.path)
+
+    def add(self, sentence: str, label: int) -> Written:
+        """Append a sentence, unless it stands there with this label; white space in it becomes single spaces.
+
+        Args:
+            sentence: any text.
+            label: 1 acceptable, 0 not.
+
+        Raises:
+            VerdictError: if it is no sentence that the reader would keep, or cannot be written.
+        """
+        row = make_row(1, (SOURCE, str(label), MARKS[label], one_line(sentence)), b"", Rules())
+        if isinstance(row, Rejected):
+            raise VerdictError(f"not written: {row.reason}")
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(f"{self.path}.lock", timeout=PATIENCE):
+                return self._append(row)
+        except Timeout:
+            raise VerdictError(f"not written: another process holds {self.path}.lock; try again") from None
+        except (OSError, UnicodeEncodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "half of a surrogate pair"
+            raise VerdictError(f"not written to {self.path} ({reason})") from error
+
+    def _append(self, row: Row) -> Written:
+        """Write a line to disk; what a full disk leaves of it is taken back."""
+        line = format_row(row).encode()
+        with self.path.open("a+b", buffering=0) as stream:
+            stream.seek(0)
+            held = stream.read().splitlines(keepends=True)
+            size = stream.tell()
+            if line in held:
+                return Written(len(held), False)
+            if held and not held[-1].endswith(b"\n"):  # somebody's editor
+                line = b"\n" + line
+            if size + len(line) > LARGEST:
+                raise VerdictError(f"not written: {self.path} has {size} bytes, at most {LARGEST}; train and move it")
+            try:
+                _write(stream.fileno(), line)
+            except OSError:
+                stream.truncate(size)
+                raise
+            return Written(len(held) + 1, True)
+
+
+def one_line(text: str) -> str:
+    """Return text with each run of white space, line breaks and tabs among it, made one space."""
+    return " ".join(text.split())
+
+
+def _write(handle: int, line: bytes) -> None:
+    while line:
+        line = line[os.write(handle, line) :]
+    os.fsync(handle)

