@@ -40,7 +40,7 @@ def test_every_make_target_that_the_readme_names_exists() -> None:
 
 @pytest.mark.parametrize("folder", ["flows", "tasks"])
 def test_the_file_tree_names_every_module(folder: str) -> None:
-    for path in (ROOT / folder).glob("*.py"):
+    for path in (ROOT / folder).rglob("*.py"):
         if path.name != "__init__.py":
             assert re.search(rf"\b{re.escape(path.name)}\b", README), f"{path} is missing in the README"
 

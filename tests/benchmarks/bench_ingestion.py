@@ -113,7 +113,7 @@ def write_rows(path: Path, count: int, seed: int, damaged: bool) -> None:
 
 def fuzz(count: int) -> dict[str, int]:
     """Read mutated files and count how they ended; the law rows in = kept + quarantined is checked for each."""
-    sys.path.insert(0, str(Path(__file__).parents[1]))
+    sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
     from fuzzing import check_file, mutated_files
 
     started = time.perf_counter()

@@ -81,9 +81,9 @@ def make_bundle(name: str, folder: Path) -> str:
     from tasks.export.bundle_export import export_bundle
     from tasks.training.pretrained import locate_encoder
 
-    sys.path.insert(0, str(Path(__file__).parents[1]))
-    from conftest import origin, write_tokenizer
+    sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
     from tiny import tiny_bert
+    from toy import origin, write_tokenizer
 
     encoder = locate_encoder("packaged")["folder"] if name == "packaged" else str(folder / "encoder")
     if name == "tiny":

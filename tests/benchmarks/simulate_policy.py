@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 
 import simulated
 from simulated import ACCEPTABLE, AGREEMENT, MCC, SENTENCES, Holdouts, chances, decisions

@@ -20,11 +20,11 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "services")]
+sys.path[:0] = [str(Path(__file__).parents[1] / "support"), str(Path(__file__).parents[1] / "services")]
 
 from bench_ingestion import cpu_name  # noqa: E402
-from conftest import write_toy_data  # noqa: E402
 from stage import ROOT, Stage  # noqa: E402
+from toy import write_toy_data  # noqa: E402
 
 from tasks.core.provenance import git_commit, versions  # noqa: E402
 
@@ -153,7 +153,7 @@ def measure(stage: Stage) -> dict[str, int]:
 def build_encoder(folder: Path) -> Path:
     """Write the tiny encoder of the tests."""
     import torch
-    from conftest import write_tokenizer
+    from toy import write_tokenizer
     from transformers import BertConfig, BertModel
 
     write_tokenizer(folder)

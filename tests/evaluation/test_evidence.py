@@ -1,0 +1,208 @@
+"""What is measured is what the bundle answers."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+from toy import SPLIT, circumstances, facts, gate, policy
+
+from tasks.core.errors import VerdictError
+from tasks.core.files import write_json
+from tasks.data.snapshots import load_rows
+from tasks.evaluation.evidence import DIFFERING, face_champion, find_leak, gather_evidence, measure
+from tasks.evaluation.judge import judge
+from tasks.evaluation.metrics import mcc
+from tasks.evaluation.minimal_pairs import examine_behaviour
+from tasks.inference.bundle import PROFILE, seal
+from tasks.inference.classifier import Classifier
+
+
+def gather(bundle: str, holdout: str, champion: dict[str, str] | None = None, **changes: Any) -> Any:
+    place = {"digest": "h" * 64, "path": holdout}
+    known: Any = {"split": SPLIT, "training": [], "circumstances": circumstances(), "device": "cpu", "resamples": 200}
+    return gather_evidence(bundle, place, None, champion, **known | changes)  # type: ignore[arg-type]
+
+
+def altered(
+    bundle: str, folder: Path, change: Callable[[Any], Any], model: str = "model.onnx", part: str = "weight"
+) -> str:
+    """Copy a bundle and change the last layer of one of its graphs."""
+    copied = Path(shutil.copytree(bundle, folder))
+    graph = onnx.load(copied / model)
+    tensor = next(each for each in graph.graph.initializer if each.name.endswith(f"classifier.{part}"))
+    tensor.CopyFrom(numpy_helper.from_array(change(numpy_helper.to_array(tensor)), tensor.name))
+    onnx.save_model(graph, copied / model)
+    seal(copied, facts(), {})
+    return str(copied)
+
+
+def weakened(bundle: str, folder: Path, holdout: str, flips: int = 10) -> str:
+    """Copy a bundle and move its threshold so that it calls so many acceptable sentences unacceptable."""
+    logits = Classifier.from_bundle(bundle, "cpu").logits(load_rows(holdout)["sentence"].tolist())
+    ahead = np.sort((logits[:, 1] - logits[:, 0])[logits[:, 1] > logits[:, 0]])
+    step = np.array([(ahead[flips - 1] + ahead[flips]) / 2, 0], np.float32)
+    return altered(bundle, folder, lambda bias: bias + step, part="bias")
+
+
+def test_a_measurement_is_what_the_classifier_answers(exported: Any, toy_split: tuple[str, str, str]) -> None:
+    classifier = Classifier.from_bundle(exported["bundle"], "cpu")
+    measured = measure(classifier, toy_split[2], resamples=200)
+    rows = load_rows(toy_split[2])
+    answers = [answer["label"] == "acceptable" for answer in classifier.predict(rows["sentence"].tolist())]
+    assert measured["rows"] == len(rows) == 80
+    assert measured["interval"]["mcc"] == mcc(rows["label"], answers)
+    assert sum(measured["confusion"].values()) == 80
+    assert len(measured["mcc_per_batch"]) == 3
+    assert measured["per_source"]["toy"]["rows"] == 80
+    assert (measured["variant"], measured["provider"]) == ("fp32", "CPUExecutionProvider")
+    assert measured["finite"]
+    assert measured["classes_predicted"] == 2
+
+
+def test_every_variant_is_measured_and_the_one_that_serves_is_judged(
+    complete: Any, toy_split: tuple[str, str, str]
+) -> None:
+    evidence = gather(complete["bundle"], toy_split[2])
+    assert set(evidence["variants"]) == {"fp32", "fp16", "int8"}
+    assert evidence["candidate"] == evidence["variants"]["int8"]
+    for variant, measured in evidence["variants"].items():
+        assert measured["variant"] == variant
+        assert measured == measure(Classifier.from_bundle(complete["bundle"], "cpu", variant), toy_split[2], 200)
+    assert judge(evidence, policy(threshold=0.5))["mcc"] == evidence["variants"]["int8"]["interval"]["mcc"]
+
+
+def test_the_verdict_follows_the_variant_that_serves_and_not_the_reference(
+    complete: Any, toy_split: tuple[str, str, str], tmp_path: Path
+) -> None:
+    evidence = gather(
+        altered(complete["bundle"], tmp_path / "bundle", lambda weight: -weight, "model.cpu.onnx"), toy_split[2]
+    )
+    assert evidence["variants"]["fp32"]["interval"]["mcc"] > 0.9
+    verdict = judge(evidence, policy(threshold=0.5))
+    assert verdict["decision"] == "REJECT"
+    assert {"below_threshold", "variant_differs"} <= set(verdict["rules"])
+
+
+def test_the_worst_sentences_are_those_whose_label_got_least(exported: Any, toy_split: tuple[str, str, str]) -> None:
+    worst = measure(Classifier.from_bundle(exported["bundle"], "cpu"), toy_split[2], 200)["worst"]
+    given = [row["probability"] for row in worst]
+    assert given == sorted(given)
+    assert len(worst) == 10
+
+
+def test_the_champion_is_scored_on_the_same_rows(exported: Any, toy_split: tuple[str, str, str]) -> None:
+    champion = {"version": "3", "digest": "other", "bundle": exported["bundle"]}
+    evidence = gather(exported["bundle"], toy_split[2], champion)
+    assert evidence["champion"]["measurement"] == evidence["candidate"]
+    assert judge(evidence, policy(threshold=0.5))["decision"] == "HOLD"
+
+
+def test_a_damaged_champion_is_evidence_and_leads_to_hold(
+    exported: Any, toy_split: tuple[str, str, str], tmp_path: Path
+) -> None:
+    champion = {"version": "3", "digest": "other", "bundle": str(tmp_path / "gone")}
+    evidence = gather(exported["bundle"], toy_split[2], champion)
+    assert evidence["champion"]["measurement"] is None
+    verdict = judge(evidence, policy(threshold=0.5))
+    assert verdict["decision"] == "HOLD"
+    assert "champion 3 cannot be measured" in verdict["reasons"][0]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_model_that_answers_no_numbers_is_rejected(
+    exported: Any, toy_split: tuple[str, str, str], tmp_path: Path, value: float
+) -> None:
+    folder = altered(exported["bundle"], tmp_path / "bundle", lambda weight: np.full_like(weight, value))
+    with np.errstate(invalid="ignore"):
+        evidence = gather(folder, toy_split[2])
+    verdict = judge(evidence, policy(threshold=-1.0))
+    assert verdict["decision"] == "REJECT"
+    assert "an output is not a number" in verdict["reasons"]
+    assert set(evidence["answers"]["variants"]["fp32"]) == {None}
+    write_json(tmp_path / "evidence.json", evidence)  # strict JSON: there is no NaN in it
+
+
+def test_the_rows_of_the_holdout_and_every_answer_are_kept(complete: Any, toy_split: tuple[str, str, str]) -> None:
+    champion = {"version": "3", "digest": "other", "bundle": complete["bundle"]}
+    answers = gather(complete["bundle"], toy_split[2], champion)["answers"]
+    rows = load_rows(toy_split[2])
+    assert answers["label"] == rows["label"].tolist()
+    assert answers["source"] == ["toy"] * 80
+    assert answers["words"] == [len(sentence.split()) for sentence in rows["sentence"]]
+    assert answers["champion"] == answers["variants"]["int8"]
+    classifier = Classifier.from_bundle(complete["bundle"], "cpu", "fp32")
+    expected = classifier.probabilities(rows["sentence"].tolist())[:, 1]
+    assert answers["variants"]["fp32"] == pytest.approx(expected.tolist(), abs=1e-9)
+
+
+def test_champion_and_candidate_are_compared_row_by_row(
+    exported: Any, toy_split: tuple[str, str, str], tmp_path: Path
+) -> None:
+    weak = weakened(exported["bundle"], tmp_path / "weak", toy_split[2])
+    evidence = gather(exported["bundle"], toy_split[2], {"version": "3", "digest": "weak", "bundle": weak})
+    comparison, rows = evidence["comparison"], load_rows(toy_split[2])
+    ours, theirs = (
+        [answer["label"] for answer in Classifier.from_bundle(path, "cpu").predict(rows["sentence"].tolist())]
+        for path in (exported["bundle"], weak)
+    )
+    differing = {rows["sentence"][row] for row in range(80) if ours[row] != theirs[row]}
+    assert len(differing) == 10 < DIFFERING
+    assert comparison["differing"] == len(differing)
+    assert {row["sentence"] for row in comparison["sentences"]} == differing
+    assert comparison["agreement"] == pytest.approx(1 - len(differing) / 80)
+    assert comparison["candidate_alone"] + comparison["champion_alone"] == len(differing)
+    gap = [abs(row["candidate"] - row["champion"]) for row in comparison["sentences"]]
+    assert gap == sorted(gap, reverse=True)
+    figures = [evidence["candidate"], evidence["champion"]["measurement"]]
+    assert comparison["difference"] == pytest.approx(figures[0]["interval"]["mcc"] - figures[1]["interval"]["mcc"])
+    assert evidence["champion"]["behaviour"] == examine_behaviour(Classifier.from_bundle(weak, "cpu"))
+    assert judge(evidence, policy(threshold=0.5))["decision"] == "PROMOTE"
+
+
+def test_the_champions_training_rows_are_those_of_its_profile(
+    exported: Any, toy_split: tuple[str, str, str], tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(exported["bundle"], tmp_path / "bundle"))
+    champion = {"version": "3", "digest": "other", "bundle": str(folder)}
+    evidence = gather(exported["bundle"], toy_split[2], champion)
+    assert evidence["champion"]["training"] is None
+    write_json(folder / PROFILE, gate()["profile"])
+    seal(folder, facts(), {})
+    assert face_champion(evidence, champion, toy_split[2], "cpu")["champion"]["training"] == "d" * 64  # type: ignore[arg-type,index]
+
+
+def test_another_champion_takes_the_place_of_the_one_before(
+    exported: Any, toy_split: tuple[str, str, str], tmp_path: Path
+) -> None:
+    weak = weakened(exported["bundle"], tmp_path / "weak", toy_split[2])
+    first = gather(exported["bundle"], toy_split[2], {"version": "3", "digest": "weak", "bundle": weak})
+    second = face_champion(first, {"version": "4", "digest": "same", "bundle": exported["bundle"]}, toy_split[2], "cpu")
+    assert second == gather(
+        exported["bundle"], toy_split[2], {"version": "4", "digest": "same", "bundle": exported["bundle"]}
+    )
+    assert second["incumbency"] == "reigning"
+    assert first["champion"]["version"] == "3"
+
+
+def test_holdout_sentences_among_the_training_rows_are_found_folded(
+    toy_split: tuple[str, str, str], tmp_path: Path, exported: Any
+) -> None:
+    rows, sentences = load_rows(toy_split[0]), load_rows(toy_split[2])["sentence"].tolist()
+    assert find_leak(toy_split[:2], sentences, 5) == {"left": 5, "remaining": 0, "sentences": []}
+    leaked = tmp_path / "train.parquet"
+    rows.loc[[1, 2, 3], "sentence"] = [sentences[7].upper() + "!", sentences[7], sentences[9]]
+    rows.to_parquet(leaked)
+    found = find_leak([str(leaked)], sentences, 0)
+    assert found == {"left": 0, "remaining": 2, "sentences": [sentences[7], sentences[9]]}
+    evidence = gather(exported["bundle"], toy_split[2], training=[toy_split[1], str(leaked)])
+    assert judge(evidence, policy())["rules"] == ["holdout_leak"]
+
+
+def test_training_rows_that_are_gone_are_an_error(toy_split: tuple[str, str, str]) -> None:
+    with pytest.raises(VerdictError, match="cannot be read"):
+        find_leak(["nowhere.parquet"], ["a"], 0)

@@ -1,0 +1,147 @@
+"""The export as a whole: what the bundle holds, what is left out and told, and a process that crashes or hangs."""
+
+import json
+import logging
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from toy import origin
+
+from tasks.core.errors import VerdictError
+from tasks.core.files import read_json, write_json
+from tasks.export import bundle_export as export
+from tasks.export.bundle_export import export_bundle, load_export
+from tasks.export.onnx_export import Graphs
+from tasks.export.parity import SHAPES
+from tasks.inference.bundle import VARIANTS, verify
+from tasks.inference.external_data import refuse_external_data
+
+
+def die(*_: Any) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def hang(*_: Any) -> None:
+    time.sleep(120)
+
+
+def leave_int8(model: str, folder: str, *_: Any) -> Graphs:
+    """Stand for an export whose int8 graph answers otherwise than torch."""
+    (Path(folder) / "model.onnx").write_bytes(b"graph")
+    shape: Any = {"provider": "CPUExecutionProvider", "difference": {"1x1": 0.0}, "sentences": 1, "equal": 1.0}
+    return Graphs(
+        facts={**origin(), "pad_id": 0},
+        exporter="tracing",
+        fused={"Attention": 2},
+        parity={"fp32": shape | {"mcc_cost": 0.0}},
+        left_out={"int8": "gives 90.00% of 100 sentences torch's label, expected 99.0%"},
+        remarks=[],
+    )
+
+
+@pytest.fixture(params=VARIANTS)
+def graph(request: pytest.FixtureRequest, complete: Any) -> Path:
+    return Path(complete["bundle"]) / VARIANTS[request.param]
+
+
+def test_every_variant_is_within_its_limits(complete: Any) -> None:
+    assert list(complete["variants"]) == ["fp32", "fp16", "int8"]
+    assert complete["left_out"] == {}
+    for parity in complete["variants"].values():
+        assert list(parity["difference"]) == [*(f"{rows}x{length}" for rows, length in SHAPES), "sentences"]
+        assert parity["sentences"] >= 50
+        assert parity["equal"] >= 0.99
+    assert max(complete["variants"]["fp32"]["difference"].values()) <= 1e-4
+    assert max(complete["variants"]["fp16"]["difference"].values()) <= 2e-2
+    assert complete["parity"] == complete["variants"]["fp32"]["difference"]
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 2), (5, 40)])
+def test_batch_and_sequence_are_free(graph: Path, shape: tuple[int, int]) -> None:
+    session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
+    feed = {node.name: np.ones(shape, np.int64) for node in session.get_inputs()}
+    (logits,) = session.run(None, feed)
+    assert logits.shape == (shape[0], 2)
+    assert logits.dtype == np.float32
+
+
+def test_each_graph_says_what_it_is(graph: Path) -> None:
+    properties = {entry.key: entry.value for entry in onnx.load(graph).metadata_props}
+    expected = origin()
+    assert VARIANTS[properties["variant"]] == graph.name
+    assert json.loads(properties["labels"]) == expected["labels"]
+    assert (properties["max_length"], properties["pad_id"]) == ("16", "0")
+    assert {name: properties[name] for name in ("encoder", "dataset", "git_commit")} == {
+        name: expected[name] for name in ("encoder", "dataset", "git_commit")
+    }
+
+
+def test_each_graph_is_one_file(graph: Path) -> None:
+    model = onnx.load(graph, load_external_data=False)
+    assert all(tensor.data_location != onnx.TensorProto.EXTERNAL for tensor in model.graph.initializer)
+    refuse_external_data(graph)
+
+
+def test_without_sentences_to_compare_on_only_fp32_is_shipped(exported: Any) -> None:
+    assert list(exported["variants"]) == ["fp32"]
+    reason = "was not made: there are no sentences to compare it with torch on"
+    assert exported["left_out"] == {"fp16": reason, "int8": reason}
+    assert set(verify(Path(exported["bundle"]))["files"]) == {"model.onnx", "tokenizer.json"}
+
+
+def test_what_is_not_shipped_is_told_and_recorded(
+    trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(export, "_write_graphs", leave_int8)
+    with caplog.at_level(logging.INFO, logger="tasks"):
+        exported = export_bundle(trained["model"], str(tmp_path), origin())
+    reason = "gives 90.00% of 100 sentences torch's label, expected 99.0%"
+    assert f"model.cpu.onnx is not shipped: it {reason}" in caplog.messages
+    assert "exported to ONNX by the tracing exporter; fused: 2 Attention" in caplog.messages
+    assert read_json(tmp_path / "export.json")["left_out"] == {"int8": reason}
+    assert exported["left_out"] == {"int8": reason}
+
+
+def test_a_killed_export_is_one_line_and_leaves_no_bundle(
+    trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(export, "_write_graphs", die)
+    with pytest.raises(VerdictError, match=r"^the export to ONNX was ended by SIGKILL; where memory ran out"):
+        export_bundle(trained["model"], str(tmp_path), origin())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_export_over_its_limit_is_one_line_and_leaves_no_bundle(
+    trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(export, "_write_graphs", hang)
+    monkeypatch.setattr(export, "LIMIT", 0.5)
+    with pytest.raises(VerdictError, match=r"^the export to ONNX did not end in 0\.5 s and was stopped"):
+        export_bundle(trained["model"], str(tmp_path), origin())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_finished_export_is_found_again_and_a_damaged_or_older_one_is_not(trained: Any, tmp_path: Path) -> None:
+    assert load_export(str(tmp_path)) is None
+    exported = export_bundle(trained["model"], str(tmp_path), origin())
+    assert load_export(str(tmp_path)) == exported
+    write_json(tmp_path / "export.json", {key: exported[key] for key in ("bundle", "digest", "parity")})
+    assert load_export(str(tmp_path)) is None
+    write_json(tmp_path / "export.json", exported)
+    graph = tmp_path / "bundle" / "model.onnx"
+    graph.write_bytes(graph.read_bytes()[:-1] + b"!")
+    assert load_export(str(tmp_path)) is None
+
+
+def test_one_model_and_one_set_of_facts_give_one_digest(
+    trained: Any, complete: Any, toy_split: tuple[str, str, str], tmp_path: Path
+) -> None:
+    again = export_bundle(trained["model"], str(tmp_path), origin(), toy_split[1])
+    assert again["digest"] == complete["digest"]

@@ -1,0 +1,261 @@
+"""The graphs of every architecture in every variant, the choice of the exporter, and gates that refuse."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+from test_finetune import ARCHITECTURES
+from tiny import tiny_bert
+from toy import origin
+from transformers import AutoModelForSequenceClassification, BertConfig, PreTrainedConfig
+
+from tasks.core.errors import VerdictError
+from tasks.export import onnx_export as graphs
+from tasks.export.onnx_export import (
+    MAKERS,
+    UNFUSABLE,
+    Exported,
+    Maker,
+    choose_exporter,
+    export_by,
+    write_graphs,
+    write_variant,
+)
+from tasks.export.parity import Case, Logits, compare, fault_of, random_cases, random_inputs
+from tasks.export.sequence_packing import ROW
+from tasks.inference.bundle import VARIANTS
+from tasks.inference.external_data import refuse_external_data
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # the tracer warns of every Python branch; parity shows a wrong one
+MINILM = BertConfig(
+    vocab_size=20,
+    hidden_size=24,
+    num_hidden_layers=6,
+    num_attention_heads=12,
+    intermediate_size=96,
+    max_position_embeddings=80,
+)
+FACTS: Any = {**origin(), "pad_id": 0}
+DIFFERENCES = {"fp32": 1e-4, "fp16": 2e-2, "int8": 0.5}  # of these models' logits; their weights are random and large
+WAYS = [(variant, make) for variant, makers in MAKERS.items() for make in makers]
+
+
+def random_model(config: PreTrainedConfig) -> Logits:
+    """Return an untrained classifier whose weights are large enough that a wrong graph shows."""
+    torch.manual_seed(0)
+    config.initializer_range = 0.2
+    return Logits(AutoModelForSequenceClassification.from_config(config, attn_implementation="eager"))
+
+
+def altered(maker: Maker, factor: float) -> Maker:
+    """Return a maker whose graph has another classifier."""
+
+    def make(exported: Exported) -> onnx.ModelProto:
+        model = onnx.ModelProto()
+        model.CopyFrom(maker(exported))
+        found = [tensor for tensor in model.graph.initializer if tensor.name.endswith("classifier.weight")]
+        for weight in found:
+            values = numpy_helper.to_array(weight)
+            weight.CopyFrom(numpy_helper.from_array(values * values.dtype.type(factor), weight.name))
+        assert found
+        return model
+
+    return make
+
+
+@pytest.mark.parametrize("name", [*ARCHITECTURES, "minilm"])
+def test_every_architecture_is_exported_in_every_variant(name: str, tmp_path: Path) -> None:
+    logits = random_model({**ARCHITECTURES, "minilm": MINILM}[name])
+    cases = random_cases(logits)
+    exported, remarks = choose_exporter(logits)
+    assert exported.exporter == "tracing"
+    assert remarks == []
+    layers = logits.model.config.num_hidden_layers
+    fusable = logits.model.config.model_type not in UNFUSABLE
+    assert graphs.attention_of(exported) == (layers if fusable else 0)
+    sizes = {}
+    for variant, make in WAYS:
+        path = tmp_path / "model.onnx"
+        graphs._save(make(exported), path, FACTS, variant)
+        refuse_external_data(path)
+        parity = compare(cases, path, "cpu")
+        reason = fault_of(variant, parity)
+        assert reason == (None if variant == "fp32" else "was compared with torch on no sentences")
+        assert max(parity["difference"].values()) <= DIFFERENCES[variant]
+        sizes[make] = path.stat().st_size
+    assert sizes[graphs._half] < sizes[graphs._plain] + 2 * ROW**2  # the constant that keeps sentences of a row apart
+    assert sizes[graphs._by_blocks] < sizes[graphs._plain]
+
+
+def test_the_shape_of_bert_base_is_fused_whole() -> None:
+    logits = random_model(
+        BertConfig(
+            vocab_size=20, hidden_size=24, num_attention_heads=12, intermediate_size=96, max_position_embeddings=80
+        )
+    )
+    exported, _ = choose_exporter(logits)
+    assert exported.fused == {
+        "Attention": 12,
+        "EmbedLayerNormalization": 1,
+        "SkipLayerNormalization": 24,
+        "BiasGelu": 12,
+    }
+
+
+def test_the_newer_exporter_is_ready_for_when_the_older_one_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(*_: Any) -> None:
+        raise TypeError("export() got an unexpected keyword argument 'dynamo'")
+
+    monkeypatch.setitem(graphs.EXPORTERS, "tracing", gone)
+    logits = random_model(tiny_bert().config)
+    exported, remarks = choose_exporter(logits)
+    assert exported.exporter == "dynamo"
+    assert remarks[0] == "the tracing exporter failed: TypeError: export() got an unexpected keyword argument 'dynamo'"
+    for variant, make in WAYS:
+        path = tmp_path / "model.onnx"
+        graphs._save(make(exported), path, FACTS, variant)
+        refuse_external_data(path)
+        assert max(compare(random_cases(logits), path, "cpu")["difference"].values()) <= DIFFERENCES[variant]
+
+
+@pytest.mark.parametrize(
+    ("fused", "taken", "tried"),
+    [
+        ({"tracing": 2, "dynamo": 2}, "tracing", ["tracing"]),
+        ({"tracing": 1, "dynamo": 2}, "dynamo", ["tracing", "dynamo"]),
+        ({"tracing": 1, "dynamo": 1}, "tracing", ["tracing", "dynamo"]),
+        ({"tracing": 0, "dynamo": 1}, "dynamo", ["tracing", "dynamo"]),
+    ],
+)
+def test_the_path_with_the_most_fused_attention_is_taken(
+    fused: dict[str, int], taken: str, tried: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def export(exporter: str, _: Logits) -> Exported:
+        asked.append(exporter)
+        return Exported(exporter, None, None, {"Attention": fused[exporter]})  # type: ignore[arg-type]
+
+    monkeypatch.setattr(graphs, "export_by", export)
+    exported, remarks = choose_exporter(Logits(tiny_bert()))
+    assert (exported.exporter, asked) == (taken, tried)
+    assert [remark.split()[2] for remark in remarks] == [name for name in tried if fused[name] < 2]
+
+
+def test_a_model_that_no_path_can_export_is_told_with_every_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(exporter: str, _: Logits) -> Exported:
+        raise RuntimeError(f"{exporter} cannot")
+
+    monkeypatch.setattr(graphs, "export_by", fail)
+    with pytest.raises(VerdictError, match=r"no exporter can write bert: .*tracing cannot; .*dynamo cannot") as caught:
+        choose_exporter(Logits(tiny_bert()))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("factor", "fault"),
+    [
+        (1.05, r"differs from torch by \d.*, expected at most 0\.0001"),
+        (float("nan"), "answers 1x1 with what is no number"),
+    ],
+)
+def test_an_altered_fp32_graph_fails_the_run(
+    factor: float, fault: str, trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(graphs.MAKERS, "fp32", [altered(make, factor) for make in MAKERS["fp32"]])
+    with pytest.raises(VerdictError, match=rf"^ONNX graph {fault}; not shipped: model\.onnx$"):
+        write_graphs(trained["model"], str(tmp_path), origin(), None)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("variant", "factor", "reason"),
+    [
+        ("fp16", 1.05, "differs from torch by"),
+        ("fp16", float("nan"), "with what is no number"),
+        ("int8", -1.0, "sentences torch's label, expected 99.0%"),
+        ("int8", float("nan"), "with what is no number"),
+    ],
+)
+def test_an_altered_fast_graph_is_not_shipped_and_the_others_are(
+    variant: str,
+    factor: float,
+    reason: str,
+    trained: Any,
+    toy_split: tuple[str, str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(graphs.MAKERS, variant, [altered(make, factor) for make in MAKERS[variant]])
+    with np.errstate(invalid="ignore"):
+        written = write_graphs(trained["model"], str(tmp_path), origin(), toy_split[1])
+    assert list(written["left_out"]) == [variant]
+    assert reason in written["left_out"][variant]
+    others = {name: file for name, file in VARIANTS.items() if name != variant}
+    assert list(written["parity"]) == list(others)
+    assert {path.name for path in tmp_path.iterdir()} == set(others.values())
+
+
+def test_a_variant_that_cannot_be_made_is_left_out_with_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: Exported) -> onnx.ModelProto:
+        raise RuntimeError("no kernel\nfor this")
+
+    monkeypatch.setitem(graphs.MAKERS, "int8", [fail])
+    case = random_cases(Logits(tiny_bert()))[0]._replace(name="sentences")
+    nothing: Any = None
+    assert write_variant("int8", nothing, tmp_path / "model.cpu.onnx", FACTS, [case]) == (
+        None,
+        ["could not be made: RuntimeError: no kernel"],
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_variant_is_made_in_the_next_way_where_the_first_does_not_answer_like_torch(
+    trained: Any, toy_split: tuple[str, str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = MAKERS["int8"]
+    monkeypatch.setitem(graphs.MAKERS, "int8", [altered(first, -1.0), second])
+    written = write_graphs(trained["model"], str(tmp_path), origin(), toy_split[1])
+    assert written["left_out"] == {}
+    assert written["parity"]["int8"]["equal"] >= 0.99
+    (remark,) = written["remarks"]
+    assert remark.startswith("int8, as it is made first, gives ")
+    operators = {node.op_type for node in onnx.load(tmp_path / VARIANTS["int8"]).graph.node}
+    assert ("MatMulNBits" in operators, "MatMulIntegerToFloat" in operators) == (True, False)
+
+
+@pytest.mark.parametrize("name", ["mpnet", "deberta-v2"])
+def test_words_far_apart_are_as_far_apart_in_fp16(name: str, tmp_path: Path) -> None:
+    """Distances become whole numbers by way of a logarithm, whose rounding in fp16 moved some to the next number."""
+    logits = random_model(ARCHITECTURES[name])
+    for named, parameter in logits.named_parameters():
+        if "relative_attention_bias" in named or "rel_embeddings" in named:
+            parameter.data *= 20  # so that a wrong distance shows
+    exported = export_by("tracing", logits)
+    inputs = random_inputs(logits, 4, 60)
+    with torch.inference_mode():
+        expected = logits(*map(torch.from_numpy, inputs.values())).numpy()
+    graphs._save(graphs._half(exported), tmp_path / "model.onnx", FACTS, "fp16")
+    parity = compare([Case("far apart", inputs, expected, None)], tmp_path / "model.onnx", "cpu")
+    assert parity["difference"]["far apart"] < 5e-3
+
+
+def test_exporting_by_name_counts_what_was_fused() -> None:
+    exported = export_by("tracing", Logits(AutoModelForSequenceClassification.from_config(MINILM)))
+    assert exported.exporter == "tracing"
+    assert exported.fused.get("BiasGelu") == 6
+
+
+def test_exporting_prints_nothing(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    exported = export_by("tracing", random_model(MINILM))
+    for _, make in WAYS:
+        onnx.save_model(make(exported), tmp_path / "model.onnx")
+    assert capsys.readouterr().out == ""

@@ -1,0 +1,372 @@
+"""The command as a user meets it: exit codes, one clear line, one JSON document."""
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows.cli import app as cli
+from tasks.inference.sessions import has_gpu
+
+ROOT = Path(__file__).parents[2]
+VERDICT = [sys.executable, "-m", "flows.cli.app"]
+
+
+def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    """Run the command in this process; return exit code, standard output and standard error."""
+    with pytest.raises(SystemExit) as ended:
+        cli.main(arguments)
+    printed = capsys.readouterr()
+    return int(ended.value.code or 0), printed.out, printed.err
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("VERDICT_HOME", str(tmp_path / "stores"))
+    return tmp_path / "stores"
+
+
+def test_help_answers_in_half_a_second() -> None:
+    def seconds() -> float:
+        started = time.perf_counter()
+        subprocess.run([*VERDICT, "--help"], capture_output=True, check=True, cwd=ROOT)
+        return time.perf_counter() - started
+
+    assert min(seconds() for _ in range(3)) < 0.5
+
+
+def test_without_arguments_the_help_is_shown(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["verdict"])
+    code, out, _ = call(capsys)
+    assert code == 0
+    assert "retrain" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (
+            ["retrain", "--set", "finetune.epoch=3"],
+            "setting 'finetune.epoch' (flag) is unknown; did you mean 'finetune.epochs'",
+        ),
+        (["retrain", "--set", "finetune.epochs=0"], "finetune.epochs = '0' (flag) is refused: input should be greater"),
+        (["retrain", "--set", "finetune.epochs"], "has no value; expected KEY=VALUE"),
+        (["retrain", "--profile", "nobody"], "profile 'nobody' is unknown; expected one of cola, cola-small, sample"),
+        (["retrain", "--device", "tpu"], "'tpu' is not one of 'auto', 'cuda', 'cpu'"),
+        (["retrain", "--no-such-option"], "No such option"),
+        (
+            ["check", "--columns", "sentence=text"],
+            "'sentence' is no role of a column; expected text, label, source, mark",
+        ),
+        (["check", "--labels", "good=2"], "every label stands for 0 or 1"),
+        (
+            ["check", "--data", "https://example.org/a.tsv"],
+            "has no digest; expected https://example.org/a.tsv#sha256=HEX",
+        ),
+        (["check", "--data", "hf:a/b/c/d/e"], "data set address 'hf:a/b/c/d/e' is malformed"),
+        (["watch", "--set", "watch.retrain=always"], "watch.retrain = 'always' (flag) is refused"),
+        (["predict"], "Missing argument"),
+        (["conquer"], "No such command 'conquer'"),
+        (["predict", "x", "--model", "acceptability"], "is no registry address"),
+    ],
+)
+def test_wrong_usage_is_exit_2_and_at_most_two_lines(
+    capsys: pytest.CaptureFixture[str], home: Path, arguments: list[str], expected: str
+) -> None:
+    code, out, err = call(capsys, *arguments)
+    assert code == 2
+    assert out == ""
+    assert expected in err
+    assert err.startswith("error: ")
+    assert err.count("\n") <= 2
+    assert not home.exists() or not list(home.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("data", "code", "expected"),
+    [
+        ("missing", 2, "does not exist; expected a folder, a file, https://"),
+        ("without-files", 2, "holds no file 'in_domain_train.tsv' (it holds no file)"),
+        ("empty", 1, "is empty; expected rows of source, label, mark, sentence"),
+        ("unreadable", 1, "cannot be read"),
+        ("text-labels", 3, "data refused: whole data: share of quarantined training rows: 0."),
+    ],
+)
+def test_bad_data_is_refused_without_a_trace(
+    capsys: pytest.CaptureFixture[str],
+    home: Path,
+    toy_data: Path,
+    tmp_path: Path,
+    prefect_server: str,
+    empty_store: Path,
+    data: str,
+    code: int,
+    expected: str,
+) -> None:
+    folder = tmp_path / data
+    if data in ("empty", "unreadable", "text-labels"):
+        shutil.copytree(toy_data, folder)
+    elif data == "without-files":
+        folder.mkdir()
+    train = folder / "in_domain_train.tsv"
+    if data == "empty":
+        train.write_text("")
+    elif data == "unreadable":
+        train.unlink()
+        train.symlink_to("/proc/self/mem")  # opens, and fails when it is read, for root too
+    elif data == "text-labels":
+        train.write_text(train.read_text().replace("\t1\t", "\tyes\t"))
+    home.mkdir()
+    shutil.copy(empty_store, home / "mlflow.db")
+    found, out, err = call(capsys, "retrain", "--data", str(folder), "--json")
+    assert (found, out) == (code, "")
+    told = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert len(told) == 1
+    assert expected in told[0]
+    assert "Traceback" not in err
+    found, out, err = call(capsys, "status", "--json")
+    assert (found, json.loads(out)["champion"]) == (0, None)
+
+
+def test_check_reads_and_gates_alone_and_needs_no_server(
+    capsys: pytest.CaptureFixture[str], home: Path, toy_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")  # nobody answers there
+    code, out, _ = call(capsys, "check", "--data", str(toy_data), "--json")
+    answer = json.loads(out)
+    assert (code, answer["passed"], answer["failures"]) == (0, True, [])
+    assert (answer["rows_in"], answer["kept"], answer["quarantined"]) == (480, 480, 0)
+    assert Path(answer["report"]).is_file()
+    assert not (home / "mlflow.db").exists()
+    shown = call(capsys, "check", "--data", str(toy_data))[1]
+    assert "rows in      480" in shown
+    assert shown.endswith("ACCEPTED\n")
+
+
+def test_check_ends_with_3_and_names_each_fault_where_the_gate_refuses(
+    capsys: pytest.CaptureFixture[str], home: Path, toy_data: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(toy_data, tmp_path / "bad"))
+    with (folder / "in_domain_train.tsv").open("ab") as file:
+        file.write(b"toy\t1\n" * 20 + b"toy\t1\t\t\xff\n" + b"toy\t1\t\tThe same.\n" * 50)
+    code, out, _ = call(capsys, "check", "--data", str(folder), "--json")
+    answer = json.loads(out)
+    assert (code, answer["passed"]) == (3, False)
+    assert (answer["rows_in"], answer["kept"], answer["quarantined"]) == (551, 530, 21)
+    assert answer["reasons"] == {"field count": 20, "encoding": 1}
+    assert [failure.split(": ")[1] for failure in answer["failures"]] == [
+        "share of quarantined training rows",
+        "share of rows that repeat an earlier sentence",
+    ]
+    code, out, _ = call(capsys, "check", "--data", str(folder))
+    assert code == 3
+    assert "quarantined  21 (20 field count, 1 encoding)" in out
+    assert "in_domain_train.tsv line 401: 2 fields instead of 4" in out
+    assert out.endswith("REFUSED\n")
+
+
+def test_check_takes_other_peoples_tables(capsys: pytest.CaptureFixture[str], home: Path, tmp_path: Path) -> None:
+    rows = [{"words": f"Sentence {n}, of its own.", "fine": "yes" if n % 3 else "no"} for n in range(600)]
+    (tmp_path / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    own = ["--data", str(tmp_path / "own.jsonl"), "--columns", "text=words,label=fine", "--labels", "yes=1,no=0"]
+    code, out, err = call(capsys, "check", *own, "--json")
+    answer = json.loads(out)
+    assert (code, answer["rows_in"], answer["kept"], answer["failures"]) == (0, 600, 600, [])
+    assert "no holdout file: " in err
+    code, out, err = call(capsys, "check", "--data", str(tmp_path / "own.jsonl"))
+    assert (code, out) == (2, "")
+    assert "has no column 'sentence' for the text; it has 'words', 'fine': --columns text=NAME,label=NAME" in err
+
+
+def test_watch_looks_once_and_prints_what_followed(
+    capsys: pytest.CaptureFixture[str], home: Path, toy_data: Path, prefect_server: str
+) -> None:
+    arguments = ["watch", "--data", str(toy_data), "--set", "watch.retrain=never"]
+    code, out, _ = call(capsys, *arguments)
+    assert code == 0
+    assert "the data changed; there is no champion's data to compare it with; watch.retrain = never" in out
+    assert out.endswith("nothing was started\n")
+    code, out, _ = call(capsys, *arguments, "--json")
+    assert (code, json.loads(out)["changed"]) == (0, False)
+
+
+@pytest.mark.parametrize("encoder", ["./no-such-folder", "folder-without-model"])
+def test_a_wrong_model_folder_is_one_line(
+    capsys: pytest.CaptureFixture[str], home: Path, toy_data: Path, tmp_path: Path, prefect_server: str, encoder: str
+) -> None:
+    (tmp_path / "folder-without-model").mkdir()
+    name = encoder if encoder.startswith(".") else str(tmp_path / encoder)
+    code, out, err = call(capsys, "retrain", "--data", str(toy_data), "--encoder", name)
+    assert (code, out) == (2, "")
+    assert "error: encoder folder" in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.skipif(has_gpu(), reason="this machine has a GPU: nothing to refuse")
+def test_cuda_without_a_gpu_is_an_error_and_no_cpu_run(
+    capsys: pytest.CaptureFixture[str], home: Path, toy_data: Path, tiny_encoder: Path, prefect_server: str
+) -> None:
+    code, out, err = call(
+        capsys, "retrain", "--data", str(toy_data), "--encoder", str(tiny_encoder), "--device", "cuda"
+    )
+    assert (code, out) == (1, "")
+    assert "error: device cuda was asked for, but torch sees no CUDA GPU" in err
+    assert not (home / "runs").exists()
+
+
+def test_predict_before_any_training_says_what_to_run(capsys: pytest.CaptureFixture[str], home: Path) -> None:
+    code, out, err = call(capsys, "predict", "A sentence.")
+    assert (code, out) == (1, "")
+    assert err.endswith("run: verdict retrain\n")
+    assert not home.exists()
+
+
+def test_status_before_any_training_is_empty_and_writes_nothing(capsys: pytest.CaptureFixture[str], home: Path) -> None:
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    with temporary_settings(restore_defaults={PREFECT_API_URL}):  # other tests may have a server up
+        code, out, _ = call(capsys, "status", "--json")
+        printed = call(capsys, "status")[1]
+    assert code == 0
+    answer = json.loads(out)
+    assert answer.pop("store").endswith("mlflow.db")
+    assert answer.pop("disk")["stores_gb"] == 0
+    assert answer == {
+        "champion": None,
+        "challenger": None,
+        "runs": [],
+        "incumbency": "never",
+        "drift": None,
+        "schedule": None,
+        "notices": [],
+        "unreachable": [],
+    }
+    assert not home.exists()
+    assert "no runs yet; start one: verdict retrain" in printed
+
+
+def test_settings_are_shown_with_their_origin(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VERDICT_FINETUNE__SEED", "5")
+    arguments = ("retrain", "--profile", "cola", "--set", "finetune.epochs=3", "--show-settings")
+    code, out, _ = call(capsys, *arguments, "--json")
+    shown = json.loads(out)
+    assert code == 0
+    assert shown["finetune.epochs"] == [3, "flag"]
+    assert shown["finetune.seed"] == [5, "environment"]
+    assert shown["finetune.encoder"] == ["bert-base-uncased", "profile cola"]
+    assert shown["finetune.weight_decay"] == [0.01, "default"]
+    assert "profile cola" in call(capsys, *arguments)[1]
+
+
+def test_doctor_tells_what_works(capsys: pytest.CaptureFixture[str], home: Path) -> None:
+    code, out, _ = call(capsys, "doctor", "--json")
+    checks = {check["check"]: check for check in json.loads(out)}
+    assert set(checks) == {"versions", "GPU", "ONNX Runtime", "encoder", "MLflow store", "Prefect", "disk"}
+    assert checks["ONNX Runtime"]["seen"].startswith("a session runs on ")
+    assert code == (0 if all(check["works"] for check in checks.values()) else 1)
+
+
+def test_doctor_fails_where_a_store_does_not_answer(capsys: pytest.CaptureFixture[str], home: Path) -> None:
+    home.mkdir()
+    (home / "mlflow.db").write_text("no database " * 500)
+    code, out, _ = call(capsys, "doctor")
+    assert code == 1
+    assert "fails  MLflow store" in out
+
+
+def test_debug_is_an_option_of_every_command(
+    capsys: pytest.CaptureFixture[str], home: Path, toy_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VERDICT_DEBUG", "1")  # what the option sets; here so that it is undone
+    assert call(capsys, "--debug", "check", "--data", str(toy_data), "--json")[0] == 0
+
+
+def test_a_home_that_cannot_be_written_is_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, toy_data: Path
+) -> None:
+    monkeypatch.setenv("VERDICT_HOME", "/proc/verdict")
+    code, out, err = call(capsys, "check", "--data", str(toy_data))
+    assert (code, out) == (2, "")
+    assert err.startswith("error: nothing can be written to /proc/verdict (")
+    assert err.endswith("name another: VERDICT_HOME\n")
+
+
+def test_a_home_with_brackets_in_its_name_is_printed_as_it_is(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, toy_data: Path, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("VERDICT_HOME", str(tmp_path / "[" / "x]"))
+    code, out, _ = call(capsys, "check", "--data", str(toy_data))
+    assert code == 0
+    assert str(tmp_path / "[" / "x]") in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["missing.txt", "out.parquet"], "error: input 'missing.txt' does not exist; expected a file of sentences"),
+        (["-", "out.csv"], "error: output 'out.csv' does not end in .parquet; expected a Parquet file, or -"),
+        (["-", "-", "--json"], "error: --json and output '-' both want standard output; name a Parquet file"),
+        (["-", "out.parquet", "--format", "xml"], "'xml' is not one of 'txt', 'tsv', 'csv', 'jsonl', 'parquet'"),
+        (["-"], "Missing argument 'OUT'"),
+    ],
+)
+def test_score_tells_wrong_usage_before_anything_starts(
+    capsys: pytest.CaptureFixture[str], home: Path, arguments: list[str], expected: str
+) -> None:
+    code, out, err = call(capsys, "score", *arguments)
+    assert (code, out) == (2, "")
+    assert expected in err
+    assert err.count("\n") <= 2
+    assert not home.exists()
+
+
+def test_score_before_any_training_says_what_to_run(
+    capsys: pytest.CaptureFixture[str], home: Path, tmp_path: Path, prefect_server: str
+) -> None:
+    (tmp_path / "in.txt").write_text("A sentence.\n")
+    code, out, err = call(capsys, "score", str(tmp_path / "in.txt"), str(tmp_path / "out.parquet"))
+    assert (code, out) == (1, "")
+    told = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert told == [f"error: there is no model yet in sqlite:///{home}/mlflow.db; run: verdict retrain"]
+    assert "Traceback" not in err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.txt", "stores"]
+
+
+def test_score_prints_one_document(
+    capsys: pytest.CaptureFixture[str], home: Path, tmp_path: Path, exported: Any, prefect_server: str
+) -> None:
+    (tmp_path / "in.csv").write_text("said,n\nthe cat sees,1\nthe dog,2\none field\n")
+    arguments = ["score", str(tmp_path / "in.csv"), str(tmp_path / "out.parquet"), "--model", exported["bundle"]]
+    arguments += ["--columns", "text=said", "--device", "cpu"]
+    code, out, _ = call(capsys, *arguments, "--json")
+    answer = json.loads(out)
+    assert code == 0
+    assert (answer["rows_in"], answer["scored"], answer["quarantined"]) == (3, 2, 1)
+    assert (answer["version"], answer["digest"]) == (None, exported["digest"])
+    assert (answer["out"], answer["provider"]) == (str(tmp_path / "out.parquet"), "CPUExecutionProvider")
+    assert answer["sentences_per_second"] > 0
+    assert set(answer["seconds"]) == {"start", "find model", "score", "total"}
+    shown = call(capsys, *arguments)[1]
+    assert "scored       2 (" in shown
+    assert "quarantined  1 (1 field count)\n  in.csv line 4: 1 fields instead of 2\n" in shown
+    assert f"quarantine   {tmp_path}/out.parquet.quarantine.parquet\n" in shown
+    assert shown.endswith(f"scores       {tmp_path}/out.parquet\n")
+
+
+def test_score_answers_on_standard_output_and_reports_on_standard_error(
+    capsys: pytest.CaptureFixture[str], home: Path, tmp_path: Path, exported: Any, prefect_server: str
+) -> None:
+    (tmp_path / "in.txt").write_text("the cat sees\n\n")
+    code, out, err = call(capsys, "score", str(tmp_path / "in.txt"), "-", "--model", exported["bundle"])
+    assert code == 0
+    assert [json.loads(line)["sentence"] for line in out.splitlines()] == ["the cat sees", None]
+    assert "scored       1 (" in err

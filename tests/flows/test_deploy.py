@@ -1,0 +1,226 @@
+"""The deployments on a real Prefect server: what is stored, what its form shows, which runs they stand for."""
+
+import datetime
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tasks.core.errors import VerdictError, WrongUsage
+from tasks.core.settings import profile_names
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def applied(prefect_server: str) -> Iterator[dict[str, Any]]:
+    from flows.services.deploy import deploy
+
+    os.environ["PREFECT_API_URL"] = prefect_server  # Prefect's own command is a process of its own
+    yield deploy()
+    del os.environ["PREFECT_API_URL"]
+
+
+@pytest.fixture
+def client(prefect_server: str) -> Iterator[Any]:
+    from prefect import get_client
+
+    with get_client(sync_client=True) as client:
+        yield client
+
+
+def test_the_schedules_are_what_the_file_says(applied: dict[str, Any]) -> None:
+    assert {held["name"]: (held["schedules"], held["paused"]) for held in applied["deployments"]} == {
+        "retrain": (["0 3 * * 0 Europe/Berlin"], False),
+        "score": ([], False),
+        "watch": (["17 * * * * UTC"], False),
+    }
+    assert applied["pool"] == "verdict"
+
+
+def test_one_run_at_a_time_and_a_second_one_is_cancelled(applied: dict[str, Any], client: Any) -> None:
+    for name in ("retrain", "watch"):
+        held = client.read_deployment_by_name(f"{name}/{name}")
+        assert held.global_concurrency_limit.limit == 1
+        assert held.concurrency_options.collision_strategy == "CANCEL_NEW"
+        assert held.concurrency_options.grace_period_seconds == 300
+        assert held.work_queue_name == "train"
+        assert held.tags == ["verdict", name]
+        assert held.description
+    assert client.read_work_queue_by_name("train", work_pool_name="verdict").concurrency_limit == 1
+
+
+@pytest.mark.parametrize("name", ["retrain", "watch", "score"])
+def test_every_field_of_the_form_has_a_type_and_says_what_it_is(
+    applied: dict[str, Any], client: Any, name: str
+) -> None:
+    schema = client.read_deployment_by_name(f"{name}/{name}").parameter_openapi_schema
+    fields = list(schema["properties"].items())
+    for definition in schema.get("definitions", {}).values():
+        fields += definition["properties"].items()
+    assert fields
+    for key, field in fields:
+        assert field.get("description"), key
+        assert {"type", "$ref", "anyOf", "allOf"} & field.keys(), key
+
+
+def test_what_can_only_be_one_of_a_few_is_a_choice(applied: dict[str, Any], client: Any) -> None:
+    schema = client.read_deployment_by_name("retrain/retrain").parameter_openapi_schema
+    assert sorted(schema["properties"]["profile"]["enum"]) == profile_names()
+    device = schema["definitions"]["TrainingForm"]["properties"]["device"]
+    assert device["anyOf"][0]["enum"] == ["auto", "cuda", "cpu"]
+    assert schema.get("required", []) == []
+    score = client.read_deployment_by_name("score/score").parameter_openapi_schema
+    assert score["required"] == ["path", "out"]
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [("retrain", {"profile": "unheard-of"}), ("retrain", {"training": {"epochs": 0}}), ("score", {"path": "a.txt"})],
+)
+def test_the_server_refuses_parameters_that_cannot_be_meant(
+    applied: dict[str, Any], client: Any, name: str, parameters: dict[str, Any]
+) -> None:
+    from prefect.exceptions import PrefectHTTPStatusError
+
+    held = client.read_deployment_by_name(f"{name}/{name}")
+    with pytest.raises(PrefectHTTPStatusError, match="409"):
+        client.create_flow_run_from_deployment(held.id, parameters=parameters)
+
+
+def test_applying_it_again_makes_nothing_twice(applied: dict[str, Any], client: Any) -> None:
+    from flows.services.deploy import keep_watch, prepare_pool
+
+    prepare_pool(client)
+    assert keep_watch(client) == applied["automations"]
+    for name in applied["automations"]:
+        [automation] = client.read_automations_by_name(name)
+        assert automation.enabled
+        assert automation.trigger.match_related["prefect.resource.id"] == ["prefect.tag.verdict"]
+
+
+def test_people_are_told_by_the_server_where_an_address_is_set(
+    applied: dict[str, Any], client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flows.services.deploy import keep_watch
+
+    monkeypatch.setenv("VERDICT_ALERT_URL", "http://127.0.0.1:9/secret-token")
+    [name, _] = keep_watch(client)
+    [automation] = client.read_automations_by_name(name)
+    assert [action.type for action in automation.actions] == ["change-flow-run-state", "call-webhook"]
+    document = client.read_block_document(automation.actions[1].block_document_id, include_secrets=False)
+    assert "secret-token" not in json.dumps(document.model_dump(mode="json"))
+    monkeypatch.setenv("VERDICT_ALERT_BLOCK", "slack-webhook/nobody-made-it")
+    with pytest.raises(WrongUsage, match="slack-webhook/nobody-made-it"):
+        keep_watch(client)
+    monkeypatch.undo()
+    keep_watch(client)
+
+
+def test_a_run_stands_for_those_that_the_schedule_missed(applied: dict[str, Any], client: Any) -> None:
+    from prefect import flow
+    from prefect.client.schemas.actions import DeploymentScheduleCreate
+    from prefect.client.schemas.schedules import IntervalSchedule
+    from prefect.context import FlowRunContext
+
+    from flows.jobs.deployments import drop_missed
+
+    every_second = IntervalSchedule(interval=datetime.timedelta(seconds=1))
+    watch = client.read_deployment_by_name("watch/watch")
+    schedules = [DeploymentScheduleCreate(schedule=every_second, active=True)]
+    deployment = client.create_deployment(watch.flow_id, "every-second", schedules=schedules, parameters={"more": []})
+    held = client.read_deployment(deployment)
+    asked = client.create_flow_run_from_deployment(held.id, name="by-hand").id
+    deadline = time.monotonic() + 200
+    while len(_due(client, held.id)) < 3 and time.monotonic() < deadline:
+        time.sleep(0.5)
+
+    @flow
+    def run() -> list[str]:
+        context = FlowRunContext.get()
+        assert context is not None
+        context.flow_run.deployment_id = held.id
+        context.flow_run.parameters = held.parameters
+        return drop_missed()
+
+    dropped = set(run())
+    client.delete_deployment_schedule(held.id, held.schedules[0].id)
+    assert len(dropped) >= 3
+    missed = [each for each in _runs(client, held.id) if each.state.name == "Missed"]
+    assert {each.name for each in missed} == dropped
+    assert client.read_flow_run(asked).state.is_scheduled()
+
+
+def _runs(client: Any, deployment: Any) -> list[Any]:
+    from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterId
+
+    chosen = DeploymentFilter(id=DeploymentFilterId(any_=[deployment]))
+    return list(client.read_flow_runs(deployment_filter=chosen, limit=200))
+
+
+def _due(client: Any, deployment: Any) -> list[Any]:
+    now = datetime.datetime.now(datetime.UTC)
+    return [each for each in _runs(client, deployment) if each.auto_scheduled and each.expected_start_time < now]
+
+
+def test_without_a_lasting_server_one_line_says_what_to_do(tmp_path: Path) -> None:
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    environ |= {"PREFECT_HOME": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-m", "flows.cli.app", "deploy"], cwd=ROOT, env=environ, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert done.stderr.strip() == (
+        "error: schedules need a lasting Prefect server; start one: make up, then set PREFECT_API_URL"
+    )
+
+
+def test_a_file_that_prefect_refuses_is_one_line(applied: dict[str, Any], tmp_path: Path) -> None:
+    from flows.services.deploy import apply_file, deploy
+
+    (tmp_path / "broken.yaml").write_text("deployments: [{name: a, entrypoint: flows.jobs.deployments.nothing}]\n")
+    with pytest.raises(VerdictError, match=r"Prefect refuses .*broken\.yaml: "):
+        apply_file(tmp_path / "broken.yaml")
+    with pytest.raises(WrongUsage, match="is no file"):
+        deploy(str(tmp_path / "none.yaml"))
+
+
+def test_the_doctor_misses_a_worker(applied: dict[str, Any]) -> None:
+    from flows.commands.doctor import _prefect
+
+    with pytest.raises(VerdictError, match="no worker takes runs from the pool verdict; start one: make up"):
+        _prefect()
+
+
+@pytest.mark.parametrize(("installed", "works"), [("2.1.9", False), ("2.0.58", True)])
+def test_the_doctor_knows_a_library_under_which_no_schedule_fires(
+    installed: str, works: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flows.commands import doctor
+
+    real = doctor.importlib.metadata.version
+    monkeypatch.setattr(
+        "flows.commands.doctor.importlib.metadata.version",
+        lambda name: installed if name == "sqlalchemy" else real(name),
+    )
+    check = doctor._run("versions", doctor._libraries)
+    assert check["works"] is works
+    assert works or "never fire; install the pinned one: make install" in check["seen"]
+
+
+def test_a_form_becomes_settings_that_remember_their_origin() -> None:
+    from flows.jobs.deployments import DataForm, TrainingForm, resolve
+
+    resolved = resolve("sample", DataForm(path=["a", "b"]), TrainingForm(epochs=3), ["judge.resamples=200"])
+    assert resolved.settings.data.path == ("a", "b")
+    assert (resolved.settings.finetune.epochs, resolved.settings.judge.resamples) == (3, 200)
+    assert resolved.settings.finetune.encoder == "packaged"
+    assert resolved.origins["finetune.epochs"] == "flag"
+    with pytest.raises(WrongUsage, match="no value"):
+        resolve("sample", DataForm(), TrainingForm(), ["judge.resamples"])

@@ -1,0 +1,88 @@
+"""The champion changes under a run, or its files are gone: the run goes on, and promotes nothing unseen."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from shelves import aliases, new_store, shown
+from toy import facts
+
+from tasks.core.settings import load_settings
+from tasks.inference.bundle import seal
+from tasks.registry import promotion as moves
+from tasks.registry import tracking as runs
+from tasks.registry import versions as registry
+from tasks.registry.mlflow_client import Store
+
+
+@pytest.fixture
+def store(empty_store: Path, tmp_path: Path, prefect_server: str) -> Store:
+    return new_store(empty_store, tmp_path)
+
+
+def add(store: Store, bundle: Path, exported: Any, length: int) -> str:
+    """Register a real model that reads so many tokens."""
+    digest = seal(Path(shutil.copytree(exported["bundle"], bundle)), facts(max_length=length), {})["digest"]
+    run = runs.open_run(store, f"{length:016d}", {}, {})
+    version = registry.register_bundle(store, run, str(bundle), digest, {"verdict": "HOLD"}, "a bundle")
+    runs.close_run(store, run, "FINISHED")
+    return version
+
+
+def retrain(home: Path, data: Path, encoder: Path) -> dict[str, Any]:
+    from flows.jobs.retrain import retrain as flow
+
+    toy = {
+        "data.path": str(data),
+        "data.validation_share": 0.2,
+        "finetune.encoder": str(encoder),
+        "finetune.learning_rate": 3e-3,
+        "finetune.batch_size": 16,
+        "finetune.epochs": 4,
+        "finetune.seed": 7,
+        "finetune.max_length": 16,
+        "finetune.device": "cpu",
+        "judge.resamples": 200,
+        "judge.threshold": 0.0,
+        "judge.variant_difference": 1.0,
+    }
+    resolved = load_settings("sample", toy, {})
+    return flow(resolved.settings.model_dump(), resolved.origins, str(home))
+
+
+def test_a_candidate_is_judged_again_where_another_became_champion_meanwhile(
+    store: Store, tmp_path: Path, toy_data: Path, tiny_encoder: Path, exported: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rival = add(store, tmp_path / "rival", exported, 17)
+    real, looks = moves.crown, []
+
+    def crown(store: Store, version: str, **said: Any) -> Any:
+        looks.append(said["expected"])
+        if len(looks) == 1:  # between verdict and alias somebody else is faster
+            real(store, rival, kind="promote", expected=None, reason="faster")
+        return real(store, version, **said)
+
+    monkeypatch.setattr("flows.jobs.retrain.crown", crown)
+    outcome = retrain(tmp_path, toy_data, tiny_encoder)
+    assert looks == [None]  # as good as the rival, it is not promoted a second time
+    assert (outcome["decision"], outcome["champion_before"]) == ("HOLD", rival)
+    assert aliases(store) == {"champion": rival, "challenger": outcome["version"]}
+    assert shown(moves.history(store)[0]) == [("promote", None, rival)]
+    tags = registry.read_tags(store, outcome["version"])
+    assert (tags["verdict"], tags["compared_with"]) == ("HOLD", rival)  # the version shows the last verdict
+    (recorded,) = (json.loads(path.read_text()) for path in tmp_path.glob("runs/*/verdict.json"))
+    assert recorded["champion"] == rival
+
+
+def test_a_champion_whose_files_are_gone_is_held_against_nobody(
+    store: Store, tmp_path: Path, toy_data: Path, tiny_encoder: Path, exported: Any
+) -> None:
+    champion = add(store, tmp_path / "first", exported, 15)
+    moves.crown(store, champion, kind="approve", expected=None, reason="first")
+    shutil.rmtree(Path(registry.fetch_version(store)["bundle"]).parents[1])
+    outcome = retrain(tmp_path, toy_data, tiny_encoder)
+    assert outcome["decision"] == "HOLD"
+    assert any(f"champion {champion} cannot be measured: " in reason for reason in outcome["reasons"])
+    assert aliases(store) == {"champion": champion, "challenger": outcome["version"]}

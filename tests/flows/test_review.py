@@ -1,0 +1,405 @@
+"""What a person asks and decides: status, compare, approve, reject, rollback, history; on real stores."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from shelves import add_version, aliases, bundle_folder, new_store, set_alias, shown
+from toy import SPLIT, facts
+
+from flows.cli import app as cli
+from flows.commands import compare as comparison
+from flows.commands import review
+from tasks.core.errors import VerdictError, WrongUsage
+from tasks.core.files import digest_of, write_json
+from tasks.core.policy import load_policy
+from tasks.evaluation.evidence import gather_evidence
+from tasks.inference.bundle import seal
+from tasks.registry import audit_log as record
+from tasks.registry import promotion as moves
+from tasks.registry import tracking as runs
+from tasks.registry import versions as registry
+from tasks.registry.mlflow_client import Store, connect, locate_store
+
+Command = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def home(empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("VERDICT_HOME", str(tmp_path))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("VERDICT_ACTOR", "ada")
+    new_store(empty_store, tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def store(home: Path) -> Store:
+    return locate_store(str(home))
+
+
+def fill(store: Store, home: Path) -> Store:
+    """Promote versions 1 to 3 one after the other; 4 is on HOLD against 3."""
+    for before, name in zip([None, "1", "2"], "abc", strict=True):
+        version = add_version(store, home, name, mcc="0.5")
+        moves.crown(store, version, kind="promote", expected=before, reason=f"better {name}")
+    held = add_version(store, home, "d", verdict="HOLD", compared_with="3", verdict_digest="e" * 64)
+    moves.challenge(store, held)
+    return store
+
+
+@pytest.fixture
+def reigning(store: Store, home: Path) -> Store:
+    return fill(store, home)
+
+
+@pytest.fixture(scope="module")
+def untouched(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Such a store for what is refused, which leaves no trace."""
+    folder = tmp_path_factory.mktemp("untouched")
+    fill(new_store(empty_store, folder), folder)
+    return folder
+
+
+@pytest.fixture
+def verdict(capsys: pytest.CaptureFixture[str]) -> Command:
+    def call(*arguments: str) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as ended:
+            cli.main(arguments)
+        printed = capsys.readouterr()
+        return int(ended.value.code or 0), printed.out, printed.err
+
+    return call
+
+
+def test_an_approved_hold_becomes_champion_and_says_who_and_why(reigning: Store, home: Path, verdict: Command) -> None:
+    code, out, _ = verdict("approve", "4", "--reason", "better on questions", "--json")
+    answer = json.loads(out)
+    assert (code, answer["kind"], answer["from"], answer["to"]) == (0, "approve", "3", "4")
+    assert (answer["actor"], answer["reason"], answer["verdict"]) == ("ada", "better on questions", "e" * 64)
+    assert aliases(reigning) == {"champion": "4"}
+    history = json.loads(verdict("history", "--json")[1])
+    assert {"time", "actor", "kind", "from", "to", "reason"} <= history[-1].keys()
+    assert shown(history)[-1] == ("approve", "3", "4")
+
+
+def test_a_rejected_hold_is_no_challenger_any_more(reigning: Store, verdict: Command) -> None:
+    code, out, _ = verdict("reject", "4", "--reason", "worse on questions")
+    assert (code, aliases(reigning)) == (0, {"champion": "3"})
+    assert out == "reject of version 4 by ada: champion 3 -> 3\nreason    worse on questions\n"
+    code, _, err = verdict("approve", "4", "--reason", "on second thoughts")
+    assert (code, err) == (1, "error: version 4 stands at REJECT; expected a HOLD to approve, see: verdict status\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["approve", "4", "--reason", "  "], 2, "the reason is empty; expected --reason TEXT"),
+        (["reject", "4", "--reason", ""], 2, "the reason is empty"),
+        (["rollback", "--reason", " "], 2, "the reason is empty"),
+        (["approve", "4"], 2, "Missing option '--reason'"),
+        (["rollback"], 2, "Missing option '--reason'"),
+        (["approve", "four", "--reason", "x"], 2, "version 'four' is no number; expected one that `verdict status`"),
+        (["compare", "four"], 2, "version 'four' is no number"),
+        (["compare", "1", "two"], 2, "version 'two' is no number"),
+        (["rollback", "--to", "x", "--reason", "x"], 2, "version 'x' is no number"),
+        (["approve", "9", "--reason", "x"], 1, "version '9' does not exist in sqlite:"),
+        (["reject", "9", "--reason", "x"], 1, "version '9' does not exist in sqlite:"),
+        (["compare", "9"], 1, "version '9' does not exist in sqlite:"),
+        (["compare", "3"], 2, "version 3 would be compared with itself"),
+        (["compare", "1", "2"], 1, "versions 1 and 2 were judged on other rows"),
+        (["approve", "1", "--reason", "x"], 1, "version 1 stands at PROMOTE; expected a HOLD to approve"),
+        (["reject", "1", "--reason", "x"], 1, "version 1 stands at PROMOTE; expected a HOLD to reject"),
+        (["reject", "3", "--reason", "x"], 1, "version 3 is champion by now; take it back: verdict rollback"),
+        (["rollback", "--to", "3", "--reason", "x"], 2, "version 3 is champion already"),
+        (["rollback", "--to", "4", "--reason", "x"], 2, "version 4 never was champion; expected one that was (1, 2)"),
+        (["rollback", "--to", "9", "--reason", "x"], 2, "version 9 never was champion"),
+    ],
+)
+def test_a_refusal_is_one_line_and_moves_nothing(
+    untouched: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    verdict: Command,
+    arguments: list[str],
+    code: int,
+    message: str,
+) -> None:
+    monkeypatch.setenv("VERDICT_HOME", str(untouched))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    found, out, err = verdict(*arguments)
+    assert (found, out) == (code, "")
+    assert err.startswith("error: ")
+    assert message in err
+    assert err.count("\n") <= 2
+    store = locate_store(str(untouched))
+    assert aliases(store) == {"champion": "3", "challenger": "4"}
+    assert len(record.read_moves(store)) == 3
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["approve", "1", "--reason", "x"],
+        ["reject", "1", "--reason", "x"],
+        ["compare", "1"],
+        ["rollback", "--reason", "x"],
+    ],
+)
+def test_an_empty_store_is_told_and_stays_empty(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verdict: Command, arguments: list[str]
+) -> None:
+    monkeypatch.setenv("VERDICT_HOME", str(tmp_path / "stores"))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    code, out, err = verdict(*arguments)
+    assert (code, out) == (1, "")
+    assert "there is no version yet" in err
+    assert err.endswith("run: verdict retrain\n")
+    assert not (tmp_path / "stores").exists()
+    assert verdict("history", "--json")[:2] == (0, "[]\n")
+    assert verdict("history")[1] == "no move yet; the first champion comes from: verdict retrain\n"
+
+
+def test_rollback_goes_back_step_by_step_and_is_recorded(reigning: Store, verdict: Command) -> None:
+    assert verdict("rollback", "--reason", "complaints")[0] == 0
+    assert aliases(reigning)["champion"] == "2"
+    code, out, _ = verdict("rollback", "--reason", "still complaints", "--json")
+    answer = json.loads(out)
+    assert (code, answer["kind"], answer["from"], answer["to"], answer["actor"]) == (0, "rollback", "2", "1", "ada")
+    code, _, err = verdict("rollback", "--reason", "more")
+    assert (code, aliases(reigning)["champion"]) == (1, "1")
+    assert err == "error: no champion reigned before 1, so there is none to go back to; see: verdict history\n"
+    assert verdict("rollback", "--to", "3", "--reason", "it was not the model")[0] == 0
+    assert aliases(reigning)["champion"] == "3"
+    entries = json.loads(verdict("history", "--json")[1])
+    assert shown(entries)[3:] == [("rollback", "3", "2"), ("rollback", "2", "1"), ("rollback", "1", "3")]
+
+
+def test_a_dry_run_says_what_it_would_do_and_moves_nothing(reigning: Store, verdict: Command) -> None:
+    code, out, _ = verdict("rollback", "--reason", "x", "--dry-run")
+    assert code == 0
+    assert out == "would do  rollback: champion 3 -> 2; its files are whole; nothing was moved\n"
+    assert json.loads(verdict("rollback", "--reason", "x", "--dry-run", "--json")[1])["dry_run"]
+    assert aliases(reigning)["champion"] == "3"
+    assert len(record.read_moves(reigning)) == 3
+
+
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]])
+def test_nobody_is_rolled_back_to_a_damaged_or_deleted_version(
+    reigning: Store, home: Path, verdict: Command, dry: list[str]
+) -> None:
+    (bundle_folder(home, "b") / "model.onnx").write_text("something else")
+    code, _, err = verdict("rollback", "--reason", "x", *dry)
+    assert (code, aliases(reigning)["champion"]) == (1, "3")
+    assert "bundle of version 2: model.onnx is not the file that was sealed" in err
+    assert err.endswith("or name another champion: verdict rollback --to VERSION\n")
+    with connect(reigning) as client:
+        client.delete_model_version(registry.MODEL_NAME, "2")
+    code, _, err = verdict("rollback", "--reason", "x", *dry)
+    assert (code, aliases(reigning)["champion"]) == (1, "3")
+    assert "version '2' does not exist" in err
+    assert verdict("rollback", "--to", "1", "--reason", "x", *dry)[0] == 0
+
+
+def test_a_version_that_took_the_number_of_a_former_champion_is_none(reigning: Store, home: Path) -> None:
+    registry.tag_version(reigning, "2", {"bundle_digest": "f" * 64})
+    model = bundle_folder(home, "b")
+    (model / "model.onnx").write_text("another model")
+    registry.tag_version(reigning, "2", {"bundle_digest": seal(model, facts(max_length=16), {})["digest"]})
+    with pytest.raises(VerdictError, match=r"version 2 holds bundle [0-9a-f]{12}, registered was"):
+        review.rollback(None, "x", False, str(home))
+    assert aliases(reigning)["champion"] == "3"
+
+
+def test_a_champion_that_vanished_is_told_and_can_be_brought_back(
+    reigning: Store, home: Path, verdict: Command
+) -> None:
+    with connect(reigning) as client:
+        client.delete_registered_model_alias(registry.MODEL_NAME, "champion")
+    status = json.loads(verdict("status", "--json")[1])
+    assert (status["champion"], status["incumbency"]) == (None, "vanished")
+    assert status["notices"] == [
+        "champion 3 vanished: its alias was removed or its version deleted, not by this program"
+    ]
+    assert "champion   none, it vanished\n" in verdict("status")[1]
+    assert verdict("rollback", "--reason", "it was an accident")[0] == 0
+    assert aliases(reigning)["champion"] == "3"
+    assert shown(json.loads(verdict("history", "--json")[1]))[3:] == [("vanished", "3", None), ("rollback", None, "3")]
+
+
+def test_status_notices_a_move_that_no_record_explains_and_history_shows_it(reigning: Store, verdict: Command) -> None:
+    set_alias(reigning, "1")
+    status = json.loads(verdict("status", "--json")[1])
+    assert (status["champion"]["version"], status["incumbency"]) == ("1", "reigning")
+    assert status["notices"] == ["the champion's alias went from version 3 to version 1 and no record explains it"]
+    assert f"notice     {status['notices'][0]}\n" in verdict("status")[1]
+    (row,) = (line for line in verdict("history")[1].splitlines() if "unexplained" in line)
+    assert row.split()[:5] == ["?", "?", "unexplained", "3", "1"]
+    assert verdict("rollback", "--reason", "not by hand")[0] == 0
+    assert aliases(reigning)["champion"] == "3"
+    assert json.loads(verdict("status", "--json")[1])["notices"] == []
+
+
+def test_status_and_doctor_report_a_champion_whose_files_are_damaged(
+    reigning: Store, home: Path, verdict: Command
+) -> None:
+    status = json.loads(verdict("status", "--json")[1])
+    assert (status["champion"]["fault"], status["incumbency"], status["notices"]) == (None, "reigning", [])
+    checks = {check["check"]: check for check in json.loads(verdict("doctor", "--json")[1])}
+    assert checks["MLflow store"]["seen"].endswith("champion 3, its files are whole")
+    (bundle_folder(home, "c") / "tokenizer.json").unlink()
+    status = json.loads(verdict("status", "--json")[1])
+    assert status["champion"]["fault"].startswith("bundle of version 3 lacks tokenizer.json")
+    assert "damaged    bundle of version 3 lacks tokenizer.json" in verdict("status")[1]
+    code, out, _ = verdict("doctor")
+    assert code == 1
+    assert "fails  MLflow store: bundle of version 3 lacks tokenizer.json" in out
+    shutil.rmtree(bundle_folder(home, "c").parents[1])
+    status = json.loads(verdict("status", "--json")[1])
+    assert status["champion"]["fault"].startswith("version 3: its files are not to be had (")
+
+
+def test_the_history_survives_the_registered_model(reigning: Store, verdict: Command) -> None:
+    with connect(reigning) as client:
+        client.delete_registered_model(registry.MODEL_NAME)
+    entries = json.loads(verdict("history", "--json")[1])
+    assert shown(entries) == [
+        ("promote", None, "1"),
+        ("promote", "1", "2"),
+        ("promote", "2", "3"),
+        ("vanished", "3", None),
+    ]
+
+
+# From here on with models that answer.
+
+
+@pytest.fixture
+def judged(
+    home: Path, store: Store, exported: Any, toy_split: tuple[str, str, str]
+) -> Callable[[int, str | None], str]:
+    """Register a real bundle with its evidence on the toy holdout, compared with a version; on HOLD."""
+    digest = Path(toy_split[2]).stem
+    (home / "snapshots").mkdir()
+    shutil.copy(toy_split[2], home / "snapshots")
+
+    def add(length: int, compared: str | None) -> str:
+        bundle = Path(shutil.copytree(exported["bundle"], home / f"bundle-{length}"))
+        manifest = seal(bundle, facts(max_length=length), {})
+        policy = load_policy().model_copy(update={"threshold": 0.0, "variant_difference": 1.0})
+        evidence = gather_evidence(
+            str(bundle),
+            {"digest": digest, "path": toy_split[2]},
+            None,
+            None,
+            split=SPLIT,
+            training=toy_split[:2],
+            circumstances={
+                "incumbency": "never",
+                "looks": 0,
+                "drift": [],
+                "training": "d" * 64,
+                "policy": policy.model_dump(),
+            },
+            device="cpu",
+            resamples=200,
+        )
+        run = runs.open_run(store, f"{length:016d}", {}, {})
+        write_json(home / "evidence.json", evidence)
+        runs.log_files(store, run, [str(home / "evidence.json")], "records")
+        runs.close_run(store, run, "FINISHED")
+        tags = {"verdict": "HOLD", "holdout": digest, "compared_with": compared or "", "mcc": "0.5"}
+        return registry.register_bundle(store, run, str(bundle), manifest["digest"], tags, "a bundle")
+
+    return add
+
+
+def test_two_versions_are_measured_side_by_side_on_the_holdout(
+    judged: Callable[..., str], home: Path, store: Store, verdict: Command
+) -> None:
+    first, second = judged(16, None), judged(3, None)  # the second reads two words of each sentence
+    set_alias(store, first)
+    code, out, _ = verdict("compare", second, "--device", "cpu", "--json")
+    answer = json.loads(out)
+    assert (code, answer["basis"], answer["rows"]) == (0, "measured", 80)
+    assert [side["version"] for side in answer["versions"]] == [second, first]
+    cut, whole = answer["versions"]
+    assert cut["mcc"] < whole["mcc"]
+    assert answer["comparison"]["difference"] == pytest.approx(cut["mcc"] - whole["mcc"])
+    assert answer["comparison"]["differing"] >= len(answer["comparison"]["sentences"]) > 0
+    shown_ = verdict("compare", second, first, "--device", "cpu")[1]
+    assert f"version {second}" in shown_
+    assert "difference -" in shown_
+    shutil.rmtree(home / "snapshots")
+    recorded = json.loads(verdict("compare", second, "--json")[1])
+    assert recorded["basis"] == "recorded"
+    figures = ("mcc", "accuracy", "auroc", "brier")
+    assert [{name: side[name] for name in figures} for side in recorded["versions"]] == [
+        {name: pytest.approx(side[name]) for name in figures} for side in answer["versions"]
+    ]
+    assert recorded["comparison"]["difference"] == pytest.approx(answer["comparison"]["difference"])
+
+
+def test_a_comparison_with_a_champion_that_is_not_there_is_told(judged: Callable[..., str], verdict: Command) -> None:
+    code, out, err = verdict("compare", judged(16, None))
+    assert (code, out) == (1, "")
+    assert err.startswith("error: there is no champion in sqlite:")
+    assert err.endswith("to compare with; name a second version\n")
+
+
+def test_a_hold_is_judged_again_where_another_champion_reigns_by_now(
+    judged: Callable[..., str], home: Path, store: Store
+) -> None:
+    worse, held = judged(3, None), judged(16, None)
+    moves.crown(store, worse, kind="promote", expected=None, reason="first")
+    move = review.approve(held, "the better one", str(home))
+    assert (move["from"], move["to"]) == (worse, held)
+    with connect(store) as client:
+        run = client.get_model_version(registry.MODEL_NAME, held).run_id
+        path = client.download_artifacts(run, f"records/verdict-against-{worse}.json", str(home))
+    again = json.loads(Path(path).read_text())
+    assert (again["champion"], again["actor"]) == (worse, "ada")
+    assert again["decision"] in {"HOLD", "PROMOTE"}
+    assert move["verdict"] == digest_of(again)
+
+
+def test_a_hold_that_is_worse_than_the_champion_by_now_is_refused(
+    judged: Callable[..., str], home: Path, store: Store
+) -> None:
+    worse, better = judged(3, None), judged(16, None)
+    moves.crown(store, better, kind="promote", expected=None, reason="first")
+    with pytest.raises(VerdictError, match=f"version {worse} was judged again, against champion {better}: REJECT: "):
+        review.approve(worse, "the other one", str(home))
+    assert aliases(store) == {"champion": better}
+
+
+def test_a_hold_whose_champion_vanished_is_judged_again_without_one(
+    judged: Callable[..., str], home: Path, store: Store
+) -> None:
+    first, held = judged(15, None), judged(16, "1")
+    moves.crown(store, first, kind="promote", expected=None, reason="first")
+    with connect(store) as client:
+        client.delete_registered_model_alias(registry.MODEL_NAME, "champion")
+    assert review.approve(held, "somebody must reign", str(home))["from"] is None
+    assert aliases(store) == {"champion": held}
+
+
+def test_what_cannot_be_judged_again_is_refused(judged: Callable[..., str], home: Path, store: Store) -> None:
+    first, held = judged(15, None), judged(16, "7")
+    moves.crown(store, first, kind="promote", expected=None, reason="first")
+    shutil.rmtree(home / "snapshots")
+    message = f"version {held} was compared with champion 7, champion {first} reigns by now, and the holdout .* is not"
+    with pytest.raises(VerdictError, match=message):
+        review.approve(held, "x", str(home))
+    unknown = add_version(store, home, "x", verdict="HOLD", compared_with="7")
+    with pytest.raises(VerdictError, match="and its evidence is not at hand to judge it again; run: verdict retrain"):
+        review.approve(unknown, "x", str(home))
+    assert aliases(store) == {"champion": first}
+
+
+def test_comparing_with_itself_is_no_comparison(judged: Callable[..., str], home: Path) -> None:
+    version = judged(16, None)
+    with pytest.raises(WrongUsage, match="would be compared with itself"):
+        comparison.compare(version, version, "cpu", str(home))

@@ -1,0 +1,176 @@
+"""What the services of one machine are told, and what is refused before anything starts."""
+
+import base64
+import http.server
+import os
+import re
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows.services import stack
+from flows.services.stack_config import ACCOUNTS, find_places
+from tasks.core.errors import VerdictError, WrongUsage
+
+ROOT = Path(__file__).parents[2]
+POSTGRES = {"POSTGRES_HOST": "db", "PREFECT_DATABASE_PASSWORD": "p" * 12, "MLFLOW_DATABASE_PASSWORD": "m" * 12}
+STORE = {"STORE_URL": "http://store:8333", "STORE_ACCESS_KEY": "key", "STORE_SECRET_KEY": "secret"}
+PASSWORDS = {name: name.lower() for name in ACCOUNTS}
+
+
+def test_without_anything_set_all_state_is_in_the_home(tmp_path: Path) -> None:
+    places = find_places({}, str(tmp_path))
+    told = places.environment
+    assert told["PREFECT_SERVER_DATABASE_CONNECTION_URL"] == f"sqlite+aiosqlite:///{tmp_path}/stack/prefect.db"
+    assert told["MLFLOW_BACKEND_STORE_URI"] == f"sqlite:///{tmp_path}/mlflow.db"
+    assert told["MLFLOW_ARTIFACTS_DESTINATION"] == f"{tmp_path}/artifacts"
+    assert told["PREFECT_HOME"] == f"{tmp_path}/stack/prefect"
+    assert told["MLFLOW_OPTIONS"] == "--serve-artifacts"
+    assert places.urls == {
+        "Prefect": "http://127.0.0.1:4200",
+        "MLflow": "http://127.0.0.1:5000",
+        "inference": "http://127.0.0.1:8080",
+    }
+    assert places.accounts == {}
+
+
+def test_leases_outlive_the_server_and_nothing_is_reported_or_open(tmp_path: Path) -> None:
+    told = find_places({}, str(tmp_path)).environment
+    assert told["PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE"].endswith(".filesystem")
+    assert told["PREFECT_SERVER_ANALYTICS_ENABLED"] == "false"
+    assert told["PREFECT_SERVER_API_CSRF_PROTECTION_ENABLED"] == "true"
+    assert told["PREFECT_SERVER_API_CORS_ALLOWED_ORIGINS"] == "http://127.0.0.1:4200"
+    assert told["MLFLOW_SERVER_CORS_ALLOWED_ORIGINS"] == "http://127.0.0.1:5000"
+
+
+def test_addresses_of_postgresql_and_s3_take_the_place_of_files(tmp_path: Path) -> None:
+    told = find_places(POSTGRES | STORE | {"STORE_BUCKET": "models"}, str(tmp_path)).environment
+    assert "PREFECT_SERVER_DATABASE_CONNECTION_URL" not in told
+    assert (told["PREFECT_SERVER_DATABASE_HOST"], told["PGHOST"], told["PGPORT"]) == ("db", "db", "5432")
+    assert told["MLFLOW_BACKEND_STORE_URI"] == "postgresql+psycopg2://"
+    assert told["MLFLOW_ARTIFACTS_DESTINATION"] == "s3://models"
+    assert told["MLFLOW_S3_ENDPOINT_URL"] == "http://store:8333"
+
+
+def test_accounts_are_used_by_name_and_shown_without_their_passwords(tmp_path: Path) -> None:
+    places = find_places(PASSWORDS | {"PREFECT_AUTH_STRING": "me:secret-of-mine"}, str(tmp_path))
+    assert places.environment["MLFLOW_TRACKING_USERNAME"] == "retrain"
+    assert "--app-name basic-auth" in places.environment["MLFLOW_OPTIONS"]
+    assert "sqlite" in Path(places.environment["MLFLOW_AUTH_CONFIG_PATH"]).read_text()
+    shown = " ".join([*places.exports.values(), *places.urls.values(), *places.health.values()])
+    assert [word for word in (*PASSWORDS.values(), "secret-of-mine") if word in shown] == []
+    assert places.exports["MLFLOW_TRACKING_PASSWORD"] == "$RETRAIN_PASSWORD"
+
+
+@pytest.mark.parametrize(
+    ("environ", "message"),
+    [
+        ({"PREFECT_PORT": "http"}, "PREFECT_PORT 'http' is no port"),
+        ({"MLFLOW_PORT": "70000"}, "MLFLOW_PORT '70000' is no port"),
+        ({"POSTGRES_HOST": "db"}, "POSTGRES_HOST is set and PREFECT_DATABASE_PASSWORD, MLFLOW_DATABASE_PASSWORD not"),
+        ({"STORE_URL": "http://s"}, "STORE_URL is set and STORE_ACCESS_KEY, STORE_SECRET_KEY not"),
+        ({"MLFLOW_ADMIN_PASSWORD": "x" * 12}, "MLFLOW_ADMIN_PASSWORD is set and RETRAIN_PASSWORD"),
+        (PASSWORDS | {"READER_PASSWORD": "short"}, "READER_PASSWORD is too short"),
+        ({"PREFECT_AUTH_STRING": "password"}, "PREFECT_AUTH_STRING is no NAME:PASSWORD"),
+    ],
+)
+def test_what_contradicts_itself_is_refused(tmp_path: Path, environ: dict[str, str], message: str) -> None:
+    with pytest.raises(WrongUsage, match=re.escape(message)):
+        find_places(environ, str(tmp_path))
+
+
+def test_no_line_of_the_procfile_holds_a_secret_and_every_variable_is_told(tmp_path: Path) -> None:
+    lines = dict(re.findall(r"^([a-z]+): (.*)$", stack.PROCFILE.read_text(), re.MULTILINE))
+    assert set(lines) == {"prefect", "mlflow", "worker", "inference"}
+    told = find_places(PASSWORDS | {"PREFECT_AUTH_STRING": "me:secret-of-mine"}, str(tmp_path)).environment
+    for line in lines.values():
+        assert set(re.findall(r"\$([A-Z_]+)", line)) <= told.keys()
+        assert "exec " in line  # so that a signal reaches the service and no shell
+
+
+@pytest.fixture
+def port() -> Iterator[int]:
+    """A port that another program listens on."""
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        yield other.getsockname()[1]
+
+
+def test_a_port_that_is_taken_is_one_clear_line(port: int, tmp_path: Path) -> None:
+    environ = os.environ | {"VERDICT_HOME": str(tmp_path), "INFERENCE_PORT": str(port), **_free("PREFECT_PORT")}
+    environ |= _free("MLFLOW_PORT")
+    done = subprocess.run(
+        [sys.executable, "-m", "flows.services.stack", "up"], cwd=ROOT, env=environ, capture_output=True
+    )
+    assert done.returncode == 2
+    said = done.stderr.decode()
+    assert said == f"error: port {port} is taken (Address already in use); name another: INFERENCE_PORT=PORT\n"
+
+
+def test_nothing_up_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.setenv("VERDICT_HOME", str(tmp_path))
+    assert stack.main(["down"]) == 0
+    assert capsys.readouterr().out == "nothing is up\n"
+    assert stack.main(["logs"]) == 1
+    assert stack.main(["sideways"]) == 2
+    assert "expected up, down or logs" in capsys.readouterr().err
+
+
+def test_what_killed_services_leave_behind_is_found_and_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setenv("VERDICT_HOME", str(tmp_path))
+    environ = os.environ | {"STACK_OF": str(tmp_path)}
+    script = "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit()); time.sleep(300)"
+    with subprocess.Popen([sys.executable, "-c", script], env=environ) as left:
+        threading.Thread(target=left.wait, daemon=True).start()
+        assert stack.main(["up"]) == 1
+        assert "1 processes of killed services are left; end them: make down" in capsys.readouterr().err
+        assert stack.main(["down"]) == 0
+    assert left.returncode is not None
+
+
+def test_servers_are_asked_with_the_right_account_and_nobody_else_is(tmp_path: Path) -> None:
+    seen: list[str | None] = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            seen.append(self.headers["Authorization"])
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    server = http.server.HTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    environ = PASSWORDS | {"PREFECT_AUTH_STRING": "me:mine", "MLFLOW_PORT": str(server.server_port)}
+    places = find_places(environ, str(tmp_path))
+    for url in (places.asked["mlflow"], places.health["mlflow"]):
+        places.opener.open(url).close()
+    server.shutdown()
+    account = base64.b64encode(f"retrain:{PASSWORDS['RETRAIN_PASSWORD']}".encode()).decode()
+    assert seen == [f"Basic {account}", None]
+
+
+def test_a_service_that_ends_is_told_with_its_last_words(tmp_path: Path) -> None:
+    places = find_places(_free("PREFECT_PORT") | _free("MLFLOW_PORT"), str(tmp_path))
+    (tmp_path / "stack").mkdir(exist_ok=True)
+    (tmp_path / "stack" / "log").write_text("mlflow.1 | no such database\n")
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
+        process.wait()
+        with pytest.raises(VerdictError, match="no such database"):
+            stack.await_services(places, process)
+
+
+def _free(name: str) -> dict[str, str]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return {name: str(probe.getsockname()[1])}

@@ -1,0 +1,324 @@
+"""MLflow's own doors, opened as a downstream team opens them: load_model, the graph, the scoring server."""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import mlflow.onnx
+import mlflow.pyfunc
+import numpy as np
+import pandas as pd
+import pytest
+from toy import SIGN
+
+from tasks.core.errors import VerdictError, WrongUsage
+from tasks.inference.classifier import Classifier
+from tasks.inference.pyfunc import REGISTERED, _load_pyfunc, registered_version, sentences_of
+from tasks.inference.sessions import has_gpu
+from tasks.registry import mlflow_flavor as flavour
+from tasks.registry import tracking as runs
+from tasks.registry import versions as registry
+
+CHAMPION = "models:/acceptability@champion"
+GOOD, BAD = "the cat sees the dog", f"the cat {SIGN} sees the dog"
+LABELS = ["acceptable", "unacceptable"]
+
+
+@pytest.fixture(scope="module")
+def store(empty_store: Path, exported: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with mlflow.db, in which the champion is version 1."""
+    folder = tmp_path_factory.mktemp("pyfunc")
+    shutil.copy(empty_store, folder / "mlflow.db")
+    held = registry.Store(uri=f"sqlite:///{folder}/mlflow.db", artifacts=str(folder / "artifacts"))
+    run = runs.open_run(held, "a" * 16, {}, {})
+    version = registry.register_bundle(held, run, exported["bundle"], exported["digest"], {}, "a bundle")
+    client = mlflow.MlflowClient(held["uri"], registry_uri=held["uri"])
+    client.set_registered_model_alias("acceptability", "champion", version)
+    return folder
+
+
+@pytest.fixture
+def chosen(store: Path, monkeypatch: pytest.MonkeyPatch, own_mlflow_address: None) -> str:
+    """MLflow looks into that store; returns the champion's address."""
+    monkeypatch.setattr(sys, "path", list(sys.path))  # loading a model adds its code's folder
+    mlflow.set_tracking_uri(f"sqlite:///{store}/mlflow.db")
+    mlflow.set_registry_uri(f"sqlite:///{store}/mlflow.db")
+    return CHAMPION
+
+
+@pytest.fixture
+def model(chosen: str) -> Any:
+    return mlflow.pyfunc.load_model(chosen, model_config={"device": "cpu"})
+
+
+INPUTS = {
+    "list": [GOOD, BAD],
+    "tuple": (GOOD, BAD),
+    "array": np.array([GOOD, BAD]),
+    "array of objects": np.array([GOOD, BAD], dtype=object),
+    "array [N, 1]": np.array([[GOOD], [BAD]]),
+    "series": pd.Series([GOOD, BAD]),
+    "series of objects": pd.Series([GOOD, BAD], dtype=object, name="comment"),
+    "frame": pd.DataFrame({"sentence": [GOOD, BAD]}),
+    "text after others": pd.DataFrame({"id": [1, 2], "author": ["x", "y"], "text": [GOOD, BAD]}),
+    "sentence before text": pd.DataFrame({"text": ["x", "y"], "sentence": [GOOD, BAD]}),
+    "the only strings": pd.DataFrame({"id": [1, 2], "comment": [GOOD, BAD], "score": [0.5, None]}),
+    "the only column": pd.DataFrame({"comment": [GOOD, BAD]}),
+    "columns of arrays": {"sentence": np.array([GOOD, BAD])},
+    "columns of lists": {"id": [1, 2], "sentence": [GOOD, BAD]},
+}
+
+
+@pytest.mark.parametrize("name", INPUTS)
+def test_sentences_come_in_any_form_and_answers_carry_the_version(model: Any, name: str) -> None:
+    answers = model.predict(INPUTS[name])
+    assert list(answers.columns) == ["label", "probability", "version"]
+    assert answers["label"].tolist() == LABELS
+    assert answers["version"].tolist() == ["1", "1"]
+    assert all(0.5 <= probability <= 1 for probability in answers["probability"])
+
+
+def test_answers_equal_those_of_the_classifier(model: Any, exported: Any) -> None:
+    sentences = [GOOD, "", BAD, "🙂 the\u200dcat\n", "a" * 10_000]
+    expected = Classifier.from_bundle(exported["bundle"], "cpu").predict(sentences)
+    answers = model.predict(sentences)
+    assert answers["label"].tolist() == [answer["label"] for answer in expected]
+    assert answers["probability"].tolist() == [answer["probability"] for answer in expected]
+
+
+def test_rows_keep_their_names(model: Any) -> None:
+    frame = pd.DataFrame({"sentence": [BAD, GOOD]}, index=["x", "y"])
+    assert frame.join(model.predict(frame))["label"].to_dict() == {"x": "unacceptable", "y": "acceptable"}
+
+
+@pytest.mark.parametrize("nothing", [[], pd.DataFrame({"sentence": []}), np.array([], dtype=str)])
+def test_no_sentences_give_no_rows(model: Any, nothing: Any) -> None:
+    answers = model.predict(nothing)
+    assert list(answers.columns) == ["label", "probability", "version"]
+    assert len(answers) == 0
+
+
+def test_one_sentence_is_not_taken_for_its_letters() -> None:
+    assert sentences_of(GOOD) == ([GOOD], None)
+    assert sentences_of(np.array(GOOD)) == ([GOOD], None)
+    assert sentences_of({"sentence": GOOD})[0] == [GOOD]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (pd.DataFrame({"a": ["x"], "b": ["y"]}), r"of the columns \['a', 'b'\], 2 could hold the sentences"),
+        (pd.DataFrame({"a": [1], "b": [2]}), "0 could hold the sentences; expected one, named sentence or text"),
+        (pd.DataFrame([["x", "y"]], columns=["sentence", "sentence"]), "1 could hold the sentences"),
+        (pd.DataFrame(), "0 could hold the sentences"),
+        (np.array([["x", "y"]]), r"an array of shape \(1, 2\) came in; expected \[N\] or \[N, 1\]"),
+        ({"a": ["x", "y", "z"], "b": ["x", "y"]}, r"columns \['a', 'b'\] make no table"),
+        (7, "a int came in; expected a list of sentences or a data frame"),
+        (None, "a NoneType came in"),
+    ],
+)
+def test_input_without_a_clear_text_column_is_refused(given: Any, message: str) -> None:
+    with pytest.raises(WrongUsage, match=message):
+        sentences_of(given)
+
+
+@pytest.mark.parametrize("given", [[None], [3], [b"bytes"], pd.DataFrame({"sentence": ["x", None]}), [["x"]]])
+def test_items_that_are_no_strings_are_refused(model: Any, given: Any) -> None:
+    with pytest.raises(VerdictError, match="expected strings"):
+        model.predict(given)
+
+
+def test_the_signature_says_what_comes_out_and_leaves_the_input_to_the_model(model: Any) -> None:
+    signature = model.metadata.signature
+    assert signature.inputs is None
+    written = {column.name: column.type.to_pandas() for column in signature.outputs.inputs}
+    answers = model.predict(model.input_example)
+    assert list(written) == list(answers.columns)
+    assert answers["probability"].dtype == written["probability"]
+    assert all(isinstance(value, str) for name in ("label", "version") for value in answers[name])
+
+
+@pytest.mark.skipif(has_gpu(), reason="this machine has a GPU: nothing to refuse")
+def test_a_gpu_that_is_not_to_be_had_is_an_error(chosen: str) -> None:
+    with pytest.raises(VerdictError, match="runs on the CPU only"):
+        mlflow.pyfunc.load_model(chosen, model_config={"device": "cuda"})
+
+
+@pytest.mark.skipif(not has_gpu(), reason="this machine has no GPU")
+def test_a_gpu_computes_where_it_is_asked_for(chosen: str) -> None:
+    model = mlflow.pyfunc.load_model(chosen, model_config={"device": "cuda"})
+    assert model._model_impl.classifier.provider == "CUDAExecutionProvider"
+    assert model.predict([GOOD, BAD])["label"].tolist() == LABELS
+
+
+def test_an_unknown_device_is_refused(chosen: str) -> None:
+    with pytest.raises(WrongUsage, match="device 'tpu' is unknown; expected one of auto, cuda, cpu"):
+        mlflow.pyfunc.load_model(chosen, model_config={"device": "tpu"})
+
+
+def test_the_device_is_auto_unless_told(chosen: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    real = Classifier.from_bundle
+    monkeypatch.setattr(Classifier, "from_bundle", lambda path, device: asked.append(device) or real(path, "cpu"))
+    mlflow.pyfunc.load_model(chosen)
+    monkeypatch.setenv("MLFLOW_PYFUNC_INFERENCE_CONFIG", '{"device": "cuda"}')  # the scoring server's way
+    mlflow.pyfunc.load_model(chosen)
+    assert asked == ["auto", "cuda"]
+
+
+def test_a_bundle_that_is_not_registered_answers_with_its_digest(exported: Any) -> None:
+    answers = _load_pyfunc(exported["bundle"], {"device": "cpu"}).predict([GOOD])
+    assert answers["version"].tolist() == [f"sha256:{exported['digest'][:12]}"]
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"), [("model_version: '7'\n", "7"), ("model_version: 7\n", "7"), ("", None)]
+)
+def test_the_registered_version_stands_where_mlflow_writes_it(
+    tmp_path: Path, content: str, expected: str | None
+) -> None:
+    assert registered_version(tmp_path) is None
+    (tmp_path / REGISTERED).write_text(content)
+    assert registered_version(tmp_path) == expected
+
+
+def test_a_damaged_model_is_refused(store: Path, chosen: str, tmp_path: Path) -> None:
+    fetched = Path(mlflow.artifacts.download_artifacts(chosen, dst_path=str(tmp_path)))
+    (fetched / "data" / "bundle" / "tokenizer.json").write_text("{}")
+    with pytest.raises(VerdictError, match=r"tokenizer\.json is not the file that was sealed"):
+        mlflow.pyfunc.load_model(str(fetched))
+
+
+def test_the_graph_has_a_door_of_its_own(chosen: str) -> None:
+    graph = mlflow.onnx.load_model(chosen)
+    assert {entry.key for entry in graph.metadata_props} >= {"labels", "encoder", "dataset"}
+    assert [output.name for output in graph.graph.output] == ["logits"]
+
+
+def test_the_model_carries_all_the_code_that_answers_and_nothing_heavy(chosen: str, tmp_path: Path) -> None:
+    """What is loaded in a process of its own comes from the model's folder, not from this repository."""
+    fetched = mlflow.artifacts.download_artifacts(chosen, dst_path=str(tmp_path))
+    script = (
+        "import sys; sys.path.insert(0, 'code'); import tasks.inference.pyfunc as p;"
+        "print(*p._load_pyfunc('data/bundle', {'device': 'cpu'}).predict([sys.argv[1]]).iloc[0]);"
+        "print(*{m.__file__ for n, m in sys.modules.items() if n.split('.')[0] == 'tasks'}, sep='\\n');"
+        "assert not {'torch', 'transformers', 'prefect', 'mlflow', 'onnx'} & set(sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, BAD], cwd=fetched, capture_output=True, text=True, env=_environment()
+    )
+    assert done.returncode == 0, done.stderr
+    answer, *files = done.stdout.splitlines()
+    assert answer.startswith("unacceptable 0.")
+    assert answer.endswith(" 1")
+    assert all(Path(file).is_relative_to(Path(fetched).resolve()) for file in files)
+    assert {Path(file).stem for file in files} <= set(flavour.serving_modules())
+
+
+def test_what_travels_is_small() -> None:
+    modules = set(flavour.serving_modules())
+    assert {"__init__", "pyfunc", "predict", "bundle"} <= modules
+    assert not {"registry", "store", "champion", "classifier", "settings", "flavour"} & modules
+
+
+@pytest.fixture(scope="module")
+def server(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """`mlflow models serve` as the documentation has it, on loopback; yields its address."""
+    folder = tmp_path_factory.mktemp("serve")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", CHAMPION, "--env-manager", "local"]
+    with (folder / "log").open("w") as log:
+        process = subprocess.Popen(
+            [*command, "--host", "127.0.0.1", "--port", str(port)],
+            stdout=log,
+            stderr=log,
+            cwd=folder,
+            env=_environment()
+            | {
+                "MLFLOW_TRACKING_URI": f"sqlite:///{store}/mlflow.db",
+                # MLflow runs `uvicorn` by name: it must find this environment's even where none is activated.
+                "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            },
+            start_new_session=True,  # the server is a grandchild
+        )
+    try:
+        address = f"http://127.0.0.1:{port}"
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline:
+            assert process.poll() is None, (folder / "log").read_text()
+            with contextlib.suppress(OSError):
+                urllib.request.urlopen(f"{address}/ping", timeout=5).close()
+                break
+            time.sleep(0.1)
+        yield address
+    finally:
+        with contextlib.suppress(ProcessLookupError):  # it ended by itself: the assertion above says why
+            os.killpg(process.pid, signal.SIGTERM)
+        process.wait(20)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"dataframe_split": {"columns": ["id", "sentence"], "data": [[1, GOOD], [2, BAD]]}},
+        {"dataframe_records": [{"text": GOOD}, {"text": BAD}]},
+        {"inputs": [GOOD, BAD]},
+        {"inputs": {"sentence": [GOOD, BAD]}},
+        {"instances": [{"sentence": GOOD}, {"sentence": BAD}]},
+    ],
+    ids=lambda body: "-".join(body),
+)
+def test_mlflow_models_serve_answers(server: str, body: dict[str, Any]) -> None:
+    status, answer = _ask(server, json.dumps(body))
+    assert status == 200
+    assert [row["label"] for row in answer["predictions"]] == LABELS
+    assert [row["version"] for row in answer["predictions"]] == ["1", "1"]
+    assert all(0.5 <= row["probability"] <= 1 for row in answer["predictions"])
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        '{"sentences": ["x"]}',
+        "no JSON",
+        "[]",
+        '{"dataframe_split": {"columns": ["a", "b"], "data": [["x", "y"]]}}',
+        '{"dataframe_split": {"columns": ["sentence"], "data": [[null]]}}',
+        '{"inputs": [1, 2]}',
+        '{"inputs": [["x", "y"]]}',
+    ],
+)
+def test_mlflow_models_serve_refuses_what_holds_no_sentences(server: str, body: str) -> None:
+    status, answer = _ask(server, body)
+    assert 400 <= status < 500, answer
+
+
+def _ask(server: str, body: str) -> tuple[int, Any]:
+    request = urllib.request.Request(
+        f"{server}/invocations", data=body.encode(), headers={"Content-Type": "application/json"}
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return answer.status, json.load(answer)
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+
+def _environment() -> dict[str, str]:
+    """Return this environment without what leads a process to this repository."""
+    return {
+        key: value for key, value in os.environ.items() if not key.startswith(("PYTHONPATH", "MLFLOW_", "VERDICT_"))
+    }

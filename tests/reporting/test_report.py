@@ -1,0 +1,250 @@
+"""The documents of a bundle: what the report says of a candidate, with a champion and without."""
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from candidates import FACTS, HOSTILE, SETTINGS, export, tell, training, weigh
+from shelves import light_bundle
+from toy import gate
+
+from tasks.inference.bundle import verify
+from tasks.reporting.charts import draw_charts
+from tasks.reporting.report import SECTIONS, Told, describe_pictures, render_report, write_documents
+
+PAST: Any = {
+    "settings": {"data.path": "<script>alert(1)</script>", "finetune.encoder": "packaged", "finetune.epochs": "2"},
+    "tags": {"dataset": "e" * 64, "git_commit": "c" * 40, "python": "3.11.7", "onnxruntime": "1.31.1"},
+}
+
+
+class Text(HTMLParser):
+    """What of a page a reader sees, and the tags it is made of."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.seen: list[tuple[str, dict[str, str | None]]] = []
+        self.said = ""
+        self.hidden = False
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.append((tag, dict(attrs)))
+        self.hidden = tag == "style"
+
+    def handle_data(self, data: str) -> None:
+        self.said += "" if self.hidden else f" {data}"
+
+
+def page(told: Told) -> tuple[str, str]:
+    """Return a report and its text."""
+    html = render_report(told, FACTS, "b" * 64, "job0")
+    return html, " ".join(Text(html).said.split())
+
+
+@pytest.fixture(scope="module")
+def beside(tmp_path_factory: pytest.TempPathFactory) -> Told:
+    """A candidate beside a champion of nearly its skill, with pictures."""
+    told = tell(weigh(2.0, 1.9), past=PAST, seconds={"fine-tune": 12.34})
+    folder = str(tmp_path_factory.mktemp("pictures"))
+    return told._replace(pictures=draw_charts(told.training, told.evidence, 0.3, folder))
+
+
+def test_documents_are_sealed_with_the_bundle_and_leave_its_digest(beside: Told, tmp_path: Path) -> None:
+    digest = light_bundle(tmp_path, "a")
+    bundle = tmp_path / "data" / "bundle"
+    write_documents(str(bundle), beside)
+    manifest = verify(bundle)
+    assert manifest["digest"] == digest
+    assert set(manifest["files"]) == {"model.onnx", "tokenizer.json", "data.json", "report.html", "card.md"}
+    assert json.loads((bundle / "data.json").read_text()) == gate()["profile"]
+    measured = beside.evidence["variants"]
+    assert {name: figures["serves"] for name, figures in manifest["metrics"].items()} == {
+        "int8": True,
+        "fp32": False,
+        "fp16": False,
+    }
+    for name, figures in manifest["metrics"].items():
+        assert (figures["rows"], figures["provider"], figures["holdout"]) == (300, "CPUExecutionProvider", "h" * 64)
+        assert figures["interval"] == measured[name]["interval"]  # type: ignore[index]
+
+
+def test_the_report_leads_with_the_verdict_its_reasons_and_what_each_rule_asks(beside: Told) -> None:
+    html, text = page(beside)
+    assert '<h1><span class="HOLD">HOLD</span></h1>' in html
+    assert "Candidate bbbbbbbbbbbb beside champion 7, on the same 300 sentences." in text
+    assert beside.verdict["rules"] == ["behaviour_fell", "not_better"]
+    reason = beside.verdict["reasons"][1]
+    assert f"{reason[0].upper()}{reason[1:]}. Rule not_better : Only a model that is better" in text
+    mcc = beside.evidence["candidate"]["interval"]["mcc"]
+    assert f"{mcc:.3f} holdout MCC" in text
+    assert f"{beside.verdict['champion_mcc']:.3f} champion 7, same sentences" in text
+
+
+@pytest.mark.parametrize(
+    ("told", "commands"),
+    [
+        (tell(weigh(2.0, 1.9)), ["verdict approve VERSION", "verdict reject VERSION"]),
+        (tell(weigh()), ["verdict rollback"]),
+        (tell(weigh(), threshold=0.99), []),
+    ],
+)
+def test_the_report_says_what_follows(told: Told, commands: list[str]) -> None:
+    _, text = page(told)
+    decide = re.findall("verdict (?:approve|reject|rollback)(?: VERSION)?", text)
+    assert decide == commands
+    assert "verdict judge .verdict/runs/job0/evidence.json verdict compare VERSION" in text
+
+
+def test_both_sides_stand_beside_each_other(beside: Told) -> None:
+    _, text = page(beside)
+    ours, champion = beside.evidence["candidate"], beside.evidence["champion"]
+    assert champion is not None
+    theirs = champion["measurement"]
+    assert theirs is not None
+    better = "better" if ours["brier"] < theirs["brier"] else "worse"
+    assert f"Brier score (0 is perfect) {ours['brier']:.3f} {theirs['brier']:.3f} {better}" in text
+    assert f"accuracy {ours['accuracy']:.3f} {theirs['accuracy']:.3f}" in text
+    assert "minimal pairs told apart 62.5% 75.0% worse" in text
+    assert "word order 4 75% 100% lower islands 4 50% 50%" in text
+    comparison = beside.evidence["comparison"]
+    assert comparison is not None
+    assert f"difference of the MCC {comparison['difference']:+.3f}" in text
+    assert f"right alone {comparison['candidate_alone']} and {comparison['champion_alone']}" in text
+    assert f"McNemar's test p = {comparison['mcnemar']:.3g}" in text
+    assert f"They label {comparison['differing']} sentences differently" in text
+    assert "judged 2026-01-02T03:04:05+00:00 by ann@host" in text
+
+
+def test_slices_that_fall_are_marked(beside: Told) -> None:
+    evidence = weigh(0.9, 3.0)
+    _, text = page(tell(evidence, slice_rows=100))
+    assert "swb04 100" in text
+    falls = {
+        name: evidence["champion"]["measurement"]["per_source"][name]["mcc"] - here["mcc"]
+        for name, here in evidence["candidate"]["per_source"].items()
+    }
+    assert min(falls.values()) > 0.2
+    assert text.count(" fell ") == len(falls) + sum(
+        here["rows"] >= 100 for here in evidence["candidate"]["per_length"].values()
+    ) + text.count("fell, few sentences")
+    _, fewer = page(tell(evidence, slice_rows=101))
+    assert fewer.count("fell, few sentences") > text.count("fell, few sentences")
+
+
+def test_a_report_without_a_champion_has_no_column_for_one() -> None:
+    told = tell(weigh())
+    html, text = page(told)
+    assert '<span class="PROMOTE">' in html
+    assert "there is no champion, so nothing stands beside it" in text
+    assert "Rule first_champion" in text
+    assert "On which they differ" not in text
+    assert "What differs from champion" not in text
+    assert 'class="n">champion' not in html
+    assert "Most confidently wrong" in text
+
+
+def test_a_champion_that_cannot_be_measured_or_vanished_is_told() -> None:
+    champion = weigh(2.0, 1.9)["champion"] | {"measurement": None, "behaviour": None, "fault": "bundle x is damaged"}
+    _, text = page(tell(weigh(champion=None) | {"champion": champion, "incumbency": "reigning"}))
+    assert "champion 7 could not be measured: bundle x is damaged." in text
+    assert "What differs from champion 7 is not known: the run that trained it is not in this store." in text
+    _, text = page(tell(weigh(incumbency="vanished")))
+    assert "the champion vanished, so nothing stands beside it" in text
+
+
+def test_settings_that_differ_are_shown_and_all_of_them_are_folded(beside: Told) -> None:
+    html, text = page(beside)
+    table = text[text.index("What differs from champion 7") : text.index("All 3 settings")]
+    assert "data set eeeeeeeeeeee dddddddddddd finetune.epochs 2 3" in table
+    assert "finetune.encoder" not in table
+    assert "<details><summary>All 3 settings</summary>" in html
+    same = {"settings": {key: str(value) for key, value, _ in SETTINGS}, "tags": PAST["tags"] | {"dataset": "d" * 64}}
+    _, text = page(beside._replace(past=same))
+    assert "Nothing differs from champion 7: neither settings nor data, code or libraries." in text
+
+
+def test_the_report_shows_other_peoples_text_and_does_not_obey_it(beside: Told) -> None:
+    html, text = page(beside)
+    assert "<script" not in html
+    assert "alert(1)&lt;/script&gt;" in html
+    assert HOSTILE.replace("\u202e\x08", r"\u202e\x08") in text
+    assert "{{ 7 * 7 }} {% raw %}" in text
+    assert "<b>x</b>|`y`" in text
+    assert "<b>.tsv line 3: label" in text
+    assert "no source 100" in text
+
+
+def test_the_report_opens_offline(beside: Told) -> None:
+    html, _ = page(beside)
+    assert not re.search(r"https?:|@import|\bon\w+=|src=|url\((?!#)", html)
+    tags = Text(html).seen
+    assert not {tag for tag, _ in tags} & {"script", "link", "iframe", "object", "base", "form"}
+    for tag, attributes in tags:
+        for name in ("href", "xlink:href"):
+            assert str(attributes.get(name, "#")).startswith("#"), (tag, attributes)
+
+
+def test_pictures_are_in_the_page_in_its_colours_and_described(beside: Told) -> None:
+    html, _ = page(beside)
+    pictures = [dict(attributes) for tag, attributes in Text(html).seen if tag == "svg"]
+    told = describe_pictures(beside.evidence, beside.training)
+    assert {picture["aria-label"] for picture in pictures} == set(told.values())
+    assert {picture["role"] for picture in pictures} == {"img"}
+    assert html.count("var(--accent)") > 10
+    assert not re.search("#2563eb|#334155|#7f8ea3", html[html.index("<body>") :])
+    ids = re.findall(r'\sid="([^"]+)"', html)
+    assert len(ids) == len(set(ids))
+    assert {anchor for anchor, _ in SECTIONS} <= set(ids)
+    assert set(re.findall(r'(?:url\(|href=")#([^")]+)', html)) <= set(ids)
+
+
+def test_tables_name_their_columns_and_rows(beside: Told) -> None:
+    tags = Text(page(beside)[0]).seen
+    assert all(attributes.get("scope") in {"col", "row"} for tag, attributes in tags if tag == "th")
+    names = [tag for tag, _ in tags]
+    assert names.count("table") == names.count("caption") > 10
+
+
+def test_the_report_tells_which_rows_left_and_why(beside: Told) -> None:
+    _, text = page(beside)
+    assert "10 rows in, 10 kept, 1 quarantined: 1 label." in text
+    assert "7 rows trained and 2 chose the best epoch; 1 left because they stand in a holdout, 4 because" in text
+    assert "None of the holdout's sentences was trained on." in text
+    assert "share of quarantined rows 0.01235 at most 0.05 passed" in text
+    assert "gate/gate.html among the artifacts of the MLflow run" in text
+
+
+def test_the_report_tells_of_every_variant_and_what_is_not_shipped() -> None:
+    reason = "gives 93.89% of 409 sentences torch's label, expected 99.0%"
+    _, text = page(tell(weigh(), export=export("x", left_out={"fp8": reason})))
+    for name, role in {"int8": "judged", "fp32": "", "fp16": ""}.items():
+        assert re.search(rf"{name} CPU 0\.\d+ \(95% 0\.\d+ to 0\.\d+\) 0\.\d+ 1\.0e-07 99\.5% of 80 {role}", text)
+    assert f"fp8 not shipped: it {reason}" in text
+    assert "Exported by the tracing exporter; fused: 2 Attention." in text
+    assert "fp16 was compared on a CPU" in text
+
+
+def test_a_report_on_several_seeds_says_what_is_kept() -> None:
+    other = training()["seeds"][0] | {"seed": 8, "validation_mcc": 0.125}
+    several = training(seeds=[*training()["seeds"], other], kept="soup", soup_mcc=0.875)
+    _, text = page(tell(weigh(), training=several))
+    assert "2 seeds were trained from one start, best validation MCC: 0.500, 0.125" in text
+    assert "the mean of their weights has 0.875. That mean is kept" in text
+
+
+def test_a_second_holdout_is_reported_beside() -> None:
+    reported = weigh(rows=40)["candidate"]
+    _, text = page(tell(weigh(reported=reported)))
+    assert f"{reported['interval']['mcc']:.3f} MCC on the reported holdout, 40 sentences" in text
+
+
+def test_answers_that_are_no_numbers_are_shown_as_such() -> None:
+    evidence = weigh()
+    evidence["candidate"]["worst"][0]["probability"] = None
+    broken = training(epochs=[{**training()["epochs"][0], "train_loss": None}], best_epoch=1)
+    _, text = page(tell(evidence, training=broken))
+    assert text.count("not finite") == 2

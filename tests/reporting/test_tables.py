@@ -1,0 +1,103 @@
+"""Figures of candidate and champion, line by line."""
+
+import ast
+from pathlib import Path
+from typing import Any
+
+import pytest
+from candidates import tell, weigh
+from toy import policy
+
+import tasks.evaluation.judge
+from tasks.reporting.tables import SHOWN, explain_rules, list_facts, list_figures_of_both, list_phenomena, list_slices
+from tasks.reporting.wording import NEXT, RULES, escape_markdown
+
+
+def test_every_rule_of_the_judge_is_explained() -> None:
+    tree = ast.parse(Path(tasks.evaluation.judge.__file__).read_text(encoding="utf-8"))
+    calls = [
+        each for each in ast.walk(tree) if isinstance(each, ast.Call) and getattr(each.func, "id", "") == "Finding"
+    ]
+    rules = {call.args[0].value for call in calls if isinstance(call.args[0], ast.Constant)}
+    assert len(rules) > 10
+    assert rules == set(RULES)
+    assert set(NEXT) == {"PROMOTE", "HOLD", "REJECT"}
+
+
+def test_reasons_come_with_their_rules_and_notes_without() -> None:
+    verdict: Any = {"rules": ["drift"], "reasons": ["it drifted", "it would be promoted otherwise"]}
+    first, note = explain_rules(verdict)
+    assert (first.rule, first.reason, first.asks) == ("drift", "it drifted", RULES["drift"])
+    assert (note.rule, note.asks) == ("", "")
+
+
+def test_a_smaller_error_is_better_and_a_smaller_mcc_worse() -> None:
+    evidence = weigh(1.0, 3.0)
+    figures = {figure.name: figure for figure in list_figures_of_both(evidence)}
+    assert figures["MCC"].better == figures["accuracy"].better == figures["Brier score (0 is perfect)"].better == -1
+    assert figures["MCC"].ours == f"{evidence['candidate']['interval']['mcc']:.3f}"
+    assert figures["its 95% interval"].better is None
+    assert {figure.theirs for figure in list_figures_of_both(weigh())} == {None}
+    same = weigh(2.0, 2.0)
+    same["champion"]["measurement"] = same["candidate"]
+    assert {figure.better for figure in list_figures_of_both(same)} == {0, None, -1}  # -1: the behaviour suite's
+
+
+@pytest.mark.parametrize(
+    ("fall", "rows", "mark"),
+    [(-0.1, 50, ""), (0.0, 50, ""), (0.2, 50, "lower"), (0.21, 50, "fell"), (0.21, 49, "few sentences")],
+)
+def test_a_slice_is_marked_as_the_rule_sees_it(fall: float, rows: int, mark: str) -> None:
+    evidence = weigh(2.0, 1.9)
+    evidence["candidate"]["per_source"] = {"s": {"rows": rows, "accuracy": 0.8, "mcc": 0.5}}
+    evidence["champion"]["measurement"]["per_source"] = {"s": {"rows": rows, "accuracy": 0.8, "mcc": 0.5 + fall}}
+    (found,) = list_slices(evidence, policy().model_dump())[0]["rows"]
+    assert found["mark"] == mark
+    held = "slice_fell" in tell(evidence, slice_rows=50).verdict["rules"]
+    assert held <= (mark == "fell")
+
+
+def test_bars_show_no_less_than_nothing() -> None:
+    evidence = weigh(2.0, 1.9)
+    evidence["candidate"]["per_source"] = {"s": {"rows": 5, "mcc": -0.5}}
+    evidence["champion"]["measurement"]["per_source"] = {"s": {"rows": 5, "mcc": 1.0}}
+    (found,) = list_slices(evidence, policy().model_dump())[0]["rows"]
+    assert (found["width"], found["tick"], found["ours"], found["theirs"]) == (0, 100, -0.5, 1.0)
+
+
+def test_of_many_sources_those_that_fell_and_the_largest_are_shown_in_their_order() -> None:
+    evidence = weigh(2.0, 1.9)
+    names = [f"s{i:03}" for i in range(100)]
+    ours = {name: {"rows": 100 + i, "mcc": 0.5} for i, name in enumerate(names)}
+    evidence["candidate"]["per_source"] = ours | {"s000": {"rows": 100, "mcc": 0.1}}
+    evidence["champion"]["measurement"]["per_source"] = ours
+    found = list_slices(evidence, policy().model_dump())[0]
+    assert [row["name"] for row in found["rows"]] == ["s000", *names[-SHOWN + 1 :]]
+    assert found["more"] == 100 - SHOWN
+
+
+def test_phenomena_of_an_older_suite_are_shown_without_the_champions() -> None:
+    evidence = weigh(2.0, 1.9)
+    del evidence["champion"]["behaviour"]["phenomena"]["islands"]
+    order, islands = list_phenomena(evidence)
+    assert (order["mark"], order["theirs"]) == ("lower", 1.0)
+    assert (islands["mark"], islands["theirs"], islands["tick"]) == ("", None, None)
+
+
+@pytest.mark.parametrize(("chance", "shown"), [(1.0, "100%"), (0.04507, "4.5%"), (0.0004, "0.04%"), (1e-9, "< 0.001%")])
+def test_chances_are_written_for_people(chance: float, shown: str) -> None:
+    evidence = weigh(2.0, 1.9)
+    facts = list_facts(evidence["comparison"] | {"chance_better": chance}, tell(evidence).verdict)
+    assert next(fact.value for fact in facts if fact.name == "chance, in favour") == shown
+
+
+@pytest.mark.parametrize(
+    ("raw", "shown"),
+    [
+        ("plain, 0.5 (x): 'y'", "plain, 0.5 (x): 'y'"),
+        ("a|b\n<c> & *d*_e_", r"a\|b\\n&lt;c> &amp; \*d\*\_e\_"),
+        ("@team [x](y) `z`", r"&#64;team \[x\](y) \`z\`"),
+    ],
+)
+def test_markdown_shows_other_peoples_text_as_it_is(raw: str, shown: str) -> None:
+    assert escape_markdown(raw) == shown

@@ -1,0 +1,236 @@
+"""Following the champion on a real registry: moves, refusals, outages."""
+
+import shutil
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from serving import BAD, GOOD, TAMPERED, Shelf, copy_of, stock, until
+
+from tasks.core.errors import Unreachable, VerdictError, WrongUsage
+from tasks.registry import versions as registry
+from tasks.registry.mlflow_client import connect
+from tasks.registry.versions import NoChampion, UnknownModel
+from tasks.serving.champion import CHAMPION_URI, Champion, NotReady
+
+NEVER = 3_600.0  # seconds: such a champion looks when it is told to
+
+
+@pytest.fixture(scope="module")
+def stocked(empty_store: Path, exported: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return stock(tmp_path_factory.mktemp("champion") / "stocked", empty_store, exported)
+
+
+@pytest.fixture
+def shelf(stocked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shelf:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    return copy_of(stocked, tmp_path / "home")
+
+
+def follow(shelf: Shelf, refresh_s: float = NEVER, **settings: Any) -> Champion:
+    return Champion(CHAMPION_URI, refresh_s, "cpu", str(shelf.home), **settings)
+
+
+@pytest.fixture
+def champion(shelf: Shelf) -> Iterator[Champion]:
+    shelf.crown("1")
+    with follow(shelf) as champion:
+        yield champion
+
+
+def test_every_answer_carries_the_version(champion: Champion) -> None:
+    answers = champion.predict([GOOD, BAD])
+    assert [(answer["sentence"], answer["label"], answer["version"]) for answer in answers] == [
+        (GOOD, "acceptable", "1"),
+        (BAD, "unacceptable", "1"),
+    ]
+    assert champion.status()["provider"] == "CPUExecutionProvider"
+
+
+def test_a_move_is_followed_and_who_asked_before_keeps_the_old_one(shelf: Shelf, champion: Champion) -> None:
+    before = champion.current()
+    assert not champion.refresh()
+    shelf.crown("2")
+    assert champion.refresh()
+    assert champion.predict([GOOD])[0]["version"] == "2"
+    assert before.predict([GOOD])[0]["version"] == "1"
+    status = champion.status()
+    assert (status["version"], status["moves"], status["failures"], status["problem"]) == ("2", 1, 0, None)
+
+
+def test_a_thread_follows_by_itself_and_ends_with_close(shelf: Shelf) -> None:
+    shelf.crown("1")
+    with follow(shelf, refresh_s=0.05) as champion:
+        shelf.crown("2")
+        until(lambda: champion.status()["version"] == "2")
+        shelf.crown("1")
+        until(lambda: champion.status()["version"] == "1")
+    assert not [thread for thread in threading.enumerate() if thread.name == "champion"]
+    assert champion.predict([GOOD])[0]["version"] == "1"
+    assert not champion.refresh()
+
+
+def test_a_damaged_version_is_refused_once_and_the_old_one_goes_on(
+    shelf: Shelf, champion: Champion, caplog: pytest.LogCaptureFixture
+) -> None:
+    shelf.crown(TAMPERED)
+    assert not champion.refresh()
+    assert not champion.refresh()
+    status = champion.status()
+    assert (status["version"], status["failures"]) == ("1", 2)
+    assert status["problem"] == (
+        "version 3 is refused: its bundle: tokenizer.json is not the file that was sealed; "
+        "fetch it again from the registry"
+    )
+    told = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert told == [f"{CHAMPION_URI}: {status['problem']}; version 1 goes on answering"]
+    assert champion.predict([GOOD])[0]["version"] == "1"
+    shelf.crown("2")
+    assert champion.refresh()
+    assert champion.status()["problem"] is None
+
+
+def test_a_refused_version_is_not_fetched_at_every_look(
+    shelf: Shelf, champion: Champion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetched = []
+    real = registry.fetch_bundle
+    monkeypatch.setattr(registry, "fetch_bundle", lambda *arguments: [fetched.append(1), real(*arguments)][1])
+    shelf.crown(TAMPERED)
+    for _ in range(5):
+        champion.refresh()
+    assert len(fetched) == 1
+
+
+def test_a_bundle_that_is_whole_but_not_the_registered_one_is_refused(shelf: Shelf, champion: Champion) -> None:
+    shelf.crown("2")
+    with connect(shelf.store) as client:
+        client.set_model_version_tag(registry.MODEL_NAME, "2", "bundle_digest", "f" * 64)
+    assert not champion.refresh()
+    assert "registered was ffffffffffff" in str(champion.status()["problem"])
+
+
+def test_a_version_that_cannot_be_fetched_changes_nothing(
+    shelf: Shelf, champion: Champion, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*arguments: Any) -> str:
+        raise Unreachable("the artifacts are away")
+
+    shelf.crown("2")
+    with monkeypatch.context() as patch:
+        patch.setattr(registry, "fetch_bundle", fail)
+        assert not champion.refresh()
+        assert not champion.refresh()
+    assert champion.status()["problem"] == "the artifacts are away"
+    assert len([record for record in caplog.records if record.levelname == "WARNING"]) == 1
+    assert champion.refresh()  # it is tried again as soon as it is there
+    assert champion.status()["version"] == "2"
+
+
+def test_a_fault_of_the_program_does_not_end_following(
+    shelf: Shelf, champion: Champion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(registry, "resolve_version", lambda *arguments: 1 / 0)
+        assert not champion.refresh()
+    assert champion.status()["problem"] == "ZeroDivisionError: division by zero"
+    shelf.crown("2")
+    assert champion.refresh()
+
+
+def test_a_store_that_goes_away_does_not_end_the_answers(
+    shelf: Shelf, champion: Champion, caplog: pytest.LogCaptureFixture
+) -> None:
+    database = shelf.home / "mlflow.db"
+    database.rename(shelf.home / "aside")
+    for _ in range(3):
+        assert not champion.refresh()
+    assert "is gone; check it: verdict doctor" in str(champion.status()["problem"])
+    assert champion.predict([GOOD])[0]["version"] == "1"
+    assert not database.exists()  # asking would have made an empty one
+    assert len([record for record in caplog.records if record.levelname == "WARNING"]) == 1
+    (shelf.home / "aside").rename(database)
+    assert not champion.refresh()
+    assert champion.status()["problem"] is None
+
+
+def test_an_alias_that_is_taken_away_leaves_the_last_champion(shelf: Shelf, champion: Champion) -> None:
+    with connect(shelf.store) as client:
+        client.delete_registered_model_alias(registry.MODEL_NAME, "champion")
+    assert not champion.refresh()
+    assert "there is no champion yet" in str(champion.status()["problem"])
+    assert champion.predict([GOOD])[0]["version"] == "1"
+
+
+def test_no_champion_no_store_and_no_model_are_told_apart(shelf: Shelf, tmp_path: Path) -> None:
+    with pytest.raises(NoChampion, match=r"there is no champion yet in sqlite.*run: verdict retrain"):
+        follow(shelf)
+    with pytest.raises(NoChampion, match=r"there is no champion yet: sqlite.* is new; run: verdict retrain"):
+        Champion(CHAMPION_URI, NEVER, "cpu", str(tmp_path / "new"))
+    with pytest.raises(UnknownModel, match=r"model 'grammar' is unknown in .*, which holds acceptability"):
+        Champion("models:/grammar@champion", NEVER, "cpu", str(shelf.home))
+    with pytest.raises(UnknownModel, match=r"model 'acceptability' has no version '9' in"):
+        Champion("9", NEVER, "cpu", str(shelf.home))
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_store_that_does_not_answer_is_told_with_what_to_do(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    with pytest.raises(Unreachable, match=r"MLflow store http://127\.0\.0\.1:9 failed .*; check it: verdict doctor"):
+        follow(shelf)
+    with follow(shelf, must_load=False) as champion, pytest.raises(NotReady, match="no model is loaded yet: MLflow"):
+        champion.predict([GOOD])
+
+
+@pytest.mark.parametrize("model", ["acceptability", "models:/x", "models:/x@", "models:/x/1@y", "models:/a/b/c", ""])
+def test_what_is_no_address_is_wrong_usage(shelf: Shelf, model: str) -> None:
+    with pytest.raises(WrongUsage, match="is no registry address and no folder; expected models:/acceptability"):
+        Champion(model, NEVER, "cpu", str(shelf.home), must_load=False)
+
+
+def test_without_a_champion_it_can_wait_for_the_first(shelf: Shelf) -> None:
+    with follow(shelf, refresh_s=0.05, must_load=False) as champion:
+        with pytest.raises(NotReady, match="no model is loaded yet: there is no champion yet"):
+            champion.current()
+        shelf.crown("2")
+        until(lambda: champion.status()["version"] == "2")
+
+
+def test_a_damaged_first_champion_is_told_at_once(shelf: Shelf) -> None:
+    shelf.crown(TAMPERED)
+    with pytest.raises(VerdictError, match=r"version 3 is refused: .* is not the file that was sealed"):
+        follow(shelf, must_load=False)
+
+
+@pytest.mark.parametrize("model", ["2", "models:/acceptability/2"])
+def test_a_version_stays_what_it_is(shelf: Shelf, model: str) -> None:
+    shelf.crown("1")
+    with Champion(model, 0.01, "cpu", str(shelf.home)) as champion:
+        assert champion.predict([GOOD])[0]["version"] == "2"
+        assert not champion.status()["following"]
+        assert not champion.refresh()
+
+
+def test_a_folder_needs_no_store_and_is_known_by_its_digest(exported: Any, tmp_path: Path) -> None:
+    bundle = shutil.copytree(exported["bundle"], tmp_path / "bundle")
+    with Champion(str(bundle), NEVER, "cpu", str(tmp_path / "none")) as champion:
+        shutil.rmtree(bundle)
+        assert champion.predict([GOOD])[0]["version"] == f"sha256:{exported['digest'][:12]}"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_graph_that_is_none_is_refused_in_one_line(exported: Any, tmp_path: Path) -> None:
+    from toy import facts
+
+    from tasks.inference.bundle import seal
+
+    bundle = Path(shutil.copytree(exported["bundle"], tmp_path / "bundle"))
+    for graph in bundle.glob("*.onnx"):
+        graph.write_bytes(b"no graph")
+    seal(bundle, facts(), {})
+    with pytest.raises(VerdictError) as caught:
+        Champion(str(bundle), NEVER, "cpu")
+    assert "\n" not in str(caught.value)

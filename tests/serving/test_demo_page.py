@@ -1,0 +1,478 @@
+"""The try-it page in a real browser, what of it can be reached, and the command that serves it."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+from serving import BAD, GOOD, Shelf, copy_of, serving, stock, until
+
+from flows.cli import app as cli
+from tasks.core.errors import VerdictError
+from tasks.data.ingestion import take_snapshots
+from tasks.data.record_readers import Form
+from tasks.data.snapshots import read_tables
+from tasks.data.sources import locate_sources
+from tasks.serving import demo_page as module
+from tasks.serving.champion import CHAMPION_URI, Champion
+from tasks.serving.demo_gateway import CALL, RUN
+from tasks.serving.demo_page import EXAMPLES, LOOK
+from tasks.serving.feedback import Feedback
+from tasks.serving.request_validation import Limits
+from tasks.serving.server import Serving, serve
+
+ROOT = Path(__file__).parents[2]
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+NEVER = 3_600.0  # seconds
+SMALL = Limits(body=100_000, sentences=20, characters=2_500, seconds=2)
+BOX = "Sentences, one a line"
+HOSTILE = "${alert(1)} {{constructor}} `x` <img src=x onerror=alert(1)> <script>alert(1)</script> \\u202e"
+Open = Callable[..., Any]
+
+
+@pytest.fixture(scope="module")
+def champion(exported: Any) -> Iterator[Champion]:
+    with Champion(exported["bundle"], NEVER, "cpu") as champion:
+        yield champion
+
+
+@pytest.fixture(scope="module")
+def feedback(tmp_path_factory: pytest.TempPathFactory) -> Feedback:
+    return Feedback(str(tmp_path_factory.mktemp("feedback") / "a place" / "said.tsv"))
+
+
+@pytest.fixture(scope="module")
+def client(champion: Champion, feedback: Feedback) -> Iterator[httpx.Client]:
+    with serving(champion, SMALL, feedback=feedback) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    if CHROMIUM is None:
+        pytest.skip("no chromium; on Debian: apt-get install chromium")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        # A sandbox is not to be had as root or in most containers; the pages are our own.
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def visit(browser: Any) -> Iterator[Open]:
+    """Open the page of a server; at the end it must have asked nobody else and complained of nothing."""
+    contexts, asked, complaints = [], [], []
+
+    def complain(text: str) -> None:
+        # Servers without a champion answer 503, and some stop; what the policy forbids is forbidden on purpose.
+        if not text.startswith("Failed to load resource") and "Content Security Policy" not in text:
+            complaints.append(text)
+
+    def run(client: httpx.Client, **settings: Any) -> Any:
+        context = browser.new_context(**settings)
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(30_000)
+        page.on("request", lambda request: asked.append(request.url))
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("dialog", lambda dialog: complaints.append(dialog.message))
+        page.on("console", lambda message: complain(message.text) if message.type == "error" else None)
+        page.goto(f"{client.base_url}/")
+        page.get_by_label(BOX).wait_for()
+        return page
+
+    yield run
+    for context in contexts:
+        context.close()
+    assert {urlsplit(url).hostname for url in asked if not url.startswith(("data:", "blob:"))} <= {"127.0.0.1"}
+    assert complaints == []
+
+
+def judge(page: Any, *lines: str) -> None:
+    """Put lines into the box and press the button."""
+    page.get_by_label(BOX).fill("\n".join(lines))
+    page.get_by_role("button", name="Judge").click()
+
+
+def answers(page: Any, count: int) -> list[str]:
+    """Return what stands of each sentence once there are so many."""
+    items = page.locator(".answers li")
+    until(lambda: items.count() == count)
+    return [" ".join(text.split()) for text in items.all_inner_texts()]
+
+
+def refusal(page: Any, part: str) -> str:
+    """Return the line that says what is wrong, once it says so."""
+    alert = page.get_by_role("alert").filter(has_text=part)
+    alert.wait_for()
+    assert page.locator(".answers li").count() == 0
+    return str(alert.inner_text())
+
+
+def test_a_person_types_judges_and_sees_answer_probability_and_version(
+    client: httpx.Client, champion: Champion, visit: Open
+) -> None:
+    page = visit(client)
+    version = champion.current().version
+    page.get_by_text(f"Version {version} of ").wait_for()
+    judge(page, GOOD)
+    (text,) = answers(page, 1)
+    told = client.post("/v1/judge", json={"sentences": [GOOD]}).json()["predictions"][0]
+    percent = f"{100 * told['probability']:.1f}%"
+    assert text == f"{GOOD} acceptable {percent} version {version} Flag as acceptable not acceptable"
+    bar = page.get_by_role("meter", name="probability of acceptable")
+    assert f"{bar.get_attribute('aria-valuenow')}%" == percent
+    assert bar.locator("span").evaluate("bar => bar.style.width") == percent
+
+
+def test_several_sentences_are_judged_at_once_and_from_the_keyboard_alone(client: httpx.Client, visit: Open) -> None:
+    page = visit(client)
+    page.get_by_label(BOX).focus()
+    page.keyboard.insert_text(f"  {GOOD}\n\n{BAD}\t{BAD}\n{GOOD} ")
+    page.keyboard.press("Shift+Enter")
+    texts = answers(page, 3)
+    assert [text.startswith(start) for text, start in zip(texts, (GOOD, f"{BAD} {BAD}", GOOD), strict=True)]
+    assert ["unacceptable" in text for text in texts] == [False, True, False]
+    assert page.locator(".summary").inner_text().startswith("2 of 3 acceptable, says version ")
+    reached = []
+    for _ in range(8):
+        page.keyboard.press("Tab")
+        reached.append(page.evaluate("document.activeElement.innerText").strip())
+    assert reached[0] == "Judge"
+    assert reached[1:6] == [" ".join(text.split()) for text in EXAMPLES]
+    assert reached[6:] == ["acceptable", "not acceptable"]
+    page.keyboard.press("Enter")
+    page.get_by_text("in the file)").wait_for()
+
+
+def test_an_example_is_judged_with_one_click(client: httpx.Client, visit: Open) -> None:
+    page = visit(client)
+    page.get_by_role("button", name=" ".join(EXAMPLES[-1].split())).click()
+    texts = answers(page, 2)
+    assert page.get_by_label(BOX).input_value() == EXAMPLES[-1]
+    assert [text.startswith(line) for text, line in zip(texts, EXAMPLES[-1].splitlines(), strict=True)] == [True] * 2
+
+
+def test_a_flag_stands_in_the_file_and_trains_with_the_next_run(
+    client: httpx.Client, feedback: Feedback, visit: Open, toy_data: Path, tmp_path: Path
+) -> None:
+    feedback.path.unlink(missing_ok=True)
+    page = visit(client)
+    assert str(feedback.path) in page.inner_text("body")
+    judge(page, f"quite {GOOD}", f"quite {BAD}")
+    answers(page, 2)
+    first, second = (page.get_by_role("group", name=f"Flag sentence {number} as") for number in (1, 2))
+    button = first.get_by_role("button", name="not acceptable")
+    button.click()
+    first.get_by_text("written (1 in the file)").wait_for()
+    assert button.get_attribute("aria-pressed") == "true"
+    second.get_by_role("button", name="acceptable", exact=True).click()
+    second.get_by_text("written (2 in the file)").wait_for()
+    button.click()
+    first.get_by_text("stands there already (2 in the file)").wait_for()
+    assert feedback.path.read_text() == f"feedback\t0\t*\tquite {GOOD}\nfeedback\t1\t\tquite {BAD}\n"
+    sources = locate_sources([str(toy_data), str(feedback.path)], "", "", str(tmp_path))
+    train = take_snapshots(sources, str(tmp_path), Form(), 0.2)["train"]
+    rows = [row for batch in read_tables(train["path"]) for row in batch.to_pylist() if row["source"] == "feedback"]
+    assert train["quarantined"] == 0
+    assert {row["sentence"]: row["label"] for row in rows} == {f"quite {GOOD}": 0, f"quite {BAD}": 1}
+
+
+def test_what_the_reader_would_not_keep_is_not_written(client: httpx.Client, feedback: Feedback, visit: Open) -> None:
+    page = visit(client)
+    judge(page, "x" * 2_100)
+    (text,) = answers(page, 1)
+    assert "x … (2,100 characters)" in text
+    page.get_by_role("button", name="acceptable", exact=True).click()
+    page.get_by_text("not written: sentence of 2100 characters, more than 2000").wait_for()
+    assert not feedback.path.exists() or "xxx" not in feedback.path.read_text()
+
+
+def test_the_page_shows_the_new_version_when_the_alias_moves(
+    empty_store: Path, exported: Any, tmp_path: Path, visit: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    shelf: Shelf = copy_of(stock(tmp_path / "stocked", empty_store, exported), tmp_path / "home")
+    following = Champion(CHAMPION_URI, 0.05, "cpu", str(shelf.home), must_load=False)
+    with following as champion, serving(champion, feedback=Feedback(str(tmp_path / "f.tsv"))) as client:
+        page = visit(client)
+        page.get_by_text("No model answers yet: there is no champion yet").wait_for()
+        judge(page, GOOD)
+        assert "no model is loaded yet: there is no champion yet" in refusal(page, "no model")
+        for version in ("1", "2"):
+            shelf.crown(version)
+            page.get_by_text(f"Version {version} of {CHAMPION_URI} answers.").wait_for(timeout=1_000 * (LOOK + 10))
+            judge(page, GOOD)
+            page.get_by_text(f"version {version}", exact=True).wait_for()
+            (text,) = answers(page, 1)
+            assert f"version {version}" in text
+
+
+def test_what_cannot_be_judged_is_refused_in_one_line(client: httpx.Client, visit: Open) -> None:
+    lines = {
+        "": "there is no sentence; write one or several, one a line.",
+        "a\n" * 21: "21 sentences are too many; at most 20 at a time.",
+        " \n\t\u2028 \n": "there is no sentence; write one or several, one a line.",
+        f"a\n{'x' * 2_501}": "a line has 2,501 characters; a sentence may have 2,500.",
+        "x" * 200_000: "the body is longer than 100000 bytes; send fewer sentences at a time.",
+    }
+    page = visit(client)
+    # What is typed goes through the browser's editor, which is slow for as much as this.
+    fill = "(box, text) => { box.value = text; box.dispatchEvent(new Event('input', { bubbles: true })); }"
+    for text, line in lines.items():
+        page.get_by_label(BOX).evaluate(fill, text)
+        page.get_by_role("button", name="Judge").click()
+        assert refusal(page, line[:20]) == line
+    judge(page, GOOD)
+    answers(page, 1)
+
+
+def test_a_sentence_of_ten_megabytes_is_refused_where_a_person_sees_it(client: httpx.Client) -> None:
+    answer = client.post(RUN, json={"data": ["x" * 10_000_000], "fn_index": 0})
+    (value,) = answer.json()["data"]
+    assert '<p class="refused" role="alert">the body is longer than 100000 bytes' in value["html"]
+    assert len(answer.content) < 500
+
+
+def test_a_full_queue_refuses_people_as_it_refuses_programs(
+    champion: Champion, feedback: Feedback, visit: Open
+) -> None:
+    with serving(champion, slow=1.5, max_batch=1, capacity=1, feedback=feedback) as client:
+        first, second, third = (visit(client) for _ in range(3))
+        for page in (first, second):  # one is computed, one waits
+            judge(page, GOOD)
+            page.wait_for_timeout(200)
+        judge(third, GOOD)
+        assert refusal(third, "sentences wait").startswith("1 sentences wait, at most 1 may; come back in")
+        answers(second, 1)
+
+
+def test_other_peoples_text_is_shown_and_not_obeyed(
+    client: httpx.Client, champion: Champion, feedback: Feedback, visit: Open
+) -> None:
+    page = visit(client)
+    judge(page, HOSTILE)
+    (text,) = answers(page, 1)
+    assert text.startswith(HOSTILE.replace("\\u202e", r"\u202e"))
+    page.get_by_role("button", name="not acceptable").click()
+    page.get_by_text("in the file)").wait_for()
+    assert f"\t{HOSTILE}\n" in feedback.path.read_text()
+    # Were a script to find its way into the page, it could not tell anybody.
+    send = "url => fetch(url, { mode: 'no-cors' }).then(() => 'sent', () => 'refused')"
+    with serving(champion) as other:
+        assert page.evaluate(send, f"{other.base_url}/healthz") == "refused"
+        assert page.evaluate(send, f"{client.base_url}/healthz") == "sent"
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_it_fits_a_phone_in_light_and_dark(client: httpx.Client, visit: Open, scheme: str) -> None:
+    page = visit(client, viewport={"width": 360, "height": 700}, color_scheme=scheme)
+    judge(page, GOOD, BAD, "w" * 300)
+    answers(page, 3)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    back, ink = page.locator(".answers li").first.evaluate(
+        "item => [getComputedStyle(item).backgroundColor, getComputedStyle(item.querySelector('.sentence')).color]"
+    )
+    light, dark = (sum(map(int, re.findall(r"\d+", colour)[:3])) for colour in (back, ink))
+    assert light > 600 > 200 > dark if scheme == "light" else dark > 600 > 200 > light
+
+
+def test_programs_get_the_api_as_before(client: httpx.Client) -> None:
+    html = client.get("/", headers={"accept": "text/html"})
+    assert html.headers["content-type"].startswith("text/html")
+    assert "default-src 'self'" in html.headers["content-security-policy"]
+    assert client.get("/").json()["documentation"] == "/docs"
+    assert client.get("/healthz").json() == {"live": True}
+    assert client.get("/readyz").status_code == 200
+    assert client.get("/v1/judge").status_code == 405
+    assert client.get("/nowhere").json() == {"error": "Not Found; see: GET /"}
+    assert client.post("/v1/judge", json={"sentences": [GOOD]}).status_code == 200
+    metrics = client.get("/metrics").text
+    assert 'verdict_requests_total{code="200",route="page"}' in metrics
+    assert set(re.findall(r'route="([^"]*)"', metrics)) <= {
+        "page", "/", "/healthz", "/readyz", "/v1/judge", "/metrics", "unknown",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/config", "/gradio_api/info", "/gradio_api/file=/etc/passwd", "/gradio_api/proxy=http://127.0.0.1:1/",
+        "/gradio_api/queue/data?session_hash=a", "/gradio_api/heartbeat/a", "/gradio_api/startup-events",
+        "/gradio_api/runs", "/monitoring", "/logout", "/gradio_api/vibe-code/", "/gradio_api/openapi.json",
+    ],
+)  # fmt: skip
+def test_nothing_else_of_gradio_can_be_had(client: httpx.Client, path: str) -> None:
+    answer = client.get(path, headers={"accept": "text/html"})
+    assert (answer.status_code, list(answer.json())) == (404, ["error"])
+
+
+@pytest.mark.parametrize("path", ["/gradio_api/upload", "/gradio_api/queue/join", "/gradio_api/call/judge", "/login"])
+def test_nothing_else_of_gradio_can_be_told(client: httpx.Client, path: str) -> None:
+    assert client.post(path, json={"data": []}).status_code == 404
+    assert client.post(path, files={"files": b"x"}).status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        (RUN, []),
+        (RUN, {"data": [{"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}}], "fn_index": 0}),
+        (RUN, {"data": ["a", "b"], "fn_index": 0}),
+        (RUN, {"data": [True], "fn_index": 0}),
+        (RUN, {"data": ["a"], "fn_index": "0"}),
+        (CALL, {"data": [], "component_id": 1, "fn_name": "flag"}),
+        (CALL, {"data": {}, "component_id": 1, "fn_name": "load"}),
+        (CALL, {"data": {}, "component_id": "1", "fn_name": "flag"}),
+    ],
+)
+def test_what_the_page_never_sends_is_refused(client: httpx.Client, path: str, body: Any) -> None:
+    answer = client.post(path, json=body)
+    assert (answer.status_code, answer.json()) == (
+        422,
+        {"error": "this is no request of the page; programs ask: POST /v1/judge"},
+    )
+
+
+@pytest.mark.parametrize(
+    ("data", "written"),
+    [
+        ({"sentence": "by hand", "label": 1}, True),
+        ({"sentence": "by hand", "label": 2}, False),
+        ({"sentence": "by hand", "label": True}, False),
+        ({"sentence": ["by hand"], "label": 1}, False),
+        ({"sentence": "\ud800", "label": 1}, False),
+        ({"sentence": "a\0b", "label": 1}, False),
+        ({}, False),
+    ],
+)
+def test_a_flag_is_a_sentence_and_a_label(client: httpx.Client, data: Any, written: bool) -> None:
+    html = client.get("/", headers={"accept": "text/html"}).text
+    config = json.loads(re.search(r"window\.gradio_config = (\{.*?\});</script>", html)[1])  # type: ignore[index]
+    (flagging,) = (part["id"] for part in config["components"] if "flag" in str(part["props"].get("server_fns")))
+    body = json.dumps({"data": data, "component_id": flagging, "fn_name": "flag"})
+    answer = client.post(CALL, content=body)
+    assert answer.json()["written"] is written
+
+
+@pytest.mark.parametrize(
+    ("headers", "code"),
+    [
+        ({}, 422),
+        ({"sec-fetch-site": "same-origin", "origin": "https://proxied.example"}, 422),
+        ({"sec-fetch-site": "cross-site"}, 403),
+        ({"sec-fetch-site": "same-site"}, 403),
+        ({"origin": "http://evil.example"}, 403),
+        ({"origin": "null"}, 403),
+    ],
+)
+def test_another_sites_page_cannot_flag(client: httpx.Client, headers: dict[str, str], code: int) -> None:
+    assert client.post(CALL, json={}, headers=headers).status_code == code
+    own = f"http://{client.base_url.host}:{client.base_url.port}"
+    assert client.post(CALL, json={}, headers={"origin": own}).status_code == 422
+
+
+def test_the_page_is_built_for_its_first_visitor_and_once(
+    champion: Champion, feedback: Feedback, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built, build = [], module._lay_out
+    monkeypatch.setattr(module, "_lay_out", lambda clerk: built.append(clerk) or build(clerk))
+    with serving(champion, feedback=feedback) as client, ThreadPoolExecutor(4) as pool:
+        assert client.get("/").json()["documentation"] == "/docs"
+        assert client.get("/readyz").status_code == 200
+        assert built == []
+        codes = pool.map(lambda _: httpx.get(f"{client.base_url}/theme.css", timeout=60).status_code, range(4))
+        assert (list(codes), len(built)) == ([200] * 4, 1)
+
+
+def test_a_page_that_cannot_be_built_is_told_and_the_api_answers(
+    champion: Champion, feedback: Feedback, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(module, "_lay_out", lambda clerk: 1 / 0)
+    with serving(champion, feedback=feedback) as client:
+        answer = client.get("/", headers={"accept": "text/html"})
+        assert client.get("/readyz").status_code == 200
+    assert (answer.status_code, answer.json()) == (
+        500,
+        {"error": "the page could not be built; the server's log says why"},
+    )
+    assert "there is no page: ZeroDivisionError: division by zero; the rest answers" in caplog.text
+
+
+def test_without_gradio_the_command_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(
+        VerdictError, match=r"the page needs gradio, which is not installed; .* verdict serve --no-page"
+    ):
+        serve(Serving(), str(tmp_path))
+
+
+def test_feedback_without_a_page_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        cli.main(["serve", "--no-page", "--feedback", "a.tsv"])
+    assert left.value.code == 2
+    assert capsys.readouterr().err == "error: --feedback is the page's, which --no-page leaves out; drop one of them\n"
+
+
+def test_the_server_without_the_page_needs_nothing_of_what_the_page_needs() -> None:
+    unwanted = {"gradio", "pyarrow", "jinja2", "pandas", "filelock"}
+    script = f"import sys, tasks.serving.server; print({unwanted} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
+
+
+@pytest.mark.parametrize("page", [True, False])
+def test_the_command_serves_the_page_unless_told_not_to_and_stops_under_a_visitor(
+    exported: Any, tmp_path: Path, page: bool, request: pytest.FixtureRequest
+) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "flows.cli.app",
+        "serve",
+        "--device",
+        "cpu",
+        "--port",
+        "0",
+        "--model",
+        exported["bundle"],
+    ]
+    command += ["--feedback", str(tmp_path / "said.tsv")] if page else ["--no-page"]
+    environment = os.environ | {"VERDICT_HOME": str(tmp_path / "home")}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=environment
+    ) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stderr is not None
+            found = re.search(r"on (http://\S+) ", process.stdout.readline())
+            assert found
+            with httpx.Client(base_url=found[1], timeout=60) as client:
+                shown = client.get("/", headers={"accept": "text/html"}).headers["content-type"]
+                assert shown.startswith("text/html" if page else "application/json")
+                if page and CHROMIUM:
+                    visitor = request.getfixturevalue("visit")(client)
+                    judge(visitor, GOOD)
+                    answers(visitor, 1)
+                process.send_signal(signal.SIGTERM)
+                assert process.wait(10) == 0
+                if page and CHROMIUM:
+                    visitor.get_by_text("The server does not answer.").wait_for()
+                    visitor.get_by_role("button", name="not acceptable").click()
+                    visitor.get_by_text("not written: the server does not answer").wait_for()
+            assert process.stderr.read().count("\n") == 1  # which version answers, and no traceback
+        finally:
+            process.kill()
+    assert not (tmp_path / "home").exists()

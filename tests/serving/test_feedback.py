@@ -1,0 +1,180 @@
+"""The feedback file holds whole lines that the product's reader keeps, whoever writes and whatever is said."""
+
+import errno
+import io
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from filelock import FileLock
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tasks.core.errors import VerdictError, WrongUsage
+from tasks.data.cola_format import parse_tsv
+from tasks.serving import feedback as module
+from tasks.serving.feedback import Feedback, Written, one_line
+
+ROOT = Path(__file__).parents[2]
+WRITER = """
+import sys
+from tasks.serving.feedback import Feedback
+for number in range(50):
+    Feedback(sys.argv[1]).add(f"sentence {number} of {sys.argv[2]}", number % 2)
+"""
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "feedback.tsv"
+
+
+def read(path: Path) -> list[tuple[str, int, str, str]]:
+    """Return the rows that the product reads, and see that it keeps every line."""
+    (block,) = parse_tsv(io.BytesIO(path.read_bytes()))
+    assert block.rejected == []
+    columns = [block.kept[name].to_pylist() for name in ("source", "label", "mark", "sentence")]
+    return list(zip(*columns, strict=True))
+
+
+def test_lines_have_cola_s_four_columns(path: Path) -> None:
+    feedback = Feedback(str(path))
+    assert not path.exists()
+    assert feedback.add("The child has eaten.", 1) == Written(1, True)
+    assert feedback.add("The child have eat.", 0) == Written(2, True)
+    assert path.read_text() == "feedback\t1\t\tThe child has eaten.\nfeedback\t0\t*\tThe child have eat.\n"
+
+
+def test_what_stands_there_is_not_written_again_and_another_label_is(path: Path) -> None:
+    feedback = Feedback(str(path))
+    assert [feedback.add("Same.", label) for label in (1, 1, 0, 1)] == [
+        (1, True), (1, False), (2, True), (2, False),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", ["a\tb\nc", " a  b\r\nc ", "a\x0bb\x1cc", "a\u2028b\u00a0c", "a\x85b\fc"])
+def test_white_space_becomes_single_spaces(path: Path, text: str) -> None:
+    Feedback(str(path)).add(text, 1)
+    assert read(path) == [("feedback", 1, "", "a b c")]
+
+
+@given(st.lists(st.tuples(st.text(st.characters(codec=None), max_size=8), st.integers(0, 1)), max_size=4))
+@settings(max_examples=150, deadline=None)
+def test_whatever_is_said_is_refused_or_read_back(
+    tmp_path_factory: pytest.TempPathFactory, said: list[tuple[str, int]]
+) -> None:
+    path = tmp_path_factory.mktemp("said") / "feedback.tsv"
+    expected = []
+    for sentence, label in said:
+        try:
+            written = Feedback(str(path)).add(sentence, label)
+        except VerdictError:
+            continue
+        if written.new:
+            expected.append(("feedback", label, "" if label else "*", one_line(sentence)))
+        assert written.lines == len(expected)
+    assert (read(path) if path.exists() else []) == expected
+
+
+@pytest.mark.parametrize(
+    ("sentence", "message"),
+    [
+        ("", "not written: empty sentence"),
+        (" \n", "not written: empty sentence"),
+        ("a\0", "not written: NUL character"),
+        ("x" * 2_001, "not written: sentence of 2001 characters, more than 2000"),
+        ("\ud800", "half of a surrogate pair"),
+    ],
+)
+def test_what_the_reader_would_refuse_is_refused(path: Path, sentence: str, message: str) -> None:
+    with pytest.raises(VerdictError, match=message):
+        Feedback(str(path)).add(sentence, 1)
+    assert not path.exists() or path.read_bytes() == b""
+
+
+def test_processes_and_threads_write_whole_lines(path: Path) -> None:
+    command = [sys.executable, "-c", WRITER, str(path)]
+    others = [subprocess.Popen([*command, name], cwd=ROOT) for name in ("one", "two")]
+    feedback = Feedback(str(path))
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda number: feedback.add(f"sentence {number} of here", number % 2), range(50)))
+    assert [other.wait(60) for other in others] == [0, 0]
+    rows = read(path)
+    assert {(label, text) for _, label, _, text in rows} == {
+        (number % 2, f"sentence {number} of {name}") for number in range(50) for name in ("one", "two", "here")
+    }
+    assert len(rows) == 150
+
+
+def test_a_last_line_without_its_end_is_ended_first(path: Path) -> None:
+    path.write_text("feedback\t1\t\tBy hand.")
+    assert Feedback(str(path)).add("Next.", 1) == Written(2, True)
+    assert [text for *_, text in read(path)] == ["By hand.", "Next."]
+
+
+def test_a_full_disk_leaves_no_half_line(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    feedback = Feedback(str(path))
+    feedback.add("First.", 1)
+    before, write = path.read_bytes(), os.write
+
+    def fill(handle: int, data: Any) -> int:
+        if len(data) < 10:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(handle, data[:10])
+
+    monkeypatch.setattr(module.os, "write", fill)
+    with pytest.raises(VerdictError, match="No space left on device"):
+        feedback.add("Second, and longer than ten.", 1)
+    assert path.read_bytes() == before
+
+
+def test_the_file_cannot_grow_for_ever(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    feedback = Feedback(str(path))
+    feedback.add("First.", 1)
+    monkeypatch.setattr(module, "LARGEST", 30)
+    with pytest.raises(VerdictError, match="has 19 bytes, at most 30; train and move it"):
+        feedback.add("Second.", 1)
+
+
+def test_who_waits_for_the_lock_too_long_is_told(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PATIENCE", 0.05)
+    with FileLock(f"{path}.lock"), pytest.raises(VerdictError, match=r"another process holds .*\.lock; try again"):
+        Feedback(str(path)).add("Any.", 1)
+
+
+@pytest.mark.parametrize("name", ["feedback.csv", "feedback", "out_of_domain_dev.tsv", "holdout.tsv", "test.tsv"])
+def test_a_name_that_does_not_train_is_wrong_usage(tmp_path: Path, name: str) -> None:
+    with pytest.raises(WrongUsage, match=r"expected a training file's name: --feedback feedback\.tsv"):
+        Feedback(str(tmp_path / name))
+
+
+def test_a_path_that_is_none_is_wrong_usage(path: Path) -> None:
+    path.mkdir()
+    with pytest.raises(WrongUsage, match="feedback cannot go to"):
+        Feedback(str(path))
+    with pytest.raises(WrongUsage, match=r"cannot be read \(Not a directory\)"):
+        Feedback("/dev/null/feedback.tsv")
+
+
+def test_a_file_of_another_format_is_not_written_to(path: Path) -> None:
+    path.write_text("sentence\tlabel\nThe child has eaten.\t1\n")
+    with pytest.raises(WrongUsage, match=r"has another format \(line 1: 2 fields instead of 4\); name another"):
+        Feedback(str(path))
+
+
+def test_a_place_that_cannot_be_written_to_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    feedback = Feedback(str(tmp_path / "later" / "feedback.tsv"))
+    (tmp_path / "later").symlink_to(tmp_path / "file")
+    with pytest.raises(VerdictError, match=r"not written to .* \((File exists|Not a directory)\)"):
+        feedback.add("Any.", 1)
+
+
+def test_the_path_is_shown_as_a_person_types_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert Feedback(".verdict/feedback/feedback.tsv").shown == ".verdict/feedback/feedback.tsv"
+    assert Feedback("/elsewhere/feedback.tsv").shown == "/elsewhere/feedback.tsv"

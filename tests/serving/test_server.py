@@ -1,0 +1,497 @@
+"""The server as its clients meet it: a real one on loopback, real models, a real registry."""
+
+import contextlib
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from prometheus_client.parser import text_string_to_metric_families
+from serving import BAD, GOOD, TAMPERED, Shelf, copy_of, free_port, serving, stock, until
+
+from tasks.core.errors import VerdictError
+from tasks.serving.batcher import Batcher, Closed
+from tasks.serving.champion import CHAMPION_URI, Champion
+from tasks.serving.open_inference import parse_question
+from tasks.serving.request_validation import DRAIN, Limits, Refused, sentences_of
+from tasks.serving.server import bind
+
+ROOT = Path(__file__).parents[2]
+INFER = "/v2/models/acceptability/infer"
+SMALL = Limits(body=100_000, sentences=1_000, characters=2_000, seconds=0.5)
+NEVER = 3_600.0  # seconds
+# The command with a model that takes a second and a half for each batch.
+SLOW = """
+import time
+from tasks.inference.classifier import Classifier
+real = Classifier.predict
+Classifier.predict = lambda self, sentences: (time.sleep(1.5), real(self, sentences))[1]
+from flows.cli.app import main
+main()
+"""
+
+
+@pytest.fixture(scope="module")
+def champion(exported: Any) -> Iterator[Champion]:
+    with Champion(exported["bundle"], NEVER, "cpu") as champion:
+        yield champion
+
+
+@pytest.fixture(scope="module")
+def client(champion: Champion) -> Iterator[httpx.Client]:
+    with serving(champion, SMALL) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def stocked(empty_store: Path, exported: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return stock(tmp_path_factory.mktemp("serve") / "stocked", empty_store, exported)
+
+
+@pytest.fixture
+def shelf(stocked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shelf:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    return copy_of(stocked, tmp_path / "home")
+
+
+def tensor(data: Any, **changes: Any) -> dict[str, Any]:
+    """Return an inference request, its tensor changed by name."""
+    return {"inputs": [{"name": "text", "datatype": "BYTES", "shape": [len(data)], "data": data} | changes]}
+
+
+def figures(client: httpx.Client) -> dict[tuple[str, ...], float]:
+    """Return every sample that /metrics tells, by name and label values, which come in the order of their names."""
+    families = text_string_to_metric_families(client.get("/metrics").text)
+    return {(sample.name, *sample.labels.values()): sample.value for family in families for sample in family.samples}
+
+
+def test_sentences_are_judged_and_every_answer_carries_the_version(client: httpx.Client, exported: Any) -> None:
+    answer = client.post("/v1/judge", json={"sentences": [GOOD, BAD, GOOD]}).json()
+    assert answer["version"] == f"sha256:{exported['digest'][:12]}"
+    assert [entry["label"] for entry in answer["predictions"]] == ["acceptable", "unacceptable", "acceptable"]
+    assert [entry["sentence"] for entry in answer["predictions"]] == [GOOD, BAD, GOOD]
+    assert {entry["version"] for entry in answer["predictions"]} == {answer["version"]}
+    assert all(0.5 <= entry["probability"] <= 1 for entry in answer["predictions"])
+
+
+@pytest.mark.parametrize("sentence", ["", " ", "\u0000", "\u202eabc\U0001f600", "日本語", "a\tb\nc", "x" * 2_000])
+def test_any_text_is_answered_as_it_was_sent(client: httpx.Client, sentence: str) -> None:
+    (entry,) = client.post("/v1/judge", json={"sentences": [sentence]}).json()["predictions"]
+    assert entry["sentence"] == sentence
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "message"),
+    [
+        ("", 400, "the body is no JSON (Expecting value"),
+        ("{", 400, "the body is no JSON"),
+        (b"\xff\xfe\xff", 400, "the body is no JSON"),
+        ("[" * 90_000, 400, "the body is no JSON"),
+        ("9" * 90_000, 400, "the body is no JSON"),
+        ("[]", 422, 'the body has no field "sentences"'),
+        ("{}", 422, 'the body has no field "sentences"'),
+        ("null", 422, 'the body has no field "sentences"'),
+        ({"sentences": []}, 422, "sentences is empty; expected 1 to 1000 strings"),
+        ({"sentences": "one"}, 422, "sentences is a string; expected a list of strings"),
+        ({"sentences": {"a": 1}}, 422, "sentences is a object; expected a list"),
+        ({"sentences": [GOOD, 3]}, 422, "sentences[1] is a number; expected a string"),
+        ({"sentences": [None]}, 422, "sentences[0] is a null; expected a string"),
+        ({"sentences": [["x" * 50_000]]}, 422, "sentences[0] is a list"),
+        ('{"sentences": ["\\ud800"]}', 422, "sentences[0] holds half of a surrogate pair"),
+        ({"sentences": ["a"] * 1_001}, 413, "sentences holds 1001 sentences; at most 1000 are taken at a time"),
+        ({"sentences": ["a"] * 10_000}, 413, "sentences holds 10000 sentences; at most 1000"),
+        ({"sentences": ["x" * 2_001]}, 413, "sentences[0] has 2001 characters; a sentence may have 2000"),
+        ({"sentences": ["x" * 10_000_000]}, 413, "the body is longer than 100000 bytes"),
+    ],
+)
+def test_what_cannot_be_answered_is_refused_in_one_line(
+    client: httpx.Client, body: Any, code: int, message: str
+) -> None:
+    answer = client.post("/v1/judge", content=json.dumps(body) if isinstance(body, dict) else body)
+    assert answer.status_code == code
+    (text,) = answer.json().values()
+    assert message in text
+    assert "\n" not in text
+    assert len(text) < 300  # what was sent is not sent back
+    assert client.post("/v1/judge", json={"sentences": [GOOD]}).status_code == 200
+
+
+def test_a_body_without_a_length_is_counted_while_it_is_read(client: httpx.Client) -> None:
+    sent = []
+
+    def endless() -> Iterator[bytes]:
+        for _ in range(DRAIN // 1_000_000 * 4):
+            sent.append(1)
+            yield b"x" * 1_000_000
+
+    with contextlib.suppress(httpx.TransportError):  # the server hangs up on who does not stop
+        assert client.post("/v1/judge", content=endless()).status_code == 413
+    assert len(sent) < DRAIN // 1_000_000 * 3
+
+
+def test_a_length_beyond_measure_is_refused_before_anything_is_read(client: httpx.Client) -> None:
+    with socket.create_connection((client.base_url.host, client.base_url.port or 0), timeout=10) as connection:
+        connection.sendall(b"POST /v1/judge HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999999\r\n\r\n")
+        assert connection.recv(1_000).startswith(b"HTTP/1.1 413 ")
+
+
+def test_a_body_that_does_not_come_is_not_waited_for(client: httpx.Client) -> None:
+    with socket.create_connection((client.base_url.host, client.base_url.port or 0), timeout=10) as connection:
+        connection.sendall(b"POST /v1/judge HTTP/1.1\r\nHost: x\r\nContent-Length: 50\r\n\r\n{")
+        assert connection.recv(1_000).startswith(b"HTTP/1.1 408 ")
+
+
+def test_a_packed_body_is_refused(client: httpx.Client) -> None:
+    answer = client.post("/v1/judge", content=b"x", headers={"Content-Encoding": "gzip"})
+    assert (answer.status_code, "send it plain" in answer.json()["error"]) == (415, True)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "code"), [("GET", "/nowhere", 404), ("GET", "/v1/judge", 405), ("POST", "/v1/judge/", 404)]
+)
+def test_wrong_addresses_answer_json_too(client: httpx.Client, method: str, path: str, code: int) -> None:
+    answer = client.request(method, path)
+    assert answer.status_code == code
+    assert answer.json()["error"].endswith("see: GET /")
+
+
+def test_the_front_door_leads_on_and_the_description_is_whole(client: httpx.Client) -> None:
+    assert client.get("/").json()["documentation"] == "/docs"
+    paths = client.get("/openapi.json").json()["paths"]
+    assert "application/json" in paths["/v1/judge"]["post"]["requestBody"]["content"]
+    assert client.get("/docs").status_code == 200
+
+
+def test_health_tells_the_version(client: httpx.Client, champion: Champion) -> None:
+    assert client.get("/healthz").json() == {"live": True}
+    ready = client.get("/readyz")
+    assert (ready.status_code, ready.json()["version"]) == (200, champion.current().version)
+
+
+def test_the_protocol_describes_server_and_model(client: httpx.Client, champion: Champion) -> None:
+    version = champion.current().version
+    assert set(client.get("/v2").json()) == {"name", "version", "extensions"}
+    assert client.get("/v2/health/live").json() == {"live": True}
+    assert client.get("/v2/health/ready").json()["ready"] is True
+    described = {
+        "name": "acceptability",
+        "versions": [version],
+        "platform": "onnxruntime_onnx",
+        "inputs": [{"name": "text", "datatype": "BYTES", "shape": [-1]}],
+        "outputs": [
+            {"name": "label", "datatype": "BYTES", "shape": [-1]},
+            {"name": "probability", "datatype": "FP32", "shape": [-1]},
+        ],
+    }
+    for path in ("/v2/models/acceptability", f"/v2/models/acceptability/versions/{version}"):
+        assert client.get(path).json() == described
+        assert client.get(f"{path}/ready").json() == {"name": "acceptability", "ready": True}
+    assert client.get("/v2/models/acceptability/versions/9/ready").status_code == 503
+
+
+@pytest.mark.parametrize(("shape", "data"), [([2], [GOOD, BAD]), ([2, 1], [GOOD, BAD]), ([2, 1], [[GOOD], [BAD]])])
+def test_the_protocol_answers_with_tensors(client: httpx.Client, champion: Champion, shape: Any, data: Any) -> None:
+    version = champion.current().version
+    body = {"id": "42", "parameters": {}} | tensor(data, shape=shape)
+    for path in (INFER, f"/v2/models/acceptability/versions/{version}/infer"):
+        answer = client.post(path, json=body).json()
+        assert list(answer) == ["model_name", "model_version", "id", "outputs"]
+        assert (answer["model_name"], answer["model_version"], answer["id"]) == ("acceptability", version, "42")
+        label, probability = answer["outputs"]
+        assert label == {
+            "name": "label",
+            "datatype": "BYTES",
+            "shape": [2],
+            "data": ["acceptable", "unacceptable"],
+        }
+        assert (probability["name"], probability["datatype"], probability["shape"]) == ("probability", "FP32", [2])
+        assert all(0.5 <= value <= 1 for value in probability["data"])
+
+
+def test_the_protocol_answers_only_what_was_asked_for(client: httpx.Client) -> None:
+    answer = client.post(INFER, json=tensor([GOOD]) | {"outputs": [{"name": "probability"}]}).json()
+    assert [output["name"] for output in answer["outputs"]] == ["probability"]
+    assert "id" not in answer
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "message"),
+    [
+        ([], 400, "the body is no object"),
+        ({}, 400, "inputs has to hold one tensor"),
+        ({"inputs": []}, 400, "inputs has to hold one tensor"),
+        ({"inputs": [1]}, 400, "inputs has to hold one tensor"),
+        (tensor([GOOD], name="input_ids"), 400, "the input is called 'text'"),
+        (tensor([GOOD], datatype="FP32"), 400, "the datatype of 'text' is BYTES"),
+        (tensor([GOOD], shape=[2]), 400, "data holds 1 strings, and shape says another number"),
+        (tensor([GOOD], shape=[1, 2]), 400, "the shape of 'text' is [N] or [N, 1]"),
+        (tensor([GOOD], shape=[-1]), 400, "the shape of 'text' is [N] or [N, 1]"),
+        (tensor([GOOD], shape=[True]), 400, "the shape of 'text' is [N] or [N, 1]"),
+        (tensor([GOOD], shape="1"), 400, "the shape of 'text' is [N] or [N, 1]"),
+        (tensor([GOOD], parameters={"binary_data_size": 9}), 400, "binary tensors are not taken"),
+        (tensor([1]), 422, "data[0] is a number"),
+        (tensor([]), 422, "data is empty"),
+        (tensor(["a"] * 1_001), 413, "at most 1000"),
+        (tensor([GOOD]) | {"id": 5}, 400, "id has to be a printable string"),
+        (tensor([GOOD]) | {"id": "x" * 300}, 400, "id has to be a printable string"),
+        (tensor([GOOD]) | {"outputs": [{"name": "logits"}]}, 400, "outputs may name label and probability"),
+        (tensor([GOOD]) | {"outputs": 3}, 400, "outputs may name label and probability"),
+        (tensor([GOOD]) | {"outputs": [{"name": "label"}] * 2}, 400, "outputs may name label and probability"),
+    ],
+)
+def test_the_protocol_refuses_in_one_line(client: httpx.Client, body: Any, code: int, message: str) -> None:
+    answer = client.post(INFER, json=body)
+    assert answer.status_code == code
+    assert list(answer.json()) == ["error"]
+    assert message in answer.json()["error"]
+
+
+names = st.sampled_from(["inputs", "outputs", "id", "name", "text", "label", "datatype", "BYTES", "shape", "data"])
+atoms = st.none() | st.booleans() | st.integers(-2, 3) | st.floats() | st.text(max_size=3) | names
+documents = st.recursive(
+    atoms, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(names, inner, max_size=5), max_leaves=12
+)
+
+
+@given(documents | st.fixed_dictionaries({"inputs": st.lists(st.dictionaries(names, documents), max_size=1)}))
+@settings(max_examples=300, deadline=None)
+def test_any_json_is_a_question_or_is_refused(body: Any) -> None:
+    for read in (parse_question, sentences_of):
+        refusals = []
+        try:
+            read(body, SMALL)  # type: ignore[operator]
+        except Refused as refused:
+            refusals.append((400 <= refused.status < 500, len(str(refused)) < 300))
+        assert refusals in ([], [(True, True)])
+
+
+def test_other_models_and_versions_are_not_answered_for(client: httpx.Client) -> None:
+    for path in ("grammar/infer", "acceptability/versions/9/infer"):
+        answer = client.post(f"/v2/models/{path}", json=tensor([GOOD]))
+        assert (answer.status_code, list(answer.json())) == (404, ["error"])
+    assert client.get("/v2/models/acceptability/versions/9").status_code == 404
+    assert client.get("/v2/models/grammar/ready").status_code == 404
+
+
+def test_metrics_count_what_happened(champion: Champion) -> None:
+    with serving(champion) as client:
+        client.post("/v1/judge", json={"sentences": [GOOD] * 5})
+        client.post("/v1/judge", json={"sentences": []})
+        client.get("/v2/models/acceptability/versions/77")
+        client.get("/nowhere")
+        seen = figures(client)
+    version, digest = champion.current().version, champion.current().digest
+    assert seen["verdict_requests_total", "200", "/v1/judge"] == 1
+    assert seen["verdict_requests_total", "422", "/v1/judge"] == 1
+    assert seen["verdict_requests_total", "404", "/v2/models/{name}/versions/{version}"] == 1
+    assert seen["verdict_requests_total", "404", "unknown"] == 1
+    assert seen["verdict_request_seconds_count", "/v1/judge"] == 2
+    assert seen["verdict_sentences_total", version] == 5
+    assert (seen["verdict_batch_sentences_count",], seen["verdict_batch_sentences_sum",]) == (1, 5)
+    assert (seen["verdict_queue_sentences",], seen["verdict_model_ready",]) == (0, 1)
+    assert seen["verdict_model_info", digest, champion.model, "CPUExecutionProvider", version] == 1
+    assert (seen["verdict_refresh_failures_total",], seen["verdict_model_moves_total",]) == (0, 0)
+
+
+def test_requests_that_wait_together_share_a_batch(champion: Champion) -> None:
+    with serving(champion, slow=0.2, max_batch=8) as client, ThreadPoolExecutor(20) as pool:
+        asked = [[f"{GOOD} {number}"] * (1 + number % 3) for number in range(20)]
+        answers = list(pool.map(lambda one: client.post("/v1/judge", json={"sentences": one}).json(), asked))
+        seen = figures(client)
+    assert [[entry["sentence"] for entry in answer["predictions"]] for answer in answers] == asked
+    assert seen["verdict_batch_sentences_sum",] == sum(len(one) for one in asked)
+    assert seen["verdict_batch_sentences_count",] < 12
+    assert seen["verdict_batch_sentences_bucket", "8.0"] == seen["verdict_batch_sentences_count",]
+
+
+def test_a_full_queue_is_told_with_when_to_come_back(champion: Champion) -> None:
+    with serving(champion, slow=0.3, max_batch=4, capacity=8) as client, ThreadPoolExecutor(20) as pool:
+        answers = list(pool.map(lambda _: client.post("/v1/judge", json={"sentences": [GOOD, BAD]}), range(20)))
+        # A request that is longer than the queue is answered all the same once nothing waits.
+        assert client.post("/v1/judge", json={"sentences": [GOOD] * 50}).status_code == 200
+    refused = [answer for answer in answers if answer.status_code == 429]
+    assert {answer.status_code for answer in answers} == {200, 429}
+    assert all(int(answer.headers["Retry-After"]) >= 1 for answer in refused)
+    assert "sentences wait, at most 8 may; come back in" in refused[0].json()["error"]
+
+
+def test_one_request_s_fault_is_not_another_s(champion: Champion) -> None:
+    class Picky:
+        version = "1"
+
+        def predict(self, sentences: list[str]) -> Any:
+            if "poison" in sentences:
+                raise RuntimeError("a fault")
+            return champion.current().predict(sentences)
+
+    batcher = Batcher(lambda: Picky(), max_wait=0.2)  # type: ignore[arg-type,return-value]
+    futures = [batcher.submit([text]) for text in (GOOD, "poison", BAD)]
+    assert [answer["label"] for i in (0, 2) for answer in futures[i].result(10).answers] == [
+        "acceptable",
+        "unacceptable",
+    ]
+    with pytest.raises(RuntimeError):
+        futures[1].result(10)
+    batcher.close()
+    with pytest.raises(Closed):
+        batcher.submit([GOOD])
+
+
+def test_a_fault_of_the_program_is_one_line_of_json(
+    champion: Champion, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with serving(champion) as client:
+        monkeypatch.setattr(Batcher, "submit", lambda *arguments: 1 / 0)
+        answer = client.post("/v1/judge", json={"sentences": [GOOD]})
+    assert (answer.status_code, answer.json()) == (
+        500,
+        {"error": "the server met a fault of its own; its log says more"},
+    )
+    assert [record.getMessage() for record in caplog.records if record.name == "tasks.serving.server"] == [
+        "POST /v1/judge: ZeroDivisionError: division by zero"
+    ]
+
+
+def test_until_there_is_a_champion_the_server_says_so(shelf: Shelf) -> None:
+    waiting = Champion(CHAMPION_URI, 0.05, "cpu", str(shelf.home), must_load=False)
+    with waiting as champion, serving(champion) as client:
+        assert client.get("/healthz").status_code == 200
+        for path in ("/readyz", "/v2/health/ready", "/v2/models/acceptability/ready"):
+            assert client.get(path).status_code == 503
+        answer = client.post("/v1/judge", json={"sentences": [GOOD]})
+        assert (answer.status_code, "there is no champion yet" in answer.json()["error"]) == (503, True)
+        assert figures(client)["verdict_model_ready",] == 0
+        shelf.crown("1")
+        until(lambda: client.get("/readyz").status_code == 200)
+        assert client.post("/v1/judge", json={"sentences": [GOOD]}).json()["version"] == "1"
+
+
+def test_the_champion_moves_while_clients_ask_and_no_request_fails(shelf: Shelf) -> None:
+    shelf.crown("1")
+    stop = threading.Event()
+
+    def ask(number: int) -> list[tuple[int, str]]:
+        seen = []
+        with httpx.Client(base_url=client.base_url, timeout=30) as mine:
+            while not stop.is_set():
+                answer = mine.post("/v1/judge", json={"sentences": [GOOD] * (1 + number % 5)})
+                versions = {entry["version"] for entry in answer.json()["predictions"]}
+                assert versions == {answer.json()["version"]}
+                seen.append((answer.status_code, answer.json()["version"]))
+        return seen
+
+    following = Champion(CHAMPION_URI, 0.05, "cpu", str(shelf.home))
+    with following as champion, serving(champion) as client, ThreadPoolExecutor(20) as pool:
+        asking = [pool.submit(ask, number) for number in range(20)]
+        try:
+            for version in ("2", "1", "2"):
+                time.sleep(0.3)
+                shelf.crown(version)
+                until(lambda version=version: champion.status()["version"] == version)
+            shelf.crown(TAMPERED)
+            until(lambda: champion.status()["failures"])
+            (shelf.home / "mlflow.db").unlink()
+            until(lambda: "is gone" in str(champion.status()["problem"]))
+            time.sleep(0.3)
+            assert client.get("/readyz").json()["version"] == "2"
+            assert figures(client)["verdict_refresh_failures_total",] >= 2
+        finally:
+            stop.set()
+        seen = [one for each in asking for one in each.result()]
+    assert {code for code, _ in seen} == {200}
+    assert {version for _, version in seen} == {"1", "2"}
+    assert len(seen) > 100
+
+
+def test_a_taken_port_is_told_before_anything_is_loaded(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(VerdictError, match=rf"127\.0\.0\.1:{port} cannot be served on \(address already in use\)"):
+            bind("127.0.0.1", port)
+    with pytest.raises(VerdictError, match=r"203\.0\.113\.7:80 cannot be served on"):
+        bind("203.0.113.7", 80)
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., tuple[subprocess.Popen[str], str]]]:
+    """Start the command; return its process and, once it serves, its address."""
+    started: list[subprocess.Popen[str]] = []
+
+    def run(*arguments: str, command: tuple[str, ...] = ("-m", "flows.cli.app")) -> tuple[subprocess.Popen[str], str]:
+        process = subprocess.Popen(
+            [sys.executable, *command, "serve", "--device", "cpu", *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+            env=os.environ | {"VERDICT_HOME": str(tmp_path / "home")},
+        )
+        started.append(process)
+        assert process.stdout is not None
+        found = re.search(r"on (http://\S+) ", process.stdout.readline())
+        return process, found[1] if found else ""
+
+    yield run
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def test_a_signal_lets_requests_in_flight_finish_and_ends_with_0(exported: Any, start: Any) -> None:
+    process, address = start("--port", "0", "--model", exported["bundle"], command=("-c", SLOW))
+    ask = lambda: httpx.post(f"{address}/v1/judge", json={"sentences": [GOOD]}, timeout=30)  # noqa: E731
+    with ThreadPoolExecutor(5) as pool:
+        asked = [pool.submit(ask) for _ in range(5)]
+        time.sleep(0.7)
+        process.send_signal(signal.SIGTERM)
+        answers = [one.result() for one in asked]
+    assert [answer.status_code for answer in answers] == [200] * 5
+    assert process.wait(20) == 0
+    assert process.stderr.read() == f"{exported['bundle']}: version {answers[0].json()['version']} answers on " + (
+        "CPUExecutionProvider\n"
+    )
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_idle_server_stops_at_once(exported: Any, start: Any, number: signal.Signals) -> None:
+    port = free_port()
+    process, address = start("--port", str(port), "--model", exported["bundle"])
+    assert address == f"http://127.0.0.1:{port}"
+    assert httpx.get(f"{address}/readyz").status_code == 200
+    refused, _ = start("--port", str(port), "--model", exported["bundle"])
+    assert refused.wait(20) == 1
+    error = refused.stderr.read()
+    assert error.startswith(f"error: 127.0.0.1:{port} cannot be served on (address already in use); name another")
+    assert error.count("\n") == 1
+    process.send_signal(number)
+    assert process.wait(10) == 0
+
+
+def test_a_server_without_a_champion_starts_says_so_and_stops(tmp_path: Path, start: Any) -> None:
+    process, address = start("--port", "0")
+    assert httpx.get(f"{address}/readyz").status_code == 503
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(10) == 0
+    assert "there is no champion yet" in process.stderr.read()
+    assert not (tmp_path / "home").exists()
+
+
+def test_a_model_that_is_none_is_one_line(tmp_path: Path, start: Any) -> None:
+    process, _ = start("--port", "0", "--model", str(tmp_path))
+    assert process.wait(20) == 1
+    assert process.stderr.read().startswith(f"error: {tmp_path} is no bundle")

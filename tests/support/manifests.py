@@ -1,0 +1,139 @@
+"""Reads what infra/ holds: the compose file, Dockerfiles, and Kubernetes manifests as kustomize would render them."""
+
+import copy
+import json
+import re
+import tomllib
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+ROOT = Path(__file__).parents[2]
+INFRA = ROOT / "infra"
+IMAGES = INFRA / "images"
+DOCKERFILES = sorted(IMAGES.glob("*.Dockerfile"))
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+VERSION: str = PROJECT["project"]["version"]
+SECRETS = "verdict-secrets"  # the Secret that manifests name and nobody commits
+
+Document = dict[str, Any]
+
+
+class Instruction(NamedTuple):
+    """One instruction of a Dockerfile, and what follows it."""
+
+    word: str
+    rest: str
+
+
+def read_compose() -> Document:
+    return dict(yaml.safe_load((INFRA / "compose.yaml").read_text(encoding="utf-8")))
+
+
+def read_dockerfile(path: Path) -> list[Instruction]:
+    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if not line.lstrip().startswith("#")]
+    joined = "\n".join(lines).replace("\\\n", " ")
+    return [Instruction(*line.split(maxsplit=1)) for line in joined.splitlines() if line.strip()]
+
+
+def last(instructions: list[Instruction], word: str) -> str:
+    """Return what follows the last instruction of a kind; JSON lists stay text."""
+    return next((found.rest for found in reversed(instructions) if found.word == word), "")
+
+
+def listed(text: str) -> list[str]:
+    """Return an instruction's JSON list."""
+    return list(json.loads(text))
+
+
+def render(folder: Path) -> list[Document]:
+    """Return what a kustomization makes, for the few fields that ours use; generated names stay without their hash."""
+    plan = yaml.safe_load((folder / "kustomization.yaml").read_text(encoding="utf-8"))
+    known = {"apiVersion", "kind", "namespace", "resources", "configMapGenerator", "patches", "images"}
+    assert set(plan) <= known, f"{folder.name}: this reader does not know {sorted(set(plan) - known)}"
+    documents: list[Document] = []
+    for name in plan["resources"]:
+        path = folder / name
+        documents += render(path) if path.is_dir() else list(yaml.safe_load_all(path.read_text(encoding="utf-8")))
+    for entry in plan.get("configMapGenerator", ()):
+        documents = [*(d for d in documents if name_of(d) != ("ConfigMap", entry["name"])), _config_map(folder, entry)]
+    for patch in plan.get("patches", ()):
+        target = (patch["target"]["kind"], patch["target"]["name"])
+        changes = yaml.safe_load((folder / patch["path"]).read_text(encoding="utf-8"))
+        assert target in map(name_of, documents), f"{patch['path']} changes {target}, which is not there"
+        documents = [merge(d, changes) if name_of(d) == target else d for d in documents]
+    for document in documents:
+        _place(document, plan["namespace"])
+        for container in containers_of(document):
+            tags = {image["name"]: image["newTag"] for image in plan.get("images", ())}
+            if container["image"] in tags:
+                container["image"] += f":{tags[container['image']]}"
+    return documents
+
+
+def name_of(document: Document) -> tuple[str, str]:
+    return document["kind"], document["metadata"]["name"]
+
+
+def pod_of(document: Document) -> Document | None:
+    """Return the pod that a document makes; None where it makes none."""
+    template = document.get("spec", {}).get("template") if document["kind"] in ("Deployment", "Job") else None
+    return template["spec"] if template else None
+
+
+def containers_of(document: Document) -> list[Document]:
+    pod = pod_of(document)
+    return list(pod["containers"]) if pod else []
+
+
+def labels_of(document: Document) -> dict[str, str]:
+    """Return the labels of the pods that a document makes."""
+    return dict(document["spec"]["template"]["metadata"]["labels"])
+
+
+def merge(old: Any, new: Any) -> Any:
+    """Merge as kustomize does: mappings by key, lists of named things by name, anything else by replacing it."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        return {key: merge(old[key], new[key]) if key in old and key in new else {**old, **new}[key]
+                for key in {**old, **new}}  # fmt: skip
+    named = isinstance(old, list) and isinstance(new, list) and all("name" in item for item in [*old, *new])
+    if named and all(isinstance(item, dict) for item in [*old, *new]):
+        by_name = {item["name"]: item for item in old}
+        return list((by_name | {item["name"]: merge(by_name.get(item["name"]), item) for item in new}).values())
+    return copy.deepcopy(new)
+
+
+def without_hashes(document: Document, generated: set[str]) -> Document:
+    """Return a document with the names of generated ConfigMaps as they are written."""
+    names = "|".join(map(re.escape, sorted(generated)))
+    return dict(json.loads(re.sub(rf'"({names})-[0-9a-z]{{10}}"', r'"\1"', json.dumps(document))))
+
+
+def job_of(path: Path) -> Document:
+    """Return the job that a work pool's template makes, each placeholder replaced by its variable's default."""
+    template = json.loads(path.read_text(encoding="utf-8"))
+    properties = template["variables"]["properties"]
+
+    def fill(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: fill(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [fill(item) for item in value]
+        name = re.fullmatch(r"\{\{ (\w+) \}\}", value) if isinstance(value, str) else None
+        return properties[name[1]]["default"] if name else value
+
+    return dict(fill(template["job_configuration"]["job_manifest"]))
+
+
+def _config_map(folder: Path, entry: Document) -> Document:
+    data = dict(literal.split("=", 1) for literal in entry.get("literals", ()))
+    data |= {Path(name).name: (folder / name).read_text(encoding="utf-8") for name in entry.get("files", ())}
+    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": entry["name"]}, "data": data}
+
+
+def _place(document: Document, namespace: str) -> None:
+    if document["kind"] != "Namespace":
+        document["metadata"]["namespace"] = namespace
+    for subject in document.get("subjects", ()):
+        subject["namespace"] = namespace

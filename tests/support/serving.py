@@ -1,0 +1,125 @@
+"""What tests of serving share: a store with versions, and a real server on loopback."""
+
+import contextlib
+import shutil
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import httpx
+from toy import SIGN, facts
+
+from tasks.inference.bundle import seal
+from tasks.registry import tracking as runs
+from tasks.registry import versions as registry
+from tasks.registry.versions import CHAMPION, Store
+from tasks.serving.batcher import Batcher
+from tasks.serving.champion import Champion
+from tasks.serving.feedback import Feedback
+from tasks.serving.metrics import Telemetry
+from tasks.serving.request_validation import Limits
+from tasks.serving.server import address_of, bind, build_app, server_for
+
+GOOD, BAD = "the cat sees the dog", f"the cat {SIGN} sees the dog"
+TAMPERED = "3"  # the version whose files are not those that were registered
+
+
+class Shelf(NamedTuple):
+    """A folder of stores whose registry holds versions 1 and 2, and 3, which is damaged; no alias is set."""
+
+    home: Path
+
+    @property
+    def store(self) -> Store:
+        return registry.locate_store(str(self.home))
+
+    def crown(self, version: str) -> None:
+        registry.move_alias(self.store, CHAMPION, version)
+
+
+def stock(folder: Path, empty_store: Path, exported: Any) -> Path:
+    """Register three bundles in a new store; return the store's folder."""
+    folder.mkdir()
+    shutil.copy(empty_store, folder / "mlflow.db")
+    store = Store(uri=f"sqlite:///{folder}/mlflow.db", artifacts=str(folder / "artifacts"))
+    run = runs.open_run(store, "a" * 16, {}, {})
+    for length in (16, 15, 14):
+        bundle = Path(shutil.copytree(exported["bundle"], folder / f"bundle-{length}"))
+        digest = seal(bundle, facts(max_length=length), {})["digest"]
+        version = registry.register_bundle(store, run, str(bundle), digest, {"verdict": "PROMOTE"}, "a bundle")
+    runs.close_run(store, run, "FINISHED")
+    assert version == TAMPERED
+    stored = Path(registry.fetch_version(store, f"models:/{registry.MODEL_NAME}/{TAMPERED}")["bundle"])
+    (stored / "tokenizer.json").write_text("{}")
+    return folder
+
+
+def copy_of(stocked: Path, folder: Path) -> Shelf:
+    """Copy the database of a store; the artifacts, which nobody changes, are shared."""
+    folder.mkdir()
+    shutil.copy(stocked / "mlflow.db", folder / "mlflow.db")
+    return Shelf(folder)
+
+
+class Slow:
+    """A model that takes its time, and says when it began."""
+
+    def __init__(self, current: Callable[[], Any], seconds: float) -> None:
+        self.asked, self.begun = current, threading.Event()
+        self.seconds, self.version = seconds, current().version
+
+    def current(self) -> "Slow":
+        return self
+
+    def predict(self, sentences: list[str]) -> Any:
+        self.begun.set()
+        time.sleep(self.seconds)
+        return self.asked().predict(sentences)
+
+
+@contextlib.contextmanager
+def serving(
+    champion: Champion,
+    limits: Limits | None = None,
+    slow: float = 0.0,
+    feedback: Feedback | None = None,
+    **settings: Any,
+) -> Iterator[Any]:
+    """Serve in a thread, with the page where feedback has a place to go; yield a client of the server."""
+    batcher = Batcher(Slow(champion.current, slow).current if slow else champion.current, **settings)
+    telemetry = Telemetry(champion.status, lambda: batcher.waiting)
+    batcher.on_batch = telemetry.count_batch
+    bound = bind("127.0.0.1", 0)
+    bound.listen(100)
+    app = build_app(champion, batcher, telemetry, limits, feedback)
+    server = server_for(app)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
+    thread.start()
+    try:
+        with httpx.Client(base_url=address_of(bound), timeout=30) as client:
+            yield client
+    finally:
+        server.should_exit = True
+        thread.join()
+        batcher.close()
+        if feedback:
+            app.state.page.close()
+
+
+def until(holds: Callable[[], Any], seconds: float = 20) -> Any:
+    """Wait until something holds, and return it."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if found := holds():
+            return found
+        time.sleep(0.02)
+    raise AssertionError("it never held")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

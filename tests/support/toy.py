@@ -1,0 +1,208 @@
+"""What tests build small real things from: a toy corpus, a word-level tokenizer, settings, records."""
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+WORDS = [
+    "the",
+    "cat",
+    "dog",
+    "bird",
+    "child",
+    "sees",
+    "hears",
+    "likes",
+    "follows",
+    "red",
+    "small",
+    "old",
+    "quietly",
+    "today",
+    "here",
+]
+
+
+SIGN = "wrongly"  # the word that makes a toy sentence unacceptable
+
+
+EPOCHS = 4  # of a run that is killed
+
+
+DIVERGING = 1e30  # learning rate
+
+
+def write_toy_data(folder: Path, train: int = 400, holdout: int = 80, seed: int = 0) -> Path:
+    """Write CoLA-format files in which one word decides the label."""
+    rng = random.Random(seed)
+    sentences: dict[str, int] = {}
+    while len(sentences) < train + holdout:
+        words = rng.choices(WORDS, k=rng.randint(3, 9))
+        label = rng.randint(0, 1)
+        if label == 0:
+            words.insert(rng.randrange(len(words) + 1), SIGN)
+        sentences[" ".join(words)] = label
+    lines = [f"toy\t{label}\t{'' if label else '*'}\t{sentence}\n" for sentence, label in sentences.items()]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "in_domain_train.tsv").write_text("".join(lines[:train]), encoding="utf-8")
+    (folder / "out_of_domain_dev.tsv").write_text("".join(lines[train:]), encoding="utf-8")
+    return folder
+
+
+def write_tokenizer(folder: Path) -> None:
+    """Write a word-level tokenizer.json that knows the toy words and BERT's special tokens."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+    specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+    vocabulary = {word: number for number, word in enumerate([*specials, *WORDS, SIGN])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(folder / "tokenizer.json"))
+
+
+def recipe(**changes: Any) -> dict[str, Any]:
+    """Return fine_tune's settings for the tiny model, changed by name."""
+    values: dict[str, Any] = {
+        "epochs": 2,
+        "batch_size": 16,
+        "learning_rate": 3e-3,
+        "warmup_ratio": 0.1,
+        "weight_decay": 0.01,
+        "layer_decay": 1.0,
+        "max_length": 16,
+        "max_grad_norm": 1.0,
+        "seed": 7,
+        "restarts": 0,
+        "checkpoint_seconds": 60,
+        "device": "cpu",
+        "precision": "fp32",
+    }
+    return values | changes
+
+
+class Killed(Exception):
+    """Stands for what ends a process."""
+
+
+class Trainer:
+    """Trains the tiny encoder on the toy corpus with a checkpoint after each epoch."""
+
+    def __init__(self, split: tuple[str, str, str], encoder: Path, folder: Path) -> None:
+        self.paths = [*split[:2], str(encoder)]
+        self.folder, self.checkpoints = folder / "model", folder / "model-checkpoints"
+
+    def settings(self, **changes: Any) -> dict[str, Any]:
+        return recipe(**{"epochs": EPOCHS, "checkpoint_seconds": 0, **changes})
+
+    def train(self, **changes: Any) -> tuple[Any, list[int]]:
+        """Return the training and the epochs that it told of."""
+        from tasks.training.finetune import fine_tune
+
+        told: list[int] = []
+        tell = changes.pop("on_epoch", lambda record: None)
+
+        def hear(record: Any) -> None:
+            told.append(record["epoch"])
+            tell(record)
+
+        training = fine_tune(*self.paths, str(self.folder), **self.settings(**changes), on_epoch=hear)
+        assert not self.checkpoints.exists()
+        return training, told
+
+    def interrupt(self, number: int, attempt: int = 0, **changes: Any) -> None:
+        """Kill a run when it tells of an epoch; `attempt` counts how often it told of that before."""
+        left = [*[False] * attempt, True]
+
+        def kill(record: Any) -> None:
+            if record["epoch"] == number and left.pop(0):
+                raise Killed
+
+        with pytest.raises(Killed):
+            self.train(**changes, on_epoch=kill)
+        assert not self.folder.exists()
+
+    def result(self) -> tuple[bytes, dict[str, Any]]:
+        """Return the weights' file and the record, without what two runs cannot share."""
+        record: dict[str, Any] = json.loads((self.folder / "training.json").read_text())
+        del record["seconds"], record["model"]
+        for epoch in record["epochs"]:
+            del epoch["seconds"]
+        return (self.folder / "model.safetensors").read_bytes(), record
+
+
+def diverge(monkeypatch: pytest.MonkeyPatch, *seeds: int) -> None:
+    """Let runs of some seeds end in losses that are no number."""
+    from tasks.training import soup as members
+
+    real = members.train_epochs
+
+    def train_epochs(model: Any, train: Any, validation: Any, chosen: Any, **others: Any) -> Any:
+        rate = DIVERGING if others["seed"] in seeds else chosen.learning_rate
+        return real(model, train, validation, chosen._replace(learning_rate=rate), **others)
+
+    monkeypatch.setattr(members, "train_epochs", train_epochs)
+
+
+def origin(**changes: Any) -> Any:
+    """Return what an export is told of a model's origin, changed by name."""
+    values = {
+        "labels": ["unacceptable", "acceptable"],
+        "max_length": 16,
+        "encoder": "tiny",
+        "dataset": "d" * 64,
+        "git_commit": "unknown",
+    }
+    return values | changes
+
+
+SPLIT: Any = {"train": 7, "validation": 2, "in_holdout": 1, "conflicting": 4, "repeated": 3}
+
+
+def policy(**changes: Any) -> Any:
+    """Return the product's policy, changed by name."""
+    from tasks.core.policy import load_policy, parse_policy
+
+    return parse_policy(load_policy().model_dump() | changes, "of a test")
+
+
+def circumstances(**changes: Any) -> Any:
+    """Return what a first candidate's verdict depends on besides measurements, changed by name."""
+    values = {"incumbency": "never", "looks": 0, "drift": [], "training": "t" * 64, "policy": policy().model_dump()}
+    return values | changes
+
+
+def gate(**changes: Any) -> Any:
+    """Return what a data gate that passed answers, changed by name."""
+    values = {
+        "passed": True,
+        "rows_in": 10,
+        "kept": 10,
+        "quarantined": 0,
+        "reasons": {},
+        "examples": [],
+        "findings": [],
+        "blemishes": {},
+        "drift": [],
+        "reference": None,
+        "profile": {
+            "dataset": "d" * 64,
+            "rows": 1,
+            "labels": {"1": 1},
+            "characters": {"5": 1},
+            "sources": {"s": 1},
+            "words": {"a": 1},
+        },
+        "dataset": "d" * 64,
+        "report": "gate.json",
+    }
+    return values | changes
+
+
+def facts(**changes: Any) -> Any:
+    """Return what a bundle says of itself, changed by name."""
+    return origin(pad_id=0, **changes)

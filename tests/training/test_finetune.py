@@ -1,0 +1,445 @@
+"""The training run on a tiny model."""
+
+import json
+import math
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from toy import DIVERGING, EPOCHS, Trainer, diverge, origin, recipe, write_tokenizer
+from transformers import (
+    AutoModel,
+    BertConfig,
+    DebertaV2Config,
+    DistilBertConfig,
+    ElectraConfig,
+    ModernBertConfig,
+    MPNetConfig,
+    PreTrainedConfig,
+    RobertaConfig,
+)
+
+from tasks.core.errors import VerdictError, WrongUsage
+from tasks.data.snapshots import load_rows
+from tasks.evaluation.metrics import mcc
+from tasks.export.bundle_export import export_bundle
+from tasks.inference.tokenization import encode, load_tokenizer, pad
+from tasks.training import trainer as epochs
+from tasks.training.finetune import fine_tune, load_training
+from tasks.training.model import load_classifier
+from tasks.training.soup import SEED_STRIDE
+from tasks.training.trainer import Epoch
+
+SIZES = {"vocab_size": 20, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+ARCHITECTURES = {
+    "bert": BertConfig(**SIZES, max_position_embeddings=80),
+    "electra": ElectraConfig(**SIZES, embedding_size=16, max_position_embeddings=80),
+    "roberta": RobertaConfig(**SIZES, max_position_embeddings=80, pad_token_id=0),
+    "mpnet": MPNetConfig(**SIZES, max_position_embeddings=80, pad_token_id=0),
+    "distilbert": DistilBertConfig(
+        vocab_size=20, dim=16, n_layers=1, n_heads=2, hidden_dim=32, max_position_embeddings=80
+    ),
+    # Distances in buckets, as the published v3 models have them; a window shorter than the sentences that are compared.
+    "deberta-v2": DebertaV2Config(
+        **SIZES,
+        max_position_embeddings=80,
+        initializer_range=0.2,
+        relative_attention=True,
+        pos_att_type=["p2c", "c2p"],
+        position_buckets=8,
+        share_att_key=True,
+        norm_rel_ebd="layer_norm",
+        position_biased_input=False,
+    ),
+    "modernbert": ModernBertConfig(
+        **SIZES | {"num_hidden_layers": 2},
+        max_position_embeddings=80,
+        initializer_range=0.2,
+        local_attention=8,
+        global_attn_every_n_layers=2,
+        pad_token_id=0,
+        bos_token_id=2,
+        eos_token_id=3,
+        cls_token_id=2,
+        sep_token_id=3,
+    ),
+}
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def whole(toy_split: tuple[str, str, str], tiny_encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """What a run that nothing interrupted leaves."""
+    trainer = Trainer(toy_split, tiny_encoder, tmp_path_factory.mktemp("whole"))
+    trainer.train(checkpoint_seconds=3600)
+    return trainer.result()
+
+
+def test_a_tiny_model_learns_the_toy_corpus(trained: Any) -> None:
+    assert trained["epochs"][trained["best_epoch"] - 1]["validation_mcc"] > 0.9
+
+
+def test_the_best_epoch_is_the_one_that_is_kept(trained: Any, toy_split: tuple[str, str, str]) -> None:
+    best = max(epoch["validation_mcc"] for epoch in trained["epochs"])
+    assert trained["epochs"][trained["best_epoch"] - 1]["validation_mcc"] == best
+    rows = load_rows(toy_split[1])
+    ids, mask = pad(encode(load_tokenizer(trained["model"], 16), rows["sentence"].tolist()), 0)
+    model = load_classifier(trained["model"]).eval()
+    with torch.inference_mode():
+        logits = model(input_ids=torch.from_numpy(ids), attention_mask=torch.from_numpy(mask)).logits
+    assert mcc(rows["label"], logits.argmax(-1).numpy()) == pytest.approx(best)
+
+
+def test_one_seed_gives_one_result_and_another_seed_another(
+    toy_split: tuple[str, str, str], tiny_encoder: Path, tmp_path: Path
+) -> None:
+    def weights(name: str, seed: int) -> bytes:
+        fine_tune(*toy_split[:2], str(tiny_encoder), str(tmp_path / name), **recipe(epochs=1, seed=seed))
+        return (tmp_path / name / "model.safetensors").read_bytes()
+
+    first = weights("first", 7)
+    assert weights("again", 7) == first
+    assert weights("other", 8) != first
+
+
+def test_each_epoch_is_told_and_recorded(toy_split: tuple[str, str, str], tiny_encoder: Path, tmp_path: Path) -> None:
+    told: list[Epoch] = []
+    folder = str(tmp_path / "model")
+    training = fine_tune(*toy_split[:2], str(tiny_encoder), folder, **recipe(epochs=2), on_epoch=told.append)
+    assert [epoch["epoch"] for epoch in told] == [1, 2]
+    assert told == training["epochs"]
+    assert load_training(folder) == training
+    steps_per_epoch = -(-len(load_rows(toy_split[0])) // 16)
+    assert len(training["step_losses"]) == 2 * steps_per_epoch
+
+
+def test_an_unfinished_folder_is_no_training(tmp_path: Path) -> None:
+    assert load_training(str(tmp_path)) is None
+
+
+def test_a_run_that_diverges_is_recorded_as_not_finite(
+    toy_split: tuple[str, str, str], tiny_encoder: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "model"
+    training = fine_tune(*toy_split[:2], str(tiny_encoder), str(folder), **recipe(epochs=1, learning_rate=1e30))
+    assert training["epochs"][0]["validation_mcc"] == 0.0
+    assert None in training["step_losses"]
+    assert json.loads((folder / "training.json").read_text())["epochs"][0]["train_loss"] is None
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU: nothing to refuse")
+def test_cuda_without_a_gpu_is_refused_before_anything_is_written(
+    toy_split: tuple[str, str, str], tiny_encoder: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(VerdictError, match="torch sees no CUDA GPU"):
+        fine_tune(*toy_split[:2], str(tiny_encoder), str(tmp_path / "model"), **recipe(device="cuda"))
+    assert not (tmp_path / "model").exists()
+
+
+def test_a_folder_that_is_no_model_is_refused_in_one_line(toy_split: tuple[str, str, str], tmp_path: Path) -> None:
+    write_tokenizer(tmp_path / "encoder")
+    (tmp_path / "encoder" / "config.json").write_text('{"model_type": "nothing-known"}')
+    with pytest.raises(WrongUsage, match="cannot be fine-tuned") as caught:
+        fine_tune(*toy_split[:2], str(tmp_path / "encoder"), str(tmp_path / "model"), **recipe())
+    assert "\n" not in str(caught.value)
+
+
+def cut_weights(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:1000])
+
+
+def empty_weights(folder: Path) -> None:
+    (folder / "model.safetensors").write_bytes(b"")
+
+
+def lose_weights(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+
+
+def misspell_config(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"hidden_size": "wide"}))
+
+
+@pytest.mark.parametrize(
+    "damage", [cut_weights, empty_weights, lose_weights, misspell_config], ids=lambda d: d.__name__
+)
+def test_a_damaged_encoder_is_refused_in_one_line(
+    damage: Callable[[Path], None], tiny_encoder: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(tiny_encoder, tmp_path / "encoder")
+    damage(tmp_path / "encoder")
+    with pytest.raises(WrongUsage, match="cannot be fine-tuned") as caught:
+        load_classifier(str(tmp_path / "encoder"))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_every_kind_of_encoder_trains_and_exports(name: str, toy_split: tuple[str, str, str], tmp_path: Path) -> None:
+    config: PreTrainedConfig = ARCHITECTURES[name]
+    AutoModel.from_config(config).save_pretrained(tmp_path / "encoder")
+    write_tokenizer(tmp_path / "encoder")
+    training = fine_tune(*toy_split[:2], str(tmp_path / "encoder"), str(tmp_path / "model"), **recipe(epochs=1))
+    assert np.isfinite(training["step_losses"]).all()
+    exported = export_bundle(training["model"], str(tmp_path), origin())
+    assert max(exported["parity"].values()) <= 1e-4
+
+
+@pytest.mark.parametrize("killed", range(1, EPOCHS + 1))
+def test_a_run_killed_after_any_epoch_and_run_again_leaves_the_same_bits(
+    killed: int, trainer: Trainer, whole: Any
+) -> None:
+    trainer.interrupt(killed)
+    torch.manual_seed(killed)  # what other work draws does not matter
+    _, told = trainer.train()
+    assert told == list(range(killed, EPOCHS + 1))
+    assert trainer.result() == whole
+    assert whole[1]["epochs"][-1]["validation_mcc"] > 0.9
+
+
+def test_a_process_killed_while_it_writes_a_checkpoint_leaves_the_one_before(trainer: Trainer, whole: Any) -> None:
+    script = f"""
+import os, signal
+from tasks.training import checkpoints
+from tasks.training.finetune import fine_tune
+
+def save_file(tensors, path, real=checkpoints.save_file):
+    real(tensors, path)
+    if "epoch-0002" in str(path):
+        path.write_bytes(path.read_bytes()[:1000])
+        os.kill(os.getpid(), signal.SIGKILL)
+
+checkpoints.save_file = save_file
+fine_tune(*{trainer.paths!r}, {str(trainer.folder)!r}, **{trainer.settings()!r})
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert not trainer.folder.exists()
+    assert [path.parent.name for path in trainer.checkpoints.glob("*/epoch-*/state.json")] == ["epoch-0001"]
+    _, told = trainer.train()
+    assert told == [2, 3, 4]
+    assert trainer.result() == whole
+
+
+def test_how_often_checkpoints_are_written_does_not_part_a_run_from_its_own(trainer: Trainer, whole: Any) -> None:
+    trainer.interrupt(3)
+    _, told = trainer.train(checkpoint_seconds=3600, restarts=1)
+    assert told == [3, 4]
+    assert trainer.result() == whole
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"epochs": 3},
+        {"batch_size": 17},
+        {"learning_rate": 2e-3},
+        {"warmup_ratio": 0.2},
+        {"weight_decay": 0.1},
+        {"layer_decay": 0.9},
+        {"max_length": 8},
+        {"max_grad_norm": 0.5},
+        {"label_smoothing": 0.1},
+        {"r_drop": 1.0},
+        {"spoiled": 1},
+        {"text": "train"},
+        {"patience": 3},
+        {"seed": 8},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_a_checkpoint_of_another_recipe_is_not_gone_on_with(
+    change: dict[str, Any], make_trainer: Callable[[], Trainer]
+) -> None:
+    fresh, taken = make_trainer(), make_trainer()
+    change = {key: fresh.paths[0] if key == "text" else value for key, value in change.items()}
+    fresh.train(**change)
+    taken.interrupt(3)
+    taken.interrupt(2, **change)  # the first run's later checkpoints do not stand in this one's way
+    _, told = taken.train(**change)
+    assert told == list(range(2, change.get("epochs", EPOCHS) + 1))
+    assert taken.result() == fresh.result()
+
+
+def test_a_checkpoint_of_other_sentences_is_not_gone_on_with(trainer: Trainer, whole: Any, tmp_path: Path) -> None:
+    train, rows = trainer.paths[0], load_rows(trainer.paths[0])
+    trainer.paths[0] = str(tmp_path / "train.parquet")
+    rows.iloc[::-1].to_parquet(trainer.paths[0])
+    trainer.interrupt(3)
+    (tmp_path / "train.parquet").write_bytes(Path(train).read_bytes())
+    _, told = trainer.train()
+    assert told == [1, 2, 3, 4]
+    assert trainer.result() == whole
+
+
+def test_a_run_that_learned_nothing_is_that_of_the_first_seed_that_learns(
+    make_trainer: Callable[[], Trainer], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    expected, found = make_trainer(), make_trainer()
+    expected.train(seed=7 + 2 * SEED_STRIDE)
+    diverge(monkeypatch, 7, 7 + SEED_STRIDE)
+    training, told = found.train(restarts=5)
+    assert training["seed"] == 2007
+    assert told == [1, 1, 1, 2, 3, 4]
+    assert found.result() == expected.result()
+    assert [line for line in caplog.messages if "learned nothing" in line] == [
+        "seed 7 learned nothing; another one is tried",
+        "seed 1007 learned nothing; another one is tried",
+    ]
+
+
+@pytest.mark.parametrize("restarts", [0, 1, 2])
+def test_a_run_of_losses_that_are_no_number_is_tried_as_often_as_wanted(
+    restarts: int, trainer: Trainer, caplog: pytest.LogCaptureFixture
+) -> None:
+    training, told = trainer.train(learning_rate=DIVERGING, restarts=restarts)
+    assert training["seed"] == 7 + restarts * SEED_STRIDE
+    assert told == [1] * (restarts + 1)
+    assert training["epochs"][0]["train_loss"] is None
+    assert load_training(str(trainer.folder)) == training
+    lines = [f"seed {7 + SEED_STRIDE * attempt} learned nothing; another one is tried" for attempt in range(restarts)]
+    lines.append(f"seed {training['seed']} learned nothing; no further one is tried")
+    assert [line for line in caplog.messages if "learned nothing" in line] == lines
+
+
+def test_a_model_that_predicts_one_class_is_tried_again(
+    trainer: Trainer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With embeddings of zero all sentences look alike, and at this rate they stay so."""
+    model = AutoModel.from_pretrained(trainer.paths[2])
+    for parameter in model.embeddings.parameters():
+        parameter.data.zero_()
+    model.save_pretrained(tmp_path / "dull")
+    write_tokenizer(tmp_path / "dull")
+    trainer.paths[2] = str(tmp_path / "dull")
+    training, told = trainer.train(learning_rate=1e-12, restarts=1, epochs=2)
+    assert training["seed"] == 1007
+    assert told == [1, 2, 1, 2]
+    assert {epoch["validation_mcc"] for epoch in training["epochs"]} == {0.0}
+    assert None not in training["step_losses"]
+    assert caplog.text.count("learned nothing") == 2
+
+
+def test_a_run_that_learns_is_not_tried_again(trainer: Trainer, whole: Any, caplog: pytest.LogCaptureFixture) -> None:
+    training, told = trainer.train(restarts=3)
+    assert training["seed"] == 7
+    assert told == [1, 2, 3, 4]
+    assert trainer.result() == whole
+    assert "learned nothing" not in caplog.text
+
+
+@pytest.mark.parametrize("killed", [1, 2, 4])
+def test_a_second_try_that_is_killed_is_gone_on_with(
+    killed: int, make_trainer: Callable[[], Trainer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected, found = make_trainer(), make_trainer()
+    expected.train(seed=1007)
+    diverge(monkeypatch, 7)
+    # The first try tells of its first epoch too; it has no other.
+    found.interrupt(killed, attempt=1 if killed == 1 else 0, restarts=1)
+    training, told = found.train(restarts=1)
+    assert training["seed"] == 1007
+    assert told == [1, *range(killed, EPOCHS + 1)]
+    assert found.result() == expected.result()
+
+
+def test_the_share_of_the_learning_rate_reaches_each_layer(trainer: Trainer) -> None:
+    """AdamW's first step is of the learning rate's size, whatever the gradient."""
+    only_step = {"epochs": 1, "batch_size": 1000, "warmup_ratio": 0.0, "weight_decay": 0.0, "learning_rate": 1e-3}
+    trainer.train(**only_step, layer_decay=0.5)
+    before, after = (
+        load_file(Path(trainer.paths[2]) / "model.safetensors"),
+        load_file(trainer.folder / "model.safetensors"),
+    )
+
+    def moved(name: str) -> float:
+        return float((after[f"bert.{name}"] - before[name]).abs().max())
+
+    assert moved("encoder.layer.1.output.dense.weight") == pytest.approx(5e-4, rel=1e-2)
+    assert moved("encoder.layer.0.output.dense.weight") == pytest.approx(2.5e-4, rel=1e-2)
+    assert moved("embeddings.word_embeddings.weight") == pytest.approx(1.25e-4, rel=1e-2)
+
+
+def test_what_is_saved_is_every_weight_in_fp32_and_nothing_twice(trainer: Trainer) -> None:
+    trainer.train(epochs=1)
+    saved = load_file(trainer.folder / "model.safetensors")
+    model = load_classifier(trainer.paths[2])
+    assert {name: tensor.shape for name, tensor in saved.items()} == {
+        name: parameter.shape for name, parameter in model.named_parameters()
+    }
+    assert {tensor.dtype for tensor in saved.values()} == {torch.float32}
+    size = (trainer.folder / "model.safetensors").stat().st_size
+    assert size < 4 * sum(parameter.numel() for parameter in model.parameters()) + 10_000
+
+
+# What makes a run learn more carefully
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5])
+def test_no_loss_of_smoothed_labels_is_below_their_entropy(share: float, make_trainer: Callable[[], Trainer]) -> None:
+    wrong = share / 2
+    entropy = -wrong * math.log(wrong) - (1 - wrong) * math.log(1 - wrong)
+    plain, _ = make_trainer().train()
+    smoothed, _ = make_trainer().train(label_smoothing=share)
+    losses = [loss for loss in smoothed["step_losses"] if loss is not None]
+    assert len(losses) == len(plain["step_losses"])
+    assert min(losses) > entropy - 1e-6
+    assert smoothed["epochs"][-1]["train_loss"] == pytest.approx(entropy, abs=0.05)
+    assert plain["epochs"][-1]["train_loss"] < 0.05  # or there would be nothing to see
+    assert smoothed["epochs"][-1]["validation_loss"] < entropy  # validation measures the labels as they are
+    assert smoothed["epochs"][-1]["validation_mcc"] > 0.9
+
+
+@pytest.fixture
+def certain(tiny_encoder: Path, tmp_path: Path) -> Path:
+    """An encoder that drops nothing out."""
+    shutil.copytree(tiny_encoder, tmp_path / "certain")
+    path = tmp_path / "certain" / "config.json"
+    nothing = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    path.write_text(json.dumps(json.loads(path.read_text()) | nothing))
+    return tmp_path / "certain"
+
+
+def one_epoch(trainer: Trainer, **changes: Any) -> tuple[list[float], dict[str, torch.Tensor]]:
+    """Return each step's loss and the weights."""
+    training, _ = trainer.train(epochs=1, **changes)
+    return training["step_losses"], load_file(trainer.folder / "model.safetensors")
+
+
+def test_two_passes_that_drop_nothing_train_as_one(trainer: Trainer, certain: Path) -> None:
+    trainer.paths[2] = str(certain)
+    losses, _ = one_epoch(trainer)
+    of_two, _ = one_epoch(trainer, r_drop=5.0)
+    assert of_two == pytest.approx(losses, abs=1e-4)
+
+
+def test_the_difference_of_two_passes_weighs_as_much_as_it_is_told_to(trainer: Trainer) -> None:
+    """The first step has the same weights and drops the same places, whatever the difference weighs."""
+    one, two, three = (one_epoch(trainer, r_drop=weight) for weight in (1.0, 2.0, 3.0))
+    first, second, third = (losses[0] for losses, _ in (one, two, three))
+    assert second - first == pytest.approx(third - second, rel=1e-3)
+    assert second - first > 1e-4
+    assert not torch.equal(one[1]["classifier.weight"], two[1]["classifier.weight"])
+
+
+def test_patience_ends_a_run(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = iter([0.5, 0.6, 0.5, 0.4, 0.9])
+    monkeypatch.setattr(
+        epochs,
+        "validate",
+        lambda *_: {"validation_mcc": next(values), "validation_loss": 0.5, "validation_accuracy": 0.5},
+    )
+    training, told = trainer.train(epochs=5, patience=2)
+    assert told == [1, 2, 3, 4]
+    assert training["best_epoch"] == 2
+    assert training["seeds"][0]["curve"] == [0.5, 0.6, 0.5, 0.4]
+    assert len(training["step_losses"]) == 4 * math.ceil(len(load_rows(trainer.paths[0])) / 16)

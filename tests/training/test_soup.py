@@ -1,0 +1,617 @@
+"""Members of a run: one start, the mean of their weights where it is good, and no work done twice or lost."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from toy import DIVERGING, Killed, Trainer, diverge
+
+from tasks.data.snapshots import load_rows
+from tasks.inference.tokenization import load_tokenizer
+from tasks.training import finetune
+from tasks.training import soup as members
+from tasks.training.corruption import with_spoiled
+from tasks.training.finetune import load_training
+from tasks.training.model import encode_rows, load_classifier
+from tasks.training.soup import RECORD, WEIGHTS, Choice, Job, Kept, Member, combine, keep_member, kept_member, rehearse
+from tasks.training.train_step import Recipe
+from tasks.training.trainer import Epoch, validate
+
+Weights = dict[str, torch.Tensor]
+EPOCHS = 2
+FAST: dict[str, Any] = {"epochs": EPOCHS, "learning_rate": 5e-3}  # enough for all seeds to learn all there is
+THREE = FAST | {"seeds": 3}
+SPOILED = FAST | {"spoiled": 1}
+
+
+def told_by(trainer: Trainer, **changes: Any) -> list[tuple[int, int]]:
+    """Train, and return the seeds and epochs that the run told of."""
+    told: list[tuple[int, int]] = []
+    trainer.train(on_epoch=lambda record: told.append((record["seed"], record["epoch"])), **changes)
+    return told
+
+
+def all_epochs(*seeds: int, first: int = 1) -> list[tuple[int, int]]:
+    """Return seeds and their epochs, those of the first seed from `first` on."""
+    return [(seed, epoch) for seed in seeds for epoch in range(first if seed == seeds[0] else 1, EPOCHS + 1)]
+
+
+def assert_equal(found: Weights, expected: Weights) -> None:
+    assert found.keys() == expected.keys()
+    for name, tensor in found.items():
+        assert torch.equal(tensor, expected[name]), name
+
+
+def assert_mean(found: Weights, *parts: Weights) -> None:
+    assert found.keys() == parts[0].keys()
+    for name, tensor in found.items():
+        mean = torch.stack([part[name].double() for part in parts]).mean(0)
+        torch.testing.assert_close(tensor.double(), mean, rtol=1e-6, atol=1e-7)
+
+
+def mcc_of(folder: Path, validation: str) -> float:
+    """Measure a model that a run has left."""
+    model = load_classifier(str(folder))
+    rows = encode_rows(load_rows(validation), load_tokenizer(str(folder), 16), model, "cpu")
+    return float(validate(model, rows)["validation_mcc"] or 0)
+
+
+@pytest.fixture
+def pieces(monkeypatch: pytest.MonkeyPatch) -> list[Weights]:
+    """Weights of the members that were handed to `combine`, read before they are deleted."""
+    found: list[Weights] = []
+
+    def watched(job: Job, start: str, kept: list[Kept]) -> Choice:
+        found.extend(load_file(each.weights) for each in kept)
+        return combine(job, start, kept)
+
+    monkeypatch.setattr(finetune, "combine", watched)
+    return found
+
+
+@pytest.fixture(scope="module")
+def three(toy_split: tuple[str, str, str], tiny_encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """What a run of three members leaves that nothing interrupted."""
+    trainer = Trainer(toy_split, tiny_encoder, tmp_path_factory.mktemp("three"))
+    trainer.train(**THREE, checkpoint_seconds=3600)
+    return trainer.result()
+
+
+@pytest.fixture
+def make_job(trainer: Trainer) -> Callable[..., Job]:
+    """What members share, changed by name."""
+
+    def make(**changes: Any) -> Job:
+        rates = {"learning_rate": 3e-3, "warmup_ratio": 0.1, "weight_decay": 0.01, "max_grad_norm": 1.0}
+        chosen = Recipe(steps=EPOCHS * 20, batch_size=16, **rates)._replace(
+            **{name: changes.pop(name) for name in Recipe._fields if name in changes}
+        )
+        values: dict[str, Any] = {
+            "train": trainer.paths[0],
+            "validation": trainer.paths[1],
+            "encoder": trainer.paths[2],
+            "folder": str(trainer.checkpoints),
+            "run": "run",
+            "recipe": chosen,
+            "epochs": EPOCHS,
+            "patience": 0,
+            "spoiled": 0,
+            "text": "",
+            "spoiled_text": 1,
+            "label_smoothing": 0.0,
+            "max_length": 16,
+            "seed": 7,
+            "restarts": 0,
+            "checkpoint_seconds": 0,
+            "device": "cpu",
+        }
+        return Job(**values | changes)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def learned(toy_split: tuple[str, str, str], tiny_encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Weights:
+    """Weights of a model that tells the toy sentences apart."""
+    trainer = Trainer(toy_split, tiny_encoder, tmp_path_factory.mktemp("learned"))
+    trainer.train()
+    return load_file(trainer.folder / "model.safetensors")
+
+
+@pytest.fixture
+def keep(tmp_path: Path) -> Callable[..., Kept]:
+    """Writes a member of given weights, for `combine`."""
+    seeds = iter(range(7, 100))
+
+    def write(weights: Weights, mcc: float, collapsed: bool = False) -> Kept:
+        seed = next(seeds)
+        save_file({name: tensor.contiguous() for name, tensor in weights.items()}, tmp_path / f"{seed}.safetensors")
+        epoch = Epoch(
+            seed=seed,
+            epoch=1,
+            train_loss=0.5,
+            train_accuracy=0.5,
+            validation_loss=0.5,
+            validation_accuracy=0.5,
+            validation_mcc=mcc,
+            seconds=0.0,
+        )
+        member = Member(seed=seed, best_epoch=1, collapsed=collapsed, epochs=[epoch], step_losses=[0.5])
+        return Kept(member, str(tmp_path / f"{seed}.safetensors"))
+
+    return write
+
+
+def mirrored(weights: Weights) -> Weights:
+    """Return other weights of the same function: tanh(-x) = -tanh(x)."""
+    names = ("bert.pooler.dense.weight", "bert.pooler.dense.bias", "classifier.weight")
+    return weights | {name: -weights[name] for name in names}
+
+
+# The mean
+
+
+def test_the_mean_of_the_members_weights_is_kept(trainer: Trainer, pieces: list[Weights]) -> None:
+    training, _ = trainer.train(**THREE)
+    assert len(pieces) == 3
+    assert_mean(load_file(trainer.folder / "model.safetensors"), *pieces)
+    assert training["kept"] == "soup"
+    assert training["soup_mcc"] == mcc_of(trainer.folder, trainer.paths[1])
+    assert [seed["seed"] for seed in training["seeds"]] == [7, 8, 9]
+    for seed in training["seeds"]:
+        assert len(seed["curve"]) == EPOCHS
+        assert seed["curve"][seed["best_epoch"] - 1] == seed["validation_mcc"] == max(seed["curve"])
+    assert len({tuple(seed["curve"]) for seed in training["seeds"]}) > 1
+    assert load_training(str(trainer.folder)) == training
+
+
+def test_the_figures_are_those_of_the_best_member(trainer: Trainer) -> None:
+    training, _ = trainer.train(**THREE)
+    best = max(training["seeds"], key=lambda seed: seed["validation_mcc"])
+    assert (training["seed"], training["best_epoch"]) == (best["seed"], best["best_epoch"])
+    assert [epoch["validation_mcc"] for epoch in training["epochs"]] == best["curve"]
+    assert {epoch["seed"] for epoch in training["epochs"]} == {best["seed"]}
+
+
+def test_the_first_member_is_what_its_seed_alone_would_be(trainer: Trainer, pieces: list[Weights]) -> None:
+    training, _ = trainer.train(seeds=2, **FAST)
+    alone, _ = trainer.train(**FAST)
+    assert_equal(load_file(trainer.folder / "model.safetensors"), pieces[0])
+    assert alone["seeds"] == training["seeds"][:1]
+
+
+def test_one_seed_is_kept_as_it_is(trainer: Trainer) -> None:
+    training, _ = trainer.train(seeds=1, **FAST)
+    given = trainer.result()
+    assert (training["kept"], training["soup_mcc"], training["seed"]) == ("seed 7", None, 7)
+    assert [seed["curve"] for seed in training["seeds"]] == [[epoch["validation_mcc"] for epoch in training["epochs"]]]
+    trainer.train(**FAST)
+    assert trainer.result() == given
+
+
+def test_members_start_from_one_head_and_go_their_own_way(
+    make_trainer: Callable[[], Trainer], pieces: list[Weights]
+) -> None:
+    """At this rate weights stay where they are; losses show the order of the batches and what is dropped."""
+    still, other = make_trainer(), make_trainer()
+    losses: list[float] = []
+    still.train(seeds=3, learning_rate=1e-30, epochs=1, on_epoch=lambda record: losses.append(record["train_loss"]))
+    assert len(set(losses)) == 3
+    for piece in pieces[1:]:
+        torch.testing.assert_close(piece, pieces[0], rtol=0, atol=1e-20)
+    other.train(seed=8, learning_rate=1e-30, epochs=1)
+    head = load_file(other.folder / "model.safetensors")["classifier.weight"]
+    assert not torch.allclose(head, pieces[0]["classifier.weight"])
+
+
+def test_the_best_member_is_kept_where_the_mean_is_no_good(
+    learned: Weights, keep: Callable[..., Kept], make_job: Callable[..., Job]
+) -> None:
+    """These two tell sentences apart equally well; between them lies a model that answers always the same."""
+    job = make_job()
+    kept = [keep(learned, 0.90), keep(mirrored(learned), 0.95), keep(learned, 0.1)]
+    choice = combine(job, job.encoder, kept[:2])
+    assert (choice.kept, choice.soup_mcc) == ("seed 8", 0.0)
+    assert choice.best == kept[1].member
+    assert_equal(dict(choice.model.state_dict()), mirrored(learned))
+
+
+@pytest.mark.parametrize(("measured", "kept"), [(0.1875, "seed 8"), (0.25, "soup"), (0.75, "soup")])
+def test_the_mean_is_good_from_what_the_weakest_member_has(
+    measured: float,
+    kept: str,
+    learned: Weights,
+    keep: Callable[..., Kept],
+    make_job: Callable[..., Job],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Not only from what the best of them has."""
+    monkeypatch.setattr(members, "validate", lambda model, rows: {"validation_mcc": measured})
+    job = make_job()
+    choice = combine(job, job.encoder, [keep(learned, 0.25), keep(learned, 0.75)])
+    assert (choice.kept, choice.soup_mcc, choice.best["seed"]) == (kept, measured, 8)
+
+
+# Members that learned nothing
+
+
+def test_a_member_that_learned_nothing_is_left_out_of_the_mean(
+    learned: Weights, keep: Callable[..., Kept], make_job: Callable[..., Job], caplog: pytest.LogCaptureFixture
+) -> None:
+    nothing = {name: torch.full_like(tensor, torch.nan) for name, tensor in learned.items()}
+    other = {name: tensor + 1e-4 for name, tensor in learned.items()}
+    job = make_job()
+    choice = combine(job, job.encoder, [keep(learned, 0.5), keep(nothing, 0.9, collapsed=True), keep(other, 0.6)])
+    assert choice.kept == "soup"
+    assert choice.best["seed"] == 9
+    assert_mean(dict(choice.model.state_dict()), learned, other)
+    assert "1 of 3 members learned nothing" in caplog.messages
+
+
+def test_a_member_that_diverges_does_not_spoil_the_others(
+    trainer: Trainer, pieces: list[Weights], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    diverge(monkeypatch, 8)
+    training, told = trainer.train(**THREE)
+    assert told == [1, 2, 1, 1, 2]
+    assert_mean(load_file(trainer.folder / "model.safetensors"), pieces[0], pieces[2])
+    assert training["kept"] == "soup"
+    assert [(seed["seed"], len(seed["curve"])) for seed in training["seeds"]] == [(7, 2), (8, 1), (9, 2)]
+    assert "seed 8 learned nothing; no further one is tried" in caplog.messages
+
+
+def test_of_one_member_that_learned_there_is_no_mean(
+    make_trainer: Callable[[], Trainer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected, found = make_trainer(), make_trainer()
+    expected.train(seed=7, **FAST)
+    diverge(monkeypatch, 8)
+    training, _ = found.train(seeds=2, **FAST)
+    assert training["kept"] == "seed 7"
+    assert training["soup_mcc"] == training["seeds"][0]["validation_mcc"]
+    assert_equal(*(load_file(each.folder / "model.safetensors") for each in (found, expected)))
+
+
+def test_where_no_member_learned_one_of_them_is_the_model_and_it_is_told(
+    trainer: Trainer, caplog: pytest.LogCaptureFixture
+) -> None:
+    training, told = trainer.train(seeds=2, learning_rate=DIVERGING)
+    assert told == [1, 1]
+    assert training["kept"] == "seed 7"
+    assert [seed["curve"] for seed in training["seeds"]] == [[0.0], [0.0]]
+    assert load_training(str(trainer.folder)) == training
+    assert "2 of 2 members learned nothing" in caplog.messages
+
+
+def test_a_member_that_learned_nothing_makes_room_for_another_seed(
+    trainer: Trainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    diverge(monkeypatch, 8)
+    training, told = trainer.train(seeds=2, restarts=1, **FAST)
+    assert [seed["seed"] for seed in training["seeds"]] == [7, 1008]
+    assert told == [1, 2, 1, 1, 2]
+
+
+@pytest.mark.parametrize("piece", ["validation", "train"])
+@pytest.mark.parametrize("label", [0, 1])
+def test_sentences_of_one_label_are_combined_too(piece: str, label: int, trainer: Trainer, tmp_path: Path) -> None:
+    place = ["train", "validation"].index(piece)
+    rows = load_rows(trainer.paths[place])
+    trainer.paths[place] = str(tmp_path / "one.parquet")
+    rows[rows["label"] == label].to_parquet(trainer.paths[place])
+    training, _ = trainer.train(seeds=2, epochs=1)
+    assert training["soup_mcc"] == 0.0
+    assert load_training(str(trainer.folder)) == training
+
+
+# Runs that are killed
+
+
+@pytest.mark.parametrize(
+    ("epoch", "member", "told"),
+    [(1, 2, all_epochs(9)), (2, 1, all_epochs(8, 9, first=2)), (2, 2, [(9, 2)]), (1, 0, all_epochs(7, 8, 9))],
+    ids=["after the second", "amid the second", "at the end of the third", "at the start"],
+)
+def test_a_run_that_is_killed_trains_no_finished_member_again_and_ends_with_the_same_bits(
+    epoch: int, member: int, told: list[tuple[int, int]], trainer: Trainer, three: Any
+) -> None:
+    trainer.interrupt(epoch, attempt=member, **THREE)
+    torch.manual_seed(epoch)  # what other work draws does not matter
+    assert told_by(trainer, **THREE) == told
+    assert trainer.result() == three
+    assert three[1]["kept"] == "soup"
+
+
+def test_a_run_that_is_killed_when_all_are_finished_trains_nothing_again(
+    trainer: Trainer, three: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def kill(*_: Any) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(finetune, "combine", kill)
+        with pytest.raises(Killed):
+            trainer.train(**THREE)
+    assert told_by(trainer, **THREE) == []
+    assert trainer.result() == three
+
+
+def test_finished_members_serve_a_run_of_more_seeds(trainer: Trainer, three: Any) -> None:
+    trainer.interrupt(1, attempt=1, seeds=2, **FAST)
+    assert told_by(trainer, **THREE) == all_epochs(8, 9)
+    assert trainer.result() == three
+
+
+@pytest.mark.parametrize("change", [{"learning_rate": 2e-3}, {"seed": 6}], ids=lambda change: next(iter(change)))
+def test_a_finished_member_of_another_run_is_not_used(change: dict[str, Any], trainer: Trainer, three: Any) -> None:
+    """A member of the same seed began with another head if the run's first seed was another."""
+    trainer.interrupt(2, attempt=2, **THREE | change)
+    assert told_by(trainer, **THREE) == all_epochs(7, 8, 9)
+    assert trainer.result() == three
+
+
+def test_a_checkpoint_of_a_run_whose_first_seed_was_another_is_not_gone_on_with(trainer: Trainer, three: Any) -> None:
+    trainer.interrupt(2, **THREE | {"seed": 8})
+    assert told_by(trainer, **THREE) == all_epochs(7, 8, 9)
+    assert trainer.result() == three
+
+
+def cut_weights(folder: Path) -> None:
+    (folder / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes()[:1000])
+
+
+def flip_bit(folder: Path) -> None:
+    content = bytearray((folder / WEIGHTS).read_bytes())
+    content[-1] ^= 1
+    (folder / WEIGHTS).write_bytes(content)
+
+
+def lose_weights(folder: Path) -> None:
+    (folder / WEIGHTS).unlink()
+
+
+def cut_record(folder: Path) -> None:
+    (folder / RECORD).write_bytes((folder / RECORD).read_bytes()[:100])
+
+
+def change_record(folder: Path) -> None:
+    record = json.loads((folder / RECORD).read_text())
+    (folder / RECORD).write_text(json.dumps(record | {"member": None}))
+
+
+def empty_record(folder: Path) -> None:
+    (folder / RECORD).write_text("[]")
+
+
+DAMAGES = [cut_weights, flip_bit, lose_weights, cut_record, change_record, empty_record]
+
+
+@pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
+def test_a_damaged_member_is_told_and_trained_again(
+    damage: Callable[[Path], None], make_job: Callable[..., Job], caplog: pytest.LogCaptureFixture
+) -> None:
+    job = make_job(epochs=1)
+    told: list[Epoch] = []
+    keep_member(job, job.encoder, 7, told.append)
+    before = kept_member(job, 7)
+    weights = Path(before.weights).read_bytes()
+    keep_member(job, job.encoder, 7, told.append)
+    assert len(told) == 1
+    damage(Path(before.weights).parent)
+    keep_member(job, job.encoder, 7, told.append)
+    assert len(told) == 2
+    after = kept_member(job, 7)
+    assert after.member["step_losses"] == before.member["step_losses"]
+    assert Path(after.weights).read_bytes() == weights
+    assert len([line for line in caplog.messages if line.startswith(f"{job.folder}/seed-7/finished is passed")]) == 1
+
+
+def test_a_run_with_a_damaged_member_goes_on_from_that_members_last_checkpoint(trainer: Trainer, three: Any) -> None:
+    trainer.interrupt(2, attempt=2, **THREE)
+    cut_weights(trainer.checkpoints / "seed-7" / "finished")
+    assert told_by(trainer, **THREE) == [(7, 2), (9, 2)]
+    assert trainer.result() == three
+
+
+# The first stage
+
+
+@pytest.fixture(scope="module")
+def rehearsed(toy_split: tuple[str, str, str], tiny_encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """What a run with a first stage leaves that nothing interrupted."""
+    trainer = Trainer(toy_split, tiny_encoder, tmp_path_factory.mktemp("rehearsed"))
+    trainer.train(**SPOILED, checkpoint_seconds=3600)
+    return trainer.result()
+
+
+@pytest.fixture
+def stages(caplog: pytest.LogCaptureFixture) -> Iterator[Callable[[], int]]:
+    """Counts the first stages that were told."""
+    with caplog.at_level("INFO", "tasks"):
+        yield lambda: sum(line.startswith("first stage: ") for line in caplog.messages)
+
+
+def test_a_first_stage_gives_another_model_and_always_the_same(
+    trainer: Trainer, rehearsed: Any, stages: Callable[[], int]
+) -> None:
+    trainer.train(**SPOILED)
+    assert stages() == 1
+    assert trainer.result() == rehearsed
+    trainer.train(**FAST)
+    assert stages() == 1
+    assert trainer.result()[0] != rehearsed[0]
+
+
+def test_members_start_from_what_the_first_stage_has_made_of_the_encoder(
+    make_job: Callable[..., Job], tiny_encoder: Path
+) -> None:
+    job = make_job(spoiled=2)
+    start = rehearse(job)
+    assert start == f"{job.folder}/rehearsed"
+    before, after = load_file(tiny_encoder / WEIGHTS), load_file(Path(start) / WEIGHTS)
+    moved = {name for name, tensor in before.items() if not torch.equal(after[f"bert.{name}"], tensor)}
+    assert len(moved) > len(before) / 2
+    assert_equal(dict(load_classifier(start).state_dict()), after)  # the head too
+    assert rehearse(job) == start
+
+
+def test_without_spoiled_sentences_members_start_from_the_encoder(make_job: Callable[..., Job]) -> None:
+    job = make_job()
+    assert rehearse(job) == job.encoder
+    assert not Path(job.folder).exists()
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> str:
+    """Sentences without labels."""
+    path = tmp_path / "text.parquet"
+    pd.DataFrame({"sentence": [f"the cat sees dog {n} now" for n in range(50)], "label": 1}).to_parquet(path)
+    return str(path)
+
+
+@pytest.mark.parametrize(("spoiled", "copies", "sentences"), [(0, 1, 100), (0, 2, 200), (1, 1, None)])
+def test_text_makes_a_first_stage_or_adds_to_it(
+    spoiled: int,
+    copies: int,
+    sentences: int | None,
+    make_job: Callable[..., Job],
+    text: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO")
+    job = make_job(spoiled=spoiled, text=text, spoiled_text=copies)
+    own = len(with_spoiled(load_rows(job.train), spoiled, job.seed))
+    assert rehearse(job) == f"{job.folder}/rehearsed"
+    assert f"first stage: {sentences or own + 100} sentences, {(sentences or own + 100) // 2} of them" in caplog.text
+
+
+def test_text_that_is_not_asked_for_makes_no_first_stage(make_job: Callable[..., Job], text: str) -> None:
+    job = make_job(text=text, spoiled_text=0)
+    assert rehearse(job) == job.encoder
+
+
+def test_another_seed_makes_another_first_stage(make_job: Callable[..., Job]) -> None:
+    one, other = (load_file(Path(rehearse(make_job(spoiled=1, seed=seed, run=str(seed)))) / WEIGHTS) for seed in (7, 8))
+    name = "bert.embeddings.word_embeddings.weight"
+    assert not torch.equal(one[name], other[name])
+
+
+def test_a_run_killed_in_its_first_stage_ends_with_the_same_bits(
+    trainer: Trainer, rehearsed: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = members.train_epochs
+
+    def kill(*given: Any, **others: Any) -> None:
+        real(*given, **others)
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(members, "train_epochs", kill)
+        with pytest.raises(Killed):
+            trainer.train(**SPOILED)
+    assert told_by(trainer, **SPOILED) == all_epochs(7)
+    assert trainer.result() == rehearsed
+
+
+@pytest.mark.parametrize("killed", [1, 2])
+def test_a_run_killed_after_its_first_stage_does_not_repeat_it(
+    killed: int, trainer: Trainer, rehearsed: Any, stages: Callable[[], int]
+) -> None:
+    trainer.interrupt(killed, **SPOILED)
+    assert told_by(trainer, **SPOILED) == all_epochs(7, first=killed)
+    assert stages() == 1
+    assert trainer.result() == rehearsed
+
+
+@pytest.mark.parametrize("change", [{"seed": 8}, {"spoiled": 2}], ids=lambda change: next(iter(change)))
+def test_the_first_stage_of_another_run_is_not_used(
+    change: dict[str, Any], trainer: Trainer, rehearsed: Any, stages: Callable[[], int]
+) -> None:
+    trainer.interrupt(1, **SPOILED | change)
+    trainer.train(**SPOILED)
+    assert stages() == 2
+    assert trainer.result() == rehearsed
+
+
+@pytest.mark.parametrize("damage", [cut_weights, flip_bit, cut_record], ids=lambda one: one.__name__)
+def test_a_damaged_first_stage_is_told_and_made_again(
+    damage: Callable[[Path], None],
+    trainer: Trainer,
+    rehearsed: Any,
+    stages: Callable[[], int],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    trainer.interrupt(1, **SPOILED)
+    damage(trainer.checkpoints / "rehearsed")
+    trainer.train(**SPOILED)
+    assert stages() == 2
+    assert caplog.text.count("is passed over: ") == 1
+    assert trainer.result() == rehearsed
+
+
+DIVERGED = "the first stage ended in a loss that is no number; training starts without it"
+NOTHING = "no sentence could be spoiled; training starts without a first stage"
+
+
+@pytest.mark.parametrize("batch_size", [16, 100_000], ids=["in a step", "in the last step"])
+def test_a_first_stage_that_diverges_is_told_once_and_left_out(
+    batch_size: int, make_job: Callable[..., Job], caplog: pytest.LogCaptureFixture
+) -> None:
+    job = make_job(spoiled=1, learning_rate=DIVERGING, batch_size=batch_size, warmup_ratio=0.0)
+    assert rehearse(job) == job.encoder
+    assert [record.message for record in caplog.records if record.levelname == "WARNING"] == [DIVERGED]
+
+
+def test_after_a_first_stage_that_diverges_training_is_as_without_it(
+    make_trainer: Callable[[], Trainer], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    expected, found = make_trainer(), make_trainer()
+    expected.train(**FAST)
+    real = members.train_epochs
+
+    def train_epochs(model: Any, train: Any, validation: Any, chosen: Any, **others: Any) -> Any:
+        rate = chosen.learning_rate if "places" in others else DIVERGING
+        return real(model, train, validation, chosen._replace(learning_rate=rate), **others)
+
+    monkeypatch.setattr(members, "train_epochs", train_epochs)
+    found.train(**SPOILED)
+    assert caplog.messages.count(DIVERGED) == 1
+    assert found.result() == expected.result()
+
+
+def test_without_acceptable_sentences_there_is_no_first_stage(
+    make_trainer: Callable[[], Trainer], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = load_rows(make_trainer().paths[0])
+    rows[rows["label"] == 0].to_parquet(tmp_path / "none.parquet")
+    results = []
+    for spoiled in (0, 2):
+        trainer = make_trainer()
+        trainer.paths[0] = str(tmp_path / "none.parquet")
+        trainer.train(epochs=1, spoiled=spoiled)
+        results.append(trainer.result())
+    assert results[0] == results[1]
+    assert caplog.messages.count(NOTHING) == 1
+
+
+def test_sentences_that_cannot_be_spoiled_make_no_first_stage(
+    make_job: Callable[..., Job], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A head that has seen one class only would have to forget it."""
+    job = make_job(spoiled=2)
+    rows = load_rows(job.train)
+    rows.assign(sentence=rows["sentence"].str.replace(" ", "")).to_parquet(tmp_path / "words.parquet")
+    assert rehearse(job._replace(train=str(tmp_path / "words.parquet"))) == job.encoder
+    assert caplog.messages.count(NOTHING) == 1
+
+
+def test_several_members_share_one_first_stage(trainer: Trainer, stages: Callable[[], int]) -> None:
+    training, told = trainer.train(seeds=2, **SPOILED)
+    assert told == [1, 2, 1, 2]
+    assert stages() == 1
+    assert len(training["seeds"]) == 2
