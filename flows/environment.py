@@ -8,12 +8,12 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from tasks.core import log_format as logs
-from tasks.core.errors import WrongUsage
+from tasks.core.errors import UsageError
 
 STORES = ".verdict"
 
 
-def home() -> str:
+def verdict_home() -> str:
     """Return the folder of the stores: VERDICT_HOME, or ./.verdict."""
     return str(Path(os.environ.get("VERDICT_HOME") or STORES).resolve())
 
@@ -24,18 +24,18 @@ def usable_home() -> str:
     Raises:
         WrongUsage: if nothing can be written there.
     """
-    folder = home()
+    folder = verdict_home()
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             return folder
     except OSError as error:
-        raise WrongUsage(
+        raise UsageError(
             f"nothing can be written to {folder} ({error.strerror}); name another: VERDICT_HOME"
         ) from error
 
 
-def prepare() -> None:
+def set_process_defaults() -> None:
     """Set the defaults of this process and its children."""
     defaults = {
         # Nothing is reported to anybody. MLflow wants the word, Prefect's server its own switch.
@@ -68,7 +68,7 @@ def show_log(quiet_prefect: bool) -> None:
         WrongUsage: if VERDICT_LOG names no form.
     """
     handler = logging.StreamHandler(sys.stderr)
-    logs.dress(handler)
+    logs.set_formatter(handler)
     logger = logging.getLogger("tasks")
     logger.handlers = [handler]  # calls in one process do not add up
     logger.setLevel(logging.INFO)
@@ -87,7 +87,7 @@ def show_worker_log() -> None:
     if logs.wants_json():
         known = [logging.getLogger(name) for name in logging.root.manager.loggerDict]
         for console in _prefect_consoles([logging.getLogger(), *known]):
-            logs.dress(console)
+            logs.set_formatter(console)
 
 
 def _prefect_consoles(loggers: Iterable[logging.Logger]) -> set[logging.Handler]:

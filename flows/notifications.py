@@ -8,45 +8,56 @@ import os
 from typing import Any
 
 from tasks.core.errors import first_line
-from tasks.core.webhook import attempt, post
+from tasks.core.webhook import post, send_with_timeout
 
-BLOCK = "VERDICT_ALERT_BLOCK"
-KEPT = ("decision", "reasons", "version", "mcc", "mcc_low", "mcc_high", "dataset", "champion_before", "store", "run")
+BLOCK_VARIABLE = "VERDICT_ALERT_BLOCK"
+SENT_KEYS = (
+    "decision",
+    "reasons",
+    "version",
+    "mcc",
+    "mcc_low",
+    "mcc_high",
+    "dataset",
+    "champion_before",
+    "store",
+    "run",
+)
 
 
-def tell_verdict(outcome: dict[str, Any]) -> None:
+def notify_verdict(outcome: dict[str, Any]) -> None:
     """Tell what was decided about a candidate."""
     reasons = "; ".join(outcome["reasons"])
     text = f"{outcome['decision']}: version {outcome['version']}, MCC {outcome['mcc']:.3f}: {reasons}"
-    _tell(text, {"event": "verdict"} | {key: outcome.get(key) for key in KEPT})
+    _send(text, {"event": "verdict"} | {key: outcome.get(key) for key in SENT_KEYS})
 
 
 def alert_failure(flow: Any, flow_run: Any, state: Any) -> None:
     """Tell that a flow failed; Prefect calls this."""
     error = state.result(raise_on_failure=False)
     reason = first_line(error)
-    _tell(f"{flow.name} failed: {reason}", {"event": "failure", "flow": flow.name, "reason": reason})
+    _send(f"{flow.name} failed: {reason}", {"event": "failure", "flow": flow.name, "reason": reason})
 
 
 def alert_crash(flow: Any, flow_run: Any, state: Any) -> None:
     """Tell that the process of a flow died; Prefect's worker calls this."""
     reason = (str(state.message or "").strip().splitlines() or ["its process died"])[0][:500]
     text = f"{flow.name} run {flow_run.name} crashed: {reason}"
-    _tell(text, {"event": "crash", "flow": flow.name, "run": str(flow_run.id), "reason": reason})
+    _send(text, {"event": "crash", "flow": flow.name, "run": str(flow_run.id), "reason": reason})
 
 
-def tell_move(move: dict[str, Any]) -> None:
+def notify_alias_change(move: dict[str, Any]) -> None:
     """Tell that somebody approved, rejected or rolled back."""
     went = f"champion {move['from'] or 'none'} to {move['to'] or 'none'}"
     text = f"{move['kind']} of version {move['version']} by {move['actor']}: {move['reason']} ({went})"
     kept = ("kind", "version", "from", "to", "actor", "reason", "time")
-    _tell(text, {"event": "move"} | {key: move[key] for key in kept})
+    _send(text, {"event": "move"} | {key: move[key] for key in kept})
 
 
-def _tell(text: str, facts: dict[str, Any]) -> None:
+def _send(text: str, facts: dict[str, Any]) -> None:
     post(text, facts)
-    if slug := os.environ.get(BLOCK, "").strip():
-        attempt(f"block {slug}", lambda: _notify(slug, text))
+    if slug := os.environ.get(BLOCK_VARIABLE, "").strip():
+        send_with_timeout(f"block {slug}", lambda: _notify(slug, text))
 
 
 def _notify(slug: str, text: str) -> None:

@@ -10,7 +10,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.tasks import Task
 
-from tasks.core.errors import Unreachable
+from tasks.core.errors import UnreachableError
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -19,7 +19,7 @@ R = TypeVar("R")
 seconds: contextvars.ContextVar[dict[str, float]] = contextvars.ContextVar("seconds")
 
 
-def step(name: str, function: Callable[P, R], **options: Any) -> Callable[P, R]:
+def timed_task(name: str, function: Callable[P, R], **options: Any) -> Callable[P, R]:
     """Wrap a function as a timed task; calls of one name add up.
 
     Results are kept as JSON for the record, so steps hand on paths and digests and no models or frames. They are never
@@ -33,7 +33,7 @@ def step(name: str, function: Callable[P, R], **options: Any) -> Callable[P, R]:
         try:
             return run(*args, **kwargs)
         except TimeoutError as error:
-            raise Unreachable(
+            raise UnreachableError(
                 f"step {name!r} did not end in time ({error}); check the stores: verdict doctor"
             ) from error
         finally:
@@ -43,9 +43,9 @@ def step(name: str, function: Callable[P, R], **options: Any) -> Callable[P, R]:
     return timed
 
 
-def io_step(name: str, function: Callable[P, R]) -> Callable[P, R]:
+def retrying_task(name: str, function: Callable[P, R]) -> Callable[P, R]:
     """Wrap a function that talks to disks and servers: tried again when they do not answer, and limited in time."""
-    return step(
+    return timed_task(
         name, function, retries=2, retry_delay_seconds=[1, 5], timeout_seconds=900, retry_condition_fn=_is_transient
     )
 
@@ -53,4 +53,4 @@ def io_step(name: str, function: Callable[P, R]) -> Callable[P, R]:
 def _is_transient(_task: Task[..., Any], _run: TaskRun, state: State) -> bool:
     """Tell whether trying again can help; wrong input stays wrong."""
     error = state.result(raise_on_failure=False)
-    return isinstance(error, Unreachable | TimeoutError | ConnectionError)
+    return isinstance(error, UnreachableError | TimeoutError | ConnectionError)

@@ -51,15 +51,15 @@ def tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def toy_split(toy_data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str, str]:
     """Paths of training rows, validation rows and the holdout's snapshot."""
-    from tasks.data.ingestion import take_snapshots
-    from tasks.data.record_readers import Form
+    from tasks.data.ingestion import ingest
+    from tasks.data.record_readers import TableFormat
     from tasks.data.sources import Sources
     from tasks.data.splitting import split_snapshot
 
     folder = tmp_path_factory.mktemp("split")
     train, holdout = (str(toy_data / name) for name in ("in_domain_train.tsv", "out_of_domain_dev.tsv"))
-    sources = Sources(train=[train], holdout=[holdout], reported=[])
-    data = take_snapshots(sources, str(folder), Form(), 0.2)
+    sources = Sources(train=[train], holdout=[holdout], secondary=[])
+    data = ingest(sources, str(folder), TableFormat(), 0.2)
     paths = split_snapshot(data["train"]["path"], [data["holdout"]["path"]], str(folder), 0.2, 0)
     return paths[0], paths[1], data["holdout"]["path"]
 
@@ -105,7 +105,7 @@ def complete(trained: Any, toy_split: tuple[str, str, str], tmp_path_factory: py
 def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A real Prefect server on loopback, the one that runs embed; yields its address."""
     home = str(tmp_path_factory.mktemp("prefect"))
-    environment.prepare()
+    environment.set_process_defaults()
     os.environ.pop("PREFECT_API_URL", None)
     from flows.services.embedded_prefect import connected, prefect_api
 
@@ -117,7 +117,7 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @pytest.fixture(scope="session")
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A migrated, empty MLflow database; copying it saves each test five seconds."""
-    environment.prepare()
+    environment.set_process_defaults()
     from tasks.registry import tracking as runs
 
     folder = tmp_path_factory.mktemp("store")

@@ -53,7 +53,9 @@ def test_predict_needs_no_training_library() -> None:
     assert not loaded_by("import tasks.inference.classifier") & {"torch", "transformers", "prefect", "mlflow", "pandas"}
 
 
-@pytest.mark.parametrize("module", ["training.finetune", "export.bundle_export", "inference.classifier", "evaluation.evidence"])
+@pytest.mark.parametrize(
+    "module", ["training.finetune", "export.bundle_export", "inference.classifier", "evaluation.evidence"]
+)
 def test_what_runs_on_a_gpu_machine_needs_no_orchestration(module: str) -> None:
     heavy = {"prefect", "mlflow", "great_expectations", "pydantic_settings"}
     assert not loaded_by(f"import tasks.{module}") & heavy

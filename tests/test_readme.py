@@ -65,7 +65,7 @@ def workplace(empty_store: Path, exported: Any, tmp_path_factory: pytest.TempPat
     (folder / ".verdict").mkdir()
     shutil.copy(empty_store, folder / ".verdict" / "mlflow.db")
     uri, artifacts = f"sqlite:///{folder}/.verdict/mlflow.db", str(folder / ".verdict" / "artifacts")
-    store = registry.Store(uri=uri, artifacts=artifacts)
+    store = registry.MlflowStore(uri=uri, artifacts=artifacts)
     run = runs.open_run(store, "a" * 16, {}, {})
     version = registry.register_bundle(store, run, exported["bundle"], exported["digest"], {}, "a bundle")
     mlflow.MlflowClient(uri, registry_uri=uri).set_registered_model_alias("acceptability", "champion", version)

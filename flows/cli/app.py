@@ -12,15 +12,15 @@ import typer
 
 from flows import environment
 from tasks.core import log_format as logs
-from tasks.core.errors import DataRefused, VerdictError, WrongUsage
+from tasks.core.errors import DataRejected, UsageError, VerdictError
 
 if TYPE_CHECKING:
-    from tasks.core.settings import Resolved
+    from tasks.core.settings import ResolvedSettings
 
 Device = Literal["auto", "cuda", "cpu"]
-Format = Literal["txt", "tsv", "csv", "jsonl", "parquet"]
+ScoreFormat = Literal["txt", "tsv", "csv", "jsonl", "parquet"]
 CHAMPION_URI = "models:/acceptability@champion"
-EXAMPLES = ("The child has eaten the apple.", "The child have eat the apple.")
+FIRST_SENTENCES = ("The child has eaten the apple.", "The child have eat the apple.")
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else on standard output.")]
 OnDevice = Annotated[Device, typer.Option(help="Where to compute; auto takes a GPU that works.")]
@@ -106,7 +106,7 @@ def check(
     as_json: AsJson = False,
 ) -> None:
     """Read data and let the gate look at it, nothing else; exit 3 where it refuses."""
-    environment.prepare()
+    environment.set_process_defaults()
     from flows.cli import show_run as console
     from flows.commands.check import check as examine
 
@@ -115,7 +115,7 @@ def check(
     outcome = examine(resolved.settings.model_dump(), environment.usable_home())
     _print(outcome, as_json, console.show_check)
     if not outcome["passed"]:
-        raise typer.Exit(DataRefused.exit_code)
+        raise typer.Exit(DataRejected.exit_code)
 
 
 @app.command()
@@ -131,7 +131,7 @@ def watch(
     device: Annotated[Device | None, typer.Option(help="Where a retraining run computes.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Look once at the data; where it changed or drifted, retrain (--set watch.retrain=never|on_change|on_drift)."""
+    """Look once at the data; where it changed or drifted, retrain (--set watch.retrain_on=never|on_change|on_drift)."""
     from flows.cli import show_run as console
 
     resolved = _resolve(profile, settings, _named(data, train, holdout, columns, labels, encoder), device=device)
@@ -141,17 +141,17 @@ def watch(
 
 
 @app.command("judge")
-def judge_again(
+def judge(
     evidence: Annotated[str, typer.Argument(metavar="EVIDENCE.json", help="What a run wrote: runs/JOB/evidence.json.")],
     policy: Annotated[str, typer.Option(help="Another policy: a TOML file [the one in the evidence].")] = "",
     as_json: AsJson = False,
 ) -> None:
     """Judge recorded evidence again; exit 1 where figures or verdict are not those that were recorded."""
     from flows.cli import show_review as console_review
-    from tasks.evaluation.rejudge import recheck
+    from tasks.evaluation.rejudge import rejudge
 
-    outcome = recheck(evidence, policy)
-    _print(outcome, as_json, console_review.show_recheck)
+    outcome = rejudge(evidence, policy)
+    _print(outcome, as_json, console_review.show_rejudge)
     if outcome["contradictions"]:
         raise typer.Exit(1)
 
@@ -159,11 +159,11 @@ def judge_again(
 @app.command()
 def status(as_json: AsJson = False) -> None:
     """Show champion, challenger, what ran and why it ended so, what runs next, drift and disk."""
-    environment.prepare()
+    environment.set_process_defaults()
     from flows.cli import show_review as console_review
     from flows.commands import status as oncall
 
-    answer = oncall.status(environment.home())
+    answer = oncall.status(environment.verdict_home())
     _print(answer, as_json, console_review.show_status)
     if answer["unreachable"]:
         raise typer.Exit(1)
@@ -177,33 +177,35 @@ def compare(
     as_json: AsJson = False,
 ) -> None:
     """Put two versions side by side on the same holdout sentences."""
-    environment.prepare()
+    environment.set_process_defaults()
     from flows.cli import show_review as console_review
     from flows.commands import compare as comparison
 
-    _print(comparison.compare(first, second, device, environment.home()), as_json, console_review.show_comparison)
+    _print(
+        comparison.compare(first, second, device, environment.verdict_home()), as_json, console_review.show_comparison
+    )
 
 
 @app.command()
 def approve(version: VersionNumber, reason: Reason, as_json: AsJson = False) -> None:
     """Make a version on HOLD champion."""
-    environment.prepare()
+    environment.set_process_defaults()
     from flows.cli import show_review as console_review
     from flows.commands import review
 
     environment.show_log(quiet_prefect=False)
-    _print(review.approve(version, reason, environment.home()), as_json, console_review.show_move)
+    _print(review.approve(version, reason, environment.verdict_home()), as_json, console_review.show_move)
 
 
 @app.command()
 def reject(version: VersionNumber, reason: Reason, as_json: AsJson = False) -> None:
     """Turn a version on HOLD down."""
-    environment.prepare()
+    environment.set_process_defaults()
     from flows.cli import show_review as console_review
     from flows.commands import review
 
     environment.show_log(quiet_prefect=False)
-    _print(review.reject(version, reason, environment.home()), as_json, console_review.show_move)
+    _print(review.reject(version, reason, environment.verdict_home()), as_json, console_review.show_move)
 
 
 @app.command()
@@ -216,22 +218,22 @@ def rollback(
     as_json: AsJson = False,
 ) -> None:
     """Give the champion's alias back to the champion before."""
-    environment.prepare()
+    environment.set_process_defaults()
     from flows.cli import show_review as console_review
     from flows.commands import review
 
     environment.show_log(quiet_prefect=False)
-    _print(review.rollback(to, reason, dry_run, environment.home()), as_json, console_review.show_move)
+    _print(review.rollback(to, reason, dry_run, environment.verdict_home()), as_json, console_review.show_move)
 
 
 @app.command()
 def history(as_json: AsJson = False) -> None:
     """Show every move of the champion's alias: when, who, from, to, why."""
-    environment.prepare()
+    environment.set_process_defaults()
     from flows.cli import show_review as console_review
     from flows.commands import review
 
-    _print(review.history(environment.home()), as_json, console_review.show_history)
+    _print(review.history(environment.verdict_home()), as_json, console_review.show_history)
 
 
 @app.command()
@@ -242,11 +244,11 @@ def predict(
     as_json: AsJson = False,
 ) -> None:
     """Ask the champion whether sentences are acceptable."""
-    environment.prepare()
+    environment.set_process_defaults()
     from flows.cli import show_run as console
     from flows.commands import review
 
-    _print(review.predict(sentences, model, device, environment.home()), as_json, console.show_predictions)
+    _print(review.predict(sentences, model, device, environment.verdict_home()), as_json, console.show_predictions)
 
 
 @app.command()
@@ -260,13 +262,13 @@ def score(
     device: OnDevice = "auto",
     columns: Annotated[str, typer.Option(help="Column of the sentences: text=NAME [sentence or text].")] = "",
     form: Annotated[
-        Format | None, typer.Option("--format", help="How IN is written [what its ending says; - is txt].")
+        ScoreFormat | None, typer.Option("--format", help="How IN is written [what its ending says; - is txt].")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Score a file of sentences; a run that was stopped goes on where it stopped."""
     if as_json and out == "-":
-        raise WrongUsage("--json and output '-' both want standard output; name a Parquet file")
+        raise UsageError("--json and output '-' both want standard output; name a Parquet file")
     from flows.cli import show_run as console
     from tasks.serving.batch_scoring import check_paths
 
@@ -294,13 +296,13 @@ def serve(
     ] = "",
 ) -> None:
     """Answer over HTTP (JSON, Open Inference Protocol V2, a page to try it), following the champion."""
-    environment.prepare()
-    from tasks.serving.server import Serving
+    environment.set_process_defaults()
+    from tasks.serving.server import ServerConfig
     from tasks.serving.server import serve as run
 
     environment.show_log(quiet_prefect=False)
-    serving = Serving(model, host, port, device, refresh_seconds, max_batch, max_wait_ms, queue, page, feedback)
-    run(serving, environment.home())
+    serving = ServerConfig(model, host, port, device, refresh_seconds, max_batch, max_wait_ms, queue, page, feedback)
+    run(serving, environment.verdict_home())
 
 
 @app.command("export-triton")
@@ -315,14 +317,14 @@ def export_triton(
     as_json: AsJson = False,
 ) -> None:
     """Write a model repository for NVIDIA's Triton: sentences in, label and probability out."""
-    environment.prepare()
+    environment.set_process_defaults()
     from flows.cli import show_run as console
     from flows.commands import review
-    from tasks.serving.triton import Tuning, check_folder, export_repository
+    from tasks.serving.triton import TritonTuning, check_folder, export_repository
 
     check_folder(folder)  # before a model is fetched
-    version, bundle = review.find_model(model, environment.home())
-    written = export_repository(bundle, folder, version, Tuning(instances, max_batch, max_queue_delay_us))
+    version, bundle = review.find_model(model, environment.verdict_home())
+    written = export_repository(bundle, folder, version, TritonTuning(instances, max_batch, max_queue_delay_us))
     _print(written, as_json, console.show_repository)
 
 
@@ -332,7 +334,7 @@ def deploy(
     as_json: AsJson = False,
 ) -> None:
     """Put the schedules of retrain, watch and score onto a lasting Prefect server."""
-    environment.prepare()
+    environment.set_process_defaults()
     from flows.cli import show_review as console_review
     from flows.services.deploy import deploy as apply
 
@@ -347,22 +349,22 @@ def prune(
     as_json: AsJson = False,
 ) -> None:
     """Delete old jobs, snapshots, checks and rejected bundles that no alias, history or running job needs."""
-    environment.prepare()
+    environment.set_process_defaults()
     from flows.cli import show_review as console_review
-    from tasks.registry.retention import Rule
+    from tasks.registry.retention import RetentionRule
     from tasks.registry.retention import prune as forget
 
-    _print(forget(environment.home(), Rule(days, keep), dry_run), as_json, console_review.show_pruned)
+    _print(forget(environment.verdict_home(), RetentionRule(days, keep), dry_run), as_json, console_review.show_pruned)
 
 
 @app.command()
 def doctor(as_json: AsJson = False) -> None:
     """Check versions, GPU, ONNX Runtime, stores and disk."""
-    environment.prepare()
+    environment.set_process_defaults()
     from flows.cli import show_review as console_review
-    from flows.commands.doctor import examine
+    from flows.commands.doctor import run_checks
 
-    checks = examine(environment.home())
+    checks = run_checks(environment.verdict_home())
     _print(checks, as_json, console_review.show_checks)
     if not all(check["works"] for check in checks):
         raise typer.Exit(1)
@@ -388,15 +390,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _explain(error: Exception) -> int:
     """Print a failure and return the exit code."""
     if isinstance(error, VerdictError):
-        logs.tell_failure(str(error))
+        logs.print_error(str(error))
         return error.exit_code
     # typer's usage errors know their code and carry their command; typer may bring its own copy of click.
     if hasattr(error, "format_message") and hasattr(error, "exit_code"):
         context = getattr(error, "ctx", None)
-        logs.tell_failure(error.format_message(), f"see: {context.command_path if context else 'verdict'} --help")
+        logs.print_error(error.format_message(), f"see: {context.command_path if context else 'verdict'} --help")
         return int(error.exit_code)
     fault = "this is a fault of the program; show it whole with: verdict --debug ..."
-    logs.tell_failure(f"{type(error).__name__}: {error}", fault)
+    logs.print_error(f"{type(error).__name__}: {error}", fault)
     return 1
 
 
@@ -421,7 +423,7 @@ def _named(
 
 def _resolve(
     profile: str, settings: list[str] | None, named: dict[str, Any], device: Device | None = None
-) -> "Resolved":
+) -> "ResolvedSettings":
     """Resolve profile, environment and flags."""
     from tasks.core.settings import load_settings
 
@@ -433,7 +435,7 @@ def _resolve(
 def _run_flow(name: str, home: str, *arguments: Any) -> dict[str, Any]:
     """Start a flow against the configured Prefect server, or an embedded one that starts during the imports."""
     started = time.perf_counter()
-    environment.prepare()
+    environment.set_process_defaults()
     from flows.services.embedded_prefect import connected, prefect_api
 
     with prefect_api(home) as server:
@@ -452,7 +454,9 @@ def _ask_champion() -> None:
     from flows.commands import review
 
     try:
-        console.show_predictions(review.predict(list(EXAMPLES), CHAMPION_URI, "auto", environment.home()))
+        console.show_predictions(
+            review.predict(list(FIRST_SENTENCES), CHAMPION_URI, "auto", environment.verdict_home())
+        )
     except VerdictError as error:
         print(f"no answer: {error}")
     console.show_next_commands()
@@ -466,7 +470,7 @@ def parse_setting(text: str) -> tuple[str, str]:
     """
     key, separator, value = text.partition("=")
     if not separator:
-        raise WrongUsage(f"--set {text!r} has no value; expected KEY=VALUE, for example --set finetune.epochs=3")
+        raise UsageError(f"--set {text!r} has no value; expected KEY=VALUE, for example --set finetune.epochs=3")
     return key.strip(), value.strip()
 
 

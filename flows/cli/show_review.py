@@ -7,11 +7,11 @@ from rich.markup import escape
 
 from flows.cli.show_run import COLOURS, new_console, new_table
 
-SHOWN = 10  # contradictions
-LONGEST = 100  # characters of a reason in a table; --json has all of it
+MAX_ROWS_SHOWN = 10  # contradictions
+MAX_REASON_WIDTH = 100  # characters of a reason in a table; --json has all of it
 
 
-def show_recheck(outcome: dict[str, Any]) -> None:
+def show_rejudge(outcome: dict[str, Any]) -> None:
     """Print a verdict that was computed again, and what it and its figures contradict."""
     console = new_console()
     verdict, recorded = outcome["verdict"], outcome["recorded"]
@@ -25,19 +25,19 @@ def show_recheck(outcome: dict[str, Any]) -> None:
     console.print(f"candidate {verdict['candidate'][:12]}, champion {(verdict['incumbent'] or 'none')[:12]}")
     if recorded:
         console.print(f"recorded  {recorded['decision']} by {escape(str(recorded['actor']))}, {recorded['time']}")
-    for text in outcome["contradictions"][:SHOWN]:
+    for text in outcome["contradictions"][:MAX_ROWS_SHOWN]:
         console.print(f"[red]differs[/]   {escape(text)}")
-    if len(outcome["contradictions"]) > SHOWN:
-        console.print(f"[red]differs[/]   in {len(outcome['contradictions']) - SHOWN} more places (--json)")
+    if len(outcome["contradictions"]) > MAX_ROWS_SHOWN:
+        console.print(f"[red]differs[/]   in {len(outcome['contradictions']) - MAX_ROWS_SHOWN} more places (--json)")
 
 
 def show_status(status: dict[str, Any]) -> None:
     """Print what reigns and waits, what ran and why it ended so, what runs next, and what to look at."""
     console = new_console()
     console.print(f"store      {escape(status['store'])}")
-    absent = {"never": "none", "vanished": "none, it vanished", "unknown": "not to be had"}
-    none = {"champion": absent.get(status["incumbency"], "none"), "challenger": "none"}
-    if status["incumbency"] == "unknown":
+    absent = {"none": "none", "lost": "none, it was lost", "unknown": "not to be had"}
+    none = {"champion": absent.get(status["champion_state"], "none"), "challenger": "none"}
+    if status["champion_state"] == "unknown":
         none["challenger"] = absent["unknown"]
     for role, nobody in none.items():
         version = status[role]
@@ -55,7 +55,7 @@ def show_status(status: dict[str, Any]) -> None:
         console.print(f"[yellow]notice[/]     {escape(notice)}")
     if status["runs"]:
         _show_runs(status["runs"])
-    elif status["incumbency"] != "unknown":
+    elif status["champion_state"] != "unknown":
         console.print("no runs yet; start one: verdict retrain")
     if status["schedule"]:
         _show_schedule(status["schedule"])
@@ -199,4 +199,4 @@ def _age(moment: str) -> str:
 
 
 def _short(text: str) -> str:
-    return escape(text if len(text) <= LONGEST else text[: LONGEST - 1] + "…")
+    return escape(text if len(text) <= MAX_REASON_WIDTH else text[: MAX_REASON_WIDTH - 1] + "…")

@@ -41,7 +41,7 @@ def show_check(outcome: dict[str, Any]) -> None:
     console.print(f"quarantined  {_count(outcome['reasons'], outcome['quarantined'])}")
     for example in outcome["examples"]:
         console.print(f"  {escape(example)}")
-    for role, counts in outcome["blemishes"].items():
+    for role, counts in outcome["quality_issues"].items():
         if any(counts.values()):
             console.print(f"{role}: {_blemishes(counts)}")
     if outcome["drift"]:
@@ -51,8 +51,8 @@ def show_check(outcome: dict[str, Any]) -> None:
         console.print(f"[yellow]warns[/]   {escape(warning)}")
     for failure in outcome["failures"]:
         console.print(f"[red]fails[/]   {escape(failure)}")
-    passed = outcome["findings"] - len(outcome["failures"]) - len(outcome["warnings"])
-    console.print(f"passed       {passed} of {outcome['findings']} expectations")
+    passed = outcome["results"] - len(outcome["failures"]) - len(outcome["warnings"])
+    console.print(f"passed       {passed} of {outcome['results']} expectations")
     console.print(f"report       {escape(outcome['report'])}")
     console.print("[bold green]ACCEPTED[/]" if outcome["passed"] else "[bold red]REFUSED[/]")
 

@@ -5,21 +5,21 @@ import os
 from pathlib import Path
 from typing import Any
 
-from tasks.core.errors import Unreachable
+from tasks.core.errors import UnreachableError
 from tasks.core.settings import DataSettings, Settings
-from tasks.data.drift import Profile
+from tasks.data.drift import DataProfile
 from tasks.data.expectations import show_allowed, show_observed
-from tasks.data.gate import Gate, describe_finding, failed_critically, validate_data
-from tasks.data.ingestion import Data, take_snapshots
-from tasks.data.record_readers import form_of
+from tasks.data.gate import GateReport, describe_result, failed_critically, validate_data
+from tasks.data.ingestion import Dataset, ingest
+from tasks.data.record_readers import table_format
 from tasks.data.sources import locate_sources, locate_text
 from tasks.reporting.gate_page import write_gate_page
-from tasks.training.pretrained import locate_vocabulary
+from tasks.training.pretrained import locate_tokenizer
 
 log = logging.getLogger("tasks.check")
 
 
-def read_data(settings: DataSettings, home: str) -> Data:
+def read_data(settings: DataSettings, home: str) -> Dataset:
     """Find the files behind the addresses and snapshot them.
 
     Args:
@@ -33,11 +33,13 @@ def read_data(settings: DataSettings, home: str) -> Data:
     """
     sources = locate_sources(settings.path, settings.train, settings.holdout, home, offline=settings.offline)
     text = locate_text(settings.text, home, offline=settings.offline)
-    form = form_of(settings.columns, settings.labels, settings.max_chars)
-    return take_snapshots(sources, f"{home}/snapshots", form, settings.holdout_share, text)
+    form = table_format(settings.columns, settings.labels, settings.max_chars)
+    return ingest(sources, f"{home}/snapshots", form, settings.holdout_share, text)
 
 
-def examine_data(data: Data, settings: Settings, folder: str, encoder: str | None, reference: Profile | None) -> Gate:
+def run_gate(
+    data: Dataset, settings: Settings, folder: str, encoder: str | None, reference: DataProfile | None
+) -> GateReport:
     """Run the gate and write gate.json, gate.html and, where rows were quarantined, quarantine.parquet to `folder`."""
     limits = settings.gate.model_dump() | {"max_quarantined": settings.data.max_quarantined}
     gate = validate_data(data, folder, limits, encoder, reference)
@@ -56,13 +58,13 @@ def check(settings: dict[str, Any], home: str) -> dict[str, Any]:
     data = read_data(chosen.data, home)
     folder = Path(home) / "checks" / data["digest"][:16]
     folder.mkdir(parents=True, exist_ok=True)
-    gate = examine_data(data, chosen, str(folder), find_vocabulary(chosen), find_reference(home))
+    gate = run_gate(data, chosen, str(folder), find_tokenizer(chosen), champion_profile(home))
     return summarise(gate)
 
 
-def summarise(gate: Gate) -> dict[str, Any]:
+def summarise(gate: GateReport) -> dict[str, Any]:
     """Return the gate's answer as commands print it; `failures` and `warnings` are one line a finding."""
-    failed = [finding for finding in gate["findings"] if not finding["passed"]]
+    failed = [finding for finding in gate["results"] if not finding["passed"]]
     return {
         "passed": gate["passed"],
         "rows_in": gate["rows_in"],
@@ -70,10 +72,10 @@ def summarise(gate: Gate) -> dict[str, Any]:
         "quarantined": gate["quarantined"],
         "reasons": gate["reasons"],
         "examples": gate["examples"],
-        "failures": [describe_finding(finding) for finding in failed if failed_critically(finding)],
-        "warnings": [describe_finding(finding) for finding in failed if not failed_critically(finding)],
-        "blemishes": gate["blemishes"],
-        "findings": len(gate["findings"]),
+        "failures": [describe_result(finding) for finding in failed if failed_critically(finding)],
+        "warnings": [describe_result(finding) for finding in failed if not failed_critically(finding)],
+        "quality_issues": gate["quality_issues"],
+        "results": len(gate["results"]),
         "drift": gate["drift"],
         "reference": gate["reference"],
         "dataset": gate["dataset"],
@@ -81,29 +83,29 @@ def summarise(gate: Gate) -> dict[str, Any]:
     }
 
 
-def report_gate(gate: Gate) -> None:
+def report_gate(gate: GateReport) -> None:
     """Tell on the log what was quarantined and what warns."""
     if gate["quarantined"]:
         kinds = ", ".join(f"{count} {kind}" for kind, count in gate["reasons"].items())
         log.warning(
             "quarantined %d of %d rows: %s; %s", gate["quarantined"], gate["rows_in"], kinds, gate["examples"][0]
         )
-    for finding in gate["findings"]:
+    for finding in gate["results"]:
         if not finding["passed"] and not failed_critically(finding):
-            log.warning("warning: %s", describe_finding(finding))
+            log.warning("warning: %s", describe_result(finding))
 
 
-def describe_gate(gate: Gate) -> str:
+def describe_gate(gate: GateReport) -> str:
     """Write the gate's answer as Markdown."""
     cells = [
         (
             finding["table"],
-            finding["asks"],
+            finding["description"],
             show_observed(finding),
             show_allowed(finding),
             "passed" if finding["passed"] else finding["severity"],
         )
-        for finding in gate["findings"]
+        for finding in gate["results"]
     ]
     rows = "\n".join(f"| {' | '.join(row)} |" for row in cells)
     return (
@@ -114,16 +116,16 @@ def describe_gate(gate: Gate) -> str:
     )
 
 
-def find_vocabulary(settings: Settings) -> str | None:
+def find_tokenizer(settings: Settings) -> str | None:
     """Return the folder of the encoder's tokeniser; None, and said so, where a hub model cannot be had."""
     try:
-        return locate_vocabulary(settings.finetune.encoder, offline=settings.data.offline)
-    except Unreachable as error:
+        return locate_tokenizer(settings.finetune.encoder, offline=settings.data.offline)
+    except UnreachableError as error:
         log.warning("word pieces are not checked: %s", error)
         return None
 
 
-def find_reference(home: str) -> Profile | None:
+def champion_profile(home: str) -> DataProfile | None:
     """Return the profile of the champion's training data; None where there is no champion yet."""
     if not (Path(home) / "mlflow.db").is_file() and not os.environ.get("MLFLOW_TRACKING_URI"):
         return None  # without a store there is no champion, and MLflow takes seconds to import

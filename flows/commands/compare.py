@@ -5,19 +5,19 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from tasks.core.errors import VerdictError, WrongUsage
-from tasks.core.files import digest_of, write_json
+from tasks.core.errors import UsageError, VerdictError
+from tasks.core.files import json_digest, write_json
 from tasks.core.policy import parse_policy
-from tasks.evaluation.compare_versions import SideBySide, compare_bundles, compare_recorded, figures_of
-from tasks.evaluation.evidence import Evidence, face_champion
-from tasks.evaluation.judge import judge, sign
+from tasks.evaluation.compare_versions import VersionComparison, compare_bundles, compare_recorded, figures_of
+from tasks.evaluation.evidence import Evidence, add_champion
+from tasks.evaluation.judge import judge, stamp
 from tasks.registry import promotion as moves
 from tasks.registry import tracking as runs
 from tasks.registry import verification as inspection
 from tasks.registry import versions as registry
 from tasks.registry.audit_log import actor
-from tasks.registry.champion_history import Reigning
-from tasks.registry.mlflow_client import Store, locate_store
+from tasks.registry.champion_history import ChampionRecord
+from tasks.registry.mlflow_client import MlflowStore, locate_store
 
 RESAMPLES = 10_000
 
@@ -41,13 +41,13 @@ def compare(first: str, second: str | None, device: str, home: str) -> dict[str,
     registry.check_numbers(store, first, second or first)
     other = second or _champion(store)
     if first == other:
-        raise WrongUsage(f"version {first} would be compared with itself; name another: verdict compare {first} B")
+        raise UsageError(f"version {first} would be compared with itself; name another: verdict compare {first} B")
     tags = {version: registry.read_tags(store, version) for version in (first, other)}
     holdout = tags[first].get("holdout", "")
     snapshot = find_snapshot(home, holdout)
     if snapshot:
-        with inspection.bundle_of(store, first) as ours, inspection.bundle_of(store, other) as theirs:
-            result: SideBySide | None = compare_bundles(str(ours), str(theirs), str(snapshot), device, RESAMPLES)
+        with inspection.open_bundle(store, first) as ours, inspection.open_bundle(store, other) as theirs:
+            result: VersionComparison | None = compare_bundles(str(ours), str(theirs), str(snapshot), device, RESAMPLES)
     else:
         evidence = [_evidence(store, tags[version]) for version in (first, other)]
         result = compare_recorded(evidence[0], evidence[1]) if evidence[0] and evidence[1] else None
@@ -69,7 +69,7 @@ def compare(first: str, second: str | None, device: str, home: str) -> dict[str,
     }
 
 
-def judge_again(store: Store, version: str, champion: Reigning | None, home: str) -> str:
+def judge_again(store: MlflowStore, version: str, champion: ChampionRecord | None, home: str) -> str:
     """Judge a version against the champion that reigns now; return the digest of the verdict, which its run records.
 
     Raises:
@@ -86,14 +86,14 @@ def judge_again(store: Store, version: str, champion: Reigning | None, home: str
             f"and {what} is not at hand to judge it again; run: verdict retrain --force"
         )
     if champion:
-        with inspection.bundle_of(store, champion["version"]) as bundle:
+        with inspection.open_bundle(store, champion["version"]) as bundle:
             reigning = {"version": champion["version"], "digest": champion["digest"], "bundle": str(bundle)}
-            evidence = face_champion(evidence, reigning, str(snapshot), "auto")  # type: ignore[arg-type]
+            evidence = add_champion(evidence, reigning, str(snapshot), "auto")  # type: ignore[arg-type]
     else:
-        gone = {"incumbency": moves.incumbency(store), "champion": None, "comparison": None}
+        gone = {"champion_state": moves.read_champion_state(store), "champion": None, "comparison": None}
         evidence = Evidence(**{**evidence, **gone})  # type: ignore[typeddict-item]
     time = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    verdict = sign(judge(evidence, parse_policy(evidence["policy"], f"of version {version}")), time, actor())
+    verdict = stamp(judge(evidence, parse_policy(evidence["policy"], f"of version {version}")), time, actor())
     with tempfile.TemporaryDirectory() as scratch:
         name = f"against-{champion['version'] if champion else 'none'}"
         write_json(Path(scratch) / f"evidence-{name}.json", evidence)
@@ -104,7 +104,7 @@ def judge_again(store: Store, version: str, champion: Reigning | None, home: str
             f"version {version} was judged again, against {now}: REJECT: {'; '.join(verdict['reasons'])}; "
             f"see: verdict compare {version}"
         )
-    return digest_of(verdict)
+    return json_digest(verdict)
 
 
 def find_snapshot(home: str, digest: str) -> Path | None:
@@ -113,14 +113,14 @@ def find_snapshot(home: str, digest: str) -> Path | None:
     return path if digest and path.is_file() else None
 
 
-def _champion(store: Store) -> str:
-    champion = moves.find_reigning(store)
+def _champion(store: MlflowStore) -> str:
+    champion = moves.current_champion(store)
     if champion is None:
         raise VerdictError(f"there is no champion in {store['uri']} to compare with; name a second version")
     return champion["version"]
 
 
-def _evidence(store: Store, tags: dict[str, str]) -> Evidence | None:
+def _evidence(store: MlflowStore, tags: dict[str, str]) -> Evidence | None:
     """Return the evidence that the run of a version recorded; None for none, or one of an older program."""
     found = inspection.read_recorded(store, tags["run"], "evidence.json")
     return found if found and "answers" in found else None

@@ -11,17 +11,17 @@ import onnx
 from onnx import TensorProto, helper
 
 from tasks.core.errors import VerdictError
-from tasks.core.provenance import versions
+from tasks.core.provenance import library_versions
 from tasks.inference.sessions import has_gpu, open_session
 from tasks.training.pretrained import PACKAGED, locate_encoder
 
 if TYPE_CHECKING:
     import httpx
 
-FREE_DISK = 2.0  # GB that a run with a base-sized encoder needs
+MIN_FREE_DISK_GB = 2.0  # GB that a run with a base-sized encoder needs
 
 
-class Check(TypedDict):
+class DoctorCheck(TypedDict):
     """One look: what, whether it works, and what was seen."""
 
     check: str
@@ -29,7 +29,7 @@ class Check(TypedDict):
     seen: str
 
 
-def examine(home: str) -> list[Check]:
+def run_checks(home: str) -> list[DoctorCheck]:
     """Run every check; none of them raises."""
     checks: dict[str, Callable[[], str]] = {
         "versions": _libraries,
@@ -43,11 +43,11 @@ def examine(home: str) -> list[Check]:
     return [_run(name, look) for name, look in checks.items()]
 
 
-def _run(name: str, look: Callable[[], str]) -> Check:
+def _run(name: str, look: Callable[[], str]) -> DoctorCheck:
     try:
-        return Check(check=name, works=True, seen=look())
+        return DoctorCheck(check=name, works=True, seen=look())
     except (VerdictError, ImportError, OSError) as error:
-        return Check(check=name, works=False, seen=str(error))
+        return DoctorCheck(check=name, works=False, seen=str(error))
 
 
 def _gpu() -> str:
@@ -81,7 +81,7 @@ def _store(home: str) -> str:
     from tasks.registry.verification import verify_version
 
     store = registry.locate_store(home)
-    if registry.is_new(store):
+    if registry.is_uninitialised(store):
         return f"{store['uri']}, not created yet"
     champion = registry.find_alias(store, registry.CHAMPION, fetch=False)
     if champion:
@@ -135,7 +135,7 @@ def _workers(client: "httpx.Client") -> str:
 
 def _libraries() -> str:
     """Name what is installed; refuse what is known not to go together and does not say so itself."""
-    found = versions()
+    found = library_versions()
     database = importlib.metadata.version("sqlalchemy")
     if database.startswith("2.1.") and found.get("prefect", "").startswith("3.8."):
         raise VerdictError(
@@ -150,6 +150,6 @@ def _disk(home: str) -> str:
     while not folder.exists():
         folder = folder.parent
     free = shutil.disk_usage(folder).free / 1e9
-    if free < FREE_DISK:
-        raise VerdictError(f"{free:.1f} GB free at {folder}, expected at least {FREE_DISK}")
+    if free < MIN_FREE_DISK_GB:
+        raise VerdictError(f"{free:.1f} GB free at {folder}, expected at least {MIN_FREE_DISK_GB}")
     return f"{free:.0f} GB free at {folder}"

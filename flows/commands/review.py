@@ -3,15 +3,15 @@
 from pathlib import Path
 from typing import Any
 
-from flows.notifications import tell_move
-from tasks.core.errors import Unreachable, VerdictError, WrongUsage
+from flows.notifications import notify_alias_change
+from tasks.core.errors import UnreachableError, UsageError, VerdictError
 from tasks.inference.classifier import Classifier
 from tasks.registry import audit_log as record
 from tasks.registry import champion_history as told
 from tasks.registry import promotion as moves
 from tasks.registry import verification as inspection
 from tasks.registry import versions as registry
-from tasks.registry.mlflow_client import Store, locate_store
+from tasks.registry.mlflow_client import MlflowStore, locate_store
 
 
 def history(home: str) -> list[dict[str, Any]]:
@@ -35,13 +35,15 @@ def approve(version: str, reason: str, home: str, who: str = "") -> dict[str, An
             was compared with, and it is rejected beside that one or cannot be judged again.
     """
     text, store = record.check_reason(reason), _check(version, home)
-    tags, champion = registry.read_tags(store, version), moves.find_reigning(store)
+    tags, champion = registry.read_tags(store, version), moves.current_champion(store)
     now, verdict = champion["version"] if champion else None, tags.get("verdict_digest", "")
     if tags.get("verdict") == "HOLD" and now not in (tags.get("compared_with") or None, version):
         from flows.commands.compare import judge_again  # what measures is imported by who measures
 
         verdict = judge_again(store, version, champion, home)
-    return _told(moves.crown(store, version, kind="approve", expected=now, reason=text, verdict=verdict, who=who))
+    return _registered_numbers(
+        moves.promote(store, version, kind="approve", expected=now, reason=text, verdict=verdict, who=who)
+    )
 
 
 def reject(version: str, reason: str, home: str, who: str = "") -> dict[str, Any]:
@@ -53,7 +55,7 @@ def reject(version: str, reason: str, home: str, who: str = "") -> dict[str, Any
     """
     text, store = record.check_reason(reason), _check(version, home)
     tags = registry.read_tags(store, version)
-    return _told(moves.dismiss(store, version, text, tags.get("verdict_digest", ""), who))
+    return _registered_numbers(moves.reject(store, version, text, tags.get("verdict_digest", ""), who))
 
 
 def rollback(to: str | None, reason: str, dry_run: bool, home: str) -> dict[str, Any]:
@@ -73,21 +75,21 @@ def rollback(to: str | None, reason: str, dry_run: bool, home: str) -> dict[str,
     """
     text, store = record.check_reason(reason), _check(to or "1", home)
     entries, records = moves.history(store)
-    champion = moves.find_reigning(store)
+    champion = moves.current_champion(store)
     now = champion["version"] if champion else None
-    target = to or _previous(told.reigns(entries), now)
-    _refuse_target(target, now, told.reigns(entries), {entry["to"] for entry in entries})
-    bundle = told.bundle_of(records, target) or ""
+    target = to or _previous(told.champion_stack(entries), now)
+    _refuse_target(target, now, told.champion_stack(entries), {entry["to"] for entry in entries})
+    bundle = told.digest_of_version(records, target) or ""
     try:
         inspection.verify_version(store, target, bundle)
-    except Unreachable:
+    except UnreachableError:
         raise
     except VerdictError as error:
         raise VerdictError(f"{error}; or name another champion: verdict rollback --to VERSION") from error
     if dry_run:
         return {"kind": "rollback", "from": now, "to": target, "reason": text, "dry_run": True}
-    move = moves.crown(store, target, kind="rollback", expected=now, reason=text, bundle=bundle)
-    return _told(move) | {"dry_run": False}
+    move = moves.promote(store, target, kind="rollback", expected=now, reason=text, bundle=bundle)
+    return _registered_numbers(move) | {"dry_run": False}
 
 
 def predict(sentences: list[str], model: str, device: str, home: str) -> list[dict[str, Any]]:
@@ -118,13 +120,13 @@ def find_model(model: str, home: str) -> tuple[str | None, str]:
     return version["version"], version["bundle"]
 
 
-def _told(move: record.Move) -> dict[str, Any]:
+def _registered_numbers(move: record.AliasChange) -> dict[str, Any]:
     """Return a record as plain values, and tell whoever wants to know."""
-    tell_move(dict(move))
+    notify_alias_change(dict(move))
     return dict(move)
 
 
-def _check(version: str, home: str) -> Store:
+def _check(version: str, home: str) -> MlflowStore:
     """Return the store that holds versions; refuse what is no version's number."""
     store = locate_store(home)
     registry.check_numbers(store, version)
@@ -143,9 +145,9 @@ def _previous(stack: list[str], now: str | None) -> str:
 
 def _refuse_target(target: str, now: str | None, stack: list[str], reigned: set[str | None]) -> None:
     if target == now:
-        raise WrongUsage(f"version {target} is champion already; see: verdict history")
+        raise UsageError(f"version {target} is champion already; see: verdict history")
     if target not in reigned:
         known = ", ".join(dict.fromkeys(version for version in stack if version != now)) or "none"
-        raise WrongUsage(
+        raise UsageError(
             f"version {target} never was champion; expected one that was ({known}), or for a HOLD: verdict approve"
         )

@@ -8,22 +8,22 @@ import time
 from pathlib import Path
 from typing import Any, TypedDict
 
-from flows.commands.doctor import FREE_DISK
-from tasks.core.errors import Unreachable, VerdictError
+from flows.commands.doctor import MIN_FREE_DISK_GB
+from tasks.core.errors import UnreachableError, VerdictError
 from tasks.core.files import read_json
 from tasks.registry import champion_history as history
 from tasks.registry import promotion as moves
 from tasks.registry import tracking as runs
 from tasks.registry import verification as inspection
 from tasks.registry import versions as registry
-from tasks.registry.champion_history import Entry
-from tasks.registry.mlflow_client import Store, is_new, locate_store
-from tasks.registry.versions import CHALLENGER, CHAMPION, Version
+from tasks.registry.champion_history import TimelineEntry
+from tasks.registry.mlflow_client import MlflowStore, is_uninitialised, locate_store
+from tasks.registry.versions import CHALLENGER, CHAMPION, RegisteredVersion
 
-PATIENCE = 2.0  # seconds in which the stores' files are counted, or not at all
+PREFECT_TIMEOUT_S = 2.0  # seconds in which the stores' files are counted, or not at all
 
 
-class Drift(TypedDict):
+class LatestDrift(TypedDict):
     """A look at data beside a champion's: when (ISO 8601), what drifted, and the digest of the champion's data."""
 
     time: str
@@ -42,16 +42,16 @@ def status(home: str) -> dict[str, Any]:
     """
     store = locate_store(home)
     answer: dict[str, Any] = {"store": store["uri"], "champion": None, "challenger": None, "runs": []}
-    answer |= {"incumbency": "never", "drift": None, "schedule": None, "disk": measure_disk(home)}
+    answer |= {"champion_state": "none", "drift": None, "schedule": None, "disk": measure_disk(home)}
     answer |= {"notices": [], "unreachable": []}
-    if not is_new(store):
+    if not is_uninitialised(store):
         try:
-            answer |= look_into(store)
-        except Unreachable as error:
-            answer |= {"incumbency": "unknown", "unreachable": [str(error)]}
+            answer |= read_runs(store)
+        except UnreachableError as error:
+            answer |= {"champion_state": "unknown", "unreachable": [str(error)]}
     try:
         answer["schedule"] = ask_prefect()
-    except Unreachable as error:
+    except UnreachableError as error:
         answer["unreachable"].append(str(error))
     answer["drift"] = latest_drift(answer["champion"], answer["runs"], home, answer["notices"])
     answer["notices"] += [
@@ -59,13 +59,13 @@ def status(home: str) -> dict[str, Any]:
         for each in (answer["schedule"] or {"next": []})["next"]
         if each["late"]
     ]
-    if answer["disk"]["free_gb"] < FREE_DISK:
+    if answer["disk"]["free_gb"] < MIN_FREE_DISK_GB:
         free = f"{answer['disk']['free_gb']:.1f} GB free at {home}"
-        answer["notices"].append(f"{free}, a run needs {FREE_DISK}; make room: verdict prune")
+        answer["notices"].append(f"{free}, a run needs {MIN_FREE_DISK_GB}; make room: verdict prune")
     return answer
 
 
-def look_into(store: Store) -> dict[str, Any]:
+def read_runs(store: MlflowStore) -> dict[str, Any]:
     """Return what a store that exists says.
 
     Raises:
@@ -75,13 +75,13 @@ def look_into(store: Store) -> dict[str, Any]:
     entries, records = moves.history(store)
     answer: dict[str, Any] = {"champion": _public(champion)}
     if champion:
-        answer["champion"]["fault"] = inspection.find_fault(store, champion["version"])
-        answer["champion"]["since"] = crowned_at(entries, champion["version"])
+        answer["champion"]["fault"] = inspection.version_error(store, champion["version"])
+        answer["champion"]["since"] = promoted_at(entries, champion["version"])
     return answer | {
         "challenger": _public(registry.find_alias(store, CHALLENGER, fetch=False)),
         "runs": runs.recent_runs(store),
-        "incumbency": moves.incumbency(store),
-        "notices": history.notices(entries, records),
+        "champion_state": moves.read_champion_state(store),
+        "notices": history.warnings(entries, records),
     }
 
 
@@ -100,15 +100,17 @@ def ask_prefect() -> Any:
     return ask_schedule()
 
 
-def crowned_at(entries: list[Entry], version: str) -> str | None:
+def promoted_at(entries: list[TimelineEntry], version: str) -> str | None:
     """Return when the last move to a version was, ISO 8601; None where no record says it."""
-    found = [entry["time"] for entry in entries if entry["to"] == version and entry["kind"] not in history.DECISIONS]
+    found = [
+        entry["time"] for entry in entries if entry["to"] == version and entry["kind"] not in history.DECISION_KINDS
+    ]
     return found[-1] if found else None
 
 
 def latest_drift(
     champion: dict[str, Any] | None, recent: list[dict[str, Any]], home: str, notices: list[str]
-) -> Drift | None:
+) -> LatestDrift | None:
     """Return the latest look, by a run or by `watch`, at data beside that of the champion who reigns now.
 
     Args:
@@ -118,7 +120,7 @@ def latest_drift(
         notices: receives a line for each record of `watch` that cannot be read.
     """
     looks = [
-        Drift(time=_iso(run["start"]), seen=run["drift"], reference=run["drift_from"] or "")
+        LatestDrift(time=_iso(run["start"]), seen=run["drift"], reference=run["drift_from"] or "")
         for run in recent
         if run["drift"]
     ]
@@ -127,7 +129,7 @@ def latest_drift(
             seen = read_json(path)
             moment = datetime.datetime.fromisoformat(seen["time"]).astimezone(datetime.UTC).isoformat()
             if seen.get("drift"):
-                looks.append(Drift(time=moment, seen=seen["drift"], reference=seen.get("drift_from") or ""))
+                looks.append(LatestDrift(time=moment, seen=seen["drift"], reference=seen.get("drift_from") or ""))
         except (VerdictError, KeyError, TypeError, ValueError, AttributeError):
             notices.append(f"{path} is no record of a look at data; delete it, and the next look writes it anew")
     asked = [look for look in looks if champion and look["reference"] == champion["dataset"]]
@@ -145,7 +147,7 @@ def measure_disk(home: str) -> dict[str, float | None]:
 
 def _size_of(home: str) -> int | None:
     """Add up the files of a folder in which others write and delete meanwhile."""
-    deadline, total = time.monotonic() + PATIENCE, 0
+    deadline, total = time.monotonic() + PREFECT_TIMEOUT_S, 0
     for folder, _, names in os.walk(home):
         if time.monotonic() > deadline:
             return None
@@ -159,6 +161,6 @@ def _iso(seconds: float) -> str:
     return datetime.datetime.fromtimestamp(seconds, datetime.UTC).isoformat()
 
 
-def _public(version: Version | None) -> dict[str, Any] | None:
+def _public(version: RegisteredVersion | None) -> dict[str, Any] | None:
     """Leave out where the bundle happens to lie."""
     return {key: value for key, value in version.items() if key != "bundle"} if version else None

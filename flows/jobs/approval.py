@@ -17,10 +17,10 @@ from pydantic import Field
 from flows.commands import review
 from tasks.core.files import read_json, write_json
 
-KEY = "hold"  # one question a run
+INPUT_KEY = "hold"  # one question a run
 
 
-class Answer(RunInput):
+class ApprovalForm(RunInput):
     """The form that Prefect shows."""
 
     decision: Literal["approve", "reject"]
@@ -30,11 +30,11 @@ class Answer(RunInput):
 
 def find_waiting(home: str) -> dict[str, Any] | None:
     """Return the outcome that this flow run was suspended with; None for a run that begins."""
-    path = _place(home)
+    path = _store_address(home)
     return read_json(path) if path and path.is_file() else None
 
 
-def await_person(outcome: dict[str, Any], hours: float, home: str) -> dict[str, Any]:
+def wait_for_approval(outcome: dict[str, Any], hours: float, home: str) -> dict[str, Any]:
     """Suspend this run until a person decided its HOLD, and carry the decision out; return the outcome with it.
 
     A run that no deployment started cannot be suspended: it ends with its HOLD.
@@ -42,19 +42,19 @@ def await_person(outcome: dict[str, Any], hours: float, home: str) -> dict[str, 
     Raises:
         VerdictError: if the decision cannot be carried out, for example because another champion reigns by now.
     """
-    path = _place(home)
+    path = _store_address(home)
     if path is None:
         return outcome
     write_json(path, outcome)
-    form = Answer.with_initial_data(description=_describe(outcome))
-    answer = suspend_flow_run(wait_for_input=form, timeout=int(hours * 3_600), key=KEY)
+    form = ApprovalForm.with_initial_data(description=_describe(outcome))
+    answer = suspend_flow_run(wait_for_input=form, timeout=int(hours * 3_600), key=INPUT_KEY)
     decide = review.approve if answer.decision == "approve" else review.reject
     move = decide(outcome["version"], answer.reason, home, answer.name)
     path.unlink()
     return {**outcome, "decided": {key: move[key] for key in ("kind", "actor", "reason", "time", "from", "to")}}
 
 
-def _place(home: str) -> Path | None:
+def _store_address(home: str) -> Path | None:
     """Return where a run of a deployment keeps its outcome while it waits."""
     context = FlowRunContext.get()
     run = context.flow_run if context else None

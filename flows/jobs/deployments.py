@@ -17,11 +17,11 @@ from pydantic import BaseModel, Field
 from flows import environment
 from flows.notifications import alert_crash, alert_failure
 from tasks.core import log_format as logs
-from tasks.core.settings import Resolved, load_settings
+from tasks.core.settings import ResolvedSettings, load_settings
 
-CHAMPION = "models:/acceptability@champion"
+CHAMPION_ADDRESS = "models:/acceptability@champion"
 
-Profile = Literal["sample", "cola-small", "cola"]
+ProfileName = Literal["sample", "cola-small", "cola"]
 Device = Literal["auto", "cuda", "cpu"]
 
 
@@ -45,7 +45,7 @@ class TrainingForm(BaseModel):
 
 
 DATA, TRAINING = DataForm(), TrainingForm()
-NOTHING: list[str] = []
+NO_EXTRA_SETTINGS: list[str] = []
 
 
 @flow(
@@ -56,10 +56,10 @@ NOTHING: list[str] = []
     on_crashed=[alert_crash],
 )
 def retrain(
-    profile: Profile = "sample",
+    profile: ProfileName = "sample",
     data: DataForm = DATA,
     training: TrainingForm = TRAINING,
-    more: list[str] = NOTHING,
+    more: list[str] = NO_EXTRA_SETTINGS,
     force: bool = False,
 ) -> State[Any]:
     """Train, export, measure, judge and register a candidate; promote it where it deserves it.
@@ -79,8 +79,8 @@ def retrain(
     # The job's body and not its flow: a run that waits for a person must be this one, which a deployment started.
     outcome = job.fn(settings.settings.model_dump(), settings.origins, environment.usable_home(), force)
     if outcome["unchanged"]:
-        return Completed(name="NothingNew", message=f"nothing new: {_told(outcome)} stands", data=outcome)
-    return Completed(message=_told(outcome), data=outcome)
+        return Completed(name="NothingNew", message=f"nothing new: {_extra_settings(outcome)} stands", data=outcome)
+    return Completed(message=_extra_settings(outcome), data=outcome)
 
 
 @flow(
@@ -91,10 +91,10 @@ def retrain(
     on_crashed=[alert_crash],
 )
 def watch(
-    profile: Profile = "sample",
+    profile: ProfileName = "sample",
     data: DataForm = DATA,
     training: TrainingForm = TRAINING,
-    more: list[str] = NOTHING,
+    more: list[str] = NO_EXTRA_SETTINGS,
     retrain_when: Literal["never", "on_change", "on_drift"] = "on_change",
 ) -> State[Any]:
     """Look once at the data; where it changed or drifted, retrain.
@@ -110,7 +110,7 @@ def watch(
     from flows.jobs.watch import watch as job
 
     drop_missed()
-    settings = resolve(profile, data, training, [*more, f"watch.retrain={retrain_when}"])
+    settings = resolve(profile, data, training, [*more, f"watch.retrain_on={retrain_when}"])
     outcome = job.fn(settings.settings.model_dump(), settings.origins, environment.usable_home())
     return Completed(name="NothingNew" if not outcome["changed"] else None, message=outcome["why"], data=outcome)
 
@@ -125,7 +125,7 @@ def watch(
 def score(
     path: Annotated[str, Field(min_length=1)],
     out: Annotated[str, Field(min_length=1)],
-    model: str = CHAMPION,
+    model: str = CHAMPION_ADDRESS,
     device: Device = "auto",
     columns: str = "",
     form: Literal["", "txt", "tsv", "csv", "jsonl", "parquet"] = "",
@@ -149,7 +149,7 @@ def score(
     return Completed(message=f"{outcome['scored']} of {outcome['rows_in']} rows scored", data=outcome)
 
 
-def resolve(profile: str, data: DataForm, training: TrainingForm, more: list[str]) -> Resolved:
+def resolve(profile: str, data: DataForm, training: TrainingForm, more: list[str]) -> ResolvedSettings:
     """Resolve profile, the worker's environment and the form, in this order.
 
     Raises:
@@ -178,7 +178,7 @@ def drop_missed() -> list[str]:
         expected_start_time=filters.FlowRunFilterExpectedStartTime(before_=DateTime.now("UTC")),
     )
     with get_client(sync_client=True) as client:
-        missed = [run for run in client.read_flow_runs(flow_run_filter=due) if _may_go(run, own)]
+        missed = [run for run in client.read_flow_runs(flow_run_filter=due) if _is_due(run, own)]
         for run in missed:
             client.set_flow_run_state(run.id, Cancelled(name="Missed", message=f"missed; {own.name} stands for it"))
     return [run.name for run in missed]
@@ -186,17 +186,17 @@ def drop_missed() -> list[str]:
 
 def _begin() -> None:
     """Choose for Prefect and MLflow, and let the run's page and the worker's output show what the tasks say."""
-    environment.prepare()
+    environment.set_process_defaults()
     environment.show_worker_log()
     if (context := FlowRunContext.get()) and context.flow_run:
-        logs.bind(flow_run=str(context.flow_run.id))
+        logs.bind_context(flow_run=str(context.flow_run.id))
 
 
-def _may_go(run: FlowRun, own: FlowRun) -> bool:
+def _is_due(run: FlowRun, own: FlowRun) -> bool:
     """Tell a schedule's run from one that a person asked for, or that was started before and waits."""
     return run.auto_scheduled and run.id != own.id and run.run_count == 0 and run.parameters == own.parameters
 
 
-def _told(outcome: dict[str, Any]) -> str:
+def _extra_settings(outcome: dict[str, Any]) -> str:
     reasons = "; ".join(outcome["reasons"])
     return f"{outcome['decision']} of version {outcome['version']} ({reasons})"[:500]

@@ -4,31 +4,38 @@ import datetime
 from pathlib import Path
 from typing import Any
 
-from flows.steps import io_step, step
+from flows.steps import retrying_task, timed_task
 from tasks.core.files import read_json, write_json
 from tasks.core.settings import Settings
-from tasks.data.gate import Gate
-from tasks.data.ingestion import Data
-from tasks.evaluation.evidence import Circumstances, Evidence, gather_evidence
-from tasks.evaluation.judge import Verdict, judge, sign
-from tasks.export.bundle_export import Export
+from tasks.data.gate import GateReport
+from tasks.data.ingestion import Dataset
+from tasks.evaluation.evidence import Evidence, JudgeContext, gather_evidence
+from tasks.evaluation.judge import Verdict, judge, stamp
+from tasks.export.bundle_export import ExportResult
 from tasks.registry import promotion as moves
 from tasks.registry import tracking as runs
 from tasks.registry import versions as registry
 from tasks.registry.audit_log import actor
-from tasks.registry.mlflow_client import Store
-from tasks.registry.versions import CHAMPION, Version
+from tasks.registry.mlflow_client import MlflowStore
+from tasks.registry.versions import CHAMPION, RegisteredVersion
 
-find_alias = io_step("find champion", registry.find_alias)
-find_incumbency = io_step("find champion", moves.incumbency)
-count_looks = io_step("find champion", runs.count_looks)
-tag_run = io_step("log to MLflow", runs.tag_run)
-measure = step("measure", gather_evidence)
-decide = step("judge", judge)
+find_alias = retrying_task("find champion", registry.find_alias)
+find_incumbency = retrying_task("find champion", moves.read_champion_state)
+count_holdout_uses = retrying_task("find champion", runs.count_holdout_uses)
+tag_run = retrying_task("log to MLflow", runs.tag_run)
+measure = timed_task("measure", gather_evidence)
+decide = timed_task("judge", judge)
 
 
-def weigh(
-    exported: Export, data: Data, gate: Gate, settings: Settings, device: str, folder: Path, store: Store, run_id: str
+def evaluate_and_judge(
+    exported: ExportResult,
+    data: Dataset,
+    gate: GateReport,
+    settings: Settings,
+    device: str,
+    folder: Path,
+    store: MlflowStore,
+    run_id: str,
 ) -> tuple[Evidence, Verdict]:
     """Measure candidate and champion, and judge, unless a killed run of this job did so and nothing changed since.
 
@@ -36,17 +43,17 @@ def weigh(
     """
     champion = find_alias(store, CHAMPION)
     holdout, policy = data["holdout"], settings.judge.chosen_policy()
-    circumstances = Circumstances(
-        incumbency="reigning" if champion else find_incumbency(store),
-        looks=count_looks(store, holdout["digest"], exported["digest"]),
+    circumstances = JudgeContext(
+        champion_state="active" if champion else find_incumbency(store),
+        holdout_uses=count_holdout_uses(store, holdout["digest"], exported["digest"]),
         drift=[shift["name"] for shift in gate["drift"] if shift["drifted"]],
         training=data["train"]["digest"],
         policy=policy.model_dump(),
     )
-    if standing := find_standing(folder, exported, circumstances, champion):
+    if standing := find_reusable_verdict(folder, exported, circumstances, champion):
         return standing
     tag_run(store, run_id, {"holdout": holdout["digest"], "bundle_digest": exported["digest"]})
-    reported = data["reported"]
+    reported = data["secondary"]
     sides = ("train", "validation", "text") if data["text"] else ("train", "validation")
     evidence = measure(
         exported["bundle"],
@@ -60,14 +67,14 @@ def weigh(
         resamples=settings.judge.resamples,
     )
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    verdict = sign(decide(evidence, policy), now, actor())
+    verdict = stamp(decide(evidence, policy), now, actor())
     write_json(folder / "evidence.json", evidence)
     write_json(folder / "verdict.json", verdict)
     return evidence, verdict
 
 
-def find_standing(
-    folder: Path, exported: Export, circumstances: Circumstances, champion: Version | None
+def find_reusable_verdict(
+    folder: Path, exported: ExportResult, circumstances: JudgeContext, champion: RegisteredVersion | None
 ) -> tuple[Evidence, Verdict] | None:
     """Return the verdict that a killed run left where it still stands: it was carried out, or nothing changed since."""
     if not (folder / "verdict.json").is_file():
@@ -88,7 +95,7 @@ def list_figures(evidence: Evidence) -> dict[str, float]:
     figures: dict[str, Any] = {"mcc": interval["mcc"], "mcc_low": interval["low"], "mcc_high": interval["high"]}
     figures |= {f"mcc_{name}": other["interval"]["mcc"] for name, other in evidence["variants"].items()}
     figures |= {name: dict(measured)[name] for name in ("accuracy", "f1", "auroc", "brier", "ece")}
-    figures |= {"behaviour": evidence["behaviour"]["share"], "looks": evidence["looks"]}
+    figures |= {"minimal_pairs": evidence["minimal_pairs"]["share"], "holdout_uses": evidence["holdout_uses"]}
     if comparison:
         figures |= {
             "mcc_difference": comparison["difference"],

@@ -10,15 +10,15 @@ from prefect.artifacts import create_link_artifact, create_markdown_artifact, cr
 from tasks.core.errors import first_line
 from tasks.evaluation.evidence import Evidence
 from tasks.registry import tracking as runs
-from tasks.registry.mlflow_client import Store
-from tasks.reporting.tables import list_figures_of_both
+from tasks.registry.mlflow_client import MlflowStore
+from tasks.reporting.tables import compare_figures
 
-PAGE = "MLFLOW_PAGE"  # what browsers call MLflow's pages, where that is not what programs call the server
+ARTIFACT_KEY = "MLFLOW_PAGE"  # what browsers call MLflow's pages, where that is not what programs call the server
 
 log = logging.getLogger("tasks.pages")
 
 
-def show_outcome(outcome: dict[str, Any], evidence: Evidence, store: Store) -> None:
+def publish_outcome(outcome: dict[str, Any], evidence: Evidence, store: MlflowStore) -> None:
     """Put verdict, figures and, where MLflow has pages, links onto the flow run's page.
 
     It shows the work and is none: a server that is away for it is told, and fails nothing.
@@ -26,8 +26,8 @@ def show_outcome(outcome: dict[str, Any], evidence: Evidence, store: Store) -> N
     try:
         create_markdown_artifact(key="verdict", markdown=describe(outcome), description="What was decided, and why")
         figures = [
-            {"figure": figure.name, "candidate": figure.ours, "champion": figure.theirs or ""}
-            for figure in list_figures_of_both(evidence)
+            {"figure": figure.name, "candidate": figure.candidate, "champion": figure.champion or ""}
+            for figure in compare_figures(evidence)
         ]
         create_table_artifact(key="figures", table=figures, description="Candidate and champion, on the holdout")
         if base := find_base(store):
@@ -36,9 +36,9 @@ def show_outcome(outcome: dict[str, Any], evidence: Evidence, store: Store) -> N
         log.warning("Prefect's page of this run is not complete: %s", first_line(error))
 
 
-def find_base(store: Store) -> str:
+def find_base(store: MlflowStore) -> str:
     """Return the address of MLflow's pages for browsers, without user and password; empty for a database."""
-    address = os.environ.get(PAGE, "").strip() or store["uri"]
+    address = os.environ.get(ARTIFACT_KEY, "").strip() or store["uri"]
     return re.sub(r"//[^/@]*@", "//", address).rstrip("/") if address.startswith("http") else ""
 
 

@@ -5,42 +5,42 @@ from pathlib import Path
 
 from flows import steps
 from flows.jobs.judging import list_figures
-from flows.steps import io_step, step
-from tasks.core.files import digest_of
-from tasks.evaluation.evidence import Champion
-from tasks.evaluation.run_diff import Past
+from flows.steps import retrying_task, timed_task
+from tasks.core.files import json_digest
+from tasks.evaluation.evidence import ChampionEvidence
+from tasks.evaluation.run_diff import RunRecord
 from tasks.registry import tracking as runs
 from tasks.registry import versions as registry
 from tasks.registry.descriptions import NOTE, describe_run, describe_version, version_tags
-from tasks.registry.mlflow_client import Store
+from tasks.registry.mlflow_client import MlflowStore
 from tasks.reporting.charts import draw_charts
-from tasks.reporting.report import Told, changes_of, write_documents
-from tasks.reporting.tables import list_figures_of_both
+from tasks.reporting.report import ReportInputs, changes_of, write_documents
+from tasks.reporting.tables import compare_figures
 
-draw = step("document", draw_charts)
-document = step("document", write_documents)
-register = io_step("register", registry.register_bundle)
-find_page = io_step("register", runs.find_page)
-log_series = io_step("log to MLflow", runs.log_series)
-log_files = io_step("log to MLflow", runs.log_files)
-tag_run = io_step("log to MLflow", runs.tag_run)
+draw = timed_task("document", draw_charts)
+document = timed_task("document", write_documents)
+register = retrying_task("register", registry.register_bundle)
+find_page = retrying_task("register", runs.find_page)
+log_series = retrying_task("log to MLflow", runs.log_series)
+log_files = retrying_task("log to MLflow", runs.log_files)
+tag_run = retrying_task("log to MLflow", runs.tag_run)
 
 
-def _recall(store: Store, champion: Champion) -> Past | None:
+def _recall(store: MlflowStore, champion: ChampionEvidence) -> RunRecord | None:
     """Return what the run of the champion recorded; None where version or run are gone."""
     with contextlib.suppress(registry.UnknownModel):
-        return runs.read_past(store, registry.read_tags(store, champion["version"])["run"])
+        return runs.read_run_record(store, registry.read_tags(store, champion["version"])["run"])
     return None
 
 
-recall = io_step("find champion", _recall)
+recall = retrying_task("find champion", _recall)
 
 
-def write_report(told: Told, store: Store, folder: Path) -> Told:
+def write_report(told: ReportInputs, store: MlflowStore, folder: Path) -> ReportInputs:
     """Draw the pictures and add report, card and metrics to the bundle; return what they tell, pictures included."""
     champion = told.evidence["champion"]
     told = told._replace(
-        past=recall(store, champion) if champion else None,
+        previous_run=recall(store, champion) if champion else None,
         seconds=dict(steps.seconds.get()),
         pictures=draw(told.training, told.evidence, told.verdict["threshold"], str(folder / "pictures")),
     )
@@ -48,7 +48,7 @@ def write_report(told: Told, store: Store, folder: Path) -> Told:
     return told
 
 
-def publish(told: Told, dataset: str, store: Store, run_id: str) -> str:
+def publish(told: ReportInputs, dataset: str, store: MlflowStore, run_id: str) -> str:
     """Register the bundle with its verdict; return its version."""
     evidence, verdict = told.evidence, told.verdict
     changes = changes_of(told, dataset)
@@ -63,10 +63,10 @@ def publish(told: Told, dataset: str, store: Store, run_id: str) -> str:
         "dataset": dataset,
         "holdout": evidence["holdout"],
         "compared_with": verdict["champion"] or "",
-        "verdict_digest": digest_of(verdict),
+        "verdict_digest": json_digest(verdict),
     }
     page = find_page(store, run_id)
-    description = describe_version(evidence, verdict, list_figures_of_both(evidence), changes, page)
+    description = describe_version(evidence, verdict, compare_figures(evidence), changes, page)
     export = told.export
     version = register(store, run_id, export["bundle"], export["digest"], tags, description)
     note = describe_run(evidence, verdict, version, registry.MODEL_NAME, page)
@@ -74,7 +74,7 @@ def publish(told: Told, dataset: str, store: Store, run_id: str) -> str:
     return version
 
 
-def record_figures(told: Told, folder: Path, store: Store, run_id: str) -> None:
+def record_figures(told: ReportInputs, folder: Path, store: MlflowStore, run_id: str) -> None:
     """Log losses, measurements, pictures and documents to the MLflow run."""
     evidence = told.evidence
     series: dict[str, dict[int, float | None]] = {name: {0: value} for name, value in list_figures(evidence).items()}

@@ -6,11 +6,11 @@ from prefect import flow
 
 from flows import steps
 from flows.commands import review
-from flows.steps import io_step, step
+from flows.steps import retrying_task, timed_task
 from tasks.serving.batch_scoring import score_file
 
-find_model = io_step("find model", review.find_model)
-score_rows = step("score", score_file)  # goes on where an earlier run stopped, so nothing is tried again blindly
+find_model = retrying_task("find model", review.find_model)
+score_rows = timed_task("score", score_file)  # goes on where an earlier run stopped, so nothing is tried again blindly
 
 
 @flow(name="score", result_serializer="json", persist_result=True)

@@ -9,23 +9,23 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.events import emit_event
 
 from flows import steps
-from flows.commands.check import describe_gate, examine_data, find_reference, find_vocabulary, read_data, summarise
+from flows.commands.check import champion_profile, describe_gate, find_tokenizer, read_data, run_gate, summarise
 from flows.jobs.retrain import retrain
-from flows.steps import io_step, step
-from tasks.core.errors import DataRefused, VerdictError
-from tasks.core.files import digest_of, read_json, write_json
+from flows.steps import retrying_task, timed_task
+from tasks.core.errors import DataRejected, VerdictError
+from tasks.core.files import json_digest, read_json, write_json
 from tasks.core.settings import Settings
-from tasks.data.drift import name_drift
-from tasks.data.gate import refuse_unfit
-from tasks.data.ingestion import Data
+from tasks.data.drift import list_drifted
+from tasks.data.gate import raise_if_failed
+from tasks.data.ingestion import Dataset
 from tasks.data.sources import shown_addresses
 from tasks.registry import versions as registry
 from tasks.registry.versions import CHAMPION
 
-read = step("read data", read_data)  # a download has its own patience
-examine = step("check data", examine_data)
-reference_of = io_step("find champion", find_reference)
-find_alias = io_step("find champion", registry.find_alias)
+read = timed_task("read data", read_data)  # a download has its own patience
+examine = timed_task("check data", run_gate)
+reference_of = retrying_task("find champion", champion_profile)
+find_alias = retrying_task("find champion", registry.find_alias)
 
 
 @flow(name="watch", result_serializer="json", persist_result=True)
@@ -37,7 +37,7 @@ def watch(settings: dict[str, Any], origins: dict[str, str], home: str) -> dict[
     or, where the data cannot be had, .failed.
 
     Args:
-        settings: resolved settings, as plain values; watch.retrain says when to retrain.
+        settings: resolved settings, as plain values; watch.retrain_on says when to retrain.
         origins: the layer each dotted setting came from.
         home: folder of the stores.
 
@@ -53,8 +53,8 @@ def watch(settings: dict[str, Any], origins: dict[str, str], home: str) -> dict[
     try:
         data = read(chosen.data, home)
     except VerdictError as error:
-        what = "refused" if isinstance(error, DataRefused) else "failed"
-        announce(what, record.stem, chosen, {"why": str(error)})
+        what = "refused" if isinstance(error, DataRejected) else "failed"
+        emit(what, record.stem, chosen, {"why": str(error)})
         raise
     seen = last_seen(record, home)
     outcome: dict[str, Any] = {"dataset": data["digest"], "previous": seen, "changed": data["digest"] != seen}
@@ -65,39 +65,39 @@ def watch(settings: dict[str, Any], origins: dict[str, str], home: str) -> dict[
         "check": None,
     }
     if not outcome["changed"]:
-        announce("unchanged", record.stem, chosen, outcome)
+        emit("unchanged", record.stem, chosen, outcome)
         return outcome | {"seconds": taken}
-    outcome["check"], due = look(data, chosen, home, record, outcome)
+    outcome["check"], due = inspect_data(data, chosen, home, record, outcome)
     if due:
         outcome["action"] = "retrain"
         # Its own checks see the same data again; they cost seconds, and a run never rests on another one's word.
         outcome["retrain"] = retrain(settings, origins, home)
     gate = outcome["check"]
-    drift = name_drift(gate["drift"]) if gate["reference"] else None
+    drift = list_drifted(gate["drift"]) if gate["reference"] else None
     seen_now = {"dataset": data["digest"], "why": outcome["why"], "time": now()}
     write_json(record, seen_now | {"drift": drift, "drift_from": gate["reference"]})
     return outcome | {"seconds": taken}
 
 
-def look(
-    data: Data, settings: Settings, home: str, record: Path, outcome: dict[str, Any]
+def inspect_data(
+    data: Dataset, settings: Settings, home: str, record: Path, outcome: dict[str, Any]
 ) -> tuple[dict[str, Any], bool]:
     """Examine new data, say what follows from it and announce it; return the gate's summary and whether to retrain."""
     folder = Path(home) / "checks" / data["digest"][:16]
     folder.mkdir(parents=True, exist_ok=True)
-    gate = examine(data, settings, str(folder), find_vocabulary(settings), reference_of(home))
+    gate = examine(data, settings, str(folder), find_tokenizer(settings), reference_of(home))
     create_markdown_artifact(key="data-gate", markdown=describe_gate(gate), description="What the data gate saw")
     summary = summarise(gate)
     if not gate["passed"]:
-        announce("refused", record.stem, settings, outcome | {"why": summary["failures"][0]})
-        refuse_unfit(gate)
+        emit("refused", record.stem, settings, outcome | {"why": summary["failures"][0]})
+        raise_if_failed(gate)
     drifted = [shift["name"] for shift in gate["drift"] if shift["drifted"]]
-    due, outcome["why"] = decide(settings.watch.retrain, drifted, gate["reference"])
-    announce("drifted" if drifted else "changed", record.stem, settings, outcome | {"drifted": drifted})
+    due, outcome["why"] = should_retrain(settings.watch.retrain_on, drifted, gate["reference"])
+    emit("drifted" if drifted else "changed", record.stem, settings, outcome | {"drifted": drifted})
     return summary, due
 
 
-def decide(mode: str, drifted: list[str], reference: str | None) -> tuple[bool, str]:
+def should_retrain(mode: str, drifted: list[str], reference: str | None) -> tuple[bool, str]:
     """Say whether new data that passed the gate calls for a retraining run, and why.
 
     Args:
@@ -110,7 +110,7 @@ def decide(mode: str, drifted: list[str], reference: str | None) -> tuple[bool, 
     )
     seen = "the data changed; " + (drift if reference else "there is no champion's data to compare it with")
     due = mode == "on_change" or (mode == "on_drift" and (bool(drifted) or reference is None))
-    return due, f"{seen}; watch.retrain = {mode}"
+    return due, f"{seen}; watch.retrain_on = {mode}"
 
 
 def last_seen(record: Path, home: str) -> str | None:
@@ -118,7 +118,7 @@ def last_seen(record: Path, home: str) -> str | None:
     if record.is_file():
         return str(read_json(record)["dataset"])
     store = registry.locate_store(home)
-    champion = None if registry.is_new(store) else find_alias(store, CHAMPION, fetch=False)
+    champion = None if registry.is_uninitialised(store) else find_alias(store, CHAMPION, fetch=False)
     return champion["dataset"] if champion else None
 
 
@@ -132,10 +132,10 @@ def name_addresses(settings: Settings) -> str:
     form = [chosen.train, chosen.holdout, chosen.columns, chosen.labels, chosen.max_chars, chosen.holdout_share]
     if chosen.text:
         form.append(place(chosen.text))
-    return digest_of([[place(name) for name in chosen.path], form])[:16]
+    return json_digest([[place(name) for name in chosen.path], form])[:16]
 
 
-def announce(what: str, name: str, settings: Settings, payload: dict[str, Any]) -> None:
+def emit(what: str, name: str, settings: Settings, payload: dict[str, Any]) -> None:
     """Emit a Prefect event that automations can hang on."""
     kept = {key: payload.get(key) for key in ("dataset", "previous", "why", "drifted")}
     emit_event(

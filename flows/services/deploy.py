@@ -24,15 +24,15 @@ from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 from prefect.settings import get_current_settings
 from pydantic import SecretStr
 
-from flows.notifications import BLOCK
+from flows.notifications import BLOCK_VARIABLE
 from flows.services.prefect_status import TAG
-from tasks.core.errors import Unreachable, VerdictError, WrongUsage
-from tasks.core.webhook import ADDRESS
+from tasks.core.errors import UnreachableError, UsageError, VerdictError
+from tasks.core.webhook import URL_VARIABLE
 
 POOL, QUEUE = "verdict", "train"
 ALERTS = "verdict-alerts"  # the block that automations call
-SILENCE = 90  # seconds without a heartbeat, which comes every 30
-START = 600  # seconds in which a run that a worker took must have begun
+HEARTBEAT_TIMEOUT = 90  # seconds without a heartbeat, which comes every 30
+START_TIMEOUT = 600  # seconds in which a run that a worker took must have begun
 
 
 def deploy(file: str = "") -> dict[str, Any]:
@@ -48,18 +48,18 @@ def deploy(file: str = "") -> dict[str, Any]:
     """
     url = get_current_settings().api.url
     if not url:
-        raise WrongUsage("schedules need a lasting Prefect server; start one: make up, then set PREFECT_API_URL")
+        raise UsageError("schedules need a lasting Prefect server; start one: make up, then set PREFECT_API_URL")
     path = Path(file) if file else find_file()
     if not path.is_file():
-        raise WrongUsage(f"{path} is no file; expected one like infra/prefect.yaml")
+        raise UsageError(f"{path} is no file; expected one like infra/prefect.yaml")
     try:
         with get_client(sync_client=True) as client:
             prepare_pool(client)
             apply_file(path)
-            automations = keep_watch(client)
+            automations = apply_automations(client)
             found = [client.read_deployment(held.id) for held in client.read_deployments() if TAG in held.tags]
     except OSError as error:
-        raise Unreachable(f"Prefect at {url} failed ({error}); check it: verdict doctor") from error
+        raise UnreachableError(f"Prefect at {url} failed ({error}); check it: verdict doctor") from error
     deployments = [
         {
             "name": held.name,
@@ -108,14 +108,14 @@ def apply_file(path: Path) -> None:
         raise VerdictError(f"Prefect refuses {path}: {said[-1][:300]}")
 
 
-def keep_watch(client: SyncPrefectClient) -> list[str]:
+def apply_automations(client: SyncPrefectClient) -> list[str]:
     """Make or change the automations; return their names.
 
     A worker reports the runs whose process died under it. What these are for is a worker that is gone itself.
     """
-    told = _tell(client)
+    told = _notify_action(client)
     names = []
-    for automation in (_silent(told), _never_begun(told)):
+    for automation in (_heartbeat_lost(told), _never_begun(told)):
         existing = client.read_automations_by_name(automation.name)
         if existing:
             client.update_automation(existing[0].id, automation)
@@ -125,12 +125,15 @@ def keep_watch(client: SyncPrefectClient) -> list[str]:
     return names
 
 
-def _silent(told: list[ActionTypes]) -> AutomationCore:
+def _heartbeat_lost(told: list[ActionTypes]) -> AutomationCore:
     return AutomationCore(
         name="verdict: worker gone",
-        description=f"Marks a run crashed that gave no sign for {SILENCE} s; the next one resumes it.",
-        trigger=_trigger({"prefect.flow-run.heartbeat"}, {"prefect.flow-run.*"}, SILENCE),
-        actions=[_crash(f"its worker gave no sign for {SILENCE} s; the next run goes on from its checkpoints"), *told],
+        description=f"Marks a run crashed that gave no sign for {HEARTBEAT_TIMEOUT} s; the next one resumes it.",
+        trigger=_trigger({"prefect.flow-run.heartbeat"}, {"prefect.flow-run.*"}, HEARTBEAT_TIMEOUT),
+        actions=[
+            _crash(f"its worker gave no sign for {HEARTBEAT_TIMEOUT} s; the next run goes on from its checkpoints"),
+            *told,
+        ],
     )
 
 
@@ -139,11 +142,11 @@ def _never_begun(told: list[ActionTypes]) -> AutomationCore:
     ended = ("Completed", "NothingNew", "Failed", "Crashed", "Cancelled", "Cancelling", "Suspended")
     return AutomationCore(
         name="verdict: never begun",
-        description=f"Marks a run crashed that a worker took and did not begin within {START} s.",
+        description=f"Marks a run crashed that a worker took and did not begin within {START_TIMEOUT} s.",
         trigger=_trigger(
-            {"prefect.flow-run.Pending"}, {f"prefect.flow-run.{name}" for name in (*later, *ended)}, START
+            {"prefect.flow-run.Pending"}, {f"prefect.flow-run.{name}" for name in (*later, *ended)}, START_TIMEOUT
         ),
-        actions=[_crash(f"its worker took it and did not begin within {START} s"), *told],
+        actions=[_crash(f"its worker took it and did not begin within {START_TIMEOUT} s"), *told],
     )
 
 
@@ -165,13 +168,13 @@ def _crash(message: str) -> ChangeFlowRunState:
     return ChangeFlowRunState(state=StateType.CRASHED, name="Crashed", message=message, force=False)
 
 
-def _tell(client: SyncPrefectClient) -> list[ActionTypes]:
+def _notify_action(client: SyncPrefectClient) -> list[ActionTypes]:
     """Return how people are told by the server, where no process of the run is left that could."""
     text = "{{ flow.name }} run {{ flow_run.name }} crashed: its worker is gone"
     told: list[ActionTypes] = []
-    if slug := os.environ.get(BLOCK, "").strip():
+    if slug := os.environ.get(BLOCK_VARIABLE, "").strip():
         told.append(SendNotification(block_document_id=_document(client, slug), subject="Verdict", body=text))
-    if url := os.environ.get(ADDRESS, "").strip():
+    if url := os.environ.get(URL_VARIABLE, "").strip():
         # Prefect keeps the address encrypted, and hides it in its page.
         block: Any = Webhook(method="POST", url=SecretStr(url))
         document = UUID(str(block.save(ALERTS, overwrite=True)))
@@ -185,7 +188,7 @@ def _document(client: SyncPrefectClient, slug: str) -> UUID:
     try:
         return client.read_block_document_by_name(name, kind).id
     except ObjectNotFound as error:
-        raise WrongUsage(f"{BLOCK} {slug!r} is no block of this server; see: prefect block ls") from error
+        raise UsageError(f"{BLOCK_VARIABLE} {slug!r} is no block of this server; see: prefect block ls") from error
 
 
 def _describe(schedule: Any) -> str:

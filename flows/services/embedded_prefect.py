@@ -20,7 +20,7 @@ from pathlib import Path
 
 from tasks.core.errors import VerdictError
 
-START_LIMIT = 180  # seconds; 13 were measured on two cores with a new database
+SERVER_START_TIMEOUT_S = 180  # seconds; 13 were measured on two cores with a new database
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
@@ -52,7 +52,7 @@ class LocalServer:
         Raises:
             VerdictError: if it ends or takes too long.
         """
-        deadline = time.monotonic() + START_LIMIT
+        deadline = time.monotonic() + SERVER_START_TIMEOUT_S
         while time.monotonic() < deadline and self._process.poll() is None:
             with contextlib.suppress(urllib.error.URLError, OSError):
                 urllib.request.urlopen(f"{self.api_url}/health", timeout=5).close()

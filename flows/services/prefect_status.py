@@ -11,17 +11,17 @@ from prefect.client.schemas.sorting import FlowRunSort
 from prefect.exceptions import PrefectHTTPStatusError
 from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, get_current_settings, temporary_settings
 
-from tasks.core.errors import Unreachable, first_line
+from tasks.core.errors import UnreachableError, first_line
 
 TAG = "verdict"  # that every deployment of ours has
-PATIENCE = 5  # seconds for each of its answers
-LATE = 60  # seconds after its time that a run is late; a worker looks every 15
-LOOKED = 200  # runs before and after now that are looked through
+REQUEST_TIMEOUT_S = 5  # seconds for each of its answers
+LATE_AFTER = 60  # seconds after its time that a run is late; a worker looks every 15
+RUNS_READ = 200  # runs before and after now that are looked through
 FAILURES = 5  # of them that are shown
-BUSY = (StateType.PENDING, StateType.RUNNING, StateType.CANCELLING)
+BUSY_STATES = (StateType.PENDING, StateType.RUNNING, StateType.CANCELLING)
 
 
-class Planned(TypedDict):
+class PlannedRun(TypedDict):
     """A run to come; `time` is ISO 8601, UTC.
 
     A run whose queue is busy `waits_for` the run that keeps it so; else, its time past, it is `late`.
@@ -34,7 +34,7 @@ class Planned(TypedDict):
     waits_for: str
 
 
-class Began(TypedDict):
+class PastRun(TypedDict):
     """A run that was begun; `why` is what its last state says."""
 
     run: str
@@ -48,8 +48,8 @@ class Schedule(TypedDict):
     """The next run of each deployment, soonest first; the last of each and the latest that failed, newest first."""
 
     server: str
-    next: list[Planned]
-    last: list[Began]
+    next: list[PlannedRun]
+    last: list[PastRun]
 
 
 def ask_schedule() -> Schedule:
@@ -68,22 +68,22 @@ def ask_schedule() -> Schedule:
             began = _runs(client, rest, FlowRunSort.START_TIME_DESC)
     except Exception as error:  # httpx's, Prefect's and the operating system's have no common ancestor
         if isinstance(error, PrefectHTTPStatusError) and error.response.status_code == 401:
-            raise Unreachable(f"{url} refuses us (401); set PREFECT_API_AUTH_STRING=NAME:PASSWORD") from error
-        raise Unreachable(
+            raise UnreachableError(f"{url} refuses us (401); set PREFECT_API_AUTH_STRING=NAME:PASSWORD") from error
+        raise UnreachableError(
             f"Prefect at {url} does not answer ({first_line(error, 200)}); check it: verdict doctor"
         ) from error
-    busy = {run.work_queue_id: run.name for run in began if run.state and run.state.type in BUSY}
+    busy = {run.work_queue_id: run.name for run in began if run.state and run.state.type in BUSY_STATES}
     soonest = {run.deployment_id: run for run in reversed(planned)}
-    coming = [_planned(run, names, busy.get(run.work_queue_id, "")) for run in soonest.values()]
+    coming = [_to_planned(run, names, busy.get(run.work_queue_id, "")) for run in soonest.values()]
     return Schedule(
         server=str(url),
         next=sorted(coming, key=lambda each: each["time"]),
-        last=[_began(run, names) for run in _telling(began)],
+        last=[_to_past(run, names) for run in _select_relevant(began)],
     )
 
 
 def _client() -> SyncPrefectClient:
-    return get_client(sync_client=True, httpx_settings={"timeout": PATIENCE})
+    return get_client(sync_client=True, httpx_settings={"timeout": REQUEST_TIMEOUT_S})
 
 
 def _runs(client: SyncPrefectClient, states: Sequence[StateType], sort: FlowRunSort) -> list[FlowRun]:
@@ -91,10 +91,10 @@ def _runs(client: SyncPrefectClient, states: Sequence[StateType], sort: FlowRunS
         tags=filters.FlowRunFilterTags(all_=[TAG]),
         state=filters.FlowRunFilterState(type=filters.FlowRunFilterStateType(any_=list(states))),
     )
-    return client.read_flow_runs(flow_run_filter=wanted, sort=sort, limit=LOOKED)
+    return client.read_flow_runs(flow_run_filter=wanted, sort=sort, limit=RUNS_READ)
 
 
-def _telling(runs: list[FlowRun]) -> list[FlowRun]:
+def _select_relevant(runs: list[FlowRun]) -> list[FlowRun]:
     """Choose, newest first, the last run of each deployment and the latest failures; hourly looks would hide them."""
     real = [run for run in runs if run.state and run.state.name != "Missed"]
     last = {run.deployment_id: run.id for run in reversed(real)}
@@ -103,22 +103,22 @@ def _telling(runs: list[FlowRun]) -> list[FlowRun]:
     return [run for run in real if run.id in chosen]
 
 
-def _planned(run: FlowRun, names: dict[Any, str], before: str) -> Planned:
+def _to_planned(run: FlowRun, names: dict[Any, str], before: str) -> PlannedRun:
     due = run.next_scheduled_start_time or run.expected_start_time or datetime.datetime.now(datetime.UTC)
     waited = (datetime.datetime.now(datetime.UTC) - due).total_seconds()
-    return Planned(
+    return PlannedRun(
         run=run.name,
         deployment=names.get(run.deployment_id, ""),
         time=_iso(due),
-        late=waited > LATE and not before,
+        late=waited > LATE_AFTER and not before,
         waits_for=before if waited > 0 else "",
     )
 
 
-def _began(run: FlowRun, names: dict[Any, str]) -> Began:
+def _to_past(run: FlowRun, names: dict[Any, str]) -> PastRun:
     began = run.start_time or run.expected_start_time or run.created
     why = (str(run.state.message or "") if run.state else "").strip()
-    return Began(
+    return PastRun(
         run=run.name,
         deployment=names.get(run.deployment_id, ""),
         time=_iso(began) if began else "",

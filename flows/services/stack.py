@@ -23,15 +23,15 @@ from pathlib import Path
 from typing import NoReturn
 
 from flows import environment
-from flows.services.stack_config import MARKER, Places, find_places
-from tasks.core.errors import VerdictError, WrongUsage
+from flows.services.stack_config import MARKER, StackConfig, load_stack_config
+from tasks.core.errors import UsageError, VerdictError
 from tasks.core.log_format import wants_json
 
 PROCFILE = Path(__file__).parents[2] / "infra" / "Procfile"
-ACCOUNTS = PROCFILE.parent / "images" / "accounts.py"
-START_LIMIT = 240  # seconds; 40 to 70 were measured on two cores with new databases
-STOP_LIMIT = 40  # seconds; honcho itself kills what has not ended after five
-SHOWN = 15  # last lines of the log
+ACCOUNTS_SCRIPT = PROCFILE.parent / "images" / "accounts.py"
+STACK_START_TIMEOUT_S = 240  # seconds; 40 to 70 were measured on two cores with new databases
+STACK_STOP_TIMEOUT_S = 40  # seconds; honcho itself kills what has not ended after five
+LOG_LINES_SHOWN = 15  # last lines of the log
 
 
 def up() -> None:
@@ -41,14 +41,14 @@ def up() -> None:
         WrongUsage: if a port is taken, or what is set contradicts itself.
         VerdictError: if a service does not start.
     """
-    places = find_places(os.environ, environment.usable_home())
+    places = load_stack_config(os.environ, environment.usable_home())
     folder = _folder(places.home)
     held = _take(folder)
     if held is None:
         print("up already")
         return _show(places)
     try:
-        if left := _members(places.home):
+        if left := _processes(places.home):
             raise VerdictError(f"{len(left)} processes of killed services are left; end them: make down")
         check_ports(places)
         process = _start(places, folder, held)
@@ -64,8 +64,8 @@ def up() -> None:
 
 def down() -> None:
     """Stop the services; no service is no error."""
-    folder = _folder(environment.home())
-    running = _members(environment.home())
+    folder = _folder(environment.verdict_home())
+    running = _processes(environment.verdict_home())
     if not running:
         print("nothing is up")
         return
@@ -75,13 +75,13 @@ def down() -> None:
 
 def logs() -> NoReturn:
     """Show what the services said and say, until stopped."""
-    path = _folder(environment.home()) / "log"
+    path = _folder(environment.verdict_home()) / "log"
     if not path.is_file():
         raise VerdictError(f"there is no log in {path.parent}; start the services: make up")
     os.execvp("tail", ["tail", "-n", "200", "-F", str(path)])
 
 
-def check_ports(places: Places) -> None:
+def check_ports(places: StackConfig) -> None:
     """Refuse ports that another program listens on.
 
     Raises:
@@ -93,17 +93,17 @@ def check_ports(places: Places) -> None:
             try:
                 probe.bind(("127.0.0.1", port))
             except OSError as error:
-                raise WrongUsage(f"port {port} is taken ({error.strerror}); name another: {variable}=PORT") from error
+                raise UsageError(f"port {port} is taken ({error.strerror}); name another: {variable}=PORT") from error
 
 
-def await_services(places: Places, process: "subprocess.Popen[bytes] | None" = None) -> None:
+def await_services(places: StackConfig, process: "subprocess.Popen[bytes] | None" = None) -> None:
     """Return when Prefect and MLflow answer; given the runner's process, when everything does, accounts made.
 
     Raises:
         VerdictError: if the runner ends, or one of them takes too long.
     """
-    deadline = time.monotonic() + START_LIMIT
-    wanted = dict(places.health if process else places.asked)
+    deadline = time.monotonic() + STACK_START_TIMEOUT_S
+    wanted = dict(places.health_urls if process else places.wait_urls)
     made = process is None or not places.accounts
     while wanted:
         for name, url in list(wanted.items()):
@@ -115,7 +115,7 @@ def await_services(places: Places, process: "subprocess.Popen[bytes] | None" = N
         if process and process.poll() is not None:
             raise VerdictError(f"a service ended while the others started:\n{_last_lines(places.home)}")
         if time.monotonic() > deadline:
-            raise VerdictError(f"{', '.join(wanted)} did not start within {START_LIMIT} s; see: make logs")
+            raise VerdictError(f"{', '.join(wanted)} did not start within {STACK_START_TIMEOUT_S} s; see: make logs")
         time.sleep(0.3)
 
 
@@ -130,12 +130,12 @@ def _take(folder: Path) -> int | None:
     return held
 
 
-def _start(places: Places, folder: Path, held: int) -> "subprocess.Popen[bytes]":
+def _start(places: StackConfig, folder: Path, held: int) -> "subprocess.Popen[bytes]":
     """Start honcho as a session of its own."""
     try:
         import honcho  # type: ignore[import-untyped]  # noqa: F401
     except ImportError as error:
-        raise WrongUsage("honcho is not installed; run: pip install 'verdict-mlops[services]'") from error
+        raise UsageError("honcho is not installed; run: pip install 'verdict-mlops[services]'") from error
     runner = [sys.executable, "-m", "honcho", "--no-colour", "--procfile", str(PROCFILE), "start"]
     if wants_json():
         runner.append("--no-prefix")  # a service's name before each line would be in the way
@@ -160,16 +160,16 @@ def _stop(running: Sequence[int], folder: Path) -> None:
     pid = folder / "pid"
     runner = int(pid.read_text()) if pid.is_file() else 0
     _signal([runner] if runner in running else running, signal.SIGTERM)
-    deadline = time.monotonic() + STOP_LIMIT
+    deadline = time.monotonic() + STACK_STOP_TIMEOUT_S
     asked = False
-    while running := _members(home):
+    while running := _processes(home):
         if time.monotonic() > deadline:
             raise VerdictError(f"processes {', '.join(map(str, running))} do not end; kill them, then: make down")
         if runner not in running and not asked:
             # A worker leaves its runs behind: each is a session of its own. They go on from their checkpoints later.
             _signal(running, signal.SIGTERM)
             asked = True
-        elif time.monotonic() > deadline - STOP_LIMIT / 2:
+        elif time.monotonic() > deadline - STACK_STOP_TIMEOUT_S / 2:
             _signal(running, signal.SIGKILL)
         time.sleep(0.2)
     pid.unlink(missing_ok=True)
@@ -181,11 +181,11 @@ def _signal(pids: Sequence[int], number: int) -> None:
             os.kill(pid, number)
 
 
-def _members(home: str) -> list[int]:
+def _processes(home: str) -> list[int]:
     """Return the processes of this home's services; each inherited the variable that names it."""
     if not Path("/proc/self/environ").exists():
         pid = Path(home) / "stack" / "pid"
-        return [int(pid.read_text())] if pid.is_file() and _lives(int(pid.read_text())) else []
+        return [int(pid.read_text())] if pid.is_file() and _is_alive(int(pid.read_text())) else []
     found = []
     marker = f"{MARKER}={home}".encode()
     for path in Path("/proc").glob("[0-9]*/environ"):
@@ -195,7 +195,7 @@ def _members(home: str) -> list[int]:
     return found
 
 
-def _lives(pid: int) -> bool:
+def _is_alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -203,7 +203,7 @@ def _lives(pid: int) -> bool:
     return True
 
 
-def _answers(url: str, places: Places) -> bool:
+def _answers(url: str, places: StackConfig) -> bool:
     """Tell whether a server answers, to whom it will be asked by."""
     try:
         with places.opener.open(url, timeout=5):
@@ -212,13 +212,13 @@ def _answers(url: str, places: Places) -> bool:
         return False
 
 
-def _make_accounts(places: Places) -> None:
-    done = subprocess.run([sys.executable, str(ACCOUNTS)], env=places.accounts, capture_output=True, text=True)
+def _make_accounts(places: StackConfig) -> None:
+    done = subprocess.run([sys.executable, str(ACCOUNTS_SCRIPT)], env=places.accounts, capture_output=True, text=True)
     if done.returncode:
         raise VerdictError(f"MLflow's accounts were not made: {done.stderr.strip()[-300:]}")
 
 
-def _show(places: Places) -> None:
+def _show(places: StackConfig) -> None:
     for name, url in places.urls.items():
         print(f"{name:<10} {url}")
     print("use them:")
@@ -235,17 +235,17 @@ def _folder(home: str) -> Path:
 
 def _last_lines(home: str) -> str:
     lines = (_folder(home) / "log").read_text(errors="replace").splitlines()
-    return "\n".join(lines[-SHOWN:])
+    return "\n".join(lines[-LOG_LINES_SHOWN:])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one of the commands; return the exit code."""
-    environment.prepare()
+    environment.set_process_defaults()
     commands = {"up": up, "down": down, "logs": logs, "await": _await}
     [name] = arguments or sys.argv[1:] or [""]
     try:
         if name not in commands:
-            raise WrongUsage(f"{name!r} is no command; expected up, down or logs")
+            raise UsageError(f"{name!r} is no command; expected up, down or logs")
         commands[name]()
     except VerdictError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -256,7 +256,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _await() -> None:
-    await_services(find_places(os.environ, environment.usable_home()))
+    await_services(load_stack_config(os.environ, environment.usable_home()))
 
 
 if __name__ == "__main__":

@@ -16,17 +16,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from tasks.core.errors import WrongUsage
+from tasks.core.errors import UsageError
 
 MARKER = "STACK_OF"  # in the environment of every process of a stack: its home
 PORTS = {"PREFECT_PORT": 4200, "MLFLOW_PORT": 5000, "INFERENCE_PORT": 8080, "WORKER_PORT": 8081}
 DATABASES = ("PREFECT_DATABASE_PASSWORD", "MLFLOW_DATABASE_PASSWORD")
-STORE = ("STORE_ACCESS_KEY", "STORE_SECRET_KEY")
-ACCOUNTS = ("MLFLOW_ADMIN_PASSWORD", "RETRAIN_PASSWORD", "READER_PASSWORD", "MLFLOW_SECRET_KEY")
-SHORTEST = 12  # characters of an MLflow password, its own bound
+S3_VARIABLES = ("STORE_ACCESS_KEY", "STORE_SECRET_KEY")
+ACCOUNT_VARIABLES = ("MLFLOW_ADMIN_PASSWORD", "RETRAIN_PASSWORD", "READER_PASSWORD", "MLFLOW_SECRET_KEY")
+MIN_PASSWORD_CHARS = 12  # characters of an MLflow password, its own bound
 
 
-class Places(NamedTuple):
+class StackConfig(NamedTuple):
     """What follows from the environment."""
 
     home: str
@@ -35,9 +35,9 @@ class Places(NamedTuple):
     """For people."""
     exports: dict[str, str]
     """What a client of the services sets; secrets by the name of their variable."""
-    health: dict[str, str]
+    health_urls: dict[str, str]
     """What every service answers once it is up."""
-    asked: dict[str, str]
+    wait_urls: dict[str, str]
     """What worker and inference service wait for; with accounts, as themselves."""
     environment: dict[str, str]
     """Of every service."""
@@ -47,14 +47,14 @@ class Places(NamedTuple):
     """Asks the servers with the worker's names and passwords."""
 
 
-def find_places(environ: Mapping[str, str], home: str) -> Places:
+def load_stack_config(environ: Mapping[str, str], home: str) -> StackConfig:
     """Read ports, addresses and secrets.
 
     Raises:
         WrongUsage: if a port is none, or something is set without what it needs.
     """
     ports = {name: _port(environ, name) for name in PORTS}
-    _refuse_halves(environ)
+    _reject_incomplete(environ)
     prefect, mlflow, inference, worker = (f"http://127.0.0.1:{port}" for port in ports.values())
     urls = {"Prefect": prefect, "MLflow": mlflow, "inference": inference}
     exports = {"PREFECT_API_URL": f"{prefect}/api", "MLFLOW_TRACKING_URI": mlflow}
@@ -71,7 +71,7 @@ def find_places(environ: Mapping[str, str], home: str) -> Places:
     whole = health | {"worker": f"{worker}/health", "inference": f"{inference}/healthz"}
     asked = health | {"mlflow": f"{mlflow}/api/2.0/mlflow/experiments/search?max_results=1"}
     opener = _opener(environ, prefect, mlflow)
-    return Places(home, ports, urls, exports, whole, asked, {**environ, **own}, accounts, opener)
+    return StackConfig(home, ports, urls, exports, whole, asked, {**environ, **own}, accounts, opener)
 
 
 def _prefect(environ: Mapping[str, str], home: str, url: str) -> dict[str, str]:
@@ -151,24 +151,24 @@ def _accounts(environ: Mapping[str, str], home: str, admin: str) -> dict[str, st
     }
 
 
-def _refuse_halves(environ: Mapping[str, str]) -> None:
-    groups = {"POSTGRES_HOST": DATABASES, "STORE_URL": STORE, "MLFLOW_ADMIN_PASSWORD": ACCOUNTS}
+def _reject_incomplete(environ: Mapping[str, str]) -> None:
+    groups = {"POSTGRES_HOST": DATABASES, "STORE_URL": S3_VARIABLES, "MLFLOW_ADMIN_PASSWORD": ACCOUNT_VARIABLES}
     for first, others in groups.items():
         missing = [name for name in others if not environ.get(name)]
         if environ.get(first) and missing:
-            raise WrongUsage(f"{first} is set and {', '.join(missing)} not; infra/README.md says what for")
+            raise UsageError(f"{first} is set and {', '.join(missing)} not; infra/README.md says what for")
         if first == "MLFLOW_ADMIN_PASSWORD" and environ.get(first):
-            short = [name for name in ACCOUNTS[:3] if len(environ[name]) < SHORTEST]
+            short = [name for name in ACCOUNT_VARIABLES[:3] if len(environ[name]) < MIN_PASSWORD_CHARS]
             if short:
-                raise WrongUsage(f"{short[0]} is too short; MLflow wants {SHORTEST} characters")
+                raise UsageError(f"{short[0]} is too short; MLflow wants {MIN_PASSWORD_CHARS} characters")
     if ":" not in environ.get("PREFECT_AUTH_STRING", ":"):
-        raise WrongUsage("PREFECT_AUTH_STRING is no NAME:PASSWORD")
+        raise UsageError("PREFECT_AUTH_STRING is no NAME:PASSWORD")
 
 
 def _port(environ: Mapping[str, str], name: str) -> int:
     text = environ.get(name) or str(PORTS[name])
     if not text.isdecimal() or not 0 < int(text) < 65_536:
-        raise WrongUsage(f"{name} {text!r} is no port; expected 1 to 65535")
+        raise UsageError(f"{name} {text!r} is no port; expected 1 to 65535")
     return int(text)
 
 

@@ -13,7 +13,7 @@ def first_line(error: BaseException, longest: int = 500) -> str:
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in first)
 
 
-def kind_and_line(error: BaseException, longest: int = 500) -> str:
+def summarise_error(error: BaseException, longest: int = 500) -> str:
     """Return an error's kind and what it says first, where it says anything."""
     kind, said = type(error).__name__, first_line(error, longest)
     return kind if said == kind else f"{kind}: {said}"
@@ -25,17 +25,17 @@ class VerdictError(Exception):
     exit_code = 1
 
 
-class Unreachable(VerdictError):
+class UnreachableError(VerdictError):
     """Something outside of this process did not answer."""
 
 
-class WrongUsage(VerdictError):
+class UsageError(VerdictError):
     """What the user asked for cannot be meant."""
 
     exit_code = 2
 
 
-class DataRefused(VerdictError):
+class DataRejected(VerdictError):
     """The data is not fit to train on."""
 
     exit_code = 3

@@ -21,13 +21,13 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def digest_of(value: Any) -> str:
+def json_digest(value: Any) -> str:
     """Return the hex SHA-256 of a JSON value, independent of key order."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path` that takes its place when the block ends well.
 
     The data is on disk before the rename, so after a crash `path` is the old file or the whole new one.
@@ -40,14 +40,14 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary.chmod(0o644)
     try:
         yield temporary
-        _sync(temporary)
+        _fsync(temporary)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
-def new_folder(path: Path) -> Iterator[Path]:
+def atomic_directory(path: Path) -> Iterator[Path]:
     """Yield a temporary folder beside `path` that takes its place when the block ends well."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent, ignore_cleanup_errors=True) as name:
@@ -56,14 +56,14 @@ def new_folder(path: Path) -> Iterator[Path]:
         yield temporary
         for file in temporary.rglob("*"):
             if file.is_file():
-                _sync(file)
+                _fsync(file)
         if path.exists():
             # A folder cannot be replaced in one call; the old one is moved aside and goes with the temporary one.
             path.rename(Path(name) / "old")
         temporary.rename(path)
 
 
-def sweep(folder: Path, prefix: str, seconds: float = 86_400) -> None:
+def remove_stale(folder: Path, prefix: str, seconds: float = 86_400) -> None:
     """Remove folders of unfinished work that a killed process left more than so many seconds ago."""
     for path in folder.glob(f"{prefix}*"):
         with contextlib.suppress(OSError):
@@ -73,7 +73,7 @@ def sweep(folder: Path, prefix: str, seconds: float = 86_400) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text, whole or not at all."""
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
@@ -94,7 +94,7 @@ def read_json(path: Path) -> Any:
         raise VerdictError(f"{path} cannot be read as JSON ({error}); delete it and run again") from error
 
 
-def name_home(home: str) -> str:
+def home_id(home: str) -> str:
     """Return the name of a folder of stores, made up at first use.
 
     Runs of other machines have other homes; workers that share one have one name, whatever their hosts are called.
@@ -110,12 +110,12 @@ def name_home(home: str) -> str:
     return path.read_text(encoding="utf-8")
 
 
-def write_sealed(path: Path, content: dict[str, Any]) -> None:
+def write_checksummed(path: Path, content: dict[str, Any]) -> None:
     """Write content as JSON with its own digest."""
-    write_json(path, content | {"digest": digest_of(content)})
+    write_json(path, content | {"digest": json_digest(content)})
 
 
-def read_sealed(path: Path) -> dict[str, Any]:
+def read_checksummed(path: Path) -> dict[str, Any]:
     """Return what `write_sealed` wrote.
 
     Raises:
@@ -123,11 +123,11 @@ def read_sealed(path: Path) -> dict[str, Any]:
     """
     held = read_json(path)
     digest = held.pop("digest", None) if isinstance(held, dict) else None
-    if digest != digest_of(held):
+    if digest != json_digest(held):
         raise VerdictError(f"{path.name} is not what was written")
     return held
 
 
-def _sync(path: Path) -> None:
+def _fsync(path: Path) -> None:
     with path.open("rb+") as stream:
         os.fsync(stream.fileno())

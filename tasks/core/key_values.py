@@ -1,7 +1,7 @@
 """Names and values in one word of a command line: text=sentence,label=target."""
 
 
-def parse_pairs(text: str) -> dict[str, str]:
+def parse_key_values(text: str) -> dict[str, str]:
     """Read NAME=VALUE,NAME=VALUE; an equals sign in a value is part of it.
 
     Raises:

@@ -8,21 +8,21 @@ import logging
 import os
 import sys
 
-from tasks.core.errors import WrongUsage
+from tasks.core.errors import UsageError
 
-VARIABLE = "VERDICT_LOG"
-FIELDS = {"asctime": "time", "levelname": "level", "name": "logger"}
+FORMAT_VARIABLE = "VERDICT_LOG"
+JSON_FIELDS = {"asctime": "time", "levelname": "level", "name": "logger"}
 
-_facts: dict[str, str] = {}  # of the process, which does one job or serves one model, in whatever thread
+_context: dict[str, str] = {}  # of the process, which does one job or serves one model, in whatever thread
 
 
-def bind(**facts: str) -> None:
+def bind_context(**facts: str) -> None:
     """Add facts to everything that this process says from here on; an empty one takes its name away."""
     for name, value in facts.items():
         if value:
-            _facts[name] = value
+            _context[name] = value
         else:
-            _facts.pop(name, None)
+            _context.pop(name, None)
 
 
 def wants_json() -> bool:
@@ -31,13 +31,13 @@ def wants_json() -> bool:
     Raises:
         WrongUsage: if it asks for something else.
     """
-    asked = os.environ.get(VARIABLE, "").strip().lower()
+    asked = os.environ.get(FORMAT_VARIABLE, "").strip().lower()
     if asked not in ("", "text", "json"):
-        raise WrongUsage(f"{VARIABLE} is {asked!r}; expected text or json")
+        raise UsageError(f"{FORMAT_VARIABLE} is {asked!r}; expected text or json")
     return asked == "json"
 
 
-def dress(handler: logging.Handler) -> None:
+def set_formatter(handler: logging.Handler) -> None:
     """Let a handler write what the environment asks for.
 
     Raises:
@@ -50,25 +50,25 @@ def dress(handler: logging.Handler) -> None:
 
     form = "%(asctime)s %(levelname)s %(name)s %(message)s"
     handler.setFormatter(
-        JsonFormatter(form, datefmt="%Y-%m-%dT%H:%M:%S%z", rename_fields=FIELDS, json_ensure_ascii=False)
+        JsonFormatter(form, datefmt="%Y-%m-%dT%H:%M:%S%z", rename_fields=JSON_FIELDS, json_ensure_ascii=False)
     )
-    handler.addFilter(_add_facts)
+    handler.addFilter(_add_context)
 
 
-def tell_failure(*lines: str) -> None:
+def print_error(*lines: str) -> None:
     """Print why a command failed on standard error, in the form that the environment asks for."""
     handler = logging.StreamHandler(sys.stderr)
     text = "\n".join(lines)
     try:
-        dress(handler)
+        set_formatter(handler)
         said = text if wants_json() else f"error: {text}"
-    except WrongUsage:  # which is what failed, then
+    except UsageError:  # which is what failed, then
         said = f"error: {text}"
     handler.handle(logging.makeLogRecord({"name": "verdict", "levelname": "ERROR", "msg": said}))
 
 
-def _add_facts(record: logging.LogRecord) -> bool:
-    for name, value in list(_facts.items()):
+def _add_context(record: logging.LogRecord) -> bool:
+    for name, value in list(_context.items()):
         if not hasattr(record, name):
             setattr(record, name, value)
     return True

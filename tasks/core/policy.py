@@ -12,14 +12,14 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from tasks.core.errors import WrongUsage
-from tasks.core.files import digest_of
+from tasks.core.errors import UsageError
+from tasks.core.files import json_digest
 
-NAME = "policy.toml"
+POLICY_FILE = "policy.toml"
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Confidence = Annotated[float, Field(ge=0.5, lt=1)]
-Fall = Annotated[float, Field(ge=0, le=2)]  # MCC spans 2
+Drop = Annotated[float, Field(ge=0, le=2)]  # MCC spans 2
 
 
 class Policy(BaseModel):
@@ -33,25 +33,25 @@ class Policy(BaseModel):
     """Smallest holdout MCC that is not rejected."""
     reject_confidence: Confidence
     """Confidence with which a candidate must be worse than the champion to be rejected."""
-    variant_difference: Fall
+    variant_difference: Drop
     """Largest difference of a variant's MCC from that of fp32."""
     confidence: Confidence
     """Confidence with which a candidate must be better than the champion, at the first look at a holdout."""
-    wear: Annotated[float, Field(ge=0, le=10)]
+    alpha_decay: Annotated[float, Field(ge=0, le=10)]
     """How fast the chance of a false promotion that is left shrinks with the looks: (looks + 1) to this power."""
-    least_chance: Annotated[float, Field(ge=0, lt=0.5)]
+    min_alpha: Annotated[float, Field(ge=0, lt=0.5)]
     """Chance of a false promotion that is left to every look, however many there were."""
-    most_looks: Annotated[int, Field(ge=0)]
+    max_holdout_uses: Annotated[int, Field(ge=0)]
     """Candidates judged on a holdout after which none is promoted without a person."""
-    newer_data: bool
+    promote_on_new_data: bool
     """Whether a candidate on other training rows is promoted when it is no worse within the margin."""
-    margin: Fall
+    margin: Drop
     """How far below the champion's MCC the 95% interval may reach for "no worse"."""
-    slice_rows: Annotated[int, Field(ge=1)]
+    min_slice_rows: Annotated[int, Field(ge=1)]
     """Sentences from which on a slice counts."""
-    slice_fall: Fall
+    max_slice_drop: Drop
     """Largest fall of a slice's MCC below the champion's."""
-    behaviour_fall: Share
+    max_minimal_pair_drop: Share
     """Largest fall of the share of minimal pairs told apart."""
     hold_on_drift: bool
     """Whether training data that drifted from the champion's needs a person."""
@@ -59,7 +59,7 @@ class Policy(BaseModel):
     @property
     def digest(self) -> str:
         """The hex SHA-256 of all numbers."""
-        return digest_of(self.model_dump())
+        return json_digest(self.model_dump())
 
 
 def load_policy(path: str = "") -> Policy:
@@ -89,16 +89,16 @@ def parse_policy(values: dict[str, Any], origin: str) -> Policy:
     for key in values:
         if key not in keys:
             nearest = difflib.get_close_matches(key, keys, n=1, cutoff=0.0)[0]
-            raise WrongUsage(f"policy {origin}: key {key!r} is unknown; did you mean {nearest!r}?")
+            raise UsageError(f"policy {origin}: key {key!r} is unknown; did you mean {nearest!r}?")
     try:
         return Policy.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
         if first["type"] == "missing":
-            raise WrongUsage(f"policy {origin} lacks {key}; take it from mlflow/{NAME}") from error
+            raise UsageError(f"policy {origin} lacks {key}; take it from mlflow/{POLICY_FILE}") from error
         reason = first["msg"]
-        raise WrongUsage(
+        raise UsageError(
             f"policy {origin}: {key} = {first['input']!r} is refused: {reason[0].lower()}{reason[1:]}"
         ) from error
 
@@ -106,8 +106,8 @@ def parse_policy(values: dict[str, Any], origin: str) -> Policy:
 def bundled_path() -> Path:
     """Return the product's own policy: in a wheel it lies beside this module, in a checkout under mlflow/."""
     here = Path(__file__).resolve()
-    packed = here.with_name(NAME)
-    return packed if packed.is_file() else here.parents[2] / "mlflow" / NAME
+    packed = here.with_name(POLICY_FILE)
+    return packed if packed.is_file() else here.parents[2] / "mlflow" / POLICY_FILE
 
 
 @cache
@@ -119,6 +119,8 @@ def _parse(path: Path) -> Policy:
     try:
         return parse_policy(tomllib.loads(path.read_text(encoding="utf-8")), str(path))
     except (OSError, UnicodeDecodeError) as error:
-        raise WrongUsage(f"policy {path} cannot be read ({error}); expected a TOML file like mlflow/{NAME}") from error
+        raise UsageError(
+            f"policy {path} cannot be read ({error}); expected a TOML file like mlflow/{POLICY_FILE}"
+        ) from error
     except tomllib.TOMLDecodeError as error:
-        raise WrongUsage(f"policy {path} is not valid TOML: {error}") from error
+        raise UsageError(f"policy {path} is not valid TOML: {error}") from error

@@ -5,7 +5,7 @@ import platform
 import subprocess
 from pathlib import Path
 
-PACKAGES = (
+RECORDED_PACKAGES = (
     "verdict-mlops",
     "torch",
     "transformers",
@@ -20,10 +20,10 @@ PACKAGES = (
 )
 
 
-def versions() -> dict[str, str]:
+def library_versions() -> dict[str, str]:
     """Return the versions of Python and of the libraries that are installed."""
     found = {"python": platform.python_version()}
-    for package in PACKAGES:
+    for package in RECORDED_PACKAGES:
         try:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:

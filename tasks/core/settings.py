@@ -22,13 +22,13 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
-from tasks.core.errors import WrongUsage
-from tasks.core.key_values import parse_pairs
-from tasks.core.policy import NAME, Policy, load_policy
+from tasks.core.errors import UsageError
+from tasks.core.key_values import parse_key_values
+from tasks.core.policy import POLICY_FILE, Policy, load_policy
 
-PREFIX = "VERDICT_"
+ENV_PREFIX = "VERDICT_"
 # Variables with our prefix that are no settings: they say where, who and whom to tell, and are never recorded.
-OWN_VARIABLES = {
+NON_SETTING_VARIABLES = {
     "VERDICT_HOME",
     "VERDICT_DEBUG",
     "VERDICT_LOG",
@@ -39,18 +39,18 @@ OWN_VARIABLES = {
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
-ROLES = ("text", "label", "source", "mark")
+COLUMN_ROLES = ("text", "label", "source", "mark")
 
 
 def _check_columns(text: str) -> str:
-    unknown = set(parse_pairs(text)) - set(ROLES)
+    unknown = set(parse_key_values(text)) - set(COLUMN_ROLES)
     if unknown:
-        raise ValueError(f"{sorted(unknown)[0]!r} is no role of a column; expected {', '.join(ROLES)}")
+        raise ValueError(f"{sorted(unknown)[0]!r} is no role of a column; expected {', '.join(COLUMN_ROLES)}")
     return text
 
 
 def _check_labels(text: str) -> str:
-    values = parse_pairs(text).values()
+    values = parse_key_values(text).values()
     if values and set(values) != {"0", "1"}:
         raise ValueError("every label stands for 0 or 1, and both occur: acceptable=1,unacceptable=0")
     return text
@@ -184,9 +184,9 @@ class FinetuneSettings(Section):
     """Share of each label that is spread over both classes."""
     r_drop: Annotated[float, Field(ge=0, le=100)] = 0.0
     """Weight of how far two passes with other places dropped differ; 0 for one pass, which takes half the time."""
-    spoiled: Annotated[int, Field(ge=0, le=100)] = 0
+    corruptions: Annotated[int, Field(ge=0, le=100)] = 0
     """Spoiled copies of each acceptable sentence that a first stage tells from the original; 0 for none of them."""
-    spoiled_text: Annotated[int, Field(ge=0, le=100)] = 1
+    text_corruptions: Annotated[int, Field(ge=0, le=100)] = 1
     """The same of each sentence of data.text, which makes a first stage even alone."""
     patience: Annotated[int, Field(ge=0)] = 0
     """Epochs without a better validation MCC after which training ends; 0 for never."""
@@ -232,14 +232,14 @@ class JudgeSettings(Policy):
 class WatchSettings(Section):
     """What a look at the data may start."""
 
-    retrain: Literal["never", "on_change", "on_drift"] = "on_change"
+    retrain_on: Literal["never", "on_change", "on_drift"] = "on_change"
     """When new data starts a retraining run."""
 
 
 class Settings(BaseSettings):
     """All settings of a run."""
 
-    model_config = SettingsConfigDict(extra="forbid", frozen=True, env_prefix=PREFIX, env_nested_delimiter="__")
+    model_config = SettingsConfigDict(extra="forbid", frozen=True, env_prefix=ENV_PREFIX, env_nested_delimiter="__")
 
     data: DataSettings = DataSettings()
     gate: GateSettings = GateSettings()
@@ -260,7 +260,7 @@ class Settings(BaseSettings):
         return (init_settings,)
 
 
-class Resolved(NamedTuple):
+class ResolvedSettings(NamedTuple):
     """Settings and, for each dotted key, the layer that set it."""
 
     settings: Settings
@@ -269,13 +269,15 @@ class Resolved(NamedTuple):
     def rows(self) -> list[tuple[str, Any, str]]:
         """Return (key, value, origin) of every setting, in the order of the classes above."""
         values = _flatten(self.settings.model_dump())
-        policy = dict.fromkeys((f"judge.{key}" for key in Policy.model_fields), self.settings.judge.policy or NAME)
+        policy = dict.fromkeys(
+            (f"judge.{key}" for key in Policy.model_fields), self.settings.judge.policy or POLICY_FILE
+        )
         return [(key, value, (policy | self.origins).get(key, "default")) for key, value in values.items()]
 
 
 def load_settings(
     profile: str, flags: Mapping[str, Any] | None = None, environ: Mapping[str, str] | None = None
-) -> Resolved:
+) -> ResolvedSettings:
     """Resolve profile < environment < flags.
 
     Args:
@@ -295,13 +297,13 @@ def load_settings(
     origins: dict[str, str] = {}
     for origin, values in layers.items():
         for key, value in values.items():
-            _refuse_unknown(key, origin)
+            _reject_unknown(key, origin)
             merged[key], origins[key] = value, origin
     try:
         settings = Settings.model_validate(_nest(merged))
     except ValidationError as error:
-        raise WrongUsage(_explain(error, origins)) from error
-    return Resolved(settings, origins)
+        raise UsageError(_explain(error, origins)) from error
+    return ResolvedSettings(settings, origins)
 
 
 def profile_names() -> list[str]:
@@ -322,28 +324,30 @@ def _read_profile(profile: str) -> dict[str, Any]:
         return _flatten(tomllib.loads(source.read_text(encoding="utf-8")))
     except (OSError, UnicodeDecodeError) as error:
         known = ", ".join(profile_names())
-        raise WrongUsage(f"profile {profile!r} is unknown; expected one of {known}, or a TOML file") from error
+        raise UsageError(f"profile {profile!r} is unknown; expected one of {known}, or a TOML file") from error
     except tomllib.TOMLDecodeError as error:
-        raise WrongUsage(f"profile {profile} is not valid TOML: {error}") from error
+        raise UsageError(f"profile {profile} is not valid TOML: {error}") from error
 
 
 def _read_environment(environ: Mapping[str, str]) -> dict[str, Any]:
     source = EnvSettingsSource(Settings)
     wanted = {
-        name.lower(): value for name, value in environ.items() if name.startswith(PREFIX) and name not in OWN_VARIABLES
+        name.lower(): value
+        for name, value in environ.items()
+        if name.startswith(ENV_PREFIX) and name not in NON_SETTING_VARIABLES
     }
     for name in wanted:
-        _refuse_unknown(name.removeprefix(PREFIX.lower()).replace("__", "."), "environment")
+        _reject_unknown(name.removeprefix(ENV_PREFIX.lower()).replace("__", "."), "environment")
     source.env_vars = wanted
     return _flatten(source())
 
 
-def _refuse_unknown(key: str, origin: str) -> None:
+def _reject_unknown(key: str, origin: str) -> None:
     keys = valid_keys()
     if key in keys:
         return
     nearest = difflib.get_close_matches(key, keys, n=1, cutoff=0.0)[0]
-    raise WrongUsage(
+    raise UsageError(
         f"setting {key!r} ({origin}) is unknown; did you mean {nearest!r}? verdict retrain --show-settings"
     )
 

@@ -18,8 +18,8 @@ from typing import Any
 
 log = logging.getLogger(__name__)
 
-ADDRESS = "VERDICT_ALERT_URL"
-PATIENCE = 5.0  # seconds, all in all
+URL_VARIABLE = "VERDICT_ALERT_URL"
+TIMEOUT_S = 5.0  # seconds, all in all
 
 
 def post(text: str, facts: dict[str, Any]) -> bool:
@@ -29,11 +29,11 @@ def post(text: str, facts: dict[str, Any]) -> bool:
         text: what people read.
         facts: the same for programs: plain values.
     """
-    url = os.environ.get(ADDRESS, "").strip()
-    return bool(url) and attempt(_host(url), lambda: _deliver(url, {"text": text, "verdict": facts}))
+    url = os.environ.get(URL_VARIABLE, "").strip()
+    return bool(url) and send_with_timeout(_host(url), lambda: _deliver(url, {"text": text, "verdict": facts}))
 
 
-def attempt(name: str, deliver: Callable[[], str | None]) -> bool:
+def send_with_timeout(name: str, deliver: Callable[[], str | None]) -> bool:
     """Deliver something in the time there is; where that fails, say so in one line.
 
     Args:
@@ -51,7 +51,7 @@ def attempt(name: str, deliver: Callable[[], str | None]) -> bool:
     # A server that answers byte by byte outlasts every time-out of a single read, so the thread is left behind.
     thread = threading.Thread(target=contextvars.copy_context().run, args=(run,), name="alert", daemon=True)
     thread.start()
-    thread.join(PATIENCE)
+    thread.join(TIMEOUT_S)
     if failures[0]:
         log.warning("alert to %s was not delivered: %s", name, failures[0])
     return not failures[0]
@@ -64,7 +64,7 @@ def _deliver(url: str, body: dict[str, Any]) -> str | None:
     # Not httpx: it logs every address that it asks, and this one is a secret.
     request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
     try:
-        urllib.request.build_opener(_NoRedirect).open(request, timeout=PATIENCE).close()
+        urllib.request.build_opener(_NoRedirect).open(request, timeout=TIMEOUT_S).close()
     except urllib.error.HTTPError as error:
         return f"HTTP {error.code}"
     except urllib.error.URLError as error:
@@ -81,4 +81,4 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 
 def _host(url: str) -> str:
     found = re.match(r"https?://(?:[^/@]*@)?([A-Za-z0-9.-]+)(?::\d+)?(?:[/?#]|$)", url)
-    return found[1] if found else f"the address in {ADDRESS}"
+    return found[1] if found else f"the address in {URL_VARIABLE}"

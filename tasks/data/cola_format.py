@@ -19,16 +19,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 
-BLOCK = 8 << 20  # bytes read at a time
-LONGEST_LINE = 16 << 20  # bytes; of a longer line the rest is counted and not kept
+READ_BYTES = 8 << 20  # bytes read at a time
+MAX_LINE_BYTES = 16 << 20  # bytes; of a longer line the rest is counted and not kept
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-COLUMNS = ["source", "label", "mark", "sentence"]
-PLAIN_LABELS = {"0": 0, "1": 1}
+TSV_COLUMNS = ["source", "label", "mark", "sentence"]
+DEFAULT_LABELS = {"0": 0, "1": 1}
 
-Kind = Literal[
+QuarantineReason = Literal[
     "field count", "encoding", "label", "empty sentence", "NUL", "too long", "line break", "byte order mark", "record"
 ]
-KEPT = pa.schema(
+ROW_SCHEMA = pa.schema(
     {"line": pa.int64(), "source": pa.string(), "label": pa.int8(), "mark": pa.string(), "sentence": pa.string()}
 )
 
@@ -43,11 +43,11 @@ class Row(NamedTuple):
     sentence: str
 
 
-class Rejected(NamedTuple):
+class QuarantinedRow(NamedTuple):
     """One quarantined row: what kind of fault, what exactly, and its bytes as found, without the line end."""
 
     line: int
-    kind: Kind
+    kind: QuarantineReason
     reason: str
     raw: bytes
 
@@ -56,55 +56,57 @@ class Block(NamedTuple):
     """Consecutive rows of a file: those kept, as a table of `KEPT`, and those quarantined."""
 
     kept: pa.Table
-    rejected: list[Rejected]
+    quarantined: list[QuarantinedRow]
 
 
-class Rules(NamedTuple):
+class RowRules(NamedTuple):
     """What a row must satisfy."""
 
     max_chars: int = 2_000
-    labels: Mapping[str, int] = PLAIN_LABELS
+    labels: Mapping[str, int] = DEFAULT_LABELS
 
 
-def make_row(line: int, fields: tuple[str, str, str, str], raw: bytes, rules: Rules) -> Row | Rejected:
+def make_row(line: int, fields: tuple[str, str, str, str], raw: bytes, rules: RowRules) -> Row | QuarantinedRow:
     """Check decoded fields (source, label, mark, sentence), whatever format they came from; never raises."""
     source, label, mark, sentence = fields
     text = "".join(fields)
     if "\0" in text:
-        return Rejected(line, "NUL", "NUL character", raw)
+        return QuarantinedRow(line, "NUL", "NUL character", raw)
     if "\n" in text or "\r" in text or "\t" in text:
-        return Rejected(line, "line break", "line break or tab inside a field", raw)
+        return QuarantinedRow(line, "line break", "line break or tab inside a field", raw)
     if source.startswith("\ufeff"):
-        return Rejected(line, "byte order mark", "byte order mark inside the file", raw)
+        return QuarantinedRow(line, "byte order mark", "byte order mark inside the file", raw)
     if label not in rules.labels:
         expected = " or ".join(sorted(rules.labels)[:6])
-        return Rejected(line, "label", f"label {label[:20]!r} instead of {expected}", raw)
+        return QuarantinedRow(line, "label", f"label {label[:20]!r} instead of {expected}", raw)
     if not sentence.strip():
-        return Rejected(line, "empty sentence", "empty sentence", raw)
+        return QuarantinedRow(line, "empty sentence", "empty sentence", raw)
     if len(sentence) > rules.max_chars:
-        return Rejected(line, "too long", f"sentence of {len(sentence)} characters, more than {rules.max_chars}", raw)
+        return QuarantinedRow(
+            line, "too long", f"sentence of {len(sentence)} characters, more than {rules.max_chars}", raw
+        )
     return Row(line, source, rules.labels[label], mark, sentence)
 
 
-def too_long(line: int, raw: bytes) -> Rejected:
+def too_long(line: int, raw: bytes) -> QuarantinedRow:
     """Quarantine a line of more than LONGEST_LINE bytes; only so many are kept."""
-    return Rejected(line, "too long", f"line of more than {LONGEST_LINE} bytes", raw[:LONGEST_LINE])
+    return QuarantinedRow(line, "too long", f"line of more than {MAX_LINE_BYTES} bytes", raw[:MAX_LINE_BYTES])
 
 
-def parse_row(line: int, raw: bytes, rules: Rules) -> Row | Rejected:
+def parse_row(line: int, raw: bytes, rules: RowRules) -> Row | QuarantinedRow:
     """Parse one line without its line end; never raises."""
-    if len(raw) > LONGEST_LINE:
+    if len(raw) > MAX_LINE_BYTES:
         return too_long(line, raw)
     try:
         fields = raw.decode("utf-8").split("\t")
     except UnicodeDecodeError:
-        return Rejected(line, "encoding", "not UTF-8", raw)
-    if len(fields) != len(COLUMNS):
-        return Rejected(line, "field count", f"{len(fields)} fields instead of {len(COLUMNS)}", raw)
+        return QuarantinedRow(line, "encoding", "not UTF-8", raw)
+    if len(fields) != len(TSV_COLUMNS):
+        return QuarantinedRow(line, "field count", f"{len(fields)} fields instead of {len(TSV_COLUMNS)}", raw)
     return make_row(line, (fields[0], fields[1], fields[2], fields[3]), raw, rules)
 
 
-def parse_tsv(stream: BinaryIO, rules: Rules = Rules()) -> Iterator[Block]:  # noqa: B008 (immutable)
+def parse_tsv(stream: BinaryIO, rules: RowRules = RowRules()) -> Iterator[Block]:  # noqa: B008 (immutable)
     """Parse CoLA's format (LF or CRLF, the last line with or without); each line is in exactly one block.
 
     Memory does not grow with the file.
@@ -113,25 +115,25 @@ def parse_tsv(stream: BinaryIO, rules: Rules = Rules()) -> Iterator[Block]:  # n
     for lines in _read_blocks(stream):
         block = _parse_clean(line, lines, rules) or parse_by_line(line, lines, rules)
         yield block
-        line += block.kept.num_rows + len(block.rejected)
+        line += block.kept.num_rows + len(block.quarantined)
 
 
-def parse_by_line(first: int, lines: bytes, rules: Rules) -> Block:
+def parse_by_line(first: int, lines: bytes, rules: RowRules) -> Block:
     """Parse whole lines one by one; the first has number `first`."""
     results = [
         parse_row(number, raw.removesuffix(b"\n").removesuffix(b"\r"), rules)
         for number, raw in enumerate(io.BytesIO(lines), start=first)
     ]
-    return sort_results(results)
+    return partition(results)
 
 
-def sort_results(results: list[Row | Rejected]) -> Block:
+def partition(results: list[Row | QuarantinedRow]) -> Block:
     """Divide results into kept and quarantined ones."""
     kept = [result for result in results if isinstance(result, Row)]
-    rejected = [result for result in results if isinstance(result, Rejected)]
-    columns = list(zip(*kept, strict=True)) or [()] * len(KEPT)
-    arrays = [pa.array(column, field.type) for column, field in zip(columns, KEPT, strict=True)]
-    return Block(pa.table(arrays, schema=KEPT), rejected)
+    rejected = [result for result in results if isinstance(result, QuarantinedRow)]
+    columns = list(zip(*kept, strict=True)) or [()] * len(ROW_SCHEMA)
+    arrays = [pa.array(column, field.type) for column, field in zip(columns, ROW_SCHEMA, strict=True)]
+    return Block(pa.table(arrays, schema=ROW_SCHEMA), rejected)
 
 
 def format_row(row: Row) -> str:
@@ -141,14 +143,14 @@ def format_row(row: Row) -> str:
 
 def format_rows(kept: pa.Table) -> bytes:
     """Write a table of `KEPT` columns as lines of the format."""
-    fields = [kept[name].cast(pa.string()) for name in COLUMNS]
+    fields = [kept[name].cast(pa.string()) for name in TSV_COLUMNS]
     lines = pc.binary_join_element_wise(*fields, "\t").to_pylist()
     return "\n".join([*lines, ""]).encode()
 
 
 def read_lines(stream: BinaryIO) -> Iterator[bytes]:
     """Yield lines with their ends; of a line that is too long only a beginning that is too long as well."""
-    most = LONGEST_LINE + len(b"\r\n")
+    most = MAX_LINE_BYTES + len(b"\r\n")
     while line := stream.readline(most):
         yield line if len(line) < most or line.endswith(b"\n") else line + _skip_line(stream)
 
@@ -156,13 +158,13 @@ def read_lines(stream: BinaryIO) -> Iterator[bytes]:
 def _read_blocks(stream: BinaryIO) -> Iterator[bytes]:
     """Yield the file in pieces of whole lines, without the byte order mark at its start."""
     rest = stream.read(len(BYTE_ORDER_MARK)).removeprefix(BYTE_ORDER_MARK)
-    while block := stream.read(BLOCK):
+    while block := stream.read(READ_BYTES):
         block = rest + block
         end = block.rfind(b"\n") + 1
         if end:
             yield block[:end]
         rest = block[end:]
-        if len(rest) > LONGEST_LINE + 1:  # the last byte may be a CR that belongs to the line end
+        if len(rest) > MAX_LINE_BYTES + 1:  # the last byte may be a CR that belongs to the line end
             yield rest + _skip_line(stream)
             rest = b""
     if rest:
@@ -171,15 +173,15 @@ def _read_blocks(stream: BinaryIO) -> Iterator[bytes]:
 
 def _skip_line(stream: BinaryIO) -> bytes:
     """Read on to the end of an endless line, keeping nothing of it but its end."""
-    while piece := stream.readline(BLOCK):
+    while piece := stream.readline(READ_BYTES):
         if piece.endswith(b"\n"):
             return b"\n"
     return b""
 
 
-def _parse_clean(first: int, lines: bytes, rules: Rules) -> Block | None:
+def _parse_clean(first: int, lines: bytes, rules: RowRules) -> Block | None:
     """Parse a block in which no line has any fault; None where one may have."""
-    if len(lines) > LONGEST_LINE:  # perhaps in one line
+    if len(lines) > MAX_LINE_BYTES:  # perhaps in one line
         return None
     if b"\r" in lines:
         lines = lines.replace(b"\r\n", b"\n")
@@ -188,10 +190,10 @@ def _parse_clean(first: int, lines: bytes, rules: Rules) -> Block | None:
     try:
         table = pyarrow.csv.read_csv(
             pa.py_buffer(lines),
-            read_options=pyarrow.csv.ReadOptions(column_names=COLUMNS, block_size=max(len(lines), 1)),
+            read_options=pyarrow.csv.ReadOptions(column_names=TSV_COLUMNS, block_size=max(len(lines), 1)),
             parse_options=pyarrow.csv.ParseOptions(delimiter="\t", quote_char=False, ignore_empty_lines=False),
             convert_options=pyarrow.csv.ConvertOptions(
-                column_types=dict.fromkeys(COLUMNS, pa.string()), strings_can_be_null=False
+                column_types=dict.fromkeys(TSV_COLUMNS, pa.string()), strings_can_be_null=False
             ),
         )
     except pa.ArrowException:  # another number of fields, or not UTF-8: the slow way tells which line
@@ -206,4 +208,4 @@ def _parse_clean(first: int, lines: bytes, rules: Rules) -> Block | None:
     labels = pa.array(list(rules.labels.values()), pa.int8()).take(named)
     numbers = pa.array(range(first, first + table.num_rows), pa.int64())
     kept = [numbers, table["source"], labels, table["mark"], sentences]
-    return Block(pa.table(kept, schema=KEPT), [])
+    return Block(pa.table(kept, schema=ROW_SCHEMA), [])

@@ -26,18 +26,18 @@ from typing import NamedTuple
 import httpx
 from filelock import FileLock, Timeout
 
-from tasks.core.errors import DataRefused, Unreachable, VerdictError, WrongUsage
-from tasks.core.files import digest_of, new_folder, sha256_of
+from tasks.core.errors import DataRejected, UnreachableError, UsageError, VerdictError
+from tasks.core.files import atomic_directory, json_digest, sha256_of
 
-LONGEST_PAUSE = 60.0  # seconds between two attempts; a server that asks for more is given up
-LONGEST_NAME = 200  # bytes; file systems allow 255
-LISTED = 8  # members of a zip that a message names
-TOP = "."  # how the top of a zip is named as a folder
+MAX_RETRY_DELAY_S = 60.0  # seconds between two attempts; a server that asks for more is given up
+MAX_FILE_NAME = 200  # bytes; file systems allow 255
+MAX_LISTED_MEMBERS = 8  # members of a zip that a message names
+MEMBER_ROOT = "."  # how the top of a zip is named as a folder
 
 log = logging.getLogger(__name__)
 
 
-class Patience(NamedTuple):
+class RetryPolicy(NamedTuple):
     """How long a download is tried; times in seconds, and each pause is twice the one before."""
 
     attempts: int = 4
@@ -45,7 +45,7 @@ class Patience(NamedTuple):
     pause: float = 1.0
 
 
-PATIENCE = Patience()
+DEFAULT_RETRIES = RetryPolicy()
 
 
 class _Failed(Exception):
@@ -56,7 +56,9 @@ class _Failed(Exception):
         self.wait = wait
 
 
-def fetch(url: str, sha256: str, cache: str, *, offline: bool = False, patience: Patience = PATIENCE) -> str:
+def download(
+    url: str, sha256: str, cache: str, *, offline: bool = False, patience: RetryPolicy = DEFAULT_RETRIES
+) -> str:
     """Return the path of a file with these bytes in the cache, downloading it when it is not there.
 
     Proxies come from HTTP_PROXY, HTTPS_PROXY and NO_PROXY.
@@ -81,26 +83,26 @@ def fetch(url: str, sha256: str, cache: str, *, offline: bool = False, patience:
         if _intact(file, digest):
             return str(file)
         if offline:
-            raise Unreachable(
-                f"{_shown(address)} has no intact copy in cache folder {cache!r} and offline is asked for; "
+            raise UnreachableError(
+                f"{_redacted(address)} has no intact copy in cache folder {cache!r} and offline is asked for; "
                 f"expected it as {file}; put the file there or run once with network"
             )
         folder.mkdir(parents=True, exist_ok=True)
-        with _alone(folder / f"{digest}.lock"):
+        with _locked(folder / f"{digest}.lock"):
             if not _intact(file, digest):  # another process may have brought it while this one waited
                 part = folder / f"{digest}.part"
-                _fill(part, address, digest, patience)
+                _download_verified(part, address, digest, patience)
                 file.parent.mkdir(exist_ok=True)
                 part.replace(file)
     except OSError as error:
         raise VerdictError(
-            f"{_shown(address)} cannot be kept in cache folder {cache!r} ({_one_line(error)}); "
+            f"{_redacted(address)} cannot be kept in cache folder {cache!r} ({_one_line(error)}); "
             "expected a folder that can be written, with space; free some or name another"
         ) from error
     return str(file)
 
 
-def unpack(archive: str, member: str) -> str:
+def extract_member(archive: str, member: str) -> str:
     """Return the path of a member that was taken out of a zip; a second call extracts nothing.
 
     Members that point out of the zip, symbolic links and what macOS adds are treated as not there.
@@ -117,22 +119,22 @@ def unpack(archive: str, member: str) -> str:
     """
     source = Path(archive)
     if not source.is_file():
-        raise WrongUsage(f"zip file {archive!r} does not exist; expected the path of a zip; name another")
+        raise UsageError(f"zip file {archive!r} does not exist; expected the path of a zip; name another")
     try:
         with zipfile.ZipFile(source) as opened:
             members = _members(opened)
             wanted = _resolved(archive, members, member)
-            place = source.parent / digest_of([sha256_of(source), wanted])[:32]
+            place = source.parent / json_digest([sha256_of(source), wanted])[:32]
             target = place / (PurePosixPath(wanted).name or "files")
             if not target.exists():
-                with _alone(place.with_suffix(".lock")):
+                with _locked(place.with_suffix(".lock")):
                     if not target.exists():
                         _extract(opened, members, wanted, target)
     except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, ValueError, RuntimeError) as error:
-        raise DataRefused(_damage(archive, error)) from error
+        raise DataRejected(_damage(archive, error)) from error
     except OSError as error:
         if error.errno in (None, errno.EINVAL):  # from bz2, and from seeking to where a damaged index points
-            raise DataRefused(_damage(archive, error)) from error
+            raise DataRejected(_damage(archive, error)) from error
         raise VerdictError(
             f"{archive} cannot be unpacked beside itself ({_one_line(error)}); "
             "expected a folder that can be written, with space; free some or copy the zip elsewhere"
@@ -142,24 +144,24 @@ def unpack(archive: str, member: str) -> str:
 
 def _checked(url: str, sha256: str) -> tuple[httpx.URL, str]:
     if not re.fullmatch(r"[0-9a-fA-F]{64}", sha256):
-        raise WrongUsage(f"SHA-256 {sha256!r} is not 64 hex characters; expected what this prints: sha256sum FILE")
+        raise UsageError(f"SHA-256 {sha256!r} is not 64 hex characters; expected what this prints: sha256sum FILE")
     try:
         address = httpx.URL(url)
     except httpx.InvalidURL as error:
-        raise WrongUsage(f"address {url!r} is no URL ({error}); expected https://HOST/FILE") from error
+        raise UsageError(f"address {url!r} is no URL ({error}); expected https://HOST/FILE") from error
     if address.scheme not in ("http", "https") or not address.host:
-        raise WrongUsage(f"address {url!r} cannot be downloaded from; expected https://HOST/FILE")
+        raise UsageError(f"address {url!r} cannot be downloaded from; expected https://HOST/FILE")
     return address, sha256.lower()
 
 
 def _file_name(address: httpx.URL) -> str:
     """Return the last part of the path, without anything that could lead to another folder."""
     name = "".join(filter(str.isprintable, PureWindowsPath(address.path).name))
-    name = name.encode()[-LONGEST_NAME:].decode(errors="ignore")  # its end tells the format
+    name = name.encode()[-MAX_FILE_NAME:].decode(errors="ignore")  # its end tells the format
     return "download" if name in ("", ".", "..") else name
 
 
-def _shown(address: httpx.URL) -> str:
+def _redacted(address: httpx.URL) -> str:
     """Return the address without user and password."""
     return str(address.copy_with(userinfo=b""))
 
@@ -173,7 +175,7 @@ def _intact(file: Path, digest: str) -> bool:
 
 
 @contextlib.contextmanager
-def _alone(path: Path) -> Iterator[None]:
+def _locked(path: Path) -> Iterator[None]:
     """Hold a lock over the block, waiting as long as another process works."""
     lock = FileLock(path)
     try:
@@ -187,7 +189,7 @@ def _alone(path: Path) -> Iterator[None]:
         lock.release()
 
 
-def _fill(part: Path, address: httpx.URL, digest: str, patience: Patience) -> None:
+def _download_verified(part: Path, address: httpx.URL, digest: str, patience: RetryPolicy) -> None:
     """Bring the part file to the pinned bytes.
 
     Raises:
@@ -196,32 +198,32 @@ def _fill(part: Path, address: httpx.URL, digest: str, patience: Patience) -> No
     if _intact(part, digest):  # an earlier process was killed between the last byte and the rename
         return
     with _client(patience) as client:
-        resumed = _download(client, address, part, patience)
+        resumed = _download_with_retries(client, address, part, patience)
         if resumed and not _intact(part, digest):
-            log.info("%s went on from bytes that do not fit; starting over", _shown(address))
+            log.info("%s went on from bytes that do not fit; starting over", _redacted(address))
             part.unlink()
-            _download(client, address, part, patience)
+            _download_with_retries(client, address, part, patience)
     found = sha256_of(part)
     if found != digest:
         kept = part.with_suffix(f".mismatch-{found[:12]}")
         part.replace(kept)
-        raise DataRefused(
-            f"{_shown(address)} has SHA-256 {found}, expected {digest}; the file is kept at {kept}; "
+        raise DataRejected(
+            f"{_redacted(address)} has SHA-256 {found}, expected {digest}; the file is kept at {kept}; "
             "look at it, then correct the address, or the digest if these are the right bytes"
         )
 
 
-def _client(patience: Patience) -> httpx.Client:
+def _client(patience: RetryPolicy) -> httpx.Client:
     try:
         return httpx.Client(follow_redirects=True, timeout=patience.timeout)
     except (httpx.InvalidURL, ValueError, ImportError, OSError) as error:
-        raise WrongUsage(
+        raise UsageError(
             f"the environment's network settings cannot be used ({_one_line(error)}); expected http://HOST:PORT: "
             "check HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, NO_PROXY, SSL_CERT_FILE and SSL_CERT_DIR"
         ) from error
 
 
-def _download(client: httpx.Client, address: httpx.URL, part: Path, patience: Patience) -> bool:
+def _download_with_retries(client: httpx.Client, address: httpx.URL, part: Path, patience: RetryPolicy) -> bool:
     """Complete the part file, in several attempts if need be; return whether it goes on from earlier bytes.
 
     Raises:
@@ -234,21 +236,21 @@ def _download(client: httpx.Client, address: httpx.URL, part: Path, patience: Pa
         except httpx.TimeoutException:
             why, wait = f"nothing came for {patience.timeout:g} s", 0.0
         except (httpx.TooManyRedirects, httpx.UnsupportedProtocol) as error:
-            raise WrongUsage(
-                f"{_shown(address)} redirects to no file ({_one_line(error)}); expected 200 OK with the file; "
+            raise UsageError(
+                f"{_redacted(address)} redirects to no file ({_one_line(error)}); expected 200 OK with the file; "
                 "check the address"
             ) from error
         except (httpx.RequestError, UnicodeError, _Failed) as error:  # UnicodeError: a host that no resolver takes
             why, wait = _one_line(error), getattr(error, "wait", 0.0)
-        if attempt >= patience.attempts or wait > LONGEST_PAUSE:
+        if attempt >= patience.attempts or wait > MAX_RETRY_DELAY_S:
             have = _size(part)
-            raise Unreachable(
-                f"{_shown(address)} did not deliver the file in {attempt} of {patience.attempts} attempts "
+            raise UnreachableError(
+                f"{_redacted(address)} did not deliver the file in {attempt} of {patience.attempts} attempts "
                 f"(the last one: {why}); check the network and the proxy (HTTPS_PROXY), then run again"
                 + (f": it goes on from byte {have}" if have else "")
             )
-        attempt, wait, pause = attempt + 1, min(max(wait, pause), LONGEST_PAUSE), pause * 2
-        log.info("%s: %s; attempt %d of %d in %g s", _shown(address), why, attempt, patience.attempts, wait)
+        attempt, wait, pause = attempt + 1, min(max(wait, pause), MAX_RETRY_DELAY_S), pause * 2
+        log.info("%s: %s; attempt %d of %d in %g s", _redacted(address), why, attempt, patience.attempts, wait)
         time.sleep(wait)
 
 
@@ -260,12 +262,12 @@ def _attempt(client: httpx.Client, address: httpx.URL, part: Path) -> bool:
     with client.stream("GET", address, headers=headers) as response:
         start, total = _extent(response)
         if response.status_code == 200 or (response.status_code == 206 and start == have):
-            log.info("downloading %s%s (%s)", _shown(address), f" from byte {start} on" if start else "", total)
+            log.info("downloading %s%s (%s)", _redacted(address), f" from byte {start} on" if start else "", total)
             _write(response, part, start)
             return start > 0
         if not (have and response.status_code in (206, 416)):
             raise _failure(response, address)
-    log.info("%s does not go on from byte %d; starting over", _shown(address), have)
+    log.info("%s does not go on from byte %d; starting over", _redacted(address), have)
     part.unlink()
     return _attempt(client, address, part)
 
@@ -296,8 +298,8 @@ def _failure(response: httpx.Response, address: httpx.URL) -> Exception:
         asked = response.headers.get("Retry-After", "")
         wait = float(asked) if asked.isdecimal() else 0.0
         return _Failed(f"it answered {answer}" + (f" and asks to wait {wait:g} s" if wait else ""), wait)
-    return WrongUsage(
-        f"{_shown(address)} answered {answer}; expected 200 OK with the file; "
+    return UsageError(
+        f"{_redacted(address)} answered {answer}; expected 200 OK with the file; "
         "check the address and that it may be read without signing in"
     )
 
@@ -340,14 +342,14 @@ def _resolved(archive: str, members: dict[str, zipfile.ZipInfo], member: str) ->
             return wanted
         problem = f"no member {member!r}"
     else:
-        for only in (list(members), [folder for folder in folders if folder != TOP]):
+        for only in (list(members), [folder for folder in folders if folder != MEMBER_ROOT]):
             if len(only) == 1:
                 return only[0]
         problem = "no single file or folder"
     there = [*sorted(f"{folder}/" for folder in folders), *sorted(members)]
-    shown = ", ".join(map(repr, there[:LISTED])) or "no file"
-    more = f" and {len(there) - LISTED} more" if len(there) > LISTED else ""
-    raise WrongUsage(f"{archive} holds {problem}; it holds {shown}{more}; name one of them")
+    shown = ", ".join(map(repr, there[:MAX_LISTED_MEMBERS])) or "no file"
+    more = f" and {len(there) - MAX_LISTED_MEMBERS} more" if len(there) > MAX_LISTED_MEMBERS else ""
+    raise UsageError(f"{archive} holds {problem}; it holds {shown}{more}; name one of them")
 
 
 def _extract(opened: zipfile.ZipFile, members: dict[str, zipfile.ZipInfo], wanted: str, target: Path) -> None:
@@ -358,12 +360,12 @@ def _extract(opened: zipfile.ZipFile, members: dict[str, zipfile.ZipInfo], wante
     """
     single = wanted in members
     names = [wanted] if single else [name for name in members if _folder_of(name) == wanted]
-    with new_folder(target.parent) as place:
+    with atomic_directory(target.parent) as place:
         inside = place if single else place / target.name
         inside.mkdir(exist_ok=True)
         for name in names:
             if members[name].flag_bits & 1:
-                raise DataRefused(
+                raise DataRejected(
                     f"{opened.filename} is encrypted ({name!r}); expected a zip without password; unpack it yourself"
                 )
             # Only the base name is used, so nothing lands outside.

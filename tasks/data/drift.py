@@ -15,29 +15,29 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from tasks.data.normalization import fold_all
-from tasks.data.snapshots import count_stored, read_tables
+from tasks.data.normalization import normalise_all
+from tasks.data.snapshots import count_rows, iter_snapshot
 
-COMMONEST = 2_000  # words that a profile names; the others are counted together
-SAMPLE_ROWS = 200_000  # rows, spread over the file, whose words are counted; more hardly move the shares
-OTHER = "\t"  # the key of the words and sources that are not named; none of them holds a tab
-FEWEST = 5  # rows in the smaller file; the chi-squared test counts together what should have fewer
+TOP_K = 2_000  # words that a profile names; the others are counted together
+DRIFT_SAMPLE_ROWS = 200_000  # rows, spread over the file, whose words are counted; more hardly move the shares
+OTHER_CATEGORY = "\t"  # the key of the words and sources that are not named; none of them holds a tab
+MIN_EXPECTED_COUNT = 5  # rows in the smaller file; the chi-squared test counts together what should have fewer
 
-Counts = dict[str, int]
+Histogram = dict[str, int]
 
 
-class Profile(TypedDict):
+class DataProfile(TypedDict):
     """Counts of a training snapshot: rows by label, by characters of the sentence, by source, by the words in it."""
 
     dataset: str
     rows: int
-    labels: Counts
-    characters: Counts
-    sources: Counts
-    words: Counts
+    labels: Histogram
+    characters: Histogram
+    sources: Histogram
+    words: Histogram
 
 
-class Shift(TypedDict):
+class DriftResult(TypedDict):
     """One distance between two profiles, its p value, and whether it is over `limit` and no chance."""
 
     name: str
@@ -48,7 +48,7 @@ class Shift(TypedDict):
     drifted: bool
 
 
-def profile_snapshot(path: str, digest: str) -> Profile:
+def profile_snapshot(path: str, digest: str) -> DataProfile:
     """Count what a snapshot holds, piece by piece.
 
     Raises:
@@ -59,25 +59,25 @@ def profile_snapshot(path: str, digest: str) -> Profile:
     sources: Counter[str] = Counter()
     words: Counter[str] = Counter()
     rows = 0
-    step = max(1, count_stored(path) // SAMPLE_ROWS)
-    for batch in read_tables(path, ["source", "label", "sentence"]):
+    step = max(1, count_rows(path) // DRIFT_SAMPLE_ROWS)
+    for batch in iter_snapshot(path, ["source", "label", "sentence"]):
         _count(labels, batch["label"])
         _count(characters, pc.utf8_length(batch["sentence"]))
         _count(sources, batch["source"])
-        for sentence in fold_all(batch["sentence"][-rows % step :: step]):
+        for sentence in normalise_all(batch["sentence"][-rows % step :: step]):
             words.update(set(sentence.split()))  # once a row: the test below wants independent draws
         rows += batch.num_rows
-    return Profile(
+    return DataProfile(
         dataset=digest,
         rows=rows,
         labels={str(label): labels[label] for label in sorted(labels)},
         characters={str(length): characters[length] for length in sorted(characters)},
-        sources=_commonest(sources),
-        words=_commonest(words),
+        sources=_top_k(sources),
+        words=_top_k(words),
     )
 
 
-def compare_profiles(new: Profile, old: Profile, limits: dict[str, Any]) -> list[Shift]:
+def compare_profiles(new: DataProfile, old: DataProfile, limits: dict[str, Any]) -> list[DriftResult]:
     """Return the four shifts from an old profile to a new one; none where one of them is of no rows.
 
     Args:
@@ -101,29 +101,29 @@ def compare_profiles(new: Profile, old: Profile, limits: dict[str, Any]) -> list
     for name, (statistic, distance, p) in measured.items():
         limit = limits[f"max_{name}_shift"]
         drifted = distance > limit and p < limits["drift_level"]
-        shifts.append(Shift(name=name, statistic=statistic, distance=distance, p=p, limit=limit, drifted=drifted))
+        shifts.append(DriftResult(name=name, statistic=statistic, distance=distance, p=p, limit=limit, drifted=drifted))
     return shifts
 
 
-def name_drift(shifts: Sequence[Shift]) -> str:
+def list_drifted(shifts: Sequence[DriftResult]) -> str:
     """Return what drifted, for people; none where nothing did."""
     return ", ".join(shift["name"] for shift in shifts if shift["drifted"]) or "none"
 
 
-def _shares(new: Profile, old: Profile) -> tuple[float, float]:
+def _shares(new: DataProfile, old: DataProfile) -> tuple[float, float]:
     table = _align(new["labels"], old["labels"])
     shares = [profile["labels"].get("1", 0) / max(profile["rows"], 1) for profile in (new, old)]
     return abs(shares[0] - shares[1]), _chi_squared(table)
 
 
-def _lengths(new: Counts, old: Counts) -> tuple[float, float]:
+def _lengths(new: Histogram, old: Histogram) -> tuple[float, float]:
     from scipy.stats import ks_2samp
 
     result = ks_2samp(_expand(new), _expand(old))
     return float(result.statistic), float(result.pvalue)
 
 
-def _categories(new: Counts, old: Counts) -> tuple[float, float]:
+def _categories(new: Histogram, old: Histogram) -> tuple[float, float]:
     from scipy.spatial.distance import jensenshannon
 
     table = _align(new, old)
@@ -132,13 +132,15 @@ def _categories(new: Counts, old: Counts) -> tuple[float, float]:
     return float(distance), _chi_squared(_merge_rare(table))
 
 
-def _align(new: Counts, old: Counts) -> NDArray[np.float64]:
+def _align(new: Histogram, old: Histogram) -> NDArray[np.float64]:
     """Return the counts of both [2, K] under the same K keys; the last column is what either does not name.
 
     A name that one profile lacks may hide among its unnamed ones, if it has any, so it counts as unnamed in both.
     """
-    partial = [counts for counts in (new, old) if OTHER in counts]
-    names = sorted(name for name in (new.keys() | old.keys()) - {OTHER} if all(name in counts for counts in partial))
+    partial = [counts for counts in (new, old) if OTHER_CATEGORY in counts]
+    names = sorted(
+        name for name in (new.keys() | old.keys()) - {OTHER_CATEGORY} if all(name in counts for counts in partial)
+    )
     named = np.array([[counts.get(name, 0) for name in names] for counts in (new, old)], np.float64)
     totals = np.array([[sum(counts.values())] for counts in (new, old)])
     return np.hstack([named, totals - named.sum(axis=1, keepdims=True)])
@@ -147,7 +149,7 @@ def _align(new: Counts, old: Counts) -> NDArray[np.float64]:
 def _merge_rare(table: NDArray[np.float64]) -> NDArray[np.float64]:
     """Count rare columns [2, K] and the last, unnamed one together: for them the test would call chance a shift."""
     expected = table.sum(axis=0) * table.sum(axis=1).min() / table.sum()
-    rare = expected < FEWEST
+    rare = expected < MIN_EXPECTED_COUNT
     rare[-1] = True
     return np.column_stack([table[:, ~rare], table[:, rare].sum(axis=1)])
 
@@ -160,7 +162,7 @@ def _chi_squared(table: NDArray[np.float64]) -> float:
     return float(chi2_contingency(table).pvalue) if table.shape[1] > 1 and table.sum(axis=1).all() else 1.0
 
 
-def _expand(counts: Counts) -> NDArray[np.int64]:
+def _expand(counts: Histogram) -> NDArray[np.int64]:
     values = np.array([int(key) for key in counts], np.int64)
     return np.repeat(values, list(counts.values()))
 
@@ -170,9 +172,9 @@ def _count(total: Counter[Any], values: pa.Array) -> None:
     total.update(dict(zip(counted.field("values").to_pylist(), counted.field("counts").to_pylist(), strict=True)))
 
 
-def _commonest(counts: Counter[str]) -> Counts:
+def _top_k(counts: Counter[str]) -> Histogram:
     """Keep the commonest names; ties go by the alphabet, so that a profile depends on the rows alone."""
     ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    named, rest = ranked[:COMMONEST], ranked[COMMONEST:]
+    named, rest = ranked[:TOP_K], ranked[TOP_K:]
     others = sum(count for _, count in rest)
-    return dict(named) | ({OTHER: others} if others else {})
+    return dict(named) | ({OTHER_CATEGORY: others} if others else {})

@@ -7,19 +7,19 @@ from typing import Any, Literal, TypedDict
 import numpy as np
 import pandas as pd
 
-from tasks.data.drift import Shift
-from tasks.data.snapshots import ROWS
+from tasks.data.drift import DriftResult
+from tasks.data.snapshots import SNAPSHOT_SCHEMA
 
-LINES = 20  # lines that a finding names, at most
+MAX_LISTED_LINES = 20  # lines that a finding names, at most
 
 Severity = Literal["critical", "warning"]
 
 
-class Finding(TypedDict):
+class ExpectationResult(TypedDict):
     """One expectation: what it asks, what was seen, what is allowed and by which setting, and the first odd rows."""
 
     table: str
-    asks: str
+    description: str
     setting: str | None
     expectation: str
     column: str | None
@@ -36,9 +36,11 @@ def schema_expectations() -> list[Any]:
     import great_expectations.expectations as gxe
 
     return [
-        gxe.ExpectTableColumnsToMatchOrderedList(column_list=ROWS.names, meta={"asks": "columns in their order"}),
-        gxe.ExpectColumnValuesToBeOfType(column="label", type_="int8", meta={"asks": "type of the label"}),
-        gxe.ExpectColumnValuesToBeOfType(column="sentence", type_="str", meta={"asks": "type of the sentence"}),
+        gxe.ExpectTableColumnsToMatchOrderedList(
+            column_list=SNAPSHOT_SCHEMA.names, meta={"description": "columns in their order"}
+        ),
+        gxe.ExpectColumnValuesToBeOfType(column="label", type_="int8", meta={"description": "type of the label"}),
+        gxe.ExpectColumnValuesToBeOfType(column="sentence", type_="str", meta={"description": "type of the sentence"}),
     ]
 
 
@@ -48,19 +50,21 @@ def row_expectations(train: bool, limits: dict[str, Any]) -> list[Any]:
 
     def few(column: str, limit: str, asks: str) -> Any:
         return gxe.ExpectColumnValuesToBeInSet(
-            column=column, value_set=[False], mostly=1 - limits[limit], meta={"asks": asks, "setting": f"gate.{limit}"}
+            column=column,
+            value_set=[False],
+            mostly=1 - limits[limit],
+            meta={"description": asks, "setting": f"gate.{limit}"},
         )
 
     def within(column: str) -> Any:
+        lowest, highest = limits[f"min_{column}"], limits[f"max_{column}"]
+        description = f"share of sentences outside {lowest} to {highest} {column}"
         return gxe.ExpectColumnValuesToBeBetween(
             column=column,
-            min_value=limits[f"min_{column}"],
-            max_value=limits[f"max_{column}"],
+            min_value=lowest,
+            max_value=highest,
             mostly=1 - limits["max_odd_lengths"],
-            meta={
-                "asks": f"share of sentences outside {limits[f'min_{column}']} to {limits[f'max_{column}']} {column}",
-                "setting": "gate.max_odd_lengths",
-            },
+            meta={"description": description, "setting": "gate.max_odd_lengths"},
         )
 
     own = (
@@ -77,16 +81,20 @@ def row_expectations(train: bool, limits: dict[str, Any]) -> list[Any]:
     fewest = "min_rows" if train else "min_holdout_rows"
     return [
         gxe.ExpectTableRowCountToBeBetween(
-            min_value=limits[fewest], meta={"asks": "number of rows", "setting": f"gate.{fewest}"}
+            min_value=limits[fewest], meta={"description": "number of rows", "setting": f"gate.{fewest}"}
         ),
-        gxe.ExpectColumnValuesToNotBeNull(column="characters", meta={"asks": "share of rows without a sentence"}),
-        gxe.ExpectColumnValuesToNotBeNull(column="label", meta={"asks": "share of rows without a label"}),
-        gxe.ExpectColumnDistinctValuesToEqualSet(column="label", value_set=[0, 1], meta={"asks": "labels that occur"}),
+        gxe.ExpectColumnValuesToNotBeNull(
+            column="characters", meta={"description": "share of rows without a sentence"}
+        ),
+        gxe.ExpectColumnValuesToNotBeNull(column="label", meta={"description": "share of rows without a label"}),
+        gxe.ExpectColumnDistinctValuesToEqualSet(
+            column="label", value_set=[0, 1], meta={"description": "labels that occur"}
+        ),
         gxe.ExpectColumnMeanToBeBetween(
             column="label",
             min_value=limits["min_acceptable"],
             max_value=limits["max_acceptable"],
-            meta={"asks": "share of acceptable sentences", "setting": "gate.{side}_acceptable"},
+            meta={"description": "share of acceptable sentences", "setting": "gate.{side}_acceptable"},
         ),
         within("characters"),
         within("words"),
@@ -95,16 +103,16 @@ def row_expectations(train: bool, limits: dict[str, Any]) -> list[Any]:
     ]
 
 
-def figure_expectations(values: Mapping[str, float], drift: list[Shift], limits: dict[str, Any]) -> list[Any]:
+def figure_expectations(values: Mapping[str, float], drift: list[DriftResult], limits: dict[str, Any]) -> list[Any]:
     """Return the expectations on the table of one row that holds what only whole files have."""
     import great_expectations.expectations as gxe
 
     asks: dict[str, tuple[str, str | None, str]] = {
         **{
             f"{role} quarantined": (f"share of quarantined {role} rows", "data.max_quarantined", "critical")
-            for role in ("training", "holdout", "reported")
+            for role in ("training", "holdout", "secondary")
         },
-        "unread": ("files without a readable row", None, "critical"),
+        "empty_files": ("files without a readable row", None, "critical"),
         "unknown": ("share of word pieces that the encoder does not know", "gate.max_unknown", "critical"),
     }
     severity = "critical" if limits["drift"] == "refuse" else "warning"
@@ -116,14 +124,14 @@ def figure_expectations(values: Mapping[str, float], drift: list[Shift], limits:
             column=name,
             max_value=limits[setting.partition(".")[2]] if setting else 0,
             severity=severity,
-            meta={"asks": text, "setting": setting},
+            meta={"description": text, "setting": setting},
         )
         for name, (text, setting, severity) in asks.items()
         if name in values
     ]
 
 
-def check_table(table: str, rows: pd.DataFrame, expectations: list[Any]) -> list[Finding]:
+def run_suite(table: str, rows: pd.DataFrame, expectations: list[Any]) -> list[ExpectationResult]:
     """Validate a table with Great Expectations and return one finding an expectation, in their order."""
     import great_expectations as gx
 
@@ -143,9 +151,9 @@ def check_table(table: str, rows: pd.DataFrame, expectations: list[Any]) -> list
         )
         # The suite is complete before it meets the batch: expectations added later are not seen by it.
         result = batch.validate(gx.ExpectationSuite(name=table, expectations=expectations), result_format=options)
-    findings = [_finding(table, entry.to_json_dict()) for entry in result.results]
-    order = [expectation.meta["asks"] for expectation in expectations]
-    return sorted(findings, key=lambda finding: order.index(finding["asks"]))
+    findings = [_to_result(table, entry.to_json_dict()) for entry in result.results]
+    order = [expectation.meta["description"] for expectation in expectations]
+    return sorted(findings, key=lambda finding: order.index(finding["description"]))
 
 
 def allowed_range(allowed: Mapping[str, Any]) -> str:
@@ -155,18 +163,18 @@ def allowed_range(allowed: Mapping[str, Any]) -> str:
     if share is not None:
         return f"at most {round(1 - share, 6):g}"
     if low is None and high is None:
-        return ", ".join(brief(value) for value in allowed.values()) or "none"
+        return ", ".join(format_value(value) for value in allowed.values()) or "none"
     if high is None:
-        return f"at least {brief(low)}"
-    return f"at most {brief(high)}" if low is None else f"{brief(low)} to {brief(high)}"
+        return f"at least {format_value(low)}"
+    return f"at most {format_value(high)}" if low is None else f"{format_value(low)} to {format_value(high)}"
 
 
-def brief(value: Any) -> str:
+def format_value(value: Any) -> str:
     """Write a value with at most four significant digits."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def show_observed(finding: Finding) -> str:
+def show_observed(finding: ExpectationResult) -> str:
     """Say in words what a finding saw."""
     observed = finding["observed"]
     if isinstance(observed, dict):  # how a set differs from the allowed one
@@ -174,17 +182,17 @@ def show_observed(finding: Finding) -> str:
     return "not computable" if observed is None else _words(observed)
 
 
-def show_allowed(finding: Finding) -> str:
+def show_allowed(finding: ExpectationResult) -> str:
     """Say in words what a finding allows."""
     values = list(finding["allowed"].values())
     return _words(values[0]) if len(values) == 1 and isinstance(values[0], list) else allowed_range(finding["allowed"])
 
 
 def _words(value: Any) -> str:
-    return ", ".join(brief(entry) for entry in value) if isinstance(value, list) else brief(value)
+    return ", ".join(format_value(entry) for entry in value) if isinstance(value, list) else format_value(value)
 
 
-def _finding(table: str, entry: dict[str, Any]) -> Finding:
+def _to_result(table: str, entry: dict[str, Any]) -> ExpectationResult:
     config, result = entry["expectation_config"], entry["result"]
     allowed = {key: value for key, value in config["kwargs"].items() if key not in ("batch_id", "column")}
     if "unexpected_percent" in result:  # an expectation on each row: the share that is not as expected
@@ -196,9 +204,9 @@ def _finding(table: str, entry: dict[str, Any]) -> Finding:
     if isinstance(observed, np.generic):
         observed = observed.item()
     rows = result.get("partial_unexpected_index_list") or []
-    return Finding(
+    return ExpectationResult(
         table=table,
-        asks=config["meta"]["asks"],
+        description=config["meta"]["description"],
         setting=_name_setting(config["meta"].get("setting"), observed, allowed),
         expectation=config["type"],
         column=config["kwargs"].get("column"),
@@ -207,7 +215,7 @@ def _finding(table: str, entry: dict[str, Any]) -> Finding:
         passed=bool(entry["success"]),
         severity=config["severity"],
         unexpected=int(result.get("unexpected_count") or 0),
-        lines=[f"{row['file']} line {row['line']}" for row in rows[:LINES]],
+        lines=[f"{row['file']} line {row['line']}" for row in rows[:MAX_LISTED_LINES]],
     )
 
 

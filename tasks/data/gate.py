@@ -12,27 +12,27 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tasks.core.errors import DataRefused
-from tasks.core.files import replacing, write_json
-from tasks.data.drift import Profile, Shift, compare_profiles, profile_snapshot
+from tasks.core.errors import DataRejected
+from tasks.core.files import atomic_write, write_json
+from tasks.data.drift import DataProfile, DriftResult, compare_profiles, profile_snapshot
 from tasks.data.expectations import (
-    Finding,
-    check_table,
+    ExpectationResult,
     figure_expectations,
     row_expectations,
+    run_suite,
     schema_expectations,
     show_allowed,
     show_observed,
 )
-from tasks.data.ingestion import Data
-from tasks.data.row_features import count_blemishes, mark_known, mark_repeats, measure_rows
-from tasks.data.snapshots import QUARANTINE, ROWS, Snapshot, read_tables
-from tasks.data.vocabulary_coverage import unknown_share
+from tasks.data.ingestion import Dataset
+from tasks.data.row_features import compute_row_features, count_quality_issues, flag_duplicates, flag_leakage
+from tasks.data.snapshots import QUARANTINE_SCHEMA, SNAPSHOT_SCHEMA, Snapshot, iter_snapshot
+from tasks.data.vocabulary_coverage import unk_rate
 
-HEAD = 1_000  # rows whose types are checked; Parquet keeps one type a column
+HEAD_ROWS = 1_000  # rows whose types are checked; Parquet keeps one type a column
 
 
-class Counts(TypedDict):
+class ReadCounts(TypedDict):
     """Rows of several snapshots: rows_in = kept + quarantined, the latter by kind, and the first examples."""
 
     rows_in: int
@@ -42,22 +42,22 @@ class Counts(TypedDict):
     examples: list[str]
 
 
-class Gate(Counts):
+class GateReport(ReadCounts):
     """The gate's answer; it passed when no critical finding failed. `report` is the JSON file that holds all of it."""
 
     passed: bool
-    findings: list[Finding]
-    blemishes: dict[str, dict[str, int]]
-    drift: list[Shift]
+    results: list[ExpectationResult]
+    quality_issues: dict[str, dict[str, int]]
+    drift: list[DriftResult]
     reference: str | None
-    profile: Profile
+    profile: DataProfile
     dataset: str
     report: str
 
 
 def validate_data(
-    data: Data, folder: str, limits: dict[str, Any], encoder: str | None = None, reference: Profile | None = None
-) -> Gate:
+    data: Dataset, folder: str, limits: dict[str, Any], encoder: str | None = None, reference: DataProfile | None = None
+) -> GateReport:
     """Run the suite; write gate.json and, where rows were quarantined, quarantine.parquet.
 
     Args:
@@ -68,26 +68,26 @@ def validate_data(
         reference: profile of the data that the champion was trained on; None: drift is not checked.
     """
     roles = {"training rows": data["train"], "holdout rows": data["holdout"]}
-    rows = {name: measure_rows(snapshot["path"]) for name, snapshot in roles.items()}
+    rows = {name: compute_row_features(snapshot["path"]) for name, snapshot in roles.items()}
     train, holdout = rows.values()
-    mark_repeats(train)
-    mark_known(holdout, train)
+    flag_duplicates(train)
+    flag_leakage(holdout, train)
     profile = profile_snapshot(data["train"]["path"], data["train"]["digest"])
     drift = compare_profiles(profile, reference, limits) if reference else []
     # Figures come first: where rows were quarantined, that is the cause and too few rows the consequence.
-    values = measure_figures(data, encoder, drift, limits["drift_level"])
-    findings = check_table("whole data", pd.DataFrame([values]), figure_expectations(values, drift, limits))
+    values = compute_figures(data, encoder, drift, limits["drift_level"])
+    findings = run_suite("whole data", pd.DataFrame([values]), figure_expectations(values, drift, limits))
     for name, snapshot in roles.items():
-        findings += check_table(f"{name}, schema", _head(snapshot["path"]), schema_expectations())
-        findings += check_table(name, rows[name], row_expectations(name == "training rows", limits))
-    merge_quarantine(present(data), Path(folder) / "quarantine.parquet")
-    gate = Gate(
+        findings += run_suite(f"{name}, schema", _head(snapshot["path"]), schema_expectations())
+        findings += run_suite(name, rows[name], row_expectations(name == "training rows", limits))
+    merge_quarantine(format_results(data), Path(folder) / "quarantine.parquet")
+    gate = GateReport(
         passed=not any(failed_critically(finding) for finding in findings),
-        **count_rows(present(data)),
-        findings=findings,
-        blemishes={
-            "training rows": count_blemishes(train),
-            "holdout rows": count_blemishes(holdout, train),
+        **sum_counts(format_results(data)),
+        results=findings,
+        quality_issues={
+            "training rows": count_quality_issues(train),
+            "holdout rows": count_quality_issues(holdout, train),
         },
         drift=drift,
         reference=reference["dataset"] if reference else None,
@@ -99,41 +99,41 @@ def validate_data(
     return gate
 
 
-def refuse_unfit(gate: Gate) -> None:
+def raise_if_failed(gate: GateReport) -> None:
     """Stop a run whose data did not pass.
 
     Raises:
         DataRefused: naming the first failed expectation, what was observed, what is allowed, and where.
     """
-    failed = [finding for finding in gate["findings"] if failed_critically(finding)]
+    failed = [finding for finding in gate["results"] if failed_critically(finding)]
     if not failed:
         return
     more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
-    unreadable = str(failed[0]["column"]).endswith(("quarantined", "unread"))
+    unreadable = str(failed[0]["column"]).endswith(("quarantined", "empty_files"))
     shown = f"; {gate['examples'][0]}" if unreadable and gate["examples"] else ""
     limit = ", or move the limit: --set KEY=VALUE" if failed[0]["setting"] else ""
-    raise DataRefused(
-        f"data refused: {describe_finding(failed[0])}{more}{shown}\n"
+    raise DataRejected(
+        f"data refused: {describe_result(failed[0])}{more}{shown}\n"
         f"see {Path(gate['report']).with_suffix('.html')}; mend the data{limit}"
     )
 
 
-def describe_finding(finding: Finding) -> str:
+def describe_result(finding: ExpectationResult) -> str:
     """Say in one line what a finding asks, what was observed and what is allowed, with the first row it is about."""
     setting = f" ({finding['setting']})" if finding["setting"] and not finding["passed"] else ""
     where = f", first in {finding['lines'][0]}" if finding["lines"] and not finding["passed"] else ""
     return (
-        f"{finding['table']}: {finding['asks']}: {show_observed(finding)}, "
+        f"{finding['table']}: {finding['description']}: {show_observed(finding)}, "
         f"allowed {show_allowed(finding)}{setting}{where}"
     )
 
 
-def failed_critically(finding: Finding) -> bool:
+def failed_critically(finding: ExpectationResult) -> bool:
     """Tell whether a finding refuses the data."""
     return not finding["passed"] and finding["severity"] == "critical"
 
 
-def measure_figures(data: Data, encoder: str | None, drift: list[Shift], level: float) -> dict[str, float]:
+def compute_figures(data: Dataset, encoder: str | None, drift: list[DriftResult], level: float) -> dict[str, float]:
     """Return what only whole files have: the quarantined share, unknown word pieces, distances from the reference.
 
     Args:
@@ -146,30 +146,30 @@ def measure_figures(data: Data, encoder: str | None, drift: list[Shift], level: 
         f"{role} quarantined": snapshot["quarantined"] / max(snapshot["rows_in"], 1)
         for role, snapshot in roles_of(data).items()
     }
-    values["unread"] = sum(len(snapshot["unread"]) for snapshot in present(data))
+    values["empty_files"] = sum(len(snapshot["empty_files"]) for snapshot in format_results(data))
     if encoder:
-        values["unknown"] = unknown_share(data["train"]["path"], encoder)
+        values["unknown"] = unk_rate(data["train"]["path"], encoder)
     return values | {f"{shift['name']} shift": shift["distance"] if shift["p"] < level else 0.0 for shift in drift}
 
 
-def present(data: Data) -> list[Snapshot]:
+def format_results(data: Dataset) -> list[Snapshot]:
     """Return the snapshots that there are."""
     return list(roles_of(data).values())
 
 
-def roles_of(data: Data) -> dict[str, Snapshot]:
+def roles_of(data: Dataset) -> dict[str, Snapshot]:
     """Return the snapshots that there are, by role."""
-    roles = {"training": data["train"], "holdout": data["holdout"], "reported": data["reported"]}
+    roles = {"training": data["train"], "holdout": data["holdout"], "secondary": data["secondary"]}
     return {role: snapshot for role, snapshot in roles.items() if snapshot}
 
 
-def count_rows(snapshots: list[Snapshot]) -> Counts:
+def sum_counts(snapshots: list[Snapshot]) -> ReadCounts:
     """Add up the rows of snapshots."""
     reasons: dict[str, int] = {}
     for snapshot in snapshots:
         for kind, count in snapshot["reasons"].items():
             reasons[kind] = reasons.get(kind, 0) + count
-    return Counts(
+    return ReadCounts(
         rows_in=sum(snapshot["rows_in"] for snapshot in snapshots),
         kept=sum(snapshot["kept"] for snapshot in snapshots),
         quarantined=sum(snapshot["quarantined"] for snapshot in snapshots),
@@ -184,12 +184,12 @@ def merge_quarantine(snapshots: list[Snapshot], path: Path) -> None:
     path.unlink(missing_ok=True)
     if not paths:
         return
-    with replacing(path) as temporary, pq.ParquetWriter(temporary, QUARANTINE) as writer:
+    with atomic_write(path) as temporary, pq.ParquetWriter(temporary, QUARANTINE_SCHEMA) as writer:
         for part in paths:
-            for batch in read_tables(part):
-                writer.write_table(pa.Table.from_batches([batch]).cast(QUARANTINE))
+            for batch in iter_snapshot(part):
+                writer.write_table(pa.Table.from_batches([batch]).cast(QUARANTINE_SCHEMA))
 
 
 def _head(path: str) -> pd.DataFrame:
-    batch = next(read_tables(path, rows=HEAD), None)
-    return batch.to_pandas() if batch is not None else ROWS.empty_table().to_pandas()
+    batch = next(iter_snapshot(path, rows=HEAD_ROWS), None)
+    return batch.to_pandas() if batch is not None else SNAPSHOT_SCHEMA.empty_table().to_pandas()

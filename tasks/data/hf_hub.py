@@ -16,8 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tasks.core.errors import Unreachable, VerdictError, WrongUsage, kind_and_line
-from tasks.core.files import new_folder, read_json, write_json
+from tasks.core.errors import UnreachableError, UsageError, VerdictError, summarise_error
+from tasks.core.files import atomic_directory, read_json, write_json
 
 log = logging.getLogger(__name__)
 
@@ -73,37 +73,37 @@ def fetch_dataset(address: str, cache: str, *, offline: bool = False) -> dict[st
     wanted = _parse(address)
     folder = Path(cache) / wanted.slug
     named = wanted.revision or ""
-    if _COMMIT.fullmatch(named) and (kept := _kept(folder / named)):
+    if _COMMIT.fullmatch(named) and (kept := _cached_splits(folder / named)):
         return kept
     if offline or constants.HF_HUB_OFFLINE:
-        return _newest_kept(wanted, folder)
+        return _newest_cached(wanted, folder)
     if importlib.util.find_spec("datasets") is None:
         raise _not_installed(wanted)
     with _quiet():
         name, commit = _resolve(wanted, folder)
-        with _sole_writer(folder):
-            if not _kept(folder / commit):
+        with _locked(folder):
+            if not _cached_splits(folder / commit):
                 _download(wanted._replace(name=name), commit, folder)
-            _remember(folder, named, commit)
-    return _kept(folder / commit)
+            _save_revision(folder, named, commit)
+    return _cached_splits(folder / commit)
 
 
 def _parse(address: str) -> _Address:
     found = _ADDRESS.fullmatch(address)
     if not found:
-        raise WrongUsage(
+        raise UsageError(
             f"data set address {address!r} is malformed; expected hf:NAME, hf:ORG/NAME or hf:ORG/NAME/CONFIG, "
             "with @REVISION if need be, for example hf:nyu-mll/glue/cola"
         )
     return _Address(address, found["name"], found["config"], found["revision"])
 
 
-def _kept(folder: Path) -> dict[str, str]:
+def _cached_splits(folder: Path) -> dict[str, str]:
     """Return the splits of a kept commit; none if it is not kept."""
     return {path.stem: str(path) for path in sorted(folder.glob("*.parquet"))}
 
 
-def _newest_kept(wanted: _Address, folder: Path) -> dict[str, str]:
+def _newest_cached(wanted: _Address, folder: Path) -> dict[str, str]:
     """Return the splits of the commit last seen for the revision; without a revision also of the last one kept.
 
     Raises:
@@ -116,16 +116,16 @@ def _newest_kept(wanted: _Address, folder: Path) -> dict[str, str]:
         kept = [path for path in folder.glob("*") if _COMMIT.fullmatch(path.name)]
         commits += sorted(kept, key=lambda path: path.stat().st_mtime, reverse=True)
     for commit in commits:
-        if splits := _kept(commit):
+        if splits := _cached_splits(commit):
             log.info("offline: data set %s at its kept commit %s", wanted.text, commit.name[:12])
             return splits
-    raise Unreachable(
+    raise UnreachableError(
         f"data set {wanted.text!r} is not kept in {folder.parent} and the hub is not asked while offline; "
         "expected an earlier fetch: run once with a network and without HF_HUB_OFFLINE and data.offline"
     )
 
 
-def _remember(folder: Path, named: str, commit: str) -> None:
+def _save_revision(folder: Path, named: str, commit: str) -> None:
     path = folder / _REVISIONS
     known = read_json(path) if path.is_file() else {}
     if known.get(named) != commit:
@@ -155,7 +155,7 @@ def _quiet() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _sole_writer(folder: Path) -> Iterator[None]:
+def _locked(folder: Path) -> Iterator[None]:
     """Hold the folder's lock: of two processes that want the same data set, the second waits and finds it kept."""
     from filelock import FileLock
 
@@ -164,7 +164,7 @@ def _sole_writer(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     except OSError as error:
-        raise _not_kept(folder, error) from error
+        raise _not_cached(folder, error) from error
     try:
         # What a killed process left: nobody else writes here now.
         for leftover in folder.glob(".*/"):
@@ -187,7 +187,7 @@ def _resolve(wanted: _Address, folder: Path) -> tuple[str, str]:
     except Exception as error:
         raise _refusal(wanted, error) or _unreachable(wanted, folder, _reason(error)) from error
     if not _COMMIT.fullmatch(info.sha or ""):
-        raise Unreachable(
+        raise UnreachableError(
             f"data set {wanted.text!r}: {api.endpoint} named no commit; expected a Hugging Face hub: check HF_ENDPOINT"
         )
     return info.id, str(info.sha)
@@ -214,7 +214,7 @@ def _download(wanted: _Address, commit: str, folder: Path) -> None:
         # The library's own Arrow files are needed only until the Parquet files stand.
         with (
             _quiet(),  # once more: when it is first imported the library sets how much it says
-            new_folder(folder / commit) as target,
+            atomic_directory(folder / commit) as target,
             tempfile.TemporaryDirectory(prefix=".load-", dir=folder) as work,
         ):
             # The address with hf:// never means a folder of that name in the working directory.
@@ -237,7 +237,7 @@ def _library(wanted: _Address) -> Any:
         raise _not_installed(wanted) from error
     # Until version 3 a data set could bring a script; from 4 on there is no way to run one.
     if int(version.split(".")[0]) < 4:
-        raise WrongUsage(
+        raise UsageError(
             f"data set {wanted.text!r} needs the library datasets from version 4 on, which runs no code of a data set; "
             f"{version} is installed; run: {_EXTRA}"
         )
@@ -245,11 +245,11 @@ def _library(wanted: _Address) -> Any:
     return datasets
 
 
-def _not_installed(wanted: _Address) -> WrongUsage:
-    return WrongUsage(f"data set {wanted.text!r} needs the library datasets, which is not installed; run: {_EXTRA}")
+def _not_installed(wanted: _Address) -> UsageError:
+    return UsageError(f"data set {wanted.text!r} needs the library datasets, which is not installed; run: {_EXTRA}")
 
 
-def _refusal(wanted: _Address, error: Exception) -> WrongUsage | None:
+def _refusal(wanted: _Address, error: Exception) -> UsageError | None:
     """Return the error to show if the address names something that is not there or not open; None otherwise."""
     from huggingface_hub import errors
 
@@ -272,10 +272,10 @@ def _refusal(wanted: _Address, error: Exception) -> WrongUsage | None:
         ),
     ):
         if any(isinstance(one, kind) for one in chain):
-            return WrongUsage(f"{what} {text}")
+            return UsageError(f"{what} {text}")
     for status in map(_status, chain):
         if status in (401, 403):
-            return WrongUsage(f"{what} is refused by the hub (HTTP {status}); expected a valid token: set HF_TOKEN")
+            return UsageError(f"{what} is refused by the hub (HTTP {status}); expected a valid token: set HF_TOKEN")
     return None
 
 
@@ -285,13 +285,13 @@ def _available_configs(error: Exception) -> list[str]:
     return re.findall(r"'([^']+)'", found[1]) if isinstance(error, ValueError) and found else []
 
 
-def _which_config(wanted: _Address, configs: list[str]) -> WrongUsage:
+def _which_config(wanted: _Address, configs: list[str]) -> UsageError:
     there = ", ".join(configs[:_NAMES_SHOWN])
     if len(configs) > _NAMES_SHOWN:
         there += f" and {len(configs) - _NAMES_SHOWN} more"
     lack = f"has no config {wanted.config!r}" if wanted.config else "has several configs"
     example = f"hf:{wanted.name}/{configs[0]}" + (f"@{wanted.revision}" if wanted.revision else "")
-    return WrongUsage(f"data set {wanted.name!r} {lack}; expected one of {there}: {example}")
+    return UsageError(f"data set {wanted.name!r} {lack}; expected one of {there}: {example}")
 
 
 def _failure(wanted: _Address, folder: Path, error: Exception) -> VerdictError:
@@ -310,24 +310,24 @@ def _failure(wanted: _Address, folder: Path, error: Exception) -> VerdictError:
             return _unreachable(wanted, folder, LocalEntryNotFoundError.__name__)
     for one in _chain(error):
         if isinstance(one, OSError) and one.errno is not None:
-            return _not_kept(folder, one)
+            return _not_cached(folder, one)
     root = _chain(error)[-1]
     return VerdictError(
-        f"data set {wanted.text!r} cannot be read ({kind_and_line(root, 200)}); "
+        f"data set {wanted.text!r} cannot be read ({summarise_error(root, 200)}); "
         "expected data files such as Parquet, CSV or JSON, no script: choose another data set or @REVISION"
     )
 
 
-def _unreachable(wanted: _Address, folder: Path, reason: str) -> Unreachable:
+def _unreachable(wanted: _Address, folder: Path, reason: str) -> UnreachableError:
     kept = any(_COMMIT.fullmatch(path.name) for path in folder.glob("*"))
     instead = ", or use the copy that is kept: HF_HUB_OFFLINE=1" if kept else ""
-    return Unreachable(
+    return UnreachableError(
         f"data set {wanted.text!r} cannot be fetched, the hub gave no usable answer ({reason}); "
         f"check the network and try again{instead}"
     )
 
 
-def _not_kept(folder: Path, error: OSError) -> VerdictError:
+def _not_cached(folder: Path, error: OSError) -> VerdictError:
     return VerdictError(
         f"data set cannot be kept in {folder} ({error.strerror or error}); expected a folder with space to write to: "
         "check it and run again"

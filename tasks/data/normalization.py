@@ -9,13 +9,13 @@ import pyarrow.compute as pc
 import regex
 from numpy.typing import NDArray
 
-Keys = NDArray[np.uint64]
+SentenceKeys = NDArray[np.uint64]
 
 # Combining marks belong to their letters: without them Hindi or Vietnamese words would fall together.
 _NOT_WORD = regex.compile(r"[^\p{L}\p{N}\p{M}]+")
 
 
-def fold(sentence: str) -> str:
+def normalise(sentence: str) -> str:
     """Return the sentence without differences of case, punctuation and spacing.
 
     A sentence of punctuation alone keeps it: "..." and "?!" are not the same.
@@ -24,7 +24,7 @@ def fold(sentence: str) -> str:
     return " ".join(words or sentence.split())
 
 
-def fold_all(sentences: pa.Array) -> NDArray[np.object_]:
+def normalise_all(sentences: pa.Array) -> NDArray[np.object_]:
     """Fold [N] sentences; ASCII ones, nearly all, by Arrow, which is several times as fast."""
     plain = pc.replace_substring_regex(pc.utf8_lower(sentences), pattern="[^0-9a-z]+", replacement=" ")
     plain = pc.ascii_trim_whitespace(plain)
@@ -33,14 +33,14 @@ def fold_all(sentences: pa.Array) -> NDArray[np.object_]:
     rows = np.flatnonzero(special.to_numpy(zero_copy_only=False))
     if len(rows):
         folded = folded.copy()  # Arrow's own array is read-only
-        folded[rows] = [fold(sentence) for sentence in sentences.take(pa.array(rows)).to_pylist()]
+        folded[rows] = [normalise(sentence) for sentence in sentences.take(pa.array(rows)).to_pylist()]
     return folded
 
 
-def fold_keys(sentences: pa.Array) -> Keys:
+def sentence_keys(sentences: pa.Array) -> SentenceKeys:
     """Return a 64-bit key [N] of each folded sentence.
 
     Equal folded sentences have equal keys on every machine. Among 10 million sentences the chance that any two others
     share one is 3 in a million.
     """
-    return pd.util.hash_array(fold_all(sentences), categorize=False)
+    return pd.util.hash_array(normalise_all(sentences), categorize=False)

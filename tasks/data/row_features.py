@@ -12,15 +12,15 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tasks.data.normalization import fold_keys
-from tasks.data.snapshots import ROWS, read_tables
+from tasks.data.normalization import sentence_keys
+from tasks.data.snapshots import SNAPSHOT_SCHEMA, iter_snapshot
 
-CONTROL = r"[\x00-\x1f\x7f]"
-WORD = r"[^\s\x0b\x1c-\x1f\x85\pZ]+"  # what str.split() finds; Arrow's \s is ASCII alone
-WORKERS = 2  # Arrow's functions run outside of Python's lock
+CONTROL_CHARACTERS = r"[\x00-\x1f\x7f]"
+WORD_PATTERN = r"[^\s\x0b\x1c-\x1f\x85\pZ]+"  # what str.split() finds; Arrow's \s is ASCII alone
+MAX_WORKERS = 2  # Arrow's functions run outside of Python's lock
 
 
-def measure_rows(path: str) -> pd.DataFrame:
+def compute_row_features(path: str) -> pd.DataFrame:
     """Return the measures of a snapshot's N rows.
 
     Columns: file, line, source, label, characters and words (missing where the sentence is), control (whether the
@@ -29,24 +29,24 @@ def measure_rows(path: str) -> pd.DataFrame:
     Raises:
         VerdictError: if the snapshot cannot be read.
     """
-    pieces = list(_measure_pieces(path))
-    pieces = pieces or [_measure(pa.RecordBatch.from_pylist([], schema=ROWS))]  # a snapshot without rows
+    pieces = list(_compute_chunks(path))
+    pieces = pieces or [_compute(pa.RecordBatch.from_pylist([], schema=SNAPSHOT_SCHEMA))]  # a snapshot without rows
     return pa.Table.from_batches(pieces).unify_dictionaries().to_pandas()
 
 
-def mark_repeats(rows: pd.DataFrame) -> None:
+def flag_duplicates(rows: pd.DataFrame) -> None:
     """Add columns: repeated (an earlier row has the same folded sentence), conflicting (it has both labels)."""
     rows["repeated"] = rows["folded"].duplicated()
     rows["conflicting"] = _conflicting(rows, "folded")
 
 
-def mark_known(rows: pd.DataFrame, train: pd.DataFrame) -> None:
+def flag_leakage(rows: pd.DataFrame, train: pd.DataFrame) -> None:
     """Add columns to a holdout's rows: leaked (the sentence trains too), unseen_source (its source does not train)."""
     rows["leaked"] = _known(rows["folded"], train["folded"])
     rows["unseen_source"] = ~rows["source"].isin(set(train["source"].unique())).to_numpy()
 
 
-def count_blemishes(rows: pd.DataFrame, train: pd.DataFrame | None = None) -> dict[str, int]:
+def count_quality_issues(rows: pd.DataFrame, train: pd.DataFrame | None = None) -> dict[str, int]:
     """Count what is unusual and no fault of format; the split treats it.
 
     Args:
@@ -76,18 +76,18 @@ def _known(few: pd.Series, many: pd.Series) -> pd.Series:
     return few.isin(many[many.isin(few)])
 
 
-def _measure_pieces(path: str) -> Iterator[pa.RecordBatch]:
+def _compute_chunks(path: str) -> Iterator[pa.RecordBatch]:
     """Measure pieces side by side; a pool's own map would read all of them before the first is done."""
     waiting: deque[Future[pa.RecordBatch]] = deque()
-    with ThreadPoolExecutor(WORKERS) as pool:
-        for piece in read_tables(path, ["file", "line", "source", "label", "sentence"]):
-            if len(waiting) > WORKERS:
+    with ThreadPoolExecutor(MAX_WORKERS) as pool:
+        for piece in iter_snapshot(path, ["file", "line", "source", "label", "sentence"]):
+            if len(waiting) > MAX_WORKERS:
                 yield waiting.popleft().result()
-            waiting.append(pool.submit(_measure, piece))
+            waiting.append(pool.submit(_compute, piece))
         yield from (future.result() for future in waiting)
 
 
-def _measure(batch: pa.RecordBatch) -> pa.RecordBatch:
+def _compute(batch: pa.RecordBatch) -> pa.RecordBatch:
     sentences = batch["sentence"]
     present = pc.fill_null(sentences, "")
     measured = {
@@ -96,9 +96,9 @@ def _measure(batch: pa.RecordBatch) -> pa.RecordBatch:
         "source": batch["source"].dictionary_encode(),
         "label": batch["label"],
         "characters": pc.utf8_length(sentences),
-        "words": pc.count_substring_regex(sentences, WORD),
-        "control": pc.match_substring_regex(present, CONTROL),
+        "words": pc.count_substring_regex(sentences, WORD_PATTERN),
+        "control": pc.match_substring_regex(present, CONTROL_CHARACTERS),
         "text": pa.array(pd.util.hash_array(present.to_numpy(zero_copy_only=False), categorize=False)),
-        "folded": pa.array(fold_keys(present)),
+        "folded": pa.array(sentence_keys(present)),
     }
     return pa.RecordBatch.from_pydict(measured)

@@ -21,7 +21,7 @@ from typing import Literal, NamedTuple
 from tasks.core.files import write_text
 
 Split = Literal["train", "holdout"]
-Lexicon = dict[str, list[list[str]]]  # class -> entries -> forms of one entry
+WordForms = dict[str, list[list[str]]]  # class -> entries -> forms of one entry
 
 TRAIN_FILE, TRAIN_ROWS = "in_domain_train.tsv", 4000
 HOLDOUT_FILE, HOLDOUT_ROWS = "out_of_domain_dev.tsv", 800
@@ -29,7 +29,7 @@ MAX_DRAWS = 1000  # draws for one new pair before we call its templates exhauste
 
 # Entries are parted by spaces, their forms by slashes. No noun or adjective begins with a vowel, so "a" is always
 # right, and every verb has one form for past and participle, so that the two can trade places within a pair.
-CONTENT: dict[Split, dict[str, str]] = {
+CONTENT_WORDS: dict[Split, dict[str, str]] = {
     "train": {
         "he": "Thomas Peter Henry Oliver Daniel Martin Victor Samuel David Robert",
         "she": "Mary Susan Alice Helen Laura Emma Sarah Julia Anna Kate",
@@ -100,7 +100,7 @@ CONTENT: dict[Split, dict[str, str]] = {
 }
 
 # Shared by both files.
-FUNCTION = {
+FUNCTION_WORDS = {
     "near": "near behind beside",
     "will": "will might must should could",
     "they": "they/them he/him she/her we/us I/me",
@@ -108,7 +108,7 @@ FUNCTION = {
 
 # Phenomenon -> (good, bad) templates. The bad half must be wrong under every reading, whatever words are drawn: a verb
 # of class "smile" never takes an object, and no name or noun leaves its gender open where a pronoun depends on it.
-TEMPLATES: dict[str, tuple[tuple[str, str], ...]] = {
+SENTENCE_TEMPLATES: dict[str, tuple[tuple[str, str], ...]] = {
     "agreement": (
         ("the {teacher} {meets} the {doctors}.", "the {doctors} {meets} the {teacher}."),
         ("the {teachers} {smile} and the {doctor} {laughs}.", "the {teachers} {laughs} and the {doctor} {smile}."),
@@ -275,7 +275,7 @@ TEMPLATES: dict[str, tuple[tuple[str, str], ...]] = {
 }
 
 
-class Pair(NamedTuple):
+class SamplePair(NamedTuple):
     """A minimal pair: `bad` holds the words of `good`, in another order."""
 
     source: str
@@ -294,15 +294,15 @@ class Row(NamedTuple):
 
 def phenomena() -> tuple[str, ...]:
     """Name the phenomena in a fixed order; each name is the source code of its rows."""
-    return tuple(TEMPLATES)
+    return tuple(SENTENCE_TEMPLATES)
 
 
 def lexicon(split: Split) -> frozenset[str]:
     """Return every form of every content word (noun, verb, name, adjective, adverb) of one split, as spelled."""
-    return frozenset(form for entries in _parse(CONTENT[split]).values() for forms in entries for form in forms)
+    return frozenset(form for entries in _parse(CONTENT_WORDS[split]).values() for forms in entries for form in forms)
 
 
-def generate_pairs(split: Split, count: int, seed: int) -> list[Pair]:
+def generate_pairs(split: Split, count: int, seed: int) -> list[SamplePair]:
     """Draw minimal pairs, no sentence twice, taking phenomena and their templates in turn.
 
     A shorter list is the beginning of a longer one with the same split and seed.
@@ -310,18 +310,18 @@ def generate_pairs(split: Split, count: int, seed: int) -> list[Pair]:
     Raises:
         ValueError: if `split` is unknown, `count` is negative, or the templates cannot give that many pairs.
     """
-    if split not in CONTENT:
-        raise ValueError(f"split is {split!r}; expected one of {', '.join(CONTENT)}")
+    if split not in CONTENT_WORDS:
+        raise ValueError(f"split is {split!r}; expected one of {', '.join(CONTENT_WORDS)}")
     if count < 0:
         raise ValueError(f"count is {count}; expected 0 or more pairs")
     rng = random.Random(f"{seed}/{split}")  # a text seed is hashed by value: same draw on every machine
-    words = _parse(CONTENT[split] | FUNCTION)
+    words = _parse(CONTENT_WORDS[split] | FUNCTION_WORDS)
     seen: set[str] = set()
     pairs = []
     for i in range(count):
-        turn, which = divmod(i, len(TEMPLATES))
+        turn, which = divmod(i, len(SENTENCE_TEMPLATES))
         source = phenomena()[which]
-        templates = TEMPLATES[source]
+        templates = SENTENCE_TEMPLATES[source]
         pair = _draw_new(source, templates[turn % len(templates)], words, rng, seen)
         seen.update(pair[1:])
         pairs.append(pair)
@@ -352,7 +352,7 @@ def _write_rows(path: Path, rows: Iterable[Row]) -> None:
     write_text(path, "".join("\t".join(map(str, row)) + "\n" for row in rows))
 
 
-def _parse(classes: dict[str, str]) -> Lexicon:
+def _parse(classes: dict[str, str]) -> WordForms:
     return {name: [entry.split("/") for entry in entries.split()] for name, entries in classes.items()}
 
 
@@ -361,22 +361,24 @@ def _places() -> dict[str, tuple[str, int, int]]:
     """Map each word a template may brace to its class, entry and form."""
     return {
         form: (name, row, column)
-        for name, entries in _parse(CONTENT["train"] | FUNCTION).items()
+        for name, entries in _parse(CONTENT_WORDS["train"] | FUNCTION_WORDS).items()
         for row, forms in enumerate(entries)
         for column, form in enumerate(forms)
     }
 
 
-def _draw_new(source: str, template: tuple[str, str], words: Lexicon, rng: random.Random, seen: set[str]) -> Pair:
+def _draw_new(
+    source: str, template: tuple[str, str], words: WordForms, rng: random.Random, seen: set[str]
+) -> SamplePair:
     """Fill one template until neither half is in `seen`."""
     for _ in range(MAX_DRAWS):
         good, bad = _fill(template, words, rng)
         if good not in seen and bad not in seen:
-            return Pair(source, good, bad)
+            return SamplePair(source, good, bad)
     raise ValueError(f"no new {source} sentence in {MAX_DRAWS} draws of {template[0]!r}; ask for fewer sentences")
 
 
-def _fill(template: tuple[str, str], words: Lexicon, rng: random.Random) -> tuple[str, str]:
+def _fill(template: tuple[str, str], words: WordForms, rng: random.Random) -> tuple[str, str]:
     """Swap each braced word for one of its class, alike in both halves; different words stay different."""
     slots = {name: _places()[name] for _, name, _, _ in Formatter().parse(template[0]) if name}
     classes = dict.fromkeys(name for name, _, _ in slots.values())  # a set's order would change from run to run

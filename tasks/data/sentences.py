@@ -20,25 +20,25 @@ from typing import Any, BinaryIO, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tasks.core.errors import VerdictError, WrongUsage, first_line
-from tasks.core.key_values import parse_pairs
+from tasks.core.errors import UsageError, VerdictError, first_line
+from tasks.core.key_values import parse_key_values
 from tasks.data.cola_format import (
-    BLOCK,
     BYTE_ORDER_MARK,
-    COLUMNS,
-    LONGEST_LINE,
-    Rejected,
+    MAX_LINE_BYTES,
+    READ_BYTES,
+    TSV_COLUMNS,
+    QuarantinedRow,
     Row,
-    Rules,
+    RowRules,
     make_row,
     parse_row,
     read_lines,
     too_long,
 )
-from tasks.data.record_readers import USUAL, Result, csv_records, is_utf8, match_columns
+from tasks.data.record_readers import DEFAULT_COLUMNS, ParsedRow, csv_records, is_utf8, match_columns
 
-STANDARD = "-"  # standard input or output
-FORMATS = {
+STDIO = "-"  # standard input or output
+SENTENCE_FORMATS = {
     ".tsv": "tsv",
     ".csv": "csv",
     ".jsonl": "jsonl",
@@ -46,26 +46,26 @@ FORMATS = {
     ".parquet": "parquet",
     ".txt": "txt",
 }
-STREAMED = ("txt", "tsv", "jsonl")  # formats that need no seeking
-PEEK = 1_000  # JSON records of which at least one holds the text, where the column is named rightly
-BATCH = 10_000  # records of a Parquet file held in memory at a time
+STREAM_FORMATS = ("txt", "tsv", "jsonl")  # formats that need no seeking
+PEEK_BYTES = 1_000  # JSON records of which at least one holds the text, where the column is named rightly
+SENTENCE_BATCH = 10_000  # records of a Parquet file held in memory at a time
 
 
-class Input(NamedTuple):
+class SentenceSource(NamedTuple):
     """Where sentences come from: a path or -, how it is written, and the column asked for, None for a usual one."""
 
     path: str
     format: str
     column: str | None = None
-    rules: Rules = Rules()
+    rules: RowRules = RowRules()
 
     @property
     def name(self) -> str:
         """What messages and quarantined rows call it."""
-        return "standard input" if self.path == STANDARD else Path(self.path).name
+        return "standard input" if self.path == STDIO else Path(self.path).name
 
 
-def find_input(path: str, columns: str = "", form: str = "") -> Input:
+def open_source(path: str, columns: str = "", form: str = "") -> SentenceSource:
     """Check that sentences can be read, as far as that can be told from the file's beginning.
 
     Args:
@@ -77,15 +77,15 @@ def find_input(path: str, columns: str = "", form: str = "") -> Input:
         WrongUsage: if there is no such file, format or column.
         VerdictError: if the file cannot be read.
     """
-    if path != STANDARD:
+    if path != STDIO:
         _check_path(path)
-    source = Input(path, _find_format(path, form), _find_column(columns))
-    if path != STANDARD and Path(path).is_file():  # of a pipe nothing may be taken
+    source = SentenceSource(path, _find_format(path, form), _find_column(columns))
+    if path != STDIO and Path(path).is_file():  # of a pipe nothing may be taken
         next(read_sentences(source), None)
     return source
 
 
-def read_sentences(source: Input) -> Iterator[Result]:
+def read_sentences(source: SentenceSource) -> Iterator[ParsedRow]:
     """Yield each record of the input, in order, as a row with a sentence or as a rejected one.
 
     Raises:
@@ -101,49 +101,51 @@ def read_sentences(source: Input) -> Iterator[Result]:
         ) from error
 
 
-def count_records(source: Input) -> int | None:
+def count_records(source: SentenceSource) -> int | None:
     """Return about how many records there are, for a progress bar; None where that takes reading the only copy."""
-    if source.path == STANDARD or not Path(source.path).is_file():
+    if source.path == STDIO or not Path(source.path).is_file():
         return None
     if source.format == "parquet":
         return int(pq.read_metadata(source.path).num_rows)
     with Path(source.path).open("rb") as stream:
-        return sum(block.count(b"\n") for block in iter(lambda: stream.read(BLOCK), b""))
+        return sum(block.count(b"\n") for block in iter(lambda: stream.read(READ_BYTES), b""))
 
 
 def _check_path(path: str) -> None:
     if not is_utf8(path):
-        raise WrongUsage(f"input {path!a} has a name that is not UTF-8; rename the file")
+        raise UsageError(f"input {path!a} has a name that is not UTF-8; rename the file")
     if not Path(path).exists():
-        raise WrongUsage(f"input {path!r} does not exist; expected a file of sentences, or - for standard input")
+        raise UsageError(f"input {path!r} does not exist; expected a file of sentences, or - for standard input")
     if Path(path).is_dir():
-        raise WrongUsage(f"input {path!r} is a folder; expected one file of sentences")
+        raise UsageError(f"input {path!r} is a folder; expected one file of sentences")
 
 
 def _find_format(path: str, form: str) -> str:
-    if path == STANDARD:
+    if path == STDIO:
         found = form or "txt"
-        if found not in STREAMED:
-            raise WrongUsage(f"{found} cannot be read from standard input; write it to a file, or use {_any(STREAMED)}")
+        if found not in STREAM_FORMATS:
+            raise UsageError(
+                f"{found} cannot be read from standard input; write it to a file, or use {_any(STREAM_FORMATS)}"
+            )
         return found
-    found = form or FORMATS.get(Path(path).suffix.lower(), "")
+    found = form or SENTENCE_FORMATS.get(Path(path).suffix.lower(), "")
     if not found:
         ending = Path(path).suffix
-        raise WrongUsage(
+        raise UsageError(
             f"input {path!r} has {f'the unknown ending {ending!r}' if ending else 'no ending'}; "
-            f"expected {_any(FORMATS)}, or --format {'|'.join(dict.fromkeys(FORMATS.values()))}"
+            f"expected {_any(SENTENCE_FORMATS)}, or --format {'|'.join(dict.fromkeys(SENTENCE_FORMATS.values()))}"
         )
     return found
 
 
 def _find_column(columns: str) -> str | None:
     try:
-        named = parse_pairs(columns)
+        named = parse_key_values(columns)
     except ValueError as error:
-        raise WrongUsage(f"--columns: {error}; expected text=NAME") from error
+        raise UsageError(f"--columns: {error}; expected text=NAME") from error
     for role in named:
-        if role not in USUAL:
-            raise WrongUsage(f"--columns: {role!r} is no role of a column; expected text=NAME")
+        if role not in DEFAULT_COLUMNS:
+            raise UsageError(f"--columns: {role!r} is no role of a column; expected text=NAME")
     return named.get("text")
 
 
@@ -152,18 +154,18 @@ def _any(words: Any) -> str:
     return f"{', '.join(others)} or {last}"
 
 
-def _open(source: Input) -> AbstractContextManager[BinaryIO]:
-    if source.path == STANDARD:
+def _open(source: SentenceSource) -> AbstractContextManager[BinaryIO]:
+    if source.path == STDIO:
         return nullcontext(sys.stdin.buffer)
     return Path(source.path).open("rb")
 
 
-def _sentence(line: int, text: str, raw: bytes, rules: Rules) -> Result:
+def _sentence(line: int, text: str, raw: bytes, rules: RowRules) -> ParsedRow:
     """Check a sentence; the other columns of a row stay empty."""
-    if len(raw) > LONGEST_LINE:
+    if len(raw) > MAX_LINE_BYTES:
         return too_long(line, raw)
     if not is_utf8(text):
-        return Rejected(line, "encoding", "not UTF-8", raw)
+        return QuarantinedRow(line, "encoding", "not UTF-8", raw)
     # A label that the rules know: nobody asked for one.
     return make_row(line, ("", next(iter(rules.labels)), "", text), raw, rules)
 
@@ -175,12 +177,12 @@ def _numbered(stream: BinaryIO) -> Iterator[tuple[int, bytes]]:
         yield line, start.removesuffix(b"\n").removesuffix(b"\r")
 
 
-def _read_text(stream: BinaryIO, source: Input) -> Iterator[Result]:
+def _read_text(stream: BinaryIO, source: SentenceSource) -> Iterator[ParsedRow]:
     for line, raw in _numbered(stream):
         yield _sentence(line, _decode(raw), raw, source.rules)
 
 
-def _read_tsv(stream: BinaryIO, source: Input) -> Iterator[Result]:
+def _read_tsv(stream: BinaryIO, source: SentenceSource) -> Iterator[ParsedRow]:
     """Read tab-separated lines without quoting, under a header or in CoLA's own format."""
     lines = _numbered(stream)
     first = next(lines, None)
@@ -190,7 +192,7 @@ def _read_tsv(stream: BinaryIO, source: Input) -> Iterator[Result]:
     if source.column or _is_header(first[1]):
         place, width = names.index(_choose(names, source)), len(names)
     else:
-        place, width = COLUMNS.index("sentence"), len(COLUMNS)
+        place, width = TSV_COLUMNS.index("sentence"), len(TSV_COLUMNS)
         lines = chain([first], lines)
     for line, raw in lines:
         yield _pick(line, _decode(raw).split("\t"), raw, place, width, source.rules)
@@ -198,12 +200,12 @@ def _read_tsv(stream: BinaryIO, source: Input) -> Iterator[Result]:
 
 def _is_header(first: bytes) -> bool:
     """Tell whether a first line names a text column and is no row of CoLA's format."""
-    if isinstance(parse_row(1, first, Rules()), Row):
+    if isinstance(parse_row(1, first, RowRules()), Row):
         return False
-    return any(name in USUAL["text"] for name in _decode(first).split("\t"))
+    return any(name in DEFAULT_COLUMNS["text"] for name in _decode(first).split("\t"))
 
 
-def _read_csv(stream: BinaryIO, source: Input) -> Iterator[Result]:
+def _read_csv(stream: BinaryIO, source: SentenceSource) -> Iterator[ParsedRow]:
     """Read RFC 4180 records under a header; `line` is where a record starts."""
     records = csv_records(stream)
     header = next(records, None)
@@ -211,55 +213,55 @@ def _read_csv(stream: BinaryIO, source: Input) -> Iterator[Result]:
         return
     names = header[1]
     if names is None:
-        raise WrongUsage(f"{source.path} has no readable header line; expected the columns' names in it")
+        raise UsageError(f"{source.path} has no readable header line; expected the columns' names in it")
     place = names.index(_choose(names, source))
     for line, fields, raw, fault in records:
         if fields is None:
-            yield Rejected(line, "record", fault, raw)
+            yield QuarantinedRow(line, "record", fault, raw)
         else:
             yield _pick(line, fields, raw, place, len(names), source.rules)
 
 
-def _pick(line: int, fields: list[str], raw: bytes, place: int, width: int, rules: Rules) -> Result:
+def _pick(line: int, fields: list[str], raw: bytes, place: int, width: int, rules: RowRules) -> ParsedRow:
     if len(fields) != width:
-        return Rejected(line, "field count", f"{len(fields)} fields instead of {width}", raw[:LONGEST_LINE])
+        return QuarantinedRow(line, "field count", f"{len(fields)} fields instead of {width}", raw[:MAX_LINE_BYTES])
     return _sentence(line, fields[place], raw, rules)
 
 
-def _read_jsonl(stream: BinaryIO, source: Input) -> Iterator[Result]:
+def _read_jsonl(stream: BinaryIO, source: SentenceSource) -> Iterator[ParsedRow]:
     """Read one JSON object a line; records may have keys of their own."""
     results = (_parse_json(line, raw, source) for line, raw in _numbered(stream))
-    early = list(islice(results, PEEK))
-    without = [result for result in early if isinstance(result, Rejected) and result.kind == "field count"]
+    early = list(islice(results, PEEK_BYTES))
+    without = [result for result in early if isinstance(result, QuarantinedRow) and result.kind == "field count"]
     if without and not any(isinstance(result, Row) for result in early):
         _choose(list(json.loads(without[0].raw)), source)  # says what is there instead
     yield from chain(early, results)
 
 
-def _parse_json(line: int, raw: bytes, source: Input) -> Result:
-    if len(raw) > LONGEST_LINE:
+def _parse_json(line: int, raw: bytes, source: SentenceSource) -> ParsedRow:
+    if len(raw) > MAX_LINE_BYTES:
         return too_long(line, raw)
     try:
         record = json.loads(raw.decode("utf-8"))
     except UnicodeDecodeError:
-        return Rejected(line, "encoding", "not UTF-8", raw)
+        return QuarantinedRow(line, "encoding", "not UTF-8", raw)
     except (ValueError, RecursionError):
         record = None
     if not isinstance(record, dict):
-        return Rejected(line, "record", "not a JSON object", raw)
+        return QuarantinedRow(line, "record", "not a JSON object", raw)
     name = _match(record, source)
     if name is None:
-        return Rejected(line, "field count", f"no {source.column or USUAL['text'][0]!r}", raw)
+        return QuarantinedRow(line, "field count", f"no {source.column or DEFAULT_COLUMNS['text'][0]!r}", raw)
     return _value(line, record[name], raw, source.rules)
 
 
-def _read_parquet(stream: BinaryIO, source: Input) -> Iterator[Result]:
+def _read_parquet(stream: BinaryIO, source: SentenceSource) -> Iterator[ParsedRow]:
     """Read a Parquet table; `line` is the number of the record, from 1."""
     try:
         file = pq.ParquetFile(stream)
         name = _choose(file.schema_arrow.names, source)
         line = 0
-        for batch in file.iter_batches(BATCH, columns=[name]):
+        for batch in file.iter_batches(SENTENCE_BATCH, columns=[name]):
             for value in batch.column(0).to_pylist():
                 line += 1
                 text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
@@ -270,19 +272,19 @@ def _read_parquet(stream: BinaryIO, source: Input) -> Iterator[Result]:
         ) from error
 
 
-def _value(line: int, value: Any, raw: bytes, rules: Rules) -> Result:
+def _value(line: int, value: Any, raw: bytes, rules: RowRules) -> ParsedRow:
     """Check a typed value."""
     if value is not None and not isinstance(value, str):
-        return Rejected(line, "record", f"sentence is {type(value).__name__}, not text", raw)
+        return QuarantinedRow(line, "record", f"sentence is {type(value).__name__}, not text", raw)
     return _sentence(line, value or "", raw, rules)
 
 
-def _match(present: Any, source: Input) -> str | None:
+def _match(present: Any, source: SentenceSource) -> str | None:
     """Return the text column among those present."""
     return match_columns(present, {"text": source.column} if source.column else {})[0].get("text")
 
 
-def _choose(present: list[str], source: Input) -> str:
+def _choose(present: list[str], source: SentenceSource) -> str:
     """Return the text column, or say what is there instead.
 
     Raises:
@@ -291,10 +293,10 @@ def _choose(present: list[str], source: Input) -> str:
     name = _match(present, source)
     if name is None:
         shown = ", ".join(repr(there[:40]) for there in present[:12]) or "none"
-        wanted = source.column or USUAL["text"][0]
-        raise WrongUsage(f"{source.path} has no column {wanted!r} for the text; it has {shown}: --columns text=NAME")
+        wanted = source.column or DEFAULT_COLUMNS["text"][0]
+        raise UsageError(f"{source.path} has no column {wanted!r} for the text; it has {shown}: --columns text=NAME")
     if present.count(name) > 1:
-        raise WrongUsage(f"{source.path} has {present.count(name)} columns {name!r}; expected one for the text")
+        raise UsageError(f"{source.path} has {present.count(name)} columns {name!r}; expected one for the text")
     return name
 
 
@@ -303,7 +305,7 @@ def _decode(raw: bytes) -> str:
     return raw.decode("utf-8", "surrogateescape")
 
 
-_READERS: dict[str, Callable[[BinaryIO, Input], Iterator[Result]]] = {
+_READERS: dict[str, Callable[[BinaryIO, SentenceSource], Iterator[ParsedRow]]] = {
     "txt": _read_text,
     "tsv": _read_tsv,
     "csv": _read_csv,

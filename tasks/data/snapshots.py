@@ -17,16 +17,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tasks.core.errors import VerdictError, first_line
-from tasks.core.files import sha256_of, sweep
-from tasks.data.cola_format import KEPT, Block, Rejected, format_rows
-from tasks.data.record_readers import Form, is_utf8, parse_file
+from tasks.core.files import remove_stale, sha256_of
+from tasks.data.cola_format import ROW_SCHEMA, Block, QuarantinedRow, format_rows
+from tasks.data.record_readers import TableFormat, is_utf8, parse_file
 
-SCRATCH = ".incoming-"  # prefix of folders for unfinished snapshots
-EXAMPLES = 5  # quarantined rows that a snapshot's summary shows
+SCRATCH_PREFIX = ".incoming-"  # prefix of folders for unfinished snapshots
+MAX_EXAMPLES = 5  # quarantined rows that a snapshot's summary shows
 
 _FILE = pa.field("file", pa.dictionary(pa.int32(), pa.string()))
-ROWS = pa.schema([_FILE, *KEPT])
-QUARANTINE = pa.schema(
+SNAPSHOT_SCHEMA = pa.schema([_FILE, *ROW_SCHEMA])
+QUARANTINE_SCHEMA = pa.schema(
     [_FILE, ("line", pa.int64()), ("kind", pa.string()), ("reason", pa.string()), ("raw", pa.binary())]
 )
 
@@ -40,8 +40,8 @@ class Snapshot(TypedDict):
     digest: str
     path: str
     files: list[str]
-    unread: list[str]
-    rejected: str | None
+    empty_files: list[str]
+    quarantine_digest: str | None
     rows_in: int
     kept: int
     quarantined: int
@@ -50,11 +50,11 @@ class Snapshot(TypedDict):
     examples: list[str]
 
 
-def take_snapshot(
+def write_snapshot(
     files: Sequence[str],
     folder: str,
-    form: Form = Form(),  # noqa: B008 (immutable)
-    parse: Callable[[Path, Form], Iterator[Block]] = parse_file,
+    form: TableFormat = TableFormat(),  # noqa: B008 (immutable)
+    parse: Callable[[Path, TableFormat], Iterator[Block]] = parse_file,
 ) -> Snapshot:
     """Read files strictly, one after the other, and keep their rows as Parquet in `folder`.
 
@@ -78,12 +78,12 @@ def take_snapshot(
         raise VerdictError(f"folder {folder} cannot be made ({error.strerror}); name another: VERDICT_HOME") from error
     unread: list[str] = []
     try:
-        sweep(home, SCRATCH)
-        with tempfile.TemporaryDirectory(prefix=SCRATCH, dir=home) as scratch:
+        remove_stale(home, SCRATCH_PREFIX)
+        with tempfile.TemporaryDirectory(prefix=SCRATCH_PREFIX, dir=home) as scratch:
             with RowWriter(Path(scratch)) as rows, _Quarantine(Path(scratch)) as quarantine:
                 for file in files:
                     before = rows.count
-                    _sort_rows(Path(file), parse(Path(file), form), rows, quarantine)
+                    _partition_rows(Path(file), parse(Path(file), form), rows, quarantine)
                     unread += [] if rows.count > before else [Path(file).name]
             if rows.count + quarantine.count == 0:
                 raise VerdictError(f"{', '.join(files)} is empty; expected rows of source, label, mark, sentence")
@@ -98,8 +98,8 @@ def take_snapshot(
         digest=rows.digest,
         path=path,
         files=[str(file) for file in files],
-        unread=unread,
-        rejected=quarantine.digest,
+        empty_files=unread,
+        quarantine_digest=quarantine.digest,
         rows_in=rows.count + quarantine.count,
         kept=rows.count,
         quarantined=quarantine.count,
@@ -109,7 +109,7 @@ def take_snapshot(
     )
 
 
-def read_tables(path: str, columns: list[str] | None = None, rows: int = 131_072) -> Iterator[pa.RecordBatch]:
+def iter_snapshot(path: str, columns: list[str] | None = None, rows: int = 131_072) -> Iterator[pa.RecordBatch]:
     """Yield a snapshot piece by piece.
 
     Raises:
@@ -121,7 +121,7 @@ def read_tables(path: str, columns: list[str] | None = None, rows: int = 131_072
         raise _unreadable(path, error) from error
 
 
-def count_stored(path: str) -> int:
+def count_rows(path: str) -> int:
     """Return the number of rows in a snapshot, from its footer.
 
     Raises:
@@ -133,7 +133,7 @@ def count_stored(path: str) -> int:
         raise _unreadable(path, error) from error
 
 
-def load_rows(path: str) -> pd.DataFrame:
+def read_snapshot(path: str) -> pd.DataFrame:
     """Load a snapshot: columns file, line, source, label (0 or 1), mark, sentence; one row a sentence.
 
     Raises:
@@ -149,14 +149,14 @@ def _unreadable(path: str, error: Exception) -> VerdictError:
     return VerdictError(f"snapshot {path} cannot be read ({first_line(error, 200)}); delete it and run again")
 
 
-def _sort_rows(path: Path, blocks: Iterator[Block], rows: "RowWriter", quarantine: "_Quarantine") -> None:
+def _partition_rows(path: Path, blocks: Iterator[Block], rows: "RowWriter", quarantine: "_Quarantine") -> None:
     """Send each row of a file to one of two writers."""
     if not is_utf8(path.name):
         raise VerdictError(f"{str(path)!a} has a name that is not UTF-8; rename the file")
     for block in blocks:
         names = pa.array([path.name] * block.kept.num_rows, pa.string()).dictionary_encode()
-        rows.add(pa.table([names, *block.kept.columns], schema=ROWS))
-        quarantine.add(path.name, block.rejected)
+        rows.add(pa.table([names, *block.kept.columns], schema=SNAPSHOT_SCHEMA))
+        quarantine.add(path.name, block.quarantined)
 
 
 class RowWriter:
@@ -166,7 +166,7 @@ class RowWriter:
         self.count = 0
         self._path = scratch / name
         self._sum = hashlib.sha256()
-        self._writer = pq.ParquetWriter(self._path, ROWS)
+        self._writer = pq.ParquetWriter(self._path, SNAPSHOT_SCHEMA)
 
     def __enter__(self) -> Self:
         return self
@@ -202,7 +202,7 @@ class _Quarantine:
         self.examples: list[str] = []
         self._sum = hashlib.sha256()
         self._path = scratch / "quarantine.parquet"
-        self._writer = pq.ParquetWriter(self._path, QUARANTINE)
+        self._writer = pq.ParquetWriter(self._path, QUARANTINE_SCHEMA)
 
     def __enter__(self) -> Self:
         return self
@@ -210,18 +210,18 @@ class _Quarantine:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._writer.close()
 
-    def add(self, file: str, rejected: list[Rejected]) -> None:
+    def add(self, file: str, rejected: list[QuarantinedRow]) -> None:
         if not rejected:
             return
         lines, kinds, reasons, raw = zip(*rejected, strict=True)
         self._writer.write_table(
-            pa.table([[file] * len(lines), lines, kinds, reasons, raw], QUARANTINE.names).cast(QUARANTINE)
+            pa.table([[file] * len(lines), lines, kinds, reasons, raw], QUARANTINE_SCHEMA.names).cast(QUARANTINE_SCHEMA)
         )
         self.count += len(lines)
         self.kinds.update(kinds)
         for row in rejected:
             self._sum.update(row.raw + b"\n")
-        for row in rejected[: EXAMPLES - len(self.examples)]:
+        for row in rejected[: MAX_EXAMPLES - len(self.examples)]:
             self.examples.append(f"{file} line {row.line}: {row.reason}")
 
     @property

@@ -18,22 +18,22 @@ from pathlib import Path
 from typing import NamedTuple, TypedDict
 from urllib.parse import parse_qs, urldefrag
 
-from tasks.core.errors import WrongUsage
-from tasks.data.download import fetch, unpack
+from tasks.core.errors import UsageError
+from tasks.data.download import download, extract_member
 from tasks.data.hf_hub import fetch_dataset
 from tasks.data.sample_corpus import HOLDOUT_FILE, TRAIN_FILE, write_sample
-from tasks.data.sentences import FORMATS
+from tasks.data.sentences import SENTENCE_FORMATS
 
-SAMPLE = "sample"
-REPORTED_FILE = "in_domain_dev.tsv"
-SUFFIXES = (".tsv", ".csv", ".jsonl", ".ndjson", ".parquet")
+SAMPLE_ADDRESS = "sample"
+SECONDARY_FILE = "in_domain_dev.tsv"
+TABLE_SUFFIXES = (".tsv", ".csv", ".jsonl", ".ndjson", ".parquet")
 # Names of each role without their suffix, the first one that is there counts; the last ones are the hub's splits.
-ROLES = {
+FILE_ROLES = {
     "train": (TRAIN_FILE.removesuffix(".tsv"), "train"),
     "holdout": (HOLDOUT_FILE.removesuffix(".tsv"), "holdout", "validation", "test"),
-    "reported": (REPORTED_FILE.removesuffix(".tsv"),),
+    "secondary": (SECONDARY_FILE.removesuffix(".tsv"),),
 }
-FORMS = "a folder, a file, https://...#sha256=HEX, hf:ORG/NAME or sample"
+ADDRESS_HINT = "a folder, a file, https://...#sha256=HEX, hf:ORG/NAME or sample"
 
 _CREDENTIALS = re.compile(r"^(https?://)[^/?#]*@")
 
@@ -45,10 +45,10 @@ class Sources(TypedDict):
 
     train: list[str]
     holdout: list[str]
-    reported: list[str]
+    secondary: list[str]
 
 
-class Place(NamedTuple):
+class ResolvedAddress(NamedTuple):
     """What one address gave: its files by name, whether it was one file, and else the folder that they lie in."""
 
     address: str
@@ -74,23 +74,23 @@ def locate_sources(addresses: Sequence[str], train: str, holdout: str, home: str
         DataRefused: if a file is not the one that its digest names.
     """
     if not addresses or not all(addresses):
-        raise WrongUsage(f"no data given; expected {FORMS}: --data ADDRESS")
+        raise UsageError(f"no data given; expected {ADDRESS_HINT}: --data ADDRESS")
     places = [_open_address(address, home, offline) for address in addresses]
     named = {"train": train, "holdout": holdout}
     found = {
         role: [_find(places, named[role], role, home, offline)] if named.get(role) else _pick(places, role)
-        for role in ROLES
+        for role in FILE_ROLES
     }
-    _refuse_missing(places, found)
+    _reject_missing(places, found)
     used = [Path(file) for role in ("train", "holdout") for file in found[role]]
     both = [file for file in found["train"] if any(Path(file).samefile(other) for other in found["holdout"])]
     if both:
-        raise WrongUsage(
+        raise UsageError(
             f"{both[0]} is both training file and holdout; expected two files: --train FILE --holdout FILE"
         )
-    _refuse_idle(places, found)
-    spare = [file for file in found["reported"] if not any(Path(file).samefile(other) for other in used)]
-    return Sources(train=found["train"], holdout=found["holdout"], reported=spare)
+    _reject_unused(places, found)
+    spare = [file for file in found["secondary"] if not any(Path(file).samefile(other) for other in used)]
+    return Sources(train=found["train"], holdout=found["holdout"], secondary=spare)
 
 
 def locate_text(address: str, home: str, *, offline: bool = False) -> str:
@@ -103,12 +103,13 @@ def locate_text(address: str, home: str, *, offline: bool = False) -> str:
     """
     if not address:
         return ""
-    wanted = f"expected a file of sentences ({', '.join(FORMATS)}) or https://...#sha256=HEX: --set data.text=ADDRESS"
+    formats = ", ".join(SENTENCE_FORMATS)
+    wanted = f"expected a file of sentences ({formats}) or https://...#sha256=HEX: --set data.text=ADDRESS"
     file = Path(_fetch(address, home, offline)) if _is_url(address) else _existing(address)
     if file is None:
-        raise WrongUsage(f"text {address!r} does not exist; {wanted}")
-    if not file.is_file() or file.suffix.lower() not in FORMATS:
-        raise WrongUsage(f"text {address!r} is no file, or its ending tells no format; {wanted}")
+        raise UsageError(f"text {address!r} does not exist; {wanted}")
+    if not file.is_file() or file.suffix.lower() not in SENTENCE_FORMATS:
+        raise UsageError(f"text {address!r} is no file, or its ending tells no format; {wanted}")
     return str(file)
 
 
@@ -121,24 +122,24 @@ def _is_url(address: str) -> bool:
     return address.startswith(("https://", "http://"))
 
 
-def _open_address(address: str, home: str, offline: bool) -> Place:
+def _open_address(address: str, home: str, offline: bool) -> ResolvedAddress:
     """Return the files behind one address, fetching them where they are not here."""
-    if address == SAMPLE:
+    if address == SAMPLE_ADDRESS:
         folder = Path(home) / "sample"
         write_sample(folder)
         return _open_path(address, folder)
     if address.startswith("hf:"):
         splits = fetch_dataset(address, f"{home}/downloads/hub", offline=offline)
-        return Place(address, splits)
+        return ResolvedAddress(address, splits)
     if _is_url(address):
         return _open_path(address, Path(_fetch(address, home, offline)))
     path = _existing(address)
     if path is not None and path.suffix.lower() == ".zip" and path.is_file():
-        raise WrongUsage(
+        raise UsageError(
             f"data {address!r} is a zip; expected its folder or a file of it: unzip it, then --data ADDRESS"
         )
     if path is None:
-        raise WrongUsage(f"data {address!r} does not exist; expected {FORMS}: --data ADDRESS")
+        raise UsageError(f"data {address!r} does not exist; expected {ADDRESS_HINT}: --data ADDRESS")
     return _open_path(address, path)
 
 
@@ -149,13 +150,13 @@ def _fetch(address: str, home: str, offline: bool) -> str:
     unknown = sorted(set(facts) - {"sha256", "member"})
     if unknown or "sha256" not in facts:
         problem = f"the unknown part {unknown[0]!r}" if unknown else "no digest"
-        raise WrongUsage(
+        raise UsageError(
             f"address {address!r} has {problem}; expected {url}#sha256=HEX, for a zip &member=PATH too "
             "(sha256sum of a copy that you trust prints HEX)"
         )
-    path = fetch(url, facts["sha256"][0], f"{home}/downloads", offline=offline)
+    path = download(url, facts["sha256"][0], f"{home}/downloads", offline=offline)
     member = facts.get("member", [""])[0]
-    return unpack(path, member) if member or path.lower().endswith(".zip") else path
+    return extract_member(path, member) if member or path.lower().endswith(".zip") else path
 
 
 def _existing(name: str) -> Path | None:
@@ -167,21 +168,21 @@ def _existing(name: str) -> Path | None:
         return None
 
 
-def _open_path(address: str, path: Path) -> Place:
+def _open_path(address: str, path: Path) -> ResolvedAddress:
     if path.is_file():
-        return Place(address, {path.name: str(path)}, single=True)
+        return ResolvedAddress(address, {path.name: str(path)}, single=True)
     try:
         files = {file.name: str(file) for file in sorted(path.iterdir()) if file.is_file()}
-        return Place(address, files, folder=str(path))
+        return ResolvedAddress(address, files, folder=str(path))
     except OSError as error:  # a device, or a folder that may not be read
-        raise WrongUsage(
-            f"data {address!r} cannot be listed ({error.strerror}); expected {FORMS}: --data ADDRESS"
+        raise UsageError(
+            f"data {address!r} cannot be listed ({error.strerror}); expected {ADDRESS_HINT}: --data ADDRESS"
         ) from error
 
 
-def _pick(places: Sequence[Place], role: str) -> list[str]:
+def _pick(places: Sequence[ResolvedAddress], role: str) -> list[str]:
     """Return the files that have a role by their names; a single file of any other name trains."""
-    names = [f"{stem}{suffix}" for stem in ROLES[role] for suffix in (*SUFFIXES, "")]
+    names = [f"{stem}{suffix}" for stem in FILE_ROLES[role] for suffix in (*TABLE_SUFFIXES, "")]
     files = []
     for place in places:
         found = next((place.files[name] for name in names if name in place.files), None)
@@ -193,10 +194,10 @@ def _pick(places: Sequence[Place], role: str) -> list[str]:
 
 
 def _has_role(name: str) -> bool:
-    return any(Path(name).stem == stem for role in ("holdout", "reported") for stem in ROLES[role])
+    return any(Path(name).stem == stem for role in ("holdout", "secondary") for stem in FILE_ROLES[role])
 
 
-def _find(places: Sequence[Place], given: str, role: str, home: str, offline: bool) -> str:
+def _find(places: Sequence[ResolvedAddress], given: str, role: str, home: str, offline: bool) -> str:
     """Return the path of a file that was named: in one of the places, or an address of its own."""
     for place in places:
         if given in place.files:
@@ -209,22 +210,22 @@ def _find(places: Sequence[Place], given: str, role: str, home: str, offline: bo
         place = _open_address(given, home, offline)
         if place.single:
             return next(iter(place.files.values()))
-    raise WrongUsage(_missing(places[0], given, role))
+    raise UsageError(_missing(places[0], given, role))
 
 
-def _refuse_missing(places: Sequence[Place], found: dict[str, list[str]]) -> None:
+def _reject_missing(places: Sequence[ResolvedAddress], found: dict[str, list[str]]) -> None:
     """Refuse data without training rows, and folders without a holdout.
 
     Single files and hub data sets may come without one: then a share of their sentences is set apart.
     """
     if not found["train"]:
-        raise WrongUsage(_missing(places[0], TRAIN_FILE, "train"))
+        raise UsageError(_missing(places[0], TRAIN_FILE, "train"))
     folders = [place for place in places if not place.single and not place.address.startswith("hf:")]
     if folders and not found["holdout"]:
-        raise WrongUsage(_missing(folders[0], HOLDOUT_FILE, "holdout"))
+        raise UsageError(_missing(folders[0], HOLDOUT_FILE, "holdout"))
 
 
-def _refuse_idle(places: Sequence[Place], found: dict[str, list[str]]) -> None:
+def _reject_unused(places: Sequence[ResolvedAddress], found: dict[str, list[str]]) -> None:
     """Refuse several addresses of which one has no file with a role; say where a named file took the role."""
     taken = {Path(file).resolve() for files in found.values() for file in files}
     around = {folder for file in taken for folder in file.parents}  # a named file may lie deeper than those listed
@@ -232,17 +233,17 @@ def _refuse_idle(places: Sequence[Place], found: dict[str, list[str]]) -> None:
         listed = {Path(file).resolve() for file in place.files.values()}
         if listed & taken or (place.folder and Path(place.folder).resolve() in around):
             continue
-        if not any(_pick([place], role) for role in ROLES):
-            raise WrongUsage(
+        if not any(_pick([place], role) for role in FILE_ROLES):
+            raise UsageError(
                 f"nothing of {place.address} is used (it holds {_names(place)}); "
                 "expected the usual names, or the file's own path: --data FILE"
             )
         log.warning("nothing of %s is used: --train or --holdout names another file", place.address)
 
 
-def _missing(place: Place, name: str, role: str) -> str:
+def _missing(place: ResolvedAddress, name: str, role: str) -> str:
     return f"{place.address} holds no file {name!r} (it holds {_names(place)}); name it: --{role} FILE"
 
 
-def _names(place: Place) -> str:
+def _names(place: ResolvedAddress) -> str:
     return ", ".join(sorted(place.files)[:8]) or "no file"

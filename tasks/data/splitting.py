@@ -16,10 +16,10 @@ import pandas as pd
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from tasks.core.errors import DataRefused
-from tasks.core.files import replacing
-from tasks.data.normalization import fold_all
-from tasks.data.snapshots import load_rows
+from tasks.core.errors import DataRejected
+from tasks.core.files import atomic_write
+from tasks.data.normalization import normalise_all
+from tasks.data.snapshots import read_snapshot
 
 log = logging.getLogger(__name__)
 
@@ -48,12 +48,12 @@ def split_rows(
         validation_share: expected share of sentences that go to validation, between 0 and 1.
         seed: another seed, another choice.
     """
-    folded = pd.Series(_fold(rows["sentence"]), index=rows.index)
-    in_holdout = folded.isin(set(_fold(holdout_sentences)))
+    folded = pd.Series(_assign(rows["sentence"]), index=rows.index)
+    in_holdout = folded.isin(set(_assign(holdout_sentences)))
     conflicting = ~in_holdout & (rows.groupby(folded)["label"].transform("nunique") > 1)
     repeated = ~in_holdout & ~conflicting & folded.duplicated()
     usable = ~(in_holdout | conflicting | repeated)
-    chosen = folded.map(lambda text: fraction(text, str(seed)) < validation_share).astype(bool)
+    chosen = folded.map(lambda text: hash_fraction(text, str(seed)) < validation_share).astype(bool)
     train, validation = rows[usable & ~chosen], rows[usable & chosen]
     counts = Split(
         train=len(train),
@@ -80,19 +80,19 @@ def split_snapshot(
     Raises:
         DataRefused: if one side is empty.
     """
-    sentences = [sentence for path in holdouts for sentence in load_rows(path)["sentence"]]
-    *sides, counts = split_rows(load_rows(train), sentences, validation_share, seed)
+    sentences = [sentence for path in holdouts for sentence in read_snapshot(path)["sentence"]]
+    *sides, counts = split_rows(read_snapshot(train), sentences, validation_share, seed)
     paths = []
     for name, rows in zip(("train", "validation"), sides, strict=True):
         if rows.empty:
-            raise DataRefused(f"no {name} row is left after the split ({counts}); expected more rows in {train}")
-        with replacing(Path(folder) / f"{name}.parquet") as temporary:
+            raise DataRejected(f"no {name} row is left after the split ({counts}); expected more rows in {train}")
+        with atomic_write(Path(folder) / f"{name}.parquet") as temporary:
             rows.to_parquet(temporary)
         paths.append(str(Path(folder) / f"{name}.parquet"))
     return paths[0], paths[1], counts
 
 
-def spare_known(text: str, known: list[str], folder: str) -> tuple[str, int]:
+def drop_labelled(text: str, known: list[str], folder: str) -> tuple[str, int]:
     """Write the sentences of a text that have no label yet, each once, to `folder`/text.parquet.
 
     Args:
@@ -104,22 +104,22 @@ def spare_known(text: str, known: list[str], folder: str) -> tuple[str, int]:
     Returns:
         The path, and how many sentences were left out.
     """
-    rows = load_rows(text)
-    folded = pd.Series(_fold(rows["sentence"]), index=rows.index)
-    labelled = {sentence for path in known for sentence in _fold(load_rows(path)["sentence"])}
+    rows = read_snapshot(text)
+    folded = pd.Series(_assign(rows["sentence"]), index=rows.index)
+    labelled = {sentence for path in known for sentence in _assign(read_snapshot(path)["sentence"])}
     spare = rows[~folded.isin(labelled) & ~folded.duplicated()].reset_index(drop=True)
-    with replacing(Path(folder) / "text.parquet") as temporary:
+    with atomic_write(Path(folder) / "text.parquet") as temporary:
         spare.to_parquet(temporary)
     left = len(rows) - len(spare)
     log.info("text: %d sentences, %d left out that have a label or stand there twice", len(spare), left)
     return str(Path(folder) / "text.parquet"), left
 
 
-def fraction(text: str, key: str) -> float:
+def hash_fraction(text: str, key: str) -> float:
     """Map a text to a number in [0, 1) that looks uniform and depends on nothing but text and key."""
     digest = hashlib.blake2b(text.encode(), digest_size=8, key=key.encode()).digest()
     return int.from_bytes(digest, "big") / 2**64
 
 
-def _fold(sentences: Iterable[str]) -> NDArray[np.object_]:
-    return fold_all(pa.array(sentences, pa.string()))
+def _assign(sentences: Iterable[str]) -> NDArray[np.object_]:
+    return normalise_all(pa.array(sentences, pa.string()))

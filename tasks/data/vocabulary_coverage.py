@@ -4,13 +4,13 @@ import json
 
 from tokenizers import Tokenizer
 
-from tasks.data.snapshots import count_stored, read_tables
+from tasks.data.snapshots import count_rows, iter_snapshot
 from tasks.inference.tokenization import load_tokenizer
 
-SAMPLE_ROWS = 20_000  # spread over the snapshot
+COVERAGE_SAMPLE_ROWS = 20_000  # spread over the snapshot
 
 
-def unknown_share(path: str, encoder: str) -> float:
+def unk_rate(path: str, encoder: str) -> float:
     """Return the share of a snapshot's word pieces that the encoder's vocabulary does not have, between 0 and 1.
 
     Args:
@@ -26,7 +26,7 @@ def unknown_share(path: str, encoder: str) -> float:
     if unknown is None:  # byte-level vocabularies know everything
         return 0.0
     pieces = missing = 0
-    for encoding in tokenizer.encode_batch_fast(_spread(path), add_special_tokens=False):
+    for encoding in tokenizer.encode_batch_fast(_sample_rows(path), add_special_tokens=False):
         pieces += len(encoding.ids)
         missing += encoding.ids.count(unknown)
     return missing / pieces if pieces else 0.0
@@ -38,12 +38,12 @@ def _unknown_id(tokenizer: Tokenizer) -> int | None:
     return tokenizer.token_to_id(token) if token is not None else model.get("unk_id")
 
 
-def _spread(path: str) -> list[str]:
+def _sample_rows(path: str) -> list[str]:
     """Return every k-th sentence of a snapshot, about `SAMPLE_ROWS` of them."""
-    step = max(1, count_stored(path) // SAMPLE_ROWS)
+    step = max(1, count_rows(path) // COVERAGE_SAMPLE_ROWS)
     sentences: list[str] = []
     seen = 0
-    for batch in read_tables(path, ["sentence"]):
+    for batch in iter_snapshot(path, ["sentence"]):
         sentences += batch["sentence"][-seen % step :: step].to_pylist()
         seen += batch.num_rows
     return sentences

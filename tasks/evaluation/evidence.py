@@ -17,33 +17,33 @@ import pyarrow as pa
 
 from tasks.core.errors import VerdictError
 from tasks.core.files import read_json
-from tasks.core.provenance import git_commit, versions
-from tasks.data.normalization import fold_all
-from tasks.data.snapshots import load_rows, read_tables
+from tasks.core.provenance import git_commit, library_versions
+from tasks.data.normalization import normalise_all
+from tasks.data.snapshots import iter_snapshot, read_snapshot
 from tasks.data.splitting import Split
-from tasks.evaluation.incumbency import Incumbency
+from tasks.evaluation.incumbency import ChampionState
 from tasks.evaluation.measurement import (
     Comparison,
+    HoldoutRows,
     Measurement,
-    Rows,
-    compare_answers,
-    measure_answers,
+    compare,
+    evaluate,
     predict_labels,
     read_probabilities,
     round_probabilities,
 )
-from tasks.evaluation.minimal_pairs import Behaviour, examine_behaviour
-from tasks.inference.bundle import PROFILE, SERVING, variants_of
+from tasks.evaluation.minimal_pairs import MinimalPairResult, evaluate_minimal_pairs
+from tasks.inference.bundle import DEVICE_VARIANT, PROFILE, variants_of
 from tasks.inference.classifier import Classifier
 
-WORST = 10  # sentences
-DIFFERING = 50  # sentences on which candidate and champion differ; the whole count stands beside them
-LEAKED = 5  # sentences
+WORST_SHOWN = 10  # sentences
+DIFFERING_SHOWN = 50  # sentences on which candidate and champion differ; the whole count stands beside them
+LEAKED_SHOWN = 5  # sentences
 
 Probabilities = list[float | None]
 
 
-class Champion(TypedDict):
+class ChampionEvidence(TypedDict):
     """The reigning model and the digest of its training rows, None where its bundle does not say.
 
     Measurement and behaviour are missing when its bundle could not be loaded, and `fault` says why.
@@ -53,18 +53,18 @@ class Champion(TypedDict):
     digest: str
     training: str | None
     measurement: Measurement | None
-    behaviour: Behaviour | None
+    minimal_pairs: MinimalPairResult | None
     fault: str | None
 
 
-class Place(TypedDict):
+class SnapshotRef(TypedDict):
     """A snapshot to measure on."""
 
     digest: str
     path: str
 
 
-class Reigning(TypedDict):
+class ChampionBundle(TypedDict):
     """A registered bundle to measure beside the candidate."""
 
     version: str
@@ -72,15 +72,15 @@ class Reigning(TypedDict):
     bundle: str
 
 
-class Circumstances(TypedDict):
+class JudgeContext(TypedDict):
     """What a verdict depends on and no measurement tells.
 
     `looks` counts the other candidates that were judged on this holdout before, `drift` names the distances from the
     champion's data that the gate warned of, `training` is the digest of the training rows, `policy` the policy's keys.
     """
 
-    incumbency: Incumbency
-    looks: int
+    champion_state: ChampionState
+    holdout_uses: int
     drift: list[str]
     training: str
     policy: dict[str, Any]
@@ -94,14 +94,14 @@ class Leak(TypedDict):
     sentences: list[str]
 
 
-class Answers(Rows):
+class Answers(HoldoutRows):
     """The holdout's rows, and the probability of "acceptable" that each variant and the champion gave them."""
 
     variants: dict[str, Probabilities]
     champion: Probabilities | None
 
 
-class Evidence(Circumstances):
+class Evidence(JudgeContext):
     """Everything a verdict rests on; `split` counts the rows that trained, and those that left with their reasons.
 
     `candidate` is the variant that serves on the device, `variants` is every one of the bundle, that one included.
@@ -113,9 +113,9 @@ class Evidence(Circumstances):
     leak: Leak
     candidate: Measurement
     variants: dict[str, Measurement]
-    behaviour: Behaviour
-    reported: Measurement | None
-    champion: Champion | None
+    minimal_pairs: MinimalPairResult
+    secondary: Measurement | None
+    champion: ChampionEvidence | None
     comparison: Comparison | None
     answers: Answers
     resamples: int
@@ -125,13 +125,13 @@ class Evidence(Circumstances):
 
 def gather_evidence(
     bundle: str,
-    holdout: Place,
-    reported: Place | None,
-    champion: Reigning | None,
+    holdout: SnapshotRef,
+    reported: SnapshotRef | None,
+    champion: ChampionBundle | None,
     *,
     split: Split,
     training: Sequence[str],
-    circumstances: Circumstances,
+    circumstances: JudgeContext,
     device: str,
     resamples: int,
 ) -> Evidence:
@@ -151,14 +151,14 @@ def gather_evidence(
     Raises:
         VerdictError: if the candidate cannot be loaded or rows cannot be read.
     """
-    rows = load_rows(holdout["path"])
+    rows = read_snapshot(holdout["path"])
     classifier = Classifier.from_bundle(bundle, device)
     answers = Answers(**_strip(rows), variants={}, champion=None)
     variants: dict[str, Measurement] = {}
     others = [name for name in variants_of(classifier.manifest) if name != classifier.variant]
     for variant in [classifier.variant, *others]:
         loaded = classifier if variant == classifier.variant else _load(bundle, device, variant)
-        answers["variants"][variant] = given = _ask(loaded, rows)
+        answers["variants"][variant] = given = _probabilities(loaded, rows)
         variants[variant] = _describe(loaded, rows, given, resamples)
     evidence = Evidence(
         **circumstances,
@@ -168,19 +168,19 @@ def gather_evidence(
         leak=find_leak(training, rows["sentence"].tolist(), split["in_holdout"]),
         candidate=variants[classifier.variant],
         variants=variants,
-        behaviour=examine_behaviour(classifier),
-        reported=measure(classifier, reported["path"], resamples) if reported else None,
+        minimal_pairs=evaluate_minimal_pairs(classifier),
+        secondary=measure_snapshot(classifier, reported["path"], resamples) if reported else None,
         champion=None,
         comparison=None,
         answers=answers,
         resamples=resamples,
-        versions=versions(),
+        versions=library_versions(),
         git_commit=git_commit(),
     )
-    return face_champion(evidence, champion, holdout["path"], device) if champion else evidence
+    return add_champion(evidence, champion, holdout["path"], device) if champion else evidence
 
 
-def face_champion(evidence: Evidence, champion: Reigning, holdout: str, device: str) -> Evidence:
+def add_champion(evidence: Evidence, champion: ChampionBundle, holdout: str, device: str) -> Evidence:
     """Measure a champion on the candidate's holdout and return the evidence with it, in place of any other.
 
     A champion that cannot be loaded is evidence too, not a reason to lose the training.
@@ -191,12 +191,12 @@ def face_champion(evidence: Evidence, champion: Reigning, holdout: str, device: 
         holdout: path of the snapshot that the candidate was measured on.
         device: auto, cuda or cpu.
     """
-    found = Champion(
+    found = ChampionEvidence(
         version=champion["version"],
         digest=champion["digest"],
         training=None,
         measurement=None,
-        behaviour=None,
+        minimal_pairs=None,
         fault=None,
     )
     given: Probabilities | None = None
@@ -208,23 +208,23 @@ def face_champion(evidence: Evidence, champion: Reigning, holdout: str, device: 
     except VerdictError as error:
         found["fault"] = str(error)
     else:
-        rows = load_rows(holdout)
-        given = _ask(classifier, rows)
+        rows = read_snapshot(holdout)
+        given = _probabilities(classifier, rows)
         found["measurement"] = _describe(classifier, rows, given, evidence["resamples"])
-        found["behaviour"] = examine_behaviour(classifier)
+        found["minimal_pairs"] = evaluate_minimal_pairs(classifier)
         ours = evidence["answers"]["variants"][evidence["candidate"]["variant"]]
-        comparison = compare_answers(evidence["answers"], ours, given, evidence["resamples"])
+        comparison = compare(evidence["answers"], ours, given, evidence["resamples"])
         comparison["sentences"] = _list_differing(rows, ours, given)
     answers = Answers(**{**evidence["answers"], "champion": given})
     return Evidence(
-        **{**evidence, "incumbency": "reigning", "champion": found, "comparison": comparison, "answers": answers}
+        **{**evidence, "champion_state": "active", "champion": found, "comparison": comparison, "answers": answers}
     )
 
 
-def measure(classifier: Classifier, snapshot: str, resamples: int) -> Measurement:
+def measure_snapshot(classifier: Classifier, snapshot: str, resamples: int) -> Measurement:
     """Measure a classifier on every row of a snapshot."""
-    rows = load_rows(snapshot)
-    return _describe(classifier, rows, _ask(classifier, rows), resamples)
+    rows = read_snapshot(snapshot)
+    return _describe(classifier, rows, _probabilities(classifier, rows), resamples)
 
 
 def find_leak(training: Sequence[str], sentences: list[str], left: int) -> Leak:
@@ -238,39 +238,39 @@ def find_leak(training: Sequence[str], sentences: list[str], left: int) -> Leak:
     Raises:
         VerdictError: if rows cannot be read.
     """
-    folded = pd.Series(fold_all(pa.array(sentences, pa.string())))
+    folded = pd.Series(normalise_all(pa.array(sentences, pa.string())))
     trained: set[str] = set()
     for path in training:
-        for batch in read_tables(path, ["sentence"]):
-            here = pd.Series(fold_all(batch["sentence"]))
+        for batch in iter_snapshot(path, ["sentence"]):
+            here = pd.Series(normalise_all(batch["sentence"]))
             trained |= set(here[here.isin(folded)])
     leaked = np.flatnonzero(folded.isin(trained))
-    return Leak(left=left, remaining=len(leaked), sentences=[sentences[row] for row in leaked[:LEAKED]])
+    return Leak(left=left, remaining=len(leaked), sentences=[sentences[row] for row in leaked[:LEAKED_SHOWN]])
 
 
 def _load(bundle: str, device: str, variant: str) -> Classifier:
     """Load a variant where it would serve: int8 on the CPU even beside a GPU."""
-    return Classifier.from_bundle(bundle, "cpu" if variant == SERVING["cpu"] else device, variant)
+    return Classifier.from_bundle(bundle, "cpu" if variant == DEVICE_VARIANT["cpu"] else device, variant)
 
 
-def _strip(rows: pd.DataFrame) -> Rows:
-    return Rows(
+def _strip(rows: pd.DataFrame) -> HoldoutRows:
+    return HoldoutRows(
         label=[int(label) for label in rows["label"]],
         source=[str(source) for source in rows["source"]],
         words=[len(sentence.split()) for sentence in rows["sentence"]],
     )
 
 
-def _ask(classifier: Classifier, rows: pd.DataFrame) -> Probabilities:
+def _probabilities(classifier: Classifier, rows: pd.DataFrame) -> Probabilities:
     return round_probabilities(classifier.probabilities(rows["sentence"].tolist())[:, 1])
 
 
 def _describe(classifier: Classifier, rows: pd.DataFrame, given: Probabilities, resamples: int) -> Measurement:
     """Compute a model's figures and list the sentences whose label got the least probability."""
-    result = measure_answers(_strip(rows), given, classifier.provider, classifier.variant, resamples)
+    result = evaluate(_strip(rows), given, classifier.provider, classifier.variant, resamples)
     acceptable = read_probabilities(given)
     to_label = np.where(rows["label"].to_numpy() == 1, acceptable, 1 - acceptable)
-    for row in np.argsort(to_label, kind="stable")[:WORST]:
+    for row in np.argsort(to_label, kind="stable")[:WORST_SHOWN]:
         probability = float(to_label[row]) if given[row] is not None else None
         result["worst"].append(_show(rows, row) | {"probability": probability})
     return result
@@ -280,7 +280,7 @@ def _list_differing(rows: pd.DataFrame, ours: Probabilities, theirs: Probabiliti
     """List the sentences that the two label differently, with both probabilities of "acceptable"."""
     differing = np.flatnonzero(predict_labels(ours) != predict_labels(theirs))
     apart = np.abs(read_probabilities(ours) - read_probabilities(theirs))[differing]
-    first = differing[np.argsort(-apart, kind="stable")][:DIFFERING]
+    first = differing[np.argsort(-apart, kind="stable")][:DIFFERING_SHOWN]
     return [_show(rows, row) | {"candidate": ours[row], "champion": theirs[row]} for row in first]
 
 

@@ -6,10 +6,10 @@ whatever comes along. A store that cannot be asked is neither: it is an error, a
 
 from typing import Literal
 
-Incumbency = Literal["never", "reigning", "vanished"]
+ChampionState = Literal["none", "active", "lost"]
 
 
-def find_incumbency(champion: bool, promotions: int) -> Incumbency:
+def champion_state(champion: bool, promotions: int) -> ChampionState:
     """Name the state of the champion's alias.
 
     Args:
@@ -17,5 +17,5 @@ def find_incumbency(champion: bool, promotions: int) -> Incumbency:
         promotions: how often one was promoted, by what outlives the deletion of versions.
     """
     if champion:
-        return "reigning"
-    return "vanished" if promotions else "never"
+        return "active"
+    return "lost" if promotions else "none"

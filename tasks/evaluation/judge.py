@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tasks.core.policy import Policy
-    from tasks.evaluation.evidence import Champion, Evidence
+    from tasks.evaluation.evidence import ChampionEvidence, Evidence
     from tasks.evaluation.measurement import Measurement
 
 Decision = Literal["PROMOTE", "HOLD", "REJECT"]
-SLICES = {"source": "per_source", "length": "per_length"}
+SLICE_KINDS = {"source": "per_source", "length": "per_length"}
 
 
-class Finding(NamedTuple):
+class RuleHit(NamedTuple):
     """A rule that applies, and why."""
 
     rule: str
@@ -90,11 +90,11 @@ def judge(evidence: Evidence, policy: Policy) -> Verdict:
     )
 
 
-def decide(evidence: Evidence, policy: Policy) -> tuple[Decision, list[Finding], list[str]]:
+def decide(evidence: Evidence, policy: Policy) -> tuple[Decision, list[RuleHit], list[str]]:
     """Return the decision, the rules that made it, and what else a person should know."""
-    if faults := list(find_faults(evidence, policy)):
+    if faults := list(reject_rules(evidence, policy)):
         return "REJECT", faults, []
-    doubts, merit = list(find_doubts(evidence, policy)), find_merit(evidence, policy)
+    doubts, merit = list(hold_rules(evidence, policy)), promote_rule(evidence, policy)
     if merit and not doubts:
         return "PROMOTE", [merit], []
     if merit:
@@ -102,77 +102,77 @@ def decide(evidence: Evidence, policy: Policy) -> tuple[Decision, list[Finding],
     return "HOLD", doubts + _shortfall(evidence, policy), []
 
 
-def find_faults(evidence: Evidence, policy: Policy) -> Iterator[Finding]:
+def reject_rules(evidence: Evidence, policy: Policy) -> Iterator[RuleHit]:
     """Yield every rule that rejects."""
     candidate, comparison, leak = evidence["candidate"], evidence["comparison"], evidence["leak"]
     mcc = candidate["interval"]["mcc"]
     if not candidate["finite"]:
-        yield Finding("not_a_number", "an output is not a number")
+        yield RuleHit("non_finite_output", "an output is not a number")
     if candidate["classes_predicted"] < 2:
-        yield Finding("one_class", "every sentence got the same label")
+        yield RuleHit("one_class", "every sentence got the same label")
     if not mcc >= policy.threshold:  # written so that NaN is a fault
-        yield Finding("below_threshold", f"MCC {mcc:.3f} is below the threshold {policy.threshold:.3f}")
-    if comparison and comparison["chance_worse"] <= 1 - policy.reject_confidence:
-        chance = f"equal models would be so far behind in {_percent(comparison['chance_worse'])} of cases"
-        yield Finding("worse_than_champion", f"worse than the champion: {_compare(evidence)}; {chance}")
+        yield RuleHit("below_threshold", f"MCC {mcc:.3f} is below the threshold {policy.threshold:.3f}")
+    if comparison and comparison["p_worse"] <= 1 - policy.reject_confidence:
+        chance = f"equal models would be so far behind in {_percent(comparison['p_worse'])} of cases"
+        yield RuleHit("worse_than_champion", f"worse than the champion: {_compare(evidence)}; {chance}")
     yield from _find_odd_variants(evidence, policy)
     if leak["remaining"]:
         shown = f", for example {leak['sentences'][0]!r}" if leak["sentences"] else ""
-        yield Finding("holdout_leak", f"{leak['remaining']} sentences of the holdout were trained on{shown}")
+        yield RuleHit("holdout_leak", f"{leak['remaining']} sentences of the holdout were trained on{shown}")
 
 
-def find_doubts(evidence: Evidence, policy: Policy) -> Iterator[Finding]:
+def hold_rules(evidence: Evidence, policy: Policy) -> Iterator[RuleHit]:
     """Yield every rule that leaves the decision to a person."""
     champion = evidence["champion"]
-    if champion is None and evidence["incumbency"] != "never":
-        yield Finding(
-            "champion_vanished",
+    if champion is None and evidence["champion_state"] != "none":
+        yield RuleHit(
+            "champion_lost",
             "there was a champion and its alias is gone (its version was deleted, or the alias): approve this one, or "
             "bring that one back; see: verdict history",
         )
     elif champion and _is_champion(evidence):
-        yield Finding("same_bundle", f"it is champion {champion['version']} itself: the same bundle came out again")
+        yield RuleHit("same_bundle", f"it is champion {champion['version']} itself: the same bundle came out again")
         return
     elif champion and champion["measurement"] is None:
-        yield Finding("champion_unmeasured", f"champion {champion['version']} cannot be measured: {champion['fault']}")
-    if evidence["looks"] >= policy.most_looks:
-        yield Finding(
-            "holdout_worn_out",
-            f"{evidence['looks']} other candidates were judged on this holdout, at most {policy.most_looks - 1} may "
-            "have been: bring new sentences",
+        yield RuleHit("champion_unmeasured", f"champion {champion['version']} cannot be measured: {champion['fault']}")
+    if evidence["holdout_uses"] >= policy.max_holdout_uses:
+        yield RuleHit(
+            "holdout_uses_exhausted",
+            f"{evidence['holdout_uses']} other candidates were judged on this holdout, at most "
+            f"{policy.max_holdout_uses - 1} may have been: bring new sentences",
         )
     if champion and champion["measurement"]:
-        yield from _find_fallen_slices(evidence["candidate"], champion["measurement"], policy)
-        yield from _find_behaviour(evidence, champion, policy)
+        yield from _find_dropped_slices(evidence["candidate"], champion["measurement"], policy)
+        yield from _find_minimal_pair_drop(evidence, champion, policy)
     if evidence["drift"] and policy.hold_on_drift:
-        yield Finding("drift", f"its data drifted from the champion's: {', '.join(evidence['drift'])}")
+        yield RuleHit("drift", f"its data drifted from the champion's: {', '.join(evidence['drift'])}")
 
 
-def find_merit(evidence: Evidence, policy: Policy) -> Finding | None:
+def promote_rule(evidence: Evidence, policy: Policy) -> RuleHit | None:
     """Return the rule that promotes, if one does."""
     champion, comparison = evidence["champion"], evidence["comparison"]
     if champion is None:
-        never = evidence["incumbency"] == "never"
-        return Finding("first_champion", "there is no champion yet") if never else None
+        never = evidence["champion_state"] == "none"
+        return RuleHit("first_champion", "there is no champion yet") if never else None
     if comparison is None or _is_champion(evidence):
         return None
-    if comparison["difference"] > 0 and comparison["chance_better"] <= allowed_chance(policy, evidence["looks"]):
+    if comparison["difference"] > 0 and comparison["p_better"] <= alpha(policy, evidence["holdout_uses"]):
         reason = f"better than the champion: {_compare(evidence)}{_odds(evidence, policy)}"
-        return Finding("better_than_champion", reason)
+        return RuleHit("better_than_champion", reason)
     newer = champion["training"] is not None and champion["training"] != evidence["training"]
-    if policy.newer_data and newer and comparison["low"] > -policy.margin:
+    if policy.promote_on_new_data and newer and comparison["low"] > -policy.margin:
         reason = f"no worse than the champion by more than {policy.margin:g}, on other training rows: "
-        return Finding("no_worse_on_newer_data", reason + _compare(evidence))
+        return RuleHit("no_worse_on_new_data", reason + _compare(evidence))
     return None
 
 
-def allowed_chance(policy: Policy, looks: int) -> float:
+def alpha(policy: Policy, looks: int) -> float:
     """Return how often a model that is no better may look as much better, after so many looks at the holdout."""
     first = 1 - policy.confidence
-    return max(first / (looks + 1) ** policy.wear, min(first, policy.least_chance))
+    return max(first / (looks + 1) ** policy.alpha_decay, min(first, policy.min_alpha))
 
 
-def sign(verdict: Verdict, time: str, actor: str) -> Verdict:
+def stamp(verdict: Verdict, time: str, actor: str) -> Verdict:
     """Return the verdict with who judged, and when; the rest follows from evidence and policy."""
     return Verdict(**{**verdict, "time": time, "actor": actor})
 
@@ -182,51 +182,51 @@ def _is_champion(evidence: Evidence) -> bool:
     return champion is not None and champion["digest"] == evidence["digest"]
 
 
-def _shortfall(evidence: Evidence, policy: Policy) -> list[Finding]:
+def _shortfall(evidence: Evidence, policy: Policy) -> list[RuleHit]:
     """Say that a candidate is not better than a champion that it was compared with."""
     comparison = evidence["comparison"]
     if comparison is None or _is_champion(evidence):
         return []
     odds = _odds(evidence, policy) if comparison["difference"] > 0 else ""
     sure = " with the confidence that is asked" if odds else ""
-    return [Finding("not_better", f"not better than the champion{sure}: {_compare(evidence)}{odds}")]
+    return [RuleHit("not_better", f"not better than the champion{sure}: {_compare(evidence)}{odds}")]
 
 
-def _find_odd_variants(evidence: Evidence, policy: Policy) -> Iterator[Finding]:
+def _find_odd_variants(evidence: Evidence, policy: Policy) -> Iterator[RuleHit]:
     reference = evidence["variants"].get("fp32")
     for name, measured in evidence["variants"].items():
         if name != evidence["candidate"]["variant"] and not measured["finite"]:
-            yield Finding("not_a_number", f"an output of {name} is not a number")
+            yield RuleHit("non_finite_output", f"an output of {name} is not a number")
         if reference is None:
             continue
         ours, theirs = measured["interval"]["mcc"], reference["interval"]["mcc"]
         if abs(ours - theirs) > policy.variant_difference:
-            yield Finding(
+            yield RuleHit(
                 "variant_differs",
                 f"{name} has MCC {ours:.3f}, fp32 {theirs:.3f}; they may differ by {policy.variant_difference:g}",
             )
 
 
-def _find_fallen_slices(candidate: Measurement, champion: Measurement, policy: Policy) -> Iterator[Finding]:
-    for kind, key in SLICES.items():
+def _find_dropped_slices(candidate: Measurement, champion: Measurement, policy: Policy) -> Iterator[RuleHit]:
+    for kind, key in SLICE_KINDS.items():
         theirs: dict[str, dict[str, float]] = champion[key]  # type: ignore[literal-required]
         for name, here in candidate[key].items():  # type: ignore[literal-required]
             before = theirs[name]["mcc"]
-            if here["rows"] >= policy.slice_rows and before - here["mcc"] > policy.slice_fall:
-                yield Finding(
-                    "slice_fell",
+            if here["rows"] >= policy.min_slice_rows and before - here["mcc"] > policy.max_slice_drop:
+                yield RuleHit(
+                    "slice_dropped",
                     f"{kind} {name} ({here['rows']} sentences): MCC {here['mcc']:.3f} against the champion's "
-                    f"{before:.3f}; it may fall by {policy.slice_fall:g}",
+                    f"{before:.3f}; it may fall by {policy.max_slice_drop:g}",
                 )
 
 
-def _find_behaviour(evidence: Evidence, champion: Champion, policy: Policy) -> Iterator[Finding]:
-    ours, theirs = evidence["behaviour"], champion["behaviour"]
-    if theirs and theirs["share"] - ours["share"] > policy.behaviour_fall:
-        yield Finding(
-            "behaviour_fell",
+def _find_minimal_pair_drop(evidence: Evidence, champion: ChampionEvidence, policy: Policy) -> Iterator[RuleHit]:
+    ours, theirs = evidence["minimal_pairs"], champion["minimal_pairs"]
+    if theirs and theirs["share"] - ours["share"] > policy.max_minimal_pair_drop:
+        yield RuleHit(
+            "minimal_pairs_dropped",
             f"it tells {ours['share']:.1%} of {ours['pairs']} minimal pairs apart, the champion {theirs['share']:.1%}; "
-            f"that may fall by {policy.behaviour_fall:.1%}",
+            f"that may fall by {policy.max_minimal_pair_drop:.1%}",
         )
 
 
@@ -242,14 +242,14 @@ def _compare(evidence: Evidence) -> str:
 
 
 def _odds(evidence: Evidence, policy: Policy) -> str:
-    comparison, looks = evidence["comparison"], evidence["looks"]
+    comparison, looks = evidence["comparison"], evidence["holdout_uses"]
     if comparison is None:
         return ""
     others = "candidate" if looks == 1 else "candidates"
     after = f" after {looks} other {others} on this holdout" if looks else ""
     return (
-        f"; equal models would be so far ahead in {_percent(comparison['chance_better'])} of cases, "
-        f"at most {_percent(allowed_chance(policy, looks))} are allowed{after}"
+        f"; equal models would be so far ahead in {_percent(comparison['p_better'])} of cases, "
+        f"at most {_percent(alpha(policy, looks))} are allowed{after}"
     )
 
 
@@ -262,13 +262,13 @@ def _numbers(evidence: Evidence, policy: Policy) -> dict[str, float | int | None
     """Collect the numbers that rules look at; None where there is no champion to compare with."""
     comparison = dict[str, Any](evidence["comparison"] or {})
     champion = evidence["champion"]
-    theirs = champion["behaviour"] if champion else None
-    keys = ("difference", "low", "high", "probability", "chance_better", "chance_worse", "mcnemar", "agreement")
+    theirs = champion["minimal_pairs"] if champion else None
+    keys = ("difference", "low", "high", "probability", "p_better", "p_worse", "mcnemar", "agreement")
     return {
         **{key: comparison.get(key) for key in (*keys, "differing")},
-        "allowed_chance": allowed_chance(policy, evidence["looks"]),
-        "looks": evidence["looks"],
-        "behaviour": evidence["behaviour"]["share"],
+        "alpha": alpha(policy, evidence["holdout_uses"]),
+        "holdout_uses": evidence["holdout_uses"],
+        "minimal_pairs": evidence["minimal_pairs"]["share"],
         "champion_behaviour": theirs["share"] if theirs else None,
         "leak_remaining": evidence["leak"]["remaining"],
     }

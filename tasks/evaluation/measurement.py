@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tasks.evaluation.metrics import (
-    Bin,
-    Interval,
+    CalibrationBin,
+    MccInterval,
     accuracy,
     auroc,
     brier,
@@ -23,13 +23,13 @@ from tasks.evaluation.metrics import (
     mcc_per_batch,
     mcc_per_group,
 )
-from tasks.evaluation.paired_tests import agreement, bootstrap, count_cells, mcnemar, swap_test
+from tasks.evaluation.paired_tests import agreement, bootstrap, contingency, mcnemar, permutation_test
 
-DIGITS = 9  # of a probability; a logit's last bit moves the seventh
-LENGTHS = (5, 8, 12)  # words; a quarter of CoLA's sentences lies about between each two of them
+PROBABILITY_DIGITS = 9  # of a probability; a logit's last bit moves the seventh
+LENGTH_BOUNDS = (5, 8, 12)  # words; a quarter of CoLA's sentences lies about between each two of them
 
 
-class Rows(TypedDict):
+class HoldoutRows(TypedDict):
     """A holdout without its sentences, one entry a row: the label, the source, how many words."""
 
     label: list[int]
@@ -48,13 +48,13 @@ class Measurement(TypedDict):
     variant: str
     finite: bool
     classes_predicted: int
-    interval: Interval
+    interval: MccInterval
     accuracy: float
     f1: float
     auroc: float
     brier: float
     ece: float
-    calibration: list[Bin]
+    calibration: list[CalibrationBin]
     confusion: dict[str, int]
     mcc_per_batch: list[float]
     per_source: dict[str, dict[str, float]]
@@ -75,8 +75,8 @@ class Comparison(TypedDict):
     low: float
     high: float
     probability: float
-    chance_better: float
-    chance_worse: float
+    p_better: float
+    p_worse: float
     mcnemar: float
     agreement: float
     candidate_alone: int
@@ -87,7 +87,7 @@ class Comparison(TypedDict):
 
 def round_probabilities(values: NDArray[np.float64]) -> list[float | None]:
     """Return probabilities [N] as an evidence file keeps them; None for what is no number."""
-    return [round(float(value), DIGITS) if math.isfinite(value) else None for value in values]
+    return [round(float(value), PROBABILITY_DIGITS) if math.isfinite(value) else None for value in values]
 
 
 def read_probabilities(values: list[float | None]) -> NDArray[np.float64]:
@@ -100,8 +100,8 @@ def predict_labels(values: list[float | None]) -> NDArray[np.int64]:
     return (read_probabilities(values) > 0.5).astype(np.int64)
 
 
-def measure_answers(
-    rows: Rows, acceptable: list[float | None], provider: str, variant: str, resamples: int
+def evaluate(
+    rows: HoldoutRows, acceptable: list[float | None], provider: str, variant: str, resamples: int
 ) -> Measurement:
     """Compute every figure of a model; the list of its worst sentences is left empty.
 
@@ -142,8 +142,8 @@ def measure_answers(
     )
 
 
-def compare_answers(
-    rows: Rows, candidate: list[float | None], champion: list[float | None], resamples: int
+def compare(
+    rows: HoldoutRows, candidate: list[float | None], champion: list[float | None], resamples: int
 ) -> Comparison:
     """Compare two models row by row; the list of differing sentences is left empty.
 
@@ -158,13 +158,13 @@ def compare_answers(
     """
     labels = np.array(rows["label"], np.int64)
     ours, theirs = predict_labels(candidate), predict_labels(champion)
-    cells = count_cells(labels, ours, theirs)
-    chances = swap_test(cells)
+    cells = contingency(labels, ours, theirs)
+    chances = permutation_test(cells)
     return Comparison(
         rows=len(labels),
         **bootstrap(cells, resamples),
-        chance_better=chances.better,
-        chance_worse=chances.worse,
+        p_better=chances.better,
+        p_worse=chances.worse,
         mcnemar=mcnemar(cells),
         agreement=agreement(cells),
         candidate_alone=int(((ours == labels) & (theirs != labels)).sum()),
@@ -176,10 +176,10 @@ def compare_answers(
 
 def name_length(words: int) -> str:
     """Name the slice that a sentence of so many words belongs to."""
-    return _length_names()[sum(words > last for last in LENGTHS)]
+    return _length_names()[sum(words > last for last in LENGTH_BOUNDS)]
 
 
 def _length_names() -> list[str]:
-    first = [1, *(last + 1 for last in LENGTHS)]
-    bounded = [f"{low} to {high} words" for low, high in zip(first, LENGTHS, strict=False)]
+    first = [1, *(last + 1 for last in LENGTH_BOUNDS)]
+    bounded = [f"{low} to {high} words" for low, high in zip(first, LENGTH_BOUNDS, strict=False)]
     return [*bounded, f"{first[-1]} words or more"]

@@ -10,8 +10,10 @@ from typing import NamedTuple, TypedDict
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-BATCH = 32  # the book prints MCC for each batch of 32
-BINS = 10  # of equal width, of the probability of "acceptable"; the calibration error depends on how many there are
+MCC_BATCH = 32  # the book prints MCC for each batch of 32
+CALIBRATION_BINS = (
+    10  # of equal width, of the probability of "acceptable"; the calibration error depends on how many there are
+)
 
 
 class Confusion(NamedTuple):
@@ -23,7 +25,7 @@ class Confusion(NamedTuple):
     tp: int
 
 
-class Interval(TypedDict):
+class MccInterval(TypedDict):
     """A measured MCC with its 95% interval."""
 
     mcc: float
@@ -31,7 +33,7 @@ class Interval(TypedDict):
     high: float
 
 
-class Bin(TypedDict):
+class CalibrationBin(TypedDict):
     """Sentences whose probability lies in [low, high): its mean, and the share that is acceptable."""
 
     low: float
@@ -52,7 +54,7 @@ def confusion(labels: ArrayLike, predictions: ArrayLike) -> Confusion:
     return Confusion(*(int(count) for count in counts))
 
 
-def matthews(counts: ArrayLike) -> NDArray[np.float64]:
+def mcc_from_counts(counts: ArrayLike) -> NDArray[np.float64]:
     """Return the MCC, in [-1, 1], of each confusion in an array [..., 4] of (tn, fp, fn, tp)."""
     tn, fp, fn, tp = np.moveaxis(np.asarray(counts, np.float64), -1, 0)
     # Square roots first: the product of the four sums overflows no float64, but their exact product would an int64.
@@ -63,7 +65,7 @@ def matthews(counts: ArrayLike) -> NDArray[np.float64]:
 
 def mcc(labels: ArrayLike, predictions: ArrayLike) -> float:
     """Return the MCC of [N] predictions against [N] labels."""
-    return float(matthews(confusion(labels, predictions)))
+    return float(mcc_from_counts(confusion(labels, predictions)))
 
 
 def accuracy(labels: ArrayLike, predictions: ArrayLike) -> float:
@@ -102,7 +104,7 @@ def brier(labels: ArrayLike, probabilities: ArrayLike) -> float:
     return float(np.mean(gaps**2)) if gaps.size else 0.0
 
 
-def calibration(labels: ArrayLike, probabilities: ArrayLike, bins: int = BINS) -> list[Bin]:
+def calibration(labels: ArrayLike, probabilities: ArrayLike, bins: int = CALIBRATION_BINS) -> list[CalibrationBin]:
     """Return what was said and what was true in bins of equal width; empty bins are left out.
 
     Args:
@@ -116,7 +118,7 @@ def calibration(labels: ArrayLike, probabilities: ArrayLike, bins: int = BINS) -
     for place in np.unique(places):
         here = places == place
         found.append(
-            Bin(
+            CalibrationBin(
                 low=float(place / bins),
                 high=float((place + 1) / bins),
                 rows=int(here.sum()),
@@ -127,14 +129,14 @@ def calibration(labels: ArrayLike, probabilities: ArrayLike, bins: int = BINS) -
     return found
 
 
-def calibration_error(bins: list[Bin]) -> float:
+def calibration_error(bins: list[CalibrationBin]) -> float:
     """Return the expected calibration error: the mean gap between said and true, over all sentences; 0 for none."""
     rows = sum(each["rows"] for each in bins)
     gaps = sum(each["rows"] * abs(each["probability"] - each["acceptable"]) for each in bins)
     return gaps / rows if rows else 0.0
 
 
-def mcc_interval(labels: ArrayLike, predictions: ArrayLike, resamples: int = 10_000, seed: int = 0) -> Interval:
+def mcc_interval(labels: ArrayLike, predictions: ArrayLike, resamples: int = 10_000, seed: int = 0) -> MccInterval:
     """Return the MCC with its 95% percentile bootstrap interval.
 
     Drawing N sentences with replacement and counting them is one draw of a multinomial over the four cells, so the
@@ -154,11 +156,11 @@ def mcc_interval(labels: ArrayLike, predictions: ArrayLike, resamples: int = 10_
     if total == 0:
         raise ValueError("an interval needs at least one sentence")
     drawn = np.random.default_rng(seed).multinomial(total, np.array(counts) / total, size=resamples)
-    low, high = np.quantile(matthews(drawn), [0.025, 0.975])
-    return Interval(mcc=float(matthews(counts)), low=float(low), high=float(high))
+    low, high = np.quantile(mcc_from_counts(drawn), [0.025, 0.975])
+    return MccInterval(mcc=float(mcc_from_counts(counts)), low=float(low), high=float(high))
 
 
-def mcc_per_batch(labels: ArrayLike, predictions: ArrayLike, size: int = BATCH) -> list[float]:
+def mcc_per_batch(labels: ArrayLike, predictions: ArrayLike, size: int = MCC_BATCH) -> list[float]:
     """Return the MCC of each consecutive batch of sentences, the last one possibly smaller."""
     labels, predictions = np.asarray(labels), np.asarray(predictions)
     return [mcc(labels[i : i + size], predictions[i : i + size]) for i in range(0, len(labels), size)]

@@ -15,10 +15,10 @@ import numpy as np
 if TYPE_CHECKING:
     from tasks.inference.classifier import Classifier
 
-FILE = "minimal_pairs.tsv"
+PAIRS_FILE = "minimal_pairs.tsv"
 
 
-class Pair(NamedTuple):
+class MinimalPair(NamedTuple):
     """Two sentences that differ in one thing."""
 
     phenomenon: str
@@ -26,32 +26,32 @@ class Pair(NamedTuple):
     bad: str
 
 
-class Phenomenon(TypedDict):
+class PhenomenonResult(TypedDict):
     """How many of its pairs were told apart; `told` has a 1 for each that was, in the order of the file."""
 
     pairs: int
     share: float
-    told: str
+    outcomes: str
 
 
-class Behaviour(TypedDict):
+class MinimalPairResult(TypedDict):
     """One model on the whole suite."""
 
     pairs: int
     share: float
-    phenomena: dict[str, Phenomenon]
+    phenomena: dict[str, PhenomenonResult]
 
 
 @cache
-def load_pairs() -> tuple[Pair, ...]:
+def load_pairs() -> tuple[MinimalPair, ...]:
     """Return the suite's pairs, those of one phenomenon together."""
-    with Path(__file__).with_name(FILE).open(encoding="utf-8", newline="") as stream:
+    with Path(__file__).with_name(PAIRS_FILE).open(encoding="utf-8", newline="") as stream:
         rows = csv.reader(stream, delimiter="\t", quoting=csv.QUOTE_NONE)
         next(rows)  # the names of the columns
-        return tuple(Pair(*row) for row in rows)
+        return tuple(MinimalPair(*row) for row in rows)
 
 
-def examine_behaviour(classifier: "Classifier") -> Behaviour:
+def evaluate_minimal_pairs(classifier: "Classifier") -> MinimalPairResult:
     """Let a model judge both sentences of every pair."""
     pairs = load_pairs()
     sentences = [sentence for pair in pairs for sentence in (pair.good, pair.bad)]
@@ -62,20 +62,23 @@ def examine_behaviour(classifier: "Classifier") -> Behaviour:
     outcomes: dict[str, str] = {}
     for pair, apart in zip(pairs, told, strict=True):
         outcomes[pair.phenomenon] = outcomes.get(pair.phenomenon, "") + "01"[int(apart)]
-    return sum_up(outcomes)
+    return summarise(outcomes)
 
 
-def sum_up(outcomes: dict[str, str]) -> Behaviour:
+def summarise(outcomes: dict[str, str]) -> MinimalPairResult:
     """Compute the shares from the outcomes of each phenomenon.
 
     Args:
         outcomes: for each phenomenon a text of 0 and 1, one a pair.
     """
     every = "".join(outcomes.values())
-    return Behaviour(
+    return MinimalPairResult(
         pairs=len(every),
         share=_share(every),
-        phenomena={name: Phenomenon(pairs=len(told), share=_share(told), told=told) for name, told in outcomes.items()},
+        phenomena={
+            name: PhenomenonResult(pairs=len(told), share=_share(told), outcomes=told)
+            for name, told in outcomes.items()
+        },
     )
 
 

@@ -12,23 +12,23 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypedDict, cast
 
-from tasks.core.errors import VerdictError, WrongUsage
+from tasks.core.errors import UsageError, VerdictError
 from tasks.core.files import read_json
 from tasks.core.policy import load_policy, parse_policy
 from tasks.evaluation.evidence import Evidence
 from tasks.evaluation.judge import Verdict, judge
-from tasks.evaluation.measurement import Measurement, compare_answers, measure_answers
-from tasks.evaluation.minimal_pairs import Behaviour, sum_up
+from tasks.evaluation.measurement import Measurement, compare, evaluate
+from tasks.evaluation.minimal_pairs import MinimalPairResult, summarise
 
 # Of a verdict: what does not follow from the evidence, and its words for rules and numbers, which another version of
 # the program may choose otherwise.
 NOT_COMPARED = ("time", "actor", "reasons")
-RESAMPLED = {"low", "high", "probability"}  # another version of NumPy may draw other resamples
-CLOSE, ABOUT = 1e-9, 0.02
-MOST_RESAMPLES = 1_000_000
+RESAMPLED_FIELDS = {"low", "high", "probability"}  # another version of NumPy may draw other resamples
+EXACT_TOLERANCE, RESAMPLING_TOLERANCE = 1e-9, 0.02
+MAX_RESAMPLES = 1_000_000
 
 
-class Recheck(TypedDict):
+class RejudgeResult(TypedDict):
     """A verdict that was computed again; `recorded` is the one that stands beside the evidence, None where none does.
 
     `contradictions` says what differs from the recorded figures and, under the recorded policy, from the recorded
@@ -40,7 +40,7 @@ class Recheck(TypedDict):
     contradictions: list[str]
 
 
-def recheck(path: str, policy: str = "") -> Recheck:
+def rejudge(path: str, policy: str = "") -> RejudgeResult:
     """Judge an evidence file again.
 
     Args:
@@ -53,7 +53,7 @@ def recheck(path: str, policy: str = "") -> Recheck:
     """
     file = Path(path)
     if not file.is_file():
-        raise WrongUsage(f"evidence {path!r} is no file; expected one that a run wrote: runs/JOB/evidence.json")
+        raise UsageError(f"evidence {path!r} is no file; expected one that a run wrote: runs/JOB/evidence.json")
     stated: Evidence = read_json(file)
     try:
         computed = recompute(stated)
@@ -68,8 +68,10 @@ def recheck(path: str, policy: str = "") -> Recheck:
     contradictions = [f"evidence: {text}" for text in differences(stated, computed)]
     recorded = _read_verdict(file.with_name("verdict.json"))
     if recorded is not None and not policy:
-        contradictions += [f"verdict: {text}" for text in differences(_substance(recorded), _substance(verdict))]
-    return Recheck(verdict=verdict, recorded=recorded, contradictions=contradictions)
+        contradictions += [
+            f"verdict: {text}" for text in differences(_comparable_fields(recorded), _comparable_fields(verdict))
+        ]
+    return RejudgeResult(verdict=verdict, recorded=recorded, contradictions=contradictions)
 
 
 def recompute(stated: Evidence) -> Evidence:
@@ -79,8 +81,8 @@ def recompute(stated: Evidence) -> Evidence:
         KeyError, TypeError, ValueError: if it is no whole evidence.
     """
     answers, resamples = stated["answers"], stated["resamples"]
-    if not 0 < resamples <= MOST_RESAMPLES:
-        raise ValueError(f"resamples is {resamples!r}, expected 1 to {MOST_RESAMPLES}")
+    if not 0 < resamples <= MAX_RESAMPLES:
+        raise ValueError(f"resamples is {resamples!r}, expected 1 to {MAX_RESAMPLES}")
     given = [*answers["variants"].values(), *([answers["champion"]] if answers["champion"] is not None else [])]
     if {len(answers["label"]), len(answers["source"]), len(answers["words"]), *map(len, given)} != {
         stated["candidate"]["rows"]
@@ -95,17 +97,17 @@ def recompute(stated: Evidence) -> Evidence:
     computed = Evidence(**stated)
     computed["variants"] = variants
     computed["candidate"] = variants[stated["candidate"]["variant"]]
-    computed["behaviour"] = _count(stated["behaviour"])
+    computed["minimal_pairs"] = _count(stated["minimal_pairs"])
     champion, theirs = stated["champion"], answers["champion"]
-    if champion and champion["measurement"] and champion["behaviour"] and theirs is not None:
+    if champion and champion["measurement"] and champion["minimal_pairs"] and theirs is not None:
         ours = answers["variants"][stated["candidate"]["variant"]]
-        comparison = compare_answers(answers, ours, theirs, resamples)
+        comparison = compare(answers, ours, theirs, resamples)
         comparison["sentences"] = stated["comparison"]["sentences"] if stated["comparison"] else []
         computed["comparison"] = comparison
         computed["champion"] = {
             **champion,
             "measurement": _measure(stated, champion["measurement"], theirs),
-            "behaviour": _count(champion["behaviour"]),
+            "minimal_pairs": _count(champion["minimal_pairs"]),
         }
     return computed
 
@@ -122,7 +124,9 @@ def differences(stated: Any, computed: Any, place: str = "") -> Iterator[str]:
     elif isinstance(stated, list) and isinstance(computed, list) and len(stated) == len(computed):
         for number, pair in enumerate(zip(stated, computed, strict=True)):
             yield from differences(*pair, f"{place}[{number}]")
-    elif not _equal(stated, computed, ABOUT if place.rpartition(".")[2] in RESAMPLED else CLOSE):
+    elif not _equal(
+        stated, computed, RESAMPLING_TOLERANCE if place.rpartition(".")[2] in RESAMPLED_FIELDS else EXACT_TOLERANCE
+    ):
         yield f"{place} is recorded as {_short(stated)}, computed as {_short(computed)}"
 
 
@@ -135,7 +139,7 @@ def _read_verdict(path: Path) -> Verdict | None:
     return cast(Verdict, verdict)
 
 
-def _substance(verdict: Verdict) -> dict[str, Any]:
+def _comparable_fields(verdict: Verdict) -> dict[str, Any]:
     return {key: value for key, value in verdict.items() if key not in NOT_COMPARED}
 
 
@@ -152,12 +156,10 @@ def _short(value: Any) -> str:
 
 
 def _measure(stated: Evidence, measured: Measurement, probabilities: list[float | None]) -> Measurement:
-    result = measure_answers(
-        stated["answers"], probabilities, measured["provider"], measured["variant"], stated["resamples"]
-    )
+    result = evaluate(stated["answers"], probabilities, measured["provider"], measured["variant"], stated["resamples"])
     result["worst"] = measured["worst"]
     return result
 
 
-def _count(stated: Behaviour) -> Behaviour:
-    return sum_up({name: phenomenon["told"] for name, phenomenon in stated["phenomena"].items()})
+def _count(stated: MinimalPairResult) -> MinimalPairResult:
+    return summarise({name: phenomenon["outcomes"] for name, phenomenon in stated["phenomena"].items()})

@@ -3,19 +3,19 @@
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple, TypedDict
 
-DATA, CODE = "dataset", "git_commit"  # tags of a run
-SHORT = 12  # characters of a digest
+DATA_TAG, CODE_TAG = "dataset", "git_commit"  # tags of a run
+SHORT_DIGEST = 12  # characters of a digest
 UNKNOWN = "not recorded"
 
 
-class Past(TypedDict):
+class RunRecord(TypedDict):
     """What the run of a registered version recorded: every setting by its dotted key, and its tags."""
 
     settings: dict[str, str]
     tags: dict[str, str]
 
 
-class Change(NamedTuple):
+class SettingChange(NamedTuple):
     """What differs, what it was for the champion, what it is for the candidate."""
 
     what: str
@@ -23,7 +23,9 @@ class Change(NamedTuple):
     now: str
 
 
-def list_changes(past: Past, settings: Iterable[tuple[str, Any, str]], facts: Mapping[str, str]) -> list[Change]:
+def diff_runs(
+    past: RunRecord, settings: Iterable[tuple[str, Any, str]], facts: Mapping[str, str]
+) -> list[SettingChange]:
     """Compare a candidate with the run of the champion.
 
     Args:
@@ -37,22 +39,24 @@ def list_changes(past: Past, settings: Iterable[tuple[str, Any, str]], facts: Ma
     now = {key: str(value) for key, value, _ in settings}
     gone = [key for key in past["settings"] if key not in now]
     ran = [(name, past["tags"].get(name, UNKNOWN), value) for name, value in facts.items()]
-    pairs = [pair for pair in ran if pair[0] == DATA]
+    pairs = [pair for pair in ran if pair[0] == DATA_TAG]
     pairs += [(key, past["settings"].get(key, UNKNOWN), value) for key, value in now.items()]
     pairs += [(key, past["settings"][key], "no setting any more") for key in gone]
-    pairs += [pair for pair in ran if pair[0] != DATA]
+    pairs += [pair for pair in ran if pair[0] != DATA_TAG]
     return [
-        Change(_name(what), _cut(what, before), _cut(what, value)) for what, before, value in pairs if before != value
+        SettingChange(_name(what), _cut(what, before), _cut(what, value))
+        for what, before, value in pairs
+        if before != value
     ]
 
 
 def _name(what: str) -> str:
-    return {DATA: "data set", CODE: "code"}.get(what, what)
+    return {DATA_TAG: "data set", CODE_TAG: "code"}.get(what, what)
 
 
 def _cut(what: str, value: str) -> str:
     """Shorten digests; a commit keeps the mark of a changed tree."""
-    if what not in (DATA, CODE) or value == UNKNOWN:
+    if what not in (DATA_TAG, CODE_TAG) or value == UNKNOWN:
         return value
     head, dash, mark = value.partition("-")
-    return head[:SHORT] + dash + mark
+    return head[:SHORT_DIGEST] + dash + mark

@@ -9,21 +9,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from tasks.core.errors import VerdictError
-from tasks.core.files import new_folder, read_json, write_json
-from tasks.export.subprocess_call import run_apart
-from tasks.inference.bundle import TOKENIZER, VARIANTS, Origin, seal, verify
+from tasks.core.files import atomic_directory, read_json, write_json
+from tasks.export.subprocess_call import run_in_subprocess
+from tasks.inference.bundle import TOKENIZER, VARIANTS, Origin, verify, write_manifest
 
 if TYPE_CHECKING:
-    from tasks.export.onnx_export import Graphs
+    from tasks.export.onnx_export import WrittenGraphs
     from tasks.export.parity import Parity
 
 # Seconds. A large model with both exporters tried takes some ten minutes on two busy cores; what takes longer hangs.
-LIMIT = 1_800.0
+EXPORT_TIMEOUT_S = 1_800.0
 
 log = logging.getLogger(__name__)
 
 
-class Export(TypedDict):
+class ExportResult(TypedDict):
     """An exported bundle without documents.
 
     `parity` is the largest difference of an fp32 logit from torch for each comparison, `variants` the comparisons of
@@ -39,7 +39,7 @@ class Export(TypedDict):
     fused: dict[str, int]
 
 
-def export_bundle(model_folder: str, folder: str, origin: Origin, rows: str | None = None) -> Export:
+def export_bundle(model_folder: str, folder: str, origin: Origin, rows: str | None = None) -> ExportResult:
     """Write the graphs, tokenizer.json and bundle.json to `folder`/bundle, whole or not at all.
 
     Args:
@@ -52,12 +52,14 @@ def export_bundle(model_folder: str, folder: str, origin: Origin, rows: str | No
         VerdictError: if the fp32 graph does not compute what torch computes, or the export crashes or hangs.
     """
     bundle = Path(folder) / "bundle"
-    with new_folder(bundle) as scratch:
-        graphs = run_apart("the export to ONNX", LIMIT, _write_graphs, model_folder, str(scratch), origin, rows)
+    with atomic_directory(bundle) as scratch:
+        graphs = run_in_subprocess(
+            "the export to ONNX", EXPORT_TIMEOUT_S, _write_graphs, model_folder, str(scratch), origin, rows
+        )
         (scratch / TOKENIZER).write_bytes((Path(model_folder) / TOKENIZER).read_bytes())
-        manifest = seal(scratch, graphs["facts"], metrics={})
-    _tell(graphs)
-    exported = Export(
+        manifest = write_manifest(scratch, graphs["facts"], metrics={})
+    _log_summary(graphs)
+    exported = ExportResult(
         bundle=str(bundle),
         digest=manifest["digest"],
         parity=graphs["parity"]["fp32"]["difference"],
@@ -70,13 +72,13 @@ def export_bundle(model_folder: str, folder: str, origin: Origin, rows: str | No
     return exported
 
 
-def load_export(folder: str) -> Export | None:
+def load_export(folder: str) -> ExportResult | None:
     """Return the finished export that a folder records, or None; a damaged or older one is exported anew."""
     path = Path(folder) / "export.json"
     if not path.is_file():
         return None
-    exported: Export = read_json(path)
-    if exported.keys() != Export.__annotations__.keys():
+    exported: ExportResult = read_json(path)
+    if exported.keys() != ExportResult.__annotations__.keys():
         return None
     try:
         return exported if verify(Path(exported["bundle"]))["digest"] == exported["digest"] else None
@@ -84,14 +86,14 @@ def load_export(folder: str) -> Export | None:
         return None
 
 
-def _write_graphs(*arguments: Any) -> "Graphs":
+def _write_graphs(*arguments: Any) -> "WrittenGraphs":
     """Call `write_graphs` in the other process: its libraries cost this one seconds, and are of no use here."""
     from tasks.export.onnx_export import write_graphs
 
     return write_graphs(*arguments)
 
 
-def _tell(graphs: "Graphs") -> None:
+def _log_summary(graphs: "WrittenGraphs") -> None:
     """Log the exporter that was taken, how far each variant is from torch, and what is not shipped."""
     for remark in graphs["remarks"]:
         log.info("%s", remark)

@@ -7,10 +7,10 @@ from numpy.typing import NDArray
 from onnx import NodeProto, helper, numpy_helper
 from onnxruntime.transformers.onnx_model import OnnxModel
 
-DOMAIN = "com.microsoft"  # of ONNX Runtime's own operators
+MICROSOFT_DOMAIN = "com.microsoft"  # of ONNX Runtime's own operators
 
 
-def makers_of(model: OnnxModel, tensors: Iterable[str], wanted: Callable[[NodeProto], bool]) -> set[str]:
+def upstream_nodes(model: OnnxModel, tensors: Iterable[str], wanted: Callable[[NodeProto], bool]) -> set[str]:
     """Return the names of the nodes that tensors are made by, as far back as the nodes are wanted ones."""
     makers = model.output_name_to_node()
     waiting, found = list(tensors), set[str]()
@@ -22,7 +22,7 @@ def makers_of(model: OnnxModel, tensors: Iterable[str], wanted: Callable[[NodePr
     return found
 
 
-class GraphWriter:
+class GraphEditor:
     """Writes into a graph; what it adds has names that begin with `prefix`."""
 
     def __init__(self, model: OnnxModel, prefix: str) -> None:
@@ -43,7 +43,7 @@ class GraphWriter:
         self.model.add_initializer(tensor)
         return tensor.name
 
-    def real(self, value: float) -> str:
+    def scalar(self, value: float) -> str:
         """Add a number in fp32 and return its name."""
         return self.constant(value, np.float32)
 

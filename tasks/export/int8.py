@@ -18,18 +18,18 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 from onnxruntime.transformers.onnx_model import OnnxModel
 
-from tasks.export.graph_editor import DOMAIN, GraphWriter
+from tasks.export.graph_editor import MICROSOFT_DOMAIN, GraphEditor
 
-LARGEST = 127  # of weights; without -128 both signs have the same range
-BYTES = 255  # steps of activations, which are unsigned: CPUs multiply unsigned by signed
-BALANCE = 63  # largest of the weights more: CPUs without VNNI add two products in 16 bits
-LEAST = 1e-12  # of a row's or column's range, as zeros have none
+INT8_MAX = 127  # of weights; without -128 both signs have the same range
+UINT8_MAX = 255  # steps of activations, which are unsigned: CPUs multiply unsigned by signed
+MAX_EXTRA_ROWS = 63  # largest of the weights more: CPUs without VNNI add two products in 16 bits
+MIN_SCALE = 1e-12  # of a row's or column's range, as zeros have none
 REDUCTIONS_BY_INPUT = 18  # opset from which reductions take their axes as an input
 
 
 def quantise_rows(model: OnnxModel) -> int:
     """Rewrite a graph in fp32 in place; return how many products are in int8 now."""
-    writer = _Writer(model)
+    writer = _Int8Editor(model)
     products: dict[str, list[onnx.NodeProto]] = {}  # by what they multiply: queries, keys and values share it
     for node in model.get_nodes_by_op_type("MatMul"):
         if writer.multiplies_by_matrix(node):
@@ -41,7 +41,7 @@ def quantise_rows(model: OnnxModel) -> int:
     return sum(map(len, products.values()))
 
 
-class _Writer(GraphWriter):
+class _Int8Editor(GraphEditor):
     """Adds the nodes that quantise rows and multiply bytes."""
 
     def __init__(self, model: OnnxModel) -> None:
@@ -56,13 +56,17 @@ class _Writer(GraphWriter):
         """Put products of bytes in the place of all products of one tensor."""
         columns = [quantise_columns(self.value(node.input[1])) for node in nodes]
         features = len(columns[0][0])
-        more = max(rows_to_balance(weights) for weights, _ in columns)
+        more = max(extra_rows(weights) for weights, _ in columns)
         rounded, scales = self._quantise(entering, features, more)
         sizes = self.add("Slice", [self.add("Shape", [entering]), self.constant([0]), self.constant([-1])])
         for node, (weights, steps) in zip(nodes, columns, strict=True):
             self.model.remove_node(node)
-            factors = [self.constant(balance(weights, more), np.int8), self.real(1.0), self.constant(steps, np.float32)]
-            product = self.add("MatMulIntegerToFloat", [rounded, *factors], domain=DOMAIN)
+            factors = [
+                self.constant(zero_column_sums(weights, more), np.int8),
+                self.scalar(1.0),
+                self.constant(steps, np.float32),
+            ]
+            product = self.add("MatMulIntegerToFloat", [rounded, *factors], domain=MICROSOFT_DOMAIN)
             product = self.add("Mul", [product, scales])
             whole = self.add("Concat", [sizes, self.constant([weights.shape[1]])], axis=0)
             self.add("Reshape", [product, whole], node.output[0])
@@ -70,11 +74,11 @@ class _Writer(GraphWriter):
     def _quantise(self, name: str, features: int, more: int) -> tuple[str, str]:
         """Return the bytes [R, K + J] and scales [R, 1] of a tensor."""
         rows = self.add("Reshape", [name, self.constant([-1, features])])
-        nothing = self.real(0.0)
+        nothing = self.scalar(0.0)
         least = self.add("Min", [self._reduce("ReduceMin", rows), nothing])
         largest = self.add("Max", [self._reduce("ReduceMax", rows), nothing])
-        width = self.add("Max", [self.add("Sub", [largest, least]), self.real(LEAST)])
-        scales = self.add("Mul", [width, self.real(1 / BYTES)])
+        width = self.add("Max", [self.add("Sub", [largest, least]), self.scalar(MIN_SCALE)])
+        scales = self.add("Mul", [width, self.scalar(1 / UINT8_MAX)])
         zeros = self.add("QuantizeLinear", [self.add("Neg", [least]), scales], axis=0)
         rounded = self.add("QuantizeLinear", [rows, scales, zeros], axis=0)
         last = self.constant([-1])
@@ -92,16 +96,16 @@ class _Writer(GraphWriter):
 
 def quantise_columns(weights: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
     """Round a matrix [K, M] to bytes; return them and the scale of each column, [M]."""
-    scales = np.maximum(np.abs(weights).max(axis=0), LEAST) / np.float32(LARGEST)
+    scales = np.maximum(np.abs(weights).max(axis=0), MIN_SCALE) / np.float32(INT8_MAX)
     return np.rint(weights / scales).astype(np.int8), scales.astype(np.float32)
 
 
-def rows_to_balance(weights: NDArray[np.int8]) -> int:
+def extra_rows(weights: NDArray[np.int8]) -> int:
     """Return how many rows more bring the sum of each column of [K, M] to nothing."""
-    return -(-int(np.abs(weights.sum(axis=0, dtype=np.int64)).max(initial=0)) // BALANCE)
+    return -(-int(np.abs(weights.sum(axis=0, dtype=np.int64)).max(initial=0)) // MAX_EXTRA_ROWS)
 
 
-def balance(weights: NDArray[np.int8], more: int) -> NDArray[np.int8]:
+def zero_column_sums(weights: NDArray[np.int8], more: int) -> NDArray[np.int8]:
     """Add `more` rows to [K, M], so that each column's sum is 0; what is lacking is shared out evenly."""
     lacking = -weights.sum(axis=0, dtype=np.int64)
     shares = np.diff(lacking * np.arange(more + 1)[:, None] // max(more, 1), axis=0)

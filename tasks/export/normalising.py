@@ -7,12 +7,12 @@ as an `Add` it may be.
 
 from onnxruntime.transformers.onnx_model import OnnxModel
 
-from tasks.export.graph_editor import GraphWriter
+from tasks.export.graph_editor import GraphEditor
 
 
-def split_normalisations(model: OnnxModel) -> int:
+def split_skip_layernorm(model: OnnxModel) -> int:
     """Rewrite a graph in place; return how many fused normalisations were taken apart."""
-    writer = GraphWriter(model, "normalising_")
+    writer = GraphEditor(model, "normalising_")
     fused = [node for node in model.get_nodes_by_op_type("SkipLayerNormalization") if len(node.output) == 1]
     for node in fused:
         entering, skip, gamma, beta, *bias = node.input

@@ -12,28 +12,32 @@ from numpy.typing import NDArray
 from torch import nn
 from transformers import PreTrainedModel
 
-from tasks.data.snapshots import load_rows
+from tasks.data.snapshots import read_snapshot
 from tasks.evaluation.metrics import mcc
 from tasks.inference.sessions import open_session
-from tasks.inference.tokenization import Ids, encode, load_tokenizer, pad, sorted_batches
+from tasks.inference.tokenization import TokenIds, encode, load_tokenizer, pad, sorted_batches
 
-SHAPES = ((1, 1), (1, 5), (7, 64), (32, 17))  # (B, S) of random tokens
-SENTENCES = 512  # real ones; four times on a slow CPU they cost seconds, and one flipped label is 0.2% of them
-BATCH = 32  # sentences
-REAL = "sentences"  # name of the comparison on real ones
+PARITY_SHAPES = ((1, 1), (1, 5), (7, 64), (32, 17))  # (B, S) of random tokens
+PARITY_SENTENCES = 512  # real ones; four times on a slow CPU they cost seconds, and one flipped label is 0.2% of them
+PARITY_BATCH = 32  # sentences
+REAL_CASE = "sentences"  # name of the comparison on real ones
 # A variant that loses more than this against fp32, in MCC on the compared sentences, gives up what a better recipe
 # gains; its speed is not worth that.
-MCC_COST = 0.01
+MAX_MCC_COST = 0.01
 
 
-class Limit(NamedTuple):
+class ParityLimit(NamedTuple):
     """What a variant may differ from torch: by so much in a logit, in so large a share of labels."""
 
     difference: float
     equal: float
 
 
-LIMITS = {"fp32": Limit(1e-4, 1.0), "fp16": Limit(2e-2, 0.995), "int8": Limit(float("inf"), 0.99)}
+PARITY_LIMITS = {
+    "fp32": ParityLimit(1e-4, 1.0),
+    "fp16": ParityLimit(2e-2, 0.995),
+    "int8": ParityLimit(float("inf"), 0.99),
+}
 
 
 class Parity(TypedDict):
@@ -49,16 +53,16 @@ class Parity(TypedDict):
     mcc_cost: float
 
 
-class Case(NamedTuple):
+class ParityCase(NamedTuple):
     """Input of a graph, torch's logits [B, 2] for it and, for real sentences, their labels [B]."""
 
     name: str
-    inputs: dict[str, Ids]
+    inputs: dict[str, TokenIds]
     expected: NDArray[np.float32]
-    labels: Ids | None
+    labels: TokenIds | None
 
 
-class Logits(nn.Module):
+class LogitsModule(nn.Module):
     """Gives exporters positional inputs and a plain tensor as output."""
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -77,7 +81,7 @@ def input_names(model: PreTrainedModel) -> list[str]:
     return ["input_ids", "attention_mask"] + (["token_type_ids"] if segments else [])
 
 
-def random_inputs(logits: Logits, rows: int, length: int) -> dict[str, Ids]:
+def random_inputs(logits: LogitsModule, rows: int, length: int) -> dict[str, TokenIds]:
     """Make inputs [B, S] of random tokens whose last sentence is padded to half its length."""
     rng = np.random.default_rng(rows * 1_000 + length)
     vocabulary = logits.model.config.vocab_size
@@ -87,29 +91,29 @@ def random_inputs(logits: Logits, rows: int, length: int) -> dict[str, Ids]:
     return _inputs(logits, ids, mask)
 
 
-def random_cases(logits: Logits) -> list[Case]:
+def random_cases(logits: LogitsModule) -> list[ParityCase]:
     """Let torch answer random tokens of several shapes."""
     cases = []
-    for rows, length in SHAPES:
+    for rows, length in PARITY_SHAPES:
         inputs = random_inputs(logits, rows, length)
-        cases.append(Case(f"{rows}x{length}", inputs, _answer(logits, inputs), None))
+        cases.append(ParityCase(f"{rows}x{length}", inputs, _answer(logits, inputs), None))
     return cases
 
 
-def real_cases(logits: Logits, model_folder: str, max_length: int, rows_path: str) -> list[Case]:
+def real_cases(logits: LogitsModule, model_folder: str, max_length: int, rows_path: str) -> list[ParityCase]:
     """Let torch answer sentences that lie evenly over a snapshot's rows, in batches of like length."""
-    rows = load_rows(rows_path)
-    rows = rows.iloc[np.unique(np.linspace(0, len(rows) - 1, min(SENTENCES, len(rows))).astype(int))]
+    rows = read_snapshot(rows_path)
+    rows = rows.iloc[np.unique(np.linspace(0, len(rows) - 1, min(PARITY_SENTENCES, len(rows))).astype(int))]
     labels = rows["label"].to_numpy(np.int64)
     ids = encode(load_tokenizer(model_folder, max_length), rows["sentence"].tolist())
     cases = []
-    for batch in sorted_batches(np.array([len(row) for row in ids]), BATCH):
+    for batch in sorted_batches(np.array([len(row) for row in ids]), PARITY_BATCH):
         inputs = _inputs(logits, *pad([ids[row] for row in batch], logits.model.config.pad_token_id or 0))
-        cases.append(Case(REAL, inputs, _answer(logits, inputs), labels[batch]))
+        cases.append(ParityCase(REAL_CASE, inputs, _answer(logits, inputs), labels[batch]))
     return cases
 
 
-def compare(cases: list[Case], graph: Path, device: str) -> Parity:
+def compare_with_torch(cases: list[ParityCase], graph: Path, device: str) -> Parity:
     """Measure how far a graph is from torch's answers; a logit that is no number makes its difference one neither."""
     session = open_session(graph, device)
     difference: dict[str, float] = {}
@@ -130,9 +134,9 @@ def compare(cases: list[Case], graph: Path, device: str) -> Parity:
     return parity
 
 
-def fault_of(variant: str, parity: Parity) -> str | None:
+def parity_error(variant: str, parity: Parity) -> str | None:
     """Say why a variant may not be shipped; None where it may."""
-    limit = LIMITS[variant]
+    limit = PARITY_LIMITS[variant]
     for name, difference in parity["difference"].items():
         if not np.isfinite(difference):
             return f"answers {name} with what is no number"
@@ -146,16 +150,16 @@ def fault_of(variant: str, parity: Parity) -> str | None:
         return (
             f"gives {parity['equal']:.2%} of {parity['sentences']} sentences torch's label, expected {limit.equal:.1%}"
         )
-    if parity["mcc_cost"] > MCC_COST:
-        return f"costs {parity['mcc_cost']:.3f} MCC on {parity['sentences']} sentences, expected at most {MCC_COST}"
+    if parity["mcc_cost"] > MAX_MCC_COST:
+        return f"costs {parity['mcc_cost']:.3f} MCC on {parity['sentences']} sentences, expected at most {MAX_MCC_COST}"
     return None
 
 
-def _inputs(logits: Logits, ids: Ids, mask: Ids) -> dict[str, Ids]:
+def _inputs(logits: LogitsModule, ids: TokenIds, mask: TokenIds) -> dict[str, TokenIds]:
     arrays = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
     return {name: arrays[name] for name in logits.names}
 
 
-def _answer(logits: Logits, inputs: dict[str, Ids]) -> NDArray[np.float32]:
+def _answer(logits: LogitsModule, inputs: dict[str, TokenIds]) -> NDArray[np.float32]:
     with torch.inference_mode():
         return logits(*(torch.from_numpy(array) for array in inputs.values())).numpy()

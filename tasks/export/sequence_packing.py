@@ -19,15 +19,15 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 from onnxruntime.transformers.onnx_model import OnnxModel
 
-from tasks.export.graph_editor import DOMAIN, GraphWriter, makers_of
+from tasks.export.graph_editor import MICROSOFT_DOMAIN, GraphEditor, upstream_nodes
 
-ROW = 128  # tokens: of 32 to 128 the fastest on an H200
-BLIND = 10_000.0  # is taken off the scores of what a token must not see; fp16 holds it
+PACKED_ROW_TOKENS = 128  # tokens: of 32 to 128 the fastest on an H200
+MASK_VALUE = 10_000.0  # is taken off the scores of what a token must not see; fp16 holds it
 # Operators that compute each token by itself.
-BY_TOKEN = {"MatMul", "SkipLayerNormalization", "LayerNormalization", "BiasGelu", "Gelu", "FastGelu", "Add"}
+TOKENWISE_OPS = {"MatMul", "SkipLayerNormalization", "LayerNormalization", "BiasGelu", "Gelu", "FastGelu", "Add"}
 
 
-def pack_rows(model: OnnxModel, row: int = ROW) -> bool:
+def pack_rows(model: OnnxModel, row: int = PACKED_ROW_TOKENS) -> bool:
     """Rewrite a graph in place; tell whether it was one that can be, else it is as it was.
 
     It can where the first token of fused attention's result is all that the head reads, and nothing else between
@@ -40,20 +40,20 @@ def pack_rows(model: OnnxModel, row: int = ROW) -> bool:
     attentions = model.get_nodes_by_op_type("Attention")
     if not attentions or not _works_by_token(model, attentions):
         return False
-    writer = _Writer(model, row)
+    writer = _PackingEditor(model, row)
     first, last = attentions[0], attentions[-1]
     entering, leaving = first.input[0], last.output[0]
-    writer.fill_up(("input_ids", "attention_mask", "token_type_ids"))
+    writer.pad_rows(("input_ids", "attention_mask", "token_type_ids"))
     writer.redirect(entering, writer.reshape(entering, ["rows", "row_tokens", -1]))
     bias = writer.attention_bias()
     for node in attentions:
         writer.replace_attention(node, bias)
     for name in (last.input[0], leaving):
-        readers = [node for node in model.input_name_to_nodes()[name] if node.op_type in BY_TOKEN]
-        spared = [node for node in readers if node.name.startswith(_Writer.PREFIX)]  # the last attention's own
+        readers = [node for node in model.input_name_to_nodes()[name] if node.op_type in TOKENWISE_OPS]
+        spared = [node for node in readers if node.name.startswith(_PackingEditor.PREFIX)]  # the last attention's own
         writer.redirect(name, writer.first_tokens(name), besides=spared)
     (head,) = (node for node in model.nodes() if _takes_first_token(model, node))
-    writer.redirect(head.output[0], writer.without_filling(head.output[0]))
+    writer.redirect(head.output[0], writer.unpad_rows(head.output[0]))
     model.update_graph()  # drops the weights that went into others
     model.topological_sort()
     return True
@@ -69,7 +69,7 @@ def _works_by_token(model: OnnxModel, attentions: list[onnx.NodeProto]) -> bool:
         for node in consumers.get(waiting.pop(), []):
             if _takes_first_token(model, node):
                 chosen += 1
-            elif node.op_type not in BY_TOKEN | {"Attention"}:
+            elif node.op_type not in TOKENWISE_OPS | {"Attention"}:
                 return False
             elif node.output[0] not in seen:
                 seen.add(node.output[0])
@@ -78,14 +78,14 @@ def _works_by_token(model: OnnxModel, attentions: list[onnx.NodeProto]) -> bool:
 
 
 def _takes_first_token(model: OnnxModel, node: onnx.NodeProto) -> bool:
-    if node.op_type != "Gather" or node.name.startswith(_Writer.PREFIX):
+    if node.op_type != "Gather" or node.name.startswith(_PackingEditor.PREFIX):
         return False
     axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 0)
     index = model.get_constant_value(node.input[1])
     return axis == 1 and index is not None and index.size == 1 and int(index.reshape(-1)[0]) == 0
 
 
-class _Writer(GraphWriter):
+class _PackingEditor(GraphEditor):
     """Adds the nodes that lay sentences side by side."""
 
     PREFIX = "packing_"
@@ -97,7 +97,7 @@ class _Writer(GraphWriter):
 
     def redirect(self, old: str, new: str, besides: list[onnx.NodeProto] | None = None) -> None:
         """Let the nodes that read one tensor read another, but for those that the other is made by, and `besides`."""
-        own = makers_of(self.model, [new], lambda node: node.name.startswith(self.prefix))
+        own = upstream_nodes(self.model, [new], lambda node: node.name.startswith(self.prefix))
         spared = own | {node.name for node in besides or []}
         for node in self.model.input_name_to_nodes()[old]:
             if node.name not in spared:
@@ -107,7 +107,7 @@ class _Writer(GraphWriter):
         """Reshape to sizes, each a number or the name of one in `_sizes`."""
         return self.add("Reshape", [name, self._list(sizes)])
 
-    def fill_up(self, inputs: tuple[str, ...]) -> None:
+    def pad_rows(self, inputs: tuple[str, ...]) -> None:
         """Add sentences of zeros, so that the last row is full; what the masks say of them no sentence sees."""
         empty = self.add("Expand", [self.constant([[0]]), self._list(["filling", "tokens"])])
         held = {value.name for value in self.model.model.graph.input}
@@ -115,7 +115,7 @@ class _Writer(GraphWriter):
             if name in held:
                 self.redirect(name, self.add("Concat", [name, empty], axis=0), besides=self._shapes)
 
-    def without_filling(self, name: str) -> str:
+    def unpad_rows(self, name: str) -> str:
         """Return the first B of R G."""
         parts = [self.constant([0]), self._sizes["sentences"], self.constant([0])]
         return self.add("Slice", [name, *parts])
@@ -132,10 +132,10 @@ class _Writer(GraphWriter):
             for node in self.model.input_name_to_nodes()["attention_mask"]
             if node.op_type == "Concat" and node.name.startswith(self.prefix)
         )
-        seen = self.add("Sub", [self.add("Cast", [filled], to=TensorProto.FLOAT), self.real(1.0)])
-        seen = self.reshape(self.add("Mul", [seen, self.real(BLIND)]), ["rows", 1, 1, "group", "tokens"])
+        seen = self.add("Sub", [self.add("Cast", [filled], to=TensorProto.FLOAT), self.scalar(1.0)])
+        seen = self.reshape(self.add("Mul", [seen, self.scalar(MASK_VALUE)]), ["rows", 1, 1, "group", "tokens"])
         group = self._list(["group", "group"])
-        apart = self.constant((np.eye(self._row) - 1) * BLIND, np.float32)
+        apart = self.constant((np.eye(self._row) - 1) * MASK_VALUE, np.float32)
         apart = self.add("Slice", [apart, self.constant([0, 0]), group, self.constant([0, 1])])
         both = self.add("Min", [self.reshape(apart, [1, "group", 1, "group", 1]), seen])
         whole = self.add("Expand", [both, self._list(["rows", "group", "tokens", "group", "tokens"])])
@@ -155,7 +155,9 @@ class _Writer(GraphWriter):
             value = self.add("Add", [value, self.constant(value_bias, np.float32)])
         output = node.output[0]
         self.model.remove_node(node)
-        self.add("MultiHeadAttention", [query, key, value, "", "", bias], output, domain=DOMAIN, num_heads=heads)
+        self.add(
+            "MultiHeadAttention", [query, key, value, "", "", bias], output, domain=MICROSOFT_DOMAIN, num_heads=heads
+        )
 
     def _move_bias(self, name: str, bias: NDArray[np.float32]) -> bool:
         """Let the normalisation after the next product add what a bias of its input comes to."""

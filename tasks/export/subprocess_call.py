@@ -18,22 +18,22 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerContext
 from typing import Any, ParamSpec, TypeVar
 
-from tasks.core.errors import VerdictError, kind_and_line
+from tasks.core.errors import VerdictError, summarise_error
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 # torch, transformers and ONNX Runtime's tools with it. Where the server cannot find it, each process imports it itself.
-PRELOADED = ["tasks.export.onnx_export"]
+PRELOADED_MODULES = ["tasks.export.onnx_export"]
 
 
-def warm_up() -> None:
+def start_forkserver() -> None:
     """Start the server in the background; on a free core its imports cost the first `run_apart` nothing."""
     _context()
     forkserver.ensure_running()
 
 
-def run_apart(what: str, seconds: float, function: Callable[P, R], *arguments: P.args, **named: P.kwargs) -> R:
+def run_in_subprocess(what: str, seconds: float, function: Callable[P, R], *arguments: P.args, **named: P.kwargs) -> R:
     """Call a function in a process of its own and return what it returns.
 
     Args:
@@ -57,7 +57,7 @@ def run_apart(what: str, seconds: float, function: Callable[P, R], *arguments: P
             )
         answer = ours.recv()
     except (EOFError, ConnectionError) as error:
-        raise VerdictError(f"{what} {_ending(process)}") from error
+        raise VerdictError(f"{what} {_describe_exit(process)}") from error
     finally:
         if process.pid is not None:
             process.kill()
@@ -70,11 +70,11 @@ def run_apart(what: str, seconds: float, function: Callable[P, R], *arguments: P
 
 def _context() -> ForkServerContext:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
+    context.set_forkserver_preload(PRELOADED_MODULES)
     return context
 
 
-def _ending(process: multiprocessing.process.BaseProcess) -> str:
+def _describe_exit(process: multiprocessing.process.BaseProcess) -> str:
     """Tell how a process ended that gave no answer."""
     if process.pid is None:
         return "could not be started; run again, or see: verdict doctor"
@@ -99,7 +99,7 @@ def _work(
     except VerdictError as error:
         line.send(error)
     except Exception as error:
-        failed = VerdictError(f"{what} failed: {kind_and_line(error, 300)}")
+        failed = VerdictError(f"{what} failed: {summarise_error(error, 300)}")
         failed.add_note("".join(traceback.format_exception(error)))
         line.send(failed)
 

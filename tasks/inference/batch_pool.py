@@ -19,12 +19,12 @@ from numpy.typing import NDArray
 
 from tasks.core.errors import VerdictError
 from tasks.inference.runner import Runner
-from tasks.inference.tokenization import Ids
+from tasks.inference.tokenization import TokenIds
 
 log = logging.getLogger(__name__)
 
 
-class Crowd:
+class BatchPool:
     """Runs batches on threads of its own; any number of threads may call it."""
 
     def __init__(self, opens: Callable[[], Runner], otherwise: Runner, threads: int) -> None:
@@ -41,7 +41,7 @@ class Crowd:
         self._process = 0
         self._runner: Runner | None = None
 
-    def answers(self, batches: Iterable[tuple[Ids, Ids]]) -> Iterator[NDArray[np.float32]]:
+    def run_batches(self, batches: Iterable[tuple[TokenIds, TokenIds]]) -> Iterator[NDArray[np.float32]]:
         """Yield logits [B, 2] of each batch of token ids and attention mask [B, S], in their order."""
         runner, pool = self._open()
         return pool.map(lambda batch: runner.logits(*batch), batches)

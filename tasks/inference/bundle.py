@@ -17,15 +17,15 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from tasks.core.errors import VerdictError
-from tasks.core.files import digest_of, read_json, sha256_of, write_json
+from tasks.core.files import json_digest, read_json, sha256_of, write_json
 
 SCHEMA_VERSION = 1
 MANIFEST = "bundle.json"
-MODEL = "model.onnx"
+FP32_MODEL = "model.onnx"
 TOKENIZER = "tokenizer.json"
 PROFILE = "data.json"
-VARIANTS = {"fp32": MODEL, "fp16": "model.cuda.onnx", "int8": "model.cpu.onnx"}
-SERVING = {"cuda": "fp16", "cpu": "int8"}  # by device; fp32 where a bundle does not hold it
+VARIANTS = {"fp32": FP32_MODEL, "fp16": "model.cuda.onnx", "int8": "model.cpu.onnx"}
+DEVICE_VARIANT = {"cuda": "fp16", "cpu": "int8"}  # by device; fp32 where a bundle does not hold it
 
 
 class Origin(TypedDict):
@@ -38,13 +38,13 @@ class Origin(TypedDict):
     git_commit: str
 
 
-class Facts(Origin):
+class ModelInfo(Origin):
     """The same, with the token id that fills short sentences."""
 
     pad_id: int
 
 
-class Manifest(Facts):
+class Manifest(ModelInfo):
     """The content of bundle.json; `metrics` holds one entry a variant."""
 
     schema_version: int
@@ -53,7 +53,7 @@ class Manifest(Facts):
     metrics: dict[str, dict[str, Any]]
 
 
-def seal(folder: Path, facts: Facts, metrics: dict[str, dict[str, Any]]) -> Manifest:
+def write_manifest(folder: Path, facts: ModelInfo, metrics: dict[str, dict[str, Any]]) -> Manifest:
     """Write bundle.json, last of all files, over everything else in the folder."""
     files = {path.name: sha256_of(path) for path in sorted(folder.iterdir()) if path.name != MANIFEST}
     manifest = Manifest(
@@ -85,7 +85,7 @@ def variants_of(manifest: Manifest) -> list[str]:
 
 def serving_variant(manifest: Manifest, device: str) -> str:
     """Return the variant that serves on cuda or cpu: the fast one for it where the bundle holds it, else fp32."""
-    fast = SERVING[device]
+    fast = DEVICE_VARIANT[device]
     return fast if fast in variants_of(manifest) else "fp32"
 
 
@@ -99,7 +99,7 @@ def _verify(folder: Path, manifest: Manifest) -> Manifest:
         )
     present = {path.name for path in folder.iterdir()} - {MANIFEST}
     listed = manifest["files"]
-    for name in sorted(present | set(listed) | {MODEL, TOKENIZER}):
+    for name in sorted(present | set(listed) | {FP32_MODEL, TOKENIZER}):
         if name not in present:
             raise VerdictError(f"bundle {folder} lacks {name}; fetch it again from the registry")
         # An unlisted file could be external data that a graph loads unseen.
@@ -114,6 +114,6 @@ def _verify(folder: Path, manifest: Manifest) -> Manifest:
     return manifest
 
 
-def _digest(files: dict[str, str], facts: Facts) -> str:
+def _digest(files: dict[str, str], facts: ModelInfo) -> str:
     answering = {name: digest for name, digest in files.items() if name.endswith(".onnx") or name == TOKENIZER}
-    return digest_of([answering, facts["labels"], facts["max_length"], facts["pad_id"]])
+    return json_digest([answering, facts["labels"], facts["max_length"], facts["pad_id"]])

@@ -17,18 +17,20 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from tasks.core.errors import VerdictError
-from tasks.inference.batch_pool import Crowd
+from tasks.inference.batch_pool import BatchPool
 from tasks.inference.bundle import TOKENIZER, VARIANTS, Manifest, serving_variant, variants_of, verify
-from tasks.inference.external_data import refuse_external_data
+from tasks.inference.external_data import reject_external_data
 from tasks.inference.runner import Runner
-from tasks.inference.sessions import CUDA, cores, may_use_gpu, open_session
-from tasks.inference.tokenization import Ids, Tokens, row_batches, sorted_batches, tokenise
+from tasks.inference.sessions import CUDA, open_session, physical_cores, should_try_gpu
+from tasks.inference.tokenization import TokenIds, TokenizedText, packed_batches, sorted_batches, tokenise
 
-BATCH = 32  # sentences, on a CPU
-ROWS, ROW = 256, 128  # rows of a batch on a GPU, and tokens of a row
-CHUNK = 16_384  # sentences that are tokenised at once: while the next ones are, these are computed
-CROWD = 2_000  # sentences from which on batches run side by side: on a CPU fewer do not pay for the opening
-OVERLAP = 2  # batches at a time on a GPU
+CPU_BATCH = 32  # sentences, on a CPU
+PACK_ROWS, PACK_TOKENS = 256, 128  # rows of a batch on a GPU, and tokens of a row
+CHUNK_SENTENCES = 16_384  # sentences that are tokenised at once: while the next ones are, these are computed
+POOL_MIN_SENTENCES = (
+    2_000  # sentences from which on batches run side by side: on a CPU fewer do not pay for the opening
+)
+GPU_IN_FLIGHT = 2  # batches at a time on a GPU
 
 
 class Prediction(TypedDict):
@@ -43,7 +45,7 @@ class Classifier:
     """Judges sentences with a verified bundle."""
 
     def __init__(
-        self, runner: Runner, tokenizer: Tokenizer, manifest: Manifest, variant: str, crowd: Crowd | None = None
+        self, runner: Runner, tokenizer: Tokenizer, manifest: Manifest, variant: str, crowd: BatchPool | None = None
     ) -> None:
         self.manifest, self.variant, self.provider = manifest, variant, runner.provider
         self._runner, self._crowd, self._tokenizer = runner, crowd, tokenizer
@@ -66,11 +68,11 @@ class Classifier:
         if variant and variant not in variants_of(manifest):
             raise VerdictError(f"bundle {folder} holds no variant {variant!r}; expected {variants_of(manifest)}")
         for name in variants_of(manifest):
-            refuse_external_data(folder / VARIANTS[name])
+            reject_external_data(folder / VARIANTS[name])
         tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
         tokenizer.no_padding()
         tokenizer.enable_truncation(manifest["max_length"])
-        for place in ("cuda", "cpu") if may_use_gpu(device) else ("cpu",):
+        for place in ("cuda", "cpu") if should_try_gpu(device) else ("cpu",):
             chosen = variant or serving_variant(manifest, place)
             session = open_session(folder / VARIANTS[chosen], device if place == "cuda" else "cpu", capture=True)
             if place == "cpu" or session.get_providers()[0] == CUDA:
@@ -83,38 +85,38 @@ class Classifier:
             return Runner(open_session(folder / VARIANTS[chosen], "cpu", threads=1))
 
         if place == "cuda":
-            return cls(runner, tokenizer, manifest, chosen, Crowd(lambda: runner, runner, OVERLAP))
-        crowd = Crowd(open_for_one_core, runner, cores()) if cores() > 1 else None
+            return cls(runner, tokenizer, manifest, chosen, BatchPool(lambda: runner, runner, GPU_IN_FLIGHT))
+        crowd = BatchPool(open_for_one_core, runner, physical_cores()) if physical_cores() > 1 else None
         return cls(runner, tokenizer, manifest, chosen, crowd)
 
     def logits(self, sentences: Sequence[str]) -> NDArray[np.float32]:
         """Return logits [N, 2] in input order."""
         result = np.zeros((len(sentences), len(self.manifest["labels"])), np.float32)
-        runner = self._crowd if self._crowd and len(sentences) >= CROWD else self._runner
-        for start, tokens in self._tokenised(sentences):
+        runner = self._crowd if self._crowd and len(sentences) >= POOL_MIN_SENTENCES else self._runner
+        for start, tokens in self._tokenized(sentences):
             places = self._batches(tokens.lengths)
             batches = (tokens.batch(rows, self.manifest["pad_id"]) for rows in places)
-            for rows, logits in zip(places, runner.answers(batches), strict=True):
+            for rows, logits in zip(places, runner.run_batches(batches), strict=True):
                 result[start + rows] = logits
         return result
 
-    def _batches(self, lengths: Ids) -> list[Ids]:
+    def _batches(self, lengths: TokenIds) -> list[TokenIds]:
         if self.provider == CUDA:
-            return row_batches(lengths, ROWS, ROW)
-        return sorted_batches(lengths, BATCH)
+            return packed_batches(lengths, PACK_ROWS, PACK_TOKENS)
+        return sorted_batches(lengths, CPU_BATCH)
 
-    def _tokenised(self, sentences: Sequence[str]) -> Iterator[tuple[int, Tokens]]:
+    def _tokenized(self, sentences: Sequence[str]) -> Iterator[tuple[int, TokenizedText]]:
         """Yield tokens of one chunk after another with its place, each made while the one before is worked on."""
-        starts = range(0, len(sentences), CHUNK)
+        starts = range(0, len(sentences), CHUNK_SENTENCES)
         if len(starts) <= 1:
             yield from ((start, tokenise(self._tokenizer, sentences)) for start in starts)
             return
         with ThreadPoolExecutor(1) as ahead:
-            waiting = ahead.submit(tokenise, self._tokenizer, sentences[:CHUNK])
+            waiting = ahead.submit(tokenise, self._tokenizer, sentences[:CHUNK_SENTENCES])
             for start in starts:
                 tokens = waiting.result()
-                after = start + CHUNK
-                waiting = ahead.submit(tokenise, self._tokenizer, sentences[after : after + CHUNK])
+                after = start + CHUNK_SENTENCES
+                waiting = ahead.submit(tokenise, self._tokenizer, sentences[after : after + CHUNK_SENTENCES])
                 yield start, tokens
 
     def probabilities(self, sentences: Sequence[str]) -> NDArray[np.float64]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from tasks.core.errors import VerdictError
 
 # Which fields of a message hold messages that lead to a tensor.
-LEADS = {
+TENSOR_FIELDS = {
     "model": {7: "graph", 20: "training", 25: "function"},
     "training": {1: "graph", 2: "graph"},
     "function": {7: "node", 11: "attribute"},
@@ -22,10 +22,10 @@ LEADS = {
     "tensor": {},
 }
 EXTERNAL_DATA, DATA_LOCATION = 13, 14  # fields of a tensor; location 0 is in the tensor itself
-VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5  # wire types
+VARINT, FIXED64, LENGTH_DELIMITED, FIXED32 = 0, 1, 2, 5  # wire types
 
 
-def refuse_external_data(path: Path) -> None:
+def reject_external_data(path: Path) -> None:
     """Look through every tensor of an ONNX file.
 
     Raises:
@@ -33,20 +33,20 @@ def refuse_external_data(path: Path) -> None:
     """
     try:
         with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            external = _refers(content, 0, len(content), "model")
+            external = _has_external_tensor(content, 0, len(content), "model")
     except (ValueError, IndexError) as error:
         raise VerdictError(f"{path} is no ONNX model ({error}); fetch it again from the registry") from error
     if external:
         raise VerdictError(f"{path} keeps weights in other files, expected all in one; export it again")
 
 
-def _refers(content: mmap.mmap, start: int, end: int, message: str) -> bool:
+def _has_external_tensor(content: mmap.mmap, start: int, end: int, message: str) -> bool:
     """Tell whether a message at [start, end) holds a tensor that lies elsewhere."""
     for field, wire, first, last in _fields(content, start, end):
         if message == "tensor" and (field == EXTERNAL_DATA or (field == DATA_LOCATION and content[first] != 0)):
             return True
-        inner = LEADS[message].get(field)
-        if inner and wire == BYTES and _refers(content, first, last, inner):
+        inner = TENSOR_FIELDS[message].get(field)
+        if inner and wire == LENGTH_DELIMITED and _has_external_tensor(content, first, last, inner):
             return True
     return False
 
@@ -66,7 +66,7 @@ def _fields(content: mmap.mmap, start: int, end: int) -> Iterator[tuple[int, int
             _, last = _varint(content, at)
         elif wire in (FIXED64, FIXED32):
             last = at + (8 if wire == FIXED64 else 4)
-        elif wire == BYTES:
+        elif wire == LENGTH_DELIMITED:
             length, first = _varint(content, at)
             last = first + length
         else:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 
-class Gate:
+class ReadWriteLock:
     """Everybody comes through one door; who wants to be alone keeps it shut, until those inside have left and after."""
 
     def __init__(self) -> None:
@@ -14,7 +14,7 @@ class Gate:
         self._inside = 0
 
     @contextmanager
-    def shared(self) -> Iterator[None]:
+    def read(self) -> Iterator[None]:
         """Be inside with others."""
         with self._door, self._left:
             self._inside += 1
@@ -26,7 +26,7 @@ class Gate:
                 self._left.notify_all()
 
     @contextmanager
-    def alone(self) -> Iterator[None]:
+    def write(self) -> Iterator[None]:
         """Be inside with nobody else."""
         with self._door:
             with self._left:

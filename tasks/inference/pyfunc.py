@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from tasks.core.errors import WrongUsage
+from tasks.core.errors import UsageError
 from tasks.inference.classifier import Classifier
 
 DEVICES = ("auto", "cuda", "cpu")
-COLUMNS = ("sentence", "text")
-ANSWER = ["label", "probability", "version"]
-REGISTERED = "registered_model_meta"  # MLflow writes it beside MLmodel when it fetches a registered version
-DIGITS = 12  # of a digest that stands for a version
+TEXT_COLUMNS = ("sentence", "text")
+ANSWER_COLUMNS = ["label", "probability", "version"]
+REGISTERED_META = "registered_model_meta"  # MLflow writes it beside MLmodel when it fetches a registered version
+PYFUNC_VERSION_DIGITS = 12  # of a digest that stands for a version
 
 
 def _load_pyfunc(path: str, model_config: Mapping[str, Any] | None = None) -> "PyfuncModel":
@@ -36,10 +36,10 @@ def _load_pyfunc(path: str, model_config: Mapping[str, Any] | None = None) -> "P
     """
     device = (model_config or {}).get("device", "auto")
     if device not in DEVICES:
-        raise WrongUsage(f"model_config device {device!r} is unknown; expected one of {', '.join(DEVICES)}")
+        raise UsageError(f"model_config device {device!r} is unknown; expected one of {', '.join(DEVICES)}")
     classifier = Classifier.from_bundle(path, device)
     registered = registered_version(Path(path).resolve().parents[1])
-    return PyfuncModel(classifier, registered or f"sha256:{classifier.manifest['digest'][:DIGITS]}")
+    return PyfuncModel(classifier, registered or f"sha256:{classifier.manifest['digest'][:PYFUNC_VERSION_DIGITS]}")
 
 
 class PyfuncModel:
@@ -58,12 +58,12 @@ class PyfuncModel:
         Raises:
             VerdictError: if the input holds no sentences, or says not clearly where.
         """
-        sentences, index = sentences_of(model_input)
+        sentences, index = read_sentence_input(model_input)
         answers = [{**answer, "version": self.version} for answer in self.classifier.predict(sentences)]
-        return pd.DataFrame(answers, columns=ANSWER, index=index)
+        return pd.DataFrame(answers, columns=ANSWER_COLUMNS, index=index)
 
 
-def sentences_of(model_input: Any) -> tuple[list[Any], pd.Index | None]:
+def read_sentence_input(model_input: Any) -> tuple[list[Any], pd.Index | None]:
     """Return the sentences of any input that MLflow hands over, and the names of their rows.
 
     Raises:
@@ -77,18 +77,18 @@ def sentences_of(model_input: Any) -> tuple[list[Any], pd.Index | None]:
         return model_input.tolist(), model_input.index
     if isinstance(model_input, np.ndarray):
         if model_input.size != len(np.atleast_1d(model_input)):
-            raise WrongUsage(f"an array of shape {model_input.shape} came in; expected [N] or [N, 1] sentences")
+            raise UsageError(f"an array of shape {model_input.shape} came in; expected [N] or [N, 1] sentences")
         return model_input.reshape(-1).tolist(), None
     if isinstance(model_input, str):
         return [model_input], None
     if isinstance(model_input, list | tuple):
         return list(model_input), None
-    raise WrongUsage(f"a {type(model_input).__name__} came in; expected a list of sentences or a data frame")
+    raise UsageError(f"a {type(model_input).__name__} came in; expected a list of sentences or a data frame")
 
 
 def registered_version(model: Path) -> str | None:
     """Return the registered version that a model's folder was fetched as, or None."""
-    path = model / REGISTERED
+    path = model / REGISTERED_META
     if not path.is_file():
         return None
     import yaml  # MLflow, which wrote the file, brought it along
@@ -103,7 +103,7 @@ def _table(columns: Mapping[Any, Any]) -> pd.DataFrame:
     try:
         return pd.DataFrame({name: np.atleast_1d(values) for name, values in columns.items()})
     except ValueError as error:
-        raise WrongUsage(
+        raise UsageError(
             f"the columns {list(columns)} make no table ({error}); expected columns of one length"
         ) from error
 
@@ -114,12 +114,12 @@ def _text_column(frame: pd.DataFrame) -> Any:
     Raises:
         WrongUsage: if none or several could be meant.
     """
-    usual = [name for name in COLUMNS if name in frame.columns][:1]
+    usual = [name for name in TEXT_COLUMNS if name in frame.columns][:1]
     found = usual or [name for name in frame.columns if frame.shape[1] == 1 or _all_strings(frame[name])]
     if len(found) != 1 or list(frame.columns).count(found[0]) != 1:
-        raise WrongUsage(
+        raise UsageError(
             f"of the columns {list(frame.columns)[:10]}, {len(found)} could hold the sentences; "
-            f"expected one, named {' or '.join(COLUMNS)}"
+            f"expected one, named {' or '.join(TEXT_COLUMNS)}"
         )
     return found[0]
 

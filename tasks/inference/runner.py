@@ -13,13 +13,13 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from tasks.inference.gates import Gate
-from tasks.inference.sessions import captures
-from tasks.inference.tokenization import Ids
+from tasks.inference.gates import ReadWriteLock
+from tasks.inference.sessions import uses_cuda_graphs
+from tasks.inference.tokenization import TokenIds
 
-SENTENCES = (1, 2, 4, 8, 16, 32)  # sizes of batches that are captured, smaller ones are filled up
-TOKENS = (8, 12, 16, 24, 32, 48, 64, 96, 128)  # their lengths
-PATIENCE = 2  # times that a shape runs as it comes: capturing takes as long as thirty runs
+CAPTURED_BATCHES = (1, 2, 4, 8, 16, 32)  # sizes of batches that are captured, smaller ones are filled up
+CAPTURED_LENGTHS = (8, 12, 16, 24, 32, 48, 64, 96, 128)  # their lengths
+CAPTURE_AFTER = 2  # times that a shape runs as it comes: capturing takes as long as thirty runs
 EAGER = "-1"  # the graph id of a run that is neither captured nor replayed
 
 
@@ -30,36 +30,38 @@ class Runner:
         self._session, self._device = session, device
         self.provider: str = session.get_providers()[0]
         self._inputs = {node.name for node in session.get_inputs()}
-        self._small = captures(session)
+        self._small = uses_cuda_graphs(session)
         self._options = onnxruntime.RunOptions()
         if self._small:
             self._options.add_run_config_entry("gpu_graph_id", EAGER)
         # While one thread captures, no other may touch the GPU, and a captured run works in memory that others may have
         # been given since: both are alone. Large batches may overlap, so that one is copied while another computes.
-        self._gate = Gate()
-        self._shapes: dict[tuple[int, int], _Shape] = {}
+        self._gate = ReadWriteLock()
+        self._shapes: dict[tuple[int, int], _CapturedGraph] = {}
         self._thread = threading.local()  # ONNX Runtime captures for each thread anew
 
-    def logits(self, ids: Ids, mask: Ids) -> NDArray[np.float32]:
+    def logits(self, ids: TokenIds, mask: TokenIds) -> NDArray[np.float32]:
         """Return logits [B, 2] of token ids and attention mask [B, S]."""
         if not self._small:
             return self._run(ids, mask)
-        shape = enclosing(*ids.shape)
+        shape = bucket_shape(*ids.shape)
         if shape is None:
-            with self._gate.shared():
+            with self._gate.read():
                 return self._run(ids, mask)
-        with self._gate.alone():
-            if self._times(shape) <= PATIENCE:
+        with self._gate.write():
+            if self._times(shape) <= CAPTURE_AFTER:
                 return self._run(ids, mask)
             if shape not in self._shapes:
-                self._shapes[shape] = _Shape(self._session, self._inputs, shape, len(self._shapes), self._device)
+                self._shapes[shape] = _CapturedGraph(
+                    self._session, self._inputs, shape, len(self._shapes), self._device
+                )
             return self._shapes[shape].run(self._session, ids, mask)
 
-    def answers(self, batches: Iterable[tuple[Ids, Ids]]) -> Iterator[NDArray[np.float32]]:
+    def run_batches(self, batches: Iterable[tuple[TokenIds, TokenIds]]) -> Iterator[NDArray[np.float32]]:
         """Yield logits [B, 2] of each batch of token ids and attention mask [B, S]."""
         return (self.logits(ids, mask) for ids, mask in batches)
 
-    def _run(self, ids: Ids, mask: Ids) -> NDArray[np.float32]:
+    def _run(self, ids: TokenIds, mask: TokenIds) -> NDArray[np.float32]:
         feed = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
         (logits,) = self._session.run(None, {name: feed[name] for name in self._inputs}, self._options)
         return np.asarray(logits)
@@ -71,14 +73,16 @@ class Runner:
         return int(times[shape])
 
 
-def enclosing(sentences: int, tokens: int) -> tuple[int, int] | None:
+def bucket_shape(sentences: int, tokens: int) -> tuple[int, int] | None:
     """Return the smallest captured shape that holds a batch; None where there is none, or the batch is empty."""
-    if sentences == 0 or sentences > SENTENCES[-1] or tokens > TOKENS[-1]:
+    if sentences == 0 or sentences > CAPTURED_BATCHES[-1] or tokens > CAPTURED_LENGTHS[-1]:
         return None
-    return next(size for size in SENTENCES if size >= sentences), next(size for size in TOKENS if size >= tokens)
+    return next(size for size in CAPTURED_BATCHES if size >= sentences), next(
+        size for size in CAPTURED_LENGTHS if size >= tokens
+    )
 
 
-class _Shape:
+class _CapturedGraph:
     """Fixed places for batches of one shape on a device, and the run that knows them."""
 
     def __init__(
@@ -103,7 +107,7 @@ class _Shape:
             self._binding.bind_input(name, device, 0, np.int64, list(shape), places[name])
         self._binding.bind_ortvalue_output("logits", self._logits)
 
-    def run(self, session: onnxruntime.InferenceSession, ids: Ids, mask: Ids) -> NDArray[np.float32]:
+    def run(self, session: onnxruntime.InferenceSession, ids: TokenIds, mask: TokenIds) -> NDArray[np.float32]:
         """Return logits [B, 2] of a batch that fits."""
         sentences, tokens = ids.shape
         self._host[:] = 0

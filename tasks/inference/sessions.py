@@ -12,8 +12,8 @@ from tasks.core.errors import VerdictError
 CUDA = "CUDAExecutionProvider"
 CPU = "CPUExecutionProvider"
 # Memory grows by what is needed, where the default doubles it.
-MEMORY = {"arena_extend_strategy": "kSameAsRequested"}
-CAPTURE = "enable_cuda_graph"
+MEMORY_OPTIONS = {"arena_extend_strategy": "kSameAsRequested"}
+CUDA_GRAPH_OPTION = "enable_cuda_graph"
 
 
 def open_session(graph: Path, device: str, capture: bool = False, threads: int = 0) -> onnxruntime.InferenceSession:
@@ -29,10 +29,10 @@ def open_session(graph: Path, device: str, capture: bool = False, threads: int =
     Raises:
         VerdictError: if cuda is wanted and the session does not run on it.
     """
-    if not may_use_gpu(device):
+    if not should_try_gpu(device):
         return _open(graph, [CPU], threads=threads)
     onnxruntime.preload_dlls()  # finds the CUDA libraries that pip installed
-    session = (_try_capturing(graph) if capture else None) or _open(graph, [(CUDA, MEMORY), CPU])
+    session = (_try_capturing(graph) if capture else None) or _open(graph, [(CUDA, MEMORY_OPTIONS), CPU])
     # The list of available providers says what was compiled in, and a provider that fails to load falls back to the
     # CPU without an error: only the open session knows.
     if device == "cuda" and session.get_providers()[0] != CUDA:
@@ -40,15 +40,15 @@ def open_session(graph: Path, device: str, capture: bool = False, threads: int =
     return session
 
 
-def captures(session: onnxruntime.InferenceSession) -> bool:
+def uses_cuda_graphs(session: onnxruntime.InferenceSession) -> bool:
     """Tell whether a session can capture its work as CUDA graphs; then each run says whether it is to be."""
-    return session.get_provider_options().get(CUDA, {}).get(CAPTURE) == "1"
+    return session.get_provider_options().get(CUDA, {}).get(CUDA_GRAPH_OPTION) == "1"
 
 
 def _try_capturing(graph: Path) -> onnxruntime.InferenceSession | None:
     """Open a graph for capturing; None where it cannot be, as one with work for the CPU."""
     try:
-        return _open(graph, [(CUDA, MEMORY | {CAPTURE: "1"}), CPU], quiet=True)
+        return _open(graph, [(CUDA, MEMORY_OPTIONS | {CUDA_GRAPH_OPTION: "1"}), CPU], quiet=True)
     except Exception:  # of the binding, which has no narrower one in common
         return None
 
@@ -60,7 +60,7 @@ def _open(graph: Path, providers: list[Any], quiet: bool = False, threads: int =
     return onnxruntime.InferenceSession(graph, options, providers=providers)
 
 
-def may_use_gpu(device: str) -> bool:
+def should_try_gpu(device: str) -> bool:
     """Tell whether a GPU is to be tried; whether it works only an open session knows."""
     return device == "cuda" or (device == "auto" and CUDA in onnxruntime.get_available_providers() and has_gpu())
 
@@ -75,6 +75,6 @@ def has_gpu() -> bool:
     return driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
 
 
-def cores() -> int:
+def physical_cores() -> int:
     """Return how many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -13,11 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from tasks.core.errors import WrongUsage, first_line
+from tasks.core.errors import UsageError, first_line
 
 WINDOW = 50  # batches sorted together: nearly no padding, and still another order each epoch
 
-Ids = NDArray[np.int64]
+TokenIds = NDArray[np.int64]
 
 
 def load_tokenizer(folder: str, max_length: int) -> Tokenizer:
@@ -30,7 +30,7 @@ def load_tokenizer(folder: str, max_length: int) -> Tokenizer:
     try:
         tokenizer = Tokenizer.from_file(str(path)) if path.is_file() else _convert_tokenizer(folder)
     except Exception as error:  # tokenizers raises bare Exception
-        raise WrongUsage(
+        raise UsageError(
             f"tokeniser of {folder!r} cannot be loaded ({first_line(error)}); expected a tokenizer.json"
         ) from error
     tokenizer.no_padding()
@@ -45,19 +45,19 @@ def _convert_tokenizer(folder: str) -> Tokenizer:
     return AutoTokenizer.from_pretrained(folder, local_files_only=True).backend_tokenizer
 
 
-def encode(tokenizer: Tokenizer, sentences: Sequence[str]) -> list[Ids]:
+def encode(tokenizer: Tokenizer, sentences: Sequence[str]) -> list[TokenIds]:
     """Tokenise [N] sentences, special tokens included; each result is [S] with its own S."""
     return [np.array(encoding.ids, np.int64) for encoding in tokenizer.encode_batch_fast(list(sentences))]
 
 
-class Tokens(NamedTuple):
+class TokenizedText(NamedTuple):
     """Tokens of N sentences in one array, and where each begins and how many it has: quick to make and to gather."""
 
-    ids: Ids
-    starts: Ids
-    lengths: Ids
+    ids: TokenIds
+    starts: TokenIds
+    lengths: TokenIds
 
-    def batch(self, rows: Ids, pad_id: int) -> tuple[Ids, Ids]:
+    def batch(self, rows: TokenIds, pad_id: int) -> tuple[TokenIds, TokenIds]:
         """Return token ids [B, S] and attention mask [B, S] of rows [B], padded on the right to the longest."""
         lengths = self.lengths[rows, None]
         places = np.arange(lengths.max())
@@ -66,15 +66,15 @@ class Tokens(NamedTuple):
         return np.where(mask, self.ids[at], pad_id), mask.astype(np.int64)
 
 
-def tokenise(tokenizer: Tokenizer, sentences: Sequence[str]) -> Tokens:
+def tokenise(tokenizer: Tokenizer, sentences: Sequence[str]) -> TokenizedText:
     """Tokenise [N] sentences, on as many cores as there are, special tokens included."""
     ids = [encoding.ids for encoding in tokenizer.encode_batch_fast(list(sentences))]
     lengths = np.fromiter(map(len, ids), np.int64, len(ids))
     flat = np.fromiter(chain.from_iterable(ids), np.int64, int(lengths.sum()))
-    return Tokens(flat, np.cumsum(lengths) - lengths, lengths)
+    return TokenizedText(flat, np.cumsum(lengths) - lengths, lengths)
 
 
-def pad(ids: Sequence[Ids], pad_id: int) -> tuple[Ids, Ids]:
+def pad(ids: Sequence[TokenIds], pad_id: int) -> tuple[TokenIds, TokenIds]:
     """Stack B sentences into (token ids [B, S], attention mask [B, S]), padded on the right."""
     lengths = np.array([len(row) for row in ids])
     mask = np.arange(lengths.max()) < lengths[:, None]
@@ -105,7 +105,7 @@ def sorted_batches(lengths: NDArray[np.int64], batch_size: int) -> list[NDArray[
     return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
 
 
-def row_batches(lengths: Ids, rows: int, row: int) -> list[Ids]:
+def packed_batches(lengths: TokenIds, rows: int, row: int) -> list[TokenIds]:
     """Divide [N] sentences, longest first, into batches that fill rows of tokens whole but for the last.
 
     Args:

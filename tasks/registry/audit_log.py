@@ -17,17 +17,25 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal, TypedDict
 
-from tasks.core.errors import WrongUsage
-from tasks.core.files import digest_of
-from tasks.registry.mlflow_client import HISTORY, Run, Store, all_runs, connect, experiment_of, is_new
+from tasks.core.errors import UsageError
+from tasks.core.files import json_digest
+from tasks.registry.mlflow_client import (
+    AUDIT_EXPERIMENT,
+    MlflowStore,
+    Run,
+    all_runs,
+    connect,
+    experiment_of,
+    is_uninitialised,
+)
 
 State = Literal["pending", "done", "withdrawn"]
 STATES: dict[str, State] = {"RUNNING": "pending", "SCHEDULED": "pending", "FINISHED": "done"}
-LONGEST = 2_000  # characters of a reason; MLflow takes 8,000 of a tag
+MAX_REASON_CHARS = 2_000  # characters of a reason; MLflow takes 8,000 of a tag
 
 # What a record says, beside its id and state; `from` is a word of the language, so this is no class.
-Move = TypedDict(
-    "Move",
+AliasChange = TypedDict(
+    "AliasChange",
     {
         "id": str,
         "state": State,
@@ -45,7 +53,7 @@ Move = TypedDict(
         "bundle": str,
     },
 )
-TEXTS = ("previous", "time", "actor", "kind", "version", "from", "to", "reason", "verdict", "bundle")
+TEXT_FIELDS = ("previous", "time", "actor", "kind", "version", "from", "to", "reason", "verdict", "bundle")
 
 
 def actor() -> str:
@@ -68,25 +76,25 @@ def check_reason(reason: str) -> str:
     """
     text = re.sub(r"\s+", " ", reason).strip()
     if not text:
-        raise WrongUsage("the reason is empty; expected --reason TEXT that says why, it stays in the history")
-    if len(text) > LONGEST:
-        raise WrongUsage(f"the reason has {len(text)} characters; expected at most {LONGEST}")
+        raise UsageError("the reason is empty; expected --reason TEXT that says why, it stays in the history")
+    if len(text) > MAX_REASON_CHARS:
+        raise UsageError(f"the reason has {len(text)} characters; expected at most {MAX_REASON_CHARS}")
     return text
 
 
-def read_moves(store: Store) -> list[Move]:
+def read_changes(store: MlflowStore) -> list[AliasChange]:
     """Return every record, oldest first, also pending and withdrawn ones and those deleted in MLflow's page.
 
     Raises:
         Unreachable: if the store cannot be asked.
     """
-    if is_new(store):
+    if is_uninitialised(store):
         return []
     with connect(store) as client:
-        return sorted(_parse(all_runs(client, HISTORY)), key=lambda move: (move["number"], move["time"]))
+        return sorted(_parse(all_runs(client, AUDIT_EXPERIMENT)), key=lambda move: (move["number"], move["time"]))
 
 
-def append(store: Store, moves: Sequence[Move], **said: str | None) -> Move:
+def begin(store: MlflowStore, moves: Sequence[AliasChange], **said: str | None) -> AliasChange:
     """Write the intent to move, in one call.
 
     Args:
@@ -96,7 +104,7 @@ def append(store: Store, moves: Sequence[Move], **said: str | None) -> Move:
     """
     now = datetime.datetime.now(datetime.UTC)
     last = moves[-1] if moves else None
-    texts = {name: said.get(name) or "" for name in TEXTS} | {
+    texts = {name: said.get(name) or "" for name in TEXT_FIELDS} | {
         "previous": last["id"] if last else "",
         "time": now.isoformat(timespec="milliseconds"),
         "actor": " ".join((said.get("actor") or "").split())[:200] or actor(),
@@ -105,33 +113,33 @@ def append(store: Store, moves: Sequence[Move], **said: str | None) -> Move:
     shown = {"mlflow.user": texts["actor"], "mlflow.note.content": texts["reason"]}  # in MLflow's own page
     with connect(store) as client:
         run = client.create_run(
-            experiment_of(client, store, HISTORY),
+            experiment_of(client, store, AUDIT_EXPERIMENT),
             start_time=int(now.timestamp() * 1_000),
             run_name=f"{texts['kind']} {texts['version']}",
-            tags=tags | shown | {"seal": digest_of(tags)},
+            tags=tags | shown | {"seal": json_digest(tags)},
         )
         (move,) = _parse([run])
         return move
 
 
-def close(store: Store, move: Move, state: State) -> Move:
+def finish(store: MlflowStore, move: AliasChange, state: State) -> AliasChange:
     """End a pending record as done or withdrawn."""
     with connect(store) as client:
         client.set_terminated(move["id"], "FINISHED" if state == "done" else "KILLED", int(time.time() * 1_000))
     return {**move, "state": state}
 
 
-def _parse(runs: Iterable[Run]) -> list[Move]:
+def _parse(runs: Iterable[Run]) -> list[AliasChange]:
     """Read records; runs that somebody else put into the experiment are none."""
     moves = []
     for run in runs:
         tags = run.data.tags
         if not tags.get("number", "").isdecimal():
             continue
-        texts: dict[str, Any] = {name: tags.get(name, "") for name in TEXTS}
-        sealed = digest_of(texts | {"number": tags["number"]})
+        texts: dict[str, Any] = {name: tags.get(name, "") for name in TEXT_FIELDS}
+        sealed = json_digest(texts | {"number": tags["number"]})
         texts |= {name: texts[name] or None for name in ("from", "to")}
         state = STATES.get(run.info.status, "withdrawn")
         altered = sealed != tags.get("seal")
-        moves.append(Move(id=run.info.run_id, state=state, altered=altered, number=int(tags["number"]), **texts))  # type: ignore[typeddict-item]
+        moves.append(AliasChange(id=run.info.run_id, state=state, altered=altered, number=int(tags["number"]), **texts))  # type: ignore[typeddict-item]
     return moves

@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from typing import TypedDict
 
-from tasks.registry.audit_log import Move
+from tasks.registry.audit_log import AliasChange
 
-DECISIONS = {"reject"}  # recorded, and move no alias
+DECISION_KINDS = {"reject"}  # recorded, and move no alias
 
-Entry = TypedDict(
-    "Entry",
+TimelineEntry = TypedDict(
+    "TimelineEntry",
     {
         "time": str | None,
         "actor": str | None,
@@ -24,14 +24,14 @@ Entry = TypedDict(
 )
 
 
-class Reigning(TypedDict):
+class ChampionRecord(TypedDict):
     """What the champion's alias points at now."""
 
     version: str
     digest: str
 
 
-def tell(moves: Sequence[Move], champion: Reigning | None) -> list[Entry]:
+def build_timeline(moves: Sequence[AliasChange], champion: ChampionRecord | None) -> list[TimelineEntry]:
     """Return the history as people read it, oldest first.
 
     Beside the moves that were carried out it holds what no record explains: `unexplained` where the alias was set
@@ -42,7 +42,7 @@ def tell(moves: Sequence[Move], champion: Reigning | None) -> list[Entry]:
         moves: every record.
         champion: what the alias points at now; None: it is not set.
     """
-    entries: list[Entry] = []
+    entries: list[TimelineEntry] = []
     standing: str | None = None
     expected = 1
     for move in moves:
@@ -50,7 +50,7 @@ def tell(moves: Sequence[Move], champion: Reigning | None) -> list[Entry]:
         if missing > 0:
             entries.append(_gap(move, missing, standing))
             standing = move["from"]
-        if not happened(move, champion):
+        if not took_effect(move, champion):
             continue
         if move["from"] != standing:
             entries.append(_unexplained(standing, move["from"]))
@@ -64,18 +64,20 @@ def tell(moves: Sequence[Move], champion: Reigning | None) -> list[Entry]:
     return entries
 
 
-def happened(move: Move, champion: Reigning | None) -> bool:
+def took_effect(move: AliasChange, champion: ChampionRecord | None) -> bool:
     """Tell whether a record's move was carried out; of a pending one the alias says so."""
     there = champion is not None and champion["version"] == move["to"]
-    return move["state"] == "done" or (move["state"] == "pending" and there and move["kind"] not in DECISIONS)
+    return move["state"] == "done" or (move["state"] == "pending" and there and move["kind"] not in DECISION_KINDS)
 
 
-def promotions(moves: Sequence[Move]) -> int:
+def promotions(moves: Sequence[AliasChange]) -> int:
     """Count how often a version was made champion."""
-    return sum(move["state"] == "done" and move["to"] is not None and move["kind"] not in DECISIONS for move in moves)
+    return sum(
+        move["state"] == "done" and move["to"] is not None and move["kind"] not in DECISION_KINDS for move in moves
+    )
 
 
-def reigns(entries: Sequence[Entry]) -> list[str]:
+def champion_stack(entries: Sequence[TimelineEntry]) -> list[str]:
     """Return the versions that reigned, the one before the last at [-2]; what was rolled back is forgotten.
 
     A version that vanished is not forgotten: it stands at [-1].
@@ -83,7 +85,7 @@ def reigns(entries: Sequence[Entry]) -> list[str]:
     stack: list[str] = []
     for entry in entries:
         version = entry["to"]
-        if version is None or entry["kind"] in DECISIONS or (stack and stack[-1] == version):
+        if version is None or entry["kind"] in DECISION_KINDS or (stack and stack[-1] == version):
             continue
         if entry["kind"] == "rollback" and version in stack:
             del stack[len(stack) - stack[::-1].index(version) :]
@@ -92,13 +94,13 @@ def reigns(entries: Sequence[Entry]) -> list[str]:
     return stack
 
 
-def bundle_of(moves: Sequence[Move], version: str) -> str | None:
+def digest_of_version(moves: Sequence[AliasChange], version: str) -> str | None:
     """Return the digest of the bundle that reigned under a version's number last; None: it never did by the record."""
-    found = [move["bundle"] for move in moves if move["to"] == version and move["kind"] not in DECISIONS]
+    found = [move["bundle"] for move in moves if move["to"] == version and move["kind"] not in DECISION_KINDS]
     return found[-1] if found else None
 
 
-def notices(entries: Sequence[Entry], moves: Sequence[Move]) -> list[str]:
+def warnings(entries: Sequence[TimelineEntry], moves: Sequence[AliasChange]) -> list[str]:
     """Return one line for each thing that somebody should look at: what is missing, what was altered, and what no
     record explains of how it stands now. A later record of ours took note of what came before it.
     """
@@ -113,27 +115,27 @@ def notices(entries: Sequence[Entry], moves: Sequence[Move]) -> list[str]:
     return lines
 
 
-def _entry(move: Move) -> Entry:
-    return Entry(**{name: move[name] for name in Entry.__annotations__})  # type: ignore[typeddict-item, literal-required]
+def _entry(move: AliasChange) -> TimelineEntry:
+    return TimelineEntry(**{name: move[name] for name in TimelineEntry.__annotations__})  # type: ignore[typeddict-item, literal-required]
 
 
-def _gap(move: Move, missing: int, standing: str | None) -> Entry:
+def _gap(move: AliasChange, missing: int, standing: str | None) -> TimelineEntry:
     first, last = move["number"] - missing, move["number"] - 1
     which = f"record {first} is" if missing == 1 else f"records {first} to {last} are"
     return _nameless("missing", standing, move["from"], f"{which} missing: deleted from the store for good")
 
 
-def _unexplained(before: str | None, after: str | None, detail: str = "") -> Entry:
+def _unexplained(before: str | None, after: str | None, detail: str = "") -> TimelineEntry:
     if after is None:
-        reason = f"champion {before} vanished: its alias was removed or its version deleted, not by this program"
-        return _nameless("vanished", before, None, reason)
+        reason = f"champion {before} was lost: its alias was removed or its version deleted, not by this program"
+        return _nameless("lost", before, None, reason)
     was = f"from version {before} " if before else ""
     reason = detail or f"the champion's alias went {was}to version {after} and no record explains it"
     return _nameless("unexplained", before, after, reason)
 
 
-def _other_bundle(moves: Sequence[Move], champion: Reigning) -> str:
-    recorded = bundle_of(moves, champion["version"])
+def _other_bundle(moves: Sequence[AliasChange], champion: ChampionRecord) -> str:
+    recorded = digest_of_version(moves, champion["version"])
     if recorded in (None, "", champion["digest"]):
         return ""
     return (
@@ -142,6 +144,6 @@ def _other_bundle(moves: Sequence[Move], champion: Reigning) -> str:
     )
 
 
-def _nameless(kind: str, before: str | None, after: str | None, reason: str) -> Entry:
+def _nameless(kind: str, before: str | None, after: str | None, reason: str) -> TimelineEntry:
     nothing = {"time": None, "actor": None, "version": after, "verdict": None, "bundle": None, "number": None}
-    return Entry(kind=kind, reason=reason, **{"from": before, "to": after}, **nothing)  # type: ignore[typeddict-item]
+    return TimelineEntry(kind=kind, reason=reason, **{"from": before, "to": after}, **nothing)  # type: ignore[typeddict-item]

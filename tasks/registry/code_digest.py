@@ -8,14 +8,14 @@ from pathlib import Path
 
 import mlflow.artifacts
 
-from tasks.core.files import digest_of, sha256_of
+from tasks.core.files import json_digest, sha256_of
 
-SEALED = "wrapping_digest"  # the tag
-BUNDLES = "data"  # the folder that holds nothing but the bundle
-ADDED = {"registered_model_meta"}  # files that MLflow adds to what it hands out
+CODE_DIGEST_TAG = "wrapping_digest"  # the tag
+BUNDLE_FOLDER = "data"  # the folder that holds nothing but the bundle
+IGNORED_FILES = {"registered_model_meta"}  # files that MLflow adds to what it hands out
 
 
-def digest_wrapping(address: str) -> str:
+def digest_code(address: str) -> str:
     """Return the hex SHA-256 over names and contents of a model's files outside of its bundle; they are small.
 
     Args:
@@ -28,10 +28,10 @@ def digest_wrapping(address: str) -> str:
     with tempfile.TemporaryDirectory() as scratch:
         for entry in mlflow.artifacts.list_artifacts(artifact_uri=address) or []:
             name = Path(entry.path).name
-            if name == BUNDLES:
+            if name == BUNDLE_FOLDER:
                 continue
             place = Path(mlflow.artifacts.download_artifacts(f"{address}/{name}", dst_path=scratch))
             for path in sorted(place.rglob("*")) if place.is_dir() else [place]:
-                if path.is_file() and path.name not in ADDED and path.suffix != ".pyc":
+                if path.is_file() and path.name not in IGNORED_FILES and path.suffix != ".pyc":
                     found[f"{name}/{path.relative_to(place)}"] = sha256_of(path)
-    return digest_of(found)
+    return json_digest(found)

@@ -8,23 +8,23 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tasks.evaluation.run_diff import SHORT
-from tasks.reporting.wording import NEXT, capital, escape_markdown, show_interval
+from tasks.evaluation.run_diff import SHORT_DIGEST
+from tasks.reporting.wording import NEXT_STEPS, capital, escape_markdown, show_interval
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from tasks.evaluation.evidence import Evidence
     from tasks.evaluation.judge import Verdict
-    from tasks.evaluation.run_diff import Change
-    from tasks.reporting.tables import Figure
+    from tasks.evaluation.run_diff import SettingChange
+    from tasks.reporting.tables import FigureRow
 
-LONGEST = 1_000  # characters of the tag that says what changed
-SHOWN = 30  # changes that a description lists
-GAP = "&emsp;"  # MLflow's pages leave no room between the columns of a table
+MAX_CELL_CHARS = 1_000  # characters of the tag that says what changed
+MAX_CHANGES = 30  # changes that a description lists
+EMPTY_CELL = "&emsp;"  # MLflow's pages leave no room between the columns of a table
 NOTE = "mlflow.note.content"  # the tag that a run's page shows as its description
 
-MODEL = """Tells whether an English sentence is acceptable to a native speaker.
+MODEL_DESCRIPTION = """Tells whether an English sentence is acceptable to a native speaker.
 
 - **champion** is what downstream systems load: `mlflow.pyfunc.load_model("models:/acceptability@champion")`
 - **challenger** is the last candidate on HOLD, which waits for a person
@@ -46,7 +46,7 @@ def headline(evidence: Evidence, verdict: Verdict) -> str:
     return f"{text}."
 
 
-def version_tags(evidence: Evidence, verdict: Verdict, changes: Sequence[Change] | None) -> dict[str, str]:
+def version_tags(evidence: Evidence, verdict: Verdict, changes: Sequence[SettingChange] | None) -> dict[str, str]:
     """Return the tags that say at a glance what a version is; those for programs are set beside them."""
     interval = evidence["candidate"]["interval"]
     told = "; ".join(f"{each.what} {each.before} -> {each.now}" for each in changes or [])
@@ -55,15 +55,15 @@ def version_tags(evidence: Evidence, verdict: Verdict, changes: Sequence[Change]
     return {
         "verdict": verdict["decision"],
         "mcc_interval": f"{interval['mcc']:.3f} ({interval['low']:.3f} to {interval['high']:.3f})",
-        "changed": told[:LONGEST] or "nothing",
+        "changed": told[:MAX_CELL_CHARS] or "nothing",
     }
 
 
 def describe_version(
     evidence: Evidence,
     verdict: Verdict,
-    figures: Sequence[Figure],
-    changes: Sequence[Change] | None,
+    figures: Sequence[FigureRow],
+    changes: Sequence[SettingChange] | None,
     run_page: str,
 ) -> str:
     """Return the description of a version.
@@ -78,13 +78,14 @@ def describe_version(
     parts = [headline(evidence, verdict), _reasons(verdict)]
     if verdict["decision"] == "HOLD":
         commands = "`verdict approve N --reason TEXT` or `verdict reject N --reason TEXT`"
-        parts.append(f"{NEXT['HOLD']} With the number of this version: {commands}.")
+        parts.append(f"{NEXT_STEPS['HOLD']} With the number of this version: {commands}.")
     if verdict["champion"]:
         parts.append(_changes(changes, verdict["champion"]))
     parts += [
-        f"Trained on the rows `{evidence['training'][:SHORT]}` and measured on the holdout "
-        f"`{evidence['holdout'][:SHORT]}`, which are data sets of its run, with {evidence['candidate']['variant']} on "
-        f"{evidence['candidate']['provider']}. Other candidates judged on this holdout before: {evidence['looks']}.",
+        f"Trained on the rows `{evidence['training'][:SHORT_DIGEST]}` and measured on the holdout "
+        f"`{evidence['holdout'][:SHORT_DIGEST]}`, which are data sets of its run, with "
+        f"{evidence['candidate']['variant']} on {evidence['candidate']['provider']}. Other candidates judged on this "
+        f"holdout before: {evidence['holdout_uses']}.",
         _links(run_page),
         _figures(figures, verdict),  # last: MLflow's pages leave no room after a table
     ]
@@ -116,7 +117,8 @@ def describe_run(evidence: Evidence, verdict: Verdict, version: str, model: str,
         [
             headline(evidence, verdict),
             _reasons(verdict),
-            f"Registered as [version {version}](#/models/{model}/versions/{version}). {NEXT[verdict['decision']]}",
+            f"Registered as [version {version}](#/models/{model}/versions/{version}). "
+            f"{NEXT_STEPS[verdict['decision']]}",
             "\n".join(f"- {place}" for place in places),
         ]
     )
@@ -142,28 +144,28 @@ def _links(run_page: str) -> str:
     return " · ".join(f"[{name}]({run_page}/artifacts/{path})" for name, path in files.items())
 
 
-def _figures(figures: Sequence[Figure], verdict: Verdict) -> str:
-    beside = any(figure.theirs is not None for figure in figures)
+def _figures(figures: Sequence[FigureRow], verdict: Verdict) -> str:
+    beside = any(figure.champion is not None for figure in figures)
     head = ["figure", "this version", *([f"champion {verdict['champion']}"] if beside else [])]
-    rows = [[figure.name, figure.ours, *([figure.theirs or ""] if beside else [])] for figure in figures]
+    rows = [[figure.name, figure.candidate, *([figure.champion or ""] if beside else [])] for figure in figures]
     return f"**Figures**\n\n{_table(head, rows)}"
 
 
-def _changes(changes: Sequence[Change] | None, champion: str) -> str:
+def _changes(changes: Sequence[SettingChange] | None, champion: str) -> str:
     if changes is None:
         return f"What changed since champion {champion} is not known: its run is not in this store."
     if not changes:
         return f"Nothing changed since champion {champion}: neither settings nor data, code or libraries."
     lines = [
         f"- `{each.what}`: {escape_markdown(each.before) or 'empty'} → {escape_markdown(each.now) or 'empty'}"
-        for each in changes[:SHOWN]
+        for each in changes[:MAX_CHANGES]
     ]
-    if len(changes) > SHOWN:
-        lines.append(f"- {len(changes) - SHOWN} more in the report")
+    if len(changes) > MAX_CHANGES:
+        lines.append(f"- {len(changes) - MAX_CHANGES} more in the report")
     return "\n".join([f"**Changed since champion {champion}**\n", *lines])
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [[f"{cell}{GAP}" for cell in line] for line in (head, *rows)]
+    lines = [[f"{cell}{EMPTY_CELL}" for cell in line] for line in (head, *rows)]
     lines.insert(1, ["---"] * len(head))
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

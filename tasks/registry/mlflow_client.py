@@ -17,43 +17,43 @@ from mlflow.entities import Run, ViewType
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
 
-from tasks.core.errors import Unreachable, first_line
+from tasks.core.errors import UnreachableError, first_line
 
-EXPERIMENT, HISTORY = "verdict", "verdict-history"
+EXPERIMENT, AUDIT_EXPERIMENT = "verdict", "verdict-history"
 SQLITE = "sqlite:///"
 
 # MLflow keeps its address for the whole process and in the environment, so its callers take turns.
-_turn = threading.RLock()
+_lock = threading.RLock()
 
 
-class Store(TypedDict):
+class MlflowStore(TypedDict):
     """An MLflow tracking address and, for a local database, the folder of its artifacts."""
 
     uri: str
     artifacts: str
 
 
-def locate_store(home: str) -> Store:
+def locate_store(home: str) -> MlflowStore:
     """Return the store that MLFLOW_TRACKING_URI names, else a SQLite one under `home`."""
     folder = Path(home).resolve()
     uri = os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}{folder / 'mlflow.db'}"
-    return Store(uri=uri, artifacts=str(folder / "artifacts"))
+    return MlflowStore(uri=uri, artifacts=str(folder / "artifacts"))
 
 
-def database_of(store: Store) -> Path | None:
+def database_of(store: MlflowStore) -> Path | None:
     """Return the file of a local SQLite store; None for any other store."""
     uri = store["uri"]
     return Path(uri.removeprefix(SQLITE).partition("?")[0]) if uri.startswith(SQLITE) else None
 
 
-def is_new(store: Store) -> bool:
+def is_uninitialised(store: MlflowStore) -> bool:
     """Tell whether the store is a local database that nothing has been written to; asking it would create it."""
     database = database_of(store)
     return database is not None and not database.exists()
 
 
 @contextlib.contextmanager
-def connect(store: Store) -> Iterator[mlflow.MlflowClient]:
+def connect(store: MlflowStore) -> Iterator[mlflow.MlflowClient]:
     """Yield a client; a store that cannot be asked becomes one clear line.
 
     Raises:
@@ -61,14 +61,14 @@ def connect(store: Store) -> Iterator[mlflow.MlflowClient]:
     """
     logging.getLogger("mlflow").setLevel(logging.ERROR)
     logging.getLogger("alembic").setLevel(logging.ERROR)
-    _turn.acquire()
+    _lock.acquire()
     configured = os.environ.get("MLFLOW_TRACKING_URI")
     try:
         mlflow.set_tracking_uri(store["uri"])
         mlflow.set_registry_uri(store["uri"])
         yield mlflow.MlflowClient()
     except (MlflowException, OSError, *_database_errors()) as error:
-        raise Unreachable(
+        raise UnreachableError(
             f"MLflow store {store['uri']} failed ({first_line(error, 200)}); check it: verdict doctor"
         ) from error
     finally:
@@ -77,10 +77,10 @@ def connect(store: Store) -> Iterator[mlflow.MlflowClient]:
             os.environ.pop("MLFLOW_TRACKING_URI", None)
         else:
             os.environ["MLFLOW_TRACKING_URI"] = configured
-        _turn.release()
+        _lock.release()
 
 
-def experiment_of(client: mlflow.MlflowClient, store: Store, name: str = EXPERIMENT) -> str:
+def experiment_of(client: mlflow.MlflowClient, store: MlflowStore, name: str = EXPERIMENT) -> str:
     """Return an experiment's id; it is created on first use, in a local store with artifacts in the store's folder."""
     found = client.get_experiment_by_name(name)
     if found and found.lifecycle_stage == "deleted":

@@ -18,13 +18,13 @@ import mlflow.pyfunc
 from mlflow.models import Model, ModelSignature
 from mlflow.types import ColSpec, Schema
 
-from tasks.inference.bundle import MODEL
+from tasks.inference.bundle import FP32_MODEL
 
-PACKAGE = Path(__file__).parents[1]
+CODE_ROOT = Path(__file__).parents[1]
 LOADER = "inference.pyfunc"  # the module that MLflow asks for the model
 SERVING_PACKAGES = ("onnxruntime-gpu", "onnxruntime", "tokenizers", "numpy", "pandas")
-OUTPUTS = Schema([ColSpec("string", "label"), ColSpec("double", "probability"), ColSpec("string", "version")])
-EXAMPLE = ["The cat sat on the mat."]
+MODEL_OUTPUTS = Schema([ColSpec("string", "label"), ColSpec("double", "probability"), ColSpec("string", "version")])
+INPUT_EXAMPLE = ["The cat sat on the mat."]
 
 
 def log_model(experiment: str, run_id: str, bundle: str, digest: str) -> str:
@@ -48,27 +48,27 @@ def save_model(path: str, mlflow_model: Model, bundle: str) -> None:
     `mlflow.pyfunc.load_model` gives a model from sentences to labels, `mlflow.onnx.load_model` the fp32 graph.
     """
     with tempfile.TemporaryDirectory() as scratch:
-        code, data = Path(scratch) / PACKAGE.name, Path(scratch) / "bundle"
+        code, data = Path(scratch) / CODE_ROOT.name, Path(scratch) / "bundle"
         shutil.copytree(bundle, data)
         for name in serving_modules():
             target = code / name
             target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(PACKAGE / name, target)
+            shutil.copy(CODE_ROOT / name, target)
         mlflow.pyfunc.save_model(
             path,
             mlflow_model=mlflow_model,
-            loader_module=f"{PACKAGE.name}.{LOADER}",
+            loader_module=f"{CODE_ROOT.name}.{LOADER}",
             data_path=str(data),
             code_paths=[str(code)],
             pip_requirements=_serving_requirements(),
             model_config={"device": "auto"},  # MLflow lets a caller change only what stands here
-            signature=ModelSignature(outputs=OUTPUTS),
-            input_example=EXAMPLE,
+            signature=ModelSignature(outputs=MODEL_OUTPUTS),
+            input_example=INPUT_EXAMPLE,
         )
     mlflow_model.add_flavor(
         "onnx",
         onnx_version=importlib.metadata.version("onnx"),
-        data=f"data/bundle/{MODEL}",
+        data=f"data/bundle/{FP32_MODEL}",
         providers=["CUDAExecutionProvider", "CPUExecutionProvider"],
         code="code",
     )
@@ -83,8 +83,8 @@ def serving_modules() -> list[str]:
         if name in found:
             continue
         found |= {name, f"{name.partition('/')[0]}/__init__.py"}
-        for node in ast.walk(ast.parse((PACKAGE / name).read_text(encoding="utf-8"))):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(f"{PACKAGE.name}."):
+        for node in ast.walk(ast.parse((CODE_ROOT / name).read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(f"{CODE_ROOT.name}."):
                 left.append(str(node.module).partition(".")[2])
     return sorted(found)
 

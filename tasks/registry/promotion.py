@@ -11,27 +11,27 @@ import logging
 from collections.abc import Sequence
 
 from tasks.core.errors import VerdictError
-from tasks.evaluation.incumbency import Incumbency, find_incumbency
+from tasks.evaluation.incumbency import ChampionState, champion_state
 from tasks.registry import versions as registry
-from tasks.registry.audit_log import Move, append, close, read_moves
-from tasks.registry.champion_history import DECISIONS, Entry, Reigning, promotions, tell
+from tasks.registry.audit_log import AliasChange, begin, finish, read_changes
+from tasks.registry.champion_history import DECISION_KINDS, ChampionRecord, TimelineEntry, build_timeline, promotions
 from tasks.registry.descriptions import describe_decision
-from tasks.registry.mlflow_client import Store, is_new
-from tasks.registry.promotion_lock import turn
+from tasks.registry.mlflow_client import MlflowStore, is_uninitialised
+from tasks.registry.promotion_lock import promotion_lock
 from tasks.registry.verification import verify_version
 from tasks.registry.versions import CHALLENGER, CHAMPION
 
 log = logging.getLogger(__name__)
 
-STANDING = {"approve": "PROMOTE", "reject": "REJECT"}  # what a person's decision makes of a HOLD
+STANDING_REASON = {"approve": "PROMOTE", "reject": "REJECT"}  # what a person's decision makes of a HOLD
 
 
 class ChampionChanged(VerdictError):
     """Another champion reigns than the one that a decision was made against: decide again."""
 
 
-def crown(
-    store: Store,
+def promote(
+    store: MlflowStore,
     version: str,
     *,
     kind: str,
@@ -40,7 +40,7 @@ def crown(
     verdict: str = "",
     bundle: str = "",
     who: str = "",
-) -> Move:
+) -> AliasChange:
     """Make a version champion; one that is it already by this record stays it.
 
     Args:
@@ -61,8 +61,8 @@ def crown(
         Unreachable: if the store cannot be asked.
     """
     digest = verify_version(store, version, bundle)  # may fetch files: before anybody has to wait
-    with turn(store) as check:
-        moves, champion = settle(store)
+    with promotion_lock(store) as check:
+        moves, champion = recover_pending(store)
         reigning = champion["version"] if champion else None
         done = _last_move(moves)
         if reigning == version and done and (done["to"], done["bundle"]) == (version, digest):
@@ -72,69 +72,69 @@ def crown(
                 f"champion {reigning or 'none'} reigns by now, version {version} was compared with "
                 f"{expected or 'none'}; compare it again: verdict compare {version}"
             )
-        _refuse_decided(store, kind, version)
+        _reject_decided(store, kind, version)
         said = {"kind": kind, "version": version, "reason": reason, "verdict": verdict, "bundle": digest, "actor": who}
-        move = append(store, moves, **said, **{"from": reigning, "to": version})
+        move = begin(store, moves, **said, **{"from": reigning, "to": version})
         check()
         registry.move_alias(store, CHAMPION, version)
-        return _conclude(store, move)
+        return _finish_pending(store, move)
 
 
-def challenge(store: Store, version: str) -> None:
+def set_challenger(store: MlflowStore, version: str) -> None:
     """Point the challenger's alias at a version on HOLD, unless it reigns by now."""
-    with turn(store) as check:
-        _, champion = settle(store)
+    with promotion_lock(store) as check:
+        _, champion = recover_pending(store)
         if champion is None or champion["version"] != version:
             check()
             registry.move_alias(store, CHALLENGER, version)
 
 
-def dismiss(store: Store, version: str, reason: str, verdict: str = "", who: str = "") -> Move:
+def reject(store: MlflowStore, version: str, reason: str, verdict: str = "", who: str = "") -> AliasChange:
     """Record that a person rejected a version; it is no challenger any more.
 
     Raises:
         ChampionChanged: if it reigns by now.
     """
-    with turn(store) as check:
-        moves, champion = settle(store)
+    with promotion_lock(store) as check:
+        moves, champion = recover_pending(store)
         reigning = champion["version"] if champion else None
         if reigning == version:
             raise ChampionChanged(f"version {version} is champion by now; take it back: verdict rollback --reason TEXT")
-        _refuse_decided(store, "reject", version)
+        _reject_decided(store, "reject", version)
         said = {"kind": "reject", "version": version, "reason": reason, "verdict": verdict, "actor": who}
-        move = append(store, moves, **said, **{"from": reigning, "to": reigning})
+        move = begin(store, moves, **said, **{"from": reigning, "to": reigning})
         check()
-        return _conclude(store, move)
+        return _finish_pending(store, move)
 
 
-def settle(store: Store) -> tuple[list[Move], Reigning | None]:
+def recover_pending(store: MlflowStore) -> tuple[list[AliasChange], ChampionRecord | None]:
     """Finish or withdraw what killed processes left pending; the caller holds the turn.
 
     Returns:
         every record, and what the champion's alias points at.
     """
-    champion = find_reigning(store)
+    champion = current_champion(store)
     moves = []
-    for move in read_moves(store):
+    for move in read_changes(store):
         if move["state"] == "pending":
             moved = champion is not None and champion["version"] == move["to"]
-            took_place = moved or move["kind"] in DECISIONS
+            took_place = moved or move["kind"] in DECISION_KINDS
             log.warning(
                 "record %d (%s %s) was left by a process that died; it is %s",
                 *(move["number"], move["kind"], move["version"], "finished" if took_place else "withdrawn"),
             )
-            move = _conclude(store, move) if took_place else close(store, move, "withdrawn")
+            move = _finish_pending(store, move) if took_place else finish(store, move, "withdrawn")
         moves.append(move)
     return moves, champion
 
 
-def find_reigning(store: Store) -> Reigning | None:
+def current_champion(store: MlflowStore) -> ChampionRecord | None:
     """Return what the champion's alias points at now."""
     found = registry.find_alias(store, CHAMPION, fetch=False)
-    return Reigning(version=found["version"], digest=found["digest"]) if found else None
+    return ChampionRecord(version=found["version"], digest=found["digest"]) if found else None
 
 
-def incumbency(store: Store) -> Incumbency:
+def read_champion_state(store: MlflowStore) -> ChampionState:
     """Tell whether a champion reigns, there never was one, or it vanished with its version or alias.
 
     A store that was filled before moves were recorded, and lost its alias, counts as one that never had a champion.
@@ -142,43 +142,43 @@ def incumbency(store: Store) -> Incumbency:
     Raises:
         Unreachable: if the store cannot be asked: that is none of the three.
     """
-    if is_new(store):
-        return "never"
-    champion = find_reigning(store)
-    return find_incumbency(champion is not None, 0 if champion else promotions(read_moves(store)))
+    if is_uninitialised(store):
+        return "none"
+    champion = current_champion(store)
+    return champion_state(champion is not None, 0 if champion else promotions(read_changes(store)))
 
 
-def history(store: Store) -> tuple[list[Entry], list[Move]]:
+def history(store: MlflowStore) -> tuple[list[TimelineEntry], list[AliasChange]]:
     """Return the history as people read it, and the records behind it; both oldest first."""
-    if is_new(store):
+    if is_uninitialised(store):
         return [], []
     # Records and alias are two questions; a move in between would look like one that no record explains.
-    before, champion, after = read_moves(store), find_reigning(store), read_moves(store)
+    before, champion, after = read_changes(store), current_champion(store), read_changes(store)
     while before != after:
-        before, champion, after = after, find_reigning(store), read_moves(store)
-    return tell(after, champion), after
+        before, champion, after = after, current_champion(store), read_changes(store)
+    return build_timeline(after, champion), after
 
 
-def _conclude(store: Store, move: Move) -> Move:
+def _finish_pending(store: MlflowStore, move: AliasChange) -> AliasChange:
     """Do what follows from a move that took place, and close its record; may be done twice."""
-    if standing := STANDING.get(move["kind"]):
+    if standing := STANDING_REASON.get(move["kind"]):
         decided = {"verdict": standing, "decided_by": move["actor"], "decision": f"{move['kind']}: {move['reason']}"}
         registry.tag_version(store, move["version"], decided)
         line = describe_decision(move["kind"], move["actor"], move["time"], move["reason"])
-        registry.head_description(store, move["version"], line)
+        registry.prepend_description(store, move["version"], line)
     registry.drop_alias(store, CHALLENGER, move["version"])
-    return close(store, move, "done")
+    return finish(store, move, "done")
 
 
-def _refuse_decided(store: Store, kind: str, version: str) -> None:
+def _reject_decided(store: MlflowStore, kind: str, version: str) -> None:
     """Let persons decide about a HOLD only; inside the turn, where nobody else decides about it."""
-    standing = registry.read_tags(store, version).get("verdict") if kind in STANDING else "HOLD"
+    standing = registry.read_tags(store, version).get("verdict") if kind in STANDING_REASON else "HOLD"
     if standing != "HOLD":
         raise VerdictError(
             f"version {version} stands at {standing or 'no verdict'}; expected a HOLD to {kind}, see: verdict status"
         )
 
 
-def _last_move(moves: Sequence[Move]) -> Move | None:
-    found = [move for move in moves if move["state"] == "done" and move["kind"] not in DECISIONS]
+def _last_move(moves: Sequence[AliasChange]) -> AliasChange | None:
+    found = [move for move in moves if move["state"] == "done" and move["kind"] not in DECISION_KINDS]
     return found[-1] if found else None

@@ -21,22 +21,22 @@ from collections.abc import Callable, Iterator
 
 from filelock import FileLock, Timeout
 
-from tasks.core.errors import Unreachable, VerdictError
-from tasks.registry.mlflow_client import HISTORY, Store, connect, database_of, experiment_of
+from tasks.core.errors import UnreachableError, VerdictError
+from tasks.registry.mlflow_client import AUDIT_EXPERIMENT, MlflowStore, connect, database_of, experiment_of
 
-WAIT = 180.0  # seconds that somebody waits for a turn; longer than a dead process's lease
-LEASE = 60.0  # seconds after which a lease that was watched belongs to a dead process
-MARGIN = 20.0  # seconds before the end of its lease from which a holder writes no more
-PAUSE = (0.05, 0.5)  # seconds between two tries, at random
-PREFIX = "turn."
+LOCK_TIMEOUT_S = 180.0  # seconds that somebody waits for a turn; longer than a dead process's lease
+LEASE_S = 60.0  # seconds after which a lease that was watched belongs to a dead process
+CLOCK_MARGIN_S = 20.0  # seconds before the end of its lease from which a holder writes no more
+POLL_RANGE_S = (0.05, 0.5)  # seconds between two tries, at random
+LEASE_TAG_PREFIX = "turn."
 
 
-class Busy(VerdictError):
+class LockTimeout(VerdictError):
     """Others are promoting, for longer than one waits."""
 
 
 @contextlib.contextmanager
-def turn(store: Store, wait_s: float = WAIT) -> Iterator[Callable[[], None]]:
+def promotion_lock(store: MlflowStore, wait_s: float = LOCK_TIMEOUT_S) -> Iterator[Callable[[], None]]:
     """Wait until nobody else promotes, and let nobody else promote during the block.
 
     Yields:
@@ -57,7 +57,7 @@ def turn(store: Store, wait_s: float = WAIT) -> Iterator[Callable[[], None]]:
     try:
         lock.acquire()
     except Timeout as error:
-        raise _busy(wait_s) from error
+        raise _timeout_error(wait_s) from error
     except OSError as error:
         raise VerdictError(f"no lock can be taken beside {database} ({error.strerror}); is it writable?") from error
     try:
@@ -67,22 +67,24 @@ def turn(store: Store, wait_s: float = WAIT) -> Iterator[Callable[[], None]]:
 
 
 @contextlib.contextmanager
-def _lease(store: Store, wait_s: float) -> Iterator[Callable[[], None]]:
-    key = f"{PREFIX}{uuid.uuid4().hex}"
-    began = _take(store, key, wait_s)
+def _lease(store: MlflowStore, wait_s: float) -> Iterator[Callable[[], None]]:
+    key = f"{LEASE_TAG_PREFIX}{uuid.uuid4().hex}"
+    began = _acquire(store, key, wait_s)
 
     def check() -> None:
-        if time.monotonic() - began > LEASE - MARGIN:
-            raise Busy(f"the store took over {LEASE - MARGIN:.0f} s; nothing was moved, run the same command again")
+        if time.monotonic() - began > LEASE_S - CLOCK_MARGIN_S:
+            raise LockTimeout(
+                f"the store took over {LEASE_S - CLOCK_MARGIN_S:.0f} s; nothing was moved, run the same command again"
+            )
 
     try:
         yield check
     finally:
-        with contextlib.suppress(Unreachable):  # then it ends by itself
+        with contextlib.suppress(UnreachableError):  # then it ends by itself
             _remove(store, key)
 
 
-def _take(store: Store, key: str, wait_s: float) -> float:
+def _acquire(store: MlflowStore, key: str, wait_s: float) -> float:
     """Write a tag when no other lives; return when that began, on this process's clock."""
     deadline = time.monotonic() + wait_s
     seen: dict[str, float] = {}  # when each tag was first seen
@@ -90,35 +92,35 @@ def _take(store: Store, key: str, wait_s: float) -> float:
         if not _others(store, key, seen):
             began = time.monotonic()
             with connect(store) as client:
-                client.set_experiment_tag(experiment_of(client, store, HISTORY), key, "held")
+                client.set_experiment_tag(experiment_of(client, store, AUDIT_EXPERIMENT), key, "held")
             if not _others(store, key, seen):
                 return began
             _remove(store, key)
-        time.sleep(random.uniform(*PAUSE))
-    raise _busy(wait_s)
+        time.sleep(random.uniform(*POLL_RANGE_S))
+    raise _timeout_error(wait_s)
 
 
-def _others(store: Store, own: str, seen: dict[str, float]) -> list[str]:
+def _others(store: MlflowStore, own: str, seen: dict[str, float]) -> list[str]:
     """Return the tags of other live processes; those that were watched for LEASE seconds are removed."""
     with connect(store) as client:
-        tags = client.get_experiment(experiment_of(client, store, HISTORY)).tags
+        tags = client.get_experiment(experiment_of(client, store, AUDIT_EXPERIMENT)).tags
     now = time.monotonic()
     live = []
     for key in tags:
-        if key.startswith(PREFIX) and key != own:
-            if now - seen.setdefault(key, now) > LEASE:
+        if key.startswith(LEASE_TAG_PREFIX) and key != own:
+            if now - seen.setdefault(key, now) > LEASE_S:
                 _remove(store, key)
             else:
                 live.append(key)
     return live
 
 
-def _remove(store: Store, key: str) -> None:
+def _remove(store: MlflowStore, key: str) -> None:
     with connect(store) as client:
-        experiment = experiment_of(client, store, HISTORY)
+        experiment = experiment_of(client, store, AUDIT_EXPERIMENT)
         if key in client.get_experiment(experiment).tags:
             client.delete_experiment_tag(experiment, key)
 
 
-def _busy(wait_s: float) -> Busy:
-    return Busy(f"another promotion has been under way for {wait_s:.0f} s; see: verdict history, then run again")
+def _timeout_error(wait_s: float) -> LockTimeout:
+    return LockTimeout(f"another promotion has been under way for {wait_s:.0f} s; see: verdict history, then run again")

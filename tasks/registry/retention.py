@@ -16,19 +16,19 @@ from typing import NamedTuple, TypedDict
 
 from filelock import FileLock, Timeout
 
-from tasks.core.errors import VerdictError, WrongUsage
+from tasks.core.errors import UsageError, VerdictError
 from tasks.core.files import read_json
 from tasks.registry import promotion as moves
 from tasks.registry import retention_queries as disposal
 from tasks.registry import versions as registry
-from tasks.registry.mlflow_client import Store, is_new, locate_store
+from tasks.registry.mlflow_client import MlflowStore, is_uninitialised, locate_store
 
-DAY = 86_400.0  # seconds
-DIGEST = re.compile(r"[0-9a-f]{64}")
-RECORDS = ("result.json", "evidence.json", "split.json", "gate.json", "export.json", "verdict.json")
+SECONDS_PER_DAY = 86_400.0  # seconds
+DIGEST_PATTERN = re.compile(r"[0-9a-f]{64}")
+RECORD_FILES = ("result.json", "evidence.json", "split.json", "gate.json", "export.json", "verdict.json")
 
 
-class Rule(NamedTuple):
+class RetentionRule(NamedTuple):
     """How long things are kept that nothing needs."""
 
     days: float = 30.0
@@ -37,7 +37,7 @@ class Rule(NamedTuple):
     """So many of the newest stay, of each kind."""
 
 
-class Item(TypedDict):
+class PrunedItem(TypedDict):
     """Something that goes."""
 
     kind: str
@@ -46,16 +46,16 @@ class Item(TypedDict):
     why: str
 
 
-class Outcome(TypedDict):
+class PruneResult(TypedDict):
     """What went, or would go."""
 
     dry_run: bool
-    items: list[Item]
+    items: list[PrunedItem]
     closed: list[str]
     megabytes: float
 
 
-class Needed(NamedTuple):
+class References(NamedTuple):
     """What something alive needs."""
 
     versions: set[str]
@@ -64,7 +64,7 @@ class Needed(NamedTuple):
     """Of bundles and snapshots."""
 
 
-def prune(home: str, rule: Rule = Rule(), dry_run: bool = False) -> Outcome:  # noqa: B008 (immutable)
+def prune(home: str, rule: RetentionRule = RetentionRule(), dry_run: bool = False) -> PruneResult:  # noqa: B008 (immutable)
     """Delete what the rule gives up; return it.
 
     Args:
@@ -77,22 +77,24 @@ def prune(home: str, rule: Rule = Rule(), dry_run: bool = False) -> Outcome:  # 
         Unreachable: if the store cannot be asked: what is needed is then unknown, and nothing is deleted.
     """
     if rule.days < 0 or rule.keep < 1:
-        raise WrongUsage(
+        raise UsageError(
             f"{rule.days} days and {rule.keep} to keep is no rule; expected --days 0 or more, --keep 1 or more"
         )
     store, folder = locate_store(home), Path(home)
-    needed = find_needed(store, folder)
+    needed = find_references(store, folder)
     items = list(_versions(store, rule, needed, dry_run))
     items += _jobs(folder, rule, needed, dry_run)
     items += _checks(folder, rule, dry_run)
     # Last: what is left of the jobs says which snapshots are needed.
     gone = {item["name"] for item in items if item["kind"] == "job"}
     items += _snapshots(folder, rule, needed, gone, dry_run)
-    closed = disposal.close_lost_runs(store, max(rule.days, 1) * DAY, dry_run)
-    return Outcome(dry_run=dry_run, items=items, closed=closed, megabytes=round(sum(i["megabytes"] for i in items), 1))
+    closed = disposal.close_lost_runs(store, max(rule.days, 1) * SECONDS_PER_DAY, dry_run)
+    return PruneResult(
+        dry_run=dry_run, items=items, closed=closed, megabytes=round(sum(i["megabytes"] for i in items), 1)
+    )
 
 
-def find_needed(store: Store, folder: Path) -> Needed:
+def find_references(store: MlflowStore, folder: Path) -> References:
     """Return what aliases, history and pending decisions need.
 
     Raises:
@@ -102,80 +104,84 @@ def find_needed(store: Store, folder: Path) -> Needed:
     digests: set[str] = set()
     for path in (folder / "waiting").glob("*.json"):
         versions.add(str(read_json(path)["version"]))
-    if not is_new(store):
-        versions |= disposal.aliased(store)
-        for move in moves.read_moves(store):
+    if not is_uninitialised(store):
+        versions |= disposal.list_aliased(store)
+        for move in moves.read_changes(store):
             versions |= {version for version in (move["version"], move["from"], move["to"]) if version}
             digests.add(move["bundle"])
         for version in sorted(versions):
             with contextlib.suppress(registry.UnknownModel):  # deleted by a person; the history still tells of it
                 tags = registry.read_tags(store, version)
-                digests |= {value for value in tags.values() if DIGEST.fullmatch(value)}
+                digests |= {value for value in tags.values() if DIGEST_PATTERN.fullmatch(value)}
                 digests |= disposal.read_inputs(store, tags["run"])
         digests |= disposal.inputs_of_running(store)
-    return Needed(versions, digests)
+    return References(versions, digests)
 
 
-def _versions(store: Store, rule: Rule, needed: Needed, dry_run: bool) -> Iterator[Item]:
+def _versions(store: MlflowStore, rule: RetentionRule, needed: References, dry_run: bool) -> Iterator[PrunedItem]:
     """Drop the bundles of rejected versions; their runs stay, and so what they were judged by."""
-    if is_new(store):
+    if is_uninitialised(store):
         return
-    rejected = disposal.rejected(store)  # newest first
+    rejected = disposal.list_rejected(store)  # newest first
     for version in rejected[rule.keep :]:
         age = time.time() - version["created"]
-        if version["version"] in needed.versions or age < rule.days * DAY:
+        if version["version"] in needed.versions or age < rule.days * SECONDS_PER_DAY:
             continue
         if not dry_run:
             disposal.drop_version(store, version["version"])
-        yield Item(kind="version", name=version["version"], megabytes=version["megabytes"], why=f"rejected {_ago(age)}")
+        yield PrunedItem(
+            kind="version", name=version["version"], megabytes=version["megabytes"], why=f"rejected {_ago(age)}"
+        )
 
 
-def _jobs(folder: Path, rule: Rule, needed: Needed, dry_run: bool) -> Iterator[Item]:
+def _jobs(folder: Path, rule: RetentionRule, needed: References, dry_run: bool) -> Iterator[PrunedItem]:
     """Delete folders of jobs: finished ones that no version needs, and killed ones that nobody went on with."""
     jobs = sorted((path for path in (folder / "runs").glob("*") if path.is_dir()), key=_changed, reverse=True)
     for path in jobs[rule.keep :]:
         age = time.time() - _changed(path)
-        if age < rule.days * DAY or _holds(path, needed):
+        if age < rule.days * SECONDS_PER_DAY or _is_referenced(path, needed):
             continue
         finished = (path / "result.json").is_file()
         why = f"{'finished' if finished else 'given up'} {_ago(age)}"
-        item = Item(kind="job", name=path.name, megabytes=_size(path), why=why)
+        item = PrunedItem(kind="job", name=path.name, megabytes=_size(path), why=why)
         with contextlib.suppress(Timeout), FileLock(path / "lock", timeout=0):
             if not dry_run:
                 _delete(path)
             yield item
 
 
-def _checks(folder: Path, rule: Rule, dry_run: bool) -> Iterator[Item]:
+def _checks(folder: Path, rule: RetentionRule, dry_run: bool) -> Iterator[PrunedItem]:
     checks = sorted((path for path in (folder / "checks").glob("*") if path.is_dir()), key=_changed, reverse=True)
     for path in checks[rule.keep :]:
         age = time.time() - _changed(path)
-        if age >= rule.days * DAY:
-            yield Item(kind="check", name=path.name, megabytes=_size(path), why=f"made {_ago(age)}")
+        if age >= rule.days * SECONDS_PER_DAY:
+            yield PrunedItem(kind="check", name=path.name, megabytes=_size(path), why=f"made {_ago(age)}")
             if not dry_run:
                 _delete(path)
 
 
-def _snapshots(folder: Path, rule: Rule, needed: Needed, gone: set[str], dry_run: bool) -> Iterator[Item]:
+def _snapshots(
+    folder: Path, rule: RetentionRule, needed: References, gone: set[str], dry_run: bool
+) -> Iterator[PrunedItem]:
     """Delete snapshots that nothing names; a run that reads its data again renews its snapshots first."""
     named = set(needed.digests)
     for job in (folder / "runs").glob("*"):
         if job.name not in gone:
             named |= _digests_in(job)
-    shortened = {digest[: disposal.SHORTENED] for digest in named}
+    shortened = {digest[: disposal.SHORT_DIGEST_CHARS] for digest in named}
     paths = sorted((folder / "snapshots").glob("*.parquet"), key=_changed, reverse=True)
     for path in paths[rule.keep :]:
         age = time.time() - _changed(path)
         digest = path.stem.removeprefix("quarantine-")
         # A job that begins right now has read its data and told nobody yet.
-        if age < max(rule.days, 1) * DAY or digest[: disposal.SHORTENED] in shortened:
+        if age < max(rule.days, 1) * SECONDS_PER_DAY or digest[: disposal.SHORT_DIGEST_CHARS] in shortened:
             continue
-        yield Item(kind="snapshot", name=path.stem, megabytes=_size(path), why=f"last read {_ago(age)}")
+        yield PrunedItem(kind="snapshot", name=path.stem, megabytes=_size(path), why=f"last read {_ago(age)}")
         if not dry_run:
             path.unlink(missing_ok=True)
 
 
-def _holds(job: Path, needed: Needed) -> bool:
+def _is_referenced(job: Path, needed: References) -> bool:
     """Tell whether a job's folder belongs to something alive; one that cannot be read stays."""
     path = job / "result.json"
     if not path.is_file():
@@ -189,9 +195,9 @@ def _holds(job: Path, needed: Needed) -> bool:
 
 def _digests_in(job: Path) -> set[str]:
     found: set[str] = set()
-    for name in RECORDS:
+    for name in RECORD_FILES:
         with contextlib.suppress(OSError):
-            found |= set(DIGEST.findall((job / name).read_text(encoding="utf-8")))
+            found |= set(DIGEST_PATTERN.findall((job / name).read_text(encoding="utf-8")))
     return found
 
 
@@ -218,4 +224,4 @@ def _size(path: Path) -> float:
 
 
 def _ago(seconds: float) -> str:
-    return f"{seconds / DAY:.0f} days ago"
+    return f"{seconds / SECONDS_PER_DAY:.0f} days ago"

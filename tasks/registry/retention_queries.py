@@ -9,15 +9,15 @@ from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
 from tasks.core.errors import VerdictError
-from tasks.registry.mlflow_client import Store, connect, experiment_of, is_new
+from tasks.registry.mlflow_client import MlflowStore, connect, experiment_of, is_uninitialised
 from tasks.registry.tracking import DIGEST_LENGTH
 from tasks.registry.versions import MODEL_NAME
 
-MODEL = "models:/"  # what a registered model was made of
-SHORTENED = DIGEST_LENGTH  # characters of a digest that MLflow keeps of a data set
+MODEL_URI_PREFIX = "models:/"  # what a registered model was made of
+SHORT_DIGEST_CHARS = DIGEST_LENGTH  # characters of a digest that MLflow keeps of a data set
 
 
-class Rejected(TypedDict):
+class RejectedVersion(TypedDict):
     """A version that was rejected: when it was made, in seconds since 1970, and what its files weigh."""
 
     version: str
@@ -25,14 +25,14 @@ class Rejected(TypedDict):
     megabytes: float
 
 
-def aliased(store: Store) -> set[str]:
+def list_aliased(store: MlflowStore) -> set[str]:
     """Return every version that any alias points at."""
     with connect(store) as client:
         found = client.search_registered_models(f"name = '{MODEL_NAME}'")
         return {str(version) for model in found for version in model.aliases.values()}
 
 
-def rejected(store: Store) -> list[Rejected]:
+def list_rejected(store: MlflowStore) -> list[RejectedVersion]:
     """Return the versions whose standing verdict is REJECT, newest first."""
     with connect(store) as client:
         found = []
@@ -45,16 +45,16 @@ def rejected(store: Store) -> list[Rejected]:
             token = page.token or None
         versions = sorted(found, key=lambda version: int(version.version), reverse=True)
         return [
-            Rejected(
+            RejectedVersion(
                 version=str(version.version),
                 created=version.creation_timestamp / 1_000,
-                megabytes=_weigh(version.source),
+                megabytes=_size_mb(version.source),
             )
             for version in versions
         ]
 
 
-def drop_version(store: Store, version: str) -> None:
+def drop_version(store: MlflowStore, version: str) -> None:
     """Delete a version and the files of its model; its run stays.
 
     The version goes first: a process that is killed in between leaves files that nothing names, and no version without
@@ -64,18 +64,18 @@ def drop_version(store: Store, version: str) -> None:
         VerdictError: if an alias points at it by now.
     """
     with connect(store) as client:
-        if version in aliased(store):
+        if version in list_aliased(store):
             raise VerdictError(f"version {version} has an alias by now; it stays, see: verdict status")
         found = client.get_model_version(MODEL_NAME, version)
         client.delete_model_version(MODEL_NAME, version)
-        if found.source.startswith(MODEL):
-            model = client.get_logged_model(found.source.removeprefix(MODEL))
+        if found.source.startswith(MODEL_URI_PREFIX):
+            model = client.get_logged_model(found.source.removeprefix(MODEL_URI_PREFIX))
             client.delete_logged_model(model.model_id)
             with contextlib.suppress(MlflowException, OSError, NotImplementedError):
                 get_artifact_repository(model.artifact_location).delete_artifacts()
 
 
-def read_inputs(store: Store, run_id: str) -> set[str]:
+def read_inputs(store: MlflowStore, run_id: str) -> set[str]:
     """Return the shortened digests of a run's data sets; none where the run is gone."""
     if not run_id:
         return set()
@@ -87,20 +87,20 @@ def read_inputs(store: Store, run_id: str) -> set[str]:
         return {entry.dataset.digest for entry in run.inputs.dataset_inputs}
 
 
-def inputs_of_running(store: Store) -> set[str]:
+def inputs_of_running(store: MlflowStore) -> set[str]:
     """Return the shortened digests of the data sets of every run that says it is running, wherever."""
     with connect(store) as client:
         runs = client.search_runs([experiment_of(client, store)], "attributes.status = 'RUNNING'")
         return {entry.dataset.digest for run in runs for entry in run.inputs.dataset_inputs}
 
 
-def close_lost_runs(store: Store, seconds: float, dry_run: bool) -> list[str]:
+def close_lost_runs(store: MlflowStore, seconds: float, dry_run: bool) -> list[str]:
     """Close runs that have said RUNNING for so long: their homes are gone, so no other job closes them.
 
     Returns:
         their ids.
     """
-    if is_new(store):
+    if is_uninitialised(store):
         return []
     with connect(store) as client:
         before = int((time.time() - seconds) * 1_000)
@@ -111,7 +111,7 @@ def close_lost_runs(store: Store, seconds: float, dry_run: bool) -> list[str]:
         return [run.info.run_id for run in runs]
 
 
-def _weigh(uri: str) -> float:
+def _size_mb(uri: str) -> float:
     """Return the megabytes of a model's files; 0 where they cannot be listed."""
     total = 0
     with contextlib.suppress(MlflowException, OSError):

@@ -10,16 +10,18 @@ from mlflow.entities import DatasetInput, InputTag, Metric, Param, Run, RunTag, 
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, RESOURCE_DOES_NOT_EXIST, ErrorCode
 
-from tasks.data.snapshots import load_rows
-from tasks.evaluation.run_diff import Past
-from tasks.registry.mlflow_client import Store, connect, experiment_of
+from tasks.data.snapshots import read_snapshot
+from tasks.evaluation.run_diff import RunRecord
+from tasks.registry.mlflow_client import MlflowStore, connect, experiment_of
 
 BATCH_LIMIT = 1_000  # metrics in one call, MLflow's limit
-WHY = {"KILLED": "its process died; the same data and settings go on from what it finished"}  # ended without a word
+REASON_TAG = {
+    "KILLED": "its process died; the same data and settings go on from what it finished"
+}  # ended without a word
 DIGEST_LENGTH = 32  # characters; MLflow allows 36
 
 
-def open_run(store: Store, job: str, params: Mapping[str, Any], tags: Mapping[str, str]) -> str:
+def open_run(store: MlflowStore, job: str, params: Mapping[str, Any], tags: Mapping[str, str]) -> str:
     """Start a run for a job, or go on with the one that a killed process left running; return its id.
 
     The caller holds the job's lock, so a run of this job and home that says RUNNING belongs to a dead process.
@@ -38,19 +40,19 @@ def open_run(store: Store, job: str, params: Mapping[str, Any], tags: Mapping[st
         return run.info.run_id
 
 
-def tag_run(store: Store, run_id: str, tags: Mapping[str, str]) -> None:
+def tag_run(store: MlflowStore, run_id: str, tags: Mapping[str, str]) -> None:
     """Set tags of a run."""
     with connect(store) as client:
         client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
 
 
-def find_page(store: Store, run_id: str) -> str:
+def find_page(store: MlflowStore, run_id: str) -> str:
     """Return the address of a run's page, relative to MLflow's own."""
     with connect(store) as client:
         return f"#/experiments/{client.get_run(run_id).info.experiment_id}/runs/{run_id}"
 
 
-def read_past(store: Store, run_id: str) -> Past | None:
+def read_run_record(store: MlflowStore, run_id: str) -> RunRecord | None:
     """Return what a run recorded of how it was made; None where the store has no such run."""
     with connect(store) as client:
         try:
@@ -59,16 +61,16 @@ def read_past(store: Store, run_id: str) -> Past | None:
             if error.error_code in {ErrorCode.Name(RESOURCE_DOES_NOT_EXIST), ErrorCode.Name(INVALID_PARAMETER_VALUE)}:
                 return None
             raise
-        return Past(settings=dict(run.data.params), tags=dict(run.data.tags))
+        return RunRecord(settings=dict(run.data.params), tags=dict(run.data.tags))
 
 
-def close_run(store: Store, run_id: str, status: str) -> None:
+def close_run(store: MlflowStore, run_id: str, status: str) -> None:
     """End a run as FINISHED, FAILED or KILLED."""
     with connect(store) as client:
         client.set_terminated(run_id, status)
 
 
-def running_jobs(store: Store, home: str) -> dict[str, str]:
+def running_jobs(store: MlflowStore, home: str) -> dict[str, str]:
     """Return run id to job of every run that says it is running in the home with this name."""
     with connect(store) as client:
         runs = client.search_runs(
@@ -77,12 +79,12 @@ def running_jobs(store: Store, home: str) -> dict[str, str]:
         return {run.info.run_id: run.data.tags["job"] for run in runs if "job" in run.data.tags}
 
 
-def log_metrics(store: Store, run_id: str, metrics: Mapping[str, float | None], step: int = 0) -> None:
+def log_metrics(store: MlflowStore, run_id: str, metrics: Mapping[str, float | None], step: int = 0) -> None:
     """Log figures of one step; None is left out."""
     log_series(store, run_id, {name: {step: value} for name, value in metrics.items()})
 
 
-def log_series(store: Store, run_id: str, series: Mapping[str, Mapping[int, float | None]]) -> None:
+def log_series(store: MlflowStore, run_id: str, series: Mapping[str, Mapping[int, float | None]]) -> None:
     """Log figures by name and step; None is left out."""
     now = int(time.time() * 1_000)
     metrics = [
@@ -96,9 +98,9 @@ def log_series(store: Store, run_id: str, series: Mapping[str, Mapping[int, floa
             client.log_batch(run_id, metrics=metrics[start : start + BATCH_LIMIT])
 
 
-def log_dataset(store: Store, run_id: str, name: str, context: str, digest: str, path: str, address: str) -> None:
+def log_dataset(store: MlflowStore, run_id: str, name: str, context: str, digest: str, path: str, address: str) -> None:
     """Log a snapshot as an input of a run, so that versions lead back to their rows."""
-    rows = load_rows(path)
+    rows = read_snapshot(path)
     with connect(store) as client, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # MLflow's hints on integer columns and ambiguous folders
         dataset = mlflow.data.from_pandas(
@@ -114,14 +116,14 @@ def log_dataset(store: Store, run_id: str, name: str, context: str, digest: str,
         client.log_inputs(run_id, [entry])
 
 
-def log_files(store: Store, run_id: str, paths: Sequence[str], folder: str) -> None:
+def log_files(store: MlflowStore, run_id: str, paths: Sequence[str], folder: str) -> None:
     """Store files with a run, in a folder of its artifacts."""
     with connect(store) as client:
         for path in paths:
             client.log_artifact(run_id, path, folder)
 
 
-def recent_runs(store: Store, limit: int = 5) -> list[dict[str, Any]]:
+def recent_runs(store: MlflowStore, limit: int = 5) -> list[dict[str, Any]]:
     """Return the latest runs, newest first.
 
     Each with run, job, start and end (seconds since 1970; None while it runs), status, verdict, version, mcc, why it
@@ -141,7 +143,7 @@ def recent_runs(store: Store, limit: int = 5) -> list[dict[str, Any]]:
                 "verdict": run.data.tags.get("verdict"),
                 "version": run.data.tags.get("version"),
                 "mcc": run.data.metrics.get("mcc"),
-                "why": _why(run),
+                "why": _reason(run),
                 "drift": run.data.tags.get("drift"),
                 "drift_from": run.data.tags.get("drift_from"),
             }
@@ -149,14 +151,14 @@ def recent_runs(store: Store, limit: int = 5) -> list[dict[str, Any]]:
         ]
 
 
-def _why(run: Run) -> str:
+def _reason(run: Run) -> str:
     """Return why a run ended as it did; of one that failed after its verdict the failure."""
     tags = run.data.tags
     said = (tags.get("error"), tags.get("why")) if run.info.status == "FAILED" else (tags.get("why"), tags.get("error"))
-    return said[0] or said[1] or WHY.get(run.info.status, "")
+    return said[0] or said[1] or REASON_TAG.get(run.info.status, "")
 
 
-def count_looks(store: Store, holdout: str, besides: str) -> int:
+def count_holdout_uses(store: MlflowStore, holdout: str, besides: str) -> int:
     """Count the bundles that were judged on a holdout, deleted runs included: deleting one does not unsee its figures.
 
     Args:

@@ -9,17 +9,17 @@ from typing import Any
 import mlflow.artifacts
 from mlflow.exceptions import MlflowException
 
-from tasks.core.errors import Unreachable, VerdictError
+from tasks.core.errors import UnreachableError, VerdictError
 from tasks.core.files import read_json
 from tasks.inference.bundle import verify
-from tasks.registry.code_digest import SEALED, digest_wrapping
-from tasks.registry.mlflow_client import Store, connect, database_of
+from tasks.registry.code_digest import CODE_DIGEST_TAG, digest_code
+from tasks.registry.mlflow_client import MlflowStore, connect, database_of
 from tasks.registry.versions import MODEL_NAME, read_tags
 
-WAY_OUT = "delete it in MLflow and train it again: verdict retrain --force"  # what one does with a damaged version
+REMEDY = "delete it in MLflow and train it again: verdict retrain --force"  # what one does with a damaged version
 
 
-def verify_version(store: Store, version: str, expected: str = "") -> str:
+def verify_version(store: MlflowStore, version: str, expected: str = "") -> str:
     """Check that a version's files are those that were registered; return the bundle's digest.
 
     Args:
@@ -34,22 +34,22 @@ def verify_version(store: Store, version: str, expected: str = "") -> str:
     """
     tags = read_tags(store, version)
     registered = expected or tags.get("bundle_digest", "")
-    with bundle_of(store, version) as bundle:
+    with open_bundle(store, version) as bundle:
         try:
             digest = verify(bundle)["digest"]
         except VerdictError as error:
             reason = str(error).partition(";")[0].replace(f"bundle {bundle}", f"bundle of version {version}")
-            raise VerdictError(f"{reason.replace(str(bundle), f'version {version}')}; {WAY_OUT}") from error
-        sealed = tags.get(SEALED)
-        if sealed and _wrapping(store, version) != sealed:
-            raise VerdictError(f"version {version}: files around its bundle are not those that were sealed; {WAY_OUT}")
+            raise VerdictError(f"{reason.replace(str(bundle), f'version {version}')}; {REMEDY}") from error
+        sealed = tags.get(CODE_DIGEST_TAG)
+        if sealed and _code_error(store, version) != sealed:
+            raise VerdictError(f"version {version}: files around its bundle are not those that were sealed; {REMEDY}")
     if registered and digest != registered:
-        raise VerdictError(f"version {version} holds bundle {digest[:12]}, registered was {registered[:12]}; {WAY_OUT}")
+        raise VerdictError(f"version {version} holds bundle {digest[:12]}, registered was {registered[:12]}; {REMEDY}")
     return digest
 
 
 @contextlib.contextmanager
-def bundle_of(store: Store, version: str) -> Iterator[Path]:
+def open_bundle(store: MlflowStore, version: str) -> Iterator[Path]:
     """Have a version's bundle on local disk for a block; of a local store it is looked at where it lies.
 
     Raises:
@@ -64,16 +64,16 @@ def bundle_of(store: Store, version: str) -> Iterator[Path]:
             except (MlflowException, OSError) as error:
                 read_tags(store, version)  # raises where it is the store that is away, or the version unknown
                 first = (str(error).strip().splitlines() or [type(error).__name__])[-1][:200]
-                raise VerdictError(f"version {version}: its files are not to be had ({first}); {WAY_OUT}") from error
+                raise VerdictError(f"version {version}: its files are not to be had ({first}); {REMEDY}") from error
         yield Path(model) / "data" / "bundle"
 
 
-def _wrapping(store: Store, version: str) -> str:
+def _code_error(store: MlflowStore, version: str) -> str:
     with connect(store):
-        return digest_wrapping(f"models:/{MODEL_NAME}/{version}")
+        return digest_code(f"models:/{MODEL_NAME}/{version}")
 
 
-def find_fault(store: Store, version: str) -> str | None:
+def version_error(store: MlflowStore, version: str) -> str | None:
     """Return what is wrong with a version's files; None where nothing is.
 
     Raises:
@@ -81,14 +81,14 @@ def find_fault(store: Store, version: str) -> str | None:
     """
     try:
         verify_version(store, version)
-    except Unreachable:
+    except UnreachableError:
         raise
     except VerdictError as error:
         return str(error)
     return None
 
 
-def read_recorded(store: Store, run_id: str, name: str) -> Any:
+def read_recorded(store: MlflowStore, run_id: str, name: str) -> Any:
     """Return a JSON document that a run recorded; None where it recorded none of that name."""
     with connect(store) as client, tempfile.TemporaryDirectory() as scratch:
         if not run_id or f"records/{name}" not in {entry.path for entry in client.list_artifacts(run_id, "records")}:

@@ -21,16 +21,16 @@ from mlflow.protos.databricks_pb2 import (
     ErrorCode,
 )
 
-from tasks.core.errors import VerdictError, WrongUsage
+from tasks.core.errors import UsageError, VerdictError
 from tasks.core.files import read_json
 from tasks.inference.bundle import PROFILE
-from tasks.registry.code_digest import SEALED, digest_wrapping
-from tasks.registry.descriptions import MODEL
-from tasks.registry.mlflow_client import Store, connect, experiment_of, is_new
+from tasks.registry.code_digest import CODE_DIGEST_TAG, digest_code
+from tasks.registry.descriptions import MODEL_DESCRIPTION
+from tasks.registry.mlflow_client import MlflowStore, connect, experiment_of, is_uninitialised
 from tasks.registry.mlflow_client import locate_store as locate_store
 
 if TYPE_CHECKING:
-    from tasks.data.drift import Profile
+    from tasks.data.drift import DataProfile
 
 MODEL_NAME = "acceptability"
 CHAMPION, CHALLENGER = "champion", "challenger"
@@ -45,7 +45,7 @@ class UnknownModel(VerdictError):
     """The store answers, and holds no such model or version."""
 
 
-class Version(TypedDict):
+class RegisteredVersion(TypedDict):
     """A registered bundle; `bundle` is its folder on local disk, empty where it was not fetched."""
 
     version: str
@@ -56,7 +56,7 @@ class Version(TypedDict):
     bundle: str
 
 
-def find_version(store: Store, digest: str) -> str | None:
+def find_version(store: MlflowStore, digest: str) -> str | None:
     """Return the version that holds a bundle, or None."""
     with connect(store) as client:
         found = client.search_model_versions(f"name = '{MODEL_NAME}' and tags.bundle_digest = '{digest}'")
@@ -64,7 +64,7 @@ def find_version(store: Store, digest: str) -> str | None:
 
 
 def register_bundle(
-    store: Store, run_id: str, bundle: str, digest: str, tags: Mapping[str, str], description: str
+    store: MlflowStore, run_id: str, bundle: str, digest: str, tags: Mapping[str, str], description: str
 ) -> str:
     """Store a bundle as a model version and return its number; a bundle that has one already keeps it.
 
@@ -74,7 +74,7 @@ def register_bundle(
     """
     existing = find_version(store, digest)
     if existing:
-        _judge_again(store, existing, tags, description)
+        _update_verdict(store, existing, tags, description)
         return existing
     from tasks.registry.mlflow_flavor import (
         log_model,  # writing a model needs all of MLflow, reading one the small client
@@ -92,14 +92,14 @@ def register_bundle(
             tags={
                 **tags,
                 "bundle_digest": digest,
-                SEALED: digest_wrapping(client.get_logged_model(model_id).artifact_location),
+                CODE_DIGEST_TAG: digest_code(client.get_logged_model(model_id).artifact_location),
             },
             description=description,
         )
         return str(version.version)
 
 
-def move_alias(store: Store, alias: str, version: str) -> None:
+def move_alias(store: MlflowStore, alias: str, version: str) -> None:
     """Point an alias at a version and check that it does."""
     with connect(store) as client:
         client.set_registered_model_alias(MODEL_NAME, alias, version)
@@ -110,7 +110,7 @@ def move_alias(store: Store, alias: str, version: str) -> None:
             )
 
 
-def drop_alias(store: Store, alias: str, version: str) -> None:
+def drop_alias(store: MlflowStore, alias: str, version: str) -> None:
     """Remove an alias where it points at a version."""
     with connect(store) as client:
         found = _version_by_alias(client, MODEL_NAME, alias)
@@ -118,7 +118,7 @@ def drop_alias(store: Store, alias: str, version: str) -> None:
             client.delete_registered_model_alias(MODEL_NAME, alias)
 
 
-def tag_version(store: Store, version: str, tags: Mapping[str, str]) -> None:
+def tag_version(store: MlflowStore, version: str, tags: Mapping[str, str]) -> None:
     """Set tags of a version; one that was deleted has none."""
     with connect(store) as client:
         if _version_by_number(client, MODEL_NAME, version):
@@ -126,7 +126,7 @@ def tag_version(store: Store, version: str, tags: Mapping[str, str]) -> None:
                 client.set_model_version_tag(MODEL_NAME, version, key, value)
 
 
-def head_description(store: Store, version: str, line: str) -> None:
+def prepend_description(store: MlflowStore, version: str, line: str) -> None:
     """Put a line above the description of a version, once; one that was deleted has none."""
     with connect(store) as client:
         found = _version_by_number(client, MODEL_NAME, version)
@@ -135,7 +135,7 @@ def head_description(store: Store, version: str, line: str) -> None:
             client.update_model_version(MODEL_NAME, version, description=f"{line}\n\n{before}".rstrip())
 
 
-def check_numbers(store: Store, *versions: str) -> None:
+def check_numbers(store: MlflowStore, *versions: str) -> None:
     """Refuse what cannot be the number of a version.
 
     Raises:
@@ -144,12 +144,12 @@ def check_numbers(store: Store, *versions: str) -> None:
     """
     for version in versions:
         if not version.isdecimal():
-            raise WrongUsage(f"version {version!r} is no number; expected one that `verdict status` shows")
-    if is_new(store):
+            raise UsageError(f"version {version!r} is no number; expected one that `verdict status` shows")
+    if is_uninitialised(store):
         raise VerdictError(f"there is no version yet: {store['uri']} is new; run: verdict retrain")
 
 
-def read_tags(store: Store, version: str) -> dict[str, str]:
+def read_tags(store: MlflowStore, version: str) -> dict[str, str]:
     """Return the tags of a version, and under `run` the id of the run that registered it.
 
     Raises:
@@ -162,7 +162,7 @@ def read_tags(store: Store, version: str) -> dict[str, str]:
         return {**found.tags, "run": found.run_id or ""}
 
 
-def find_alias(store: Store, alias: str, fetch: bool = True) -> Version | None:
+def find_alias(store: MlflowStore, alias: str, fetch: bool = True) -> RegisteredVersion | None:
     """Return the version an alias points at; None when nobody set the alias.
 
     Args:
@@ -178,7 +178,7 @@ def find_alias(store: Store, alias: str, fetch: bool = True) -> Version | None:
         return _describe(found, fetch) if found else None
 
 
-def fetch_profile(store: Store) -> "Profile | None":
+def fetch_profile(store: MlflowStore) -> "DataProfile | None":
     """Return the profile of the data that the champion was trained on.
 
     None when there is no champion, or one whose bundle holds no profile.
@@ -186,7 +186,7 @@ def fetch_profile(store: Store) -> "Profile | None":
     Raises:
         Unreachable: if the store cannot be asked.
     """
-    if is_new(store):
+    if is_uninitialised(store):
         return None
     with connect(store) as client:
         champion = _version_by_alias(client, MODEL_NAME, CHAMPION)
@@ -200,7 +200,7 @@ def fetch_profile(store: Store) -> "Profile | None":
             return read_json(Path(mlflow.artifacts.download_artifacts(f"{folder}/{PROFILE}", dst_path=scratch)))
 
 
-def fetch_version(store: Store, uri: str = CHAMPION_URI) -> Version:
+def fetch_version(store: MlflowStore, uri: str = CHAMPION_URI) -> RegisteredVersion:
     """Return the version behind models:/NAME@ALIAS or models:/NAME/VERSION, with its bundle on local disk.
 
     Raises:
@@ -209,8 +209,8 @@ def fetch_version(store: Store, uri: str = CHAMPION_URI) -> Version:
     """
     name, separator, alias = uri.removeprefix("models:/").partition("@")
     if not uri.startswith("models:/") or (not separator and name.count("/") != 1):
-        raise WrongUsage(f"model {uri!r} is no registry address; expected {CHAMPION_URI} or models:/{MODEL_NAME}/1")
-    if is_new(store):
+        raise UsageError(f"model {uri!r} is no registry address; expected {CHAMPION_URI} or models:/{MODEL_NAME}/1")
+    if is_uninitialised(store):
         raise VerdictError(f"there is no model yet in {store['uri']}; run: verdict retrain")
     with connect(store) as client:
         found = _version_by_alias(client, name, alias) if separator else _version_by_number(client, *name.split("/"))
@@ -220,7 +220,7 @@ def fetch_version(store: Store, uri: str = CHAMPION_URI) -> Version:
         return _describe(found, fetch=True)
 
 
-def resolve_version(store: Store, uri: str = CHAMPION_URI) -> Version:
+def resolve_version(store: MlflowStore, uri: str = CHAMPION_URI) -> RegisteredVersion:
     """Return the version behind models:/NAME@ALIAS or models:/NAME/VERSION; its bundle stays where it is.
 
     Raises:
@@ -230,7 +230,7 @@ def resolve_version(store: Store, uri: str = CHAMPION_URI) -> Version:
         UnknownModel: if the store answers, and holds no such model or version.
     """
     name, alias, number = split_address(uri)
-    if is_new(store):
+    if is_uninitialised(store):
         raise NoChampion(f"there is no champion yet: {store['uri']} is new; run: verdict retrain")
     with connect(store) as client:
         found = _version_by_alias(client, name, alias) if alias else _version_by_number(client, name, number)
@@ -259,14 +259,14 @@ def split_address(uri: str) -> tuple[str, str, str]:
     name, slash, number = name.partition("/")
     whole = name and bool(alias) == bool(at) and bool(number) == bool(slash) and bool(at) != bool(slash)
     if not uri.startswith("models:/") or not whole or "/" in number + alias:
-        raise WrongUsage(
+        raise UsageError(
             f"model {uri!r} is no registry address and no folder; expected {CHAMPION_URI}, models:/{MODEL_NAME}/1 or "
             "a bundle's folder"
         )
     return name, alias, number
 
 
-def fetch_bundle(store: Store, name: str, version: str, folder: str) -> str:
+def fetch_bundle(store: MlflowStore, name: str, version: str, folder: str) -> str:
     """Copy a version's bundle below a folder and return where it lies.
 
     Raises:
@@ -276,7 +276,7 @@ def fetch_bundle(store: Store, name: str, version: str, folder: str) -> str:
         return str(mlflow.artifacts.download_artifacts(f"models:/{name}/{version}/data/bundle", dst_path=folder))
 
 
-def _judge_again(store: Store, version: str, tags: Mapping[str, str], description: str) -> None:
+def _update_verdict(store: MlflowStore, version: str, tags: Mapping[str, str], description: str) -> None:
     """Let a version that exists show its new verdict."""
     with connect(store) as client:
         champion = _version_by_alias(client, MODEL_NAME, CHAMPION)
@@ -293,7 +293,7 @@ def _make_model(client: mlflow.MlflowClient) -> None:
     if client.search_registered_models(f"name = '{MODEL_NAME}'"):
         return
     try:
-        client.create_registered_model(MODEL_NAME, description=MODEL)
+        client.create_registered_model(MODEL_NAME, description=MODEL_DESCRIPTION)
     except MlflowException as error:
         if error.error_code != ErrorCode.Name(RESOURCE_ALREADY_EXISTS):
             raise
@@ -318,7 +318,7 @@ def _or_none(ask: Callable[[], ModelVersion]) -> ModelVersion | None:
         raise
 
 
-def _describe(version: ModelVersion, fetch: bool) -> Version:
+def _describe(version: ModelVersion, fetch: bool) -> RegisteredVersion:
     """Collect what the tags say; where asked, bring the bundle to local disk.
 
     Files that are gone leave a folder that is none: whoever loads it is told so, and others go on without it.
@@ -331,7 +331,7 @@ def _describe(version: ModelVersion, fetch: bool) -> Version:
             if error.error_code != ErrorCode.Name(RESOURCE_DOES_NOT_EXIST):
                 raise
     mcc = version.tags.get("mcc")
-    return Version(
+    return RegisteredVersion(
         version=str(version.version),
         digest=version.tags.get("bundle_digest", ""),
         mcc=float(mcc) if mcc else None,

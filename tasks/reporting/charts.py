@@ -12,25 +12,25 @@ import numpy as np
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from tasks.evaluation.metrics import BATCH
-from tasks.reporting.figure_style import ACCENT, INK, PALE, blank, canvas, save_picture, styled
+from tasks.evaluation.metrics import MCC_BATCH
+from tasks.reporting.figure_style import ACCENT, INK, PALE, new_axes, new_figure, save_picture, styled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from tasks.data.drift import Counts, Profile
+    from tasks.data.drift import DataProfile, Histogram
     from tasks.evaluation.evidence import Evidence
     from tasks.evaluation.measurement import Comparison, Measurement
-    from tasks.training.finetune import Training
+    from tasks.training.finetune import TrainingResult
 
-BARS = 40  # of a histogram, about
-TAIL = 0.005  # share of the sentences, the longest ones, that stand in a histogram's last bar
-STEPS = 500  # points of a curve; of more steps than twice that, each point is the range of several
-FLAT = 1.9  # inches; height of a picture of one or two intervals
+MAX_BARS = 40  # of a histogram, about
+LENGTH_TAIL = 0.005  # share of the sentences, the longest ones, that stand in a histogram's last bar
+MAX_STEPS = 500  # points of a curve; of more steps than twice that, each point is the range of several
+FLAT_RANGE = 1.9  # inches; height of a picture of one or two intervals
 
 
-def draw_charts(training: Training, evidence: Evidence, threshold: float, folder: str) -> dict[str, str]:
+def draw_charts(training: TrainingResult, evidence: Evidence, threshold: float, folder: str) -> dict[str, str]:
     """Draw everything that a report shows and return the PNG paths by name; an SVG lies beside each.
 
     Args:
@@ -58,7 +58,7 @@ def draw_charts(training: Training, evidence: Evidence, threshold: float, folder
 @styled
 def draw_intervals(sides: dict[str, Measurement], threshold: float) -> Figure:
     """Draw the MCC of each side, the candidate first, with its 95% interval, and the threshold."""
-    figure, axes = canvas("MCC on the holdout, 95% intervals", "", "", FLAT)
+    figure, axes = new_axes("MCC on the holdout, 95% intervals", "", "", FLAT_RANGE)
     for row, measured in enumerate(sides.values()):
         interval = measured["interval"]
         _draw_interval(axes, row, interval["mcc"], interval["low"], interval["high"], f"{interval['mcc']:.3f}")
@@ -76,7 +76,9 @@ def draw_intervals(sides: dict[str, Measurement], threshold: float) -> Figure:
 @styled
 def draw_difference(comparison: Comparison) -> Figure:
     """Draw by how much the candidate's MCC exceeds the champion's on the same sentences, and where they are equal."""
-    figure, axes = canvas("MCC, candidate less champion, 95% interval", "dashed: as good as each other", "", FLAT)
+    figure, axes = new_axes(
+        "MCC, candidate less champion, 95% interval", "dashed: as good as each other", "", FLAT_RANGE
+    )
     low, high = comparison["low"], comparison["high"]
     _draw_interval(axes, 0, comparison["difference"], low, high, f"{comparison['difference']:+.3f}")
     axes.axvline(0, color=PALE, linestyle="--", linewidth=1.2)
@@ -94,7 +96,7 @@ def draw_calibration(sides: dict[str, Measurement]) -> Figure:
 
     The area of a mark grows with the number of its sentences.
     """
-    figure, axes = canvas("Calibration", 'probability of "acceptable" that it gave', "share that is acceptable")
+    figure, axes = new_axes("Calibration", 'probability of "acceptable" that it gave', "share that is acceptable")
     axes.plot([0, 1], [0, 1], color=PALE, linestyle="--", linewidth=1.2)
     for (name, measured), colour, mark in zip(sides.items(), (ACCENT, INK), ("o", "D"), strict=False):
         bins = measured["calibration"]
@@ -110,7 +112,7 @@ def draw_calibration(sides: dict[str, Measurement]) -> Figure:
 @styled
 def draw_confusions(sides: dict[str, Measurement]) -> Figure:
     """Draw the four counts of label against prediction of each side."""
-    figure = blank(2.7)
+    figure = new_figure(2.7)
     largest = max(max(measured["confusion"].values()) for measured in sides.values())
     for axes, (name, measured) in zip(np.atleast_1d(figure.subplots(1, len(sides))), sides.items(), strict=True):
         counts = measured["confusion"]
@@ -130,12 +132,12 @@ def draw_confusions(sides: dict[str, Measurement]) -> Figure:
 
 
 @styled
-def draw_losses(training: Training) -> Figure:
+def draw_losses(training: TrainingResult) -> Figure:
     """Draw the training loss of each step and its running mean over a twentieth of the run."""
     losses = np.array([np.nan if loss is None else loss for loss in training["step_losses"]], np.float64)
-    figure, axes = canvas("Training loss", "step", "cross-entropy")
+    figure, axes = new_axes("Training loss", "step", "cross-entropy")
     steps = np.arange(1, len(losses) + 1)
-    width = -(-len(losses) // STEPS)
+    width = -(-len(losses) // MAX_STEPS)
     if width > 2:  # so many steps are a band, not a line
         padded = np.pad(losses, (0, -len(losses) % width), constant_values=np.nan).reshape(-1, width)
         low, high = np.fmin.reduce(padded, axis=1), np.fmax.reduce(padded, axis=1)
@@ -162,9 +164,9 @@ def running_mean(values: np.ndarray, window: int) -> np.ndarray:
 
 
 @styled
-def draw_epochs(training: Training) -> Figure:
+def draw_epochs(training: TrainingResult) -> Figure:
     """Draw validation MCC and training accuracy by epoch of the best seed, the others pale, and what is kept."""
-    figure, axes = canvas("Epochs", "epoch", "MCC, accuracy")
+    figure, axes = new_axes("Epochs", "epoch", "MCC, accuracy")
     others = [seed for seed in training["seeds"] if seed["seed"] != training["seed"]]
     for number, seed in enumerate(others):
         label = "other seeds" if number == 0 else None
@@ -175,11 +177,11 @@ def draw_epochs(training: Training) -> Figure:
     axes.plot(numbers, accuracies, color=INK, marker=".", linewidth=1.2, label="train accuracy")
     axes.plot(numbers, values, color=ACCENT, marker="o", label="validation MCC")
     best = training["best_epoch"]
-    word = "best" if training["kept"] == "soup" else "kept"
+    word = "best" if training["selected"] == "soup" else "kept"
     ring = axes.plot([best], [values[best - 1]], color=ACCENT, marker="o", linestyle="none", label=word)[0]
     ring.set(markersize=12, markerfacecolor="none")
     if training["soup_mcc"] is not None:
-        kept = ", kept" if training["kept"] == "soup" else ""
+        kept = ", kept" if training["selected"] == "soup" else ""
         label = f"mean of the seeds' weights{kept}"
         axes.axhline(training["soup_mcc"], color=ACCENT, linestyle="--", linewidth=1.2, label=label)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
@@ -191,7 +193,7 @@ def draw_epochs(training: Training) -> Figure:
 @styled
 def draw_batches(measurement: Measurement) -> Figure:
     """Draw the holdout's MCC in batches of 32, the book's figure, with the MCC of the whole."""
-    figure, axes = canvas(f"MCC by batches of {BATCH}", "batch", "MCC")
+    figure, axes = new_axes(f"MCC by batches of {MCC_BATCH}", "batch", "MCC")
     values = measurement["mcc_per_batch"]
     axes.bar(range(1, len(values) + 1), values, color=PALE, alpha=0.7)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -206,7 +208,7 @@ def draw_batches(measurement: Measurement) -> Figure:
 
 
 @styled
-def draw_lengths(profile: Profile, reference: Profile | None) -> Figure:
+def draw_lengths(profile: DataProfile, reference: DataProfile | None) -> Figure:
     """Draw how long the training sentences are, and over it the reference's lengths as a line.
 
     Args:
@@ -215,10 +217,10 @@ def draw_lengths(profile: Profile, reference: Profile | None) -> Figure:
     """
     profiles = [profile, reference] if reference else [profile]
     longest = max(_most_characters(each["characters"]) for each in profiles)
-    width = max(1, -(-longest // BARS))  # whole characters, so that each bar stands for as many lengths
+    width = max(1, -(-longest // MAX_BARS))  # whole characters, so that each bar stands for as many lengths
     count = longest // width + 1
     edges = [width * i for i in range(count + 1)]
-    figure, axes = canvas("Length of the training sentences", "characters", "share of the sentences (%)")
+    figure, axes = new_axes("Length of the training sentences", "characters", "share of the sentences (%)")
     axes.stairs(_shares(profile["characters"], width, count), edges, fill=True, color=ACCENT, alpha=0.55, label="new")
     if reference:
         shares = _shares(reference["characters"], width, count)
@@ -230,9 +232,9 @@ def draw_lengths(profile: Profile, reference: Profile | None) -> Figure:
     return figure
 
 
-def _most_characters(counts: Counts) -> int:
+def _most_characters(counts: Histogram) -> int:
     """Return the length that only a small tail exceeds; one endless sentence would squeeze all others into a bar."""
-    rest = sum(counts.values()) * (1 - TAIL)
+    rest = sum(counts.values()) * (1 - LENGTH_TAIL)
     for length in sorted(map(int, counts)):
         rest -= counts[str(length)]
         if rest <= 0:
@@ -240,7 +242,7 @@ def _most_characters(counts: Counts) -> int:
     return 0
 
 
-def _shares(counts: Counts, width: int, count: int) -> list[float]:
+def _shares(counts: Histogram, width: int, count: int) -> list[float]:
     """Return the percentage of the sentences in each bar, the longest ones in the last."""
     sums = [0] * count
     for key, rows in counts.items():

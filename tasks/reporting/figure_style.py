@@ -34,14 +34,14 @@ STYLE: dict[str, Any] = {
 styled = rc_context(STYLE)  # what a picture's letters look like is read while it is drawn, not when it is saved
 
 
-def blank(height: float = HEIGHT) -> Figure:
+def new_figure(height: float = HEIGHT) -> Figure:
     """Return an empty figure, `height` inches high."""
     return Figure(figsize=(WIDTH, height), layout="constrained")
 
 
-def canvas(title: str, x: str, y: str, height: float = HEIGHT) -> tuple[Figure, Axes]:
+def new_axes(title: str, x: str, y: str, height: float = HEIGHT) -> tuple[Figure, Axes]:
     """Return an empty figure with axes."""
-    figure = blank(height)
+    figure = new_figure(height)
     axes = figure.subplots()
     axes.set(title=title, xlabel=x, ylabel=y)
     return figure, axes

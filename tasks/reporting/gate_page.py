@@ -6,17 +6,17 @@ from pathlib import Path
 from typing import Literal, TypedDict
 
 from tasks.core.files import write_text
-from tasks.data.drift import OTHER, Profile, Shift
-from tasks.data.expectations import Finding, brief, show_allowed, show_observed
-from tasks.data.gate import Gate, failed_critically
+from tasks.data.drift import OTHER_CATEGORY, DataProfile, DriftResult
+from tasks.data.expectations import ExpectationResult, format_value, show_allowed, show_observed
+from tasks.data.gate import GateReport, failed_critically
 from tasks.reporting.templating import data_uri, render
 
-SOURCES = 20  # sources that the page names
-LONGEST = 300  # characters of one text of other people that the page shows
-TINY = 1e-4  # smaller p values are all the same to a reader
+MAX_SOURCES = 20  # sources that the page names
+MAX_SHOWN_CHARS = 300  # characters of one text of other people that the page shows
+MIN_SHOWN_P = 1e-4  # smaller p values are all the same to a reader
 
-Status = Literal["failed", "warning", "passed"]
-Groups = dict[str, list[Finding]]
+ResultStatus = Literal["failed", "warning", "passed"]
+ResultGroups = dict[str, list[ExpectationResult]]
 
 
 class SourceRow(TypedDict):
@@ -30,7 +30,7 @@ class SourceRow(TypedDict):
     mark: float
 
 
-def write_gate_page(gate: Gate, path: str, reference: Profile | None = None) -> str:
+def write_gate_page(gate: GateReport, path: str, reference: DataProfile | None = None) -> str:
     """Write the page; the quarantined rows are expected beside it.
 
     Args:
@@ -47,10 +47,10 @@ def write_gate_page(gate: Gate, path: str, reference: Profile | None = None) -> 
         gate=gate,
         why=explain(gate),
         settings=sorted(
-            {str(each["setting"]) for each in gate["findings"] if failed_critically(each) and each["setting"]}
+            {str(each["setting"]) for each in gate["results"] if failed_critically(each) and each["setting"]}
         ),
-        groups=_group(gate["findings"]),
-        blemishes=_in_rows(gate["blemishes"]),
+        groups=_group(gate["results"]),
+        quality_issues=_in_rows(gate["quality_issues"]),
         acceptable=profile["labels"].get("1", 0) / profile["rows"] if profile["rows"] else None,
         lengths=_describe_lengths(profile, reference),
         picture=_draw(profile, reference) if profile["rows"] else None,
@@ -60,7 +60,7 @@ def write_gate_page(gate: Gate, path: str, reference: Profile | None = None) -> 
         status=_status,
         observed=lambda finding: _short(show_observed(finding)),
         allowed=lambda finding: _short(show_allowed(finding)),
-        judged=_judged,
+        judged=_describe_limit,
         probability=_probability,
         short=_short,
     )
@@ -68,10 +68,10 @@ def write_gate_page(gate: Gate, path: str, reference: Profile | None = None) -> 
     return path
 
 
-def explain(gate: Gate) -> str:
+def explain(gate: GateReport) -> str:
     """Say in a sentence why the data was refused, what warns, or that all is well."""
-    failed = [finding for finding in gate["findings"] if _status(finding) == "failed"]
-    warned = [finding for finding in gate["findings"] if _status(finding) == "warning"]
+    failed = [finding for finding in gate["results"] if _status(finding) == "failed"]
+    warned = [finding for finding in gate["results"] if _status(finding) == "warning"]
     drifted = [shift["name"] for shift in gate["drift"] if shift["drifted"]]
     if failed:
         more = f"; {_number(len(failed) - 1, 'more expectation')} failed" if len(failed) > 1 else ""
@@ -81,17 +81,17 @@ def explain(gate: Gate) -> str:
     if warned:
         more = f"; {_number(len(warned) - 1, 'more warning')}" if len(warned) > 1 else ""
         return f"With a warning: {_sentence(warned[0])}{more}."
-    if not gate["findings"]:
+    if not gate["results"]:
         return "Nothing was checked."
-    return f"Nothing failed and nothing warns; {_number(len(gate['findings']), 'expectation')} checked."
+    return f"Nothing failed and nothing warns; {_number(len(gate['results']), 'expectation')} checked."
 
 
-def rank_sources(profile: Profile, reference: Profile | None) -> list[SourceRow]:
+def rank_sources(profile: DataProfile, reference: DataProfile | None) -> list[SourceRow]:
     """Return the sources with the largest shares, now or in the reference; the last line is what is not among them."""
     now, before = _shares(profile), _shares(reference) if reference else {}
     larger = {name: max(now.get(name, 0.0), before.get(name, 0.0)) for name in now | before}
     ranked = sorted(larger, key=lambda name: (-larger[name], -now.get(name, 0.0), name))
-    shown, rest = ranked[:SOURCES], ranked[SOURCES:]
+    shown, rest = ranked[:MAX_SOURCES], ranked[MAX_SOURCES:]
     lines = [
         SourceRow(
             name=name or "no source",
@@ -103,7 +103,7 @@ def rank_sources(profile: Profile, reference: Profile | None) -> list[SourceRow]
         )
         for name in shown
     ]
-    pooled = OTHER in profile["sources"] or bool(reference and OTHER in reference["sources"])
+    pooled = OTHER_CATEGORY in profile["sources"] or bool(reference and OTHER_CATEGORY in reference["sources"])
     if rest or pooled:
         name = "all others" if pooled else f"{len(rest)} more"
         count = profile["rows"] - sum(line["rows"] for line in lines)
@@ -113,20 +113,22 @@ def rank_sources(profile: Profile, reference: Profile | None) -> list[SourceRow]
     return lines
 
 
-def _shares(profile: Profile) -> dict[str, float]:
+def _shares(profile: DataProfile) -> dict[str, float]:
     """Return the share of each source that the profile names, where it has rows."""
-    return {name: rows / profile["rows"] for name, rows in profile["sources"].items() if rows and name != OTHER}
+    return {
+        name: rows / profile["rows"] for name, rows in profile["sources"].items() if rows and name != OTHER_CATEGORY
+    }
 
 
-def _group(findings: Iterable[Finding]) -> dict[Status, Groups]:
+def _group(findings: Iterable[ExpectationResult]) -> dict[ResultStatus, ResultGroups]:
     """Group findings by status and table, in their order."""
-    groups: dict[Status, Groups] = {"failed": {}, "warning": {}, "passed": {}}
+    groups: dict[ResultStatus, ResultGroups] = {"failed": {}, "warning": {}, "passed": {}}
     for finding in findings:
         groups[_status(finding)].setdefault(finding["table"], []).append(finding)
     return groups
 
 
-def _lists_rows(tables: Groups) -> bool:
+def _lists_rows(tables: ResultGroups) -> bool:
     """Tell whether any finding is about single rows; otherwise their column is left out, phones are narrow."""
     return any(
         finding["unexpected"] or str(finding["column"]).endswith("quarantined")
@@ -141,30 +143,30 @@ def _in_rows(blemishes: dict[str, dict[str, int]]) -> dict[str, list[int | None]
     return {kind: [counts.get(kind) for counts in blemishes.values()] for kind in kinds}
 
 
-def _status(finding: Finding) -> Status:
+def _status(finding: ExpectationResult) -> ResultStatus:
     if finding["passed"]:
         return "passed"
     return "failed" if failed_critically(finding) else "warning"
 
 
-def _sentence(finding: Finding) -> str:
+def _sentence(finding: ExpectationResult) -> str:
     table = finding["table"][:1].upper() + finding["table"][1:]
     observed, allowed = _short(show_observed(finding)), _short(show_allowed(finding))
-    return f"{table}: {_short(finding['asks'])}: observed {observed}, allowed {allowed}"
+    return f"{table}: {_short(finding['description'])}: observed {observed}, allowed {allowed}"
 
 
-def _judged(shift: Shift) -> str:
+def _describe_limit(shift: DriftResult) -> str:
     if shift["drifted"]:
         return "drift"
     return "chance explains it" if shift["distance"] > shift["limit"] else "within the limit"
 
 
 def _probability(p: float) -> str:
-    return f"< {TINY:g}" if p < TINY else brief(p)
+    return f"< {MIN_SHOWN_P:g}" if p < MIN_SHOWN_P else format_value(p)
 
 
 def _short(text: str) -> str:
-    return text if len(text) <= LONGEST else f"{text[:LONGEST]}… ({len(text):,} characters)"
+    return text if len(text) <= MAX_SHOWN_CHARS else f"{text[:MAX_SHOWN_CHARS]}… ({len(text):,} characters)"
 
 
 def _number(count: int, noun: str) -> str:
@@ -175,7 +177,7 @@ def _list(names: list[str]) -> str:
     return ", ".join(names[:-1]) + " and " + names[-1] if len(names) > 1 else names[0]
 
 
-def _describe_lengths(profile: Profile, reference: Profile | None) -> str:
+def _describe_lengths(profile: DataProfile, reference: DataProfile | None) -> str:
     """Say what the picture shows."""
     text = "Half of the training sentences have at most {} characters, 95% at most {}".format(*_quantiles(profile))
     if reference and reference["rows"]:
@@ -183,7 +185,7 @@ def _describe_lengths(profile: Profile, reference: Profile | None) -> str:
     return text + "."
 
 
-def _quantiles(profile: Profile) -> tuple[int, int]:
+def _quantiles(profile: DataProfile) -> tuple[int, int]:
     """Return the median and the 95th percentile of the lengths."""
     lengths = sorted((int(length), rows) for length, rows in profile["characters"].items())
     found = []
@@ -197,7 +199,7 @@ def _quantiles(profile: Profile) -> tuple[int, int]:
     return (found[0], found[1]) if found else (0, 0)
 
 
-def _draw(profile: Profile, reference: Profile | None) -> str:
+def _draw(profile: DataProfile, reference: DataProfile | None) -> str:
     from tasks.reporting.charts import draw_lengths  # brings matplotlib
 
     stream = io.BytesIO()

@@ -3,11 +3,11 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tasks.data.gate import Gate
+from tasks.data.gate import GateReport
 from tasks.evaluation.evidence import Evidence
 from tasks.evaluation.judge import Verdict
-from tasks.inference.bundle import VARIANTS, Facts
-from tasks.reporting.tables import explain_rules, list_figures_of_both, list_phenomena, list_slices
+from tasks.inference.bundle import VARIANTS, ModelInfo
+from tasks.reporting.tables import compare_figures, explain_rules, list_phenomena, list_slices
 from tasks.reporting.templating import render
 from tasks.reporting.wording import escape_markdown, show_interval
 from tasks.training.pretrained import PACKAGED
@@ -15,11 +15,11 @@ from tasks.training.pretrained import PACKAGED
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult
 
-    from tasks.export.bundle_export import Export
+    from tasks.export.bundle_export import ExportResult
 
-NAME = "acceptability"
+CARD_MODEL_NAME = "acceptability"
 PACKAGED_MODEL = "sentence-transformers/all-MiniLM-L6-v2"  # where the packaged encoder stands on the hub
-METRICS = {  # the hub's name of each figure, and ours
+CARD_METRICS = {  # the hub's name of each figure, and ours
     "matthews_correlation": ("mcc", "MCC"),
     "accuracy": ("accuracy", "accuracy"),
     "f1": ("f1", "F1 of the acceptable"),
@@ -29,13 +29,13 @@ METRICS = {  # the hub's name of each figure, and ours
 
 
 def write_card(
-    facts: Facts,
+    facts: ModelInfo,
     digest: str,
     evidence: Evidence,
     verdict: Verdict,
-    gate: Gate,
+    gate: GateReport,
     settings: list[tuple[str, Any, str]],
-    export: "Export",
+    export: "ExportResult",
 ) -> str:
     """Return the card.
 
@@ -56,7 +56,7 @@ def write_card(
         evidence=evidence,
         verdict=verdict,
         rules=explain_rules(verdict),
-        figures=list_figures_of_both(evidence),
+        figures=compare_figures(evidence),
         slices=list_slices(evidence, verdict["policy"]),
         phenomena=list_phenomena(evidence),
         gate=gate,
@@ -83,7 +83,7 @@ def base_model(encoder: str, setting: Any) -> str | None:
     return encoder if setting == encoder and not Path(encoder).exists() else None
 
 
-def _header(facts: Facts, evidence: Evidence, values: dict[str, Any]) -> str:
+def _header(facts: ModelInfo, evidence: Evidence, values: dict[str, Any]) -> str:
     from huggingface_hub import ModelCardData
 
     datasets = hub_datasets(str(values.get("data.path", "")))
@@ -94,9 +94,9 @@ def _header(facts: Facts, evidence: Evidence, values: dict[str, Any]) -> str:
         pipeline_tag="text-classification",
         tags=["linguistic-acceptability", "cola", "onnx", "onnxruntime"],
         datasets=datasets or None,
-        metrics=list(METRICS),
+        metrics=list(CARD_METRICS),
         base_model=base_model(facts["encoder"], values.get("finetune.encoder")),
-        model_name=NAME,
+        model_name=CARD_MODEL_NAME,
         eval_results=_results(evidence, datasets),
     )
     return str(data.to_yaml())
@@ -119,5 +119,5 @@ def _results(evidence: Evidence, datasets: list[str]) -> list["EvalResult"]:
             metric_name=f"MCC, {show_interval(measured['interval'])}" if key == "mcc" else name,
             metric_value=round(float(figures[key]), 6),  # type: ignore[arg-type]
         )
-        for metric, (key, name) in METRICS.items()
+        for metric, (key, name) in CARD_METRICS.items()
     ]

@@ -5,37 +5,37 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from tasks.core.files import write_json, write_text
 from tasks.data.expectations import show_allowed, show_observed
-from tasks.data.gate import Gate
+from tasks.data.gate import GateReport
 from tasks.evaluation.evidence import Evidence
 from tasks.evaluation.judge import Verdict
-from tasks.evaluation.run_diff import CODE, DATA, Change, Past, list_changes
-from tasks.inference.bundle import PROFILE, Facts, Manifest, seal, verify
+from tasks.evaluation.run_diff import CODE_TAG, DATA_TAG, RunRecord, SettingChange, diff_runs
+from tasks.inference.bundle import PROFILE, Manifest, ModelInfo, verify, write_manifest
 from tasks.reporting.figure_style import inline_svg
 from tasks.reporting.gate_page import explain
 from tasks.reporting.model_card import write_card
 from tasks.reporting.tables import (
+    compare_figures,
     explain_rules,
     list_facts,
-    list_figures_of_both,
     list_phenomena,
     list_slices,
     measured_champion,
 )
 from tasks.reporting.templating import render
-from tasks.reporting.wording import NEXT, capital, show_interval
-from tasks.training.finetune import Training
+from tasks.reporting.wording import NEXT_STEPS, capital, show_interval
+from tasks.training.finetune import TrainingResult
 
 if TYPE_CHECKING:
-    from tasks.export.bundle_export import Export
+    from tasks.export.bundle_export import ExportResult
 
-FIGURES = ("rows", "provider", "interval", "accuracy", "confusion")  # of a measurement, for bundle.json
-FIRST = 15  # sentences on which both differ that the report shows unfolded
-SECTIONS = [
+CANDIDATE_FIGURES = ("rows", "provider", "interval", "accuracy", "confusion")  # of a measurement, for bundle.json
+LEAD_PICTURE = 15  # sentences on which both differ that the report shows unfolded
+PICTURE_SECTIONS = [
     ("next", "What follows"),
     ("figures", "Figures"),
     ("slices", "Slices"),
     ("calibration", "Calibration"),
-    ("behaviour", "Behaviour"),
+    ("minimal_pairs", "Behaviour"),
     ("sentences", "Sentences"),
     ("variants", "Variants"),
     ("training", "Training"),
@@ -45,25 +45,25 @@ SECTIONS = [
 ]
 
 
-class Told(NamedTuple):
+class ReportInputs(NamedTuple):
     """Everything that the documents of one candidate tell.
 
     `settings` are (key, value, origin) rows, `past` is what the champion's run recorded (None where that is unknown),
     `seconds` how long each step took so far, `pictures` PNG paths by name, each with an SVG beside it.
     """
 
-    training: Training
+    training: TrainingResult
     evidence: Evidence
     verdict: Verdict
-    gate: Gate
-    export: "Export"
+    gate: GateReport
+    export: "ExportResult"
     settings: list[tuple[str, Any, str]]
-    past: Past | None = None
+    previous_run: RunRecord | None = None
     seconds: dict[str, float] = {}
     pictures: dict[str, str] = {}
 
 
-def write_documents(bundle: str, told: Told) -> Manifest:
+def write_documents(bundle: str, told: ReportInputs) -> Manifest:
     """Add report, card, metrics and the profile of the training rows to a bundle and seal it again.
 
     The bundle's digest stays: documents decide no answers.
@@ -77,7 +77,7 @@ def write_documents(bundle: str, told: Told) -> Manifest:
     """
     folder = Path(bundle)
     manifest = verify(folder)
-    facts = cast(Facts, {key: manifest[key] for key in Facts.__annotations__})  # type: ignore[literal-required]
+    facts = cast(ModelInfo, {key: manifest[key] for key in ModelInfo.__annotations__})  # type: ignore[literal-required]
     write_text(folder / "report.html", render_report(told, facts, manifest["digest"], folder.parent.name))
     write_json(folder / PROFILE, told.gate["profile"])
     write_text(
@@ -86,14 +86,14 @@ def write_documents(bundle: str, told: Told) -> Manifest:
     )
     evidence = told.evidence
     metrics = {
-        variant: {key: dict(measured)[key] for key in FIGURES}
+        variant: {key: dict(measured)[key] for key in CANDIDATE_FIGURES}
         | {"holdout": evidence["holdout"], "serves": variant == evidence["candidate"]["variant"]}
         for variant, measured in evidence["variants"].items()
     }
-    return seal(folder, facts, metrics)
+    return write_manifest(folder, facts, metrics)
 
 
-def render_report(told: Told, facts: Facts, digest: str, job: str) -> str:
+def render_report(told: ReportInputs, facts: ModelInfo, digest: str, job: str) -> str:
     """Return the report as HTML.
 
     Args:
@@ -114,15 +114,15 @@ def render_report(told: Told, facts: Facts, digest: str, job: str) -> str:
         facts=facts,
         job=job,
         lead=_lead(evidence, digest),
-        follows=NEXT[verdict["decision"]],
-        sections=SECTIONS,
-        first=FIRST,
+        follows=NEXT_STEPS[verdict["decision"]],
+        sections=PICTURE_SECTIONS,
+        first=LEAD_PICTURE,
         rules=explain_rules(verdict),
-        figures=list_figures_of_both(evidence),
+        figures=compare_figures(evidence),
         facts_of_both=list_facts(comparison, verdict) if comparison else [],
         slices=list_slices(evidence, verdict["policy"]),
         phenomena=list_phenomena(evidence),
-        findings=[(each, show_allowed(each), show_observed(each)) for each in told.gate["findings"]],
+        results=[(each, show_allowed(each), show_observed(each)) for each in told.gate["results"]],
         gate_says=explain(told.gate),
         settings=told.settings,
         changes=changes_of(told, facts["dataset"]),
@@ -134,20 +134,20 @@ def render_report(told: Told, facts: Facts, digest: str, job: str) -> str:
     )
 
 
-def changes_of(told: Told, dataset: str) -> list[Change] | None:
+def changes_of(told: ReportInputs, dataset: str) -> list[SettingChange] | None:
     """Return what changed since the champion; None where its run is not known.
 
     Args:
         told: of the candidate.
         dataset: digest of its data.
     """
-    if told.past is None:
+    if told.previous_run is None:
         return None
-    ran_with = {DATA: dataset, CODE: told.evidence["git_commit"]} | told.evidence["versions"]
-    return list_changes(told.past, told.settings, ran_with)
+    ran_with = {DATA_TAG: dataset, CODE_TAG: told.evidence["git_commit"]} | told.evidence["versions"]
+    return diff_runs(told.previous_run, told.settings, ran_with)
 
 
-def describe_pictures(evidence: Evidence, training: Training) -> dict[str, str]:
+def describe_pictures(evidence: Evidence, training: TrainingResult) -> dict[str, str]:
     """Say what each picture shows, for those who do not see it."""
     ours, theirs, comparison = evidence["candidate"], measured_champion(evidence), evidence["comparison"]
     sides = {"candidate": ours} | ({"champion": theirs} if theirs else {})
@@ -193,11 +193,11 @@ def _lead(evidence: Evidence, digest: str) -> str:
             f"Candidate {digest[:12]} on {rows} sentences; champion {champion['version']} could not be measured: "
             f"{champion['fault']}."
         )
-    gone = "the champion vanished" if evidence["incumbency"] == "vanished" else "there is no champion"
+    gone = "the champion is lost" if evidence["champion_state"] == "lost" else "there is no champion"
     return f"Candidate {digest[:12]} on {rows} sentences; {gone}, so nothing stands beside it."
 
 
-def _origin(facts: Facts, digest: str, verdict: Verdict) -> list[tuple[str, str]]:
+def _origin(facts: ModelInfo, digest: str, verdict: Verdict) -> list[tuple[str, str]]:
     policy = verdict["policy"]
     return [
         ("bundle", digest),

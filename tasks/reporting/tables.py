@@ -7,12 +7,12 @@ is empty (None).
 from typing import Any, NamedTuple, TypedDict, cast
 
 from tasks.evaluation.evidence import Evidence
-from tasks.evaluation.judge import SLICES, Verdict
+from tasks.evaluation.judge import SLICE_KINDS, Verdict
 from tasks.evaluation.measurement import Comparison, Measurement
 from tasks.reporting.wording import RULES
 
-SHOWN = 30  # slices of one kind; of more, those that fell and the largest
-LINES = {  # figures of a measurement with the direction in which they are better
+MAX_SLICES = 30  # slices of one kind; of more, those that fell and the largest
+FIGURE_LABELS = {  # figures of a measurement with the direction in which they are better
     "accuracy": ("accuracy", 1),
     "f1": ("F1 of the acceptable", 1),
     "auroc": ("AUROC", 1),
@@ -21,24 +21,24 @@ LINES = {  # figures of a measurement with the direction in which they are bette
 }
 
 
-class Applied(NamedTuple):
+class RuleExplanation(NamedTuple):
     """A rule that applies: its name, what was seen, and what it asks. A note has neither name nor question."""
 
     rule: str
     reason: str
-    asks: str
+    explanation: str
 
 
-class Figure(NamedTuple):
+class FigureRow(NamedTuple):
     """One figure of both; `better` is 1 where the candidate's is better, -1 where it is worse, None where none is."""
 
     name: str
-    ours: str
-    theirs: str | None
+    candidate: str
+    champion: str | None
     better: int | None
 
 
-class Fact(NamedTuple):
+class FactRow(NamedTuple):
     """A number of the paired comparison and what it means."""
 
     name: str
@@ -46,7 +46,7 @@ class Fact(NamedTuple):
     means: str
 
 
-class Slice(TypedDict):
+class SliceRow(TypedDict):
     """Sentences of one source, length or phenomenon; MCC or share of both, bars in percent of a full one.
 
     `mark` is "fell" where the rule that holds looks at it, "few sentences" where there are too few for that rule,
@@ -55,26 +55,26 @@ class Slice(TypedDict):
 
     name: str
     rows: int
-    ours: float
-    theirs: float | None
+    candidate: float
+    champion: float | None
     width: float
     tick: float | None
     mark: str
 
 
-class Slices(TypedDict):
+class SliceTable(TypedDict):
     """The slices of one kind, and how many are not shown."""
 
     kind: str
-    rows: list[Slice]
+    rows: list[SliceRow]
     more: int
 
 
-def explain_rules(verdict: Verdict) -> list[Applied]:
+def explain_rules(verdict: Verdict) -> list[RuleExplanation]:
     """Return the rules that made the decision, then the notes."""
     names = [*verdict["rules"], *[""] * (len(verdict["reasons"]) - len(verdict["rules"]))]
     pairs = zip(names, verdict["reasons"], strict=True)
-    return [Applied(name, reason, RULES.get(name, "")) for name, reason in pairs]
+    return [RuleExplanation(name, reason, RULES.get(name, "")) for name, reason in pairs]
 
 
 def measured_champion(evidence: Evidence) -> Measurement | None:
@@ -82,47 +82,51 @@ def measured_champion(evidence: Evidence) -> Measurement | None:
     return evidence["champion"]["measurement"] if evidence["champion"] else None
 
 
-def list_figures_of_both(evidence: Evidence) -> list[Figure]:
+def compare_figures(evidence: Evidence) -> list[FigureRow]:
     """Return the single figures of both."""
     ours, theirs = evidence["candidate"], measured_champion(evidence)
     mcc, before = ours["interval"]["mcc"], theirs["interval"]["mcc"] if theirs else None
     lines = [
         _figure("MCC", mcc, before, 1, "{:.3f}"),
-        Figure("its 95% interval", _show_range(ours), _show_range(theirs) if theirs else None, None),
+        FigureRow("its 95% interval", _show_range(ours), _show_range(theirs) if theirs else None, None),
     ]
-    for key, (name, direction) in LINES.items():
+    for key, (name, direction) in FIGURE_LABELS.items():
         here, there = (cast(float, dict(side)[key]) if side else None for side in (ours, theirs))
         lines.append(_figure(name, here, there, direction, "{:.3f}"))
     champion = evidence["champion"]
-    behaviour = champion["behaviour"]["share"] if champion and champion["behaviour"] else None
-    lines.append(_figure("minimal pairs told apart", evidence["behaviour"]["share"], behaviour, 1, "{:.1%}"))
+    behaviour = champion["minimal_pairs"]["share"] if champion and champion["minimal_pairs"] else None
+    lines.append(_figure("minimal pairs told apart", evidence["minimal_pairs"]["share"], behaviour, 1, "{:.1%}"))
     return lines
 
 
-def list_facts(comparison: Comparison, verdict: Verdict) -> list[Fact]:
+def list_facts(comparison: Comparison, verdict: Verdict) -> list[FactRow]:
     """Return what the paired comparison says, each number with its meaning."""
-    seen, allowed, looks = comparison, verdict["numbers"]["allowed_chance"], verdict["numbers"]["looks"]
-    better = f"how often equal models would differ so much in the candidate's favour; {_chance(allowed)} promotes"
+    seen, allowed, looks = comparison, verdict["numbers"]["alpha"], verdict["numbers"]["holdout_uses"]
+    better = f"how often equal models would differ so much in the candidate's favour; {_p_value(allowed)} promotes"
     reject = 1 - verdict["policy"]["reject_confidence"]
     alone = f"{seen['candidate_alone']} and {seen['champion_alone']}"
     return [
-        Fact("difference of the MCC", f"{seen['difference']:+.3f}", "candidate less champion, on the same sentences"),
-        Fact("its 95% interval", f"{seen['low']:+.3f} to {seen['high']:+.3f}", "over resampled sentences"),
-        Fact("better in", f"{seen['probability']:.1%}", "of the resamples the candidate's MCC is the higher one"),
-        Fact("chance, in favour", _chance(seen["chance_better"]), better),
-        Fact("chance, against", _chance(seen["chance_worse"]), f"likewise to its disadvantage; {reject:.0%} rejects"),
-        Fact("McNemar's test", f"p = {seen['mcnemar']:.3g}", "small where the two do not err equally often"),
-        Fact("same label", f"{seen['agreement']:.1%}", f"of the sentences; {seen['differing']} differ"),
-        Fact("right alone", alone, "sentences that only the candidate, only the champion labels rightly"),
-        Fact("looks", str(looks), "other candidates judged on this holdout before; each makes chance more likely"),
+        FactRow(
+            "difference of the MCC", f"{seen['difference']:+.3f}", "candidate less champion, on the same sentences"
+        ),
+        FactRow("its 95% interval", f"{seen['low']:+.3f} to {seen['high']:+.3f}", "over resampled sentences"),
+        FactRow("better in", f"{seen['probability']:.1%}", "of the resamples the candidate's MCC is the higher one"),
+        FactRow("chance, in favour", _p_value(seen["p_better"]), better),
+        FactRow("chance, against", _p_value(seen["p_worse"]), f"likewise to its disadvantage; {reject:.0%} rejects"),
+        FactRow("McNemar's test", f"p = {seen['mcnemar']:.3g}", "small where the two do not err equally often"),
+        FactRow("same label", f"{seen['agreement']:.1%}", f"of the sentences; {seen['differing']} differ"),
+        FactRow("right alone", alone, "sentences that only the candidate, only the champion labels rightly"),
+        FactRow(
+            "holdout_uses", str(looks), "other candidates judged on this holdout before; each makes chance more likely"
+        ),
     ]
 
 
-def list_slices(evidence: Evidence, policy: dict[str, Any]) -> list[Slices]:
+def list_slices(evidence: Evidence, policy: dict[str, Any]) -> list[SliceTable]:
     """Return the slices by source and by length."""
     ours, theirs = evidence["candidate"], measured_champion(evidence)
     found = []
-    for kind, key in SLICES.items():
+    for kind, key in SLICE_KINDS.items():
         here: dict[str, dict[str, float]] = dict(ours)[key]  # type: ignore[assignment]
         there: dict[str, dict[str, float]] = dict(theirs)[key] if theirs else {}  # type: ignore[assignment]
         rows = []
@@ -130,49 +134,53 @@ def list_slices(evidence: Evidence, policy: dict[str, Any]) -> list[Slices]:
             count, before = int(each["rows"]), there[name]["mcc"] if theirs else None
             mark = _mark(each["mcc"], before, count, policy)
             rows.append(_slice(name, count, each["mcc"], before, mark))
-        kept = sorted(rows, key=lambda row: (row["mark"] != "fell", -row["rows"]))[:SHOWN]
+        kept = sorted(rows, key=lambda row: (row["mark"] != "fell", -row["rows"]))[:MAX_SLICES]
         names = {row["name"] for row in kept}
-        found.append(Slices(kind=kind, rows=[row for row in rows if row["name"] in names], more=len(rows) - len(kept)))
+        found.append(
+            SliceTable(kind=kind, rows=[row for row in rows if row["name"] in names], more=len(rows) - len(kept))
+        )
     return found
 
 
-def list_phenomena(evidence: Evidence) -> list[Slice]:
+def list_phenomena(evidence: Evidence) -> list[SliceRow]:
     """Return the shares of the behaviour suite."""
     champion = evidence["champion"]
-    there = champion["behaviour"]["phenomena"] if champion and champion["behaviour"] else {}
+    there = champion["minimal_pairs"]["phenomena"] if champion and champion["minimal_pairs"] else {}
     rows = []
-    for name, each in evidence["behaviour"]["phenomena"].items():
+    for name, each in evidence["minimal_pairs"]["phenomena"].items():
         before = there[name]["share"] if name in there else None
         mark = "lower" if before is not None and each["share"] < before else ""
         rows.append(_slice(name, each["pairs"], each["share"], before, mark))
     return rows
 
 
-def _slice(name: str, rows: int, ours: float, theirs: float | None, mark: str) -> Slice:
+def _slice(name: str, rows: int, ours: float, theirs: float | None, mark: str) -> SliceRow:
     tick = None if theirs is None else 100 * max(theirs, 0.0)
-    return Slice(name=name, rows=rows, ours=ours, theirs=theirs, width=100 * max(ours, 0.0), tick=tick, mark=mark)
+    return SliceRow(
+        name=name, rows=rows, candidate=ours, champion=theirs, width=100 * max(ours, 0.0), tick=tick, mark=mark
+    )
 
 
 def _mark(ours: float, theirs: float | None, rows: int, policy: dict[str, Any]) -> str:
     if theirs is None or ours >= theirs:
         return ""
-    if theirs - ours <= policy["slice_fall"]:
+    if theirs - ours <= policy["max_slice_drop"]:
         return "lower"
-    return "fell" if rows >= policy["slice_rows"] else "few sentences"
+    return "fell" if rows >= policy["min_slice_rows"] else "few sentences"
 
 
-def _figure(name: str, ours: float | None, theirs: float | None, direction: int, form: str) -> Figure:
+def _figure(name: str, ours: float | None, theirs: float | None, direction: int, form: str) -> FigureRow:
     if ours is None or theirs is None:
-        return Figure(name, form.format(ours), None, None)
+        return FigureRow(name, form.format(ours), None, None)
     better = direction * ((ours > theirs) - (ours < theirs))
-    return Figure(name, form.format(ours), form.format(theirs), better)
+    return FigureRow(name, form.format(ours), form.format(theirs), better)
 
 
 def _show_range(measured: Measurement) -> str:
     return f"{measured['interval']['low']:.3f} to {measured['interval']['high']:.3f}"
 
 
-def _chance(value: float | int | None) -> str:
+def _p_value(value: float | int | None) -> str:
     """Write a chance with two digits; one that no reader tells from nothing is named so."""
     if value is None:
         return "none"

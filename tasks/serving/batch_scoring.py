@@ -30,22 +30,22 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 
-from tasks.core.errors import VerdictError, WrongUsage
-from tasks.core.files import digest_of, replacing
+from tasks.core.errors import UsageError, VerdictError
+from tasks.core.files import atomic_write, json_digest
 from tasks.core.progress import progress_bar
-from tasks.data.cola_format import Rejected, Row
-from tasks.data.record_readers import Result
-from tasks.data.sentences import STANDARD, Input, count_records, find_input, read_sentences
-from tasks.data.snapshots import EXAMPLES, QUARANTINE
+from tasks.data.cola_format import QuarantinedRow, Row
+from tasks.data.record_readers import ParsedRow
+from tasks.data.sentences import STDIO, SentenceSource, count_records, open_source, read_sentences
+from tasks.data.snapshots import MAX_EXAMPLES, QUARANTINE_SCHEMA
 from tasks.inference.classifier import Classifier
 
 log = logging.getLogger(__name__)
 
-PART = 10_000  # records scored and written at a time
+PART_ROWS = 10_000  # records scored and written at a time
 PART_BYTES = 64 << 20  # of records; parts of longer ones hold fewer
-STREAMED = 1_000  # records answered at a time on standard output
-KEY = b"verdict.key"  # names the digest in a part's metadata
-LAYOUT = 1  # of a part; a changed one is not read
+STREAM_BATCH = 1_000  # records answered at a time on standard output
+KEY_METADATA = b"verdict.key"  # names the digest in a part's metadata
+LAYOUT_VERSION = 1  # of a part; a changed one is not read
 
 _STAMP = pa.dictionary(pa.int32(), pa.string())
 _ANSWER = [("line", pa.int64()), ("sentence", pa.string()), ("label", pa.string()), ("probability", pa.float64())]
@@ -54,7 +54,7 @@ PARTIAL = pa.schema([*_ANSWER, *_FAULT])
 SCORES = pa.schema([*_ANSWER, ("version", _STAMP), ("digest", _STAMP)])
 
 
-class Outcome(TypedDict):
+class ScoreResult(TypedDict):
     """What became of an input; rows_in = scored + quarantined, `reused` of them by an earlier run.
 
     `version` is None for a bundle that is no registered one. The rate is this run's, None where it scored nothing.
@@ -85,9 +85,11 @@ class Scorer(NamedTuple):
         """The bundle's digest."""
         return self.classifier.manifest["digest"]
 
-    def key(self, records: Sequence[Result]) -> str:
+    def key(self, records: Sequence[ParsedRow]) -> str:
         """Return the digest of records and of everything that decides their answers."""
-        total = hashlib.sha256(digest_of([LAYOUT, self.digest, self.version, self.classifier.provider]).encode())
+        total = hashlib.sha256(
+            json_digest([LAYOUT_VERSION, self.digest, self.version, self.classifier.provider]).encode()
+        )
         for record in records:
             if isinstance(record, Row):
                 total.update(f"{record.line}\t{record.sentence}\n".encode())
@@ -96,12 +98,12 @@ class Scorer(NamedTuple):
                 total.update(record.raw)
         return total.hexdigest()
 
-    def score(self, records: Sequence[Result]) -> pa.Table:
+    def score(self, records: Sequence[ParsedRow]) -> pa.Table:
         """Return records, in order, with their answers or faults, in the columns `PARTIAL`."""
         answers = iter(self.classifier.predict([record.sentence for record in records if isinstance(record, Row)]))
         rows: list[tuple[Any, ...]] = []
         for record in records:
-            if isinstance(record, Rejected):
+            if isinstance(record, QuarantinedRow):
                 rows.append((record.line, None, None, None, *record[1:]))
             else:
                 answer = next(answers)
@@ -111,7 +113,7 @@ class Scorer(NamedTuple):
 
 
 @dataclass
-class Tally:
+class ScoreCounts:
     """Counts what became of the records so far."""
 
     name: str
@@ -123,17 +125,17 @@ class Tally:
     kinds: Counter[str] = field(default_factory=Counter)
     examples: list[str] = field(default_factory=list)
 
-    def add(self, records: Sequence[Result]) -> None:
+    def add(self, records: Sequence[ParsedRow]) -> None:
         """Count records, scored now or before."""
-        rejected = [record for record in records if isinstance(record, Rejected)]
+        rejected = [record for record in records if isinstance(record, QuarantinedRow)]
         self.rows_in += len(records)
         self.scored += len(records) - len(rejected)
         self.kinds.update(record.kind for record in rejected)
-        for record in rejected[: EXAMPLES - len(self.examples)]:
+        for record in rejected[: MAX_EXAMPLES - len(self.examples)]:
             self.examples.append(f"{self.name} line {record.line}: {record.reason}")
 
     @contextlib.contextmanager
-    def timing(self, records: Sequence[Result]) -> Iterator[None]:
+    def timing(self, records: Sequence[ParsedRow]) -> Iterator[None]:
         """Count the sentences among records, and the time that they take."""
         started = time.perf_counter()
         yield
@@ -145,9 +147,9 @@ class Tally:
         kinds = ", ".join(f"{count} {kind}" for kind, count in self.kinds.most_common())
         return f"{kinds}; {self.examples[0]}"
 
-    def outcome(self, scorer: Scorer, out: str, quarantine: str | None) -> Outcome:
+    def result(self, scorer: Scorer, out: str, quarantine: str | None) -> ScoreResult:
         """Return the counts with what scored."""
-        return Outcome(
+        return ScoreResult(
             rows_in=self.rows_in,
             scored=self.scored,
             quarantined=self.rows_in - self.scored,
@@ -163,7 +165,7 @@ class Tally:
         )
 
 
-def check_paths(path: str, out: str, columns: str = "", form: str = "") -> Input:
+def check_paths(path: str, out: str, columns: str = "", form: str = "") -> SentenceSource:
     """Check, before anything is loaded, that sentences can be read from one place and written to the other.
 
     Args:
@@ -176,29 +178,29 @@ def check_paths(path: str, out: str, columns: str = "", form: str = "") -> Input
         WrongUsage: if one of them cannot be meant.
         VerdictError: if the input cannot be read.
     """
-    source = find_input(path, columns, form)
-    if out == STANDARD:
+    source = open_source(path, columns, form)
+    if out == STDIO:
         return source
     target = Path(out)
     if target.suffix.lower() != ".parquet" or target.is_dir():
         what = "is a folder" if target.is_dir() else "does not end in .parquet"
-        raise WrongUsage(f"output {out!r} {what}; expected a Parquet file, or - for JSON lines on standard output")
-    if path != STANDARD and Path(path).resolve() in (target.resolve(), _aside(target).resolve()):
-        raise WrongUsage(f"output {out!r} would replace the input {path!r}; name another file")
+        raise UsageError(f"output {out!r} {what}; expected a Parquet file, or - for JSON lines on standard output")
+    if path != STDIO and Path(path).resolve() in (target.resolve(), _quarantine_path(target).resolve()):
+        raise UsageError(f"output {out!r} would replace the input {path!r}; name another file")
     if not target.parent.is_dir():
-        raise WrongUsage(f"folder {str(target.parent)!r} of the output does not exist; run: mkdir -p {target.parent}")
+        raise UsageError(f"folder {str(target.parent)!r} of the output does not exist; run: mkdir -p {target.parent}")
     try:
         with tempfile.TemporaryFile(dir=target.parent):
             return source
     except OSError as error:
-        raise WrongUsage(
+        raise UsageError(
             f"nothing can be written to {str(target.parent)!r} ({error.strerror}); name another"
         ) from error
 
 
 def score_file(
     path: str, out: str, bundle: str, version: str | None, device: str = "auto", columns: str = "", form: str = ""
-) -> Outcome:
+) -> ScoreResult:
     """Score a file of sentences with a bundle; the other arguments are those of `check_paths`.
 
     Args:
@@ -216,41 +218,43 @@ def score_file(
     """
     source = check_paths(path, out, columns, form)
     scorer = Scorer(Classifier.from_bundle(bundle, device), version)
-    return score_to_stream(source, sys.stdout, scorer) if out == STANDARD else score_to_file(source, Path(out), scorer)
+    return score_to_stream(source, sys.stdout, scorer) if out == STDIO else score_to_file(source, Path(out), scorer)
 
 
-def score_to_file(source: Input, out: Path, scorer: Scorer, size: int = PART) -> Outcome:
+def score_to_file(source: SentenceSource, out: Path, scorer: Scorer, size: int = PART_ROWS) -> ScoreResult:
     """Score an input into parts of so many records, then put them together.
 
     Raises:
         VerdictError: if no row could be scored, another run writes the same output, or the disk is full.
     """
-    tally = Tally(source.name)
+    tally = ScoreCounts(source.name)
     folder = Path(f"{out}.parts")
     try:
-        with _claimed(folder):
+        with _locked(folder):
             parts = _score_parts(source, folder, scorer, tally, size)
-            aside = str(_aside(out)) if tally.kinds else None
+            aside = str(_quarantine_path(out)) if tally.kinds else None
             if aside:
-                _collect(parts, folder / "rejected", Path(aside), QUARANTINE, lambda part: _fault(part, source.name))
+                _collect(
+                    parts, folder / "rejected", Path(aside), QUARANTINE_SCHEMA, lambda part: _fault(part, source.name)
+                )
             else:
-                _aside(out).unlink(missing_ok=True)  # of an earlier run
+                _quarantine_path(out).unlink(missing_ok=True)  # of an earlier run
             if tally.scored:
                 _collect(parts, folder / "scored", out, SCORES, lambda part: _stamp(part, scorer))
             shutil.rmtree(folder)
     except OSError as error:
         raise _unwritten(error, out, tally) from error
-    _refuse_nothing(tally, aside)
-    return tally.outcome(scorer, str(out), aside)
+    _reject_empty(tally, aside)
+    return tally.result(scorer, str(out), aside)
 
 
-def score_to_stream(source: Input, sink: TextIO, scorer: Scorer, size: int = STREAMED) -> Outcome:
+def score_to_stream(source: SentenceSource, sink: TextIO, scorer: Scorer, size: int = STREAM_BATCH) -> ScoreResult:
     """Answer each record with one line of JSON, in order; one that cannot be scored has a reason and no label.
 
     Raises:
         VerdictError: if no row could be scored, or the stream takes no more.
     """
-    tally = Tally(source.name)
+    tally = ScoreCounts(source.name)
     stamp = {"version": scorer.version, "digest": scorer.digest}
     for records in divide(read_sentences(source), size):
         with tally.timing(records):
@@ -265,13 +269,13 @@ def score_to_stream(source: Input, sink: TextIO, scorer: Scorer, size: int = STR
             raise VerdictError(
                 f"standard output takes no more ({error.strerror}) at row {tally.rows_in}; read all, or name a file"
             ) from error
-    _refuse_nothing(tally, None)
-    return tally.outcome(scorer, STANDARD, None)
+    _reject_empty(tally, None)
+    return tally.result(scorer, STDIO, None)
 
 
-def divide(records: Iterable[Result], size: int) -> Iterator[list[Result]]:
+def divide(records: Iterable[ParsedRow], size: int) -> Iterator[list[ParsedRow]]:
     """Divide records into lists of `size`, shorter where they are large."""
-    part: list[Result] = []
+    part: list[ParsedRow] = []
     taken = 0
     for record in records:
         part.append(record)
@@ -283,22 +287,22 @@ def divide(records: Iterable[Result], size: int) -> Iterator[list[Result]]:
         yield part
 
 
-def _score_parts(source: Input, folder: Path, scorer: Scorer, tally: Tally, size: int) -> list[Path]:
+def _score_parts(source: SentenceSource, folder: Path, scorer: Scorer, tally: ScoreCounts, size: int) -> list[Path]:
     """Write the parts that an earlier run did not write; return the paths of all."""
     parts: list[Path] = []
     told = False
     with _progress(source, size) as advance:
         for number, records in enumerate(divide(read_sentences(source), size), start=1):
             path, key = folder / f"part-{number:06}.parquet", scorer.key(records)
-            if _holds(path, key):
+            if _is_reusable(path, key):
                 tally.reused += len(records)
             else:
                 if not told:
-                    _tell(path, tally.reused)
+                    _log_part(path, tally.reused)
                 told = True
                 with tally.timing(records):
-                    table = scorer.score(records).replace_schema_metadata({KEY: key})
-                with replacing(path) as temporary:
+                    table = scorer.score(records).replace_schema_metadata({KEY_METADATA: key})
+                with atomic_write(path) as temporary:
                     pq.write_table(table, temporary)
             tally.add(records)
             parts.append(path)
@@ -306,7 +310,7 @@ def _score_parts(source: Input, folder: Path, scorer: Scorer, tally: Tally, size
     return parts
 
 
-def _tell(path: Path, reused: int) -> None:
+def _log_part(path: Path, reused: int) -> None:
     """Say what an earlier run left, in front of the first part that has to be scored."""
     if reused:
         log.info("%d rows were done by an earlier run", reused)
@@ -314,10 +318,10 @@ def _tell(path: Path, reused: int) -> None:
         log.warning("parts in %s belong to another input or model and are not used", path.parent)
 
 
-def _holds(path: Path, key: str) -> bool:
+def _is_reusable(path: Path, key: str) -> bool:
     """Tell whether a part is there and holds these records, scored by this model."""
     try:
-        return (pq.read_schema(path).metadata or {}).get(KEY) == key.encode()
+        return (pq.read_schema(path).metadata or {}).get(KEY_METADATA) == key.encode()
     except (OSError, ValueError, pa.ArrowException):
         return False
 
@@ -326,7 +330,7 @@ def _fault(part: pa.Table, name: str) -> pa.Table:
     """Return the quarantined rows of a part with the input's name."""
     rejected = part.filter(pc.is_valid(part["kind"]))
     names = pa.array([name] * rejected.num_rows, pa.string()).dictionary_encode()
-    return pa.table([names, *rejected.select(QUARANTINE.names[1:]).columns], schema=QUARANTINE)
+    return pa.table([names, *rejected.select(QUARANTINE_SCHEMA.names[1:]).columns], schema=QUARANTINE_SCHEMA)
 
 
 def _stamp(part: pa.Table, scorer: Scorer) -> pa.Table:
@@ -343,7 +347,7 @@ def _collect(
     parts: list[Path], scratch: Path, target: Path, schema: pa.Schema, take: Callable[[pa.Table], pa.Table]
 ) -> None:
     """Write what is taken of each part as one file; it grows among the parts, so a kill leaves nothing beside them."""
-    with replacing(scratch) as temporary, pq.ParquetWriter(temporary, schema) as writer:
+    with atomic_write(scratch) as temporary, pq.ParquetWriter(temporary, schema) as writer:
         for part in parts:
             rows = take(pq.ParquetFile(part).read())
             if rows.num_rows:
@@ -351,12 +355,12 @@ def _collect(
     scratch.replace(target)
 
 
-def _aside(out: Path) -> Path:
+def _quarantine_path(out: Path) -> Path:
     return Path(f"{out}.quarantine.parquet")
 
 
 @contextlib.contextmanager
-def _claimed(folder: Path) -> Iterator[None]:
+def _locked(folder: Path) -> Iterator[None]:
     """Make the folder of the parts, for one run at a time."""
     folder.mkdir(exist_ok=True)
     try:
@@ -367,7 +371,7 @@ def _claimed(folder: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _progress(source: Input, size: int) -> Iterator[Callable[[], None]]:
+def _progress(source: SentenceSource, size: int) -> Iterator[Callable[[], None]]:
     """Show how many parts are done, where their number can be known."""
     records = count_records(source)
     if records is None:
@@ -377,7 +381,7 @@ def _progress(source: Input, size: int) -> Iterator[Callable[[], None]]:
         yield advance
 
 
-def _refuse_nothing(tally: Tally, aside: str | None) -> None:
+def _reject_empty(tally: ScoreCounts, aside: str | None) -> None:
     """Raise where no row could be scored."""
     if not tally.rows_in:
         raise VerdictError(f"{tally.name} is empty; expected sentences")
@@ -388,7 +392,7 @@ def _refuse_nothing(tally: Tally, aside: str | None) -> None:
         )
 
 
-def _unwritten(error: OSError, out: Path, tally: Tally) -> VerdictError:
+def _unwritten(error: OSError, out: Path, tally: ScoreCounts) -> VerdictError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return VerdictError(
             f"no space left for {out}; {tally.rows_in} rows are done and kept: make room and run the same command again"

@@ -13,11 +13,11 @@ from concurrent.futures import Future
 from typing import NamedTuple
 
 from tasks.core.errors import VerdictError
-from tasks.serving.champion import Answer, Served
+from tasks.serving.champion import ChampionAnswer, LoadedModel
 
 log = logging.getLogger(__name__)
 
-SLOWEST = 60  # seconds that Retry-After asks for at most
+INITIAL_BATCH_S = 60  # seconds that Retry-After asks for at most
 
 
 class QueueFull(VerdictError):
@@ -28,21 +28,21 @@ class QueueFull(VerdictError):
         self.seconds = seconds
 
 
-class Closed(VerdictError):
+class BatcherClosed(VerdictError):
     """The queue takes nothing any more."""
 
 
-class Reply(NamedTuple):
+class BatchReply(NamedTuple):
     """The answers to one request, all of one version."""
 
     version: str
-    answers: list[Answer]
+    answers: list[ChampionAnswer]
 
 
-class _Waiting(NamedTuple):
+class _QueuedRequest(NamedTuple):
     sentences: list[str]
     arrived: float
-    future: "Future[Reply]"
+    future: "Future[BatchReply]"
 
 
 class Batcher:
@@ -58,7 +58,7 @@ class Batcher:
 
     def __init__(
         self,
-        current: Callable[[], Served],
+        current: Callable[[], LoadedModel],
         max_batch: int = 64,
         max_wait: float = 0.002,
         capacity: int = 4_096,
@@ -66,7 +66,7 @@ class Batcher:
     ) -> None:
         self._current, self.on_batch = current, on_batch
         self._max_batch, self._max_wait, self._capacity = max_batch, max_wait, capacity
-        self._queue: collections.deque[_Waiting] = collections.deque()
+        self._queue: collections.deque[_QueuedRequest] = collections.deque()
         self._sentences = 0
         self._rate = 0.0  # sentences a second, of the latest batches
         self._closed = False
@@ -79,7 +79,7 @@ class Batcher:
         """Sentences that wait."""
         return self._sentences
 
-    def submit(self, sentences: Sequence[str]) -> "Future[Reply]":
+    def submit(self, sentences: Sequence[str]) -> "Future[BatchReply]":
         """Queue a request.
 
         Raises:
@@ -88,15 +88,15 @@ class Batcher:
         """
         with self._changed:
             if self._closed:
-                raise Closed("the server is stopping; ask another one")
+                raise BatcherClosed("the server is stopping; ask another one")
             if self._queue and self._sentences + len(sentences) > self._capacity:
-                seconds = min(SLOWEST, 1 + int(self._sentences / self._rate)) if self._rate else 1
+                seconds = min(INITIAL_BATCH_S, 1 + int(self._sentences / self._rate)) if self._rate else 1
                 raise QueueFull(
                     f"{self._sentences} sentences wait, at most {self._capacity} may; come back in {seconds} s, "
                     "or start the server with a longer --queue",
                     seconds,
                 )
-            request = _Waiting(list(sentences), time.monotonic(), Future())
+            request = _QueuedRequest(list(sentences), time.monotonic(), Future())
             self._queue.append(request)
             self._sentences += len(request.sentences)
             self._changed.notify()
@@ -119,7 +119,7 @@ class Batcher:
             self._rate = 0.8 * self._rate + 0.2 * rate if self._rate else rate
             self.on_batch(count, seconds)
 
-    def _collect(self) -> list[_Waiting]:
+    def _collect(self) -> list[_QueuedRequest]:
         """Wait for a batch; empty once the queue is closed and nothing waits."""
         with self._changed:
             while not self._queue and not self._closed:
@@ -129,7 +129,7 @@ class Batcher:
                 if left <= 0:
                     break
                 self._changed.wait(left)
-            batch: list[_Waiting] = []
+            batch: list[_QueuedRequest] = []
             count = 0
             while self._queue and (not batch or count + len(self._queue[0].sentences) <= self._max_batch):
                 request = self._queue.popleft()
@@ -138,7 +138,7 @@ class Batcher:
                 batch.append(request)
             return batch
 
-    def _answer(self, batch: list[_Waiting]) -> None:
+    def _answer(self, batch: list[_QueuedRequest]) -> None:
         """Answer requests together; where that fails, each alone, so that none suffers for another."""
         asked = [request for request in batch if not request.future.cancelled()]
         try:
@@ -150,16 +150,16 @@ class Batcher:
                     self._answer([request])
                 return
             for request in asked:
-                _settle(request.future, error)
+                _resolve_future(request.future, error)
             return
         start = 0
         for request in asked:
             end = start + len(request.sentences)
-            _settle(request.future, Reply(served.version, answers[start:end]))
+            _resolve_future(request.future, BatchReply(served.version, answers[start:end]))
             start = end
 
 
-def _settle(future: "Future[Reply]", outcome: Reply | Exception) -> None:
+def _resolve_future(future: "Future[BatchReply]", outcome: BatchReply | Exception) -> None:
     """Hand an outcome over, unless nobody waits for it any more."""
     if not future.set_running_or_notify_cancel():
         return

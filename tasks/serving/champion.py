@@ -26,29 +26,29 @@ from typing import TYPE_CHECKING, NamedTuple, Self, TypedDict
 import numpy as np
 
 from tasks.core import log_format as logs
-from tasks.core.errors import Unreachable, VerdictError, WrongUsage, first_line, kind_and_line
-from tasks.inference.classifier import BATCH, Classifier, Prediction
+from tasks.core.errors import UnreachableError, UsageError, VerdictError, first_line, summarise_error
+from tasks.inference.classifier import CPU_BATCH, Classifier, Prediction
 
 if TYPE_CHECKING:
-    from tasks.registry.versions import Store, Version
+    from tasks.registry.versions import MlflowStore, RegisteredVersion
 
 log = logging.getLogger(__name__)
 
 MODEL_NAME = "acceptability"
 CHAMPION_URI = f"models:/{MODEL_NAME}@champion"
-REFRESH = 30.0  # seconds
-LONGEST_PAUSE = 3_600.0  # seconds before a refused version is tried again
-WARMING = "The cat sat on the mat."
-DIGITS = 12  # of a digest that stands for a version
+DEFAULT_REFRESH_S = 30.0  # seconds
+MAX_BACKOFF_S = 3_600.0  # seconds before a refused version is tried again
+WARMUP_SENTENCES = "The cat sat on the mat."
+VERSION_DIGITS = 12  # of a digest that stands for a version
 
 
-class Answer(Prediction):
+class ChampionAnswer(Prediction):
     """The answer to one sentence, and which version gave it."""
 
     version: str
 
 
-class Status(TypedDict):
+class ChampionStatus(TypedDict):
     """What answers, and how following goes; times are seconds since 1970, `problem` is None while all is well."""
 
     model: str
@@ -67,7 +67,7 @@ class NotReady(VerdictError):
     """Nothing is loaded yet."""
 
 
-class Served(NamedTuple):
+class LoadedModel(NamedTuple):
     """A classifier that is loaded and warm, and the version that it is."""
 
     classifier: Classifier
@@ -78,12 +78,12 @@ class Served(NamedTuple):
         """The bundle's digest."""
         return self.classifier.manifest["digest"]
 
-    def predict(self, sentences: Sequence[str]) -> list[Answer]:
+    def predict(self, sentences: Sequence[str]) -> list[ChampionAnswer]:
         """Judge sentences, in input order."""
-        return [Answer(**answer, version=self.version) for answer in self.classifier.predict(sentences)]
+        return [ChampionAnswer(**answer, version=self.version) for answer in self.classifier.predict(sentences)]
 
 
-class _Refusal(NamedTuple):
+class _LoadFailure(NamedTuple):
     """A version that was refused, how often, and when it may be tried again."""
 
     version: str
@@ -98,7 +98,7 @@ class Champion:
     def __init__(
         self,
         model: str = CHAMPION_URI,
-        refresh_s: float = REFRESH,
+        refresh_s: float = DEFAULT_REFRESH_S,
         device: str = "auto",
         home: str | None = None,
         must_load: bool = True,
@@ -119,12 +119,12 @@ class Champion:
             VerdictError: if it is damaged, or does not run on the device.
         """
         if refresh_s <= 0:
-            raise WrongUsage(f"refresh_s = {refresh_s} is refused; expected seconds above 0")
+            raise UsageError(f"refresh_s = {refresh_s} is refused; expected seconds above 0")
         self.name, self.model, self.following = MODEL_NAME, model, False
         self._device, self._refresh_s = device, refresh_s
         self._home = home or os.environ.get("VERDICT_HOME") or ".verdict"
-        self._served: Served | None = None
-        self._refusal: _Refusal | None = None
+        self._served: LoadedModel | None = None
+        self._refusal: _LoadFailure | None = None
         self._trying = ""  # the version that is being loaded
         self._told: set[str] = set()  # versions whose trouble the log knows; "": the store's
         self._problem: str | None = None
@@ -135,11 +135,11 @@ class Champion:
         self._thread: threading.Thread | None = None
         self._store = self._locate()
         try:
-            self._look()
+            self._poll()
         except VerdictError as error:
-            if must_load or not self.following or not _may_pass(error):
+            if must_load or not self.following or not _is_transient(error):
                 raise
-            self._complain(error)
+            self._record_failure(error)
         if self.following:
             self._thread = threading.Thread(target=self._follow, name="champion", daemon=True)
             self._thread.start()
@@ -154,7 +154,7 @@ class Champion:
         """Stop following."""
         self.close()
 
-    def current(self) -> Served:
+    def current(self) -> LoadedModel:
         """Return what answers now; it stays usable when another version takes its place.
 
         Raises:
@@ -165,7 +165,7 @@ class Champion:
             raise NotReady(f"no model is loaded yet: {self._problem or self.model}")
         return served
 
-    def predict(self, sentences: Sequence[str]) -> list[Answer]:
+    def predict(self, sentences: Sequence[str]) -> list[ChampionAnswer]:
         """Judge sentences, all with one version.
 
         Raises:
@@ -173,10 +173,10 @@ class Champion:
         """
         return self.current().predict(sentences)
 
-    def status(self) -> Status:
+    def status(self) -> ChampionStatus:
         """Return what answers and how following goes."""
         served = self._served
-        return Status(
+        return ChampionStatus(
             model=self.model,
             version=served.version if served else None,
             digest=served.digest if served else None,
@@ -195,9 +195,9 @@ class Champion:
             if not self.following or self._closed.is_set():
                 return False
             try:
-                return self._look()
+                return self._poll()
             except Exception as error:  # whatever it is, the model that is loaded goes on answering
-                self._complain(error)
+                self._record_failure(error)
                 return False
 
     def close(self) -> None:
@@ -206,7 +206,7 @@ class Champion:
         if self._thread and self._thread is not threading.current_thread():
             self._thread.join(10)
 
-    def _locate(self) -> "Store | None":
+    def _locate(self) -> "MlflowStore | None":
         """Find out where the model is kept; None for a folder."""
         if self.model and Path(self.model).is_dir():
             return None
@@ -222,7 +222,7 @@ class Champion:
         while not self._closed.wait(self._refresh_s):
             self.refresh()
 
-    def _look(self) -> bool:
+    def _poll(self) -> bool:
         """Resolve the address, and load what it leads to where that is not loaded.
 
         Raises:
@@ -231,12 +231,12 @@ class Champion:
         self._trying = ""
         if self._store is None:
             served = _load(self.model, "", self._device)
-            self._take(served._replace(version=f"sha256:{served.digest[:DIGITS]}"))
+            self._swap(served._replace(version=f"sha256:{served.digest[:VERSION_DIGITS]}"))
             return True
         from tasks.registry import versions as registry
 
-        if self._served and registry.is_new(self._store):  # asking would create an empty one
-            raise Unreachable(f"MLflow store {self._store['uri']} is gone; check it: verdict doctor")
+        if self._served and registry.is_uninitialised(self._store):  # asking would create an empty one
+            raise UnreachableError(f"MLflow store {self._store['uri']} is gone; check it: verdict doctor")
         found = registry.resolve_version(self._store, self.model)
         self._checked = time.time()
         self._told.discard("")  # the store answers again
@@ -244,10 +244,10 @@ class Champion:
             self._problem = self._refusal = None
             return False
         self._trying = found["version"]
-        self._take(self._load_version(self._store, found))
+        self._swap(self._load_version(self._store, found))
         return True
 
-    def _load_version(self, store: "Store", found: "Version") -> Served:
+    def _load_version(self, store: "MlflowStore", found: "RegisteredVersion") -> LoadedModel:
         """Fetch a version into a folder that is gone when it is loaded; one that was refused is left alone for longer.
 
         Raises:
@@ -267,17 +267,17 @@ class Champion:
                 times = last.times + 1 if last and last.version == version else 1
                 reason = str(error).replace(f"bundle {bundle}", "its bundle")  # the folder is gone by then
                 message = f"version {version} is refused: {reason}"
-                pause = min(self._refresh_s * 2**times, LONGEST_PAUSE)
-                self._refusal = _Refusal(version, message, times, time.monotonic() + pause)
+                pause = min(self._refresh_s * 2**times, MAX_BACKOFF_S)
+                self._refusal = _LoadFailure(version, message, times, time.monotonic() + pause)
                 raise VerdictError(message) from error
 
-    def _take(self, served: Served) -> None:
+    def _swap(self, served: LoadedModel) -> None:
         """Let a classifier answer from here on."""
         old, self._served = self._served, served
         self._loaded = self._checked = time.time()
         self._problem = self._refusal = None
         self._moves += old is not None
-        logs.bind(version=served.version, digest=served.digest)
+        logs.bind_context(version=served.version, digest=served.digest)
         log.info(
             "%s: version %s answers on %s%s",
             self.model,
@@ -286,9 +286,9 @@ class Champion:
             f", after version {old.version}" if old else "",
         )
 
-    def _complain(self, error: Exception) -> None:
+    def _record_failure(self, error: Exception) -> None:
         """Remember what went wrong; tell it once for each version, and once for each time that the store is away."""
-        self._problem = first_line(error) if isinstance(error, VerdictError) else kind_and_line(error)
+        self._problem = first_line(error) if isinstance(error, VerdictError) else summarise_error(error)
         self._failures += 1
         if self._trying not in self._told:
             self._told.add(self._trying)
@@ -296,14 +296,14 @@ class Champion:
             log.warning("%s: %s; %s", self.model, self._problem, keeps)
 
 
-def _may_pass(error: VerdictError) -> bool:
+def _is_transient(error: VerdictError) -> bool:
     """Tell whether looking again may help."""
     from tasks.registry.versions import NoChampion
 
-    return isinstance(error, NoChampion | Unreachable)
+    return isinstance(error, NoChampion | UnreachableError)
 
 
-def _load(bundle: str, version: str, device: str, digest: str = "") -> Served:
+def _load(bundle: str, version: str, device: str, digest: str = "") -> LoadedModel:
     """Verify, load and warm a bundle.
 
     Raises:
@@ -313,12 +313,14 @@ def _load(bundle: str, version: str, device: str, digest: str = "") -> Served:
         classifier = Classifier.from_bundle(bundle, device)
         held = classifier.manifest["digest"]
         if digest and held != digest:
-            raise VerdictError(f"its digest is {held[:DIGITS]}, registered was {digest[:DIGITS]}; see: verdict status")
-        for count in (1, BATCH):  # the first run of each shape is the slow one
-            if not np.isfinite(classifier.logits([WARMING] * count)).all():
+            raise VerdictError(
+                f"its digest is {held[:VERSION_DIGITS]}, registered was {digest[:VERSION_DIGITS]}; see: verdict status"
+            )
+        for count in (1, CPU_BATCH):  # the first run of each shape is the slow one
+            if not np.isfinite(classifier.logits([WARMUP_SENTENCES] * count)).all():
                 raise VerdictError("its answers are no numbers; see: verdict status")
     except VerdictError:
         raise
     except Exception as error:  # ONNX Runtime and the tokeniser raise what they like
-        raise VerdictError(f"it cannot be loaded ({kind_and_line(error, 200)}); see: verdict status") from error
-    return Served(classifier, version)
+        raise VerdictError(f"it cannot be loaded ({summarise_error(error, 200)}); see: verdict status") from error
+    return LoadedModel(classifier, version)

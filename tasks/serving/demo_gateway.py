@@ -20,23 +20,27 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tasks.core.errors import VerdictError
-from tasks.serving.request_validation import Limits, Refused, read_body
+from tasks.serving.request_validation import RequestError, RequestLimits, read_body
 
 log = logging.getLogger(__name__)
 
-FILES = ("/theme.css", "/manifest.json", "/favicon.ico")
-FOLDERS = ("/assets/", "/static/")
-RUN, CALL = "/gradio_api/run/predict", "/gradio_api/component_server"
+DEMO_FILES = ("/theme.css", "/manifest.json", "/favicon.ico")
+DEMO_FOLDERS = ("/assets/", "/static/")
+RUN_PATH, CALL_PATH = "/gradio_api/run/predict", "/gradio_api/component_server"
 ROUTE = SimpleNamespace(path="page")  # what metrics call it
 # Its scripts stand in the page, and Gradio compiles its templates in the browser.
-POLICY = (
+CONTENT_SECURITY_POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' data:; font-src 'self' data:; object-src 'none'; frame-ancestors 'self'; form-action 'self'"
 )
-HEADERS = {"Content-Security-Policy": POLICY, "X-Content-Type-Options": "nosniff", "Referrer-Policy": "same-origin"}
+HEADERS = {
+    "Content-Security-Policy": CONTENT_SECURITY_POLICY,
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "same-origin",
+}
 
 
-class Loading:
+class LazyApp:
     """Something that a thread makes when it is first asked for; servers that nobody looks at need not carry it."""
 
     def __init__(self, make: Callable[[], ASGIApp]) -> None:
@@ -67,11 +71,11 @@ class Loading:
             self._made.set_exception(VerdictError("the page could not be built; the server's log says why"))
 
 
-class Front:
+class DemoGateway:
     """Answers what belongs to the page with it, and lets the API answer everything else."""
 
     def __init__(
-        self, app: ASGIApp, page: Loading, limits: Limits, refuse: Callable[[VerdictError], dict[str, Any]]
+        self, app: ASGIApp, page: LazyApp, limits: RequestLimits, refuse: Callable[[VerdictError], dict[str, Any]]
     ) -> None:
         """Take what is behind.
 
@@ -85,7 +89,7 @@ class Front:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on."""
-        if scope["type"] != "http" or not _belongs(scope):
+        if scope["type"] != "http" or not _is_demo_request(scope):
             await self.app(scope, receive, send)
             return
         inner: Scope = {**scope}  # the page's own routes must not show in metrics
@@ -107,8 +111,8 @@ class Front:
 
     def _explain(self, scope: Scope, error: VerdictError) -> JSONResponse:
         """Turn an error into its code; Gradio shows none of that, so that what people may do comes as an answer."""
-        code, headers = (error.status, error.headers) if isinstance(error, Refused) else (500, {})
-        if scope["path"].rstrip("/") == RUN and code in (408, 413):
+        code, headers = (error.status, error.headers) if isinstance(error, RequestError) else (500, {})
+        if scope["path"].rstrip("/") == RUN_PATH and code in (408, 413):
             return JSONResponse({"data": [self.refuse(error)], "is_generating": False}, headers=headers)
         return JSONResponse({"error": str(error)}, code, headers)
 
@@ -120,7 +124,7 @@ class Front:
         """
         headers = Headers(scope=scope)
         if _is_foreign(headers):
-            raise Refused(403, "this came from another site's page; open this one")
+            raise RequestError(403, "this came from another site's page; open this one")
         asked = await read_body(Request(scope, receive).stream(), dict(headers), self.limits)
         body = json.dumps(_clean(scope["path"], asked)).encode()
         kept = [(name, value) for name, value in scope["headers"] if name not in (b"content-type", b"content-length")]
@@ -133,16 +137,16 @@ class Front:
         return {**scope, "headers": kept}, replay
 
 
-def _belongs(scope: Scope) -> bool:
+def _is_demo_request(scope: Scope) -> bool:
     """Tell whether a request is the page's; at the root browsers get the page, programs the API."""
     path = scope["path"]
     if scope["method"] == "POST":
-        return path.rstrip("/") in (RUN, CALL)
+        return path.rstrip("/") in (RUN_PATH, CALL_PATH)
     if scope["method"] not in ("GET", "HEAD"):
         return False
     if path == "/":
         return "text/html" in Headers(scope=scope).get("accept", "")
-    return path in FILES or path.startswith(FOLDERS)
+    return path in DEMO_FILES or path.startswith(DEMO_FOLDERS)
 
 
 def _is_foreign(headers: Headers) -> bool:
@@ -160,10 +164,10 @@ def _clean(path: str, asked: Any) -> dict[str, Any]:
         Refused: if it is none.
     """
     data, number = (asked.get("data"), asked.get("fn_index")) if isinstance(asked, dict) else (None, None)
-    if path.rstrip("/") == CALL:
+    if path.rstrip("/") == CALL_PATH:
         if isinstance(data, dict) and type(asked.get("component_id")) is int and asked.get("fn_name") == "flag":
             flag = {name: data.get(name) for name in ("sentence", "label")}
             return {"data": flag, "component_id": asked["component_id"], "fn_name": "flag", "session_hash": "page"}
     elif type(number) is int and isinstance(data, list) and len(data) == 1 and type(data[0]) in (str, int):
         return {"data": data, "fn_index": number}  # a text, or an example's number
-    raise Refused(422, "this is no request of the page; programs ask: POST /v1/judge")
+    raise RequestError(422, "this is no request of the page; programs ask: POST /v1/judge")

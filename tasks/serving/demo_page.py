@@ -20,34 +20,34 @@ from starlette.types import ASGIApp
 
 from tasks.core.errors import VerdictError
 from tasks.reporting.templating import render
-from tasks.serving.batcher import Reply
-from tasks.serving.demo_gateway import Front, Loading
+from tasks.serving.batcher import BatchReply
+from tasks.serving.demo_gateway import DemoGateway, LazyApp
 from tasks.serving.feedback import Feedback, one_line
-from tasks.serving.request_validation import Limits, Refused, check_sentences
+from tasks.serving.request_validation import RequestError, RequestLimits, check_sentences
 
 if TYPE_CHECKING:
     import gradio as gr
 
 log = logging.getLogger(__name__)
 
-TEMPLATES = Path(__file__).with_name("templates")
-EXAMPLES = (
+PAGE_TEMPLATES = Path(__file__).with_name("templates")
+EXAMPLE_INPUTS = (
     "The child has eaten the apple.",
     "The child have eat the apple.",
     "She gave the letter to her neighbour.",
     "She gave to the letter her neighbour.",
     "The keys were lost.\nThe keys was lost.",
 )
-SHOWN = 500  # characters of a sentence
-LOOK = 3  # seconds between two looks which model answers
-FAULT = "the server met a fault of its own; its log says more"
-Ask = Callable[[list[str]], Awaitable[Reply]]
+MAX_SENTENCE_CHARS = 500  # characters of a sentence
+POLL_S = 3  # seconds between two looks which model answers
+INTERNAL_ERROR = "the server met a fault of its own; its log says more"
+SubmitSentences = Callable[[list[str]], Awaitable[BatchReply]]
 
 
-class Clerk:
+class DemoController:
     """What the page asks of the server."""
 
-    def __init__(self, ask: Ask, feedback: Feedback, limits: Limits) -> None:
+    def __init__(self, ask: SubmitSentences, feedback: Feedback, limits: RequestLimits) -> None:
         self.ask, self.feedback, self.limits = ask, feedback, limits
 
     async def judge(self, text: str | None) -> dict[str, Any]:
@@ -62,13 +62,13 @@ class Clerk:
             return self.refuse(error)
         except Exception as error:
             log.error("the page: %s: %s", type(error).__name__, str(error)[:500])
-            return self.refuse(VerdictError(FAULT))
+            return self.refuse(VerdictError(INTERNAL_ERROR))
         return {"html": show(reply), "sentences": [answer["sentence"] for answer in reply.answers]}
 
     @staticmethod
     def refuse(error: VerdictError) -> dict[str, Any]:
         """Return what stands in the place of answers."""
-        return {"html": render("answers.html.j2", TEMPLATES, error=f"{error}."), "sentences": []}
+        return {"html": render("answers.html.j2", PAGE_TEMPLATES, error=f"{error}."), "sentences": []}
 
     def flag(self, said: Any) -> dict[str, Any]:
         """Write what a person says of a sentence.
@@ -79,7 +79,7 @@ class Clerk:
         try:
             sentence, label = (said.get(name) for name in ("sentence", "label")) if isinstance(said, dict) else (0, 0)
             if not isinstance(sentence, str) or type(label) is not int or label not in (0, 1):
-                raise Refused(422, 'expected {"sentence": text, "label": 0 or 1}')
+                raise RequestError(422, 'expected {"sentence": text, "label": 0 or 1}')
             written = self.feedback.add(sentence, label)
         except VerdictError as error:
             return {"written": False, "text": f"{error}"}
@@ -87,15 +87,15 @@ class Clerk:
         return {"written": True, "text": f"{word} ({written.lines} in the file)"}
 
 
-def add_page(app: FastAPI, ask: Ask, feedback: Feedback, limits: Limits) -> Loading:
+def add_page(app: FastAPI, ask: SubmitSentences, feedback: Feedback, limits: RequestLimits) -> LazyApp:
     """Put the page before an API; the first visitor has it built, in a thread that is to be closed at the end."""
-    clerk = Clerk(ask, feedback, limits)
-    loading = Loading(lambda: build_page(clerk))
-    app.add_middleware(Front, page=loading, limits=limits, refuse=clerk.refuse)
+    clerk = DemoController(ask, feedback, limits)
+    loading = LazyApp(lambda: build_page(clerk))
+    app.add_middleware(DemoGateway, page=loading, limits=limits, refuse=clerk.refuse)
     return loading
 
 
-def split_lines(text: str, limits: Limits) -> list[str]:
+def split_lines(text: str, limits: RequestLimits) -> list[str]:
     """Return the sentences of a text, one a line, white space between words made single spaces.
 
     Raises:
@@ -103,16 +103,16 @@ def split_lines(text: str, limits: Limits) -> list[str]:
     """
     sentences = [sentence for line in text.splitlines() if (sentence := one_line(line))]
     if not sentences:
-        raise Refused(422, "there is no sentence; write one or several, one a line")
+        raise RequestError(422, "there is no sentence; write one or several, one a line")
     if len(sentences) > limits.sentences:
-        raise Refused(413, f"{len(sentences):,} sentences are too many; at most {limits.sentences:,} at a time")
+        raise RequestError(413, f"{len(sentences):,} sentences are too many; at most {limits.sentences:,} at a time")
     longest = max(map(len, sentences))
     if longest > limits.characters:
-        raise Refused(413, f"a line has {longest:,} characters; a sentence may have {limits.characters:,}")
+        raise RequestError(413, f"a line has {longest:,} characters; a sentence may have {limits.characters:,}")
     return check_sentences(sentences, "sentences", limits)
 
 
-def show(reply: Reply) -> str:
+def show(reply: BatchReply) -> str:
     """Return answers as HTML."""
     answers = [
         {**answer, "percent": f"{100 * answer['probability']:.1f}", "shown": _clip(answer["sentence"])}
@@ -120,16 +120,16 @@ def show(reply: Reply) -> str:
     ]
     good, count = sum(answer["label"] == "acceptable" for answer in reply.answers), len(answers)
     summary = f"{good} of {count} acceptable, says version {reply.version}." if count > 1 else ""
-    return render("answers.html.j2", TEMPLATES, error="", summary=summary, answers=answers)
+    return render("answers.html.j2", PAGE_TEMPLATES, error="", summary=summary, answers=answers)
 
 
 def _clip(sentence: str) -> str:
-    if len(sentence) <= SHOWN:
+    if len(sentence) <= MAX_SENTENCE_CHARS:
         return sentence
-    return f"{sentence[:SHOWN]} … ({len(sentence):,} characters)"
+    return f"{sentence[:MAX_SENTENCE_CHARS]} … ({len(sentence):,} characters)"
 
 
-def build_page(clerk: Clerk) -> ASGIApp:
+def build_page(clerk: DemoController) -> ASGIApp:
     """Build the page; imports Gradio, which takes seconds."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # it would tell its makers otherwise
     os.environ["GRADIO_TEMP_DIR"] = _scratch()
@@ -144,7 +144,7 @@ def _scratch() -> str:
     return folder
 
 
-def _lay_out(clerk: Clerk) -> "gr.Blocks":
+def _lay_out(clerk: DemoController) -> "gr.Blocks":
     """Put the page's parts together."""
     import gradio as gr
 
@@ -155,11 +155,11 @@ def _lay_out(clerk: Clerk) -> "gr.Blocks":
         return example[0], await clerk.judge(example[0])
 
     path = clerk.feedback.shown
-    note = render("page_note.html.j2", TEMPLATES, path=path, quoted=shlex.quote(path))
+    note = render("page_note.html.j2", PAGE_TEMPLATES, path=path, quoted=shlex.quote(path))
     with gr.Blocks(title="Verdict", analytics_enabled=False) as blocks:
         gr.HTML(
             _read("page_head.html"),
-            js_on_load=_read("page_model.js").replace("SECONDS", str(LOOK)),
+            js_on_load=_read("page_model.js").replace("SECONDS", str(POLL_S)),
             apply_default_css=False,
         )
         box = gr.Textbox(
@@ -167,7 +167,10 @@ def _lay_out(clerk: Clerk) -> "gr.Blocks":
         )
         button = gr.Button("Judge", variant="primary")
         examples = gr.Dataset(
-            components=[box], samples=[[text] for text in EXAMPLES], label="Examples", samples_per_page=len(EXAMPLES)
+            components=[box],
+            samples=[[text] for text in EXAMPLE_INPUTS],
+            label="Examples",
+            samples_per_page=len(EXAMPLE_INPUTS),
         )
         answers = gr.HTML(
             {"html": "", "sentences": []},
@@ -212,4 +215,4 @@ def _mount(blocks: "gr.Blocks") -> ASGIApp:
 
 
 def _read(name: str) -> str:
-    return (TEMPLATES / name).read_text(encoding="utf-8")
+    return (PAGE_TEMPLATES / name).read_text(encoding="utf-8")

@@ -12,18 +12,18 @@ from typing import NamedTuple
 
 from filelock import FileLock, Timeout
 
-from tasks.core.errors import VerdictError, WrongUsage
-from tasks.data.cola_format import Rejected, Row, Rules, format_row, make_row, parse_row
-from tasks.data.sources import ROLES
+from tasks.core.errors import UsageError, VerdictError
+from tasks.data.cola_format import QuarantinedRow, Row, RowRules, format_row, make_row, parse_row
+from tasks.data.sources import FILE_ROLES
 
-FILE = "feedback/feedback.tsv"  # in the folder of the stores
-SOURCE = "feedback"
-MARKS = ("*", "")  # by label
-LARGEST = 64 << 20  # bytes; whoever can reach the page can write
-PATIENCE = 10.0  # seconds to wait for another process that writes
+FEEDBACK_FILE = "feedback/feedback.tsv"  # in the folder of the stores
+FEEDBACK_SOURCE = "feedback"
+FLAG_LABELS = ("*", "")  # by label
+MAX_FILE_BYTES = 64 << 20  # bytes; whoever can reach the page can write
+LOCK_TIMEOUT_S = 10.0  # seconds to wait for another process that writes
 
 
-class Written(NamedTuple):
+class AppendResult(NamedTuple):
     """How many sentences the file holds, and whether the one that was given is new."""
 
     lines: int
@@ -40,26 +40,26 @@ class Feedback:
             WrongUsage: if what is written there would not be read as training rows.
         """
         self.path = Path(path).absolute()
-        judging = {stem for role in ("holdout", "reported") for stem in ROLES[role]}
+        judging = {stem for role in ("holdout", "secondary") for stem in FILE_ROLES[role]}
         if self.path.suffix != ".tsv" or self.path.stem in judging or self.path.is_dir():
-            raise WrongUsage(f"feedback cannot go to {path}; expected a training file's name: --feedback feedback.tsv")
+            raise UsageError(f"feedback cannot go to {path}; expected a training file's name: --feedback feedback.tsv")
         try:
             with self.path.open("rb") as stream:
-                first = stream.readline(LARGEST).removesuffix(b"\n").removesuffix(b"\r")
+                first = stream.readline(MAX_FILE_BYTES).removesuffix(b"\n").removesuffix(b"\r")
         except FileNotFoundError:
             return
         except OSError as error:
-            raise WrongUsage(f"{path} cannot be read ({error.strerror}); name another: --feedback FILE") from error
-        row = parse_row(1, first, Rules())
-        if first and isinstance(row, Rejected):
-            raise WrongUsage(f"{path} has another format (line 1: {row.reason}); name another: --feedback FILE")
+            raise UsageError(f"{path} cannot be read ({error.strerror}); name another: --feedback FILE") from error
+        row = parse_row(1, first, RowRules())
+        if first and isinstance(row, QuarantinedRow):
+            raise UsageError(f"{path} has another format (line 1: {row.reason}); name another: --feedback FILE")
 
     @property
     def shown(self) -> str:
         """The path as a person types it: from the working folder where it lies below that."""
         return str(self.path.relative_to(here) if self.path.is_relative_to(here := Path.cwd()) else self.path)
 
-    def add(self, sentence: str, label: int) -> Written:
+    def add(self, sentence: str, label: int) -> AppendResult:
         """Append a sentence, unless it stands there with this label; white space in it becomes single spaces.
 
         Args:
@@ -69,12 +69,12 @@ class Feedback:
         Raises:
             VerdictError: if it is no sentence that the reader would keep, or cannot be written.
         """
-        row = make_row(1, (SOURCE, str(label), MARKS[label], one_line(sentence)), b"", Rules())
-        if isinstance(row, Rejected):
+        row = make_row(1, (FEEDBACK_SOURCE, str(label), FLAG_LABELS[label], one_line(sentence)), b"", RowRules())
+        if isinstance(row, QuarantinedRow):
             raise VerdictError(f"not written: {row.reason}")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(f"{self.path}.lock", timeout=PATIENCE):
+            with FileLock(f"{self.path}.lock", timeout=LOCK_TIMEOUT_S):
                 return self._append(row)
         except Timeout:
             raise VerdictError(f"not written: another process holds {self.path}.lock; try again") from None
@@ -82,7 +82,7 @@ class Feedback:
             reason = error.strerror if isinstance(error, OSError) else "half of a surrogate pair"
             raise VerdictError(f"not written to {self.path} ({reason})") from error
 
-    def _append(self, row: Row) -> Written:
+    def _append(self, row: Row) -> AppendResult:
         """Write a line to disk; what a full disk leaves of it is taken back."""
         line = format_row(row).encode()
         with self.path.open("a+b", buffering=0) as stream:
@@ -90,17 +90,19 @@ class Feedback:
             held = stream.read().splitlines(keepends=True)
             size = stream.tell()
             if line in held:
-                return Written(len(held), False)
+                return AppendResult(len(held), False)
             if held and not held[-1].endswith(b"\n"):  # somebody's editor
                 line = b"\n" + line
-            if size + len(line) > LARGEST:
-                raise VerdictError(f"not written: {self.path} has {size} bytes, at most {LARGEST}; train and move it")
+            if size + len(line) > MAX_FILE_BYTES:
+                raise VerdictError(
+                    f"not written: {self.path} has {size} bytes, at most {MAX_FILE_BYTES}; train and move it"
+                )
             try:
                 _write(stream.fileno(), line)
             except OSError:
                 stream.truncate(size)
                 raise
-            return Written(len(held) + 1, True)
+            return AppendResult(len(held) + 1, True)
 
 
 def one_line(text: str) -> str:

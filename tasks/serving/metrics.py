@@ -6,16 +6,16 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from tasks.serving.champion import Status
+from tasks.serving.champion import ChampionStatus
 
-SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
-SENTENCES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1_024)
+LATENCY_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+BATCH_SIZE_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1_024)
 
 
-class Telemetry:
+class ServerMetrics:
     """Counters and histograms of one server."""
 
-    def __init__(self, status: Callable[[], Status], waiting: Callable[[], int]) -> None:
+    def __init__(self, status: Callable[[], ChampionStatus], waiting: Callable[[], int]) -> None:
         """Start at zero.
 
         Args:
@@ -23,22 +23,26 @@ class Telemetry:
             waiting: asked at each scrape for the sentences that wait.
         """
         self.registry = CollectorRegistry()
-        self.registry.register(_Model(status, waiting))
+        self.registry.register(_ModelCollector(status, waiting))
         registry = self.registry
         self.requests = Counter(
             "verdict_requests", "Requests answered, by route and HTTP code.", ["route", "code"], registry=registry
         )
         self.seconds = Histogram(
-            "verdict_request_seconds", "Seconds from request to answer.", ["route"], buckets=SECONDS, registry=registry
+            "verdict_request_seconds",
+            "Seconds from request to answer.",
+            ["route"],
+            buckets=LATENCY_BUCKETS_S,
+            registry=registry,
         )
         self.sentences = Counter(
             "verdict_sentences", "Sentences answered, by model version.", ["version"], registry=registry
         )
         self.batches = Histogram(
-            "verdict_batch_sentences", "Sentences of a batch.", buckets=SENTENCES, registry=registry
+            "verdict_batch_sentences", "Sentences of a batch.", buckets=BATCH_SIZE_BUCKETS, registry=registry
         )
         self.computing = Histogram(
-            "verdict_batch_seconds", "Seconds the model took for a batch.", buckets=SECONDS, registry=registry
+            "verdict_batch_seconds", "Seconds the model took for a batch.", buckets=LATENCY_BUCKETS_S, registry=registry
         )
 
     def count_batch(self, sentences: int, seconds: float) -> None:
@@ -56,10 +60,10 @@ class Telemetry:
         return generate_latest(self.registry)
 
 
-class _Model(Collector):
+class _ModelCollector(Collector):
     """Asks at each scrape what there is no need to count."""
 
-    def __init__(self, status: Callable[[], Status], waiting: Callable[[], int]) -> None:
+    def __init__(self, status: Callable[[], ChampionStatus], waiting: Callable[[], int]) -> None:
         self._status, self._waiting = status, waiting
 
     def describe(self) -> list[Metric]:

@@ -11,11 +11,11 @@ from typing import Any
 
 from tasks.core.errors import VerdictError
 
-DRAIN = 64 << 20  # bytes that are read and thrown away so that the client gets to read why it is refused
+MAX_DRAIN_BYTES = 64 << 20  # bytes that are read and thrown away so that the client gets to read why it is refused
 
 
 @dataclass(frozen=True)
-class Limits:
+class RequestLimits:
     """What one request may hold."""
 
     body: int = 8 << 20
@@ -27,7 +27,7 @@ class Limits:
     """that a body may take to arrive"""
 
 
-class Refused(VerdictError):
+class RequestError(VerdictError):
     """A request that cannot be answered; `status` is HTTP's code."""
 
     def __init__(self, status: int, message: str, headers: dict[str, str] | None = None) -> None:
@@ -35,7 +35,7 @@ class Refused(VerdictError):
         self.status, self.headers = status, headers or {}
 
 
-async def read_body(chunks: AsyncIterator[bytes], headers: dict[str, str], limits: Limits) -> Any:
+async def read_body(chunks: AsyncIterator[bytes], headers: dict[str, str], limits: RequestLimits) -> Any:
     """Read a JSON body, giving up as soon as it is known to be too long.
 
     Args:
@@ -47,18 +47,18 @@ async def read_body(chunks: AsyncIterator[bytes], headers: dict[str, str], limit
         Refused: 413 too long, 415 packed, 408 too slow, 400 no JSON.
     """
     if headers.get("content-encoding", "identity") != "identity":
-        raise Refused(415, "the body is packed (Content-Encoding); send it plain")
+        raise RequestError(415, "the body is packed (Content-Encoding); send it plain")
     declared = headers.get("content-length", "")
-    too_long = Refused(
+    too_long = RequestError(
         413, f"the body is longer than {limits.body} bytes; send fewer sentences at a time", {"Connection": "close"}
     )
-    if declared.isdecimal() and int(declared[:20]) > DRAIN:
+    if declared.isdecimal() and int(declared[:20]) > MAX_DRAIN_BYTES:
         raise too_long
     try:
         async with asyncio.timeout(limits.seconds):
             body = await _read(chunks, limits.body)
     except TimeoutError:
-        raise Refused(
+        raise RequestError(
             408, f"the body did not arrive within {limits.seconds:g} s; send it again", {"Connection": "close"}
         ) from None
     if body is None:
@@ -67,7 +67,9 @@ async def read_body(chunks: AsyncIterator[bytes], headers: dict[str, str], limit
         return json.loads(body)
     except (ValueError, RecursionError) as error:
         reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)[:100]
-        raise Refused(400, f'the body is no JSON ({reason}); expected for example {{"sentences": ["..."]}}') from None
+        raise RequestError(
+            400, f'the body is no JSON ({reason}); expected for example {{"sentences": ["..."]}}'
+        ) from None
 
 
 async def _read(chunks: AsyncIterator[bytes], limit: int) -> bytes | None:
@@ -75,7 +77,7 @@ async def _read(chunks: AsyncIterator[bytes], limit: int) -> bytes | None:
     body, length = bytearray(), 0
     async for chunk in chunks:
         length += len(chunk)
-        if length > DRAIN:
+        if length > MAX_DRAIN_BYTES:
             return None
         if length > limit:
             body.clear()
@@ -84,18 +86,18 @@ async def _read(chunks: AsyncIterator[bytes], limit: int) -> bytes | None:
     return bytes(body) if length <= limit else None
 
 
-def sentences_of(body: Any, limits: Limits) -> list[str]:
+def parse_sentences(body: Any, limits: RequestLimits) -> list[str]:
     """Return the sentences of {"sentences": [...]}.
 
     Raises:
         Refused: 422.
     """
     if not isinstance(body, dict) or "sentences" not in body:
-        raise Refused(422, 'the body has no field "sentences"; expected {"sentences": ["..."]}')
+        raise RequestError(422, 'the body has no field "sentences"; expected {"sentences": ["..."]}')
     return check_sentences(body["sentences"], "sentences", limits)
 
 
-def check_sentences(values: Any, field: str, limits: Limits) -> list[str]:
+def check_sentences(values: Any, field: str, limits: RequestLimits) -> list[str]:
     """Return sentences that are within the limits.
 
     Args:
@@ -107,18 +109,24 @@ def check_sentences(values: Any, field: str, limits: Limits) -> list[str]:
         Refused: 413 too many or too long, 422 everything else.
     """
     if not isinstance(values, list):
-        raise Refused(422, f"{field} is a {_kind(values)}; expected a list of strings")
+        raise RequestError(422, f"{field} is a {_kind(values)}; expected a list of strings")
     if not values:
-        raise Refused(422, f"{field} is empty; expected 1 to {limits.sentences} strings")
+        raise RequestError(422, f"{field} is empty; expected 1 to {limits.sentences} strings")
     if len(values) > limits.sentences:
-        raise Refused(413, f"{field} holds {len(values)} sentences; at most {limits.sentences} are taken at a time")
+        raise RequestError(
+            413, f"{field} holds {len(values)} sentences; at most {limits.sentences} are taken at a time"
+        )
     for place, value in enumerate(values):
         if not isinstance(value, str):
-            raise Refused(422, f"{field}[{place}] is a {_kind(value)}; expected a string")
+            raise RequestError(422, f"{field}[{place}] is a {_kind(value)}; expected a string")
         if len(value) > limits.characters:
-            raise Refused(413, f"{field}[{place}] has {len(value)} characters; a sentence may have {limits.characters}")
+            raise RequestError(
+                413, f"{field}[{place}] has {len(value)} characters; a sentence may have {limits.characters}"
+            )
         if not _is_text(value):
-            raise Refused(422, f"{field}[{place}] holds half of a surrogate pair, which is no character; expected text")
+            raise RequestError(
+                422, f"{field}[{place}] holds half of a surrogate pair, which is no character; expected text"
+            )
     return values
 
 

@@ -28,27 +28,27 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from tasks.core.errors import VerdictError, WrongUsage
+from tasks.core.errors import UsageError, VerdictError
 from tasks.serving import open_inference as protocol
-from tasks.serving.batcher import Batcher, Closed, QueueFull, Reply
-from tasks.serving.champion import CHAMPION_URI, REFRESH, Champion, NotReady
-from tasks.serving.metrics import Telemetry
-from tasks.serving.request_validation import Limits, Refused, read_body, sentences_of
+from tasks.serving.batcher import Batcher, BatcherClosed, BatchReply, QueueFull
+from tasks.serving.champion import CHAMPION_URI, DEFAULT_REFRESH_S, Champion, NotReady
+from tasks.serving.metrics import ServerMetrics
+from tasks.serving.request_validation import RequestError, RequestLimits, parse_sentences, read_body
 
 if TYPE_CHECKING:
     from tasks.serving.feedback import Feedback
 
 log = logging.getLogger(__name__)
 
-LOOPBACK = ("127.0.0.1", "::1", "localhost")
-BACKLOG = 2_048  # connections that wait to be accepted
-GRACE = 30  # seconds that requests get to finish once the server is told to stop
-EXAMPLE = {"sentences": ["The child has eaten the apple.", "The child have eat the apple."]}
-EXAMPLE_V2 = {"inputs": [{"name": "text", "datatype": "BYTES", "shape": [1], "data": ["The child has eaten."]}]}
+LOOPBACK_HOSTS = ("127.0.0.1", "::1", "localhost")
+SOCKET_BACKLOG = 2_048  # connections that wait to be accepted
+SHUTDOWN_GRACE_S = 30  # seconds that requests get to finish once the server is told to stop
+EXAMPLE_REQUEST = {"sentences": ["The child has eaten the apple.", "The child have eat the apple."]}
+EXAMPLE_V2_REQUEST = {"inputs": [{"name": "text", "datatype": "BYTES", "shape": [1], "data": ["The child has eaten."]}]}
 
 
 @dataclass(frozen=True)
-class Serving:
+class ServerConfig:
     """How to serve."""
 
     model: str = CHAMPION_URI
@@ -57,7 +57,7 @@ class Serving:
     port: int = 8080
     """0: a free one"""
     device: str = "auto"
-    refresh_seconds: float = REFRESH
+    refresh_seconds: float = DEFAULT_REFRESH_S
     max_batch: int = 64
     """sentences computed together"""
     max_wait_ms: float = 2.0
@@ -70,10 +70,10 @@ class Serving:
     """file that its flags are written to; empty: in the folder of the stores"""
 
 
-class Desk:
+class InferenceApi:
     """Answers requests; each method is a route."""
 
-    def __init__(self, champion: Champion, batcher: Batcher, telemetry: Telemetry, limits: Limits) -> None:
+    def __init__(self, champion: Champion, batcher: Batcher, telemetry: ServerMetrics, limits: RequestLimits) -> None:
         self.champion, self.batcher, self.telemetry, self.limits = champion, batcher, telemetry, limits
 
     async def about(self) -> JSONResponse:
@@ -83,7 +83,7 @@ class Desk:
 
     async def judge(self, request: Request) -> JSONResponse:
         """Judge sentences, all with one version of the model."""
-        sentences = sentences_of(await self._read(request), self.limits)
+        sentences = parse_sentences(await self._read(request), self.limits)
         reply = await self.ask(sentences)
         return JSONResponse({"version": reply.version, "predictions": reply.answers})
 
@@ -92,11 +92,11 @@ class Desk:
         self._check_name(name)
         if version:
             self._check_version(version, self.champion.current().version)
-        question = protocol.parse_question(await self._read(request), self.limits)
+        question = protocol.parse_infer_request(await self._read(request), self.limits)
         reply = await self.ask(question.sentences)
         if version:  # another version may have taken over meanwhile
             self._check_version(version, reply.version)
-        return JSONResponse(protocol.write_answer(name, question, reply))
+        return JSONResponse(protocol.infer_response(name, question, reply))
 
     async def server_metadata(self) -> JSONResponse:
         """Describe the server."""
@@ -132,7 +132,7 @@ class Desk:
         """Count everything for Prometheus."""
         return Response(self.telemetry.text(), media_type=CONTENT_TYPE_LATEST)
 
-    async def ask(self, sentences: list[str]) -> Reply:
+    async def ask(self, sentences: list[str]) -> BatchReply:
         """Queue sentences and wait for their answers.
 
         Raises:
@@ -149,17 +149,19 @@ class Desk:
 
     def _check_name(self, name: str) -> None:
         if name != self.champion.name:
-            raise Refused(404, f"this server has one model, {self.champion.name!r}; ask it: GET /v2/models/NAME")
+            raise RequestError(404, f"this server has one model, {self.champion.name!r}; ask it: GET /v2/models/NAME")
 
     def _check_version(self, wanted: str, served: str) -> None:
         if wanted != served:
-            raise Refused(404, f"version {served} of {self.champion.name!r} answers here, and no other; leave it out")
+            raise RequestError(
+                404, f"version {served} of {self.champion.name!r} answers here, and no other; leave it out"
+            )
 
 
-class Counted:
+class RequestMetricsMiddleware:
     """Counts and times every request, and turns a fault of the program into one line of JSON."""
 
-    def __init__(self, app: ASGIApp, telemetry: Telemetry) -> None:
+    def __init__(self, app: ASGIApp, telemetry: ServerMetrics) -> None:
         self.app, self.telemetry = app, telemetry
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -192,22 +194,24 @@ class Counted:
 def build_app(
     champion: Champion,
     batcher: Batcher,
-    telemetry: Telemetry,
-    limits: Limits | None = None,
+    telemetry: ServerMetrics,
+    limits: RequestLimits | None = None,
     feedback: "Feedback | None" = None,
 ) -> FastAPI:
     """Put the routes together; with feedback the page too: close `app.state.page` at the end."""
-    desk = Desk(champion, batcher, telemetry, limits or Limits())
+    desk = InferenceApi(champion, batcher, telemetry, limits or RequestLimits())
     app = FastAPI(title="Verdict", version=protocol.describe_server()["version"], redirect_slashes=False)
     if feedback:
         from tasks.serving.demo_page import add_page  # with libraries that answering does not need
 
         app.state.page = add_page(app, desk.ask, feedback, desk.limits)
-    app.add_middleware(Counted, telemetry=telemetry)
+    app.add_middleware(RequestMetricsMiddleware, telemetry=telemetry)
     for kind in (VerdictError, HTTPException):
         app.add_exception_handler(kind, _explain)
     app.add_api_route("/", desk.about, tags=["about"])
-    app.add_api_route("/v1/judge", desk.judge, methods=["POST"], openapi_extra=_takes(EXAMPLE), tags=["judge"])
+    app.add_api_route(
+        "/v1/judge", desk.judge, methods=["POST"], openapi_extra=_accepts(EXAMPLE_REQUEST), tags=["judge"]
+    )
     for path in ("/healthz", "/v2/health/live"):
         app.add_api_route(path, desk.live, tags=["health"])
     for path in ("/readyz", "/v2/health/ready"):
@@ -218,12 +222,12 @@ def build_app(
         app.add_api_route(path, desk.model_metadata, tags=["protocol"])
         app.add_api_route(f"{path}/ready", desk.model_ready, tags=["protocol"])
         app.add_api_route(
-            f"{path}/infer", desk.infer, methods=["POST"], openapi_extra=_takes(EXAMPLE_V2), tags=["protocol"]
+            f"{path}/infer", desk.infer, methods=["POST"], openapi_extra=_accepts(EXAMPLE_V2_REQUEST), tags=["protocol"]
         )
     return app
 
 
-def serve(serving: Serving, home: str) -> None:
+def serve(serving: ServerConfig, home: str) -> None:
     """Serve until SIGTERM or SIGINT; requests that are being answered then are answered first.
 
     Raises:
@@ -231,52 +235,57 @@ def serve(serving: Serving, home: str) -> None:
     """
     feedback = _open_feedback(serving, home)
     with contextlib.ExitStack() as stack:
-        stop = stack.enter_context(_Stop())
-        bound = stack.enter_context(bind(serving.host, serving.port))  # before the model: it fails at once
+        stop = stack.enter_context(_SignalHandler())
+        bound = stack.enter_context(bind_socket(serving.host, serving.port))  # before the model: it fails at once
         champion = stack.enter_context(
             Champion(serving.model, serving.refresh_seconds, serving.device, home, must_load=False)
         )
         batcher = Batcher(champion.current, serving.max_batch, serving.max_wait_ms / 1_000, serving.queue)
         stack.callback(batcher.close)
-        telemetry = Telemetry(champion.status, lambda: batcher.waiting)
+        telemetry = ServerMetrics(champion.status, lambda: batcher.waiting)
         batcher.on_batch = telemetry.count_batch
         app = build_app(champion, batcher, telemetry, feedback=feedback)
         if feedback:
             stack.callback(app.state.page.close)
         try:
-            bound.listen(BACKLOG)
+            bound.listen(SOCKET_BACKLOG)
         except OSError as error:
             raise _not_bound(serving.host, serving.port, error) from error
-        if serving.host not in LOOPBACK:
+        if serving.host not in LOOPBACK_HOSTS:
             log.warning("%s can be reached by others, and nobody has to log in", serving.host)
         stop.server = server_for(app)
-        print(f"{_what(champion)} on {address_of(bound)} (Ctrl-C stops)", flush=True)
+        print(f"{_describe_status(champion)} on {address_of(bound)} (Ctrl-C stops)", flush=True)
         stop.server.run(sockets=[bound])
 
 
-def _open_feedback(serving: Serving, home: str) -> "Feedback | None":
+def _open_feedback(serving: ServerConfig, home: str) -> "Feedback | None":
     """Return where the page's flags go; None where there is to be no page, whose libraries may be missing then."""
     if not serving.page:
         if serving.feedback:
-            raise WrongUsage("--feedback is the page's, which --no-page leaves out; drop one of them")
+            raise UsageError("--feedback is the page's, which --no-page leaves out; drop one of them")
         return None
     if importlib.util.find_spec("gradio") is None:
         raise VerdictError("the page needs gradio, which is not installed; leave it out: verdict serve --no-page")
-    from tasks.serving.feedback import FILE, Feedback
+    from tasks.serving.feedback import FEEDBACK_FILE, Feedback
 
-    return Feedback(serving.feedback or f"{home}/{FILE}")
+    return Feedback(serving.feedback or f"{home}/{FEEDBACK_FILE}")
 
 
 def server_for(app: ASGIApp) -> uvicorn.Server:
     """Return a server that says nothing but errors and lets requests finish."""
     return uvicorn.Server(
         uvicorn.Config(
-            app, log_config=None, log_level="error", access_log=False, lifespan="off", timeout_graceful_shutdown=GRACE
+            app,
+            log_config=None,
+            log_level="error",
+            access_log=False,
+            lifespan="off",
+            timeout_graceful_shutdown=SHUTDOWN_GRACE_S,
         )
     )
 
 
-def bind(host: str, port: int) -> socket.socket:
+def bind_socket(host: str, port: int) -> socket.socket:
     """Take an address.
 
     Raises:
@@ -310,12 +319,12 @@ def _not_bound(host: str, port: int, error: OSError) -> VerdictError:
     return VerdictError(f"{host}:{port} cannot be served on ({reason}); name another: --port 0 takes a free one")
 
 
-def _what(champion: Champion) -> str:
+def _describe_status(champion: Champion) -> str:
     version = champion.status()["version"]
     return f"serving {champion.model}, " + (f"version {version}," if version else "none yet,")
 
 
-class _Stop:
+class _SignalHandler:
     """Lets SIGTERM and SIGINT end the process with exit code 0, before, while and after the server runs."""
 
     def __init__(self) -> None:
@@ -340,18 +349,18 @@ class _Stop:
         self.server.should_exit = True
 
 
-def _takes(example: dict[str, Any]) -> dict[str, Any]:
+def _accepts(example: dict[str, Any]) -> dict[str, Any]:
     """Describe a JSON body to /docs; FastAPI would read one whole before it is known to be short enough."""
     return {"requestBody": {"required": True, "content": {"application/json": {"example": example}}}}
 
 
 async def _explain(request: Request, error: Exception) -> Response:
     """Turn an error into its code and {"error": ...}."""
-    if isinstance(error, Refused):
+    if isinstance(error, RequestError):
         return _error(error.status, str(error), error.headers)
     if isinstance(error, QueueFull):
         return _error(429, str(error), {"Retry-After": str(error.seconds)})
-    if isinstance(error, NotReady | Closed):
+    if isinstance(error, NotReady | BatcherClosed):
         return _error(503, str(error), {"Retry-After": "5"})
     if isinstance(error, HTTPException):
         return _error(error.status_code, f"{error.detail}; see: GET /", dict(error.headers or {}))

@@ -9,17 +9,17 @@ from typing import Any
 import torch
 
 from tasks.training.flat_parameters import FlatParameters
-from tasks.training.process_group import Team
+from tasks.training.process_group import ProcessGroup
 
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
-BLOCK = 1024  # elements a program of the kernel works on
+ADAMW_BLOCK = 1024  # elements a program of the kernel works on
 TINY_NORM = 1e-6  # keeps the clipping factor finite, as in torch
 
 
-class LibraryAdamW:
+class TorchAdamW:
     """torch's fused AdamW over the segments; rates are set on the host."""
 
-    def __init__(self, flat: FlatParameters, max_grad_norm: float, team: Team | None = None) -> None:
+    def __init__(self, flat: FlatParameters, max_grad_norm: float, team: ProcessGroup | None = None) -> None:
         """Make the moments; with a team, each step adds up everybody's gradients first."""
         self._flat, self._max_grad_norm, self._team = flat, max_grad_norm, team
         self._stretches = [torch.nn.Parameter(flat.master[part.start : part.end]) for part in flat.segments]
@@ -35,12 +35,12 @@ class LibraryAdamW:
         """Apply the gradients of the model's parameters."""
         self._flat.collect_gradients()
         if self._team:
-            self._team.sum(self._flat.grads)
+            self._team.all_reduce(self._flat.grads)
         torch.nn.utils.clip_grad_norm_(self._stretches, self._max_grad_norm)
         for group, part in zip(self._optimizer.param_groups, self._flat.segments, strict=True):
             group["lr"] = learning_rate * part.scale
         self._optimizer.step()
-        self._flat.refresh()
+        self._flat.sync_compute()
 
     def state(self) -> dict[str, torch.Tensor]:
         """Return moments [P] and step count [], to be kept in a checkpoint."""
@@ -64,10 +64,10 @@ class LibraryAdamW:
             }
 
 
-class KernelAdamW:
+class TritonAdamW:
     """The Triton kernel; the rate and the step count are tensors, so that a captured graph can be replayed."""
 
-    def __init__(self, flat: FlatParameters, max_grad_norm: float, team: Team | None = None) -> None:
+    def __init__(self, flat: FlatParameters, max_grad_norm: float, team: ProcessGroup | None = None) -> None:
         """Make the moments and compile the kernel; with a team, each step adds up everybody's gradients first.
 
         Raises:
@@ -85,7 +85,7 @@ class KernelAdamW:
         flat = self._flat
         flat.collect_gradients()
         if self._team:
-            self._team.sum(flat.grads)  # captured with the step, NCCL allows that
+            self._team.all_reduce(flat.grads)  # captured with the step, NCCL allows that
         self._steps += 1
         norm = torch.linalg.vector_norm(flat.grads, dtype=torch.float32)
         factor = (self._max_grad_norm / (norm + TINY_NORM)).clamp(max=1.0)
@@ -93,7 +93,7 @@ class KernelAdamW:
         for part in flat.segments:
             count = part.end - part.start
             stretch = slice(part.start, part.end)
-            self._kernel[(-(-count // BLOCK),)](
+            self._kernel[(-(-count // ADAMW_BLOCK),)](
                 flat.master[stretch],
                 flat.compute[stretch],
                 flat.grads[stretch],
@@ -109,7 +109,7 @@ class KernelAdamW:
                 BETA1,
                 BETA2,
                 EPSILON,
-                BLOCK=BLOCK,
+                BLOCK=ADAMW_BLOCK,
             )
 
     def state(self) -> dict[str, torch.Tensor]:

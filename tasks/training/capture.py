@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 
-def make_capturable(model: nn.Module) -> None:
+def patch_for_cuda_graphs(model: nn.Module) -> None:
     """Replace parts that copy from the host; the model's answers stay the same."""
     for module in model.modules():
         if type(module).__name__ == "MPNetEncoder":  # of older transformers

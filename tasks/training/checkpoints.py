@@ -14,10 +14,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from tasks.core.errors import VerdictError
-from tasks.core.files import new_folder, read_sealed, sha256_of, write_sealed
+from tasks.core.files import atomic_directory, read_checksummed, sha256_of, write_checksummed
 
-KEPT = 2
-TENSORS, RECORD = "state.safetensors", "state.json"
+MAX_KEPT = 2
+TENSORS_FILE, STATE_FILE = "state.safetensors", "state.json"
 
 log = logging.getLogger(__name__)
 
@@ -40,16 +40,16 @@ def save_checkpoint(folder: str, run: str, checkpoint: Checkpoint) -> None:
     """
     target = Path(folder) / f"epoch-{checkpoint.epoch:04}"
     try:
-        with new_folder(target) as scratch:
+        with atomic_directory(target) as scratch:
             tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.tensors.items()}
-            save_file(tensors, scratch / TENSORS)
-            content = {"run": run, "sha256": sha256_of(scratch / TENSORS), "record": checkpoint.record}
-            write_sealed(scratch / RECORD, content)
+            save_file(tensors, scratch / TENSORS_FILE)
+            content = {"run": run, "sha256": sha256_of(scratch / TENSORS_FILE), "record": checkpoint.record}
+            write_checksummed(scratch / STATE_FILE, content)
     except (OSError, SafetensorError) as error:
         log.warning("checkpoint %s cannot be written (%s); training goes on without it", target, error)
         return
     found = _newest_first(folder)
-    kept = [path for path in found if path <= target][:KEPT]  # later ones are of a course that was left
+    kept = [path for path in found if path <= target][:MAX_KEPT]  # later ones are of a course that was left
     for old in set(found).difference(kept):
         shutil.rmtree(old, ignore_errors=True)
 
@@ -73,12 +73,12 @@ def _read(path: Path, run: str) -> Checkpoint:
     Raises:
         VerdictError: if it is not what was written, or belongs to another run.
     """
-    held = read_sealed(path / RECORD)
+    held = read_checksummed(path / STATE_FILE)
     if held["run"] != run:
         raise VerdictError("it belongs to another run")
-    if sha256_of(path / TENSORS) != held["sha256"]:
-        raise VerdictError(f"{TENSORS} is not what was written")
-    return Checkpoint(int(path.name.partition("-")[2]), load_file(path / TENSORS), held["record"])
+    if sha256_of(path / TENSORS_FILE) != held["sha256"]:
+        raise VerdictError(f"{TENSORS_FILE} is not what was written")
+    return Checkpoint(int(path.name.partition("-")[2]), load_file(path / TENSORS_FILE), held["record"])
 
 
 def delete_checkpoints(folder: str) -> None:

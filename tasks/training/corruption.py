@@ -15,36 +15,36 @@ import pandas as pd
 import pyarrow as pa
 import regex
 
-from tasks.data.normalization import fold_all
+from tasks.data.normalization import normalise_all
 
-SMALL_WORDS = 60  # most frequent words of the sentences
+FUNCTION_WORD_SETS = 60  # most frequent words of the sentences
 ENDING = 3  # letters, at the most, that forms of a word differ in
 STEM = 3  # letters, at the least, that they share
-SHORTEST = 3  # words of a sentence that can be spoiled
-LONGEST_SPAN = 3  # words that are moved or dropped together
-TRIES = 20  # for each sentence that is wanted
+MIN_WORDS = 3  # words of a sentence that can be spoiled
+MAX_SPAN = 3  # words that are moved or dropped together
+MAX_TRIES = 20  # for each sentence that is wanted
 
 _FINAL = regex.compile(r"[^\p{L}\p{N}\p{M}]+$")  # punctuation at the end of a word
 
-Spoil = Callable[[list[str], "Lexicon", np.random.Generator], list[str] | None]
+Corruption = Callable[[list[str], "CorpusWords", np.random.Generator], list[str] | None]
 
 
-class Sentence(NamedTuple):
+class SplitSentence(NamedTuple):
     """A sentence's words, and the punctuation that ends it, with the space before it where there is one."""
 
     words: list[str]
     end: str
 
 
-class Lexicon(NamedTuple):
+class CorpusWords(NamedTuple):
     """What spoiling draws from: sentences, the small words, and each word's other forms."""
 
-    sentences: list[Sentence]
-    small: list[str]
+    sentences: list[SplitSentence]
+    function_words: list[str]
     forms: dict[str, list[str]]
 
 
-def with_spoiled(rows: pd.DataFrame, copies: int, seed: int, known: Sequence[str] = ()) -> pd.DataFrame:
+def with_corruptions(rows: pd.DataFrame, copies: int, seed: int, known: Sequence[str] = ()) -> pd.DataFrame:
     """Return acceptable rows, `copies` times, with as many spoiled ones: columns sentence and label.
 
     Fewer come back where the sentences are too few or too short to give as many that differ.
@@ -56,46 +56,46 @@ def with_spoiled(rows: pd.DataFrame, copies: int, seed: int, known: Sequence[str
         known: further sentences that no spoiled one may be.
     """
     acceptable = rows.loc[rows["label"] == 1, "sentence"].tolist()
-    spoiled = spoil(acceptable, [*rows["sentence"], *known], copies * len(acceptable), seed)
+    spoiled = corrupt(acceptable, [*rows["sentence"], *known], copies * len(acceptable), seed)
     sentences = acceptable * copies + spoiled
     labels = [1] * (len(acceptable) * copies) + [0] * len(spoiled)
     return pd.DataFrame({"sentence": sentences, "label": np.array(labels, np.int64)})
 
 
-def spoil(sentences: Sequence[str], known: Sequence[str], count: int, seed: int) -> list[str]:
+def corrupt(sentences: Sequence[str], known: Sequence[str], count: int, seed: int) -> list[str]:
     """Return up to `count` different spoiled sentences, in a fixed order; none of them is a known sentence, folded."""
     rng = np.random.default_rng(seed)
-    lexicon = _lexicon([_take_apart(sentence) for sentence in sentences])
-    seen = set(fold_all(pa.array(list(known), pa.string())))
+    lexicon = _collect_words([_split_words(sentence) for sentence in sentences])
+    seen = set(normalise_all(pa.array(list(known), pa.string())))
     found: list[str] = []
-    tries = count * TRIES
+    tries = count * MAX_TRIES
     while len(found) < count and tries > 0:
         drawn = [_draw(lexicon, rng) for _ in range(min(tries, count - len(found) + 1))]
         tries -= len(drawn)
         texts = [text for text in drawn if text]
-        for text, folded in zip(texts, fold_all(pa.array(texts, pa.string())), strict=True):
+        for text, folded in zip(texts, normalise_all(pa.array(texts, pa.string())), strict=True):
             if folded not in seen:
                 seen.add(folded)
                 found.append(text)
     return found[:count]
 
 
-def _take_apart(text: str) -> Sentence:
+def _split_words(text: str) -> SplitSentence:
     words = text.split()
     if not words:
-        return Sentence([], "")
+        return SplitSentence([], "")
     last = words.pop()
     if not _is_word(last):
-        return Sentence(words, f" {last}")
+        return SplitSentence(words, f" {last}")
     bare = _FINAL.sub("", last)
-    return Sentence([*words, bare], last[len(bare) :])
+    return SplitSentence([*words, bare], last[len(bare) :])
 
 
-def _lexicon(sentences: list[Sentence]) -> Lexicon:
+def _collect_words(sentences: list[SplitSentence]) -> CorpusWords:
     counts = Counter(word for sentence in sentences for word in sentence.words if _is_word(word))
     forms = _forms(list(counts))
-    small = [word for word, _ in sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))[:SMALL_WORDS]]
-    return Lexicon(sentences, small, forms)
+    small = [word for word, _ in sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))[:FUNCTION_WORD_SETS]]
+    return CorpusWords(sentences, small, forms)
 
 
 def _forms(words: list[str]) -> dict[str, list[str]]:
@@ -121,14 +121,14 @@ def _shared(word: str) -> int:
     return max(STEM, len(word) - ENDING)
 
 
-def _draw(lexicon: Lexicon, rng: np.random.Generator) -> str:
+def _draw(lexicon: CorpusWords, rng: np.random.Generator) -> str:
     """Spoil a sentence in one way; empty where that way does not suit the sentence."""
     if not lexicon.sentences:
         return ""
     sentence = lexicon.sentences[rng.integers(len(lexicon.sentences))]
-    if len(sentence.words) < SHORTEST:
+    if len(sentence.words) < MIN_WORDS:
         return ""
-    spoiled = WAYS[rng.integers(len(WAYS))](list(sentence.words), lexicon, rng)
+    spoiled = CORRUPTIONS[rng.integers(len(CORRUPTIONS))](list(sentence.words), lexicon, rng)
     return " ".join(spoiled) + sentence.end if spoiled else ""
 
 
@@ -136,14 +136,14 @@ def _is_word(text: str) -> bool:
     return text[0].isalnum()
 
 
-def _swap_neighbours(words: list[str], _: Lexicon, rng: np.random.Generator) -> list[str] | None:
+def _swap_neighbours(words: list[str], _: CorpusWords, rng: np.random.Generator) -> list[str] | None:
     at = rng.integers(len(words) - 1)
     words[at], words[at + 1] = words[at + 1], words[at]
     return words
 
 
-def _swap_distant(words: list[str], lexicon: Lexicon, rng: np.random.Generator) -> list[str] | None:
-    large = [place for place, word in enumerate(words) if _is_word(word) and word not in lexicon.small]
+def _swap_distant(words: list[str], lexicon: CorpusWords, rng: np.random.Generator) -> list[str] | None:
+    large = [place for place, word in enumerate(words) if _is_word(word) and word not in lexicon.function_words]
     if len(large) < 2:
         return None
     one, other = rng.choice(large, 2, replace=False)
@@ -151,33 +151,33 @@ def _swap_distant(words: list[str], lexicon: Lexicon, rng: np.random.Generator) 
     return words
 
 
-def _drop_word(words: list[str], _: Lexicon, rng: np.random.Generator) -> list[str] | None:
+def _drop_word(words: list[str], _: CorpusWords, rng: np.random.Generator) -> list[str] | None:
     del words[rng.integers(len(words))]
     return words
 
 
-def _move_word(words: list[str], _: Lexicon, rng: np.random.Generator) -> list[str] | None:
+def _move_word(words: list[str], _: CorpusWords, rng: np.random.Generator) -> list[str] | None:
     word = words.pop(rng.integers(len(words)))
     words.insert(rng.integers(len(words) + 1), word)
     return words
 
 
-def _change_small_word(words: list[str], lexicon: Lexicon, rng: np.random.Generator) -> list[str] | None:
-    places = [place for place, word in enumerate(words) if word in lexicon.small]
+def _change_function_word(words: list[str], lexicon: CorpusWords, rng: np.random.Generator) -> list[str] | None:
+    places = [place for place, word in enumerate(words) if word in lexicon.function_words]
     if not places:
         return None
-    words[rng.choice(places)] = lexicon.small[rng.integers(len(lexicon.small))]
+    words[rng.choice(places)] = lexicon.function_words[rng.integers(len(lexicon.function_words))]
     return words
 
 
-def _insert_small_word(words: list[str], lexicon: Lexicon, rng: np.random.Generator) -> list[str] | None:
-    if not lexicon.small:
+def _insert_function_word(words: list[str], lexicon: CorpusWords, rng: np.random.Generator) -> list[str] | None:
+    if not lexicon.function_words:
         return None
-    words.insert(rng.integers(len(words) + 1), lexicon.small[rng.integers(len(lexicon.small))])
+    words.insert(rng.integers(len(words) + 1), lexicon.function_words[rng.integers(len(lexicon.function_words))])
     return words
 
 
-def _change_form(words: list[str], lexicon: Lexicon, rng: np.random.Generator) -> list[str] | None:
+def _change_form(words: list[str], lexicon: CorpusWords, rng: np.random.Generator) -> list[str] | None:
     places = [place for place, word in enumerate(words) if lexicon.forms.get(word)]
     if not places:
         return None
@@ -187,7 +187,7 @@ def _change_form(words: list[str], lexicon: Lexicon, rng: np.random.Generator) -
     return words
 
 
-def _move_span(words: list[str], _: Lexicon, rng: np.random.Generator) -> list[str] | None:
+def _move_span(words: list[str], _: CorpusWords, rng: np.random.Generator) -> list[str] | None:
     start, end = _span(words, rng)
     span = words[start:end]
     del words[start:end]
@@ -196,13 +196,13 @@ def _move_span(words: list[str], _: Lexicon, rng: np.random.Generator) -> list[s
     return words
 
 
-def _drop_span(words: list[str], _: Lexicon, rng: np.random.Generator) -> list[str] | None:
+def _drop_span(words: list[str], _: CorpusWords, rng: np.random.Generator) -> list[str] | None:
     start, end = _span(words, rng)
     del words[start:end]
     return words
 
 
-def _splice(words: list[str], lexicon: Lexicon, rng: np.random.Generator) -> list[str] | None:
+def _splice(words: list[str], lexicon: CorpusWords, rng: np.random.Generator) -> list[str] | None:
     other = lexicon.sentences[rng.integers(len(lexicon.sentences))].words
     if len(other) < 2:
         return None
@@ -212,19 +212,19 @@ def _splice(words: list[str], lexicon: Lexicon, rng: np.random.Generator) -> lis
 
 
 def _span(words: list[str], rng: np.random.Generator) -> tuple[int, int]:
-    length = int(rng.integers(2, min(LONGEST_SPAN, len(words) - 1) + 1))
+    length = int(rng.integers(2, min(MAX_SPAN, len(words) - 1) + 1))
     start = int(rng.integers(len(words) - length + 1))
     return start, start + length
 
 
 # Small words and single words come more often: that is where encoders of meaning are weakest.
-WAYS: tuple[Spoil, ...] = (
+CORRUPTIONS: tuple[Corruption, ...] = (
     _swap_neighbours,
     _drop_word,
     _move_word,
-    _change_small_word,
-    _change_small_word,
-    _insert_small_word,
+    _change_function_word,
+    _change_function_word,
+    _insert_function_word,
     _change_form,
     _move_span,
     _move_span,

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tasks.inference.tokenization import Ids
+from tasks.inference.tokenization import TokenIds
 
 Inputs = dict[str, torch.Tensor]
 
@@ -14,10 +14,10 @@ Inputs = dict[str, torch.Tensor]
 BUCKETS = (8, 12, 16, 24, 32, 48, 64)
 
 
-class Encoded:
+class TokenDataset:
     """N tokenised sentences and their targets; row N is a stand-in that fills up batches and does not count."""
 
-    def __init__(self, ids: list[Ids], labels: NDArray[Any], pad_id: int, device: str) -> None:
+    def __init__(self, ids: list[TokenIds], labels: NDArray[Any], pad_id: int, device: str) -> None:
         """Copy everything to the device once.
 
         Args:

@@ -21,7 +21,7 @@ def resolve_device(wanted: str) -> str:
     return "cuda" if wanted != "cpu" and available else "cpu"
 
 
-def multiplies_bf16(described: Path = CPU_INFO) -> bool:
+def cpu_supports_bf16(described: Path = CPU_INFO) -> bool:
     """Tell whether this CPU, an x86, has instructions for products of bf16; without them bf16 is slower than fp32."""
     try:
         flags = described.read_text().partition("flags")[2].partition("\n")[0].split()

@@ -13,30 +13,30 @@ from typing import NotRequired, TypedDict, Unpack
 from tokenizers import Tokenizer
 from transformers import PreTrainedModel
 
-from tasks.core.files import digest_of, new_folder, read_json, sha256_of, write_json
-from tasks.data.snapshots import count_stored
+from tasks.core.files import atomic_directory, json_digest, read_json, sha256_of, write_json
+from tasks.data.snapshots import count_rows
 from tasks.inference.tokenization import load_tokenizer
 from tasks.training.checkpoints import delete_checkpoints
-from tasks.training.device import device_name, multiplies_bf16, resolve_device
+from tasks.training.device import cpu_supports_bf16, device_name, resolve_device
 from tasks.training.launcher import check_processes, launch
 from tasks.training.soup import (
-    Choice,
-    Job,
-    Member,
-    combine,
-    keep_member,
-    keep_share,
-    keep_together,
-    kept_member,
-    rehearse,
-    train_member,
+    SeedRun,
+    SelectedModel,
+    TrainingJob,
+    average_or_best,
+    load_seed_run,
+    run_corruption_stage,
+    train_distributed,
+    train_seed,
+    train_seed_run,
+    train_shard,
     validation_mcc,
 )
-from tasks.training.train_step import Recipe
-from tasks.training.trainer import Epoch, OnEpoch
+from tasks.training.train_step import StepConfig
+from tasks.training.trainer import EpochRecord, OnEpoch
 
 
-class Seed(TypedDict):
+class SeedSummary(TypedDict):
     """How one of several seeds did."""
 
     seed: int
@@ -45,7 +45,7 @@ class Seed(TypedDict):
     curve: list[float]
 
 
-class Training(TypedDict):
+class TrainingResult(TypedDict):
     """What a training run leaves: the model's folder, and how it went.
 
     `seed`, `best_epoch`, `epochs` and `step_losses` are those of the seed that did best; `kept` says whether it is that
@@ -55,17 +55,17 @@ class Training(TypedDict):
     model: str
     device: str
     precision: str
-    kept: str
+    selected: str
     soup_mcc: float | None
-    seeds: list[Seed]
+    seeds: list[SeedSummary]
     seed: int
     best_epoch: int
-    epochs: list[Epoch]
+    epochs: list[EpochRecord]
     step_losses: list[float | None]
     seconds: float
 
 
-class Settings(TypedDict):
+class FinetuneOptions(TypedDict):
     """How to fine-tune.
 
     - epochs: passes over the training rows.
@@ -83,9 +83,9 @@ class Settings(TypedDict):
     - seeds: how many are trained from one start [1]; of several the mean of their weights is kept, if it is good.
     - processes: that train on this host, one a GPU [1]: several seeds are shared out, of one seed the batches are.
     - patience: epochs without a better validation MCC after which training ends; 0 for never [0].
-    - spoiled: spoiled copies of each acceptable sentence that a first stage tells from the original [0].
+    - corruptions: corrupted copies of each acceptable sentence that a first stage tells from the original [0].
     - text: snapshot of further sentences for that stage [none].
-    - spoiled_text: the same of each of those [1].
+    - text_corruptions: the same of each of those [1].
     - label_smoothing: share of a label that is spread over both classes [0].
     - r_drop: weight of the difference between two passes with other places dropped; 0 for one pass [0].
     - precision: fp32, bf16, or auto [auto]: bf16 on a GPU, and on a CPU that has instructions for it.
@@ -106,9 +106,9 @@ class Settings(TypedDict):
     seeds: NotRequired[int]
     processes: NotRequired[int]
     patience: NotRequired[int]
-    spoiled: NotRequired[int]
+    corruptions: NotRequired[int]
     text: NotRequired[str]
-    spoiled_text: NotRequired[int]
+    text_corruptions: NotRequired[int]
     label_smoothing: NotRequired[float]
     r_drop: NotRequired[float]
     precision: NotRequired[str]
@@ -121,8 +121,8 @@ def fine_tune(
     folder: str,
     *,
     on_epoch: OnEpoch | None = None,
-    **settings: Unpack[Settings],
-) -> Training:
+    **settings: Unpack[FinetuneOptions],
+) -> TrainingResult:
     """Fine-tune an encoder and write the model to `folder`, whole or not at all.
 
     A run that was killed goes on from its last checkpoint, in `folder`-checkpoints; on a CPU it ends with the same bits
@@ -144,13 +144,13 @@ def fine_tune(
     """
     started = time.perf_counter()
     tokenizer = load_tokenizer(encoder, settings["max_length"])
-    job = _plan(train, validation, encoder, f"{folder}-checkpoints", settings)
+    job = make_job(train, validation, encoder, f"{folder}-checkpoints", settings)
     choice, members = _train_all(job, settings.get("seeds", 1), settings.get("processes", 1), on_epoch)
-    training = Training(
+    training = TrainingResult(
         model=folder,
         device=device_name(job.device),
         precision=job.recipe.precision,
-        kept=choice.kept,
+        selected=choice.selected,
         soup_mcc=choice.soup_mcc,
         seeds=[_summary(member) for member in members],
         seed=choice.best["seed"],
@@ -164,12 +164,12 @@ def fine_tune(
     return training
 
 
-def _plan(train: str, validation: str, encoder: str, folder: str, settings: Settings) -> Job:
+def make_job(train: str, validation: str, encoder: str, folder: str, settings: FinetuneOptions) -> TrainingJob:
     """Collect what all members share, and name it."""
     device = resolve_device(settings["device"])
     check_processes(settings.get("processes", 1), device)
-    recipe = Recipe(
-        steps=settings["epochs"] * math.ceil(count_stored(train) / settings["batch_size"]),
+    recipe = StepConfig(
+        steps=settings["epochs"] * math.ceil(count_rows(train) / settings["batch_size"]),
         batch_size=settings["batch_size"],
         learning_rate=settings["learning_rate"],
         warmup_ratio=settings["warmup_ratio"],
@@ -179,7 +179,7 @@ def _plan(train: str, validation: str, encoder: str, folder: str, settings: Sett
         r_drop=settings.get("r_drop", 0.0),
         precision=_precision(settings.get("precision", "auto"), device),
     )
-    job = Job(
+    job = TrainingJob(
         train=train,
         validation=validation,
         encoder=encoder,
@@ -188,9 +188,9 @@ def _plan(train: str, validation: str, encoder: str, folder: str, settings: Sett
         recipe=recipe,
         epochs=settings["epochs"],
         patience=settings.get("patience", 0),
-        spoiled=settings.get("spoiled", 0),
+        corruptions=settings.get("corruptions", 0),
         text=settings.get("text", ""),
-        spoiled_text=settings.get("spoiled_text", 1),
+        text_corruptions=settings.get("text_corruptions", 1),
         label_smoothing=settings.get("label_smoothing", 0.0),
         max_length=settings["max_length"],
         seed=settings["seed"],
@@ -200,34 +200,36 @@ def _plan(train: str, validation: str, encoder: str, folder: str, settings: Sett
     )
     decisive: list[object] = [sha256_of(Path(path)) for path in (train, validation, job.text) if path]
     decisive += [encoder, list(recipe), job.max_length, device]
-    decisive += [job.seed, job.patience, job.spoiled, job.label_smoothing]
-    decisive += [job.spoiled_text] if job.text else []
+    decisive += [job.seed, job.patience, job.corruptions, job.label_smoothing]
+    decisive += [job.text_corruptions] if job.text else []
     if settings.get("seeds", 1) == 1:
         decisive.append(settings.get("processes", 1))  # each draws its own dropout
-    return job._replace(run=digest_of(decisive))
+    return job._replace(run=json_digest(decisive))
 
 
 def _precision(wanted: str, device: str) -> str:
     if wanted != "auto":
         return wanted
-    return "bf16" if device == "cuda" or multiplies_bf16() else "fp32"
+    return "bf16" if device == "cuda" or cpu_supports_bf16() else "fp32"
 
 
-def _train_all(job: Job, seeds: int, processes: int, on_epoch: OnEpoch | None) -> tuple[Choice, list[Member]]:
+def _train_all(
+    job: TrainingJob, seeds: int, processes: int, on_epoch: OnEpoch | None
+) -> tuple[SelectedModel, list[SeedRun]]:
     """Train the members, in one process or several; return what is kept of them, and their records."""
-    start = rehearse(job)
+    start = run_corruption_stage(job)
     if seeds == processes == 1:
-        model, member = train_member(job, start, job.seed, on_epoch)
-        return Choice(model, f"seed {member['seed']}", member), [member]
+        model, member = train_seed_run(job, start, job.seed, on_epoch)
+        return SelectedModel(model, f"seed {member['seed']}", member), [member]
     wanted = list(range(job.seed, job.seed + seeds))
     if processes == 1:
         for seed in wanted:
-            keep_member(job, start, seed, on_epoch)
+            train_seed(job, start, seed, on_epoch)
     elif seeds == 1:
-        launch(keep_together, processes, job, start, job.seed, device=job.device, on_message=on_epoch)
+        launch(train_distributed, processes, job, start, job.seed, device=job.device, on_message=on_epoch)
     else:
         launch(
-            keep_share,
+            train_shard,
             min(processes, seeds),
             job,
             start,
@@ -236,12 +238,12 @@ def _train_all(job: Job, seeds: int, processes: int, on_epoch: OnEpoch | None) -
             on_message=on_epoch,
             together=False,
         )
-    kept = [kept_member(job, seed) for seed in wanted]
-    return combine(job, start, kept), [each.member for each in kept]
+    kept = [load_seed_run(job, seed) for seed in wanted]
+    return average_or_best(job, start, kept), [each.run for each in kept]
 
 
-def _summary(member: Member) -> Seed:
-    return Seed(
+def _summary(member: SeedRun) -> SeedSummary:
+    return SeedSummary(
         seed=member["seed"],
         best_epoch=member["best_epoch"],
         validation_mcc=validation_mcc(member),
@@ -249,14 +251,14 @@ def _summary(member: Member) -> Seed:
     )
 
 
-def _save(model: PreTrainedModel, tokenizer: Tokenizer, training: Training) -> None:
-    with new_folder(Path(training["model"])) as scratch:
+def _save(model: PreTrainedModel, tokenizer: Tokenizer, training: TrainingResult) -> None:
+    with atomic_directory(Path(training["model"])) as scratch:
         model.save_pretrained(scratch)
         tokenizer.save(str(scratch / "tokenizer.json"))
         write_json(scratch / "training.json", training)
 
 
-def load_training(folder: str) -> Training | None:
+def load_training(folder: str) -> TrainingResult | None:
     """Return the training that a finished folder records, or None; an unfinished one does not exist."""
     path = Path(folder) / "training.json"
     return read_json(path) if path.is_file() else None

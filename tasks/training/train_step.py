@@ -19,18 +19,18 @@ from numpy.typing import NDArray
 from torch import nn
 
 from tasks.core.errors import first_line
-from tasks.training.adamw import KernelAdamW, LibraryAdamW
-from tasks.training.capture import make_capturable
-from tasks.training.dataset import Encoded, Inputs
+from tasks.training.adamw import TorchAdamW, TritonAdamW
+from tasks.training.capture import patch_for_cuda_graphs
+from tasks.training.dataset import Inputs, TokenDataset
 from tasks.training.flat_parameters import FlatParameters
-from tasks.training.fused_layers import Dice, fuse, unfuse
-from tasks.training.losses import loss_of
-from tasks.training.process_group import Team
+from tasks.training.fused_layers import DropoutRng, fuse, unfuse
+from tasks.training.losses import classification_loss
+from tasks.training.process_group import ProcessGroup
 
-WARMUPS = 2  # passes before a capture, in which libraries make their plans
-OUT_OF_MEMORY_WORDS = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED")  # of libraries, in errors of other kinds
+WARMUP_STEPS = 2  # passes before a capture, in which libraries make their plans
+OUT_OF_MEMORY_MESSAGES = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED")  # of libraries, in errors of other kinds
 CAPTURED, OUT_OF_MEMORY, FAILED = range(3)  # how an attempt to capture ends; the worst of a team's counts for all
-PAUSE = 64  # steps between two waits for the device, so that the progress bar is not ahead of it
+SYNC_EVERY = 64  # steps between two waits for the device, so that the progress bar is not ahead of it
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ Advance = Callable[[], None]
 Rows = NDArray[np.int64]
 
 
-class Recipe(NamedTuple):
+class StepConfig(NamedTuple):
     """How a model is trained; steps of the schedule, then the settings of the same names.
 
     Precision auto means bf16 on a GPU and fp32 on a CPU.
@@ -55,7 +55,7 @@ class Recipe(NamedTuple):
     precision: str = "auto"
 
 
-class Passed(NamedTuple):
+class StepOutputs(NamedTuple):
     """What an epoch gave: each step's loss [steps] and the number of sentences that it got right [steps]."""
 
     losses: torch.Tensor
@@ -69,27 +69,29 @@ def learning_rate_factor(step: int, total: int, warmup: int) -> float:
     return max(0.0, (total - step) / max(1, total - warmup))
 
 
-def learning_rates(recipe: Recipe) -> list[float]:
+def learning_rates(recipe: StepConfig) -> list[float]:
     """Return the learning rate of every step."""
     warmup = math.ceil(recipe.steps * recipe.warmup_ratio)
     return [recipe.learning_rate * learning_rate_factor(step, recipe.steps, warmup) for step in range(recipe.steps)]
 
 
-class EagerStepper:
+class EagerStep:
     """Trains call by call; in bf16 autocast or fp32, with fp32 weights."""
 
-    def __init__(self, model: nn.Module, data: Encoded, recipe: Recipe, team: Team | None = None) -> None:
+    def __init__(
+        self, model: nn.Module, data: TokenDataset, recipe: StepConfig, team: ProcessGroup | None = None
+    ) -> None:
         """Prepare the optimiser; the model's parameters become views of flat ones."""
         self._model, self._data, self._team = model, data, team
         self._device = next(model.parameters()).device.type
-        self._bf16 = in_bf16(recipe.precision, self._device)
+        self._bf16 = uses_bf16(recipe.precision, self._device)
         self.flat = FlatParameters(model, recipe.weight_decay, recipe.layer_decay, torch.float32)
-        self.optimizer = LibraryAdamW(self.flat, recipe.max_grad_norm, team)
+        self.optimizer = TorchAdamW(self.flat, recipe.max_grad_norm, team)
         self._rates = learning_rates(recipe)
         self._r_drop, self._batch_size = recipe.r_drop, recipe.batch_size
         self.parts = 1
 
-    def run(self, batches: list[Rows], first: int, advance: Advance) -> Passed:
+    def run(self, batches: list[Rows], first: int, advance: Advance) -> StepOutputs:
         """Train on batches of row numbers, the first of which is step `first` of the schedule.
 
         Where memory does not suffice for a batch, it is taken in twice as many parts from there on; their gradients
@@ -99,14 +101,14 @@ class EagerStepper:
         self._model.train()
         losses, corrects = [], []
         for step, rows in enumerate(batches, start=first):
-            loss, correct = self._with_memory_left(share_of(rows, self._team), len(rows))
+            loss, correct = self._with_memory_left(shard(rows, self._team), len(rows))
             self.optimizer.step(self._rates[step])
             losses.append(loss)
             corrects.append(correct)
             advance()
         if self._team:
-            self.parts = self._team.most(self.parts)
-        return added_up(Passed(torch.stack(losses), torch.stack(corrects)), self._team)
+            self.parts = self._team.all_reduce_max(self.parts)
+        return accumulate(StepOutputs(torch.stack(losses), torch.stack(corrects)), self._team)
 
     def _with_memory_left(self, rows: Rows, total: int) -> tuple[torch.Tensor, torch.Tensor]:
         while True:
@@ -116,7 +118,7 @@ class EagerStepper:
                 if self.parts >= len(rows):
                     raise
             self._model.zero_grad(set_to_none=True)  # what a part has left already
-            self.parts = more_parts(self.parts, self._batch_size)
+            self.parts = halve_micro_batches(self.parts, self._batch_size)
 
     def _backward(self, rows: Rows, total: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Leave the gradients of rows of a batch of `total`; return their loss [] and correct predictions []."""
@@ -126,27 +128,27 @@ class EagerStepper:
         for part in np.array_split(rows, min(self.parts, len(rows))):
             inputs, targets = self._data.batch(part)
             with torch.autocast(self._device, torch.bfloat16, enabled=self._bf16):
-                logits = self._model(**twice(inputs, self._r_drop)).logits
-            loss, correct = loss_of(logits, targets, total, self._r_drop)
+                logits = self._model(**duplicate_for_r_drop(inputs, self._r_drop)).logits
+            loss, correct = classification_loss(logits, targets, total, self._r_drop)
             loss.backward()
             losses.append(loss.detach())
             corrects.append(correct)
         return torch.stack(losses).sum(), torch.stack(corrects).sum()
 
 
-class CapturedStepper:
+class CudaGraphStep:
     """Trains by replaying CUDA graphs, in bf16 with fp32 master weights."""
 
     def __init__(
         self,
         model: nn.Module,
-        data: Encoded,
-        recipe: Recipe,
+        data: TokenDataset,
+        recipe: StepConfig,
         *,
         fused: bool = True,
         whole_mask: bool = False,
         parts: int = 1,
-        team: Team | None = None,
+        team: ProcessGroup | None = None,
     ) -> None:
         """Prepare the optimiser and what the graphs read and write.
 
@@ -166,15 +168,15 @@ class CapturedStepper:
         self._model, self._data, self._recipe, self._whole_mask, self.parts = model, data, recipe, whole_mask, parts
         self._team = team
         device = next(model.parameters()).device
-        self._dice = Dice(device)
+        self._dice = DropoutRng(device)
         if fused:
             fuse(model, self._dice)
         self.flat = FlatParameters(model, recipe.weight_decay, recipe.layer_decay, torch.bfloat16)
-        self.optimizer = KernelAdamW(self.flat, recipe.max_grad_norm, team)
+        self.optimizer = TritonAdamW(self.flat, recipe.max_grad_norm, team)
         self._rates = torch.tensor(learning_rates(recipe), device=device)
         per_epoch = math.ceil(data.count / recipe.batch_size)
         # Row numbers of an epoch's batches; `data.count` names the row that fills up the last one.
-        self._order = torch.full((per_epoch, rows_of_each(recipe.batch_size, team)), data.count, device=device)
+        self._order = torch.full((per_epoch, rows_per_rank(recipe.batch_size, team)), data.count, device=device)
         self._sizes = torch.ones(per_epoch, dtype=torch.int64, device=device)  # sentences of the whole batches
         self._losses = torch.zeros(per_epoch, device=device)
         self._corrects = torch.zeros(per_epoch, dtype=torch.int64, device=device)
@@ -183,25 +185,25 @@ class CapturedStepper:
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
         self._pool = torch.cuda.graph_pool_handle()
 
-    def run(self, batches: list[Rows], first: int, advance: Advance) -> Passed:
+    def run(self, batches: list[Rows], first: int, advance: Advance) -> StepOutputs:
         """Train on batches of row numbers, the first of which is step `first` of the schedule."""
         self._model.train()
         order = np.full(self._order.shape, self._data.count)
         for step, rows in enumerate(batches):
-            mine = share_of(rows, self._team)
+            mine = shard(rows, self._team)
             order[step, : len(mine)] = mine
         self._order.copy_(torch.from_numpy(order))
         self._sizes[: len(batches)].copy_(torch.tensor([len(rows) for rows in batches]))
         self._step.zero_()
         self._total.fill_(first)
-        self._dice.set(first)
+        self._dice.seek(first)
         for step, rows in enumerate(batches):
             self._graph(self._data.bucket(rows)).replay()
             advance()
-            if step % PAUSE == PAUSE - 1:
+            if step % SYNC_EVERY == SYNC_EVERY - 1:
                 torch.cuda.synchronize()
-        passed = Passed(self._losses[: len(batches)].clone(), self._corrects[: len(batches)].clone())
-        return added_up(passed, self._team)
+        passed = StepOutputs(self._losses[: len(batches)].clone(), self._corrects[: len(batches)].clone())
+        return accumulate(passed, self._team)
 
     def prepare(self) -> None:
         """Capture every length that the data has.
@@ -223,7 +225,7 @@ class CapturedStepper:
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
-            for _ in range(WARMUPS):
+            for _ in range(WARMUP_STEPS):
                 self._backward(length)
                 self.flat.collect_gradients()
         torch.cuda.current_stream().wait_stream(side)
@@ -236,7 +238,7 @@ class CapturedStepper:
             self._corrects.index_copy_(0, self._step, correct.unsqueeze(0))
             self._step += 1
             self._total += 1
-            self._dice.roll()
+            self._dice.advance()
         return graph
 
     def _backward(self, length: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -245,10 +247,10 @@ class CapturedStepper:
         losses, corrects = [], []
         for part in rows.chunk(self.parts):
             inputs, targets = self._data.gather(part, length)
-            inputs = twice(inputs, self._recipe.r_drop)
+            inputs = duplicate_for_r_drop(inputs, self._recipe.r_drop)
             if self._whole_mask:
                 inputs["attention_mask"] = self._added_mask(inputs["attention_mask"])
-            loss, correct = loss_of(self._model(**inputs).logits, targets, total, self._recipe.r_drop)
+            loss, correct = classification_loss(self._model(**inputs).logits, targets, total, self._recipe.r_drop)
             loss.backward()
             losses.append(loss.detach())
             corrects.append(correct)
@@ -263,93 +265,93 @@ class CapturedStepper:
         return zeros.masked_fill(hidden, torch.finfo(zeros.dtype).min)
 
 
-def in_bf16(precision: str, device: str) -> bool:
+def uses_bf16(precision: str, device: str) -> bool:
     """Tell whether a device computes in bf16."""
     return precision == "bf16" or (precision == "auto" and device == "cuda")
 
 
-def twice(inputs: Inputs, r_drop: float) -> Inputs:
+def duplicate_for_r_drop(inputs: Inputs, r_drop: float) -> Inputs:
     """Return a batch's inputs; for R-Drop each sentence comes twice."""
     return {name: tensor.repeat(2, 1) for name, tensor in inputs.items()} if r_drop else inputs
 
 
-def more_parts(parts: int, batch_size: int) -> int:
+def halve_micro_batches(parts: int, batch_size: int) -> int:
     """Double the number of parts that a batch is taken in, and tell it."""
     parts = min(2 * parts, batch_size)
     log.warning("out of memory: batches of %d are taken in %d parts, whose gradients are added", batch_size, parts)
     return parts
 
 
-def share_of(rows: Rows, team: Team | None) -> Rows:
+def shard(rows: Rows, team: ProcessGroup | None) -> Rows:
     """Return the rows that this process takes; neighbours, which are of like length, go to different processes."""
     return rows if team is None else rows[team.rank :: team.size]
 
 
-def rows_of_each(batch_size: int, team: Team | None) -> int:
+def rows_per_rank(batch_size: int, team: ProcessGroup | None) -> int:
     """Return how many rows of a batch a process takes at the most."""
     return batch_size if team is None else -(-batch_size // team.size)
 
 
-def added_up(passed: Passed, team: Team | None) -> Passed:
+def accumulate(passed: StepOutputs, team: ProcessGroup | None) -> StepOutputs:
     """Return what an epoch gave to all processes together."""
-    return passed if team is None else Passed(team.sum(passed.losses), team.sum(passed.correct))
+    return passed if team is None else StepOutputs(team.all_reduce(passed.losses), team.all_reduce(passed.correct))
 
 
-def make_stepper(
-    model: nn.Module, data: Encoded, recipe: Recipe, team: Team | None = None
-) -> EagerStepper | CapturedStepper:
+def make_train_step(
+    model: nn.Module, data: TokenDataset, recipe: StepConfig, team: ProcessGroup | None = None
+) -> EagerStep | CudaGraphStep:
     """Return the fastest stepper that works for this model here, for all of a team alike; a fallback is told once."""
     device = next(model.parameters()).device.type
-    if device == "cuda" and not in_bf16(recipe.precision, device):
+    if device == "cuda" and not uses_bf16(recipe.precision, device):
         log.info("in fp32 the training step runs call by call, several times as slow")
-    if device != "cuda" or not in_bf16(recipe.precision, device):
-        return EagerStepper(model, data, recipe, team)
+    if device != "cuda" or not uses_bf16(recipe.precision, device):
+        return EagerStep(model, data, recipe, team)
     before = {name: parameter.data.clone() for name, parameter in model.named_parameters()}
     # cuDNN's attention makes a plan for each new shape, which takes longer than an epoch of short sentences.
     torch.backends.cuda.enable_cudnn_sdp(False)
-    make_capturable(model)
+    patch_for_cuda_graphs(model)
     if team:
         _connect(model, team)
     reason, parts = "another process failed", 1
     ways = [(fused, whole_mask) for whole_mask in (False, True) for fused in (True, False)]
     while ways:
         fused, whole_mask = ways[0]
-        captured: CapturedStepper | None = None
+        captured: CudaGraphStep | None = None
         try:
-            captured = CapturedStepper(model, data, recipe, fused=fused, whole_mask=whole_mask, parts=parts, team=team)
+            captured = CudaGraphStep(model, data, recipe, fused=fused, whole_mask=whole_mask, parts=parts, team=team)
             captured.prepare()
             outcome = CAPTURED
         except Exception as error:  # whatever a model, a driver or a compiler says: training has another way
             reason = first_line(error)
-            smaller = parts < rows_of_each(recipe.batch_size, team)
+            smaller = parts < rows_per_rank(recipe.batch_size, team)
             outcome = OUT_OF_MEMORY if smaller and ran_out_of_memory(error) else FAILED
         if team:
-            outcome = team.most(outcome)  # nobody captures where one of them cannot
+            outcome = team.all_reduce_max(outcome)  # nobody captures where one of them cannot
         if captured and outcome == CAPTURED:
             return captured
         captured = None
         _restore(model, before)
         if outcome == OUT_OF_MEMORY:
-            parts = more_parts(parts, recipe.batch_size)
+            parts = halve_micro_batches(parts, recipe.batch_size)
         else:
             del ways[0]
     log.warning("the training step cannot be captured (%s); it runs call by call, several times as slow", reason)
-    return EagerStepper(model, data, recipe, team)
+    return EagerStep(model, data, recipe, team)
 
 
 def ran_out_of_memory(error: BaseException | None) -> bool:
     """Tell whether an error is for want of memory, or came while one was handled: a broken capture raises on top."""
     while error is not None:
-        if isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in OUT_OF_MEMORY_WORDS):
+        if isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in OUT_OF_MEMORY_MESSAGES):
             return True
         error = error.__context__
     return False
 
 
-def _connect(model: nn.Module, team: Team) -> None:
+def _connect(model: nn.Module, team: ProcessGroup) -> None:
     """Let NCCL prepare for sums of the gradients' size, which it could not do in a capture."""
     count = sum(parameter.numel() for parameter in model.parameters())
-    team.sum(torch.zeros(count, dtype=torch.bfloat16, device=next(model.parameters()).device))
+    team.all_reduce(torch.zeros(count, dtype=torch.bfloat16, device=next(model.parameters()).device))
     torch.cuda.synchronize()
 
 

@@ -17,17 +17,17 @@ from tasks.core.progress import progress_bar
 from tasks.evaluation.metrics import accuracy, mcc
 from tasks.inference.tokenization import shuffled_batches, sorted_batches
 from tasks.training.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
-from tasks.training.dataset import Encoded
+from tasks.training.dataset import TokenDataset
 from tasks.training.fused_layers import unfuse
-from tasks.training.process_group import Team
-from tasks.training.train_step import CapturedStepper, EagerStepper, Recipe, Rows, make_stepper, share_of
+from tasks.training.process_group import ProcessGroup
+from tasks.training.train_step import CudaGraphStep, EagerStep, Rows, StepConfig, make_train_step, shard
 
 EVALUATION_BATCH = {"cpu": 64, "cuda": 256}  # sentences
 
 log = logging.getLogger(__name__)
 
 
-class Epoch(TypedDict):
+class EpochRecord(TypedDict):
     """One epoch's figures, and the seed of its run; a loss that is no finite number is None."""
 
     seed: int
@@ -40,16 +40,16 @@ class Epoch(TypedDict):
     seconds: float
 
 
-class Course(NamedTuple):
+class TrainingHistory(NamedTuple):
     """How a run went: each epoch's figures, each step's loss, the best epoch, and whether it learned nothing."""
 
-    epochs: list[Epoch]
+    epochs: list[EpochRecord]
     step_losses: list[float | None]
     best_epoch: int
     collapsed: bool
 
 
-class Places(NamedTuple):
+class CheckpointConfig(NamedTuple):
     """Where a run keeps its checkpoints, what names it, and the least number of seconds between two."""
 
     folder: str
@@ -57,22 +57,22 @@ class Places(NamedTuple):
     seconds: float
 
 
-OnEpoch = Callable[[Epoch], None]
+OnEpoch = Callable[[EpochRecord], None]
 
 
 def train_epochs(
     model: nn.Module,
-    train: Encoded,
-    validation: Encoded,
-    recipe: Recipe,
+    train: TokenDataset,
+    validation: TokenDataset,
+    recipe: StepConfig,
     *,
     epochs: int,
     seed: int,
     patience: int = 0,
-    places: Places | None = None,
+    places: CheckpointConfig | None = None,
     on_epoch: OnEpoch | None = None,
-    team: Team | None = None,
-) -> Course:
+    team: ProcessGroup | None = None,
+) -> TrainingHistory:
     """Train; afterwards the model holds the weights of the epoch with the best validation MCC, in fp32.
 
     Args:
@@ -96,10 +96,10 @@ def train_epochs(
     lead = team is None or team.rank == 0
     if team:
         team.seed(seed, epoch=0)
-    run = _Run(model, make_stepper(model, train, recipe, team), seed, team)
+    run = _TrainerState(model, make_train_step(model, train, recipe, team), seed, team)
     if places and run.resume(places):
         log.info("going on after epoch %d of %d", len(run.records), epochs)
-    if isinstance(run.stepper, CapturedStepper):
+    if isinstance(run.stepper, CudaGraphStep):
         run.validate(model, validation)  # so that the first epoch's time holds no preparations
     saved = time.monotonic()
     with _bar(recipe.steps, len(run.losses), lead) as advance:
@@ -114,8 +114,8 @@ def train_epochs(
             if lead and places and number < epochs and time.monotonic() - saved >= places.seconds:
                 save_checkpoint(places.folder, places.run, run.checkpoint())
                 saved = time.monotonic()
-    run.release_best()
-    return Course(run.records, run.losses, run.best_epoch, _collapsed(run.records, validation))
+    run.load_best_weights()
+    return TrainingHistory(run.records, run.losses, run.best_epoch, _collapsed(run.records, validation))
 
 
 @contextlib.contextmanager
@@ -128,25 +128,27 @@ def _bar(steps: int, done: int, lead: bool) -> Iterator[Callable[[], None]]:
         yield advance
 
 
-class _Run:
+class _TrainerState:
     """The state of a training run between epochs."""
 
-    def __init__(self, model: nn.Module, stepper: EagerStepper | CapturedStepper, seed: int, team: Team | None) -> None:
+    def __init__(
+        self, model: nn.Module, stepper: EagerStep | CudaGraphStep, seed: int, team: ProcessGroup | None
+    ) -> None:
         self._model, self.stepper, self._seed, self._team = model, stepper, seed, team
         self.validate = functools.partial(validate, team=team) if team else validate
         if team:
-            team.share(stepper.flat.master)
-            stepper.flat.refresh()
+            team.broadcast(stepper.flat.master)
+            stepper.flat.sync_compute()
         self._rng = np.random.default_rng(seed)
-        self.records: list[Epoch] = []
+        self.records: list[EpochRecord] = []
         self.losses: list[float | None] = []
         self.best_epoch = 0
         self._best_rank = (-math.inf, -math.inf)
         self._best = stepper.flat.master.clone()
 
     def train(
-        self, number: int, train: Encoded, validation: Encoded, batch_size: int, advance: Callable[[], None]
-    ) -> Epoch:
+        self, number: int, train: TokenDataset, validation: TokenDataset, batch_size: int, advance: Callable[[], None]
+    ) -> EpochRecord:
         """Train one epoch and validate; keep the weights where they are the best so far."""
         started = time.perf_counter()
         if self._team:
@@ -154,7 +156,7 @@ class _Run:
         batches = shuffled_batches(train.lengths, batch_size, self._rng)
         passed = self.stepper.run(batches, len(self.losses), advance)
         losses = passed.losses.tolist()  # the one wait for the device in an epoch
-        record = Epoch(
+        record = EpochRecord(
             seed=self._seed,
             epoch=number,
             train_loss=_finite(float(np.mean(losses))),
@@ -163,10 +165,10 @@ class _Run:
             seconds=round(time.perf_counter() - started, 2),
         )
         if self._team:  # so that all decide alike: which epoch is the best, and whether to go on
-            record, losses = self._team.told((record, losses))
+            record, losses = self._team.broadcast_object((record, losses))
         self.records.append(record)
         self.losses += [_finite(loss) for loss in losses]
-        rank = _rank(record)
+        rank = _selection_key(record)
         if not self.best_epoch or rank > self._best_rank:
             self.best_epoch, self._best_rank = number, rank
             self._best.copy_(self.stepper.flat.master)
@@ -188,11 +190,11 @@ class _Run:
         }
         return Checkpoint(len(self.records), tensors, record)
 
-    def resume(self, places: Places) -> bool:
+    def resume(self, places: CheckpointConfig) -> bool:
         """Go on from the last checkpoint, if there is one."""
         held = load_checkpoint(places.folder, places.run)
         found = held.epoch if held else 0
-        if self._team and self._team.told(found) != found:
+        if self._team and self._team.broadcast_object(found) != found:
             raise VerdictError(f"{places.folder} holds other checkpoints than for rank 0; expected one folder for all")
         if held:
             self._restore(held.tensors, held.record)
@@ -201,7 +203,7 @@ class _Run:
     def _restore(self, tensors: dict[str, torch.Tensor], record: dict[str, Any]) -> None:
         flat = self.stepper.flat
         flat.master.copy_(tensors["master"])
-        flat.refresh()
+        flat.sync_compute()
         self._best.copy_(tensors["best"])
         torch.set_rng_state(tensors["random"])
         if "cuda_random" in tensors and torch.cuda.is_available():
@@ -214,21 +216,21 @@ class _Run:
         mcc_rank, loss_rank = (-math.inf if value is None else value for value in record["best_rank"])
         self._best_rank = (mcc_rank, loss_rank)
         self._rng.bit_generator.state = record["order"]
-        if isinstance(self.stepper, EagerStepper):  # finding out again would draw random numbers
+        if isinstance(self.stepper, EagerStep):  # finding out again would draw random numbers
             self.stepper.parts = record["parts"]
 
-    def release_best(self) -> None:
+    def load_best_weights(self) -> None:
         """Give the model the best epoch's weights."""
         unfuse(self._model)
         self.stepper.flat.master.copy_(self._best)
-        self.stepper.flat.release()
+        self.stepper.flat.restore_fp32()
 
 
-def validate(model: nn.Module, validation: Encoded, team: Team | None = None) -> dict[str, float | None]:
+def validate(model: nn.Module, validation: TokenDataset, team: ProcessGroup | None = None) -> dict[str, float | None]:
     """Measure loss, accuracy and MCC on validation sentences; a team's processes share the work and find the same."""
     device = next(model.parameters()).device
     size = EVALUATION_BATCH[device.type]
-    mine = share_of(np.arange(validation.count), team)
+    mine = shard(np.arange(validation.count), team)
     while True:
         try:
             logits = _logits(model, validation, mine, size)
@@ -238,7 +240,7 @@ def validate(model: nn.Module, validation: Encoded, team: Team | None = None) ->
                 raise
         size //= 2
     if team:
-        logits = team.sum(logits.to(device, copy=True)).cpu()
+        logits = team.all_reduce(logits.to(device, copy=True)).cpu()
     predictions = logits.argmax(-1).numpy()
     loss = nn.functional.cross_entropy(logits, torch.from_numpy(validation.labels))
     return {
@@ -249,7 +251,7 @@ def validate(model: nn.Module, validation: Encoded, team: Team | None = None) ->
 
 
 @torch.inference_mode()
-def _logits(model: nn.Module, validation: Encoded, mine: Rows, size: int) -> torch.Tensor:
+def _logits(model: nn.Module, validation: TokenDataset, mine: Rows, size: int) -> torch.Tensor:
     """Return the logits [N, 2] of some of all sentences, `size` of them at a time; those of the others are zeros."""
     model.eval()
     logits = torch.zeros(validation.count, 2)
@@ -262,7 +264,7 @@ def _logits(model: nn.Module, validation: Encoded, mine: Rows, size: int) -> tor
     return logits
 
 
-def _rank(record: Epoch) -> tuple[float, float]:
+def _selection_key(record: EpochRecord) -> tuple[float, float]:
     """Return what is larger for a better epoch; weights that gave a loss that is no number are the worst there are."""
     loss = record["validation_loss"]
     if loss is None or record["train_loss"] is None:
@@ -270,13 +272,13 @@ def _rank(record: Epoch) -> tuple[float, float]:
     return record["validation_mcc"], -loss
 
 
-def _collapsed(records: list[Epoch], validation: Encoded) -> bool:
+def _collapsed(records: list[EpochRecord], validation: TokenDataset) -> bool:
     """Tell whether a run learned nothing; sentences of one label only cannot tell, their MCC is always 0."""
     telling = len(np.unique(validation.labels)) == 2
     return records[-1]["train_loss"] is None or (telling and all(each["validation_mcc"] == 0 for each in records))
 
 
-def _report(record: Epoch, epochs: int, on_epoch: OnEpoch | None) -> None:
+def _report(record: EpochRecord, epochs: int, on_epoch: OnEpoch | None) -> None:
     log.info(
         "epoch %d/%d  loss %.4f  accuracy %.3f  validation MCC %.3f  %.1f s",
         record["epoch"], epochs, record["train_loss"] if record["train_loss"] is not None else math.nan,

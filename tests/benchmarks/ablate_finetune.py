@@ -27,12 +27,12 @@ import torch
 from bench_ingestion import cpu_name
 from tried import TRIED, best_threshold
 
-from tasks.core.provenance import git_commit, versions
-from tasks.data.ingestion import take_text
-from tasks.data.record_readers import Form
-from tasks.data.snapshots import load_rows, take_snapshot
+from tasks.core.provenance import git_commit, library_versions
+from tasks.data.ingestion import ingest_text
+from tasks.data.record_readers import TableFormat
+from tasks.data.snapshots import read_snapshot, write_snapshot
 from tasks.data.sources import locate_sources
-from tasks.data.splitting import spare_known, split_snapshot
+from tasks.data.splitting import drop_labelled, split_snapshot
 from tasks.evaluation.metrics import mcc
 from tasks.inference.tokenization import load_tokenizer
 from tasks.training.device import device_name, resolve_device
@@ -67,18 +67,18 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
         "5e-5, layer decay 0.9, 8 epochs": {"learning_rate": 5e-5, "layer_decay": 0.9, "epochs": 8},
         "+ label smoothing 0.1": {"label_smoothing": 0.1},
         "+ R-Drop 1": {"r_drop": 1.0},
-        "+ spoiled 2": {"spoiled": 2},
-        "+ all three": ALL | {"spoiled": 2},
-        "+ all three, spoiled 10": ALL | {"spoiled": 10},
+        "+ spoiled 2": {"corruptions": 2},
+        "+ all three": ALL | {"corruptions": 2},
+        "+ all three, spoiled 10": ALL | {"corruptions": 10},
         "+ mean of the last 3 epochs": {"try": ["averaged_epochs", 3]},
         "+ class weights": {"try": ["class_weights"]},
         "+ new top layer": {"try": ["new_top_layers", 1]},
-        "+ all three, mean of the last 3 epochs": ALL | {"spoiled": 2, "try": ["averaged_epochs", 3]},
-        "+ all three, mean of 3 seeds": ALL | {"spoiled": 2, "seeds": 3},
-        "+ all three, more text": ALL | {"spoiled": 2, "spoiled_text": 1},
-        "+ all three, more text, mean of 3 seeds": ALL | {"spoiled": 2, "spoiled_text": 1, "seeds": 3},
-        "+ all three, all sentences": ALL | {"spoiled": 2, "whole": True},
-        "+ all three, mean of 3 seeds, all sentences": ALL | {"spoiled": 2, "seeds": 3, "whole": True},
+        "+ all three, mean of the last 3 epochs": ALL | {"corruptions": 2, "try": ["averaged_epochs", 3]},
+        "+ all three, mean of 3 seeds": ALL | {"corruptions": 2, "seeds": 3},
+        "+ all three, more text": ALL | {"corruptions": 2, "text_corruptions": 1},
+        "+ all three, more text, mean of 3 seeds": ALL | {"corruptions": 2, "text_corruptions": 1, "seeds": 3},
+        "+ all three, all sentences": ALL | {"corruptions": 2, "whole": True},
+        "+ all three, mean of 3 seeds, all sentences": ALL | {"corruptions": 2, "seeds": 3, "whole": True},
     },
     "cpu": {
         "5e-5, 4 epochs, fp32": {"learning_rate": 5e-5, "layer_decay": 1.0, "epochs": 4, "precision": "fp32"},
@@ -88,14 +88,14 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
         "1e-4, 8 epochs": {"learning_rate": 1e-4, "layer_decay": 1.0, "epochs": 8},
         "+ label smoothing 0.1": {"label_smoothing": 0.1},
         "+ R-Drop 1": {"r_drop": 1.0},
-        "+ spoiled 20": {"spoiled": 20},
+        "+ spoiled 20": {"corruptions": 20},
         "+ mean of the last 3 epochs": {"try": ["averaged_epochs", 3]},
         "+ class weights": {"try": ["class_weights"]},
         "+ new top layer": {"try": ["new_top_layers", 1]},
-        "+ all three": ALL | {"spoiled": 20},
-        "+ all three, more text": ALL | {"spoiled": 20, "spoiled_text": 2},
-        "+ all three, more text, mean of 3 seeds": ALL | {"spoiled": 20, "spoiled_text": 2, "seeds": 3},
-        "+ all three, mean of 3 seeds": ALL | {"spoiled": 20, "seeds": 3},
+        "+ all three": ALL | {"corruptions": 20},
+        "+ all three, more text": ALL | {"corruptions": 20, "text_corruptions": 2},
+        "+ all three, more text, mean of 3 seeds": ALL | {"corruptions": 20, "text_corruptions": 2, "seeds": 3},
+        "+ all three, mean of 3 seeds": ALL | {"corruptions": 20, "seeds": 3},
     },
 }
 
@@ -111,7 +111,7 @@ def main() -> None:
     encoder = locate_encoder(options.encoder)
     recipes = RECIPES[options.family]
     wanted = [(name, seed) for name in options.recipes or recipes for seed in options.seeds]
-    if not options.text and any("spoiled_text" in recipes[name] for name, _ in wanted):
+    if not options.text and any("text_corruptions" in recipes[name] for name, _ in wanted):
         raise SystemExit('the recipes "more text" need --text FILE; name others: --recipes NAME ...')
     first = next(iter(recipes.values()))
     runs = []
@@ -121,7 +121,7 @@ def main() -> None:
         result = {
             "benchmark": "recipes of fine-tuning",
             "hardware": f"{device_name(device)}, {cpu_name()}, {os.cpu_count()} CPU cores",
-            "versions": versions() | {"cuda": torch.version.cuda},
+            "versions": library_versions() | {"cuda": torch.version.cuda},
             "commit": options.commit or git_commit(),
             "encoder": encoder["name"],
             "rows": summarise(runs),
@@ -152,16 +152,16 @@ def measure(
     """Train once; return validation and holdout MCC, and those of the members where there are several."""
     with tempfile.TemporaryDirectory() as scratch:
         sources = locate_sources([options.data], "", "", scratch)
-        snapshots = {role: take_snapshot(sources[role], scratch)["path"] for role in ("train", "holdout")}  # type: ignore[literal-required]
+        snapshots = {role: write_snapshot(sources[role], scratch)["path"] for role in ("train", "holdout")}  # type: ignore[literal-required]
         train, validation, _ = split_snapshot(snapshots["train"], [snapshots["holdout"]], scratch, 0.1, seed)
         folder = f"{scratch}/model"
         started = time.perf_counter()
         chosen: dict[str, Any] = COMMON | settings
         what, *how = chosen.pop("try", [""])
         whole = chosen.pop("whole", False)
-        if "spoiled_text" in chosen:
-            text = take_text(options.text, scratch, Form())["path"]
-            chosen["text"], _ = spare_known(text, [train, validation, snapshots["holdout"]], scratch)
+        if "text_corruptions" in chosen:
+            text = ingest_text(options.text, scratch, TableFormat())["path"]
+            chosen["text"], _ = drop_labelled(text, [train, validation, snapshots["holdout"]], scratch)
         if whole:
             train = join(train, validation, f"{scratch}/whole.parquet")
         with TRIED[what](*how) if what else contextlib.nullcontext():
@@ -170,7 +170,7 @@ def measure(
         model = load_classifier(folder).to(device)
         tokenizer = load_tokenizer(folder, COMMON["max_length"])
         encoded = [
-            encode_rows(load_rows(path), tokenizer, model, device) for path in (validation, snapshots["holdout"])
+            encode_rows(read_snapshot(path), tokenizer, model, device) for path in (validation, snapshots["holdout"])
         ]
     labels = [part.labels for part in encoded]
     logits = [_logits(model, part, np.arange(part.count), EVALUATION_BATCH[device]).numpy() for part in encoded]
@@ -186,7 +186,7 @@ def measure(
         "seconds": round(seconds, 1),
         "holdout_mcc": mcc(labels[1], logits[1].argmax(-1)),
         **({} if whole else unseen),
-        "kept": training["kept"],
+        "kept": training["selected"],
         "members": [member["validation_mcc"] for member in training["seeds"]],
         "epochs": [epoch["validation_mcc"] for epoch in training["epochs"]],
     }
@@ -194,7 +194,7 @@ def measure(
 
 def join(first: str, second: str, path: str) -> str:
     """Write the rows of two snapshots into one file."""
-    pd.concat([load_rows(first), load_rows(second)], ignore_index=True).to_parquet(path)
+    pd.concat([read_snapshot(first), read_snapshot(second)], ignore_index=True).to_parquet(path)
     return path
 
 

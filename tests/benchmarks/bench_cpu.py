@@ -22,11 +22,11 @@ import torch
 from bench_finetune import Sentences, encoded, read_parts
 from bench_ingestion import cpu_name
 
-from tasks.core.provenance import git_commit, versions
+from tasks.core.provenance import git_commit, library_versions
 from tasks.inference.tokenization import shuffled_batches
 from tasks.training.model import load_classifier
 from tasks.training.pretrained import locate_encoder
-from tasks.training.train_step import EagerStepper, Recipe, Rows
+from tasks.training.train_step import EagerStep, Rows, StepConfig
 
 BATCH = 32
 EPOCHS = 4
@@ -69,7 +69,7 @@ def main() -> None:
     result = {
         "benchmark": "training steps on a CPU",
         "hardware": f"{cpu_name()}, {cores} cores",
-        "versions": versions(),
+        "versions": library_versions(),
         "commit": git_commit(),
         "encoder": encoder["name"],
         "sentences": len(part[1]),
@@ -106,7 +106,7 @@ def measure(
             parameter.requires_grad_("embedding" not in name)
     data = encoded(part, model, "cpu")
     batches = order(data.lengths, BATCH, np.random.default_rng(0))[: steps + 5]
-    stepper = EagerStepper(model, data, Recipe(len(batches), BATCH, 5e-5, 0.1, 0.01, 1.0))
+    stepper = EagerStep(model, data, StepConfig(len(batches), BATCH, 5e-5, 0.1, 0.01, 1.0))
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
         stepper.run(batches[:5], 0, lambda: None)
         started = time.perf_counter()

@@ -26,16 +26,16 @@ from bench_ingestion import cpu_name
 from torch.utils.data import DataLoader, TensorDataset
 from transformers import BertConfig, BertModel, get_linear_schedule_with_warmup
 
-from tasks.core.provenance import git_commit, versions
-from tasks.data.snapshots import load_rows, take_snapshot
+from tasks.core.provenance import git_commit, library_versions
+from tasks.data.snapshots import read_snapshot, write_snapshot
 from tasks.data.splitting import split_snapshot
 from tasks.evaluation.metrics import mcc
 from tasks.inference.tokenization import encode, load_tokenizer, pad
-from tasks.training.dataset import Encoded
+from tasks.training.dataset import TokenDataset
 from tasks.training.device import device_name, resolve_device
 from tasks.training.model import load_classifier
 from tasks.training.pretrained import locate_encoder
-from tasks.training.train_step import Recipe
+from tasks.training.train_step import StepConfig
 from tasks.training.trainer import train_epochs, validate
 
 SIZES = {
@@ -69,7 +69,7 @@ def main() -> None:
     result = {
         "benchmark": "fine-tuning",
         "hardware": f"{device_name(device)}, {cpu_name()}, {os.cpu_count()} CPU cores",
-        "versions": versions() | {"cuda": torch.version.cuda},
+        "versions": library_versions() | {"cuda": torch.version.cuda},
         "commit": options.commit or git_commit(),
         "settings": {
             key: Path(value).name if key in ("encoder", "vocabulary") else value
@@ -228,7 +228,7 @@ def run_verdict(
     started = time.perf_counter()
     train, validation = (encoded(parts[name], model, device) for name in ("train", "validation"))
     steps = options.epochs * math.ceil(train.count / batch_size)
-    recipe = Recipe(steps, batch_size, options.learning_rate, 0.1, 0.01, 1.0, options.layer_decay)
+    recipe = StepConfig(steps, batch_size, options.learning_rate, 0.1, 0.01, 1.0, options.layer_decay)
     course = train_epochs(model, train, validation, recipe, epochs=options.epochs, seed=seed)
     seconds = sum(epoch["seconds"] for epoch in course.epochs)
     best = max(epoch["validation_mcc"] for epoch in course.epochs)
@@ -246,7 +246,7 @@ def read_parts(data: str, encoder: str, scratch: str, times: int, *, whole: bool
     from tasks.data.sources import locate_sources
 
     sources = locate_sources([data], "", "", scratch)
-    snapshots = {role: take_snapshot(sources[role], scratch)["path"] for role in ("train", "holdout")}  # type: ignore[literal-required]
+    snapshots = {role: write_snapshot(sources[role], scratch)["path"] for role in ("train", "holdout")}  # type: ignore[literal-required]
     if whole:
         train, validation = snapshots["train"], snapshots["holdout"]
     else:
@@ -254,7 +254,7 @@ def read_parts(data: str, encoder: str, scratch: str, times: int, *, whole: bool
     tokenizer = load_tokenizer(encoder, PAD)
     parts: dict[str, Sentences] = {}
     for name, path in {"train": train, "validation": validation, "holdout": snapshots["holdout"]}.items():
-        rows = load_rows(path)
+        rows = read_snapshot(path)
         repeated = times if name == "train" else 1
         parts[name] = (
             encode(tokenizer, rows["sentence"].tolist()) * repeated,
@@ -263,9 +263,9 @@ def read_parts(data: str, encoder: str, scratch: str, times: int, *, whole: bool
     return parts
 
 
-def encoded(part: Sentences, model: Any, device: str) -> Encoded:
+def encoded(part: Sentences, model: Any, device: str) -> TokenDataset:
     """Bring sentences to the device."""
-    return Encoded(part[0], part[1], model.config.pad_token_id or 0, device)
+    return TokenDataset(part[0], part[1], model.config.pad_token_id or 0, device)
 
 
 def write_random(options: argparse.Namespace, scratch: str) -> str:

@@ -17,8 +17,8 @@ from pathlib import Path
 
 from bench_ingestion import cpu_name, write_rows
 
-from tasks.core.provenance import git_commit, versions
-from tasks.data.snapshots import take_snapshot
+from tasks.core.provenance import git_commit, library_versions
+from tasks.data.snapshots import write_snapshot
 
 CHILD = """
 import json, resource, sys, time, warnings
@@ -74,7 +74,7 @@ def main() -> None:
     answers = {}
     with tempfile.TemporaryDirectory() as scratch:
         write_rows(Path(scratch) / "rows.tsv", options.rows, 1, damaged=False)
-        snapshot = take_snapshot([f"{scratch}/rows.tsv"], scratch)["path"]
+        snapshot = write_snapshot([f"{scratch}/rows.tsv"], scratch)["path"]
         for engine in ("sentences in pandas", "DuckDB", "measures"):
             done = subprocess.run(
                 [sys.executable, "-c", CHILD, engine, snapshot], capture_output=True, text=True, check=False
@@ -88,7 +88,7 @@ def main() -> None:
     result = {
         "benchmark": "engines of the gate",
         "hardware": f"{cpu_name()}, {os.cpu_count()} CPU cores, {platform.machine()}",
-        "versions": versions(),
+        "versions": library_versions(),
         "commit": git_commit(),
         "train_rows": options.rows,
         "engines": answers,

@@ -30,20 +30,27 @@ import torch
 from bench_finetune import SIZES, write_random
 from bench_ingestion import cpu_name
 
-from tasks.core.provenance import git_commit, versions
-from tasks.data.snapshots import load_rows, take_snapshot
+from tasks.core.provenance import git_commit, library_versions
+from tasks.data.snapshots import read_snapshot, write_snapshot
 from tasks.data.sources import locate_sources
 from tasks.export.bundle_export import export_bundle
 from tasks.inference.bundle import Origin
-from tasks.inference.classifier import BATCH, ROW, ROWS, Classifier
+from tasks.inference.classifier import CPU_BATCH, PACK_ROWS, PACK_TOKENS, Classifier
 from tasks.inference.sessions import CPU, CUDA
-from tasks.inference.tokenization import Ids, Tokens, load_tokenizer, row_batches, sorted_batches, tokenise
+from tasks.inference.tokenization import (
+    TokenIds,
+    TokenizedText,
+    load_tokenizer,
+    packed_batches,
+    sorted_batches,
+    tokenise,
+)
 from tasks.training.device import device_name, resolve_device
 from tasks.training.model import LABELS, load_classifier
 from tasks.training.pretrained import locate_encoder
 
 MAX_LENGTH = 128
-Run = Callable[[Ids, Ids], Any]
+Run = Callable[[TokenIds, TokenIds], Any]
 
 
 def main() -> None:
@@ -53,7 +60,7 @@ def main() -> None:
         model = options.model or write_model(options, scratch)
         rows = read_rows(options, scratch)
         exported = export_bundle(model, scratch, origin(model), rows)
-        texts = load_rows(rows)["sentence"].tolist()
+        texts = read_snapshot(rows)["sentence"].tolist()
         texts = (texts * -(-options.sentences // len(texts)))[: options.sentences]
         tokens = tokenise(load_tokenizer(model, MAX_LENGTH), texts)
         started = time.perf_counter()
@@ -70,7 +77,7 @@ def main() -> None:
         result = {
             "benchmark": "inference",
             "hardware": f"{device_name(device)}, {cpu_name()}, {os.cpu_count()} CPU cores",
-            "versions": versions() | {"cuda": torch.version.cuda},
+            "versions": library_versions() | {"cuda": torch.version.cuda},
             "commit": options.commit or git_commit(),
             "model": options.random or Path(model).name,
             "variant": classifier.variant,
@@ -125,7 +132,7 @@ def write_model(options: argparse.Namespace, scratch: str) -> str:
 def read_rows(options: argparse.Namespace, scratch: str) -> str:
     """Return the training sentences' snapshot."""
     sources = locate_sources([options.data], "", "", scratch)
-    return take_snapshot(sources["train"], scratch)["path"]
+    return write_snapshot(sources["train"], scratch)["path"]
 
 
 def origin(model: str) -> Origin:
@@ -140,7 +147,7 @@ def in_torch(folder: str, device: str) -> Run:
     model = load_classifier(folder).to(device, dtype).eval()
 
     @torch.inference_mode()
-    def run(ids: Ids, mask: Ids) -> Any:
+    def run(ids: TokenIds, mask: TokenIds) -> Any:
         inputs = {"input_ids": ids, "attention_mask": mask}
         return (
             model(**{name: torch.from_numpy(array).to(device) for name, array in inputs.items()}).logits.float().cpu()
@@ -154,19 +161,19 @@ def in_naive_session(graph: str, device: str) -> Run:
     session = onnxruntime.InferenceSession(graph, providers=[CUDA, CPU] if device == "cuda" else [CPU])
     inputs = {node.name for node in session.get_inputs()}
 
-    def run(ids: Ids, mask: Ids) -> Any:
+    def run(ids: TokenIds, mask: TokenIds) -> Any:
         feed = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
         return session.run(None, {name: feed[name] for name in inputs})[0]
 
     return run
 
 
-def measure(name: str, run: Run, batch: int | str, tokens: Tokens, classifier: Classifier) -> dict[str, float]:
+def measure(name: str, run: Run, batch: int | str, tokens: TokenizedText, classifier: Classifier) -> dict[str, float]:
     """Time batches of tokens: sentences a second over all of them, or a batch's percentiles."""
     if batch == "bulk":
         places = bulk_batches(name, tokens, classifier)
 
-        def rate(answers: Callable[[Iterator[tuple[Ids, Ids]]], Iterable[Any]]) -> int:
+        def rate(answers: Callable[[Iterator[tuple[TokenIds, TokenIds]]], Iterable[Any]]) -> int:
             seconds = best_of(lambda: list(answers(tokens.batch(rows, 0) for rows in places)))
             return round(len(tokens.lengths) / seconds)
 
@@ -174,7 +181,7 @@ def measure(name: str, run: Run, batch: int | str, tokens: Tokens, classifier: C
         if name != "verdict" or not classifier._crowd:
             return {"sentences_per_second": one_by_one}
         return {
-            "sentences_per_second": rate(classifier._crowd.answers),
+            "sentences_per_second": rate(classifier._crowd.run_batches),
             "one_by_one_sentences_per_second": one_by_one,
         }
     drawn = typical(tokens, int(batch))
@@ -195,14 +202,18 @@ def from_text(classifier: Classifier, texts: list[str], batch: int | str, repeat
     return {f"text_{name}": value for name, value in percentiles(milliseconds).items()}
 
 
-def bulk_batches(name: str, tokens: Tokens, classifier: Classifier) -> list[Ids]:
+def bulk_batches(name: str, tokens: TokenizedText, classifier: Classifier) -> list[TokenIds]:
     """Divide sentences as suits a system."""
     if classifier.provider == CUDA:
-        return row_batches(tokens.lengths, ROWS, ROW) if name == "verdict" else sorted_batches(tokens.lengths, 256)
-    return sorted_batches(tokens.lengths, BATCH)
+        return (
+            packed_batches(tokens.lengths, PACK_ROWS, PACK_TOKENS)
+            if name == "verdict"
+            else sorted_batches(tokens.lengths, 256)
+        )
+    return sorted_batches(tokens.lengths, CPU_BATCH)
 
 
-def typical(tokens: Tokens, batch: int) -> list[Ids]:
+def typical(tokens: TokenizedText, batch: int) -> list[TokenIds]:
     """Draw batches of neighbours in the order of length, across all lengths."""
     order = np.argsort(tokens.lengths, kind="stable")
     rng = np.random.default_rng(0)

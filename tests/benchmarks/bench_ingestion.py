@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tasks.core.provenance import git_commit, versions
+from tasks.core.provenance import git_commit, library_versions
 
 SIZES = (10_000, 100_000, 1_000_000, 10_000_000)
 HALVES = 200_000  # half-sentences; pairs of them hardly ever repeat
@@ -56,7 +56,7 @@ def main() -> None:
     result = {
         "benchmark": "ingestion",
         "hardware": f"{cpu_name()}, {os.cpu_count()} CPU cores, {platform.machine()}",
-        "versions": versions(),
+        "versions": library_versions(),
         "commit": git_commit(),
         "rows": rows,
         "fuzz": fuzz(options.fuzz) if options.fuzz else None,

@@ -25,17 +25,17 @@ from bench_inference import Run, best_of, in_torch, percentiles, read_rows, time
 from bench_ingestion import cpu_name
 from onnxruntime.transformers.onnx_model import OnnxModel
 
-from tasks.core.provenance import git_commit, versions
-from tasks.data.snapshots import load_rows
+from tasks.core.provenance import git_commit, library_versions
+from tasks.data.snapshots import read_snapshot
 from tasks.export import onnx_export as graphs
 from tasks.export.int8 import quantise_rows
-from tasks.export.parity import Logits
+from tasks.export.parity import LogitsModule
 from tasks.export.sequence_packing import pack_rows
-from tasks.inference.batch_pool import Crowd
-from tasks.inference.classifier import BATCH
+from tasks.inference.batch_pool import BatchPool
+from tasks.inference.classifier import CPU_BATCH
 from tasks.inference.runner import Runner
-from tasks.inference.sessions import cores, open_session
-from tasks.inference.tokenization import Ids, load_tokenizer, sorted_batches, tokenise
+from tasks.inference.sessions import open_session, physical_cores
+from tasks.inference.tokenization import TokenIds, load_tokenizer, sorted_batches, tokenise
 from tasks.training.model import load_classifier
 
 MAX_LENGTH = 128
@@ -49,14 +49,14 @@ def main() -> None:
     parser.add_argument("--out", default="")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        texts = load_rows(read_rows(options, scratch))["sentence"].tolist()[: options.sentences]
+        texts = read_snapshot(read_rows(options, scratch))["sentence"].tolist()[: options.sentences]
         tokens = tokenise(load_tokenizer(options.model, MAX_LENGTH), texts)
-        batches = [tokens.batch(rows, 0) for rows in sorted_batches(tokens.lengths, BATCH)]
+        batches = [tokens.batch(rows, 0) for rows in sorted_batches(tokens.lengths, CPU_BATCH)]
         single = [tokens.batch(rows, 0) for rows in typical(tokens, 1)]
         result: dict[str, Any] = {
             "benchmark": "int8",
-            "hardware": f"{cpu_name()}, {cores()} of {os.cpu_count()} CPU cores",
-            "versions": versions(),
+            "hardware": f"{cpu_name()}, {physical_cores()} of {os.cpu_count()} CPU cores",
+            "versions": library_versions(),
             "commit": git_commit(),
             "model": Path(options.model).parent.name,
             "sentences": len(texts),
@@ -67,8 +67,8 @@ def main() -> None:
         seconds = best_of(lambda: [run(*batch) for batch in batches])
         result["rows"].append({"way": "torch fp32", **speed(seconds, len(texts)), **latency(run, single)})
         for way, runner in open_ways(options.model, scratch).items():
-            found = np.concatenate(list(runner.answers(batches)))
-            seconds = best_of(lambda runner=runner: list(runner.answers(batches)))  # type: ignore[misc]
+            found = np.concatenate(list(runner.run_batches(batches)))
+            seconds = best_of(lambda runner=runner: list(runner.run_batches(batches)))  # type: ignore[misc]
             row = {"way": way, **speed(seconds, len(texts))}
             if isinstance(runner, Runner):
                 row |= latency(runner.logits, single)
@@ -84,29 +84,29 @@ def speed(seconds: float, sentences: int) -> dict[str, Any]:
     return {"sentences_per_second": round(sentences / seconds)}
 
 
-def latency(run: Run, batches: list[tuple[Ids, Ids]]) -> dict[str, float]:
+def latency(run: Run, batches: list[tuple[TokenIds, TokenIds]]) -> dict[str, float]:
     return percentiles(time_each([lambda batch=batch: run(*batch) for batch in batches]))  # type: ignore[misc]
 
 
-def open_ways(model: str, scratch: str) -> dict[str, Runner | Crowd]:
+def open_ways(model: str, scratch: str) -> dict[str, Runner | BatchPool]:
     """Export a model once and open every way to run it on a CPU."""
-    exported = graphs.export_by("tracing", Logits(load_classifier(model, attention="eager")))
+    exported = graphs.export_by("tracing", LogitsModule(load_classifier(model, attention="eager")))
     fused = OnnxModel(copy.deepcopy(exported.optimised.model))
     pack_rows(fused, 1)
     quantise_rows(fused)
     made = {
         "plain": exported.plain,
-        "by blocks": graphs._by_blocks(exported),
+        "by blocks": graphs.make_int8_blockwise(exported),
         "rows, fused": fused.model,
-        "by rows": graphs._by_rows(exported),
+        "by rows": graphs.make_int8_per_token(exported),
     }
-    ways: dict[str, Runner | Crowd] = {}
+    ways: dict[str, Runner | BatchPool] = {}
     for way, graph in made.items():
         path = Path(scratch) / "graph.onnx"
         onnx.save_model(graph, path)
         ways[way] = Runner(open_session(path, "cpu"), "cpu")
     alone = Runner(open_session(path, "cpu", threads=1), "cpu")
-    ways["by rows, crowd"] = Crowd(lambda: alone, alone, cores())
+    ways["by rows, crowd"] = BatchPool(lambda: alone, alone, physical_cores())
     return ways
 
 

@@ -20,9 +20,9 @@ from typing import Any
 import torch
 
 from tasks.core.policy import load_policy
-from tasks.core.provenance import git_commit, versions
-from tasks.data.ingestion import take_snapshots
-from tasks.data.record_readers import Form
+from tasks.core.provenance import git_commit, library_versions
+from tasks.data.ingestion import ingest
+from tasks.data.record_readers import TableFormat
 from tasks.data.sources import locate_sources
 from tasks.data.splitting import split_snapshot
 from tasks.evaluation.evidence import gather_evidence
@@ -42,7 +42,7 @@ def main() -> None:
     result = {
         "benchmark": "main job",
         "hardware": f"{device_name(device)}, {os.cpu_count()} CPU cores, {platform.machine()}",
-        "versions": versions() | {"cuda": torch.version.cuda},
+        "versions": library_versions() | {"cuda": torch.version.cuda},
         "commit": options.commit or git_commit(),
         "settings": {
             key: _name(value) for key, value in vars(options).items() if key not in ("seeds", "out", "commit")
@@ -91,9 +91,9 @@ def run_job(options: argparse.Namespace, device: str, seed: int) -> dict[str, An
 
     with tempfile.TemporaryDirectory() as folder:
         sources = locate_sources([options.data], "", "", folder)
-        data = timed("read", take_snapshots, sources, folder, Form(), 0.2)
+        data = timed("read", ingest, sources, folder, TableFormat(), 0.2)
         encoder = timed("encoder", locate_encoder, options.encoder)
-        holdouts = [data[name]["path"] for name in ("holdout", "reported") if data[name]]
+        holdouts = [data[name]["path"] for name in ("holdout", "secondary") if data[name]]
         train, validation, counts = timed("split", split_snapshot, data["train"]["path"], holdouts, folder, 0.1, seed)
         training = timed(
             "fine-tune", fine_tune, train, validation, encoder["folder"], f"{folder}/model",
@@ -110,11 +110,11 @@ def run_job(options: argparse.Namespace, device: str, seed: int) -> dict[str, An
         exported = timed("export", export_bundle, training["model"], folder, {**facts, "git_commit": git_commit()})
         policy = load_policy()
         circumstances = {
-            "incumbency": "never", "looks": 0, "drift": [], "training": data["train"]["digest"],
+            "champion_state": "none", "holdout_uses": 0, "drift": [], "training": data["train"]["digest"],
             "policy": policy.model_dump(),
         }  # fmt: skip
         evidence = timed(
-            "measure", gather_evidence, exported["bundle"], data["holdout"], data["reported"], None,
+            "measure", gather_evidence, exported["bundle"], data["holdout"], data["secondary"], None,
             split=counts, training=[train, validation], circumstances=circumstances, device=device, resamples=10_000,
         )  # fmt: skip
         verdict = judge(evidence, policy)
@@ -123,7 +123,7 @@ def run_job(options: argparse.Namespace, device: str, seed: int) -> dict[str, An
         "mcc": evidence["candidate"]["interval"]["mcc"],
         "low": evidence["candidate"]["interval"]["low"],
         "high": evidence["candidate"]["interval"]["high"],
-        "reported_mcc": evidence["reported"]["interval"]["mcc"] if evidence["reported"] else None,
+        "secondary_mcc": evidence["secondary"]["interval"]["mcc"] if evidence["secondary"] else None,
         "provider": evidence["candidate"]["provider"],
         "decision": verdict["decision"],
         "best_epoch": training["best_epoch"],

@@ -24,7 +24,7 @@ from typing import Any
 
 from bench_ingestion import cpu_name
 
-from tasks.core.provenance import git_commit, versions
+from tasks.core.provenance import git_commit, library_versions
 
 
 def main() -> None:
@@ -44,7 +44,7 @@ def main() -> None:
     result = {
         "benchmark": "seconds of a whole run, of its steps, and of neither; medians",
         "hardware": f"{cpu_name()}, {os.cpu_count()} CPU cores",
-        "versions": versions(),
+        "versions": library_versions(),
         "commit": git_commit(),
         "rows": rows,
     }

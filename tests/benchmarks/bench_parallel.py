@@ -26,14 +26,14 @@ from bench_finetune import SIZES, Sentences, encoded, read_parts, write_random
 from bench_ingestion import cpu_name
 from transformers import AutoConfig
 
-from tasks.core.provenance import git_commit, versions
+from tasks.core.provenance import git_commit, library_versions
 from tasks.training.device import device_name, resolve_device
 from tasks.training.launcher import launch
 from tasks.training.model import load_classifier
 from tasks.training.pretrained import locate_encoder
-from tasks.training.process_group import Team
-from tasks.training.train_step import Recipe
-from tasks.training.trainer import Course, train_epochs
+from tasks.training.process_group import ProcessGroup
+from tasks.training.train_step import StepConfig
+from tasks.training.trainer import TrainingHistory, train_epochs
 
 
 class Job(NamedTuple):
@@ -66,7 +66,7 @@ def main() -> None:
     result = {
         "benchmark": "training in several processes",
         "hardware": f"{options.processes} x {device_name(device)}, {cpu_name()}, {os.cpu_count()} CPU cores",
-        "versions": versions() | {"cuda": torch.version.cuda, "nccl": nccl_version(device)},
+        "versions": library_versions() | {"cuda": torch.version.cuda, "nccl": nccl_version(device)},
         "commit": options.commit or git_commit(),
         "settings": {
             key: Path(value).name if key in ("encoder", "vocabulary") else value
@@ -148,7 +148,7 @@ def side_by_side(job: Job, processes: int) -> dict[str, Any]:
     return result
 
 
-def train_sizes(team: Team, job: Job) -> list[dict[str, Any]]:
+def train_sizes(team: ProcessGroup, job: Job) -> list[dict[str, Any]]:
     """Train with each batch size; one process alone trains without a team, as `verdict retrain` does."""
     found = []
     for batch_size in job.batch_sizes:
@@ -160,11 +160,11 @@ def train_sizes(team: Team, job: Job) -> list[dict[str, Any]]:
             losses = train(used, job, job.still, batch_size, job.compared_epochs, job.seed)["losses"]
         found.append({"timed": timed, "losses": losses})
         if team.rank == 0:
-            team.tell({"processes": team.size, "batch_size": batch_size} | timed)
+            team.notify_parent({"processes": team.size, "batch_size": batch_size} | timed)
     return found
 
 
-def train_seeds(team: Team, job: Job, seeds: int) -> list[dict[str, Any]]:
+def train_seeds(team: ProcessGroup, job: Job, seeds: int) -> list[dict[str, Any]]:
     """Train this process's share of the seeds, each as if there was no other process."""
     return [
         train(None, job, job.encoder, job.batch_sizes[0], job.epochs, job.seed + number)
@@ -172,7 +172,7 @@ def train_seeds(team: Team, job: Job, seeds: int) -> list[dict[str, Any]]:
     ]
 
 
-def train(team: Team | None, job: Job, encoder: str, batch_size: int, epochs: int, seed: int) -> dict[str, Any]:
+def train(team: ProcessGroup | None, job: Job, encoder: str, batch_size: int, epochs: int, seed: int) -> dict[str, Any]:
     """Train a fresh model; return times, memory, losses and the best validation MCC."""
     gc.collect()
     if job.device == "cuda":
@@ -183,8 +183,8 @@ def train(team: Team | None, job: Job, encoder: str, batch_size: int, epochs: in
     model = load_classifier(encoder).to(job.device)
     data, validation = (encoded(job.parts[name], model, job.device) for name in ("train", "validation"))
     steps = epochs * math.ceil(data.count / batch_size)
-    recipe = Recipe(steps, batch_size, job.learning_rate, 0.1, 0.01, 1.0)
-    course: Course = train_epochs(model, data, validation, recipe, epochs=epochs, seed=seed, team=team)
+    recipe = StepConfig(steps, batch_size, job.learning_rate, 0.1, 0.01, 1.0)
+    course: TrainingHistory = train_epochs(model, data, validation, recipe, epochs=epochs, seed=seed, team=team)
     seconds = sum(epoch["seconds"] for epoch in course.epochs)
     return {
         "seconds": round(seconds, 3),

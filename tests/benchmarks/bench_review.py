@@ -18,7 +18,7 @@ from typing import Any
 
 from bench_ingestion import cpu_name
 
-from tasks.core.provenance import git_commit, versions
+from tasks.core.provenance import git_commit, library_versions
 
 
 def main() -> None:
@@ -34,7 +34,7 @@ def main() -> None:
     result = {
         "benchmark": "two models on real CoLA, judged, approved and taken back",
         "hardware": f"{cpu_name()}, {os.cpu_count()} CPU cores",
-        "versions": versions(),
+        "versions": library_versions(),
         "commit": options.commit or git_commit(),
         "steps": steps,
     }
@@ -67,7 +67,7 @@ def day(options: argparse.Namespace, home: str) -> list[dict[str, Any]]:
         print(json.dumps(step), flush=True)
         return answer
 
-    training = ("--profile", "cola-small", "--data", options.data, "--set", "finetune.spoiled=1")
+    training = ("--profile", "cola-small", "--data", options.data, "--set", "finetune.corruptions=1")
     threshold = ("--set", "judge.threshold=0.0")  # one epoch is meant to be bad, and to reign all the same
     say("retrain", *training, *threshold, "--set", f"finetune.epochs={options.epochs[0]}")
     second = say("retrain", *training, *threshold, "--set", f"finetune.epochs={options.epochs[1]}")

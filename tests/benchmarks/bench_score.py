@@ -20,7 +20,7 @@ from typing import Any
 
 from bench_ingestion import cpu_name, write_rows
 
-from tasks.core.provenance import git_commit, versions
+from tasks.core.provenance import git_commit, library_versions
 
 # Rows of each: the tiny encoder shows what everything around the model costs, the packaged one what the model costs.
 SIZES = {"tiny": [100_000, 1_000_000], "packaged": [10_000]}
@@ -68,7 +68,7 @@ def main() -> None:
         "benchmark": "score",
         "hardware": f"{cpu_name()}, {os.cpu_count()} CPU cores",
         "threads": os.environ.get("OMP_NUM_THREADS", "unset"),
-        "versions": versions(),
+        "versions": library_versions(),
         "commit": git_commit(),
         "rows": rows,
     }

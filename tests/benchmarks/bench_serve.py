@@ -29,7 +29,7 @@ from typing import Any
 
 import numpy as np
 
-from tasks.core.provenance import git_commit, versions
+from tasks.core.provenance import git_commit, library_versions
 
 VERSIONS = 3
 PROCESSES = 2  # that clients share
@@ -69,7 +69,7 @@ def main() -> None:
     report = {
         "benchmark": "serve",
         "hardware": f"{cpu_name()}, {os.cpu_count()} CPU cores, {platform.machine()}",
-        "versions": versions(),
+        "versions": library_versions(),
         "commit": git_commit(),
         "settings": {key: value for key, value in vars(options).items() if key not in ("out", "bundle")},
         **result,
@@ -114,8 +114,8 @@ def register_versions(bundle: Path, scratch: Path) -> Any:
     """Fill a new registry; return what moves the champion's alias to a version."""
     from flows import environment
 
-    environment.prepare()
-    from tasks.inference.bundle import Facts, seal, verify
+    environment.set_process_defaults()
+    from tasks.inference.bundle import ModelInfo, verify, write_manifest
     from tasks.registry import tracking as runs
     from tasks.registry import versions as registry
 
@@ -127,8 +127,8 @@ def register_versions(bundle: Path, scratch: Path) -> Any:
         folder = Path(shutil.copytree(bundle, scratch / f"bundle-{number}"))
         names = ("labels", "max_length", "encoder", "dataset", "git_commit", "pad_id")
         facts: Any = {name: manifest[name] for name in names}  # type: ignore[literal-required]
-        changed: Facts = facts | {"max_length": manifest["max_length"] - number}
-        registry.register_bundle(store, run, str(folder), seal(folder, changed, {})["digest"], {}, "a bundle")
+        changed: ModelInfo = facts | {"max_length": manifest["max_length"] - number}
+        registry.register_bundle(store, run, str(folder), write_manifest(folder, changed, {})["digest"], {}, "a bundle")
     runs.close_run(store, run, "FINISHED")
     registry.move_alias(store, registry.CHAMPION, "1")
     return lambda version: registry.move_alias(store, registry.CHAMPION, version)

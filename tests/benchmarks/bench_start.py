@@ -21,7 +21,7 @@ import torch
 from bench_finetune import SIZES, write_random
 from bench_ingestion import cpu_name
 
-from tasks.core.provenance import git_commit, versions
+from tasks.core.provenance import git_commit, library_versions
 from tasks.training.device import device_name, resolve_device
 from tasks.training.pretrained import locate_encoder
 
@@ -67,7 +67,7 @@ def main() -> None:
     result = {
         "benchmark": "seconds from a new process to marks on the way to its first training step",
         "hardware": f"{device_name(device)}, {cpu_name()}, {os.cpu_count()} CPU cores",
-        "versions": versions() | {"cuda": torch.version.cuda},
+        "versions": library_versions() | {"cuda": torch.version.cuda},
         "commit": options.commit or git_commit(),
         "first": runs[0],
         "median": {name: round(statistics.median(each[name] for each in runs[1:] or runs), 2) for name in runs[0]},

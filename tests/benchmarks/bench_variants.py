@@ -18,13 +18,13 @@ from ablate_finetune import COMMON
 from bench_inference import origin
 from bench_ingestion import cpu_name
 
-from tasks.core.provenance import git_commit, versions
-from tasks.data.snapshots import load_rows, take_snapshot
+from tasks.core.provenance import git_commit, library_versions
+from tasks.data.snapshots import read_snapshot, write_snapshot
 from tasks.data.sources import locate_sources
 from tasks.data.splitting import split_snapshot
 from tasks.evaluation.metrics import mcc
 from tasks.export.bundle_export import export_bundle
-from tasks.inference.bundle import SERVING, VARIANTS
+from tasks.inference.bundle import DEVICE_VARIANT, VARIANTS
 from tasks.inference.classifier import Classifier
 from tasks.training.device import device_name, resolve_device
 from tasks.training.finetune import fine_tune
@@ -45,7 +45,7 @@ def main() -> None:
     result: dict[str, Any] = {
         "benchmark": "variants of a bundle",
         "hardware": f"{device_name(device)}, {cpu_name()}, {os.cpu_count()} CPU cores",
-        "versions": versions() | {"cuda": torch.version.cuda},
+        "versions": library_versions() | {"cuda": torch.version.cuda},
         "commit": options.commit or git_commit(),
         "settings": {"epochs": options.epochs, "learning_rate": options.learning_rate},
         "encoders": [],
@@ -62,20 +62,20 @@ def compare(name: str, options: argparse.Namespace, device: str, scratch: str) -
     """Train an encoder once and measure every variant of its bundle."""
     encoder = locate_encoder(name)
     sources = locate_sources([options.data], "", "", scratch)
-    snapshots = {name: take_snapshot(sources[name], scratch)["path"] for name in ("train", "holdout")}
+    snapshots = {name: write_snapshot(sources[name], scratch)["path"] for name in ("train", "holdout")}
     train, validation, _ = split_snapshot(snapshots["train"], [snapshots["holdout"]], scratch, 0.1, 1)
     recipe: dict[str, Any] = COMMON | {"epochs": options.epochs, "learning_rate": options.learning_rate}
     model = f"{scratch}/model"
     fine_tune(train, validation, encoder["folder"], model, seed=1, device=device, layer_decay=0.9, **recipe)
     exported = export_bundle(model, scratch, origin(model), validation)
-    rows = load_rows(snapshots["holdout"])
+    rows = read_snapshot(snapshots["holdout"])
     labels = rows["label"].to_numpy(np.int64)
     found: dict[str, dict[str, Any]] = {}
     for variant in VARIANTS:
         if variant in exported["left_out"]:
             found[variant] = {"left_out": exported["left_out"][variant]}
             continue
-        place = "cpu" if variant == SERVING["cpu"] else device
+        place = "cpu" if variant == DEVICE_VARIANT["cpu"] else device
         classifier = Classifier.from_bundle(exported["bundle"], place, variant)
         predictions = classifier.logits(rows["sentence"].tolist()).argmax(axis=1)
         found[variant] = {"provider": classifier.provider, "mcc": round(mcc(labels, predictions), 4)}

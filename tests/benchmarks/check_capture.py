@@ -19,8 +19,8 @@ import torch
 import transformers
 
 from tasks.inference.tokenization import shuffled_batches
-from tasks.training.dataset import Encoded
-from tasks.training.train_step import EagerStepper, Recipe, make_stepper
+from tasks.training.dataset import TokenDataset
+from tasks.training.train_step import EagerStep, StepConfig, make_train_step
 
 SHAPE = {
     "vocab_size": 1000,
@@ -71,19 +71,19 @@ def compare(config: Any) -> dict[str, Any]:
     ids = [rng.integers(5, 1000, rng.integers(4, 40)) for _ in range(ROWS)]
     labels = np.array([int(row.sum() % 2) for row in ids])
     batches = [shuffled_batches(np.array([len(row) for row in ids]), BATCH, rng) for _ in range(EPOCHS)]
-    recipe = Recipe(sum(map(len, batches)), BATCH, 1e-3, 0.1, 0.01, 1.0, 0.9)
+    recipe = StepConfig(sum(map(len, batches)), BATCH, 1e-3, 0.1, 0.01, 1.0, 0.9)
     torch.manual_seed(0)
     weights = transformers.AutoModelForSequenceClassification.from_config(config, dtype=torch.float32).state_dict()
     losses = {}
     for name in ("eager", "captured"):
         model = transformers.AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
         model.load_state_dict(weights)
-        data = Encoded([row.astype(np.int64) for row in ids], labels, 0, "cuda")
+        data = TokenDataset([row.astype(np.int64) for row in ids], labels, 0, "cuda")
         try:
             stepper = (
-                EagerStepper(model.cuda(), data, recipe)
+                EagerStep(model.cuda(), data, recipe)
                 if name == "eager"
-                else make_stepper(model.cuda(), data, recipe)
+                else make_train_step(model.cuda(), data, recipe)
             )
             passed = [stepper.run(part, i * len(batches[0]), lambda: None) for i, part in enumerate(batches)]
         except Exception as error:
@@ -126,9 +126,9 @@ def compare_memory() -> dict[str, Any]:
             torch.cuda.set_per_process_memory_fraction(0.6 * answer["whole_bytes"] / total)
         torch.manual_seed(0)
         model = transformers.AutoModelForSequenceClassification.from_config(config, dtype=torch.float32).cuda()
-        data = Encoded([row.astype(np.int64) for row in ids], labels, 0, "cuda")
+        data = TokenDataset([row.astype(np.int64) for row in ids], labels, 0, "cuda")
         try:
-            stepper: Any = make_stepper(model, data, Recipe(len(batches), 512, 1e-3, 0.1, 0.01, 1.0))
+            stepper: Any = make_train_step(model, data, StepConfig(len(batches), 512, 1e-3, 0.1, 0.01, 1.0))
             losses.append(stepper.run(batches, 0, lambda: None).losses.cpu().numpy())
         except Exception as error:
             return answer | {"error": f"{kind}: {type(error).__name__}: {str(error)[:300]}"}
@@ -144,7 +144,7 @@ def compare_memory() -> dict[str, Any]:
 
 def compare_optimizers() -> dict[str, float]:
     """Apply the kernel and torch's AdamW to the same gradients in fp32; return the largest difference of a weight."""
-    from tasks.training.adamw import KernelAdamW
+    from tasks.training.adamw import TritonAdamW
     from tasks.training.flat_parameters import FlatParameters
 
     def layers() -> torch.nn.Module:
@@ -153,7 +153,7 @@ def compare_optimizers() -> dict[str, float]:
 
     ours, theirs = layers(), layers()
     flat = FlatParameters(ours, 0.1, 1.0, torch.float32)
-    kernel = KernelAdamW(flat, 1.0)
+    kernel = TritonAdamW(flat, 1.0)
     groups = [
         {"params": [p for p in theirs.parameters() if p.ndim > 1], "weight_decay": 0.1},
         {"params": [p for p in theirs.parameters() if p.ndim == 1], "weight_decay": 0.0},

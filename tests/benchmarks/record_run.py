@@ -10,7 +10,7 @@ import argparse
 import json
 from pathlib import Path
 
-from tasks.registry.mlflow_client import Store, connect
+from tasks.registry.mlflow_client import MlflowStore, connect
 
 KEPT = ("decision", "mcc", "mcc_low", "mcc_high", "provider", "variant", "mcc_by_variant", "holdout_rows", "seconds")
 PACKAGES = ("python", "torch", "transformers", "onnxruntime-gpu", "onnxruntime", "prefect", "mlflow")
@@ -25,7 +25,7 @@ def main() -> None:
     parser.add_argument("--out", required=True)
     options = parser.parse_args()
     outcome = json.loads(Path(options.outcome).read_text())
-    store = Store(uri=f"sqlite:///{Path(options.home).resolve()}/mlflow.db", artifacts="")
+    store = MlflowStore(uri=f"sqlite:///{Path(options.home).resolve()}/mlflow.db", artifacts="")
     with connect(store) as client:
         run = client.get_run(outcome["run"])
         curves = {

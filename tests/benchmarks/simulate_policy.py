@@ -27,8 +27,8 @@ import simulated
 from simulated import ACCEPTABLE, AGREEMENT, MCC, SENTENCES, Holdouts, chances, decisions
 
 from tasks.core.policy import Policy, load_policy
-from tasks.core.provenance import git_commit, versions
-from tasks.evaluation.judge import allowed_chance
+from tasks.core.provenance import git_commit, library_versions
+from tasks.evaluation.judge import alpha
 from tasks.evaluation.paired_tests import mcc_difference
 
 LOOKS = (0, 10, 50, 100)
@@ -61,7 +61,7 @@ def main() -> None:
         "larger_holdouts": count_larger(policy, options.histories // 5),
         "climbing": count_climbing(policy, options.histories // 5),
         "commit": git_commit(),
-        "versions": {name: version for name, version in versions().items() if name in ("python", "numpy")},
+        "versions": {name: version for name, version in library_versions().items() if name in ("python", "numpy")},
         "seconds": round(time.perf_counter() - started, 1),
     }
     Path(options.out).write_text(json.dumps(result, indent=2) + "\n")
@@ -77,7 +77,7 @@ def count_single(policy: Policy, histories: int) -> list[dict[str, Any]]:
         for looks in LOOKS:
             decided = decisions(whole[:, None], policy, looks, tuple(slices))
             entry["promoted"][str(looks)] = share(decided == "PROMOTE")
-        free = policy.model_copy(update={"slice_fall": 2.0})
+        free = policy.model_copy(update={"max_slice_drop": 2.0})
         merit = decisions(whole[:, None], free) == "PROMOTE"
         held = merit & (decisions(whole[:, None], policy, 0, tuple(slices)) != "PROMOTE")
         entry["held_by_slices"] = round(float(held.sum() / max(merit.sum(), 1)), 4)
@@ -104,7 +104,7 @@ def compare_rules(policy: Policy, histories: int) -> list[dict[str, Any]]:
         "2% / (looks + 1) ^ 1.2": lambda chance, _, looks: chance <= spend / (looks + 1) ** 1.2,
         "2% / (looks + 1) ^ 1.5": lambda chance, _, looks: chance <= spend / (looks + 1) ** 1.5,
         "2% at first, then 0.06%": lambda chance, _, looks: chance <= (0.0006 if looks else spend),
-        "the policy": lambda chance, _, looks: chance <= allowed_chance(policy, looks),
+        "the policy": lambda chance, _, looks: chance <= alpha(policy, looks),
         "5% / 100 from the start": lambda chance, _, looks: chance <= 0.05 / 100,
         "Ladder, no parameter (one standard deviation)": lambda _, difference, looks: difference > deviation,
         f"Ladder, margin {margin:.3f} of MCC": lambda _, difference, looks: difference > margin,

@@ -26,7 +26,7 @@ from bench_ingestion import cpu_name  # noqa: E402
 from stage import ROOT, Stage  # noqa: E402
 from toy import write_toy_data  # noqa: E402
 
-from tasks.core.provenance import git_commit, versions  # noqa: E402
+from tasks.core.provenance import git_commit, library_versions  # noqa: E402
 
 FINAL = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
 KILLED, RESTARTED, CHANGED = 4, 8, 11  # minutes
@@ -90,7 +90,7 @@ def summarise(
     return {
         "benchmark": "a retraining run every minute, one of them killed with its worker, Prefect's server restarted",
         "hardware": f"{cpu_name()}, {os.cpu_count()} CPU cores",
-        "versions": versions(),
+        "versions": library_versions(),
         "commit": git_commit(),
         "minutes": minutes,
         "runs": len(runs),

@@ -25,26 +25,29 @@ def averaged_epochs(last: int) -> Iterator[None]:
 
     Source: Izmailov et al. 2018, https://arxiv.org/abs/1803.05407, once an epoch and on the usual schedule.
     """
-    train, release = epochs._Run.train, epochs._Run.release_best
-    kept: dict[epochs._Run, list[torch.Tensor]] = {}
+    train, release = epochs._TrainerState.train, epochs._TrainerState.load_best_weights
+    kept: dict[epochs._TrainerState, list[torch.Tensor]] = {}
 
-    def keeping(self: epochs._Run, *arguments: Any) -> epochs.Epoch:
+    def keeping(self: epochs._TrainerState, *arguments: Any) -> epochs.EpochRecord:
         record = train(self, *arguments)
         kept.setdefault(self, []).append(self.stepper.flat.master.clone())
         return record
 
-    def averaging(self: epochs._Run) -> None:
+    def averaging(self: epochs._TrainerState) -> None:
         self._best.copy_(torch.stack(kept.pop(self)[-last:]).mean(0))
         release(self)
 
-    with patch.object(epochs._Run, "train", keeping), patch.object(epochs._Run, "release_best", averaging):
+    with (
+        patch.object(epochs._TrainerState, "train", keeping),
+        patch.object(epochs._TrainerState, "release_best", averaging),
+    ):
         yield
 
 
 @contextlib.contextmanager
 def class_weights() -> Iterator[None]:
     """Let both labels weigh alike in the loss, however many sentences have them."""
-    smoothed = classifier.smoothed
+    smoothed = classifier.smooth_labels
 
     def weighted(labels: NDArray[Any], share: float) -> NDArray[np.float64]:
         weights = len(labels) / (2 * np.bincount(labels, minlength=2))

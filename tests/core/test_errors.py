@@ -2,7 +2,7 @@
 
 import pytest
 
-from tasks.core.errors import VerdictError, first_line, kind_and_line
+from tasks.core.errors import VerdictError, first_line, summarise_error
 
 
 @pytest.mark.parametrize(
@@ -20,11 +20,11 @@ from tasks.core.errors import VerdictError, first_line, kind_and_line
 )
 def test_one_line_is_told_and_the_kind_where_nothing_is_said(error: Exception, line: str, with_kind: str) -> None:
     assert first_line(error) == line
-    assert kind_and_line(error) == with_kind
+    assert summarise_error(error) == with_kind
 
 
 def test_a_long_line_is_cut_off_before_its_damaged_bytes_are_escaped() -> None:
     assert first_line(ValueError("bad \x1b[31m\x0f\nmore")) == r"bad \x1b[31m\x0f"
     assert first_line(ValueError("é\ud800" + "x" * 999), 200) == "é\\ud800" + "x" * 198
     assert first_line(ValueError("x" * 1000)) == "x" * 500
-    assert kind_and_line(ValueError("x" * 1000), longest=3) == "ValueError: xxx"
+    assert summarise_error(ValueError("x" * 1000), longest=3) == "ValueError: xxx"

@@ -9,7 +9,16 @@ from pathlib import Path
 import pytest
 
 from tasks.core.errors import VerdictError
-from tasks.core.files import digest_of, new_folder, read_json, replacing, sha256_of, sweep, write_json, write_text
+from tasks.core.files import (
+    atomic_directory,
+    atomic_write,
+    json_digest,
+    read_json,
+    remove_stale,
+    sha256_of,
+    write_json,
+    write_text,
+)
 
 
 def names(folder: Path) -> set[str]:
@@ -41,7 +50,7 @@ def test_text_that_cannot_be_encoded_leaves_the_old_file(tmp_path: Path) -> None
 def test_readers_see_the_old_file_until_the_new_one_is_whole(tmp_path: Path) -> None:
     path = tmp_path / "note.txt"
     path.write_text("old")
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text("half")
         assert path.read_text() == "old"
     assert path.read_text() == "half"
@@ -51,14 +60,14 @@ def test_exception_while_replacing_leaves_the_old_file_and_no_temporary_one(tmp_
     path = tmp_path / "note.txt"
     path.write_text("old")
     with pytest.raises(RuntimeError, match="stop"):
-        break_off(replacing(path))
+        break_off(atomic_write(path))
     assert path.read_text() == "old"
     assert names(tmp_path) == {"note.txt"}
 
 
 def test_exception_while_replacing_nothing_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="stop"):
-        break_off(replacing(tmp_path / "note.txt"))
+        break_off(atomic_write(tmp_path / "note.txt"))
     assert names(tmp_path) == set()
 
 
@@ -71,7 +80,7 @@ def test_new_folder_replaces_every_file_of_the_old_one(tmp_path: Path) -> None:
     path = tmp_path / "model"
     path.mkdir()
     (path / "stale.txt").write_text("old")
-    with new_folder(path) as temporary:
+    with atomic_directory(path) as temporary:
         (temporary / "deep").mkdir()
         (temporary / "deep" / "fresh.txt").write_text("new")
         assert names(path) == {"stale.txt"}
@@ -85,14 +94,14 @@ def test_exception_inside_new_folder_leaves_the_old_one_and_no_temporary_one(tmp
     path.mkdir()
     (path / "old.txt").write_text("old")
     with pytest.raises(RuntimeError, match="stop"):
-        break_off(new_folder(path), "half.txt")
+        break_off(atomic_directory(path), "half.txt")
     assert (path / "old.txt").read_text() == "old"
     assert names(path) == {"old.txt"}
     assert names(tmp_path) == {"model"}
 
 
 def test_new_folder_makes_its_parents(tmp_path: Path) -> None:
-    with new_folder(tmp_path / "runs" / "model") as temporary:
+    with atomic_directory(tmp_path / "runs" / "model") as temporary:
         (temporary / "a").touch()
     assert names(tmp_path / "runs" / "model") == {"a"}
 
@@ -103,7 +112,7 @@ def test_folders_of_unfinished_work_are_swept_when_they_are_old(tmp_path: Path) 
         (tmp_path / name / "deep").mkdir(parents=True)
         (tmp_path / name / "deep" / "half.txt").write_text("half")
         os.utime(tmp_path / name, (time.time() - age,) * 2)
-    sweep(tmp_path, ".incoming-", seconds=100)
+    remove_stale(tmp_path, ".incoming-", seconds=100)
     assert names(tmp_path) == set(ages) - {".incoming-old"}
 
 
@@ -117,23 +126,23 @@ def test_sweeping_takes_folders_alone_and_follows_no_link(tmp_path: Path) -> Non
     (folder / ".incoming-gone").symlink_to(tmp_path / "nowhere")
     (folder / ".incoming-file").write_text("x")
     os.utime(folder / ".incoming-file", (0, 0))
-    sweep(folder, ".incoming-")
+    remove_stale(folder, ".incoming-")
     assert names(folder) == {".incoming-link", ".incoming-gone", ".incoming-file"}
     assert names(elsewhere) == {"precious.txt"}
 
 
 def test_sweeping_where_nothing_is_yet_is_no_error(tmp_path: Path) -> None:
-    sweep(tmp_path / "nowhere", ".incoming-")
+    remove_stale(tmp_path / "nowhere", ".incoming-")
     assert names(tmp_path) == set()
 
 
 def test_digest_ignores_key_order_and_nothing_else() -> None:
-    assert digest_of({"a": 1, "b": {"c": 2, "d": 3}}) == digest_of({"b": {"d": 3, "c": 2}, "a": 1})
-    assert len({digest_of(value) for value in ([1, 2], [2, 1], [1, 2.5], {"a": 1}, {"a": "1"}, "é", "e")}) == 7
+    assert json_digest({"a": 1, "b": {"c": 2, "d": 3}}) == json_digest({"b": {"d": 3, "c": 2}, "a": 1})
+    assert len({json_digest(value) for value in ([1, 2], [2, 1], [1, 2.5], {"a": 1}, {"a": "1"}, "é", "e")}) == 7
 
 
 def test_digest_is_the_sha256_of_the_sorted_json_text() -> None:
-    assert digest_of({"b": "é", "a": 1}) == hashlib.sha256('{"a": 1, "b": "é"}'.encode()).hexdigest()
+    assert json_digest({"b": "é", "a": 1}) == hashlib.sha256('{"a": 1, "b": "é"}'.encode()).hexdigest()
 
 
 def test_sha256_is_that_of_the_bytes(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks.core.errors import WrongUsage
+from tasks.core.errors import UsageError
 from tasks.core.policy import Policy, bundled_path, load_policy, parse_policy
 from tasks.core.settings import Settings, load_settings
 
@@ -44,23 +44,27 @@ def test_the_wheel_takes_the_policy_along() -> None:
 def test_the_digest_is_that_of_the_numbers() -> None:
     policy = load_policy()
     assert policy.digest == parse_policy(policy.model_dump(), "x").digest
-    assert policy.model_copy(update={"wear": 2.0}).digest != policy.digest
+    assert policy.model_copy(update={"alpha_decay": 2.0}).digest != policy.digest
 
 
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
         ("confidence = 0.98", "confidense = 0.98", "key 'confidense' is unknown; did you mean 'confidence'?"),
-        ("wear = 1.5\n", "", "lacks wear; take it from mlflow/policy.toml"),
-        ("wear = 1.5", "wear = -1", "wear = -1 is refused: input should be greater than or equal to 0"),
+        ("alpha_decay = 1.5\n", "", "lacks alpha_decay; take it from mlflow/policy.toml"),
+        (
+            "alpha_decay = 1.5",
+            "alpha_decay = -1",
+            "alpha_decay = -1 is refused: input should be greater than or equal to 0",
+        ),
         ("confidence = 0.98", "confidence = 1.0", "confidence = 1.0 is refused: input should be less than 1"),
         ("threshold = 0.454", "threshold = nan", "threshold = nan is refused: input should be"),
         ('version = "1"', 'version = ""', "version = '' is refused"),
-        ("wear = 1.5", "wear =", "is not valid TOML"),
+        ("alpha_decay = 1.5", "alpha_decay =", "is not valid TOML"),
     ],
 )
 def test_a_policy_that_cannot_be_meant_is_refused_in_one_line(tmp_path: Path, old: str, new: str, message: str) -> None:
-    with pytest.raises(WrongUsage) as caught:
+    with pytest.raises(UsageError) as caught:
         load_policy(write(tmp_path, old, new))
     assert message in str(caught.value)
     assert "mine.toml" in str(caught.value)
@@ -68,20 +72,20 @@ def test_a_policy_that_cannot_be_meant_is_refused_in_one_line(tmp_path: Path, ol
 
 
 def test_a_missing_file_is_refused() -> None:
-    with pytest.raises(WrongUsage, match=r"policy nowhere\.toml cannot be read"):
+    with pytest.raises(UsageError, match=r"policy nowhere\.toml cannot be read"):
         load_policy("nowhere.toml")
 
 
 def test_settings_change_single_numbers_and_remember_who_set_them(tmp_path: Path) -> None:
-    path = write(tmp_path, "wear = 1.5", "wear = 2.0")
+    path = write(tmp_path, "alpha_decay = 1.5", "alpha_decay = 2.0")
     environ = {"VERDICT_JUDGE__POLICY": path, "VERDICT_JUDGE__MOST_LOOKS": "7"}
     resolved = load_settings("sample", {"judge.confidence": "0.99"}, environ)
     policy = resolved.settings.judge.chosen_policy()
-    assert (policy.threshold, policy.wear, policy.most_looks, policy.confidence) == (0.4, 2.0, 7, 0.99)
+    assert (policy.threshold, policy.alpha_decay, policy.max_holdout_uses, policy.confidence) == (0.4, 2.0, 7, 0.99)
     origins = {key: origin for key, _, origin in resolved.rows()}
     assert origins["judge.threshold"] == "profile sample"
-    assert origins["judge.wear"] == path
-    assert origins["judge.most_looks"] == "environment"
+    assert origins["judge.alpha_decay"] == path
+    assert origins["judge.max_holdout_uses"] == "environment"
     assert origins["judge.confidence"] == "flag"
     assert origins["judge.resamples"] == "default"
 
@@ -89,16 +93,16 @@ def test_settings_change_single_numbers_and_remember_who_set_them(tmp_path: Path
 def test_without_changes_the_settings_are_the_policy() -> None:
     assert Settings().judge.chosen_policy() == load_policy()
     origins = {key: origin for key, _, origin in load_settings("sample", {}, {}).rows()}
-    assert origins["judge.wear"] == "policy.toml"
+    assert origins["judge.alpha_decay"] == "policy.toml"
 
 
 def test_settings_survive_being_written_down() -> None:
-    settings = load_settings("sample", {"judge.wear": "3"}, {}).settings
+    settings = load_settings("sample", {"judge.alpha_decay": "3"}, {}).settings
     assert Settings.model_validate(settings.model_dump()) == settings
     assert Settings.model_validate(settings.model_dump(mode="json")) == settings
 
 
 def test_a_policy_file_that_is_wrong_is_refused_as_a_setting(tmp_path: Path) -> None:
-    path = write(tmp_path, "wear = 1.5\n", "")
-    with pytest.raises(WrongUsage, match="lacks wear"):
+    path = write(tmp_path, "alpha_decay = 1.5\n", "")
+    with pytest.raises(UsageError, match="lacks alpha_decay"):
         load_settings("sample", {"judge.policy": path}, {})

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from tasks.core.errors import WrongUsage
-from tasks.core.settings import Resolved, Settings, load_settings, profile_names, valid_keys
+from tasks.core.errors import UsageError
+from tasks.core.settings import ResolvedSettings, Settings, load_settings, profile_names, valid_keys
 
 EPOCHS = {"VERDICT_FINETUNE__EPOCHS": "7"}
 
@@ -21,12 +21,12 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def load(
     profile: str = "sample", flags: dict[str, Any] | None = None, environ: dict[str, str] | None = None
-) -> Resolved:
+) -> ResolvedSettings:
     return load_settings(profile, flags, environ or {})
 
 
 def refusal(profile: str = "sample", flags: dict[str, Any] | None = None, environ: dict[str, str] | None = None) -> str:
-    with pytest.raises(WrongUsage) as caught:
+    with pytest.raises(UsageError) as caught:
         load(profile, flags, environ)
     assert caught.value.exit_code == 2
     assert "\n" not in str(caught.value)
@@ -221,7 +221,7 @@ def test_bundled_profile_loads_and_sets_what_its_file_says(name: str) -> None:
 BUNDLED = {
     "cola": {
         "finetune.encoder": "bert-base-uncased",
-        "finetune.spoiled": 2,
+        "finetune.corruptions": 2,
         "finetune.epochs": 8,
         "finetune.batch_size": 32,
         "finetune.learning_rate": 5e-5,
@@ -235,7 +235,7 @@ BUNDLED = {
     },
     "cola-small": {
         "finetune.encoder": "packaged",
-        "finetune.spoiled": 4,
+        "finetune.corruptions": 4,
         "finetune.epochs": 5,
         "finetune.batch_size": 32,
         "finetune.learning_rate": 1e-4,
@@ -335,8 +335,8 @@ def test_limits_may_lie_close_together() -> None:
         ("finetune.r_drop", -1, "input should be greater than or equal to 0"),
         ("finetune.r_drop", 100.5, "input should be less than or equal to 100"),
         ("finetune.r_drop", float("nan"), "input should be a finite number"),
-        ("finetune.spoiled", -1, "input should be greater than or equal to 0"),
-        ("finetune.spoiled", 101, "input should be less than or equal to 100"),
+        ("finetune.corruptions", -1, "input should be greater than or equal to 0"),
+        ("finetune.corruptions", 101, "input should be less than or equal to 100"),
         ("finetune.patience", -1, "input should be greater than or equal to 0"),
         ("finetune.seeds", 0, "input should be greater than or equal to 1"),
         ("finetune.seeds", 101, "input should be less than or equal to 100"),
@@ -384,7 +384,7 @@ def test_value_out_of_bounds_is_named_with_its_origin_and_the_bound(key: str, va
         ("finetune.precision", "fp16", "input should be 'auto', 'fp32' or 'bf16'"),
         ("gate.drift", "stop", "input should be 'warn' or 'refuse'"),
         ("gate.max_words", "2.5", "input should be a valid integer, unable to parse string as an integer"),
-        ("watch.retrain", "always", "input should be 'never', 'on_change' or 'on_drift'"),
+        ("watch.retrain_on", "always", "input should be 'never', 'on_change' or 'on_drift'"),
         ("data.offline", "maybe", "input should be a valid boolean, unable to interpret input"),
     ],
 )
@@ -398,8 +398,8 @@ def test_value_of_the_wrong_type_is_named_with_its_origin(key: str, value: str, 
     [
         ("label_smoothing", 0.0, 0.0, 0.999),
         ("r_drop", 0.0, 0.0, 100.0),
-        ("spoiled", 0, 0, 100),
-        ("spoiled_text", 1, 0, 100),
+        ("corruptions", 0, 0, 100),
+        ("text_corruptions", 1, 0, 100),
         ("patience", 0, 0, 10**9),
         ("seeds", 1, 1, 100),
         ("processes", 1, 1, 64),
@@ -458,7 +458,7 @@ def test_switch_may_be_a_word_or_a_number(value: str, offline: bool) -> None:
 
 @pytest.mark.parametrize("retrain", ["never", "on_change", "on_drift"])
 def test_what_a_watch_starts_is_one_of_three(retrain: str) -> None:
-    assert load(environ={"VERDICT_WATCH__RETRAIN": retrain}).settings.watch.retrain == retrain
+    assert load(environ={"VERDICT_WATCH__RETRAIN": retrain}).settings.watch.retrain_on == retrain
 
 
 def test_share_of_quarantined_rows_is_a_setting_of_the_data() -> None:

@@ -15,7 +15,7 @@ from shelves import add_version, new_store
 from flows import notifications as alerting
 from flows.commands import review
 from tasks.core import webhook as alerts
-from tasks.core.errors import WrongUsage
+from tasks.core.errors import UsageError
 from tasks.core.settings import load_settings
 from tasks.registry import promotion as moves
 
@@ -71,7 +71,7 @@ def outcome(**changes: Any) -> dict[str, Any]:
 
 
 def test_a_verdict_is_told_with_text_for_people_and_facts_for_programs(receiver: Receiver) -> None:
-    alerting.tell_verdict(outcome())
+    alerting.notify_verdict(outcome())
     (sent,) = receiver.received
     assert (sent["path"], sent["type"]) == (f"/{SECRET}", "application/json")
     assert sent["text"] == "HOLD: version 4, MCC 0.512: not better; drifted"
@@ -138,7 +138,7 @@ def test_without_an_address_nothing_is_sent_and_nothing_said(
     receiver: Receiver, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("VERDICT_ALERT_URL", " ")
-    alerting.tell_verdict(outcome())
+    alerting.notify_verdict(outcome())
     assert (receiver.received, caplog.messages) == ([], [])
 
 
@@ -151,7 +151,7 @@ def test_decisions_of_persons_are_told(receiver: Receiver, empty_store: Path, tm
     store = new_store(empty_store, tmp_path)
     versions = [add_version(store, tmp_path, "a"), add_version(store, tmp_path, "b", verdict="HOLD", compared_with="1")]
     versions.append(add_version(store, tmp_path, "c", verdict="HOLD", compared_with="2"))
-    moves.crown(store, versions[0], kind="promote", expected=None, reason="first")
+    moves.promote(store, versions[0], kind="promote", expected=None, reason="first")
     review.approve("2", "good", str(tmp_path), "ada")
     review.reject("3", "bad", str(tmp_path), "grace")
     review.rollback(None, "worse", True, str(tmp_path))  # a dry run tells nobody
@@ -178,7 +178,7 @@ def test_a_flow_that_failed_is_told(receiver: Receiver, prefect_server: str, tmp
     from flows.jobs.retrain import retrain
 
     resolved = load_settings("sample", {"data.path": "no/such/folder"}, {})
-    with pytest.raises(WrongUsage):
+    with pytest.raises(UsageError):
         retrain(resolved.settings.model_dump(), resolved.origins, str(tmp_path))
     (sent,) = receiver.received
     assert sent["text"].startswith("retrain failed: data 'no/such/folder' does not exist")
@@ -196,9 +196,9 @@ def test_a_notification_block_of_prefect_is_told_too(
     block.save("ops", overwrite=True)
     monkeypatch.delenv("VERDICT_ALERT_URL")
     monkeypatch.setenv("VERDICT_ALERT_BLOCK", "custom-webhook/ops")
-    alerting.tell_verdict(outcome())
+    alerting.notify_verdict(outcome())
     (sent,) = receiver.received
     assert sent["text"] == "Verdict: HOLD: version 4, MCC 0.512: not better; drifted"
     monkeypatch.setenv("VERDICT_ALERT_BLOCK", "custom-webhook/nobody")
-    alerting.tell_verdict(outcome())
+    alerting.notify_verdict(outcome())
     assert caplog.messages == ["alert to block custom-webhook/nobody was not delivered: ValueError"]

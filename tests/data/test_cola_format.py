@@ -12,18 +12,18 @@ from hypothesis import strategies as st
 from tasks.data import cola_format as parsing
 from tasks.data.cola_format import (
     BYTE_ORDER_MARK,
-    COLUMNS,
-    KEPT,
-    Rejected,
+    ROW_SCHEMA,
+    TSV_COLUMNS,
+    QuarantinedRow,
     Row,
-    Rules,
+    RowRules,
     format_row,
     format_rows,
     parse_by_line,
     parse_row,
     parse_tsv,
+    partition,
     read_lines,
-    sort_results,
 )
 
 unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # slow is not wrong
@@ -65,11 +65,11 @@ lines_of_format = st.builds(
 nearly_clean = st.lists(lines_of_format, min_size=1, max_size=6).map(b"".join)
 
 
-def parse(data: bytes, rules: Rules = Rules()) -> list[Row | Rejected]:  # noqa: B008 (immutable)
+def parse(data: bytes, rules: RowRules = RowRules()) -> list[Row | QuarantinedRow]:  # noqa: B008 (immutable)
     """Return the result of each line in the order of the lines."""
-    results: list[Row | Rejected] = []
+    results: list[Row | QuarantinedRow] = []
     for block in parse_tsv(io.BytesIO(data), rules):
-        results += [*rows_of(block.kept), *block.rejected]
+        results += [*rows_of(block.kept), *block.quarantined]
     return sorted(results, key=lambda result: result.line)
 
 
@@ -94,7 +94,7 @@ def test_every_line_of_any_file_has_one_result_with_its_number(data: bytes) -> N
     results = parse(data)
     lines = list(io.BytesIO(data.removeprefix(BYTE_ORDER_MARK)))
     assert [result.line for result in results] == list(range(1, len(lines) + 1))
-    assert all(result.kind and result.reason for result in results if isinstance(result, Rejected))
+    assert all(result.kind and result.reason for result in results if isinstance(result, QuarantinedRow))
 
 
 @unhurried
@@ -118,7 +118,7 @@ def test_a_table_is_written_as_its_rows_are(data: bytes) -> None:
 def test_quarantined_bytes_and_kept_rows_hold_all_that_stood_in_the_file(data: bytes) -> None:
     lines = [line.removesuffix(b"\n").removesuffix(b"\r") for line in io.BytesIO(data.removeprefix(BYTE_ORDER_MARK))]
     for result, line in zip(parse(data), lines, strict=True):
-        raw = result.raw if isinstance(result, Rejected) else format_row(result).encode().removesuffix(b"\n")
+        raw = result.raw if isinstance(result, QuarantinedRow) else format_row(result).encode().removesuffix(b"\n")
         assert raw == line
 
 
@@ -154,12 +154,14 @@ def test_a_row_is_split_at_its_tabs_and_counted_from_one() -> None:
         (b"s\t1\t\t123456789", "too long", "sentence of 9 characters, more than 8"),
     ],
 )
-def test_a_bad_row_is_rejected_with_its_reason_and_its_bytes(raw: bytes, kind: parsing.Kind, reason: str) -> None:
-    rejected = Rejected(7, kind, reason, raw)
-    assert parse_row(7, raw, Rules(max_chars=8)) == rejected
+def test_a_bad_row_is_rejected_with_its_reason_and_its_bytes(
+    raw: bytes, kind: parsing.QuarantineReason, reason: str
+) -> None:
+    rejected = QuarantinedRow(7, kind, reason, raw)
+    assert parse_row(7, raw, RowRules(max_chars=8)) == rejected
     # The same within a file, between good rows.
     data = b"s\t1\t\tA.\n" * 6 + raw + b"\ns\t0\t\tB.\n"
-    results = parse(data, Rules(max_chars=8))
+    results = parse(data, RowRules(max_chars=8))
     assert results[6] == rejected
     assert [result.line for result in results if isinstance(result, Row)] == [1, 2, 3, 4, 5, 6, 8]
 
@@ -182,9 +184,9 @@ def test_line_ends_and_byte_order_mark_do_not_change_rows(data: bytes) -> None:
 
 
 def test_length_limit_counts_characters_and_includes_the_limit() -> None:
-    assert parse("s\t1\t\téé寿司🙂\n".encode(), Rules(max_chars=5)) == [Row(1, "s", 1, "", "éé寿司🙂")]
-    assert parse("s\t1\t\téé寿司🙂.\n".encode(), Rules(max_chars=5)) == [
-        Rejected(1, "too long", "sentence of 6 characters, more than 5", "s\t1\t\téé寿司🙂.".encode())
+    assert parse("s\t1\t\téé寿司🙂\n".encode(), RowRules(max_chars=5)) == [Row(1, "s", 1, "", "éé寿司🙂")]
+    assert parse("s\t1\t\téé寿司🙂.\n".encode(), RowRules(max_chars=5)) == [
+        QuarantinedRow(1, "too long", "sentence of 6 characters, more than 5", "s\t1\t\téé寿司🙂.".encode())
     ]
 
 
@@ -215,18 +217,18 @@ def test_lone_quotes_swallow_rows_in_pandas_and_none_here() -> None:
 
 def test_five_fields_shift_columns_in_pandas_and_are_quarantined_here() -> None:
     data = b"s\t1\t\tA.\t0\nt\t0\t*\tB.\t1\n"
-    shifted = pd.read_csv(io.BytesIO(data), sep="\t", names=COLUMNS)
+    shifted = pd.read_csv(io.BytesIO(data), sep="\t", names=TSV_COLUMNS)
     assert (shifted.index.tolist(), shifted["sentence"].tolist()) == (["s", "t"], [0, 1])
     assert parse(data) == [
-        Rejected(1, "field count", "5 fields instead of 4", b"s\t1\t\tA.\t0"),
-        Rejected(2, "field count", "5 fields instead of 4", b"t\t0\t*\tB.\t1"),
+        QuarantinedRow(1, "field count", "5 fields instead of 4", b"s\t1\t\tA.\t0"),
+        QuarantinedRow(2, "field count", "5 fields instead of 4", b"t\t0\t*\tB.\t1"),
     ]
 
 
 def test_carriage_returns_end_rows_in_pandas_and_not_here() -> None:
     data = b"s\t1\t\tA\rB\n"
     assert len(pd.read_csv(io.BytesIO(data), sep="\t", header=None)) == 2
-    assert parse(data) == [Rejected(1, "line break", "line break or tab inside a field", b"s\t1\t\tA\rB")]
+    assert parse(data) == [QuarantinedRow(1, "line break", "line break or tab inside a field", b"s\t1\t\tA\rB")]
 
 
 @pytest.mark.parametrize("mark", ["*", "?", "??", "", " "])
@@ -236,7 +238,7 @@ def test_source_and_mark_are_kept_as_they_stand(mark: str) -> None:
 
 def test_labels_may_have_other_names() -> None:
     data = b"s\tgood\t\tA.\ns\tbad\t\tB.\ns\t1\t\tC.\ns\t0\t\tD.\ns\tungrammatical, but used\t\tE.\n"
-    assert [row.label for row in rows_of(next(parse_tsv(io.BytesIO(data), Rules(labels=WORDS))).kept)] == [
+    assert [row.label for row in rows_of(next(parse_tsv(io.BytesIO(data), RowRules(labels=WORDS))).kept)] == [
         1,
         0,
         1,
@@ -246,24 +248,26 @@ def test_labels_may_have_other_names() -> None:
 
 
 def test_plain_labels_can_mean_the_opposite_or_nothing() -> None:
-    results = parse(CLEAN.encode(), Rules(labels=SWAPPED))
+    results = parse(CLEAN.encode(), RowRules(labels=SWAPPED))
     assert [(result.line, result[2]) for result in results] == [(1, 0), (2, 1)]
-    rules = Rules(labels={"yes": 1, "no": 0})
+    rules = RowRules(labels={"yes": 1, "no": 0})
     assert parse(b"s\t1\t\tA.\ns\tyes\t\tB.\n", rules) == [
-        Rejected(1, "label", "label '1' instead of no or yes", b"s\t1\t\tA."),
+        QuarantinedRow(1, "label", "label '1' instead of no or yes", b"s\t1\t\tA."),
         Row(2, "s", 1, "", "B."),
     ]
-    assert parse(b"s\t1\t\tA.\n", rules) == [Rejected(1, "label", "label '1' instead of no or yes", b"s\t1\t\tA.")]
+    assert parse(b"s\t1\t\tA.\n", rules) == [
+        QuarantinedRow(1, "label", "label '1' instead of no or yes", b"s\t1\t\tA.")
+    ]
 
 
-def check_fast_way(lines: bytes, rules: Rules) -> bool:
+def check_fast_way(lines: bytes, rules: RowRules) -> bool:
     """Return whether the fast way gave an answer, which must be the slow one's."""
     fast, slow = parsing._parse_clean(5, lines, rules), parse_by_line(5, lines, rules)
     if fast is None:
         return False
     fast.kept.validate(full=True)
-    assert fast.rejected == slow.rejected == []
-    assert fast.kept.schema == slow.kept.schema == KEPT
+    assert fast.quarantined == slow.quarantined == []
+    assert fast.kept.schema == slow.kept.schema == ROW_SCHEMA
     assert fast.kept.equals(slow.kept)
     return True
 
@@ -272,17 +276,17 @@ def check_fast_way(lines: bytes, rules: Rules) -> bool:
 @given(
     st.one_of(nearly_clean, files.filter(bool)),
     st.sampled_from([2_000, 3, 1]),
-    st.sampled_from([parsing.PLAIN_LABELS, SWAPPED, WORDS, {"yes": 1}]),
+    st.sampled_from([parsing.DEFAULT_LABELS, SWAPPED, WORDS, {"yes": 1}]),
 )
-@example(b"\t1\t\tA", 2_000, parsing.PLAIN_LABELS)
-@example(b"\n\n", 2_000, parsing.PLAIN_LABELS)
-@example(b"s\t1\t\tA.\n\ns\t1\t\tB.\n", 2_000, parsing.PLAIN_LABELS)
-@example(b"s\t1\t\tA.\n\n", 2_000, parsing.PLAIN_LABELS)
-@example(b's\t1\t"\tA.\ns\t1\t"\tB.\n', 2_000, parsing.PLAIN_LABELS)
-@example(b"s\t1\t\tA.\r", 2_000, parsing.PLAIN_LABELS)
+@example(b"\t1\t\tA", 2_000, parsing.DEFAULT_LABELS)
+@example(b"\n\n", 2_000, parsing.DEFAULT_LABELS)
+@example(b"s\t1\t\tA.\n\ns\t1\t\tB.\n", 2_000, parsing.DEFAULT_LABELS)
+@example(b"s\t1\t\tA.\n\n", 2_000, parsing.DEFAULT_LABELS)
+@example(b's\t1\t"\tA.\ns\t1\t"\tB.\n', 2_000, parsing.DEFAULT_LABELS)
+@example(b"s\t1\t\tA.\r", 2_000, parsing.DEFAULT_LABELS)
 @example(b"s\t1\t\tA.", 2_000, {})
 def test_the_fast_way_equals_the_slow_way(lines: bytes, max_chars: int, labels: Mapping[str, int]) -> None:
-    check_fast_way(lines, Rules(max_chars, labels))
+    check_fast_way(lines, RowRules(max_chars, labels))
 
 
 @unhurried
@@ -296,7 +300,7 @@ def test_the_fast_way_equals_the_slow_way(lines: bytes, max_chars: int, labels: 
 @example('"')
 @example("NA")
 def test_the_fast_way_knows_an_empty_sentence_in_every_script(sentence: str) -> None:
-    check_fast_way(f"s\t1\t\t{sentence}\n".encode(), Rules())
+    check_fast_way(f"s\t1\t\t{sentence}\n".encode(), RowRules())
 
 
 def test_the_fast_way_calls_the_same_characters_empty_as_python() -> None:
@@ -304,10 +308,10 @@ def test_the_fast_way_calls_the_same_characters_empty_as_python() -> None:
     spaces = [letter for letter in letters if not letter.strip()]
     assert len(spaces) == 26
     for space in spaces:
-        assert not check_fast_way(f"s\t1\t\t{space}\n".encode(), Rules())
+        assert not check_fast_way(f"s\t1\t\t{space}\n".encode(), RowRules())
     solid = [letter for letter in letters if letter.strip()]
     pages = ["".join(f"s\t1\t\t{x}\n" for x in solid[i : i + 256]).encode() for i in range(0, len(solid), 256)]
-    assert sum(check_fast_way(page, Rules()) for page in pages) > 150  # the others hold a mark or nothing yet
+    assert sum(check_fast_way(page, RowRules()) for page in pages) > 150  # the others hold a mark or nothing yet
 
 
 @pytest.mark.parametrize(
@@ -322,7 +326,7 @@ def test_the_fast_way_calls_the_same_characters_empty_as_python() -> None:
     ids=["lf", "crlf", "quotes", "unended", "unicode"],
 )
 def test_clean_blocks_take_the_fast_way(data: bytes) -> None:
-    assert check_fast_way(data, Rules())
+    assert check_fast_way(data, RowRules())
 
 
 @unhurried
@@ -341,9 +345,9 @@ def test_rows_are_numbered_over_all_blocks(monkeypatch: pytest.MonkeyPatch) -> N
     data = b"".join(b"bad\n" if i % 7 == 3 else b"s\t1\t\tA.\n" for i in range(500))
     blocks = list(parse_tsv(io.BytesIO(data)))
     assert len(blocks) > 30
-    assert any(block.rejected for block in blocks)
-    assert not all(block.rejected for block in blocks)
-    assert [result.line for result in parse(data) if isinstance(result, Rejected)] == list(range(4, 501, 7))
+    assert any(block.quarantined for block in blocks)
+    assert not all(block.quarantined for block in blocks)
+    assert [result.line for result in parse(data) if isinstance(result, QuarantinedRow)] == list(range(4, 501, 7))
     assert [result.line for result in parse(data)] == list(range(1, 501))
 
 
@@ -359,14 +363,14 @@ def test_an_endless_line_is_rejected_once_and_the_next_rows_are_right(
     reason = "line of more than 20 bytes"
     assert parse(data) == [
         Row(1, "s", 1, "", "A."),
-        Rejected(2, "too long", reason, long[:20]),
+        QuarantinedRow(2, "too long", reason, long[:20]),
         Row(3, "s", 0, "", "B."),
-        Rejected(4, "too long", reason, long[:20]),
-        Rejected(5, "too long", reason, long[:20]),
-        Rejected(6, "field count", "1 fields instead of 4", b"bad"),
+        QuarantinedRow(4, "too long", reason, long[:20]),
+        QuarantinedRow(5, "too long", reason, long[:20]),
+        QuarantinedRow(6, "field count", "1 fields instead of 4", b"bad"),
         Row(7, "s", 1, "", "C."),
     ]
-    assert parse(long) == [Rejected(1, "too long", reason, long[:20])]
+    assert parse(long) == [QuarantinedRow(1, "too long", reason, long[:20])]
 
 
 @pytest.mark.parametrize("block", [1, 3, 7, 64])
@@ -382,7 +386,7 @@ def test_the_longest_line_is_measured_without_its_end(
     if length <= 20:
         assert result == Row(1, "s", 1, "", "x" * (length - 5))
     else:
-        assert result == Rejected(1, "too long", "line of more than 20 bytes", line[:20])
+        assert result == QuarantinedRow(1, "too long", "line of more than 20 bytes", line[:20])
 
 
 @unhurried
@@ -394,7 +398,9 @@ def test_long_lines_fall_out_whatever_the_blocks_are(data: bytes, block: int, lo
         patch.setattr(parsing, "LONGEST_LINE", longest)
         patch.setattr(parsing, "BLOCK", block)
         results = parse(data)
-        whole = [parse_row(i, line.removesuffix(b"\n").removesuffix(b"\r"), Rules()) for i, line in enumerate(lines, 1)]
+        whole = [
+            parse_row(i, line.removesuffix(b"\n").removesuffix(b"\r"), RowRules()) for i, line in enumerate(lines, 1)
+        ]
     assert results == whole
 
 
@@ -415,9 +421,9 @@ def test_lines_are_read_whole_or_too_long_as_well(data: bytes, block: int, longe
 
 
 def test_results_are_divided_in_order() -> None:
-    bad = Rejected(2, "NUL", "NUL character", b"")
-    block = sort_results([ROWS[0], bad, ROWS[1]._replace(line=3)])
+    bad = QuarantinedRow(2, "NUL", "NUL character", b"")
+    block = partition([ROWS[0], bad, ROWS[1]._replace(line=3)])
     assert rows_of(block.kept) == [ROWS[0], ROWS[1]._replace(line=3)]
-    assert block.rejected == [bad]
-    assert sort_results([]).kept.schema == KEPT
-    assert sort_results([bad]).kept.num_rows == 0
+    assert block.quarantined == [bad]
+    assert partition([]).kept.schema == ROW_SCHEMA
+    assert partition([bad]).kept.num_rows == 0

@@ -24,8 +24,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from tasks.core.errors import DataRefused, Unreachable, VerdictError, WrongUsage
-from tasks.data.download import LISTED, Patience, fetch, unpack
+from tasks.core.errors import DataRejected, UnreachableError, UsageError, VerdictError
+from tasks.data.download import MAX_LISTED_MEMBERS, RetryPolicy, download, extract_member
 
 ROOT = Path(__file__).parents[2]
 BODY = random.Random(0).randbytes(200_000)
@@ -33,9 +33,9 @@ DIGEST = hashlib.sha256(BODY).hexdigest()
 OTHER = BODY[::-1]
 OTHER_DIGEST = hashlib.sha256(OTHER).hexdigest()
 HALF = 100_000
-QUICK = Patience(attempts=3, timeout=10.0, pause=0.001)
+QUICK = RetryPolicy(attempts=3, timeout=10.0, pause=0.001)
 ONCE = QUICK._replace(attempts=1)
-STEP = Patience(attempts=2, timeout=0.2, pause=0.001)
+STEP = RetryPolicy(attempts=2, timeout=0.2, pause=0.001)
 FETCH = "import sys; from tasks.data.download import fetch; print(fetch(*sys.argv[1:]))"
 
 
@@ -213,13 +213,13 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return taken
 
 
-def get(url: str, cache: Path, patience: Patience = QUICK, **options: Any) -> bytes:
-    path = Path(fetch(url, DIGEST, str(cache), patience=patience, **options))
+def get(url: str, cache: Path, patience: RetryPolicy = QUICK, **options: Any) -> bytes:
+    path = Path(download(url, DIGEST, str(cache), patience=patience, **options))
     assert path.parent == cache / DIGEST
     return path.read_bytes()
 
 
-def refusal(kind: type[VerdictError], url: str, cache: Path, patience: Patience = QUICK, **options: Any) -> str:
+def refusal(kind: type[VerdictError], url: str, cache: Path, patience: RetryPolicy = QUICK, **options: Any) -> str:
     with pytest.raises(kind) as caught:
         get(url, cache, patience, **options)
     assert type(caught.value) is kind
@@ -241,7 +241,7 @@ def leave_part(cache: Path, content: bytes) -> None:
 
 
 def test_a_file_comes_under_its_digest_and_name(site: Site, cache: Path, lines: list[str]) -> None:
-    assert fetch(site.url, DIGEST, str(cache), patience=QUICK) == f"{cache}/{DIGEST}/corpus.zip"
+    assert download(site.url, DIGEST, str(cache), patience=QUICK) == f"{cache}/{DIGEST}/corpus.zip"
     assert (cache / DIGEST / "corpus.zip").read_bytes() == BODY
     assert kept(cache) == {f"{DIGEST}/corpus.zip"}
     assert site.asked == [Request("/files/corpus.zip", None)]
@@ -257,7 +257,7 @@ def test_a_cached_file_makes_no_request(site: Site, cache: Path, lines: list[str
 
 
 def test_a_digest_may_be_written_in_capitals(site: Site, cache: Path) -> None:
-    assert fetch(site.url, DIGEST.upper(), str(cache)) == str(cache / DIGEST / "corpus.zip")
+    assert download(site.url, DIGEST.upper(), str(cache)) == str(cache / DIGEST / "corpus.zip")
 
 
 def test_a_cached_file_that_changed_is_fetched_anew(site: Site, cache: Path) -> None:
@@ -287,7 +287,7 @@ def test_bytes_are_asked_for_as_they_are_stored(site: Site, cache: Path) -> None
 
 def test_a_redirect_is_followed_and_the_file_keeps_the_name_that_was_asked(site: Site, cache: Path) -> None:
     site.plan = [answer(302, Location="/elsewhere/blob"), ranged]
-    assert fetch(site.url, DIGEST, str(cache)) == str(cache / DIGEST / "corpus.zip")
+    assert download(site.url, DIGEST, str(cache)) == str(cache / DIGEST / "corpus.zip")
     assert [request.target for request in site.asked] == ["/files/corpus.zip", "/elsewhere/blob"]
 
 
@@ -305,7 +305,7 @@ def test_a_redirect_is_followed_and_the_file_keeps_the_name_that_was_asked(site:
     ],
 )
 def test_a_file_name_stays_in_its_folder(site: Site, cache: Path, path: str, name: str) -> None:
-    assert fetch(site.origin + path, DIGEST, str(cache)) == str(cache / DIGEST / name)
+    assert download(site.origin + path, DIGEST, str(cache)) == str(cache / DIGEST / name)
     assert kept(cache) == {f"{DIGEST}/{name}"}
 
 
@@ -321,7 +321,7 @@ def test_a_large_file_does_not_fill_the_memory(site: Site, cache: Path) -> None:
     digest = hashlib.sha256(block * count).hexdigest()
     tracemalloc.start()
     try:
-        path = fetch(site.url, digest, str(cache), patience=QUICK)
+        path = download(site.url, digest, str(cache), patience=QUICK)
         assert tracemalloc.get_traced_memory()[1] < 6 << 20
     finally:
         tracemalloc.stop()
@@ -342,7 +342,7 @@ def test_a_cut_off_download_is_resumed_where_it_stopped(site: Site, cache: Path,
 
 def test_a_later_call_goes_on_too(site: Site, cache: Path) -> None:
     site.plan = [cut, ranged]
-    message = refusal(Unreachable, site.url, cache, ONCE)
+    message = refusal(UnreachableError, site.url, cache, ONCE)
     assert message.endswith("then run again: it goes on from byte 100000")
     assert kept(cache) == {f"{DIGEST}.part"}
     assert get(site.url, cache, ONCE) == BODY
@@ -416,7 +416,7 @@ def test_a_stale_part_costs_one_download_from_the_start(site: Site, cache: Path,
 def test_wrong_bytes_are_kept_aside_and_refused(site: Site, cache: Path) -> None:
     site.plan = [other]
     aside = f"{DIGEST}.mismatch-{OTHER_DIGEST[:12]}"
-    assert refusal(DataRefused, site.url, cache) == (
+    assert refusal(DataRejected, site.url, cache) == (
         f"{site.url} has SHA-256 {OTHER_DIGEST}, expected {DIGEST}; the file is kept at {cache}/{aside}; "
         "look at it, then correct the address, or the digest if these are the right bytes"
     )
@@ -428,14 +428,14 @@ def test_wrong_bytes_are_kept_aside_and_refused(site: Site, cache: Path) -> None
 def test_wrong_bytes_after_a_resumed_part_are_refused_after_one_start_from_scratch(site: Site, cache: Path) -> None:
     leave_part(cache, BODY[:HALF])
     site.plan = [other]
-    assert f"has SHA-256 {OTHER_DIGEST}, expected {DIGEST}" in refusal(DataRefused, site.url, cache)
+    assert f"has SHA-256 {OTHER_DIGEST}, expected {DIGEST}" in refusal(DataRejected, site.url, cache)
     assert site.ranges == ["bytes=100000-", None]
     assert kept(cache) == {f"{DIGEST}.mismatch-{OTHER_DIGEST[:12]}"}
 
 
 def test_after_a_mismatch_the_next_call_starts_from_scratch(site: Site, cache: Path) -> None:
     site.plan = [other, ranged]
-    refusal(DataRefused, site.url, cache)
+    refusal(DataRejected, site.url, cache)
     assert get(site.url, cache) == BODY
     assert site.ranges == [None, None]
 
@@ -455,7 +455,7 @@ def test_after_a_mismatch_the_next_call_starts_from_scratch(site: Site, cache: P
 )
 def test_a_refusing_status_is_final_at_once(site: Site, cache: Path, status: int, words: str) -> None:
     site.plan = [answer(status)]
-    assert refusal(WrongUsage, site.url, cache) == (
+    assert refusal(UsageError, site.url, cache) == (
         f"{site.url} answered {words}; expected 200 OK with the file; "
         "check the address and that it may be read without signing in"
     )
@@ -466,7 +466,7 @@ def test_a_refusing_status_is_final_at_once(site: Site, cache: Path, status: int
 def test_a_refusing_status_leaves_the_part_for_later(site: Site, cache: Path) -> None:
     leave_part(cache, BODY[:HALF])
     site.plan = [answer(403)]
-    refusal(WrongUsage, site.url, cache)
+    refusal(UsageError, site.url, cache)
     assert kept(cache) == {f"{DIGEST}.part"}
 
 
@@ -482,7 +482,7 @@ def test_a_server_that_recovers_is_asked_again(site: Site, cache: Path, lines: l
 
 def test_a_server_that_does_not_recover_is_given_up_after_all_attempts(site: Site, cache: Path) -> None:
     site.plan = [answer(500)]
-    assert refusal(Unreachable, site.url, cache) == (
+    assert refusal(UnreachableError, site.url, cache) == (
         f"{site.url} did not deliver the file in 3 of 3 attempts "
         "(the last one: it answered 500 Internal Server Error); "
         "check the network and the proxy (HTTPS_PROXY), then run again"
@@ -492,7 +492,7 @@ def test_a_server_that_does_not_recover_is_given_up_after_all_attempts(site: Sit
 
 def test_pauses_grow_up_to_a_minute(site: Site, cache: Path, pauses: list[float]) -> None:
     site.plan = [answer(503)]
-    refusal(Unreachable, site.url, cache, Patience(attempts=5, timeout=10, pause=10))
+    refusal(UnreachableError, site.url, cache, RetryPolicy(attempts=5, timeout=10, pause=10))
     assert pauses == [10, 20, 40, 60]
 
 
@@ -509,14 +509,14 @@ def test_a_pause_that_the_server_asks_for_is_kept(
 def test_a_server_that_asks_for_a_long_pause_is_given_up(site: Site, cache: Path, pauses: list[float]) -> None:
     site.plan = [answer(503, Retry_After=3600)]
     assert "in 1 of 3 attempts (the last one: it answered 503 Service Unavailable and asks to wait 3600 s);" in refusal(
-        Unreachable, site.url, cache
+        UnreachableError, site.url, cache
     )
     assert pauses == []
 
 
 def test_a_stalled_download_is_given_up(site: Site, cache: Path) -> None:
     site.plan = [stall]
-    assert refusal(Unreachable, site.url, cache, STEP) == (
+    assert refusal(UnreachableError, site.url, cache, STEP) == (
         f"{site.url} did not deliver the file in 2 of 2 attempts (the last one: nothing came for 0.2 s); "
         "check the network and the proxy (HTTPS_PROXY), then run again"
     )
@@ -533,18 +533,18 @@ def test_a_closed_port_is_unreachable(cache: Path) -> None:
         port = taken.getsockname()[1]
     assert re.search(
         r"in 3 of 3 attempts \(the last one: .*Connection refused\); check the network",
-        refusal(Unreachable, f"http://127.0.0.1:{port}/x", cache),
+        refusal(UnreachableError, f"http://127.0.0.1:{port}/x", cache),
     )
 
 
 def test_a_host_that_cannot_be_one_is_unreachable(cache: Path) -> None:
-    assert "label" in refusal(Unreachable, f"http://{'a' * 300}.invalid/x", cache)
+    assert "label" in refusal(UnreachableError, f"http://{'a' * 300}.invalid/x", cache)
 
 
 @pytest.mark.parametrize("target", ["/files/corpus.zip", "ftp://127.0.0.1/corpus.zip"])
 def test_a_redirect_that_leads_nowhere_is_final(site: Site, cache: Path, target: str) -> None:
     site.plan = [answer(302, Location=target)]
-    assert f"{site.url} redirects to no file (" in refusal(WrongUsage, site.url, cache)
+    assert f"{site.url} redirects to no file (" in refusal(UsageError, site.url, cache)
     assert len(site.asked) <= 21
 
 
@@ -565,7 +565,7 @@ def test_offline_without_an_intact_file_says_where_it_belongs(site: Site, cache:
         file.write_bytes(OTHER)
     if state == "part":
         leave_part(cache, BODY[:HALF])
-    assert refusal(Unreachable, site.url, cache, offline=True) == (
+    assert refusal(UnreachableError, site.url, cache, offline=True) == (
         f"{site.url} has no intact copy in cache folder '{cache}' and offline is asked for; "
         f"expected it as {file}; put the file there or run once with network"
     )
@@ -574,8 +574,8 @@ def test_offline_without_an_intact_file_says_where_it_belongs(site: Site, cache:
 
 @pytest.mark.parametrize("digest", ["", "a" * 63, "a" * 65, "g" * 64, "a" * 64 + "\n"])
 def test_a_digest_that_is_none_is_wrong_usage(cache: Path, digest: str) -> None:
-    with pytest.raises(WrongUsage) as caught:
-        fetch("http://127.0.0.1/x", digest, str(cache))
+    with pytest.raises(UsageError) as caught:
+        download("http://127.0.0.1/x", digest, str(cache))
     assert str(caught.value) == (
         f"SHA-256 {digest!r} is not 64 hex characters; expected what this prints: sha256sum FILE"
     )
@@ -584,13 +584,13 @@ def test_a_digest_that_is_none_is_wrong_usage(cache: Path, digest: str) -> None:
 
 @pytest.mark.parametrize("url", ["ftp://127.0.0.1/x", "file:///etc/hosts", "corpus.zip", "", "http://", "http:///x"])
 def test_an_address_that_is_not_of_the_web_is_wrong_usage(cache: Path, url: str) -> None:
-    assert refusal(WrongUsage, url, cache) == (f"address {url!r} cannot be downloaded from; expected https://HOST/FILE")
+    assert refusal(UsageError, url, cache) == (f"address {url!r} cannot be downloaded from; expected https://HOST/FILE")
     assert not cache.exists()
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:port/x", "http://127.0.0.1/a\nb", "http://[::1/x"])
 def test_an_address_that_is_no_url_is_wrong_usage(cache: Path, url: str) -> None:
-    message = refusal(WrongUsage, url, cache)
+    message = refusal(UsageError, url, cache)
     assert message.startswith(f"address {url!r} is no URL (")
     assert message.endswith("); expected https://HOST/FILE")
 
@@ -603,7 +603,7 @@ def test_a_password_is_used_and_not_told(site: Site, cache: Path, lines: list[st
         handler.head(500)
 
     site.plan = [need_password]
-    message = refusal(Unreachable, site.url.replace("//", "//ann:secret@"), cache)
+    message = refusal(UnreachableError, site.url.replace("//", "//ann:secret@"), cache)
     assert message.startswith(f"{site.url} did not deliver")
     assert seen == ["Basic YW5uOnNlY3JldA=="] * 3
     assert "secret" not in message + "".join(lines)
@@ -634,7 +634,7 @@ def test_a_wrong_setting_of_the_environment_is_told(
     site: Site, cache: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str
 ) -> None:
     monkeypatch.setenv(name, value)
-    message = refusal(WrongUsage, site.url, cache)
+    message = refusal(UsageError, site.url, cache)
     assert message.startswith("the environment's network settings cannot be used (")
     assert name in message
 
@@ -709,7 +709,7 @@ def tree(folder: Path) -> dict[str, bytes]:
 def not_unpacked(kind: type[VerdictError], archive: str, member: str) -> str:
     """Return the message of a refusal, which leaves no file and no folder behind."""
     with pytest.raises(kind) as caught:
-        unpack(archive, member)
+        extract_member(archive, member)
     assert type(caught.value) is kind
     assert "\n" not in str(caught.value)
     beside = [path for path in Path(archive).parent.iterdir() if path.suffix != ".lock"]
@@ -718,7 +718,7 @@ def not_unpacked(kind: type[VerdictError], archive: str, member: str) -> str:
 
 
 def test_a_file_is_taken_out_of_a_zip(tmp_path: Path) -> None:
-    path = Path(unpack(zipped(tmp_path, COLA), "cola/raw/dev.tsv"))
+    path = Path(extract_member(zipped(tmp_path, COLA), "cola/raw/dev.tsv"))
     assert path.name == "dev.tsv"
     assert path.parent.parent == tmp_path
     assert re.fullmatch("[0-9a-f]{32}", path.parent.name)
@@ -728,39 +728,39 @@ def test_a_file_is_taken_out_of_a_zip(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("member", ["cola/raw", "cola/raw/", "./cola/raw", "cola\\raw"])
 def test_a_folder_is_taken_with_the_files_directly_under_it(tmp_path: Path, member: str) -> None:
-    path = Path(unpack(zipped(tmp_path, COLA), member))
+    path = Path(extract_member(zipped(tmp_path, COLA), member))
     assert path.name == "raw"
     assert tree(path.parent) == {"raw/train.tsv": b"raw train", "raw/dev.tsv": b"raw dev"}
 
 
 def test_folders_that_a_zip_lists_itself_are_no_files(tmp_path: Path) -> None:
     archive = zipped(tmp_path, {"data/": b"", "data/deep/": b"", "data/a.tsv": b"a"})
-    assert Path(unpack(archive, "")).name == "a.tsv"
-    assert [path.name for path in Path(unpack(archive, "data")).iterdir()] == ["a.tsv"]
+    assert Path(extract_member(archive, "")).name == "a.tsv"
+    assert [path.name for path in Path(extract_member(archive, "data")).iterdir()] == ["a.tsv"]
 
 
 def test_the_top_of_a_zip_is_a_folder_with_a_name_of_its_own(tmp_path: Path) -> None:
-    path = Path(unpack(zipped(tmp_path, {"a.tsv": b"a", "b.tsv": b"b", "deep/c.tsv": b"c"}), "."))
+    path = Path(extract_member(zipped(tmp_path, {"a.tsv": b"a", "b.tsv": b"b", "deep/c.tsv": b"c"}), "."))
     assert path.name == "files"
     assert tree(path) == {"a.tsv": b"a", "b.tsv": b"b"}
 
 
 def test_a_second_call_extracts_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     archive = zipped(tmp_path, COLA)
-    first = unpack(archive, "cola/raw")
+    first = extract_member(archive, "cola/raw")
     monkeypatch.setattr(zipfile.ZipFile, "open", None)
-    assert unpack(archive, "cola/raw") == first
+    assert extract_member(archive, "cola/raw") == first
 
 
 def test_members_and_zips_side_by_side_do_not_meet(tmp_path: Path) -> None:
     one, two = zipped(tmp_path, {"a": b"1", "b": b"2"}, "one.zip"), zipped(tmp_path, {"a": b"3"}, "two.zip")
-    paths = [unpack(one, "a"), unpack(one, "b"), unpack(two, "a")]
+    paths = [extract_member(one, "a"), extract_member(one, "b"), extract_member(two, "a")]
     assert [Path(path).read_bytes() for path in paths] == [b"1", b"2", b"3"]
 
 
 def test_a_zip_that_changed_is_unpacked_anew(tmp_path: Path) -> None:
-    assert Path(unpack(zipped(tmp_path, {"a": b"old"}), "a")).read_bytes() == b"old"
-    assert Path(unpack(zipped(tmp_path, {"a": b"new"}), "a")).read_bytes() == b"new"
+    assert Path(extract_member(zipped(tmp_path, {"a": b"old"}), "a")).read_bytes() == b"old"
+    assert Path(extract_member(zipped(tmp_path, {"a": b"new"}), "a")).read_bytes() == b"new"
 
 
 @pytest.mark.parametrize(
@@ -774,7 +774,7 @@ def test_a_zip_that_changed_is_unpacked_anew(tmp_path: Path) -> None:
 def test_an_empty_name_is_the_only_folder(
     tmp_path: Path, files: dict[str, bytes], name: str, content: dict[str, bytes]
 ) -> None:
-    path = Path(unpack(zipped(tmp_path, files), ""))
+    path = Path(extract_member(zipped(tmp_path, files), ""))
     assert path.name == name
     assert tree(path) == content
 
@@ -782,8 +782,8 @@ def test_an_empty_name_is_the_only_folder(
 @pytest.mark.parametrize("member", ["a.tsv", "data/a.tsv"])
 def test_an_empty_name_is_the_only_file(tmp_path: Path, member: str) -> None:
     archive = zipped(tmp_path, {member: b"a", "__MACOSX/._a.tsv": b"junk", ".DS_Store": b"junk"})
-    assert Path(unpack(archive, "")).read_bytes() == b"a"
-    assert unpack(archive, "") == unpack(archive, member)
+    assert Path(extract_member(archive, "")).read_bytes() == b"a"
+    assert extract_member(archive, "") == extract_member(archive, member)
 
 
 @pytest.mark.parametrize(
@@ -802,27 +802,27 @@ def test_an_empty_name_that_could_be_several_lists_what_is_there(
     tmp_path: Path, files: dict[str, bytes], there: str
 ) -> None:
     archive = zipped(tmp_path, files)
-    assert not_unpacked(WrongUsage, archive, "") == (
+    assert not_unpacked(UsageError, archive, "") == (
         f"{archive} holds no single file or folder; it holds {there}; name one of them"
     )
 
 
 def test_a_missing_member_lists_some_that_are_there(tmp_path: Path) -> None:
     archive = zipped(tmp_path, {f"data/{number:02}.tsv": b"" for number in range(20)})
-    there = ", ".join(["'data/'", *(f"'data/{number:02}.tsv'" for number in range(LISTED - 1))])
-    assert not_unpacked(WrongUsage, archive, "raw") == (
+    there = ", ".join(["'data/'", *(f"'data/{number:02}.tsv'" for number in range(MAX_LISTED_MEMBERS - 1))])
+    assert not_unpacked(UsageError, archive, "raw") == (
         f"{archive} holds no member 'raw'; it holds {there} and 13 more; name one of them"
     )
 
 
 def test_a_folder_of_folders_alone_is_no_member(tmp_path: Path) -> None:
     archive = zipped(tmp_path, {"top/a/x": b"", "top/b/y": b""})
-    assert "holds no member 'top'; it holds 'top/a/', 'top/b/', " in not_unpacked(WrongUsage, archive, "top")
+    assert "holds no member 'top'; it holds 'top/a/', 'top/b/', " in not_unpacked(UsageError, archive, "top")
 
 
 def test_what_macos_adds_is_left_out(tmp_path: Path) -> None:
     files = {"data/a.tsv": b"a", "data/._a.tsv": b"j", "data/.DS_Store": b"j", "__MACOSX/data/._a.tsv": b"j"}
-    assert tree(Path(unpack(zipped(tmp_path, files), "data"))) == {"a.tsv": b"a"}
+    assert tree(Path(extract_member(zipped(tmp_path, files), "data"))) == {"a.tsv": b"a"}
 
 
 OUTSIDE = ["../evil", "/evil", "data/../../evil", "..\\evil", "\\evil", "C:\\evil", "C:evil", "data/.."]
@@ -831,7 +831,7 @@ OUTSIDE = ["../evil", "/evil", "data/../../evil", "..\\evil", "\\evil", "C:\\evi
 def test_names_that_point_outside_are_left_out(tmp_path: Path) -> None:
     folder = tmp_path / "a" / "b"
     archive = zipped(folder, dict.fromkeys(OUTSIDE, b"evil") | {"data/good": b"good"})
-    path = Path(unpack(archive, "data"))
+    path = Path(extract_member(archive, "data"))
     assert tree(path.parent) == {"data/good": b"good"}
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.read_bytes() == b"evil"]
 
@@ -840,7 +840,7 @@ def test_names_that_point_outside_are_left_out(tmp_path: Path) -> None:
 def test_names_that_point_outside_cannot_be_asked_for(tmp_path: Path, member: str) -> None:
     archive = zipped(tmp_path / "a" / "b", dict.fromkeys(OUTSIDE, b"evil") | {"data/good": b"good"})
     assert f"holds no member {member!r}; it holds 'data/', 'data/good'; name" in not_unpacked(
-        WrongUsage, archive, member
+        UsageError, archive, member
     )
 
 
@@ -850,14 +850,14 @@ def test_a_symbolic_link_is_no_member(tmp_path: Path) -> None:
     link.external_attr = (stat.S_IFLNK | 0o777) << 16
     with zipfile.ZipFile(archive, "a") as opened:
         opened.writestr(link, "/etc/hosts")
-    assert "holds no member 'data/link'" in not_unpacked(WrongUsage, archive, "data/link")
-    assert tree(Path(unpack(archive, "data"))) == {"good": b"good"}
+    assert "holds no member 'data/link'" in not_unpacked(UsageError, archive, "data/link")
+    assert tree(Path(extract_member(archive, "data"))) == {"good": b"good"}
 
 
 def test_a_member_with_other_bytes_than_its_checksum_is_refused(tmp_path: Path) -> None:
     path = Path(zipped(tmp_path, {"data/a": b"good", "data/b": b"bytes"}, method=zipfile.ZIP_STORED))
     path.write_bytes(path.read_bytes().replace(b"bytes", b"bites"))
-    assert not_unpacked(DataRefused, str(path), "data") == (
+    assert not_unpacked(DataRejected, str(path), "data") == (
         f"{path} is no zip or is damaged (Bad CRC-32 for file 'data/b'); "
         "expected a whole zip; download or copy it again"
     )
@@ -868,14 +868,14 @@ def test_damage_is_refused_whatever_the_compression(tmp_path: Path, method: int)
     path = Path(zipped(tmp_path, {"a": BODY}, method=method))
     raw = path.read_bytes()
     path.write_bytes(raw[:5_000] + bytes(5_000) + raw[10_000:])
-    assert "is no zip or is damaged" in not_unpacked(DataRefused, str(path), "a")
+    assert "is no zip or is damaged" in not_unpacked(DataRejected, str(path), "a")
 
 
 @pytest.mark.parametrize("kept_bytes", [0, 1_000, -30])
 def test_what_is_no_whole_zip_is_refused(tmp_path: Path, kept_bytes: int) -> None:
     path = Path(zipped(tmp_path, {"a": BODY}))
     path.write_bytes(path.read_bytes()[:kept_bytes])
-    assert not_unpacked(DataRefused, str(path), "a") == (
+    assert not_unpacked(DataRejected, str(path), "a") == (
         f"{path} is no zip or is damaged (File is not a zip file); expected a whole zip; download or copy it again"
     )
 
@@ -889,8 +889,8 @@ def test_random_damage_never_ends_in_another_error(tmp_path: Path) -> None:
         for _ in range(3):
             damaged[rng.randrange(len(raw))] = rng.randrange(256)
         path.write_bytes(damaged)
-        with suppress(DataRefused, WrongUsage):
-            unpack(str(path), "cola/raw")
+        with suppress(DataRejected, UsageError):
+            extract_member(str(path), "cola/raw")
 
 
 def test_an_encrypted_member_is_refused(tmp_path: Path) -> None:
@@ -899,14 +899,14 @@ def test_an_encrypted_member_is_refused(tmp_path: Path) -> None:
     raw[raw.index(b"PK\x03\x04") + 6] |= 1
     raw[raw.index(b"PK\x01\x02") + 8] |= 1
     path.write_bytes(raw)
-    assert not_unpacked(DataRefused, str(path), "data") == (
+    assert not_unpacked(DataRejected, str(path), "data") == (
         f"{path} is encrypted ('data/a'); expected a zip without password; unpack it yourself"
     )
 
 
 def test_a_zip_that_is_not_there_is_wrong_usage(tmp_path: Path) -> None:
     archive = str(tmp_path / "none.zip")
-    assert not_unpacked(WrongUsage, archive, "a") == (
+    assert not_unpacked(UsageError, archive, "a") == (
         f"zip file '{archive}' does not exist; expected the path of a zip; name another"
     )
 
@@ -926,7 +926,7 @@ def test_a_full_disk_is_told_and_leaves_nothing(tmp_path: Path, monkeypatch: pyt
 def test_threads_that_unpack_at_once_get_one_folder(tmp_path: Path) -> None:
     archive = zipped(tmp_path, COLA)
     with ThreadPoolExecutor(8) as pool:
-        (path,) = set(pool.map(lambda _: unpack(archive, "cola/raw"), range(8)))
+        (path,) = set(pool.map(lambda _: extract_member(archive, "cola/raw"), range(8)))
     assert tree(Path(path)) == {"train.tsv": b"raw train", "dev.tsv": b"raw dev"}
     assert [path for path in tmp_path.iterdir() if path.is_dir()] == [Path(path).parent]
 
@@ -940,6 +940,6 @@ def test_a_fetched_zip_is_unpacked_in_the_cache(site: Site, tmp_path: Path) -> N
 
     site.plan = [send]
     digest = hashlib.sha256(archive).hexdigest()
-    path = Path(unpack(fetch(site.url, digest, str(tmp_path / "cache")), "cola/raw"))
+    path = Path(extract_member(download(site.url, digest, str(tmp_path / "cache")), "cola/raw"))
     assert path.parent.parent == tmp_path / "cache" / digest
     assert (path / "train.tsv").read_bytes() == b"raw train"

@@ -19,9 +19,16 @@ from scipy.stats import chi2_contingency, ks_2samp
 from tasks.core.errors import VerdictError
 from tasks.core.settings import GateSettings
 from tasks.data import drift
-from tasks.data.drift import FEWEST, OTHER, Profile, Shift, compare_profiles, profile_snapshot
-from tasks.data.normalization import fold
-from tasks.data.snapshots import ROWS, read_tables, take_snapshot
+from tasks.data.drift import (
+    MIN_EXPECTED_COUNT,
+    OTHER_CATEGORY,
+    DataProfile,
+    DriftResult,
+    compare_profiles,
+    profile_snapshot,
+)
+from tasks.data.normalization import normalise
+from tasks.data.snapshots import SNAPSHOT_SCHEMA, iter_snapshot, write_snapshot
 
 unhurried = settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.too_slow])  # slow is not wrong
 
@@ -30,7 +37,7 @@ Rows = Sequence[tuple[str, int, str]]  # source, label, sentence
 LIMITS = GateSettings().model_dump()
 WORDS = ["able", "bird", "cold", "dusk", "echo", "fish", "gold", "hill", "iron", "jump"]
 OTHERS = ["kiln", "lamp", "moon", "nest", "oaks", "pine", "quay", "rain", "snow", "tree"]
-counts = st.dictionaries(st.sampled_from(["", "a", "b", "c", "d", "e", OTHER]), st.integers(1, 50), min_size=1)
+counts = st.dictionaries(st.sampled_from(["", "a", "b", "c", "d", "e", OTHER_CATEGORY]), st.integers(1, 50), min_size=1)
 
 
 @pytest.fixture
@@ -42,28 +49,30 @@ def write(folder: Path, rows: Rows, name: str = "rows.parquet") -> str:
     """Write rows as a snapshot."""
     sources, labels, sentences = zip(*rows, strict=True) if rows else ((), (), ())
     columns = [["f"] * len(rows), range(1, len(rows) + 1), sources, labels, [""] * len(rows), sentences]
-    arrays = [pa.array(list(column), field.type) for column, field in zip(columns[1:], list(ROWS)[1:], strict=True)]
+    arrays = [
+        pa.array(list(column), field.type) for column, field in zip(columns[1:], list(SNAPSHOT_SCHEMA)[1:], strict=True)
+    ]
     files = pa.array(columns[0], pa.string()).dictionary_encode()
-    pq.write_table(pa.table([files, *arrays], schema=ROWS), folder / name)
+    pq.write_table(pa.table([files, *arrays], schema=SNAPSHOT_SCHEMA), folder / name)
     return str(folder / name)
 
 
-def profile(folder: Path, rows: Rows) -> Profile:
+def profile(folder: Path, rows: Rows) -> DataProfile:
     return profile_snapshot(write(folder, rows), "d" * 64)
 
 
-def figures(**changes: dict[str, int]) -> Profile:
+def figures(**changes: dict[str, int]) -> DataProfile:
     """Return a profile of these counts."""
     plain = {"labels": {"0": 1, "1": 1}, "characters": {"9": 2}, "sources": {"s": 2}, "words": {"w": 2}} | changes
     rows = max(sum(plain[key].values()) for key in ("labels", "characters", "sources"))
-    return Profile(dataset="d", rows=rows, **plain)  # type: ignore[typeddict-item]
+    return DataProfile(dataset="d", rows=rows, **plain)  # type: ignore[typeddict-item]
 
 
-def compare(new: Profile, old: Profile, **limits: float) -> dict[str, Shift]:
+def compare(new: DataProfile, old: DataProfile, **limits: float) -> dict[str, DriftResult]:
     return {shift["name"]: shift for shift in compare_profiles(new, old, LIMITS | limits)}
 
 
-def drifted(new: Profile, old: Profile, **limits: float) -> set[str]:
+def drifted(new: DataProfile, old: DataProfile, **limits: float) -> set[str]:
     return {name for name, shift in compare(new, old, **limits).items() if shift["drifted"]}
 
 
@@ -106,7 +115,7 @@ def test_profile_counts_exactly(folder: Path) -> None:
         ("ab12", 1, "Élan vital."),
         ("", 1, "..."),
     ]
-    assert profile(folder, rows) == Profile(
+    assert profile(folder, rows) == DataProfile(
         dataset="d" * 64,
         rows=4,
         labels={"0": 1, "1": 3},
@@ -135,7 +144,7 @@ def test_profile_depends_on_no_pieces(folder: Path, monkeypatch: pytest.MonkeyPa
     path = write(folder, chatter(300, 0))
     whole = profile_snapshot(path, "d")
     for size in (1, 7, 299):
-        monkeypatch.setattr(drift, "read_tables", lambda path, columns, size=size: read_tables(path, columns, size))
+        monkeypatch.setattr(drift, "read_tables", lambda path, columns, size=size: iter_snapshot(path, columns, size))
         assert profile_snapshot(path, "d") == whole
 
 
@@ -146,9 +155,9 @@ def test_words_of_a_large_file_are_counted_in_rows_from_all_of_it(
     whole = profile(folder, rows)
     monkeypatch.setattr(drift, "SAMPLE_ROWS", 57)  # every 7th row
     for size in (1, 5, 13, 400):
-        monkeypatch.setattr(drift, "read_tables", lambda path, columns, size=size: read_tables(path, columns, size))
+        monkeypatch.setattr(drift, "read_tables", lambda path, columns, size=size: iter_snapshot(path, columns, size))
         sampled = profile(folder, rows)
-        expected = Counter(word for row in rows[::7] for word in set(fold(row[2]).split()))
+        expected = Counter(word for row in rows[::7] for word in set(normalise(row[2]).split()))
         assert sampled["words"] == expected
         assert {key: sampled[key] for key in sampled if key != "words"} == {  # type: ignore[literal-required]
             key: whole[key]  # type: ignore[literal-required]
@@ -159,7 +168,7 @@ def test_words_of_a_large_file_are_counted_in_rows_from_all_of_it(
 
 
 def test_profile_of_no_rows(folder: Path) -> None:
-    assert profile(folder, []) == Profile(dataset="d" * 64, rows=0, labels={}, characters={}, sources={}, words={})
+    assert profile(folder, []) == DataProfile(dataset="d" * 64, rows=0, labels={}, characters={}, sources={}, words={})
 
 
 def test_missing_snapshot_is_refused_in_one_line(folder: Path) -> None:
@@ -169,7 +178,7 @@ def test_missing_snapshot_is_refused_in_one_line(folder: Path) -> None:
 
 def test_profile_of_a_snapshot_that_was_read_from_a_file(folder: Path) -> None:
     (folder / "mine.tsv").write_text("s\t1\t\tA cat.\ns\t0\t*\tCat a.\n")
-    snapshot = take_snapshot([str(folder / "mine.tsv")], str(folder))
+    snapshot = write_snapshot([str(folder / "mine.tsv")], str(folder))
     made = profile_snapshot(snapshot["path"], snapshot["digest"])
     assert (made["dataset"], made["rows"], made["words"]) == (snapshot["digest"], 2, {"a": 2, "cat": 2})
 
@@ -322,7 +331,7 @@ def test_small_new_file_from_elsewhere_is_drift_all_the_same(folder: Path) -> No
 
 
 def explode(rows: Rows) -> pd.Series:
-    return pd.Series([word for row in rows for word in sorted(set(fold(row[2]).split()))])
+    return pd.Series([word for row in rows for word in sorted(set(normalise(row[2]).split()))])
 
 
 def tabulate(new: pd.Series, old: pd.Series) -> pd.DataFrame:
@@ -349,7 +358,7 @@ def test_figures_are_those_of_scipy_on_the_raw_rows(folder: Path, seed: int) -> 
     ):
         assert shifts[name]["distance"] == pytest.approx(jensenshannon(*table.to_numpy(), base=2))
         smaller = table.sum(axis=1).min() / table.to_numpy().sum()
-        rare = table.sum() * smaller < FEWEST
+        rare = table.sum() * smaller < MIN_EXPECTED_COUNT
         assert rare.any()
         merged = table.loc[:, ~rare].assign(rare=table.loc[:, rare].sum(axis=1))
         assert shifts[name]["p"] == pytest.approx(chi2_contingency(merged).pvalue)
@@ -371,8 +380,12 @@ def test_commonest_words_and_sources_are_named_and_the_others_counted_together(
     monkeypatch.setattr(drift, "COMMONEST", 2)
     rows = [("s", 1, "b a"), ("s", 1, "b a"), ("r", 1, "b c"), ("t", 1, "d e"), ("", 1, "c")]
     made = profile(folder, rows)
-    assert made["words"] == {"b": 3, "a": 2, OTHER: 4}  # of a and c, which are as common, the first by the alphabet
-    assert made["sources"] == {"s": 2, "": 1, OTHER: 2}
+    assert made["words"] == {
+        "b": 3,
+        "a": 2,
+        OTHER_CATEGORY: 4,
+    }  # of a and c, which are as common, the first by the alphabet
+    assert made["sources"] == {"s": 2, "": 1, OTHER_CATEGORY: 2}
     monkeypatch.setattr(drift, "COMMONEST", 4)
     assert profile(folder, rows)["sources"] == {"s": 2, "": 1, "r": 1, "t": 1}
 
@@ -382,14 +395,14 @@ def distance(new: dict[str, int], old: dict[str, int]) -> float:
 
 
 def test_words_that_either_does_not_name_are_counted_together() -> None:
-    new, old = {"a": 50, "b": 30, "d": 10, OTHER: 10}, {"a": 40, "b": 20, "c": 30, OTHER: 10}
+    new, old = {"a": 50, "b": 30, "d": 10, OTHER_CATEGORY: 10}, {"a": 40, "b": 20, "c": 30, OTHER_CATEGORY: 10}
     expected = jensenshannon([50, 30, 20], [40, 20, 40], base=2)
     assert distance(new, old) == pytest.approx(expected)
     assert distance(old, new) == pytest.approx(expected)
 
 
 def test_only_what_may_hide_among_unnamed_ones_is_counted_with_them() -> None:
-    whole, cut = {"a": 50, "b": 30, "d": 10, "e": 10}, {"a": 40, "c": 20, "d": 30, OTHER: 10}
+    whole, cut = {"a": 50, "b": 30, "d": 10, "e": 10}, {"a": 40, "c": 20, "d": 30, OTHER_CATEGORY: 10}
     # b and e may be among the unnamed ones of the other; that c does not occur is known.
     expected = jensenshannon([50, 0, 10, 40], [40, 20, 30, 10], base=2)
     assert distance(whole, cut) == pytest.approx(expected)
@@ -431,6 +444,6 @@ def test_rows_without_a_source_are_a_source_of_their_own(folder: Path) -> None:
 
 def test_no_word_and_no_source_is_called_as_the_unnamed_ones(folder: Path) -> None:
     (folder / "mine.csv").write_text('source,label,text\n"a\tb",1,One.\ns,1,"Two\tthree."\n\u0009,1,Four.\n', "utf-8")
-    snapshot = take_snapshot([str(folder / "mine.csv")], str(folder))
+    snapshot = write_snapshot([str(folder / "mine.csv")], str(folder))
     assert (snapshot["kept"], snapshot["quarantined"]) == (0, 3)
-    assert OTHER == "\t"
+    assert OTHER_CATEGORY == "\t"

@@ -9,18 +9,18 @@ import pytest
 
 from tasks.core.settings import GateSettings
 from tasks.data.expectations import (
-    Finding,
+    ExpectationResult,
     allowed_range,
-    brief,
-    check_table,
     figure_expectations,
+    format_value,
     row_expectations,
+    run_suite,
     schema_expectations,
     show_allowed,
     show_observed,
 )
-from tasks.data.row_features import mark_known, mark_repeats
-from tasks.data.snapshots import ROWS
+from tasks.data.row_features import flag_duplicates, flag_leakage
+from tasks.data.snapshots import SNAPSHOT_SCHEMA
 
 COUNT = 40
 LIMITS = GateSettings(min_rows=20, min_holdout_rows=20, max_unseen_sources=0.5).model_dump() | {"max_quarantined": 0.01}
@@ -42,12 +42,12 @@ def measures(**changes: Any) -> pd.DataFrame:
     return pd.DataFrame(columns | changes)
 
 
-def check_rows(rows: pd.DataFrame, train: bool = True, holdout_keys: int = 1_000) -> list[Finding]:
+def check_rows(rows: pd.DataFrame, train: bool = True, holdout_keys: int = 1_000) -> list[ExpectationResult]:
     if train:
-        mark_repeats(rows)
+        flag_duplicates(rows)
     else:
-        mark_known(rows, measures(folded=np.arange(holdout_keys, holdout_keys + COUNT, dtype=np.uint64)))
-    return check_table("rows", rows, row_expectations(train, LIMITS))
+        flag_leakage(rows, measures(folded=np.arange(holdout_keys, holdout_keys + COUNT, dtype=np.uint64)))
+    return run_suite("rows", rows, row_expectations(train, LIMITS))
 
 
 def with_first(name: str, value: Any, count: int = COUNT) -> Callable[[], pd.DataFrame]:
@@ -60,8 +60,8 @@ def with_first(name: str, value: Any, count: int = COUNT) -> Callable[[], pd.Dat
     return change
 
 
-def failed(findings: list[Finding]) -> list[str]:
-    return [finding["asks"] for finding in findings if not finding["passed"]]
+def failed(findings: list[ExpectationResult]) -> list[str]:
+    return [finding["description"] for finding in findings if not finding["passed"]]
 
 
 @pytest.mark.parametrize("train", [True, False])
@@ -74,7 +74,7 @@ def test_good_rows_pass_all_expectations(train: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("rows", "asks"),
+    ("rows", "description"),
     [
         (lambda: measures().head(19), "number of rows"),
         (with_first("characters", None, 1), "share of rows without a sentence"),
@@ -137,11 +137,11 @@ def test_not_more_lines_are_named_than_a_reader_reads() -> None:
 
 
 def snapshot_rows() -> pd.DataFrame:
-    return ROWS.empty_table().to_pandas().astype({"label": "int8", "sentence": "str"})
+    return SNAPSHOT_SCHEMA.empty_table().to_pandas().astype({"label": "int8", "sentence": "str"})
 
 
 @pytest.mark.parametrize(
-    ("rows", "asks"),
+    ("rows", "description"),
     [
         (snapshot_rows, None),
         (lambda: snapshot_rows()[["line", "file", "source", "label", "mark", "sentence"]], "columns in their order"),
@@ -151,7 +151,7 @@ def snapshot_rows() -> pd.DataFrame:
     ],
 )
 def test_the_schema_of_a_snapshot_is_checked(rows: Callable[[], pd.DataFrame], asks: str | None) -> None:
-    assert failed(check_table("schema", rows(), schema_expectations())) == ([asks] if asks else [])
+    assert failed(run_suite("schema", rows(), schema_expectations())) == ([asks] if asks else [])
 
 
 def shift(name: str, distance: float) -> Any:
@@ -162,7 +162,7 @@ def shift(name: str, distance: float) -> Any:
 def test_a_figure_over_its_limit_fails_alone(name: str) -> None:
     drift = [shift("label", 0.0), shift("vocabulary", 0.0)]
     values = dict.fromkeys(["holdout quarantined", "unknown", "label shift", "vocabulary shift"], 0.0) | {name: 0.4}
-    findings = check_table("whole data", pd.DataFrame([values]), figure_expectations(values, drift, LIMITS))
+    findings = run_suite("whole data", pd.DataFrame([values]), figure_expectations(values, drift, LIMITS))
     assert [finding["column"] for finding in findings if not finding["passed"]] == [name]
     assert len(findings) == 4
 
@@ -171,14 +171,14 @@ def test_a_figure_over_its_limit_fails_alone(name: str) -> None:
 def test_drift_warns_or_refuses_as_it_is_set(choice: str, severity: str) -> None:
     values = {"training quarantined": 0.0, "label shift": 0.2}
     expectations = figure_expectations(values, [shift("label", 0.2)], LIMITS | {"drift": choice})
-    findings = check_table("whole data", pd.DataFrame([values]), expectations)
+    findings = run_suite("whole data", pd.DataFrame([values]), expectations)
     assert [finding["severity"] for finding in findings] == ["critical", severity]
     assert [finding["passed"] for finding in findings] == [True, False]
 
 
 def test_what_is_not_measured_is_not_expected() -> None:
     values = {"training quarantined": 0.0}
-    findings = check_table("whole data", pd.DataFrame([values]), figure_expectations(values, [], LIMITS))
+    findings = run_suite("whole data", pd.DataFrame([values]), figure_expectations(values, [], LIMITS))
     assert [finding["column"] for finding in findings] == ["training quarantined"]
 
 
@@ -198,7 +198,7 @@ def test_limits_are_said_in_words(allowed: dict[str, Any], words: str) -> None:
 
 
 def test_values_are_shown_with_four_digits() -> None:
-    assert [brief(value) for value in (0.123456, 7, [0, 1])] == ["0.1235", "7", "[0, 1]"]
+    assert [format_value(value) for value in (0.123456, 7, [0, 1])] == ["0.1235", "7", "[0, 1]"]
 
 
 @pytest.mark.parametrize(("share", "setting"), [(1, "gate.max_acceptable"), (0, "gate.min_acceptable")])
@@ -211,7 +211,7 @@ def test_the_setting_that_is_named_is_the_one_whose_limit_was_passed(share: int,
 def test_odd_lengths_name_the_range_and_the_limit_of_their_share() -> None:
     findings = check_rows(with_first("words", 500, 1)())
     (finding,) = (finding for finding in findings if not finding["passed"])
-    assert finding["asks"] == "share of sentences outside 1 to 200 words"
+    assert finding["description"] == "share of sentences outside 1 to 200 words"
     assert finding["setting"] == "gate.max_odd_lengths"
 
 

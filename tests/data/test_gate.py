@@ -8,12 +8,12 @@ import pandas as pd
 import pytest
 from toy import WORDS, write_tokenizer
 
-from tasks.core.errors import DataRefused
+from tasks.core.errors import DataRejected
 from tasks.core.settings import GateSettings, valid_keys
-from tasks.data.drift import Profile
-from tasks.data.gate import Gate, describe_finding, refuse_unfit, validate_data
-from tasks.data.ingestion import Data, take_snapshots
-from tasks.data.record_readers import Form
+from tasks.data.drift import DataProfile
+from tasks.data.gate import GateReport, describe_result, raise_if_failed, validate_data
+from tasks.data.ingestion import Dataset, ingest
+from tasks.data.record_readers import TableFormat
 from tasks.data.sources import Sources
 
 LIMITS = GateSettings(min_rows=20, min_holdout_rows=10).model_dump() | {"max_quarantined": 0.01}
@@ -25,11 +25,11 @@ def lines(name: str, count: int, first: int = 0) -> Lines:
     return [f"s\t{i % 2}\t\t{name} {WORDS[i % 10]} sentence {i}.\n" for i in range(first, first + count)]
 
 
-def snap(folder: Path, train: Lines, holdout: Lines) -> Data:
+def snap(folder: Path, train: Lines, holdout: Lines) -> Dataset:
     for name, content in (("train.tsv", train), ("holdout.tsv", holdout)):
         (folder / name).write_text("".join(content), encoding="utf-8")
-    files = Sources(train=[f"{folder}/train.tsv"], holdout=[f"{folder}/holdout.tsv"], reported=[])
-    return take_snapshots(files, str(folder / "snapshots"), Form(), 0.2)
+    files = Sources(train=[f"{folder}/train.tsv"], holdout=[f"{folder}/holdout.tsv"], secondary=[])
+    return ingest(files, str(folder / "snapshots"), TableFormat(), 0.2)
 
 
 def run_gate(
@@ -37,25 +37,25 @@ def run_gate(
     train: Lines | None = None,
     holdout: Lines | None = None,
     encoder: str | None = None,
-    reference: Profile | None = None,
+    reference: DataProfile | None = None,
     **limits: Any,
-) -> Gate:
+) -> GateReport:
     data = snap(folder, train or lines("Training", 40), holdout or lines("Judging", 20))
     return validate_data(data, str(folder), LIMITS | limits, encoder, reference)
 
 
-def failed(gate: Gate) -> list[tuple[str, str]]:
-    return [(finding["table"], finding["asks"]) for finding in gate["findings"] if not finding["passed"]]
+def failed(gate: GateReport) -> list[tuple[str, str]]:
+    return [(finding["table"], finding["description"]) for finding in gate["results"] if not finding["passed"]]
 
 
 @pytest.fixture(scope="module")
-def good(tmp_path_factory: pytest.TempPathFactory) -> Gate:
+def good(tmp_path_factory: pytest.TempPathFactory) -> GateReport:
     return run_gate(tmp_path_factory.mktemp("good"))
 
 
-def test_good_data_passes_every_expectation_of_every_table(good: Gate) -> None:
+def test_good_data_passes_every_expectation_of_every_table(good: GateReport) -> None:
     assert good["passed"]
-    counted = pd.Series([finding["table"] for finding in good["findings"]]).value_counts().to_dict()
+    counted = pd.Series([finding["table"] for finding in good["results"]]).value_counts().to_dict()
     assert counted == {
         "whole data": 3,
         "training rows, schema": 3,
@@ -63,10 +63,10 @@ def test_good_data_passes_every_expectation_of_every_table(good: Gate) -> None:
         "holdout rows, schema": 3,
         "holdout rows": 10,
     }
-    refuse_unfit(good)
+    raise_if_failed(good)
 
 
-def test_the_report_is_json_that_holds_the_whole_answer(good: Gate) -> None:
+def test_the_report_is_json_that_holds_the_whole_answer(good: GateReport) -> None:
     assert json.loads(Path(good["report"]).read_text(encoding="utf-8")) == good
     assert (good["rows_in"], good["kept"], good["quarantined"], good["reasons"]) == (60, 60, 0, {})
     assert not Path(good["report"]).with_name("quarantine.parquet").exists()
@@ -76,8 +76,8 @@ def test_the_report_is_json_that_holds_the_whole_answer(good: Gate) -> None:
 def test_too_many_quarantined_rows_are_refused_with_the_first_one(tmp_path: Path) -> None:
     gate = run_gate(tmp_path, train=["broken\n", "s\tyes\t\tA sentence.\n", *lines("Training", 40)])
     assert failed(gate) == [("whole data", "share of quarantined training rows")]
-    with pytest.raises(DataRefused) as caught:
-        refuse_unfit(gate)
+    with pytest.raises(DataRejected) as caught:
+        raise_if_failed(gate)
     assert caught.value.exit_code == 3
     assert str(caught.value) == (
         "data refused: whole data: share of quarantined training rows: 0.04762, allowed at most 0.01 "
@@ -113,9 +113,9 @@ def test_a_refusal_names_the_row_and_how_many_more_failed(tmp_path: Path) -> Non
         "share of rows whose sentence has both labels",
     ]
     with pytest.raises(
-        DataRefused, match=r"repeat an earlier sentence: 0\.1111, .* first in train\.tsv line 41 \(and 1 more\)"
+        DataRejected, match=r"repeat an earlier sentence: 0\.1111, .* first in train\.tsv line 41 \(and 1 more\)"
     ):
-        refuse_unfit(gate)
+        raise_if_failed(gate)
 
 
 def test_sentences_of_the_holdout_that_train_too_are_refused_however_they_are_written(tmp_path: Path) -> None:
@@ -128,7 +128,7 @@ def test_blemishes_are_counted_and_refuse_nothing(tmp_path: Path) -> None:
     train = [*lines("Training", 80), "s\t1\t\tTraining the sentence 0.\n", "s\t1\t\tA \bsentence.\n"]
     gate = run_gate(tmp_path, train=train, max_control=0.05, max_conflicts=0.05)
     assert gate["passed"]
-    assert gate["blemishes"]["training rows"] == {
+    assert gate["quality_issues"]["training rows"] == {
         "rows with control characters": 1,
         "rows that repeat a sentence, exactly": 1,
         "sentences with both labels, exactly": 1,
@@ -146,34 +146,34 @@ def test_word_pieces_that_the_encoder_does_not_know_are_refused(tmp_path: Path) 
     assert failed(gate) == [("whole data", "share of word pieces that the encoder does not know")]
 
 
-def test_drift_from_the_champions_data_warns_and_is_refused_where_that_is_set(tmp_path: Path, good: Gate) -> None:
+def test_drift_from_the_champions_data_warns_and_is_refused_where_that_is_set(tmp_path: Path, good: GateReport) -> None:
     longer = [line.replace(".", " and so on and on, for ever and ever.") for line in lines("Training", 40)]
     gate = run_gate(tmp_path, train=longer, reference=good["profile"])
     assert gate["passed"]
     assert gate["reference"] == good["profile"]["dataset"]
     assert {shift["name"] for shift in gate["drift"] if shift["drifted"]} == {"length", "vocabulary"}
     assert len(failed(gate)) == 2
-    refuse_unfit(gate)
+    raise_if_failed(gate)
     strict = run_gate(tmp_path, train=longer, reference=good["profile"], drift="refuse")
     assert not strict["passed"]
-    with pytest.raises(DataRefused, match="drift from the champion's data, Kolmogorov-Smirnov distance of characters"):
-        refuse_unfit(strict)
+    with pytest.raises(DataRejected, match="drift from the champion's data, Kolmogorov-Smirnov distance of characters"):
+        raise_if_failed(strict)
 
 
-def test_the_same_data_does_not_drift_from_itself(tmp_path: Path, good: Gate) -> None:
+def test_the_same_data_does_not_drift_from_itself(tmp_path: Path, good: GateReport) -> None:
     gate = run_gate(tmp_path, reference=good["profile"], drift="refuse")
     assert gate["passed"]
     assert [shift["distance"] for shift in gate["drift"]] == [0.0] * 4
 
 
-def test_every_limit_that_a_finding_names_is_a_setting(good: Gate) -> None:
-    named = {finding["setting"] for finding in good["findings"]} - {None}
+def test_every_limit_that_a_finding_names_is_a_setting(good: GateReport) -> None:
+    named = {finding["setting"] for finding in good["results"]} - {None}
     assert named <= set(valid_keys())
     assert len(named) == 10
 
 
-def test_a_finding_is_one_line(good: Gate) -> None:
-    told = [describe_finding(finding) for finding in good["findings"]]
+def test_a_finding_is_one_line(good: GateReport) -> None:
+    told = [describe_result(finding) for finding in good["results"]]
     assert told[0] == "whole data: share of quarantined training rows: 0, allowed at most 0.01"
     assert not any("\n" in line for line in told)
 
@@ -181,8 +181,8 @@ def test_a_finding_is_one_line(good: Gate) -> None:
 def test_a_file_without_a_good_row_is_refused_and_not_a_fault(tmp_path: Path) -> None:
     gate = run_gate(tmp_path, train=["broken\n"] * 5)
     assert ("training rows", "number of rows") in failed(gate)
-    with pytest.raises(DataRefused, match="share of quarantined training rows"):
-        refuse_unfit(gate)
+    with pytest.raises(DataRejected, match="share of quarantined training rows"):
+        raise_if_failed(gate)
 
 
 def test_each_role_has_its_own_share_of_quarantined_rows(tmp_path: Path) -> None:
@@ -196,10 +196,10 @@ def test_a_file_of_which_nothing_can_be_read_is_refused_beside_a_large_good_one(
     (tmp_path / "train.tsv").write_text("".join(lines("Training", 400)))
     (tmp_path / "holdout.tsv").write_text("".join(lines("Judging", 20)))
     files = Sources(
-        train=[f"{tmp_path}/train.tsv", f"{tmp_path}/feedback.tsv"], holdout=[f"{tmp_path}/holdout.tsv"], reported=[]
+        train=[f"{tmp_path}/train.tsv", f"{tmp_path}/feedback.tsv"], holdout=[f"{tmp_path}/holdout.tsv"], secondary=[]
     )
-    data = take_snapshots(files, str(tmp_path / "snapshots"), Form(), 0.2)
+    data = ingest(files, str(tmp_path / "snapshots"), TableFormat(), 0.2)
     gate = validate_data(data, str(tmp_path), LIMITS)
     assert failed(gate) == [("whole data", "files without a readable row")]
-    with pytest.raises(DataRefused, match=r"files without a readable row: 1, allowed at most 0; feedback\.tsv line 1"):
-        refuse_unfit(gate)
+    with pytest.raises(DataRejected, match=r"files without a readable row: 1, allowed at most 0; feedback\.tsv line 1"):
+        raise_if_failed(gate)

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tasks.core.errors import Unreachable, VerdictError, WrongUsage
+from tasks.core.errors import UnreachableError, UsageError, VerdictError
 from tasks.data import hf_hub as hub
 from tasks.data.hf_hub import fetch_dataset
 
@@ -288,43 +288,43 @@ def test_nothing_half_done_is_left(fetched: Fetched) -> None:
 
 REFUSED: dict[str, tuple[type[VerdictError], str]] = {
     "no such data set": (
-        WrongUsage,
+        UsageError,
         "data set 'nyu-mll/glu' is not on the hub, or is private; expected a name as the hub spells it, "
         "for example hf:nyu-mll/glue: check it, or set HF_TOKEN",
     ),
     "no such config": (
-        WrongUsage,
+        UsageError,
         "data set 'nyu-mll/glue' has no config 'colla'; expected one of cola, sst2: hf:nyu-mll/glue/cola",
     ),
     "no config": (
-        WrongUsage,
+        UsageError,
         "data set 'nyu-mll/glue' has several configs; expected one of cola, sst2: hf:nyu-mll/glue/cola@v1",
     ),
     "old name": (
-        WrongUsage,
+        UsageError,
         "data set 'nyu-mll/glue' has several configs; expected one of cola, sst2: hf:nyu-mll/glue/cola",
     ),
     "no such revision": (
-        WrongUsage,
+        UsageError,
         "data set 'nyu-mll/glue' has no revision 'v9'; expected a branch, tag or commit of it after the @, "
         "or none for the newest",
     ),
     "gated": (
-        WrongUsage,
+        UsageError,
         "data set 'some/gated' is gated; expected leave to read it: ask for it on its page, then set HF_TOKEN",
     ),
     "closed": (
-        WrongUsage,
+        UsageError,
         "data set 'some/closed' is refused by the hub (HTTP 403); expected a valid token: set HF_TOKEN",
     ),
     "script": (VerdictError, "data set 'hf:some/script' cannot be read (RuntimeError: Dataset scripts are no longer"),
     "broken": (VerdictError, "data set 'hf:some/broken' cannot be read (ArrowInvalid: "),
     "flaky": (
-        Unreachable,
+        UnreachableError,
         "data set 'hf:some/flaky' cannot be fetched, the hub gave no usable answer (HTTP 503); "
         "check the network and try again",
     ),
-    "lost": (Unreachable, "data set 'hf:some/lost' cannot be fetched, the hub gave no usable answer (LocalEntry"),
+    "lost": (UnreachableError, "data set 'hf:some/lost' cannot be fetched, the hub gave no usable answer (LocalEntry"),
 }
 
 
@@ -359,7 +359,9 @@ def test_a_hub_that_is_down_is_unreachable(fetched: Fetched) -> None:
 
 
 def test_offline_with_nothing_kept_is_told(tmp_path: Path) -> None:
-    with pytest.raises(Unreachable, match=f"^{SHORT}is not kept in {tmp_path} and the hub is not asked while offline;"):
+    with pytest.raises(
+        UnreachableError, match=f"^{SHORT}is not kept in {tmp_path} and the hub is not asked while offline;"
+    ):
         fetch_dataset(COLA, str(tmp_path), offline=True)
 
 
@@ -374,14 +376,14 @@ def test_offline_takes_the_commit_last_seen_and_else_the_last_one_kept(tmp_path:
     assert fetch_dataset(COLA, str(tmp_path), offline=True) == {"train": str(folder / NEW / "train.parquet")}
     shutil.rmtree(folder / NEW)
     assert fetch_dataset(COLA, str(tmp_path), offline=True) == {"train": str(folder / OLD / "train.parquet")}
-    with pytest.raises(Unreachable):
+    with pytest.raises(UnreachableError):
         fetch_dataset(f"{COLA}@main", str(tmp_path), offline=True)
 
 
 def test_the_missing_library_is_named_with_its_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    with pytest.raises(WrongUsage) as raised:
+    with pytest.raises(UsageError) as raised:
         fetch_dataset(COLA, str(tmp_path))
     assert str(raised.value) == (
         f"{SHORT}needs the library datasets, which is not installed; run: pip install 'verdict-mlops[hub]'"
@@ -391,17 +393,17 @@ def test_the_missing_library_is_named_with_its_extra(tmp_path: Path, monkeypatch
 def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder")
     folder = tmp_path / "file" / "cache"
-    with pytest.raises(VerdictError, match=f"^data set cannot be kept in {folder} "), hub._sole_writer(folder):
+    with pytest.raises(VerdictError, match=f"^data set cannot be kept in {folder} "), hub._locked(folder):
         pass
 
 
 def test_a_version_that_could_run_code_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     old = ModuleType("datasets")
     monkeypatch.setitem(sys.modules, "datasets", old)
-    with pytest.raises(WrongUsage, match="is not installed"):
+    with pytest.raises(UsageError, match="is not installed"):
         hub._library(hub._parse(COLA))  # a folder named datasets imports like this
     old.__version__ = "3.6.0"  # type: ignore[attr-defined]
-    with pytest.raises(WrongUsage, match=r"from version 4 on, which runs no code of a data set; 3\.6\.0 is installed"):
+    with pytest.raises(UsageError, match=r"from version 4 on, which runs no code of a data set; 3\.6\.0 is installed"):
         hub._library(hub._parse(COLA))
 
 
@@ -426,7 +428,7 @@ def test_a_version_that_could_run_code_is_refused(monkeypatch: pytest.MonkeyPatc
 )
 def test_a_malformed_address_is_refused_with_an_example(tmp_path: Path, address: str) -> None:
     with pytest.raises(
-        WrongUsage, match=r"is malformed; expected hf:NAME, .* for example hf:nyu-mll/glue/cola$"
+        UsageError, match=r"is malformed; expected hf:NAME, .* for example hf:nyu-mll/glue/cola$"
     ) as seen:
         fetch_dataset(address, str(tmp_path))
     assert "\n" not in str(seen.value)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 
-from tasks.data.normalization import fold, fold_all, fold_keys
+from tasks.data.normalization import normalise, normalise_all, sentence_keys
 
 unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # slow is not wrong
 
@@ -49,8 +49,8 @@ def array(*sentences: str) -> pa.Array:
     ],
 )
 def test_fold_drops_case_punctuation_and_spacing(sentence: str, expected: str) -> None:
-    assert fold(sentence) == expected
-    assert fold_all(array(sentence)).tolist() == [expected]
+    assert normalise(sentence) == expected
+    assert normalise_all(array(sentence)).tolist() == [expected]
 
 
 @pytest.mark.parametrize(
@@ -76,8 +76,8 @@ def test_fold_drops_case_punctuation_and_spacing(sentence: str, expected: str) -
     ],
 )
 def test_different_words_and_lone_punctuation_stay_different(one: str, other: str) -> None:
-    assert fold(one) != fold(other)
-    first, second = fold_keys(array(one, other))
+    assert normalise(one) != normalise(other)
+    first, second = sentence_keys(array(one, other))
     assert first != second
 
 
@@ -94,14 +94,14 @@ def test_different_words_and_lone_punctuation_stay_different(one: str, other: st
     ],
 )
 def test_keys_are_equal_where_folded_sentences_are(spellings: tuple[str, ...]) -> None:
-    assert len({fold(spelling) for spelling in spellings}) == 1
-    keys = fold_keys(array(*spellings))
+    assert len({normalise(spelling) for spelling in spellings}) == 1
+    keys = sentence_keys(array(*spellings))
     assert keys.dtype == np.uint64
     assert len(set(keys.tolist())) == 1
 
 
 def test_keys_are_the_same_on_every_machine() -> None:
-    assert fold_keys(array("The cat sat.", "寿司", "...")).tolist() == [
+    assert sentence_keys(array("The cat sat.", "寿司", "...")).tolist() == [
         17859762040094956439,
         14415460270032152634,
         4093090263182379913,
@@ -116,7 +116,7 @@ def test_keys_are_the_same_on_every_machine() -> None:
 @example("\xb4")  # a spacing accent
 @example("ŉ")
 def test_fold_of_a_folded_sentence_is_itself(sentence: str) -> None:
-    assert fold(fold(sentence)) == fold(sentence)
+    assert normalise(normalise(sentence)) == normalise(sentence)
 
 
 @unhurried
@@ -124,9 +124,9 @@ def test_fold_of_a_folded_sentence_is_itself(sentence: str) -> None:
 def test_case_punctuation_and_spacing_change_nothing(
     parts: list[str], one: str, other: str, before: str, after: str
 ) -> None:
-    expected = fold(" ".join(parts))
-    assert fold(before + one.join(parts) + after) == expected
-    assert fold(after + other.join(parts).casefold() + before) == expected
+    expected = normalise(" ".join(parts))
+    assert normalise(before + one.join(parts) + after) == expected
+    assert normalise(after + other.join(parts).casefold() + before) == expected
 
 
 @unhurried
@@ -134,13 +134,13 @@ def test_case_punctuation_and_spacing_change_nothing(
 def test_upper_and_lower_case_are_the_same(parts: list[str]) -> None:
     sentence = " ".join(parts)
     assume(sentence.upper().casefold() == sentence.casefold())  # not so for a dotless i and some other letters
-    assert fold(sentence.upper()) == fold(sentence)
+    assert normalise(sentence.upper()) == normalise(sentence)
 
 
 @unhurried
 @given(text)
 def test_only_an_empty_sentence_folds_to_nothing(sentence: str) -> None:
-    assert (fold(sentence) == "") == (not sentence.strip())
+    assert (normalise(sentence) == "") == (not sentence.strip())
 
 
 @unhurried
@@ -149,23 +149,23 @@ def test_only_an_empty_sentence_folds_to_nothing(sentence: str) -> None:
 @example(["", "...", "A", "É"])
 @example(["K", "\u212a", "\u017f", "_a_", "\x1c", "\x7f", "a\x00b", "İ"])
 def test_folding_many_is_folding_each(sentences: list[str]) -> None:
-    folded = fold_all(array(*sentences))
+    folded = normalise_all(array(*sentences))
     assert folded.dtype == object
-    assert folded.tolist() == [fold(sentence) for sentence in sentences]
-    assert len(fold_keys(array(*sentences))) == len(sentences)
+    assert folded.tolist() == [normalise(sentence) for sentence in sentences]
+    assert len(sentence_keys(array(*sentences))) == len(sentences)
 
 
 def test_folding_many_is_folding_each_for_every_character() -> None:
     letters = [chr(i) for i in range(0x3000) if not 0xD800 <= i < 0xE000]
     sentences = [*letters, *(f"A{letter}B" for letter in letters)]
-    assert fold_all(array(*sentences)).tolist() == [fold(sentence) for sentence in sentences]
+    assert normalise_all(array(*sentences)).tolist() == [normalise(sentence) for sentence in sentences]
 
 
 @unhurried
 @given(st.lists(text, min_size=2, max_size=6))
 def test_keys_are_equal_exactly_where_folded_sentences_are(sentences: list[str]) -> None:
-    keys = fold_keys(array(*sentences)).tolist()
-    folded = [fold(sentence) for sentence in sentences]
+    keys = sentence_keys(array(*sentences)).tolist()
+    folded = [normalise(sentence) for sentence in sentences]
     for one in range(len(sentences)):
         for other in range(one):
             assert (keys[one] == keys[other]) == (folded[one] == folded[other])
@@ -173,6 +173,6 @@ def test_keys_are_equal_exactly_where_folded_sentences_are(sentences: list[str])
 
 def test_folding_leaves_what_it_was_given_alone() -> None:
     sentences = array("The cat.", "Zoë!", "...")
-    fold_all(sentences)
+    normalise_all(sentences)
     assert sentences.to_pylist() == ["The cat.", "Zoë!", "..."]
-    assert fold_all(sentences.slice(1)).tolist() == ["zoë", "..."]
+    assert normalise_all(sentences.slice(1)).tolist() == ["zoë", "..."]

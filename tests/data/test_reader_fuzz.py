@@ -9,7 +9,7 @@ from fuzzing import CLEAN, MUTATIONS, SENTENCES, Mutation, check_file, mutated_f
 
 from tasks.data import record_readers as tables
 from tasks.data.cola_format import Block
-from tasks.data.snapshots import take_snapshot
+from tasks.data.snapshots import write_snapshot
 
 FILES = 200
 
@@ -31,7 +31,7 @@ def test_the_files_that_are_damaged_were_clean(tmp_path: Path, suffix: str) -> N
     path = tmp_path / f"clean{suffix}"
     path.write_bytes(CLEAN[suffix]())
     assert check_file(path, tmp_path / "s") == "kept"
-    assert take_snapshot([str(path)], str(tmp_path / "s"))["kept"] == len(SENTENCES)
+    assert write_snapshot([str(path)], str(tmp_path / "s"))["kept"] == len(SENTENCES)
 
 
 def test_the_same_seed_damages_the_same_way_whatever_the_count(tmp_path: Path) -> None:
@@ -58,12 +58,12 @@ def test_a_reader_that_loses_a_row_is_noticed(tmp_path: Path, monkeypatch: pytes
     path = tmp_path / "clean.csv"
     path.write_bytes(CLEAN[".csv"]() + b"bad\n")
     (tmp_path / "clean.jsonl").write_bytes(CLEAN[".jsonl"]() + b"bad\n")
-    sort_results = tables.sort_results
+    sort_results = tables.partition
     monkeypatch.setattr(tables, "sort_results", lambda results: sort_results(results[:-1]))
     with pytest.raises(AssertionError):
         check_file(tmp_path / "clean.jsonl", tmp_path / "s")
 
-    def double(results: list[tables.Result]) -> Block:
+    def double(results: list[tables.ParsedRow]) -> Block:
         return sort_results([*results, results[-1]])
 
     monkeypatch.setattr(tables, "sort_results", double)

@@ -14,26 +14,26 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from tasks.core.errors import VerdictError, WrongUsage
+from tasks.core.errors import UsageError, VerdictError
 from tasks.data import cola_format as parsing
 from tasks.data import record_readers as tables
-from tasks.data.cola_format import BYTE_ORDER_MARK, Rejected, Row, Rules
-from tasks.data.record_readers import Form, choose_columns, form_of, parse_file
-from tasks.data.snapshots import take_snapshot
+from tasks.data.cola_format import BYTE_ORDER_MARK, QuarantinedRow, Row, RowRules
+from tasks.data.record_readers import TableFormat, choose_columns, parse_file, table_format
+from tasks.data.snapshots import write_snapshot
 
 unhurried = settings(
     deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
 )  # slow is not wrong
 
 HEADER = b"sentence,label\n"
-NUMBERED = Form(rules=Rules(labels={"0": 0, "1": 1, "true": 1, "false": 0}))
+NUMBERED = TableFormat(rules=RowRules(labels={"0": 0, "1": 1, "true": 1, "false": 0}))
 
 
-def parse(path: Path, form: Form = Form()) -> list[Row | Rejected]:  # noqa: B008 (immutable)
+def parse(path: Path, form: TableFormat = TableFormat()) -> list[Row | QuarantinedRow]:  # noqa: B008 (immutable)
     """Return the result of each record in the order of the file."""
-    results: list[Row | Rejected] = []
+    results: list[Row | QuarantinedRow] = []
     for block in parse_file(path, form):
-        results += [*(Row(**row) for row in block.kept.to_pylist()), *block.rejected]
+        results += [*(Row(**row) for row in block.kept.to_pylist()), *block.quarantined]
     return sorted(results, key=lambda result: result.line)
 
 
@@ -85,13 +85,13 @@ def test_a_column_that_is_asked_for_goes_before_the_usual_one() -> None:
 def test_a_missing_or_double_column_is_wrong_usage_naming_what_is_there(
     names: list[str], wanted: dict[str, str], message: str
 ) -> None:
-    with pytest.raises(WrongUsage) as caught:
+    with pytest.raises(UsageError) as caught:
         choose_columns(names, wanted, Path("data/f.csv"))
     assert str(caught.value).startswith(f"data/f.csv has {message}")
 
 
 def test_a_message_about_columns_stays_short_and_printable() -> None:
-    with pytest.raises(WrongUsage) as caught:
+    with pytest.raises(UsageError) as caught:
         choose_columns(["x" * 1000, "\x1b[31m\n", *map(str, range(100))], {}, Path("f.csv"))
     shown = ", ".join([f"'{'x' * 40}'", r"'\x1b[31m\n'", *(f"'{i}'" for i in range(10))])
     assert str(caught.value) == (
@@ -104,15 +104,17 @@ def test_two_columns_of_one_name_are_refused_in_every_format(tmp_path: Path) -> 
     columns = [pa.array(["A."]), pa.array(["B."]), pa.array([1])]
     pq.write_table(pa.Table.from_arrays(columns, names=["text", "text", "label"]), path)
     for file in (path, write(tmp_path, "twice.csv", "text,text,label\nA.,B.,1\n")):
-        with pytest.raises(WrongUsage, match="has 2 columns 'text'; expected one for the text"):
+        with pytest.raises(UsageError, match="has 2 columns 'text'; expected one for the text"):
             parse(file)
 
 
 def test_settings_describe_a_form() -> None:
-    form = form_of("text=original,label=gold", "good=1,bad=0", 50)
-    assert form == Form({"text": "original", "label": "gold"}, Rules(50, {"0": 0, "1": 1, "good": 1, "bad": 0}))
-    assert form_of("", "", 2_000) == Form()
-    assert form_of("", "0=1,1=0", 9).rules.labels == {"0": 1, "1": 0}
+    form = table_format("text=original,label=gold", "good=1,bad=0", 50)
+    assert form == TableFormat(
+        {"text": "original", "label": "gold"}, RowRules(50, {"0": 0, "1": 1, "good": 1, "bad": 0})
+    )
+    assert table_format("", "", 2_000) == TableFormat()
+    assert table_format("", "0=1,1=0", 9).rules.labels == {"0": 1, "1": 0}
 
 
 # CSV
@@ -188,13 +190,13 @@ LIMIT = csv.field_size_limit()
 )
 @pytest.mark.parametrize("end", [b"\n", b"\r\n"])
 def test_a_bad_csv_record_is_rejected_and_the_next_are_kept(
-    tmp_path: Path, record: bytes, kind: parsing.Kind, reason: str, end: bytes
+    tmp_path: Path, record: bytes, kind: parsing.QuarantineReason, reason: str, end: bytes
 ) -> None:
     # Two more lines with quotes follow, so that a quote left open finds one that seems to close it.
     data = HEADER.strip() + end + b"First.,1" + end + record + end + b'"Next, then.",0' + end + b'"Last.",1' + end
     results = parse(write(tmp_path, "web.csv", data))
     bad = results.pop(1)
-    assert isinstance(bad, Rejected)
+    assert isinstance(bad, QuarantinedRow)
     assert (bad.line, bad.kind, bad.raw) == (3, kind, record)
     assert bad.reason.startswith(reason)
     after = 4 + record.count(b"\n")
@@ -208,7 +210,7 @@ def test_a_bad_csv_record_is_rejected_and_the_next_are_kept(
 def test_a_quote_that_is_never_closed_gives_up_its_own_line_only(tmp_path: Path) -> None:
     rows = "".join(f"Row {i}.,{i % 2}\n" for i in range(2_000))
     results = parse(write(tmp_path, "web.csv", HEADER.decode() + 'One.,1\n"Two.,0\n' + rows))
-    assert results[1] == Rejected(3, "record", "not valid CSV: unexpected end of data", b'"Two.,0')
+    assert results[1] == QuarantinedRow(3, "record", "not valid CSV: unexpected end of data", b'"Two.,0')
     assert [result.line for result in results] == list(range(2, 2_004))
     assert [result.sentence for result in results if isinstance(result, Row)] == [
         "One.",
@@ -226,7 +228,7 @@ def test_lines_that_each_leave_a_quote_open_take_time_in_proportion(
     results = parse(path)
     assert time.perf_counter() - started < 10  # 0.1 s; 32 s without a limit to what an open quote may swallow
     assert [result.line for result in results] == list(range(2, 20_003))
-    assert all(isinstance(result, Rejected) for result in results[:-1])
+    assert all(isinstance(result, QuarantinedRow) for result in results[:-1])
     assert results[-1] == Row(20_002, "web", 1, "", "Last.")
 
 
@@ -235,11 +237,11 @@ def test_a_long_csv_record_has_a_limit_of_lines(tmp_path: Path) -> None:
         return 'A.,1,"' + "note\n" * (lines - 1) + '"\n'
 
     header = "text,label,notes\n"
-    fits = write(tmp_path, "web.csv", header + record(tables.LONGEST_RECORD) + "B.,0,\n")
-    assert parse(fits) == [Row(2, "web", 1, "", "A."), Row(2 + tables.LONGEST_RECORD, "web", 0, "", "B.")]
-    exceeds = parse(write(tmp_path, "web.csv", header + record(tables.LONGEST_RECORD + 1) + "B.,0,\n"))
-    assert exceeds[0] == Rejected(2, "record", "not valid CSV: unexpected end of data", b'A.,1,"note')
-    assert exceeds[-1] == Row(3 + tables.LONGEST_RECORD, "web", 0, "", "B.")
+    fits = write(tmp_path, "web.csv", header + record(tables.MAX_RECORD_BYTES) + "B.,0,\n")
+    assert parse(fits) == [Row(2, "web", 1, "", "A."), Row(2 + tables.MAX_RECORD_BYTES, "web", 0, "", "B.")]
+    exceeds = parse(write(tmp_path, "web.csv", header + record(tables.MAX_RECORD_BYTES + 1) + "B.,0,\n"))
+    assert exceeds[0] == QuarantinedRow(2, "record", "not valid CSV: unexpected end of data", b'A.,1,"note')
+    assert exceeds[-1] == Row(3 + tables.MAX_RECORD_BYTES, "web", 0, "", "B.")
 
 
 csv_pieces = st.sampled_from(
@@ -261,7 +263,7 @@ def test_every_line_of_any_csv_file_is_in_exactly_one_record(tmp_path: Path, dat
     assert starts[0] == 0
     assert starts == sorted(set(starts))
     for result, start, stop in zip(results, starts, starts[1:], strict=False):
-        if isinstance(result, Rejected):
+        if isinstance(result, QuarantinedRow):
             assert result.raw == b"".join(lines[start:stop]).removesuffix(b"\n").removesuffix(b"\r")
         else:
             raw = b"".join(lines[start:stop]).decode()
@@ -286,7 +288,7 @@ def test_a_csv_file_of_a_header_alone_or_of_nothing_has_no_rows(tmp_path: Path) 
 )
 def test_a_csv_file_without_a_usable_header_is_wrong_usage(tmp_path: Path, data: bytes, message: str) -> None:
     path = write(tmp_path, "web.csv", data)
-    with pytest.raises(WrongUsage) as caught:
+    with pytest.raises(UsageError) as caught:
         parse(path)
     assert str(caught.value).startswith(f"{path} {message}")
     assert str(caught.value).isprintable()
@@ -302,8 +304,8 @@ def test_jsonl_columns_are_found_by_their_names(tmp_path: Path) -> None:
         {"source": "bc01", "mark": "", "sentence": "Zoë — 寿司 🙂", "label": "1", "more": [1, {"a": None}]},
     )
     assert parse(path) == [Row(1, "gj04", 0, "*", "Him ran."), Row(2, "bc01", 1, "", "Zoë — 寿司 🙂")]
-    other = Form({"text": "more", "label": "id"})
-    with pytest.raises(WrongUsage, match="has no column 'more' for the text; it has 'label', 'id', 'sentence'"):
+    other = TableFormat({"text": "more", "label": "id"})
+    with pytest.raises(UsageError, match="has no column 'more' for the text; it has 'label', 'id', 'sentence'"):
         parse(path, other)
 
 
@@ -360,11 +362,15 @@ def test_labels_may_be_numbers_text_or_truth_values(tmp_path: Path, label: str, 
     ids=lambda value: value[:30].decode("latin-1") if isinstance(value, bytes) else None,
 )
 def test_a_bad_jsonl_record_is_rejected_and_the_next_are_kept(
-    tmp_path: Path, record: bytes, kind: parsing.Kind, reason: str
+    tmp_path: Path, record: bytes, kind: parsing.QuarantineReason, reason: str
 ) -> None:
     good = b'{"text": "A.", "label": 1}'
     path = write(tmp_path, "web.jsonl", b"\n".join([good, record, good]))
-    assert parse(path) == [Row(1, "web", 1, "", "A."), Rejected(2, kind, reason, record), Row(3, "web", 1, "", "A.")]
+    assert parse(path) == [
+        Row(1, "web", 1, "", "A."),
+        QuarantinedRow(2, kind, reason, record),
+        Row(3, "web", 1, "", "A."),
+    ]
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
@@ -411,8 +417,8 @@ def test_a_jsonl_object_that_lacks_something_is_rejected_wherever_it_stands(
     records = [{"text": "A.", "label": 1}] * 2
     records.insert(where, record)
     results = parse(write_records(tmp_path, *records))
-    rejected = Rejected(where + 1, "field count", reason, json.dumps(record).encode())
-    assert [result for result in results if isinstance(result, Rejected)] == [rejected]
+    rejected = QuarantinedRow(where + 1, "field count", reason, json.dumps(record).encode())
+    assert [result for result in results if isinstance(result, QuarantinedRow)] == [rejected]
     assert len(results) == 3
 
 
@@ -423,7 +429,7 @@ def test_columns_that_were_asked_for_are_wanted_of_each_jsonl_object(tmp_path: P
         {"body": "B.", "label": 1, "site": "x"},
         {"text": "C.", "label": 1, "site": "x"},
     )
-    results = parse(path, Form({"text": "body", "source": "site"}))
+    results = parse(path, TableFormat({"text": "body", "source": "site"}))
     assert [result[2:] if isinstance(result, Row) else result.reason for result in results] == [
         "no 'site'",
         (1, "", "B."),
@@ -433,16 +439,20 @@ def test_columns_that_were_asked_for_are_wanted_of_each_jsonl_object(tmp_path: P
 
 def test_a_jsonl_file_without_any_object_that_fits_is_wrong_usage_and_shows_the_first(tmp_path: Path) -> None:
     path = write_records(tmp_path, [1], {"body": "A.", "label": 1}, {"title": "B."})
-    with pytest.raises(WrongUsage) as caught:
+    with pytest.raises(UsageError) as caught:
         parse(path)
     assert str(caught.value) == (
         f"{path} has no column 'sentence' for the text; it has 'body', 'label': --columns text=NAME,label=NAME"
     )
-    with pytest.raises(WrongUsage, match="has no column 'gold' for the label; it has 'body', 'label'"):
-        parse(path, Form({"text": "body", "label": "gold"}))
-    with pytest.raises(WrongUsage, match="has no column 'sentence' for the text; it has none"):
+    with pytest.raises(UsageError, match="has no column 'gold' for the label; it has 'body', 'label'"):
+        parse(path, TableFormat({"text": "body", "label": "gold"}))
+    with pytest.raises(UsageError, match="has no column 'sentence' for the text; it has none"):
         parse(write(tmp_path, "empty.jsonl", "{}\n"))
-    assert [type(result) for result in parse(path, Form({"text": "body"}))] == [Rejected, Row, Rejected]
+    assert [type(result) for result in parse(path, TableFormat({"text": "body"}))] == [
+        QuarantinedRow,
+        Row,
+        QuarantinedRow,
+    ]
 
 
 def test_every_line_of_a_json_document_that_is_no_jsonl_is_rejected(tmp_path: Path) -> None:
@@ -478,7 +488,7 @@ def test_parquet_labels_and_sources_may_be_categories(tmp_path: Path) -> None:
         return pa.array(values).dictionary_encode()
 
     path = write_parquet(tmp_path, label=coded("bad", "good"), text=coded("A.", "B."), source=coded("x", "x"))
-    form = Form(rules=Rules(labels={"good": 1, "bad": 0}))
+    form = TableFormat(rules=RowRules(labels={"good": 1, "bad": 0}))
     assert parse(path, form) == [Row(1, "x", 0, "", "A."), Row(2, "x", 1, "", "B.")]
 
 
@@ -487,11 +497,11 @@ def test_bad_parquet_records_are_rejected_with_their_values(tmp_path: Path) -> N
     path = write_parquet(tmp_path, text=text, label=[1, 1, 0, 0, 1, None], ignored=list(range(6)))
     assert parse(path) == [
         Row(1, "web", 1, "", "A."),
-        Rejected(2, "empty sentence", "empty sentence", b'{"text": null, "label": 1}'),
-        Rejected(3, "empty sentence", "empty sentence", b'{"text": "", "label": 0}'),
-        Rejected(4, "NUL", "NUL character", rb'{"text": "A\u0000B", "label": 0}'),
-        Rejected(5, "line break", "line break or tab inside a field", rb'{"text": "A\nB", "label": 1}'),
-        Rejected(6, "label", "label '' instead of 0 or 1", b'{"text": "C.", "label": null}'),
+        QuarantinedRow(2, "empty sentence", "empty sentence", b'{"text": null, "label": 1}'),
+        QuarantinedRow(3, "empty sentence", "empty sentence", b'{"text": "", "label": 0}'),
+        QuarantinedRow(4, "NUL", "NUL character", rb'{"text": "A\u0000B", "label": 0}'),
+        QuarantinedRow(5, "line break", "line break or tab inside a field", rb'{"text": "A\nB", "label": 1}'),
+        QuarantinedRow(6, "label", "label '' instead of 0 or 1", b'{"text": "C.", "label": null}'),
     ]
 
 
@@ -500,7 +510,7 @@ def test_bad_parquet_records_are_rejected_with_their_values(tmp_path: Path) -> N
 )
 def test_a_parquet_column_of_other_things_than_text_is_rejected(tmp_path: Path, values: list[Any], name: str) -> None:
     (result,) = parse(write_parquet(tmp_path, text=values, label=[1]))
-    assert isinstance(result, Rejected)
+    assert isinstance(result, QuarantinedRow)
     assert (result.kind, result.reason) == ("record", f"sentence is {name}, not text")
 
 
@@ -513,7 +523,7 @@ def test_parquet_labels_of_other_values_are_rejected(tmp_path: Path) -> None:
 
 def test_parquet_columns_may_be_asked_for_with_dots_and_twice(tmp_path: Path) -> None:
     path = write_parquet(tmp_path, **{"a.b": ["A."], "label": [1], "a": [{"b": "no"}]})
-    form = Form({"text": "a.b", "source": "a.b"})
+    form = TableFormat({"text": "a.b", "source": "a.b"})
     assert parse(path, form) == [Row(1, "A.", 1, "", "A.")]
 
 
@@ -523,8 +533,8 @@ def test_more_parquet_records_than_one_batch_keep_their_numbers(
     monkeypatch.setattr(tables, "BATCH", 7)
     path = tmp_path / "web.parquet"
     pq.write_table(pa.table({"text": ["A.", ""] * 50, "label": [1] * 100}), path, row_group_size=11)
-    blocks = list(parse_file(path, Form()))
-    assert [block.kept.num_rows + len(block.rejected) for block in blocks] == [7] * 14 + [2]
+    blocks = list(parse_file(path, TableFormat()))
+    assert [block.kept.num_rows + len(block.quarantined) for block in blocks] == [7] * 14 + [2]
     assert [result.line for result in parse(path)] == list(range(1, 101))
 
 
@@ -567,7 +577,7 @@ def test_parquet_values_that_cannot_be_are_refused_in_one_line(tmp_path: Path, c
 
 
 def test_a_parquet_file_without_needed_columns_is_wrong_usage(tmp_path: Path) -> None:
-    with pytest.raises(WrongUsage, match="has no column 'label' for the label; it has 'text', 'gold': --columns"):
+    with pytest.raises(UsageError, match="has no column 'label' for the label; it has 'text', 'gold': --columns"):
         parse(write_parquet(tmp_path, text=["A."], gold=[1]))
     assert parse(write_parquet(tmp_path, text=pa.array([], pa.string()), label=pa.array([], pa.int8()))) == []
 
@@ -578,14 +588,14 @@ def test_a_parquet_file_without_needed_columns_is_wrong_usage(tmp_path: Path) ->
 def test_a_headed_and_a_headless_file_go_together(tmp_path: Path) -> None:
     headed = write(tmp_path, "web.tsv", 'gold\tid\toriginal\n1\t7\t"A, B.\nbad\t8\tC.\n0\t9\n')
     headless = write(tmp_path, "cola.tsv", "gj04\t0\t*\tHim ran.\n")
-    form = Form({"text": "original", "label": "gold"})
+    form = TableFormat({"text": "original", "label": "gold"})
     assert parse(headed, form) == [
         Row(2, "web", 1, "", '"A, B.'),
-        Rejected(3, "label", "label 'bad' instead of 0 or 1", b"bad\t8\tC."),
-        Rejected(4, "field count", "2 fields instead of 3", b"0\t9"),
+        QuarantinedRow(3, "label", "label 'bad' instead of 0 or 1", b"bad\t8\tC."),
+        QuarantinedRow(4, "field count", "2 fields instead of 3", b"0\t9"),
     ]
     assert parse(headless, form) == [Row(1, "gj04", 0, "*", "Him ran.")]
-    snapshot = take_snapshot([str(headed), str(headless)], str(tmp_path / "s"), form)
+    snapshot = write_snapshot([str(headed), str(headless)], str(tmp_path / "s"), form)
     assert (snapshot["rows_in"], snapshot["kept"], snapshot["quarantined"]) == (4, 2, 2)
 
 
@@ -593,10 +603,10 @@ def test_a_headed_and_a_headless_file_go_together(tmp_path: Path) -> None:
 @pytest.mark.parametrize("mark", [b"", BYTE_ORDER_MARK])
 def test_line_ends_and_byte_order_mark_do_not_hide_a_header(tmp_path: Path, end: bytes, mark: bytes) -> None:
     path = write(tmp_path, "web.txt", mark + end.join([b"label\toriginal", b"1\tA.", b"0\tB.\xff", b"0\tA\rB"]))
-    assert parse(path, Form({"text": "original"})) == [
+    assert parse(path, TableFormat({"text": "original"})) == [
         Row(2, "web", 1, "", "A."),
-        Rejected(3, "encoding", "not UTF-8", b"0\tB.\xff"),
-        Rejected(4, "line break", "line break or tab inside a field", b"0\tA\rB"),
+        QuarantinedRow(3, "encoding", "not UTF-8", b"0\tB.\xff"),
+        QuarantinedRow(4, "line break", "line break or tab inside a field", b"0\tA\rB"),
     ]
 
 
@@ -614,7 +624,7 @@ def test_usual_names_are_a_header_without_being_asked_for(
     tmp_path: Path, header: bytes, line: bytes, row: Row, end: bytes, mark: bytes
 ) -> None:
     path = write(tmp_path, "web.tsv", mark + header + end + line + end)
-    assert parse(path) == parse(path, Form({"label": "label"})) == [row]
+    assert parse(path) == parse(path, TableFormat({"label": "label"})) == [row]
 
 
 @pytest.mark.parametrize(
@@ -632,7 +642,7 @@ def test_usual_names_are_a_header_without_being_asked_for(
 def test_without_usual_names_a_first_line_is_a_row_like_any_other(tmp_path: Path, first: str) -> None:
     path = write(tmp_path, "cola.tsv", f"{first}\ngj04\t1\t\tHe ran.\n")
     rejected, row = parse(path)
-    assert isinstance(rejected, Rejected)
+    assert isinstance(rejected, QuarantinedRow)
     assert (rejected.line, rejected.raw) == (1, first.encode())
     assert row == Row(2, "gj04", 1, "", "He ran.")
 
@@ -640,7 +650,7 @@ def test_without_usual_names_a_first_line_is_a_row_like_any_other(tmp_path: Path
 @pytest.mark.parametrize("columns", [{}, {"text": "sentence"}])
 def test_a_row_of_cola_is_never_a_header(tmp_path: Path, columns: dict[str, str]) -> None:
     path = write(tmp_path, "cola.tsv", "label\t1\t\tsentence\ngj04\t1\t\tHe ran.\n")
-    assert parse(path, Form(columns)) == [Row(1, "label", 1, "", "sentence"), Row(2, "gj04", 1, "", "He ran.")]
+    assert parse(path, TableFormat(columns)) == [Row(1, "label", 1, "", "sentence"), Row(2, "gj04", 1, "", "He ran.")]
 
 
 @pytest.mark.parametrize(
@@ -655,15 +665,15 @@ def test_a_mistyped_column_lists_those_of_a_headed_tsv_file(
     tmp_path: Path, columns: dict[str, str], message: str
 ) -> None:
     path = write(tmp_path, "web.tsv", "body\tlabel\tsite\nA.\t1\tx\n")
-    with pytest.raises(WrongUsage, match=message):
-        parse(path, Form(columns))
+    with pytest.raises(UsageError, match=message):
+        parse(path, TableFormat(columns))
     cola = write(tmp_path, "cola.tsv", "gj04\t0\t*\tHim ran.\n")
-    assert parse(cola, Form(columns)) == [Row(1, "gj04", 0, "*", "Him ran.")]
+    assert parse(cola, TableFormat(columns)) == [Row(1, "gj04", 0, "*", "Him ran.")]
 
 
 def test_named_labels_do_not_turn_the_first_row_into_a_header(tmp_path: Path) -> None:
     path = write(tmp_path, "web.tsv", "s\tgood\t\tA.\n")
-    form = Form({"text": "sentence"}, Rules(labels={"good": 1, "bad": 0}))
+    form = TableFormat({"text": "sentence"}, RowRules(labels={"good": 1, "bad": 0}))
     assert parse(path, form) == [Row(1, "s", 1, "", "A.")]
 
 
@@ -672,8 +682,8 @@ def test_headed_tsv_files_need_no_columns_beside_a_headless_one(tmp_path: Path) 
         write(tmp_path, "web.tsv", "sentence\tlabel\nA.\t1\n"),
         write(tmp_path, "cola.tsv", "gj04\t0\t*\tHim ran.\n"),
     ]
-    snapshot = take_snapshot([str(file) for file in files], str(tmp_path / "s"))
-    assert (snapshot["rows_in"], snapshot["kept"], snapshot["unread"]) == (2, 2, [])
+    snapshot = write_snapshot([str(file) for file in files], str(tmp_path / "s"))
+    assert (snapshot["rows_in"], snapshot["kept"], snapshot["empty_files"]) == (2, 2, [])
 
 
 def test_a_file_that_the_system_cannot_open_is_its_error(tmp_path: Path) -> None:
@@ -686,7 +696,7 @@ def test_a_file_that_the_system_cannot_open_is_its_error(tmp_path: Path) -> None
 
 
 def test_length_limit_and_labels_hold_in_every_format(tmp_path: Path) -> None:
-    form = Form(rules=Rules(3, {"good": 1, "bad": 0}))
+    form = TableFormat(rules=RowRules(3, {"good": 1, "bad": 0}))
     files = [
         write(tmp_path, "web.csv", "text,label\nééé,good\nabcd,bad\nabc,1\n"),
         write_records(
@@ -709,9 +719,9 @@ def test_length_limit_and_labels_hold_in_every_format(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "header", "long", "row", "form"),
     [
-        ("web.csv", b"text,label\n", b"A,1," + b"x," * 300, b"B.,0\n", Form()),
-        ("web.jsonl", b"", b'{"text": "A", "label": 1}' + b" " * 600, b'{"text": "B.", "label": 0}\n', Form()),
-        ("web.tsv", b"text\tlabel\tmore\n", b"A\t1\t" + b"x" * 600, b"B.\t0\t\n", Form({"text": "text"})),
+        ("web.csv", b"text,label\n", b"A,1," + b"x," * 300, b"B.,0\n", TableFormat()),
+        ("web.jsonl", b"", b'{"text": "A", "label": 1}' + b" " * 600, b'{"text": "B.", "label": 0}\n', TableFormat()),
+        ("web.tsv", b"text\tlabel\tmore\n", b"A\t1\t" + b"x" * 600, b"B.\t0\t\n", TableFormat({"text": "text"})),
     ],
 )
 @pytest.mark.parametrize("end", [b"\n", b"\r\n"])
@@ -722,14 +732,14 @@ def test_of_an_endless_line_only_a_beginning_is_kept(
     header: bytes,
     long: bytes,
     row: bytes,
-    form: Form,
+    form: TableFormat,
     end: bytes,
 ) -> None:
     for module in (parsing, tables):
         monkeypatch.setattr(module, "LONGEST_LINE", 50)
     results = parse(write(tmp_path, name, header + row + long + end + row + long), form)
     first = 2 if header else 1
-    rejected = [Rejected(first + i, "too long", "line of more than 50 bytes", long[:50]) for i in (1, 3)]
+    rejected = [QuarantinedRow(first + i, "too long", "line of more than 50 bytes", long[:50]) for i in (1, 3)]
     good = [Row(first + i, "web", 0, "", "B.") for i in (0, 2)]
     assert results == [good[0], rejected[0], good[1], rejected[1]]
 

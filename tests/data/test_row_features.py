@@ -17,9 +17,15 @@ from hypothesis import strategies as st
 
 from tasks.core.errors import VerdictError
 from tasks.data import row_features as measures
-from tasks.data.normalization import fold
-from tasks.data.row_features import WORKERS, count_blemishes, mark_known, mark_repeats, measure_rows
-from tasks.data.snapshots import load_rows, read_tables, take_snapshot
+from tasks.data.normalization import normalise
+from tasks.data.row_features import (
+    MAX_WORKERS,
+    compute_row_features,
+    count_quality_issues,
+    flag_duplicates,
+    flag_leakage,
+)
+from tasks.data.snapshots import iter_snapshot, read_snapshot, write_snapshot
 
 unhurried = settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.too_slow])  # slow is not wrong
 
@@ -63,11 +69,11 @@ corpora = st.lists(st.tuples(st.sampled_from(["s", "t", ""]), st.integers(0, 1),
 def snapshot(folder: Path, rows: Rows, name: str = "train.tsv") -> str:
     path = folder / name
     path.write_text("".join(f"{source}\t{label}\t\t{text}\n" for source, label, text in rows), "utf-8", newline="")
-    return take_snapshot([str(path)], str(folder / "snapshots"))["path"]
+    return write_snapshot([str(path)], str(folder / "snapshots"))["path"]
 
 
 def measure(folder: Path, rows: Rows) -> pd.DataFrame:
-    found = measure_rows(snapshot(folder, rows))
+    found = compute_row_features(snapshot(folder, rows))
     assert len(found) == len(rows)
     return found
 
@@ -79,7 +85,7 @@ def recompute(rows: Rows) -> pd.DataFrame:
     table["characters"] = table["sentence"].map(len)
     table["words"] = [len(text.split()) for text in table["sentence"]]
     table["control"] = [any(ord(letter) < 32 or ord(letter) == 127 for letter in text) for text in table["sentence"]]
-    for key, texts in (("text", table["sentence"]), ("folded", table["sentence"].map(fold))):
+    for key, texts in (("text", table["sentence"]), ("folded", table["sentence"].map(normalise))):
         table[key] = texts
         table[f"{key} repeated"] = [text in set(texts[:row]) for row, text in enumerate(texts)]
         table[f"{key} conflicting"] = [table["label"][texts == text].nunique() == 2 for text in texts]
@@ -138,7 +144,7 @@ def test_any_white_space_divides_words(tmp_path: Path, space: str) -> None:
 @given(corpora)
 def test_measures_are_those_that_plain_python_counts(tmp_path_factory: pytest.TempPathFactory, corpus: Rows) -> None:
     rows, expected = measure(tmp_path_factory.mktemp("plain"), corpus), recompute(corpus)
-    mark_repeats(rows)
+    flag_duplicates(rows)
     for column in ("line", "source", "label", "characters", "words", "control"):
         assert rows[column].tolist() == expected[column].tolist(), column
     for key in ("text", "folded"):
@@ -155,7 +161,7 @@ def test_flags_and_blemishes_are_those_that_plain_python_counts(
     folder = tmp_path_factory.mktemp("plain")
     train, rows = measure(folder, first), measure(folder, second)
     plain_train, plain = recompute(first), recompute(second)
-    mark_known(rows, train)
+    flag_leakage(rows, train)
     assert rows["leaked"].tolist() == plain["folded"].isin(plain_train["folded"]).tolist()
     assert rows["unseen_source"].tolist() == (~plain["source"].isin(plain_train["source"])).tolist()
     expected = {"rows with control characters": plain["control"].sum()}
@@ -163,7 +169,7 @@ def test_flags_and_blemishes_are_those_that_plain_python_counts(
         expected[f"rows that repeat a sentence, {how}"] = plain[f"{key} repeated"].sum()
         expected[f"sentences with both labels, {how}"] = plain[key][plain[f"{key} conflicting"]].nunique()
         expected[f"rows that train too, {how}"] = plain[key].isin(plain_train[key]).sum()
-    assert count_blemishes(rows, train) == expected
+    assert count_quality_issues(rows, train) == expected
 
 
 def test_rows_of_several_files_keep_their_files(tmp_path: Path) -> None:
@@ -171,7 +177,7 @@ def test_rows_of_several_files_keep_their_files(tmp_path: Path) -> None:
     for name in ("a.tsv", "b.tsv"):
         (tmp_path / name).write_text("s\t1\t\tOne.\ns\t0\t\tTwo.\n")
         files.append(str(tmp_path / name))
-    rows = measure_rows(take_snapshot(files, str(tmp_path / "snapshots"))["path"])
+    rows = compute_row_features(write_snapshot(files, str(tmp_path / "snapshots"))["path"])
     assert rows["file"].tolist() == ["a.tsv", "a.tsv", "b.tsv", "b.tsv"]
     assert rows["line"].tolist() == [1, 2, 1, 2]
 
@@ -181,7 +187,7 @@ def test_rows_of_several_files_keep_their_files(tmp_path: Path) -> None:
 
 def in_pieces(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
     """Have snapshots read in pieces of a few rows."""
-    monkeypatch.setattr(measures, "read_tables", lambda path, columns: read_tables(path, columns, rows))
+    monkeypatch.setattr(measures, "read_tables", lambda path, columns: iter_snapshot(path, columns, rows))
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 8])
@@ -191,29 +197,29 @@ def test_pieces_give_the_same_measures(tmp_path: Path, monkeypatch: pytest.Monke
     pieces = measure(tmp_path, TINY)
     pd.testing.assert_frame_equal(pieces, whole)
     for rows in (pieces, whole):
-        mark_repeats(rows)
-        mark_known(rows, whole[:3])
+        flag_duplicates(rows)
+        flag_leakage(rows, whole[:3])
     pd.testing.assert_frame_equal(pieces, whole)
-    assert count_blemishes(pieces, pieces[:3]) == count_blemishes(whole, whole[:3])
+    assert count_quality_issues(pieces, pieces[:3]) == count_quality_issues(whole, whole[:3])
 
 
 def test_row_groups_give_the_same_measures(tmp_path: Path) -> None:
     path = snapshot(tmp_path, TINY)
-    table = pa.Table.from_batches(read_tables(path))
+    table = pa.Table.from_batches(iter_snapshot(path))
     grouped = tmp_path / "grouped.parquet"
     pa.parquet.write_table(table, grouped, row_group_size=3)
     assert pa.parquet.read_metadata(grouped).num_row_groups == 3
-    pd.testing.assert_frame_equal(measure_rows(str(grouped)), measure_rows(path))
+    pd.testing.assert_frame_equal(compute_row_features(str(grouped)), compute_row_features(path))
 
 
 def test_only_a_few_pieces_are_held_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = snapshot(tmp_path, [("s", 1, f"Sentence {i}.") for i in range(60)])
     done: list[int] = []
     held: list[int] = []
-    plain = measures._measure
+    plain = measures._compute
 
     def reading(path: str, columns: list[str]) -> Iterator[pa.RecordBatch]:
-        for number, piece in enumerate(read_tables(path, columns, 1), start=1):
+        for number, piece in enumerate(iter_snapshot(path, columns, 1), start=1):
             held.append(number - len(done))
             yield piece
 
@@ -225,28 +231,28 @@ def test_only_a_few_pieces_are_held_at_a_time(tmp_path: Path, monkeypatch: pytes
 
     monkeypatch.setattr(measures, "read_tables", reading)
     monkeypatch.setattr(measures, "_measure", slowly)
-    assert measure_rows(path)["line"].tolist() == list(range(1, 61))
-    assert max(held) <= WORKERS + 2
+    assert compute_row_features(path)["line"].tolist() == list(range(1, 61))
+    assert max(held) <= MAX_WORKERS + 2
 
 
 def test_measures_of_a_snapshot_without_rows(tmp_path: Path) -> None:
     (tmp_path / "bad.tsv").write_text("no row\n")
-    path = take_snapshot([str(tmp_path / "bad.tsv")], str(tmp_path / "snapshots"))["path"]
-    rows, train = measure_rows(path), measure(tmp_path, TINY)
+    path = write_snapshot([str(tmp_path / "bad.tsv")], str(tmp_path / "snapshots"))["path"]
+    rows, train = compute_row_features(path), measure(tmp_path, TINY)
     assert list(rows.columns) == list(train.columns)
     assert rows.empty
-    mark_repeats(rows)
-    mark_known(rows, train)
-    mark_known(train, rows)
+    flag_duplicates(rows)
+    flag_leakage(rows, train)
+    flag_leakage(train, rows)
     assert not train["leaked"].any()
     assert train["unseen_source"].all()
-    assert set(count_blemishes(rows, train).values()) == {0}
+    assert set(count_quality_issues(rows, train).values()) == {0}
     assert rows[["repeated", "conflicting", "leaked", "unseen_source"]].dtypes.eq(bool).all()
 
 
 def test_missing_snapshot_is_refused_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(VerdictError, match=r"^snapshot .* cannot be read \(.*\); delete it and run again$"):
-        measure_rows(str(tmp_path / "none.parquet"))
+        compute_row_features(str(tmp_path / "none.parquet"))
 
 
 def test_fault_while_measuring_is_no_silence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -256,7 +262,7 @@ def test_fault_while_measuring_is_no_silence(tmp_path: Path, monkeypatch: pytest
     path = snapshot(tmp_path, TINY)
     monkeypatch.setattr(measures, "_measure", broken)
     with pytest.raises(VerdictError, match="broken"):
-        measure_rows(path)
+        compute_row_features(path)
 
 
 # Flags
@@ -264,32 +270,32 @@ def test_fault_while_measuring_is_no_silence(tmp_path: Path, monkeypatch: pytest
 
 def test_repeated_is_every_row_after_the_first_of_a_folded_sentence(tmp_path: Path) -> None:
     rows = measure(tmp_path, TINY)
-    mark_repeats(rows)
+    flag_duplicates(rows)
     assert rows.loc[rows["repeated"], "line"].tolist() == [2, 5, 6, 8]
 
 
 def test_conflicting_is_every_row_of_a_folded_sentence_with_both_labels(tmp_path: Path) -> None:
     rows = measure(tmp_path, TINY)
-    mark_repeats(rows)
+    flag_duplicates(rows)
     assert rows.loc[rows["conflicting"], "line"].tolist() == [1, 2, 7, 8]
 
 
 def test_leaked_is_a_holdout_row_whose_folded_sentence_trains(tmp_path: Path) -> None:
     holdout = measure(tmp_path, [("n", 1, "IT RAN"), ("gj04", 0, "It runs."), ("n", 0, "the cat sat")])
-    mark_known(holdout, measure(tmp_path, TINY))
+    flag_leakage(holdout, measure(tmp_path, TINY))
     assert holdout["leaked"].tolist() == [True, False, True]
 
 
 def test_unseen_source_is_one_that_does_not_train(tmp_path: Path) -> None:
     holdout = measure(tmp_path, [("new", 1, "A."), ("gj04", 0, "B."), ("GJ04", 0, "C."), ("", 1, "D.")])
-    mark_known(holdout, measure(tmp_path, TINY))
+    flag_leakage(holdout, measure(tmp_path, TINY))
     assert holdout["unseen_source"].tolist() == [True, False, True, True]
 
 
 def test_no_other_column_changes_when_flags_are_added(tmp_path: Path) -> None:
     rows, before = measure(tmp_path, TINY), measure(tmp_path, TINY)
-    mark_repeats(rows)
-    mark_known(rows, before)
+    flag_duplicates(rows)
+    flag_leakage(rows, before)
     pd.testing.assert_frame_equal(rows[list(before.columns)], before)
 
 
@@ -297,7 +303,7 @@ def test_no_other_column_changes_when_flags_are_added(tmp_path: Path) -> None:
 
 
 def test_blemishes_of_a_tiny_snapshot(tmp_path: Path) -> None:
-    assert count_blemishes(measure(tmp_path, TINY)) == {
+    assert count_quality_issues(measure(tmp_path, TINY)) == {
         "rows with control characters": 1,
         "rows that repeat a sentence, exactly": 2,
         "sentences with both labels, exactly": 1,
@@ -308,7 +314,7 @@ def test_blemishes_of_a_tiny_snapshot(tmp_path: Path) -> None:
 
 def test_blemishes_of_a_holdout_count_what_trains_too(tmp_path: Path) -> None:
     holdout = measure(tmp_path, [("n", 1, "IT RAN"), ("n", 1, "It ran."), ("n", 0, "New."), ("n", 1, "It ran.")])
-    assert count_blemishes(holdout, measure(tmp_path, TINY)) == {
+    assert count_quality_issues(holdout, measure(tmp_path, TINY)) == {
         "rows with control characters": 0,
         "rows that repeat a sentence, exactly": 1,
         "sentences with both labels, exactly": 0,
@@ -321,7 +327,7 @@ def test_blemishes_of_a_holdout_count_what_trains_too(tmp_path: Path) -> None:
 
 def test_counts_are_plain_numbers_for_json(tmp_path: Path) -> None:
     rows = measure(tmp_path, TINY)
-    assert {type(count) for count in count_blemishes(rows, rows).values()} == {int}
+    assert {type(count) for count in count_quality_issues(rows, rows).values()} == {int}
 
 
 def test_order_of_the_rows_changes_no_count(tmp_path: Path) -> None:
@@ -329,7 +335,7 @@ def test_order_of_the_rows_changes_no_count(tmp_path: Path) -> None:
     corpus = [("s", rng.randint(0, 1), rng.choice("abcdefghij") + rng.choice(["", ".", "!"])) for _ in range(80)]
     shuffled = rng.sample(corpus, len(corpus))
     one, other = measure(tmp_path, corpus), measure(tmp_path, shuffled)
-    assert count_blemishes(one, other) == count_blemishes(other, one)
+    assert count_quality_issues(one, other) == count_quality_issues(other, one)
 
 
 # CoLA itself
@@ -344,11 +350,11 @@ class Corpus:
     def __init__(self, version: str, folder: Path) -> None:
         home = Path(COLA, version)
         self.train, self.holdout = (
-            take_snapshot([str(home / name)], str(folder)) for name in ("in_domain_train.tsv", "out_of_domain_dev.tsv")
+            write_snapshot([str(home / name)], str(folder)) for name in ("in_domain_train.tsv", "out_of_domain_dev.tsv")
         )
-        self.rows, self.judging = measure_rows(self.train["path"]), measure_rows(self.holdout["path"])
-        self.blemishes = count_blemishes(self.rows)
-        self.judging_blemishes = count_blemishes(self.judging, self.rows)
+        self.rows, self.judging = compute_row_features(self.train["path"]), compute_row_features(self.holdout["path"])
+        self.blemishes = count_quality_issues(self.rows)
+        self.judging_blemishes = count_quality_issues(self.judging, self.rows)
 
 
 @pytest.fixture(scope="module")
@@ -400,9 +406,9 @@ def test_blemishes_of_colas_holdout(cola: dict[str, Corpus], version: str) -> No
 @genuine
 def test_blemishes_of_cola_are_those_that_plain_python_counts(cola: dict[str, Corpus]) -> None:
     for corpus in cola.values():
-        sentences = load_rows(corpus.train["path"])["sentence"]
+        sentences = read_snapshot(corpus.train["path"])["sentence"]
         assert corpus.rows["characters"].tolist() == [len(text) for text in sentences]
         assert corpus.rows["words"].tolist() == [len(text.split()) for text in sentences]
-        folded = [fold(text) for text in sentences]
+        folded = [normalise(text) for text in sentences]
         assert corpus.blemishes["rows that repeat a sentence, folded"] == len(folded) - len(set(folded))
         assert len(np.unique(corpus.rows["folded"])) == len(set(folded))

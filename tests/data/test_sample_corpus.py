@@ -15,9 +15,9 @@ from sklearn.metrics import matthews_corrcoef
 from sklearn.pipeline import make_pipeline
 
 from tasks.data.sample_corpus import (
-    CONTENT,
+    CONTENT_WORDS,
     HOLDOUT_FILE,
-    TEMPLATES,
+    SENTENCE_TEMPLATES,
     TRAIN_FILE,
     Row,
     Split,
@@ -138,14 +138,14 @@ def test_files_share_only_function_words(folder: Path) -> None:
 
 def test_both_lexicons_have_the_same_classes_and_forms() -> None:
     def shape(split: Split) -> dict[str, set[int]]:
-        return {name: {len(e.split("/")) for e in entries.split()} for name, entries in CONTENT[split].items()}
+        return {name: {len(e.split("/")) for e in entries.split()} for name, entries in CONTENT_WORDS[split].items()}
 
     assert shape("train") == shape("holdout")
     assert all(len(forms) == 1 for forms in shape("train").values())
 
 
 def test_every_word_belongs_to_one_class() -> None:
-    for classes in CONTENT.values():
+    for classes in CONTENT_WORDS.values():
         words = [word for entries in classes.values() for word in re.split("[ /]", entries)]
         assert [word for word, times in Counter(words).items() if times > 1] == []
 
@@ -175,7 +175,7 @@ def test_sentences_are_short_capitalised_and_closed() -> None:
 
 
 def test_article_a_never_meets_a_vowel() -> None:
-    sentences = [row.sentence for split in CONTENT for row in generate(split, 800, SEED)]
+    sentences = [row.sentence for split in CONTENT_WORDS for row in generate(split, 800, SEED)]
     assert [sentence for sentence in sentences if re.search(r"\b(a [aeiou]|an )", sentence)] == []
 
 
@@ -202,5 +202,5 @@ def test_impossible_requests_name_the_value(split: Split, count: int, message: s
 
 
 def test_every_template_has_a_turn_in_the_holdout() -> None:
-    turns = 400 // len(TEMPLATES)  # pairs of one phenomenon
-    assert all(1 < len(templates) <= turns for templates in TEMPLATES.values())
+    turns = 400 // len(SENTENCE_TEMPLATES)  # pairs of one phenomenon
+    assert all(1 < len(templates) <= turns for templates in SENTENCE_TEMPLATES.values())

@@ -19,20 +19,20 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from tasks.core.errors import VerdictError, WrongUsage
+from tasks.core.errors import UsageError, VerdictError
 from tasks.data import cola_format as parsing
-from tasks.data.cola_format import BYTE_ORDER_MARK, Rules, format_rows
-from tasks.data.record_readers import Form
+from tasks.data.cola_format import BYTE_ORDER_MARK, RowRules, format_rows
+from tasks.data.record_readers import TableFormat
 from tasks.data.snapshots import (
-    EXAMPLES,
-    QUARANTINE,
-    ROWS,
+    MAX_EXAMPLES,
+    QUARANTINE_SCHEMA,
+    SNAPSHOT_SCHEMA,
     RowWriter,
     Snapshot,
-    count_stored,
-    load_rows,
-    read_tables,
-    take_snapshot,
+    count_rows,
+    iter_snapshot,
+    read_snapshot,
+    write_snapshot,
 )
 
 unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # slow is not wrong
@@ -53,9 +53,9 @@ def write(folder: Path, data: str | bytes, name: str = "data.tsv") -> str:
     return str(path)
 
 
-def snap(folder: Path, data: str | bytes, form: Form = Form()) -> Snapshot:  # noqa: B008 (immutable)
+def snap(folder: Path, data: str | bytes, form: TableFormat = TableFormat()) -> Snapshot:  # noqa: B008 (immutable)
     """Write a file and take its snapshot."""
-    return take_snapshot([write(folder, data)], str(folder / "snapshots"), form)
+    return write_snapshot([write(folder, data)], str(folder / "snapshots"), form)
 
 
 def quarantined(snapshot: Snapshot) -> list[dict[str, Any]]:
@@ -94,7 +94,7 @@ def test_the_same_rows_have_the_same_digest_in_every_format(tmp_path: Path) -> N
     lines = "".join("\t".join(map(str, row)) + "\n" for row in rows)
     write(tmp_path, lines, "a.tsv")
     snapshots = [
-        take_snapshot([str(tmp_path / f"a.{suffix}")], str(tmp_path / "s"))
+        write_snapshot([str(tmp_path / f"a.{suffix}")], str(tmp_path / "s"))
         for suffix in ("csv", "jsonl", "parquet", "tsv")
     ]
     assert [snapshot["digest"] for snapshot in snapshots] == [sha256(lines.encode())] * 4
@@ -104,13 +104,13 @@ def test_the_same_rows_have_the_same_digest_in_every_format(tmp_path: Path) -> N
 def test_snapshot_holds_the_rows_under_their_digest(tmp_path: Path) -> None:
     home = tmp_path / "deep" / "snapshots"
     path = write(tmp_path, CLEAN)
-    snapshot = take_snapshot([path], str(home))
+    snapshot = write_snapshot([path], str(home))
     assert snapshot == {
         "digest": sha256(CLEAN.encode()),
         "path": str(home / f"{sha256(CLEAN.encode())}.parquet"),
         "files": [path],
-        "unread": [],
-        "rejected": None,
+        "empty_files": [],
+        "quarantine_digest": None,
         "rows_in": 2,
         "kept": 2,
         "quarantined": 0,
@@ -119,7 +119,7 @@ def test_snapshot_holds_the_rows_under_their_digest(tmp_path: Path) -> None:
         "examples": [],
     }
     assert [file.name for file in home.iterdir()] == [f"{snapshot['digest']}.parquet"]
-    assert load_rows(snapshot["path"]).to_dict("list") == {
+    assert read_snapshot(snapshot["path"]).to_dict("list") == {
         "file": ["data.tsv"] * 2,
         "line": [1, 2],
         "source": ["gj04"] * 2,
@@ -127,11 +127,11 @@ def test_snapshot_holds_the_rows_under_their_digest(tmp_path: Path) -> None:
         "mark": ["", "*"],
         "sentence": ["The sailors rode the breeze clear of the rocks.", "The sailors rode."],
     }
-    assert pq.read_schema(snapshot["path"]).equals(ROWS)
+    assert pq.read_schema(snapshot["path"]).equals(SNAPSHOT_SCHEMA)
 
 
 def test_text_that_looks_missing_comes_back_from_a_snapshot(tmp_path: Path) -> None:
-    rows = load_rows(snap(tmp_path, "NA\t1\tnan\tnull\n")["path"])
+    rows = read_snapshot(snap(tmp_path, "NA\t1\tnan\tnull\n")["path"])
     assert rows.iloc[0].tolist() == ["data.tsv", 1, "NA", 1, "nan", "null"]
 
 
@@ -147,7 +147,7 @@ def test_quarantine_holds_file_line_kind_reason_and_raw_bytes(tmp_path: Path) ->
         "reason": ["not UTF-8", "3 fields instead of 4"],
         "raw": [b"\xff\xfe", b"s\t1\tthree"],
     }
-    assert pq.read_schema(quarantine).equals(QUARANTINE)
+    assert pq.read_schema(quarantine).equals(QUARANTINE_SCHEMA)
 
 
 def test_reasons_count_the_quarantined_rows_by_kind_most_common_first(tmp_path: Path) -> None:
@@ -176,7 +176,7 @@ def test_every_line_of_any_file_is_stored_or_quarantined(data: bytes) -> None:
         bad = quarantined(snapshot)
         lines = data.removeprefix(BYTE_ORDER_MARK).removesuffix(b"\n").split(b"\n")
         assert snapshot["rows_in"] == snapshot["kept"] + snapshot["quarantined"] == len(lines)
-        assert (snapshot["kept"], snapshot["quarantined"]) == (count_stored(snapshot["path"]), len(bad))
+        assert (snapshot["kept"], snapshot["quarantined"]) == (count_rows(snapshot["path"]), len(bad))
         assert sorted(kept["line"].to_pylist() + [row["line"] for row in bad]) == list(range(1, len(lines) + 1))
         assert snapshot["digest"] == sha256(format_rows(kept))
         assert all(row["raw"] == lines[row["line"] - 1].removesuffix(b"\r") for row in bad)
@@ -186,15 +186,15 @@ def test_digest_is_that_of_the_kept_rows(tmp_path: Path) -> None:
     clean = snap(tmp_path / "a", CLEAN)
     dirty = snap(tmp_path / "b", "oops\n" + CLEAN)
     assert dirty["digest"] == clean["digest"] == sha256(CLEAN.encode())
-    assert load_rows(dirty["path"])["line"].tolist() == [2, 3]
+    assert read_snapshot(dirty["path"])["line"].tolist() == [2, 3]
 
 
 def test_quarantined_rows_have_a_digest_of_their_own(tmp_path: Path) -> None:
     bad = "oops\n\ns\t1\tthree\n"
     snapshots = [snap(tmp_path / name, text) for name, text in (("a", bad), ("b", CLEAN + bad), ("c", bad + CLEAN))]
-    assert {snapshot["rejected"] for snapshot in snapshots} == {sha256(bad.encode())}
-    assert snap(tmp_path / "d", CLEAN)["rejected"] is None
-    assert snap(tmp_path / "e", "\n")["rejected"] == sha256(b"\n")
+    assert {snapshot["quarantine_digest"] for snapshot in snapshots} == {sha256(bad.encode())}
+    assert snap(tmp_path / "d", CLEAN)["quarantine_digest"] is None
+    assert snap(tmp_path / "e", "\n")["quarantine_digest"] == sha256(b"\n")
 
 
 def test_files_without_a_kept_row_are_named(tmp_path: Path) -> None:
@@ -205,9 +205,9 @@ def test_files_without_a_kept_row_are_named(tmp_path: Path) -> None:
         write(tmp_path, "sentence,label\n", "four.csv"),
         write(tmp_path, "bad\ns\t1\t\tA.\n", "five.tsv"),
     ]
-    snapshot = take_snapshot(paths, str(tmp_path / "s"))
-    assert snapshot["unread"] == ["two.tsv", "three.tsv", "four.csv"]
-    assert take_snapshot(paths[2:3], str(tmp_path / "s"))["unread"] == ["three.tsv"]
+    snapshot = write_snapshot(paths, str(tmp_path / "s"))
+    assert snapshot["empty_files"] == ["two.tsv", "three.tsv", "four.csv"]
+    assert write_snapshot(paths[2:3], str(tmp_path / "s"))["empty_files"] == ["three.tsv"]
 
 
 def test_what_a_killed_process_left_is_swept_after_a_day(tmp_path: Path) -> None:
@@ -230,11 +230,11 @@ def test_several_files_are_merged_in_order_and_each_row_remembers_its_own(tmp_pa
         write(tmp_path, "", "three.tsv"),
         write(tmp_path, "s\t1\t\tLast.\n", "elsewhere/one.tsv"),
     ]
-    snapshot = take_snapshot(paths, str(tmp_path / "s"))
+    snapshot = write_snapshot(paths, str(tmp_path / "s"))
     assert snapshot["files"] == paths
     assert (snapshot["rows_in"], snapshot["kept"], snapshot["quarantined"]) == (6, 4, 2)
     assert snapshot["digest"] == sha256(f"{CLEAN}two\t1\t\tHe ran.\ns\t1\t\tLast.\n".encode())
-    rows = load_rows(snapshot["path"])
+    rows = read_snapshot(snapshot["path"])
     assert list(zip(rows["file"], rows["line"], strict=True)) == [
         ("one.tsv", 2),
         ("one.tsv", 3),
@@ -243,15 +243,15 @@ def test_several_files_are_merged_in_order_and_each_row_remembers_its_own(tmp_pa
     ]
     assert [(row["file"], row["line"]) for row in quarantined(snapshot)] == [("one.tsv", 1), ("two.csv", 3)]
     assert snapshot["examples"] == ["one.tsv line 1: 1 fields instead of 4", "two.csv line 3: empty sentence"]
-    assert take_snapshot(paths[::-1], str(tmp_path / "s"))["digest"] != snapshot["digest"]
+    assert write_snapshot(paths[::-1], str(tmp_path / "s"))["digest"] != snapshot["digest"]
 
 
 def test_examples_are_the_first_rejections_with_their_files_and_lines(tmp_path: Path) -> None:
     paths = [write(tmp_path, CLEAN + "bad\n" * 3, "a.tsv"), write(tmp_path, "bad\n" * 9 + CLEAN, "b.tsv")]
-    snapshot = take_snapshot(paths, str(tmp_path / "s"))
+    snapshot = write_snapshot(paths, str(tmp_path / "s"))
     expected = [("a", 3), ("a", 4), ("a", 5), ("b", 1), ("b", 2)]
     assert snapshot["examples"] == [f"{name}.tsv line {line}: 1 fields instead of 4" for name, line in expected]
-    assert len(snapshot["examples"]) == EXAMPLES
+    assert len(snapshot["examples"]) == MAX_EXAMPLES
 
 
 def test_same_file_snapshots_to_the_same_bytes_twice(tmp_path: Path) -> None:
@@ -270,22 +270,22 @@ def test_files_with_the_same_good_rows_keep_their_own_bad_ones(tmp_path: Path) -
 
 
 def test_length_limit_and_label_names_reach_the_snapshot(tmp_path: Path) -> None:
-    snapshot = snap(tmp_path, CLEAN + "s\tgood\t\tA.\n", Form(rules=Rules(17, {"0": 0, "1": 1, "good": 1})))
+    snapshot = snap(tmp_path, CLEAN + "s\tgood\t\tA.\n", TableFormat(rules=RowRules(17, {"0": 0, "1": 1, "good": 1})))
     assert snapshot["examples"] == ["data.tsv line 1: sentence of 47 characters, more than 17"]
-    assert load_rows(snapshot["path"])["label"].tolist() == [0, 1]
+    assert read_snapshot(snapshot["path"])["label"].tolist() == [0, 1]
 
 
 def test_a_file_of_bad_rows_alone_has_a_snapshot_of_no_rows(tmp_path: Path) -> None:
     snapshot = snap(tmp_path, "bad\n\n")
     assert (snapshot["rows_in"], snapshot["kept"], snapshot["quarantined"]) == (2, 0, 2)
     assert snapshot["digest"] == sha256(b"")
-    assert load_rows(snapshot["path"]).empty
+    assert read_snapshot(snapshot["path"]).empty
 
 
 def test_rows_are_written_block_by_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parsing, "BLOCK", 900)
     snapshot = snap(tmp_path, "s\t1\t\tA.\n" * 1_000 + "bad\n")
-    assert load_rows(snapshot["path"])["line"].tolist() == list(range(1, 1_001))
+    assert read_snapshot(snapshot["path"])["line"].tolist() == list(range(1, 1_001))
     assert (snapshot["rows_in"], snapshot["kept"], snapshot["quarantined"]) == (1_001, 1_000, 1)
     assert pq.ParquetFile(snapshot["path"]).metadata.num_row_groups == 9
 
@@ -295,7 +295,7 @@ def test_rows_are_written_block_by_block(tmp_path: Path, monkeypatch: pytest.Mon
 def test_empty_file_is_refused_and_leaves_nothing(tmp_path: Path, data: bytes, name: str) -> None:
     path = write(tmp_path, data, name)
     with pytest.raises(VerdictError) as caught:
-        take_snapshot([path, path], str(tmp_path / "s"))
+        write_snapshot([path, path], str(tmp_path / "s"))
     assert str(caught.value) == f"{path}, {path} is empty; expected rows of source, label, mark, sentence"
     assert list((tmp_path / "s").iterdir()) == []
 
@@ -304,29 +304,29 @@ def test_empty_file_is_refused_and_leaves_nothing(tmp_path: Path, data: bytes, n
 def test_unreadable_file_is_refused_and_leaves_nothing(tmp_path: Path, name: str, fault: str) -> None:
     good, path = write(tmp_path, CLEAN), str(tmp_path / name)
     with pytest.raises(VerdictError) as caught:
-        take_snapshot([good, path], str(tmp_path / "s"))
+        write_snapshot([good, path], str(tmp_path / "s"))
     assert str(caught.value) == f"{path} cannot be read ({fault}); expected a readable file of rows"
     assert list((tmp_path / "s").iterdir()) == []
 
 
 def test_file_without_needed_columns_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
     good, path = write(tmp_path, CLEAN), write(tmp_path, "a,b\n1,2\n", "web.csv")
-    with pytest.raises(WrongUsage, match="has no column 'sentence' for the text; it has 'a', 'b'"):
-        take_snapshot([good, path], str(tmp_path / "s"))
+    with pytest.raises(UsageError, match="has no column 'sentence' for the text; it has 'a', 'b'"):
+        write_snapshot([good, path], str(tmp_path / "s"))
     assert list((tmp_path / "s").iterdir()) == []
 
 
 def test_damaged_parquet_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
     good, path = write(tmp_path, CLEAN), write(tmp_path, "PAR1", "web.parquet")
     with pytest.raises(VerdictError, match="cannot be read as Parquet"):
-        take_snapshot([good, path], str(tmp_path / "s"))
+        write_snapshot([good, path], str(tmp_path / "s"))
     assert list((tmp_path / "s").iterdir()) == []
 
 
 def test_a_file_name_that_is_no_utf8_is_refused_with_the_way_out(tmp_path: Path) -> None:
     name = os.fsdecode(b"caf\xe9.csv")
     with pytest.raises(VerdictError) as caught:
-        take_snapshot([f"data/{name}"], str(tmp_path / "s"))
+        write_snapshot([f"data/{name}"], str(tmp_path / "s"))
     assert str(caught.value) == r"'data/caf\udce9.csv' has a name that is not UTF-8; rename the file"
     assert list((tmp_path / "s").iterdir()) == []
 
@@ -344,7 +344,7 @@ def test_a_full_disk_is_named_and_leaves_nothing(tmp_path: Path, monkeypatch: py
 
 
 @pytest.mark.parametrize("content", [None, b"", b"garbage", b"PAR1" * 20], ids=["missing", "empty", "text", "magic"])
-@pytest.mark.parametrize("read", [load_rows, count_stored, lambda path: list(read_tables(path))])
+@pytest.mark.parametrize("read", [read_snapshot, count_rows, lambda path: list(iter_snapshot(path))])
 def test_broken_snapshot_is_refused_with_the_way_out(tmp_path: Path, content: bytes | None, read: Any) -> None:
     path = tmp_path / "rows.parquet"
     if content is not None:
@@ -358,14 +358,14 @@ def test_broken_snapshot_is_refused_with_the_way_out(tmp_path: Path, content: by
 
 def test_a_snapshot_is_read_in_pieces_of_the_columns_wanted(tmp_path: Path) -> None:
     snapshot = snap(tmp_path, "".join(f"s\t1\t\tSentence {i}.\n" for i in range(10)))
-    batches = list(read_tables(snapshot["path"], ["sentence", "line"], rows=4))
+    batches = list(iter_snapshot(snapshot["path"], ["sentence", "line"], rows=4))
     assert [batch.num_rows for batch in batches] == [4, 4, 2]
     assert pa.Table.from_batches(batches)["line"].to_pylist() == list(range(1, 11))
     assert batches[0].to_pylist()[0] == {"sentence": "Sentence 0.", "line": 1}
-    assert count_stored(snapshot["path"]) == 10
-    whole = pa.Table.from_batches(read_tables(snapshot["path"]))
-    assert whole.schema.names == ROWS.names
-    assert whole.to_pydict() == load_rows(snapshot["path"]).to_dict("list")
+    assert count_rows(snapshot["path"]) == 10
+    whole = pa.Table.from_batches(iter_snapshot(snapshot["path"]))
+    assert whole.schema.names == SNAPSHOT_SCHEMA.names
+    assert whole.to_pydict() == read_snapshot(snapshot["path"]).to_dict("list")
 
 
 def test_rows_written_by_hand_have_the_digest_of_their_file(tmp_path: Path) -> None:
@@ -439,4 +439,4 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(
         VerdictError, match=r"folder .*file/snapshots cannot be made \(Not a directory\); name another: VERDICT_HOME"
     ):
-        take_snapshot([write(tmp_path, CLEAN)], str(tmp_path / "file" / "snapshots"))
+        write_snapshot([write(tmp_path, CLEAN)], str(tmp_path / "file" / "snapshots"))

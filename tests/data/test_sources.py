@@ -15,14 +15,14 @@ from urllib.parse import urldefrag
 
 import pytest
 
-from tasks.core.errors import DataRefused, Unreachable, WrongUsage
+from tasks.core.errors import DataRejected, UnreachableError, UsageError
 from tasks.core.files import sha256_of
 from tasks.core.settings import load_settings
 from tasks.data import sources
 from tasks.data.sources import (
-    FORMS,
+    ADDRESS_HINT,
     HOLDOUT_FILE,
-    REPORTED_FILE,
+    SECONDARY_FILE,
     TRAIN_FILE,
     Sources,
     locate_sources,
@@ -37,7 +37,7 @@ ROW = "s\t1\t\tA.\n"
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with CoLA's three files, below the one where the command runs."""
     monkeypatch.chdir(tmp_path)
-    return fill(tmp_path / "cola", TRAIN_FILE, HOLDOUT_FILE, REPORTED_FILE)
+    return fill(tmp_path / "cola", TRAIN_FILE, HOLDOUT_FILE, SECONDARY_FILE)
 
 
 def fill(folder: Path, *names: str) -> Path:
@@ -56,7 +56,7 @@ def locate(*addresses: Path | str, train: str = "", holdout: str = "", offline: 
 
 
 def refusal(*addresses: Path | str, train: str = "", holdout: str = "") -> str:
-    with pytest.raises(WrongUsage) as caught:
+    with pytest.raises(UsageError) as caught:
         locate(*addresses, train=train, holdout=holdout)
     assert caught.value.exit_code == 2
     assert "\n" not in str(caught.value)
@@ -70,7 +70,7 @@ def test_folder_is_searched_for_the_names_of_cola(folder: Path) -> None:
     assert locate(folder) == Sources(
         train=[str(folder / "in_domain_train.tsv")],
         holdout=[str(folder / "out_of_domain_dev.tsv")],
-        reported=[str(folder / "in_domain_dev.tsv")],
+        secondary=[str(folder / "in_domain_dev.tsv")],
     )
 
 
@@ -86,7 +86,7 @@ def test_folder_is_searched_for_the_usual_names_in_any_format(
     found = locate(folder)
     assert found["train"] == [str(folder / f"{train}{suffix}")]
     assert found["holdout"] == [str(folder / f"{holdout}{suffix}")]
-    assert found["reported"] == []
+    assert found["secondary"] == []
 
 
 def test_names_of_cola_win_over_plain_ones_and_holdout_over_validation_over_test(tmp_path: Path) -> None:
@@ -109,24 +109,24 @@ def test_home_of_the_user_may_be_written_short(folder: Path, monkeypatch: pytest
     inner = file(folder / "deep", "more.tsv")
     found = locate("~/cola", train="deep/more.tsv", holdout="~/cola/in_domain_dev.tsv")
     assert found["train"] == [str(inner)]
-    assert found["holdout"] == [str(folder / REPORTED_FILE)]
+    assert found["holdout"] == [str(folder / SECONDARY_FILE)]
 
 
 def test_reported_holdout_may_be_missing(folder: Path) -> None:
-    (folder / REPORTED_FILE).unlink()
-    assert locate(folder)["reported"] == []
+    (folder / SECONDARY_FILE).unlink()
+    assert locate(folder)["secondary"] == []
 
 
 @pytest.mark.parametrize("role", ["train", "holdout"])
 def test_reported_holdout_is_left_out_when_it_has_another_role(folder: Path, role: str) -> None:
-    found = locate(folder, **{role: REPORTED_FILE})  # type: ignore[arg-type]
-    assert found[role] == [str(folder / REPORTED_FILE)]  # type: ignore[literal-required]
-    assert found["reported"] == []
+    found = locate(folder, **{role: SECONDARY_FILE})  # type: ignore[arg-type]
+    assert found[role] == [str(folder / SECONDARY_FILE)]  # type: ignore[literal-required]
+    assert found["secondary"] == []
 
 
 def test_reported_holdout_is_left_out_when_the_judging_file_is_a_link_to_it(folder: Path) -> None:
-    (folder / "judge.tsv").symlink_to(folder / REPORTED_FILE)
-    assert locate(folder, holdout="judge.tsv")["reported"] == []
+    (folder / "judge.tsv").symlink_to(folder / SECONDARY_FILE)
+    assert locate(folder, holdout="judge.tsv")["secondary"] == []
 
 
 def test_sample_address_writes_the_bundled_corpus(tmp_path: Path) -> None:
@@ -135,7 +135,7 @@ def test_sample_address_writes_the_bundled_corpus(tmp_path: Path) -> None:
     assert found == Sources(
         train=[str(home / "sample" / TRAIN_FILE)],
         holdout=[str(home / "sample" / HOLDOUT_FILE)],
-        reported=[],
+        secondary=[],
     )
     assert {path.name for path in (home / "sample").iterdir()} == {TRAIN_FILE, HOLDOUT_FILE}
     assert Path(found["train"][0]).read_text().count("\n") == 4000
@@ -152,7 +152,7 @@ def test_nothing_is_written_for_a_folder(folder: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["feedback.tsv", "mine.csv", "train.jsonl", "no suffix"])
 def test_single_file_trains_and_needs_no_holdout(tmp_path: Path, name: str) -> None:
     path = file(tmp_path, name)
-    assert locate(path) == Sources(train=[str(path)], holdout=[], reported=[])
+    assert locate(path) == Sources(train=[str(path)], holdout=[], secondary=[])
 
 
 @pytest.mark.parametrize("name", [HOLDOUT_FILE, "holdout.csv", "validation.parquet", "test.ndjson"])
@@ -164,8 +164,8 @@ def test_single_file_with_the_name_of_a_holdout_judges(tmp_path: Path, name: str
 
 
 def test_single_file_with_the_name_of_the_reported_holdout_is_reported(tmp_path: Path) -> None:
-    found = locate(file(tmp_path, "mine.tsv"), file(tmp_path, REPORTED_FILE))
-    assert (found["train"], found["reported"]) == ([str(tmp_path / "mine.tsv")], [str(tmp_path / REPORTED_FILE)])
+    found = locate(file(tmp_path, "mine.tsv"), file(tmp_path, SECONDARY_FILE))
+    assert (found["train"], found["secondary"]) == ([str(tmp_path / "mine.tsv")], [str(tmp_path / SECONDARY_FILE)])
 
 
 def test_holdout_alone_does_not_train(tmp_path: Path) -> None:
@@ -184,7 +184,7 @@ def test_addresses_are_merged_role_by_role_in_their_order(folder: Path, tmp_path
     assert locate(feedback, folder, other) == Sources(
         train=[str(feedback), str(folder / TRAIN_FILE), str(other / "train.csv")],
         holdout=[str(folder / HOLDOUT_FILE), str(other / "test.csv")],
-        reported=[str(folder / REPORTED_FILE)],
+        secondary=[str(folder / SECONDARY_FILE)],
     )
     assert locate(folder, feedback)["train"] == [str(folder / TRAIN_FILE), str(feedback)]
 
@@ -216,9 +216,9 @@ def test_file_whose_role_a_named_one_took_is_left_out_and_said_so(
     folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     feedback, judge = file(tmp_path, "feedback.tsv"), file(tmp_path, "holdout.tsv")
-    found = locate(folder, feedback, judge, train=TRAIN_FILE, holdout=REPORTED_FILE)
+    found = locate(folder, feedback, judge, train=TRAIN_FILE, holdout=SECONDARY_FILE)
     assert found["train"] == [str(folder / TRAIN_FILE)]
-    assert found["holdout"] == [str(folder / REPORTED_FILE)]
+    assert found["holdout"] == [str(folder / SECONDARY_FILE)]
     assert [record.getMessage() for record in caplog.records] == [
         f"nothing of {path} is used: --train or --holdout names another file" for path in (feedback, judge)
     ]
@@ -228,7 +228,7 @@ def test_addresses_that_are_all_used_are_not_talked_about(
     folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     inner = file(fill(tmp_path / "other", "notes.txt") / "deep", "mine.tsv")
-    locate(folder, tmp_path / "other", file(tmp_path, REPORTED_FILE), train="deep/mine.tsv", holdout=HOLDOUT_FILE)
+    locate(folder, tmp_path / "other", file(tmp_path, SECONDARY_FILE), train="deep/mine.tsv", holdout=HOLDOUT_FILE)
     locate(folder, inner)
     assert caplog.records == []
 
@@ -293,7 +293,7 @@ def test_named_file_is_looked_for_in_every_address(folder: Path, tmp_path: Path)
 def test_single_file_may_be_judged_by_a_named_one(folder: Path, tmp_path: Path) -> None:
     mine = file(tmp_path, "mine.tsv")
     assert locate(mine, holdout=str(folder / HOLDOUT_FILE)) == Sources(
-        train=[str(mine)], holdout=[str(folder / HOLDOUT_FILE)], reported=[]
+        train=[str(mine)], holdout=[str(folder / HOLDOUT_FILE)], secondary=[]
     )
 
 
@@ -310,8 +310,8 @@ def test_one_file_for_both_roles_is_refused_however_it_is_spelled(folder: Path, 
 
 @pytest.mark.parametrize("addresses", [[], [""], ["", ""]])
 def test_no_address_names_the_option_and_the_forms(addresses: list[str]) -> None:
-    assert refusal(*addresses) == f"no data given; expected {FORMS}: --data ADDRESS"
-    assert FORMS == "a folder, a file, https://...#sha256=HEX, hf:ORG/NAME or sample"
+    assert refusal(*addresses) == f"no data given; expected {ADDRESS_HINT}: --data ADDRESS"
+    assert ADDRESS_HINT == "a folder, a file, https://...#sha256=HEX, hf:ORG/NAME or sample"
 
 
 def test_empty_address_among_others_is_not_the_working_directory(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -323,7 +323,7 @@ def test_empty_address_among_others_is_not_the_working_directory(folder: Path, m
     "address", ["none", "none.tsv", "s3://bucket/data.tsv", "~nobody-of-that-name/x", "x" * 5000, "a\0b"]
 )
 def test_address_that_is_nowhere_is_named_with_the_forms(address: str) -> None:
-    assert refusal(address) == f"data {address!r} does not exist; expected {FORMS}: --data ADDRESS"
+    assert refusal(address) == f"data {address!r} does not exist; expected {ADDRESS_HINT}: --data ADDRESS"
 
 
 @pytest.mark.parametrize("name", ["cola.zip", "cola.ZIP"])
@@ -342,7 +342,7 @@ def test_folder_may_be_called_as_a_zip(tmp_path: Path) -> None:
 
 def test_what_is_neither_file_nor_folder_is_named_with_the_forms() -> None:
     assert refusal("/dev/null") == (
-        f"data '/dev/null' cannot be listed (Not a directory); expected {FORMS}: --data ADDRESS"
+        f"data '/dev/null' cannot be listed (Not a directory); expected {ADDRESS_HINT}: --data ADDRESS"
     )
 
 
@@ -350,13 +350,13 @@ def test_what_is_neither_file_nor_folder_is_named_with_the_forms() -> None:
 def test_missing_file_is_named_with_what_is_there_and_the_option(folder: Path, gone: str, option: str) -> None:
     (folder / gone).unlink()
     fill(folder, "notes.txt")
-    there = ", ".join(sorted({TRAIN_FILE, HOLDOUT_FILE, REPORTED_FILE, "notes.txt"} - {gone}))
+    there = ", ".join(sorted({TRAIN_FILE, HOLDOUT_FILE, SECONDARY_FILE, "notes.txt"} - {gone}))
     assert refusal(folder) == f"{folder} holds no file '{gone}' (it holds {there}); name it: {option} FILE"
 
 
 @pytest.mark.parametrize("name", ["nope.tsv", "/no/such/file.tsv", "~nobody-of-that-name/x", "x" * 5000])
 def test_named_file_that_is_missing_is_named(folder: Path, name: str) -> None:
-    there = f"{REPORTED_FILE}, {TRAIN_FILE}, {HOLDOUT_FILE}"
+    there = f"{SECONDARY_FILE}, {TRAIN_FILE}, {HOLDOUT_FILE}"
     assert refusal(folder, holdout=name) == (
         f"{folder} holds no file {name!r} (it holds {there}); name it: --holdout FILE"
     )
@@ -425,7 +425,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
     folder = fill(tmp_path / "site", "mine.tsv", "holdout.tsv", "data.csv")
     (folder / "holdout.tsv").write_text("s\t0\t*\tOther.\n")
     write_zip(folder / "cola.zip", f"raw/{TRAIN_FILE}", f"raw/{HOLDOUT_FILE}", "a+b/train.tsv", "a+b/test.tsv")
-    write_zip(folder / "folder.ZIP", f"cola/{TRAIN_FILE}", f"cola/{HOLDOUT_FILE}", f"cola/{REPORTED_FILE}")
+    write_zip(folder / "folder.ZIP", f"cola/{TRAIN_FILE}", f"cola/{HOLDOUT_FILE}", f"cola/{SECONDARY_FILE}")
     write_zip(folder / "single.zip", "deep/feedback.tsv")
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
@@ -453,7 +453,7 @@ def names(files: list[str]) -> list[str]:
 def test_url_of_one_file_trains_and_is_kept(site: Site) -> None:
     address = site.url("mine.tsv")
     found = locate(address)
-    assert (found["holdout"], found["reported"]) == ([], [])
+    assert (found["holdout"], found["secondary"]) == ([], [])
     path = Path(found["train"][0])
     digest = address.rpartition("=")[2]
     assert path == Path("stores/downloads") / digest / "mine.tsv"
@@ -484,7 +484,7 @@ def test_url_of_a_zip_with_the_name_of_a_file_in_it(site: Site) -> None:
 
 def test_only_folder_of_a_zip_needs_no_name(site: Site) -> None:
     found = locate(site.url("folder.ZIP"))
-    assert names(found["train"] + found["holdout"] + found["reported"]) == [TRAIN_FILE, HOLDOUT_FILE, REPORTED_FILE]
+    assert names(found["train"] + found["holdout"] + found["secondary"]) == [TRAIN_FILE, HOLDOUT_FILE, SECONDARY_FILE]
 
 
 def test_only_file_of_a_zip_needs_no_name_and_trains(site: Site) -> None:
@@ -535,13 +535,13 @@ def test_unknown_part_of_the_fragment_is_named() -> None:
 
 
 def test_digest_of_another_file_refuses_the_data(site: Site) -> None:
-    with pytest.raises(DataRefused, match="has SHA-256"):
+    with pytest.raises(DataRejected, match="has SHA-256"):
         locate(f"{site.bare('mine.tsv')}#sha256={'0' * 64}")
 
 
 def test_offline_takes_what_is_kept_and_asks_nobody(site: Site) -> None:
     address = site.url("cola.zip") + "&member=raw"
-    with pytest.raises(Unreachable):
+    with pytest.raises(UnreachableError):
         locate(address, offline=True)
     online = locate(address)
     (site.folder / "cola.zip").unlink()
@@ -568,7 +568,7 @@ def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, st
 
 def test_splits_of_the_hub_have_the_usual_roles(asked: list[tuple[str, str, bool]]) -> None:
     found = locate("hf:org/whole")
-    assert found["reported"] == []
+    assert found["secondary"] == []
     assert names(found["train"] + found["holdout"]) == ["train.parquet", "validation.parquet"]
     assert asked == [("hf:org/whole", "stores/downloads/hub", False)]
 
@@ -624,7 +624,7 @@ def test_the_cola_profile_takes_its_files_from_the_cache_when_offline(tmp_path: 
         shutil.copy(file, place)
     found = locate_sources(settings.data.path, "", "", str(tmp_path), offline=True)
     assert [sha256_of(Path(path)) for path in found["train"]] == [sha256_of(folder / "book" / TRAIN_FILE)]
-    assert [sha256_of(Path(path)) for path in found["reported"]] == [sha256_of(folder / "tokenized" / REPORTED_FILE)]
+    assert [sha256_of(Path(path)) for path in found["secondary"]] == [sha256_of(folder / "tokenized" / SECONDARY_FILE)]
 
 
 # Text without labels
@@ -659,7 +659,7 @@ def test_text_that_is_no_file_of_sentences_is_refused_in_one_line(
     monkeypatch.chdir(tmp_path)
     for name in ("mine.doc", "mine", "mine.zip"):
         (tmp_path / name).write_text("One sees.\n")
-    with pytest.raises(WrongUsage) as caught:
+    with pytest.raises(UsageError) as caught:
         locate_text(address, "stores")
     expected = f"text {address!r} {fault}; expected a file of sentences (.tsv, .csv, .jsonl, .ndjson, .parquet, .txt)"
     assert str(caught.value) == f"{expected} or https://...#sha256=HEX: --set data.text=ADDRESS"

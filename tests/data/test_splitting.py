@@ -10,10 +10,10 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from tasks.core.errors import DataRefused
-from tasks.data.normalization import fold, fold_all, fold_keys
-from tasks.data.snapshots import load_rows, take_snapshot
-from tasks.data.splitting import Split, fraction, spare_known, split_rows, split_snapshot
+from tasks.core.errors import DataRejected
+from tasks.data.normalization import normalise, normalise_all, sentence_keys
+from tasks.data.snapshots import read_snapshot, write_snapshot
+from tasks.data.splitting import Split, drop_labelled, hash_fraction, split_rows, split_snapshot
 
 unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # slow is not wrong
 
@@ -33,7 +33,7 @@ def numbered(start: int, stop: int) -> pd.DataFrame:
 
 
 def folded(rows: pd.DataFrame) -> set[str]:
-    return {fold(sentence) for sentence in rows["sentence"]}
+    return {normalise(sentence) for sentence in rows["sentence"]}
 
 
 @pytest.mark.parametrize(
@@ -55,17 +55,17 @@ def folded(rows: pd.DataFrame) -> set[str]:
     ],
 )
 def test_fold_drops_case_punctuation_and_spacing(sentence: str, expected: str) -> None:
-    assert fold(sentence) == expected
+    assert normalise(sentence) == expected
 
 
 @unhurried
 @given(st.text())
 def test_fold_of_a_folded_sentence_is_itself(sentence: str) -> None:
-    assert fold(fold(sentence)) == fold(sentence)
+    assert normalise(normalise(sentence)) == normalise(sentence)
 
 
 def test_fold_keeps_word_boundaries_and_letters() -> None:
-    assert len({fold(text) for text in ("can not", "cannot", "résumé", "resume", "a b", "ab", "...", "?!")}) == 8
+    assert len({normalise(text) for text in ("can not", "cannot", "résumé", "resume", "a b", "ab", "...", "?!")}) == 8
 
 
 @unhurried
@@ -73,9 +73,9 @@ def test_fold_keeps_word_boundaries_and_letters() -> None:
 @example(["", " ", "...", "İ", "ΑΣ", "a\x00b", "a\x7fb", "ǅ", "_", "K"])
 def test_sentences_are_folded_together_as_one_by_one(sentences: list[str]) -> None:
     array = pa.array(sentences, pa.string())
-    expected = [fold(sentence) for sentence in sentences]
-    assert fold_all(array).tolist() == expected
-    keys = fold_keys(array)
+    expected = [normalise(sentence) for sentence in sentences]
+    assert normalise_all(array).tolist() == expected
+    keys = sentence_keys(array)
     assert [keys[0] == key for key in keys] == [expected[0] == text for text in expected]
 
 
@@ -85,7 +85,7 @@ def test_no_folded_sentence_stands_on_two_sides_or_twice(
     rows: list[tuple[str, int]], holdout: list[str], share: float, seed: int
 ) -> None:
     train, validation, _ = split_rows(frame(rows), holdout, share, seed)
-    sides = [folded(train), folded(validation), {fold(sentence) for sentence in holdout}]
+    sides = [folded(train), folded(validation), {normalise(sentence) for sentence in holdout}]
     assert not sides[0] & sides[1] | sides[0] & sides[2] | sides[1] & sides[2]
     assert (len(sides[0]), len(sides[1])) == (len(train), len(validation))
 
@@ -109,7 +109,7 @@ def test_near_duplicates_stand_on_one_side_at_most(seed: int) -> None:
     rows = frame([(vary(rng.choice(plain), rng), int(rng.random() < 0.97)) for _ in range(400)])
     holdout = [vary(sentence, rng) for sentence in plain[:20]]
     train, validation, counts = split_rows(rows, holdout, 0.3, seed)
-    sides = [folded(train), folded(validation), {fold(sentence) for sentence in holdout}]
+    sides = [folded(train), folded(validation), {normalise(sentence) for sentence in holdout}]
     assert not sides[0] & sides[1] | sides[0] & sides[2] | sides[1] & sides[2]
     assert min(counts.values()) > 0
     assert sum(counts.values()) == 400
@@ -118,7 +118,7 @@ def test_near_duplicates_stand_on_one_side_at_most(seed: int) -> None:
 
 def test_variants_of_a_sentence_are_one_folded_sentence() -> None:
     rng = random.Random(0)
-    assert {fold(vary("Zoë's cat ran 2 miles", rng)) for _ in range(200)} == {"zoë s cat ran 2 miles"}
+    assert {normalise(vary("Zoë's cat ran 2 miles", rng)) for _ in range(200)} == {"zoë s cat ran 2 miles"}
 
 
 @unhurried
@@ -145,11 +145,13 @@ def test_old_rows_leave_only_when_a_row_added_later_contradicts_them(
 ) -> None:
     labels: dict[str, set[int]] = {}
     for sentence, label in old + new:
-        labels.setdefault(fold(sentence), set()).add(label)
+        labels.setdefault(normalise(sentence), set()).add(label)
     before = split_rows(frame(old).assign(line=range(len(old))), [], 0.4, 7)
     after = split_rows(frame(old + new).assign(line=range(len(old + new))), [], 0.4, 7)
     for was, now in zip(before[:2], after[:2], strict=True):
-        stays = [line for line, text in zip(was["line"], was["sentence"], strict=True) if len(labels[fold(text)]) == 1]
+        stays = [
+            line for line, text in zip(was["line"], was["sentence"], strict=True) if len(labels[normalise(text)]) == 1
+        ]
         assert [line for line in now["line"] if line < len(old)] == stays
 
 
@@ -172,17 +174,17 @@ def test_another_order_gives_the_same_rows_on_each_side() -> None:
 
 def test_choice_is_by_the_folded_sentence_and_the_seed_alone() -> None:
     _, validation, _ = split_rows(numbered(0, 300), [], 0.3, 2018)
-    expected = [text for text in numbered(0, 300)["sentence"] if fraction(fold(text), "2018") < 0.3]
+    expected = [text for text in numbered(0, 300)["sentence"] if hash_fraction(normalise(text), "2018") < 0.3]
     assert validation["sentence"].tolist() == expected
 
 
 def test_fraction_looks_uniform_and_stays_the_same() -> None:
-    found = np.array([fraction(f"text {number}", "key") for number in range(20_000)])
+    found = np.array([hash_fraction(f"text {number}", "key") for number in range(20_000)])
     assert found.min() >= 0
     assert found.max() < 1
     assert np.histogram(found, 10, (0, 1))[0] == pytest.approx(2000, abs=200)
-    assert fraction("the cat sat", "holdout") == 0.4084241544495186  # or old rows would change sides
-    assert fraction("the cat sat", "holdout") != fraction("the cat sat", "2018")
+    assert hash_fraction("the cat sat", "holdout") == 0.4084241544495186  # or old rows would change sides
+    assert hash_fraction("the cat sat", "holdout") != hash_fraction("the cat sat", "2018")
 
 
 def test_rows_keep_their_order_and_columns_and_the_input_stays() -> None:
@@ -247,7 +249,7 @@ def test_no_rows_split_into_nothing() -> None:
 def snapshot(folder: Path, name: str, sentences: list[str]) -> str:
     path = folder / name
     path.write_text("".join(f"s\t1\t\t{sentence}\n" for sentence in sentences), encoding="utf-8")
-    return take_snapshot([str(path)], str(folder / "snapshots"))["path"]
+    return write_snapshot([str(path)], str(folder / "snapshots"))["path"]
 
 
 def test_snapshot_is_split_into_two_files_that_read_back(tmp_path: Path) -> None:
@@ -255,9 +257,9 @@ def test_snapshot_is_split_into_two_files_that_read_back(tmp_path: Path) -> None
     holdouts = [snapshot(tmp_path, "a.tsv", ["sentence 1"]), snapshot(tmp_path, "b.tsv", ["sentence 2", "other"])]
     train, validation, counts = split_snapshot(rows, holdouts, str(tmp_path / "out"), 0.3, 0)
     assert (train, validation) == (str(tmp_path / "out/train.parquet"), str(tmp_path / "out/validation.parquet"))
-    expected = split_rows(load_rows(rows), ["sentence 1", "sentence 2"], 0.3, 0)
-    pd.testing.assert_frame_equal(load_rows(train), expected[0])
-    pd.testing.assert_frame_equal(load_rows(validation), expected[1])
+    expected = split_rows(read_snapshot(rows), ["sentence 1", "sentence 2"], 0.3, 0)
+    pd.testing.assert_frame_equal(read_snapshot(train), expected[0])
+    pd.testing.assert_frame_equal(read_snapshot(validation), expected[1])
     assert counts == expected[2]
     assert counts["in_holdout"] == 2
 
@@ -266,7 +268,7 @@ def test_snapshot_is_split_into_two_files_that_read_back(tmp_path: Path) -> None
 def test_empty_side_is_refused_with_the_counts(tmp_path: Path, share: float, side: str) -> None:
     rows = snapshot(tmp_path, "train.tsv", ["One.", "Two."])
     with pytest.raises(
-        DataRefused, match=f"no {side} row is left after the split .*'{side}': 0.*expected more rows in"
+        DataRejected, match=f"no {side} row is left after the split .*'{side}': 0.*expected more rows in"
     ):
         split_snapshot(rows, [], str(tmp_path / "out"), share, 0)
     assert not (tmp_path / "out" / f"{side}.parquet").exists()
@@ -283,14 +285,14 @@ def test_text_keeps_no_sentence_that_has_a_label_and_none_twice(tmp_path: Path) 
         paths[name] = str(tmp_path / f"{name}-given.parquet")
         frame([(text, 1) for text in texts]).to_parquet(paths[name])
     known = [paths[name] for name in ("train", "validation", "holdout")]
-    path, left = spare_known(paths["text"], known, str(tmp_path))
-    assert load_rows(path)["sentence"].tolist() == ["One sees.", "Three see."]
+    path, left = drop_labelled(paths["text"], known, str(tmp_path))
+    assert read_snapshot(path)["sentence"].tolist() == ["One sees.", "Three see."]
     assert left == 4
 
 
 def test_text_of_known_sentences_alone_is_empty(tmp_path: Path) -> None:
     known = str(tmp_path / "known.parquet")
     frame([("One sees.", 1)]).to_parquet(known)
-    path, left = spare_known(known, [known], str(tmp_path))
-    assert load_rows(path).empty
+    path, left = drop_labelled(known, [known], str(tmp_path))
+    assert read_snapshot(path).empty
     assert left == 1

@@ -13,12 +13,12 @@ from toy import SPLIT, circumstances, facts, gate, policy
 
 from tasks.core.errors import VerdictError
 from tasks.core.files import write_json
-from tasks.data.snapshots import load_rows
-from tasks.evaluation.evidence import DIFFERING, face_champion, find_leak, gather_evidence, measure
+from tasks.data.snapshots import read_snapshot
+from tasks.evaluation.evidence import DIFFERING_SHOWN, add_champion, find_leak, gather_evidence, measure_snapshot
 from tasks.evaluation.judge import judge
 from tasks.evaluation.metrics import mcc
-from tasks.evaluation.minimal_pairs import examine_behaviour
-from tasks.inference.bundle import PROFILE, seal
+from tasks.evaluation.minimal_pairs import evaluate_minimal_pairs
+from tasks.inference.bundle import PROFILE, write_manifest
 from tasks.inference.classifier import Classifier
 
 
@@ -37,13 +37,13 @@ def altered(
     tensor = next(each for each in graph.graph.initializer if each.name.endswith(f"classifier.{part}"))
     tensor.CopyFrom(numpy_helper.from_array(change(numpy_helper.to_array(tensor)), tensor.name))
     onnx.save_model(graph, copied / model)
-    seal(copied, facts(), {})
+    write_manifest(copied, facts(), {})
     return str(copied)
 
 
 def weakened(bundle: str, folder: Path, holdout: str, flips: int = 10) -> str:
     """Copy a bundle and move its threshold so that it calls so many acceptable sentences unacceptable."""
-    logits = Classifier.from_bundle(bundle, "cpu").logits(load_rows(holdout)["sentence"].tolist())
+    logits = Classifier.from_bundle(bundle, "cpu").logits(read_snapshot(holdout)["sentence"].tolist())
     ahead = np.sort((logits[:, 1] - logits[:, 0])[logits[:, 1] > logits[:, 0]])
     step = np.array([(ahead[flips - 1] + ahead[flips]) / 2, 0], np.float32)
     return altered(bundle, folder, lambda bias: bias + step, part="bias")
@@ -51,8 +51,8 @@ def weakened(bundle: str, folder: Path, holdout: str, flips: int = 10) -> str:
 
 def test_a_measurement_is_what_the_classifier_answers(exported: Any, toy_split: tuple[str, str, str]) -> None:
     classifier = Classifier.from_bundle(exported["bundle"], "cpu")
-    measured = measure(classifier, toy_split[2], resamples=200)
-    rows = load_rows(toy_split[2])
+    measured = measure_snapshot(classifier, toy_split[2], resamples=200)
+    rows = read_snapshot(toy_split[2])
     answers = [answer["label"] == "acceptable" for answer in classifier.predict(rows["sentence"].tolist())]
     assert measured["rows"] == len(rows) == 80
     assert measured["interval"]["mcc"] == mcc(rows["label"], answers)
@@ -72,7 +72,9 @@ def test_every_variant_is_measured_and_the_one_that_serves_is_judged(
     assert evidence["candidate"] == evidence["variants"]["int8"]
     for variant, measured in evidence["variants"].items():
         assert measured["variant"] == variant
-        assert measured == measure(Classifier.from_bundle(complete["bundle"], "cpu", variant), toy_split[2], 200)
+        assert measured == measure_snapshot(
+            Classifier.from_bundle(complete["bundle"], "cpu", variant), toy_split[2], 200
+        )
     assert judge(evidence, policy(threshold=0.5))["mcc"] == evidence["variants"]["int8"]["interval"]["mcc"]
 
 
@@ -89,7 +91,7 @@ def test_the_verdict_follows_the_variant_that_serves_and_not_the_reference(
 
 
 def test_the_worst_sentences_are_those_whose_label_got_least(exported: Any, toy_split: tuple[str, str, str]) -> None:
-    worst = measure(Classifier.from_bundle(exported["bundle"], "cpu"), toy_split[2], 200)["worst"]
+    worst = measure_snapshot(Classifier.from_bundle(exported["bundle"], "cpu"), toy_split[2], 200)["worst"]
     given = [row["probability"] for row in worst]
     assert given == sorted(given)
     assert len(worst) == 10
@@ -130,7 +132,7 @@ def test_a_model_that_answers_no_numbers_is_rejected(
 def test_the_rows_of_the_holdout_and_every_answer_are_kept(complete: Any, toy_split: tuple[str, str, str]) -> None:
     champion = {"version": "3", "digest": "other", "bundle": complete["bundle"]}
     answers = gather(complete["bundle"], toy_split[2], champion)["answers"]
-    rows = load_rows(toy_split[2])
+    rows = read_snapshot(toy_split[2])
     assert answers["label"] == rows["label"].tolist()
     assert answers["source"] == ["toy"] * 80
     assert answers["words"] == [len(sentence.split()) for sentence in rows["sentence"]]
@@ -145,13 +147,13 @@ def test_champion_and_candidate_are_compared_row_by_row(
 ) -> None:
     weak = weakened(exported["bundle"], tmp_path / "weak", toy_split[2])
     evidence = gather(exported["bundle"], toy_split[2], {"version": "3", "digest": "weak", "bundle": weak})
-    comparison, rows = evidence["comparison"], load_rows(toy_split[2])
+    comparison, rows = evidence["comparison"], read_snapshot(toy_split[2])
     ours, theirs = (
         [answer["label"] for answer in Classifier.from_bundle(path, "cpu").predict(rows["sentence"].tolist())]
         for path in (exported["bundle"], weak)
     )
     differing = {rows["sentence"][row] for row in range(80) if ours[row] != theirs[row]}
-    assert len(differing) == 10 < DIFFERING
+    assert len(differing) == 10 < DIFFERING_SHOWN
     assert comparison["differing"] == len(differing)
     assert {row["sentence"] for row in comparison["sentences"]} == differing
     assert comparison["agreement"] == pytest.approx(1 - len(differing) / 80)
@@ -160,7 +162,7 @@ def test_champion_and_candidate_are_compared_row_by_row(
     assert gap == sorted(gap, reverse=True)
     figures = [evidence["candidate"], evidence["champion"]["measurement"]]
     assert comparison["difference"] == pytest.approx(figures[0]["interval"]["mcc"] - figures[1]["interval"]["mcc"])
-    assert evidence["champion"]["behaviour"] == examine_behaviour(Classifier.from_bundle(weak, "cpu"))
+    assert evidence["champion"]["minimal_pairs"] == evaluate_minimal_pairs(Classifier.from_bundle(weak, "cpu"))
     assert judge(evidence, policy(threshold=0.5))["decision"] == "PROMOTE"
 
 
@@ -172,8 +174,8 @@ def test_the_champions_training_rows_are_those_of_its_profile(
     evidence = gather(exported["bundle"], toy_split[2], champion)
     assert evidence["champion"]["training"] is None
     write_json(folder / PROFILE, gate()["profile"])
-    seal(folder, facts(), {})
-    assert face_champion(evidence, champion, toy_split[2], "cpu")["champion"]["training"] == "d" * 64  # type: ignore[arg-type,index]
+    write_manifest(folder, facts(), {})
+    assert add_champion(evidence, champion, toy_split[2], "cpu")["champion"]["training"] == "d" * 64  # type: ignore[arg-type,index]
 
 
 def test_another_champion_takes_the_place_of_the_one_before(
@@ -181,18 +183,18 @@ def test_another_champion_takes_the_place_of_the_one_before(
 ) -> None:
     weak = weakened(exported["bundle"], tmp_path / "weak", toy_split[2])
     first = gather(exported["bundle"], toy_split[2], {"version": "3", "digest": "weak", "bundle": weak})
-    second = face_champion(first, {"version": "4", "digest": "same", "bundle": exported["bundle"]}, toy_split[2], "cpu")
+    second = add_champion(first, {"version": "4", "digest": "same", "bundle": exported["bundle"]}, toy_split[2], "cpu")
     assert second == gather(
         exported["bundle"], toy_split[2], {"version": "4", "digest": "same", "bundle": exported["bundle"]}
     )
-    assert second["incumbency"] == "reigning"
+    assert second["champion_state"] == "active"
     assert first["champion"]["version"] == "3"
 
 
 def test_holdout_sentences_among_the_training_rows_are_found_folded(
     toy_split: tuple[str, str, str], tmp_path: Path, exported: Any
 ) -> None:
-    rows, sentences = load_rows(toy_split[0]), load_rows(toy_split[2])["sentence"].tolist()
+    rows, sentences = read_snapshot(toy_split[0]), read_snapshot(toy_split[2])["sentence"].tolist()
     assert find_leak(toy_split[:2], sentences, 5) == {"left": 5, "remaining": 0, "sentences": []}
     leaked = tmp_path / "train.parquet"
     rows.loc[[1, 2, 3], "sentence"] = [sentences[7].upper() + "!", sentences[7], sentences[9]]

@@ -6,38 +6,38 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from tasks.registry.mlflow_client import Store, locate_store
-from tasks.registry.tracking import close_run, count_looks, open_run, tag_run
+from tasks.registry.mlflow_client import MlflowStore, locate_store
+from tasks.registry.tracking import close_run, count_holdout_uses, open_run, tag_run
 
 
 @pytest.fixture
-def store(tmp_path: Path, empty_store: Path) -> Store:
+def store(tmp_path: Path, empty_store: Path) -> MlflowStore:
     shutil.copy(empty_store, tmp_path / "mlflow.db")
     return locate_store(str(tmp_path))
 
 
-def judge_once(store: Store, job: str, holdout: str, bundle: str) -> str:
+def judge_once(store: MlflowStore, job: str, holdout: str, bundle: str) -> str:
     run = open_run(store, job, {}, {})
     tag_run(store, run, {"holdout": holdout, "bundle_digest": bundle})
     close_run(store, run, "FINISHED")
     return run
 
 
-def test_other_bundles_on_the_same_holdout_are_counted_once_each(store: Store) -> None:
-    assert count_looks(store, "h", "mine") == 0
+def test_other_bundles_on_the_same_holdout_are_counted_once_each(store: MlflowStore) -> None:
+    assert count_holdout_uses(store, "h", "mine") == 0
     for number, (holdout, bundle) in enumerate([("h", "a"), ("h", "b"), ("h", "a"), ("other", "c"), ("h", "mine")]):
         judge_once(store, f"job{number}", holdout, bundle)
-    assert count_looks(store, "h", "mine") == 2
-    assert count_looks(store, "h", "a") == 2
-    assert count_looks(store, "other", "mine") == 1
+    assert count_holdout_uses(store, "h", "mine") == 2
+    assert count_holdout_uses(store, "h", "a") == 2
+    assert count_holdout_uses(store, "other", "mine") == 1
 
 
-def test_deleting_a_run_does_not_make_a_look_unseen(store: Store) -> None:
+def test_deleting_a_run_does_not_make_a_look_unseen(store: MlflowStore) -> None:
     run = judge_once(store, "job", "h", "a")
     mlflow.MlflowClient(store["uri"]).delete_run(run)
-    assert count_looks(store, "h", "mine") == 1
+    assert count_holdout_uses(store, "h", "mine") == 1
 
 
-def test_a_run_that_never_judged_is_no_look(store: Store) -> None:
+def test_a_run_that_never_judged_is_no_look(store: MlflowStore) -> None:
     close_run(store, open_run(store, "job", {}, {"host": "here"}), "FAILED")
-    assert count_looks(store, "h", "mine") == 0
+    assert count_holdout_uses(store, "h", "mine") == 0

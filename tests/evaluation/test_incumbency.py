@@ -2,12 +2,12 @@
 
 import pytest
 
-from tasks.evaluation.incumbency import find_incumbency
+from tasks.evaluation.incumbency import champion_state
 
 
 @pytest.mark.parametrize(
     ("champion", "promotions", "expected"),
-    [(True, 0, "reigning"), (True, 3, "reigning"), (False, 0, "never"), (False, 1, "vanished")],
+    [(True, 0, "active"), (True, 3, "active"), (False, 0, "none"), (False, 1, "lost")],
 )
 def test_who_reigned_once_and_is_gone_has_vanished(champion: bool, promotions: int, expected: str) -> None:
-    assert find_incumbency(champion, promotions) == expected
+    assert champion_state(champion, promotions) == expected

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from toy import policy
 
-from tasks.evaluation.judge import Verdict, allowed_chance, judge, sign
+from tasks.evaluation.judge import Verdict, alpha, judge, stamp
 
 RULES = policy()
 SUITE = {"pairs": 280, "share": 0.8, "phenomena": {}}
@@ -34,7 +34,7 @@ def champion(mcc: float | None, digest: str = "old", fault: str | None = None, *
         "digest": digest,
         "training": "t",
         "measurement": None if mcc is None else measurement(mcc),
-        "behaviour": None if mcc is None else SUITE,
+        "minimal_pairs": None if mcc is None else SUITE,
         "fault": fault,
     }
     return values | changes
@@ -52,8 +52,8 @@ def evidence(
         "low": difference - 0.07,
         "high": difference + 0.07,
         "probability": 0.5,
-        "chance_better": chance_better,
-        "chance_worse": chance_worse,
+        "p_better": chance_better,
+        "p_worse": chance_worse,
         "mcnemar": 0.5,
         "agreement": 0.9,
         "differing": 52,
@@ -63,13 +63,13 @@ def evidence(
         "digest": "new",
         "holdout": "h",
         "training": "t",
-        "incumbency": "reigning" if reigning else "never",
-        "looks": 0,
+        "champion_state": "active" if reigning else "none",
+        "holdout_uses": 0,
         "drift": [],
         "leak": {"left": 3, "remaining": 0, "sentences": []},
         "candidate": candidate,
         "variants": {"fp32": candidate},
-        "behaviour": SUITE,
+        "minimal_pairs": SUITE,
         "champion": reigning,
         "comparison": comparison if measured else None,
         "versions": {"python": "3"},
@@ -79,7 +79,7 @@ def evidence(
     return values | changes
 
 
-BETTER = {"mcc": 0.62, "reigning": champion(0.55), "chance_better": 0.01, "chance_worse": 0.99}
+BETTER = {"mcc": 0.62, "active": champion(0.55), "p_better": 0.01, "p_worse": 0.99}
 
 
 def decide(given: Any, **changes: Any) -> tuple[str, list[str]]:
@@ -110,8 +110,8 @@ def test_the_first_fit_candidate_is_promoted_and_the_verdict_says_about_what() -
         "time": None,
         "actor": None,
     }
-    assert (numbers["looks"], numbers["behaviour"], numbers["difference"]) == (0, 0.8, None)
-    assert numbers["allowed_chance"] == pytest.approx(0.02)
+    assert (numbers["holdout_uses"], numbers["minimal_pairs"], numbers["difference"]) == (0, 0.8, None)
+    assert numbers["alpha"] == pytest.approx(0.02)
 
 
 def test_better_candidate_is_promoted() -> None:
@@ -130,15 +130,18 @@ def test_no_worse_on_other_rows_is_promoted_only_where_the_policy_says_so() -> N
     close = evidence(0.6, reigning)
     close["comparison"]["low"] = -0.02
     assert decide(close) == ("HOLD", ["not_better"])
-    assert decide(close, newer_data=True) == ("PROMOTE", ["no_worse_on_newer_data"])
-    assert decide(close, newer_data=True, margin=0.02) == ("HOLD", ["not_better"])
-    assert decide({**close, "training": "older"}, newer_data=True) == ("HOLD", ["not_better"])
-    assert decide({**close, "champion": {**reigning, "training": None}}, newer_data=True) == ("HOLD", ["not_better"])
+    assert decide(close, promote_on_new_data=True) == ("PROMOTE", ["no_worse_on_new_data"])
+    assert decide(close, promote_on_new_data=True, margin=0.02) == ("HOLD", ["not_better"])
+    assert decide({**close, "training": "older"}, promote_on_new_data=True) == ("HOLD", ["not_better"])
+    assert decide({**close, "champion": {**reigning, "training": None}}, promote_on_new_data=True) == (
+        "HOLD",
+        ["not_better"],
+    )
 
 
 # Each fault alone rejects a candidate that would be promoted.
 FAULTS = {
-    "not_a_number": {"candidate": measurement(0.62, finite=False)},
+    "non_finite_output": {"candidate": measurement(0.62, finite=False)},
     "one_class": {"candidate": measurement(0.62, classes_predicted=1)},
     "below_threshold": {"candidate": measurement(0.45)},
     "variant_differs": {"variants": {"fp32": measurement(0.62), "int8": measurement(0.58, "int8")}},
@@ -148,19 +151,19 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("rule", FAULTS)
-@pytest.mark.parametrize("reigning", [None, champion(0.55), champion(None, fault="gone"), champion(0.9, digest="new")])
+@pytest.mark.parametrize("active", [None, champion(0.55), champion(None, fault="gone"), champion(0.9, digest="new")])
 def test_each_fault_alone_rejects_whatever_reigns(rule: str, reigning: Any) -> None:
     if rule == "worse_than_champion":
-        assert decide(evidence(0.5, champion(0.6), chance_better=0.99, chance_worse=0.04)) == ("REJECT", [rule])
+        assert decide(evidence(0.5, champion(0.6), p_better=0.99, p_worse=0.04)) == ("REJECT", [rule])
     else:
-        given = evidence(0.62, reigning, chance_better=0.01) | FAULTS[rule]
+        given = evidence(0.62, reigning, p_better=0.01) | FAULTS[rule]
         assert decide(given) == ("REJECT", [rule])
 
 
 @pytest.mark.parametrize(
     ("given", "reason"),
     [
-        (FAULTS["not_a_number"], "an output is not a number"),
+        (FAULTS["non_finite_output"], "an output is not a number"),
         (FAULTS["one_class"], "every sentence got the same label"),
         (FAULTS["below_threshold"], "MCC 0.450 is below the threshold 0.454"),
         ({"candidate": measurement(float("nan"))}, "MCC nan is below the threshold 0.454"),
@@ -179,15 +182,15 @@ def test_a_fault_says_its_numbers(given: Any, reason: str) -> None:
 def test_every_fault_is_a_reason() -> None:
     assert decide(evidence(candidate=measurement(0.0, finite=False, classes_predicted=1))) == (
         "REJECT",
-        ["not_a_number", "one_class", "below_threshold"],
+        ["non_finite_output", "one_class", "below_threshold"],
     )
 
 
 def test_worse_with_95_percent_confidence_is_rejected_and_a_little_worse_is_held() -> None:
-    worse = evidence(0.5, champion(0.6), chance_worse=0.049)
+    worse = evidence(0.5, champion(0.6), p_worse=0.049)
     assert decide(worse) == ("REJECT", ["worse_than_champion"])
     assert decide(worse, reject_confidence=0.96) == ("HOLD", ["not_better"])
-    assert decide(evidence(0.58, champion(0.6), chance_worse=0.051)) == ("HOLD", ["not_better"])
+    assert decide(evidence(0.58, champion(0.6), p_worse=0.051)) == ("HOLD", ["not_better"])
 
 
 def test_a_variant_may_differ_either_way_by_as_much_as_is_allowed() -> None:
@@ -199,16 +202,16 @@ def test_a_variant_may_differ_either_way_by_as_much_as_is_allowed() -> None:
 
 # Each doubt alone holds a candidate that would be promoted.
 DOUBTS = {
-    "slice_fell": {"candidate": measurement(0.62, per_source={"swb04": {"rows": 222, "mcc": 0.29}})},
-    "behaviour_fell": {"behaviour": SUITE | {"share": 0.74}},
+    "slice_dropped": {"candidate": measurement(0.62, per_source={"swb04": {"rows": 222, "mcc": 0.29}})},
+    "minimal_pairs_dropped": {"minimal_pairs": SUITE | {"share": 0.74}},
     "drift": {"drift": ["label", "length"]},
-    "holdout_worn_out": {"looks": 150},
+    "holdout_uses_exhausted": {"holdout_uses": 150},
 }
 
 
 @pytest.mark.parametrize("rule", DOUBTS)
 def test_each_doubt_alone_holds_a_better_candidate(rule: str) -> None:
-    given = evidence(**{**BETTER, "chance_better": 1e-9}) | DOUBTS[rule]
+    given = evidence(**{**BETTER, "p_better": 1e-9}) | DOUBTS[rule]
     assert decide(given) == ("HOLD", [rule])
     last = judge(given, RULES)["reasons"][-1]
     assert last.startswith("it would be promoted otherwise: better than the champion")
@@ -218,7 +221,7 @@ def test_each_doubt_alone_holds_a_better_candidate(rule: str) -> None:
     ("given", "reason"),
     [
         (
-            DOUBTS["slice_fell"],
+            DOUBTS["slice_dropped"],
             "source swb04 (222 sentences): MCC 0.290 against the champion's 0.500; it may fall by 0.2",
         ),
         (
@@ -226,24 +229,24 @@ def test_each_doubt_alone_holds_a_better_candidate(rule: str) -> None:
             "length 1 to 5 words (50 sentences): MCC 0.000 against the champion's 0.500; it may fall by 0.2",
         ),
         (
-            DOUBTS["behaviour_fell"],
+            DOUBTS["minimal_pairs_dropped"],
             "it tells 74.0% of 280 minimal pairs apart, the champion 80.0%; that may fall by 5.0%",
         ),
         (DOUBTS["drift"], "its data drifted from the champion's: label, length"),
         (
-            DOUBTS["holdout_worn_out"],
+            DOUBTS["holdout_uses_exhausted"],
             "150 other candidates were judged on this holdout, at most 149 may have been: bring new sentences",
         ),
     ],
 )
 def test_a_doubt_says_its_numbers(given: Any, reason: str) -> None:
-    assert judge(evidence(**{**BETTER, "chance_better": 1e-9}) | given, RULES)["reasons"][0] == reason
+    assert judge(evidence(**{**BETTER, "p_better": 1e-9}) | given, RULES)["reasons"][0] == reason
 
 
 def test_small_slices_and_small_falls_do_not_hold() -> None:
     slices = {"c-05": {"rows": 49, "mcc": 0.0}, "swb04": {"rows": 222, "mcc": 0.31}}
     assert decide(evidence(**BETTER) | {"candidate": measurement(0.62, per_source=slices)})[0] == "PROMOTE"
-    assert decide(evidence(**BETTER) | {"behaviour": SUITE | {"share": 0.76}})[0] == "PROMOTE"
+    assert decide(evidence(**BETTER) | {"minimal_pairs": SUITE | {"share": 0.76}})[0] == "PROMOTE"
 
 
 def test_drift_does_not_hold_where_the_policy_says_so() -> None:
@@ -251,8 +254,8 @@ def test_drift_does_not_hold_where_the_policy_says_so() -> None:
 
 
 def test_a_champion_that_vanished_is_not_a_first_run() -> None:
-    verdict = judge(evidence(incumbency="vanished"), RULES)
-    assert (verdict["decision"], verdict["rules"]) == ("HOLD", ["champion_vanished"])
+    verdict = judge(evidence(champion_state="lost"), RULES)
+    assert (verdict["decision"], verdict["rules"]) == ("HOLD", ["champion_lost"])
     assert "its alias is gone" in verdict["reasons"][0]
 
 
@@ -263,16 +266,16 @@ def test_candidate_is_held_when_the_champion_cannot_be_measured() -> None:
     assert (verdict["champion"], verdict["champion_mcc"]) == ("3", None)
 
 
-@pytest.mark.parametrize("reigning", [champion(0.6, digest="new"), champion(None, digest="new", fault="gone")])
+@pytest.mark.parametrize("active", [champion(0.6, digest="new"), champion(None, digest="new", fault="gone")])
 def test_the_champion_itself_is_held(reigning: Any) -> None:
     verdict = judge(evidence(reigning=reigning), RULES)
     assert (verdict["decision"], verdict["rules"]) == ("HOLD", ["same_bundle"])
     assert verdict["reasons"] == ["it is champion 3 itself: the same bundle came out again"]
 
 
-@pytest.mark.parametrize("reigning", [0.6, 0.65])
+@pytest.mark.parametrize("active", [0.6, 0.65])
 def test_a_tie_and_a_little_less_are_held(reigning: float) -> None:
-    verdict = judge(evidence(0.6, champion(reigning), chance_better=0.0), RULES)
+    verdict = judge(evidence(0.6, champion(reigning), p_better=0.0), RULES)
     assert (verdict["decision"], verdict["rules"]) == ("HOLD", ["not_better"])
     assert verdict["reasons"] == [
         f"not better than the champion: MCC 0.600 against {reigning:.3f} of champion 3 on the same 516 sentences"
@@ -280,30 +283,30 @@ def test_a_tie_and_a_little_less_are_held(reigning: float) -> None:
 
 
 def test_better_without_the_confidence_that_is_asked_is_held_and_says_how_far_it_is() -> None:
-    verdict = judge(evidence(**{**BETTER, "chance_better": 0.021}), RULES)
+    verdict = judge(evidence(**{**BETTER, "p_better": 0.021}), RULES)
     assert (verdict["decision"], verdict["rules"]) == ("HOLD", ["not_better"])
     assert verdict["reasons"][0].startswith("not better than the champion with the confidence that is asked: MCC 0.620")
     assert verdict["reasons"][0].endswith("so far ahead in 2.1% of cases, at most 2% are allowed")
 
 
 def test_looks_at_the_holdout_raise_what_is_asked() -> None:
-    assert decide(evidence(**BETTER, looks=0)) == ("PROMOTE", ["better_than_champion"])
-    assert decide(evidence(**BETTER, looks=1)) == ("HOLD", ["not_better"])
-    reason = judge(evidence(**BETTER, looks=10), RULES)["reasons"][0]
+    assert decide(evidence(**BETTER, holdout_uses=0)) == ("PROMOTE", ["better_than_champion"])
+    assert decide(evidence(**BETTER, holdout_uses=1)) == ("HOLD", ["not_better"])
+    reason = judge(evidence(**BETTER, holdout_uses=10), RULES)["reasons"][0]
     assert reason.endswith("at most 0.055% are allowed after 10 other candidates on this holdout")
 
 
 def test_what_is_allowed_shrinks_with_the_looks_down_to_a_floor() -> None:
-    allowed = [allowed_chance(RULES, looks) for looks in range(1_000)]
+    allowed = [alpha(RULES, looks) for looks in range(1_000)]
     assert allowed[0] == pytest.approx(0.02)
     assert allowed[9] == pytest.approx(0.02 / 10**1.5)
     assert allowed == sorted(allowed, reverse=True)
-    assert allowed[-1] == RULES.least_chance
-    assert allowed_chance(policy(confidence=0.9999), 0) == pytest.approx(0.0001)
-    assert allowed_chance(policy(wear=0.0), 500) == pytest.approx(0.02)
+    assert allowed[-1] == RULES.min_alpha
+    assert alpha(policy(confidence=0.9999), 0) == pytest.approx(0.0001)
+    assert alpha(policy(alpha_decay=0.0), 500) == pytest.approx(0.02)
 
 
-@pytest.mark.parametrize("reigning", [None, champion(0.5), champion(0.7), champion(None, fault="gone")])
+@pytest.mark.parametrize("active", [None, champion(0.5), champion(0.7), champion(None, fault="gone")])
 @pytest.mark.parametrize("mcc", [0.2, 0.6])
 def test_judging_again_gives_the_same_and_changes_nothing(mcc: float, reigning: Any) -> None:
     given = evidence(mcc, reigning)
@@ -312,7 +315,7 @@ def test_judging_again_gives_the_same_and_changes_nothing(mcc: float, reigning: 
     assert given == before
 
 
-@pytest.mark.parametrize("reigning", [None, champion(0.5), champion(None, fault="gone")])
+@pytest.mark.parametrize("active", [None, champion(0.5), champion(None, fault="gone")])
 def test_a_better_candidate_never_gets_a_worse_verdict(reigning: Any) -> None:
     ranks = []
     for i in range(-20, 21):
@@ -325,14 +328,14 @@ def test_a_better_candidate_never_gets_a_worse_verdict(reigning: Any) -> None:
 
 def test_reported_holdout_and_interval_do_not_judge() -> None:
     given = evidence(**BETTER)
-    given["reported"] = measurement(-1.0, finite=False, classes_predicted=1)
+    given["secondary"] = measurement(-1.0, finite=False, classes_predicted=1)
     given["candidate"]["interval"] |= {"low": -1.0, "high": 1.0}
     assert judge(given, RULES)["decision"] == "PROMOTE"
 
 
 def test_a_verdict_is_strict_json_and_signing_adds_only_time_and_actor() -> None:
     verdict = judge(evidence(**BETTER), RULES)
-    signed = sign(verdict, "2026-01-01T00:00:00+00:00", "somebody")
+    signed = stamp(verdict, "2026-01-01T00:00:00+00:00", "somebody")
     assert json.loads(json.dumps(signed, allow_nan=False)) == signed
     assert signed == {**verdict, "time": "2026-01-01T00:00:00+00:00", "actor": "somebody"}
     assert set(signed) == set(Verdict.__annotations__)

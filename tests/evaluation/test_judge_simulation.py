@@ -10,7 +10,7 @@ from simulated import AGREEMENT, MCC, Holdouts, decisions, draw_candidates, draw
 from toy import policy
 
 from tasks.evaluation.judge import decide
-from tasks.evaluation.metrics import matthews
+from tasks.evaluation.metrics import mcc_from_counts
 from tasks.evaluation.paired_tests import mcc_difference
 
 RULE = policy(threshold=-1.0)  # what is counted is the comparison alone
@@ -25,7 +25,7 @@ def promoted(gain: float, histories: int, looks: int = 0) -> float:
 def test_the_simulated_models_are_as_good_and_agree_as_often_as_is_said() -> None:
     holdouts = Holdouts(400, seed=0)
     equal, better = (holdouts.cells(holdouts.answer(holdouts.errors(), gain)) for gain in (0.0, 0.08))
-    champion = matthews(equal.reshape(-1, 2, 2, 2).sum(axis=2).reshape(-1, 4))
+    champion = mcc_from_counts(equal.reshape(-1, 2, 2, 2).sum(axis=2).reshape(-1, 4))
     assert champion.mean() == pytest.approx(MCC, abs=0.01)
     assert mcc_difference(equal).mean() == pytest.approx(0, abs=0.01)
     assert mcc_difference(better).mean() == pytest.approx(0.08, abs=0.01)
@@ -46,7 +46,7 @@ def test_a_hundred_equal_candidates_in_a_row_promote_falsely_in_at_most_a_twenti
 
 
 def test_a_rule_that_does_not_count_looks_promotes_falsely_again_and_again() -> None:
-    decided = decisions(draw_candidates(200, 100, seed=3), policy(threshold=-1.0, wear=0.0))
+    decided = decisions(draw_candidates(200, 100, seed=3), policy(threshold=-1.0, alpha_decay=0.0))
     assert np.mean((decided == "PROMOTE").any(axis=1)) > 0.2
 
 

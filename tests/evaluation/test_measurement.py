@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from tasks.evaluation.measurement import (
-    compare_answers,
-    measure_answers,
+    compare,
+    evaluate,
     name_length,
     predict_labels,
     read_probabilities,
@@ -22,7 +22,7 @@ GIVEN = [0.9, 0.4, 0.2, 0.6, 0.51, 0.1]
 
 
 def test_figures_are_those_of_the_labels_and_probabilities() -> None:
-    found = measure_answers(ROWS, GIVEN, "CPU", "fp32", 200)  # type: ignore[arg-type]
+    found = evaluate(ROWS, GIVEN, "CPU", "fp32", 200)  # type: ignore[arg-type]
     predictions = [1, 0, 0, 1, 1, 0]
     assert found["interval"]["mcc"] == mcc(ROWS["label"], predictions)
     assert found["confusion"] == {"tn": 2, "fp": 1, "fn": 1, "tp": 2}
@@ -34,7 +34,7 @@ def test_figures_are_those_of_the_labels_and_probabilities() -> None:
 
 
 def test_lengths_stand_in_their_order_and_empty_ones_are_left_out() -> None:
-    found = measure_answers(ROWS, GIVEN, "CPU", "fp32", 200)["per_length"]  # type: ignore[arg-type]
+    found = evaluate(ROWS, GIVEN, "CPU", "fp32", 200)["per_length"]  # type: ignore[arg-type]
     assert {name: part["rows"] for name, part in found.items()} == {
         "1 to 5 words": 2,
         "6 to 8 words": 2,
@@ -43,7 +43,7 @@ def test_lengths_stand_in_their_order_and_empty_ones_are_left_out() -> None:
     }
     assert list(found) == ["1 to 5 words", "6 to 8 words", "9 to 12 words", "13 words or more"]
     short = {**ROWS, "words": [1] * 6}
-    assert list(measure_answers(short, GIVEN, "CPU", "fp32", 200)["per_length"]) == ["1 to 5 words"]  # type: ignore[arg-type]
+    assert list(evaluate(short, GIVEN, "CPU", "fp32", 200)["per_length"]) == ["1 to 5 words"]  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_what_is_no_number_is_kept_as_nothing_and_counts_as_unacceptable() -> No
     assert kept == [0.25, None, None, 1.0]
     assert read_probabilities(kept).tolist() == [0.25, 0.5, 0.5, 1.0]
     assert predict_labels(kept).tolist() == [0, 0, 0, 1]
-    found = measure_answers({**ROWS, "label": [0, 1] * 3}, [None] * 6, "CPU", "fp32", 200)  # type: ignore[arg-type]
+    found = evaluate({**ROWS, "label": [0, 1] * 3}, [None] * 6, "CPU", "fp32", 200)  # type: ignore[arg-type]
     assert (found["finite"], found["classes_predicted"]) == (False, 1)
 
 
@@ -71,16 +71,16 @@ def test_keeping_a_probability_keeps_its_label() -> None:
 
 def test_a_comparison_counts_who_alone_is_right() -> None:
     other = [0.9, 0.9, 0.9, 0.9, 0.1, 0.1]
-    found = compare_answers(ROWS, GIVEN, other, 500)  # type: ignore[arg-type]
+    found = compare(ROWS, GIVEN, other, 500)  # type: ignore[arg-type]
     assert (found["candidate_alone"], found["champion_alone"], found["differing"]) == (2, 1, 3)
     assert found["difference"] == pytest.approx(
         mcc(ROWS["label"], [1, 0, 0, 1, 1, 0]) - mcc(ROWS["label"], [1, 1, 1, 1, 0, 0])
     )
-    back = compare_answers(ROWS, other, GIVEN, 500)  # type: ignore[arg-type]
+    back = compare(ROWS, other, GIVEN, 500)  # type: ignore[arg-type]
     assert back["difference"] == -found["difference"]
-    assert (back["chance_better"], back["mcnemar"]) == (pytest.approx(found["chance_worse"]), found["mcnemar"])
+    assert (back["p_better"], back["mcnemar"]) == (pytest.approx(found["p_worse"]), found["mcnemar"])
 
 
 def test_no_rows_are_no_measurement() -> None:
     with pytest.raises(ValueError, match="at least one sentence"):
-        measure_answers({"label": [], "source": [], "words": []}, [], "CPU", "fp32", 200)
+        evaluate({"label": [], "source": [], "words": []}, [], "CPU", "fp32", 200)

@@ -15,8 +15,8 @@ from sklearn.metrics import (
 )
 
 from tasks.evaluation.metrics import (
-    BATCH,
-    BINS,
+    CALIBRATION_BINS,
+    MCC_BATCH,
     Confusion,
     accuracy,
     auroc,
@@ -25,8 +25,8 @@ from tasks.evaluation.metrics import (
     calibration_error,
     confusion,
     f1,
-    matthews,
     mcc,
+    mcc_from_counts,
     mcc_interval,
     mcc_per_batch,
     mcc_per_group,
@@ -74,23 +74,23 @@ def test_mcc_of_random_predictions_is_that_of_scikit_learn(seed: int) -> None:
     ],
 )
 def test_mcc_has_these_values(counts: tuple[int, ...], expected: float) -> None:
-    assert float(matthews(counts)) == pytest.approx(expected, abs=1e-15)
+    assert float(mcc_from_counts(counts)) == pytest.approx(expected, abs=1e-15)
 
 
 def test_mcc_of_many_confusions_is_that_of_each() -> None:
     counts = np.random.default_rng(0).integers(0, 9, (3, 5, 4))
-    together = matthews(counts)
+    together = mcc_from_counts(counts)
     assert together.shape == (3, 5)
-    assert together.tolist() == [[float(matthews(one)) for one in row] for row in counts]
+    assert together.tolist() == [[float(mcc_from_counts(one)) for one in row] for row in counts]
 
 
 @unhurried
 @given(cells)
 def test_swapping_labels_keeps_mcc_and_wrong_predictions_negate_it(counts: tuple[int, ...]) -> None:
     tn, fp, fn, tp = counts
-    value = float(matthews(counts))
-    assert float(matthews((tp, fn, fp, tn))) == pytest.approx(value, abs=1e-12)
-    assert float(matthews((fp, tn, tp, fn))) == pytest.approx(-value, abs=1e-12)
+    value = float(mcc_from_counts(counts))
+    assert float(mcc_from_counts((tp, fn, fp, tn))) == pytest.approx(value, abs=1e-12)
+    assert float(mcc_from_counts((fp, tn, tp, fn))) == pytest.approx(-value, abs=1e-12)
 
 
 @unhurried
@@ -100,12 +100,12 @@ def test_counts_up_to_a_thousand_million_do_not_overflow(counts: tuple[int, ...]
     square = (tp + fp) * (tp + fn) * (tn + fp) * (tn + fn)  # exact: Python's integers
     expected = (tp * tn - fp * fn) / square**0.5 if square else 0.0
     with np.errstate(all="raise"):
-        assert float(matthews(np.array(counts))) == pytest.approx(expected, abs=1e-9)
+        assert float(mcc_from_counts(np.array(counts))) == pytest.approx(expected, abs=1e-9)
 
 
 def test_largest_counts_keep_exact_values() -> None:
     n = 10**9
-    values = matthews([[n, n, n, n], [n, 0, 0, n], [0, n, n, 0]])
+    values = mcc_from_counts([[n, n, n, n], [n, 0, 0, n], [0, n, n, 0]])
     assert values.tolist() == pytest.approx([0.0, 1.0, -1.0], abs=1e-15)
 
 
@@ -180,7 +180,7 @@ def test_batches_hold_32_sentences_as_in_the_book() -> None:
         mcc(labels[32:64], predictions[32:64]),
         mcc(labels[64:], predictions[64:]),
     ]
-    assert BATCH == 32
+    assert MCC_BATCH == 32
     assert mcc_per_batch(labels, predictions) == expected
 
 
@@ -198,8 +198,8 @@ def test_no_groups_without_sentences() -> None:
 
 
 def test_rounding_does_not_leave_the_range() -> None:
-    assert matthews([1, 0, 0, 3]) == 1.0
-    assert matthews([0, 1, 3, 0]) == -1.0
+    assert mcc_from_counts([1, 0, 0, 3]) == 1.0
+    assert mcc_from_counts([0, 1, 3, 0]) == -1.0
 
 
 # Probabilities from a coarse grid, so that ties and the edges of bins occur.
@@ -229,9 +229,9 @@ def test_the_calibration_error_is_the_mean_gap_of_the_bins(rows: list[tuple[int,
     labels, probabilities = map(np.array, zip(*rows, strict=True))
     bins = calibration(labels, probabilities)
     expected = 0.0
-    for number in range(BINS):
-        low, high = number / BINS, (number + 1) / BINS
-        here = (probabilities >= low) & ((probabilities < high) | (number == BINS - 1))
+    for number in range(CALIBRATION_BINS):
+        low, high = number / CALIBRATION_BINS, (number + 1) / CALIBRATION_BINS
+        here = (probabilities >= low) & ((probabilities < high) | (number == CALIBRATION_BINS - 1))
         if here.any():
             expected += here.sum() * abs(probabilities[here].mean() - labels[here].mean()) / len(rows)
     assert sum(each["rows"] for each in bins) == len(rows)
@@ -243,7 +243,7 @@ def test_the_curve_is_that_of_scikit_learn() -> None:
     probabilities = rng.random(500)
     labels = (rng.random(500) < probabilities**2).astype(int)
     bins = calibration(labels, probabilities)
-    true, said = calibration_curve(labels, probabilities, n_bins=BINS)
+    true, said = calibration_curve(labels, probabilities, n_bins=CALIBRATION_BINS)
     assert [each["acceptable"] for each in bins] == pytest.approx(true.tolist())
     assert [each["probability"] for each in bins] == pytest.approx(said.tolist())
 

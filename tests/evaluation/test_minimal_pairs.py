@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tasks.data.normalization import fold
+from tasks.data.normalization import normalise
 from tasks.data.sample_corpus import write_sample
 from tasks.evaluation import minimal_pairs as behaviour
-from tasks.evaluation.minimal_pairs import examine_behaviour, load_pairs, sum_up
+from tasks.evaluation.minimal_pairs import evaluate_minimal_pairs, load_pairs, summarise
 from tasks.inference.classifier import Classifier
 
 PAIRS = load_pairs()
@@ -40,7 +40,7 @@ def test_every_line_has_three_whole_cells() -> None:
 
 
 def test_no_sentence_occurs_twice_or_in_both_roles() -> None:
-    folded = [fold(sentence) for pair in PAIRS for sentence in (pair.good, pair.bad)]
+    folded = [normalise(sentence) for pair in PAIRS for sentence in (pair.good, pair.bad)]
     assert [sentence for sentence, count in Counter(folded).items() if count > 1] == []
 
 
@@ -52,9 +52,11 @@ def test_the_two_sentences_of_a_pair_differ_in_at_most_three_words_or_their_orde
 
 def test_no_sentence_stands_in_the_sample_corpus(tmp_path: Path) -> None:
     write_sample(tmp_path)
-    sample = {fold(line.split("\t")[3]) for path in tmp_path.glob("*.tsv") for line in path.read_text().splitlines()}
+    sample = {
+        normalise(line.split("\t")[3]) for path in tmp_path.glob("*.tsv") for line in path.read_text().splitlines()
+    }
     assert len(sample) > 4_000
-    assert not sample & {fold(sentence) for pair in PAIRS for sentence in (pair.good, pair.bad)}
+    assert not sample & {normalise(sentence) for pair in PAIRS for sentence in (pair.good, pair.bad)}
 
 
 class Answering:
@@ -69,19 +71,19 @@ class Answering:
 
 def test_who_knows_the_good_ones_tells_all_apart_and_a_tie_is_not_told_apart() -> None:
     first = PAIRS[0]
-    assert examine_behaviour(Answering(set()))["share"] == 1.0  # type: ignore[arg-type]
-    found = examine_behaviour(Answering({first.good}))  # type: ignore[arg-type]
+    assert evaluate_minimal_pairs(Answering(set()))["share"] == 1.0  # type: ignore[arg-type]
+    found = evaluate_minimal_pairs(Answering({first.good}))  # type: ignore[arg-type]
     assert found["share"] == pytest.approx(279 / 280)
-    assert found["phenomena"][first.phenomenon] == {"pairs": 20, "share": 0.95, "told": "0" + "1" * 19}
+    assert found["phenomena"][first.phenomenon] == {"pairs": 20, "share": 0.95, "outcomes": "0" + "1" * 19}
 
 
 def test_a_real_model_is_asked_and_the_shares_follow_from_the_outcomes(exported: Any) -> None:
     classifier = Classifier.from_bundle(exported["bundle"], "cpu")
-    found = examine_behaviour(classifier)
+    found = evaluate_minimal_pairs(classifier)
     assert found["pairs"] == 280
-    assert found == sum_up({name: each["told"] for name, each in found["phenomena"].items()})
+    assert found == summarise({name: each["outcomes"] for name, each in found["phenomena"].items()})
     good, bad = classifier.logits([PAIRS[0].good, PAIRS[0].bad]).astype(float)
-    told = found["phenomena"][PAIRS[0].phenomenon]["told"][0]
+    told = found["phenomena"][PAIRS[0].phenomenon]["outcomes"][0]
     assert told == str(int(good[1] - good[0] > bad[1] - bad[0]))
 
 
@@ -90,8 +92,8 @@ def test_no_number_tells_nothing_apart() -> None:
         def logits(self, sentences: list[str]) -> Any:
             return np.full((len(sentences), 2), np.nan, np.float32)
 
-    assert examine_behaviour(Broken())["share"] == 0.0  # type: ignore[arg-type]
+    assert evaluate_minimal_pairs(Broken())["share"] == 0.0  # type: ignore[arg-type]
 
 
 def test_nothing_asked_is_nothing_told() -> None:
-    assert sum_up({}) == {"pairs": 0, "share": 0.0, "phenomena": {}}
+    assert summarise({}) == {"pairs": 0, "share": 0.0, "phenomena": {}}

@@ -13,7 +13,7 @@ from scipy.stats import binomtest, chi2
 
 from tasks.evaluation import paired_tests as pairing
 from tasks.evaluation.metrics import mcc
-from tasks.evaluation.paired_tests import agreement, bootstrap, count_cells, mcc_difference, mcnemar, swap_test
+from tasks.evaluation.paired_tests import agreement, bootstrap, contingency, mcc_difference, mcnemar, permutation_test
 
 unhurried = settings(deadline=None)
 cells = st.lists(st.integers(0, 5), min_size=8, max_size=8).filter(any).map(np.array)
@@ -30,15 +30,15 @@ def rows_of(counts: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 @given(cells)
 def test_the_difference_is_that_of_two_mccs(counts: np.ndarray) -> None:
     labels, candidate, champion = rows_of(counts)
-    assert count_cells(labels, candidate, champion).tolist() == counts.tolist()
+    assert contingency(labels, candidate, champion).tolist() == counts.tolist()
     expected = mcc(labels, candidate) - mcc(labels, champion)
     assert float(mcc_difference(counts)) == pytest.approx(expected, abs=1e-12)
 
 
 def test_no_rows_are_no_cells() -> None:
-    assert count_cells([], [], []).tolist() == [0] * 8
+    assert contingency([], [], []).tolist() == [0] * 8
     assert agreement(np.zeros(8, int)) == 1.0
-    assert swap_test(np.zeros(8, int)) == (1.0, 1.0)
+    assert permutation_test(np.zeros(8, int)) == (1.0, 1.0)
     with pytest.raises(ValueError, match="at least one sentence"):
         bootstrap(np.zeros(8, int))
 
@@ -87,7 +87,7 @@ def enumerate_swaps(counts: np.ndarray) -> tuple[float, float]:
     [[3, 1, 2, 4, 2, 0, 3, 5], [5, 2, 0, 3, 2, 4, 1, 9], [0, 0, 4, 1, 0, 3, 0, 2], [2, 0, 0, 2, 1, 0, 0, 3]],
 )
 def test_the_swap_test_throws_every_coin(counts: list[int]) -> None:
-    found = swap_test(np.array(counts))
+    found = permutation_test(np.array(counts))
     assert tuple(found) == pytest.approx(enumerate_swaps(np.array(counts)), abs=1e-12)
 
 
@@ -95,14 +95,14 @@ def test_the_swap_test_throws_every_coin(counts: list[int]) -> None:
 @given(cells)
 def test_exchanging_the_models_exchanges_the_chances(counts: np.ndarray) -> None:
     exchanged = counts.reshape(2, 2, 2).transpose(0, 2, 1).reshape(8)
-    found, other = swap_test(counts), swap_test(exchanged)
+    found, other = permutation_test(counts), permutation_test(exchanged)
     assert tuple(found) == pytest.approx((other.worse, other.better), abs=1e-12)
     assert 1 - 1e-12 <= found.better + found.worse <= 2
 
 
 def test_a_sweep_is_one_throw_in_two_to_the_number_of_sentences() -> None:
     # The candidate alone is right on 8 acceptable sentences.
-    assert swap_test(np.array([50, 0, 0, 10, 10, 0, 8, 100])).better == pytest.approx(1 / 2**8)
+    assert permutation_test(np.array([50, 0, 0, 10, 10, 0, 8, 100])).better == pytest.approx(1 / 2**8)
 
 
 def test_equal_models_are_called_better_as_seldom_as_is_asked() -> None:
@@ -111,17 +111,17 @@ def test_equal_models_are_called_better_as_seldom_as_is_asked() -> None:
     for _ in range(4_000):
         negative, positive = rng.binomial(26, 0.5), rng.binomial(26, 0.5)
         counts = np.array([80, 26 - negative, negative, 52, 14, 26 - positive, positive, 290])
-        found.append(swap_test(counts).better)
+        found.append(permutation_test(counts).better)
     for level in (0.1, 0.02, 0.002):
         assert np.mean(np.array(found) <= level) <= level + 3 * math.sqrt(level / 4_000)
 
 
 def test_many_differing_sentences_are_judged_by_the_normal_distribution(monkeypatch: pytest.MonkeyPatch) -> None:
     counts = np.array([1000, 300, 260, 900, 250, 210, 260, 4000])
-    exact = swap_test(counts)
+    exact = permutation_test(counts)
     monkeypatch.setattr(pairing, "EXACT", 0)
-    assert tuple(swap_test(counts)) == pytest.approx(tuple(exact), abs=0.01)
-    assert 0.1 < swap_test(counts * 1_000_000).better + swap_test(counts * 1_000_000).worse <= 1
+    assert tuple(permutation_test(counts)) == pytest.approx(tuple(exact), abs=0.01)
+    assert 0.1 < permutation_test(counts * 1_000_000).better + permutation_test(counts * 1_000_000).worse <= 1
 
 
 @pytest.mark.parametrize(

@@ -8,20 +8,20 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_cli import call
+from command_line import call
 from toy import SPLIT, circumstances, policy
 
-from tasks.core.errors import VerdictError, WrongUsage
+from tasks.core.errors import UsageError, VerdictError
 from tasks.core.files import write_json
-from tasks.evaluation.judge import judge, sign
-from tasks.evaluation.measurement import compare_answers, measure_answers
-from tasks.evaluation.minimal_pairs import load_pairs, sum_up
-from tasks.evaluation.rejudge import differences, recheck, recompute
+from tasks.evaluation.judge import judge, stamp
+from tasks.evaluation.measurement import compare, evaluate
+from tasks.evaluation.minimal_pairs import load_pairs, summarise
+from tasks.evaluation.rejudge import differences, recompute, rejudge
 
 
 def suite(share: float) -> Any:
     names = dict.fromkeys(pair.phenomenon for pair in load_pairs())
-    return sum_up({name: "1" * round(20 * share) + "0" * (20 - round(20 * share)) for name in names})
+    return summarise({name: "1" * round(20 * share) + "0" * (20 - round(20 * share)) for name in names})
 
 
 def make_evidence(compared: bool = True) -> Any:
@@ -35,27 +35,27 @@ def make_evidence(compared: bool = True) -> Any:
         return [round(float(value), 9) for value in np.where(truth, 0.5, 0.0) + rng.random(200) / 2.1]
 
     ours, theirs = answer(0.9), answer(0.8)
-    candidate = measure_answers(rows, ours, "CPU", "fp32", 200)
+    candidate = evaluate(rows, ours, "CPU", "fp32", 200)
     champion = {
         "version": "3",
         "digest": "old",
         "training": "t",
-        "measurement": measure_answers(rows, theirs, "CPU", "fp32", 200),
-        "behaviour": suite(0.7),
+        "measurement": evaluate(rows, theirs, "CPU", "fp32", 200),
+        "minimal_pairs": suite(0.7),
         "fault": None,
     }
     return {
-        **circumstances(incumbency="reigning" if compared else "never"),
+        **circumstances(champion_state="active" if compared else "none"),
         "digest": "new",
         "holdout": "h",
         "split": SPLIT,
         "leak": {"left": 1, "remaining": 0, "sentences": []},
         "candidate": candidate,
         "variants": {"fp32": candidate},
-        "behaviour": suite(0.8),
-        "reported": None,
+        "minimal_pairs": suite(0.8),
+        "secondary": None,
         "champion": champion if compared else None,
-        "comparison": compare_answers(rows, ours, theirs, 200) if compared else None,
+        "comparison": compare(rows, ours, theirs, 200) if compared else None,
         "answers": {**rows, "variants": {"fp32": ours}, "champion": theirs if compared else None},
         "resamples": 200,
         "versions": {"python": "3"},
@@ -69,7 +69,7 @@ def write(tmp_path: Path) -> Callable[..., str]:
 
     def written(evidence: Any, verdict: Any = None) -> str:
         write_json(tmp_path / "evidence.json", evidence)
-        signed = sign(judge(make_evidence(), policy()), "2026-01-01T00:00:00+00:00", "somebody")
+        signed = stamp(judge(make_evidence(), policy()), "2026-01-01T00:00:00+00:00", "somebody")
         write_json(tmp_path / "verdict.json", signed if verdict is None else verdict)
         return str(tmp_path / "evidence.json")
 
@@ -85,7 +85,7 @@ def test_untouched_evidence_computes_to_itself(compared: bool) -> None:
 
 
 def test_the_same_verdict_comes_out_and_time_and_actor_do_not_count(write: Callable[..., str]) -> None:
-    outcome = recheck(write(make_evidence()))
+    outcome = rejudge(write(make_evidence()))
     assert outcome["contradictions"] == []
     assert outcome["verdict"]["decision"] == "PROMOTE"
     assert outcome["recorded"] == {
@@ -98,7 +98,7 @@ def test_the_same_verdict_comes_out_and_time_and_actor_do_not_count(write: Calla
 def test_without_a_verdict_beside_it_evidence_is_judged_alone(write: Callable[..., str], tmp_path: Path) -> None:
     path = write(make_evidence())
     (tmp_path / "verdict.json").unlink()
-    outcome = recheck(path)
+    outcome = rejudge(path)
     assert (outcome["recorded"], outcome["contradictions"]) == (None, [])
     assert outcome["verdict"]["rules"] == ["better_than_champion"]
 
@@ -116,36 +116,36 @@ def change(evidence: Any, *place: Any, to: Any) -> Any:
     ("place", "value", "told"),
     [
         (("candidate", "interval", "mcc"), 0.99, "evidence: candidate.interval.mcc is recorded as 0.99"),
-        (("comparison", "chance_better"), 1e-9, "evidence: comparison.chance_better is recorded as 1e-09"),
+        (("comparison", "p_better"), 1e-9, "evidence: comparison.chance_better is recorded as 1e-09"),
         (("comparison", "low"), 0.9, "evidence: comparison.low is recorded as 0.9"),
-        (("behaviour", "share"), 1.0, "evidence: behaviour.share is recorded as 1.0"),
+        (("minimal_pairs", "share"), 1.0, "evidence: behaviour.share is recorded as 1.0"),
         (("champion", "measurement", "per_source", "a", "mcc"), 0.0, "champion.measurement.per_source.a.mcc"),
         (("answers", "variants", "fp32", 3), 0.0001, "evidence: "),
-        (("looks",), 50, "verdict: numbers.looks is recorded as 0, computed as 50"),
+        (("holdout_uses",), 50, "verdict: numbers.looks is recorded as 0, computed as 50"),
         (("policy", "threshold"), 0.99, "verdict: decision is recorded as 'PROMOTE', computed as 'REJECT'"),
     ],
 )
 def test_what_was_changed_afterwards_is_told(write: Callable[..., str], place: Any, value: Any, told: str) -> None:
-    outcome = recheck(write(change(make_evidence(), *place, to=value)))
+    outcome = rejudge(write(change(make_evidence(), *place, to=value)))
     assert any(told in text for text in outcome["contradictions"])
 
 
 def test_the_verdict_follows_the_answers_and_not_the_figures_beside_them(write: Callable[..., str]) -> None:
     evidence = make_evidence()
-    lie = change(evidence, "comparison", "chance_better", to=0.9)
-    assert recheck(write(lie))["verdict"]["rules"] == ["better_than_champion"]
+    lie = change(evidence, "comparison", "p_better", to=0.9)
+    assert rejudge(write(lie))["verdict"]["rules"] == ["better_than_champion"]
     swapped = copy.deepcopy(evidence)
     answers = swapped["answers"]
     answers["variants"]["fp32"], answers["champion"] = answers["champion"], answers["variants"]["fp32"]
-    assert recheck(write(swapped))["verdict"]["rules"] == ["worse_than_champion"]
+    assert rejudge(write(swapped))["verdict"]["rules"] == ["worse_than_champion"]
 
 
 def test_a_changed_verdict_is_told(write: Callable[..., str]) -> None:
     verdict = judge(make_evidence(), policy())
-    outcome = recheck(write(make_evidence(), {**verdict, "decision": "HOLD"}))
+    outcome = rejudge(write(make_evidence(), {**verdict, "decision": "HOLD"}))
     assert outcome["contradictions"] == ["verdict: decision is recorded as 'HOLD', computed as 'PROMOTE'"]
     with pytest.raises(VerdictError, match=r"verdict\.json is no verdict"):
-        recheck(write(make_evidence(), ["no verdict"]))
+        rejudge(write(make_evidence(), ["no verdict"]))
 
 
 def test_another_policy_says_what_it_would_decide_and_contradicts_nothing(
@@ -154,7 +154,7 @@ def test_another_policy_says_what_it_would_decide_and_contradicts_nothing(
     text = (Path(__file__).parents[2] / "mlflow" / "policy.toml").read_text()
     strict = tmp_path / "strict.toml"
     strict.write_text(text.replace("threshold = 0.454", "threshold = 0.95"))
-    outcome = recheck(write(make_evidence()), str(strict))
+    outcome = rejudge(write(make_evidence()), str(strict))
     assert (outcome["verdict"]["decision"], outcome["contradictions"]) == ("REJECT", [])
     assert outcome["verdict"]["policy"]["threshold"] == 0.95
 
@@ -174,7 +174,7 @@ def test_another_policy_says_what_it_would_decide_and_contradicts_nothing(
         change(make_evidence(), "candidate", to=None),
         change(make_evidence(), "answers", "variants", "fp32", 3, to=1.5),
         change(make_evidence(), "answers", "variants", "fp32", 3, to=float("nan")),
-        change(make_evidence(), "looks", to=float("nan")),
+        change(make_evidence(), "holdout_uses", to=float("nan")),
         change(make_evidence(), "leak", to={}),
     ],
 )
@@ -182,14 +182,14 @@ def test_what_is_no_evidence_is_refused_in_one_line(write: Callable[..., str], b
     path = write({})
     Path(path).write_text(json.dumps(broken))
     with pytest.raises(VerdictError) as caught:
-        recheck(path)
+        rejudge(path)
     assert "is no evidence that this program can judge" in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 def test_a_missing_file_is_wrong_usage() -> None:
-    with pytest.raises(WrongUsage, match=r"'nowhere\.json' is no file"):
-        recheck("nowhere.json")
+    with pytest.raises(UsageError, match=r"'nowhere\.json' is no file"):
+        rejudge("nowhere.json")
 
 
 def test_differences_name_the_place_and_forgive_a_rounding() -> None:
@@ -206,7 +206,7 @@ def test_the_command_prints_the_verdict_and_ends_with_one_where_something_differ
     code, out, _ = call(capsys, "judge", write(make_evidence()))
     assert (code, out.splitlines()[0][:8]) == (0, "PROMOTE:")
     assert "recorded  PROMOTE by somebody, 2026-01-01T00:00:00+00:00" in out
-    code, out, _ = call(capsys, "judge", write(change(make_evidence(), "looks", to=50)))
+    code, out, _ = call(capsys, "judge", write(change(make_evidence(), "holdout_uses", to=50)))
     assert code == 1
     assert "differs   verdict: numbers.looks is recorded as 0, computed as 50" in out
 

@@ -18,10 +18,10 @@ from tasks.core.errors import VerdictError
 from tasks.core.files import read_json, write_json
 from tasks.export import bundle_export as export
 from tasks.export.bundle_export import export_bundle, load_export
-from tasks.export.onnx_export import Graphs
-from tasks.export.parity import SHAPES
+from tasks.export.onnx_export import WrittenGraphs
+from tasks.export.parity import PARITY_SHAPES
 from tasks.inference.bundle import VARIANTS, verify
-from tasks.inference.external_data import refuse_external_data
+from tasks.inference.external_data import reject_external_data
 
 
 def die(*_: Any) -> None:
@@ -32,11 +32,11 @@ def hang(*_: Any) -> None:
     time.sleep(120)
 
 
-def leave_int8(model: str, folder: str, *_: Any) -> Graphs:
+def leave_int8(model: str, folder: str, *_: Any) -> WrittenGraphs:
     """Stand for an export whose int8 graph answers otherwise than torch."""
     (Path(folder) / "model.onnx").write_bytes(b"graph")
     shape: Any = {"provider": "CPUExecutionProvider", "difference": {"1x1": 0.0}, "sentences": 1, "equal": 1.0}
-    return Graphs(
+    return WrittenGraphs(
         facts={**origin(), "pad_id": 0},
         exporter="tracing",
         fused={"Attention": 2},
@@ -55,7 +55,7 @@ def test_every_variant_is_within_its_limits(complete: Any) -> None:
     assert list(complete["variants"]) == ["fp32", "fp16", "int8"]
     assert complete["left_out"] == {}
     for parity in complete["variants"].values():
-        assert list(parity["difference"]) == [*(f"{rows}x{length}" for rows, length in SHAPES), "sentences"]
+        assert list(parity["difference"]) == [*(f"{rows}x{length}" for rows, length in PARITY_SHAPES), "sentences"]
         assert parity["sentences"] >= 50
         assert parity["equal"] >= 0.99
     assert max(complete["variants"]["fp32"]["difference"].values()) <= 1e-4
@@ -86,7 +86,7 @@ def test_each_graph_says_what_it_is(graph: Path) -> None:
 def test_each_graph_is_one_file(graph: Path) -> None:
     model = onnx.load(graph, load_external_data=False)
     assert all(tensor.data_location != onnx.TensorProto.EXTERNAL for tensor in model.graph.initializer)
-    refuse_external_data(graph)
+    reject_external_data(graph)
 
 
 def test_without_sentences_to_compare_on_only_fp32_is_shipped(exported: Any) -> None:

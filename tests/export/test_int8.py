@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.transformers.onnx_model import OnnxModel
 
-from tasks.export.int8 import BALANCE, balance, quantise_columns, quantise_rows, rows_to_balance
+from tasks.export.int8 import MAX_EXTRA_ROWS, extra_rows, quantise_columns, quantise_rows, zero_column_sums
 
 Real = NDArray[np.float32]
 
@@ -124,7 +124,7 @@ def test_each_weight_is_rounded_by_half_a_step_of_its_column_at_most(weights: Re
 
 @given(arrays(np.int8, (40, 3), elements=st.integers(-127, 127)), st.integers(0, 3))
 def test_columns_are_balanced_by_small_weights_below_them(weights: NDArray[np.int8], spare: int) -> None:
-    whole = balance(weights, rows_to_balance(weights) + spare)
+    whole = zero_column_sums(weights, extra_rows(weights) + spare)
     np.testing.assert_array_equal(whole[:40], weights)
     assert not whole.sum(axis=0, dtype=np.int64).any()
-    assert np.abs(whole[40:]).max(initial=0) <= BALANCE
+    assert np.abs(whole[40:]).max(initial=0) <= MAX_EXTRA_ROWS

@@ -9,7 +9,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.transformers.onnx_model import OnnxModel
 
-from tasks.export.normalising import split_normalisations
+from tasks.export.normalising import split_skip_layernorm
 
 FEATURES = 12
 FUSED = "SkipLayerNormalization"
@@ -44,7 +44,7 @@ def run(model: OnnxModel, optimised: Path) -> np.ndarray:
 def test_the_parts_compute_what_the_whole_does_and_stay_apart(bias: bool, tmp_path: Path) -> None:
     model = normalisation(bias, ["out"])
     whole = run(model, tmp_path / "whole.onnx")
-    assert split_normalisations(model) == 1
+    assert split_skip_layernorm(model) == 1
     np.testing.assert_allclose(run(model, tmp_path / "parts.onnx"), whole, atol=1e-5)
     kinds = {
         name: [node.op_type for node in onnx.load(tmp_path / name).graph.node] for name in ("whole.onnx", "parts.onnx")
@@ -54,5 +54,5 @@ def test_the_parts_compute_what_the_whole_does_and_stay_apart(bias: bool, tmp_pa
 
 def test_one_whose_sum_is_read_too_is_left_whole() -> None:
     model = normalisation(True, ["out", "", "", "sum"])
-    assert split_normalisations(model) == 0
+    assert split_skip_layernorm(model) == 0
     assert [node.op_type for node in model.nodes()] == [FUSED]

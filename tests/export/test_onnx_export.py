@@ -7,28 +7,28 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from architectures import ARCHITECTURES, random_model
 from onnx import numpy_helper
-from test_finetune import ARCHITECTURES
 from tiny import tiny_bert
 from toy import origin
-from transformers import AutoModelForSequenceClassification, BertConfig, PreTrainedConfig
+from transformers import AutoModelForSequenceClassification, BertConfig
 
 from tasks.core.errors import VerdictError
 from tasks.export import onnx_export as graphs
 from tasks.export.onnx_export import (
-    MAKERS,
     UNFUSABLE,
-    Exported,
-    Maker,
+    VARIANT_MAKERS,
+    ExportedGraphs,
+    VariantMaker,
     choose_exporter,
     export_by,
     write_graphs,
     write_variant,
 )
-from tasks.export.parity import Case, Logits, compare, fault_of, random_cases, random_inputs
-from tasks.export.sequence_packing import ROW
+from tasks.export.parity import LogitsModule, ParityCase, compare_with_torch, parity_error, random_cases, random_inputs
+from tasks.export.sequence_packing import PACKED_ROW_TOKENS
 from tasks.inference.bundle import VARIANTS
-from tasks.inference.external_data import refuse_external_data
+from tasks.inference.external_data import reject_external_data
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the tracer warns of every Python branch; parity shows a wrong one
 MINILM = BertConfig(
@@ -41,20 +41,13 @@ MINILM = BertConfig(
 )
 FACTS: Any = {**origin(), "pad_id": 0}
 DIFFERENCES = {"fp32": 1e-4, "fp16": 2e-2, "int8": 0.5}  # of these models' logits; their weights are random and large
-WAYS = [(variant, make) for variant, makers in MAKERS.items() for make in makers]
+WAYS = [(variant, make) for variant, makers in VARIANT_MAKERS.items() for make in makers]
 
 
-def random_model(config: PreTrainedConfig) -> Logits:
-    """Return an untrained classifier whose weights are large enough that a wrong graph shows."""
-    torch.manual_seed(0)
-    config.initializer_range = 0.2
-    return Logits(AutoModelForSequenceClassification.from_config(config, attn_implementation="eager"))
-
-
-def altered(maker: Maker, factor: float) -> Maker:
+def altered(maker: VariantMaker, factor: float) -> VariantMaker:
     """Return a maker whose graph has another classifier."""
 
-    def make(exported: Exported) -> onnx.ModelProto:
+    def make(exported: ExportedGraphs) -> onnx.ModelProto:
         model = onnx.ModelProto()
         model.CopyFrom(maker(exported))
         found = [tensor for tensor in model.graph.initializer if tensor.name.endswith("classifier.weight")]
@@ -80,15 +73,17 @@ def test_every_architecture_is_exported_in_every_variant(name: str, tmp_path: Pa
     sizes = {}
     for variant, make in WAYS:
         path = tmp_path / "model.onnx"
-        graphs._save(make(exported), path, FACTS, variant)
-        refuse_external_data(path)
-        parity = compare(cases, path, "cpu")
-        reason = fault_of(variant, parity)
+        graphs.save_graph(make(exported), path, FACTS, variant)
+        reject_external_data(path)
+        parity = compare_with_torch(cases, path, "cpu")
+        reason = parity_error(variant, parity)
         assert reason == (None if variant == "fp32" else "was compared with torch on no sentences")
         assert max(parity["difference"].values()) <= DIFFERENCES[variant]
         sizes[make] = path.stat().st_size
-    assert sizes[graphs._half] < sizes[graphs._plain] + 2 * ROW**2  # the constant that keeps sentences of a row apart
-    assert sizes[graphs._by_blocks] < sizes[graphs._plain]
+    assert (
+        sizes[graphs.make_fp16] < sizes[graphs.make_fp32] + 2 * PACKED_ROW_TOKENS**2
+    )  # the constant that keeps sentences of a row apart
+    assert sizes[graphs.make_int8_blockwise] < sizes[graphs.make_fp32]
 
 
 def test_the_shape_of_bert_base_is_fused_whole() -> None:
@@ -119,9 +114,9 @@ def test_the_newer_exporter_is_ready_for_when_the_older_one_is_gone(
     assert remarks[0] == "the tracing exporter failed: TypeError: export() got an unexpected keyword argument 'dynamo'"
     for variant, make in WAYS:
         path = tmp_path / "model.onnx"
-        graphs._save(make(exported), path, FACTS, variant)
-        refuse_external_data(path)
-        assert max(compare(random_cases(logits), path, "cpu")["difference"].values()) <= DIFFERENCES[variant]
+        graphs.save_graph(make(exported), path, FACTS, variant)
+        reject_external_data(path)
+        assert max(compare_with_torch(random_cases(logits), path, "cpu")["difference"].values()) <= DIFFERENCES[variant]
 
 
 @pytest.mark.parametrize(
@@ -138,23 +133,23 @@ def test_the_path_with_the_most_fused_attention_is_taken(
 ) -> None:
     asked = []
 
-    def export(exporter: str, _: Logits) -> Exported:
+    def export(exporter: str, _: LogitsModule) -> ExportedGraphs:
         asked.append(exporter)
-        return Exported(exporter, None, None, {"Attention": fused[exporter]})  # type: ignore[arg-type]
+        return ExportedGraphs(exporter, None, None, {"Attention": fused[exporter]})  # type: ignore[arg-type]
 
     monkeypatch.setattr(graphs, "export_by", export)
-    exported, remarks = choose_exporter(Logits(tiny_bert()))
+    exported, remarks = choose_exporter(LogitsModule(tiny_bert()))
     assert (exported.exporter, asked) == (taken, tried)
     assert [remark.split()[2] for remark in remarks] == [name for name in tried if fused[name] < 2]
 
 
 def test_a_model_that_no_path_can_export_is_told_with_every_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(exporter: str, _: Logits) -> Exported:
+    def fail(exporter: str, _: LogitsModule) -> ExportedGraphs:
         raise RuntimeError(f"{exporter} cannot")
 
     monkeypatch.setattr(graphs, "export_by", fail)
     with pytest.raises(VerdictError, match=r"no exporter can write bert: .*tracing cannot; .*dynamo cannot") as caught:
-        choose_exporter(Logits(tiny_bert()))
+        choose_exporter(LogitsModule(tiny_bert()))
     assert "\n" not in str(caught.value)
 
 
@@ -168,7 +163,7 @@ def test_a_model_that_no_path_can_export_is_told_with_every_reason(monkeypatch: 
 def test_an_altered_fp32_graph_fails_the_run(
     factor: float, fault: str, trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(graphs.MAKERS, "fp32", [altered(make, factor) for make in MAKERS["fp32"]])
+    monkeypatch.setitem(graphs.VARIANT_MAKERS, "fp32", [altered(make, factor) for make in VARIANT_MAKERS["fp32"]])
     with pytest.raises(VerdictError, match=rf"^ONNX graph {fault}; not shipped: model\.onnx$"):
         write_graphs(trained["model"], str(tmp_path), origin(), None)
     assert list(tmp_path.iterdir()) == []
@@ -192,7 +187,7 @@ def test_an_altered_fast_graph_is_not_shipped_and_the_others_are(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setitem(graphs.MAKERS, variant, [altered(make, factor) for make in MAKERS[variant]])
+    monkeypatch.setitem(graphs.VARIANT_MAKERS, variant, [altered(make, factor) for make in VARIANT_MAKERS[variant]])
     with np.errstate(invalid="ignore"):
         written = write_graphs(trained["model"], str(tmp_path), origin(), toy_split[1])
     assert list(written["left_out"]) == [variant]
@@ -205,11 +200,11 @@ def test_an_altered_fast_graph_is_not_shipped_and_the_others_are(
 def test_a_variant_that_cannot_be_made_is_left_out_with_the_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(_: Exported) -> onnx.ModelProto:
+    def fail(_: ExportedGraphs) -> onnx.ModelProto:
         raise RuntimeError("no kernel\nfor this")
 
-    monkeypatch.setitem(graphs.MAKERS, "int8", [fail])
-    case = random_cases(Logits(tiny_bert()))[0]._replace(name="sentences")
+    monkeypatch.setitem(graphs.VARIANT_MAKERS, "int8", [fail])
+    case = random_cases(LogitsModule(tiny_bert()))[0]._replace(name="sentences")
     nothing: Any = None
     assert write_variant("int8", nothing, tmp_path / "model.cpu.onnx", FACTS, [case]) == (
         None,
@@ -221,8 +216,8 @@ def test_a_variant_that_cannot_be_made_is_left_out_with_the_reason(
 def test_a_variant_is_made_in_the_next_way_where_the_first_does_not_answer_like_torch(
     trained: Any, toy_split: tuple[str, str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first, second = MAKERS["int8"]
-    monkeypatch.setitem(graphs.MAKERS, "int8", [altered(first, -1.0), second])
+    first, second = VARIANT_MAKERS["int8"]
+    monkeypatch.setitem(graphs.VARIANT_MAKERS, "int8", [altered(first, -1.0), second])
     written = write_graphs(trained["model"], str(tmp_path), origin(), toy_split[1])
     assert written["left_out"] == {}
     assert written["parity"]["int8"]["equal"] >= 0.99
@@ -243,13 +238,13 @@ def test_words_far_apart_are_as_far_apart_in_fp16(name: str, tmp_path: Path) -> 
     inputs = random_inputs(logits, 4, 60)
     with torch.inference_mode():
         expected = logits(*map(torch.from_numpy, inputs.values())).numpy()
-    graphs._save(graphs._half(exported), tmp_path / "model.onnx", FACTS, "fp16")
-    parity = compare([Case("far apart", inputs, expected, None)], tmp_path / "model.onnx", "cpu")
+    graphs.save_graph(graphs.make_fp16(exported), tmp_path / "model.onnx", FACTS, "fp16")
+    parity = compare_with_torch([ParityCase("far apart", inputs, expected, None)], tmp_path / "model.onnx", "cpu")
     assert parity["difference"]["far apart"] < 5e-3
 
 
 def test_exporting_by_name_counts_what_was_fused() -> None:
-    exported = export_by("tracing", Logits(AutoModelForSequenceClassification.from_config(MINILM)))
+    exported = export_by("tracing", LogitsModule(AutoModelForSequenceClassification.from_config(MINILM)))
     assert exported.exporter == "tracing"
     assert exported.fused.get("BiasGelu") == 6
 

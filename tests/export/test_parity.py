@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from toy import origin
 
-from tasks.data.snapshots import load_rows
-from tasks.export.parity import Logits, Parity, fault_of, real_cases
+from tasks.data.snapshots import read_snapshot
+from tasks.export.parity import LogitsModule, Parity, parity_error, real_cases
 from tasks.training.model import load_classifier
 
 
@@ -24,7 +24,7 @@ def parity(**changes: Any) -> Parity:
 
 @pytest.mark.parametrize("variant", ["fp32", "fp16", "int8"])
 def test_a_graph_that_answers_like_torch_has_no_fault(variant: str) -> None:
-    assert fault_of(variant, parity()) is None
+    assert parity_error(variant, parity()) is None
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,7 @@ def test_a_graph_that_answers_like_torch_has_no_fault(variant: str) -> None:
     ],
 )
 def test_each_limit_refuses_alone(variant: str, changes: dict[str, Any], fault: str) -> None:
-    assert fault_of(variant, parity(**changes)) == fault
+    assert parity_error(variant, parity(**changes)) == fault
 
 
 @pytest.mark.parametrize(
@@ -59,16 +59,16 @@ def test_each_limit_refuses_alone(variant: str, changes: dict[str, Any], fault: 
     ],
 )
 def test_the_limits_themselves_are_allowed(variant: str, changes: dict[str, Any]) -> None:
-    assert fault_of(variant, parity(**changes)) is None
+    assert parity_error(variant, parity(**changes)) is None
 
 
 def test_sentences_lie_evenly_over_the_rows_and_are_the_same_each_time(
     trained: Any, toy_split: tuple[str, str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tasks.export.parity.SENTENCES", 10)
-    logits = Logits(load_classifier(trained["model"], attention="eager"))
+    logits = LogitsModule(load_classifier(trained["model"], attention="eager"))
     first, again = (real_cases(logits, trained["model"], origin()["max_length"], toy_split[1]) for _ in range(2))
-    labels = load_rows(toy_split[1])["label"].to_numpy()
+    labels = read_snapshot(toy_split[1])["label"].to_numpy()
     (case,) = first
     assert case.labels is not None
     assert len(case.labels) == 10

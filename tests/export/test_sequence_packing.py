@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import pytest
+from architectures import ARCHITECTURES, random_model
 from numpy.typing import NDArray
 from onnxruntime.transformers.onnx_model import OnnxModel
-from test_graphs import ARCHITECTURES, random_model
 
 from tasks.export.onnx_export import export_by
 from tasks.export.sequence_packing import pack_rows

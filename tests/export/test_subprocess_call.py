@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tasks.core.errors import VerdictError, WrongUsage
-from tasks.export.subprocess_call import run_apart
+from tasks.core.errors import UsageError, VerdictError
+from tasks.export.subprocess_call import run_in_subprocess
 
 ROOT = Path(__file__).parents[2]
 
@@ -21,7 +21,7 @@ def answer(value: int, *, plus: int = 0) -> tuple[int, int]:
 
 
 def refuse() -> None:
-    raise WrongUsage("setting x is 3; expected 4")
+    raise UsageError("setting x is 3; expected 4")
 
 
 def fail() -> None:
@@ -39,19 +39,19 @@ def wait_long(told: str) -> None:
 
 
 def test_the_result_comes_from_another_process() -> None:
-    process, value = run_apart("the sum", 60, answer, 3, plus=4)
+    process, value = run_in_subprocess("the sum", 60, answer, 3, plus=4)
     assert process != os.getpid()
     assert value == 7
 
 
 def test_a_refusal_stays_what_it_is() -> None:
-    with pytest.raises(WrongUsage, match=r"^setting x is 3; expected 4$"):
-        run_apart("the work", 60, refuse)
+    with pytest.raises(UsageError, match=r"^setting x is 3; expected 4$"):
+        run_in_subprocess("the work", 60, refuse)
 
 
 def test_another_error_is_one_line_with_its_trace_as_a_note() -> None:
     with pytest.raises(VerdictError) as caught:
-        run_apart("the work", 60, fail)
+        run_in_subprocess("the work", 60, fail)
     assert str(caught.value) == "the work failed: ValueError: no such operator"
     assert "and a second line" in caught.value.__notes__[0]
 
@@ -59,24 +59,24 @@ def test_another_error_is_one_line_with_its_trace_as_a_note() -> None:
 @pytest.mark.parametrize("name", ["SIGKILL", "SIGSEGV", "SIGABRT"])
 def test_a_process_that_a_signal_ends_is_told(name: str) -> None:
     with pytest.raises(VerdictError, match=f"the work was ended by {name}"):
-        run_apart("the work", 60, signal.raise_signal, getattr(signal, name))
+        run_in_subprocess("the work", 60, signal.raise_signal, getattr(signal, name))
 
 
 def test_a_process_that_leaves_without_an_answer_is_told() -> None:
     with pytest.raises(VerdictError, match="the work ended with exit code 7 before it could say why"):
-        run_apart("the work", 60, os._exit, 7)
+        run_in_subprocess("the work", 60, os._exit, 7)
 
 
 def test_a_process_over_the_limit_is_ended(tmp_path: Path) -> None:
     started = time.monotonic()
     with pytest.raises(VerdictError, match=r"the work did not end in 0\.5 s and was stopped"):
-        run_apart("the work", 0.5, wait_long, str(tmp_path / "pid"))
+        run_in_subprocess("the work", 0.5, wait_long, str(tmp_path / "pid"))
     assert time.monotonic() - started < 60
     assert multiprocessing.active_children() == []
 
 
 def test_what_is_printed_there_stays_off_standard_output(capfd: pytest.CaptureFixture[str]) -> None:
-    run_apart("the work", 60, shout)
+    run_in_subprocess("the work", 60, shout)
     assert "talks" not in capfd.readouterr().out
 
 

@@ -12,13 +12,13 @@ from uuid import UUID
 import pytest
 from shelves import add_version, aliases, new_store, shown
 
-from flows.jobs.approval import await_person
+from flows.jobs.approval import wait_for_approval
 from tasks.core.files import write_json
 from tasks.core.settings import load_settings
 from tasks.registry import promotion as moves
 from tasks.registry import tracking as runs
 from tasks.registry import versions as registry
-from tasks.registry.mlflow_client import Store, connect, experiment_of
+from tasks.registry.mlflow_client import MlflowStore, connect, experiment_of
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def held(
     run = runs.open_run(store, "a" * 16, {}, {})
     champion = registry.register_bundle(store, run, exported["bundle"], exported["digest"], {"verdict": "PROMOTE"}, "")
     runs.close_run(store, run, "FINISHED")
-    moves.crown(store, champion, kind="promote", expected=None, reason="first")
+    moves.promote(store, champion, kind="promote", expected=None, reason="first")
     toy = {
         "data.path": str(shutil.copytree(toy_data, tmp_path / "data")),
         "data.validation_share": 0.2,
@@ -90,7 +90,7 @@ def execute(prefect: Any, run_id: UUID, parameters: dict[str, Any]) -> Any:
     return prefect.read_flow_run(run_id)
 
 
-def jobs(store: Store) -> list[Any]:
+def jobs(store: MlflowStore) -> list[Any]:
     with connect(store) as client:
         return list(
             client.search_runs([experiment_of(client, store)], "tags.job LIKE '%' and params.`data.path` != ''")
@@ -137,7 +137,7 @@ def test_a_rejection_is_carried_out_too(prefect: Any, empty_store: Path, tmp_pat
 
     store = new_store(empty_store, tmp_path)
     held = add_version(store, tmp_path, "a", verdict="HOLD")
-    moves.challenge(store, held)
+    moves.set_challenger(store, held)
     parameters = {"settings": {}, "origins": {}, "home": str(tmp_path)}
     run_id = deploy(prefect, parameters)
     # A run that finds its outcome goes straight to the question.
@@ -152,5 +152,5 @@ def test_a_rejection_is_carried_out_too(prefect: Any, empty_store: Path, tmp_pat
 
 def test_a_run_that_no_deployment_started_ends_with_its_hold(tmp_path: Path) -> None:
     outcome = {"decision": "HOLD", "version": "2"}
-    assert await_person(outcome, 1.0, str(tmp_path)) == outcome
+    assert wait_for_approval(outcome, 1.0, str(tmp_path)) == outcome
     assert list(tmp_path.iterdir()) == []

@@ -9,20 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from command_line import call
 
-from flows.cli import app as cli
 from tasks.inference.sessions import has_gpu
 
 ROOT = Path(__file__).parents[2]
 VERDICT = [sys.executable, "-m", "flows.cli.app"]
-
-
-def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
-    """Run the command in this process; return exit code, standard output and standard error."""
-    with pytest.raises(SystemExit) as ended:
-        cli.main(arguments)
-    printed = capsys.readouterr()
-    return int(ended.value.code or 0), printed.out, printed.err
 
 
 @pytest.fixture
@@ -71,7 +63,7 @@ def test_without_arguments_the_help_is_shown(
             "has no digest; expected https://example.org/a.tsv#sha256=HEX",
         ),
         (["check", "--data", "hf:a/b/c/d/e"], "data set address 'hf:a/b/c/d/e' is malformed"),
-        (["watch", "--set", "watch.retrain=always"], "watch.retrain = 'always' (flag) is refused"),
+        (["watch", "--set", "watch.retrain_on=always"], "watch.retrain_on = 'always' (flag) is refused"),
         (["predict"], "Missing argument"),
         (["conquer"], "No such command 'conquer'"),
         (["predict", "x", "--model", "acceptability"], "is no registry address"),
@@ -188,10 +180,10 @@ def test_check_takes_other_peoples_tables(capsys: pytest.CaptureFixture[str], ho
 def test_watch_looks_once_and_prints_what_followed(
     capsys: pytest.CaptureFixture[str], home: Path, toy_data: Path, prefect_server: str
 ) -> None:
-    arguments = ["watch", "--data", str(toy_data), "--set", "watch.retrain=never"]
+    arguments = ["watch", "--data", str(toy_data), "--set", "watch.retrain_on=never"]
     code, out, _ = call(capsys, *arguments)
     assert code == 0
-    assert "the data changed; there is no champion's data to compare it with; watch.retrain = never" in out
+    assert "the data changed; there is no champion's data to compare it with; watch.retrain_on = never" in out
     assert out.endswith("nothing was started\n")
     code, out, _ = call(capsys, *arguments, "--json")
     assert (code, json.loads(out)["changed"]) == (0, False)
@@ -242,7 +234,7 @@ def test_status_before_any_training_is_empty_and_writes_nothing(capsys: pytest.C
         "champion": None,
         "challenger": None,
         "runs": [],
-        "incumbency": "never",
+        "champion_state": "none",
         "drift": None,
         "schedule": None,
         "notices": [],

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tasks.core.errors import VerdictError, WrongUsage
+from tasks.core.errors import UsageError, VerdictError
 from tasks.core.settings import profile_names
 
 ROOT = Path(__file__).parents[2]
@@ -95,10 +95,10 @@ def test_the_server_refuses_parameters_that_cannot_be_meant(
 
 
 def test_applying_it_again_makes_nothing_twice(applied: dict[str, Any], client: Any) -> None:
-    from flows.services.deploy import keep_watch, prepare_pool
+    from flows.services.deploy import apply_automations, prepare_pool
 
     prepare_pool(client)
-    assert keep_watch(client) == applied["automations"]
+    assert apply_automations(client) == applied["automations"]
     for name in applied["automations"]:
         [automation] = client.read_automations_by_name(name)
         assert automation.enabled
@@ -108,19 +108,19 @@ def test_applying_it_again_makes_nothing_twice(applied: dict[str, Any], client: 
 def test_people_are_told_by_the_server_where_an_address_is_set(
     applied: dict[str, Any], client: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from flows.services.deploy import keep_watch
+    from flows.services.deploy import apply_automations
 
     monkeypatch.setenv("VERDICT_ALERT_URL", "http://127.0.0.1:9/secret-token")
-    [name, _] = keep_watch(client)
+    [name, _] = apply_automations(client)
     [automation] = client.read_automations_by_name(name)
     assert [action.type for action in automation.actions] == ["change-flow-run-state", "call-webhook"]
     document = client.read_block_document(automation.actions[1].block_document_id, include_secrets=False)
     assert "secret-token" not in json.dumps(document.model_dump(mode="json"))
     monkeypatch.setenv("VERDICT_ALERT_BLOCK", "slack-webhook/nobody-made-it")
-    with pytest.raises(WrongUsage, match="slack-webhook/nobody-made-it"):
-        keep_watch(client)
+    with pytest.raises(UsageError, match="slack-webhook/nobody-made-it"):
+        apply_automations(client)
     monkeypatch.undo()
-    keep_watch(client)
+    apply_automations(client)
 
 
 def test_a_run_stands_for_those_that_the_schedule_missed(applied: dict[str, Any], client: Any) -> None:
@@ -187,7 +187,7 @@ def test_a_file_that_prefect_refuses_is_one_line(applied: dict[str, Any], tmp_pa
     (tmp_path / "broken.yaml").write_text("deployments: [{name: a, entrypoint: flows.jobs.deployments.nothing}]\n")
     with pytest.raises(VerdictError, match=r"Prefect refuses .*broken\.yaml: "):
         apply_file(tmp_path / "broken.yaml")
-    with pytest.raises(WrongUsage, match="is no file"):
+    with pytest.raises(UsageError, match="is no file"):
         deploy(str(tmp_path / "none.yaml"))
 
 
@@ -222,5 +222,5 @@ def test_a_form_becomes_settings_that_remember_their_origin() -> None:
     assert (resolved.settings.finetune.epochs, resolved.settings.judge.resamples) == (3, 200)
     assert resolved.settings.finetune.encoder == "packaged"
     assert resolved.origins["finetune.epochs"] == "flag"
-    with pytest.raises(WrongUsage, match="no value"):
+    with pytest.raises(UsageError, match="no value"):
         resolve("sample", DataForm(), TrainingForm(), ["judge.resamples"])

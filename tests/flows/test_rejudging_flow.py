@@ -10,21 +10,21 @@ from shelves import aliases, new_store, shown
 from toy import facts
 
 from tasks.core.settings import load_settings
-from tasks.inference.bundle import seal
+from tasks.inference.bundle import write_manifest
 from tasks.registry import promotion as moves
 from tasks.registry import tracking as runs
 from tasks.registry import versions as registry
-from tasks.registry.mlflow_client import Store
+from tasks.registry.mlflow_client import MlflowStore
 
 
 @pytest.fixture
-def store(empty_store: Path, tmp_path: Path, prefect_server: str) -> Store:
+def store(empty_store: Path, tmp_path: Path, prefect_server: str) -> MlflowStore:
     return new_store(empty_store, tmp_path)
 
 
-def add(store: Store, bundle: Path, exported: Any, length: int) -> str:
+def add(store: MlflowStore, bundle: Path, exported: Any, length: int) -> str:
     """Register a real model that reads so many tokens."""
-    digest = seal(Path(shutil.copytree(exported["bundle"], bundle)), facts(max_length=length), {})["digest"]
+    digest = write_manifest(Path(shutil.copytree(exported["bundle"], bundle)), facts(max_length=length), {})["digest"]
     run = runs.open_run(store, f"{length:016d}", {}, {})
     version = registry.register_bundle(store, run, str(bundle), digest, {"verdict": "HOLD"}, "a bundle")
     runs.close_run(store, run, "FINISHED")
@@ -53,12 +53,17 @@ def retrain(home: Path, data: Path, encoder: Path) -> dict[str, Any]:
 
 
 def test_a_candidate_is_judged_again_where_another_became_champion_meanwhile(
-    store: Store, tmp_path: Path, toy_data: Path, tiny_encoder: Path, exported: Any, monkeypatch: pytest.MonkeyPatch
+    store: MlflowStore,
+    tmp_path: Path,
+    toy_data: Path,
+    tiny_encoder: Path,
+    exported: Any,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     rival = add(store, tmp_path / "rival", exported, 17)
-    real, looks = moves.crown, []
+    real, looks = moves.promote, []
 
-    def crown(store: Store, version: str, **said: Any) -> Any:
+    def crown(store: MlflowStore, version: str, **said: Any) -> Any:
         looks.append(said["expected"])
         if len(looks) == 1:  # between verdict and alias somebody else is faster
             real(store, rival, kind="promote", expected=None, reason="faster")
@@ -77,10 +82,10 @@ def test_a_candidate_is_judged_again_where_another_became_champion_meanwhile(
 
 
 def test_a_champion_whose_files_are_gone_is_held_against_nobody(
-    store: Store, tmp_path: Path, toy_data: Path, tiny_encoder: Path, exported: Any
+    store: MlflowStore, tmp_path: Path, toy_data: Path, tiny_encoder: Path, exported: Any
 ) -> None:
     champion = add(store, tmp_path / "first", exported, 15)
-    moves.crown(store, champion, kind="approve", expected=None, reason="first")
+    moves.promote(store, champion, kind="approve", expected=None, reason="first")
     shutil.rmtree(Path(registry.fetch_version(store)["bundle"]).parents[1])
     outcome = retrain(tmp_path, toy_data, tiny_encoder)
     assert outcome["decision"] == "HOLD"

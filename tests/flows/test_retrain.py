@@ -16,9 +16,9 @@ import pytest
 from toy import write_toy_data
 
 from flows import environment
-from tasks.core.errors import DataRefused, VerdictError, WrongUsage
-from tasks.core.settings import Resolved, load_settings
-from tasks.data.snapshots import load_rows
+from tasks.core.errors import DataRejected, UsageError, VerdictError
+from tasks.core.settings import ResolvedSettings, load_settings
+from tasks.data.snapshots import read_snapshot
 
 ROOT = Path(__file__).parents[2]
 Retrain = Callable[..., dict[str, Any]]
@@ -31,10 +31,10 @@ def home(tmp_path: Path, empty_store: Path) -> Path:
 
 
 @pytest.fixture
-def choose(toy_data: Path, tiny_encoder: Path) -> Callable[..., Resolved]:
+def choose(toy_data: Path, tiny_encoder: Path) -> Callable[..., ResolvedSettings]:
     """Resolve the sample profile for the toy corpus and the tiny model, with changes."""
 
-    def resolve(**changes: Any) -> Resolved:
+    def resolve(**changes: Any) -> ResolvedSettings:
         toy = {
             "data.path": str(toy_data),
             "data.validation_share": 0.2,
@@ -53,7 +53,7 @@ def choose(toy_data: Path, tiny_encoder: Path) -> Callable[..., Resolved]:
 
 
 @pytest.fixture
-def retrain(prefect_server: str, home: Path, choose: Callable[..., Resolved]) -> Retrain:
+def retrain(prefect_server: str, home: Path, choose: Callable[..., ResolvedSettings]) -> Retrain:
     from flows.jobs.retrain import retrain as flow
 
     def run(force: bool = False, **changes: Any) -> dict[str, Any]:
@@ -119,7 +119,7 @@ def test_the_first_fit_candidate_becomes_champion_and_everything_is_recorded(ret
     }
 
 
-def test_no_password_of_an_address_is_recorded(choose: Callable[..., Resolved]) -> None:
+def test_no_password_of_an_address_is_recorded(choose: Callable[..., ResolvedSettings]) -> None:
     from flows.jobs.retrain import settings_rows
 
     address = "https://somebody:SECRET@example.org/rows.tsv#sha256=00"
@@ -154,7 +154,7 @@ def test_text_without_labels_is_learned_from_first_and_recorded(
     kept = {entry.dataset.name: entry.dataset.digest for entry in run.inputs.dataset_inputs}
     assert set(kept) == {"train", "holdout", "text"}
     (learned,) = (home / "runs").glob("*/text.parquet")
-    assert len(load_rows(str(learned))) == run.data.metrics["rows_text"] == 30
+    assert len(read_snapshot(str(learned))) == run.data.metrics["rows_text"] == 30
     assert run.data.metrics["rows_text_left_out"] == 20
     assert retrain(data__text=str(text))["unchanged"]
     text.write_text("the cat sees another dog now\n")
@@ -295,7 +295,7 @@ def test_text_labels_are_refused_and_nothing_is_registered(retrain: Retrain, hom
     folder = Path(shutil.copytree(toy_data, home / "text"))
     rows = (toy_data / "in_domain_train.tsv").read_text()
     (folder / "in_domain_train.tsv").write_text(rows.replace("\t1\t", "\tyes\t").replace("\t0\t", "\tno\t"))
-    with pytest.raises(DataRefused) as caught:
+    with pytest.raises(DataRejected) as caught:
         retrain(data__path=str(folder))
     message = str(caught.value)
     assert "whole data: share of quarantined training rows: 1, allowed at most 0.01" in message
@@ -320,7 +320,7 @@ def test_text_labels_are_refused_and_nothing_is_registered(retrain: Retrain, hom
 def test_wrong_places_are_refused_before_a_run_is_opened(
     retrain: Retrain, home: Path, changes: dict[str, str], message: str
 ) -> None:
-    with pytest.raises(WrongUsage, match=message):
+    with pytest.raises(UsageError, match=message):
         retrain(**changes)
     assert runs(home) == []
 
@@ -333,7 +333,9 @@ def test_an_empty_file_fails_before_a_run_is_opened(retrain: Retrain, home: Path
     assert runs(home) == []
 
 
-def test_the_same_job_does_not_run_twice_at_once(retrain: Retrain, home: Path, choose: Callable[..., Resolved]) -> None:
+def test_the_same_job_does_not_run_twice_at_once(
+    retrain: Retrain, home: Path, choose: Callable[..., ResolvedSettings]
+) -> None:
     from filelock import FileLock
 
     retrain()
@@ -358,7 +360,7 @@ KILLED_AT = {
 }
 
 
-def run_and_die(point: str, home: Path, resolved: Resolved, server: str) -> int:
+def run_and_die(point: str, home: Path, resolved: ResolvedSettings, server: str) -> int:
     script = f"""
 import json, os, signal, sys
 from flows import environment
@@ -391,7 +393,7 @@ def test_a_killed_run_is_simply_run_again(
     versions_left: list[str],
     retrain: Retrain,
     home: Path,
-    choose: Callable[..., Resolved],
+    choose: Callable[..., ResolvedSettings],
     prefect_server: str,
 ) -> None:
     assert run_and_die(point, home, choose(), prefect_server) == -signal.SIGKILL
@@ -407,13 +409,13 @@ def test_a_killed_run_is_simply_run_again(
 
 
 def test_a_run_that_died_is_closed_by_the_next_job(retrain: Retrain, home: Path) -> None:
-    from tasks.core.files import name_home
+    from tasks.core.files import home_id
     from tasks.registry.mlflow_client import locate_store
     from tasks.registry.tracking import open_run
 
     store = locate_store(str(home))
     (home / "runs" / ("b" * 16)).mkdir(parents=True)
-    dead = open_run(store, "b" * 16, {}, {"home": name_home(str(home))})
+    dead = open_run(store, "b" * 16, {}, {"home": home_id(str(home))})
     elsewhere = open_run(store, "c" * 16, {}, {"home": "another"})
     retrain()
     assert client(home).get_run(dead).info.status == "KILLED"
@@ -423,7 +425,7 @@ def test_a_run_that_died_is_closed_by_the_next_job(retrain: Retrain, home: Path)
 def test_a_lasting_server_named_by_the_environment_is_used(prefect_server: str) -> None:
     from flows.services.embedded_prefect import prefect_api
 
-    with prefect_api(environment.home()) as server:
+    with prefect_api(environment.verdict_home()) as server:
         assert server is None
 
 
@@ -431,15 +433,15 @@ def test_every_step_is_a_plain_function(trained: Any, toy_data: Path, tmp_path: 
     """The whole job without Prefect: what the flow calls can be called directly."""
     from toy import SPLIT, circumstances, origin, policy
 
-    from flows.commands.check import examine_data, read_data
-    from tasks.data.gate import refuse_unfit
+    from flows.commands.check import read_data, run_gate
+    from tasks.data.gate import raise_if_failed
     from tasks.evaluation.evidence import gather_evidence
     from tasks.evaluation.judge import judge
     from tasks.export.bundle_export import export_bundle
 
     settings = load_settings("sample", {"data.path": str(toy_data)}, {}).settings
     data = read_data(settings.data, str(tmp_path))
-    refuse_unfit(examine_data(data, settings, str(tmp_path), None, None))
+    raise_if_failed(run_gate(data, settings, str(tmp_path), None, None))
     exported = export_bundle(trained["model"], str(tmp_path), origin())
     holdout = {"digest": data["holdout"]["digest"], "path": data["holdout"]["path"]}
     known = {"split": SPLIT, "training": [], "circumstances": circumstances()}
@@ -458,19 +460,19 @@ def test_toy_data_of_another_seed_is_another_job(retrain: Retrain, home: Path) -
 def test_looks_at_the_holdout_are_counted_and_recorded_evidence_judges_to_the_same(
     retrain: Retrain, home: Path
 ) -> None:
-    from tasks.evaluation.rejudge import recheck
+    from tasks.evaluation.rejudge import rejudge
 
     weak = {"judge__threshold": -1.0, "finetune__epochs": 1, "finetune__learning_rate": 4e-4}
     first, second = retrain(**weak), retrain(judge__threshold=-1.0)
     third = retrain(judge__threshold=-1.0, force=True)  # the same bundle again is no further look
-    assert [outcome["looks"] for outcome in (first, second, third)] == [0, 1, 1]
+    assert [outcome["holdout_uses"] for outcome in (first, second, third)] == [0, 1, 1]
     assert [outcome["rules"] for outcome in (first, second, third)] == [
         ["first_champion"],
         ["better_than_champion"],
         ["same_bundle"],
     ]
     for path in (home / "runs").glob("*/evidence.json"):
-        found = recheck(str(path))
+        found = rejudge(str(path))
         assert found["contradictions"] == []
         assert found["recorded"] is not None
         assert found["recorded"]["actor"]
@@ -479,7 +481,7 @@ def test_looks_at_the_holdout_are_counted_and_recorded_evidence_judges_to_the_sa
     assert len({each["holdout"] for each in tags}) == 1
     assert {each["bundle_digest"] for each in tags} == {first["digest"], second["digest"]}
     logged = runs(home)[0].data.metrics
-    assert {"f1", "auroc", "brier", "ece", "behaviour", "looks", "mcc_int8"} <= set(logged)
+    assert {"f1", "auroc", "brier", "ece", "minimal_pairs", "holdout_uses", "mcc_int8"} <= set(logged)
 
 
 def test_a_candidate_after_a_vanished_champion_waits_for_a_person(retrain: Retrain, home: Path) -> None:
@@ -487,5 +489,5 @@ def test_a_candidate_after_a_vanished_champion_waits_for_a_person(retrain: Retra
     client(home).delete_model_version("acceptability", first["version"])
     assert aliases(home) == {}
     outcome = retrain(finetune__max_length=18)
-    assert (outcome["decision"], outcome["rules"]) == ("HOLD", ["champion_vanished"])
+    assert (outcome["decision"], outcome["rules"]) == ("HOLD", ["champion_lost"])
     assert "champion" not in aliases(home)

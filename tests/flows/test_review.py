@@ -13,16 +13,16 @@ from toy import SPLIT, facts
 from flows.cli import app as cli
 from flows.commands import compare as comparison
 from flows.commands import review
-from tasks.core.errors import VerdictError, WrongUsage
-from tasks.core.files import digest_of, write_json
+from tasks.core.errors import UsageError, VerdictError
+from tasks.core.files import json_digest, write_json
 from tasks.core.policy import load_policy
 from tasks.evaluation.evidence import gather_evidence
-from tasks.inference.bundle import seal
+from tasks.inference.bundle import write_manifest
 from tasks.registry import audit_log as record
 from tasks.registry import promotion as moves
 from tasks.registry import tracking as runs
 from tasks.registry import versions as registry
-from tasks.registry.mlflow_client import Store, connect, locate_store
+from tasks.registry.mlflow_client import MlflowStore, connect, locate_store
 
 Command = Callable[..., tuple[int, str, str]]
 
@@ -37,22 +37,22 @@ def home(empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.fixture
-def store(home: Path) -> Store:
+def store(home: Path) -> MlflowStore:
     return locate_store(str(home))
 
 
-def fill(store: Store, home: Path) -> Store:
+def fill(store: MlflowStore, home: Path) -> MlflowStore:
     """Promote versions 1 to 3 one after the other; 4 is on HOLD against 3."""
     for before, name in zip([None, "1", "2"], "abc", strict=True):
         version = add_version(store, home, name, mcc="0.5")
-        moves.crown(store, version, kind="promote", expected=before, reason=f"better {name}")
+        moves.promote(store, version, kind="promote", expected=before, reason=f"better {name}")
     held = add_version(store, home, "d", verdict="HOLD", compared_with="3", verdict_digest="e" * 64)
-    moves.challenge(store, held)
+    moves.set_challenger(store, held)
     return store
 
 
 @pytest.fixture
-def reigning(store: Store, home: Path) -> Store:
+def reigning(store: MlflowStore, home: Path) -> MlflowStore:
     return fill(store, home)
 
 
@@ -75,7 +75,9 @@ def verdict(capsys: pytest.CaptureFixture[str]) -> Command:
     return call
 
 
-def test_an_approved_hold_becomes_champion_and_says_who_and_why(reigning: Store, home: Path, verdict: Command) -> None:
+def test_an_approved_hold_becomes_champion_and_says_who_and_why(
+    reigning: MlflowStore, home: Path, verdict: Command
+) -> None:
     code, out, _ = verdict("approve", "4", "--reason", "better on questions", "--json")
     answer = json.loads(out)
     assert (code, answer["kind"], answer["from"], answer["to"]) == (0, "approve", "3", "4")
@@ -86,7 +88,7 @@ def test_an_approved_hold_becomes_champion_and_says_who_and_why(reigning: Store,
     assert shown(history)[-1] == ("approve", "3", "4")
 
 
-def test_a_rejected_hold_is_no_challenger_any_more(reigning: Store, verdict: Command) -> None:
+def test_a_rejected_hold_is_no_challenger_any_more(reigning: MlflowStore, verdict: Command) -> None:
     code, out, _ = verdict("reject", "4", "--reason", "worse on questions")
     assert (code, aliases(reigning)) == (0, {"champion": "3"})
     assert out == "reject of version 4 by ada: champion 3 -> 3\nreason    worse on questions\n"
@@ -136,7 +138,7 @@ def test_a_refusal_is_one_line_and_moves_nothing(
     assert err.count("\n") <= 2
     store = locate_store(str(untouched))
     assert aliases(store) == {"champion": "3", "challenger": "4"}
-    assert len(record.read_moves(store)) == 3
+    assert len(record.read_changes(store)) == 3
 
 
 @pytest.mark.parametrize(
@@ -162,7 +164,7 @@ def test_an_empty_store_is_told_and_stays_empty(
     assert verdict("history")[1] == "no move yet; the first champion comes from: verdict retrain\n"
 
 
-def test_rollback_goes_back_step_by_step_and_is_recorded(reigning: Store, verdict: Command) -> None:
+def test_rollback_goes_back_step_by_step_and_is_recorded(reigning: MlflowStore, verdict: Command) -> None:
     assert verdict("rollback", "--reason", "complaints")[0] == 0
     assert aliases(reigning)["champion"] == "2"
     code, out, _ = verdict("rollback", "--reason", "still complaints", "--json")
@@ -177,18 +179,18 @@ def test_rollback_goes_back_step_by_step_and_is_recorded(reigning: Store, verdic
     assert shown(entries)[3:] == [("rollback", "3", "2"), ("rollback", "2", "1"), ("rollback", "1", "3")]
 
 
-def test_a_dry_run_says_what_it_would_do_and_moves_nothing(reigning: Store, verdict: Command) -> None:
+def test_a_dry_run_says_what_it_would_do_and_moves_nothing(reigning: MlflowStore, verdict: Command) -> None:
     code, out, _ = verdict("rollback", "--reason", "x", "--dry-run")
     assert code == 0
     assert out == "would do  rollback: champion 3 -> 2; its files are whole; nothing was moved\n"
     assert json.loads(verdict("rollback", "--reason", "x", "--dry-run", "--json")[1])["dry_run"]
     assert aliases(reigning)["champion"] == "3"
-    assert len(record.read_moves(reigning)) == 3
+    assert len(record.read_changes(reigning)) == 3
 
 
 @pytest.mark.parametrize("dry", [[], ["--dry-run"]])
 def test_nobody_is_rolled_back_to_a_damaged_or_deleted_version(
-    reigning: Store, home: Path, verdict: Command, dry: list[str]
+    reigning: MlflowStore, home: Path, verdict: Command, dry: list[str]
 ) -> None:
     (bundle_folder(home, "b") / "model.onnx").write_text("something else")
     code, _, err = verdict("rollback", "--reason", "x", *dry)
@@ -203,36 +205,38 @@ def test_nobody_is_rolled_back_to_a_damaged_or_deleted_version(
     assert verdict("rollback", "--to", "1", "--reason", "x", *dry)[0] == 0
 
 
-def test_a_version_that_took_the_number_of_a_former_champion_is_none(reigning: Store, home: Path) -> None:
+def test_a_version_that_took_the_number_of_a_former_champion_is_none(reigning: MlflowStore, home: Path) -> None:
     registry.tag_version(reigning, "2", {"bundle_digest": "f" * 64})
     model = bundle_folder(home, "b")
     (model / "model.onnx").write_text("another model")
-    registry.tag_version(reigning, "2", {"bundle_digest": seal(model, facts(max_length=16), {})["digest"]})
+    registry.tag_version(reigning, "2", {"bundle_digest": write_manifest(model, facts(max_length=16), {})["digest"]})
     with pytest.raises(VerdictError, match=r"version 2 holds bundle [0-9a-f]{12}, registered was"):
         review.rollback(None, "x", False, str(home))
     assert aliases(reigning)["champion"] == "3"
 
 
 def test_a_champion_that_vanished_is_told_and_can_be_brought_back(
-    reigning: Store, home: Path, verdict: Command
+    reigning: MlflowStore, home: Path, verdict: Command
 ) -> None:
     with connect(reigning) as client:
         client.delete_registered_model_alias(registry.MODEL_NAME, "champion")
     status = json.loads(verdict("status", "--json")[1])
-    assert (status["champion"], status["incumbency"]) == (None, "vanished")
+    assert (status["champion"], status["champion_state"]) == (None, "lost")
     assert status["notices"] == [
-        "champion 3 vanished: its alias was removed or its version deleted, not by this program"
+        "champion 3 was lost: its alias was removed or its version deleted, not by this program"
     ]
-    assert "champion   none, it vanished\n" in verdict("status")[1]
+    assert "champion   none, it was lost\n" in verdict("status")[1]
     assert verdict("rollback", "--reason", "it was an accident")[0] == 0
     assert aliases(reigning)["champion"] == "3"
-    assert shown(json.loads(verdict("history", "--json")[1]))[3:] == [("vanished", "3", None), ("rollback", None, "3")]
+    assert shown(json.loads(verdict("history", "--json")[1]))[3:] == [("lost", "3", None), ("rollback", None, "3")]
 
 
-def test_status_notices_a_move_that_no_record_explains_and_history_shows_it(reigning: Store, verdict: Command) -> None:
+def test_status_notices_a_move_that_no_record_explains_and_history_shows_it(
+    reigning: MlflowStore, verdict: Command
+) -> None:
     set_alias(reigning, "1")
     status = json.loads(verdict("status", "--json")[1])
-    assert (status["champion"]["version"], status["incumbency"]) == ("1", "reigning")
+    assert (status["champion"]["version"], status["champion_state"]) == ("1", "active")
     assert status["notices"] == ["the champion's alias went from version 3 to version 1 and no record explains it"]
     assert f"notice     {status['notices'][0]}\n" in verdict("status")[1]
     (row,) = (line for line in verdict("history")[1].splitlines() if "unexplained" in line)
@@ -243,10 +247,10 @@ def test_status_notices_a_move_that_no_record_explains_and_history_shows_it(reig
 
 
 def test_status_and_doctor_report_a_champion_whose_files_are_damaged(
-    reigning: Store, home: Path, verdict: Command
+    reigning: MlflowStore, home: Path, verdict: Command
 ) -> None:
     status = json.loads(verdict("status", "--json")[1])
-    assert (status["champion"]["fault"], status["incumbency"], status["notices"]) == (None, "reigning", [])
+    assert (status["champion"]["fault"], status["champion_state"], status["notices"]) == (None, "active", [])
     checks = {check["check"]: check for check in json.loads(verdict("doctor", "--json")[1])}
     assert checks["MLflow store"]["seen"].endswith("champion 3, its files are whole")
     (bundle_folder(home, "c") / "tokenizer.json").unlink()
@@ -261,7 +265,7 @@ def test_status_and_doctor_report_a_champion_whose_files_are_damaged(
     assert status["champion"]["fault"].startswith("version 3: its files are not to be had (")
 
 
-def test_the_history_survives_the_registered_model(reigning: Store, verdict: Command) -> None:
+def test_the_history_survives_the_registered_model(reigning: MlflowStore, verdict: Command) -> None:
     with connect(reigning) as client:
         client.delete_registered_model(registry.MODEL_NAME)
     entries = json.loads(verdict("history", "--json")[1])
@@ -269,7 +273,7 @@ def test_the_history_survives_the_registered_model(reigning: Store, verdict: Com
         ("promote", None, "1"),
         ("promote", "1", "2"),
         ("promote", "2", "3"),
-        ("vanished", "3", None),
+        ("lost", "3", None),
     ]
 
 
@@ -278,7 +282,7 @@ def test_the_history_survives_the_registered_model(reigning: Store, verdict: Com
 
 @pytest.fixture
 def judged(
-    home: Path, store: Store, exported: Any, toy_split: tuple[str, str, str]
+    home: Path, store: MlflowStore, exported: Any, toy_split: tuple[str, str, str]
 ) -> Callable[[int, str | None], str]:
     """Register a real bundle with its evidence on the toy holdout, compared with a version; on HOLD."""
     digest = Path(toy_split[2]).stem
@@ -287,7 +291,7 @@ def judged(
 
     def add(length: int, compared: str | None) -> str:
         bundle = Path(shutil.copytree(exported["bundle"], home / f"bundle-{length}"))
-        manifest = seal(bundle, facts(max_length=length), {})
+        manifest = write_manifest(bundle, facts(max_length=length), {})
         policy = load_policy().model_copy(update={"threshold": 0.0, "variant_difference": 1.0})
         evidence = gather_evidence(
             str(bundle),
@@ -297,8 +301,8 @@ def judged(
             split=SPLIT,
             training=toy_split[:2],
             circumstances={
-                "incumbency": "never",
-                "looks": 0,
+                "champion_state": "none",
+                "holdout_uses": 0,
                 "drift": [],
                 "training": "d" * 64,
                 "policy": policy.model_dump(),
@@ -317,7 +321,7 @@ def judged(
 
 
 def test_two_versions_are_measured_side_by_side_on_the_holdout(
-    judged: Callable[..., str], home: Path, store: Store, verdict: Command
+    judged: Callable[..., str], home: Path, store: MlflowStore, verdict: Command
 ) -> None:
     first, second = judged(16, None), judged(3, None)  # the second reads two words of each sentence
     set_alias(store, first)
@@ -350,10 +354,10 @@ def test_a_comparison_with_a_champion_that_is_not_there_is_told(judged: Callable
 
 
 def test_a_hold_is_judged_again_where_another_champion_reigns_by_now(
-    judged: Callable[..., str], home: Path, store: Store
+    judged: Callable[..., str], home: Path, store: MlflowStore
 ) -> None:
     worse, held = judged(3, None), judged(16, None)
-    moves.crown(store, worse, kind="promote", expected=None, reason="first")
+    moves.promote(store, worse, kind="promote", expected=None, reason="first")
     move = review.approve(held, "the better one", str(home))
     assert (move["from"], move["to"]) == (worse, held)
     with connect(store) as client:
@@ -362,33 +366,33 @@ def test_a_hold_is_judged_again_where_another_champion_reigns_by_now(
     again = json.loads(Path(path).read_text())
     assert (again["champion"], again["actor"]) == (worse, "ada")
     assert again["decision"] in {"HOLD", "PROMOTE"}
-    assert move["verdict"] == digest_of(again)
+    assert move["verdict"] == json_digest(again)
 
 
 def test_a_hold_that_is_worse_than_the_champion_by_now_is_refused(
-    judged: Callable[..., str], home: Path, store: Store
+    judged: Callable[..., str], home: Path, store: MlflowStore
 ) -> None:
     worse, better = judged(3, None), judged(16, None)
-    moves.crown(store, better, kind="promote", expected=None, reason="first")
+    moves.promote(store, better, kind="promote", expected=None, reason="first")
     with pytest.raises(VerdictError, match=f"version {worse} was judged again, against champion {better}: REJECT: "):
         review.approve(worse, "the other one", str(home))
     assert aliases(store) == {"champion": better}
 
 
 def test_a_hold_whose_champion_vanished_is_judged_again_without_one(
-    judged: Callable[..., str], home: Path, store: Store
+    judged: Callable[..., str], home: Path, store: MlflowStore
 ) -> None:
     first, held = judged(15, None), judged(16, "1")
-    moves.crown(store, first, kind="promote", expected=None, reason="first")
+    moves.promote(store, first, kind="promote", expected=None, reason="first")
     with connect(store) as client:
         client.delete_registered_model_alias(registry.MODEL_NAME, "champion")
     assert review.approve(held, "somebody must reign", str(home))["from"] is None
     assert aliases(store) == {"champion": held}
 
 
-def test_what_cannot_be_judged_again_is_refused(judged: Callable[..., str], home: Path, store: Store) -> None:
+def test_what_cannot_be_judged_again_is_refused(judged: Callable[..., str], home: Path, store: MlflowStore) -> None:
     first, held = judged(15, None), judged(16, "7")
-    moves.crown(store, first, kind="promote", expected=None, reason="first")
+    moves.promote(store, first, kind="promote", expected=None, reason="first")
     shutil.rmtree(home / "snapshots")
     message = f"version {held} was compared with champion 7, champion {first} reigns by now, and the holdout .* is not"
     with pytest.raises(VerdictError, match=message):
@@ -401,5 +405,5 @@ def test_what_cannot_be_judged_again_is_refused(judged: Callable[..., str], home
 
 def test_comparing_with_itself_is_no_comparison(judged: Callable[..., str], home: Path) -> None:
     version = judged(16, None)
-    with pytest.raises(WrongUsage, match="would be compared with itself"):
+    with pytest.raises(UsageError, match="would be compared with itself"):
         comparison.compare(version, version, "cpu", str(home))

@@ -15,17 +15,17 @@ from typing import Any
 import pytest
 
 from flows.services import stack
-from flows.services.stack_config import ACCOUNTS, find_places
-from tasks.core.errors import VerdictError, WrongUsage
+from flows.services.stack_config import ACCOUNT_VARIABLES, load_stack_config
+from tasks.core.errors import UsageError, VerdictError
 
 ROOT = Path(__file__).parents[2]
 POSTGRES = {"POSTGRES_HOST": "db", "PREFECT_DATABASE_PASSWORD": "p" * 12, "MLFLOW_DATABASE_PASSWORD": "m" * 12}
 STORE = {"STORE_URL": "http://store:8333", "STORE_ACCESS_KEY": "key", "STORE_SECRET_KEY": "secret"}
-PASSWORDS = {name: name.lower() for name in ACCOUNTS}
+PASSWORDS = {name: name.lower() for name in ACCOUNT_VARIABLES}
 
 
 def test_without_anything_set_all_state_is_in_the_home(tmp_path: Path) -> None:
-    places = find_places({}, str(tmp_path))
+    places = load_stack_config({}, str(tmp_path))
     told = places.environment
     assert told["PREFECT_SERVER_DATABASE_CONNECTION_URL"] == f"sqlite+aiosqlite:///{tmp_path}/stack/prefect.db"
     assert told["MLFLOW_BACKEND_STORE_URI"] == f"sqlite:///{tmp_path}/mlflow.db"
@@ -41,7 +41,7 @@ def test_without_anything_set_all_state_is_in_the_home(tmp_path: Path) -> None:
 
 
 def test_leases_outlive_the_server_and_nothing_is_reported_or_open(tmp_path: Path) -> None:
-    told = find_places({}, str(tmp_path)).environment
+    told = load_stack_config({}, str(tmp_path)).environment
     assert told["PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE"].endswith(".filesystem")
     assert told["PREFECT_SERVER_ANALYTICS_ENABLED"] == "false"
     assert told["PREFECT_SERVER_API_CSRF_PROTECTION_ENABLED"] == "true"
@@ -50,7 +50,7 @@ def test_leases_outlive_the_server_and_nothing_is_reported_or_open(tmp_path: Pat
 
 
 def test_addresses_of_postgresql_and_s3_take_the_place_of_files(tmp_path: Path) -> None:
-    told = find_places(POSTGRES | STORE | {"STORE_BUCKET": "models"}, str(tmp_path)).environment
+    told = load_stack_config(POSTGRES | STORE | {"STORE_BUCKET": "models"}, str(tmp_path)).environment
     assert "PREFECT_SERVER_DATABASE_CONNECTION_URL" not in told
     assert (told["PREFECT_SERVER_DATABASE_HOST"], told["PGHOST"], told["PGPORT"]) == ("db", "db", "5432")
     assert told["MLFLOW_BACKEND_STORE_URI"] == "postgresql+psycopg2://"
@@ -59,11 +59,11 @@ def test_addresses_of_postgresql_and_s3_take_the_place_of_files(tmp_path: Path) 
 
 
 def test_accounts_are_used_by_name_and_shown_without_their_passwords(tmp_path: Path) -> None:
-    places = find_places(PASSWORDS | {"PREFECT_AUTH_STRING": "me:secret-of-mine"}, str(tmp_path))
+    places = load_stack_config(PASSWORDS | {"PREFECT_AUTH_STRING": "me:secret-of-mine"}, str(tmp_path))
     assert places.environment["MLFLOW_TRACKING_USERNAME"] == "retrain"
     assert "--app-name basic-auth" in places.environment["MLFLOW_OPTIONS"]
     assert "sqlite" in Path(places.environment["MLFLOW_AUTH_CONFIG_PATH"]).read_text()
-    shown = " ".join([*places.exports.values(), *places.urls.values(), *places.health.values()])
+    shown = " ".join([*places.exports.values(), *places.urls.values(), *places.health_urls.values()])
     assert [word for word in (*PASSWORDS.values(), "secret-of-mine") if word in shown] == []
     assert places.exports["MLFLOW_TRACKING_PASSWORD"] == "$RETRAIN_PASSWORD"
 
@@ -81,14 +81,14 @@ def test_accounts_are_used_by_name_and_shown_without_their_passwords(tmp_path: P
     ],
 )
 def test_what_contradicts_itself_is_refused(tmp_path: Path, environ: dict[str, str], message: str) -> None:
-    with pytest.raises(WrongUsage, match=re.escape(message)):
-        find_places(environ, str(tmp_path))
+    with pytest.raises(UsageError, match=re.escape(message)):
+        load_stack_config(environ, str(tmp_path))
 
 
 def test_no_line_of_the_procfile_holds_a_secret_and_every_variable_is_told(tmp_path: Path) -> None:
     lines = dict(re.findall(r"^([a-z]+): (.*)$", stack.PROCFILE.read_text(), re.MULTILINE))
     assert set(lines) == {"prefect", "mlflow", "worker", "inference"}
-    told = find_places(PASSWORDS | {"PREFECT_AUTH_STRING": "me:secret-of-mine"}, str(tmp_path)).environment
+    told = load_stack_config(PASSWORDS | {"PREFECT_AUTH_STRING": "me:secret-of-mine"}, str(tmp_path)).environment
     for line in lines.values():
         assert set(re.findall(r"\$([A-Z_]+)", line)) <= told.keys()
         assert "exec " in line  # so that a signal reaches the service and no shell
@@ -152,8 +152,8 @@ def test_servers_are_asked_with_the_right_account_and_nobody_else_is(tmp_path: P
     server = http.server.HTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     environ = PASSWORDS | {"PREFECT_AUTH_STRING": "me:mine", "MLFLOW_PORT": str(server.server_port)}
-    places = find_places(environ, str(tmp_path))
-    for url in (places.asked["mlflow"], places.health["mlflow"]):
+    places = load_stack_config(environ, str(tmp_path))
+    for url in (places.wait_urls["mlflow"], places.health_urls["mlflow"]):
         places.opener.open(url).close()
     server.shutdown()
     account = base64.b64encode(f"retrain:{PASSWORDS['RETRAIN_PASSWORD']}".encode()).decode()
@@ -161,7 +161,7 @@ def test_servers_are_asked_with_the_right_account_and_nobody_else_is(tmp_path: P
 
 
 def test_a_service_that_ends_is_told_with_its_last_words(tmp_path: Path) -> None:
-    places = find_places(_free("PREFECT_PORT") | _free("MLFLOW_PORT"), str(tmp_path))
+    places = load_stack_config(_free("PREFECT_PORT") | _free("MLFLOW_PORT"), str(tmp_path))
     (tmp_path / "stack").mkdir(exist_ok=True)
     (tmp_path / "stack" / "log").write_text("mlflow.1 | no such database\n")
     with subprocess.Popen([sys.executable, "-c", ""]) as process:

@@ -19,10 +19,10 @@ from flows.cli import show_review as console_review
 from flows.commands import status as oncall
 from flows.services import prefect_status as schedule
 from tasks.core.files import write_json
-from tasks.data.drift import Shift, name_drift
+from tasks.data.drift import DriftResult, list_drifted
 from tasks.registry import promotion as moves
 from tasks.registry import tracking as runs
-from tasks.registry.mlflow_client import Store, locate_store
+from tasks.registry.mlflow_client import MlflowStore, locate_store
 
 
 @pytest.fixture
@@ -37,17 +37,17 @@ def home(empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.fixture
-def store(home: Path) -> Store:
+def store(home: Path) -> MlflowStore:
     return locate_store(str(home))
 
 
-def ended(store: Store, status: str, **tags: str) -> str:
+def ended(store: MlflowStore, status: str, **tags: str) -> str:
     run = runs.open_run(store, status.lower() * 2, {}, {"home": "here"} | tags)
     runs.close_run(store, run, status)
     return run
 
 
-def test_each_run_says_why_it_ended_so(store: Store, home: Path) -> None:
+def test_each_run_says_why_it_ended_so(store: MlflowStore, home: Path) -> None:
     ended(store, "FINISHED", verdict="HOLD", version="2", why="not better than champion 1")
     ended(store, "FAILED", verdict="FAILED", error="the disk is full")
     ended(store, "KILLED")
@@ -58,11 +58,11 @@ def test_each_run_says_why_it_ended_so(store: Store, home: Path) -> None:
     ]
 
 
-def test_the_champion_has_an_age_that_begins_with_its_last_promotion(store: Store, home: Path) -> None:
+def test_the_champion_has_an_age_that_begins_with_its_last_promotion(store: MlflowStore, home: Path) -> None:
     for before, name in ((None, "a"), ("1", "b")):
         version = add_version(store, home, name)
-        moves.crown(store, version, kind="promote", expected=before, reason="better")
-    moves.crown(store, "1", kind="rollback", expected="2", reason="it was better")
+        moves.promote(store, version, kind="promote", expected=before, reason="better")
+    moves.promote(store, "1", kind="rollback", expected="2", reason="it was better")
     seen = oncall.status(str(home))["champion"]
     entries, _ = moves.history(store)
     assert (seen["version"], seen["since"]) == ("1", entries[-1]["time"])
@@ -78,14 +78,14 @@ def test_ages_are_told_in_the_unit_that_fits(hours: float, words: str) -> None:
     assert console_review._age(moment.isoformat()) == words
 
 
-def test_a_run_that_failed_after_its_verdict_says_why_it_failed(store: Store, home: Path) -> None:
+def test_a_run_that_failed_after_its_verdict_says_why_it_failed(store: MlflowStore, home: Path) -> None:
     ended(store, "FAILED", why="there is no champion yet", error="the disk is full")
     assert oncall.status(str(home))["runs"][0]["why"] == "the disk is full"
 
 
-def test_drift_is_that_of_the_latest_look_beside_the_champion_who_reigns(store: Store, home: Path) -> None:
+def test_drift_is_that_of_the_latest_look_beside_the_champion_who_reigns(store: MlflowStore, home: Path) -> None:
     version = add_version(store, home, "a", dataset="d" * 64)
-    moves.crown(store, version, kind="promote", expected=None, reason="better")
+    moves.promote(store, version, kind="promote", expected=None, reason="better")
     assert oncall.status(str(home))["drift"] is None
     ended(store, "FINISHED", drift="none", drift_from="d" * 64)
     assert oncall.status(str(home))["drift"]["seen"] == "none"
@@ -107,7 +107,7 @@ def test_a_damaged_record_of_watch_is_noticed_and_hides_nothing_else(home: Path,
     path.write_bytes(text.encode("latin-1"))
     answer = oncall.status(str(home))
     assert answer["notices"] == [f"{path} is no record of a look at data; delete it, and the next look writes it anew"]
-    assert answer["incumbency"] == "never"
+    assert answer["champion_state"] == "none"
 
 
 def test_a_store_that_does_not_answer_leaves_the_rest_of_the_answer(
@@ -119,7 +119,7 @@ def test_a_store_that_does_not_answer_leaves_the_rest_of_the_answer(
         cli.main(["status", "--json"])
     assert ended.value.code == 1
     answer = json.loads(capsys.readouterr().out)
-    assert answer["incumbency"] == "unknown"
+    assert answer["champion_state"] == "unknown"
     assert answer["disk"]["free_gb"] > 0
     assert len(answer["unreachable"]) == 1
     assert answer["unreachable"][0].startswith(f"MLflow store sqlite:///{home}/mlflow.db failed")
@@ -139,11 +139,11 @@ def test_files_that_vanish_while_they_are_counted_do_not_matter(home: Path, monk
 
 def test_what_drifted_is_named() -> None:
     shifts = [
-        Shift(name=name, statistic="", distance=0.0, p=0.0, limit=0.0, drifted=drifted)
+        DriftResult(name=name, statistic="", distance=0.0, p=0.0, limit=0.0, drifted=drifted)
         for name, drifted in (("label", True), ("length", False), ("source", True))
     ]
-    assert name_drift(shifts) == "label, source"
-    assert name_drift(shifts[1:2]) == name_drift([]) == "none"
+    assert list_drifted(shifts) == "label, source"
+    assert list_drifted(shifts[1:2]) == list_drifted([]) == "none"
 
 
 def test_the_disk_is_measured_and_a_full_one_is_noticed(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ import httpx
 import pytest
 from toy import write_toy_data
 
-from tasks.core.errors import DataRefused, WrongUsage
+from tasks.core.errors import DataRejected, UsageError
 from tasks.core.settings import load_settings
 
 Watch = Callable[..., dict[str, Any]]
@@ -47,7 +47,7 @@ def watch(prefect_server: str, home: Path, folder: Path, tiny_encoder: Path) -> 
             "finetune.device": "cpu",
             "judge.resamples": 200,
             "judge.threshold": -1.0,
-            "watch.retrain": retrain,
+            "watch.retrain_on": retrain,
         }
         resolved = load_settings("sample", settings | changes, {})
         return flow(resolved.settings.model_dump(), resolved.origins, str(home))
@@ -73,7 +73,9 @@ def test_the_first_look_trains_and_the_next_one_says_that_nothing_changed(watch:
     first = watch()
     assert (first["changed"], first["action"], first["previous"]) == (True, "retrain", None)
     assert first["retrain"]["decision"] == "PROMOTE"
-    assert first["why"] == "the data changed; there is no champion's data to compare it with; watch.retrain = on_change"
+    assert (
+        first["why"] == "the data changed; there is no champion's data to compare it with; watch.retrain_on = on_change"
+    )
     again = watch()
     assert (again["changed"], again["action"], again["retrain"]) == (False, "none", None)
     assert again["previous"] == again["dataset"] == first["dataset"]
@@ -88,7 +90,7 @@ def test_changed_data_is_compared_with_the_champions_and_retrained_only_where_th
     add_rows(folder, seed=5)
     look = watch(retrain="never")
     assert (look["changed"], look["previous"], look["action"]) == (True, champion, "none")
-    assert look["why"] == "the data changed; it did not drift from the champion's; watch.retrain = never"
+    assert look["why"] == "the data changed; it did not drift from the champion's; watch.retrain_on = never"
     assert look["check"]["reference"] is not None
     assert not any(shift["drifted"] for shift in look["check"]["drift"])
     assert not watch(retrain="never")["changed"]  # seen is seen, with or without a retraining run
@@ -97,7 +99,7 @@ def test_changed_data_is_compared_with_the_champions_and_retrained_only_where_th
     flip_labels(folder)
     drifted = watch(retrain="on_drift")
     assert drifted["action"] == "retrain"
-    assert drifted["why"] == "the data changed; it drifted from the champion's (label); watch.retrain = on_drift"
+    assert drifted["why"] == "the data changed; it drifted from the champion's (label); watch.retrain_on = on_drift"
     assert drifted["check"]["warnings"][0].startswith("whole data: drift from the champion's data, difference of the")
     assert drifted["retrain"]["dataset"] == drifted["dataset"]
 
@@ -117,7 +119,7 @@ def test_refused_data_starts_nothing_and_is_looked_at_again(watch: Watch, folder
     champion = (folder / "in_domain_train.tsv").read_text()
     (folder / "in_domain_train.tsv").write_text(champion.replace("\t1\t", "\tyes\t"))
     for _ in range(2):
-        with pytest.raises(DataRefused, match="share of quarantined training rows"):
+        with pytest.raises(DataRejected, match="share of quarantined training rows"):
             watch()
     assert len(list((home / "runs").iterdir())) == 1
     (folder / "in_domain_train.tsv").write_text(champion)
@@ -130,7 +132,7 @@ def test_every_look_emits_an_event_that_automations_can_hang_on(
     watch(retrain="never")
     watch(retrain="never")
     (folder / "in_domain_train.tsv").write_text("broken\n" * 99)
-    with pytest.raises(DataRefused):
+    with pytest.raises(DataRejected):
         watch(retrain="never")
     events = read_events(prefect_server, str(folder), expected=3)
     assert [event["event"] for event in events] == [
@@ -147,7 +149,7 @@ def test_rows_that_can_no_longer_be_read_are_a_change(watch: Watch, folder: Path
     watch(retrain="never")
     with (folder / "in_domain_train.tsv").open("a") as file:
         file.write("torn\n" * 100)
-    with pytest.raises(DataRefused, match="share of quarantined training rows"):
+    with pytest.raises(DataRejected, match="share of quarantined training rows"):
         watch(retrain="never")
 
 
@@ -164,7 +166,7 @@ def test_other_text_is_a_change_too(watch: Watch, tmp_path: Path, monkeypatch: p
 
 def test_a_look_at_data_that_cannot_be_had_is_announced_too(watch: Watch, folder: Path, prefect_server: str) -> None:
     shutil.rmtree(folder)
-    with pytest.raises(WrongUsage, match="does not exist"):
+    with pytest.raises(UsageError, match="does not exist"):
         watch(retrain="never")
     (event,) = read_events(prefect_server, str(folder), expected=1)
     assert event["event"] == "verdict.data.failed"

@@ -18,16 +18,16 @@ from toy import SIGN, facts
 
 from tasks.core.errors import VerdictError
 from tasks.inference import classifier as predict
-from tasks.inference.batch_pool import Crowd
-from tasks.inference.bundle import MANIFEST, seal
+from tasks.inference.batch_pool import BatchPool
+from tasks.inference.bundle import MANIFEST, write_manifest
 from tasks.inference.classifier import Classifier
 from tasks.inference.runner import Runner
 from tasks.inference.sessions import open_session
-from tasks.inference.tokenization import Ids
+from tasks.inference.tokenization import TokenIds
 
 SENTENCES = [f"{start} cat sees the dog{end}" for start in ("the", SIGN) for end in ("", " today", " here " * 9)] * 350
 FEW = 300  # sentences that are judged one batch after another
-assert len(SENTENCES) >= predict.CROWD > FEW
+assert len(SENTENCES) >= predict.POOL_MIN_SENTENCES > FEW
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def runner(exported: Any) -> Runner:
     return Runner(open_session(Path(exported["bundle"]) / "model.onnx", "cpu", threads=1), "cpu")
 
 
-def batches(count: int) -> Iterator[tuple[Ids, Ids]]:
+def batches(count: int) -> Iterator[tuple[TokenIds, TokenIds]]:
     rng = np.random.default_rng(0)
     for _ in range(count):
         ids = rng.integers(5, 20, rng.integers(1, 9, 2))
@@ -43,8 +43,8 @@ def batches(count: int) -> Iterator[tuple[Ids, Ids]]:
 
 
 def test_answers_come_in_order_and_are_those_of_one_after_another(runner: Runner) -> None:
-    crowd = Crowd(lambda: runner, runner, 3)
-    side_by_side, one_by_one = list(crowd.answers(batches(50))), list(runner.answers(batches(50)))
+    crowd = BatchPool(lambda: runner, runner, 3)
+    side_by_side, one_by_one = list(crowd.run_batches(batches(50))), list(runner.run_batches(batches(50)))
     assert len(side_by_side) == 50
     for ours, theirs in zip(side_by_side, one_by_one, strict=True):
         np.testing.assert_array_equal(ours, theirs)
@@ -54,39 +54,39 @@ def test_as_many_batches_run_at_a_time_as_there_are_threads(runner: Runner) -> N
     meeting = threading.Barrier(3, timeout=20)  # which a run leaves only when two others have come
 
     class Meeting(Runner):
-        def logits(self, ids: Ids, mask: Ids) -> NDArray[np.float32]:
+        def logits(self, ids: TokenIds, mask: TokenIds) -> NDArray[np.float32]:
             meeting.wait()
             return super().logits(ids, mask)
 
-    crowd = Crowd(lambda: Meeting(runner._session, "cpu"), runner, 3)
-    assert len(list(crowd.answers(batches(6)))) == 6
+    crowd = BatchPool(lambda: Meeting(runner._session, "cpu"), runner, 3)
+    assert len(list(crowd.run_batches(batches(6)))) == 6
 
 
 def test_its_threads_stay(runner: Runner) -> None:
     seen = set()
 
     class Watched(Runner):
-        def logits(self, ids: Ids, mask: Ids) -> NDArray[np.float32]:
+        def logits(self, ids: TokenIds, mask: TokenIds) -> NDArray[np.float32]:
             seen.add(threading.current_thread())
             return super().logits(ids, mask)
 
-    crowd = Crowd(lambda: Watched(runner._session, "cpu"), runner, 2)
+    crowd = BatchPool(lambda: Watched(runner._session, "cpu"), runner, 2)
     for _ in range(4):
-        list(crowd.answers(batches(20)))
+        list(crowd.run_batches(batches(20)))
     assert 1 <= len(seen) <= 2
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # newer Pythons warn of a fork beside threads
 def test_a_fork_has_threads_of_its_own(runner: Runner) -> None:
     class Plain(Runner):
-        def logits(self, ids: Ids, mask: Ids) -> NDArray[np.float32]:  # ONNX Runtime itself is not asked
+        def logits(self, ids: TokenIds, mask: TokenIds) -> NDArray[np.float32]:  # ONNX Runtime itself is not asked
             return np.zeros((len(ids), 2), np.float32)
 
-    crowd = Crowd(lambda: Plain(runner._session, "cpu"), runner, 2)
-    assert len(list(crowd.answers(batches(5)))) == 5
+    crowd = BatchPool(lambda: Plain(runner._session, "cpu"), runner, 2)
+    assert len(list(crowd.run_batches(batches(5)))) == 5
     child = os.fork()
     if not child:
-        os._exit(0 if len(list(crowd.answers(batches(5)))) == 5 else 1)
+        os._exit(0 if len(list(crowd.run_batches(batches(5)))) == 5 else 1)
     deadline = time.monotonic() + 20
     while (ended := os.waitpid(child, os.WNOHANG))[0] == 0 and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -103,10 +103,10 @@ def test_it_is_opened_once_and_only_when_asked(runner: Runner) -> None:
         opened.append(1)
         return runner
 
-    crowd = Crowd(opens, runner, 2)
+    crowd = BatchPool(opens, runner, 2)
     assert opened == []
     with ThreadPoolExecutor(4) as pool:
-        list(pool.map(lambda _: list(crowd.answers(batches(3))), range(8)))
+        list(pool.map(lambda _: list(crowd.run_batches(batches(3))), range(8)))
     assert opened == [1]
 
 
@@ -116,10 +116,10 @@ def test_what_cannot_be_opened_is_told_once_and_costs_no_answer(
     def fails() -> Runner:
         raise VerdictError("bundle x: model.onnx is missing")
 
-    crowd = Crowd(fails, runner, 2)
+    crowd = BatchPool(fails, runner, 2)
     with caplog.at_level(logging.INFO):
         for _ in range(2):
-            assert len(list(crowd.answers(batches(5)))) == 5
+            assert len(list(crowd.run_batches(batches(5)))) == 5
     assert [record.getMessage() for record in caplog.records] == [
         "bundle x: model.onnx is missing; sentences are judged as before, only slower"
     ]
@@ -165,7 +165,7 @@ def test_a_bundle_that_was_altered_since_is_not_opened_again(loaded: Loaded, cap
 def test_another_bundle_in_its_place_is_not_opened(loaded: Loaded, caplog: pytest.LogCaptureFixture) -> None:
     (loaded.folder / "model.cpu.onnx").write_bytes((loaded.folder / "model.onnx").read_bytes())
     (loaded.folder / MANIFEST).unlink()
-    seal(loaded.folder, facts(), {})  # whole, and not what was loaded
+    write_manifest(loaded.folder, facts(), {})  # whole, and not what was loaded
     with caplog.at_level(logging.INFO):
         np.testing.assert_allclose(loaded.classifier.logits(SENTENCES)[:9], loaded.few, atol=1e-5)
     assert f"bundle {loaded.folder} is another one by now" in caplog.text

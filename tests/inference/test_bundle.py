@@ -10,23 +10,23 @@ import pytest
 from tasks.core.errors import VerdictError
 from tasks.core.files import sha256_of, write_json
 from tasks.inference.bundle import (
+    FP32_MODEL,
     MANIFEST,
-    MODEL,
     SCHEMA_VERSION,
     TOKENIZER,
-    Facts,
     Manifest,
-    seal,
+    ModelInfo,
     serving_variant,
     variants_of,
     verify,
+    write_manifest,
 )
 
-FILES = {MODEL: b"\x08\x0agraph", TOKENIZER: b"{}", "card.md": b"# Card\n", "report.html": b"<html>"}
+FILES = {FP32_MODEL: b"\x08\x0agraph", TOKENIZER: b"{}", "card.md": b"# Card\n", "report.html": b"<html>"}
 METRICS = {"fp32": {"mcc": 0.5}}
 
 
-def facts(**changes: Any) -> Facts:
+def facts(**changes: Any) -> ModelInfo:
     values = {
         "labels": ["unacceptable", "acceptable"],
         "max_length": 16,
@@ -42,7 +42,7 @@ def build(folder: Path, files: dict[str, bytes] | None = None, **changes: Any) -
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in (FILES | (files or {})).items():
         (folder / name).write_bytes(content)
-    return seal(folder, facts(**changes), METRICS)
+    return write_manifest(folder, facts(**changes), METRICS)
 
 
 @pytest.fixture
@@ -82,7 +82,7 @@ def test_sealed_bundle_verifies_to_the_manifest_it_was_sealed_with(tmp_path: Pat
 
 def test_sealing_again_gives_the_same_manifest(bundle: Path) -> None:
     before = (bundle / MANIFEST).read_bytes()
-    assert seal(bundle, facts(), METRICS) == verify(bundle)
+    assert write_manifest(bundle, facts(), METRICS) == verify(bundle)
     assert (bundle / MANIFEST).read_bytes() == before
 
 
@@ -128,7 +128,7 @@ def test_added_folder_is_refused(bundle: Path) -> None:
 
 def test_file_that_left_folder_and_list_alike_is_refused_where_answers_need_it(bundle: Path) -> None:
     (bundle / TOKENIZER).unlink()
-    seal(bundle, facts(), METRICS)
+    write_manifest(bundle, facts(), METRICS)
     assert f"lacks {TOKENIZER}" in refusal(bundle)
 
 
@@ -169,7 +169,7 @@ def test_edited_manifest_contradicts_its_digest(bundle: Path, changes: dict[str,
     )
 
 
-@pytest.mark.parametrize("name", [MODEL, TOKENIZER])
+@pytest.mark.parametrize("name", [FP32_MODEL, TOKENIZER])
 def test_file_exchanged_together_with_its_listed_sum_contradicts_the_digest(bundle: Path, name: str) -> None:
     (bundle / name).write_bytes(b"another")
     edit(bundle, files=listed(bundle) | {name: sha256_of(bundle / name)})
@@ -183,7 +183,7 @@ def test_listed_path_outside_of_the_folder_is_refused(bundle: Path, tmp_path: Pa
 
 
 ALTERED: dict[str, Callable[[Path], Manifest]] = {
-    "graph": lambda folder: build(folder, {MODEL: b"other"}),
+    "graph": lambda folder: build(folder, {FP32_MODEL: b"other"}),
     "tokenizer": lambda folder: build(folder, {TOKENIZER: b"[]"}),
     "second graph": lambda folder: build(folder, {"model.cpu.onnx": b"int8"}),
     "labels": lambda folder: build(folder, labels=["no", "yes"]),

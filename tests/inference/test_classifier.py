@@ -11,7 +11,7 @@ from toy import SIGN, facts
 
 from tasks.core.errors import VerdictError
 from tasks.core.files import read_json, write_json
-from tasks.inference.bundle import MANIFEST, seal
+from tasks.inference.bundle import MANIFEST, write_manifest
 from tasks.inference.classifier import Classifier
 from tasks.inference.sessions import has_gpu
 
@@ -97,7 +97,7 @@ def test_weights_in_another_file_are_refused_even_where_that_is_sealed_too(expor
     onnx.save_model(
         onnx.load(folder / "model.onnx"), folder / "model.onnx", save_as_external_data=True, location="weights.bin"
     )
-    seal(folder, facts(), {})
+    write_manifest(folder, facts(), {})
     with pytest.raises(VerdictError, match=r"model\.onnx keeps weights in other files"):
         Classifier.from_bundle(folder, "cpu")
 

@@ -9,7 +9,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from tasks.core.errors import VerdictError
-from tasks.inference.external_data import refuse_external_data
+from tasks.inference.external_data import reject_external_data
 
 
 def tensor(external: bool) -> TensorProto:
@@ -67,10 +67,10 @@ def test_weights_in_the_file_pass_and_others_are_refused(
 ) -> None:
     path = tmp_path / "model.onnx"
     path.write_bytes(place(tensor(external=False)).SerializeToString())
-    refuse_external_data(path)
+    reject_external_data(path)
     path.write_bytes(place(tensor(external=True)).SerializeToString())
     with pytest.raises(VerdictError, match="keeps weights in other files, expected all in one"):
-        refuse_external_data(path)
+        reject_external_data(path)
 
 
 def test_what_onnx_itself_writes_beside_the_file_is_refused(tmp_path: Path) -> None:
@@ -78,12 +78,12 @@ def test_what_onnx_itself_writes_beside_the_file_is_refused(tmp_path: Path) -> N
     onnx.save_model(model, tmp_path / "model.onnx", save_as_external_data=True, location="model.onnx.data")
     assert (tmp_path / "model.onnx.data").is_file()
     with pytest.raises(VerdictError, match="keeps weights in other files"):
-        refuse_external_data(tmp_path / "model.onnx")
+        reject_external_data(tmp_path / "model.onnx")
 
 
 @pytest.mark.parametrize("content", [b"", b"\x3a\x7f", b"\x3b", b"\xff" * 20, b"\x08"])
 def test_what_is_no_model_is_refused_in_one_line(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(content)
     with pytest.raises(VerdictError, match="is no ONNX model") as caught:
-        refuse_external_data(tmp_path / "model.onnx")
+        reject_external_data(tmp_path / "model.onnx")
     assert "\n" not in str(caught.value)

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from tasks.inference.gates import Gate
+from tasks.inference.gates import ReadWriteLock
 
 
 def begin(work: Callable[[], None]) -> threading.Thread:
@@ -18,10 +18,10 @@ def begin(work: Callable[[], None]) -> threading.Thread:
 
 
 def test_many_are_inside_together() -> None:
-    gate, meeting = Gate(), threading.Barrier(3, timeout=20)
+    gate, meeting = ReadWriteLock(), threading.Barrier(3, timeout=20)
 
     def enter() -> None:
-        with gate.shared():
+        with gate.read():
             meeting.wait()
 
     for thread in [begin(enter) for _ in range(3)]:
@@ -30,11 +30,11 @@ def test_many_are_inside_together() -> None:
 
 
 def test_one_alone_meets_nobody() -> None:
-    gate, inside, met = Gate(), [0, 0], list[tuple[int, int]]()
+    gate, inside, met = ReadWriteLock(), [0, 0], list[tuple[int, int]]()
     rng = np.random.default_rng(0)
 
     def visit(alone: bool) -> None:
-        with gate.alone() if alone else gate.shared():
+        with gate.write() if alone else gate.read():
             inside[alone] += 1
             met.append((inside[0], inside[1]))
             time.sleep(0.001)
@@ -47,19 +47,19 @@ def test_one_alone_meets_nobody() -> None:
 
 
 def test_who_wants_to_be_alone_goes_before_those_who_come_later() -> None:
-    gate, order = Gate(), list[str]()
+    gate, order = ReadWriteLock(), list[str]()
     first_may_go = threading.Event()
 
     def first() -> None:
-        with gate.shared():
+        with gate.read():
             first_may_go.wait(20)
 
     def alone() -> None:
-        with gate.alone():
+        with gate.write():
             order.append("alone")
 
     def later() -> None:
-        with gate.shared():
+        with gate.read():
             order.append("later")
 
     threads = [begin(first)]
@@ -78,25 +78,25 @@ def test_who_wants_to_be_alone_goes_before_those_who_come_later() -> None:
 
 @pytest.mark.parametrize("way", ["shared", "alone"])
 def test_an_error_inside_opens_the_gate_again(way: str) -> None:
-    gate = Gate()
+    gate = ReadWriteLock()
     with pytest.raises(ZeroDivisionError), getattr(gate, way)():
         raise ZeroDivisionError
-    with gate.alone():
+    with gate.write():
         pass
-    with gate.shared():
+    with gate.read():
         pass
 
 
 def test_those_who_want_to_be_alone_do_not_keep_others_out_for_ever() -> None:
-    gate, over = Gate(), threading.Event()
+    gate, over = ReadWriteLock(), threading.Event()
 
     def visit_again_and_again() -> None:
         while not over.is_set():
-            with gate.alone():
+            with gate.write():
                 time.sleep(0.0005)
 
     def enter() -> None:
-        with gate.shared():
+        with gate.read():
             pass
 
     threads = [begin(visit_again_and_again) for _ in range(3)]

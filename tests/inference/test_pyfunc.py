@@ -22,9 +22,9 @@ import pandas as pd
 import pytest
 from toy import SIGN
 
-from tasks.core.errors import VerdictError, WrongUsage
+from tasks.core.errors import UsageError, VerdictError
 from tasks.inference.classifier import Classifier
-from tasks.inference.pyfunc import REGISTERED, _load_pyfunc, registered_version, sentences_of
+from tasks.inference.pyfunc import REGISTERED_META, _load_pyfunc, read_sentence_input, registered_version
 from tasks.inference.sessions import has_gpu
 from tasks.registry import mlflow_flavor as flavour
 from tasks.registry import tracking as runs
@@ -40,7 +40,7 @@ def store(empty_store: Path, exported: Any, tmp_path_factory: pytest.TempPathFac
     """A folder with mlflow.db, in which the champion is version 1."""
     folder = tmp_path_factory.mktemp("pyfunc")
     shutil.copy(empty_store, folder / "mlflow.db")
-    held = registry.Store(uri=f"sqlite:///{folder}/mlflow.db", artifacts=str(folder / "artifacts"))
+    held = registry.MlflowStore(uri=f"sqlite:///{folder}/mlflow.db", artifacts=str(folder / "artifacts"))
     run = runs.open_run(held, "a" * 16, {}, {})
     version = registry.register_bundle(held, run, exported["bundle"], exported["digest"], {}, "a bundle")
     client = mlflow.MlflowClient(held["uri"], registry_uri=held["uri"])
@@ -110,9 +110,9 @@ def test_no_sentences_give_no_rows(model: Any, nothing: Any) -> None:
 
 
 def test_one_sentence_is_not_taken_for_its_letters() -> None:
-    assert sentences_of(GOOD) == ([GOOD], None)
-    assert sentences_of(np.array(GOOD)) == ([GOOD], None)
-    assert sentences_of({"sentence": GOOD})[0] == [GOOD]
+    assert read_sentence_input(GOOD) == ([GOOD], None)
+    assert read_sentence_input(np.array(GOOD)) == ([GOOD], None)
+    assert read_sentence_input({"sentence": GOOD})[0] == [GOOD]
 
 
 @pytest.mark.parametrize(
@@ -129,8 +129,8 @@ def test_one_sentence_is_not_taken_for_its_letters() -> None:
     ],
 )
 def test_input_without_a_clear_text_column_is_refused(given: Any, message: str) -> None:
-    with pytest.raises(WrongUsage, match=message):
-        sentences_of(given)
+    with pytest.raises(UsageError, match=message):
+        read_sentence_input(given)
 
 
 @pytest.mark.parametrize("given", [[None], [3], [b"bytes"], pd.DataFrame({"sentence": ["x", None]}), [["x"]]])
@@ -163,7 +163,7 @@ def test_a_gpu_computes_where_it_is_asked_for(chosen: str) -> None:
 
 
 def test_an_unknown_device_is_refused(chosen: str) -> None:
-    with pytest.raises(WrongUsage, match="device 'tpu' is unknown; expected one of auto, cuda, cpu"):
+    with pytest.raises(UsageError, match="device 'tpu' is unknown; expected one of auto, cuda, cpu"):
         mlflow.pyfunc.load_model(chosen, model_config={"device": "tpu"})
 
 
@@ -189,7 +189,7 @@ def test_the_registered_version_stands_where_mlflow_writes_it(
     tmp_path: Path, content: str, expected: str | None
 ) -> None:
     assert registered_version(tmp_path) is None
-    (tmp_path / REGISTERED).write_text(content)
+    (tmp_path / REGISTERED_META).write_text(content)
     assert registered_version(tmp_path) == expected
 
 

@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-from tasks.core.errors import WrongUsage
+from tasks.core.errors import UsageError
 from tasks.inference.tokenization import (
     WINDOW,
     encode,
     load_tokenizer,
+    packed_batches,
     pad,
-    row_batches,
     shuffled_batches,
     sorted_batches,
     tokenise,
@@ -76,14 +76,14 @@ def test_sentences_of_one_call_do_not_change_each_other(folder: Path) -> None:
 @pytest.mark.parametrize("content", ["{", "", "{}", "[]"])
 def test_broken_tokenizer_is_refused_with_what_was_expected(tmp_path: Path, content: str) -> None:
     (tmp_path / "tokenizer.json").write_text(content)
-    with pytest.raises(WrongUsage, match=r"cannot be loaded \(.*\); expected a tokenizer\.json$") as caught:
+    with pytest.raises(UsageError, match=r"cannot be loaded \(.*\); expected a tokenizer\.json$") as caught:
         load_tokenizer(str(tmp_path), 16)
     assert repr(str(tmp_path)) in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["", "none"])
 def test_folder_without_a_tokenizer_is_refused(tmp_path: Path, name: str) -> None:
-    with pytest.raises(WrongUsage, match=r"expected a tokenizer\.json$") as caught:
+    with pytest.raises(UsageError, match=r"expected a tokenizer\.json$") as caught:
         load_tokenizer(str(tmp_path / name), 16)
     assert repr(str(tmp_path / name)) in str(caught.value)
 
@@ -186,7 +186,7 @@ def test_tokens_in_one_array_are_those_of_each_sentence(folder: Path) -> None:
 )
 def test_row_batches_hold_every_sentence_once_and_fit(lengths: list[int], rows: int, row: int) -> None:
     array = np.array(lengths, np.int64)
-    batches = row_batches(array, rows, row)
+    batches = packed_batches(array, rows, row)
     assert sorted(np.concatenate([*batches, np.array([], np.int64)])) == list(range(len(lengths)))
     for number, batch in enumerate(batches):
         longest = array[batch].max()

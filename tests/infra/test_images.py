@@ -23,7 +23,7 @@ from serving import free_port, until
 
 from tasks.registry import tracking as runs
 from tasks.registry import versions as registry
-from tasks.registry.mlflow_client import EXPERIMENT, HISTORY, Store, connect
+from tasks.registry.mlflow_client import AUDIT_EXPERIMENT, EXPERIMENT, MlflowStore, connect
 
 HEAVY = {"torch", "transformers", "prefect", "mlflow", "great-expectations", "pandas", "pyarrow", "sqlalchemy", "pip"}
 PASSWORDS = {"admin": "a" * 12, "retrain": "b" * 12, "reader": "c" * 12}
@@ -173,7 +173,7 @@ def test_the_inference_image_follows_the_champion_with_an_account_that_only_read
     tracking: str, venv: Path, exported: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert make_accounts(tracking).returncode == 0
-    store = Store(uri=tracking, artifacts="")
+    store = MlflowStore(uri=tracking, artifacts="")
     reader = {
         "MLFLOW_TRACKING_URI": tracking,
         "MLFLOW_TRACKING_USERNAME": "reader",
@@ -205,7 +205,7 @@ def test_accounts_are_made_once_and_passwords_change(tracking: str) -> None:
     search = f"{tracking}/api/2.0/mlflow/experiments/search?max_results=10"
     until(lambda: httpx.get(search, auth=("reader", "d" * 12)).status_code == 200)
     names = {found["name"] for found in httpx.get(search, auth=("reader", "d" * 12)).json()["experiments"]}
-    assert {EXPERIMENT, HISTORY} <= names
+    assert {EXPERIMENT, AUDIT_EXPERIMENT} <= names
     assert httpx.get(search, auth=("reader", "wrong password")).status_code == 401
     assert httpx.get(search).status_code == 401
     assert make_accounts(tracking).returncode == 0

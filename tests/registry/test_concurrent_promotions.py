@@ -16,7 +16,7 @@ from tasks.registry import audit_log as record
 from tasks.registry import promotion as moves
 from tasks.registry import promotion_lock as turns
 from tasks.registry import versions as registry
-from tasks.registry.mlflow_client import Store
+from tasks.registry.mlflow_client import MlflowStore
 from tasks.registry.versions import CHAMPION
 
 PROCESSES = 4
@@ -32,11 +32,11 @@ def _preloaded() -> None:
 
 
 @pytest.fixture
-def store(empty_store: Path, tmp_path: Path) -> Store:
+def store(empty_store: Path, tmp_path: Path) -> MlflowStore:
     return new_store(empty_store, tmp_path)
 
 
-def promote_if_better(store: Store, version: str, score: float) -> int:
+def promote_if_better(store: MlflowStore, version: str, score: float) -> int:
     """What a run does: compare with the champion, promote, compare again where another one came first."""
     for attempt in range(100):
         champion = registry.find_alias(store, CHAMPION, fetch=False)
@@ -44,17 +44,19 @@ def promote_if_better(store: Store, version: str, score: float) -> int:
             return attempt
         try:
             expected = champion["version"] if champion else None
-            moves.crown(store, version, kind="promote", expected=expected, reason=f"MCC {score}")
+            moves.promote(store, version, kind="promote", expected=expected, reason=f"MCC {score}")
         except moves.ChampionChanged:
             continue
         return attempt
     raise AssertionError("no end of it")
 
 
-def compete(store: Store, folder: Path, number: int, rounds: int, leased: bool, barrier: Barrier, answers: Any) -> None:
+def compete(
+    store: MlflowStore, folder: Path, number: int, rounds: int, leased: bool, barrier: Barrier, answers: Any
+) -> None:
     if leased:
         turns.database_of = lambda _store: None  # as for a store that is no local file
-        turns.PAUSE = (0.005, 0.05)
+        turns.POLL_RANGE_S = (0.005, 0.05)
     for round_ in range(rounds):
         ranks = list(range(PROCESSES))
         random.Random(round_).shuffle(ranks)
@@ -70,7 +72,7 @@ def compete(store: Store, folder: Path, number: int, rounds: int, leased: bool, 
 
 @pytest.mark.parametrize(("rounds", "leased"), [(25, False), (LEASED, True)], ids=["file lock", "lease"])
 def test_the_best_of_four_promoters_reigns_and_the_record_has_no_gap(
-    store: Store, tmp_path: Path, rounds: int, leased: bool
+    store: MlflowStore, tmp_path: Path, rounds: int, leased: bool
 ) -> None:
     barrier, answers = forks.Barrier(PROCESSES), forks.Queue()
     arguments = [(store, tmp_path, number, rounds, leased, barrier, answers) for number in range(PROCESSES)]
@@ -84,7 +86,7 @@ def test_the_best_of_four_promoters_reigns_and_the_record_has_no_gap(
     assert {(round_, mcc) for round_, _, mcc in seen} == {
         (round_, round_ + (PROCESSES - 1) / 10) for round_ in range(rounds)
     }
-    records = record.read_moves(store)
+    records = record.read_changes(store)
     assert [move["number"] for move in records] == list(range(1, len(records) + 1))
     assert {move["state"] for move in records} == {"done"}
     assert [move["previous"] for move in records] == ["", *(move["id"] for move in records[:-1])]
@@ -96,17 +98,17 @@ def test_the_best_of_four_promoters_reigns_and_the_record_has_no_gap(
     assert not any(move["altered"] for move in records)
 
 
-def hold(store: Store, leased: bool, held: Any) -> None:
+def hold(store: MlflowStore, leased: bool, held: Any) -> None:
     if leased:
         turns.database_of = lambda _store: None
-    with turns.turn(store):
+    with turns.promotion_lock(store):
         held.set()
         time.sleep(60)
 
 
 @pytest.mark.parametrize("leased", [False, True], ids=["file lock", "lease"])
 def test_a_killed_holder_keeps_no_turn(
-    store: Store, tmp_path: Path, leased: bool, monkeypatch: pytest.MonkeyPatch
+    store: MlflowStore, tmp_path: Path, leased: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if leased:
         monkeypatch.setattr(turns, "database_of", lambda _store: None)
@@ -117,23 +119,23 @@ def test_a_killed_holder_keeps_no_turn(
     holder = forks.Process(target=hold, args=(store, leased, held))
     holder.start()
     assert held.wait(60)
-    with pytest.raises(turns.Busy), turns.turn(store, 0.5):
+    with pytest.raises(turns.LockTimeout), turns.promotion_lock(store, 0.5):
         pass
     assert holder.pid is not None
     os.kill(holder.pid, signal.SIGKILL)
     holder.join()
     started = time.monotonic()
-    moves.crown(store, version, kind="promote", expected=None, reason="first")
+    moves.promote(store, version, kind="promote", expected=None, reason="first")
     assert time.monotonic() - started < (10 if leased else 1)
 
 
-def test_a_lease_that_took_too_long_writes_no_more(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lease_that_took_too_long_writes_no_more(store: MlflowStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(turns, "database_of", lambda _store: None)
     monkeypatch.setattr(turns, "LEASE", 20.2)
-    with turns.turn(store) as check:
+    with turns.promotion_lock(store) as check:
         check()
         time.sleep(0.3)
-        with pytest.raises(turns.Busy, match="nothing was moved, run the same command again"):
+        with pytest.raises(turns.LockTimeout, match="nothing was moved, run the same command again"):
             check()
-    with turns.turn(store, 1):  # the lease that ended was given back
+    with turns.promotion_lock(store, 1):  # the lease that ended was given back
         pass

@@ -7,14 +7,14 @@ import pytest
 from candidates import tell, weigh
 from shelves import add_version, new_store
 
-from tasks.evaluation.run_diff import Change
+from tasks.evaluation.run_diff import SettingChange
 from tasks.registry import promotion as moves
 from tasks.registry import tracking as runs
 from tasks.registry import versions as registry
 from tasks.registry.descriptions import (
-    LONGEST,
-    MODEL,
-    SHOWN,
+    MAX_CELL_CHARS,
+    MAX_CHANGES,
+    MODEL_DESCRIPTION,
     describe_decision,
     describe_failure,
     describe_run,
@@ -22,21 +22,21 @@ from tasks.registry.descriptions import (
     headline,
     version_tags,
 )
-from tasks.registry.mlflow_client import Store, connect
-from tasks.reporting.tables import list_figures_of_both
+from tasks.registry.mlflow_client import MlflowStore, connect
+from tasks.reporting.tables import compare_figures
 
 PAGE = "#/experiments/1/runs/r1"
-CHANGES = [Change("finetune.epochs", "1", "2"), Change("data.path", "", "a|b <x> @me")]
+CHANGES = [SettingChange("finetune.epochs", "1", "2"), SettingChange("data.path", "", "a|b <x> @me")]
 HELD = tell(weigh(2.0, 1.9))
 
 
 @pytest.fixture
-def store(empty_store: Path, tmp_path: Path) -> Store:
+def store(empty_store: Path, tmp_path: Path) -> MlflowStore:
     return new_store(empty_store, tmp_path)
 
 
-def describe(told: Any, changes: list[Change] | None = None) -> str:
-    return describe_version(told.evidence, told.verdict, list_figures_of_both(told.evidence), changes, PAGE)
+def describe(told: Any, changes: list[SettingChange] | None = None) -> str:
+    return describe_version(told.evidence, told.verdict, compare_figures(told.evidence), changes, PAGE)
 
 
 def test_the_first_line_is_plain_and_says_it_all() -> None:
@@ -74,7 +74,7 @@ def test_versions_that_wait_for_nobody_name_no_command() -> None:
 def test_what_is_unknown_and_what_is_equal_are_told_apart() -> None:
     assert "is not known: its run is not in this store" in describe(HELD)
     assert "Nothing changed since champion 7" in describe(HELD, [])
-    many = [Change(f"key{i}", "a", "b") for i in range(SHOWN + 2)]
+    many = [SettingChange(f"key{i}", "a", "b") for i in range(MAX_CHANGES + 2)]
     assert "- 2 more in the report" in describe(HELD, many)
 
 
@@ -87,8 +87,8 @@ def test_tags_say_at_a_glance_what_a_version_is() -> None:
     }
     assert version_tags(HELD.evidence, HELD.verdict, [])["changed"] == "nothing"
     assert version_tags(HELD.evidence, HELD.verdict, None)["changed"] == "unknown"
-    endless = [Change("key", "a" * 5_000, "b")]
-    assert len(version_tags(HELD.evidence, HELD.verdict, endless)["changed"]) == LONGEST
+    endless = [SettingChange("key", "a" * 5_000, "b")]
+    assert len(version_tags(HELD.evidence, HELD.verdict, endless)["changed"]) == MAX_CELL_CHARS
     alone = tell(weigh())
     assert "without a champion" in version_tags(alone.evidence, alone.verdict, None)["changed"]
 
@@ -107,33 +107,33 @@ def test_a_run_that_failed_says_why() -> None:
 
 def test_the_models_page_names_no_person() -> None:
     """MLflow makes a link to somebody's account of a name behind an at sign, except in code."""
-    assert "@" not in "".join(MODEL.split("`")[::2])
+    assert "@" not in "".join(MODEL_DESCRIPTION.split("`")[::2])
 
 
-@pytest.mark.parametrize("decide", [moves.dismiss, moves.crown])
-def test_a_decision_stands_above_the_description_once(store: Store, tmp_path: Path, decide: Any) -> None:
+@pytest.mark.parametrize("decide", [moves.reject, moves.promote])
+def test_a_decision_stands_above_the_description_once(store: MlflowStore, tmp_path: Path, decide: Any) -> None:
     version = add_version(store, tmp_path, "a", verdict="HOLD")
     with connect(store) as client:
         client.update_model_version(registry.MODEL_NAME, version, description="HOLD: as it was judged.")
-    approving = decide is moves.crown
+    approving = decide is moves.promote
     said: Any = {"kind": "approve", "expected": None, "who": "ann"} if approving else {"who": "ann"}
     move = decide(store, version, reason="looks right", **said)
     line = describe_decision("approve" if approving else "reject", "ann", move["time"], "looks right")
     assert line.startswith(("APPROVED by ann, 20", "REJECTED by ann, 20"))
-    registry.head_description(store, version, line)  # as somebody does who goes on after a process that died
-    registry.head_description(store, "99", line)
+    registry.prepend_description(store, version, line)  # as somebody does who goes on after a process that died
+    registry.prepend_description(store, "99", line)
     with connect(store) as client:
         model = client.get_registered_model(registry.MODEL_NAME)
         text = client.get_model_version(registry.MODEL_NAME, version).description
     assert text == f"{line}\n\nHOLD: as it was judged."
-    assert model.description == MODEL
+    assert model.description == MODEL_DESCRIPTION
 
 
-def test_what_a_run_recorded_is_read_and_a_missing_run_is_none(store: Store) -> None:
+def test_what_a_run_recorded_is_read_and_a_missing_run_is_none(store: MlflowStore) -> None:
     run = runs.open_run(store, "a" * 16, {"finetune.epochs": 2}, {"dataset": "d" * 64})
-    past = runs.read_past(store, run)
+    past = runs.read_run_record(store, run)
     assert past is not None
     assert past["settings"] == {"finetune.epochs": "2"}
     assert past["tags"]["dataset"] == "d" * 64
-    assert runs.read_past(store, "0" * 32) is None
+    assert runs.read_run_record(store, "0" * 32) is None
     assert runs.find_page(store, run) == f"#/experiments/1/runs/{run}"

@@ -8,40 +8,40 @@ from typing import Any
 import pytest
 from shelves import add_version, aliases, bundle_folder, new_store, set_alias, shown
 
-from tasks.core.errors import Unreachable, VerdictError, WrongUsage
+from tasks.core.errors import UnreachableError, UsageError, VerdictError
 from tasks.registry import audit_log as record
 from tasks.registry import champion_history as told
 from tasks.registry import promotion as moves
 from tasks.registry import promotion_lock as turns
 from tasks.registry import versions as registry
-from tasks.registry.audit_log import Move
-from tasks.registry.mlflow_client import HISTORY, Store, all_runs, connect, experiment_of
-from tasks.registry.promotion import ChampionChanged, challenge, crown, dismiss, incumbency
+from tasks.registry.audit_log import AliasChange
+from tasks.registry.mlflow_client import AUDIT_EXPERIMENT, MlflowStore, all_runs, connect, experiment_of
+from tasks.registry.promotion import ChampionChanged, promote, read_champion_state, reject, set_challenger
 from tasks.registry.versions import CHAMPION, UnknownModel
 
 
 @pytest.fixture
-def store(empty_store: Path, tmp_path: Path) -> Store:
+def store(empty_store: Path, tmp_path: Path) -> MlflowStore:
     return new_store(empty_store, tmp_path)
 
 
-def promote(store: Store, version: str, expected: str | None, **changes: Any) -> Move:
-    return crown(store, version, **{"kind": "promote", "expected": expected, "reason": "better", **changes})
+def promote_now(store: MlflowStore, version: str, expected: str | None, **changes: Any) -> AliasChange:
+    return promote(store, version, **{"kind": "promote", "expected": expected, "reason": "better", **changes})
 
 
-def done(store: Store) -> list[tuple[str, str | None, str | None]]:
-    return [(m["kind"], m["from"], m["to"]) for m in record.read_moves(store) if m["state"] == "done"]
+def done(store: MlflowStore) -> list[tuple[str, str | None, str | None]]:
+    return [(m["kind"], m["from"], m["to"]) for m in record.read_changes(store) if m["state"] == "done"]
 
 
 def test_a_promotion_is_recorded_with_who_when_from_to_and_why(
-    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: MlflowStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("VERDICT_ACTOR", "  ada \n lovelace ")
     first, second = (add_version(store, tmp_path, name) for name in "ab")
-    promote(store, first, None)
-    move = promote(store, second, first, reason="better by 0.1", verdict="e" * 64)
+    promote_now(store, first, None)
+    move = promote_now(store, second, first, reason="better by 0.1", verdict="e" * 64)
     assert aliases(store) == {"champion": second}
-    (before, after) = record.read_moves(store)
+    (before, after) = record.read_changes(store)
     assert after == move
     assert (after["kind"], after["from"], after["to"], after["version"]) == ("promote", first, second, second)
     assert (after["actor"], after["reason"], after["verdict"]) == ("ada lovelace", "better by 0.1", "e" * 64)
@@ -51,41 +51,41 @@ def test_a_promotion_is_recorded_with_who_when_from_to_and_why(
     assert before["time"] < after["time"]
 
 
-def test_the_record_outlives_versions_and_the_registered_model(store: Store, tmp_path: Path) -> None:
+def test_the_record_outlives_versions_and_the_registered_model(store: MlflowStore, tmp_path: Path) -> None:
     first, second = (add_version(store, tmp_path, name) for name in "ab")
-    promote(store, first, None)
-    promote(store, second, first)
+    promote_now(store, first, None)
+    promote_now(store, second, first)
     with connect(store) as client:
         client.delete_model_version(registry.MODEL_NAME, second)
         client.delete_registered_model(registry.MODEL_NAME)
     assert done(store) == [("promote", None, first), ("promote", first, second)]
     entries, _ = moves.history(store)
-    assert shown(entries)[-1] == ("vanished", second, None)
+    assert shown(entries)[-1] == ("lost", second, None)
 
 
-def test_the_record_outlives_its_deletion_in_mlflow_s_page(store: Store, tmp_path: Path) -> None:
+def test_the_record_outlives_its_deletion_in_mlflow_s_page(store: MlflowStore, tmp_path: Path) -> None:
     first, second = (add_version(store, tmp_path, name) for name in "ab")
-    move = promote(store, first, None)
+    move = promote_now(store, first, None)
     with connect(store) as client:
         client.delete_run(move["id"])
-        client.delete_experiment(experiment_of(client, store, HISTORY))
+        client.delete_experiment(experiment_of(client, store, AUDIT_EXPERIMENT))
     assert done(store) == [("promote", None, first)]
-    assert promote(store, second, first)["previous"] == move["id"]
+    assert promote_now(store, second, first)["previous"] == move["id"]
 
 
-def test_a_move_against_another_champion_is_refused_and_writes_nothing(store: Store, tmp_path: Path) -> None:
+def test_a_move_against_another_champion_is_refused_and_writes_nothing(store: MlflowStore, tmp_path: Path) -> None:
     first, second = (add_version(store, tmp_path, name) for name in "ab")
-    promote(store, first, None)
+    promote_now(store, first, None)
     with pytest.raises(ChampionChanged, match="champion 1 reigns by now, version 2 was compared with none"):
-        promote(store, second, None)
+        promote_now(store, second, None)
     assert aliases(store) == {"champion": first}
-    assert len(record.read_moves(store)) == 1
+    assert len(record.read_changes(store)) == 1
 
 
-def test_the_same_promotion_again_is_the_same_record(store: Store, tmp_path: Path) -> None:
+def test_the_same_promotion_again_is_the_same_record(store: MlflowStore, tmp_path: Path) -> None:
     version = add_version(store, tmp_path, "a")
-    assert promote(store, version, None) == promote(store, version, None)
-    assert len(record.read_moves(store)) == 1
+    assert promote_now(store, version, None) == promote_now(store, version, None)
+    assert len(record.read_changes(store)) == 1
 
 
 @pytest.mark.parametrize(
@@ -100,10 +100,10 @@ def test_the_same_promotion_again_is_the_same_record(store: Store, tmp_path: Pat
     ],
 )
 def test_a_version_with_missing_or_altered_files_never_becomes_champion(
-    store: Store, tmp_path: Path, damage: str, message: str
+    store: MlflowStore, tmp_path: Path, damage: str, message: str
 ) -> None:
     first, second = (add_version(store, tmp_path, name, verdict="HOLD") for name in "ab")
-    promote(store, first, None)
+    promote_now(store, first, None)
     bundle = bundle_folder(tmp_path, "b")
     if damage == "altered":
         (bundle / "model.onnx").write_text("something else")
@@ -119,33 +119,33 @@ def test_a_version_with_missing_or_altered_files_never_becomes_champion(
         registry.tag_version(store, second, {"bundle_digest": "f" * 64})
     for kind in ("promote", "approve", "rollback"):
         with pytest.raises(VerdictError, match=message):
-            promote(store, second, first, kind=kind)
+            promote_now(store, second, first, kind=kind)
     assert aliases(store) == {"champion": first}
-    assert len(record.read_moves(store)) == 1
+    assert len(record.read_changes(store)) == 1
 
 
-def test_a_version_that_does_not_exist_is_told(store: Store, tmp_path: Path) -> None:
+def test_a_version_that_does_not_exist_is_told(store: MlflowStore, tmp_path: Path) -> None:
     add_version(store, tmp_path, "a")
     with pytest.raises(UnknownModel, match=r"version '7' does not exist in sqlite:.*; see: verdict status"):
-        promote(store, "7", None)
+        promote_now(store, "7", None)
 
 
-def test_a_challenger_that_is_promoted_is_challenger_no_more(store: Store, tmp_path: Path) -> None:
+def test_a_challenger_that_is_promoted_is_challenger_no_more(store: MlflowStore, tmp_path: Path) -> None:
     first, second = (add_version(store, tmp_path, name) for name in "ab")
-    promote(store, first, None)
-    challenge(store, second)
+    promote_now(store, first, None)
+    set_challenger(store, second)
     assert aliases(store) == {"champion": first, "challenger": second}
-    promote(store, second, first)
+    promote_now(store, second, first)
     assert aliases(store) == {"champion": second}
-    challenge(store, second)  # a champion does not challenge itself
+    set_challenger(store, second)  # a champion does not challenge itself
     assert aliases(store) == {"champion": second}
 
 
-def test_a_rejection_is_recorded_and_moves_nothing(store: Store, tmp_path: Path) -> None:
+def test_a_rejection_is_recorded_and_moves_nothing(store: MlflowStore, tmp_path: Path) -> None:
     first, second = (add_version(store, tmp_path, name, verdict="HOLD") for name in "ab")
-    promote(store, first, None)
-    challenge(store, second)
-    move = dismiss(store, second, "worse on questions", verdict="e" * 64)
+    promote_now(store, first, None)
+    set_challenger(store, second)
+    move = reject(store, second, "worse on questions", verdict="e" * 64)
     assert (move["kind"], move["version"], move["from"], move["to"]) == ("reject", second, first, first)
     assert aliases(store) == {"champion": first}
     tags = registry.read_tags(store, second)
@@ -153,42 +153,46 @@ def test_a_rejection_is_recorded_and_moves_nothing(store: Store, tmp_path: Path)
     assert tags["decision"] == "reject: worse on questions"
     entries, _ = moves.history(store)
     assert shown(entries) == [("promote", None, first), ("reject", first, first)]
-    assert told.reigns(entries) == [first]
+    assert told.champion_stack(entries) == [first]
     with pytest.raises(VerdictError, match="version 2 stands at REJECT; expected a HOLD to approve"):
-        promote(store, second, first, kind="approve")
+        promote_now(store, second, first, kind="approve")
     with pytest.raises(VerdictError, match="version 2 stands at REJECT; expected a HOLD to reject"):
-        dismiss(store, second, "again")
+        reject(store, second, "again")
     with pytest.raises(ChampionChanged, match="version 1 is champion by now"):
-        dismiss(store, first, "away with it")
+        reject(store, first, "away with it")
 
 
-def leave_pending(store: Store, **said: str | None) -> Move:
+def leave_pending(store: MlflowStore, **said: str | None) -> AliasChange:
     """What a process leaves that is killed after it wrote its intent."""
-    return record.append(store, record.read_moves(store), **{"kind": "promote", "reason": "better", **said})
+    return record.begin(store, record.read_changes(store), **{"kind": "promote", "reason": "better", **said})
 
 
 def test_what_a_killed_process_left_is_withdrawn_where_nothing_moved(
-    store: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    store: MlflowStore, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     first, second = (add_version(store, tmp_path, name) for name in "ab")
-    promote(store, first, None)
+    promote_now(store, first, None)
     leave_pending(store, version=second, **{"from": first, "to": second})
     assert shown(moves.history(store)[0]) == [("promote", None, first)]
-    promote(store, second, first)
-    assert [(m["number"], m["state"]) for m in record.read_moves(store)] == [(1, "done"), (2, "withdrawn"), (3, "done")]
+    promote_now(store, second, first)
+    assert [(m["number"], m["state"]) for m in record.read_changes(store)] == [
+        (1, "done"),
+        (2, "withdrawn"),
+        (3, "done"),
+    ]
     assert shown(moves.history(store)[0]) == [("promote", None, first), ("promote", first, second)]
     assert caplog.messages == ["record 2 (promote 2) was left by a process that died; it is withdrawn"]
 
 
-def test_what_a_killed_process_left_is_finished_where_the_alias_moved(store: Store, tmp_path: Path) -> None:
+def test_what_a_killed_process_left_is_finished_where_the_alias_moved(store: MlflowStore, tmp_path: Path) -> None:
     first, second = (add_version(store, tmp_path, name, verdict="HOLD") for name in "ab")
-    promote(store, first, None)
-    challenge(store, second)
+    promote_now(store, first, None)
+    set_challenger(store, second)
     left = leave_pending(store, kind="approve", version=second, bundle="", **{"from": first, "to": second})
     set_alias(store, second)
     assert shown(moves.history(store)[0]) == [("promote", None, first), ("approve", first, second)]  # explained
-    with turns.turn(store):
-        settled, champion = moves.settle(store)
+    with turns.promotion_lock(store):
+        settled, champion = moves.recover_pending(store)
     assert (settled[-1]["id"], settled[-1]["state"]) == (left["id"], "done")
     assert champion is not None
     assert champion["version"] == second
@@ -196,62 +200,64 @@ def test_what_a_killed_process_left_is_finished_where_the_alias_moved(store: Sto
     assert registry.read_tags(store, second)["verdict"] == "PROMOTE"
 
 
-def test_a_rejection_that_was_left_pending_is_finished(store: Store, tmp_path: Path) -> None:
+def test_a_rejection_that_was_left_pending_is_finished(store: MlflowStore, tmp_path: Path) -> None:
     first, second = (add_version(store, tmp_path, name, verdict="HOLD") for name in "ab")
-    promote(store, first, None)
-    challenge(store, second)
+    promote_now(store, first, None)
+    set_challenger(store, second)
     leave_pending(store, kind="reject", version=second, **{"from": first, "to": first})
     assert shown(moves.history(store)[0]) == [("promote", None, first)]  # not before its tags are set
     with pytest.raises(VerdictError, match="stands at REJECT"):
-        promote(store, second, first, kind="approve")
+        promote_now(store, second, first, kind="approve")
     assert done(store)[-1] == ("reject", first, first)
     assert aliases(store) == {"champion": first}
 
 
-def test_a_pending_rejection_of_a_deleted_version_blocks_nobody(store: Store, tmp_path: Path) -> None:
+def test_a_pending_rejection_of_a_deleted_version_blocks_nobody(store: MlflowStore, tmp_path: Path) -> None:
     first, second = (add_version(store, tmp_path, name) for name in "ab")
     leave_pending(store, kind="reject", version=first, **{"from": None, "to": None})
     with connect(store) as client:
         client.delete_model_version(registry.MODEL_NAME, first)
-    promote(store, second, None)
+    promote_now(store, second, None)
     assert done(store) == [("reject", None, None), ("promote", None, second)]
 
 
-def test_an_alias_set_in_mlflow_s_page_is_seen_and_the_next_move_goes_on_from_it(store: Store, tmp_path: Path) -> None:
+def test_an_alias_set_in_mlflow_s_page_is_seen_and_the_next_move_goes_on_from_it(
+    store: MlflowStore, tmp_path: Path
+) -> None:
     first, second, third = (add_version(store, tmp_path, name) for name in "abc")
-    promote(store, first, None)
+    promote_now(store, first, None)
     set_alias(store, second)
     entries, records = moves.history(store)
     (entry,) = (entry for entry in entries if entry["time"] is None)
     assert (entry["kind"], entry["actor"], entry["from"], entry["to"]) == ("unexplained", None, first, second)
-    assert told.notices(entries, records) == [entry["reason"]]
+    assert told.warnings(entries, records) == [entry["reason"]]
     assert entry["reason"] == "the champion's alias went from version 1 to version 2 and no record explains it"
-    promote(store, third, second)
+    promote_now(store, third, second)
     entries, records = moves.history(store)
     assert shown(entries) == [
         ("promote", None, first),
         ("unexplained", first, second),
         ("promote", second, third),
     ]
-    assert told.notices(entries, records) == []  # somebody moved on from it
+    assert told.warnings(entries, records) == []  # somebody moved on from it
 
 
-def test_a_champion_from_before_the_record_is_unexplained_and_reigns(store: Store, tmp_path: Path) -> None:
+def test_a_champion_from_before_the_record_is_unexplained_and_reigns(store: MlflowStore, tmp_path: Path) -> None:
     version = add_version(store, tmp_path, "a")
     set_alias(store, version)
-    assert incumbency(store) == "reigning"
+    assert read_champion_state(store) == "active"
     assert shown(moves.history(store)[0]) == [("unexplained", None, version)]
 
 
 @pytest.mark.parametrize("how", ["alias removed", "version deleted", "model deleted"])
-def test_a_champion_that_vanished_is_not_one_that_never_was(store: Store, tmp_path: Path, how: str) -> None:
-    assert incumbency(store) == "never"
+def test_a_champion_that_vanished_is_not_one_that_never_was(store: MlflowStore, tmp_path: Path, how: str) -> None:
+    assert read_champion_state(store) == "none"
     version = add_version(store, tmp_path, "a")
-    assert incumbency(store) == "never"
+    assert read_champion_state(store) == "none"
     leave_pending(store, version=version, **{"from": None, "to": version})
-    assert incumbency(store) == "never"  # an intent is no champion
-    promote(store, version, None)
-    assert incumbency(store) == "reigning"
+    assert read_champion_state(store) == "none"  # an intent is no champion
+    promote_now(store, version, None)
+    assert read_champion_state(store) == "active"
     with connect(store) as client:
         if how == "alias removed":
             client.delete_registered_model_alias(registry.MODEL_NAME, CHAMPION)
@@ -259,26 +265,26 @@ def test_a_champion_that_vanished_is_not_one_that_never_was(store: Store, tmp_pa
             client.delete_model_version(registry.MODEL_NAME, version)
         else:
             client.delete_registered_model(registry.MODEL_NAME)
-    assert incumbency(store) == "vanished"
+    assert read_champion_state(store) == "lost"
     entries, records = moves.history(store)
-    assert shown(entries) == [("promote", None, version), ("vanished", version, None)]
-    assert "vanished" in told.notices(entries, records)[0]
+    assert shown(entries) == [("promote", None, version), ("lost", version, None)]
+    assert "lost" in told.warnings(entries, records)[0]
 
 
 def test_a_store_that_nothing_was_written_to_has_no_history(tmp_path: Path) -> None:
-    store = Store(uri=f"sqlite:///{tmp_path}/mlflow.db", artifacts=str(tmp_path))
-    assert (incumbency(store), moves.history(store), record.read_moves(store)) == ("never", ([], []), [])
+    store = MlflowStore(uri=f"sqlite:///{tmp_path}/mlflow.db", artifacts=str(tmp_path))
+    assert (read_champion_state(store), moves.history(store), record.read_changes(store)) == ("none", ([], []), [])
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_store_that_does_not_answer_is_none_of_the_three(tmp_path: Path) -> None:
     (tmp_path / "mlflow.db").write_text("this is no database, but it is long enough to be read as one" * 50)
-    with pytest.raises(Unreachable, match=r"MLflow store .* failed"):
-        incumbency(Store(uri=f"sqlite:///{tmp_path}/mlflow.db", artifacts=""))
+    with pytest.raises(UnreachableError, match=r"MLflow store .* failed"):
+        read_champion_state(MlflowStore(uri=f"sqlite:///{tmp_path}/mlflow.db", artifacts=""))
 
 
-def test_a_number_that_was_given_to_another_bundle_is_told(store: Store, tmp_path: Path) -> None:
-    promote(store, add_version(store, tmp_path, "a"), None)
+def test_a_number_that_was_given_to_another_bundle_is_told(store: MlflowStore, tmp_path: Path) -> None:
+    promote_now(store, add_version(store, tmp_path, "a"), None)
     with connect(store) as client:
         client.delete_registered_model(registry.MODEL_NAME)
     assert add_version(store, tmp_path, "b") == "1"
@@ -288,41 +294,41 @@ def test_a_number_that_was_given_to_another_bundle_is_told(store: Store, tmp_pat
     assert entries[-1]["reason"].startswith("version 1 is not the bundle that was made champion: ")
 
 
-def test_a_record_that_is_gone_for_good_leaves_a_gap_that_is_shown(store: Store, tmp_path: Path) -> None:
+def test_a_record_that_is_gone_for_good_leaves_a_gap_that_is_shown(store: MlflowStore, tmp_path: Path) -> None:
     versions = [add_version(store, tmp_path, name) for name in "abc"]
     for before, version in zip([None, *versions], versions, strict=False):
-        promote(store, version, before)
-    _, middle, _ = records = record.read_moves(store)
-    champion = told.Reigning(version=versions[2], digest=records[2]["bundle"])
-    entries = told.tell([move for move in records if move != middle], champion)
+        promote_now(store, version, before)
+    _, middle, _ = records = record.read_changes(store)
+    champion = told.ChampionRecord(version=versions[2], digest=records[2]["bundle"])
+    entries = told.build_timeline([move for move in records if move != middle], champion)
     assert shown(entries) == [("promote", None, "1"), ("missing", "1", "2"), ("promote", "2", "3")]
     assert entries[1]["reason"] == "record 2 is missing: deleted from the store for good"
 
 
-def test_a_record_that_was_altered_is_told(store: Store, tmp_path: Path) -> None:
-    move = promote(store, add_version(store, tmp_path, "a"), None)
+def test_a_record_that_was_altered_is_told(store: MlflowStore, tmp_path: Path) -> None:
+    move = promote_now(store, add_version(store, tmp_path, "a"), None)
     with connect(store) as client:
         client.set_tag(move["id"], "actor", "somebody else")
     entries, records = moves.history(store)
-    assert told.notices(entries, records) == ["record 1 was altered after it was written"]
+    assert told.warnings(entries, records) == ["record 1 was altered after it was written"]
 
 
-def test_other_people_s_runs_in_the_record_s_experiment_are_no_records(store: Store, tmp_path: Path) -> None:
+def test_other_people_s_runs_in_the_record_s_experiment_are_no_records(store: MlflowStore, tmp_path: Path) -> None:
     with connect(store) as client:
-        client.create_run(experiment_of(client, store, HISTORY), tags={"number": "x"})
-    assert record.read_moves(store) == []
+        client.create_run(experiment_of(client, store, AUDIT_EXPERIMENT), tags={"number": "x"})
+    assert record.read_changes(store) == []
     with connect(store) as client:
-        assert len(all_runs(client, HISTORY)) == 1
+        assert len(all_runs(client, AUDIT_EXPERIMENT)) == 1
 
 
-def test_a_record_of_many_pages_is_read_whole(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_record_of_many_pages_is_read_whole(store: MlflowStore, monkeypatch: pytest.MonkeyPatch) -> None:
     import mlflow
 
     for _ in range(5):
         leave_pending(store, version="1", **{"from": None, "to": "1"})
     real = mlflow.MlflowClient.search_runs
     monkeypatch.setattr(mlflow.MlflowClient, "search_runs", lambda *a, **k: real(*a, **{**k, "max_results": 2}))
-    assert [move["number"] for move in record.read_moves(store)] == [1, 2, 3, 4, 5]
+    assert [move["number"] for move in record.read_changes(store)] == [1, 2, 3, 4, 5]
 
 
 def entry(kind: str, to: str | None) -> Any:
@@ -347,9 +353,9 @@ def entry(kind: str, to: str | None) -> Any:
     ],
 )
 def test_who_reigned_before_forgets_what_was_rolled_back(went: str, stack: str) -> None:
-    kinds = {"p": "promote", "r": "rollback", "v": "vanished", "u": "unexplained", "x": "reject"}
+    kinds = {"p": "promote", "r": "rollback", "v": "lost", "u": "unexplained", "x": "reject"}
     entries = [entry(kinds[move[0]], None if move[1] == "-" else move[1]) for move in went.split()]
-    assert told.reigns(entries) == list(stack)
+    assert told.champion_stack(entries) == list(stack)
 
 
 def test_the_actor_is_user_and_host_unless_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -365,24 +371,27 @@ def test_the_actor_is_user_and_host_unless_named(monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize(("reason", "message"), [(" \n\t", "is empty"), ("x" * 2_001, "has 2001 characters")])
 def test_a_reason_says_something_in_so_many_characters(reason: str, message: str) -> None:
-    with pytest.raises(WrongUsage, match=message):
+    with pytest.raises(UsageError, match=message):
         record.check_reason(reason)
     assert record.check_reason(" better\n on  questions ") == "better on questions"
 
 
-def test_a_turn_is_waited_for_and_given_up_after_so_long(store: Store) -> None:
+def test_a_turn_is_waited_for_and_given_up_after_so_long(store: MlflowStore) -> None:
     order = []
 
     def take(name: str, seconds: float) -> None:
-        with turns.turn(store):
+        with turns.promotion_lock(store):
             order.append(name)
             time.sleep(seconds)
 
-    with turns.turn(store) as check:
+    with turns.promotion_lock(store) as check:
         check()
         waiter = threading.Thread(target=take, args=("second", 0))
         waiter.start()
-        with pytest.raises(turns.Busy, match="another promotion has been under way for 0 s"), turns.turn(store, 0.2):
+        with (
+            pytest.raises(turns.LockTimeout, match="another promotion has been under way for 0 s"),
+            turns.promotion_lock(store, 0.2),
+        ):
             pass
         order.append("first")
     waiter.join()

@@ -17,8 +17,8 @@ from tasks.core.settings import load_settings
 from tasks.registry import audit_log as record
 from tasks.registry import promotion as moves
 from tasks.registry import versions as registry
-from tasks.registry.mlflow_client import Store, connect, experiment_of
-from tasks.registry.promotion import challenge, crown
+from tasks.registry.mlflow_client import MlflowStore, connect, experiment_of
+from tasks.registry.promotion import promote, set_challenger
 
 KILLED = -9
 
@@ -38,8 +38,8 @@ def shelf(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     store = new_store(empty_store, folder)
     first = add_version(store, folder, "first")
     second = add_version(store, folder, "second", verdict="HOLD")
-    crown(store, first, kind="promote", expected=None, reason="first")
-    challenge(store, second)
+    promote(store, first, kind="promote", expected=None, reason="first")
+    set_challenger(store, second)
     shutil.copy(folder / "mlflow.db", folder / "before.db")
     return folder
 
@@ -57,9 +57,9 @@ def whole(records: list[Any]) -> bool:
     return chain and numbers and kept
 
 
-def die_everywhere(dying: Dying, shelf: Path, call: str, again: Callable[[Store], Any], **kwargs: Any) -> int:
+def die_everywhere(dying: Dying, shelf: Path, call: str, again: Callable[[MlflowStore], Any], **kwargs: Any) -> int:
     """Kill a call after each thing it asks of MLflow; after each death do it again and check what is there."""
-    store = Store(uri=f"sqlite:///{shelf}/mlflow.db", artifacts=str(shelf / "artifacts"))
+    store = MlflowStore(uri=f"sqlite:///{shelf}/mlflow.db", artifacts=str(shelf / "artifacts"))
     for number in range(1, 100):
         restore(shelf)
         ended = dying.order(call, store, "2", point=number, when="after", **kwargs)
@@ -78,8 +78,8 @@ def die_everywhere(dying: Dying, shelf: Path, call: str, again: Callable[[Store]
 def test_an_approval_that_is_killed_anywhere_is_simply_repeated(dying: Dying, shelf: Path) -> None:
     decision: dict[str, Any] = {"kind": "approve", "expected": "1", "reason": "good enough"}
 
-    def again(store: Store) -> None:
-        assert crown(store, "2", **decision)["reason"] == "good enough"
+    def again(store: MlflowStore) -> None:
+        assert promote(store, "2", **decision)["reason"] == "good enough"
         assert aliases(store) == {"champion": "2"}  # and no challenger
         assert registry.read_tags(store, "2")["verdict"] == "PROMOTE"
 
@@ -87,10 +87,10 @@ def test_an_approval_that_is_killed_anywhere_is_simply_repeated(dying: Dying, sh
 
 
 def test_a_rejection_that_is_killed_anywhere_is_simply_repeated(dying: Dying, shelf: Path) -> None:
-    def again(store: Store) -> None:
+    def again(store: MlflowStore) -> None:
         # Where everything but the last word was done, there is no HOLD left to decide.
         with contextlib.suppress(VerdictError):
-            moves.dismiss(store, "2", "worse on questions")
+            moves.reject(store, "2", "worse on questions")
         assert aliases(store) == {"champion": "1"}
         assert registry.read_tags(store, "2")["verdict"] == "REJECT"
 
@@ -141,7 +141,7 @@ def test_a_run_that_is_killed_at_each_step_after_its_evidence_ends_with_one_vers
         (version,) = client.search_model_versions(f"name = '{registry.MODEL_NAME}'")
         assert len(client.search_logged_models([experiment_of(client, store)])) == 1
     assert version.tags["verdict"] == "PROMOTE"
-    records = record.read_moves(store)
+    records = record.read_changes(store)
     assert whole(records)
     (move,) = (move for move in records if move["state"] == "done")
     assert (move["kind"], move["from"], move["to"]) == ("promote", None, "1")

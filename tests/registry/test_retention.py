@@ -11,15 +11,15 @@ import pytest
 from filelock import FileLock
 from shelves import add_version, aliases, set_alias
 
-from tasks.core.errors import Unreachable, WrongUsage
-from tasks.core.files import digest_of, write_json
+from tasks.core.errors import UnreachableError, UsageError
+from tasks.core.files import json_digest, write_json
 from tasks.registry import tracking as runs
 from tasks.registry import versions as registry
-from tasks.registry.mlflow_client import Store, connect, locate_store
-from tasks.registry.promotion import crown
-from tasks.registry.retention import DAY, Rule, prune
+from tasks.registry.mlflow_client import MlflowStore, connect, locate_store
+from tasks.registry.promotion import promote
+from tasks.registry.retention import SECONDS_PER_DAY, RetentionRule, prune
 
-OLD = Rule(days=30, keep=1)
+OLD = RetentionRule(days=30, keep=1)
 
 
 @pytest.fixture
@@ -30,13 +30,13 @@ def home(empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.fixture
-def store(home: Path) -> Store:
+def store(home: Path) -> MlflowStore:
     return locate_store(str(home))
 
 
 def age(path: Path, days: float) -> Path:
     """Make a folder or file look as if nobody had touched it for days."""
-    then = time.time() - days * DAY
+    then = time.time() - days * SECONDS_PER_DAY
     for found in (path, *path.rglob("*")) if path.is_dir() else (path,):
         os.utime(found, (then, then))
     return path
@@ -54,20 +54,20 @@ def add_job(home: Path, name: str, days: float, **result: Any) -> Path:
 
 
 def add_snapshot(home: Path, name: str, days: float) -> Path:
-    path = home / "snapshots" / f"{digest_of(name)}.parquet"
+    path = home / "snapshots" / f"{json_digest(name)}.parquet"
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(b"rows")
     return age(path, days)
 
 
-def gone(home: Path, rule: Rule = OLD, **options: Any) -> set[tuple[str, str]]:
+def gone(home: Path, rule: RetentionRule = OLD, **options: Any) -> set[tuple[str, str]]:
     return {(item["kind"], item["name"]) for item in prune(str(home), rule, **options)["items"]}
 
 
 def test_old_jobs_go_and_young_and_newest_ones_stay(home: Path) -> None:
     for name, days in {"newest": 1, "young": 29, "old": 31, "older": 300}.items():
-        add_job(home, name, days, version="9", digest=digest_of(name))
-    assert gone(home, Rule(days=30, keep=3)) == {("job", "older")}
+        add_job(home, name, days, version="9", digest=json_digest(name))
+    assert gone(home, RetentionRule(days=30, keep=3)) == {("job", "older")}
     assert gone(home) == {("job", "old")}
     assert sorted(path.name for path in (home / "runs").iterdir()) == ["newest", "young"]
     assert gone(home) == set()
@@ -78,7 +78,7 @@ def test_a_dry_run_says_the_same_and_deletes_nothing(home: Path) -> None:
     old = add_job(home, "old", 40, version="9", digest="d")
     snapshots = [add_snapshot(home, name, days) for name, days in {"new": 1, "of nobody": 40}.items()]
     said = gone(home, dry_run=True)
-    assert said == {("job", "old"), ("snapshot", digest_of("of nobody"))}
+    assert said == {("job", "old"), ("snapshot", json_digest("of nobody"))}
     assert old.is_dir()
     assert all(path.is_file() for path in snapshots)
     assert gone(home) == said
@@ -93,10 +93,10 @@ def test_a_job_that_runs_is_never_touched(home: Path) -> None:
     assert gone(home) == {("job", "running")}
 
 
-def test_what_champion_challenger_and_history_need_stays(home: Path, store: Store, tmp_path: Path) -> None:
+def test_what_champion_challenger_and_history_need_stays(home: Path, store: MlflowStore, tmp_path: Path) -> None:
     first, second, third, unneeded = (add_version(store, tmp_path, name) for name in "abcd")
-    crown(store, first, kind="promote", expected=None, reason="first")
-    crown(store, second, kind="promote", expected=first, reason="better")
+    promote(store, first, kind="promote", expected=None, reason="first")
+    promote(store, second, kind="promote", expected=first, reason="better")
     set_alias(store, third, "challenger")
     add_job(home, "newest", 1)
     for version in (first, second, third, unneeded):
@@ -114,25 +114,25 @@ def test_what_waits_for_a_person_stays(home: Path) -> None:
 
 @pytest.mark.parametrize("needing", ["version", "running", "job"])
 def test_a_snapshot_that_something_names_stays(
-    home: Path, store: Store, tmp_path: Path, needing: str, toy_split: tuple[str, str, str]
+    home: Path, store: MlflowStore, tmp_path: Path, needing: str, toy_split: tuple[str, str, str]
 ) -> None:
     add_snapshot(home, "newest", 1)
     needed = add_snapshot(home, "needed", 400)
     add_snapshot(home, "unneeded", 400)
     if needing == "version":
         version = add_version(store, tmp_path, "a", holdout=needed.stem)
-        crown(store, version, kind="promote", expected=None, reason="first")
+        promote(store, version, kind="promote", expected=None, reason="first")
     elif needing == "running":
         run = runs.open_run(store, "j" * 16, {}, {})
         runs.log_dataset(store, run, "train", "train", needed.stem, toy_split[0], "sample")
     else:
         write_json(add_job(home, "newest", 1) / "evidence.json", {"holdout": needed.stem})
-    assert gone(home) == {("snapshot", digest_of("unneeded"))}
+    assert gone(home) == {("snapshot", json_digest("unneeded"))}
     assert needed.is_file()
 
 
 def test_rejected_bundles_go_but_their_runs_stay(
-    home: Path, store: Store, exported: Any, complete: Any, monkeypatch: pytest.MonkeyPatch
+    home: Path, store: MlflowStore, exported: Any, complete: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = runs.open_run(store, "a" * 16, {}, {"verdict": "REJECT"})
     bundles = {
@@ -155,7 +155,7 @@ def test_rejected_bundles_go_but_their_runs_stay(
 
 
 def test_a_rejected_version_with_an_alias_stays(
-    home: Path, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    home: Path, store: MlflowStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     old, _ = (add_version(store, tmp_path, name, verdict="REJECT") for name in "ab")
     set_alias(store, old, "kept-by-hand")
@@ -164,7 +164,7 @@ def test_a_rejected_version_with_an_alias_stays(
 
 
 def test_runs_whose_machine_is_lost_are_closed_after_the_days(
-    home: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+    home: Path, store: MlflowStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = runs.open_run(store, "a" * 16, {}, {"home": "lost"})
     assert prune(str(home), OLD)["closed"] == []
@@ -179,14 +179,14 @@ def test_nothing_is_deleted_while_the_store_cannot_be_asked(home: Path, monkeypa
     add_job(home, "newest", 1)
     old = add_job(home, "old", 400, version="9", digest="d")
     (home / "mlflow.db").write_bytes(b"no database")
-    with pytest.raises(Unreachable):
+    with pytest.raises(UnreachableError):
         prune(str(home), OLD)
     assert old.is_dir()
 
 
-@pytest.mark.parametrize("rule", [Rule(days=-1), Rule(keep=0)])
-def test_a_rule_without_sense_is_refused(home: Path, rule: Rule) -> None:
-    with pytest.raises(WrongUsage, match="is no rule"):
+@pytest.mark.parametrize("rule", [RetentionRule(days=-1), RetentionRule(keep=0)])
+def test_a_rule_without_sense_is_refused(home: Path, rule: RetentionRule) -> None:
+    with pytest.raises(UsageError, match="is no rule"):
         prune(str(home), rule)
 
 
@@ -212,7 +212,7 @@ def test_the_command_says_what_went(home: Path, monkeypatch: pytest.MonkeyPatch,
     assert "1 things, 0.0 MB, would go" in said
 
 
-def _folder_of(store: Store, version: str) -> Path:
+def _folder_of(store: MlflowStore, version: str) -> Path:
     with connect(store) as client:
         model = client.get_logged_model(
             client.get_model_version(registry.MODEL_NAME, version).source.removeprefix("models:/")
@@ -224,4 +224,4 @@ def _folder_of(store: Store, version: str) -> Path:
 
 def _let_pass(monkeypatch: pytest.MonkeyPatch, days: float) -> None:
     real: Callable[[], float] = time.time
-    monkeypatch.setattr("tasks.registry.retention.time.time", lambda: real() + days * DAY)
+    monkeypatch.setattr("tasks.registry.retention.time.time", lambda: real() + days * SECONDS_PER_DAY)

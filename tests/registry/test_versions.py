@@ -17,40 +17,40 @@ import pytest
 from toy import facts
 
 from flows import environment
-from tasks.core.errors import Unreachable, VerdictError, WrongUsage
+from tasks.core.errors import UnreachableError, UsageError, VerdictError
 from tasks.core.files import write_json
-from tasks.inference.bundle import PROFILE, seal
+from tasks.inference.bundle import PROFILE, write_manifest
 from tasks.registry import mlflow_flavor as flavour
 from tasks.registry import promotion as moves
 from tasks.registry import promotion_lock as turns
 from tasks.registry import tracking as runs
 from tasks.registry import versions as registry
-from tasks.registry.mlflow_client import HISTORY, connect, experiment_of
-from tasks.registry.versions import CHALLENGER, CHAMPION, Store
+from tasks.registry.mlflow_client import AUDIT_EXPERIMENT, connect, experiment_of
+from tasks.registry.versions import CHALLENGER, CHAMPION, MlflowStore
 
 TAGS = {"verdict": "PROMOTE", "mcc": "0.5", "dataset": "d" * 64}
 
 
 @pytest.fixture
-def store(empty_store: Path, tmp_path: Path) -> Store:
+def store(empty_store: Path, tmp_path: Path) -> MlflowStore:
     shutil.copy(empty_store, tmp_path / "mlflow.db")
-    return Store(uri=f"sqlite:///{tmp_path}/mlflow.db", artifacts=str(tmp_path / "artifacts"))
+    return MlflowStore(uri=f"sqlite:///{tmp_path}/mlflow.db", artifacts=str(tmp_path / "artifacts"))
 
 
 @pytest.fixture
-def run_id(store: Store) -> str:
+def run_id(store: MlflowStore) -> str:
     return runs.open_run(store, "a" * 16, {"finetune.epochs": 2}, {"home": "here"})
 
 
-def register(store: Store, run_id: str, bundle: str, digest: str) -> str:
+def register(store: MlflowStore, run_id: str, bundle: str, digest: str) -> str:
     return registry.register_bundle(store, run_id, bundle, digest, TAGS, "a description")
 
 
-def versions(store: Store) -> list[Any]:
+def versions(store: MlflowStore) -> list[Any]:
     return mlflow.MlflowClient(store["uri"], registry_uri=store["uri"]).search_model_versions("name = 'acceptability'")
 
 
-def test_a_bundle_registered_twice_is_one_version(store: Store, run_id: str, exported: Any) -> None:
+def test_a_bundle_registered_twice_is_one_version(store: MlflowStore, run_id: str, exported: Any) -> None:
     first = register(store, run_id, exported["bundle"], exported["digest"])
     assert register(store, run_id, exported["bundle"], exported["digest"]) == first == "1"
     (version,) = versions(store)
@@ -60,7 +60,7 @@ def test_a_bundle_registered_twice_is_one_version(store: Store, run_id: str, exp
     assert version.run_id == run_id
 
 
-def test_a_logged_model_without_a_version_is_taken_up(store: Store, run_id: str, exported: Any) -> None:
+def test_a_logged_model_without_a_version_is_taken_up(store: MlflowStore, run_id: str, exported: Any) -> None:
     """What a process leaves that is killed between storing the files and creating the version."""
     with connect(store) as asked:
         logged = flavour.log_model(experiment_of(asked, store), run_id, exported["bundle"], exported["digest"])
@@ -69,7 +69,7 @@ def test_a_logged_model_without_a_version_is_taken_up(store: Store, run_id: str,
     assert version.source == f"models:/{logged}"
 
 
-def test_aliases_lead_to_the_bundle(store: Store, run_id: str, exported: Any) -> None:
+def test_aliases_lead_to_the_bundle(store: MlflowStore, run_id: str, exported: Any) -> None:
     version = register(store, run_id, exported["bundle"], exported["digest"])
     assert registry.find_alias(store, CHAMPION) is None
     registry.move_alias(store, CHAMPION, version)
@@ -83,20 +83,20 @@ def test_aliases_lead_to_the_bundle(store: Store, run_id: str, exported: Any) ->
 def test_a_store_that_does_not_answer_is_not_a_store_without_champion(tmp_path: Path) -> None:
     broken = tmp_path / "mlflow.db"
     broken.write_text("this is no database, but it is long enough to be read as one" * 50)
-    with pytest.raises(Unreachable, match=r"MLflow store .* failed"):
+    with pytest.raises(UnreachableError, match=r"MLflow store .* failed"):
         registry.find_alias({"uri": f"sqlite:///{broken}", "artifacts": ""}, CHAMPION)
 
 
 def test_a_server_that_is_down_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    with pytest.raises(Unreachable) as caught:
+    with pytest.raises(UnreachableError) as caught:
         registry.find_alias({"uri": "http://127.0.0.1:9", "artifacts": ""}, CHAMPION)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("uri", ["acceptability", "models:/acceptability", "runs:/x/model", "models:/a/b/c"])
-def test_an_address_of_another_form_is_wrong_usage(store: Store, uri: str) -> None:
-    with pytest.raises(WrongUsage, match="is no registry address"):
+def test_an_address_of_another_form_is_wrong_usage(store: MlflowStore, uri: str) -> None:
+    with pytest.raises(UsageError, match="is no registry address"):
         registry.fetch_version(store, uri)
 
 
@@ -109,19 +109,19 @@ def test_an_address_of_another_form_is_wrong_usage(store: Store, uri: str) -> No
         ("models:/other@champion", "models:/other@champion does not exist"),
     ],
 )
-def test_a_version_that_is_not_there_is_told(store: Store, uri: str, message: str) -> None:
+def test_a_version_that_is_not_there_is_told(store: MlflowStore, uri: str, message: str) -> None:
     with pytest.raises(VerdictError, match=message):
         registry.fetch_version(store, uri)
 
 
 def test_asking_a_store_that_was_never_written_does_not_create_it(tmp_path: Path) -> None:
-    store = Store(uri=f"sqlite:///{tmp_path}/mlflow.db", artifacts=str(tmp_path))
+    store = MlflowStore(uri=f"sqlite:///{tmp_path}/mlflow.db", artifacts=str(tmp_path))
     with pytest.raises(VerdictError, match="no model yet"):
         registry.fetch_version(store)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_run_left_running_is_gone_on_with(store: Store, run_id: str) -> None:
+def test_a_run_left_running_is_gone_on_with(store: MlflowStore, run_id: str) -> None:
     assert runs.open_run(store, "a" * 16, {"finetune.epochs": 2}, {"home": "another"}) != run_id
     assert runs.open_run(store, "a" * 16, {"finetune.epochs": 2}, {"home": "here"}) == run_id
     assert runs.running_jobs(store, "here") == {run_id: "a" * 16}
@@ -130,13 +130,13 @@ def test_a_run_left_running_is_gone_on_with(store: Store, run_id: str) -> None:
     assert runs.open_run(store, "a" * 16, {}, {"home": "here"}) != run_id
 
 
-def test_series_keep_their_steps_and_leave_out_what_is_missing(store: Store, run_id: str) -> None:
+def test_series_keep_their_steps_and_leave_out_what_is_missing(store: MlflowStore, run_id: str) -> None:
     runs.log_series(store, run_id, {"loss": {step: float(step) for step in range(1, 1_501)} | {9: None}})
     history = mlflow.MlflowClient(store["uri"], registry_uri=store["uri"]).get_metric_history(run_id, "loss")
     assert sorted(entry.step for entry in history) == [step for step in range(1, 1_501) if step != 9]
 
 
-def test_data_sets_are_inputs_of_the_run(store: Store, run_id: str, toy_split: tuple[str, str, str]) -> None:
+def test_data_sets_are_inputs_of_the_run(store: MlflowStore, run_id: str, toy_split: tuple[str, str, str]) -> None:
     runs.log_dataset(store, run_id, "train", "train", "e" * 64, toy_split[0], "a folder")
     (entry,) = mlflow.MlflowClient(store["uri"], registry_uri=store["uri"]).get_run(run_id).inputs.dataset_inputs
     assert (entry.dataset.name, entry.dataset.digest) == ("train", "e" * 32)
@@ -153,7 +153,7 @@ def test_data_sets_are_inputs_of_the_run(store: Store, run_id: str, toy_split: t
     ],
 )
 def test_a_data_set_comes_from_its_snapshot_and_its_address_is_a_tag(
-    store: Store, run_id: str, toy_split: tuple[str, str, str], address: str
+    store: MlflowStore, run_id: str, toy_split: tuple[str, str, str], address: str
 ) -> None:
     runs.log_dataset(store, run_id, "train", "training", "e" * 64, toy_split[0], address)
     (entry,) = mlflow.MlflowClient(store["uri"], registry_uri=store["uri"]).get_run(run_id).inputs.dataset_inputs
@@ -164,23 +164,23 @@ def test_a_data_set_comes_from_its_snapshot_and_its_address_is_a_tag(
 
 
 def test_an_endless_address_is_cut_to_what_the_store_takes(
-    store: Store, run_id: str, toy_split: tuple[str, str, str]
+    store: MlflowStore, run_id: str, toy_split: tuple[str, str, str]
 ) -> None:
     runs.log_dataset(store, run_id, "train", "train", "e" * 64, toy_split[0], "x" * 10_000)
     (entry,) = mlflow.MlflowClient(store["uri"], registry_uri=store["uri"]).get_run(run_id).inputs.dataset_inputs
     assert {tag.key: tag.value for tag in entry.tags}["address"] == "x" * 500
 
 
-def test_recent_runs_come_newest_first(store: Store, run_id: str) -> None:
+def test_recent_runs_come_newest_first(store: MlflowStore, run_id: str) -> None:
     runs.tag_run(store, run_id, {"verdict": "HOLD", "version": "4"})
     (run,) = runs.recent_runs(store)
     assert (run["run"], run["status"], run["verdict"], run["version"]) == (run_id, "RUNNING", "HOLD", "4")
 
 
-def test_versions_of_one_digest_are_found_by_it(store: Store, run_id: str, exported: Any, tmp_path: Path) -> None:
+def test_versions_of_one_digest_are_found_by_it(store: MlflowStore, run_id: str, exported: Any, tmp_path: Path) -> None:
     register(store, run_id, exported["bundle"], exported["digest"])
     other = Path(shutil.copytree(exported["bundle"], tmp_path / "other"))
-    digest = seal(other, facts(max_length=12), {})["digest"]
+    digest = write_manifest(other, facts(max_length=12), {})["digest"]
     assert register(store, run_id, str(other), digest) == "2"
     assert registry.find_version(store, exported["digest"]) == "1"
     assert registry.find_version(store, digest) == "2"
@@ -206,9 +206,9 @@ def test_files_lie_in_the_store_and_nowhere_else(
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[Store]:
+def server(tmp_path: Path) -> Iterator[MlflowStore]:
     """A real MLflow tracking server on loopback."""
-    environment.prepare()
+    environment.set_process_defaults()
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -223,64 +223,68 @@ def server(tmp_path: Path) -> Iterator[Store]:
             urllib.request.urlopen(f"{address}/health", timeout=5).close()
             break
         time.sleep(0.2)
-    yield Store(uri=address, artifacts="")
+    yield MlflowStore(uri=address, artifacts="")
     process.terminate()
     process.wait(20)
 
 
 def test_a_tracking_server_serves_like_the_local_store(
-    server: Store, exported: Any, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    server: MlflowStore, exported: Any, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     run_id = runs.open_run(server, "a" * 16, {"finetune.epochs": 2}, {})
     version = register(server, run_id, exported["bundle"], exported["digest"])
     assert register(server, run_id, exported["bundle"], exported["digest"]) == version
-    assert moves.incumbency(server) == "never"
-    assert moves.crown(server, version, kind="promote", expected=None, reason="first")["state"] == "done"
+    assert moves.read_champion_state(server) == "none"
+    assert moves.promote(server, version, kind="promote", expected=None, reason="first")["state"] == "done"
     runs.close_run(server, run_id, "FINISHED")
     found = registry.fetch_version(server)
     assert Path(found["bundle"], "model.onnx").read_bytes() == Path(exported["bundle"], "model.onnx").read_bytes()
     with connect(server) as client:  # the lease was given back
-        assert not [tag for tag in client.get_experiment_by_name(HISTORY).tags if tag.startswith(turns.PREFIX)]
+        assert not [
+            tag
+            for tag in client.get_experiment_by_name(AUDIT_EXPERIMENT).tags
+            if tag.startswith(turns.LEASE_TAG_PREFIX)
+        ]
     other = Path(shutil.copytree(exported["bundle"], tmp_path / "other"))
-    digest = seal(other, facts(max_length=12), {})["digest"]
+    digest = write_manifest(other, facts(max_length=12), {})["digest"]
     held = registry.register_bundle(server, run_id, str(other), digest, {"verdict": "HOLD", "compared_with": ""}, "")
-    moves.challenge(server, held)
+    moves.set_challenger(server, held)
     (kept,) = (path for path in (tmp_path / "served").rglob("bundle.json") if digest in path.read_text())
     (kept.parent / "tokenizer.json").write_text("{}")
     with pytest.raises(VerdictError, match=f"bundle of version {held}: tokenizer.json is not the file that was sealed"):
-        moves.crown(server, held, kind="approve", expected=version, reason="x")
+        moves.promote(server, held, kind="approve", expected=version, reason="x")
     shutil.copy(exported["bundle"] + "/tokenizer.json", kept.parent)
     code = kept.parents[2] / "code" / "tasks" / "inference" / "classifier.py"  # what consumers execute
     code.write_text(code.read_text() + "\n")
     with pytest.raises(VerdictError, match=f"version {held}: files around its bundle are not those that were sealed"):
-        moves.crown(server, held, kind="approve", expected=version, reason="x")
+        moves.promote(server, held, kind="approve", expected=version, reason="x")
     shutil.rmtree(kept.parents[2])
     with pytest.raises(VerdictError, match=f"version {held} is no bundle: it holds no bundle.json"):
-        moves.crown(server, held, kind="approve", expected=version, reason="x")
-    moves.dismiss(server, held, "damaged")
+        moves.promote(server, held, kind="approve", expected=version, reason="x")
+    moves.reject(server, held, "damaged")
     registry.drop_alias(server, CHAMPION, version)
-    assert moves.incumbency(server) == "vanished"
+    assert moves.read_champion_state(server) == "lost"
     assert [(entry["kind"], entry["to"]) for entry in moves.history(server)[0]] == [
         ("promote", version),
         ("reject", version),
-        ("vanished", None),
+        ("lost", None),
     ]
     assert capsys.readouterr().out == ""  # standard output belongs to the command
 
 
 def test_the_profile_of_the_champions_data_is_fetched_alone(
-    store: Store, run_id: str, exported: Any, tmp_path: Path
+    store: MlflowStore, run_id: str, exported: Any, tmp_path: Path
 ) -> None:
     assert registry.fetch_profile(store) is None  # no champion yet
     bundle = Path(shutil.copytree(exported["bundle"], tmp_path / "bundle"))
     registry.move_alias(store, CHAMPION, register(store, run_id, str(bundle), exported["digest"]))
     assert registry.fetch_profile(store) is None  # a champion from before bundles held profiles
     write_json(bundle / PROFILE, {"dataset": "d" * 64, "rows": 3})
-    seal(bundle, facts(max_length=18), {})
+    write_manifest(bundle, facts(max_length=18), {})
     registry.move_alias(store, CHAMPION, register(store, run_id, str(bundle), "another digest"))
     assert registry.fetch_profile(store) == {"dataset": "d" * 64, "rows": 3}
 
 
 def test_a_store_that_nothing_was_written_to_has_no_profile(tmp_path: Path) -> None:
-    assert registry.fetch_profile(Store(uri=f"sqlite:///{tmp_path}/none.db", artifacts=str(tmp_path))) is None
+    assert registry.fetch_profile(MlflowStore(uri=f"sqlite:///{tmp_path}/none.db", artifacts=str(tmp_path))) is None
     assert list(tmp_path.iterdir()) == []

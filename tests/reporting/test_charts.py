@@ -8,7 +8,7 @@ import pytest
 from candidates import training, weigh
 
 from tasks.reporting.charts import (
-    STEPS,
+    MAX_STEPS,
     draw_batches,
     draw_calibration,
     draw_charts,
@@ -19,7 +19,7 @@ from tasks.reporting.charts import (
     draw_losses,
     running_mean,
 )
-from tasks.reporting.figure_style import THEME, canvas, inline_svg, save_picture
+from tasks.reporting.figure_style import THEME, inline_svg, new_axes, save_picture
 
 EVIDENCE = weigh(2.0, 1.0, rows=120)
 SIDES = {"candidate": EVIDENCE["candidate"], "champion 7": EVIDENCE["champion"]["measurement"]}
@@ -59,7 +59,7 @@ def test_a_picture_in_a_page_has_its_colours_and_a_description(tmp_path: Path) -
 
 
 def test_text_in_a_picture_is_escaped(tmp_path: Path) -> None:
-    figure, _ = canvas("<script>alert(1)</script> & more", "x", "y")
+    figure, _ = new_axes("<script>alert(1)</script> & more", "x", "y")
     svg = inline_svg(Path(save_picture(figure, "a", tmp_path)).with_suffix(".svg"), "d")
     assert "<script" not in svg
     assert "&lt;script&gt;" in svg
@@ -117,7 +117,7 @@ def test_a_long_run_is_a_band_and_a_line_of_few_points() -> None:
     losses = [1.0 + (step % 7) / 10 for step in range(100_000)]
     axes = draw_losses(training(step_losses=losses)).axes[0]
     (line,) = axes.lines
-    assert len(line.get_xdata()) < 3 * STEPS
+    assert len(line.get_xdata()) < 3 * MAX_STEPS
     (band,) = axes.collections
     heights = band.get_paths()[0].vertices[:, 1]
     assert (heights.min(), heights.max()) == (1.0, pytest.approx(1.6))
@@ -127,5 +127,5 @@ def test_the_epoch_that_is_kept_is_ringed() -> None:
     axes = draw_epochs(training(best_epoch=2)).axes[0]
     ring = next(line for line in axes.lines if line.get_label() == "kept")
     assert (list(ring.get_xdata()), list(ring.get_ydata())) == ([2], [0.4])
-    soup = draw_epochs(training(kept="soup", soup_mcc=0.6)).axes[0]
+    soup = draw_epochs(training(selected="soup", soup_mcc=0.6)).axes[0]
     assert "mean of the seeds' weights, kept" in [line.get_label() for line in soup.lines]

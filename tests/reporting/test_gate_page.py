@@ -10,14 +10,14 @@ from typing import Any, cast
 import pytest
 
 from tasks.core.settings import GateSettings
-from tasks.data.drift import OTHER, Profile
-from tasks.data.expectations import Finding, show_allowed, show_observed
-from tasks.data.gate import Gate, validate_data
-from tasks.data.ingestion import take_snapshots
-from tasks.data.record_readers import Form
+from tasks.data.drift import OTHER_CATEGORY, DataProfile
+from tasks.data.expectations import ExpectationResult, show_allowed, show_observed
+from tasks.data.gate import GateReport, validate_data
+from tasks.data.ingestion import ingest
+from tasks.data.record_readers import TableFormat
 from tasks.data.sources import Sources
 from tasks.reporting.charts import draw_lengths
-from tasks.reporting.gate_page import LONGEST, SOURCES, explain, rank_sources, write_gate_page
+from tasks.reporting.gate_page import MAX_SHOWN_CHARS, MAX_SOURCES, explain, rank_sources, write_gate_page
 from tasks.reporting.templating import visible
 
 LIMITS = GateSettings(min_rows=20, min_holdout_rows=10).model_dump() | {"max_quarantined": 0.01}
@@ -55,24 +55,26 @@ def lines(name: str, labels: Sequence[int], source: str = "s") -> list[str]:
     return [f"{source}\t{label}\t\t{name} sentence {i}.\n" for i, label in enumerate(labels)]
 
 
-def run_gate(folder: Path, train: list[str], reference: Profile | None = None, name: str = "train.tsv") -> Gate:
+def run_gate(
+    folder: Path, train: list[str], reference: DataProfile | None = None, name: str = "train.tsv"
+) -> GateReport:
     """Run the real gate on training lines in a file of a name of its own."""
     folder.mkdir()
     files = {name: train, "holdout.tsv": lines("Judging", [0, 1] * 10)}
     for file, content in files.items():
         (folder / file).write_text("".join(content), encoding="utf-8")
-    sources = Sources(train=[str(folder / name)], holdout=[str(folder / "holdout.tsv")], reported=[])
-    data = take_snapshots(sources, str(folder), Form(), 0.2)
+    sources = Sources(train=[str(folder / name)], holdout=[str(folder / "holdout.tsv")], secondary=[])
+    data = ingest(sources, str(folder), TableFormat(), 0.2)
     return validate_data(data, str(folder), LIMITS, reference=reference)
 
 
 @pytest.fixture(scope="module")
-def good(tmp_path_factory: pytest.TempPathFactory) -> Gate:
+def good(tmp_path_factory: pytest.TempPathFactory) -> GateReport:
     return run_gate(tmp_path_factory.mktemp("good") / "run", lines("Training", [0, 1] * 20))
 
 
 @pytest.fixture(scope="module")
-def refused(tmp_path_factory: pytest.TempPathFactory) -> Gate:
+def refused(tmp_path_factory: pytest.TempPathFactory) -> GateReport:
     """Three kinds of quarantined rows and many repeats, in a file with a hostile name."""
     rows = lines("Training", [0, 1] * 20) + ["s\t1\t\tThe same.\n"] * 10
     rows += ["two\tfields\n", "s\t<script>\x08\t\tNo label.\n", "s\t1\t\t \n", "s\t1\t\t\n"]
@@ -80,13 +82,13 @@ def refused(tmp_path_factory: pytest.TempPathFactory) -> Gate:
 
 
 @pytest.fixture(scope="module")
-def drifted(good: Gate, tmp_path_factory: pytest.TempPathFactory) -> Gate:
+def drifted(good: GateReport, tmp_path_factory: pytest.TempPathFactory) -> GateReport:
     """Other sources and longer sentences than in `good`."""
     rows = lines("Quite another and very much longer kind of", [0, 1] * 30, source="<b>other")
     return run_gate(tmp_path_factory.mktemp("drifted") / "run", rows, reference=good["profile"])
 
 
-def page(gate: Gate, folder: Path, reference: Profile | None = None) -> tuple[str, str]:
+def page(gate: GateReport, folder: Path, reference: DataProfile | None = None) -> tuple[str, str]:
     """Return a page's HTML, which is looked at as every page must be, and its text."""
     path = str(folder / "gate.html")
     assert write_gate_page(gate, path, reference) == path
@@ -104,14 +106,14 @@ def page(gate: Gate, folder: Path, reference: Profile | None = None) -> tuple[st
     return html, " ".join(tags.text.split())
 
 
-def changed(gate: Gate, **changes: Any) -> Gate:
-    return cast(Gate, {**gate, **changes})
+def changed(gate: GateReport, **changes: Any) -> GateReport:
+    return cast(GateReport, {**gate, **changes})
 
 
-def finding(**changes: Any) -> Finding:
+def finding(**changes: Any) -> ExpectationResult:
     values = {
         "table": "training rows",
-        "asks": "number of rows",
+        "description": "number of rows",
         "setting": "gate.min_rows",
         "expectation": "expect_x",
         "column": None,
@@ -122,12 +124,12 @@ def finding(**changes: Any) -> Finding:
         "unexpected": 0,
         "lines": [],
     }
-    return cast(Finding, values | changes)
+    return cast(ExpectationResult, values | changes)
 
 
-def profile(sources: dict[str, int], characters: dict[str, int] | None = None) -> Profile:
+def profile(sources: dict[str, int], characters: dict[str, int] | None = None) -> DataProfile:
     rows = sum(sources.values())
-    return Profile(
+    return DataProfile(
         dataset="d" * 64,
         rows=rows,
         labels={"1": rows},
@@ -137,10 +139,10 @@ def profile(sources: dict[str, int], characters: dict[str, int] | None = None) -
     )
 
 
-def test_accepted_data_has_its_figures_and_no_champion_to_compare_with(good: Gate, tmp_path: Path) -> None:
+def test_accepted_data_has_its_figures_and_no_champion_to_compare_with(good: GateReport, tmp_path: Path) -> None:
     html, text = page(good, tmp_path)
     assert '<h1>Data <span class="accepted">accepted</span></h1>' in html
-    assert f"Nothing failed and nothing warns; {len(good['findings'])} expectations checked." in text
+    assert f"Nothing failed and nothing warns; {len(good['results'])} expectations checked." in text
     assert "60 rows in 60 kept 0 quarantined 50.0% acceptable, of 40 training rows" in text
     assert f"{good['dataset'][:12]} data set" in text
     assert "No row was quarantined." in text
@@ -150,7 +152,7 @@ def test_accepted_data_has_its_figures_and_no_champion_to_compare_with(good: Gat
     assert html.count("data:image/png;base64,") == 1
 
 
-def test_refused_data_names_the_first_failure_and_the_failed_come_first(refused: Gate, tmp_path: Path) -> None:
+def test_refused_data_names_the_first_failure_and_the_failed_come_first(refused: GateReport, tmp_path: Path) -> None:
     html, text = page(refused, tmp_path)
     assert '<h1>Data <span class="refused">refused</span></h1>' in html
     reason = "share of quarantined training rows: observed 0.07407, allowed at most 0.01; 1 more expectation failed."
@@ -162,10 +164,10 @@ def test_refused_data_names_the_first_failure_and_the_failed_come_first(refused:
     results = re.findall(r'<tr class="(failed|warning|passed)">', html)
     assert results[:2] == ["failed"] * 2
     assert set(results[2:]) == {"passed"}
-    assert len(results) == len(refused["findings"])
+    assert len(results) == len(refused["results"])
 
 
-def test_a_failed_finding_shows_its_rows(refused: Gate, tmp_path: Path) -> None:
+def test_a_failed_finding_shows_its_rows(refused: GateReport, tmp_path: Path) -> None:
     html, text = page(refused, tmp_path)
     row = next(part for part in re.findall("<tr (.*?)</tr>", html, re.DOTALL) if "repeat an earlier" in part)
     assert row.startswith('class="failed"')
@@ -176,7 +178,7 @@ def test_a_failed_finding_shows_its_rows(refused: Gate, tmp_path: Path) -> None:
     assert "6 more of them" in text
 
 
-def test_quarantine_is_counted_by_kind_with_examples_and_its_file(refused: Gate, tmp_path: Path) -> None:
+def test_quarantine_is_counted_by_kind_with_examples_and_its_file(refused: GateReport, tmp_path: Path) -> None:
     html, text = page(refused, tmp_path)
     assert "empty sentence 2 2.70% field count 1 1.35% label 1 1.35%" in text
     assert "script>.tsv line 51: 2 fields instead of 4" in text
@@ -185,7 +187,7 @@ def test_quarantine_is_counted_by_kind_with_examples_and_its_file(refused: Gate,
     assert "share of quarantined training rows" in row  # and not the holdout's, of which there is none
 
 
-def test_other_peoples_text_is_shown_and_not_obeyed(refused: Gate, tmp_path: Path) -> None:
+def test_other_peoples_text_is_shown_and_not_obeyed(refused: GateReport, tmp_path: Path) -> None:
     html, text = page(refused, tmp_path)
     assert "<script" not in html
     assert r"&lt;script&gt;alert(1)&lt;\x08script&gt;.tsv line 51" in html
@@ -205,7 +207,9 @@ def test_what_does_not_print_becomes_its_escape(raw: str, shown: str) -> None:
     assert visible(raw) == shown
 
 
-def test_drift_is_shown_beside_what_it_was_measured_against(drifted: Gate, good: Gate, tmp_path: Path) -> None:
+def test_drift_is_shown_beside_what_it_was_measured_against(
+    drifted: GateReport, good: GateReport, tmp_path: Path
+) -> None:
     html, text = page(drifted, tmp_path, good["profile"])
     assert drifted["passed"]
     names = [shift["name"] for shift in drifted["drift"] if shift["drifted"]]
@@ -222,23 +226,23 @@ def test_drift_is_shown_beside_what_it_was_measured_against(drifted: Gate, good:
     assert "s 0 0.0% 100.0%" in text
 
 
-def test_a_distance_that_chance_explains_is_no_drift(drifted: Gate, tmp_path: Path) -> None:
+def test_a_distance_that_chance_explains_is_no_drift(drifted: GateReport, tmp_path: Path) -> None:
     shift = {"name": "label", "statistic": "x", "distance": 0.2, "p": 0.4, "limit": 0.05, "drifted": False}
     _, text = page(changed(drifted, drift=[shift]), tmp_path)
     assert "label: x 0.2000 0.4 0.05 chance explains it" in text
 
 
-def test_blemishes_stand_side_by_side(good: Gate, tmp_path: Path) -> None:
+def test_blemishes_stand_side_by_side(good: GateReport, tmp_path: Path) -> None:
     blemishes = {
         "training rows": {"rows that repeat": 3},
         "holdout rows": {"rows that repeat": 1, "rows that train": 1234},
     }
-    _, text = page(changed(good, blemishes=blemishes), tmp_path)
+    _, text = page(changed(good, quality_issues=blemishes), tmp_path)
     assert "the split treats them" in text
     assert "what training rows holdout rows rows that repeat 3 1 rows that train 1,234" in text
 
 
-def test_the_reason_is_a_sentence_for_every_answer(good: Gate) -> None:
+def test_the_reason_is_a_sentence_for_every_answer(good: GateReport) -> None:
     warning = finding(severity="warning", asks="drift")
     label = {"name": "label", "drifted": True}
     expected = {
@@ -247,8 +251,8 @@ def test_the_reason_is_a_sentence_for_every_answer(good: Gate) -> None:
         "With a warning: Training rows: drift: observed 8, allowed at least 100; 1 more warning.": [warning, warning],
     }
     for sentence, findings in expected.items():
-        assert explain(changed(good, findings=findings)) == sentence
-    only_drift = changed(good, findings=[warning], drift=[label])
+        assert explain(changed(good, results=findings)) == sentence
+    only_drift = changed(good, results=[warning], drift=[label])
     assert explain(only_drift) == "It drifted from the data that the champion was trained on: label. That is a warning."
 
 
@@ -262,12 +266,12 @@ def test_the_reason_is_a_sentence_for_every_answer(good: Gate) -> None:
         (0.123456, {"mostly": 0.95}, "observed 0.1235, allowed at most 0.05."),
     ],
 )
-def test_values_are_written_in_words(good: Gate, observed: Any, allowed: Any, shown: str) -> None:
-    assert explain(changed(good, findings=[finding(observed=observed, allowed=allowed)])).endswith(shown)
+def test_values_are_written_in_words(good: GateReport, observed: Any, allowed: Any, shown: str) -> None:
+    assert explain(changed(good, results=[finding(observed=observed, allowed=allowed)])).endswith(shown)
 
 
 @pytest.mark.parametrize(
-    ("findings", "keys"),
+    ("results", "keys"),
     [
         ([finding(), finding()], ["gate.min_rows"]),
         ([finding(setting="gate.b"), finding(setting="gate.a")], ["gate.a", "gate.b"]),
@@ -279,9 +283,9 @@ def test_values_are_written_in_words(good: Gate, observed: Any, allowed: Any, sh
     ],
 )
 def test_the_page_names_the_settings_of_the_limits_that_failed(
-    good: Gate, tmp_path: Path, findings: list[Finding], keys: list[str]
+    good: GateReport, tmp_path: Path, findings: list[ExpectationResult], keys: list[str]
 ) -> None:
-    html, text = page(changed(good, findings=findings, passed=False), tmp_path)
+    html, text = page(changed(good, results=findings, passed=False), tmp_path)
     assert re.findall("--set (.*?)=VALUE", html) == keys
     assert ("move a limit" in text) == bool(keys)
 
@@ -297,50 +301,52 @@ def test_the_side_on_which_a_share_lies_names_its_setting(tmp_path: Path) -> Non
         assert re.findall("--set (.*?)=VALUE", html) == [key]
 
 
-def test_the_page_and_the_command_say_the_same_of_a_finding(refused: Gate, good: Gate, tmp_path: Path) -> None:
+def test_the_page_and_the_command_say_the_same_of_a_finding(
+    refused: GateReport, good: GateReport, tmp_path: Path
+) -> None:
     for gate in (refused, good):
         _, text = page(gate, tmp_path)
-        for each in gate["findings"]:
+        for each in gate["results"]:
             assert f"{show_observed(each)} {show_allowed(each)}" in text
 
 
-def test_a_gate_without_findings_or_training_rows_has_a_page(good: Gate, tmp_path: Path) -> None:
-    html, text = page(changed(good, findings=[], profile=profile({})), tmp_path)
+def test_a_gate_without_findings_or_training_rows_has_a_page(good: GateReport, tmp_path: Path) -> None:
+    html, text = page(changed(good, results=[], profile=profile({})), tmp_path)
     assert "Nothing was checked." in text
     assert "No training row was kept." in text
     assert "none acceptable, of 0 training rows" in text
     assert "<table class=" not in html
 
 
-def test_endless_texts_are_cut(good: Gate, tmp_path: Path) -> None:
+def test_endless_texts_are_cut(good: GateReport, tmp_path: Path) -> None:
     endless = "x" * 100_000
     record = finding(observed=endless, lines=[f"{endless} line 1"], unexpected=1, asks=endless)
-    huge = changed(good, findings=[record], quarantined=1, reasons={endless: 1}, examples=[endless], report=endless)
+    huge = changed(good, results=[record], quarantined=1, reasons={endless: 1}, examples=[endless], report=endless)
     html, text = page(huge, tmp_path)
-    assert max(map(len, re.findall("x+", text))) == LONGEST
+    assert max(map(len, re.findall("x+", text))) == MAX_SHOWN_CHARS
     assert "(100,000 characters)" in text
     assert len(re.sub(r'"data:[^"]*"', "", html)) < 30_000
 
 
-def test_of_many_sources_the_largest_now_or_before_are_named(good: Gate, tmp_path: Path) -> None:
+def test_of_many_sources_the_largest_now_or_before_are_named(good: GateReport, tmp_path: Path) -> None:
     many = profile({f"source {i}": 1000 - i for i in range(500)})
     before = profile({"gone": 90, "source 0": 10})
     ranked = rank_sources(many, before)
-    assert len(ranked) == SOURCES + 1
+    assert len(ranked) == MAX_SOURCES + 1
     assert [line["name"] for line in ranked[:3]] == ["gone", "source 0", "source 1"]
     assert (ranked[0]["rows"], ranked[0]["mark"]) == (0, 100)
     assert ranked[-1]["name"] == "481 more"
     assert sum(line["rows"] for line in ranked) == many["rows"]
     assert sum(line["before"] for line in ranked) == pytest.approx(1)
     html, _ = page(changed(good, profile=many), tmp_path, before)
-    assert html.count('<td class="bar">') == SOURCES + 1
+    assert html.count('<td class="bar">') == MAX_SOURCES + 1
 
 
 def test_rows_without_a_source_and_pooled_sources_are_told_apart() -> None:
     assert [line["name"] for line in rank_sources(profile({"": 5, "a": 1}), None)] == ["no source", "a"]
-    pooled = rank_sources(profile({f"{i}": 2 for i in range(30)} | {OTHER: 70}), None)
-    assert (pooled[-1]["name"], pooled[-1]["rows"]) == ("all others", 2 * (30 - SOURCES) + 70)
-    assert len(pooled) == SOURCES + 1
+    pooled = rank_sources(profile({f"{i}": 2 for i in range(30)} | {OTHER_CATEGORY: 70}), None)
+    assert (pooled[-1]["name"], pooled[-1]["rows"]) == ("all others", 2 * (30 - MAX_SOURCES) + 70)
+    assert len(pooled) == MAX_SOURCES + 1
     assert rank_sources(profile({}), profile({})) == []
 
 

@@ -12,7 +12,7 @@ from huggingface_hub import ModelCard
 from tasks.inference.bundle import verify
 from tasks.inference.classifier import Classifier
 from tasks.reporting.model_card import base_model, hub_datasets, write_card
-from tasks.reporting.report import Told
+from tasks.reporting.report import ReportInputs
 
 DECISIONS = {
     "PROMOTE": tell(weigh()),
@@ -21,7 +21,7 @@ DECISIONS = {
 }
 
 
-def card(told: Told, facts: Any = FACTS, **changes: Any) -> str:
+def card(told: ReportInputs, facts: Any = FACTS, **changes: Any) -> str:
     settings = [(key, changes.get(key, value), origin) for key, value, origin in told.settings]
     return write_card(facts, "b" * 64, told.evidence, told.verdict, told.gate, settings, told.export)
 

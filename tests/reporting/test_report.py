@@ -13,7 +13,7 @@ from toy import gate
 
 from tasks.inference.bundle import verify
 from tasks.reporting.charts import draw_charts
-from tasks.reporting.report import SECTIONS, Told, describe_pictures, render_report, write_documents
+from tasks.reporting.report import PICTURE_SECTIONS, ReportInputs, describe_pictures, render_report, write_documents
 
 PAST: Any = {
     "settings": {"data.path": "<script>alert(1)</script>", "finetune.encoder": "packaged", "finetune.epochs": "2"},
@@ -39,21 +39,21 @@ class Text(HTMLParser):
         self.said += "" if self.hidden else f" {data}"
 
 
-def page(told: Told) -> tuple[str, str]:
+def page(told: ReportInputs) -> tuple[str, str]:
     """Return a report and its text."""
     html = render_report(told, FACTS, "b" * 64, "job0")
     return html, " ".join(Text(html).said.split())
 
 
 @pytest.fixture(scope="module")
-def beside(tmp_path_factory: pytest.TempPathFactory) -> Told:
+def beside(tmp_path_factory: pytest.TempPathFactory) -> ReportInputs:
     """A candidate beside a champion of nearly its skill, with pictures."""
-    told = tell(weigh(2.0, 1.9), past=PAST, seconds={"fine-tune": 12.34})
+    told = tell(weigh(2.0, 1.9), previous_run=PAST, seconds={"fine-tune": 12.34})
     folder = str(tmp_path_factory.mktemp("pictures"))
     return told._replace(pictures=draw_charts(told.training, told.evidence, 0.3, folder))
 
 
-def test_documents_are_sealed_with_the_bundle_and_leave_its_digest(beside: Told, tmp_path: Path) -> None:
+def test_documents_are_sealed_with_the_bundle_and_leave_its_digest(beside: ReportInputs, tmp_path: Path) -> None:
     digest = light_bundle(tmp_path, "a")
     bundle = tmp_path / "data" / "bundle"
     write_documents(str(bundle), beside)
@@ -72,11 +72,11 @@ def test_documents_are_sealed_with_the_bundle_and_leave_its_digest(beside: Told,
         assert figures["interval"] == measured[name]["interval"]  # type: ignore[index]
 
 
-def test_the_report_leads_with_the_verdict_its_reasons_and_what_each_rule_asks(beside: Told) -> None:
+def test_the_report_leads_with_the_verdict_its_reasons_and_what_each_rule_asks(beside: ReportInputs) -> None:
     html, text = page(beside)
     assert '<h1><span class="HOLD">HOLD</span></h1>' in html
     assert "Candidate bbbbbbbbbbbb beside champion 7, on the same 300 sentences." in text
-    assert beside.verdict["rules"] == ["behaviour_fell", "not_better"]
+    assert beside.verdict["rules"] == ["minimal_pairs_dropped", "not_better"]
     reason = beside.verdict["reasons"][1]
     assert f"{reason[0].upper()}{reason[1:]}. Rule not_better : Only a model that is better" in text
     mcc = beside.evidence["candidate"]["interval"]["mcc"]
@@ -92,14 +92,14 @@ def test_the_report_leads_with_the_verdict_its_reasons_and_what_each_rule_asks(b
         (tell(weigh(), threshold=0.99), []),
     ],
 )
-def test_the_report_says_what_follows(told: Told, commands: list[str]) -> None:
+def test_the_report_says_what_follows(told: ReportInputs, commands: list[str]) -> None:
     _, text = page(told)
     decide = re.findall("verdict (?:approve|reject|rollback)(?: VERSION)?", text)
     assert decide == commands
     assert "verdict judge .verdict/runs/job0/evidence.json verdict compare VERSION" in text
 
 
-def test_both_sides_stand_beside_each_other(beside: Told) -> None:
+def test_both_sides_stand_beside_each_other(beside: ReportInputs) -> None:
     _, text = page(beside)
     ours, champion = beside.evidence["candidate"], beside.evidence["champion"]
     assert champion is not None
@@ -119,9 +119,9 @@ def test_both_sides_stand_beside_each_other(beside: Told) -> None:
     assert "judged 2026-01-02T03:04:05+00:00 by ann@host" in text
 
 
-def test_slices_that_fall_are_marked(beside: Told) -> None:
+def test_slices_that_fall_are_marked(beside: ReportInputs) -> None:
     evidence = weigh(0.9, 3.0)
-    _, text = page(tell(evidence, slice_rows=100))
+    _, text = page(tell(evidence, min_slice_rows=100))
     assert "swb04 100" in text
     falls = {
         name: evidence["champion"]["measurement"]["per_source"][name]["mcc"] - here["mcc"]
@@ -131,7 +131,7 @@ def test_slices_that_fall_are_marked(beside: Told) -> None:
     assert text.count(" fell ") == len(falls) + sum(
         here["rows"] >= 100 for here in evidence["candidate"]["per_length"].values()
     ) + text.count("fell, few sentences")
-    _, fewer = page(tell(evidence, slice_rows=101))
+    _, fewer = page(tell(evidence, min_slice_rows=101))
     assert fewer.count("fell, few sentences") > text.count("fell, few sentences")
 
 
@@ -148,26 +148,30 @@ def test_a_report_without_a_champion_has_no_column_for_one() -> None:
 
 
 def test_a_champion_that_cannot_be_measured_or_vanished_is_told() -> None:
-    champion = weigh(2.0, 1.9)["champion"] | {"measurement": None, "behaviour": None, "fault": "bundle x is damaged"}
-    _, text = page(tell(weigh(champion=None) | {"champion": champion, "incumbency": "reigning"}))
+    champion = weigh(2.0, 1.9)["champion"] | {
+        "measurement": None,
+        "minimal_pairs": None,
+        "fault": "bundle x is damaged",
+    }
+    _, text = page(tell(weigh(champion=None) | {"champion": champion, "champion_state": "active"}))
     assert "champion 7 could not be measured: bundle x is damaged." in text
     assert "What differs from champion 7 is not known: the run that trained it is not in this store." in text
-    _, text = page(tell(weigh(incumbency="vanished")))
-    assert "the champion vanished, so nothing stands beside it" in text
+    _, text = page(tell(weigh(champion_state="lost")))
+    assert "the champion is lost, so nothing stands beside it" in text
 
 
-def test_settings_that_differ_are_shown_and_all_of_them_are_folded(beside: Told) -> None:
+def test_settings_that_differ_are_shown_and_all_of_them_are_folded(beside: ReportInputs) -> None:
     html, text = page(beside)
     table = text[text.index("What differs from champion 7") : text.index("All 3 settings")]
     assert "data set eeeeeeeeeeee dddddddddddd finetune.epochs 2 3" in table
     assert "finetune.encoder" not in table
     assert "<details><summary>All 3 settings</summary>" in html
     same = {"settings": {key: str(value) for key, value, _ in SETTINGS}, "tags": PAST["tags"] | {"dataset": "d" * 64}}
-    _, text = page(beside._replace(past=same))
+    _, text = page(beside._replace(previous_run=same))
     assert "Nothing differs from champion 7: neither settings nor data, code or libraries." in text
 
 
-def test_the_report_shows_other_peoples_text_and_does_not_obey_it(beside: Told) -> None:
+def test_the_report_shows_other_peoples_text_and_does_not_obey_it(beside: ReportInputs) -> None:
     html, text = page(beside)
     assert "<script" not in html
     assert "alert(1)&lt;/script&gt;" in html
@@ -178,7 +182,7 @@ def test_the_report_shows_other_peoples_text_and_does_not_obey_it(beside: Told) 
     assert "no source 100" in text
 
 
-def test_the_report_opens_offline(beside: Told) -> None:
+def test_the_report_opens_offline(beside: ReportInputs) -> None:
     html, _ = page(beside)
     assert not re.search(r"https?:|@import|\bon\w+=|src=|url\((?!#)", html)
     tags = Text(html).seen
@@ -188,7 +192,7 @@ def test_the_report_opens_offline(beside: Told) -> None:
             assert str(attributes.get(name, "#")).startswith("#"), (tag, attributes)
 
 
-def test_pictures_are_in_the_page_in_its_colours_and_described(beside: Told) -> None:
+def test_pictures_are_in_the_page_in_its_colours_and_described(beside: ReportInputs) -> None:
     html, _ = page(beside)
     pictures = [dict(attributes) for tag, attributes in Text(html).seen if tag == "svg"]
     told = describe_pictures(beside.evidence, beside.training)
@@ -198,18 +202,18 @@ def test_pictures_are_in_the_page_in_its_colours_and_described(beside: Told) -> 
     assert not re.search("#2563eb|#334155|#7f8ea3", html[html.index("<body>") :])
     ids = re.findall(r'\sid="([^"]+)"', html)
     assert len(ids) == len(set(ids))
-    assert {anchor for anchor, _ in SECTIONS} <= set(ids)
+    assert {anchor for anchor, _ in PICTURE_SECTIONS} <= set(ids)
     assert set(re.findall(r'(?:url\(|href=")#([^")]+)', html)) <= set(ids)
 
 
-def test_tables_name_their_columns_and_rows(beside: Told) -> None:
+def test_tables_name_their_columns_and_rows(beside: ReportInputs) -> None:
     tags = Text(page(beside)[0]).seen
     assert all(attributes.get("scope") in {"col", "row"} for tag, attributes in tags if tag == "th")
     names = [tag for tag, _ in tags]
     assert names.count("table") == names.count("caption") > 10
 
 
-def test_the_report_tells_which_rows_left_and_why(beside: Told) -> None:
+def test_the_report_tells_which_rows_left_and_why(beside: ReportInputs) -> None:
     _, text = page(beside)
     assert "10 rows in, 10 kept, 1 quarantined: 1 label." in text
     assert "7 rows trained and 2 chose the best epoch; 1 left because they stand in a holdout, 4 because" in text
@@ -230,7 +234,7 @@ def test_the_report_tells_of_every_variant_and_what_is_not_shipped() -> None:
 
 def test_a_report_on_several_seeds_says_what_is_kept() -> None:
     other = training()["seeds"][0] | {"seed": 8, "validation_mcc": 0.125}
-    several = training(seeds=[*training()["seeds"], other], kept="soup", soup_mcc=0.875)
+    several = training(seeds=[*training()["seeds"], other], selected="soup", soup_mcc=0.875)
     _, text = page(tell(weigh(), training=several))
     assert "2 seeds were trained from one start, best validation MCC: 0.500, 0.125" in text
     assert "the mean of their weights has 0.875. That mean is kept" in text
@@ -238,7 +242,7 @@ def test_a_report_on_several_seeds_says_what_is_kept() -> None:
 
 def test_a_second_holdout_is_reported_beside() -> None:
     reported = weigh(rows=40)["candidate"]
-    _, text = page(tell(weigh(reported=reported)))
+    _, text = page(tell(weigh(secondary=reported)))
     assert f"{reported['interval']['mcc']:.3f} MCC on the reported holdout, 40 sentences" in text
 
 

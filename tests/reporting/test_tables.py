@@ -9,8 +9,8 @@ from candidates import tell, weigh
 from toy import policy
 
 import tasks.evaluation.judge
-from tasks.reporting.tables import SHOWN, explain_rules, list_facts, list_figures_of_both, list_phenomena, list_slices
-from tasks.reporting.wording import NEXT, RULES, escape_markdown
+from tasks.reporting.tables import MAX_SLICES, compare_figures, explain_rules, list_facts, list_phenomena, list_slices
+from tasks.reporting.wording import NEXT_STEPS, RULES, escape_markdown
 
 
 def test_every_rule_of_the_judge_is_explained() -> None:
@@ -21,26 +21,26 @@ def test_every_rule_of_the_judge_is_explained() -> None:
     rules = {call.args[0].value for call in calls if isinstance(call.args[0], ast.Constant)}
     assert len(rules) > 10
     assert rules == set(RULES)
-    assert set(NEXT) == {"PROMOTE", "HOLD", "REJECT"}
+    assert set(NEXT_STEPS) == {"PROMOTE", "HOLD", "REJECT"}
 
 
 def test_reasons_come_with_their_rules_and_notes_without() -> None:
     verdict: Any = {"rules": ["drift"], "reasons": ["it drifted", "it would be promoted otherwise"]}
     first, note = explain_rules(verdict)
-    assert (first.rule, first.reason, first.asks) == ("drift", "it drifted", RULES["drift"])
-    assert (note.rule, note.asks) == ("", "")
+    assert (first.rule, first.reason, first.explanation) == ("drift", "it drifted", RULES["drift"])
+    assert (note.rule, note.explanation) == ("", "")
 
 
 def test_a_smaller_error_is_better_and_a_smaller_mcc_worse() -> None:
     evidence = weigh(1.0, 3.0)
-    figures = {figure.name: figure for figure in list_figures_of_both(evidence)}
+    figures = {figure.name: figure for figure in compare_figures(evidence)}
     assert figures["MCC"].better == figures["accuracy"].better == figures["Brier score (0 is perfect)"].better == -1
-    assert figures["MCC"].ours == f"{evidence['candidate']['interval']['mcc']:.3f}"
+    assert figures["MCC"].candidate == f"{evidence['candidate']['interval']['mcc']:.3f}"
     assert figures["its 95% interval"].better is None
-    assert {figure.theirs for figure in list_figures_of_both(weigh())} == {None}
+    assert {figure.champion for figure in compare_figures(weigh())} == {None}
     same = weigh(2.0, 2.0)
     same["champion"]["measurement"] = same["candidate"]
-    assert {figure.better for figure in list_figures_of_both(same)} == {0, None, -1}  # -1: the behaviour suite's
+    assert {figure.better for figure in compare_figures(same)} == {0, None, -1}  # -1: the behaviour suite's
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ def test_a_slice_is_marked_as_the_rule_sees_it(fall: float, rows: int, mark: str
     evidence["champion"]["measurement"]["per_source"] = {"s": {"rows": rows, "accuracy": 0.8, "mcc": 0.5 + fall}}
     (found,) = list_slices(evidence, policy().model_dump())[0]["rows"]
     assert found["mark"] == mark
-    held = "slice_fell" in tell(evidence, slice_rows=50).verdict["rules"]
+    held = "slice_dropped" in tell(evidence, min_slice_rows=50).verdict["rules"]
     assert held <= (mark == "fell")
 
 
@@ -72,13 +72,13 @@ def test_of_many_sources_those_that_fell_and_the_largest_are_shown_in_their_orde
     evidence["candidate"]["per_source"] = ours | {"s000": {"rows": 100, "mcc": 0.1}}
     evidence["champion"]["measurement"]["per_source"] = ours
     found = list_slices(evidence, policy().model_dump())[0]
-    assert [row["name"] for row in found["rows"]] == ["s000", *names[-SHOWN + 1 :]]
-    assert found["more"] == 100 - SHOWN
+    assert [row["name"] for row in found["rows"]] == ["s000", *names[-MAX_SLICES + 1 :]]
+    assert found["more"] == 100 - MAX_SLICES
 
 
 def test_phenomena_of_an_older_suite_are_shown_without_the_champions() -> None:
     evidence = weigh(2.0, 1.9)
-    del evidence["champion"]["behaviour"]["phenomena"]["islands"]
+    del evidence["champion"]["minimal_pairs"]["phenomena"]["islands"]
     order, islands = list_phenomena(evidence)
     assert (order["mark"], order["theirs"]) == ("lower", 1.0)
     assert (islands["mark"], islands["theirs"], islands["tick"]) == ("", None, None)
@@ -87,7 +87,7 @@ def test_phenomena_of_an_older_suite_are_shown_without_the_champions() -> None:
 @pytest.mark.parametrize(("chance", "shown"), [(1.0, "100%"), (0.04507, "4.5%"), (0.0004, "0.04%"), (1e-9, "< 0.001%")])
 def test_chances_are_written_for_people(chance: float, shown: str) -> None:
     evidence = weigh(2.0, 1.9)
-    facts = list_facts(evidence["comparison"] | {"chance_better": chance}, tell(evidence).verdict)
+    facts = list_facts(evidence["comparison"] | {"p_better": chance}, tell(evidence).verdict)
     assert next(fact.value for fact in facts if fact.name == "chance, in favour") == shown
 
 

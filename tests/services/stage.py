@@ -18,7 +18,7 @@ from typing import Any
 import httpx
 
 from flows import environment
-from flows.services.stack_config import Places, find_places
+from flows.services.stack_config import StackConfig, load_stack_config
 
 ROOT = Path(__file__).parents[2]
 Clock = Callable[[str], AbstractContextManager[None]]
@@ -45,7 +45,7 @@ class Stage:
         self.home.mkdir()
         self.postgres = Postgres(folder)
         self.store = Store(folder)
-        environment.prepare()
+        environment.set_process_defaults()
         ports = {name: str(free_port()) for name in ("PREFECT_PORT", "MLFLOW_PORT", "INFERENCE_PORT", "WORKER_PORT")}
         addresses = {
             "POSTGRES_HOST": "127.0.0.1",
@@ -59,7 +59,7 @@ class Stage:
         # Polls every second: the test waits for nothing that a lasting service need not hurry for.
         environ |= {"PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "5"}
         environ |= {"PREFECT_WORKER_QUERY_SECONDS": "1", "PREFECT_LOGGING_EXTRA_LOGGERS": "tasks"}
-        self.places: Places = find_places(environ, str(self.home))
+        self.places: StackConfig = load_stack_config(environ, str(self.home))
         self.services: dict[str, subprocess.Popen[bytes]] = {}
 
     def start(self, *names: str) -> None:
@@ -83,7 +83,7 @@ class Stage:
     def answers(self, name: str) -> bool:
         assert self.services[name].poll() is None, (self.folder / f"{name}.log").read_text()[-2_000:]
         with contextlib.suppress(OSError):
-            self.places.opener.open(self.places.health[name], timeout=5).close()
+            self.places.opener.open(self.places.health_urls[name], timeout=5).close()
             return True
         return False
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from stage import ROOT, Clock
 
-from flows.cli.app import EXAMPLES
+from flows.cli.app import FIRST_SENTENCES
 
 pytestmark = [pytest.mark.services, pytest.mark.timeout(900)]
 
@@ -36,7 +36,7 @@ def test_the_default_run_ends_with_a_champion_that_answers(tmp_path: Path, clock
     again = run("retrain")
     assert again["unchanged"]
     assert again["version"] == outcome["version"]
-    answers = run("predict", *EXAMPLES)
+    answers = run("predict", *FIRST_SENTENCES)
     assert [answer["label"] for answer in answers] == ["acceptable", "unacceptable"]
     assert [set(answer) for answer in answers] == [{"sentence", "label", "probability", "version"}] * 2
     status = run("status")

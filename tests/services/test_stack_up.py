@@ -44,4 +44,4 @@ def test_up_waits_until_all_answer_and_down_leaves_nothing(tmp_path: Path, clock
         with clock("make down"):
             ended = call("flows.services.stack", "down")
     assert (ended.returncode, ended.stdout) == (0, "stopped; the stores stay\n")
-    assert stack._members(str(tmp_path)) == []
+    assert stack._processes(str(tmp_path)) == []

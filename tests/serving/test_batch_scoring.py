@@ -26,14 +26,14 @@ from hypothesis import strategies as st
 from toy import SIGN, WORDS
 
 from flows.commands import review
-from tasks.core.errors import VerdictError, WrongUsage
+from tasks.core.errors import UsageError, VerdictError
 from tasks.data import sentences
-from tasks.data.cola_format import BYTE_ORDER_MARK, Rejected, Row, Rules
-from tasks.data.sentences import Input, count_records, find_input, read_sentences
+from tasks.data.cola_format import BYTE_ORDER_MARK, QuarantinedRow, Row, RowRules
+from tasks.data.sentences import SentenceSource, count_records, open_source, read_sentences
 from tasks.inference.classifier import Classifier
 from tasks.registry import tracking as runs
 from tasks.registry import versions as registry
-from tasks.registry.versions import CHAMPION, Store
+from tasks.registry.versions import CHAMPION, MlflowStore
 from tasks.serving import batch_scoring as scoring
 from tasks.serving.batch_scoring import Scorer, check_paths, divide, score_file, score_to_file, score_to_stream
 
@@ -80,7 +80,7 @@ def text_of(count: int, seed: int = 0) -> str:
 
 
 def score(path: str, out: Path, scorer: Scorer, size: int = 10) -> Any:
-    return score_to_file(find_input(path), out, scorer, size)
+    return score_to_file(open_source(path), out, scorer, size)
 
 
 def left_in(folder: Path) -> list[str]:
@@ -130,7 +130,7 @@ def test_every_format_gives_the_same_answers_in_the_same_order(
 def test_a_column_is_taken_by_name(tmp_path: Path, scorer: Scorer) -> None:
     path = write(tmp_path, "text,said\nnot this,the cat sees\n", "in.csv")
     assert [
-        row.sentence for row in read_sentences(find_input(path, "text=said,label=text")) if isinstance(row, Row)
+        row.sentence for row in read_sentences(open_source(path, "text=said,label=text")) if isinstance(row, Row)
     ] == ["the cat sees"]
 
 
@@ -159,7 +159,7 @@ def test_rows_in_are_scored_or_quarantined_whatever_the_bytes(ending: str, data:
         headed = b"text\n" + data if ending == "csv" else data
         path, out = write(Path(scratch), headed, f"in.{ending}"), Path(scratch) / "out.parquet"
         try:
-            records = list(read_sentences(find_input(path)))
+            records = list(read_sentences(open_source(path)))
             outcome = score(path, out, scorer, size=3)
         except VerdictError:
             assert not out.exists()
@@ -169,7 +169,7 @@ def test_rows_in_are_scored_or_quarantined_whatever_the_bytes(ending: str, data:
         assert list(zip(scores["line"], scores["sentence"], strict=True)) == [
             (record.line, record.sentence) for record in records if isinstance(record, Row)
         ]
-        faults = [record for record in records if isinstance(record, Rejected)]
+        faults = [record for record in records if isinstance(record, QuarantinedRow)]
         assert outcome["quarantined"] == len(faults)
         if faults:
             aside = pd.read_parquet(outcome["quarantine"])
@@ -310,7 +310,7 @@ def test_one_run_at_a_time_writes_an_output(tmp_path: Path, scorer: Scorer) -> N
 
 def test_large_records_make_short_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scoring, "PART_BYTES", 100)
-    large: list[Any] = [Rejected(line, "too long", "", b"x" * 60) for line in range(5)]
+    large: list[Any] = [QuarantinedRow(line, "too long", "", b"x" * 60) for line in range(5)]
     assert [len(part) for part in divide(large, 10)] == [2, 2, 1]
     assert next(divide(iter(large), 1)) == large[:1]
 
@@ -362,7 +362,7 @@ def test_wrong_input_or_output_is_one_line_before_anything_is_written(
     write(tmp_path, '{"words": "a"}\n', "no-text.jsonl")
     (tmp_path / "folder.parquet").mkdir()
     before = left_in(tmp_path)
-    with pytest.raises(WrongUsage, match=expected) as caught:
+    with pytest.raises(UsageError, match=expected) as caught:
         check_paths(str(tmp_path / path), str(tmp_path / out))
     assert "\n" not in str(caught.value)
     assert left_in(tmp_path) == before
@@ -377,24 +377,24 @@ def test_wrong_input_or_output_is_one_line_before_anything_is_written(
     ],
 )
 def test_wrong_options_are_one_line(columns: str, form: str, expected: str) -> None:
-    with pytest.raises(WrongUsage, match=expected):
-        find_input("-", columns, form)
+    with pytest.raises(UsageError, match=expected):
+        open_source("-", columns, form)
 
 
 @pytest.mark.parametrize("content", [b"", b"garbage", b"PAR1" * 20])
 def test_a_damaged_parquet_input_is_one_line(tmp_path: Path, content: bytes) -> None:
     with pytest.raises(VerdictError, match="cannot be read as Parquet"):
-        find_input(write(tmp_path, content, "in.parquet"))
+        open_source(write(tmp_path, content, "in.parquet"))
 
 
 def test_values_that_are_no_text_are_quarantined(tmp_path: Path) -> None:
     records = ['{"text": 1}', '{"text": null}', "[]", "no json", '{"other": 1}', '{"text": "a"}', '{"text": "\\ud800"}']
-    found = list(read_sentences(find_input(write(tmp_path, "\n".join(records), "in.jsonl"))))
-    assert [record.kind if isinstance(record, Rejected) else record.sentence for record in found] == [
+    found = list(read_sentences(open_source(write(tmp_path, "\n".join(records), "in.jsonl"))))
+    assert [record.kind if isinstance(record, QuarantinedRow) else record.sentence for record in found] == [
         *["record", "empty sentence", "record", "record", "field count", "a", "encoding"]
     ]
     pq.write_table(pa.table({"text": [1, None]}), tmp_path / "in.parquet")
-    kinds = [record.kind for record in read_sentences(find_input(str(tmp_path / "in.parquet"))) if record]  # type: ignore[union-attr]
+    kinds = [record.kind for record in read_sentences(open_source(str(tmp_path / "in.parquet"))) if record]  # type: ignore[union-attr]
     assert kinds == ["record", "empty sentence"]
 
 
@@ -402,15 +402,15 @@ def test_a_line_without_end_takes_bounded_memory(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(sentences, "LONGEST_LINE", 1_000)
     for ending in ("txt", "tsv", "csv", "jsonl"):
         path = write(tmp_path, "text\n" + "a" * 1_200 + "\n", f"in.{ending}")
-        last = list(read_sentences(Input(path, ending, None, Rules(max_chars=5_000))))[-1]
-        assert isinstance(last, Rejected)
+        last = list(read_sentences(SentenceSource(path, ending, None, RowRules(max_chars=5_000))))[-1]
+        assert isinstance(last, QuarantinedRow)
         assert last.kind == "too long"
 
 
 def test_records_are_counted_for_a_progress_bar(tmp_path: Path) -> None:
-    assert count_records(find_input(write(tmp_path, text_of(30)))) == 30
-    assert count_records(find_input(parquet(tmp_path))) == len(MIXED)
-    assert count_records(Input("-", "txt")) is None
+    assert count_records(open_source(write(tmp_path, text_of(30)))) == 30
+    assert count_records(open_source(parquet(tmp_path))) == len(MIXED)
+    assert count_records(SentenceSource("-", "txt")) is None
 
 
 class Standard:
@@ -425,7 +425,7 @@ def test_standard_input_to_standard_output_answers_line_by_line(
 ) -> None:
     monkeypatch.setattr(sys, "stdin", Standard(f"{GOOD}\n\n{BAD}\n".encode()))
     sink = io.StringIO()
-    outcome = score_to_stream(find_input("-"), sink, scorer, size=2)
+    outcome = score_to_stream(open_source("-"), sink, scorer, size=2)
     answers = [json.loads(line) for line in sink.getvalue().splitlines()]
     assert [(answer["line"], answer["label"]) for answer in answers] == [
         *[(1, "acceptable"), (2, None), (3, "unacceptable")]
@@ -439,7 +439,7 @@ def test_standard_input_to_standard_output_answers_line_by_line(
 def test_standard_input_takes_json_lines_where_told(scorer: Scorer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", Standard(json.dumps({"said": GOOD}).encode()))
     sink = io.StringIO()
-    score_to_stream(find_input("-", "text=said", "jsonl"), sink, scorer)
+    score_to_stream(open_source("-", "text=said", "jsonl"), sink, scorer)
     assert json.loads(sink.getvalue())["sentence"] == GOOD
 
 
@@ -477,7 +477,7 @@ def champion(empty_store: Path, tmp_path: Path, exported: Any) -> Path:
     home = tmp_path / "stores"
     home.mkdir()
     shutil.copy(empty_store, home / "mlflow.db")
-    store: Store = registry.locate_store(str(home))
+    store: MlflowStore = registry.locate_store(str(home))
     run = runs.open_run(store, "a" * 16, {}, {})
     tags = {"verdict": "PROMOTE", "mcc": "0.5", "dataset": "d" * 64}
     registry.move_alias(
@@ -505,7 +505,7 @@ def test_a_model_is_named_by_alias_number_or_folder(
     assert review.find_model("1", str(champion))[0] == "1"
     with pytest.raises(VerdictError, match="models:/acceptability/2 does not exist"):
         review.find_model("2", str(champion))
-    with pytest.raises(WrongUsage, match="is no registry address"):
+    with pytest.raises(UsageError, match="is no registry address"):
         review.find_model("no-such-folder", str(champion))
 
 

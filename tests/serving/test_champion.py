@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from serving import BAD, GOOD, TAMPERED, Shelf, copy_of, stock, until
 
-from tasks.core.errors import Unreachable, VerdictError, WrongUsage
+from tasks.core.errors import UnreachableError, UsageError, VerdictError
 from tasks.registry import versions as registry
 from tasks.registry.mlflow_client import connect
 from tasks.registry.versions import NoChampion, UnknownModel
@@ -117,7 +117,7 @@ def test_a_version_that_cannot_be_fetched_changes_nothing(
     shelf: Shelf, champion: Champion, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fail(*arguments: Any) -> str:
-        raise Unreachable("the artifacts are away")
+        raise UnreachableError("the artifacts are away")
 
     shelf.crown("2")
     with monkeypatch.context() as patch:
@@ -179,7 +179,9 @@ def test_no_champion_no_store_and_no_model_are_told_apart(shelf: Shelf, tmp_path
 
 def test_a_store_that_does_not_answer_is_told_with_what_to_do(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
-    with pytest.raises(Unreachable, match=r"MLflow store http://127\.0\.0\.1:9 failed .*; check it: verdict doctor"):
+    with pytest.raises(
+        UnreachableError, match=r"MLflow store http://127\.0\.0\.1:9 failed .*; check it: verdict doctor"
+    ):
         follow(shelf)
     with follow(shelf, must_load=False) as champion, pytest.raises(NotReady, match="no model is loaded yet: MLflow"):
         champion.predict([GOOD])
@@ -187,7 +189,7 @@ def test_a_store_that_does_not_answer_is_told_with_what_to_do(shelf: Shelf, monk
 
 @pytest.mark.parametrize("model", ["acceptability", "models:/x", "models:/x@", "models:/x/1@y", "models:/a/b/c", ""])
 def test_what_is_no_address_is_wrong_usage(shelf: Shelf, model: str) -> None:
-    with pytest.raises(WrongUsage, match="is no registry address and no folder; expected models:/acceptability"):
+    with pytest.raises(UsageError, match="is no registry address and no folder; expected models:/acceptability"):
         Champion(model, NEVER, "cpu", str(shelf.home), must_load=False)
 
 
@@ -225,12 +227,12 @@ def test_a_folder_needs_no_store_and_is_known_by_its_digest(exported: Any, tmp_p
 def test_a_graph_that_is_none_is_refused_in_one_line(exported: Any, tmp_path: Path) -> None:
     from toy import facts
 
-    from tasks.inference.bundle import seal
+    from tasks.inference.bundle import write_manifest
 
     bundle = Path(shutil.copytree(exported["bundle"], tmp_path / "bundle"))
     for graph in bundle.glob("*.onnx"):
         graph.write_bytes(b"no graph")
-    seal(bundle, facts(), {})
+    write_manifest(bundle, facts(), {})
     with pytest.raises(VerdictError) as caught:
         Champion(str(bundle), NEVER, "cpu")
     assert "\n" not in str(caught.value)

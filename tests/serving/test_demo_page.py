@@ -19,22 +19,22 @@ from serving import BAD, GOOD, Shelf, copy_of, serving, stock, until
 
 from flows.cli import app as cli
 from tasks.core.errors import VerdictError
-from tasks.data.ingestion import take_snapshots
-from tasks.data.record_readers import Form
-from tasks.data.snapshots import read_tables
+from tasks.data.ingestion import ingest
+from tasks.data.record_readers import TableFormat
+from tasks.data.snapshots import iter_snapshot
 from tasks.data.sources import locate_sources
 from tasks.serving import demo_page as module
 from tasks.serving.champion import CHAMPION_URI, Champion
-from tasks.serving.demo_gateway import CALL, RUN
-from tasks.serving.demo_page import EXAMPLES, LOOK
+from tasks.serving.demo_gateway import CALL_PATH, RUN_PATH
+from tasks.serving.demo_page import EXAMPLE_INPUTS, POLL_S
 from tasks.serving.feedback import Feedback
-from tasks.serving.request_validation import Limits
-from tasks.serving.server import Serving, serve
+from tasks.serving.request_validation import RequestLimits
+from tasks.serving.server import ServerConfig, serve
 
 ROOT = Path(__file__).parents[2]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 NEVER = 3_600.0  # seconds
-SMALL = Limits(body=100_000, sentences=20, characters=2_500, seconds=2)
+SMALL = RequestLimits(body=100_000, sentences=20, characters=2_500, seconds=2)
 BOX = "Sentences, one a line"
 HOSTILE = "${alert(1)} {{constructor}} `x` <img src=x onerror=alert(1)> <script>alert(1)</script> \\u202e"
 Open = Callable[..., Any]
@@ -151,7 +151,7 @@ def test_several_sentences_are_judged_at_once_and_from_the_keyboard_alone(client
         page.keyboard.press("Tab")
         reached.append(page.evaluate("document.activeElement.innerText").strip())
     assert reached[0] == "Judge"
-    assert reached[1:6] == [" ".join(text.split()) for text in EXAMPLES]
+    assert reached[1:6] == [" ".join(text.split()) for text in EXAMPLE_INPUTS]
     assert reached[6:] == ["acceptable", "not acceptable"]
     page.keyboard.press("Enter")
     page.get_by_text("in the file)").wait_for()
@@ -159,10 +159,12 @@ def test_several_sentences_are_judged_at_once_and_from_the_keyboard_alone(client
 
 def test_an_example_is_judged_with_one_click(client: httpx.Client, visit: Open) -> None:
     page = visit(client)
-    page.get_by_role("button", name=" ".join(EXAMPLES[-1].split())).click()
+    page.get_by_role("button", name=" ".join(EXAMPLE_INPUTS[-1].split())).click()
     texts = answers(page, 2)
-    assert page.get_by_label(BOX).input_value() == EXAMPLES[-1]
-    assert [text.startswith(line) for text, line in zip(texts, EXAMPLES[-1].splitlines(), strict=True)] == [True] * 2
+    assert page.get_by_label(BOX).input_value() == EXAMPLE_INPUTS[-1]
+    assert [text.startswith(line) for text, line in zip(texts, EXAMPLE_INPUTS[-1].splitlines(), strict=True)] == [
+        True
+    ] * 2
 
 
 def test_a_flag_stands_in_the_file_and_trains_with_the_next_run(
@@ -184,8 +186,8 @@ def test_a_flag_stands_in_the_file_and_trains_with_the_next_run(
     first.get_by_text("stands there already (2 in the file)").wait_for()
     assert feedback.path.read_text() == f"feedback\t0\t*\tquite {GOOD}\nfeedback\t1\t\tquite {BAD}\n"
     sources = locate_sources([str(toy_data), str(feedback.path)], "", "", str(tmp_path))
-    train = take_snapshots(sources, str(tmp_path), Form(), 0.2)["train"]
-    rows = [row for batch in read_tables(train["path"]) for row in batch.to_pylist() if row["source"] == "feedback"]
+    train = ingest(sources, str(tmp_path), TableFormat(), 0.2)["train"]
+    rows = [row for batch in iter_snapshot(train["path"]) for row in batch.to_pylist() if row["source"] == "feedback"]
     assert train["quarantined"] == 0
     assert {row["sentence"]: row["label"] for row in rows} == {f"quite {GOOD}": 0, f"quite {BAD}": 1}
 
@@ -213,7 +215,7 @@ def test_the_page_shows_the_new_version_when_the_alias_moves(
         assert "no model is loaded yet: there is no champion yet" in refusal(page, "no model")
         for version in ("1", "2"):
             shelf.crown(version)
-            page.get_by_text(f"Version {version} of {CHAMPION_URI} answers.").wait_for(timeout=1_000 * (LOOK + 10))
+            page.get_by_text(f"Version {version} of {CHAMPION_URI} answers.").wait_for(timeout=1_000 * (POLL_S + 10))
             judge(page, GOOD)
             page.get_by_text(f"version {version}", exact=True).wait_for()
             (text,) = answers(page, 1)
@@ -240,7 +242,7 @@ def test_what_cannot_be_judged_is_refused_in_one_line(client: httpx.Client, visi
 
 
 def test_a_sentence_of_ten_megabytes_is_refused_where_a_person_sees_it(client: httpx.Client) -> None:
-    answer = client.post(RUN, json={"data": ["x" * 10_000_000], "fn_index": 0})
+    answer = client.post(RUN_PATH, json={"data": ["x" * 10_000_000], "fn_index": 0})
     (value,) = answer.json()["data"]
     assert '<p class="refused" role="alert">the body is longer than 100000 bytes' in value["html"]
     assert len(answer.content) < 500
@@ -328,14 +330,14 @@ def test_nothing_else_of_gradio_can_be_told(client: httpx.Client, path: str) -> 
 @pytest.mark.parametrize(
     ("path", "body"),
     [
-        (RUN, []),
-        (RUN, {"data": [{"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}}], "fn_index": 0}),
-        (RUN, {"data": ["a", "b"], "fn_index": 0}),
-        (RUN, {"data": [True], "fn_index": 0}),
-        (RUN, {"data": ["a"], "fn_index": "0"}),
-        (CALL, {"data": [], "component_id": 1, "fn_name": "flag"}),
-        (CALL, {"data": {}, "component_id": 1, "fn_name": "load"}),
-        (CALL, {"data": {}, "component_id": "1", "fn_name": "flag"}),
+        (RUN_PATH, []),
+        (RUN_PATH, {"data": [{"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}}], "fn_index": 0}),
+        (RUN_PATH, {"data": ["a", "b"], "fn_index": 0}),
+        (RUN_PATH, {"data": [True], "fn_index": 0}),
+        (RUN_PATH, {"data": ["a"], "fn_index": "0"}),
+        (CALL_PATH, {"data": [], "component_id": 1, "fn_name": "flag"}),
+        (CALL_PATH, {"data": {}, "component_id": 1, "fn_name": "load"}),
+        (CALL_PATH, {"data": {}, "component_id": "1", "fn_name": "flag"}),
     ],
 )
 def test_what_the_page_never_sends_is_refused(client: httpx.Client, path: str, body: Any) -> None:
@@ -363,7 +365,7 @@ def test_a_flag_is_a_sentence_and_a_label(client: httpx.Client, data: Any, writt
     config = json.loads(re.search(r"window\.gradio_config = (\{.*?\});</script>", html)[1])  # type: ignore[index]
     (flagging,) = (part["id"] for part in config["components"] if "flag" in str(part["props"].get("server_fns")))
     body = json.dumps({"data": data, "component_id": flagging, "fn_name": "flag"})
-    answer = client.post(CALL, content=body)
+    answer = client.post(CALL_PATH, content=body)
     assert answer.json()["written"] is written
 
 
@@ -379,9 +381,9 @@ def test_a_flag_is_a_sentence_and_a_label(client: httpx.Client, data: Any, writt
     ],
 )
 def test_another_sites_page_cannot_flag(client: httpx.Client, headers: dict[str, str], code: int) -> None:
-    assert client.post(CALL, json={}, headers=headers).status_code == code
+    assert client.post(CALL_PATH, json={}, headers=headers).status_code == code
     own = f"http://{client.base_url.host}:{client.base_url.port}"
-    assert client.post(CALL, json={}, headers={"origin": own}).status_code == 422
+    assert client.post(CALL_PATH, json={}, headers={"origin": own}).status_code == 422
 
 
 def test_the_page_is_built_for_its_first_visitor_and_once(
@@ -416,7 +418,7 @@ def test_without_gradio_the_command_says_what_to_do(monkeypatch: pytest.MonkeyPa
     with pytest.raises(
         VerdictError, match=r"the page needs gradio, which is not installed; .* verdict serve --no-page"
     ):
-        serve(Serving(), str(tmp_path))
+        serve(ServerConfig(), str(tmp_path))
 
 
 def test_feedback_without_a_page_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,10 +14,10 @@ from filelock import FileLock
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks.core.errors import VerdictError, WrongUsage
+from tasks.core.errors import UsageError, VerdictError
 from tasks.data.cola_format import parse_tsv
 from tasks.serving import feedback as module
-from tasks.serving.feedback import Feedback, Written, one_line
+from tasks.serving.feedback import AppendResult, Feedback, one_line
 
 ROOT = Path(__file__).parents[2]
 WRITER = """
@@ -36,7 +36,7 @@ def path(tmp_path: Path) -> Path:
 def read(path: Path) -> list[tuple[str, int, str, str]]:
     """Return the rows that the product reads, and see that it keeps every line."""
     (block,) = parse_tsv(io.BytesIO(path.read_bytes()))
-    assert block.rejected == []
+    assert block.quarantined == []
     columns = [block.kept[name].to_pylist() for name in ("source", "label", "mark", "sentence")]
     return list(zip(*columns, strict=True))
 
@@ -44,8 +44,8 @@ def read(path: Path) -> list[tuple[str, int, str, str]]:
 def test_lines_have_cola_s_four_columns(path: Path) -> None:
     feedback = Feedback(str(path))
     assert not path.exists()
-    assert feedback.add("The child has eaten.", 1) == Written(1, True)
-    assert feedback.add("The child have eat.", 0) == Written(2, True)
+    assert feedback.add("The child has eaten.", 1) == AppendResult(1, True)
+    assert feedback.add("The child have eat.", 0) == AppendResult(2, True)
     assert path.read_text() == "feedback\t1\t\tThe child has eaten.\nfeedback\t0\t*\tThe child have eat.\n"
 
 
@@ -112,7 +112,7 @@ def test_processes_and_threads_write_whole_lines(path: Path) -> None:
 
 def test_a_last_line_without_its_end_is_ended_first(path: Path) -> None:
     path.write_text("feedback\t1\t\tBy hand.")
-    assert Feedback(str(path)).add("Next.", 1) == Written(2, True)
+    assert Feedback(str(path)).add("Next.", 1) == AppendResult(2, True)
     assert [text for *_, text in read(path)] == ["By hand.", "Next."]
 
 
@@ -148,21 +148,21 @@ def test_who_waits_for_the_lock_too_long_is_told(path: Path, monkeypatch: pytest
 
 @pytest.mark.parametrize("name", ["feedback.csv", "feedback", "out_of_domain_dev.tsv", "holdout.tsv", "test.tsv"])
 def test_a_name_that_does_not_train_is_wrong_usage(tmp_path: Path, name: str) -> None:
-    with pytest.raises(WrongUsage, match=r"expected a training file's name: --feedback feedback\.tsv"):
+    with pytest.raises(UsageError, match=r"expected a training file's name: --feedback feedback\.tsv"):
         Feedback(str(tmp_path / name))
 
 
 def test_a_path_that_is_none_is_wrong_usage(path: Path) -> None:
     path.mkdir()
-    with pytest.raises(WrongUsage, match="feedback cannot go to"):
+    with pytest.raises(UsageError, match="feedback cannot go to"):
         Feedback(str(path))
-    with pytest.raises(WrongUsage, match=r"cannot be read \(Not a directory\)"):
+    with pytest.raises(UsageError, match=r"cannot be read \(Not a directory\)"):
         Feedback("/dev/null/feedback.tsv")
 
 
 def test_a_file_of_another_format_is_not_written_to(path: Path) -> None:
     path.write_text("sentence\tlabel\nThe child has eaten.\t1\n")
-    with pytest.raises(WrongUsage, match=r"has another format \(line 1: 2 fields instead of 4\); name another"):
+    with pytest.raises(UsageError, match=r"has another format \(line 1: 2 fields instead of 4\); name another"):
         Feedback(str(path))
 
 

@@ -23,15 +23,15 @@ from prometheus_client.parser import text_string_to_metric_families
 from serving import BAD, GOOD, TAMPERED, Shelf, copy_of, free_port, serving, stock, until
 
 from tasks.core.errors import VerdictError
-from tasks.serving.batcher import Batcher, Closed
+from tasks.serving.batcher import Batcher, BatcherClosed
 from tasks.serving.champion import CHAMPION_URI, Champion
-from tasks.serving.open_inference import parse_question
-from tasks.serving.request_validation import DRAIN, Limits, Refused, sentences_of
-from tasks.serving.server import bind
+from tasks.serving.open_inference import parse_infer_request
+from tasks.serving.request_validation import MAX_DRAIN_BYTES, RequestError, RequestLimits, parse_sentences
+from tasks.serving.server import bind_socket
 
 ROOT = Path(__file__).parents[2]
 INFER = "/v2/models/acceptability/infer"
-SMALL = Limits(body=100_000, sentences=1_000, characters=2_000, seconds=0.5)
+SMALL = RequestLimits(body=100_000, sentences=1_000, characters=2_000, seconds=0.5)
 NEVER = 3_600.0  # seconds
 # The command with a model that takes a second and a half for each batch.
 SLOW = """
@@ -133,13 +133,13 @@ def test_a_body_without_a_length_is_counted_while_it_is_read(client: httpx.Clien
     sent = []
 
     def endless() -> Iterator[bytes]:
-        for _ in range(DRAIN // 1_000_000 * 4):
+        for _ in range(MAX_DRAIN_BYTES // 1_000_000 * 4):
             sent.append(1)
             yield b"x" * 1_000_000
 
     with contextlib.suppress(httpx.TransportError):  # the server hangs up on who does not stop
         assert client.post("/v1/judge", content=endless()).status_code == 413
-    assert len(sent) < DRAIN // 1_000_000 * 3
+    assert len(sent) < MAX_DRAIN_BYTES // 1_000_000 * 3
 
 
 def test_a_length_beyond_measure_is_refused_before_anything_is_read(client: httpx.Client) -> None:
@@ -269,11 +269,11 @@ documents = st.recursive(
 @given(documents | st.fixed_dictionaries({"inputs": st.lists(st.dictionaries(names, documents), max_size=1)}))
 @settings(max_examples=300, deadline=None)
 def test_any_json_is_a_question_or_is_refused(body: Any) -> None:
-    for read in (parse_question, sentences_of):
+    for read in (parse_infer_request, parse_sentences):
         refusals = []
         try:
             read(body, SMALL)  # type: ignore[operator]
-        except Refused as refused:
+        except RequestError as refused:
             refusals.append((400 <= refused.status < 500, len(str(refused)) < 300))
         assert refusals in ([], [(True, True)])
 
@@ -346,7 +346,7 @@ def test_one_request_s_fault_is_not_another_s(champion: Champion) -> None:
     with pytest.raises(RuntimeError):
         futures[1].result(10)
     batcher.close()
-    with pytest.raises(Closed):
+    with pytest.raises(BatcherClosed):
         batcher.submit([GOOD])
 
 
@@ -422,9 +422,9 @@ def test_a_taken_port_is_told_before_anything_is_loaded(capsys: pytest.CaptureFi
         taken.listen()
         port = taken.getsockname()[1]
         with pytest.raises(VerdictError, match=rf"127\.0\.0\.1:{port} cannot be served on \(address already in use\)"):
-            bind("127.0.0.1", port)
+            bind_socket("127.0.0.1", port)
     with pytest.raises(VerdictError, match=r"203\.0\.113\.7:80 cannot be served on"):
-        bind("203.0.113.7", 80)
+        bind_socket("203.0.113.7", 80)
 
 
 @pytest.fixture

@@ -27,11 +27,11 @@ from toy import SIGN, facts
 from tritonclient.grpc import model_config_pb2
 
 from flows.cli import app as cli
-from tasks.core.errors import VerdictError, WrongUsage
-from tasks.inference.bundle import VARIANTS, seal
+from tasks.core.errors import UsageError, VerdictError
+from tasks.inference.bundle import VARIANTS, write_manifest
 from tasks.inference.classifier import Classifier
 from tasks.serving import triton
-from tasks.serving.triton import Tuning, export_repository
+from tasks.serving.triton import TritonTuning, export_repository
 
 GOOD, BAD = "the cat sees the dog", f"the cat {SIGN} sees the dog"
 MODELS = ["acceptability", "acceptability_tokenise", "acceptability_graph", "acceptability_answer"]
@@ -190,7 +190,7 @@ def sealed(folder: Path, exported: Any, inputs: list[str], kind: int = TensorPro
     folder.mkdir()
     shutil.copy(Path(exported["bundle"]) / "tokenizer.json", folder)
     tiny_graph(folder / VARIANTS["fp32"], inputs, kind)
-    seal(folder, facts(**changes), {})
+    write_manifest(folder, facts(**changes), {})
     return folder
 
 
@@ -265,7 +265,7 @@ def test_every_model_is_called_like_its_folder_and_names_version_and_digest(
 
 
 def test_the_graph_runs_on_gpus_in_batches_and_the_rest_on_the_cpu(exported: Any, tmp_path: Path) -> None:
-    made = export_repository(exported["bundle"], str(tmp_path / "models"), "7", Tuning(3, 16, 250))
+    made = export_repository(exported["bundle"], str(tmp_path / "models"), "7", TritonTuning(3, 16, 250))
     configs = Repository(Path(made["repository"])).configs
     assert {config.max_batch_size for config in configs.values()} == {16}
     for name in MODELS[1:]:
@@ -341,12 +341,12 @@ def test_logits_that_are_no_numbers_are_an_error(repository: Repository) -> None
 
 
 @pytest.mark.parametrize("kind", [TensorProto.INT64, TensorProto.INT32])
-@pytest.mark.parametrize("inputs", [["input_ids"], ["attention_mask", "input_ids"], list(triton.MADE)])
+@pytest.mark.parametrize("inputs", [["input_ids"], ["attention_mask", "input_ids"], list(triton.TOKENIZER_OUTPUTS)])
 def test_the_tokens_come_as_the_graph_wants_them(exported: Any, tmp_path: Path, inputs: list[str], kind: int) -> None:
     """Encoders without token types, and graphs that take 32-bit ids."""
     bundle = sealed(tmp_path / "bundle", exported, inputs, kind)
     repository = Repository(Path(export_repository(str(bundle), str(tmp_path / "models"), "1")["repository"]))
-    wanted = {name: (triton.KINDS[kind], [-1]) for name in inputs}
+    wanted = {name: (triton.ONNX_TYPES[kind], [-1]) for name in inputs}
     assert tensors_of(repository.configs["acceptability_tokenise"].output) == wanted
     assert tensors_of(repository.configs["acceptability_graph"].input) == wanted
     assert [label for label, _ in repository.judge([GOOD])] == ["unacceptable"]
@@ -370,7 +370,7 @@ def test_a_bundle_that_is_not_registered_is_version_1_and_names_its_digest(expor
 @pytest.mark.parametrize("source", ["tokenise.py", "answer.py"])
 def test_what_runs_inside_triton_needs_numpy_and_tokenizers_alone(source: str) -> None:
     names = set()
-    for node in ast.walk(ast.parse((triton.SOURCES / source).read_text())):
+    for node in ast.walk(ast.parse((triton.TRITON_TEMPLATES / source).read_text())):
         if isinstance(node, ast.Import):
             names |= {alias.name.split(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -412,7 +412,7 @@ def test_a_folder_of_somebody_else_is_refused_and_left_alone(
 ) -> None:
     for name, text in content.items():
         (tmp_path / name).write_text(text)
-    with pytest.raises(WrongUsage, match=r"holds files, but no verdict\.json of `verdict export-triton`") as caught:
+    with pytest.raises(UsageError, match=r"holds files, but no verdict\.json of `verdict export-triton`") as caught:
         export_repository(exported["bundle"], str(tmp_path), "1")
     assert "\n" not in str(caught.value)
     assert files_of(tmp_path) == {name: text.encode() for name, text in content.items()}
@@ -420,7 +420,7 @@ def test_a_folder_of_somebody_else_is_refused_and_left_alone(
 
 def test_a_file_in_the_place_of_the_folder_is_refused(exported: Any, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(WrongUsage, match="is a file; expected a new folder"):
+    with pytest.raises(UsageError, match="is a file; expected a new folder"):
         export_repository(exported["bundle"], str(tmp_path / "file"), "1")
     with pytest.raises(VerdictError, match="cannot be written"):
         export_repository(exported["bundle"], str(tmp_path / "file" / "models"), "1")

@@ -5,10 +5,10 @@ from typing import Any
 import numpy as np
 from toy import SPLIT, circumstances, gate, policy
 
-from tasks.evaluation.judge import judge, sign
-from tasks.evaluation.measurement import compare_answers, measure_answers, predict_labels, round_probabilities
-from tasks.evaluation.minimal_pairs import sum_up
-from tasks.reporting.report import Told
+from tasks.evaluation.judge import judge, stamp
+from tasks.evaluation.measurement import compare, evaluate, predict_labels, round_probabilities
+from tasks.evaluation.minimal_pairs import summarise
+from tasks.reporting.report import ReportInputs
 
 HOSTILE = "He said \"<script>alert(1)</script>\" & 'left' | `x` {{ 7 * 7 }} {% raw %} _a_ **b** \u202e\x08."
 SOURCES = ("swb04", "<b>x</b>|`y`", "")
@@ -31,7 +31,7 @@ def draw_answers(labels: Any, skill: float, seed: int) -> list[float | None]:
 
 
 def measured(rows: Any, given: list[float | None], variant: str) -> Any:
-    found = measure_answers(rows, given, "CPUExecutionProvider", variant, 200)
+    found = evaluate(rows, given, "CPUExecutionProvider", variant, 200)
     found["worst"] = [{"line": 3, "source": SOURCES[1], "label": 0, "sentence": HOSTILE, "probability": 0.0123}]
     return found
 
@@ -49,15 +49,15 @@ def weigh(skill: float = 2.0, champion: float | None = None, rows: int = 300, **
     variants = {name: measured(table, ours, name) for name in VARIANTS}
     answers = table | {"variants": dict.fromkeys(VARIANTS, ours), "champion": None}
     told = {"word order": "1101", "islands": "0110"}
-    values = circumstances(incumbency="never" if champion is None else "reigning") | {
+    values = circumstances(champion_state="none" if champion is None else "active") | {
         "digest": "b" * 64,
         "holdout": "h" * 64,
         "split": SPLIT,
         "leak": {"left": 1, "remaining": 0, "sentences": []},
         "candidate": variants["int8"],
         "variants": variants,
-        "behaviour": sum_up(told),
-        "reported": None,
+        "minimal_pairs": summarise(told),
+        "secondary": None,
         "champion": None,
         "comparison": None,
         "answers": answers,
@@ -72,10 +72,10 @@ def weigh(skill: float = 2.0, champion: float | None = None, rows: int = 300, **
             "digest": "a" * 64,
             "training": "t" * 64,
             "measurement": measured(table, theirs, "int8"),
-            "behaviour": sum_up({"word order": "1111", "islands": "0110"}),
+            "minimal_pairs": summarise({"word order": "1111", "islands": "0110"}),
             "fault": None,
         }
-        values["comparison"] = compare_answers(table, ours, theirs, 200)
+        values["comparison"] = compare(table, ours, theirs, 200)
         values["comparison"]["sentences"] = list_apart(labels, ours, theirs)
     return values | changes
 
@@ -144,7 +144,7 @@ SETTINGS: list[tuple[str, Any, str]] = [
 ]
 FINDING = {
     "table": "whole data",
-    "asks": "share of quarantined rows",
+    "description": "share of quarantined rows",
     "setting": "data.max_quarantined",
     "expectation": "expect_x",
     "column": None,
@@ -157,15 +157,17 @@ FINDING = {
 }
 
 
-def tell(evidence: Any, bundle: str = "bundle", threshold: float = 0.3, **changes: Any) -> Told:
+def tell(evidence: Any, bundle: str = "bundle", threshold: float = 0.3, **changes: Any) -> ReportInputs:
     """Return everything that documents tell of a candidate, changed by name."""
     rules = {key: value for key, value in changes.items() if key in type(policy()).model_fields}
     values: dict[str, Any] = {
         "training": training(),
         "evidence": evidence,
-        "verdict": sign(judge(evidence, policy(threshold=threshold, **rules)), "2026-01-02T03:04:05+00:00", "ann@host"),
-        "gate": gate(findings=[FINDING], quarantined=1, reasons={"label": 1}, examples=["<b>.tsv line 3: label"]),
+        "verdict": stamp(
+            judge(evidence, policy(threshold=threshold, **rules)), "2026-01-02T03:04:05+00:00", "ann@host"
+        ),
+        "gate": gate(results=[FINDING], quarantined=1, reasons={"label": 1}, examples=["<b>.tsv line 3: label"]),
         "export": export(bundle),
         "settings": SETTINGS,
     }
-    return Told(**values | {key: value for key, value in changes.items() if key not in rules})
+    return ReportInputs(**values | {key: value for key, value in changes.items() if key not in rules})

@@ -78,7 +78,7 @@ def carry_out(order: dict[str, Any]) -> None:
 def main(modules: list[str]) -> None:
     from flows import environment
 
-    environment.prepare()
+    environment.set_process_defaults()
     for module in modules:
         importlib.import_module(module)
     print("ready", flush=True)

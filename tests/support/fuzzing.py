@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from tasks.core.errors import VerdictError
 from tasks.data.cola_format import BYTE_ORDER_MARK
-from tasks.data.snapshots import Snapshot, count_stored, read_tables, take_snapshot
+from tasks.data.snapshots import Snapshot, count_rows, iter_snapshot, write_snapshot
 
 # Fields that CSV must quote and JSON must escape are among them; nothing is at fault.
 SENTENCES = [
@@ -73,7 +73,7 @@ def check_file(path: Path, folder: Path) -> str:
         AssertionError: if a law is broken; any other exception but VerdictError passes through.
     """
     try:
-        snapshot = take_snapshot([str(path)], str(folder))
+        snapshot = write_snapshot([str(path)], str(folder))
     except VerdictError as error:
         message = str(error)
         assert message.isprintable(), f"{path}: a message of several lines: {message!r}"
@@ -87,9 +87,9 @@ def check_file(path: Path, folder: Path) -> str:
 
 def _check_counts(path: Path, snapshot: Snapshot) -> None:
     """Rows in = kept + quarantined = stored; each record has its own number."""
-    kept = [line for batch in read_tables(snapshot["path"], ["line"]) for line in batch["line"].to_pylist()]
+    kept = [line for batch in iter_snapshot(snapshot["path"], ["line"]) for line in batch["line"].to_pylist()]
     bad = pq.read_table(snapshot["quarantine"]).to_pylist() if snapshot["quarantine"] else []
-    stored = count_stored(snapshot["path"])
+    stored = count_rows(snapshot["path"])
     assert snapshot["rows_in"] == snapshot["kept"] + snapshot["quarantined"] == stored + len(bad), path
     assert (snapshot["kept"], snapshot["quarantined"]) == (len(kept), len(bad)), path
     assert snapshot["reasons"] == Counter(row["kind"] for row in bad), path
@@ -105,12 +105,12 @@ def _check_counts(path: Path, snapshot: Snapshot) -> None:
 
 def _check_digest(snapshot: Snapshot, scratch: Path) -> None:
     """The kept rows, written as a file of CoLA's format by hand, have the snapshot's digest and are all kept again."""
-    rows = [row for batch in read_tables(snapshot["path"]) for row in batch.to_pylist()]
+    rows = [row for batch in iter_snapshot(snapshot["path"]) for row in batch.to_pylist()]
     data = "".join(f"{row['source']}\t{row['label']}\t{row['mark']}\t{row['sentence']}\n" for row in rows).encode()
     assert snapshot["digest"] == hashlib.sha256(data).hexdigest()
     if rows:
         (scratch / "again.tsv").write_bytes(data)
-        again = take_snapshot([str(scratch / "again.tsv")], str(scratch))
+        again = write_snapshot([str(scratch / "again.tsv")], str(scratch))
         assert (again["digest"], again["kept"], again["quarantined"]) == (snapshot["digest"], len(rows), 0)
 
 

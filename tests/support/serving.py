@@ -12,16 +12,16 @@ from typing import Any, NamedTuple
 import httpx
 from toy import SIGN, facts
 
-from tasks.inference.bundle import seal
+from tasks.inference.bundle import write_manifest
 from tasks.registry import tracking as runs
 from tasks.registry import versions as registry
-from tasks.registry.versions import CHAMPION, Store
+from tasks.registry.versions import CHAMPION, MlflowStore
 from tasks.serving.batcher import Batcher
 from tasks.serving.champion import Champion
 from tasks.serving.feedback import Feedback
-from tasks.serving.metrics import Telemetry
-from tasks.serving.request_validation import Limits
-from tasks.serving.server import address_of, bind, build_app, server_for
+from tasks.serving.metrics import ServerMetrics
+from tasks.serving.request_validation import RequestLimits
+from tasks.serving.server import address_of, bind_socket, build_app, server_for
 
 GOOD, BAD = "the cat sees the dog", f"the cat {SIGN} sees the dog"
 TAMPERED = "3"  # the version whose files are not those that were registered
@@ -33,7 +33,7 @@ class Shelf(NamedTuple):
     home: Path
 
     @property
-    def store(self) -> Store:
+    def store(self) -> MlflowStore:
         return registry.locate_store(str(self.home))
 
     def crown(self, version: str) -> None:
@@ -44,11 +44,11 @@ def stock(folder: Path, empty_store: Path, exported: Any) -> Path:
     """Register three bundles in a new store; return the store's folder."""
     folder.mkdir()
     shutil.copy(empty_store, folder / "mlflow.db")
-    store = Store(uri=f"sqlite:///{folder}/mlflow.db", artifacts=str(folder / "artifacts"))
+    store = MlflowStore(uri=f"sqlite:///{folder}/mlflow.db", artifacts=str(folder / "artifacts"))
     run = runs.open_run(store, "a" * 16, {}, {})
     for length in (16, 15, 14):
         bundle = Path(shutil.copytree(exported["bundle"], folder / f"bundle-{length}"))
-        digest = seal(bundle, facts(max_length=length), {})["digest"]
+        digest = write_manifest(bundle, facts(max_length=length), {})["digest"]
         version = registry.register_bundle(store, run, str(bundle), digest, {"verdict": "PROMOTE"}, "a bundle")
     runs.close_run(store, run, "FINISHED")
     assert version == TAMPERED
@@ -83,16 +83,16 @@ class Slow:
 @contextlib.contextmanager
 def serving(
     champion: Champion,
-    limits: Limits | None = None,
+    limits: RequestLimits | None = None,
     slow: float = 0.0,
     feedback: Feedback | None = None,
     **settings: Any,
 ) -> Iterator[Any]:
     """Serve in a thread, with the page where feedback has a place to go; yield a client of the server."""
     batcher = Batcher(Slow(champion.current, slow).current if slow else champion.current, **settings)
-    telemetry = Telemetry(champion.status, lambda: batcher.waiting)
+    telemetry = ServerMetrics(champion.status, lambda: batcher.waiting)
     batcher.on_batch = telemetry.count_batch
-    bound = bind("127.0.0.1", 0)
+    bound = bind_socket("127.0.0.1", 0)
     bound.listen(100)
     app = build_app(champion, batcher, telemetry, limits, feedback)
     server = server_for(app)

@@ -6,15 +6,15 @@ from typing import Any
 
 from toy import facts
 
-from tasks.inference.bundle import seal
+from tasks.inference.bundle import write_manifest
 from tasks.registry import versions as registry
-from tasks.registry.mlflow_client import Store, connect
+from tasks.registry.mlflow_client import MlflowStore, connect
 
 
-def new_store(empty_store: Path, folder: Path) -> Store:
+def new_store(empty_store: Path, folder: Path) -> MlflowStore:
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copy(empty_store, folder / "mlflow.db")
-    return Store(uri=f"sqlite:///{folder}/mlflow.db", artifacts=str(folder / "artifacts"))
+    return MlflowStore(uri=f"sqlite:///{folder}/mlflow.db", artifacts=str(folder / "artifacts"))
 
 
 def light_bundle(folder: Path, name: str) -> str:
@@ -23,10 +23,10 @@ def light_bundle(folder: Path, name: str) -> str:
     bundle.mkdir(parents=True)
     for file in ("model.onnx", "tokenizer.json", "report.html"):
         (bundle / file).write_text(f"{file} of {name}")
-    return seal(bundle, facts(max_length=16), {})["digest"]
+    return write_manifest(bundle, facts(max_length=16), {})["digest"]
 
 
-def add_version(store: Store, folder: Path, name: str, **tags: str) -> str:
+def add_version(store: MlflowStore, folder: Path, name: str, **tags: str) -> str:
     """Register a light bundle; return its version."""
     model = folder / f"model-{name}"
     digest = light_bundle(model, name)
@@ -41,13 +41,13 @@ def bundle_folder(folder: Path, name: str) -> Path:
     return folder / f"model-{name}" / "data" / "bundle"
 
 
-def aliases(store: Store) -> dict[str, str]:
+def aliases(store: MlflowStore) -> dict[str, str]:
     with connect(store) as client:
         found = client.search_registered_models(f"name = '{registry.MODEL_NAME}'")
         return {alias: str(version) for alias, version in found[0].aliases.items()} if found else {}
 
 
-def set_alias(store: Store, version: str, alias: str = "champion") -> None:
+def set_alias(store: MlflowStore, version: str, alias: str = "champion") -> None:
     """What a person does in MLflow's own page."""
     with connect(store) as client:
         client.set_registered_model_alias(registry.MODEL_NAME, alias, version)

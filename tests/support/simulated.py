@@ -20,8 +20,8 @@ from scipy.stats import multivariate_normal
 
 from tasks.core.policy import Policy
 from tasks.evaluation.judge import decide
-from tasks.evaluation.metrics import matthews
-from tasks.evaluation.paired_tests import mcc_difference, swap_test
+from tasks.evaluation.metrics import mcc_from_counts
+from tasks.evaluation.paired_tests import mcc_difference, permutation_test
 
 SENTENCES, ACCEPTABLE = 516, 0.69  # CoLA's out_of_domain_dev.tsv
 MCC, AGREEMENT, RECALL = 0.55, 0.90, 0.92  # of the champion; two models; share of the acceptable ones called so
@@ -43,7 +43,9 @@ class World(NamedTuple):
 def mcc_of(recall: float, specificity: float) -> float:
     """Return the MCC of a model on sentences without end."""
     bad = 1 - ACCEPTABLE
-    return float(matthews([bad * specificity, bad * (1 - specificity), ACCEPTABLE * (1 - recall), ACCEPTABLE * recall]))
+    return float(
+        mcc_from_counts([bad * specificity, bad * (1 - specificity), ACCEPTABLE * (1 - recall), ACCEPTABLE * recall])
+    )
 
 
 @cache
@@ -145,7 +147,7 @@ def chances(cells: Cells) -> NDArray[np.float64]:
     """Return the chance [...] that the judge sees in cells [..., 8]; 1 where no policy could promote."""
     found = np.ones(cells.shape[:-1])
     for place in np.argwhere(mcc_difference(cells) > NEAR):
-        found[tuple(place)] = swap_test(cells[tuple(place)]).better
+        found[tuple(place)] = permutation_test(cells[tuple(place)]).better
     return found
 
 
@@ -167,16 +169,16 @@ def decisions(cells: Cells, policy: Policy, first: int = 0, slices: tuple[Cells,
 
 def evidence_of(cells: Cells, looks: int, slices: tuple[Cells, ...] = ()) -> Any:
     """Return what the judge looks at, and nothing else, for cells [8]."""
-    better, worse = swap_test(cells)
+    better, worse = permutation_test(cells)
     ours, theirs = _measured(cells, slices, 1), _measured(cells, slices, 2)
-    comparison = {"difference": float(mcc_difference(cells)), "chance_better": better, "chance_worse": worse}
+    comparison = {"difference": float(mcc_difference(cells)), "p_better": better, "p_worse": worse}
     suite = {"share": 0.5, "pairs": 280}
     champion = {
         "version": "1",
         "digest": "old",
         "training": "t",
         "measurement": theirs,
-        "behaviour": suite,
+        "minimal_pairs": suite,
         "fault": None,
     }
     return {
@@ -185,10 +187,10 @@ def evidence_of(cells: Cells, looks: int, slices: tuple[Cells, ...] = ()) -> Any
         "variants": {"fp32": ours},
         "champion": champion,
         "comparison": comparison,
-        "behaviour": suite,
+        "minimal_pairs": suite,
         "leak": {"left": 0, "remaining": 0, "sentences": []},
-        "incumbency": "reigning",
-        "looks": looks,
+        "champion_state": "active",
+        "holdout_uses": looks,
         "drift": [],
         "training": "t",
     }
@@ -200,7 +202,7 @@ def _measured(cells: Cells, slices: tuple[Cells, ...], axis: int) -> dict[str, A
 
     def figure(part: Cells) -> dict[str, float]:
         counts = part.reshape(2, 2, 2).sum(axis=other)
-        return {"rows": int(counts.sum()), "mcc": float(matthews(counts.reshape(4)))}
+        return {"rows": int(counts.sum()), "mcc": float(mcc_from_counts(counts.reshape(4)))}
 
     grouped = [{str(name): figure(part) for name, part in enumerate(parts)} for parts in slices] or [{}, {}]
     whole = figure(cells)

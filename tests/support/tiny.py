@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from transformers import BertConfig, BertForSequenceClassification
 
-from tasks.training.dataset import Encoded
-from tasks.training.train_step import Recipe
+from tasks.training.dataset import TokenDataset
+from tasks.training.train_step import StepConfig
 
 VOCABULARY = 20
 SIGN = 19  # the token that makes a toy sentence unacceptable
@@ -30,7 +30,7 @@ def tiny_bert(seed: int = 0, dropout: float = 0.0, **changes: Any) -> BertForSeq
     return BertForSequenceClassification(BertConfig(**values | changes))
 
 
-def toy_encoded(count: int, seed: int = 0) -> Encoded:
+def toy_encoded(count: int, seed: int = 0) -> TokenDataset:
     """Return sentences of 3 to 9 tokens; one token decides the label."""
     rng = np.random.default_rng(seed)
     ids = [rng.integers(4, SIGN, rng.integers(3, 10)) for _ in range(count)]
@@ -38,10 +38,10 @@ def toy_encoded(count: int, seed: int = 0) -> Encoded:
     for row, label in zip(ids, labels, strict=True):
         if label == 0:
             row[rng.integers(len(row))] = SIGN
-    return Encoded(ids, labels, 0, "cpu")
+    return TokenDataset(ids, labels, 0, "cpu")
 
 
-def toy_recipe(**changes: Any) -> Recipe:
+def toy_recipe(**changes: Any) -> StepConfig:
     """Return a recipe for these, changed by name."""
     values: dict[str, Any] = {
         "steps": 20,
@@ -52,4 +52,4 @@ def toy_recipe(**changes: Any) -> Recipe:
         "max_grad_norm": 1.0,
         "layer_decay": 1.0,
     }
-    return Recipe(**values | changes)
+    return StepConfig(**values | changes)

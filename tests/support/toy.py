@@ -172,7 +172,13 @@ def policy(**changes: Any) -> Any:
 
 def circumstances(**changes: Any) -> Any:
     """Return what a first candidate's verdict depends on besides measurements, changed by name."""
-    values = {"incumbency": "never", "looks": 0, "drift": [], "training": "t" * 64, "policy": policy().model_dump()}
+    values = {
+        "champion_state": "none",
+        "holdout_uses": 0,
+        "drift": [],
+        "training": "t" * 64,
+        "policy": policy().model_dump(),
+    }
     return values | changes
 
 
@@ -185,8 +191,8 @@ def gate(**changes: Any) -> Any:
         "quarantined": 0,
         "reasons": {},
         "examples": [],
-        "findings": [],
-        "blemishes": {},
+        "results": [],
+        "quality_issues": {},
         "drift": [],
         "reference": None,
         "profile": {

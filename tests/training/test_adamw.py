@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from tasks.training.adamw import LibraryAdamW
+from tasks.training.adamw import TorchAdamW
 from tasks.training.flat_parameters import FlatParameters, layer_scales
 
 RATES = [1e-2, 3e-3, 1e-3, 3e-2, 1e-2]
@@ -30,11 +30,11 @@ def gradients(step: int) -> list[torch.Tensor]:
     ]
 
 
-def flat_optimizer(model: nn.Module, max_grad_norm: float, layer_decay: float = 1.0) -> LibraryAdamW:
-    return LibraryAdamW(FlatParameters(model, WEIGHT_DECAY, layer_decay, torch.float32), max_grad_norm)
+def flat_optimizer(model: nn.Module, max_grad_norm: float, layer_decay: float = 1.0) -> TorchAdamW:
+    return TorchAdamW(FlatParameters(model, WEIGHT_DECAY, layer_decay, torch.float32), max_grad_norm)
 
 
-def step_with(optimizer: LibraryAdamW, model: nn.Module, step: int) -> None:
+def step_with(optimizer: TorchAdamW, model: nn.Module, step: int) -> None:
     for parameter, gradient in zip(model.parameters(), gradients(step), strict=True):
         parameter.grad = gradient
     optimizer.step(RATES[step % len(RATES)])
@@ -67,7 +67,7 @@ def test_flat_adamw_is_adamw_on_the_plain_model_step_by_step(max_grad_norm: floa
 def test_decay_shrinks_a_matrix_without_gradient_and_leaves_a_bias() -> None:
     model = nn.Linear(2, 2)
     weight, bias = model.weight.detach().clone(), model.bias.detach().clone()
-    optimizer = LibraryAdamW(FlatParameters(model, 0.5, 1.0, torch.float32), 1.0)
+    optimizer = TorchAdamW(FlatParameters(model, 0.5, 1.0, torch.float32), 1.0)
     optimizer.step(0.1)
     torch.testing.assert_close(model.weight.detach(), weight * (1 - 0.1 * 0.5))
     assert torch.equal(model.bias.detach(), bias)

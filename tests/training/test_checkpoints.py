@@ -15,9 +15,9 @@ from safetensors import SafetensorError
 
 from tasks.training import checkpoints
 from tasks.training.checkpoints import (
-    KEPT,
-    RECORD,
-    TENSORS,
+    MAX_KEPT,
+    STATE_FILE,
+    TENSORS_FILE,
     Checkpoint,
     delete_checkpoints,
     load_checkpoint,
@@ -73,12 +73,12 @@ def test_nothing_is_loaded_where_nothing_was_saved(tmp_path: Path) -> None:
 
 
 def test_the_last_two_are_kept(folder: Path) -> None:
-    assert KEPT == 2
+    assert MAX_KEPT == 2
     assert names(folder) == ["epoch-0001", "epoch-0002"]
     save_checkpoint(str(folder), RUN, checkpoint(3))
     save_checkpoint(str(folder), RUN, checkpoint(11))
     assert names(folder) == ["epoch-0003", "epoch-0011"]
-    assert names(folder / "epoch-0011") == [RECORD, TENSORS]
+    assert names(folder / "epoch-0011") == [STATE_FILE, TENSORS_FILE]
 
 
 def test_a_checkpoint_takes_the_place_of_one_of_the_same_epoch(folder: Path) -> None:
@@ -108,23 +108,23 @@ def _flip(path: Path) -> None:
 
 
 DAMAGES: dict[str, Callable[[Path], Any]] = {
-    "a bit of the tensors is another": lambda path: _flip(path / TENSORS),
-    "the tensors are cut off": lambda path: (path / TENSORS).write_bytes((path / TENSORS).read_bytes()[:-1]),
-    "the tensors are empty": lambda path: (path / TENSORS).write_bytes(b""),
-    "the tensors are gone": lambda path: (path / TENSORS).unlink(),
-    "the tensors are of another checkpoint": lambda path: (path / TENSORS).write_bytes(
-        (path.parent / "epoch-0001" / TENSORS).read_bytes()
+    "a bit of the tensors is another": lambda path: _flip(path / TENSORS_FILE),
+    "the tensors are cut off": lambda path: (path / TENSORS_FILE).write_bytes((path / TENSORS_FILE).read_bytes()[:-1]),
+    "the tensors are empty": lambda path: (path / TENSORS_FILE).write_bytes(b""),
+    "the tensors are gone": lambda path: (path / TENSORS_FILE).unlink(),
+    "the tensors are of another checkpoint": lambda path: (path / TENSORS_FILE).write_bytes(
+        (path.parent / "epoch-0001" / TENSORS_FILE).read_bytes()
     ),
-    "the record is no JSON": lambda path: (path / RECORD).write_text("{"),
-    "the record is empty": lambda path: (path / RECORD).write_text(""),
-    "the record is no object": lambda path: (path / RECORD).write_text("[1]"),
-    "the record lacks everything": lambda path: (path / RECORD).write_text("{}"),
-    "the record has another figure": lambda path: (path / RECORD).write_text(
-        (path / RECORD).read_text().replace("0.1", "0.2")
+    "the record is no JSON": lambda path: (path / STATE_FILE).write_text("{"),
+    "the record is empty": lambda path: (path / STATE_FILE).write_text(""),
+    "the record is no object": lambda path: (path / STATE_FILE).write_text("[1]"),
+    "the record lacks everything": lambda path: (path / STATE_FILE).write_text("{}"),
+    "the record has another figure": lambda path: (path / STATE_FILE).write_text(
+        (path / STATE_FILE).read_text().replace("0.1", "0.2")
     ),
-    "the record is no text": lambda path: (path / RECORD).write_bytes(b"\xff\xfe"),
-    "the record is gone": lambda path: (path / RECORD).unlink(),
-    "the record is a folder": lambda path: ((path / RECORD).unlink(), (path / RECORD).mkdir()),
+    "the record is no text": lambda path: (path / STATE_FILE).write_bytes(b"\xff\xfe"),
+    "the record is gone": lambda path: (path / STATE_FILE).unlink(),
+    "the record is a folder": lambda path: ((path / STATE_FILE).unlink(), (path / STATE_FILE).mkdir()),
     "it is another run's": lambda path: save_checkpoint(str(path.parent), "another", checkpoint(2)),
     "its name is no number": lambda path: path.rename(path.with_name("epoch-2nd")),
 }
@@ -162,7 +162,7 @@ def test_a_line_says_that_it_is_another_runs(folder: Path, caplog: pytest.LogCap
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
-@given(name=st.sampled_from([RECORD, TENSORS]), data=st.data())
+@given(name=st.sampled_from([STATE_FILE, TENSORS_FILE]), data=st.data())
 def test_no_changed_byte_is_ever_believed(name: str, data: st.DataObject, folder: Path) -> None:
     save_checkpoint(str(folder), RUN, checkpoint(2))
     path = folder / "epoch-0002" / name

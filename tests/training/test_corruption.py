@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks.data.normalization import fold
+from tasks.data.normalization import normalise
 from tasks.training import corruption as spoiling
-from tasks.training.corruption import WAYS, Spoil, spoil, with_spoiled
+from tasks.training.corruption import CORRUPTIONS, Corruption, corrupt, with_corruptions
 
 unhurried = settings(deadline=None)  # slow is not wrong
 
@@ -52,11 +52,11 @@ words = st.one_of(
 texts = st.lists(words, max_size=10).map(" ".join)
 
 
-def spoiled_by(way: Spoil, *sentences: str, count: int = 100) -> list[str]:
+def spoiled_by(way: Corruption, *sentences: str, count: int = 100) -> list[str]:
     """Spoil in one way only; so many tries find all that there is where there is little."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(spoiling, "WAYS", (way,))
-        return spoil(sentences, sentences, count, 0)
+        return corrupt(sentences, sentences, count, 0)
 
 
 def frame(*rows: tuple[str, int]) -> pd.DataFrame:
@@ -81,54 +81,54 @@ def moved(size: int) -> set[str]:
 def test_spoiled_sentences_are_no_more_than_wanted_all_different_and_none_is_known(
     sentences: list[str], others: list[str], count: int, seed: int
 ) -> None:
-    found = spoil(sentences, sentences + others, count, seed)
-    folded = [fold(text) for text in found]
+    found = corrupt(sentences, sentences + others, count, seed)
+    folded = [normalise(text) for text in found]
     assert len(found) <= count
     assert len(set(folded)) == len(found)
-    assert not set(folded) & {fold(text) for text in sentences + others}
-    assert spoil(sentences, sentences + others, count, seed) == found
+    assert not set(folded) & {normalise(text) for text in sentences + others}
+    assert corrupt(sentences, sentences + others, count, seed) == found
 
 
 @unhurried
 @given(st.lists(texts, max_size=5), st.integers(0, 2**32 - 1))
 def test_spoiled_sentences_are_made_of_what_the_sentences_are_made_of(sentences: list[str], seed: int) -> None:
     letters = set("".join(sentences)) | {" "}
-    assert set("".join(spoil(sentences, [], 20, seed))) <= letters
+    assert set("".join(corrupt(sentences, [], 20, seed))) <= letters
 
 
 @pytest.mark.parametrize("seed", [0, 7, 2**32 - 1])
 def test_one_seed_gives_one_list_and_another_seed_another(seed: int) -> None:
-    found = spoil(SENTENCES, SENTENCES, 50, seed)
+    found = corrupt(SENTENCES, SENTENCES, 50, seed)
     assert len(found) == 50
-    assert spoil(SENTENCES, SENTENCES, 50, seed) == found
-    assert len(set(found) & set(spoil(SENTENCES, SENTENCES, 50, seed // 2 + 1))) < 40
+    assert corrupt(SENTENCES, SENTENCES, 50, seed) == found
+    assert len(set(found) & set(corrupt(SENTENCES, SENTENCES, 50, seed // 2 + 1))) < 40
 
 
 def test_as_many_come_as_are_wanted_where_the_sentences_suffice() -> None:
-    assert [len(spoil(SENTENCES, SENTENCES, count, 1)) for count in (0, 1, 2, 30, 400)] == [0, 1, 2, 30, 400]
+    assert [len(corrupt(SENTENCES, SENTENCES, count, 1)) for count in (0, 1, 2, 30, 400)] == [0, 1, 2, 30, 400]
 
 
 def test_every_sentence_is_spoiled() -> None:
-    found = " ".join(spoil(SENTENCES, SENTENCES, 100, 1)).split()
+    found = " ".join(corrupt(SENTENCES, SENTENCES, 100, 1)).split()
     assert set(found) >= set(" ".join(SENTENCES).split())
 
 
 @pytest.mark.parametrize("sentences", TOO_SHORT, ids=str)
-@pytest.mark.parametrize("way", dict.fromkeys(WAYS), ids=lambda way: way.__name__)
-def test_sentences_of_less_than_three_words_cannot_be_spoiled(way: Spoil, sentences: list[str]) -> None:
+@pytest.mark.parametrize("way", dict.fromkeys(CORRUPTIONS), ids=lambda way: way.__name__)
+def test_sentences_of_less_than_three_words_cannot_be_spoiled(way: Corruption, sentences: list[str]) -> None:
     assert spoiled_by(way, *sentences) == []
 
 
-@pytest.mark.parametrize("way", dict.fromkeys(WAYS), ids=lambda way: way.__name__)
-def test_punctuation_alone_stays_punctuation(way: Spoil) -> None:
+@pytest.mark.parametrize("way", dict.fromkeys(CORRUPTIONS), ids=lambda way: way.__name__)
+def test_punctuation_alone_stays_punctuation(way: Corruption) -> None:
     """Such data have no small words and no forms."""
     for text in spoiled_by(way, "! ! ! !", "? ? ? , . ", "... --- ... ?!"):
         assert set(text) <= set("!?,.- ")
 
 
 @pytest.mark.parametrize("sentence", ODD)
-@pytest.mark.parametrize("way", dict.fromkeys(WAYS), ids=lambda way: way.__name__)
-def test_no_way_takes_letters_of_any_script_apart(way: Spoil, sentence: str) -> None:
+@pytest.mark.parametrize("way", dict.fromkeys(CORRUPTIONS), ids=lambda way: way.__name__)
+def test_no_way_takes_letters_of_any_script_apart(way: Corruption, sentence: str) -> None:
     others = ["alpha beta gamma delta", sentence]
     known = {word for text in others for word in text.removesuffix("।").split()}
     for text in spoiled_by(way, *others):
@@ -139,8 +139,8 @@ def test_no_way_takes_letters_of_any_script_apart(way: Spoil, sentence: str) -> 
 
 
 @pytest.mark.parametrize("end", [" .", " ?", ".", "!", "?!", " ...", "...", '."', " 。", "。", " ।", "।", ""])
-@pytest.mark.parametrize("way", dict.fromkeys(WAYS), ids=lambda way: way.__name__)
-def test_final_punctuation_stays_where_it_is(way: Spoil, end: str) -> None:
+@pytest.mark.parametrize("way", dict.fromkeys(CORRUPTIONS), ids=lambda way: way.__name__)
+def test_final_punctuation_stays_where_it_is(way: Corruption, end: str) -> None:
     """Otherwise a stop amid a sentence would give away that it is spoiled."""
     found = spoiled_by(way, f"alpha alphas gamma delta five six{end}", f"one two three four zeta{end}")
     if way is not spoiling._swap_distant:  # where words are few, all of them are small
@@ -178,7 +178,7 @@ def test_a_splice_ends_as_the_sentence_that_it_begins_as() -> None:
         (spoiling._move_word, moved(1)),
         (spoiling._move_span, moved(2) | moved(3)),
         (
-            spoiling._change_small_word,
+            spoiling._change_function_word,
             {
                 " ".join([*FOUR.split()[:at], word, *FOUR.split()[at + 1 :]])
                 for at in range(4)
@@ -187,7 +187,7 @@ def test_a_splice_ends_as_the_sentence_that_it_begins_as() -> None:
             - {FOUR},
         ),
         (
-            spoiling._insert_small_word,
+            spoiling._insert_function_word,
             {" ".join([*FOUR.split()[:at], word, *FOUR.split()[at:]]) for at in range(5) for word in FOUR.split()[:4]},
         ),
         (spoiling._change_form, set()),
@@ -195,7 +195,7 @@ def test_a_splice_ends_as_the_sentence_that_it_begins_as() -> None:
     ],
     ids=lambda value: value.__name__ if callable(value) else "",
 )
-def test_a_way_gives_these_of_four_words_and_no_others(way: Spoil, expected: set[str]) -> None:
+def test_a_way_gives_these_of_four_words_and_no_others(way: Corruption, expected: set[str]) -> None:
     found = spoiled_by(way, FOUR)
     assert set(found) == expected
     assert len(found) == len(expected)
@@ -212,13 +212,13 @@ def test_a_way_gives_these_of_four_words_and_no_others(way: Spoil, expected: set
         (spoiling._move_span, (0, 0), (0, 0)),
         (spoiling._drop_word, (1, 1), (0, 0)),
         (spoiling._drop_span, (2, 3), (0, 0)),
-        (spoiling._insert_small_word, (0, 0), (1, 1)),
-        (spoiling._change_small_word, (1, 1), (1, 1)),
+        (spoiling._insert_function_word, (0, 0), (1, 1)),
+        (spoiling._change_function_word, (1, 1), (1, 1)),
     ],
     ids=lambda value: value.__name__ if callable(value) else "",
 )
 def test_a_way_takes_away_and_adds_so_many_words(
-    way: Spoil, less: tuple[int, int], more: tuple[int, int], drawn: list[str]
+    way: Corruption, less: tuple[int, int], more: tuple[int, int], drawn: list[str]
 ) -> None:
     before = Counter(drawn)
     for text in spoiled_by(way, " ".join([*drawn, "."]), count=5):
@@ -239,14 +239,14 @@ def test_words_that_are_far_apart_are_swapped_only_if_they_are_not_small(monkeyp
 def test_small_words_are_the_most_frequent_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(spoiling, "SMALL_WORDS", 2)
     frequent = ["the cat , a dog .", "a bird , the fox ."]
-    assert set(spoiled_by(spoiling._change_small_word, *frequent)) == {
+    assert set(spoiled_by(spoiling._change_function_word, *frequent)) == {
         "a cat , a dog .",
         "the cat , the dog .",
         "the bird , the fox .",
         "a bird , a fox .",
     }
-    assert {fold(text) for text in spoiled_by(spoiling._insert_small_word, *frequent)} == {
-        fold(" ".join([*source.split()[:at], word, *source.split()[at:]]))
+    assert {normalise(text) for text in spoiled_by(spoiling._insert_function_word, *frequent)} == {
+        normalise(" ".join([*source.split()[:at], word, *source.split()[at:]]))
         for source in frequent
         for at in range(6)
         for word in ("the", "a")
@@ -276,7 +276,7 @@ ROWS = frame(*((sentence, 1) for sentence in SENTENCES), ("wrongly cat the dog w
 
 @pytest.mark.parametrize("copies", [1, 2, 5])
 def test_there_are_as_many_spoiled_ones_as_acceptable_ones(copies: int) -> None:
-    found = with_spoiled(ROWS, copies, 3)
+    found = with_corruptions(ROWS, copies, 3)
     assert list(found.columns) == ["sentence", "label"]
     assert found["label"].tolist() == [1] * 4 * copies + [0] * 4 * copies
     assert found["label"].dtype == np.int64
@@ -285,45 +285,45 @@ def test_there_are_as_many_spoiled_ones_as_acceptable_ones(copies: int) -> None:
 
 
 def test_only_acceptable_sentences_are_spoiled() -> None:
-    assert "wrongly" not in " ".join(with_spoiled(ROWS, 20, 3)["sentence"])
+    assert "wrongly" not in " ".join(with_corruptions(ROWS, 20, 3)["sentence"])
 
 
 def test_what_the_data_call_unacceptable_is_not_given_a_second_time() -> None:
     """Nor what differs from it in case and punctuation alone."""
     rows = frame((FOUR, 1), *((text.upper().removesuffix(" ."), 0) for text in moved(1)))
-    spoiled = set(with_spoiled(rows, 50, 3)["sentence"]) - {FOUR}
+    spoiled = set(with_corruptions(rows, 50, 3)["sentence"]) - {FOUR}
     assert spoiled
     assert not spoiled & moved(1)
 
 
 def test_what_is_known_besides_is_not_given_either() -> None:
     known = [text.upper() for text in moved(1)]
-    spoiled = set(with_spoiled(frame((FOUR, 1)), 50, 3, known)["sentence"]) - {FOUR}
+    spoiled = set(with_corruptions(frame((FOUR, 1)), 50, 3, known)["sentence"]) - {FOUR}
     assert spoiled
     assert not spoiled & moved(1)
 
 
 def test_rows_may_be_numbered_in_any_way() -> None:
     other = ROWS.set_axis([9, 9, -1, 3, 3]).assign(source="x")
-    pd.testing.assert_frame_equal(with_spoiled(other, 2, 3), with_spoiled(ROWS, 2, 3))
+    pd.testing.assert_frame_equal(with_corruptions(other, 2, 3), with_corruptions(ROWS, 2, 3))
 
 
 def test_fewer_are_spoiled_where_there_are_no_more() -> None:
-    found = with_spoiled(frame(("alpha beta gamma", 1), ("yes", 1)), 100, 3)
+    found = with_corruptions(frame(("alpha beta gamma", 1), ("yes", 1)), 100, 3)
     assert (found["label"] == 1).sum() == 200
     assert 0 < (found["label"] == 0).sum() < 200
 
 
 @pytest.mark.parametrize("rows", [frame(), frame(("the cat sees .", 0))], ids=["no rows", "no acceptable ones"])
 def test_without_acceptable_sentences_there_is_nothing(rows: pd.DataFrame) -> None:
-    found = with_spoiled(rows, 2, 3)
+    found = with_corruptions(rows, 2, 3)
     assert found.shape == (0, 2)
     assert found["label"].dtype == np.int64
 
 
 @pytest.mark.parametrize("sentences", TOO_SHORT, ids=str)
 def test_sentences_that_cannot_be_spoiled_stay_alone(sentences: Sequence[str]) -> None:
-    found = with_spoiled(frame(*((sentence, 1) for sentence in sentences)), 2, 3)
+    found = with_corruptions(frame(*((sentence, 1) for sentence in sentences)), 2, 3)
     assert found["sentence"].tolist() == [*sentences, *sentences]
 
 

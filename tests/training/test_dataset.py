@@ -7,9 +7,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny import tiny_bert, toy_encoded
 
-from tasks.inference.tokenization import Ids, pad
-from tasks.training.dataset import BUCKETS, Encoded, Inputs, bucket_of
-from tasks.training.losses import loss_of
+from tasks.inference.tokenization import TokenIds, pad
+from tasks.training.dataset import BUCKETS, Inputs, TokenDataset, bucket_of
+from tasks.training.losses import classification_loss
 
 unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # slow is not wrong
 sentences = st.lists(
@@ -19,13 +19,13 @@ sentences = st.lists(
 )
 
 
-def encode(ids: list[Ids], pad_id: int = 0) -> Encoded:
-    return Encoded(ids, np.arange(len(ids)) % 2, pad_id, "cpu")
+def encode(ids: list[TokenIds], pad_id: int = 0) -> TokenDataset:
+    return TokenDataset(ids, np.arange(len(ids)) % 2, pad_id, "cpu")
 
 
 @unhurried
 @given(ids=sentences, pad_id=st.integers(0, 3), data=st.data())
-def test_a_gathered_batch_is_the_padded_one(ids: list[Ids], pad_id: int, data: st.DataObject) -> None:
+def test_a_gathered_batch_is_the_padded_one(ids: list[TokenIds], pad_id: int, data: st.DataObject) -> None:
     rows = np.array(data.draw(st.lists(st.integers(0, len(ids) - 1), min_size=1, max_size=20)))
     inputs, targets = encode(ids, pad_id).batch(rows)
     expected, mask = pad([ids[row] for row in rows], pad_id)
@@ -39,7 +39,7 @@ def test_a_gathered_batch_is_the_padded_one(ids: list[Ids], pad_id: int, data: s
 
 @unhurried
 @given(ids=sentences, pad_id=st.integers(0, 3), data=st.data())
-def test_a_longer_batch_only_has_more_padding(ids: list[Ids], pad_id: int, data: st.DataObject) -> None:
+def test_a_longer_batch_only_has_more_padding(ids: list[TokenIds], pad_id: int, data: st.DataObject) -> None:
     rows = np.array(data.draw(st.lists(st.integers(0, len(ids) - 1), min_size=1, max_size=20)))
     encoded = encode(ids, pad_id)
     (own, own_targets), longest = encoded.batch(rows), int(encoded.lengths[rows].max())
@@ -65,7 +65,7 @@ def test_the_stand_in_is_one_token_that_is_not_counted(pad_id: int) -> None:
 
 def test_labels_are_targets_that_are_certain() -> None:
     ids, labels = [np.array([5]), np.array([6, 7]), np.array([8])], np.array([1, 0, 1])
-    of_labels, of_targets = Encoded(ids, labels, 0, "cpu"), Encoded(ids, np.eye(2)[labels], 0, "cpu")
+    of_labels, of_targets = TokenDataset(ids, labels, 0, "cpu"), TokenDataset(ids, np.eye(2)[labels], 0, "cpu")
     rows = np.array([2, 1, 0])
     assert torch.equal(of_labels.batch(rows)[1], of_targets.batch(rows)[1])
     assert of_labels.labels.tolist() == of_targets.labels.tolist() == [1, 0, 1]
@@ -73,7 +73,7 @@ def test_labels_are_targets_that_are_certain() -> None:
 
 def test_probabilities_come_as_they_are_and_the_larger_one_is_the_label() -> None:
     ids, probabilities = [np.array([5]), np.array([6, 7]), np.array([8])], [[0.75, 0.25], [0.125, 0.875], [0.0, 1.0]]
-    encoded = Encoded(ids, np.array(probabilities), 0, "cpu")
+    encoded = TokenDataset(ids, np.array(probabilities), 0, "cpu")
     _, targets = encoded.batch(np.array([1, 0, 2]))
     assert targets.tolist() == [probabilities[row] for row in (1, 0, 2)]
     assert targets.dtype == torch.float32
@@ -97,7 +97,7 @@ def test_buckets_above_the_last_are_its_multiples(length: int, bucket: int) -> N
 
 @unhurried
 @given(ids=sentences, data=st.data())
-def test_every_batch_has_one_of_the_lengths_that_are_told(ids: list[Ids], data: st.DataObject) -> None:
+def test_every_batch_has_one_of_the_lengths_that_are_told(ids: list[TokenIds], data: st.DataObject) -> None:
     encoded = encode(ids)
     rows = np.array(data.draw(st.lists(st.integers(0, len(ids) - 1), min_size=1)))
     assert encoded.bucket(rows) in encoded.buckets()
@@ -115,7 +115,7 @@ def test_stand_ins_and_longer_padding_change_neither_loss_nor_gradients(r_drop: 
         logits = model(**inputs).logits
         if r_drop:
             logits = torch.cat([logits, 2 * logits])  # as if dropout had made the second pass another one
-        loss, correct = loss_of(logits, targets, len(rows), r_drop)
+        loss, correct = classification_loss(logits, targets, len(rows), r_drop)
         loss.backward()
         return loss.item(), int(correct), [parameter.grad for parameter in model.parameters()]
 

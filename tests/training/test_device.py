@@ -6,7 +6,7 @@ import pytest
 
 from tasks.core.errors import VerdictError
 from tasks.training import device
-from tasks.training.device import device_name, multiplies_bf16, resolve_device
+from tasks.training.device import cpu_supports_bf16, device_name, resolve_device
 
 
 @pytest.mark.skipif(device.torch.cuda.is_available(), reason="there is a GPU")
@@ -33,8 +33,8 @@ def test_a_cpu_is_named_so() -> None:
 def test_bf16_is_used_where_the_cpu_says_that_it_multiplies_it(content: str, expected: bool, tmp_path: Path) -> None:
     path = tmp_path / "cpuinfo"
     path.write_text(content)
-    assert multiplies_bf16(path) is expected
+    assert cpu_supports_bf16(path) is expected
 
 
 def test_a_machine_that_tells_nothing_of_its_cpu_uses_fp32(tmp_path: Path) -> None:
-    assert multiplies_bf16(tmp_path / "absent") is False
+    assert cpu_supports_bf16(tmp_path / "absent") is False

@@ -13,22 +13,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from architectures import ARCHITECTURES
 from safetensors.torch import load_file
 from toy import DIVERGING, EPOCHS, Trainer, diverge, origin, recipe, write_tokenizer
 from transformers import (
     AutoModel,
-    BertConfig,
-    DebertaV2Config,
-    DistilBertConfig,
-    ElectraConfig,
-    ModernBertConfig,
-    MPNetConfig,
     PreTrainedConfig,
-    RobertaConfig,
 )
 
-from tasks.core.errors import VerdictError, WrongUsage
-from tasks.data.snapshots import load_rows
+from tasks.core.errors import UsageError, VerdictError
+from tasks.data.snapshots import read_snapshot
 from tasks.evaluation.metrics import mcc
 from tasks.export.bundle_export import export_bundle
 from tasks.inference.tokenization import encode, load_tokenizer, pad
@@ -36,42 +30,8 @@ from tasks.training import trainer as epochs
 from tasks.training.finetune import fine_tune, load_training
 from tasks.training.model import load_classifier
 from tasks.training.soup import SEED_STRIDE
-from tasks.training.trainer import Epoch
+from tasks.training.trainer import EpochRecord
 
-SIZES = {"vocab_size": 20, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
-ARCHITECTURES = {
-    "bert": BertConfig(**SIZES, max_position_embeddings=80),
-    "electra": ElectraConfig(**SIZES, embedding_size=16, max_position_embeddings=80),
-    "roberta": RobertaConfig(**SIZES, max_position_embeddings=80, pad_token_id=0),
-    "mpnet": MPNetConfig(**SIZES, max_position_embeddings=80, pad_token_id=0),
-    "distilbert": DistilBertConfig(
-        vocab_size=20, dim=16, n_layers=1, n_heads=2, hidden_dim=32, max_position_embeddings=80
-    ),
-    # Distances in buckets, as the published v3 models have them; a window shorter than the sentences that are compared.
-    "deberta-v2": DebertaV2Config(
-        **SIZES,
-        max_position_embeddings=80,
-        initializer_range=0.2,
-        relative_attention=True,
-        pos_att_type=["p2c", "c2p"],
-        position_buckets=8,
-        share_att_key=True,
-        norm_rel_ebd="layer_norm",
-        position_biased_input=False,
-    ),
-    "modernbert": ModernBertConfig(
-        **SIZES | {"num_hidden_layers": 2},
-        max_position_embeddings=80,
-        initializer_range=0.2,
-        local_attention=8,
-        global_attn_every_n_layers=2,
-        pad_token_id=0,
-        bos_token_id=2,
-        eos_token_id=3,
-        cls_token_id=2,
-        sep_token_id=3,
-    ),
-}
 ROOT = Path(__file__).parents[2]
 
 
@@ -90,7 +50,7 @@ def test_a_tiny_model_learns_the_toy_corpus(trained: Any) -> None:
 def test_the_best_epoch_is_the_one_that_is_kept(trained: Any, toy_split: tuple[str, str, str]) -> None:
     best = max(epoch["validation_mcc"] for epoch in trained["epochs"])
     assert trained["epochs"][trained["best_epoch"] - 1]["validation_mcc"] == best
-    rows = load_rows(toy_split[1])
+    rows = read_snapshot(toy_split[1])
     ids, mask = pad(encode(load_tokenizer(trained["model"], 16), rows["sentence"].tolist()), 0)
     model = load_classifier(trained["model"]).eval()
     with torch.inference_mode():
@@ -111,13 +71,13 @@ def test_one_seed_gives_one_result_and_another_seed_another(
 
 
 def test_each_epoch_is_told_and_recorded(toy_split: tuple[str, str, str], tiny_encoder: Path, tmp_path: Path) -> None:
-    told: list[Epoch] = []
+    told: list[EpochRecord] = []
     folder = str(tmp_path / "model")
     training = fine_tune(*toy_split[:2], str(tiny_encoder), folder, **recipe(epochs=2), on_epoch=told.append)
     assert [epoch["epoch"] for epoch in told] == [1, 2]
     assert told == training["epochs"]
     assert load_training(folder) == training
-    steps_per_epoch = -(-len(load_rows(toy_split[0])) // 16)
+    steps_per_epoch = -(-len(read_snapshot(toy_split[0])) // 16)
     assert len(training["step_losses"]) == 2 * steps_per_epoch
 
 
@@ -147,7 +107,7 @@ def test_cuda_without_a_gpu_is_refused_before_anything_is_written(
 def test_a_folder_that_is_no_model_is_refused_in_one_line(toy_split: tuple[str, str, str], tmp_path: Path) -> None:
     write_tokenizer(tmp_path / "encoder")
     (tmp_path / "encoder" / "config.json").write_text('{"model_type": "nothing-known"}')
-    with pytest.raises(WrongUsage, match="cannot be fine-tuned") as caught:
+    with pytest.raises(UsageError, match="cannot be fine-tuned") as caught:
         fine_tune(*toy_split[:2], str(tmp_path / "encoder"), str(tmp_path / "model"), **recipe())
     assert "\n" not in str(caught.value)
 
@@ -178,7 +138,7 @@ def test_a_damaged_encoder_is_refused_in_one_line(
 ) -> None:
     shutil.copytree(tiny_encoder, tmp_path / "encoder")
     damage(tmp_path / "encoder")
-    with pytest.raises(WrongUsage, match="cannot be fine-tuned") as caught:
+    with pytest.raises(UsageError, match="cannot be fine-tuned") as caught:
         load_classifier(str(tmp_path / "encoder"))
     assert "\n" not in str(caught.value)
 
@@ -250,7 +210,7 @@ def test_how_often_checkpoints_are_written_does_not_part_a_run_from_its_own(trai
         {"max_grad_norm": 0.5},
         {"label_smoothing": 0.1},
         {"r_drop": 1.0},
-        {"spoiled": 1},
+        {"corruptions": 1},
         {"text": "train"},
         {"patience": 3},
         {"seed": 8},
@@ -271,7 +231,7 @@ def test_a_checkpoint_of_another_recipe_is_not_gone_on_with(
 
 
 def test_a_checkpoint_of_other_sentences_is_not_gone_on_with(trainer: Trainer, whole: Any, tmp_path: Path) -> None:
-    train, rows = trainer.paths[0], load_rows(trainer.paths[0])
+    train, rows = trainer.paths[0], read_snapshot(trainer.paths[0])
     trainer.paths[0] = str(tmp_path / "train.parquet")
     rows.iloc[::-1].to_parquet(trainer.paths[0])
     trainer.interrupt(3)
@@ -442,4 +402,4 @@ def test_patience_ends_a_run(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) 
     assert told == [1, 2, 3, 4]
     assert training["best_epoch"] == 2
     assert training["seeds"][0]["curve"] == [0.5, 0.6, 0.5, 0.4]
-    assert len(training["step_losses"]) == 4 * math.ceil(len(load_rows(trainer.paths[0])) / 16)
+    assert len(training["step_losses"]) == 4 * math.ceil(len(read_snapshot(trainer.paths[0])) / 16)

@@ -14,7 +14,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from tasks.training.flat_parameters import ALIGNMENT, FlatParameters, Segment, layer_scales, take_places
+from tasks.training.flat_parameters import ALIGNMENT, FlatParameters, Segment, claim_grad_views, layer_scales
 
 DTYPES = [torch.float32, torch.bfloat16]
 SIZES = {"vocab_size": 20, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 16}
@@ -105,7 +105,7 @@ def test_frozen_parameters_are_left_out_and_keep_every_bit(dtype: torch.dtype) -
     flat = lay_out(model, dtype=dtype)
     assert not {id(parameter) for parameter in flat.parameters} & {id(parameter) for parameter in frozen}
     assert {parameter.dtype for parameter in model.parameters()} == {dtype}
-    flat.release()
+    flat.restore_fp32()
     assert all(torch.equal(parameter, old) for parameter, old in zip(frozen, before, strict=True))
 
 
@@ -153,7 +153,7 @@ def test_release_gives_fp32_views_of_the_master_weights(dtype: torch.dtype) -> N
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     flat = lay_out(model, dtype=dtype)
     model.classifier.bias.grad = torch.zeros_like(model.classifier.bias)
-    flat.release()
+    flat.restore_fp32()
     for name, parameter in model.named_parameters():
         assert parameter.dtype == torch.float32
         assert parameter.grad is None
@@ -170,18 +170,18 @@ def test_small_updates_are_not_lost_in_bf16() -> None:
     flat = lay_out(model, dtype=torch.bfloat16)
     for _ in range(100):
         flat.master[0] += 1e-4
-        flat.refresh()
+        flat.sync_compute()
         assert torch.equal(flat.compute, flat.master.bfloat16())
     assert float(flat.master[0]) == pytest.approx(1.01, abs=1e-5)
     assert model.weight.item() == 1.0078125
-    flat.release()
+    flat.restore_fp32()
     assert model.weight.item() == pytest.approx(1.01, abs=1e-5)
 
 
 def test_in_fp32_master_and_compute_weights_are_one() -> None:
     flat = lay_out(nn.Linear(1, 1))
     assert flat.compute is flat.master
-    flat.refresh()
+    flat.sync_compute()
     assert flat.compute is flat.master
 
 
@@ -193,7 +193,7 @@ def test_tied_parameters_appear_once_and_stay_tied(dtype: torch.dtype) -> None:
     assert len(flat.master) == 3 * ALIGNMENT
     for _ in range(2):
         assert model.first.weight is model.second.weight
-        flat.release()
+        flat.restore_fp32()
 
 
 def test_another_model_of_the_same_kind_is_laid_out_alike() -> None:
@@ -257,11 +257,11 @@ def test_segments_carry_their_share_of_the_learning_rate() -> None:
 def test_gradients_that_were_written_in_place_stay_and_are_written_once_a_step() -> None:
     layer = nn.Linear(3, 2)
     flat = FlatParameters(layer, 0.0, 1.0, torch.float32)
-    places = take_places(layer.weight, layer.bias)
+    places = claim_grad_views(layer.weight, layer.bias)
     assert places is not None
     places[0].fill_(2.0)
     places[1].fill_(3.0)
-    assert take_places(layer.weight, layer.bias) is None  # a second use in one step is added up by autograd
+    assert claim_grad_views(layer.weight, layer.bias) is None  # a second use in one step is added up by autograd
     layer.weight.grad = torch.ones(2, 3)
     flat.collect_gradients()
     weight, bias = (part.view(-1) for part in (flat._grad_views[0], flat._grad_views[1]))
@@ -273,9 +273,9 @@ def test_gradients_that_were_written_in_place_stay_and_are_written_once_a_step()
 
 def test_only_laid_out_parameters_have_a_place_and_release_takes_it_away() -> None:
     layer = nn.Linear(3, 2)
-    assert take_places(layer.weight, layer.bias) is None
+    assert claim_grad_views(layer.weight, layer.bias) is None
     flat = FlatParameters(layer, 0.0, 1.0, torch.float32)
-    assert take_places(layer.weight) is not None
-    flat.release()
+    assert claim_grad_views(layer.weight) is not None
+    flat.restore_fp32()
     flat.collect_gradients()
-    assert take_places(layer.weight) is None
+    assert claim_grad_views(layer.weight) is None

@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from tasks.training import fused_layers as fused
 from tasks.training.flat_parameters import FlatParameters
-from tasks.training.fused_layers import Dice, FusedLinear, FusedProjection, FusedResidual, fuse, unfuse
+from tasks.training.fused_layers import DropoutRng, FusedLinear, FusedProjection, FusedResidual, fuse, unfuse
 
 SIZES = {
     "vocab_size": 30,
@@ -57,7 +57,7 @@ def tiny(kind: str = "bert") -> Any:
 
 def fused_tiny(kind: str = "bert", weight_decay: float = 0.01) -> tuple[Any, FlatParameters]:
     model = tiny(kind)
-    fuse(model, Dice(torch.device("cpu")))
+    fuse(model, DropoutRng(torch.device("cpu")))
     return model, FlatParameters(model, weight_decay, 1.0, torch.float32)
 
 
@@ -125,7 +125,7 @@ def test_fused_pieces_give_the_same_logits_and_gradients(kind: str) -> None:
     expected = logits_and_gradients(tiny(kind))
     assert_alike(collected(*fused_tiny(kind)), expected)
     not_laid_out = tiny(kind)
-    fuse(not_laid_out, Dice(torch.device("cpu")))
+    fuse(not_laid_out, DropoutRng(torch.device("cpu")))
     assert_alike(logits_and_gradients(not_laid_out), expected)
 
 
@@ -149,7 +149,7 @@ def test_gradients_of_one_product_are_written_where_the_optimiser_reads_them() -
 
 def test_released_parameters_stay_one_product_whose_gradients_autograd_gets() -> None:
     model, flat = fused_tiny()
-    flat.release()
+    flat.restore_fp32()
     assert are_one_product(projections(model)[0])
     assert_alike(logits_and_gradients(model), logits_and_gradients(tiny()))
 
@@ -158,7 +158,7 @@ def test_a_frozen_key_is_left_alone() -> None:
     plain, model = tiny(), tiny()
     for each in (plain, model):
         each.bert.encoder.layer[0].attention.self.key.requires_grad_(False)
-    fuse(model, Dice(torch.device("cpu")))
+    fuse(model, DropoutRng(torch.device("cpu")))
     flat = FlatParameters(model, 0.01, 1.0, torch.float32)
     assert [are_one_product(parts) for parts in projections(model)] == [False, True]
     assert_alike(collected(model, flat), logits_and_gradients(plain))
@@ -168,7 +168,7 @@ def test_a_key_without_bias_is_left_alone() -> None:
     plain, model = tiny(), tiny()
     for each in (plain, model):
         each.bert.encoder.layer[1].attention.self.key.bias = None
-    fuse(model, Dice(torch.device("cpu")))
+    fuse(model, DropoutRng(torch.device("cpu")))
     flat = FlatParameters(model, 0.01, 1.0, torch.float32)
     assert [are_one_product(parts) for parts in projections(model)] == [True, False]
     assert_alike(collected(model, flat), logits_and_gradients(plain))
@@ -185,9 +185,9 @@ def test_neighbours_of_other_memory_are_no_neighbours() -> None:
     first, second = torch.zeros(8).view(2, 4).unbind()
     other = torch.zeros(8)[4:]
     assert other.storage_offset() == second.storage_offset()
-    assert fused._stacked([first, second]).shape == (8,)
-    assert fused._stacked([first, other]) is None
-    assert fused._stacked([second, first]) is None
+    assert fused._as_stacked([first, second]).shape == (8,)
+    assert fused._as_stacked([first, other]) is None
+    assert fused._as_stacked([second, first]) is None
 
 
 def test_other_orders_and_inputs_get_their_own_products() -> None:
@@ -255,7 +255,7 @@ def test_unfusing_gives_a_model_its_own_pieces_back(kind: str) -> None:
     model = tiny(kind)
     before = [(type(module), set(vars(module))) for module in model.modules()]
     attention = model.config._attn_implementation
-    fuse(model, Dice(torch.device("cpu")))
+    fuse(model, DropoutRng(torch.device("cpu")))
     assert {FusedLinear, FusedProjection} <= {type(module) for module in model.modules()}
     unfuse(model)
     assert [(type(module), set(vars(module))) for module in model.modules()] == before

@@ -18,12 +18,13 @@ from typing import Any
 import pytest
 import torch
 
-from tasks.core.errors import VerdictError, WrongUsage
+from tasks.core.errors import UsageError, VerdictError
 from tasks.training.launcher import launch
-from tasks.training.process_group import Team
-from tasks.training.train_step import EagerStepper
-from tasks.training.trainer import Course, Places, train_epochs
+from tasks.training.process_group import ProcessGroup
+from tasks.training.train_step import EagerStep
+from tasks.training.trainer import CheckpointConfig, TrainingHistory, train_epochs
 
+ROOT = Path(__file__).parents[2]
 EPOCHS, BATCH, ROWS = 3, 8, 57  # so that the last batch of an epoch has one row
 STEPS = EPOCHS * 8
 SEED = 5
@@ -33,20 +34,20 @@ on_linux = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc"
 
 
 def train(
-    team: Team | None, dropout: float = 0.0, places: Places | None = None, epochs: int = EPOCHS
-) -> tuple[Course, Weights]:
+    team: ProcessGroup | None, dropout: float = 0.0, places: CheckpointConfig | None = None, epochs: int = EPOCHS
+) -> tuple[TrainingHistory, Weights]:
     """Train a tiny model; ranks start from other weights, those of rank 0 must win."""
     from tiny import tiny_bert, toy_encoded, toy_recipe
 
     model = tiny_bert(seed=team.rank if team else 0, dropout=dropout)
     course = train_epochs(
         model, toy_encoded(ROWS, seed=1), toy_encoded(31, seed=2), toy_recipe(steps=STEPS, max_grad_norm=0.5),
-        epochs=epochs, seed=SEED, places=places, on_epoch=team.tell if team else None, team=team,
+        epochs=epochs, seed=SEED, places=places, on_epoch=team.notify_parent if team else None, team=team,
     )  # fmt: skip
     return timeless(course), {name: tensor.detach().clone() for name, tensor in model.named_parameters()}
 
 
-def train_with_little_memory(team: Team | None, little: int) -> tuple[list[float], int]:
+def train_with_little_memory(team: ProcessGroup | None, little: int) -> tuple[list[float], int]:
     """Train steps where rank `little` has memory for two rows at a time; return the losses and the parts."""
     import numpy as np
     from tiny import tiny_bert, toy_encoded, toy_recipe
@@ -57,13 +58,13 @@ def train_with_little_memory(team: Team | None, little: int) -> tuple[list[float
 
     model = tiny_bert()
     model.register_forward_pre_hook(refuse, with_kwargs=True)
-    stepper = EagerStepper(model, toy_encoded(16), toy_recipe(steps=3), team)
+    stepper = EagerStep(model, toy_encoded(16), toy_recipe(steps=3), team)
     return stepper.run([np.arange(16)] * 3, 0, lambda: None).losses.tolist(), stepper.parts
 
 
-def train_everything(team: Team, folder: str) -> dict[str, Any]:
+def train_everything(team: ProcessGroup, folder: str) -> dict[str, Any]:
     """Return what several trainings gave; starting processes takes longer than they do."""
-    held = Places(folder, "run", 0.0)
+    held = CheckpointConfig(folder, "run", 0.0)
     train(team, 0.2, held, epochs=EPOCHS - 1)
     draws = []
     for epoch in (1, 1, 2):
@@ -78,40 +79,40 @@ def train_everything(team: Team, folder: str) -> dict[str, Any]:
     }
 
 
-def say(team: Team, words: str) -> str:
+def say(team: ProcessGroup, words: str) -> str:
     """Log and tell something."""
     logging.getLogger("tasks.training.launcher").info("rank %d logs %s", team.rank, words)
-    team.tell(f"{words} {team.rank}")
+    team.notify_parent(f"{words} {team.rank}")
     return words
 
 
-def sum_and_listen(team: Team) -> tuple[list[float], list[str]]:
+def sum_and_listen(team: ProcessGroup) -> tuple[list[float], list[str]]:
     """Return what was exchanged, and the addresses that this process listens on; tell when it does."""
-    total = team.sum(torch.tensor([1.0, team.rank])).tolist()
-    team.tell("now")
-    return [*total, team.told(team.rank + 5), team.most(team.rank + 7)], listening()
+    total = team.all_reduce(torch.tensor([1.0, team.rank])).tolist()
+    team.notify_parent("now")
+    return [*total, team.broadcast_object(team.rank + 5), team.all_reduce_max(team.rank + 7)], listening()
 
 
-def fail(team: Team, folder: str, rank: int, how: str) -> None:
+def fail(team: ProcessGroup, folder: str, rank: int, how: str) -> None:
     """Let one rank end while the others wait for it."""
     (Path(folder) / str(team.rank)).write_text(str(os.getpid()))
-    team.sum(torch.zeros(1))
+    team.all_reduce(torch.zeros(1))
     if team.rank == rank and how == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
     if team.rank == rank:
-        raise {"raise": ValueError("too tall\nfar too tall"), "usage": WrongUsage("x 3 is odd; expected 2")}[how]
-    team.sum(torch.zeros(1))
+        raise {"raise": ValueError("too tall\nfar too tall"), "usage": UsageError("x 3 is odd; expected 2")}[how]
+    team.all_reduce(torch.zeros(1))
 
 
-def hang(team: Team, folder: str) -> None:
+def hang(team: ProcessGroup, folder: str) -> None:
     """Wait for a rank that never comes."""
     (Path(folder) / str(team.rank)).write_text(str(os.getpid()))
     if team.rank == 0:
         time.sleep(600)
-    team.sum(torch.zeros(1))
+    team.all_reduce(torch.zeros(1))
 
 
-def timeless(course: Course) -> Course:
+def timeless(course: TrainingHistory) -> TrainingHistory:
     """Leave out what two runs cannot share."""
     return course._replace(epochs=[record | {"seconds": 0.0} for record in course.epochs])  # type: ignore[misc]
 
@@ -243,7 +244,7 @@ def test_it_works_in_a_thread_and_listens_on_the_loopback_interface_alone() -> N
     ("rank", "how", "kind", "line"),
     [
         (1, "raise", VerdictError, "rank 1 of 2 failed: ValueError: too tall"),
-        (0, "usage", WrongUsage, "rank 0 of 2 failed: x 3 is odd; expected 2"),
+        (0, "usage", UsageError, "rank 0 of 2 failed: x 3 is odd; expected 2"),
         (
             0, "kill", VerdictError,
             "rank 0 of 2 was ended by SIGKILL; where memory ran out, fewer processes or a smaller batch take less",
@@ -287,10 +288,10 @@ def test_no_process_outlives_who_launched_it(number: signal.Signals, tmp_path: P
 
 def test_more_processes_than_gpus_are_refused() -> None:
     count = torch.cuda.device_count()
-    with pytest.raises(WrongUsage, match=rf"^{count + 1} processes .* torch sees {count} GPUs; expected at most one"):
+    with pytest.raises(UsageError, match=rf"^{count + 1} processes .* torch sees {count} GPUs; expected at most one"):
         launch(sum_and_listen, count + 1, device="cuda")
 
 
 def test_no_process_at_all_is_refused() -> None:
-    with pytest.raises(WrongUsage, match=r"^processes 0 cannot be started; expected at least 1"):
+    with pytest.raises(UsageError, match=r"^processes 0 cannot be started; expected at least 1"):
         launch(sum_and_listen, 0, device="cpu")

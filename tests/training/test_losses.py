@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy
 
-from tasks.training.losses import loss_of, smoothed
+from tasks.training.losses import classification_loss, smooth_labels
 
 unhurried = settings(deadline=None)  # slow is not wrong
 LOGITS = torch.tensor([[0.3, -1.2], [2.0, 0.5], [-0.7, 0.4]])
@@ -37,7 +37,7 @@ def batches(draw: st.DrawFn) -> tuple[torch.Tensor, torch.Tensor]:
 @pytest.mark.parametrize("labels", [(0, 0, 0), (1, 1, 1), (0, 1, 0), (1, 0, 1)])
 def test_cross_entropy_of_labels_is_torchs(labels: tuple[int, ...]) -> None:
     ours, theirs = LOGITS.clone().requires_grad_(), LOGITS.clone().requires_grad_()
-    loss, correct = loss_of(ours, one_hot(*labels), 3)
+    loss, correct = classification_loss(ours, one_hot(*labels), 3)
     expected = cross_entropy(theirs, torch.tensor(labels))
     assert loss.item() == pytest.approx(expected.item(), abs=1e-7)
     assert int(correct) == sum(label == answer for label, answer in zip(labels, (0, 0, 1), strict=True))
@@ -48,7 +48,7 @@ def test_cross_entropy_of_labels_is_torchs(labels: tuple[int, ...]) -> None:
 def test_loss_of_probabilities_weighs_both_answers() -> None:
     """An answer of 3:1 to what is 1:3, and to what is even."""
     targets = torch.tensor([[0.75, 0.25], [0.5, 0.5]])
-    loss, _ = loss_of(torch.tensor([THREE_TO_ONE, THREE_TO_ONE]), targets, 2)
+    loss, _ = classification_loss(torch.tensor([THREE_TO_ONE, THREE_TO_ONE]), targets, 2)
     first = -0.75 * math.log(0.25) - 0.25 * math.log(0.75)
     second = -0.5 * math.log(0.25) - 0.5 * math.log(0.75)
     assert float(loss) == pytest.approx((first + second) / 2, abs=1e-6)
@@ -56,22 +56,22 @@ def test_loss_of_probabilities_weighs_both_answers() -> None:
 
 def test_the_more_probable_answer_is_the_correct_one() -> None:
     targets = torch.tensor([[0.6, 0.4], [0.6, 0.4], [0.05, 0.95], [0.05, 0.95]])
-    _, correct = loss_of(torch.tensor([[1.0, 0.0], [0.0, 1.0]] * 2), targets, 4)
+    _, correct = classification_loss(torch.tensor([[1.0, 0.0], [0.0, 1.0]] * 2), targets, 4)
     assert int(correct) == 2
-    _, correct = loss_of(torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0]]), targets, 4)
+    _, correct = classification_loss(torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0]]), targets, 4)
     assert int(correct) == 4
 
 
 def test_the_first_pass_tells_what_is_correct() -> None:
     passes = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0], [0.0, 1.0]])
-    _, correct = loss_of(passes, one_hot(0, 0), 2, 1.0)
+    _, correct = classification_loss(passes, one_hot(0, 0), 2, 1.0)
     assert int(correct) == 1
 
 
 @pytest.mark.parametrize("answer", [[3.0, 4.0], [4.0, 3.0], [0.0, 0.0]])
 def test_stand_ins_count_neither_in_the_loss_nor_in_correct_predictions(answer: list[float]) -> None:
     logits = torch.tensor([EVEN, [0.0, 100.0], [100.0, 0.0], answer])
-    loss, correct = loss_of(logits, torch.cat([one_hot(0, 1, 0), torch.zeros(1, 2)]), 3)
+    loss, correct = classification_loss(logits, torch.cat([one_hot(0, 1, 0), torch.zeros(1, 2)]), 3)
     assert float(loss) == pytest.approx(math.log(2) / 3)
     assert int(correct) == 3
 
@@ -79,7 +79,7 @@ def test_stand_ins_count_neither_in_the_loss_nor_in_correct_predictions(answer: 
 @pytest.mark.parametrize("r_drop", [0.0, 1.0])
 def test_stand_ins_have_no_gradient(r_drop: float) -> None:
     logits = torch.tensor([[1.0, 2.0], [3.0, 4.0], [2.0, 0.0], [-1.0, 4.0]], requires_grad=True)
-    loss, _ = loss_of(logits, torch.cat([one_hot(0), torch.zeros(1, 2)]), 1, r_drop)
+    loss, _ = classification_loss(logits, torch.cat([one_hot(0), torch.zeros(1, 2)]), 1, r_drop)
     (gradient,) = torch.autograd.grad(loss, logits)
     assert (gradient[[1, 3]] == 0).all()
     assert (gradient[[0, 2]] != 0).all()
@@ -89,9 +89,9 @@ def test_stand_ins_have_no_gradient(r_drop: float) -> None:
 @pytest.mark.parametrize("total", [1, 3, 12])
 def test_the_loss_is_divided_by_the_number_of_the_whole_step(total: int, passes: int) -> None:
     logits = torch.cat([LOGITS, LOGITS.flip(0)][:passes])
-    whole, correct = loss_of(logits, one_hot(0, 1, 1), 1, 2.0)
+    whole, correct = classification_loss(logits, one_hot(0, 1, 1), 1, 2.0)
     for divisor in (total, torch.tensor(total)):
-        loss, same = loss_of(logits, one_hot(0, 1, 1), divisor, 2.0)
+        loss, same = classification_loss(logits, one_hot(0, 1, 1), divisor, 2.0)
         assert float(loss) == pytest.approx(float(whole) / total, rel=1e-6)
         assert int(same) == int(correct)
 
@@ -99,7 +99,7 @@ def test_the_loss_is_divided_by_the_number_of_the_whole_step(total: int, passes:
 @pytest.mark.parametrize("passes", [1, 2])
 def test_loss_is_computed_in_fp32(passes: int) -> None:
     """In bf16, log(2) would be 0.6914."""
-    loss, _ = loss_of(torch.zeros(passes, 2, dtype=torch.bfloat16), one_hot(0), 1, 1.0)
+    loss, _ = classification_loss(torch.zeros(passes, 2, dtype=torch.bfloat16), one_hot(0), 1, 1.0)
     assert loss.dtype == torch.float32
     assert float(loss) == pytest.approx(math.log(2), abs=1e-6)
 
@@ -114,14 +114,14 @@ def test_loss_is_computed_in_fp32(passes: int) -> None:
     ],
 )
 def test_smoothing_spreads_a_share_over_both_classes(share: float, expected: list[list[float]]) -> None:
-    found = smoothed(np.array([0, 1, 1]), share)
+    found = smooth_labels(np.array([0, 1, 1]), share)
     assert found.shape == (3, 2)
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-15)
 
 
 @given(labels=st.lists(st.integers(0, 1), min_size=1), share=st.floats(0, 0.999))
 def test_smoothed_labels_are_probabilities_and_still_the_labels(labels: list[int], share: float) -> None:
-    found = smoothed(np.array(labels), share)
+    found = smooth_labels(np.array(labels), share)
     np.testing.assert_allclose(found.sum(-1), 1, rtol=0, atol=1e-15)
     assert (found >= 0).all()
     assert found.argmax(-1).tolist() == labels
@@ -130,7 +130,7 @@ def test_smoothed_labels_are_probabilities_and_still_the_labels(labels: list[int
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.6])
 def test_smoothed_labels_give_torchs_loss_with_label_smoothing(share: float) -> None:
     labels = np.array([0, 1, 0])
-    loss, _ = loss_of(LOGITS, torch.from_numpy(smoothed(labels, share)).float(), 3)
+    loss, _ = classification_loss(LOGITS, torch.from_numpy(smooth_labels(labels, share)).float(), 3)
     expected = cross_entropy(LOGITS, torch.from_numpy(labels), label_smoothing=share)
     assert float(loss) == pytest.approx(float(expected), abs=1e-6)
 
@@ -139,8 +139,8 @@ def test_smoothed_labels_give_torchs_loss_with_label_smoothing(share: float) -> 
 def test_two_equal_passes_give_the_plain_loss_and_its_gradient(r_drop: float) -> None:
     targets = torch.tensor([[0.75, 0.25], [0.0, 1.0], [0.0, 0.0]])
     once, twice = LOGITS.clone().requires_grad_(), LOGITS.clone().requires_grad_()
-    plain, correct = loss_of(once, targets, 2)
-    loss, same = loss_of(torch.cat([twice, twice]), targets, 2, r_drop)
+    plain, correct = classification_loss(once, targets, 2)
+    loss, same = classification_loss(torch.cat([twice, twice]), targets, 2, r_drop)
     assert loss.item() == pytest.approx(plain.item(), abs=1e-6)
     assert int(same) == int(correct)
     gradients = [torch.autograd.grad(each, of)[0] for each, of in ((loss, twice), (plain, once))]
@@ -150,8 +150,10 @@ def test_two_equal_passes_give_the_plain_loss_and_its_gradient(r_drop: float) ->
 def test_without_a_weight_the_loss_of_two_passes_is_their_mean() -> None:
     first, second = LOGITS, LOGITS.flip(0)
     targets = one_hot(0, 1, 1)
-    both = [float(loss_of(each, targets, 3)[0]) for each in (first, second)]
-    assert float(loss_of(torch.cat([first, second]), targets, 3)[0]) == pytest.approx(sum(both) / 2, abs=1e-6)
+    both = [float(classification_loss(each, targets, 3)[0]) for each in (first, second)]
+    assert float(classification_loss(torch.cat([first, second]), targets, 3)[0]) == pytest.approx(
+        sum(both) / 2, abs=1e-6
+    )
     assert both[0] != pytest.approx(both[1], abs=0.1)
 
 
@@ -160,7 +162,7 @@ def test_without_a_weight_the_loss_of_two_passes_is_their_mean() -> None:
 def test_the_difference_of_two_passes_counts_both_ways(swapped: bool, r_drop: float) -> None:
     """Half of equation 4 of Wu et al. 2021: the mean of two cross entropies, and a quarter of both divergences."""
     passes = [THREE_TO_ONE, EVEN] if swapped else [EVEN, THREE_TO_ONE]
-    loss, _ = loss_of(torch.tensor(passes), one_hot(1), 1, r_drop)
+    loss, _ = classification_loss(torch.tensor(passes), one_hot(1), 1, r_drop)
     entropies = (-math.log(0.5) - math.log(0.75)) / 2
     forth = 0.5 * math.log(0.5 / 0.25) + 0.5 * math.log(0.5 / 0.75)
     back = 0.25 * math.log(0.25 / 0.5) + 0.75 * math.log(0.75 / 0.5)
@@ -170,7 +172,7 @@ def test_the_difference_of_two_passes_counts_both_ways(swapped: bool, r_drop: fl
 
 def test_the_difference_of_a_stand_ins_passes_does_not_count() -> None:
     targets = torch.cat([one_hot(1), torch.zeros(1, 2)])
-    loss, _ = loss_of(torch.tensor([EVEN, EVEN, EVEN, THREE_TO_ONE]), targets, 1, 4.0)
+    loss, _ = classification_loss(torch.tensor([EVEN, EVEN, EVEN, THREE_TO_ONE]), targets, 1, 4.0)
     assert float(loss) == pytest.approx(math.log(2), abs=1e-6)
 
 
@@ -178,13 +180,15 @@ def test_the_difference_counts_whole_whatever_the_target() -> None:
     """Probabilities weigh the cross entropy; a sentence of which nothing is known counts as one."""
     logits = torch.tensor([EVEN, THREE_TO_ONE])
     for targets in (one_hot(0), one_hot(1), torch.tensor([[0.5, 0.5]])):
-        without, with_it = (float(loss_of(logits, targets, 1, r_drop)[0]) for r_drop in (0.0, 4.0))
+        without, with_it = (float(classification_loss(logits, targets, 1, r_drop)[0]) for r_drop in (0.0, 4.0))
         assert with_it - without == pytest.approx(BOTH_WAYS, abs=1e-6)
 
 
 def test_the_gradient_of_the_difference_pulls_both_passes_together() -> None:
     logits = torch.tensor([EVEN, THREE_TO_ONE], requires_grad=True)
-    with_it, without = (torch.autograd.grad(loss_of(logits, one_hot(1), 1, r)[0], logits)[0] for r in (1.0, 0.0))
+    with_it, without = (
+        torch.autograd.grad(classification_loss(logits, one_hot(1), 1, r)[0], logits)[0] for r in (1.0, 0.0)
+    )
     first, second = (with_it - without)[:, 1]
     # d/da of (s(a) - s(b)) * (a - b) is s'(a) * (a - b) + s(a) - s(b).
     assert float(first) == pytest.approx((-0.25 * math.log(3) - 0.25) / 4, abs=1e-6)
@@ -198,7 +202,9 @@ def test_the_gradient_of_the_difference_pulls_both_passes_together() -> None:
 @given(batch=batches(), r_drop=st.floats(0, 5))
 def test_passes_that_differ_cost_no_less(batch: tuple[torch.Tensor, torch.Tensor], r_drop: float) -> None:
     passes, targets = batch
-    without, with_it = (float(loss_of(passes.flatten(0, 1), targets, 1, weight)[0]) for weight in (0.0, r_drop))
+    without, with_it = (
+        float(classification_loss(passes.flatten(0, 1), targets, 1, weight)[0]) for weight in (0.0, r_drop)
+    )
     assert with_it >= without - 1e-5 * abs(without)
 
 
@@ -212,9 +218,9 @@ def test_the_losses_of_parts_add_up_to_that_of_the_whole(
     count = len(targets)
     total = max(1, int(targets.any(-1).sum()))
     cuts = sorted(data.draw(st.sets(st.integers(1, count - 1)))) if count > 1 else []
-    loss, correct = loss_of(passes.flatten(0, 1), targets, total, r_drop)
+    loss, correct = classification_loss(passes.flatten(0, 1), targets, total, r_drop)
     parts = [
-        loss_of(passes[:, start:end].flatten(0, 1), targets[start:end], total, r_drop)
+        classification_loss(passes[:, start:end].flatten(0, 1), targets[start:end], total, r_drop)
         for start, end in zip([0, *cuts], [*cuts, count], strict=True)
     ]
     added = torch.stack([part for part, _ in parts]).sum()

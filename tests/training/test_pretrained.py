@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from tasks.core.errors import Unreachable, VerdictError, WrongUsage
-from tasks.training.pretrained import PACKAGED, locate_encoder, locate_vocabulary
+from tasks.core.errors import UnreachableError, UsageError, VerdictError
+from tasks.training.pretrained import PACKAGED, locate_encoder, locate_tokenizer
 
 
 def test_the_packaged_encoder_is_found_without_running_its_code() -> None:
@@ -47,12 +47,12 @@ def test_changed_packaged_weights_are_refused(tmp_path: Path, monkeypatch: pytes
 def test_a_folder_without_a_part_is_refused_by_its_name(tiny_encoder: Path, tmp_path: Path, missing: str) -> None:
     copy = Path(shutil.copytree(tiny_encoder, tmp_path / "copy"))
     (copy / missing).unlink()
-    with pytest.raises(WrongUsage, match=f"holds no {missing}"):
+    with pytest.raises(UsageError, match=f"holds no {missing}"):
         locate_encoder(str(copy))
 
 
 def test_a_path_that_does_not_exist_is_not_looked_up_in_the_hub(tmp_path: Path) -> None:
-    with pytest.raises(WrongUsage, match="does not exist"):
+    with pytest.raises(UsageError, match="does not exist"):
         locate_encoder(str(tmp_path / "nowhere"))
 
 
@@ -64,15 +64,15 @@ def test_a_hub_model_that_is_not_cached_is_told_when_offline(monkeypatch: pytest
 
 
 def test_a_name_that_is_no_hub_id_is_wrong_usage() -> None:
-    with pytest.raises(WrongUsage, match="neither a folder nor a hub id"):
+    with pytest.raises(UsageError, match="neither a folder nor a hub id"):
         locate_encoder("not a name!")
 
 
 def test_the_vocabulary_lies_with_the_encoder_and_needs_no_weights(tiny_encoder: Path, tmp_path: Path) -> None:
-    assert locate_vocabulary(str(tiny_encoder)) == str(tiny_encoder)
-    assert (Path(locate_vocabulary(PACKAGED)) / "tokenizer.json").is_file()
-    with pytest.raises(WrongUsage, match="does not exist"):
-        locate_vocabulary(str(tmp_path / "nowhere"))
+    assert locate_tokenizer(str(tiny_encoder)) == str(tiny_encoder)
+    assert (Path(locate_tokenizer(PACKAGED)) / "tokenizer.json").is_file()
+    with pytest.raises(UsageError, match="does not exist"):
+        locate_tokenizer(str(tmp_path / "nowhere"))
 
 
 def test_the_vocabulary_of_a_hub_model_that_is_not_cached_is_told_when_offline(
@@ -80,8 +80,8 @@ def test_the_vocabulary_of_a_hub_model_that_is_not_cached_is_told_when_offline(
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(Unreachable, match="cannot be fetched from the hub"):
-        locate_vocabulary("owner/model-that-nobody-has")
+    with pytest.raises(UnreachableError, match="cannot be fetched from the hub"):
+        locate_tokenizer("owner/model-that-nobody-has")
 
 
 # Offline
@@ -119,11 +119,11 @@ def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]
 
 
 def test_offline_asks_nobody(asked: list[str]) -> None:
-    for locate in (locate_encoder, locate_vocabulary):
-        with pytest.raises(Unreachable, match=r"cannot be fetched from the hub .* and is not cached"):
+    for locate in (locate_encoder, locate_tokenizer):
+        with pytest.raises(UnreachableError, match=r"cannot be fetched from the hub .* and is not cached"):
             locate("owner/model", offline=True)
         assert asked == []
-        with pytest.raises(Unreachable):
+        with pytest.raises(UnreachableError):
             locate("owner/model")
         assert any("/owner/model/" in path for path in asked)
         asked.clear()
@@ -137,12 +137,12 @@ def test_offline_takes_what_is_cached(asked: list[str], tiny_encoder: Path, tmp_
     found = locate_encoder("owner/model", offline=True)
     assert (found["name"], found["folder"]) == ("owner/model", str(folder))
     assert found["digest"] == locate_encoder(str(tiny_encoder))["digest"]
-    assert locate_vocabulary("owner/model", offline=True) == str(folder)
+    assert locate_tokenizer("owner/model", offline=True) == str(folder)
     assert asked == []
 
 
 def test_local_encoders_are_the_same_offline(asked: list[str], tiny_encoder: Path) -> None:
     for name in (PACKAGED, str(tiny_encoder)):
         assert locate_encoder(name, offline=True) == locate_encoder(name)
-        assert locate_vocabulary(name, offline=True) == locate_vocabulary(name)
+        assert locate_tokenizer(name, offline=True) == locate_tokenizer(name)
     assert asked == []

@@ -11,22 +11,33 @@ import torch
 from safetensors.torch import load_file, save_file
 from toy import DIVERGING, Killed, Trainer, diverge
 
-from tasks.data.snapshots import load_rows
+from tasks.data.snapshots import read_snapshot
 from tasks.inference.tokenization import load_tokenizer
 from tasks.training import finetune
 from tasks.training import soup as members
-from tasks.training.corruption import with_spoiled
+from tasks.training.corruption import with_corruptions
 from tasks.training.finetune import load_training
 from tasks.training.model import encode_rows, load_classifier
-from tasks.training.soup import RECORD, WEIGHTS, Choice, Job, Kept, Member, combine, keep_member, kept_member, rehearse
-from tasks.training.train_step import Recipe
-from tasks.training.trainer import Epoch, validate
+from tasks.training.soup import (
+    SEED_RUN_FILE,
+    WEIGHTS_FILE,
+    SavedSeedRun,
+    SeedRun,
+    SelectedModel,
+    TrainingJob,
+    average_or_best,
+    load_seed_run,
+    run_corruption_stage,
+    train_seed,
+)
+from tasks.training.train_step import StepConfig
+from tasks.training.trainer import EpochRecord, validate
 
 Weights = dict[str, torch.Tensor]
 EPOCHS = 2
 FAST: dict[str, Any] = {"epochs": EPOCHS, "learning_rate": 5e-3}  # enough for all seeds to learn all there is
 THREE = FAST | {"seeds": 3}
-SPOILED = FAST | {"spoiled": 1}
+SPOILED = FAST | {"corruptions": 1}
 
 
 def told_by(trainer: Trainer, **changes: Any) -> list[tuple[int, int]]:
@@ -57,7 +68,7 @@ def assert_mean(found: Weights, *parts: Weights) -> None:
 def mcc_of(folder: Path, validation: str) -> float:
     """Measure a model that a run has left."""
     model = load_classifier(str(folder))
-    rows = encode_rows(load_rows(validation), load_tokenizer(str(folder), 16), model, "cpu")
+    rows = encode_rows(read_snapshot(validation), load_tokenizer(str(folder), 16), model, "cpu")
     return float(validate(model, rows)["validation_mcc"] or 0)
 
 
@@ -66,9 +77,9 @@ def pieces(monkeypatch: pytest.MonkeyPatch) -> list[Weights]:
     """Weights of the members that were handed to `combine`, read before they are deleted."""
     found: list[Weights] = []
 
-    def watched(job: Job, start: str, kept: list[Kept]) -> Choice:
+    def watched(job: TrainingJob, start: str, kept: list[SavedSeedRun]) -> SelectedModel:
         found.extend(load_file(each.weights) for each in kept)
-        return combine(job, start, kept)
+        return average_or_best(job, start, kept)
 
     monkeypatch.setattr(finetune, "combine", watched)
     return found
@@ -83,13 +94,13 @@ def three(toy_split: tuple[str, str, str], tiny_encoder: Path, tmp_path_factory:
 
 
 @pytest.fixture
-def make_job(trainer: Trainer) -> Callable[..., Job]:
+def make_job(trainer: Trainer) -> Callable[..., TrainingJob]:
     """What members share, changed by name."""
 
-    def make(**changes: Any) -> Job:
+    def make(**changes: Any) -> TrainingJob:
         rates = {"learning_rate": 3e-3, "warmup_ratio": 0.1, "weight_decay": 0.01, "max_grad_norm": 1.0}
-        chosen = Recipe(steps=EPOCHS * 20, batch_size=16, **rates)._replace(
-            **{name: changes.pop(name) for name in Recipe._fields if name in changes}
+        chosen = StepConfig(steps=EPOCHS * 20, batch_size=16, **rates)._replace(
+            **{name: changes.pop(name) for name in StepConfig._fields if name in changes}
         )
         values: dict[str, Any] = {
             "train": trainer.paths[0],
@@ -100,9 +111,9 @@ def make_job(trainer: Trainer) -> Callable[..., Job]:
             "recipe": chosen,
             "epochs": EPOCHS,
             "patience": 0,
-            "spoiled": 0,
+            "corruptions": 0,
             "text": "",
-            "spoiled_text": 1,
+            "text_corruptions": 1,
             "label_smoothing": 0.0,
             "max_length": 16,
             "seed": 7,
@@ -110,7 +121,7 @@ def make_job(trainer: Trainer) -> Callable[..., Job]:
             "checkpoint_seconds": 0,
             "device": "cpu",
         }
-        return Job(**values | changes)
+        return TrainingJob(**values | changes)
 
     return make
 
@@ -124,14 +135,14 @@ def learned(toy_split: tuple[str, str, str], tiny_encoder: Path, tmp_path_factor
 
 
 @pytest.fixture
-def keep(tmp_path: Path) -> Callable[..., Kept]:
+def keep(tmp_path: Path) -> Callable[..., SavedSeedRun]:
     """Writes a member of given weights, for `combine`."""
     seeds = iter(range(7, 100))
 
-    def write(weights: Weights, mcc: float, collapsed: bool = False) -> Kept:
+    def write(weights: Weights, mcc: float, collapsed: bool = False) -> SavedSeedRun:
         seed = next(seeds)
         save_file({name: tensor.contiguous() for name, tensor in weights.items()}, tmp_path / f"{seed}.safetensors")
-        epoch = Epoch(
+        epoch = EpochRecord(
             seed=seed,
             epoch=1,
             train_loss=0.5,
@@ -141,8 +152,8 @@ def keep(tmp_path: Path) -> Callable[..., Kept]:
             validation_mcc=mcc,
             seconds=0.0,
         )
-        member = Member(seed=seed, best_epoch=1, collapsed=collapsed, epochs=[epoch], step_losses=[0.5])
-        return Kept(member, str(tmp_path / f"{seed}.safetensors"))
+        member = SeedRun(seed=seed, best_epoch=1, collapsed=collapsed, epochs=[epoch], step_losses=[0.5])
+        return SavedSeedRun(member, str(tmp_path / f"{seed}.safetensors"))
 
     return write
 
@@ -160,7 +171,7 @@ def test_the_mean_of_the_members_weights_is_kept(trainer: Trainer, pieces: list[
     training, _ = trainer.train(**THREE)
     assert len(pieces) == 3
     assert_mean(load_file(trainer.folder / "model.safetensors"), *pieces)
-    assert training["kept"] == "soup"
+    assert training["selected"] == "soup"
     assert training["soup_mcc"] == mcc_of(trainer.folder, trainer.paths[1])
     assert [seed["seed"] for seed in training["seeds"]] == [7, 8, 9]
     for seed in training["seeds"]:
@@ -188,7 +199,7 @@ def test_the_first_member_is_what_its_seed_alone_would_be(trainer: Trainer, piec
 def test_one_seed_is_kept_as_it_is(trainer: Trainer) -> None:
     training, _ = trainer.train(seeds=1, **FAST)
     given = trainer.result()
-    assert (training["kept"], training["soup_mcc"], training["seed"]) == ("seed 7", None, 7)
+    assert (training["selected"], training["soup_mcc"], training["seed"]) == ("seed 7", None, 7)
     assert [seed["curve"] for seed in training["seeds"]] == [[epoch["validation_mcc"] for epoch in training["epochs"]]]
     trainer.train(**FAST)
     assert trainer.result() == given
@@ -210,14 +221,14 @@ def test_members_start_from_one_head_and_go_their_own_way(
 
 
 def test_the_best_member_is_kept_where_the_mean_is_no_good(
-    learned: Weights, keep: Callable[..., Kept], make_job: Callable[..., Job]
+    learned: Weights, keep: Callable[..., SavedSeedRun], make_job: Callable[..., TrainingJob]
 ) -> None:
     """These two tell sentences apart equally well; between them lies a model that answers always the same."""
     job = make_job()
     kept = [keep(learned, 0.90), keep(mirrored(learned), 0.95), keep(learned, 0.1)]
-    choice = combine(job, job.encoder, kept[:2])
-    assert (choice.kept, choice.soup_mcc) == ("seed 8", 0.0)
-    assert choice.best == kept[1].member
+    choice = average_or_best(job, job.encoder, kept[:2])
+    assert (choice.selected, choice.soup_mcc) == ("seed 8", 0.0)
+    assert choice.best == kept[1].run
     assert_equal(dict(choice.model.state_dict()), mirrored(learned))
 
 
@@ -226,28 +237,33 @@ def test_the_mean_is_good_from_what_the_weakest_member_has(
     measured: float,
     kept: str,
     learned: Weights,
-    keep: Callable[..., Kept],
-    make_job: Callable[..., Job],
+    keep: Callable[..., SavedSeedRun],
+    make_job: Callable[..., TrainingJob],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Not only from what the best of them has."""
     monkeypatch.setattr(members, "validate", lambda model, rows: {"validation_mcc": measured})
     job = make_job()
-    choice = combine(job, job.encoder, [keep(learned, 0.25), keep(learned, 0.75)])
-    assert (choice.kept, choice.soup_mcc, choice.best["seed"]) == (kept, measured, 8)
+    choice = average_or_best(job, job.encoder, [keep(learned, 0.25), keep(learned, 0.75)])
+    assert (choice.selected, choice.soup_mcc, choice.best["seed"]) == (kept, measured, 8)
 
 
 # Members that learned nothing
 
 
 def test_a_member_that_learned_nothing_is_left_out_of_the_mean(
-    learned: Weights, keep: Callable[..., Kept], make_job: Callable[..., Job], caplog: pytest.LogCaptureFixture
+    learned: Weights,
+    keep: Callable[..., SavedSeedRun],
+    make_job: Callable[..., TrainingJob],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     nothing = {name: torch.full_like(tensor, torch.nan) for name, tensor in learned.items()}
     other = {name: tensor + 1e-4 for name, tensor in learned.items()}
     job = make_job()
-    choice = combine(job, job.encoder, [keep(learned, 0.5), keep(nothing, 0.9, collapsed=True), keep(other, 0.6)])
-    assert choice.kept == "soup"
+    choice = average_or_best(
+        job, job.encoder, [keep(learned, 0.5), keep(nothing, 0.9, collapsed=True), keep(other, 0.6)]
+    )
+    assert choice.selected == "soup"
     assert choice.best["seed"] == 9
     assert_mean(dict(choice.model.state_dict()), learned, other)
     assert "1 of 3 members learned nothing" in caplog.messages
@@ -260,7 +276,7 @@ def test_a_member_that_diverges_does_not_spoil_the_others(
     training, told = trainer.train(**THREE)
     assert told == [1, 2, 1, 1, 2]
     assert_mean(load_file(trainer.folder / "model.safetensors"), pieces[0], pieces[2])
-    assert training["kept"] == "soup"
+    assert training["selected"] == "soup"
     assert [(seed["seed"], len(seed["curve"])) for seed in training["seeds"]] == [(7, 2), (8, 1), (9, 2)]
     assert "seed 8 learned nothing; no further one is tried" in caplog.messages
 
@@ -272,7 +288,7 @@ def test_of_one_member_that_learned_there_is_no_mean(
     expected.train(seed=7, **FAST)
     diverge(monkeypatch, 8)
     training, _ = found.train(seeds=2, **FAST)
-    assert training["kept"] == "seed 7"
+    assert training["selected"] == "seed 7"
     assert training["soup_mcc"] == training["seeds"][0]["validation_mcc"]
     assert_equal(*(load_file(each.folder / "model.safetensors") for each in (found, expected)))
 
@@ -282,7 +298,7 @@ def test_where_no_member_learned_one_of_them_is_the_model_and_it_is_told(
 ) -> None:
     training, told = trainer.train(seeds=2, learning_rate=DIVERGING)
     assert told == [1, 1]
-    assert training["kept"] == "seed 7"
+    assert training["selected"] == "seed 7"
     assert [seed["curve"] for seed in training["seeds"]] == [[0.0], [0.0]]
     assert load_training(str(trainer.folder)) == training
     assert "2 of 2 members learned nothing" in caplog.messages
@@ -301,7 +317,7 @@ def test_a_member_that_learned_nothing_makes_room_for_another_seed(
 @pytest.mark.parametrize("label", [0, 1])
 def test_sentences_of_one_label_are_combined_too(piece: str, label: int, trainer: Trainer, tmp_path: Path) -> None:
     place = ["train", "validation"].index(piece)
-    rows = load_rows(trainer.paths[place])
+    rows = read_snapshot(trainer.paths[place])
     trainer.paths[place] = str(tmp_path / "one.parquet")
     rows[rows["label"] == label].to_parquet(trainer.paths[place])
     training, _ = trainer.train(seeds=2, epochs=1)
@@ -324,7 +340,7 @@ def test_a_run_that_is_killed_trains_no_finished_member_again_and_ends_with_the_
     torch.manual_seed(epoch)  # what other work draws does not matter
     assert told_by(trainer, **THREE) == told
     assert trainer.result() == three
-    assert three[1]["kept"] == "soup"
+    assert three[1]["selected"] == "soup"
 
 
 def test_a_run_that_is_killed_when_all_are_finished_trains_nothing_again(
@@ -362,30 +378,30 @@ def test_a_checkpoint_of_a_run_whose_first_seed_was_another_is_not_gone_on_with(
 
 
 def cut_weights(folder: Path) -> None:
-    (folder / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes()[:1000])
+    (folder / WEIGHTS_FILE).write_bytes((folder / WEIGHTS_FILE).read_bytes()[:1000])
 
 
 def flip_bit(folder: Path) -> None:
-    content = bytearray((folder / WEIGHTS).read_bytes())
+    content = bytearray((folder / WEIGHTS_FILE).read_bytes())
     content[-1] ^= 1
-    (folder / WEIGHTS).write_bytes(content)
+    (folder / WEIGHTS_FILE).write_bytes(content)
 
 
 def lose_weights(folder: Path) -> None:
-    (folder / WEIGHTS).unlink()
+    (folder / WEIGHTS_FILE).unlink()
 
 
 def cut_record(folder: Path) -> None:
-    (folder / RECORD).write_bytes((folder / RECORD).read_bytes()[:100])
+    (folder / SEED_RUN_FILE).write_bytes((folder / SEED_RUN_FILE).read_bytes()[:100])
 
 
 def change_record(folder: Path) -> None:
-    record = json.loads((folder / RECORD).read_text())
-    (folder / RECORD).write_text(json.dumps(record | {"member": None}))
+    record = json.loads((folder / SEED_RUN_FILE).read_text())
+    (folder / SEED_RUN_FILE).write_text(json.dumps(record | {"member": None}))
 
 
 def empty_record(folder: Path) -> None:
-    (folder / RECORD).write_text("[]")
+    (folder / SEED_RUN_FILE).write_text("[]")
 
 
 DAMAGES = [cut_weights, flip_bit, lose_weights, cut_record, change_record, empty_record]
@@ -393,20 +409,20 @@ DAMAGES = [cut_weights, flip_bit, lose_weights, cut_record, change_record, empty
 
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
 def test_a_damaged_member_is_told_and_trained_again(
-    damage: Callable[[Path], None], make_job: Callable[..., Job], caplog: pytest.LogCaptureFixture
+    damage: Callable[[Path], None], make_job: Callable[..., TrainingJob], caplog: pytest.LogCaptureFixture
 ) -> None:
     job = make_job(epochs=1)
-    told: list[Epoch] = []
-    keep_member(job, job.encoder, 7, told.append)
-    before = kept_member(job, 7)
+    told: list[EpochRecord] = []
+    train_seed(job, job.encoder, 7, told.append)
+    before = load_seed_run(job, 7)
     weights = Path(before.weights).read_bytes()
-    keep_member(job, job.encoder, 7, told.append)
+    train_seed(job, job.encoder, 7, told.append)
     assert len(told) == 1
     damage(Path(before.weights).parent)
-    keep_member(job, job.encoder, 7, told.append)
+    train_seed(job, job.encoder, 7, told.append)
     assert len(told) == 2
-    after = kept_member(job, 7)
-    assert after.member["step_losses"] == before.member["step_losses"]
+    after = load_seed_run(job, 7)
+    assert after.run["step_losses"] == before.run["step_losses"]
     assert Path(after.weights).read_bytes() == weights
     assert len([line for line in caplog.messages if line.startswith(f"{job.folder}/seed-7/finished is passed")]) == 1
 
@@ -448,21 +464,21 @@ def test_a_first_stage_gives_another_model_and_always_the_same(
 
 
 def test_members_start_from_what_the_first_stage_has_made_of_the_encoder(
-    make_job: Callable[..., Job], tiny_encoder: Path
+    make_job: Callable[..., TrainingJob], tiny_encoder: Path
 ) -> None:
-    job = make_job(spoiled=2)
-    start = rehearse(job)
+    job = make_job(corruptions=2)
+    start = run_corruption_stage(job)
     assert start == f"{job.folder}/rehearsed"
-    before, after = load_file(tiny_encoder / WEIGHTS), load_file(Path(start) / WEIGHTS)
+    before, after = load_file(tiny_encoder / WEIGHTS_FILE), load_file(Path(start) / WEIGHTS_FILE)
     moved = {name for name, tensor in before.items() if not torch.equal(after[f"bert.{name}"], tensor)}
     assert len(moved) > len(before) / 2
     assert_equal(dict(load_classifier(start).state_dict()), after)  # the head too
-    assert rehearse(job) == start
+    assert run_corruption_stage(job) == start
 
 
-def test_without_spoiled_sentences_members_start_from_the_encoder(make_job: Callable[..., Job]) -> None:
+def test_without_spoiled_sentences_members_start_from_the_encoder(make_job: Callable[..., TrainingJob]) -> None:
     job = make_job()
-    assert rehearse(job) == job.encoder
+    assert run_corruption_stage(job) == job.encoder
     assert not Path(job.folder).exists()
 
 
@@ -474,29 +490,32 @@ def text(tmp_path: Path) -> str:
     return str(path)
 
 
-@pytest.mark.parametrize(("spoiled", "copies", "sentences"), [(0, 1, 100), (0, 2, 200), (1, 1, None)])
+@pytest.mark.parametrize(("corruptions", "copies", "sentences"), [(0, 1, 100), (0, 2, 200), (1, 1, None)])
 def test_text_makes_a_first_stage_or_adds_to_it(
     spoiled: int,
     copies: int,
     sentences: int | None,
-    make_job: Callable[..., Job],
+    make_job: Callable[..., TrainingJob],
     text: str,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level("INFO")
-    job = make_job(spoiled=spoiled, text=text, spoiled_text=copies)
-    own = len(with_spoiled(load_rows(job.train), spoiled, job.seed))
-    assert rehearse(job) == f"{job.folder}/rehearsed"
+    job = make_job(corruptions=spoiled, text=text, text_corruptions=copies)
+    own = len(with_corruptions(read_snapshot(job.train), spoiled, job.seed))
+    assert run_corruption_stage(job) == f"{job.folder}/rehearsed"
     assert f"first stage: {sentences or own + 100} sentences, {(sentences or own + 100) // 2} of them" in caplog.text
 
 
-def test_text_that_is_not_asked_for_makes_no_first_stage(make_job: Callable[..., Job], text: str) -> None:
-    job = make_job(text=text, spoiled_text=0)
-    assert rehearse(job) == job.encoder
+def test_text_that_is_not_asked_for_makes_no_first_stage(make_job: Callable[..., TrainingJob], text: str) -> None:
+    job = make_job(text=text, text_corruptions=0)
+    assert run_corruption_stage(job) == job.encoder
 
 
-def test_another_seed_makes_another_first_stage(make_job: Callable[..., Job]) -> None:
-    one, other = (load_file(Path(rehearse(make_job(spoiled=1, seed=seed, run=str(seed)))) / WEIGHTS) for seed in (7, 8))
+def test_another_seed_makes_another_first_stage(make_job: Callable[..., TrainingJob]) -> None:
+    one, other = (
+        load_file(Path(run_corruption_stage(make_job(corruptions=1, seed=seed, run=str(seed)))) / WEIGHTS_FILE)
+        for seed in (7, 8)
+    )
     name = "bert.embeddings.word_embeddings.weight"
     assert not torch.equal(one[name], other[name])
 
@@ -528,7 +547,7 @@ def test_a_run_killed_after_its_first_stage_does_not_repeat_it(
     assert trainer.result() == rehearsed
 
 
-@pytest.mark.parametrize("change", [{"seed": 8}, {"spoiled": 2}], ids=lambda change: next(iter(change)))
+@pytest.mark.parametrize("change", [{"seed": 8}, {"corruptions": 2}], ids=lambda change: next(iter(change)))
 def test_the_first_stage_of_another_run_is_not_used(
     change: dict[str, Any], trainer: Trainer, rehearsed: Any, stages: Callable[[], int]
 ) -> None:
@@ -560,10 +579,10 @@ NOTHING = "no sentence could be spoiled; training starts without a first stage"
 
 @pytest.mark.parametrize("batch_size", [16, 100_000], ids=["in a step", "in the last step"])
 def test_a_first_stage_that_diverges_is_told_once_and_left_out(
-    batch_size: int, make_job: Callable[..., Job], caplog: pytest.LogCaptureFixture
+    batch_size: int, make_job: Callable[..., TrainingJob], caplog: pytest.LogCaptureFixture
 ) -> None:
-    job = make_job(spoiled=1, learning_rate=DIVERGING, batch_size=batch_size, warmup_ratio=0.0)
-    assert rehearse(job) == job.encoder
+    job = make_job(corruptions=1, learning_rate=DIVERGING, batch_size=batch_size, warmup_ratio=0.0)
+    assert run_corruption_stage(job) == job.encoder
     assert [record.message for record in caplog.records if record.levelname == "WARNING"] == [DIVERGED]
 
 
@@ -587,26 +606,26 @@ def test_after_a_first_stage_that_diverges_training_is_as_without_it(
 def test_without_acceptable_sentences_there_is_no_first_stage(
     make_trainer: Callable[[], Trainer], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    rows = load_rows(make_trainer().paths[0])
+    rows = read_snapshot(make_trainer().paths[0])
     rows[rows["label"] == 0].to_parquet(tmp_path / "none.parquet")
     results = []
     for spoiled in (0, 2):
         trainer = make_trainer()
         trainer.paths[0] = str(tmp_path / "none.parquet")
-        trainer.train(epochs=1, spoiled=spoiled)
+        trainer.train(epochs=1, corruptions=spoiled)
         results.append(trainer.result())
     assert results[0] == results[1]
     assert caplog.messages.count(NOTHING) == 1
 
 
 def test_sentences_that_cannot_be_spoiled_make_no_first_stage(
-    make_job: Callable[..., Job], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    make_job: Callable[..., TrainingJob], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A head that has seen one class only would have to forget it."""
-    job = make_job(spoiled=2)
-    rows = load_rows(job.train)
+    job = make_job(corruptions=2)
+    rows = read_snapshot(job.train)
     rows.assign(sentence=rows["sentence"].str.replace(" ", "")).to_parquet(tmp_path / "words.parquet")
-    assert rehearse(job._replace(train=str(tmp_path / "words.parquet"))) == job.encoder
+    assert run_corruption_stage(job._replace(train=str(tmp_path / "words.parquet"))) == job.encoder
     assert caplog.messages.count(NOTHING) == 1
 
 

@@ -11,18 +11,18 @@ from tiny import tiny_bert, toy_encoded, toy_recipe
 from torch import nn
 
 from tasks.inference.tokenization import shuffled_batches
-from tasks.training.dataset import Encoded
-from tasks.training.losses import smoothed
+from tasks.training.dataset import TokenDataset
+from tasks.training.losses import smooth_labels
 from tasks.training.train_step import (
-    EagerStepper,
-    Passed,
-    Recipe,
+    EagerStep,
     Rows,
-    in_bf16,
+    StepConfig,
+    StepOutputs,
     learning_rate_factor,
     learning_rates,
-    make_stepper,
+    make_train_step,
     ran_out_of_memory,
+    uses_bf16,
 )
 
 TOLD = re.compile(r"out of memory: batches of (\d+) are taken in (\d+) parts, whose gradients are added")
@@ -82,8 +82,10 @@ def assert_same_weights(found: nn.Module, expected: nn.Module, atol: float) -> N
             torch.testing.assert_close(other, one, rtol=0, atol=atol)
 
 
-def train(model: nn.Module, data: Encoded, batches: list[Rows], recipe: Recipe) -> tuple[Passed, EagerStepper]:
-    stepper = EagerStepper(model, data, recipe)
+def train(
+    model: nn.Module, data: TokenDataset, batches: list[Rows], recipe: StepConfig
+) -> tuple[StepOutputs, EagerStep]:
+    stepper = EagerStep(model, data, recipe)
     return stepper.run(batches, 0, nothing), stepper
 
 
@@ -103,7 +105,7 @@ def test_every_step_has_its_rate_and_a_started_warmup_step_is_a_whole_one() -> N
 
 def test_steps_lower_the_loss_of_a_repeated_batch() -> None:
     data = toy_encoded(16)
-    stepper = EagerStepper(tiny_bert(), data, toy_recipe(steps=30, learning_rate=1e-2, warmup_ratio=0.0))
+    stepper = EagerStep(tiny_bert(), data, toy_recipe(steps=30, learning_rate=1e-2, warmup_ratio=0.0))
     passed = stepper.run([np.arange(16)] * 30, 0, nothing)
     assert passed.losses.shape == passed.correct.shape == (30,)
     assert float(passed.losses[-1]) < float(passed.losses[0]) / 2
@@ -113,7 +115,7 @@ def test_steps_lower_the_loss_of_a_repeated_batch() -> None:
 
 def test_gradients_are_clipped() -> None:
     """With a norm of nearly zero AdamW's first step is still of the learning rate's size, its moments are not."""
-    stepper = EagerStepper(tiny_bert(), toy_encoded(16), toy_recipe(steps=1, max_grad_norm=1e-6))
+    stepper = EagerStep(tiny_bert(), toy_encoded(16), toy_recipe(steps=1, max_grad_norm=1e-6))
     stepper.run([np.arange(16)], 0, nothing)
     # The first moment is a tenth of the clipped gradient.
     assert float(stepper.optimizer.state()["exp_avg"].norm()) == pytest.approx(1e-7, rel=0.01)
@@ -144,7 +146,7 @@ def test_twenty_steps_are_those_of_a_plain_torch_loop(max_grad_norm: float) -> N
         expected.append(loss.item())
 
     model = tiny_bert()
-    stepper = EagerStepper(model, data, recipe)
+    stepper = EagerStep(model, data, recipe)
     passed = stepper.run(batches, 0, nothing)
     assert passed.losses.tolist() == pytest.approx(expected, abs=1e-5)
     assert max(expected) - min(expected) > 0.05
@@ -155,7 +157,7 @@ def test_an_epoch_in_two_parts_is_the_epoch() -> None:
     data, batches = toy_encoded(40), batches_of(40, 8, 1)
 
     def run(*parts: list[Rows]) -> tuple[list[float], torch.Tensor]:
-        stepper = EagerStepper(tiny_bert(), data, toy_recipe(steps=5))
+        stepper = EagerStep(tiny_bert(), data, toy_recipe(steps=5))
         losses: list[float] = []
         for part in parts:
             losses += stepper.run(part, len(losses), nothing).losses.tolist()
@@ -171,7 +173,7 @@ def test_layers_far_from_the_head_move_less() -> None:
     model = tiny_bert()
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     recipe = toy_recipe(steps=1, learning_rate=1e-3, warmup_ratio=0.0, weight_decay=0.0, layer_decay=0.5)
-    EagerStepper(model, toy_encoded(16), recipe).run([np.arange(16)], 0, nothing)
+    EagerStep(model, toy_encoded(16), recipe).run([np.arange(16)], 0, nothing)
     moved = {name: float((one - before[name]).abs().max().detach()) for name, one in model.named_parameters()}
     assert moved["classifier.weight"] == pytest.approx(1e-3, rel=1e-2)
     assert moved["bert.encoder.layer.1.output.dense.weight"] == pytest.approx(5e-4, rel=1e-2)
@@ -184,27 +186,27 @@ def test_frozen_parameters_do_not_move() -> None:
     for parameter in model.bert.embeddings.parameters():
         parameter.requires_grad_(False)
     before = [parameter.detach().clone() for parameter in model.bert.embeddings.parameters()]
-    make_stepper(model, toy_encoded(16), toy_recipe()).run([np.arange(16)], 0, nothing)
+    make_train_step(model, toy_encoded(16), toy_recipe()).run([np.arange(16)], 0, nothing)
     after = model.bert.embeddings.parameters()
     assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
 
 
 def test_every_step_moves_the_bar_once() -> None:
     moves: list[int] = []
-    stepper = EagerStepper(tiny_bert(), toy_encoded(20), toy_recipe())
+    stepper = EagerStep(tiny_bert(), toy_encoded(20), toy_recipe())
     stepper.run(batches_of(20, 8, 2), 0, lambda: moves.append(1))
     assert len(moves) == 6
 
 
 def test_dropout_is_on_while_training_even_after_a_validation() -> None:
     model = tiny_bert(dropout=0.5).eval()
-    stepper = EagerStepper(model, toy_encoded(16), toy_recipe(learning_rate=0.0))
+    stepper = EagerStep(model, toy_encoded(16), toy_recipe(learning_rate=0.0))
     losses = stepper.run([np.arange(16)] * 2, 0, nothing).losses
     assert float(losses[0]) != float(losses[1])
 
 
 def test_on_a_cpu_the_step_runs_call_by_call() -> None:
-    assert isinstance(make_stepper(tiny_bert(), toy_encoded(4), toy_recipe()), EagerStepper)
+    assert isinstance(make_train_step(tiny_bert(), toy_encoded(4), toy_recipe()), EagerStep)
 
 
 MODERATE: dict[str, Any] = {"steps": 12, "learning_rate": 1e-3}
@@ -237,7 +239,7 @@ def test_a_model_short_of_memory_trains_as_one_that_is_not(
 
 def test_the_number_of_parts_stays() -> None:
     model = Short(tiny_bert(), rows=4)
-    stepper = EagerStepper(model, toy_encoded(24), toy_recipe())
+    stepper = EagerStep(model, toy_encoded(24), toy_recipe())
     stepper.run([np.arange(8), np.arange(8, 16)], 0, nothing)
     stepper.run([np.arange(16, 24)], 2, nothing)
     assert model.sizes() == [8] + [4] * 6
@@ -272,7 +274,7 @@ def test_parts_of_unlike_size_add_up_to_the_batch() -> None:
 def test_where_even_one_row_is_too_much_the_run_fails(sizes: list[int]) -> None:
     model = Short(tiny_bert(), rows=0)
     before = [parameter.detach().clone() for parameter in model.parameters()]
-    stepper = EagerStepper(model, toy_encoded(8), toy_recipe())
+    stepper = EagerStep(model, toy_encoded(8), toy_recipe())
     with pytest.raises(torch.OutOfMemoryError):
         stepper.run([np.arange(sizes[0])], 0, nothing)
     assert model.sizes() == sizes
@@ -307,7 +309,7 @@ def test_a_step_that_fails_halfway_leaves_no_gradient(
 
 def test_another_error_than_memory_ends_the_run() -> None:
     model = tiny_bert()
-    stepper = EagerStepper(model, toy_encoded(8), toy_recipe())
+    stepper = EagerStep(model, toy_encoded(8), toy_recipe())
     model.classifier.register_forward_hook(lambda *_: (_ for _ in ()).throw(RuntimeError("no kernel image")))
     with pytest.raises(RuntimeError, match="no kernel image"):
         stepper.run([np.arange(8)], 0, nothing)
@@ -353,7 +355,7 @@ def test_a_model_that_trains_on_smoothed_labels_stays_less_certain() -> None:
     """The loss cannot fall below the targets' own entropy."""
     hard, rows = toy_encoded(16), np.arange(16)
     ids = [row[row > 0].numpy() for row in hard.batch(rows)[0]["input_ids"]]
-    soft = Encoded(ids, smoothed(hard.labels, 0.2), 0, "cpu")
+    soft = TokenDataset(ids, smooth_labels(hard.labels, 0.2), 0, "cpu")
     recipe = toy_recipe(steps=60, learning_rate=1e-2)
     losses = [train(tiny_bert(), data, [rows] * 60, recipe)[0] for data in (hard, soft)]
     entropy = -(0.9 * math.log(0.9) + 0.1 * math.log(0.1))
@@ -365,7 +367,7 @@ def test_a_model_that_trains_on_smoothed_labels_stays_less_certain() -> None:
 def test_bf16_on_a_cpu_learns_what_fp32_learns() -> None:
     def run(precision: str) -> tuple[list[float], torch.dtype]:
         recipe = toy_recipe(steps=30, learning_rate=1e-2, warmup_ratio=0.0, precision=precision)
-        stepper = EagerStepper(tiny_bert(), toy_encoded(16), recipe)
+        stepper = EagerStep(tiny_bert(), toy_encoded(16), recipe)
         return stepper.run([np.arange(16)] * 30, 0, nothing).losses.tolist(), stepper.flat.master.dtype
 
     (exact, _), (rounded, dtype) = run("fp32"), run("bf16")
@@ -381,7 +383,7 @@ def test_bf16_on_a_cpu_learns_what_fp32_learns() -> None:
     [("auto", "cuda", True), ("auto", "cpu", False), ("bf16", "cpu", True), ("fp32", "cuda", False)],
 )
 def test_precision_follows_the_device_unless_it_is_asked_for(precision: str, device: str, expected: bool) -> None:
-    assert in_bf16(precision, device) is expected
+    assert uses_bf16(precision, device) is expected
 
 
 def test_want_of_memory_is_seen_under_what_it_led_to() -> None:

@@ -18,8 +18,8 @@ from tasks.evaluation.metrics import accuracy, mcc
 from tasks.training import checkpoints
 from tasks.training import train_step as stepper
 from tasks.training import trainer as epochs
-from tasks.training.dataset import Encoded
-from tasks.training.trainer import Course, Epoch, Places, train_epochs, validate
+from tasks.training.dataset import TokenDataset
+from tasks.training.trainer import CheckpointConfig, EpochRecord, TrainingHistory, train_epochs, validate
 
 TRAIN, VALIDATION = toy_encoded(60, seed=1), toy_encoded(30, seed=2)
 EPOCHS = 4
@@ -31,25 +31,25 @@ class Killed(Exception):
     """Stands for what ends a process."""
 
 
-def after(number: int) -> Callable[[Epoch], None]:
+def after(number: int) -> Callable[[EpochRecord], None]:
     """Return what kills a run after an epoch."""
 
-    def kill(record: Epoch) -> None:
+    def kill(record: EpochRecord) -> None:
         if record["epoch"] == number:
             raise Killed
 
     return kill
 
 
-def places(folder: Path, run: str = "run", seconds: float = 0.0) -> Places:
-    return Places(str(folder), run, seconds)
+def places(folder: Path, run: str = "run", seconds: float = 0.0) -> CheckpointConfig:
+    return CheckpointConfig(str(folder), run, seconds)
 
 
 def train(
-    held: Places | None = None,
-    on_epoch: Callable[[Epoch], None] | None = None,
+    held: CheckpointConfig | None = None,
+    on_epoch: Callable[[EpochRecord], None] | None = None,
     model: BertForSequenceClassification | None = None,
-) -> tuple[Course, BertForSequenceClassification]:
+) -> tuple[TrainingHistory, BertForSequenceClassification]:
     """Train a new model with dropout; what torch's and NumPy's generators did before does not matter."""
     model = model or tiny_bert(dropout=0.2)
     torch.manual_seed(SEED)
@@ -57,18 +57,19 @@ def train(
     return course, model
 
 
-def interrupt(held: Places, number: int) -> None:
+def interrupt(held: CheckpointConfig, number: int) -> None:
     with pytest.raises(Killed):
         train(held, after(number))
 
 
-def timeless(course: Course) -> Course:
+def timeless(course: TrainingHistory) -> TrainingHistory:
     """Leave out what two runs cannot share."""
     return course._replace(epochs=[record | {"seconds": 0.0} for record in course.epochs])  # type: ignore[misc]
 
 
 def assert_same(
-    found: tuple[Course, BertForSequenceClassification], expected: tuple[Course, BertForSequenceClassification]
+    found: tuple[TrainingHistory, BertForSequenceClassification],
+    expected: tuple[TrainingHistory, BertForSequenceClassification],
 ) -> None:
     assert timeless(found[0]) == timeless(expected[0])
     for (name, one), other in zip(found[1].named_parameters(), expected[1].parameters(), strict=True):
@@ -76,7 +77,7 @@ def assert_same(
 
 
 @pytest.fixture(scope="module")
-def whole() -> tuple[Course, BertForSequenceClassification]:
+def whole() -> tuple[TrainingHistory, BertForSequenceClassification]:
     """A run that nothing ever interrupted, without checkpoints."""
     return train()
 
@@ -98,7 +99,7 @@ def scores(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
 
 def test_the_run_that_the_law_is_shown_on_learns_and_drops_out(
-    whole: tuple[Course, BertForSequenceClassification],
+    whole: tuple[TrainingHistory, BertForSequenceClassification],
 ) -> None:
     course, _ = whole
     assert not course.collapsed
@@ -109,7 +110,7 @@ def test_the_run_that_the_law_is_shown_on_learns_and_drops_out(
 
 
 def test_keeping_checkpoints_changes_nothing(
-    whole: tuple[Course, BertForSequenceClassification], tmp_path: Path
+    whole: tuple[TrainingHistory, BertForSequenceClassification], tmp_path: Path
 ) -> None:
     assert_same(train(places(tmp_path)), whole)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["epoch-0002", "epoch-0003"]
@@ -117,16 +118,16 @@ def test_keeping_checkpoints_changes_nothing(
 
 @pytest.mark.parametrize("killed", range(1, EPOCHS + 1))
 def test_a_run_killed_after_any_epoch_ends_as_one_that_was_not(
-    killed: int, whole: tuple[Course, BertForSequenceClassification], tmp_path: Path
+    killed: int, whole: tuple[TrainingHistory, BertForSequenceClassification], tmp_path: Path
 ) -> None:
     interrupt(places(tmp_path), killed)
-    told: list[Epoch] = []
+    told: list[EpochRecord] = []
     assert_same(train(places(tmp_path), told.append), whole)
     assert [record["epoch"] for record in told] == list(range(killed, EPOCHS + 1))
 
 
 def test_a_run_killed_again_and_again_ends_as_one_that_was_not(
-    whole: tuple[Course, BertForSequenceClassification], tmp_path: Path
+    whole: tuple[TrainingHistory, BertForSequenceClassification], tmp_path: Path
 ) -> None:
     for killed in (1, 2, 2, 3, 4, 4):
         interrupt(places(tmp_path), killed)
@@ -136,7 +137,7 @@ def test_a_run_killed_again_and_again_ends_as_one_that_was_not(
 @pytest.mark.parametrize("killed", [1, 3])
 def test_a_run_killed_between_two_steps_ends_as_one_that_was_not(
     killed: int,
-    whole: tuple[Course, BertForSequenceClassification],
+    whole: tuple[TrainingHistory, BertForSequenceClassification],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -149,7 +150,7 @@ def test_a_run_killed_between_two_steps_ends_as_one_that_was_not(
             raise Killed
         return real(*given)
 
-    real = stepper.loss_of
+    real = stepper.classification_loss
     monkeypatch.setattr(stepper, "loss_of", kill_at)
     with pytest.raises(Killed):
         train(places(tmp_path))
@@ -157,39 +158,39 @@ def test_a_run_killed_between_two_steps_ends_as_one_that_was_not(
 
 
 def test_after_damage_the_checkpoint_before_is_gone_on_with(
-    whole: tuple[Course, BertForSequenceClassification], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    whole: tuple[TrainingHistory, BertForSequenceClassification], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     interrupt(places(tmp_path), 4)
-    (tmp_path / "epoch-0003" / checkpoints.TENSORS).write_bytes(b"")
-    told: list[Epoch] = []
+    (tmp_path / "epoch-0003" / checkpoints.TENSORS_FILE).write_bytes(b"")
+    told: list[EpochRecord] = []
     assert_same(train(places(tmp_path), told.append), whole)
     assert [record["epoch"] for record in told] == [3, 4]
     assert "epoch-0003 is passed over" in caplog.text
 
 
 def test_where_all_are_damaged_the_run_begins_anew(
-    whole: tuple[Course, BertForSequenceClassification], tmp_path: Path
+    whole: tuple[TrainingHistory, BertForSequenceClassification], tmp_path: Path
 ) -> None:
     interrupt(places(tmp_path), 4)
-    for path in tmp_path.glob(f"*/{checkpoints.RECORD}"):
+    for path in tmp_path.glob(f"*/{checkpoints.STATE_FILE}"):
         path.write_text("{}")
-    told: list[Epoch] = []
+    told: list[EpochRecord] = []
     assert_same(train(places(tmp_path), told.append), whole)
     assert [record["epoch"] for record in told] == [1, 2, 3, 4]
 
 
 def test_another_runs_checkpoint_is_not_gone_on_with(
-    whole: tuple[Course, BertForSequenceClassification], tmp_path: Path
+    whole: tuple[TrainingHistory, BertForSequenceClassification], tmp_path: Path
 ) -> None:
     interrupt(places(tmp_path, "another"), 4)
     interrupt(places(tmp_path), 3)
-    told: list[Epoch] = []
+    told: list[EpochRecord] = []
     assert_same(train(places(tmp_path), told.append), whole)
     assert [record["epoch"] for record in told] == [3, 4]
 
 
 def test_a_full_disk_does_not_stop_the_run(
-    whole: tuple[Course, BertForSequenceClassification],
+    whole: tuple[TrainingHistory, BertForSequenceClassification],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
@@ -222,7 +223,7 @@ def test_a_checkpoint_holds_the_weights_of_its_epoch_and_the_best_ones(
     model = tiny_bert(dropout=0.2)
     heads: list[torch.Tensor] = []
 
-    def watch(record: Epoch) -> None:
+    def watch(record: EpochRecord) -> None:
         heads.append(model.classifier.weight.detach().clone())
         after(3)(record)
 
@@ -230,10 +231,10 @@ def test_a_checkpoint_holds_the_weights_of_its_epoch_and_the_best_ones(
         train(places(tmp_path), watch, model)
     start = model.classifier.weight.storage_offset()
     for epoch, best in ((1, 1), (2, 2)):
-        tensors = load_file(tmp_path / f"epoch-{epoch:04}" / checkpoints.TENSORS)
+        tensors = load_file(tmp_path / f"epoch-{epoch:04}" / checkpoints.TENSORS_FILE)
         for name, of in (("master", epoch), ("best", best)):
             assert torch.equal(tensors[name][start : start + 32].view(2, 16), heads[of - 1])
-    record = json.loads((tmp_path / "epoch-0002" / checkpoints.RECORD).read_text())["record"]
+    record = json.loads((tmp_path / "epoch-0002" / checkpoints.STATE_FILE).read_text())["record"]
     assert record["best_epoch"] == 2
     assert len(record["losses"]) == 16
 
@@ -288,7 +289,7 @@ def test_a_loss_that_is_no_number_ends_the_run_as_collapsed_with_the_best_weight
     model = tiny_bert(dropout=0.2)
     first: dict[str, torch.Tensor] = {}
 
-    def poison(record: Epoch) -> None:
+    def poison(record: EpochRecord) -> None:
         if record["epoch"] == 1:
             first.update(copy.deepcopy(model.state_dict()))
             model.classifier.bias.data.fill_(math.nan)
@@ -314,7 +315,7 @@ def test_a_run_collapsed_if_no_epoch_told_the_classes_apart(
 
 def test_sentences_of_one_label_cannot_tell_whether_a_run_collapsed() -> None:
     ids = [np.array([5, 6, 7]), np.array([8, 9])]
-    validation = Encoded(ids, np.array([1, 1]), 0, "cpu")
+    validation = TokenDataset(ids, np.array([1, 1]), 0, "cpu")
     torch.manual_seed(SEED)
     course = train_epochs(tiny_bert(), TRAIN, validation, toy_recipe(steps=8), epochs=1, seed=SEED)
     assert course.epochs[0]["validation_mcc"] == 0
@@ -349,7 +350,7 @@ def test_validation_measures_the_labels_whatever_their_targets_are() -> None:
     """How sure the targets are changes the loss of training, not what a model is judged by."""
     ids = [np.array([5, 6, 7]), np.array([8, 19]), np.array([9, 10])]
     targets = np.array([[0.4, 0.6], [0.9, 0.1], [0.2, 0.8]])
-    certain, uncertain = (Encoded(ids, given, 0, "cpu") for given in (np.array([1, 0, 1]), targets))
+    certain, uncertain = (TokenDataset(ids, given, 0, "cpu") for given in (np.array([1, 0, 1]), targets))
     assert validate(tiny_bert(), uncertain) == validate(tiny_bert(), certain)
 
 
@@ -366,10 +367,10 @@ def test_validation_draws_no_random_number_and_changes_no_weight() -> None:
 
 def wait(
     patience: int,
-    held: Places | None = None,
-    on_epoch: Callable[[Epoch], None] | None = None,
+    held: CheckpointConfig | None = None,
+    on_epoch: Callable[[EpochRecord], None] | None = None,
     model: BertForSequenceClassification | None = None,
-) -> Course:
+) -> TrainingHistory:
     """Train as `train` does, as long as patience lasts."""
     model = model or tiny_bert(dropout=0.2)
     torch.manual_seed(SEED)
@@ -432,7 +433,7 @@ def test_a_run_that_patience_ended_stays_ended_when_it_is_run_again(
     scores((0.5, 0.7), (0.4, 0.7), (0.3, 0.7))
     one, again = tiny_bert(dropout=0.2), tiny_bert(dropout=0.2)
     expected = wait(2, places(tmp_path), model=one)
-    told: list[Epoch] = []
+    told: list[EpochRecord] = []
     scores()
     caplog.clear()
     with caplog.at_level("INFO", "tasks"):
