@@ -439,7 +439,7 @@ def _run_flow(name: str, home: str, *arguments: Any) -> dict[str, Any]:
     from flows.services.embedded_prefect import connected, prefect_api
 
     with prefect_api(home) as server:
-        flow = getattr(importlib.import_module(f"flows.{name}"), name)
+        flow = getattr(importlib.import_module(f"flows.jobs.{name}"), name)
         environment.show_log(quiet_prefect=os.environ.get("VERDICT_DEBUG") != "1")
         with connected(server):
             ready = time.perf_counter()

@@ -243,7 +243,7 @@ def test_a_report_on_several_seeds_says_what_is_kept() -> None:
 def test_a_second_holdout_is_reported_beside() -> None:
     reported = weigh(rows=40)["candidate"]
     _, text = page(tell(weigh(secondary=reported)))
-    assert f"{reported['interval']['mcc']:.3f} MCC on the reported holdout, 40 sentences" in text
+    assert f"{reported['interval']['mcc']:.3f} MCC on the secondary holdout, 40 sentences" in text
 
 
 def test_answers_that_are_no_numbers_are_shown_as_such() -> None:
