@@ -3,10 +3,10 @@
 # requires sqlalchemy[asyncio]<3.0.0,>=2.0, so a plain `pip install prefect==3.8.8` brings 2.1.
 #
 # Behaviour: with SQLAlchemy 2.1 the server starts, answers /health, takes deployments and shows their schedules as
-# active, and no schedule ever fires: the scheduler plans no run. At bulk inserts SQLAlchemy 2.1 hands each value that is
-# named like a hybrid property to a hook of that property; Prefect inserts runs with a value `state`, and the property
-# of that name has no such hook. So each turn of the scheduler raises InvalidRequestError. The task runner inside the
-# server logs it and tries again at the next turn; no client is told, the deployment merely has no runs ahead.
+# active, and no schedule ever fires: the scheduler plans no run. At bulk inserts SQLAlchemy 2.1 hands each value that
+# is named like a hybrid property to a hook of that property; Prefect inserts runs with a value `state`, and the
+# property of that name has no such hook. So each turn of the scheduler raises InvalidRequestError. The task runner
+# inside the server logs it and tries again at the next turn; no client is told, the deployment has no runs ahead.
 #
 # Seen (a schedule of one run a minute; the scheduler takes a turn every five seconds instead of every sixty):
 #   SQLAlchemy 2.1.9: health 200, schedule active True, runs planned: none, turns failed: several
