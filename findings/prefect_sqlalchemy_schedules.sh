@@ -17,7 +17,7 @@ finish() { [ -z "$server" ] || { kill "$server" 2> /dev/null && wait "$server"; 
 trap 'finish; rm -rf "$dir"' EXIT
 "${PYTHON:-python3}" -m venv env
 cat > ask.py <<'PY'
-import os, pathlib, time, httpx, sqlalchemy
+import os, pathlib, sys, time, httpx, sqlalchemy
 ask = httpx.Client(base_url=os.environ["PREFECT_API_URL"], timeout=30)
 def until(true, seconds):
     end = time.monotonic() + seconds
@@ -29,14 +29,17 @@ def health():
         return ask.get("/health").status_code
     except httpx.TransportError:
         return None
+def call(method, path, **options):  # a server whose database is busy answers 503, and Prefect's clients try again
+    answers = lambda: (answer := ask.request(method, path, **options)).status_code != 503 and answer
+    return (until(answers, 60) or sys.exit(f"{path} stays 503")).raise_for_status().json()
 assert until(health, 90), "the server does not start"
-flow = ask.post("/flows/", json={"name": "flow"}).raise_for_status().json()["id"]
+flow = call("POST", "/flows/", json={"name": "flow"})["id"]
 deployment = {"name": "d", "flow_id": flow, "schedules": [{"active": True, "schedule": {"interval": 60}}]}
-made = ask.post("/deployments/", json=deployment).raise_for_status()
-planned = lambda: ask.post("/flow_runs/count", json={}).raise_for_status().json()
+made = call("POST", "/deployments/", json=deployment)["id"]
+planned = lambda: call("POST", "/flow_runs/count", json={})
 failed = lambda: pathlib.Path("server.log").read_text().count("InvalidRequestError: Can't evaluate bulk DML statement")
-until(lambda: planned() or failed() >= 3, 40)
-active = ask.get("/deployments/" + made.json()["id"]).json()["schedules"][0]["active"]
+until(lambda: planned() or failed() >= 3, 60)
+active = call("GET", "/deployments/" + made)["schedules"][0]["active"]
 print(f"SQLAlchemy {sqlalchemy.__version__}: health {health()}, schedule active {active}, runs planned: "
       f"{'some' if planned() else 'none'}, turns failed: {'several' if failed() >= 3 else failed() or 'none'}")
 PY
