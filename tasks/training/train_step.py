@@ -20,7 +20,7 @@ from torch import nn
 
 from tasks.core.errors import first_line
 from tasks.training.adamw import TorchAdamW, TritonAdamW
-from tasks.training.capture import patch_for_cuda_graphs
+from tasks.training.cuda_graph_step import patch_for_cuda_graphs
 from tasks.training.dataset import Inputs, TokenDataset
 from tasks.training.flat_parameters import FlatParameters
 from tasks.training.fused_layers import DropoutRng, fuse, unfuse
