@@ -17,10 +17,11 @@ from tasks.core.progress import progress_bar
 from tasks.evaluation.metrics import accuracy, mcc
 from tasks.inference.tokenization import shuffled_batches, sorted_batches
 from tasks.training.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
+from tasks.training.cuda_graph_step import CudaGraphStep, make_train_step
 from tasks.training.dataset import TokenDataset
 from tasks.training.fused_layers import unfuse
 from tasks.training.process_group import ProcessGroup
-from tasks.training.train_step import CudaGraphStep, EagerStep, Rows, StepConfig, make_train_step, shard
+from tasks.training.train_step import EagerStep, Rows, StepConfig, shard
 
 EVALUATION_BATCH = {"cpu": 64, "cuda": 256}  # sentences
 

@@ -19,8 +19,9 @@ import torch
 import transformers
 
 from tasks.inference.tokenization import shuffled_batches
+from tasks.training.cuda_graph_step import make_train_step
 from tasks.training.dataset import TokenDataset
-from tasks.training.train_step import EagerStep, StepConfig, make_train_step
+from tasks.training.train_step import EagerStep, StepConfig
 
 SHAPE = {
     "vocab_size": 1000,

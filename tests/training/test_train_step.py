@@ -11,6 +11,7 @@ from tiny import tiny_bert, toy_encoded, toy_recipe
 from torch import nn
 
 from tasks.inference.tokenization import shuffled_batches
+from tasks.training.cuda_graph_step import make_train_step, ran_out_of_memory
 from tasks.training.dataset import TokenDataset
 from tasks.training.losses import smooth_labels
 from tasks.training.train_step import (
@@ -20,8 +21,6 @@ from tasks.training.train_step import (
     StepOutputs,
     learning_rate_factor,
     learning_rates,
-    make_train_step,
-    ran_out_of_memory,
     uses_bf16,
 )
 
