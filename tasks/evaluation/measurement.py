@@ -117,7 +117,6 @@ def evaluate(
     """
     labels, probabilities = np.array(rows["label"], np.int64), read_probabilities(acceptable)
     predictions = predict_labels(acceptable)
-    counts = confusion(labels, predictions)
     bins = calibration(labels, probabilities)
     lengths = np.array([name_length(count) for count in rows["words"]])
     by_length = mcc_per_group(labels, predictions, lengths)
@@ -129,12 +128,12 @@ def evaluate(
         classes_predicted=len(np.unique(predictions)),
         interval=mcc_interval(labels, predictions, resamples),
         accuracy=accuracy(labels, predictions),
-        f1=f1(counts),
+        f1=f1(labels, predictions),
         auroc=auroc(labels, probabilities),
         brier=brier(labels, probabilities),
         ece=calibration_error(bins),
         calibration=bins,
-        confusion=counts._asdict(),
+        confusion=confusion(labels, predictions)._asdict(),
         mcc_per_batch=mcc_per_batch(labels, predictions),
         per_source=mcc_per_group(labels, predictions, rows["source"]),
         per_length={name: by_length[name] for name in _length_names() if name in by_length},

@@ -1,7 +1,12 @@
-"""Matthews correlation coefficient and friends, in NumPy.
+"""Metrics of a binary classifier: MCC with a bootstrap interval, accuracy, F1, AUROC, Brier score, calibration.
 
-Labels are 1 (acceptable) and 0 (not). A confusion is counted as (tn, fp, fn, tp). Probabilities are those of label 1.
-MCC: Matthews 1975, https://doi.org/10.1016/0005-2795(75)90109-9; where its denominator is 0 it is 0, as elsewhere.
+Labels are 1 (acceptable) and 0 (unacceptable), probabilities are those of label 1. Confusion counts are ordered
+(tn, fp, fn, tp). MCC: Matthews 1975, https://doi.org/10.1016/0005-2795(75)90109-9; it is 0 where its denominator is 0,
+as in scikit-learn.
+
+F1, AUROC and Brier score are scikit-learn's, imported when called. Confusion, MCC and accuracy are NumPy: training
+computes them after each epoch without scikit-learn's import, and the bootstrap needs the MCC of R confusions at once.
+So is calibration: scikit-learn's `calibration_curve` returns no row counts, which the calibration error needs.
 Shape letters: N sentences, R resamples.
 """
 
@@ -10,14 +15,12 @@ from typing import NamedTuple, TypedDict
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-MCC_BATCH = 32  # the book prints MCC for each batch of 32
-CALIBRATION_BINS = (
-    10  # of equal width, of the probability of "acceptable"; the calibration error depends on how many there are
-)
+MCC_BATCH = 32  # rows; the batch size of the book's MCC plot
+CALIBRATION_BINS = 10  # equal-width bins of the probability; the calibration error depends on their number
 
 
 class Confusion(NamedTuple):
-    """Counts of (label, prediction) pairs."""
+    """Counts of (label, prediction) pairs: true and false negatives and positives."""
 
     tn: int
     fp: int
@@ -26,7 +29,7 @@ class Confusion(NamedTuple):
 
 
 class MccInterval(TypedDict):
-    """A measured MCC with its 95% interval."""
+    """An MCC with its 95% confidence interval."""
 
     mcc: float
     low: float
@@ -34,7 +37,7 @@ class MccInterval(TypedDict):
 
 
 class CalibrationBin(TypedDict):
-    """Sentences whose probability lies in [low, high): its mean, and the share that is acceptable."""
+    """Rows whose probability lies in [low, high): their mean probability and the fraction with label 1."""
 
     low: float
     high: float
@@ -44,7 +47,7 @@ class CalibrationBin(TypedDict):
 
 
 def confusion(labels: ArrayLike, predictions: ArrayLike) -> Confusion:
-    """Count the four outcomes.
+    """Return the confusion counts.
 
     Args:
         labels: [N] of 0 and 1.
@@ -55,12 +58,12 @@ def confusion(labels: ArrayLike, predictions: ArrayLike) -> Confusion:
 
 
 def mcc_from_counts(counts: ArrayLike) -> NDArray[np.float64]:
-    """Return the MCC, in [-1, 1], of each confusion in an array [..., 4] of (tn, fp, fn, tp)."""
+    """Return the MCC, in [-1, 1], of confusion counts [..., 4] in the order (tn, fp, fn, tp)."""
     tn, fp, fn, tp = np.moveaxis(np.asarray(counts, np.float64), -1, 0)
-    # Square roots first: the product of the four sums overflows no float64, but their exact product would an int64.
+    # The product of the four sums would overflow int64.
     scale = np.sqrt(tp + fp) * np.sqrt(tp + fn) * np.sqrt(tn + fp) * np.sqrt(tn + fn)
     values = np.divide(tp * tn - fp * fn, scale, out=np.zeros_like(scale), where=scale > 0)
-    return np.clip(values, -1.0, 1.0)  # rounding can leave the range by one digit
+    return np.clip(values, -1.0, 1.0)  # rounding can exceed 1 by one ulp
 
 
 def mcc(labels: ArrayLike, predictions: ArrayLike) -> float:
@@ -69,58 +72,48 @@ def mcc(labels: ArrayLike, predictions: ArrayLike) -> float:
 
 
 def accuracy(labels: ArrayLike, predictions: ArrayLike) -> float:
-    """Return the share of right predictions; 0 for none at all."""
+    """Return the fraction of [N] predictions that equal their labels; 0 for N = 0."""
     return float(np.mean(np.equal(labels, predictions))) if np.size(labels) else 0.0
 
 
-def f1(counts: ArrayLike) -> float:
-    """Return F1 of the acceptable sentences from one (tn, fp, fn, tp); 0 where none is acceptable or predicted so."""
-    _, fp, fn, tp = np.asarray(counts, np.float64)
-    return float(2 * tp / (2 * tp + fp + fn)) if tp else 0.0
+def f1(labels: ArrayLike, predictions: ArrayLike) -> float:
+    """Return the F1 score of label 1 over [N] predictions; 0 if there is no true positive."""
+    from sklearn.metrics import f1_score
+
+    return float(f1_score(labels, predictions, zero_division=0))
 
 
 def auroc(labels: ArrayLike, probabilities: ArrayLike) -> float:
-    """Return how often an acceptable sentence has the higher probability of two; a tie counts half.
+    """Return the area under the ROC curve of [N] probabilities; 0.5 if only one class is present."""
+    from sklearn.metrics import roc_auc_score
 
-    The mean rank of the acceptable ones says it (Mann and Whitney), equal probabilities sharing their mid-rank. Where
-    one class is missing there is nothing to rank, and it is 0.5.
-
-    Args:
-        labels: [N] of 0 and 1.
-        probabilities: [N].
-    """
-    positive = np.asarray(labels) == 1
-    few, many = int(positive.sum()), int((~positive).sum())
-    if not few or not many:
-        return 0.5
-    _, place, counts = np.unique(np.asarray(probabilities, np.float64), return_inverse=True, return_counts=True)
-    ranks = np.cumsum(counts) - (counts - 1) / 2  # from 1; the middle of those that are equal
-    return float((ranks[place][positive].sum() - few * (few + 1) / 2) / (few * many))
+    return float(roc_auc_score(labels, probabilities)) if len(np.unique(labels)) == 2 else 0.5
 
 
 def brier(labels: ArrayLike, probabilities: ArrayLike) -> float:
-    """Return the mean squared distance of [N] probabilities from [N] labels; 0 for none at all."""
-    gaps = np.asarray(probabilities, np.float64) - np.asarray(labels, np.float64)
-    return float(np.mean(gaps**2)) if gaps.size else 0.0
+    """Return the Brier score, the mean squared error of [N] probabilities."""
+    from sklearn.metrics import brier_score_loss
+
+    return float(brier_score_loss(labels, probabilities, pos_label=1))
 
 
 def calibration(labels: ArrayLike, probabilities: ArrayLike, bins: int = CALIBRATION_BINS) -> list[CalibrationBin]:
-    """Return what was said and what was true in bins of equal width; empty bins are left out.
+    """Return the reliability diagram over equal-width bins [low, high); empty bins are omitted.
 
     Args:
         labels: [N] of 0 and 1.
         probabilities: [N] in [0, 1]; 1 belongs to the last bin.
-        bins: how many.
+        bins: number of bins.
     """
     labels, probabilities = np.asarray(labels), np.asarray(probabilities, np.float64)
-    places = np.minimum((probabilities * bins).astype(np.int64), bins - 1)
+    bin_of_row = np.minimum((probabilities * bins).astype(np.int64), bins - 1)
     found = []
-    for place in np.unique(places):
-        here = places == place
+    for number in np.unique(bin_of_row):
+        here = bin_of_row == number
         found.append(
             CalibrationBin(
-                low=float(place / bins),
-                high=float((place + 1) / bins),
+                low=float(number / bins),
+                high=float((number + 1) / bins),
                 rows=int(here.sum()),
                 probability=float(probabilities[here].mean()),
                 acceptable=float(labels[here].mean()),
@@ -130,7 +123,7 @@ def calibration(labels: ArrayLike, probabilities: ArrayLike, bins: int = CALIBRA
 
 
 def calibration_error(bins: list[CalibrationBin]) -> float:
-    """Return the expected calibration error: the mean gap between said and true, over all sentences; 0 for none."""
+    """Return the expected calibration error: mean |probability - acceptable|, weighted by rows; 0 for no bins."""
     rows = sum(each["rows"] for each in bins)
     gaps = sum(each["rows"] * abs(each["probability"] - each["acceptable"]) for each in bins)
     return gaps / rows if rows else 0.0
@@ -139,17 +132,17 @@ def calibration_error(bins: list[CalibrationBin]) -> float:
 def mcc_interval(labels: ArrayLike, predictions: ArrayLike, resamples: int = 10_000, seed: int = 0) -> MccInterval:
     """Return the MCC with its 95% percentile bootstrap interval.
 
-    Drawing N sentences with replacement and counting them is one draw of a multinomial over the four cells, so the
-    R resamples need R x 4 numbers instead of R x N.
+    Confusion counts of N rows drawn with replacement are one multinomial draw, so R resamples need R x 4 numbers
+    instead of R x N.
 
     Args:
         labels: [N] of 0 and 1.
         predictions: [N] of 0 and 1.
         resamples: R.
-        seed: of the resampling.
+        seed: of the random generator.
 
     Raises:
-        ValueError: if there are no sentences.
+        ValueError: if N is 0.
     """
     counts = confusion(labels, predictions)
     total = sum(counts)
@@ -161,13 +154,13 @@ def mcc_interval(labels: ArrayLike, predictions: ArrayLike, resamples: int = 10_
 
 
 def mcc_per_batch(labels: ArrayLike, predictions: ArrayLike, size: int = MCC_BATCH) -> list[float]:
-    """Return the MCC of each consecutive batch of sentences, the last one possibly smaller."""
+    """Return the MCC of each consecutive batch of `size` rows; the last batch may be smaller."""
     labels, predictions = np.asarray(labels), np.asarray(predictions)
     return [mcc(labels[i : i + size], predictions[i : i + size]) for i in range(0, len(labels), size)]
 
 
 def mcc_per_group(labels: ArrayLike, predictions: ArrayLike, groups: ArrayLike) -> dict[str, dict[str, float]]:
-    """Return rows, accuracy and MCC for each group name, in the order of the names."""
+    """Return rows, accuracy and MCC of each group, sorted by group name."""
     labels, predictions, groups = np.asarray(labels), np.asarray(predictions), np.asarray(groups)
     slices = {str(name): groups == name for name in np.unique(groups)}
     return {

@@ -26,7 +26,7 @@ def test_figures_are_those_of_the_labels_and_probabilities() -> None:
     predictions = [1, 0, 0, 1, 1, 0]
     assert found["interval"]["mcc"] == mcc(ROWS["label"], predictions)
     assert found["confusion"] == {"tn": 2, "fp": 1, "fn": 1, "tp": 2}
-    assert found["f1"] == f1((2, 1, 1, 2))
+    assert found["f1"] == f1(ROWS["label"], predictions)
     assert found["auroc"] == auroc(ROWS["label"], GIVEN)
     assert found["brier"] == brier(ROWS["label"], GIVEN)
     assert (found["rows"], found["finite"], found["classes_predicted"], found["worst"]) == (6, True, 2, [])
