@@ -1,91 +1,93 @@
-"""A data set of the Hugging Face hub as Parquet files, one a split, kept by commit.
+"""Downloads a data set of the Hugging Face hub as Parquet files, one a split.
 
-`hf:nyu-mll/glue/cola` names the config cola of the data set nyu-mll/glue. What was fetched lies in
-CACHE/nyu-mll--glue--cola/COMMIT/SPLIT.parquet; revisions.json beside it tells which commit a branch or tag was when it
-was last asked for. The library `datasets` is an optional extra and is imported only for a download.
+`hf:nyu-mll/glue/cola` names the config cola of the data set nyu-mll/glue. Without @REVISION the hub's own conversion to
+Parquet is read (https://huggingface.co/docs/dataset-viewer/parquet) or, where there is none (private data sets, some
+mirrors), the Parquet files of the branch main; with @REVISION those of that branch, tag or commit. No code is run.
+
+    CACHE/datasets--ORG--NAME/                     snapshot cache of huggingface_hub: files by commit, branches, locks
+    CACHE/ORG--NAME--CONFIG/COMMIT/SPLIT.parquet   the shards of a split as one file; its name is its rows' source
 """
 
 import contextlib
-import importlib.util
+import glob
 import logging
 import re
-import shutil
-import tempfile
-import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+
+import pyarrow.parquet as pq
+from huggingface_hub import HfApi, constants, errors, get_cached_repo_tree, snapshot_download, utils
 
 from tasks.core.errors import UnreachableError, UsageError, VerdictError, summarise_error
-from tasks.core.files import atomic_directory, read_json, write_json
+from tasks.core.files import atomic_write
 
-log = logging.getLogger(__name__)
+CONVERTED = "refs/convert/parquet"  # branch with the hub's conversion
+MAX_NAMES_SHOWN = 12
 
 _PART = r"[A-Za-z0-9_](?:[A-Za-z0-9_.]|-(?!-))*"
 _ADDRESS = re.compile(
     rf"hf:(?P<name>{_PART}(?:/{_PART})?)"
-    # A config's name is free but for what no file name may hold.
+    # A config may have any name that a file may have.
     r"(?:/(?P<config>[^\s\x00-\x1f/@<>:\\|?*]{1,100}))?"
     r"(?:@(?P<revision>[^\s\x00-\x1f@]+))?"
 )
+# cola/train/0000.parquet in the conversion; cola/train-00000-of-00001.parquet, train.parquet elsewhere.
+_DATA_FILE = re.compile(r"(?:(?P<config>[^/]+)/)?(?P<split>[^/]+?)(?:/\d+|-\d+-of-\d+)?\.parquet")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_EXTRA = "pip install 'verdict-mlops[hub]'"
-_REVISIONS = "revisions.json"
-_NAMES_SHOWN = 12
+_NOT_CACHED = (errors.LocalEntryNotFoundError, errors.CachedRepoTreeNotFoundError)
+# The base of the library's HTTP errors belongs to its HTTP client, which is another one from version 2 on.
+_NO_ANSWER = (errors.HfHubHTTPError.__bases__[0], ConnectionError, TimeoutError, errors.LocalEntryNotFoundError)
+
+log = logging.getLogger(__name__)
 
 
-class _Address(NamedTuple):
-    """What an address asks for; config and revision are None where it names none."""
+@dataclass(frozen=True)
+class _Address:
+    """A parsed address; config and revision are empty where it names none."""
 
     text: str
     name: str
-    config: str | None
-    revision: str | None
+    config: str
+    revision: str
 
     @property
     def slug(self) -> str:
-        """The name of its folder. The hub's names hold no "--", so no two addresses share one."""
-        return "--".join([*self.name.split("/"), *([self.config] if self.config else [])])
+        """Folder name; names on the hub hold no "--", so no two addresses share one."""
+        return "--".join([*self.name.split("/"), *filter(None, [self.config])])
 
 
 def fetch_dataset(address: str, cache: str, *, offline: bool = False) -> dict[str, str]:
-    """Return the splits of a hub data set as Parquet files, downloading what is not kept yet.
+    """Return the splits of a hub data set as Parquet files, downloading what is not cached.
 
-    Online the hub is asked which commit is meant, except where the address names a commit that is kept. Offline
-    (or with HF_HUB_OFFLINE=1) the commit last seen for the revision is used, or the last one kept.
+    Online the hub is queried for the revision's commit, except where the address names a commit that is cached. Offline
+    (or with HF_HUB_OFFLINE=1) the revision means the commit of its last download.
 
     Args:
-        address: hf:NAME, hf:ORG/NAME or hf:ORG/NAME/CONFIG, each with @REVISION (branch, tag or commit) if need be.
-        cache: folder that keeps the files, whole or absent, by data set and commit.
-        offline: ask nothing of the network.
+        address: hf:NAME, hf:ORG/NAME or hf:ORG/NAME/CONFIG, each optionally with @REVISION (branch, tag or commit).
+        cache: cache folder.
+        offline: make no request.
 
     Returns:
-        the path of a Parquet file by the name of its split.
+        path of a Parquet file by the name of its split.
 
     Raises:
-        WrongUsage: if the address is malformed, its data set, config or revision is unknown or closed to this user, or
-            the library is not installed.
-        Unreachable: if the hub does not answer, or nothing is kept while offline.
-        VerdictError: if the data set cannot be read as files, or not be kept.
+        UsageError: if the address is malformed, or its data set, config or revision is unknown or not readable by this
+            user.
+        UnreachableError: if the hub does not answer, or nothing is cached while offline.
+        VerdictError: if the data set has no readable Parquet files, or the cache cannot be written.
     """
-    from huggingface_hub import constants
-
     wanted = _parse(address)
     folder = Path(cache) / wanted.slug
-    named = wanted.revision or ""
-    if _COMMIT.fullmatch(named) and (kept := _cached_splits(folder / named)):
-        return kept
-    if offline or constants.HF_HUB_OFFLINE:
-        return _newest_cached(wanted, folder)
-    if importlib.util.find_spec("datasets") is None:
-        raise _not_installed(wanted)
-    with _quiet():
-        name, commit = _resolve(wanted, folder)
-        with _locked(folder):
-            if not _cached_splits(folder / commit):
-                _download(wanted._replace(name=name), commit, folder)
-            _save_revision(folder, named, commit)
-    return _cached_splits(folder / commit)
+    offline = offline or constants.HF_HUB_OFFLINE
+    try:
+        with _quiet():
+            commit, splits = _fetch(wanted, cache, offline)
+        return {split: _join(shards, folder / commit / f"{split}.parquet") for split, shards in splits.items()}
+    except VerdictError:
+        raise
+    except Exception as error:
+        raise _user_error(wanted, folder, error, offline) from error
 
 
 def _parse(address: str) -> _Address:
@@ -93,176 +95,142 @@ def _parse(address: str) -> _Address:
     if not found:
         raise UsageError(
             f"data set address {address!r} is malformed; expected hf:NAME, hf:ORG/NAME or hf:ORG/NAME/CONFIG, "
-            "with @REVISION if need be, for example hf:nyu-mll/glue/cola"
+            "optionally with @REVISION, for example hf:nyu-mll/glue/cola"
         )
-    return _Address(address, found["name"], found["config"], found["revision"])
-
-
-def _cached_splits(folder: Path) -> dict[str, str]:
-    """Return the splits of a kept commit; none if it is not kept."""
-    return {path.stem: str(path) for path in sorted(folder.glob("*.parquet"))}
-
-
-def _newest_cached(wanted: _Address, folder: Path) -> dict[str, str]:
-    """Return the splits of the commit last seen for the revision; without a revision also of the last one kept.
-
-    Raises:
-        Unreachable: if there is none.
-    """
-    named = wanted.revision or ""
-    known = read_json(folder / _REVISIONS) if (folder / _REVISIONS).is_file() else {}
-    commits = [folder / known[named]] if named in known else []
-    if not named:
-        kept = [path for path in folder.glob("*") if _COMMIT.fullmatch(path.name)]
-        commits += sorted(kept, key=lambda path: path.stat().st_mtime, reverse=True)
-    for commit in commits:
-        if splits := _cached_splits(commit):
-            log.info("offline: data set %s at its kept commit %s", wanted.text, commit.name[:12])
-            return splits
-    raise UnreachableError(
-        f"data set {wanted.text!r} is not kept in {folder.parent} and the hub is not asked while offline; "
-        "expected an earlier fetch: run once with a network and without HF_HUB_OFFLINE and data.offline"
-    )
-
-
-def _save_revision(folder: Path, named: str, commit: str) -> None:
-    path = folder / _REVISIONS
-    known = read_json(path) if path.is_file() else {}
-    if known.get(named) != commit:
-        write_json(path, known | {named: commit})
+    return _Address(address, found["name"], found["config"] or "", found["revision"] or "")
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep what the libraries say, and their progress bars, off standard output and error."""
-    from huggingface_hub import utils
-
-    loggers = [logging.getLogger(name) for name in ("datasets", "huggingface_hub", "fsspec")]
-    levels = [logger.level for logger in loggers]
-    showed = not utils.are_progress_bars_disabled()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            for logger in loggers:
-                logger.setLevel(logging.CRITICAL)
-            utils.disable_progress_bars()
-            yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
-            if showed:
-                utils.enable_progress_bars()
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock: of two processes that want the same data set, the second waits and finds it kept."""
-    from filelock import FileLock
-
-    lock = FileLock(folder / "lock")
+    """Keep the library's log lines and progress bars off standard error."""
+    logger = logging.getLogger("huggingface_hub")
+    level, had_bars = logger.level, not utils.are_progress_bars_disabled()
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except OSError as error:
-        raise _not_cached(folder, error) from error
-    try:
-        # What a killed process left: nobody else writes here now.
-        for leftover in folder.glob(".*/"):
-            shutil.rmtree(leftover, ignore_errors=True)
+        logger.setLevel(logging.CRITICAL)
+        utils.disable_progress_bars()
         yield
     finally:
-        lock.release()
+        logger.setLevel(level)
+        if had_bars:
+            utils.enable_progress_bars()
 
 
-def _resolve(wanted: _Address, folder: Path) -> tuple[str, str]:
-    """Ask the hub for the data set's full name and the commit that the revision means."""
-    from huggingface_hub import HfApi, constants
-
-    api = HfApi()
+def _fetch(wanted: _Address, cache: str, offline: bool) -> tuple[str, dict[str, list[Path]]]:
+    """Return the commit, and the files of each split in the snapshot cache, downloading what is missing."""
+    if _COMMIT.fullmatch(wanted.revision) and not offline:
+        with contextlib.suppress(*_NOT_CACHED):
+            return _fetch(wanted, cache, offline=True)
+    revision = wanted.revision or CONVERTED
     try:
-        # Without a limit of its own this request would wait for ever.
-        info = api.dataset_info(wanted.name, revision=wanted.revision, timeout=constants.HF_HUB_ETAG_TIMEOUT)
-        if info.gated:
-            _check_access(api, info.id)
-    except Exception as error:
-        raise _refusal(wanted, error) or _unreachable(wanted, folder, _reason(error)) from error
-    if not _COMMIT.fullmatch(info.sha or ""):
-        raise UnreachableError(
-            f"data set {wanted.text!r}: {api.endpoint} named no commit; expected a Hugging Face hub: check HF_ENDPOINT"
+        name, commit, files = _list_files(wanted.name, revision, cache, offline)
+    except (errors.RevisionNotFoundError, errors.CachedRepoTreeNotFoundError):
+        if wanted.revision:
+            raise
+        revision = "main"
+        name, commit, files = _list_files(wanted.name, revision, cache, offline)
+    splits = _select_splits(replace(wanted, name=name), files)
+    if commit and not Path(cache, wanted.slug, commit).exists():
+        log.info("downloading data set %s, commit %s, from the hub", wanted.text.partition("@")[0], commit)
+    snapshot = snapshot_download(
+        wanted.name,
+        repo_type="dataset",
+        revision=revision,  # not the commit: under this name the library records the commit for offline use
+        cache_dir=cache,
+        allow_patterns=[glob.escape(shard) for shards in splits.values() for shard in shards],
+        local_files_only=offline,
+    )
+    found = Path(snapshot).name
+    if commit and found != commit:  # where the hub stops answering, the library takes what is cached
+        raise errors.LocalEntryNotFoundError(f"the hub gave commit {found} for {commit}")
+    return found, {split: [Path(snapshot, shard) for shard in shards] for split, shards in splits.items()}
+
+
+def _list_files(name: str, revision: str, cache: str, offline: bool) -> tuple[str, str, list[str]]:
+    """Return the present name of a data set that may have been renamed, its commit (empty while offline), its files."""
+    if offline:
+        tree = get_cached_repo_tree(name, repo_type="dataset", revision=revision, cache_dir=cache)
+        return name, "", [file.path for file in tree]
+    # By default the library sets no timeout for this request.
+    info = HfApi().dataset_info(name, revision=revision, timeout=constants.HF_HUB_ETAG_TIMEOUT)
+    return info.id, str(info.sha), [file.rfilename for file in info.siblings or []]
+
+
+def _select_splits(wanted: _Address, files: Sequence[str]) -> dict[str, list[str]]:
+    """Return the Parquet files of each split of the config that is meant.
+
+    Raises:
+        UsageError: if there is no such config, or none is named and there are several without a default.
+        VerdictError: if there are no Parquet files in a known layout.
+    """
+    configs: dict[str, dict[str, list[str]]] = {}
+    for file in sorted(files):
+        if found := _DATA_FILE.fullmatch(file):
+            configs.setdefault(found["config"] or "default", {}).setdefault(found["split"], []).append(file)
+    if not configs:
+        raise VerdictError(
+            f"data set {wanted.text!r} has no Parquet files that can be read; "
+            "expected CONFIG/SPLIT/0000.parquet, as the hub converts, or CONFIG/SPLIT.parquet, and no script: "
+            "choose another data set or @REVISION"
         )
-    return info.id, str(info.sha)
+    config = wanted.config or (next(iter(configs)) if len(configs) == 1 else "default")
+    if config not in configs:
+        there = ", ".join(list(configs)[:MAX_NAMES_SHOWN])
+        more = f" and {len(configs) - MAX_NAMES_SHOWN} more" if len(configs) > MAX_NAMES_SHOWN else ""
+        problem = f"has no config {config!r}" if wanted.config else "has several configs"
+        example = f"hf:{wanted.name}/{next(iter(configs))}" + (f"@{wanted.revision}" if wanted.revision else "")
+        raise UsageError(f"data set {wanted.name!r} {problem}; expected one of {there}{more}: {example}")
+    return configs[config]
 
 
-def _check_access(api: Any, name: str) -> None:
-    """Ask whether a gated data set, which tells its commit to everybody, gives its files to this user."""
-    from huggingface_hub.errors import GatedRepoError
-
-    try:
-        api.auth_check(name, repo_type="dataset")
-    except GatedRepoError:
-        raise
-    except Exception:
-        # A mirror need not know this question; the download will tell.
-        log.debug("no answer whether %s is open", name, exc_info=True)
+def _join(shards: Sequence[Path], target: Path) -> str:
+    """Write shards, in their order, as one Parquet file, unless it is there already."""
+    if not target.exists():
+        with atomic_write(target) as temporary, pq.ParquetWriter(temporary, pq.read_schema(shards[0])) as writer:
+            for shard in shards:
+                for batch in pq.ParquetFile(shard).iter_batches():
+                    writer.write_batch(batch)
+    return str(target)
 
 
-def _download(wanted: _Address, commit: str, folder: Path) -> None:
-    """Load the data set, by its full name, with the library and write each split as Parquet, all of them or none."""
-    datasets = _library(wanted)
-    log.info("downloading data set %s, commit %s, from the hub", wanted.text.partition("@")[0], commit[:12])
-    try:
-        # The library's own Arrow files are needed only until the Parquet files stand.
-        with (
-            _quiet(),  # once more: when it is first imported the library sets how much it says
-            atomic_directory(folder / commit) as target,
-            tempfile.TemporaryDirectory(prefix=".load-", dir=folder) as work,
-        ):
-            # The address with hf:// never means a folder of that name in the working directory.
-            loaded = datasets.load_dataset(
-                f"hf://datasets/{wanted.name}", wanted.config, revision=commit, cache_dir=work
-            )
-            for split, rows in loaded.items():
-                rows.to_parquet(str(target / f"{split}.parquet"))
-    except Exception as error:
-        raise _refusal(wanted, error) or _failure(wanted, folder, error) from error
-
-
-def _library(wanted: _Address) -> Any:
-    """Import the library `datasets`, a version that never runs code of a data set."""
-    try:
-        import datasets
-
-        version = datasets.__version__
-    except (ImportError, AttributeError) as error:  # a mere folder of this name can be imported, too
-        raise _not_installed(wanted) from error
-    # Until version 3 a data set could bring a script; from 4 on there is no way to run one.
-    if int(version.split(".")[0]) < 4:
-        raise UsageError(
-            f"data set {wanted.text!r} needs the library datasets from version 4 on, which runs no code of a data set; "
-            f"{version} is installed; run: {_EXTRA}"
+def _user_error(wanted: _Address, folder: Path, error: Exception, offline: bool) -> VerdictError:
+    """Return the error to show: the address, the network, the disk or the data set is at fault."""
+    if offline and isinstance(error, _NOT_CACHED):
+        return UnreachableError(
+            f"data set {wanted.text!r} is not cached in {folder.parent} and the hub is not queried while offline; "
+            "expected an earlier download: run once with a network and without HF_HUB_OFFLINE and data.offline"
         )
-    datasets.disable_progress_bars()
-    return datasets
+    causes = [error]
+    while (cause := causes[-1].__cause__) is not None and cause not in causes:
+        causes.append(cause)
+    if problem := _refusal(wanted, causes):
+        return UsageError(f"data set {wanted.name!r} {problem}")
+    if unanswered := [cause for cause in causes if isinstance(cause, _NO_ANSWER)]:
+        status = _status(unanswered[-1])
+        reason = f"HTTP {status}" if status else type(unanswered[-1]).__name__
+        instead = ", or use the cached copy: HF_HUB_OFFLINE=1" if any(folder.glob("*/*.parquet")) else ""
+        return UnreachableError(
+            f"data set {wanted.text!r} cannot be fetched, the hub gave no usable answer ({reason}); "
+            f"check the network and try again{instead}"
+        )
+    if isinstance(error, OSError) and error.errno is not None:
+        return VerdictError(
+            f"data set cannot be cached in {folder} ({error.strerror or error}); "
+            "expected a folder with space to write to: check it and run again"
+        )
+    return VerdictError(
+        f"data set {wanted.text!r} cannot be read ({summarise_error(error, 200)}); "
+        "expected whole Parquet files: choose another data set or @REVISION"
+    )
 
 
-def _not_installed(wanted: _Address) -> UsageError:
-    return UsageError(f"data set {wanted.text!r} needs the library datasets, which is not installed; run: {_EXTRA}")
-
-
-def _refusal(wanted: _Address, error: Exception) -> UsageError | None:
-    """Return the error to show if the address names something that is not there or not open; None otherwise."""
-    from huggingface_hub import errors
-
-    chain = _chain(error)
-    what = f"data set {wanted.name!r}"
-    if configs := _available_configs(error):
-        return _which_config(wanted, configs)
-    # In this order: a gated repository is also one that was not found.
-    for kind, text in (
-        (errors.GatedRepoError, "is gated; expected leave to read it: ask for it on its page, then set HF_TOKEN"),
+def _refusal(wanted: _Address, causes: Sequence[BaseException]) -> str:
+    """Return what is wrong if the address names something that does not exist or is not open; else an empty text."""
+    for kind, problem in (
+        # A gated repository is also one that was not found.
+        (errors.GatedRepoError, "is gated; expected permission to read it: request it on its page, then set HF_TOKEN"),
         (
             errors.RevisionNotFoundError,
-            f"has no revision {wanted.revision!r}; expected a branch, tag or commit of it after the @, "
+            f"has no revision {wanted.revision or 'main'!r}; expected a branch, tag or commit of it after the @, "
             "or none for the newest",
         ),
         (
@@ -271,82 +239,12 @@ def _refusal(wanted: _Address, error: Exception) -> UsageError | None:
             "check it, or set HF_TOKEN",
         ),
     ):
-        if any(isinstance(one, kind) for one in chain):
-            return UsageError(f"{what} {text}")
-    for status in map(_status, chain):
-        if status in (401, 403):
-            return UsageError(f"{what} is refused by the hub (HTTP {status}); expected a valid token: set HF_TOKEN")
-    return None
-
-
-def _available_configs(error: Exception) -> list[str]:
-    """Return the names that the library lists when a config is unknown or missing; none for another error."""
-    found = re.match(r"(?:BuilderConfig '.*' not found|Config name is missing)[^\[]*\[(.*?)\]", str(error), re.DOTALL)
-    return re.findall(r"'([^']+)'", found[1]) if isinstance(error, ValueError) and found else []
-
-
-def _which_config(wanted: _Address, configs: list[str]) -> UsageError:
-    there = ", ".join(configs[:_NAMES_SHOWN])
-    if len(configs) > _NAMES_SHOWN:
-        there += f" and {len(configs) - _NAMES_SHOWN} more"
-    lack = f"has no config {wanted.config!r}" if wanted.config else "has several configs"
-    example = f"hf:{wanted.name}/{configs[0]}" + (f"@{wanted.revision}" if wanted.revision else "")
-    return UsageError(f"data set {wanted.name!r} {lack}; expected one of {there}: {example}")
-
-
-def _failure(wanted: _Address, folder: Path, error: Exception) -> VerdictError:
-    """Return the error to show for a download that broke off: the network, the disk or the data set."""
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    # Whichever httpx the hub's library speaks through: the base that its own errors have.
-    transport = HfHubHTTPError.__bases__[0]
-    for one in reversed(_chain(error)):
-        status = _status(one)
-        lost = isinstance(one, (transport, ConnectionError, TimeoutError, LocalEntryNotFoundError)) and status is None
-        if lost or (status or 0) >= 429:
-            return _unreachable(wanted, folder, _reason(one))
-        # The library raises some errors anew and keeps only the text of the first one.
-        if LocalEntryNotFoundError.__name__ in str(one):
-            return _unreachable(wanted, folder, LocalEntryNotFoundError.__name__)
-    for one in _chain(error):
-        if isinstance(one, OSError) and one.errno is not None:
-            return _not_cached(folder, one)
-    root = _chain(error)[-1]
-    return VerdictError(
-        f"data set {wanted.text!r} cannot be read ({summarise_error(root, 200)}); "
-        "expected data files such as Parquet, CSV or JSON, no script: choose another data set or @REVISION"
-    )
-
-
-def _unreachable(wanted: _Address, folder: Path, reason: str) -> UnreachableError:
-    kept = any(_COMMIT.fullmatch(path.name) for path in folder.glob("*"))
-    instead = ", or use the copy that is kept: HF_HUB_OFFLINE=1" if kept else ""
-    return UnreachableError(
-        f"data set {wanted.text!r} cannot be fetched, the hub gave no usable answer ({reason}); "
-        f"check the network and try again{instead}"
-    )
-
-
-def _not_cached(folder: Path, error: OSError) -> VerdictError:
-    return VerdictError(
-        f"data set cannot be kept in {folder} ({error.strerror or error}); expected a folder with space to write to: "
-        "check it and run again"
-    )
-
-
-def _reason(error: BaseException) -> str:
-    status = _status(error)
-    return type(error).__name__ if status is None else f"HTTP {status}"
+        if any(isinstance(cause, kind) for cause in causes):
+            return problem
+    closed = [status for cause in causes if (status := _status(cause)) in (401, 403)]
+    return f"is refused by the hub (HTTP {closed[0]}); expected a valid token: set HF_TOKEN" if closed else ""
 
 
 def _status(error: BaseException) -> int | None:
-    """Return the HTTP status that an error of the hub's library carries."""
+    """Return the HTTP status of an error of the hub's library."""
     return getattr(getattr(error, "response", None), "status_code", None)
-
-
-def _chain(error: BaseException) -> list[BaseException]:
-    """Return an error and what caused it, the last cause last."""
-    chain = [error]
-    while (cause := chain[-1].__cause__) is not None and cause not in chain:
-        chain.append(cause)
-    return chain
