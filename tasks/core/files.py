@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tasks.core.errors import VerdictError
+from .errors import VerdictError
 
 
 def sha256_of(path: Path) -> str:

@@ -17,9 +17,9 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.core.errors import VerdictError
-from tasks.inference.runner import Runner
-from tasks.inference.tokenization import TokenIds
+from ..core.errors import VerdictError
+from .runner import Runner
+from .tokenization import TokenIds
 
 log = logging.getLogger(__name__)
 

@@ -16,8 +16,8 @@ with one digest answer alike.
 from pathlib import Path
 from typing import Any, TypedDict
 
-from tasks.core.errors import VerdictError
-from tasks.core.files import json_digest, read_json, sha256_of, write_json
+from ..core.errors import VerdictError
+from ..core.files import json_digest, read_json, sha256_of, write_json
 
 SCHEMA_VERSION = 1
 MANIFEST = "bundle.json"

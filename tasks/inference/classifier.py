@@ -16,13 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from tasks.core.errors import VerdictError
-from tasks.inference.batch_pool import BatchPool
-from tasks.inference.bundle import TOKENIZER, VARIANTS, Manifest, serving_variant, variants_of, verify
-from tasks.inference.external_data import reject_external_data
-from tasks.inference.runner import Runner
-from tasks.inference.sessions import CUDA, open_session, physical_cores, should_try_gpu
-from tasks.inference.tokenization import TokenIds, TokenizedText, packed_batches, sorted_batches, tokenise
+from ..core.errors import VerdictError
+from .batch_pool import BatchPool
+from .bundle import TOKENIZER, VARIANTS, Manifest, serving_variant, variants_of, verify
+from .external_data import reject_external_data
+from .runner import Runner
+from .sessions import CUDA, open_session, physical_cores, should_try_gpu
+from .tokenization import TokenIds, TokenizedText, packed_batches, sorted_batches, tokenise
 
 CPU_BATCH = 32  # sentences, on a CPU
 PACK_ROWS, PACK_TOKENS = 256, 128  # rows of a batch on a GPU, and tokens of a row

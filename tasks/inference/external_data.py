@@ -8,7 +8,7 @@ import mmap
 from collections.abc import Iterator
 from pathlib import Path
 
-from tasks.core.errors import VerdictError
+from ..core.errors import VerdictError
 
 # Which fields of a message hold messages that lead to a tensor.
 TENSOR_FIELDS = {

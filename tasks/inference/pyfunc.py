@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from tasks.core.errors import UsageError
-from tasks.inference.classifier import Classifier
+from ..core.errors import UsageError
+from .classifier import Classifier
 
 DEVICES = ("auto", "cuda", "cpu")
 TEXT_COLUMNS = ("sentence", "text")

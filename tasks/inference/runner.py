@@ -13,9 +13,9 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from tasks.inference.gates import ReadWriteLock
-from tasks.inference.sessions import uses_cuda_graphs
-from tasks.inference.tokenization import TokenIds
+from .gates import ReadWriteLock
+from .sessions import uses_cuda_graphs
+from .tokenization import TokenIds
 
 CAPTURED_BATCHES = (1, 2, 4, 8, 16, 32)  # sizes of batches that are captured, smaller ones are filled up
 CAPTURED_LENGTHS = (8, 12, 16, 24, 32, 48, 64, 96, 128)  # their lengths

@@ -7,7 +7,7 @@ from typing import Any
 
 import onnxruntime
 
-from tasks.core.errors import VerdictError
+from ..core.errors import VerdictError
 
 CUDA = "CUDAExecutionProvider"
 CPU = "CPUExecutionProvider"

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from tasks.core.errors import UsageError, first_line
+from ..core.errors import UsageError, first_line
 
 WINDOW = 50  # batches sorted together: nearly no padding, and still another order each epoch
 

@@ -1,11 +1,19 @@
-"""How a bundle becomes an MLflow model: sentences in through python_function, token ids in through onnx.
+"""Saves a bundle as an MLflow model with two flavors: `python_function` from sentences, `onnx` from token ids.
 
-The model carries the code that answers, so whoever loads it needs no copy of this repository. Its signature names no
-input on purpose: with one unnamed text input MLflow hands over the first column of a data frame, whatever that is, and
-with a named one it refuses lists. `tasks.inference.pyfunc` says which column it takes, and refuses what is ambiguous.
+The model carries the code that loads it, so whoever loads it needs no copy of this repository:
+
+    MLmodel                            flavors, signature, loader_module
+    data/bundle/                       the bundle
+    code/verdict_runtime_<8 hex>/      tasks/inference and the two modules of tasks/core that it imports
+
+MLflow prepends code/ to sys.path and imports loader_module, so a module that is loaded already under the same name is
+used instead. Hence the package is named by the digest of its files, and its modules import one another relatively: it
+cannot be mistaken for a `tasks` of the process, nor for the code of another version.
+
+The signature names no input: with one unnamed string input MLflow passes on the first column of a data frame, whatever
+that is, and with a named one it rejects lists. `tasks.inference.pyfunc` picks the column and rejects what is ambiguous.
 """
 
-import ast
 import contextlib
 import importlib.metadata
 import shutil
@@ -18,17 +26,19 @@ import mlflow.pyfunc
 from mlflow.models import Model, ModelSignature
 from mlflow.types import ColSpec, Schema
 
+from tasks.core.files import json_digest, sha256_of
 from tasks.inference.bundle import FP32_MODEL
 
 CODE_ROOT = Path(__file__).parents[1]
-LOADER = "inference.pyfunc"  # the module that MLflow asks for the model
+RUNTIME_CORE = ("core/__init__.py", "core/errors.py", "core/files.py")  # what tasks/inference imports besides itself
+LOADER = "inference.pyfunc"  # the module with `_load_pyfunc`
 SERVING_PACKAGES = ("onnxruntime-gpu", "onnxruntime", "tokenizers", "numpy", "pandas")
 MODEL_OUTPUTS = Schema([ColSpec("string", "label"), ColSpec("double", "probability"), ColSpec("string", "version")])
 INPUT_EXAMPLE = ["The cat sat on the mat."]
 
 
 def log_model(experiment: str, run_id: str, bundle: str, digest: str) -> str:
-    """Store a bundle with a run as an MLflow model and return the model's id."""
+    """Log a bundle as an MLflow model of a run and return the model's id."""
     # Without an experiment set, MLflow puts models into its default one, with files under the working directory.
     mlflow.set_experiment(experiment_id=experiment)
     info = Model.log(
@@ -43,25 +53,21 @@ def log_model(experiment: str, run_id: str, bundle: str, digest: str) -> str:
 
 
 def save_model(path: str, mlflow_model: Model, bundle: str) -> None:
-    """Write an MLflow model with two flavours around one bundle; `Model.log` calls this.
+    """Write an MLflow model with two flavors around one bundle; `Model.log` calls this.
 
     `mlflow.pyfunc.load_model` gives a model from sentences to labels, `mlflow.onnx.load_model` the fp32 graph.
     """
     with tempfile.TemporaryDirectory() as scratch:
-        code, data = Path(scratch) / CODE_ROOT.name, Path(scratch) / "bundle"
-        shutil.copytree(bundle, data)
-        for name in serving_modules():
-            target = code / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(CODE_ROOT / name, target)
+        data = shutil.copytree(bundle, Path(scratch) / "bundle")
+        code = copy_runtime(CODE_ROOT, Path(scratch))
         mlflow.pyfunc.save_model(
             path,
             mlflow_model=mlflow_model,
-            loader_module=f"{CODE_ROOT.name}.{LOADER}",
+            loader_module=f"{code.name}.{LOADER}",
             data_path=str(data),
             code_paths=[str(code)],
             pip_requirements=_serving_requirements(),
-            model_config={"device": "auto"},  # MLflow lets a caller change only what stands here
+            model_config={"device": "auto"},  # MLflow lets a caller change only the keys given here
             signature=ModelSignature(outputs=MODEL_OUTPUTS),
             input_example=INPUT_EXAMPLE,
         )
@@ -75,22 +81,30 @@ def save_model(path: str, mlflow_model: Model, bundle: str) -> None:
     mlflow_model.save(str(Path(path) / "MLmodel"))
 
 
-def serving_modules() -> list[str]:
-    """Return the files of this package that answering needs: the loader and whatever its imports lead to."""
-    found, left = {"__init__.py"}, [LOADER]
-    while left:
-        name = left.pop().replace(".", "/") + ".py"
-        if name in found:
-            continue
-        found |= {name, f"{name.partition('/')[0]}/__init__.py"}
-        for node in ast.walk(ast.parse((CODE_ROOT / name).read_text(encoding="utf-8"))):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(f"{CODE_ROOT.name}."):
-                left.append(str(node.module).partition(".")[2])
-    return sorted(found)
+def copy_runtime(root: Path, folder: Path) -> Path:
+    """Copy the code that loads a bundle from `root`, as tasks/ holds it, into a new package below `folder`.
+
+    Returns:
+        The package's path. Its name depends only on the relative names and the contents of its files.
+    """
+    files = runtime_files(root)
+    digest = json_digest({name: sha256_of(root / name) for name in files})
+    package = folder / f"verdict_runtime_{digest[:8]}"
+    for name in files:
+        target = package / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(root / name, target)
+    return package
+
+
+def runtime_files(root: Path) -> list[str]:
+    """Return the files of the code that loads a bundle, relative to `root`, sorted."""
+    inference = [path.relative_to(root).as_posix() for path in (root / "inference").glob("*.py")]
+    return sorted(["__init__.py", *RUNTIME_CORE, *inference])
 
 
 def _serving_requirements() -> list[str]:
-    """Pin what is installed here; one of the two ONNX Runtime packages is."""
+    """Pin the serving packages that are installed, with one of the two ONNX Runtime packages among them."""
     pins = []
     for package in SERVING_PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
