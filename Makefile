@@ -51,9 +51,10 @@ browser: $(VENV)/bin/python
 	    apt-get install --yes --no-install-recommends chromium; } > $(VENV)/browser.log 2>&1 \
 	  || echo 'chromium cannot be installed ($(VENV)/browser.log says why); the tests of the page are skipped' >&2; }
 
-lint: $(VENV)/.dev ## ruff (lint and format) and mypy
+lint: $(VENV)/.dev ## ruff (lint and format), the direction of imports, and mypy
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+	@$(BIN)/lint-imports
 	@$(BIN)/mypy
 
 bench: $(VENV)/.dev ## measure on this machine: the main job's steps, ingestion up to 10^7 rows, 2,000 mutated files

@@ -20,7 +20,7 @@ FEEDBACK_FILE = "feedback/feedback.tsv"  # in the folder of the stores
 FEEDBACK_SOURCE = "feedback"
 FLAG_LABELS = ("*", "")  # by label
 MAX_FILE_BYTES = 64 << 20  # bytes; whoever can reach the page can write
-LOCK_TIMEOUT_S = 10.0  # seconds to wait for another process that writes
+FEEDBACK_LOCK_TIMEOUT_S = 10.0  # seconds to wait for another process that writes
 
 
 class AppendResult(NamedTuple):
@@ -74,7 +74,7 @@ class Feedback:
             raise VerdictError(f"not written: {row.reason}")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(f"{self.path}.lock", timeout=LOCK_TIMEOUT_S):
+            with FileLock(f"{self.path}.lock", timeout=FEEDBACK_LOCK_TIMEOUT_S):
                 return self._append(row)
         except Timeout:
             raise VerdictError(f"not written: another process holds {self.path}.lock; try again") from None
