@@ -19,7 +19,8 @@ from typing import NamedTuple, TypedDict
 from urllib.parse import parse_qs, urldefrag
 
 from tasks.core.errors import UsageError
-from tasks.data.download import download, extract_member
+from tasks.data.archives import extract_member
+from tasks.data.download import download
 from tasks.data.hf_hub import fetch_dataset
 from tasks.data.sample_corpus import HOLDOUT_FILE, TRAIN_FILE, write_sample
 from tasks.data.sentences import SENTENCE_FORMATS
