@@ -1,9 +1,8 @@
-"""Runs many batches side by side.
+"""Runs many batches in parallel.
 
-On a CPU each runs on one core: no core waits at each operator for the slowest. One sentence is answered sooner where
-all cores share each operator, so this is a session beside that one, and opened when it is first asked for. On a GPU it
-is the same session: one batch is made and copied while another computes. The threads stay, because ONNX Runtime
-prepares what it needs of a GPU for each thread anew.
+CPU: a session of its own with intra_op_num_threads=1 and one batch per core; faster in bulk, slower for one sentence,
+hence opened on first use. GPU: the session that exists already, with two batches in flight, so that one is prepared and
+copied while the other computes. Threads are kept, because ONNX Runtime allocates GPU resources for each thread.
 
 Shape letters: B sentences of a batch, S tokens.
 """
@@ -25,35 +24,35 @@ log = logging.getLogger(__name__)
 
 
 class BatchPool:
-    """Runs batches on threads of its own; any number of threads may call it."""
+    """Runs batches on a thread pool; thread-safe, and usable after a fork."""
 
-    def __init__(self, opens: Callable[[], Runner], otherwise: Runner, threads: int) -> None:
-        """Keep what is needed to begin.
+    def __init__(self, open_runner: Callable[[], Runner], fallback: Runner, threads: int) -> None:
+        """Configure the pool; nothing is opened yet.
 
         Args:
-            opens: makes the runner; on a CPU one whose runs keep to one core each.
-            otherwise: is taken where that fails.
-            threads: batches at a time.
+            open_runner: opens the runner at first use; on a CPU one whose runs take one core each.
+            fallback: used if `open_runner` raises VerdictError.
+            threads: batches in flight.
         """
-        self._opens, self._otherwise, self._threads = opens, otherwise, threads
+        self._open_runner, self._fallback, self._threads = open_runner, fallback, threads
         self._lock = threading.Lock()
-        self._pool: ThreadPoolExecutor | None = None
-        self._process = 0
+        self._executor: ThreadPoolExecutor | None = None
+        self._process_id = 0
         self._runner: Runner | None = None
 
     def run_batches(self, batches: Iterable[tuple[TokenIds, TokenIds]]) -> Iterator[NDArray[np.float32]]:
-        """Yield logits [B, 2] of each batch of token ids and attention mask [B, S], in their order."""
-        runner, pool = self._open()
-        return pool.map(lambda batch: runner.logits(*batch), batches)
+        """Yield logits [B, 2] of each batch of token ids and attention mask [B, S], in input order."""
+        runner, executor = self._open()
+        return executor.map(lambda batch: runner.logits(*batch), batches)
 
     def _open(self) -> tuple[Runner, ThreadPoolExecutor]:
         with self._lock:
-            if self._pool is None or self._process != os.getpid():  # a fork has no threads but the one that forked
-                self._pool, self._process = ThreadPoolExecutor(self._threads, "crowd"), os.getpid()
+            if self._executor is None or self._process_id != os.getpid():  # only the forking thread survives a fork
+                self._executor, self._process_id = ThreadPoolExecutor(self._threads, "batch-pool"), os.getpid()
             if self._runner is None:
                 try:
-                    self._runner = self._opens()
-                except VerdictError as error:  # the bundle was moved or altered since; what was loaded is as it was
-                    log.info("%s; sentences are judged as before, only slower", error)
-                    self._runner = self._otherwise
-            return self._runner, self._pool
+                    self._runner = self._open_runner()
+                except VerdictError as error:  # the bundle's folder was moved or changed after it was loaded
+                    log.info("%s; batches run one after another on the session that is loaded", error)
+                    self._runner = self._fallback
+            return self._runner, self._executor

@@ -1,16 +1,16 @@
-"""The deliverable: a folder that downstream systems load, and that proves itself.
+"""The bundle: the folder that downstream systems load, with checksums of all its files.
 
-    bundle.json       what it is: schema version, labels, lengths, origin, metrics, SHA-256 of every other file
+    bundle.json       manifest: schema version, labels, lengths, origin, metrics, SHA-256 of every other file
     model.onnx        fp32 graph; token ids in, logits [batch, 2] out; labels and origin in its metadata
-    model.cuda.onnx   the same fused, in fp16; absent where it did not answer like torch
-    model.cpu.onnx    the same with weights in int8; absent where it did not answer like torch
-    tokenizer.json    turns sentences into token ids
-    data.json         profile of the training data: labels, lengths, sources, words; what new data is compared with
+    model.cuda.onnx   fp16 graph with fused operators; absent if its outputs differed from torch's
+    model.cpu.onnx    graph with int8 weights; absent if its outputs differed from torch's
+    tokenizer.json    tokenizer of the library `tokenizers`
+    data.json         profile of the training data: labels, lengths, sources, words; reference for drift
     card.md           model card
-    report.html       how it was judged
+    report.html       evaluation report
 
-The bundle's digest covers what decides its answers (graphs, tokeniser, labels, lengths), not the documents: two bundles
-with one digest answer alike.
+The bundle's digest covers what determines its predictions (graphs, tokenizer, labels, lengths), not the documents:
+bundles with equal digests give equal predictions.
 """
 
 from pathlib import Path
@@ -25,11 +25,12 @@ FP32_MODEL = "model.onnx"
 TOKENIZER = "tokenizer.json"
 PROFILE = "data.json"
 VARIANTS = {"fp32": FP32_MODEL, "fp16": "model.cuda.onnx", "int8": "model.cpu.onnx"}
-DEVICE_VARIANT = {"cuda": "fp16", "cpu": "int8"}  # by device; fp32 where a bundle does not hold it
+VERSION_DIGITS = 12  # hex digits of the digest that name the version of a bundle outside of a registry
+DEVICE_VARIANT = {"cuda": "fp16", "cpu": "int8"}  # preferred on each device; fp32 if a bundle lacks it
 
 
 class Origin(TypedDict):
-    """Where a model comes from and what it answers."""
+    """Provenance, labels and input length (in tokens) of a model."""
 
     labels: list[str]
     max_length: int
@@ -39,13 +40,13 @@ class Origin(TypedDict):
 
 
 class ModelInfo(Origin):
-    """The same, with the token id that fills short sentences."""
+    """Provenance of a model and what inference needs to know; `pad_id` is the padding token's id."""
 
     pad_id: int
 
 
 class Manifest(ModelInfo):
-    """The content of bundle.json; `metrics` holds one entry a variant."""
+    """Content of bundle.json; `files` maps names to hex SHA-256, `metrics` holds one entry per variant."""
 
     schema_version: int
     digest: str
@@ -53,21 +54,21 @@ class Manifest(ModelInfo):
     metrics: dict[str, dict[str, Any]]
 
 
-def write_manifest(folder: Path, facts: ModelInfo, metrics: dict[str, dict[str, Any]]) -> Manifest:
-    """Write bundle.json, last of all files, over everything else in the folder."""
+def write_manifest(folder: Path, info: ModelInfo, metrics: dict[str, dict[str, Any]]) -> Manifest:
+    """Write bundle.json with the checksums of all other files in the folder; call it when they are complete."""
     files = {path.name: sha256_of(path) for path in sorted(folder.iterdir()) if path.name != MANIFEST}
     manifest = Manifest(
-        **facts, schema_version=SCHEMA_VERSION, digest=_digest(files, facts), files=files, metrics=metrics
+        **info, schema_version=SCHEMA_VERSION, digest=_digest(files, info), files=files, metrics=metrics
     )
     write_json(folder / MANIFEST, manifest)
     return manifest
 
 
 def verify(folder: Path) -> Manifest:
-    """Check a bundle file by file and return its manifest.
+    """Check every file of a bundle against its manifest and return the manifest.
 
     Raises:
-        VerdictError: if it is no bundle, is of a newer schema, or a file is missing, altered or not listed.
+        VerdictError: if it is no bundle, has another schema version, or a file is missing, altered or not listed.
     """
     if not (folder / MANIFEST).is_file():
         raise VerdictError(f"{folder} is no bundle: it holds no {MANIFEST}; expected a folder that `verdict` wrote")
@@ -78,19 +79,24 @@ def verify(folder: Path) -> Manifest:
         raise VerdictError(f"bundle {folder}: {MANIFEST} lacks {error}; fetch it again from the registry") from error
 
 
+def digest_version(manifest: Manifest) -> str:
+    """Return the version of a bundle outside of a registry: sha256: and the first digits of its digest."""
+    return f"sha256:{manifest['digest'][:VERSION_DIGITS]}"
+
+
 def variants_of(manifest: Manifest) -> list[str]:
-    """Return the variants that a bundle holds; older bundles hold fp32 alone."""
+    """Return the names of the variants in a bundle."""
     return [variant for variant, name in VARIANTS.items() if name in manifest["files"]]
 
 
 def serving_variant(manifest: Manifest, device: str) -> str:
-    """Return the variant that serves on cuda or cpu: the fast one for it where the bundle holds it, else fp32."""
+    """Return the variant to load on cuda or cpu: the one made for that device if the bundle has it, else fp32."""
     fast = DEVICE_VARIANT[device]
     return fast if fast in variants_of(manifest) else "fp32"
 
 
 def _verify(folder: Path, manifest: Manifest) -> Manifest:
-    """Compare a folder with its manifest, which may be any JSON at all."""
+    """Compare a folder with its manifest, which may be any JSON value."""
     schema = manifest.get("schema_version")
     if schema != SCHEMA_VERSION:
         raise VerdictError(
@@ -102,18 +108,18 @@ def _verify(folder: Path, manifest: Manifest) -> Manifest:
     for name in sorted(present | set(listed) | {FP32_MODEL, TOKENIZER}):
         if name not in present:
             raise VerdictError(f"bundle {folder} lacks {name}; fetch it again from the registry")
-        # An unlisted file could be external data that a graph loads unseen.
+        # An unlisted file could be external data that a graph loads.
         if name not in listed:
             raise VerdictError(f"bundle {folder} holds {name}, which {MANIFEST} does not list; fetch it again")
         if not (folder / name).is_file() or sha256_of(folder / name) != listed[name]:
             raise VerdictError(
-                f"bundle {folder}: {name} is not the file that was sealed; fetch it again from the registry"
+                f"bundle {folder}: {name} does not match its SHA-256 in {MANIFEST}; fetch it again from the registry"
             )
     if manifest["digest"] != _digest(listed, manifest):
         raise VerdictError(f"bundle {folder}: {MANIFEST} contradicts its own digest; fetch it again from the registry")
     return manifest
 
 
-def _digest(files: dict[str, str], facts: ModelInfo) -> str:
-    answering = {name: digest for name, digest in files.items() if name.endswith(".onnx") or name == TOKENIZER}
-    return json_digest([answering, facts["labels"], facts["max_length"], facts["pad_id"]])
+def _digest(files: dict[str, str], info: ModelInfo) -> str:
+    model = {name: digest for name, digest in files.items() if name.endswith(".onnx") or name == TOKENIZER}
+    return json_digest([model, info["labels"], info["max_length"], info["pad_id"]])

@@ -1,8 +1,8 @@
-"""Inference with ONNX Runtime on a bundle; needs onnxruntime, tokenizers and numpy, and no torch.
+"""Classifies sentences with a bundle; needs only onnxruntime, tokenizers and numpy.
 
-    from tasks.inference.classifier import Classifier
+    from verdict_inference import Classifier
     classifier = Classifier.from_bundle("path/of/bundle")
-    classifier.predict(["The cat sat on the mat."])
+    classifier.predict(["The cat sat on the mat."])     # [{"sentence": ..., "label": ..., "probability": ...}]
 
 Shape letters: N sentences, B of a batch, S tokens.
 """
@@ -21,20 +21,18 @@ from .batch_pool import BatchPool
 from .bundle import TOKENIZER, VARIANTS, Manifest, serving_variant, variants_of, verify
 from .external_data import reject_external_data
 from .runner import Runner
-from .sessions import CUDA, open_session, physical_cores, should_try_gpu
+from .sessions import CUDA, available_cores, open_session, should_try_gpu
 from .tokenization import TokenIds, TokenizedText, packed_batches, sorted_batches, tokenise
 
-CPU_BATCH = 32  # sentences, on a CPU
-PACK_ROWS, PACK_TOKENS = 256, 128  # rows of a batch on a GPU, and tokens of a row
-CHUNK_SENTENCES = 16_384  # sentences that are tokenised at once: while the next ones are, these are computed
-POOL_MIN_SENTENCES = (
-    2_000  # sentences from which on batches run side by side: on a CPU fewer do not pay for the opening
-)
-GPU_IN_FLIGHT = 2  # batches at a time on a GPU
+CPU_BATCH = 32  # sentences of a batch on a CPU
+PACK_ROWS, PACK_TOKENS = 256, 128  # size of a batch on a GPU: rows, and tokens of a row
+CHUNK_SENTENCES = 16_384  # sentences tokenised at once; the next chunk is tokenised while this one is computed
+POOL_MIN_SENTENCES = 2_000  # from here on batches run in parallel; on a CPU fewer do not repay opening the session
+GPU_IN_FLIGHT = 2  # concurrent batches on a GPU
 
 
 class Prediction(TypedDict):
-    """The answer to one sentence; the probability is that of the label."""
+    """Prediction for one sentence; `probability` is that of `label`."""
 
     sentence: str
     label: str
@@ -42,26 +40,35 @@ class Prediction(TypedDict):
 
 
 class Classifier:
-    """Judges sentences with a verified bundle."""
+    """Classifies sentences with a verified bundle; thread-safe."""
 
     def __init__(
-        self, runner: Runner, tokenizer: Tokenizer, manifest: Manifest, variant: str, crowd: BatchPool | None = None
+        self, runner: Runner, tokenizer: Tokenizer, manifest: Manifest, variant: str, pool: BatchPool | None = None
     ) -> None:
+        """Assemble a classifier; see `from_bundle`.
+
+        Args:
+            runner: runs the graph.
+            tokenizer: without padding, truncating to the manifest's max_length.
+            manifest: of the bundle.
+            variant: name of the graph that runs.
+            pool: runs large numbers of sentences; None: `runner` does.
+        """
         self.manifest, self.variant, self.provider = manifest, variant, runner.provider
-        self._runner, self._crowd, self._tokenizer = runner, crowd, tokenizer
+        self._runner, self._pool, self._tokenizer = runner, pool, tokenizer
 
     @classmethod
     def from_bundle(cls, path: str | Path, device: str = "auto", variant: str | None = None) -> Self:
-        """Verify a bundle and load the variant that serves on the device.
+        """Verify a bundle and load the variant for the device.
 
         Args:
             path: the bundle's folder.
-            device: cuda, cpu, or auto: a GPU where one works.
-            variant: fp32, fp16 or int8; None for the fast one of the device, or fp32 where the bundle lacks that.
+            device: cuda, cpu, or auto: cuda if a GPU works, else cpu.
+            variant: fp32, fp16 or int8; None for the device's own (cuda: fp16, cpu: int8), or fp32 if that is absent.
 
         Raises:
-            VerdictError: if the bundle is damaged, keeps weights elsewhere or lacks the variant, or cuda is wanted and
-                does not work.
+            VerdictError: if the bundle is corrupt, keeps weights in other files or lacks the variant, or if device is
+                cuda and no GPU works.
         """
         folder = Path(path)
         manifest = verify(folder)
@@ -72,64 +79,65 @@ class Classifier:
         tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
         tokenizer.no_padding()
         tokenizer.enable_truncation(manifest["max_length"])
-        for place in ("cuda", "cpu") if should_try_gpu(device) else ("cpu",):
-            chosen = variant or serving_variant(manifest, place)
-            session = open_session(folder / VARIANTS[chosen], device if place == "cuda" else "cpu", capture=True)
-            if place == "cpu" or session.get_providers()[0] == CUDA:
-                break  # else a GPU is there but does not work
+        for target in ("cuda", "cpu") if should_try_gpu(device) else ("cpu",):
+            chosen = variant or serving_variant(manifest, target)
+            session = open_session(folder / VARIANTS[chosen], device if target == "cuda" else "cpu", capture=True)
+            if target == "cpu" or session.get_providers()[0] == CUDA:
+                break  # else there is a GPU that does not work
         runner = Runner(session)
 
-        def open_for_one_core() -> Runner:
+        def open_single_threaded() -> Runner:
             if verify(folder)["digest"] != manifest["digest"]:
-                raise VerdictError(f"bundle {folder} is another one by now")
+                raise VerdictError(f"bundle {folder} was replaced by another one")
             return Runner(open_session(folder / VARIANTS[chosen], "cpu", threads=1))
 
-        if place == "cuda":
+        if target == "cuda":
             return cls(runner, tokenizer, manifest, chosen, BatchPool(lambda: runner, runner, GPU_IN_FLIGHT))
-        crowd = BatchPool(open_for_one_core, runner, physical_cores()) if physical_cores() > 1 else None
-        return cls(runner, tokenizer, manifest, chosen, crowd)
+        pool = BatchPool(open_single_threaded, runner, available_cores()) if available_cores() > 1 else None
+        return cls(runner, tokenizer, manifest, chosen, pool)
 
     def logits(self, sentences: Sequence[str]) -> NDArray[np.float32]:
         """Return logits [N, 2] in input order."""
         result = np.zeros((len(sentences), len(self.manifest["labels"])), np.float32)
-        runner = self._crowd if self._crowd and len(sentences) >= POOL_MIN_SENTENCES else self._runner
+        runner = self._pool if self._pool and len(sentences) >= POOL_MIN_SENTENCES else self._runner
         for start, tokens in self._tokenized(sentences):
-            places = self._batches(tokens.lengths)
-            batches = (tokens.batch(rows, self.manifest["pad_id"]) for rows in places)
-            for rows, logits in zip(places, runner.run_batches(batches), strict=True):
+            indices = self._batch_indices(tokens.lengths)
+            batches = (tokens.batch(rows, self.manifest["pad_id"]) for rows in indices)
+            for rows, logits in zip(indices, runner.run_batches(batches), strict=True):
                 result[start + rows] = logits
         return result
 
-    def _batches(self, lengths: TokenIds) -> list[TokenIds]:
+    def _batch_indices(self, lengths: TokenIds) -> list[TokenIds]:
+        """Return the sentence indices [B] of each batch, given lengths [N] in tokens."""
         if self.provider == CUDA:
             return packed_batches(lengths, PACK_ROWS, PACK_TOKENS)
         return sorted_batches(lengths, CPU_BATCH)
 
     def _tokenized(self, sentences: Sequence[str]) -> Iterator[tuple[int, TokenizedText]]:
-        """Yield tokens of one chunk after another with its place, each made while the one before is worked on."""
+        """Yield each chunk's first index and its tokens; the next chunk is tokenised in the background."""
         starts = range(0, len(sentences), CHUNK_SENTENCES)
         if len(starts) <= 1:
             yield from ((start, tokenise(self._tokenizer, sentences)) for start in starts)
             return
         with ThreadPoolExecutor(1) as ahead:
-            waiting = ahead.submit(tokenise, self._tokenizer, sentences[:CHUNK_SENTENCES])
+            pending = ahead.submit(tokenise, self._tokenizer, sentences[:CHUNK_SENTENCES])
             for start in starts:
-                tokens = waiting.result()
+                tokens = pending.result()
                 after = start + CHUNK_SENTENCES
-                waiting = ahead.submit(tokenise, self._tokenizer, sentences[after : after + CHUNK_SENTENCES])
+                pending = ahead.submit(tokenise, self._tokenizer, sentences[after : after + CHUNK_SENTENCES])
                 yield start, tokens
 
     def probabilities(self, sentences: Sequence[str]) -> NDArray[np.float64]:
-        """Return the probability of each label, [N, 2], in input order."""
+        """Return the probability of each label, [N, 2] in the order of manifest["labels"], in input order."""
         logits = self.logits(sentences).astype(np.float64)
         powers = np.exp(logits - logits.max(axis=1, keepdims=True))
         return powers / powers.sum(axis=1, keepdims=True)
 
     def predict(self, sentences: Sequence[str]) -> list[Prediction]:
-        """Judge sentences, in input order.
+        """Classify sentences, in input order.
 
         Raises:
-            VerdictError: if an item is no string.
+            VerdictError: if an item is not a string.
         """
         for item in sentences:
             if not isinstance(item, str):

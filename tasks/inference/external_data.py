@@ -1,7 +1,7 @@
-"""Refuses graphs whose weights lie in other files: those would be loaded unseen, whatever the bundle's sums say.
+"""Rejects ONNX files with external data: tensors in other files would be loaded without a checksum.
 
-Reads the wire format of Protocol Buffers itself, by the field numbers of
-https://github.com/onnx/onnx/blob/main/onnx/onnx.proto, because who predicts need not have the onnx package.
+Parses the Protocol Buffers wire format (https://protobuf.dev/programming-guides/encoding/) with the field numbers of
+https://github.com/onnx/onnx/blob/main/onnx/onnx.proto, because inference does not depend on the onnx package.
 """
 
 import mmap
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ..core.errors import VerdictError
 
-# Which fields of a message hold messages that lead to a tensor.
+# For each message type: fields whose message is or contains a tensor, and that message's type.
 TENSOR_FIELDS = {
     "model": {7: "graph", 20: "training", 25: "function"},
     "training": {1: "graph", 2: "graph"},
@@ -21,15 +21,15 @@ TENSOR_FIELDS = {
     "sparse": {1: "tensor", 2: "tensor"},
     "tensor": {},
 }
-EXTERNAL_DATA, DATA_LOCATION = 13, 14  # fields of a tensor; location 0 is in the tensor itself
+EXTERNAL_DATA, DATA_LOCATION = 13, 14  # fields of a tensor; location 0 means inside the tensor itself
 VARINT, FIXED64, LENGTH_DELIMITED, FIXED32 = 0, 1, 2, 5  # wire types
 
 
 def reject_external_data(path: Path) -> None:
-    """Look through every tensor of an ONNX file.
+    """Check every tensor of an ONNX file.
 
     Raises:
-        VerdictError: if one refers to another file, or the file is no ONNX model.
+        VerdictError: if one refers to another file, or the file is not an ONNX model.
     """
     try:
         with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
@@ -41,7 +41,7 @@ def reject_external_data(path: Path) -> None:
 
 
 def _has_external_tensor(content: mmap.mmap, start: int, end: int, message: str) -> bool:
-    """Tell whether a message at [start, end) holds a tensor that lies elsewhere."""
+    """Return whether the message at bytes [start, end) contains a tensor with external data."""
     for field, wire, first, last in _fields(content, start, end):
         if message == "tensor" and (field == EXTERNAL_DATA or (field == DATA_LOCATION and content[first] != 0)):
             return True
@@ -52,10 +52,10 @@ def _has_external_tensor(content: mmap.mmap, start: int, end: int, message: str)
 
 
 def _fields(content: mmap.mmap, start: int, end: int) -> Iterator[tuple[int, int, int, int]]:
-    """Yield number, wire type and place [first, last) of each field of a message.
+    """Yield number, wire type and byte range [first, last) of each field of a message.
 
     Raises:
-        ValueError: if the bytes are no message.
+        ValueError: if the bytes are not a message.
     """
     at = start
     while at < end:
@@ -78,7 +78,7 @@ def _fields(content: mmap.mmap, start: int, end: int) -> Iterator[tuple[int, int
 
 
 def _varint(content: mmap.mmap, at: int) -> tuple[int, int]:
-    """Return a number and the place after it."""
+    """Return a variable-length integer and the offset after it."""
     value = 0
     for shift in range(0, 70, 7):
         byte = content[at]

@@ -1,61 +1,101 @@
-"""Runs an open graph on batches of tokens.
+"""Runs an ONNX Runtime session on batches of token ids, from any number of threads.
 
-On a GPU a small batch is launched faster than its kernels can be started one by one: from its third time on a shape is
-captured as a CUDA graph, with inputs and outputs at fixed places.
+On a GPU a small batch computes faster than its kernels are launched one by one. From its third run on, a small shape is
+captured as a CUDA graph (https://onnxruntime.ai/docs/execution-providers/CUDA-ExecutionProvider.html#using-cuda-graphs-preview),
+which replays all kernels in one launch; its inputs and outputs have fixed addresses.
 
 Shape letters: B sentences of a batch, S tokens.
 """
 
 import threading
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from .gates import ReadWriteLock
 from .sessions import uses_cuda_graphs
 from .tokenization import TokenIds
 
-CAPTURED_BATCHES = (1, 2, 4, 8, 16, 32)  # sizes of batches that are captured, smaller ones are filled up
-CAPTURED_LENGTHS = (8, 12, 16, 24, 32, 48, 64, 96, 128)  # their lengths
-CAPTURE_AFTER = 2  # times that a shape runs as it comes: capturing takes as long as thirty runs
-EAGER = "-1"  # the graph id of a run that is neither captured nor replayed
+CAPTURED_BATCHES = (1, 2, 4, 8, 16, 32)  # batch sizes that are captured; a batch is padded to the next one
+CAPTURED_LENGTHS = (8, 12, 16, 24, 32, 48, 64, 96, 128)  # their lengths, in tokens
+CAPTURE_AFTER = 2  # eager runs of a shape before it is captured: capturing takes as long as thirty runs
+EAGER = "-1"  # gpu_graph_id of a run that is neither captured nor replayed
+
+
+class ReadWriteLock:
+    """Fair readers-writer lock: any number of readers at a time, or one writer.
+
+    A writer holds `_entry` from the moment it waits for readers to leave until it is done, so new readers queue behind
+    it.
+    """
+
+    def __init__(self) -> None:
+        self._entry = threading.Lock()
+        self._reader_left = threading.Condition()
+        self._readers = 0
+
+    @contextmanager
+    def read(self) -> Iterator[None]:
+        """Hold the lock together with other readers."""
+        with self._entry, self._reader_left:
+            self._readers += 1
+        try:
+            yield
+        finally:
+            with self._reader_left:
+                self._readers -= 1
+                self._reader_left.notify_all()
+
+    @contextmanager
+    def write(self) -> Iterator[None]:
+        """Hold the lock exclusively."""
+        with self._entry:
+            with self._reader_left:
+                self._reader_left.wait_for(lambda: not self._readers)
+            yield
 
 
 class Runner:
-    """Runs a session; any number of threads may call it."""
+    """Runs a session; thread-safe."""
 
     def __init__(self, session: onnxruntime.InferenceSession, device: str = "cuda") -> None:
+        """Prepare to run a session.
+
+        Args:
+            session: as `open_session` returns it.
+            device: where captured runs keep their inputs and outputs.
+        """
         self._session, self._device = session, device
         self.provider: str = session.get_providers()[0]
         self._inputs = {node.name for node in session.get_inputs()}
-        self._small = uses_cuda_graphs(session)
+        self._captures = uses_cuda_graphs(session)
         self._options = onnxruntime.RunOptions()
-        if self._small:
+        if self._captures:
             self._options.add_run_config_entry("gpu_graph_id", EAGER)
-        # While one thread captures, no other may touch the GPU, and a captured run works in memory that others may have
-        # been given since: both are alone. Large batches may overlap, so that one is copied while another computes.
-        self._gate = ReadWriteLock()
-        self._shapes: dict[tuple[int, int], _CapturedGraph] = {}
-        self._thread = threading.local()  # ONNX Runtime captures for each thread anew
+        # While one thread captures, no other may use the GPU, and a replayed graph writes to memory that the allocator
+        # may have given to another run since: both are writers. Large batches are readers, so that one is copied while
+        # another computes.
+        self._lock = ReadWriteLock()
+        self._graphs: dict[tuple[int, int], _CapturedGraph] = {}
+        self._thread = threading.local()  # ONNX Runtime captures separately for each thread
 
     def logits(self, ids: TokenIds, mask: TokenIds) -> NDArray[np.float32]:
         """Return logits [B, 2] of token ids and attention mask [B, S]."""
-        if not self._small:
+        if not self._captures:
             return self._run(ids, mask)
         shape = bucket_shape(*ids.shape)
         if shape is None:
-            with self._gate.read():
+            with self._lock.read():
                 return self._run(ids, mask)
-        with self._gate.write():
-            if self._times(shape) <= CAPTURE_AFTER:
+        with self._lock.write():
+            if self._count_run(shape) <= CAPTURE_AFTER:
                 return self._run(ids, mask)
-            if shape not in self._shapes:
-                self._shapes[shape] = _CapturedGraph(
-                    self._session, self._inputs, shape, len(self._shapes), self._device
-                )
-            return self._shapes[shape].run(self._session, ids, mask)
+            if shape not in self._graphs:
+                number = len(self._graphs)
+                self._graphs[shape] = _CapturedGraph(self._session, self._inputs, shape, number, self._device)
+            return self._graphs[shape].run(self._session, ids, mask)
 
     def run_batches(self, batches: Iterable[tuple[TokenIds, TokenIds]]) -> Iterator[NDArray[np.float32]]:
         """Yield logits [B, 2] of each batch of token ids and attention mask [B, S]."""
@@ -66,15 +106,15 @@ class Runner:
         (logits,) = self._session.run(None, {name: feed[name] for name in self._inputs}, self._options)
         return np.asarray(logits)
 
-    def _times(self, shape: tuple[int, int]) -> int:
-        """Count how often this thread met a shape, this time included."""
-        times = self._thread.__dict__.setdefault("times", {})
-        times[shape] = times.get(shape, 0) + 1
-        return int(times[shape])
+    def _count_run(self, shape: tuple[int, int]) -> int:
+        """Return how many runs of a shape this thread has begun, this one included."""
+        counts = self._thread.__dict__.setdefault("counts", {})
+        counts[shape] = counts.get(shape, 0) + 1
+        return int(counts[shape])
 
 
 def bucket_shape(sentences: int, tokens: int) -> tuple[int, int] | None:
-    """Return the smallest captured shape that holds a batch; None where there is none, or the batch is empty."""
+    """Return the smallest captured shape that holds a batch; None if there is none, or the batch is empty."""
     if sentences == 0 or sentences > CAPTURED_BATCHES[-1] or tokens > CAPTURED_LENGTHS[-1]:
         return None
     return next(size for size in CAPTURED_BATCHES if size >= sentences), next(
@@ -83,7 +123,7 @@ def bucket_shape(sentences: int, tokens: int) -> tuple[int, int] | None:
 
 
 class _CapturedGraph:
-    """Fixed places for batches of one shape on a device, and the run that knows them."""
+    """Inputs and outputs of one shape at fixed addresses on a device, and the run bound to them."""
 
     def __init__(
         self,
@@ -93,25 +133,25 @@ class _CapturedGraph:
         number: int,
         device: str,
     ) -> None:
-        self._host = np.zeros((2, *shape), np.int64)  # ids and mask side by side: one copy brings both
+        self._host = np.zeros((2, *shape), np.int64)  # ids and mask in one array: one copy transfers both
         self._tokens = onnxruntime.OrtValue.ortvalue_from_numpy(self._host, device, 0)
-        self._kinds = onnxruntime.OrtValue.ortvalue_from_numpy(np.zeros(shape, np.int64), device, 0)
+        self._token_types = onnxruntime.OrtValue.ortvalue_from_numpy(np.zeros(shape, np.int64), device, 0)
         self._logits = onnxruntime.OrtValue.ortvalue_from_shape_and_type([shape[0], 2], np.float32, device, 0)
         self._options = onnxruntime.RunOptions()
         self._options.add_run_config_entry("gpu_graph_id", str(number))
         address = self._tokens.data_ptr()
-        places = {"input_ids": address, "attention_mask": address + self._host[0].nbytes}
-        places["token_type_ids"] = self._kinds.data_ptr()
+        addresses = {"input_ids": address, "attention_mask": address + self._host[0].nbytes}
+        addresses["token_type_ids"] = self._token_types.data_ptr()
         self._binding = session.io_binding()
         for name in inputs:
-            self._binding.bind_input(name, device, 0, np.int64, list(shape), places[name])
+            self._binding.bind_input(name, device, 0, np.int64, list(shape), addresses[name])
         self._binding.bind_ortvalue_output("logits", self._logits)
 
     def run(self, session: onnxruntime.InferenceSession, ids: TokenIds, mask: TokenIds) -> NDArray[np.float32]:
-        """Return logits [B, 2] of a batch that fits."""
+        """Return logits [B, 2] of a batch no larger than the shape."""
         sentences, tokens = ids.shape
         self._host[:] = 0
-        self._host[1, :, 0] = 1  # of what fills up, so that no sentence is empty
+        self._host[1, :, 0] = 1  # padding rows attend to one token: softmax over none is NaN
         self._host[0, :sentences, :tokens] = ids
         self._host[1, :sentences, :tokens] = mask
         self._tokens.update_inplace(self._host)

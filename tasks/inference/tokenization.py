@@ -1,6 +1,6 @@
-"""Tokenises sentences once and groups them by length, so that little of a batch is padding.
+"""Tokenises sentences and groups them into batches by length, so that little of a batch is padding.
 
-On CoLA the mean sentence has 11.4 tokens; padding each batch to 128, as the book does, makes 91% of the work padding.
+The mean CoLA sentence has 11.4 tokens: padding every batch to 128 would make 91% of the computation padding.
 Shape letters: N sentences, B sentences of a batch, S tokens of its longest sentence.
 """
 
@@ -15,23 +15,23 @@ from tokenizers import Tokenizer
 
 from ..core.errors import UsageError, first_line
 
-WINDOW = 50  # batches sorted together: nearly no padding, and still another order each epoch
+WINDOW = 50  # batches sorted by length together: little padding, and a different order each epoch
 
 TokenIds = NDArray[np.int64]
 
 
 def load_tokenizer(folder: str, max_length: int) -> Tokenizer:
-    """Load a model folder's tokeniser, cutting off at `max_length` tokens and never padding.
+    """Load a model folder's tokenizer, without padding and truncating to `max_length` tokens.
 
     Raises:
-        WrongUsage: if the folder holds no tokeniser that can be written as one file.
+        UsageError: if the folder holds no tokenizer that the library `tokenizers` can represent.
     """
     path = Path(folder) / "tokenizer.json"
     try:
         tokenizer = Tokenizer.from_file(str(path)) if path.is_file() else _convert_tokenizer(folder)
     except Exception as error:  # tokenizers raises bare Exception
         raise UsageError(
-            f"tokeniser of {folder!r} cannot be loaded ({first_line(error)}); expected a tokenizer.json"
+            f"tokenizer of {folder!r} cannot be loaded ({first_line(error)}); expected a tokenizer.json"
         ) from error
     tokenizer.no_padding()
     tokenizer.enable_truncation(max_length)
@@ -39,19 +39,19 @@ def load_tokenizer(folder: str, max_length: int) -> Tokenizer:
 
 
 def _convert_tokenizer(folder: str) -> Tokenizer:
-    """Build the fast tokeniser of a folder that holds only the slow one's files."""
-    from transformers import AutoTokenizer  # needed for such folders alone
+    """Convert the slow tokenizer of a folder without tokenizer.json."""
+    from transformers import AutoTokenizer  # needed only here, and not installed for inference
 
     return AutoTokenizer.from_pretrained(folder, local_files_only=True).backend_tokenizer
 
 
 def encode(tokenizer: Tokenizer, sentences: Sequence[str]) -> list[TokenIds]:
-    """Tokenise [N] sentences, special tokens included; each result is [S] with its own S."""
+    """Tokenise [N] sentences, with special tokens; each result is [S] with its own S."""
     return [np.array(encoding.ids, np.int64) for encoding in tokenizer.encode_batch_fast(list(sentences))]
 
 
 class TokenizedText(NamedTuple):
-    """Tokens of N sentences in one array, and where each begins and how many it has: quick to make and to gather."""
+    """Token ids of N sentences in one flat array, with the start and length of each sentence, [N] in tokens."""
 
     ids: TokenIds
     starts: TokenIds
@@ -60,14 +60,14 @@ class TokenizedText(NamedTuple):
     def batch(self, rows: TokenIds, pad_id: int) -> tuple[TokenIds, TokenIds]:
         """Return token ids [B, S] and attention mask [B, S] of rows [B], padded on the right to the longest."""
         lengths = self.lengths[rows, None]
-        places = np.arange(lengths.max())
-        mask = places < lengths
-        at = np.minimum(self.starts[rows, None] + places, len(self.ids) - 1)
-        return np.where(mask, self.ids[at], pad_id), mask.astype(np.int64)
+        positions = np.arange(lengths.max())
+        mask = positions < lengths
+        indices = np.minimum(self.starts[rows, None] + positions, len(self.ids) - 1)
+        return np.where(mask, self.ids[indices], pad_id), mask.astype(np.int64)
 
 
 def tokenise(tokenizer: Tokenizer, sentences: Sequence[str]) -> TokenizedText:
-    """Tokenise [N] sentences, on as many cores as there are, special tokens included."""
+    """Tokenise [N] sentences on all cores, with special tokens."""
     ids = [encoding.ids for encoding in tokenizer.encode_batch_fast(list(sentences))]
     lengths = np.fromiter(map(len, ids), np.int64, len(ids))
     flat = np.fromiter(chain.from_iterable(ids), np.int64, int(lengths.sum()))
@@ -84,10 +84,18 @@ def pad(ids: Sequence[TokenIds], pad_id: int) -> tuple[TokenIds, TokenIds]:
 
 
 def shuffled_batches(lengths: NDArray[np.int64], batch_size: int, rng: np.random.Generator) -> list[NDArray[np.int64]]:
-    """Divide [N] sentences into batches of like length, in random order.
+    """Divide N sentences into batches of similar length, in random order.
 
-    Sentences are shuffled, sorted by length inside windows of `WINDOW` batches, cut into batches, and the batches are
-    shuffled: every sentence comes once.
+    Sentences are shuffled, sorted by length inside windows of `WINDOW` batches and cut into batches; then the batches
+    are shuffled.
+
+    Args:
+        lengths: [N], in tokens.
+        batch_size: sentences.
+        rng: the only source of the order.
+
+    Returns:
+        Sentence indices of each batch; every sentence comes once.
     """
     order = rng.permutation(len(lengths))
     window = WINDOW * batch_size
@@ -100,18 +108,22 @@ def shuffled_batches(lengths: NDArray[np.int64], batch_size: int, rng: np.random
 
 
 def sorted_batches(lengths: NDArray[np.int64], batch_size: int) -> list[NDArray[np.int64]]:
-    """Divide [N] sentences into batches in the order of their lengths, for measuring and predicting."""
+    """Divide N sentences into batches of indices from short to long, for evaluation and prediction."""
     order = np.argsort(lengths, kind="stable")
     return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
 
 
 def packed_batches(lengths: TokenIds, rows: int, row: int) -> list[TokenIds]:
-    """Divide [N] sentences, longest first, into batches that fill rows of tokens whole but for the last.
+    """Divide N sentences, longest first, into batches whose sentences pack into rows of tokens.
 
     Args:
         lengths: [N], in tokens.
         rows: of a batch.
-        row: tokens that sentences of like length lie side by side in; a longer one takes the place of several rows.
+        row: tokens of a row; several sentences share it, and one longer than a row takes several.
+
+    Returns:
+        Sentence indices of each batch, none of which exceeds rows * row tokens when padded to its longest sentence,
+        except a batch of one sentence that is longer than that.
     """
     order = np.argsort(-lengths, kind="stable")
     batches, start = [], 0

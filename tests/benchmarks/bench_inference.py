@@ -178,10 +178,10 @@ def measure(name: str, run: Run, batch: int | str, tokens: TokenizedText, classi
             return round(len(tokens.lengths) / seconds)
 
         one_by_one = rate(lambda batches: (run(*batch) for batch in batches))
-        if name != "verdict" or not classifier._crowd:
+        if name != "verdict" or not classifier._pool:
             return {"sentences_per_second": one_by_one}
         return {
-            "sentences_per_second": rate(classifier._crowd.run_batches),
+            "sentences_per_second": rate(classifier._pool.run_batches),
             "one_by_one_sentences_per_second": one_by_one,
         }
     drawn = typical(tokens, int(batch))

@@ -34,7 +34,7 @@ from tasks.export.sequence_packing import pack_rows
 from tasks.inference.batch_pool import BatchPool
 from tasks.inference.classifier import CPU_BATCH
 from tasks.inference.runner import Runner
-from tasks.inference.sessions import open_session, physical_cores
+from tasks.inference.sessions import available_cores, open_session
 from tasks.inference.tokenization import TokenIds, load_tokenizer, sorted_batches, tokenise
 from tasks.training.model import load_classifier
 
@@ -55,7 +55,7 @@ def main() -> None:
         single = [tokens.batch(rows, 0) for rows in typical(tokens, 1)]
         result: dict[str, Any] = {
             "benchmark": "int8",
-            "hardware": f"{cpu_name()}, {physical_cores()} of {os.cpu_count()} CPU cores",
+            "hardware": f"{cpu_name()}, {available_cores()} of {os.cpu_count()} CPU cores",
             "versions": library_versions(),
             "commit": git_commit(),
             "model": Path(options.model).parent.name,
@@ -106,7 +106,7 @@ def open_ways(model: str, scratch: str) -> dict[str, Runner | BatchPool]:
         onnx.save_model(graph, path)
         ways[way] = Runner(open_session(path, "cpu"), "cpu")
     alone = Runner(open_session(path, "cpu", threads=1), "cpu")
-    ways["by rows, crowd"] = BatchPool(lambda: alone, alone, physical_cores())
+    ways["by rows, crowd"] = BatchPool(lambda: alone, alone, available_cores())
     return ways
 
 

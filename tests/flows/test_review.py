@@ -195,7 +195,7 @@ def test_nobody_is_rolled_back_to_a_damaged_or_deleted_version(
     (bundle_folder(home, "b") / "model.onnx").write_text("something else")
     code, _, err = verdict("rollback", "--reason", "x", *dry)
     assert (code, aliases(reigning)["champion"]) == (1, "3")
-    assert "bundle of version 2: model.onnx is not the file that was sealed" in err
+    assert "bundle of version 2: model.onnx does not match its SHA-256 in bundle.json" in err
     assert err.endswith("or name another champion: verdict rollback --to VERSION\n")
     with connect(reigning) as client:
         client.delete_model_version(registry.MODEL_NAME, "2")

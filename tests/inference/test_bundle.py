@@ -99,14 +99,14 @@ def test_one_flipped_bit_is_refused(bundle: Path, name: str, place: int) -> None
     content[place] ^= 1
     (bundle / name).write_bytes(content)
     assert refusal(bundle) == (
-        f"bundle {bundle}: {name} is not the file that was sealed; fetch it again from the registry"
+        f"bundle {bundle}: {name} does not match its SHA-256 in bundle.json; fetch it again from the registry"
     )
 
 
 @pytest.mark.parametrize("name", FILES)
 def test_cut_off_file_is_refused(bundle: Path, name: str) -> None:
     (bundle / name).write_bytes(FILES[name][:-1])
-    assert f"{name} is not the file that was sealed" in refusal(bundle)
+    assert f"{name} does not match its SHA-256 in bundle.json" in refusal(bundle)
 
 
 @pytest.mark.parametrize("name", FILES)

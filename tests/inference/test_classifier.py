@@ -88,7 +88,7 @@ def test_a_tampered_variant_is_refused_whichever_serves(complete: Any, tmp_path:
     content = bytearray((folder / name).read_bytes())
     content[len(content) // 2] ^= 1
     (folder / name).write_bytes(content)
-    with pytest.raises(VerdictError, match=f"{name} is not the file that was sealed"):
+    with pytest.raises(VerdictError, match=f"{name} does not match its SHA-256 in bundle.json"):
         Classifier.from_bundle(folder, "cpu", variant="fp32")
 
 
@@ -118,5 +118,5 @@ def test_cuda_without_a_gpu_is_refused(exported: Any) -> None:
 def test_a_tampered_bundle_is_refused(exported: Any, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(exported["bundle"], tmp_path / "bundle"))
     (folder / "tokenizer.json").write_text("{}")
-    with pytest.raises(VerdictError, match=r"tokenizer\.json is not the file that was sealed"):
+    with pytest.raises(VerdictError, match=r"tokenizer\.json does not match its SHA-256 in bundle.json"):
         Classifier.from_bundle(folder)

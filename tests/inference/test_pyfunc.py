@@ -1,4 +1,4 @@
-"""MLflow's own doors, opened as a downstream team opens them: load_model, the graph, the scoring server."""
+"""A registered version through MLflow, as downstream systems load it: pyfunc, onnx, the scoring server."""
 
 import contextlib
 import json
@@ -96,7 +96,7 @@ def test_answers_equal_those_of_the_classifier(model: Any, exported: Any) -> Non
     assert answers["probability"].tolist() == [answer["probability"] for answer in expected]
 
 
-def test_rows_keep_their_names(model: Any) -> None:
+def test_answers_keep_the_index_of_the_input(model: Any) -> None:
     frame = pd.DataFrame({"sentence": [BAD, GOOD]}, index=["x", "y"])
     assert frame.join(model.predict(frame))["label"].to_dict() == {"x": "unacceptable", "y": "acceptable"}
 
@@ -108,7 +108,7 @@ def test_no_sentences_give_no_rows(model: Any, nothing: Any) -> None:
     assert len(answers) == 0
 
 
-def test_one_sentence_is_not_taken_for_its_letters() -> None:
+def test_a_single_string_is_one_sentence() -> None:
     assert read_sentence_input(GOOD) == ([GOOD], None)
     assert read_sentence_input(np.array(GOOD)) == ([GOOD], None)
     assert read_sentence_input({"sentence": GOOD})[0] == [GOOD]
@@ -121,10 +121,10 @@ def test_one_sentence_is_not_taken_for_its_letters() -> None:
         (pd.DataFrame({"a": [1], "b": [2]}), "0 could hold the sentences; expected one, named sentence or text"),
         (pd.DataFrame([["x", "y"]], columns=["sentence", "sentence"]), "1 could hold the sentences"),
         (pd.DataFrame(), "0 could hold the sentences"),
-        (np.array([["x", "y"]]), r"an array of shape \(1, 2\) came in; expected \[N\] or \[N, 1\]"),
-        ({"a": ["x", "y", "z"], "b": ["x", "y"]}, r"columns \['a', 'b'\] make no table"),
-        (7, "a int came in; expected a list of sentences or a data frame"),
-        (None, "a NoneType came in"),
+        (np.array([["x", "y"]]), r"input is an array of shape \(1, 2\); expected \[N\] or \[N, 1\]"),
+        ({"a": ["x", "y", "z"], "b": ["x", "y"]}, r"columns \['a', 'b'\] have different lengths"),
+        (7, "input is of type int; expected a list of sentences or a data frame"),
+        (None, "input is of type NoneType"),
     ],
 )
 def test_input_without_a_clear_text_column_is_refused(given: Any, message: str) -> None:
@@ -150,13 +150,13 @@ def test_the_signature_says_what_comes_out_and_leaves_the_input_to_the_model(mod
 
 
 @pytest.mark.skipif(has_gpu(), reason="this machine has a GPU: nothing to refuse")
-def test_a_gpu_that_is_not_to_be_had_is_an_error(chosen: str) -> None:
+def test_cuda_without_a_gpu_is_an_error(chosen: str) -> None:
     with pytest.raises(Exception, match="runs on the CPU only"):
         mlflow.pyfunc.load_model(chosen, model_config={"device": "cuda"})
 
 
 @pytest.mark.skipif(not has_gpu(), reason="this machine has no GPU")
-def test_a_gpu_computes_where_it_is_asked_for(chosen: str) -> None:
+def test_cuda_runs_on_the_gpu(chosen: str) -> None:
     model = mlflow.pyfunc.load_model(chosen, model_config={"device": "cuda"})
     assert model._model_impl.classifier.provider == "CUDAExecutionProvider"
     assert model.predict([GOOD, BAD])["label"].tolist() == LABELS
@@ -186,7 +186,7 @@ def test_a_bundle_that_is_not_registered_answers_with_its_digest(exported: Any) 
 @pytest.mark.parametrize(
     ("content", "expected"), [("model_version: '7'\n", "7"), ("model_version: 7\n", "7"), ("", None)]
 )
-def test_the_registered_version_stands_where_mlflow_writes_it(
+def test_the_registered_version_is_read_from_the_file_that_mlflow_writes(
     tmp_path: Path, content: str, expected: str | None
 ) -> None:
     assert registered_version(tmp_path) is None
@@ -197,11 +197,11 @@ def test_the_registered_version_stands_where_mlflow_writes_it(
 def test_a_damaged_model_is_refused(store: Path, chosen: str, tmp_path: Path) -> None:
     fetched = Path(mlflow.artifacts.download_artifacts(chosen, dst_path=str(tmp_path)))
     (fetched / "data" / "bundle" / "tokenizer.json").write_text("{}")
-    with pytest.raises(Exception, match=r"tokenizer\.json is not the file that was sealed"):
+    with pytest.raises(Exception, match=r"tokenizer\.json does not match its SHA-256 in bundle.json"):
         mlflow.pyfunc.load_model(str(fetched))
 
 
-def test_the_graph_has_a_door_of_its_own(chosen: str) -> None:
+def test_the_graph_loads_through_the_onnx_flavor(chosen: str) -> None:
     graph = mlflow.onnx.load_model(chosen)
     assert {entry.key for entry in graph.metadata_props} >= {"labels", "encoder", "dataset"}
     assert [output.name for output in graph.graph.output] == ["logits"]
@@ -240,7 +240,7 @@ def server(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[st
             time.sleep(0.1)
         yield address
     finally:
-        with contextlib.suppress(ProcessLookupError):  # it ended by itself: the assertion above says why
+        with contextlib.suppress(ProcessLookupError):  # it has exited: the assertion above says why
             os.killpg(process.pid, signal.SIGTERM)
         process.wait(20)
 

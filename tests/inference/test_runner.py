@@ -1,7 +1,8 @@
-"""How batches run: shapes that are captured, and that fixed places change no answer. A CPU has no graphs to capture,
-but the places, the filling up and the taking of turns are the same there."""
+"""Captured shapes, padding to them and locking. A CPU captures no graphs, but the buffers, padding and locks are the
+same there."""
 
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from tasks.inference import runner as runners
+from tasks.inference import runner as runner_module
 from tasks.inference.runner import CAPTURE_AFTER, CAPTURED_BATCHES, Runner, bucket_shape
 from tasks.inference.sessions import open_session, uses_cuda_graphs
 from tasks.inference.tokenization import TokenIds
@@ -19,7 +20,7 @@ from tasks.inference.tokenization import TokenIds
 @pytest.fixture
 def runner(exported: Any, monkeypatch: pytest.MonkeyPatch) -> Runner:
     """Runs a real graph on the CPU as if it were captured."""
-    monkeypatch.setattr(runners, "captures", lambda session: True)
+    monkeypatch.setattr(runner_module, "uses_cuda_graphs", lambda session: True)
     return Runner(open_session(Path(exported["bundle"]) / "model.onnx", "cpu"), "cpu")
 
 
@@ -31,7 +32,7 @@ def batch(sentences: int, tokens: int, seed: int = 0) -> tuple[TokenIds, TokenId
     return rng.integers(5, 20, mask.shape) * mask, mask
 
 
-def plain(runner: Runner, ids: TokenIds, mask: TokenIds) -> NDArray[np.float32]:
+def run_eagerly(runner: Runner, ids: TokenIds, mask: TokenIds) -> NDArray[np.float32]:
     return runner._run(ids, mask)
 
 
@@ -50,21 +51,21 @@ def test_a_large_or_empty_batch_is_never_captured(sentences: int, tokens: int) -
     assert bucket_shape(sentences, tokens) is None
 
 
-def test_a_shape_gets_its_places_when_it_comes_again_and_again(runner: Runner) -> None:
-    for time in range(1, CAPTURE_AFTER + 3):
+def test_a_shape_is_captured_after_eager_runs(runner: Runner) -> None:
+    for run in range(1, CAPTURE_AFTER + 3):
         runner.logits(*batch(1, 8))
-        assert len(runner._shapes) == (time > CAPTURE_AFTER)
+        assert len(runner._graphs) == (run > CAPTURE_AFTER)
 
 
 @pytest.mark.parametrize(("sentences", "tokens"), [(1, 3), (1, 8), (3, 5), (4, 12), (5, 14), (32, 16)])
-def test_fixed_places_change_no_answer(runner: Runner, sentences: int, tokens: int) -> None:
-    for seed in range(CAPTURE_AFTER + 4):  # the later ones meet what the earlier ones left in the places
+def test_captured_runs_give_the_logits_of_eager_runs(runner: Runner, sentences: int, tokens: int) -> None:
+    for seed in range(CAPTURE_AFTER + 4):  # later runs find the values of earlier ones in the buffers
         ids, mask = batch(sentences, tokens, seed)
-        np.testing.assert_allclose(runner.logits(ids, mask), plain(runner, ids, mask), atol=1e-6)
-    assert len(runner._shapes) == 1
+        np.testing.assert_allclose(runner.logits(ids, mask), run_eagerly(runner, ids, mask), atol=1e-6)
+    assert len(runner._graphs) == 1
 
 
-def test_an_answer_is_not_overwritten_by_the_next(runner: Runner) -> None:
+def test_logits_are_not_overwritten_by_the_next_run(runner: Runner) -> None:
     for seed in range(CAPTURE_AFTER):
         runner.logits(*batch(2, 8, seed))
     first = runner.logits(*batch(2, 8, 10))
@@ -73,18 +74,18 @@ def test_an_answer_is_not_overwritten_by_the_next(runner: Runner) -> None:
     np.testing.assert_array_equal(first, kept)
 
 
-def test_threads_that_ask_at_once_get_their_own_answers(runner: Runner) -> None:
+def test_concurrent_threads_get_their_own_logits(runner: Runner) -> None:
     batches = [batch(1 + seed % 4, 5 + seed % 6, seed) for seed in range(12)]
-    expected = [plain(runner, *each) for each in batches]
+    expected = [run_eagerly(runner, *each) for each in batches]
     wrong: list[int] = []
 
-    def ask() -> None:
+    def run_all() -> None:
         for _ in range(3):
             for number, each in enumerate(batches):
                 if not np.allclose(runner.logits(*each), expected[number], atol=1e-6):
                     wrong.append(number)
 
-    threads = [threading.Thread(target=ask) for _ in range(4)]
+    threads = [threading.Thread(target=run_all) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -92,23 +93,29 @@ def test_threads_that_ask_at_once_get_their_own_answers(runner: Runner) -> None:
     assert not wrong
 
 
-def test_large_batches_run_side_by_side_and_small_ones_alone(runner: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
-    meeting = threading.Barrier(2, timeout=20)  # which a run leaves only when another one has come
+def test_large_batches_run_concurrently_and_small_ones_exclusively(
+    runner: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small, large = 1, CAPTURED_BATCHES[-1] + 1
+    running: list[int] = []
+    seen: list[list[int]] = []
     real = runner._run
 
-    def meet(ids: TokenIds, mask: TokenIds) -> NDArray[np.float32]:
-        if len(ids) > CAPTURED_BATCHES[-1]:
-            meeting.wait()
-        else:
-            assert runner._gate._door.locked()
-            assert not runner._gate._inside
+    def record(ids: TokenIds, mask: TokenIds) -> NDArray[np.float32]:
+        running.append(len(ids))
+        time.sleep(0.002)
+        seen.append(list(running))
+        running.remove(len(ids))
         return real(ids, mask)
 
-    monkeypatch.setattr(runner, "_run", meet)
-    with ThreadPoolExecutor(2) as pool:
-        answers = list(pool.map(lambda size: runner.logits(*batch(size, 8)), [CAPTURED_BATCHES[-1] + 1] * 2))
-    assert [len(answer) for answer in answers] == [CAPTURED_BATCHES[-1] + 1] * 2
-    assert len(runner.logits(*batch(1, 8))) == 1
+    monkeypatch.setattr(runner, "_run", record)
+    monkeypatch.setattr(runner_module, "CAPTURE_AFTER", 1_000)  # all runs are eager
+    sizes = np.random.default_rng(0).choice([small, large], 200, p=[0.3, 0.7]).tolist()
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(lambda size: runner.logits(*batch(size, 8)), sizes))
+    assert [len(answer) for answer in answers] == sizes
+    assert [runs for runs in seen if small in runs and len(runs) > 1] == []
+    assert any(runs.count(large) > 1 for runs in seen)
 
 
 def test_a_session_on_the_cpu_captures_nothing(exported: Any) -> None:

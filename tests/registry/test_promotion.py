@@ -91,7 +91,10 @@ def test_the_same_promotion_again_is_the_same_record(store: MlflowStore, tmp_pat
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        ("altered", "bundle of version 2: model.onnx is not the file that was sealed; delete it in MLflow and train"),
+        (
+            "altered",
+            "bundle of version 2: model.onnx does not match its SHA-256 in bundle.json; delete it",
+        ),
         ("missing", "bundle of version 2 lacks tokenizer.json; delete it"),
         ("added", "bundle of version 2 holds weights.bin, which bundle.json does not list; delete it"),
         ("manifest", "version 2 is no bundle: it holds no bundle.json"),

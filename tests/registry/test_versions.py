@@ -251,7 +251,7 @@ def test_a_tracking_server_serves_like_the_local_store(
     moves.set_challenger(server, held)
     (kept,) = (path for path in (tmp_path / "served").rglob("bundle.json") if digest in path.read_text())
     (kept.parent / "tokenizer.json").write_text("{}")
-    with pytest.raises(VerdictError, match=f"bundle of version {held}: tokenizer.json is not the file that was sealed"):
+    with pytest.raises(VerdictError, match=f"bundle of version {held}: tokenizer.json does not match its SHA-256"):
         moves.promote(server, held, kind="approve", expected=version, reason="x")
     shutil.copy(exported["bundle"] + "/tokenizer.json", kept.parent)
     (code,) = (kept.parents[2] / "code").glob("*/inference/classifier.py")  # what consumers execute

@@ -82,7 +82,7 @@ def test_a_damaged_version_is_refused_once_and_the_old_one_goes_on(
     status = champion.status()
     assert (status["version"], status["failures"]) == ("1", 2)
     assert status["problem"] == (
-        "version 3 is refused: its bundle: tokenizer.json is not the file that was sealed; "
+        "version 3 is refused: its bundle: tokenizer.json does not match its SHA-256 in bundle.json; "
         "fetch it again from the registry"
     )
     told = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
@@ -203,7 +203,7 @@ def test_without_a_champion_it_can_wait_for_the_first(shelf: Shelf) -> None:
 
 def test_a_damaged_first_champion_is_told_at_once(shelf: Shelf) -> None:
     shelf.crown(TAMPERED)
-    with pytest.raises(VerdictError, match=r"version 3 is refused: .* is not the file that was sealed"):
+    with pytest.raises(VerdictError, match=r"version 3 is refused: .* does not match its SHA-256 in bundle.json"):
         follow(shelf, must_load=False)
 
 

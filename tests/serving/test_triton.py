@@ -430,7 +430,7 @@ def test_a_damaged_bundle_is_refused_before_anything_is_written(exported: Any, e
     before = files_of(exported_to)
     bundle = Path(shutil.copytree(exported["bundle"], exported_to.parent / "bundle"))
     (bundle / "tokenizer.json").write_text("{}")
-    with pytest.raises(VerdictError, match=r"tokenizer\.json is not the file that was sealed"):
+    with pytest.raises(VerdictError, match=r"tokenizer\.json does not match its SHA-256 in bundle.json"):
         export_repository(str(bundle), str(exported_to), "4")
     assert files_of(exported_to) == before
 
