@@ -1,39 +1,29 @@
-"""The model over HTTP: JSON of our own, the Open Inference Protocol V2, health, and Prometheus metrics.
+"""The HTTP server: takes an address, loads and follows the model, answers until it is stopped.
 
     verdict serve --port 8080
     curl -s localhost:8080/v1/judge -d '{"sentences": ["The cat sat on the mat."]}'
 
-The event loop reads and writes, one thread computes (see queueing.py), another follows the registry (see champion.py).
+The event loop reads and writes, one thread computes (batcher.py), another follows the registry (champion.py).
 """
 
-import asyncio
 import contextlib
 import importlib.util
-import json
 import logging
-import os
 import signal
 import socket
 import sys
 import threading
-import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 import uvicorn
-from fastapi import FastAPI, Request, Response
-from fastapi.responses import JSONResponse
-from prometheus_client import CONTENT_TYPE_LATEST
-from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp
 
 from tasks.core.errors import UsageError, VerdictError
-from tasks.serving import open_inference as protocol
-from tasks.serving.batcher import Batcher, BatcherClosed, BatchReply, QueueFull
-from tasks.serving.champion import CHAMPION_URI, DEFAULT_REFRESH_S, Champion, NotReady
+from tasks.serving.batcher import Batcher
+from tasks.serving.champion import CHAMPION_URI, DEFAULT_REFRESH_S, Champion
 from tasks.serving.metrics import ServerMetrics
-from tasks.serving.request_validation import RequestError, RequestLimits, parse_sentences, read_body
+from tasks.serving.routes import build_app
 
 if TYPE_CHECKING:
     from tasks.serving.feedback import Feedback
@@ -43,8 +33,6 @@ log = logging.getLogger(__name__)
 LOOPBACK_HOSTS = ("127.0.0.1", "::1", "localhost")
 SOCKET_BACKLOG = 2_048  # connections that wait to be accepted
 SHUTDOWN_GRACE_S = 30  # seconds that requests get to finish once the server is told to stop
-EXAMPLE_REQUEST = {"sentences": ["The child has eaten the apple.", "The child have eat the apple."]}
-EXAMPLE_V2_REQUEST = {"inputs": [{"name": "text", "datatype": "BYTES", "shape": [1], "data": ["The child has eaten."]}]}
 
 
 @dataclass(frozen=True)
@@ -68,163 +56,6 @@ class ServerConfig:
     """answer browsers at / with the try-it page"""
     feedback: str = ""
     """file that its flags are written to; empty: in the folder of the stores"""
-
-
-class InferenceApi:
-    """Answers requests; each method is a route."""
-
-    def __init__(self, champion: Champion, batcher: Batcher, telemetry: ServerMetrics, limits: RequestLimits) -> None:
-        self.champion, self.batcher, self.telemetry, self.limits = champion, batcher, telemetry, limits
-
-    async def about(self) -> JSONResponse:
-        """Say what this is and where to go on."""
-        links = {"judge": "POST /v1/judge", "protocol": "/v2", "metrics": "/metrics", "documentation": "/docs"}
-        return JSONResponse({"model": self.champion.status(), **links})
-
-    async def judge(self, request: Request) -> JSONResponse:
-        """Judge sentences, all with one version of the model."""
-        sentences = parse_sentences(await self._read(request), self.limits)
-        reply = await self.ask(sentences)
-        return JSONResponse({"version": reply.version, "predictions": reply.answers})
-
-    async def infer(self, name: str, request: Request, version: str = "") -> JSONResponse:
-        """Judge sentences the Open Inference Protocol's way."""
-        self._check_name(name)
-        if version:
-            self._check_version(version, self.champion.current().version)
-        question = protocol.parse_infer_request(await self._read(request), self.limits)
-        reply = await self.ask(question.sentences)
-        if version:  # another version may have taken over meanwhile
-            self._check_version(version, reply.version)
-        return JSONResponse(protocol.infer_response(name, question, reply))
-
-    async def server_metadata(self) -> JSONResponse:
-        """Describe the server."""
-        return JSONResponse(protocol.describe_server())
-
-    async def model_metadata(self, name: str, version: str = "") -> JSONResponse:
-        """Describe the model, its input and its outputs."""
-        self._check_name(name)
-        served = self.champion.current().version
-        if version:
-            self._check_version(version, served)
-        return JSONResponse(protocol.describe_model(name, served))
-
-    async def model_ready(self, name: str, version: str = "") -> JSONResponse:
-        """Tell whether the model answers; 503 where it does not."""
-        self._check_name(name)
-        status = self.champion.status()
-        ready = status["version"] is not None and version in ("", status["version"])
-        return JSONResponse({"name": name, "ready": ready}, 200 if ready else 503)
-
-    async def live(self) -> JSONResponse:
-        """Tell that the server runs."""
-        return JSONResponse({"live": True})
-
-    async def ready(self) -> JSONResponse:
-        """Tell whether a model answers, which one, and how following it goes; 503 where none does."""
-        status = self.champion.status()
-        ready = status["version"] is not None
-        # The protocol's text calls the field "live", its clients read "ready".
-        return JSONResponse({"ready": ready, "live": True, **status}, 200 if ready else 503)
-
-    async def metrics(self) -> Response:
-        """Count everything for Prometheus."""
-        return Response(self.telemetry.text(), media_type=CONTENT_TYPE_LATEST)
-
-    async def ask(self, sentences: list[str]) -> BatchReply:
-        """Queue sentences and wait for their answers.
-
-        Raises:
-            NotReady, QueueFull, Closed: if they will not be answered.
-        """
-        self.champion.current()  # without a model there is nothing to wait for
-        reply = await asyncio.wrap_future(self.batcher.submit(sentences))
-        self.telemetry.sentences.labels(reply.version).inc(len(sentences))
-        return reply
-
-    async def _read(self, request: Request) -> Any:
-        headers = {name.lower(): value for name, value in request.headers.items()}
-        return await read_body(request.stream(), headers, self.limits)
-
-    def _check_name(self, name: str) -> None:
-        if name != self.champion.name:
-            raise RequestError(404, f"this server has one model, {self.champion.name!r}; ask it: GET /v2/models/NAME")
-
-    def _check_version(self, wanted: str, served: str) -> None:
-        if wanted != served:
-            raise RequestError(
-                404, f"version {served} of {self.champion.name!r} answers here, and no other; leave it out"
-            )
-
-
-class RequestMetricsMiddleware:
-    """Counts and times every request, and turns a fault of the program into one line of JSON."""
-
-    def __init__(self, app: ASGIApp, telemetry: ServerMetrics) -> None:
-        self.app, self.telemetry = app, telemetry
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on."""
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        started, code = time.perf_counter(), 0
-
-        async def listen(message: Message) -> None:
-            nonlocal code
-            if message["type"] == "http.response.start":
-                code = message["status"]
-            await send(message)
-
-        try:
-            await self.app(scope, receive, listen)
-        except ClientDisconnect:
-            code = code or 499  # nobody is left to be answered
-        except Exception as error:
-            log.error("%s %s: %s: %s", scope["method"], _route(scope), type(error).__name__, str(error)[:500])
-            if os.environ.get("VERDICT_DEBUG") == "1":
-                log.exception("the fault in full")
-            if not code:
-                await _error(500, "the server met a fault of its own; its log says more")(scope, receive, listen)
-        finally:
-            self.telemetry.count_request(_route(scope), code, time.perf_counter() - started)
-
-
-def build_app(
-    champion: Champion,
-    batcher: Batcher,
-    telemetry: ServerMetrics,
-    limits: RequestLimits | None = None,
-    feedback: "Feedback | None" = None,
-) -> FastAPI:
-    """Put the routes together; with feedback the page too: close `app.state.page` at the end."""
-    desk = InferenceApi(champion, batcher, telemetry, limits or RequestLimits())
-    app = FastAPI(title="Verdict", version=protocol.describe_server()["version"], redirect_slashes=False)
-    if feedback:
-        from tasks.serving.demo_page import add_page  # with libraries that answering does not need
-
-        app.state.page = add_page(app, desk.ask, feedback, desk.limits)
-    app.add_middleware(RequestMetricsMiddleware, telemetry=telemetry)
-    for kind in (VerdictError, HTTPException):
-        app.add_exception_handler(kind, _explain)
-    app.add_api_route("/", desk.about, tags=["about"])
-    app.add_api_route(
-        "/v1/judge", desk.judge, methods=["POST"], openapi_extra=_accepts(EXAMPLE_REQUEST), tags=["judge"]
-    )
-    for path in ("/healthz", "/v2/health/live"):
-        app.add_api_route(path, desk.live, tags=["health"])
-    for path in ("/readyz", "/v2/health/ready"):
-        app.add_api_route(path, desk.ready, tags=["health"])
-    app.add_api_route("/metrics", desk.metrics, tags=["health"])
-    app.add_api_route("/v2", desk.server_metadata, tags=["protocol"])
-    for path in ("/v2/models/{name}", "/v2/models/{name}/versions/{version}"):
-        app.add_api_route(path, desk.model_metadata, tags=["protocol"])
-        app.add_api_route(f"{path}/ready", desk.model_ready, tags=["protocol"])
-        app.add_api_route(
-            f"{path}/infer", desk.infer, methods=["POST"], openapi_extra=_accepts(EXAMPLE_V2_REQUEST), tags=["protocol"]
-        )
-    return app
 
 
 def serve(serving: ServerConfig, home: str) -> None:
@@ -347,32 +178,3 @@ class _SignalHandler:
         if self.server is None:
             sys.exit(0)
         self.server.should_exit = True
-
-
-def _accepts(example: dict[str, Any]) -> dict[str, Any]:
-    """Describe a JSON body to /docs; FastAPI would read one whole before it is known to be short enough."""
-    return {"requestBody": {"required": True, "content": {"application/json": {"example": example}}}}
-
-
-async def _explain(request: Request, error: Exception) -> Response:
-    """Turn an error into its code and {"error": ...}."""
-    if isinstance(error, RequestError):
-        return _error(error.status, str(error), error.headers)
-    if isinstance(error, QueueFull):
-        return _error(429, str(error), {"Retry-After": str(error.seconds)})
-    if isinstance(error, NotReady | BatcherClosed):
-        return _error(503, str(error), {"Retry-After": "5"})
-    if isinstance(error, HTTPException):
-        return _error(error.status_code, f"{error.detail}; see: GET /", dict(error.headers or {}))
-    log.error("%s", error)
-    return _error(500, str(error))
-
-
-def _error(code: int, message: str, headers: dict[str, str] | None = None) -> Response:
-    body = json.dumps({"error": message}).encode()
-    return Response(body, code, headers, media_type="application/json")
-
-
-def _route(scope: Scope) -> str:
-    """Return the route's pattern: paths would be as many as clients can think of."""
-    return str(getattr(scope.get("route"), "path", "unknown"))

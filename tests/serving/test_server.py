@@ -360,7 +360,7 @@ def test_a_fault_of_the_program_is_one_line_of_json(
         500,
         {"error": "the server met a fault of its own; its log says more"},
     )
-    assert [record.getMessage() for record in caplog.records if record.name == "tasks.serving.server"] == [
+    assert [record.getMessage() for record in caplog.records if record.name == "tasks.serving.routes"] == [
         "POST /v1/judge: ZeroDivisionError: division by zero"
     ]
 

@@ -21,7 +21,8 @@ from tasks.serving.champion import Champion
 from tasks.serving.feedback import Feedback
 from tasks.serving.metrics import ServerMetrics
 from tasks.serving.request_validation import RequestLimits
-from tasks.serving.server import address_of, bind_socket, build_app, server_for
+from tasks.serving.routes import build_app
+from tasks.serving.server import address_of, bind_socket, server_for
 
 GOOD, BAD = "the cat sees the dog", f"the cat {SIGN} sees the dog"
 TAMPERED = "3"  # the version whose files are not those that were registered
