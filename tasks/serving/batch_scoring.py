@@ -11,7 +11,6 @@ to other sentences or another model. OUT appears last, in one rename.
 
 import contextlib
 import errno
-import hashlib
 import json
 import logging
 import os
@@ -20,38 +19,35 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO, TypedDict
-
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
-from filelock import FileLock, Timeout
+from typing import TextIO, TypedDict
 
 from tasks.core.errors import UsageError, VerdictError
-from tasks.core.files import atomic_write, json_digest
 from tasks.core.progress import progress_bar
 from tasks.data.cola_format import QuarantinedRow, Row
 from tasks.data.record_readers import ParsedRow
 from tasks.data.sentences import STDIO, SentenceSource, count_records, open_source, read_sentences
 from tasks.data.snapshots import MAX_EXAMPLES, QUARANTINE_SCHEMA
 from tasks.inference.classifier import Classifier
+from tasks.serving.score_parts import (
+    ANSWER_FIELDS,
+    PART_ROWS,
+    SCORE_SCHEMA,
+    Scorer,
+    divide,
+    is_reusable,
+    lock_parts,
+    merge_parts,
+    quarantined_rows,
+    scored_rows,
+    write_part,
+)
 
 log = logging.getLogger(__name__)
 
-PART_ROWS = 10_000  # records scored and written at a time
-PART_BYTES = 64 << 20  # of records; parts of longer ones hold fewer
 STREAM_BATCH = 1_000  # records answered at a time on standard output
-KEY_METADATA = b"verdict.key"  # names the digest in a part's metadata
-LAYOUT_VERSION = 1  # of a part; a changed one is not read
-
-_STAMP = pa.dictionary(pa.int32(), pa.string())
-_ANSWER = [("line", pa.int64()), ("sentence", pa.string()), ("label", pa.string()), ("probability", pa.float64())]
-_FAULT = [("kind", pa.string()), ("reason", pa.string()), ("raw", pa.binary())]
-PARTIAL = pa.schema([*_ANSWER, *_FAULT])
-SCORES = pa.schema([*_ANSWER, ("version", _STAMP), ("digest", _STAMP)])
 
 
 class ScoreResult(TypedDict):
@@ -72,44 +68,6 @@ class ScoreResult(TypedDict):
     digest: str
     provider: str
     sentences_per_second: float | None
-
-
-class Scorer(NamedTuple):
-    """A model and the version it is registered as."""
-
-    classifier: Classifier
-    version: str | None
-
-    @property
-    def digest(self) -> str:
-        """The bundle's digest."""
-        return self.classifier.manifest["digest"]
-
-    def key(self, records: Sequence[ParsedRow]) -> str:
-        """Return the digest of records and of everything that decides their answers."""
-        total = hashlib.sha256(
-            json_digest([LAYOUT_VERSION, self.digest, self.version, self.classifier.provider]).encode()
-        )
-        for record in records:
-            if isinstance(record, Row):
-                total.update(f"{record.line}\t{record.sentence}\n".encode())
-            else:
-                total.update(f"{record.line}\t\t{record.kind}\t{record.reason}\t{len(record.raw)}\n".encode())
-                total.update(record.raw)
-        return total.hexdigest()
-
-    def score(self, records: Sequence[ParsedRow]) -> pa.Table:
-        """Return records, in order, with their answers or faults, in the columns `PARTIAL`."""
-        answers = iter(self.classifier.predict([record.sentence for record in records if isinstance(record, Row)]))
-        rows: list[tuple[Any, ...]] = []
-        for record in records:
-            if isinstance(record, QuarantinedRow):
-                rows.append((record.line, None, None, None, *record[1:]))
-            else:
-                answer = next(answers)
-                rows.append((record.line, record.sentence, answer["label"], answer["probability"], None, None, None))
-        columns = zip(*rows, strict=True)
-        return pa.table([pa.array(column, of.type) for column, of in zip(columns, PARTIAL, strict=True)], PARTIAL)
 
 
 @dataclass
@@ -230,17 +188,21 @@ def score_to_file(source: SentenceSource, out: Path, scorer: Scorer, size: int =
     tally = ScoreCounts(source.name)
     folder = Path(f"{out}.parts")
     try:
-        with _locked(folder):
+        with lock_parts(folder):
             parts = _score_parts(source, folder, scorer, tally, size)
             aside = str(_quarantine_path(out)) if tally.kinds else None
             if aside:
-                _collect(
-                    parts, folder / "rejected", Path(aside), QUARANTINE_SCHEMA, lambda part: _fault(part, source.name)
+                merge_parts(
+                    parts,
+                    folder / "rejected",
+                    Path(aside),
+                    QUARANTINE_SCHEMA,
+                    lambda part: quarantined_rows(part, source.name),
                 )
             else:
                 _quarantine_path(out).unlink(missing_ok=True)  # of an earlier run
             if tally.scored:
-                _collect(parts, folder / "scored", out, SCORES, lambda part: _stamp(part, scorer))
+                merge_parts(parts, folder / "scored", out, SCORE_SCHEMA, lambda part: scored_rows(part, scorer))
             shutil.rmtree(folder)
     except OSError as error:
         raise _unwritten(error, out, tally) from error
@@ -258,7 +220,7 @@ def score_to_stream(source: SentenceSource, sink: TextIO, scorer: Scorer, size: 
     stamp = {"version": scorer.version, "digest": scorer.digest}
     for records in divide(read_sentences(source), size):
         with tally.timing(records):
-            answers = scorer.score(records).select([name for name, _ in _ANSWER] + ["reason"]).to_pylist()
+            answers = scorer.score(records).select([name for name, _ in ANSWER_FIELDS] + ["reason"]).to_pylist()
         tally.add(records)
         try:
             sink.writelines(json.dumps({**answer, **stamp}, ensure_ascii=False) + "\n" for answer in answers)
@@ -273,20 +235,6 @@ def score_to_stream(source: SentenceSource, sink: TextIO, scorer: Scorer, size: 
     return tally.result(scorer, STDIO, None)
 
 
-def divide(records: Iterable[ParsedRow], size: int) -> Iterator[list[ParsedRow]]:
-    """Divide records into lists of `size`, shorter where they are large."""
-    part: list[ParsedRow] = []
-    taken = 0
-    for record in records:
-        part.append(record)
-        taken += len(record.sentence) if isinstance(record, Row) else len(record.raw)
-        if len(part) == size or taken > PART_BYTES:
-            yield part
-            part, taken = [], 0
-    if part:
-        yield part
-
-
 def _score_parts(source: SentenceSource, folder: Path, scorer: Scorer, tally: ScoreCounts, size: int) -> list[Path]:
     """Write the parts that an earlier run did not write; return the paths of all."""
     parts: list[Path] = []
@@ -294,16 +242,15 @@ def _score_parts(source: SentenceSource, folder: Path, scorer: Scorer, tally: Sc
     with _progress(source, size) as advance:
         for number, records in enumerate(divide(read_sentences(source), size), start=1):
             path, key = folder / f"part-{number:06}.parquet", scorer.key(records)
-            if _is_reusable(path, key):
+            if is_reusable(path, key):
                 tally.reused += len(records)
             else:
                 if not told:
                     _log_part(path, tally.reused)
                 told = True
                 with tally.timing(records):
-                    table = scorer.score(records).replace_schema_metadata({KEY_METADATA: key})
-                with atomic_write(path) as temporary:
-                    pq.write_table(table, temporary)
+                    table = scorer.score(records)
+                write_part(path, table, key)
             tally.add(records)
             parts.append(path)
             advance()
@@ -318,56 +265,8 @@ def _log_part(path: Path, reused: int) -> None:
         log.warning("parts in %s belong to another input or model and are not used", path.parent)
 
 
-def _is_reusable(path: Path, key: str) -> bool:
-    """Tell whether a part is there and holds these records, scored by this model."""
-    try:
-        return (pq.read_schema(path).metadata or {}).get(KEY_METADATA) == key.encode()
-    except (OSError, ValueError, pa.ArrowException):
-        return False
-
-
-def _fault(part: pa.Table, name: str) -> pa.Table:
-    """Return the quarantined rows of a part with the input's name."""
-    rejected = part.filter(pc.is_valid(part["kind"]))
-    names = pa.array([name] * rejected.num_rows, pa.string()).dictionary_encode()
-    return pa.table([names, *rejected.select(QUARANTINE_SCHEMA.names[1:]).columns], schema=QUARANTINE_SCHEMA)
-
-
-def _stamp(part: pa.Table, scorer: Scorer) -> pa.Table:
-    """Return the scored rows of a part with version and digest of the model."""
-    scored = part.filter(pc.is_valid(part["label"])).select([name for name, _ in _ANSWER])
-    stamps = [
-        pa.DictionaryArray.from_arrays(pa.array([code] * scored.num_rows, pa.int32()), pa.array(words, pa.string()))
-        for code, words in ((0 if scorer.version else None, [scorer.version or ""]), (0, [scorer.digest]))
-    ]
-    return pa.table([*scored.columns, *stamps], schema=SCORES)
-
-
-def _collect(
-    parts: list[Path], scratch: Path, target: Path, schema: pa.Schema, take: Callable[[pa.Table], pa.Table]
-) -> None:
-    """Write what is taken of each part as one file; it grows among the parts, so a kill leaves nothing beside them."""
-    with atomic_write(scratch) as temporary, pq.ParquetWriter(temporary, schema) as writer:
-        for part in parts:
-            rows = take(pq.ParquetFile(part).read())
-            if rows.num_rows:
-                writer.write_table(rows)
-    scratch.replace(target)
-
-
 def _quarantine_path(out: Path) -> Path:
     return Path(f"{out}.quarantine.parquet")
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Make the folder of the parts, for one run at a time."""
-    folder.mkdir(exist_ok=True)
-    try:
-        with FileLock(folder / "lock", timeout=0):
-            yield
-    except Timeout as error:
-        raise VerdictError(f"another run writes to {folder} already; wait for it, or name another output") from error
 
 
 @contextlib.contextmanager

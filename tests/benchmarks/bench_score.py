@@ -29,7 +29,8 @@ CHILD = """
 import json, sys, time
 from pathlib import Path
 from tasks.inference.classifier import Classifier
-from tasks.serving.batch_scoring import Scorer, score_to_file
+from tasks.serving.batch_scoring import score_to_file
+from tasks.serving.score_parts import Scorer
 from tasks.data.sentences import find_input
 path, out, bundle, device = sys.argv[1:]
 started = time.perf_counter()

@@ -34,8 +34,9 @@ from tasks.inference.classifier import Classifier
 from tasks.registry import tracking as runs
 from tasks.registry import versions as registry
 from tasks.registry.versions import CHAMPION, MlflowStore
-from tasks.serving import batch_scoring as scoring
-from tasks.serving.batch_scoring import Scorer, check_paths, divide, score_file, score_to_file, score_to_stream
+from tasks.serving import score_parts
+from tasks.serving.batch_scoring import check_paths, score_file, score_to_file, score_to_stream
+from tasks.serving.score_parts import Scorer, divide
 
 ROOT = Path(__file__).parents[2]
 GOOD, BAD = "the cat sees the dog", f"the cat {SIGN} sees the dog"
@@ -192,7 +193,8 @@ KILLED = """
 import sys
 from pathlib import Path
 from tasks.inference.classifier import Classifier
-from tasks.serving.batch_scoring import Scorer, score_to_file
+from tasks.serving.batch_scoring import score_to_file
+from tasks.serving.score_parts import Scorer
 from tasks.data.sentences import find_input
 path, out, bundle = sys.argv[1:]
 score_to_file(find_input(path), Path(out), Scorer(Classifier.from_bundle(bundle, "cpu"), "7"), 50)
@@ -242,7 +244,7 @@ def interrupt(path: str, out: Path, scorer: Scorer, monkeypatch: pytest.MonkeyPa
         real(table, target)
 
     with monkeypatch.context() as patch:
-        patch.setattr(scoring.pq, "write_table", fail)
+        patch.setattr(score_parts.pq, "write_table", fail)
         with pytest.raises(VerdictError) as caught:
             score(path, out, scorer)
     assert str(caught.value) == (
@@ -309,7 +311,7 @@ def test_one_run_at_a_time_writes_an_output(tmp_path: Path, scorer: Scorer) -> N
 
 
 def test_large_records_make_short_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scoring, "PART_BYTES", 100)
+    monkeypatch.setattr(score_parts, "PART_BYTES", 100)
     large: list[Any] = [QuarantinedRow(line, "too long", "", b"x" * 60) for line in range(5)]
     assert [len(part) for part in divide(large, 10)] == [2, 2, 1]
     assert next(divide(iter(large), 1)) == large[:1]

@@ -1,0 +1,142 @@
+"""Parts of a batch-scoring run: their schemas, the digest that lets a later run reuse one, and how they are merged.
+
+A part holds the answers and faults of consecutive records. It is written in one rename and carries in its metadata a
+digest of its records and of what scored them, so nothing is reused that belongs to other sentences or another model.
+"""
+
+import contextlib
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from filelock import FileLock, Timeout
+
+from tasks.core.errors import VerdictError
+from tasks.core.files import atomic_write, json_digest
+from tasks.data.cola_format import QuarantinedRow, Row
+from tasks.data.record_readers import ParsedRow
+from tasks.data.snapshots import QUARANTINE_SCHEMA
+from tasks.inference.classifier import Classifier
+
+PART_ROWS = 10_000  # records scored and written at a time
+PART_BYTES = 64 << 20  # of records; parts of longer ones hold fewer
+KEY_METADATA = b"verdict.key"  # names the digest in a part's metadata
+LAYOUT_VERSION = 1  # of a part; a changed one is not read
+
+STAMP_TYPE = pa.dictionary(pa.int32(), pa.string())
+ANSWER_FIELDS = [("line", pa.int64()), ("sentence", pa.string()), ("label", pa.string()), ("probability", pa.float64())]
+FAULT_FIELDS = [("kind", pa.string()), ("reason", pa.string()), ("raw", pa.binary())]
+PART_SCHEMA = pa.schema([*ANSWER_FIELDS, *FAULT_FIELDS])
+SCORE_SCHEMA = pa.schema([*ANSWER_FIELDS, ("version", STAMP_TYPE), ("digest", STAMP_TYPE)])
+
+
+class Scorer(NamedTuple):
+    """A model and the version it is registered as."""
+
+    classifier: Classifier
+    version: str | None
+
+    @property
+    def digest(self) -> str:
+        """The bundle's digest."""
+        return self.classifier.manifest["digest"]
+
+    def key(self, records: Sequence[ParsedRow]) -> str:
+        """Return the digest of records and of everything that decides their answers."""
+        total = hashlib.sha256(
+            json_digest([LAYOUT_VERSION, self.digest, self.version, self.classifier.provider]).encode()
+        )
+        for record in records:
+            if isinstance(record, Row):
+                total.update(f"{record.line}\t{record.sentence}\n".encode())
+            else:
+                total.update(f"{record.line}\t\t{record.kind}\t{record.reason}\t{len(record.raw)}\n".encode())
+                total.update(record.raw)
+        return total.hexdigest()
+
+    def score(self, records: Sequence[ParsedRow]) -> pa.Table:
+        """Return records, in order, with their answers or faults, in the columns `PART_SCHEMA`."""
+        answers = iter(self.classifier.predict([record.sentence for record in records if isinstance(record, Row)]))
+        rows: list[tuple[Any, ...]] = []
+        for record in records:
+            if isinstance(record, QuarantinedRow):
+                rows.append((record.line, None, None, None, *record[1:]))
+            else:
+                answer = next(answers)
+                rows.append((record.line, record.sentence, answer["label"], answer["probability"], None, None, None))
+        columns = zip(*rows, strict=True)
+        return pa.table(
+            [pa.array(column, of.type) for column, of in zip(columns, PART_SCHEMA, strict=True)], PART_SCHEMA
+        )
+
+
+def divide(records: Iterable[ParsedRow], size: int) -> Iterator[list[ParsedRow]]:
+    """Divide records into lists of `size`, shorter where they are large."""
+    part: list[ParsedRow] = []
+    taken = 0
+    for record in records:
+        part.append(record)
+        taken += len(record.sentence) if isinstance(record, Row) else len(record.raw)
+        if len(part) == size or taken > PART_BYTES:
+            yield part
+            part, taken = [], 0
+    if part:
+        yield part
+
+
+def is_reusable(path: Path, key: str) -> bool:
+    """Tell whether a part is there and holds these records, scored by this model."""
+    try:
+        return (pq.read_schema(path).metadata or {}).get(KEY_METADATA) == key.encode()
+    except (OSError, ValueError, pa.ArrowException):
+        return False
+
+
+def write_part(path: Path, table: pa.Table, key: str) -> None:
+    """Write a part in one rename, with the key that `is_reusable` compares."""
+    with atomic_write(path) as temporary:
+        pq.write_table(table.replace_schema_metadata({KEY_METADATA: key}), temporary)
+
+
+def quarantined_rows(part: pa.Table, name: str) -> pa.Table:
+    """Return the quarantined rows of a part with the input's name."""
+    rejected = part.filter(pc.is_valid(part["kind"]))
+    names = pa.array([name] * rejected.num_rows, pa.string()).dictionary_encode()
+    return pa.table([names, *rejected.select(QUARANTINE_SCHEMA.names[1:]).columns], schema=QUARANTINE_SCHEMA)
+
+
+def scored_rows(part: pa.Table, scorer: Scorer) -> pa.Table:
+    """Return the scored rows of a part with version and digest of the model."""
+    scored = part.filter(pc.is_valid(part["label"])).select([name for name, _ in ANSWER_FIELDS])
+    stamps = [
+        pa.DictionaryArray.from_arrays(pa.array([code] * scored.num_rows, pa.int32()), pa.array(words, pa.string()))
+        for code, words in ((0 if scorer.version else None, [scorer.version or ""]), (0, [scorer.digest]))
+    ]
+    return pa.table([*scored.columns, *stamps], schema=SCORE_SCHEMA)
+
+
+def merge_parts(
+    parts: list[Path], scratch: Path, target: Path, schema: pa.Schema, take: Callable[[pa.Table], pa.Table]
+) -> None:
+    """Write what is taken of each part as one file; it grows among the parts, so a kill leaves nothing beside them."""
+    with atomic_write(scratch) as temporary, pq.ParquetWriter(temporary, schema) as writer:
+        for part in parts:
+            rows = take(pq.ParquetFile(part).read())
+            if rows.num_rows:
+                writer.write_table(rows)
+    scratch.replace(target)
+
+
+@contextlib.contextmanager
+def lock_parts(folder: Path) -> Iterator[None]:
+    """Make the folder of the parts, for one run at a time."""
+    folder.mkdir(exist_ok=True)
+    try:
+        with FileLock(folder / "lock", timeout=0):
+            yield
+    except Timeout as error:
+        raise VerdictError(f"another run writes to {folder} already; wait for it, or name another output") from error
