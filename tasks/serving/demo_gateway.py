@@ -125,8 +125,8 @@ class DemoGateway:
         headers = Headers(scope=scope)
         if _is_foreign(headers):
             raise RequestError(403, "this came from another site's page; open this one")
-        asked = await read_body(Request(scope, receive).stream(), dict(headers), self.limits)
-        body = json.dumps(_clean(scope["path"], asked)).encode()
+        sent = await read_body(Request(scope, receive).stream(), dict(headers), self.limits)
+        body = json.dumps(_clean(scope["path"], _parse(sent))).encode()
         kept = [(name, value) for name, value in scope["headers"] if name not in (b"content-type", b"content-length")]
         kept += [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
         waiting: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
@@ -155,6 +155,13 @@ def _is_foreign(headers: Headers) -> bool:
         return site not in ("same-origin", "none")
     origin = headers.get("origin")
     return origin is not None and urlsplit(origin).netloc != headers.get("host")
+
+
+def _parse(body: bytes) -> Any:
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError):
+        raise RequestError(400, "the body is not valid JSON") from None
 
 
 def _clean(path: str, asked: Any) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from tasks.reporting.templating import render
 from tasks.serving.batcher import BatchReply
 from tasks.serving.demo_gateway import DemoGateway, LazyApp
 from tasks.serving.feedback import Feedback, one_line
-from tasks.serving.request_validation import RequestError, RequestLimits, check_sentences
+from tasks.serving.request_validation import RequestError, RequestLimits
 
 if TYPE_CHECKING:
     import gradio as gr
@@ -109,7 +109,11 @@ def split_lines(text: str, limits: RequestLimits) -> list[str]:
     longest = max(map(len, sentences))
     if longest > limits.characters:
         raise RequestError(413, f"a line has {longest:,} characters; a sentence may have {limits.characters:,}")
-    return check_sentences(sentences, "sentences", limits)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise RequestError(422, "the text holds half of a surrogate pair, which is no character") from None
+    return sentences
 
 
 def show(reply: BatchReply) -> str:

@@ -1,27 +1,137 @@
-"""The Open Inference Protocol, version 2, over REST: what KServe and Triton clients speak.
+"""The Open Inference Protocol, version 2, over REST, which KServe and Triton clients speak.
 
 Source: https://github.com/kserve/open-inference-protocol, specification/protocol/inference_rest.md. One input, `text`
 (BYTES, [N] or [N, 1]); two outputs, `label` (BYTES, [N]) and `probability` (FP32, [N]), the probability of that label.
 """
 
 import importlib.metadata
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from tasks.serving.batcher import BatchReply
-from tasks.serving.request_validation import RequestError, RequestLimits, check_sentences
+from tasks.serving.judge_api import Sentences
+from tasks.serving.request_validation import RequestLimits, check_limits, parse_body
 
 INPUT_NAME = "text"
 OUTPUT_TYPES = {"label": "BYTES", "probability": "FP32"}
-SERVER_METADATA = "verdict"
-MAX_ID_CHARS = 256  # characters of a request's id
+SERVER_NAME = "verdict"
+MAX_ID_CHARS = 256
+STRICT = ConfigDict(strict=True)
+EXAMPLE = '{"inputs": [{"name": "text", "datatype": "BYTES", "shape": [1], "data": ["..."]}]}'
 
 
-class InferRequest(NamedTuple):
-    """An inference request: its id, if it has one, its sentences, the outputs that it wants."""
+class InputTensor(BaseModel):
+    """N sentences; `data` may be flat, or nested like its shape [N, 1]."""
 
-    id: str | None
-    sentences: list[str]
-    outputs: list[str]
+    model_config = STRICT
+    name: Literal["text"]
+    datatype: Literal["BYTES"]
+    shape: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1, max_length=2)]
+    parameters: dict[str, Any] | None = None
+    data: Sentences
+
+    @field_validator("shape")
+    @classmethod
+    def _check_shape(cls, shape: list[int]) -> list[int]:
+        if shape[1:] not in ([], [1]):
+            raise PydanticCustomError("shape", "expected [N] or [N, 1], not {shape}", {"shape": shape})
+        return shape
+
+    @field_validator("parameters")
+    @classmethod
+    def _reject_binary(cls, parameters: dict[str, Any] | None) -> dict[str, Any] | None:
+        if parameters and "binary_data_size" in parameters:
+            raise PydanticCustomError("binary", "binary tensors are not supported; send data as JSON")
+        return parameters
+
+    @field_validator(
+        "data",
+        mode="before",
+        json_schema_input_type=Sentences | list[Annotated[list[str], Field(min_length=1, max_length=1)]],
+    )
+    @classmethod
+    def _flatten(cls, data: Any, info: ValidationInfo) -> Any:
+        nested = len(info.data.get("shape", ())) == 2 and isinstance(data, list)
+        if nested and all(isinstance(row, list) and len(row) == 1 for row in data):
+            return [row[0] for row in data]
+        return data
+
+    @model_validator(mode="after")
+    def _check_length(self) -> Self:
+        if len(self.data) != self.shape[0]:
+            raise PydanticCustomError(
+                "length",
+                "data holds {count} strings; expected {size}, as shape says",
+                {"count": len(self.data), "size": self.shape[0]},
+            )
+        return self
+
+
+class RequestedOutput(BaseModel):
+    """An output that the response is to hold."""
+
+    model_config = STRICT
+    name: Literal["label", "probability"]
+
+
+class InferRequest(BaseModel):
+    """An inference request."""
+
+    model_config = ConfigDict(
+        strict=True,
+        json_schema_extra={
+            "example": {
+                "inputs": [{"name": "text", "datatype": "BYTES", "shape": [1], "data": ["The child has eaten."]}]
+            }
+        },
+    )
+    id: Annotated[str, Field(max_length=MAX_ID_CHARS)] | None = None
+    inputs: Annotated[list[InputTensor], Field(min_length=1, max_length=1)]
+    outputs: Annotated[list[RequestedOutput], Field(max_length=len(OUTPUT_TYPES))] | None = None
+
+    @field_validator("id")
+    @classmethod
+    def _check_printable(cls, identity: str | None) -> str | None:
+        if identity is not None and not identity.isprintable():
+            raise PydanticCustomError("printable", "expected printable characters")
+        return identity
+
+    @field_validator("outputs")
+    @classmethod
+    def _check_distinct(cls, outputs: list[RequestedOutput] | None) -> list[RequestedOutput] | None:
+        if outputs and len({output.name for output in outputs}) != len(outputs):
+            raise PydanticCustomError("distinct", "expected each output once")
+        return outputs
+
+    @property
+    def sentences(self) -> list[str]:
+        """The sentences of the input tensor."""
+        return self.inputs[0].data
+
+    @property
+    def output_names(self) -> list[str]:
+        """The requested outputs; all where the request names none."""
+        return [output.name for output in self.outputs or ()] or list(OUTPUT_TYPES)
+
+
+class OutputTensor(BaseModel):
+    """One value for each sentence."""
+
+    name: str
+    datatype: str
+    shape: list[int]
+    data: list[str] | list[float]
+
+
+class InferResponse(BaseModel):
+    """An inference response; `id` is that of the request."""
+
+    model_name: str
+    model_version: str
+    id: str | None = None
+    outputs: list[OutputTensor]
 
 
 def describe_server() -> dict[str, Any]:
@@ -30,11 +140,11 @@ def describe_server() -> dict[str, Any]:
         version = importlib.metadata.version("verdict-mlops")
     except importlib.metadata.PackageNotFoundError:
         version = "unknown"
-    return {"name": SERVER_METADATA, "version": version, "extensions": []}
+    return {"name": SERVER_NAME, "version": version, "extensions": []}
 
 
 def describe_model(name: str, version: str) -> dict[str, Any]:
-    """Return the model's metadata; the one version that answers now can be asked for."""
+    """Return the model's metadata with the one version that answers now."""
     return {
         "name": name,
         "versions": [version],
@@ -44,76 +154,29 @@ def describe_model(name: str, version: str) -> dict[str, Any]:
     }
 
 
-def parse_infer_request(body: Any, limits: RequestLimits) -> InferRequest:
-    """Read an inference request.
+def parse_infer_request(body: bytes, limits: RequestLimits) -> InferRequest:
+    """Parse an inference request.
 
     Raises:
-        Refused: 400 where it is not one, 413 and 422 for its sentences.
+        RequestError: 413 too many or too long sentences, 422 otherwise wrong sentences, 400 everything else.
     """
-    if not isinstance(body, dict):
-        raise RequestError(400, 'the body is no object; expected {"inputs": [...]}')
-    inputs = body.get("inputs")
-    if not isinstance(inputs, list) or len(inputs) != 1 or not isinstance(inputs[0], dict):
-        raise RequestError(400, f'inputs has to hold one tensor, {{"name": "{INPUT_NAME}", "datatype": "BYTES", ...}}')
-    identity = body.get("id")
-    short = isinstance(identity, str) and len(identity) <= MAX_ID_CHARS and identity.isprintable()
-    if identity is not None and not short:
-        raise RequestError(400, f"id has to be a printable string of at most {MAX_ID_CHARS} characters")
-    return InferRequest(identity, _sentences(inputs[0], limits), _requested_outputs(body.get("outputs")))
+    request = parse_body(body, InferRequest, 400, ("inputs", 0, "data"), EXAMPLE)
+    check_limits(request.sentences, "data", limits)
+    return request
 
 
-def _sentences(tensor: dict[str, Any], limits: RequestLimits) -> list[str]:
-    """Return the sentences of an input tensor, whose data may be flat or nested like its shape."""
-    if tensor.get("name") != INPUT_NAME:
-        raise RequestError(400, f"the input is called {INPUT_NAME!r}; see: GET /v2/models/NAME")
-    if tensor.get("datatype") != "BYTES":
-        raise RequestError(400, f"the datatype of {INPUT_NAME!r} is BYTES, and data holds strings")
-    parameters = tensor.get("parameters")
-    if isinstance(parameters, dict) and "binary_data_size" in parameters:
-        raise RequestError(400, "binary tensors are not taken; send data as JSON")
-    shape, data = tensor.get("shape"), tensor.get("data")
-    if (
-        not isinstance(shape, list)
-        or not all(type(size) is int and size >= 0 for size in shape)
-        or len(shape) not in (1, 2)
-        or shape[1:] not in ([], [1])
-    ):
-        raise RequestError(400, f"the shape of {INPUT_NAME!r} is [N] or [N, 1]")
-    if isinstance(data, list) and len(shape) == 2 and all(isinstance(row, list) and len(row) == 1 for row in data):
-        data = [row[0] for row in data]
-    sentences = check_sentences(data, "data", limits)
-    if len(sentences) != shape[0]:
-        raise RequestError(400, f"data holds {len(sentences)} strings, and shape says another number")
-    return sentences
-
-
-def _requested_outputs(outputs: Any) -> list[str]:
-    """Return the names of the outputs that are asked for; all where none is named."""
-    if outputs is None or outputs == []:
-        return list(OUTPUT_TYPES)
-    named = outputs if isinstance(outputs, list) else []
-    names = [output.get("name") if isinstance(output, dict) else None for output in named[: len(OUTPUT_TYPES) + 1]]
-    if (
-        not names
-        or len(set(map(str, names))) != len(names)
-        or not all(name in OUTPUT_TYPES for name in map(str, names))
-    ):
-        raise RequestError(400, f"outputs may name {' and '.join(OUTPUT_TYPES)}, each once")
-    return [str(name) for name in names]
-
-
-def infer_response(name: str, question: InferRequest, reply: BatchReply) -> dict[str, Any]:
+def infer_response(name: str, request: InferRequest, reply: BatchReply) -> dict[str, Any]:
     """Return the inference response."""
     columns: dict[str, list[Any]] = {
         "label": [answer["label"] for answer in reply.answers],
         "probability": [answer["probability"] for answer in reply.answers],
     }
-    answer: dict[str, Any] = {"model_name": name, "model_version": reply.version}
-    if question.id is not None:
-        answer["id"] = question.id
+    response: dict[str, Any] = {"model_name": name, "model_version": reply.version}
+    if request.id is not None:
+        response["id"] = request.id
     shape = [len(reply.answers)]
-    answer["outputs"] = [
+    response["outputs"] = [
         {"name": output, "datatype": OUTPUT_TYPES[output], "shape": shape, "data": columns[output]}
-        for output in question.outputs
+        for output in request.output_names
     ]
-    return answer
+    return response

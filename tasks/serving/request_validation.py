@@ -1,17 +1,27 @@
-"""What a request may hold, checked while it is read: sizes first, then JSON, then sentences.
+"""Reads request bodies: their size is bounded while they arrive, their content is checked by pydantic models.
 
-Every refusal is one line that names the limit and repeats nothing of what was sent but a number.
+An error is one line that names the field, what it holds and what is expected. Long strings are never repeated in it.
 """
 
 import asyncio
-import json
-from collections.abc import AsyncIterator
+import codecs
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
 
 from tasks.core.errors import VerdictError
 
-MAX_DRAIN_BYTES = 64 << 20  # bytes that are read and thrown away so that the client gets to read why it is refused
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
+
+MAX_DRAIN_BYTES = 64 << 20  # bytes read and dropped, so that a client that is still sending can read the 413
+MAX_SHOWN_CHARS = 40  # of a string or number of the request that an error repeats
+# JSON's grammar allows half of a surrogate pair, UTF-8 and the parser do not: the content is wrong, not the syntax.
+SURROGATE_ERRORS = ("lone leading surrogate", "unexpected end of hex escape")
+
+Model = TypeVar("Model", bound=BaseModel)
 
 
 @dataclass(frozen=True)
@@ -21,33 +31,34 @@ class RequestLimits:
     body: int = 8 << 20
     """bytes"""
     sentences: int = 1_000
+    """of one request"""
     characters: int = 10_000
     """of one sentence; the model reads a few hundred tokens of it"""
     seconds: float = 30.0
-    """that a body may take to arrive"""
+    """for a body to arrive"""
 
 
 class RequestError(VerdictError):
-    """A request that cannot be answered; `status` is HTTP's code."""
+    """A request that cannot be answered; `status` is the HTTP status code."""
 
     def __init__(self, status: int, message: str, headers: dict[str, str] | None = None) -> None:
         super().__init__(message)
         self.status, self.headers = status, headers or {}
 
 
-async def read_body(chunks: AsyncIterator[bytes], headers: dict[str, str], limits: RequestLimits) -> Any:
-    """Read a JSON body, giving up as soon as it is known to be too long.
+async def read_body(chunks: AsyncIterator[bytes], headers: dict[str, str], limits: RequestLimits) -> bytes:
+    """Read a body; stop as soon as it is known to be too long.
 
     Args:
         chunks: the body as it arrives.
-        headers: of the request, names in small letters.
+        headers: of the request, names in lower case.
         limits: what it may hold.
 
     Raises:
-        Refused: 413 too long, 415 packed, 408 too slow, 400 no JSON.
+        RequestError: 413 too long, 415 compressed, 408 too slow.
     """
     if headers.get("content-encoding", "identity") != "identity":
-        raise RequestError(415, "the body is packed (Content-Encoding); send it plain")
+        raise RequestError(415, "the body is compressed (Content-Encoding); send it uncompressed")
     declared = headers.get("content-length", "")
     too_long = RequestError(
         413, f"the body is longer than {limits.body} bytes; send fewer sentences at a time", {"Connection": "close"}
@@ -63,13 +74,7 @@ async def read_body(chunks: AsyncIterator[bytes], headers: dict[str, str], limit
         ) from None
     if body is None:
         raise too_long
-    try:
-        return json.loads(body)
-    except (ValueError, RecursionError) as error:
-        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)[:100]
-        raise RequestError(
-            400, f'the body is no JSON ({reason}); expected for example {{"sentences": ["..."]}}'
-        ) from None
+    return body
 
 
 async def _read(chunks: AsyncIterator[bytes], limit: int) -> bytes | None:
@@ -86,62 +91,64 @@ async def _read(chunks: AsyncIterator[bytes], limit: int) -> bytes | None:
     return bytes(body) if length <= limit else None
 
 
-def parse_sentences(body: Any, limits: RequestLimits) -> list[str]:
-    """Return the sentences of {"sentences": [...]}.
-
-    Raises:
-        Refused: 422.
-    """
-    if not isinstance(body, dict) or "sentences" not in body:
-        raise RequestError(422, 'the body has no field "sentences"; expected {"sentences": ["..."]}')
-    return check_sentences(body["sentences"], "sentences", limits)
-
-
-def check_sentences(values: Any, field: str, limits: RequestLimits) -> list[str]:
-    """Return sentences that are within the limits.
+def parse_body(body: bytes, model: type[Model], status: int, sentences: Sequence[str | int], example: str) -> Model:
+    """Parse a JSON body into a pydantic model.
 
     Args:
-        values: any JSON value.
-        field: what the request calls it.
-        limits: what it may hold.
+        body: UTF-8, with or without a byte order mark.
+        model: what it has to be.
+        status: HTTP status code of a body that is something else.
+        sentences: path of the field that holds the sentences, whose errors have the code 422.
+        example: of a valid body, for error messages.
 
     Raises:
-        Refused: 413 too many or too long, 422 everything else.
+        RequestError: 400 no JSON, 422 the sentences, `status` everything else.
     """
-    if not isinstance(values, list):
-        raise RequestError(422, f"{field} is a {_kind(values)}; expected a list of strings")
-    if not values:
-        raise RequestError(422, f"{field} is empty; expected 1 to {limits.sentences} strings")
-    if len(values) > limits.sentences:
-        raise RequestError(
-            413, f"{field} holds {len(values)} sentences; at most {limits.sentences} are taken at a time"
-        )
-    for place, value in enumerate(values):
-        if not isinstance(value, str):
-            raise RequestError(422, f"{field}[{place}] is a {_kind(value)}; expected a string")
-        if len(value) > limits.characters:
-            raise RequestError(
-                413, f"{field}[{place}] has {len(value)} characters; a sentence may have {limits.characters}"
-            )
-        if not _is_text(value):
-            raise RequestError(
-                422, f"{field}[{place}] holds half of a surrogate pair, which is no character; expected text"
-            )
-    return values
-
-
-def _is_text(value: str) -> bool:
-    """Tell whether a string can be written as UTF-8; JSON can escape halves of characters."""
     try:
-        value.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+        return model.model_validate_json(body.removeprefix(codecs.BOM_UTF8))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        if first["type"] == "json_invalid":
+            reason = str(first["ctx"]["error"])
+            if reason.startswith(SURROGATE_ERRORS):
+                raise RequestError(422, f"the body holds half of a surrogate pair ({reason}); expected text") from None
+            raise RequestError(400, f"the body is not valid JSON ({reason}); expected for example {example}") from None
+        code = 422 if first["loc"][: len(sentences)] == tuple(sentences) else status
+        raise RequestError(code, _describe(first, example)) from None
 
 
-def _kind(value: Any) -> str:
-    """Name a JSON value's type as JSON does."""
-    if value is None:
-        return "null"
-    names = {bool: "boolean", int: "number", float: "number", str: "string", list: "list", dict: "object"}
-    return names.get(type(value), type(value).__name__)
+def check_limits(sentences: Sequence[str], field: str, limits: RequestLimits) -> None:
+    """Check number and lengths of sentences.
+
+    Raises:
+        RequestError: 413 too many or too long.
+    """
+    if len(sentences) > limits.sentences:
+        raise RequestError(413, f"{field} holds {len(sentences)} sentences; expected at most {limits.sentences}")
+    for index, sentence in enumerate(sentences):
+        if len(sentence) > limits.characters:
+            raise RequestError(
+                413, f"{field}[{index}] has {len(sentence)} characters; expected at most {limits.characters}"
+            )
+
+
+def _describe(error: "ErrorDetails", example: str) -> str:
+    """Return pydantic's description of an error as a line that names field, value and expectation."""
+    field = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in error["loc"])
+    field = field.removeprefix(".") or "the body"
+    message = error["msg"].replace(" after validation", "")
+    if error["type"] == "missing":
+        return f"{field} is missing; expected for example {example}"
+    if message.startswith("Input should be "):
+        return f"{field} is {_show(error['input'])}; expected {message.removeprefix('Input should be ')}"
+    return f"{field}: {message}"
+
+
+def _show(value: Any) -> str:
+    """Return a JSON value for an error message: its type, or itself where it is a short string or a number."""
+    names = {type(None): "null", bool: "a boolean", list: "an array", dict: "an object"}
+    if type(value) in names:
+        return names[type(value)]
+    text = repr(value)
+    kind = "string" if isinstance(value, str) else "number"
+    return text if len(text) <= MAX_SHOWN_CHARS else f"a {kind} of {len(text)} characters"

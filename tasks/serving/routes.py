@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -21,16 +23,25 @@ from tasks.core.errors import VerdictError
 from tasks.serving import open_inference as protocol
 from tasks.serving.batcher import Batcher, BatcherClosed, BatchReply, QueueFull
 from tasks.serving.champion import Champion, NotReady
+from tasks.serving.judge_api import ErrorResponse, JudgeRequest, JudgeResponse, parse_judge_request
 from tasks.serving.metrics import ServerMetrics
-from tasks.serving.request_validation import RequestError, RequestLimits, parse_sentences, read_body
+from tasks.serving.request_validation import RequestError, RequestLimits, read_body
 
 if TYPE_CHECKING:
     from tasks.serving.feedback import Feedback
 
 log = logging.getLogger(__name__)
 
-EXAMPLE_REQUEST = {"sentences": ["The child has eaten the apple.", "The child have eat the apple."]}
-EXAMPLE_V2_REQUEST = {"inputs": [{"name": "text", "datatype": "BYTES", "shape": [1], "data": ["The child has eaten."]}]}
+SCHEMA_REF = "#/components/schemas/{model}"  # where OpenAPI keeps the schemas of bodies
+ERRORS: dict[int | str, dict[str, Any]] = {
+    400: {"model": ErrorResponse, "description": "no JSON, or no request of this interface"},
+    408: {"model": ErrorResponse, "description": "the body did not arrive in time"},
+    413: {"model": ErrorResponse, "description": "too long a body, too many or too long sentences"},
+    415: {"model": ErrorResponse, "description": "a compressed body"},
+    422: {"model": ErrorResponse, "description": "sentences that are no list of strings"},
+    429: {"model": ErrorResponse, "description": "the queue is full; Retry-After says when to try again"},
+    503: {"model": ErrorResponse, "description": "no model is loaded yet, or the server is stopping"},
+}
 
 
 class InferenceApi:
@@ -46,7 +57,7 @@ class InferenceApi:
 
     async def judge(self, request: Request) -> JSONResponse:
         """Judge sentences, all with one version of the model."""
-        sentences = parse_sentences(await self._read(request), self.limits)
+        sentences = parse_judge_request(await self._read(request), self.limits)
         reply = await self.ask(sentences)
         return JSONResponse({"version": reply.version, "predictions": reply.answers})
 
@@ -55,11 +66,11 @@ class InferenceApi:
         self._check_name(name)
         if version:
             self._check_version(version, self.champion.current().version)
-        question = protocol.parse_infer_request(await self._read(request), self.limits)
-        reply = await self.ask(question.sentences)
+        parsed = protocol.parse_infer_request(await self._read(request), self.limits)
+        reply = await self.ask(parsed.sentences)
         if version:  # another version may have taken over meanwhile
             self._check_version(version, reply.version)
-        return JSONResponse(protocol.infer_response(name, question, reply))
+        return JSONResponse(protocol.infer_response(name, parsed, reply))
 
     async def server_metadata(self) -> JSONResponse:
         """Describe the server."""
@@ -106,7 +117,7 @@ class InferenceApi:
         self.telemetry.sentences.labels(reply.version).inc(len(sentences))
         return reply
 
-    async def _read(self, request: Request) -> Any:
+    async def _read(self, request: Request) -> bytes:
         headers = {name.lower(): value for name, value in request.headers.items()}
         return await read_body(request.stream(), headers, self.limits)
 
@@ -171,28 +182,45 @@ def build_app(
     app.add_middleware(RequestMetricsMiddleware, telemetry=telemetry)
     for kind in (VerdictError, HTTPException):
         app.add_exception_handler(kind, _explain)
-    app.add_api_route("/", desk.about, tags=["about"])
-    app.add_api_route(
-        "/v1/judge", desk.judge, methods=["POST"], openapi_extra=_accepts(EXAMPLE_REQUEST), tags=["judge"]
-    )
-    for path in ("/healthz", "/v2/health/live"):
-        app.add_api_route(path, desk.live, tags=["health"])
-    for path in ("/readyz", "/v2/health/ready"):
-        app.add_api_route(path, desk.ready, tags=["health"])
-    app.add_api_route("/metrics", desk.metrics, tags=["health"])
-    app.add_api_route("/v2", desk.server_metadata, tags=["protocol"])
-    for path in ("/v2/models/{name}", "/v2/models/{name}/versions/{version}"):
-        app.add_api_route(path, desk.model_metadata, tags=["protocol"])
-        app.add_api_route(f"{path}/ready", desk.model_ready, tags=["protocol"])
-        app.add_api_route(
-            f"{path}/infer", desk.infer, methods=["POST"], openapi_extra=_accepts(EXAMPLE_V2_REQUEST), tags=["protocol"]
-        )
+    _add_routes(app, desk)
+    _describe_bodies(app)
     return app
 
 
-def _accepts(example: dict[str, Any]) -> dict[str, Any]:
-    """Describe a JSON body to /docs; FastAPI would read one whole before it is known to be short enough."""
-    return {"requestBody": {"required": True, "content": {"application/json": {"example": example}}}}
+def _add_routes(app: FastAPI, api: InferenceApi) -> None:
+    app.add_api_route("/", api.about, tags=["about"])
+    app.add_api_route("/v1/judge", api.judge, methods=["POST"], tags=["judge"], **_bodies(JudgeRequest, JudgeResponse))
+    for path in ("/healthz", "/v2/health/live"):
+        app.add_api_route(path, api.live, tags=["health"])
+    for path in ("/readyz", "/v2/health/ready"):
+        app.add_api_route(path, api.ready, tags=["health"])
+    app.add_api_route("/metrics", api.metrics, tags=["health"])
+    app.add_api_route("/v2", api.server_metadata, tags=["protocol"])
+    infer = _bodies(protocol.InferRequest, protocol.InferResponse)
+    for path in ("/v2/models/{name}", "/v2/models/{name}/versions/{version}"):
+        app.add_api_route(path, api.model_metadata, tags=["protocol"])
+        app.add_api_route(f"{path}/ready", api.model_ready, tags=["protocol"])
+        app.add_api_route(f"{path}/infer", api.infer, methods=["POST"], tags=["protocol"], **infer)
+
+
+def _bodies(request: type[BaseModel], response: type[BaseModel]) -> dict[str, Any]:
+    """Describe the bodies of a route to OpenAPI only: as a parameter FastAPI would read a body of any length."""
+    schema = {"$ref": SCHEMA_REF.format(model=request.__name__)}
+    body = {"required": True, "content": {"application/json": {"schema": schema}}}
+    return {"openapi_extra": {"requestBody": body}, "responses": {200: {"model": response}, **ERRORS}}
+
+
+def _describe_bodies(app: FastAPI) -> None:
+    """Add the schemas of request bodies to the OpenAPI document, which is made when it is first fetched."""
+    make = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        document = make()
+        bodies = [(model, "validation") for model in (JudgeRequest, protocol.InferRequest)]
+        document["components"]["schemas"] |= models_json_schema(bodies, ref_template=SCHEMA_REF)[1]["$defs"]
+        return document
+
+    app.openapi = openapi  # type: ignore[method-assign]
 
 
 async def _explain(request: Request, error: Exception) -> Response:

@@ -112,8 +112,8 @@ def test_a_killed_holder_keeps_no_turn(
 ) -> None:
     if leased:
         monkeypatch.setattr(turns, "database_of", lambda _store: None)
-        monkeypatch.setattr(turns, "LEASE", 2.0)
-        monkeypatch.setattr(turns, "MARGIN", 0.5)
+        monkeypatch.setattr(turns, "LEASE_S", 2.0)
+        monkeypatch.setattr(turns, "CLOCK_MARGIN_S", 0.5)
     version = add_version(store, tmp_path, "a")
     held = forks.Event()
     holder = forks.Process(target=hold, args=(store, leased, held))
@@ -131,7 +131,7 @@ def test_a_killed_holder_keeps_no_turn(
 
 def test_a_lease_that_took_too_long_writes_no_more(store: MlflowStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(turns, "database_of", lambda _store: None)
-    monkeypatch.setattr(turns, "LEASE", 20.2)
+    monkeypatch.setattr(turns, "LEASE_S", 20.2)
     with turns.promotion_lock(store) as check:
         check()
         time.sleep(0.3)

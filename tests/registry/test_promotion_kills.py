@@ -27,7 +27,7 @@ KILLED = -9
 def dying(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dying]:
     with Dying("tasks.registry.promotion") as process:
         elsewhere = new_store(empty_store, tmp_path_factory.mktemp("elsewhere"))
-        process.order("tasks.registry.promotion.find_reigning", elsewhere, point="nowhere")
+        process.order("tasks.registry.promotion.current_champion", elsewhere, point="nowhere")
         yield process
 
 
@@ -83,7 +83,7 @@ def test_an_approval_that_is_killed_anywhere_is_simply_repeated(dying: Dying, sh
         assert aliases(store) == {"champion": "2"}  # and no challenger
         assert registry.read_tags(store, "2")["verdict"] == "PROMOTE"
 
-    assert die_everywhere(dying, shelf, "tasks.registry.promotion.crown", again, **decision) > 15
+    assert die_everywhere(dying, shelf, "tasks.registry.promotion.promote", again, **decision) > 15
 
 
 def test_a_rejection_that_is_killed_anywhere_is_simply_repeated(dying: Dying, shelf: Path) -> None:
@@ -94,14 +94,14 @@ def test_a_rejection_that_is_killed_anywhere_is_simply_repeated(dying: Dying, sh
         assert aliases(store) == {"champion": "1"}
         assert registry.read_tags(store, "2")["verdict"] == "REJECT"
 
-    assert die_everywhere(dying, shelf, "tasks.registry.promotion.dismiss", again, reason="worse on questions") > 15
+    assert die_everywhere(dying, shelf, "tasks.registry.promotion.reject", again, reason="worse on questions") > 15
 
 
 # Between "evidence written" and "result written", in the order in which a run comes along.
 POINTS = [
     ("tasks.registry.mlflow_flavor.log_model", "after"),
     ("flows.jobs.publish.register", "after"),
-    ("tasks.registry.promotion.append", "after"),
+    ("tasks.registry.promotion.begin", "after"),
     ("tasks.registry.versions.move_alias", "after"),
     ("flows.jobs.retrain.summarise", "after"),
 ]
@@ -129,7 +129,7 @@ def test_a_run_that_is_killed_at_each_step_after_its_evidence_ends_with_one_vers
     arguments = (resolved.settings.model_dump(mode="json"), resolved.origins, str(tmp_path / "home"))
     with Dying("flows.jobs.retrain", *LIBRARIES, PREFECT_API_URL=prefect_server) as process:
         elsewhere = new_store(empty_store, tmp_path / "elsewhere")
-        process.order("tasks.registry.promotion.find_reigning", elsewhere, point="nowhere")
+        process.order("tasks.registry.promotion.current_champion", elsewhere, point="nowhere")
         for point, when in POINTS:
             ended = process.order("flows.jobs.retrain.retrain", *arguments, point=point, when=when)
             assert ended == KILLED, (point, [path.read_text() for path in tmp_path.glob("home/runs/*/result.json")])

@@ -16,8 +16,8 @@ SWITCH = "MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING"
 @pytest.fixture
 def store(empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MlflowStore:
     monkeypatch.setenv(SWITCH, "true")
-    monkeypatch.setattr(usage, "INTERVAL", 0.05)
-    monkeypatch.setattr(usage, "SAMPLES", 2)
+    monkeypatch.setattr(usage, "SAMPLE_INTERVAL_S", 0.05)
+    monkeypatch.setattr(usage, "SAMPLES_PER_POINT", 2)
     return new_store(empty_store, tmp_path)
 
 
@@ -64,7 +64,7 @@ def test_nothing_is_sampled_where_mlflow_is_told_not_to(store: MlflowStore, monk
 def test_a_store_that_goes_away_stops_the_curves_and_not_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(SWITCH, "true")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    monkeypatch.setattr(usage, "INTERVAL", 0.05)
+    monkeypatch.setattr(usage, "SAMPLE_INTERVAL_S", 0.05)
     done = False
     with usage.record_system_metrics(MlflowStore(uri="http://127.0.0.1:9", artifacts=""), "a" * 32):
         time.sleep(0.3)

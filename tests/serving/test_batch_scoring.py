@@ -195,9 +195,9 @@ from pathlib import Path
 from tasks.inference.classifier import Classifier
 from tasks.serving.batch_scoring import score_to_file
 from tasks.serving.score_parts import Scorer
-from tasks.data.sentences import find_input
+from tasks.data.sentences import open_source
 path, out, bundle = sys.argv[1:]
-score_to_file(find_input(path), Path(out), Scorer(Classifier.from_bundle(bundle, "cpu"), "7"), 50)
+score_to_file(open_source(path), Path(out), Scorer(Classifier.from_bundle(bundle, "cpu"), "7"), 50)
 """
 
 

@@ -135,13 +135,13 @@ def test_a_full_disk_leaves_no_half_line(path: Path, monkeypatch: pytest.MonkeyP
 def test_the_file_cannot_grow_for_ever(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     feedback = Feedback(str(path))
     feedback.add("First.", 1)
-    monkeypatch.setattr(module, "LARGEST", 30)
+    monkeypatch.setattr(module, "MAX_FILE_BYTES", 30)
     with pytest.raises(VerdictError, match="has 19 bytes, at most 30; train and move it"):
         feedback.add("Second.", 1)
 
 
 def test_who_waits_for_the_lock_too_long_is_told(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "PATIENCE", 0.05)
+    monkeypatch.setattr(module, "LOCK_TIMEOUT_S", 0.05)
     with FileLock(f"{path}.lock"), pytest.raises(VerdictError, match=r"another process holds .*\.lock; try again"):
         Feedback(str(path)).add("Any.", 1)
 
