@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from tasks.serving.request_validation import RequestLimits, check_limits, parse_body
 
-EXAMPLE = '{"sentences": ["..."]}'
+JUDGE_EXAMPLE = '{"sentences": ["..."]}'
 Sentences = Annotated[
     list[str],
     Field(min_length=1, fail_fast=True, json_schema_extra={"maxItems": RequestLimits.sentences}),
@@ -53,6 +53,6 @@ def parse_judge_request(body: bytes, limits: RequestLimits) -> list[str]:
     Raises:
         RequestError: 400 no JSON, 413 too many or too long sentences, 422 everything else.
     """
-    sentences = parse_body(body, JudgeRequest, 422, ("sentences",), EXAMPLE).sentences
+    sentences = parse_body(body, JudgeRequest, 422, ("sentences",), JUDGE_EXAMPLE).sentences
     check_limits(sentences, "sentences", limits)
     return sentences

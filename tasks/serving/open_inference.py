@@ -19,7 +19,7 @@ OUTPUT_TYPES = {"label": "BYTES", "probability": "FP32"}
 SERVER_NAME = "verdict"
 MAX_ID_CHARS = 256
 STRICT = ConfigDict(strict=True)
-EXAMPLE = '{"inputs": [{"name": "text", "datatype": "BYTES", "shape": [1], "data": ["..."]}]}'
+INFER_EXAMPLE = '{"inputs": [{"name": "text", "datatype": "BYTES", "shape": [1], "data": ["..."]}]}'
 
 
 class InputTensor(BaseModel):
@@ -160,7 +160,7 @@ def parse_infer_request(body: bytes, limits: RequestLimits) -> InferRequest:
     Raises:
         RequestError: 413 too many or too long sentences, 422 otherwise wrong sentences, 400 everything else.
     """
-    request = parse_body(body, InferRequest, 400, ("inputs", 0, "data"), EXAMPLE)
+    request = parse_body(body, InferRequest, 400, ("inputs", 0, "data"), INFER_EXAMPLE)
     check_limits(request.sentences, "data", limits)
     return request
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
 MAX_DRAIN_BYTES = 64 << 20  # bytes read and dropped, so that a client that is still sending can read the 413
-MAX_SHOWN_CHARS = 40  # of a string or number of the request that an error repeats
+MAX_REPEATED_CHARS = 40  # of a string or number of the request that an error repeats
 # JSON's grammar allows half of a surrogate pair, UTF-8 and the parser do not: the content is wrong, not the syntax.
 SURROGATE_ERRORS = ("lone leading surrogate", "unexpected end of hex escape")
 
@@ -151,4 +151,4 @@ def _show(value: Any) -> str:
         return names[type(value)]
     text = repr(value)
     kind = "string" if isinstance(value, str) else "number"
-    return text if len(text) <= MAX_SHOWN_CHARS else f"a {kind} of {len(text)} characters"
+    return text if len(text) <= MAX_REPEATED_CHARS else f"a {kind} of {len(text)} characters"
