@@ -8,19 +8,22 @@ import contextlib
 import logging
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict, TypeVar
 
 import mlflow
 from mlflow.entities import Run, ViewType
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
+from mlflow.store.entities.paged_list import PagedList
 
 from tasks.core.errors import UnreachableError, first_line
 
 EXPERIMENT, AUDIT_EXPERIMENT = "verdict", "verdict-history"
 SQLITE = "sqlite:///"
+
+Entity = TypeVar("Entity")
 
 # MLflow keeps its address for the whole process and in the environment, so its callers take turns.
 _lock = threading.RLock()
@@ -96,16 +99,27 @@ def experiment_of(client: mlflow.MlflowClient, store: MlflowStore, name: str = E
         return experiment_of(client, store, name)  # another process was first
 
 
+def search_all(search: Callable[..., PagedList[Entity]], *args: Any, **filters: Any) -> list[Entity]:
+    """Return the results of every page of a search.
+
+    Args:
+        search: a `search_` method of the client.
+        args: positional arguments of the search.
+        filters: keyword arguments of the search.
+    """
+    found: list[Entity] = []
+    token: str | None = None
+    while token != "":
+        page = search(*args, **filters, page_token=token)
+        found += page
+        token = page.token or ""
+    return found
+
+
 def all_runs(client: mlflow.MlflowClient, name: str) -> list[Run]:
-    """Return every run of an experiment, those that somebody deleted in MLflow's page too; none where it is missing."""
+    """Return every run of an experiment, also those deleted in MLflow's page; none where the experiment is missing."""
     found = client.get_experiment_by_name(name)
-    runs: list[Run] = []
-    token = "" if found else None
-    while token is not None:
-        page = client.search_runs([found.experiment_id], run_view_type=ViewType.ALL, page_token=token or None)
-        runs += page
-        token = page.token or None
-    return runs
+    return search_all(client.search_runs, [found.experiment_id], run_view_type=ViewType.ALL) if found else []
 
 
 def _database_errors() -> tuple[type[Exception], ...]:

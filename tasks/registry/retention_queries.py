@@ -9,7 +9,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
 from tasks.core.errors import VerdictError
-from tasks.registry.mlflow_client import MlflowStore, connect, experiment_of, is_uninitialised
+from tasks.registry.mlflow_client import MlflowStore, connect, experiment_of, is_uninitialised, search_all
 from tasks.registry.tracking import DIGEST_LENGTH
 from tasks.registry.versions import MODEL_NAME
 
@@ -35,14 +35,7 @@ def list_aliased(store: MlflowStore) -> set[str]:
 def list_rejected(store: MlflowStore) -> list[RejectedVersion]:
     """Return the versions whose standing verdict is REJECT, newest first."""
     with connect(store) as client:
-        found = []
-        token: str | None = ""
-        while token is not None:
-            page = client.search_model_versions(
-                f"name = '{MODEL_NAME}' and tags.verdict = 'REJECT'", page_token=token or None
-            )
-            found += page
-            token = page.token or None
+        found = search_all(client.search_model_versions, f"name = '{MODEL_NAME}' and tags.verdict = 'REJECT'")
         versions = sorted(found, key=lambda version: int(version.version), reverse=True)
         return [
             RejectedVersion(
@@ -90,7 +83,7 @@ def read_inputs(store: MlflowStore, run_id: str) -> set[str]:
 def inputs_of_running(store: MlflowStore) -> set[str]:
     """Return the shortened digests of the data sets of every run that says it is running, wherever."""
     with connect(store) as client:
-        runs = client.search_runs([experiment_of(client, store)], "attributes.status = 'RUNNING'")
+        runs = search_all(client.search_runs, [experiment_of(client, store)], "attributes.status = 'RUNNING'")
         return {entry.dataset.digest for run in runs for entry in run.inputs.dataset_inputs}
 
 
@@ -105,7 +98,9 @@ def close_lost_runs(store: MlflowStore, seconds: float, dry_run: bool) -> list[s
     with connect(store) as client:
         before = int((time.time() - seconds) * 1_000)
         wanted = f"attributes.status = 'RUNNING' and attributes.start_time < {before}"
-        runs = client.search_runs([experiment_of(client, store)], wanted, run_view_type=ViewType.ACTIVE_ONLY)
+        runs = search_all(
+            client.search_runs, [experiment_of(client, store)], wanted, run_view_type=ViewType.ACTIVE_ONLY
+        )
         for run in runs if not dry_run else ():
             client.set_terminated(run.info.run_id, "KILLED")
         return [run.info.run_id for run in runs]

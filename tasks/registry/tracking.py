@@ -12,7 +12,7 @@ from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, RESOURCE_DOES_
 
 from tasks.data.snapshots import read_snapshot
 from tasks.evaluation.run_diff import RunRecord
-from tasks.registry.mlflow_client import MlflowStore, connect, experiment_of
+from tasks.registry.mlflow_client import MlflowStore, connect, experiment_of, search_all
 
 BATCH_LIMIT = 1_000  # metrics in one call, MLflow's limit
 REASON_TAG = {
@@ -73,8 +73,10 @@ def close_run(store: MlflowStore, run_id: str, status: str) -> None:
 def running_jobs(store: MlflowStore, home: str) -> dict[str, str]:
     """Return run id to job of every run that says it is running in the home with this name."""
     with connect(store) as client:
-        runs = client.search_runs(
-            [experiment_of(client, store)], f"tags.home = '{home}' and attributes.status = 'RUNNING'"
+        runs = search_all(
+            client.search_runs,
+            [experiment_of(client, store)],
+            f"tags.home = '{home}' and attributes.status = 'RUNNING'",
         )
         return {run.info.run_id: run.data.tags["job"] for run in runs if "job" in run.data.tags}
 
@@ -167,16 +169,11 @@ def count_holdout_uses(store: MlflowStore, holdout: str, besides: str) -> int:
         besides: digest of a bundle that does not count, the candidate's own.
     """
     with connect(store) as client:
-        seen: set[str] = set()
-        page = None
-        while page != "":
-            found = client.search_runs(
-                [experiment_of(client, store)],
-                f"tags.holdout = '{holdout}'",
-                run_view_type=ViewType.ALL,
-                max_results=1_000,
-                page_token=page,
-            )
-            seen |= {run.data.tags.get("bundle_digest", "") for run in found}
-            page = found.token or ""
+        runs = search_all(
+            client.search_runs,
+            [experiment_of(client, store)],
+            f"tags.holdout = '{holdout}'",
+            run_view_type=ViewType.ALL,
+        )
+        seen = {run.data.tags.get("bundle_digest", "") for run in runs}
         return len(seen - {"", besides})

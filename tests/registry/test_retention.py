@@ -7,12 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import pytest
 from filelock import FileLock
 from shelves import add_version, aliases, set_alias
 
 from tasks.core.errors import UnreachableError, UsageError
 from tasks.core.files import json_digest, write_json
+from tasks.registry import retention_queries
 from tasks.registry import tracking as runs
 from tasks.registry import versions as registry
 from tasks.registry.mlflow_client import MlflowStore, connect, locate_store
@@ -129,6 +131,27 @@ def test_a_snapshot_that_something_names_stays(
         write_json(add_job(home, "newest", 1) / "evidence.json", {"holdout": needed.stem})
     assert gone(home) == {("snapshot", json_digest("unneeded"))}
     assert needed.is_file()
+
+
+def test_queries_read_every_page(
+    home: Path, store: MlflowStore, tmp_path: Path, toy_split: tuple[str, str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digests = [json_digest(name) for name in "abc"]
+    tags = [{"home": "here", "holdout": "h", "bundle_digest": digest} for digest in digests]
+    started = [runs.open_run(store, digest[:16], {}, each) for digest, each in zip(digests, tags, strict=True)]
+    for run, digest in zip(started, digests, strict=True):
+        runs.log_dataset(store, run, "train", "train", digest, toy_split[0], "sample")
+    rejected = [add_version(store, tmp_path, name, verdict="REJECT") for name in "abc"]
+    for name in ("search_runs", "search_model_versions"):
+        search = getattr(mlflow.MlflowClient, name)
+        one_a_page = lambda *args, search=search, **options: search(*args, **{**options, "max_results": 1})  # noqa: E731
+        monkeypatch.setattr(mlflow.MlflowClient, name, one_a_page)
+    assert retention_queries.inputs_of_running(store) == {digest[:32] for digest in digests}
+    assert runs.running_jobs(store, "here").keys() == set(started)
+    assert runs.count_holdout_uses(store, "h", digests[0]) == 2
+    assert [each["version"] for each in retention_queries.list_rejected(store)] == rejected[::-1]
+    assert set(retention_queries.close_lost_runs(store, 0, dry_run=False)) == set(started)
+    assert retention_queries.inputs_of_running(store) == set()
 
 
 def test_rejected_bundles_go_but_their_runs_stay(
