@@ -1,7 +1,6 @@
-"""The connection to MLflow: which store, one client at a time, and what it says when it cannot be asked.
+"""The connection to MLflow: which store, clients for it, and its errors as one clear line.
 
-Every module that talks to MLflow goes through `connect`, but for the monitor in `usage.py`; `runs.py` keeps what jobs
-did, `registry.py` versions and aliases, `moves.py` the record of who moved the champion.
+Every module that talks to MLflow goes through `connect`, except MLflow's own monitor in system_metrics.py.
 """
 
 import contextlib
@@ -25,8 +24,7 @@ SQLITE = "sqlite:///"
 
 Entity = TypeVar("Entity")
 
-# MLflow keeps its address for the whole process and in the environment, so its callers take turns.
-_lock = threading.RLock()
+_process_address = threading.RLock()  # held while MLflow's process-wide address is a store's
 
 
 class MlflowStore(TypedDict):
@@ -50,41 +48,53 @@ def database_of(store: MlflowStore) -> Path | None:
 
 
 def is_uninitialised(store: MlflowStore) -> bool:
-    """Tell whether the store is a local database that nothing has been written to; asking it would create it."""
+    """Check whether the store is a local database that nothing was written to yet; a query would create it."""
     database = database_of(store)
     return database is not None and not database.exists()
 
 
 @contextlib.contextmanager
-def connect(store: MlflowStore) -> Iterator[mlflow.MlflowClient]:
-    """Yield a client; a store that cannot be asked becomes one clear line.
+def connect(store: MlflowStore, process_wide: bool = False) -> Iterator[mlflow.MlflowClient]:
+    """Yield a client of the store.
+
+    Args:
+        store: which.
+        process_wide: also make the store MLflow's address of the whole process during the block. Two things take no
+            other: addresses of the form models:/ (mlflow/store/artifact/models_artifact_repo.py resolves them in
+            `mlflow.get_registry_uri()`), and writing a model. Such blocks of different threads run one after the other.
 
     Raises:
-        Unreachable: instead of MLflow's and SQLAlchemy's errors.
+        UnreachableError: instead of MLflow's, SQLAlchemy's and the file system's errors.
     """
     logging.getLogger("mlflow").setLevel(logging.ERROR)
     logging.getLogger("alembic").setLevel(logging.ERROR)
-    _lock.acquire()
-    configured = os.environ.get("MLFLOW_TRACKING_URI")
     try:
-        mlflow.set_tracking_uri(store["uri"])
-        mlflow.set_registry_uri(store["uri"])
-        yield mlflow.MlflowClient()
+        with _process_wide(store["uri"]) if process_wide else contextlib.nullcontext():
+            yield mlflow.MlflowClient(store["uri"], registry_uri=store["uri"])
     except (MlflowException, OSError, *_database_errors()) as error:
         raise UnreachableError(
             f"MLflow store {store['uri']} failed ({first_line(error, 200)}); check it: verdict doctor"
         ) from error
-    finally:
-        # MLflow also writes the address to the environment, where the next look would take it for the user's own.
-        if configured is None:
-            os.environ.pop("MLFLOW_TRACKING_URI", None)
-        else:
-            os.environ["MLFLOW_TRACKING_URI"] = configured
-        _lock.release()
+
+
+@contextlib.contextmanager
+def _process_wide(uri: str) -> Iterator[None]:
+    """Make an address MLflow's own; MLflow also writes it to the environment, which is put back as the user left it."""
+    with _process_address:
+        configured = os.environ.get("MLFLOW_TRACKING_URI")
+        try:
+            mlflow.set_tracking_uri(uri)
+            mlflow.set_registry_uri(uri)
+            yield
+        finally:
+            if configured is None:
+                os.environ.pop("MLFLOW_TRACKING_URI", None)
+            else:
+                os.environ["MLFLOW_TRACKING_URI"] = configured
 
 
 def experiment_of(client: mlflow.MlflowClient, store: MlflowStore, name: str = EXPERIMENT) -> str:
-    """Return an experiment's id; it is created on first use, in a local store with artifacts in the store's folder."""
+    """Return an experiment's id; create it where it is missing, in a local store with the store's artifact folder."""
     found = client.get_experiment_by_name(name)
     if found and found.lifecycle_stage == "deleted":
         client.restore_experiment(found.experiment_id)
@@ -96,7 +106,7 @@ def experiment_of(client: mlflow.MlflowClient, store: MlflowStore, name: str = E
     except MlflowException as error:
         if error.error_code != ErrorCode.Name(RESOURCE_ALREADY_EXISTS):
             raise
-        return experiment_of(client, store, name)  # another process was first
+        return experiment_of(client, store, name)  # another process created it meanwhile
 
 
 def search_all(search: Callable[..., PagedList[Entity]], *args: Any, **filters: Any) -> list[Entity]:
@@ -123,7 +133,7 @@ def all_runs(client: mlflow.MlflowClient, name: str) -> list[Run]:
 
 
 def _database_errors() -> tuple[type[Exception], ...]:
-    """Return what a store in a database raises; the small client of the inference image asks servers only."""
+    """Return the exceptions of a store in a database; mlflow-skinny of the inference image only reaches servers."""
     try:
         from sqlalchemy.exc import SQLAlchemyError
     except ImportError:

@@ -34,7 +34,7 @@ def list_aliased(store: MlflowStore) -> set[str]:
 
 def list_rejected(store: MlflowStore) -> list[RejectedVersion]:
     """Return the versions whose standing verdict is REJECT, newest first."""
-    with connect(store) as client:
+    with connect(store, process_wide=True) as client:
         found = search_all(client.search_model_versions, f"name = '{MODEL_NAME}' and tags.verdict = 'REJECT'")
         versions = sorted(found, key=lambda version: int(version.version), reverse=True)
         return [
@@ -65,7 +65,7 @@ def drop_version(store: MlflowStore, version: str) -> None:
             model = client.get_logged_model(found.source.removeprefix(MODEL_URI_PREFIX))
             client.delete_logged_model(model.model_id)
             with contextlib.suppress(MlflowException, OSError, NotImplementedError):
-                get_artifact_repository(model.artifact_location).delete_artifacts()
+                get_artifact_repository(model.artifact_location, store["uri"]).delete_artifacts()
 
 
 def read_inputs(store: MlflowStore, run_id: str) -> set[str]:

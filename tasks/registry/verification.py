@@ -57,7 +57,7 @@ def open_bundle(store: MlflowStore, version: str) -> Iterator[Path]:
         Unreachable: if the store cannot be asked.
     """
     with tempfile.TemporaryDirectory() as scratch:
-        with connect(store):
+        with connect(store, process_wide=True):
             place = None if database_of(store) else scratch
             try:
                 model = mlflow.artifacts.download_artifacts(f"models:/{MODEL_NAME}/{version}", dst_path=place)
@@ -69,7 +69,7 @@ def open_bundle(store: MlflowStore, version: str) -> Iterator[Path]:
 
 
 def _code_error(store: MlflowStore, version: str) -> str:
-    with connect(store):
+    with connect(store, process_wide=True):
         return digest_code(f"models:/{MODEL_NAME}/{version}")
 
 

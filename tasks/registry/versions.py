@@ -80,7 +80,7 @@ def register_bundle(
         log_model,  # writing a model needs all of MLflow, reading one the small client
     )
 
-    with connect(store) as client:
+    with connect(store, process_wide=True) as client:
         experiment = experiment_of(client, store)
         model_id = _find_logged(client, experiment, digest) or log_model(experiment, run_id, bundle, digest)
         _make_model(client)
@@ -173,7 +173,7 @@ def find_alias(store: MlflowStore, alias: str, fetch: bool = True) -> Registered
     Raises:
         VerdictError: if the store cannot be asked: that is not the same as an alias that nobody set.
     """
-    with connect(store) as client:
+    with connect(store, process_wide=fetch) as client:
         found = _version_by_alias(client, MODEL_NAME, alias)
         return _describe(found, fetch) if found else None
 
@@ -188,7 +188,7 @@ def fetch_profile(store: MlflowStore) -> "DataProfile | None":
     """
     if is_uninitialised(store):
         return None
-    with connect(store) as client:
+    with connect(store, process_wide=True) as client:
         champion = _version_by_alias(client, MODEL_NAME, CHAMPION)
         if champion is None:
             return None
@@ -212,7 +212,7 @@ def fetch_version(store: MlflowStore, uri: str = CHAMPION_URI) -> RegisteredVers
         raise UsageError(f"model {uri!r} is no registry address; expected {CHAMPION_URI} or models:/{MODEL_NAME}/1")
     if is_uninitialised(store):
         raise VerdictError(f"there is no model yet in {store['uri']}; run: verdict retrain")
-    with connect(store) as client:
+    with connect(store, process_wide=True) as client:
         found = _version_by_alias(client, name, alias) if separator else _version_by_number(client, *name.split("/"))
         if found is None:
             missing = "there is no champion yet" if uri == CHAMPION_URI else f"{uri} does not exist"
@@ -272,7 +272,7 @@ def fetch_bundle(store: MlflowStore, name: str, version: str, folder: str) -> st
     Raises:
         Unreachable: if it cannot be fetched.
     """
-    with connect(store):
+    with connect(store, process_wide=True):
         return str(mlflow.artifacts.download_artifacts(f"models:/{name}/{version}/data/bundle", dst_path=folder))
 
 
