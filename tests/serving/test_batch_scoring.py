@@ -401,7 +401,7 @@ def test_values_that_are_no_text_are_quarantined(tmp_path: Path) -> None:
 
 
 def test_a_line_without_end_takes_bounded_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sentences, "LONGEST_LINE", 1_000)
+    monkeypatch.setattr(sentences, "MAX_LINE_BYTES", 1_000)
     for ending in ("txt", "tsv", "csv", "jsonl"):
         path = write(tmp_path, "text\n" + "a" * 1_200 + "\n", f"in.{ending}")
         last = list(read_sentences(SentenceSource(path, ending, None, RowRules(max_chars=5_000))))[-1]

@@ -141,7 +141,7 @@ def test_the_file_cannot_grow_for_ever(path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_who_waits_for_the_lock_too_long_is_told(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "LOCK_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(module, "FEEDBACK_LOCK_TIMEOUT_S", 0.05)
     with FileLock(f"{path}.lock"), pytest.raises(VerdictError, match=r"another process holds .*\.lock; try again"):
         Feedback(str(path)).add("Any.", 1)
 
