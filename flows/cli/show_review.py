@@ -19,10 +19,10 @@ def show_rejudge(outcome: dict[str, Any]) -> None:
     console.print(f"rules     {', '.join(verdict['rules'])}")
     for name, value in verdict["numbers"].items():
         if value is not None:
-            console.print(f"  {name:<18} {value if isinstance(value, int) else f'{value:.6g}'}")
-    policy = verdict["policy"]
-    console.print(f"policy    {escape(policy['version'])}, {policy['digest'][:12]}")
-    console.print(f"candidate {verdict['candidate'][:12]}, champion {(verdict['incumbent'] or 'none')[:12]}")
+            console.print(f"  {name:<22} {value if isinstance(value, int) else f'{value:.6g}'}")
+    console.print(f"policy    {escape(verdict['policy']['version'])}, {verdict['policy_digest'][:12]}")
+    champion = verdict["champion_digest"] or "none"
+    console.print(f"candidate {verdict['candidate_digest'][:12]}, champion {champion[:12]}")
     if recorded:
         console.print(f"recorded  {recorded['decision']} by {escape(str(recorded['actor']))}, {recorded['time']}")
     for text in outcome["contradictions"][:MAX_ROWS_SHOWN]:

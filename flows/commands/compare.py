@@ -1,6 +1,7 @@
 """Two registered versions on the same sentences, and a candidate judged again where another champion reigns by now."""
 
 import datetime
+import logging
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from tasks.core.errors import UsageError, VerdictError
 from tasks.core.files import json_digest, write_json
 from tasks.core.policy import parse_policy
 from tasks.evaluation.compare_versions import VersionComparison, compare_bundles, compare_recorded, figures_of
-from tasks.evaluation.evidence import Evidence, add_champion
+from tasks.evaluation.evidence import ChampionBundle, Evidence, SnapshotRef, add_champion, parse_evidence
 from tasks.evaluation.judge import judge, stamp
 from tasks.registry import promotion as moves
 from tasks.registry import tracking as runs
@@ -20,6 +21,8 @@ from tasks.registry.champion_history import ChampionRecord
 from tasks.registry.mlflow_client import MlflowStore, locate_store
 
 RESAMPLES = 10_000
+
+log = logging.getLogger("tasks.compare")
 
 
 def compare(first: str, second: str | None, device: str, home: str) -> dict[str, Any]:
@@ -80,15 +83,16 @@ def judge_again(store: MlflowStore, version: str, champion: ChampionRecord | Non
     snapshot = find_snapshot(home, tags.get("holdout", ""))
     now = f"champion {champion['version'] if champion else 'none'}"
     if evidence is None or (champion and snapshot is None):
-        what = "its evidence" if evidence is None else f"the holdout {evidence['holdout'][:12]}"
+        what = "its evidence" if evidence is None else f"the holdout {evidence['holdout_digest'][:12]}"
         raise VerdictError(
             f"version {version} was compared with champion {tags.get('compared_with') or 'none'}, {now} reigns by now, "
             f"and {what} is not at hand to judge it again; run: verdict retrain --force"
         )
     if champion:
         with inspection.open_bundle(store, champion["version"]) as bundle:
-            reigning = {"version": champion["version"], "digest": champion["digest"], "bundle": str(bundle)}
-            evidence = add_champion(evidence, reigning, str(snapshot), "auto")  # type: ignore[arg-type]
+            reigning = ChampionBundle(version=champion["version"], digest=champion["digest"], bundle=str(bundle))
+            holdout = SnapshotRef(digest=evidence["holdout_digest"], path=str(snapshot))
+            evidence = add_champion(evidence, reigning, holdout, "auto")
     else:
         gone = {"champion_state": moves.read_champion_state(store), "champion": None, "comparison": None}
         evidence = Evidence(**{**evidence, **gone})  # type: ignore[typeddict-item]
@@ -121,6 +125,10 @@ def _champion(store: MlflowStore) -> str:
 
 
 def _evidence(store: MlflowStore, tags: dict[str, str]) -> Evidence | None:
-    """Return the evidence that the run of a version recorded; None for none, or one of an older program."""
+    """Return the evidence that a version's run recorded; None if there is none of this schema version."""
     found = inspection.read_recorded(store, tags["run"], "evidence.json")
-    return found if found and "answers" in found else None
+    try:
+        return parse_evidence(found, f"evidence of run {tags['run']}") if found else None
+    except VerdictError as error:
+        log.warning("%s", error)
+        return None

@@ -1,15 +1,17 @@
 """The part of the main job that weighs a candidate: what is known, what is measured, what follows."""
 
 import datetime
+import logging
 from pathlib import Path
 from typing import Any
 
 from flows.steps import retrying_task, timed_task
+from tasks.core.errors import VerdictError
 from tasks.core.files import read_json, write_json
 from tasks.core.settings import Settings
 from tasks.data.gate import GateReport
 from tasks.data.ingestion import Dataset
-from tasks.evaluation.evidence import Evidence, JudgeContext, gather_evidence
+from tasks.evaluation.evidence import Evidence, JudgeContext, gather_evidence, read_evidence
 from tasks.evaluation.judge import Verdict, judge, stamp
 from tasks.export.bundle_export import ExportResult
 from tasks.registry import promotion as moves
@@ -18,6 +20,8 @@ from tasks.registry import versions as registry
 from tasks.registry.audit_log import actor
 from tasks.registry.mlflow_client import MlflowStore
 from tasks.registry.versions import CHAMPION, RegisteredVersion
+
+log = logging.getLogger("tasks.judging")
 
 find_alias = retrying_task("find champion", registry.find_alias)
 find_incumbency = retrying_task("find champion", moves.read_champion_state)
@@ -43,14 +47,14 @@ def evaluate_and_judge(
     """
     champion = find_alias(store, CHAMPION)
     holdout, policy = data["holdout"], settings.judge.chosen_policy()
-    circumstances = JudgeContext(
+    judge_context = JudgeContext(
         champion_state="active" if champion else find_incumbency(store),
         holdout_uses=count_holdout_uses(store, holdout["digest"], exported["digest"]),
         drift=[shift["name"] for shift in gate["drift"] if shift["drifted"]],
-        training=data["train"]["digest"],
+        training_digest=data["train"]["digest"],
         policy=policy.model_dump(),
     )
-    if standing := find_reusable_verdict(folder, exported, circumstances, champion):
+    if standing := find_reusable_verdict(folder, exported, judge_context, champion):
         return standing
     tag_run(store, run_id, {"holdout": holdout["digest"], "bundle_digest": exported["digest"]})
     reported = data["secondary"]
@@ -62,7 +66,7 @@ def evaluate_and_judge(
         {key: champion[key] for key in ("version", "digest", "bundle")} if champion else None,  # type: ignore[arg-type]
         split=read_json(folder / "split.json"),
         training=[str(folder / f"{side}.parquet") for side in sides],
-        circumstances=circumstances,
+        context=judge_context,
         device=device,
         resamples=settings.judge.resamples,
     )
@@ -74,17 +78,21 @@ def evaluate_and_judge(
 
 
 def find_reusable_verdict(
-    folder: Path, exported: ExportResult, circumstances: JudgeContext, champion: RegisteredVersion | None
+    folder: Path, exported: ExportResult, judge_context: JudgeContext, champion: RegisteredVersion | None
 ) -> tuple[Evidence, Verdict] | None:
     """Return the verdict that a killed run left where it still stands: it was carried out, or nothing changed since."""
     if not (folder / "verdict.json").is_file():
         return None
-    evidence, verdict = read_json(folder / "evidence.json"), read_json(folder / "verdict.json")
-    if verdict["candidate"] != exported["digest"]:
+    try:
+        evidence, verdict = read_evidence(folder / "evidence.json"), read_json(folder / "verdict.json")
+    except VerdictError as error:
+        log.warning("%s; the candidate is judged again", str(error).partition(";")[0])
+        return None
+    if verdict["candidate_digest"] != exported["digest"]:
         return None
     carried_out = champion is not None and champion["digest"] == exported["digest"]
     compared, now = ((one["version"], one["digest"]) if one else None for one in (evidence["champion"], champion))
-    same = compared == now and all(evidence[key] == value for key, value in circumstances.items())
+    same = compared == now and judge_context.items() <= evidence.items()
     return (evidence, verdict) if carried_out or same else None
 
 

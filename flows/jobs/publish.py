@@ -61,7 +61,7 @@ def publish(told: ReportInputs, dataset: str, store: MlflowStore, run_id: str) -
         "provider": measured["provider"],
         "variant": measured["variant"],
         "dataset": dataset,
-        "holdout": evidence["holdout"],
+        "holdout": evidence["holdout_digest"],
         "compared_with": verdict["champion"] or "",
         "verdict_digest": json_digest(verdict),
     }

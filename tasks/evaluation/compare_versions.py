@@ -1,4 +1,4 @@
-"""Two versions side by side on the same holdout sentences: measured again, or from what was recorded with them."""
+"""Compares two registered versions on the same holdout rows: measured again, or from their recorded evidence."""
 
 from typing import Any, TypedDict
 
@@ -10,6 +10,7 @@ from tasks.evaluation.measurement import (
     Comparison,
     HoldoutRows,
     Measurement,
+    Probabilities,
     compare,
     evaluate,
     predict_labels,
@@ -17,14 +18,12 @@ from tasks.evaluation.measurement import (
 )
 from tasks.inference.classifier import Classifier
 
-DIFFERING_SENTENCES = 10  # sentences on which the two differ
+DIFFERING_SENTENCES = 10  # most sentences with different predictions that are listed
 COMPARED_FIGURES = ("accuracy", "f1", "auroc", "brier", "ece", "per_source", "per_length", "variant", "provider")
-
-Probabilities = list[float | None]
 
 
 class VersionComparison(TypedDict):
-    """Figures of both, and the first's differences from the second."""
+    """Figures of both; `comparison` has the first in the candidate's role."""
 
     first: Measurement
     second: Measurement
@@ -32,7 +31,7 @@ class VersionComparison(TypedDict):
 
 
 def compare_bundles(first: str, second: str, snapshot: str, device: str, resamples: int) -> VersionComparison:
-    """Ask two bundles every row of a snapshot and compare their answers.
+    """Measure two bundles on every row of a snapshot and compare them.
 
     Args:
         first: folder of a bundle.
@@ -58,13 +57,13 @@ def compare_bundles(first: str, second: str, snapshot: str, device: str, resampl
         for model, given in zip(loaded, (ours, theirs), strict=True)
     ]
     comparison = compare(rows, ours, theirs, resamples)
-    comparison["sentences"] = _differing(table, ours, theirs)
+    comparison["sentences"] = _list_differing(table, ours, theirs)
     return VersionComparison(first=sides[0], second=sides[1], comparison=comparison)
 
 
 def compare_recorded(first: Evidence, second: Evidence) -> VersionComparison | None:
-    """Compare by the answers that two evidences hold; None where they are of other rows."""
-    if first["holdout"] != second["holdout"] or first["answers"]["label"] != second["answers"]["label"]:
+    """Compare two versions by their recorded probabilities; None if these are of different rows."""
+    if first["holdout_digest"] != second["holdout_digest"] or first["answers"]["label"] != second["answers"]["label"]:
         return None
     ours, theirs = (each["answers"]["variants"][each["candidate"]["variant"]] for each in (first, second))
     comparison = compare(first["answers"], ours, theirs, first["resamples"])
@@ -72,14 +71,14 @@ def compare_recorded(first: Evidence, second: Evidence) -> VersionComparison | N
 
 
 def figures_of(measured: Measurement) -> dict[str, Any]:
-    """Return what is shown of one side, as plain values."""
+    """Return the figures of one version that are shown, as plain values."""
     interval = measured["interval"]
     named = {"mcc": interval["mcc"], "mcc_low": interval["low"], "mcc_high": interval["high"]}
     return named | {name: dict(measured)[name] for name in COMPARED_FIGURES}
 
 
-def _differing(table: pd.DataFrame, ours: Probabilities, theirs: Probabilities) -> list[dict[str, Any]]:
-    apart = [
+def _list_differing(table: pd.DataFrame, ours: Probabilities, theirs: Probabilities) -> list[dict[str, Any]]:
+    differing = [
         {"label": int(label), "sentence": str(sentence), "first": one, "second": other}
         for label, sentence, one, other, here, there in zip(
             *(table["label"], table["sentence"], ours, theirs, predict_labels(ours), predict_labels(theirs)),
@@ -87,4 +86,4 @@ def _differing(table: pd.DataFrame, ours: Probabilities, theirs: Probabilities) 
         )
         if here != there
     ]
-    return sorted(apart, key=lambda row: -abs((row["first"] or 0.5) - (row["second"] or 0.5)))[:DIFFERING_SENTENCES]
+    return sorted(differing, key=lambda row: -abs((row["first"] or 0.5) - (row["second"] or 0.5)))[:DIFFERING_SENTENCES]

@@ -1,15 +1,16 @@
-"""Measures a bundle on a holdout through ONNX Runtime, and the champion beside it on the same rows.
+"""Measures a candidate's bundle and the champion's on the same holdout rows, through ONNX Runtime.
 
-What is measured is what will serve: the graph, the tokeniser and the provider, not the torch model they came from.
-The verdict rests on the variant that serves on this device; the others are measured beside it. The holdout chooses no
-variant: which ones a bundle holds was decided at export, on other sentences.
+The bundle is measured as it is served: its ONNX graph, tokenizer and execution provider, not the torch model. The
+verdict rests on the variant that this device serves; the bundle's other variants are measured for the report. Which
+variants a bundle contains was decided at export on other sentences, not by the holdout.
 
-Evidence holds the probability that each model gave each row, so everything computed from them can be computed again.
+Evidence contains the probability that each model gave each row, so every figure can be recomputed from it (`rejudge`).
 """
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict, cast
 
 import numpy as np
 import pandas as pd
@@ -21,11 +22,11 @@ from tasks.core.provenance import git_commit, library_versions
 from tasks.data.normalization import normalise_all
 from tasks.data.snapshots import iter_snapshot, read_snapshot
 from tasks.data.splitting import Split
-from tasks.evaluation.incumbency import ChampionState
 from tasks.evaluation.measurement import (
     Comparison,
     HoldoutRows,
     Measurement,
+    Probabilities,
     compare,
     evaluate,
     predict_labels,
@@ -36,36 +37,38 @@ from tasks.evaluation.minimal_pairs import MinimalPairResult, evaluate_minimal_p
 from tasks.inference.bundle import DEVICE_VARIANT, PROFILE, variants_of
 from tasks.inference.classifier import Classifier
 
+EVIDENCE_SCHEMA = 1  # version of evidence.json and of the verdict.json that is written with it
 WORST_SHOWN = 10  # sentences
-DIFFERING_SHOWN = 50  # sentences on which candidate and champion differ; the whole count stands beside them
+DIFFERING_SHOWN = 50  # sentences with different predictions; `Comparison.differing` counts all of them
 LEAKED_SHOWN = 5  # sentences
 
-Probabilities = list[float | None]
+ChampionState = Literal["none", "active", "lost"]  # lost: there was a champion, and its alias or version was deleted
 
 
 class ChampionEvidence(TypedDict):
-    """The reigning model and the digest of its training rows, None where its bundle does not say.
+    """The champion beside the candidate.
 
-    Measurement and behaviour are missing when its bundle could not be loaded, and `fault` says why.
+    `training_digest` is the digest of its training rows, None where its bundle has no profile. Measurement and minimal
+    pairs are None if its bundle could not be loaded; `fault` is then the error message.
     """
 
     version: str
     digest: str
-    training: str | None
+    training_digest: str | None
     measurement: Measurement | None
     minimal_pairs: MinimalPairResult | None
     fault: str | None
 
 
 class SnapshotRef(TypedDict):
-    """A snapshot to measure on."""
+    """A snapshot file and its digest."""
 
     digest: str
     path: str
 
 
 class ChampionBundle(TypedDict):
-    """A registered bundle to measure beside the candidate."""
+    """The champion's version, digest and the folder of its bundle."""
 
     version: str
     digest: str
@@ -73,21 +76,21 @@ class ChampionBundle(TypedDict):
 
 
 class JudgeContext(TypedDict):
-    """What a verdict depends on and no measurement tells.
+    """What a verdict depends on besides measurements.
 
-    `looks` counts the other candidates that were judged on this holdout before, `drift` names the distances from the
-    champion's data that the gate warned of, `training` is the digest of the training rows, `policy` the policy's keys.
+    `holdout_uses` counts the other candidates judged on this holdout before, `drift` names the drift tests that warned,
+    `training_digest` is the digest of the training rows, `policy` the policy as plain values.
     """
 
     champion_state: ChampionState
     holdout_uses: int
     drift: list[str]
-    training: str
+    training_digest: str
     policy: dict[str, Any]
 
 
 class Leak(TypedDict):
-    """Training rows that left because they stand in a holdout, and holdout rows that were trained on nevertheless."""
+    """Training rows removed because they occur in a holdout, and holdout rows that were trained on nevertheless."""
 
     left: int
     remaining: int
@@ -95,20 +98,22 @@ class Leak(TypedDict):
 
 
 class Answers(HoldoutRows):
-    """The holdout's rows, and the probability of "acceptable" that each variant and the champion gave them."""
+    """The holdout's rows with the probability of "acceptable" from each variant and from the champion."""
 
     variants: dict[str, Probabilities]
     champion: Probabilities | None
 
 
 class Evidence(JudgeContext):
-    """Everything a verdict rests on; `split` counts the rows that trained, and those that left with their reasons.
+    """Everything a verdict rests on; the content of evidence.json.
 
-    `candidate` is the variant that serves on the device, `variants` is every one of the bundle, that one included.
+    `digest` is the candidate's, `split` counts training rows by what became of them, `candidate` is the measurement of
+    the variant that this device serves, and `variants` contains every variant, that one included.
     """
 
+    schema_version: int
     digest: str
-    holdout: str
+    holdout_digest: str
     split: Split
     leak: Leak
     candidate: Measurement
@@ -123,28 +128,42 @@ class Evidence(JudgeContext):
     git_commit: str
 
 
+@dataclasses.dataclass(frozen=True)
+class CandidateMeasurement:
+    """A candidate's bundle, measured."""
+
+    digest: str
+    variant: str
+    """The variant that this device serves."""
+    variants: dict[str, Measurement]
+    probabilities: dict[str, Probabilities]
+    """[N] of each variant."""
+    minimal_pairs: MinimalPairResult
+    secondary: Measurement | None
+
+
 def gather_evidence(
     bundle: str,
     holdout: SnapshotRef,
-    reported: SnapshotRef | None,
+    secondary: SnapshotRef | None,
     champion: ChampionBundle | None,
     *,
     split: Split,
     training: Sequence[str],
-    circumstances: JudgeContext,
+    context: JudgeContext,
     device: str,
     resamples: int,
 ) -> Evidence:
-    """Measure a candidate and the champion on the judging holdout, and the candidate on the reported one.
+    """Measure a candidate and the champion on the holdout, and the candidate on the secondary holdout.
 
     Args:
         bundle: folder of the candidate's bundle.
-        holdout: digest and path of the judging snapshot.
-        reported: digest and path of a snapshot that is only reported.
-        champion: version, digest and folder of the reigning bundle; None when there is none.
+        holdout: the snapshot that decides.
+        secondary: a snapshot that is only reported.
+        champion: None if there is none.
         split: how the training rows were divided.
-        training: paths of all rows that trained or chose the epoch.
-        circumstances: what else the verdict depends on.
+        training: paths of all rows that trained or selected the epoch.
+        context: what else the verdict depends on.
         device: auto, cuda or cpu.
         resamples: of the bootstrap.
 
@@ -152,108 +171,168 @@ def gather_evidence(
         VerdictError: if the candidate cannot be loaded or rows cannot be read.
     """
     rows = read_snapshot(holdout["path"])
-    classifier = Classifier.from_bundle(bundle, device)
-    answers = Answers(**_strip(rows), variants={}, champion=None)
-    variants: dict[str, Measurement] = {}
-    others = [name for name in variants_of(classifier.manifest) if name != classifier.variant]
-    for variant in [classifier.variant, *others]:
-        loaded = classifier if variant == classifier.variant else _load(bundle, device, variant)
-        answers["variants"][variant] = given = _probabilities(loaded, rows)
-        variants[variant] = _describe(loaded, rows, given, resamples)
+    measured = measure_candidate(bundle, rows, secondary, device, resamples)
     evidence = Evidence(
-        **circumstances,
-        digest=classifier.manifest["digest"],
-        holdout=holdout["digest"],
+        **context,
+        schema_version=EVIDENCE_SCHEMA,
+        digest=measured.digest,
+        holdout_digest=holdout["digest"],
         split=split,
         leak=find_leak(training, rows["sentence"].tolist(), split["in_holdout"]),
-        candidate=variants[classifier.variant],
-        variants=variants,
-        minimal_pairs=evaluate_minimal_pairs(classifier),
-        secondary=measure_snapshot(classifier, reported["path"], resamples) if reported else None,
+        candidate=measured.variants[measured.variant],
+        variants=measured.variants,
+        minimal_pairs=measured.minimal_pairs,
+        secondary=measured.secondary,
         champion=None,
         comparison=None,
-        answers=answers,
+        answers=Answers(**_without_sentences(rows), variants=measured.probabilities, champion=None),
         resamples=resamples,
         versions=library_versions(),
         git_commit=git_commit(),
     )
-    return add_champion(evidence, champion, holdout["path"], device) if champion else evidence
+    return _with_champion(evidence, rows, champion, device) if champion else evidence
 
 
-def add_champion(evidence: Evidence, champion: ChampionBundle, holdout: str, device: str) -> Evidence:
-    """Measure a champion on the candidate's holdout and return the evidence with it, in place of any other.
-
-    A champion that cannot be loaded is evidence too, not a reason to lose the training.
+def add_champion(evidence: Evidence, champion: ChampionBundle, holdout: SnapshotRef, device: str) -> Evidence:
+    """Return the evidence with this champion, measured on the same holdout, in place of any other.
 
     Args:
         evidence: of the candidate.
-        champion: version, digest and folder of the reigning bundle.
-        holdout: path of the snapshot that the candidate was measured on.
+        champion: to measure.
+        holdout: the snapshot that the candidate was measured on.
         device: auto, cuda or cpu.
+
+    Raises:
+        VerdictError: if the rows cannot be read.
+    """
+    return _with_champion(evidence, read_snapshot(holdout["path"]), champion, device)
+
+
+def measure_candidate(
+    bundle: str, rows: pd.DataFrame, secondary: SnapshotRef | None, device: str, resamples: int
+) -> CandidateMeasurement:
+    """Measure every variant of a bundle on the holdout's rows, the one that the device serves first.
+
+    Raises:
+        VerdictError: if the bundle cannot be loaded or the secondary rows cannot be read.
+    """
+    served = Classifier.from_bundle(bundle, device)
+    others = [name for name in variants_of(served.manifest) if name != served.variant]
+    probabilities, variants = dict[str, Probabilities](), dict[str, Measurement]()
+    for variant in [served.variant, *others]:
+        classifier = served if variant == served.variant else _load_variant(bundle, device, variant)
+        probabilities[variant] = _probabilities(classifier, rows)
+        variants[variant] = _measure(classifier, rows, probabilities[variant], resamples)
+    return CandidateMeasurement(
+        digest=served.manifest["digest"],
+        variant=served.variant,
+        variants=variants,
+        probabilities=probabilities,
+        minimal_pairs=evaluate_minimal_pairs(served),
+        secondary=measure_snapshot(served, secondary["path"], resamples) if secondary else None,
+    )
+
+
+def measure_champion(
+    champion: ChampionBundle, rows: pd.DataFrame, device: str, resamples: int
+) -> tuple[ChampionEvidence, Probabilities | None]:
+    """Measure a champion on the holdout's rows; also return its probabilities [N].
+
+    A bundle that cannot be loaded is recorded as a fault instead of raised, so that the candidate's training is kept.
     """
     found = ChampionEvidence(
         version=champion["version"],
         digest=champion["digest"],
-        training=None,
+        training_digest=None,
         measurement=None,
         minimal_pairs=None,
         fault=None,
     )
-    given: Probabilities | None = None
-    comparison = None
     try:
         classifier = Classifier.from_bundle(champion["bundle"], device)
         profile = Path(champion["bundle"]) / PROFILE
-        found["training"] = read_json(profile)["dataset"] if profile.is_file() else None
+        found["training_digest"] = read_json(profile)["dataset"] if profile.is_file() else None
     except VerdictError as error:
         found["fault"] = str(error)
-    else:
-        rows = read_snapshot(holdout)
-        given = _probabilities(classifier, rows)
-        found["measurement"] = _describe(classifier, rows, given, evidence["resamples"])
-        found["minimal_pairs"] = evaluate_minimal_pairs(classifier)
-        ours = evidence["answers"]["variants"][evidence["candidate"]["variant"]]
-        comparison = compare(evidence["answers"], ours, given, evidence["resamples"])
-        comparison["sentences"] = _list_differing(rows, ours, given)
-    answers = Answers(**{**evidence["answers"], "champion": given})
-    return Evidence(
-        **{**evidence, "champion_state": "active", "champion": found, "comparison": comparison, "answers": answers}
-    )
+        return found, None
+    probabilities = _probabilities(classifier, rows)
+    found["measurement"] = _measure(classifier, rows, probabilities, resamples)
+    found["minimal_pairs"] = evaluate_minimal_pairs(classifier)
+    return found, probabilities
+
+
+def read_evidence(path: Path) -> Evidence:
+    """Read an evidence.json.
+
+    Raises:
+        VerdictError: if it is not JSON or not of this schema version.
+    """
+    return parse_evidence(read_json(path), str(path))
+
+
+def parse_evidence(document: Any, origin: str) -> Evidence:
+    """Check the schema version and the keys of a document that was read.
+
+    Raises:
+        VerdictError: if it is not evidence of this schema version; the message begins with `origin`.
+    """
+    version = document.get("schema_version") if isinstance(document, dict) else None
+    if version != EVIDENCE_SCHEMA:
+        raise VerdictError(
+            f"{origin} has schema version {version}, this program reads {EVIDENCE_SCHEMA}; expected an evidence.json "
+            "of this version; run: verdict retrain --force"
+        )
+    if missing := sorted(Evidence.__required_keys__ - document.keys()):
+        raise VerdictError(f"{origin} lacks {missing[0]}; expected an evidence.json of this version")
+    return cast(Evidence, document)
 
 
 def measure_snapshot(classifier: Classifier, snapshot: str, resamples: int) -> Measurement:
-    """Measure a classifier on every row of a snapshot."""
+    """Measure a classifier on every row of a snapshot file."""
     rows = read_snapshot(snapshot)
-    return _describe(classifier, rows, _probabilities(classifier, rows), resamples)
+    return _measure(classifier, rows, _probabilities(classifier, rows), resamples)
 
 
 def find_leak(training: Sequence[str], sentences: list[str], left: int) -> Leak:
-    """Look for holdout sentences among the rows that trained; they are compared folded.
+    """Find holdout sentences among the rows that trained, after normalisation of both.
 
     Args:
         training: paths of the rows.
         sentences: of the holdout.
-        left: training rows that the split left out because they stand in a holdout.
+        left: training rows that the split removed because they occur in a holdout.
 
     Raises:
         VerdictError: if rows cannot be read.
     """
-    folded = pd.Series(normalise_all(pa.array(sentences, pa.string())))
+    normalised = pd.Series(normalise_all(pa.array(sentences, pa.string())))
     trained: set[str] = set()
     for path in training:
         for batch in iter_snapshot(path, ["sentence"]):
-            here = pd.Series(normalise_all(batch["sentence"]))
-            trained |= set(here[here.isin(folded)])
-    leaked = np.flatnonzero(folded.isin(trained))
+            candidates = pd.Series(normalise_all(batch["sentence"]))
+            trained |= set(candidates[candidates.isin(normalised)])
+    leaked = np.flatnonzero(normalised.isin(trained))
     return Leak(left=left, remaining=len(leaked), sentences=[sentences[row] for row in leaked[:LEAKED_SHOWN]])
 
 
-def _load(bundle: str, device: str, variant: str) -> Classifier:
-    """Load a variant where it would serve: int8 on the CPU even beside a GPU."""
+def _with_champion(evidence: Evidence, rows: pd.DataFrame, champion: ChampionBundle, device: str) -> Evidence:
+    measured, theirs = measure_champion(champion, rows, device, evidence["resamples"])
+    ours = evidence["answers"]["variants"][evidence["candidate"]["variant"]]
+    comparison = None
+    if theirs is not None:
+        comparison = compare(evidence["answers"], ours, theirs, evidence["resamples"])
+        comparison["sentences"] = _list_differing(rows, ours, theirs)
+    answers = Answers(**{**evidence["answers"], "champion": theirs})
+    return Evidence(
+        **{**evidence, "champion_state": "active", "champion": measured, "comparison": comparison, "answers": answers}
+    )
+
+
+def _load_variant(bundle: str, device: str, variant: str) -> Classifier:
+    """Load a variant on the device that would serve it: int8 on the CPU even if there is a GPU."""
     return Classifier.from_bundle(bundle, "cpu" if variant == DEVICE_VARIANT["cpu"] else device, variant)
 
 
-def _strip(rows: pd.DataFrame) -> HoldoutRows:
+def _without_sentences(rows: pd.DataFrame) -> HoldoutRows:
     return HoldoutRows(
         label=[int(label) for label in rows["label"]],
         source=[str(source) for source in rows["source"]],
@@ -265,26 +344,26 @@ def _probabilities(classifier: Classifier, rows: pd.DataFrame) -> Probabilities:
     return round_probabilities(classifier.probabilities(rows["sentence"].tolist())[:, 1])
 
 
-def _describe(classifier: Classifier, rows: pd.DataFrame, given: Probabilities, resamples: int) -> Measurement:
-    """Compute a model's figures and list the sentences whose label got the least probability."""
-    result = evaluate(_strip(rows), given, classifier.provider, classifier.variant, resamples)
-    acceptable = read_probabilities(given)
-    to_label = np.where(rows["label"].to_numpy() == 1, acceptable, 1 - acceptable)
-    for row in np.argsort(to_label, kind="stable")[:WORST_SHOWN]:
-        probability = float(to_label[row]) if given[row] is not None else None
-        result["worst"].append(_show(rows, row) | {"probability": probability})
+def _measure(classifier: Classifier, rows: pd.DataFrame, probabilities: Probabilities, resamples: int) -> Measurement:
+    """Compute a model's figures and list the sentences whose label got the lowest probability."""
+    result = evaluate(_without_sentences(rows), probabilities, classifier.provider, classifier.variant, resamples)
+    acceptable = read_probabilities(probabilities)
+    of_label = np.where(rows["label"].to_numpy() == 1, acceptable, 1 - acceptable)
+    for row in np.argsort(of_label, kind="stable")[:WORST_SHOWN]:
+        probability = float(of_label[row]) if probabilities[row] is not None else None
+        result["worst"].append(_show_row(rows, row) | {"probability": probability})
     return result
 
 
 def _list_differing(rows: pd.DataFrame, ours: Probabilities, theirs: Probabilities) -> list[dict[str, Any]]:
-    """List the sentences that the two label differently, with both probabilities of "acceptable"."""
+    """List sentences with different predictions, largest difference first, with both probabilities of "acceptable"."""
     differing = np.flatnonzero(predict_labels(ours) != predict_labels(theirs))
-    apart = np.abs(read_probabilities(ours) - read_probabilities(theirs))[differing]
-    first = differing[np.argsort(-apart, kind="stable")][:DIFFERING_SHOWN]
-    return [_show(rows, row) | {"candidate": ours[row], "champion": theirs[row]} for row in first]
+    gaps = np.abs(read_probabilities(ours) - read_probabilities(theirs))[differing]
+    first = differing[np.argsort(-gaps, kind="stable")][:DIFFERING_SHOWN]
+    return [_show_row(rows, row) | {"candidate": ours[row], "champion": theirs[row]} for row in first]
 
 
-def _show(rows: pd.DataFrame, row: int) -> dict[str, Any]:
+def _show_row(rows: pd.DataFrame, row: int) -> dict[str, Any]:
     return {
         "line": int(rows["line"].iloc[row]),
         "source": str(rows["source"].iloc[row]),

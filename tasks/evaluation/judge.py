@@ -1,15 +1,16 @@
-"""Turns evidence into a verdict. Pure functions: the same evidence and policy give the same verdict anywhere.
+"""Applies the promotion policy to evidence. Pure functions: the same evidence and policy give the same verdict.
 
-REJECT   the candidate is unfit, whatever reigns
-PROMOTE  it is fit, and nothing ever reigned or it is better than what does
-HOLD     it is fit, and a person may decide
+REJECT   the candidate is unfit, whatever the champion is
+PROMOTE  it is fit, and there never was a champion or it is better than the champion
+HOLD     it is fit, and a person decides
 
-Each rule is one finding: its name and a reason with the numbers. Rules that reject come first, then those that hold,
-and only where there is none of either does a rule promote.
+Every rule that applies is a `RuleHit`: the rule's name and a reason with the numbers. If any rule rejects, the verdict
+is REJECT; otherwise if any rule holds, HOLD; otherwise a rule may promote.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict
 
 if TYPE_CHECKING:
@@ -23,17 +24,59 @@ Decision = Literal["PROMOTE", "HOLD", "REJECT"]
 SLICE_KINDS = {"source": "per_source", "length": "per_length"}
 
 
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """What a rule does when it applies, and why it exists."""
+
+    effect: Decision
+    explanation: str
+
+
+RULES = {
+    "non_finite_output": Rule("REJECT", "A model with NaN or Inf among its outputs is rejected."),
+    "one_class": Rule("REJECT", "A model that gives every sentence the same label is rejected."),
+    "below_threshold": Rule("REJECT", "A model with an MCC below the policy's threshold is rejected."),
+    "worse_than_champion": Rule("REJECT", "A model that is significantly worse than the champion is rejected."),
+    "variant_differs": Rule(
+        "REJECT", "A model with a variant whose MCC is further from that of fp32 than the policy allows is rejected."
+    ),
+    "holdout_leak": Rule(
+        "REJECT", "A model that was trained on holdout sentences is rejected: its figures are not valid."
+    ),
+    "champion_lost": Rule("HOLD", "If there was a champion and its alias is gone, a person decides who follows."),
+    "same_bundle": Rule("HOLD", "A candidate that is the champion's own bundle is neither better nor worse."),
+    "champion_unmeasured": Rule(
+        "HOLD", "If the champion cannot be measured, nothing shows that the candidate is better."
+    ),
+    "holdout_uses_exhausted": Rule(
+        "HOLD", "A holdout that was used for too many candidates promotes none without a person."
+    ),
+    "slice_dropped": Rule("HOLD", "A better model that is much worse for one source or length waits for a person."),
+    "minimal_pairs_dropped": Rule(
+        "HOLD", "A better model that ranks clearly fewer minimal pairs correctly waits for a person."
+    ),
+    "drift": Rule("HOLD", "A model trained on data that drifted from the champion's waits for a person."),
+    "not_better": Rule("HOLD", "Only a model that is significantly better is promoted without a person."),
+    "first_champion": Rule("PROMOTE", "A fit model is promoted if there never was a champion."),
+    "better_than_champion": Rule("PROMOTE", "A model that is significantly better than the champion is promoted."),
+    "no_worse_on_new_data": Rule(
+        "PROMOTE", "A model trained on other rows is promoted if it is no worse than the champion within the margin."
+    ),
+}
+
+
 class RuleHit(NamedTuple):
-    """A rule that applies, and why."""
+    """A rule that applies, and the reason with its numbers."""
 
     rule: str
     reason: str
 
 
 class Verdict(TypedDict):
-    """The decision, the rules that made it with their reasons, the numbers they saw, and what it is about.
+    """The decision with the rules that made it, their reasons and the numbers; the content of verdict.json.
 
-    `policy` is the whole policy with its digest. `time` and `actor` are None until somebody signs.
+    `champion` is a version. `numbers` are those that rules read, None where there is no champion to compare with.
+    `policy` is the whole policy as plain values. `time` and `actor` are None until `stamp`.
     """
 
     decision: Decision
@@ -44,13 +87,14 @@ class Verdict(TypedDict):
     champion: str | None
     champion_mcc: float | None
     numbers: dict[str, float | int | None]
-    candidate: str
-    incumbent: str | None
-    holdout: str
-    training: str
+    candidate_digest: str
+    champion_digest: str | None
+    holdout_digest: str
+    training_digest: str
     provider: str
     variant: str
     policy: dict[str, Any]
+    policy_digest: str
     versions: dict[str, str]
     git_commit: str
     time: str | None
@@ -58,31 +102,27 @@ class Verdict(TypedDict):
 
 
 def judge(evidence: Evidence, policy: Policy) -> Verdict:
-    """Judge a candidate.
-
-    Args:
-        evidence: candidate and champion, measured on the same rows.
-        policy: what it must show.
-    """
-    decision, findings, notes = decide(evidence, policy)
+    """Return the verdict on a candidate, without time and actor."""
+    decision, hits, notes = decide(evidence, policy)
     candidate, champion = evidence["candidate"], evidence["champion"]
     measured = champion["measurement"] if champion else None
     return Verdict(
         decision=decision,
-        rules=[finding.rule for finding in findings],
-        reasons=[finding.reason for finding in findings] + notes,
+        rules=[hit.rule for hit in hits],
+        reasons=[hit.reason for hit in hits] + notes,
         mcc=candidate["interval"]["mcc"],
         threshold=policy.threshold,
         champion=champion["version"] if champion else None,
         champion_mcc=measured["interval"]["mcc"] if measured else None,
         numbers=_numbers(evidence, policy),
-        candidate=evidence["digest"],
-        incumbent=champion["digest"] if champion else None,
-        holdout=evidence["holdout"],
-        training=evidence["training"],
+        candidate_digest=evidence["digest"],
+        champion_digest=champion["digest"] if champion else None,
+        holdout_digest=evidence["holdout_digest"],
+        training_digest=evidence["training_digest"],
         provider=candidate["provider"],
         variant=candidate["variant"],
-        policy=policy.model_dump() | {"digest": policy.digest},
+        policy=policy.model_dump(),
+        policy_digest=policy.digest,
         versions=evidence["versions"],
         git_commit=evidence["git_commit"],
         time=None,
@@ -91,15 +131,15 @@ def judge(evidence: Evidence, policy: Policy) -> Verdict:
 
 
 def decide(evidence: Evidence, policy: Policy) -> tuple[Decision, list[RuleHit], list[str]]:
-    """Return the decision, the rules that made it, and what else a person should know."""
-    if faults := list(reject_rules(evidence, policy)):
-        return "REJECT", faults, []
-    doubts, merit = list(hold_rules(evidence, policy)), promote_rule(evidence, policy)
-    if merit and not doubts:
-        return "PROMOTE", [merit], []
-    if merit:
-        return "HOLD", doubts, [f"it would be promoted otherwise: {merit.reason}"]
-    return "HOLD", doubts + _shortfall(evidence, policy), []
+    """Return the decision, the rules that made it, and notes for the person who decides."""
+    if rejects := list(reject_rules(evidence, policy)):
+        return "REJECT", rejects, []
+    holds, promotes = list(hold_rules(evidence, policy)), promote_rule(evidence, policy)
+    if promotes and not holds:
+        return "PROMOTE", [promotes], []
+    if promotes:
+        return "HOLD", holds, [f"without that it would be promoted: {promotes.reason}"]
+    return "HOLD", holds + _not_better(evidence, policy), []
 
 
 def reject_rules(evidence: Evidence, policy: Policy) -> Iterator[RuleHit]:
@@ -107,15 +147,15 @@ def reject_rules(evidence: Evidence, policy: Policy) -> Iterator[RuleHit]:
     candidate, comparison, leak = evidence["candidate"], evidence["comparison"], evidence["leak"]
     mcc = candidate["interval"]["mcc"]
     if not candidate["finite"]:
-        yield RuleHit("non_finite_output", "an output is not a number")
+        yield RuleHit("non_finite_output", "an output is NaN or Inf")
     if candidate["classes_predicted"] < 2:
         yield RuleHit("one_class", "every sentence got the same label")
-    if not mcc >= policy.threshold:  # written so that NaN is a fault
+    if not mcc >= policy.threshold:  # also true if the MCC is NaN
         yield RuleHit("below_threshold", f"MCC {mcc:.3f} is below the threshold {policy.threshold:.3f}")
     if comparison and comparison["p_worse"] <= 1 - policy.reject_confidence:
-        chance = f"equal models would be so far behind in {_percent(comparison['p_worse'])} of cases"
-        yield RuleHit("worse_than_champion", f"worse than the champion: {_compare(evidence)}; {chance}")
-    yield from _find_odd_variants(evidence, policy)
+        p_value = f"p = {_p_value(comparison['p_worse'])}, at most {_p_value(1 - policy.reject_confidence)} rejects"
+        yield RuleHit("worse_than_champion", f"worse than the champion: {_compare(evidence)}; {p_value}")
+    yield from _differing_variants(evidence, policy)
     if leak["remaining"]:
         shown = f", for example {leak['sentences'][0]!r}" if leak["sentences"] else ""
         yield RuleHit("holdout_leak", f"{leak['remaining']} sentences of the holdout were trained on{shown}")
@@ -127,53 +167,53 @@ def hold_rules(evidence: Evidence, policy: Policy) -> Iterator[RuleHit]:
     if champion is None and evidence["champion_state"] != "none":
         yield RuleHit(
             "champion_lost",
-            "there was a champion and its alias is gone (its version was deleted, or the alias): approve this one, or "
-            "bring that one back; see: verdict history",
+            "there was a champion and its alias is gone (its version or the alias was deleted): approve this candidate "
+            "or restore the champion; see: verdict history",
         )
     elif champion and _is_champion(evidence):
-        yield RuleHit("same_bundle", f"it is champion {champion['version']} itself: the same bundle came out again")
+        yield RuleHit("same_bundle", f"it is the same bundle as champion {champion['version']}")
         return
     elif champion and champion["measurement"] is None:
         yield RuleHit("champion_unmeasured", f"champion {champion['version']} cannot be measured: {champion['fault']}")
     if evidence["holdout_uses"] >= policy.max_holdout_uses:
         yield RuleHit(
             "holdout_uses_exhausted",
-            f"{evidence['holdout_uses']} other candidates were judged on this holdout, at most "
-            f"{policy.max_holdout_uses - 1} may have been: bring new sentences",
+            f"{evidence['holdout_uses']} other candidates were judged on this holdout, expected fewer than "
+            f"{policy.max_holdout_uses}; use another holdout",
         )
     if champion and champion["measurement"]:
-        yield from _find_dropped_slices(evidence["candidate"], champion["measurement"], policy)
-        yield from _find_minimal_pair_drop(evidence, champion, policy)
+        yield from _dropped_slices(evidence["candidate"], champion["measurement"], policy)
+        yield from _minimal_pair_drop(evidence, champion, policy)
     if evidence["drift"] and policy.hold_on_drift:
         yield RuleHit("drift", f"its data drifted from the champion's: {', '.join(evidence['drift'])}")
 
 
 def promote_rule(evidence: Evidence, policy: Policy) -> RuleHit | None:
-    """Return the rule that promotes, if one does."""
+    """Return the rule that promotes, or None."""
     champion, comparison = evidence["champion"], evidence["comparison"]
     if champion is None:
-        never = evidence["champion_state"] == "none"
-        return RuleHit("first_champion", "there is no champion yet") if never else None
+        first = evidence["champion_state"] == "none"
+        return RuleHit("first_champion", "there is no champion yet") if first else None
     if comparison is None or _is_champion(evidence):
         return None
     if comparison["difference"] > 0 and comparison["p_better"] <= alpha(policy, evidence["holdout_uses"]):
-        reason = f"better than the champion: {_compare(evidence)}{_odds(evidence, policy)}"
+        reason = f"better than the champion: {_compare(evidence)}{_significance(evidence, policy)}"
         return RuleHit("better_than_champion", reason)
-    newer = champion["training"] is not None and champion["training"] != evidence["training"]
-    if policy.promote_on_new_data and newer and comparison["low"] > -policy.margin:
+    other_rows = champion["training_digest"] not in (None, evidence["training_digest"])
+    if policy.promote_on_new_data and other_rows and comparison["low"] > -policy.margin:
         reason = f"no worse than the champion by more than {policy.margin:g}, on other training rows: "
         return RuleHit("no_worse_on_new_data", reason + _compare(evidence))
     return None
 
 
-def alpha(policy: Policy, looks: int) -> float:
-    """Return how often a model that is no better may look as much better, after so many looks at the holdout."""
+def alpha(policy: Policy, uses: int) -> float:
+    """Return the significance level for promotion after `uses` earlier candidates on this holdout (alpha spending)."""
     first = 1 - policy.confidence
-    return max(first / (looks + 1) ** policy.alpha_decay, min(first, policy.min_alpha))
+    return max(first / (uses + 1) ** policy.alpha_decay, min(first, policy.min_alpha))
 
 
 def stamp(verdict: Verdict, time: str, actor: str) -> Verdict:
-    """Return the verdict with who judged, and when; the rest follows from evidence and policy."""
+    """Return the verdict with its time (ISO 8601) and actor, the only fields that evidence and policy do not decide."""
     return Verdict(**{**verdict, "time": time, "actor": actor})
 
 
@@ -182,32 +222,31 @@ def _is_champion(evidence: Evidence) -> bool:
     return champion is not None and champion["digest"] == evidence["digest"]
 
 
-def _shortfall(evidence: Evidence, policy: Policy) -> list[RuleHit]:
-    """Say that a candidate is not better than a champion that it was compared with."""
+def _not_better(evidence: Evidence, policy: Policy) -> list[RuleHit]:
     comparison = evidence["comparison"]
     if comparison is None or _is_champion(evidence):
         return []
-    odds = _odds(evidence, policy) if comparison["difference"] > 0 else ""
-    sure = " with the confidence that is asked" if odds else ""
-    return [RuleHit("not_better", f"not better than the champion{sure}: {_compare(evidence)}{odds}")]
+    significance = _significance(evidence, policy) if comparison["difference"] > 0 else ""
+    word = "significantly better" if significance else "better"
+    return [RuleHit("not_better", f"not {word} than the champion: {_compare(evidence)}{significance}")]
 
 
-def _find_odd_variants(evidence: Evidence, policy: Policy) -> Iterator[RuleHit]:
+def _differing_variants(evidence: Evidence, policy: Policy) -> Iterator[RuleHit]:
     reference = evidence["variants"].get("fp32")
     for name, measured in evidence["variants"].items():
         if name != evidence["candidate"]["variant"] and not measured["finite"]:
-            yield RuleHit("non_finite_output", f"an output of {name} is not a number")
+            yield RuleHit("non_finite_output", f"an output of {name} is NaN or Inf")
         if reference is None:
             continue
         ours, theirs = measured["interval"]["mcc"], reference["interval"]["mcc"]
         if abs(ours - theirs) > policy.variant_difference:
             yield RuleHit(
                 "variant_differs",
-                f"{name} has MCC {ours:.3f}, fp32 {theirs:.3f}; they may differ by {policy.variant_difference:g}",
+                f"{name} has MCC {ours:.3f}, fp32 {theirs:.3f}; at most {policy.variant_difference:g} apart is allowed",
             )
 
 
-def _find_dropped_slices(candidate: Measurement, champion: Measurement, policy: Policy) -> Iterator[RuleHit]:
+def _dropped_slices(candidate: Measurement, champion: Measurement, policy: Policy) -> Iterator[RuleHit]:
     for kind, key in SLICE_KINDS.items():
         theirs: dict[str, dict[str, float]] = champion[key]  # type: ignore[literal-required]
         for name, here in candidate[key].items():  # type: ignore[literal-required]
@@ -216,17 +255,17 @@ def _find_dropped_slices(candidate: Measurement, champion: Measurement, policy: 
                 yield RuleHit(
                     "slice_dropped",
                     f"{kind} {name} ({here['rows']} sentences): MCC {here['mcc']:.3f} against the champion's "
-                    f"{before:.3f}; it may fall by {policy.max_slice_drop:g}",
+                    f"{before:.3f}; a drop of at most {policy.max_slice_drop:g} is allowed",
                 )
 
 
-def _find_minimal_pair_drop(evidence: Evidence, champion: ChampionEvidence, policy: Policy) -> Iterator[RuleHit]:
+def _minimal_pair_drop(evidence: Evidence, champion: ChampionEvidence, policy: Policy) -> Iterator[RuleHit]:
     ours, theirs = evidence["minimal_pairs"], champion["minimal_pairs"]
     if theirs and theirs["share"] - ours["share"] > policy.max_minimal_pair_drop:
         yield RuleHit(
             "minimal_pairs_dropped",
-            f"it tells {ours['share']:.1%} of {ours['pairs']} minimal pairs apart, the champion {theirs['share']:.1%}; "
-            f"that may fall by {policy.max_minimal_pair_drop:.1%}",
+            f"it ranks {ours['share']:.1%} of {ours['pairs']} minimal pairs correctly, the champion "
+            f"{theirs['share']:.1%}; a drop of at most {policy.max_minimal_pair_drop:.1%} is allowed",
         )
 
 
@@ -241,25 +280,21 @@ def _compare(evidence: Evidence) -> str:
     )
 
 
-def _odds(evidence: Evidence, policy: Policy) -> str:
-    comparison, looks = evidence["comparison"], evidence["holdout_uses"]
+def _significance(evidence: Evidence, policy: Policy) -> str:
+    comparison, uses = evidence["comparison"], evidence["holdout_uses"]
     if comparison is None:
         return ""
-    others = "candidate" if looks == 1 else "candidates"
-    after = f" after {looks} other {others} on this holdout" if looks else ""
-    return (
-        f"; equal models would be so far ahead in {_percent(comparison['p_better'])} of cases, "
-        f"at most {_percent(alpha(policy, looks))} are allowed{after}"
-    )
+    others = "candidate" if uses == 1 else "candidates"
+    after = f" after {uses} other {others} on this holdout" if uses else ""
+    return f"; p = {_p_value(comparison['p_better'])}, at most {_p_value(alpha(policy, uses))} is required{after}"
 
 
-def _percent(chance: float) -> str:
-    """Write a chance with two digits, however small."""
-    return f"{100 * chance:.2g}%" if chance >= 1e-12 else "0%"
+def _p_value(value: float) -> str:
+    """Write a p value with two digits, however small."""
+    return f"{value:.2g}" if value >= 1e-14 else "0"
 
 
 def _numbers(evidence: Evidence, policy: Policy) -> dict[str, float | int | None]:
-    """Collect the numbers that rules look at; None where there is no champion to compare with."""
     comparison = dict[str, Any](evidence["comparison"] or {})
     champion = evidence["champion"]
     theirs = champion["minimal_pairs"] if champion else None
@@ -269,6 +304,6 @@ def _numbers(evidence: Evidence, policy: Policy) -> dict[str, float | int | None
         "alpha": alpha(policy, evidence["holdout_uses"]),
         "holdout_uses": evidence["holdout_uses"],
         "minimal_pairs": evidence["minimal_pairs"]["share"],
-        "champion_behaviour": theirs["share"] if theirs else None,
+        "champion_minimal_pairs": theirs["share"] if theirs else None,
         "leak_remaining": evidence["leak"]["remaining"],
     }

@@ -1,6 +1,7 @@
-"""What one model's answers to a holdout amount to: every figure that follows from labels and probabilities.
+"""All figures of one model on a holdout, and of two models on the same rows, from labels and probabilities.
 
-Pure functions of plain lists, so that the figures in an evidence file can be computed again from the rows in it.
+Pure functions of plain lists, so that the figures in an evidence file can be recomputed from the rows in it.
+Shape letter: N rows.
 """
 
 import math
@@ -25,12 +26,14 @@ from tasks.evaluation.metrics import (
 )
 from tasks.evaluation.paired_tests import agreement, bootstrap, contingency, mcnemar, permutation_test
 
-PROBABILITY_DIGITS = 9  # of a probability; a logit's last bit moves the seventh
-LENGTH_BOUNDS = (5, 8, 12)  # words; a quarter of CoLA's sentences lies about between each two of them
+PROBABILITY_DIGITS = 9  # decimals kept; the last bit of an fp32 logit changes the seventh
+LENGTH_BOUNDS = (5, 8, 12)  # words; about the quartiles of CoLA's sentences
+
+Probabilities = list[float | None]  # of "acceptable", [N]; None stands for NaN or Inf
 
 
 class HoldoutRows(TypedDict):
-    """A holdout without its sentences, one entry a row: the label, the source, how many words."""
+    """A holdout without its sentences: label, source and number of words of each row."""
 
     label: list[int]
     source: list[str]
@@ -38,9 +41,9 @@ class HoldoutRows(TypedDict):
 
 
 class Measurement(TypedDict):
-    """One model on one holdout; `finite` is false when a probability was no number.
+    """One model on one holdout; `finite` is false if a probability was NaN or Inf.
 
-    `calibration` and `ece` are of the probability of "acceptable" in ten bins of equal width.
+    `provider` is ONNX Runtime's execution provider, `ece` the expected calibration error of `calibration`.
     """
 
     rows: int
@@ -63,11 +66,12 @@ class Measurement(TypedDict):
 
 
 class Comparison(TypedDict):
-    """Candidate and champion on the same rows; differences are the candidate's less the champion's.
+    """Candidate and champion on the same rows; `difference` is the candidate's MCC minus the champion's.
 
-    `chance_better` and `chance_worse`: how often two models that are as good as each other would differ at least as
-    much to the candidate's advantage or disadvantage. `candidate_alone` and `champion_alone` count the rows on which
-    only that one is right. `sentences` are the first of the `differing` ones, those furthest apart first.
+    `low` and `high` bound its 95% interval, `probability` is the fraction of resamples in which it is positive.
+    `p_better` and `p_worse` are one-sided p values of the permutation test, `mcnemar` a two-sided one.
+    `candidate_alone` and `champion_alone` count rows that only that model labels correctly, `differing` rows with
+    different predictions, of which `sentences` shows the first, largest difference of the probabilities first.
     """
 
     rows: int
@@ -85,35 +89,33 @@ class Comparison(TypedDict):
     sentences: list[dict[str, Any]]
 
 
-def round_probabilities(values: NDArray[np.float64]) -> list[float | None]:
-    """Return probabilities [N] as an evidence file keeps them; None for what is no number."""
+def round_probabilities(values: NDArray[np.float64]) -> Probabilities:
+    """Return probabilities [N] as recorded in evidence: rounded, None for NaN and Inf."""
     return [round(float(value), PROBABILITY_DIGITS) if math.isfinite(value) else None for value in values]
 
 
-def read_probabilities(values: list[float | None]) -> NDArray[np.float64]:
-    """Return kept probabilities [N] as an array; what was no number is one half, which counts as unacceptable."""
+def read_probabilities(values: Probabilities) -> NDArray[np.float64]:
+    """Return recorded probabilities [N] as an array; None becomes 0.5, which is predicted as unacceptable."""
     return np.array([0.5 if value is None else value for value in values], np.float64)
 
 
-def predict_labels(values: list[float | None]) -> NDArray[np.int64]:
-    """Return the labels [N] that kept probabilities stand for."""
+def predict_labels(values: Probabilities) -> NDArray[np.int64]:
+    """Return the predicted labels [N] of recorded probabilities."""
     return (read_probabilities(values) > 0.5).astype(np.int64)
 
 
-def evaluate(
-    rows: HoldoutRows, acceptable: list[float | None], provider: str, variant: str, resamples: int
-) -> Measurement:
-    """Compute every figure of a model; the list of its worst sentences is left empty.
+def evaluate(rows: HoldoutRows, acceptable: Probabilities, provider: str, variant: str, resamples: int) -> Measurement:
+    """Compute every figure of a model; `worst` is left empty, as it needs the sentences.
 
     Args:
         rows: the holdout.
-        acceptable: [N] probability of "acceptable" that the model gave each row.
-        provider: what computed it.
+        acceptable: [N], the model's probability of "acceptable" for each row.
+        provider: ONNX Runtime's execution provider.
         variant: of the bundle.
         resamples: of the bootstrap.
 
     Raises:
-        ValueError: if there are no rows.
+        ValueError: if N is 0.
     """
     labels, probabilities = np.array(rows["label"], np.int64), read_probabilities(acceptable)
     predictions = predict_labels(acceptable)
@@ -141,29 +143,27 @@ def evaluate(
     )
 
 
-def compare(
-    rows: HoldoutRows, candidate: list[float | None], champion: list[float | None], resamples: int
-) -> Comparison:
-    """Compare two models row by row; the list of differing sentences is left empty.
+def compare(rows: HoldoutRows, candidate: Probabilities, champion: Probabilities, resamples: int) -> Comparison:
+    """Compare two models on the same rows; `sentences` is left empty.
 
     Args:
         rows: the holdout.
-        candidate: [N] probability of "acceptable" that it gave each row.
-        champion: [N] likewise.
+        candidate: [N], its probability of "acceptable" for each row.
+        champion: [N], likewise.
         resamples: of the bootstrap.
 
     Raises:
-        ValueError: if there are no rows.
+        ValueError: if N is 0.
     """
     labels = np.array(rows["label"], np.int64)
     ours, theirs = predict_labels(candidate), predict_labels(champion)
     cells = contingency(labels, ours, theirs)
-    chances = permutation_test(cells)
+    p_values = permutation_test(cells)
     return Comparison(
         rows=len(labels),
         **bootstrap(cells, resamples),
-        p_better=chances.better,
-        p_worse=chances.worse,
+        p_better=p_values.better,
+        p_worse=p_values.worse,
         mcnemar=mcnemar(cells),
         agreement=agreement(cells),
         candidate_alone=int(((ours == labels) & (theirs != labels)).sum()),
@@ -174,7 +174,7 @@ def compare(
 
 
 def name_length(words: int) -> str:
-    """Name the slice that a sentence of so many words belongs to."""
+    """Return the name of the length slice for a number of words."""
     return _length_names()[sum(words > last for last in LENGTH_BOUNDS)]
 
 

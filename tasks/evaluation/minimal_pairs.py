@@ -1,8 +1,9 @@
-"""Behaviour suite: minimal pairs, one sentence of which is acceptable, by phenomenon of English grammar.
+"""Evaluates a model on minimal pairs: two sentences that differ in one point of English grammar, one acceptable.
 
-A holdout says how often a model is right on sentences like those that trained it; these say what it has understood. The
-pairs are written for this file (behaviour.tsv) and are never trained on. A pair is told apart when the good sentence
-gets the higher probability of "acceptable"; chance is one half.
+The holdout measures accuracy on sentences like the training data; minimal pairs measure which phenomena of grammar a
+model handles. The pairs were written for this project (minimal_pairs.tsv) and are never trained on. A pair is ranked
+correctly if the acceptable sentence gets the higher probability of "acceptable"; chance is 1/2. The method is BLiMP's:
+Warstadt et al. 2020, https://doi.org/10.1162/tacl_a_00321.
 """
 
 import csv
@@ -19,7 +20,7 @@ PAIRS_FILE = "minimal_pairs.tsv"
 
 
 class MinimalPair(NamedTuple):
-    """Two sentences that differ in one thing."""
+    """An acceptable and an unacceptable sentence that differ in one phenomenon."""
 
     phenomenon: str
     good: str
@@ -27,7 +28,7 @@ class MinimalPair(NamedTuple):
 
 
 class PhenomenonResult(TypedDict):
-    """How many of its pairs were told apart; `told` has a 1 for each that was, in the order of the file."""
+    """Share of a phenomenon's pairs ranked correctly; `outcomes` has a 1 or 0 for each pair, in the file's order."""
 
     pairs: int
     share: float
@@ -35,7 +36,7 @@ class PhenomenonResult(TypedDict):
 
 
 class MinimalPairResult(TypedDict):
-    """One model on the whole suite."""
+    """One model on all minimal pairs."""
 
     pairs: int
     share: float
@@ -44,43 +45,43 @@ class MinimalPairResult(TypedDict):
 
 @cache
 def load_pairs() -> tuple[MinimalPair, ...]:
-    """Return the suite's pairs, those of one phenomenon together."""
+    """Return all pairs, grouped by phenomenon."""
     with Path(__file__).with_name(PAIRS_FILE).open(encoding="utf-8", newline="") as stream:
         rows = csv.reader(stream, delimiter="\t", quoting=csv.QUOTE_NONE)
-        next(rows)  # the names of the columns
+        next(rows)  # header
         return tuple(MinimalPair(*row) for row in rows)
 
 
 def evaluate_minimal_pairs(classifier: "Classifier") -> MinimalPairResult:
-    """Let a model judge both sentences of every pair."""
+    """Rank both sentences of every pair with a model."""
     pairs = load_pairs()
     sentences = [sentence for pair in pairs for sentence in (pair.good, pair.bad)]
     logits = classifier.logits(sentences).astype(np.float64)
-    # The difference of the logits: probabilities near 1 would be equal.
-    acceptable = (logits[:, 1] - logits[:, 0]).reshape(-1, 2)
-    told = acceptable[:, 0] > acceptable[:, 1]  # false where one is no number
+    # Log odds instead of probabilities, which are rounded to 1 for confident models and would tie.
+    log_odds = (logits[:, 1] - logits[:, 0]).reshape(-1, 2)
+    correct = log_odds[:, 0] > log_odds[:, 1]  # false for NaN
     outcomes: dict[str, str] = {}
-    for pair, apart in zip(pairs, told, strict=True):
-        outcomes[pair.phenomenon] = outcomes.get(pair.phenomenon, "") + "01"[int(apart)]
+    for pair, outcome in zip(pairs, correct, strict=True):
+        outcomes[pair.phenomenon] = outcomes.get(pair.phenomenon, "") + "01"[int(outcome)]
     return summarise(outcomes)
 
 
 def summarise(outcomes: dict[str, str]) -> MinimalPairResult:
-    """Compute the shares from the outcomes of each phenomenon.
+    """Compute the shares of pairs ranked correctly.
 
     Args:
-        outcomes: for each phenomenon a text of 0 and 1, one a pair.
+        outcomes: for each phenomenon a string with 1 for each pair ranked correctly, else 0.
     """
     every = "".join(outcomes.values())
     return MinimalPairResult(
         pairs=len(every),
         share=_share(every),
         phenomena={
-            name: PhenomenonResult(pairs=len(told), share=_share(told), outcomes=told)
-            for name, told in outcomes.items()
+            name: PhenomenonResult(pairs=len(each), share=_share(each), outcomes=each)
+            for name, each in outcomes.items()
         },
     )
 
 
-def _share(told: str) -> float:
-    return told.count("1") / len(told) if told else 0.0
+def _share(outcomes: str) -> float:
+    return outcomes.count("1") / len(outcomes) if outcomes else 0.0

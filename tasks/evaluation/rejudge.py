@@ -1,9 +1,9 @@
-"""Judges an evidence file again, from the probabilities in it and not from the figures that somebody wrote beside them.
+"""Judges an evidence file again, from the recorded probabilities instead of the recorded figures.
 
     verdict judge .verdict/runs/JOB/evidence.json
 
-Everything that rules look at is computed anew: what contradicts the file is said. What the rows in it cannot tell (how
-often a holdout was looked at, what the gate warned of, whether rows leaked) is taken as recorded.
+Every figure that rules read is recomputed, and differences from the recorded ones are reported. What does not follow
+from the rows (holdout uses, drift, leaked rows) is taken as recorded.
 """
 
 import json
@@ -15,23 +15,22 @@ from typing import Any, TypedDict, cast
 from tasks.core.errors import UsageError, VerdictError
 from tasks.core.files import read_json
 from tasks.core.policy import load_policy, parse_policy
-from tasks.evaluation.evidence import Evidence
+from tasks.evaluation.evidence import Evidence, parse_evidence
 from tasks.evaluation.judge import Verdict, judge
-from tasks.evaluation.measurement import Measurement, compare, evaluate
+from tasks.evaluation.measurement import Measurement, Probabilities, compare, evaluate
 from tasks.evaluation.minimal_pairs import MinimalPairResult, summarise
 
-# Of a verdict: what does not follow from the evidence, and its words for rules and numbers, which another version of
-# the program may choose otherwise.
+# Fields of a verdict that do not follow from the evidence, and the wording of reasons, which may change with a release.
 NOT_COMPARED = ("time", "actor", "reasons")
-RESAMPLED_FIELDS = {"low", "high", "probability"}  # another version of NumPy may draw other resamples
+RESAMPLED_FIELDS = {"low", "high", "probability"}  # NumPy's random stream may change between versions
 EXACT_TOLERANCE, RESAMPLING_TOLERANCE = 1e-9, 0.02
 MAX_RESAMPLES = 1_000_000
 
 
 class RejudgeResult(TypedDict):
-    """A verdict that was computed again; `recorded` is the one that stands beside the evidence, None where none does.
+    """A recomputed verdict; `recorded` is the verdict.json beside the evidence, None if there is none.
 
-    `contradictions` says what differs from the recorded figures and, under the recorded policy, from the recorded
+    `contradictions` lists differences from the recorded figures and, under the recorded policy, from the recorded
     verdict.
     """
 
@@ -44,90 +43,90 @@ def rejudge(path: str, policy: str = "") -> RejudgeResult:
     """Judge an evidence file again.
 
     Args:
-        path: of an evidence.json; a verdict.json in its folder is compared with.
-        policy: file of another policy, to see what it would decide; empty for the one in the evidence.
+        path: of an evidence.json; the verdict.json in its folder is compared.
+        policy: path of another policy to apply; empty for the recorded one.
 
     Raises:
-        WrongUsage: if there is no such file, or the policy is none.
-        VerdictError: if it is no evidence of this program.
+        UsageError: if there is no such file, or the policy is invalid.
+        VerdictError: if it is not evidence of this schema version.
     """
     file = Path(path)
     if not file.is_file():
-        raise UsageError(f"evidence {path!r} is no file; expected one that a run wrote: runs/JOB/evidence.json")
-    stated: Evidence = read_json(file)
+        raise UsageError(f"evidence {path!r} is not a file; expected one that a run wrote: runs/JOB/evidence.json")
+    recorded = parse_evidence(read_json(file), path)
     try:
-        computed = recompute(stated)
-        chosen = load_policy(policy) if policy else parse_policy(stated["policy"], f"in {file.name}")
+        computed = recompute(recorded)
+        chosen = load_policy(policy) if policy else parse_policy(recorded["policy"], f"in {file.name}")
         verdict = judge(computed, chosen)
-        json.dumps([verdict, stated], allow_nan=False)  # what is read may hold NaN, which is no JSON
+        json.dumps([verdict, recorded], allow_nan=False)  # Python's reader accepts NaN, which is not JSON
     except (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError) as error:
         raise VerdictError(
-            f"{path} is no evidence that this program can judge ({type(error).__name__}: {error}); "
-            "expected an evidence.json of this version"
+            f"{path} is not evidence that can be judged ({type(error).__name__}: {error}); "
+            "expected an evidence.json as a run wrote it"
         ) from error
-    contradictions = [f"evidence: {text}" for text in differences(stated, computed)]
-    recorded = _read_verdict(file.with_name("verdict.json"))
-    if recorded is not None and not policy:
+    contradictions = [f"evidence: {text}" for text in differences(recorded, computed)]
+    before = _read_verdict(file.with_name("verdict.json"))
+    if before is not None and not policy:
         contradictions += [
-            f"verdict: {text}" for text in differences(_comparable_fields(recorded), _comparable_fields(verdict))
+            f"verdict: {text}" for text in differences(_comparable_fields(before), _comparable_fields(verdict))
         ]
-    return RejudgeResult(verdict=verdict, recorded=recorded, contradictions=contradictions)
+    return RejudgeResult(verdict=verdict, recorded=before, contradictions=contradictions)
 
 
-def recompute(stated: Evidence) -> Evidence:
-    """Return evidence whose figures follow from its probabilities.
+def recompute(recorded: Evidence) -> Evidence:
+    """Return the evidence with every figure recomputed from its probabilities.
 
     Raises:
-        KeyError, TypeError, ValueError: if it is no whole evidence.
+        KeyError, TypeError, ValueError: if something is missing or out of range.
     """
-    answers, resamples = stated["answers"], stated["resamples"]
+    answers, resamples = recorded["answers"], recorded["resamples"]
     if not 0 < resamples <= MAX_RESAMPLES:
         raise ValueError(f"resamples is {resamples!r}, expected 1 to {MAX_RESAMPLES}")
     given = [*answers["variants"].values(), *([answers["champion"]] if answers["champion"] is not None else [])]
     if {len(answers["label"]), len(answers["source"]), len(answers["words"]), *map(len, given)} != {
-        stated["candidate"]["rows"]
+        recorded["candidate"]["rows"]
     }:
-        raise ValueError("its rows are not all there")
+        raise ValueError("rows are missing")
     if not all(value is None or 0 <= value <= 1 for values in given for value in values):
         raise ValueError("a probability is not between 0 and 1")
     variants = {
-        name: _measure(stated, stated["variants"][name], probabilities)
+        name: _measure(recorded, recorded["variants"][name], probabilities)
         for name, probabilities in answers["variants"].items()
     }
-    computed = Evidence(**stated)
+    computed = Evidence(**recorded)
     computed["variants"] = variants
-    computed["candidate"] = variants[stated["candidate"]["variant"]]
-    computed["minimal_pairs"] = _count(stated["minimal_pairs"])
-    champion, theirs = stated["champion"], answers["champion"]
+    computed["candidate"] = variants[recorded["candidate"]["variant"]]
+    computed["minimal_pairs"] = _summarise(recorded["minimal_pairs"])
+    champion, theirs = recorded["champion"], answers["champion"]
     if champion and champion["measurement"] and champion["minimal_pairs"] and theirs is not None:
-        ours = answers["variants"][stated["candidate"]["variant"]]
+        ours = answers["variants"][recorded["candidate"]["variant"]]
         comparison = compare(answers, ours, theirs, resamples)
-        comparison["sentences"] = stated["comparison"]["sentences"] if stated["comparison"] else []
+        comparison["sentences"] = recorded["comparison"]["sentences"] if recorded["comparison"] else []
         computed["comparison"] = comparison
         computed["champion"] = {
             **champion,
-            "measurement": _measure(stated, champion["measurement"], theirs),
-            "minimal_pairs": _count(champion["minimal_pairs"]),
+            "measurement": _measure(recorded, champion["measurement"], theirs),
+            "minimal_pairs": _summarise(champion["minimal_pairs"]),
         }
     return computed
 
 
-def differences(stated: Any, computed: Any, place: str = "") -> Iterator[str]:
-    """Yield where two JSON values differ; floats may by a rounding, resampled ones by chance."""
-    if isinstance(stated, dict) and isinstance(computed, dict):
-        for key in {**stated, **computed}:
-            here = f"{place}.{key}" if place else str(key)
-            if (key in stated) != (key in computed):
-                yield f"{here} is {'recorded' if key in stated else 'computed'} only"
+def differences(recorded: Any, computed: Any, path: str = "") -> Iterator[str]:
+    """Yield a line for each path at which two JSON values differ by more than rounding or resampling explains."""
+    if isinstance(recorded, dict) and isinstance(computed, dict):
+        for key in {**recorded, **computed}:
+            here = f"{path}.{key}" if path else str(key)
+            if (key in recorded) != (key in computed):
+                yield f"{here} is {'recorded' if key in recorded else 'computed'} only"
             else:
-                yield from differences(stated[key], computed[key], here)
-    elif isinstance(stated, list) and isinstance(computed, list) and len(stated) == len(computed):
-        for number, pair in enumerate(zip(stated, computed, strict=True)):
-            yield from differences(*pair, f"{place}[{number}]")
+                yield from differences(recorded[key], computed[key], here)
+    elif isinstance(recorded, list) and isinstance(computed, list) and len(recorded) == len(computed):
+        for number, pair in enumerate(zip(recorded, computed, strict=True)):
+            yield from differences(*pair, f"{path}[{number}]")
     elif not _equal(
-        stated, computed, RESAMPLING_TOLERANCE if place.rpartition(".")[2] in RESAMPLED_FIELDS else EXACT_TOLERANCE
+        recorded, computed, RESAMPLING_TOLERANCE if path.rpartition(".")[2] in RESAMPLED_FIELDS else EXACT_TOLERANCE
     ):
-        yield f"{place} is recorded as {_short(stated)}, computed as {_short(computed)}"
+        yield f"{path} is recorded as {_short(recorded)}, computed as {_short(computed)}"
 
 
 def _read_verdict(path: Path) -> Verdict | None:
@@ -135,7 +134,7 @@ def _read_verdict(path: Path) -> Verdict | None:
         return None
     verdict = read_json(path)
     if not isinstance(verdict, dict) or not {"decision", *NOT_COMPARED} <= verdict.keys():
-        raise VerdictError(f"{path} is no verdict; delete it to judge the evidence alone")
+        raise VerdictError(f"{path} is not a verdict; delete it to judge the evidence alone")
     return cast(Verdict, verdict)
 
 
@@ -143,11 +142,10 @@ def _comparable_fields(verdict: Verdict) -> dict[str, Any]:
     return {key: value for key, value in verdict.items() if key not in NOT_COMPARED}
 
 
-def _equal(stated: Any, computed: Any, tolerance: float) -> bool:
-    numbers = [value for value in (stated, computed) if isinstance(value, int | float) and not isinstance(value, bool)]
-    if len(numbers) == 2:
-        return math.isclose(*numbers, rel_tol=0, abs_tol=tolerance)
-    return type(stated) is type(computed) and stated == computed
+def _equal(recorded: Any, computed: Any, tolerance: float) -> bool:
+    if all(isinstance(value, int | float) and not isinstance(value, bool) for value in (recorded, computed)):
+        return math.isclose(recorded, computed, rel_tol=0, abs_tol=tolerance)
+    return type(recorded) is type(computed) and recorded == computed
 
 
 def _short(value: Any) -> str:
@@ -155,11 +153,12 @@ def _short(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def _measure(stated: Evidence, measured: Measurement, probabilities: list[float | None]) -> Measurement:
-    result = evaluate(stated["answers"], probabilities, measured["provider"], measured["variant"], stated["resamples"])
+def _measure(recorded: Evidence, measured: Measurement, probabilities: Probabilities) -> Measurement:
+    answers, resamples = recorded["answers"], recorded["resamples"]
+    result = evaluate(answers, probabilities, measured["provider"], measured["variant"], resamples)
     result["worst"] = measured["worst"]
     return result
 
 
-def _count(stated: MinimalPairResult) -> MinimalPairResult:
-    return summarise({name: phenomenon["outcomes"] for name, phenomenon in stated["phenomena"].items()})
+def _summarise(recorded: MinimalPairResult) -> MinimalPairResult:
+    return summarise({name: phenomenon["outcomes"] for name, phenomenon in recorded["phenomena"].items()})

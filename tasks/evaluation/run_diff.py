@@ -1,22 +1,22 @@
-"""What changed since the champion: settings, data, code and libraries of two runs side by side."""
+"""Lists what differs between the champion's run and the candidate's: data, settings, code, library versions."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple, TypedDict
 
-DATA_TAG, CODE_TAG = "dataset", "git_commit"  # tags of a run
+DATA_TAG, CODE_TAG = "dataset", "git_commit"  # tags of an MLflow run
 SHORT_DIGEST = 12  # characters of a digest
 UNKNOWN = "not recorded"
 
 
 class RunRecord(TypedDict):
-    """What the run of a registered version recorded: every setting by its dotted key, and its tags."""
+    """Parameters (settings by dotted key) and tags of a registered version's MLflow run."""
 
     settings: dict[str, str]
     tags: dict[str, str]
 
 
 class SettingChange(NamedTuple):
-    """What differs, what it was for the champion, what it is for the candidate."""
+    """One difference: its name, the champion's value, the candidate's value."""
 
     what: str
     before: str
@@ -24,24 +24,24 @@ class SettingChange(NamedTuple):
 
 
 def diff_runs(
-    past: RunRecord, settings: Iterable[tuple[str, Any, str]], facts: Mapping[str, str]
+    champion: RunRecord, settings: Iterable[tuple[str, Any, str]], facts: Mapping[str, str]
 ) -> list[SettingChange]:
-    """Compare a candidate with the run of the champion.
+    """Return what differs between the champion's run and a candidate.
 
     Args:
-        past: of the champion.
-        settings: (key, value, origin) rows of the candidate.
-        facts: by the names of the tags that runs have: DATA, CODE, versions of libraries.
+        champion: its run.
+        settings: of the candidate.
+        facts: of the candidate, by name of the run's tag: data digest, commit, library versions.
 
     Returns:
-        the data first, then settings (those that are gone last), then code and libraries.
+        the data first, then settings (removed ones last), then code and libraries.
     """
     now = {key: str(value) for key, value, _ in settings}
-    gone = [key for key in past["settings"] if key not in now]
-    ran = [(name, past["tags"].get(name, UNKNOWN), value) for name, value in facts.items()]
+    gone = [key for key in champion["settings"] if key not in now]
+    ran = [(name, champion["tags"].get(name, UNKNOWN), value) for name, value in facts.items()]
     pairs = [pair for pair in ran if pair[0] == DATA_TAG]
-    pairs += [(key, past["settings"].get(key, UNKNOWN), value) for key, value in now.items()]
-    pairs += [(key, past["settings"][key], "no setting any more") for key in gone]
+    pairs += [(key, champion["settings"].get(key, UNKNOWN), value) for key, value in now.items()]
+    pairs += [(key, champion["settings"][key], "removed") for key in gone]
     pairs += [pair for pair in ran if pair[0] != DATA_TAG]
     return [
         SettingChange(_name(what), _cut(what, before), _cut(what, value))
@@ -55,8 +55,8 @@ def _name(what: str) -> str:
 
 
 def _cut(what: str, value: str) -> str:
-    """Shorten digests; a commit keeps the mark of a changed tree."""
+    """Shorten digests; a commit keeps its suffix -dirty."""
     if what not in (DATA_TAG, CODE_TAG) or value == UNKNOWN:
         return value
-    head, dash, mark = value.partition("-")
-    return head[:SHORT_DIGEST] + dash + mark
+    head, dash, suffix = value.partition("-")
+    return head[:SHORT_DIGEST] + dash + suffix

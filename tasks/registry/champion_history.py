@@ -1,9 +1,12 @@
 """What the record of moves means: who reigned when, what it does not explain, who reigned before. Pure functions."""
 
 from collections.abc import Sequence
-from typing import TypedDict
+from typing import TYPE_CHECKING, TypedDict
 
 from tasks.registry.audit_log import AliasChange
+
+if TYPE_CHECKING:
+    from tasks.evaluation.evidence import ChampionState
 
 DECISION_KINDS = {"reject"}  # recorded, and move no alias
 
@@ -75,6 +78,17 @@ def promotions(moves: Sequence[AliasChange]) -> int:
     return sum(
         move["state"] == "done" and move["to"] is not None and move["kind"] not in DECISION_KINDS for move in moves
     )
+
+
+def champion_state(champion: ChampionRecord | None, moves: Sequence[AliasChange]) -> "ChampionState":
+    """Return active, none (there never was a champion) or lost (its alias or its version was deleted).
+
+    MLflow deletes an alias with its version without notice. Without the difference, the next candidate would be
+    promoted as if it were the first.
+    """
+    if champion:
+        return "active"
+    return "lost" if promotions(moves) else "none"
 
 
 def champion_stack(entries: Sequence[TimelineEntry]) -> list[str]:

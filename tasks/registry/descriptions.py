@@ -82,8 +82,8 @@ def describe_version(
     if verdict["champion"]:
         parts.append(_changes(changes, verdict["champion"]))
     parts += [
-        f"Trained on the rows `{evidence['training'][:SHORT_DIGEST]}` and measured on the holdout "
-        f"`{evidence['holdout'][:SHORT_DIGEST]}`, which are data sets of its run, with "
+        f"Trained on the rows `{evidence['training_digest'][:SHORT_DIGEST]}` and measured on the holdout "
+        f"`{evidence['holdout_digest'][:SHORT_DIGEST]}`, which are data sets of its run, with "
         f"{evidence['candidate']['variant']} on {evidence['candidate']['provider']}. Other candidates judged on this "
         f"holdout before: {evidence['holdout_uses']}.",
         _links(run_page),

@@ -9,17 +9,26 @@ A version whose files are missing or altered never becomes champion: they are ch
 
 import logging
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from tasks.core.errors import VerdictError
-from tasks.evaluation.incumbency import ChampionState, champion_state
 from tasks.registry import versions as registry
 from tasks.registry.audit_log import AliasChange, begin, finish, read_changes
-from tasks.registry.champion_history import DECISION_KINDS, ChampionRecord, TimelineEntry, build_timeline, promotions
+from tasks.registry.champion_history import (
+    DECISION_KINDS,
+    ChampionRecord,
+    TimelineEntry,
+    build_timeline,
+    champion_state,
+)
 from tasks.registry.descriptions import describe_decision
 from tasks.registry.mlflow_client import MlflowStore, is_uninitialised
 from tasks.registry.promotion_lock import promotion_lock
 from tasks.registry.verification import verify_version
 from tasks.registry.versions import CHALLENGER, CHAMPION
+
+if TYPE_CHECKING:
+    from tasks.evaluation.evidence import ChampionState
 
 log = logging.getLogger(__name__)
 
@@ -134,7 +143,7 @@ def current_champion(store: MlflowStore) -> ChampionRecord | None:
     return ChampionRecord(version=found["version"], digest=found["digest"]) if found else None
 
 
-def read_champion_state(store: MlflowStore) -> ChampionState:
+def read_champion_state(store: MlflowStore) -> "ChampionState":
     """Tell whether a champion reigns, there never was one, or it vanished with its version or alias.
 
     A store that was filled before moves were recorded, and lost its alias, counts as one that never had a champion.
@@ -145,7 +154,7 @@ def read_champion_state(store: MlflowStore) -> ChampionState:
     if is_uninitialised(store):
         return "none"
     champion = current_champion(store)
-    return champion_state(champion is not None, 0 if champion else promotions(read_changes(store)))
+    return champion_state(champion, [] if champion else read_changes(store))
 
 
 def history(store: MlflowStore) -> tuple[list[TimelineEntry], list[AliasChange]]:

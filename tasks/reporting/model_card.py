@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tasks.core.policy import Policy
 from tasks.data.gate import GateReport
 from tasks.evaluation.evidence import Evidence
 from tasks.evaluation.judge import Verdict
@@ -57,7 +58,7 @@ def write_card(
         verdict=verdict,
         rules=explain_rules(verdict),
         figures=compare_figures(evidence),
-        slices=list_slices(evidence, verdict["policy"]),
+        slices=list_slices(evidence, Policy.model_validate(verdict["policy"])),
         phenomena=list_phenomena(evidence),
         gate=gate,
         export=export,
@@ -114,7 +115,7 @@ def _results(evidence: Evidence, datasets: list[str]) -> list["EvalResult"]:
             dataset_type=datasets[0] if datasets else "sentence-acceptability",
             dataset_name=f"holdout of {measured['rows']} sentences",
             dataset_split="holdout",
-            dataset_revision=evidence["holdout"],
+            dataset_revision=evidence["holdout_digest"],
             metric_type=metric,
             metric_name=f"MCC, {show_interval(measured['interval'])}" if key == "mcc" else name,
             metric_value=round(float(figures[key]), 6),  # type: ignore[arg-type]

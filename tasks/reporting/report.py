@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from tasks.core.files import write_json, write_text
+from tasks.core.policy import Policy
 from tasks.data.expectations import show_allowed, show_observed
 from tasks.data.gate import GateReport
 from tasks.evaluation.evidence import Evidence
@@ -87,7 +88,7 @@ def write_documents(bundle: str, told: ReportInputs) -> Manifest:
     evidence = told.evidence
     metrics = {
         variant: {key: dict(measured)[key] for key in CANDIDATE_FIGURES}
-        | {"holdout": evidence["holdout"], "serves": variant == evidence["candidate"]["variant"]}
+        | {"holdout": evidence["holdout_digest"], "serves": variant == evidence["candidate"]["variant"]}
         for variant, measured in evidence["variants"].items()
     }
     return write_manifest(folder, facts, metrics)
@@ -120,7 +121,7 @@ def render_report(told: ReportInputs, facts: ModelInfo, digest: str, job: str) -
         rules=explain_rules(verdict),
         figures=compare_figures(evidence),
         facts_of_both=list_facts(comparison, verdict) if comparison else [],
-        slices=list_slices(evidence, verdict["policy"]),
+        slices=list_slices(evidence, Policy.model_validate(verdict["policy"])),
         phenomena=list_phenomena(evidence),
         results=[(each, show_allowed(each), show_observed(each)) for each in told.gate["results"]],
         gate_says=explain(told.gate),
@@ -198,16 +199,15 @@ def _lead(evidence: Evidence, digest: str) -> str:
 
 
 def _origin(facts: ModelInfo, digest: str, verdict: Verdict) -> list[tuple[str, str]]:
-    policy = verdict["policy"]
     return [
         ("bundle", digest),
-        ("champion's bundle", verdict["incumbent"] or "none"),
+        ("champion's bundle", verdict["champion_digest"] or "none"),
         ("data set", facts["dataset"]),
-        ("training rows", verdict["training"]),
-        ("holdout", verdict["holdout"]),
+        ("training rows", verdict["training_digest"]),
+        ("holdout", verdict["holdout_digest"]),
         ("encoder", facts["encoder"]),
         ("code", verdict["git_commit"]),
         ("measured on", f"{verdict['variant']}, {verdict['provider']}"),
-        ("policy", f"{policy['version']}, {policy['digest']}"),
+        ("policy", f"{verdict['policy']['version']}, {verdict['policy_digest']}"),
         ("judged", f"{verdict['time'] or 'not signed'} by {verdict['actor'] or 'nobody'}"),
     ]

@@ -4,12 +4,12 @@ Differences are the candidate's less the champion's. Where there is no champion,
 is empty (None).
 """
 
-from typing import Any, NamedTuple, TypedDict, cast
+from typing import NamedTuple, TypedDict, cast
 
+from tasks.core.policy import Policy
 from tasks.evaluation.evidence import Evidence
-from tasks.evaluation.judge import SLICE_KINDS, Verdict
+from tasks.evaluation.judge import RULES, SLICE_KINDS, Verdict
 from tasks.evaluation.measurement import Comparison, Measurement
-from tasks.reporting.wording import RULES
 
 MAX_SLICES = 30  # slices of one kind; of more, those that fell and the largest
 FIGURE_LABELS = {  # figures of a measurement with the direction in which they are better
@@ -74,7 +74,7 @@ def explain_rules(verdict: Verdict) -> list[RuleExplanation]:
     """Return the rules that made the decision, then the notes."""
     names = [*verdict["rules"], *[""] * (len(verdict["reasons"]) - len(verdict["rules"]))]
     pairs = zip(names, verdict["reasons"], strict=True)
-    return [RuleExplanation(name, reason, RULES.get(name, "")) for name, reason in pairs]
+    return [RuleExplanation(name, reason, RULES[name].explanation if name else "") for name, reason in pairs]
 
 
 def measured_champion(evidence: Evidence) -> Measurement | None:
@@ -95,34 +95,36 @@ def compare_figures(evidence: Evidence) -> list[FigureRow]:
         lines.append(_figure(name, here, there, direction, "{:.3f}"))
     champion = evidence["champion"]
     behaviour = champion["minimal_pairs"]["share"] if champion and champion["minimal_pairs"] else None
-    lines.append(_figure("minimal pairs told apart", evidence["minimal_pairs"]["share"], behaviour, 1, "{:.1%}"))
+    lines.append(_figure("minimal pairs ranked correctly", evidence["minimal_pairs"]["share"], behaviour, 1, "{:.1%}"))
     return lines
 
 
 def list_facts(comparison: Comparison, verdict: Verdict) -> list[FactRow]:
     """Return what the paired comparison says, each number with its meaning."""
-    seen, allowed, looks = comparison, verdict["numbers"]["alpha"], verdict["numbers"]["holdout_uses"]
-    better = f"how often equal models would differ so much in the candidate's favour; {_p_value(allowed)} promotes"
-    reject = 1 - verdict["policy"]["reject_confidence"]
+    seen, level, uses = comparison, verdict["numbers"]["alpha"], verdict["numbers"]["holdout_uses"]
+    better = f"one-sided, of a better candidate; at most {_p_value(level)} promotes"
+    worse = f"one-sided, of a worse candidate; at most {_p_value(1 - verdict['policy']['reject_confidence'])} rejects"
     alone = f"{seen['candidate_alone']} and {seen['champion_alone']}"
     return [
         FactRow(
-            "difference of the MCC", f"{seen['difference']:+.3f}", "candidate less champion, on the same sentences"
+            "difference of the MCC", f"{seen['difference']:+.3f}", "candidate minus champion, on the same sentences"
         ),
         FactRow("its 95% interval", f"{seen['low']:+.3f} to {seen['high']:+.3f}", "over resampled sentences"),
-        FactRow("better in", f"{seen['probability']:.1%}", "of the resamples the candidate's MCC is the higher one"),
-        FactRow("chance, in favour", _p_value(seen["p_better"]), better),
-        FactRow("chance, against", _p_value(seen["p_worse"]), f"likewise to its disadvantage; {reject:.0%} rejects"),
-        FactRow("McNemar's test", f"p = {seen['mcnemar']:.3g}", "small where the two do not err equally often"),
-        FactRow("same label", f"{seen['agreement']:.1%}", f"of the sentences; {seen['differing']} differ"),
-        FactRow("right alone", alone, "sentences that only the candidate, only the champion labels rightly"),
+        FactRow("candidate better", f"{seen['probability']:.1%}", "of the resamples"),
+        FactRow("permutation test, better", f"p = {_p_value(seen['p_better'])}", better),
+        FactRow("permutation test, worse", f"p = {_p_value(seen['p_worse'])}", worse),
+        FactRow("McNemar's test", f"p = {seen['mcnemar']:.3g}", "two-sided, of different error rates"),
+        FactRow("same prediction", f"{seen['agreement']:.1%}", f"of the sentences; {seen['differing']} differ"),
+        FactRow("right alone", alone, "sentences that only the candidate, only the champion labels correctly"),
         FactRow(
-            "holdout_uses", str(looks), "other candidates judged on this holdout before; each makes chance more likely"
+            "holdout uses",
+            str(uses),
+            "other candidates judged on this holdout before; each lowers alpha",
         ),
     ]
 
 
-def list_slices(evidence: Evidence, policy: dict[str, Any]) -> list[SliceTable]:
+def list_slices(evidence: Evidence, policy: Policy) -> list[SliceTable]:
     """Return the slices by source and by length."""
     ours, theirs = evidence["candidate"], measured_champion(evidence)
     found = []
@@ -161,12 +163,12 @@ def _slice(name: str, rows: int, ours: float, theirs: float | None, mark: str) -
     )
 
 
-def _mark(ours: float, theirs: float | None, rows: int, policy: dict[str, Any]) -> str:
+def _mark(ours: float, theirs: float | None, rows: int, policy: Policy) -> str:
     if theirs is None or ours >= theirs:
         return ""
-    if theirs - ours <= policy["max_slice_drop"]:
+    if theirs - ours <= policy.max_slice_drop:
         return "lower"
-    return "fell" if rows >= policy["min_slice_rows"] else "few sentences"
+    return "fell" if rows >= policy.min_slice_rows else "few sentences"
 
 
 def _figure(name: str, ours: float | None, theirs: float | None, direction: int, form: str) -> FigureRow:
@@ -181,9 +183,7 @@ def _show_range(measured: Measurement) -> str:
 
 
 def _p_value(value: float | int | None) -> str:
-    """Write a chance with two digits; one that no reader tells from nothing is named so."""
+    """Write a p value with two digits."""
     if value is None:
         return "none"
-    if value >= 0.1:
-        return f"{value:.0%}"
-    return "< 0.001%" if value < 1e-5 else f"{100 * value:.2g}%"
+    return "< 0.00001" if value < 1e-5 else f"{value:.2g}"

@@ -110,12 +110,12 @@ def run_job(options: argparse.Namespace, device: str, seed: int) -> dict[str, An
         exported = timed("export", export_bundle, training["model"], folder, {**facts, "git_commit": git_commit()})
         policy = load_policy()
         circumstances = {
-            "champion_state": "none", "holdout_uses": 0, "drift": [], "training": data["train"]["digest"],
+            "champion_state": "none", "holdout_uses": 0, "drift": [], "training_digest": data["train"]["digest"],
             "policy": policy.model_dump(),
         }  # fmt: skip
         evidence = timed(
             "measure", gather_evidence, exported["bundle"], data["holdout"], data["secondary"], None,
-            split=counts, training=[train, validation], circumstances=circumstances, device=device, resamples=10_000,
+            split=counts, training=[train, validation], context=circumstances, device=device, resamples=10_000,
         )  # fmt: skip
         verdict = judge(evidence, policy)
     return {

@@ -8,13 +8,23 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from candidates import weigh
 from onnx import numpy_helper
 from toy import SPLIT, circumstances, facts, gate, policy
 
 from tasks.core.errors import VerdictError
 from tasks.core.files import write_json
 from tasks.data.snapshots import read_snapshot
-from tasks.evaluation.evidence import DIFFERING_SHOWN, add_champion, find_leak, gather_evidence, measure_snapshot
+from tasks.evaluation.evidence import (
+    DIFFERING_SHOWN,
+    SnapshotRef,
+    add_champion,
+    find_leak,
+    gather_evidence,
+    measure_snapshot,
+    parse_evidence,
+    read_evidence,
+)
 from tasks.evaluation.judge import judge
 from tasks.evaluation.metrics import mcc
 from tasks.evaluation.minimal_pairs import evaluate_minimal_pairs
@@ -22,10 +32,13 @@ from tasks.inference.bundle import PROFILE, write_manifest
 from tasks.inference.classifier import Classifier
 
 
+def snapshot(path: str) -> SnapshotRef:
+    return SnapshotRef(digest="h" * 64, path=path)
+
+
 def gather(bundle: str, holdout: str, champion: dict[str, str] | None = None, **changes: Any) -> Any:
-    place = {"digest": "h" * 64, "path": holdout}
-    known: Any = {"split": SPLIT, "training": [], "circumstances": circumstances(), "device": "cpu", "resamples": 200}
-    return gather_evidence(bundle, place, None, champion, **known | changes)  # type: ignore[arg-type]
+    known: Any = {"split": SPLIT, "training": [], "context": circumstances(), "device": "cpu", "resamples": 200}
+    return gather_evidence(bundle, snapshot(holdout), None, champion, **known | changes)  # type: ignore[arg-type]
 
 
 def altered(
@@ -124,7 +137,7 @@ def test_a_model_that_answers_no_numbers_is_rejected(
         evidence = gather(folder, toy_split[2])
     verdict = judge(evidence, policy(threshold=-1.0))
     assert verdict["decision"] == "REJECT"
-    assert "an output is not a number" in verdict["reasons"]
+    assert "an output is NaN or Inf" in verdict["reasons"]
     assert set(evidence["answers"]["variants"]["fp32"]) == {None}
     write_json(tmp_path / "evidence.json", evidence)  # strict JSON: there is no NaN in it
 
@@ -172,10 +185,10 @@ def test_the_champions_training_rows_are_those_of_its_profile(
     folder = Path(shutil.copytree(exported["bundle"], tmp_path / "bundle"))
     champion = {"version": "3", "digest": "other", "bundle": str(folder)}
     evidence = gather(exported["bundle"], toy_split[2], champion)
-    assert evidence["champion"]["training"] is None
+    assert evidence["champion"]["training_digest"] is None
     write_json(folder / PROFILE, gate()["profile"])
     write_manifest(folder, facts(), {})
-    assert add_champion(evidence, champion, toy_split[2], "cpu")["champion"]["training"] == "d" * 64  # type: ignore[arg-type,index]
+    assert add_champion(evidence, champion, snapshot(toy_split[2]), "cpu")["champion"]["training_digest"] == "d" * 64  # type: ignore[arg-type,index]
 
 
 def test_another_champion_takes_the_place_of_the_one_before(
@@ -183,7 +196,9 @@ def test_another_champion_takes_the_place_of_the_one_before(
 ) -> None:
     weak = weakened(exported["bundle"], tmp_path / "weak", toy_split[2])
     first = gather(exported["bundle"], toy_split[2], {"version": "3", "digest": "weak", "bundle": weak})
-    second = add_champion(first, {"version": "4", "digest": "same", "bundle": exported["bundle"]}, toy_split[2], "cpu")
+    second = add_champion(
+        first, {"version": "4", "digest": "same", "bundle": exported["bundle"]}, snapshot(toy_split[2]), "cpu"
+    )
     assert second == gather(
         exported["bundle"], toy_split[2], {"version": "4", "digest": "same", "bundle": exported["bundle"]}
     )
@@ -203,6 +218,21 @@ def test_holdout_sentences_among_the_training_rows_are_found_folded(
     assert found == {"left": 0, "remaining": 2, "sentences": [sentences[7], sentences[9]]}
     evidence = gather(exported["bundle"], toy_split[2], training=[toy_split[1], str(leaked)])
     assert judge(evidence, policy())["rules"] == ["holdout_leak"]
+
+
+def test_evidence_without_its_schema_version_or_a_key_is_not_read(tmp_path: Path) -> None:
+    evidence: Any = weigh()
+    write_json(tmp_path / "evidence.json", evidence)
+    assert read_evidence(tmp_path / "evidence.json") == evidence
+    assert str(tmp_path) not in (tmp_path / "evidence.json").read_text()
+    for broken, message in (
+        (evidence | {"schema_version": 2}, "a file has schema version 2, this program reads 1; "),
+        ({key: value for key, value in evidence.items() if key != "schema_version"}, "a file has schema version None"),
+        ({key: value for key, value in evidence.items() if key != "leak"}, "a file lacks leak; "),
+        ([], "a file has schema version None"),
+    ):
+        with pytest.raises(VerdictError, match=message):
+            parse_evidence(broken, "a file")
 
 
 def test_training_rows_that_are_gone_are_an_error(toy_split: tuple[str, str, str]) -> None:

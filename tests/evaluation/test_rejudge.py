@@ -1,7 +1,8 @@
-"""Anyone can judge recorded evidence again, and finds out when something was changed afterwards."""
+"""Recorded evidence gives the same verdict again, and alterations are found."""
 
 import copy
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from toy import SPLIT, circumstances, policy
 
 from tasks.core.errors import UsageError, VerdictError
 from tasks.core.files import write_json
+from tasks.evaluation.evidence import EVIDENCE_SCHEMA
 from tasks.evaluation.judge import judge, stamp
 from tasks.evaluation.measurement import compare, evaluate
 from tasks.evaluation.minimal_pairs import load_pairs, summarise
@@ -39,7 +41,7 @@ def make_evidence(compared: bool = True) -> Any:
     champion = {
         "version": "3",
         "digest": "old",
-        "training": "t",
+        "training_digest": "t",
         "measurement": evaluate(rows, theirs, "CPU", "fp32", 200),
         "minimal_pairs": suite(0.7),
         "fault": None,
@@ -47,7 +49,8 @@ def make_evidence(compared: bool = True) -> Any:
     return {
         **circumstances(champion_state="active" if compared else "none"),
         "digest": "new",
-        "holdout": "h",
+        "schema_version": EVIDENCE_SCHEMA,
+        "holdout_digest": "h",
         "split": SPLIT,
         "leak": {"left": 1, "remaining": 0, "sentences": []},
         "candidate": candidate,
@@ -77,7 +80,7 @@ def write(tmp_path: Path) -> Callable[..., str]:
 
 
 @pytest.mark.parametrize("compared", [True, False])
-def test_untouched_evidence_computes_to_itself(compared: bool) -> None:
+def test_unaltered_evidence_recomputes_to_itself(compared: bool) -> None:
     evidence = make_evidence(compared)
     before = copy.deepcopy(evidence)
     assert recompute(json.loads(json.dumps(evidence))) == before
@@ -103,31 +106,31 @@ def test_without_a_verdict_beside_it_evidence_is_judged_alone(write: Callable[..
     assert outcome["verdict"]["rules"] == ["better_than_champion"]
 
 
-def change(evidence: Any, *place: Any, to: Any) -> Any:
+def change(evidence: Any, *path: Any, to: Any) -> Any:
     changed = copy.deepcopy(evidence)
     inner = changed
-    for key in place[:-1]:
+    for key in path[:-1]:
         inner = inner[key]
-    inner[place[-1]] = to
+    inner[path[-1]] = to
     return changed
 
 
 @pytest.mark.parametrize(
-    ("place", "value", "told"),
+    ("path", "value", "expected"),
     [
         (("candidate", "interval", "mcc"), 0.99, "evidence: candidate.interval.mcc is recorded as 0.99"),
-        (("comparison", "p_better"), 1e-9, "evidence: comparison.chance_better is recorded as 1e-09"),
+        (("comparison", "p_better"), 1e-9, "evidence: comparison.p_better is recorded as 1e-09"),
         (("comparison", "low"), 0.9, "evidence: comparison.low is recorded as 0.9"),
-        (("minimal_pairs", "share"), 1.0, "evidence: behaviour.share is recorded as 1.0"),
+        (("minimal_pairs", "share"), 1.0, "evidence: minimal_pairs.share is recorded as 1.0"),
         (("champion", "measurement", "per_source", "a", "mcc"), 0.0, "champion.measurement.per_source.a.mcc"),
         (("answers", "variants", "fp32", 3), 0.0001, "evidence: "),
-        (("holdout_uses",), 50, "verdict: numbers.looks is recorded as 0, computed as 50"),
+        (("holdout_uses",), 50, "verdict: numbers.holdout_uses is recorded as 0, computed as 50"),
         (("policy", "threshold"), 0.99, "verdict: decision is recorded as 'PROMOTE', computed as 'REJECT'"),
     ],
 )
-def test_what_was_changed_afterwards_is_told(write: Callable[..., str], place: Any, value: Any, told: str) -> None:
-    outcome = rejudge(write(change(make_evidence(), *place, to=value)))
-    assert any(told in text for text in outcome["contradictions"])
+def test_altered_evidence_contradicts_itself(write: Callable[..., str], path: Any, value: Any, expected: str) -> None:
+    outcome = rejudge(write(change(make_evidence(), *path, to=value)))
+    assert any(expected in text for text in outcome["contradictions"])
 
 
 def test_the_verdict_follows_the_answers_and_not_the_figures_beside_them(write: Callable[..., str]) -> None:
@@ -140,11 +143,11 @@ def test_the_verdict_follows_the_answers_and_not_the_figures_beside_them(write: 
     assert rejudge(write(swapped))["verdict"]["rules"] == ["worse_than_champion"]
 
 
-def test_a_changed_verdict_is_told(write: Callable[..., str]) -> None:
+def test_an_altered_verdict_is_a_contradiction(write: Callable[..., str]) -> None:
     verdict = judge(make_evidence(), policy())
     outcome = rejudge(write(make_evidence(), {**verdict, "decision": "HOLD"}))
     assert outcome["contradictions"] == ["verdict: decision is recorded as 'HOLD', computed as 'PROMOTE'"]
-    with pytest.raises(VerdictError, match=r"verdict\.json is no verdict"):
+    with pytest.raises(VerdictError, match=r"verdict\.json is not a verdict"):
         rejudge(write(make_evidence(), ["no verdict"]))
 
 
@@ -166,6 +169,8 @@ def test_another_policy_says_what_it_would_decide_and_contradicts_nothing(
         {},
         "text",
         {"answers": {}},
+        {"schema_version": EVIDENCE_SCHEMA},
+        change(make_evidence(), "schema_version", to=EVIDENCE_SCHEMA + 1),
         change(make_evidence(), "answers", "label", to=[0, 1]),
         change(make_evidence(), "answers", "variants", to={}),
         change(make_evidence(), "answers", "label", to=["x"] * 200),
@@ -178,21 +183,21 @@ def test_another_policy_says_what_it_would_decide_and_contradicts_nothing(
         change(make_evidence(), "leak", to={}),
     ],
 )
-def test_what_is_no_evidence_is_refused_in_one_line(write: Callable[..., str], broken: Any) -> None:
+def test_invalid_evidence_is_rejected_in_one_line(write: Callable[..., str], broken: Any) -> None:
     path = write({})
     Path(path).write_text(json.dumps(broken))
     with pytest.raises(VerdictError) as caught:
         rejudge(path)
-    assert "is no evidence that this program can judge" in str(caught.value)
+    assert re.search(r"is not evidence that can be judged|has schema version|lacks", str(caught.value))
     assert "\n" not in str(caught.value)
 
 
 def test_a_missing_file_is_wrong_usage() -> None:
-    with pytest.raises(UsageError, match=r"'nowhere\.json' is no file"):
+    with pytest.raises(UsageError, match=r"'nowhere\.json' is not a file"):
         rejudge("nowhere.json")
 
 
-def test_differences_name_the_place_and_forgive_a_rounding() -> None:
+def test_differences_name_the_path_and_tolerate_rounding() -> None:
     assert list(differences({"a": [1.0, 2]}, {"a": [1.0 + 1e-12, 2]})) == []
     assert list(differences({"a": [1.0, 2]}, {"a": [1.0, 3]})) == ["a[1] is recorded as 2, computed as 3"]
     assert list(differences({"a": 1}, {"b": 1})) == ["a is recorded only", "b is computed only"]
@@ -208,7 +213,7 @@ def test_the_command_prints_the_verdict_and_ends_with_one_where_something_differ
     assert "recorded  PROMOTE by somebody, 2026-01-01T00:00:00+00:00" in out
     code, out, _ = call(capsys, "judge", write(change(make_evidence(), "holdout_uses", to=50)))
     assert code == 1
-    assert "differs   verdict: numbers.looks is recorded as 0, computed as 50" in out
+    assert "differs   verdict: numbers.holdout_uses is recorded as 0, computed as 50" in out
 
 
 def test_the_command_prints_one_strict_json_document(
@@ -222,7 +227,7 @@ def test_the_command_prints_one_strict_json_document(
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["judge", "nowhere.json"], 2, "is no file"),
+        (["judge", "nowhere.json"], 2, "is not a file"),
         (["judge", "{path}", "--policy", "nowhere.toml"], 2, "cannot be read"),
     ],
 )

@@ -1,4 +1,4 @@
-"""What changed since the champion."""
+"""What differs between the champion's run and the candidate's."""
 
 from tasks.evaluation.run_diff import RunRecord, SettingChange, diff_runs
 
@@ -8,7 +8,7 @@ PAST = RunRecord(
 FACTS = {"dataset": "d" * 64, "git_commit": "c" * 40, "numpy": "2.0"}
 
 
-def test_what_is_equal_is_no_change() -> None:
+def test_equal_runs_have_no_differences() -> None:
     past = RunRecord(settings={"a": "1", "b": "x"}, tags=PAST["tags"])
     assert diff_runs(past, [("a", 1, "flag"), ("b", "x", "default")], FACTS) == []
 
@@ -19,14 +19,14 @@ def test_data_come_first_then_settings_then_code_and_libraries() -> None:
         SettingChange("data set", "d" * 12, "e" * 12),
         SettingChange("a", "1", "2"),
         SettingChange("new", "not recorded", "True"),
-        SettingChange("old", "0", "no setting any more"),
+        SettingChange("old", "0", "removed"),
         SettingChange("code", "c" * 12, "f" * 12 + "-dirty"),
         SettingChange("numpy", "2.0", "2.1"),
         SettingChange("torch", "not recorded", "3"),
     ]
 
 
-def test_a_run_without_tags_is_told_apart_from_an_equal_one() -> None:
+def test_a_run_without_tags_differs_from_an_equal_one() -> None:
     assert diff_runs(RunRecord(settings={}, tags={}), [], {"dataset": "d" * 64}) == [
         SettingChange("data set", "not recorded", "d" * 12)
     ]

@@ -244,7 +244,7 @@ def test_nothing_changed_means_nothing_is_registered_and_force_runs_anyway(retra
     assert "fine-tune" in forced["seconds"]
     # The same seed gives the same bundle, which has its version already.
     assert (forced["decision"], forced["version"]) == ("HOLD", "1")
-    assert forced["reasons"] == ["it is champion 1 itself: the same bundle came out again"]
+    assert forced["reasons"] == ["it is the same bundle as champion 1"]
     assert aliases(home) == {"champion": "1"}
 
 
@@ -444,7 +444,7 @@ def test_every_step_is_a_plain_function(trained: Any, toy_data: Path, tmp_path: 
     raise_if_failed(run_gate(data, settings, str(tmp_path), None, None))
     exported = export_bundle(trained["model"], str(tmp_path), origin())
     holdout = {"digest": data["holdout"]["digest"], "path": data["holdout"]["path"]}
-    known = {"split": SPLIT, "training": [], "circumstances": circumstances()}
+    known = {"split": SPLIT, "training": [], "context": circumstances()}
     evidence = gather_evidence(exported["bundle"], holdout, None, None, **known, device="cpu", resamples=200)  # type: ignore[arg-type]
     assert judge(evidence, policy(threshold=0.5))["decision"] == "PROMOTE"
 
@@ -476,7 +476,7 @@ def test_looks_at_the_holdout_are_counted_and_recorded_evidence_judges_to_the_sa
         assert found["contradictions"] == []
         assert found["recorded"] is not None
         assert found["recorded"]["actor"]
-        assert found["verdict"]["candidate"] in {first["digest"], second["digest"]}
+        assert found["verdict"]["candidate_digest"] in {first["digest"], second["digest"]}
     tags = [run.data.tags for run in runs(home)]
     assert len({each["holdout"] for each in tags}) == 1
     assert {each["bundle_digest"] for each in tags} == {first["digest"], second["digest"]}

@@ -300,11 +300,11 @@ def judged(
             None,
             split=SPLIT,
             training=toy_split[:2],
-            circumstances={
+            context={
                 "champion_state": "none",
                 "holdout_uses": 0,
                 "drift": [],
-                "training": "d" * 64,
+                "training_digest": "d" * 64,
                 "policy": policy.model_dump(),
             },
             device="cpu",

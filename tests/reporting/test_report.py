@@ -78,7 +78,7 @@ def test_the_report_leads_with_the_verdict_its_reasons_and_what_each_rule_asks(b
     assert "Candidate bbbbbbbbbbbb beside champion 7, on the same 300 sentences." in text
     assert beside.verdict["rules"] == ["minimal_pairs_dropped", "not_better"]
     reason = beside.verdict["reasons"][1]
-    assert f"{reason[0].upper()}{reason[1:]}. Rule not_better : Only a model that is better" in text
+    assert f"{reason[0].upper()}{reason[1:]}. Rule not_better : Only a model that is significantly better" in text
     mcc = beside.evidence["candidate"]["interval"]["mcc"]
     assert f"{mcc:.3f} holdout MCC" in text
     assert f"{beside.verdict['champion_mcc']:.3f} champion 7, same sentences" in text
@@ -108,7 +108,7 @@ def test_both_sides_stand_beside_each_other(beside: ReportInputs) -> None:
     better = "better" if ours["brier"] < theirs["brier"] else "worse"
     assert f"Brier score (0 is perfect) {ours['brier']:.3f} {theirs['brier']:.3f} {better}" in text
     assert f"accuracy {ours['accuracy']:.3f} {theirs['accuracy']:.3f}" in text
-    assert "minimal pairs told apart 62.5% 75.0% worse" in text
+    assert "minimal pairs ranked correctly 62.5% 75.0% worse" in text
     assert "word order 4 75% 100% lower islands 4 50% 50%" in text
     comparison = beside.evidence["comparison"]
     assert comparison is not None

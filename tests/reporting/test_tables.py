@@ -9,25 +9,27 @@ from candidates import tell, weigh
 from toy import policy
 
 import tasks.evaluation.judge
+from tasks.evaluation.judge import RULES
 from tasks.reporting.tables import MAX_SLICES, compare_figures, explain_rules, list_facts, list_phenomena, list_slices
-from tasks.reporting.wording import NEXT_STEPS, RULES, escape_markdown
+from tasks.reporting.wording import NEXT_STEPS, escape_markdown
 
 
 def test_every_rule_of_the_judge_is_explained() -> None:
     tree = ast.parse(Path(tasks.evaluation.judge.__file__).read_text(encoding="utf-8"))
     calls = [
-        each for each in ast.walk(tree) if isinstance(each, ast.Call) and getattr(each.func, "id", "") == "Finding"
+        each for each in ast.walk(tree) if isinstance(each, ast.Call) and getattr(each.func, "id", "") == "RuleHit"
     ]
     rules = {call.args[0].value for call in calls if isinstance(call.args[0], ast.Constant)}
     assert len(rules) > 10
     assert rules == set(RULES)
+    assert all(rule.explanation for rule in RULES.values())
     assert set(NEXT_STEPS) == {"PROMOTE", "HOLD", "REJECT"}
 
 
 def test_reasons_come_with_their_rules_and_notes_without() -> None:
-    verdict: Any = {"rules": ["drift"], "reasons": ["it drifted", "it would be promoted otherwise"]}
+    verdict: Any = {"rules": ["drift"], "reasons": ["it drifted", "without that it would be promoted"]}
     first, note = explain_rules(verdict)
-    assert (first.rule, first.reason, first.explanation) == ("drift", "it drifted", RULES["drift"])
+    assert (first.rule, first.reason, first.explanation) == ("drift", "it drifted", RULES["drift"].explanation)
     assert (note.rule, note.explanation) == ("", "")
 
 
@@ -51,7 +53,7 @@ def test_a_slice_is_marked_as_the_rule_sees_it(fall: float, rows: int, mark: str
     evidence = weigh(2.0, 1.9)
     evidence["candidate"]["per_source"] = {"s": {"rows": rows, "accuracy": 0.8, "mcc": 0.5}}
     evidence["champion"]["measurement"]["per_source"] = {"s": {"rows": rows, "accuracy": 0.8, "mcc": 0.5 + fall}}
-    (found,) = list_slices(evidence, policy().model_dump())[0]["rows"]
+    (found,) = list_slices(evidence, policy())[0]["rows"]
     assert found["mark"] == mark
     held = "slice_dropped" in tell(evidence, min_slice_rows=50).verdict["rules"]
     assert held <= (mark == "fell")
@@ -61,8 +63,8 @@ def test_bars_show_no_less_than_nothing() -> None:
     evidence = weigh(2.0, 1.9)
     evidence["candidate"]["per_source"] = {"s": {"rows": 5, "mcc": -0.5}}
     evidence["champion"]["measurement"]["per_source"] = {"s": {"rows": 5, "mcc": 1.0}}
-    (found,) = list_slices(evidence, policy().model_dump())[0]["rows"]
-    assert (found["width"], found["tick"], found["ours"], found["theirs"]) == (0, 100, -0.5, 1.0)
+    (found,) = list_slices(evidence, policy())[0]["rows"]
+    assert (found["width"], found["tick"], found["candidate"], found["champion"]) == (0, 100, -0.5, 1.0)
 
 
 def test_of_many_sources_those_that_fell_and_the_largest_are_shown_in_their_order() -> None:
@@ -71,7 +73,7 @@ def test_of_many_sources_those_that_fell_and_the_largest_are_shown_in_their_orde
     ours = {name: {"rows": 100 + i, "mcc": 0.5} for i, name in enumerate(names)}
     evidence["candidate"]["per_source"] = ours | {"s000": {"rows": 100, "mcc": 0.1}}
     evidence["champion"]["measurement"]["per_source"] = ours
-    found = list_slices(evidence, policy().model_dump())[0]
+    found = list_slices(evidence, policy())[0]
     assert [row["name"] for row in found["rows"]] == ["s000", *names[-MAX_SLICES + 1 :]]
     assert found["more"] == 100 - MAX_SLICES
 
@@ -80,15 +82,15 @@ def test_phenomena_of_an_older_suite_are_shown_without_the_champions() -> None:
     evidence = weigh(2.0, 1.9)
     del evidence["champion"]["minimal_pairs"]["phenomena"]["islands"]
     order, islands = list_phenomena(evidence)
-    assert (order["mark"], order["theirs"]) == ("lower", 1.0)
-    assert (islands["mark"], islands["theirs"], islands["tick"]) == ("", None, None)
+    assert (order["mark"], order["champion"]) == ("lower", 1.0)
+    assert (islands["mark"], islands["champion"], islands["tick"]) == ("", None, None)
 
 
-@pytest.mark.parametrize(("chance", "shown"), [(1.0, "100%"), (0.04507, "4.5%"), (0.0004, "0.04%"), (1e-9, "< 0.001%")])
-def test_chances_are_written_for_people(chance: float, shown: str) -> None:
+@pytest.mark.parametrize(("value", "shown"), [(1.0, "1"), (0.04507, "0.045"), (0.0004, "0.0004"), (1e-9, "< 0.00001")])
+def test_p_values_are_shown_with_two_digits(value: float, shown: str) -> None:
     evidence = weigh(2.0, 1.9)
-    facts = list_facts(evidence["comparison"] | {"p_better": chance}, tell(evidence).verdict)
-    assert next(fact.value for fact in facts if fact.name == "chance, in favour") == shown
+    facts = list_facts(evidence["comparison"] | {"p_better": value}, tell(evidence).verdict)
+    assert next(fact.value for fact in facts if fact.name == "permutation test, better") == f"p = {shown}"
 
 
 @pytest.mark.parametrize(

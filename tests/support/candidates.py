@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 from toy import SPLIT, circumstances, gate, policy
 
+from tasks.evaluation.evidence import EVIDENCE_SCHEMA
 from tasks.evaluation.judge import judge, stamp
 from tasks.evaluation.measurement import compare, evaluate, predict_labels, round_probabilities
 from tasks.evaluation.minimal_pairs import summarise
@@ -51,7 +52,8 @@ def weigh(skill: float = 2.0, champion: float | None = None, rows: int = 300, **
     told = {"word order": "1101", "islands": "0110"}
     values = circumstances(champion_state="none" if champion is None else "active") | {
         "digest": "b" * 64,
-        "holdout": "h" * 64,
+        "schema_version": EVIDENCE_SCHEMA,
+        "holdout_digest": "h" * 64,
         "split": SPLIT,
         "leak": {"left": 1, "remaining": 0, "sentences": []},
         "candidate": variants["int8"],
@@ -70,7 +72,7 @@ def weigh(skill: float = 2.0, champion: float | None = None, rows: int = 300, **
         values["champion"] = {
             "version": "7",
             "digest": "a" * 64,
-            "training": "t" * 64,
+            "training_digest": "t" * 64,
             "measurement": measured(table, theirs, "int8"),
             "minimal_pairs": summarise({"word order": "1111", "islands": "0110"}),
             "fault": None,
@@ -110,7 +112,7 @@ def training(**changes: Any) -> Any:
         "model": "model",
         "device": "cpu",
         "precision": "fp32",
-        "kept": "seed",
+        "selected": "seed",
         "soup_mcc": None,
         "seeds": [{"seed": 7, "best_epoch": 3, "validation_mcc": 0.5, "curve": [0.3, 0.4, 0.5]}],
         "seed": 7,

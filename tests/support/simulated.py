@@ -176,7 +176,7 @@ def evidence_of(cells: Cells, looks: int, slices: tuple[Cells, ...] = ()) -> Any
     champion = {
         "version": "1",
         "digest": "old",
-        "training": "t",
+        "training_digest": "t",
         "measurement": theirs,
         "minimal_pairs": suite,
         "fault": None,
@@ -192,7 +192,7 @@ def evidence_of(cells: Cells, looks: int, slices: tuple[Cells, ...] = ()) -> Any
         "champion_state": "active",
         "holdout_uses": looks,
         "drift": [],
-        "training": "t",
+        "training_digest": "t",
     }
 
 

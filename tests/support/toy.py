@@ -176,7 +176,7 @@ def circumstances(**changes: Any) -> Any:
         "champion_state": "none",
         "holdout_uses": 0,
         "drift": [],
-        "training": "t" * 64,
+        "training_digest": "t" * 64,
         "policy": policy().model_dump(),
     }
     return values | changes

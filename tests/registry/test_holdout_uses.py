@@ -1,4 +1,4 @@
-"""A holdout remembers who was judged on it."""
+"""Each other candidate that was judged on a holdout counts as one use of it."""
 
 import shutil
 from pathlib import Path
@@ -32,12 +32,12 @@ def test_other_bundles_on_the_same_holdout_are_counted_once_each(store: MlflowSt
     assert count_holdout_uses(store, "other", "mine") == 1
 
 
-def test_deleting_a_run_does_not_make_a_look_unseen(store: MlflowStore) -> None:
+def test_deleting_a_run_does_not_undo_its_holdout_use(store: MlflowStore) -> None:
     run = judge_once(store, "job", "h", "a")
     mlflow.MlflowClient(store["uri"]).delete_run(run)
     assert count_holdout_uses(store, "h", "mine") == 1
 
 
-def test_a_run_that_never_judged_is_no_look(store: MlflowStore) -> None:
+def test_a_run_that_never_judged_is_not_counted(store: MlflowStore) -> None:
     close_run(store, open_run(store, "job", {}, {"host": "here"}), "FAILED")
     assert count_holdout_uses(store, "h", "mine") == 0
