@@ -11,6 +11,7 @@ from tasks.core import log_format as logs
 from tasks.core.errors import UsageError
 
 STORES = ".verdict"
+CHAMPION_URI = "models:/acceptability@champion"  # default model of commands and deployments
 
 
 def verdict_home() -> str:

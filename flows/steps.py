@@ -1,9 +1,11 @@
-"""Turns plain functions into steps of a flow: Prefect tasks that are timed."""
+"""Turns plain functions into the steps of a flow: Prefect tasks whose time is taken.
 
-import contextvars
+A step is called like the function that it wraps, with the flow run's Timer in front: `read(timer, settings, home)`.
+"""
+
 import time
 from collections.abc import Callable
-from typing import Any, ParamSpec, TypeVar, cast
+from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
@@ -15,42 +17,59 @@ from tasks.core.errors import UnreachableError
 P = ParamSpec("P")
 R = TypeVar("R")
 
-# Seconds of each step of the flow run in this context, in the order of their first call.
-seconds: contextvars.ContextVar[dict[str, float]] = contextvars.ContextVar("seconds")
+
+class Timer:
+    """Adds up the seconds of each step of one flow run, in the order of their first call."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[str, float] = {}
+
+    def add(self, name: str, seconds: float) -> None:
+        """Add the time of one call."""
+        self._seconds[name] = round(self._seconds.get(name, 0.0) + seconds, 2)
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Seconds by step, so far."""
+        return dict(self._seconds)
 
 
-def timed_task(name: str, function: Callable[P, R], **options: Any) -> Callable[P, R]:
-    """Wrap a function as a timed task; calls of one name add up.
+def timed_task(name: str, function: Callable[P, R], **options: Any) -> Callable[Concatenate[Timer, P], R]:
+    """Wrap a function as a Prefect task whose calls are timed under `name`.
 
-    Results are kept as JSON for the record, so steps hand on paths and digests and no models or frames. They are never
-    reused as a cache: what a killed run finished is found by the steps themselves, in the job's folder.
+    Prefect stores results as JSON, so steps return paths, digests and records, never models or data frames. Results
+    are not used as a cache: each step looks in the job's folder for what a killed run finished.
+
+    Args:
+        name: of the task; calls of several steps with one name add up.
+        function: what the step does.
+        options: further options of `prefect.task`.
     """
-    # Prefect passes its arguments through unchanged; its own type for that is not expressible here.
+    # Prefect passes the arguments through unchanged, which its own types do not express.
     run = cast(Callable[P, R], task(name=name, cache_policy=NO_CACHE, **options)(function))
 
-    def timed(*args: P.args, **kwargs: P.kwargs) -> R:
+    def timed(timer: Timer, /, *args: P.args, **kwargs: P.kwargs) -> R:
         started = time.perf_counter()
         try:
             return run(*args, **kwargs)
         except TimeoutError as error:
             raise UnreachableError(
-                f"step {name!r} did not end in time ({error}); check the stores: verdict doctor"
+                f"step {name!r} exceeded its time limit ({error}); check the stores: verdict doctor"
             ) from error
         finally:
-            total = seconds.get()
-            total[name] = round(total.get(name, 0.0) + time.perf_counter() - started, 2)
+            timer.add(name, time.perf_counter() - started)
 
     return timed
 
 
-def retrying_task(name: str, function: Callable[P, R]) -> Callable[P, R]:
-    """Wrap a function that talks to disks and servers: tried again when they do not answer, and limited in time."""
+def retrying_task(name: str, function: Callable[P, R]) -> Callable[Concatenate[Timer, P], R]:
+    """Wrap a function that does I/O: two retries where a server did not answer, 900 s a try."""
     return timed_task(
         name, function, retries=2, retry_delay_seconds=[1, 5], timeout_seconds=900, retry_condition_fn=_is_transient
     )
 
 
 def _is_transient(_task: Task[..., Any], _run: TaskRun, state: State) -> bool:
-    """Tell whether trying again can help; wrong input stays wrong."""
+    """Return whether a retry can help; wrong input stays wrong."""
     error = state.result(raise_on_failure=False)
     return isinstance(error, UnreachableError | TimeoutError | ConnectionError)

@@ -13,7 +13,7 @@ import typer
 from serving import serving
 
 from flows.cli import app as cli
-from tasks.core.settings import profile_names, valid_keys
+from tasks.core.settings_loader import profile_names, valid_keys
 from tasks.registry import tracking as runs
 from tasks.registry import versions as registry
 from tasks.serving.champion import Champion

@@ -119,14 +119,14 @@ def show_comparison(outcome: dict[str, Any]) -> None:
         console.print(f"  {row['label']}  {row['first']:.2f} {row['second']:.2f}  {escape(row['sentence'])}")
 
 
-def show_move(move: dict[str, Any]) -> None:
+def show_change(change: dict[str, Any]) -> None:
     """Print what was decided, or what a dry run would have done."""
-    went = f"champion {move['from'] or 'none'} -> {move['to'] or 'none'}"
-    if move.get("dry_run"):
-        new_console().print(f"would do  {move['kind']}: {went}; its files are whole; nothing was moved")
+    alias = f"champion {change['from'] or 'none'} -> {change['to'] or 'none'}"
+    if change.get("dry_run"):
+        new_console().print(f"would do  {change['kind']}: {alias}; its files are intact; nothing was changed")
         return
-    new_console().print(f"{move['kind']} of version {move['version']} by {escape(move['actor'])}: {went}")
-    new_console().print(f"reason    {escape(move['reason'])}")
+    new_console().print(f"{change['kind']} of version {change['version']} by {escape(change['actor'])}: {alias}")
+    new_console().print(f"reason    {escape(change['reason'])}")
 
 
 def show_history(entries: list[dict[str, Any]]) -> None:

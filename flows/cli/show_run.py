@@ -2,35 +2,41 @@
 
 import shutil
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from flows.outcome import RetrainOutcome
+from tasks.core.settings_loader import SettingRow
+
+if TYPE_CHECKING:
+    from flows.jobs.watch import WatchOutcome
+
 COLOURS = {"PROMOTE": "bold green", "HOLD": "bold yellow", "REJECT": "bold red"}
 
 
-def show_outcome(outcome: dict[str, Any]) -> None:
+def show_outcome(outcome: RetrainOutcome) -> None:
     """Print how long each step took, the verdict with its reasons, and where everything lies."""
     console = new_console()
     steps = new_table("step", "seconds")
-    for name, seconds in outcome["seconds"].items():
+    for name, seconds in outcome.seconds.items():
         steps.add_row(name, f"{seconds:.1f}")
     console.print(steps)
-    if outcome["unchanged"]:
+    if outcome.unchanged:
         console.print("Nothing changed since this job finished; nothing was registered (--force runs it anyway).")
-    decision = outcome["decision"]
-    reasons = escape("; ".join(outcome["reasons"]))
+    decision = outcome.decision
+    reasons = escape("; ".join(outcome.reasons))
     console.print(f"[{COLOURS[decision]}]{decision}[/]: {reasons}")
     console.print(
-        f"MCC      {outcome['mcc']:.3f} (95% {outcome['mcc_low']:.3f} to {outcome['mcc_high']:.3f}) "
-        f"on {outcome['holdout_rows']} holdout sentences, "
-        f"{outcome.get('variant', 'fp32')} on {outcome['provider']}"
+        f"MCC      {outcome.mcc:.3f} (95% {outcome.mcc_low:.3f} to {outcome.mcc_high:.3f}) "
+        f"on {outcome.holdout_rows} holdout sentences, "
+        f"{outcome.variant} on {outcome.provider}"
     )
-    console.print(f"version  acceptability {outcome['version']}")
-    console.print(f"report   {escape(outcome['report'])}")
-    console.print(f"store    {escape(outcome['store'])}")
+    console.print(f"version  acceptability {outcome.version}")
+    console.print(f"report   {escape(outcome.report)}")
+    console.print(f"store    {escape(outcome.store)}")
 
 
 def show_check(outcome: dict[str, Any]) -> None:
@@ -57,15 +63,15 @@ def show_check(outcome: dict[str, Any]) -> None:
     console.print("[bold green]ACCEPTED[/]" if outcome["passed"] else "[bold red]REFUSED[/]")
 
 
-def show_watch(outcome: dict[str, Any]) -> None:
-    """Print what a look at the data found and what followed."""
+def show_watch(outcome: "WatchOutcome") -> None:
+    """Print what a check of the data found and started."""
     console = new_console()
-    if outcome["check"]:
-        show_check(outcome["check"])
-    console.print(escape(outcome["why"]))
-    if outcome["retrain"]:
+    if outcome.check:
+        show_check(outcome.check)
+    console.print(escape(outcome.why))
+    if outcome.retrain:
         console.print("retrained:")
-        show_outcome(outcome["retrain"])
+        show_outcome(outcome.retrain)
     else:
         console.print("nothing was started")
 
@@ -110,7 +116,7 @@ def show_repository(written: dict[str, Any]) -> None:
     console.print(f"next        {escape(written['next'])}")
 
 
-def show_settings(rows: list[tuple[str, Any, str]]) -> None:
+def show_settings(rows: list[SettingRow]) -> None:
     """Print each setting with its value and the layer that set it."""
     table = new_table("setting", "value", "from")
     for key, value, origin in rows:

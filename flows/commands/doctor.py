@@ -86,7 +86,7 @@ def _store(home: str) -> str:
     champion = registry.find_alias(store, registry.CHAMPION, fetch=False)
     if champion:
         verify_version(store, champion["version"])
-    return f"{store['uri']}, champion {champion['version'] + ', its files are whole' if champion else 'none'}"
+    return f"{store['uri']}, champion {champion['version'] + ', its files are intact' if champion else 'none'}"
 
 
 def _prefect() -> str:

@@ -15,11 +15,11 @@ from prefect.types import DateTime
 from pydantic import BaseModel, Field
 
 from flows import environment
+from flows.environment import CHAMPION_URI
 from flows.notifications import alert_crash, alert_failure
-from tasks.core import log_format as logs
-from tasks.core.settings import ResolvedSettings, load_settings
-
-CHAMPION_ADDRESS = "models:/acceptability@champion"
+from flows.outcome import RetrainOutcome
+from tasks.core import log_format
+from tasks.core.settings_loader import ResolvedSettings, load_settings, parse_setting
 
 ProfileName = Literal["sample", "cola-small", "cola"]
 Device = Literal["auto", "cuda", "cpu"]
@@ -78,9 +78,10 @@ def retrain(
     settings = resolve(profile, data, training, more)
     # The job's body and not its flow: a run that waits for a person must be this one, which a deployment started.
     outcome = job.fn(settings.settings.model_dump(), settings.origins, environment.usable_home(), force)
-    if outcome["unchanged"]:
-        return Completed(name="NothingNew", message=f"nothing new: {_extra_settings(outcome)} stands", data=outcome)
-    return Completed(message=_extra_settings(outcome), data=outcome)
+    if outcome.unchanged:
+        message = f"nothing new: {_describe(outcome)} stands"
+        return Completed(name="NothingNew", message=message, data=outcome.to_json())
+    return Completed(message=_describe(outcome), data=outcome.to_json())
 
 
 @flow(
@@ -112,7 +113,7 @@ def watch(
     drop_missed()
     settings = resolve(profile, data, training, [*more, f"watch.retrain_on={retrain_when}"])
     outcome = job.fn(settings.settings.model_dump(), settings.origins, environment.usable_home())
-    return Completed(name="NothingNew" if not outcome["changed"] else None, message=outcome["why"], data=outcome)
+    return Completed(name=None if outcome.changed else "NothingNew", message=outcome.why, data=outcome.to_json())
 
 
 @flow(
@@ -125,7 +126,7 @@ def watch(
 def score(
     path: Annotated[str, Field(min_length=1)],
     out: Annotated[str, Field(min_length=1)],
-    model: str = CHAMPION_ADDRESS,
+    model: str = CHAMPION_URI,
     device: Device = "auto",
     columns: str = "",
     form: Literal["", "txt", "tsv", "csv", "jsonl", "parquet"] = "",
@@ -155,8 +156,6 @@ def resolve(profile: str, data: DataForm, training: TrainingForm, more: list[str
     Raises:
         WrongUsage: if a value cannot be meant.
     """
-    from flows.cli.app import parse_setting
-
     form = {f"data.{key}": value for key, value in data.model_dump().items()}
     form |= {f"finetune.{key}": value for key, value in training.model_dump().items()}
     chosen = {key: value for key, value in form.items() if value not in (None, "", [])}
@@ -189,7 +188,7 @@ def _begin() -> None:
     environment.set_process_defaults()
     environment.show_worker_log()
     if (context := FlowRunContext.get()) and context.flow_run:
-        logs.bind_context(flow_run=str(context.flow_run.id))
+        log_format.bind_context(flow_run=str(context.flow_run.id))
 
 
 def _is_due(run: FlowRun, own: FlowRun) -> bool:
@@ -197,6 +196,6 @@ def _is_due(run: FlowRun, own: FlowRun) -> bool:
     return run.auto_scheduled and run.id != own.id and run.run_count == 0 and run.parameters == own.parameters
 
 
-def _extra_settings(outcome: dict[str, Any]) -> str:
-    reasons = "; ".join(outcome["reasons"])
-    return f"{outcome['decision']} of version {outcome['version']} ({reasons})"[:500]
+def _describe(outcome: RetrainOutcome) -> str:
+    reasons = "; ".join(outcome.reasons)
+    return f"{outcome.decision} of version {outcome.version} ({reasons})"[:500]

@@ -1,77 +1,69 @@
-"""The part of the main job that weighs a candidate: what is known, what is measured, what follows."""
+"""Measures a candidate and the champion, and judges; part of the main job."""
 
 import datetime
 import logging
 from pathlib import Path
 from typing import Any
 
+from flows.jobs.job import JobContext
 from flows.steps import retrying_task, timed_task
 from tasks.core.errors import VerdictError
 from tasks.core.files import read_json, write_json
-from tasks.core.settings import Settings
 from tasks.data.gate import GateReport
 from tasks.data.ingestion import Dataset
 from tasks.evaluation.evidence import Evidence, JudgeContext, gather_evidence, read_evidence
 from tasks.evaluation.judge import Verdict, judge, stamp
 from tasks.export.bundle_export import ExportResult
-from tasks.registry import promotion as moves
-from tasks.registry import tracking as runs
-from tasks.registry import versions as registry
+from tasks.registry import promotion, tracking, versions
 from tasks.registry.audit_log import actor
-from tasks.registry.mlflow_client import MlflowStore
 from tasks.registry.versions import CHAMPION, RegisteredVersion
 
 log = logging.getLogger("tasks.judging")
 
-find_alias = retrying_task("find champion", registry.find_alias)
-find_incumbency = retrying_task("find champion", moves.read_champion_state)
-count_holdout_uses = retrying_task("find champion", runs.count_holdout_uses)
-tag_run = retrying_task("log to MLflow", runs.tag_run)
+find_alias = retrying_task("find champion", versions.find_alias)
+read_champion_state = retrying_task("find champion", promotion.read_champion_state)
+count_holdout_uses = retrying_task("find champion", tracking.count_holdout_uses)
+tag_run = retrying_task("log to MLflow", tracking.tag_run)
 measure = timed_task("measure", gather_evidence)
 decide = timed_task("judge", judge)
 
 
 def evaluate_and_judge(
-    exported: ExportResult,
-    data: Dataset,
-    gate: GateReport,
-    settings: Settings,
-    device: str,
-    folder: Path,
-    store: MlflowStore,
-    run_id: str,
+    context: JobContext, exported: ExportResult, data: Dataset, gate: GateReport
 ) -> tuple[Evidence, Verdict]:
     """Measure candidate and champion, and judge, unless a killed run of this job did so and nothing changed since.
 
-    The look at the holdout is recorded before it is taken: a process that dies in between has still looked.
+    The holdout use is recorded before the holdout is read, so that a process that dies in between is counted.
     """
-    champion = find_alias(store, CHAMPION)
-    holdout, policy = data["holdout"], settings.judge.chosen_policy()
+    timer, store, folder = context.timer, context.store, context.folder
+    champion = find_alias(timer, store, CHAMPION)
+    holdout, policy = data["holdout"], context.settings.judge.chosen_policy()
     judge_context = JudgeContext(
-        champion_state="active" if champion else find_incumbency(store),
-        holdout_uses=count_holdout_uses(store, holdout["digest"], exported["digest"]),
+        champion_state="active" if champion else read_champion_state(timer, store),
+        holdout_uses=count_holdout_uses(timer, store, holdout["digest"], exported["digest"]),
         drift=[shift["name"] for shift in gate["drift"] if shift["drifted"]],
         training_digest=data["train"]["digest"],
         policy=policy.model_dump(),
     )
-    if standing := find_reusable_verdict(folder, exported, judge_context, champion):
-        return standing
-    tag_run(store, run_id, {"holdout": holdout["digest"], "bundle_digest": exported["digest"]})
-    reported = data["secondary"]
+    if reusable := find_reusable_verdict(folder, exported, judge_context, champion):
+        return reusable
+    tag_run(timer, store, context.run_id, {"holdout": holdout["digest"], "bundle_digest": exported["digest"]})
+    secondary = data["secondary"]
     sides = ("train", "validation", "text") if data["text"] else ("train", "validation")
     evidence = measure(
+        timer,
         exported["bundle"],
         {"digest": holdout["digest"], "path": holdout["path"]},
-        {"digest": reported["digest"], "path": reported["path"]} if reported else None,
+        {"digest": secondary["digest"], "path": secondary["path"]} if secondary else None,
         {key: champion[key] for key in ("version", "digest", "bundle")} if champion else None,  # type: ignore[arg-type]
         split=read_json(folder / "split.json"),
         training=[str(folder / f"{side}.parquet") for side in sides],
         context=judge_context,
-        device=device,
-        resamples=settings.judge.resamples,
+        device=context.device,
+        resamples=context.settings.judge.resamples,
     )
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    verdict = stamp(decide(evidence, policy), now, actor())
+    verdict = stamp(decide(timer, evidence, policy), now, actor())
     write_json(folder / "evidence.json", evidence)
     write_json(folder / "verdict.json", verdict)
     return evidence, verdict
@@ -80,7 +72,7 @@ def evaluate_and_judge(
 def find_reusable_verdict(
     folder: Path, exported: ExportResult, judge_context: JudgeContext, champion: RegisteredVersion | None
 ) -> tuple[Evidence, Verdict] | None:
-    """Return the verdict that a killed run left where it still stands: it was carried out, or nothing changed since."""
+    """Return a killed run's verdict if it was carried out already, or nothing that it depends on changed since."""
     if not (folder / "verdict.json").is_file():
         return None
     try:
@@ -97,7 +89,7 @@ def find_reusable_verdict(
 
 
 def list_figures(evidence: Evidence) -> dict[str, float]:
-    """Return the single numbers of an evidence that are logged to its run."""
+    """Return the single figures of an evidence that are logged to its MLflow run."""
     measured, comparison = evidence["candidate"], evidence["comparison"]
     interval = measured["interval"]
     figures: dict[str, Any] = {"mcc": interval["mcc"], "mcc_low": interval["low"], "mcc_high": interval["high"]}

@@ -1,17 +1,18 @@
-"""One look at the data: is it new, is it fit, has it drifted, and is a retraining run due?"""
+"""Checks the data once: is it new, does it pass the gate, has it drifted, and is a retraining run due?"""
 
+import dataclasses
 import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 from prefect.events import emit_event
 
-from flows import steps
 from flows.commands.check import champion_profile, describe_gate, find_tokenizer, read_data, run_gate, summarise
 from flows.jobs.retrain import retrain
-from flows.steps import retrying_task, timed_task
+from flows.outcome import RetrainOutcome
+from flows.steps import Timer, retrying_task, timed_task
 from tasks.core.errors import DataRejected, VerdictError
 from tasks.core.files import json_digest, read_json, write_json
 from tasks.core.settings import Settings
@@ -19,22 +20,47 @@ from tasks.data.drift import list_drifted
 from tasks.data.gate import raise_if_failed
 from tasks.data.ingestion import Dataset
 from tasks.data.sources import shown_addresses
-from tasks.registry import versions as registry
+from tasks.registry import versions
+from tasks.registry.mlflow_client import is_uninitialised, locate_store
 from tasks.registry.versions import CHAMPION
 
-read = timed_task("read data", read_data)  # a download has its own patience
+read = timed_task("read data", read_data)  # downloads have retries of their own
 examine = timed_task("check data", run_gate)
-reference_of = retrying_task("find champion", champion_profile)
-find_alias = retrying_task("find champion", registry.find_alias)
+read_champion_profile = retrying_task("find champion", champion_profile)
+find_alias = retrying_task("find champion", versions.find_alias)
+
+
+@dataclasses.dataclass(frozen=True)
+class WatchOutcome:
+    """What one check of the data found and started."""
+
+    dataset: str
+    """Digest of the data."""
+    previous: str | None
+    """Digest of the data at the last check, or of the champion's; None where there is neither."""
+    changed: bool
+    why: str
+    """What was found and what follows from it, in one line."""
+    action: Literal["none", "retrain"] = "none"
+    check: dict[str, Any] | None = None
+    """Summary of the gate; None for unchanged data."""
+    retrain: RetrainOutcome | None = None
+    """Outcome of the retraining run, where one was started."""
+    seconds: dict[str, float] = dataclasses.field(default_factory=dict)
+    """Seconds of each step, in order; a retraining run has its own."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the outcome as plain values: the document of --json and Prefect's results."""
+        return dataclasses.asdict(self) | {"retrain": self.retrain.to_json() if self.retrain else None}
 
 
 @flow(name="watch", result_serializer="json", persist_result=True)
-def watch(settings: dict[str, Any], origins: dict[str, str], home: str) -> dict[str, Any]:
-    """Look once at the data behind the addresses, and retrain where that is due; return what the command prints.
+def watch(settings: dict[str, Any], origins: dict[str, str], home: str) -> WatchOutcome:
+    """Check the data behind the addresses once, and retrain where that is due; return what the command prints.
 
-    Data counts as seen when a look at it ended well, with or without a retraining run: a look that was refused or
-    killed is taken again. Each look emits a Prefect event: verdict.data.unchanged, .changed, .drifted, .refused
-    or, where the data cannot be had, .failed.
+    Data counts as seen when its check ended without an error, with or without a retraining run; rejected data and
+    killed runs are checked again. Each check emits one Prefect event: verdict.data.unchanged, .changed, .drifted,
+    .refused or, where the data cannot be read, .failed.
 
     Args:
         settings: resolved settings, as plain values; watch.retrain_on says when to retrain.
@@ -42,63 +68,68 @@ def watch(settings: dict[str, Any], origins: dict[str, str], home: str) -> dict[
         home: folder of the stores.
 
     Raises:
-        WrongUsage: if the data is not there.
-        DataRefused: if the gate refuses it.
+        UsageError: if the data is not there.
+        DataRejected: if the gate rejects it.
         VerdictError: if the retraining run fails.
     """
-    taken: dict[str, float] = {}
-    steps.seconds.set(taken)
-    chosen = Settings.model_validate(settings)
+    chosen, timer = Settings.model_validate(settings), Timer()
     record = Path(home) / "watch" / f"{name_addresses(chosen)}.json"
     try:
-        data = read(chosen.data, home)
+        data = read(timer, chosen.data, home)
     except VerdictError as error:
-        what = "refused" if isinstance(error, DataRejected) else "failed"
-        emit(what, record.stem, chosen, {"why": str(error)})
+        event = "refused" if isinstance(error, DataRejected) else "failed"
+        emit(event, record.stem, chosen, {"why": str(error)})
         raise
-    seen = last_seen(record, home)
-    outcome: dict[str, Any] = {"dataset": data["digest"], "previous": seen, "changed": data["digest"] != seen}
-    outcome |= {
-        "action": "none",
-        "why": f"the data is unchanged ({data['digest'][:12]})",
-        "retrain": None,
-        "check": None,
-    }
-    if not outcome["changed"]:
-        emit("unchanged", record.stem, chosen, outcome)
-        return outcome | {"seconds": taken}
-    outcome["check"], due = inspect_data(data, chosen, home, record, outcome)
-    if due:
-        outcome["action"] = "retrain"
-        # Its own checks see the same data again; they cost seconds, and a run never rests on another one's word.
-        outcome["retrain"] = retrain(settings, origins, home)
-    gate = outcome["check"]
+    digest, seen = data["digest"], last_seen(record, home, timer)
+    if digest == seen:
+        outcome = WatchOutcome(digest, seen, False, f"the data is unchanged ({digest[:12]})", seconds=timer.seconds)
+        emit("unchanged", record.stem, chosen, {"dataset": digest, "previous": seen, "why": outcome.why})
+        return outcome
+    gate, due, why = inspect_data(data, chosen, home, record.stem, seen, timer)
+    # The run reads and checks the same data again, which takes seconds: a job depends on nothing outside its folder.
+    retrained = retrain(settings, origins, home) if due else None
     drift = list_drifted(gate["drift"]) if gate["reference"] else None
-    seen_now = {"dataset": data["digest"], "why": outcome["why"], "time": now()}
+    seen_now = {"dataset": digest, "why": why, "time": now()}
     write_json(record, seen_now | {"drift": drift, "drift_from": gate["reference"]})
-    return outcome | {"seconds": taken}
+    action: Literal["none", "retrain"] = "retrain" if due else "none"
+    return WatchOutcome(digest, seen, True, why, action, gate, retrained, timer.seconds)
 
 
 def inspect_data(
-    data: Dataset, settings: Settings, home: str, record: Path, outcome: dict[str, Any]
-) -> tuple[dict[str, Any], bool]:
-    """Examine new data, say what follows from it and announce it; return the gate's summary and whether to retrain."""
+    data: Dataset, settings: Settings, home: str, name: str, previous: str | None, timer: Timer
+) -> tuple[dict[str, Any], bool, str]:
+    """Run the gate on new data and emit the event.
+
+    Args:
+        data: snapshots of the new data.
+        settings: of the check.
+        home: folder of the stores.
+        name: of the watched addresses.
+        previous: digest of the data at the last check.
+        timer: of this flow run.
+
+    Returns:
+        The gate's summary, whether to retrain, and why.
+
+    Raises:
+        DataRejected: if the gate rejects the data.
+    """
     folder = Path(home) / "checks" / data["digest"][:16]
     folder.mkdir(parents=True, exist_ok=True)
-    gate = examine(data, settings, str(folder), find_tokenizer(settings), reference_of(home))
-    create_markdown_artifact(key="data-gate", markdown=describe_gate(gate), description="What the data gate saw")
-    summary = summarise(gate)
+    gate = examine(timer, data, settings, str(folder), find_tokenizer(settings), read_champion_profile(timer, home))
+    create_markdown_artifact(key="data-gate", markdown=describe_gate(gate), description="Result of the data gate")
+    summary, payload = summarise(gate), {"dataset": data["digest"], "previous": previous}
     if not gate["passed"]:
-        emit("refused", record.stem, settings, outcome | {"why": summary["failures"][0]})
+        emit("refused", name, settings, payload | {"why": summary["failures"][0]})
         raise_if_failed(gate)
     drifted = [shift["name"] for shift in gate["drift"] if shift["drifted"]]
-    due, outcome["why"] = should_retrain(settings.watch.retrain_on, drifted, gate["reference"])
-    emit("drifted" if drifted else "changed", record.stem, settings, outcome | {"drifted": drifted})
-    return summary, due
+    due, why = should_retrain(settings.watch.retrain_on, drifted, gate["reference"])
+    emit("drifted" if drifted else "changed", name, settings, payload | {"why": why, "drifted": drifted})
+    return summary, due, why
 
 
 def should_retrain(mode: str, drifted: list[str], reference: str | None) -> tuple[bool, str]:
-    """Say whether new data that passed the gate calls for a retraining run, and why.
+    """Return whether new data that passed the gate calls for a retraining run, and why.
 
     Args:
         mode: never, on_change or on_drift.
@@ -113,38 +144,38 @@ def should_retrain(mode: str, drifted: list[str], reference: str | None) -> tupl
     return due, f"{seen}; watch.retrain_on = {mode}"
 
 
-def last_seen(record: Path, home: str) -> str | None:
-    """Return the digest of the data that was last seen here, else of the data that the champion was trained on."""
+def last_seen(record: Path, home: str, timer: Timer) -> str | None:
+    """Return the digest of the data at the last check, else of the data that the champion was trained on."""
     if record.is_file():
         return str(read_json(record)["dataset"])
-    store = registry.locate_store(home)
-    champion = None if registry.is_uninitialised(store) else find_alias(store, CHAMPION, fetch=False)
+    store = locate_store(home)
+    champion = None if is_uninitialised(store) else find_alias(timer, store, CHAMPION, fetch=False)
     return champion["dataset"] if champion else None
 
 
 def name_addresses(settings: Settings) -> str:
-    """Name what is watched: the same addresses, read in the same way, have one memory."""
+    """Return 16 hex digits of the watched addresses and how they are read, which name the record of the last check."""
 
-    def place(name: str) -> str:
+    def absolute(name: str) -> str:
         return str(Path(name).resolve()) if Path(name).exists() else name
 
     chosen = settings.data
     form = [chosen.train, chosen.holdout, chosen.columns, chosen.labels, chosen.max_chars, chosen.holdout_share]
     if chosen.text:
-        form.append(place(chosen.text))
-    return json_digest([[place(name) for name in chosen.path], form])[:16]
+        form.append(absolute(chosen.text))
+    return json_digest([[absolute(name) for name in chosen.path], form])[:16]
 
 
 def emit(what: str, name: str, settings: Settings, payload: dict[str, Any]) -> None:
-    """Emit a Prefect event that automations can hang on."""
-    kept = {key: payload.get(key) for key in ("dataset", "previous", "why", "drifted")}
+    """Emit a Prefect event that automations can react to."""
+    payload = {key: payload.get(key) for key in ("dataset", "previous", "why", "drifted")}
     emit_event(
         event=f"verdict.data.{what}",
         resource={
             "prefect.resource.id": f"verdict.data.{name}",
             "prefect.resource.name": shown_addresses(settings.data.path),
         },
-        payload=kept,
+        payload=payload,
     )
 
 

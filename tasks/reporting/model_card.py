@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks.core.policy import Policy
+from tasks.core.settings_loader import SettingRow
 from tasks.data.gate import GateReport
 from tasks.evaluation.evidence import Evidence
 from tasks.evaluation.judge import Verdict
@@ -35,7 +36,7 @@ def write_card(
     evidence: Evidence,
     verdict: Verdict,
     gate: GateReport,
-    settings: list[tuple[str, Any, str]],
+    settings: list[SettingRow],
     export: "ExportResult",
 ) -> str:
     """Return the card.

@@ -1,10 +1,11 @@
 """The documents of a bundle: report.html, one file that opens offline, and card.md, the model card."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 from tasks.core.files import write_json, write_text
 from tasks.core.policy import Policy
+from tasks.core.settings_loader import SettingRow
 from tasks.data.expectations import show_allowed, show_observed
 from tasks.data.gate import GateReport
 from tasks.evaluation.evidence import Evidence
@@ -58,7 +59,7 @@ class ReportInputs(NamedTuple):
     verdict: Verdict
     gate: GateReport
     export: "ExportResult"
-    settings: list[tuple[str, Any, str]]
+    settings: list[SettingRow]
     previous_run: RunRecord | None = None
     seconds: dict[str, float] = {}
     pictures: dict[str, str] = {}

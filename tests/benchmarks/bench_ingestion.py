@@ -31,7 +31,7 @@ CHILD = """
 import json, resource, sys, time
 from pathlib import Path
 from flows.commands import check
-from tasks.core.settings import load_settings
+from tasks.core.settings_loader import load_settings
 home, folder = sys.argv[1:]
 settings = load_settings("sample", {"data.path": folder}, {}).settings
 started = time.perf_counter()

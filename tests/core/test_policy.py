@@ -7,7 +7,8 @@ import pytest
 
 from tasks.core.errors import UsageError
 from tasks.core.policy import Policy, bundled_path, load_policy, parse_policy
-from tasks.core.settings import Settings, load_settings
+from tasks.core.settings import Settings
+from tasks.core.settings_loader import load_settings
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "mlflow" / "policy.toml").read_text(encoding="utf-8")

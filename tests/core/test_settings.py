@@ -8,7 +8,8 @@ import pytest
 from pydantic import ValidationError
 
 from tasks.core.errors import UsageError
-from tasks.core.settings import ResolvedSettings, Settings, load_settings, profile_names, valid_keys
+from tasks.core.settings import Settings
+from tasks.core.settings_loader import ResolvedSettings, load_settings, profile_names, valid_keys
 
 EPOCHS = {"VERDICT_FINETUNE__EPOCHS": "7"}
 

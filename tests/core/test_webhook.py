@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from outcomes import make_outcome
 from shelves import add_version, new_store
 
 from flows import notifications as alerting
 from flows.commands import review
 from tasks.core import webhook as alerts
 from tasks.core.errors import UsageError
-from tasks.core.settings import load_settings
+from tasks.core.settings_loader import load_settings
 from tasks.registry import promotion as moves
 
 SECRET = "T0/B0/secret"
@@ -56,22 +57,8 @@ def receiver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Receiver]:
     server.shutdown()
 
 
-def outcome(**changes: Any) -> dict[str, Any]:
-    values = {
-        "decision": "HOLD",
-        "reasons": ["not better", "drifted"],
-        "version": "4",
-        "mcc": 0.51234,
-        "mcc_low": 0.4,
-        "mcc_high": 0.6,
-        "champion_before": "3",
-        "report": "/somewhere/report.html",
-    }
-    return values | changes
-
-
 def test_a_verdict_is_told_with_text_for_people_and_facts_for_programs(receiver: Receiver) -> None:
-    alerting.notify_verdict(outcome())
+    alerting.notify_verdict(make_outcome())
     (sent,) = receiver.received
     assert (sent["path"], sent["type"]) == (f"/{SECRET}", "application/json")
     assert sent["text"] == "HOLD: version 4, MCC 0.512: not better; drifted"
@@ -138,7 +125,7 @@ def test_without_an_address_nothing_is_sent_and_nothing_said(
     receiver: Receiver, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("VERDICT_ALERT_URL", " ")
-    alerting.notify_verdict(outcome())
+    alerting.notify_verdict(make_outcome())
     assert (receiver.received, caplog.messages) == ([], [])
 
 
@@ -196,9 +183,9 @@ def test_a_notification_block_of_prefect_is_told_too(
     block.save("ops", overwrite=True)
     monkeypatch.delenv("VERDICT_ALERT_URL")
     monkeypatch.setenv("VERDICT_ALERT_BLOCK", "custom-webhook/ops")
-    alerting.notify_verdict(outcome())
+    alerting.notify_verdict(make_outcome())
     (sent,) = receiver.received
     assert sent["text"] == "Verdict: HOLD: version 4, MCC 0.512: not better; drifted"
     monkeypatch.setenv("VERDICT_ALERT_BLOCK", "custom-webhook/nobody")
-    alerting.notify_verdict(outcome())
+    alerting.notify_verdict(make_outcome())
     assert caplog.messages == ["alert to block custom-webhook/nobody was not delivered: ValueError"]

@@ -9,7 +9,8 @@ import pytest
 from toy import WORDS, write_tokenizer
 
 from tasks.core.errors import DataRejected
-from tasks.core.settings import GateSettings, valid_keys
+from tasks.core.settings import GateSettings
+from tasks.core.settings_loader import valid_keys
 from tasks.data.drift import DataProfile
 from tasks.data.gate import GateReport, describe_result, raise_if_failed, validate_data
 from tasks.data.ingestion import Dataset, ingest

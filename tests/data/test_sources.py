@@ -17,7 +17,7 @@ import pytest
 
 from tasks.core.errors import DataRejected, UnreachableError, UsageError
 from tasks.core.files import sha256_of
-from tasks.core.settings import load_settings
+from tasks.core.settings_loader import load_settings
 from tasks.data import sources
 from tasks.data.sources import (
     ADDRESS_HINT,

@@ -10,11 +10,12 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+from outcomes import make_outcome
 from shelves import add_version, aliases, new_store, shown
 
 from flows.jobs.approval import wait_for_approval
 from tasks.core.files import write_json
-from tasks.core.settings import load_settings
+from tasks.core.settings_loader import load_settings
 from tasks.registry import promotion as moves
 from tasks.registry import tracking as runs
 from tasks.registry import versions as registry
@@ -127,7 +128,7 @@ def test_a_hold_suspends_the_run_and_the_answer_of_a_person_is_carried_out(
     assert shown(entries) == [("promote", None, "1"), ("approve", "1", "2")]
     assert (entries[-1]["actor"], entries[-1]["reason"]) == ("ada", "reads better")
     outcome = finished.state.result()
-    assert outcome["decided"]["kind"] == "approve"
+    assert outcome.decided["kind"] == "approve"
     assert len(jobs(store)) == 1  # nothing ran twice
     assert list((home / "waiting").iterdir()) == []
 
@@ -141,8 +142,7 @@ def test_a_rejection_is_carried_out_too(prefect: Any, empty_store: Path, tmp_pat
     parameters = {"settings": {}, "origins": {}, "home": str(tmp_path)}
     run_id = deploy(prefect, parameters)
     # A run that finds its outcome goes straight to the question.
-    figures = {"mcc": 0.5, "mcc_low": 0.4, "mcc_high": 0.6, "reasons": ["a tie"], "report": "", "champion_before": None}
-    write_json(tmp_path / "waiting" / f"{run_id}.json", {"decision": "HOLD", "version": held, **figures})
+    write_json(tmp_path / "waiting" / f"{run_id}.json", make_outcome(version=held).to_json())
     assert execute(prefect, run_id, parameters).state.name == "Suspended"
     resume_flow_run(run_id, run_input={"decision": "reject", "reason": "reads worse"})
     assert execute(prefect, run_id, parameters).state.is_completed()
@@ -151,6 +151,6 @@ def test_a_rejection_is_carried_out_too(prefect: Any, empty_store: Path, tmp_pat
 
 
 def test_a_run_that_no_deployment_started_ends_with_its_hold(tmp_path: Path) -> None:
-    outcome = {"decision": "HOLD", "version": "2"}
+    outcome = make_outcome()
     assert wait_for_approval(outcome, 1.0, str(tmp_path)) == outcome
     assert list(tmp_path.iterdir()) == []

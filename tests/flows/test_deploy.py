@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tasks.core.errors import UsageError, VerdictError
-from tasks.core.settings import profile_names
+from tasks.core.settings_loader import profile_names
 
 ROOT = Path(__file__).parents[2]
 

@@ -9,7 +9,7 @@ import pytest
 from shelves import aliases, new_store, shown
 from toy import facts
 
-from tasks.core.settings import load_settings
+from tasks.core.settings_loader import load_settings
 from tasks.inference.bundle import write_manifest
 from tasks.registry import promotion as moves
 from tasks.registry import tracking as runs

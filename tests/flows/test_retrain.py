@@ -17,7 +17,7 @@ from toy import write_toy_data
 
 from flows import environment
 from tasks.core.errors import DataRejected, UsageError, VerdictError
-from tasks.core.settings import ResolvedSettings, load_settings
+from tasks.core.settings_loader import ResolvedSettings, load_settings
 from tasks.data.snapshots import read_snapshot
 
 ROOT = Path(__file__).parents[2]
@@ -58,7 +58,7 @@ def retrain(prefect_server: str, home: Path, choose: Callable[..., ResolvedSetti
 
     def run(force: bool = False, **changes: Any) -> dict[str, Any]:
         resolved = choose(**changes)
-        return flow(resolved.settings.model_dump(), resolved.origins, str(home), force)
+        return flow(resolved.settings.model_dump(), resolved.origins, str(home), force).to_json()
 
     return run
 
@@ -120,11 +120,11 @@ def test_the_first_fit_candidate_becomes_champion_and_everything_is_recorded(ret
 
 
 def test_no_password_of_an_address_is_recorded(choose: Callable[..., ResolvedSettings]) -> None:
-    from flows.jobs.retrain import settings_rows
+    from flows.jobs.job import recordable_rows
 
     address = "https://somebody:SECRET@example.org/rows.tsv#sha256=00"
     resolved = choose(data__path=[address], data__train=address, data__holdout=address, data__text=address)
-    rows = {key: value for key, value, _ in settings_rows(*resolved)}
+    rows = {key: value for key, value, _ in recordable_rows(*resolved)}
     assert "SECRET" not in str(rows)
     for name in ("path", "train", "holdout", "text"):
         assert rows[f"data.{name}"] == "https://example.org/rows.tsv#sha256=00"

@@ -182,7 +182,7 @@ def test_rollback_goes_back_step_by_step_and_is_recorded(reigning: MlflowStore, 
 def test_a_dry_run_says_what_it_would_do_and_moves_nothing(reigning: MlflowStore, verdict: Command) -> None:
     code, out, _ = verdict("rollback", "--reason", "x", "--dry-run")
     assert code == 0
-    assert out == "would do  rollback: champion 3 -> 2; its files are whole; nothing was moved\n"
+    assert out == "would do  rollback: champion 3 -> 2; its files are intact; nothing was changed\n"
     assert json.loads(verdict("rollback", "--reason", "x", "--dry-run", "--json")[1])["dry_run"]
     assert aliases(reigning)["champion"] == "3"
     assert len(record.read_changes(reigning)) == 3
@@ -252,7 +252,7 @@ def test_status_and_doctor_report_a_champion_whose_files_are_damaged(
     status = json.loads(verdict("status", "--json")[1])
     assert (status["champion"]["fault"], status["champion_state"], status["notices"]) == (None, "active", [])
     checks = {check["check"]: check for check in json.loads(verdict("doctor", "--json")[1])}
-    assert checks["MLflow store"]["seen"].endswith("champion 3, its files are whole")
+    assert checks["MLflow store"]["seen"].endswith("champion 3, its files are intact")
     (bundle_folder(home, "c") / "tokenizer.json").unlink()
     status = json.loads(verdict("status", "--json")[1])
     assert status["champion"]["fault"].startswith("bundle of version 3 lacks tokenizer.json")

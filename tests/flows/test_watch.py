@@ -12,7 +12,7 @@ import pytest
 from toy import write_toy_data
 
 from tasks.core.errors import DataRejected, UsageError
-from tasks.core.settings import load_settings
+from tasks.core.settings_loader import load_settings
 
 Watch = Callable[..., dict[str, Any]]
 
@@ -50,7 +50,7 @@ def watch(prefect_server: str, home: Path, folder: Path, tiny_encoder: Path) -> 
             "watch.retrain_on": retrain,
         }
         resolved = load_settings("sample", settings | changes, {})
-        return flow(resolved.settings.model_dump(), resolved.origins, str(home))
+        return flow(resolved.settings.model_dump(), resolved.origins, str(home)).to_json()
 
     return look
 

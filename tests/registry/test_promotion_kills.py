@@ -13,7 +13,7 @@ from dying import Dying
 from shelves import add_version, aliases, new_store
 
 from tasks.core.errors import VerdictError
-from tasks.core.settings import load_settings
+from tasks.core.settings_loader import load_settings
 from tasks.registry import audit_log as record
 from tasks.registry import promotion as moves
 from tasks.registry import versions as registry
@@ -103,7 +103,7 @@ POINTS = [
     ("flows.jobs.publish.register", "after"),
     ("tasks.registry.promotion.begin", "after"),
     ("tasks.registry.versions.move_alias", "after"),
-    ("flows.jobs.retrain.summarise", "after"),
+    ("flows.jobs.retrain.outcome_of", "after"),
 ]
 LIBRARIES = ("great_expectations", "matplotlib.pyplot", "onnxruntime", "mlflow.pyfunc")
 

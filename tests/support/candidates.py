@@ -6,6 +6,7 @@ import numpy as np
 from toy import SPLIT, circumstances, gate, policy
 
 from tasks.evaluation.evidence import EVIDENCE_SCHEMA
+from tasks.core.settings_loader import SettingRow
 from tasks.evaluation.judge import judge, stamp
 from tasks.evaluation.measurement import compare, evaluate, predict_labels, round_probabilities
 from tasks.evaluation.minimal_pairs import summarise
@@ -139,10 +140,10 @@ def export(bundle: str, **changes: Any) -> Any:
     return values | changes
 
 
-SETTINGS: list[tuple[str, Any, str]] = [
-    ("data.path", "<script>alert(1)</script>", "flag"),
-    ("finetune.encoder", "packaged", "default"),
-    ("finetune.epochs", 3, "profile sample"),
+SETTINGS: list[SettingRow] = [
+    SettingRow("data.path", "<script>alert(1)</script>", "flag"),
+    SettingRow("finetune.encoder", "packaged", "default"),
+    SettingRow("finetune.epochs", 3, "profile sample"),
 ]
 FINDING = {
     "table": "whole data",

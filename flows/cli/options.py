@@ -1,0 +1,102 @@
+"""Options that several commands have, each written once, and how a result is printed."""
+
+import dataclasses
+import functools
+import inspect
+import json
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any, Concatenate, Literal, ParamSpec
+
+import typer
+
+if TYPE_CHECKING:
+    from tasks.core.settings_loader import ResolvedSettings
+
+P = ParamSpec("P")
+
+Device = Literal["auto", "cuda", "cpu"]
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else on standard output.")]
+OnDevice = Annotated[Device, typer.Option(help="Where to compute; auto uses a GPU if one works.")]
+TrainingDevice = Annotated[
+    Device | None, typer.Option(help="Where to train; cuda fails without a GPU, auto falls back to the CPU.")
+]
+Model = Annotated[str, typer.Option(help="Registry address, version number, or a bundle's folder.")]
+VersionNumber = Annotated[str, typer.Argument(metavar="VERSION", help="Version number, see `verdict status`.")]
+Reason = Annotated[str, typer.Option(help="Reason; recorded in the history.")]
+
+
+@dataclasses.dataclass(frozen=True)
+class DataOptions:
+    """Which settings a command starts from, which data it reads, and with which encoder."""
+
+    profile: Annotated[str, typer.Option(help="sample, cola, cola-small, or a TOML file.")] = "sample"
+    data: Annotated[
+        list[str] | None,
+        typer.Option(help="Folder, file, https://...#sha256=HEX, hf:ORG/NAME or sample; several are merged."),
+    ] = None
+    train: Annotated[str | None, typer.Option(help="Training file [in_domain_train.tsv].")] = None
+    holdout: Annotated[str | None, typer.Option(help="Holdout file [out_of_domain_dev.tsv].")] = None
+    columns: Annotated[
+        str | None,
+        typer.Option(help="Columns of CSV, JSONL, Parquet: text=NAME,label=NAME[,source=NAME,mark=NAME]."),
+    ] = None
+    labels: Annotated[str | None, typer.Option(help="Names of the labels: acceptable=1,unacceptable=0.")] = None
+    encoder: Annotated[str | None, typer.Option(help="Folder or hub id of an encoder, or packaged.")] = None
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Any setting, see: verdict retrain --show-settings."),
+    ] = None
+
+    def resolve(self, device: Device | None = None) -> "ResolvedSettings":
+        """Resolve profile, environment and flags; an option of its own wins over --set.
+
+        Raises:
+            UsageError: if a setting is unknown or its value not valid.
+        """
+        from tasks.core.settings_loader import load_settings, parse_setting
+
+        named = {
+            "data.path": self.data or None,
+            "data.train": self.train,
+            "data.holdout": self.holdout,
+            "data.columns": self.columns,
+            "data.labels": self.labels,
+            "finetune.encoder": self.encoder,
+            "finetune.device": device,
+        }
+        flags: dict[str, Any] = dict(parse_setting(text) for text in self.settings or ())
+        return load_settings(self.profile, flags | {key: value for key, value in named.items() if value is not None})
+
+
+def with_data_options(command: Callable[Concatenate[DataOptions, P], None]) -> Callable[..., None]:
+    """Give a command, whose first parameter is a DataOptions, one option for each of its fields.
+
+    Typer makes options of the parameters of a function's signature: this one is composed from both.
+    """
+    fields = dataclasses.fields(DataOptions)
+
+    @functools.wraps(command)
+    def composed(**values: Any) -> None:
+        command(DataOptions(**{field.name: values.pop(field.name) for field in fields}), **values)
+
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    shared = [inspect.Parameter(each.name, keyword, default=each.default, annotation=each.type) for each in fields]
+    own = [each.replace(kind=keyword) for each in list(inspect.signature(command).parameters.values())[1:]]
+    composed.__signature__ = inspect.Signature([*shared, *own])  # type: ignore[attr-defined]
+    return composed
+
+
+def print_result(value: Any, as_json: bool, show: Callable[[Any], None], document: Any = None) -> None:
+    """Print a result for people, or as one JSON document.
+
+    Args:
+        value: the result.
+        as_json: whether --json was given.
+        show: prints it for people.
+        document: its plain values, where the result itself is none.
+    """
+    if as_json:
+        print(json.dumps(value if document is None else document, indent=2, ensure_ascii=False))
+    else:
+        show(value)

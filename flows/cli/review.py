@@ -1,0 +1,138 @@
+"""Commands that look after models and stores: judge, status, compare, approve, ... They parse, call and print."""
+
+from typing import Annotated
+
+import typer
+
+from flows import environment
+from flows.cli.options import AsJson, OnDevice, Reason, VersionNumber, print_result
+
+
+def judge(
+    evidence: Annotated[str, typer.Argument(metavar="EVIDENCE.json", help="runs/JOB/evidence.json of a run.")],
+    policy: Annotated[str, typer.Option(help="TOML file of another policy [the one in the evidence].")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Judge recorded evidence again; exit code 1 if figures or verdict differ from the recorded ones."""
+    from flows.cli import show_review
+    from tasks.evaluation.rejudge import rejudge
+
+    outcome = rejudge(evidence, policy)
+    print_result(outcome, as_json, show_review.show_rejudge)
+    if outcome["contradictions"]:
+        raise typer.Exit(1)
+
+
+def status(as_json: AsJson = False) -> None:
+    """Show champion, challenger, the latest runs and how they ended, the next runs, drift and disk."""
+    environment.set_process_defaults()
+    from flows.cli import show_review
+    from flows.commands import status
+
+    found = status.status(environment.verdict_home())
+    print_result(found, as_json, show_review.show_status)
+    if found["unreachable"]:
+        raise typer.Exit(1)
+
+
+def compare(
+    first: Annotated[str, typer.Argument(metavar="A", help="Version number.")],
+    second: Annotated[str | None, typer.Argument(metavar="B", help="Another version number [the champion].")] = None,
+    device: OnDevice = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Compare two versions on the same holdout sentences."""
+    environment.set_process_defaults()
+    from flows.cli import show_review
+    from flows.commands import compare
+
+    outcome = compare.compare(first, second, device, environment.verdict_home())
+    print_result(outcome, as_json, show_review.show_comparison)
+
+
+def approve(version: VersionNumber, reason: Reason, as_json: AsJson = False) -> None:
+    """Make a version on HOLD the champion."""
+    environment.set_process_defaults()
+    from flows.cli import show_review
+    from flows.commands import review
+
+    environment.show_log(quiet_prefect=False)
+    change = review.approve(version, reason, environment.verdict_home())
+    print_result(change, as_json, show_review.show_change)
+
+
+def reject(version: VersionNumber, reason: Reason, as_json: AsJson = False) -> None:
+    """Reject a version on HOLD."""
+    environment.set_process_defaults()
+    from flows.cli import show_review
+    from flows.commands import review
+
+    environment.show_log(quiet_prefect=False)
+    change = review.reject(version, reason, environment.verdict_home())
+    print_result(change, as_json, show_review.show_change)
+
+
+def rollback(
+    reason: Reason,
+    to: Annotated[
+        str | None, typer.Option(metavar="VERSION", help="An earlier champion [the one before the current one].")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything and change nothing.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Move the champion alias back to the previous champion."""
+    environment.set_process_defaults()
+    from flows.cli import show_review
+    from flows.commands import review
+
+    environment.show_log(quiet_prefect=False)
+    change = review.rollback(to, reason, dry_run, environment.verdict_home())
+    print_result(change, as_json, show_review.show_change)
+
+
+def history(as_json: AsJson = False) -> None:
+    """Show every change of the champion alias: when, who, from, to, why."""
+    environment.set_process_defaults()
+    from flows.cli import show_review
+    from flows.commands import review
+
+    print_result(review.history(environment.verdict_home()), as_json, show_review.show_history)
+
+
+def deploy(
+    file: Annotated[str, typer.Option(help="Another file of deployments [infra/prefect.yaml].")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Create or update the deployments of retrain, watch and score on a Prefect server."""
+    environment.set_process_defaults()
+    from flows.cli import show_review
+    from flows.services import deploy
+
+    print_result(deploy.deploy(file), as_json, show_review.show_deployments)
+
+
+def prune(
+    days: Annotated[float, typer.Option(min=0, help="Keep whatever is younger than this.")] = 30.0,
+    keep: Annotated[int, typer.Option(min=1, help="Keep this many of the newest of each kind.")] = 5,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would be deleted, and delete nothing.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Delete old jobs, snapshots, checks and rejected bundles that no alias, history or running job needs."""
+    environment.set_process_defaults()
+    from flows.cli import show_review
+    from tasks.registry import retention
+
+    outcome = retention.prune(environment.verdict_home(), retention.RetentionRule(days, keep), dry_run)
+    print_result(outcome, as_json, show_review.show_pruned)
+
+
+def doctor(as_json: AsJson = False) -> None:
+    """Check library versions, GPU, ONNX Runtime, stores, Prefect and disk; exit code 1 if a check fails."""
+    environment.set_process_defaults()
+    from flows.cli import show_review
+    from flows.commands import doctor
+
+    checks = doctor.run_checks(environment.verdict_home())
+    print_result(checks, as_json, show_review.show_checks)
+    if not all(check["works"] for check in checks):
+        raise typer.Exit(1)

@@ -1,0 +1,209 @@
+"""Commands that compute: retrain, check, watch, predict, score, serve, export-triton. They parse, call and print."""
+
+import dataclasses
+import importlib
+import os
+import time
+from typing import Annotated, Any, Literal, NamedTuple
+
+import typer
+
+from flows import environment
+from flows.cli.options import (
+    AsJson,
+    DataOptions,
+    Model,
+    OnDevice,
+    TrainingDevice,
+    print_result,
+    with_data_options,
+)
+from flows.environment import CHAMPION_URI
+from tasks.core.errors import DataRejected, UsageError, VerdictError
+
+ScoreFormat = Literal["txt", "tsv", "csv", "jsonl", "parquet"]
+FIRST_SENTENCES = ("The child has eaten the apple.", "The child have eat the apple.")  # classified after a run
+
+
+@with_data_options
+def retrain(
+    options: DataOptions,
+    device: TrainingDevice = None,
+    force: Annotated[bool, typer.Option("--force", help="Start over, even if nothing changed.")] = False,
+    show_settings: Annotated[bool, typer.Option("--show-settings", help="Print all settings and exit.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train, export, measure, judge and register a candidate; promote it if it passes the policy."""
+    from flows.cli import show_run
+
+    resolved = options.resolve(device)
+    if show_settings:
+        rows = resolved.rows()
+        document = {row.key: [row.value, row.origin] for row in rows}
+        print_result(rows, as_json, show_run.show_settings, document)
+        return
+    home = environment.usable_home()
+    outcome, clock = _run_flow("retrain", home, resolved.settings.model_dump(), resolved.origins, home, force)
+    outcome = dataclasses.replace(outcome, seconds=clock.around(outcome.seconds))
+    print_result(outcome, as_json, show_run.show_outcome, outcome.to_json())
+    if not as_json:
+        _show_first_predictions()
+
+
+@with_data_options
+def check(options: DataOptions, as_json: AsJson = False) -> None:
+    """Read data and run the gate on it, nothing else; exit code 3 if the gate rejects it."""
+    environment.set_process_defaults()
+    from flows.cli import show_run
+    from flows.commands import check
+
+    environment.show_log(quiet_prefect=False)
+    outcome = check.check(options.resolve().settings.model_dump(), environment.usable_home())
+    print_result(outcome, as_json, show_run.show_check)
+    if not outcome["passed"]:
+        raise typer.Exit(DataRejected.exit_code)
+
+
+@with_data_options
+def watch(options: DataOptions, device: TrainingDevice = None, as_json: AsJson = False) -> None:
+    """Check the data once; retrain if it changed or drifted (--set watch.retrain_on=never|on_change|on_drift)."""
+    from flows.cli import show_run
+
+    resolved = options.resolve(device)
+    home = environment.usable_home()
+    outcome, clock = _run_flow("watch", home, resolved.settings.model_dump(), resolved.origins, home)
+    outcome = dataclasses.replace(outcome, seconds=clock.around(outcome.seconds))
+    print_result(outcome, as_json, show_run.show_watch, outcome.to_json())
+
+
+def predict(
+    sentences: Annotated[list[str], typer.Argument(metavar="SENTENCE...", help="Sentences to classify.")],
+    model: Model = CHAMPION_URI,
+    device: OnDevice = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Classify sentences with the champion."""
+    environment.set_process_defaults()
+    from flows.cli import show_run
+    from flows.commands import review
+
+    predictions = review.predict(sentences, model, device, environment.verdict_home())
+    print_result(predictions, as_json, show_run.show_predictions)
+
+
+def score(
+    path: Annotated[
+        str,
+        typer.Argument(metavar="IN", help="Sentences: .tsv, .csv, .jsonl, .parquet, .txt, or - for standard input."),
+    ],
+    out: Annotated[str, typer.Argument(metavar="OUT", help="Parquet file, or - for JSON lines on standard output.")],
+    model: Model = CHAMPION_URI,
+    device: OnDevice = "auto",
+    columns: Annotated[str, typer.Option(help="Column of the sentences: text=NAME [sentence or text].")] = "",
+    form: Annotated[
+        ScoreFormat | None, typer.Option("--format", help="Format of IN [by its file extension; - is txt].")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Score a file of sentences; a run that was stopped resumes where it stopped."""
+    if as_json and out == "-":
+        raise UsageError("--json and output '-' both write to standard output; name a Parquet file")
+    from flows.cli import show_run
+    from tasks.serving.batch_scoring import check_paths
+
+    check_paths(path, out, columns, form or "")  # a usage error is reported before a server starts
+    home = environment.usable_home()
+    outcome, clock = _run_flow("score", home, path, out, model, device, columns, form or "", home)
+    print_result({**outcome, "seconds": clock.around(outcome["seconds"])}, as_json, show_run.show_scores)
+
+
+def serve(
+    model: Model = CHAMPION_URI,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; beyond loopback everybody who reaches it may use it.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65_535, help="Port to listen on; 0 for any free one.")] = 8080,
+    device: OnDevice = "auto",
+    refresh_seconds: Annotated[float, typer.Option(min=0.1, help="Seconds between checks for a new champion.")] = 30.0,
+    max_batch: Annotated[int, typer.Option(min=1, max=4_096, help="Most sentences in one batch.")] = 64,
+    max_wait_ms: Annotated[
+        float, typer.Option(min=0, max=1_000, help="Milliseconds a request may wait to be batched with others.")
+    ] = 2.0,
+    queue: Annotated[int, typer.Option(min=1, help="Most sentences that wait; more are refused with 429.")] = 4_096,
+    page: Annotated[bool, typer.Option("--page/--no-page", help="Demo page at /, with flags for errors.")] = True,
+    feedback: Annotated[
+        str, typer.Option(help="TSV file for the page's flags [feedback/feedback.tsv in the stores' folder].")
+    ] = "",
+) -> None:
+    """Serve the champion over HTTP (JSON, Open Inference Protocol V2, demo page) and follow the alias."""
+    environment.set_process_defaults()
+    from tasks.serving import server
+
+    environment.show_log(quiet_prefect=False)
+    config = server.ServerConfig(
+        model, host, port, device, refresh_seconds, max_batch, max_wait_ms, queue, page, feedback
+    )
+    server.serve(config, environment.verdict_home())
+
+
+def export_triton(
+    folder: Annotated[str, typer.Argument(metavar="DIR", help="New folder, or one that this command wrote.")],
+    model: Model = CHAMPION_URI,
+    instances: Annotated[
+        int, typer.Option(min=1, max=64, help="Instances of each model; of the graph, on each GPU.")
+    ] = 2,
+    max_batch: Annotated[int, typer.Option(min=1, max=4_096, help="Most sentences in one batch.")] = 64,
+    max_queue_delay_us: Annotated[
+        int, typer.Option(min=0, max=1_000_000, help="Microseconds a request may wait to be batched with others.")
+    ] = 500,
+    as_json: AsJson = False,
+) -> None:
+    """Write a model repository for NVIDIA Triton: sentences in, label and probability out."""
+    environment.set_process_defaults()
+    from flows.cli import show_run
+    from flows.commands import review
+    from tasks.serving.triton import TritonTuning, check_folder, export_repository
+
+    check_folder(folder)  # before a model is fetched
+    version, bundle = review.find_model(model, environment.verdict_home())
+    written = export_repository(bundle, folder, version, TritonTuning(instances, max_batch, max_queue_delay_us))
+    print_result(written, as_json, show_run.show_repository)
+
+
+class Clock(NamedTuple):
+    """Seconds until a command's flow began, and of the whole command."""
+
+    start: float
+    total: float
+
+    def around(self, steps: dict[str, float]) -> dict[str, float]:
+        """Return the seconds of the flow's steps between those two."""
+        return {"start": round(self.start, 2), **steps, "total": round(self.total, 2)}
+
+
+def _run_flow(name: str, home: str, *arguments: Any) -> tuple[Any, Clock]:
+    """Run a flow against the configured Prefect server, or an embedded one that starts during the imports."""
+    started = time.perf_counter()
+    environment.set_process_defaults()
+    from flows.services.embedded_prefect import connected, prefect_api
+
+    with prefect_api(home) as server:
+        flow = getattr(importlib.import_module(f"flows.jobs.{name}"), name)
+        environment.show_log(quiet_prefect=os.environ.get("VERDICT_DEBUG") != "1")
+        with connected(server):
+            ready = time.perf_counter()
+            outcome = flow(*arguments)
+    return outcome, Clock(ready - started, time.perf_counter() - started)
+
+
+def _show_first_predictions() -> None:
+    """Classify two sentences with the champion; after a rejected first candidate there is none."""
+    from flows.cli import show_run
+    from flows.commands import review
+
+    try:
+        predictions = review.predict(list(FIRST_SENTENCES), CHAMPION_URI, "auto", environment.verdict_home())
+        show_run.show_predictions(predictions)
+    except VerdictError as error:
+        print(f"no predictions: {error}")
+    show_run.show_next_commands()

@@ -1,0 +1,164 @@
+"""A job: its name, its folder with the lock, its MLflow run, and the context that its steps share.
+
+A job is named by everything that decides its result: data, encoder, recipe, policy, device and code. Its folder
+runs/NAME holds what is finished, each file written atomically; result.json comes last.
+"""
+
+import contextlib
+import dataclasses
+import shutil
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+from prefect.runtime import flow_run
+
+from flows.outcome import RetrainOutcome
+from flows.steps import Timer, retrying_task
+from tasks.core import log_format
+from tasks.core.errors import DataRejected, UnreachableError, VerdictError
+from tasks.core.files import home_id, json_digest, read_json
+from tasks.core.policy import POLICY_FILE
+from tasks.core.provenance import git_commit, library_versions
+from tasks.core.settings import Settings
+from tasks.core.settings_loader import ResolvedSettings, SettingRow
+from tasks.data.ingestion import Dataset
+from tasks.data.sources import shown_addresses
+from tasks.registry import tracking, versions
+from tasks.registry.descriptions import NOTE, describe_failure
+from tasks.registry.mlflow_client import MlflowStore
+from tasks.registry.system_metrics import record_system_metrics
+from tasks.training.pretrained import Encoder
+
+DEFAULT_ORIGINS = ("default", POLICY_FILE)  # of settings that nobody chose for this run; they are not tagged
+
+log_dataset = retrying_task("log to MLflow", tracking.log_dataset)
+open_run = retrying_task("open MLflow run", tracking.open_run)
+
+
+@dataclasses.dataclass(frozen=True)
+class JobContext:
+    """What every step of one job needs."""
+
+    settings: Settings
+    origins: dict[str, str]
+    """The layer that each dotted setting came from."""
+    store: MlflowStore
+    folder: Path
+    """Folder of the job: runs/NAME."""
+    run_id: str
+    """Of the MLflow run."""
+    device: str
+    """cuda or cpu, resolved."""
+    timer: Timer
+
+    @property
+    def setting_rows(self) -> list[SettingRow]:
+        """All settings as they may be recorded."""
+        return recordable_rows(self.settings, self.origins)
+
+
+def name_job(settings: Settings, data: Dataset, encoder: Encoder, device: str) -> str:
+    """Return 16 hex digits of everything that decides the result; where data and encoder lie is not part of it."""
+    recipe = settings.model_dump(
+        mode="json",
+        exclude={
+            "data": {"path", "train", "holdout", "text", "columns", "labels", "offline"},
+            "finetune": {"encoder", "device", "checkpoint_seconds"},
+            # The policy's numbers are part of the name, its file's path is not. Waiting changes no result.
+            "judge": {"policy", "wait_for_person", "wait_hours"},
+            "watch": True,
+        },
+    )
+    return json_digest([recipe, data["digest"], encoder["digest"], device, git_commit()])[:16]
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the job's lock over the block; the operating system releases it when the process dies.
+
+    Raises:
+        VerdictError: if another process works on the same job.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / "lock", timeout=0):
+            yield
+    except Timeout as error:
+        raise VerdictError(f"the same job is running already in {folder}; wait for it, then: verdict status") from error
+
+
+def clear(folder: Path) -> None:
+    """Delete everything in a job's folder but its lock."""
+    for path in folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != "lock":
+            path.unlink()
+
+
+def report_path(folder: Path) -> str:
+    """Return the path of a job's report."""
+    return str(folder / "bundle" / "report.html")
+
+
+def load_finished(folder: Path, store: MlflowStore) -> RetrainOutcome | None:
+    """Return the outcome of a finished job whose version is still in the registry; None where there is none."""
+    path = folder / "result.json"
+    outcome = RetrainOutcome.from_json(read_json(path)) if path.is_file() else None
+    if outcome is None or versions.find_version(store, outcome.digest) != outcome.version:
+        return None
+    # The stores may have been moved since.
+    return dataclasses.replace(outcome, report=report_path(folder), store=store["uri"], unchanged=True)
+
+
+def close_dead_runs(store: MlflowStore, home: str, job: str) -> None:
+    """Close the MLflow runs of this home whose processes were killed; this job's own is resumed."""
+    for run_id, other in tracking.running_jobs(store, home_id(home)).items():
+        folder = Path(home) / "runs" / other
+        if other == job or not folder.is_dir():
+            continue
+        with contextlib.suppress(Timeout), FileLock(folder / "lock", timeout=0):
+            tracking.close_run(store, run_id, "KILLED")
+
+
+@contextlib.contextmanager
+def tracked_run(
+    resolved: ResolvedSettings, store: MlflowStore, home: str, job: str, device: str, data: Dataset, timer: Timer
+) -> Iterator[JobContext]:
+    """Keep the job's MLflow run open over the block; it ends FINISHED, or FAILED with the reason."""
+    settings, origins = resolved
+    rows = recordable_rows(settings, origins)
+    tags = {f"origin.{row.key}": row.origin for row in rows if row.origin not in DEFAULT_ORIGINS} | library_versions()
+    tags |= {
+        "host": socket.gethostname(),
+        "home": home_id(home),
+        "dataset": data["digest"],
+        "git_commit": git_commit(),
+    }
+    run_id = open_run(timer, store, job, {row.key: row.value for row in rows}, tags)
+    addresses = dict.fromkeys(("train", "holdout", "secondary"), settings.data.path) | {"text": (settings.data.text,)}
+    for name, path in addresses.items():
+        if snapshot := data[name]:  # type: ignore[literal-required]
+            log_dataset(timer, store, run_id, name, name, snapshot["digest"], snapshot["path"], shown_addresses(path))
+    log_format.bind_context(run=run_id, flow_run=str(flow_run.id or ""), dataset=data["digest"], version="", digest="")
+    try:
+        with record_system_metrics(store, run_id):
+            yield JobContext(settings, origins, store, Path(home) / "runs" / job, run_id, device, timer)
+    except BaseException as error:
+        decision = "REFUSED" if isinstance(error, DataRejected) else "FAILED"
+        with contextlib.suppress(UnreachableError):  # if the store is what failed, the first error is the one to report
+            note = describe_failure(decision, str(error)[:500])
+            tracking.tag_run(store, run_id, {"verdict": decision, "error": str(error)[:500], NOTE: note})
+            tracking.close_run(store, run_id, "FAILED")
+        raise
+    tracking.close_run(store, run_id, "FINISHED")
+
+
+def recordable_rows(settings: Settings, origins: dict[str, str]) -> list[SettingRow]:
+    """Return a row of every setting, with passwords and tokens cut out of addresses."""
+    shown = {f"data.{name}": shown_addresses([getattr(settings.data, name)]) for name in ("train", "holdout", "text")}
+    shown["data.path"] = shown_addresses(settings.data.path)
+    rows = ResolvedSettings(settings, origins).rows()
+    return [row._replace(value=shown.get(row.key, row.value)) for row in rows]

@@ -1,0 +1,63 @@
+"""What a retraining run came to: what `verdict retrain` prints, result.json keeps and every notification repeats."""
+
+import dataclasses
+from typing import Any, Literal, Self
+
+SCHEMA_VERSION = 1  # of the JSON form; a change that a reader of an older file would miss raises it
+
+
+@dataclasses.dataclass(frozen=True)
+class RetrainOutcome:
+    """The outcome of one job, the same for everybody who shows it."""
+
+    decision: Literal["PROMOTE", "HOLD", "REJECT"]
+    rules: list[str]
+    """Names of the rules that led to the decision."""
+    reasons: list[str]
+    """One sentence a rule."""
+    version: str
+    """Registered version of the candidate."""
+    mcc: float
+    """Holdout MCC of the variant that will serve, with its 95% interval."""
+    mcc_low: float
+    mcc_high: float
+    provider: str
+    """ONNX Runtime execution provider that the MCC was measured on."""
+    variant: str
+    mcc_by_variant: dict[str, float]
+    holdout_rows: int
+    dataset: str
+    """Digest of all data."""
+    digest: str
+    """Digest of the bundle."""
+    threshold: float
+    champion_before: str | None
+    """Version that the candidate was compared with."""
+    champion_mcc: float | None
+    mcc_difference: float | None
+    holdout_uses: int
+    """Candidates that were measured on this holdout before."""
+    report: str
+    """Path of report.html."""
+    store: str
+    """Address of the MLflow store."""
+    run: str
+    """Id of the MLflow run."""
+    seconds: dict[str, float]
+    """Seconds of each step, in order."""
+    unchanged: bool = False
+    """Whether an equal job had finished before, so that nothing ran."""
+    decided: dict[str, Any] | None = None
+    """How a person decided a HOLD while the run was suspended: kind, actor, reason, time, from, to."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the outcome as plain values: the document of --json, result.json and Prefect's results."""
+        return {"schema_version": SCHEMA_VERSION, **dataclasses.asdict(self)}
+
+    @classmethod
+    def from_json(cls, document: dict[str, Any]) -> Self | None:
+        """Read what `to_json` returned; None where another version of the program wrote it."""
+        names = {field.name for field in dataclasses.fields(cls)}
+        if document.get("schema_version") != SCHEMA_VERSION or document.keys() - {"schema_version"} != names:
+            return None
+        return cls(**{name: document[name] for name in names})
