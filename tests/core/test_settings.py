@@ -459,7 +459,7 @@ def test_switch_may_be_a_word_or_a_number(value: str, offline: bool) -> None:
 
 @pytest.mark.parametrize("retrain", ["never", "on_change", "on_drift"])
 def test_what_a_watch_starts_is_one_of_three(retrain: str) -> None:
-    assert load(environ={"VERDICT_WATCH__RETRAIN": retrain}).settings.watch.retrain_on == retrain
+    assert load(environ={"VERDICT_WATCH__RETRAIN_ON": retrain}).settings.watch.retrain_on == retrain
 
 
 def test_share_of_quarantined_rows_is_a_setting_of_the_data() -> None:

@@ -100,7 +100,7 @@ def test_an_address_that_leads_nowhere_is_one_warning_without_it(
 def test_a_receiver_that_answers_byte_by_byte_is_given_up(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(alerts, "PATIENCE", 0.5)
+    monkeypatch.setattr(alerts, "TIMEOUT_S", 0.5)
     ended = threading.Event()
 
     def drip(listening: socket.socket) -> None:

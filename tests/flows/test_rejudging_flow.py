@@ -9,6 +9,7 @@ import pytest
 from shelves import aliases, new_store, shown
 from toy import facts
 
+from flows.steps import Timer
 from tasks.core.settings_loader import load_settings
 from tasks.inference.bundle import write_manifest
 from tasks.registry import promotion as moves
@@ -49,7 +50,7 @@ def retrain(home: Path, data: Path, encoder: Path) -> dict[str, Any]:
         "judge.variant_difference": 1.0,
     }
     resolved = load_settings("sample", toy, {})
-    return flow(resolved.settings.model_dump(), resolved.origins, str(home))
+    return flow(resolved.settings.model_dump(), resolved.origins, str(home)).to_json()
 
 
 def test_a_candidate_is_judged_again_where_another_became_champion_meanwhile(
@@ -63,13 +64,13 @@ def test_a_candidate_is_judged_again_where_another_became_champion_meanwhile(
     rival = add(store, tmp_path / "rival", exported, 17)
     real, looks = moves.promote, []
 
-    def crown(store: MlflowStore, version: str, **said: Any) -> Any:
+    def promote(_timer: Timer, store: MlflowStore, version: str, **said: Any) -> Any:
         looks.append(said["expected"])
         if len(looks) == 1:  # between verdict and alias somebody else is faster
             real(store, rival, kind="promote", expected=None, reason="faster")
         return real(store, version, **said)
 
-    monkeypatch.setattr("flows.jobs.retrain.crown", crown)
+    monkeypatch.setattr("flows.jobs.retrain.promote_version", promote)
     outcome = retrain(tmp_path, toy_data, tiny_encoder)
     assert looks == [None]  # as good as the rival, it is not promoted a second time
     assert (outcome["decision"], outcome["champion_before"]) == ("HOLD", rival)

@@ -131,7 +131,7 @@ def test_no_password_of_an_address_is_recorded(choose: Callable[..., ResolvedSet
 
 
 def test_several_seeds_follow_one_another_in_the_record(retrain: Retrain, home: Path) -> None:
-    outcome = retrain(finetune__seeds=2, finetune__epochs=3, finetune__spoiled=1, finetune__restarts=0)
+    outcome = retrain(finetune__seeds=2, finetune__epochs=3, finetune__corruptions=1, finetune__restarts=0)
     assert outcome["decision"] == "PROMOTE"
     (run,) = runs(home)
     epochs = client(home).get_metric_history(run.info.run_id, "validation_mcc")
@@ -356,7 +356,7 @@ def test_the_same_job_does_not_run_twice_at_once(
 # What a process does that is killed at a point: the flow runs for real up to there.
 KILLED_AT = {
     "training": "module.fine_tune = lambda *a, on_epoch, **k: fine_tune(*a, on_epoch=die, **k)",
-    "promotion": "module.crown = die",
+    "promotion": "module.promote_version = die",
 }
 
 
@@ -364,7 +364,7 @@ def run_and_die(point: str, home: Path, resolved: ResolvedSettings, server: str)
     script = f"""
 import json, os, signal, sys
 from flows import environment
-environment.prepare()
+environment.set_process_defaults()
 import flows.jobs.retrain
 module = sys.modules["flows.jobs.retrain"]
 fine_tune = module.fine_tune
