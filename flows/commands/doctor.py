@@ -1,11 +1,11 @@
-"""Looks at what a run depends on and says for each thing whether it works here."""
+"""Checks everything that a run depends on: libraries, GPU, ONNX Runtime, encoder, MLflow, Prefect, disk."""
 
 import importlib.metadata
 import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict
+from typing import TypedDict
 
 import onnx
 from onnx import TensorProto, helper
@@ -15,14 +15,11 @@ from tasks.core.provenance import library_versions
 from tasks.inference.sessions import has_gpu, open_session
 from tasks.training.pretrained import PACKAGED, locate_encoder
 
-if TYPE_CHECKING:
-    import httpx
-
-MIN_FREE_DISK_GB = 2.0  # GB that a run with a base-sized encoder needs
+MIN_FREE_DISK_GB = 2.0  # 10^9 bytes; a run with a base-sized encoder needs that much
 
 
 class DoctorCheck(TypedDict):
-    """One look: what, whether it works, and what was seen."""
+    """One check: its name, whether it passed, and what was found."""
 
     check: str
     works: bool
@@ -30,7 +27,7 @@ class DoctorCheck(TypedDict):
 
 
 def run_checks(home: str) -> list[DoctorCheck]:
-    """Run every check; none of them raises."""
+    """Run every check; a failed check is an entry, not an exception."""
     checks: dict[str, Callable[[], str]] = {
         "versions": _libraries,
         "GPU": _gpu,
@@ -40,12 +37,12 @@ def run_checks(home: str) -> list[DoctorCheck]:
         "Prefect": _prefect,
         "disk": lambda: _disk(home),
     }
-    return [_run(name, look) for name, look in checks.items()]
+    return [_run(name, check) for name, check in checks.items()]
 
 
-def _run(name: str, look: Callable[[], str]) -> DoctorCheck:
+def _run(name: str, check: Callable[[], str]) -> DoctorCheck:
     try:
-        return DoctorCheck(check=name, works=True, seen=look())
+        return DoctorCheck(check=name, works=True, seen=check())
     except (VerdictError, ImportError, OSError) as error:
         return DoctorCheck(check=name, works=False, seen=str(error))
 
@@ -61,7 +58,7 @@ def _gpu() -> str:
 
 
 def _onnxruntime() -> str:
-    """Open a real session: the list of available providers says only what was compiled in."""
+    """Open a real session: the list of available providers only says what was compiled in."""
     both = {"onnxruntime", "onnxruntime-gpu"} & {item.metadata["Name"] for item in importlib.metadata.distributions()}
     if len(both) == 2:
         raise VerdictError("onnxruntime and onnxruntime-gpu are both installed and overwrite each other; remove one")
@@ -77,64 +74,37 @@ def _onnxruntime() -> str:
 
 
 def _store(home: str) -> str:
-    from tasks.registry import versions as registry
+    from tasks.registry.mlflow_client import is_uninitialised, locate_store
     from tasks.registry.verification import verify_version
+    from tasks.registry.versions import CHAMPION, find_alias
 
-    store = registry.locate_store(home)
-    if registry.is_uninitialised(store):
+    store = locate_store(home)
+    if is_uninitialised(store):
         return f"{store['uri']}, not created yet"
-    champion = registry.find_alias(store, registry.CHAMPION, fetch=False)
+    champion = find_alias(store, CHAMPION, fetch=False)
     if champion:
         verify_version(store, champion["version"])
     return f"{store['uri']}, champion {champion['version'] + ', its files are intact' if champion else 'none'}"
 
 
 def _prefect() -> str:
-    import httpx
     from prefect import __version__
     from prefect.settings import get_current_settings
 
-    settings = get_current_settings()
-    if not settings.api.url:
+    url = get_current_settings().api.url
+    if not url:
         return "embedded server, started for each run"
-    url, secret = settings.api.url, settings.api.auth_string
-    name, _, password = secret.get_secret_value().partition(":") if secret else ("", "", "")
-    try:
-        with httpx.Client(base_url=url, auth=(name, password) if secret else None, timeout=5) as client:
-            client.get("/health").raise_for_status()
-            version = client.get("/admin/version").raise_for_status().json()
-            workers = _workers(client)
-    except httpx.HTTPStatusError as error:
-        if error.response.status_code != 401:
-            raise VerdictError(f"{url} fails ({error.response.status_code}); see its log: make logs") from error
-        raise VerdictError(f"{url} refuses us (401); set PREFECT_API_AUTH_STRING=NAME:PASSWORD") from error
-    except httpx.HTTPError as error:
-        raise VerdictError(f"{url} does not answer ({error}); start it (make up), or unset PREFECT_API_URL") from error
+    from flows.services.prefect_status import check_workers, connect_prefect
+
+    with connect_prefect("start it (make up), or unset PREFECT_API_URL") as client:
+        version, workers = client.api_version(), check_workers(client)
     if version != __version__:
         raise VerdictError(f"{url} is Prefect {version}, installed is {__version__}; run the same on both sides")
     return f"{url} answers, {workers}"
 
 
-def _workers(client: "httpx.Client") -> str:
-    """Say how many workers take runs; a pool that nobody made has none.
-
-    Raises:
-        VerdictError: if there are schedules and no worker.
-    """
-    token = client.get("/csrf-token", params={"client": "doctor"})
-    known = {"Prefect-Csrf-Token": token.json()["token"], "Prefect-Csrf-Client": "doctor"} if token.is_success else {}
-    pool = client.post("/work_pools/verdict/workers/filter", json={}, headers=known)
-    if pool.status_code == 404:
-        return "no work pool; schedules come with: verdict deploy"
-    workers = pool.raise_for_status().json()
-    online = [worker["name"] for worker in workers if worker["status"] == "ONLINE"]
-    if not online:
-        raise VerdictError("no worker takes runs from the pool verdict; start one: make up")
-    return f"{len(online)} worker{'s' * (len(online) != 1)} online"
-
-
 def _libraries() -> str:
-    """Name what is installed; refuse what is known not to go together and does not say so itself."""
+    """Name the installed versions; fail on a combination that is known to break silently."""
     found = library_versions()
     database = importlib.metadata.version("sqlalchemy")
     if database.startswith("2.1.") and found.get("prefect", "").startswith("3.8."):

@@ -50,7 +50,7 @@ def status(home: str) -> dict[str, Any]:
         except UnreachableError as error:
             answer |= {"champion_state": "unknown", "unreachable": [str(error)]}
     try:
-        answer["schedule"] = ask_prefect()
+        answer["schedule"] = read_prefect()
     except UnreachableError as error:
         answer["unreachable"].append(str(error))
     answer["drift"] = latest_drift(answer["champion"], answer["runs"], home, answer["notices"])
@@ -85,7 +85,7 @@ def read_runs(store: MlflowStore) -> dict[str, Any]:
     }
 
 
-def ask_prefect() -> Any:
+def read_prefect() -> Any:
     """Return what a lasting Prefect server knows; None where none is configured.
 
     Raises:
@@ -95,9 +95,9 @@ def ask_prefect() -> Any:
 
     if not get_current_settings().api.url:
         return None
-    from flows.services.prefect_status import ask_schedule  # its client takes a second to import
+    from flows.services.prefect_status import read_schedule  # its client takes a second to import
 
-    return ask_schedule()
+    return read_schedule()
 
 
 def promoted_at(entries: list[TimelineEntry], version: str) -> str | None:

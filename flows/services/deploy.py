@@ -25,11 +25,11 @@ from prefect.settings import get_current_settings
 from pydantic import SecretStr
 
 from flows.notifications import BLOCK_VARIABLE
-from flows.services.prefect_status import TAG
+from flows.services.prefect_status import POOL, TAG
 from tasks.core.errors import UnreachableError, UsageError, VerdictError
 from tasks.core.webhook import URL_VARIABLE
 
-POOL, QUEUE = "verdict", "train"
+QUEUE = "train"
 ALERTS = "verdict-alerts"  # the block that automations call
 HEARTBEAT_TIMEOUT = 90  # seconds without a heartbeat, which comes every 30
 START_TIMEOUT = 600  # seconds in which a run that a worker took must have begun

@@ -227,7 +227,7 @@ def wait_for_plans(server: str) -> None:
 
     deadline = time.monotonic() + 90
     with temporary_settings({PREFECT_API_URL: server}):
-        while not {"retrain", "watch"} <= {run["deployment"] for run in schedule.ask_schedule()["next"]}:
+        while not {"retrain", "watch"} <= {run["deployment"] for run in schedule.read_schedule()["next"]}:
             assert time.monotonic() < deadline, "Prefect planned no run"
             time.sleep(0.5)
 
