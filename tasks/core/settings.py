@@ -34,14 +34,14 @@ def _check_labels(text: str) -> str:
 
 
 def _split_addresses(value: Any) -> Any:
-    """Take one address, or a JSON list of them, from the environment or a flag."""
+    """Accept one address, or a JSON list of several, from the environment or a flag."""
     if not isinstance(value, str):
         return value
     if value.startswith("["):
         try:
             return json.loads(value)
         except ValueError as error:
-            raise ValueError(f"no JSON list of addresses: {error}") from error
+            raise ValueError(f"not a JSON list of addresses: {error}") from error
     return (value,) if value else ()
 
 
@@ -49,36 +49,36 @@ Addresses = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_addresse
 
 
 class Section(BaseModel):
-    """A named group of settings; unknown keys are refused and nothing changes after loading."""
+    """A named group of settings: unknown keys are rejected, and values are fixed after loading."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class DataSettings(Section):
-    """Where sentences come from and how they are divided."""
+    """Where sentences come from and how they are split."""
 
     path: Addresses = ("sample",)
-    """Addresses that are merged: folder, file, https://...#sha256=HEX, hf:ORG/NAME, or "sample" (bundled)."""
+    """Addresses, merged: folder, file, https://...#sha256=HEX, hf:ORG/NAME, or "sample" (bundled)."""
     train: str = ""
     """Training file; empty for in_domain_train.tsv."""
     holdout: str = ""
-    """Judging file; empty for out_of_domain_dev.tsv."""
+    """Holdout file; empty for out_of_domain_dev.tsv."""
     columns: Annotated[str, AfterValidator(_check_columns)] = ""
     """Columns of CSV, JSONL, Parquet and headed TSV files: text=NAME,label=NAME,source=NAME,mark=NAME."""
     labels: Annotated[str, AfterValidator(_check_labels)] = ""
-    """What labels are called besides 0 and 1: acceptable=1,unacceptable=0."""
+    """Names of the labels, besides 0 and 1: acceptable=1,unacceptable=0."""
     offline: bool = False
-    """Take only what is on this machine; nothing is fetched."""
+    """Use only files on this machine; download nothing."""
     holdout_share: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    """Share of the sentences that is set apart to judge, where no holdout file is given."""
+    """Share of the sentences that is split off as holdout if no holdout file is given."""
     max_quarantined: Share = 0.01
     """Largest share of rows that may be quarantined."""
     validation_share: Annotated[float, Field(gt=0, lt=0.5)] = 0.1
-    """Share of the training sentences that selects the best epoch."""
+    """Share of the training sentences used for validation, which selects the best epoch."""
     max_chars: Annotated[int, Field(ge=1)] = 2000
-    """Longest sentence that is kept, in characters."""
+    """Characters of the longest sentence that is kept; longer ones are quarantined."""
     text: str = ""
-    """File of sentences without labels, such as .txt with one a line, or https://...#sha256=HEX: for a first stage."""
+    """Sentences without labels for the corruption stage: .txt, .csv, .jsonl, .parquet, or https://...#sha256=HEX."""
 
 
 class GateSettings(Section):
@@ -93,35 +93,35 @@ class GateSettings(Section):
     max_acceptable: Share = 0.9
     """Largest share of acceptable sentences."""
     min_characters: Count = 1
-    """Smallest usual number of characters of a sentence."""
+    """Characters below which a sentence counts as too short."""
     max_characters: Count = 1000
-    """Largest usual number of characters of a sentence."""
+    """Characters above which a sentence counts as too long."""
     min_words: Count = 1
-    """Smallest usual number of words of a sentence."""
+    """Words below which a sentence counts as too short."""
     max_words: Count = 200
-    """Largest usual number of words of a sentence."""
+    """Words above which a sentence counts as too long."""
     max_odd_lengths: Share = 0.01
-    """Largest share of sentences that are shorter or longer than usual."""
+    """Largest share of sentences that are too short or too long."""
     max_control: Share = 0.01
     """Largest share of sentences with control characters."""
     max_duplicates: Share = 0.05
-    """Largest share of rows that repeat an earlier sentence (folded)."""
+    """Largest share of rows that repeat an earlier sentence (after normalisation)."""
     max_conflicts: Share = 0.02
-    """Largest share of rows whose sentence has both labels (folded)."""
+    """Largest share of rows whose sentence has both labels (after normalisation)."""
     max_leak: Share = 0.05
-    """Largest share of holdout rows whose sentence also trains (folded)."""
+    """Leakage: largest share of holdout rows whose sentence is also a training row (after normalisation)."""
     max_unseen_sources: Share = 1.0
-    """Largest share of holdout rows from sources that do not train; all of them where the holdout is out of domain."""
+    """Largest share of holdout rows whose source has no training rows; 1 allows an out-of-domain holdout."""
     max_unknown: Share = 0.01
-    """Largest share of word pieces that the encoder's vocabulary does not have."""
+    """Largest share of word pieces that are not in the encoder's vocabulary (the [UNK] rate)."""
     drift: Literal["warn", "refuse"] = "warn"
-    """What drift from the champion's training data does; retraining is the usual answer to it."""
+    """Whether drift from the champion's training data is a warning or rejects the data."""
     drift_level: Annotated[float, Field(gt=0, lt=1)] = 0.01
-    """Distances whose p value is not below this count as chance."""
+    """Significance level: drift counts only where its p-value is below this."""
     max_label_shift: Share = 0.05
-    """Drift: largest difference of the acceptable share."""
+    """Drift: largest difference of the share of acceptable sentences."""
     max_length_shift: Share = 0.1
-    """Drift: largest Kolmogorov-Smirnov distance of the sentences' lengths."""
+    """Drift: largest Kolmogorov-Smirnov distance of the sentence lengths."""
     max_source_shift: Share = 0.3
     """Drift: largest Jensen-Shannon distance of the sources."""
     max_vocabulary_shift: Share = 0.3
@@ -140,60 +140,60 @@ class FinetuneSettings(Section):
     """The training recipe."""
 
     encoder: str = "packaged"
-    """Folder or hub id of a pretrained encoder, or "packaged" for the one that comes with the installation."""
+    """Folder or hub id of a pretrained encoder, or "packaged" for the one that is installed with the product."""
     epochs: Annotated[int, Field(ge=1, le=1000)] = 4
     """Passes over the training sentences."""
     batch_size: Annotated[int, Field(ge=1, le=65536)] = 32
-    """Sentences a step."""
+    """Sentences per optimiser step."""
     learning_rate: Annotated[float, Field(gt=0, le=1)] = 5e-5
     """Peak learning rate of AdamW."""
     warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    """Share of the steps in which the learning rate rises from 0."""
+    """Share of the steps in which the learning rate rises linearly from 0 to its peak."""
     weight_decay: Share = 0.01
-    """Decoupled decay of weight matrices; biases and normalisation weights do not decay."""
+    """Decoupled weight decay of matrices; biases and normalisation weights do not decay."""
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Share of the learning rate that each layer gets of the one above it; 1 for all alike."""
+    """Learning rate of each layer as a multiple of the one above it; 1 for the same rate everywhere."""
     max_length: Annotated[int, Field(ge=4, le=8192)] = 128
-    """Longest input in tokens, the two special ones included; more is cut off."""
+    """Longest input in tokens, including the two special ones; longer sentences are truncated."""
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
-    """Gradients are scaled down to this L2 norm."""
+    """L2 norm to which larger gradients are clipped."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of each label that is spread over both classes."""
     r_drop: Annotated[float, Field(ge=0, le=100)] = 0.0
-    """Weight of how far two passes with other places dropped differ; 0 for one pass, which takes half the time."""
+    """Weight of the R-Drop loss (divergence of two dropout passes); 0 for one pass, at half the time."""
     corruptions: Annotated[int, Field(ge=0, le=100)] = 0
-    """Spoiled copies of each acceptable sentence that a first stage tells from the original; 0 for none of them."""
+    """Corrupted copies per acceptable sentence for a first stage that learns to detect them; 0 for none."""
     text_corruptions: Annotated[int, Field(ge=0, le=100)] = 1
-    """The same of each sentence of data.text, which makes a first stage even alone."""
+    """Corrupted copies per sentence of data.text. With data.text set, this alone turns the corruption stage on."""
     patience: Annotated[int, Field(ge=0)] = 0
-    """Epochs without a better validation MCC after which training ends; 0 for never."""
+    """Early stopping: epochs without a better validation MCC after which training ends; 0 for never."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 2018
-    """Seed of the new head, dropout, batch order and split."""
+    """Seed of the new head, dropout, batch order and data split."""
     seeds: Annotated[int, Field(ge=1, le=100)] = 1
-    """Models trained from one start with seeds from this one on; of several the mean of their weights is kept."""
+    """Models trained with consecutive seeds from one start; of several, the average of their weights is exported."""
     processes: Annotated[int, Field(ge=1, le=64)] = 1
-    """Processes of this host that train, one a GPU: several seeds are shared out, of one seed the batches are."""
+    """Training processes on this host, one per GPU: data-parallel for one seed, seed-parallel for several."""
     restarts: Annotated[int, Field(ge=0, le=10)] = 2
-    """Further seeds that are tried where a run learned nothing: one class only, or a loss that is no number."""
+    """Other seeds to try if a run collapsed: it predicts one class only, or its loss is NaN."""
     checkpoint_seconds: Annotated[float, Field(ge=0)] = 60
-    """Least time between two checkpoints; they are written between epochs."""
+    """Least seconds between two checkpoints, which are written after epochs."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """What training computes in; auto is bf16 on a GPU, and on a CPU that has instructions for it. Weights are fp32."""
     device: Literal["auto", "cuda", "cpu"] = "auto"
-    """Where training and measurement run; auto takes a GPU when there is one."""
+    """Where training and measurement run; auto uses a GPU if one works."""
 
 
 class JudgeSettings(Policy):
-    """What a candidate must reach: the promotion policy, whose numbers can each be set here for one run."""
+    """The promotion policy, whose numbers can each be overridden here, and how it is applied."""
 
     policy: str = ""
     """TOML file of a policy; empty for mlflow/policy.toml."""
     resamples: Annotated[int, Field(ge=100, le=1_000_000)] = 10_000
-    """Bootstrap resamples behind an interval."""
+    """Bootstrap resamples of each confidence interval."""
     wait_for_person: bool = False
-    """Whether the run of a deployment that ends on HOLD is suspended until a person decides; it holds no GPU."""
+    """Whether a deployment's run that ends on HOLD is suspended until a person decides; it occupies no GPU."""
     wait_hours: Annotated[float, Field(gt=0, le=8_760)] = 72.0
-    """How long; afterwards the HOLD stays, and the command line decides it."""
+    """Hours it is suspended; after that the HOLD stays, for verdict approve or reject."""
 
     @model_validator(mode="before")
     @classmethod
@@ -202,12 +202,12 @@ class JudgeSettings(Policy):
         return {**load_policy(path).model_dump(), **values} if isinstance(path, str) else values
 
     def chosen_policy(self) -> Policy:
-        """Return the policy that results."""
+        """Return the policy with the overridden numbers."""
         return Policy.model_validate(self.model_dump(include=set(Policy.model_fields)))
 
 
 class WatchSettings(Section):
-    """What a look at the data may start."""
+    """What a check of the data may start."""
 
     retrain_on: Literal["never", "on_change", "on_drift"] = "on_change"
     """When new data starts a retraining run."""
@@ -233,5 +233,5 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Take values only as they are given: `load_settings` reads the environment itself, to remember origins."""
+        """Read no environment here: `load_settings` does, because it records which layer set a value."""
         return (init_settings,)

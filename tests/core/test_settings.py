@@ -156,8 +156,8 @@ def test_addresses_of_a_profile_are_one_string_or_a_list(tmp_path: Path, toml: s
     [
         ("[1]", "data.path = 1 (environment) is refused: input should be a valid string"),
         ('["a", null]', "data.path = None (environment) is refused: input should be a valid string"),
-        ('["a"', "data.path = '[\"a\"' (environment) is refused: no JSON list of addresses: "),
-        ("[x].tsv", "data.path = '[x].tsv' (environment) is refused: no JSON list of addresses: "),
+        ('["a"', "data.path = '[\"a\"' (environment) is refused: not a JSON list of addresses: "),
+        ("[x].tsv", "data.path = '[x].tsv' (environment) is refused: not a JSON list of addresses: "),
     ],
 )
 def test_addresses_that_cannot_be_read_are_named_with_their_origin(value: str, message: str) -> None:

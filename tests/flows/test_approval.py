@@ -128,7 +128,7 @@ def test_a_hold_suspends_the_run_and_the_answer_of_a_person_is_carried_out(
     assert shown(entries) == [("promote", None, "1"), ("approve", "1", "2")]
     assert (entries[-1]["actor"], entries[-1]["reason"]) == ("ada", "reads better")
     outcome = finished.state.result()
-    assert outcome.decided["kind"] == "approve"
+    assert outcome["decided"]["kind"] == "approve"
     assert len(jobs(store)) == 1  # nothing ran twice
     assert list((home / "waiting").iterdir()) == []
 
