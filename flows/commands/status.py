@@ -20,7 +20,7 @@ from tasks.registry.champion_history import TimelineEntry
 from tasks.registry.mlflow_client import MlflowStore, is_uninitialised, locate_store
 from tasks.registry.versions import CHALLENGER, CHAMPION, RegisteredVersion
 
-PREFECT_TIMEOUT_S = 2.0  # seconds in which the stores' files are counted, or not at all
+DISK_SCAN_TIMEOUT_S = 2.0  # seconds in which the stores' files are counted, or not at all
 
 
 class LatestDrift(TypedDict):
@@ -147,7 +147,7 @@ def measure_disk(home: str) -> dict[str, float | None]:
 
 def _size_of(home: str) -> int | None:
     """Add up the files of a folder in which others write and delete meanwhile."""
-    deadline, total = time.monotonic() + PREFECT_TIMEOUT_S, 0
+    deadline, total = time.monotonic() + DISK_SCAN_TIMEOUT_S, 0
     for folder, _, names in os.walk(home):
         if time.monotonic() > deadline:
             return None

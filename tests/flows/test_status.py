@@ -133,7 +133,7 @@ def test_files_that_vanish_while_they_are_counted_do_not_matter(home: Path, monk
     (home / "kept").write_bytes(b"0" * 1_000_000)
     monkeypatch.setattr(oncall.os, "walk", lambda _: [(str(home), [], ["gone", "kept"]), (f"{home}/gone", [], ["x"])])
     assert oncall.measure_disk(str(home))["stores_gb"] == 0.001
-    monkeypatch.setattr(oncall, "PATIENCE", -1.0)
+    monkeypatch.setattr(oncall, "DISK_SCAN_TIMEOUT_S", -1.0)
     assert oncall.measure_disk(str(home))["stores_gb"] is None
 
 
@@ -197,7 +197,7 @@ def test_a_prefect_that_does_not_answer_leaves_the_rest_of_the_answer_in_seconds
 ) -> None:
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
-    monkeypatch.setattr(schedule, "PATIENCE", 1)
+    monkeypatch.setattr(schedule, "REQUEST_TIMEOUT_S", 1)
     url = {"nobody": "http://127.0.0.1:9/api", "silence": silent}.get(trouble) or answering(trouble)
     began = time.monotonic()
     with temporary_settings({PREFECT_API_URL: url}):
