@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 from toy import SPLIT, circumstances, gate, policy
 
-from tasks.evaluation.evidence import EVIDENCE_SCHEMA
 from tasks.core.settings_loader import SettingRow
+from tasks.evaluation.evidence import EVIDENCE_SCHEMA
 from tasks.evaluation.judge import judge, stamp
 from tasks.evaluation.measurement import compare, evaluate, predict_labels, round_probabilities
 from tasks.evaluation.minimal_pairs import summarise
