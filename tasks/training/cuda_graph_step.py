@@ -1,13 +1,23 @@
-"""Training steps that are captured as CUDA graphs, one for each length of a batch, and the choice of a step.
+"""One training step as a CUDA graph, and the choice between it and the eager step.
 
-Everything that a step needs (the order of the sentences, the rate, counters) lies on the device, so that a step is one
-call and nothing waits for the host. Where a model cannot be captured, and on a CPU, the same step runs call by call.
+A step of a small encoder is a few hundred short kernels; launching them one by one from Python takes longer than they
+run. `CudaGraphStep` records forward, backward, clipping and AdamW once for each padded length of a batch and replays
+the recording: one call from the host per step. A recording has fixed addresses and fixed host values, so whatever
+changes from step to step (row numbers, learning rate, step count, seed of dropout) lies in tensors on the device.
+https://pytorch.org/docs/stable/notes/cuda.html#cuda-graphs
+
+`make_train_step` tries the variants of a capture from the fastest to the most general, and returns an `EagerStep` where
+none works, in fp32, and on a CPU.
 """
 
+import contextlib
 import logging
 import math
-from types import MethodType
-from typing import Any, cast
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import product
+from types import MethodType, ModuleType
+from typing import Any, ClassVar, Protocol, cast
 
 import numpy as np
 import torch
@@ -17,7 +27,8 @@ from tasks.core.errors import first_line
 from tasks.training.adamw import TritonAdamW
 from tasks.training.dataset import TokenDataset
 from tasks.training.flat_parameters import FlatParameters
-from tasks.training.fused_layers import DropoutRng, fuse, unfuse
+from tasks.training.fused_layers import fuse, unfuse
+from tasks.training.fused_state import DropoutRng
 from tasks.training.losses import classification_loss
 from tasks.training.process_group import ProcessGroup
 from tasks.training.train_step import (
@@ -26,196 +37,361 @@ from tasks.training.train_step import (
     Rows,
     StepConfig,
     StepOutputs,
-    accumulate,
+    double_micro_batches,
     duplicate_for_r_drop,
-    halve_micro_batches,
     learning_rates,
     rows_per_rank,
     shard,
+    sum_over_ranks,
     uses_bf16,
 )
 
-WARMUP_STEPS = 2  # passes before a capture, in which libraries make their plans
-OUT_OF_MEMORY_MESSAGES = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED")  # of libraries, in errors of other kinds
-CAPTURED, OUT_OF_MEMORY, FAILED = range(3)  # how an attempt to capture ends; the worst of a team's counts for all
-SYNC_EVERY = 64  # steps between two waits for the device, so that the progress bar is not ahead of it
+WARMUP_PASSES = 2  # before a capture: libraries choose algorithms and allocate workspaces, which a capture forbids
+OUT_OF_MEMORY_MESSAGES = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED")  # in errors that are no OutOfMemoryError
+SYNC_EVERY = 64  # steps between two synchronisations, so that the progress bar is not ahead of the device
 
 log = logging.getLogger(__name__)
 
 
+class Graph(Protocol):
+    """A recorded step."""
+
+    def replay(self) -> None:
+        """Run what was recorded."""
+
+
+class GraphRecorder(Protocol):
+    """What `CudaGraphStep` needs of a device: CUDA in production, a stand-in on the CPU in tests."""
+
+    def load_kernels(self) -> ModuleType:
+        """Return the module of Triton kernels.
+
+        Raises:
+            ImportError: if Triton is not installed.
+        """
+
+    def warm_up(self, work: Callable[[], None]) -> None:
+        """Run work that is to be recorded; it may allocate and synchronise."""
+
+    def record(self, work: Callable[[], None]) -> Graph:
+        """Record work without running it.
+
+        Raises:
+            RuntimeError: if the work synchronises with the host or copies from it.
+        """
+
+    def synchronize(self) -> None:
+        """Wait for the device."""
+
+    def release_memory(self) -> None:
+        """Return cached memory to the device."""
+
+
+class CudaRecorder:
+    """Records CUDA graphs on the current GPU; all its graphs share one memory pool, as only one runs at a time."""
+
+    def __init__(self, group: ProcessGroup | None = None) -> None:
+        self._pool = torch.cuda.graph_pool_handle()
+        # In mode "global" a CUDA call of another thread, such as NCCL's watchdog, would invalidate the capture.
+        self._mode = "thread_local" if group else "global"
+
+    def load_kernels(self) -> ModuleType:
+        """Import the kernels; Triton is installed where there is a GPU only."""
+        from tasks.training import triton_kernels
+
+        return triton_kernels
+
+    def warm_up(self, work: Callable[[], None]) -> None:
+        """Run work on a side stream, as a capture does."""
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            work()
+        torch.cuda.current_stream().wait_stream(side)
+
+    def record(self, work: Callable[[], None]) -> torch.cuda.CUDAGraph:
+        """Capture the work's kernels."""
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode=self._mode):
+            work()
+        return graph
+
+    def synchronize(self) -> None:
+        """Wait for the GPU."""
+        torch.cuda.synchronize()
+
+    def release_memory(self) -> None:
+        """Return cached memory to the GPU."""
+        torch.cuda.empty_cache()
+
+
+@dataclass(frozen=True)
+class CaptureVariant:
+    """One way of capturing a step.
+
+    Attributes:
+        fused: replace modules of known encoders by fused ones.
+        full_mask: pass the model its mask as it is added to the scores, [B, 1, S, S]; some models build theirs from
+            values on the host, which cannot be captured.
+        micro_batches: number of pieces that a batch is split into to save memory; their gradients are accumulated.
+    """
+
+    fused: bool = True
+    full_mask: bool = False
+    micro_batches: int = 1
+
+
 class CudaGraphStep:
-    """Trains by replaying CUDA graphs, in bf16 with fp32 master weights."""
+    """Runs steps by replaying CUDA graphs; computes in bf16, with fp32 master weights."""
 
     def __init__(
         self,
         model: nn.Module,
         data: TokenDataset,
-        recipe: StepConfig,
-        *,
-        fused: bool = True,
-        whole_mask: bool = False,
-        parts: int = 1,
-        team: ProcessGroup | None = None,
+        config: StepConfig,
+        variant: CaptureVariant,
+        recorder: GraphRecorder,
+        group: ProcessGroup | None = None,
+        dtype: torch.dtype = torch.bfloat16,
     ) -> None:
-        """Prepare the optimiser and what the graphs read and write.
+        """Create the optimiser and the tensors that the graphs read and write.
 
         Args:
-            model: on a GPU; its parameters become views of flat ones.
-            data: what it trains on.
-            recipe: how.
-            fused: replace the model's pieces by fused ones where they are known.
-            whole_mask: hand the model its mask as it is added to the scores, [B, 1, S, S]; some models build theirs
-                from numbers of the host, which cannot be captured.
-            parts: that a batch is taken in, one after the other, to save memory; their gradients add up to the batch's.
-            team: whose processes capture and replay the same steps, in which their gradients are added up.
+            model: on its device, in fp32; its parameters become views of one flat tensor.
+            data: training sentences, on the same device.
+            config: schedule, sizes, and settings of the optimiser.
+            variant: how the step is captured.
+            recorder: records graphs.
+            group: ranks that capture and replay the same steps, in which their gradients are summed.
+            dtype: that the model computes in.
 
         Raises:
-            ImportError: where Triton is not installed.
+            ImportError: if Triton is not installed.
         """
-        self._model, self._data, self._recipe, self._whole_mask, self.parts = model, data, recipe, whole_mask, parts
-        self._team = team
+        self._model, self._data, self._config, self._variant = model, data, config, variant
+        self._recorder, self._group = recorder, group
         device = next(model.parameters()).device
-        self._dice = DropoutRng(device)
-        if fused:
-            fuse(model, self._dice)
-        self.flat = FlatParameters(model, recipe.weight_decay, recipe.layer_decay, torch.bfloat16)
-        self.optimizer = TritonAdamW(self.flat, recipe.max_grad_norm, team)
-        self._rates = torch.tensor(learning_rates(recipe), device=device)
-        per_epoch = math.ceil(data.count / recipe.batch_size)
-        # Row numbers of an epoch's batches; `data.count` names the row that fills up the last one.
-        self._order = torch.full((per_epoch, rows_per_rank(recipe.batch_size, team)), data.count, device=device)
-        self._sizes = torch.ones(per_epoch, dtype=torch.int64, device=device)  # sentences of the whole batches
-        self._losses = torch.zeros(per_epoch, device=device)
-        self._corrects = torch.zeros(per_epoch, dtype=torch.int64, device=device)
-        self._step = torch.zeros(1, dtype=torch.int64, device=device)  # of the epoch
-        self._total = torch.zeros(1, dtype=torch.int64, device=device)  # of the schedule
-        self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
-        self._pool = torch.cuda.graph_pool_handle()
+        kernels = recorder.load_kernels()
+        self._rng = DropoutRng(device)
+        if variant.fused:
+            fuse(model, self._rng, kernels)
+        self.flat = FlatParameters(model, config.weight_decay, config.layer_decay, dtype)
+        self.optimizer = TritonAdamW(self.flat, config.max_grad_norm, kernels, group)
+        self._rates = torch.tensor(learning_rates(config), device=device)
+        steps = math.ceil(data.count / config.batch_size)  # of an epoch
+        # Row numbers of an epoch's batches; row `data.count` is padding.
+        self._rows = torch.full((steps, rows_per_rank(config.batch_size, group)), data.count, device=device)
+        self._sizes = torch.ones(steps, dtype=torch.int64, device=device)  # sentences of a batch over all ranks
+        self._losses = torch.zeros(steps, device=device)
+        self._corrects = torch.zeros(steps, dtype=torch.int64, device=device)
+        self._epoch_step = torch.zeros(1, dtype=torch.int64, device=device)
+        self._schedule_step = torch.zeros(1, dtype=torch.int64, device=device)
+        self._graphs: dict[int, Graph] = {}  # by padded length
+
+    @property
+    def micro_batches(self) -> int:
+        """Number of pieces that a batch is split into."""
+        return self._variant.micro_batches
 
     def run(self, batches: list[Rows], first: int, advance: Advance) -> StepOutputs:
-        """Train on batches of row numbers, the first of which is step `first` of the schedule."""
+        """Train on batches, the first of which is step `first` of the schedule."""
         self._model.train()
-        order = np.full(self._order.shape, self._data.count)
+        padded = np.full(self._rows.shape, self._data.count)
         for step, rows in enumerate(batches):
-            mine = shard(rows, self._team)
-            order[step, : len(mine)] = mine
-        self._order.copy_(torch.from_numpy(order))
+            own = shard(rows, self._group)
+            padded[step, : len(own)] = own
+        self._rows.copy_(torch.from_numpy(padded))
         self._sizes[: len(batches)].copy_(torch.tensor([len(rows) for rows in batches]))
-        self._step.zero_()
-        self._total.fill_(first)
-        self._dice.seek(first)
+        self._epoch_step.zero_()
+        self._schedule_step.fill_(first)
+        self._rng.seek(first)
         for step, rows in enumerate(batches):
             self._graph(self._data.bucket(rows)).replay()
             advance()
             if step % SYNC_EVERY == SYNC_EVERY - 1:
-                torch.cuda.synchronize()
-        passed = StepOutputs(self._losses[: len(batches)].clone(), self._corrects[: len(batches)].clone())
-        return accumulate(passed, self._team)
+                self._recorder.synchronize()
+        outputs = StepOutputs(self._losses[: len(batches)].clone(), self._corrects[: len(batches)].clone())
+        return sum_over_ranks(outputs, self._group)
 
     def prepare(self) -> None:
-        """Capture every length that the data has.
+        """Capture every padded length that batches of the data can have.
 
         Raises:
-            RuntimeError: where the model does something that cannot be captured.
+            RuntimeError: if the model does something that cannot be captured.
         """
         self._model.train()
         for length in self._data.buckets():
             self._graph(length)
 
-    def _graph(self, length: int) -> torch.cuda.CUDAGraph:
+    def _graph(self, length: int) -> Graph:
         if length not in self._graphs:
             self._graphs[length] = self._capture(length)
         return self._graphs[length]
 
-    def _capture(self, length: int) -> torch.cuda.CUDAGraph:
-        """Record a step on batches of `length` tokens; recording changes no weights."""
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(WARMUP_STEPS):
+    def _capture(self, length: int) -> Graph:
+        """Record a step on batches of `length` tokens; neither warm-up nor recording changes weights."""
+
+        def warm_up() -> None:
+            for _ in range(WARMUP_PASSES):
                 self._backward(length)
                 self.flat.collect_gradients()
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        mode = "thread_local" if self._team else "global"  # threads of NCCL's must not spoil the capture
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode=mode):
+
+        def step() -> None:
             loss, correct = self._backward(length)
-            self.optimizer.step(self._rates.index_select(0, self._total).squeeze(0))
-            self._losses.index_copy_(0, self._step, loss.unsqueeze(0))
-            self._corrects.index_copy_(0, self._step, correct.unsqueeze(0))
-            self._step += 1
-            self._total += 1
-            self._dice.advance()
-        return graph
+            self.optimizer.step(self._rates.index_select(0, self._schedule_step).squeeze(0))
+            self._losses.index_copy_(0, self._epoch_step, loss.unsqueeze(0))
+            self._corrects.index_copy_(0, self._epoch_step, correct.unsqueeze(0))
+            self._epoch_step += 1
+            self._schedule_step += 1
+            self._rng.advance()
+
+        self._recorder.warm_up(warm_up)
+        return self._recorder.record(step)
 
     def _backward(self, length: int) -> tuple[torch.Tensor, torch.Tensor]:
-        rows = self._order.index_select(0, self._step).squeeze(0)
-        total = self._sizes.index_select(0, self._step).squeeze(0)
+        """Compute the gradients of the current step's rows, padded to `length`.
+
+        Returns:
+            Loss [] and number of correct predictions [].
+        """
+        rows = self._rows.index_select(0, self._epoch_step).squeeze(0)
+        total = self._sizes.index_select(0, self._epoch_step).squeeze(0)
         losses, corrects = [], []
-        for part in rows.chunk(self.parts):
-            inputs, targets = self._data.gather(part, length)
-            inputs = duplicate_for_r_drop(inputs, self._recipe.r_drop)
-            if self._whole_mask:
-                inputs["attention_mask"] = self._added_mask(inputs["attention_mask"])
-            loss, correct = classification_loss(self._model(**inputs).logits, targets, total, self._recipe.r_drop)
+        for micro_batch in rows.chunk(self.micro_batches):
+            inputs, targets = self._data.gather(micro_batch, length)
+            inputs = duplicate_for_r_drop(inputs, self._config.r_drop)
+            if self._variant.full_mask:
+                inputs["attention_mask"] = self._additive_mask(inputs["attention_mask"])
+            loss, correct = classification_loss(self._model(**inputs).logits, targets, total, self._config.r_drop)
             loss.backward()
             losses.append(loss.detach())
             corrects.append(correct)
-        if self.parts == 1:
+        if len(losses) == 1:
             return losses[0], corrects[0]
         return torch.stack(losses).sum(), torch.stack(corrects).sum()
 
-    def _added_mask(self, mask: torch.Tensor) -> torch.Tensor:
-        """Return a mask [B, S] as what is added to the scores, [B, 1, S, S]."""
+    def _additive_mask(self, mask: torch.Tensor) -> torch.Tensor:
+        """Return a mask [B, S] of ones and zeros as what is added to the scores, [B, 1, S, S]."""
         hidden = (mask == 0)[:, None, None, :].expand(-1, 1, mask.shape[1], -1)
         zeros = torch.zeros(hidden.shape, dtype=self.flat.compute.dtype, device=hidden.device)
         return zeros.masked_fill(hidden, torch.finfo(zeros.dtype).min)
 
 
+@dataclass(frozen=True)
+class Captured:
+    """Every length of the data is captured."""
+
+    step: CudaGraphStep
+    severity: ClassVar[int] = 0
+
+
+@dataclass(frozen=True)
+class OutOfMemory:
+    """Memory ended, and micro-batches can still be made smaller."""
+
+    reason: str
+    severity: ClassVar[int] = 1
+
+
+@dataclass(frozen=True)
+class Failed:
+    """This variant cannot be captured."""
+
+    reason: str
+    severity: ClassVar[int] = 2
+
+
+Outcome = Captured | OutOfMemory | Failed
+
+
 def make_train_step(
-    model: nn.Module, data: TokenDataset, recipe: StepConfig, team: ProcessGroup | None = None
+    model: nn.Module,
+    data: TokenDataset,
+    config: StepConfig,
+    group: ProcessGroup | None = None,
 ) -> EagerStep | CudaGraphStep:
-    """Return the fastest stepper that works for this model here, for all of a team alike; a fallback is told once."""
+    """Return the fastest step that works for a model on its device; all ranks of a process group get the same kind."""
     device = next(model.parameters()).device.type
-    if device == "cuda" and not uses_bf16(recipe.precision, device):
-        log.info("in fp32 the training step runs call by call, several times as slow")
-    if device != "cuda" or not uses_bf16(recipe.precision, device):
-        return EagerStep(model, data, recipe, team)
-    before = {name: parameter.data.clone() for name, parameter in model.named_parameters()}
-    # cuDNN's attention makes a plan for each new shape, which takes longer than an epoch of short sentences.
+    if device == "cuda" and uses_bf16(config.precision, device):
+        return capture_or_eager(model, data, config, CudaRecorder(group), group)
+    if device == "cuda":
+        log.info("in fp32 the training step is not captured as a CUDA graph and runs several times slower")
+    return EagerStep(model, data, config, group)
+
+
+@contextlib.contextmanager
+def cudnn_attention_disabled() -> Iterator[None]:
+    """Keep torch's scaled_dot_product_attention from choosing cuDNN's kernel while the context lasts.
+
+    cuDNN builds a plan for each new shape, which takes longer than an epoch of short sentences. The switch is a global
+    of torch; the previous value is restored. Works as a decorator, too.
+    """
+    enabled = torch.backends.cuda.cudnn_sdp_enabled()
     torch.backends.cuda.enable_cudnn_sdp(False)
+    try:
+        yield
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(enabled)
+
+
+@cudnn_attention_disabled()
+def capture_or_eager(
+    model: nn.Module,
+    data: TokenDataset,
+    config: StepConfig,
+    recorder: GraphRecorder,
+    group: ProcessGroup | None = None,
+) -> EagerStep | CudaGraphStep:
+    """Try every variant of a capture, the fastest first; where none works, say why and return an eager step.
+
+    A variant that runs out of memory is tried again with twice as many micro-batches. After a failed attempt the model
+    has its own modules and initial weights again.
+    """
+    initial = {name: parameter.data.clone() for name, parameter in model.named_parameters()}
     patch_for_cuda_graphs(model)
-    if team:
-        _connect(model, team)
-    reason, parts = "another process failed", 1
-    ways = [(fused, whole_mask) for whole_mask in (False, True) for fused in (True, False)]
-    while ways:
-        fused, whole_mask = ways[0]
-        captured: CudaGraphStep | None = None
-        try:
-            captured = CudaGraphStep(model, data, recipe, fused=fused, whole_mask=whole_mask, parts=parts, team=team)
-            captured.prepare()
-            outcome = CAPTURED
-        except Exception as error:  # whatever a model, a driver or a compiler says: training has another way
-            reason = first_line(error)
-            smaller = parts < rows_per_rank(recipe.batch_size, team)
-            outcome = OUT_OF_MEMORY if smaller and ran_out_of_memory(error) else FAILED
-        if team:
-            outcome = team.all_reduce_max(outcome)  # nobody captures where one of them cannot
-        if captured and outcome == CAPTURED:
-            return captured
-        captured = None
-        _restore(model, before)
-        if outcome == OUT_OF_MEMORY:
-            parts = halve_micro_batches(parts, recipe.batch_size)
-        else:
-            del ways[0]
-    log.warning("the training step cannot be captured (%s); it runs call by call, several times as slow", reason)
-    return EagerStep(model, data, recipe, team)
+    if group:
+        _warm_up_all_reduce(model, group, recorder)
+    micro_batches, reason = 1, ""
+    for full_mask, fused in product((False, True), (True, False)):
+        while True:
+            variant = CaptureVariant(fused, full_mask, micro_batches)
+            outcome = _agree(try_capture(model, data, config, variant, recorder, group), group)
+            if isinstance(outcome, Captured):
+                return outcome.step
+            reason = outcome.reason
+            _restore(model, initial)
+            recorder.release_memory()
+            if isinstance(outcome, Failed):
+                break
+            micro_batches = double_micro_batches(micro_batches, config.batch_size)
+    log.warning("the training step cannot be captured as a CUDA graph (%s); it runs several times slower", reason)
+    return EagerStep(model, data, config, group)
+
+
+def try_capture(
+    model: nn.Module,
+    data: TokenDataset,
+    config: StepConfig,
+    variant: CaptureVariant,
+    recorder: GraphRecorder,
+    group: ProcessGroup | None = None,
+) -> Outcome:
+    """Capture every length of the data; whatever a model, a driver or a compiler raises is an outcome, not an error."""
+    try:
+        step = CudaGraphStep(model, data, config, variant, recorder, group)
+        step.prepare()
+    except Exception as error:
+        can_shrink = variant.micro_batches < rows_per_rank(config.batch_size, group)
+        kind = OutOfMemory if can_shrink and ran_out_of_memory(error) else Failed
+        return kind(first_line(error))
+    return Captured(step)
 
 
 def ran_out_of_memory(error: BaseException | None) -> bool:
-    """Tell whether an error is for want of memory, or came while one was handled: a broken capture raises on top."""
+    """Return whether an error is for lack of memory, or was raised while such an error was handled.
+
+    Leaving a capture that ran out of memory raises an error of its own, whose context is the first one.
+    """
     while error is not None:
         if isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in OUT_OF_MEMORY_MESSAGES):
             return True
@@ -223,23 +399,8 @@ def ran_out_of_memory(error: BaseException | None) -> bool:
     return False
 
 
-def _connect(model: nn.Module, team: ProcessGroup) -> None:
-    """Let NCCL prepare for sums of the gradients' size, which it could not do in a capture."""
-    count = sum(parameter.numel() for parameter in model.parameters())
-    team.all_reduce(torch.zeros(count, dtype=torch.bfloat16, device=next(model.parameters()).device))
-    torch.cuda.synchronize()
-
-
-def _restore(model: nn.Module, before: dict[str, torch.Tensor]) -> None:
-    """Give a model back its own pieces and weights, and the device what a capture took."""
-    unfuse(model)
-    for name, parameter in model.named_parameters():
-        parameter.data, parameter.grad = before[name].clone(), None
-    torch.cuda.empty_cache()
-
-
 def patch_for_cuda_graphs(model: nn.Module) -> None:
-    """Replace parts that copy from the host; the model's answers stay the same."""
+    """Replace methods that copy from the host in each forward pass, in place; outputs stay the same."""
     for module in model.modules():
         if type(module).__name__ == "MPNetEncoder":  # of older transformers
             cast(Any, module).compute_position_bias = MethodType(_position_bias, module)
@@ -248,7 +409,7 @@ def patch_for_cuda_graphs(model: nn.Module) -> None:
 def _position_bias(
     self: Any, x: torch.Tensor, position_ids: torch.Tensor | None = None, num_buckets: int = 32
 ) -> torch.Tensor:
-    """Return MPNet's relative position bias [B, heads, S, S].
+    """Return MPNet's relative position bias [B, heads, S, S], computed on the device of `x` [B, S, K].
 
     Source: Song et al. 2020, https://arxiv.org/abs/2004.09297; the buckets are those of T5.
     """
@@ -257,3 +418,27 @@ def _position_bias(
     relative = positions[:, None, :] - positions[:, :, None]
     bias = self.relative_attention_bias(self.relative_position_bucket(relative, num_buckets=num_buckets))
     return bias.permute(0, 3, 1, 2).expand(batch, -1, length, length).contiguous()
+
+
+def _agree(outcome: Outcome, group: ProcessGroup | None) -> Outcome:
+    """Return the worst outcome of all ranks: none of them replays graphs unless all can."""
+    worst = group.all_reduce_max(outcome.severity) if group else outcome.severity
+    if worst == outcome.severity:
+        return outcome
+    if worst == OutOfMemory.severity:
+        return OutOfMemory("another rank ran out of memory")
+    return Failed("it failed on another rank")
+
+
+def _warm_up_all_reduce(model: nn.Module, group: ProcessGroup, recorder: GraphRecorder) -> None:
+    """Let NCCL set up for sums of the gradients' size, which it cannot do in a capture."""
+    count = sum(parameter.numel() for parameter in model.parameters())
+    group.all_reduce(torch.zeros(count, dtype=torch.bfloat16, device=next(model.parameters()).device))
+    recorder.synchronize()
+
+
+def _restore(model: nn.Module, initial: dict[str, torch.Tensor]) -> None:
+    """Give a model its own modules and initial weights again."""
+    unfuse(model)
+    for name, parameter in model.named_parameters():
+        parameter.data, parameter.grad = initial[name].clone(), None

@@ -1,22 +1,29 @@
-"""A model's parameters in one piece of memory, so that an optimiser step is a few kernels instead of hundreds.
+"""A model's parameters as views of one tensor, so that an optimiser step is a few kernels instead of hundreds.
 
-The optimiser works on fp32 master weights. Where the model computes in bf16, its parameters are bf16 copies that each
-step writes anew: nothing is cast in the forward pass, and small updates are not rounded away.
+The optimiser updates fp32 master weights. Where the model computes in bf16, its parameters are bf16 copies that each
+step writes again: the forward pass casts nothing, and small updates are not rounded away. Gradients are collected in
+one tensor too, for the norm, the all-reduce and the optimiser. Parameters with the same weight decay and the same
+factor of the learning rate are neighbours and form a `Segment`; query, key and value weights of a layer are adjacent
+then, which `fused_layers` uses.
+
+Shape letters: P elements of all parameters, each padded to a multiple of ALIGNMENT.
 """
 
 import re
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import nn
 
-ALIGNMENT = 64  # elements; matrix kernels want each parameter at such an address
-_GRAD_VIEW, _GRAD_WRITTEN = "flat_place", "flat_written"  # notes on parameters, for fused layers
+ALIGNMENT = 64  # elements; matrix kernels are faster if each parameter starts at such a multiple
+# Keys in `parameter.__dict__`: the parameter's view of the flat gradients, and whether this step has written it.
+_GRAD_VIEW, _GRAD_WRITTEN = "flat_grad_view", "flat_grad_written"
 _LAYER = re.compile(r"\blayers?\.(\d+)\.")
 
 
 class Segment(NamedTuple):
-    """A stretch of the flat parameters that shares its weight decay and its share of the learning rate."""
+    """A range of the flat parameters that shares weight decay and `scale`, a factor of the learning rate."""
 
     start: int
     end: int
@@ -25,15 +32,23 @@ class Segment(NamedTuple):
 
 
 class FlatParameters:
-    """Trained parameters of a model as one tensor [P]; the model's own become views of `compute`."""
+    """The trained parameters of a model as one tensor; the model's own become views of `compute`.
+
+    Attributes:
+        master: fp32 weights [P] that the optimiser updates.
+        compute: weights [P] in the type that the model computes in; `master` itself in fp32.
+        grads: gradients [P], in the type of `compute`.
+        parameters: the model's trained parameters, in the order of the flat tensors.
+        segments: ranges of equal hyperparameters, in order, without gaps.
+    """
 
     def __init__(self, model: nn.Module, weight_decay: float, layer_decay: float, dtype: torch.dtype) -> None:
-        """Lay out the parameters.
+        """Copy the parameters into flat tensors.
 
         Args:
-            model: on its device, in fp32; its parameters are replaced by views of the given type.
+            model: on its device, in fp32; its parameters are replaced by views of type `dtype`.
             weight_decay: of matrices; biases and normalisation weights do not decay.
-            layer_decay: share of the learning rate that each layer gets of the one above it; 1 for all alike.
+            layer_decay: factor of the learning rate from one layer to the layer below; 1 for equal rates.
             dtype: that the model computes in.
         """
         scales = layer_scales(model, layer_decay)
@@ -54,28 +69,28 @@ class FlatParameters:
         self.parameters: list[nn.Parameter] = []
         self.segments: list[Segment] = []
         self._grad_views: list[torch.Tensor] = []
-        place = 0
+        offset = 0
         for (decay, scale), group in groups.items():
-            start = place
+            start = offset
             for parameter in group:
-                self._adopt(parameter, place)
-                place += _aligned(parameter.numel())
-            self.segments.append(Segment(start, place, decay, scale))
+                self._adopt(parameter, offset)
+                offset += _aligned(parameter.numel())
+            self.segments.append(Segment(start, offset, decay, scale))
 
-    def _adopt(self, parameter: nn.Parameter, place: int) -> None:
-        """Copy a parameter to its place and make it a view of the compute weights."""
-        stretch = slice(place, place + parameter.numel())
-        self.master[stretch].copy_(parameter.data.flatten())
-        self.compute[stretch].copy_(self.master[stretch])
-        parameter.data = self.compute[stretch].view(parameter.shape)
+    def _adopt(self, parameter: nn.Parameter, offset: int) -> None:
+        """Copy a parameter to `offset` of the flat tensors and make it a view of the compute weights."""
+        own = slice(offset, offset + parameter.numel())
+        self.master[own].copy_(parameter.data.flatten())
+        self.compute[own].copy_(self.master[own])
+        parameter.data = self.compute[own].view(parameter.shape)
         self.parameters.append(parameter)
-        self._grad_views.append(self.grads[stretch].view(parameter.shape))
+        self._grad_views.append(self.grads[own].view(parameter.shape))
         parameter.__dict__[_GRAD_VIEW] = self._grad_views[-1]
 
     def collect_gradients(self) -> None:
-        """Bring the parameters' gradients into `grads`; a parameter without one counts as zero.
+        """Move the parameters' gradients into `grads`; a parameter without one counts as zero.
 
-        Those that fused layers have written there already stay.
+        Gradients that fused layers have written there already (see `claim_grad_views`) stay.
         """
         copied: list[tuple[torch.Tensor, torch.Tensor]] = []
         for view, parameter in zip(self._grad_views, self.parameters, strict=True):
@@ -83,15 +98,15 @@ class FlatParameters:
             if parameter.grad is None and not written:
                 view.zero_()
             elif parameter.grad is not None and written:
-                view += parameter.grad  # used a second time, outside of a fused layer
+                view += parameter.grad  # the parameter was used again in this step, and autograd added that up
             elif parameter.grad is not None:
                 copied.append((view, parameter.grad))
             parameter.grad = None
-        if copied:  # torch refuses empty lists
+        if copied:  # torch raises for empty lists
             torch._foreach_copy_([view for view, _ in copied], [grad for _, grad in copied])
 
     def restore_fp32(self) -> None:
-        """Give the parameters fp32 weights again: views of the master weights; frozen ones get their own back."""
+        """Make the parameters views of the fp32 master weights; frozen ones get their original weights back."""
         for parameter, weights in self._frozen:
             parameter.data = weights
         for parameter, view in zip(self.parameters, self._grad_views, strict=True):
@@ -101,15 +116,16 @@ class FlatParameters:
             parameter.__dict__.pop(_GRAD_VIEW, None)
 
     def sync_compute(self) -> None:
-        """Write the compute weights anew from the master weights."""
+        """Copy the master weights to the compute weights."""
         if self.compute is not self.master:
             self.compute.copy_(self.master)
 
 
 def claim_grad_views(*parameters: torch.Tensor) -> list[torch.Tensor] | None:
-    """Return where the gradients of parameters are to be written, and note that they are.
+    """Return the views of the flat gradients that belong to parameters, and mark them as written in this step.
 
-    None where one of them has no such place, or has been written in this step: then autograd adds them up.
+    The caller's backward pass overwrites them. None if one of the parameters is not laid out, or was claimed before in
+    this step: then the gradients must go to autograd, which adds them up.
     """
     if any(_GRAD_VIEW not in each.__dict__ or each.__dict__.get(_GRAD_WRITTEN) for each in parameters):
         return None
@@ -119,10 +135,10 @@ def claim_grad_views(*parameters: torch.Tensor) -> list[torch.Tensor] | None:
 
 
 def layer_scales(model: nn.Module, layer_decay: float) -> dict[str, float]:
-    """Return the share of the learning rate for each parameter by name.
+    """Return the factor of the learning rate for each parameter by name.
 
     The head learns at the full rate, the top layer at `layer_decay` of it, the next at its square, and so on; the
-    embeddings stand below the first layer. Source: Howard and Ruder 2018, https://arxiv.org/abs/1801.06146, 3.2.
+    embeddings count as the layer below the first. Source: Howard and Ruder 2018, https://arxiv.org/abs/1801.06146, 3.2.
     """
     names = [name for name, _ in model.named_parameters()]
     numbers = {name: int(found[1]) for name in names if (found := _LAYER.search(name))}
@@ -134,6 +150,41 @@ def layer_scales(model: nn.Module, layer_decay: float) -> dict[str, float]:
         return layers + 1 if "embedding" in name or "relative_attention_bias" in name else 0
 
     return {name: layer_decay ** depth(name) for name in names}
+
+
+def as_stacked(tensors: Sequence[torch.Tensor]) -> torch.Tensor | None:
+    """Return tensors [N, ...] that are adjacent in memory as one view [count * N, ...]; None for others."""
+    first = tensors[0]
+    if len(tensors) == 1:
+        return first.detach()
+    if first is None or not first.is_contiguous() or not _have_distance(tensors, first.numel()):
+        return None
+    return first.detach().as_strided((len(tensors) * len(first), *first.shape[1:]), first.stride())
+
+
+def as_interleaved(tensors: Sequence[torch.Tensor]) -> torch.Tensor | None:
+    """Return tensors [..., N] whose rows alternate in memory, as chunks of one matrix do, as that matrix.
+
+    [M, count * N], a view; None for tensors that lie otherwise.
+    """
+    matrices = [tensor.reshape(-1, tensor.shape[-1]) for tensor in tensors]
+    rows, width = matrices[0].shape
+    row = len(tensors) * width
+    if matrices[0].stride() != (row, 1) or not _have_distance(matrices, width):
+        return None
+    return matrices[0].as_strided((rows, row), (row, 1))
+
+
+def _have_distance(tensors: Sequence[torch.Tensor], distance: int) -> bool:
+    """Return whether tensors of one shape start `distance` elements apart, in order, in the same storage."""
+    first = tensors[0]
+    return all(
+        tensor is not None
+        and tensor.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
+        and tensor.storage_offset() == first.storage_offset() + position * distance
+        and (tensor.shape, tensor.stride(), tensor.dtype) == (first.shape, first.stride(), first.dtype)
+        for position, tensor in enumerate(tensors)
+    )
 
 
 def _aligned(count: int) -> int:

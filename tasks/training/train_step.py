@@ -1,11 +1,11 @@
-"""Training steps: forward, backward, clipping, AdamW, learning-rate schedule.
+"""One training step (forward, backward, clipping, AdamW) launched operator by operator, and what all steps share.
 
-On a GPU the whole step is captured as one CUDA graph for each length of a batch: everything that a step needs (the
-order of the sentences, the rate, counters) lies on the device, so that a step is one call and nothing waits for the
-host. Where a model cannot be captured, and on a CPU, the same step runs call by call.
+`EagerStep` runs on any device; `cuda_graph_step.CudaGraphStep` replays the same step as a CUDA graph. Both train with a
+linear warm-up and decay of the learning rate, and split a batch that does not fit in memory into micro-batches whose
+gradients are accumulated.
 
-With a team, each process takes its share of the rows of every batch. A loss is divided by the sentences of the whole
-batch, so that what the processes find, losses and gradients, adds up to the batch's.
+In a process group each rank computes its share of the rows of every batch. A loss is divided by the number of sentences
+of the whole batch, so that losses and gradients of the ranks add up to those of the batch.
 """
 
 import logging
@@ -26,12 +26,12 @@ from tasks.training.process_group import ProcessGroup
 
 log = logging.getLogger(__name__)
 
-Advance = Callable[[], None]
-Rows = NDArray[np.int64]
+Advance = Callable[[], None]  # called after each step, to move a progress bar
+Rows = NDArray[np.int64]  # row numbers of one batch
 
 
 class StepConfig(NamedTuple):
-    """How a model is trained; steps of the schedule, then the settings of the same names.
+    """What a step needs to know of the recipe: steps of the schedule, then the settings of the same names.
 
     Precision auto means bf16 on a GPU and fp32 on a CPU.
     """
@@ -48,77 +48,87 @@ class StepConfig(NamedTuple):
 
 
 class StepOutputs(NamedTuple):
-    """What an epoch gave: each step's loss [steps] and the number of sentences that it got right [steps]."""
+    """Each step's loss [steps] and number of sentences that were classified correctly [steps]."""
 
     losses: torch.Tensor
     correct: torch.Tensor
 
 
 def learning_rate_factor(step: int, total: int, warmup: int) -> float:
-    """Return the share of the peak learning rate for a step, from 0: linear rise, then linear fall to 0."""
+    """Return the learning rate of a step, counted from 0, as a fraction of the peak: linear rise, then fall to 0."""
     if step < warmup:
         return (step + 1) / warmup
     return max(0.0, (total - step) / max(1, total - warmup))
 
 
-def learning_rates(recipe: StepConfig) -> list[float]:
+def learning_rates(config: StepConfig) -> list[float]:
     """Return the learning rate of every step."""
-    warmup = math.ceil(recipe.steps * recipe.warmup_ratio)
-    return [recipe.learning_rate * learning_rate_factor(step, recipe.steps, warmup) for step in range(recipe.steps)]
+    warmup = math.ceil(config.steps * config.warmup_ratio)
+    return [config.learning_rate * learning_rate_factor(step, config.steps, warmup) for step in range(config.steps)]
 
 
 class EagerStep:
-    """Trains call by call; in bf16 autocast or fp32, with fp32 weights."""
+    """Runs steps operator by operator, in fp32 or under bf16 autocast; the weights are fp32.
+
+    `micro_batches` is the number of pieces that a batch is currently split into.
+    """
 
     def __init__(
-        self, model: nn.Module, data: TokenDataset, recipe: StepConfig, team: ProcessGroup | None = None
+        self, model: nn.Module, data: TokenDataset, config: StepConfig, group: ProcessGroup | None = None
     ) -> None:
-        """Prepare the optimiser; the model's parameters become views of flat ones."""
-        self._model, self._data, self._team = model, data, team
+        """Create the optimiser; the model's parameters become views of one flat tensor."""
+        self._model, self._data, self._group = model, data, group
         self._device = next(model.parameters()).device.type
-        self._bf16 = uses_bf16(recipe.precision, self._device)
-        self.flat = FlatParameters(model, recipe.weight_decay, recipe.layer_decay, torch.float32)
-        self.optimizer = TorchAdamW(self.flat, recipe.max_grad_norm, team)
-        self._rates = learning_rates(recipe)
-        self._r_drop, self._batch_size = recipe.r_drop, recipe.batch_size
-        self.parts = 1
+        self._bf16 = uses_bf16(config.precision, self._device)
+        self.flat = FlatParameters(model, config.weight_decay, config.layer_decay, torch.float32)
+        self.optimizer = TorchAdamW(self.flat, config.max_grad_norm, group)
+        self._rates = learning_rates(config)
+        self._r_drop, self._batch_size = config.r_drop, config.batch_size
+        self.micro_batches = 1
 
     def run(self, batches: list[Rows], first: int, advance: Advance) -> StepOutputs:
-        """Train on batches of row numbers, the first of which is step `first` of the schedule.
+        """Train on batches, the first of which is step `first` of the schedule.
 
-        Where memory does not suffice for a batch, it is taken in twice as many parts from there on; their gradients
-        add up to the batch's. A process of a team does that alone, the others wait for its gradients; from the next
-        epoch on all take as many parts.
+        A batch that does not fit in memory is split into twice as many micro-batches, and so are all later ones. In a
+        process group a rank does that alone, while the others wait for its gradients; from the next epoch on all use
+        the largest number.
+
+        Raises:
+            torch.OutOfMemoryError: if a single sentence does not fit.
         """
         self._model.train()
         losses, corrects = [], []
         for step, rows in enumerate(batches, start=first):
-            loss, correct = self._with_memory_left(shard(rows, self._team), len(rows))
+            loss, correct = self._backward_within_memory(shard(rows, self._group), len(rows))
             self.optimizer.step(self._rates[step])
             losses.append(loss)
             corrects.append(correct)
             advance()
-        if self._team:
-            self.parts = self._team.all_reduce_max(self.parts)
-        return accumulate(StepOutputs(torch.stack(losses), torch.stack(corrects)), self._team)
+        if self._group:
+            self.micro_batches = self._group.all_reduce_max(self.micro_batches)
+        return sum_over_ranks(StepOutputs(torch.stack(losses), torch.stack(corrects)), self._group)
 
-    def _with_memory_left(self, rows: Rows, total: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def _backward_within_memory(self, rows: Rows, total: int) -> tuple[torch.Tensor, torch.Tensor]:
         while True:
             try:
                 return self._backward(rows, total)
             except torch.OutOfMemoryError:
-                if self.parts >= len(rows):
+                if self.micro_batches >= len(rows):
                     raise
-            self._model.zero_grad(set_to_none=True)  # what a part has left already
-            self.parts = halve_micro_batches(self.parts, self._batch_size)
+            self._model.zero_grad(set_to_none=True)  # gradients of micro-batches that did fit
+            self.micro_batches = double_micro_batches(self.micro_batches, self._batch_size)
 
     def _backward(self, rows: Rows, total: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Leave the gradients of rows of a batch of `total`; return their loss [] and correct predictions []."""
-        if len(rows) == 0:  # of a short batch the others have taken all
+        """Compute the gradients of this rank's rows of a batch of `total`.
+
+        Returns:
+            Loss [] and number of correct predictions [].
+        """
+        if len(rows) == 0:  # a short batch has fewer rows than there are ranks
             return torch.zeros_like(self.flat.master[0]), torch.zeros_like(self.flat.master[0], dtype=torch.int64)
         losses, corrects = [], []
-        for part in np.array_split(rows, min(self.parts, len(rows))):
-            inputs, targets = self._data.batch(part)
+        for micro_batch in np.array_split(rows, min(self.micro_batches, len(rows))):
+            inputs, targets = self._data.batch(micro_batch)
             with torch.autocast(self._device, torch.bfloat16, enabled=self._bf16):
                 logits = self._model(**duplicate_for_r_drop(inputs, self._r_drop)).logits
             loss, correct = classification_loss(logits, targets, total, self._r_drop)
@@ -134,27 +144,32 @@ def uses_bf16(precision: str, device: str) -> bool:
 
 
 def duplicate_for_r_drop(inputs: Inputs, r_drop: float) -> Inputs:
-    """Return a batch's inputs; for R-Drop each sentence comes twice."""
+    """Return a batch's inputs [B, S]; with R-Drop [2B, S], every sentence twice, for two passes of dropout."""
     return {name: tensor.repeat(2, 1) for name, tensor in inputs.items()} if r_drop else inputs
 
 
-def halve_micro_batches(parts: int, batch_size: int) -> int:
-    """Double the number of parts that a batch is taken in, and tell it."""
-    parts = min(2 * parts, batch_size)
-    log.warning("out of memory: batches of %d are taken in %d parts, whose gradients are added", batch_size, parts)
-    return parts
+def double_micro_batches(micro_batches: int, batch_size: int) -> int:
+    """Return twice the number of micro-batches, at most one per sentence, and log it."""
+    micro_batches = min(2 * micro_batches, batch_size)
+    log.warning(
+        "out of memory: batches of %d are split into %d micro-batches whose gradients are accumulated",
+        batch_size, micro_batches,
+    )  # fmt: skip
+    return micro_batches
 
 
-def shard(rows: Rows, team: ProcessGroup | None) -> Rows:
-    """Return the rows that this process takes; neighbours, which are of like length, go to different processes."""
-    return rows if team is None else rows[team.rank :: team.size]
+def shard(rows: Rows, group: ProcessGroup | None) -> Rows:
+    """Return this rank's rows of a batch; neighbours, which are of similar length, go to different ranks."""
+    return rows if group is None else rows[group.rank :: group.size]
 
 
-def rows_per_rank(batch_size: int, team: ProcessGroup | None) -> int:
-    """Return how many rows of a batch a process takes at the most."""
-    return batch_size if team is None else -(-batch_size // team.size)
+def rows_per_rank(batch_size: int, group: ProcessGroup | None) -> int:
+    """Return the largest number of rows of a batch that a rank takes."""
+    return batch_size if group is None else -(-batch_size // group.size)
 
 
-def accumulate(passed: StepOutputs, team: ProcessGroup | None) -> StepOutputs:
-    """Return what an epoch gave to all processes together."""
-    return passed if team is None else StepOutputs(team.all_reduce(passed.losses), team.all_reduce(passed.correct))
+def sum_over_ranks(outputs: StepOutputs, group: ProcessGroup | None) -> StepOutputs:
+    """Return losses and correct predictions of all ranks together."""
+    if group is None:
+        return outputs
+    return StepOutputs(group.all_reduce(outputs.losses), group.all_reduce(outputs.correct))

@@ -17,7 +17,7 @@ from tasks.core.progress import progress_bar
 from tasks.evaluation.metrics import accuracy, mcc
 from tasks.inference.tokenization import shuffled_batches, sorted_batches
 from tasks.training.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
-from tasks.training.cuda_graph_step import CudaGraphStep, make_train_step
+from tasks.training.cuda_graph_step import CudaGraphStep, cudnn_attention_disabled, make_train_step
 from tasks.training.dataset import TokenDataset
 from tasks.training.fused_layers import unfuse
 from tasks.training.process_group import ProcessGroup
@@ -61,6 +61,7 @@ class CheckpointConfig(NamedTuple):
 OnEpoch = Callable[[EpochRecord], None]
 
 
+@cudnn_attention_disabled()
 def train_epochs(
     model: nn.Module,
     train: TokenDataset,
@@ -187,7 +188,7 @@ class _TrainerState:
             "best_epoch": self.best_epoch,
             "best_rank": [value if math.isfinite(value) else None for value in self._best_rank],
             "order": self._rng.bit_generator.state,
-            "parts": self.stepper.parts,
+            "parts": self.stepper.micro_batches,
         }
         return Checkpoint(len(self.records), tensors, record)
 
@@ -218,7 +219,7 @@ class _TrainerState:
         self._best_rank = (mcc_rank, loss_rank)
         self._rng.bit_generator.state = record["order"]
         if isinstance(self.stepper, EagerStep):  # finding out again would draw random numbers
-            self.stepper.parts = record["parts"]
+            self.stepper.micro_batches = record["parts"]
 
     def load_best_weights(self) -> None:
         """Give the model the best epoch's weights."""
@@ -227,6 +228,7 @@ class _TrainerState:
         self.stepper.flat.restore_fp32()
 
 
+@cudnn_attention_disabled()
 def validate(model: nn.Module, validation: TokenDataset, team: ProcessGroup | None = None) -> dict[str, float | None]:
     """Measure loss, accuracy and MCC on validation sentences; a team's processes share the work and find the same."""
     device = next(model.parameters()).device

@@ -2,9 +2,9 @@
 
     python tests/benchmarks/check_capture.py --out FILE
 
-Tiny models of each architecture, without dropout, on random sentences: both steppers train on the same batches from
+Tiny models of each architecture, without dropout, on random sentences: both steps train on the same batches from
 the same weights. Differences come from bf16 rounding; the table shows the largest one beside the loss it is of. Then
-one training with all memory, and one that is given less than it needs: batches are taken in parts.
+one training with all memory, and one that is given less than it needs: batches are split into micro-batches.
 """
 
 import argparse
@@ -19,7 +19,7 @@ import torch
 import transformers
 
 from tasks.inference.tokenization import shuffled_batches
-from tasks.training.cuda_graph_step import make_train_step
+from tasks.training.cuda_graph_step import cudnn_attention_disabled, make_train_step
 from tasks.training.dataset import TokenDataset
 from tasks.training.train_step import EagerStep, StepConfig
 
@@ -66,6 +66,7 @@ def main() -> None:
         Path(options.out).write_text(text + "\n")
 
 
+@cudnn_attention_disabled()
 def compare(config: Any) -> dict[str, Any]:
     """Train one architecture both ways and compare the losses."""
     rng = np.random.default_rng(0)
@@ -81,12 +82,12 @@ def compare(config: Any) -> dict[str, Any]:
         model.load_state_dict(weights)
         data = TokenDataset([row.astype(np.int64) for row in ids], labels, 0, "cuda")
         try:
-            stepper = (
+            step = (
                 EagerStep(model.cuda(), data, recipe)
                 if name == "eager"
                 else make_train_step(model.cuda(), data, recipe)
             )
-            passed = [stepper.run(part, i * len(batches[0]), lambda: None) for i, part in enumerate(batches)]
+            passed = [step.run(part, i * len(batches[0]), lambda: None) for i, part in enumerate(batches)]
         except Exception as error:
             return {
                 "error": f"{name}: {type(error).__name__}: {str(error)[:300]}",
@@ -96,7 +97,7 @@ def compare(config: Any) -> dict[str, Any]:
     gap = np.abs(losses["eager"] - losses["captured"])
     return {
         "steps": len(gap),
-        "stepper": type(stepper).__name__,
+        "step": type(step).__name__,
         "fused": sorted(
             {type(module).__name__ for module in model.modules() if type(module).__name__.startswith("Fused")}
         ),
@@ -108,6 +109,7 @@ def compare(config: Any) -> dict[str, Any]:
     }
 
 
+@cudnn_attention_disabled()
 def compare_memory() -> dict[str, Any]:
     """Train with all memory and with 0.6 of what that took; compare the losses."""
     wide = SHAPE | {"hidden_size": 512, "num_hidden_layers": 4, "num_attention_heads": 8, "intermediate_size": 2048}
@@ -129,22 +131,23 @@ def compare_memory() -> dict[str, Any]:
         model = transformers.AutoModelForSequenceClassification.from_config(config, dtype=torch.float32).cuda()
         data = TokenDataset([row.astype(np.int64) for row in ids], labels, 0, "cuda")
         try:
-            stepper: Any = make_train_step(model, data, StepConfig(len(batches), 512, 1e-3, 0.1, 0.01, 1.0))
-            losses.append(stepper.run(batches, 0, lambda: None).losses.cpu().numpy())
+            step: Any = make_train_step(model, data, StepConfig(len(batches), 512, 1e-3, 0.1, 0.01, 1.0))
+            losses.append(step.run(batches, 0, lambda: None).losses.cpu().numpy())
         except Exception as error:
             return answer | {"error": f"{kind}: {type(error).__name__}: {str(error)[:300]}"}
         answer |= {
             f"{kind}_bytes": torch.cuda.max_memory_reserved(),
-            f"{kind}_stepper": type(stepper).__name__,
-            f"{kind}_parts": stepper.parts,
+            f"{kind}_stepper": type(step).__name__,
+            f"{kind}_micro_batches": step.micro_batches,
         }
-        del model, data, stepper
+        del model, data, step
     torch.cuda.set_per_process_memory_fraction(1.0)
     return answer | {"largest_gap": float(np.abs(losses[0] - losses[1]).max()), "last_loss": float(losses[0][-1])}
 
 
 def compare_optimizers() -> dict[str, float]:
     """Apply the kernel and torch's AdamW to the same gradients in fp32; return the largest difference of a weight."""
+    from tasks.training import triton_kernels
     from tasks.training.adamw import TritonAdamW
     from tasks.training.flat_parameters import FlatParameters
 
@@ -154,7 +157,7 @@ def compare_optimizers() -> dict[str, float]:
 
     ours, theirs = layers(), layers()
     flat = FlatParameters(ours, 0.1, 1.0, torch.float32)
-    kernel = TritonAdamW(flat, 1.0)
+    kernel = TritonAdamW(flat, 1.0, triton_kernels)
     groups = [
         {"params": [p for p in theirs.parameters() if p.ndim > 1], "weight_decay": 0.1},
         {"params": [p for p in theirs.parameters() if p.ndim == 1], "weight_decay": 0.0},

@@ -14,7 +14,15 @@ from transformers import (
     PreTrainedModel,
 )
 
-from tasks.training.flat_parameters import ALIGNMENT, FlatParameters, Segment, claim_grad_views, layer_scales
+from tasks.training.flat_parameters import (
+    ALIGNMENT,
+    FlatParameters,
+    Segment,
+    as_interleaved,
+    as_stacked,
+    claim_grad_views,
+    layer_scales,
+)
 
 DTYPES = [torch.float32, torch.bfloat16]
 SIZES = {"vocab_size": 20, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 16}
@@ -264,9 +272,8 @@ def test_gradients_that_were_written_in_place_stay_and_are_written_once_a_step()
     assert claim_grad_views(layer.weight, layer.bias) is None  # a second use in one step is added up by autograd
     layer.weight.grad = torch.ones(2, 3)
     flat.collect_gradients()
-    weight, bias = (part.view(-1) for part in (flat._grad_views[0], flat._grad_views[1]))
-    assert weight.tolist() == [3.0] * 6
-    assert bias.tolist() == [3.0] * 2
+    assert flat.grads[:6].tolist() == [3.0] * 6
+    assert flat.grads[ALIGNMENT : ALIGNMENT + 2].tolist() == [3.0] * 2
     flat.collect_gradients()  # a step without gradients
     assert flat.grads.count_nonzero() == 0
 
@@ -279,3 +286,22 @@ def test_only_laid_out_parameters_have_a_place_and_release_takes_it_away() -> No
     flat.restore_fp32()
     flat.collect_gradients()
     assert claim_grad_views(layer.weight) is None
+
+
+def test_tensors_of_other_storages_or_in_another_order_are_not_stacked() -> None:
+    first, second = torch.zeros(8).view(2, 4).unbind()
+    other = torch.zeros(8)[4:]
+    assert other.storage_offset() == second.storage_offset()
+    assert as_stacked([first, second]).shape == (8,)
+    assert as_stacked([first, other]) is None
+    assert as_stacked([second, first]) is None
+
+
+def test_chunks_of_a_matrix_are_interleaved_and_others_are_not() -> None:
+    matrix = torch.arange(12.0).view(2, 6)
+    chunks = matrix.chunk(3, 1)
+    assert as_interleaved(chunks).tolist() == matrix.tolist()
+    assert as_interleaved(chunks).data_ptr() == matrix.data_ptr()
+    assert as_interleaved(chunks[:2]) is None  # a row holds three
+    assert as_interleaved([chunks[1], chunks[0], chunks[2]]) is None
+    assert as_interleaved([chunk.clone() for chunk in chunks]) is None

@@ -1,11 +1,8 @@
-"""Fused pieces compute what a model's own compute, and leave it as it was.
+"""Fused layers compute what a model's own layers compute, and `unfuse` leaves no trace.
 
-The Triton kernels themselves run on a CPU where Triton is installed:
-
-    TRITON_INTERPRET=1 pytest tests/test_fused.py
+Here torch's operators compute; test_triton_kernels.py does the same with kernels.
 """
 
-import os
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -16,13 +13,13 @@ import transformers
 from torch import nn
 from torch.nn import functional
 
-from tasks.training import fused_layers as fused
 from tasks.training.flat_parameters import FlatParameters
-from tasks.training.fused_layers import DropoutRng, FusedLinear, FusedProjection, FusedResidual, fuse, unfuse
+from tasks.training.fused_layers import FusedLinear, FusedProjection, fuse, unfuse
+from tasks.training.fused_state import STATE, DropoutRng, state_of
 
 SIZES = {
     "vocab_size": 30,
-    "hidden_size": 64,  # so that biases fill whole stretches of the flat parameters
+    "hidden_size": 64,  # a multiple of ALIGNMENT, so that biases are adjacent
     "num_hidden_layers": 2,
     "num_attention_heads": 2,
     "intermediate_size": 64,
@@ -43,10 +40,6 @@ CONFIGS: dict[str, Callable[[], Any]] = {
 }
 # The gradient of a key's bias is zero in exact numbers, softmax being blind to it: hence absolute tolerances.
 CLOSE = {"rtol": 1e-5, "atol": 1e-6}
-KERNELS_CLOSE = {"rtol": 1e-5, "atol": 1e-5}
-interpreted = pytest.mark.skipif(
-    os.environ.get("TRITON_INTERPRET") != "1", reason="runs with Triton installed and TRITON_INTERPRET=1"
-)
 
 
 def tiny(kind: str = "bert") -> Any:
@@ -57,7 +50,7 @@ def tiny(kind: str = "bert") -> Any:
 
 def fused_tiny(kind: str = "bert", weight_decay: float = 0.01) -> tuple[Any, FlatParameters]:
     model = tiny(kind)
-    fuse(model, DropoutRng(torch.device("cpu")))
+    fuse(model, DropoutRng(torch.device("cpu")), None)
     return model, FlatParameters(model, weight_decay, 1.0, torch.float32)
 
 
@@ -79,8 +72,8 @@ def logits_and_gradients(model: Any, seeds: tuple[int, ...] = (0,)) -> dict[str,
     return {"logits": torch.cat(logits)} | {name: part.grad for name, part in model.named_parameters()}
 
 
-def collected(model: Any, flat: FlatParameters, seeds: tuple[int, ...] = (0,)) -> dict[str, torch.Tensor]:
-    """Return the same of a model that is laid out."""
+def flat_gradients(model: Any, flat: FlatParameters, seeds: tuple[int, ...] = (0,)) -> dict[str, torch.Tensor]:
+    """Return logits and flat gradients by name of a model whose parameters are flat."""
     found = logits_and_gradients(model, seeds)
     flat.collect_gradients()
     starts = {name: part.storage_offset() for name, part in model.named_parameters()}
@@ -96,7 +89,7 @@ def assert_alike(
 ) -> None:
     assert found.keys() == expected.keys()
     for name, value in expected.items():
-        if value is None:  # no gradient reaches it; laid out, it is zero
+        if value is None:  # no gradient reaches it; in the flat tensor it is zero
             assert found[name] is None or not found[name].any(), name
         else:
             torch.testing.assert_close(found[name], value, **close, msg=lambda text, name=name: f"{name}: {text}")
@@ -115,82 +108,73 @@ def are_one_product(parts: tuple[nn.Linear, ...]) -> bool:
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
-def test_laid_out_query_key_and_value_are_one_product(kind: str) -> None:
+def test_query_key_and_value_of_flat_parameters_are_one_product(kind: str) -> None:
     model, _ = fused_tiny(kind)
     assert [are_one_product(parts) for parts in projections(model)] == [True, True]
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
-def test_fused_pieces_give_the_same_logits_and_gradients(kind: str) -> None:
+def test_fused_layers_give_the_same_logits_and_gradients(kind: str) -> None:
     expected = logits_and_gradients(tiny(kind))
-    assert_alike(collected(*fused_tiny(kind)), expected)
-    not_laid_out = tiny(kind)
-    fuse(not_laid_out, DropoutRng(torch.device("cpu")))
-    assert_alike(logits_and_gradients(not_laid_out), expected)
+    assert_alike(flat_gradients(*fused_tiny(kind)), expected)
+    not_flat = tiny(kind)
+    fuse(not_flat, DropoutRng(torch.device("cpu")), None)
+    assert_alike(logits_and_gradients(not_flat), expected)
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
-def test_gradients_of_several_passes_in_a_step_add_up(kind: str) -> None:
-    assert_alike(collected(*fused_tiny(kind), (0, 1, 2)), logits_and_gradients(tiny(kind), (0, 1, 2)))
+def test_gradients_of_several_passes_in_a_step_accumulate(kind: str) -> None:
+    assert_alike(flat_gradients(*fused_tiny(kind), (0, 1, 2)), logits_and_gradients(tiny(kind), (0, 1, 2)))
 
 
-def test_each_step_starts_anew() -> None:
+def test_no_gradient_is_carried_over_to_the_next_step() -> None:
     model, flat = fused_tiny()
-    collected(model, flat, (0, 1))
-    assert_alike(collected(model, flat, (2,)), logits_and_gradients(tiny(), (2,)))
+    flat_gradients(model, flat, (0, 1))
+    assert_alike(flat_gradients(model, flat, (2,)), logits_and_gradients(tiny(), (2,)))
 
 
-def test_gradients_of_one_product_are_written_where_the_optimiser_reads_them() -> None:
+def test_gradients_of_one_product_are_written_to_the_flat_tensor() -> None:
     model, _ = fused_tiny()
     logits_and_gradients(model)
     assert [part.weight.grad for parts in projections(model) for part in parts] == [None] * 6
     assert [part.bias.grad for parts in projections(model) for part in parts] == [None] * 6
 
 
-def test_released_parameters_stay_one_product_whose_gradients_autograd_gets() -> None:
+def test_after_restore_fp32_gradients_go_to_autograd_again() -> None:
     model, flat = fused_tiny()
     flat.restore_fp32()
     assert are_one_product(projections(model)[0])
     assert_alike(logits_and_gradients(model), logits_and_gradients(tiny()))
 
 
-def test_a_frozen_key_is_left_alone() -> None:
+def test_with_a_frozen_key_each_layer_computes_its_own_product() -> None:
     plain, model = tiny(), tiny()
     for each in (plain, model):
         each.bert.encoder.layer[0].attention.self.key.requires_grad_(False)
-    fuse(model, DropoutRng(torch.device("cpu")))
+    fuse(model, DropoutRng(torch.device("cpu")), None)
     flat = FlatParameters(model, 0.01, 1.0, torch.float32)
     assert [are_one_product(parts) for parts in projections(model)] == [False, True]
-    assert_alike(collected(model, flat), logits_and_gradients(plain))
+    assert_alike(flat_gradients(model, flat), logits_and_gradients(plain))
 
 
-def test_a_key_without_bias_is_left_alone() -> None:
+def test_with_a_key_without_bias_each_layer_computes_its_own_product() -> None:
     plain, model = tiny(), tiny()
     for each in (plain, model):
         each.bert.encoder.layer[1].attention.self.key.bias = None
-    fuse(model, DropoutRng(torch.device("cpu")))
+    fuse(model, DropoutRng(torch.device("cpu")), None)
     flat = FlatParameters(model, 0.01, 1.0, torch.float32)
     assert [are_one_product(parts) for parts in projections(model)] == [True, False]
-    assert_alike(collected(model, flat), logits_and_gradients(plain))
+    assert_alike(flat_gradients(model, flat), logits_and_gradients(plain))
 
 
-def test_weights_between_which_biases_lie_are_left_alone() -> None:
-    """Without weight decay, matrices and biases share a stretch."""
+def test_weights_that_are_not_adjacent_are_multiplied_one_by_one() -> None:
+    """Without weight decay, matrices and biases are in one segment."""
     model, flat = fused_tiny(weight_decay=0.0)
     assert [are_one_product(parts) for parts in projections(model)] == [False, False]
-    assert_alike(collected(model, flat), logits_and_gradients(tiny()))
+    assert_alike(flat_gradients(model, flat), logits_and_gradients(tiny()))
 
 
-def test_neighbours_of_other_memory_are_no_neighbours() -> None:
-    first, second = torch.zeros(8).view(2, 4).unbind()
-    other = torch.zeros(8)[4:]
-    assert other.storage_offset() == second.storage_offset()
-    assert fused._as_stacked([first, second]).shape == (8,)
-    assert fused._as_stacked([first, other]) is None
-    assert fused._as_stacked([second, first]) is None
-
-
-def test_other_orders_and_inputs_get_their_own_products() -> None:
+def test_calls_in_another_order_or_with_another_input_compute_their_own_product() -> None:
     model, _ = fused_tiny()
     query, key, value = projections(model)[0]
     x, other = torch.randn(2, 3, 9, 64)
@@ -211,7 +195,7 @@ def test_other_orders_and_inputs_get_their_own_products() -> None:
     assert right(value, x[0])
 
 
-def test_parts_that_are_not_used_have_no_say_in_gradients() -> None:
+def test_an_unused_key_contributes_no_gradient() -> None:
     model, flat = fused_tiny()
     plain = tiny().bert.encoder.layer[0].attention.self.value
     query, _, value = projections(model)[0]
@@ -226,7 +210,7 @@ def test_parts_that_are_not_used_have_no_say_in_gradients() -> None:
     assert not flat.grads[query.weight.storage_offset() :][: 64 * 64].any()
 
 
-def test_without_gradients_answers_are_the_same() -> None:
+def test_without_gradients_outputs_are_the_same() -> None:
     model, _ = fused_tiny()
     plain = tiny()
     with torch.no_grad():
@@ -235,7 +219,7 @@ def test_without_gradients_answers_are_the_same() -> None:
         torch.testing.assert_close(model.eval()(**sentences()).logits, plain.eval()(**sentences()).logits, **CLOSE)
 
 
-def test_nothing_is_kept_alive_between_two_passes() -> None:
+def test_no_activation_is_kept_alive_between_two_passes() -> None:
     model, _ = fused_tiny()
     seen: list[weakref.ref[torch.Tensor]] = []
 
@@ -251,11 +235,11 @@ def test_nothing_is_kept_alive_between_two_passes() -> None:
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
-def test_unfusing_gives_a_model_its_own_pieces_back(kind: str) -> None:
+def test_unfuse_restores_classes_state_and_attention(kind: str) -> None:
     model = tiny(kind)
     before = [(type(module), set(vars(module))) for module in model.modules()]
     attention = model.config._attn_implementation
-    fuse(model, DropoutRng(torch.device("cpu")))
+    fuse(model, DropoutRng(torch.device("cpu")), None)
     assert {FusedLinear, FusedProjection} <= {type(module) for module in model.modules()}
     unfuse(model)
     assert [(type(module), set(vars(module))) for module in model.modules()] == before
@@ -263,63 +247,21 @@ def test_unfusing_gives_a_model_its_own_pieces_back(kind: str) -> None:
     assert_alike(logits_and_gradients(model), logits_and_gradients(tiny(kind)))
 
 
-@interpreted
-@pytest.mark.parametrize("kind", CONFIGS)
-def test_kernels_give_the_same_logits_and_gradients(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fused, "_has_kernels", lambda _: True)
-    model, flat = fused_tiny(kind)
-    found = collected(model, flat, (0, 1))
-    assert_alike(found, logits_and_gradients(tiny(kind), (0, 1)), KERNELS_CLOSE)
+def test_two_fused_models_keep_their_own_random_numbers() -> None:
+    """The attention function that transformers knows is one for all models; what it needs lies in the modules."""
+    rngs = [DropoutRng(torch.device("cpu")) for _ in range(2)]
+    models = [tiny("bert") for _ in rngs]
+    for model, rng in zip(models, rngs, strict=True):
+        fuse(model, rng, None)
+    attentions = [model.bert.encoder.layer[1].attention.self for model in models]
+    assert [state_of(attention).rng for attention in attentions] == rngs
+    unfuse(models[1])
+    assert state_of(attentions[0]).rng is rngs[0]
+    assert_alike(logits_and_gradients(models[0]), logits_and_gradients(tiny()))
 
 
-@interpreted
-def test_gradients_of_normalisations_are_written_where_the_optimiser_reads_them(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(fused, "_has_kernels", lambda _: True)
-    model, _ = fused_tiny()
-    logits_and_gradients(model)
-    ends = [module for module in model.modules() if isinstance(module, FusedResidual)]
-    assert len(ends) == 4
-    assert {part.grad for end in ends for part in end.parameters()} == {None}
-
-
-@interpreted
-def test_what_is_dropped_on_the_way_there_is_dropped_on_the_way_back() -> None:
-    torch.manual_seed(0)
-    inputs = [torch.randn(size).requires_grad_() for size in ((7, 40), (7, 40), (40,), (40,), (40,))]
-    branch, residual, offset, weight, bias = inputs
-    normed = fused._DropoutAddNorm.apply(*inputs, torch.zeros((), dtype=torch.int32), 3, 0.5, 1e-12)
-    incoming = torch.randn(7, 40)
-    found = torch.autograd.grad(normed, inputs, incoming)
-    kept = found[0] != 0
-    assert 0.3 < kept.float().mean() < 0.7
-    plain = functional.layer_norm((branch + offset) * kept * 2 + residual, (40,), weight, bias, 1e-12)
-    torch.testing.assert_close(normed, plain, **KERNELS_CLOSE)
-    torch.testing.assert_close(found, torch.autograd.grad(plain, inputs, incoming), **KERNELS_CLOSE)
-
-
-@interpreted
-@pytest.mark.parametrize(("length", "width"), [(1, 32), (9, 64), (16, 32), (33, 32)])
-def test_attention_reads_and_writes_side_by_side_what_lies_so(length: int, width: int) -> None:
-    torch.manual_seed(0)
-    whole = torch.randn(2, length, 3, 3, width)  # [B, S, parts, heads, width]
-    mask = (torch.arange(length) < torch.tensor([length, max(1, length - 3)])[:, None]).long()
-    incoming = torch.randn(2, length, 3, width)
-    rest = mask, torch.zeros((), dtype=torch.int32), 1, 0.0, width**-0.5
-    beside = [part.requires_grad_() for part in whole.clone().unbind(2)]
-    tight = [part.clone(memory_format=torch.contiguous_format).requires_grad_() for part in whole.unbind(2)]
-    plain = [part.clone().requires_grad_() for part in whole.unbind(2)]
-    expected = functional.scaled_dot_product_attention(
-        *(part.transpose(1, 2) for part in plain), mask[:, None, None, :].bool()
-    ).transpose(1, 2)
-    gradients = torch.autograd.grad(expected, plain, incoming)
-    for parts in (beside, tight):
-        mixed = fused._Attention.apply(*parts, *rest)
-        found = torch.autograd.grad(mixed, parts, incoming)
-        torch.testing.assert_close(mixed, expected, **KERNELS_CLOSE)
-        torch.testing.assert_close(found, gradients, **KERNELS_CLOSE)
-        apart = [part.storage_offset() for part in found]
-        step = 3 * width if parts is beside else 2 * length * 3 * width
-        assert apart == [0, step, 2 * step]
-        assert {part.untyped_storage().data_ptr() for part in found} == {found[0].untyped_storage().data_ptr()}
+def test_every_module_that_drops_has_its_own_stream_of_random_numbers() -> None:
+    model = tiny()
+    fuse(model, DropoutRng(torch.device("cpu")), None)
+    streams = [state.stream for module in model.modules() if (state := vars(module).get(STATE)) and state.stream]
+    assert sorted(streams) == [1, 2, 3, 4, 5, 6]  # of two layers: two ends of blocks and one attention each

@@ -59,7 +59,7 @@ def train_with_little_memory(team: ProcessGroup | None, little: int) -> tuple[li
     model = tiny_bert()
     model.register_forward_pre_hook(refuse, with_kwargs=True)
     stepper = EagerStep(model, toy_encoded(16), toy_recipe(steps=3), team)
-    return stepper.run([np.arange(16)] * 3, 0, lambda: None).losses.tolist(), stepper.parts
+    return stepper.run([np.arange(16)] * 3, 0, lambda: None).losses.tolist(), stepper.micro_batches
 
 
 def train_everything(team: ProcessGroup, folder: str) -> dict[str, Any]:

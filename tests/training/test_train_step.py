@@ -11,7 +11,6 @@ from tiny import tiny_bert, toy_encoded, toy_recipe
 from torch import nn
 
 from tasks.inference.tokenization import shuffled_batches
-from tasks.training.cuda_graph_step import make_train_step, ran_out_of_memory
 from tasks.training.dataset import TokenDataset
 from tasks.training.losses import smooth_labels
 from tasks.training.train_step import (
@@ -24,7 +23,7 @@ from tasks.training.train_step import (
     uses_bf16,
 )
 
-TOLD = re.compile(r"out of memory: batches of (\d+) are taken in (\d+) parts, whose gradients are added")
+TOLD = re.compile(r"out of memory: batches of (\d+) are split into (\d+) micro-batches whose gradients are accumulated")
 
 
 class Short(nn.Module):
@@ -185,7 +184,7 @@ def test_frozen_parameters_do_not_move() -> None:
     for parameter in model.bert.embeddings.parameters():
         parameter.requires_grad_(False)
     before = [parameter.detach().clone() for parameter in model.bert.embeddings.parameters()]
-    make_train_step(model, toy_encoded(16), toy_recipe()).run([np.arange(16)], 0, nothing)
+    EagerStep(model, toy_encoded(16), toy_recipe()).run([np.arange(16)], 0, nothing)
     after = model.bert.embeddings.parameters()
     assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
 
@@ -202,10 +201,6 @@ def test_dropout_is_on_while_training_even_after_a_validation() -> None:
     stepper = EagerStep(model, toy_encoded(16), toy_recipe(learning_rate=0.0))
     losses = stepper.run([np.arange(16)] * 2, 0, nothing).losses
     assert float(losses[0]) != float(losses[1])
-
-
-def test_on_a_cpu_the_step_runs_call_by_call() -> None:
-    assert isinstance(make_train_step(tiny_bert(), toy_encoded(4), toy_recipe()), EagerStep)
 
 
 MODERATE: dict[str, Any] = {"steps": 12, "learning_rate": 1e-3}
@@ -229,7 +224,7 @@ def test_a_model_short_of_memory_trains_as_one_that_is_not(
         (8, number) for number in told
     ]
     assert len(caplog.messages) == len(told)
-    assert stepper.parts == parts
+    assert stepper.micro_batches == parts
     torch.testing.assert_close(found.losses, expected.losses, rtol=0, atol=1e-6)
     assert torch.equal(found.correct, expected.correct)
     assert_same_weights(short, plain, 1e-6)
@@ -242,7 +237,7 @@ def test_the_number_of_parts_stays() -> None:
     stepper.run([np.arange(8), np.arange(8, 16)], 0, nothing)
     stepper.run([np.arange(16, 24)], 2, nothing)
     assert model.sizes() == [8] + [4] * 6
-    assert stepper.parts == 2
+    assert stepper.micro_batches == 2
 
 
 def test_a_short_batch_has_no_more_parts_than_rows() -> None:
@@ -312,7 +307,7 @@ def test_another_error_than_memory_ends_the_run() -> None:
     model.classifier.register_forward_hook(lambda *_: (_ for _ in ()).throw(RuntimeError("no kernel image")))
     with pytest.raises(RuntimeError, match="no kernel image"):
         stepper.run([np.arange(8)], 0, nothing)
-    assert stepper.parts == 1
+    assert stepper.micro_batches == 1
 
 
 def test_r_drop_without_dropout_is_the_plain_run() -> None:
@@ -383,22 +378,3 @@ def test_bf16_on_a_cpu_learns_what_fp32_learns() -> None:
 )
 def test_precision_follows_the_device_unless_it_is_asked_for(precision: str, device: str, expected: bool) -> None:
     assert uses_bf16(precision, device) is expected
-
-
-def test_want_of_memory_is_seen_under_what_it_led_to() -> None:
-    error = RuntimeError("capture was invalidated")
-    error.__context__ = torch.OutOfMemoryError()
-    assert ran_out_of_memory(error)
-
-
-@pytest.mark.parametrize(
-    ("error", "expected"),
-    [
-        (RuntimeError("CUDA error: out of memory"), True),
-        (RuntimeError("CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate(handle)"), True),
-        (RuntimeError("Cannot copy between CPU and CUDA tensors during CUDA graph capture"), False),
-        (None, False),
-    ],
-)
-def test_want_of_memory_is_told_from_other_failures(error: BaseException | None, expected: bool) -> None:
-    assert ran_out_of_memory(error) is expected
