@@ -14,6 +14,10 @@ from flows import environment
 # Tiny models gain nothing from threads, and two processes that spin for them on two cores stand still.
 os.environ["OMP_NUM_THREADS"] = "1"
 
+# Triton reads this when it is imported: kernels are interpreted, on CPU tensors. With a GPU they are compiled.
+if not Path("/dev/nvidiactl").exists():
+    os.environ["TRITON_INTERPRET"] = "1"
+
 
 @pytest.fixture
 def caplog(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> pytest.LogCaptureFixture:
