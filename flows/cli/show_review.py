@@ -1,4 +1,4 @@
-"""What the commands that look after the model print for people."""
+"""Prints the results of the commands in review.py for people."""
 
 import datetime
 from typing import Any
@@ -7,12 +7,12 @@ from rich.markup import escape
 
 from flows.cli.show_run import COLOURS, new_console, new_table
 
-MAX_ROWS_SHOWN = 10  # contradictions
-MAX_REASON_WIDTH = 100  # characters of a reason in a table; --json has all of it
+MAX_CONTRADICTIONS_SHOWN = 10  # --json has all
+MAX_REASON_WIDTH = 100  # characters in a table; --json has all
 
 
 def show_rejudge(outcome: dict[str, Any]) -> None:
-    """Print a verdict that was computed again, and what it and its figures contradict."""
+    """Print a verdict that was computed again, and where it differs from the recorded one."""
     console = new_console()
     verdict, recorded = outcome["verdict"], outcome["recorded"]
     console.print(f"[{COLOURS[verdict['decision']]}]{verdict['decision']}[/]: {escape('; '.join(verdict['reasons']))}")
@@ -25,32 +25,32 @@ def show_rejudge(outcome: dict[str, Any]) -> None:
     console.print(f"candidate {verdict['candidate_digest'][:12]}, champion {champion[:12]}")
     if recorded:
         console.print(f"recorded  {recorded['decision']} by {escape(str(recorded['actor']))}, {recorded['time']}")
-    for text in outcome["contradictions"][:MAX_ROWS_SHOWN]:
+    for text in outcome["contradictions"][:MAX_CONTRADICTIONS_SHOWN]:
         console.print(f"[red]differs[/]   {escape(text)}")
-    if len(outcome["contradictions"]) > MAX_ROWS_SHOWN:
-        console.print(f"[red]differs[/]   in {len(outcome['contradictions']) - MAX_ROWS_SHOWN} more places (--json)")
+    if len(outcome["contradictions"]) > MAX_CONTRADICTIONS_SHOWN:
+        console.print(f"[red]differs[/]   in {len(outcome['contradictions']) - MAX_CONTRADICTIONS_SHOWN} more (--json)")
 
 
 def show_status(status: dict[str, Any]) -> None:
-    """Print what reigns and waits, what ran and why it ended so, what runs next, and what to look at."""
+    """Print champion and challenger, the latest runs and how they ended, the next runs, and notices."""
     console = new_console()
     console.print(f"store      {escape(status['store'])}")
-    absent = {"none": "none", "lost": "none, it was lost", "unknown": "not to be had"}
+    absent = {"none": "none", "lost": "none, it was lost", "unknown": "unknown"}
     none = {"champion": absent.get(status["champion_state"], "none"), "challenger": "none"}
     if status["champion_state"] == "unknown":
         none["challenger"] = absent["unknown"]
-    for role, nobody in none.items():
+    for role, absence in none.items():
         version = status[role]
-        console.print(f"{role:<10} {_describe(version) if version else nobody}")
+        console.print(f"{role:<10} {_describe(version) if version else absence}")
     disk = status["disk"]
-    taken = "" if disk["stores_gb"] is None else f", stores take {disk['stores_gb']:.1f}"
-    console.print(f"disk       {disk['free_gb']:.0f} GB free{taken}")
+    used = "" if disk["stores_gb"] is None else f", stores take {disk['stores_gb']:.1f}"
+    console.print(f"disk       {disk['free_gb']:.0f} GB free{used}")
     if drift := status["drift"]:
         console.print(f"drift      {drift['seen']} ({_local(drift['time'])})")
     if status["champion"] and status["champion"]["fault"]:
         console.print(f"[red]damaged[/]    {escape(status['champion']['fault'])}")
-    for silent in status["unreachable"]:
-        console.print(f"[red]silent[/]     {escape(silent)}")
+    for server in status["unreachable"]:
+        console.print(f"[red]no answer[/]  {escape(server)}")
     for notice in status["notices"]:
         console.print(f"[yellow]notice[/]     {escape(notice)}")
     if status["runs"]:
@@ -71,7 +71,7 @@ def _show_runs(runs: list[dict[str, Any]]) -> None:
 
 
 def _show_schedule(schedule: dict[str, Any]) -> None:
-    """Print what Prefect ran, runs of which no MLflow run tells as well, and what it will run."""
+    """Print the runs that Prefect started, also those without an MLflow run, and those that are scheduled."""
     console = new_console()
     console.print(f"Prefect    {escape(schedule['server'])}")
     table = new_table("deployment", "when", "state", "why")
@@ -79,16 +79,16 @@ def _show_schedule(schedule: dict[str, Any]) -> None:
         table.add_row(run["deployment"], _local(run["time"]), run["state"], _short(run["why"]))
     for run in schedule["next"]:
         waits = f"waits for {run['waits_for']}" if run["waits_for"] else ""
-        state = "[yellow]late[/]" if run["late"] else "to come"
+        state = "[yellow]late[/]" if run["late"] else "scheduled"
         table.add_row(run["deployment"], _local(run["time"]), state, escape(waits))
     if table.row_count:
         console.print(table)
     else:
-        console.print("nothing is scheduled; put the schedules there: verdict deploy")
+        console.print("nothing is scheduled; create the schedules: verdict deploy")
 
 
 def show_comparison(outcome: dict[str, Any]) -> None:
-    """Print two versions' figures side by side, how sure the difference is, and sentences on which they differ."""
+    """Print the figures of two versions side by side, their difference, and sentences on which they differ."""
     console = new_console()
     one, other = outcome["versions"]
     console.print(f"holdout    {outcome['holdout'][:12]}, {outcome['rows']} sentences, {outcome['basis']}")
@@ -107,20 +107,21 @@ def show_comparison(outcome: dict[str, Any]) -> None:
             )
     table.add_row("answered by", *(f"{side['variant']} on {side['provider']}" for side in (one, other)))
     console.print(table)
-    seen = outcome["comparison"]
+    paired = outcome["comparison"]
     console.print(
-        f"difference {seen['difference']:+.3f} ({seen['low']:+.3f} to {seen['high']:+.3f}, 95%), better in "
-        f"{seen['probability']:.1%} of the resamples; McNemar p = {seen['mcnemar']:.3f}"
+        f"difference {paired['difference']:+.3f} ({paired['low']:+.3f} to {paired['high']:+.3f}, 95%), better in "
+        f"{paired['probability']:.1%} of the resamples; McNemar p = {paired['mcnemar']:.3f}"
     )
     console.print(
-        f"labels     {seen['agreement']:.1%} alike; right alone: {seen['candidate_alone']} and {seen['champion_alone']}"
+        f"labels     {paired['agreement']:.1%} equal; only one right: "
+        f"{paired['candidate_alone']} and {paired['champion_alone']}"
     )
-    for row in seen["sentences"]:
+    for row in paired["sentences"]:
         console.print(f"  {row['label']}  {row['first']:.2f} {row['second']:.2f}  {escape(row['sentence'])}")
 
 
 def show_change(change: dict[str, Any]) -> None:
-    """Print what was decided, or what a dry run would have done."""
+    """Print a change of the champion alias, or what a dry run would have changed."""
     alias = f"champion {change['from'] or 'none'} -> {change['to'] or 'none'}"
     if change.get("dry_run"):
         new_console().print(f"would do  {change['kind']}: {alias}; its files are intact; nothing was changed")
@@ -130,9 +131,9 @@ def show_change(change: dict[str, Any]) -> None:
 
 
 def show_history(entries: list[dict[str, Any]]) -> None:
-    """Print one line a move, oldest first."""
+    """Print one line per change, oldest first."""
     if not entries:
-        new_console().print("no move yet; the first champion comes from: verdict retrain")
+        new_console().print("no champion yet; train the first one: verdict retrain")
         return
     table = new_table("when", "who", "what", "from", "to", "why")
     for entry in entries:
@@ -146,7 +147,7 @@ def show_history(entries: list[dict[str, Any]]) -> None:
 
 
 def show_deployments(outcome: dict[str, Any]) -> None:
-    """Print what runs when, and what keeps watch over it."""
+    """Print the deployments with their schedules, and the automations."""
     console = new_console()
     table = new_table("deployment", "when")
     for held in outcome["deployments"]:
@@ -158,21 +159,21 @@ def show_deployments(outcome: dict[str, Any]) -> None:
 
 
 def show_pruned(outcome: dict[str, Any]) -> None:
-    """Print what went, or would go."""
+    """Print what was deleted, or would be."""
     console = new_console()
     table = new_table("what", "name", "MB", "why")
     for item in outcome["items"]:
         table.add_row(item["kind"], item["name"][:16], f"{item['megabytes']:.1f}", item["why"])
     if outcome["items"]:
         console.print(table)
-    verb = "would go" if outcome["dry_run"] else "went"
-    console.print(f"{len(outcome['items'])} things, {outcome['megabytes']:.1f} MB, {verb}")
+    verb = "would be deleted" if outcome["dry_run"] else "deleted"
+    console.print(f"{len(outcome['items'])} items, {outcome['megabytes']:.1f} MB, {verb}")
     if outcome["closed"]:
-        console.print(f"{len(outcome['closed'])} runs that said RUNNING for too long were closed in MLflow")
+        console.print(f"{len(outcome['closed'])} MLflow runs whose process is gone were closed")
 
 
 def show_checks(checks: list[dict[str, Any]]) -> None:
-    """Print one line a check."""
+    """Print one line per check."""
     console = new_console()
     for check in checks:
         mark = "[green]works[/]" if check["works"] else "[red]fails[/]"
@@ -190,7 +191,7 @@ def _local(moment: str) -> str:
 
 
 def _age(moment: str) -> str:
-    """Say how long ago a moment was: "12 min", "5 h", "3 days"."""
+    """Return how long ago a time was: "12 min", "5 h", "3 days"."""
     passed = datetime.datetime.now(datetime.UTC) - datetime.datetime.fromisoformat(moment)
     hours = passed.total_seconds() / 3_600
     if hours < 1:

@@ -1,4 +1,4 @@
-"""What the commands that work print for people; console_review.py has what looks after the model."""
+"""Prints the results of the commands in run.py for people."""
 
 import shutil
 import sys
@@ -18,14 +18,14 @@ COLOURS = {"PROMOTE": "bold green", "HOLD": "bold yellow", "REJECT": "bold red"}
 
 
 def show_outcome(outcome: RetrainOutcome) -> None:
-    """Print how long each step took, the verdict with its reasons, and where everything lies."""
+    """Print the time of each step, the verdict with its reasons, and where report and store are."""
     console = new_console()
     steps = new_table("step", "seconds")
     for name, seconds in outcome.seconds.items():
         steps.add_row(name, f"{seconds:.1f}")
     console.print(steps)
     if outcome.unchanged:
-        console.print("Nothing changed since this job finished; nothing was registered (--force runs it anyway).")
+        console.print("Nothing changed since this job finished, so nothing ran (--force runs it anyway).")
     decision = outcome.decision
     reasons = escape("; ".join(outcome.reasons))
     console.print(f"[{COLOURS[decision]}]{decision}[/]: {reasons}")
@@ -40,7 +40,7 @@ def show_outcome(outcome: RetrainOutcome) -> None:
 
 
 def show_check(outcome: dict[str, Any]) -> None:
-    """Print what was read, what is unusual, what failed and where the report lies."""
+    """Print row counts, quality issues, drift, failed expectations and the path of the report."""
     console = new_console()
     console.print(f"rows in      {outcome['rows_in']}")
     console.print(f"kept         {outcome['kept']}")
@@ -73,7 +73,7 @@ def show_watch(outcome: "WatchOutcome") -> None:
         console.print("retrained:")
         show_outcome(outcome.retrain)
     else:
-        console.print("nothing was started")
+        console.print("no retraining run was started")
 
 
 def show_predictions(predictions: list[dict[str, Any]]) -> None:
@@ -85,14 +85,14 @@ def show_predictions(predictions: list[dict[str, Any]]) -> None:
 
 
 def show_scores(outcome: dict[str, Any]) -> None:
-    """Print how many rows were scored, what was quarantined, and where both lie.
+    """Print how many rows were scored and quarantined, and the paths of both files.
 
-    Where the answers themselves went to standard output, this goes to standard error.
+    If the answers went to standard output, this goes to standard error.
     """
     streamed = outcome["out"] == "-"
     console = Console(highlight=False, soft_wrap=True, stderr=streamed)
     rate = outcome["sentences_per_second"]
-    notes = [f"{outcome['reused']} rows by an earlier run"] if outcome["reused"] else []
+    notes = [f"{outcome['reused']} rows from an earlier run"] if outcome["reused"] else []
     notes += [f"{rate:,.0f} sentences/s on {outcome['provider']}"] if rate else []
     console.print(f"rows in      {outcome['rows_in']}")
     console.print(f"scored       {outcome['scored']}" + (f" ({', '.join(notes)})" if notes else ""))
@@ -106,9 +106,9 @@ def show_scores(outcome: dict[str, Any]) -> None:
 
 
 def show_repository(written: dict[str, Any]) -> None:
-    """Print which models were written, with which graph, and the command that serves them."""
+    """Print the models that were written, their graph, and the command that serves them."""
     console = new_console()
-    fallback = "" if written["variant"] == "fp16" else "; the bundle holds no fp16 graph, so this one is slower"
+    fallback = "" if written["variant"] == "fp16" else "; the bundle has no fp16 graph, which would be faster"
     console.print(f"repository  {escape(written['repository'])}")
     console.print(f"models      {', '.join(written['models'])}")
     console.print(f"version     {written['version']}, bundle {written['digest'][:12]}")
@@ -125,14 +125,14 @@ def show_settings(rows: list[SettingRow]) -> None:
 
 
 def show_next_commands() -> None:
-    """Print what one can do with a trained model, with the command as it can be called here."""
+    """Print the next commands to try, as they can be called here."""
     console = new_console()
     verdict = "verdict" if shutil.which("verdict") else sys.argv[0]
     console.print("next:")
     for command in (
         f'{verdict} predict "Who did you say that left?"',
         f"{verdict} status",
-        f"{verdict} retrain --profile cola-small    # real CoLA, fetched once",
+        f"{verdict} retrain --profile cola-small    # real CoLA, downloaded once",
     ):
         console.print(f"  {command}")
 
@@ -156,7 +156,7 @@ def _blemishes(counts: dict[str, int]) -> str:
 
 
 def new_table(*columns: str) -> Table:
-    """Return a table without lines; figures stand on the right."""
+    """Return a table without lines; columns of figures are right-aligned."""
     table = Table(box=None, pad_edge=False, header_style="dim")
     for name in columns:
         table.add_column(name, justify="right" if name in ("seconds", "probability", "MCC") else "left")
@@ -164,5 +164,5 @@ def new_table(*columns: str) -> Table:
 
 
 def new_console() -> Console:
-    """Return what prints to standard output without colouring figures or breaking lines."""
+    """Return a console for standard output that neither colours figures nor wraps lines."""
     return Console(highlight=False, soft_wrap=True)

@@ -1,7 +1,7 @@
-"""The flows that a worker runs: the jobs of the command line, with parameters that Prefect's page shows as a form.
+"""The flows that a Prefect worker runs: retrain, watch and score, with parameters that Prefect's page shows as a form.
 
-infra/prefect.yaml says when they run, and `verdict deploy` puts them there. A run of a schedule that finds others of
-its deployment due, after an outage or a long run, stands for all of them.
+infra/prefect.yaml schedules them and `verdict deploy` creates them. After an outage or a long run, several scheduled
+runs of a deployment may be due: the first one to start cancels the others, because it does their work as well.
 """
 
 from typing import Annotated, Any, Literal
@@ -26,22 +26,24 @@ Device = Literal["auto", "cuda", "cpu"]
 
 
 class DataForm(BaseModel):
-    """Where sentences come from; what is empty is as the profile says."""
+    """Where sentences come from; empty fields keep the profile's value."""
 
     path: list[str] = Field(default=[], description="Folder, file, https://...#sha256=HEX or hf:ORG/NAME; merged.")
     train: str = Field(default="", description="Training file.")
-    holdout: str = Field(default="", description="Judging file.")
+    holdout: str = Field(default="", description="Holdout file.")
     columns: str = Field(default="", description="Columns: text=NAME,label=NAME[,source=NAME,mark=NAME].")
-    labels: str = Field(default="", description="What labels are called: acceptable=1,unacceptable=0.")
+    labels: str = Field(default="", description="Names of the labels: acceptable=1,unacceptable=0.")
 
 
 class TrainingForm(BaseModel):
-    """The recipe; what is empty is as the profile says."""
+    """The training recipe; empty fields keep the profile's value."""
 
     encoder: str = Field(default="", description="Folder or hub id of an encoder, or packaged.")
     epochs: int | None = Field(default=None, ge=1, le=1000, description="Passes over the training sentences.")
-    seed: int | None = Field(default=None, ge=0, lt=2**32, description="Of head, dropout, batch order and split.")
-    device: Device | None = Field(default=None, description="Where to compute; cuda never falls back.")
+    seed: int | None = Field(
+        default=None, ge=0, lt=2**32, description="Of the new head, dropout, batch order and split."
+    )
+    device: Device | None = Field(default=None, description="Where to train; cuda fails without a GPU.")
 
 
 DATA, TRAINING = DataForm(), TrainingForm()
@@ -62,21 +64,21 @@ def retrain(
     more: list[str] = NO_EXTRA_SETTINGS,
     force: bool = False,
 ) -> State[Any]:
-    """Train, export, measure, judge and register a candidate; promote it where it deserves it.
+    """Train, export, measure, judge and register a candidate; promote it if it passes the policy.
 
     Args:
-        profile: settings to begin with.
+        profile: settings to start from.
         data: where sentences come from.
         training: the recipe.
         more: any setting as KEY=VALUE, for example judge.threshold=0.4.
-        force: run even where nothing changed, from the start.
+        force: start over, even if nothing changed.
     """
     _begin()
     from flows.jobs.retrain import retrain as job
 
     drop_missed()
     settings = resolve(profile, data, training, more)
-    # The job's body and not its flow: a run that waits for a person must be this one, which a deployment started.
+    # The flow's function, not the flow: the run that is suspended for approval must be the one of the deployment.
     outcome = job.fn(settings.settings.model_dump(), settings.origins, environment.usable_home(), force)
     if outcome.unchanged:
         message = f"nothing new: {_describe(outcome)} stands"
@@ -98,14 +100,14 @@ def watch(
     more: list[str] = NO_EXTRA_SETTINGS,
     retrain_when: Literal["never", "on_change", "on_drift"] = "on_change",
 ) -> State[Any]:
-    """Look once at the data; where it changed or drifted, retrain.
+    """Check the data once; retrain if it changed or drifted.
 
     Args:
-        profile: settings to begin with.
+        profile: settings to start from.
         data: where sentences come from.
         training: the recipe of a retraining run.
         more: any setting as KEY=VALUE, for example judge.threshold=0.4.
-        retrain_when: when new data starts a retraining run.
+        retrain_when: what starts a retraining run.
     """
     _begin()
     from flows.jobs.watch import watch as job
@@ -131,15 +133,15 @@ def score(
     columns: str = "",
     form: Literal["", "txt", "tsv", "csv", "jsonl", "parquet"] = "",
 ) -> State[Any]:
-    """Score a file of sentences; a run that was stopped goes on where it stopped.
+    """Score a file of sentences; a run that was stopped resumes where it stopped.
 
     Args:
-        path: file of sentences on the worker: .tsv, .csv, .jsonl, .parquet or .txt.
-        out: Parquet file that is written there.
+        path: file of sentences, on the worker: .tsv, .csv, .jsonl, .parquet or .txt.
+        out: Parquet file to write, on the worker.
         model: registry address, version number, or a bundle's folder.
         device: where to compute.
         columns: column of the sentences, text=NAME.
-        form: how the file is written; empty for what its ending says.
+        form: format of the file; empty for the one of its extension.
     """
     _begin()
     from flows.jobs.score import score as job
@@ -154,7 +156,7 @@ def resolve(profile: str, data: DataForm, training: TrainingForm, more: list[str
     """Resolve profile, the worker's environment and the form, in this order.
 
     Raises:
-        WrongUsage: if a value cannot be meant.
+        UsageError: if a value is not valid.
     """
     form = {f"data.{key}": value for key, value in data.model_dump().items()}
     form |= {f"finetune.{key}": value for key, value in training.model_dump().items()}
@@ -163,9 +165,9 @@ def resolve(profile: str, data: DataForm, training: TrainingForm, more: list[str
 
 
 def drop_missed() -> list[str]:
-    """Cancel the runs that this deployment's schedules wanted up to now and nobody started; return their names.
+    """Cancel the scheduled runs of this deployment that are due and not started; return their names.
 
-    They pile up while no worker runs, or behind a long run: this run sees everything that they would have seen.
+    They accumulate while no worker is up, or during a long run. This run does their work as well.
     """
     context = FlowRunContext.get()
     own = context.flow_run if context else None
@@ -179,12 +181,12 @@ def drop_missed() -> list[str]:
     with get_client(sync_client=True) as client:
         missed = [run for run in client.read_flow_runs(flow_run_filter=due) if _is_due(run, own)]
         for run in missed:
-            client.set_flow_run_state(run.id, Cancelled(name="Missed", message=f"missed; {own.name} stands for it"))
+            client.set_flow_run_state(run.id, Cancelled(name="Missed", message=f"missed; {own.name} does its work"))
     return [run.name for run in missed]
 
 
 def _begin() -> None:
-    """Choose for Prefect and MLflow, and let the run's page and the worker's output show what the tasks say."""
+    """Set the process defaults, and show log records of `tasks` on the run's page and in the worker's output."""
     environment.set_process_defaults()
     environment.show_worker_log()
     if (context := FlowRunContext.get()) and context.flow_run:
@@ -192,7 +194,7 @@ def _begin() -> None:
 
 
 def _is_due(run: FlowRun, own: FlowRun) -> bool:
-    """Tell a schedule's run from one that a person asked for, or that was started before and waits."""
+    """Return whether a run is a schedule's: not started by a person, and not started before and suspended."""
     return run.auto_scheduled and run.id != own.id and run.run_count == 0 and run.parameters == own.parameters
 
 

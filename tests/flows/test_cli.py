@@ -184,7 +184,7 @@ def test_watch_looks_once_and_prints_what_followed(
     code, out, _ = call(capsys, *arguments)
     assert code == 0
     assert "the data changed; there is no champion's data to compare it with; watch.retrain_on = never" in out
-    assert out.endswith("nothing was started\n")
+    assert out.endswith("no retraining run was started\n")
     code, out, _ = call(capsys, *arguments, "--json")
     assert (code, json.loads(out)["changed"]) == (0, False)
 

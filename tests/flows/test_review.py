@@ -161,7 +161,7 @@ def test_an_empty_store_is_told_and_stays_empty(
     assert err.endswith("run: verdict retrain\n")
     assert not (tmp_path / "stores").exists()
     assert verdict("history", "--json")[:2] == (0, "[]\n")
-    assert verdict("history")[1] == "no move yet; the first champion comes from: verdict retrain\n"
+    assert verdict("history")[1] == "no champion yet; train the first one: verdict retrain\n"
 
 
 def test_rollback_goes_back_step_by_step_and_is_recorded(reigning: MlflowStore, verdict: Command) -> None:

@@ -125,7 +125,7 @@ def test_a_store_that_does_not_answer_leaves_the_rest_of_the_answer(
     assert answer["unreachable"][0].startswith(f"MLflow store sqlite:///{home}/mlflow.db failed")
     console_review.show_status(answer)
     printed = capsys.readouterr().out
-    assert "champion   not to be had" in printed
+    assert "champion   unknown" in printed
     assert "no runs yet" not in printed
 
 
@@ -273,5 +273,5 @@ def test_the_schedule_shows_what_runs_next_what_is_late_and_how_runs_ended(
     assert f"waits for {made[1].name}" in capsys.readouterr().out
     console_review.show_status(answer)
     printed = capsys.readouterr().out
-    for words in ("late", "to come", "its worker gave no sign for 90 s", "no runs yet", "GB free"):
+    for words in ("late", "scheduled", "its worker gave no sign for 90 s", "no runs yet", "GB free"):
         assert words in printed

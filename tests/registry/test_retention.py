@@ -232,7 +232,7 @@ def test_the_command_says_what_went(home: Path, monkeypatch: pytest.MonkeyPatch,
     assert "job" in said
     assert "0123456789abcdef" in said
     assert "given up 40 days ago" in said
-    assert "1 things, 0.0 MB, would go" in said
+    assert "1 items, 0.0 MB, would be deleted" in said
 
 
 def _folder_of(store: MlflowStore, version: str) -> Path:
