@@ -13,6 +13,7 @@ from tasks.core.settings_loader import SettingRow
 
 if TYPE_CHECKING:
     from flows.jobs.watch import WatchOutcome
+    from tasks.data.row_features import QualityIssue
 
 COLOURS = {"PROMOTE": "bold green", "HOLD": "bold yellow", "REJECT": "bold red"}
 
@@ -47,9 +48,9 @@ def show_check(outcome: dict[str, Any]) -> None:
     console.print(f"quarantined  {_count(outcome['reasons'], outcome['quarantined'])}")
     for example in outcome["examples"]:
         console.print(f"  {escape(example)}")
-    for role, counts in outcome["quality_issues"].items():
-        if any(counts.values()):
-            console.print(f"{role}: {_blemishes(counts)}")
+    for role, issues in outcome["quality_issues"].items():
+        if shown := _quality_issues(issues):
+            console.print(f"{role}: {shown}")
     if outcome["drift"]:
         shifts = ", ".join(f"{shift['name']} {shift['distance']:.3f}" for shift in outcome["drift"])
         console.print(f"drift        {shifts} (champion's data {outcome['reference'][:12]})")
@@ -142,16 +143,15 @@ def _count(kinds: dict[str, int], total: int) -> str:
     return f"{total} ({shares})" if shares else str(total)
 
 
-def _blemishes(counts: dict[str, int]) -> str:
-    """Write "23 rows that repeat a sentence (folded 40)" for each kind that occurs."""
-    kinds: dict[str, dict[str, int]] = {}
-    for what, count in counts.items():
-        kind, _, how = what.partition(", ")
-        kinds.setdefault(kind, {})[how] = count
+def _quality_issues(issues: list["QualityIssue"]) -> str:
+    """Format issues as "23 rows that repeat a sentence (normalised 40)"; an empty text if there are none."""
+    from tasks.data.row_features import ISSUE_TEXTS  # imports pandas
+
     return "; ".join(
-        f"{next(iter(ways.values()))} {kind}" + (f" (folded {ways['folded']})" if "folded" in ways else "")
-        for kind, ways in kinds.items()
-        if any(ways.values())
+        f"{issue['exact']} {ISSUE_TEXTS[issue['kind']]}"
+        + (f" (normalised {issue['normalised']})" if issue["normalised"] is not None else "")
+        for issue in issues
+        if issue["exact"] or issue["normalised"]
     )
 
 

@@ -41,8 +41,7 @@ def run_gate(
     data: Dataset, settings: Settings, folder: str, encoder: str | None, reference: DataProfile | None
 ) -> GateReport:
     """Run the gate and write gate.json, gate.html and, where rows were quarantined, quarantine.parquet to `folder`."""
-    limits = settings.gate.model_dump() | {"max_quarantined": settings.data.max_quarantined}
-    gate = validate_data(data, folder, limits, encoder, reference)
+    gate = validate_data(data, folder, settings.gate, settings.data.max_quarantined, encoder, reference)
     write_gate_page(gate, str(Path(folder) / "gate.html"), reference)
     return gate
 

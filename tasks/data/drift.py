@@ -1,9 +1,9 @@
-"""What a training file looked like, in some ten kilobytes, and how far another one is from it.
+"""Profiles of training data (about ten kilobytes) and the drift from one profile to another.
 
-The profile travels inside the bundle, so that new data can be compared with what the champion was trained on wherever
-the champion is. Each of four figures is a distance between two distributions, 0 where they are equal; beside it stands
-the p value of the usual test. A shift counts as drift when the distance is over its limit and chance alone would not
-explain it: small files differ by chance, and in large ones any trifle is significant.
+The profile is part of the bundle, so that new data can be compared with the champion's training data wherever the
+champion is. Each of four figures is a distance between two distributions, 0 where they are equal, with the p value of
+the usual test. It counts as drift when the distance exceeds its limit and the p value is below the level: small files
+differ by chance, and in large ones any small difference is significant.
 """
 
 from collections import Counter
@@ -15,19 +15,20 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from tasks.core.settings import GateSettings
 from tasks.data.normalization import normalise_all
 from tasks.data.snapshots import count_rows, iter_snapshot
 
-TOP_K = 2_000  # words that a profile names; the others are counted together
-DRIFT_SAMPLE_ROWS = 200_000  # rows, spread over the file, whose words are counted; more hardly move the shares
-OTHER_CATEGORY = "\t"  # the key of the words and sources that are not named; none of them holds a tab
-MIN_EXPECTED_COUNT = 5  # rows in the smaller file; the chi-squared test counts together what should have fewer
+TOP_K = 2_000  # words that a profile lists; the others are counted together
+DRIFT_SAMPLE_ROWS = 200_000  # rows, spread over the file, whose words are counted; more hardly change the shares
+OTHER_CATEGORY = "\t"  # key of the words and sources that are not listed; none of them holds a tab
+MIN_EXPECTED_COUNT = 5  # the chi-squared test merges categories with fewer expected rows in the smaller file
 
 Histogram = dict[str, int]
 
 
 class DataProfile(TypedDict):
-    """Counts of a training snapshot: rows by label, by characters of the sentence, by source, by the words in it."""
+    """Number of rows of a training snapshot by label, by characters of the sentence, by source and by word in it."""
 
     dataset: str
     rows: int
@@ -38,18 +39,19 @@ class DataProfile(TypedDict):
 
 
 class DriftResult(TypedDict):
-    """One distance between two profiles, its p value, and whether it is over `limit` and no chance."""
+    """One distance between two profiles; `drifted` if it exceeds the limit and is significant."""
 
     name: str
     statistic: str
     distance: float
     p: float
     limit: float
+    setting: str
     drifted: bool
 
 
 def profile_snapshot(path: str, digest: str) -> DataProfile:
-    """Count what a snapshot holds, piece by piece.
+    """Count the rows of a snapshot, batch by batch.
 
     Raises:
         VerdictError: if the snapshot cannot be read.
@@ -65,7 +67,7 @@ def profile_snapshot(path: str, digest: str) -> DataProfile:
         _count(characters, pc.utf8_length(batch["sentence"]))
         _count(sources, batch["source"])
         for sentence in normalise_all(batch["sentence"][-rows % step :: step]):
-            words.update(set(sentence.split()))  # once a row: the test below wants independent draws
+            words.update(set(sentence.split()))  # once a row: the chi-squared test assumes independent draws
         rows += batch.num_rows
     return DataProfile(
         dataset=digest,
@@ -77,40 +79,47 @@ def profile_snapshot(path: str, digest: str) -> DataProfile:
     )
 
 
-def compare_profiles(new: DataProfile, old: DataProfile, limits: dict[str, Any]) -> list[DriftResult]:
-    """Return the four shifts from an old profile to a new one; none where one of them is of no rows.
+def compare_profiles(new: DataProfile, old: DataProfile, limits: GateSettings) -> list[DriftResult]:
+    """Return the four distances between two profiles; none if one of them has no rows.
 
     Args:
-        new: of the data that is looked at.
-        old: of the data that the champion was trained on.
-        limits: largest distances by name: max_label_shift, max_length_shift, max_source_shift, max_vocabulary_shift;
-            drift_level: p values that are not below it are chance.
+        new: profile of the data under test.
+        old: profile of the champion's training data.
+        limits: largest distances (max_label_shift and others), and drift_level, the significance level.
     """
     if not new["rows"] or not old["rows"]:
         return []
-    measured = {
-        "label": ("difference of the acceptable share, chi-squared test", *_shares(new, old)),
-        "length": ("Kolmogorov-Smirnov distance of characters", *_lengths(new["characters"], old["characters"])),
-        "source": (
-            "Jensen-Shannon distance of sources, chi-squared test",
-            *_categories(new["sources"], old["sources"]),
-        ),
-        "vocabulary": ("Jensen-Shannon distance of words, chi-squared test", *_categories(new["words"], old["words"])),
-    }
-    shifts = []
-    for name, (statistic, distance, p) in measured.items():
-        limit = limits[f"max_{name}_shift"]
-        drifted = distance > limit and p < limits["drift_level"]
-        shifts.append(DriftResult(name=name, statistic=statistic, distance=distance, p=p, limit=limit, drifted=drifted))
-    return shifts
+    lengths = _lengths(new["characters"], old["characters"])
+    sources, words = _categories(new["sources"], old["sources"]), _categories(new["words"], old["words"])
+    measured = [
+        ("label", "difference of the acceptable share, chi-squared test", _labels(new, old), "max_label_shift"),
+        ("length", "Kolmogorov-Smirnov distance of characters", lengths, "max_length_shift"),
+        ("source", "Jensen-Shannon distance of sources, chi-squared test", sources, "max_source_shift"),
+        ("vocabulary", "Jensen-Shannon distance of words, chi-squared test", words, "max_vocabulary_shift"),
+    ]
+    results = []
+    for name, statistic, (distance, p), setting in measured:
+        limit = float(getattr(limits, setting))
+        results.append(
+            DriftResult(
+                name=name,
+                statistic=statistic,
+                distance=distance,
+                p=p,
+                limit=limit,
+                setting=f"gate.{setting}",
+                drifted=distance > limit and p < limits.drift_level,
+            )
+        )
+    return results
 
 
 def list_drifted(shifts: Sequence[DriftResult]) -> str:
-    """Return what drifted, for people; none where nothing did."""
+    """Return the names of what drifted as text."""
     return ", ".join(shift["name"] for shift in shifts if shift["drifted"]) or "none"
 
 
-def _shares(new: DataProfile, old: DataProfile) -> tuple[float, float]:
+def _labels(new: DataProfile, old: DataProfile) -> tuple[float, float]:
     table = _align(new["labels"], old["labels"])
     shares = [profile["labels"].get("1", 0) / max(profile["rows"], 1) for profile in (new, old)]
     return abs(shares[0] - shares[1]), _chi_squared(table)
@@ -127,15 +136,15 @@ def _categories(new: Histogram, old: Histogram) -> tuple[float, float]:
     from scipy.spatial.distance import jensenshannon
 
     table = _align(new, old)
-    with np.errstate(invalid="ignore"):  # of nearly equal counts rounding may leave less than 0
+    with np.errstate(invalid="ignore"):  # for nearly equal counts rounding may give the root of a negative number
         distance = np.nan_to_num(jensenshannon(table[0], table[1], base=2))
     return float(distance), _chi_squared(_merge_rare(table))
 
 
 def _align(new: Histogram, old: Histogram) -> NDArray[np.float64]:
-    """Return the counts of both [2, K] under the same K keys; the last column is what either does not name.
+    """Return the counts of both [2, K] under the same K keys; the last column counts what either does not list.
 
-    A name that one profile lacks may hide among its unnamed ones, if it has any, so it counts as unnamed in both.
+    A name missing in one profile may be among its unlisted ones, if it has any, so it counts as unlisted in both.
     """
     partial = [counts for counts in (new, old) if OTHER_CATEGORY in counts]
     names = sorted(
@@ -147,7 +156,7 @@ def _align(new: Histogram, old: Histogram) -> NDArray[np.float64]:
 
 
 def _merge_rare(table: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Count rare columns [2, K] and the last, unnamed one together: for them the test would call chance a shift."""
+    """Merge columns with a low expected count, and the last one: the chi-squared test is not valid for them."""
     expected = table.sum(axis=0) * table.sum(axis=1).min() / table.sum()
     rare = expected < MIN_EXPECTED_COUNT
     rare[-1] = True
@@ -155,7 +164,7 @@ def _merge_rare(table: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _chi_squared(table: NDArray[np.float64]) -> float:
-    """Return the p value of the test that both rows [2, K] come from one distribution."""
+    """Return the p value of the null hypothesis that both rows [2, K] come from one distribution."""
     from scipy.stats import chi2_contingency
 
     table = table[:, table.sum(axis=0) > 0]
@@ -173,7 +182,7 @@ def _count(total: Counter[Any], values: pa.Array) -> None:
 
 
 def _top_k(counts: Counter[str]) -> Histogram:
-    """Keep the commonest names; ties go by the alphabet, so that a profile depends on the rows alone."""
+    """Keep the most frequent names, ties in alphabetical order, so that row order does not matter."""
     ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     named, rest = ranked[:TOP_K], ranked[TOP_K:]
     others = sum(count for _, count in rest)

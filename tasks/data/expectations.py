@@ -1,22 +1,27 @@
-"""The expectations of the data gate, and how Great Expectations is asked whether they hold."""
+"""The expectations of the data gate as tables, and how Great Expectations evaluates them."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal, TypedDict
 
 import numpy as np
 import pandas as pd
 
+from tasks.core.settings import GateSettings
 from tasks.data.drift import DriftResult
 from tasks.data.snapshots import SNAPSHOT_SCHEMA
 
-MAX_LISTED_LINES = 20  # lines that a finding names, at most
+MAX_LISTED_LINES = 20  # unexpected rows that a result lists
 
 Severity = Literal["critical", "warning"]
 
 
 class ExpectationResult(TypedDict):
-    """One expectation: what it asks, what was seen, what is allowed and by which setting, and the first odd rows."""
+    """What one expectation expected and observed, the setting of its limit, and the first unexpected rows.
+
+    `in_quarantine`: the rows it is about are quarantined ones, so that the table has none to list.
+    """
 
     table: str
     description: str
@@ -29,10 +34,68 @@ class ExpectationResult(TypedDict):
     severity: Severity
     unexpected: int
     lines: list[str]
+    in_quarantine: bool
+
+
+@dataclass(frozen=True)
+class RowCheck:
+    """One expectation on the features of rows."""
+
+    description: str
+    """May name settings in braces."""
+    expectation: str
+    """Class of great_expectations.expectations."""
+    column: str = ""
+    limits: Mapping[str, str] = field(default_factory=dict)
+    """Setting under `gate` by the argument that it limits; that of `mostly` is the largest share of other rows."""
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+
+def _flag_check(column: str, setting: str, description: str) -> RowCheck:
+    """Limit the share of rows with a flag."""
+    return RowCheck(description, "ExpectColumnValuesToBeInSet", column, {"mostly": setting}, {"value_set": [False]})
+
+
+COMMON_CHECKS = (
+    RowCheck("share of rows without a sentence", "ExpectColumnValuesToNotBeNull", "characters"),
+    RowCheck("share of rows without a label", "ExpectColumnValuesToNotBeNull", "label"),
+    RowCheck("labels that occur", "ExpectColumnDistinctValuesToEqualSet", "label", arguments={"value_set": [0, 1]}),
+    RowCheck(
+        "share of acceptable sentences",
+        "ExpectColumnMeanToBeBetween",
+        "label",
+        {"min_value": "min_acceptable", "max_value": "max_acceptable"},
+    ),
+    RowCheck(
+        "share of sentences outside {min_characters} to {max_characters} characters",
+        "ExpectColumnValuesToBeBetween",
+        "characters",
+        {"min_value": "min_characters", "max_value": "max_characters", "mostly": "max_odd_lengths"},
+    ),
+    RowCheck(
+        "share of sentences outside {min_words} to {max_words} words",
+        "ExpectColumnValuesToBeBetween",
+        "words",
+        {"min_value": "min_words", "max_value": "max_words", "mostly": "max_odd_lengths"},
+    ),
+    _flag_check("control", "max_control", "share of sentences with control characters"),
+)
+TRAIN_CHECKS = (
+    RowCheck("number of rows", "ExpectTableRowCountToBeBetween", limits={"min_value": "min_rows"}),
+    *COMMON_CHECKS,
+    _flag_check("duplicate", "max_duplicates", "share of rows that repeat an earlier sentence"),
+    _flag_check("conflicting", "max_conflicts", "share of rows whose sentence has both labels"),
+)
+HOLDOUT_CHECKS = (
+    RowCheck("number of rows", "ExpectTableRowCountToBeBetween", limits={"min_value": "min_holdout_rows"}),
+    *COMMON_CHECKS,
+    _flag_check("leaked", "max_leak", "share of rows whose sentence is also in the training data"),
+    _flag_check("unseen_source", "max_unseen_sources", "share of rows from sources without training rows"),
+)
 
 
 def schema_expectations() -> list[Any]:
-    """Return the expectations on the first rows as they stand in the snapshot."""
+    """Return the expectations on the first rows of a snapshot."""
     import great_expectations.expectations as gxe
 
     return [
@@ -44,95 +107,77 @@ def schema_expectations() -> list[Any]:
     ]
 
 
-def row_expectations(train: bool, limits: dict[str, Any]) -> list[Any]:
-    """Return the expectations on the measures of training rows, or of a holdout's."""
+def row_expectations(checks: Iterable[RowCheck], limits: GateSettings) -> list[Any]:
+    """Return the expectations of TRAIN_CHECKS or HOLDOUT_CHECKS with their limits."""
     import great_expectations.expectations as gxe
 
-    def few(column: str, limit: str, asks: str) -> Any:
-        return gxe.ExpectColumnValuesToBeInSet(
-            column=column,
-            value_set=[False],
-            mostly=1 - limits[limit],
-            meta={"description": asks, "setting": f"gate.{limit}"},
-        )
-
-    def within(column: str) -> Any:
-        lowest, highest = limits[f"min_{column}"], limits[f"max_{column}"]
-        description = f"share of sentences outside {lowest} to {highest} {column}"
-        return gxe.ExpectColumnValuesToBeBetween(
-            column=column,
-            min_value=lowest,
-            max_value=highest,
-            mostly=1 - limits["max_odd_lengths"],
-            meta={"description": description, "setting": "gate.max_odd_lengths"},
-        )
-
-    own = (
-        [
-            few("repeated", "max_duplicates", "share of rows that repeat an earlier sentence"),
-            few("conflicting", "max_conflicts", "share of rows whose sentence has both labels"),
-        ]
-        if train
-        else [
-            few("leaked", "max_leak", "share of rows whose sentence trains too"),
-            few("unseen_source", "max_unseen_sources", "share of rows from sources that do not train"),
-        ]
-    )
-    fewest = "min_rows" if train else "min_holdout_rows"
-    return [
-        gxe.ExpectTableRowCountToBeBetween(
-            min_value=limits[fewest], meta={"description": "number of rows", "setting": f"gate.{fewest}"}
-        ),
-        gxe.ExpectColumnValuesToNotBeNull(
-            column="characters", meta={"description": "share of rows without a sentence"}
-        ),
-        gxe.ExpectColumnValuesToNotBeNull(column="label", meta={"description": "share of rows without a label"}),
-        gxe.ExpectColumnDistinctValuesToEqualSet(
-            column="label", value_set=[0, 1], meta={"description": "labels that occur"}
-        ),
-        gxe.ExpectColumnMeanToBeBetween(
-            column="label",
-            min_value=limits["min_acceptable"],
-            max_value=limits["max_acceptable"],
-            meta={"description": "share of acceptable sentences", "setting": "gate.{side}_acceptable"},
-        ),
-        within("characters"),
-        within("words"),
-        few("control", "max_control", "share of sentences with control characters"),
-        *own,
-    ]
+    values = limits.model_dump()
+    expectations = []
+    for check in checks:
+        arguments = dict(check.arguments) | ({"column": check.column} if check.column else {})
+        for argument, setting in check.limits.items():
+            arguments[argument] = 1 - values[setting] if argument == "mostly" else values[setting]
+        meta = {
+            "description": check.description.format_map(values),
+            "settings": {argument: f"gate.{setting}" for argument, setting in check.limits.items()},
+        }
+        expectations.append(getattr(gxe, check.expectation)(**arguments, meta=meta))
+    return expectations
 
 
-def figure_expectations(values: Mapping[str, float], drift: list[DriftResult], limits: dict[str, Any]) -> list[Any]:
-    """Return the expectations on the table of one row that holds what only whole files have."""
+def figure_expectations(
+    values: Mapping[str, float], drift: Iterable[DriftResult], limits: GateSettings, max_quarantined: float
+) -> list[Any]:
+    """Return the expectations on the table of one row that holds the figures of whole files.
+
+    Args:
+        values: the figures; one that is not among them is not expected.
+        drift: distances from the champion's data.
+        limits: the settings under `gate`.
+        max_quarantined: largest share of quarantined rows of each role.
+    """
     import great_expectations.expectations as gxe
 
-    asks: dict[str, tuple[str, str | None, str]] = {
-        **{
-            f"{role} quarantined": (f"share of quarantined {role} rows", "data.max_quarantined", "critical")
-            for role in ("training", "holdout", "secondary")
-        },
-        "empty_files": ("files without a readable row", None, "critical"),
-        "unknown": ("share of word pieces that the encoder does not know", "gate.max_unknown", "critical"),
-    }
-    severity = "critical" if limits["drift"] == "refuse" else "warning"
-    for shift in drift:
-        text = f"drift from the champion's data, {shift['statistic']}"
-        asks[f"{shift['name']} shift"] = (text, f"gate.max_{shift['name']}_shift", severity)
-    return [
-        gxe.ExpectColumnMaxToBeBetween(
-            column=name,
-            max_value=limits[setting.partition(".")[2]] if setting else 0,
-            severity=severity,
-            meta={"description": text, "setting": setting},
+    def at_most(
+        column: str, limit: float, setting: str, description: str, severity: Severity = "critical", **meta: bool
+    ) -> Any:
+        meta_data = {"description": description, "settings": {"max_value": setting} if setting else {}} | meta
+        return gxe.ExpectColumnMaxToBeBetween(column=column, max_value=limit, severity=severity, meta=meta_data)
+
+    quarantined = [
+        at_most(
+            f"{role} quarantined",
+            max_quarantined,
+            "data.max_quarantined",
+            f"share of quarantined {role} rows",
+            in_quarantine=True,
         )
-        for name, (text, setting, severity) in asks.items()
-        if name in values
+        for role in ("training", "holdout", "secondary")
     ]
+    severity: Severity = "critical" if limits.drift == "refuse" else "warning"
+    shifts = [
+        at_most(
+            f"{shift['name']} shift",
+            shift["limit"],
+            shift["setting"],
+            f"drift from the champion's data, {shift['statistic']}",
+            severity,
+        )
+        for shift in drift
+    ]
+    expectations = [
+        *quarantined,
+        at_most("empty_files", 0, "", "files without a readable row", in_quarantine=True),
+        at_most(
+            "unknown", limits.max_unknown, "gate.max_unknown", "share of word pieces that the encoder does not know"
+        ),
+        *shifts,
+    ]
+    return [expectation for expectation in expectations if expectation.column in values]
 
 
 def run_suite(table: str, rows: pd.DataFrame, expectations: list[Any]) -> list[ExpectationResult]:
-    """Validate a table with Great Expectations and return one finding an expectation, in their order."""
+    """Validate a table with Great Expectations; return one result for each expectation, in their order."""
     import great_expectations as gx
 
     located = [name for name in ("file", "line") if name in rows]
@@ -149,15 +194,15 @@ def run_suite(table: str, rows: pd.DataFrame, expectations: list[Any]) -> list[E
             .add_batch_definition_whole_dataframe("all")
             .get_batch({"dataframe": rows})
         )
-        # The suite is complete before it meets the batch: expectations added later are not seen by it.
+        # The suite must be complete here: expectations added after validation began are ignored.
         result = batch.validate(gx.ExpectationSuite(name=table, expectations=expectations), result_format=options)
-    findings = [_to_result(table, entry.to_json_dict()) for entry in result.results]
+    results = [_to_result(table, entry.to_json_dict()) for entry in result.results]
     order = [expectation.meta["description"] for expectation in expectations]
-    return sorted(findings, key=lambda finding: order.index(finding["description"]))
+    return sorted(results, key=lambda one: order.index(one["description"]))
 
 
 def allowed_range(allowed: Mapping[str, Any]) -> str:
-    """Say in words what a finding allows."""
+    """Return the text of an allowed range."""
     low, high = allowed.get("min_value"), allowed.get("max_value")
     share = allowed.get("mostly")
     if share is not None:
@@ -170,36 +215,36 @@ def allowed_range(allowed: Mapping[str, Any]) -> str:
 
 
 def format_value(value: Any) -> str:
-    """Write a value with at most four significant digits."""
+    """Format a value with at most four significant digits."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def show_observed(finding: ExpectationResult) -> str:
-    """Say in words what a finding saw."""
-    observed = finding["observed"]
-    if isinstance(observed, dict):  # how a set differs from the allowed one
-        return "; ".join(f"{_words(values)} {how}" for how, values in observed.items() if values) or "exactly these"
-    return "not computable" if observed is None else _words(observed)
+def show_observed(result: ExpectationResult) -> str:
+    """Return the text of what was observed."""
+    observed = result["observed"]
+    if isinstance(observed, dict):  # differences of a set from the allowed one
+        return "; ".join(f"{_join(values)} {how}" for how, values in observed.items() if values) or "exactly these"
+    return "not computable" if observed is None else _join(observed)
 
 
-def show_allowed(finding: ExpectationResult) -> str:
-    """Say in words what a finding allows."""
-    values = list(finding["allowed"].values())
-    return _words(values[0]) if len(values) == 1 and isinstance(values[0], list) else allowed_range(finding["allowed"])
+def show_allowed(result: ExpectationResult) -> str:
+    """Return the text of what is allowed."""
+    values = list(result["allowed"].values())
+    return _join(values[0]) if len(values) == 1 and isinstance(values[0], list) else allowed_range(result["allowed"])
 
 
-def _words(value: Any) -> str:
+def _join(value: Any) -> str:
     return ", ".join(format_value(entry) for entry in value) if isinstance(value, list) else format_value(value)
 
 
 def _to_result(table: str, entry: dict[str, Any]) -> ExpectationResult:
     config, result = entry["expectation_config"], entry["result"]
     allowed = {key: value for key, value in config["kwargs"].items() if key not in ("batch_id", "column")}
-    if "unexpected_percent" in result:  # an expectation on each row: the share that is not as expected
+    if "unexpected_percent" in result:  # an expectation on each row
         observed: Any = (result["unexpected_percent"] or 0.0) / 100
     else:
         observed = result.get("observed_value", "not computable")
-    if observed is None and "partial_missing_list" in result:  # sets are described by their differences
+    if observed is None and "partial_missing_list" in result:  # an expectation on a set of values
         observed = {key: result[f"partial_{key}_list"] for key in ("missing", "unexpected")}
     if isinstance(observed, np.generic):
         observed = observed.item()
@@ -207,7 +252,7 @@ def _to_result(table: str, entry: dict[str, Any]) -> ExpectationResult:
     return ExpectationResult(
         table=table,
         description=config["meta"]["description"],
-        setting=_name_setting(config["meta"].get("setting"), observed, allowed),
+        setting=_name_setting(config["meta"].get("settings", {}), observed, allowed),
         expectation=config["type"],
         column=config["kwargs"].get("column"),
         observed=observed,
@@ -216,12 +261,15 @@ def _to_result(table: str, entry: dict[str, Any]) -> ExpectationResult:
         severity=config["severity"],
         unexpected=int(result.get("unexpected_count") or 0),
         lines=[f"{row['file']} line {row['line']}" for row in rows[:MAX_LISTED_LINES]],
+        in_quarantine=config["meta"].get("in_quarantine", False),
     )
 
 
-def _name_setting(setting: str | None, observed: Any, allowed: Mapping[str, Any]) -> str | None:
-    """Return the setting of the limit; where there are two, that of the side on which the observed value lies."""
-    if setting is None or "{side}" not in setting:
-        return setting
-    low = isinstance(observed, int | float) and observed < allowed["min_value"]
-    return setting.format(side="min" if low else "max")
+def _name_setting(settings: Mapping[str, str], observed: Any, allowed: Mapping[str, Any]) -> str | None:
+    """Return the setting of the limit; of a lower and an upper one, that on whose side the observed value lies."""
+    if "mostly" in settings:
+        return settings["mostly"]
+    if len(settings) < 2:
+        return next(iter(settings.values()), None)
+    below = isinstance(observed, int | float) and observed < allowed["min_value"]
+    return settings["min_value" if below else "max_value"]

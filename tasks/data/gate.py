@@ -1,12 +1,12 @@
-"""The data gate: a Great Expectations suite over the snapshots, run before anything is trained.
+"""The data gate: a Great Expectations suite over the snapshots, run before training.
 
-Rows are checked by their measures, so that each finding names the lines it is about. What only a whole file has (the
-quarantined share, unknown word pieces, drift) stands in a table of one row and is checked there, so that every limit is
-an expectation and is reported alike. A finding is critical, and then refuses the data, or a warning.
+Rows are checked by their features, so that each result lists the rows it is about. Figures of whole files (quarantined
+share, unknown word pieces, drift) form a table of one row, so that every limit is an expectation and is reported in the
+same way. A failed critical expectation rejects the data; a failed warning is only reported.
 """
 
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TypedDict
 
 import pandas as pd
 import pyarrow as pa
@@ -14,8 +14,11 @@ import pyarrow.parquet as pq
 
 from tasks.core.errors import DataRejected
 from tasks.core.files import atomic_write, write_json
+from tasks.core.settings import GateSettings
 from tasks.data.drift import DataProfile, DriftResult, compare_profiles, profile_snapshot
 from tasks.data.expectations import (
+    HOLDOUT_CHECKS,
+    TRAIN_CHECKS,
     ExpectationResult,
     figure_expectations,
     row_expectations,
@@ -25,15 +28,21 @@ from tasks.data.expectations import (
     show_observed,
 )
 from tasks.data.ingestion import Dataset
-from tasks.data.row_features import compute_row_features, count_quality_issues, flag_duplicates, flag_leakage
+from tasks.data.row_features import (
+    QualityIssue,
+    compute_row_features,
+    count_quality_issues,
+    flag_duplicates,
+    flag_leakage,
+)
 from tasks.data.snapshots import QUARANTINE_SCHEMA, SNAPSHOT_SCHEMA, Snapshot, iter_snapshot
 from tasks.data.vocabulary_coverage import unk_rate
 
-HEAD_ROWS = 1_000  # rows whose types are checked; Parquet keeps one type a column
+HEAD_ROWS = 1_000  # rows whose types are checked; a Parquet column has one type
 
 
 class ReadCounts(TypedDict):
-    """Rows of several snapshots: rows_in = kept + quarantined, the latter by kind, and the first examples."""
+    """Numbers of rows of several snapshots: rows_in = kept + quarantined; `reasons` counts the quarantined by kind."""
 
     rows_in: int
     kept: int
@@ -43,11 +52,11 @@ class ReadCounts(TypedDict):
 
 
 class GateReport(ReadCounts):
-    """The gate's answer; it passed when no critical finding failed. `report` is the JSON file that holds all of it."""
+    """What the gate found; it passed if no critical expectation failed. `report` is the JSON file with all of this."""
 
     passed: bool
     results: list[ExpectationResult]
-    quality_issues: dict[str, dict[str, int]]
+    quality_issues: dict[str, list[QualityIssue]]
     drift: list[DriftResult]
     reference: str | None
     profile: DataProfile
@@ -56,35 +65,44 @@ class GateReport(ReadCounts):
 
 
 def validate_data(
-    data: Dataset, folder: str, limits: dict[str, Any], encoder: str | None = None, reference: DataProfile | None = None
+    data: Dataset,
+    folder: str,
+    limits: GateSettings,
+    max_quarantined: float,
+    encoder: str | None = None,
+    reference: DataProfile | None = None,
 ) -> GateReport:
     """Run the suite; write gate.json and, where rows were quarantined, quarantine.parquet.
 
     Args:
-        data: the snapshots to look at.
+        data: the snapshots.
         folder: receives both files.
-        limits: the settings under `gate` and data.max_quarantined, by name.
-        encoder: folder of the encoder whose word pieces are counted; None: not checked.
-        reference: profile of the data that the champion was trained on; None: drift is not checked.
+        limits: the settings under `gate`.
+        max_quarantined: largest share of quarantined rows of each role.
+        encoder: folder of the encoder whose vocabulary is checked; None: not checked.
+        reference: profile of the champion's training data; None: drift is not checked.
     """
-    roles = {"training rows": data["train"], "holdout rows": data["holdout"]}
-    rows = {name: compute_row_features(snapshot["path"]) for name, snapshot in roles.items()}
-    train, holdout = rows.values()
+    train, holdout = compute_row_features(data["train"]["path"]), compute_row_features(data["holdout"]["path"])
     flag_duplicates(train)
     flag_leakage(holdout, train)
     profile = profile_snapshot(data["train"]["path"], data["train"]["digest"])
     drift = compare_profiles(profile, reference, limits) if reference else []
-    # Figures come first: where rows were quarantined, that is the cause and too few rows the consequence.
-    values = compute_figures(data, encoder, drift, limits["drift_level"])
-    findings = run_suite("whole data", pd.DataFrame([values]), figure_expectations(values, drift, limits))
-    for name, snapshot in roles.items():
-        findings += run_suite(f"{name}, schema", _head(snapshot["path"]), schema_expectations())
-        findings += run_suite(name, rows[name], row_expectations(name == "training rows", limits))
-    merge_quarantine(format_results(data), Path(folder) / "quarantine.parquet")
+    # Figures come first: too few rows may be the consequence of quarantined ones.
+    values = compute_figures(data, encoder, drift, limits.drift_level)
+    figures = figure_expectations(values, drift, limits, max_quarantined)
+    results = run_suite("whole data", pd.DataFrame([values]), figures)
+    for name, snapshot, rows, checks in (
+        ("training rows", data["train"], train, TRAIN_CHECKS),
+        ("holdout rows", data["holdout"], holdout, HOLDOUT_CHECKS),
+    ):
+        results += run_suite(f"{name}, schema", _head(snapshot["path"]), schema_expectations())
+        results += run_suite(name, rows, row_expectations(checks, limits))
+    snapshots = list(roles_of(data).values())
+    merge_quarantine(snapshots, Path(folder) / "quarantine.parquet")
     gate = GateReport(
-        passed=not any(failed_critically(finding) for finding in findings),
-        **sum_counts(format_results(data)),
-        results=findings,
+        passed=not any(failed_critically(result) for result in results),
+        **sum_counts(snapshots),
+        results=results,
         quality_issues={
             "training rows": count_quality_issues(train),
             "holdout rows": count_quality_issues(holdout, train),
@@ -103,68 +121,63 @@ def raise_if_failed(gate: GateReport) -> None:
     """Stop a run whose data did not pass.
 
     Raises:
-        DataRefused: naming the first failed expectation, what was observed, what is allowed, and where.
+        DataRejected: naming the first failed expectation, what was observed, what is allowed, and where.
     """
-    failed = [finding for finding in gate["results"] if failed_critically(finding)]
+    failed = [result for result in gate["results"] if failed_critically(result)]
     if not failed:
         return
     more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
-    unreadable = str(failed[0]["column"]).endswith(("quarantined", "empty_files"))
-    shown = f"; {gate['examples'][0]}" if unreadable and gate["examples"] else ""
-    limit = ", or move the limit: --set KEY=VALUE" if failed[0]["setting"] else ""
+    example = f"; {gate['examples'][0]}" if failed[0]["in_quarantine"] and gate["examples"] else ""
+    limit = ", or change the limit: --set KEY=VALUE" if failed[0]["setting"] else ""
     raise DataRejected(
-        f"data refused: {describe_result(failed[0])}{more}{shown}\n"
-        f"see {Path(gate['report']).with_suffix('.html')}; mend the data{limit}"
+        f"data refused: {describe_result(failed[0])}{more}{example}\n"
+        f"see {Path(gate['report']).with_suffix('.html')}; correct the data{limit}"
     )
 
 
-def describe_result(finding: ExpectationResult) -> str:
-    """Say in one line what a finding asks, what was observed and what is allowed, with the first row it is about."""
-    setting = f" ({finding['setting']})" if finding["setting"] and not finding["passed"] else ""
-    where = f", first in {finding['lines'][0]}" if finding["lines"] and not finding["passed"] else ""
+def describe_result(result: ExpectationResult) -> str:
+    """Return one line: what was expected, observed and allowed, and the first unexpected row."""
+    failed = not result["passed"]
+    setting = f" ({result['setting']})" if result["setting"] and failed else ""
+    where = f", first in {result['lines'][0]}" if result["lines"] and failed else ""
     return (
-        f"{finding['table']}: {finding['description']}: {show_observed(finding)}, "
-        f"allowed {show_allowed(finding)}{setting}{where}"
+        f"{result['table']}: {result['description']}: {show_observed(result)}, "
+        f"allowed {show_allowed(result)}{setting}{where}"
     )
 
 
-def failed_critically(finding: ExpectationResult) -> bool:
-    """Tell whether a finding refuses the data."""
-    return not finding["passed"] and finding["severity"] == "critical"
+def failed_critically(result: ExpectationResult) -> bool:
+    """Return whether a result rejects the data."""
+    return not result["passed"] and result["severity"] == "critical"
 
 
 def compute_figures(data: Dataset, encoder: str | None, drift: list[DriftResult], level: float) -> dict[str, float]:
-    """Return what only whole files have: the quarantined share, unknown word pieces, distances from the reference.
+    """Return the figures of whole files: quarantined shares, unknown word pieces, distances from the reference.
 
     Args:
         data: the snapshots.
-        encoder: folder of the encoder; None: its word pieces are not counted.
+        encoder: folder of the encoder; None: unknown word pieces are not counted.
         drift: distances from the champion's data.
-        level: a distance whose p value is not below this is chance and counts as none; `drift` holds the true one.
+        level: significance level; a distance that is not significant counts as 0.
     """
+    roles = roles_of(data)
     values: dict[str, float] = {
-        f"{role} quarantined": snapshot["quarantined"] / max(snapshot["rows_in"], 1)
-        for role, snapshot in roles_of(data).items()
+        f"{role} quarantined": snapshot["quarantined"] / max(snapshot["rows_in"], 1) for role, snapshot in roles.items()
     }
-    values["empty_files"] = sum(len(snapshot["empty_files"]) for snapshot in format_results(data))
+    values["empty_files"] = sum(len(snapshot["empty_files"]) for snapshot in roles.values())
     if encoder:
         values["unknown"] = unk_rate(data["train"]["path"], encoder)
     return values | {f"{shift['name']} shift": shift["distance"] if shift["p"] < level else 0.0 for shift in drift}
 
 
-def format_results(data: Dataset) -> list[Snapshot]:
-    """Return the snapshots that there are."""
-    return list(roles_of(data).values())
-
-
 def roles_of(data: Dataset) -> dict[str, Snapshot]:
-    """Return the snapshots that there are, by role."""
+    """Return the snapshots with labels, by role."""
     roles = {"training": data["train"], "holdout": data["holdout"], "secondary": data["secondary"]}
     return {role: snapshot for role, snapshot in roles.items() if snapshot}
 
 
 def sum_counts(snapshots: list[Snapshot]) -> ReadCounts:
-    """Add up the rows of snapshots."""
+    """Add up the counts of snapshots."""
     reasons: dict[str, int] = {}
     for snapshot in snapshots:
         for kind, count in snapshot["reasons"].items():
@@ -179,7 +192,7 @@ def sum_counts(snapshots: list[Snapshot]) -> ReadCounts:
 
 
 def merge_quarantine(snapshots: list[Snapshot], path: Path) -> None:
-    """Write the quarantined rows of all files into one table, piece by piece; none where there are none."""
+    """Write the quarantined rows of all files into one table; without any, remove the file of an earlier run."""
     paths = [snapshot["quarantine"] for snapshot in snapshots if snapshot["quarantine"]]
     path.unlink(missing_ok=True)
     if not paths:

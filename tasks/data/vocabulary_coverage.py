@@ -1,4 +1,4 @@
-"""How much of the data's text an encoder knows."""
+"""The share of the data's word pieces that an encoder's vocabulary does not have."""
 
 import json
 
@@ -18,12 +18,12 @@ def unk_rate(path: str, encoder: str) -> float:
         encoder: folder of the encoder.
 
     Raises:
-        WrongUsage: if the encoder has no tokeniser that can be loaded.
+        UsageError: if the encoder has no tokenizer that can be loaded.
         VerdictError: if the snapshot cannot be read.
     """
     tokenizer = load_tokenizer(encoder, max_length=512)
     unknown = _unknown_id(tokenizer)
-    if unknown is None:  # byte-level vocabularies know everything
+    if unknown is None:  # a byte-level vocabulary
         return 0.0
     pieces = missing = 0
     for encoding in tokenizer.encode_batch_fast(_sample_rows(path), add_special_tokens=False):
@@ -39,7 +39,7 @@ def _unknown_id(tokenizer: Tokenizer) -> int | None:
 
 
 def _sample_rows(path: str) -> list[str]:
-    """Return every k-th sentence of a snapshot, about `SAMPLE_ROWS` of them."""
+    """Return every k-th sentence of a snapshot, about COVERAGE_SAMPLE_ROWS of them."""
     step = max(1, count_rows(path) // COVERAGE_SAMPLE_ROWS)
     sentences: list[str] = []
     seen = 0

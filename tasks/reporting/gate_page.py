@@ -9,6 +9,7 @@ from tasks.core.files import write_text
 from tasks.data.drift import OTHER_CATEGORY, DataProfile, DriftResult
 from tasks.data.expectations import ExpectationResult, format_value, show_allowed, show_observed
 from tasks.data.gate import GateReport, failed_critically
+from tasks.data.row_features import ISSUE_TEXTS, QualityIssue
 from tasks.reporting.templating import data_uri, render
 
 MAX_SOURCES = 20  # sources that the page names
@@ -50,7 +51,7 @@ def write_gate_page(gate: GateReport, path: str, reference: DataProfile | None =
             {str(each["setting"]) for each in gate["results"] if failed_critically(each) and each["setting"]}
         ),
         groups=_group(gate["results"]),
-        quality_issues=_in_rows(gate["quality_issues"]),
+        quality_issues=_tabulate_issues(gate["quality_issues"]),
         acceptable=profile["labels"].get("1", 0) / profile["rows"] if profile["rows"] else None,
         lengths=_describe_lengths(profile, reference),
         picture=_draw(profile, reference) if profile["rows"] else None,
@@ -130,17 +131,21 @@ def _group(findings: Iterable[ExpectationResult]) -> dict[ResultStatus, ResultGr
 
 def _lists_rows(tables: ResultGroups) -> bool:
     """Tell whether any finding is about single rows; otherwise their column is left out, phones are narrow."""
-    return any(
-        finding["unexpected"] or str(finding["column"]).endswith("quarantined")
-        for table in tables.values()
-        for finding in table
-    )
+    return any(finding["unexpected"] or finding["in_quarantine"] for table in tables.values() for finding in table)
 
 
-def _in_rows(blemishes: dict[str, dict[str, int]]) -> dict[str, list[int | None]]:
-    """Turn counts by table and kind into one row a kind, in the order of the longest table."""
-    kinds = dict.fromkeys(kind for counts in sorted(blemishes.values(), key=len, reverse=True) for kind in counts)
-    return {kind: [counts.get(kind) for counts in blemishes.values()] for kind in kinds}
+def _tabulate_issues(issues: dict[str, list[QualityIssue]]) -> dict[str, list[int | None]]:
+    """Return one row of counts for each kind of issue, with a column for each table."""
+    rows: dict[str, list[int | None]] = {}
+    for column, of_table in enumerate(issues.values()):
+        for issue in of_table:
+            text, normalised = ISSUE_TEXTS[issue["kind"]], issue["normalised"]
+            cells = {text: issue["exact"]}
+            if normalised is not None:
+                cells = {f"{text}, exactly": issue["exact"], f"{text}, normalised": normalised}
+            for name, count in cells.items():
+                rows.setdefault(name, [None] * len(issues))[column] = count
+    return rows
 
 
 def _status(finding: ExpectationResult) -> ResultStatus:

@@ -49,12 +49,12 @@ if engine == "DuckDB":
     expectations = shared + on_sentences
 else:
     if engine == "measures":
-        from tasks.data.row_features import mark_repeats, measure_rows
+        from tasks.data.row_features import compute_row_features, flag_duplicates
         from tasks.core.settings import GateSettings
-        from tasks.data.expectations import row_expectations
-        rows = measure_rows(path)
-        mark_repeats(rows)
-        expectations = row_expectations(True, GateSettings().model_dump())  # more than the others ask
+        from tasks.data.expectations import TRAIN_CHECKS, row_expectations
+        rows = compute_row_features(path)
+        flag_duplicates(rows)
+        expectations = row_expectations(TRAIN_CHECKS, GateSettings())  # more than the others ask
     else:
         rows, expectations = pq.read_table(path).to_pandas(), shared + on_sentences
     asset = context.data_sources.add_pandas("rows").add_dataframe_asset("rows")

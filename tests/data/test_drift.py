@@ -30,11 +30,11 @@ from tasks.data.drift import (
 from tasks.data.normalization import normalise
 from tasks.data.snapshots import SNAPSHOT_SCHEMA, iter_snapshot, write_snapshot
 
-unhurried = settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.too_slow])  # slow is not wrong
+unhurried = settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow])
 
 Rows = Sequence[tuple[str, int, str]]  # source, label, sentence
 
-LIMITS = GateSettings().model_dump()
+LIMITS = GateSettings()
 WORDS = ["able", "bird", "cold", "dusk", "echo", "fish", "gold", "hill", "iron", "jump"]
 OTHERS = ["kiln", "lamp", "moon", "nest", "oaks", "pine", "quay", "rain", "snow", "tree"]
 counts = st.dictionaries(st.sampled_from(["", "a", "b", "c", "d", "e", OTHER_CATEGORY]), st.integers(1, 50), min_size=1)
@@ -69,7 +69,7 @@ def figures(**changes: dict[str, int]) -> DataProfile:
 
 
 def compare(new: DataProfile, old: DataProfile, **limits: float) -> dict[str, DriftResult]:
-    return {shift["name"]: shift for shift in compare_profiles(new, old, LIMITS | limits)}
+    return {shift["name"]: shift for shift in compare_profiles(new, old, LIMITS.model_copy(update=limits))}
 
 
 def drifted(new: DataProfile, old: DataProfile, **limits: float) -> set[str]:
@@ -144,7 +144,7 @@ def test_profile_depends_on_no_pieces(folder: Path, monkeypatch: pytest.MonkeyPa
     path = write(folder, chatter(300, 0))
     whole = profile_snapshot(path, "d")
     for size in (1, 7, 299):
-        monkeypatch.setattr(drift, "read_tables", lambda path, columns, size=size: iter_snapshot(path, columns, size))
+        monkeypatch.setattr(drift, "iter_snapshot", lambda path, columns, size=size: iter_snapshot(path, columns, size))
         assert profile_snapshot(path, "d") == whole
 
 
@@ -153,9 +153,9 @@ def test_words_of_a_large_file_are_counted_in_rows_from_all_of_it(
 ) -> None:
     rows = [*corpus(200), *corpus(200, words=OTHERS)]
     whole = profile(folder, rows)
-    monkeypatch.setattr(drift, "SAMPLE_ROWS", 57)  # every 7th row
+    monkeypatch.setattr(drift, "DRIFT_SAMPLE_ROWS", 57)  # every 7th row
     for size in (1, 5, 13, 400):
-        monkeypatch.setattr(drift, "read_tables", lambda path, columns, size=size: iter_snapshot(path, columns, size))
+        monkeypatch.setattr(drift, "iter_snapshot", lambda path, columns, size=size: iter_snapshot(path, columns, size))
         sampled = profile(folder, rows)
         expected = Counter(word for row in rows[::7] for word in set(normalise(row[2]).split()))
         assert sampled["words"] == expected
@@ -294,7 +294,7 @@ def test_random_halves_do_not_drift_where_rare_words_are_cut_off(
     new, old = profile(folder, rows[:1000]), profile(folder, rows[1000:])
     assert len(new["words"]) != len(old["words"])
     for limit in (min(len(new["words"]), len(old["words"])), 300, 30):  # at first, only one of them is cut off
-        monkeypatch.setattr(drift, "COMMONEST", limit)
+        monkeypatch.setattr(drift, "TOP_K", limit)
         new, old = profile(folder, rows[:1000]), profile(folder, rows[1000:])
         assert compare(new, old)["vocabulary"]["p"] > 0.01
         assert drifted(new, old) == set()
@@ -377,7 +377,7 @@ def test_where_nothing_is_rare_the_test_is_that_of_scipy_on_all_columns(folder: 
 def test_commonest_words_and_sources_are_named_and_the_others_counted_together(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(drift, "COMMONEST", 2)
+    monkeypatch.setattr(drift, "TOP_K", 2)
     rows = [("s", 1, "b a"), ("s", 1, "b a"), ("r", 1, "b c"), ("t", 1, "d e"), ("", 1, "c")]
     made = profile(folder, rows)
     assert made["words"] == {
@@ -386,7 +386,7 @@ def test_commonest_words_and_sources_are_named_and_the_others_counted_together(
         OTHER_CATEGORY: 4,
     }  # of a and c, which are as common, the first by the alphabet
     assert made["sources"] == {"s": 2, "": 1, OTHER_CATEGORY: 2}
-    monkeypatch.setattr(drift, "COMMONEST", 4)
+    monkeypatch.setattr(drift, "TOP_K", 4)
     assert profile(folder, rows)["sources"] == {"s": 2, "": 1, "r": 1, "t": 1}
 
 
@@ -431,7 +431,7 @@ def test_cut_off_never_lengthens_a_distance(folder: Path, monkeypatch: pytest.Mo
     first, second = chatter(300, 3), chatter(200, 4)
     found = []
     for limit in (10_000, 200, 50, 10, 1):
-        monkeypatch.setattr(drift, "COMMONEST", limit)
+        monkeypatch.setattr(drift, "TOP_K", limit)
         found.append(compare(profile(folder, first), profile(folder, second))["vocabulary"]["distance"])
     assert found == sorted(found, reverse=True)
 

@@ -17,7 +17,7 @@ from tasks.data.ingestion import Dataset, ingest
 from tasks.data.record_readers import TableFormat
 from tasks.data.sources import Sources
 
-LIMITS = GateSettings(min_rows=20, min_holdout_rows=10).model_dump() | {"max_quarantined": 0.01}
+LIMITS = GateSettings(min_rows=20, min_holdout_rows=10)
 Lines = list[str]
 
 
@@ -42,11 +42,11 @@ def run_gate(
     **limits: Any,
 ) -> GateReport:
     data = snap(folder, train or lines("Training", 40), holdout or lines("Judging", 20))
-    return validate_data(data, str(folder), LIMITS | limits, encoder, reference)
+    return validate_data(data, str(folder), LIMITS.model_copy(update=limits), 0.01, encoder, reference)
 
 
 def failed(gate: GateReport) -> list[tuple[str, str]]:
-    return [(finding["table"], finding["description"]) for finding in gate["results"] if not finding["passed"]]
+    return [(result["table"], result["description"]) for result in gate["results"] if not result["passed"]]
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> GateReport:
 
 def test_good_data_passes_every_expectation_of_every_table(good: GateReport) -> None:
     assert good["passed"]
-    counted = pd.Series([finding["table"] for finding in good["results"]]).value_counts().to_dict()
+    counted = pd.Series([result["table"] for result in good["results"]]).value_counts().to_dict()
     assert counted == {
         "whole data": 3,
         "training rows, schema": 3,
@@ -67,7 +67,7 @@ def test_good_data_passes_every_expectation_of_every_table(good: GateReport) -> 
     raise_if_failed(good)
 
 
-def test_the_report_is_json_that_holds_the_whole_answer(good: GateReport) -> None:
+def test_the_json_report_equals_the_returned_one(good: GateReport) -> None:
     assert json.loads(Path(good["report"]).read_text(encoding="utf-8")) == good
     assert (good["rows_in"], good["kept"], good["quarantined"], good["reasons"]) == (60, 60, 0, {})
     assert not Path(good["report"]).with_name("quarantine.parquet").exists()
@@ -84,7 +84,7 @@ def test_too_many_quarantined_rows_are_refused_with_the_first_one(tmp_path: Path
         "data refused: whole data: share of quarantined training rows: 0.04762, allowed at most 0.01 "
         "(data.max_quarantined); "
         f"train.tsv line 1: 1 fields instead of 4\n"
-        f"see {tmp_path}/gate.html; mend the data, or move the limit: --set KEY=VALUE"
+        f"see {tmp_path}/gate.html; correct the data, or change the limit: --set KEY=VALUE"
     )
 
 
@@ -100,7 +100,7 @@ def test_quarantined_rows_of_all_files_lie_beside_the_report(tmp_path: Path) -> 
     ]
 
 
-def test_a_later_look_without_quarantined_rows_leaves_no_old_ones(tmp_path: Path) -> None:
+def test_a_later_check_removes_the_quarantine_of_an_earlier_one(tmp_path: Path) -> None:
     run_gate(tmp_path, ["broken\n", *lines("Training", 40)])
     run_gate(tmp_path)
     assert not (tmp_path / "quarantine.parquet").exists()
@@ -109,7 +109,7 @@ def test_a_later_look_without_quarantined_rows_leaves_no_old_ones(tmp_path: Path
 def test_a_refusal_names_the_row_and_how_many_more_failed(tmp_path: Path) -> None:
     repeated = [*lines("Training", 40), *lines("Training", 4), "s\t1\t\tTRAINING, the sentence 0!\n"]
     gate = run_gate(tmp_path, train=repeated)
-    assert [asks for _, asks in failed(gate)] == [
+    assert [description for _, description in failed(gate)] == [
         "share of rows that repeat an earlier sentence",
         "share of rows whose sentence has both labels",
     ]
@@ -119,23 +119,21 @@ def test_a_refusal_names_the_row_and_how_many_more_failed(tmp_path: Path) -> Non
         raise_if_failed(gate)
 
 
-def test_sentences_of_the_holdout_that_train_too_are_refused_however_they_are_written(tmp_path: Path) -> None:
+def test_training_sentences_in_the_holdout_are_refused_however_they_are_written(tmp_path: Path) -> None:
     leaked = [line.upper().replace(".", " !").replace("S\t", "s\t", 1) for line in lines("Training", 4)]
     gate = run_gate(tmp_path, holdout=[*lines("Judging", 20), *leaked])
-    assert failed(gate) == [("holdout rows", "share of rows whose sentence trains too")]
+    assert failed(gate) == [("holdout rows", "share of rows whose sentence is also in the training data")]
 
 
-def test_blemishes_are_counted_and_refuse_nothing(tmp_path: Path) -> None:
+def test_quality_issues_are_counted_and_reject_nothing(tmp_path: Path) -> None:
     train = [*lines("Training", 80), "s\t1\t\tTraining the sentence 0.\n", "s\t1\t\tA \bsentence.\n"]
     gate = run_gate(tmp_path, train=train, max_control=0.05, max_conflicts=0.05)
     assert gate["passed"]
-    assert gate["quality_issues"]["training rows"] == {
-        "rows with control characters": 1,
-        "rows that repeat a sentence, exactly": 1,
-        "sentences with both labels, exactly": 1,
-        "rows that repeat a sentence, folded": 1,
-        "sentences with both labels, folded": 1,
-    }
+    assert gate["quality_issues"]["training rows"] == [
+        {"kind": "control", "exact": 1, "normalised": None},
+        {"kind": "duplicate", "exact": 1, "normalised": 1},
+        {"kind": "conflict", "exact": 1, "normalised": 1},
+    ]
 
 
 def test_word_pieces_that_the_encoder_does_not_know_are_refused(tmp_path: Path) -> None:
@@ -167,16 +165,16 @@ def test_the_same_data_does_not_drift_from_itself(tmp_path: Path, good: GateRepo
     assert [shift["distance"] for shift in gate["drift"]] == [0.0] * 4
 
 
-def test_every_limit_that_a_finding_names_is_a_setting(good: GateReport) -> None:
-    named = {finding["setting"] for finding in good["results"]} - {None}
+def test_every_setting_that_a_result_names_exists(good: GateReport) -> None:
+    named = {result["setting"] for result in good["results"]} - {None}
     assert named <= set(valid_keys())
     assert len(named) == 10
 
 
-def test_a_finding_is_one_line(good: GateReport) -> None:
-    told = [describe_result(finding) for finding in good["results"]]
-    assert told[0] == "whole data: share of quarantined training rows: 0, allowed at most 0.01"
-    assert not any("\n" in line for line in told)
+def test_a_result_is_one_line(good: GateReport) -> None:
+    lines = [describe_result(result) for result in good["results"]]
+    assert lines[0] == "whole data: share of quarantined training rows: 0, allowed at most 0.01"
+    assert not any("\n" in line for line in lines)
 
 
 def test_a_file_without_a_good_row_is_refused_and_not_a_fault(tmp_path: Path) -> None:
@@ -200,7 +198,7 @@ def test_a_file_of_which_nothing_can_be_read_is_refused_beside_a_large_good_one(
         train=[f"{tmp_path}/train.tsv", f"{tmp_path}/feedback.tsv"], holdout=[f"{tmp_path}/holdout.tsv"], secondary=[]
     )
     data = ingest(files, str(tmp_path / "snapshots"), TableFormat(), 0.2)
-    gate = validate_data(data, str(tmp_path), LIMITS)
+    gate = validate_data(data, str(tmp_path), LIMITS, 0.01)
     assert failed(gate) == [("whole data", "files without a readable row")]
     with pytest.raises(DataRejected, match=r"files without a readable row: 1, allowed at most 0; feedback\.tsv line 1"):
         raise_if_failed(gate)

@@ -7,7 +7,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from toy import SIGN, WORDS, write_tokenizer
 
 from tasks.core.errors import UsageError, VerdictError
-from tasks.data import vocabulary_coverage as coverage
+from tasks.data import vocabulary_coverage
 from tasks.data.snapshots import iter_snapshot, write_snapshot
 from tasks.data.vocabulary_coverage import unk_rate
 
@@ -62,7 +62,7 @@ def test_all_of_a_small_file_is_read_whatever_its_pieces(
     tmp_path: Path, encoder: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = snapshot(tmp_path, [f"{'wolf' if row % 7 == 3 else 'cat'} sees" for row in range(70)])
-    monkeypatch.setattr(coverage, "read_tables", lambda path, columns: iter_snapshot(path, columns, 3))
+    monkeypatch.setattr(vocabulary_coverage, "iter_snapshot", lambda path, columns: iter_snapshot(path, columns, 3))
     assert unk_rate(path, encoder) == 10 / 140
 
 
@@ -71,8 +71,8 @@ def test_every_kth_row_of_a_large_file_is_read_whatever_its_pieces(
     tmp_path: Path, encoder: str, monkeypatch: pytest.MonkeyPatch, piece: int
 ) -> None:
     path = snapshot(tmp_path, ["wolf" if row % 10 == 0 and row < 500 else "cat" for row in range(1000)])
-    monkeypatch.setattr(coverage, "SAMPLE_ROWS", 100)
-    monkeypatch.setattr(coverage, "read_tables", lambda path, columns: iter_snapshot(path, columns, piece))
+    monkeypatch.setattr(vocabulary_coverage, "COVERAGE_SAMPLE_ROWS", 100)
+    monkeypatch.setattr(vocabulary_coverage, "iter_snapshot", lambda path, columns: iter_snapshot(path, columns, piece))
     assert unk_rate(path, encoder) == 0.5  # rows 0, 10, 20 and so on
 
 
@@ -83,7 +83,7 @@ def test_sample_is_close_to_the_whole_where_the_unknown_stands_at_the_end(
     whole = unk_rate(path, encoder)
     assert whole == 1000 / 6000
     for rows in (50, 73, 199, 1999):
-        monkeypatch.setattr(coverage, "SAMPLE_ROWS", rows)
+        monkeypatch.setattr(vocabulary_coverage, "COVERAGE_SAMPLE_ROWS", rows)
         assert unk_rate(path, encoder) == pytest.approx(whole, abs=0.01)
 
 
@@ -92,8 +92,8 @@ def test_sample_is_not_smaller_than_asked_for_and_less_than_twice_as_large(
 ) -> None:
     path = snapshot(tmp_path, ["cat"] * 1000)
     for rows in (1, 9, 300, 501, 999, 1000, 5000):
-        monkeypatch.setattr(coverage, "SAMPLE_ROWS", rows)
-        assert min(rows, 1000) <= len(coverage._sample_rows(path)) < 2 * rows + 1
+        monkeypatch.setattr(vocabulary_coverage, "COVERAGE_SAMPLE_ROWS", rows)
+        assert min(rows, 1000) <= len(vocabulary_coverage._sample_rows(path)) < 2 * rows + 1
 
 
 def test_no_rows_have_no_unknown_pieces(tmp_path: Path, encoder: str) -> None:

@@ -20,7 +20,7 @@ from tasks.reporting.charts import draw_lengths
 from tasks.reporting.gate_page import MAX_SHOWN_CHARS, MAX_SOURCES, explain, rank_sources, write_gate_page
 from tasks.reporting.templating import visible
 
-LIMITS = GateSettings(min_rows=20, min_holdout_rows=10).model_dump() | {"max_quarantined": 0.01}
+LIMITS = GateSettings(min_rows=20, min_holdout_rows=10)
 VOID = {"meta", "img", "br"}
 HOSTILE = "<script>alert(1)<\x08script>.tsv"  # a name that Linux takes
 
@@ -65,7 +65,7 @@ def run_gate(
         (folder / file).write_text("".join(content), encoding="utf-8")
     sources = Sources(train=[str(folder / name)], holdout=[str(folder / "holdout.tsv")], secondary=[])
     data = ingest(sources, str(folder), TableFormat(), 0.2)
-    return validate_data(data, str(folder), LIMITS, reference=reference)
+    return validate_data(data, str(folder), LIMITS, 0.01, reference=reference)
 
 
 @pytest.fixture(scope="module")
@@ -123,6 +123,7 @@ def finding(**changes: Any) -> ExpectationResult:
         "severity": "critical",
         "unexpected": 0,
         "lines": [],
+        "in_quarantine": False,
     }
     return cast(ExpectationResult, values | changes)
 
@@ -232,18 +233,21 @@ def test_a_distance_that_chance_explains_is_no_drift(drifted: GateReport, tmp_pa
     assert "label: x 0.2000 0.4 0.05 chance explains it" in text
 
 
-def test_blemishes_stand_side_by_side(good: GateReport, tmp_path: Path) -> None:
-    blemishes = {
-        "training rows": {"rows that repeat": 3},
-        "holdout rows": {"rows that repeat": 1, "rows that train": 1234},
-    }
-    _, text = page(changed(good, quality_issues=blemishes), tmp_path)
+def test_quality_issues_of_both_tables_are_side_by_side(good: GateReport, tmp_path: Path) -> None:
+    control = {"kind": "control", "exact": 3, "normalised": None}
+    leak = {"kind": "leak", "exact": 1, "normalised": 1234}
+    _, text = page(
+        changed(good, quality_issues={"training rows": [control], "holdout rows": [control, leak]}), tmp_path
+    )
     assert "the split treats them" in text
-    assert "what training rows holdout rows rows that repeat 3 1 rows that train 1,234" in text
+    assert (
+        "what training rows holdout rows rows with control characters 3 3 "
+        "rows also in the training data, exactly 1 rows also in the training data, normalised 1,234"
+    ) in text
 
 
 def test_the_reason_is_a_sentence_for_every_answer(good: GateReport) -> None:
-    warning = finding(severity="warning", asks="drift")
+    warning = finding(severity="warning", description="drift")
     label = {"name": "label", "drifted": True}
     expected = {
         "Nothing was checked.": [],
@@ -283,9 +287,9 @@ def test_values_are_written_in_words(good: GateReport, observed: Any, allowed: A
     ],
 )
 def test_the_page_names_the_settings_of_the_limits_that_failed(
-    good: GateReport, tmp_path: Path, findings: list[ExpectationResult], keys: list[str]
+    good: GateReport, tmp_path: Path, results: list[ExpectationResult], keys: list[str]
 ) -> None:
-    html, text = page(changed(good, results=findings, passed=False), tmp_path)
+    html, text = page(changed(good, results=results, passed=False), tmp_path)
     assert re.findall("--set (.*?)=VALUE", html) == keys
     assert ("move a limit" in text) == bool(keys)
 
@@ -320,7 +324,7 @@ def test_a_gate_without_findings_or_training_rows_has_a_page(good: GateReport, t
 
 def test_endless_texts_are_cut(good: GateReport, tmp_path: Path) -> None:
     endless = "x" * 100_000
-    record = finding(observed=endless, lines=[f"{endless} line 1"], unexpected=1, asks=endless)
+    record = finding(observed=endless, lines=[f"{endless} line 1"], unexpected=1, description=endless)
     huge = changed(good, results=[record], quarantined=1, reasons={endless: 1}, examples=[endless], report=endless)
     html, text = page(huge, tmp_path)
     assert max(map(len, re.findall("x+", text))) == MAX_SHOWN_CHARS
