@@ -4,20 +4,16 @@ A step of a small encoder is a few hundred short kernels; launching them one by 
 run. `CudaGraphStep` records forward, backward, clipping and AdamW once for each padded length of a batch and replays
 the recording: one call from the host per step. A recording has fixed addresses and fixed host values, so whatever
 changes from step to step (row numbers, learning rate, step count, seed of dropout) lies in tensors on the device.
-https://pytorch.org/docs/stable/notes/cuda.html#cuda-graphs
 
 `make_train_step` tries the variants of a capture from the fastest to the most general, and returns an `EagerStep` where
 none works, in fp32, and on a CPU.
 """
 
-import contextlib
 import logging
 import math
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import product
-from types import MethodType, ModuleType
-from typing import Any, ClassVar, Protocol, cast
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -25,6 +21,13 @@ from torch import nn
 
 from tasks.core.errors import first_line
 from tasks.training.adamw import TritonAdamW
+from tasks.training.cuda_graphs import (
+    CudaRecorder,
+    Graph,
+    GraphRecorder,
+    cudnn_attention_disabled,
+    patch_for_cuda_graphs,
+)
 from tasks.training.dataset import TokenDataset
 from tasks.training.flat_parameters import FlatParameters
 from tasks.training.fused_layers import fuse, unfuse
@@ -51,78 +54,6 @@ OUT_OF_MEMORY_MESSAGES = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED")  # in e
 SYNC_EVERY = 64  # steps between two synchronisations, so that the progress bar is not ahead of the device
 
 log = logging.getLogger(__name__)
-
-
-class Graph(Protocol):
-    """A recorded step."""
-
-    def replay(self) -> None:
-        """Run what was recorded."""
-
-
-class GraphRecorder(Protocol):
-    """What `CudaGraphStep` needs of a device: CUDA in production, a stand-in on the CPU in tests."""
-
-    def load_kernels(self) -> ModuleType:
-        """Return the module of Triton kernels.
-
-        Raises:
-            ImportError: if Triton is not installed.
-        """
-
-    def warm_up(self, work: Callable[[], None]) -> None:
-        """Run work that is to be recorded; it may allocate and synchronise."""
-
-    def record(self, work: Callable[[], None]) -> Graph:
-        """Record work without running it.
-
-        Raises:
-            RuntimeError: if the work synchronises with the host or copies from it.
-        """
-
-    def synchronize(self) -> None:
-        """Wait for the device."""
-
-    def release_memory(self) -> None:
-        """Return cached memory to the device."""
-
-
-class CudaRecorder:
-    """Records CUDA graphs on the current GPU; all its graphs share one memory pool, as only one runs at a time."""
-
-    def __init__(self, group: ProcessGroup | None = None) -> None:
-        self._pool = torch.cuda.graph_pool_handle()
-        # In mode "global" a CUDA call of another thread, such as NCCL's watchdog, would invalidate the capture.
-        self._mode = "thread_local" if group else "global"
-
-    def load_kernels(self) -> ModuleType:
-        """Import the kernels; Triton is installed where there is a GPU only."""
-        from tasks.training import triton_kernels
-
-        return triton_kernels
-
-    def warm_up(self, work: Callable[[], None]) -> None:
-        """Run work on a side stream, as a capture does."""
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            work()
-        torch.cuda.current_stream().wait_stream(side)
-
-    def record(self, work: Callable[[], None]) -> torch.cuda.CUDAGraph:
-        """Capture the work's kernels."""
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode=self._mode):
-            work()
-        return graph
-
-    def synchronize(self) -> None:
-        """Wait for the GPU."""
-        torch.cuda.synchronize()
-
-    def release_memory(self) -> None:
-        """Return cached memory to the GPU."""
-        torch.cuda.empty_cache()
 
 
 @dataclass(frozen=True)
@@ -319,21 +250,6 @@ def make_train_step(
     return EagerStep(model, data, config, group)
 
 
-@contextlib.contextmanager
-def cudnn_attention_disabled() -> Iterator[None]:
-    """Keep torch's scaled_dot_product_attention from choosing cuDNN's kernel while the context lasts.
-
-    cuDNN builds a plan for each new shape, which takes longer than an epoch of short sentences. The switch is a global
-    of torch; the previous value is restored. Works as a decorator, too.
-    """
-    enabled = torch.backends.cuda.cudnn_sdp_enabled()
-    torch.backends.cuda.enable_cudnn_sdp(False)
-    try:
-        yield
-    finally:
-        torch.backends.cuda.enable_cudnn_sdp(enabled)
-
-
 @cudnn_attention_disabled()
 def capture_or_eager(
     model: nn.Module,
@@ -397,27 +313,6 @@ def ran_out_of_memory(error: BaseException | None) -> bool:
             return True
         error = error.__context__
     return False
-
-
-def patch_for_cuda_graphs(model: nn.Module) -> None:
-    """Replace methods that copy from the host in each forward pass, in place; outputs stay the same."""
-    for module in model.modules():
-        if type(module).__name__ == "MPNetEncoder":  # of older transformers
-            cast(Any, module).compute_position_bias = MethodType(_position_bias, module)
-
-
-def _position_bias(
-    self: Any, x: torch.Tensor, position_ids: torch.Tensor | None = None, num_buckets: int = 32
-) -> torch.Tensor:
-    """Return MPNet's relative position bias [B, heads, S, S], computed on the device of `x` [B, S, K].
-
-    Source: Song et al. 2020, https://arxiv.org/abs/2004.09297; the buckets are those of T5.
-    """
-    batch, length = x.shape[:2]
-    positions = torch.arange(length, device=x.device)[None, :] if position_ids is None else position_ids
-    relative = positions[:, None, :] - positions[:, :, None]
-    bias = self.relative_attention_bias(self.relative_position_bucket(relative, num_buckets=num_buckets))
-    return bias.permute(0, 3, 1, 2).expand(batch, -1, length, length).contiguous()
 
 
 def _agree(outcome: Outcome, group: ProcessGroup | None) -> Outcome:

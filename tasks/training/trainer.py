@@ -17,7 +17,8 @@ from tasks.core.progress import progress_bar
 from tasks.evaluation.metrics import accuracy, mcc
 from tasks.inference.tokenization import shuffled_batches, sorted_batches
 from tasks.training.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
-from tasks.training.cuda_graph_step import CudaGraphStep, cudnn_attention_disabled, make_train_step
+from tasks.training.cuda_graph_step import CudaGraphStep, make_train_step
+from tasks.training.cuda_graphs import cudnn_attention_disabled
 from tasks.training.dataset import TokenDataset
 from tasks.training.fused_layers import unfuse
 from tasks.training.process_group import ProcessGroup

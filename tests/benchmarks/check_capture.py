@@ -19,7 +19,8 @@ import torch
 import transformers
 
 from tasks.inference.tokenization import shuffled_batches
-from tasks.training.cuda_graph_step import cudnn_attention_disabled, make_train_step
+from tasks.training.cuda_graph_step import make_train_step
+from tasks.training.cuda_graphs import cudnn_attention_disabled
 from tasks.training.dataset import TokenDataset
 from tasks.training.train_step import EagerStep, StepConfig
 

@@ -26,12 +26,11 @@ from tasks.training.cuda_graph_step import (
     Failed,
     OutOfMemory,
     capture_or_eager,
-    cudnn_attention_disabled,
     make_train_step,
-    patch_for_cuda_graphs,
     ran_out_of_memory,
     try_capture,
 )
+from tasks.training.cuda_graphs import cudnn_attention_disabled, patch_for_cuda_graphs
 from tasks.training.dataset import TokenDataset
 from tasks.training.fused_layers import FusedLinear
 from tasks.training.process_group import ProcessGroup

@@ -1,4 +1,4 @@
-"""The training step: schedule, clipping, memory that does not suffice, and that it is the plain loop that we know."""
+"""The eager training step: schedule, clipping, micro-batches when memory is short, R-Drop; the same as a plain loop."""
 
 import math
 import re
@@ -23,11 +23,13 @@ from tasks.training.train_step import (
     uses_bf16,
 )
 
-TOLD = re.compile(r"out of memory: batches of (\d+) are split into (\d+) micro-batches whose gradients are accumulated")
+SPLIT = re.compile(
+    r"out of memory: batches of (\d+) are split into (\d+) micro-batches whose gradients are accumulated"
+)
 
 
-class Short(nn.Module):
-    """A model that keeps what it is given, and has memory for so many rows only, or none in some of its calls."""
+class LimitedMemory(nn.Module):
+    """A model that records its inputs, and runs out of memory for too many rows or in some of its calls."""
 
     def __init__(
         self, model: nn.Module, rows: int = 1_000, without: tuple[int, ...] = (), backward: bool = False
@@ -36,18 +38,18 @@ class Short(nn.Module):
 
         Args:
             model: that computes.
-            rows: that memory suffices for.
-            without: calls, counted from 0, in which it does not, whatever they are given.
-            backward: memory ends in the middle of the backward pass, not in the forward pass.
+            rows: largest number that fits in memory.
+            without: calls, counted from 0, that run out of memory whatever their size.
+            backward: run out of memory in the middle of the backward pass, not in the forward pass.
         """
         super().__init__()
         self.model, self._rows, self._without, self._backward = model, rows, without, backward
         self.given: list[torch.Tensor] = []
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> Any:
-        short = len(input_ids) > self._rows or len(self.given) in self._without
+        fails = len(input_ids) > self._rows or len(self.given) in self._without
         self.given.append(input_ids)
-        if not short:
+        if not fails:
             return self.model(input_ids, attention_mask)
         if not self._backward:
             fail()
@@ -56,7 +58,7 @@ class Short(nn.Module):
         return output
 
     def sizes(self) -> list[int]:
-        """Return how many rows each call was given."""
+        """Return the number of rows of each call."""
         return [len(each) for each in self.given]
 
 
@@ -96,7 +98,7 @@ def test_learning_rate_without_warmup_starts_at_the_peak() -> None:
     assert learning_rate_factor(0, total=10, warmup=0) == 1.0
 
 
-def test_every_step_has_its_rate_and_a_started_warmup_step_is_a_whole_one() -> None:
+def test_every_step_has_its_rate_and_the_warmup_is_rounded_up_to_steps() -> None:
     rates = learning_rates(toy_recipe(steps=10, warmup_ratio=0.31, learning_rate=2.0))
     assert rates == pytest.approx([0.5, 1.0, 1.5, 2.0, 2.0, 10 / 6, 8 / 6, 1.0, 4 / 6, 2 / 6])
 
@@ -151,7 +153,7 @@ def test_twenty_steps_are_those_of_a_plain_torch_loop(max_grad_norm: float) -> N
     assert_same_weights(model, plain, 1e-5)
 
 
-def test_an_epoch_in_two_parts_is_the_epoch() -> None:
+def test_an_epoch_in_two_runs_is_the_epoch() -> None:
     data, batches = toy_encoded(40), batches_of(40, 8, 1)
 
     def run(*parts: list[Rows]) -> tuple[list[float], torch.Tensor]:
@@ -166,7 +168,7 @@ def test_an_epoch_in_two_parts_is_the_epoch() -> None:
     assert torch.equal(whole[1], parted[1])
 
 
-def test_layers_far_from_the_head_move_less() -> None:
+def test_layers_far_from_the_head_learn_at_a_lower_rate() -> None:
     """AdamW's first step is of the learning rate's size, whatever the gradient."""
     model = tiny_bert()
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
@@ -189,14 +191,14 @@ def test_frozen_parameters_do_not_move() -> None:
     assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
 
 
-def test_every_step_moves_the_bar_once() -> None:
+def test_progress_advances_once_a_step() -> None:
     moves: list[int] = []
     stepper = EagerStep(tiny_bert(), toy_encoded(20), toy_recipe())
     stepper.run(batches_of(20, 8, 2), 0, lambda: moves.append(1))
     assert len(moves) == 6
 
 
-def test_dropout_is_on_while_training_even_after_a_validation() -> None:
+def test_dropout_is_on_in_training_after_a_validation() -> None:
     model = tiny_bert(dropout=0.5).eval()
     stepper = EagerStep(model, toy_encoded(16), toy_recipe(learning_rate=0.0))
     losses = stepper.run([np.arange(16)] * 2, 0, nothing).losses
@@ -207,32 +209,32 @@ MODERATE: dict[str, Any] = {"steps": 12, "learning_rate": 1e-3}
 
 
 @pytest.mark.parametrize(
-    ("rows", "parts", "told"),
+    ("rows", "micro_batches", "logged"),
     [(8, 1, []), (7, 2, [2]), (4, 2, [2]), (3, 4, [2, 4]), (2, 4, [2, 4]), (1, 8, [2, 4, 8])],
 )
 @pytest.mark.parametrize("r_drop", [0.0, 1.0])
-def test_a_model_short_of_memory_trains_as_one_that_is_not(
-    r_drop: float, rows: int, parts: int, told: list[int], caplog: pytest.LogCaptureFixture
+def test_micro_batches_train_as_the_whole_batch_does(
+    r_drop: float, rows: int, micro_batches: int, logged: list[int], caplog: pytest.LogCaptureFixture
 ) -> None:
     data, batches = toy_encoded(24), batches_of(24, 8, 4)
     recipe = toy_recipe(r_drop=r_drop, **MODERATE)
-    plain, short = tiny_bert(), tiny_bert()
+    plain, model = tiny_bert(), tiny_bert()
     expected, _ = train(plain, data, batches, recipe)
-    limited = Short(short, 2 * rows if r_drop else rows)  # R-Drop gives each sentence twice
+    limited = LimitedMemory(model, 2 * rows if r_drop else rows)  # R-Drop passes each sentence twice
     found, stepper = train(limited, data, batches, recipe)
-    assert [tuple(map(int, match.groups())) for line in caplog.messages if (match := TOLD.fullmatch(line))] == [
-        (8, number) for number in told
+    assert [tuple(map(int, match.groups())) for line in caplog.messages if (match := SPLIT.fullmatch(line))] == [
+        (8, number) for number in logged
     ]
-    assert len(caplog.messages) == len(told)
-    assert stepper.micro_batches == parts
+    assert len(caplog.messages) == len(logged)
+    assert stepper.micro_batches == micro_batches
     torch.testing.assert_close(found.losses, expected.losses, rtol=0, atol=1e-6)
     assert torch.equal(found.correct, expected.correct)
-    assert_same_weights(short, plain, 1e-6)
-    assert max(limited.sizes()[len(told) :]) <= (2 * rows if r_drop else rows)
+    assert_same_weights(model, plain, 1e-6)
+    assert max(limited.sizes()[len(logged) :]) <= (2 * rows if r_drop else rows)
 
 
-def test_the_number_of_parts_stays() -> None:
-    model = Short(tiny_bert(), rows=4)
+def test_the_number_of_micro_batches_stays() -> None:
+    model = LimitedMemory(tiny_bert(), rows=4)
     stepper = EagerStep(model, toy_encoded(24), toy_recipe())
     stepper.run([np.arange(8), np.arange(8, 16)], 0, nothing)
     stepper.run([np.arange(16, 24)], 2, nothing)
@@ -240,33 +242,33 @@ def test_the_number_of_parts_stays() -> None:
     assert stepper.micro_batches == 2
 
 
-def test_a_short_batch_has_no_more_parts_than_rows() -> None:
+def test_a_short_batch_has_no_more_micro_batches_than_rows() -> None:
     data, batches = toy_encoded(12), [np.arange(8), np.arange(8, 11), np.array([11])]
-    plain, short = tiny_bert(), tiny_bert()
+    plain, model = tiny_bert(), tiny_bert()
     expected, _ = train(plain, data, batches, toy_recipe(**MODERATE))
-    model = Short(short, rows=1)
-    found, _ = train(model, data, batches, toy_recipe(**MODERATE))
-    assert model.sizes() == [8, 4, 2, *[1] * 8, *[1] * 3, 1]
+    limited = LimitedMemory(model, rows=1)
+    found, _ = train(limited, data, batches, toy_recipe(**MODERATE))
+    assert limited.sizes() == [8, 4, 2, *[1] * 8, *[1] * 3, 1]
     torch.testing.assert_close(found.losses, expected.losses, rtol=0, atol=1e-6)
-    assert_same_weights(short, plain, 1e-6)
+    assert_same_weights(model, plain, 1e-6)
 
 
-def test_parts_of_unlike_size_add_up_to_the_batch() -> None:
-    """Seven sentences in four parts: 2, 2, 2 and 1; each counts a seventh."""
+def test_micro_batches_of_unequal_size_add_up_to_the_batch() -> None:
+    """Seven sentences in four micro-batches, of 2, 2, 2 and 1; each sentence counts a seventh."""
     data, batches = toy_encoded(7), [np.arange(7)] * 6
-    plain, short = tiny_bert(), tiny_bert()
+    plain, model = tiny_bert(), tiny_bert()
     expected, _ = train(plain, data, batches, toy_recipe(**MODERATE))
-    model = Short(short, rows=2)
-    found, _ = train(model, data, batches, toy_recipe(**MODERATE))
-    assert model.sizes() == [7, 4, *[2, 2, 2, 1] * 6]
+    limited = LimitedMemory(model, rows=2)
+    found, _ = train(limited, data, batches, toy_recipe(**MODERATE))
+    assert limited.sizes() == [7, 4, *[2, 2, 2, 1] * 6]
     torch.testing.assert_close(found.losses, expected.losses, rtol=0, atol=1e-6)
     assert torch.equal(found.correct, expected.correct)
-    assert_same_weights(short, plain, 1e-6)
+    assert_same_weights(model, plain, 1e-6)
 
 
 @pytest.mark.parametrize("sizes", [[1], [2, 1], [3, 2, 1], [6, 3, 2, 1], [8, 4, 2, 1]])
-def test_where_even_one_row_is_too_much_the_run_fails(sizes: list[int]) -> None:
-    model = Short(tiny_bert(), rows=0)
+def test_a_run_fails_if_a_single_row_does_not_fit(sizes: list[int]) -> None:
+    model = LimitedMemory(tiny_bert(), rows=0)
     before = [parameter.detach().clone() for parameter in model.parameters()]
     stepper = EagerStep(model, toy_encoded(8), toy_recipe())
     with pytest.raises(torch.OutOfMemoryError):
@@ -285,23 +287,23 @@ def test_where_even_one_row_is_too_much_the_run_fails(sizes: list[int]) -> None:
         ((1,), [8, 8, 4, 4]),
         ((1, 3), [8, 8, 4, 4, 2, 2, 2, 2]),
     ],
-    ids=["at once", "in a second part", "twice", "in a second step", "in a second part of a second step"],
+    ids=["first call", "second micro-batch", "twice", "second step", "second micro-batch of second step"],
 )
-def test_a_step_that_fails_halfway_leaves_no_gradient(
+def test_a_step_that_runs_out_of_memory_halfway_leaves_no_gradient(
     without: tuple[int, ...], sizes: list[int], backward: bool
 ) -> None:
     data, batches = toy_encoded(24), batches_of(24, 8, 2)
-    plain, short = tiny_bert(), tiny_bert()
+    plain, model = tiny_bert(), tiny_bert()
     expected, _ = train(plain, data, batches, toy_recipe(**MODERATE))
-    model = Short(short, without=without, backward=backward)
-    found, _ = train(model, data, batches, toy_recipe(**MODERATE))
-    assert model.sizes()[: len(sizes)] == sizes
+    limited = LimitedMemory(model, without=without, backward=backward)
+    found, _ = train(limited, data, batches, toy_recipe(**MODERATE))
+    assert limited.sizes()[: len(sizes)] == sizes
     torch.testing.assert_close(found.losses, expected.losses, rtol=0, atol=1e-6)
     assert torch.equal(found.correct, expected.correct)
-    assert_same_weights(short, plain, 1e-6)
+    assert_same_weights(model, plain, 1e-6)
 
 
-def test_another_error_than_memory_ends_the_run() -> None:
+def test_other_errors_end_the_run() -> None:
     model = tiny_bert()
     stepper = EagerStep(model, toy_encoded(8), toy_recipe())
     model.classifier.register_forward_hook(lambda *_: (_ for _ in ()).throw(RuntimeError("no kernel image")))
@@ -311,7 +313,7 @@ def test_another_error_than_memory_ends_the_run() -> None:
 
 
 def test_r_drop_without_dropout_is_the_plain_run() -> None:
-    """Both passes are the same then: they do not differ, and the mean of their losses is the loss."""
+    """Both passes are equal then: their divergence is 0, and the mean of their losses is the loss."""
     data, batches = toy_encoded(24), batches_of(24, 8, 4)
     plain, doubled = tiny_bert(), tiny_bert()
     expected, _ = train(plain, data, batches, toy_recipe(**MODERATE))
@@ -321,10 +323,10 @@ def test_r_drop_without_dropout_is_the_plain_run() -> None:
     assert_same_weights(doubled, plain, 1e-6)
 
 
-@pytest.mark.parametrize("rows", [1_000, 8], ids=["at once", "in parts"])
-def test_r_drop_shows_each_sentence_twice(rows: int) -> None:
+@pytest.mark.parametrize("rows", [1_000, 8], ids=["whole", "micro-batches"])
+def test_r_drop_passes_each_sentence_twice(rows: int) -> None:
     data = toy_encoded(8)
-    model = Short(tiny_bert(dropout=0.5), rows)
+    model = LimitedMemory(tiny_bert(dropout=0.5), rows)
     passed, _ = train(model, data, [np.arange(8)], toy_recipe(r_drop=1.0))
     seen = [ids for ids in model.given if len(ids) <= rows]
     assert sum(map(len, seen)) == 16
@@ -336,16 +338,16 @@ def test_r_drop_shows_each_sentence_twice(rows: int) -> None:
     assert 0 <= int(passed.correct[0]) <= 8
 
 
-def test_r_drop_adds_how_far_two_passes_with_dropout_differ() -> None:
+def test_r_drop_adds_the_divergence_of_two_passes_with_dropout() -> None:
     losses = []
     for r_drop in (1.0, 2.0, 4.0):
-        model = tiny_bert(dropout=0.5)  # seeds torch's generator: the same places are dropped
+        model = tiny_bert(dropout=0.5)  # seeds torch's generator: the same activations are dropped
         losses.append(float(train(model, toy_encoded(8), [np.arange(8)], toy_recipe(r_drop=r_drop))[0].losses[0]))
     assert losses[2] - losses[1] == pytest.approx(2 * (losses[1] - losses[0]), rel=1e-4)
     assert losses[1] - losses[0] > 1e-3
 
 
-def test_a_model_that_trains_on_smoothed_labels_stays_less_certain() -> None:
+def test_with_smoothed_labels_the_loss_stays_above_their_entropy() -> None:
     """The loss cannot fall below the targets' own entropy."""
     hard, rows = toy_encoded(16), np.arange(16)
     ids = [row[row > 0].numpy() for row in hard.batch(rows)[0]["input_ids"]]
