@@ -1,4 +1,4 @@
-"""Reading and gate alone, and what every flow does with new data. Nothing here needs a server."""
+"""Reads data and runs the gate: the `check` command, and the first steps of every flow. Needs no server."""
 
 import logging
 import os
@@ -20,16 +20,16 @@ log = logging.getLogger("tasks.check")
 
 
 def read_data(settings: DataSettings, home: str) -> Dataset:
-    """Find the files behind the addresses and snapshot them.
+    """Resolve the addresses and write snapshots of their files.
 
     Args:
         settings: the settings under `data`.
         home: folder of the stores.
 
     Raises:
-        WrongUsage: if an address, a file or a column is not there.
-        Unreachable: if a server does not answer.
-        DataRefused: if a file is not the one that its digest names.
+        UsageError: if an address, a file or a column does not exist.
+        UnreachableError: if a server does not answer.
+        DataRejected: if a file does not have the digest of its address.
     """
     sources = locate_sources(settings.path, settings.train, settings.holdout, home, offline=settings.offline)
     text = locate_text(settings.text, home, offline=settings.offline)
@@ -47,11 +47,11 @@ def run_gate(
 
 
 def check(settings: dict[str, Any], home: str) -> dict[str, Any]:
-    """Read and examine data; return what the command prints.
+    """Read data and run the gate; return what the command prints.
 
     Raises:
-        WrongUsage: if an address, a file or a column is not there.
-        Unreachable: if a server or the store does not answer.
+        UsageError: if an address, a file or a column does not exist.
+        UnreachableError: if a server or the store does not answer.
     """
     chosen = Settings.model_validate(settings)
     data = read_data(chosen.data, home)
@@ -62,8 +62,8 @@ def check(settings: dict[str, Any], home: str) -> dict[str, Any]:
 
 
 def summarise(gate: GateReport) -> dict[str, Any]:
-    """Return the gate's answer as commands print it; `failures` and `warnings` are one line a finding."""
-    failed = [finding for finding in gate["results"] if not finding["passed"]]
+    """Return the gate's report as commands print it; `failures` and `warnings` have one line per expectation."""
+    failed = [result for result in gate["results"] if not result["passed"]]
     return {
         "passed": gate["passed"],
         "rows_in": gate["rows_in"],
@@ -71,8 +71,8 @@ def summarise(gate: GateReport) -> dict[str, Any]:
         "quarantined": gate["quarantined"],
         "reasons": gate["reasons"],
         "examples": gate["examples"],
-        "failures": [describe_result(finding) for finding in failed if failed_critically(finding)],
-        "warnings": [describe_result(finding) for finding in failed if not failed_critically(finding)],
+        "failures": [describe_result(result) for result in failed if failed_critically(result)],
+        "warnings": [describe_result(result) for result in failed if not failed_critically(result)],
         "quality_issues": gate["quality_issues"],
         "results": len(gate["results"]),
         "drift": gate["drift"],
@@ -83,51 +83,51 @@ def summarise(gate: GateReport) -> dict[str, Any]:
 
 
 def report_gate(gate: GateReport) -> None:
-    """Tell on the log what was quarantined and what warns."""
+    """Log what was quarantined, and each expectation that failed as a warning."""
     if gate["quarantined"]:
         kinds = ", ".join(f"{count} {kind}" for kind, count in gate["reasons"].items())
         log.warning(
             "quarantined %d of %d rows: %s; %s", gate["quarantined"], gate["rows_in"], kinds, gate["examples"][0]
         )
-    for finding in gate["results"]:
-        if not finding["passed"] and not failed_critically(finding):
-            log.warning("warning: %s", describe_result(finding))
+    for result in gate["results"]:
+        if not result["passed"] and not failed_critically(result):
+            log.warning("warning: %s", describe_result(result))
 
 
 def describe_gate(gate: GateReport) -> str:
-    """Write the gate's answer as Markdown."""
+    """Return the gate's report as Markdown, for Prefect's page."""
     cells = [
         (
-            finding["table"],
-            finding["description"],
-            show_observed(finding),
-            show_allowed(finding),
-            "passed" if finding["passed"] else finding["severity"],
+            result["table"],
+            result["description"],
+            show_observed(result),
+            show_allowed(result),
+            "passed" if result["passed"] else result["severity"],
         )
-        for finding in gate["results"]
+        for result in gate["results"]
     ]
     rows = "\n".join(f"| {' | '.join(row)} |" for row in cells)
     return (
         f"# Data {'accepted' if gate['passed'] else 'refused'}\n\n"
         f"{gate['rows_in']} rows in, {gate['kept']} kept, {gate['quarantined']} quarantined. "
         f"Report: `{Path(gate['report']).with_suffix('.html')}`\n\n"
-        f"| rows | asks | observed | allowed | |\n| --- | --- | --- | --- | --- |\n{rows}\n"
+        f"| rows | expectation | observed | allowed | |\n| --- | --- | --- | --- | --- |\n{rows}\n"
     )
 
 
 def find_tokenizer(settings: Settings) -> str | None:
-    """Return the folder of the encoder's tokeniser; None, and said so, where a hub model cannot be had."""
+    """Return the folder of the encoder's tokenizer; None, with a warning, if a hub model cannot be reached."""
     try:
         return locate_tokenizer(settings.finetune.encoder, offline=settings.data.offline)
     except UnreachableError as error:
-        log.warning("word pieces are not checked: %s", error)
+        log.warning("the [UNK] rate is not checked: %s", error)
         return None
 
 
 def champion_profile(home: str) -> DataProfile | None:
-    """Return the profile of the champion's training data; None where there is no champion yet."""
+    """Return the profile of the champion's training data; None if there is no champion."""
     if not (Path(home) / "mlflow.db").is_file() and not os.environ.get("MLFLOW_TRACKING_URI"):
-        return None  # without a store there is no champion, and MLflow takes seconds to import
+        return None  # no store, no champion: saves importing MLflow, which takes seconds
     from tasks.registry import versions as registry
 
     return registry.fetch_profile(registry.locate_store(home))

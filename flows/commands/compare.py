@@ -1,4 +1,4 @@
-"""Two registered versions on the same sentences, and a candidate judged again where another champion reigns by now."""
+"""Compares two registered versions on one holdout; judges a version again after the champion changed."""
 
 import datetime
 import logging
@@ -26,25 +26,25 @@ log = logging.getLogger("tasks.compare")
 
 
 def compare(first: str, second: str | None, device: str, home: str) -> dict[str, Any]:
-    """Put two versions side by side on the holdout that judged the first.
+    """Compare two versions on the holdout on which the first was judged.
 
-    Both answer its rows again where the snapshot is at hand; else the answers count that were recorded with them.
+    If its snapshot is here, both versions predict its rows again; otherwise their recorded answers are compared.
 
     Args:
-        first: version.
-        second: version; None: the champion.
+        first: version number.
+        second: version number; None for the champion.
         device: auto, cuda or cpu.
         home: folder of the stores.
 
     Raises:
-        WrongUsage: if a version is no number, or both are the same.
-        VerdictError: if one does not exist or is damaged, or there are no rows that both can be compared on.
+        UsageError: if a version is not a number, or both are the same.
+        VerdictError: if one does not exist or is damaged, or there are no rows to compare both on.
     """
     store = locate_store(home)
     registry.check_numbers(store, first, second or first)
     other = second or _champion(store)
     if first == other:
-        raise UsageError(f"version {first} would be compared with itself; name another: verdict compare {first} B")
+        raise UsageError(f"version {first} cannot be compared with itself; name another: verdict compare {first} B")
     tags = {version: registry.read_tags(store, version) for version in (first, other)}
     holdout = tags[first].get("holdout", "")
     snapshot = find_snapshot(home, holdout)
@@ -73,20 +73,20 @@ def compare(first: str, second: str | None, device: str, home: str) -> dict[str,
 
 
 def judge_again(store: MlflowStore, version: str, champion: ChampionRecord | None, home: str) -> str:
-    """Judge a version against the champion that reigns now; return the digest of the verdict, which its run records.
+    """Judge a version against the current champion, and record it with its run; return the digest of the verdict.
 
     Raises:
-        VerdictError: if it is rejected, or what this needs is not at hand.
+        VerdictError: if it is rejected, or its evidence or the holdout's snapshot is missing.
     """
     tags = registry.read_tags(store, version)
     evidence = _evidence(store, tags)
     snapshot = find_snapshot(home, tags.get("holdout", ""))
-    now = f"champion {champion['version'] if champion else 'none'}"
+    now = champion["version"] if champion else "none"
     if evidence is None or (champion and snapshot is None):
         what = "its evidence" if evidence is None else f"the holdout {evidence['holdout_digest'][:12]}"
         raise VerdictError(
-            f"version {version} was compared with champion {tags.get('compared_with') or 'none'}, {now} reigns by now, "
-            f"and {what} is not at hand to judge it again; run: verdict retrain --force"
+            f"version {version} was compared with champion {tags.get('compared_with') or 'none'}, the champion is "
+            f"{now} now, and {what} is missing to judge it again; run: verdict retrain --force"
         )
     if champion:
         with inspection.open_bundle(store, champion["version"]) as bundle:
@@ -105,14 +105,14 @@ def judge_again(store: MlflowStore, version: str, champion: ChampionRecord | Non
         runs.log_files(store, tags["run"], [str(path) for path in Path(scratch).iterdir()], "records")
     if verdict["decision"] == "REJECT":
         raise VerdictError(
-            f"version {version} was judged again, against {now}: REJECT: {'; '.join(verdict['reasons'])}; "
+            f"version {version} was judged again, against champion {now}: REJECT: {'; '.join(verdict['reasons'])}; "
             f"see: verdict compare {version}"
         )
     return json_digest(verdict)
 
 
 def find_snapshot(home: str, digest: str) -> Path | None:
-    """Return the path of a snapshot that is at hand."""
+    """Return the path of a snapshot; None if it is not here."""
     path = Path(home) / "snapshots" / f"{digest}.parquet"
     return path if digest and path.is_file() else None
 

@@ -1,4 +1,4 @@
-"""What a person decides about versions and what is asked of them: approve, reject, rollback, history, predict."""
+"""Decisions on registered versions (approve, reject, rollback), their history, and predictions with one of them."""
 
 from pathlib import Path
 from typing import Any
@@ -15,85 +15,83 @@ from tasks.registry.mlflow_client import MlflowStore, locate_store
 
 
 def history(home: str) -> list[dict[str, Any]]:
-    """Return every move of the champion's alias, oldest first; what no record explains has no time and no actor."""
+    """Return every change of the champion alias, oldest first; a change without a record has no time and no actor."""
     entries, _ = moves.history(locate_store(home))
     return [dict(entry) for entry in entries]
 
 
 def approve(version: str, reason: str, home: str, who: str = "") -> dict[str, Any]:
-    """Make a version on HOLD champion; return the record of it.
+    """Make a version on HOLD the champion; return the recorded change.
 
     Args:
-        version: which.
-        reason: why.
+        version: version number.
+        reason: recorded in the history.
         home: folder of the stores.
-        who: decides; empty: VERDICT_ACTOR, else user@host.
+        who: name of the person; empty for VERDICT_ACTOR, or else user@host.
 
     Raises:
-        WrongUsage: if the reason is empty or the version no number.
-        VerdictError: if it is on no HOLD, its files are missing or altered, or another champion reigns than the one it
-            was compared with, and it is rejected beside that one or cannot be judged again.
+        UsageError: if the reason is empty or the version not a number.
+        VerdictError: if it is not on HOLD, if its files are missing or altered, or if the champion changed since it was
+            judged and it is rejected against the new one or cannot be judged again.
     """
-    text, store = record.check_reason(reason), _check(version, home)
+    text, store = record.check_reason(reason), _open_store(version, home)
     tags, champion = registry.read_tags(store, version), moves.current_champion(store)
     now, verdict = champion["version"] if champion else None, tags.get("verdict_digest", "")
     if tags.get("verdict") == "HOLD" and now not in (tags.get("compared_with") or None, version):
-        from flows.commands.compare import judge_again  # what measures is imported by who measures
+        from flows.commands.compare import judge_again  # imports ONNX Runtime and pandas
 
         verdict = judge_again(store, version, champion, home)
-    return _registered_numbers(
-        moves.promote(store, version, kind="approve", expected=now, reason=text, verdict=verdict, who=who)
-    )
+    return _notified(moves.promote(store, version, kind="approve", expected=now, reason=text, verdict=verdict, who=who))
 
 
 def reject(version: str, reason: str, home: str, who: str = "") -> dict[str, Any]:
-    """Turn a version on HOLD down; return the record of it. Arguments as for `approve`.
+    """Reject a version on HOLD; return the recorded change. Arguments as for `approve`.
 
     Raises:
-        WrongUsage: if the reason is empty or the version no number.
-        VerdictError: if it is on no HOLD, or champion by now.
+        UsageError: if the reason is empty or the version not a number.
+        VerdictError: if it is not on HOLD, or the champion by now.
     """
-    text, store = record.check_reason(reason), _check(version, home)
+    text, store = record.check_reason(reason), _open_store(version, home)
     tags = registry.read_tags(store, version)
-    return _registered_numbers(moves.reject(store, version, text, tags.get("verdict_digest", ""), who))
+    return _notified(moves.reject(store, version, text, tags.get("verdict_digest", ""), who))
 
 
 def rollback(to: str | None, reason: str, dry_run: bool, home: str) -> dict[str, Any]:
-    """Give the alias back to the champion before, or to another one that reigned; return the record of it.
+    """Move the alias back to the previous champion, or to an earlier one; return the recorded change.
 
-    A champion that vanished is itself the one before, as long as its version is there.
+    If the alias was lost but the last champion's version still exists, that one counts as the previous champion.
 
     Args:
-        to: version; None: the previous champion by the record.
-        reason: why.
-        dry_run: check everything and move nothing.
+        to: version number; None for the previous champion.
+        reason: recorded in the history.
+        dry_run: check everything and change nothing.
         home: folder of the stores.
 
     Raises:
-        WrongUsage: if the reason is empty, or the version never reigned or reigns now.
+        UsageError: if the reason is empty, or the version never was the champion or is it now.
         VerdictError: if there is no previous champion, or its files are missing or altered.
     """
-    text, store = record.check_reason(reason), _check(to or "1", home)
+    text, store = record.check_reason(reason), _open_store(to or "1", home)
     entries, records = moves.history(store)
     champion = moves.current_champion(store)
     now = champion["version"] if champion else None
     target = to or _previous(told.champion_stack(entries), now)
-    _refuse_target(target, now, told.champion_stack(entries), {entry["to"] for entry in entries})
+    _check_target(target, now, told.champion_stack(entries), {entry["to"] for entry in entries})
     bundle = told.digest_of_version(records, target) or ""
     try:
         inspection.verify_version(store, target, bundle)
     except UnreachableError:
         raise
     except VerdictError as error:
-        raise VerdictError(f"{error}; or name another champion: verdict rollback --to VERSION") from error
+        raise VerdictError(f"{error}; or name another former champion: verdict rollback --to VERSION") from error
     if dry_run:
         return {"kind": "rollback", "from": now, "to": target, "reason": text, "dry_run": True}
     move = moves.promote(store, target, kind="rollback", expected=now, reason=text, bundle=bundle)
-    return _registered_numbers(move) | {"dry_run": False}
+    return _notified(move) | {"dry_run": False}
 
 
 def predict(sentences: list[str], model: str, device: str, home: str) -> list[dict[str, Any]]:
-    """Judge sentences with a model; every answer carries its version.
+    """Classify sentences with a model; every prediction carries its version.
 
     Raises:
         VerdictError: if there is no such model, or its bundle is damaged.
@@ -110,7 +108,7 @@ def find_model(model: str, home: str) -> tuple[str | None, str]:
         home: folder of the stores.
 
     Raises:
-        WrongUsage: if it is none of these.
+        UsageError: if it is none of these.
         VerdictError: if there is no such version.
     """
     address = f"models:/{registry.MODEL_NAME}/{model}" if model.isdecimal() else model
@@ -120,34 +118,32 @@ def find_model(model: str, home: str) -> tuple[str | None, str]:
     return version["version"], version["bundle"]
 
 
-def _registered_numbers(move: record.AliasChange) -> dict[str, Any]:
-    """Return a record as plain values, and tell whoever wants to know."""
-    notify_alias_change(dict(move))
-    return dict(move)
+def _notified(change: record.AliasChange) -> dict[str, Any]:
+    """Send the notification of a change; return the change as plain values."""
+    notify_alias_change(dict(change))
+    return dict(change)
 
 
-def _check(version: str, home: str) -> MlflowStore:
-    """Return the store that holds versions; refuse what is no version's number."""
+def _open_store(version: str, home: str) -> MlflowStore:
+    """Return the store; raise UsageError unless `version` is a version number."""
     store = locate_store(home)
     registry.check_numbers(store, version)
     return store
 
 
 def _previous(stack: list[str], now: str | None) -> str:
-    """Return who reigned before; where the alias is gone, who reigned last."""
+    """Return the previous champion; without an alias, the last one."""
     before = stack[:-1] if now else stack
     if not before:
-        raise VerdictError(
-            f"no champion reigned before {now or 'now'}, so there is none to go back to; see: verdict history"
-        )
+        raise VerdictError(f"there was no champion before {now or 'now'} to roll back to; see: verdict history")
     return before[-1]
 
 
-def _refuse_target(target: str, now: str | None, stack: list[str], reigned: set[str | None]) -> None:
+def _check_target(target: str, now: str | None, stack: list[str], reigned: set[str | None]) -> None:
     if target == now:
-        raise UsageError(f"version {target} is champion already; see: verdict history")
+        raise UsageError(f"version {target} is the champion already; see: verdict history")
     if target not in reigned:
         known = ", ".join(dict.fromkeys(version for version in stack if version != now)) or "none"
         raise UsageError(
-            f"version {target} never was champion; expected one that was ({known}), or for a HOLD: verdict approve"
+            f"version {target} never was the champion; expected a former one ({known}), or for a HOLD: verdict approve"
         )

@@ -1,4 +1,4 @@
-"""The first look of who is on call: what reigns, what ran and why it ended so, what runs next, drift, disk."""
+"""Collects the state of the system: champion, challenger, past and scheduled runs, drift, disk, warnings."""
 
 import contextlib
 import datetime
@@ -20,11 +20,11 @@ from tasks.registry.champion_history import TimelineEntry
 from tasks.registry.mlflow_client import MlflowStore, is_uninitialised, locate_store
 from tasks.registry.versions import CHALLENGER, CHAMPION, RegisteredVersion
 
-DISK_SCAN_TIMEOUT_S = 2.0  # seconds in which the stores' files are counted, or not at all
+DISK_SCAN_TIMEOUT_S = 2.0  # after which the size of the stores is left out
 
 
 class LatestDrift(TypedDict):
-    """A look at data beside a champion's: when (ISO 8601), what drifted, and the digest of the champion's data."""
+    """A comparison of new data with a champion's: time (ISO 8601), what drifted, digest of the champion's data."""
 
     time: str
     seen: str
@@ -32,13 +32,12 @@ class LatestDrift(TypedDict):
 
 
 def status(home: str) -> dict[str, Any]:
-    """Return champion, challenger, latest runs and the rest of what somebody on call asks first.
+    """Return the state of the system for whoever is on call, as the command prints it.
 
-    None and empty where there is nothing yet. `incumbency` tells a champion that vanished from one that there never
-    was, and is unknown where the store does not answer; the champion's `fault` says what is wrong with its files and
-    `since` when it was made champion; `drift` is the latest look at data beside the reigning champion's; `schedule` is
-    what a lasting Prefect server says; `notices` holds one line for each thing that somebody should look at, and
-    `unreachable` one for each server that did not answer: the rest of the answer is all the more needed then.
+    Keys: `champion` with `fault` (what is wrong with its files) and `since`; `champion_state` (none, active, lost, or
+    unknown if the store does not answer); `challenger`; `runs`; `drift` from the champion's data; `schedule` of the
+    Prefect server; `disk`; `notices`, one line per thing to look at; `unreachable`, one line per server that does not
+    answer, whose part is then missing.
     """
     store = locate_store(home)
     answer: dict[str, Any] = {"store": store["uri"], "champion": None, "challenger": None, "runs": []}
@@ -66,10 +65,10 @@ def status(home: str) -> dict[str, Any]:
 
 
 def read_runs(store: MlflowStore) -> dict[str, Any]:
-    """Return what a store that exists says.
+    """Return the part of the state that is in an existing MLflow store.
 
     Raises:
-        Unreachable: if it cannot be asked.
+        UnreachableError: if it does not answer.
     """
     champion = registry.find_alias(store, CHAMPION, fetch=False)
     entries, records = moves.history(store)
@@ -86,10 +85,10 @@ def read_runs(store: MlflowStore) -> dict[str, Any]:
 
 
 def read_prefect() -> Any:
-    """Return what a lasting Prefect server knows; None where none is configured.
+    """Return the schedule of the configured Prefect server; None if none is configured.
 
     Raises:
-        Unreachable: if it does not answer.
+        UnreachableError: if it does not answer.
     """
     from prefect.settings import get_current_settings
 
@@ -101,7 +100,7 @@ def read_prefect() -> Any:
 
 
 def promoted_at(entries: list[TimelineEntry], version: str) -> str | None:
-    """Return when the last move to a version was, ISO 8601; None where no record says it."""
+    """Return when the alias was last moved to a version, ISO 8601; None if no record has it."""
     found = [
         entry["time"] for entry in entries if entry["to"] == version and entry["kind"] not in history.DECISION_KINDS
     ]
@@ -111,15 +110,15 @@ def promoted_at(entries: list[TimelineEntry], version: str) -> str | None:
 def latest_drift(
     champion: dict[str, Any] | None, recent: list[dict[str, Any]], home: str, notices: list[str]
 ) -> LatestDrift | None:
-    """Return the latest look, by a run or by `watch`, at data beside that of the champion who reigns now.
+    """Return the latest comparison of data with the current champion's, by a run or by `watch`.
 
     Args:
-        champion: who reigns.
+        champion: the current one.
         recent: the latest runs.
         home: folder of the stores.
-        notices: receives a line for each record of `watch` that cannot be read.
+        notices: receives a line per record of `watch` that cannot be read.
     """
-    looks = [
+    comparisons = [
         LatestDrift(time=_iso(run["start"]), seen=run["drift"], reference=run["drift_from"] or "")
         for run in recent
         if run["drift"]
@@ -129,24 +128,24 @@ def latest_drift(
             seen = read_json(path)
             moment = datetime.datetime.fromisoformat(seen["time"]).astimezone(datetime.UTC).isoformat()
             if seen.get("drift"):
-                looks.append(LatestDrift(time=moment, seen=seen["drift"], reference=seen.get("drift_from") or ""))
+                comparisons.append(LatestDrift(time=moment, seen=seen["drift"], reference=seen.get("drift_from") or ""))
         except (VerdictError, KeyError, TypeError, ValueError, AttributeError):
-            notices.append(f"{path} is no record of a look at data; delete it, and the next look writes it anew")
-    asked = [look for look in looks if champion and look["reference"] == champion["dataset"]]
-    return max(asked, key=lambda look: look["time"], default=None)
+            notices.append(f"{path} is not a record of verdict watch; delete it, the next check writes it again")
+    current = [each for each in comparisons if champion and each["reference"] == champion["dataset"]]
+    return max(current, key=lambda each: each["time"], default=None)
 
 
 def measure_disk(home: str) -> dict[str, float | None]:
-    """Return GB (10^9 bytes) that are free where the stores lie, and that they take; None where there are too many."""
+    """Return free GB (10^9 bytes) on the disk of the stores, and the GB they use; None if counting takes too long."""
     folder = Path(home)
-    taken: float | None = _size_of(home)
+    used = _size_of(home)
     while not folder.exists():
         folder = folder.parent
-    return {"free_gb": shutil.disk_usage(folder).free / 1e9, "stores_gb": None if taken is None else taken / 1e9}
+    return {"free_gb": shutil.disk_usage(folder).free / 1e9, "stores_gb": None if used is None else used / 1e9}
 
 
 def _size_of(home: str) -> int | None:
-    """Add up the files of a folder in which others write and delete meanwhile."""
+    """Return the bytes of a folder's files, which may change meanwhile; None after DISK_SCAN_TIMEOUT_S."""
     deadline, total = time.monotonic() + DISK_SCAN_TIMEOUT_S, 0
     for folder, _, names in os.walk(home):
         if time.monotonic() > deadline:
@@ -162,5 +161,5 @@ def _iso(seconds: float) -> str:
 
 
 def _public(version: RegisteredVersion | None) -> dict[str, Any] | None:
-    """Leave out where the bundle happens to lie."""
+    """Return a version without the local path of its bundle."""
     return {key: value for key, value in version.items() if key != "bundle"} if version else None

@@ -111,14 +111,14 @@ def test_a_rejected_hold_is_no_challenger_any_more(reigning: MlflowStore, verdic
         (["approve", "9", "--reason", "x"], 1, "version '9' does not exist in sqlite:"),
         (["reject", "9", "--reason", "x"], 1, "version '9' does not exist in sqlite:"),
         (["compare", "9"], 1, "version '9' does not exist in sqlite:"),
-        (["compare", "3"], 2, "version 3 would be compared with itself"),
+        (["compare", "3"], 2, "version 3 cannot be compared with itself"),
         (["compare", "1", "2"], 1, "versions 1 and 2 were judged on other rows"),
         (["approve", "1", "--reason", "x"], 1, "version 1 stands at PROMOTE; expected a HOLD to approve"),
         (["reject", "1", "--reason", "x"], 1, "version 1 stands at PROMOTE; expected a HOLD to reject"),
         (["reject", "3", "--reason", "x"], 1, "version 3 is champion by now; take it back: verdict rollback"),
-        (["rollback", "--to", "3", "--reason", "x"], 2, "version 3 is champion already"),
-        (["rollback", "--to", "4", "--reason", "x"], 2, "version 4 never was champion; expected one that was (1, 2)"),
-        (["rollback", "--to", "9", "--reason", "x"], 2, "version 9 never was champion"),
+        (["rollback", "--to", "3", "--reason", "x"], 2, "version 3 is the champion already"),
+        (["rollback", "--to", "4", "--reason", "x"], 2, "version 4 never was the champion; expected a former one (1,"),
+        (["rollback", "--to", "9", "--reason", "x"], 2, "version 9 never was the champion"),
     ],
 )
 def test_a_refusal_is_one_line_and_moves_nothing(
@@ -172,7 +172,7 @@ def test_rollback_goes_back_step_by_step_and_is_recorded(reigning: MlflowStore, 
     assert (code, answer["kind"], answer["from"], answer["to"], answer["actor"]) == (0, "rollback", "2", "1", "ada")
     code, _, err = verdict("rollback", "--reason", "more")
     assert (code, aliases(reigning)["champion"]) == (1, "1")
-    assert err == "error: no champion reigned before 1, so there is none to go back to; see: verdict history\n"
+    assert err == "error: there was no champion before 1 to roll back to; see: verdict history\n"
     assert verdict("rollback", "--to", "3", "--reason", "it was not the model")[0] == 0
     assert aliases(reigning)["champion"] == "3"
     entries = json.loads(verdict("history", "--json")[1])
@@ -196,7 +196,7 @@ def test_nobody_is_rolled_back_to_a_damaged_or_deleted_version(
     code, _, err = verdict("rollback", "--reason", "x", *dry)
     assert (code, aliases(reigning)["champion"]) == (1, "3")
     assert "bundle of version 2: model.onnx does not match its SHA-256 in bundle.json" in err
-    assert err.endswith("or name another champion: verdict rollback --to VERSION\n")
+    assert err.endswith("or name another former champion: verdict rollback --to VERSION\n")
     with connect(reigning) as client:
         client.delete_model_version(registry.MODEL_NAME, "2")
     code, _, err = verdict("rollback", "--reason", "x", *dry)
@@ -394,16 +394,16 @@ def test_what_cannot_be_judged_again_is_refused(judged: Callable[..., str], home
     first, held = judged(15, None), judged(16, "7")
     moves.promote(store, first, kind="promote", expected=None, reason="first")
     shutil.rmtree(home / "snapshots")
-    message = f"version {held} was compared with champion 7, champion {first} reigns by now, and the holdout .* is not"
+    message = f"version {held} was compared with champion 7, the champion is {first} now, and the holdout .* is missing"
     with pytest.raises(VerdictError, match=message):
         review.approve(held, "x", str(home))
     unknown = add_version(store, home, "x", verdict="HOLD", compared_with="7")
-    with pytest.raises(VerdictError, match="and its evidence is not at hand to judge it again; run: verdict retrain"):
+    with pytest.raises(VerdictError, match="and its evidence is missing to judge it again; run: verdict retrain"):
         review.approve(unknown, "x", str(home))
     assert aliases(store) == {"champion": first}
 
 
 def test_comparing_with_itself_is_no_comparison(judged: Callable[..., str], home: Path) -> None:
     version = judged(16, None)
-    with pytest.raises(UsageError, match="would be compared with itself"):
+    with pytest.raises(UsageError, match="cannot be compared with itself"):
         comparison.compare(version, version, "cpu", str(home))

@@ -106,7 +106,7 @@ def test_a_damaged_record_of_watch_is_noticed_and_hides_nothing_else(home: Path,
     path = home / "watch" / "a.json"
     path.write_bytes(text.encode("latin-1"))
     answer = oncall.status(str(home))
-    assert answer["notices"] == [f"{path} is no record of a look at data; delete it, and the next look writes it anew"]
+    assert answer["notices"] == [f"{path} is not a record of verdict watch; delete it, the next check writes it again"]
     assert answer["champion_state"] == "none"
 
 
