@@ -7,15 +7,15 @@ from collections.abc import Iterator
 
 import pytest
 
-from flows.cli import app as cli
-from tasks.core import log_format as logs
+from flows.cli import app
+from tasks.core import log_format
 from tasks.core.errors import UsageError
 
 
 @pytest.fixture
 def speaker(monkeypatch: pytest.MonkeyPatch) -> Iterator[logging.Logger]:
     """A logger alone: tests before may have bound facts, and set up handlers that write to standard error too."""
-    monkeypatch.setattr(logs, "_facts", {})
+    monkeypatch.setattr(log_format, "_context", {})
     logger = logging.getLogger("tasks.test_logs")
     logger.propagate = False
     yield logger
@@ -25,7 +25,7 @@ def speaker(monkeypatch: pytest.MonkeyPatch) -> Iterator[logging.Logger]:
 
 def say(logger: logging.Logger, capsys: pytest.CaptureFixture[str]) -> str:
     handler = logging.StreamHandler()
-    logs.set_formatter(handler)
+    log_format.set_formatter(handler)
     logger.handlers = [handler]
     logger.warning("a “quoted” line\nand another, %d", 7)
     return capsys.readouterr().err
@@ -34,16 +34,16 @@ def say(logger: logging.Logger, capsys: pytest.CaptureFixture[str]) -> str:
 def test_a_line_is_its_message_where_nothing_else_is_asked_for(
     speaker: logging.Logger, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(logs.FORMAT_VARIABLE, "text")
+    monkeypatch.setenv(log_format.FORMAT_VARIABLE, "text")
     assert say(speaker, capsys) == "a “quoted” line\nand another, 7\n"
 
 
 def test_json_is_one_object_a_line_with_the_facts_that_were_bound(
     speaker: logging.Logger, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(logs.FORMAT_VARIABLE, "json")
-    logs.bind_context(run="r1", version="3")
-    logs.bind_context(digest="d" * 64, version="4")
+    monkeypatch.setenv(log_format.FORMAT_VARIABLE, "json")
+    log_format.bind_context(run="r1", version="3")
+    log_format.bind_context(digest="d" * 64, version="4")
     line = say(speaker, capsys)
     assert line.count("\n") == 1
     said = json.loads(line)
@@ -56,16 +56,16 @@ def test_json_is_one_object_a_line_with_the_facts_that_were_bound(
         "version": "4",
         "digest": "d" * 64,
     }
-    logs.bind_context(version="")
+    log_format.bind_context(version="")
     assert "version" not in json.loads(say(speaker, capsys))
 
 
 def test_what_one_thread_binds_every_thread_says(
     speaker: logging.Logger, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(logs.FORMAT_VARIABLE, "json")
-    logs.bind_context(version="3")
-    following = threading.Thread(target=logs.bind_context, kwargs={"version": "4"})  # as the champion's thread does
+    monkeypatch.setenv(log_format.FORMAT_VARIABLE, "json")
+    log_format.bind_context(version="3")
+    following = threading.Thread(target=log_format.bind_context, kwargs={"version": "4"})  # like the champion's
     following.start()
     following.join()
     assert json.loads(say(speaker, capsys))["version"] == "4"
@@ -74,11 +74,11 @@ def test_what_one_thread_binds_every_thread_says(
 def test_another_form_is_refused_before_anything_starts(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(logs.FORMAT_VARIABLE, "xml")
+    monkeypatch.setenv(log_format.FORMAT_VARIABLE, "xml")
     with pytest.raises(UsageError, match="expected text or json"):
-        logs.wants_json()
+        log_format.wants_json()
     with pytest.raises(SystemExit) as ended:
-        cli.main(["status"])
+        app.main(["status"])
     assert ended.value.code == 2
     assert capsys.readouterr().err == "error: VERDICT_LOG is 'xml'; expected text or json\n"
 
@@ -86,9 +86,9 @@ def test_another_form_is_refused_before_anything_starts(
 def test_a_command_that_fails_says_so_in_the_form_that_is_asked_for(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(logs.FORMAT_VARIABLE, "json")
+    monkeypatch.setenv(log_format.FORMAT_VARIABLE, "json")
     with pytest.raises(SystemExit):
-        cli.main(["retrain", "--set", "finetune.epochs"])
+        app.main(["retrain", "--set", "finetune.epochs"])
     said = json.loads(capsys.readouterr().err)
     assert (said["level"], said["logger"]) == ("ERROR", "verdict")
     assert said["message"].startswith("--set 'finetune.epochs' has no value")
@@ -97,9 +97,9 @@ def test_a_command_that_fails_says_so_in_the_form_that_is_asked_for(
 def test_usage_errors_are_one_object_with_the_hint_in_it(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(logs.FORMAT_VARIABLE, "json")
+    monkeypatch.setenv(log_format.FORMAT_VARIABLE, "json")
     with pytest.raises(SystemExit) as ended:
-        cli.main(["retrain", "--no-such-option"])
+        app.main(["retrain", "--no-such-option"])
     assert ended.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert json.loads(line)["message"].endswith("\nsee: verdict retrain --help")

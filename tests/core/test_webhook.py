@@ -13,12 +13,12 @@ import pytest
 from outcomes import make_outcome
 from shelves import add_version, new_store
 
-from flows import notifications as alerting
+from flows import notifications
 from flows.commands import review
-from tasks.core import webhook as alerts
+from tasks.core import webhook
 from tasks.core.errors import UsageError
 from tasks.core.settings_loader import load_settings
-from tasks.registry import promotion as moves
+from tasks.registry import promotion
 
 SECRET = "T0/B0/secret"
 
@@ -58,7 +58,7 @@ def receiver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Receiver]:
 
 
 def test_a_verdict_is_told_with_text_for_people_and_facts_for_programs(receiver: Receiver) -> None:
-    alerting.notify_verdict(make_outcome())
+    notifications.notify_verdict(make_outcome())
     (sent,) = receiver.received
     assert (sent["path"], sent["type"]) == (f"/{SECRET}", "application/json")
     assert sent["text"] == "HOLD: version 4, MCC 0.512: not better; drifted"
@@ -72,7 +72,7 @@ def test_a_receiver_that_refuses_is_one_warning_without_the_address(
     receiver: Receiver, caplog: pytest.LogCaptureFixture, status: int, location: str | None
 ) -> None:
     receiver.answer.update(status=status, location=location)
-    assert not alerts.post("text", {})
+    assert not webhook.post("text", {})
     assert caplog.messages == [f"alert to 127.0.0.1 was not delivered: HTTP {status}"]
     assert len(receiver.received) == 1
 
@@ -91,7 +91,7 @@ def test_an_address_that_leads_nowhere_is_one_warning_without_it(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, url: str, message: str
 ) -> None:
     monkeypatch.setenv("VERDICT_ALERT_URL", url)
-    assert not alerts.post("text", {})
+    assert not webhook.post("text", {})
     (told,) = caplog.messages
     assert told.startswith(message)
     assert "secret" not in told
@@ -100,7 +100,7 @@ def test_an_address_that_leads_nowhere_is_one_warning_without_it(
 def test_a_receiver_that_answers_byte_by_byte_is_given_up(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(alerts, "TIMEOUT_S", 0.5)
+    monkeypatch.setattr(webhook, "TIMEOUT_S", 0.5)
     ended = threading.Event()
 
     def drip(listening: socket.socket) -> None:
@@ -114,7 +114,7 @@ def test_a_receiver_that_answers_byte_by_byte_is_given_up(
         thread.start()
         monkeypatch.setenv("VERDICT_ALERT_URL", f"http://127.0.0.1:{listening.getsockname()[1]}/{SECRET}")
         started = time.monotonic()
-        assert not alerts.post("text", {})
+        assert not webhook.post("text", {})
         assert time.monotonic() - started < 2
         ended.set()
         thread.join(5)
@@ -125,7 +125,7 @@ def test_without_an_address_nothing_is_sent_and_nothing_said(
     receiver: Receiver, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("VERDICT_ALERT_URL", " ")
-    alerting.notify_verdict(make_outcome())
+    notifications.notify_verdict(make_outcome())
     assert (receiver.received, caplog.messages) == ([], [])
 
 
@@ -138,7 +138,7 @@ def test_decisions_of_persons_are_told(receiver: Receiver, empty_store: Path, tm
     store = new_store(empty_store, tmp_path)
     versions = [add_version(store, tmp_path, "a"), add_version(store, tmp_path, "b", verdict="HOLD", compared_with="1")]
     versions.append(add_version(store, tmp_path, "c", verdict="HOLD", compared_with="2"))
-    moves.promote(store, versions[0], kind="promote", expected=None, reason="first")
+    promotion.promote(store, versions[0], kind="promote", expected=None, reason="first")
     review.approve("2", "good", str(tmp_path), "ada")
     review.reject("3", "bad", str(tmp_path), "grace")
     review.rollback(None, "worse", True, str(tmp_path))  # a dry run tells nobody
@@ -183,9 +183,9 @@ def test_a_notification_block_of_prefect_is_told_too(
     block.save("ops", overwrite=True)
     monkeypatch.delenv("VERDICT_ALERT_URL")
     monkeypatch.setenv("VERDICT_ALERT_BLOCK", "custom-webhook/ops")
-    alerting.notify_verdict(make_outcome())
+    notifications.notify_verdict(make_outcome())
     (sent,) = receiver.received
     assert sent["text"] == "Verdict: HOLD: version 4, MCC 0.512: not better; drifted"
     monkeypatch.setenv("VERDICT_ALERT_BLOCK", "custom-webhook/nobody")
-    alerting.notify_verdict(make_outcome())
+    notifications.notify_verdict(make_outcome())
     assert caplog.messages == ["alert to block custom-webhook/nobody was not delivered: ValueError"]

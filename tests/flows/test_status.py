@@ -14,14 +14,12 @@ from typing import Any
 import pytest
 from shelves import add_version, new_store
 
-from flows.cli import app as cli
-from flows.cli import show_review as console_review
-from flows.commands import status as oncall
-from flows.services import prefect_status as schedule
+from flows.cli import app, show_review
+from flows.commands import status
+from flows.services import prefect_status
 from tasks.core.files import write_json
 from tasks.data.drift import DriftResult, list_drifted
-from tasks.registry import promotion as moves
-from tasks.registry import tracking as runs
+from tasks.registry import promotion, tracking
 from tasks.registry.mlflow_client import MlflowStore, locate_store
 
 
@@ -42,8 +40,8 @@ def store(home: Path) -> MlflowStore:
 
 
 def ended(store: MlflowStore, status: str, **tags: str) -> str:
-    run = runs.open_run(store, status.lower() * 2, {}, {"home": "here"} | tags)
-    runs.close_run(store, run, status)
+    run = tracking.open_run(store, status.lower() * 2, {}, {"home": "here"} | tags)
+    tracking.close_run(store, run, status)
     return run
 
 
@@ -51,7 +49,7 @@ def test_each_run_says_why_it_ended_so(store: MlflowStore, home: Path) -> None:
     ended(store, "FINISHED", verdict="HOLD", version="2", why="not better than champion 1")
     ended(store, "FAILED", verdict="FAILED", error="the disk is full")
     ended(store, "KILLED")
-    assert [(run["status"], run["why"]) for run in oncall.status(str(home))["runs"]] == [
+    assert [(run["status"], run["why"]) for run in status.status(str(home))["runs"]] == [
         ("KILLED", "its process died; the same data and settings go on from what it finished"),
         ("FAILED", "the disk is full"),
         ("FINISHED", "not better than champion 1"),
@@ -61,10 +59,10 @@ def test_each_run_says_why_it_ended_so(store: MlflowStore, home: Path) -> None:
 def test_the_champion_has_an_age_that_begins_with_its_last_promotion(store: MlflowStore, home: Path) -> None:
     for before, name in ((None, "a"), ("1", "b")):
         version = add_version(store, home, name)
-        moves.promote(store, version, kind="promote", expected=before, reason="better")
-    moves.promote(store, "1", kind="rollback", expected="2", reason="it was better")
-    seen = oncall.status(str(home))["champion"]
-    entries, _ = moves.history(store)
+        promotion.promote(store, version, kind="promote", expected=before, reason="better")
+    promotion.promote(store, "1", kind="rollback", expected="2", reason="it was better")
+    seen = status.status(str(home))["champion"]
+    entries, _ = promotion.history(store)
     assert (seen["version"], seen["since"]) == ("1", entries[-1]["time"])
     age = datetime.datetime.now(datetime.UTC) - datetime.datetime.fromisoformat(seen["since"])
     assert 0 <= age.total_seconds() < 300
@@ -75,26 +73,26 @@ def test_the_champion_has_an_age_that_begins_with_its_last_promotion(store: Mlfl
 )
 def test_ages_are_told_in_the_unit_that_fits(hours: float, words: str) -> None:
     moment = datetime.datetime.now(datetime.UTC) - datetime.timedelta(hours=hours)
-    assert console_review._age(moment.isoformat()) == words
+    assert show_review._age(moment.isoformat()) == words
 
 
 def test_a_run_that_failed_after_its_verdict_says_why_it_failed(store: MlflowStore, home: Path) -> None:
     ended(store, "FAILED", why="there is no champion yet", error="the disk is full")
-    assert oncall.status(str(home))["runs"][0]["why"] == "the disk is full"
+    assert status.status(str(home))["runs"][0]["why"] == "the disk is full"
 
 
 def test_drift_is_that_of_the_latest_look_beside_the_champion_who_reigns(store: MlflowStore, home: Path) -> None:
     version = add_version(store, home, "a", dataset="d" * 64)
-    moves.promote(store, version, kind="promote", expected=None, reason="better")
-    assert oncall.status(str(home))["drift"] is None
+    promotion.promote(store, version, kind="promote", expected=None, reason="better")
+    assert status.status(str(home))["drift"] is None
     ended(store, "FINISHED", drift="none", drift_from="d" * 64)
-    assert oncall.status(str(home))["drift"]["seen"] == "none"
+    assert status.status(str(home))["drift"]["seen"] == "none"
     (home / "watch").mkdir()
     hours = [(datetime.datetime.now(datetime.UTC) + datetime.timedelta(hours=each)).isoformat() for each in (1, 2, 3)]
     write_json(home / "watch" / "a.json", {"time": hours[0], "drift": "label, length", "drift_from": "d" * 64})
     write_json(home / "watch" / "b.json", {"time": hours[1], "drift": "source", "drift_from": "e" * 64})  # before it
     write_json(home / "watch" / "c.json", {"time": hours[2], "drift": None, "drift_from": None})
-    drift = oncall.status(str(home))["drift"]
+    drift = status.status(str(home))["drift"]
     assert drift == {"time": hours[0], "seen": "label, length", "reference": "d" * 64}
 
 
@@ -105,7 +103,7 @@ def test_a_damaged_record_of_watch_is_noticed_and_hides_nothing_else(home: Path,
     (home / "watch").mkdir()
     path = home / "watch" / "a.json"
     path.write_bytes(text.encode("latin-1"))
-    answer = oncall.status(str(home))
+    answer = status.status(str(home))
     assert answer["notices"] == [f"{path} is not a record of verdict watch; delete it, the next check writes it again"]
     assert answer["champion_state"] == "none"
 
@@ -116,14 +114,14 @@ def test_a_store_that_does_not_answer_leaves_the_rest_of_the_answer(
     (home / "mlflow.db").write_text("this is no database, but it is long enough to be read as one" * 50)
     monkeypatch.setenv("VERDICT_HOME", str(home))
     with pytest.raises(SystemExit) as ended:
-        cli.main(["status", "--json"])
+        app.main(["status", "--json"])
     assert ended.value.code == 1
     answer = json.loads(capsys.readouterr().out)
     assert answer["champion_state"] == "unknown"
     assert answer["disk"]["free_gb"] > 0
     assert len(answer["unreachable"]) == 1
     assert answer["unreachable"][0].startswith(f"MLflow store sqlite:///{home}/mlflow.db failed")
-    console_review.show_status(answer)
+    show_review.show_status(answer)
     printed = capsys.readouterr().out
     assert "champion   unknown" in printed
     assert "no runs yet" not in printed
@@ -131,10 +129,10 @@ def test_a_store_that_does_not_answer_leaves_the_rest_of_the_answer(
 
 def test_files_that_vanish_while_they_are_counted_do_not_matter(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (home / "kept").write_bytes(b"0" * 1_000_000)
-    monkeypatch.setattr(oncall.os, "walk", lambda _: [(str(home), [], ["gone", "kept"]), (f"{home}/gone", [], ["x"])])
-    assert oncall.measure_disk(str(home))["stores_gb"] == 0.001
-    monkeypatch.setattr(oncall, "DISK_SCAN_TIMEOUT_S", -1.0)
-    assert oncall.measure_disk(str(home))["stores_gb"] is None
+    monkeypatch.setattr(status.os, "walk", lambda _: [(str(home), [], ["gone", "kept"]), (f"{home}/gone", [], ["x"])])
+    assert status.measure_disk(str(home))["stores_gb"] == 0.001
+    monkeypatch.setattr(status, "DISK_SCAN_TIMEOUT_S", -1.0)
+    assert status.measure_disk(str(home))["stores_gb"] is None
 
 
 def test_what_drifted_is_named() -> None:
@@ -148,10 +146,10 @@ def test_what_drifted_is_named() -> None:
 
 def test_the_disk_is_measured_and_a_full_one_is_noticed(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (home / "big").write_bytes(b"0" * 2_000_000)
-    taken = oncall.status(str(home))["disk"]["stores_gb"]
+    taken = status.status(str(home))["disk"]["stores_gb"]
     assert 0.002 <= taken < 0.02
-    monkeypatch.setattr(oncall.shutil, "disk_usage", lambda _: SimpleNamespace(free=1.5e9))
-    answer = oncall.status(str(home))
+    monkeypatch.setattr(status.shutil, "disk_usage", lambda _: SimpleNamespace(free=1.5e9))
+    answer = status.status(str(home))
     assert answer["disk"]["free_gb"] == 1.5
     assert answer["notices"] == [f"1.5 GB free at {home}, a run needs 2.0; make room: verdict prune"]
 
@@ -197,11 +195,11 @@ def test_a_prefect_that_does_not_answer_leaves_the_rest_of_the_answer_in_seconds
 ) -> None:
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
-    monkeypatch.setattr(schedule, "REQUEST_TIMEOUT_S", 1)
+    monkeypatch.setattr(prefect_status, "REQUEST_TIMEOUT_S", 1)
     url = {"nobody": "http://127.0.0.1:9/api", "silence": silent}.get(trouble) or answering(trouble)
     began = time.monotonic()
     with temporary_settings({PREFECT_API_URL: url}):
-        answer = oncall.status(str(home))
+        answer = status.status(str(home))
     assert time.monotonic() - began < 20
     assert answer["schedule"] is None
     assert answer["disk"]["free_gb"] > 0
@@ -227,7 +225,7 @@ def wait_for_plans(server: str) -> None:
 
     deadline = time.monotonic() + 90
     with temporary_settings({PREFECT_API_URL: server}):
-        while not {"retrain", "watch"} <= {run["deployment"] for run in schedule.read_schedule()["next"]}:
+        while not {"retrain", "watch"} <= {run["deployment"] for run in prefect_status.read_schedule()["next"]}:
             assert time.monotonic() < deadline, "Prefect planned no run"
             time.sleep(0.5)
 
@@ -249,9 +247,9 @@ def test_the_schedule_shows_what_runs_next_what_is_late_and_how_runs_ended(
         due = now - datetime.timedelta(minutes=7)
         client.set_flow_run_state(made[2].id, Scheduled(scheduled_time=due), force=True)
         try:
-            answer = oncall.status(str(home))
+            answer = status.status(str(home))
             client.set_flow_run_state(made[1].id, Running(), force=True)
-            busy = oncall.status(str(home))
+            busy = status.status(str(home))
         finally:
             for run in made:
                 client.delete_flow_run(run.id)
@@ -269,9 +267,9 @@ def test_the_schedule_shows_what_runs_next_what_is_late_and_how_runs_ended(
     (waiting,) = (each for each in busy["schedule"]["next"] if each["deployment"] == "score")
     assert (waiting["late"], waiting["waits_for"]) == (False, made[1].name)
     assert not [line for line in busy["notices"] if "score" in line]
-    console_review.show_status(busy)
+    show_review.show_status(busy)
     assert f"waits for {made[1].name}" in capsys.readouterr().out
-    console_review.show_status(answer)
+    show_review.show_status(answer)
     printed = capsys.readouterr().out
     for words in ("late", "scheduled", "its worker gave no sign for 90 s", "no runs yet", "GB free"):
         assert words in printed
