@@ -248,7 +248,7 @@ def _request(client: httpx.Client, address: httpx.URL, part: Path) -> bool:
 
 
 def _content_range(response: httpx.Response) -> tuple[int, str]:
-    """Return the first byte of a response's body (-1 if unknown) and the size of the whole file in words."""
+    """Return the first byte of a response's body (-1 if unknown) and the size of the complete file as text."""
     if response.status_code == 206:
         found = re.match(r"bytes (\d{1,18})-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
         start, total = (int(found[1]), found[2]) if found else (-1, "*")

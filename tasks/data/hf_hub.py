@@ -199,7 +199,7 @@ def _user_error(wanted: _Address, folder: Path, error: Exception, offline: bool)
             f"data set {wanted.text!r} is not cached in {folder.parent} and the hub is not queried while offline; "
             "expected an earlier download: run once with a network and without HF_HUB_OFFLINE and data.offline"
         )
-    causes = [error]
+    causes: list[BaseException] = [error]
     while (cause := causes[-1].__cause__) is not None and cause not in causes:
         causes.append(cause)
     if problem := _refusal(wanted, causes):
@@ -219,7 +219,7 @@ def _user_error(wanted: _Address, folder: Path, error: Exception, offline: bool)
         )
     return VerdictError(
         f"data set {wanted.text!r} cannot be read ({summarise_error(error, 200)}); "
-        "expected whole Parquet files: choose another data set or @REVISION"
+        "expected complete Parquet files: choose another data set or @REVISION"
     )
 
 

@@ -28,7 +28,7 @@ from tasks.data.row_features import (
 )
 from tasks.data.snapshots import iter_snapshot, read_snapshot, write_snapshot
 
-unhurried = settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow])
+hypothesis_settings = settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow])
 
 Rows = list[tuple[str, int, str]]  # source, label, sentence
 KEYS = ("exact_key", "normalised_key")
@@ -144,7 +144,7 @@ def test_any_white_space_divides_words(tmp_path: Path) -> None:
     assert rows["words"].tolist() == [3] * len(spaces)
 
 
-@unhurried
+@hypothesis_settings
 @given(corpora)
 def test_features_are_those_of_plain_python(tmp_path_factory: pytest.TempPathFactory, corpus: Rows) -> None:
     rows, expected = measure(tmp_path_factory.mktemp("plain"), corpus), recompute(corpus)
@@ -157,7 +157,7 @@ def test_features_are_those_of_plain_python(tmp_path_factory: pytest.TempPathFac
     assert rows["conflicting"].tolist() == expected["normalised_key conflicting"].tolist()
 
 
-@unhurried
+@hypothesis_settings
 @given(corpora, corpora)
 def test_flags_and_quality_issues_are_those_of_plain_python(
     tmp_path_factory: pytest.TempPathFactory, first: Rows, second: Rows
@@ -254,7 +254,7 @@ def test_features_of_a_snapshot_without_rows(tmp_path: Path) -> None:
     assert rows[["duplicate", "conflicting", "leaked", "unseen_source"]].dtypes.eq(bool).all()
 
 
-def test_missing_snapshot_is_refused_in_one_line(tmp_path: Path) -> None:
+def test_a_missing_snapshot_is_an_error_of_one_line(tmp_path: Path) -> None:
     with pytest.raises(VerdictError, match=r"^snapshot .* cannot be read \(.*\); delete it and run again$"):
         compute_row_features(str(tmp_path / "none.parquet"))
 
