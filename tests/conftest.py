@@ -56,9 +56,9 @@ def tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def toy_split(toy_data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str, str]:
     """Paths of training rows, validation rows and the holdout's snapshot."""
     from tasks.data.ingestion import ingest
-    from tasks.data.record_readers import TableFormat
     from tasks.data.sources import Sources
     from tasks.data.splitting import split_snapshot
+    from tasks.data.table_format import TableFormat
 
     folder = tmp_path_factory.mktemp("split")
     train, holdout = (str(toy_data / name) for name in ("in_domain_train.tsv", "out_of_domain_dev.tsv"))

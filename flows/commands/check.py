@@ -7,12 +7,13 @@ from typing import Any
 
 from tasks.core.errors import UnreachableError
 from tasks.core.settings import DataSettings, Settings
+from tasks.data.cola_format import DEFAULT_LABELS, RowRules
 from tasks.data.drift import DataProfile
 from tasks.data.expectations import show_allowed, show_observed
 from tasks.data.gate import GateReport, describe_result, failed_critically, validate_data
 from tasks.data.ingestion import Dataset, ingest
-from tasks.data.record_readers import table_format
 from tasks.data.sources import locate_sources, locate_text
+from tasks.data.table_format import TableFormat
 from tasks.reporting.gate_page import write_gate_page
 from tasks.training.pretrained import locate_tokenizer
 
@@ -33,8 +34,9 @@ def read_data(settings: DataSettings, home: str) -> Dataset:
     """
     sources = locate_sources(settings.path, settings.train, settings.holdout, home, offline=settings.offline)
     text = locate_text(settings.text, home, offline=settings.offline)
-    form = table_format(settings.columns, settings.labels, settings.max_chars)
-    return ingest(sources, f"{home}/snapshots", form, settings.holdout_share, text)
+    rules = RowRules(settings.max_chars, DEFAULT_LABELS | settings.labels)
+    table_format = TableFormat(settings.columns, rules)
+    return ingest(sources, f"{home}/snapshots", table_format, settings.holdout_share, text)
 
 
 def run_gate(

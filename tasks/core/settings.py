@@ -6,31 +6,16 @@ How values get there, and which layer set them: tasks/core/settings_loader.py.
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, model_validator
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
-from tasks.core.key_values import parse_key_values
+from tasks.core.column_options import format_pairs, parse_columns, parse_labels
 from tasks.core.policy import Policy, load_policy
 
 ENV_PREFIX = "VERDICT_"
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
-COLUMN_ROLES = ("text", "label", "source", "mark")
-
-
-def _check_columns(text: str) -> str:
-    unknown = set(parse_key_values(text)) - set(COLUMN_ROLES)
-    if unknown:
-        raise ValueError(f"{sorted(unknown)[0]!r} is no role of a column; expected {', '.join(COLUMN_ROLES)}")
-    return text
-
-
-def _check_labels(text: str) -> str:
-    values = parse_key_values(text).values()
-    if values and set(values) != {"0", "1"}:
-        raise ValueError("every label stands for 0 or 1, and both occur: acceptable=1,unacceptable=0")
-    return text
 
 
 def _split_addresses(value: Any) -> Any:
@@ -46,6 +31,10 @@ def _split_addresses(value: Any) -> Any:
 
 
 Addresses = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_addresses)]
+# Written as ROLE=NAME,ROLE=NAME in profiles, environment and flags, and wherever settings are shown or recorded.
+_as_text = PlainSerializer(format_pairs, return_type=str)
+Columns = Annotated[dict[str, str], NoDecode, BeforeValidator(parse_columns), _as_text]
+Labels = Annotated[dict[str, int], NoDecode, BeforeValidator(parse_labels), _as_text]
 
 
 class Section(BaseModel):
@@ -63,9 +52,9 @@ class DataSettings(Section):
     """Training file; empty for in_domain_train.tsv."""
     holdout: str = ""
     """Holdout file; empty for out_of_domain_dev.tsv."""
-    columns: Annotated[str, AfterValidator(_check_columns)] = ""
+    columns: Columns = {}
     """Columns of CSV, JSONL, Parquet and headed TSV files: text=NAME,label=NAME,source=NAME,mark=NAME."""
-    labels: Annotated[str, AfterValidator(_check_labels)] = ""
+    labels: Labels = {}
     """Names of the labels, besides 0 and 1: acceptable=1,unacceptable=0."""
     offline: bool = False
     """Use only files on this machine; download nothing."""

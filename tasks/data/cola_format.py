@@ -150,7 +150,7 @@ def format_rows(kept: pa.Table) -> bytes:
 
 def read_lines(stream: BinaryIO) -> Iterator[bytes]:
     """Yield lines with their ends; of a line that is too long only a beginning that is too long as well."""
-    most = MAX_LINE_BYTES + len(b"\r\n")
+    most = len(BYTE_ORDER_MARK) + MAX_LINE_BYTES + len(b"\r\n")
     while line := stream.readline(most):
         yield line if len(line) < most or line.endswith(b"\n") else line + _skip_line(stream)
 

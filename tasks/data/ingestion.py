@@ -1,6 +1,5 @@
-"""From files to the data of a run: one snapshot a role, and a digest that names them together."""
+"""Turns the files of a run into its data set: one snapshot for each role, and a digest over all of them."""
 
-import contextlib
 import logging
 import tempfile
 from pathlib import Path
@@ -13,19 +12,26 @@ from tasks.core.errors import DataRejected, UsageError
 from tasks.core.files import json_digest
 from tasks.data.cola_format import RowRules
 from tasks.data.normalization import normalise_all
-from tasks.data.record_readers import TableFormat, in_blocks
-from tasks.data.sentences import SentenceSource, open_source, read_sentences
 from tasks.data.snapshots import SCRATCH_PREFIX, RowWriter, Snapshot, iter_snapshot, write_snapshot
 from tasks.data.sources import Sources
 from tasks.data.splitting import hash_fraction
+from tasks.data.table_format import TableFormat
 
-HASH_SPLIT = "holdout"  # the key of the choice; it is no setting, because the holdout must not move with the seed
+HOLDOUT_HASH_KEY = "holdout"  # not a setting, because the holdout must not change with the seed
 
 log = logging.getLogger(__name__)
 
 
 class Dataset(TypedDict):
-    """The snapshots of one run; `reported` is a holdout that does not judge, `text` has no labels of its own."""
+    """The snapshots of one run.
+
+    Args:
+        digest: SHA-256 of the snapshots' digests, roles and quarantined rows.
+        train: rows to train on.
+        holdout: rows that decide the verdict.
+        secondary: a holdout whose metrics are reported only.
+        text: sentences without labels, stored as acceptable rows.
+    """
 
     digest: str
     train: Snapshot
@@ -34,34 +40,34 @@ class Dataset(TypedDict):
     text: Snapshot | None
 
 
-def ingest(sources: Sources, folder: str, form: TableFormat, holdout_share: float, text: str = "") -> Dataset:
-    """Snapshot the files of a run, each role merged.
+def ingest(sources: Sources, folder: str, table_format: TableFormat, holdout_share: float, text: str = "") -> Dataset:
+    """Write one snapshot for each role, merging the role's files.
 
     Args:
-        sources: files by role; without a holdout file one is set apart from the training rows.
+        sources: files by role; without a holdout file, one is split off the training rows.
         folder: receives the snapshots.
-        form: how the columns are called and what a row must satisfy.
-        holdout_share: expected share of the sentences that are set apart, between 0 and 1.
-        text: file of sentences without labels, or none.
+        table_format: names of the columns and what a row must satisfy.
+        holdout_share: expected share of the sentences that are split off, between 0 and 1.
+        text: file of sentences without labels; empty for none.
 
     Raises:
-        WrongUsage: if a file has no column that is needed, or the text no sentence.
+        UsageError: if a file lacks a required column, or the text has no sentence.
         VerdictError: if a file cannot be read.
-        DataRefused: if setting apart leaves one side empty.
+        DataRejected: if one side of the split is empty.
     """
-    train = write_snapshot(sources["train"], folder, form)
+    train = write_snapshot(sources["train"], folder, table_format)
     if sources["holdout"]:
-        holdout = write_snapshot(sources["holdout"], folder, form)
+        holdout = write_snapshot(sources["holdout"], folder, table_format)
     else:
         train, holdout = split_off_holdout(train, folder, holdout_share)
         log.info("no holdout file: %d of %d rows set apart to judge", holdout["kept"], holdout["kept"] + train["kept"])
-    reported = write_snapshot(sources["secondary"], folder, form) if sources["secondary"] else None
-    if reported and not reported["kept"]:
-        log.warning("%s has no readable row and is not reported; %s", reported["files"][0], reported["examples"][0])
-        reported = None
-    spare = ingest_text(text, folder, form) if text else None
-    snapshots = {"train": train, "holdout": holdout, "secondary": reported, "text": spare}
-    # Rows that were quarantined count too: data that got worse is other data, although the good rows are the same.
+    secondary = write_snapshot(sources["secondary"], folder, table_format) if sources["secondary"] else None
+    if secondary and not secondary["kept"]:
+        log.warning("%s has no readable row and is not reported; %s", secondary["files"][0], secondary["examples"][0])
+        secondary = None
+    sentences = ingest_text(text, folder, table_format) if text else None
+    snapshots = {"train": train, "holdout": holdout, "secondary": secondary, "text": sentences}
+    # Quarantined rows count too: data that got worse is other data, although the kept rows are the same.
     digests = {
         name: digest
         for role, snapshot in snapshots.items()
@@ -69,62 +75,67 @@ def ingest(sources: Sources, folder: str, form: TableFormat, holdout_share: floa
         for name, digest in ((role, snapshot["digest"]), (f"{role} quarantine", snapshot["quarantine_digest"]))
         if digest
     }
-    return Dataset(digest=json_digest(digests), train=train, holdout=holdout, secondary=reported, text=spare)
+    return Dataset(digest=json_digest(digests), train=train, holdout=holdout, secondary=secondary, text=sentences)
 
 
-def ingest_text(file: str, folder: str, form: TableFormat) -> Snapshot:
-    """Snapshot sentences without labels, as rows that are called acceptable; what is no sentence is told and left out.
+def ingest_text(file: str, folder: str, table_format: TableFormat) -> Snapshot:
+    """Write a snapshot of sentences without labels, as rows labelled acceptable; log records that are no sentences.
+
+    A column that is named for the text of the data is used where the file has it, else the default one.
 
     Raises:
-        WrongUsage: if there is no sentence, or no column for the text.
+        UsageError: if there is no sentence, or no text column.
         VerdictError: if the file cannot be read.
     """
-    expected = "expected one a line, or a column of them: --set data.text=FILE"
-    source = _open_text(file, form)
-    if next(read_sentences(source), None) is None:
-        raise UsageError(f"text {file} holds no sentence (it is empty); {expected}")
-    snapshot = write_snapshot([file], folder, form, lambda *_: in_blocks(read_sentences(source)))
+    default = TableFormat(rules=RowRules(table_format.rules.max_chars), labelled=False)
+    named = default._replace(columns=table_format.columns)
+    try:
+        snapshot = write_snapshot([file], folder, named, allow_empty=True)
+    except UsageError:
+        if "text" not in named.columns:
+            raise
+        snapshot = write_snapshot([file], folder, default, allow_empty=True)
     if not snapshot["kept"]:
-        raise UsageError(f"text {file} holds no sentence ({snapshot['examples'][0]}); {expected}")
+        reason = snapshot["examples"][0] if snapshot["examples"] else "it is empty"
+        raise UsageError(
+            f"text {file} holds no sentence ({reason}); expected one a line, or a column of them: --set data.text=FILE"
+        )
     if snapshot["quarantined"]:
-        left, first = f"{snapshot['quarantined']} of {snapshot['rows_in']}", snapshot["examples"][0]
-        log.warning("%s records of the text are left out: %s; all of them: %s", left, first, snapshot["quarantine"])
+        log.warning(
+            "%d of %d records of the text are left out: %s; all of them: %s",
+            *(snapshot["quarantined"], snapshot["rows_in"], snapshot["examples"][0], snapshot["quarantine"]),
+        )
     return snapshot
 
 
-def _open_text(file: str, form: TableFormat) -> SentenceSource:
-    """Return a text as an input of acceptable sentences; its column is called like that of the data, or as usual."""
-    source = None
-    if column := form.columns.get("text"):
-        with contextlib.suppress(UsageError):
-            source = open_source(file, f"text={column}")
-    return (source or open_source(file))._replace(rules=RowRules(form.rules.max_chars, {"1": 1}))
-
-
 def split_off_holdout(snapshot: Snapshot, folder: str, share: float) -> tuple[Snapshot, Snapshot]:
-    """Divide a snapshot into training rows and a holdout, by a hash of the folded sentence.
+    """Divide a snapshot into training rows and a holdout, by a hash of the normalised sentence.
 
-    Rows added later move no old row to the other side, and equal sentences stand on one side. What was quarantined is
-    counted on the training side.
+    Rows added later move no old row to the other side, and sentences that are equal after normalisation are on one
+    side. Quarantined rows are counted on the training side.
+
+    Args:
+        snapshot: rows to divide.
+        folder: receives both snapshots.
+        share: expected share of sentences in the holdout, between 0 and 1.
 
     Raises:
-        DataRefused: if one side is empty.
+        DataRejected: if one side is empty.
     """
     with tempfile.TemporaryDirectory(prefix=SCRATCH_PREFIX, dir=folder) as scratch:
         with RowWriter(Path(scratch), "train") as train, RowWriter(Path(scratch), "holdout") as holdout:
             for batch in iter_snapshot(snapshot["path"]):
                 table = pa.Table.from_batches([batch])
-                apart = pa.array(
-                    [hash_fraction(text, HASH_SPLIT) < share for text in normalise_all(batch["sentence"])], pa.bool_()
-                )
-                train.add(table.filter(pc.invert(apart)))
-                holdout.add(table.filter(apart))
+                fractions = [hash_fraction(text, HOLDOUT_HASH_KEY) for text in normalise_all(batch["sentence"])]
+                in_holdout = pc.less(pa.array(fractions, pa.float64()), share)
+                train.add(table.filter(pc.invert(in_holdout)))
+                holdout.add(table.filter(in_holdout))
         if not train.count or not holdout.count:
             raise DataRejected(_too_few(snapshot))
         paths = [side.publish(Path(folder)) for side in (train, holdout)]
     rest = Snapshot(**{**snapshot, "digest": train.digest, "path": paths[0], "kept": train.count})
     rest["rows_in"] = train.count + snapshot["quarantined"]
-    judging = Snapshot(
+    held_out = Snapshot(
         digest=holdout.digest,
         path=paths[1],
         files=snapshot["files"],
@@ -137,11 +148,11 @@ def split_off_holdout(snapshot: Snapshot, folder: str, share: float) -> tuple[Sn
         quarantine=None,
         examples=[],
     )
-    return rest, judging
+    return rest, held_out
 
 
 def _too_few(snapshot: Snapshot) -> str:
-    """Say why no holdout can be set apart: the rows cannot be read, or there are too few."""
+    """Explain why no holdout can be split off: the rows cannot be read, or there are too few."""
     files = ", ".join(snapshot["files"])
     if snapshot["quarantined"] > snapshot["kept"]:
         return (

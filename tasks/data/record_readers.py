@@ -1,13 +1,14 @@
-"""Other people's tables: CSV, JSONL, Parquet, and tab-separated files with a header, mapped to the four columns.
+"""Reads records of tab-separated, CSV, JSONL, Parquet and text files as rows, with labels or without.
 
-As in CoLA's own format every record is kept or quarantined with a reason, and nothing is repaired silently: a sentence
+Each format has one reader, which yields every record with the values of its columns by role, its bytes and its fault.
+As in CoLA's own format each record is kept or quarantined with a reason, and nothing is repaired silently: a sentence
 with a line break in it is quarantined, not glued.
 """
 
 import csv
 import json
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from itertools import islice
+from collections.abc import Callable, Iterator, Mapping
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -15,157 +16,210 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tasks.core.errors import UsageError, VerdictError, first_line
-from tasks.core.key_values import parse_key_values
 from tasks.data.cola_format import (
     BYTE_ORDER_MARK,
-    DEFAULT_LABELS,
     MAX_LINE_BYTES,
+    TSV_COLUMNS,
     Block,
     QuarantinedRow,
+    QuarantineReason,
     Row,
-    RowRules,
     make_row,
-    parse_row,
     parse_tsv,
     partition,
     read_lines,
     too_long,
 )
+from tasks.data.table_format import TableFormat, choose_columns, is_header, match_columns
 
-PARQUET_BATCH = 65_536  # records held in memory at a time
-MAX_RECORD_BYTES = 256  # lines of a CSV record; where a quote is never closed, so many are read in vain
-DEFAULT_COLUMNS = {"text": ("sentence", "text"), "label": ("label",), "source": ("source",), "mark": ("mark",)}
-REQUIRED_ROLES = ("text", "label")
+FORMATS = {".tsv": "tsv", ".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet", ".txt": "txt"}
+BLOCK_ROWS = 65_536  # rows of a block
+PARQUET_BATCH = 10_000  # records of a Parquet file held in memory at a time
+MAX_RECORD_LINES = 256  # lines of a CSV record; where a quote is never closed, so many are read in vain
+PEEK_RECORDS = 1_000  # JSON objects of which at least one has the columns, where they are named correctly
+UNLABELLED = "1"  # label of rows without one: they count as acceptable
 
 ParsedRow = Row | QuarantinedRow
+Fault = tuple[QuarantineReason, str]
+Fields = tuple[int, list[str] | None, bytes, str]  # line, fields by position (None: not valid CSV), bytes, fault
 
 
-class TableFormat(NamedTuple):
-    """How records become rows: which column is what (roles text, label, source, mark), and what a row must satisfy."""
+class Record(NamedTuple):
+    """One record as it was read.
 
-    columns: Mapping[str, str] = {}
-    rules: RowRules = RowRules()
+    Args:
+        line: number from 1; of Parquet, the record's.
+        values: by role; empty where there is a fault.
+        raw: bytes without the line end; of Parquet, the values by column.
+        fault: why the record cannot be a row.
+    """
+
+    line: int
+    values: Mapping[str, Any]
+    raw: bytes | Mapping[str, Any]
+    fault: Fault | None = None
 
 
-def table_format(columns: str, labels: str, max_chars: int) -> TableFormat:
-    """Return the form that settings describe: text=NAME,label=NAME and NAME=1,NAME=0."""
+def parse_file(path: Path, table_format: TableFormat) -> Iterator[Block]:
+    """Parse a file as the suffix of its name says.
 
-    named = {name: int(value) for name, value in parse_key_values(labels).items()}
-    return TableFormat(parse_key_values(columns), RowRules(max_chars, DEFAULT_LABELS | named))
-
-
-def parse_file(path: Path, form: TableFormat) -> Iterator[Block]:
-    """Parse a file in the format that its name tells; anything but .csv, .jsonl and .parquet is tab-separated.
+    With labels every other suffix means tab-separated; without, .txt means one sentence a line.
 
     Raises:
-        WrongUsage: if a column that is needed is not there.
+        UsageError: if a required column is missing.
         VerdictError: if a Parquet file is damaged.
         OSError: if the file cannot be read.
     """
+    format_name = FORMATS.get(path.suffix.lower(), "tsv")
+    if table_format.labelled and format_name == "txt":
+        format_name = "tsv"
     with path.open("rb") as stream:
-        parser = _PARSERS.get(path.suffix.lower())
-        if parser is None and not _has_header(stream, form):
-            yield from parse_tsv(stream, form.rules)
+        if table_format.labelled and format_name == "tsv" and not _has_header(stream, table_format):
+            yield from parse_tsv(stream, table_format.rules)
             return
-        yield from in_blocks((parser or _parse_headed_tsv)(stream, form, path))
+        rows = read_rows(stream, format_name, table_format, str(path))
+        while batch := list(islice(rows, BLOCK_ROWS)):
+            yield partition(batch)
 
 
-def in_blocks(results: Iterator[ParsedRow]) -> Iterator[Block]:
-    """Yield results as blocks, so that memory does not grow with their number."""
-    while batch := list(islice(results, PARQUET_BATCH)):
-        yield partition(batch)
+def read_rows(stream: BinaryIO, format_name: str, table_format: TableFormat, path: str) -> Iterator[ParsedRow]:
+    """Read each record as a row or a quarantined row, in order; the stream is read once, from here on.
 
-
-def choose_columns(present: Iterable[str], wanted: Mapping[str, str], path: Path) -> dict[str, str]:
-    """Return the column of each role: the one asked for, or the usual name where it is present.
+    Args:
+        stream: bytes; only Parquet needs seeking.
+        format_name: txt, tsv, csv, jsonl or parquet.
+        table_format: which columns are read and what a row must satisfy.
+        path: for messages; its stem is the source of rows that have no source column.
 
     Raises:
-        WrongUsage: if there is none for text or label, one that was asked for is missing, or two have the same name.
+        UsageError: if a required column is missing.
+        VerdictError: if a Parquet file is damaged.
     """
-    there = list(present)
-    chosen, missing = match_columns(there, wanted)
-    for role, name in chosen.items():
-        if there.count(name) > 1:
-            raise UsageError(f"{path} has {there.count(name)} columns {name!r}; expected one for the {role}")
-    if missing:
-        role, name = missing[0]
-        shown = ", ".join(repr(name[:40]) for name in there[:12]) or "none"
-        raise UsageError(
-            f"{path} has no column {name!r} for the {role}; it has {shown}: --columns text=NAME,label=NAME"
-        )
-    return chosen
+    source = Path(path).stem if table_format.labelled else ""
+    for record in _READERS[format_name](stream, table_format, path):
+        row = _to_row(record, table_format, source)
+        if isinstance(row, QuarantinedRow) and not isinstance(record.raw, bytes):
+            row = row._replace(raw=_as_json(record.raw)[:MAX_LINE_BYTES])  # here, because few rows need it
+        yield row
 
 
-def match_columns(present: Collection[str], wanted: Mapping[str, str]) -> tuple[dict[str, str], list[tuple[str, str]]]:
-    """Return the column of each role that is present, and (role, expected name) of those that ought to be."""
-    chosen, missing = {}, []
-    for role, usual in DEFAULT_COLUMNS.items():
-        candidates = (wanted[role],) if role in wanted else usual
-        found = next((name for name in candidates if name in present), None)
-        if found is not None:
-            chosen[role] = found
-        elif role in wanted or role in REQUIRED_ROLES:
-            missing.append((role, candidates[0]))
-    return chosen, missing
-
-
-def _skip_byte_order_mark(stream: BinaryIO) -> None:
-    """Go past the byte order mark, if there is one."""
-    if stream.read(len(BYTE_ORDER_MARK)) != BYTE_ORDER_MARK:
-        stream.seek(0)
-
-
-def _has_header(stream: BinaryIO, form: TableFormat) -> bool:
-    """Tell whether a tab-separated file starts with a header.
-
-    That is a first line that is no row of CoLA's format and, unless columns are named, holds the usual names.
-    """
-    first = stream.readline(PARQUET_BATCH).removeprefix(BYTE_ORDER_MARK).rstrip(b"\r\n")
-    stream.seek(0)
-    names = first.decode("utf-8", "replace").split("\t")
-    if isinstance(parse_row(1, first, form.rules), Row):
+def is_utf8(text: str) -> bool:
+    """Whether text has neither surrogate escapes of bytes that were not UTF-8 nor unpaired surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
         return False
-    return len(names) > 1 if form.columns else not match_columns(names, {})[1]
+    return True
 
 
-def _parse_headed_tsv(stream: BinaryIO, form: TableFormat, path: Path) -> Iterator[ParsedRow]:
-    """Parse tab-separated lines under a header, without quoting."""
-    _skip_byte_order_mark(stream)
+def _to_row(record: Record, table_format: TableFormat, source: str) -> ParsedRow:
+    """Check a record; one without a source column gets `source`."""
+    line, values, raw, fault = record
+    raw = raw if isinstance(raw, bytes) else b""
+    if len(raw) > MAX_LINE_BYTES:
+        return too_long(line, raw)
+    if fault:
+        return QuarantinedRow(line, *fault, raw)
+    text = values["text"]
+    if text is not None and not isinstance(text, str):
+        return QuarantinedRow(line, "record", f"sentence is {type(text).__name__}, not text", raw)
+    label = values["label"] if table_format.labelled else UNLABELLED
+    fields = (_as_text(values.get("source", source)), _as_text(label), _as_text(values.get("mark")), _as_text(text))
+    if not is_utf8("".join(fields)):
+        return QuarantinedRow(line, "encoding", "not UTF-8", raw)
+    return make_row(line, fields, raw, table_format.rules)
+
+
+def _as_text(value: Any) -> str:
+    """Write a value as in a text file: None as nothing, 1.0 as 1, booleans as true and false."""
+    if isinstance(value, str):
+        return value
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return str(value)
+
+
+def _as_json(values: Mapping[str, Any]) -> bytes:
+    return json.dumps(values, ensure_ascii=False, default=str).encode("utf-8", "backslashreplace")
+
+
+def _decode(raw: bytes) -> str:
+    """Decode a line; `is_utf8` finds bytes that are not UTF-8 afterwards."""
+    return raw.decode("utf-8", "surrogateescape")
+
+
+def _strip_end(line: bytes) -> bytes:
+    return line.removesuffix(b"\n").removesuffix(b"\r")
+
+
+def _lines(stream: BinaryIO) -> Iterator[bytes]:
+    """Yield lines with their ends, without a byte order mark at the start."""
     lines = read_lines(stream)
-    header = next(lines).rstrip(b"\r\n").decode("utf-8", "replace").split("\t")
-    pick = _picker(header, form, path)
-    for line, raw in enumerate(lines, start=2):
-        raw = raw.removesuffix(b"\n").removesuffix(b"\r")
-        yield pick(line, raw.decode("utf-8", "surrogateescape").split("\t"), raw)
+    first = next(lines, b"").removeprefix(BYTE_ORDER_MARK)
+    return chain([first] if first else [], lines)
 
 
-def _parse_csv(stream: BinaryIO, form: TableFormat, path: Path) -> Iterator[ParsedRow]:
-    """Parse RFC 4180 records; `line` is where a record starts."""
-    records = csv_records(stream)
-    header = next(records, None)
-    if header is None:
+def _numbered(stream: BinaryIO) -> Iterator[tuple[int, bytes]]:
+    """Yield (number from 1, line without its end)."""
+    return enumerate(map(_strip_end, _lines(stream)), start=1)
+
+
+def _has_header(stream: BinaryIO, table_format: TableFormat) -> bool:
+    """Peek at the first line of a file; the stream is then back at its start."""
+    first = next(_lines(stream), b"")
+    stream.seek(0)
+    return is_header(first, table_format)
+
+
+def _read_text(stream: BinaryIO, table_format: TableFormat, path: str) -> Iterator[Record]:
+    """Read one sentence a line."""
+    for line, raw in _numbered(stream):
+        yield Record(line, {"text": _decode(raw)}, raw)
+
+
+def _read_tsv(stream: BinaryIO, table_format: TableFormat, path: str) -> Iterator[Record]:
+    """Read tab-separated lines without quoting, under a header or in CoLA's own format."""
+    lines = _numbered(stream)
+    first = next(lines, None)
+    if first is None:
         return
-    if header[1] is None:
+    if is_header(first[1], table_format):
+        header = _decode(first[1].rstrip(b"\r")).split("\t")
+    else:
+        header, lines, table_format = TSV_COLUMNS, chain([first], lines), table_format._replace(columns={})
+    records = ((line, _decode(raw).split("\t"), raw, "") for line, raw in lines)
+    yield from _pick_fields(header, records, table_format, path)
+
+
+def _read_csv(stream: BinaryIO, table_format: TableFormat, path: str) -> Iterator[Record]:
+    """Read RFC 4180 records under a header."""
+    records = _split_csv(stream)
+    first = next(records, None)
+    if first is None:
+        return
+    header = first[1]
+    if header is None:
         raise UsageError(f"{path} has no readable header line; expected the columns' names in it")
-    pick = _picker(header[1], form, path)
-    for line, fields, raw, fault in records:
-        yield QuarantinedRow(line, "record", fault, raw) if fields is None else pick(line, fields, raw)
+    yield from _pick_fields(header, records, table_format, path)
 
 
-def csv_records(stream: BinaryIO) -> Iterator[tuple[int, list[str] | None, bytes, str]]:
-    """Yield (first line, fields or None, bytes, fault) of each record.
+def _split_csv(stream: BinaryIO) -> Iterator[Fields]:
+    """Split RFC 4180 records; `line` is where a record starts.
 
     Where a quote is never closed, only its line is given up: the lines that it swallowed are read again.
     """
-    _skip_byte_order_mark(stream)
-    fresh = read_lines(stream)
+    fresh = _lines(stream)
     again: list[bytes] = []
     taken: list[bytes] = []
 
     def lines() -> Iterator[str]:
-        while len(taken) < MAX_RECORD_BYTES and (raw := again.pop() if again else next(fresh, b"")):
+        while len(taken) < MAX_RECORD_LINES and (raw := again.pop() if again else next(fresh, b"")):
             taken.append(raw)
-            yield raw.decode("utf-8", "surrogateescape")
+            yield _decode(raw)
 
     number = 1
     while True:
@@ -179,120 +233,79 @@ def csv_records(stream: BinaryIO) -> Iterator[tuple[int, list[str] | None, bytes
             fields, fault = None, f"not valid CSV: {error}"
             again.extend(reversed(taken[1:]))
             del taken[1:]
-        raw = b"".join(taken).removesuffix(b"\n").removesuffix(b"\r")
-        yield number, fields, raw, fault
+        yield number, fields, _strip_end(b"".join(taken)), fault
         number += len(taken)
 
 
-def _picker(header: list[str], form: TableFormat, path: Path) -> Callable[[int, list[str], bytes], ParsedRow]:
-    """Return a function that turns the fields under a header into a row."""
-    chosen = choose_columns(header, form.columns, path)
-    places = {role: header.index(name) for role, name in chosen.items()}
-
-    def pick(line: int, fields: list[str], raw: bytes) -> ParsedRow:
-        if len(raw) > MAX_LINE_BYTES:
-            return too_long(line, raw)
-        if len(fields) != len(header):
-            return QuarantinedRow(line, "field count", f"{len(fields)} fields instead of {len(header)}", raw)
-        values = {role: fields[place] for role, place in places.items()}
-        return _row(line, values, raw, form.rules, path.stem)
-
-    return pick
+def _pick_fields(
+    header: list[str], records: Iterator[Fields], table_format: TableFormat, path: str
+) -> Iterator[Record]:
+    """Take the chosen columns of records that must have as many fields as the header."""
+    indices = {role: header.index(name) for role, name in choose_columns(header, table_format, path).items()}
+    for line, fields, raw, fault in records:
+        if fields is None:
+            yield Record(line, {}, raw, ("record", fault))
+        elif len(fields) != len(header):
+            yield Record(line, {}, raw, ("field count", f"{len(fields)} fields instead of {len(header)}"))
+        else:
+            yield Record(line, {role: fields[index] for role, index in indices.items()}, raw)
 
 
-def _parse_jsonl(stream: BinaryIO, form: TableFormat, path: Path) -> Iterator[ParsedRow]:
-    """Parse one JSON object a line."""
-    _skip_byte_order_mark(stream)
+def _read_jsonl(stream: BinaryIO, table_format: TableFormat, path: str) -> Iterator[Record]:
+    """Read one JSON object a line; objects may have keys of their own.
+
+    If none of the first PEEK_RECORDS has the columns, they are named wrongly and the first object's keys are shown.
+    """
     first: dict[str, Any] | None = None
-    fits = False
-    for line, raw in enumerate(read_lines(stream), start=1):
-        raw = raw.removesuffix(b"\n").removesuffix(b"\r")
-        if len(raw) > MAX_LINE_BYTES:
-            yield too_long(line, raw)
-            continue
-        try:
-            record = json.loads(raw.decode("utf-8"))
-        except UnicodeDecodeError:
-            yield QuarantinedRow(line, "encoding", "not UTF-8", raw)
-            continue
-        except (ValueError, RecursionError):
-            record = None
-        if not isinstance(record, dict):
-            yield QuarantinedRow(line, "record", "not a JSON object", raw)
-            continue
-        first = record if first is None else first
-        chosen, missing = match_columns(record, form.columns)
-        fits = fits or not missing
-        yield (
-            QuarantinedRow(line, "field count", f"no {missing[0][1]!r}", raw)
-            if missing
-            else _record(line, record, chosen, raw, form.rules, path)
-        )
-    if first is not None and not fits:
-        choose_columns(first, form.columns, path)  # says what is there instead
+    matched = False
+    for line, raw in _numbered(stream):
+        values, fault = _parse_object(raw)
+        if fault is None:
+            first = values if first is None else first
+            chosen, missing = match_columns(values, table_format)
+            matched = matched or not missing
+            fault = ("field count", f"no {missing[0][1]!r}") if missing else None
+            values = {role: values[name] for role, name in chosen.items()}
+        if line == PEEK_RECORDS and first is not None and not matched:
+            choose_columns(first, table_format, path)
+        yield Record(line, values, raw, fault)
+    if first is not None and not matched:
+        choose_columns(first, table_format, path)
 
 
-def _parse_parquet(stream: BinaryIO, form: TableFormat, path: Path) -> Iterator[ParsedRow]:
-    """Parse a Parquet table; `line` is the number of the record, from 1."""
+def _parse_object(raw: bytes) -> tuple[dict[str, Any], Fault | None]:
+    """Parse a line as a JSON object."""
+    if len(raw) > MAX_LINE_BYTES:
+        return {}, ("too long", "")
+    try:
+        value = json.loads(raw.decode("utf-8"))
+    except UnicodeDecodeError:
+        return {}, ("encoding", "not UTF-8")
+    except (ValueError, RecursionError):
+        value = None
+    return (value, None) if isinstance(value, dict) else ({}, ("record", "not a JSON object"))
+
+
+def _read_parquet(stream: BinaryIO, table_format: TableFormat, path: str) -> Iterator[Record]:
+    """Read the chosen columns of a Parquet table."""
     try:
         file = pq.ParquetFile(stream)
-        chosen = choose_columns(file.schema_arrow.names, form.columns, path)
-        line = 0
-        for batch in file.iter_batches(PARQUET_BATCH, columns=list(chosen.values())):
-            for record in batch.to_pylist():
-                line += 1
-                raw = json.dumps(record, ensure_ascii=False, default=str).encode("utf-8", "backslashreplace")
-                yield _record(line, record, chosen, raw, form.rules, path)
-    except (pa.ArrowException, OSError, ValueError, ArithmeticError, LookupError) as error:  # or a date of no calendar
+        chosen = choose_columns(file.schema_arrow.names, table_format, path)
+        batches = file.iter_batches(PARQUET_BATCH, columns=list(chosen.values()))
+        records = chain.from_iterable(batch.to_pylist() for batch in batches)
+        for line, record in enumerate(records, start=1):
+            yield Record(line, {role: record[name] for role, name in chosen.items()}, record)
+    # ValueError, ArithmeticError and LookupError: dates and time zones that Python does not have.
+    except (pa.ArrowException, OSError, ValueError, ArithmeticError, LookupError) as error:
         raise VerdictError(
             f"{path} cannot be read as Parquet ({first_line(error, 200)}); expected a whole Parquet file"
         ) from error
 
 
-def _record(
-    line: int, record: dict[str, Any], chosen: Mapping[str, str], raw: bytes, rules: RowRules, path: Path
-) -> ParsedRow:
-    """Turn a record of typed values into a row."""
-    missing = [name for name in chosen.values() if name not in record]
-    if missing:
-        return QuarantinedRow(line, "field count", f"no {missing[0]!r}", raw)
-    text = record[chosen["text"]]
-    if text is not None and not isinstance(text, str):
-        return QuarantinedRow(line, "record", f"sentence is {type(text).__name__}, not text", raw)
-    return _row(line, {role: _text(record[name]) for role, name in chosen.items()}, raw, rules, path.stem)
-
-
-def _row(line: int, values: Mapping[str, str], raw: bytes, rules: RowRules, stem: str) -> ParsedRow:
-    """Check the values of the roles; a record without a source column comes from its file."""
-    fields = (values.get("source", stem), values["label"], values.get("mark", ""), values["text"])
-    if not is_utf8("".join(fields)):
-        return QuarantinedRow(line, "encoding", "not UTF-8", raw)
-    return make_row(line, fields, raw, rules)
-
-
-def is_utf8(text: str) -> bool:
-    """Tell whether text is free of stand-ins for bytes that were no UTF-8 and of halves of surrogate pairs."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _text(value: Any) -> str:
-    """Write a value as it would stand in a text file; labels may come as 1, 1.0 or "1", truth as a word."""
-    if value is None:
-        return ""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, float) and value.is_integer():
-        return str(int(value))
-    return str(value)
-
-
-_PARSERS: dict[str, Callable[[BinaryIO, TableFormat, Path], Iterator[ParsedRow]]] = {
-    ".csv": _parse_csv,
-    ".jsonl": _parse_jsonl,
-    ".ndjson": _parse_jsonl,
-    ".parquet": _parse_parquet,
+_READERS: dict[str, Callable[[BinaryIO, TableFormat, str], Iterator[Record]]] = {
+    "txt": _read_text,
+    "tsv": _read_tsv,
+    "csv": _read_csv,
+    "jsonl": _read_jsonl,
+    "parquet": _read_parquet,
 }

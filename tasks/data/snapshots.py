@@ -1,13 +1,14 @@
-"""Turns files into a snapshot: the kept rows as Parquet under the SHA-256 of their content, the others in quarantine.
+"""Writes and reads snapshots: kept rows as Parquet named by the SHA-256 of their content, the others in quarantine.
 
 Rows in = kept + quarantined, for any bytes. Rows are written block by block, so memory does not grow with the files.
 """
 
+import contextlib
 import errno
 import hashlib
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypedDict
@@ -18,10 +19,11 @@ import pyarrow.parquet as pq
 
 from tasks.core.errors import VerdictError, first_line
 from tasks.core.files import remove_stale, sha256_of
-from tasks.data.cola_format import ROW_SCHEMA, Block, QuarantinedRow, format_rows
-from tasks.data.record_readers import TableFormat, is_utf8, parse_file
+from tasks.data.cola_format import ROW_SCHEMA, QuarantinedRow, format_rows
+from tasks.data.record_readers import is_utf8, parse_file
+from tasks.data.table_format import TableFormat
 
-SCRATCH_PREFIX = ".incoming-"  # prefix of folders for unfinished snapshots
+SCRATCH_PREFIX = ".incoming-"  # of folders for unfinished snapshots
 MAX_EXAMPLES = 5  # quarantined rows that a snapshot's summary shows
 
 _FILE = pa.field("file", pa.dictionary(pa.int32(), pa.string()))
@@ -32,9 +34,20 @@ QUARANTINE_SCHEMA = pa.schema(
 
 
 class Snapshot(TypedDict):
-    """What some files held; rows_in = kept + quarantined. `reasons` counts the quarantined rows by kind.
+    """What some files held: rows_in = kept + quarantined.
 
-    `unread` names files without a kept row; `rejected` digests the quarantined rows, None where there are none.
+    Args:
+        digest: SHA-256 of the kept rows as lines of CoLA's format.
+        path: Parquet file of the kept rows.
+        files: paths that were read.
+        empty_files: names of files without a kept row.
+        quarantine_digest: SHA-256 of the quarantined rows' bytes; None where there are none.
+        rows_in: records in the files.
+        kept: rows in `path`.
+        quarantined: rows in `quarantine`.
+        reasons: quarantined rows by kind, most frequent first.
+        quarantine: Parquet file of the quarantined rows; None where there are none.
+        examples: the first quarantined rows, at most MAX_EXAMPLES, as "FILE line N: REASON".
     """
 
     digest: str
@@ -53,64 +66,51 @@ class Snapshot(TypedDict):
 def write_snapshot(
     files: Sequence[str],
     folder: str,
-    form: TableFormat = TableFormat(),  # noqa: B008 (immutable)
-    parse: Callable[[Path, TableFormat], Iterator[Block]] = parse_file,
+    table_format: TableFormat = TableFormat(),  # noqa: B008 (immutable)
+    *,
+    allow_empty: bool = False,
 ) -> Snapshot:
-    """Read files strictly, one after the other, and keep their rows as Parquet in `folder`.
+    """Read files strictly, one after the other, and write their rows as Parquet to `folder`.
 
     The digest is that of the kept rows written back in CoLA's format, so for one clean file with LF line ends it is
-    the digest that `sha256sum` prints for the file itself, whatever Parquet version wrote the snapshot.
+    what `sha256sum` prints for the file itself, whatever Parquet version wrote the snapshot.
 
     Args:
-        files: paths; each row remembers its file's name and its line.
+        files: paths; each row has the name of its file and its line.
         folder: receives DIGEST.parquet and, where rows were quarantined, quarantine-DIGEST.parquet.
-        form: how the columns are called and what a row must satisfy.
-        parse: how a file becomes rows.
+        table_format: names of the columns and what a row must satisfy.
+        allow_empty: return a snapshot without rows where there are no records at all.
 
     Raises:
-        WrongUsage: if a file has no column that is needed.
-        VerdictError: if a file cannot be read, or all of them are empty.
+        UsageError: if a file lacks a required column.
+        VerdictError: if a file cannot be read, or there are no records in any of them.
     """
-    home = Path(folder)
-    try:
-        home.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise VerdictError(f"folder {folder} cannot be made ({error.strerror}); name another: VERDICT_HOME") from error
-    unread: list[str] = []
-    try:
+    home = _make_folder(folder)
+    with _os_errors_explained(files, folder):
         remove_stale(home, SCRATCH_PREFIX)
         with tempfile.TemporaryDirectory(prefix=SCRATCH_PREFIX, dir=home) as scratch:
             with RowWriter(Path(scratch)) as rows, _Quarantine(Path(scratch)) as quarantine:
-                for file in files:
-                    before = rows.count
-                    _partition_rows(Path(file), parse(Path(file), form), rows, quarantine)
-                    unread += [] if rows.count > before else [Path(file).name]
-            if rows.count + quarantine.count == 0:
+                kept = [_parse_into(Path(file), table_format, rows, quarantine) for file in files]
+            if rows.count + quarantine.count == 0 and not allow_empty:
                 raise VerdictError(f"{', '.join(files)} is empty; expected rows of source, label, mark, sentence")
-            path, aside = rows.publish(home), quarantine.publish(home)
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise VerdictError(f"no space left for the snapshot in {folder}; make room and run again") from error
-        raise VerdictError(
-            f"{error.filename or files[0]} cannot be read ({error.strerror}); expected a readable file of rows"
-        ) from error
+            path, quarantine_path = rows.publish(home), quarantine.publish(home)
     return Snapshot(
         digest=rows.digest,
         path=path,
         files=[str(file) for file in files],
-        empty_files=unread,
+        empty_files=[Path(file).name for file, count in zip(files, kept, strict=True) if not count],
         quarantine_digest=quarantine.digest,
         rows_in=rows.count + quarantine.count,
         kept=rows.count,
         quarantined=quarantine.count,
         reasons=dict(quarantine.kinds.most_common()),
-        quarantine=aside,
+        quarantine=quarantine_path,
         examples=quarantine.examples,
     )
 
 
 def iter_snapshot(path: str, columns: list[str] | None = None, rows: int = 131_072) -> Iterator[pa.RecordBatch]:
-    """Yield a snapshot piece by piece.
+    """Yield a snapshot in batches of at most `rows` rows.
 
     Raises:
         VerdictError: if the snapshot cannot be read.
@@ -149,14 +149,38 @@ def _unreadable(path: str, error: Exception) -> VerdictError:
     return VerdictError(f"snapshot {path} cannot be read ({first_line(error, 200)}); delete it and run again")
 
 
-def _partition_rows(path: Path, blocks: Iterator[Block], rows: "RowWriter", quarantine: "_Quarantine") -> None:
-    """Send each row of a file to one of two writers."""
+def _make_folder(folder: str) -> Path:
+    home = Path(folder)
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise VerdictError(f"folder {folder} cannot be made ({error.strerror}); name another: VERDICT_HOME") from error
+    return home
+
+
+@contextlib.contextmanager
+def _os_errors_explained(files: Sequence[str], folder: str) -> Iterator[None]:
+    """Turn an OSError into a message of one line: a full disk, or a file that cannot be read."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise VerdictError(f"no space left for the snapshot in {folder}; make room and run again") from error
+        raise VerdictError(
+            f"{error.filename or files[0]} cannot be read ({error.strerror}); expected a readable file of rows"
+        ) from error
+
+
+def _parse_into(path: Path, table_format: TableFormat, rows: "RowWriter", quarantine: "_Quarantine") -> int:
+    """Send each row of a file to one of two writers; return how many were kept."""
     if not is_utf8(path.name):
         raise VerdictError(f"{str(path)!a} has a name that is not UTF-8; rename the file")
-    for block in blocks:
+    before = rows.count
+    for block in parse_file(path, table_format):
         names = pa.array([path.name] * block.kept.num_rows, pa.string()).dictionary_encode()
         rows.add(pa.table([names, *block.kept.columns], schema=SNAPSHOT_SCHEMA))
         quarantine.add(path.name, block.quarantined)
+    return rows.count - before
 
 
 class RowWriter:
@@ -180,14 +204,14 @@ class RowWriter:
         return self._sum.hexdigest()
 
     def add(self, table: pa.Table) -> None:
-        """Append rows of the columns `ROWS`."""
+        """Append rows of SNAPSHOT_SCHEMA."""
         if table.num_rows:
             self._writer.write_table(table)
             self._sum.update(format_rows(table))
             self.count += table.num_rows
 
     def publish(self, folder: Path) -> str:
-        """Move the closed file to where it is looked for; return its path."""
+        """Move the closed file to `folder` under its digest; return its path."""
         target = folder / f"{self.digest}.parquet"
         self._path.replace(target)
         return str(target)
@@ -210,18 +234,18 @@ class _Quarantine:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._writer.close()
 
-    def add(self, file: str, rejected: list[QuarantinedRow]) -> None:
-        if not rejected:
+    def add(self, file: str, quarantined: list[QuarantinedRow]) -> None:
+        if not quarantined:
             return
-        lines, kinds, reasons, raw = zip(*rejected, strict=True)
+        lines, kinds, reasons, raw = zip(*quarantined, strict=True)
         self._writer.write_table(
             pa.table([[file] * len(lines), lines, kinds, reasons, raw], QUARANTINE_SCHEMA.names).cast(QUARANTINE_SCHEMA)
         )
         self.count += len(lines)
         self.kinds.update(kinds)
-        for row in rejected:
+        for row in quarantined:
             self._sum.update(row.raw + b"\n")
-        for row in rejected[: MAX_EXAMPLES - len(self.examples)]:
+        for row in quarantined[: MAX_EXAMPLES - len(self.examples)]:
             self.examples.append(f"{file} line {row.line}: {row.reason}")
 
     @property
@@ -230,7 +254,10 @@ class _Quarantine:
         return self._sum.hexdigest() if self.count else None
 
     def publish(self, folder: Path) -> str | None:
-        """Move the closed file beside the snapshots; files with the same good rows may differ in the bad ones."""
+        """Move the closed file to `folder`; return its path, or None where there is no row.
+
+        The name is not the snapshot's digest: files with the same kept rows may differ in the quarantined ones.
+        """
         if not self.count:
             return None
         target = folder / f"quarantine-{sha256_of(self._path)}.parquet"

@@ -22,12 +22,12 @@ from tasks.core.errors import UsageError
 from tasks.data.archives import extract_member
 from tasks.data.download import download
 from tasks.data.hf_hub import fetch_dataset
+from tasks.data.record_readers import FORMATS
 from tasks.data.sample_corpus import HOLDOUT_FILE, TRAIN_FILE, write_sample
-from tasks.data.sentences import SENTENCE_FORMATS
 
 SAMPLE_ADDRESS = "sample"
 SECONDARY_FILE = "in_domain_dev.tsv"
-TABLE_SUFFIXES = (".tsv", ".csv", ".jsonl", ".ndjson", ".parquet")
+TABLE_SUFFIXES = tuple(suffix for suffix, name in FORMATS.items() if name != "txt")
 # Names of each role without their suffix, the first one that is there counts; the last ones are the hub's splits.
 FILE_ROLES = {
     "train": (TRAIN_FILE.removesuffix(".tsv"), "train"),
@@ -104,12 +104,12 @@ def locate_text(address: str, home: str, *, offline: bool = False) -> str:
     """
     if not address:
         return ""
-    formats = ", ".join(SENTENCE_FORMATS)
+    formats = ", ".join(FORMATS)
     wanted = f"expected a file of sentences ({formats}) or https://...#sha256=HEX: --set data.text=ADDRESS"
     file = Path(_fetch(address, home, offline)) if _is_url(address) else _existing(address)
     if file is None:
         raise UsageError(f"text {address!r} does not exist; {wanted}")
-    if not file.is_file() or file.suffix.lower() not in SENTENCE_FORMATS:
+    if not file.is_file() or file.suffix.lower() not in FORMATS:
         raise UsageError(f"text {address!r} is no file, or its ending tells no format; {wanted}")
     return str(file)
 

@@ -29,10 +29,10 @@ from tried import TRIED, best_threshold
 
 from tasks.core.provenance import git_commit, library_versions
 from tasks.data.ingestion import ingest_text
-from tasks.data.record_readers import TableFormat
 from tasks.data.snapshots import read_snapshot, write_snapshot
 from tasks.data.sources import locate_sources
 from tasks.data.splitting import drop_labelled, split_snapshot
+from tasks.data.table_format import TableFormat
 from tasks.evaluation.metrics import mcc
 from tasks.inference.tokenization import load_tokenizer
 from tasks.training.device import device_name, resolve_device

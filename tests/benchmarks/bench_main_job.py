@@ -22,9 +22,9 @@ import torch
 from tasks.core.policy import load_policy
 from tasks.core.provenance import git_commit, library_versions
 from tasks.data.ingestion import ingest
-from tasks.data.record_readers import TableFormat
 from tasks.data.sources import locate_sources
 from tasks.data.splitting import split_snapshot
+from tasks.data.table_format import TableFormat
 from tasks.evaluation.evidence import gather_evidence
 from tasks.evaluation.judge import judge
 from tasks.export.bundle_export import export_bundle

@@ -31,12 +31,12 @@ from pathlib import Path
 from tasks.inference.classifier import Classifier
 from tasks.serving.batch_scoring import score_to_file
 from tasks.serving.score_parts import Scorer
-from tasks.data.sentences import find_input
+from tasks.data.sentences import open_source
 path, out, bundle, device = sys.argv[1:]
 started = time.perf_counter()
 scorer = Scorer(Classifier.from_bundle(bundle, device), None)
 loaded = time.perf_counter()
-outcome = score_to_file(find_input(path), Path(out), scorer)
+outcome = score_to_file(open_source(path), Path(out), scorer)
 seconds = {"load": loaded - started, "score and write": time.perf_counter() - loaded}
 # Not ru_maxrss: that starts at the memory of the process which started this one.
 peak = int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]) * 1024

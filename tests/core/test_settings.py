@@ -8,7 +8,7 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from tasks.core.errors import UsageError
-from tasks.core.settings import Settings
+from tasks.core.settings import DataSettings, Settings
 from tasks.core.settings_loader import ResolvedSettings, load_settings, profile_names, valid_keys
 
 EPOCHS = {"VERDICT_FINETUNE__EPOCHS": "7"}
@@ -167,14 +167,34 @@ def test_addresses_that_cannot_be_read_are_named_with_their_origin(value: str, m
 # Columns and labels
 
 
-@pytest.mark.parametrize("text", ["", "text=sentence,label=target", " text = a b , mark=m ", "text=x=y"])
-def test_columns_are_pairs_of_role_and_name(text: str) -> None:
-    assert load(flags={"data.columns": text}).settings.data.columns == text
-
-
-@pytest.mark.parametrize("text", ["", "good=1,bad=0", "1=0,0=1", "yes=1,ok=1,no=0"])
-def test_labels_are_pairs_of_name_and_number(text: str) -> None:
-    assert load(flags={"data.labels": text}).settings.data.labels == text
+@pytest.mark.parametrize(
+    ("key", "text", "pairs", "shown"),
+    [
+        ("columns", "", {}, ""),
+        (
+            "columns",
+            "text=original,label=gold",
+            {"text": "original", "label": "gold"},
+            "text=original,label=gold",
+        ),
+        ("columns", " text = a b , mark=m ", {"text": "a b", "mark": "m"}, "text=a b,mark=m"),
+        ("columns", "text=x=y", {"text": "x=y"}, "text=x=y"),
+        ("labels", "", {}, ""),
+        ("labels", "good=1,bad=0", {"good": 1, "bad": 0}, "good=1,bad=0"),
+        ("labels", "1=0,0=1", {"1": 0, "0": 1}, "1=0,0=1"),
+        ("labels", "yes=1,ok=1,no=0", {"yes": 1, "ok": 1, "no": 0}, "yes=1,ok=1,no=0"),
+    ],
+)
+def test_columns_and_labels_are_mappings_that_are_shown_as_they_are_written(
+    tmp_path: Path, key: str, text: str, pairs: dict[str, Any], shown: str
+) -> None:
+    profile = load(write(tmp_path, f"[data]\n{key} = {text!r}\n"))
+    flag, environment = load(flags={f"data.{key}": text}), load(environ={f"VERDICT_DATA__{key.upper()}": text})
+    for resolved in (profile, flag, environment):
+        assert getattr(resolved.settings.data, key) == pairs
+        assert {name: value for name, value, _ in resolved.rows()}[f"data.{key}"] == shown
+        assert Settings.model_validate(resolved.settings.model_dump(mode="json")) == resolved.settings
+    assert getattr(DataSettings.model_validate({key: pairs}), key) == pairs
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,8 @@ from tasks.core.settings_loader import valid_keys
 from tasks.data.drift import DataProfile
 from tasks.data.gate import GateReport, describe_result, raise_if_failed, validate_data
 from tasks.data.ingestion import Dataset, ingest
-from tasks.data.record_readers import TableFormat
 from tasks.data.sources import Sources
+from tasks.data.table_format import TableFormat
 
 LIMITS = GateSettings(min_rows=20, min_holdout_rows=10)
 Lines = list[str]

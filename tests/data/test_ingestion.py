@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from tasks.core.errors import DataRejected, UsageError
 from tasks.core.files import json_digest
 from tasks.data.cola_format import RowRules
-from tasks.data.ingestion import HASH_SPLIT, Dataset, ingest, split_off_holdout
+from tasks.data.ingestion import HOLDOUT_HASH_KEY, Dataset, ingest, split_off_holdout
 from tasks.data.normalization import normalise
-from tasks.data.record_readers import TableFormat
 from tasks.data.snapshots import iter_snapshot, read_snapshot, write_snapshot
 from tasks.data.sources import Sources
 from tasks.data.splitting import hash_fraction, split_rows
+from tasks.data.table_format import TableFormat
 
 unhurried = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])  # slow is not wrong
 
@@ -47,11 +47,11 @@ def ingest_files(
     holdout: list[str] | None = None,
     reported: list[str] | None = None,
     share: float = 0.2,
-    form: TableFormat = TableFormat(),  # noqa: B008 (immutable)
+    table_format: TableFormat = TableFormat(),  # noqa: B008 (immutable)
     text: Path | str = "",
 ) -> Dataset:
     sources = Sources(train=train, holdout=holdout or [], secondary=reported or [])
-    return ingest(sources, str(folder / "snapshots"), form, share, str(text))
+    return ingest(sources, str(folder / "snapshots"), table_format, share, str(text))
 
 
 def sentences(snapshot: object) -> list[str]:
@@ -168,8 +168,8 @@ def test_files_of_several_formats_are_merged_under_one_form(tmp_path: Path) -> N
     tsv = write(tmp_path, [("One.", 1)])
     table = tmp_path / "table.csv"
     table.write_text("verdict,text\nbad,Two.\n0,Three.\n")
-    form = TableFormat({"label": "verdict"}, RowRules(labels={"0": 0, "1": 1, "bad": 0}))
-    rows = read_snapshot(ingest_files(tmp_path, [tsv, str(table)], [tsv], form=form)["train"]["path"])
+    table_format = TableFormat({"label": "verdict"}, RowRules(labels={"0": 0, "1": 1, "bad": 0}))
+    rows = read_snapshot(ingest_files(tmp_path, [tsv, str(table)], [tsv], table_format=table_format)["train"]["path"])
     assert rows["label"].tolist() == [1, 0, 0]
     assert rows["source"].tolist() == ["s", "table", "table"]
 
@@ -181,7 +181,7 @@ def test_share_is_set_apart_where_no_holdout_is_given(tmp_path: Path, caplog: py
     caplog.set_level(logging.INFO)
     file = write(tmp_path, numbered(0, 2000))
     data = ingest_files(tmp_path, [file])
-    expected = [text for text, _ in numbered(0, 2000) if hash_fraction(normalise(text), HASH_SPLIT) < 0.2]
+    expected = [text for text, _ in numbered(0, 2000) if hash_fraction(normalise(text), HOLDOUT_HASH_KEY) < 0.2]
     assert sentences(data["holdout"]) == expected
     assert 330 <= len(expected) <= 470  # 400 expected, standard deviation 18
     assert data["holdout"]["files"] == data["train"]["files"] == [file]
@@ -342,7 +342,7 @@ def test_same_rows_give_the_same_data_again(tmp_path: Path) -> None:
 def test_several_pieces_are_set_apart_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = write(tmp_path, numbered(0, 300))
     expected = ingest_files(tmp_path, [file])
-    monkeypatch.setattr("tasks.data.ingestion.read_tables", lambda path: iter_snapshot(path, rows=7))
+    monkeypatch.setattr("tasks.data.ingestion.iter_snapshot", lambda path: iter_snapshot(path, rows=7))
     assert ingest_files(tmp_path, [file]) == expected
 
 
@@ -375,13 +375,13 @@ def test_text_is_a_snapshot_of_sentences_that_are_called_acceptable(
 
 def test_the_column_of_a_text_is_that_of_the_data(tmp_path: Path, pair: list[list[str]]) -> None:
     (tmp_path / "mine.csv").write_text("said,sentence\nOne sees.,no\n")
-    form = TableFormat({"text": "said"})
-    text = ingest(Sources(train=pair[0], holdout=pair[1], secondary=[]), str(tmp_path), form, 0.2)["text"]
+    table_format = TableFormat({"text": "said"})
+    text = ingest(Sources(train=pair[0], holdout=pair[1], secondary=[]), str(tmp_path), table_format, 0.2)["text"]
     assert text is None  # the other files are CoLA's own, without a header
-    found = ingest_files(tmp_path, *pair, form=form, text=tmp_path / "mine.csv")["text"]
+    found = ingest_files(tmp_path, *pair, table_format=table_format, text=tmp_path / "mine.csv")["text"]
     assert sentences(found) == ["One sees."]
     (tmp_path / "mine.csv").write_text("what,sentence\nno,Two see.\n")
-    found = ingest_files(tmp_path, *pair, form=form, text=tmp_path / "mine.csv")["text"]
+    found = ingest_files(tmp_path, *pair, table_format=table_format, text=tmp_path / "mine.csv")["text"]
     assert sentences(found) == ["Two see."]  # or else the usual one
 
 

@@ -58,14 +58,14 @@ def test_a_reader_that_loses_a_row_is_noticed(tmp_path: Path, monkeypatch: pytes
     path = tmp_path / "clean.csv"
     path.write_bytes(CLEAN[".csv"]() + b"bad\n")
     (tmp_path / "clean.jsonl").write_bytes(CLEAN[".jsonl"]() + b"bad\n")
-    sort_results = tables.partition
-    monkeypatch.setattr(tables, "sort_results", lambda results: sort_results(results[:-1]))
+    partition = tables.partition
+    monkeypatch.setattr(tables, "partition", lambda rows: partition(rows[:-1]))
     with pytest.raises(AssertionError):
         check_file(tmp_path / "clean.jsonl", tmp_path / "s")
 
-    def double(results: list[tables.ParsedRow]) -> Block:
-        return sort_results([*results, results[-1]])
+    def double(rows: list[tables.ParsedRow]) -> Block:
+        return partition([*rows, rows[-1]])
 
-    monkeypatch.setattr(tables, "sort_results", double)
+    monkeypatch.setattr(tables, "partition", double)
     with pytest.raises(AssertionError):
         check_file(path, tmp_path / "s")

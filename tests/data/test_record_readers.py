@@ -18,8 +18,9 @@ from tasks.core.errors import UsageError, VerdictError
 from tasks.data import cola_format as parsing
 from tasks.data import record_readers as tables
 from tasks.data.cola_format import BYTE_ORDER_MARK, QuarantinedRow, Row, RowRules
-from tasks.data.record_readers import TableFormat, choose_columns, parse_file, table_format
+from tasks.data.record_readers import parse_file
 from tasks.data.snapshots import write_snapshot
+from tasks.data.table_format import TableFormat
 
 unhurried = settings(
     deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
@@ -53,52 +54,6 @@ def write_records(folder: Path, *records: Any) -> Path:
     return write(folder, "web.jsonl", "".join(json.dumps(record) + "\n" for record in records))
 
 
-# Choosing columns
-
-
-def test_usual_names_of_columns_need_no_asking() -> None:
-    names = ["id", "mark", "sentence", "source", "label"]
-    expected = {"text": "sentence", "label": "label", "source": "source", "mark": "mark"}
-    assert choose_columns(names, {}, Path("f.csv")) == expected
-    assert choose_columns(["label", "text"], {}, Path("f.csv")) == {"text": "text", "label": "label"}
-    assert choose_columns(["text", "label", "sentence"], {}, Path("f.csv"))["text"] == "sentence"
-
-
-def test_a_column_that_is_asked_for_goes_before_the_usual_one() -> None:
-    names = ["sentence", "label", "original", "gold", "site"]
-    wanted = {"text": "original", "label": "gold", "source": "site"}
-    assert choose_columns(names, wanted, Path("f.csv")) == wanted
-
-
-@pytest.mark.parametrize(
-    ("names", "wanted", "message"),
-    [
-        (["a", "label"], {}, "no column 'sentence' for the text; it has 'a', 'label': --columns text=NAME,label=NAME"),
-        (["text", "b"], {}, "no column 'label' for the label; it has 'text', 'b': --columns text=NAME,label=NAME"),
-        ([], {}, "no column 'sentence' for the text; it has none: --columns text=NAME,label=NAME"),
-        (["Text", "label"], {"text": "text"}, "no column 'text' for the text; it has 'Text', 'label': --columns"),
-        (["text", "label"], {"mark": "star"}, "no column 'star' for the mark; it has 'text', 'label': --columns"),
-        (["text", "label"], {"source": "site"}, "no column 'site' for the source; it has 'text', 'label': --columns"),
-        (["label", "text", "label"], {}, "2 columns 'label'; expected one for the label"),
-    ],
-)
-def test_a_missing_or_double_column_is_wrong_usage_naming_what_is_there(
-    names: list[str], wanted: dict[str, str], message: str
-) -> None:
-    with pytest.raises(UsageError) as caught:
-        choose_columns(names, wanted, Path("data/f.csv"))
-    assert str(caught.value).startswith(f"data/f.csv has {message}")
-
-
-def test_a_message_about_columns_stays_short_and_printable() -> None:
-    with pytest.raises(UsageError) as caught:
-        choose_columns(["x" * 1000, "\x1b[31m\n", *map(str, range(100))], {}, Path("f.csv"))
-    shown = ", ".join([f"'{'x' * 40}'", r"'\x1b[31m\n'", *(f"'{i}'" for i in range(10))])
-    assert str(caught.value) == (
-        f"f.csv has no column 'sentence' for the text; it has {shown}: --columns text=NAME,label=NAME"
-    )
-
-
 def test_two_columns_of_one_name_are_refused_in_every_format(tmp_path: Path) -> None:
     path = tmp_path / "twice.parquet"
     columns = [pa.array(["A."]), pa.array(["B."]), pa.array([1])]
@@ -106,15 +61,6 @@ def test_two_columns_of_one_name_are_refused_in_every_format(tmp_path: Path) -> 
     for file in (path, write(tmp_path, "twice.csv", "text,text,label\nA.,B.,1\n")):
         with pytest.raises(UsageError, match="has 2 columns 'text'; expected one for the text"):
             parse(file)
-
-
-def test_settings_describe_a_form() -> None:
-    form = table_format("text=original,label=gold", "good=1,bad=0", 50)
-    assert form == TableFormat(
-        {"text": "original", "label": "gold"}, RowRules(50, {"0": 0, "1": 1, "good": 1, "bad": 0})
-    )
-    assert table_format("", "", 2_000) == TableFormat()
-    assert table_format("", "0=1,1=0", 9).rules.labels == {"0": 1, "1": 0}
 
 
 # CSV
@@ -221,7 +167,7 @@ def test_a_quote_that_is_never_closed_gives_up_its_own_line_only(tmp_path: Path)
 def test_lines_that_each_leave_a_quote_open_take_time_in_proportion(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tables, "LONGEST_RECORD", 4)
+    monkeypatch.setattr(tables, "MAX_RECORD_LINES", 4)
     line = b'a","c\n'  # opens a quote whether or not one is open
     path = write(tmp_path, "web.csv", HEADER + line * 20_000 + b"Last.,1\n")
     started = time.perf_counter()
@@ -237,11 +183,11 @@ def test_a_long_csv_record_has_a_limit_of_lines(tmp_path: Path) -> None:
         return 'A.,1,"' + "note\n" * (lines - 1) + '"\n'
 
     header = "text,label,notes\n"
-    fits = write(tmp_path, "web.csv", header + record(tables.MAX_RECORD_BYTES) + "B.,0,\n")
-    assert parse(fits) == [Row(2, "web", 1, "", "A."), Row(2 + tables.MAX_RECORD_BYTES, "web", 0, "", "B.")]
-    exceeds = parse(write(tmp_path, "web.csv", header + record(tables.MAX_RECORD_BYTES + 1) + "B.,0,\n"))
+    fits = write(tmp_path, "web.csv", header + record(tables.MAX_RECORD_LINES) + "B.,0,\n")
+    assert parse(fits) == [Row(2, "web", 1, "", "A."), Row(2 + tables.MAX_RECORD_LINES, "web", 0, "", "B.")]
+    exceeds = parse(write(tmp_path, "web.csv", header + record(tables.MAX_RECORD_LINES + 1) + "B.,0,\n"))
     assert exceeds[0] == QuarantinedRow(2, "record", "not valid CSV: unexpected end of data", b'A.,1,"note')
-    assert exceeds[-1] == Row(3 + tables.MAX_RECORD_BYTES, "web", 0, "", "B.")
+    assert exceeds[-1] == Row(3 + tables.MAX_RECORD_LINES, "web", 0, "", "B.")
 
 
 csv_pieces = st.sampled_from(
@@ -530,7 +476,8 @@ def test_parquet_columns_may_be_asked_for_with_dots_and_twice(tmp_path: Path) ->
 def test_more_parquet_records_than_one_batch_keep_their_numbers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tables, "BATCH", 7)
+    monkeypatch.setattr(tables, "PARQUET_BATCH", 5)
+    monkeypatch.setattr(tables, "BLOCK_ROWS", 7)
     path = tmp_path / "web.parquet"
     pq.write_table(pa.table({"text": ["A.", ""] * 50, "label": [1] * 100}), path, row_group_size=11)
     blocks = list(parse_file(path, TableFormat()))
@@ -736,7 +683,7 @@ def test_of_an_endless_line_only_a_beginning_is_kept(
     end: bytes,
 ) -> None:
     for module in (parsing, tables):
-        monkeypatch.setattr(module, "LONGEST_LINE", 50)
+        monkeypatch.setattr(module, "MAX_LINE_BYTES", 50)
     results = parse(write(tmp_path, name, header + row + long + end + row + long), form)
     first = 2 if header else 1
     rejected = [QuarantinedRow(first + i, "too long", "line of more than 50 bytes", long[:50]) for i in (1, 3)]

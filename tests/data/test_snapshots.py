@@ -22,7 +22,6 @@ from hypothesis import strategies as st
 from tasks.core.errors import UsageError, VerdictError
 from tasks.data import cola_format as parsing
 from tasks.data.cola_format import BYTE_ORDER_MARK, RowRules, format_rows
-from tasks.data.record_readers import TableFormat
 from tasks.data.snapshots import (
     MAX_EXAMPLES,
     QUARANTINE_SCHEMA,
@@ -34,6 +33,7 @@ from tasks.data.snapshots import (
     read_snapshot,
     write_snapshot,
 )
+from tasks.data.table_format import TableFormat
 
 unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # slow is not wrong
 
@@ -283,7 +283,7 @@ def test_a_file_of_bad_rows_alone_has_a_snapshot_of_no_rows(tmp_path: Path) -> N
 
 
 def test_rows_are_written_block_by_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parsing, "BLOCK", 900)
+    monkeypatch.setattr(parsing, "READ_BYTES", 900)
     snapshot = snap(tmp_path, "s\t1\t\tA.\n" * 1_000 + "bad\n")
     assert read_snapshot(snapshot["path"])["line"].tolist() == list(range(1, 1_001))
     assert (snapshot["rows_in"], snapshot["kept"], snapshot["quarantined"]) == (1_001, 1_000, 1)
@@ -393,15 +393,15 @@ import json, sys, tracemalloc
 import pyarrow as pa
 from tasks.data import cola_format as parsing
 from tasks.data import record_readers as tables
-from tasks.data.snapshots import take_snapshot
-parsing.BLOCK, tables.BATCH = 1 << 14, 256
+from tasks.data.snapshots import write_snapshot
+parsing.READ_BYTES, tables.PARQUET_BATCH, tables.BLOCK_ROWS = 1 << 14, 256, 256
 home, *files = sys.argv[1:]
 tracemalloc.start()
 peaks = {}
 for file in files:
     tracemalloc.reset_peak()
     before = tracemalloc.get_traced_memory()[0]
-    snapshot = take_snapshot([file], home)
+    snapshot = write_snapshot([file], home)
     peaks[file.rsplit("/")[-1]] = tracemalloc.get_traced_memory()[1] - before
     assert snapshot["kept"] >= 1_000 and ("clean" in file or snapshot["quarantined"] > 0)
 print(json.dumps(peaks | {"arrow": pa.default_memory_pool().max_memory()}))

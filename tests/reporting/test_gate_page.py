@@ -14,8 +14,8 @@ from tasks.data.drift import OTHER_CATEGORY, DataProfile
 from tasks.data.expectations import ExpectationResult, show_allowed, show_observed
 from tasks.data.gate import GateReport, validate_data
 from tasks.data.ingestion import ingest
-from tasks.data.record_readers import TableFormat
 from tasks.data.sources import Sources
+from tasks.data.table_format import TableFormat
 from tasks.reporting.charts import draw_lengths
 from tasks.reporting.gate_page import MAX_SHOWN_CHARS, MAX_SOURCES, explain, rank_sources, write_gate_page
 from tasks.reporting.templating import visible

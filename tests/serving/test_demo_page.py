@@ -20,9 +20,9 @@ from serving import BAD, GOOD, Shelf, copy_of, serving, stock, until
 from flows.cli import app as cli
 from tasks.core.errors import VerdictError
 from tasks.data.ingestion import ingest
-from tasks.data.record_readers import TableFormat
 from tasks.data.snapshots import iter_snapshot
 from tasks.data.sources import locate_sources
+from tasks.data.table_format import TableFormat
 from tasks.serving import demo_page as module
 from tasks.serving.champion import CHAMPION_URI, Champion
 from tasks.serving.demo_gateway import CALL_PATH, RUN_PATH
