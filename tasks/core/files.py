@@ -1,4 +1,4 @@
-"""Files that are whole or absent: digests, and writes that a kill cannot leave half done."""
+"""Atomic writes, JSON files and SHA-256 digests."""
 
 import contextlib
 import hashlib
@@ -22,21 +22,25 @@ def sha256_of(path: Path) -> str:
 
 
 def json_digest(value: Any) -> str:
-    """Return the hex SHA-256 of a JSON value, independent of key order."""
+    """Return the hex SHA-256 of a JSON value, independent of key order.
+
+    The text is that of `json.dumps(sort_keys=True)` with CPython's form of floats. Digests are stored in registries, so
+    it must not change.
+    """
     return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
 
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path` that takes its place when the block ends well.
+    """Yield a temporary path beside `path`; rename it to `path` if the block ends without an exception.
 
-    The data is on disk before the rename, so after a crash `path` is the old file or the whole new one.
+    The data is synced to disk before the rename, so after a crash `path` is the old file or the complete new one.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     os.close(handle)
     temporary = Path(name)
-    # mkstemp makes private files; artifacts are read by servers that run as other users.
+    # mkstemp creates private files, but servers of other users read artifacts.
     temporary.chmod(0o644)
     try:
         yield temporary
@@ -48,7 +52,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def atomic_directory(path: Path) -> Iterator[Path]:
-    """Yield a temporary folder beside `path` that takes its place when the block ends well."""
+    """Yield a temporary folder beside `path`; rename it to `path` if the block ends without an exception."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent, ignore_cleanup_errors=True) as name:
         temporary = Path(name) / path.name
@@ -58,13 +62,13 @@ def atomic_directory(path: Path) -> Iterator[Path]:
             if file.is_file():
                 _fsync(file)
         if path.exists():
-            # A folder cannot be replaced in one call; the old one is moved aside and goes with the temporary one.
+            # A folder cannot be replaced in one call; the old one is moved aside and deleted with the temporary one.
             path.rename(Path(name) / "old")
         temporary.rename(path)
 
 
 def remove_stale(folder: Path, prefix: str, seconds: float = 86_400) -> None:
-    """Remove folders of unfinished work that a killed process left more than so many seconds ago."""
+    """Remove folders with a prefix that a killed process left more than `seconds` ago."""
     for path in folder.glob(f"{prefix}*"):
         with contextlib.suppress(OSError):
             if time.time() - path.stat().st_mtime > seconds:
@@ -72,13 +76,13 @@ def remove_stale(folder: Path, prefix: str, seconds: float = 86_400) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text, whole or not at all."""
+    """Write UTF-8 text atomically."""
     with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a JSON document, whole or not at all; NaN is refused because JSON has none."""
+    """Write a JSON document atomically; NaN and Inf raise ValueError, because JSON has neither."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
@@ -95,37 +99,37 @@ def read_json(path: Path) -> Any:
 
 
 def home_id(home: str) -> str:
-    """Return the name of a folder of stores, made up at first use.
+    """Return the random id of a stores' folder, created at first use and kept in its file `name`.
 
-    Runs of other machines have other homes; workers that share one have one name, whatever their hosts are called.
+    It tells the runs of one home from those of others, whatever the names of the hosts that share it.
     """
     path = Path(home) / "name"
     path.parent.mkdir(parents=True, exist_ok=True)
     while not path.is_file():
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=".name.", encoding="utf-8") as own:
-            own.write(uuid.uuid4().hex)
-            own.flush()
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=".name.", encoding="utf-8") as stream:
+            stream.write(uuid.uuid4().hex)
+            stream.flush()
             with contextlib.suppress(FileExistsError):  # another process was first
-                os.link(own.name, path)
+                os.link(stream.name, path)
     return path.read_text(encoding="utf-8")
 
 
 def write_checksummed(path: Path, content: dict[str, Any]) -> None:
-    """Write content as JSON with its own digest."""
+    """Write a JSON object together with its digest."""
     write_json(path, content | {"digest": json_digest(content)})
 
 
 def read_checksummed(path: Path) -> dict[str, Any]:
-    """Return what `write_sealed` wrote.
+    """Read what `write_checksummed` wrote, without the digest.
 
     Raises:
-        VerdictError: if it is anything else.
+        VerdictError: if the content does not have its digest.
     """
-    held = read_json(path)
-    digest = held.pop("digest", None) if isinstance(held, dict) else None
-    if digest != json_digest(held):
-        raise VerdictError(f"{path.name} is not what was written")
-    return held
+    content = read_json(path)
+    digest = content.pop("digest", None) if isinstance(content, dict) else None
+    if digest != json_digest(content):
+        raise VerdictError(f"{path.name} does not have its recorded digest")
+    return content
 
 
 def _fsync(path: Path) -> None:

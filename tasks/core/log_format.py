@@ -1,7 +1,7 @@
-"""What programs say on standard error: lines for people, or one JSON object a line for who collects logs.
+"""Formats the log on standard error: lines for people, or with VERDICT_LOG=json one JSON object per line.
 
-VERDICT_LOG=json asks for the second. Each object has time, level, logger and message, and what is known where it was
-said: the MLflow run, Prefect's flow run, the data's digest, the model's version and digest.
+Each object has time, level, logger, message and the bound context: MLflow run, Prefect flow run, digest of the data,
+version and digest of the model.
 """
 
 import logging
@@ -13,11 +13,11 @@ from tasks.core.errors import UsageError
 FORMAT_VARIABLE = "VERDICT_LOG"
 JSON_FIELDS = {"asctime": "time", "levelname": "level", "name": "logger"}
 
-_context: dict[str, str] = {}  # of the process, which does one job or serves one model, in whatever thread
+_context: dict[str, str] = {}  # one for the process and all its threads: it runs one job or serves one model
 
 
 def bind_context(**facts: str) -> None:
-    """Add facts to everything that this process says from here on; an empty one takes its name away."""
+    """Add fields to every later log record of this process; an empty value removes a field."""
     for name, value in facts.items():
         if value:
             _context[name] = value
@@ -26,22 +26,22 @@ def bind_context(**facts: str) -> None:
 
 
 def wants_json() -> bool:
-    """Tell whether the environment asks for JSON.
+    """Return whether VERDICT_LOG is json.
 
     Raises:
-        WrongUsage: if it asks for something else.
+        UsageError: if it is neither json nor text.
     """
-    asked = os.environ.get(FORMAT_VARIABLE, "").strip().lower()
-    if asked not in ("", "text", "json"):
-        raise UsageError(f"{FORMAT_VARIABLE} is {asked!r}; expected text or json")
-    return asked == "json"
+    chosen = os.environ.get(FORMAT_VARIABLE, "").strip().lower()
+    if chosen not in ("", "text", "json"):
+        raise UsageError(f"{FORMAT_VARIABLE} is {chosen!r}; expected text or json")
+    return chosen == "json"
 
 
 def set_formatter(handler: logging.Handler) -> None:
-    """Let a handler write what the environment asks for.
+    """Set the format of a handler as VERDICT_LOG says.
 
     Raises:
-        WrongUsage: if that is no known form.
+        UsageError: if it names no known format.
     """
     if not wants_json():
         handler.setFormatter(logging.Formatter("%(message)s"))
@@ -56,15 +56,15 @@ def set_formatter(handler: logging.Handler) -> None:
 
 
 def print_error(*lines: str) -> None:
-    """Print why a command failed on standard error, in the form that the environment asks for."""
+    """Print why a command failed on standard error, in the format that VERDICT_LOG names."""
     handler = logging.StreamHandler(sys.stderr)
     text = "\n".join(lines)
     try:
         set_formatter(handler)
-        said = text if wants_json() else f"error: {text}"
-    except UsageError:  # which is what failed, then
-        said = f"error: {text}"
-    handler.handle(logging.makeLogRecord({"name": "verdict", "levelname": "ERROR", "msg": said}))
+        message = text if wants_json() else f"error: {text}"
+    except UsageError:  # VERDICT_LOG itself is what is wrong
+        message = f"error: {text}"
+    handler.handle(logging.makeLogRecord({"name": "verdict", "levelname": "ERROR", "msg": message}))
 
 
 def _add_context(record: logging.LogRecord) -> bool:

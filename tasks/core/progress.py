@@ -1,4 +1,4 @@
-"""A progress bar with time left on the terminal; nothing where there is none, or where JSON is asked for."""
+"""A progress bar on the terminal; none if standard error is not a terminal or the log is JSON."""
 
 import contextlib
 import sys
@@ -12,7 +12,7 @@ from tasks.core.log_format import wants_json
 
 @contextlib.contextmanager
 def progress_bar(title: str, total: int, done: int = 0) -> Iterator[Callable[[], None]]:
-    """Show a bar on standard error while the block runs; yield the function that moves it by one."""
+    """Show a progress bar during the block; yield the function that advances it by one."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),

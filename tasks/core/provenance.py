@@ -1,4 +1,4 @@
-"""What ran where: versions, commit, host."""
+"""What a result was made with: versions of libraries, and the commit of the code."""
 
 import importlib.metadata
 import platform
@@ -21,7 +21,7 @@ RECORDED_PACKAGES = (
 
 
 def library_versions() -> dict[str, str]:
-    """Return the versions of Python and of the libraries that are installed."""
+    """Return the versions of Python and of the installed libraries among RECORDED_PACKAGES."""
     found = {"python": platform.python_version()}
     for package in RECORDED_PACKAGES:
         try:
@@ -32,9 +32,9 @@ def library_versions() -> dict[str, str]:
 
 
 def git_commit() -> str:
-    """Return the commit of the source tree this code runs from, marked when changed; "unknown" outside of one."""
+    """Return the commit of the checkout, with "-dirty" if it was changed; "unknown" when installed."""
     folder = Path(__file__).resolve().parents[2]
-    if not (folder / ".git").exists():  # installed: a repository around the installation is not ours
+    if not (folder / ".git").exists():  # installed: a repository around it is not ours
         return "unknown"
     try:
         described = subprocess.run(

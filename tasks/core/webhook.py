@@ -1,8 +1,8 @@
-"""Tells a chat channel or another program what happened: a JSON POST to the address in VERDICT_ALERT_URL.
+"""Sends alerts to a chat channel or another program: a JSON POST to the address in VERDICT_ALERT_URL.
 
-The body holds `text`, which Slack and Mattermost show, and under `verdict` the same facts for programs. The address is
-a secret, since whoever knows it may write to the channel: it is no setting, so no run records it, and no line shows
-more of it than its host. What cannot be delivered is one warning, and never fails what it tells of.
+The body has `text`, which Slack and Mattermost show, and `verdict` with the same facts for programs. The address is a
+secret, because whoever knows it may write to the channel: it is not a setting, so that no run records it, and only its
+host is logged. An alert that cannot be delivered is logged as a warning and never raises.
 """
 
 import contextvars
@@ -19,36 +19,36 @@ from typing import Any
 log = logging.getLogger(__name__)
 
 URL_VARIABLE = "VERDICT_ALERT_URL"
-TIMEOUT_S = 5.0  # seconds, all in all
+TIMEOUT_S = 5.0  # of the whole delivery
 
 
 def post(text: str, facts: dict[str, Any]) -> bool:
-    """Send an alert where an address is set; return whether somebody took it.
+    """Send an alert if an address is set; return whether it was delivered.
 
     Args:
-        text: what people read.
-        facts: the same for programs: plain values.
+        text: for people.
+        facts: the same for programs, as plain values.
     """
     url = os.environ.get(URL_VARIABLE, "").strip()
     return bool(url) and send_with_timeout(_host(url), lambda: _deliver(url, {"text": text, "verdict": facts}))
 
 
 def send_with_timeout(name: str, deliver: Callable[[], str | None]) -> bool:
-    """Deliver something in the time there is; where that fails, say so in one line.
+    """Call `deliver` with a timeout of TIMEOUT_S; log a failure and return whether it succeeded.
 
     Args:
-        name: of the receiver, as it may be shown.
-        deliver: returns or raises what went wrong; of what it raises the kind is shown, and no message.
+        name: of the receiver, for the log.
+        deliver: returns what failed, or None; only the class of an exception is logged: its message may hold secrets.
     """
     failures: list[str | None] = ["no answer in time"]
 
     def run() -> None:
         try:
             failures[:] = [deliver()]
-        except Exception as error:  # whatever a receiver answers, the run that tells of itself goes on
+        except Exception as error:  # no receiver may fail the run that reports to it
             failures[:] = [type(error).__name__]
 
-    # A server that answers byte by byte outlasts every time-out of a single read, so the thread is left behind.
+    # A server that answers byte by byte never reaches the timeout of a single read, so the thread is abandoned.
     thread = threading.Thread(target=contextvars.copy_context().run, args=(run,), name="alert", daemon=True)
     thread.start()
     thread.join(TIMEOUT_S)
@@ -58,10 +58,10 @@ def send_with_timeout(name: str, deliver: Callable[[], str | None]) -> bool:
 
 
 def _deliver(url: str, body: dict[str, Any]) -> str | None:
-    """Post once; return what went wrong, in words that hold no part of the address."""
+    """Post once; return what failed, without any part of the address."""
     if not url.startswith(("http://", "https://")):
-        return "its address does not begin with http:// or https://"
-    # Not httpx: it logs every address that it asks, and this one is a secret.
+        return "its address does not start with http:// or https://"
+    # Not httpx, which logs every address: this one is a secret.
     request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
     try:
         urllib.request.build_opener(_NoRedirect).open(request, timeout=TIMEOUT_S).close()
@@ -73,10 +73,10 @@ def _deliver(url: str, body: dict[str, Any]) -> str | None:
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """A redirect would carry the message to a host that nobody chose."""
+    """Follows no redirects: they would send the alert to a host that nobody configured."""
 
     def redirect_request(self, *_: Any) -> None:
-        """Follow none."""
+        """Return None, which ends the request with the redirect's status."""
 
 
 def _host(url: str) -> str:
