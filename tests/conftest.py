@@ -82,11 +82,11 @@ def trainer(make_trainer: Callable[[], Trainer]) -> Trainer:
 
 @pytest.fixture(scope="session")
 def trained(toy_split: tuple[str, str, str], tiny_encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """The training record of a tiny model that learned the toy corpus."""
+    """The training record of a tiny model that learned the toy corpus, and its folder under "model"."""
     from tasks.training.finetune import fine_tune
 
-    folder = tmp_path_factory.mktemp("trained") / "model"
-    return fine_tune(*toy_split[:2], str(tiny_encoder), str(folder), **recipe())
+    folder = str(tmp_path_factory.mktemp("trained") / "model")
+    return {**fine_tune(*toy_split[:2], recipe(tiny_encoder), folder), "model": folder}
 
 
 @pytest.fixture(scope="session")

@@ -54,6 +54,7 @@ from tasks.training.device import resolve_device
 from tasks.training.finetune import TrainingResult, fine_tune, load_training
 from tasks.training.model import LABELS
 from tasks.training.pretrained import Encoder, locate_encoder
+from tasks.training.recipe import TrainingRecipe, resolve_recipe
 from tasks.training.soup import SEED_STRIDE
 from tasks.training.trainer import EpochRecord
 
@@ -107,7 +108,7 @@ def retrain(settings: dict[str, Any], origins: dict[str, str], home: str, force:
         with tracked_run(ResolvedSettings(chosen, origins), store, home, job, device, data, timer) as context:
             gate = check_data(context, data, encoder)
             training = train(context, data, encoder)
-            exported = export_model(context, training, data, encoder)
+            exported = export_model(context, data, encoder)
             report, version = judge_until_champion_stands(context, data, gate, training, exported)
             outcome = outcome_of(context, report, version, data["digest"])
             record_outcome(context, outcome)
@@ -159,43 +160,42 @@ def train(context: JobContext, data: Dataset, encoder: Encoder) -> TrainingResul
         rows |= {"text": data["text"]["kept"] - left, "text_left_out": left}
     series = {f"rows_{name}": {0: cast(int, count)} for name, count in rows.items()}
     log_series(context.timer, context.store, context.run_id, series)
-    recipe = {**chosen.model_dump(exclude={"encoder"}), "text": text, "device": context.device}
+    recipe = resolve_recipe(chosen, encoder["folder"])
     model = str(folder / "model")
     return fine_tune_visibly(
-        context.timer, train_rows, validation_rows, encoder["folder"], model, recipe, context.store, context.run_id
+        context.timer, train_rows, validation_rows, text, recipe, model, context.store, context.run_id
     )
 
 
 def _fine_tune_visibly(
     train_rows: str,
     validation_rows: str,
-    encoder: str,
+    text: str,
+    recipe: TrainingRecipe,
     folder: str,
-    recipe: dict[str, Any],
     store: MlflowStore,
     run_id: str,
 ) -> TrainingResult:
     """Fine-tune; each epoch is shown in Prefect and logged to MLflow as it ends."""
     bar: Any = create_progress_artifact(progress=0.0, key="fine-tuning", description="Finished epochs, in percent")
-    epochs, seeds = recipe["epochs"], recipe["seeds"]
 
     def show(epoch: EpochRecord) -> None:
-        before = (epoch["seed"] - recipe["seed"]) % SEED_STRIDE  # seeds trained before; a restart counts as its seed
-        done = before * epochs + epoch["epoch"]
+        before = (epoch["seed"] - recipe.seed) % SEED_STRIDE  # seeds trained before; a restart counts as its seed
+        done = before * recipe.epochs + epoch["epoch"]
         with contextlib.suppress(httpx.HTTPError):  # best effort: training goes on while the server is down
-            update_progress_artifact(bar, progress=100 * done / (epochs * seeds))
+            update_progress_artifact(bar, progress=100 * done / (recipe.epochs * recipe.seeds))
         figures = {name: value for name, value in epoch.items() if name not in ("epoch", "seed")}
         tracking.log_metrics(store, run_id, figures, step=done)  # type: ignore[arg-type]
 
-    return fine_tune(train_rows, validation_rows, encoder, folder, **recipe, on_epoch=show)
+    return fine_tune(train_rows, validation_rows, recipe, folder, text=text, on_epoch=show)
 
 
 fine_tune_visibly = timed_task("fine-tune", _fine_tune_visibly)
 
 
-def export_model(context: JobContext, training: TrainingResult, data: Dataset, encoder: Encoder) -> ExportResult:
+def export_model(context: JobContext, data: Dataset, encoder: Encoder) -> ExportResult:
     """Export the model to ONNX, unless this job's export is finished already."""
-    folder = str(context.folder)
+    folder = context.folder
     origin = Origin(
         labels=LABELS,
         max_length=context.settings.finetune.max_length,
@@ -203,8 +203,8 @@ def export_model(context: JobContext, training: TrainingResult, data: Dataset, e
         dataset=data["digest"],
         git_commit=git_commit(),
     )
-    exported = load_export(folder) or export(
-        context.timer, training["model"], folder, origin, str(context.folder / "validation.parquet")
+    exported = load_export(str(folder)) or export(
+        context.timer, str(folder / "model"), str(folder), origin, str(folder / "validation.parquet")
     )
     log_format.bind_context(digest=exported["digest"])
     return exported

@@ -177,11 +177,11 @@ def draw_epochs(training: TrainingResult) -> Figure:
     axes.plot(numbers, accuracies, color=INK, marker=".", linewidth=1.2, label="train accuracy")
     axes.plot(numbers, values, color=ACCENT, marker="o", label="validation MCC")
     best = training["best_epoch"]
-    word = "best" if training["selected"] == "soup" else "kept"
+    word = "best" if training["averaged"] else "kept"
     ring = axes.plot([best], [values[best - 1]], color=ACCENT, marker="o", linestyle="none", label=word)[0]
     ring.set(markersize=12, markerfacecolor="none")
     if training["soup_mcc"] is not None:
-        kept = ", kept" if training["selected"] == "soup" else ""
+        kept = ", kept" if training["averaged"] else ""
         label = f"mean of the seeds' weights{kept}"
         axes.axhline(training["soup_mcc"], color=ACCENT, linestyle="--", linewidth=1.2, label=label)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))

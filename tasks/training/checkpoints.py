@@ -1,7 +1,7 @@
-"""Checkpoints of a training run: whole or absent, verified when they are read, the last two kept.
+"""Checkpoints of a training run: written atomically, verified when they are read, the last two kept.
 
-epoch-0003/state.safetensors    weights, moments, best weights, random states
-epoch-0003/state.json           figures so far, the run they belong to, SHA-256 of the other file and of this content
+epoch-0003/state.safetensors    weights, AdamW's moments, best weights, states of random generators
+epoch-0003/state.json           figures so far, the run's fingerprint, SHA-256 of the other file and of this content
 """
 
 import logging
@@ -23,66 +23,67 @@ log = logging.getLogger(__name__)
 
 
 class Checkpoint(NamedTuple):
-    """Everything that a run needs to go on after an epoch."""
+    """Everything that a run needs to resume after an epoch."""
 
     epoch: int
     tensors: dict[str, torch.Tensor]
     record: dict[str, Any]
 
 
-def save_checkpoint(folder: str, run: str, checkpoint: Checkpoint) -> None:
-    """Keep a checkpoint, and the one before it; where it cannot be written, a line says so and the last one stays.
+def save_checkpoint(folder: str, fingerprint: str, checkpoint: Checkpoint) -> None:
+    """Write a checkpoint and keep the one before it; if writing fails, log a warning and keep the last ones.
 
     Args:
         folder: of the run's checkpoints.
-        run: digest of what decides the run's course; a checkpoint of another run is never used.
-        checkpoint: what to keep.
+        fingerprint: digest of what decides the run's weights; a checkpoint with another one is never used.
+        checkpoint: what to write.
     """
     target = Path(folder) / f"epoch-{checkpoint.epoch:04}"
     try:
         with atomic_directory(target) as scratch:
             tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.tensors.items()}
             save_file(tensors, scratch / TENSORS_FILE)
-            content = {"run": run, "sha256": sha256_of(scratch / TENSORS_FILE), "record": checkpoint.record}
+            content = {
+                "fingerprint": fingerprint,
+                "sha256": sha256_of(scratch / TENSORS_FILE),
+                "record": checkpoint.record,
+            }
             write_checksummed(scratch / STATE_FILE, content)
     except (OSError, SafetensorError) as error:
-        log.warning("checkpoint %s cannot be written (%s); training goes on without it", target, error)
+        log.warning("checkpoint %s cannot be written (%s); training continues without it", target, error)
         return
     found = _newest_first(folder)
-    kept = [path for path in found if path <= target][:MAX_KEPT]  # later ones are of a course that was left
+    kept = [path for path in found if path <= target][:MAX_KEPT]  # later ones are of a run that was started over
     for old in set(found).difference(kept):
         shutil.rmtree(old, ignore_errors=True)
 
 
-def load_checkpoint(folder: str, run: str) -> Checkpoint | None:
-    """Return the newest checkpoint of this run that is whole; None where there is none.
-
-    A damaged one, or one of another run, is told and passed over, and the one before it is taken.
-    """
+def load_checkpoint(folder: str, fingerprint: str) -> Checkpoint | None:
+    """Return the newest intact checkpoint with this fingerprint, None where there is none; others are logged."""
     for path in _newest_first(folder):
         try:
-            return _read(path, run)
+            return _read(path, fingerprint)
         except (OSError, VerdictError, ValueError, KeyError) as error:
-            log.warning("checkpoint %s is passed over: %s", path, error)
+            log.warning("checkpoint %s is ignored: %s", path, error)
     return None
 
 
-def _read(path: Path, run: str) -> Checkpoint:
+def _read(path: Path, fingerprint: str) -> Checkpoint:
     """Read a checkpoint.
 
     Raises:
-        VerdictError: if it is not what was written, or belongs to another run.
+        VerdictError: if it is damaged, or has another fingerprint.
     """
-    held = read_checksummed(path / STATE_FILE)
-    if held["run"] != run:
+    state = read_checksummed(path / STATE_FILE)
+    if state["fingerprint"] != fingerprint:
         raise VerdictError("it belongs to another run")
-    if sha256_of(path / TENSORS_FILE) != held["sha256"]:
+    if sha256_of(path / TENSORS_FILE) != state["sha256"]:
         raise VerdictError(f"{TENSORS_FILE} is not what was written")
-    return Checkpoint(int(path.name.partition("-")[2]), load_file(path / TENSORS_FILE), held["record"])
+    return Checkpoint(int(path.name.partition("-")[2]), load_file(path / TENSORS_FILE), state["record"])
 
 
 def delete_checkpoints(folder: str) -> None:
-    """Remove all checkpoints of a finished run."""
+    """Remove the folder of a finished run's checkpoints."""
     shutil.rmtree(folder, ignore_errors=True)
 
 

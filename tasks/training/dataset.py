@@ -1,21 +1,27 @@
-"""Tokenised sentences on the device that trains: a batch is gathered there, nothing is copied for it."""
+"""Tokenised sentences on the device that trains: batches are gathered there, without copies from the host.
+
+Shape letters: N sentences, B sentences of a batch, S tokens of its longest sentence.
+"""
 
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from numpy.typing import NDArray
+from tokenizers import Tokenizer
 
-from tasks.inference.tokenization import TokenIds
+from tasks.inference.tokenization import TokenIds, encode
+from tasks.training.losses import smooth_labels
 
 Inputs = dict[str, torch.Tensor]
 
-# Lengths that batches are padded to where each length costs a capture; above them, multiples of the last.
+# Tokens that batches are padded to where each length costs a CUDA graph; above them, multiples of the last.
 BUCKETS = (8, 12, 16, 24, 32, 48, 64)
 
 
 class TokenDataset:
-    """N tokenised sentences and their targets; row N is a stand-in that fills up batches and does not count."""
+    """N tokenised sentences and their targets; row N is a padding row: it fills up batches and has no loss."""
 
     def __init__(self, ids: list[TokenIds], labels: NDArray[Any], pad_id: int, device: str) -> None:
         """Copy everything to the device once.
@@ -31,7 +37,7 @@ class TokenDataset:
         self.lengths = np.array([len(row) for row in ids])
         self.labels: NDArray[np.int64] = targets.argmax(-1)
         self._pad_id = pad_id
-        rows = [*ids, np.array([pad_id])]  # the stand-in has one token, so that no row is all padding
+        rows = [*ids, np.array([pad_id])]  # the padding row has one token: attention over no token at all is NaN
         lengths = np.array([len(row) for row in rows])
         self._tokens = torch.from_numpy(np.concatenate(rows)).to(device)
         self._starts = torch.from_numpy(np.cumsum(lengths) - lengths).to(device)
@@ -39,27 +45,46 @@ class TokenDataset:
         self._targets = torch.from_numpy(np.vstack([targets, np.zeros(2)]).astype(np.float32)).to(device)
 
     def batch(self, rows: NDArray[np.int64]) -> tuple[Inputs, torch.Tensor]:
-        """Return rows padded to their own longest sentence."""
+        """Return input_ids and attention_mask [B, S], and targets [B, 2], padded to their longest sentence."""
         return self.gather(torch.from_numpy(rows).to(self._tokens.device), int(self.lengths[rows].max()))
 
     def gather(self, rows: torch.Tensor, length: int) -> tuple[Inputs, torch.Tensor]:
-        """Return input_ids and attention_mask [B, `length`], and targets [B, 2], of rows [B], a tensor on the device.
+        """Return input_ids and attention_mask [B, `length`], and targets [B, 2]; those of the padding row are zeros.
 
-        The stand-in's targets are zeros.
+        Args:
+            rows: row numbers [B], on the device.
+            length: tokens that all rows are padded to.
         """
-        places = torch.arange(length, device=rows.device)
-        mask = places < self._lengths[rows].unsqueeze(1)
-        at = (self._starts[rows].unsqueeze(1) + places).clamp(max=len(self._tokens) - 1)
-        ids = self._tokens[at].where(mask, self._pad_id)
+        positions = torch.arange(length, device=rows.device)
+        mask = positions < self._lengths[rows].unsqueeze(1)
+        indices = (self._starts[rows].unsqueeze(1) + positions).clamp(max=len(self._tokens) - 1)
+        ids = self._tokens[indices].where(mask, self._pad_id)
         return {"input_ids": ids, "attention_mask": mask.long()}, self._targets[rows]
 
     def bucket(self, rows: NDArray[np.int64]) -> int:
-        """Return the length that a batch of rows is padded to where lengths are few."""
+        """Return the bucket, in tokens, of a batch of rows."""
         return bucket_of(int(self.lengths[rows].max()))
 
     def buckets(self) -> list[int]:
-        """Return the lengths that batches of these sentences can have."""
+        """Return the buckets, in tokens, that batches of these sentences can have, the largest first."""
         return sorted({bucket_of(int(length)) for length in np.unique(self.lengths)}, reverse=True)
+
+
+def encode_rows(
+    rows: pd.DataFrame, tokenizer: Tokenizer, pad_id: int, device: str, label_smoothing: float = 0.0
+) -> TokenDataset:
+    """Tokenise rows with columns sentence and label, and copy them to the device.
+
+    Args:
+        rows: sentences with labels 0 or 1.
+        tokenizer: of the model that shall read them.
+        pad_id: token that fills short sentences.
+        device: cuda or cpu.
+        label_smoothing: share of each label that is spread over both classes.
+    """
+    ids = encode(tokenizer, rows["sentence"].tolist())
+    targets = smooth_labels(rows["label"].to_numpy(np.int64), label_smoothing)
+    return TokenDataset(ids, targets, pad_id, device)
 
 
 def bucket_of(length: int) -> int:

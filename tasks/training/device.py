@@ -1,4 +1,4 @@
-"""Chooses where a run computes, and fails instead of falling back."""
+"""Resolves the device that a run computes on; a wanted GPU that is missing is an error, not a fallback."""
 
 from pathlib import Path
 
@@ -17,15 +17,15 @@ def resolve_device(wanted: str) -> str:
     """
     available = torch.cuda.is_available()
     if wanted == "cuda" and not available:
-        raise VerdictError("device cuda was asked for, but torch sees no CUDA GPU; see: verdict doctor")
+        raise VerdictError("device cuda is wanted, but torch sees no CUDA GPU; see: verdict doctor")
     return "cuda" if wanted != "cpu" and available else "cpu"
 
 
-def cpu_supports_bf16(described: Path = CPU_INFO) -> bool:
-    """Tell whether this CPU, an x86, has instructions for products of bf16; without them bf16 is slower than fp32."""
+def cpu_supports_bf16(cpu_info: Path = CPU_INFO) -> bool:
+    """Return whether this x86 CPU has instructions for bf16 products; without them bf16 is slower than fp32."""
     try:
-        flags = described.read_text().partition("flags")[2].partition("\n")[0].split()
-    except OSError:  # no Linux
+        flags = cpu_info.read_text().partition("flags")[2].partition("\n")[0].split()
+    except OSError:  # not Linux
         return False
     return bool({"avx512_bf16", "amx_bf16"}.intersection(flags))
 

@@ -66,7 +66,7 @@ def launch(
     *arguments: Any,
     device: str,
     on_message: OnMessage | None = None,
-    together: bool = True,
+    synchronised: bool = True,
 ) -> list[Result]:
     """Call `function(team, *arguments)` in new processes and return what each returned, by rank.
 
@@ -79,8 +79,8 @@ def launch(
         device: cuda or cpu.
         on_message: called with what a process passes to `Team.tell`, one message at a time; an error that it raises
             ends the processes.
-        together: they work on one thing, so that what ranks above 0 log is left out. False: each works for itself, all
-            are heard, and the team can exchange nothing.
+        synchronised: they train one model, so that what ranks above 0 log is left out. False: each works for itself,
+            all logs are passed on, and they can exchange nothing.
 
     Raises:
         WrongUsage: if there are fewer GPUs than processes.
@@ -95,7 +95,7 @@ def launch(
         tempfile.TemporaryDirectory(prefix="verdict-launch-") as scratch,
     ):
         level = logging.getLogger("tasks").getEffectiveLevel()
-        job = _Job(function, arguments, device, port, os.getpid(), level, together, lines.theirs)
+        job = _Job(function, arguments, device, port, os.getpid(), level, synchronised, lines.theirs)
         try:
             results = elastic_launch(_config(processes, port, store, scratch), _work)(job)
         except ChildFailedError as error:
@@ -114,7 +114,7 @@ class _Job(NamedTuple):
     port: int
     parent: int
     level: int
-    together: bool
+    synchronised: bool
     lines: list[Connection]
 
 
@@ -304,7 +304,7 @@ def _work(job: _Job) -> bytes:
         team = _join(job, store, rank, size)
         result = pickle.dumps(job.function(team, *job.arguments))
         gc.collect()  # graphs hold on to NCCL's communicator, which would wait for them
-        if job.together:
+        if job.synchronised:
             distributed.destroy_process_group()
     except BaseException as error:  # even an exit is a failure here: the others wait for this process
         _fail(store, rank, error)
@@ -326,14 +326,14 @@ def _join(job: _Job, store: distributed.Store, rank: int, size: int) -> ProcessG
     voice = _ChildChannel(job.lines[rank])
     tasks = logging.getLogger("tasks")
     tasks.addHandler(logging.handlers.QueueHandler(voice))  # type: ignore[arg-type]
-    tasks.setLevel(job.level if rank == 0 or not job.together else logging.CRITICAL)
+    tasks.setLevel(job.level if rank == 0 or not job.synchronised else logging.CRITICAL)
     if rank:
         os.environ["TTY_COMPATIBLE"] = "0"  # to rich: one bar at a time on a terminal
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, torch.get_num_threads() // size))
     if job.device == "cuda":
         torch.cuda.set_device(rank)
-    if job.together:
+    if job.synchronised:
         # Both would take the interface of the host's name; what somebody has set stays.
         os.environ.setdefault("GLOO_SOCKET_IFNAME", INTERFACE)
         os.environ.setdefault("NCCL_SOCKET_IFNAME", INTERFACE)

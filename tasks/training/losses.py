@@ -1,6 +1,6 @@
 """The loss of a training step: cross entropy against label probabilities, with or without R-Drop.
 
-Targets are probabilities, so that a label, a smoothed label and what other models say are one and the same thing.
+Targets are probabilities of the classes, which covers hard labels, smoothed labels and distillation.
 Shape letters: N sentences, B sentences of a batch, 2 classes.
 """
 
@@ -26,18 +26,18 @@ def classification_loss(
     """Return (loss [], correct predictions []), computed in fp32.
 
     Args:
-        logits: [B, 2]; for R-Drop [2B, 2], the same sentences twice with other places dropped.
-        targets: [B, 2], each row the probabilities of the classes; a row of zeros does not count.
-        total: what the loss is divided by: the number of sentences of the whole step.
-        r_drop: weight of how far the two passes differ. Source: Wu et al. 2021, https://arxiv.org/abs/2106.14448,
-            equation 4, halved, so that the loss without it is the usual one.
+        logits: [B, 2]; for R-Drop [2B, 2], the same sentences twice with different dropout.
+        targets: [B, 2], each row the probabilities of the classes; a row of zeros has no loss.
+        total: sentences of the whole step, by which the loss is divided.
+        r_drop: weight of the symmetric KL divergence of the two passes. Source: Wu et al. 2021,
+            https://arxiv.org/abs/2106.14448, equation 4, halved, so that weight 0 gives the usual cross entropy.
     """
     first, *second = logits.float().split(len(targets))
     loss = cross_entropy(first, targets, reduction="sum") / total
     if second:
         loss = (loss + cross_entropy(second[0], targets, reduction="sum") / total) / 2
-        one, other = (part.log_softmax(-1) for part in (first, second[0]))
-        both_ways = (one.exp() - other.exp()) * (one - other)
-        loss = loss + r_drop / 4 * (both_ways * targets.sum(-1, keepdim=True)).sum() / total
-    right = targets.gather(-1, first.detach().argmax(-1, keepdim=True)) >= 0.5
-    return loss, right.sum()
+        log_p, log_q = (part.log_softmax(-1) for part in (first, second[0]))
+        symmetric_kl = (log_p.exp() - log_q.exp()) * (log_p - log_q)  # [B, 2], to be summed over the classes
+        loss = loss + r_drop / 4 * (symmetric_kl * targets.sum(-1, keepdim=True)).sum() / total
+    correct = targets.gather(-1, first.detach().argmax(-1, keepdim=True)) >= 0.5
+    return loss, correct.sum()

@@ -1,31 +1,25 @@
-"""The model that is trained: an encoder of transformers with a head for two classes, and its sentences as tokens."""
+"""The model that is trained: an encoder of transformers with a classification head for two classes."""
 
-import numpy as np
-import pandas as pd
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from tokenizers import Tokenizer
-from transformers import AutoModelForSequenceClassification, PreTrainedModel
+from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from tasks.core.errors import UsageError, first_line
-from tasks.inference.tokenization import encode
-from tasks.training.dataset import TokenDataset
-from tasks.training.losses import smooth_labels
 
 LABELS = ["unacceptable", "acceptable"]
 
 
 def load_classifier(folder: str, attention: str | None = None) -> PreTrainedModel:
-    """Load a two-class classifier; an encoder without a head gets a new one.
+    """Load a two-class classifier in fp32; an encoder without a head gets a new, randomly initialised one.
 
     Args:
         folder: of a model saved by transformers.
         attention: transformers' name of an attention implementation; None for its choice.
 
     Raises:
-        WrongUsage: if the folder is no such model.
+        UsageError: if the folder holds no such model.
     """
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
@@ -46,10 +40,6 @@ def load_classifier(folder: str, attention: str | None = None) -> PreTrainedMode
         ) from error
 
 
-def encode_rows(
-    rows: pd.DataFrame, tokenizer: Tokenizer, model: PreTrainedModel, device: str, label_smoothing: float = 0.0
-) -> TokenDataset:
-    """Tokenise sentences and bring them with their labels to the device."""
-    ids = encode(tokenizer, rows["sentence"].tolist())
-    targets = smooth_labels(rows["label"].to_numpy(np.int64), label_smoothing)
-    return TokenDataset(ids, targets, model.config.pad_token_id or 0, device)
+def pad_token_id(folder: str) -> int:
+    """Return the padding token of a model's configuration; 0 where it names none."""
+    return AutoConfig.from_pretrained(folder, local_files_only=True).pad_token_id or 0

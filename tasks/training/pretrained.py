@@ -1,4 +1,4 @@
-"""Finds a pretrained encoder: the one that comes with the installation, a folder, or a model of the hub."""
+"""Locates a pretrained encoder: the one that comes with the installation, a folder, or a model of the hub."""
 
 import importlib.util
 from pathlib import Path
@@ -25,10 +25,10 @@ class Encoder(TypedDict):
 
 
 def locate_encoder(name: str, *, offline: bool = False) -> Encoder:
-    """Return the folder of an encoder, fetching it from the hub when it is not local and that is allowed.
+    """Return the folder of an encoder; a hub model is downloaded unless `offline`.
 
     Raises:
-        WrongUsage: if a folder is no model.
+        UsageError: if a folder is no model.
         VerdictError: if the packaged weights are not the known ones, or the hub does not deliver.
     """
     if name == PACKAGED:
@@ -36,20 +36,20 @@ def locate_encoder(name: str, *, offline: bool = False) -> Encoder:
         name = PACKAGED_MODULE.replace("_", "-").removeprefix("gt-")
     elif Path(name).is_dir():
         folder = Path(name)
-        name = folder.resolve().name  # a bundle tells what it came from, not where that lay
+        name = folder.resolve().name  # recorded in bundles: without the path on this machine
     elif _is_path(name):
         raise UsageError(f"encoder folder {name!r} does not exist; expected a folder with config.json: --encoder DIR")
     else:
         folder = _fetch(name, HUB_FILES, offline)
-    return Encoder(name=name, folder=str(folder), digest=_digest(folder))
+    return Encoder(name=name, folder=str(folder), digest=encoder_digest(folder))
 
 
 def locate_tokenizer(name: str, *, offline: bool = False) -> str:
-    """Return a folder with an encoder's tokeniser; of a hub model the weights are not fetched.
+    """Return a folder with an encoder's tokeniser; of a hub model the weights are not downloaded.
 
     Raises:
-        WrongUsage: if a folder does not exist.
-        Unreachable: if the hub does not deliver.
+        UsageError: if a folder does not exist.
+        UnreachableError: if the hub does not deliver.
     """
     if name == PACKAGED or Path(name).is_dir() or _is_path(name):
         return locate_encoder(name)["folder"]
@@ -92,17 +92,18 @@ def _fetch(name: str, files: list[str], offline: bool) -> Path:
         ) from error
 
 
-def _digest(folder: Path) -> str:
-    """Digest the files that decide what training starts from.
+def encoder_digest(path: str | Path) -> str:
+    """Digest an encoder's weights, configuration and tokeniser.
 
     Raises:
-        WrongUsage: if one of them is missing.
+        UsageError: if one of them is missing.
     """
+    folder = Path(path)
     for names in (("config.json",), WEIGHTS_FILES, ("tokenizer.json", "vocab.txt", "tokenizer.model", "spiece.model")):
         if not any((folder / name).is_file() for name in names):
             raise UsageError(
                 f"encoder folder {str(folder)!r} holds no {' or '.join(names)}; "
                 "expected a model saved by transformers: --encoder DIR"
             )
-    kept = [path for path in folder.iterdir() if path.suffix in (".json", ".safetensors", ".txt", ".model")]
-    return json_digest({path.name: sha256_of(path) for path in kept})
+    files = [path for path in folder.iterdir() if path.suffix in (".json", ".safetensors", ".txt", ".model")]
+    return json_digest({path.name: sha256_of(path) for path in files})

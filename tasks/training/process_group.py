@@ -1,4 +1,4 @@
-"""What a process that trains with others knows of them, and how they exchange tensors and values."""
+"""A process group as one of its processes sees it: rank, size, and how tensors and values are exchanged."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -7,54 +7,54 @@ import numpy as np
 import torch
 from torch import distributed
 
-Broadcast = TypeVar("Broadcast")
+Value = TypeVar("Value")
 OnMessage = Callable[[Any], None]
 
 
 class ProcessGroup:
-    """The processes that train one model together, as one of them sees them.
+    """One of several processes that train together.
 
-    What one of them exchanges, all must, in the same order. One process alone is no team: None stands for it.
+    Every rank must call the same collectives in the same order. Single-process training passes None instead.
     """
 
-    def __init__(self, rank: int, size: int, device: str, tell: OnMessage | None = None) -> None:
-        """Describe a process of an initialised process group.
+    def __init__(self, rank: int, size: int, device: str, on_message: OnMessage | None = None) -> None:
+        """Describe a process of torch's default process group, which exists already.
 
         Args:
             rank: of this process, from 0.
-            size: processes in the team.
-            device: cuda or cpu; what they exchange tensors on.
-            tell: takes a message to who launched them; None where nobody listens.
+            size: number of processes.
+            device: cuda or cpu; where tensors are exchanged.
+            on_message: passes a message to the process that launched this one.
         """
         self.rank, self.size = rank, size
-        self._device, self._tell = device, tell
+        self._device, self._on_message = device, on_message
 
     def all_reduce(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Add up everybody's tensors, in place; all get the same sum."""
+        """Sum the tensors of all ranks, in place; every rank gets the same bits."""
         distributed.all_reduce(tensor)
         return tensor
 
     def broadcast(self, tensor: torch.Tensor) -> None:
-        """Overwrite everybody's tensor with that of rank 0."""
+        """Overwrite the tensor of every rank with that of rank 0."""
         distributed.broadcast(tensor, src=0)
 
-    def broadcast_object(self, value: Broadcast) -> Broadcast:
-        """Return the value that rank 0 has."""
-        held = [value]
-        distributed.broadcast_object_list(held, src=0)
-        return held[0]
+    def broadcast_object(self, value: Value) -> Value:
+        """Return the value of rank 0, which is pickled."""
+        values = [value]
+        distributed.broadcast_object_list(values, src=0)
+        return values[0]
 
     def all_reduce_max(self, value: int) -> int:
-        """Return the largest value that anybody has."""
-        held = torch.tensor(value, device=self._device)
-        distributed.all_reduce(held, op=distributed.ReduceOp.MAX)
-        return int(held)
+        """Return the largest value of all ranks."""
+        largest = torch.tensor(value, device=self._device)
+        distributed.all_reduce(largest, op=distributed.ReduceOp.MAX)
+        return int(largest)
 
     def seed(self, seed: int, epoch: int) -> None:
-        """Seed torch's generators: each process and epoch draws others, a run that goes on draws the same."""
+        """Seed torch's generators by seed, epoch and rank, so that a resumed run draws the same numbers."""
         torch.manual_seed(int(np.random.SeedSequence([seed, epoch, self.rank]).generate_state(1)[0]))
 
     def notify_parent(self, message: Any) -> None:
-        """Hand a message to the `on_message` of who launched this process, and wait until it has returned."""
-        if self._tell:
-            self._tell(message)
+        """Pass a message to the `on_message` of the launching process, and wait until it has returned."""
+        if self._on_message:
+            self._on_message(message)

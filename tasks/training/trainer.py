@@ -1,4 +1,4 @@
-"""The epochs of a training run: train, validate, keep the best, go on from a checkpoint."""
+"""The epochs of a training run: train, validate, keep the best weights, resume from a checkpoint."""
 
 import contextlib
 import functools
@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 
 class EpochRecord(TypedDict):
-    """One epoch's figures, and the seed of its run; a loss that is no finite number is None."""
+    """One epoch's figures, and the seed of its run; a loss that is NaN or Inf is None."""
 
     seed: int
     epoch: int
@@ -43,7 +43,10 @@ class EpochRecord(TypedDict):
 
 
 class TrainingHistory(NamedTuple):
-    """How a run went: each epoch's figures, each step's loss, the best epoch, and whether it learned nothing."""
+    """How a run went: each epoch's figures, each step's loss, the best epoch, and whether it learned nothing.
+
+    Epochs count from 1.
+    """
 
     epochs: list[EpochRecord]
     step_losses: list[float | None]
@@ -52,10 +55,10 @@ class TrainingHistory(NamedTuple):
 
 
 class CheckpointConfig(NamedTuple):
-    """Where a run keeps its checkpoints, what names it, and the least number of seconds between two."""
+    """Folder of a run's checkpoints, digest of what decides its weights, and minimal seconds between two of them."""
 
     folder: str
-    run: str
+    fingerprint: str
     seconds: float
 
 
@@ -67,64 +70,63 @@ def train_epochs(
     model: nn.Module,
     train: TokenDataset,
     validation: TokenDataset,
-    recipe: StepConfig,
+    config: StepConfig,
     *,
     epochs: int,
     seed: int,
     patience: int = 0,
-    places: CheckpointConfig | None = None,
+    checkpoints: CheckpointConfig | None = None,
     on_epoch: OnEpoch | None = None,
-    team: ProcessGroup | None = None,
+    group: ProcessGroup | None = None,
 ) -> TrainingHistory:
     """Train; afterwards the model holds the weights of the epoch with the best validation MCC, in fp32.
 
     Args:
         model: on its device.
         train: sentences to train on.
-        validation: sentences that choose the epoch.
-        recipe: how a step is made.
+        validation: sentences that select the epoch.
+        config: of the training step and its schedule.
         epochs: passes over the training sentences.
-        seed: of the batches' order; dropout draws from torch's generator.
+        seed: of the batches' order; dropout draws from torch's global generator.
         patience: epochs without a better one after which training ends; 0 for never.
-        places: where checkpoints lie; None: none are kept.
-        on_epoch: told of each finished epoch.
-        team: processes that train together; each calls this with the same arguments and the same weights come out.
-            Rank 0 alone writes checkpoints, shows progress and calls `on_epoch`; its log is the one that `launch` lets
-            through. Dropout draws from seed, epoch and rank: a run that goes on draws what it would have drawn, if it
-            has as many processes.
+        checkpoints: where they are written and found; None for no checkpoints.
+        on_epoch: called after each epoch.
+        group: processes that train together; each calls this with the same arguments and ends with the same weights.
+            Rank 0 alone writes checkpoints, shows progress and calls `on_epoch`; `launch` passes on its log only.
+            Dropout is seeded by seed, epoch and rank: a run that resumes with as many processes draws the same.
 
     Raises:
-        VerdictError: if the processes of a team do not find the same checkpoint.
+        VerdictError: if the ranks of a group find different checkpoints.
     """
-    lead = team is None or team.rank == 0
-    if team:
-        team.seed(seed, epoch=0)
-    run = _TrainerState(model, make_train_step(model, train, recipe, team), seed, team)
-    if places and run.resume(places):
-        log.info("going on after epoch %d of %d", len(run.records), epochs)
+    is_main = group is None or group.rank == 0
+    if group:
+        group.seed(seed, epoch=0)
+    run = _TrainerState(model, make_train_step(model, train, config, group), seed, group)
+    if checkpoints and run.resume(checkpoints):
+        log.info("resuming after epoch %d of %d", len(run.records), epochs)
     if isinstance(run.stepper, CudaGraphStep):
-        run.validate(model, validation)  # so that the first epoch's time holds no preparations
+        run.validate(model, validation)  # warm-up: the seconds of the first epoch do not include it
     saved = time.monotonic()
-    with _bar(recipe.steps, len(run.losses), lead) as advance:
+    with _step_bar(config.steps, len(run.losses), is_main) as advance:
         for number in range(len(run.records) + 1, epochs + 1):
             if patience and len(run.records) - run.best_epoch >= patience:
                 log.info("no better epoch in %d; training ends after %d of %d", patience, len(run.records), epochs)
                 break
-            record = run.train(number, train, validation, recipe.batch_size, advance)
-            _report(record, epochs, on_epoch if lead else None)
+            record = run.train(number, train, validation, config.batch_size, advance)
+            _report(record, epochs, on_epoch if is_main else None)
             if record["train_loss"] is None:
-                break  # what is no number stays none
-            if lead and places and number < epochs and time.monotonic() - saved >= places.seconds:
-                save_checkpoint(places.folder, places.run, run.checkpoint())
+                break  # weights that became NaN or Inf stay so
+            if is_main and checkpoints and number < epochs and time.monotonic() - saved >= checkpoints.seconds:
+                save_checkpoint(checkpoints.folder, checkpoints.fingerprint, run.checkpoint())
                 saved = time.monotonic()
     run.load_best_weights()
     return TrainingHistory(run.records, run.losses, run.best_epoch, _collapsed(run.records, validation))
 
 
 @contextlib.contextmanager
-def _bar(steps: int, done: int, lead: bool) -> Iterator[Callable[[], None]]:
-    """Show the bar of the steps; in a team rank 0 does, the others move nothing."""
-    if not lead:
+def _step_bar(steps: int, done: int, is_main: bool) -> Iterator[Callable[[], None]]:
+    """Show a progress bar of the training steps, on rank 0 alone."""
+    if not is_main:
         yield lambda: None
         return
     with progress_bar("fine-tuning", steps, done=done) as advance:
@@ -135,30 +137,30 @@ class _TrainerState:
     """The state of a training run between epochs."""
 
     def __init__(
-        self, model: nn.Module, stepper: EagerStep | CudaGraphStep, seed: int, team: ProcessGroup | None
+        self, model: nn.Module, stepper: EagerStep | CudaGraphStep, seed: int, group: ProcessGroup | None
     ) -> None:
-        self._model, self.stepper, self._seed, self._team = model, stepper, seed, team
-        self.validate = functools.partial(validate, team=team) if team else validate
-        if team:
-            team.broadcast(stepper.flat.master)
+        self._model, self.stepper, self._seed, self._group = model, stepper, seed, group
+        self.validate = functools.partial(validate, group=group) if group else validate
+        if group:
+            group.broadcast(stepper.flat.master)
             stepper.flat.sync_compute()
         self._rng = np.random.default_rng(seed)
         self.records: list[EpochRecord] = []
         self.losses: list[float | None] = []
         self.best_epoch = 0
-        self._best_rank = (-math.inf, -math.inf)
+        self._best_key = (-math.inf, -math.inf)
         self._best = stepper.flat.master.clone()
 
     def train(
         self, number: int, train: TokenDataset, validation: TokenDataset, batch_size: int, advance: Callable[[], None]
     ) -> EpochRecord:
-        """Train one epoch and validate; keep the weights where they are the best so far."""
+        """Train one epoch and validate; keep a copy of the weights if they are the best so far."""
         started = time.perf_counter()
-        if self._team:
-            self._team.seed(self._seed, number)
+        if self._group:
+            self._group.seed(self._seed, number)
         batches = shuffled_batches(train.lengths, batch_size, self._rng)
         passed = self.stepper.run(batches, len(self.losses), advance)
-        losses = passed.losses.tolist()  # the one wait for the device in an epoch
+        losses = passed.losses.tolist()  # the only synchronisation with the device in an epoch
         record = EpochRecord(
             seed=self._seed,
             epoch=number,
@@ -167,13 +169,13 @@ class _TrainerState:
             **self.validate(self._model, validation),  # type: ignore[typeddict-item]
             seconds=round(time.perf_counter() - started, 2),
         )
-        if self._team:  # so that all decide alike: which epoch is the best, and whether to go on
-            record, losses = self._team.broadcast_object((record, losses))
+        if self._group:  # all ranks must decide alike which epoch is the best and whether to stop
+            record, losses = self._group.broadcast_object((record, losses))
         self.records.append(record)
         self.losses += [_finite(loss) for loss in losses]
-        rank = _selection_key(record)
-        if not self.best_epoch or rank > self._best_rank:
-            self.best_epoch, self._best_rank = number, rank
+        key = _selection_key(record)
+        if not self.best_epoch or key > self._best_key:
+            self.best_epoch, self._best_key = number, key
             self._best.copy_(self.stepper.flat.master)
         return record
 
@@ -187,21 +189,23 @@ class _TrainerState:
             "records": self.records,
             "losses": self.losses,
             "best_epoch": self.best_epoch,
-            "best_rank": [value if math.isfinite(value) else None for value in self._best_rank],
+            "best_key": [value if math.isfinite(value) else None for value in self._best_key],
             "order": self._rng.bit_generator.state,
             "parts": self.stepper.micro_batches,
         }
         return Checkpoint(len(self.records), tensors, record)
 
-    def resume(self, places: CheckpointConfig) -> bool:
-        """Go on from the last checkpoint, if there is one."""
-        held = load_checkpoint(places.folder, places.run)
-        found = held.epoch if held else 0
-        if self._team and self._team.broadcast_object(found) != found:
-            raise VerdictError(f"{places.folder} holds other checkpoints than for rank 0; expected one folder for all")
-        if held:
-            self._restore(held.tensors, held.record)
-        return held is not None
+    def resume(self, checkpoints: CheckpointConfig) -> bool:
+        """Load the last checkpoint; return whether there was one."""
+        checkpoint = load_checkpoint(checkpoints.folder, checkpoints.fingerprint)
+        epoch = checkpoint.epoch if checkpoint else 0
+        if self._group and self._group.broadcast_object(epoch) != epoch:
+            raise VerdictError(
+                f"{checkpoints.folder} holds other checkpoints than rank 0 found; expected one folder for all ranks"
+            )
+        if checkpoint:
+            self._restore(checkpoint.tensors, checkpoint.record)
+        return checkpoint is not None
 
     def _restore(self, tensors: dict[str, torch.Tensor], record: dict[str, Any]) -> None:
         flat = self.stepper.flat
@@ -216,35 +220,35 @@ class _TrainerState:
         self.stepper.optimizer.load(state)
         self.records, self.losses = record["records"], record["losses"]
         self.best_epoch = record["best_epoch"]
-        mcc_rank, loss_rank = (-math.inf if value is None else value for value in record["best_rank"])
-        self._best_rank = (mcc_rank, loss_rank)
+        best_mcc, best_loss = (-math.inf if value is None else value for value in record["best_key"])
+        self._best_key = (best_mcc, best_loss)
         self._rng.bit_generator.state = record["order"]
-        if isinstance(self.stepper, EagerStep):  # finding out again would draw random numbers
+        if isinstance(self.stepper, EagerStep):  # a second out-of-memory retry would draw further random numbers
             self.stepper.micro_batches = record["parts"]
 
     def load_best_weights(self) -> None:
-        """Give the model the best epoch's weights."""
+        """Load the best epoch's weights into the model, in fp32 and with its own layers."""
         unfuse(self._model)
         self.stepper.flat.master.copy_(self._best)
         self.stepper.flat.restore_fp32()
 
 
 @cudnn_attention_disabled()
-def validate(model: nn.Module, validation: TokenDataset, team: ProcessGroup | None = None) -> dict[str, float | None]:
-    """Measure loss, accuracy and MCC on validation sentences; a team's processes share the work and find the same."""
+def validate(model: nn.Module, validation: TokenDataset, group: ProcessGroup | None = None) -> dict[str, float | None]:
+    """Measure loss, accuracy and MCC on validation sentences; ranks share the work and return the same figures."""
     device = next(model.parameters()).device
     size = EVALUATION_BATCH[device.type]
-    mine = shard(np.arange(validation.count), team)
+    local_rows = shard(np.arange(validation.count), group)
     while True:
         try:
-            logits = _logits(model, validation, mine, size)
+            logits = compute_logits(model, validation, local_rows, size)
             break
         except torch.OutOfMemoryError:
             if size == 1:
                 raise
         size //= 2
-    if team:
-        logits = team.all_reduce(logits.to(device, copy=True)).cpu()
+    if group:
+        logits = group.all_reduce(logits.to(device, copy=True)).cpu()
     predictions = logits.argmax(-1).numpy()
     loss = nn.functional.cross_entropy(logits, torch.from_numpy(validation.labels))
     return {
@@ -255,12 +259,12 @@ def validate(model: nn.Module, validation: TokenDataset, team: ProcessGroup | No
 
 
 @torch.inference_mode()
-def _logits(model: nn.Module, validation: TokenDataset, mine: Rows, size: int) -> torch.Tensor:
-    """Return the logits [N, 2] of some of all sentences, `size` of them at a time; those of the others are zeros."""
+def compute_logits(model: nn.Module, validation: TokenDataset, selected: Rows, size: int) -> torch.Tensor:
+    """Return logits [N, 2] on the CPU: of the selected rows, computed in batches of `size`; zeros elsewhere."""
     model.eval()
     logits = torch.zeros(validation.count, 2)
     parts = []
-    for rows in (mine[part] for part in sorted_batches(validation.lengths[mine], size)):
+    for rows in (selected[part] for part in sorted_batches(validation.lengths[selected], size)):
         inputs, _ = validation.batch(rows)
         parts.append((rows, model(**inputs).logits.float()))
     for rows, part in parts:
@@ -269,7 +273,7 @@ def _logits(model: nn.Module, validation: TokenDataset, mine: Rows, size: int) -
 
 
 def _selection_key(record: EpochRecord) -> tuple[float, float]:
-    """Return what is larger for a better epoch; weights that gave a loss that is no number are the worst there are."""
+    """Return a key that is larger for a better epoch: MCC, then lower loss; an epoch with a NaN or Inf loss is last."""
     loss = record["validation_loss"]
     if loss is None or record["train_loss"] is None:
         return -math.inf, -math.inf
@@ -277,9 +281,13 @@ def _selection_key(record: EpochRecord) -> tuple[float, float]:
 
 
 def _collapsed(records: list[EpochRecord], validation: TokenDataset) -> bool:
-    """Tell whether a run learned nothing; sentences of one label only cannot tell, their MCC is always 0."""
-    telling = len(np.unique(validation.labels)) == 2
-    return records[-1]["train_loss"] is None or (telling and all(each["validation_mcc"] == 0 for each in records))
+    """Return whether a run learned nothing: NaN or Inf loss, or one class predicted in every epoch (MCC 0).
+
+    With validation rows of one label the MCC is always 0 and says nothing.
+    """
+    has_both_labels = len(np.unique(validation.labels)) == 2
+    predicts_one_class = has_both_labels and all(record["validation_mcc"] == 0 for record in records)
+    return records[-1]["train_loss"] is None or predicts_one_class
 
 
 def _report(record: EpochRecord, epochs: int, on_epoch: OnEpoch | None) -> None:

@@ -28,6 +28,7 @@ from bench_ingestion import cpu_name
 from tried import TRIED, best_threshold
 
 from tasks.core.provenance import git_commit, library_versions
+from tasks.core.settings import FinetuneSettings
 from tasks.data.ingestion import ingest_text
 from tasks.data.snapshots import read_snapshot, write_snapshot
 from tasks.data.sources import locate_sources
@@ -35,11 +36,13 @@ from tasks.data.splitting import drop_labelled, split_snapshot
 from tasks.data.table_format import TableFormat
 from tasks.evaluation.metrics import mcc
 from tasks.inference.tokenization import load_tokenizer
+from tasks.training.dataset import encode_rows
 from tasks.training.device import device_name, resolve_device
 from tasks.training.finetune import fine_tune
-from tasks.training.model import encode_rows, load_classifier
+from tasks.training.model import load_classifier, pad_token_id
 from tasks.training.pretrained import locate_encoder
-from tasks.training.trainer import EVALUATION_BATCH, _logits
+from tasks.training.recipe import resolve_recipe
+from tasks.training.trainer import EVALUATION_BATCH, compute_logits
 
 COMMON: dict[str, Any] = {
     "batch_size": 32, "warmup_ratio": 0.1, "weight_decay": 0.01, "max_length": 128, "max_grad_norm": 1.0,
@@ -159,21 +162,24 @@ def measure(
         chosen: dict[str, Any] = COMMON | settings
         what, *how = chosen.pop("try", [""])
         whole = chosen.pop("whole", False)
+        text = ""
         if "text_corruptions" in chosen:
             text = ingest_text(options.text, scratch, TableFormat())["path"]
-            chosen["text"], _ = drop_labelled(text, [train, validation, snapshots["holdout"]], scratch)
+            text, _ = drop_labelled(text, [train, validation, snapshots["holdout"]], scratch)
         if whole:
             train = join(train, validation, f"{scratch}/whole.parquet")
         with TRIED[what](*how) if what else contextlib.nullcontext():
-            training = fine_tune(train, validation, encoder, folder, seed=seed, device=device, **chosen)
+            recipe = resolve_recipe(FinetuneSettings(seed=seed, device=device, **chosen), encoder)  # type: ignore[arg-type]
+            training = fine_tune(train, validation, recipe, folder, text=text)
         seconds = time.perf_counter() - started
         model = load_classifier(folder).to(device)
         tokenizer = load_tokenizer(folder, COMMON["max_length"])
+        pad_id = pad_token_id(folder)
         encoded = [
-            encode_rows(read_snapshot(path), tokenizer, model, device) for path in (validation, snapshots["holdout"])
+            encode_rows(read_snapshot(path), tokenizer, pad_id, device) for path in (validation, snapshots["holdout"])
         ]
     labels = [part.labels for part in encoded]
-    logits = [_logits(model, part, np.arange(part.count), EVALUATION_BATCH[device]).numpy() for part in encoded]
+    logits = [compute_logits(model, part, np.arange(part.count), EVALUATION_BATCH[device]).numpy() for part in encoded]
     margins = [part[:, 1] - part[:, 0] for part in logits]
     limit = best_threshold(labels[0], margins[0])
     unseen = {
@@ -186,7 +192,7 @@ def measure(
         "seconds": round(seconds, 1),
         "holdout_mcc": mcc(labels[1], logits[1].argmax(-1)),
         **({} if whole else unseen),
-        "kept": training["selected"],
+        "averaged": training["averaged"],
         "members": [member["validation_mcc"] for member in training["seeds"]],
         "epochs": [epoch["validation_mcc"] for epoch in training["epochs"]],
     }

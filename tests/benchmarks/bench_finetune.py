@@ -35,6 +35,7 @@ from tasks.training.dataset import TokenDataset
 from tasks.training.device import device_name, resolve_device
 from tasks.training.model import load_classifier
 from tasks.training.pretrained import locate_encoder
+from tasks.training.recipe import resolve_precision
 from tasks.training.train_step import StepConfig
 from tasks.training.trainer import train_epochs, validate
 
@@ -228,7 +229,10 @@ def run_verdict(
     started = time.perf_counter()
     train, validation = (encoded(parts[name], model, device) for name in ("train", "validation"))
     steps = options.epochs * math.ceil(train.count / batch_size)
-    recipe = StepConfig(steps, batch_size, options.learning_rate, 0.1, 0.01, 1.0, options.layer_decay)
+    precision = resolve_precision("auto", device)
+    recipe = StepConfig(
+        steps, batch_size, options.learning_rate, 0.1, 0.01, 1.0, options.layer_decay, precision=precision
+    )
     course = train_epochs(model, train, validation, recipe, epochs=options.epochs, seed=seed)
     seconds = sum(epoch["seconds"] for epoch in course.epochs)
     best = max(epoch["validation_mcc"] for epoch in course.epochs)

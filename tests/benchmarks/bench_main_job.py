@@ -21,6 +21,7 @@ import torch
 
 from tasks.core.policy import load_policy
 from tasks.core.provenance import git_commit, library_versions
+from tasks.core.settings import FinetuneSettings
 from tasks.data.ingestion import ingest
 from tasks.data.sources import locate_sources
 from tasks.data.splitting import split_snapshot
@@ -32,6 +33,7 @@ from tasks.training.device import device_name, resolve_device
 from tasks.training.finetune import fine_tune
 from tasks.training.model import LABELS
 from tasks.training.pretrained import locate_encoder
+from tasks.training.recipe import resolve_recipe
 
 
 def main() -> None:
@@ -95,19 +97,19 @@ def run_job(options: argparse.Namespace, device: str, seed: int) -> dict[str, An
         encoder = timed("encoder", locate_encoder, options.encoder)
         holdouts = [data[name]["path"] for name in ("holdout", "secondary") if data[name]]
         train, validation, counts = timed("split", split_snapshot, data["train"]["path"], holdouts, folder, 0.1, seed)
-        training = timed(
-            "fine-tune", fine_tune, train, validation, encoder["folder"], f"{folder}/model",
+        settings = FinetuneSettings(
             epochs=options.epochs, batch_size=options.batch_size, learning_rate=options.learning_rate,
-            warmup_ratio=0.1, weight_decay=0.01, max_length=options.max_length, max_grad_norm=1.0,
-            seed=seed, device=device,
+            max_length=options.max_length, seed=seed, device=device,  # type: ignore[arg-type]
         )  # fmt: skip
+        recipe = resolve_recipe(settings, encoder["folder"])
+        training = timed("fine-tune", fine_tune, train, validation, recipe, f"{folder}/model")
         facts = {
             "labels": LABELS,
             "max_length": options.max_length,
             "encoder": encoder["name"],
             "dataset": data["digest"],
         }
-        exported = timed("export", export_bundle, training["model"], folder, {**facts, "git_commit": git_commit()})
+        exported = timed("export", export_bundle, f"{folder}/model", folder, {**facts, "git_commit": git_commit()})
         policy = load_policy()
         circumstances = {
             "champion_state": "none", "holdout_uses": 0, "drift": [], "training_digest": data["train"]["digest"],

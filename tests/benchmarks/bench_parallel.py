@@ -32,6 +32,7 @@ from tasks.training.launcher import launch
 from tasks.training.model import load_classifier
 from tasks.training.pretrained import locate_encoder
 from tasks.training.process_group import ProcessGroup
+from tasks.training.recipe import resolve_precision
 from tasks.training.train_step import StepConfig
 from tasks.training.trainer import TrainingHistory, train_epochs
 
@@ -128,7 +129,7 @@ def side_by_side(job: Job, processes: int) -> dict[str, Any]:
     seconds, answers = {}, {}
     for name, started in (("one_after_another", 1), ("side_by_side", processes)):
         before = time.perf_counter()
-        found = launch(train_seeds, started, job, processes, device=job.device, on_message=say, together=False)
+        found = launch(train_seeds, started, job, processes, device=job.device, on_message=say, synchronised=False)
         seconds[name] = round(time.perf_counter() - before, 3)
         answers[name] = [answer for each in found for answer in each]
     trained = {name: [answer["seconds"] for answer in each] for name, each in answers.items()}
@@ -183,8 +184,9 @@ def train(team: ProcessGroup | None, job: Job, encoder: str, batch_size: int, ep
     model = load_classifier(encoder).to(job.device)
     data, validation = (encoded(job.parts[name], model, job.device) for name in ("train", "validation"))
     steps = epochs * math.ceil(data.count / batch_size)
-    recipe = StepConfig(steps, batch_size, job.learning_rate, 0.1, 0.01, 1.0)
-    course: TrainingHistory = train_epochs(model, data, validation, recipe, epochs=epochs, seed=seed, team=team)
+    precision = resolve_precision("auto", job.device)
+    recipe = StepConfig(steps, batch_size, job.learning_rate, 0.1, 0.01, 1.0, precision=precision)
+    course: TrainingHistory = train_epochs(model, data, validation, recipe, epochs=epochs, seed=seed, group=team)
     seconds = sum(epoch["seconds"] for epoch in course.epochs)
     return {
         "seconds": round(seconds, 3),

@@ -19,6 +19,7 @@ from bench_inference import origin
 from bench_ingestion import cpu_name
 
 from tasks.core.provenance import git_commit, library_versions
+from tasks.core.settings import FinetuneSettings
 from tasks.data.snapshots import read_snapshot, write_snapshot
 from tasks.data.sources import locate_sources
 from tasks.data.splitting import split_snapshot
@@ -29,6 +30,7 @@ from tasks.inference.classifier import Classifier
 from tasks.training.device import device_name, resolve_device
 from tasks.training.finetune import fine_tune
 from tasks.training.pretrained import locate_encoder
+from tasks.training.recipe import resolve_recipe
 
 
 def main() -> None:
@@ -64,9 +66,10 @@ def compare(name: str, options: argparse.Namespace, device: str, scratch: str) -
     sources = locate_sources([options.data], "", "", scratch)
     snapshots = {name: write_snapshot(sources[name], scratch)["path"] for name in ("train", "holdout")}
     train, validation, _ = split_snapshot(snapshots["train"], [snapshots["holdout"]], scratch, 0.1, 1)
-    recipe: dict[str, Any] = COMMON | {"epochs": options.epochs, "learning_rate": options.learning_rate}
+    chosen: dict[str, Any] = COMMON | {"epochs": options.epochs, "learning_rate": options.learning_rate}
+    settings = FinetuneSettings(seed=1, device=device, layer_decay=0.9, **chosen)  # type: ignore[arg-type]
     model = f"{scratch}/model"
-    fine_tune(train, validation, encoder["folder"], model, seed=1, device=device, layer_decay=0.9, **recipe)
+    fine_tune(train, validation, resolve_recipe(settings, encoder["folder"]), model)
     exported = export_bundle(model, scratch, origin(model), validation)
     rows = read_snapshot(snapshots["holdout"])
     labels = rows["label"].to_numpy(np.int64)

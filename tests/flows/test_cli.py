@@ -209,7 +209,7 @@ def test_cuda_without_a_gpu_is_an_error_and_no_cpu_run(
         capsys, "retrain", "--data", str(toy_data), "--encoder", str(tiny_encoder), "--device", "cuda"
     )
     assert (code, out) == (1, "")
-    assert "error: device cuda was asked for, but torch sees no CUDA GPU" in err
+    assert "error: device cuda is wanted, but torch sees no CUDA GPU" in err
     assert not (home / "runs").exists()
 
 

@@ -127,5 +127,5 @@ def test_the_epoch_that_is_kept_is_ringed() -> None:
     axes = draw_epochs(training(best_epoch=2)).axes[0]
     ring = next(line for line in axes.lines if line.get_label() == "kept")
     assert (list(ring.get_xdata()), list(ring.get_ydata())) == ([2], [0.4])
-    soup = draw_epochs(training(selected="soup", soup_mcc=0.6)).axes[0]
+    soup = draw_epochs(training(averaged=True, soup_mcc=0.6)).axes[0]
     assert "mean of the seeds' weights, kept" in [line.get_label() for line in soup.lines]

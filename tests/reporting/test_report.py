@@ -234,7 +234,7 @@ def test_the_report_tells_of_every_variant_and_what_is_not_shipped() -> None:
 
 def test_a_report_on_several_seeds_says_what_is_kept() -> None:
     other = training()["seeds"][0] | {"seed": 8, "validation_mcc": 0.125}
-    several = training(seeds=[*training()["seeds"], other], selected="soup", soup_mcc=0.875)
+    several = training(seeds=[*training()["seeds"], other], averaged=True, soup_mcc=0.875)
     _, text = page(tell(weigh(), training=several))
     assert "2 seeds were trained from one start, best validation MCC: 0.500, 0.125" in text
     assert "the mean of their weights has 0.875. That mean is kept" in text

@@ -110,10 +110,10 @@ EPOCHS = [
 def training(**changes: Any) -> Any:
     """Return the record of a training run, changed by name."""
     values = {
-        "model": "model",
+        "schema_version": 1,
         "device": "cpu",
         "precision": "fp32",
-        "selected": "seed",
+        "averaged": False,
         "soup_mcc": None,
         "seeds": [{"seed": 7, "best_epoch": 3, "validation_mcc": 0.5, "curve": [0.3, 0.4, 0.5]}],
         "seed": 7,

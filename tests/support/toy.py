@@ -2,10 +2,14 @@
 
 import json
 import random
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    from tasks.training.recipe import TrainingRecipe
 
 WORDS = [
     "the",
@@ -65,9 +69,10 @@ def write_tokenizer(folder: Path) -> None:
     tokenizer.save(str(folder / "tokenizer.json"))
 
 
-def recipe(**changes: Any) -> dict[str, Any]:
-    """Return fine_tune's settings for the tiny model, changed by name."""
+def recipe(encoder: Path | str, **changes: Any) -> "TrainingRecipe":
+    """Return a recipe for the tiny model, changed by name; bounds are not checked, so that a run can diverge."""
     values: dict[str, Any] = {
+        "encoder": str(encoder),
         "epochs": 2,
         "batch_size": 16,
         "learning_rate": 3e-3,
@@ -82,7 +87,9 @@ def recipe(**changes: Any) -> dict[str, Any]:
         "device": "cpu",
         "precision": "fp32",
     }
-    return values | changes
+    from tasks.training.recipe import TrainingRecipe
+
+    return TrainingRecipe(**values).model_copy(update=changes)
 
 
 class Killed(Exception):
@@ -93,29 +100,41 @@ class Trainer:
     """Trains the tiny encoder on the toy corpus with a checkpoint after each epoch."""
 
     def __init__(self, split: tuple[str, str, str], encoder: Path, folder: Path) -> None:
-        self.paths = [*split[:2], str(encoder)]
+        self.train_rows, self.validation_rows, self.encoder = split[0], split[1], str(encoder)
         self.folder, self.checkpoints = folder / "model", folder / "model-checkpoints"
 
-    def settings(self, **changes: Any) -> dict[str, Any]:
-        return recipe(**{"epochs": EPOCHS, "checkpoint_seconds": 0, **changes})
+    def recipe(self, **changes: Any) -> "TrainingRecipe":
+        return recipe(self.encoder, **{"epochs": EPOCHS, "checkpoint_seconds": 0, **changes})
 
-    def train(self, **changes: Any) -> tuple[Any, list[int]]:
-        """Return the training and the epochs that it told of."""
+    def fingerprint(self, text: str = "", **changes: Any) -> str:
+        """Return what ties checkpoints to this run."""
+        from tasks.training.finetune import make_job
+
+        job = make_job(self.train_rows, self.validation_rows, self.recipe(**changes), str(self.checkpoints), text)
+        return job.fingerprint
+
+    def train(
+        self, on_epoch: Callable[[Any], None] | None = None, text: str = "", **changes: Any
+    ) -> tuple[Any, list[int]]:
+        """Return the training and the epochs that `on_epoch` was called with."""
         from tasks.training.finetune import fine_tune
 
-        told: list[int] = []
-        tell = changes.pop("on_epoch", lambda record: None)
+        epochs: list[int] = []
 
-        def hear(record: Any) -> None:
-            told.append(record["epoch"])
-            tell(record)
+        def record_epoch(record: Any) -> None:
+            epochs.append(record["epoch"])
+            if on_epoch:
+                on_epoch(record)
 
-        training = fine_tune(*self.paths, str(self.folder), **self.settings(**changes), on_epoch=hear)
+        training = fine_tune(
+            self.train_rows, self.validation_rows, self.recipe(**changes), str(self.folder),
+            text=text, on_epoch=record_epoch,
+        )  # fmt: skip
         assert not self.checkpoints.exists()
-        return training, told
+        return training, epochs
 
     def interrupt(self, number: int, attempt: int = 0, **changes: Any) -> None:
-        """Kill a run when it tells of an epoch; `attempt` counts how often it told of that before."""
+        """Kill a run after an epoch; `attempt` counts how often `on_epoch` was called with that one before."""
         left = [*[False] * attempt, True]
 
         def kill(record: Any) -> None:
@@ -123,29 +142,29 @@ class Trainer:
                 raise Killed
 
         with pytest.raises(Killed):
-            self.train(**changes, on_epoch=kill)
+            self.train(kill, **changes)
         assert not self.folder.exists()
 
     def result(self) -> tuple[bytes, dict[str, Any]]:
         """Return the weights' file and the record, without what two runs cannot share."""
         record: dict[str, Any] = json.loads((self.folder / "training.json").read_text())
-        del record["seconds"], record["model"]
+        del record["seconds"]
         for epoch in record["epochs"]:
             del epoch["seconds"]
         return (self.folder / "model.safetensors").read_bytes(), record
 
 
 def diverge(monkeypatch: pytest.MonkeyPatch, *seeds: int) -> None:
-    """Let runs of some seeds end in losses that are no number."""
-    from tasks.training import soup as members
+    """Let runs of some seeds end in NaN losses."""
+    from tasks.training import soup
 
-    real = members.train_epochs
+    real = soup.train_epochs
 
-    def train_epochs(model: Any, train: Any, validation: Any, chosen: Any, **others: Any) -> Any:
-        rate = DIVERGING if others["seed"] in seeds else chosen.learning_rate
-        return real(model, train, validation, chosen._replace(learning_rate=rate), **others)
+    def train_epochs(model: Any, train: Any, validation: Any, config: Any, **others: Any) -> Any:
+        rate = DIVERGING if others["seed"] in seeds else config.learning_rate
+        return real(model, train, validation, config._replace(learning_rate=rate), **others)
 
-    monkeypatch.setattr(members, "train_epochs", train_epochs)
+    monkeypatch.setattr(soup, "train_epochs", train_epochs)
 
 
 def origin(**changes: Any) -> Any:

@@ -138,7 +138,7 @@ def test_a_damaged_or_foreign_one_is_passed_over_with_a_line_and_the_one_before_
     assert same(load_checkpoint(str(folder), RUN), checkpoint(1))
     (line,) = caplog.messages
     assert line.startswith(f"checkpoint {folder}/epoch-")
-    assert "is passed over: " in line
+    assert "is ignored: " in line
     assert "\n" not in line
 
 
@@ -153,7 +153,7 @@ def test_where_none_is_whole_there_is_none(damage: str, folder: Path, caplog: py
 def test_a_line_says_that_it_is_another_runs(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert load_checkpoint(str(folder), "another") is None
     assert caplog.messages == [
-        f"checkpoint {folder / name} is passed over: it belongs to another run" for name in ("epoch-0002", "epoch-0001")
+        f"checkpoint {folder / name} is ignored: it belongs to another run" for name in ("epoch-0002", "epoch-0001")
     ]
 
 
@@ -190,7 +190,7 @@ def test_a_full_disk_is_one_warning_and_the_last_one_stays(
     save_checkpoint(str(folder), RUN, checkpoint(3))
     (line,) = caplog.messages
     assert line.startswith(f"checkpoint {folder / 'epoch-0003'} cannot be written (")
-    assert line.endswith("No space left on device); training goes on without it")
+    assert line.endswith("No space left on device); training continues without it")
     assert names(folder) == ["epoch-0001", "epoch-0002"]
     assert same(load_checkpoint(str(folder), RUN), checkpoint(2))
 

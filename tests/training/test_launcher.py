@@ -34,7 +34,7 @@ on_linux = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc"
 
 
 def train(
-    team: ProcessGroup | None, dropout: float = 0.0, places: CheckpointConfig | None = None, epochs: int = EPOCHS
+    team: ProcessGroup | None, dropout: float = 0.0, checkpoints: CheckpointConfig | None = None, epochs: int = EPOCHS
 ) -> tuple[TrainingHistory, Weights]:
     """Train a tiny model; ranks start from other weights, those of rank 0 must win."""
     from tiny import tiny_bert, toy_encoded, toy_recipe
@@ -42,7 +42,7 @@ def train(
     model = tiny_bert(seed=team.rank if team else 0, dropout=dropout)
     course = train_epochs(
         model, toy_encoded(ROWS, seed=1), toy_encoded(31, seed=2), toy_recipe(steps=STEPS, max_grad_norm=0.5),
-        epochs=epochs, seed=SEED, places=places, on_epoch=team.notify_parent if team else None, team=team,
+        epochs=epochs, seed=SEED, checkpoints=checkpoints, on_epoch=team.notify_parent if team else None, group=team,
     )  # fmt: skip
     return timeless(course), {name: tensor.detach().clone() for name, tensor in model.named_parameters()}
 

@@ -1,5 +1,6 @@
 """Members of a run: one start, the mean of their weights where it is good, and no work done twice or lost."""
 
+import dataclasses
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,31 +14,31 @@ from toy import DIVERGING, Killed, Trainer, diverge
 
 from tasks.data.snapshots import read_snapshot
 from tasks.inference.tokenization import load_tokenizer
-from tasks.training import finetune
-from tasks.training import soup as members
+from tasks.training import finetune, soup
 from tasks.training.corruption import with_corruptions
+from tasks.training.dataset import encode_rows
 from tasks.training.finetune import load_training
-from tasks.training.model import encode_rows, load_classifier
+from tasks.training.model import load_classifier
 from tasks.training.soup import (
-    SEED_RUN_FILE,
+    RECORD_FILE,
     WEIGHTS_FILE,
     SavedSeedRun,
     SeedRun,
     SelectedModel,
+    TokenizedData,
     TrainingJob,
     average_or_best,
     load_seed_run,
     run_corruption_stage,
     train_seed,
 )
-from tasks.training.train_step import StepConfig
 from tasks.training.trainer import EpochRecord, validate
 
 Weights = dict[str, torch.Tensor]
 EPOCHS = 2
 FAST: dict[str, Any] = {"epochs": EPOCHS, "learning_rate": 5e-3}  # enough for all seeds to learn all there is
 THREE = FAST | {"seeds": 3}
-SPOILED = FAST | {"corruptions": 1}
+CORRUPTED = FAST | {"corruptions": 1}
 
 
 def told_by(trainer: Trainer, **changes: Any) -> list[tuple[int, int]]:
@@ -68,7 +69,7 @@ def assert_mean(found: Weights, *parts: Weights) -> None:
 def mcc_of(folder: Path, validation: str) -> float:
     """Measure a model that a run has left."""
     model = load_classifier(str(folder))
-    rows = encode_rows(read_snapshot(validation), load_tokenizer(str(folder), 16), model, "cpu")
+    rows = encode_rows(read_snapshot(validation), load_tokenizer(str(folder), 16), 0, "cpu")
     return float(validate(model, rows)["validation_mcc"] or 0)
 
 
@@ -77,11 +78,11 @@ def pieces(monkeypatch: pytest.MonkeyPatch) -> list[Weights]:
     """Weights of the members that were handed to `combine`, read before they are deleted."""
     found: list[Weights] = []
 
-    def watched(job: TrainingJob, start: str, kept: list[SavedSeedRun]) -> SelectedModel:
-        found.extend(load_file(each.weights) for each in kept)
-        return average_or_best(job, start, kept)
+    def watched(job: TrainingJob, data: TokenizedData, start: str, saved: list[SavedSeedRun]) -> SelectedModel:
+        found.extend(load_file(each.weights) for each in saved)
+        return average_or_best(job, data, start, saved)
 
-    monkeypatch.setattr(finetune, "combine", watched)
+    monkeypatch.setattr(finetune, "average_or_best", watched)
     return found
 
 
@@ -95,33 +96,14 @@ def three(toy_split: tuple[str, str, str], tiny_encoder: Path, tmp_path_factory:
 
 @pytest.fixture
 def make_job(trainer: Trainer) -> Callable[..., TrainingJob]:
-    """What members share, changed by name."""
+    """What seeds share, changed by name."""
 
-    def make(**changes: Any) -> TrainingJob:
-        rates = {"learning_rate": 3e-3, "warmup_ratio": 0.1, "weight_decay": 0.01, "max_grad_norm": 1.0}
-        chosen = StepConfig(steps=EPOCHS * 20, batch_size=16, **rates)._replace(
-            **{name: changes.pop(name) for name in StepConfig._fields if name in changes}
+    def make(text: str = "", **changes: Any) -> TrainingJob:
+        recipe = trainer.recipe(**{"epochs": EPOCHS, **changes})
+        fingerprint = str(recipe.seed)
+        return TrainingJob(
+            recipe, trainer.train_rows, trainer.validation_rows, text, str(trainer.checkpoints), fingerprint
         )
-        values: dict[str, Any] = {
-            "train": trainer.paths[0],
-            "validation": trainer.paths[1],
-            "encoder": trainer.paths[2],
-            "folder": str(trainer.checkpoints),
-            "run": "run",
-            "recipe": chosen,
-            "epochs": EPOCHS,
-            "patience": 0,
-            "corruptions": 0,
-            "text": "",
-            "text_corruptions": 1,
-            "label_smoothing": 0.0,
-            "max_length": 16,
-            "seed": 7,
-            "restarts": 0,
-            "checkpoint_seconds": 0,
-            "device": "cpu",
-        }
-        return TrainingJob(**values | changes)
 
     return make
 
@@ -171,8 +153,8 @@ def test_the_mean_of_the_members_weights_is_kept(trainer: Trainer, pieces: list[
     training, _ = trainer.train(**THREE)
     assert len(pieces) == 3
     assert_mean(load_file(trainer.folder / "model.safetensors"), *pieces)
-    assert training["selected"] == "soup"
-    assert training["soup_mcc"] == mcc_of(trainer.folder, trainer.paths[1])
+    assert training["averaged"]
+    assert training["soup_mcc"] == mcc_of(trainer.folder, trainer.validation_rows)
     assert [seed["seed"] for seed in training["seeds"]] == [7, 8, 9]
     for seed in training["seeds"]:
         assert len(seed["curve"]) == EPOCHS
@@ -199,7 +181,7 @@ def test_the_first_member_is_what_its_seed_alone_would_be(trainer: Trainer, piec
 def test_one_seed_is_kept_as_it_is(trainer: Trainer) -> None:
     training, _ = trainer.train(seeds=1, **FAST)
     given = trainer.result()
-    assert (training["selected"], training["soup_mcc"], training["seed"]) == ("seed 7", None, 7)
+    assert (training["averaged"], training["soup_mcc"], training["seed"]) == (False, None, 7)
     assert [seed["curve"] for seed in training["seeds"]] == [[epoch["validation_mcc"] for epoch in training["epochs"]]]
     trainer.train(**FAST)
     assert trainer.result() == given
@@ -226,26 +208,26 @@ def test_the_best_member_is_kept_where_the_mean_is_no_good(
     """These two tell sentences apart equally well; between them lies a model that answers always the same."""
     job = make_job()
     kept = [keep(learned, 0.90), keep(mirrored(learned), 0.95), keep(learned, 0.1)]
-    choice = average_or_best(job, job.encoder, kept[:2])
-    assert (choice.selected, choice.soup_mcc) == ("seed 8", 0.0)
+    choice = average_or_best(job, TokenizedData(job), job.recipe.encoder, kept[:2])
+    assert (choice.averaged, choice.soup_mcc) == (False, 0.0)
     assert choice.best == kept[1].run
     assert_equal(dict(choice.model.state_dict()), mirrored(learned))
 
 
-@pytest.mark.parametrize(("measured", "kept"), [(0.1875, "seed 8"), (0.25, "soup"), (0.75, "soup")])
+@pytest.mark.parametrize(("measured", "averaged"), [(0.1875, False), (0.25, True), (0.75, True)])
 def test_the_mean_is_good_from_what_the_weakest_member_has(
     measured: float,
-    kept: str,
+    averaged: bool,
     learned: Weights,
     keep: Callable[..., SavedSeedRun],
     make_job: Callable[..., TrainingJob],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Not only from what the best of them has."""
-    monkeypatch.setattr(members, "validate", lambda model, rows: {"validation_mcc": measured})
+    monkeypatch.setattr(soup, "validate", lambda model, rows: {"validation_mcc": measured})
     job = make_job()
-    choice = average_or_best(job, job.encoder, [keep(learned, 0.25), keep(learned, 0.75)])
-    assert (choice.selected, choice.soup_mcc, choice.best["seed"]) == (kept, measured, 8)
+    choice = average_or_best(job, TokenizedData(job), job.recipe.encoder, [keep(learned, 0.25), keep(learned, 0.75)])
+    assert (choice.averaged, choice.soup_mcc, choice.best["seed"]) == (averaged, measured, 8)
 
 
 # Members that learned nothing
@@ -261,12 +243,15 @@ def test_a_member_that_learned_nothing_is_left_out_of_the_mean(
     other = {name: tensor + 1e-4 for name, tensor in learned.items()}
     job = make_job()
     choice = average_or_best(
-        job, job.encoder, [keep(learned, 0.5), keep(nothing, 0.9, collapsed=True), keep(other, 0.6)]
+        job,
+        TokenizedData(job),
+        job.recipe.encoder,
+        [keep(learned, 0.5), keep(nothing, 0.9, collapsed=True), keep(other, 0.6)],
     )
-    assert choice.selected == "soup"
+    assert choice.averaged
     assert choice.best["seed"] == 9
     assert_mean(dict(choice.model.state_dict()), learned, other)
-    assert "1 of 3 members learned nothing" in caplog.messages
+    assert "1 of 3 seeds learned nothing" in caplog.messages
 
 
 def test_a_member_that_diverges_does_not_spoil_the_others(
@@ -276,7 +261,7 @@ def test_a_member_that_diverges_does_not_spoil_the_others(
     training, told = trainer.train(**THREE)
     assert told == [1, 2, 1, 1, 2]
     assert_mean(load_file(trainer.folder / "model.safetensors"), pieces[0], pieces[2])
-    assert training["selected"] == "soup"
+    assert training["averaged"]
     assert [(seed["seed"], len(seed["curve"])) for seed in training["seeds"]] == [(7, 2), (8, 1), (9, 2)]
     assert "seed 8 learned nothing; no further one is tried" in caplog.messages
 
@@ -288,7 +273,7 @@ def test_of_one_member_that_learned_there_is_no_mean(
     expected.train(seed=7, **FAST)
     diverge(monkeypatch, 8)
     training, _ = found.train(seeds=2, **FAST)
-    assert training["selected"] == "seed 7"
+    assert (training["averaged"], training["seed"]) == (False, 7)
     assert training["soup_mcc"] == training["seeds"][0]["validation_mcc"]
     assert_equal(*(load_file(each.folder / "model.safetensors") for each in (found, expected)))
 
@@ -298,10 +283,10 @@ def test_where_no_member_learned_one_of_them_is_the_model_and_it_is_told(
 ) -> None:
     training, told = trainer.train(seeds=2, learning_rate=DIVERGING)
     assert told == [1, 1]
-    assert training["selected"] == "seed 7"
+    assert (training["averaged"], training["seed"]) == (False, 7)
     assert [seed["curve"] for seed in training["seeds"]] == [[0.0], [0.0]]
     assert load_training(str(trainer.folder)) == training
-    assert "2 of 2 members learned nothing" in caplog.messages
+    assert "2 of 2 seeds learned nothing" in caplog.messages
 
 
 def test_a_member_that_learned_nothing_makes_room_for_another_seed(
@@ -313,13 +298,12 @@ def test_a_member_that_learned_nothing_makes_room_for_another_seed(
     assert told == [1, 2, 1, 1, 2]
 
 
-@pytest.mark.parametrize("piece", ["validation", "train"])
+@pytest.mark.parametrize("piece", ["validation_rows", "train_rows"])
 @pytest.mark.parametrize("label", [0, 1])
 def test_sentences_of_one_label_are_combined_too(piece: str, label: int, trainer: Trainer, tmp_path: Path) -> None:
-    place = ["train", "validation"].index(piece)
-    rows = read_snapshot(trainer.paths[place])
-    trainer.paths[place] = str(tmp_path / "one.parquet")
-    rows[rows["label"] == label].to_parquet(trainer.paths[place])
+    rows = read_snapshot(getattr(trainer, piece))
+    rows[rows["label"] == label].to_parquet(tmp_path / "one.parquet")
+    setattr(trainer, piece, str(tmp_path / "one.parquet"))
     training, _ = trainer.train(seeds=2, epochs=1)
     assert training["soup_mcc"] == 0.0
     assert load_training(str(trainer.folder)) == training
@@ -340,7 +324,7 @@ def test_a_run_that_is_killed_trains_no_finished_member_again_and_ends_with_the_
     torch.manual_seed(epoch)  # what other work draws does not matter
     assert told_by(trainer, **THREE) == told
     assert trainer.result() == three
-    assert three[1]["selected"] == "soup"
+    assert three[1]["averaged"]
 
 
 def test_a_run_that_is_killed_when_all_are_finished_trains_nothing_again(
@@ -350,7 +334,7 @@ def test_a_run_that_is_killed_when_all_are_finished_trains_nothing_again(
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(finetune, "combine", kill)
+        patch.setattr(finetune, "average_or_best", kill)
         with pytest.raises(Killed):
             trainer.train(**THREE)
     assert told_by(trainer, **THREE) == []
@@ -392,16 +376,16 @@ def lose_weights(folder: Path) -> None:
 
 
 def cut_record(folder: Path) -> None:
-    (folder / SEED_RUN_FILE).write_bytes((folder / SEED_RUN_FILE).read_bytes()[:100])
+    (folder / RECORD_FILE).write_bytes((folder / RECORD_FILE).read_bytes()[:100])
 
 
 def change_record(folder: Path) -> None:
-    record = json.loads((folder / SEED_RUN_FILE).read_text())
-    (folder / SEED_RUN_FILE).write_text(json.dumps(record | {"member": None}))
+    record = json.loads((folder / RECORD_FILE).read_text())
+    (folder / RECORD_FILE).write_text(json.dumps(record | {"seed_run": None}))
 
 
 def empty_record(folder: Path) -> None:
-    (folder / SEED_RUN_FILE).write_text("[]")
+    (folder / RECORD_FILE).write_text("[]")
 
 
 DAMAGES = [cut_weights, flip_bit, lose_weights, cut_record, change_record, empty_record]
@@ -413,18 +397,18 @@ def test_a_damaged_member_is_told_and_trained_again(
 ) -> None:
     job = make_job(epochs=1)
     told: list[EpochRecord] = []
-    train_seed(job, job.encoder, 7, told.append)
+    train_seed(job, TokenizedData(job), job.recipe.encoder, 7, told.append)
     before = load_seed_run(job, 7)
     weights = Path(before.weights).read_bytes()
-    train_seed(job, job.encoder, 7, told.append)
+    train_seed(job, TokenizedData(job), job.recipe.encoder, 7, told.append)
     assert len(told) == 1
     damage(Path(before.weights).parent)
-    train_seed(job, job.encoder, 7, told.append)
+    train_seed(job, TokenizedData(job), job.recipe.encoder, 7, told.append)
     assert len(told) == 2
     after = load_seed_run(job, 7)
     assert after.run["step_losses"] == before.run["step_losses"]
     assert Path(after.weights).read_bytes() == weights
-    assert len([line for line in caplog.messages if line.startswith(f"{job.folder}/seed-7/finished is passed")]) == 1
+    assert len([line for line in caplog.messages if line.startswith(f"{job.folder}/seed-7/finished is ignored")]) == 1
 
 
 def test_a_run_with_a_damaged_member_goes_on_from_that_members_last_checkpoint(trainer: Trainer, three: Any) -> None:
@@ -438,10 +422,10 @@ def test_a_run_with_a_damaged_member_goes_on_from_that_members_last_checkpoint(t
 
 
 @pytest.fixture(scope="module")
-def rehearsed(toy_split: tuple[str, str, str], tiny_encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+def with_stage(toy_split: tuple[str, str, str], tiny_encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """What a run with a first stage leaves that nothing interrupted."""
-    trainer = Trainer(toy_split, tiny_encoder, tmp_path_factory.mktemp("rehearsed"))
-    trainer.train(**SPOILED, checkpoint_seconds=3600)
+    trainer = Trainer(toy_split, tiny_encoder, tmp_path_factory.mktemp("stage"))
+    trainer.train(**CORRUPTED, checkpoint_seconds=3600)
     return trainer.result()
 
 
@@ -449,36 +433,36 @@ def rehearsed(toy_split: tuple[str, str, str], tiny_encoder: Path, tmp_path_fact
 def stages(caplog: pytest.LogCaptureFixture) -> Iterator[Callable[[], int]]:
     """Counts the first stages that were told."""
     with caplog.at_level("INFO", "tasks"):
-        yield lambda: sum(line.startswith("first stage: ") for line in caplog.messages)
+        yield lambda: sum(line.startswith("corruption stage: ") for line in caplog.messages)
 
 
 def test_a_first_stage_gives_another_model_and_always_the_same(
-    trainer: Trainer, rehearsed: Any, stages: Callable[[], int]
+    trainer: Trainer, with_stage: Any, stages: Callable[[], int]
 ) -> None:
-    trainer.train(**SPOILED)
+    trainer.train(**CORRUPTED)
     assert stages() == 1
-    assert trainer.result() == rehearsed
+    assert trainer.result() == with_stage
     trainer.train(**FAST)
     assert stages() == 1
-    assert trainer.result()[0] != rehearsed[0]
+    assert trainer.result()[0] != with_stage[0]
 
 
 def test_members_start_from_what_the_first_stage_has_made_of_the_encoder(
     make_job: Callable[..., TrainingJob], tiny_encoder: Path
 ) -> None:
     job = make_job(corruptions=2)
-    start = run_corruption_stage(job)
-    assert start == f"{job.folder}/rehearsed"
+    start = run_corruption_stage(job, TokenizedData(job))
+    assert start == f"{job.folder}/corruption-stage"
     before, after = load_file(tiny_encoder / WEIGHTS_FILE), load_file(Path(start) / WEIGHTS_FILE)
     moved = {name for name, tensor in before.items() if not torch.equal(after[f"bert.{name}"], tensor)}
     assert len(moved) > len(before) / 2
     assert_equal(dict(load_classifier(start).state_dict()), after)  # the head too
-    assert run_corruption_stage(job) == start
+    assert run_corruption_stage(job, TokenizedData(job)) == start
 
 
 def test_without_spoiled_sentences_members_start_from_the_encoder(make_job: Callable[..., TrainingJob]) -> None:
     job = make_job()
-    assert run_corruption_stage(job) == job.encoder
+    assert run_corruption_stage(job, TokenizedData(job)) == job.recipe.encoder
     assert not Path(job.folder).exists()
 
 
@@ -492,7 +476,7 @@ def text(tmp_path: Path) -> str:
 
 @pytest.mark.parametrize(("corruptions", "copies", "sentences"), [(0, 1, 100), (0, 2, 200), (1, 1, None)])
 def test_text_makes_a_first_stage_or_adds_to_it(
-    spoiled: int,
+    corruptions: int,
     copies: int,
     sentences: int | None,
     make_job: Callable[..., TrainingJob],
@@ -500,81 +484,81 @@ def test_text_makes_a_first_stage_or_adds_to_it(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level("INFO")
-    job = make_job(corruptions=spoiled, text=text, text_corruptions=copies)
-    own = len(with_corruptions(read_snapshot(job.train), spoiled, job.seed))
-    assert run_corruption_stage(job) == f"{job.folder}/rehearsed"
-    assert f"first stage: {sentences or own + 100} sentences, {(sentences or own + 100) // 2} of them" in caplog.text
+    job = make_job(corruptions=corruptions, text=text, text_corruptions=copies)
+    own = len(with_corruptions(read_snapshot(job.train), corruptions, job.recipe.seed))
+    assert run_corruption_stage(job, TokenizedData(job)) == f"{job.folder}/corruption-stage"
+    assert (
+        f"corruption stage: {sentences or own + 100} sentences, {(sentences or own + 100) // 2} of them" in caplog.text
+    )
 
 
 def test_text_that_is_not_asked_for_makes_no_first_stage(make_job: Callable[..., TrainingJob], text: str) -> None:
     job = make_job(text=text, text_corruptions=0)
-    assert run_corruption_stage(job) == job.encoder
+    assert run_corruption_stage(job, TokenizedData(job)) == job.recipe.encoder
 
 
 def test_another_seed_makes_another_first_stage(make_job: Callable[..., TrainingJob]) -> None:
-    one, other = (
-        load_file(Path(run_corruption_stage(make_job(corruptions=1, seed=seed, run=str(seed)))) / WEIGHTS_FILE)
-        for seed in (7, 8)
-    )
+    jobs = [make_job(corruptions=1, seed=seed) for seed in (7, 8)]
+    one, other = (load_file(Path(run_corruption_stage(job, TokenizedData(job))) / WEIGHTS_FILE) for job in jobs)
     name = "bert.embeddings.word_embeddings.weight"
     assert not torch.equal(one[name], other[name])
 
 
 def test_a_run_killed_in_its_first_stage_ends_with_the_same_bits(
-    trainer: Trainer, rehearsed: Any, monkeypatch: pytest.MonkeyPatch
+    trainer: Trainer, with_stage: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = members.train_epochs
+    real = soup.train_epochs
 
     def kill(*given: Any, **others: Any) -> None:
         real(*given, **others)
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(members, "train_epochs", kill)
+        patch.setattr(soup, "train_epochs", kill)
         with pytest.raises(Killed):
-            trainer.train(**SPOILED)
-    assert told_by(trainer, **SPOILED) == all_epochs(7)
-    assert trainer.result() == rehearsed
+            trainer.train(**CORRUPTED)
+    assert told_by(trainer, **CORRUPTED) == all_epochs(7)
+    assert trainer.result() == with_stage
 
 
 @pytest.mark.parametrize("killed", [1, 2])
 def test_a_run_killed_after_its_first_stage_does_not_repeat_it(
-    killed: int, trainer: Trainer, rehearsed: Any, stages: Callable[[], int]
+    killed: int, trainer: Trainer, with_stage: Any, stages: Callable[[], int]
 ) -> None:
-    trainer.interrupt(killed, **SPOILED)
-    assert told_by(trainer, **SPOILED) == all_epochs(7, first=killed)
+    trainer.interrupt(killed, **CORRUPTED)
+    assert told_by(trainer, **CORRUPTED) == all_epochs(7, first=killed)
     assert stages() == 1
-    assert trainer.result() == rehearsed
+    assert trainer.result() == with_stage
 
 
 @pytest.mark.parametrize("change", [{"seed": 8}, {"corruptions": 2}], ids=lambda change: next(iter(change)))
 def test_the_first_stage_of_another_run_is_not_used(
-    change: dict[str, Any], trainer: Trainer, rehearsed: Any, stages: Callable[[], int]
+    change: dict[str, Any], trainer: Trainer, with_stage: Any, stages: Callable[[], int]
 ) -> None:
-    trainer.interrupt(1, **SPOILED | change)
-    trainer.train(**SPOILED)
+    trainer.interrupt(1, **CORRUPTED | change)
+    trainer.train(**CORRUPTED)
     assert stages() == 2
-    assert trainer.result() == rehearsed
+    assert trainer.result() == with_stage
 
 
 @pytest.mark.parametrize("damage", [cut_weights, flip_bit, cut_record], ids=lambda one: one.__name__)
 def test_a_damaged_first_stage_is_told_and_made_again(
     damage: Callable[[Path], None],
     trainer: Trainer,
-    rehearsed: Any,
+    with_stage: Any,
     stages: Callable[[], int],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    trainer.interrupt(1, **SPOILED)
-    damage(trainer.checkpoints / "rehearsed")
-    trainer.train(**SPOILED)
+    trainer.interrupt(1, **CORRUPTED)
+    damage(trainer.checkpoints / "corruption-stage")
+    trainer.train(**CORRUPTED)
     assert stages() == 2
-    assert caplog.text.count("is passed over: ") == 1
-    assert trainer.result() == rehearsed
+    assert caplog.text.count("is ignored: ") == 1
+    assert trainer.result() == with_stage
 
 
-DIVERGED = "the first stage ended in a loss that is no number; training starts without it"
-NOTHING = "no sentence could be spoiled; training starts without a first stage"
+DIVERGED = "the corruption stage ended with a NaN or Inf loss; training starts without it"
+NOTHING = "no sentence could be corrupted; training starts without the corruption stage"
 
 
 @pytest.mark.parametrize("batch_size", [16, 100_000], ids=["in a step", "in the last step"])
@@ -582,7 +566,7 @@ def test_a_first_stage_that_diverges_is_told_once_and_left_out(
     batch_size: int, make_job: Callable[..., TrainingJob], caplog: pytest.LogCaptureFixture
 ) -> None:
     job = make_job(corruptions=1, learning_rate=DIVERGING, batch_size=batch_size, warmup_ratio=0.0)
-    assert run_corruption_stage(job) == job.encoder
+    assert run_corruption_stage(job, TokenizedData(job)) == job.recipe.encoder
     assert [record.message for record in caplog.records if record.levelname == "WARNING"] == [DIVERGED]
 
 
@@ -591,14 +575,14 @@ def test_after_a_first_stage_that_diverges_training_is_as_without_it(
 ) -> None:
     expected, found = make_trainer(), make_trainer()
     expected.train(**FAST)
-    real = members.train_epochs
+    real = soup.train_epochs
 
-    def train_epochs(model: Any, train: Any, validation: Any, chosen: Any, **others: Any) -> Any:
-        rate = chosen.learning_rate if "places" in others else DIVERGING
-        return real(model, train, validation, chosen._replace(learning_rate=rate), **others)
+    def train_epochs(model: Any, train: Any, validation: Any, config: Any, **others: Any) -> Any:
+        rate = config.learning_rate if "checkpoints" in others else DIVERGING
+        return real(model, train, validation, config._replace(learning_rate=rate), **others)
 
-    monkeypatch.setattr(members, "train_epochs", train_epochs)
-    found.train(**SPOILED)
+    monkeypatch.setattr(soup, "train_epochs", train_epochs)
+    found.train(**CORRUPTED)
     assert caplog.messages.count(DIVERGED) == 1
     assert found.result() == expected.result()
 
@@ -606,13 +590,13 @@ def test_after_a_first_stage_that_diverges_training_is_as_without_it(
 def test_without_acceptable_sentences_there_is_no_first_stage(
     make_trainer: Callable[[], Trainer], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    rows = read_snapshot(make_trainer().paths[0])
+    rows = read_snapshot(make_trainer().train_rows)
     rows[rows["label"] == 0].to_parquet(tmp_path / "none.parquet")
     results = []
-    for spoiled in (0, 2):
+    for corruptions in (0, 2):
         trainer = make_trainer()
-        trainer.paths[0] = str(tmp_path / "none.parquet")
-        trainer.train(epochs=1, corruptions=spoiled)
+        trainer.train_rows = str(tmp_path / "none.parquet")
+        trainer.train(epochs=1, corruptions=corruptions)
         results.append(trainer.result())
     assert results[0] == results[1]
     assert caplog.messages.count(NOTHING) == 1
@@ -625,12 +609,13 @@ def test_sentences_that_cannot_be_spoiled_make_no_first_stage(
     job = make_job(corruptions=2)
     rows = read_snapshot(job.train)
     rows.assign(sentence=rows["sentence"].str.replace(" ", "")).to_parquet(tmp_path / "words.parquet")
-    assert run_corruption_stage(job._replace(train=str(tmp_path / "words.parquet"))) == job.encoder
+    job = dataclasses.replace(job, train=str(tmp_path / "words.parquet"))
+    assert run_corruption_stage(job, TokenizedData(job)) == job.recipe.encoder
     assert caplog.messages.count(NOTHING) == 1
 
 
 def test_several_members_share_one_first_stage(trainer: Trainer, stages: Callable[[], int]) -> None:
-    training, told = trainer.train(seeds=2, **SPOILED)
+    training, told = trainer.train(seeds=2, **CORRUPTED)
     assert told == [1, 2, 1, 2]
     assert stages() == 1
     assert len(training["seeds"]) == 2

@@ -53,7 +53,9 @@ def train(
     """Train a new model with dropout; what torch's and NumPy's generators did before does not matter."""
     model = model or tiny_bert(dropout=0.2)
     torch.manual_seed(SEED)
-    course = train_epochs(model, TRAIN, VALIDATION, RECIPE, epochs=EPOCHS, seed=SEED, places=held, on_epoch=on_epoch)
+    course = train_epochs(
+        model, TRAIN, VALIDATION, RECIPE, epochs=EPOCHS, seed=SEED, checkpoints=held, on_epoch=on_epoch
+    )
     return course, model
 
 
@@ -151,7 +153,7 @@ def test_a_run_killed_between_two_steps_ends_as_one_that_was_not(
         return real(*given)
 
     real = stepper.classification_loss
-    monkeypatch.setattr(stepper, "loss_of", kill_at)
+    monkeypatch.setattr(stepper, "classification_loss", kill_at)
     with pytest.raises(Killed):
         train(places(tmp_path))
     assert_same(train(places(tmp_path)), whole)
@@ -165,7 +167,7 @@ def test_after_damage_the_checkpoint_before_is_gone_on_with(
     told: list[EpochRecord] = []
     assert_same(train(places(tmp_path), told.append), whole)
     assert [record["epoch"] for record in told] == [3, 4]
-    assert "epoch-0003 is passed over" in caplog.text
+    assert "epoch-0003 is ignored" in caplog.text
 
 
 def test_where_all_are_damaged_the_run_begins_anew(
@@ -213,7 +215,7 @@ def test_the_line_says_after_which_epoch_a_run_goes_on(tmp_path: Path, caplog: p
     interrupt(places(tmp_path), 3)
     with caplog.at_level("INFO", "tasks"):
         train(places(tmp_path))
-    assert "going on after epoch 2 of 4" in caplog.messages
+    assert "resuming after epoch 2 of 4" in caplog.messages
 
 
 def test_a_checkpoint_holds_the_weights_of_its_epoch_and_the_best_ones(
@@ -376,7 +378,7 @@ def wait(
     torch.manual_seed(SEED)
     return train_epochs(
         model, TRAIN, VALIDATION, RECIPE, epochs=EPOCHS, seed=SEED, patience=patience,
-        places=held, on_epoch=on_epoch,
+        checkpoints=held, on_epoch=on_epoch,
     )  # fmt: skip
 
 
