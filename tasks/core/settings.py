@@ -6,15 +6,15 @@ How values get there, and which layer set them: tasks/core/settings_loader.py.
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, model_validator
+from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from tasks.core.column_options import format_pairs, parse_columns, parse_labels
+from tasks.core.finetune_settings import FinetuneSettings, Section, Share
 from tasks.core.policy import Policy, load_policy
 
 ENV_PREFIX = "VERDICT_"
 
-Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
 
 
@@ -35,12 +35,6 @@ Addresses = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_addresse
 _as_text = PlainSerializer(format_pairs, return_type=str)
 Columns = Annotated[dict[str, str], NoDecode, BeforeValidator(parse_columns), _as_text]
 Labels = Annotated[dict[str, int], NoDecode, BeforeValidator(parse_labels), _as_text]
-
-
-class Section(BaseModel):
-    """A named group of settings: unknown keys are rejected, and values are fixed after loading."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class DataSettings(Section):
@@ -123,53 +117,6 @@ class GateSettings(Section):
             if low >= high:
                 raise ValueError(f"gate.min_{name} ({low}) must be below gate.max_{name} ({high})")
         return self
-
-
-class FinetuneSettings(Section):
-    """The training recipe."""
-
-    encoder: str = "packaged"
-    """Folder or hub id of a pretrained encoder, or "packaged" for the one that is installed with the product."""
-    epochs: Annotated[int, Field(ge=1, le=1000)] = 4
-    """Passes over the training sentences."""
-    batch_size: Annotated[int, Field(ge=1, le=65536)] = 32
-    """Sentences per optimiser step."""
-    learning_rate: Annotated[float, Field(gt=0, le=1)] = 5e-5
-    """Peak learning rate of AdamW."""
-    warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    """Share of the steps in which the learning rate rises linearly from 0 to its peak."""
-    weight_decay: Share = 0.01
-    """Decoupled weight decay of matrices; biases and normalisation weights do not decay."""
-    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Learning rate of each layer as a multiple of the one above it; 1 for the same rate everywhere."""
-    max_length: Annotated[int, Field(ge=4, le=8192)] = 128
-    """Longest input in tokens, including the two special ones; longer sentences are truncated."""
-    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
-    """L2 norm to which larger gradients are clipped."""
-    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Share of each label that is spread over both classes."""
-    r_drop: Annotated[float, Field(ge=0, le=100)] = 0.0
-    """Weight of the R-Drop loss (divergence of two dropout passes); 0 for one pass, at half the time."""
-    corruptions: Annotated[int, Field(ge=0, le=100)] = 0
-    """Corrupted copies per acceptable sentence for a first stage that learns to detect them; 0 for none."""
-    text_corruptions: Annotated[int, Field(ge=0, le=100)] = 1
-    """Corrupted copies per sentence of data.text. With data.text set, this alone turns the corruption stage on."""
-    patience: Annotated[int, Field(ge=0)] = 0
-    """Early stopping: epochs without a better validation MCC after which training ends; 0 for never."""
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = 2018
-    """Seed of the new head, dropout, batch order and data split."""
-    seeds: Annotated[int, Field(ge=1, le=100)] = 1
-    """Models trained with consecutive seeds from one start; of several, the average of their weights is exported."""
-    processes: Annotated[int, Field(ge=1, le=64)] = 1
-    """Training processes on this host, one per GPU: data-parallel for one seed, seed-parallel for several."""
-    restarts: Annotated[int, Field(ge=0, le=10)] = 2
-    """Other seeds to try if a run collapsed: it predicts one class only, or its loss is NaN."""
-    checkpoint_seconds: Annotated[float, Field(ge=0)] = 60
-    """Least seconds between two checkpoints, which are written after epochs."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """What training computes in; auto is bf16 on a GPU, and on a CPU that has instructions for it. Weights are fp32."""
-    device: Literal["auto", "cuda", "cpu"] = "auto"
-    """Where training and measurement run; auto uses a GPU if one works."""
 
 
 class JudgeSettings(Policy):

@@ -36,8 +36,8 @@ from tasks.training.soup import (
 )
 from tasks.training.trainer import EpochRecord, OnEpoch
 
-SCHEMA_VERSION = 1  # of training.json
-RECORD_FILE = "training.json"
+TRAINING_SCHEMA = 1  # of training.json
+TRAINING_FILE = "training.json"
 
 log = logging.getLogger(__name__)
 
@@ -104,7 +104,7 @@ def fine_tune(
     tokenizer = load_tokenizer(recipe.encoder, recipe.max_length)
     selected, seed_runs = _train_all(job, on_epoch)
     result = TrainingResult(
-        schema_version=SCHEMA_VERSION,
+        schema_version=TRAINING_SCHEMA,
         device=device_name(recipe.device),
         precision=recipe.precision,
         averaged=selected.averaged,
@@ -166,7 +166,7 @@ def _save(folder: Path, model: PreTrainedModel, tokenizer: Tokenizer, result: Tr
     with atomic_directory(folder) as scratch:
         model.save_pretrained(scratch)
         tokenizer.save(str(scratch / "tokenizer.json"))
-        write_json(scratch / RECORD_FILE, result)
+        write_json(scratch / TRAINING_FILE, result)
 
 
 def load_training(folder: str) -> TrainingResult | None:
@@ -175,13 +175,13 @@ def load_training(folder: str) -> TrainingResult | None:
     Returns:
         None where there is none, or where another version of this program wrote it: the model is trained again.
     """
-    path = Path(folder) / RECORD_FILE
+    path = Path(folder) / TRAINING_FILE
     if not path.is_file():
         return None
     record = read_json(path)
     version = record.get("schema_version") if isinstance(record, dict) else None
-    if version != SCHEMA_VERSION:
-        log.warning("%s has schema version %s, expected %s; the model is trained again", path, version, SCHEMA_VERSION)
+    if version != TRAINING_SCHEMA:
+        log.warning("%s has schema version %s, expected %s; the model is trained again", path, version, TRAINING_SCHEMA)
         return None
     result: TrainingResult = record
     return result

@@ -7,7 +7,7 @@ there and is at once part of the recipe, of what worker processes receive, and o
 from typing import Literal
 
 from tasks.core.files import json_digest
-from tasks.core.settings import FinetuneSettings
+from tasks.core.finetune_settings import FinetuneSettings
 from tasks.training.device import cpu_supports_bf16, resolve_device
 
 # What does not change the weights that one seed's training computes. Everything else does, so that a setting that

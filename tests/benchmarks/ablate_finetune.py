@@ -27,8 +27,8 @@ import torch
 from bench_ingestion import cpu_name
 from tried import TRIED, best_threshold
 
+from tasks.core.finetune_settings import FinetuneSettings
 from tasks.core.provenance import git_commit, library_versions
-from tasks.core.settings import FinetuneSettings
 from tasks.data.ingestion import ingest_text
 from tasks.data.snapshots import read_snapshot, write_snapshot
 from tasks.data.sources import locate_sources

@@ -19,9 +19,9 @@ from typing import Any
 
 import torch
 
+from tasks.core.finetune_settings import FinetuneSettings
 from tasks.core.policy import load_policy
 from tasks.core.provenance import git_commit, library_versions
-from tasks.core.settings import FinetuneSettings
 from tasks.data.ingestion import ingest
 from tasks.data.sources import locate_sources
 from tasks.data.splitting import split_snapshot

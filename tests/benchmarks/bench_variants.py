@@ -18,8 +18,8 @@ from ablate_finetune import COMMON
 from bench_inference import origin
 from bench_ingestion import cpu_name
 
+from tasks.core.finetune_settings import FinetuneSettings
 from tasks.core.provenance import git_commit, library_versions
-from tasks.core.settings import FinetuneSettings
 from tasks.data.snapshots import read_snapshot, write_snapshot
 from tasks.data.sources import locate_sources
 from tasks.data.splitting import split_snapshot

@@ -223,7 +223,7 @@ def test_a_write_that_is_broken_off_leaves_the_last_one(folder: Path, monkeypatc
     def interrupt(path: Path, value: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(checkpoints, "write_sealed", interrupt)
+    monkeypatch.setattr(checkpoints, "write_checksummed", interrupt)
     with pytest.raises(KeyboardInterrupt):
         save_checkpoint(str(folder), RUN, checkpoint(2))
     assert names(folder) == ["epoch-0001", "epoch-0002"]

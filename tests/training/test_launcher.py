@@ -34,82 +34,84 @@ on_linux = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc"
 
 
 def train(
-    team: ProcessGroup | None, dropout: float = 0.0, checkpoints: CheckpointConfig | None = None, epochs: int = EPOCHS
+    group: ProcessGroup | None, dropout: float = 0.0, checkpoints: CheckpointConfig | None = None, epochs: int = EPOCHS
 ) -> tuple[TrainingHistory, Weights]:
     """Train a tiny model; ranks start from other weights, those of rank 0 must win."""
     from tiny import tiny_bert, toy_encoded, toy_recipe
 
-    model = tiny_bert(seed=team.rank if team else 0, dropout=dropout)
+    model = tiny_bert(seed=group.rank if group else 0, dropout=dropout)
     course = train_epochs(
         model, toy_encoded(ROWS, seed=1), toy_encoded(31, seed=2), toy_recipe(steps=STEPS, max_grad_norm=0.5),
-        epochs=epochs, seed=SEED, checkpoints=checkpoints, on_epoch=team.notify_parent if team else None, group=team,
+        epochs=epochs, seed=SEED, checkpoints=checkpoints, on_epoch=group.notify_parent if group else None, group=group,
     )  # fmt: skip
     return timeless(course), {name: tensor.detach().clone() for name, tensor in model.named_parameters()}
 
 
-def train_with_little_memory(team: ProcessGroup | None, little: int) -> tuple[list[float], int]:
+def train_with_little_memory(group: ProcessGroup | None, little: int) -> tuple[list[float], int]:
     """Train steps where rank `little` has memory for two rows at a time; return the losses and the parts."""
     import numpy as np
     from tiny import tiny_bert, toy_encoded, toy_recipe
 
     def refuse(module: torch.nn.Module, inputs: Any, named: dict[str, torch.Tensor]) -> None:
-        if team and team.rank == little and len(named["input_ids"]) > 2:
+        if group and group.rank == little and len(named["input_ids"]) > 2:
             raise torch.OutOfMemoryError("too much")
 
     model = tiny_bert()
     model.register_forward_pre_hook(refuse, with_kwargs=True)
-    stepper = EagerStep(model, toy_encoded(16), toy_recipe(steps=3), team)
+    stepper = EagerStep(model, toy_encoded(16), toy_recipe(steps=3), group)
     return stepper.run([np.arange(16)] * 3, 0, lambda: None).losses.tolist(), stepper.micro_batches
 
 
-def train_everything(team: ProcessGroup, folder: str) -> dict[str, Any]:
+def train_everything(group: ProcessGroup, folder: str) -> dict[str, Any]:
     """Return what several trainings gave; starting processes takes longer than they do."""
     held = CheckpointConfig(folder, "run", 0.0)
-    train(team, 0.2, held, epochs=EPOCHS - 1)
+    train(group, 0.2, held, epochs=EPOCHS - 1)
     draws = []
     for epoch in (1, 1, 2):
-        team.seed(SEED, epoch)
+        group.seed(SEED, epoch)
         draws.append(float(torch.rand(())))
     return {
-        "plain": train(team),
-        "dropout": train(team, 0.2),
-        "gone on": train(team, 0.2, held),
-        "little memory": train_with_little_memory(team, little=1),
+        "plain": train(group),
+        "dropout": train(group, 0.2),
+        "gone on": train(group, 0.2, held),
+        "little memory": train_with_little_memory(group, little=1),
         "draws": draws,
     }
 
 
-def say(team: ProcessGroup, words: str) -> str:
-    """Log and tell something."""
-    logging.getLogger("tasks.training.launcher").info("rank %d logs %s", team.rank, words)
-    team.notify_parent(f"{words} {team.rank}")
+def say(group: ProcessGroup, words: str) -> str:
+    """Log something and notify the parent."""
+    logging.getLogger("tasks.training.launcher").info("rank %d logs %s", group.rank, words)
+    group.notify_parent(f"{words} {group.rank}")
     return words
 
 
-def sum_and_listen(team: ProcessGroup) -> tuple[list[float], list[str]]:
-    """Return what was exchanged, and the addresses that this process listens on; tell when it does."""
-    total = team.all_reduce(torch.tensor([1.0, team.rank])).tolist()
-    team.notify_parent("now")
-    return [*total, team.broadcast_object(team.rank + 5), team.all_reduce_max(team.rank + 7)], listening()
+def sum_and_listen(group: ProcessGroup) -> tuple[list[float], list[str]]:
+    """Return what was exchanged, and the addresses that this process listens on, after notifying the parent."""
+    total = group.all_reduce(torch.tensor([1.0, group.rank])).tolist()
+    group.notify_parent("now")
+    return [*total, group.broadcast_object(group.rank + 5), group.all_reduce_max(group.rank + 7)], listening()
 
 
-def fail(team: ProcessGroup, folder: str, rank: int, how: str) -> None:
+def fail(group: ProcessGroup, folder: str, rank: int, how: str) -> None:
     """Let one rank end while the others wait for it."""
-    (Path(folder) / str(team.rank)).write_text(str(os.getpid()))
-    team.all_reduce(torch.zeros(1))
-    if team.rank == rank and how == "kill":
+    (Path(folder) / str(group.rank)).write_text(str(os.getpid()))
+    group.all_reduce(torch.zeros(1))
+    if group.rank == rank and how == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
-    if team.rank == rank:
+    if group.rank == rank and how == "exit":
+        os._exit(3)
+    if group.rank == rank:
         raise {"raise": ValueError("too tall\nfar too tall"), "usage": UsageError("x 3 is odd; expected 2")}[how]
-    team.all_reduce(torch.zeros(1))
+    group.all_reduce(torch.zeros(1))
 
 
-def hang(team: ProcessGroup, folder: str) -> None:
+def hang(group: ProcessGroup, folder: str) -> None:
     """Wait for a rank that never comes."""
-    (Path(folder) / str(team.rank)).write_text(str(os.getpid()))
-    if team.rank == 0:
+    (Path(folder) / str(group.rank)).write_text(str(os.getpid()))
+    if group.rank == 0:
         time.sleep(600)
-    team.all_reduce(torch.zeros(1))
+    group.all_reduce(torch.zeros(1))
 
 
 def timeless(course: TrainingHistory) -> TrainingHistory:
@@ -148,14 +150,14 @@ def wait_until(true: Callable[[], bool]) -> None:
 
 
 @pytest.fixture(scope="module")
-def together(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What two processes found, by rank."""
     return launch(train_everything, 2, str(tmp_path_factory.mktemp("checkpoints")), device="cpu")
 
 
-def test_two_processes_have_the_losses_and_weights_of_one(together: list[dict[str, Any]]) -> None:
+def test_two_processes_have_the_losses_and_weights_of_one(results: list[dict[str, Any]]) -> None:
     """The last batch of each epoch has fewer rows than there are processes."""
-    (expected, weights), (found, twins) = train(None), together[0]["plain"]
+    (expected, weights), (found, twins) = train(None), results[0]["plain"]
     assert found.step_losses == pytest.approx(expected.step_losses, abs=1e-5)
     assert expected.epochs[-1]["train_loss"] < expected.epochs[0]["train_loss"] - 0.05  # type: ignore[operator]
     assert found.best_epoch == expected.best_epoch
@@ -167,52 +169,54 @@ def test_two_processes_have_the_losses_and_weights_of_one(together: list[dict[st
 
 
 @pytest.mark.parametrize("kind", ["plain", "dropout", "gone on"])
-def test_all_processes_end_with_the_same_weights_and_figures(kind: str, together: list[dict[str, Any]]) -> None:
-    (course, weights), (other, twins) = (each[kind] for each in together)
+def test_all_processes_end_with_the_same_weights_and_figures(kind: str, results: list[dict[str, Any]]) -> None:
+    (course, weights), (other, twins) = (each[kind] for each in results)
     assert course == other
     assert all(torch.equal(tensor, twins[name]) for name, tensor in weights.items())
 
 
-def test_each_process_and_epoch_drops_out_others(together: list[dict[str, Any]]) -> None:
-    (first, again, second), others = (each["draws"] for each in together)
+def test_each_process_and_epoch_drops_out_others(results: list[dict[str, Any]]) -> None:
+    (first, again, second), others = (each["draws"] for each in results)
     assert first == again
     assert len({first, second, others[0], others[2]}) == 4
 
 
 def test_where_one_has_too_little_memory_all_take_more_parts_and_find_the_same(
-    together: list[dict[str, Any]],
+    results: list[dict[str, Any]],
 ) -> None:
     expected, _ = train_with_little_memory(None, little=1)
-    for each in together:
+    for each in results:
         losses, parts = each["little memory"]
         assert losses == pytest.approx(expected, abs=1e-5)
         assert parts == 4
 
 
 def test_a_run_that_goes_on_from_a_checkpoint_ends_as_one_that_was_not_interrupted(
-    together: list[dict[str, Any]],
+    results: list[dict[str, Any]],
 ) -> None:
     """With dropout: each epoch draws from its own seed."""
-    for each in together:
+    for each in results:
         (course, weights), (whole, twins) = each["gone on"], each["dropout"]
         assert course == whole
         assert course.step_losses != each["plain"][0].step_losses
         assert all(torch.equal(tensor, twins[name]) for name, tensor in weights.items())
 
 
-@pytest.mark.parametrize("together", [True, False])
-def test_every_process_is_heard_but_only_one_of_a_team_logs(together: bool, caplog: pytest.LogCaptureFixture) -> None:
-    told: list[str] = []
-    words = "a$$b ${local_rank}"  # which torchrun's macros would change
+@pytest.mark.parametrize("synchronised", [True, False])
+def test_messages_of_all_ranks_are_handled_but_a_group_logs_on_rank_0_alone(
+    synchronised: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    messages: list[str] = []
+    words = "some words"
     with caplog.at_level("INFO", "tasks"):
-        results = launch(say, 2, words, device="cpu", on_message=told.append, together=together)
+        results = launch(say, 2, words, device="cpu", on_message=messages.append, synchronised=synchronised)
     assert results == [words] * 2
-    assert sorted(told) == [f"{words} 0", f"{words} 1"]
+    assert sorted(messages) == [f"{words} 0", f"{words} 1"]
     logged = sorted(message for message in caplog.messages if "logs" in message)
-    assert logged == [f"rank {rank} logs {words}" for rank in ((0,) if together else (0, 1))]
+    assert logged == [f"rank {rank} logs {words}" for rank in ((0,) if synchronised else (0, 1))]
 
 
-def test_an_error_of_who_is_told_ends_all_and_comes_out_as_it_is() -> None:
+def test_an_error_of_the_message_handler_ends_all_processes_and_is_raised() -> None:
     class Enough(BaseException):
         pass
 
@@ -226,7 +230,7 @@ def test_an_error_of_who_is_told_ends_all_and_comes_out_as_it_is() -> None:
 @on_linux
 def test_it_works_in_a_thread_and_listens_on_the_loopback_interface_alone() -> None:
     found: list[Any] = []
-    launcher: list[str] = []
+    launcher: list[str] = []  # what the launching process listens on
 
     def work() -> None:
         found.extend(launch(sum_and_listen, 2, device="cpu", on_message=lambda _: launcher.extend(listening())))
@@ -235,7 +239,8 @@ def test_it_works_in_a_thread_and_listens_on_the_loopback_interface_alone() -> N
     thread.start()
     thread.join()
     assert [exchanged for exchanged, _ in found] == [[2.0, 1.0, 5, 8]] * 2
-    for addresses in (launcher, *(own for _, own in found)):
+    assert launcher == []
+    for _, addresses in found:
         assert set(addresses) == {LOOPBACK}
 
 
@@ -249,8 +254,9 @@ def test_it_works_in_a_thread_and_listens_on_the_loopback_interface_alone() -> N
             0, "kill", VerdictError,
             "rank 0 of 2 was ended by SIGKILL; where memory ran out, fewer processes or a smaller batch take less",
         ),
+        (1, "exit", VerdictError, "rank 1 of 2 ended with exit code 3 before it could say why"),
     ],
-    ids=["raises", "refuses", "is killed"],
+    ids=["raises", "is misused", "is killed", "exits"],
 )  # fmt: skip
 def test_a_process_that_ends_ends_all_in_one_line(
     rank: int, how: str, kind: type[VerdictError], line: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
@@ -263,7 +269,7 @@ def test_a_process_that_ends_ends_all_in_one_line(
     assert running(tmp_path) == []
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
     assert "Traceback" not in capfd.readouterr().err
-    if how != "kill":
+    if how in ("raise", "usage"):
         assert "in fail\n" in caught.value.__notes__[0]
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tasks.core.errors import VerdictError
-from tasks.core.settings import FinetuneSettings
+from tasks.core.finetune_settings import FinetuneSettings
 from tasks.training import recipe
 from tasks.training.recipe import NOT_DECISIVE, TrainingRecipe, resolve_precision, resolve_recipe
 
