@@ -142,11 +142,11 @@ def running(folder: Path) -> list[int]:
 
 def wait_until(true: Callable[[], bool]) -> None:
     """Wait, but not for ever."""
-    for _ in range(600):
+    for _ in range(3600):
         if true():
             return
         time.sleep(0.05)
-    raise AssertionError("waited for half a minute")
+    raise AssertionError("waited for three minutes")
 
 
 @pytest.fixture(scope="module")
