@@ -1,9 +1,9 @@
-"""Spoiled sentences: acceptable ones in which something is made wrong, for an encoder to tell apart before it trains.
+"""Corrupts acceptable sentences, as negative examples for a training stage before fine-tuning.
 
-An encoder that was made for the meaning of whole sentences has forgotten much about word order and small words. Telling
-sentences from their spoiled selves brings that back, with as many examples as one likes and without a label from anyone
-(an intermediate task, Phang et al. 2018, https://arxiv.org/abs/1811.01088). Nothing here knows a language: small words
-are the most frequent ones of the data, and forms of a word are those that begin alike.
+Sentence encoders trained on meaning lose information about word order and function words. Classifying sentences
+against corrupted copies restores it, with any number of examples and without labels (an intermediate task, Phang et
+al. 2018, https://arxiv.org/abs/1811.01088). Nothing here depends on the language: function words are the most frequent
+words of the data, and forms of a word are words with the same stem, by letters.
 """
 
 from collections import Counter, defaultdict
@@ -17,27 +17,27 @@ import regex
 
 from tasks.data.normalization import normalise_all
 
-FUNCTION_WORD_SETS = 60  # most frequent words of the sentences
-ENDING = 3  # letters, at the most, that forms of a word differ in
-STEM = 3  # letters, at the least, that they share
-MIN_WORDS = 3  # words of a sentence that can be spoiled
+FUNCTION_WORDS = 60  # most frequent words of the sentences
+MAX_ENDING = 3  # letters that forms of a word may differ in, at their end
+MIN_STEM = 3  # letters that forms of a word share, at the least
+MIN_WORDS = 3  # words of a sentence that can be corrupted
 MAX_SPAN = 3  # words that are moved or dropped together
-MAX_TRIES = 20  # for each sentence that is wanted
+MAX_TRIES = 20  # per wanted sentence
 
-_FINAL = regex.compile(r"[^\p{L}\p{N}\p{M}]+$")  # punctuation at the end of a word
+_FINAL_PUNCTUATION = regex.compile(r"[^\p{L}\p{N}\p{M}]+$")
 
 Corruption = Callable[[list[str], "CorpusWords", np.random.Generator], list[str] | None]
 
 
 class SplitSentence(NamedTuple):
-    """A sentence's words, and the punctuation that ends it, with the space before it where there is one."""
+    """A sentence's words, and its final punctuation with the space before it, if any."""
 
     words: list[str]
     end: str
 
 
 class CorpusWords(NamedTuple):
-    """What spoiling draws from: sentences, the small words, and each word's other forms."""
+    """What corruptions draw from: sentences, function words, and the other forms of each word."""
 
     sentences: list[SplitSentence]
     function_words: list[str]
@@ -45,37 +45,57 @@ class CorpusWords(NamedTuple):
 
 
 def with_corruptions(rows: pd.DataFrame, copies: int, seed: int, known: Sequence[str] = ()) -> pd.DataFrame:
-    """Return acceptable rows, `copies` times, with as many spoiled ones: columns sentence and label.
+    """Return acceptable rows, `copies` times, with as many corrupted ones: columns sentence and label.
 
-    Fewer come back where the sentences are too few or too short to give as many that differ.
+    There are fewer corrupted rows where the sentences are too few or too short for so many different ones.
 
     Args:
         rows: columns sentence and label; those with label 1 are taken.
-        copies: spoiled sentences for each of them.
-        seed: another seed, other sentences.
-        known: further sentences that no spoiled one may be.
+        copies: corrupted sentences for each of them.
+        seed: of the random choices.
+        known: further sentences that may not be returned as corrupted ones.
     """
     acceptable = rows.loc[rows["label"] == 1, "sentence"].tolist()
-    spoiled = corrupt(acceptable, [*rows["sentence"], *known], copies * len(acceptable), seed)
-    sentences = acceptable * copies + spoiled
-    labels = [1] * (len(acceptable) * copies) + [0] * len(spoiled)
+    corrupted = corrupt(acceptable, [*rows["sentence"], *known], copies * len(acceptable), seed)
+    sentences = acceptable * copies + corrupted
+    labels = [1] * (len(acceptable) * copies) + [0] * len(corrupted)
     return pd.DataFrame({"sentence": sentences, "label": np.array(labels, np.int64)})
 
 
-def corrupt(sentences: Sequence[str], known: Sequence[str], count: int, seed: int) -> list[str]:
-    """Return up to `count` different spoiled sentences, in a fixed order; none of them is a known sentence, folded."""
+def corrupt(
+    sentences: Sequence[str],
+    known: Sequence[str],
+    count: int,
+    seed: int,
+    *,
+    corruptions: Sequence[Corruption] | None = None,
+    function_words: int = FUNCTION_WORDS,
+) -> list[str]:
+    """Return up to `count` corrupted sentences, in a reproducible order.
+
+    Normalised, no two of them are equal and none equals a known sentence.
+
+    Args:
+        sentences: to corrupt.
+        known: sentences that may not be returned.
+        count: wanted sentences.
+        seed: of the random choices.
+        corruptions: to choose from, equally likely; None for CORRUPTIONS.
+        function_words: how many of the most frequent words count as function words.
+    """
     rng = np.random.default_rng(seed)
-    lexicon = _collect_words([_split_words(sentence) for sentence in sentences])
+    corpus = _collect_words([_split_words(sentence) for sentence in sentences], function_words)
+    ways = corruptions or CORRUPTIONS
     seen = set(normalise_all(pa.array(list(known), pa.string())))
     found: list[str] = []
     tries = count * MAX_TRIES
     while len(found) < count and tries > 0:
-        drawn = [_draw(lexicon, rng) for _ in range(min(tries, count - len(found) + 1))]
+        drawn = [_draw(corpus, ways, rng) for _ in range(min(tries, count - len(found) + 1))]
         tries -= len(drawn)
         texts = [text for text in drawn if text]
-        for text, folded in zip(texts, normalise_all(pa.array(texts, pa.string())), strict=True):
-            if folded not in seen:
-                seen.add(folded)
+        for text, key in zip(texts, normalise_all(pa.array(texts, pa.string())), strict=True):
+            if key not in seen:
+                seen.add(key)
                 found.append(text)
     return found[:count]
 
@@ -87,123 +107,133 @@ def _split_words(text: str) -> SplitSentence:
     last = words.pop()
     if not _is_word(last):
         return SplitSentence(words, f" {last}")
-    bare = _FINAL.sub("", last)
-    return SplitSentence([*words, bare], last[len(bare) :])
+    word = _FINAL_PUNCTUATION.sub("", last)
+    return SplitSentence([*words, word], last[len(word) :])
 
 
-def _collect_words(sentences: list[SplitSentence]) -> CorpusWords:
+def _collect_words(sentences: list[SplitSentence], function_words: int) -> CorpusWords:
     counts = Counter(word for sentence in sentences for word in sentence.words if _is_word(word))
     forms = _forms(list(counts))
-    small = [word for word, _ in sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))[:FUNCTION_WORD_SETS]]
-    return CorpusWords(sentences, small, forms)
+    frequent = sorted(counts, key=lambda word: (-counts[word], word))[:function_words]
+    return CorpusWords(sentences, frequent, forms)
 
 
 def _forms(words: list[str]) -> dict[str, list[str]]:
-    """Return for each word those that differ from it in the ending alone, in the order of the words.
+    """Return for each word those that differ from it in the ending alone, in the order of `words`.
 
-    What two forms share is all of the longer one but an ending: it is looked up among what the others begin with.
+    The stem that two forms share is the longer one without its ending: it is looked up among prefixes of the others.
     """
-    beginnings = defaultdict(list)
-    for place, word in enumerate(words):
-        for length in range(_shared(word), len(word) + 1):
-            beginnings[word[:length]].append(place)
+    by_prefix = defaultdict(list)
+    for index, word in enumerate(words):
+        for length in range(_stem_length(word), len(word) + 1):
+            by_prefix[word[:length]].append(index)
     found: dict[int, set[int]] = defaultdict(set)
-    for place, word in enumerate(words):
-        for other in beginnings.get(word[: _shared(word)], ()):
-            if other != place and len(words[other]) <= len(word):
-                found[place].add(other)
-                found[other].add(place)
-    return {word: [words[other] for other in sorted(found[place])] for place, word in enumerate(words)}
+    for index, word in enumerate(words):
+        for other in by_prefix.get(word[: _stem_length(word)], ()):
+            if other != index and len(words[other]) <= len(word):
+                found[index].add(other)
+                found[other].add(index)
+    return {word: [words[other] for other in sorted(found[index])] for index, word in enumerate(words)}
 
 
-def _shared(word: str) -> int:
+def _stem_length(word: str) -> int:
     """Return how many letters a word shares with its shorter forms."""
-    return max(STEM, len(word) - ENDING)
+    return max(MIN_STEM, len(word) - MAX_ENDING)
 
 
-def _draw(lexicon: CorpusWords, rng: np.random.Generator) -> str:
-    """Spoil a sentence in one way; empty where that way does not suit the sentence."""
-    if not lexicon.sentences:
+def _draw(corpus: CorpusWords, ways: Sequence[Corruption], rng: np.random.Generator) -> str:
+    """Corrupt a random sentence in one random way; return "" where that way cannot be applied to it."""
+    if not corpus.sentences:
         return ""
-    sentence = lexicon.sentences[rng.integers(len(lexicon.sentences))]
+    sentence = corpus.sentences[rng.integers(len(corpus.sentences))]
     if len(sentence.words) < MIN_WORDS:
         return ""
-    spoiled = CORRUPTIONS[rng.integers(len(CORRUPTIONS))](list(sentence.words), lexicon, rng)
-    return " ".join(spoiled) + sentence.end if spoiled else ""
+    corrupted = ways[rng.integers(len(ways))](list(sentence.words), corpus, rng)
+    return " ".join(corrupted) + sentence.end if corrupted else ""
 
 
 def _is_word(text: str) -> bool:
     return text[0].isalnum()
 
 
-def _swap_neighbours(words: list[str], _: CorpusWords, rng: np.random.Generator) -> list[str] | None:
-    at = rng.integers(len(words) - 1)
-    words[at], words[at + 1] = words[at + 1], words[at]
+def swap_neighbours(words: list[str], _: CorpusWords, rng: np.random.Generator) -> list[str] | None:
+    """Swap two adjacent words."""
+    index = rng.integers(len(words) - 1)
+    words[index], words[index + 1] = words[index + 1], words[index]
     return words
 
 
-def _swap_distant(words: list[str], lexicon: CorpusWords, rng: np.random.Generator) -> list[str] | None:
-    large = [place for place, word in enumerate(words) if _is_word(word) and word not in lexicon.function_words]
-    if len(large) < 2:
+def swap_distant(words: list[str], corpus: CorpusWords, rng: np.random.Generator) -> list[str] | None:
+    """Swap two words that are not function words."""
+    content_words = [index for index, word in enumerate(words) if _is_word(word) and word not in corpus.function_words]
+    if len(content_words) < 2:
         return None
-    one, other = rng.choice(large, 2, replace=False)
+    one, other = rng.choice(content_words, 2, replace=False)
     words[one], words[other] = words[other], words[one]
     return words
 
 
-def _drop_word(words: list[str], _: CorpusWords, rng: np.random.Generator) -> list[str] | None:
+def drop_word(words: list[str], _: CorpusWords, rng: np.random.Generator) -> list[str] | None:
+    """Remove a word."""
     del words[rng.integers(len(words))]
     return words
 
 
-def _move_word(words: list[str], _: CorpusWords, rng: np.random.Generator) -> list[str] | None:
+def move_word(words: list[str], _: CorpusWords, rng: np.random.Generator) -> list[str] | None:
+    """Move a word to a random position."""
     word = words.pop(rng.integers(len(words)))
     words.insert(rng.integers(len(words) + 1), word)
     return words
 
 
-def _change_function_word(words: list[str], lexicon: CorpusWords, rng: np.random.Generator) -> list[str] | None:
-    places = [place for place, word in enumerate(words) if word in lexicon.function_words]
-    if not places:
+def change_function_word(words: list[str], corpus: CorpusWords, rng: np.random.Generator) -> list[str] | None:
+    """Replace a function word by a random one."""
+    indices = [index for index, word in enumerate(words) if word in corpus.function_words]
+    if not indices:
         return None
-    words[rng.choice(places)] = lexicon.function_words[rng.integers(len(lexicon.function_words))]
+    words[rng.choice(indices)] = corpus.function_words[rng.integers(len(corpus.function_words))]
     return words
 
 
-def _insert_function_word(words: list[str], lexicon: CorpusWords, rng: np.random.Generator) -> list[str] | None:
-    if not lexicon.function_words:
+def insert_function_word(words: list[str], corpus: CorpusWords, rng: np.random.Generator) -> list[str] | None:
+    """Insert a function word."""
+    if not corpus.function_words:
         return None
-    words.insert(rng.integers(len(words) + 1), lexicon.function_words[rng.integers(len(lexicon.function_words))])
+    words.insert(rng.integers(len(words) + 1), corpus.function_words[rng.integers(len(corpus.function_words))])
     return words
 
 
-def _change_form(words: list[str], lexicon: CorpusWords, rng: np.random.Generator) -> list[str] | None:
-    places = [place for place, word in enumerate(words) if lexicon.forms.get(word)]
-    if not places:
+def change_form(words: list[str], corpus: CorpusWords, rng: np.random.Generator) -> list[str] | None:
+    """Replace a word by another form of it."""
+    indices = [index for index, word in enumerate(words) if corpus.forms.get(word)]
+    if not indices:
         return None
-    place = rng.choice(places)
-    forms = lexicon.forms[words[place]]
-    words[place] = forms[rng.integers(len(forms))]
+    index = rng.choice(indices)
+    forms = corpus.forms[words[index]]
+    words[index] = forms[rng.integers(len(forms))]
     return words
 
 
-def _move_span(words: list[str], _: CorpusWords, rng: np.random.Generator) -> list[str] | None:
+def move_span(words: list[str], _: CorpusWords, rng: np.random.Generator) -> list[str] | None:
+    """Move two or three adjacent words to a random position."""
     start, end = _span(words, rng)
     span = words[start:end]
     del words[start:end]
-    at = rng.integers(len(words) + 1)
-    words[at:at] = span
+    index = rng.integers(len(words) + 1)
+    words[index:index] = span
     return words
 
 
-def _drop_span(words: list[str], _: CorpusWords, rng: np.random.Generator) -> list[str] | None:
+def drop_span(words: list[str], _: CorpusWords, rng: np.random.Generator) -> list[str] | None:
+    """Remove two or three adjacent words."""
     start, end = _span(words, rng)
     del words[start:end]
     return words
 
 
-def _splice(words: list[str], lexicon: CorpusWords, rng: np.random.Generator) -> list[str] | None:
-    other = lexicon.sentences[rng.integers(len(lexicon.sentences))].words
+def splice(words: list[str], corpus: CorpusWords, rng: np.random.Generator) -> list[str] | None:
+    """Continue the beginning of the sentence with the end of another one, without its punctuation."""
+    other = corpus.sentences[rng.integers(len(corpus.sentences))].words
     if len(other) < 2:
         return None
     begin = words[: rng.integers(2, len(words))]
@@ -217,18 +247,18 @@ def _span(words: list[str], rng: np.random.Generator) -> tuple[int, int]:
     return start, start + length
 
 
-# Small words and single words come more often: that is where encoders of meaning are weakest.
+# Repeated entries are drawn more often: sentence encoders are weakest at function words and moved phrases.
 CORRUPTIONS: tuple[Corruption, ...] = (
-    _swap_neighbours,
-    _drop_word,
-    _move_word,
-    _change_function_word,
-    _change_function_word,
-    _insert_function_word,
-    _change_form,
-    _move_span,
-    _move_span,
-    _drop_span,
-    _splice,
-    _swap_distant,
+    swap_neighbours,
+    drop_word,
+    move_word,
+    change_function_word,
+    change_function_word,
+    insert_function_word,
+    change_form,
+    move_span,
+    move_span,
+    drop_span,
+    splice,
+    swap_distant,
 )

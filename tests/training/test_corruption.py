@@ -1,4 +1,4 @@
-"""Spoiled sentences: none is a known one, each way does what its name says, and any text at all may come."""
+"""Corrupted sentences: none is a known one, each corruption does what its name says, and any text may be given."""
 
 import itertools
 from collections import Counter
@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tasks.data.normalization import normalise
-from tasks.training import corruption as spoiling
-from tasks.training.corruption import CORRUPTIONS, Corruption, corrupt, with_corruptions
+from tasks.training import corruption
+from tasks.training.corruption import CORRUPTIONS, MAX_ENDING, MIN_STEM, Corruption, corrupt, with_corruptions
 
 unhurried = settings(deadline=None)  # slow is not wrong
 
@@ -52,11 +52,12 @@ words = st.one_of(
 texts = st.lists(words, max_size=10).map(" ".join)
 
 
-def spoiled_by(way: Corruption, *sentences: str, count: int = 100) -> list[str]:
-    """Spoil in one way only; so many tries find all that there is where there is little."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(spoiling, "WAYS", (way,))
-        return corrupt(sentences, sentences, count, 0)
+DISTINCT = tuple(dict.fromkeys(CORRUPTIONS))
+
+
+def corrupted_by(way: Corruption, *sentences: str, count: int = 100, **options: int) -> list[str]:
+    """Corrupt in one way only; so many tries find all results where there are few."""
+    return corrupt(sentences, sentences, count, 0, corruptions=[way], **options)
 
 
 def frame(*rows: tuple[str, int]) -> pd.DataFrame:
@@ -78,20 +79,20 @@ def moved(size: int) -> set[str]:
 
 @unhurried
 @given(st.lists(texts, max_size=5), st.lists(texts, max_size=3), st.integers(0, 30), st.integers(0, 2**32 - 1))
-def test_spoiled_sentences_are_no_more_than_wanted_all_different_and_none_is_known(
+def test_corrupted_sentences_are_no_more_than_wanted_all_different_and_none_is_known(
     sentences: list[str], others: list[str], count: int, seed: int
 ) -> None:
     found = corrupt(sentences, sentences + others, count, seed)
-    folded = [normalise(text) for text in found]
+    keys = [normalise(text) for text in found]
     assert len(found) <= count
-    assert len(set(folded)) == len(found)
-    assert not set(folded) & {normalise(text) for text in sentences + others}
+    assert len(set(keys)) == len(found)
+    assert not set(keys) & {normalise(text) for text in sentences + others}
     assert corrupt(sentences, sentences + others, count, seed) == found
 
 
 @unhurried
 @given(st.lists(texts, max_size=5), st.integers(0, 2**32 - 1))
-def test_spoiled_sentences_are_made_of_what_the_sentences_are_made_of(sentences: list[str], seed: int) -> None:
+def test_corrupted_sentences_have_only_characters_of_the_sentences(sentences: list[str], seed: int) -> None:
     letters = set("".join(sentences)) | {" "}
     assert set("".join(corrupt(sentences, [], 20, seed))) <= letters
 
@@ -108,50 +109,57 @@ def test_as_many_come_as_are_wanted_where_the_sentences_suffice() -> None:
     assert [len(corrupt(SENTENCES, SENTENCES, count, 1)) for count in (0, 1, 2, 30, 400)] == [0, 1, 2, 30, 400]
 
 
-def test_every_sentence_is_spoiled() -> None:
+def test_every_sentence_is_corrupted() -> None:
     found = " ".join(corrupt(SENTENCES, SENTENCES, 100, 1)).split()
     assert set(found) >= set(" ".join(SENTENCES).split())
 
 
 @pytest.mark.parametrize("sentences", TOO_SHORT, ids=str)
-@pytest.mark.parametrize("way", dict.fromkeys(CORRUPTIONS), ids=lambda way: way.__name__)
-def test_sentences_of_less_than_three_words_cannot_be_spoiled(way: Corruption, sentences: list[str]) -> None:
-    assert spoiled_by(way, *sentences) == []
+def test_sentences_of_less_than_three_words_cannot_be_corrupted(sentences: list[str]) -> None:
+    for way in DISTINCT:
+        assert corrupted_by(way, *sentences) == [], way.__name__
 
 
-@pytest.mark.parametrize("way", dict.fromkeys(CORRUPTIONS), ids=lambda way: way.__name__)
-def test_punctuation_alone_stays_punctuation(way: Corruption) -> None:
-    """Such data have no small words and no forms."""
-    for text in spoiled_by(way, "! ! ! !", "? ? ? , . ", "... --- ... ?!"):
-        assert set(text) <= set("!?,.- ")
+def test_punctuation_alone_stays_punctuation() -> None:
+    """Such data have no function words and no forms, so that some corruptions cannot be applied."""
+    results = {way.__name__: corrupted_by(way, "! ! ! !", "? ? ? , . ", "... --- ... ?!") for way in DISTINCT}
+    for name, found in results.items():
+        assert set("".join(found)) <= set("!?,.- "), name
+    without_results = {name for name, found in results.items() if not found}
+    assert without_results == {
+        "change_function_word", "insert_function_word", "change_form", "splice", "swap_distant"
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("sentence", ODD)
-@pytest.mark.parametrize("way", dict.fromkeys(CORRUPTIONS), ids=lambda way: way.__name__)
-def test_no_way_takes_letters_of_any_script_apart(way: Corruption, sentence: str) -> None:
-    others = ["alpha beta gamma delta", sentence]
+def test_no_corruption_splits_a_word_of_any_script(sentence: str) -> None:
+    others = ["alpha alphas gamma delta", sentence]
     known = {word for text in others for word in text.removesuffix("।").split()}
-    for text in spoiled_by(way, *others):
-        assert set(text.removesuffix("।").split()) <= known
+    for way in DISTINCT:
+        # With few function words there are content words to swap.
+        found = corrupted_by(way, *others, function_words=2)
+        assert found, way.__name__
+        for text in found:
+            assert set(text.removesuffix("।").split()) <= known, way.__name__
 
 
 # What ends a sentence
 
 
 @pytest.mark.parametrize("end", [" .", " ?", ".", "!", "?!", " ...", "...", '."', " 。", "。", " ।", "।", ""])
-@pytest.mark.parametrize("way", dict.fromkeys(CORRUPTIONS), ids=lambda way: way.__name__)
-def test_final_punctuation_stays_where_it_is(way: Corruption, end: str) -> None:
-    """Otherwise a stop amid a sentence would give away that it is spoiled."""
-    found = spoiled_by(way, f"alpha alphas gamma delta five six{end}", f"one two three four zeta{end}")
-    if way is not spoiling._swap_distant:  # where words are few, all of them are small
-        assert found
-    for text in found:
-        assert text.endswith(end)
-        assert all(word.isalpha() for word in text.removesuffix(end).split())
+def test_final_punctuation_stays_where_it_is(end: str) -> None:
+    """Otherwise a full stop within a sentence would give away that it is corrupted."""
+    sentences = [f"alpha alphas gamma delta five six{end}", f"one two three four zeta{end}"]
+    for way in DISTINCT:
+        found = corrupted_by(way, *sentences, function_words=4)
+        assert found, way.__name__
+        for text in found:
+            assert text.endswith(end), way.__name__
+            assert all(word.isalpha() for word in text.removesuffix(end).split()), way.__name__
 
 
 def test_a_splice_ends_as_the_sentence_that_it_begins_as() -> None:
-    found = spoiled_by(spoiling._splice, "alpha beta gamma!", "one two three ?")
+    found = corrupted_by(corruption.splice, "alpha beta gamma!", "one two three ?")
     assert {text for text in found if text.startswith("alpha")} == {
         f"alpha beta {rest}!" for rest in ("two three", "three", "beta gamma")
     }
@@ -160,25 +168,25 @@ def test_a_splice_ends_as_the_sentence_that_it_begins_as() -> None:
     }
 
 
-# The ways
+# Each corruption
 
 
 @pytest.mark.parametrize(
     ("way", "expected"),
     [
         (
-            spoiling._swap_neighbours,
+            corruption.swap_neighbours,
             {"beta alpha gamma delta .", "alpha gamma beta delta .", "alpha beta delta gamma ."},
         ),
         (
-            spoiling._drop_word,
+            corruption.drop_word,
             {"beta gamma delta .", "alpha gamma delta .", "alpha beta delta .", "alpha beta gamma ."},
         ),
-        (spoiling._drop_span, {"alpha beta .", "alpha delta .", "gamma delta .", "alpha .", "delta ."}),
-        (spoiling._move_word, moved(1)),
-        (spoiling._move_span, moved(2) | moved(3)),
+        (corruption.drop_span, {"alpha beta .", "alpha delta .", "gamma delta .", "alpha .", "delta ."}),
+        (corruption.move_word, moved(1)),
+        (corruption.move_span, moved(2) | moved(3)),
         (
-            spoiling._change_function_word,
+            corruption.change_function_word,
             {
                 " ".join([*FOUR.split()[:at], word, *FOUR.split()[at + 1 :]])
                 for at in range(4)
@@ -187,16 +195,16 @@ def test_a_splice_ends_as_the_sentence_that_it_begins_as() -> None:
             - {FOUR},
         ),
         (
-            spoiling._insert_function_word,
+            corruption.insert_function_word,
             {" ".join([*FOUR.split()[:at], word, *FOUR.split()[at:]]) for at in range(5) for word in FOUR.split()[:4]},
         ),
-        (spoiling._change_form, set()),
-        (spoiling._swap_distant, set()),
+        (corruption.change_form, set()),
+        (corruption.swap_distant, set()),
     ],
     ids=lambda value: value.__name__ if callable(value) else "",
 )
-def test_a_way_gives_these_of_four_words_and_no_others(way: Corruption, expected: set[str]) -> None:
-    found = spoiled_by(way, FOUR)
+def test_a_corruption_gives_these_results_for_four_words_and_no_others(way: Corruption, expected: set[str]) -> None:
+    found = corrupted_by(way, FOUR)
     assert set(found) == expected
     assert len(found) == len(expected)
 
@@ -206,46 +214,44 @@ def test_a_way_gives_these_of_four_words_and_no_others(way: Corruption, expected
 @pytest.mark.parametrize(
     ("way", "less", "more"),
     [
-        (spoiling._swap_neighbours, (0, 0), (0, 0)),
-        (spoiling._swap_distant, (0, 0), (0, 0)),
-        (spoiling._move_word, (0, 0), (0, 0)),
-        (spoiling._move_span, (0, 0), (0, 0)),
-        (spoiling._drop_word, (1, 1), (0, 0)),
-        (spoiling._drop_span, (2, 3), (0, 0)),
-        (spoiling._insert_function_word, (0, 0), (1, 1)),
-        (spoiling._change_function_word, (1, 1), (1, 1)),
+        (corruption.swap_neighbours, (0, 0), (0, 0)),
+        (corruption.swap_distant, (0, 0), (0, 0)),
+        (corruption.move_word, (0, 0), (0, 0)),
+        (corruption.move_span, (0, 0), (0, 0)),
+        (corruption.drop_word, (1, 1), (0, 0)),
+        (corruption.drop_span, (2, 3), (0, 0)),
+        (corruption.insert_function_word, (0, 0), (1, 1)),
+        (corruption.change_function_word, (1, 1), (1, 1)),
     ],
     ids=lambda value: value.__name__ if callable(value) else "",
 )
-def test_a_way_takes_away_and_adds_so_many_words(
+def test_a_corruption_removes_and_adds_so_many_words(
     way: Corruption, less: tuple[int, int], more: tuple[int, int], drawn: list[str]
 ) -> None:
     before = Counter(drawn)
-    for text in spoiled_by(way, " ".join([*drawn, "."]), count=5):
+    for text in corrupted_by(way, " ".join([*drawn, "."]), count=5):
         after = Counter(text.split()[:-1])
         assert less[0] <= (before - after).total() <= less[1]
         assert more[0] <= (after - before).total() <= more[1]
 
 
-def test_words_that_are_far_apart_are_swapped_only_if_they_are_not_small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(spoiling, "SMALL_WORDS", 1)
-    assert set(spoiled_by(spoiling._swap_distant, "the cat , the dog sees .")) == {
+def test_distant_words_are_swapped_only_if_they_are_no_function_words() -> None:
+    assert set(corrupted_by(corruption.swap_distant, "the cat , the dog sees .", function_words=1)) == {
         "the dog , the cat sees .",
         "the sees , the dog cat .",
         "the cat , the sees dog .",
     }
 
 
-def test_small_words_are_the_most_frequent_ones(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(spoiling, "SMALL_WORDS", 2)
+def test_function_words_are_the_most_frequent_ones() -> None:
     frequent = ["the cat , a dog .", "a bird , the fox ."]
-    assert set(spoiled_by(spoiling._change_function_word, *frequent)) == {
+    assert set(corrupted_by(corruption.change_function_word, *frequent, function_words=2)) == {
         "a cat , a dog .",
         "the cat , the dog .",
         "the bird , the fox .",
         "a bird , a fox .",
     }
-    assert {normalise(text) for text in spoiled_by(spoiling._insert_function_word, *frequent)} == {
+    assert {normalise(text) for text in corrupted_by(corruption.insert_function_word, *frequent, function_words=2)} == {
         normalise(" ".join([*source.split()[:at], word, *source.split()[at:]]))
         for source in frequent
         for at in range(6)
@@ -254,18 +260,18 @@ def test_small_words_are_the_most_frequent_ones(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_word_changes_to_what_differs_in_its_ending_alone() -> None:
-    found = spoiled_by(spoiling._change_form, "she walks here now .", "one walked often .", "two walkways ended .")
+    found = corrupted_by(corruption.change_form, "she walks here now .", "one walked often .", "two walkways ended .")
     assert set(found) == {"she walked here now .", "one walks often ."}
 
 
 @unhurried
 @given(st.lists(st.text("abcé", min_size=1, max_size=9), min_size=3, max_size=12, unique=True))
 def test_forms_share_their_stem_and_differ_in_few_letters(drawn: list[str]) -> None:
-    for text in spoiled_by(spoiling._change_form, " ".join(drawn), count=10):
+    for text in corrupted_by(corruption.change_form, " ".join(drawn), count=10):
         ((old, new),) = [pair for pair in zip(drawn, text.split(), strict=True) if pair[0] != pair[1]]
         shared = len(list(itertools.takewhile(lambda pair: pair[0] == pair[1], zip(old, new, strict=False))))
-        assert shared >= spoiling.STEM
-        assert max(len(old), len(new)) - shared <= spoiling.ENDING
+        assert shared >= MIN_STEM
+        assert max(len(old), len(new)) - shared <= MAX_ENDING
         assert new in drawn
 
 
@@ -275,7 +281,7 @@ ROWS = frame(*((sentence, 1) for sentence in SENTENCES), ("wrongly cat the dog w
 
 
 @pytest.mark.parametrize("copies", [1, 2, 5])
-def test_there_are_as_many_spoiled_ones_as_acceptable_ones(copies: int) -> None:
+def test_there_are_as_many_corrupted_rows_as_acceptable_ones(copies: int) -> None:
     found = with_corruptions(ROWS, copies, 3)
     assert list(found.columns) == ["sentence", "label"]
     assert found["label"].tolist() == [1] * 4 * copies + [0] * 4 * copies
@@ -284,23 +290,23 @@ def test_there_are_as_many_spoiled_ones_as_acceptable_ones(copies: int) -> None:
     assert not set(found.loc[found["label"] == 0, "sentence"]) & set(ROWS["sentence"])
 
 
-def test_only_acceptable_sentences_are_spoiled() -> None:
+def test_only_acceptable_sentences_are_corrupted() -> None:
     assert "wrongly" not in " ".join(with_corruptions(ROWS, 20, 3)["sentence"])
 
 
-def test_what_the_data_call_unacceptable_is_not_given_a_second_time() -> None:
+def test_no_unacceptable_sentence_of_the_data_is_returned() -> None:
     """Nor what differs from it in case and punctuation alone."""
     rows = frame((FOUR, 1), *((text.upper().removesuffix(" ."), 0) for text in moved(1)))
-    spoiled = set(with_corruptions(rows, 50, 3)["sentence"]) - {FOUR}
-    assert spoiled
-    assert not spoiled & moved(1)
+    corrupted = set(with_corruptions(rows, 50, 3)["sentence"]) - {FOUR}
+    assert corrupted
+    assert not corrupted & moved(1)
 
 
-def test_what_is_known_besides_is_not_given_either() -> None:
+def test_no_other_known_sentence_is_returned() -> None:
     known = [text.upper() for text in moved(1)]
-    spoiled = set(with_corruptions(frame((FOUR, 1)), 50, 3, known)["sentence"]) - {FOUR}
-    assert spoiled
-    assert not spoiled & moved(1)
+    corrupted = set(with_corruptions(frame((FOUR, 1)), 50, 3, known)["sentence"]) - {FOUR}
+    assert corrupted
+    assert not corrupted & moved(1)
 
 
 def test_rows_may_be_numbered_in_any_way() -> None:
@@ -308,7 +314,7 @@ def test_rows_may_be_numbered_in_any_way() -> None:
     pd.testing.assert_frame_equal(with_corruptions(other, 2, 3), with_corruptions(ROWS, 2, 3))
 
 
-def test_fewer_are_spoiled_where_there_are_no_more() -> None:
+def test_there_are_fewer_corrupted_rows_where_no_more_differ() -> None:
     found = with_corruptions(frame(("alpha beta gamma", 1), ("yes", 1)), 100, 3)
     assert (found["label"] == 1).sum() == 200
     assert 0 < (found["label"] == 0).sum() < 200
@@ -322,16 +328,22 @@ def test_without_acceptable_sentences_there_is_nothing(rows: pd.DataFrame) -> No
 
 
 @pytest.mark.parametrize("sentences", TOO_SHORT, ids=str)
-def test_sentences_that_cannot_be_spoiled_stay_alone(sentences: Sequence[str]) -> None:
+def test_sentences_that_cannot_be_corrupted_are_returned_alone(sentences: Sequence[str]) -> None:
     found = with_corruptions(frame(*((sentence, 1) for sentence in sentences)), 2, 3)
     assert found["sentence"].tolist() == [*sentences, *sentences]
 
 
-@unhurried
-@given(st.lists(st.text("abc", min_size=1, max_size=9), max_size=40, unique=True))
-def test_forms_are_all_that_differ_in_the_ending_alone(words: list[str]) -> None:
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.text("abc", min_size=1, max_size=9), min_size=3, max_size=12, unique=True))
+def test_forms_are_all_words_that_differ_in_the_ending_alone(words: list[str]) -> None:
     def related(word: str, other: str) -> bool:
-        shared = max(spoiling.STEM, max(len(word), len(other)) - spoiling.ENDING)
+        shared = max(MIN_STEM, max(len(word), len(other)) - MAX_ENDING)
         return word != other and word[:shared] == other[:shared]
 
-    assert spoiling._forms(words) == {word: [other for other in words if related(word, other)] for word in words}
+    expected = {
+        " ".join([*words[:index], other, *words[index + 1 :]])
+        for index, word in enumerate(words)
+        for other in words
+        if related(word, other)
+    }
+    assert set(corrupted_by(corruption.change_form, " ".join(words), count=len(expected) + 50)) == expected
