@@ -2,11 +2,13 @@
 
 import logging
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 from toy import Trainer, origin, recipe, write_tokenizer, write_toy_data
 
 from flows import environment
@@ -80,29 +82,51 @@ def trainer(make_trainer: Callable[[], Trainer]) -> Trainer:
     return make_trainer()
 
 
+def build_once(factory: pytest.TempPathFactory, name: str, build: Callable[[Path], Any]) -> Path:
+    """Return a folder that one worker of a run builds and all workers read (the recipe of pytest-xdist's manual)."""
+    base = factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / f"shared-{name}"
+    with FileLock(f"{folder}.lock"):
+        if not (folder / "done").exists():
+            shutil.rmtree(folder, ignore_errors=True)  # of a worker whose build failed
+            folder.mkdir(parents=True)
+            build(folder)
+            (folder / "done").touch()
+    return folder
+
+
 @pytest.fixture(scope="session")
 def trained(toy_split: tuple[str, str, str], tiny_encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The training record of a tiny model that learned the toy corpus, and its folder under "model"."""
-    from tasks.training.finetune import fine_tune
+    from tasks.training.finetune import fine_tune, load_training
 
-    folder = str(tmp_path_factory.mktemp("trained") / "model")
-    return {**fine_tune(*toy_split[:2], recipe(tiny_encoder), folder), "model": folder}
+    def build(folder: Path) -> None:
+        fine_tune(*toy_split[:2], recipe(tiny_encoder), str(folder / "model"))
+
+    model = str(build_once(tmp_path_factory, "trained", build) / "model")
+    training = load_training(model)
+    assert training is not None
+    return {**training, "model": model}
 
 
 @pytest.fixture(scope="session")
 def exported(trained: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The export record of that model, fp32 alone."""
-    from tasks.export.bundle_export import export_bundle
+    from tasks.export.bundle_export import export_bundle, load_export
 
-    return export_bundle(trained["model"], str(tmp_path_factory.mktemp("exported")), origin())
+    folder = build_once(tmp_path_factory, "exported", lambda to: export_bundle(trained["model"], str(to), origin()))
+    return load_export(str(folder))
 
 
 @pytest.fixture(scope="session")
 def complete(trained: Any, toy_split: tuple[str, str, str], tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The export record of that model in every variant."""
-    from tasks.export.bundle_export import export_bundle
+    from tasks.export.bundle_export import export_bundle, load_export
 
-    return export_bundle(trained["model"], str(tmp_path_factory.mktemp("complete")), origin(), toy_split[1])
+    def build(folder: Path) -> None:
+        export_bundle(trained["model"], str(folder), origin(), toy_split[1])
+
+    return load_export(str(build_once(tmp_path_factory, "complete", build)))
 
 
 @pytest.fixture(scope="session")
@@ -124,9 +148,10 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     environment.set_process_defaults()
     from tasks.registry import tracking as runs
 
-    folder = tmp_path_factory.mktemp("store")
-    runs.recent_runs({"uri": f"sqlite:///{folder}/mlflow.db", "artifacts": str(folder / "artifacts")})
-    return folder / "mlflow.db"
+    def build(folder: Path) -> None:
+        runs.recent_runs({"uri": f"sqlite:///{folder}/mlflow.db", "artifacts": str(folder / "artifacts")})
+
+    return build_once(tmp_path_factory, "store", build) / "mlflow.db"
 
 
 @pytest.fixture
