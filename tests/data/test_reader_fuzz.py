@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from fuzzing import CLEAN, MUTATIONS, SENTENCES, Mutation, check_file, mutated_files
 
-from tasks.data import record_readers as tables
+from tasks.data import record_readers
 from tasks.data.cola_format import Block
 from tasks.data.snapshots import write_snapshot
 
-FILES = 200
+FILES = 60  # make bench BENCH=ingestion ARGS=--fuzz reads thousands
 
 
 def test_every_row_of_a_damaged_file_is_kept_or_quarantined_or_the_file_is_refused(tmp_path: Path) -> None:
@@ -47,7 +47,7 @@ def test_the_same_seed_damages_the_same_way_whatever_the_count(tmp_path: Path) -
 
 @pytest.mark.parametrize("mutation", dict.fromkeys(MUTATIONS), ids=lambda mutation: mutation.__name__)
 def test_every_mutation_takes_any_bytes(mutation: Mutation) -> None:
-    for seed in range(50):
+    for seed in range(10):
         for data in (b"", b"\n", b"\xff", CLEAN[".tsv"](), CLEAN[".parquet"]()):
             once, again = (mutation(random.Random(seed), data) for _ in range(2))
             assert isinstance(once, bytes)
@@ -58,14 +58,14 @@ def test_a_reader_that_loses_a_row_is_noticed(tmp_path: Path, monkeypatch: pytes
     path = tmp_path / "clean.csv"
     path.write_bytes(CLEAN[".csv"]() + b"bad\n")
     (tmp_path / "clean.jsonl").write_bytes(CLEAN[".jsonl"]() + b"bad\n")
-    partition = tables.partition
-    monkeypatch.setattr(tables, "partition", lambda rows: partition(rows[:-1]))
+    partition = record_readers.partition
+    monkeypatch.setattr(record_readers, "partition", lambda rows: partition(rows[:-1]))
     with pytest.raises(AssertionError):
         check_file(tmp_path / "clean.jsonl", tmp_path / "s")
 
-    def double(rows: list[tables.ParsedRow]) -> Block:
+    def double(rows: list[record_readers.ParsedRow]) -> Block:
         return partition([*rows, rows[-1]])
 
-    monkeypatch.setattr(tables, "partition", double)
+    monkeypatch.setattr(record_readers, "partition", double)
     with pytest.raises(AssertionError):
         check_file(path, tmp_path / "s")
