@@ -1,4 +1,4 @@
-"""Process-wide choices for Prefect and MLflow, made before either is imported; what the user set stays."""
+"""Process-wide defaults for Prefect and MLflow, set before either is imported; variables that the user set win."""
 
 import logging
 import os
@@ -7,23 +7,23 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
-from tasks.core import log_format as logs
+from tasks.core import log_format
 from tasks.core.errors import UsageError
 
-STORES = ".verdict"
+DEFAULT_HOME = ".verdict"
 CHAMPION_URI = "models:/acceptability@champion"  # default model of commands and deployments
 
 
 def verdict_home() -> str:
     """Return the folder of the stores: VERDICT_HOME, or ./.verdict."""
-    return str(Path(os.environ.get("VERDICT_HOME") or STORES).resolve())
+    return str(Path(os.environ.get("VERDICT_HOME") or DEFAULT_HOME).resolve())
 
 
 def usable_home() -> str:
-    """Return the folder of the stores, made where it is missing.
+    """Return the folder of the stores; create it if it is missing.
 
     Raises:
-        WrongUsage: if nothing can be written there.
+        UsageError: if it is not writable.
     """
     folder = verdict_home()
     try:
@@ -37,22 +37,22 @@ def usable_home() -> str:
 
 
 def set_process_defaults() -> None:
-    """Set the defaults of this process and its children."""
+    """Set the default environment variables of this process and its children."""
     defaults = {
-        # Nothing is reported to anybody. MLflow wants the word, Prefect's server its own switch.
+        # No telemetry. MLflow needs the word "true"; Prefect's server has a switch of its own.
         "DO_NOT_TRACK": "true",
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        # Standard output belongs to the command.
+        # Standard output is for the command's result only.
         "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
         "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-        # A run's page shows what the machine did meanwhile; tasks/registry/system_metrics.py samples it.
+        # CPU, memory and GPU curves on a run's page; tasks/registry/system_metrics.py samples them.
         "MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING": "true",
-        # A server that is down is told in seconds, not after minutes of retries.
+        # Report a server that is down within seconds, not after minutes of retries.
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
         "PREFECT_LOGGING_EXTRA_LOGGERS": "tasks",
         "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
-        # Tokenisers run in threads of their own; a fork after that would only warn.
+        # Tokenizers use threads; without this they warn at each fork.
         "TOKENIZERS_PARALLELISM": "true",
     }
     for name, value in defaults.items():
@@ -60,18 +60,18 @@ def set_process_defaults() -> None:
 
 
 def show_log(quiet_prefect: bool) -> None:
-    """Send what the tasks say to standard error, in the form that VERDICT_LOG names.
+    """Log records of `tasks` to standard error, in the format that VERDICT_LOG names.
 
     Args:
-        quiet_prefect: keep what Prefect and the other libraries say for the server's log of the run.
+        quiet_prefect: do not print the logs of Prefect and other libraries; the Prefect server still gets them.
 
     Raises:
-        WrongUsage: if VERDICT_LOG names no form.
+        UsageError: if VERDICT_LOG names no format.
     """
     handler = logging.StreamHandler(sys.stderr)
-    logs.set_formatter(handler)
+    log_format.set_formatter(handler)
     logger = logging.getLogger("tasks")
-    logger.handlers = [handler]  # calls in one process do not add up
+    logger.handlers = [handler]  # replaces the handler of an earlier call
     logger.setLevel(logging.INFO)
     if quiet_prefect:
         for console in _prefect_consoles([logging.getLogger()]):
@@ -79,16 +79,16 @@ def show_log(quiet_prefect: bool) -> None:
 
 
 def show_worker_log() -> None:
-    """Let a run's page show what the tasks say, and a worker's output be in the form that VERDICT_LOG names.
+    """Show records of `tasks` on a run's Prefect page; format a worker's output as VERDICT_LOG says.
 
     Raises:
-        WrongUsage: if it names no form.
+        UsageError: if it names no format.
     """
     logging.getLogger("tasks").setLevel(logging.INFO)
-    if logs.wants_json():
-        known = [logging.getLogger(name) for name in logging.root.manager.loggerDict]
-        for console in _prefect_consoles([logging.getLogger(), *known]):
-            logs.set_formatter(console)
+    if log_format.wants_json():
+        loggers = [logging.getLogger(name) for name in logging.root.manager.loggerDict]
+        for console in _prefect_consoles([logging.getLogger(), *loggers]):
+            log_format.set_formatter(console)
 
 
 def _prefect_consoles(loggers: Iterable[logging.Logger]) -> set[logging.Handler]:

@@ -5,14 +5,12 @@ import functools
 import inspect
 import json
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, Any, Concatenate, Literal, ParamSpec
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 if TYPE_CHECKING:
     from tasks.core.settings_loader import ResolvedSettings
-
-P = ParamSpec("P")
 
 Device = Literal["auto", "cuda", "cpu"]
 
@@ -69,7 +67,7 @@ class DataOptions:
         return load_settings(self.profile, flags | {key: value for key, value in named.items() if value is not None})
 
 
-def with_data_options(command: Callable[Concatenate[DataOptions, P], None]) -> Callable[..., None]:
+def with_data_options(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command, whose first parameter is a DataOptions, one option for each of its fields.
 
     Typer makes options of the parameters of a function's signature: this one is composed from both.

@@ -1,7 +1,7 @@
-"""Puts the deployments of infra/prefect.yaml, and what keeps watch over their runs, onto a lasting Prefect server.
+"""Applies infra/prefect.yaml to a Prefect server: deployments, work pool, and automations that watch over their runs.
 
-Beside the deployments: the work pool, one run at a time in its queue `train`, and automations that end what no worker
-ends any more. Doing it again changes what is there.
+The queue `train` of the work pool runs one job at a time. The automations mark runs as crashed whose worker is gone.
+Running it again updates what is there.
 """
 
 import contextlib
@@ -30,28 +30,28 @@ from tasks.core.errors import UnreachableError, UsageError, VerdictError
 from tasks.core.webhook import URL_VARIABLE
 
 QUEUE = "train"
-ALERTS = "verdict-alerts"  # the block that automations call
-HEARTBEAT_TIMEOUT = 90  # seconds without a heartbeat, which comes every 30
-START_TIMEOUT = 600  # seconds in which a run that a worker took must have begun
+ALERT_BLOCK = "verdict-alerts"  # webhook block that the automations call
+HEARTBEAT_TIMEOUT = 90  # seconds; runs send a heartbeat every 30
+START_TIMEOUT = 600  # seconds from a worker taking a run to its start
 
 
 def deploy(file: str = "") -> dict[str, Any]:
-    """Apply deployments and automations; return what the command prints.
+    """Create or update deployments and automations; return what the command prints.
 
     Args:
-        file: another file of deployments than the project's.
+        file: path of a deployments file; empty for infra/prefect.yaml.
 
     Raises:
-        WrongUsage: if no lasting server is configured, or there is no such file.
-        Unreachable: if the server does not answer.
-        VerdictError: if Prefect refuses the file.
+        UsageError: if no server is configured, or there is no such file.
+        UnreachableError: if the server does not answer.
+        VerdictError: if Prefect rejects the file.
     """
     url = get_current_settings().api.url
     if not url:
-        raise UsageError("schedules need a lasting Prefect server; start one: make up, then set PREFECT_API_URL")
+        raise UsageError("schedules need a Prefect server; start one: make up, then set PREFECT_API_URL")
     path = Path(file) if file else find_file()
     if not path.is_file():
-        raise UsageError(f"{path} is no file; expected one like infra/prefect.yaml")
+        raise UsageError(f"{path} is not a file; expected one like infra/prefect.yaml")
     try:
         with get_client(sync_client=True) as client:
             prepare_pool(client)
@@ -72,7 +72,7 @@ def deploy(file: str = "") -> dict[str, Any]:
 
 
 def find_file() -> Path:
-    """Return the project's deployments: in a checkout, or beside this module where it is installed."""
+    """Return the path of the product's deployments file: infra/ in a checkout, beside this module when installed."""
     here = Path(__file__).parent
     return next(
         (path for path in (here.parents[1] / "infra" / "prefect.yaml",) if path.is_file()), here / "prefect.yaml"
@@ -80,14 +80,14 @@ def find_file() -> Path:
 
 
 def prepare_pool(client: SyncPrefectClient) -> None:
-    """Make the work pool, for processes where no worker has made it yet; its queue `train` runs one at a time.
+    """Create the work pool if no worker did, and limit its queue `train` to one run at a time.
 
-    The queue counts runs by their state, so unlike a lease this limit cannot be lost with a server.
+    The queue counts runs by their state, so this limit survives a restart of the server, unlike leases in its memory.
     """
     try:
         client.read_work_pool(POOL)
     except ObjectNotFound:
-        with contextlib.suppress(ObjectAlreadyExists):  # a worker that starts right now was first
+        with contextlib.suppress(ObjectAlreadyExists):  # a starting worker created it meanwhile
             client.create_work_pool(WorkPoolCreate(name=POOL, type="process"))
     with contextlib.suppress(ObjectAlreadyExists):
         client.create_work_queue(QUEUE, work_pool_name=POOL)
@@ -96,26 +96,26 @@ def prepare_pool(client: SyncPrefectClient) -> None:
 
 
 def apply_file(path: Path) -> None:
-    """Let Prefect's own command apply a file.
+    """Apply a deployments file with `prefect deploy`.
 
     Raises:
-        VerdictError: if it refuses.
+        VerdictError: if Prefect rejects it.
     """
     command = ["--no-prompt", "deploy", "--all", "--prefect-file", str(path)]
     done = subprocess.run([sys.executable, "-m", "prefect", *command], capture_output=True, text=True)
     if done.returncode:
-        said = (done.stderr.strip() or done.stdout.strip()).splitlines() or ["no word"]
-        raise VerdictError(f"Prefect refuses {path}: {said[-1][:300]}")
+        said = (done.stderr.strip() or done.stdout.strip()).splitlines() or ["no message"]
+        raise VerdictError(f"Prefect rejects {path}: {said[-1][:300]}")
 
 
 def apply_automations(client: SyncPrefectClient) -> list[str]:
-    """Make or change the automations; return their names.
+    """Create or update the automations; return their names.
 
-    A worker reports the runs whose process died under it. What these are for is a worker that is gone itself.
+    A worker reports runs whose process died. The automations are for runs whose worker died.
     """
-    told = _notify_action(client)
+    alerts = _alert_actions(client)
     names = []
-    for automation in (_heartbeat_lost(told), _never_begun(told)):
+    for automation in (_heartbeat_lost(alerts), _not_started(alerts)):
         existing = client.read_automations_by_name(automation.name)
         if existing:
             client.update_automation(existing[0].id, automation)
@@ -125,33 +125,33 @@ def apply_automations(client: SyncPrefectClient) -> list[str]:
     return names
 
 
-def _heartbeat_lost(told: list[ActionTypes]) -> AutomationCore:
+def _heartbeat_lost(alerts: list[ActionTypes]) -> AutomationCore:
     return AutomationCore(
         name="verdict: worker gone",
-        description=f"Marks a run crashed that gave no sign for {HEARTBEAT_TIMEOUT} s; the next one resumes it.",
+        description=f"Marks a run as crashed after {HEARTBEAT_TIMEOUT} s without heartbeat; the next run resumes it.",
         trigger=_trigger({"prefect.flow-run.heartbeat"}, {"prefect.flow-run.*"}, HEARTBEAT_TIMEOUT),
         actions=[
-            _crash(f"its worker gave no sign for {HEARTBEAT_TIMEOUT} s; the next run goes on from its checkpoints"),
-            *told,
+            _crash(f"no heartbeat for {HEARTBEAT_TIMEOUT} s; the next run resumes from its checkpoints"),
+            *alerts,
         ],
     )
 
 
-def _never_begun(told: list[ActionTypes]) -> AutomationCore:
+def _not_started(alerts: list[ActionTypes]) -> AutomationCore:
     later = ("Running", "heartbeat", "Scheduled", "Late", "AwaitingRetry", "AwaitingConcurrencySlot", "Paused")
     ended = ("Completed", "NothingNew", "Failed", "Crashed", "Cancelled", "Cancelling", "Suspended")
     return AutomationCore(
-        name="verdict: never begun",
-        description=f"Marks a run crashed that a worker took and did not begin within {START_TIMEOUT} s.",
+        name="verdict: never started",
+        description=f"Marks a run as crashed that a worker took and did not start within {START_TIMEOUT} s.",
         trigger=_trigger(
             {"prefect.flow-run.Pending"}, {f"prefect.flow-run.{name}" for name in (*later, *ended)}, START_TIMEOUT
         ),
-        actions=[_crash(f"its worker took it and did not begin within {START_TIMEOUT} s"), *told],
+        actions=[_crash(f"its worker took it and did not start it within {START_TIMEOUT} s"), *alerts],
     )
 
 
 def _trigger(after: set[str], expect: set[str], seconds: int) -> EventTrigger:
-    """Fire for each of our runs of which nothing was heard for so long."""
+    """Fire for each of our runs that emits an event of `after` and none of `expect` for that many seconds."""
     return EventTrigger(
         posture=Posture.Proactive,
         match={"prefect.resource.id": "prefect.flow-run.*"},
@@ -168,27 +168,27 @@ def _crash(message: str) -> ChangeFlowRunState:
     return ChangeFlowRunState(state=StateType.CRASHED, name="Crashed", message=message, force=False)
 
 
-def _notify_action(client: SyncPrefectClient) -> list[ActionTypes]:
-    """Return how people are told by the server, where no process of the run is left that could."""
+def _alert_actions(client: SyncPrefectClient) -> list[ActionTypes]:
+    """Return the actions by which the server itself alerts people, because no process of the run is left to do it."""
     text = "{{ flow.name }} run {{ flow_run.name }} crashed: its worker is gone"
-    told: list[ActionTypes] = []
+    actions: list[ActionTypes] = []
     if slug := os.environ.get(BLOCK_VARIABLE, "").strip():
-        told.append(SendNotification(block_document_id=_document(client, slug), subject="Verdict", body=text))
+        actions.append(SendNotification(block_document_id=_find_block(client, slug), subject="Verdict", body=text))
     if url := os.environ.get(URL_VARIABLE, "").strip():
-        # Prefect keeps the address encrypted, and hides it in its page.
+        # Prefect stores the address encrypted and does not show it.
         block: Any = Webhook(method="POST", url=SecretStr(url))
-        document = UUID(str(block.save(ALERTS, overwrite=True)))
+        block_id = UUID(str(block.save(ALERT_BLOCK, overwrite=True)))
         payload = json.dumps({"text": text, "verdict": {"event": "crash", "run": "{{ flow_run.id }}"}})
-        told.append(CallWebhook(block_document_id=document, payload=payload))
-    return told
+        actions.append(CallWebhook(block_document_id=block_id, payload=payload))
+    return actions
 
 
-def _document(client: SyncPrefectClient, slug: str) -> UUID:
+def _find_block(client: SyncPrefectClient, slug: str) -> UUID:
     kind, _, name = slug.partition("/")
     try:
         return client.read_block_document_by_name(name, kind).id
     except ObjectNotFound as error:
-        raise UsageError(f"{BLOCK_VARIABLE} {slug!r} is no block of this server; see: prefect block ls") from error
+        raise UsageError(f"{BLOCK_VARIABLE} {slug!r} is not a block of this server; see: prefect block ls") from error
 
 
 def _describe(schedule: Any) -> str:

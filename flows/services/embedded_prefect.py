@@ -1,7 +1,8 @@
 """An embedded Prefect server for runs without a PREFECT_API_URL.
 
-It starts in a process of its own while the run's libraries are imported (both take ten seconds and more), keeps its
-database among the run's stores, listens on loopback only, and ends with the process that started it, however that ends.
+It starts in a child process while this one imports its libraries (each takes ten seconds or more), which Prefect's own
+ephemeral server cannot do. Its database lies with the stores, it listens on loopback only, and the kernel ends it when
+the process that started it dies.
 """
 
 import contextlib
@@ -20,12 +21,12 @@ from pathlib import Path
 
 from tasks.core.errors import VerdictError
 
-SERVER_START_TIMEOUT_S = 180  # seconds; 13 were measured on two cores with a new database
+SERVER_START_TIMEOUT_S = 180  # measured: 13 s on two cores with a new database
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 class LocalServer:
-    """A Prefect server process; `api_url` answers after `wait`."""
+    """A Prefect server in a child process; `api_url` answers once `wait` has returned."""
 
     def __init__(self, folder: str) -> None:
         self._port = _free_port()
@@ -47,10 +48,10 @@ class LocalServer:
             )
 
     def wait(self) -> None:
-        """Return when the server answers.
+        """Wait until the server answers.
 
         Raises:
-            VerdictError: if it ends or takes too long.
+            VerdictError: if it exits, or does not answer within SERVER_START_TIMEOUT_S.
         """
         deadline = time.monotonic() + SERVER_START_TIMEOUT_S
         while time.monotonic() < deadline and self._process.poll() is None:
@@ -61,7 +62,7 @@ class LocalServer:
         raise VerdictError(f"the embedded Prefect server did not start; see {self._log}, or set PREFECT_API_URL")
 
     def stop(self) -> None:
-        """End the server."""
+        """Stop the server; kill it after 10 s."""
         self._process.terminate()
         try:
             self._process.wait(10)
@@ -72,7 +73,7 @@ class LocalServer:
 
 @contextlib.contextmanager
 def prefect_api(folder: str) -> Iterator[LocalServer | None]:
-    """Start an embedded server unless Prefect is configured for another one, and stop it after the block."""
+    """Start an embedded server for the block; yield None where PREFECT_API_URL names another one."""
     from prefect.settings import get_current_settings
 
     if get_current_settings().api.url:
@@ -87,20 +88,20 @@ def prefect_api(folder: str) -> Iterator[LocalServer | None]:
 
 @contextlib.contextmanager
 def connected(server: LocalServer | None) -> Iterator[None]:
-    """Wait for the server and point Prefect at it; without one, Prefect stays as it is configured."""
+    """Wait for the embedded server and point Prefect at it for the block; with None, Prefect stays as configured."""
     if server is None:
         yield
         return
     from prefect import settings
 
     server.wait()
-    own = {
+    overrides = {
         settings.PREFECT_API_URL: server.api_url,
         settings.PREFECT_LOCAL_STORAGE_PATH: server.results,
-        # Heartbeats tell a lasting server that a run died; here both end together, and they cost a second a flow.
+        # Heartbeats report a dead run to a server that outlives it; here both end together, and they cost 1 s a flow.
         settings.PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None,
     }
-    with settings.temporary_settings(own):
+    with settings.temporary_settings(overrides):
         try:
             yield
         finally:
@@ -108,7 +109,7 @@ def connected(server: LocalServer | None) -> Iterator[None]:
 
 
 def _flush() -> None:
-    """Deliver what is queued; afterwards nobody listens, and Prefect would try for more than a minute."""
+    """Deliver queued events and logs; once the server is gone Prefect would retry for more than a minute."""
     from prefect.events.worker import EventsWorker
 
     EventsWorker.drain_all(timeout=10)
@@ -124,5 +125,5 @@ def _free_port() -> int:
 
 
 def _die_with_parent() -> None:
-    """Have the kernel end this child when its parent dies, also by SIGKILL."""
+    """Ask the kernel to send SIGTERM to this child when its parent dies, even by SIGKILL."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)

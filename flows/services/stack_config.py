@@ -1,20 +1,20 @@
-"""Where the services of one machine lie and what each is told: read from the environment, written into it.
+"""Configures the services of one machine: reads ports, addresses and secrets, returns the environment of each process.
 
 PREFECT_PORT, MLFLOW_PORT, INFERENCE_PORT, WORKER_PORT   ports on loopback
 POSTGRES_HOST [POSTGRES_PORT], PREFECT_DATABASE_PASSWORD, MLFLOW_DATABASE_PASSWORD   PostgreSQL instead of SQLite
 STORE_URL, STORE_ACCESS_KEY, STORE_SECRET_KEY [STORE_BUCKET, STORE_REGION]           S3 instead of a folder
-PREFECT_AUTH_STRING                                                                  Prefect asks for it
+PREFECT_AUTH_STRING                                                                  Prefect needs a password
 MLFLOW_ADMIN_PASSWORD, RETRAIN_PASSWORD, READER_PASSWORD, MLFLOW_SECRET_KEY          MLflow has accounts
 
-The names are those of infra/compose.yaml. No value of a secret is ever part of a command line.
+The names are those of infra/compose.yaml. No secret is ever part of a command line.
 """
 
 import base64
+import dataclasses
 import shlex
 import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
 
 from tasks.core.errors import UsageError
 
@@ -26,70 +26,90 @@ ACCOUNT_VARIABLES = ("MLFLOW_ADMIN_PASSWORD", "RETRAIN_PASSWORD", "READER_PASSWO
 MIN_PASSWORD_CHARS = 12  # characters of an MLflow password, its own bound
 
 
-class StackConfig(NamedTuple):
-    """What follows from the environment."""
+@dataclasses.dataclass(frozen=True)
+class StackConfig:
+    """Addresses and environments of the services of one home."""
 
     home: str
     ports: dict[str, int]
     urls: dict[str, str]
-    """For people."""
+    """Addresses to show to people."""
     exports: dict[str, str]
-    """What a client of the services sets; secrets by the name of their variable."""
+    """Variables that a client of the services sets; secrets as the name of their variable."""
     health_urls: dict[str, str]
-    """What every service answers once it is up."""
+    """Health check of every service."""
     wait_urls: dict[str, str]
-    """What worker and inference service wait for; with accounts, as themselves."""
+    """What worker and inference service wait for, with their own credentials."""
     environment: dict[str, str]
-    """Of every service."""
+    """Environment of every service."""
     accounts: dict[str, str]
-    """Of the program that makes MLflow's accounts; empty: there are none."""
+    """Environment of the program that creates MLflow's accounts; empty without accounts."""
     opener: urllib.request.OpenerDirector
-    """Asks the servers with the worker's names and passwords."""
+    """Sends requests with the worker's credentials."""
 
 
 def load_stack_config(environ: Mapping[str, str], home: str) -> StackConfig:
-    """Read ports, addresses and secrets.
+    """Read ports, addresses and secrets from the environment.
 
     Raises:
-        WrongUsage: if a port is none, or something is set without what it needs.
+        UsageError: if a port is not valid, or a variable is set without those that it needs.
     """
     ports = {name: _port(environ, name) for name in PORTS}
     _reject_incomplete(environ)
     prefect, mlflow, inference, worker = (f"http://127.0.0.1:{port}" for port in ports.values())
-    urls = {"Prefect": prefect, "MLflow": mlflow, "inference": inference}
-    exports = {"PREFECT_API_URL": f"{prefect}/api", "MLFLOW_TRACKING_URI": mlflow}
-    own = {name: str(port) for name, port in ports.items()} | _prefect(environ, home, prefect) | exports
-    own |= _mlflow(environ, home, mlflow) | {"PREFECT_WORKER_WEBSERVER_PORT": str(ports["WORKER_PORT"])}
-    own |= {"VERDICT_HOME": home, MARKER: home, "PYTHONUNBUFFERED": "1"}
-    accounts: dict[str, str] = {}
-    if environ.get("PREFECT_AUTH_STRING"):
-        exports["PREFECT_API_AUTH_STRING"] = "$PREFECT_AUTH_STRING"
-    if environ.get("MLFLOW_ADMIN_PASSWORD"):
-        accounts = {**environ, **own, "MLFLOW_AUTH_ADMIN_USERNAME": "admin"}
-        exports |= {"MLFLOW_TRACKING_USERNAME": "retrain", "MLFLOW_TRACKING_PASSWORD": "$RETRAIN_PASSWORD"}
+    addresses = {"PREFECT_API_URL": f"{prefect}/api", "MLFLOW_TRACKING_URI": mlflow}
+    environment = {
+        **environ,
+        **{name: str(port) for name, port in ports.items()},
+        **addresses,
+        **_prefect(environ, home, prefect),
+        **_mlflow(environ, home, mlflow),
+        "PREFECT_WORKER_WEBSERVER_PORT": str(ports["WORKER_PORT"]),
+        "VERDICT_HOME": home,
+        MARKER: home,
+        "PYTHONUNBUFFERED": "1",
+    }
     health = {"prefect": f"{prefect}/api/health", "mlflow": f"{mlflow}/health"}
-    whole = health | {"worker": f"{worker}/health", "inference": f"{inference}/healthz"}
-    asked = health | {"mlflow": f"{mlflow}/api/2.0/mlflow/experiments/search?max_results=1"}
-    opener = _opener(environ, prefect, mlflow)
-    return StackConfig(home, ports, urls, exports, whole, asked, {**environ, **own}, accounts, opener)
+    with_accounts = bool(environ.get("MLFLOW_ADMIN_PASSWORD"))
+    return StackConfig(
+        home=home,
+        ports=ports,
+        urls={"Prefect": prefect, "MLflow": mlflow, "inference": inference},
+        exports=addresses | _client_credentials(environ),
+        health_urls=health | {"worker": f"{worker}/health", "inference": f"{inference}/healthz"},
+        wait_urls=health | {"mlflow": f"{mlflow}/api/2.0/mlflow/experiments/search?max_results=1"},
+        environment=environment,
+        accounts={**environment, "MLFLOW_AUTH_ADMIN_USERNAME": "admin"} if with_accounts else {},
+        opener=_opener(environ, prefect, mlflow),
+    )
+
+
+def _client_credentials(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables by which a client authenticates; passwords as references to other variables."""
+    credentials = {}
+    if environ.get("PREFECT_AUTH_STRING"):
+        credentials["PREFECT_API_AUTH_STRING"] = "$PREFECT_AUTH_STRING"
+    if environ.get("MLFLOW_ADMIN_PASSWORD"):
+        credentials |= {"MLFLOW_TRACKING_USERNAME": "retrain", "MLFLOW_TRACKING_PASSWORD": "$RETRAIN_PASSWORD"}
+    return credentials
 
 
 def _prefect(environ: Mapping[str, str], home: str, url: str) -> dict[str, str]:
-    """Return what Prefect's server and its clients are told."""
-    told = {
+    """Return the variables of Prefect's server and its clients."""
+    variables = {
         "PREFECT_HOME": f"{home}/stack/prefect",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_SERVER_API_CORS_ALLOWED_ORIGINS": url,
         "PREFECT_SERVER_API_CSRF_PROTECTION_ENABLED": "true",
         "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
-        # Leases in memory are lost with the server, and their slots stay taken for ever.
+        # Leases kept in memory are lost when the server restarts, and their slots stay occupied for ever.
         "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
     }
     if auth := environ.get("PREFECT_AUTH_STRING"):
-        told |= {"PREFECT_SERVER_API_AUTH_STRING": auth, "PREFECT_API_AUTH_STRING": auth}
+        variables |= {"PREFECT_SERVER_API_AUTH_STRING": auth, "PREFECT_API_AUTH_STRING": auth}
     if not environ.get("POSTGRES_HOST"):
-        return told | {"PREFECT_SERVER_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{home}/stack/prefect.db"}
-    return told | {
+        return variables | {"PREFECT_SERVER_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{home}/stack/prefect.db"}
+    return variables | {
         "PREFECT_SERVER_DATABASE_DRIVER": "postgresql+asyncpg",
         "PREFECT_SERVER_DATABASE_HOST": environ["POSTGRES_HOST"],
         "PREFECT_SERVER_DATABASE_PORT": environ.get("POSTGRES_PORT", "5432"),
@@ -100,9 +120,9 @@ def _prefect(environ: Mapping[str, str], home: str, url: str) -> dict[str, str]:
 
 
 def _mlflow(environ: Mapping[str, str], home: str, url: str) -> dict[str, str]:
-    """Return what MLflow's server and its clients are told."""
+    """Return the variables of MLflow's server and its clients."""
     options = ["--serve-artifacts"]
-    told = {
+    variables = {
         "MLFLOW_BACKEND_STORE_URI": f"sqlite:///{home}/mlflow.db",
         "MLFLOW_ARTIFACTS_DESTINATION": f"{home}/artifacts",
         "MLFLOW_SERVER_ALLOWED_HOSTS": "localhost:*,127.0.0.1:*",
@@ -115,11 +135,11 @@ def _mlflow(environ: Mapping[str, str], home: str, url: str) -> dict[str, str]:
         "READER_NAME": "",
     }
     if host := environ.get("POSTGRES_HOST"):
-        told |= {"MLFLOW_BACKEND_STORE_URI": "postgresql+psycopg2://", "PGHOST": host, "PGUSER": "mlflow"}
-        told |= {"PGDATABASE": "mlflow", "PGPORT": environ.get("POSTGRES_PORT", "5432")}
-        told["PGPASSWORD"] = environ["MLFLOW_DATABASE_PASSWORD"]
+        variables |= {"MLFLOW_BACKEND_STORE_URI": "postgresql+psycopg2://", "PGHOST": host, "PGUSER": "mlflow"}
+        variables |= {"PGDATABASE": "mlflow", "PGPORT": environ.get("POSTGRES_PORT", "5432")}
+        variables["PGPASSWORD"] = environ["MLFLOW_DATABASE_PASSWORD"]
     if address := environ.get("STORE_URL"):
-        told |= {
+        variables |= {
             "MLFLOW_ARTIFACTS_DESTINATION": f"s3://{environ.get('STORE_BUCKET') or 'verdict'}",
             "MLFLOW_S3_ENDPOINT_URL": address,
             "MLFLOW_BOTO_CLIENT_ADDRESSING_STYLE": "path",
@@ -129,17 +149,17 @@ def _mlflow(environ: Mapping[str, str], home: str, url: str) -> dict[str, str]:
         }
     if admin := environ.get("MLFLOW_ADMIN_PASSWORD"):
         options += ["--app-name", "basic-auth"]
-        told |= _accounts(environ, home, admin)
-    return told | {"MLFLOW_OPTIONS": shlex.join(options)}
+        variables |= _accounts(environ, home, admin)
+    return variables | {"MLFLOW_OPTIONS": shlex.join(options)}
 
 
 def _accounts(environ: Mapping[str, str], home: str, admin: str) -> dict[str, str]:
-    """Return what accounts need; their database lies beside MLflow's own where that is a file."""
+    """Return the variables for accounts; write their config file, which names their database."""
     shared = Path(__file__).parents[2] / "mlflow" / "basic_auth.ini"
     config = Path(home) / "stack" / "basic_auth.ini"
     config.parent.mkdir(parents=True, exist_ok=True)
-    own = "postgresql+psycopg2://" if environ.get("POSTGRES_HOST") else f"sqlite:///{home}/stack/accounts.db"
-    config.write_text(shared.read_text().replace("postgresql+psycopg2://", own))
+    database = "postgresql+psycopg2://" if environ.get("POSTGRES_HOST") else f"sqlite:///{home}/stack/accounts.db"
+    config.write_text(shared.read_text().replace("postgresql+psycopg2://", database))
     return {
         "MLFLOW_AUTH_CONFIG_PATH": str(config),
         "MLFLOW_AUTH_ADMIN_USERNAME": "admin",
@@ -152,28 +172,28 @@ def _accounts(environ: Mapping[str, str], home: str, admin: str) -> dict[str, st
 
 
 def _reject_incomplete(environ: Mapping[str, str]) -> None:
-    groups = {"POSTGRES_HOST": DATABASES, "STORE_URL": S3_VARIABLES, "MLFLOW_ADMIN_PASSWORD": ACCOUNT_VARIABLES}
-    for first, others in groups.items():
+    required_with = {"POSTGRES_HOST": DATABASES, "STORE_URL": S3_VARIABLES, "MLFLOW_ADMIN_PASSWORD": ACCOUNT_VARIABLES}
+    for first, others in required_with.items():
         missing = [name for name in others if not environ.get(name)]
         if environ.get(first) and missing:
-            raise UsageError(f"{first} is set and {', '.join(missing)} not; infra/README.md says what for")
+            raise UsageError(f"{first} is set and {', '.join(missing)} not; see infra/README.md")
         if first == "MLFLOW_ADMIN_PASSWORD" and environ.get(first):
             short = [name for name in ACCOUNT_VARIABLES[:3] if len(environ[name]) < MIN_PASSWORD_CHARS]
             if short:
-                raise UsageError(f"{short[0]} is too short; MLflow wants {MIN_PASSWORD_CHARS} characters")
+                raise UsageError(f"{short[0]} is too short; MLflow needs {MIN_PASSWORD_CHARS} characters")
     if ":" not in environ.get("PREFECT_AUTH_STRING", ":"):
-        raise UsageError("PREFECT_AUTH_STRING is no NAME:PASSWORD")
+        raise UsageError("PREFECT_AUTH_STRING is not of the form NAME:PASSWORD")
 
 
 def _port(environ: Mapping[str, str], name: str) -> int:
     text = environ.get(name) or str(PORTS[name])
     if not text.isdecimal() or not 0 < int(text) < 65_536:
-        raise UsageError(f"{name} {text!r} is no port; expected 1 to 65535")
+        raise UsageError(f"{name} {text!r} is not a port; expected 1 to 65535")
     return int(text)
 
 
 def _opener(environ: Mapping[str, str], prefect: str, mlflow: str) -> urllib.request.OpenerDirector:
-    """Return what asks the servers; names and passwords go to them alone, unasked, and through no proxy."""
+    """Return an opener that sends credentials to our servers only, preemptively and through no proxy."""
 
     class Credentials(urllib.request.BaseHandler):
         def http_request(self, request: urllib.request.Request) -> urllib.request.Request:

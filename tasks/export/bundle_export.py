@@ -1,12 +1,12 @@
-"""Turns a fine-tuned classifier into a bundle of ONNX graphs that are proved to compute the same.
+"""Exports a fine-tuned classifier to a bundle: ONNX variants that were compared with torch, and the tokenizer.
 
-The work is done in a process of its own, see `tasks.export.subprocess_call`: exporters and optimisers run native code
-on whatever graph they meet, and a crash or a hang of theirs must not take the training with it.
+The export runs in a subprocess (`tasks.export.subprocess_call`): exporters and graph optimisers run native code, and
+if they crash or hang, the finished training is kept.
 """
 
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict, cast
 
 from tasks.core.errors import VerdictError
 from tasks.core.files import atomic_directory, read_json, write_json
@@ -17,19 +17,22 @@ if TYPE_CHECKING:
     from tasks.export.onnx_export import WrittenGraphs
     from tasks.export.parity import Parity
 
-# Seconds. A large model with both exporters tried takes some ten minutes on two busy cores; what takes longer hangs.
-EXPORT_TIMEOUT_S = 1_800.0
+EXPORT_TIMEOUT_S = 1_800.0  # a large model takes about ten minutes on two busy cores if both exporters are tried
+EXPORT_RECORD, BUNDLE_FOLDER = "export.json", "bundle"  # in the job's folder
+EXPORT_SCHEMA = 1  # version of export.json
 
 log = logging.getLogger(__name__)
 
 
 class ExportResult(TypedDict):
-    """An exported bundle without documents.
+    """An exported bundle without documents; the content of export.json.
 
-    `parity` is the largest difference of an fp32 logit from torch for each comparison, `variants` the comparisons of
-    every variant in the bundle, `left_out` why the others are not in it; `fused` counts operators of the fast graphs.
+    `bundle` is the path of its folder, in export.json relative to that file. `parity` is the largest difference of an
+    fp32 logit from torch for each comparison, `variants` the comparisons of every variant in the bundle, `left_out` why
+    the others are missing, `fused` counts the fused operators of the fp16 and int8 graphs.
     """
 
+    schema_version: int
     bundle: str
     digest: str
     parity: dict[str, float]
@@ -40,18 +43,18 @@ class ExportResult(TypedDict):
 
 
 def export_bundle(model_folder: str, folder: str, origin: Origin, rows: str | None = None) -> ExportResult:
-    """Write the graphs, tokenizer.json and bundle.json to `folder`/bundle, whole or not at all.
+    """Write the graphs, tokenizer.json and bundle.json to `folder`/bundle, atomically.
 
     Args:
-        model_folder: what `fine_tune` wrote.
-        folder: receives bundle/ and, last, export.json.
+        model_folder: output of `fine_tune`.
+        folder: receives bundle/ and then export.json.
         origin: written to bundle.json and to the graphs' metadata.
-        rows: snapshot whose sentences torch and the graphs must judge alike; without it only fp32 is shipped.
+        rows: snapshot on whose sentences each graph is compared with torch; without it only fp32 is shipped.
 
     Raises:
-        VerdictError: if the fp32 graph does not compute what torch computes, or the export crashes or hangs.
+        VerdictError: if the fp32 graph differs from torch, or the export crashes or takes too long.
     """
-    bundle = Path(folder) / "bundle"
+    bundle = Path(folder) / BUNDLE_FOLDER
     with atomic_directory(bundle) as scratch:
         graphs = run_in_subprocess(
             "the export to ONNX", EXPORT_TIMEOUT_S, _write_graphs, model_folder, str(scratch), origin, rows
@@ -60,6 +63,7 @@ def export_bundle(model_folder: str, folder: str, origin: Origin, rows: str | No
         manifest = write_manifest(scratch, graphs["facts"], metrics={})
     _log_summary(graphs)
     exported = ExportResult(
+        schema_version=EXPORT_SCHEMA,
         bundle=str(bundle),
         digest=manifest["digest"],
         parity=graphs["parity"]["fp32"]["difference"],
@@ -68,33 +72,42 @@ def export_bundle(model_folder: str, folder: str, origin: Origin, rows: str | No
         exporter=graphs["exporter"],
         fused=graphs["fused"],
     )
-    write_json(Path(folder) / "export.json", exported)
+    write_json(Path(folder) / EXPORT_RECORD, {**exported, "bundle": BUNDLE_FOLDER})
     return exported
 
 
 def load_export(folder: str) -> ExportResult | None:
-    """Return the finished export that a folder records, or None; a damaged or older one is exported anew."""
-    path = Path(folder) / "export.json"
+    """Return the finished export of a job's folder; None if there is none, or it is damaged or of another version."""
+    path = Path(folder) / EXPORT_RECORD
     if not path.is_file():
         return None
-    exported: ExportResult = read_json(path)
-    if exported.keys() != ExportResult.__annotations__.keys():
-        return None
     try:
-        return exported if verify(Path(exported["bundle"]))["digest"] == exported["digest"] else None
-    except VerdictError:
+        exported = _read_record(path)
+        if verify(Path(exported["bundle"]))["digest"] != exported["digest"]:
+            raise VerdictError(f"{path} records another bundle than {exported['bundle']}")
+    except VerdictError as error:
+        log.warning("%s; the model is exported again", str(error).partition(";")[0])
         return None
+    return exported
+
+
+def _read_record(path: Path) -> ExportResult:
+    document = read_json(path)
+    version = document.get("schema_version") if isinstance(document, dict) else None
+    if version != EXPORT_SCHEMA or document.keys() != ExportResult.__required_keys__:
+        raise VerdictError(f"{path} has schema version {version}, this program reads {EXPORT_SCHEMA}")
+    return cast(ExportResult, {**document, "bundle": str(path.parent / document["bundle"])})
 
 
 def _write_graphs(*arguments: Any) -> "WrittenGraphs":
-    """Call `write_graphs` in the other process: its libraries cost this one seconds, and are of no use here."""
+    """Call `write_graphs` in the subprocess; importing its libraries here would take seconds."""
     from tasks.export.onnx_export import write_graphs
 
     return write_graphs(*arguments)
 
 
 def _log_summary(graphs: "WrittenGraphs") -> None:
-    """Log the exporter that was taken, how far each variant is from torch, and what is not shipped."""
+    """Log the exporter, each variant's difference from torch, and the variants that are not shipped."""
     for remark in graphs["remarks"]:
         log.info("%s", remark)
     fused = ", ".join(f"{count} {name}" for name, count in graphs["fused"].items()) or "no operators"

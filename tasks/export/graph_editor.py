@@ -1,4 +1,4 @@
-"""Adds nodes and constants to an ONNX graph, under names that no exporter gives."""
+"""Adds nodes and constants to an ONNX graph, with a name prefix that no exporter uses."""
 
 from collections.abc import Callable, Iterable
 
@@ -11,11 +11,11 @@ MICROSOFT_DOMAIN = "com.microsoft"  # of ONNX Runtime's own operators
 
 
 def upstream_nodes(model: OnnxModel, tensors: Iterable[str], wanted: Callable[[NodeProto], bool]) -> set[str]:
-    """Return the names of the nodes that tensors are made by, as far back as the nodes are wanted ones."""
-    makers = model.output_name_to_node()
+    """Return the names of the nodes upstream of tensors, following only nodes for which `wanted` is true."""
+    producers = model.output_name_to_node()
     waiting, found = list(tensors), set[str]()
     while waiting:
-        node = makers.get(waiting.pop())
+        node = producers.get(waiting.pop())
         if node is not None and node.name not in found and wanted(node):
             found.add(node.name)
             waiting.extend(node.input)
@@ -23,7 +23,7 @@ def upstream_nodes(model: OnnxModel, tensors: Iterable[str], wanted: Callable[[N
 
 
 class GraphEditor:
-    """Writes into a graph; what it adds has names that begin with `prefix`."""
+    """Adds to a graph; the names of new nodes and constants begin with `prefix`."""
 
     def __init__(self, model: OnnxModel, prefix: str) -> None:
         self.model, self.prefix, self._count = model, prefix, 0
@@ -44,11 +44,11 @@ class GraphEditor:
         return tensor.name
 
     def scalar(self, value: float) -> str:
-        """Add a number in fp32 and return its name."""
+        """Add an fp32 scalar and return its name."""
         return self.constant(value, np.float32)
 
     def value(self, name: str) -> NDArray[np.float32]:
-        """Return a constant of the graph."""
+        """Return the value of a constant of the graph."""
         return numpy_helper.to_array(self.model.get_initializer(name))
 
     def _name(self, kind: str) -> str:

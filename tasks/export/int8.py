@@ -1,15 +1,16 @@
-"""Puts products in int8 in the place of a graph's products with constant matrices. Its inputs and outputs stay.
+"""Rewrites an fp32 ONNX graph for CPUs: matrix products in int8, and normalisation without ONNX Runtime's slow fusion.
 
-Activations have a scale and a zero for each row, that is token, taken as they come. With one scale for a batch, as ONNX
-Runtime's `quantize_dynamic` has it, 14 of 800 sentences got another label alone than in company; scales that are fixed
-beforehand keep fewer labels. Weights have a scale for each column. The products are `MatMulIntegerToFloat`, for which
-CPUs have vector instructions (AVX-512 VNNI; older ones cut off what of two products exceeds 16 bits); with weights in
-blocks (`MatMulNBits`) they are hardly faster than in fp32. Embeddings and the head stay fp32.
+Activations are quantised dynamically with a scale and a zero point per row (token), weights with a scale per column.
+With one scale per batch, as in ONNX Runtime's `quantize_dynamic`, the label of 14 of 800 sentences depended on the
+other sentences of the batch; with static scales fewer labels equal torch's. Embeddings and the head stay in fp32.
 
-The operator knows no zero of a row, and needs none: a few rows of weights more bring each column's sum to nothing, and
-the bytes that meet them are the row's zero. What the zero adds to all products of a column then cancels out.
+Products are `MatMulIntegerToFloat`, which uses the CPU's int8 instructions (AVX-512 VNNI; CPUs without it saturate the
+sum of two products at 16 bits). `MatMulNBits`, with weights in blocks, is hardly faster than fp32.
 
-Shape letters: R rows of activations, K features in, M features out, J rows of weights more.
+MatMulIntegerToFloat has no per-row zero point z. J extra weight rows make every column sum 0, and z is appended J times
+to each activation row: the term z * sum(w) vanishes.
+
+Shape letters: R activation rows, K input features, M output features, J extra weight rows.
 """
 
 import numpy as np
@@ -20,71 +21,89 @@ from onnxruntime.transformers.onnx_model import OnnxModel
 
 from tasks.export.graph_editor import MICROSOFT_DOMAIN, GraphEditor
 
-INT8_MAX = 127  # of weights; without -128 both signs have the same range
-UINT8_MAX = 255  # steps of activations, which are unsigned: CPUs multiply unsigned by signed
-MAX_EXTRA_ROWS = 63  # largest of the weights more: CPUs without VNNI add two products in 16 bits
-MIN_SCALE = 1e-12  # of a row's or column's range, as zeros have none
-REDUCTIONS_BY_INPUT = 18  # opset from which reductions take their axes as an input
+INT8_MAX = 127  # weights are in [-127, 127], symmetric without -128
+UINT8_MAX = 255  # activations are unsigned: CPU instructions multiply uint8 by int8
+MAX_EXTRA_WEIGHT = 63  # largest absolute value in an extra row: two products must fit in 16 bits on CPUs without VNNI
+MIN_SCALE = 1e-12  # lower bound of a row's or column's range, against division by 0
+REDUCTIONS_BY_INPUT = 18  # first opset in which reductions take their axes as an input
+
+
+def split_skip_layernorm(model: OnnxModel) -> int:
+    """Replace each SkipLayerNormalization by Sum and LayerNormalization, in place; return how many.
+
+    On a CPU the fused operator of ONNX Runtime 1.31 takes several times as long as its parts. An Add may be fused again
+    when the graph is loaded, a Sum is not. Nodes whose sum is read by others are left alone.
+    """
+    editor = GraphEditor(model, "normalising_")
+    fused = [node for node in model.get_nodes_by_op_type("SkipLayerNormalization") if len(node.output) == 1]
+    for node in fused:
+        entering, skip, gamma, beta, *bias = node.input
+        (epsilon,) = (attribute.f for attribute in node.attribute if attribute.name == "epsilon")
+        model.remove_node(node)
+        total = editor.add("Sum", [entering, skip, *filter(None, bias)])
+        editor.add("LayerNormalization", [total, gamma, beta], node.output[0], axis=-1, epsilon=epsilon)
+    model.topological_sort()
+    return len(fused)
 
 
 def quantise_rows(model: OnnxModel) -> int:
-    """Rewrite a graph in fp32 in place; return how many products are in int8 now."""
-    writer = _Int8Editor(model)
-    products: dict[str, list[onnx.NodeProto]] = {}  # by what they multiply: queries, keys and values share it
+    """Replace products with constant fp32 matrices by int8 ones, in place; return how many."""
+    editor = _Int8Editor(model)
+    products: dict[str, list[onnx.NodeProto]] = {}  # by activation: queries, keys and values share one
     for node in model.get_nodes_by_op_type("MatMul"):
-        if writer.multiplies_by_matrix(node):
+        if editor.has_constant_matrix(node):
             products.setdefault(node.input[0], []).append(node)
-    for entering, nodes in products.items():
-        writer.replace(entering, nodes)
-    model.update_graph()  # drops the weights in fp32
+    for activation, nodes in products.items():
+        editor.replace(activation, nodes)
+    model.update_graph()  # removes the unused fp32 weights
     model.topological_sort()
     return sum(map(len, products.values()))
 
 
 class _Int8Editor(GraphEditor):
-    """Adds the nodes that quantise rows and multiply bytes."""
+    """Adds nodes that quantise activation rows and multiply in int8."""
 
     def __init__(self, model: OnnxModel) -> None:
         super().__init__(model, "int8_")
 
-    def multiplies_by_matrix(self, node: onnx.NodeProto) -> bool:
-        """Tell whether a product's second factor is a constant matrix [K, M] in fp32."""
+    def has_constant_matrix(self, node: onnx.NodeProto) -> bool:
+        """Return whether a product's second factor is a constant fp32 matrix [K, M]."""
         tensor = self.model.get_initializer(node.input[1])
         return tensor is not None and tensor.data_type == TensorProto.FLOAT and len(tensor.dims) == 2
 
-    def replace(self, entering: str, nodes: list[onnx.NodeProto]) -> None:
-        """Put products of bytes in the place of all products of one tensor."""
+    def replace(self, activation: str, nodes: list[onnx.NodeProto]) -> None:
+        """Replace all products of one activation tensor, which is quantised once."""
         columns = [quantise_columns(self.value(node.input[1])) for node in nodes]
         features = len(columns[0][0])
-        more = max(extra_rows(weights) for weights, _ in columns)
-        rounded, scales = self._quantise(entering, features, more)
-        sizes = self.add("Slice", [self.add("Shape", [entering]), self.constant([0]), self.constant([-1])])
-        for node, (weights, steps) in zip(nodes, columns, strict=True):
+        extra = max(extra_rows(weights) for weights, _ in columns)
+        rounded, scales = self._quantise(activation, features, extra)
+        sizes = self.add("Slice", [self.add("Shape", [activation]), self.constant([0]), self.constant([-1])])
+        for node, (weights, weight_scales) in zip(nodes, columns, strict=True):
             self.model.remove_node(node)
             factors = [
-                self.constant(zero_column_sums(weights, more), np.int8),
+                self.constant(zero_column_sums(weights, extra), np.int8),
                 self.scalar(1.0),
-                self.constant(steps, np.float32),
+                self.constant(weight_scales, np.float32),
             ]
             product = self.add("MatMulIntegerToFloat", [rounded, *factors], domain=MICROSOFT_DOMAIN)
             product = self.add("Mul", [product, scales])
-            whole = self.add("Concat", [sizes, self.constant([weights.shape[1]])], axis=0)
-            self.add("Reshape", [product, whole], node.output[0])
+            shape = self.add("Concat", [sizes, self.constant([weights.shape[1]])], axis=0)
+            self.add("Reshape", [product, shape], node.output[0])
 
-    def _quantise(self, name: str, features: int, more: int) -> tuple[str, str]:
-        """Return the bytes [R, K + J] and scales [R, 1] of a tensor."""
+    def _quantise(self, name: str, features: int, extra: int) -> tuple[str, str]:
+        """Quantise a tensor to uint8 [R, K + J] with scales [R, 1]; return the names of both."""
         rows = self.add("Reshape", [name, self.constant([-1, features])])
-        nothing = self.scalar(0.0)
-        least = self.add("Min", [self._reduce("ReduceMin", rows), nothing])
-        largest = self.add("Max", [self._reduce("ReduceMax", rows), nothing])
+        zero = self.scalar(0.0)
+        least = self.add("Min", [self._reduce("ReduceMin", rows), zero])
+        largest = self.add("Max", [self._reduce("ReduceMax", rows), zero])
         width = self.add("Max", [self.add("Sub", [largest, least]), self.scalar(MIN_SCALE)])
         scales = self.add("Mul", [width, self.scalar(1 / UINT8_MAX)])
         zeros = self.add("QuantizeLinear", [self.add("Neg", [least]), scales], axis=0)
         rounded = self.add("QuantizeLinear", [rows, scales, zeros], axis=0)
         last = self.constant([-1])
-        if more:
+        if extra:
             column = self.add("Unsqueeze", [zeros, last])
-            rounded = self.add("Concat", [rounded, self.add("Expand", [column, self.constant([1, more])])], axis=1)
+            rounded = self.add("Concat", [rounded, self.add("Expand", [column, self.constant([1, extra])])], axis=1)
         return rounded, self.add("Unsqueeze", [scales, last])
 
     def _reduce(self, operator: str, name: str) -> str:
@@ -95,18 +114,18 @@ class _Int8Editor(GraphEditor):
 
 
 def quantise_columns(weights: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """Round a matrix [K, M] to bytes; return them and the scale of each column, [M]."""
+    """Quantise a matrix [K, M] to int8; return it with the scale of each column, [M]."""
     scales = np.maximum(np.abs(weights).max(axis=0), MIN_SCALE) / np.float32(INT8_MAX)
     return np.rint(weights / scales).astype(np.int8), scales.astype(np.float32)
 
 
 def extra_rows(weights: NDArray[np.int8]) -> int:
-    """Return how many rows more bring the sum of each column of [K, M] to nothing."""
-    return -(-int(np.abs(weights.sum(axis=0, dtype=np.int64)).max(initial=0)) // MAX_EXTRA_ROWS)
+    """Return J, the number of extra rows that can make every column of [K, M] sum to 0."""
+    return -(-int(np.abs(weights.sum(axis=0, dtype=np.int64)).max(initial=0)) // MAX_EXTRA_WEIGHT)
 
 
-def zero_column_sums(weights: NDArray[np.int8], more: int) -> NDArray[np.int8]:
-    """Add `more` rows to [K, M], so that each column's sum is 0; what is lacking is shared out evenly."""
-    lacking = -weights.sum(axis=0, dtype=np.int64)
-    shares = np.diff(lacking * np.arange(more + 1)[:, None] // max(more, 1), axis=0)
+def zero_column_sums(weights: NDArray[np.int8], extra: int) -> NDArray[np.int8]:
+    """Append J = `extra` rows to [K, M] that make every column sum to 0, with values as equal as possible."""
+    missing = -weights.sum(axis=0, dtype=np.int64)
+    shares = np.diff(missing * np.arange(extra + 1)[:, None] // max(extra, 1), axis=0)
     return np.concatenate([weights, shares.astype(np.int8)])

@@ -1,8 +1,8 @@
-"""Turns a torch classifier into ONNX graphs: fp32 as the reference, fused fp16 for CUDA, int8 for CPUs.
+"""Exports a torch classifier to ONNX: fp32 as the reference, fused fp16 for CUDA, int8 for CPUs.
 
-Two exporters of torch can write the graph. The tracing one, with eager attention, writes graphs that ONNX Runtime's
-optimiser recognises whole (attention, embeddings, normalisation); those of the newer one it recognises in part only,
-but the older one is to be removed. So the counts of fused operators decide, not the exporter's name.
+torch has two exporters. ONNX Runtime's optimiser fuses attention, embeddings and normalisation completely in graphs of
+the tracing exporter (with eager attention) and partly in those of the dynamo exporter, but the tracing exporter is
+deprecated. The export with more fused attention is taken.
 """
 
 import contextlib
@@ -22,8 +22,7 @@ from onnxruntime.transformers.optimizer import optimize_model
 
 from tasks.core.errors import VerdictError, summarise_error
 from tasks.export.graph_editor import upstream_nodes
-from tasks.export.int8 import quantise_rows
-from tasks.export.normalising import split_skip_layernorm
+from tasks.export.int8 import quantise_rows, split_skip_layernorm
 from tasks.export.parity import (
     REAL_CASE,
     LogitsModule,
@@ -43,11 +42,10 @@ from tasks.training.model import load_classifier
 OPSETS = {"tracing": 17, "dynamo": 20}
 ATTENTION_OPS = ("Attention", "MultiHeadAttention")
 FUSED_OPS = (*ATTENTION_OPS, "EmbedLayerNormalization", "SkipLayerNormalization", "BiasGelu")
-# Relative positions and rotary embeddings: the optimiser knows no such attention (ONNX Runtime 1.31), whoever exports.
+# Relative positions and rotary embeddings: ONNX Runtime 1.31 cannot fuse such attention of either exporter.
 UNFUSABLE = {"deberta-v2", "modernbert", "mpnet"}
-# Weights of a block: with 32 the 22 M encoder gave all of 409 sentences torch's label, with 128 99.8%.
-INT8_BLOCK = 32
-INT8_PRODUCTS = 4  # accuracy level of MatMulNBits: activations in int8 too
+INT8_BLOCK = 32  # weights: with 32 the 22 M encoder gave all of 409 sentences torch's label, with 128 99.8%
+INT8_PRODUCTS = 4  # accuracy_level of MatMulNBits: activations in int8 too
 INTEGER_TYPES = (onnx.TensorProto.INT32, onnx.TensorProto.INT64)
 ELEMENTWISE_OPS = {
     "Abs",
@@ -65,17 +63,13 @@ ELEMENTWISE_OPS = {
     "Sub",
     "Where",
 }
-PARITY_PROVIDERS = {
-    "fp32": "cpu",
-    "fp16": "auto",
-    "int8": "cpu",
-}  # device of the comparison; auto: a GPU where one works
+PARITY_DEVICES = {"fp32": "cpu", "fp16": "auto", "int8": "cpu"}  # auto: a GPU if there is one
 
 
 class WrittenGraphs(TypedDict):
-    """What was written: the facts, the exporter, fused operators by name, parity by variant, reasons of what is left.
+    """The written graphs: model info, exporter, fused operators, parity by variant, reason for each variant left out.
 
-    `remarks` tells what an exporter or another way to make a variant, tried before, did not achieve.
+    `remarks` has a line for each exporter and each maker of a variant that was tried before and failed.
     """
 
     facts: ModelInfo
@@ -87,7 +81,7 @@ class WrittenGraphs(TypedDict):
 
 
 class ExportedGraphs(NamedTuple):
-    """A graph as exported, the same optimised, and how often each fused operator stands in it."""
+    """A graph as exported, the same graph optimised, and the count of each fused operator."""
 
     exporter: str
     plain: onnx.ModelProto
@@ -96,16 +90,16 @@ class ExportedGraphs(NamedTuple):
 
 
 def write_graphs(model_folder: str, folder: str, origin: Origin, rows_path: str | None) -> WrittenGraphs:
-    """Write model.onnx and every other variant that answers like torch into a folder.
+    """Write model.onnx and every other variant within its parity limits into a folder.
 
     Args:
-        model_folder: what `fine_tune` wrote.
-        folder: receives the graphs; exists.
-        origin: goes into each graph's metadata.
-        rows_path: snapshot with the sentences to compare on; without any only fp32 is written.
+        model_folder: output of `fine_tune`.
+        folder: receives the graphs; must exist.
+        origin: written to each graph's metadata.
+        rows_path: snapshot with the sentences to compare on; if None only fp32 is written.
 
     Raises:
-        VerdictError: if the fp32 graph does not compute what torch computes.
+        VerdictError: if the fp32 graph exceeds its limits.
     """
     logits = LogitsModule(load_classifier(model_folder, attention="eager"))
     facts = ModelInfo(**origin, pad_id=logits.model.config.pad_token_id or 0)
@@ -124,28 +118,28 @@ def write_graphs(model_folder: str, folder: str, origin: Origin, rows_path: str 
             raise VerdictError(f"ONNX graph {faults[-1]}; not shipped: {name}")
         else:
             graphs["left_out"][variant] = faults.pop()
-        remarks += [f"{variant}, as it is made first, {fault}" for fault in faults]
+        remarks += [f"the first {variant} graph {fault}" for fault in faults]
     return graphs
 
 
 def write_variant(
     variant: str, exported: ExportedGraphs, path: Path, facts: ModelInfo, cases: list[ParityCase]
 ) -> tuple[Parity | None, list[str]]:
-    """Write one variant, in the first way that answers like torch; leave no file where none does.
+    """Write one variant with the first maker whose graph is within the limits; write no file if there is none.
 
-    Whatever goes wrong with fp16 or int8 is a reason to ship without it, never one to lose the training.
+    A failure of fp16 or int8 leaves the variant out of the bundle instead of failing the run.
 
     Returns:
-        How far the variant is from torch, None where it is not shipped, and what was wrong with each way that failed.
+        The parity, None if the variant is left out, and the fault of each maker that failed.
     """
     if variant != "fp32" and not any(case.name == REAL_CASE for case in cases):
-        return None, ["was not made: there are no sentences to compare it with torch on"]
+        return None, ["was not made: there are no sentences for a comparison with torch"]
     faults: list[str] = []
     for make in VARIANT_MAKERS[variant]:
         try:
             save_graph(make(exported), path, facts, variant)
             reject_external_data(path)
-            parity = compare_with_torch(cases, path, PARITY_PROVIDERS[variant])
+            parity = compare_with_torch(cases, path, PARITY_DEVICES[variant])
             fault = parity_error(variant, parity)
         except Exception as error:
             if variant == "fp32":
@@ -159,15 +153,13 @@ def write_variant(
 
 
 def choose_exporter(logits: LogitsModule) -> tuple[ExportedGraphs, list[str]]:
-    """Export by the first path that lets all attention be fused, else by the one that fuses most.
-
-    The second path is tried only where the first fails or leaves attention that the optimiser could know.
+    """Export with the first exporter whose graph has all attention fused, else with the one that has most.
 
     Returns:
-        The export, and a remark for each path that was not enough.
+        The export, and a remark for each exporter that failed or left attention unfused.
 
     Raises:
-        VerdictError: if no path exports the model.
+        VerdictError: if no exporter succeeds.
     """
     config = logits.model.config
     layers = 0 if config.model_type in UNFUSABLE else config.num_hidden_layers
@@ -176,7 +168,7 @@ def choose_exporter(logits: LogitsModule) -> tuple[ExportedGraphs, list[str]]:
     for exporter in EXPORTERS:
         try:
             exported = export_by(exporter, logits)
-        except Exception as error:  # the exporters raise whatever their parts raise
+        except Exception as error:  # exporters raise any exception
             remarks.append(f"the {exporter} exporter failed: {summarise_error(error, 200)}")
             continue
         found = attention_of(exported)
@@ -184,20 +176,20 @@ def choose_exporter(logits: LogitsModule) -> tuple[ExportedGraphs, list[str]]:
             best = exported
         if found >= layers:
             break
-        remarks.append(f"of the {exporter} exporter's graph {found} of {layers} attentions can be fused")
+        remarks.append(f"in the {exporter} exporter's graph {found} of {layers} attention layers are fused")
     if best is None:
         raise VerdictError(f"no exporter can write {config.model_type}: {'; '.join(remarks)}")
     return best, remarks
 
 
 def export_by(exporter: str, logits: LogitsModule) -> ExportedGraphs:
-    """Export by a named path, optimise, and count what was fused."""
+    """Export with a named exporter, optimise, and count fused operators."""
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "plain.onnx"
         EXPORTERS[exporter](logits, path)
         plain = onnx.load(path)
         config = logits.model.config
-        # Level 1 folds constants only: what it writes runs on any device.
+        # Level 1 only folds constants, so the graph runs on any device.
         with _quiet_exporter():
             optimised = optimize_model(
                 str(path), "bert", config.num_attention_heads, config.hidden_size, opt_level=1, use_gpu=False
@@ -207,12 +199,12 @@ def export_by(exporter: str, logits: LogitsModule) -> ExportedGraphs:
 
 
 def attention_of(exported: ExportedGraphs) -> int:
-    """Count fused attention operators."""
+    """Return the number of fused attention operators."""
     return sum(exported.fused.get(name, 0) for name in ATTENTION_OPS)
 
 
 def _trace(logits: LogitsModule, path: Path) -> None:
-    """Export by running the model once on an example, both axes free."""
+    """Export by tracing an example, with dynamic batch and sequence axes."""
     torch.onnx.export(
         logits,
         _example(logits),
@@ -226,7 +218,7 @@ def _trace(logits: LogitsModule, path: Path) -> None:
 
 
 def _translate(logits: LogitsModule, path: Path) -> None:
-    """Export by translating the model's code, both axes free."""
+    """Export with torch.export, with dynamic batch and sequence axes."""
     axes = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
     torch.onnx.export(
         logits,
@@ -242,13 +234,13 @@ def _translate(logits: LogitsModule, path: Path) -> None:
     )
     model = onnx.load(path)
     for node in model.graph.node:
-        del node.metadata_props[:]  # stack traces: two folders would give two digests
-    del model.graph.value_info[:]  # contradicts what the optimisers infer, which then give up
+        del node.metadata_props[:]  # stack traces with paths, which would change the digest
+    del model.graph.value_info[:]  # contradicts the shapes that the optimiser infers, which then stops
     onnx.save_model(model, path, save_as_external_data=False)
 
 
 def _example(logits: LogitsModule) -> tuple[torch.Tensor, ...]:
-    """Make an example whose axes are neither 0 nor 1: the newer exporter takes those for constants."""
+    """Return example inputs whose sizes are not 0 or 1, which torch.export treats as constants."""
     return tuple(torch.from_numpy(array) for array in random_inputs(logits, 2, 8).values())
 
 
@@ -258,10 +250,10 @@ def make_fp32(exported: ExportedGraphs) -> onnx.ModelProto:
 
 
 def make_fp16(exported: ExportedGraphs) -> onnx.ModelProto:
-    """Store and compute in fp16, short sentences side by side; token ids in and logits out stay what they are."""
+    """Return a graph with packed rows that stores and computes in fp16; inputs stay int64 and outputs fp32."""
     model = OnnxModel(copy.deepcopy(exported.optimised.model))
     packed = pack_rows(model)
-    if packed:  # symbolic shape inference does not know attention over rows
+    if packed:  # symbolic shape inference fails on attention over packed rows
         model.disable_shape_inference()
     with _quiet_exporter():
         model.convert_float_to_float16(
@@ -271,9 +263,10 @@ def make_fp16(exported: ExportedGraphs) -> onnx.ModelProto:
 
 
 def _rounded_to_integers(model: OnnxModel) -> list[str]:
-    """Name the nodes that compute what becomes a whole number: buckets of distances between words, from a logarithm.
+    """Return the names of nodes whose result is cast to an integer; they stay in fp32.
 
-    In fp16 some distances fall into the next bucket: MPNet's answers to sentences of 22 tokens were off by 0.06.
+    They compute the bucket of a relative position by a logarithm. In fp16 some positions fall into the next bucket:
+    MPNet's logits for sentences of 22 tokens were off by 0.06.
     """
     casts = [
         node for node in model.get_nodes_by_op_type("Cast") if model.get_node_attribute(node, "to") in INTEGER_TYPES
@@ -283,24 +276,23 @@ def _rounded_to_integers(model: OnnxModel) -> list[str]:
 
 
 def _quiet_exporter() -> contextlib.redirect_stdout[io.StringIO]:
-    """Keep what ONNX Runtime's tools print off the terminal: that shape inference fails on operators of its own."""
+    """Discard prints of ONNX Runtime's tools about failed shape inference of its own operators."""
     return contextlib.redirect_stdout(io.StringIO())
 
 
 def make_int8_per_token(exported: ExportedGraphs) -> onnx.ModelProto:
-    """Compute products in int8, with a scale for each token: three times as fast as torch in fp32."""
+    """Return a graph with int8 products and a scale per token: three times as fast as torch in fp32."""
     model = OnnxModel(copy.deepcopy(exported.optimised.model))
-    pack_rows(model, 1)  # nothing side by side: of this only the fewer tokens in the last layer pay on a CPU
+    pack_rows(model, 1)  # one sentence per row: only the last layer's dropped tokens save time on a CPU
     split_skip_layernorm(model)
     quantise_rows(model)
     return model.model
 
 
 def make_int8_blockwise(exported: ExportedGraphs) -> onnx.ModelProto:
-    """Store weights as int8 with a scale for each block: closer to torch, and slower.
+    """Return a graph with int8 weights and a scale per block: closer to torch, and slower.
 
-    The plain graph is taken because fused attention keeps its weights inside; ONNX Runtime fuses the rest when it
-    loads it.
+    It starts from the unoptimised graph because the quantiser cannot reach weights inside fused attention.
     """
     quantiser = MatMulNBitsQuantizer(
         copy.deepcopy(exported.plain), bits=8, block_size=INT8_BLOCK, is_symmetric=True, accuracy_level=INT8_PRODUCTS
@@ -310,7 +302,7 @@ def make_int8_blockwise(exported: ExportedGraphs) -> onnx.ModelProto:
 
 
 def save_graph(model: onnx.ModelProto, path: Path, facts: ModelInfo, variant: str) -> None:
-    """Write one file with the facts in its metadata."""
+    """Write a graph as one file with the model info in its metadata."""
     values = {key: value if isinstance(value, str) else json.dumps(value) for key, value in facts.items()}
     onnx.helper.set_model_props(model, values | {"variant": variant})
     onnx.save_model(model, path, save_as_external_data=False)
@@ -318,7 +310,7 @@ def save_graph(model: onnx.ModelProto, path: Path, facts: ModelInfo, variant: st
 
 EXPORTERS: dict[str, Callable[[LogitsModule, Path], None]] = {"tracing": _trace, "dynamo": _translate}
 VariantMaker = Callable[[ExportedGraphs], onnx.ModelProto]
-# The ways to make each variant, the best first: the next is taken where one does not answer like torch.
+# The makers of each variant in order of preference: the next is used if a graph exceeds the parity limits.
 VARIANT_MAKERS: dict[str, list[VariantMaker]] = {
     "fp32": [make_fp32],
     "fp16": [make_fp16],

@@ -1,16 +1,16 @@
-"""Rewrites a fused graph so that short sentences cost a GPU what they are worth. Its inputs and outputs stay.
+"""Rewrites a fused ONNX graph so that a GPU computes fewer padded tokens; inputs and outputs stay the same.
 
-Three things, all exact up to rounding:
+Three changes, each exact up to rounding:
 
-1. Attention kernels work on tiles of 64 to 128 tokens, and a sentence has eleven. So as many sentences as fit into
-   `ROW` tokens are laid side by side into one row, with a mask that lets each see itself alone. All other operators
-   work token by token and notice nothing.
-2. The head reads the first token only. After the last attention the other tokens are dropped, and with them two thirds
-   of that layer's work.
-3. Of the three biases of attention two vanish: what the keys' adds is the same for all keys, which softmax does not
-   see, and what the values' adds is a constant, which goes into the bias that comes next.
+1. Attention kernels work on tiles of 64 to 128 tokens; a sentence has about eleven. As many sentences as fit into
+   `PACKED_ROW_TOKENS` are packed into one row, with an attention bias that masks the others. All other operators work
+   per token.
+2. The head reads only the first token, so after the last attention all other tokens are dropped, which saves two
+   thirds of that layer's work.
+3. K's bias shifts all scores of a query equally, so softmax cancels it. Softmax weights sum to 1, so V's bias is a
+   constant and is folded into the next bias.
 
-Shape letters: B sentences, S tokens, G sentences of a row, R rows, H features.
+Shape letters: B sentences, S tokens of a sentence, G sentences of a row, R rows, H features.
 """
 
 import numpy as np
@@ -21,46 +21,45 @@ from onnxruntime.transformers.onnx_model import OnnxModel
 
 from tasks.export.graph_editor import MICROSOFT_DOMAIN, GraphEditor, upstream_nodes
 
-PACKED_ROW_TOKENS = 128  # tokens: of 32 to 128 the fastest on an H200
-MASK_VALUE = 10_000.0  # is taken off the scores of what a token must not see; fp16 holds it
-# Operators that compute each token by itself.
+PACKED_ROW_TOKENS = 128  # the fastest of 32 to 128 on an H200
+MASK_VALUE = 10_000.0  # subtracted from masked attention scores; representable in fp16
+# Operators without interaction between tokens.
 TOKENWISE_OPS = {"MatMul", "SkipLayerNormalization", "LayerNormalization", "BiasGelu", "Gelu", "FastGelu", "Add"}
 
 
 def pack_rows(model: OnnxModel, row: int = PACKED_ROW_TOKENS) -> bool:
-    """Rewrite a graph in place; tell whether it was one that can be, else it is as it was.
+    """Rewrite a graph in place; return False, and leave it unchanged, if it does not have the required form.
 
-    It can where the first token of fused attention's result is all that the head reads, and nothing else between
-    looks beyond a token.
+    The form: fused attention, a head that reads only the first token, and otherwise only operators that work per token.
 
     Args:
         model: fused, in fp32, with the inputs input_ids and attention_mask [B, S].
-        row: tokens that sentences are laid side by side in; one of more than half as many is a row of its own.
+        row: tokens of a packed row; a sentence of more than half of it gets its own row.
     """
     attentions = model.get_nodes_by_op_type("Attention")
-    if not attentions or not _works_by_token(model, attentions):
+    if not attentions or not _is_tokenwise(model, attentions):
         return False
-    writer = _PackingEditor(model, row)
+    editor = _PackingEditor(model, row)
     first, last = attentions[0], attentions[-1]
     entering, leaving = first.input[0], last.output[0]
-    writer.pad_rows(("input_ids", "attention_mask", "token_type_ids"))
-    writer.redirect(entering, writer.reshape(entering, ["rows", "row_tokens", -1]))
-    bias = writer.attention_bias()
+    editor.pad_rows(("input_ids", "attention_mask", "token_type_ids"))
+    editor.redirect(entering, editor.reshape(entering, ["rows", "row_tokens", -1]))
+    bias = editor.attention_bias()
     for node in attentions:
-        writer.replace_attention(node, bias)
+        editor.replace_attention(node, bias)
     for name in (last.input[0], leaving):
         readers = [node for node in model.input_name_to_nodes()[name] if node.op_type in TOKENWISE_OPS]
-        spared = [node for node in readers if node.name.startswith(_PackingEditor.PREFIX)]  # the last attention's own
-        writer.redirect(name, writer.first_tokens(name), besides=spared)
+        spared = [node for node in readers if node.name.startswith(_PackingEditor.PREFIX)]  # of the last attention
+        editor.redirect(name, editor.first_tokens(name), besides=spared)
     (head,) = (node for node in model.nodes() if _takes_first_token(model, node))
-    writer.redirect(head.output[0], writer.unpad_rows(head.output[0]))
-    model.update_graph()  # drops the weights that went into others
+    editor.redirect(head.output[0], editor.unpad_rows(head.output[0]))
+    model.update_graph()  # removes weights that are no longer used
     model.topological_sort()
     return True
 
 
-def _works_by_token(model: OnnxModel, attentions: list[onnx.NodeProto]) -> bool:
-    """Tell whether everything from the first attention to the choice of the first token works by token or attends."""
+def _is_tokenwise(model: OnnxModel, attentions: list[onnx.NodeProto]) -> bool:
+    """Return whether all nodes from the first attention to the choice of the first token are tokenwise or attention."""
     if len({node.input[3] if len(node.input) > 3 else "" for node in attentions}) != 1:
         return False
     consumers = model.input_name_to_nodes()
@@ -86,7 +85,7 @@ def _takes_first_token(model: OnnxModel, node: onnx.NodeProto) -> bool:
 
 
 class _PackingEditor(GraphEditor):
-    """Adds the nodes that lay sentences side by side."""
+    """Adds the nodes that pack sentences into rows."""
 
     PREFIX = "packing_"
 
@@ -96,7 +95,7 @@ class _PackingEditor(GraphEditor):
         self._sizes = self._sizes_of_rows()
 
     def redirect(self, old: str, new: str, besides: list[onnx.NodeProto] | None = None) -> None:
-        """Let the nodes that read one tensor read another, but for those that the other is made by, and `besides`."""
+        """Make the readers of one tensor read another, except the nodes upstream of the other and `besides`."""
         own = upstream_nodes(self.model, [new], lambda node: node.name.startswith(self.prefix))
         spared = own | {node.name for node in besides or []}
         for node in self.model.input_name_to_nodes()[old]:
@@ -104,11 +103,11 @@ class _PackingEditor(GraphEditor):
                 self.model.replace_node_input(node, old, new)
 
     def reshape(self, name: str, sizes: list[str | int]) -> str:
-        """Reshape to sizes, each a number or the name of one in `_sizes`."""
+        """Reshape to sizes, each a number or a key of `_sizes`."""
         return self.add("Reshape", [name, self._list(sizes)])
 
     def pad_rows(self, inputs: tuple[str, ...]) -> None:
-        """Add sentences of zeros, so that the last row is full; what the masks say of them no sentence sees."""
+        """Append sentences of zeros that fill the last row; other sentences never attend to them."""
         empty = self.add("Expand", [self.constant([[0]]), self._list(["filling", "tokens"])])
         held = {value.name for value in self.model.model.graph.input}
         for name in inputs:
@@ -116,33 +115,33 @@ class _PackingEditor(GraphEditor):
                 self.redirect(name, self.add("Concat", [name, empty], axis=0), besides=self._shapes)
 
     def unpad_rows(self, name: str) -> str:
-        """Return the first B of R G."""
+        """Return the first B of R * G sentences."""
         parts = [self.constant([0]), self._sizes["sentences"], self.constant([0])]
         return self.add("Slice", [name, *parts])
 
     def first_tokens(self, name: str) -> str:
-        """Return [R G, 1, H], the first tokens of rows [R, G S, H]."""
-        alone = self.reshape(name, ["filled", "tokens", -1])
-        return self.add("Gather", [alone, self.constant([0])], axis=1)
+        """Return [R * G, 1, H], the first token of each sentence in rows [R, G * S, H]."""
+        sentences = self.reshape(name, ["filled", "tokens", -1])
+        return self.add("Gather", [sentences, self.constant([0])], axis=1)
 
     def attention_bias(self) -> str:
-        """Return [R, 1, G S, G S]: 0 where a token may look at another, which is one of its own sentence."""
+        """Return [R, 1, G * S, G * S]: 0 between tokens of one sentence, else -MASK_VALUE."""
         (filled,) = (
             node.output[0]
             for node in self.model.input_name_to_nodes()["attention_mask"]
             if node.op_type == "Concat" and node.name.startswith(self.prefix)
         )
-        seen = self.add("Sub", [self.add("Cast", [filled], to=TensorProto.FLOAT), self.scalar(1.0)])
-        seen = self.reshape(self.add("Mul", [seen, self.scalar(MASK_VALUE)]), ["rows", 1, 1, "group", "tokens"])
+        padding = self.add("Sub", [self.add("Cast", [filled], to=TensorProto.FLOAT), self.scalar(1.0)])
+        padding = self.reshape(self.add("Mul", [padding, self.scalar(MASK_VALUE)]), ["rows", 1, 1, "group", "tokens"])
         group = self._list(["group", "group"])
-        apart = self.constant((np.eye(self._row) - 1) * MASK_VALUE, np.float32)
-        apart = self.add("Slice", [apart, self.constant([0, 0]), group, self.constant([0, 1])])
-        both = self.add("Min", [self.reshape(apart, [1, "group", 1, "group", 1]), seen])
+        others = self.constant((np.eye(self._row) - 1) * MASK_VALUE, np.float32)
+        others = self.add("Slice", [others, self.constant([0, 0]), group, self.constant([0, 1])])
+        both = self.add("Min", [self.reshape(others, [1, "group", 1, "group", 1]), padding])
         whole = self.add("Expand", [both, self._list(["rows", "group", "tokens", "group", "tokens"])])
         return self.reshape(whole, ["rows", 1, "row_tokens", "row_tokens"])
 
     def replace_attention(self, node: onnx.NodeProto, bias: str) -> None:
-        """Put products of their own for queries, keys and values, and attention over rows, in a node's place."""
+        """Replace a fused attention node by separate products for Q, K and V and attention over packed rows."""
         weights = np.split(self.value(node.input[1]), 3, axis=1)
         query_bias, _, value_bias = np.split(self.value(node.input[2]), 3)
         (heads,) = (attribute.i for attribute in node.attribute if attribute.name == "num_heads")
@@ -160,7 +159,7 @@ class _PackingEditor(GraphEditor):
         )
 
     def _move_bias(self, name: str, bias: NDArray[np.float32]) -> bool:
-        """Let the normalisation after the next product add what a bias of its input comes to."""
+        """Fold V's bias into the bias of the normalisation after the output projection; return whether possible."""
         readers = self.model.input_name_to_nodes().get(name, [])
         if len(readers) != 1 or readers[0].op_type != "MatMul":
             return False
@@ -168,13 +167,13 @@ class _PackingEditor(GraphEditor):
         if len(after) != 1 or after[0].op_type != "SkipLayerNormalization" or len(after[0].input) < 5:
             return False
         total = self.value(after[0].input[4]) + bias @ self.value(readers[0].input[1])
-        after[0].input[4] = self.constant(total, np.float32)  # one of its own: equal ones are shared
+        after[0].input[4] = self.constant(total, np.float32)  # a new constant: the old one may be shared
         return True
 
     def _sizes_of_rows(self) -> dict[str, str]:
-        """Compute the sizes, each [1]; ONNX Runtime computes what is made of shapes on the CPU.
+        """Add nodes for the sizes, each a tensor [1]; ONNX Runtime computes shape arithmetic on the CPU.
 
-        A row takes as many sentences as fit, and no more than there are.
+        A row has as many sentences as fit, at most all of them.
         """
         shape = self.add("Shape", ["attention_mask"])
         self._shapes = [self.model.nodes()[-1]]

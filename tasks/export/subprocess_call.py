@@ -1,8 +1,8 @@
-"""Runs a function in a process of its own: what crashes, hangs or is killed there ends as one clear line here.
+"""Runs a function in a subprocess with a time limit; a crash, a hang or a kill there becomes one VerdictError here.
 
-The processes are forked from a server that has imported the heavy libraries and done nothing else, so each starts in
-milliseconds; a fork of this process would copy its threads' locks without the threads. The server starts while other
-work goes on, see `warm_up`.
+Subprocesses are forked from multiprocessing's forkserver, which has imported the heavy libraries, so each starts in
+milliseconds. Forking this process instead would copy locks held by its other threads. `start_forkserver` starts the
+server in the background, while the caller does other work.
 """
 
 import logging
@@ -23,39 +23,39 @@ from tasks.core.errors import VerdictError, summarise_error
 P = ParamSpec("P")
 R = TypeVar("R")
 
-# torch, transformers and ONNX Runtime's tools with it. Where the server cannot find it, each process imports it itself.
+# Brings torch, transformers and ONNX Runtime's tools. If the server fails to import it, each subprocess does.
 PRELOADED_MODULES = ["tasks.export.onnx_export"]
 
 
 def start_forkserver() -> None:
-    """Start the server in the background; on a free core its imports cost the first `run_apart` nothing."""
+    """Start the server in the background, so that `run_in_subprocess` does not wait for its imports."""
     _context()
     forkserver.ensure_running()
 
 
 def run_in_subprocess(what: str, seconds: float, function: Callable[P, R], *arguments: P.args, **named: P.kwargs) -> R:
-    """Call a function in a process of its own and return what it returns.
+    """Call a function in a subprocess and return its result.
 
     Args:
         what: name of the work in messages.
-        seconds: limit; counted from when the server has imported its libraries.
-        function: of a module, so that the other process finds it; arguments and result are pickled.
-        arguments: by place.
-        named: by name.
+        seconds: time limit, from the end of the server's imports.
+        function: a module-level function; arguments and result are pickled.
+        arguments: positional.
+        named: keyword arguments.
 
     Raises:
-        VerdictError: if the function raises, takes too long, or its process ends without an answer.
+        VerdictError: if the function raises, takes too long, or its process ends without a result.
     """
     ours, theirs = _context().Pipe(duplex=False)
     process = _context().Process(target=_work, args=(theirs, what, function, arguments, named), daemon=True)
     try:
         process.start()
-        theirs.close()  # with the other process gone nobody holds it, and waiting ends
+        theirs.close()  # the subprocess holds the only other end, so its death ends poll()
         if not ours.poll(seconds):
             raise VerdictError(
                 f"{what} did not end in {seconds:g} s and was stopped; run again, or see: verdict doctor"
             )
-        answer = ours.recv()
+        result = ours.recv()
     except (EOFError, ConnectionError) as error:
         raise VerdictError(f"{what} {_describe_exit(process)}") from error
     finally:
@@ -63,9 +63,9 @@ def run_in_subprocess(what: str, seconds: float, function: Callable[P, R], *argu
             process.kill()
             process.join()
         ours.close()
-    if isinstance(answer, VerdictError):
-        raise answer
-    return answer[0]
+    if isinstance(result, VerdictError):
+        raise result
+    return result[0]
 
 
 def _context() -> ForkServerContext:
@@ -75,24 +75,24 @@ def _context() -> ForkServerContext:
 
 
 def _describe_exit(process: multiprocessing.process.BaseProcess) -> str:
-    """Tell how a process ended that gave no answer."""
+    """Describe how a process without a result ended."""
     if process.pid is None:
         return "could not be started; run again, or see: verdict doctor"
     process.join()
     code = process.exitcode or 0
     if code < 0:
-        return f"was ended by {signal.Signals(-code).name}; where memory ran out, free some, then run again"
-    return f"ended with exit code {code} before it could say why; run again, or see: verdict doctor"
+        return f"was ended by {signal.Signals(-code).name}; if memory ran out, free some, then run again"
+    return f"ended with exit code {code} without an error message; run again, or see: verdict doctor"
 
 
 def _work(
     line: Connection, what: str, function: Callable[..., Any], arguments: tuple[Any, ...], named: dict[str, Any]
 ) -> None:
-    """Be the process: call the function and send its result in a tuple, or the error that it raised."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever pressed Ctrl-C is told once, by the process that waits
+    """Run in the subprocess: call the function; send its result as a 1-tuple, or its error."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is handled by the parent, which kills this process
     threading.Thread(target=_end_with_parent, daemon=True).start()
     os.dup2(2, 1)  # standard output belongs to the command
-    logging.disable(logging.ERROR)  # exporters and optimisers talk; what matters is in the result
+    logging.disable(logging.ERROR)  # of exporters and optimisers; what matters is in the result
     warnings.simplefilter("ignore")
     try:
         line.send((function(*arguments, **named),))
@@ -105,7 +105,7 @@ def _work(
 
 
 def _end_with_parent() -> None:
-    """End this process when the one that waits for it ends, however it does: nobody would read the answer."""
+    """Exit when the parent ends, however it ends: nothing would read the result."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     wait([parent.sentinel])

@@ -1,8 +1,9 @@
-"""The export as a whole: what the bundle holds, what is left out and told, and a process that crashes or hangs."""
+"""The export as a whole: the bundle's content, variants that are left out, and a subprocess that crashes or hangs."""
 
 import json
 import logging
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -33,7 +34,7 @@ def hang(*_: Any) -> None:
 
 
 def leave_int8(model: str, folder: str, *_: Any) -> WrittenGraphs:
-    """Stand for an export whose int8 graph answers otherwise than torch."""
+    """Stand for an export whose int8 graph differs from torch."""
     (Path(folder) / "model.onnx").write_bytes(b"graph")
     shape: Any = {"provider": "CPUExecutionProvider", "difference": {"1x1": 0.0}, "sentences": 1, "equal": 1.0}
     return WrittenGraphs(
@@ -72,7 +73,7 @@ def test_batch_and_sequence_are_free(graph: Path, shape: tuple[int, int]) -> Non
     assert logits.dtype == np.float32
 
 
-def test_each_graph_says_what_it_is(graph: Path) -> None:
+def test_each_graph_has_its_origin_as_metadata(graph: Path) -> None:
     properties = {entry.key: entry.value for entry in onnx.load(graph).metadata_props}
     expected = origin()
     assert VARIANTS[properties["variant"]] == graph.name
@@ -91,12 +92,12 @@ def test_each_graph_is_one_file(graph: Path) -> None:
 
 def test_without_sentences_to_compare_on_only_fp32_is_shipped(exported: Any) -> None:
     assert list(exported["variants"]) == ["fp32"]
-    reason = "was not made: there are no sentences to compare it with torch on"
+    reason = "was not made: there are no sentences for a comparison with torch"
     assert exported["left_out"] == {"fp16": reason, "int8": reason}
     assert set(verify(Path(exported["bundle"]))["files"]) == {"model.onnx", "tokenizer.json"}
 
 
-def test_what_is_not_shipped_is_told_and_recorded(
+def test_variants_that_are_not_shipped_are_logged_and_recorded(
     trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(export, "_write_graphs", leave_int8)
@@ -113,7 +114,7 @@ def test_a_killed_export_is_one_line_and_leaves_no_bundle(
     trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(export, "_write_graphs", die)
-    with pytest.raises(VerdictError, match=r"^the export to ONNX was ended by SIGKILL; where memory ran out"):
+    with pytest.raises(VerdictError, match=r"^the export to ONNX was ended by SIGKILL; if memory ran out"):
         export_bundle(trained["model"], str(tmp_path), origin())
     assert list(tmp_path.iterdir()) == []
 
@@ -122,19 +123,44 @@ def test_an_export_over_its_limit_is_one_line_and_leaves_no_bundle(
     trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(export, "_write_graphs", hang)
-    monkeypatch.setattr(export, "LIMIT", 0.5)
+    monkeypatch.setattr(export, "EXPORT_TIMEOUT_S", 0.5)
     with pytest.raises(VerdictError, match=r"^the export to ONNX did not end in 0\.5 s and was stopped"):
         export_bundle(trained["model"], str(tmp_path), origin())
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_finished_export_is_found_again_and_a_damaged_or_older_one_is_not(trained: Any, tmp_path: Path) -> None:
+def copy_export(exported: Any, folder: Path) -> dict[str, Any]:
+    """Copy a bundle with its export.json to a job's folder; return the content of export.json."""
+    shutil.copytree(exported["bundle"], folder / "bundle")
+    shutil.copy(Path(exported["bundle"]).with_name("export.json"), folder)
+    record: dict[str, Any] = read_json(folder / "export.json")
+    return record
+
+
+def test_a_finished_export_is_found_again_where_its_folder_was_moved(exported: Any, tmp_path: Path) -> None:
     assert load_export(str(tmp_path)) is None
-    exported = export_bundle(trained["model"], str(tmp_path), origin())
-    assert load_export(str(tmp_path)) == exported
-    write_json(tmp_path / "export.json", {key: exported[key] for key in ("bundle", "digest", "parity")})
-    assert load_export(str(tmp_path)) is None
-    write_json(tmp_path / "export.json", exported)
+    assert load_export(str(Path(exported["bundle"]).parent)) == exported
+    record = copy_export(exported, tmp_path)
+    assert record["bundle"] == "bundle"
+    assert load_export(str(tmp_path)) == exported | {"bundle": str(tmp_path / "bundle")}
+
+
+def test_a_damaged_export_or_one_of_another_schema_version_is_not_reused(
+    exported: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    record = copy_export(exported, tmp_path)
+    for broken in (
+        record | {"schema_version": 2},
+        {key: value for key, value in record.items() if key != "schema_version"},
+        {key: value for key, value in record.items() if key != "left_out"},
+        record | {"digest": "0" * 64},
+        [],
+    ):
+        write_json(tmp_path / "export.json", broken)
+        assert load_export(str(tmp_path)) is None
+        assert "; the model is exported again" in caplog.messages[-1]
+    write_json(tmp_path / "export.json", record)
+    assert load_export(str(tmp_path)) is not None
     graph = tmp_path / "bundle" / "model.onnx"
     graph.write_bytes(graph.read_bytes()[:-1] + b"!")
     assert load_export(str(tmp_path)) is None

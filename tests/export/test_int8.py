@@ -1,6 +1,9 @@
-"""Products in int8 with a scale for each row: what is exact, what rounding may cost, and what is left alone."""
+"""Products in int8 with a scale per row: exact cases, the bound of rounding, nodes left alone; split normalisation."""
+
+from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 from hypothesis import given
@@ -10,9 +13,18 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.transformers.onnx_model import OnnxModel
 
-from tasks.export.int8 import MAX_EXTRA_ROWS, extra_rows, quantise_columns, quantise_rows, zero_column_sums
+from tasks.export.int8 import (
+    MAX_EXTRA_WEIGHT,
+    extra_rows,
+    quantise_columns,
+    quantise_rows,
+    split_skip_layernorm,
+    zero_column_sums,
+)
 
 Real = NDArray[np.float32]
+FEATURES = 12
+FUSED = "SkipLayerNormalization"
 
 
 def products(*matrices: Real, opset: int = 17) -> OnnxModel:
@@ -46,7 +58,7 @@ def draw(*sizes: int, seed: int = 0) -> Real:
 @pytest.mark.parametrize("least", [-127, -255, -3, 0])
 def test_whole_numbers_within_255_are_multiplied_exactly(least: int, opset: int) -> None:
     x = np.random.default_rng(0).integers(least, least + 256, (2, 3, 16)).astype(np.float32)
-    w = np.random.default_rng(1).integers(-127, 128, (16, 8)).astype(np.float32)
+    w = np.random.default_rng(1).integers(-63, 64, (16, 8)).astype(np.float32)  # two products fit in 16 bits: no VNNI
     x[..., 0], x[..., 1], w[0] = least, least + 255, -127  # each row and column has the scale 1
     model = products(w, opset=opset)
     assert quantise_rows(model) == 1
@@ -56,6 +68,8 @@ def test_whole_numbers_within_255_are_multiplied_exactly(least: int, opset: int)
 @pytest.mark.parametrize("shift", [-5.0, 0.0, 5.0])
 def test_rounding_costs_at_most_a_step_of_an_activation_and_half_a_step_of_a_weight(shift: float) -> None:
     x, w = draw(4, 7, 64) + np.float32(shift), draw(64, 32, seed=1)
+    # The largest weight meets the smallest activation: without VNNI, two products must fit in 16 bits.
+    x[..., 0], w[0] = x.min(-1).clip(max=0), 2 * np.abs(w).max(axis=0)
     model = products(w)
     quantise_rows(model)
     step_x = (x.max(-1, keepdims=True).clip(min=0) - x.min(-1, keepdims=True).clip(max=0)) / 255
@@ -64,7 +78,7 @@ def test_rounding_costs_at_most_a_step_of_an_activation_and_half_a_step_of_a_wei
     assert (np.abs(run(model, x)[0] - x @ w) <= limit * 1.001).all()
 
 
-def test_a_row_is_multiplied_the_same_whatever_stands_beside_it() -> None:
+def test_a_row_has_the_same_product_in_every_batch() -> None:
     model = products(draw(64, 32))
     quantise_rows(model)
     alone = draw(1, 1, 64, seed=2)
@@ -107,7 +121,7 @@ def test_products_of_two_activations_and_with_other_numbers_are_left_alone() -> 
     assert [node.op_type for node in model.nodes()] == before
 
 
-def test_the_weights_in_fp32_are_gone() -> None:
+def test_the_fp32_weights_are_removed() -> None:
     model = products(draw(64, 32))
     quantise_rows(model)
     kept = [tensor.data_type for tensor in model.model.graph.initializer if np.prod(tensor.dims) >= 64 * 32]
@@ -123,8 +137,51 @@ def test_each_weight_is_rounded_by_half_a_step_of_its_column_at_most(weights: Re
 
 
 @given(arrays(np.int8, (40, 3), elements=st.integers(-127, 127)), st.integers(0, 3))
-def test_columns_are_balanced_by_small_weights_below_them(weights: NDArray[np.int8], spare: int) -> None:
+def test_extra_rows_of_small_weights_make_every_column_sum_zero(weights: NDArray[np.int8], spare: int) -> None:
     whole = zero_column_sums(weights, extra_rows(weights) + spare)
     np.testing.assert_array_equal(whole[:40], weights)
     assert not whole.sum(axis=0, dtype=np.int64).any()
-    assert np.abs(whole[40:]).max(initial=0) <= MAX_EXTRA_ROWS
+    assert np.abs(whole[40:]).max(initial=0) <= MAX_EXTRA_WEIGHT
+
+
+def normalisation(bias: bool, outputs: list[str]) -> OnnxModel:
+    """Return a graph that adds x and y [B, S, H] and normalises."""
+    rng = np.random.default_rng(0)
+    names = ["gamma", "beta", *(["bias"] if bias else [])]
+    node = helper.make_node(FUSED, ["x", "y", *names], outputs, domain="com.microsoft", epsilon=1e-3)
+    sizes = ["batch", "tokens", FEATURES]
+    graph = helper.make_graph(
+        [node],
+        "normalisation",
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, sizes) for name in "xy"],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, sizes) for name in outputs if name],
+        [numpy_helper.from_array(rng.normal(size=FEATURES).astype(np.float32), name) for name in names],
+    )
+    imports = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
+    return OnnxModel(helper.make_model(graph, opset_imports=imports, ir_version=8))
+
+
+def run_normalisation(model: OnnxModel, optimised: Path) -> np.ndarray:
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath, options.log_severity_level = str(optimised), 4
+    session = onnxruntime.InferenceSession(model.model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    x, y = np.random.default_rng(1).normal(size=(2, 3, 5, FEATURES)).astype(np.float32)
+    return session.run(["out"], {"x": x, "y": y})[0]
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_split_normalisation_computes_the_same_and_is_not_fused_again(bias: bool, tmp_path: Path) -> None:
+    model = normalisation(bias, ["out"])
+    fused = run_normalisation(model, tmp_path / "fused.onnx")
+    assert split_skip_layernorm(model) == 1
+    np.testing.assert_allclose(run_normalisation(model, tmp_path / "parts.onnx"), fused, atol=1e-5)
+    kinds = {
+        name: [node.op_type for node in onnx.load(tmp_path / name).graph.node] for name in ("fused.onnx", "parts.onnx")
+    }
+    assert kinds == {"fused.onnx": [FUSED], "parts.onnx": ["Sum", "LayerNormalization"]}
+
+
+def test_a_normalisation_whose_sum_is_read_is_left_alone() -> None:
+    model = normalisation(True, ["out", "", "", "sum"])
+    assert split_skip_layernorm(model) == 0
+    assert [node.op_type for node in model.nodes()] == [FUSED]

@@ -1,4 +1,4 @@
-"""The graphs of every architecture in every variant, the choice of the exporter, and gates that refuse."""
+"""The graphs of every architecture in every variant, the choice of the exporter, and the parity limits."""
 
 from pathlib import Path
 from typing import Any
@@ -7,11 +7,11 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from architectures import ARCHITECTURES, random_model
+from architectures import ARCHITECTURES, export_once, random_model
 from onnx import numpy_helper
 from tiny import tiny_bert
 from toy import origin
-from transformers import AutoModelForSequenceClassification, BertConfig
+from transformers import BertConfig
 
 from tasks.core.errors import VerdictError
 from tasks.export import onnx_export as graphs
@@ -31,17 +31,9 @@ from tasks.inference.bundle import VARIANTS
 from tasks.inference.external_data import reject_external_data
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the tracer warns of every Python branch; parity shows a wrong one
-MINILM = BertConfig(
-    vocab_size=20,
-    hidden_size=24,
-    num_hidden_layers=6,
-    num_attention_heads=12,
-    intermediate_size=96,
-    max_position_embeddings=80,
-)
 FACTS: Any = {**origin(), "pad_id": 0}
 DIFFERENCES = {"fp32": 1e-4, "fp16": 2e-2, "int8": 0.5}  # of these models' logits; their weights are random and large
-WAYS = [(variant, make) for variant, makers in VARIANT_MAKERS.items() for make in makers]
+MAKERS = [(variant, make) for variant, makers in VARIANT_MAKERS.items() for make in makers]
 
 
 def altered(maker: VariantMaker, factor: float) -> VariantMaker:
@@ -60,24 +52,23 @@ def altered(maker: VariantMaker, factor: float) -> VariantMaker:
     return make
 
 
-@pytest.mark.parametrize("name", [*ARCHITECTURES, "minilm"])
+@pytest.mark.parametrize("name", ARCHITECTURES)
 def test_every_architecture_is_exported_in_every_variant(name: str, tmp_path: Path) -> None:
-    logits = random_model({**ARCHITECTURES, "minilm": MINILM}[name])
+    logits, exported, remarks = export_once(name)
     cases = random_cases(logits)
-    exported, remarks = choose_exporter(logits)
     assert exported.exporter == "tracing"
     assert remarks == []
     layers = logits.model.config.num_hidden_layers
     fusable = logits.model.config.model_type not in UNFUSABLE
     assert graphs.attention_of(exported) == (layers if fusable else 0)
     sizes = {}
-    for variant, make in WAYS:
+    for variant, make in MAKERS:
         path = tmp_path / "model.onnx"
         graphs.save_graph(make(exported), path, FACTS, variant)
         reject_external_data(path)
         parity = compare_with_torch(cases, path, "cpu")
         reason = parity_error(variant, parity)
-        assert reason == (None if variant == "fp32" else "was compared with torch on no sentences")
+        assert reason == (None if variant == "fp32" else "was not compared with torch on any sentence")
         assert max(parity["difference"].values()) <= DIFFERENCES[variant]
         sizes[make] = path.stat().st_size
     assert (
@@ -86,7 +77,7 @@ def test_every_architecture_is_exported_in_every_variant(name: str, tmp_path: Pa
     assert sizes[graphs.make_int8_blockwise] < sizes[graphs.make_fp32]
 
 
-def test_the_shape_of_bert_base_is_fused_whole() -> None:
+def test_the_shape_of_bert_base_is_fused_completely() -> None:
     logits = random_model(
         BertConfig(
             vocab_size=20, hidden_size=24, num_attention_heads=12, intermediate_size=96, max_position_embeddings=80
@@ -101,7 +92,7 @@ def test_the_shape_of_bert_base_is_fused_whole() -> None:
     }
 
 
-def test_the_newer_exporter_is_ready_for_when_the_older_one_is_gone(
+def test_the_dynamo_exporter_is_used_when_the_tracing_one_is_gone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def gone(*_: Any) -> None:
@@ -112,7 +103,7 @@ def test_the_newer_exporter_is_ready_for_when_the_older_one_is_gone(
     exported, remarks = choose_exporter(logits)
     assert exported.exporter == "dynamo"
     assert remarks[0] == "the tracing exporter failed: TypeError: export() got an unexpected keyword argument 'dynamo'"
-    for variant, make in WAYS:
+    for variant, make in MAKERS:
         path = tmp_path / "model.onnx"
         graphs.save_graph(make(exported), path, FACTS, variant)
         reject_external_data(path)
@@ -128,22 +119,22 @@ def test_the_newer_exporter_is_ready_for_when_the_older_one_is_gone(
         ({"tracing": 0, "dynamo": 1}, "dynamo", ["tracing", "dynamo"]),
     ],
 )
-def test_the_path_with_the_most_fused_attention_is_taken(
+def test_the_exporter_with_the_most_fused_attention_is_taken(
     fused: dict[str, int], taken: str, tried: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = []
+    tried_exporters = []
 
     def export(exporter: str, _: LogitsModule) -> ExportedGraphs:
-        asked.append(exporter)
+        tried_exporters.append(exporter)
         return ExportedGraphs(exporter, None, None, {"Attention": fused[exporter]})  # type: ignore[arg-type]
 
     monkeypatch.setattr(graphs, "export_by", export)
     exported, remarks = choose_exporter(LogitsModule(tiny_bert()))
-    assert (exported.exporter, asked) == (taken, tried)
+    assert (exported.exporter, tried_exporters) == (taken, tried)
     assert [remark.split()[2] for remark in remarks] == [name for name in tried if fused[name] < 2]
 
 
-def test_a_model_that_no_path_can_export_is_told_with_every_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_no_exporter_can_write_is_an_error_with_every_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(exporter: str, _: LogitsModule) -> ExportedGraphs:
         raise RuntimeError(f"{exporter} cannot")
 
@@ -157,7 +148,7 @@ def test_a_model_that_no_path_can_export_is_told_with_every_reason(monkeypatch: 
     ("factor", "fault"),
     [
         (1.05, r"differs from torch by \d.*, expected at most 0\.0001"),
-        (float("nan"), "answers 1x1 with what is no number"),
+        (float("nan"), "has NaN or Inf logits at 1x1"),
     ],
 )
 def test_an_altered_fp32_graph_fails_the_run(
@@ -173,9 +164,9 @@ def test_an_altered_fp32_graph_fails_the_run(
     ("variant", "factor", "reason"),
     [
         ("fp16", 1.05, "differs from torch by"),
-        ("fp16", float("nan"), "with what is no number"),
+        ("fp16", float("nan"), "has NaN or Inf logits"),
         ("int8", -1.0, "sentences torch's label, expected 99.0%"),
-        ("int8", float("nan"), "with what is no number"),
+        ("int8", float("nan"), "has NaN or Inf logits"),
     ],
 )
 def test_an_altered_fast_graph_is_not_shipped_and_the_others_are(
@@ -213,7 +204,7 @@ def test_a_variant_that_cannot_be_made_is_left_out_with_the_reason(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_variant_is_made_in_the_next_way_where_the_first_does_not_answer_like_torch(
+def test_a_variant_is_made_by_the_next_maker_if_the_first_exceeds_its_limits(
     trained: Any, toy_split: tuple[str, str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, second = VARIANT_MAKERS["int8"]
@@ -222,18 +213,18 @@ def test_a_variant_is_made_in_the_next_way_where_the_first_does_not_answer_like_
     assert written["left_out"] == {}
     assert written["parity"]["int8"]["equal"] >= 0.99
     (remark,) = written["remarks"]
-    assert remark.startswith("int8, as it is made first, gives ")
+    assert remark.startswith("the first int8 graph gives ")
     operators = {node.op_type for node in onnx.load(tmp_path / VARIANTS["int8"]).graph.node}
     assert ("MatMulNBits" in operators, "MatMulIntegerToFloat" in operators) == (True, False)
 
 
 @pytest.mark.parametrize("name", ["mpnet", "deberta-v2"])
-def test_words_far_apart_are_as_far_apart_in_fp16(name: str, tmp_path: Path) -> None:
-    """Distances become whole numbers by way of a logarithm, whose rounding in fp16 moved some to the next number."""
+def test_relative_positions_keep_their_buckets_in_fp16(name: str, tmp_path: Path) -> None:
+    """Buckets of relative positions come from a logarithm; rounded in fp16, some fell into the next bucket."""
     logits = random_model(ARCHITECTURES[name])
     for named, parameter in logits.named_parameters():
         if "relative_attention_bias" in named or "rel_embeddings" in named:
-            parameter.data *= 20  # so that a wrong distance shows
+            parameter.data *= 20  # so that a wrong bucket shows
     exported = export_by("tracing", logits)
     inputs = random_inputs(logits, 4, 60)
     with torch.inference_mode():
@@ -243,14 +234,12 @@ def test_words_far_apart_are_as_far_apart_in_fp16(name: str, tmp_path: Path) -> 
     assert parity["difference"]["far apart"] < 5e-3
 
 
-def test_exporting_by_name_counts_what_was_fused() -> None:
-    exported = export_by("tracing", LogitsModule(AutoModelForSequenceClassification.from_config(MINILM)))
+def test_exporting_prints_nothing_and_counts_fused_operators(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    exported = export_by("tracing", random_model(ARCHITECTURES["minilm"]))
     assert exported.exporter == "tracing"
     assert exported.fused.get("BiasGelu") == 6
-
-
-def test_exporting_prints_nothing(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    exported = export_by("tracing", random_model(MINILM))
-    for _, make in WAYS:
+    for _, make in MAKERS:
         onnx.save_model(make(exported), tmp_path / "model.onnx")
     assert capsys.readouterr().out == ""

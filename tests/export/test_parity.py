@@ -1,4 +1,4 @@
-"""Each limit refuses alone, and every comparison is on the same sentences each time."""
+"""Each limit rejects alone, and every comparison is on the same sentences each time."""
 
 from typing import Any
 
@@ -23,7 +23,7 @@ def parity(**changes: Any) -> Parity:
 
 
 @pytest.mark.parametrize("variant", ["fp32", "fp16", "int8"])
-def test_a_graph_that_answers_like_torch_has_no_fault(variant: str) -> None:
+def test_a_graph_within_its_limits_has_no_error(variant: str) -> None:
     assert parity_error(variant, parity()) is None
 
 
@@ -31,19 +31,19 @@ def test_a_graph_that_answers_like_torch_has_no_fault(variant: str) -> None:
     ("variant", "changes", "fault"),
     [
         ("fp32", {"difference": {"7x64": 1.1e-4}}, "differs from torch by 1.10e-04 at 7x64, expected at most 0.0001"),
-        ("fp32", {"difference": {"1x1": np.nan}}, "answers 1x1 with what is no number"),
+        ("fp32", {"difference": {"1x1": np.nan}}, "has NaN or Inf logits at 1x1"),
         ("fp16", {"difference": {"1x1": 2.1e-2}}, "differs from torch by 2.10e-02 at 1x1, expected at most 0.02"),
         ("fp16", {"equal": 0.9925}, "gives 99.25% of 400 sentences torch's label, expected 99.5%"),
         ("int8", {"equal": 0.9875}, "gives 98.75% of 400 sentences torch's label, expected 99.0%"),
-        ("int8", {"difference": {"1x1": np.inf}}, "answers 1x1 with what is no number"),
-        ("int8", {"difference": {"1x1": np.nan}}, "answers 1x1 with what is no number"),
+        ("int8", {"difference": {"1x1": np.inf}}, "has NaN or Inf logits at 1x1"),
+        ("int8", {"difference": {"1x1": np.nan}}, "has NaN or Inf logits at 1x1"),
         ("int8", {"mcc_cost": 0.011}, "costs 0.011 MCC on 400 sentences, expected at most 0.01"),
         ("fp16", {"mcc_cost": 0.011}, "costs 0.011 MCC on 400 sentences, expected at most 0.01"),
-        ("fp16", {"sentences": 0}, "was compared with torch on no sentences"),
-        ("int8", {"sentences": 0}, "was compared with torch on no sentences"),
+        ("fp16", {"sentences": 0}, "was not compared with torch on any sentence"),
+        ("int8", {"sentences": 0}, "was not compared with torch on any sentence"),
     ],
 )
-def test_each_limit_refuses_alone(variant: str, changes: dict[str, Any], fault: str) -> None:
+def test_each_limit_rejects_alone(variant: str, changes: dict[str, Any], fault: str) -> None:
     assert parity_error(variant, parity(**changes)) == fault
 
 
@@ -62,10 +62,10 @@ def test_the_limits_themselves_are_allowed(variant: str, changes: dict[str, Any]
     assert parity_error(variant, parity(**changes)) is None
 
 
-def test_sentences_lie_evenly_over_the_rows_and_are_the_same_each_time(
+def test_sentences_are_spaced_evenly_over_the_rows_and_the_same_each_time(
     trained: Any, toy_split: tuple[str, str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tasks.export.parity.SENTENCES", 10)
+    monkeypatch.setattr("tasks.export.parity.PARITY_SENTENCES", 10)
     logits = LogitsModule(load_classifier(trained["model"], attention="eager"))
     first, again = (real_cases(logits, trained["model"], origin()["max_length"], toy_split[1]) for _ in range(2))
     labels = read_snapshot(toy_split[1])["label"].to_numpy()

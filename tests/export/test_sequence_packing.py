@@ -1,4 +1,4 @@
-"""Sentences side by side in a row: the same answers, whatever the shape, and graphs that are left alone."""
+"""Packed rows: the same logits for every shape of batch, and graphs that are left alone."""
 
 import copy
 from typing import Any
@@ -6,11 +6,10 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import pytest
-from architectures import ARCHITECTURES, random_model
+from architectures import export_once
 from numpy.typing import NDArray
 from onnxruntime.transformers.onnx_model import OnnxModel
 
-from tasks.export.onnx_export import export_by
 from tasks.export.sequence_packing import pack_rows
 
 FUSABLE = ["bert", "electra", "roberta", "distilbert"]
@@ -18,30 +17,28 @@ ROW = 24  # tokens, so that small batches fill several
 
 
 class Pair:
-    """A fused graph as it was and rewritten."""
+    """A fused graph before and after packing."""
 
     def __init__(self, name: str) -> None:
-        logits = random_model(ARCHITECTURES[name])
-        for parameter in logits.parameters():  # biases that are all zero would hide a lost one
-            parameter.data += 0.2 * parameter.data.new_tensor(np.random.default_rng(0).normal(size=parameter.shape))
+        logits, exported, _ = export_once(name)
         self.config = logits.model.config
-        optimised = export_by("tracing", logits).optimised.model
+        optimised = exported.optimised.model
         self.packed = OnnxModel(copy.deepcopy(optimised))
         assert pack_rows(self.packed, ROW)
-        self._sessions = [
+        self.sessions = [
             onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
             for model in (optimised, self.packed.model)
         ]
 
-    def answers(self, lengths: list[int]) -> list[NDArray[np.float32]]:
-        """Return what both answer to a batch of random sentences of these lengths."""
+    def logits(self, lengths: list[int]) -> list[NDArray[np.float32]]:
+        """Return both graphs' logits for a batch of random sentences of these lengths."""
         width = max(lengths)
         mask = (np.arange(width) < np.array(lengths)[:, None]).astype(np.int64)
         ids = np.random.default_rng(sum(lengths)).integers(5, self.config.vocab_size, mask.shape)
         feed = {"input_ids": ids * mask, "attention_mask": mask, "token_type_ids": 0 * mask}
         return [
             session.run(None, {node.name: feed[node.name] for node in session.get_inputs()})[0]
-            for session in self._sessions
+            for session in self.sessions
         ]
 
 
@@ -55,7 +52,7 @@ def pair(request: Any) -> Pair:
     [
         [5],
         [1],
-        [4, 4, 4, 4, 4, 4],  # one whole row
+        [4, 4, 4, 4, 4, 4],  # one full row
         [4, 4, 4, 4, 4, 4, 4],  # one more
         [3, 1, 2, 3, 1, 2, 3, 3, 3],  # one row and a bit, lengths that differ
         [12, 3],
@@ -65,28 +62,28 @@ def pair(request: Any) -> Pair:
         [2] * 40,
     ],
 )
-def test_sentences_side_by_side_get_the_answers_they_get_apart(pair: Pair, lengths: list[int]) -> None:
-    apart, together = pair.answers(lengths)
+def test_packed_sentences_have_the_logits_of_unpacked_ones(pair: Pair, lengths: list[int]) -> None:
+    apart, together = pair.logits(lengths)
     np.testing.assert_allclose(together, apart, atol=2e-5)
 
 
-def test_the_company_of_a_row_changes_nothing(pair: Pair) -> None:
-    alone = pair.answers([4])[1]
+def test_other_sentences_of_a_row_change_nothing(pair: Pair) -> None:
+    alone = pair.logits([4])[1]
     ids = np.random.default_rng(4).integers(5, pair.config.vocab_size, (1, 4))
     others = np.random.default_rng(0).integers(5, pair.config.vocab_size, (5, 4))
     batch = np.concatenate([ids, others])
     feed = {"input_ids": batch, "attention_mask": np.ones_like(batch), "token_type_ids": 0 * batch}
-    session = pair._sessions[1]
+    session = pair.sessions[1]
     among = session.run(None, {node.name: feed[node.name] for node in session.get_inputs()})[0]
     np.testing.assert_allclose(among[:1], alone, atol=2e-5)
 
 
-def test_each_layer_attends_over_rows_and_the_last_one_goes_on_with_first_tokens(pair: Pair) -> None:
+def test_each_layer_attends_over_rows_and_the_last_keeps_only_first_tokens(pair: Pair) -> None:
     layers = pair.config.num_hidden_layers
     assert len(pair.packed.get_nodes_by_op_type("MultiHeadAttention")) == layers
     assert not pair.packed.get_nodes_by_op_type("Attention")
     cuts = [node for node in pair.packed.get_nodes_by_op_type("Gather") if node.attribute and node.attribute[0].i == 1]
-    assert len(cuts) == 3  # what the last layer's attention says, what it adds to, and the head's own choice
+    assert len(cuts) == 3  # the last layer's attention output, its residual, and the head's choice
 
 
 def test_no_weight_is_kept_twice(pair: Pair) -> None:
@@ -97,7 +94,7 @@ def test_no_weight_is_kept_twice(pair: Pair) -> None:
 
 @pytest.mark.parametrize("name", ["mpnet", "deberta-v2", "modernbert"])
 def test_a_graph_without_fused_attention_is_left_alone(name: str) -> None:
-    model = export_by("tracing", random_model(ARCHITECTURES[name])).optimised
+    model = OnnxModel(copy.deepcopy(export_once(name)[1].optimised.model))
     before = model.model.SerializeToString()
     assert not pack_rows(model)
     assert model.model.SerializeToString() == before
@@ -105,7 +102,7 @@ def test_a_graph_without_fused_attention_is_left_alone(name: str) -> None:
 
 @pytest.mark.parametrize("operator", ["Softmax", "ReduceMean"])
 def test_a_graph_that_mixes_tokens_outside_attention_is_left_alone(operator: str) -> None:
-    model = export_by("tracing", random_model(ARCHITECTURES["bert"])).optimised
+    model = OnnxModel(copy.deepcopy(export_once("bert")[1].optimised.model))
     model.get_nodes_by_op_type("BiasGelu")[0].op_type = operator
     before = model.model.SerializeToString()
     assert not pack_rows(model)

@@ -1,4 +1,4 @@
-"""Work in a process of its own: whatever happens there, one line says so here."""
+"""Work in a subprocess: every failure there is one line here."""
 
 import multiprocessing
 import os
@@ -33,8 +33,8 @@ def shout() -> None:
     sys.stdout.flush()
 
 
-def wait_long(told: str) -> None:
-    Path(told).write_text(str(os.getpid()))
+def wait_long(pid_file: str) -> None:
+    Path(pid_file).write_text(str(os.getpid()))
     time.sleep(120)
 
 
@@ -44,7 +44,7 @@ def test_the_result_comes_from_another_process() -> None:
     assert value == 7
 
 
-def test_a_refusal_stays_what_it_is() -> None:
+def test_a_verdict_error_is_raised_unchanged() -> None:
     with pytest.raises(UsageError, match=r"^setting x is 3; expected 4$"):
         run_in_subprocess("the work", 60, refuse)
 
@@ -57,17 +57,17 @@ def test_another_error_is_one_line_with_its_trace_as_a_note() -> None:
 
 
 @pytest.mark.parametrize("name", ["SIGKILL", "SIGSEGV", "SIGABRT"])
-def test_a_process_that_a_signal_ends_is_told(name: str) -> None:
+def test_a_subprocess_ended_by_a_signal_is_an_error(name: str) -> None:
     with pytest.raises(VerdictError, match=f"the work was ended by {name}"):
         run_in_subprocess("the work", 60, signal.raise_signal, getattr(signal, name))
 
 
-def test_a_process_that_leaves_without_an_answer_is_told() -> None:
-    with pytest.raises(VerdictError, match="the work ended with exit code 7 before it could say why"):
+def test_a_subprocess_that_exits_without_a_result_is_an_error() -> None:
+    with pytest.raises(VerdictError, match="the work ended with exit code 7 without an error message"):
         run_in_subprocess("the work", 60, os._exit, 7)
 
 
-def test_a_process_over_the_limit_is_ended(tmp_path: Path) -> None:
+def test_a_subprocess_over_the_time_limit_is_killed(tmp_path: Path) -> None:
     started = time.monotonic()
     with pytest.raises(VerdictError, match=r"the work did not end in 0\.5 s and was stopped"):
         run_in_subprocess("the work", 0.5, wait_long, str(tmp_path / "pid"))
@@ -75,28 +75,29 @@ def test_a_process_over_the_limit_is_ended(tmp_path: Path) -> None:
     assert multiprocessing.active_children() == []
 
 
-def test_what_is_printed_there_stays_off_standard_output(capfd: pytest.CaptureFixture[str]) -> None:
+def test_prints_of_the_subprocess_stay_off_standard_output(capfd: pytest.CaptureFixture[str]) -> None:
     run_in_subprocess("the work", 60, shout)
     assert "talks" not in capfd.readouterr().out
 
 
-def test_the_process_ends_with_the_one_that_waits(tmp_path: Path) -> None:
-    told = tmp_path / "pid"
+def test_the_subprocess_ends_with_its_parent(tmp_path: Path) -> None:
+    pid_file = tmp_path / "pid"
     script = (
-        "import sys; sys.path[:0] = ['tests/support', '.']\n"
+        "import sys; sys.path[:0] = ['tests/export', 'tests/support', '.']\n"
         "if __name__ == '__main__':\n"
-        "    import tasks.export.subprocess_call, test_apart\n"
-        "    tasks.export.subprocess_call.PRELOADED = ['tasks.core.errors']\n"
-        f"    tasks.export.subprocess_call.run_apart('the work', 60, test_apart.wait_long, {str(told)!r})\n"
+        "    from tasks.export import subprocess_call\n"
+        "    from test_subprocess_call import wait_long\n"
+        "    subprocess_call.PRELOADED_MODULES = ['tasks.core.errors']\n"
+        f"    subprocess_call.run_in_subprocess('the work', 60, wait_long, {str(pid_file)!r})\n"
     )
     file = tmp_path / "script.py"
     file.write_text(script)
     with subprocess.Popen([sys.executable, str(file)], cwd=ROOT) as process:
         deadline = time.monotonic() + 60
-        while not (told.is_file() and told.read_text()) and time.monotonic() < deadline:
+        while not (pid_file.is_file() and pid_file.read_text()) and time.monotonic() < deadline:
             time.sleep(0.05)
         process.kill()
-    child = Path("/proc", told.read_text())
+    child = Path("/proc", pid_file.read_text())
     while child.exists() and "State:\tZ" not in (child / "status").read_text() and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not child.exists() or "State:\tZ" in (child / "status").read_text()

@@ -177,7 +177,7 @@ def test_without_a_lasting_server_one_line_says_what_to_do(tmp_path: Path) -> No
     )
     assert done.returncode == 2
     assert done.stderr.strip() == (
-        "error: schedules need a lasting Prefect server; start one: make up, then set PREFECT_API_URL"
+        "error: schedules need a Prefect server; start one: make up, then set PREFECT_API_URL"
     )
 
 
@@ -185,9 +185,9 @@ def test_a_file_that_prefect_refuses_is_one_line(applied: dict[str, Any], tmp_pa
     from flows.services.deploy import apply_file, deploy
 
     (tmp_path / "broken.yaml").write_text("deployments: [{name: a, entrypoint: flows.jobs.deployments.nothing}]\n")
-    with pytest.raises(VerdictError, match=r"Prefect refuses .*broken\.yaml: "):
+    with pytest.raises(VerdictError, match=r"Prefect rejects .*broken\.yaml: "):
         apply_file(tmp_path / "broken.yaml")
-    with pytest.raises(UsageError, match="is no file"):
+    with pytest.raises(UsageError, match="is not a file"):
         deploy(str(tmp_path / "none.yaml"))
 
 

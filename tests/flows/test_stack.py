@@ -71,13 +71,13 @@ def test_accounts_are_used_by_name_and_shown_without_their_passwords(tmp_path: P
 @pytest.mark.parametrize(
     ("environ", "message"),
     [
-        ({"PREFECT_PORT": "http"}, "PREFECT_PORT 'http' is no port"),
-        ({"MLFLOW_PORT": "70000"}, "MLFLOW_PORT '70000' is no port"),
+        ({"PREFECT_PORT": "http"}, "PREFECT_PORT 'http' is not a port"),
+        ({"MLFLOW_PORT": "70000"}, "MLFLOW_PORT '70000' is not a port"),
         ({"POSTGRES_HOST": "db"}, "POSTGRES_HOST is set and PREFECT_DATABASE_PASSWORD, MLFLOW_DATABASE_PASSWORD not"),
         ({"STORE_URL": "http://s"}, "STORE_URL is set and STORE_ACCESS_KEY, STORE_SECRET_KEY not"),
         ({"MLFLOW_ADMIN_PASSWORD": "x" * 12}, "MLFLOW_ADMIN_PASSWORD is set and RETRAIN_PASSWORD"),
         (PASSWORDS | {"READER_PASSWORD": "short"}, "READER_PASSWORD is too short"),
-        ({"PREFECT_AUTH_STRING": "password"}, "PREFECT_AUTH_STRING is no NAME:PASSWORD"),
+        ({"PREFECT_AUTH_STRING": "password"}, "PREFECT_AUTH_STRING is not of the form NAME:PASSWORD"),
     ],
 )
 def test_what_contradicts_itself_is_refused(tmp_path: Path, environ: dict[str, str], message: str) -> None:

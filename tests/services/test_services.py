@@ -169,7 +169,7 @@ def test_a_worker_that_is_killed_leaves_a_crashed_run_and_the_next_one_goes_on(
         stage.start("worker")
         end = ended(stage, run)
     assert end["type"] == "CRASHED"
-    assert "worker gave no sign" in end["message"]
+    assert "no heartbeat" in end["message"]
     assert statuses(stage)[-1] == "RUNNING"
 
     _expect_signs_within(stage, 90)  # a sign may be lost while the database restarts, two are not

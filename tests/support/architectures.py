@@ -1,5 +1,7 @@
 """One tiny configuration of each encoder architecture that the tests train and export."""
 
+from functools import cache
+
 import torch
 from transformers import (
     AutoModelForSequenceClassification,
@@ -13,10 +15,15 @@ from transformers import (
     RobertaConfig,
 )
 
+from tasks.export.onnx_export import ExportedGraphs, choose_exporter
 from tasks.export.parity import LogitsModule
 
 SIZES = {"vocab_size": 20, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
 ARCHITECTURES = {
+    "minilm": BertConfig(
+        **SIZES | {"hidden_size": 24, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 96},
+        max_position_embeddings=80,
+    ),
     "bert": BertConfig(**SIZES, max_position_embeddings=80),
     "electra": ElectraConfig(**SIZES, embedding_size=16, max_position_embeddings=80),
     "roberta": RobertaConfig(**SIZES, max_position_embeddings=80, pad_token_id=0),
@@ -24,7 +31,7 @@ ARCHITECTURES = {
     "distilbert": DistilBertConfig(
         vocab_size=20, dim=16, n_layers=1, n_heads=2, hidden_dim=32, max_position_embeddings=80
     ),
-    # Distances in buckets, as the published v3 models have them; a window shorter than the sentences that are compared.
+    # Relative positions in buckets, as in the published v3 models; fewer buckets than tokens of the compared sentences.
     "deberta-v2": DebertaV2Config(
         **SIZES,
         max_position_embeddings=80,
@@ -52,7 +59,18 @@ ARCHITECTURES = {
 
 
 def random_model(config: PreTrainedConfig) -> LogitsModule:
-    """Return an untrained classifier whose weights are large enough that a wrong graph shows."""
+    """Return an untrained classifier whose weights and biases are large enough that a wrong graph shows."""
     torch.manual_seed(0)
     config.initializer_range = 0.2
-    return LogitsModule(AutoModelForSequenceClassification.from_config(config, attn_implementation="eager"))
+    logits = LogitsModule(AutoModelForSequenceClassification.from_config(config, attn_implementation="eager"))
+    for name, parameter in logits.named_parameters():
+        if name.endswith("bias"):  # zero by default, which would hide a lost one
+            torch.nn.init.normal_(parameter, std=0.2)
+    return logits
+
+
+@cache
+def export_once(name: str) -> tuple[LogitsModule, ExportedGraphs, list[str]]:
+    """Return an architecture's model, its export and the remarks; every test of a process shares them."""
+    logits = random_model(ARCHITECTURES[name])
+    return logits, *choose_exporter(logits)
