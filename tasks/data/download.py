@@ -186,9 +186,7 @@ def _download_with_retries(client: httpx.Client, address: httpx.URL, part: Path,
     retrying = tenacity.Retrying(
         retry=tenacity.retry_if_exception_type(_RetryableError),
         wait=lambda state: max(_failure(state).wait, backoff(state)),
-        stop=tenacity.stop_any(
-            tenacity.stop_after_attempt(policy.attempts), lambda state: _failure(state).wait > MAX_RETRY_DELAY_S
-        ),
+        stop=lambda state: state.attempt_number >= policy.attempts or _failure(state).wait > MAX_RETRY_DELAY_S,
         before_sleep=log_retry,
     )
     try:
