@@ -35,7 +35,7 @@ from tasks.data.snapshots import (
 )
 from tasks.data.table_format import TableFormat
 
-unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # slow is not wrong
+unhurried = settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow])  # slow is not wrong
 
 ROOT = Path(__file__).parents[2]
 CLEAN = "gj04\t1\t\tThe sailors rode the breeze clear of the rocks.\ngj04\t0\t*\tThe sailors rode.\n"
@@ -53,9 +53,9 @@ def write(folder: Path, data: str | bytes, name: str = "data.tsv") -> str:
     return str(path)
 
 
-def snap(folder: Path, data: str | bytes, form: TableFormat = TableFormat()) -> Snapshot:  # noqa: B008 (immutable)
+def snap(folder: Path, data: str | bytes, table_format: TableFormat = TableFormat()) -> Snapshot:  # noqa: B008 (immutable)
     """Write a file and take its snapshot."""
-    return write_snapshot([write(folder, data)], str(folder / "snapshots"), form)
+    return write_snapshot([write(folder, data)], str(folder / "snapshots"), table_format)
 
 
 def quarantined(snapshot: Snapshot) -> list[dict[str, Any]]:

@@ -74,19 +74,15 @@ def test_folder_is_searched_for_the_names_of_cola(folder: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("suffix", [".tsv", ".csv", ".jsonl", ".ndjson", ".parquet", ""])
 @pytest.mark.parametrize(
     ("train", "holdout"),
     [("train", "holdout"), ("train", "validation"), ("train", "test"), ("in_domain_train", "out_of_domain_dev")],
 )
-def test_folder_is_searched_for_the_usual_names_in_any_format(
-    tmp_path: Path, train: str, holdout: str, suffix: str
-) -> None:
-    folder = fill(tmp_path / "data", f"{train}{suffix}", f"{holdout}{suffix}", "notes.txt")
-    found = locate(folder)
-    assert found["train"] == [str(folder / f"{train}{suffix}")]
-    assert found["holdout"] == [str(folder / f"{holdout}{suffix}")]
-    assert found["secondary"] == []
+def test_folder_is_searched_for_the_default_names_in_any_format(tmp_path: Path, train: str, holdout: str) -> None:
+    for suffix in (".tsv", ".csv", ".jsonl", ".ndjson", ".parquet", ""):
+        folder = fill(tmp_path / f"data{suffix}", f"{train}{suffix}", f"{holdout}{suffix}", "notes.txt")
+        expected = [str(folder / f"{name}{suffix}") for name in (train, holdout)]
+        assert locate(folder) == Sources(train=expected[:1], holdout=expected[1:], secondary=[]), suffix
 
 
 def test_names_of_cola_win_over_plain_ones_and_holdout_over_validation_over_test(tmp_path: Path) -> None:
