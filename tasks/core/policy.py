@@ -1,7 +1,7 @@
-"""The promotion policy: numbers with their bounds, read from mlflow/policy.toml or from a file of the user's own.
+"""The promotion policy: numbers with bounds, read from mlflow/policy.toml or from a user's file.
 
-The file says why each number is what it is. It is the lowest layer of the settings under `judge`: profile, environment
-and flags change single numbers, and the verdict records the result.
+mlflow/policy.toml gives the reason for each number. The policy is the lowest layer of the settings under `judge`:
+profile, environment and flags override single numbers, and the verdict records the result.
 """
 
 import difflib
@@ -23,38 +23,38 @@ Drop = Annotated[float, Field(ge=0, le=2)]  # MCC spans 2
 
 
 class Policy(BaseModel):
-    """What evidence must show; every number is of the holdout that judges."""
+    """What evidence must show on the holdout for a candidate to be promoted, held or rejected."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
     version: Annotated[str, Field(min_length=1)]
     """Name of this policy."""
     threshold: Annotated[float, Field(ge=-1, le=1)]
-    """Smallest holdout MCC that is not rejected."""
+    """MCC; a candidate below it is rejected."""
     reject_confidence: Confidence
-    """Confidence with which a candidate must be worse than the champion to be rejected."""
+    """1 - significance level at which a candidate is worse than the champion and rejected."""
     variant_difference: Drop
-    """Largest difference of a variant's MCC from that of fp32."""
+    """Largest difference between the MCC of a variant and that of fp32."""
     confidence: Confidence
-    """Confidence with which a candidate must be better than the champion, at the first look at a holdout."""
+    """1 - significance level (alpha) at which the first candidate on a holdout is better and promoted."""
     alpha_decay: Annotated[float, Field(ge=0, le=10)]
-    """How fast the chance of a false promotion that is left shrinks with the looks: (looks + 1) to this power."""
+    """Alpha is divided by (earlier holdout uses + 1) to this power."""
     min_alpha: Annotated[float, Field(ge=0, lt=0.5)]
-    """Chance of a false promotion that is left to every look, however many there were."""
+    """Lower bound of alpha, after any number of holdout uses."""
     max_holdout_uses: Annotated[int, Field(ge=0)]
-    """Candidates judged on a holdout after which none is promoted without a person."""
+    """Holdout uses from which on no candidate is promoted without a person."""
     promote_on_new_data: bool
-    """Whether a candidate on other training rows is promoted when it is no worse within the margin."""
+    """Promote a candidate trained on other rows if it is no worse than the champion within the margin."""
     margin: Drop
-    """How far below the champion's MCC the 95% interval may reach for "no worse"."""
+    """MCC; "no worse": the 95% interval of the difference lies above minus this."""
     min_slice_rows: Annotated[int, Field(ge=1)]
-    """Sentences from which on a slice counts."""
+    """Smallest number of sentences of a slice that can hold a candidate."""
     max_slice_drop: Drop
-    """Largest fall of a slice's MCC below the champion's."""
+    """Largest drop of a slice's MCC below the champion's."""
     max_minimal_pair_drop: Share
-    """Largest fall of the share of minimal pairs told apart."""
+    """Largest drop of the share of minimal pairs ranked correctly below the champion's."""
     hold_on_drift: bool
-    """Whether training data that drifted from the champion's needs a person."""
+    """Hold a candidate whose training data drifted from the champion's."""
 
     @property
     def digest(self) -> str:
@@ -66,24 +66,24 @@ def load_policy(path: str = "") -> Policy:
     """Read a policy.
 
     Args:
-        path: a TOML file; empty for the one that comes with the product.
+        path: of a TOML file; empty for the bundled one.
 
     Raises:
-        WrongUsage: if the file cannot be read, lacks a key, has an unknown one (the nearest is named) or a value out of
+        UsageError: if the file cannot be read, lacks a key, has an unknown key (the nearest is named) or a value out of
             bounds.
     """
     return _parse(Path(path)) if path else _bundled()
 
 
 def parse_policy(values: dict[str, Any], origin: str) -> Policy:
-    """Check a policy's values, for example those that a verdict records.
+    """Validate a policy's values, for example those of a recorded verdict.
 
     Args:
         values: by key.
-        origin: where they come from, for the message.
+        origin: of the values, for the message.
 
     Raises:
-        WrongUsage: if a key is missing or unknown, or a value out of bounds.
+        UsageError: if a key is missing or unknown, or a value out of bounds.
     """
     keys = list(Policy.model_fields)
     for key in values:
@@ -104,10 +104,10 @@ def parse_policy(values: dict[str, Any], origin: str) -> Policy:
 
 
 def bundled_path() -> Path:
-    """Return the product's own policy: in a wheel it lies beside this module, in a checkout under mlflow/."""
+    """Return the path of the bundled policy: beside this module in a wheel, under mlflow/ in a checkout."""
     here = Path(__file__).resolve()
-    packed = here.with_name(POLICY_FILE)
-    return packed if packed.is_file() else here.parents[2] / "mlflow" / POLICY_FILE
+    installed = here.with_name(POLICY_FILE)
+    return installed if installed.is_file() else here.parents[2] / "mlflow" / POLICY_FILE
 
 
 @cache

@@ -1,7 +1,9 @@
 """Lists what differs between the champion's run and the candidate's: data, settings, code, library versions."""
 
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple, TypedDict
+from typing import NamedTuple, TypedDict
+
+from tasks.core.settings_loader import SettingRow
 
 DATA_TAG, CODE_TAG = "dataset", "git_commit"  # tags of an MLflow run
 SHORT_DIGEST = 12  # characters of a digest
@@ -23,9 +25,7 @@ class SettingChange(NamedTuple):
     now: str
 
 
-def diff_runs(
-    champion: RunRecord, settings: Iterable[tuple[str, Any, str]], facts: Mapping[str, str]
-) -> list[SettingChange]:
+def diff_runs(champion: RunRecord, settings: Iterable[SettingRow], facts: Mapping[str, str]) -> list[SettingChange]:
     """Return what differs between the champion's run and a candidate.
 
     Args:

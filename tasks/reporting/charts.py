@@ -1,6 +1,6 @@
-"""Every picture: training's curves, the candidate beside the champion, the lengths of sentences.
+"""Draws every figure: training curves, candidate and champion, sentence lengths.
 
-A picture that is missing for want of data (no champion, no finite loss) is left out or drawn without it.
+A figure without data (no champion, no finite loss) is left out, or drawn without the missing part.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ if TYPE_CHECKING:
     from tasks.evaluation.measurement import Comparison, Measurement
     from tasks.training.finetune import TrainingResult
 
-MAX_BARS = 40  # of a histogram, about
-LENGTH_TAIL = 0.005  # share of the sentences, the longest ones, that stand in a histogram's last bar
-MAX_STEPS = 500  # points of a curve; of more steps than twice that, each point is the range of several
-FLAT_RANGE = 1.9  # inches; height of a picture of one or two intervals
+MAX_BARS = 40  # of a histogram, approximately
+LENGTH_TAIL = 0.005  # share of the sentences, the longest ones, that a histogram's last bar pools
+MAX_STEPS = 500  # points of a curve; above twice that, each point is the range of several steps
+INTERVAL_HEIGHT = 1.9  # inches, of a figure with one or two intervals
 
 
 def draw_charts(training: TrainingResult, evidence: Evidence, threshold: float, folder: str) -> dict[str, str]:
-    """Draw everything that a report shows and return the PNG paths by name; an SVG lies beside each.
+    """Draw all figures of a report; return the PNG paths by name, each with an SVG of the same name beside it.
 
     Args:
-        training: how the candidate was trained.
-        evidence: what was measured of it, and of the champion.
+        training: of the candidate.
+        evidence: of candidate and champion.
         threshold: smallest MCC that is not rejected.
         folder: receives the files.
     """
@@ -58,7 +58,7 @@ def draw_charts(training: TrainingResult, evidence: Evidence, threshold: float, 
 @styled
 def draw_intervals(sides: dict[str, Measurement], threshold: float) -> Figure:
     """Draw the MCC of each side, the candidate first, with its 95% interval, and the threshold."""
-    figure, axes = new_axes("MCC on the holdout, 95% intervals", "", "", FLAT_RANGE)
+    figure, axes = new_axes("MCC on the holdout, 95% intervals", "", "", INTERVAL_HEIGHT)
     for row, measured in enumerate(sides.values()):
         interval = measured["interval"]
         _draw_interval(axes, row, interval["mcc"], interval["low"], interval["high"], f"{interval['mcc']:.3f}")
@@ -75,10 +75,8 @@ def draw_intervals(sides: dict[str, Measurement], threshold: float) -> Figure:
 
 @styled
 def draw_difference(comparison: Comparison) -> Figure:
-    """Draw by how much the candidate's MCC exceeds the champion's on the same sentences, and where they are equal."""
-    figure, axes = new_axes(
-        "MCC, candidate less champion, 95% interval", "dashed: as good as each other", "", FLAT_RANGE
-    )
+    """Draw the difference of the MCC with its 95% interval, and 0."""
+    figure, axes = new_axes("MCC, candidate minus champion, 95% interval", "dashed: equal", "", INTERVAL_HEIGHT)
     low, high = comparison["low"], comparison["high"]
     _draw_interval(axes, 0, comparison["difference"], low, high, f"{comparison['difference']:+.3f}")
     axes.axvline(0, color=PALE, linestyle="--", linewidth=1.2)
@@ -92,18 +90,15 @@ def draw_difference(comparison: Comparison) -> Figure:
 
 @styled
 def draw_calibration(sides: dict[str, Measurement]) -> Figure:
-    """Draw how often sentences were acceptable for how probable that was said to be; the diagonal is a perfect model.
-
-    The area of a mark grows with the number of its sentences.
-    """
-    figure, axes = new_axes("Calibration", 'probability of "acceptable" that it gave', "share that is acceptable")
+    """Draw the reliability diagram of each side; the area of a marker grows with its number of sentences."""
+    figure, axes = new_axes("Calibration", 'predicted probability of "acceptable"', "share that is acceptable")
     axes.plot([0, 1], [0, 1], color=PALE, linestyle="--", linewidth=1.2)
     for (name, measured), colour, mark in zip(sides.items(), (ACCENT, INK), ("o", "D"), strict=False):
         bins = measured["calibration"]
-        said, true = [each["probability"] for each in bins], [each["acceptable"] for each in bins]
+        predicted, observed = [each["probability"] for each in bins], [each["acceptable"] for each in bins]
         sizes = [12 + 120 * each["rows"] / max(measured["rows"], 1) for each in bins]
-        axes.plot(said, true, color=colour, linewidth=1.2, label=f"{name}: error {measured['ece']:.3f}")
-        axes.scatter(said, true, s=sizes, marker=mark, color=colour, alpha=0.8, linewidths=0)
+        axes.plot(predicted, observed, color=colour, linewidth=1.2, label=f"{name}: error {measured['ece']:.3f}")
+        axes.scatter(predicted, observed, s=sizes, marker=mark, color=colour, alpha=0.8, linewidths=0)
     axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.05))
     axes.legend(loc="upper left")
     return figure
@@ -111,7 +106,7 @@ def draw_calibration(sides: dict[str, Measurement]) -> Figure:
 
 @styled
 def draw_confusions(sides: dict[str, Measurement]) -> Figure:
-    """Draw the four counts of label against prediction of each side."""
+    """Draw the confusion matrix of each side."""
     figure = new_figure(2.7)
     largest = max(max(measured["confusion"].values()) for measured in sides.values())
     for axes, (name, measured) in zip(np.atleast_1d(figure.subplots(1, len(sides))), sides.items(), strict=True):
@@ -133,12 +128,12 @@ def draw_confusions(sides: dict[str, Measurement]) -> Figure:
 
 @styled
 def draw_losses(training: TrainingResult) -> Figure:
-    """Draw the training loss of each step and its running mean over a twentieth of the run."""
+    """Draw the training loss of each step and its running mean over a twentieth of the steps."""
     losses = np.array([np.nan if loss is None else loss for loss in training["step_losses"]], np.float64)
     figure, axes = new_axes("Training loss", "step", "cross-entropy")
     steps = np.arange(1, len(losses) + 1)
     width = -(-len(losses) // MAX_STEPS)
-    if width > 2:  # so many steps are a band, not a line
+    if width > 2:  # a band instead of a line
         padded = np.pad(losses, (0, -len(losses) % width), constant_values=np.nan).reshape(-1, width)
         low, high = np.fmin.reduce(padded, axis=1), np.fmax.reduce(padded, axis=1)
         axes.fill_between(steps[::width], low, high, color=PALE, alpha=0.45, linewidth=0, label=f"range of {width}")
@@ -154,9 +149,9 @@ def draw_losses(training: TrainingResult) -> Figure:
 
 
 def running_mean(values: np.ndarray, window: int) -> np.ndarray:
-    """Return the mean of each value [N] and those before it, `window` in all; what is no number is left out."""
-    known = np.isfinite(values)
-    sums, counts = (np.concatenate([[0.0], np.cumsum(each)]) for each in (np.where(known, values, 0.0), known))
+    """Return the mean of the last `window` values at each of N positions, without NaN and Inf."""
+    finite = np.isfinite(values)
+    sums, counts = (np.concatenate([[0.0], np.cumsum(each)]) for each in (np.where(finite, values, 0.0), finite))
     end = np.arange(1, len(values) + 1)
     start = np.maximum(end - window, 0)
     number = counts[end] - counts[start]
@@ -165,7 +160,7 @@ def running_mean(values: np.ndarray, window: int) -> np.ndarray:
 
 @styled
 def draw_epochs(training: TrainingResult) -> Figure:
-    """Draw validation MCC and training accuracy by epoch of the best seed, the others pale, and what is kept."""
+    """Draw validation MCC and training accuracy by epoch of the best seed, other seeds' MCC pale, and the selection."""
     figure, axes = new_axes("Epochs", "epoch", "MCC, accuracy")
     others = [seed for seed in training["seeds"] if seed["seed"] != training["seed"]]
     for number, seed in enumerate(others):
@@ -177,12 +172,12 @@ def draw_epochs(training: TrainingResult) -> Figure:
     axes.plot(numbers, accuracies, color=INK, marker=".", linewidth=1.2, label="train accuracy")
     axes.plot(numbers, values, color=ACCENT, marker="o", label="validation MCC")
     best = training["best_epoch"]
-    word = "best" if training["averaged"] else "kept"
+    word = "best" if training["averaged"] else "selected"
     ring = axes.plot([best], [values[best - 1]], color=ACCENT, marker="o", linestyle="none", label=word)[0]
     ring.set(markersize=12, markerfacecolor="none")
     if training["soup_mcc"] is not None:
-        kept = ", kept" if training["averaged"] else ""
-        label = f"mean of the seeds' weights{kept}"
+        selected = ", selected" if training["averaged"] else ""
+        label = f"mean of the seeds' weights{selected}"
         axes.axhline(training["soup_mcc"], color=ACCENT, linestyle="--", linewidth=1.2, label=label)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.margins(x=0.08, y=0.15)
@@ -192,7 +187,7 @@ def draw_epochs(training: TrainingResult) -> Figure:
 
 @styled
 def draw_batches(measurement: Measurement) -> Figure:
-    """Draw the holdout's MCC in batches of 32, the book's figure, with the MCC of the whole."""
+    """Draw the MCC of each batch of 32 holdout sentences, the book's figure, with the MCC of the whole holdout."""
     figure, axes = new_axes(f"MCC by batches of {MCC_BATCH}", "batch", "MCC")
     values = measurement["mcc_per_batch"]
     axes.bar(range(1, len(values) + 1), values, color=PALE, alpha=0.7)
@@ -209,15 +204,15 @@ def draw_batches(measurement: Measurement) -> Figure:
 
 @styled
 def draw_lengths(profile: DataProfile, reference: DataProfile | None) -> Figure:
-    """Draw how long the training sentences are, and over it the reference's lengths as a line.
+    """Draw the histogram of the training sentences' lengths, with the reference's as a line.
 
     Args:
-        profile: of the data that is looked at.
-        reference: of the data that the champion was trained on; None: no line.
+        profile: of the new data.
+        reference: of the data that the champion was trained on; None for no line.
     """
     profiles = [profile, reference] if reference else [profile]
     longest = max(_most_characters(each["characters"]) for each in profiles)
-    width = max(1, -(-longest // MAX_BARS))  # whole characters, so that each bar stands for as many lengths
+    width = max(1, -(-longest // MAX_BARS))  # whole characters, so that every bar covers as many lengths
     count = longest // width + 1
     edges = [width * i for i in range(count + 1)]
     figure, axes = new_axes("Length of the training sentences", "characters", "share of the sentences (%)")
@@ -233,7 +228,7 @@ def draw_lengths(profile: DataProfile, reference: DataProfile | None) -> Figure:
 
 
 def _most_characters(counts: Histogram) -> int:
-    """Return the length that only a small tail exceeds; one endless sentence would squeeze all others into a bar."""
+    """Return the length that at most LENGTH_TAIL of the sentences exceed, so that outliers do not set the scale."""
     rest = sum(counts.values()) * (1 - LENGTH_TAIL)
     for length in sorted(map(int, counts)):
         rest -= counts[str(length)]
@@ -243,7 +238,7 @@ def _most_characters(counts: Histogram) -> int:
 
 
 def _shares(counts: Histogram, width: int, count: int) -> list[float]:
-    """Return the percentage of the sentences in each bar, the longest ones in the last."""
+    """Return the percentage of sentences in each bar; the last one pools longer ones."""
     sums = [0] * count
     for key, rows in counts.items():
         sums[min(int(key) // width, count - 1)] += rows
@@ -251,7 +246,7 @@ def _shares(counts: Histogram, width: int, count: int) -> list[float]:
 
 
 def _draw_interval(axes: Axes, row: int, value: float, low: float, high: float, text: str) -> None:
-    """Draw a value with its interval; the first row is the candidate's."""
+    """Draw a value with its interval; row 0 is the candidate's."""
     colour, mark = (ACCENT, "o") if row == 0 else (INK, "D")
     axes.plot([low, high], [row, row], color=colour, linewidth=2.2, solid_capstyle="butt")
     axes.plot([low, high], [row, row], color=colour, marker="|", markersize=9, linestyle="none")

@@ -1,4 +1,4 @@
-"""The data gate's page: one HTML file that opens offline and says why data was accepted or refused."""
+"""Writes the data gate's page: one HTML file without external resources, with the reason for the result."""
 
 import io
 from collections.abc import Iterable
@@ -12,16 +12,16 @@ from tasks.data.gate import GateReport, failed_critically
 from tasks.data.row_features import ISSUE_TEXTS, QualityIssue
 from tasks.reporting.templating import data_uri, render
 
-MAX_SOURCES = 20  # sources that the page names
-MAX_SHOWN_CHARS = 300  # characters of one text of other people that the page shows
-MIN_SHOWN_P = 1e-4  # smaller p values are all the same to a reader
+MAX_SOURCES = 20  # sources listed by name
+MAX_SHOWN_CHARS = 300  # of one text from the data
+MIN_SHOWN_P = 1e-4  # smaller p values are shown as < 0.0001
 
 ResultStatus = Literal["failed", "warning", "passed"]
 ResultGroups = dict[str, list[ExpectationResult]]
 
 
 class SourceRow(TypedDict):
-    """A line of the table of sources: shares of all training rows; bars in percent of the widest, none for the rest."""
+    """A source with its shares of the training rows; bar and mark in percent of the largest share."""
 
     name: str
     rows: int
@@ -32,12 +32,12 @@ class SourceRow(TypedDict):
 
 
 def write_gate_page(gate: GateReport, path: str, reference: DataProfile | None = None) -> str:
-    """Write the page; the quarantined rows are expected beside it.
+    """Write the page; it links to quarantine.parquet in the same folder.
 
     Args:
-        gate: the gate's answer.
-        path: the HTML file; it is replaced.
-        reference: profile of the data that the champion was trained on, the one that the gate compared with.
+        gate: the gate's report.
+        path: of the HTML file, which is replaced.
+        reference: profile of the champion's training data, with which the gate compared.
 
     Returns:
         The path.
@@ -59,8 +59,8 @@ def write_gate_page(gate: GateReport, path: str, reference: DataProfile | None =
         sources=rank_sources(profile, reference),
         lists_rows=_lists_rows,
         status=_status,
-        observed=lambda finding: _short(show_observed(finding)),
-        allowed=lambda finding: _short(show_allowed(finding)),
+        observed=lambda result: _short(show_observed(result)),
+        allowed=lambda result: _short(show_allowed(result)),
         judged=_describe_limit,
         probability=_probability,
         short=_short,
@@ -70,25 +70,25 @@ def write_gate_page(gate: GateReport, path: str, reference: DataProfile | None =
 
 
 def explain(gate: GateReport) -> str:
-    """Say in a sentence why the data was refused, what warns, or that all is well."""
-    failed = [finding for finding in gate["results"] if _status(finding) == "failed"]
-    warned = [finding for finding in gate["results"] if _status(finding) == "warning"]
+    """Return a sentence: why the data was refused, what warns, or that all expectations passed."""
+    failed = [result for result in gate["results"] if _status(result) == "failed"]
+    warned = [result for result in gate["results"] if _status(result) == "warning"]
     drifted = [shift["name"] for shift in gate["drift"] if shift["drifted"]]
     if failed:
         more = f"; {_number(len(failed) - 1, 'more expectation')} failed" if len(failed) > 1 else ""
         return f"{_sentence(failed[0])}{more}."
-    if drifted and len(drifted) == len(warned):  # nothing but drift warns
-        return f"It drifted from the data that the champion was trained on: {_list(drifted)}. That is a warning."
+    if drifted and len(drifted) == len(warned):  # all warnings are drift
+        return f"Warning: it drifted from the champion's training data: {_list(drifted)}."
     if warned:
         more = f"; {_number(len(warned) - 1, 'more warning')}" if len(warned) > 1 else ""
-        return f"With a warning: {_sentence(warned[0])}{more}."
+        return f"Warning: {_sentence(warned[0])}{more}."
     if not gate["results"]:
         return "Nothing was checked."
-    return f"Nothing failed and nothing warns; {_number(len(gate['results']), 'expectation')} checked."
+    return f"{_number(len(gate['results']), 'expectation')} checked, none failed."
 
 
 def rank_sources(profile: DataProfile, reference: DataProfile | None) -> list[SourceRow]:
-    """Return the sources with the largest shares, now or in the reference; the last line is what is not among them."""
+    """Return the sources with the largest shares, in the new data or the reference; the last row pools the rest."""
     now, before = _shares(profile), _shares(reference) if reference else {}
     larger = {name: max(now.get(name, 0.0), before.get(name, 0.0)) for name in now | before}
     ranked = sorted(larger, key=lambda name: (-larger[name], -now.get(name, 0.0), name))
@@ -115,23 +115,23 @@ def rank_sources(profile: DataProfile, reference: DataProfile | None) -> list[So
 
 
 def _shares(profile: DataProfile) -> dict[str, float]:
-    """Return the share of each source that the profile names, where it has rows."""
+    """Return the share of each named source that has rows."""
     return {
         name: rows / profile["rows"] for name, rows in profile["sources"].items() if rows and name != OTHER_CATEGORY
     }
 
 
-def _group(findings: Iterable[ExpectationResult]) -> dict[ResultStatus, ResultGroups]:
-    """Group findings by status and table, in their order."""
+def _group(results: Iterable[ExpectationResult]) -> dict[ResultStatus, ResultGroups]:
+    """Group results by status and table, in their order."""
     groups: dict[ResultStatus, ResultGroups] = {"failed": {}, "warning": {}, "passed": {}}
-    for finding in findings:
-        groups[_status(finding)].setdefault(finding["table"], []).append(finding)
+    for result in results:
+        groups[_status(result)].setdefault(result["table"], []).append(result)
     return groups
 
 
 def _lists_rows(tables: ResultGroups) -> bool:
-    """Tell whether any finding is about single rows; otherwise their column is left out, phones are narrow."""
-    return any(finding["unexpected"] or finding["in_quarantine"] for table in tables.values() for finding in table)
+    """Return whether any result lists rows; otherwise that column is left out, which keeps the table narrow."""
+    return any(result["unexpected"] or result["in_quarantine"] for table in tables.values() for result in table)
 
 
 def _tabulate_issues(issues: dict[str, list[QualityIssue]]) -> dict[str, list[int | None]]:
@@ -148,22 +148,22 @@ def _tabulate_issues(issues: dict[str, list[QualityIssue]]) -> dict[str, list[in
     return rows
 
 
-def _status(finding: ExpectationResult) -> ResultStatus:
-    if finding["passed"]:
+def _status(result: ExpectationResult) -> ResultStatus:
+    if result["passed"]:
         return "passed"
-    return "failed" if failed_critically(finding) else "warning"
+    return "failed" if failed_critically(result) else "warning"
 
 
-def _sentence(finding: ExpectationResult) -> str:
-    table = finding["table"][:1].upper() + finding["table"][1:]
-    observed, allowed = _short(show_observed(finding)), _short(show_allowed(finding))
-    return f"{table}: {_short(finding['description'])}: observed {observed}, allowed {allowed}"
+def _sentence(result: ExpectationResult) -> str:
+    table = result["table"][:1].upper() + result["table"][1:]
+    observed, allowed = _short(show_observed(result)), _short(show_allowed(result))
+    return f"{table}: {_short(result['description'])}: observed {observed}, allowed {allowed}"
 
 
 def _describe_limit(shift: DriftResult) -> str:
     if shift["drifted"]:
         return "drift"
-    return "chance explains it" if shift["distance"] > shift["limit"] else "within the limit"
+    return "not significant" if shift["distance"] > shift["limit"] else "within the limit"
 
 
 def _probability(p: float) -> str:
@@ -183,7 +183,7 @@ def _list(names: list[str]) -> str:
 
 
 def _describe_lengths(profile: DataProfile, reference: DataProfile | None) -> str:
-    """Say what the picture shows."""
+    """Return the figure's caption."""
     text = "Half of the training sentences have at most {} characters, 95% at most {}".format(*_quantiles(profile))
     if reference and reference["rows"]:
         text += "; of the champion's, half at most {} and 95% at most {}".format(*_quantiles(reference))
@@ -205,9 +205,9 @@ def _quantiles(profile: DataProfile) -> tuple[int, int]:
 
 
 def _draw(profile: DataProfile, reference: DataProfile | None) -> str:
-    from tasks.reporting.charts import draw_lengths  # brings matplotlib
+    from tasks.reporting.charts import draw_lengths  # imports matplotlib
 
     stream = io.BytesIO()
-    # Without the program's name a picture depends on the data alone.
+    # Without matplotlib's version in the metadata, equal data give equal files.
     draw_lengths(profile, reference).savefig(stream, format="png", dpi=150, metadata={"Software": None})
     return data_uri(stream.getvalue())

@@ -1,4 +1,4 @@
-"""card.md: a model card in the form of the Hugging Face hub, with a header that its own library writes."""
+"""Writes card.md, a model card with the Hugging Face Hub's metadata header."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from tasks.export.bundle_export import ExportResult
 
 CARD_MODEL_NAME = "acceptability"
-PACKAGED_MODEL = "sentence-transformers/all-MiniLM-L6-v2"  # where the packaged encoder stands on the hub
-CARD_METRICS = {  # the hub's name of each figure, and ours
+PACKAGED_MODEL = "sentence-transformers/all-MiniLM-L6-v2"  # the packaged encoder on the Hub
+CARD_METRICS = {  # by the Hub's metric id: key in a measurement, displayed name
     "matthews_correlation": ("mcc", "MCC"),
     "accuracy": ("accuracy", "accuracy"),
-    "f1": ("f1", "F1 of the acceptable"),
+    "f1": ("f1", "F1"),
     "roc_auc": ("auroc", "AUROC"),
     "brier_score": ("brier", "Brier score"),
 }
@@ -42,13 +42,13 @@ def write_card(
     """Return the card.
 
     Args:
-        facts: what the bundle says of itself.
+        facts: of the bundle.
         digest: of the bundle.
-        evidence: what was measured.
-        verdict: what was decided.
-        gate: what the data gate saw.
-        settings: (key, value, origin) rows.
-        export: which variants there are, and which were left out.
+        evidence: of candidate and champion.
+        verdict: on the candidate.
+        gate: the data gate's report.
+        settings: of the run.
+        export: variants in the bundle and variants left out.
     """
     values = {key: value for key, value, _ in settings}
     body = render(
@@ -73,13 +73,13 @@ def write_card(
 
 
 def hub_datasets(address: str) -> list[str]:
-    """Return the data sets of the hub among addresses in one line: the hub links what a card names."""
-    named = [part.removeprefix("hf:").partition("@")[0] for part in address.split(" + ") if part.startswith("hf:")]
-    return list(dict.fromkeys("/".join(name.split("/")[:2]) for name in named))
+    """Return the Hub data sets among addresses that are joined by " + "; the Hub links those that a card names."""
+    names = [part.removeprefix("hf:").partition("@")[0] for part in address.split(" + ") if part.startswith("hf:")]
+    return list(dict.fromkeys("/".join(name.split("/")[:2]) for name in names))
 
 
 def base_model(encoder: str, setting: Any) -> str | None:
-    """Return the hub's name of the encoder; None for a folder of one's own."""
+    """Return the encoder's name on the Hub; None for a local folder."""
     if setting == PACKAGED:
         return PACKAGED_MODEL
     return encoder if setting == encoder and not Path(encoder).exists() else None

@@ -1,4 +1,4 @@
-"""The documents of a bundle: report.html, one file that opens offline, and card.md, the model card."""
+"""Writes the documents of a bundle: report.html, one file without external resources, and the model card card.md."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, cast
@@ -31,13 +31,13 @@ if TYPE_CHECKING:
     from tasks.export.bundle_export import ExportResult
 
 CANDIDATE_FIGURES = ("rows", "provider", "interval", "accuracy", "confusion")  # of a measurement, for bundle.json
-LEAD_PICTURE = 15  # sentences on which both differ that the report shows unfolded
-PICTURE_SECTIONS = [
-    ("next", "What follows"),
+MAX_OPEN_SENTENCES = 15  # sentences with different predictions that are visible without unfolding
+SECTIONS = [
+    ("next", "Next steps"),
     ("figures", "Figures"),
     ("slices", "Slices"),
     ("calibration", "Calibration"),
-    ("minimal_pairs", "Behaviour"),
+    ("minimal_pairs", "Minimal pairs"),
     ("sentences", "Sentences"),
     ("variants", "Variants"),
     ("training", "Training"),
@@ -48,10 +48,10 @@ PICTURE_SECTIONS = [
 
 
 class ReportInputs(NamedTuple):
-    """Everything that the documents of one candidate tell.
+    """The content of one candidate's documents.
 
-    `settings` are (key, value, origin) rows, `past` is what the champion's run recorded (None where that is unknown),
-    `seconds` how long each step took so far, `pictures` PNG paths by name, each with an SVG beside it.
+    `previous_run` is the champion's MLflow run (None if unknown), `seconds` the time of each step so far, `pictures`
+    are PNG paths by name, each with an SVG beside it.
     """
 
     training: TrainingResult
@@ -65,28 +65,27 @@ class ReportInputs(NamedTuple):
     pictures: dict[str, str] = {}
 
 
-def write_documents(bundle: str, told: ReportInputs) -> Manifest:
-    """Add report, card, metrics and the profile of the training rows to a bundle and seal it again.
+def write_documents(bundle: str, inputs: ReportInputs) -> Manifest:
+    """Add report, card, metrics and the profile of the training rows to a bundle and write its manifest again.
 
-    The bundle's digest stays: documents decide no answers.
+    The bundle's digest does not change: it covers only files that decide predictions.
 
     Args:
-        bundle: folder of a sealed bundle.
-        told: what they tell.
+        bundle: folder of a bundle with a manifest.
+        inputs: content of the documents.
 
     Raises:
         VerdictError: if the bundle is damaged.
     """
-    folder = Path(bundle)
+    folder, evidence = Path(bundle), inputs.evidence
     manifest = verify(folder)
     facts = cast(ModelInfo, {key: manifest[key] for key in ModelInfo.__annotations__})  # type: ignore[literal-required]
-    write_text(folder / "report.html", render_report(told, facts, manifest["digest"], folder.parent.name))
-    write_json(folder / PROFILE, told.gate["profile"])
+    write_text(folder / "report.html", render_report(inputs, facts, manifest["digest"], folder.parent.name))
+    write_json(folder / PROFILE, inputs.gate["profile"])
     write_text(
         folder / "card.md",
-        write_card(facts, manifest["digest"], told.evidence, told.verdict, told.gate, told.settings, told.export),
+        write_card(facts, manifest["digest"], evidence, inputs.verdict, inputs.gate, inputs.settings, inputs.export),
     )
-    evidence = told.evidence
     metrics = {
         variant: {key: dict(measured)[key] for key in CANDIDATE_FIGURES}
         | {"holdout": evidence["holdout_digest"], "serves": variant == evidence["candidate"]["variant"]}
@@ -95,89 +94,89 @@ def write_documents(bundle: str, told: ReportInputs) -> Manifest:
     return write_manifest(folder, facts, metrics)
 
 
-def render_report(told: ReportInputs, facts: ModelInfo, digest: str, job: str) -> str:
+def render_report(inputs: ReportInputs, facts: ModelInfo, digest: str, job: str) -> str:
     """Return the report as HTML.
 
     Args:
-        told: what it tells.
-        facts: what the bundle says of itself.
+        inputs: content of the report.
+        facts: of the bundle.
         digest: of the bundle.
-        job: name of the run's folder.
+        job: name of the job's folder.
     """
-    evidence, verdict, comparison = told.evidence, told.verdict, told.evidence["comparison"]
-    alt = describe_pictures(evidence, told.training)
+    evidence, verdict, comparison = inputs.evidence, inputs.verdict, inputs.evidence["comparison"]
+    alt = describe_pictures(evidence, inputs.training)
     return render(
         "report.html.j2",
         evidence=evidence,
         verdict=verdict,
-        training=told.training,
-        gate=told.gate,
-        export=told.export,
+        training=inputs.training,
+        gate=inputs.gate,
+        export=inputs.export,
         facts=facts,
         job=job,
         lead=_lead(evidence, digest),
         follows=NEXT_STEPS[verdict["decision"]],
-        sections=PICTURE_SECTIONS,
-        first=LEAD_PICTURE,
+        sections=SECTIONS,
+        first=MAX_OPEN_SENTENCES,
         rules=explain_rules(verdict),
         figures=compare_figures(evidence),
         facts_of_both=list_facts(comparison, verdict) if comparison else [],
         slices=list_slices(evidence, Policy.model_validate(verdict["policy"])),
         phenomena=list_phenomena(evidence),
-        results=[(each, show_allowed(each), show_observed(each)) for each in told.gate["results"]],
-        gate_says=explain(told.gate),
-        settings=told.settings,
-        changes=changes_of(told, facts["dataset"]),
-        seconds=told.seconds,
+        results=[(each, show_allowed(each), show_observed(each)) for each in inputs.gate["results"]],
+        gate_says=explain(inputs.gate),
+        settings=inputs.settings,
+        changes=changes_of(inputs, facts["dataset"]),
+        seconds=inputs.seconds,
         origin=_origin(facts, digest, verdict),
-        pictures={name: _Markup(Path(path), alt[name]) for name, path in told.pictures.items()},
+        pictures={name: _Markup(Path(path), alt[name]) for name, path in inputs.pictures.items()},
         capital=capital,
         show_interval=show_interval,
     )
 
 
-def changes_of(told: ReportInputs, dataset: str) -> list[SettingChange] | None:
-    """Return what changed since the champion; None where its run is not known.
+def changes_of(inputs: ReportInputs, dataset: str) -> list[SettingChange] | None:
+    """Return what differs from the champion's run; None if that is unknown.
 
     Args:
-        told: of the candidate.
+        inputs: of the candidate.
         dataset: digest of its data.
     """
-    if told.previous_run is None:
+    if inputs.previous_run is None:
         return None
-    ran_with = {DATA_TAG: dataset, CODE_TAG: told.evidence["git_commit"]} | told.evidence["versions"]
-    return diff_runs(told.previous_run, told.settings, ran_with)
+    ran_with = {DATA_TAG: dataset, CODE_TAG: inputs.evidence["git_commit"]} | inputs.evidence["versions"]
+    return diff_runs(inputs.previous_run, inputs.settings, ran_with)
 
 
 def describe_pictures(evidence: Evidence, training: TrainingResult) -> dict[str, str]:
-    """Say what each picture shows, for those who do not see it."""
+    """Return the alternative text of each figure."""
     ours, theirs, comparison = evidence["candidate"], measured_champion(evidence), evidence["comparison"]
     sides = {"candidate": ours} | ({"champion": theirs} if theirs else {})
     counts = [
-        f"{name}: {each['tn']} unacceptable and {each['tp']} acceptable ones labelled rightly, {each['fp']} "
-        f"unacceptable ones called acceptable, {each['fn']} acceptable ones called unacceptable"
+        f"{name}: {each['tn']} unacceptable and {each['tp']} acceptable ones labelled correctly, {each['fp']} "
+        f"unacceptable ones labelled acceptable, {each['fn']} acceptable ones labelled unacceptable"
         for name, each in ((name, side["confusion"]) for name, side in sides.items())
     ]
     intervals = ", ".join(f"{name} {show_interval(side['interval'])}" for name, side in sides.items())
     errors = ", ".join(f"{name} {side['ece']:.3f}" for name, side in sides.items())
     batches = ours["mcc_per_batch"]
-    told = {
+    texts = {
         "intervals": f"MCC with 95% intervals: {intervals}.",
         "calibration": f"Reliability diagram. Expected calibration error: {errors}.",
         "confusion": f"Confusion. {'; '.join(counts)}.",
         "mcc_per_batch": f"MCC of {len(batches)} batches, from {min(batches):.2f} to {max(batches):.2f}.",
         "loss_per_step": f"Training loss of {len(training['step_losses'])} steps.",
-        "epochs": f"Validation MCC of {len(training['epochs'])} epochs; epoch {training['best_epoch']} did best.",
+        "epochs": f"Validation MCC of {len(training['epochs'])} epochs; epoch {training['best_epoch']} is the best.",
     }
     if comparison:
         low, high = comparison["low"], comparison["high"]
         difference = f"{comparison['difference']:+.3f} (95% {low:+.3f} to {high:+.3f})"
-        told["difference"] = f"MCC of the candidate less that of the champion: {difference}."
-    return told
+        texts["difference"] = f"MCC of the candidate minus that of the champion: {difference}."
+    return texts
 
 
 class _Markup(str):
-    """An SVG, which the template takes as it is: it comes from our own charts, and its description is escaped."""
+    """An inline SVG, which templates do not escape: it is our own figure, with an escaped description."""
 
     def __new__(cls, png: Path, description: str) -> "_Markup":
         return super().__new__(cls, inline_svg(png.with_suffix(".svg"), description))
@@ -189,14 +188,14 @@ class _Markup(str):
 def _lead(evidence: Evidence, digest: str) -> str:
     champion, rows = evidence["champion"], f"{evidence['candidate']['rows']:,}"
     if champion and champion["measurement"]:
-        return f"Candidate {digest[:12]} beside champion {champion['version']}, on the same {rows} sentences."
+        return f"Candidate {digest[:12]} and champion {champion['version']} on the same {rows} sentences."
     if champion:
         return (
             f"Candidate {digest[:12]} on {rows} sentences; champion {champion['version']} could not be measured: "
             f"{champion['fault']}."
         )
-    gone = "the champion is lost" if evidence["champion_state"] == "lost" else "there is no champion"
-    return f"Candidate {digest[:12]} on {rows} sentences; {gone}, so nothing stands beside it."
+    absent = "the champion was lost, none is left" if evidence["champion_state"] == "lost" else "there is no champion"
+    return f"Candidate {digest[:12]} on {rows} sentences; {absent} to compare with."
 
 
 def _origin(facts: ModelInfo, digest: str, verdict: Verdict) -> list[tuple[str, str]]:

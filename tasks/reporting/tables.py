@@ -1,7 +1,6 @@
-"""Candidate beside champion, line by line: what the tables of the report say.
+"""Rows of the report's tables: rules, figures, paired comparison, slices, minimal pairs.
 
-Differences are the candidate's less the champion's. Where there is no champion, or it could not be measured, its column
-is empty (None).
+Differences are the candidate's value minus the champion's. Without a measured champion its values are None.
 """
 
 from typing import NamedTuple, TypedDict, cast
@@ -11,10 +10,10 @@ from tasks.evaluation.evidence import Evidence
 from tasks.evaluation.judge import RULES, SLICE_KINDS, Verdict
 from tasks.evaluation.measurement import Comparison, Measurement
 
-MAX_SLICES = 30  # slices of one kind; of more, those that fell and the largest
-FIGURE_LABELS = {  # figures of a measurement with the direction in which they are better
+MAX_SLICES = 30  # slices of one kind; of more, those that dropped and the largest are shown
+FIGURE_LABELS = {  # by key of a measurement: label, and 1 if larger is better, else -1
     "accuracy": ("accuracy", 1),
-    "f1": ("F1 of the acceptable", 1),
+    "f1": ("F1", 1),
     "auroc": ("AUROC", 1),
     "brier": ("Brier score (0 is perfect)", -1),
     "ece": ("calibration error (0 is perfect)", -1),
@@ -22,7 +21,7 @@ FIGURE_LABELS = {  # figures of a measurement with the direction in which they a
 
 
 class RuleExplanation(NamedTuple):
-    """A rule that applies: its name, what was seen, and what it asks. A note has neither name nor question."""
+    """A rule that applies, its reason and its explanation; a note has a reason only."""
 
     rule: str
     reason: str
@@ -30,7 +29,7 @@ class RuleExplanation(NamedTuple):
 
 
 class FigureRow(NamedTuple):
-    """One figure of both; `better` is 1 where the candidate's is better, -1 where it is worse, None where none is."""
+    """One figure of both; `better` is 1 if the candidate's is better, -1 if worse, 0 if equal, else None."""
 
     name: str
     candidate: str
@@ -39,7 +38,7 @@ class FigureRow(NamedTuple):
 
 
 class FactRow(NamedTuple):
-    """A number of the paired comparison and what it means."""
+    """A number of the paired comparison and its meaning."""
 
     name: str
     value: str
@@ -47,10 +46,10 @@ class FactRow(NamedTuple):
 
 
 class SliceRow(TypedDict):
-    """Sentences of one source, length or phenomenon; MCC or share of both, bars in percent of a full one.
+    """Sentences of one source, length or phenomenon: MCC or share of both; bar width and tick in percent.
 
-    `mark` is "fell" where the rule that holds looks at it, "few sentences" where there are too few for that rule,
-    "lower" for any other fall, else empty.
+    `mark` is "dropped" if the rule slice_dropped applies, "few sentences" if it would with more sentences, "lower" for
+    any other decrease, else empty.
     """
 
     name: str
@@ -63,7 +62,7 @@ class SliceRow(TypedDict):
 
 
 class SliceTable(TypedDict):
-    """The slices of one kind, and how many are not shown."""
+    """The slices of one kind, and the number not shown."""
 
     kind: str
     rows: list[SliceRow]
@@ -71,19 +70,19 @@ class SliceTable(TypedDict):
 
 
 def explain_rules(verdict: Verdict) -> list[RuleExplanation]:
-    """Return the rules that made the decision, then the notes."""
+    """Return the rules that made the decision, followed by notes."""
     names = [*verdict["rules"], *[""] * (len(verdict["reasons"]) - len(verdict["rules"]))]
     pairs = zip(names, verdict["reasons"], strict=True)
     return [RuleExplanation(name, reason, RULES[name].explanation if name else "") for name, reason in pairs]
 
 
 def measured_champion(evidence: Evidence) -> Measurement | None:
-    """Return the champion's measurement, if it could be taken."""
+    """Return the champion's measurement; None without a measured champion."""
     return evidence["champion"]["measurement"] if evidence["champion"] else None
 
 
 def compare_figures(evidence: Evidence) -> list[FigureRow]:
-    """Return the single figures of both."""
+    """Return the figures of candidate and champion."""
     ours, theirs = evidence["candidate"], measured_champion(evidence)
     mcc, before = ours["interval"]["mcc"], theirs["interval"]["mcc"] if theirs else None
     lines = [
@@ -94,27 +93,27 @@ def compare_figures(evidence: Evidence) -> list[FigureRow]:
         here, there = (cast(float, dict(side)[key]) if side else None for side in (ours, theirs))
         lines.append(_figure(name, here, there, direction, "{:.3f}"))
     champion = evidence["champion"]
-    behaviour = champion["minimal_pairs"]["share"] if champion and champion["minimal_pairs"] else None
-    lines.append(_figure("minimal pairs ranked correctly", evidence["minimal_pairs"]["share"], behaviour, 1, "{:.1%}"))
+    pairs = champion["minimal_pairs"]["share"] if champion and champion["minimal_pairs"] else None
+    lines.append(_figure("minimal pairs ranked correctly", evidence["minimal_pairs"]["share"], pairs, 1, "{:.1%}"))
     return lines
 
 
 def list_facts(comparison: Comparison, verdict: Verdict) -> list[FactRow]:
-    """Return what the paired comparison says, each number with its meaning."""
-    seen, level, uses = comparison, verdict["numbers"]["alpha"], verdict["numbers"]["holdout_uses"]
+    """Return the numbers of the paired comparison with their meaning."""
+    found, level, uses = comparison, verdict["numbers"]["alpha"], verdict["numbers"]["holdout_uses"]
     better = f"one-sided, of a better candidate; at most {_p_value(level)} promotes"
     worse = f"one-sided, of a worse candidate; at most {_p_value(1 - verdict['policy']['reject_confidence'])} rejects"
-    alone = f"{seen['candidate_alone']} and {seen['champion_alone']}"
+    alone = f"{found['candidate_alone']} and {found['champion_alone']}"
     return [
         FactRow(
-            "difference of the MCC", f"{seen['difference']:+.3f}", "candidate minus champion, on the same sentences"
+            "difference of the MCC", f"{found['difference']:+.3f}", "candidate minus champion, on the same sentences"
         ),
-        FactRow("its 95% interval", f"{seen['low']:+.3f} to {seen['high']:+.3f}", "over resampled sentences"),
-        FactRow("candidate better", f"{seen['probability']:.1%}", "of the resamples"),
-        FactRow("permutation test, better", f"p = {_p_value(seen['p_better'])}", better),
-        FactRow("permutation test, worse", f"p = {_p_value(seen['p_worse'])}", worse),
-        FactRow("McNemar's test", f"p = {seen['mcnemar']:.3g}", "two-sided, of different error rates"),
-        FactRow("same prediction", f"{seen['agreement']:.1%}", f"of the sentences; {seen['differing']} differ"),
+        FactRow("its 95% interval", f"{found['low']:+.3f} to {found['high']:+.3f}", "over resampled sentences"),
+        FactRow("candidate better", f"{found['probability']:.1%}", "of the resamples"),
+        FactRow("permutation test, better", f"p = {_p_value(found['p_better'])}", better),
+        FactRow("permutation test, worse", f"p = {_p_value(found['p_worse'])}", worse),
+        FactRow("McNemar's test", f"p = {found['mcnemar']:.3g}", "two-sided, of different error rates"),
+        FactRow("same prediction", f"{found['agreement']:.1%}", f"of the sentences; {found['differing']} differ"),
         FactRow("right alone", alone, "sentences that only the candidate, only the champion labels correctly"),
         FactRow(
             "holdout uses",
@@ -125,7 +124,7 @@ def list_facts(comparison: Comparison, verdict: Verdict) -> list[FactRow]:
 
 
 def list_slices(evidence: Evidence, policy: Policy) -> list[SliceTable]:
-    """Return the slices by source and by length."""
+    """Return the slices by source and by length with their marks."""
     ours, theirs = evidence["candidate"], measured_champion(evidence)
     found = []
     for kind, key in SLICE_KINDS.items():
@@ -136,7 +135,7 @@ def list_slices(evidence: Evidence, policy: Policy) -> list[SliceTable]:
             count, before = int(each["rows"]), there[name]["mcc"] if theirs else None
             mark = _mark(each["mcc"], before, count, policy)
             rows.append(_slice(name, count, each["mcc"], before, mark))
-        kept = sorted(rows, key=lambda row: (row["mark"] != "fell", -row["rows"]))[:MAX_SLICES]
+        kept = sorted(rows, key=lambda row: (row["mark"] != "dropped", -row["rows"]))[:MAX_SLICES]
         names = {row["name"] for row in kept}
         found.append(
             SliceTable(kind=kind, rows=[row for row in rows if row["name"] in names], more=len(rows) - len(kept))
@@ -145,7 +144,7 @@ def list_slices(evidence: Evidence, policy: Policy) -> list[SliceTable]:
 
 
 def list_phenomena(evidence: Evidence) -> list[SliceRow]:
-    """Return the shares of the behaviour suite."""
+    """Return the share of minimal pairs ranked correctly, by phenomenon."""
     champion = evidence["champion"]
     there = champion["minimal_pairs"]["phenomena"] if champion and champion["minimal_pairs"] else {}
     rows = []
@@ -168,7 +167,7 @@ def _mark(ours: float, theirs: float | None, rows: int, policy: Policy) -> str:
         return ""
     if theirs - ours <= policy.max_slice_drop:
         return "lower"
-    return "fell" if rows >= policy.min_slice_rows else "few sentences"
+    return "dropped" if rows >= policy.min_slice_rows else "few sentences"
 
 
 def _figure(name: str, ours: float | None, theirs: float | None, direction: int, form: str) -> FigureRow:
@@ -183,7 +182,5 @@ def _show_range(measured: Measurement) -> str:
 
 
 def _p_value(value: float | int | None) -> str:
-    """Write a p value with two digits."""
-    if value is None:
-        return "none"
-    return "< 0.00001" if value < 1e-5 else f"{value:.2g}"
+    """Format a p value or a level with two digits."""
+    return "none" if value is None else f"{value:.2g}"

@@ -1,4 +1,4 @@
-"""Fills the templates of the HTML pages and of the card."""
+"""Renders the Jinja templates of the HTML pages and the model card."""
 
 import base64
 from pathlib import Path
@@ -10,14 +10,14 @@ TEMPLATES = Path(__file__).with_name("templates")
 
 
 def render(template: str, folder: Path = TEMPLATES, **content: Any) -> str:
-    """Fill a template; a name that it needs and does not get is an error.
+    r"""Render a template.
 
-    Sentences, sources and file names are other people's text: in HTML everything is escaped, and a character that does
-    not print is shown as its escape.
+    Sentences, sources and file names are untrusted text: in HTML everything is escaped, and unprintable characters are
+    replaced by escapes such as \x08.
 
     Args:
-        template: file name; what ends in .html.j2 is HTML.
-        folder: of the template and of those that it includes; the reports' own by default.
+        template: file name; HTML if it ends in .html.j2.
+        folder: of the template and its includes.
         content: values by the names that the template uses.
 
     Raises:
@@ -37,17 +37,17 @@ def render(template: str, folder: Path = TEMPLATES, **content: Any) -> str:
 
 
 def data_uri(png: bytes) -> str:
-    """Return a picture as an address that holds it, so that a page is one file."""
+    """Return a PNG as a data URI, so that a page is one file."""
     return "data:image/png;base64," + base64.b64encode(png).decode()
 
 
 def visible(text: str) -> str:
-    r"""Replace characters that do not print by their escapes: backspace becomes \x08, a lone surrogate \udcff."""
+    r"""Replace unprintable characters by escapes: backspace by \x08, a lone surrogate by \udcff."""
     if text.isprintable():
         return text
     return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
 
 
 def _show(value: Any) -> Any:
-    # What a macro of the template has put together is markup (__html__); its parts came through here already.
+    # The output of a macro is Markup (__html__), whose parts were escaped when the macro was rendered.
     return visible(value) if isinstance(value, str) and not hasattr(value, "__html__") else value

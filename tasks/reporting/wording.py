@@ -1,4 +1,4 @@
-"""Words that report, card and MLflow's pages share: what the rules mean, how figures are written."""
+"""Texts that report, card and MLflow's pages share: what follows a verdict, how figures are formatted."""
 
 from __future__ import annotations
 
@@ -8,27 +8,25 @@ if TYPE_CHECKING:
     from tasks.evaluation.metrics import MccInterval
 
 NEXT_STEPS = {
-    "PROMOTE": "It becomes champion, last of all, when everything that the alias points at is in place.",
-    "HOLD": "A person decides; it waits as challenger, and nothing happens by itself.",
-    "REJECT": "It is registered for the record and never becomes champion.",
+    "PROMOTE": "It becomes champion: the alias moves to it when it is registered.",
+    "HOLD": "It is registered as challenger and waits for a person to approve or reject it.",
+    "REJECT": "It is registered, and never becomes champion.",
 }
 _MARKS = str.maketrans({mark: "\\" + mark for mark in "\\`*_[]|~#"} | {"&": "&amp;", "<": "&lt;", "@": "&#64;"})
 
 
 def show_interval(interval: MccInterval) -> str:
-    """Write an MCC with its interval."""
+    """Format an MCC with its interval."""
     return f"{interval['mcc']:.3f} (95% {interval['low']:.3f} to {interval['high']:.3f})"
 
 
 def escape_markdown(text: str) -> str:
-    """Write other people's text so that Markdown shows it as it is, in a table too, on one line."""
-    from tasks.reporting.templating import (
-        visible,  # brings the templates' library, which a registry's page needs only here
-    )
+    """Escape untrusted text for one line of Markdown, also in a table."""
+    from tasks.reporting.templating import visible  # imports jinja2, which the registry's pages do not need
 
     return visible(text).translate(_MARKS)
 
 
 def capital(text: str) -> str:
-    """Write a sentence with a capital letter in front."""
+    """Return a sentence with a capital first letter."""
     return text[:1].upper() + text[1:]

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 
 import simulated
-from simulated import ACCEPTABLE, AGREEMENT, MCC, SENTENCES, Holdouts, chances, decisions
+from simulated import ACCEPTABLE, AGREEMENT, MCC, SENTENCES, Holdouts, decisions, p_values
 
 from tasks.core.policy import Policy, load_policy
 from tasks.core.provenance import git_commit, library_versions
@@ -34,7 +34,7 @@ from tasks.evaluation.paired_tests import mcc_difference
 LOOKS = (0, 10, 50, 100)
 RESULT = Path(__file__).with_name("results") / "policy-simulation.json"
 
-Rule = Callable[[NDArray[np.float64], NDArray[np.float64], int], NDArray[np.bool_]]  # chances, differences, looks
+Rule = Callable[[NDArray[np.float64], NDArray[np.float64], int], NDArray[np.bool_]]  # p values, differences, uses
 
 
 def main() -> None:
@@ -92,8 +92,8 @@ def compare_rules(policy: Policy, histories: int) -> list[dict[str, Any]]:
     """Put rules beside each other: false promotions in 100 equal candidates, and what is left for a better one."""
     equal = simulated.draw_candidates(histories, 100, seed=1)
     better = simulated.draw_candidates(histories, 1, seed=2, gain=0.08)
-    null, null_difference = chances(equal), mcc_difference(equal)
-    real, real_difference = chances(better), mcc_difference(better)
+    null, null_difference = p_values(equal), mcc_difference(equal)
+    real, real_difference = p_values(better), mcc_difference(better)
     # The Ladder's margin that holds 95% of such histories; a smaller one does not.
     margin = float(np.quantile(null_difference.max(axis=1), 0.95))
     deviation = float(null_difference.std())

@@ -1,4 +1,4 @@
-"""The policy is read whole, refused by name, and is the lowest layer of the settings."""
+"""The policy is complete, its keys are checked by name, and it is the lowest layer of the settings."""
 
 import tomllib
 from pathlib import Path
@@ -36,13 +36,13 @@ def test_every_number_has_its_reason_above_it() -> None:
         assert lines[number - 1].startswith("#"), lines[number]
 
 
-def test_the_wheel_takes_the_policy_along() -> None:
+def test_the_wheel_contains_the_policy() -> None:
     build = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]
     assert build["wheel"]["force-include"]["mlflow/policy.toml"] == "tasks/core/policy.toml"
     assert "mlflow/policy.toml" in build["sdist"]["include"]
 
 
-def test_the_digest_is_that_of_the_numbers() -> None:
+def test_the_digest_depends_on_the_numbers() -> None:
     policy = load_policy()
     assert policy.digest == parse_policy(policy.model_dump(), "x").digest
     assert policy.model_copy(update={"alpha_decay": 2.0}).digest != policy.digest
@@ -60,11 +60,11 @@ def test_the_digest_is_that_of_the_numbers() -> None:
         ),
         ("confidence = 0.98", "confidence = 1.0", "confidence = 1.0 is refused: input should be less than 1"),
         ("threshold = 0.454", "threshold = nan", "threshold = nan is refused: input should be"),
-        ('version = "1"', 'version = ""', "version = '' is refused"),
+        ('version = "2"', 'version = ""', "version = '' is refused"),
         ("alpha_decay = 1.5", "alpha_decay =", "is not valid TOML"),
     ],
 )
-def test_a_policy_that_cannot_be_meant_is_refused_in_one_line(tmp_path: Path, old: str, new: str, message: str) -> None:
+def test_an_invalid_policy_is_refused_in_one_line(tmp_path: Path, old: str, new: str, message: str) -> None:
     with pytest.raises(UsageError) as caught:
         load_policy(write(tmp_path, old, new))
     assert message in str(caught.value)
@@ -77,9 +77,9 @@ def test_a_missing_file_is_refused() -> None:
         load_policy("nowhere.toml")
 
 
-def test_settings_change_single_numbers_and_remember_who_set_them(tmp_path: Path) -> None:
+def test_settings_override_single_numbers_and_remember_their_origin(tmp_path: Path) -> None:
     path = write(tmp_path, "alpha_decay = 1.5", "alpha_decay = 2.0")
-    environ = {"VERDICT_JUDGE__POLICY": path, "VERDICT_JUDGE__MOST_LOOKS": "7"}
+    environ = {"VERDICT_JUDGE__POLICY": path, "VERDICT_JUDGE__MAX_HOLDOUT_USES": "7"}
     resolved = load_settings("sample", {"judge.confidence": "0.99"}, environ)
     policy = resolved.settings.judge.chosen_policy()
     assert (policy.threshold, policy.alpha_decay, policy.max_holdout_uses, policy.confidence) == (0.4, 2.0, 7, 0.99)
@@ -97,13 +97,13 @@ def test_without_changes_the_settings_are_the_policy() -> None:
     assert origins["judge.alpha_decay"] == "policy.toml"
 
 
-def test_settings_survive_being_written_down() -> None:
+def test_settings_survive_serialisation() -> None:
     settings = load_settings("sample", {"judge.alpha_decay": "3"}, {}).settings
     assert Settings.model_validate(settings.model_dump()) == settings
     assert Settings.model_validate(settings.model_dump(mode="json")) == settings
 
 
-def test_a_policy_file_that_is_wrong_is_refused_as_a_setting(tmp_path: Path) -> None:
+def test_an_invalid_policy_file_is_refused_as_a_setting(tmp_path: Path) -> None:
     path = write(tmp_path, "alpha_decay = 1.5\n", "")
     with pytest.raises(UsageError, match="lacks alpha_decay"):
         load_settings("sample", {"judge.policy": path}, {})

@@ -302,6 +302,8 @@ def test_alpha_shrinks_with_holdout_uses_down_to_a_minimum() -> None:
     assert levels[9] == pytest.approx(0.02 / 10**1.5)
     assert levels == sorted(levels, reverse=True)
     assert levels[-1] == POLICY.min_alpha
+    # The probability of a false promotion among 100 equal candidates is at most the sum; simulated, it is 4.3%.
+    assert sum(levels[:100]) == pytest.approx(0.076, abs=0.001)
     assert alpha(policy(confidence=0.9999), 0) == pytest.approx(0.0001)
     assert alpha(policy(alpha_decay=0.0), 500) == pytest.approx(0.02)
 

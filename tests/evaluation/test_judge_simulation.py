@@ -1,6 +1,6 @@
-"""How often the rule is wrong, counted with the judge's own functions on candidates whose quality is known.
+"""Error rates of the promotion rule for one candidate of known quality, counted with the judge's own functions.
 
-The same with more histories, other rules beside it and candidates that learn from the figures: the benchmark
+Many candidates in a row on one holdout, other rules and candidates selected by the holdout's figures: the benchmark
 simulate_policy.py.
 """
 
@@ -13,18 +13,18 @@ from tasks.evaluation.judge import decide
 from tasks.evaluation.metrics import mcc_from_counts
 from tasks.evaluation.paired_tests import mcc_difference
 
-RULE = policy(threshold=-1.0)  # what is counted is the comparison alone
+RULE = policy(threshold=-1.0)  # so that only the comparison decides
 
 
-def promoted(gain: float, histories: int, looks: int = 0) -> float:
-    """Return how often the judge promotes a candidate that is better by so much."""
+def promoted(gain: float, histories: int, uses: int = 0) -> float:
+    """Return the share of promotions of a candidate that is better by `gain` MCC, after `uses` holdout uses."""
     whole, *slices = draw_sliced(histories, seed=1, gain=gain)
-    return float(np.mean(decisions(whole[:, None], RULE, looks, tuple(slices)) == "PROMOTE"))
+    return float(np.mean(decisions(whole[:, None], RULE, uses, tuple(slices)) == "PROMOTE"))
 
 
-def test_the_simulated_models_are_as_good_and_agree_as_often_as_is_said() -> None:
+def test_the_simulated_models_have_the_stated_mcc_and_agreement() -> None:
     holdouts = Holdouts(400, seed=0)
-    equal, better = (holdouts.cells(holdouts.answer(holdouts.errors(), gain)) for gain in (0.0, 0.08))
+    equal, better = (holdouts.cells(holdouts.predict(holdouts.errors(), gain)) for gain in (0.0, 0.08))
     champion = mcc_from_counts(equal.reshape(-1, 2, 2, 2).sum(axis=2).reshape(-1, 4))
     assert champion.mean() == pytest.approx(MCC, abs=0.01)
     assert mcc_difference(equal).mean() == pytest.approx(0, abs=0.01)
@@ -33,25 +33,15 @@ def test_the_simulated_models_are_as_good_and_agree_as_often_as_is_said() -> Non
 
 
 def test_of_equal_models_at_most_one_in_forty_is_promoted() -> None:
-    assert promoted(0.0, 6_000) <= 0.025
+    assert promoted(0.0, 4_000) <= 0.025
 
 
 def test_a_model_better_by_eight_hundredths_is_promoted_more_often_than_not() -> None:
-    assert promoted(0.08, 2_000) >= 0.5
+    assert promoted(0.08, 1_000) >= 0.5
 
 
-def test_a_hundred_equal_candidates_in_a_row_promote_falsely_in_at_most_a_twentieth_of_histories() -> None:
-    decided = decisions(draw_candidates(1_500, 100, seed=2), RULE)
-    assert np.mean((decided == "PROMOTE").any(axis=1)) <= 0.05
-
-
-def test_a_rule_that_does_not_count_looks_promotes_falsely_again_and_again() -> None:
-    decided = decisions(draw_candidates(200, 100, seed=3), policy(threshold=-1.0, alpha_decay=0.0))
-    assert np.mean((decided == "PROMOTE").any(axis=1)) > 0.2
-
-
-def test_after_a_hundred_looks_a_better_model_still_gets_through_at_times() -> None:
-    shares = [promoted(0.08, 1_000, looks) for looks in (0, 10, 100)]
+def test_after_a_hundred_holdout_uses_a_better_model_is_still_promoted_at_times() -> None:
+    shares = [promoted(0.08, 600, uses) for uses in (0, 10, 100)]
     assert shares == sorted(shares, reverse=True)
     assert shares[-1] > 0.02
 

@@ -1,5 +1,6 @@
 """What differs between the champion's run and the candidate's."""
 
+from tasks.core.settings_loader import SettingRow
 from tasks.evaluation.run_diff import RunRecord, SettingChange, diff_runs
 
 PAST = RunRecord(
@@ -10,12 +11,14 @@ FACTS = {"dataset": "d" * 64, "git_commit": "c" * 40, "numpy": "2.0"}
 
 def test_equal_runs_have_no_differences() -> None:
     past = RunRecord(settings={"a": "1", "b": "x"}, tags=PAST["tags"])
-    assert diff_runs(past, [("a", 1, "flag"), ("b", "x", "default")], FACTS) == []
+    assert diff_runs(past, [SettingRow("a", 1, "flag"), SettingRow("b", "x", "default")], FACTS) == []
 
 
 def test_data_come_first_then_settings_then_code_and_libraries() -> None:
     facts = {"dataset": "e" * 64, "git_commit": "f" * 40 + "-dirty", "numpy": "2.1", "torch": "3"}
-    assert diff_runs(PAST, [("a", 2, "flag"), ("b", "x", "default"), ("new", True, "flag")], facts) == [
+    assert diff_runs(
+        PAST, [SettingRow("a", 2, "flag"), SettingRow("b", "x", "default"), SettingRow("new", True, "flag")], facts
+    ) == [
         SettingChange("data set", "d" * 12, "e" * 12),
         SettingChange("a", "1", "2"),
         SettingChange("new", "not recorded", "True"),

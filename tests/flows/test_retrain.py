@@ -136,7 +136,7 @@ def test_several_seeds_follow_one_another_in_the_record(retrain: Retrain, home: 
     (run,) = runs(home)
     epochs = client(home).get_metric_history(run.info.run_id, "validation_mcc")
     assert [entry.step for entry in epochs] == [1, 2, 3, 4, 5, 6]
-    assert "2 seeds were trained from one start" in Path(outcome["report"]).read_text()
+    assert "2 seeds were trained from the same weights" in Path(outcome["report"]).read_text()
 
 
 def test_text_without_labels_is_learned_from_first_and_recorded(
@@ -226,7 +226,7 @@ def test_prefect_shows_the_summary_and_the_progress(retrain: Retrain) -> None:
     assert "| training rows | number of rows | 400 | at least 100 | passed |" in gate
     (figures,) = (json.loads(entry.data) for entry in flow_run if entry.key == "figures")
     assert figures[0] == {"figure": "MCC", "candidate": f"{outcome['mcc']:.3f}", "champion": ""}
-    assert "minimal pairs told apart" in {row["figure"] for row in figures}
+    assert "minimal pairs ranked correctly" in {row["figure"] for row in figures}
     assert not [entry for entry in flow_run if entry.key == "mlflow-run"]  # a database has no page
 
 

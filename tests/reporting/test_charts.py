@@ -125,7 +125,7 @@ def test_a_long_run_is_a_band_and_a_line_of_few_points() -> None:
 
 def test_the_epoch_that_is_kept_is_ringed() -> None:
     axes = draw_epochs(training(best_epoch=2)).axes[0]
-    ring = next(line for line in axes.lines if line.get_label() == "kept")
+    ring = next(line for line in axes.lines if line.get_label() == "selected")
     assert (list(ring.get_xdata()), list(ring.get_ydata())) == ([2], [0.4])
     soup = draw_epochs(training(averaged=True, soup_mcc=0.6)).axes[0]
-    assert "mean of the seeds' weights, kept" in [line.get_label() for line in soup.lines]
+    assert "mean of the seeds' weights, selected" in [line.get_label() for line in soup.lines]

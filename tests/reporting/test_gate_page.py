@@ -1,4 +1,4 @@
-"""The gate's page says what was decided and why, and shows other people's text without obeying it."""
+"""The gate's page shows the result and the reason, and escapes untrusted text."""
 
 import re
 import unicodedata
@@ -26,7 +26,7 @@ HOSTILE = "<script>alert(1)<\x08script>.tsv"  # a name that Linux takes
 
 
 class Tags(HTMLParser):
-    """Collects what a page is made of and refuses tags that do not nest."""
+    """Collects a page's tags and text; fails on tags that do not nest."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -89,7 +89,7 @@ def drifted(good: GateReport, tmp_path_factory: pytest.TempPathFactory) -> GateR
 
 
 def page(gate: GateReport, folder: Path, reference: DataProfile | None = None) -> tuple[str, str]:
-    """Return a page's HTML, which is looked at as every page must be, and its text."""
+    """Return a page's HTML, which is checked for what holds for every page, and its text."""
     path = str(folder / "gate.html")
     assert write_gate_page(gate, path, reference) == path
     html = Path(path).read_text(encoding="utf-8")
@@ -110,7 +110,7 @@ def changed(gate: GateReport, **changes: Any) -> GateReport:
     return cast(GateReport, {**gate, **changes})
 
 
-def finding(**changes: Any) -> ExpectationResult:
+def result(**changes: Any) -> ExpectationResult:
     values = {
         "table": "training rows",
         "description": "number of rows",
@@ -143,12 +143,12 @@ def profile(sources: dict[str, int], characters: dict[str, int] | None = None) -
 def test_accepted_data_has_its_figures_and_no_champion_to_compare_with(good: GateReport, tmp_path: Path) -> None:
     html, text = page(good, tmp_path)
     assert '<h1>Data <span class="accepted">accepted</span></h1>' in html
-    assert f"Nothing failed and nothing warns; {len(good['results'])} expectations checked." in text
+    assert f"{len(good['results'])} expectations checked, none failed." in text
     assert "60 rows in 60 kept 0 quarantined 50.0% acceptable, of 40 training rows" in text
     assert f"{good['dataset'][:12]} data set" in text
     assert "No row was quarantined." in text
-    assert "There is no champion yet whose bundle holds a profile of its data to compare with." in text
-    assert "Not as expected" not in text
+    assert "There is no champion with a profile of its training data to compare with." in text
+    assert "Failed expectations" not in text
     assert "quarantine.parquet" not in html
     assert html.count("data:image/png;base64,") == 1
 
@@ -161,14 +161,14 @@ def test_refused_data_names_the_first_failure_and_the_failed_come_first(refused:
     keys = ("data.max_quarantined", "gate.max_duplicates")
     for key in keys:
         assert f"<code>--set {key}=VALUE</code>" in html
-    assert "Mend the data, or move a limit: --set {}=VALUE , --set {}=VALUE .".format(*keys) in text
+    assert "Fix the data, or change a limit: --set {}=VALUE , --set {}=VALUE .".format(*keys) in text
     results = re.findall(r'<tr class="(failed|warning|passed)">', html)
     assert results[:2] == ["failed"] * 2
     assert set(results[2:]) == {"passed"}
     assert len(results) == len(refused["results"])
 
 
-def test_a_failed_finding_shows_its_rows(refused: GateReport, tmp_path: Path) -> None:
+def test_a_failed_result_shows_its_rows(refused: GateReport, tmp_path: Path) -> None:
     html, text = page(refused, tmp_path)
     row = next(part for part in re.findall("<tr (.*?)</tr>", html, re.DOTALL) if "repeat an earlier" in part)
     assert row.startswith('class="failed"')
@@ -188,7 +188,7 @@ def test_quarantine_is_counted_by_kind_with_examples_and_its_file(refused: GateR
     assert "share of quarantined training rows" in row  # and not the holdout's, of which there is none
 
 
-def test_other_peoples_text_is_shown_and_not_obeyed(refused: GateReport, tmp_path: Path) -> None:
+def test_untrusted_text_is_escaped(refused: GateReport, tmp_path: Path) -> None:
     html, text = page(refused, tmp_path)
     assert "<script" not in html
     assert r"&lt;script&gt;alert(1)&lt;\x08script&gt;.tsv line 51" in html
@@ -204,21 +204,18 @@ def test_other_peoples_text_is_shown_and_not_obeyed(refused: GateReport, tmp_pat
         ("\udcff", r"\udcff"),
     ],
 )
-def test_what_does_not_print_becomes_its_escape(raw: str, shown: str) -> None:
+def test_unprintable_characters_become_escapes(raw: str, shown: str) -> None:
     assert visible(raw) == shown
 
 
-def test_drift_is_shown_beside_what_it_was_measured_against(
-    drifted: GateReport, good: GateReport, tmp_path: Path
-) -> None:
+def test_drift_is_shown_with_its_reference(drifted: GateReport, good: GateReport, tmp_path: Path) -> None:
     html, text = page(drifted, tmp_path, good["profile"])
     assert drifted["passed"]
     names = [shift["name"] for shift in drifted["drift"] if shift["drifted"]]
     assert {"length", "source"} <= set(names)
-    assert "It drifted from the data that the champion was trained on: " in text
-    assert "That is a warning." in text
+    assert "Warning: it drifted from the champion's training data: " in text
     assert good["profile"]["dataset"] in text
-    assert html.count("rows not as expected") == 1  # drift is about no single row
+    assert html.count("unexpected rows") == 1  # drift is about no single row
     assert html.count('<tr class="drifted">') == html.count('<tr class="warning">') == len(names)
     assert "length: Kolmogorov-Smirnov distance of characters 1.0000 < 0.0001 0.1 drift" in text
     assert "label: difference of the acceptable share, chi-squared test 0.0000 1 0.05 within the limit" in text
@@ -227,10 +224,10 @@ def test_drift_is_shown_beside_what_it_was_measured_against(
     assert "s 0 0.0% 100.0%" in text
 
 
-def test_a_distance_that_chance_explains_is_no_drift(drifted: GateReport, tmp_path: Path) -> None:
+def test_a_distance_that_is_not_significant_is_no_drift(drifted: GateReport, tmp_path: Path) -> None:
     shift = {"name": "label", "statistic": "x", "distance": 0.2, "p": 0.4, "limit": 0.05, "drifted": False}
     _, text = page(changed(drifted, drift=[shift]), tmp_path)
-    assert "label: x 0.2000 0.4 0.05 chance explains it" in text
+    assert "label: x 0.2000 0.4 0.05 not significant" in text
 
 
 def test_quality_issues_of_both_tables_are_side_by_side(good: GateReport, tmp_path: Path) -> None:
@@ -239,25 +236,25 @@ def test_quality_issues_of_both_tables_are_side_by_side(good: GateReport, tmp_pa
     _, text = page(
         changed(good, quality_issues={"training rows": [control], "holdout rows": [control, leak]}), tmp_path
     )
-    assert "the split treats them" in text
+    assert "Handled by the split" in text
     assert (
-        "what training rows holdout rows rows with control characters 3 3 "
+        "issue training rows holdout rows rows with control characters 3 3 "
         "rows also in the training data, exactly 1 rows also in the training data, normalised 1,234"
     ) in text
 
 
 def test_the_reason_is_a_sentence_for_every_answer(good: GateReport) -> None:
-    warning = finding(severity="warning", description="drift")
+    warning = result(severity="warning", description="drift")
     label = {"name": "label", "drifted": True}
     expected = {
         "Nothing was checked.": [],
-        "Training rows: number of rows: observed 8, allowed at least 100.": [warning, finding()],
-        "With a warning: Training rows: drift: observed 8, allowed at least 100; 1 more warning.": [warning, warning],
+        "Training rows: number of rows: observed 8, allowed at least 100.": [warning, result()],
+        "Warning: Training rows: drift: observed 8, allowed at least 100; 1 more warning.": [warning, warning],
     }
     for sentence, findings in expected.items():
         assert explain(changed(good, results=findings)) == sentence
     only_drift = changed(good, results=[warning], drift=[label])
-    assert explain(only_drift) == "It drifted from the data that the champion was trained on: label. That is a warning."
+    assert explain(only_drift) == "Warning: it drifted from the champion's training data: label."
 
 
 @pytest.mark.parametrize(
@@ -271,19 +268,19 @@ def test_the_reason_is_a_sentence_for_every_answer(good: GateReport) -> None:
     ],
 )
 def test_values_are_written_in_words(good: GateReport, observed: Any, allowed: Any, shown: str) -> None:
-    assert explain(changed(good, results=[finding(observed=observed, allowed=allowed)])).endswith(shown)
+    assert explain(changed(good, results=[result(observed=observed, allowed=allowed)])).endswith(shown)
 
 
 @pytest.mark.parametrize(
     ("results", "keys"),
     [
-        ([finding(), finding()], ["gate.min_rows"]),
-        ([finding(setting="gate.b"), finding(setting="gate.a")], ["gate.a", "gate.b"]),
-        ([finding(), finding(setting="gate.warns", severity="warning")], ["gate.min_rows"]),
-        ([finding(), finding(setting="gate.holds", passed=True)], ["gate.min_rows"]),
-        ([finding(), finding(setting=None)], ["gate.min_rows"]),
-        ([finding(setting=None)], []),
-        ([finding(severity="warning")], []),
+        ([result(), result()], ["gate.min_rows"]),
+        ([result(setting="gate.b"), result(setting="gate.a")], ["gate.a", "gate.b"]),
+        ([result(), result(setting="gate.warns", severity="warning")], ["gate.min_rows"]),
+        ([result(), result(setting="gate.holds", passed=True)], ["gate.min_rows"]),
+        ([result(), result(setting=None)], ["gate.min_rows"]),
+        ([result(setting=None)], []),
+        ([result(severity="warning")], []),
     ],
 )
 def test_the_page_names_the_settings_of_the_limits_that_failed(
@@ -291,7 +288,7 @@ def test_the_page_names_the_settings_of_the_limits_that_failed(
 ) -> None:
     html, text = page(changed(good, results=results, passed=False), tmp_path)
     assert re.findall("--set (.*?)=VALUE", html) == keys
-    assert ("move a limit" in text) == bool(keys)
+    assert ("change a limit" in text) == bool(keys)
 
 
 def test_the_side_on_which_a_share_lies_names_its_setting(tmp_path: Path) -> None:
@@ -305,7 +302,7 @@ def test_the_side_on_which_a_share_lies_names_its_setting(tmp_path: Path) -> Non
         assert re.findall("--set (.*?)=VALUE", html) == [key]
 
 
-def test_the_page_and_the_command_say_the_same_of_a_finding(
+def test_the_page_and_the_command_say_the_same_of_a_result(
     refused: GateReport, good: GateReport, tmp_path: Path
 ) -> None:
     for gate in (refused, good):
@@ -314,7 +311,7 @@ def test_the_page_and_the_command_say_the_same_of_a_finding(
             assert f"{show_observed(each)} {show_allowed(each)}" in text
 
 
-def test_a_gate_without_findings_or_training_rows_has_a_page(good: GateReport, tmp_path: Path) -> None:
+def test_a_gate_without_results_or_training_rows_has_a_page(good: GateReport, tmp_path: Path) -> None:
     html, text = page(changed(good, results=[], profile=profile({})), tmp_path)
     assert "Nothing was checked." in text
     assert "No training row was kept." in text
@@ -324,7 +321,7 @@ def test_a_gate_without_findings_or_training_rows_has_a_page(good: GateReport, t
 
 def test_endless_texts_are_cut(good: GateReport, tmp_path: Path) -> None:
     endless = "x" * 100_000
-    record = finding(observed=endless, lines=[f"{endless} line 1"], unexpected=1, description=endless)
+    record = result(observed=endless, lines=[f"{endless} line 1"], unexpected=1, description=endless)
     huge = changed(good, results=[record], quarantined=1, reasons={endless: 1}, examples=[endless], report=endless)
     html, text = page(huge, tmp_path)
     assert max(map(len, re.findall("x+", text))) == MAX_SHOWN_CHARS

@@ -21,24 +21,24 @@ DECISIONS = {
 }
 
 
-def card(told: ReportInputs, facts: Any = FACTS, **changes: Any) -> str:
-    settings = [(key, changes.get(key, value), origin) for key, value, origin in told.settings]
-    return write_card(facts, "b" * 64, told.evidence, told.verdict, told.gate, settings, told.export)
+def card(inputs: ReportInputs, facts: Any = FACTS, **changes: Any) -> str:
+    settings = [(key, changes.get(key, value), origin) for key, value, origin in inputs.settings]
+    return write_card(facts, "b" * 64, inputs.evidence, inputs.verdict, inputs.gate, settings, inputs.export)
 
 
 @pytest.mark.parametrize("decision", DECISIONS)
 def test_the_card_of_every_decision_is_a_model_card(decision: str, tmp_path: Path) -> None:
-    told = DECISIONS[decision]
-    assert told.verdict["decision"] == decision
-    (tmp_path / "card.md").write_text(card(told), encoding="utf-8")
+    inputs = DECISIONS[decision]
+    assert inputs.verdict["decision"] == decision
+    (tmp_path / "card.md").write_text(card(inputs), encoding="utf-8")
     read = ModelCard.load(tmp_path / "card.md")  # strict: a header that the hub's library does not take is an error
-    assert f"Verdict when it was registered: **{decision}**" in read.text
+    assert f"Verdict at registration: **{decision}**" in read.text
     data = read.data
     assert (data.language, data.license, data.library_name) == ("en", "mit", "onnx")
     assert data.pipeline_tag == "text-classification"
     assert data.base_model == "sentence-transformers/all-MiniLM-L6-v2"
     assert "matthews_correlation" in data.metrics
-    measured = told.evidence["candidate"]
+    measured = inputs.evidence["candidate"]
     results = {result.metric_type: result for result in data.eval_results}
     assert list(results) == data.metrics
     assert results["matthews_correlation"].metric_value == pytest.approx(measured["interval"]["mcc"], abs=1e-6)
@@ -86,18 +86,18 @@ def test_other_peoples_text_stays_within_its_cell() -> None:
     assert SOURCES[1] not in text
 
 
-def test_the_card_tells_data_evaluation_and_what_is_not_shipped() -> None:
-    told = tell(weigh(2.0, 1.9), export=export("x", left_out={"fp8": "differs | much"}))
-    text = card(told)
+def test_the_card_has_data_evaluation_and_what_is_not_shipped() -> None:
+    inputs = tell(weigh(2.0, 1.9), export=export("x", left_out={"fp8": "differs | much"}))
+    text = card(inputs)
     assert f"`{'d' * 64}`" in text
-    assert "| trained, chose the epoch | 7, 2 |" in text
+    assert "| training rows, validation rows | 7, 2 |" in text
     assert "| | fp8 | not shipped: it differs \\| much | |" in text
     assert "| figure | this model | champion 7 |" in text
-    comparison = told.evidence["comparison"]
+    comparison = inputs.evidence["comparison"]
     assert comparison is not None
     assert f"Difference of the MCC, paired: {comparison['difference']:+.3f}" in text
-    counts = told.evidence["candidate"]["confusion"]
-    assert f"wrong about {counts['fp'] + counts['fn']} of the 300 sentences" in text
+    counts = inputs.evidence["candidate"]["confusion"]
+    assert f"mislabels {counts['fp'] + counts['fn']} of the 300 holdout sentences" in text
     assert "| onnxruntime | 1.31.1 |" in text
 
 

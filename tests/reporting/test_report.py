@@ -13,7 +13,7 @@ from toy import gate
 
 from tasks.inference.bundle import verify
 from tasks.reporting.charts import draw_charts
-from tasks.reporting.report import PICTURE_SECTIONS, ReportInputs, describe_pictures, render_report, write_documents
+from tasks.reporting.report import SECTIONS, ReportInputs, describe_pictures, render_report, write_documents
 
 PAST: Any = {
     "settings": {"data.path": "<script>alert(1)</script>", "finetune.encoder": "packaged", "finetune.epochs": "2"},
@@ -39,21 +39,21 @@ class Text(HTMLParser):
         self.said += "" if self.hidden else f" {data}"
 
 
-def page(told: ReportInputs) -> tuple[str, str]:
+def page(inputs: ReportInputs) -> tuple[str, str]:
     """Return a report and its text."""
-    html = render_report(told, FACTS, "b" * 64, "job0")
+    html = render_report(inputs, FACTS, "b" * 64, "job0")
     return html, " ".join(Text(html).said.split())
 
 
 @pytest.fixture(scope="module")
 def beside(tmp_path_factory: pytest.TempPathFactory) -> ReportInputs:
     """A candidate beside a champion of nearly its skill, with pictures."""
-    told = tell(weigh(2.0, 1.9), previous_run=PAST, seconds={"fine-tune": 12.34})
+    inputs = tell(weigh(2.0, 1.9), previous_run=PAST, seconds={"fine-tune": 12.34})
     folder = str(tmp_path_factory.mktemp("pictures"))
-    return told._replace(pictures=draw_charts(told.training, told.evidence, 0.3, folder))
+    return inputs._replace(pictures=draw_charts(inputs.training, inputs.evidence, 0.3, folder))
 
 
-def test_documents_are_sealed_with_the_bundle_and_leave_its_digest(beside: ReportInputs, tmp_path: Path) -> None:
+def test_documents_are_in_the_manifest_and_leave_the_digest(beside: ReportInputs, tmp_path: Path) -> None:
     digest = light_bundle(tmp_path, "a")
     bundle = tmp_path / "data" / "bundle"
     write_documents(str(bundle), beside)
@@ -72,10 +72,10 @@ def test_documents_are_sealed_with_the_bundle_and_leave_its_digest(beside: Repor
         assert figures["interval"] == measured[name]["interval"]  # type: ignore[index]
 
 
-def test_the_report_leads_with_the_verdict_its_reasons_and_what_each_rule_asks(beside: ReportInputs) -> None:
+def test_the_report_leads_with_the_verdict_its_reasons_and_rules(beside: ReportInputs) -> None:
     html, text = page(beside)
     assert '<h1><span class="HOLD">HOLD</span></h1>' in html
-    assert "Candidate bbbbbbbbbbbb beside champion 7, on the same 300 sentences." in text
+    assert "Candidate bbbbbbbbbbbb and champion 7 on the same 300 sentences." in text
     assert beside.verdict["rules"] == ["minimal_pairs_dropped", "not_better"]
     reason = beside.verdict["reasons"][1]
     assert f"{reason[0].upper()}{reason[1:]}. Rule not_better : Only a model that is significantly better" in text
@@ -85,21 +85,21 @@ def test_the_report_leads_with_the_verdict_its_reasons_and_what_each_rule_asks(b
 
 
 @pytest.mark.parametrize(
-    ("told", "commands"),
+    ("inputs", "commands"),
     [
         (tell(weigh(2.0, 1.9)), ["verdict approve VERSION", "verdict reject VERSION"]),
         (tell(weigh()), ["verdict rollback"]),
         (tell(weigh(), threshold=0.99), []),
     ],
 )
-def test_the_report_says_what_follows(told: ReportInputs, commands: list[str]) -> None:
-    _, text = page(told)
+def test_the_report_says_what_follows(inputs: ReportInputs, commands: list[str]) -> None:
+    _, text = page(inputs)
     decide = re.findall("verdict (?:approve|reject|rollback)(?: VERSION)?", text)
     assert decide == commands
     assert "verdict judge .verdict/runs/job0/evidence.json verdict compare VERSION" in text
 
 
-def test_both_sides_stand_beside_each_other(beside: ReportInputs) -> None:
+def test_candidate_and_champion_are_compared(beside: ReportInputs) -> None:
     _, text = page(beside)
     ours, champion = beside.evidence["candidate"], beside.evidence["champion"]
     assert champion is not None
@@ -115,11 +115,11 @@ def test_both_sides_stand_beside_each_other(beside: ReportInputs) -> None:
     assert f"difference of the MCC {comparison['difference']:+.3f}" in text
     assert f"right alone {comparison['candidate_alone']} and {comparison['champion_alone']}" in text
     assert f"McNemar's test p = {comparison['mcnemar']:.3g}" in text
-    assert f"They label {comparison['differing']} sentences differently" in text
+    assert f"The models label {comparison['differing']} sentences differently" in text
     assert "judged 2026-01-02T03:04:05+00:00 by ann@host" in text
 
 
-def test_slices_that_fall_are_marked(beside: ReportInputs) -> None:
+def test_slices_that_drop_are_marked(beside: ReportInputs) -> None:
     evidence = weigh(0.9, 3.0)
     _, text = page(tell(evidence, min_slice_rows=100))
     assert "swb04 100" in text
@@ -128,20 +128,20 @@ def test_slices_that_fall_are_marked(beside: ReportInputs) -> None:
         for name, here in evidence["candidate"]["per_source"].items()
     }
     assert min(falls.values()) > 0.2
-    assert text.count(" fell ") == len(falls) + sum(
+    assert text.count(" dropped ") == len(falls) + sum(
         here["rows"] >= 100 for here in evidence["candidate"]["per_length"].values()
-    ) + text.count("fell, few sentences")
+    ) + text.count("dropped, few sentences")
     _, fewer = page(tell(evidence, min_slice_rows=101))
-    assert fewer.count("fell, few sentences") > text.count("fell, few sentences")
+    assert fewer.count("dropped, few sentences") > text.count("dropped, few sentences")
 
 
 def test_a_report_without_a_champion_has_no_column_for_one() -> None:
-    told = tell(weigh())
-    html, text = page(told)
+    inputs = tell(weigh())
+    html, text = page(inputs)
     assert '<span class="PROMOTE">' in html
-    assert "there is no champion, so nothing stands beside it" in text
+    assert "there is no champion to compare with" in text
     assert "Rule first_champion" in text
-    assert "On which they differ" not in text
+    assert "Different predictions" not in text
     assert "What differs from champion" not in text
     assert 'class="n">champion' not in html
     assert "Most confidently wrong" in text
@@ -155,20 +155,20 @@ def test_a_champion_that_cannot_be_measured_or_vanished_is_told() -> None:
     }
     _, text = page(tell(weigh(champion=None) | {"champion": champion, "champion_state": "active"}))
     assert "champion 7 could not be measured: bundle x is damaged." in text
-    assert "What differs from champion 7 is not known: the run that trained it is not in this store." in text
+    assert "The differences from champion 7 are unknown: its MLflow run is not in this store." in text
     _, text = page(tell(weigh(champion_state="lost")))
-    assert "the champion is lost, so nothing stands beside it" in text
+    assert "the champion was lost, none is left to compare with" in text
 
 
 def test_settings_that_differ_are_shown_and_all_of_them_are_folded(beside: ReportInputs) -> None:
     html, text = page(beside)
-    table = text[text.index("What differs from champion 7") : text.index("All 3 settings")]
+    table = text[text.index("Differences from champion 7") : text.index("All 3 settings")]
     assert "data set eeeeeeeeeeee dddddddddddd finetune.epochs 2 3" in table
     assert "finetune.encoder" not in table
     assert "<details><summary>All 3 settings</summary>" in html
     same = {"settings": {key: str(value) for key, value, _ in SETTINGS}, "tags": PAST["tags"] | {"dataset": "d" * 64}}
     _, text = page(beside._replace(previous_run=same))
-    assert "Nothing differs from champion 7: neither settings nor data, code or libraries." in text
+    assert "Settings, data, code and libraries are those of champion 7." in text
 
 
 def test_the_report_shows_other_peoples_text_and_does_not_obey_it(beside: ReportInputs) -> None:
@@ -195,14 +195,14 @@ def test_the_report_opens_offline(beside: ReportInputs) -> None:
 def test_pictures_are_in_the_page_in_its_colours_and_described(beside: ReportInputs) -> None:
     html, _ = page(beside)
     pictures = [dict(attributes) for tag, attributes in Text(html).seen if tag == "svg"]
-    told = describe_pictures(beside.evidence, beside.training)
-    assert {picture["aria-label"] for picture in pictures} == set(told.values())
+    inputs = describe_pictures(beside.evidence, beside.training)
+    assert {picture["aria-label"] for picture in pictures} == set(inputs.values())
     assert {picture["role"] for picture in pictures} == {"img"}
     assert html.count("var(--accent)") > 10
     assert not re.search("#2563eb|#334155|#7f8ea3", html[html.index("<body>") :])
     ids = re.findall(r'\sid="([^"]+)"', html)
     assert len(ids) == len(set(ids))
-    assert {anchor for anchor, _ in PICTURE_SECTIONS} <= set(ids)
+    assert {anchor for anchor, _ in SECTIONS} <= set(ids)
     assert set(re.findall(r'(?:url\(|href=")#([^")]+)', html)) <= set(ids)
 
 
@@ -216,28 +216,31 @@ def test_tables_name_their_columns_and_rows(beside: ReportInputs) -> None:
 def test_the_report_tells_which_rows_left_and_why(beside: ReportInputs) -> None:
     _, text = page(beside)
     assert "10 rows in, 10 kept, 1 quarantined: 1 label." in text
-    assert "7 rows trained and 2 chose the best epoch; 1 left because they stand in a holdout, 4 because" in text
+    assert (
+        "7 rows trained and 2 selected the best epoch; 1 were removed because they occur in a holdout, 4 because"
+        in text
+    )
     assert "None of the holdout's sentences was trained on." in text
     assert "share of quarantined rows 0.01235 at most 0.05 passed" in text
     assert "gate/gate.html among the artifacts of the MLflow run" in text
 
 
-def test_the_report_tells_of_every_variant_and_what_is_not_shipped() -> None:
+def test_the_report_lists_every_variant_and_what_is_not_shipped() -> None:
     reason = "gives 93.89% of 409 sentences torch's label, expected 99.0%"
     _, text = page(tell(weigh(), export=export("x", left_out={"fp8": reason})))
     for name, role in {"int8": "judged", "fp32": "", "fp16": ""}.items():
         assert re.search(rf"{name} CPU 0\.\d+ \(95% 0\.\d+ to 0\.\d+\) 0\.\d+ 1\.0e-07 99\.5% of 80 {role}", text)
     assert f"fp8 not shipped: it {reason}" in text
     assert "Exported by the tracing exporter; fused: 2 Attention." in text
-    assert "fp16 was compared on a CPU" in text
+    assert "fp16 was compared with torch on a CPU" in text
 
 
 def test_a_report_on_several_seeds_says_what_is_kept() -> None:
     other = training()["seeds"][0] | {"seed": 8, "validation_mcc": 0.125}
     several = training(seeds=[*training()["seeds"], other], averaged=True, soup_mcc=0.875)
     _, text = page(tell(weigh(), training=several))
-    assert "2 seeds were trained from one start, best validation MCC: 0.500, 0.125" in text
-    assert "the mean of their weights has 0.875. That mean is kept" in text
+    assert "2 seeds were trained from the same weights; best validation MCC: 0.500, 0.125" in text
+    assert "the average of their weights has 0.875. The average is selected" in text
 
 
 def test_a_second_holdout_is_reported_beside() -> None:

@@ -51,9 +51,11 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     cases = {"beside": (weigh(1.2, 3.0), training()), "alone": (weigh(), training(epochs=training()["epochs"] * 3))}
     for name, (evidence, trained) in cases.items():
         folder = tmp_path_factory.mktemp(name)
-        told = tell(evidence, training=trained, pictures=draw_charts(trained, evidence, 0.3, str(folder / "pictures")))
+        inputs = tell(
+            evidence, training=trained, pictures=draw_charts(trained, evidence, 0.3, str(folder / "pictures"))
+        )
         written[name] = folder / "report.html"
-        written[name].write_text(render_report(told, FACTS, "b" * 64, "job0"), encoding="utf-8")
+        written[name].write_text(render_report(inputs, FACTS, "b" * 64, "job0"), encoding="utf-8")
     return written
 
 
@@ -143,7 +145,7 @@ def test_headings_are_in_order_and_pictures_have_a_description(visit: Open, name
 def test_the_keyboard_reaches_sections_tables_and_what_is_folded(visit: Open) -> None:
     page = visit("beside")
     page.keyboard.press("Tab")
-    assert page.evaluate("document.activeElement.textContent") == "What follows"
+    assert page.evaluate("document.activeElement.textContent") == "Next steps"
     assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
     page.keyboard.press("Enter")
     assert page.evaluate("location.hash") == "#next"

@@ -1,4 +1,4 @@
-"""Candidates that were judged without a model: answers are drawn, every figure follows from them as in a real run."""
+"""Evidence and report inputs without a model: probabilities are drawn, every figure follows as in a real run."""
 
 from typing import Any
 
@@ -27,7 +27,7 @@ FACTS: Any = {
 
 
 def draw_answers(labels: Any, skill: float, seed: int) -> list[float | None]:
-    """Return probabilities [N] of "acceptable"; more skill, more of them right."""
+    """Return probabilities [N] of "acceptable"; the higher the skill, the more are correct."""
     noise = np.random.default_rng(seed).normal(size=len(labels))
     return round_probabilities(1 / (1 + np.exp(-(2 * np.array(labels) - 1) * skill - 2 * noise)))
 
@@ -39,7 +39,7 @@ def measured(rows: Any, given: list[float | None], variant: str) -> Any:
 
 
 def weigh(skill: float = 2.0, champion: float | None = None, rows: int = 300, **changes: Any) -> Any:
-    """Return the evidence on a candidate of some skill, beside a champion of some skill or none."""
+    """Return the evidence on a candidate and a champion (None: there is none) with these skills."""
     rng = np.random.default_rng(0)
     labels = [int(label) for label in rng.integers(0, 2, rows)]
     table: Any = {
@@ -50,7 +50,6 @@ def weigh(skill: float = 2.0, champion: float | None = None, rows: int = 300, **
     ours = draw_answers(labels, skill, 1)
     variants = {name: measured(table, ours, name) for name in VARIANTS}
     answers = table | {"variants": dict.fromkeys(VARIANTS, ours), "champion": None}
-    told = {"word order": "1101", "islands": "0110"}
     values = circumstances(champion_state="none" if champion is None else "active") | {
         "digest": "b" * 64,
         "schema_version": EVIDENCE_SCHEMA,
@@ -59,7 +58,7 @@ def weigh(skill: float = 2.0, champion: float | None = None, rows: int = 300, **
         "leak": {"left": 1, "remaining": 0, "sentences": []},
         "candidate": variants["int8"],
         "variants": variants,
-        "minimal_pairs": summarise(told),
+        "minimal_pairs": summarise({"word order": "1101", "islands": "0110"}),
         "secondary": None,
         "champion": None,
         "comparison": None,
@@ -79,16 +78,16 @@ def weigh(skill: float = 2.0, champion: float | None = None, rows: int = 300, **
             "fault": None,
         }
         values["comparison"] = compare(table, ours, theirs, 200)
-        values["comparison"]["sentences"] = list_apart(labels, ours, theirs)
+        values["comparison"]["sentences"] = list_differing(labels, ours, theirs)
     return values | changes
 
 
-def list_apart(labels: list[int], ours: list[float | None], theirs: list[float | None]) -> list[dict[str, Any]]:
-    apart = np.flatnonzero(predict_labels(ours) != predict_labels(theirs))[:50]
+def list_differing(labels: list[int], ours: list[float | None], theirs: list[float | None]) -> list[dict[str, Any]]:
+    differing = np.flatnonzero(predict_labels(ours) != predict_labels(theirs))[:50]
     return [
         {"line": int(row), "source": SOURCES[1], "label": labels[row], "sentence": HOSTILE}
         | {"candidate": ours[row], "champion": theirs[row]}
-        for row in apart
+        for row in differing
     ]
 
 
@@ -162,7 +161,7 @@ FINDING = {
 
 
 def tell(evidence: Any, bundle: str = "bundle", threshold: float = 0.3, **changes: Any) -> ReportInputs:
-    """Return everything that documents tell of a candidate, changed by name."""
+    """Return a candidate's report inputs, changed by name."""
     rules = {key: value for key, value in changes.items() if key in type(policy()).model_fields}
     values: dict[str, Any] = {
         "training": training(),
