@@ -10,6 +10,7 @@ Each names the fingerprint of its job; what belongs to another job, or is damage
 """
 
 import functools
+import inspect
 import logging
 import math
 from collections.abc import Sequence
@@ -134,7 +135,7 @@ def run_corruption_stage(job: TrainingJob, data: TokenizedData) -> str:
     log.info("corruption stage: %d sentences, %d of them corrupted", len(rows), (rows["label"] == 0).sum())
     torch.manual_seed(recipe.seed)
     model = load_classifier(recipe.encoder).to(recipe.device)
-    config = _step_config(recipe, len(rows), epochs=1)._replace(r_drop=0.0)
+    config = _step_config(recipe.model_copy(update={"r_drop": 0.0}), len(rows), epochs=1)
     history = train_epochs(model, data.encode(rows), data.validation, config, epochs=1, seed=recipe.seed)
     last = history.epochs[-1]
     if last["train_loss"] is None or last["validation_loss"] is None:  # the last step may be the one that diverged
@@ -166,7 +167,7 @@ def _corruption_rows(job: TrainingJob) -> pd.DataFrame:
 
 def _step_config(recipe: TrainingRecipe, rows: int, epochs: int) -> StepConfig:
     """Return what the training step takes from the recipe, for a schedule over so many rows and epochs."""
-    shared = {name: getattr(recipe, name) for name in StepConfig._fields if name != "steps"}
+    shared = {name: getattr(recipe, name) for name in inspect.signature(StepConfig).parameters if name != "steps"}
     return StepConfig(steps=epochs * math.ceil(rows / recipe.batch_size), **shared)
 
 

@@ -156,13 +156,15 @@ class Trainer:
 
 def diverge(monkeypatch: pytest.MonkeyPatch, *seeds: int) -> None:
     """Let runs of some seeds end in NaN losses."""
-    from tasks.training import soup
+    from tasks.training import soup, train_step
 
     real = soup.train_epochs
 
-    def train_epochs(model: Any, train: Any, validation: Any, config: Any, **others: Any) -> Any:
-        rate = DIVERGING if others["seed"] in seeds else config.learning_rate
-        return real(model, train, validation, config._replace(learning_rate=rate), **others)
+    def train_epochs(*given: Any, **others: Any) -> Any:
+        with pytest.MonkeyPatch.context() as patch:
+            if others["seed"] in seeds:
+                patch.setattr(train_step, "learning_rates", lambda config: [DIVERGING] * config.steps)
+            return real(*given, **others)
 
     monkeypatch.setattr(soup, "train_epochs", train_epochs)
 

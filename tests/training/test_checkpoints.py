@@ -126,7 +126,7 @@ DAMAGES: dict[str, Callable[[Path], Any]] = {
     "the record is gone": lambda path: (path / STATE_FILE).unlink(),
     "the record is a folder": lambda path: ((path / STATE_FILE).unlink(), (path / STATE_FILE).mkdir()),
     "it is another run's": lambda path: save_checkpoint(str(path.parent), "another", checkpoint(2)),
-    "its name is no number": lambda path: path.rename(path.with_name("epoch-2nd")),
+    "its name has no epoch": lambda path: path.rename(path.with_name("epoch-2nd")),
 }
 
 

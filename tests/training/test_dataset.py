@@ -97,7 +97,7 @@ def test_buckets_above_the_last_are_its_multiples(length: int, bucket: int) -> N
 
 @unhurried
 @given(ids=sentences, data=st.data())
-def test_every_batch_has_one_of_the_lengths_that_are_told(ids: list[TokenIds], data: st.DataObject) -> None:
+def test_every_batch_has_one_of_the_listed_lengths(ids: list[TokenIds], data: st.DataObject) -> None:
     encoded = encode(ids)
     rows = np.array(data.draw(st.lists(st.integers(0, len(ids) - 1), min_size=1)))
     assert encoded.bucket(rows) in encoded.buckets()

@@ -36,5 +36,5 @@ def test_bf16_is_used_where_the_cpu_says_that_it_multiplies_it(content: str, exp
     assert cpu_supports_bf16(path) is expected
 
 
-def test_a_machine_that_tells_nothing_of_its_cpu_uses_fp32(tmp_path: Path) -> None:
+def test_a_machine_without_cpu_information_uses_fp32(tmp_path: Path) -> None:
     assert cpu_supports_bf16(tmp_path / "absent") is False

@@ -25,7 +25,6 @@ from tasks.core.errors import UsageError
 from tasks.data.snapshots import read_snapshot
 from tasks.evaluation.metrics import mcc
 from tasks.inference.tokenization import encode, load_tokenizer, pad
-from tasks.training import trainer as epochs
 from tasks.training.finetune import fine_tune, load_training
 from tasks.training.model import load_classifier
 from tasks.training.soup import SEED_STRIDE
@@ -35,9 +34,9 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def whole(toy_split: tuple[str, str, str], tiny_encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """What a run that nothing interrupted leaves."""
-    trainer = Trainer(toy_split, tiny_encoder, tmp_path_factory.mktemp("whole"))
+def uninterrupted(toy_split: tuple[str, str, str], tiny_encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The result of an uninterrupted run."""
+    trainer = Trainer(toy_split, tiny_encoder, tmp_path_factory.mktemp("uninterrupted"))
     trainer.train(checkpoint_seconds=3600)
     return trainer.result()
 
@@ -46,7 +45,7 @@ def test_a_tiny_model_learns_the_toy_corpus(trained: Any) -> None:
     assert trained["epochs"][trained["best_epoch"] - 1]["validation_mcc"] > 0.9
 
 
-def test_the_best_epoch_is_the_one_that_is_kept(trained: Any, toy_split: tuple[str, str, str]) -> None:
+def test_the_model_is_that_of_the_best_epoch(trained: Any, toy_split: tuple[str, str, str]) -> None:
     best = max(epoch["validation_mcc"] for epoch in trained["epochs"])
     assert trained["epochs"][trained["best_epoch"] - 1]["validation_mcc"] == best
     rows = read_snapshot(toy_split[1])
@@ -69,12 +68,14 @@ def test_one_seed_gives_one_result_and_another_seed_another(
     assert weights("other", 8) != first
 
 
-def test_each_epoch_is_told_and_recorded(toy_split: tuple[str, str, str], tiny_encoder: Path, tmp_path: Path) -> None:
-    told: list[EpochRecord] = []
+def test_each_epoch_is_passed_to_the_callback_and_recorded(
+    toy_split: tuple[str, str, str], tiny_encoder: Path, tmp_path: Path
+) -> None:
+    seen: list[EpochRecord] = []
     folder = str(tmp_path / "model")
-    training = fine_tune(*toy_split[:2], recipe(tiny_encoder, epochs=2), folder, on_epoch=told.append)
-    assert [epoch["epoch"] for epoch in told] == [1, 2]
-    assert told == training["epochs"]
+    training = fine_tune(*toy_split[:2], recipe(tiny_encoder, epochs=2), folder, on_epoch=seen.append)
+    assert [epoch["epoch"] for epoch in seen] == [1, 2]
+    assert seen == training["epochs"]
     assert load_training(folder) == training
     steps_per_epoch = -(-len(read_snapshot(toy_split[0])) // 16)
     assert len(training["step_losses"]) == 2 * steps_per_epoch
@@ -97,7 +98,7 @@ def test_a_record_of_another_schema_is_no_training_and_one_line_says_so(
 
 
 def test_a_finished_model_and_an_interrupted_run_can_be_moved(
-    trainer: Trainer, whole: Any, toy_split: tuple[str, str, str], tmp_path: Path
+    trainer: Trainer, uninterrupted: Any, toy_split: tuple[str, str, str], tmp_path: Path
 ) -> None:
     job = tmp_path / "home" / "job"
     shutil.copytree(Path(toy_split[0]).parent, job)
@@ -111,9 +112,9 @@ def test_a_finished_model_and_an_interrupted_run_can_be_moved(
     trainer.interrupt(3)
     (tmp_path / "home").rename(tmp_path / "moved")
     use(tmp_path / "moved" / "job")
-    training, told = trainer.train()
-    assert told == [3, 4]
-    assert trainer.result() == whole
+    training, seen = trainer.train()
+    assert seen == [3, 4]
+    assert trainer.result() == uninterrupted
     assert str(tmp_path) not in (trainer.folder / "training.json").read_text()
     (tmp_path / "moved").rename(tmp_path / "again")
     assert load_training(str(tmp_path / "again" / "job" / "model")) == training
@@ -177,17 +178,19 @@ def test_every_kind_of_encoder_trains(name: str, toy_split: tuple[str, str, str]
 
 @pytest.mark.parametrize("killed", [1, EPOCHS])
 def test_a_run_killed_after_an_epoch_and_run_again_leaves_the_same_bits(
-    killed: int, trainer: Trainer, whole: Any
+    killed: int, trainer: Trainer, uninterrupted: Any
 ) -> None:
     trainer.interrupt(killed)
-    torch.manual_seed(killed)  # what other work draws does not matter
-    _, told = trainer.train()
-    assert told == list(range(killed, EPOCHS + 1))
-    assert trainer.result() == whole
-    assert whole[1]["epochs"][-1]["validation_mcc"] > 0.9
+    torch.manual_seed(killed)  # the state of the global generator does not matter
+    _, seen = trainer.train()
+    assert seen == list(range(killed, EPOCHS + 1))
+    assert trainer.result() == uninterrupted
+    assert uninterrupted[1]["epochs"][-1]["validation_mcc"] > 0.9
 
 
-def test_a_process_killed_while_it_writes_a_checkpoint_leaves_the_one_before(trainer: Trainer, whole: Any) -> None:
+def test_a_process_killed_while_it_writes_a_checkpoint_leaves_the_one_before(
+    trainer: Trainer, uninterrupted: Any
+) -> None:
     script = f"""
 import os, signal
 from tasks.training import checkpoints
@@ -208,16 +211,16 @@ fine_tune({trainer.train_rows!r}, {trainer.validation_rows!r}, recipe, {str(trai
     assert done.returncode == -signal.SIGKILL
     assert not trainer.folder.exists()
     assert [path.parent.name for path in trainer.checkpoints.glob("*/epoch-*/state.json")] == ["epoch-0001"]
-    _, told = trainer.train()
-    assert told == [2, 3, 4]
-    assert trainer.result() == whole
+    _, seen = trainer.train()
+    assert seen == [2, 3, 4]
+    assert trainer.result() == uninterrupted
 
 
-def test_how_often_checkpoints_are_written_does_not_part_a_run_from_its_own(trainer: Trainer, whole: Any) -> None:
+def test_a_run_resumes_with_another_checkpoint_interval(trainer: Trainer, uninterrupted: Any) -> None:
     trainer.interrupt(3)
-    _, told = trainer.train(checkpoint_seconds=3600, restarts=1)
-    assert told == [3, 4]
-    assert trainer.result() == whole
+    _, seen = trainer.train(checkpoint_seconds=3600, restarts=1)
+    assert seen == [3, 4]
+    assert trainer.result() == uninterrupted
 
 
 CHANGES: list[dict[str, Any]] = [
@@ -265,31 +268,33 @@ def test_a_run_does_not_resume_from_a_checkpoint_of_another_recipe(make_trainer:
     fresh.train(**change)
     taken.interrupt(3)
     taken.interrupt(2, **change)  # the first run's later checkpoints are not in this one's way
-    _, told = taken.train(**change)
-    assert told == [2, 3, 4]
+    _, seen = taken.train(**change)
+    assert seen == [2, 3, 4]
     assert taken.result() == fresh.result()
 
 
-def test_a_checkpoint_of_other_sentences_is_not_gone_on_with(trainer: Trainer, whole: Any, tmp_path: Path) -> None:
+def test_a_run_does_not_resume_from_a_checkpoint_of_other_sentences(
+    trainer: Trainer, uninterrupted: Any, tmp_path: Path
+) -> None:
     train, rows = trainer.train_rows, read_snapshot(trainer.train_rows)
     trainer.train_rows = str(tmp_path / "train.parquet")
     rows.iloc[::-1].to_parquet(trainer.train_rows)
     trainer.interrupt(3)
     (tmp_path / "train.parquet").write_bytes(Path(train).read_bytes())
-    _, told = trainer.train()
-    assert told == [1, 2, 3, 4]
-    assert trainer.result() == whole
+    _, seen = trainer.train()
+    assert seen == [1, 2, 3, 4]
+    assert trainer.result() == uninterrupted
 
 
-def test_a_run_that_learned_nothing_is_that_of_the_first_seed_that_learns(
+def test_a_seed_that_learned_nothing_is_replaced_by_the_first_one_that_learns(
     make_trainer: Callable[[], Trainer], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     expected, found = make_trainer(), make_trainer()
     expected.train(seed=7 + 2 * SEED_STRIDE)
     diverge(monkeypatch, 7, 7 + SEED_STRIDE)
-    training, told = found.train(restarts=5)
+    training, seen = found.train(restarts=5)
     assert training["seed"] == 2007
-    assert told == [1, 1, 1, 2, 3, 4]
+    assert seen == [1, 1, 1, 2, 3, 4]
     assert found.result() == expected.result()
     assert [line for line in caplog.messages if "learned nothing" in line] == [
         "seed 7 learned nothing; another one is tried",
@@ -298,12 +303,12 @@ def test_a_run_that_learned_nothing_is_that_of_the_first_seed_that_learns(
 
 
 @pytest.mark.parametrize("restarts", [0, 1, 2])
-def test_a_run_of_losses_that_are_no_number_is_tried_as_often_as_wanted(
+def test_a_run_with_nan_losses_is_restarted_as_often_as_the_recipe_says(
     restarts: int, trainer: Trainer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    training, told = trainer.train(learning_rate=DIVERGING, restarts=restarts)
+    training, seen = trainer.train(learning_rate=DIVERGING, restarts=restarts)
     assert training["seed"] == 7 + restarts * SEED_STRIDE
-    assert told == [1] * (restarts + 1)
+    assert seen == [1] * (restarts + 1)
     assert training["epochs"][0]["train_loss"] is None
     assert load_training(str(trainer.folder)) == training
     lines = [f"seed {7 + SEED_STRIDE * attempt} learned nothing; another one is tried" for attempt in range(restarts)]
@@ -311,7 +316,7 @@ def test_a_run_of_losses_that_are_no_number_is_tried_as_often_as_wanted(
     assert [line for line in caplog.messages if "learned nothing" in line] == lines
 
 
-def test_a_model_that_predicts_one_class_is_tried_again(
+def test_a_model_that_predicts_one_class_is_restarted(
     trainer: Trainer, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """With embeddings of zero all sentences look alike, and at this rate they stay so."""
@@ -321,38 +326,40 @@ def test_a_model_that_predicts_one_class_is_tried_again(
     model.save_pretrained(tmp_path / "dull")
     write_tokenizer(tmp_path / "dull")
     trainer.encoder = str(tmp_path / "dull")
-    training, told = trainer.train(learning_rate=1e-12, restarts=1, epochs=2)
+    training, seen = trainer.train(learning_rate=1e-12, restarts=1, epochs=2)
     assert training["seed"] == 1007
-    assert told == [1, 2, 1, 2]
+    assert seen == [1, 2, 1, 2]
     assert {epoch["validation_mcc"] for epoch in training["epochs"]} == {0.0}
     assert None not in training["step_losses"]
     assert caplog.text.count("learned nothing") == 2
 
 
-def test_a_run_that_learns_is_not_tried_again(trainer: Trainer, whole: Any, caplog: pytest.LogCaptureFixture) -> None:
-    training, told = trainer.train(restarts=3)
+def test_a_run_that_learns_is_not_restarted(
+    trainer: Trainer, uninterrupted: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    training, seen = trainer.train(restarts=3)
     assert training["seed"] == 7
-    assert told == [1, 2, 3, 4]
-    assert trainer.result() == whole
+    assert seen == [1, 2, 3, 4]
+    assert trainer.result() == uninterrupted
     assert "learned nothing" not in caplog.text
 
 
-@pytest.mark.parametrize("killed", [1, 2, 4])
-def test_a_second_try_that_is_killed_is_gone_on_with(
+@pytest.mark.parametrize("killed", [1, 4])
+def test_a_restart_that_is_killed_resumes(
     killed: int, make_trainer: Callable[[], Trainer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected, found = make_trainer(), make_trainer()
     expected.train(seed=1007)
     diverge(monkeypatch, 7)
-    # The first try tells of its first epoch too; it has no other.
+    # The first attempt has a first epoch too, and no other.
     found.interrupt(killed, attempt=1 if killed == 1 else 0, restarts=1)
-    training, told = found.train(restarts=1)
+    training, seen = found.train(restarts=1)
     assert training["seed"] == 1007
-    assert told == [1, *range(killed, EPOCHS + 1)]
+    assert seen == [1, *range(killed, EPOCHS + 1)]
     assert found.result() == expected.result()
 
 
-def test_the_share_of_the_learning_rate_reaches_each_layer(trainer: Trainer) -> None:
+def test_layer_decay_scales_the_learning_rate_of_each_layer(trainer: Trainer) -> None:
     """AdamW's first step is of the learning rate's size, whatever the gradient."""
     only_step = {"epochs": 1, "batch_size": 1000, "warmup_ratio": 0.0, "weight_decay": 0.0, "learning_rate": 1e-3}
     trainer.train(**only_step, layer_decay=0.5)
@@ -369,7 +376,7 @@ def test_the_share_of_the_learning_rate_reaches_each_layer(trainer: Trainer) -> 
     assert moved("embeddings.word_embeddings.weight") == pytest.approx(1.25e-4, rel=1e-2)
 
 
-def test_what_is_saved_is_every_weight_in_fp32_and_nothing_twice(trainer: Trainer) -> None:
+def test_every_weight_is_saved_once_in_fp32(trainer: Trainer) -> None:
     trainer.train(epochs=1)
     saved = load_file(trainer.folder / "model.safetensors")
     model = load_classifier(trainer.encoder)
@@ -381,7 +388,7 @@ def test_what_is_saved_is_every_weight_in_fp32_and_nothing_twice(trainer: Traine
     assert size < 4 * sum(parameter.numel() for parameter in model.parameters()) + 10_000
 
 
-# What makes a run learn more carefully
+# Regularisation
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5])
@@ -401,7 +408,7 @@ def test_no_loss_of_smoothed_labels_is_below_their_entropy(share: float, make_tr
 
 @pytest.fixture
 def certain(tiny_encoder: Path, tmp_path: Path) -> Path:
-    """An encoder that drops nothing out."""
+    """An encoder without dropout."""
     shutil.copytree(tiny_encoder, tmp_path / "certain")
     path = tmp_path / "certain" / "config.json"
     nothing = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
@@ -415,15 +422,15 @@ def one_epoch(trainer: Trainer, **changes: Any) -> tuple[list[float], dict[str, 
     return training["step_losses"], load_file(trainer.folder / "model.safetensors")
 
 
-def test_two_passes_that_drop_nothing_train_as_one(trainer: Trainer, certain: Path) -> None:
+def test_r_drop_without_dropout_trains_as_one_pass(trainer: Trainer, certain: Path) -> None:
     trainer.encoder = str(certain)
     losses, _ = one_epoch(trainer)
     of_two, _ = one_epoch(trainer, r_drop=5.0)
     assert of_two == pytest.approx(losses, abs=1e-4)
 
 
-def test_the_difference_of_two_passes_weighs_as_much_as_it_is_told_to(trainer: Trainer) -> None:
-    """The first step has the same weights and drops the same places, whatever the difference weighs."""
+def test_the_r_drop_loss_is_proportional_to_its_weight(trainer: Trainer) -> None:
+    """The first step has the same weights and dropout masks, whatever the weight of R-Drop."""
     one, two, three = (one_epoch(trainer, r_drop=weight) for weight in (1.0, 2.0, 3.0))
     first, second, third = (losses[0] for losses, _ in (one, two, three))
     assert second - first == pytest.approx(third - second, rel=1e-3)
@@ -434,12 +441,11 @@ def test_the_difference_of_two_passes_weighs_as_much_as_it_is_told_to(trainer: T
 def test_patience_ends_a_run(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> None:
     values = iter([0.5, 0.6, 0.5, 0.4, 0.9])
     monkeypatch.setattr(
-        epochs,
-        "validate",
+        "tasks.training.trainer.validate",
         lambda *_: {"validation_mcc": next(values), "validation_loss": 0.5, "validation_accuracy": 0.5},
     )
-    training, told = trainer.train(epochs=5, patience=2)
-    assert told == [1, 2, 3, 4]
+    training, seen = trainer.train(epochs=5, patience=2)
+    assert seen == [1, 2, 3, 4]
     assert training["best_epoch"] == 2
     assert training["seeds"][0]["curve"] == [0.5, 0.6, 0.5, 0.4]
     assert len(training["step_losses"]) == 4 * math.ceil(len(read_snapshot(trainer.train_rows)) / 16)

@@ -1,4 +1,4 @@
-"""Several processes train the model that one would, end together, and listen to nobody outside of this host.
+"""Several processes train the model that one would, end together, and listen on the loopback interface alone.
 
 The functions that run in other processes stand at the top. Those that train import what they need themselves: the
 others start in half the time without transformers.
@@ -40,11 +40,11 @@ def train(
     from tiny import tiny_bert, toy_encoded, toy_recipe
 
     model = tiny_bert(seed=group.rank if group else 0, dropout=dropout)
-    course = train_epochs(
+    history = train_epochs(
         model, toy_encoded(ROWS, seed=1), toy_encoded(31, seed=2), toy_recipe(steps=STEPS, max_grad_norm=0.5),
         epochs=epochs, seed=SEED, checkpoints=checkpoints, on_epoch=group.notify_parent if group else None, group=group,
     )  # fmt: skip
-    return timeless(course), {name: tensor.detach().clone() for name, tensor in model.named_parameters()}
+    return timeless(history), {name: tensor.detach().clone() for name, tensor in model.named_parameters()}
 
 
 def train_with_little_memory(group: ProcessGroup | None, little: int) -> tuple[list[float], int]:
@@ -73,7 +73,7 @@ def train_everything(group: ProcessGroup, folder: str) -> dict[str, Any]:
     return {
         "plain": train(group),
         "dropout": train(group, 0.2),
-        "gone on": train(group, 0.2, held),
+        "resumed": train(group, 0.2, held),
         "little memory": train_with_little_memory(group, little=1),
         "draws": draws,
     }
@@ -114,9 +114,9 @@ def hang(group: ProcessGroup, folder: str) -> None:
     group.all_reduce(torch.zeros(1))
 
 
-def timeless(course: TrainingHistory) -> TrainingHistory:
+def timeless(history: TrainingHistory) -> TrainingHistory:
     """Leave out what two runs cannot share."""
-    return course._replace(epochs=[record | {"seconds": 0.0} for record in course.epochs])  # type: ignore[misc]
+    return history._replace(epochs=[record | {"seconds": 0.0} for record in history.epochs])  # type: ignore[misc]
 
 
 def listening() -> list[str]:
@@ -168,10 +168,10 @@ def test_two_processes_have_the_losses_and_weights_of_one(results: list[dict[str
             torch.testing.assert_close(twins[name], tensor, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["plain", "dropout", "gone on"])
+@pytest.mark.parametrize("kind", ["plain", "dropout", "resumed"])
 def test_all_processes_end_with_the_same_weights_and_figures(kind: str, results: list[dict[str, Any]]) -> None:
-    (course, weights), (other, twins) = (each[kind] for each in results)
-    assert course == other
+    (history, weights), (other, twins) = (each[kind] for each in results)
+    assert history == other
     assert all(torch.equal(tensor, twins[name]) for name, tensor in weights.items())
 
 
@@ -191,14 +191,14 @@ def test_where_one_has_too_little_memory_all_take_more_parts_and_find_the_same(
         assert parts == 4
 
 
-def test_a_run_that_goes_on_from_a_checkpoint_ends_as_one_that_was_not_interrupted(
+def test_a_run_that_resumes_from_a_checkpoint_ends_as_an_uninterrupted_one(
     results: list[dict[str, Any]],
 ) -> None:
     """With dropout: each epoch draws from its own seed."""
     for each in results:
-        (course, weights), (whole, twins) = each["gone on"], each["dropout"]
-        assert course == whole
-        assert course.step_losses != each["plain"][0].step_losses
+        (history, weights), (uninterrupted, twins) = each["resumed"], each["dropout"]
+        assert history == uninterrupted
+        assert history.step_losses != each["plain"][0].step_losses
         assert all(torch.equal(tensor, twins[name]) for name, tensor in weights.items())
 
 

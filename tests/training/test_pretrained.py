@@ -56,7 +56,9 @@ def test_a_path_that_does_not_exist_is_not_looked_up_in_the_hub(tmp_path: Path) 
         locate_encoder(str(tmp_path / "nowhere"))
 
 
-def test_a_hub_model_that_is_not_cached_is_told_when_offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_hub_model_that_is_not_cached_is_an_error_when_offline(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(VerdictError, match="cannot be fetched from the hub"):
@@ -75,7 +77,7 @@ def test_the_vocabulary_lies_with_the_encoder_and_needs_no_weights(tiny_encoder:
         locate_tokenizer(str(tmp_path / "nowhere"))
 
 
-def test_the_vocabulary_of_a_hub_model_that_is_not_cached_is_told_when_offline(
+def test_the_vocabulary_of_a_hub_model_that_is_not_cached_is_an_error_when_offline(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
@@ -88,8 +90,8 @@ def test_the_vocabulary_of_a_hub_model_that_is_not_cached_is_told_when_offline(
 
 
 @pytest.fixture
-def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """Put a server that knows nothing in the hub's place; the list takes what it is asked for."""
+def requests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Replace the hub by a server that answers 404; the list takes the paths that are requested."""
     paths: list[str] = []
 
     class Hub(BaseHTTPRequestHandler):
@@ -118,18 +120,18 @@ def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]
         server.server_close()
 
 
-def test_offline_asks_nobody(asked: list[str]) -> None:
+def test_offline_makes_no_request(requests: list[str]) -> None:
     for locate in (locate_encoder, locate_tokenizer):
         with pytest.raises(UnreachableError, match=r"cannot be fetched from the hub .* and is not cached"):
             locate("owner/model", offline=True)
-        assert asked == []
+        assert requests == []
         with pytest.raises(UnreachableError):
             locate("owner/model")
-        assert any("/owner/model/" in path for path in asked)
-        asked.clear()
+        assert any("/owner/model/" in path for path in requests)
+        requests.clear()
 
 
-def test_offline_takes_what_is_cached(asked: list[str], tiny_encoder: Path, tmp_path: Path) -> None:
+def test_offline_takes_what_is_cached(requests: list[str], tiny_encoder: Path, tmp_path: Path) -> None:
     cached = tmp_path / "cache" / "models--owner--model"
     (cached / "refs").mkdir(parents=True)
     (cached / "refs" / "main").write_text("0" * 40)
@@ -138,11 +140,11 @@ def test_offline_takes_what_is_cached(asked: list[str], tiny_encoder: Path, tmp_
     assert (found["name"], found["folder"]) == ("owner/model", str(folder))
     assert found["digest"] == locate_encoder(str(tiny_encoder))["digest"]
     assert locate_tokenizer("owner/model", offline=True) == str(folder)
-    assert asked == []
+    assert requests == []
 
 
-def test_local_encoders_are_the_same_offline(asked: list[str], tiny_encoder: Path) -> None:
+def test_local_encoders_are_the_same_offline(requests: list[str], tiny_encoder: Path) -> None:
     for name in (PACKAGED, str(tiny_encoder)):
         assert locate_encoder(name, offline=True) == locate_encoder(name)
         assert locate_tokenizer(name, offline=True) == locate_tokenizer(name)
-    assert asked == []
+    assert requests == []

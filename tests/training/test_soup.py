@@ -1,4 +1,4 @@
-"""Members of a run: one start, the mean of their weights where it is good, and no work done twice or lost."""
+"""Several seeds of a run: one start, the mean of their weights where it is good, and no work done twice or lost."""
 
 import dataclasses
 import json
@@ -14,7 +14,7 @@ from toy import DIVERGING, Killed, Trainer, diverge
 
 from tasks.data.snapshots import read_snapshot
 from tasks.inference.tokenization import load_tokenizer
-from tasks.training import finetune, soup
+from tasks.training import finetune, soup, train_step
 from tasks.training.corruption import with_corruptions
 from tasks.training.dataset import encode_rows
 from tasks.training.finetune import load_training
@@ -41,11 +41,11 @@ THREE = FAST | {"seeds": 3}
 CORRUPTED = FAST | {"corruptions": 1}
 
 
-def told_by(trainer: Trainer, **changes: Any) -> list[tuple[int, int]]:
-    """Train, and return the seeds and epochs that the run told of."""
-    told: list[tuple[int, int]] = []
-    trainer.train(on_epoch=lambda record: told.append((record["seed"], record["epoch"])), **changes)
-    return told
+def trained_epochs(trainer: Trainer, **changes: Any) -> list[tuple[int, int]]:
+    """Train, and return the seed and number of each epoch that was trained."""
+    seen: list[tuple[int, int]] = []
+    trainer.train(on_epoch=lambda record: seen.append((record["seed"], record["epoch"])), **changes)
+    return seen
 
 
 def all_epochs(*seeds: int, first: int = 1) -> list[tuple[int, int]]:
@@ -75,7 +75,7 @@ def mcc_of(folder: Path, validation: str) -> float:
 
 @pytest.fixture
 def pieces(monkeypatch: pytest.MonkeyPatch) -> list[Weights]:
-    """Weights of the members that were handed to `combine`, read before they are deleted."""
+    """Weights of the seeds that were passed to `average_or_best`, read before they are deleted."""
     found: list[Weights] = []
 
     def watched(job: TrainingJob, data: TokenizedData, start: str, saved: list[SavedSeedRun]) -> SelectedModel:
@@ -88,7 +88,7 @@ def pieces(monkeypatch: pytest.MonkeyPatch) -> list[Weights]:
 
 @pytest.fixture(scope="module")
 def three(toy_split: tuple[str, str, str], tiny_encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """What a run of three members leaves that nothing interrupted."""
+    """The result of an uninterrupted run of three seeds."""
     trainer = Trainer(toy_split, tiny_encoder, tmp_path_factory.mktemp("three"))
     trainer.train(**THREE, checkpoint_seconds=3600)
     return trainer.result()
@@ -96,7 +96,7 @@ def three(toy_split: tuple[str, str, str], tiny_encoder: Path, tmp_path_factory:
 
 @pytest.fixture
 def make_job(trainer: Trainer) -> Callable[..., TrainingJob]:
-    """What seeds share, changed by name."""
+    """Makes a job, changed by name."""
 
     def make(text: str = "", **changes: Any) -> TrainingJob:
         recipe = trainer.recipe(**{"epochs": EPOCHS, **changes})
@@ -110,7 +110,7 @@ def make_job(trainer: Trainer) -> Callable[..., TrainingJob]:
 
 @pytest.fixture(scope="module")
 def learned(toy_split: tuple[str, str, str], tiny_encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Weights:
-    """Weights of a model that tells the toy sentences apart."""
+    """Weights of a model that has learned the toy corpus."""
     trainer = Trainer(toy_split, tiny_encoder, tmp_path_factory.mktemp("learned"))
     trainer.train()
     return load_file(trainer.folder / "model.safetensors")
@@ -118,7 +118,7 @@ def learned(toy_split: tuple[str, str, str], tiny_encoder: Path, tmp_path_factor
 
 @pytest.fixture
 def keep(tmp_path: Path) -> Callable[..., SavedSeedRun]:
-    """Writes a member of given weights, for `combine`."""
+    """Writes a seed run of given weights, for `average_or_best`."""
     seeds = iter(range(7, 100))
 
     def write(weights: Weights, mcc: float, collapsed: bool = False) -> SavedSeedRun:
@@ -149,7 +149,7 @@ def mirrored(weights: Weights) -> Weights:
 # The mean
 
 
-def test_the_mean_of_the_members_weights_is_kept(trainer: Trainer, pieces: list[Weights]) -> None:
+def test_the_model_is_the_mean_of_the_seeds_weights(trainer: Trainer, pieces: list[Weights]) -> None:
     training, _ = trainer.train(**THREE)
     assert len(pieces) == 3
     assert_mean(load_file(trainer.folder / "model.safetensors"), *pieces)
@@ -163,7 +163,7 @@ def test_the_mean_of_the_members_weights_is_kept(trainer: Trainer, pieces: list[
     assert load_training(str(trainer.folder)) == training
 
 
-def test_the_figures_are_those_of_the_best_member(trainer: Trainer) -> None:
+def test_the_figures_are_those_of_the_best_seed(trainer: Trainer) -> None:
     training, _ = trainer.train(**THREE)
     best = max(training["seeds"], key=lambda seed: seed["validation_mcc"])
     assert (training["seed"], training["best_epoch"]) == (best["seed"], best["best_epoch"])
@@ -171,14 +171,14 @@ def test_the_figures_are_those_of_the_best_member(trainer: Trainer) -> None:
     assert {epoch["seed"] for epoch in training["epochs"]} == {best["seed"]}
 
 
-def test_the_first_member_is_what_its_seed_alone_would_be(trainer: Trainer, pieces: list[Weights]) -> None:
+def test_the_first_seed_is_trained_as_it_would_be_alone(trainer: Trainer, pieces: list[Weights]) -> None:
     training, _ = trainer.train(seeds=2, **FAST)
     alone, _ = trainer.train(**FAST)
     assert_equal(load_file(trainer.folder / "model.safetensors"), pieces[0])
     assert alone["seeds"] == training["seeds"][:1]
 
 
-def test_one_seed_is_kept_as_it_is(trainer: Trainer) -> None:
+def test_one_seed_is_not_averaged(trainer: Trainer) -> None:
     training, _ = trainer.train(seeds=1, **FAST)
     given = trainer.result()
     assert (training["averaged"], training["soup_mcc"], training["seed"]) == (False, None, 7)
@@ -187,10 +187,10 @@ def test_one_seed_is_kept_as_it_is(trainer: Trainer) -> None:
     assert trainer.result() == given
 
 
-def test_members_start_from_one_head_and_go_their_own_way(
+def test_seeds_start_from_one_head_and_differ_in_batch_order_and_dropout(
     make_trainer: Callable[[], Trainer], pieces: list[Weights]
 ) -> None:
-    """At this rate weights stay where they are; losses show the order of the batches and what is dropped."""
+    """At this rate weights hardly change; losses show the order of batches and dropout."""
     still, other = make_trainer(), make_trainer()
     losses: list[float] = []
     still.train(seeds=3, learning_rate=1e-30, epochs=1, on_epoch=lambda record: losses.append(record["train_loss"]))
@@ -202,20 +202,20 @@ def test_members_start_from_one_head_and_go_their_own_way(
     assert not torch.allclose(head, pieces[0]["classifier.weight"])
 
 
-def test_the_best_member_is_kept_where_the_mean_is_no_good(
+def test_the_best_seed_is_selected_where_the_mean_is_worse_than_all(
     learned: Weights, keep: Callable[..., SavedSeedRun], make_job: Callable[..., TrainingJob]
 ) -> None:
-    """These two tell sentences apart equally well; between them lies a model that answers always the same."""
+    """These two are the same function with other weights; their mean predicts one class."""
     job = make_job()
     kept = [keep(learned, 0.90), keep(mirrored(learned), 0.95), keep(learned, 0.1)]
-    choice = average_or_best(job, TokenizedData(job), job.recipe.encoder, kept[:2])
-    assert (choice.averaged, choice.soup_mcc) == (False, 0.0)
-    assert choice.best == kept[1].run
-    assert_equal(dict(choice.model.state_dict()), mirrored(learned))
+    selected = average_or_best(job, TokenizedData(job), job.recipe.encoder, kept[:2])
+    assert (selected.averaged, selected.soup_mcc) == (False, 0.0)
+    assert selected.best == kept[1].run
+    assert_equal(dict(selected.model.state_dict()), mirrored(learned))
 
 
 @pytest.mark.parametrize(("measured", "averaged"), [(0.1875, False), (0.25, True), (0.75, True)])
-def test_the_mean_is_good_from_what_the_weakest_member_has(
+def test_the_mean_is_selected_from_the_mcc_of_the_weakest_seed_on(
     measured: float,
     averaged: bool,
     learned: Weights,
@@ -223,17 +223,17 @@ def test_the_mean_is_good_from_what_the_weakest_member_has(
     make_job: Callable[..., TrainingJob],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Not only from what the best of them has."""
+    """Not from that of the best seed on."""
     monkeypatch.setattr(soup, "validate", lambda model, rows: {"validation_mcc": measured})
     job = make_job()
-    choice = average_or_best(job, TokenizedData(job), job.recipe.encoder, [keep(learned, 0.25), keep(learned, 0.75)])
-    assert (choice.averaged, choice.soup_mcc, choice.best["seed"]) == (averaged, measured, 8)
+    selected = average_or_best(job, TokenizedData(job), job.recipe.encoder, [keep(learned, 0.25), keep(learned, 0.75)])
+    assert (selected.averaged, selected.soup_mcc, selected.best["seed"]) == (averaged, measured, 8)
 
 
-# Members that learned nothing
+# Seeds that learned nothing
 
 
-def test_a_member_that_learned_nothing_is_left_out_of_the_mean(
+def test_a_seed_that_learned_nothing_is_left_out_of_the_mean(
     learned: Weights,
     keep: Callable[..., SavedSeedRun],
     make_job: Callable[..., TrainingJob],
@@ -242,31 +242,31 @@ def test_a_member_that_learned_nothing_is_left_out_of_the_mean(
     nothing = {name: torch.full_like(tensor, torch.nan) for name, tensor in learned.items()}
     other = {name: tensor + 1e-4 for name, tensor in learned.items()}
     job = make_job()
-    choice = average_or_best(
+    selected = average_or_best(
         job,
         TokenizedData(job),
         job.recipe.encoder,
         [keep(learned, 0.5), keep(nothing, 0.9, collapsed=True), keep(other, 0.6)],
     )
-    assert choice.averaged
-    assert choice.best["seed"] == 9
-    assert_mean(dict(choice.model.state_dict()), learned, other)
+    assert selected.averaged
+    assert selected.best["seed"] == 9
+    assert_mean(dict(selected.model.state_dict()), learned, other)
     assert "1 of 3 seeds learned nothing" in caplog.messages
 
 
-def test_a_member_that_diverges_does_not_spoil_the_others(
+def test_a_seed_that_diverges_does_not_affect_the_others(
     trainer: Trainer, pieces: list[Weights], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     diverge(monkeypatch, 8)
-    training, told = trainer.train(**THREE)
-    assert told == [1, 2, 1, 1, 2]
+    training, seen = trainer.train(**THREE)
+    assert seen == [1, 2, 1, 1, 2]
     assert_mean(load_file(trainer.folder / "model.safetensors"), pieces[0], pieces[2])
     assert training["averaged"]
     assert [(seed["seed"], len(seed["curve"])) for seed in training["seeds"]] == [(7, 2), (8, 1), (9, 2)]
     assert "seed 8 learned nothing; no further one is tried" in caplog.messages
 
 
-def test_of_one_member_that_learned_there_is_no_mean(
+def test_one_seed_that_learned_is_not_averaged(
     make_trainer: Callable[[], Trainer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected, found = make_trainer(), make_trainer()
@@ -278,29 +278,27 @@ def test_of_one_member_that_learned_there_is_no_mean(
     assert_equal(*(load_file(each.folder / "model.safetensors") for each in (found, expected)))
 
 
-def test_where_no_member_learned_one_of_them_is_the_model_and_it_is_told(
+def test_where_no_seed_learned_one_of_them_is_the_model_and_a_warning_says_so(
     trainer: Trainer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    training, told = trainer.train(seeds=2, learning_rate=DIVERGING)
-    assert told == [1, 1]
+    training, seen = trainer.train(seeds=2, learning_rate=DIVERGING)
+    assert seen == [1, 1]
     assert (training["averaged"], training["seed"]) == (False, 7)
     assert [seed["curve"] for seed in training["seeds"]] == [[0.0], [0.0]]
     assert load_training(str(trainer.folder)) == training
     assert "2 of 2 seeds learned nothing" in caplog.messages
 
 
-def test_a_member_that_learned_nothing_makes_room_for_another_seed(
-    trainer: Trainer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_seed_that_learned_nothing_is_replaced_by_another(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> None:
     diverge(monkeypatch, 8)
-    training, told = trainer.train(seeds=2, restarts=1, **FAST)
+    training, seen = trainer.train(seeds=2, restarts=1, **FAST)
     assert [seed["seed"] for seed in training["seeds"]] == [7, 1008]
-    assert told == [1, 2, 1, 1, 2]
+    assert seen == [1, 2, 1, 1, 2]
 
 
 @pytest.mark.parametrize("piece", ["validation_rows", "train_rows"])
 @pytest.mark.parametrize("label", [0, 1])
-def test_sentences_of_one_label_are_combined_too(piece: str, label: int, trainer: Trainer, tmp_path: Path) -> None:
+def test_seeds_are_averaged_with_rows_of_one_label(piece: str, label: int, trainer: Trainer, tmp_path: Path) -> None:
     rows = read_snapshot(getattr(trainer, piece))
     rows[rows["label"] == label].to_parquet(tmp_path / "one.parquet")
     setattr(trainer, piece, str(tmp_path / "one.parquet"))
@@ -313,21 +311,21 @@ def test_sentences_of_one_label_are_combined_too(piece: str, label: int, trainer
 
 
 @pytest.mark.parametrize(
-    ("epoch", "member", "told"),
+    ("epoch", "attempt", "expected"),
     [(1, 2, all_epochs(9)), (2, 1, all_epochs(8, 9, first=2)), (2, 2, [(9, 2)]), (1, 0, all_epochs(7, 8, 9))],
     ids=["after the second", "amid the second", "at the end of the third", "at the start"],
 )
-def test_a_run_that_is_killed_trains_no_finished_member_again_and_ends_with_the_same_bits(
-    epoch: int, member: int, told: list[tuple[int, int]], trainer: Trainer, three: Any
+def test_a_killed_run_trains_no_finished_seed_again_and_ends_with_the_same_bits(
+    epoch: int, attempt: int, expected: list[tuple[int, int]], trainer: Trainer, three: Any
 ) -> None:
-    trainer.interrupt(epoch, attempt=member, **THREE)
-    torch.manual_seed(epoch)  # what other work draws does not matter
-    assert told_by(trainer, **THREE) == told
+    trainer.interrupt(epoch, attempt=attempt, **THREE)
+    torch.manual_seed(epoch)  # the state of the global generator does not matter
+    assert trained_epochs(trainer, **THREE) == expected
     assert trainer.result() == three
     assert three[1]["averaged"]
 
 
-def test_a_run_that_is_killed_when_all_are_finished_trains_nothing_again(
+def test_a_run_that_is_killed_when_all_seeds_are_finished_trains_nothing_again(
     trainer: Trainer, three: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def kill(*_: Any) -> None:
@@ -337,27 +335,27 @@ def test_a_run_that_is_killed_when_all_are_finished_trains_nothing_again(
         patch.setattr(finetune, "average_or_best", kill)
         with pytest.raises(Killed):
             trainer.train(**THREE)
-    assert told_by(trainer, **THREE) == []
+    assert trained_epochs(trainer, **THREE) == []
     assert trainer.result() == three
 
 
-def test_finished_members_serve_a_run_of_more_seeds(trainer: Trainer, three: Any) -> None:
+def test_a_run_of_more_seeds_reuses_finished_ones(trainer: Trainer, three: Any) -> None:
     trainer.interrupt(1, attempt=1, seeds=2, **FAST)
-    assert told_by(trainer, **THREE) == all_epochs(8, 9)
+    assert trained_epochs(trainer, **THREE) == all_epochs(8, 9)
     assert trainer.result() == three
 
 
 @pytest.mark.parametrize("change", [{"learning_rate": 2e-3}, {"seed": 6}], ids=lambda change: next(iter(change)))
-def test_a_finished_member_of_another_run_is_not_used(change: dict[str, Any], trainer: Trainer, three: Any) -> None:
-    """A member of the same seed began with another head if the run's first seed was another."""
+def test_a_finished_seed_of_another_run_is_not_used(change: dict[str, Any], trainer: Trainer, three: Any) -> None:
+    """The run's first seed decides the head that all start from."""
     trainer.interrupt(2, attempt=2, **THREE | change)
-    assert told_by(trainer, **THREE) == all_epochs(7, 8, 9)
+    assert trained_epochs(trainer, **THREE) == all_epochs(7, 8, 9)
     assert trainer.result() == three
 
 
-def test_a_checkpoint_of_a_run_whose_first_seed_was_another_is_not_gone_on_with(trainer: Trainer, three: Any) -> None:
+def test_a_run_does_not_resume_from_a_checkpoint_of_one_with_another_first_seed(trainer: Trainer, three: Any) -> None:
     trainer.interrupt(2, **THREE | {"seed": 8})
-    assert told_by(trainer, **THREE) == all_epochs(7, 8, 9)
+    assert trained_epochs(trainer, **THREE) == all_epochs(7, 8, 9)
     assert trainer.result() == three
 
 
@@ -392,38 +390,38 @@ DAMAGES = [cut_weights, flip_bit, lose_weights, cut_record, change_record, empty
 
 
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
-def test_a_damaged_member_is_told_and_trained_again(
+def test_a_damaged_seed_run_is_logged_and_trained_again(
     damage: Callable[[Path], None], make_job: Callable[..., TrainingJob], caplog: pytest.LogCaptureFixture
 ) -> None:
     job = make_job(epochs=1)
-    told: list[EpochRecord] = []
-    train_seed(job, TokenizedData(job), job.recipe.encoder, 7, told.append)
+    seen: list[EpochRecord] = []
+    train_seed(job, TokenizedData(job), job.recipe.encoder, 7, seen.append)
     before = load_seed_run(job, 7)
     weights = Path(before.weights).read_bytes()
-    train_seed(job, TokenizedData(job), job.recipe.encoder, 7, told.append)
-    assert len(told) == 1
+    train_seed(job, TokenizedData(job), job.recipe.encoder, 7, seen.append)
+    assert len(seen) == 1
     damage(Path(before.weights).parent)
-    train_seed(job, TokenizedData(job), job.recipe.encoder, 7, told.append)
-    assert len(told) == 2
+    train_seed(job, TokenizedData(job), job.recipe.encoder, 7, seen.append)
+    assert len(seen) == 2
     after = load_seed_run(job, 7)
     assert after.run["step_losses"] == before.run["step_losses"]
     assert Path(after.weights).read_bytes() == weights
     assert len([line for line in caplog.messages if line.startswith(f"{job.folder}/seed-7/finished is ignored")]) == 1
 
 
-def test_a_run_with_a_damaged_member_goes_on_from_that_members_last_checkpoint(trainer: Trainer, three: Any) -> None:
+def test_a_run_with_a_damaged_seed_resumes_from_its_last_checkpoint(trainer: Trainer, three: Any) -> None:
     trainer.interrupt(2, attempt=2, **THREE)
     cut_weights(trainer.checkpoints / "seed-7" / "finished")
-    assert told_by(trainer, **THREE) == [(7, 2), (9, 2)]
+    assert trained_epochs(trainer, **THREE) == [(7, 2), (9, 2)]
     assert trainer.result() == three
 
 
-# The first stage
+# The corruption stage
 
 
 @pytest.fixture(scope="module")
 def with_stage(toy_split: tuple[str, str, str], tiny_encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """What a run with a first stage leaves that nothing interrupted."""
+    """The result of an uninterrupted run with a corruption stage."""
     trainer = Trainer(toy_split, tiny_encoder, tmp_path_factory.mktemp("stage"))
     trainer.train(**CORRUPTED, checkpoint_seconds=3600)
     return trainer.result()
@@ -431,12 +429,12 @@ def with_stage(toy_split: tuple[str, str, str], tiny_encoder: Path, tmp_path_fac
 
 @pytest.fixture
 def stages(caplog: pytest.LogCaptureFixture) -> Iterator[Callable[[], int]]:
-    """Counts the first stages that were told."""
+    """Counts the corruption stages that were logged."""
     with caplog.at_level("INFO", "tasks"):
         yield lambda: sum(line.startswith("corruption stage: ") for line in caplog.messages)
 
 
-def test_a_first_stage_gives_another_model_and_always_the_same(
+def test_a_corruption_stage_gives_another_model_reproducibly(
     trainer: Trainer, with_stage: Any, stages: Callable[[], int]
 ) -> None:
     trainer.train(**CORRUPTED)
@@ -447,7 +445,7 @@ def test_a_first_stage_gives_another_model_and_always_the_same(
     assert trainer.result()[0] != with_stage[0]
 
 
-def test_members_start_from_what_the_first_stage_has_made_of_the_encoder(
+def test_seeds_start_from_the_result_of_the_corruption_stage(
     make_job: Callable[..., TrainingJob], tiny_encoder: Path
 ) -> None:
     job = make_job(corruptions=2)
@@ -460,7 +458,7 @@ def test_members_start_from_what_the_first_stage_has_made_of_the_encoder(
     assert run_corruption_stage(job, TokenizedData(job)) == start
 
 
-def test_without_spoiled_sentences_members_start_from_the_encoder(make_job: Callable[..., TrainingJob]) -> None:
+def test_without_a_corruption_stage_seeds_start_from_the_encoder(make_job: Callable[..., TrainingJob]) -> None:
     job = make_job()
     assert run_corruption_stage(job, TokenizedData(job)) == job.recipe.encoder
     assert not Path(job.folder).exists()
@@ -475,7 +473,7 @@ def text(tmp_path: Path) -> str:
 
 
 @pytest.mark.parametrize(("corruptions", "copies", "sentences"), [(0, 1, 100), (0, 2, 200), (1, 1, None)])
-def test_text_makes_a_first_stage_or_adds_to_it(
+def test_text_makes_a_corruption_stage_or_adds_to_it(
     corruptions: int,
     copies: int,
     sentences: int | None,
@@ -492,19 +490,19 @@ def test_text_makes_a_first_stage_or_adds_to_it(
     )
 
 
-def test_text_that_is_not_asked_for_makes_no_first_stage(make_job: Callable[..., TrainingJob], text: str) -> None:
+def test_text_without_copies_makes_no_corruption_stage(make_job: Callable[..., TrainingJob], text: str) -> None:
     job = make_job(text=text, text_corruptions=0)
     assert run_corruption_stage(job, TokenizedData(job)) == job.recipe.encoder
 
 
-def test_another_seed_makes_another_first_stage(make_job: Callable[..., TrainingJob]) -> None:
+def test_another_seed_makes_another_corruption_stage(make_job: Callable[..., TrainingJob]) -> None:
     jobs = [make_job(corruptions=1, seed=seed) for seed in (7, 8)]
     one, other = (load_file(Path(run_corruption_stage(job, TokenizedData(job))) / WEIGHTS_FILE) for job in jobs)
     name = "bert.embeddings.word_embeddings.weight"
     assert not torch.equal(one[name], other[name])
 
 
-def test_a_run_killed_in_its_first_stage_ends_with_the_same_bits(
+def test_a_run_killed_in_its_corruption_stage_ends_with_the_same_bits(
     trainer: Trainer, with_stage: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = soup.train_epochs
@@ -517,22 +515,21 @@ def test_a_run_killed_in_its_first_stage_ends_with_the_same_bits(
         patch.setattr(soup, "train_epochs", kill)
         with pytest.raises(Killed):
             trainer.train(**CORRUPTED)
-    assert told_by(trainer, **CORRUPTED) == all_epochs(7)
+    assert trained_epochs(trainer, **CORRUPTED) == all_epochs(7)
     assert trainer.result() == with_stage
 
 
-@pytest.mark.parametrize("killed", [1, 2])
-def test_a_run_killed_after_its_first_stage_does_not_repeat_it(
-    killed: int, trainer: Trainer, with_stage: Any, stages: Callable[[], int]
+def test_a_run_killed_after_its_corruption_stage_does_not_repeat_it(
+    trainer: Trainer, with_stage: Any, stages: Callable[[], int]
 ) -> None:
-    trainer.interrupt(killed, **CORRUPTED)
-    assert told_by(trainer, **CORRUPTED) == all_epochs(7, first=killed)
+    trainer.interrupt(2, **CORRUPTED)
+    assert trained_epochs(trainer, **CORRUPTED) == all_epochs(7, first=2)
     assert stages() == 1
     assert trainer.result() == with_stage
 
 
 @pytest.mark.parametrize("change", [{"seed": 8}, {"corruptions": 2}], ids=lambda change: next(iter(change)))
-def test_the_first_stage_of_another_run_is_not_used(
+def test_the_corruption_stage_of_another_run_is_not_used(
     change: dict[str, Any], trainer: Trainer, with_stage: Any, stages: Callable[[], int]
 ) -> None:
     trainer.interrupt(1, **CORRUPTED | change)
@@ -542,7 +539,7 @@ def test_the_first_stage_of_another_run_is_not_used(
 
 
 @pytest.mark.parametrize("damage", [cut_weights, flip_bit, cut_record], ids=lambda one: one.__name__)
-def test_a_damaged_first_stage_is_told_and_made_again(
+def test_a_damaged_corruption_stage_is_logged_and_repeated(
     damage: Callable[[Path], None],
     trainer: Trainer,
     with_stage: Any,
@@ -562,7 +559,7 @@ NOTHING = "no sentence could be corrupted; training starts without the corruptio
 
 
 @pytest.mark.parametrize("batch_size", [16, 100_000], ids=["in a step", "in the last step"])
-def test_a_first_stage_that_diverges_is_told_once_and_left_out(
+def test_a_corruption_stage_that_diverges_is_logged_once_and_left_out(
     batch_size: int, make_job: Callable[..., TrainingJob], caplog: pytest.LogCaptureFixture
 ) -> None:
     job = make_job(corruptions=1, learning_rate=DIVERGING, batch_size=batch_size, warmup_ratio=0.0)
@@ -570,16 +567,18 @@ def test_a_first_stage_that_diverges_is_told_once_and_left_out(
     assert [record.message for record in caplog.records if record.levelname == "WARNING"] == [DIVERGED]
 
 
-def test_after_a_first_stage_that_diverges_training_is_as_without_it(
+def test_after_a_corruption_stage_that_diverges_training_is_as_without_it(
     make_trainer: Callable[[], Trainer], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     expected, found = make_trainer(), make_trainer()
     expected.train(**FAST)
     real = soup.train_epochs
 
-    def train_epochs(model: Any, train: Any, validation: Any, config: Any, **others: Any) -> Any:
-        rate = config.learning_rate if "checkpoints" in others else DIVERGING
-        return real(model, train, validation, config._replace(learning_rate=rate), **others)
+    def train_epochs(*given: Any, **others: Any) -> Any:
+        with pytest.MonkeyPatch.context() as patch:
+            if "checkpoints" not in others:
+                patch.setattr(train_step, "learning_rates", lambda config: [DIVERGING] * config.steps)
+            return real(*given, **others)
 
     monkeypatch.setattr(soup, "train_epochs", train_epochs)
     found.train(**CORRUPTED)
@@ -587,7 +586,7 @@ def test_after_a_first_stage_that_diverges_training_is_as_without_it(
     assert found.result() == expected.result()
 
 
-def test_without_acceptable_sentences_there_is_no_first_stage(
+def test_without_acceptable_sentences_there_is_no_corruption_stage(
     make_trainer: Callable[[], Trainer], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     rows = read_snapshot(make_trainer().train_rows)
@@ -602,10 +601,10 @@ def test_without_acceptable_sentences_there_is_no_first_stage(
     assert caplog.messages.count(NOTHING) == 1
 
 
-def test_sentences_that_cannot_be_spoiled_make_no_first_stage(
+def test_sentences_that_cannot_be_corrupted_make_no_corruption_stage(
     make_job: Callable[..., TrainingJob], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A head that has seen one class only would have to forget it."""
+    """A head trained on one class only would be a bad start."""
     job = make_job(corruptions=2)
     rows = read_snapshot(job.train)
     rows.assign(sentence=rows["sentence"].str.replace(" ", "")).to_parquet(tmp_path / "words.parquet")
@@ -614,8 +613,8 @@ def test_sentences_that_cannot_be_spoiled_make_no_first_stage(
     assert caplog.messages.count(NOTHING) == 1
 
 
-def test_several_members_share_one_first_stage(trainer: Trainer, stages: Callable[[], int]) -> None:
-    training, told = trainer.train(seeds=2, **CORRUPTED)
-    assert told == [1, 2, 1, 2]
+def test_several_seeds_share_one_corruption_stage(trainer: Trainer, stages: Callable[[], int]) -> None:
+    training, seen = trainer.train(seeds=2, **CORRUPTED)
+    assert seen == [1, 2, 1, 2]
     assert stages() == 1
     assert len(training["seeds"]) == 2

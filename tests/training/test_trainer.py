@@ -1,4 +1,4 @@
-"""A run that is killed and run again is the run that was not killed, bit for bit."""
+"""A run that is killed and resumed is the uninterrupted run, bit for bit; the best epoch's weights are kept."""
 
 import copy
 import json
@@ -15,9 +15,7 @@ from tiny import tiny_bert, toy_encoded, toy_recipe
 from transformers import BertForSequenceClassification
 
 from tasks.evaluation.metrics import accuracy, mcc
-from tasks.training import checkpoints
-from tasks.training import train_step as stepper
-from tasks.training import trainer as epochs
+from tasks.training import checkpoints, train_step
 from tasks.training.dataset import TokenDataset
 from tasks.training.trainer import CheckpointConfig, EpochRecord, TrainingHistory, train_epochs, validate
 
@@ -53,10 +51,10 @@ def train(
     """Train a new model with dropout; what torch's and NumPy's generators did before does not matter."""
     model = model or tiny_bert(dropout=0.2)
     torch.manual_seed(SEED)
-    course = train_epochs(
+    history = train_epochs(
         model, TRAIN, VALIDATION, RECIPE, epochs=EPOCHS, seed=SEED, checkpoints=held, on_epoch=on_epoch
     )
-    return course, model
+    return history, model
 
 
 def interrupt(held: CheckpointConfig, number: int) -> None:
@@ -64,9 +62,9 @@ def interrupt(held: CheckpointConfig, number: int) -> None:
         train(held, after(number))
 
 
-def timeless(course: TrainingHistory) -> TrainingHistory:
+def timeless(history: TrainingHistory) -> TrainingHistory:
     """Leave out what two runs cannot share."""
-    return course._replace(epochs=[record | {"seconds": 0.0} for record in course.epochs])  # type: ignore[misc]
+    return history._replace(epochs=[record | {"seconds": 0.0} for record in history.epochs])  # type: ignore[misc]
 
 
 def assert_same(
@@ -79,7 +77,7 @@ def assert_same(
 
 
 @pytest.fixture(scope="module")
-def whole() -> tuple[TrainingHistory, BertForSequenceClassification]:
+def uninterrupted() -> tuple[TrainingHistory, BertForSequenceClassification]:
     """A run that nothing ever interrupted, without checkpoints."""
     return train()
 
@@ -95,51 +93,51 @@ def scores(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
             value, loss = next(left)
             return {"validation_mcc": value, "validation_loss": loss, "validation_accuracy": 0.5}
 
-        monkeypatch.setattr(epochs, "validate", measured)
+        monkeypatch.setattr("tasks.training.trainer.validate", measured)
 
     return give
 
 
-def test_the_run_that_the_law_is_shown_on_learns_and_drops_out(
-    whole: tuple[TrainingHistory, BertForSequenceClassification],
+def test_the_uninterrupted_run_learns_and_has_dropout(
+    uninterrupted: tuple[TrainingHistory, BertForSequenceClassification],
 ) -> None:
-    course, _ = whole
-    assert not course.collapsed
-    assert course.epochs[-1]["train_loss"] < course.epochs[0]["train_loss"]
-    assert len({record["validation_loss"] for record in course.epochs}) == EPOCHS
+    history, _ = uninterrupted
+    assert not history.collapsed
+    assert history.epochs[-1]["train_loss"] < history.epochs[0]["train_loss"]
+    assert len({record["validation_loss"] for record in history.epochs}) == EPOCHS
     plain, _ = train(model=tiny_bert(dropout=0.0))
-    assert plain.step_losses != course.step_losses
+    assert plain.step_losses != history.step_losses
 
 
-def test_keeping_checkpoints_changes_nothing(
-    whole: tuple[TrainingHistory, BertForSequenceClassification], tmp_path: Path
+def test_writing_checkpoints_changes_nothing(
+    uninterrupted: tuple[TrainingHistory, BertForSequenceClassification], tmp_path: Path
 ) -> None:
-    assert_same(train(places(tmp_path)), whole)
+    assert_same(train(places(tmp_path)), uninterrupted)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["epoch-0002", "epoch-0003"]
 
 
 @pytest.mark.parametrize("killed", range(1, EPOCHS + 1))
 def test_a_run_killed_after_any_epoch_ends_as_one_that_was_not(
-    killed: int, whole: tuple[TrainingHistory, BertForSequenceClassification], tmp_path: Path
+    killed: int, uninterrupted: tuple[TrainingHistory, BertForSequenceClassification], tmp_path: Path
 ) -> None:
     interrupt(places(tmp_path), killed)
-    told: list[EpochRecord] = []
-    assert_same(train(places(tmp_path), told.append), whole)
-    assert [record["epoch"] for record in told] == list(range(killed, EPOCHS + 1))
+    records: list[EpochRecord] = []
+    assert_same(train(places(tmp_path), records.append), uninterrupted)
+    assert [record["epoch"] for record in records] == list(range(killed, EPOCHS + 1))
 
 
 def test_a_run_killed_again_and_again_ends_as_one_that_was_not(
-    whole: tuple[TrainingHistory, BertForSequenceClassification], tmp_path: Path
+    uninterrupted: tuple[TrainingHistory, BertForSequenceClassification], tmp_path: Path
 ) -> None:
     for killed in (1, 2, 2, 3, 4, 4):
         interrupt(places(tmp_path), killed)
-    assert_same(train(places(tmp_path)), whole)
+    assert_same(train(places(tmp_path)), uninterrupted)
 
 
 @pytest.mark.parametrize("killed", [1, 3])
 def test_a_run_killed_between_two_steps_ends_as_one_that_was_not(
     killed: int,
-    whole: tuple[TrainingHistory, BertForSequenceClassification],
+    uninterrupted: tuple[TrainingHistory, BertForSequenceClassification],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -152,47 +150,49 @@ def test_a_run_killed_between_two_steps_ends_as_one_that_was_not(
             raise Killed
         return real(*given)
 
-    real = stepper.classification_loss
-    monkeypatch.setattr(stepper, "classification_loss", kill_at)
+    real = train_step.classification_loss
+    monkeypatch.setattr(train_step, "classification_loss", kill_at)
     with pytest.raises(Killed):
         train(places(tmp_path))
-    assert_same(train(places(tmp_path)), whole)
+    assert_same(train(places(tmp_path)), uninterrupted)
 
 
-def test_after_damage_the_checkpoint_before_is_gone_on_with(
-    whole: tuple[TrainingHistory, BertForSequenceClassification], tmp_path: Path, caplog: pytest.LogCaptureFixture
+def test_a_run_resumes_from_the_checkpoint_before_a_damaged_one(
+    uninterrupted: tuple[TrainingHistory, BertForSequenceClassification],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     interrupt(places(tmp_path), 4)
     (tmp_path / "epoch-0003" / checkpoints.TENSORS_FILE).write_bytes(b"")
-    told: list[EpochRecord] = []
-    assert_same(train(places(tmp_path), told.append), whole)
-    assert [record["epoch"] for record in told] == [3, 4]
+    records: list[EpochRecord] = []
+    assert_same(train(places(tmp_path), records.append), uninterrupted)
+    assert [record["epoch"] for record in records] == [3, 4]
     assert "epoch-0003 is ignored" in caplog.text
 
 
-def test_where_all_are_damaged_the_run_begins_anew(
-    whole: tuple[TrainingHistory, BertForSequenceClassification], tmp_path: Path
+def test_where_all_checkpoints_are_damaged_the_run_starts_over(
+    uninterrupted: tuple[TrainingHistory, BertForSequenceClassification], tmp_path: Path
 ) -> None:
     interrupt(places(tmp_path), 4)
     for path in tmp_path.glob(f"*/{checkpoints.STATE_FILE}"):
         path.write_text("{}")
-    told: list[EpochRecord] = []
-    assert_same(train(places(tmp_path), told.append), whole)
-    assert [record["epoch"] for record in told] == [1, 2, 3, 4]
+    records: list[EpochRecord] = []
+    assert_same(train(places(tmp_path), records.append), uninterrupted)
+    assert [record["epoch"] for record in records] == [1, 2, 3, 4]
 
 
-def test_another_runs_checkpoint_is_not_gone_on_with(
-    whole: tuple[TrainingHistory, BertForSequenceClassification], tmp_path: Path
+def test_a_run_does_not_resume_from_a_checkpoint_of_another(
+    uninterrupted: tuple[TrainingHistory, BertForSequenceClassification], tmp_path: Path
 ) -> None:
     interrupt(places(tmp_path, "another"), 4)
     interrupt(places(tmp_path), 3)
-    told: list[EpochRecord] = []
-    assert_same(train(places(tmp_path), told.append), whole)
-    assert [record["epoch"] for record in told] == [3, 4]
+    records: list[EpochRecord] = []
+    assert_same(train(places(tmp_path), records.append), uninterrupted)
+    assert [record["epoch"] for record in records] == [3, 4]
 
 
 def test_a_full_disk_does_not_stop_the_run(
-    whole: tuple[TrainingHistory, BertForSequenceClassification],
+    uninterrupted: tuple[TrainingHistory, BertForSequenceClassification],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
@@ -201,17 +201,17 @@ def test_a_full_disk_does_not_stop_the_run(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(checkpoints, "save_file", refuse)
-    assert_same(train(places(tmp_path)), whole)
+    assert_same(train(places(tmp_path)), uninterrupted)
     assert caplog.text.count("cannot be written") == EPOCHS - 1
     assert list(tmp_path.iterdir()) == []
 
 
-def test_checkpoints_are_no_more_frequent_than_wanted(tmp_path: Path) -> None:
+def test_checkpoints_are_no_more_frequent_than_configured(tmp_path: Path) -> None:
     train(places(tmp_path, seconds=3600))
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_line_says_after_which_epoch_a_run_goes_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_log_says_after_which_epoch_a_run_resumes(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     interrupt(places(tmp_path), 3)
     with caplog.at_level("INFO", "tasks"):
         train(places(tmp_path))
@@ -251,7 +251,7 @@ def test_a_checkpoint_holds_the_weights_of_its_epoch_and_the_best_ones(
         ([(0.3, None), (0.4, None), (0.0, None), (0.5, None)], 1),
         ([(1.0, 0.5), (1.0, 0.1), (1.0, 0.0), (1.0, 0.1)], 3),
     ],
-    ids=["mcc", "then loss", "below zero", "no number is the worst", "no number at all", "zero loss is the best"],
+    ids=["mcc", "then loss", "below zero", "NaN is the worst", "NaN alone", "zero loss is the best"],
 )
 def test_the_best_epoch_is_kept(
     given: list[tuple[float, float | None]], best: int, scores: Callable[..., None]
@@ -259,23 +259,23 @@ def test_the_best_epoch_is_kept(
     scores(*given)
     model = tiny_bert(dropout=0.2)
     weights: list[dict[str, torch.Tensor]] = []
-    course, _ = train(on_epoch=lambda _: weights.append(copy.deepcopy(model.state_dict())), model=model)
-    assert course.best_epoch == best
+    history, _ = train(on_epoch=lambda _: weights.append(copy.deepcopy(model.state_dict())), model=model)
+    assert history.best_epoch == best
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, weights[best - 1][name])
     assert {tensor.dtype for tensor in model.parameters()} == {torch.float32}
 
 
-@pytest.mark.parametrize("killed", [2, 3, 4])
+@pytest.mark.parametrize("killed", [2, 4])
 @pytest.mark.parametrize(
     ("given", "best"),
     [
         ([(0.8, 0.3), (0.9, 0.4), (0.9, 0.4), (0.2, 0.1)], 2),
         ([(0.9, None), (0.1, None), (0.1, None), (0.1, 0.7)], 4),
     ],
-    ids=["early", "after losses that are no number"],
+    ids=["early", "after NaN losses"],
 )
-def test_the_best_epoch_is_kept_by_a_run_that_goes_on(
+def test_the_best_epoch_is_kept_by_a_run_that_resumes(
     given: list[tuple[float, float | None]], best: int, killed: int, tmp_path: Path, scores: Callable[..., None]
 ) -> None:
     scores(*given)
@@ -287,7 +287,7 @@ def test_the_best_epoch_is_kept_by_a_run_that_goes_on(
     assert_same(train(places(tmp_path)), expected)
 
 
-def test_a_loss_that_is_no_number_ends_the_run_as_collapsed_with_the_best_weights_so_far() -> None:
+def test_a_nan_loss_ends_the_run_as_collapsed_with_the_best_weights_so_far() -> None:
     model = tiny_bert(dropout=0.2)
     first: dict[str, torch.Tensor] = {}
 
@@ -296,40 +296,40 @@ def test_a_loss_that_is_no_number_ends_the_run_as_collapsed_with_the_best_weight
             first.update(copy.deepcopy(model.state_dict()))
             model.classifier.bias.data.fill_(math.nan)
 
-    course, _ = train(on_epoch=poison, model=model)
-    assert course.collapsed
-    assert [record["train_loss"] is None for record in course.epochs] == [False, True]
-    assert course.epochs[1]["validation_loss"] is None
-    assert course.step_losses[8:] == [None] * 8
-    assert course.best_epoch == 1
+    history, _ = train(on_epoch=poison, model=model)
+    assert history.collapsed
+    assert [record["train_loss"] is None for record in history.epochs] == [False, True]
+    assert history.epochs[1]["validation_loss"] is None
+    assert history.step_losses[8:] == [None] * 8
+    assert history.best_epoch == 1
     assert all(torch.equal(tensor, first[name]) for name, tensor in model.state_dict().items())
 
 
 @pytest.mark.parametrize(
     ("values", "collapsed"), [([0, 0, 0, 0], True), ([0, 0, 0.01, 0], False), ([-0.01, 0, 0, 0], False)]
 )
-def test_a_run_collapsed_if_no_epoch_told_the_classes_apart(
+def test_a_run_collapsed_if_every_epoch_has_an_mcc_of_zero(
     values: list[float], collapsed: bool, scores: Callable[..., None]
 ) -> None:
     scores(*((value, 0.7) for value in values))
     assert train()[0].collapsed == collapsed
 
 
-def test_sentences_of_one_label_cannot_tell_whether_a_run_collapsed() -> None:
+def test_with_validation_rows_of_one_label_a_run_does_not_count_as_collapsed() -> None:
     ids = [np.array([5, 6, 7]), np.array([8, 9])]
     validation = TokenDataset(ids, np.array([1, 1]), 0, "cpu")
     torch.manual_seed(SEED)
-    course = train_epochs(tiny_bert(), TRAIN, validation, toy_recipe(steps=8), epochs=1, seed=SEED)
-    assert course.epochs[0]["validation_mcc"] == 0
-    assert not course.collapsed
+    history = train_epochs(tiny_bert(), TRAIN, validation, toy_recipe(steps=8), epochs=1, seed=SEED)
+    assert history.epochs[0]["validation_mcc"] == 0
+    assert not history.collapsed
 
 
 def test_an_epochs_figures_are_those_of_its_steps() -> None:
-    course, _ = train()
-    assert len(course.step_losses) == RECIPE.steps
-    for number, record in enumerate(course.epochs):
+    history, _ = train()
+    assert len(history.step_losses) == RECIPE.steps
+    for number, record in enumerate(history.epochs):
         assert record["epoch"] == number + 1
-        assert record["train_loss"] == pytest.approx(np.mean(course.step_losses[8 * number : 8 * number + 8]))
+        assert record["train_loss"] == pytest.approx(np.mean(history.step_losses[8 * number : 8 * number + 8]))
         assert 0 <= record["train_accuracy"] <= 1
         assert record["train_accuracy"] * TRAIN.count == pytest.approx(round(record["train_accuracy"] * TRAIN.count))
         assert record["seconds"] >= 0
@@ -412,10 +412,10 @@ def test_training_ends_after_so_many_epochs_without_a_better_one_and_keeps_the_b
     model = tiny_bert(dropout=0.2)
     weights: list[dict[str, torch.Tensor]] = []
     with caplog.at_level("INFO", "tasks"):
-        course = wait(patience, on_epoch=lambda _: weights.append(copy.deepcopy(model.state_dict())), model=model)
-    assert [record["epoch"] for record in course.epochs] == list(range(1, epochs_trained + 1))
-    assert len(course.step_losses) == 8 * epochs_trained
-    assert course.best_epoch == best
+        history = wait(patience, on_epoch=lambda _: weights.append(copy.deepcopy(model.state_dict())), model=model)
+    assert [record["epoch"] for record in history.epochs] == list(range(1, epochs_trained + 1))
+    assert len(history.step_losses) == 8 * epochs_trained
+    assert history.best_epoch == best
     assert all(torch.equal(tensor, weights[best - 1][name]) for name, tensor in model.state_dict().items())
     line = f"no better epoch in {patience}; training ends after {epochs_trained} of {EPOCHS}"
     assert endings(caplog) == ([line] if epochs_trained < EPOCHS else [])
@@ -435,18 +435,20 @@ def test_a_run_that_patience_ended_stays_ended_when_it_is_run_again(
     scores((0.5, 0.7), (0.4, 0.7), (0.3, 0.7))
     one, again = tiny_bert(dropout=0.2), tiny_bert(dropout=0.2)
     expected = wait(2, places(tmp_path), model=one)
-    told: list[EpochRecord] = []
+    records: list[EpochRecord] = []
     scores()
     caplog.clear()
     with caplog.at_level("INFO", "tasks"):
-        course = wait(2, places(tmp_path), told.append, again)
-    assert told == []
+        history = wait(2, places(tmp_path), records.append, again)
+    assert records == []
     assert len(endings(caplog)) == 1
-    assert_same((course, again), (expected, one))
+    assert_same((history, again), (expected, one))
 
 
 @pytest.mark.parametrize("killed", [1, 2, 3])
-def test_patience_counts_on_after_a_kill(killed: int, tmp_path: Path, scores: Callable[..., None]) -> None:
+def test_a_resumed_run_counts_the_epochs_of_patience_from_before(
+    killed: int, tmp_path: Path, scores: Callable[..., None]
+) -> None:
     given = [(0.5, 0.7), (0.4, 0.7), (0.3, 0.7)]
     scores(*given)
     expected = wait(2)
