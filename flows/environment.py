@@ -11,7 +11,6 @@ from tasks.core import log_format
 from tasks.core.errors import UsageError
 
 DEFAULT_HOME = ".verdict"
-CHAMPION_URI = "models:/acceptability@champion"  # default model of commands and deployments
 
 
 def verdict_home() -> str:

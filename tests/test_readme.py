@@ -14,8 +14,9 @@ from serving import serving
 
 from flows.cli import app as cli
 from tasks.core.settings_loader import profile_names, valid_keys
+from tasks.registry import register
 from tasks.registry import tracking as runs
-from tasks.registry import versions as registry
+from tasks.registry.mlflow_client import MlflowStore
 from tasks.serving.champion import Champion
 
 ROOT = Path(__file__).parents[1]
@@ -65,11 +66,11 @@ def workplace(empty_store: Path, exported: Any, tmp_path_factory: pytest.TempPat
     (folder / ".verdict").mkdir()
     shutil.copy(empty_store, folder / ".verdict" / "mlflow.db")
     uri, artifacts = f"sqlite:///{folder}/.verdict/mlflow.db", str(folder / ".verdict" / "artifacts")
-    store = registry.MlflowStore(uri=uri, artifacts=artifacts)
+    store = MlflowStore(uri=uri, artifacts=artifacts)
     run = runs.open_run(store, "a" * 16, {}, {})
-    version = registry.register_bundle(store, run, exported["bundle"], exported["digest"], {}, "a bundle")
+    version = register.register_bundle(store, run, exported["bundle"], exported["digest"], {}, "a bundle")
     mlflow.MlflowClient(uri, registry_uri=uri).set_registered_model_alias("acceptability", "champion", version)
-    with Champion(exported["bundle"], device="cpu") as champion, serving(champion) as client:
+    with Champion.open(exported["bundle"], device="cpu") as champion, serving(champion) as client:
         yield folder, str(client.base_url).rstrip("/")
 
 

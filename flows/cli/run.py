@@ -18,8 +18,8 @@ from flows.cli.options import (
     print_result,
     with_data_options,
 )
-from flows.environment import CHAMPION_URI
 from tasks.core.errors import DataRejected, UsageError, VerdictError
+from tasks.inference.bundle import CHAMPION_URI
 
 ScoreFormat = Literal["txt", "tsv", "csv", "jsonl", "parquet"]
 FIRST_SENTENCES = ("The child has eaten the apple.", "The child have eat the apple.")  # classified after a run

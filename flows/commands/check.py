@@ -130,6 +130,7 @@ def champion_profile(home: str) -> DataProfile | None:
     """Return the profile of the champion's training data; None if there is no champion."""
     if not (Path(home) / "mlflow.db").is_file() and not os.environ.get("MLFLOW_TRACKING_URI"):
         return None  # no store, no champion: saves importing MLflow, which takes seconds
-    from tasks.registry import versions as registry
+    from tasks.registry.champion_profile import fetch_profile
+    from tasks.registry.mlflow_client import locate_store
 
-    return registry.fetch_profile(registry.locate_store(home))
+    return fetch_profile(locate_store(home))

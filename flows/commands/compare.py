@@ -12,10 +12,10 @@ from tasks.core.policy import parse_policy
 from tasks.evaluation.compare_versions import VersionComparison, compare_bundles, compare_recorded, figures_of
 from tasks.evaluation.evidence import ChampionBundle, Evidence, SnapshotRef, add_champion, parse_evidence
 from tasks.evaluation.judge import judge, stamp
+from tasks.registry import lookup
 from tasks.registry import promotion as moves
 from tasks.registry import tracking as runs
 from tasks.registry import verification as inspection
-from tasks.registry import versions as registry
 from tasks.registry.audit_log import actor
 from tasks.registry.champion_history import ChampionRecord
 from tasks.registry.mlflow_client import MlflowStore, locate_store
@@ -41,11 +41,11 @@ def compare(first: str, second: str | None, device: str, home: str) -> dict[str,
         VerdictError: if one does not exist or is damaged, or there are no rows to compare both on.
     """
     store = locate_store(home)
-    registry.check_numbers(store, first, second or first)
+    lookup.check_numbers(store, first, second or first)
     other = second or _champion(store)
     if first == other:
         raise UsageError(f"version {first} cannot be compared with itself; name another: verdict compare {first} B")
-    tags = {version: registry.read_tags(store, version) for version in (first, other)}
+    tags = {version: lookup.read_tags(store, version) for version in (first, other)}
     holdout = tags[first].get("holdout", "")
     snapshot = find_snapshot(home, holdout)
     if snapshot:
@@ -78,7 +78,7 @@ def judge_again(store: MlflowStore, version: str, champion: ChampionRecord | Non
     Raises:
         VerdictError: if it is rejected, or its evidence or the holdout's snapshot is missing.
     """
-    tags = registry.read_tags(store, version)
+    tags = lookup.read_tags(store, version)
     evidence = _evidence(store, tags)
     snapshot = find_snapshot(home, tags.get("holdout", ""))
     now = champion["version"] if champion else "none"

@@ -5,12 +5,13 @@ from typing import Any
 
 from flows.notifications import notify_alias_change
 from tasks.core.errors import UnreachableError, UsageError, VerdictError
+from tasks.inference.bundle import MODEL_NAME, digest_version, verify
 from tasks.inference.classifier import Classifier
 from tasks.registry import audit_log as record
 from tasks.registry import champion_history as told
+from tasks.registry import lookup
 from tasks.registry import promotion as moves
 from tasks.registry import verification as inspection
-from tasks.registry import versions as registry
 from tasks.registry.mlflow_client import MlflowStore, locate_store
 
 
@@ -35,7 +36,7 @@ def approve(version: str, reason: str, home: str, who: str = "") -> dict[str, An
             judged and it is rejected against the new one or cannot be judged again.
     """
     text, store = record.check_reason(reason), _open_store(version, home)
-    tags, champion = registry.read_tags(store, version), moves.current_champion(store)
+    tags, champion = lookup.read_tags(store, version), moves.current_champion(store)
     now, verdict = champion["version"] if champion else None, tags.get("verdict_digest", "")
     if tags.get("verdict") == "HOLD" and now not in (tags.get("compared_with") or None, version):
         from flows.commands.compare import judge_again  # imports ONNX Runtime and pandas
@@ -52,7 +53,7 @@ def reject(version: str, reason: str, home: str, who: str = "") -> dict[str, Any
         VerdictError: if it is not on HOLD, or the champion by now.
     """
     text, store = record.check_reason(reason), _open_store(version, home)
-    tags = registry.read_tags(store, version)
+    tags = lookup.read_tags(store, version)
     return _notified(moves.reject(store, version, text, tags.get("verdict_digest", ""), who))
 
 
@@ -100,8 +101,8 @@ def predict(sentences: list[str], model: str, device: str, home: str) -> list[di
     return [{**answer, "version": version} for answer in Classifier.from_bundle(bundle, device).predict(sentences)]
 
 
-def find_model(model: str, home: str) -> tuple[str | None, str]:
-    """Return a model's version, None for a bundle that is no registered one, and its bundle's folder on local disk.
+def find_model(model: str, home: str) -> tuple[str, str]:
+    """Return a model's version, `sha256:...` for the folder of a bundle, and the bundle's folder on local disk.
 
     Args:
         model: registry address, version number, or a bundle's folder.
@@ -111,10 +112,10 @@ def find_model(model: str, home: str) -> tuple[str | None, str]:
         UsageError: if it is none of these.
         VerdictError: if there is no such version.
     """
-    address = f"models:/{registry.MODEL_NAME}/{model}" if model.isdecimal() else model
+    address = f"models:/{MODEL_NAME}/{model}" if model.isdecimal() else model
     if address == model and Path(model).is_dir():
-        return None, model
-    version = registry.fetch_version(locate_store(home), address)
+        return digest_version(verify(Path(model))), model
+    version = lookup.resolve_version(locate_store(home), address, fetch=True)
     return version["version"], version["bundle"]
 
 
@@ -127,7 +128,7 @@ def _notified(change: record.AliasChange) -> dict[str, Any]:
 def _open_store(version: str, home: str) -> MlflowStore:
     """Return the store; raise UsageError unless `version` is a version number."""
     store = locate_store(home)
-    registry.check_numbers(store, version)
+    lookup.check_numbers(store, version)
     return store
 
 

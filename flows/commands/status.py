@@ -11,14 +11,15 @@ from typing import Any, TypedDict
 from flows.commands.doctor import MIN_FREE_DISK_GB
 from tasks.core.errors import UnreachableError, VerdictError
 from tasks.core.files import read_json
+from tasks.inference.bundle import CHAMPION
 from tasks.registry import champion_history as history
+from tasks.registry import lookup
 from tasks.registry import promotion as moves
 from tasks.registry import tracking as runs
 from tasks.registry import verification as inspection
-from tasks.registry import versions as registry
 from tasks.registry.champion_history import TimelineEntry
+from tasks.registry.lookup import CHALLENGER, RegisteredVersion
 from tasks.registry.mlflow_client import MlflowStore, is_uninitialised, locate_store
-from tasks.registry.versions import CHALLENGER, CHAMPION, RegisteredVersion
 
 DISK_SCAN_TIMEOUT_S = 2.0  # after which the size of the stores is left out
 
@@ -70,14 +71,14 @@ def read_runs(store: MlflowStore) -> dict[str, Any]:
     Raises:
         UnreachableError: if it does not answer.
     """
-    champion = registry.find_alias(store, CHAMPION, fetch=False)
+    champion = lookup.find_alias(store, CHAMPION, fetch=False)
     entries, records = moves.history(store)
     answer: dict[str, Any] = {"champion": _public(champion)}
     if champion:
         answer["champion"]["fault"] = inspection.version_error(store, champion["version"])
         answer["champion"]["since"] = promoted_at(entries, champion["version"])
     return answer | {
-        "challenger": _public(registry.find_alias(store, CHALLENGER, fetch=False)),
+        "challenger": _public(lookup.find_alias(store, CHALLENGER, fetch=False)),
         "runs": runs.recent_runs(store),
         "champion_state": moves.read_champion_state(store),
         "notices": history.warnings(entries, records),

@@ -15,11 +15,11 @@ from prefect.types import DateTime
 from pydantic import BaseModel, Field
 
 from flows import environment
-from flows.environment import CHAMPION_URI
 from flows.notifications import alert_crash, alert_failure
 from flows.outcome import RetrainOutcome
 from tasks.core import log_format
 from tasks.core.settings_loader import ResolvedSettings, load_settings, parse_setting
+from tasks.inference.bundle import CHAMPION_URI
 
 ProfileName = Literal["sample", "cola-small", "cola"]
 Device = Literal["auto", "cuda", "cpu"]

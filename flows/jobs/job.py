@@ -25,7 +25,7 @@ from tasks.core.settings import Settings
 from tasks.core.settings_loader import ResolvedSettings, SettingRow
 from tasks.data.ingestion import Dataset
 from tasks.data.sources import shown_addresses
-from tasks.registry import tracking, versions
+from tasks.registry import lookup, tracking
 from tasks.registry.descriptions import NOTE, describe_failure
 from tasks.registry.mlflow_client import MlflowStore
 from tasks.registry.system_metrics import record_system_metrics
@@ -107,7 +107,7 @@ def load_finished(folder: Path, store: MlflowStore) -> RetrainOutcome | None:
     """Return the outcome of a finished job whose version is still in the registry; None where there is none."""
     path = folder / "result.json"
     outcome = RetrainOutcome.from_json(read_json(path)) if path.is_file() else None
-    if outcome is None or versions.find_version(store, outcome.digest) != outcome.version:
+    if outcome is None or lookup.find_version(store, outcome.digest) != outcome.version:
         return None
     # The stores may have been moved since.
     return dataclasses.replace(outcome, report=report_path(folder), store=store["uri"], unchanged=True)

@@ -14,13 +14,14 @@ from tasks.data.ingestion import Dataset
 from tasks.evaluation.evidence import Evidence, JudgeContext, gather_evidence, read_evidence
 from tasks.evaluation.judge import Verdict, judge, stamp
 from tasks.export.bundle_export import ExportResult
-from tasks.registry import promotion, tracking, versions
+from tasks.inference.bundle import CHAMPION
+from tasks.registry import lookup, promotion, tracking
 from tasks.registry.audit_log import actor
-from tasks.registry.versions import CHAMPION, RegisteredVersion
+from tasks.registry.lookup import RegisteredVersion
 
 log = logging.getLogger("tasks.judging")
 
-find_alias = retrying_task("find champion", versions.find_alias)
+find_alias = retrying_task("find champion", lookup.find_alias)
 read_champion_state = retrying_task("find champion", promotion.read_champion_state)
 count_holdout_uses = retrying_task("find champion", tracking.count_holdout_uses)
 tag_run = retrying_task("log to MLflow", tracking.tag_run)

@@ -5,10 +5,12 @@ import contextlib
 from flows.jobs.job import JobContext
 from flows.jobs.judging import list_figures
 from flows.steps import retrying_task, timed_task
+from tasks.core.errors import UnknownModel
 from tasks.core.files import json_digest
 from tasks.evaluation.evidence import ChampionEvidence
 from tasks.evaluation.run_diff import RunRecord
-from tasks.registry import tracking, versions
+from tasks.inference.bundle import MODEL_NAME
+from tasks.registry import lookup, register, tracking
 from tasks.registry.descriptions import NOTE, describe_run, describe_version, version_tags
 from tasks.registry.mlflow_client import MlflowStore
 from tasks.reporting.charts import draw_charts
@@ -17,7 +19,7 @@ from tasks.reporting.tables import compare_figures
 
 draw = timed_task("document", draw_charts)
 document = timed_task("document", write_documents)
-register = retrying_task("register", versions.register_bundle)
+register = retrying_task("register", register.register_bundle)
 find_page = retrying_task("register", tracking.find_page)
 log_series = retrying_task("log to MLflow", tracking.log_series)
 log_files = retrying_task("log to MLflow", tracking.log_files)
@@ -26,8 +28,8 @@ tag_run = retrying_task("log to MLflow", tracking.tag_run)
 
 def _read_champions_run(store: MlflowStore, champion: ChampionEvidence) -> RunRecord | None:
     """Return what the champion's run recorded; None where its version or run was deleted."""
-    with contextlib.suppress(versions.UnknownModel):
-        return tracking.read_run_record(store, versions.read_tags(store, champion["version"])["run"])
+    with contextlib.suppress(UnknownModel):
+        return tracking.read_run_record(store, lookup.read_tags(store, champion["version"])["run"])
     return None
 
 
@@ -69,7 +71,7 @@ def publish(context: JobContext, report: ReportInputs, dataset: str) -> str:
     description = describe_version(evidence, verdict, compare_figures(evidence), changes, page)
     export = report.export
     version = register(timer, store, run_id, export["bundle"], export["digest"], tags, description)
-    note = describe_run(evidence, verdict, version, versions.MODEL_NAME, page)
+    note = describe_run(evidence, verdict, version, MODEL_NAME, page)
     tag_run(timer, store, run_id, {NOTE: note})
     return version
 

@@ -46,9 +46,10 @@ from tasks.evaluation.judge import Verdict
 from tasks.export.bundle_export import ExportResult, export_bundle, load_export
 from tasks.export.subprocess_call import start_forkserver
 from tasks.inference.bundle import Origin
-from tasks.registry import promotion, tracking, versions
+from tasks.registry import promotion, tracking
 from tasks.registry.audit_log import MAX_REASON_CHARS
-from tasks.registry.mlflow_client import MlflowStore
+from tasks.registry.champion_profile import fetch_profile
+from tasks.registry.mlflow_client import MlflowStore, locate_store
 from tasks.reporting.report import ReportInputs
 from tasks.training.device import resolve_device
 from tasks.training.finetune import TrainingResult, fine_tune, load_training
@@ -68,7 +69,7 @@ find_encoder = retrying_task("find encoder", locate_encoder)
 examine = timed_task("check data", run_gate)
 split = timed_task("split", split_snapshot)
 export = timed_task("export", export_bundle)
-find_profile = retrying_task("find champion", versions.fetch_profile)
+find_profile = retrying_task("find champion", fetch_profile)
 log_series = retrying_task("log to MLflow", tracking.log_series)
 log_files = retrying_task("log to MLflow", tracking.log_files)
 promote_version = retrying_task("promote", promotion.promote)
@@ -93,7 +94,7 @@ def retrain(settings: dict[str, Any], origins: dict[str, str], home: str, force:
     chosen = Settings.model_validate(settings)
     if waiting := find_waiting(home):
         return wait_for_approval(waiting, chosen.judge.wait_hours, home)
-    timer, store = Timer(), versions.locate_store(home)
+    timer, store = Timer(), locate_store(home)
     data = read(timer, chosen.data, home)
     encoder = find_encoder(timer, chosen.finetune.encoder, offline=chosen.data.offline)
     device = resolve_device(chosen.finetune.device)

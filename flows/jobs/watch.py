@@ -20,14 +20,14 @@ from tasks.data.drift import list_drifted
 from tasks.data.gate import raise_if_failed
 from tasks.data.ingestion import Dataset
 from tasks.data.sources import shown_addresses
-from tasks.registry import versions
+from tasks.inference.bundle import CHAMPION
+from tasks.registry import lookup
 from tasks.registry.mlflow_client import is_uninitialised, locate_store
-from tasks.registry.versions import CHAMPION
 
 read = timed_task("read data", read_data)  # downloads have retries of their own
 examine = timed_task("check data", run_gate)
 read_champion_profile = retrying_task("find champion", champion_profile)
-find_alias = retrying_task("find champion", versions.find_alias)
+find_alias = retrying_task("find champion", lookup.find_alias)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,41 +1,51 @@
-"""The errors a user can meet; every message says the value, what was expected and what to do next.
+"""The exceptions for users; every message names the value, what was expected and the next command.
 
-VerdictError        exit 1: the work failed
-├── Unreachable     exit 1: a store or a hub did not answer; trying again may help
-├── WrongUsage      exit 2: an option, setting or address is wrong; nothing was started
-└── DataRefused     exit 3: the gate refused the data; nothing was trained or registered
+VerdictError             exit 1: the work failed
+├── UnreachableError     exit 1: a store or a hub did not answer; a retry may succeed
+├── NoChampion           exit 1: the registry answers, and the alias is not set yet
+├── UnknownModel         exit 1: the registry answers, and holds no such model or version
+├── UsageError           exit 2: an option, setting or address is wrong; nothing was started
+└── DataRejected         exit 3: the gate rejected the data; nothing was trained or registered
 """
 
 
-def first_line(error: BaseException, longest: int = 500) -> str:
-    """Return what an error says first, or else its kind; damaged bytes that it repeats are shown escaped."""
-    first = (str(error).strip().splitlines() or [type(error).__name__])[0][:longest]
-    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in first)
+def first_line(error: BaseException, max_chars: int = 500) -> str:
+    """Return the first line of an error's message, or its type if it has none; unprintable characters are escaped."""
+    first = (str(error).strip().splitlines() or [type(error).__name__])[0][:max_chars]
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in first)
 
 
-def summarise_error(error: BaseException, longest: int = 500) -> str:
-    """Return an error's kind and what it says first, where it says anything."""
-    kind, said = type(error).__name__, first_line(error, longest)
-    return kind if said == kind else f"{kind}: {said}"
+def summarise_error(error: BaseException, max_chars: int = 500) -> str:
+    """Return an error's type and the first line of its message, if it has one."""
+    kind, message = type(error).__name__, first_line(error, max_chars)
+    return kind if message == kind else f"{kind}: {message}"
 
 
 class VerdictError(Exception):
-    """A failure to be shown as one or two lines, without a traceback."""
+    """A failure that is shown in one or two lines, without a traceback."""
 
     exit_code = 1
 
 
 class UnreachableError(VerdictError):
-    """Something outside of this process did not answer."""
+    """A store or a hub did not answer."""
+
+
+class NoChampion(VerdictError):
+    """The registry answers, and the alias is not set yet."""
+
+
+class UnknownModel(VerdictError):
+    """The registry answers, and holds no such model or version."""
 
 
 class UsageError(VerdictError):
-    """What the user asked for cannot be meant."""
+    """An option, setting or address is wrong."""
 
     exit_code = 2
 
 
 class DataRejected(VerdictError):
-    """The data is not fit to train on."""
+    """The gate rejected the data."""
 
     exit_code = 3

@@ -19,6 +19,9 @@ from typing import Any, TypedDict
 from ..core.errors import VerdictError
 from ..core.files import json_digest, read_json, sha256_of, write_json
 
+MODEL_NAME = "acceptability"  # of the registered model
+CHAMPION = "champion"  # the alias that downstream systems follow
+CHAMPION_URI = f"models:/{MODEL_NAME}@{CHAMPION}"
 SCHEMA_VERSION = 1
 MANIFEST = "bundle.json"
 FP32_MODEL = "model.onnx"

@@ -24,18 +24,6 @@ MAX_CHANGES = 30  # changes that a description lists
 EMPTY_CELL = "&emsp;"  # MLflow's pages leave no room between the columns of a table
 NOTE = "mlflow.note.content"  # the tag that a run's page shows as its description
 
-MODEL_DESCRIPTION = """Tells whether an English sentence is acceptable to a native speaker.
-
-- **champion** is what downstream systems load: `mlflow.pyfunc.load_model("models:/acceptability@champion")`
-- **challenger** is the last candidate on HOLD, which waits for a person
-
-Each version is one bundle of ONNX graphs. Its description says how it was judged: PROMOTE, HOLD or REJECT, with the
-reasons, the figures beside the champion's, and what changed. Its run holds report, evidence, pictures and data.
-
-Aliases are moved by `verdict approve`, `verdict reject` and `verdict rollback`, which check the files first and keep a
-record: `verdict history`. A move in this page is not recorded, and `verdict status` says so.
-"""
-
 
 def headline(evidence: Evidence, verdict: Verdict) -> str:
     """Return the verdict with its figures in one plain line."""

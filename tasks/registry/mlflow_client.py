@@ -17,7 +17,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
 from mlflow.store.entities.paged_list import PagedList
 
-from tasks.core.errors import UnreachableError, first_line
+from ..core.errors import UnreachableError, first_line
 
 EXPERIMENT, AUDIT_EXPERIMENT = "verdict", "verdict-history"
 SQLITE = "sqlite:///"

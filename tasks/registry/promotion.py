@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from tasks.core.errors import VerdictError
-from tasks.registry import versions as registry
+from tasks.inference.bundle import CHAMPION
+from tasks.registry import lookup, register
 from tasks.registry.audit_log import AliasChange, begin, finish, read_changes
 from tasks.registry.champion_history import (
     DECISION_KINDS,
@@ -22,10 +23,10 @@ from tasks.registry.champion_history import (
     champion_state,
 )
 from tasks.registry.descriptions import describe_decision
+from tasks.registry.lookup import CHALLENGER
 from tasks.registry.mlflow_client import MlflowStore, is_uninitialised
 from tasks.registry.promotion_lock import promotion_lock
 from tasks.registry.verification import verify_version
-from tasks.registry.versions import CHALLENGER, CHAMPION
 
 if TYPE_CHECKING:
     from tasks.evaluation.evidence import ChampionState
@@ -85,7 +86,7 @@ def promote(
         said = {"kind": kind, "version": version, "reason": reason, "verdict": verdict, "bundle": digest, "actor": who}
         move = begin(store, moves, **said, **{"from": reigning, "to": version})
         check()
-        registry.move_alias(store, CHAMPION, version)
+        register.move_alias(store, CHAMPION, version)
         return _finish_pending(store, move)
 
 
@@ -95,7 +96,7 @@ def set_challenger(store: MlflowStore, version: str) -> None:
         _, champion = recover_pending(store)
         if champion is None or champion["version"] != version:
             check()
-            registry.move_alias(store, CHALLENGER, version)
+            register.move_alias(store, CHALLENGER, version)
 
 
 def reject(store: MlflowStore, version: str, reason: str, verdict: str = "", who: str = "") -> AliasChange:
@@ -139,7 +140,7 @@ def recover_pending(store: MlflowStore) -> tuple[list[AliasChange], ChampionReco
 
 def current_champion(store: MlflowStore) -> ChampionRecord | None:
     """Return what the champion's alias points at now."""
-    found = registry.find_alias(store, CHAMPION, fetch=False)
+    found = lookup.find_alias(store, CHAMPION, fetch=False)
     return ChampionRecord(version=found["version"], digest=found["digest"]) if found else None
 
 
@@ -172,16 +173,16 @@ def _finish_pending(store: MlflowStore, move: AliasChange) -> AliasChange:
     """Do what follows from a move that took place, and close its record; may be done twice."""
     if standing := STANDING_REASON.get(move["kind"]):
         decided = {"verdict": standing, "decided_by": move["actor"], "decision": f"{move['kind']}: {move['reason']}"}
-        registry.tag_version(store, move["version"], decided)
+        register.tag_version(store, move["version"], decided)
         line = describe_decision(move["kind"], move["actor"], move["time"], move["reason"])
-        registry.prepend_description(store, move["version"], line)
-    registry.drop_alias(store, CHALLENGER, move["version"])
+        register.prepend_description(store, move["version"], line)
+    register.drop_alias(store, CHALLENGER, move["version"])
     return finish(store, move, "done")
 
 
 def _reject_decided(store: MlflowStore, kind: str, version: str) -> None:
     """Let persons decide about a HOLD only; inside the turn, where nobody else decides about it."""
-    standing = registry.read_tags(store, version).get("verdict") if kind in STANDING_REASON else "HOLD"
+    standing = lookup.read_tags(store, version).get("verdict") if kind in STANDING_REASON else "HOLD"
     if standing != "HOLD":
         raise VerdictError(
             f"version {version} stands at {standing or 'no verdict'}; expected a HOLD to {kind}, see: verdict status"

@@ -16,11 +16,11 @@ from typing import NamedTuple, TypedDict
 
 from filelock import FileLock, Timeout
 
-from tasks.core.errors import UsageError, VerdictError
+from tasks.core.errors import UnknownModel, UsageError, VerdictError
 from tasks.core.files import read_json
+from tasks.registry import lookup
 from tasks.registry import promotion as moves
 from tasks.registry import retention_queries as disposal
-from tasks.registry import versions as registry
 from tasks.registry.mlflow_client import MlflowStore, is_uninitialised, locate_store
 
 SECONDS_PER_DAY = 86_400.0  # seconds
@@ -110,8 +110,8 @@ def find_references(store: MlflowStore, folder: Path) -> References:
             versions |= {version for version in (move["version"], move["from"], move["to"]) if version}
             digests.add(move["bundle"])
         for version in sorted(versions):
-            with contextlib.suppress(registry.UnknownModel):  # deleted by a person; the history still tells of it
-                tags = registry.read_tags(store, version)
+            with contextlib.suppress(UnknownModel):  # deleted by a person; the history still tells of it
+                tags = lookup.read_tags(store, version)
                 digests |= {value for value in tags.values() if DIGEST_PATTERN.fullmatch(value)}
                 digests |= disposal.read_inputs(store, tags["run"])
         digests |= disposal.inputs_of_running(store)

@@ -9,9 +9,9 @@ from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
 from tasks.core.errors import VerdictError
+from tasks.inference.bundle import MODEL_NAME
 from tasks.registry.mlflow_client import MlflowStore, connect, experiment_of, is_uninitialised, search_all
 from tasks.registry.tracking import DIGEST_LENGTH
-from tasks.registry.versions import MODEL_NAME
 
 MODEL_URI_PREFIX = "models:/"  # what a registered model was made of
 SHORT_DIGEST_CHARS = DIGEST_LENGTH  # characters of a digest that MLflow keeps of a data set

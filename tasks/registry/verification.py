@@ -11,10 +11,10 @@ from mlflow.exceptions import MlflowException
 
 from tasks.core.errors import UnreachableError, VerdictError
 from tasks.core.files import read_json
-from tasks.inference.bundle import verify
+from tasks.inference.bundle import MODEL_NAME, verify
 from tasks.registry.code_digest import CODE_DIGEST_TAG, digest_code
+from tasks.registry.lookup import read_tags
 from tasks.registry.mlflow_client import MlflowStore, connect, database_of
-from tasks.registry.versions import MODEL_NAME, read_tags
 
 REMEDY = "delete it in MLflow and train it again: verdict retrain --force"  # what one does with a damaged version
 

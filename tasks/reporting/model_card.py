@@ -8,7 +8,7 @@ from tasks.core.settings_loader import SettingRow
 from tasks.data.gate import GateReport
 from tasks.evaluation.evidence import Evidence
 from tasks.evaluation.judge import Verdict
-from tasks.inference.bundle import VARIANTS, ModelInfo
+from tasks.inference.bundle import MODEL_NAME, VARIANTS, ModelInfo
 from tasks.reporting.tables import compare_figures, explain_rules, list_phenomena, list_slices
 from tasks.reporting.templating import render
 from tasks.reporting.wording import escape_markdown, show_interval
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
     from tasks.export.bundle_export import ExportResult
 
-CARD_MODEL_NAME = "acceptability"
 PACKAGED_MODEL = "sentence-transformers/all-MiniLM-L6-v2"  # the packaged encoder on the Hub
 CARD_METRICS = {  # by the Hub's metric id: key in a measurement, displayed name
     "matthews_correlation": ("mcc", "MCC"),
@@ -98,7 +97,7 @@ def _header(facts: ModelInfo, evidence: Evidence, values: dict[str, Any]) -> str
         datasets=datasets or None,
         metrics=list(CARD_METRICS),
         base_model=base_model(facts["encoder"], values.get("finetune.encoder")),
-        model_name=CARD_MODEL_NAME,
+        model_name=MODEL_NAME,
         eval_results=_results(evidence, datasets),
     )
     return str(data.to_yaml())

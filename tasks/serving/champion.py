@@ -1,16 +1,16 @@
-"""The model that answers: loads it, follows its alias in the registry, and never stops answering because of a look.
+"""The model behind an address: loads it, follows its alias in the registry, and keeps answering while it does.
 
-    from tasks.serving.champion import Champion
-    with Champion("models:/acceptability@champion", refresh_s=30) as champion:
+    from verdict_inference import Champion
+    with Champion.open("models:/acceptability@champion", refresh_s=30) as champion:
         champion.predict(["The cat sat on the mat."])     # each answer carries the version
 
-A thread asks the registry every `refresh_s` seconds. A new version is fetched, verified, loaded and warmed beside the
-old one, and takes its place in one assignment: who asked before is answered by the old one. A version that is damaged
-or cannot be fetched changes nothing but `status()` and one line on the log. What cannot be had at the start:
+A thread polls the registry every `refresh_s` seconds. A new version is fetched, verified, loaded and warmed up beside
+the old one, and replaces it in one assignment: calls in progress finish with the old one. If a version is corrupt or
+cannot be fetched, the old one keeps answering, `status()` says why, and one line is logged. Errors at the start:
 
-    NoChampion      the store answers, nobody set the alias     run: verdict retrain
-    Unreachable     the store does not answer                   check it: verdict doctor
-    UnknownModel    the store holds no such model or version    see: verdict status
+    NoChampion         the store answers, the alias is not set      run: verdict retrain
+    UnreachableError   the store does not answer                    check it: verdict doctor
+    UnknownModel       the store holds no such model or version     see: verdict status
 """
 
 import logging
@@ -18,38 +18,36 @@ import os
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, NamedTuple, Self, TypedDict
 
 import numpy as np
 
-from tasks.core import log_format as logs
-from tasks.core.errors import UnreachableError, UsageError, VerdictError, first_line, summarise_error
-from tasks.inference.classifier import CPU_BATCH, Classifier, Prediction
+from ..core.errors import NoChampion, UnreachableError, UsageError, VerdictError, first_line, summarise_error
+from ..inference.bundle import CHAMPION_URI, MODEL_NAME, VERSION_DIGITS, digest_version
+from ..inference.classifier import CPU_BATCH, Classifier, Prediction
 
-if TYPE_CHECKING:
-    from tasks.registry.versions import MlflowStore, RegisteredVersion
+if TYPE_CHECKING:  # these import mlflow, which a bundle's folder does not need
+    from ..registry.lookup import RegisteredVersion
+    from ..registry.mlflow_client import MlflowStore
 
 log = logging.getLogger(__name__)
 
-MODEL_NAME = "acceptability"
-CHAMPION_URI = f"models:/{MODEL_NAME}@champion"
-DEFAULT_REFRESH_S = 30.0  # seconds
-MAX_BACKOFF_S = 3_600.0  # seconds before a refused version is tried again
-WARMUP_SENTENCES = "The cat sat on the mat."
-VERSION_DIGITS = 12  # of a digest that stands for a version
+DEFAULT_REFRESH_S = 30.0
+MAX_BACKOFF_S = 3_600.0  # longest time until a rejected version is tried again
+WARMUP_SENTENCE = "The cat sat on the mat."
 
 
 class ChampionAnswer(Prediction):
-    """The answer to one sentence, and which version gave it."""
+    """Prediction for one sentence, with the version that made it."""
 
     version: str
 
 
 class ChampionStatus(TypedDict):
-    """What answers, and how following goes; times are seconds since 1970, `problem` is None while all is well."""
+    """What is loaded, and how polling goes; times in seconds since 1970, `problem` is None after a successful poll."""
 
     model: str
     version: str | None
@@ -64,11 +62,11 @@ class ChampionStatus(TypedDict):
 
 
 class NotReady(VerdictError):
-    """Nothing is loaded yet."""
+    """No model is loaded yet."""
 
 
 class LoadedModel(NamedTuple):
-    """A classifier that is loaded and warm, and the version that it is."""
+    """A classifier that is loaded and warmed up, and its version."""
 
     classifier: Classifier
     version: str
@@ -79,70 +77,93 @@ class LoadedModel(NamedTuple):
         return self.classifier.manifest["digest"]
 
     def predict(self, sentences: Sequence[str]) -> list[ChampionAnswer]:
-        """Judge sentences, in input order."""
+        """Classify sentences, in input order."""
         return [ChampionAnswer(**answer, version=self.version) for answer in self.classifier.predict(sentences)]
 
 
+class ModelAddress(NamedTuple):
+    """Where a model is: a registry address, or the folder of a bundle, for which `store` is None."""
+
+    uri: str
+    name: str
+    follows: bool
+    store: "MlflowStore | None"
+
+
 class _LoadFailure(NamedTuple):
-    """A version that was refused, how often, and when it may be tried again."""
+    """A version that was rejected, how often, and the time.monotonic() from which on it is tried again."""
 
     version: str
     message: str
     times: int
-    again: float
+    retry_at: float
 
 
 class Champion:
-    """The model behind an address; may be asked from any number of threads."""
+    """The model behind an address; thread-safe. Made by `Champion.open`."""
 
     def __init__(
         self,
-        model: str = CHAMPION_URI,
+        address: ModelAddress,
         refresh_s: float = DEFAULT_REFRESH_S,
         device: str = "auto",
-        home: str | None = None,
-        must_load: bool = True,
+        on_load: Callable[[LoadedModel], None] | None = None,
     ) -> None:
-        """Load the model and start to follow it.
-
-        Args:
-            model: models:/NAME@ALIAS, which is followed; models:/NAME/VERSION, a version number or a bundle's folder,
-                which stay what they are.
-            refresh_s: seconds between two looks.
-            device: auto, cuda or cpu.
-            home: folder of the stores; None: VERDICT_HOME, or ./.verdict.
-            must_load: raise where an alias leads nowhere yet, or the store is away; else start empty and look again.
-
-        Raises:
-            NoChampion, Unreachable: if the model cannot be had yet.
-            WrongUsage, UnknownModel: if it cannot be meant.
-            VerdictError: if it is damaged, or does not run on the device.
-        """
-        if refresh_s <= 0:
-            raise UsageError(f"refresh_s = {refresh_s} is refused; expected seconds above 0")
-        self.name, self.model, self.following = MODEL_NAME, model, False
-        self._device, self._refresh_s = device, refresh_s
-        self._home = home or os.environ.get("VERDICT_HOME") or ".verdict"
+        """Assign the configuration; `open` loads the model and starts to follow it."""
+        self.model, self.name, self.following, self._store = address
+        self._device, self._refresh_s, self._on_load = device, refresh_s, on_load
         self._served: LoadedModel | None = None
-        self._refusal: _LoadFailure | None = None
-        self._trying = ""  # the version that is being loaded
-        self._told: set[str] = set()  # versions whose trouble the log knows; "": the store's
+        self._failure: _LoadFailure | None = None
+        self._loading = ""  # the version that is being loaded
+        self._logged: set[str] = set()  # versions whose failure was logged; "" is a failure of the store
         self._problem: str | None = None
         self._loaded: float | None = None
         self._checked: float | None = None
         self._moves = self._failures = 0
-        self._looking, self._closed = threading.Lock(), threading.Event()
+        self._poll_lock, self._closed = threading.Lock(), threading.Event()
         self._thread: threading.Thread | None = None
-        self._store = self._locate()
+
+    @classmethod
+    def open(
+        cls,
+        model: str = CHAMPION_URI,
+        refresh_s: float = DEFAULT_REFRESH_S,
+        device: str = "auto",
+        home: str | None = None,
+        require_model: bool = True,
+        on_load: Callable[[LoadedModel], None] | None = None,
+    ) -> Self:
+        """Load the model and start to follow it.
+
+        Args:
+            model: models:/NAME@ALIAS, which is followed; or models:/NAME/VERSION, a version number or the folder of a
+                bundle, which are loaded once.
+            refresh_s: seconds between two polls.
+            device: auto, cuda or cpu.
+            home: folder of the local stores; None: VERDICT_HOME, or ./.verdict.
+            require_model: raise if an alias is not set yet, or the store does not answer; else start without a model
+                and keep polling.
+            on_load: called with each model that takes over, in the thread that loaded it.
+
+        Raises:
+            NoChampion, UnreachableError: if the model is not available yet.
+            UsageError, UnknownModel: if the address or an argument is wrong.
+            VerdictError: if the bundle is corrupt, or does not run on the device.
+        """
+        if refresh_s <= 0:
+            raise UsageError(f"refresh_s = {refresh_s} is refused; expected seconds above 0")
+        address = _locate(model, home or os.environ.get("VERDICT_HOME") or ".verdict")
+        champion = cls(address, refresh_s, device, on_load)
         try:
-            self._poll()
+            champion._poll()
         except VerdictError as error:
-            if must_load or not self.following or not _is_transient(error):
+            if require_model or not champion.following or not _is_transient(error):
                 raise
-            self._record_failure(error)
-        if self.following:
-            self._thread = threading.Thread(target=self._follow, name="champion", daemon=True)
-            self._thread.start()
+            champion._record_failure(error)
+        if champion.following:
+            champion._thread = threading.Thread(target=champion._follow, name="champion", daemon=True)
+            champion._thread.start()
+        return champion
 
     def __enter__(self) -> Self:
         """Return this champion."""
@@ -155,10 +176,10 @@ class Champion:
         self.close()
 
     def current(self) -> LoadedModel:
-        """Return what answers now; it stays usable when another version takes its place.
+        """Return the model that is loaded; it stays usable after another version has replaced it.
 
         Raises:
-            NotReady: if nothing could be loaded yet; the message says why.
+            NotReady: if none could be loaded yet; the message says why.
         """
         served = self._served
         if served is None:
@@ -166,15 +187,16 @@ class Champion:
         return served
 
     def predict(self, sentences: Sequence[str]) -> list[ChampionAnswer]:
-        """Judge sentences, all with one version.
+        """Classify sentences, all with one version.
 
         Raises:
-            NotReady: if nothing could be loaded yet.
+            NotReady: if no model could be loaded yet.
+            VerdictError: if an item is not a string.
         """
         return self.current().predict(sentences)
 
     def status(self) -> ChampionStatus:
-        """Return what answers and how following goes."""
+        """Return what is loaded and how polling goes."""
         served = self._served
         return ChampionStatus(
             model=self.model,
@@ -190,124 +212,129 @@ class Champion:
         )
 
     def refresh(self) -> bool:
-        """Look once, now; tell whether another version answers from here on. What goes wrong stands in `status()`."""
-        with self._looking:
+        """Poll once, now; return whether another version took over. Errors are reported by `status()`."""
+        with self._poll_lock:
             if not self.following or self._closed.is_set():
                 return False
             try:
                 return self._poll()
-            except Exception as error:  # whatever it is, the model that is loaded goes on answering
+            except Exception as error:  # whatever it is, the loaded model keeps answering
                 self._record_failure(error)
                 return False
 
     def close(self) -> None:
-        """Stop following; what is loaded still answers."""
+        """Stop following; the loaded model stays usable."""
         self._closed.set()
         if self._thread and self._thread is not threading.current_thread():
             self._thread.join(10)
-
-    def _locate(self) -> "MlflowStore | None":
-        """Find out where the model is kept; None for a folder."""
-        if self.model and Path(self.model).is_dir():
-            return None
-        from tasks.registry import versions as registry
-
-        if self.model.isdecimal():
-            self.model = f"models:/{MODEL_NAME}/{self.model}"
-        self.name, alias, _ = registry.split_address(self.model)
-        self.following = bool(alias)
-        return registry.locate_store(self._home)
 
     def _follow(self) -> None:
         while not self._closed.wait(self._refresh_s):
             self.refresh()
 
     def _poll(self) -> bool:
-        """Resolve the address, and load what it leads to where that is not loaded.
+        """Resolve the address, and load the version unless it is loaded; return whether a version was loaded.
 
         Raises:
-            VerdictError: if it leads nowhere, or to what cannot be fetched, verified or loaded.
+            VerdictError: if the address leads nowhere, or the version cannot be fetched, verified or loaded.
         """
-        self._trying = ""
+        self._loading = ""
         if self._store is None:
-            served = _load(self.model, "", self._device)
-            self._swap(served._replace(version=f"sha256:{served.digest[:VERSION_DIGITS]}"))
+            self._swap(_load(self.model, None, self._device))
             return True
-        from tasks.registry import versions as registry
+        from ..registry import lookup
+        from ..registry.mlflow_client import is_uninitialised
 
-        if self._served and registry.is_uninitialised(self._store):  # asking would create an empty one
+        if self._served and is_uninitialised(self._store):  # a query would create an empty store
             raise UnreachableError(f"MLflow store {self._store['uri']} is gone; check it: verdict doctor")
-        found = registry.resolve_version(self._store, self.model)
+        found = lookup.resolve_version(self._store, self.model)
         self._checked = time.time()
-        self._told.discard("")  # the store answers again
+        self._logged.discard("")  # the store answers again
         if self._served and self._served.version == found["version"]:
-            self._problem = self._refusal = None
+            self._problem = self._failure = None
             return False
-        self._trying = found["version"]
+        self._loading = found["version"]
         self._swap(self._load_version(self._store, found))
         return True
 
     def _load_version(self, store: "MlflowStore", found: "RegisteredVersion") -> LoadedModel:
-        """Fetch a version into a folder that is gone when it is loaded; one that was refused is left alone for longer.
+        """Fetch a version into a temporary folder and load it; retry a rejected one with exponential backoff.
 
         Raises:
-            Unreachable: if it cannot be fetched.
-            VerdictError: if it is refused.
+            UnreachableError: if it cannot be fetched.
+            VerdictError: if it is rejected.
         """
-        from tasks.registry import versions as registry
+        from ..registry import lookup
 
-        last, version = self._refusal, found["version"]
-        if last and last.version == version and time.monotonic() < last.again:
+        last, version = self._failure, found["version"]
+        if last and last.version == version and time.monotonic() < last.retry_at:
             raise VerdictError(last.message)
         with tempfile.TemporaryDirectory(prefix="verdict-model-", ignore_cleanup_errors=True) as folder:
-            bundle = registry.fetch_bundle(store, self.name, version, folder)
+            bundle = lookup.fetch_bundle(store, self.name, version, folder)
             try:
                 return _load(bundle, version, self._device, found["digest"])
             except VerdictError as error:
                 times = last.times + 1 if last and last.version == version else 1
-                reason = str(error).replace(f"bundle {bundle}", "its bundle")  # the folder is gone by then
+                reason = str(error).replace(f"bundle {bundle}", "its bundle")  # the temporary folder is deleted
                 message = f"version {version} is refused: {reason}"
                 pause = min(self._refresh_s * 2**times, MAX_BACKOFF_S)
-                self._refusal = _LoadFailure(version, message, times, time.monotonic() + pause)
+                self._failure = _LoadFailure(version, message, times, time.monotonic() + pause)
                 raise VerdictError(message) from error
 
     def _swap(self, served: LoadedModel) -> None:
-        """Let a classifier answer from here on."""
+        """Let a model answer from here on."""
         old, self._served = self._served, served
         self._loaded = self._checked = time.time()
-        self._problem = self._refusal = None
+        self._problem = self._failure = None
         self._moves += old is not None
-        logs.bind_context(version=served.version, digest=served.digest)
-        log.info(
-            "%s: version %s answers on %s%s",
-            self.model,
-            served.version,
-            served.classifier.provider,
-            f", after version {old.version}" if old else "",
-        )
+        if self._on_load:
+            self._on_load(served)
+        replaced = f", replacing version {old.version}" if old else ""
+        log.info("%s: version %s loaded on %s%s", self.model, served.version, served.classifier.provider, replaced)
 
     def _record_failure(self, error: Exception) -> None:
-        """Remember what went wrong; tell it once for each version, and once for each time that the store is away."""
+        """Keep an error for `status()`; log it once per version, and once per outage of the store."""
         self._problem = first_line(error) if isinstance(error, VerdictError) else summarise_error(error)
         self._failures += 1
-        if self._trying not in self._told:
-            self._told.add(self._trying)
-            keeps = f"version {self._served.version} goes on answering" if self._served else "nothing answers yet"
-            log.warning("%s: %s; %s", self.model, self._problem, keeps)
+        if self._loading not in self._logged:
+            self._logged.add(self._loading)
+            state = f"version {self._served.version} keeps answering" if self._served else "no model is loaded"
+            log.warning("%s: %s; %s", self.model, self._problem, state)
+
+
+def _locate(model: str, home: str) -> ModelAddress:
+    """Parse the address of a model; nothing is queried.
+
+    Raises:
+        UsageError: if it is not an address, or a registry's and MLflow is not installed.
+    """
+    if model and Path(model).is_dir():
+        return ModelAddress(model, MODEL_NAME, False, None)
+    try:
+        from ..registry import lookup
+        from ..registry.mlflow_client import locate_store
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "mlflow":
+            raise
+        raise UsageError(
+            f"model {model!r} is not a folder, and registry addresses need MLflow; "
+            "run: pip install 'verdict-inference[mlflow]'"
+        ) from error
+    uri = f"models:/{MODEL_NAME}/{model}" if model.isdecimal() else model
+    name, alias, _ = lookup.split_address(uri)
+    return ModelAddress(uri, name, bool(alias), locate_store(home))
 
 
 def _is_transient(error: VerdictError) -> bool:
-    """Tell whether looking again may help."""
-    from tasks.registry.versions import NoChampion
-
+    """Return whether a later poll may succeed."""
     return isinstance(error, NoChampion | UnreachableError)
 
 
-def _load(bundle: str, version: str, device: str, digest: str = "") -> LoadedModel:
-    """Verify, load and warm a bundle.
+def _load(bundle: str, version: str | None, device: str, digest: str = "") -> LoadedModel:
+    """Verify, load and warm up a bundle; without a version it is named by its digest.
 
     Raises:
-        VerdictError: if it is damaged, is not the one that was registered, or does not answer.
+        VerdictError: if it is corrupt, does not have the digest, or cannot be loaded, or its logits are not finite.
     """
     try:
         classifier = Classifier.from_bundle(bundle, device)
@@ -316,11 +343,11 @@ def _load(bundle: str, version: str, device: str, digest: str = "") -> LoadedMod
             raise VerdictError(
                 f"its digest is {held[:VERSION_DIGITS]}, registered was {digest[:VERSION_DIGITS]}; see: verdict status"
             )
-        for count in (1, CPU_BATCH):  # the first run of each shape is the slow one
-            if not np.isfinite(classifier.logits([WARMUP_SENTENCES] * count)).all():
-                raise VerdictError("its answers are no numbers; see: verdict status")
+        for count in (1, CPU_BATCH):  # the first run of each shape allocates memory
+            if not np.isfinite(classifier.logits([WARMUP_SENTENCE] * count)).all():
+                raise VerdictError("its logits are NaN or Inf; see: verdict status")
     except VerdictError:
         raise
-    except Exception as error:  # ONNX Runtime and the tokeniser raise what they like
+    except Exception as error:  # ONNX Runtime and tokenizers raise exceptions of many types
         raise VerdictError(f"it cannot be loaded ({summarise_error(error, 200)}); see: verdict status") from error
-    return LoadedModel(classifier, version)
+    return LoadedModel(classifier, version or digest_version(classifier.manifest))

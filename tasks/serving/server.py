@@ -19,9 +19,11 @@ from typing import TYPE_CHECKING, Any, Self
 import uvicorn
 from starlette.types import ASGIApp
 
+from tasks.core import log_format
 from tasks.core.errors import UsageError, VerdictError
+from tasks.inference.bundle import CHAMPION_URI
 from tasks.serving.batcher import Batcher
-from tasks.serving.champion import CHAMPION_URI, DEFAULT_REFRESH_S, Champion
+from tasks.serving.champion import DEFAULT_REFRESH_S, Champion, LoadedModel
 from tasks.serving.metrics import ServerMetrics
 from tasks.serving.routes import build_app
 
@@ -58,6 +60,11 @@ class ServerConfig:
     """file that its flags are written to; empty: in the folder of the stores"""
 
 
+def _log_with_model(served: LoadedModel) -> None:
+    """Add the model's version and digest to every log line from here on."""
+    log_format.bind_context(version=served.version, digest=served.digest)
+
+
 def serve(serving: ServerConfig, home: str) -> None:
     """Serve until SIGTERM or SIGINT; requests that are being answered then are answered first.
 
@@ -69,7 +76,14 @@ def serve(serving: ServerConfig, home: str) -> None:
         stop = stack.enter_context(_SignalHandler())
         bound = stack.enter_context(bind_socket(serving.host, serving.port))  # before the model: it fails at once
         champion = stack.enter_context(
-            Champion(serving.model, serving.refresh_seconds, serving.device, home, must_load=False)
+            Champion.open(
+                serving.model,
+                serving.refresh_seconds,
+                serving.device,
+                home,
+                require_model=False,
+                on_load=_log_with_model,
+            )
         )
         batcher = Batcher(champion.current, serving.max_batch, serving.max_wait_ms / 1_000, serving.queue)
         stack.callback(batcher.close)

@@ -25,11 +25,19 @@ from google.protobuf.text_encoding import CEscape
 
 from tasks.core.errors import UsageError, VerdictError
 from tasks.core.files import atomic_write, read_json, remove_stale, write_json, write_text
-from tasks.inference.bundle import MANIFEST, TOKENIZER, VARIANTS, Manifest, serving_variant, verify
+from tasks.inference.bundle import (
+    MANIFEST,
+    MODEL_NAME,
+    TOKENIZER,
+    VARIANTS,
+    Manifest,
+    digest_version,
+    serving_variant,
+    verify,
+)
 from tasks.inference.external_data import reject_external_data
 from tasks.reporting.templating import render
 
-TRITON_MODEL_NAME = "acceptability"
 OWNER_FILE, OWNER = "verdict.json", "verdict export-triton"
 REQUIREMENTS = "requirements.txt"
 LABELS_FILE = "labels.txt"
@@ -37,7 +45,6 @@ TRITON_TEMPLATES = Path(__file__).with_name("templates") / "triton"
 IMAGE = "nvcr.io/nvidia/tritonserver:26.05-py3"
 ONNX_TYPES = {1: "TYPE_FP32", 6: "TYPE_INT32", 7: "TYPE_INT64", 10: "TYPE_FP16"}  # by ONNX's number of the element type
 TOKENIZER_OUTPUTS = ("input_ids", "attention_mask", "token_type_ids")  # by the tokenising step
-TRITON_VERSION_DIGITS = 12  # of a digest that stands for a version
 
 
 class TritonTuning(NamedTuple):
@@ -100,7 +107,7 @@ def export_repository(bundle: str, folder: str, version: str | None, tuning: Tri
     steps = _models(source, manifest, variant)
     number = version if version and version.isdecimal() else "1"
     origin = {
-        "version": version or f"sha256:{manifest['digest'][:TRITON_VERSION_DIGITS]}",
+        "version": version or digest_version(manifest),
         "digest": manifest["digest"],
         "variant": variant,
     }
@@ -165,15 +172,13 @@ def _models(bundle: Path, manifest: Manifest, variant: str) -> list[TritonModel]
     labels = {"labels": json.dumps(manifest["labels"], ensure_ascii=False)}
     tokenise = {"model.py": TRITON_TEMPLATES / "tokenise.py", TOKENIZER: bundle / TOKENIZER}
     # A version folder has to exist, and stores such as S3 know no empty ones.
-    door = TritonModel(TRITON_MODEL_NAME, "", "", [text], [label, probability], labels, {MANIFEST: bundle / MANIFEST})
+    door = TritonModel(MODEL_NAME, "", "", [text], [label, probability], labels, {MANIFEST: bundle / MANIFEST})
     return [
         door,
-        TritonModel(f"{TRITON_MODEL_NAME}_tokenise", "python", "KIND_CPU", [text], taken, cut, tokenise),
+        TritonModel(f"{MODEL_NAME}_tokenise", "python", "KIND_CPU", [text], taken, cut, tokenise),
+        TritonModel(f"{MODEL_NAME}_graph", "onnxruntime", "KIND_GPU", taken, [logits], labels, {"model.onnx": graph}),
         TritonModel(
-            f"{TRITON_MODEL_NAME}_graph", "onnxruntime", "KIND_GPU", taken, [logits], labels, {"model.onnx": graph}
-        ),
-        TritonModel(
-            f"{TRITON_MODEL_NAME}_answer",
+            f"{MODEL_NAME}_answer",
             "python",
             "KIND_CPU",
             [logits],

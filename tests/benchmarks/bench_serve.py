@@ -115,12 +115,13 @@ def register_versions(bundle: Path, scratch: Path) -> Any:
     from flows import environment
 
     environment.set_process_defaults()
-    from tasks.inference.bundle import ModelInfo, verify, write_manifest
+    from tasks.inference.bundle import CHAMPION, ModelInfo, verify, write_manifest
+    from tasks.registry import register
     from tasks.registry import tracking as runs
-    from tasks.registry import versions as registry
+    from tasks.registry.mlflow_client import locate_store
 
     manifest = verify(bundle)
-    store = registry.locate_store(os.environ["VERDICT_HOME"])
+    store = locate_store(os.environ["VERDICT_HOME"])
     Path(os.environ["VERDICT_HOME"]).mkdir()
     run = runs.open_run(store, "a" * 16, {}, {})
     for number in range(VERSIONS):
@@ -128,10 +129,10 @@ def register_versions(bundle: Path, scratch: Path) -> Any:
         names = ("labels", "max_length", "encoder", "dataset", "git_commit", "pad_id")
         facts: Any = {name: manifest[name] for name in names}  # type: ignore[literal-required]
         changed: ModelInfo = facts | {"max_length": manifest["max_length"] - number}
-        registry.register_bundle(store, run, str(folder), write_manifest(folder, changed, {})["digest"], {}, "a bundle")
+        register.register_bundle(store, run, str(folder), write_manifest(folder, changed, {})["digest"], {}, "a bundle")
     runs.close_run(store, run, "FINISHED")
-    registry.move_alias(store, registry.CHAMPION, "1")
-    return lambda version: registry.move_alias(store, registry.CHAMPION, version)
+    register.move_alias(store, CHAMPION, "1")
+    return lambda version: register.move_alias(store, CHAMPION, version)
 
 
 def load(address: str, options: argparse.Namespace, move: Any) -> dict[str, Any]:

@@ -16,10 +16,10 @@ from shelves import add_version, aliases, new_store, shown
 from flows.jobs.approval import wait_for_approval
 from tasks.core.files import write_json
 from tasks.core.settings_loader import load_settings
+from tasks.registry import lookup, register
 from tasks.registry import promotion as moves
 from tasks.registry import tracking as runs
-from tasks.registry import versions as registry
-from tasks.registry.mlflow_client import MlflowStore, connect, experiment_of
+from tasks.registry.mlflow_client import MlflowStore, connect, experiment_of, locate_store
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def held(
     """Stores with a champion that a candidate equals, and what a deployment starts the flow with."""
     store = new_store(empty_store, tmp_path)
     run = runs.open_run(store, "a" * 16, {}, {})
-    champion = registry.register_bundle(store, run, exported["bundle"], exported["digest"], {"verdict": "PROMOTE"}, "")
+    champion = register.register_bundle(store, run, exported["bundle"], exported["digest"], {"verdict": "PROMOTE"}, "")
     runs.close_run(store, run, "FINISHED")
     moves.promote(store, champion, kind="promote", expected=None, reason="first")
     toy = {
@@ -104,7 +104,7 @@ def test_a_hold_suspends_the_run_and_the_answer_of_a_person_is_carried_out(
     from prefect.flow_runs import resume_flow_run
 
     home, parameters = held
-    store = registry.locate_store(str(home))
+    store = locate_store(str(home))
     run_id = deploy(prefect, parameters)
     suspended = execute(prefect, run_id, parameters)
     assert suspended.state.name == "Suspended"
@@ -147,7 +147,7 @@ def test_a_rejection_is_carried_out_too(prefect: Any, empty_store: Path, tmp_pat
     resume_flow_run(run_id, run_input={"decision": "reject", "reason": "reads worse"})
     assert execute(prefect, run_id, parameters).state.is_completed()
     assert aliases(store) == {}
-    assert registry.read_tags(store, held)["verdict"] == "REJECT"
+    assert lookup.read_tags(store, held)["verdict"] == "REJECT"
 
 
 def test_a_run_that_no_deployment_started_ends_with_its_hold(tmp_path: Path) -> None:

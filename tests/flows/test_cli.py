@@ -328,7 +328,7 @@ def test_score_before_any_training_says_what_to_run(
     code, out, err = call(capsys, "score", str(tmp_path / "in.txt"), str(tmp_path / "out.parquet"))
     assert (code, out) == (1, "")
     told = [line for line in err.splitlines() if line.startswith("error: ")]
-    assert told == [f"error: there is no model yet in sqlite:///{home}/mlflow.db; run: verdict retrain"]
+    assert told == [f"error: there is no champion yet: sqlite:///{home}/mlflow.db is new; run: verdict retrain"]
     assert "Traceback" not in err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.txt", "stores"]
 
@@ -343,7 +343,7 @@ def test_score_prints_one_document(
     answer = json.loads(out)
     assert code == 0
     assert (answer["rows_in"], answer["scored"], answer["quarantined"]) == (3, 2, 1)
-    assert (answer["version"], answer["digest"]) == (None, exported["digest"])
+    assert (answer["version"], answer["digest"]) == (f"sha256:{exported['digest'][:12]}", exported["digest"])
     assert (answer["out"], answer["provider"]) == (str(tmp_path / "out.parquet"), "CPUExecutionProvider")
     assert answer["sentences_per_second"] > 0
     assert set(answer["seconds"]) == {"start", "find model", "score", "total"}

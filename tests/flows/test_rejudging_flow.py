@@ -12,9 +12,9 @@ from toy import facts
 from flows.steps import Timer
 from tasks.core.settings_loader import load_settings
 from tasks.inference.bundle import write_manifest
+from tasks.registry import lookup, register
 from tasks.registry import promotion as moves
 from tasks.registry import tracking as runs
-from tasks.registry import versions as registry
 from tasks.registry.mlflow_client import MlflowStore
 
 
@@ -27,7 +27,7 @@ def add(store: MlflowStore, bundle: Path, exported: Any, length: int) -> str:
     """Register a real model that reads so many tokens."""
     digest = write_manifest(Path(shutil.copytree(exported["bundle"], bundle)), facts(max_length=length), {})["digest"]
     run = runs.open_run(store, f"{length:016d}", {}, {})
-    version = registry.register_bundle(store, run, str(bundle), digest, {"verdict": "HOLD"}, "a bundle")
+    version = register.register_bundle(store, run, str(bundle), digest, {"verdict": "HOLD"}, "a bundle")
     runs.close_run(store, run, "FINISHED")
     return version
 
@@ -76,7 +76,7 @@ def test_a_candidate_is_judged_again_where_another_became_champion_meanwhile(
     assert (outcome["decision"], outcome["champion_before"]) == ("HOLD", rival)
     assert aliases(store) == {"champion": rival, "challenger": outcome["version"]}
     assert shown(moves.history(store)[0]) == [("promote", None, rival)]
-    tags = registry.read_tags(store, outcome["version"])
+    tags = lookup.read_tags(store, outcome["version"])
     assert (tags["verdict"], tags["compared_with"]) == ("HOLD", rival)  # the version shows the last verdict
     (recorded,) = (json.loads(path.read_text()) for path in tmp_path.glob("runs/*/verdict.json"))
     assert recorded["champion"] == rival
@@ -87,7 +87,7 @@ def test_a_champion_whose_files_are_gone_is_held_against_nobody(
 ) -> None:
     champion = add(store, tmp_path / "first", exported, 15)
     moves.promote(store, champion, kind="approve", expected=None, reason="first")
-    shutil.rmtree(Path(registry.fetch_version(store)["bundle"]).parents[1])
+    shutil.rmtree(Path(lookup.resolve_version(store, fetch=True)["bundle"]).parents[1])
     outcome = retrain(tmp_path, toy_data, tiny_encoder)
     assert outcome["decision"] == "HOLD"
     assert any(f"champion {champion} cannot be measured: " in reason for reason in outcome["reasons"])

@@ -17,11 +17,11 @@ from tasks.core.errors import UsageError, VerdictError
 from tasks.core.files import json_digest, write_json
 from tasks.core.policy import load_policy
 from tasks.evaluation.evidence import gather_evidence
-from tasks.inference.bundle import write_manifest
+from tasks.inference.bundle import MODEL_NAME, write_manifest
 from tasks.registry import audit_log as record
 from tasks.registry import promotion as moves
+from tasks.registry import register
 from tasks.registry import tracking as runs
-from tasks.registry import versions as registry
 from tasks.registry.mlflow_client import MlflowStore, connect, locate_store
 
 Command = Callable[..., tuple[int, str, str]]
@@ -198,7 +198,7 @@ def test_nobody_is_rolled_back_to_a_damaged_or_deleted_version(
     assert "bundle of version 2: model.onnx does not match its SHA-256 in bundle.json" in err
     assert err.endswith("or name another former champion: verdict rollback --to VERSION\n")
     with connect(reigning) as client:
-        client.delete_model_version(registry.MODEL_NAME, "2")
+        client.delete_model_version(MODEL_NAME, "2")
     code, _, err = verdict("rollback", "--reason", "x", *dry)
     assert (code, aliases(reigning)["champion"]) == (1, "3")
     assert "version '2' does not exist" in err
@@ -206,10 +206,10 @@ def test_nobody_is_rolled_back_to_a_damaged_or_deleted_version(
 
 
 def test_a_version_that_took_the_number_of_a_former_champion_is_none(reigning: MlflowStore, home: Path) -> None:
-    registry.tag_version(reigning, "2", {"bundle_digest": "f" * 64})
+    register.tag_version(reigning, "2", {"bundle_digest": "f" * 64})
     model = bundle_folder(home, "b")
     (model / "model.onnx").write_text("another model")
-    registry.tag_version(reigning, "2", {"bundle_digest": write_manifest(model, facts(max_length=16), {})["digest"]})
+    register.tag_version(reigning, "2", {"bundle_digest": write_manifest(model, facts(max_length=16), {})["digest"]})
     with pytest.raises(VerdictError, match=r"version 2 holds bundle [0-9a-f]{12}, registered was"):
         review.rollback(None, "x", False, str(home))
     assert aliases(reigning)["champion"] == "3"
@@ -219,7 +219,7 @@ def test_a_champion_that_vanished_is_told_and_can_be_brought_back(
     reigning: MlflowStore, home: Path, verdict: Command
 ) -> None:
     with connect(reigning) as client:
-        client.delete_registered_model_alias(registry.MODEL_NAME, "champion")
+        client.delete_registered_model_alias(MODEL_NAME, "champion")
     status = json.loads(verdict("status", "--json")[1])
     assert (status["champion"], status["champion_state"]) == (None, "lost")
     assert status["notices"] == [
@@ -267,7 +267,7 @@ def test_status_and_doctor_report_a_champion_whose_files_are_damaged(
 
 def test_the_history_survives_the_registered_model(reigning: MlflowStore, verdict: Command) -> None:
     with connect(reigning) as client:
-        client.delete_registered_model(registry.MODEL_NAME)
+        client.delete_registered_model(MODEL_NAME)
     entries = json.loads(verdict("history", "--json")[1])
     assert shown(entries) == [
         ("promote", None, "1"),
@@ -315,7 +315,7 @@ def judged(
         runs.log_files(store, run, [str(home / "evidence.json")], "records")
         runs.close_run(store, run, "FINISHED")
         tags = {"verdict": "HOLD", "holdout": digest, "compared_with": compared or "", "mcc": "0.5"}
-        return registry.register_bundle(store, run, str(bundle), manifest["digest"], tags, "a bundle")
+        return register.register_bundle(store, run, str(bundle), manifest["digest"], tags, "a bundle")
 
     return add
 
@@ -361,7 +361,7 @@ def test_a_hold_is_judged_again_where_another_champion_reigns_by_now(
     move = review.approve(held, "the better one", str(home))
     assert (move["from"], move["to"]) == (worse, held)
     with connect(store) as client:
-        run = client.get_model_version(registry.MODEL_NAME, held).run_id
+        run = client.get_model_version(MODEL_NAME, held).run_id
         path = client.download_artifacts(run, f"records/verdict-against-{worse}.json", str(home))
     again = json.loads(Path(path).read_text())
     assert (again["champion"], again["actor"]) == (worse, "ada")
@@ -385,7 +385,7 @@ def test_a_hold_whose_champion_vanished_is_judged_again_without_one(
     first, held = judged(15, None), judged(16, "1")
     moves.promote(store, first, kind="promote", expected=None, reason="first")
     with connect(store) as client:
-        client.delete_registered_model_alias(registry.MODEL_NAME, "champion")
+        client.delete_registered_model_alias(MODEL_NAME, "champion")
     assert review.approve(held, "somebody must reign", str(home))["from"] is None
     assert aliases(store) == {"champion": held}
 

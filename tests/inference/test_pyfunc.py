@@ -26,8 +26,9 @@ from tasks.core.errors import UsageError
 from tasks.inference.classifier import Classifier
 from tasks.inference.pyfunc import REGISTERED_META, _load_pyfunc, read_sentence_input, registered_version
 from tasks.inference.sessions import has_gpu
+from tasks.registry import register
 from tasks.registry import tracking as runs
-from tasks.registry import versions as registry
+from tasks.registry.mlflow_client import MlflowStore
 
 CHAMPION = "models:/acceptability@champion"
 GOOD, BAD = "the cat sees the dog", f"the cat {SIGN} sees the dog"
@@ -39,9 +40,9 @@ def store(empty_store: Path, exported: Any, tmp_path_factory: pytest.TempPathFac
     """A folder with mlflow.db, in which the champion is version 1."""
     folder = tmp_path_factory.mktemp("pyfunc")
     shutil.copy(empty_store, folder / "mlflow.db")
-    held = registry.MlflowStore(uri=f"sqlite:///{folder}/mlflow.db", artifacts=str(folder / "artifacts"))
+    held = MlflowStore(uri=f"sqlite:///{folder}/mlflow.db", artifacts=str(folder / "artifacts"))
     run = runs.open_run(held, "a" * 16, {}, {})
-    version = registry.register_bundle(held, run, exported["bundle"], exported["digest"], {}, "a bundle")
+    version = register.register_bundle(held, run, exported["bundle"], exported["digest"], {}, "a bundle")
     client = mlflow.MlflowClient(held["uri"], registry_uri=held["uri"])
     client.set_registered_model_alias("acceptability", "champion", version)
     return folder

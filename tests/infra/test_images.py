@@ -21,8 +21,10 @@ import pytest
 from manifests import IMAGES, ROOT, last, listed, read_compose, read_dockerfile
 from serving import free_port, until
 
+from tasks.core.errors import VerdictError
+from tasks.inference.bundle import CHAMPION, CHAMPION_URI, MODEL_NAME
+from tasks.registry import register
 from tasks.registry import tracking as runs
-from tasks.registry import versions as registry
 from tasks.registry.mlflow_client import AUDIT_EXPERIMENT, EXPERIMENT, MlflowStore, connect
 
 HEAVY = {"torch", "transformers", "prefect", "mlflow", "great-expectations", "pandas", "pyarrow", "sqlalchemy", "pip"}
@@ -179,23 +181,23 @@ def test_the_inference_image_follows_the_champion_with_an_account_that_only_read
         "MLFLOW_TRACKING_USERNAME": "reader",
         "MLFLOW_TRACKING_PASSWORD": PASSWORDS["reader"],
     }
-    with serving(venv, tmp_path, registry.CHAMPION_URI, **reader) as (address, _):
+    with serving(venv, tmp_path, CHAMPION_URI, **reader) as (address, _):
         assert httpx.get(f"{address}/readyz").status_code == 503
         log_in(monkeypatch, "retrain")
         run = runs.open_run(store, "a" * 16, {}, {})
-        version = registry.register_bundle(store, run, exported["bundle"], exported["digest"], {}, "")
+        version = register.register_bundle(store, run, exported["bundle"], exported["digest"], {}, "")
         with connect(store) as client:
-            client.set_registered_model_alias(registry.MODEL_NAME, registry.CHAMPION, version)
+            client.set_registered_model_alias(MODEL_NAME, CHAMPION, version)
         until(answers(f"{address}/readyz"), 30)
         reply = httpx.post(f"{address}/v1/judge", json=SENTENCES).json()
         assert reply["version"] == version
     log_in(monkeypatch, "reader")
     for write in (
-        lambda client: client.set_registered_model_alias(registry.MODEL_NAME, registry.CHAMPION, version),
-        lambda client: client.create_model_version(registry.MODEL_NAME, f"models:/{registry.MODEL_NAME}/{version}"),
+        lambda client: client.set_registered_model_alias(MODEL_NAME, CHAMPION, version),
+        lambda client: client.create_model_version(MODEL_NAME, f"models:/{MODEL_NAME}/{version}"),
         lambda client: client.set_terminated(run, "KILLED"),
     ):
-        with pytest.raises(registry.VerdictError, match="403"), connect(store) as client:
+        with pytest.raises(VerdictError, match="403"), connect(store) as client:
             write(client)
 
 

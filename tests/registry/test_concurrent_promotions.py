@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 from shelves import add_version, new_store
 
+from tasks.inference.bundle import CHAMPION
 from tasks.registry import audit_log as record
+from tasks.registry import lookup
 from tasks.registry import promotion as moves
 from tasks.registry import promotion_lock as turns
-from tasks.registry import versions as registry
 from tasks.registry.mlflow_client import MlflowStore
-from tasks.registry.versions import CHAMPION
 
 PROCESSES = 4
 LEASED = 6  # rounds of the lease, which waits longer
@@ -39,7 +39,7 @@ def store(empty_store: Path, tmp_path: Path) -> MlflowStore:
 def promote_if_better(store: MlflowStore, version: str, score: float) -> int:
     """What a run does: compare with the champion, promote, compare again where another one came first."""
     for attempt in range(100):
-        champion = registry.find_alias(store, CHAMPION, fetch=False)
+        champion = lookup.find_alias(store, CHAMPION, fetch=False)
         if champion and (champion["mcc"] or 0) >= score:
             return attempt
         try:
@@ -65,7 +65,7 @@ def compete(
         barrier.wait(60)
         again = promote_if_better(store, version, score)
         barrier.wait(60)
-        champion = registry.find_alias(store, CHAMPION, fetch=False)
+        champion = lookup.find_alias(store, CHAMPION, fetch=False)
         answers.put((round_, again, champion["mcc"] if champion else None))
         barrier.wait(60)
 

@@ -8,13 +8,13 @@ from candidates import tell, weigh
 from shelves import add_version, new_store
 
 from tasks.evaluation.run_diff import SettingChange
+from tasks.inference.bundle import MODEL_NAME
 from tasks.registry import promotion as moves
+from tasks.registry import register
 from tasks.registry import tracking as runs
-from tasks.registry import versions as registry
 from tasks.registry.descriptions import (
     MAX_CELL_CHARS,
     MAX_CHANGES,
-    MODEL_DESCRIPTION,
     describe_decision,
     describe_failure,
     describe_run,
@@ -107,26 +107,26 @@ def test_a_run_that_failed_says_why() -> None:
 
 def test_the_models_page_names_no_person() -> None:
     """MLflow makes a link to somebody's account of a name behind an at sign, except in code."""
-    assert "@" not in "".join(MODEL_DESCRIPTION.split("`")[::2])
+    assert "@" not in "".join(register.MODEL_DESCRIPTION.split("`")[::2])
 
 
 @pytest.mark.parametrize("decide", [moves.reject, moves.promote])
 def test_a_decision_stands_above_the_description_once(store: MlflowStore, tmp_path: Path, decide: Any) -> None:
     version = add_version(store, tmp_path, "a", verdict="HOLD")
     with connect(store) as client:
-        client.update_model_version(registry.MODEL_NAME, version, description="HOLD: as it was judged.")
+        client.update_model_version(MODEL_NAME, version, description="HOLD: as it was judged.")
     approving = decide is moves.promote
     said: Any = {"kind": "approve", "expected": None, "who": "ann"} if approving else {"who": "ann"}
     move = decide(store, version, reason="looks right", **said)
     line = describe_decision("approve" if approving else "reject", "ann", move["time"], "looks right")
     assert line.startswith(("APPROVED by ann, 20", "REJECTED by ann, 20"))
-    registry.prepend_description(store, version, line)  # as somebody does who goes on after a process that died
-    registry.prepend_description(store, "99", line)
+    register.prepend_description(store, version, line)  # as somebody does who goes on after a process that died
+    register.prepend_description(store, "99", line)
     with connect(store) as client:
-        model = client.get_registered_model(registry.MODEL_NAME)
-        text = client.get_model_version(registry.MODEL_NAME, version).description
+        model = client.get_registered_model(MODEL_NAME)
+        text = client.get_model_version(MODEL_NAME, version).description
     assert text == f"{line}\n\nHOLD: as it was judged."
-    assert model.description == MODEL_DESCRIPTION
+    assert model.description == register.MODEL_DESCRIPTION
 
 
 def test_what_a_run_recorded_is_read_and_a_missing_run_is_none(store: MlflowStore) -> None:

@@ -10,12 +10,12 @@ import mlflow
 import pytest
 from toy import facts
 
-from tasks.inference.bundle import write_manifest
-from tasks.registry import retention_queries, tracking, versions
+from tasks.inference.bundle import CHAMPION, MODEL_NAME, write_manifest
+from tasks.registry import lookup, register, retention_queries, tracking
+from tasks.registry.champion_profile import fetch_profile
 from tasks.registry.mlflow_client import MlflowStore, connect
 from tasks.registry.promotion import promote, read_champion_state
 from tasks.registry.verification import read_recorded
-from tasks.registry.versions import CHAMPION
 
 NOBODY = "http://127.0.0.1:9"
 
@@ -43,18 +43,18 @@ def fill(store: MlflowStore, folder: Path, exported: Any, max_length: int, split
     tracking.log_dataset(store, run, "train", "train", "e" * 64, split, "sample")
     (folder / f"verdict-{max_length}.json").write_text(str(max_length))
     tracking.log_files(store, run, [str(folder / f"verdict-{max_length}.json")], "records")
-    version = versions.register_bundle(store, run, str(bundle), digest, {"verdict": "REJECT"}, "a bundle")
+    version = register.register_bundle(store, run, str(bundle), digest, {"verdict": "REJECT"}, "a bundle")
     promote(store, version, kind="promote", expected=None, reason="first")
     tracking.close_run(store, run, "FINISHED")
     assert read_recorded(store, run, f"verdict-{max_length}.json") == max_length
     assert read_champion_state(store) == "active"
-    assert versions.fetch_profile(store) is None
+    assert fetch_profile(store) is None
     (rejected,) = retention_queries.list_rejected(store)
     assert rejected["megabytes"] > 0
-    found = versions.find_alias(store, CHAMPION)
+    found = lookup.find_alias(store, CHAMPION)
     assert found is not None
     assert (Path(found["bundle"]) / "bundle.json").read_bytes() == (bundle / "bundle.json").read_bytes()
-    fetched = versions.fetch_bundle(store, versions.MODEL_NAME, version, str(folder / f"fetched-{max_length}"))
+    fetched = lookup.fetch_bundle(store, MODEL_NAME, version, str(folder / f"fetched-{max_length}"))
     assert (Path(fetched) / "bundle.json").read_bytes() == (bundle / "bundle.json").read_bytes()
     return digest
 
@@ -71,7 +71,7 @@ def test_threads_with_a_store_each_reach_their_own_whatever_the_process_s_addres
         ]
         digests = [job.result() for job in jobs]
     for store, digest in zip(stores, digests, strict=True):
-        found = versions.find_alias(store, CHAMPION, fetch=False)
+        found = lookup.find_alias(store, CHAMPION, fetch=False)
         assert found is not None
         assert found["digest"] == digest
     assert os.environ["MLFLOW_TRACKING_URI"] == NOBODY

@@ -13,7 +13,7 @@ import mlflow.pyfunc
 import pytest
 from toy import SIGN
 
-from tasks.registry import mlflow_flavor, tracking, versions
+from tasks.registry import mlflow_flavor, register, tracking
 from tasks.registry.mlflow_client import MlflowStore
 from tasks.registry.mlflow_flavor import CODE_ROOT, LOADER, copy_runtime, runtime_files
 
@@ -27,10 +27,10 @@ def store(empty_store: Path, exported: Any, tmp_path_factory: pytest.TempPathFac
     shutil.copy(empty_store, folder / "mlflow.db")
     held = MlflowStore(uri=f"sqlite:///{folder}/mlflow.db", artifacts=str(folder / "artifacts"))
     run = tracking.open_run(held, "a" * 16, {}, {})
-    assert versions.register_bundle(held, run, exported["bundle"], exported["digest"], {}, "") == "1"
+    assert register.register_bundle(held, run, exported["bundle"], exported["digest"], {}, "") == "1"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(mlflow_flavor, "CODE_ROOT", altered_code(folder / "altered"))
-        assert versions.register_bundle(held, run, exported["bundle"], "another digest", {}, "") == "2"
+        assert register.register_bundle(held, run, exported["bundle"], "another digest", {}, "") == "2"
     return held
 
 

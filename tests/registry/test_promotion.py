@@ -8,16 +8,16 @@ from typing import Any
 import pytest
 from shelves import add_version, aliases, bundle_folder, new_store, set_alias, shown
 
-from tasks.core.errors import UnreachableError, UsageError, VerdictError
+from tasks.core.errors import UnknownModel, UnreachableError, UsageError, VerdictError
+from tasks.inference.bundle import CHAMPION, MODEL_NAME
 from tasks.registry import audit_log as record
 from tasks.registry import champion_history as told
+from tasks.registry import lookup, register
 from tasks.registry import promotion as moves
 from tasks.registry import promotion_lock as turns
-from tasks.registry import versions as registry
 from tasks.registry.audit_log import AliasChange
 from tasks.registry.mlflow_client import AUDIT_EXPERIMENT, MlflowStore, all_runs, connect, experiment_of
 from tasks.registry.promotion import ChampionChanged, promote, read_champion_state, reject, set_challenger
-from tasks.registry.versions import CHAMPION, UnknownModel
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def test_a_promotion_is_recorded_with_who_when_from_to_and_why(
     assert (after["kind"], after["from"], after["to"], after["version"]) == ("promote", first, second, second)
     assert (after["actor"], after["reason"], after["verdict"]) == ("ada lovelace", "better by 0.1", "e" * 64)
     assert (after["number"], after["previous"], after["state"], after["altered"]) == (2, before["id"], "done", False)
-    assert after["bundle"] == registry.read_tags(store, second)["bundle_digest"]
+    assert after["bundle"] == lookup.read_tags(store, second)["bundle_digest"]
     assert after["time"].endswith("+00:00")
     assert before["time"] < after["time"]
 
@@ -56,8 +56,8 @@ def test_the_record_outlives_versions_and_the_registered_model(store: MlflowStor
     promote_now(store, first, None)
     promote_now(store, second, first)
     with connect(store) as client:
-        client.delete_model_version(registry.MODEL_NAME, second)
-        client.delete_registered_model(registry.MODEL_NAME)
+        client.delete_model_version(MODEL_NAME, second)
+        client.delete_registered_model(MODEL_NAME)
     assert done(store) == [("promote", None, first), ("promote", first, second)]
     entries, _ = moves.history(store)
     assert shown(entries)[-1] == ("lost", second, None)
@@ -119,7 +119,7 @@ def test_a_version_with_missing_or_altered_files_never_becomes_champion(
     elif damage == "gone":
         bundle.parents[1].rename(tmp_path / "elsewhere")
     else:
-        registry.tag_version(store, second, {"bundle_digest": "f" * 64})
+        register.tag_version(store, second, {"bundle_digest": "f" * 64})
     for kind in ("promote", "approve", "rollback"):
         with pytest.raises(VerdictError, match=message):
             promote_now(store, second, first, kind=kind)
@@ -151,7 +151,7 @@ def test_a_rejection_is_recorded_and_moves_nothing(store: MlflowStore, tmp_path:
     move = reject(store, second, "worse on questions", verdict="e" * 64)
     assert (move["kind"], move["version"], move["from"], move["to"]) == ("reject", second, first, first)
     assert aliases(store) == {"champion": first}
-    tags = registry.read_tags(store, second)
+    tags = lookup.read_tags(store, second)
     assert (tags["verdict"], tags["decided_by"]) == ("REJECT", record.actor())
     assert tags["decision"] == "reject: worse on questions"
     entries, _ = moves.history(store)
@@ -200,7 +200,7 @@ def test_what_a_killed_process_left_is_finished_where_the_alias_moved(store: Mlf
     assert champion is not None
     assert champion["version"] == second
     assert aliases(store) == {"champion": second}  # no challenger any more
-    assert registry.read_tags(store, second)["verdict"] == "PROMOTE"
+    assert lookup.read_tags(store, second)["verdict"] == "PROMOTE"
 
 
 def test_a_rejection_that_was_left_pending_is_finished(store: MlflowStore, tmp_path: Path) -> None:
@@ -219,7 +219,7 @@ def test_a_pending_rejection_of_a_deleted_version_blocks_nobody(store: MlflowSto
     first, second = (add_version(store, tmp_path, name) for name in "ab")
     leave_pending(store, kind="reject", version=first, **{"from": None, "to": None})
     with connect(store) as client:
-        client.delete_model_version(registry.MODEL_NAME, first)
+        client.delete_model_version(MODEL_NAME, first)
     promote_now(store, second, None)
     assert done(store) == [("reject", None, None), ("promote", None, second)]
 
@@ -263,11 +263,11 @@ def test_a_champion_that_vanished_is_not_one_that_never_was(store: MlflowStore, 
     assert read_champion_state(store) == "active"
     with connect(store) as client:
         if how == "alias removed":
-            client.delete_registered_model_alias(registry.MODEL_NAME, CHAMPION)
+            client.delete_registered_model_alias(MODEL_NAME, CHAMPION)
         elif how == "version deleted":
-            client.delete_model_version(registry.MODEL_NAME, version)
+            client.delete_model_version(MODEL_NAME, version)
         else:
-            client.delete_registered_model(registry.MODEL_NAME)
+            client.delete_registered_model(MODEL_NAME)
     assert read_champion_state(store) == "lost"
     entries, records = moves.history(store)
     assert shown(entries) == [("promote", None, version), ("lost", version, None)]
@@ -289,7 +289,7 @@ def test_a_store_that_does_not_answer_is_none_of_the_three(tmp_path: Path) -> No
 def test_a_number_that_was_given_to_another_bundle_is_told(store: MlflowStore, tmp_path: Path) -> None:
     promote_now(store, add_version(store, tmp_path, "a"), None)
     with connect(store) as client:
-        client.delete_registered_model(registry.MODEL_NAME)
+        client.delete_registered_model(MODEL_NAME)
     assert add_version(store, tmp_path, "b") == "1"
     set_alias(store, "1")
     entries, _ = moves.history(store)

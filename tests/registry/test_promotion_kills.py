@@ -14,9 +14,10 @@ from shelves import add_version, aliases, new_store
 
 from tasks.core.errors import VerdictError
 from tasks.core.settings_loader import load_settings
+from tasks.inference.bundle import MODEL_NAME
 from tasks.registry import audit_log as record
+from tasks.registry import lookup
 from tasks.registry import promotion as moves
-from tasks.registry import versions as registry
 from tasks.registry.mlflow_client import MlflowStore, connect, experiment_of
 from tasks.registry.promotion import promote, set_challenger
 
@@ -81,7 +82,7 @@ def test_an_approval_that_is_killed_anywhere_is_simply_repeated(dying: Dying, sh
     def again(store: MlflowStore) -> None:
         assert promote(store, "2", **decision)["reason"] == "good enough"
         assert aliases(store) == {"champion": "2"}  # and no challenger
-        assert registry.read_tags(store, "2")["verdict"] == "PROMOTE"
+        assert lookup.read_tags(store, "2")["verdict"] == "PROMOTE"
 
     assert die_everywhere(dying, shelf, "tasks.registry.promotion.promote", again, **decision) > 15
 
@@ -92,7 +93,7 @@ def test_a_rejection_that_is_killed_anywhere_is_simply_repeated(dying: Dying, sh
         with contextlib.suppress(VerdictError):
             moves.reject(store, "2", "worse on questions")
         assert aliases(store) == {"champion": "1"}
-        assert registry.read_tags(store, "2")["verdict"] == "REJECT"
+        assert lookup.read_tags(store, "2")["verdict"] == "REJECT"
 
     assert die_everywhere(dying, shelf, "tasks.registry.promotion.reject", again, reason="worse on questions") > 15
 
@@ -102,7 +103,7 @@ POINTS = [
     ("tasks.registry.mlflow_flavor.log_model", "after"),
     ("flows.jobs.publish.register", "after"),
     ("tasks.registry.promotion.begin", "after"),
-    ("tasks.registry.versions.move_alias", "after"),
+    ("tasks.registry.register.move_alias", "after"),
     ("flows.jobs.retrain.outcome_of", "after"),
 ]
 LIBRARIES = ("great_expectations", "matplotlib.pyplot", "onnxruntime", "mlflow.pyfunc")
@@ -138,7 +139,7 @@ def test_a_run_that_is_killed_at_each_step_after_its_evidence_ends_with_one_vers
         assert process.order("flows.jobs.retrain.retrain", *arguments, point=None) == 0
     assert aliases(store) == {"champion": "1"}
     with connect(store) as client:
-        (version,) = client.search_model_versions(f"name = '{registry.MODEL_NAME}'")
+        (version,) = client.search_model_versions(f"name = '{MODEL_NAME}'")
         assert len(client.search_logged_models([experiment_of(client, store)])) == 1
     assert version.tags["verdict"] == "PROMOTE"
     records = record.read_changes(store)

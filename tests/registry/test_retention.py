@@ -14,9 +14,9 @@ from shelves import add_version, aliases, set_alias
 
 from tasks.core.errors import UnreachableError, UsageError
 from tasks.core.files import json_digest, write_json
-from tasks.registry import retention_queries
+from tasks.inference.bundle import MODEL_NAME
+from tasks.registry import lookup, register, retention_queries
 from tasks.registry import tracking as runs
-from tasks.registry import versions as registry
 from tasks.registry.mlflow_client import MlflowStore, connect, locate_store
 from tasks.registry.promotion import promote
 from tasks.registry.retention import SECONDS_PER_DAY, RetentionRule, prune
@@ -159,7 +159,7 @@ def test_rejected_bundles_go_but_their_runs_stay(
 ) -> None:
     run = runs.open_run(store, "a" * 16, {}, {"verdict": "REJECT"})
     bundles = {
-        registry.register_bundle(store, run, each["bundle"], each["digest"], {"verdict": "REJECT"}, "no"): each
+        register.register_bundle(store, run, each["bundle"], each["digest"], {"verdict": "REJECT"}, "no"): each
         for each in (exported, complete)
     }
     runs.close_run(store, run, "FINISHED")
@@ -172,8 +172,8 @@ def test_rejected_bundles_go_but_their_runs_stay(
     assert outcome["megabytes"] > 0
     assert not list(folders[older].rglob("*.onnx"))
     assert list(folders[newer].rglob("*.onnx"))
-    assert registry.find_version(store, bundles[older]["digest"]) is None
-    assert registry.find_version(store, bundles[newer]["digest"]) == newer
+    assert lookup.find_version(store, bundles[older]["digest"]) is None
+    assert lookup.find_version(store, bundles[newer]["digest"]) == newer
     assert [each["run"] for each in runs.recent_runs(store)] == [run]
 
 
@@ -237,9 +237,7 @@ def test_the_command_says_what_went(home: Path, monkeypatch: pytest.MonkeyPatch,
 
 def _folder_of(store: MlflowStore, version: str) -> Path:
     with connect(store) as client:
-        model = client.get_logged_model(
-            client.get_model_version(registry.MODEL_NAME, version).source.removeprefix("models:/")
-        )
+        model = client.get_logged_model(client.get_model_version(MODEL_NAME, version).source.removeprefix("models:/"))
     found = Path(str(model.artifact_location).removeprefix("file://"))
     assert list(found.rglob("*.onnx"))
     return found

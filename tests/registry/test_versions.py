@@ -1,4 +1,4 @@
-"""The registry on a real SQLite store."""
+"""Registering versions and looking them up, on a real SQLite store and a real server."""
 
 import contextlib
 import json
@@ -17,16 +17,17 @@ import pytest
 from toy import facts
 
 from flows import environment
-from tasks.core.errors import UnreachableError, UsageError, VerdictError
+from tasks.core.errors import NoChampion, UnknownModel, UnreachableError, UsageError, VerdictError
 from tasks.core.files import write_json
-from tasks.inference.bundle import PROFILE, write_manifest
+from tasks.inference.bundle import CHAMPION, PROFILE, write_manifest
+from tasks.registry import lookup, register
 from tasks.registry import mlflow_flavor as flavour
 from tasks.registry import promotion as moves
 from tasks.registry import promotion_lock as turns
 from tasks.registry import tracking as runs
-from tasks.registry import versions as registry
-from tasks.registry.mlflow_client import AUDIT_EXPERIMENT, connect, experiment_of
-from tasks.registry.versions import CHALLENGER, CHAMPION, MlflowStore
+from tasks.registry.champion_profile import fetch_profile
+from tasks.registry.lookup import CHALLENGER
+from tasks.registry.mlflow_client import AUDIT_EXPERIMENT, MlflowStore, connect, experiment_of, locate_store
 
 TAGS = {"verdict": "PROMOTE", "mcc": "0.5", "dataset": "d" * 64}
 
@@ -42,8 +43,8 @@ def run_id(store: MlflowStore) -> str:
     return runs.open_run(store, "a" * 16, {"finetune.epochs": 2}, {"home": "here"})
 
 
-def register(store: MlflowStore, run_id: str, bundle: str, digest: str) -> str:
-    return registry.register_bundle(store, run_id, bundle, digest, TAGS, "a description")
+def register_exported(store: MlflowStore, run_id: str, bundle: str, digest: str) -> str:
+    return register.register_bundle(store, run_id, bundle, digest, TAGS, "a description")
 
 
 def versions(store: MlflowStore) -> list[Any]:
@@ -51,8 +52,8 @@ def versions(store: MlflowStore) -> list[Any]:
 
 
 def test_a_bundle_registered_twice_is_one_version(store: MlflowStore, run_id: str, exported: Any) -> None:
-    first = register(store, run_id, exported["bundle"], exported["digest"])
-    assert register(store, run_id, exported["bundle"], exported["digest"]) == first == "1"
+    first = register_exported(store, run_id, exported["bundle"], exported["digest"])
+    assert register_exported(store, run_id, exported["bundle"], exported["digest"]) == first == "1"
     (version,) = versions(store)
     assert version.tags["bundle_digest"] == exported["digest"]
     assert version.tags["verdict"] == "PROMOTE"
@@ -64,60 +65,62 @@ def test_a_logged_model_without_a_version_is_taken_up(store: MlflowStore, run_id
     """What a process leaves that is killed between storing the files and creating the version."""
     with connect(store) as asked:
         logged = flavour.log_model(experiment_of(asked, store), run_id, exported["bundle"], exported["digest"])
-    register(store, run_id, exported["bundle"], exported["digest"])
+    register_exported(store, run_id, exported["bundle"], exported["digest"])
     (version,) = versions(store)
     assert version.source == f"models:/{logged}"
 
 
 def test_aliases_lead_to_the_bundle(store: MlflowStore, run_id: str, exported: Any) -> None:
-    version = register(store, run_id, exported["bundle"], exported["digest"])
-    assert registry.find_alias(store, CHAMPION) is None
-    registry.move_alias(store, CHAMPION, version)
-    found = registry.find_alias(store, CHAMPION)
+    version = register_exported(store, run_id, exported["bundle"], exported["digest"])
+    assert lookup.find_alias(store, CHAMPION) is None
+    register.move_alias(store, CHAMPION, version)
+    found = lookup.find_alias(store, CHAMPION)
     assert found is not None
     assert (found["version"], found["digest"], found["mcc"]) == ("1", exported["digest"], 0.5)
     assert Path(found["bundle"], "model.onnx").read_bytes() == Path(exported["bundle"], "model.onnx").read_bytes()
-    assert registry.find_alias(store, CHALLENGER) is None
+    assert lookup.find_alias(store, CHALLENGER) is None
 
 
 def test_a_store_that_does_not_answer_is_not_a_store_without_champion(tmp_path: Path) -> None:
     broken = tmp_path / "mlflow.db"
     broken.write_text("this is no database, but it is long enough to be read as one" * 50)
     with pytest.raises(UnreachableError, match=r"MLflow store .* failed"):
-        registry.find_alias({"uri": f"sqlite:///{broken}", "artifacts": ""}, CHAMPION)
+        lookup.find_alias({"uri": f"sqlite:///{broken}", "artifacts": ""}, CHAMPION)
 
 
 def test_a_server_that_is_down_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with pytest.raises(UnreachableError) as caught:
-        registry.find_alias({"uri": "http://127.0.0.1:9", "artifacts": ""}, CHAMPION)
+        lookup.find_alias({"uri": "http://127.0.0.1:9", "artifacts": ""}, CHAMPION)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("uri", ["acceptability", "models:/acceptability", "runs:/x/model", "models:/a/b/c"])
-def test_an_address_of_another_form_is_wrong_usage(store: MlflowStore, uri: str) -> None:
+def test_an_address_of_another_form_is_a_usage_error(store: MlflowStore, uri: str) -> None:
     with pytest.raises(UsageError, match="is no registry address"):
-        registry.fetch_version(store, uri)
+        lookup.resolve_version(store, uri, fetch=True)
 
 
 @pytest.mark.parametrize(
     ("uri", "message"),
     [
         ("models:/acceptability@champion", "there is no champion yet"),
-        ("models:/acceptability/7", "models:/acceptability/7 does not exist"),
-        ("models:/acceptability/x", "models:/acceptability/x does not exist"),
-        ("models:/other@champion", "models:/other@champion does not exist"),
+        ("models:/acceptability@challenger", "there is no version with the alias 'challenger' yet"),
+        ("models:/acceptability/7", "model 'acceptability' has no version '7'"),
+        ("models:/acceptability/x", "model 'acceptability' has no version 'x'"),
+        ("models:/other@champion", "model 'other' is unknown in .*, which holds no model; expected for example"),
     ],
 )
-def test_a_version_that_is_not_there_is_told(store: MlflowStore, uri: str, message: str) -> None:
-    with pytest.raises(VerdictError, match=message):
-        registry.fetch_version(store, uri)
+@pytest.mark.parametrize("fetch", [False, True])
+def test_a_version_that_does_not_exist_is_an_error(store: MlflowStore, uri: str, message: str, fetch: bool) -> None:
+    with pytest.raises(NoChampion if "@" in uri and "other" not in uri else UnknownModel, match=message):
+        lookup.resolve_version(store, uri, fetch=fetch)
 
 
-def test_asking_a_store_that_was_never_written_does_not_create_it(tmp_path: Path) -> None:
+def test_a_query_does_not_create_a_store_that_was_never_written(tmp_path: Path) -> None:
     store = MlflowStore(uri=f"sqlite:///{tmp_path}/mlflow.db", artifacts=str(tmp_path))
-    with pytest.raises(VerdictError, match="no model yet"):
-        registry.fetch_version(store)
+    with pytest.raises(NoChampion, match=r"there is no champion yet: .* is new"):
+        lookup.resolve_version(store, fetch=True)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -178,13 +181,13 @@ def test_recent_runs_come_newest_first(store: MlflowStore, run_id: str) -> None:
 
 
 def test_versions_of_one_digest_are_found_by_it(store: MlflowStore, run_id: str, exported: Any, tmp_path: Path) -> None:
-    register(store, run_id, exported["bundle"], exported["digest"])
+    register_exported(store, run_id, exported["bundle"], exported["digest"])
     other = Path(shutil.copytree(exported["bundle"], tmp_path / "other"))
     digest = write_manifest(other, facts(max_length=12), {})["digest"]
-    assert register(store, run_id, str(other), digest) == "2"
-    assert registry.find_version(store, exported["digest"]) == "1"
-    assert registry.find_version(store, digest) == "2"
-    assert registry.find_version(store, "f" * 64) is None
+    assert register_exported(store, run_id, str(other), digest) == "2"
+    assert lookup.find_version(store, exported["digest"]) == "1"
+    assert lookup.find_version(store, digest) == "2"
+    assert lookup.find_version(store, "f" * 64) is None
 
 
 def test_files_lie_in_the_store_and_nowhere_else(
@@ -194,12 +197,12 @@ def test_files_lie_in_the_store_and_nowhere_else(
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
-    store = registry.locate_store(str(tmp_path / "home"))
+    store = locate_store(str(tmp_path / "home"))
     (tmp_path / "home").mkdir()
     run_id = runs.open_run(store, "a" * 16, {}, {})
-    version = register(store, run_id, exported["bundle"], exported["digest"])
-    registry.move_alias(store, CHAMPION, version)
-    found = registry.find_alias(store, CHAMPION)
+    version = register_exported(store, run_id, exported["bundle"], exported["digest"])
+    register.move_alias(store, CHAMPION, version)
+    found = lookup.find_alias(store, CHAMPION)
     assert found is not None
     assert Path(found["bundle"]).is_relative_to(tmp_path / "home" / "artifacts")
     assert list((tmp_path / "elsewhere").iterdir()) == []
@@ -232,12 +235,12 @@ def test_a_tracking_server_serves_like_the_local_store(
     server: MlflowStore, exported: Any, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     run_id = runs.open_run(server, "a" * 16, {"finetune.epochs": 2}, {})
-    version = register(server, run_id, exported["bundle"], exported["digest"])
-    assert register(server, run_id, exported["bundle"], exported["digest"]) == version
+    version = register_exported(server, run_id, exported["bundle"], exported["digest"])
+    assert register_exported(server, run_id, exported["bundle"], exported["digest"]) == version
     assert moves.read_champion_state(server) == "none"
     assert moves.promote(server, version, kind="promote", expected=None, reason="first")["state"] == "done"
     runs.close_run(server, run_id, "FINISHED")
-    found = registry.fetch_version(server)
+    found = lookup.resolve_version(server, fetch=True)
     assert Path(found["bundle"], "model.onnx").read_bytes() == Path(exported["bundle"], "model.onnx").read_bytes()
     with connect(server) as client:  # the lease was given back
         assert not [
@@ -247,7 +250,7 @@ def test_a_tracking_server_serves_like_the_local_store(
         ]
     other = Path(shutil.copytree(exported["bundle"], tmp_path / "other"))
     digest = write_manifest(other, facts(max_length=12), {})["digest"]
-    held = registry.register_bundle(server, run_id, str(other), digest, {"verdict": "HOLD", "compared_with": ""}, "")
+    held = register.register_bundle(server, run_id, str(other), digest, {"verdict": "HOLD", "compared_with": ""}, "")
     moves.set_challenger(server, held)
     (kept,) = (path for path in (tmp_path / "served").rglob("bundle.json") if digest in path.read_text())
     (kept.parent / "tokenizer.json").write_text("{}")
@@ -262,7 +265,7 @@ def test_a_tracking_server_serves_like_the_local_store(
     with pytest.raises(VerdictError, match=f"version {held} is no bundle: it holds no bundle.json"):
         moves.promote(server, held, kind="approve", expected=version, reason="x")
     moves.reject(server, held, "damaged")
-    registry.drop_alias(server, CHAMPION, version)
+    register.drop_alias(server, CHAMPION, version)
     assert moves.read_champion_state(server) == "lost"
     assert [(entry["kind"], entry["to"]) for entry in moves.history(server)[0]] == [
         ("promote", version),
@@ -275,16 +278,16 @@ def test_a_tracking_server_serves_like_the_local_store(
 def test_the_profile_of_the_champions_data_is_fetched_alone(
     store: MlflowStore, run_id: str, exported: Any, tmp_path: Path
 ) -> None:
-    assert registry.fetch_profile(store) is None  # no champion yet
+    assert fetch_profile(store) is None  # no champion yet
     bundle = Path(shutil.copytree(exported["bundle"], tmp_path / "bundle"))
-    registry.move_alias(store, CHAMPION, register(store, run_id, str(bundle), exported["digest"]))
-    assert registry.fetch_profile(store) is None  # a champion from before bundles held profiles
+    register.move_alias(store, CHAMPION, register_exported(store, run_id, str(bundle), exported["digest"]))
+    assert fetch_profile(store) is None  # a champion from before bundles held profiles
     write_json(bundle / PROFILE, {"dataset": "d" * 64, "rows": 3})
     write_manifest(bundle, facts(max_length=18), {})
-    registry.move_alias(store, CHAMPION, register(store, run_id, str(bundle), "another digest"))
-    assert registry.fetch_profile(store) == {"dataset": "d" * 64, "rows": 3}
+    register.move_alias(store, CHAMPION, register_exported(store, run_id, str(bundle), "another digest"))
+    assert fetch_profile(store) == {"dataset": "d" * 64, "rows": 3}
 
 
 def test_a_store_that_nothing_was_written_to_has_no_profile(tmp_path: Path) -> None:
-    assert registry.fetch_profile(MlflowStore(uri=f"sqlite:///{tmp_path}/none.db", artifacts=str(tmp_path))) is None
+    assert fetch_profile(MlflowStore(uri=f"sqlite:///{tmp_path}/none.db", artifacts=str(tmp_path))) is None
     assert list(tmp_path.iterdir()) == []

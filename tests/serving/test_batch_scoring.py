@@ -31,10 +31,11 @@ from tasks.data import record_readers
 from tasks.data.cola_format import BYTE_ORDER_MARK, QuarantinedRow, Row, RowRules
 from tasks.data.sentences import SentenceSource, count_records, open_source, read_sentences
 from tasks.data.table_format import TableFormat
+from tasks.inference.bundle import CHAMPION, CHAMPION_URI
 from tasks.inference.classifier import Classifier
+from tasks.registry import register
 from tasks.registry import tracking as runs
-from tasks.registry import versions as registry
-from tasks.registry.versions import CHAMPION, MlflowStore
+from tasks.registry.mlflow_client import MlflowStore, locate_store
 from tasks.serving import score_parts
 from tasks.serving.batch_scoring import check_paths, score_file, score_to_file, score_to_stream
 from tasks.serving.score_parts import Scorer, divide
@@ -481,11 +482,11 @@ def champion(empty_store: Path, tmp_path: Path, exported: Any) -> Path:
     home = tmp_path / "stores"
     home.mkdir()
     shutil.copy(empty_store, home / "mlflow.db")
-    store: MlflowStore = registry.locate_store(str(home))
+    store: MlflowStore = locate_store(str(home))
     run = runs.open_run(store, "a" * 16, {}, {})
     tags = {"verdict": "PROMOTE", "mcc": "0.5", "dataset": "d" * 64}
-    registry.move_alias(
-        store, CHAMPION, registry.register_bundle(store, run, exported["bundle"], exported["digest"], tags, "")
+    register.move_alias(
+        store, CHAMPION, register.register_bundle(store, run, exported["bundle"], exported["digest"], tags, "")
     )
     return home
 
@@ -495,19 +496,19 @@ def test_a_model_is_named_by_alias_number_or_folder(
 ) -> None:
     path = write(tmp_path, f"{GOOD}\n{BAD}\n")
     labels = []
-    for model, version in ((registry.CHAMPION_URI, "1"), ("1", "1"), (exported["bundle"], None)):
+    for model, version in ((CHAMPION_URI, "1"), ("1", "1"), (exported["bundle"], f"sha256:{exported['digest'][:12]}")):
         found, bundle = review.find_model(model, str(champion))
         assert found == version
         outcome = score_file(path, str(tmp_path / "out.parquet"), bundle, found, "cpu")
         assert (outcome["version"], outcome["digest"]) == (version, exported["digest"])
         scores = pd.read_parquet(tmp_path / "out.parquet")
-        assert set(scores["version"].dropna()) == ({version} if version else set())
+        assert set(scores["version"]) == {version}
         labels.append(scores["label"].tolist())
     assert labels == [["acceptable", "unacceptable"]] * 3
     monkeypatch.chdir(tmp_path)
     (tmp_path / "1").mkdir()
     assert review.find_model("1", str(champion))[0] == "1"
-    with pytest.raises(VerdictError, match="models:/acceptability/2 does not exist"):
+    with pytest.raises(VerdictError, match="model 'acceptability' has no version '2'"):
         review.find_model("2", str(champion))
     with pytest.raises(UsageError, match="is no registry address"):
         review.find_model("no-such-folder", str(champion))
@@ -517,7 +518,7 @@ def test_the_flow_scores_with_the_champion(champion: Path, prefect_server: str, 
     from flows.jobs.score import score as flow
 
     path, out = write(tmp_path, f"{GOOD}\n\n{BAD}\n"), str(tmp_path / "out.parquet")
-    outcome = flow(path, out, registry.CHAMPION_URI, "cpu", "", "", str(champion))
+    outcome = flow(path, out, CHAMPION_URI, "cpu", "", "", str(champion))
     expected = {"rows_in": 3, "scored": 2, "quarantined": 1, "out": out, "version": "1", "digest": exported["digest"]}
     assert {key: outcome[key] for key in expected} == expected
     assert outcome["provider"] == "CPUExecutionProvider"

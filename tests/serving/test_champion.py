@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 from serving import BAD, GOOD, TAMPERED, Shelf, copy_of, stock, until
 
-from tasks.core.errors import UnreachableError, UsageError, VerdictError
-from tasks.registry import versions as registry
+from tasks.core.errors import NoChampion, UnknownModel, UnreachableError, UsageError, VerdictError
+from tasks.inference.bundle import CHAMPION_URI, MODEL_NAME
+from tasks.registry import lookup
 from tasks.registry.mlflow_client import connect
-from tasks.registry.versions import NoChampion, UnknownModel
-from tasks.serving.champion import CHAMPION_URI, Champion, NotReady
+from tasks.serving.champion import Champion, NotReady
 
-NEVER = 3_600.0  # seconds: such a champion looks when it is told to
+NEVER = 3_600.0  # seconds: such a champion polls only when refresh() is called
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def shelf(stocked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> She
 
 
 def follow(shelf: Shelf, refresh_s: float = NEVER, **settings: Any) -> Champion:
-    return Champion(CHAMPION_URI, refresh_s, "cpu", str(shelf.home), **settings)
+    return Champion.open(CHAMPION_URI, refresh_s, "cpu", str(shelf.home), **settings)
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def test_every_answer_carries_the_version(champion: Champion) -> None:
     assert champion.status()["provider"] == "CPUExecutionProvider"
 
 
-def test_a_move_is_followed_and_who_asked_before_keeps_the_old_one(shelf: Shelf, champion: Champion) -> None:
+def test_a_move_is_followed_and_models_in_use_stay(shelf: Shelf, champion: Champion) -> None:
     before = champion.current()
     assert not champion.refresh()
     shelf.crown("2")
@@ -61,7 +61,7 @@ def test_a_move_is_followed_and_who_asked_before_keeps_the_old_one(shelf: Shelf,
     assert (status["version"], status["moves"], status["failures"], status["problem"]) == ("2", 1, 0, None)
 
 
-def test_a_thread_follows_by_itself_and_ends_with_close(shelf: Shelf) -> None:
+def test_a_thread_follows_until_close(shelf: Shelf) -> None:
     shelf.crown("1")
     with follow(shelf, refresh_s=0.05) as champion:
         shelf.crown("2")
@@ -73,7 +73,7 @@ def test_a_thread_follows_by_itself_and_ends_with_close(shelf: Shelf) -> None:
     assert not champion.refresh()
 
 
-def test_a_damaged_version_is_refused_once_and_the_old_one_goes_on(
+def test_a_corrupt_version_is_refused_once_and_the_old_one_keeps_answering(
     shelf: Shelf, champion: Champion, caplog: pytest.LogCaptureFixture
 ) -> None:
     shelf.crown(TAMPERED)
@@ -85,30 +85,30 @@ def test_a_damaged_version_is_refused_once_and_the_old_one_goes_on(
         "version 3 is refused: its bundle: tokenizer.json does not match its SHA-256 in bundle.json; "
         "fetch it again from the registry"
     )
-    told = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
-    assert told == [f"{CHAMPION_URI}: {status['problem']}; version 1 goes on answering"]
+    logged = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert logged == [f"{CHAMPION_URI}: {status['problem']}; version 1 keeps answering"]
     assert champion.predict([GOOD])[0]["version"] == "1"
     shelf.crown("2")
     assert champion.refresh()
     assert champion.status()["problem"] is None
 
 
-def test_a_refused_version_is_not_fetched_at_every_look(
+def test_a_refused_version_is_not_fetched_at_every_poll(
     shelf: Shelf, champion: Champion, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fetched = []
-    real = registry.fetch_bundle
-    monkeypatch.setattr(registry, "fetch_bundle", lambda *arguments: [fetched.append(1), real(*arguments)][1])
+    real = lookup.fetch_bundle
+    monkeypatch.setattr(lookup, "fetch_bundle", lambda *arguments: [fetched.append(1), real(*arguments)][1])
     shelf.crown(TAMPERED)
     for _ in range(5):
         champion.refresh()
     assert len(fetched) == 1
 
 
-def test_a_bundle_that_is_whole_but_not_the_registered_one_is_refused(shelf: Shelf, champion: Champion) -> None:
+def test_a_valid_bundle_that_is_not_the_registered_one_is_refused(shelf: Shelf, champion: Champion) -> None:
     shelf.crown("2")
     with connect(shelf.store) as client:
-        client.set_model_version_tag(registry.MODEL_NAME, "2", "bundle_digest", "f" * 64)
+        client.set_model_version_tag(MODEL_NAME, "2", "bundle_digest", "f" * 64)
     assert not champion.refresh()
     assert "registered was ffffffffffff" in str(champion.status()["problem"])
 
@@ -121,7 +121,7 @@ def test_a_version_that_cannot_be_fetched_changes_nothing(
 
     shelf.crown("2")
     with monkeypatch.context() as patch:
-        patch.setattr(registry, "fetch_bundle", fail)
+        patch.setattr(lookup, "fetch_bundle", fail)
         assert not champion.refresh()
         assert not champion.refresh()
     assert champion.status()["problem"] == "the artifacts are away"
@@ -130,11 +130,11 @@ def test_a_version_that_cannot_be_fetched_changes_nothing(
     assert champion.status()["version"] == "2"
 
 
-def test_a_fault_of_the_program_does_not_end_following(
+def test_an_unexpected_exception_does_not_end_following(
     shelf: Shelf, champion: Champion, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(registry, "resolve_version", lambda *arguments: 1 / 0)
+        patch.setattr(lookup, "resolve_version", lambda *arguments: 1 / 0)
         assert not champion.refresh()
     assert champion.status()["problem"] == "ZeroDivisionError: division by zero"
     shelf.crown("2")
@@ -150,81 +150,84 @@ def test_a_store_that_goes_away_does_not_end_the_answers(
         assert not champion.refresh()
     assert "is gone; check it: verdict doctor" in str(champion.status()["problem"])
     assert champion.predict([GOOD])[0]["version"] == "1"
-    assert not database.exists()  # asking would have made an empty one
+    assert not database.exists()  # a query would have created an empty one
     assert len([record for record in caplog.records if record.levelname == "WARNING"]) == 1
     (shelf.home / "aside").rename(database)
     assert not champion.refresh()
     assert champion.status()["problem"] is None
 
 
-def test_an_alias_that_is_taken_away_leaves_the_last_champion(shelf: Shelf, champion: Champion) -> None:
+def test_an_alias_that_is_deleted_leaves_the_last_champion(shelf: Shelf, champion: Champion) -> None:
     with connect(shelf.store) as client:
-        client.delete_registered_model_alias(registry.MODEL_NAME, "champion")
+        client.delete_registered_model_alias(MODEL_NAME, "champion")
     assert not champion.refresh()
     assert "there is no champion yet" in str(champion.status()["problem"])
     assert champion.predict([GOOD])[0]["version"] == "1"
 
 
-def test_no_champion_no_store_and_no_model_are_told_apart(shelf: Shelf, tmp_path: Path) -> None:
+def test_no_champion_no_store_and_no_model_are_different_errors(shelf: Shelf, tmp_path: Path) -> None:
     with pytest.raises(NoChampion, match=r"there is no champion yet in sqlite.*run: verdict retrain"):
         follow(shelf)
     with pytest.raises(NoChampion, match=r"there is no champion yet: sqlite.* is new; run: verdict retrain"):
-        Champion(CHAMPION_URI, NEVER, "cpu", str(tmp_path / "new"))
+        Champion.open(CHAMPION_URI, NEVER, "cpu", str(tmp_path / "new"))
     with pytest.raises(UnknownModel, match=r"model 'grammar' is unknown in .*, which holds acceptability"):
-        Champion("models:/grammar@champion", NEVER, "cpu", str(shelf.home))
+        Champion.open("models:/grammar@champion", NEVER, "cpu", str(shelf.home))
     with pytest.raises(UnknownModel, match=r"model 'acceptability' has no version '9' in"):
-        Champion("9", NEVER, "cpu", str(shelf.home))
+        Champion.open("9", NEVER, "cpu", str(shelf.home))
     assert not (tmp_path / "new").exists()
 
 
-def test_a_store_that_does_not_answer_is_told_with_what_to_do(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_that_does_not_answer_names_the_next_command(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     with pytest.raises(
         UnreachableError, match=r"MLflow store http://127\.0\.0\.1:9 failed .*; check it: verdict doctor"
     ):
         follow(shelf)
-    with follow(shelf, must_load=False) as champion, pytest.raises(NotReady, match="no model is loaded yet: MLflow"):
+    with (
+        follow(shelf, require_model=False) as champion,
+        pytest.raises(NotReady, match="no model is loaded yet: MLflow"),
+    ):
         champion.predict([GOOD])
 
 
 @pytest.mark.parametrize("model", ["acceptability", "models:/x", "models:/x@", "models:/x/1@y", "models:/a/b/c", ""])
-def test_what_is_no_address_is_wrong_usage(shelf: Shelf, model: str) -> None:
+def test_what_is_no_address_is_a_usage_error(shelf: Shelf, model: str) -> None:
     with pytest.raises(UsageError, match="is no registry address and no folder; expected models:/acceptability"):
-        Champion(model, NEVER, "cpu", str(shelf.home), must_load=False)
+        Champion.open(model, NEVER, "cpu", str(shelf.home), require_model=False)
 
 
 def test_without_a_champion_it_can_wait_for_the_first(shelf: Shelf) -> None:
-    with follow(shelf, refresh_s=0.05, must_load=False) as champion:
+    with follow(shelf, refresh_s=0.05, require_model=False) as champion:
         with pytest.raises(NotReady, match="no model is loaded yet: there is no champion yet"):
             champion.current()
         shelf.crown("2")
         until(lambda: champion.status()["version"] == "2")
 
 
-def test_a_damaged_first_champion_is_told_at_once(shelf: Shelf) -> None:
+def test_a_corrupt_first_champion_is_an_error_at_once(shelf: Shelf) -> None:
     shelf.crown(TAMPERED)
     with pytest.raises(VerdictError, match=r"version 3 is refused: .* does not match its SHA-256 in bundle.json"):
-        follow(shelf, must_load=False)
+        follow(shelf, require_model=False)
 
 
 @pytest.mark.parametrize("model", ["2", "models:/acceptability/2"])
 def test_a_version_stays_what_it_is(shelf: Shelf, model: str) -> None:
     shelf.crown("1")
-    with Champion(model, 0.01, "cpu", str(shelf.home)) as champion:
+    with Champion.open(model, 0.01, "cpu", str(shelf.home)) as champion:
         assert champion.predict([GOOD])[0]["version"] == "2"
         assert not champion.status()["following"]
         assert not champion.refresh()
 
 
-def test_a_folder_needs_no_store_and_is_known_by_its_digest(exported: Any, tmp_path: Path) -> None:
+def test_a_folder_needs_no_store_and_is_named_by_its_digest(exported: Any, tmp_path: Path) -> None:
     bundle = shutil.copytree(exported["bundle"], tmp_path / "bundle")
-    with Champion(str(bundle), NEVER, "cpu", str(tmp_path / "none")) as champion:
+    with Champion.open(str(bundle), NEVER, "cpu", str(tmp_path / "none")) as champion:
         shutil.rmtree(bundle)
         assert champion.predict([GOOD])[0]["version"] == f"sha256:{exported['digest'][:12]}"
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_graph_that_is_none_is_refused_in_one_line(exported: Any, tmp_path: Path) -> None:
+def test_a_file_that_is_no_graph_is_refused_in_one_line(exported: Any, tmp_path: Path) -> None:
     from toy import facts
 
     from tasks.inference.bundle import write_manifest
@@ -234,5 +237,5 @@ def test_a_graph_that_is_none_is_refused_in_one_line(exported: Any, tmp_path: Pa
         graph.write_bytes(b"no graph")
     write_manifest(bundle, facts(), {})
     with pytest.raises(VerdictError) as caught:
-        Champion(str(bundle), NEVER, "cpu")
+        Champion.open(str(bundle), NEVER, "cpu")
     assert "\n" not in str(caught.value)

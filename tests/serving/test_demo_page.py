@@ -23,8 +23,9 @@ from tasks.data.ingestion import ingest
 from tasks.data.snapshots import iter_snapshot
 from tasks.data.sources import locate_sources
 from tasks.data.table_format import TableFormat
+from tasks.inference.bundle import CHAMPION_URI
 from tasks.serving import demo_page as module
-from tasks.serving.champion import CHAMPION_URI, Champion
+from tasks.serving.champion import Champion
 from tasks.serving.demo_gateway import CALL_PATH, RUN_PATH
 from tasks.serving.demo_page import EXAMPLE_INPUTS, POLL_S
 from tasks.serving.feedback import Feedback
@@ -42,7 +43,7 @@ Open = Callable[..., Any]
 
 @pytest.fixture(scope="module")
 def champion(exported: Any) -> Iterator[Champion]:
-    with Champion(exported["bundle"], NEVER, "cpu") as champion:
+    with Champion.open(exported["bundle"], NEVER, "cpu") as champion:
         yield champion
 
 
@@ -207,7 +208,7 @@ def test_the_page_shows_the_new_version_when_the_alias_moves(
 ) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     shelf: Shelf = copy_of(stock(tmp_path / "stocked", empty_store, exported), tmp_path / "home")
-    following = Champion(CHAMPION_URI, 0.05, "cpu", str(shelf.home), must_load=False)
+    following = Champion.open(CHAMPION_URI, 0.05, "cpu", str(shelf.home), require_model=False)
     with following as champion, serving(champion, feedback=Feedback(str(tmp_path / "f.tsv"))) as client:
         page = visit(client)
         page.get_by_text("No model answers yet: there is no champion yet").wait_for()

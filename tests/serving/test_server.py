@@ -23,8 +23,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from serving import BAD, GOOD, TAMPERED, Shelf, copy_of, free_port, serving, stock, until
 
 from tasks.core.errors import VerdictError
+from tasks.inference.bundle import CHAMPION_URI
 from tasks.serving.batcher import Batcher, BatcherClosed
-from tasks.serving.champion import CHAMPION_URI, Champion
+from tasks.serving.champion import Champion
 from tasks.serving.judge_api import JudgeResponse, parse_judge_request
 from tasks.serving.open_inference import InferResponse, parse_infer_request
 from tasks.serving.request_validation import MAX_DRAIN_BYTES, RequestError, RequestLimits
@@ -47,7 +48,7 @@ main()
 
 @pytest.fixture(scope="module")
 def champion(exported: Any) -> Iterator[Champion]:
-    with Champion(exported["bundle"], NEVER, "cpu") as champion:
+    with Champion.open(exported["bundle"], NEVER, "cpu") as champion:
         yield champion
 
 
@@ -395,7 +396,7 @@ def test_a_fault_of_the_program_is_one_line_of_json(
 
 
 def test_until_there_is_a_champion_the_server_says_so(shelf: Shelf) -> None:
-    waiting = Champion(CHAMPION_URI, 0.05, "cpu", str(shelf.home), must_load=False)
+    waiting = Champion.open(CHAMPION_URI, 0.05, "cpu", str(shelf.home), require_model=False)
     with waiting as champion, serving(champion) as client:
         assert client.get("/healthz").status_code == 200
         for path in ("/readyz", "/v2/health/ready", "/v2/models/acceptability/ready"):
@@ -422,7 +423,7 @@ def test_the_champion_moves_while_clients_ask_and_no_request_fails(shelf: Shelf)
                 seen.append((answer.status_code, answer.json()["version"]))
         return seen
 
-    following = Champion(CHAMPION_URI, 0.05, "cpu", str(shelf.home))
+    following = Champion.open(CHAMPION_URI, 0.05, "cpu", str(shelf.home))
     with following as champion, serving(champion) as client, ThreadPoolExecutor(20) as pool:
         asking = [pool.submit(ask, number) for number in range(20)]
         try:
@@ -499,7 +500,7 @@ def test_a_signal_lets_requests_in_flight_finish_and_ends_with_0(exported: Any, 
         answers = [one.result() for one in asked]
     assert [answer.status_code for answer in answers] == [200] * 5
     assert process.wait(20) == 0
-    assert process.stderr.read() == f"{exported['bundle']}: version {answers[0].json()['version']} answers on " + (
+    assert process.stderr.read() == f"{exported['bundle']}: version {answers[0].json()['version']} loaded on " + (
         "CPUExecutionProvider\n"
     )
 

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 import httpx
 from toy import SIGN, facts
 
-from tasks.inference.bundle import write_manifest
+from tasks.inference.bundle import CHAMPION, MODEL_NAME, write_manifest
+from tasks.registry import lookup, register
 from tasks.registry import tracking as runs
-from tasks.registry import versions as registry
-from tasks.registry.versions import CHAMPION, MlflowStore
+from tasks.registry.mlflow_client import MlflowStore, locate_store
 from tasks.serving.batcher import Batcher
 from tasks.serving.champion import Champion
 from tasks.serving.feedback import Feedback
@@ -35,10 +35,10 @@ class Shelf(NamedTuple):
 
     @property
     def store(self) -> MlflowStore:
-        return registry.locate_store(str(self.home))
+        return locate_store(str(self.home))
 
     def crown(self, version: str) -> None:
-        registry.move_alias(self.store, CHAMPION, version)
+        register.move_alias(self.store, CHAMPION, version)
 
 
 def stock(folder: Path, empty_store: Path, exported: Any) -> Path:
@@ -50,10 +50,10 @@ def stock(folder: Path, empty_store: Path, exported: Any) -> Path:
     for length in (16, 15, 14):
         bundle = Path(shutil.copytree(exported["bundle"], folder / f"bundle-{length}"))
         digest = write_manifest(bundle, facts(max_length=length), {})["digest"]
-        version = registry.register_bundle(store, run, str(bundle), digest, {"verdict": "PROMOTE"}, "a bundle")
+        version = register.register_bundle(store, run, str(bundle), digest, {"verdict": "PROMOTE"}, "a bundle")
     runs.close_run(store, run, "FINISHED")
     assert version == TAMPERED
-    stored = Path(registry.fetch_version(store, f"models:/{registry.MODEL_NAME}/{TAMPERED}")["bundle"])
+    stored = Path(lookup.resolve_version(store, f"models:/{MODEL_NAME}/{TAMPERED}", fetch=True)["bundle"])
     (stored / "tokenizer.json").write_text("{}")
     return folder
 

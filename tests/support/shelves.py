@@ -6,8 +6,8 @@ from typing import Any
 
 from toy import facts
 
-from tasks.inference.bundle import write_manifest
-from tasks.registry import versions as registry
+from tasks.inference.bundle import MODEL_NAME, write_manifest
+from tasks.registry import register
 from tasks.registry.mlflow_client import MlflowStore, connect
 
 
@@ -31,9 +31,9 @@ def add_version(store: MlflowStore, folder: Path, name: str, **tags: str) -> str
     model = folder / f"model-{name}"
     digest = light_bundle(model, name)
     with connect(store) as client:
-        registry._make_model(client)
+        register._create_model(client)
         held = {"bundle_digest": digest, "verdict": "PROMOTE", **tags}
-        version = client.create_model_version(registry.MODEL_NAME, source=str(model), tags=held)
+        version = client.create_model_version(MODEL_NAME, source=str(model), tags=held)
         return str(version.version)
 
 
@@ -43,14 +43,14 @@ def bundle_folder(folder: Path, name: str) -> Path:
 
 def aliases(store: MlflowStore) -> dict[str, str]:
     with connect(store) as client:
-        found = client.search_registered_models(f"name = '{registry.MODEL_NAME}'")
+        found = client.search_registered_models(f"name = '{MODEL_NAME}'")
         return {alias: str(version) for alias, version in found[0].aliases.items()} if found else {}
 
 
 def set_alias(store: MlflowStore, version: str, alias: str = "champion") -> None:
     """What a person does in MLflow's own page."""
     with connect(store) as client:
-        client.set_registered_model_alias(registry.MODEL_NAME, alias, version)
+        client.set_registered_model_alias(MODEL_NAME, alias, version)
 
 
 def shown(entries: list[Any]) -> list[tuple[str, str | None, str | None]]:
