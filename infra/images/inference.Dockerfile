@@ -1,18 +1,19 @@
-# The inference service: ONNX Runtime, a tokeniser, HTTP and MLflow's small client; no torch, no Prefect, no training.
+# The inference service: `verdict serve` and the distribution verdict-inference; no torch, no Prefect, no training.
 #     docker build --file infra/images/inference.Dockerfile --tag verdict/inference:0.1.0 .
 ARG BASE=docker.io/library/python:3.11.15-slim-bookworm@sha256:b18992999dbe963a45a8a4da40ac2b1975be1a776d939d098c647482bcad5cba
 
 FROM ${BASE} AS build
 COPY pyproject.toml constraints.txt /source/
 COPY infra/images/install.sh /source/infra/images/
+COPY infra/inference/pyproject.toml /source/infra/inference/
 RUN /source/infra/images/install.sh inference /opt/verdict
 COPY README.md LICENSE /source/
 COPY mlflow/policy.toml /source/mlflow/
 COPY infra/prefect.yaml /source/infra/
-COPY infra/prefect.yaml /source/infra/
+COPY infra/inference /source/infra/inference
 COPY tasks /source/tasks
 COPY flows /source/flows
-RUN /source/infra/images/install.sh package /opt/verdict
+RUN /source/infra/images/install.sh package runtime /opt/verdict
 
 FROM ${BASE}
 # Some libraries ask the system for the user's name, so it has one.

@@ -2,14 +2,15 @@
 # Fills a virtual environment with what one image holds. The Dockerfiles run it, and the tests do, without root.
 #
 #     infra/images/install.sh inference /opt/verdict    the packages of one image, as constraints.txt pins them
-#     infra/images/install.sh package /opt/verdict      this project's own code, and no package besides
+#     infra/images/install.sh package /opt/verdict      this project's own code, without its dependencies
+#     infra/images/install.sh runtime /opt/verdict      verdict-inference, without its dependencies
 #
-# The Dockerfiles take two steps, so that a change of the code fetches no package anew; `inference package` takes both.
+# The Dockerfiles take two steps, so that a change of the code downloads no package again; `inference package` takes both.
 # PYTHON names the interpreter of a new environment [python3]; pip's own settings are respected.
 set -eu
 
 usage() {
-  echo "usage: $0 worker|inference|prefect|mlflow|package... VENV" >&2
+  echo "usage: $0 worker|inference|prefect|mlflow|package|runtime... VENV" >&2
   exit 2
 }
 
@@ -17,7 +18,7 @@ usage() {
 steps=''
 while [ $# -gt 1 ]; do
   case $1 in
-    worker | inference | prefect | mlflow | package) steps="$steps $1" ;;
+    worker | inference | prefect | mlflow | package | runtime) steps="$steps $1" ;;
     *) usage ;;
   esac
   shift
@@ -38,25 +39,34 @@ install() {
     --constraint "$constraints" "$@"
 }
 
-# Everything that the project and one of its extras ask for, one a line: the project itself comes last, by 'package'.
+# The dependencies of a distribution and one of its extras, one a line: `requirements_with PYPROJECT EXTRA`. Its own code
+# is installed last, by 'package' or 'runtime'.
 requirements_with() {
   "$tool/bin/python" -c '
 import sys
 from tomllib import load
 project = load(open(sys.argv[1], "rb"))["project"]
-print(*project["dependencies"], *project["optional-dependencies"][sys.argv[2]], sep="\n")' "$source/pyproject.toml" "$1"
+print(*project["dependencies"], *project["optional-dependencies"][sys.argv[2]], sep="\n")' "$source/$1" "$2"
 }
 
-# Wheels only: nothing that comes from an index runs while an image is built.
+# Wheels only: no code from an index runs while an image is built.
 for step in $steps; do
   case $step in
     worker)
       "$python" -m venv --without-pip "$venv"
-      requirements_with kubernetes > "$tool/requirements.txt"
+      requirements_with pyproject.toml kubernetes > "$tool/requirements.txt"
       install --only-binary :all: --requirement "$tool/requirements.txt"
+      ;;
+    inference)
+      "$python" -m venv --without-pip "$venv"
+      requirements_with infra/inference/pyproject.toml mlflow > "$tool/requirements.txt"
+      install --only-binary :all: --requirement "$tool/requirements.txt" --group "$source/pyproject.toml:$step"
       ;;
     package)
       install --no-deps --build-constraint "$constraints" "$source"
+      ;;
+    runtime)
+      install --no-deps --build-constraint "$constraints" "$source/infra/inference"
       ;;
     *)
       "$python" -m venv --without-pip "$venv"

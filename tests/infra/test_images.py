@@ -1,7 +1,7 @@
 """The script that fills the images, run as they run it: the inference image's packages alone answer a sentence.
 
 They are fetched from the package index that `make test` uses. The other images' packages weigh gigabytes, torch's most
-of all; `TEST_ALL_IMAGES=1 pytest tests/test_images.py` fetches them too.
+of all; `TEST_ALL_IMAGES=1 pytest tests/infra/test_images.py` fetches them too.
 """
 
 import configparser
@@ -30,6 +30,11 @@ from tasks.registry.mlflow_client import AUDIT_EXPERIMENT, EXPERIMENT, MlflowSto
 HEAVY = {"torch", "transformers", "prefect", "mlflow", "great-expectations", "pandas", "pyarrow", "sqlalchemy", "pip"}
 PASSWORDS = {"admin": "a" * 12, "retrain": "b" * 12, "reader": "c" * 12}
 SENTENCES = {"sentences": ["the cat sees the dog"]}
+FOLLOW = """
+from verdict_inference import Champion
+with Champion.open("models:/acceptability@champion", device="cpu") as champion:
+    print(champion.predict(["the cat sees the dog"])[0]["version"])
+"""
 
 
 def install(*arguments: str | Path) -> None:
@@ -82,7 +87,7 @@ def tracking(starting: tuple[str, Path, subprocess.Popen[bytes]]) -> str:
 def venv(tmp_path_factory: pytest.TempPathFactory, starting: Any) -> Path:
     """An environment with what the inference image holds; filled while the tracking server starts."""
     folder = tmp_path_factory.mktemp("image") / "venv"
-    install("inference", "package", folder)
+    install("inference", "package", "runtime", folder)
     return folder
 
 
@@ -138,7 +143,7 @@ def test_the_inference_image_holds_nothing_heavy_and_nothing_that_is_not_pinned(
     pinned = dict(line.split("==") for line in lines if "==" in line and not line.startswith("#"))
     pins = {re.sub(r"[-_.]+", "-", name).lower(): version for name, version in pinned.items()}
     assert set(held) & HEAVY == set()
-    assert held.pop("verdict-mlops")
+    assert held.pop("verdict-mlops") == held.pop("verdict-inference")
     assert {name: version for name, version in held.items() if pins.get(name) != version} == {}
     size = sum(path.stat().st_size for path in venv.rglob("*") if path.is_file() and not path.is_symlink())
     assert size < 400e6, f"{size / 1e6:.0f} MB"
@@ -191,6 +196,9 @@ def test_the_inference_image_follows_the_champion_with_an_account_that_only_read
         until(answers(f"{address}/readyz"), 30)
         reply = httpx.post(f"{address}/v1/judge", json=SENTENCES).json()
         assert reply["version"] == version
+    env = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), **reader}
+    done = subprocess.run([venv / "bin" / "python", "-c", FOLLOW], env=env, capture_output=True, text=True)
+    assert done.stdout.split() == [version], done.stderr
     log_in(monkeypatch, "reader")
     for write in (
         lambda client: client.set_registered_model_alias(MODEL_NAME, CHAMPION, version),
@@ -235,7 +243,7 @@ def test_the_tracking_server_answers_to_its_names_and_its_page_alone(tracking: s
 def test_the_script_says_how_it_is_used(arguments: list[str]) -> None:
     done = subprocess.run(["sh", IMAGES / "install.sh", *arguments], capture_output=True, text=True)
     assert done.returncode == 2
-    assert "worker|inference|prefect|mlflow|package... VENV" in done.stderr
+    assert "worker|inference|prefect|mlflow|package|runtime... VENV" in done.stderr
 
 
 @pytest.mark.skipif(os.environ.get("TEST_ALL_IMAGES") != "1", reason="gigabytes; asked for by TEST_ALL_IMAGES=1")

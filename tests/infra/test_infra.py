@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -251,12 +252,14 @@ def test_a_script_passes_shellcheck(path: Path) -> None:
 
 def test_an_image_asks_for_nothing_that_the_project_does_not() -> None:
     known = set(PROJECT["project"]["dependencies"])
-    # The small client instead of the whole, the CPU's runtime instead of both, and what only a server needs.
-    other = ("mlflow-skinny", "mlflow[auth]", "onnxruntime>", "psycopg2-binary", "boto3")
+    # What only a server needs.
+    other = ("mlflow[auth]", "psycopg2-binary", "boto3")
     for group in PROJECT["dependency-groups"].values():
         assert [item for item in group if item not in known and not item.startswith(other)] == []
-    ranges = {re.split(r"[\[>]", item)[0]: item[item.index(">") :] for item in known if ">" in item}
-    assert f"mlflow-skinny{ranges['mlflow']}" in PROJECT["dependency-groups"]["inference"]
+    ranges = {re.split(r"[\[>]", item)[0]: item[item.index(">") :].split(";")[0] for item in known if ">" in item}
+    runtime = tomllib.loads((INFRA / "inference" / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert runtime["dependencies"] == [f"{name}{ranges[name]}" for name in ("onnxruntime", "tokenizers", "numpy")]
+    assert runtime["optional-dependencies"] == {"mlflow": [f"mlflow-skinny{ranges['mlflow']}"]}
     assert f"mlflow[auth]{ranges['mlflow']}" in PROJECT["dependency-groups"]["mlflow"]
 
 
