@@ -10,16 +10,17 @@ from tasks.core.files import json_digest
 from tasks.evaluation.evidence import ChampionEvidence
 from tasks.evaluation.run_diff import RunRecord
 from tasks.inference.bundle import MODEL_NAME
-from tasks.registry import lookup, register, tracking
+from tasks.registry import lookup, tracking
 from tasks.registry.descriptions import NOTE, describe_run, describe_version, version_tags
 from tasks.registry.mlflow_client import MlflowStore
+from tasks.registry.register import register_bundle
 from tasks.reporting.charts import draw_charts
 from tasks.reporting.report import ReportInputs, changes_of, write_documents
 from tasks.reporting.tables import compare_figures
 
 draw = timed_task("document", draw_charts)
 document = timed_task("document", write_documents)
-register = retrying_task("register", register.register_bundle)
+register = retrying_task("register", register_bundle)
 find_page = retrying_task("register", tracking.find_page)
 log_series = retrying_task("log to MLflow", tracking.log_series)
 log_files = retrying_task("log to MLflow", tracking.log_files)

@@ -1,6 +1,6 @@
-"""What a model holds around its bundle: MLflow's own files and the code that answers, which consumers execute.
+"""The digest of a model's files outside of its bundle: MLflow's own, and the code that consumers execute.
 
-A bundle proves itself file by file. The files around it are sealed by one digest, a tag of the version.
+The bundle has a checksum for each of its files; the files around it have one digest, which is a tag of the version.
 """
 
 import tempfile
@@ -10,28 +10,28 @@ import mlflow.artifacts
 
 from tasks.core.files import json_digest, sha256_of
 
-CODE_DIGEST_TAG = "wrapping_digest"  # the tag
-BUNDLE_FOLDER = "data"  # the folder that holds nothing but the bundle
-IGNORED_FILES = {"registered_model_meta"}  # files that MLflow adds to what it hands out
+CODE_DIGEST_TAG = "wrapping_digest"
+DATA_FOLDER = "data"  # holds only the bundle
+IGNORED_FILES = {"registered_model_meta"}  # MLflow adds it to a model that it downloads
 
 
 def digest_code(address: str) -> str:
-    """Return the hex SHA-256 over names and contents of a model's files outside of its bundle; they are small.
+    """Return the hex SHA-256 over names and contents of a model's files outside of its bundle.
 
     Args:
-        address: of the model: models:/NAME/VERSION or where its files lie; the caller is connected to its store.
+        address: models:/NAME/VERSION, or the location of the model's files; the caller is connected to the store.
 
     Raises:
-        MlflowException, OSError: if they are not to be had.
+        MlflowException, OSError: if they cannot be downloaded.
     """
     found: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as scratch:
         for entry in mlflow.artifacts.list_artifacts(artifact_uri=address) or []:
             name = Path(entry.path).name
-            if name == BUNDLE_FOLDER:
+            if name == DATA_FOLDER:
                 continue
-            place = Path(mlflow.artifacts.download_artifacts(f"{address}/{name}", dst_path=scratch))
-            for path in sorted(place.rglob("*")) if place.is_dir() else [place]:
+            local = Path(mlflow.artifacts.download_artifacts(f"{address}/{name}", dst_path=scratch))
+            for path in sorted(local.rglob("*")) if local.is_dir() else [local]:
                 if path.is_file() and path.name not in IGNORED_FILES and path.suffix != ".pyc":
-                    found[f"{name}/{path.relative_to(place)}"] = sha256_of(path)
+                    found[f"{name}/{path.relative_to(local)}"] = sha256_of(path)
     return json_digest(found)

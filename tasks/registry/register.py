@@ -47,7 +47,7 @@ def register_bundle(
     with connect(store, process_wide=True) as client:
         experiment = experiment_of(client, store)
         model_id = _find_logged(client, experiment, digest) or log_model(experiment, run_id, bundle, digest)
-        _create_model(client)
+        create_model(client)
         version = client.create_model_version(
             MODEL_NAME,
             source=f"models:/{model_id}",
@@ -103,6 +103,17 @@ def prepend_description(store: MlflowStore, version: str, line: str) -> None:
             client.update_model_version(MODEL_NAME, version, description=f"{line}\n\n{before}".rstrip())
 
 
+def create_model(client: mlflow.MlflowClient) -> None:
+    """Create the registered model unless it exists; another process may create it meanwhile."""
+    if client.search_registered_models(f"name = '{MODEL_NAME}'"):
+        return
+    try:
+        client.create_registered_model(MODEL_NAME, description=MODEL_DESCRIPTION)
+    except MlflowException as error:
+        if error.error_code != ErrorCode.Name(RESOURCE_ALREADY_EXISTS):
+            raise
+
+
 def _update_verdict(store: MlflowStore, version: str, tags: Mapping[str, str], description: str) -> None:
     """Give a version its new verdict, unless it is the champion or a person decided about it."""
     with connect(store) as client:
@@ -113,17 +124,6 @@ def _update_verdict(store: MlflowStore, version: str, tags: Mapping[str, str], d
         for key, value in tags.items():
             client.set_model_version_tag(MODEL_NAME, version, key, value)
         client.update_model_version(MODEL_NAME, version, description=description)
-
-
-def _create_model(client: mlflow.MlflowClient) -> None:
-    """Create the registered model unless it exists; another process may create it meanwhile."""
-    if client.search_registered_models(f"name = '{MODEL_NAME}'"):
-        return
-    try:
-        client.create_registered_model(MODEL_NAME, description=MODEL_DESCRIPTION)
-    except MlflowException as error:
-        if error.error_code != ErrorCode.Name(RESOURCE_ALREADY_EXISTS):
-            raise
 
 
 def _find_logged(client: mlflow.MlflowClient, experiment: str, digest: str) -> str | None:

@@ -31,7 +31,7 @@ def add_version(store: MlflowStore, folder: Path, name: str, **tags: str) -> str
     model = folder / f"model-{name}"
     digest = light_bundle(model, name)
     with connect(store) as client:
-        register._create_model(client)
+        register.create_model(client)
         held = {"bundle_digest": digest, "verdict": "PROMOTE", **tags}
         version = client.create_model_version(MODEL_NAME, source=str(model), tags=held)
         return str(version.version)
