@@ -1,14 +1,14 @@
-r"""Strict parser of CoLA's tab-separated format; every line is kept or quarantined with a reason.
+r"""Parses CoLA's tab-separated format strictly: every line is kept or quarantined with a reason.
 
 A row has four columns and no quoting: source code, label (1 acceptable, 0 not), the author's mark, sentence.
 
     gj04\t0\t*\tThe sailors rode the breeze clear the rocks.
 
 CSV readers guess: a lone quote swallows lines, `NA` becomes a missing value, a fifth column shifts the others. Here a
-line is split at its tabs and nothing else happens to it. The format: https://nyu-mll.github.io/CoLA.
+line is split at its tabs and nothing else. The format: https://nyu-mll.github.io/CoLA.
 
-Blocks of lines without any fault are parsed by Arrow, about ten times as fast; a block with a fault is parsed line by
-line. Both ways give the same rows (a test compares them).
+A block of lines without faults is parsed by Arrow, about ten times as fast as in Python; a block with a fault is parsed
+line by line, to find the line. Both give the same rows (a test compares them).
 """
 
 import io
@@ -19,8 +19,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 
-READ_BYTES = 8 << 20  # bytes read at a time
-MAX_LINE_BYTES = 16 << 20  # bytes; of a longer line the rest is counted and not kept
+READ_BYTES = 8 << 20  # read at a time
+MAX_LINE_BYTES = 16 << 20  # the rest of a longer line is skipped
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 TSV_COLUMNS = ["source", "label", "mark", "sentence"]
 DEFAULT_LABELS = {"0": 0, "1": 1}
@@ -44,7 +44,7 @@ class Row(NamedTuple):
 
 
 class QuarantinedRow(NamedTuple):
-    """One quarantined row: what kind of fault, what exactly, and its bytes as found, without the line end."""
+    """One quarantined row: kind of fault, explanation, and its bytes without the line end."""
 
     line: int
     kind: QuarantineReason
@@ -53,21 +53,33 @@ class QuarantinedRow(NamedTuple):
 
 
 class Block(NamedTuple):
-    """Consecutive rows of a file: those kept, as a table of `KEPT`, and those quarantined."""
+    """Consecutive rows of a file: the kept ones, as a table of ROW_SCHEMA, and the quarantined ones."""
 
     kept: pa.Table
     quarantined: list[QuarantinedRow]
 
 
 class RowRules(NamedTuple):
-    """What a row must satisfy."""
+    """What a row must satisfy.
+
+    Args:
+        max_chars: longest sentence, in characters.
+        labels: label as written -> 0 or 1.
+    """
 
     max_chars: int = 2_000
     labels: Mapping[str, int] = DEFAULT_LABELS
 
 
 def make_row(line: int, fields: tuple[str, str, str, str], raw: bytes, rules: RowRules) -> Row | QuarantinedRow:
-    """Check decoded fields (source, label, mark, sentence), whatever format they came from; never raises."""
+    """Check the decoded fields (source, label, mark, sentence) of a record of any format; never raises.
+
+    Args:
+        line: number for messages.
+        fields: as in the file.
+        raw: the record's bytes, kept where it is quarantined.
+        rules: what the row must satisfy.
+    """
     source, label, mark, sentence = fields
     text = "".join(fields)
     if "\0" in text:
@@ -89,7 +101,7 @@ def make_row(line: int, fields: tuple[str, str, str, str], raw: bytes, rules: Ro
 
 
 def too_long(line: int, raw: bytes) -> QuarantinedRow:
-    """Quarantine a line of more than LONGEST_LINE bytes; only so many are kept."""
+    """Quarantine a line of more than MAX_LINE_BYTES bytes, of which the first are kept."""
     return QuarantinedRow(line, "too long", f"line of more than {MAX_LINE_BYTES} bytes", raw[:MAX_LINE_BYTES])
 
 
@@ -107,7 +119,7 @@ def parse_row(line: int, raw: bytes, rules: RowRules) -> Row | QuarantinedRow:
 
 
 def parse_tsv(stream: BinaryIO, rules: RowRules = RowRules()) -> Iterator[Block]:  # noqa: B008 (immutable)
-    """Parse CoLA's format (LF or CRLF, the last line with or without); each line is in exactly one block.
+    """Parse CoLA's format (LF or CRLF line ends); each line is in exactly one block.
 
     Memory does not grow with the file.
     """
@@ -120,20 +132,20 @@ def parse_tsv(stream: BinaryIO, rules: RowRules = RowRules()) -> Iterator[Block]
 
 def parse_by_line(first: int, lines: bytes, rules: RowRules) -> Block:
     """Parse whole lines one by one; the first has number `first`."""
-    results = [
+    rows = [
         parse_row(number, raw.removesuffix(b"\n").removesuffix(b"\r"), rules)
         for number, raw in enumerate(io.BytesIO(lines), start=first)
     ]
-    return partition(results)
+    return partition(rows)
 
 
-def partition(results: list[Row | QuarantinedRow]) -> Block:
-    """Divide results into kept and quarantined ones."""
-    kept = [result for result in results if isinstance(result, Row)]
-    rejected = [result for result in results if isinstance(result, QuarantinedRow)]
+def partition(rows: list[Row | QuarantinedRow]) -> Block:
+    """Divide rows into kept and quarantined ones."""
+    kept = [row for row in rows if isinstance(row, Row)]
+    quarantined = [row for row in rows if isinstance(row, QuarantinedRow)]
     columns = list(zip(*kept, strict=True)) or [()] * len(ROW_SCHEMA)
     arrays = [pa.array(column, field.type) for column, field in zip(columns, ROW_SCHEMA, strict=True)]
-    return Block(pa.table(arrays, schema=ROW_SCHEMA), rejected)
+    return Block(pa.table(arrays, schema=ROW_SCHEMA), quarantined)
 
 
 def format_row(row: Row) -> str:
@@ -142,29 +154,29 @@ def format_row(row: Row) -> str:
 
 
 def format_rows(kept: pa.Table) -> bytes:
-    """Write a table of `KEPT` columns as lines of the format."""
+    """Write a table of ROW_SCHEMA columns as lines of the format."""
     fields = [kept[name].cast(pa.string()) for name in TSV_COLUMNS]
     lines = pc.binary_join_element_wise(*fields, "\t").to_pylist()
     return "\n".join([*lines, ""]).encode()
 
 
 def read_lines(stream: BinaryIO) -> Iterator[bytes]:
-    """Yield lines with their ends; of a line that is too long only a beginning that is too long as well."""
+    """Yield lines with their ends; one that is too long is cut, to a length that is still too long."""
     most = len(BYTE_ORDER_MARK) + MAX_LINE_BYTES + len(b"\r\n")
     while line := stream.readline(most):
         yield line if len(line) < most or line.endswith(b"\n") else line + _skip_line(stream)
 
 
 def _read_blocks(stream: BinaryIO) -> Iterator[bytes]:
-    """Yield the file in pieces of whole lines, without the byte order mark at its start."""
-    rest = stream.read(len(BYTE_ORDER_MARK)).removeprefix(BYTE_ORDER_MARK)
+    """Yield the file in blocks of whole lines, without a byte order mark at its start."""
+    rest = stream.read(len(BYTE_ORDER_MARK)).removeprefix(BYTE_ORDER_MARK)  # bytes after the last line end
     while block := stream.read(READ_BYTES):
         block = rest + block
         end = block.rfind(b"\n") + 1
         if end:
             yield block[:end]
         rest = block[end:]
-        if len(rest) > MAX_LINE_BYTES + 1:  # the last byte may be a CR that belongs to the line end
+        if len(rest) > MAX_LINE_BYTES + 1:  # the last byte may be the CR of the line end
             yield rest + _skip_line(stream)
             rest = b""
     if rest:
@@ -172,16 +184,16 @@ def _read_blocks(stream: BinaryIO) -> Iterator[bytes]:
 
 
 def _skip_line(stream: BinaryIO) -> bytes:
-    """Read on to the end of an endless line, keeping nothing of it but its end."""
-    while piece := stream.readline(READ_BYTES):
-        if piece.endswith(b"\n"):
+    """Skip to the end of a line that is too long; return its line end, if it has one."""
+    while chunk := stream.readline(READ_BYTES):
+        if chunk.endswith(b"\n"):
             return b"\n"
     return b""
 
 
 def _parse_clean(first: int, lines: bytes, rules: RowRules) -> Block | None:
-    """Parse a block in which no line has any fault; None where one may have."""
-    if len(lines) > MAX_LINE_BYTES:  # perhaps in one line
+    """Parse a block without faults with Arrow; None if a line may have one."""
+    if len(lines) > MAX_LINE_BYTES:  # possibly one line
         return None
     if b"\r" in lines:
         lines = lines.replace(b"\r\n", b"\n")
@@ -196,14 +208,14 @@ def _parse_clean(first: int, lines: bytes, rules: RowRules) -> Block | None:
                 column_types=dict.fromkeys(TSV_COLUMNS, pa.string()), strings_can_be_null=False
             ),
         )
-    except pa.ArrowException:  # another number of fields, or not UTF-8: the slow way tells which line
+    except pa.ArrowException:  # a wrong number of fields, or not UTF-8
         return None
     named = pc.index_in(table["label"], value_set=pa.array(list(rules.labels), pa.string()))
     sentences = table["sentence"]
-    # A letter, digit or sign proves that a sentence is not empty; without one the slow way decides.
-    solid = pc.match_substring_regex(sentences, r"[\pL\pN\pP\pS]")
+    # A letter, digit, punctuation or symbol proves that a sentence is not empty; str.strip decides about others.
+    visible = pc.match_substring_regex(sentences, r"[\pL\pN\pP\pS]")
     longest = pc.max(pc.utf8_length(sentences)).as_py()
-    if named.null_count or longest is None or longest > rules.max_chars or not pc.all(solid).as_py():
+    if named.null_count or longest is None or longest > rules.max_chars or not pc.all(visible).as_py():
         return None
     labels = pa.array(list(rules.labels.values()), pa.int8()).take(named)
     numbers = pa.array(range(first, first + table.num_rows), pa.int64())

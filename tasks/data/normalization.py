@@ -1,4 +1,4 @@
-"""Folds sentences: two that differ in case, punctuation or spacing alone count as the same sentence."""
+"""Normalises sentences: two that differ only in case, punctuation or spacing are the same sentence."""
 
 import unicodedata
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 SentenceKeys = NDArray[np.uint64]
 
-# Combining marks belong to their letters: without them Hindi or Vietnamese words would fall together.
+# Combining marks belong to their letters: without them different words of Hindi or Vietnamese would be equal.
 _NOT_WORD = regex.compile(r"[^\p{L}\p{N}\p{M}]+")
 
 
@@ -25,22 +25,21 @@ def normalise(sentence: str) -> str:
 
 
 def normalise_all(sentences: pa.Array) -> NDArray[np.object_]:
-    """Fold [N] sentences; ASCII ones, nearly all, by Arrow, which is several times as fast."""
-    plain = pc.replace_substring_regex(pc.utf8_lower(sentences), pattern="[^0-9a-z]+", replacement=" ")
-    plain = pc.ascii_trim_whitespace(plain)
-    folded = plain.to_numpy(zero_copy_only=False)
-    special = pc.or_(pc.invert(pc.string_is_ascii(sentences)), pc.equal(plain, ""))
-    rows = np.flatnonzero(special.to_numpy(zero_copy_only=False))
+    """Normalise [N] sentences; ASCII ones, nearly all, with Arrow, which is several times as fast."""
+    ascii_words = pc.replace_substring_regex(pc.utf8_lower(sentences), pattern="[^0-9a-z]+", replacement=" ")
+    ascii_words = pc.ascii_trim_whitespace(ascii_words)
+    normalised = ascii_words.to_numpy(zero_copy_only=False)
+    others = pc.or_(pc.invert(pc.string_is_ascii(sentences)), pc.equal(ascii_words, ""))
+    rows = np.flatnonzero(others.to_numpy(zero_copy_only=False))
     if len(rows):
-        folded = folded.copy()  # Arrow's own array is read-only
-        folded[rows] = [normalise(sentence) for sentence in sentences.take(pa.array(rows)).to_pylist()]
-    return folded
+        normalised = normalised.copy()  # Arrow's own array is read-only
+        normalised[rows] = [normalise(sentence) for sentence in sentences.take(pa.array(rows)).to_pylist()]
+    return normalised
 
 
 def sentence_keys(sentences: pa.Array) -> SentenceKeys:
-    """Return a 64-bit key [N] of each folded sentence.
+    """Return a 64-bit hash [N] of each normalised sentence, the same on every machine.
 
-    Equal folded sentences have equal keys on every machine. Among 10 million sentences the chance that any two others
-    share one is 3 in a million.
+    Among 10 million different sentences, the probability that any two collide is 3 in a million.
     """
     return pd.util.hash_array(normalise_all(sentences), categorize=False)

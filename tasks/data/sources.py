@@ -1,14 +1,14 @@
-"""Where data comes from: addresses of folders, files, URLs and hub data sets become files with a role.
+"""Resolves addresses of data (folders, files, URLs, hub data sets, the sample corpus) to files by role.
 
     DIR or FILE                                       on this machine
-    https://HOST/FILE#sha256=HEX                      fetched once, kept under its digest
+    https://HOST/FILE#sha256=HEX                      downloaded once, cached by its digest
     https://HOST/FILE.zip#sha256=HEX&member=PATH      a file or folder inside a zip
     hf:ORG/NAME/CONFIG[@REVISION]                     a data set of the Hugging Face hub
     sample                                            the bundled corpus
 
-Of a folder the files with CoLA's names are taken: `in_domain_train.tsv` trains, `out_of_domain_dev.tsv` is the holdout
-that judges, and `in_domain_dev.tsv`, where there is one, is a second holdout that is only reported. Several addresses
-are merged role by role.
+In a folder CoLA's file names decide: `in_domain_train.tsv` is the training file, `out_of_domain_dev.tsv` the holdout,
+and `in_domain_dev.tsv`, where there is one, a secondary holdout, whose metrics are reported only. Several addresses are
+merged role by role.
 """
 
 import logging
@@ -28,7 +28,7 @@ from tasks.data.sample_corpus import HOLDOUT_FILE, TRAIN_FILE, write_sample
 SAMPLE_ADDRESS = "sample"
 SECONDARY_FILE = "in_domain_dev.tsv"
 TABLE_SUFFIXES = tuple(suffix for suffix, name in FORMATS.items() if name != "txt")
-# Names of each role without their suffix, the first one that is there counts; the last ones are the hub's splits.
+# File names of each role without suffix, in order of preference; the last ones are splits of the Hugging Face hub.
 FILE_ROLES = {
     "train": (TRAIN_FILE.removesuffix(".tsv"), "train"),
     "holdout": (HOLDOUT_FILE.removesuffix(".tsv"), "holdout", "validation", "test"),
@@ -42,7 +42,7 @@ log = logging.getLogger(__name__)
 
 
 class Sources(TypedDict):
-    """The files of one run by role; `reported` ones are measured and do not judge. No holdout: one is set apart."""
+    """The files of one run by role. Without a holdout file, one is split off the training rows."""
 
     train: list[str]
     holdout: list[str]
@@ -50,7 +50,14 @@ class Sources(TypedDict):
 
 
 class ResolvedAddress(NamedTuple):
-    """What one address gave: its files by name, whether it was one file, and else the folder that they lie in."""
+    """The files of one address.
+
+    Args:
+        address: as given.
+        files: path by file name.
+        single: whether the address is one file.
+        folder: folder of the files; empty for a single file or a hub data set.
+    """
 
     address: str
     files: dict[str, str]
@@ -59,48 +66,47 @@ class ResolvedAddress(NamedTuple):
 
 
 def locate_sources(addresses: Sequence[str], train: str, holdout: str, home: str, *, offline: bool = False) -> Sources:
-    """Find, and where needed fetch, the files behind addresses.
+    """Find the files behind addresses, downloading what is not cached.
 
     Args:
         addresses: see above; several are merged.
-        train: name of the training file: in one of the folders, a path or URL of its own, or a split; empty for the
-            usual names.
-        holdout: name of the judging file, likewise.
-        home: folder of the stores; downloads and the bundled corpus are kept there.
-        offline: take only what is on this machine.
+        train: training file: a name in one of the folders, a path, a URL or a split; empty for the default names.
+        holdout: holdout file, likewise.
+        home: folder of the stores; receives downloads and the sample corpus.
+        offline: use only files on this machine.
 
     Raises:
-        WrongUsage: if an address or a file is not there.
-        Unreachable: if a server does not answer, or offline and nothing is kept.
-        DataRefused: if a file is not the one that its digest names.
+        UsageError: if an address or a file does not exist.
+        UnreachableError: if a server does not answer, or offline and nothing is cached.
+        DataRejected: if a file does not have the digest of its address.
     """
     if not addresses or not all(addresses):
         raise UsageError(f"no data given; expected {ADDRESS_HINT}: --data ADDRESS")
-    places = [_open_address(address, home, offline) for address in addresses]
+    resolved = [_open_address(address, home, offline) for address in addresses]
     named = {"train": train, "holdout": holdout}
     found = {
-        role: [_find(places, named[role], role, home, offline)] if named.get(role) else _pick(places, role)
+        role: [_find(resolved, named[role], role, home, offline)] if named.get(role) else _pick(resolved, role)
         for role in FILE_ROLES
     }
-    _reject_missing(places, found)
+    _reject_missing(resolved, found)
     used = [Path(file) for role in ("train", "holdout") for file in found[role]]
     both = [file for file in found["train"] if any(Path(file).samefile(other) for other in found["holdout"])]
     if both:
         raise UsageError(
             f"{both[0]} is both training file and holdout; expected two files: --train FILE --holdout FILE"
         )
-    _reject_unused(places, found)
-    spare = [file for file in found["secondary"] if not any(Path(file).samefile(other) for other in used)]
-    return Sources(train=found["train"], holdout=found["holdout"], secondary=spare)
+    _reject_unused(resolved, found)
+    secondary = [file for file in found["secondary"] if not any(Path(file).samefile(other) for other in used)]
+    return Sources(train=found["train"], holdout=found["holdout"], secondary=secondary)
 
 
 def locate_text(address: str, home: str, *, offline: bool = False) -> str:
-    """Return the path of a file of sentences without labels, fetching it where needed; of no address none.
+    """Return the path of a file of sentences without labels, downloading it where needed; "" for no address.
 
     Raises:
-        WrongUsage: if it is not there, is no file, or has an ending that tells no format.
-        Unreachable: if a server does not answer, or offline and nothing is kept.
-        DataRefused: if the file is not the one that its digest names.
+        UsageError: if it does not exist, is not a file, or its suffix is of no known format.
+        UnreachableError: if a server does not answer, or offline and nothing is cached.
+        DataRejected: if the file does not have the digest of its address.
     """
     if not address:
         return ""
@@ -115,7 +121,7 @@ def locate_text(address: str, home: str, *, offline: bool = False) -> str:
 
 
 def shown_addresses(addresses: Sequence[str]) -> str:
-    """Return addresses in one line, as they may be recorded: without the user names and passwords of URLs."""
+    """Return addresses in one line without the user names and passwords of URLs, to be recorded."""
     return " + ".join(_CREDENTIALS.sub(r"\1", address) for address in addresses)
 
 
@@ -124,7 +130,7 @@ def _is_url(address: str) -> bool:
 
 
 def _open_address(address: str, home: str, offline: bool) -> ResolvedAddress:
-    """Return the files behind one address, fetching them where they are not here."""
+    """Return the files of one address, downloading what is not cached."""
     if address == SAMPLE_ADDRESS:
         folder = Path(home) / "sample"
         write_sample(folder)
@@ -145,23 +151,23 @@ def _open_address(address: str, home: str, offline: bool) -> ResolvedAddress:
 
 
 def _fetch(address: str, home: str, offline: bool) -> str:
-    """Fetch a URL whose fragment holds its digest and, for a zip, the member."""
+    """Download a URL whose fragment has its digest and, for a zip, the member; return the path."""
     url, fragment = urldefrag(address)
-    facts = parse_qs(fragment.replace("+", "%2B"))  # a plus is no space here
-    unknown = sorted(set(facts) - {"sha256", "member"})
-    if unknown or "sha256" not in facts:
+    parts = parse_qs(fragment.replace("+", "%2B"))  # a plus is not a space here
+    unknown = sorted(set(parts) - {"sha256", "member"})
+    if unknown or "sha256" not in parts:
         problem = f"the unknown part {unknown[0]!r}" if unknown else "no digest"
         raise UsageError(
             f"address {address!r} has {problem}; expected {url}#sha256=HEX, for a zip &member=PATH too "
             "(sha256sum of a copy that you trust prints HEX)"
         )
-    path = download(url, facts["sha256"][0], f"{home}/downloads", offline=offline)
-    member = facts.get("member", [""])[0]
+    path = download(url, parts["sha256"][0], f"{home}/downloads", offline=offline)
+    member = parts.get("member", [""])[0]
     return extract_member(path, member) if member or path.lower().endswith(".zip") else path
 
 
 def _existing(name: str) -> Path | None:
-    """Return the path of a file or folder; None where there is none, or the name cannot be one."""
+    """Return the path of a file or folder; None if there is none, or the name is not a valid path."""
     try:
         path = Path(name).expanduser()
         return path if path.exists() else None
@@ -181,14 +187,14 @@ def _open_path(address: str, path: Path) -> ResolvedAddress:
         ) from error
 
 
-def _pick(places: Sequence[ResolvedAddress], role: str) -> list[str]:
-    """Return the files that have a role by their names; a single file of any other name trains."""
+def _pick(resolved: Sequence[ResolvedAddress], role: str) -> list[str]:
+    """Return the files that have a role by their names; a single file of any other name is a training file."""
     names = [f"{stem}{suffix}" for stem in FILE_ROLES[role] for suffix in (*TABLE_SUFFIXES, "")]
     files = []
-    for place in places:
-        found = next((place.files[name] for name in names if name in place.files), None)
-        if found is None and role == "train" and place.single and not _has_role(next(iter(place.files))):
-            found = next(iter(place.files.values()))
+    for entry in resolved:
+        found = next((entry.files[name] for name in names if name in entry.files), None)
+        if found is None and role == "train" and entry.single and not _has_role(next(iter(entry.files))):
+            found = next(iter(entry.files.values()))
         if found:
             files.append(found)
     return files
@@ -198,53 +204,53 @@ def _has_role(name: str) -> bool:
     return any(Path(name).stem == stem for role in ("holdout", "secondary") for stem in FILE_ROLES[role])
 
 
-def _find(places: Sequence[ResolvedAddress], given: str, role: str, home: str, offline: bool) -> str:
-    """Return the path of a file that was named: in one of the places, or an address of its own."""
-    for place in places:
-        if given in place.files:
-            return place.files[given]
-        below = _existing(f"{place.folder}/{given}") if place.folder else None
+def _find(resolved: Sequence[ResolvedAddress], given: str, role: str, home: str, offline: bool) -> str:
+    """Return the path of a named file: in one of the addresses, or an address itself."""
+    for entry in resolved:
+        if given in entry.files:
+            return entry.files[given]
+        below = _existing(f"{entry.folder}/{given}") if entry.folder else None
         if below and below.is_file():
             return str(below)
     elsewhere = _existing(given)
     if _is_url(given) or (elsewhere and elsewhere.is_file()):
-        place = _open_address(given, home, offline)
-        if place.single:
-            return next(iter(place.files.values()))
-    raise UsageError(_missing(places[0], given, role))
+        entry = _open_address(given, home, offline)
+        if entry.single:
+            return next(iter(entry.files.values()))
+    raise UsageError(_missing(resolved[0], given, role))
 
 
-def _reject_missing(places: Sequence[ResolvedAddress], found: dict[str, list[str]]) -> None:
-    """Refuse data without training rows, and folders without a holdout.
+def _reject_missing(resolved: Sequence[ResolvedAddress], found: dict[str, list[str]]) -> None:
+    """Reject data without a training file, and folders without a holdout.
 
-    Single files and hub data sets may come without one: then a share of their sentences is set apart.
+    Single files and hub data sets may lack a holdout: a share of their sentences is split off.
     """
     if not found["train"]:
-        raise UsageError(_missing(places[0], TRAIN_FILE, "train"))
-    folders = [place for place in places if not place.single and not place.address.startswith("hf:")]
+        raise UsageError(_missing(resolved[0], TRAIN_FILE, "train"))
+    folders = [entry for entry in resolved if not entry.single and not entry.address.startswith("hf:")]
     if folders and not found["holdout"]:
         raise UsageError(_missing(folders[0], HOLDOUT_FILE, "holdout"))
 
 
-def _reject_unused(places: Sequence[ResolvedAddress], found: dict[str, list[str]]) -> None:
-    """Refuse several addresses of which one has no file with a role; say where a named file took the role."""
+def _reject_unused(resolved: Sequence[ResolvedAddress], found: dict[str, list[str]]) -> None:
+    """Reject an address none of whose files has a role; log one whose role a named file took."""
     taken = {Path(file).resolve() for files in found.values() for file in files}
-    around = {folder for file in taken for folder in file.parents}  # a named file may lie deeper than those listed
-    for place in places if len(places) > 1 else ():
-        listed = {Path(file).resolve() for file in place.files.values()}
-        if listed & taken or (place.folder and Path(place.folder).resolve() in around):
+    around = {folder for file in taken for folder in file.parents}  # a named file may lie in a subfolder
+    for entry in resolved if len(resolved) > 1 else ():
+        listed = {Path(file).resolve() for file in entry.files.values()}
+        if listed & taken or (entry.folder and Path(entry.folder).resolve() in around):
             continue
-        if not any(_pick([place], role) for role in FILE_ROLES):
+        if not any(_pick([entry], role) for role in FILE_ROLES):
             raise UsageError(
-                f"nothing of {place.address} is used (it holds {_names(place)}); "
+                f"nothing of {entry.address} is used (it holds {_names(entry)}); "
                 "expected the usual names, or the file's own path: --data FILE"
             )
-        log.warning("nothing of %s is used: --train or --holdout names another file", place.address)
+        log.warning("nothing of %s is used: --train or --holdout names another file", entry.address)
 
 
-def _missing(place: ResolvedAddress, name: str, role: str) -> str:
-    return f"{place.address} holds no file {name!r} (it holds {_names(place)}); name it: --{role} FILE"
+def _missing(entry: ResolvedAddress, name: str, role: str) -> str:
+    return f"{entry.address} holds no file {name!r} (it holds {_names(entry)}); name it: --{role} FILE"
 
 
-def _names(place: ResolvedAddress) -> str:
-    return ", ".join(sorted(place.files)[:8]) or "no file"
+def _names(entry: ResolvedAddress) -> str:
+    return ", ".join(sorted(entry.files)[:8]) or "no file"

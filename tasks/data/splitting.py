@@ -1,8 +1,8 @@
-"""Splits rows into training, validation and holdout so that no sentence stands on two sides.
+"""Splits rows into training and validation so that no sentence is in two of training, validation and holdout.
 
-Sentences are compared folded (case, punctuation and spacing away): CoLA repeats some with a different full stop.
-Validation is chosen by a hash of the folded sentence: the choice does not depend on row order, and adding rows later
-moves no old row from one side to the other.
+Sentences are compared normalised (without case, punctuation and spacing): CoLA repeats some with a different full stop.
+A hash of the normalised sentence decides: the split does not depend on row order, and rows added later move no old row
+from one side to the other.
 """
 
 import hashlib
@@ -25,7 +25,15 @@ log = logging.getLogger(__name__)
 
 
 class Split(TypedDict):
-    """How the training file was divided, in rows; every row is counted once."""
+    """How many rows of the training file went where; every row is counted once.
+
+    Args:
+        train: rows to train on.
+        validation: rows that select the best epoch.
+        in_holdout: dropped, because the sentence is in a holdout.
+        conflicting: dropped, because the sentence has both labels.
+        repeated: dropped, because an earlier row has the sentence.
+    """
 
     train: int
     validation: int
@@ -37,24 +45,24 @@ class Split(TypedDict):
 def split_rows(
     rows: pd.DataFrame, holdout_sentences: list[str], validation_share: float, seed: int
 ) -> tuple[pd.DataFrame, pd.DataFrame, Split]:
-    """Divide training rows into (training, validation) and leave out what would leak or contradict itself.
+    """Divide training rows into (training, validation) and drop rows that would leak or contradict each other.
 
-    Rows leave for the first of these reasons that applies: the sentence stands in a holdout; it stands in the file with
-    both labels; it stands in the file already.
+    A row is dropped for the first reason that applies: its sentence is in a holdout; it has both labels in the file;
+    an earlier row has it.
 
     Args:
         rows: columns sentence and label at least.
         holdout_sentences: sentences of every holdout.
         validation_share: expected share of sentences that go to validation, between 0 and 1.
-        seed: another seed, another choice.
+        seed: key of the hash that chooses.
     """
-    folded = pd.Series(_assign(rows["sentence"]), index=rows.index)
-    in_holdout = folded.isin(set(_assign(holdout_sentences)))
-    conflicting = ~in_holdout & (rows.groupby(folded)["label"].transform("nunique") > 1)
-    repeated = ~in_holdout & ~conflicting & folded.duplicated()
+    normalised = pd.Series(_normalise(rows["sentence"]), index=rows.index)
+    in_holdout = normalised.isin(set(_normalise(holdout_sentences)))
+    conflicting = ~in_holdout & (rows.groupby(normalised)["label"].transform("nunique") > 1)
+    repeated = ~in_holdout & ~conflicting & normalised.duplicated()
     usable = ~(in_holdout | conflicting | repeated)
-    chosen = folded.map(lambda text: hash_fraction(text, str(seed)) < validation_share).astype(bool)
-    train, validation = rows[usable & ~chosen], rows[usable & chosen]
+    validates = normalised.map(lambda text: hash_fraction(text, str(seed)) < validation_share).astype(bool)
+    train, validation = rows[usable & ~validates], rows[usable & validates]
     counts = Split(
         train=len(train),
         validation=len(validation),
@@ -75,10 +83,10 @@ def split_snapshot(
         holdouts: snapshots whose sentences may not be trained on.
         folder: receives train.parquet and validation.parquet.
         validation_share: expected share of sentences that go to validation.
-        seed: of the choice.
+        seed: key of the hash that chooses.
 
     Raises:
-        DataRefused: if one side is empty.
+        DataRejected: if one side is empty.
     """
     sentences = [sentence for path in holdouts for sentence in read_snapshot(path)["sentence"]]
     *sides, counts = split_rows(read_snapshot(train), sentences, validation_share, seed)
@@ -93,33 +101,33 @@ def split_snapshot(
 
 
 def drop_labelled(text: str, known: list[str], folder: str) -> tuple[str, int]:
-    """Write the sentences of a text that have no label yet, each once, to `folder`/text.parquet.
+    """Write the sentences of a text that are in no labelled snapshot, each once, to `folder`/text.parquet.
 
     Args:
         text: snapshot of sentences without labels.
-        known: snapshots of holdouts, validation and training rows: to have seen a sentence that judges is to know its
-            label, and what trains has one of its own.
+        known: snapshots of holdouts, validation and training rows. A holdout sentence in the text would leak, since the
+            corruption stage takes every sentence of the text for acceptable.
         folder: receives text.parquet.
 
     Returns:
-        The path, and how many sentences were left out.
+        The path, and how many rows were dropped.
     """
     rows = read_snapshot(text)
-    folded = pd.Series(_assign(rows["sentence"]), index=rows.index)
-    labelled = {sentence for path in known for sentence in _assign(read_snapshot(path)["sentence"])}
-    spare = rows[~folded.isin(labelled) & ~folded.duplicated()].reset_index(drop=True)
+    normalised = pd.Series(_normalise(rows["sentence"]), index=rows.index)
+    labelled = {sentence for path in known for sentence in _normalise(read_snapshot(path)["sentence"])}
+    kept = rows[~normalised.isin(labelled) & ~normalised.duplicated()].reset_index(drop=True)
     with atomic_write(Path(folder) / "text.parquet") as temporary:
-        spare.to_parquet(temporary)
-    left = len(rows) - len(spare)
-    log.info("text: %d sentences, %d left out that have a label or stand there twice", len(spare), left)
-    return str(Path(folder) / "text.parquet"), left
+        kept.to_parquet(temporary)
+    dropped = len(rows) - len(kept)
+    log.info("text: %d sentences, %d dropped that have a label or are repeated", len(kept), dropped)
+    return str(Path(folder) / "text.parquet"), dropped
 
 
 def hash_fraction(text: str, key: str) -> float:
-    """Map a text to a number in [0, 1) that looks uniform and depends on nothing but text and key."""
+    """Hash a text to a number that is uniform in [0, 1) and depends on text and key only."""
     digest = hashlib.blake2b(text.encode(), digest_size=8, key=key.encode()).digest()
     return int.from_bytes(digest, "big") / 2**64
 
 
-def _assign(sentences: Iterable[str]) -> NDArray[np.object_]:
+def _normalise(sentences: Iterable[str]) -> NDArray[np.object_]:
     return normalise_all(pa.array(sentences, pa.string()))
