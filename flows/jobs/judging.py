@@ -9,6 +9,7 @@ from flows.jobs.job import JobContext
 from flows.steps import retrying_task, timed_task
 from tasks.core.errors import VerdictError
 from tasks.core.files import read_json, write_json
+from tasks.core.policy import Policy
 from tasks.data.gate import GateReport
 from tasks.data.ingestion import Dataset
 from tasks.evaluation.evidence import Evidence, JudgeContext, gather_evidence, read_evidence
@@ -81,7 +82,9 @@ def find_reusable_verdict(
     except VerdictError as error:
         log.warning("%s; the candidate is judged again", str(error).partition(";")[0])
         return None
-    if verdict["candidate_digest"] != exported["digest"]:
+    # A run that was killed between the two writes leaves the verdict of other evidence.
+    expected = stamp(judge(evidence, Policy.model_validate(evidence["policy"])), verdict["time"], verdict["actor"])
+    if verdict != expected or verdict["candidate_digest"] != exported["digest"]:
         return None
     carried_out = champion is not None and champion["digest"] == exported["digest"]
     compared, now = ((one["version"], one["digest"]) if one else None for one in (evidence["champion"], champion))

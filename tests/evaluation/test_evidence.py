@@ -1,4 +1,4 @@
-"""What is measured is what the bundle answers."""
+"""Evidence has the figures of the bundle's own predictions."""
 
 import shutil
 from collections.abc import Callable
@@ -62,7 +62,7 @@ def weakened(bundle: str, folder: Path, holdout: str, flips: int = 10) -> str:
     return altered(bundle, folder, lambda bias: bias + step, part="bias")
 
 
-def test_a_measurement_is_what_the_classifier_answers(exported: Any, toy_split: tuple[str, str, str]) -> None:
+def test_a_measurement_is_that_of_the_classifiers_predictions(exported: Any, toy_split: tuple[str, str, str]) -> None:
     classifier = Classifier.from_bundle(exported["bundle"], "cpu")
     measured = measure_snapshot(classifier, toy_split[2], resamples=200)
     rows = read_snapshot(toy_split[2])
@@ -77,9 +77,7 @@ def test_a_measurement_is_what_the_classifier_answers(exported: Any, toy_split: 
     assert measured["classes_predicted"] == 2
 
 
-def test_every_variant_is_measured_and_the_one_that_serves_is_judged(
-    complete: Any, toy_split: tuple[str, str, str]
-) -> None:
+def test_every_variant_is_measured_and_the_served_one_is_judged(complete: Any, toy_split: tuple[str, str, str]) -> None:
     evidence = gather(complete["bundle"], toy_split[2])
     assert set(evidence["variants"]) == {"fp32", "fp16", "int8"}
     assert evidence["candidate"] == evidence["variants"]["int8"]
@@ -91,7 +89,7 @@ def test_every_variant_is_measured_and_the_one_that_serves_is_judged(
     assert judge(evidence, policy(threshold=0.5))["mcc"] == evidence["variants"]["int8"]["interval"]["mcc"]
 
 
-def test_the_verdict_follows_the_variant_that_serves_and_not_the_reference(
+def test_the_verdict_follows_the_served_variant_and_not_the_reference(
     complete: Any, toy_split: tuple[str, str, str], tmp_path: Path
 ) -> None:
     evidence = gather(
@@ -103,10 +101,12 @@ def test_the_verdict_follows_the_variant_that_serves_and_not_the_reference(
     assert {"below_threshold", "variant_differs"} <= set(verdict["rules"])
 
 
-def test_the_worst_sentences_are_those_whose_label_got_least(exported: Any, toy_split: tuple[str, str, str]) -> None:
+def test_the_worst_sentences_have_the_lowest_probability_of_their_label(
+    exported: Any, toy_split: tuple[str, str, str]
+) -> None:
     worst = measure_snapshot(Classifier.from_bundle(exported["bundle"], "cpu"), toy_split[2], 200)["worst"]
-    given = [row["probability"] for row in worst]
-    assert given == sorted(given)
+    probabilities = [row["probability"] for row in worst]
+    assert probabilities == sorted(probabilities)
     assert len(worst) == 10
 
 
@@ -129,7 +129,7 @@ def test_a_damaged_champion_is_evidence_and_leads_to_hold(
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_a_model_that_answers_no_numbers_is_rejected(
+def test_a_model_with_nan_or_inf_outputs_is_rejected(
     exported: Any, toy_split: tuple[str, str, str], tmp_path: Path, value: float
 ) -> None:
     folder = altered(exported["bundle"], tmp_path / "bundle", lambda weight: np.full_like(weight, value))
@@ -139,7 +139,7 @@ def test_a_model_that_answers_no_numbers_is_rejected(
     assert verdict["decision"] == "REJECT"
     assert "an output is NaN or Inf" in verdict["reasons"]
     assert set(evidence["answers"]["variants"]["fp32"]) == {None}
-    write_json(tmp_path / "evidence.json", evidence)  # strict JSON: there is no NaN in it
+    write_json(tmp_path / "evidence.json", evidence)  # strict JSON without NaN
 
 
 def test_the_rows_of_the_holdout_and_every_answer_are_kept(complete: Any, toy_split: tuple[str, str, str]) -> None:
@@ -191,7 +191,7 @@ def test_the_champions_training_rows_are_those_of_its_profile(
     assert add_champion(evidence, champion, snapshot(toy_split[2]), "cpu")["champion"]["training_digest"] == "d" * 64  # type: ignore[arg-type,index]
 
 
-def test_another_champion_takes_the_place_of_the_one_before(
+def test_another_champion_replaces_the_one_before(
     exported: Any, toy_split: tuple[str, str, str], tmp_path: Path
 ) -> None:
     weak = weakened(exported["bundle"], tmp_path / "weak", toy_split[2])
@@ -206,7 +206,7 @@ def test_another_champion_takes_the_place_of_the_one_before(
     assert first["champion"]["version"] == "3"
 
 
-def test_holdout_sentences_among_the_training_rows_are_found_folded(
+def test_holdout_sentences_among_the_training_rows_are_found_after_normalisation(
     toy_split: tuple[str, str, str], tmp_path: Path, exported: Any
 ) -> None:
     rows, sentences = read_snapshot(toy_split[0]), read_snapshot(toy_split[2])["sentence"].tolist()

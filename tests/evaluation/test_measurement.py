@@ -1,4 +1,4 @@
-"""Figures follow from labels and kept probabilities alone."""
+"""Figures follow from labels and recorded probabilities alone."""
 
 import numpy as np
 import pytest
@@ -33,7 +33,7 @@ def test_figures_are_those_of_the_labels_and_probabilities() -> None:
     assert {name: part["rows"] for name, part in found["per_source"].items()} == {"a": 3, "b": 3}
 
 
-def test_lengths_stand_in_their_order_and_empty_ones_are_left_out() -> None:
+def test_length_slices_are_in_order_and_empty_ones_are_left_out() -> None:
     found = evaluate(ROWS, GIVEN, "CPU", "fp32", 200)["per_length"]  # type: ignore[arg-type]
     assert {name: part["rows"] for name, part in found.items()} == {
         "1 to 5 words": 2,
@@ -54,11 +54,11 @@ def test_a_length_has_one_name(words: int, name: str) -> None:
     assert name_length(words) == name
 
 
-def test_what_is_no_number_is_kept_as_nothing_and_counts_as_unacceptable() -> None:
-    kept = round_probabilities(np.array([0.25, np.nan, np.inf, 1.0]))
-    assert kept == [0.25, None, None, 1.0]
-    assert read_probabilities(kept).tolist() == [0.25, 0.5, 0.5, 1.0]
-    assert predict_labels(kept).tolist() == [0, 0, 0, 1]
+def test_nan_and_inf_are_recorded_as_none_and_predicted_as_unacceptable() -> None:
+    recorded = round_probabilities(np.array([0.25, np.nan, np.inf, 1.0]))
+    assert recorded == [0.25, None, None, 1.0]
+    assert read_probabilities(recorded).tolist() == [0.25, 0.5, 0.5, 1.0]
+    assert predict_labels(recorded).tolist() == [0, 0, 0, 1]
     found = evaluate({**ROWS, "label": [0, 1] * 3}, [None] * 6, "CPU", "fp32", 200)  # type: ignore[arg-type]
     assert (found["finite"], found["classes_predicted"]) == (False, 1)
 

@@ -72,9 +72,9 @@ def test_mcc_has_these_values(counts: tuple[int, ...], expected: float) -> None:
 
 def test_mcc_of_many_confusions_is_that_of_each() -> None:
     counts = np.random.default_rng(0).integers(0, 9, (3, 5, 4))
-    together = mcc_from_counts(counts)
-    assert together.shape == (3, 5)
-    assert together.tolist() == [[float(mcc_from_counts(one)) for one in row] for row in counts]
+    values = mcc_from_counts(counts)
+    assert values.shape == (3, 5)
+    assert values.tolist() == [[float(mcc_from_counts(one)) for one in row] for row in counts]
 
 
 @unhurried
@@ -151,11 +151,11 @@ def test_interval_does_not_depend_on_row_order() -> None:
     assert mcc_interval(labels[order], predictions[order], 500) == mcc_interval(labels, predictions, 500)
 
 
-def test_one_class_gives_an_interval_of_nothing() -> None:
+def test_one_class_has_the_interval_zero_to_zero() -> None:
     assert mcc_interval([1, 1, 1], [1, 1, 0], 200) == {"mcc": 0.0, "low": 0.0, "high": 0.0}
 
 
-def test_interval_of_no_sentences_is_refused() -> None:
+def test_interval_of_no_sentences_is_an_error() -> None:
     with pytest.raises(ValueError, match="at least one sentence"):
         mcc_interval([], [])
 
@@ -177,7 +177,7 @@ def test_batches_hold_32_sentences_as_in_the_book() -> None:
     assert mcc_per_batch(labels, predictions) == expected
 
 
-def test_groups_are_measured_apart_in_the_order_of_their_names() -> None:
+def test_groups_are_measured_separately_in_the_order_of_their_names() -> None:
     groups = mcc_per_group([0, 1, 0, 1, 1], [0, 1, 1, 0, 1], ["b", "b", "a", "a", "c"])
     assert list(groups.items()) == [
         ("a", {"rows": 2, "accuracy": 0.0, "mcc": -1.0}),
@@ -255,9 +255,9 @@ def test_the_calibration_curve_is_that_of_scikit_learn() -> None:
     probabilities = rng.random(500)
     labels = (rng.random(500) < probabilities**2).astype(int)
     bins = calibration(labels, probabilities)
-    true, said = calibration_curve(labels, probabilities, n_bins=CALIBRATION_BINS)
-    assert [each["acceptable"] for each in bins] == pytest.approx(true.tolist())
-    assert [each["probability"] for each in bins] == pytest.approx(said.tolist())
+    acceptable, predicted = calibration_curve(labels, probabilities, n_bins=CALIBRATION_BINS)
+    assert [each["acceptable"] for each in bins] == pytest.approx(acceptable.tolist())
+    assert [each["probability"] for each in bins] == pytest.approx(predicted.tolist())
 
 
 @pytest.mark.parametrize(

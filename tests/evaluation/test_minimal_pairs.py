@@ -1,4 +1,4 @@
-"""The suite is whole and ours, and a model is asked what it says it is asked."""
+"""The minimal pairs are well formed and unseen in training, and a model is scored on all of them."""
 
 import csv
 import re
@@ -11,7 +11,7 @@ import pytest
 
 from tasks.data.normalization import normalise
 from tasks.data.sample_corpus import write_sample
-from tasks.evaluation import minimal_pairs as behaviour
+from tasks.evaluation import minimal_pairs
 from tasks.evaluation.minimal_pairs import evaluate_minimal_pairs, load_pairs, summarise
 from tasks.inference.classifier import Classifier
 
@@ -29,8 +29,8 @@ def test_there_are_fourteen_phenomena_of_twenty_pairs() -> None:
     assert [pair.phenomenon for pair in PAIRS] == [name for name in counts for _ in range(20)]
 
 
-def test_every_line_has_three_whole_cells() -> None:
-    path = Path(behaviour.__file__).with_name("minimal_pairs.tsv")
+def test_every_line_has_three_cells() -> None:
+    path = Path(minimal_pairs.__file__).with_name("minimal_pairs.tsv")
     rows = list(csv.reader(path.open(encoding="utf-8"), delimiter="\t", quoting=csv.QUOTE_NONE))
     assert rows[0] == ["phenomenon", "good", "bad"]
     for row in rows[1:]:
@@ -40,8 +40,8 @@ def test_every_line_has_three_whole_cells() -> None:
 
 
 def test_no_sentence_occurs_twice_or_in_both_roles() -> None:
-    folded = [normalise(sentence) for pair in PAIRS for sentence in (pair.good, pair.bad)]
-    assert [sentence for sentence, count in Counter(folded).items() if count > 1] == []
+    normalised = [normalise(sentence) for pair in PAIRS for sentence in (pair.good, pair.bad)]
+    assert [sentence for sentence, count in Counter(normalised).items() if count > 1] == []
 
 
 def test_the_two_sentences_of_a_pair_differ_in_at_most_three_words_or_their_order() -> None:
@@ -50,7 +50,7 @@ def test_the_two_sentences_of_a_pair_differ_in_at_most_three_words_or_their_orde
         assert max((good - bad).total(), (bad - good).total()) <= 3, pair
 
 
-def test_no_sentence_stands_in_the_sample_corpus(tmp_path: Path) -> None:
+def test_no_sentence_occurs_in_the_sample_corpus(tmp_path: Path) -> None:
     write_sample(tmp_path)
     sample = {
         normalise(line.split("\t")[3]) for path in tmp_path.glob("*.tsv") for line in path.read_text().splitlines()
@@ -59,8 +59,8 @@ def test_no_sentence_stands_in_the_sample_corpus(tmp_path: Path) -> None:
     assert not sample & {normalise(sentence) for pair in PAIRS for sentence in (pair.good, pair.bad)}
 
 
-class Answering:
-    """Stands where a classifier stands and knows the good sentences."""
+class KnowsGood:
+    """A classifier that knows the good sentences, but for some."""
 
     def __init__(self, wrong: set[str]) -> None:
         self.good = {pair.good for pair in PAIRS} - wrong
@@ -69,25 +69,25 @@ class Answering:
         return np.array([[0.0, float(sentence in self.good)] for sentence in sentences], np.float32)
 
 
-def test_who_knows_the_good_ones_tells_all_apart_and_a_tie_is_not_told_apart() -> None:
+def test_a_pair_is_ranked_correctly_if_the_good_sentence_scores_higher_and_a_tie_is_not() -> None:
     first = PAIRS[0]
-    assert evaluate_minimal_pairs(Answering(set()))["share"] == 1.0  # type: ignore[arg-type]
-    found = evaluate_minimal_pairs(Answering({first.good}))  # type: ignore[arg-type]
+    assert evaluate_minimal_pairs(KnowsGood(set()))["share"] == 1.0  # type: ignore[arg-type]
+    found = evaluate_minimal_pairs(KnowsGood({first.good}))  # type: ignore[arg-type]
     assert found["share"] == pytest.approx(279 / 280)
     assert found["phenomena"][first.phenomenon] == {"pairs": 20, "share": 0.95, "outcomes": "0" + "1" * 19}
 
 
-def test_a_real_model_is_asked_and_the_shares_follow_from_the_outcomes(exported: Any) -> None:
+def test_a_real_model_is_evaluated_and_the_shares_follow_from_the_outcomes(exported: Any) -> None:
     classifier = Classifier.from_bundle(exported["bundle"], "cpu")
     found = evaluate_minimal_pairs(classifier)
     assert found["pairs"] == 280
     assert found == summarise({name: each["outcomes"] for name, each in found["phenomena"].items()})
     good, bad = classifier.logits([PAIRS[0].good, PAIRS[0].bad]).astype(float)
-    told = found["phenomena"][PAIRS[0].phenomenon]["outcomes"][0]
-    assert told == str(int(good[1] - good[0] > bad[1] - bad[0]))
+    outcome = found["phenomena"][PAIRS[0].phenomenon]["outcomes"][0]
+    assert outcome == str(int(good[1] - good[0] > bad[1] - bad[0]))
 
 
-def test_no_number_tells_nothing_apart() -> None:
+def test_nan_logits_rank_no_pair_correctly() -> None:
     class Broken:
         def logits(self, sentences: list[str]) -> Any:
             return np.full((len(sentences), 2), np.nan, np.float32)
@@ -95,5 +95,5 @@ def test_no_number_tells_nothing_apart() -> None:
     assert evaluate_minimal_pairs(Broken())["share"] == 0.0  # type: ignore[arg-type]
 
 
-def test_nothing_asked_is_nothing_told() -> None:
+def test_no_pairs_have_the_share_zero() -> None:
     assert summarise({}) == {"pairs": 0, "share": 0.0, "phenomena": {}}

@@ -87,7 +87,7 @@ def test_unaltered_evidence_recomputes_to_itself(compared: bool) -> None:
     assert recompute(evidence) == evidence == before
 
 
-def test_the_same_verdict_comes_out_and_time_and_actor_do_not_count(write: Callable[..., str]) -> None:
+def test_the_verdict_is_the_same_again_except_for_time_and_actor(write: Callable[..., str]) -> None:
     outcome = rejudge(write(make_evidence()))
     assert outcome["contradictions"] == []
     assert outcome["verdict"]["decision"] == "PROMOTE"
@@ -133,7 +133,7 @@ def test_altered_evidence_contradicts_itself(write: Callable[..., str], path: An
     assert any(expected in text for text in outcome["contradictions"])
 
 
-def test_the_verdict_follows_the_answers_and_not_the_figures_beside_them(write: Callable[..., str]) -> None:
+def test_the_verdict_follows_the_probabilities_and_not_the_recorded_figures(write: Callable[..., str]) -> None:
     evidence = make_evidence()
     lie = change(evidence, "comparison", "p_better", to=0.9)
     assert rejudge(write(lie))["verdict"]["rules"] == ["better_than_champion"]
@@ -148,12 +148,10 @@ def test_an_altered_verdict_is_a_contradiction(write: Callable[..., str]) -> Non
     outcome = rejudge(write(make_evidence(), {**verdict, "decision": "HOLD"}))
     assert outcome["contradictions"] == ["verdict: decision is recorded as 'HOLD', computed as 'PROMOTE'"]
     with pytest.raises(VerdictError, match=r"verdict\.json is not a verdict"):
-        rejudge(write(make_evidence(), ["no verdict"]))
+        rejudge(write(make_evidence(), ["not a verdict"]))
 
 
-def test_another_policy_says_what_it_would_decide_and_contradicts_nothing(
-    write: Callable[..., str], tmp_path: Path
-) -> None:
+def test_another_policy_gives_its_own_verdict_without_contradictions(write: Callable[..., str], tmp_path: Path) -> None:
     text = (Path(__file__).parents[2] / "mlflow" / "policy.toml").read_text()
     strict = tmp_path / "strict.toml"
     strict.write_text(text.replace("threshold = 0.454", "threshold = 0.95"))
@@ -192,7 +190,7 @@ def test_invalid_evidence_is_rejected_in_one_line(write: Callable[..., str], bro
     assert "\n" not in str(caught.value)
 
 
-def test_a_missing_file_is_wrong_usage() -> None:
+def test_a_missing_file_is_a_usage_error() -> None:
     with pytest.raises(UsageError, match=r"'nowhere\.json' is not a file"):
         rejudge("nowhere.json")
 
@@ -220,7 +218,7 @@ def test_the_command_prints_one_strict_json_document(
     write: Callable[..., str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     code, out, _ = call(capsys, "judge", write(make_evidence()), "--json")
-    document = json.loads(out, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    document = json.loads(out, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
     assert (code, document["verdict"]["decision"], document["contradictions"]) == (0, "PROMOTE", [])
 
 
@@ -231,7 +229,7 @@ def test_the_command_prints_one_strict_json_document(
         (["judge", "{path}", "--policy", "nowhere.toml"], 2, "cannot be read"),
     ],
 )
-def test_wrong_usage_is_one_line(
+def test_usage_errors_are_one_line(
     write: Callable[..., str], capsys: pytest.CaptureFixture[str], arguments: list[str], code: int, message: str
 ) -> None:
     path = write(make_evidence())

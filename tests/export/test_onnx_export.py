@@ -73,7 +73,7 @@ def test_every_architecture_is_exported_in_every_variant(name: str, tmp_path: Pa
         sizes[make] = path.stat().st_size
     assert (
         sizes[graphs.make_fp16] < sizes[graphs.make_fp32] + 2 * PACKED_ROW_TOKENS**2
-    )  # the constant that keeps sentences of a row apart
+    )  # the constant that masks other sentences of a row
     assert sizes[graphs.make_int8_blockwise] < sizes[graphs.make_fp32]
 
 

@@ -1,4 +1,4 @@
-"""What pictures show, and how they are kept."""
+"""The content of figures, and their files."""
 
 import re
 from pathlib import Path
@@ -25,7 +25,7 @@ EVIDENCE = weigh(2.0, 1.0, rows=120)
 SIDES = {"candidate": EVIDENCE["candidate"], "champion 7": EVIDENCE["champion"]["measurement"]}
 
 
-def test_every_picture_is_kept_as_png_and_svg(tmp_path: Path) -> None:
+def test_every_figure_is_saved_as_png_and_svg(tmp_path: Path) -> None:
     paths = draw_charts(training(), EVIDENCE, 0.3, str(tmp_path))
     assert set(paths) == {
         *("intervals", "difference", "calibration", "confusion", "loss_per_step", "epochs", "mcc_per_batch")
@@ -38,15 +38,15 @@ def test_every_picture_is_kept_as_png_and_svg(tmp_path: Path) -> None:
     assert all(Path(path).read_bytes().startswith(b"\x89PNG") for path in alone.values())
 
 
-def test_a_picture_is_the_same_whenever_it_is_drawn(tmp_path: Path) -> None:
+def test_a_figure_is_the_same_file_every_time(tmp_path: Path) -> None:
     first, second = (
-        Path(save_picture(draw_calibration(SIDES), "one", tmp_path / place)) for place in ("here", "there")
+        Path(save_picture(draw_calibration(SIDES), "one", tmp_path / folder)) for folder in ("here", "there")
     )
     assert first.read_bytes() == second.read_bytes()
     assert first.with_suffix(".svg").read_bytes() == second.with_suffix(".svg").read_bytes()
 
 
-def test_a_picture_in_a_page_has_its_colours_and_a_description(tmp_path: Path) -> None:
+def test_an_inline_figure_has_the_pages_colours_and_a_description(tmp_path: Path) -> None:
     path = Path(save_picture(draw_calibration(SIDES), "name", tmp_path)).with_suffix(".svg")
     svg = inline_svg(path, 'a "<b>" & c')
     assert svg.startswith('<svg role="img" aria-label="a &quot;&lt;b&gt;&quot; &amp; c"')

@@ -1,4 +1,4 @@
-"""The documents of a bundle: what the report says of a candidate, with a champion and without."""
+"""The report of a candidate, with a champion and without, and the documents in its bundle."""
 
 import json
 import re
@@ -27,7 +27,7 @@ class Text(HTMLParser):
     def __init__(self, html: str) -> None:
         super().__init__()
         self.seen: list[tuple[str, dict[str, str | None]]] = []
-        self.said = ""
+        self.text = ""
         self.hidden = False
         self.feed(html)
 
@@ -36,18 +36,18 @@ class Text(HTMLParser):
         self.hidden = tag == "style"
 
     def handle_data(self, data: str) -> None:
-        self.said += "" if self.hidden else f" {data}"
+        self.text += "" if self.hidden else f" {data}"
 
 
 def page(inputs: ReportInputs) -> tuple[str, str]:
     """Return a report and its text."""
     html = render_report(inputs, FACTS, "b" * 64, "job0")
-    return html, " ".join(Text(html).said.split())
+    return html, " ".join(Text(html).text.split())
 
 
 @pytest.fixture(scope="module")
 def beside(tmp_path_factory: pytest.TempPathFactory) -> ReportInputs:
-    """A candidate beside a champion of nearly its skill, with pictures."""
+    """A candidate and a champion of nearly its skill, with figures."""
     inputs = tell(weigh(2.0, 1.9), previous_run=PAST, seconds={"fine-tune": 12.34})
     folder = str(tmp_path_factory.mktemp("pictures"))
     return inputs._replace(pictures=draw_charts(inputs.training, inputs.evidence, 0.3, folder))

@@ -14,7 +14,7 @@ from tasks.reporting.report import render_report
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 PHONE = {"viewport": {"width": 360, "height": 740}}
-READABLE = 4.5  # contrast of text that the guidelines ask for (WCAG 2, level AA)
+READABLE = 4.5  # smallest contrast of text (WCAG 2, level AA)
 Open = Callable[..., Any]
 
 # Every text with the colours that it has by the end, those of pictures included.
@@ -46,7 +46,7 @@ CONTRASTS = """() => {
 
 @pytest.fixture(scope="module")
 def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A candidate that is worse than a champion, and one without any; each in a folder of its own."""
+    """A candidate that is worse than a champion, and one without any; each in its own folder."""
     written = {}
     cases = {"beside": (weigh(1.2, 3.0), training()), "alone": (weigh(), training(epochs=training()["epochs"] * 3))}
     for name, (evidence, trained) in cases.items():
@@ -74,26 +74,26 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture
 def visit(browser: Any, reports: dict[str, Path]) -> Iterator[Open]:
-    """Open a report; at the end it must have asked for nothing but itself and complained of nothing."""
-    contexts, asked, complaints = [], [], []
+    """Open a report; at the end it must have requested no other URL and logged no error."""
+    contexts, requests, errors = [], [], []
 
     def run(name: str, **settings: Any) -> Any:
         context = browser.new_context(**settings)
         contexts.append(context)
         page = context.new_page()
         page.set_default_timeout(30_000)
-        page.on("request", lambda request: asked.append(request.url))
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("dialog", lambda dialog: complaints.append(dialog.message))
-        page.on("console", lambda message: complaints.append(message.text))
+        page.on("request", lambda request: requests.append(request.url))
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.on("dialog", lambda dialog: errors.append(dialog.message))
+        page.on("console", lambda message: errors.append(message.text))
         page.goto(reports[name].as_uri())
         return page
 
     yield run
     for context in contexts:
         context.close()
-    assert set(asked) <= {path.as_uri() for path in reports.values()}
-    assert complaints == []
+    assert set(requests) <= {path.as_uri() for path in reports.values()}
+    assert errors == []
 
 
 @pytest.mark.parametrize("name", ["beside", "alone"])

@@ -1,4 +1,4 @@
-"""Figures of candidate and champion, line by line."""
+"""The rows of the report's tables."""
 
 import ast
 from pathlib import Path
@@ -42,14 +42,14 @@ def test_a_smaller_error_is_better_and_a_smaller_mcc_worse() -> None:
     assert {figure.champion for figure in compare_figures(weigh())} == {None}
     same = weigh(2.0, 2.0)
     same["champion"]["measurement"] = same["candidate"]
-    assert {figure.better for figure in compare_figures(same)} == {0, None, -1}  # -1: the behaviour suite's
+    assert {figure.better for figure in compare_figures(same)} == {0, None, -1}  # -1: the minimal pairs'
 
 
 @pytest.mark.parametrize(
     ("fall", "rows", "mark"),
     [(-0.1, 50, ""), (0.0, 50, ""), (0.2, 50, "lower"), (0.21, 50, "dropped"), (0.21, 49, "few sentences")],
 )
-def test_a_slice_is_marked_as_the_rule_sees_it(fall: float, rows: int, mark: str) -> None:
+def test_a_slice_is_marked_as_the_rule_applies(fall: float, rows: int, mark: str) -> None:
     evidence = weigh(2.0, 1.9)
     evidence["candidate"]["per_source"] = {"s": {"rows": rows, "accuracy": 0.8, "mcc": 0.5}}
     evidence["champion"]["measurement"]["per_source"] = {"s": {"rows": rows, "accuracy": 0.8, "mcc": 0.5 + fall}}
@@ -59,7 +59,7 @@ def test_a_slice_is_marked_as_the_rule_sees_it(fall: float, rows: int, mark: str
     assert held <= (mark == "dropped")
 
 
-def test_bars_show_no_less_than_nothing() -> None:
+def test_bars_of_negative_values_are_empty() -> None:
     evidence = weigh(2.0, 1.9)
     evidence["candidate"]["per_source"] = {"s": {"rows": 5, "mcc": -0.5}}
     evidence["champion"]["measurement"]["per_source"] = {"s": {"rows": 5, "mcc": 1.0}}
@@ -78,7 +78,7 @@ def test_of_many_sources_those_that_dropped_and_the_largest_are_shown_in_their_o
     assert found["more"] == 100 - MAX_SLICES
 
 
-def test_phenomena_of_an_older_suite_are_shown_without_the_champions() -> None:
+def test_phenomena_that_the_champion_was_not_measured_on_have_no_champion_share() -> None:
     evidence = weigh(2.0, 1.9)
     del evidence["champion"]["minimal_pairs"]["phenomena"]["islands"]
     order, islands = list_phenomena(evidence)
@@ -101,5 +101,5 @@ def test_p_values_are_shown_with_two_digits(value: float, shown: str) -> None:
         ("@team [x](y) `z`", r"&#64;team \[x\](y) \`z\`"),
     ],
 )
-def test_markdown_shows_other_peoples_text_as_it_is(raw: str, shown: str) -> None:
+def test_untrusted_text_is_escaped_in_markdown(raw: str, shown: str) -> None:
     assert escape_markdown(raw) == shown
