@@ -1,5 +1,6 @@
-"""The README tells the truth about commands, files and targets, and its programs run."""
+"""The README and the pages beside the code tell the truth about commands, files and settings; their programs run."""
 
+import importlib
 import re
 import shutil
 import sys
@@ -11,6 +12,7 @@ import mlflow
 import pytest
 import typer
 from serving import serving
+from settings_page import page_with, settings_table
 
 from flows.cli import app as cli
 from tasks.core.settings_loader import profile_names, valid_keys
@@ -20,47 +22,91 @@ from tasks.registry.mlflow_client import MlflowStore
 from tasks.serving.champion import Champion
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-PROGRAMS = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+PATHS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("tasks/**/README.md"))]
+PATHS += [ROOT / folder / "README.md" for folder in ("findings", "infra", "mlflow", "tests/benchmarks")]
+PAGES = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in PATHS}
+PROGRAMS = [
+    pytest.param(program, id=f"{page}-{number}")
+    for page, text in PAGES.items()
+    for number, program in enumerate(re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL))
+]
 
 
-def test_every_command_that_the_readme_names_exists() -> None:
+def names_in(pattern: str, *pages: str) -> set[str]:
+    """Return what a pattern finds in some pages, or in all; something must be found."""
+    found = {name for page in pages or PAGES for name in re.findall(pattern, PAGES[page], re.MULTILINE)}
+    assert found
+    return found
+
+
+def test_every_package_has_a_page_and_the_readme_leads_to_it() -> None:
+    packages = {path.parent for path in ROOT.glob("tasks/*/__init__.py")}
+    assert len(packages) == 9
+    assert {package for package in packages if not (package / "README.md").is_file()} == set()
+    linked = names_in(r"\]\((tasks/[a-z]+)/README\.md\)", "README.md") | names_in(
+        r"\]\(([a-z]+)/README\.md\)", "tasks/README.md"
+    )
+    assert {package.name for package in packages} <= {name.rpartition("/")[2] for name in linked}
+
+
+def test_the_readme_is_short() -> None:
+    assert len(PAGES["README.md"].splitlines()) <= 200
+
+
+def test_every_command_that_a_page_names_exists_and_the_readme_names_all() -> None:
     commands = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
-    named = set(re.findall(r"^\s*(?:\$ )?(?:\.venv/bin/)?verdict ([a-z-]+)", README, re.MULTILINE))
-    assert named
-    assert named <= set(commands)
-    assert {f"`verdict {name}`" for name in commands} <= set(re.findall(r"`verdict [a-z-]+`", README))
+    assert names_in(r"^\s*(?:\$ )?(?:\.venv/bin/)?verdict ([a-z][a-z-]+)") <= set(commands)
+    assert {f"`verdict {name}`" for name in commands} <= names_in(r"`verdict [a-z-]+`", "README.md")
 
 
-def test_every_make_target_that_the_readme_names_exists() -> None:
+def test_every_make_target_that_a_page_names_exists() -> None:
     targets = set(re.findall(r"^([a-z-]+):.*##", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    named = set(re.findall(r"make ([a-z-]+)", README))
-    assert named
-    assert named <= targets
+    assert names_in(r"(?:`|^|\$ )make ([a-z-]+)") <= targets
 
 
-@pytest.mark.parametrize("folder", ["flows", "tasks"])
-def test_the_file_tree_names_every_module(folder: str) -> None:
-    for path in (ROOT / folder).rglob("*.py"):
-        if path.name != "__init__.py":
-            assert re.search(rf"\b{re.escape(path.name)}\b", README), f"{path} is missing in the README"
+def test_every_file_that_a_page_links_exists() -> None:
+    for page, text in PAGES.items():
+        for link in re.findall(r"\]\((?!http|#)([^)#]+)[^)]*\)", text):
+            assert ((ROOT / page).parent / link).exists(), f"{page}: {link}"
 
 
-def test_every_file_that_the_readme_links_exists() -> None:
-    links = re.findall(r"\]\((?!http)([^)#]+)\)", README)
-    assert links
-    for link in links:
-        assert (ROOT / link).exists(), link
+def test_every_module_that_a_page_of_a_package_names_exists() -> None:
+    for page, text in PAGES.items():
+        if page.startswith("tasks/"):
+            for name in re.findall(r"`([a-z_/]+\.py)`", text):
+                assert list(ROOT.rglob(f"*/{name}")), f"{page}: {name}"
 
 
-def test_the_profiles_and_settings_that_the_readme_names_exist() -> None:
-    assert set(re.findall(r"--profile ([a-z-]+)", README)) <= set(profile_names())
-    assert set(re.findall(r"--set ([a-z_.]+)=", README)) <= set(valid_keys())
+def test_the_places_where_to_change_something_exist() -> None:
+    table = PAGES["tasks/README.md"].partition("## Where to change what")[2].partition("\n## ")[0]
+    for row in table.splitlines()[4:]:
+        if match := re.search(r"`([a-z_/]+)` > `([a-z_]+\.py)` > `([A-Za-z_.]+)`", row):
+            folder, module, name = match.groups()
+            package = folder.replace("/", ".") if folder.startswith("flows") else f"tasks.{folder}"
+            found: Any = importlib.import_module(f"{package}.{module.removesuffix('.py')}")
+            for part in name.split("."):
+                found = (
+                    getattr(found, "model_fields", {}).get(part)
+                    or getattr(found, part, None)
+                    or found.__annotations__[part]
+                )
+    assert len(table.splitlines()) > 8
+
+
+def test_the_profiles_and_settings_that_a_page_names_exist() -> None:
+    assert names_in(r"--profile ([a-z-]+)") <= set(profile_names())
+    assert names_in(r"--set ([a-z_.]+)=") | names_in(
+        r"`((?:data|finetune|gate|judge|watch)\.(?!(?:py|json|html)\b)[a-z_]+)"
+    ) <= set(valid_keys())
+
+
+def test_the_table_of_settings_is_that_of_the_schema() -> None:
+    assert PAGES["tasks/core/README.md"] == page_with(settings_table()), "run: python tests/support/settings_page.py"
 
 
 @pytest.fixture(scope="module")
 def workplace(empty_store: Path, exported: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]]:
-    """A folder with what the README's programs speak of, and the address of a server that answers."""
+    """A folder with what the pages' programs read, and the address of a server that answers."""
     folder = tmp_path_factory.mktemp("readme")
     shutil.copytree(exported["bundle"], folder / "path" / "of" / "bundle")
     (folder / ".verdict").mkdir()
@@ -74,8 +120,8 @@ def workplace(empty_store: Path, exported: Any, tmp_path_factory: pytest.TempPat
         yield folder, str(client.base_url).rstrip("/")
 
 
-@pytest.mark.parametrize("program", PROGRAMS, ids=range(len(PROGRAMS)))
-def test_the_programs_of_the_readme_run(
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_the_programs_of_the_pages_run(
     workplace: tuple[Path, str], program: str, monkeypatch: pytest.MonkeyPatch, own_mlflow_address: None
 ) -> None:
     folder, server = workplace
