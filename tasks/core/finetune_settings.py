@@ -47,7 +47,7 @@ class FinetuneSettings(Section):
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 2018
     """Seed of the new head, dropout, batch order and data split."""
     seeds: Annotated[int, Field(ge=1, le=100)] = 1
-    """Models trained with consecutive seeds from one start; of several, the average of their weights is exported."""
+    """Models trained from one start with consecutive seeds; of several, the average of their weights is kept."""
     processes: Annotated[int, Field(ge=1, le=64)] = 1
     """Training processes on this host, one per GPU: data-parallel for one seed, seed-parallel for several."""
     restarts: Annotated[int, Field(ge=0, le=10)] = 2
@@ -55,6 +55,6 @@ class FinetuneSettings(Section):
     checkpoint_seconds: Annotated[float, Field(ge=0)] = 60
     """Least seconds between two checkpoints, which are written after epochs."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """What training computes in; auto is bf16 on a GPU, and on a CPU that has instructions for it. Weights are fp32."""
+    """Precision of training; auto is bf16 on a GPU and on a CPU with bf16 instructions, else fp32. Weights are fp32."""
     device: Literal["auto", "cuda", "cpu"] = "auto"
     """Where training and measurement run; auto uses a GPU if one works."""
