@@ -12,10 +12,7 @@ from tasks.core.policy import parse_policy
 from tasks.evaluation.compare_versions import VersionComparison, compare_bundles, compare_recorded, figures_of
 from tasks.evaluation.evidence import ChampionBundle, Evidence, SnapshotRef, add_champion, parse_evidence
 from tasks.evaluation.judge import judge, stamp
-from tasks.registry import lookup
-from tasks.registry import promotion as moves
-from tasks.registry import tracking as runs
-from tasks.registry import verification as inspection
+from tasks.registry import lookup, promotion, tracking, verification
 from tasks.registry.audit_log import actor
 from tasks.registry.champion_history import ChampionRecord
 from tasks.registry.mlflow_client import MlflowStore, locate_store
@@ -49,7 +46,7 @@ def compare(first: str, second: str | None, device: str, home: str) -> dict[str,
     holdout = tags[first].get("holdout", "")
     snapshot = find_snapshot(home, holdout)
     if snapshot:
-        with inspection.open_bundle(store, first) as ours, inspection.open_bundle(store, other) as theirs:
+        with verification.open_bundle(store, first) as ours, verification.open_bundle(store, other) as theirs:
             result: VersionComparison | None = compare_bundles(str(ours), str(theirs), str(snapshot), device, RESAMPLES)
     else:
         evidence = [_evidence(store, tags[version]) for version in (first, other)]
@@ -89,12 +86,12 @@ def judge_again(store: MlflowStore, version: str, champion: ChampionRecord | Non
             f"{now} now, and {what} is missing to judge it again; run: verdict retrain --force"
         )
     if champion:
-        with inspection.open_bundle(store, champion["version"]) as bundle:
+        with verification.open_bundle(store, champion["version"]) as bundle:
             reigning = ChampionBundle(version=champion["version"], digest=champion["digest"], bundle=str(bundle))
             holdout = SnapshotRef(digest=evidence["holdout_digest"], path=str(snapshot))
             evidence = add_champion(evidence, reigning, holdout, "auto")
     else:
-        gone = {"champion_state": moves.read_champion_state(store), "champion": None, "comparison": None}
+        gone = {"champion_state": promotion.read_champion_state(store), "champion": None, "comparison": None}
         evidence = Evidence(**{**evidence, **gone})  # type: ignore[typeddict-item]
     time = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     verdict = stamp(judge(evidence, parse_policy(evidence["policy"], f"of version {version}")), time, actor())
@@ -102,7 +99,7 @@ def judge_again(store: MlflowStore, version: str, champion: ChampionRecord | Non
         name = f"against-{champion['version'] if champion else 'none'}"
         write_json(Path(scratch) / f"evidence-{name}.json", evidence)
         write_json(Path(scratch) / f"verdict-{name}.json", verdict)
-        runs.log_files(store, tags["run"], [str(path) for path in Path(scratch).iterdir()], "records")
+        tracking.log_files(store, tags["run"], [str(path) for path in Path(scratch).iterdir()], "records")
     if verdict["decision"] == "REJECT":
         raise VerdictError(
             f"version {version} was judged again, against champion {now}: REJECT: {'; '.join(verdict['reasons'])}; "
@@ -118,7 +115,7 @@ def find_snapshot(home: str, digest: str) -> Path | None:
 
 
 def _champion(store: MlflowStore) -> str:
-    champion = moves.current_champion(store)
+    champion = promotion.current_champion(store)
     if champion is None:
         raise VerdictError(f"there is no champion in {store['uri']} to compare with; name a second version")
     return champion["version"]
@@ -126,7 +123,7 @@ def _champion(store: MlflowStore) -> str:
 
 def _evidence(store: MlflowStore, tags: dict[str, str]) -> Evidence | None:
     """Return the evidence that a version's run recorded; None if there is none of this schema version."""
-    found = inspection.read_recorded(store, tags["run"], "evidence.json")
+    found = verification.read_recorded(store, tags["run"], "evidence.json")
     try:
         return parse_evidence(found, f"evidence of run {tags['run']}") if found else None
     except VerdictError as error:

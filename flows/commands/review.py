@@ -7,17 +7,13 @@ from flows.notifications import notify_alias_change
 from tasks.core.errors import UnreachableError, UsageError, VerdictError
 from tasks.inference.bundle import MODEL_NAME, digest_version, verify
 from tasks.inference.classifier import Classifier
-from tasks.registry import audit_log as record
-from tasks.registry import champion_history as told
-from tasks.registry import lookup
-from tasks.registry import promotion as moves
-from tasks.registry import verification as inspection
+from tasks.registry import audit_log, champion_history, lookup, promotion, verification
 from tasks.registry.mlflow_client import MlflowStore, locate_store
 
 
 def history(home: str) -> list[dict[str, Any]]:
     """Return every change of the champion alias, oldest first; a change without a record has no time and no actor."""
-    entries, _ = moves.history(locate_store(home))
+    entries, _ = promotion.history(locate_store(home))
     return [dict(entry) for entry in entries]
 
 
@@ -35,14 +31,16 @@ def approve(version: str, reason: str, home: str, who: str = "") -> dict[str, An
         VerdictError: if it is not on HOLD, if its files are missing or altered, or if the champion changed since it was
             judged and it is rejected against the new one or cannot be judged again.
     """
-    text, store = record.check_reason(reason), _open_store(version, home)
-    tags, champion = lookup.read_tags(store, version), moves.current_champion(store)
+    text, store = audit_log.check_reason(reason), _open_store(version, home)
+    tags, champion = lookup.read_tags(store, version), promotion.current_champion(store)
     now, verdict = champion["version"] if champion else None, tags.get("verdict_digest", "")
     if tags.get("verdict") == "HOLD" and now not in (tags.get("compared_with") or None, version):
         from flows.commands.compare import judge_again  # imports ONNX Runtime and pandas
 
         verdict = judge_again(store, version, champion, home)
-    return _notified(moves.promote(store, version, kind="approve", expected=now, reason=text, verdict=verdict, who=who))
+    return _notified(
+        promotion.promote(store, version, kind="approve", expected=now, reason=text, verdict=verdict, who=who)
+    )
 
 
 def reject(version: str, reason: str, home: str, who: str = "") -> dict[str, Any]:
@@ -52,9 +50,9 @@ def reject(version: str, reason: str, home: str, who: str = "") -> dict[str, Any
         UsageError: if the reason is empty or the version not a number.
         VerdictError: if it is not on HOLD, or the champion by now.
     """
-    text, store = record.check_reason(reason), _open_store(version, home)
+    text, store = audit_log.check_reason(reason), _open_store(version, home)
     tags = lookup.read_tags(store, version)
-    return _notified(moves.reject(store, version, text, tags.get("verdict_digest", ""), who))
+    return _notified(promotion.reject(store, version, text, tags.get("verdict_digest", ""), who))
 
 
 def rollback(to: str | None, reason: str, dry_run: bool, home: str) -> dict[str, Any]:
@@ -72,22 +70,22 @@ def rollback(to: str | None, reason: str, dry_run: bool, home: str) -> dict[str,
         UsageError: if the reason is empty, or the version never was the champion or is it now.
         VerdictError: if there is no previous champion, or its files are missing or altered.
     """
-    text, store = record.check_reason(reason), _open_store(to or "1", home)
-    entries, records = moves.history(store)
-    champion = moves.current_champion(store)
+    text, store = audit_log.check_reason(reason), _open_store(to or "1", home)
+    entries, records = promotion.history(store)
+    champion = promotion.current_champion(store)
     now = champion["version"] if champion else None
-    target = to or _previous(told.champion_stack(entries), now)
-    _check_target(target, now, told.champion_stack(entries), {entry["to"] for entry in entries})
-    bundle = told.digest_of_version(records, target) or ""
+    target = to or _previous(champion_history.champion_stack(entries), now)
+    _check_target(target, now, champion_history.champion_stack(entries), {entry["to"] for entry in entries})
+    bundle = champion_history.digest_of_version(records, target) or ""
     try:
-        inspection.verify_version(store, target, bundle)
+        verification.verify_version(store, target, bundle)
     except UnreachableError:
         raise
     except VerdictError as error:
         raise VerdictError(f"{error}; or name another former champion: verdict rollback --to VERSION") from error
     if dry_run:
         return {"kind": "rollback", "from": now, "to": target, "reason": text, "dry_run": True}
-    move = moves.promote(store, target, kind="rollback", expected=now, reason=text, bundle=bundle)
+    move = promotion.promote(store, target, kind="rollback", expected=now, reason=text, bundle=bundle)
     return _notified(move) | {"dry_run": False}
 
 
@@ -119,7 +117,7 @@ def find_model(model: str, home: str) -> tuple[str, str]:
     return version["version"], version["bundle"]
 
 
-def _notified(change: record.AliasChange) -> dict[str, Any]:
+def _notified(change: audit_log.AliasChange) -> dict[str, Any]:
     """Send the notification of a change; return the change as plain values."""
     notify_alias_change(dict(change))
     return dict(change)

@@ -12,11 +12,7 @@ from flows.commands.doctor import MIN_FREE_DISK_GB
 from tasks.core.errors import UnreachableError, VerdictError
 from tasks.core.files import read_json
 from tasks.inference.bundle import CHAMPION
-from tasks.registry import champion_history as history
-from tasks.registry import lookup
-from tasks.registry import promotion as moves
-from tasks.registry import tracking as runs
-from tasks.registry import verification as inspection
+from tasks.registry import champion_history, lookup, promotion, tracking, verification
 from tasks.registry.champion_history import TimelineEntry
 from tasks.registry.lookup import CHALLENGER, RegisteredVersion
 from tasks.registry.mlflow_client import MlflowStore, is_uninitialised, locate_store
@@ -72,16 +68,16 @@ def read_runs(store: MlflowStore) -> dict[str, Any]:
         UnreachableError: if it does not answer.
     """
     champion = lookup.find_alias(store, CHAMPION, fetch=False)
-    entries, records = moves.history(store)
+    entries, records = promotion.history(store)
     answer: dict[str, Any] = {"champion": _public(champion)}
     if champion:
-        answer["champion"]["fault"] = inspection.version_error(store, champion["version"])
+        answer["champion"]["fault"] = verification.version_error(store, champion["version"])
         answer["champion"]["since"] = promoted_at(entries, champion["version"])
     return answer | {
         "challenger": _public(lookup.find_alias(store, CHALLENGER, fetch=False)),
-        "runs": runs.recent_runs(store),
-        "champion_state": moves.read_champion_state(store),
-        "notices": history.warnings(entries, records),
+        "runs": tracking.recent_runs(store),
+        "champion_state": promotion.read_champion_state(store),
+        "notices": champion_history.warnings(entries, records),
     }
 
 
@@ -103,7 +99,9 @@ def read_prefect() -> Any:
 def promoted_at(entries: list[TimelineEntry], version: str) -> str | None:
     """Return when the alias was last moved to a version, ISO 8601; None if no record has it."""
     found = [
-        entry["time"] for entry in entries if entry["to"] == version and entry["kind"] not in history.DECISION_KINDS
+        entry["time"]
+        for entry in entries
+        if entry["to"] == version and entry["kind"] not in champion_history.DECISION_KINDS
     ]
     return found[-1] if found else None
 
