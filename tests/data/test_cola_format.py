@@ -1,4 +1,4 @@
-"""The parser accounts for every line of any file: kept, or quarantined with a reason; its fast way changes nothing."""
+"""The parser accounts for every line of any file: kept, or quarantined with a reason; Arrow and Python agree."""
 
 import io
 import itertools
@@ -155,15 +155,15 @@ def test_a_row_is_split_at_its_tabs_and_counted_from_one() -> None:
         (b"s\t1\t\t123456789", "too long", "sentence of 9 characters, more than 8"),
     ],
 )
-def test_a_bad_row_is_rejected_with_its_reason_and_its_bytes(
+def test_a_bad_row_is_quarantined_with_its_reason_and_its_bytes(
     raw: bytes, kind: parsing.QuarantineReason, reason: str
 ) -> None:
-    rejected = QuarantinedRow(7, kind, reason, raw)
-    assert parse_row(7, raw, RowRules(max_chars=8)) == rejected
+    quarantined = QuarantinedRow(7, kind, reason, raw)
+    assert parse_row(7, raw, RowRules(max_chars=8)) == quarantined
     # The same within a file, between good rows.
     data = b"s\t1\t\tA.\n" * 6 + raw + b"\ns\t0\t\tB.\n"
     results = parse(data, RowRules(max_chars=8))
-    assert results[6] == rejected
+    assert results[6] == quarantined
     assert [result.line for result in results if isinstance(result, Row)] == [1, 2, 3, 4, 5, 6, 8]
 
 
@@ -235,7 +235,7 @@ def test_carriage_returns_end_rows_in_pandas_and_not_here() -> None:
 
 
 @pytest.mark.parametrize("mark", ["*", "?", "??", "", " "])
-def test_source_and_mark_are_kept_as_they_stand(mark: str) -> None:
+def test_source_and_mark_are_kept_unchanged(mark: str) -> None:
     assert parse(f" x \t0\t{mark}\t A. \n".encode()) == [Row(1, " x ", 0, mark, " A. ")]
 
 

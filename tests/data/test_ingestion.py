@@ -1,4 +1,4 @@
-"""Files become one snapshot a role; without a holdout file a share of the sentences is set apart and stays there."""
+"""Files become one snapshot for each role; without a holdout file a share of the sentences is split off for good."""
 
 import hashlib
 import logging
@@ -97,9 +97,9 @@ def test_quarantined_rows_are_part_of_the_digest(tmp_path: Path) -> None:
     assert len({data["digest"] for data in found}) == len(texts)
     train_digest, holdout_digest = found[0]["train"]["digest"], found[0]["holdout"]["digest"]
     assert found[0]["digest"] == json_digest({"train": train_digest, "holdout": holdout_digest})
-    rejected = hashlib.sha256(b"one field\n").hexdigest()
+    quarantined = hashlib.sha256(b"one field\n").hexdigest()
     assert found[1]["digest"] == json_digest(
-        {"train": train_digest, "train quarantine": rejected, "holdout": holdout_digest}
+        {"train": train_digest, "train quarantine": quarantined, "holdout": holdout_digest}
     )
 
 
@@ -174,10 +174,10 @@ def test_files_of_several_formats_are_merged_under_one_form(tmp_path: Path) -> N
     assert rows["source"].tolist() == ["s", "table", "table"]
 
 
-# A holdout set apart
+# A holdout split off the training rows
 
 
-def test_share_is_set_apart_where_no_holdout_is_given(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_share_is_split_off_where_no_holdout_is_given(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     file = write(tmp_path, numbered(0, 2000))
     data = ingest_files(tmp_path, [file])
@@ -188,7 +188,7 @@ def test_share_is_set_apart_where_no_holdout_is_given(tmp_path: Path, caplog: py
     assert f"no holdout file: {len(expected)} of 2000 rows set apart to judge" in caplog.text
 
 
-def test_nothing_is_set_apart_where_a_holdout_is_given(tmp_path: Path) -> None:
+def test_nothing_is_split_off_where_a_holdout_is_given(tmp_path: Path) -> None:
     one, other = write(tmp_path, numbered(0, 50), "a.tsv"), write(tmp_path, numbered(50, 60), "b.tsv")
     data = ingest_files(tmp_path, [one], [other], share=0.9)
     assert (data["train"]["kept"], data["holdout"]["kept"]) == (50, 10)
@@ -228,7 +228,7 @@ def test_what_was_quarantined_is_counted_once(tmp_path: Path) -> None:
 
 @unhurried
 @given(rows=tables, share=st.floats(0.2, 0.8))
-def test_no_row_is_lost_and_no_folded_sentence_stands_on_both_sides(
+def test_no_row_is_lost_and_no_normalised_sentence_is_on_both_sides(
     tmp_path_factory: pytest.TempPathFactory, rows: Rows, share: float
 ) -> None:
     folder = tmp_path_factory.mktemp("apart")
@@ -241,8 +241,8 @@ def test_no_row_is_lost_and_no_folded_sentence_stands_on_both_sides(
         read_snapshot(whole["path"]).astype({"file": str}),
     )
     assert all(side["line"].is_monotonic_increasing for side in sides)
-    folded = [set(map(normalise, side["sentence"])) for side in sides]
-    assert not folded[0] & folded[1]
+    normalised = [set(map(normalise, side["sentence"])) for side in sides]
+    assert not normalised[0] & normalised[1]
 
 
 @unhurried
@@ -294,7 +294,7 @@ def test_too_few_rows_are_refused_with_what_to_do(tmp_path: Path, rows: int, sha
 
 
 @pytest.mark.parametrize(("good", "bad"), [(0, 1), (0, 5), (1, 2)])
-def test_rows_that_cannot_be_read_are_told_where_most_are_such(tmp_path: Path, good: int, bad: int) -> None:
+def test_unreadable_rows_are_the_reason_where_most_are_unreadable(tmp_path: Path, good: int, bad: int) -> None:
     file = tmp_path / "mine.tsv"
     file.write_text("s\t1\t\tFine.\n" * good + "Fine,1\n" * bad)
     with pytest.raises(DataRejected) as caught:
@@ -308,7 +308,7 @@ def test_rows_that_cannot_be_read_are_told_where_most_are_such(tmp_path: Path, g
     assert caught.value.exit_code == 3
 
 
-def test_too_few_readable_rows_are_told_as_such_beside_a_few_that_cannot_be_read(tmp_path: Path) -> None:
+def test_too_few_rows_are_the_reason_where_few_are_unreadable(tmp_path: Path) -> None:
     file = write(tmp_path, [("Fine.", 1), ("", 1)])
     with pytest.raises(
         DataRejected, match=r"mine\.tsv has 1 rows, too few to set a holdout apart; expected some hundreds"
@@ -351,7 +351,7 @@ def test_several_pieces_are_set_apart_as_one(tmp_path: Path, monkeypatch: pytest
 
 @pytest.fixture
 def pair(tmp_path: Path) -> list[list[str]]:
-    """Files that train and judge."""
+    """A training file and a holdout."""
     return [[write(tmp_path, numbered(0, 5), "train.tsv")], [write(tmp_path, numbered(5, 9), "holdout.tsv")]]
 
 
@@ -395,7 +395,7 @@ def test_other_text_is_other_data(tmp_path: Path, pair: list[list[str]]) -> None
     assert ingest_files(tmp_path, *pair)["text"] is None
 
 
-def test_what_is_no_sentence_of_a_text_is_told_and_left_out(
+def test_records_of_a_text_without_a_sentence_are_logged_and_left_out(
     tmp_path: Path, pair: list[list[str]], caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "mine.txt").write_bytes(b"One sees.\n\n\xff\n")

@@ -1,4 +1,4 @@
-"""Every record of other people's tables is kept or quarantined with a reason, whatever the format."""
+"""Every record of a table of any format is kept, or quarantined with a reason."""
 
 import csv
 import io
@@ -365,7 +365,7 @@ def test_a_jsonl_object_that_lacks_a_column_is_quarantined_at_any_position(
         assert len(results) == 3, position
 
 
-def test_columns_that_were_asked_for_are_wanted_of_each_jsonl_object(tmp_path: Path) -> None:
+def test_each_jsonl_object_needs_the_named_columns(tmp_path: Path) -> None:
     path = write_records(
         tmp_path,
         {"body": "A.", "label": 1},
@@ -464,7 +464,7 @@ def test_parquet_labels_of_other_values_are_quarantined(tmp_path: Path) -> None:
     ]
 
 
-def test_parquet_columns_may_be_asked_for_with_dots_and_twice(tmp_path: Path) -> None:
+def test_named_parquet_columns_may_have_dots_and_two_roles(tmp_path: Path) -> None:
     path = write_parquet(tmp_path, **{"a.b": ["A."], "label": [1], "a": [{"b": "no"}]})
     table_format = TableFormat({"text": "a.b", "source": "a.b"})
     assert parse(path, table_format) == [Row(1, "A.", 1, "", "A.")]
@@ -582,9 +582,9 @@ def test_default_names_are_a_header_without_an_option(tmp_path: Path, header: by
 )
 def test_without_usual_names_a_first_line_is_a_row_like_any_other(tmp_path: Path, first: str) -> None:
     path = write(tmp_path, "cola.tsv", f"{first}\ngj04\t1\t\tHe ran.\n")
-    rejected, row = parse(path)
-    assert isinstance(rejected, QuarantinedRow)
-    assert (rejected.line, rejected.raw) == (1, first.encode())
+    quarantined, row = parse(path)
+    assert isinstance(quarantined, QuarantinedRow)
+    assert (quarantined.line, quarantined.raw) == (1, first.encode())
     assert row == Row(2, "gj04", 1, "", "He ran.")
 
 

@@ -93,7 +93,7 @@ def test_names_of_cola_win_over_plain_ones_and_holdout_over_validation_over_test
     assert locate(fill(folder, HOLDOUT_FILE))["holdout"] == [str(folder / HOLDOUT_FILE)]
 
 
-def test_usual_names_are_looked_for_in_the_folder_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_default_names_are_searched_in_the_folder_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(fill(tmp_path, HOLDOUT_FILE))
     fill(tmp_path / "data", TRAIN_FILE)
     assert "holds no file 'out_of_domain_dev.tsv'" in refusal("data")
@@ -108,19 +108,19 @@ def test_home_of_the_user_may_be_written_short(folder: Path, monkeypatch: pytest
     assert found["holdout"] == [str(folder / SECONDARY_FILE)]
 
 
-def test_reported_holdout_may_be_missing(folder: Path) -> None:
+def test_secondary_holdout_may_be_missing(folder: Path) -> None:
     (folder / SECONDARY_FILE).unlink()
     assert locate(folder)["secondary"] == []
 
 
 @pytest.mark.parametrize("role", ["train", "holdout"])
-def test_reported_holdout_is_left_out_when_it_has_another_role(folder: Path, role: str) -> None:
+def test_secondary_holdout_is_left_out_when_it_has_another_role(folder: Path, role: str) -> None:
     found = locate(folder, **{role: SECONDARY_FILE})  # type: ignore[arg-type]
     assert found[role] == [str(folder / SECONDARY_FILE)]  # type: ignore[literal-required]
     assert found["secondary"] == []
 
 
-def test_reported_holdout_is_left_out_when_the_judging_file_is_a_link_to_it(folder: Path) -> None:
+def test_secondary_holdout_is_left_out_when_the_judging_file_is_a_link_to_it(folder: Path) -> None:
     (folder / "judge.tsv").symlink_to(folder / SECONDARY_FILE)
     assert locate(folder, holdout="judge.tsv")["secondary"] == []
 
@@ -254,7 +254,7 @@ def test_named_file_may_lie_in_a_folder_of_the_folder(folder: Path) -> None:
     assert locate(folder, train="older/train.tsv")["train"] == [str(inner)]
 
 
-def test_named_file_is_not_looked_for_in_a_folder_that_is_called_as_the_bundled_corpus(
+def test_named_file_is_not_searched_in_a_folder_that_is_called_as_the_bundled_corpus(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -269,8 +269,8 @@ def test_named_file_is_not_looked_for_in_a_folder_that_is_called_as_the_bundled_
     ]
 
 
-def test_named_file_is_not_looked_for_below_an_address_that_is_no_folder(
-    asked: list[tuple[str, str, bool]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_named_file_is_not_searched_below_an_address_that_is_no_folder(
+    requested: list[tuple[str, str, bool]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     file(tmp_path / "hf:org" / "bare", "mine.tsv")
@@ -279,7 +279,7 @@ def test_named_file_is_not_looked_for_below_an_address_that_is_no_folder(
     assert "holds no file 'mine.tsv'" in refusal(path, train="mine.tsv")
 
 
-def test_named_file_is_looked_for_in_every_address(folder: Path, tmp_path: Path) -> None:
+def test_named_file_is_searched_in_every_address(folder: Path, tmp_path: Path) -> None:
     other = fill(tmp_path / "other", "mine.tsv", "holdout.tsv")
     found = locate(folder, other, train="mine.tsv")
     assert found["train"] == [str(other / "mine.tsv")]
@@ -488,7 +488,7 @@ def test_only_file_of_a_zip_needs_no_name_and_trains(site: Site) -> None:
     assert (names(found["train"]), found["holdout"]) == (["feedback.tsv"], [])
 
 
-def test_zip_without_the_usual_names_says_what_it_holds(site: Site) -> None:
+def test_zip_without_the_default_names_says_what_it_holds(site: Site) -> None:
     write_zip(site.folder / "odd.zip", "x/a.tsv", "x/b.tsv")
     message = refusal(site.url("odd.zip"))
     assert message == (
@@ -548,8 +548,8 @@ def test_offline_takes_what_is_kept_and_asks_nobody(site: Site) -> None:
 
 
 @pytest.fixture
-def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, bool]]:
-    """Replace the hub by splits on this machine; the list takes what is asked for."""
+def requested(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, bool]]:
+    """Replace the hub by splits on this machine; the list records the requests."""
     calls: list[tuple[str, str, bool]] = []
 
     def fetch(address: str, cache: str, *, offline: bool = False) -> dict[str, str]:
@@ -562,38 +562,38 @@ def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, st
     return calls
 
 
-def test_splits_of_the_hub_have_the_usual_roles(asked: list[tuple[str, str, bool]]) -> None:
+def test_splits_of_the_hub_have_the_default_roles(requested: list[tuple[str, str, bool]]) -> None:
     found = locate("hf:org/whole")
     assert found["secondary"] == []
     assert names(found["train"] + found["holdout"]) == ["train.parquet", "validation.parquet"]
-    assert asked == [("hf:org/whole", "stores/downloads/hub", False)]
+    assert requested == [("hf:org/whole", "stores/downloads/hub", False)]
 
 
-def test_offline_is_passed_to_the_hub(asked: list[tuple[str, str, bool]]) -> None:
+def test_offline_is_passed_to_the_hub(requested: list[tuple[str, str, bool]]) -> None:
     locate("hf:org/whole", offline=True)
-    assert asked == [("hf:org/whole", "stores/downloads/hub", True)]
+    assert requested == [("hf:org/whole", "stores/downloads/hub", True)]
 
 
-def test_named_file_may_be_a_split(asked: list[tuple[str, str, bool]]) -> None:
+def test_named_file_may_be_a_split(requested: list[tuple[str, str, bool]]) -> None:
     found = locate("hf:org/whole", train="validation", holdout="test")
     assert names(found["train"] + found["holdout"]) == ["validation.parquet", "test.parquet"]
 
 
-def test_one_split_for_both_roles_is_refused(asked: list[tuple[str, str, bool]]) -> None:
+def test_one_split_for_both_roles_is_refused(requested: list[tuple[str, str, bool]]) -> None:
     assert "is both training file and holdout" in refusal("hf:org/whole", holdout="train")
 
 
-def test_hub_data_set_may_come_without_a_holdout(asked: list[tuple[str, str, bool]]) -> None:
+def test_hub_data_set_may_come_without_a_holdout(requested: list[tuple[str, str, bool]]) -> None:
     assert locate("hf:org/bare")["holdout"] == []
 
 
-def test_hub_data_set_may_be_merged_with_a_folder(asked: list[tuple[str, str, bool]], folder: Path) -> None:
+def test_hub_data_set_may_be_merged_with_a_folder(requested: list[tuple[str, str, bool]], folder: Path) -> None:
     found = locate("hf:org/bare", folder)
     assert names(found["train"]) == ["train.parquet", TRAIN_FILE]
     assert names(found["holdout"]) == [HOLDOUT_FILE]
 
 
-def test_missing_split_is_named_with_those_there_are(asked: list[tuple[str, str, bool]]) -> None:
+def test_missing_split_is_named_with_those_there_are(requested: list[tuple[str, str, bool]]) -> None:
     assert refusal("hf:org/odd") == (f"hf:org/odd holds no file '{TRAIN_FILE}' (it holds data); name it: --train FILE")
     assert refusal("hf:org/bare", holdout="dev").startswith("hf:org/bare holds no file 'dev' (it holds train)")
 

@@ -1,6 +1,6 @@
-"""Makes damaged data files of every format, the same ones for the same seed, and checks what the reader says of each.
+"""Makes damaged data files of every format, the same ones for the same seed, and checks the snapshot of each.
 
-Used by a test with some hundred files, and with thousands by tests/benchmarks/bench_ingestion.py --fuzz.
+Used by a test with dozens of files, and with thousands by tests/benchmarks/bench_ingestion.py --fuzz.
 """
 
 import csv
@@ -165,8 +165,8 @@ INSERTED = (b'"', b'""', b"\t", b"\0", b"\r", b"\n", b"\r\n", b",", b"{", b"\\",
 
 def _insert(rng: random.Random, data: bytes) -> bytes:
     """Put a piece that some format takes for special anywhere."""
-    place = rng.randint(0, len(data))
-    return data[:place] + rng.choice((*INSERTED, BYTE_ORDER_MARK)) + data[place:]
+    position = rng.randint(0, len(data))
+    return data[:position] + rng.choice((*INSERTED, BYTE_ORDER_MARK)) + data[position:]
 
 
 def _mark(rng: random.Random, data: bytes) -> bytes:
@@ -179,10 +179,10 @@ def _move_lines(rng: random.Random, data: bytes) -> bytes:
     lines = data.splitlines(keepends=True)
     if lines:
         one, other = rng.randrange(len(lines)), rng.randrange(len(lines))
-        way = rng.choice(("swap", "double", "drop"))
-        if way == "swap":
+        change = rng.choice(("swap", "double", "drop"))
+        if change == "swap":
             lines[one], lines[other] = lines[other], lines[one]
-        elif way == "double":
+        elif change == "double":
             lines.insert(other, lines[one])
         else:
             del lines[one]
@@ -199,9 +199,9 @@ def _utf16(rng: random.Random, data: bytes) -> bytes:
 
 def _huge_line(rng: random.Random, data: bytes) -> bytes:
     """Put a long run of one piece in, within a line or as one of its own."""
-    place = rng.choice((rng.randint(0, len(data)), data.find(b"\n") + 1))
+    position = rng.choice((rng.randint(0, len(data)), data.find(b"\n") + 1))
     piece = rng.choice((b"A", b"A ", b"\t", b'"', b"[", '"é'.encode()))
-    return data[:place] + piece * (HUGE // len(piece)) + rng.choice((b"", b"\n")) + data[place:]
+    return data[:position] + piece * (HUGE // len(piece)) + rng.choice((b"", b"\n")) + data[position:]
 
 
 def _append(rng: random.Random, data: bytes) -> bytes:
