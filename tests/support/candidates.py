@@ -157,6 +157,7 @@ FINDING = {
     "severity": "critical",
     "unexpected": 0,
     "lines": [],
+    "in_quarantine": False,
 }
 
 
