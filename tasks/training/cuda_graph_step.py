@@ -46,7 +46,6 @@ from tasks.training.train_step import (
     rows_per_rank,
     shard,
     sum_over_ranks,
-    uses_bf16,
 )
 
 WARMUP_PASSES = 2  # before a capture: libraries choose algorithms and allocate workspaces, which a capture forbids
@@ -243,7 +242,7 @@ def make_train_step(
 ) -> EagerStep | CudaGraphStep:
     """Return the fastest step that works for a model on its device; all ranks of a process group get the same kind."""
     device = next(model.parameters()).device.type
-    if device == "cuda" and uses_bf16(config.precision, device):
+    if device == "cuda" and config.precision == "bf16":
         return capture_or_eager(model, data, config, CudaRecorder(group), group)
     if device == "cuda":
         log.info("in fp32 the training step is not captured as a CUDA graph and runs several times slower")

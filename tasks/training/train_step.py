@@ -11,6 +11,7 @@ of the whole batch, so that losses and gradients of the ranks add up to those of
 import logging
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -30,10 +31,20 @@ Advance = Callable[[], None]  # called after each step, to move a progress bar
 Rows = NDArray[np.int64]  # row numbers of one batch
 
 
-class StepConfig(NamedTuple):
-    """What a step needs to know of the recipe: steps of the schedule, then the settings of the same names.
+@dataclass(frozen=True)
+class StepConfig:
+    """What a step needs to know of the recipe.
 
-    Precision auto means bf16 on a GPU and fp32 on a CPU.
+    Attributes:
+        steps: of the whole schedule.
+        batch_size: sentences, over all ranks.
+        learning_rate: peak, of the head.
+        warmup_ratio: fraction of the steps in which the learning rate rises.
+        weight_decay: of matrices; biases and normalisation weights do not decay.
+        max_grad_norm: gradients with a larger norm are scaled down to it.
+        layer_decay: factor of the learning rate from one layer to the layer below.
+        r_drop: weight of R-Drop's divergence; 0: one pass a sentence.
+        precision: what the model computes in, bf16 or fp32; weights are fp32.
     """
 
     steps: int
@@ -44,7 +55,7 @@ class StepConfig(NamedTuple):
     max_grad_norm: float
     layer_decay: float = 1.0
     r_drop: float = 0.0
-    precision: str = "auto"
+    precision: str = "fp32"
 
 
 class StepOutputs(NamedTuple):
@@ -79,7 +90,7 @@ class EagerStep:
         """Create the optimiser; the model's parameters become views of one flat tensor."""
         self._model, self._data, self._group = model, data, group
         self._device = next(model.parameters()).device.type
-        self._bf16 = uses_bf16(config.precision, self._device)
+        self._bf16 = config.precision == "bf16"
         self.flat = FlatParameters(model, config.weight_decay, config.layer_decay, torch.float32)
         self.optimizer = TorchAdamW(self.flat, config.max_grad_norm, group)
         self._rates = learning_rates(config)
@@ -136,11 +147,6 @@ class EagerStep:
             losses.append(loss.detach())
             corrects.append(correct)
         return torch.stack(losses).sum(), torch.stack(corrects).sum()
-
-
-def uses_bf16(precision: str, device: str) -> bool:
-    """Tell whether a device computes in bf16."""
-    return precision == "bf16" or (precision == "auto" and device == "cuda")
 
 
 def duplicate_for_r_drop(inputs: Inputs, r_drop: float) -> Inputs:

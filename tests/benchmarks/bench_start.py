@@ -35,6 +35,7 @@ import torch
 from tasks.training.model import load_classifier
 from tasks.training.dataset import TokenDataset
 from tasks.training.cuda_graph_step import make_train_step
+from tasks.training.recipe import resolve_precision
 from tasks.training.train_step import StepConfig
 marks["imports"] = time.time() - started
 encoder, device, count = sys.argv[1:]
@@ -43,7 +44,8 @@ marks["model"] = time.time() - started
 rng = np.random.default_rng(0)
 ids = [rng.integers(1000, 2000, rng.integers(4, 31)) for _ in range(int(count))]
 data = TokenDataset(ids, rng.integers(0, 2, len(ids)), 0, device)
-step = make_train_step(model, data, StepConfig(100, 32, 2e-5, 0.1, 0.01, 1.0))
+precision = resolve_precision("auto", device)
+step = make_train_step(model, data, StepConfig(100, 32, 2e-5, 0.1, 0.01, 1.0, precision=precision))
 marks["captured"] = time.time() - started
 step.run([np.arange(32)], 0, lambda: None).losses.tolist()
 marks["first step"] = time.time() - started

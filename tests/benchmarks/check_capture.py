@@ -74,7 +74,7 @@ def compare(config: Any) -> dict[str, Any]:
     ids = [rng.integers(5, 1000, rng.integers(4, 40)) for _ in range(ROWS)]
     labels = np.array([int(row.sum() % 2) for row in ids])
     batches = [shuffled_batches(np.array([len(row) for row in ids]), BATCH, rng) for _ in range(EPOCHS)]
-    recipe = StepConfig(sum(map(len, batches)), BATCH, 1e-3, 0.1, 0.01, 1.0, 0.9)
+    recipe = StepConfig(sum(map(len, batches)), BATCH, 1e-3, 0.1, 0.01, 1.0, 0.9, precision="bf16")
     torch.manual_seed(0)
     weights = transformers.AutoModelForSequenceClassification.from_config(config, dtype=torch.float32).state_dict()
     losses = {}
@@ -132,7 +132,8 @@ def compare_memory() -> dict[str, Any]:
         model = transformers.AutoModelForSequenceClassification.from_config(config, dtype=torch.float32).cuda()
         data = TokenDataset([row.astype(np.int64) for row in ids], labels, 0, "cuda")
         try:
-            step: Any = make_train_step(model, data, StepConfig(len(batches), 512, 1e-3, 0.1, 0.01, 1.0))
+            recipe = StepConfig(len(batches), 512, 1e-3, 0.1, 0.01, 1.0, precision="bf16")
+            step: Any = make_train_step(model, data, recipe)
             losses.append(step.run(batches, 0, lambda: None).losses.cpu().numpy())
         except Exception as error:
             return answer | {"error": f"{kind}: {type(error).__name__}: {str(error)[:300]}"}

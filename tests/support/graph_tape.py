@@ -37,7 +37,7 @@ class Tape:
 
 
 class TapeRecorder:
-    """Records tapes, and counts what is asked of a device."""
+    """Records tapes, and counts the calls."""
 
     def __init__(self) -> None:
         self.kernels = SimpleNamespace(**{name: RecordedKernel(self, name) for name in KERNELS})

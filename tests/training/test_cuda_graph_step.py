@@ -145,7 +145,7 @@ def test_gradients_of_micro_batches_are_accumulated(micro_batches: int) -> None:
 
 
 def test_bert_is_captured_with_the_mask_that_is_added_to_its_scores() -> None:
-    """Without kernels transformers looks whether any token is padding, and that waits for the device."""
+    """Without fused attention transformers checks for padding tokens on the host, which waits for the device."""
     data, chosen = encoded(16), config(steps=4)
     with pytest.raises(RuntimeError, match="operation not permitted when stream is capturing"):
         captured_step(tiny_bert(), data, chosen)
@@ -183,7 +183,7 @@ def test_each_length_is_captured_once_after_its_warm_up() -> None:
     assert len(model.rows) == (WARMUP_PASSES + 1) * 2  # a replay runs no Python of the model's
 
 
-def test_without_preparation_a_length_is_captured_when_it_comes() -> None:
+def test_a_length_that_was_not_prepared_is_captured_at_its_first_batch() -> None:
     data, recorder = encoded(), TapeRecorder()
     step = CudaGraphStep(Words(), data, config(), PLAIN, recorder, dtype=torch.float32)
     short = np.flatnonzero(data.lengths <= 8)[:BATCH]
@@ -211,7 +211,7 @@ def test_a_resumed_epoch_uses_the_learning_rates_of_its_steps() -> None:
     assert_same_training(step, step.run(second, len(first), nothing), eager, expected)
 
 
-def test_progress_moves_once_a_step_and_the_device_is_waited_for_now_and_then() -> None:
+def test_progress_advances_once_a_step_and_the_device_is_synchronised_every_64() -> None:
     steps = 2 * SYNC_EVERY + 2
     data, recorder, moves = encoded(steps), TapeRecorder(), list[int]()
     step = CudaGraphStep(Words(), data, config(steps=steps, batch_size=1), PLAIN, recorder)
@@ -260,7 +260,7 @@ def refuse_fused(model: Words, *_: torch.Tensor) -> None:
         raise RuntimeError("no kernel image is available")
 
 
-def look_at_mask(_: Words, __: torch.Tensor, attention_mask: torch.Tensor) -> None:
+def check_for_padding(_: Words, __: torch.Tensor, attention_mask: torch.Tensor) -> None:
     if attention_mask.ndim == 2:
         attention_mask.all().item()
 
@@ -270,7 +270,7 @@ def look_at_mask(_: Words, __: torch.Tensor, attention_mask: torch.Tensor) -> No
     [
         (lambda *_: None, 2, True, False),
         (refuse_fused, 2, False, False),  # the warm-up fails first
-        (look_at_mask, 1 + 1 + 2, True, True),
+        (check_for_padding, 1 + 1 + 2, True, True),
     ],
     ids=["the fastest", "not fused", "with the whole mask"],
 )
@@ -299,18 +299,18 @@ def memory_for(rows: int) -> Callable[..., None]:
     return check
 
 
-@pytest.mark.parametrize(("rows", "told"), [(8, []), (4, [2]), (3, [2, 4]), (1, [2, 4, 8])])
+@pytest.mark.parametrize(("rows", "logged"), [(8, []), (4, [2]), (3, [2, 4]), (1, [2, 4, 8])])
 def test_without_enough_memory_batches_are_split_further_until_they_fit(
-    rows: int, told: list[int], caplog: pytest.LogCaptureFixture
+    rows: int, logged: list[int], caplog: pytest.LogCaptureFixture
 ) -> None:
     data, recorder = encoded(), TapeRecorder()
     step = capture_or_eager(Words(memory_for(rows)), data, config(), recorder)
     assert isinstance(step, CudaGraphStep)
-    assert step.micro_batches == (told or [1])[-1]
-    assert recorder.releases == len(told)
+    assert step.micro_batches == (logged or [1])[-1]
+    assert recorder.releases == len(logged)
     assert caplog.messages == [
         f"out of memory: batches of 8 are split into {count} micro-batches whose gradients are accumulated"
-        for count in told
+        for count in logged
     ]
     whole = capture_or_eager(Words(), data, config(), TapeRecorder())
     found, expected = run(step, epochs_of(data, 1)), run(whole, epochs_of(data, 1))
@@ -383,8 +383,7 @@ def test_all_ranks_take_the_variant_that_works_for_all(
     assert message in caplog.text
 
 
-def test_a_rank_computes_its_rows_of_every_batch() -> None:
-    """What the other rank's losses add to is the whole batch's loss."""
+def test_losses_of_the_ranks_add_up_to_that_of_the_batch() -> None:
     data, rows = encoded(), np.arange(7)  # rank 0 takes four of them, rank 1 three
     chosen = config(learning_rate=0.0)
     whole = EagerStep(Words(), data, chosen).run([rows], 0, nothing)

@@ -20,7 +20,6 @@ from tasks.training.train_step import (
     StepOutputs,
     learning_rate_factor,
     learning_rates,
-    uses_bf16,
 )
 
 SPLIT = re.compile(
@@ -371,12 +370,3 @@ def test_bf16_on_a_cpu_learns_what_fp32_learns() -> None:
     assert rounded != exact
     assert rounded[:5] == pytest.approx(exact[:5], rel=0.05)
     assert rounded[-1] < rounded[0] / 2
-    assert run("auto")[0] == exact
-
-
-@pytest.mark.parametrize(
-    ("precision", "device", "expected"),
-    [("auto", "cuda", True), ("auto", "cpu", False), ("bf16", "cpu", True), ("fp32", "cuda", False)],
-)
-def test_precision_follows_the_device_unless_it_is_asked_for(precision: str, device: str, expected: bool) -> None:
-    assert uses_bf16(precision, device) is expected
