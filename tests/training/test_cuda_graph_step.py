@@ -17,8 +17,8 @@ from torch import nn
 from transformers import DistilBertConfig, DistilBertForSequenceClassification, MPNetConfig, MPNetModel
 
 from tasks.inference.tokenization import shuffled_batches
+from tasks.training import cuda_graph_step
 from tasks.training.cuda_graph_step import (
-    SYNC_EVERY,
     WARMUP_PASSES,
     Captured,
     CaptureVariant,
@@ -158,9 +158,9 @@ def test_bert_is_captured_with_the_mask_that_is_added_to_its_scores() -> None:
 
 def test_each_replay_drops_other_activations_and_a_resumed_run_the_same_ones() -> None:
     data = TokenDataset(
-        [np.array([5, 9, 7, 8])] * 2, np.array([0, 0]), 0, "cpu"
+        [np.array([5, 9, 7, 8, 6, 10, 11, 4])] * 2, np.array([0, 0]), 0, "cpu"
     )  # one sentence, so that dropout decides
-    sizes = {"vocab_size": VOCABULARY, "dim": 64, "n_layers": 1, "n_heads": 2, "hidden_dim": 16}
+    sizes = {"vocab_size": VOCABULARY, "dim": 32, "n_layers": 1, "n_heads": 1, "hidden_dim": 16}
     rates = {"dropout": 0.0, "attention_dropout": 0.5, "seq_classif_dropout": 0.0, "initializer_range": 0.2}
     torch.manual_seed(0)
     model, recorder = DistilBertForSequenceClassification(DistilBertConfig(**sizes, **rates)), TapeRecorder()
@@ -211,16 +211,19 @@ def test_a_resumed_epoch_uses_the_learning_rates_of_its_steps() -> None:
     assert_same_training(step, step.run(second, len(first), nothing), eager, expected)
 
 
-def test_progress_advances_once_a_step_and_the_device_is_synchronised_every_64() -> None:
-    steps = 2 * SYNC_EVERY + 2
+def test_progress_advances_once_a_step_and_the_device_is_synchronised_at_intervals(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(cuda_graph_step, "SYNC_EVERY", 4)
+    steps = 10
     data, recorder, moves = encoded(steps), TapeRecorder(), list[int]()
     step = CudaGraphStep(Words(), data, config(steps=steps, batch_size=1), PLAIN, recorder)
     step.run([np.array([0])] * steps, 0, lambda: moves.append(recorder.synchronizations))
-    assert moves == [0] * SYNC_EVERY + [1] * SYNC_EVERY + [2, 2]
+    assert moves == [0] * 4 + [1] * 4 + [2, 2]
 
 
 def test_in_bf16_master_weights_stay_fp32_and_training_learns_the_same() -> None:
-    data, chosen = encoded(16), config(steps=20, learning_rate=3e-2)
+    data, chosen = encoded(16), config(steps=20, learning_rate=0.1, warmup_ratio=0.0)
     epochs = [batches for _ in range(5) for batches in epochs_of(data)]
     step = capture_or_eager(Words(), data, chosen, TapeRecorder())
     assert isinstance(step, CudaGraphStep)
