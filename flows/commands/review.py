@@ -39,7 +39,7 @@ def approve(version: str, reason: str, home: str, who: str = "") -> dict[str, An
 
         verdict = judge_again(store, version, champion, home)
     return _notified(
-        promotion.promote(store, version, kind="approve", expected=now, reason=text, verdict=verdict, who=who)
+        promotion.promote(store, version, kind="approve", expected=now, reason=text, verdict=verdict, actor=who)
     )
 
 

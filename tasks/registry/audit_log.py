@@ -1,11 +1,11 @@
-"""The record of who moved the champion: append-only, in MLflow itself, one run a move in an experiment of its own.
+"""The audit log of the champion's alias: append-only, in MLflow itself, one run for each change or decision.
 
-A record is created in one call with everything it says, so it is whole or absent, and lives on when versions, or the
-whole registered model, are deleted. Its run's status is its state: RUNNING while the alias is being moved, FINISHED
-when it was checked, KILLED when a process died before it moved anything. Each record carries its number and the id of
-the one before it, so one that was deleted is missed, and a digest of itself, so one that was altered is seen.
+Its runs lie in an experiment of their own, so they outlive versions and the registered model. A record is created with
+all its fields in one call, so creating it is atomic. The run's status is the state of the record: RUNNING while the
+alias is being moved, FINISHED once that is checked, KILLED where a process died before it moved anything.
 
-Whoever appends holds the turn (turns.py).
+Each record holds its number and the id of the one before it, which shows that one was deleted, and a digest of its own
+fields, which shows that one was altered. Whoever appends holds the promotion lock (promotion_lock.py).
 """
 
 import datetime
@@ -31,9 +31,9 @@ from tasks.registry.mlflow_client import (
 
 State = Literal["pending", "done", "withdrawn"]
 STATES: dict[str, State] = {"RUNNING": "pending", "SCHEDULED": "pending", "FINISHED": "done"}
-MAX_REASON_CHARS = 2_000  # characters of a reason; MLflow takes 8,000 of a tag
+MAX_REASON_CHARS = 2_000  # MLflow takes 8,000 characters of a tag
 
-# What a record says, beside its id and state; `from` is a word of the language, so this is no class.
+# A record. `from` and `to` are the champion before and after; `from` is a keyword, hence the functional form.
 AliasChange = TypedDict(
     "AliasChange",
     {
@@ -54,6 +54,7 @@ AliasChange = TypedDict(
     },
 )
 TEXT_FIELDS = ("previous", "time", "actor", "kind", "version", "from", "to", "reason", "verdict", "bundle")
+DIGEST_TAG = "record_digest"  # of number and text fields
 
 
 def actor() -> str:
@@ -72,7 +73,7 @@ def check_reason(reason: str) -> str:
     """Return a reason in one line.
 
     Raises:
-        WrongUsage: if it says nothing, or too much.
+        UsageError: if it is empty or too long.
     """
     text = re.sub(r"\s+", " ", reason).strip()
     if not text:
@@ -83,31 +84,31 @@ def check_reason(reason: str) -> str:
 
 
 def read_changes(store: MlflowStore) -> list[AliasChange]:
-    """Return every record, oldest first, also pending and withdrawn ones and those deleted in MLflow's page.
+    """Return every record, oldest first: also pending and withdrawn ones, and those deleted in MLflow's page.
 
     Raises:
-        Unreachable: if the store cannot be asked.
+        UnreachableError: if the store does not answer.
     """
     if is_uninitialised(store):
         return []
     with connect(store) as client:
-        return sorted(_parse(all_runs(client, AUDIT_EXPERIMENT)), key=lambda move: (move["number"], move["time"]))
+        return sorted(_parse(all_runs(client, AUDIT_EXPERIMENT)), key=lambda change: (change["number"], change["time"]))
 
 
-def begin(store: MlflowStore, moves: Sequence[AliasChange], **said: str | None) -> AliasChange:
-    """Write the intent to move, in one call.
+def begin(store: MlflowStore, changes: Sequence[AliasChange], **fields: str | None) -> AliasChange:
+    """Append a pending record, in one call.
 
     Args:
         store: where to.
-        moves: every record so far.
-        said: kind, version, from, to, reason, verdict and bundle; actor where it is somebody else than `actor()`.
+        changes: every record so far.
+        fields: kind, version, from, to, reason, verdict and bundle; actor where it is not `actor()`.
     """
     now = datetime.datetime.now(datetime.UTC)
-    last = moves[-1] if moves else None
-    texts = {name: said.get(name) or "" for name in TEXT_FIELDS} | {
+    last = changes[-1] if changes else None
+    texts = {name: fields.get(name) or "" for name in TEXT_FIELDS} | {
         "previous": last["id"] if last else "",
         "time": now.isoformat(timespec="milliseconds"),
-        "actor": " ".join((said.get("actor") or "").split())[:200] or actor(),
+        "actor": " ".join((fields.get("actor") or "").split())[:200] or actor(),
     }
     tags = texts | {"number": str(last["number"] + 1 if last else 1)}
     shown = {"mlflow.user": texts["actor"], "mlflow.note.content": texts["reason"]}  # in MLflow's own page
@@ -116,30 +117,36 @@ def begin(store: MlflowStore, moves: Sequence[AliasChange], **said: str | None) 
             experiment_of(client, store, AUDIT_EXPERIMENT),
             start_time=int(now.timestamp() * 1_000),
             run_name=f"{texts['kind']} {texts['version']}",
-            tags=tags | shown | {"seal": json_digest(tags)},
+            tags=tags | shown | {DIGEST_TAG: json_digest(tags)},
         )
-        (move,) = _parse([run])
-        return move
+        (change,) = _parse([run])
+        return change
 
 
-def finish(store: MlflowStore, move: AliasChange, state: State) -> AliasChange:
-    """End a pending record as done or withdrawn."""
+def finish(store: MlflowStore, change: AliasChange, state: State) -> AliasChange:
+    """Close a pending record as done or withdrawn."""
     with connect(store) as client:
-        client.set_terminated(move["id"], "FINISHED" if state == "done" else "KILLED", int(time.time() * 1_000))
-    return {**move, "state": state}
+        client.set_terminated(change["id"], "FINISHED" if state == "done" else "KILLED", int(time.time() * 1_000))
+    return {**change, "state": state}
 
 
 def _parse(runs: Iterable[Run]) -> list[AliasChange]:
-    """Read records; runs that somebody else put into the experiment are none."""
-    moves = []
+    """Parse records; skip other runs, which somebody may have put into the experiment."""
+    changes = []
     for run in runs:
         tags = run.data.tags
         if not tags.get("number", "").isdecimal():
             continue
         texts: dict[str, Any] = {name: tags.get(name, "") for name in TEXT_FIELDS}
-        sealed = json_digest(texts | {"number": tags["number"]})
+        digest = json_digest(texts | {"number": tags["number"]})
         texts |= {name: texts[name] or None for name in ("from", "to")}
-        state = STATES.get(run.info.status, "withdrawn")
-        altered = sealed != tags.get("seal")
-        moves.append(AliasChange(id=run.info.run_id, state=state, altered=altered, number=int(tags["number"]), **texts))  # type: ignore[typeddict-item]
-    return moves
+        changes.append(
+            AliasChange(  # type: ignore[typeddict-item]
+                id=run.info.run_id,
+                state=STATES.get(run.info.status, "withdrawn"),
+                altered=digest != tags.get(DIGEST_TAG),
+                number=int(tags["number"]),
+                **texts,
+            )
+        )
+    return changes

@@ -1,4 +1,7 @@
-"""What the record of moves means: who reigned when, what it does not explain, who reigned before. Pure functions."""
+"""What the audit log means: the timeline of champions, changes that no record explains, earlier champions.
+
+Pure functions of the records and of what the champion's alias points at now.
+"""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, TypedDict
@@ -8,7 +11,7 @@ from tasks.registry.audit_log import AliasChange
 if TYPE_CHECKING:
     from tasks.evaluation.evidence import ChampionState
 
-DECISION_KINDS = {"reject"}  # recorded, and move no alias
+DECISION_KINDS = {"reject"}  # recorded without a change of the alias
 
 TimelineEntry = TypedDict(
     "TimelineEntry",
@@ -34,53 +37,55 @@ class ChampionRecord(TypedDict):
     digest: str
 
 
-def build_timeline(moves: Sequence[AliasChange], champion: ChampionRecord | None) -> list[TimelineEntry]:
-    """Return the history as people read it, oldest first.
+def build_timeline(changes: Sequence[AliasChange], champion: ChampionRecord | None) -> list[TimelineEntry]:
+    """Return the history for people, oldest first.
 
-    Beside the moves that were carried out it holds what no record explains: `unexplained` where the alias was set
-    outside of this program, `vanished` where it was removed or its version deleted, `missing` where records were
-    deleted. These have no time and no actor.
+    Besides the recorded changes that took effect it has entries without time and actor for what no record explains:
+    `unexplained` where the alias was set by something else than this program, `lost` where the alias was removed or its
+    version deleted, `missing` where records were deleted.
 
     Args:
-        moves: every record.
-        champion: what the alias points at now; None: it is not set.
+        changes: every record.
+        champion: what the alias points at now; None where it is not set.
     """
     entries: list[TimelineEntry] = []
-    standing: str | None = None
-    expected = 1
-    for move in moves:
-        missing, expected = move["number"] - expected, move["number"] + 1
+    current: str | None = None  # the champion after the entries so far
+    next_number = 1
+    for change in changes:
+        missing, next_number = change["number"] - next_number, change["number"] + 1
         if missing > 0:
-            entries.append(_gap(move, missing, standing))
-            standing = move["from"]
-        if not took_effect(move, champion):
+            entries.append(_gap(change, missing, current))
+            current = change["from"]
+        if not took_effect(change, champion):
             continue
-        if move["from"] != standing:
-            entries.append(_unexplained(standing, move["from"]))
-        entries.append(_entry(move))
-        standing = move["to"]
+        if change["from"] != current:
+            entries.append(_unexplained(current, change["from"]))
+        entries.append(_entry(change))
+        current = change["to"]
     now = champion["version"] if champion else None
-    if now != standing:
-        entries.append(_unexplained(standing, now))
-    elif champion and (other := _other_bundle(moves, champion)):
-        entries.append(_unexplained(standing, now, other))
+    if now != current:
+        entries.append(_unexplained(current, now))
+    elif champion and (detail := _other_bundle(changes, champion)):
+        entries.append(_unexplained(current, now, detail))
     return entries
 
 
-def took_effect(move: AliasChange, champion: ChampionRecord | None) -> bool:
-    """Tell whether a record's move was carried out; of a pending one the alias says so."""
-    there = champion is not None and champion["version"] == move["to"]
-    return move["state"] == "done" or (move["state"] == "pending" and there and move["kind"] not in DECISION_KINDS)
+def took_effect(change: AliasChange, champion: ChampionRecord | None) -> bool:
+    """Check whether a recorded change was made; for a pending one, whether the alias points at its version."""
+    moved = champion is not None and champion["version"] == change["to"]
+    pending = change["state"] == "pending" and change["kind"] not in DECISION_KINDS
+    return change["state"] == "done" or (pending and moved)
 
 
-def promotions(moves: Sequence[AliasChange]) -> int:
-    """Count how often a version was made champion."""
+def promotions(changes: Sequence[AliasChange]) -> int:
+    """Count how often a version became champion."""
     return sum(
-        move["state"] == "done" and move["to"] is not None and move["kind"] not in DECISION_KINDS for move in moves
+        change["state"] == "done" and change["to"] is not None and change["kind"] not in DECISION_KINDS
+        for change in changes
     )
 
 
-def champion_state(champion: ChampionRecord | None, moves: Sequence[AliasChange]) -> "ChampionState":
+def champion_state(champion: ChampionRecord | None, changes: Sequence[AliasChange]) -> "ChampionState":
     """Return active, none (there never was a champion) or lost (its alias or its version was deleted).
 
     MLflow deletes an alias with its version without notice. Without the difference, the next candidate would be
@@ -88,13 +93,13 @@ def champion_state(champion: ChampionRecord | None, moves: Sequence[AliasChange]
     """
     if champion:
         return "active"
-    return "lost" if promotions(moves) else "none"
+    return "lost" if promotions(changes) else "none"
 
 
 def champion_stack(entries: Sequence[TimelineEntry]) -> list[str]:
-    """Return the versions that reigned, the one before the last at [-2]; what was rolled back is forgotten.
+    """Return the versions that were champion, without those that a rollback undid; the current one is at [-1].
 
-    A version that vanished is not forgotten: it stands at [-1].
+    A lost champion stays at [-1]. The one before the current champion, which a rollback goes to, is at [-2].
     """
     stack: list[str] = []
     for entry in entries:
@@ -108,15 +113,16 @@ def champion_stack(entries: Sequence[TimelineEntry]) -> list[str]:
     return stack
 
 
-def digest_of_version(moves: Sequence[AliasChange], version: str) -> str | None:
-    """Return the digest of the bundle that reigned under a version's number last; None: it never did by the record."""
-    found = [move["bundle"] for move in moves if move["to"] == version and move["kind"] not in DECISION_KINDS]
+def digest_of_version(changes: Sequence[AliasChange], version: str) -> str | None:
+    """Return the digest of the bundle that was last champion under a version number; None where none is recorded."""
+    found = [change["bundle"] for change in changes if change["to"] == version and change["kind"] not in DECISION_KINDS]
     return found[-1] if found else None
 
 
-def warnings(entries: Sequence[TimelineEntry], moves: Sequence[AliasChange]) -> list[str]:
-    """Return one line for each thing that somebody should look at: what is missing, what was altered, and what no
-    record explains of how it stands now. A later record of ours took note of what came before it.
+def warnings(entries: Sequence[TimelineEntry], changes: Sequence[AliasChange]) -> list[str]:
+    """Return one line for each problem: missing records, altered ones, and unexplained changes of the current champion.
+
+    An unexplained change before the latest recorded one is no problem any more: whoever made that one saw it.
     """
     recorded = [number for number, entry in enumerate(entries) if entry["time"]]
     latest = recorded[-1] if recorded else -1
@@ -125,31 +131,32 @@ def warnings(entries: Sequence[TimelineEntry], moves: Sequence[AliasChange]) -> 
         for number, entry in enumerate(entries)
         if entry["kind"] == "missing" or (number > latest and not entry["time"])
     ]
-    lines += [f"record {move['number']} was altered after it was written" for move in moves if move["altered"]]
+    lines += [f"record {change['number']} was altered after it was written" for change in changes if change["altered"]]
     return lines
 
 
-def _entry(move: AliasChange) -> TimelineEntry:
-    return TimelineEntry(**{name: move[name] for name in TimelineEntry.__annotations__})  # type: ignore[typeddict-item, literal-required]
+def _entry(change: AliasChange) -> TimelineEntry:
+    return TimelineEntry(**{name: change[name] for name in TimelineEntry.__annotations__})  # type: ignore[typeddict-item, literal-required]
 
 
-def _gap(move: AliasChange, missing: int, standing: str | None) -> TimelineEntry:
-    first, last = move["number"] - missing, move["number"] - 1
+def _gap(change: AliasChange, missing: int, current: str | None) -> TimelineEntry:
+    first, last = change["number"] - missing, change["number"] - 1
     which = f"record {first} is" if missing == 1 else f"records {first} to {last} are"
-    return _nameless("missing", standing, move["from"], f"{which} missing: deleted from the store for good")
+    return _unrecorded("missing", current, change["from"], f"{which} missing: permanently deleted from the store")
 
 
 def _unexplained(before: str | None, after: str | None, detail: str = "") -> TimelineEntry:
     if after is None:
         reason = f"champion {before} was lost: its alias was removed or its version deleted, not by this program"
-        return _nameless("lost", before, None, reason)
+        return _unrecorded("lost", before, None, reason)
     was = f"from version {before} " if before else ""
     reason = detail or f"the champion's alias went {was}to version {after} and no record explains it"
-    return _nameless("unexplained", before, after, reason)
+    return _unrecorded("unexplained", before, after, reason)
 
 
-def _other_bundle(moves: Sequence[AliasChange], champion: ChampionRecord) -> str:
-    recorded = digest_of_version(moves, champion["version"])
+def _other_bundle(changes: Sequence[AliasChange], champion: ChampionRecord) -> str:
+    """Describe a champion whose version number now belongs to another bundle; empty where it does not."""
+    recorded = digest_of_version(changes, champion["version"])
     if recorded in (None, "", champion["digest"]):
         return ""
     return (
@@ -158,6 +165,6 @@ def _other_bundle(moves: Sequence[AliasChange], champion: ChampionRecord) -> str
     )
 
 
-def _nameless(kind: str, before: str | None, after: str | None, reason: str) -> TimelineEntry:
-    nothing = {"time": None, "actor": None, "version": after, "verdict": None, "bundle": None, "number": None}
-    return TimelineEntry(kind=kind, reason=reason, **{"from": before, "to": after}, **nothing)  # type: ignore[typeddict-item]
+def _unrecorded(kind: str, before: str | None, after: str | None, reason: str) -> TimelineEntry:
+    unknown = {"time": None, "actor": None, "version": after, "verdict": None, "bundle": None, "number": None}
+    return TimelineEntry(kind=kind, reason=reason, **{"from": before, "to": after}, **unknown)  # type: ignore[typeddict-item]

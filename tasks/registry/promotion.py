@@ -1,10 +1,11 @@
-"""Moves the champion's alias: under a lock, checked, recorded, and finished by the next one where a process died.
+"""Moves the champion's alias: under a lock, after a check, recorded, and recovered where a process died in between.
 
-A move takes the turn (turns.py), looks whether the champion is still the one that it was decided against, writes its
-intent to the record (record.py), moves the alias, reads it back, and closes the record. What a killed process left
-pending is settled by whoever comes next: finished where the alias had moved, withdrawn where it had not.
+A promotion takes the lock (promotion_lock.py), checks that the champion is still the one that the decision was made
+against, appends its intent to the audit log (audit_log.py), moves the alias, reads it back and closes the record. The
+next holder of the lock recovers what a killed process left pending: it finishes a record whose alias had moved, and
+withdraws one whose alias had not.
 
-A version whose files are missing or altered never becomes champion: they are checked right before.
+The files of a version are verified right before: one whose files are missing or altered never becomes champion.
 """
 
 import logging
@@ -33,11 +34,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-STANDING_REASON = {"approve": "PROMOTE", "reject": "REJECT"}  # what a person's decision makes of a HOLD
+DECIDED_VERDICT = {"approve": "PROMOTE", "reject": "REJECT"}  # what a HOLD becomes by a person's decision
 
 
 class ChampionChanged(VerdictError):
-    """Another champion reigns than the one that a decision was made against: decide again."""
+    """The champion is not the one that a decision was made against any more: decide again."""
 
 
 def promote(
@@ -49,9 +50,9 @@ def promote(
     reason: str,
     verdict: str = "",
     bundle: str = "",
-    who: str = "",
+    actor: str = "",
 ) -> AliasChange:
-    """Make a version champion; one that is it already by this record stays it.
+    """Make a version champion; return the record, the existing one where it is champion by this decision already.
 
     Args:
         store: where.
@@ -61,81 +62,82 @@ def promote(
         reason: why, in one line.
         verdict: digest of the verdict behind it.
         bundle: digest that the version's bundle must have; empty: the one that was registered.
-        who: moves it; empty: VERDICT_ACTOR, else user@host.
+        actor: who decided; empty: VERDICT_ACTOR, else user@host.
 
     Raises:
-        ChampionChanged: if another champion reigns by now.
+        ChampionChanged: if another version is champion by now.
         VerdictError: if the version's files are missing or altered, or the alias does not move.
         UnknownModel: if there is no such version.
-        Busy: if others keep the turn.
-        Unreachable: if the store cannot be asked.
+        LockTimeout: if others hold the lock for too long.
+        UnreachableError: if the store does not answer.
     """
-    digest = verify_version(store, version, bundle)  # may fetch files: before anybody has to wait
-    with promotion_lock(store) as check:
-        moves, champion = recover_pending(store)
-        reigning = champion["version"] if champion else None
-        done = _last_move(moves)
-        if reigning == version and done and (done["to"], done["bundle"]) == (version, digest):
-            return done
-        if reigning not in (expected, version):
+    digest = verify_version(store, version, bundle)  # may download: before the lock is taken
+    with promotion_lock(store) as check_lease:
+        changes, champion = recover_pending(store)
+        current = champion["version"] if champion else None
+        last = _last_change(changes)
+        if current == version and last and (last["to"], last["bundle"]) == (version, digest):
+            return last
+        if current not in (expected, version):
             raise ChampionChanged(
-                f"champion {reigning or 'none'} reigns by now, version {version} was compared with "
-                f"{expected or 'none'}; compare it again: verdict compare {version}"
+                f"the champion is now {current or 'none'}, version {version} was compared with {expected or 'none'}; "
+                f"compare it again: verdict compare {version}"
             )
-        _reject_decided(store, kind, version)
-        said = {"kind": kind, "version": version, "reason": reason, "verdict": verdict, "bundle": digest, "actor": who}
-        move = begin(store, moves, **said, **{"from": reigning, "to": version})
-        check()
+        _check_undecided(store, kind, version)
+        fields = {"kind": kind, "version": version, "from": current, "to": version, "reason": reason}
+        change = begin(store, changes, **fields, verdict=verdict, bundle=digest, actor=actor)
+        check_lease()
         register.move_alias(store, CHAMPION, version)
-        return _finish_pending(store, move)
+        return _finish_pending(store, change)
 
 
 def set_challenger(store: MlflowStore, version: str) -> None:
-    """Point the challenger's alias at a version on HOLD, unless it reigns by now."""
-    with promotion_lock(store) as check:
+    """Point the challenger's alias at a version on HOLD, unless it is champion by now."""
+    with promotion_lock(store) as check_lease:
         _, champion = recover_pending(store)
         if champion is None or champion["version"] != version:
-            check()
+            check_lease()
             register.move_alias(store, CHALLENGER, version)
 
 
-def reject(store: MlflowStore, version: str, reason: str, verdict: str = "", who: str = "") -> AliasChange:
-    """Record that a person rejected a version; it is no challenger any more.
+def reject(store: MlflowStore, version: str, reason: str, verdict: str = "", actor: str = "") -> AliasChange:
+    """Record that a person rejected a version, and take the challenger's alias from it.
 
     Raises:
-        ChampionChanged: if it reigns by now.
+        ChampionChanged: if it is champion by now.
+        VerdictError: if its verdict is no HOLD.
     """
-    with promotion_lock(store) as check:
-        moves, champion = recover_pending(store)
-        reigning = champion["version"] if champion else None
-        if reigning == version:
+    with promotion_lock(store) as check_lease:
+        changes, champion = recover_pending(store)
+        current = champion["version"] if champion else None
+        if current == version:
             raise ChampionChanged(f"version {version} is champion by now; take it back: verdict rollback --reason TEXT")
-        _reject_decided(store, "reject", version)
-        said = {"kind": "reject", "version": version, "reason": reason, "verdict": verdict, "actor": who}
-        move = begin(store, moves, **said, **{"from": reigning, "to": reigning})
-        check()
-        return _finish_pending(store, move)
+        _check_undecided(store, "reject", version)
+        fields = {"kind": "reject", "version": version, "from": current, "to": current, "reason": reason}
+        change = begin(store, changes, **fields, verdict=verdict, actor=actor)
+        check_lease()
+        return _finish_pending(store, change)
 
 
 def recover_pending(store: MlflowStore) -> tuple[list[AliasChange], ChampionRecord | None]:
-    """Finish or withdraw what killed processes left pending; the caller holds the turn.
+    """Finish or withdraw what killed processes left pending; the caller holds the lock.
 
     Returns:
         every record, and what the champion's alias points at.
     """
     champion = current_champion(store)
-    moves = []
-    for move in read_changes(store):
-        if move["state"] == "pending":
-            moved = champion is not None and champion["version"] == move["to"]
-            took_place = moved or move["kind"] in DECISION_KINDS
+    changes = []
+    for change in read_changes(store):
+        if change["state"] == "pending":
+            moved = champion is not None and champion["version"] == change["to"]
+            complete = moved or change["kind"] in DECISION_KINDS
             log.warning(
-                "record %d (%s %s) was left by a process that died; it is %s",
-                *(move["number"], move["kind"], move["version"], "finished" if took_place else "withdrawn"),
+                "record %d (%s %s) was left pending by a process that died; it is %s",
+                *(change["number"], change["kind"], change["version"], "finished" if complete else "withdrawn"),
             )
-            move = _finish_pending(store, move) if took_place else finish(store, move, "withdrawn")
-        moves.append(move)
-    return moves, champion
+            change = _finish_pending(store, change) if complete else finish(store, change, "withdrawn")
+        changes.append(change)
+    return changes, champion
 
 
 def current_champion(store: MlflowStore) -> ChampionRecord | None:
@@ -145,12 +147,12 @@ def current_champion(store: MlflowStore) -> ChampionRecord | None:
 
 
 def read_champion_state(store: MlflowStore) -> "ChampionState":
-    """Tell whether a champion reigns, there never was one, or it vanished with its version or alias.
+    """Return "active" with a champion, "none" where there never was one, "lost" where its alias or version is gone.
 
-    A store that was filled before moves were recorded, and lost its alias, counts as one that never had a champion.
+    A store that was filled before changes were recorded, and lost its alias, counts as "none".
 
     Raises:
-        Unreachable: if the store cannot be asked: that is none of the three.
+        UnreachableError: if the store does not answer, which is none of the three.
     """
     if is_uninitialised(store):
         return "none"
@@ -159,36 +161,37 @@ def read_champion_state(store: MlflowStore) -> "ChampionState":
 
 
 def history(store: MlflowStore) -> tuple[list[TimelineEntry], list[AliasChange]]:
-    """Return the history as people read it, and the records behind it; both oldest first."""
+    """Return the timeline for people, and the records behind it; both oldest first."""
     if is_uninitialised(store):
         return [], []
-    # Records and alias are two questions; a move in between would look like one that no record explains.
+    # Records and alias are read by separate queries: read again where a change in between would look unexplained.
     before, champion, after = read_changes(store), current_champion(store), read_changes(store)
     while before != after:
         before, champion, after = after, current_champion(store), read_changes(store)
     return build_timeline(after, champion), after
 
 
-def _finish_pending(store: MlflowStore, move: AliasChange) -> AliasChange:
-    """Do what follows from a move that took place, and close its record; may be done twice."""
-    if standing := STANDING_REASON.get(move["kind"]):
-        decided = {"verdict": standing, "decided_by": move["actor"], "decision": f"{move['kind']}: {move['reason']}"}
-        register.tag_version(store, move["version"], decided)
-        line = describe_decision(move["kind"], move["actor"], move["time"], move["reason"])
-        register.prepend_description(store, move["version"], line)
-    register.drop_alias(store, CHALLENGER, move["version"])
-    return finish(store, move, "done")
+def _finish_pending(store: MlflowStore, change: AliasChange) -> AliasChange:
+    """Do what follows from a change that took effect, and close its record; may be repeated."""
+    if verdict := DECIDED_VERDICT.get(change["kind"]):
+        decision = f"{change['kind']}: {change['reason']}"
+        tags = {"verdict": verdict, "decided_by": change["actor"], "decision": decision}
+        register.tag_version(store, change["version"], tags)
+        line = describe_decision(change["kind"], change["actor"], change["time"], change["reason"])
+        register.prepend_description(store, change["version"], line)
+    register.drop_alias(store, CHALLENGER, change["version"])
+    return finish(store, change, "done")
 
 
-def _reject_decided(store: MlflowStore, kind: str, version: str) -> None:
-    """Let persons decide about a HOLD only; inside the turn, where nobody else decides about it."""
-    standing = lookup.read_tags(store, version).get("verdict") if kind in STANDING_REASON else "HOLD"
-    if standing != "HOLD":
+def _check_undecided(store: MlflowStore, kind: str, version: str) -> None:
+    """Refuse a person's decision about anything but a HOLD; under the lock, so nobody else decides at the same time."""
+    verdict = lookup.read_tags(store, version).get("verdict") if kind in DECIDED_VERDICT else "HOLD"
+    if verdict != "HOLD":
         raise VerdictError(
-            f"version {version} stands at {standing or 'no verdict'}; expected a HOLD to {kind}, see: verdict status"
+            f"version {version} has the verdict {verdict or 'none'}; expected a HOLD to {kind}, see: verdict status"
         )
 
 
-def _last_move(moves: Sequence[AliasChange]) -> AliasChange | None:
-    found = [move for move in moves if move["state"] == "done" and move["kind"] not in DECISION_KINDS]
+def _last_change(changes: Sequence[AliasChange]) -> AliasChange | None:
+    found = [change for change in changes if change["state"] == "done" and change["kind"] not in DECISION_KINDS]
     return found[-1] if found else None

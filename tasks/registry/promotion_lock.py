@@ -1,16 +1,16 @@
-"""One promotion at a time: a lock that a killed holder cannot keep for ever.
+"""One promotion at a time: a lock that ends with the process that holds it.
 
-Local SQLite store: a file lock beside the database. The system drops it when its holder dies, however that happens.
+Local SQLite store: a file lock beside the database, which the operating system releases when its holder dies.
 
-Every other store: a lease. MLflow has no compare-and-swap, so each process writes a tag of its own to the record's
-experiment and then reads all of them. Of two that write at once at least one sees the other; who sees another's live
-tag takes its own back and tries again after a random pause. A tag that somebody has watched for LEASE seconds belongs
-to a dead process and is removed. Nobody compares clocks of two machines: holder and watcher each count on their own.
+Every other store: a lease. MLflow has no compare-and-swap, so each process writes a tag of its own to the audit log's
+experiment and then reads all tags. Of two that write at the same time at least one sees the other's tag; whoever sees
+another live tag removes its own and retries after a random pause. A tag that was watched for LEASE_S seconds belongs to
+a dead process and is removed. No clocks of two machines are compared: holder and watcher each measure on their own.
 
-What this does not do: it does not bind who sets an alias in MLflow's own page or reaches the store by another address
-(a file lock and a lease know nothing of each other). A process that is suspended, not killed, between its last check
-and the write after it, for longer than MARGIN, writes late; the record shows such a move as one that nothing explains.
-The file system of a local store must have locks that work, which some network file systems do not.
+Limits. The lock does not bind whoever sets an alias in MLflow's page, or reaches the store by another address: a file
+lock and a lease do not know of each other. A process that is suspended between its last check and the write after it,
+for longer than CLOCK_MARGIN_S, writes late; the history shows such a change as unexplained. The file system of a local
+store must support file locks, which some network file systems do not.
 """
 
 import contextlib
@@ -24,33 +24,33 @@ from filelock import FileLock, Timeout
 from tasks.core.errors import UnreachableError, VerdictError
 from tasks.registry.mlflow_client import AUDIT_EXPERIMENT, MlflowStore, connect, database_of, experiment_of
 
-LOCK_TIMEOUT_S = 180.0  # seconds that somebody waits for a turn; longer than a dead process's lease
-LEASE_S = 60.0  # seconds after which a lease that was watched belongs to a dead process
-CLOCK_MARGIN_S = 20.0  # seconds before the end of its lease from which a holder writes no more
-POLL_RANGE_S = (0.05, 0.5)  # seconds between two tries, at random
-LEASE_TAG_PREFIX = "turn."
+LOCK_TIMEOUT_S = 180.0  # longer than the lease of a dead process
+LEASE_S = 60.0  # a tag that was watched for so long belongs to a dead process
+CLOCK_MARGIN_S = 20.0  # a holder stops writing so long before its lease ends
+POLL_RANGE_S = (0.05, 0.5)  # pause between two tries, at random
+LEASE_TAG_PREFIX = "lease."
 
 
 class LockTimeout(VerdictError):
-    """Others are promoting, for longer than one waits."""
+    """The lock could not be taken in time, or was held for so long that it may have been taken over."""
 
 
 @contextlib.contextmanager
 def promotion_lock(store: MlflowStore, wait_s: float = LOCK_TIMEOUT_S) -> Iterator[Callable[[], None]]:
-    """Wait until nobody else promotes, and let nobody else promote during the block.
+    """Hold the promotion lock of a store during the block.
 
     Yields:
-        a check to call right before each write that others must not interleave with: it raises Busy where the turn
-        took so long that somebody else may have begun.
+        a check to call right before each write: it raises LockTimeout where the block took so long that another process
+        may have taken the lock over.
 
     Raises:
-        Busy: if others keep it for so many seconds.
-        Unreachable: if the store cannot be asked.
+        LockTimeout: if others hold it for `wait_s` seconds.
+        UnreachableError: if the store does not answer.
     """
     database = database_of(store)
     if database is None:
-        with _lease(store, wait_s) as check:
-            yield check
+        with _lease(store, wait_s) as check_lease:
+            yield check_lease
         return
     database.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(database.with_name(f"{database.name}.promotion"), timeout=wait_s)
@@ -59,7 +59,7 @@ def promotion_lock(store: MlflowStore, wait_s: float = LOCK_TIMEOUT_S) -> Iterat
     except Timeout as error:
         raise _timeout_error(wait_s) from error
     except OSError as error:
-        raise VerdictError(f"no lock can be taken beside {database} ({error.strerror}); is it writable?") from error
+        raise VerdictError(f"{database} cannot be locked ({error.strerror}); is its folder writable?") from error
     try:
         yield lambda: None
     finally:
@@ -69,46 +69,46 @@ def promotion_lock(store: MlflowStore, wait_s: float = LOCK_TIMEOUT_S) -> Iterat
 @contextlib.contextmanager
 def _lease(store: MlflowStore, wait_s: float) -> Iterator[Callable[[], None]]:
     key = f"{LEASE_TAG_PREFIX}{uuid.uuid4().hex}"
-    began = _acquire(store, key, wait_s)
+    acquired = _acquire(store, key, wait_s)
 
-    def check() -> None:
-        if time.monotonic() - began > LEASE_S - CLOCK_MARGIN_S:
+    def check_lease() -> None:
+        if time.monotonic() - acquired > LEASE_S - CLOCK_MARGIN_S:
             raise LockTimeout(
                 f"the store took over {LEASE_S - CLOCK_MARGIN_S:.0f} s; nothing was moved, run the same command again"
             )
 
     try:
-        yield check
+        yield check_lease
     finally:
-        with contextlib.suppress(UnreachableError):  # then it ends by itself
+        with contextlib.suppress(UnreachableError):  # then the lease expires
             _remove(store, key)
 
 
 def _acquire(store: MlflowStore, key: str, wait_s: float) -> float:
-    """Write a tag when no other lives; return when that began, on this process's clock."""
+    """Write this process's tag once no other is live; return the monotonic time right before that."""
     deadline = time.monotonic() + wait_s
-    seen: dict[str, float] = {}  # when each tag was first seen
+    first_seen: dict[str, float] = {}  # monotonic time by tag
     while time.monotonic() < deadline:
-        if not _others(store, key, seen):
-            began = time.monotonic()
+        if not _live_tags(store, key, first_seen):
+            acquired = time.monotonic()
             with connect(store) as client:
                 client.set_experiment_tag(experiment_of(client, store, AUDIT_EXPERIMENT), key, "held")
-            if not _others(store, key, seen):
-                return began
+            if not _live_tags(store, key, first_seen):
+                return acquired
             _remove(store, key)
         time.sleep(random.uniform(*POLL_RANGE_S))
     raise _timeout_error(wait_s)
 
 
-def _others(store: MlflowStore, own: str, seen: dict[str, float]) -> list[str]:
-    """Return the tags of other live processes; those that were watched for LEASE seconds are removed."""
+def _live_tags(store: MlflowStore, own: str, first_seen: dict[str, float]) -> list[str]:
+    """Return the tags of other live processes; remove those that were watched for LEASE_S seconds."""
     with connect(store) as client:
         tags = client.get_experiment(experiment_of(client, store, AUDIT_EXPERIMENT)).tags
     now = time.monotonic()
     live = []
     for key in tags:
         if key.startswith(LEASE_TAG_PREFIX) and key != own:
-            if now - seen.setdefault(key, now) > LEASE_S:
+            if now - first_seen.setdefault(key, now) > LEASE_S:
                 _remove(store, key)
             else:
                 live.append(key)

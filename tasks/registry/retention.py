@@ -1,8 +1,8 @@
-"""Forgets what nothing needs any more: folders of jobs, snapshots, checks, and bundles that were rejected.
+"""Deletes what nothing needs any more: folders of jobs, snapshots, reports of `verdict check`, rejected bundles.
 
-Something is kept while it is younger than so many days or among the newest few of its kind, and for as long as an
-alias, the history of moves, a person's pending decision or a running job needs it. A job is asked by its lock, which
-its process holds. What MLflow runs say (figures, settings, the verdict) is never deleted: they are the record.
+An item is kept while it is younger than the rule's days or among the newest of its kind, and for as long as an alias,
+the champion's history, a pending decision or a running job references it. A job runs while its process holds the lock
+in its folder. MLflow's runs, with metrics, settings and verdicts, are never deleted.
 """
 
 import contextlib
@@ -18,27 +18,26 @@ from filelock import FileLock, Timeout
 
 from tasks.core.errors import UnknownModel, UsageError, VerdictError
 from tasks.core.files import read_json
-from tasks.registry import lookup
-from tasks.registry import promotion as moves
-from tasks.registry import retention_queries as disposal
+from tasks.registry import audit_log, lookup, retention_queries
 from tasks.registry.mlflow_client import MlflowStore, is_uninitialised, locate_store
+from tasks.registry.tracking import DIGEST_LENGTH
 
-SECONDS_PER_DAY = 86_400.0  # seconds
+SECONDS_PER_DAY = 86_400.0
 DIGEST_PATTERN = re.compile(r"[0-9a-f]{64}")
 RECORD_FILES = ("result.json", "evidence.json", "split.json", "gate.json", "export.json", "verdict.json")
 
 
 class RetentionRule(NamedTuple):
-    """How long things are kept that nothing needs."""
+    """How long items are kept that nothing references."""
 
     days: float = 30.0
-    """Younger ones stay."""
+    """younger items stay"""
     keep: int = 5
-    """So many of the newest stay, of each kind."""
+    """number of newest items of each kind that stay"""
 
 
 class PrunedItem(TypedDict):
-    """Something that goes."""
+    """An item that was deleted, or would be."""
 
     kind: str
     name: str
@@ -47,153 +46,154 @@ class PrunedItem(TypedDict):
 
 
 class PruneResult(TypedDict):
-    """What went, or would go."""
+    """What was deleted, or would be."""
 
     dry_run: bool
     items: list[PrunedItem]
     closed: list[str]
+    """ids of MLflow runs that were left RUNNING"""
     megabytes: float
 
 
 class References(NamedTuple):
-    """What something alive needs."""
+    """What aliases, history, pending decisions and running jobs reference."""
 
     versions: set[str]
-    """By alias, history, or a decision that a person is asked for."""
     digests: set[str]
-    """Of bundles and snapshots."""
+    """of bundles and snapshots; those of data sets as short as MLflow keeps them"""
 
 
 def prune(home: str, rule: RetentionRule = RetentionRule(), dry_run: bool = False) -> PruneResult:  # noqa: B008 (immutable)
-    """Delete what the rule gives up; return it.
+    """Delete what nothing references and the rule does not keep.
 
     Args:
         home: folder of the stores.
-        rule: how long things are kept that nothing needs.
-        dry_run: only say what would go.
+        rule: how long items are kept that nothing references.
+        dry_run: delete nothing, only return what would be deleted.
 
     Raises:
-        WrongUsage: if the rule makes no sense.
-        Unreachable: if the store cannot be asked: what is needed is then unknown, and nothing is deleted.
+        UsageError: if a number of the rule is out of range.
+        UnreachableError: if the store does not answer: references are then unknown, and nothing is deleted.
     """
     if rule.days < 0 or rule.keep < 1:
-        raise UsageError(
-            f"{rule.days} days and {rule.keep} to keep is no rule; expected --days 0 or more, --keep 1 or more"
-        )
+        raise UsageError(f"got {rule.days} days and {rule.keep} to keep; expected --days 0 or more, --keep 1 or more")
     store, folder = locate_store(home), Path(home)
-    needed = find_references(store, folder)
-    items = list(_versions(store, rule, needed, dry_run))
-    items += _jobs(folder, rule, needed, dry_run)
-    items += _checks(folder, rule, dry_run)
-    # Last: what is left of the jobs says which snapshots are needed.
-    gone = {item["name"] for item in items if item["kind"] == "job"}
-    items += _snapshots(folder, rule, needed, gone, dry_run)
-    closed = disposal.close_lost_runs(store, max(rule.days, 1) * SECONDS_PER_DAY, dry_run)
+    references = find_references(store, folder)
+    items = list(_prune_versions(store, rule, references, dry_run))
+    items += _prune_jobs(folder, rule, references, dry_run)
+    items += _prune_checks(folder, rule, dry_run)
+    # Last, because the jobs that are left reference snapshots.
+    deleted_jobs = {item["name"] for item in items if item["kind"] == "job"}
+    items += _prune_snapshots(folder, rule, references, deleted_jobs, dry_run)
+    closed = retention_queries.close_lost_runs(store, max(rule.days, 1) * SECONDS_PER_DAY, dry_run)
     return PruneResult(
         dry_run=dry_run, items=items, closed=closed, megabytes=round(sum(i["megabytes"] for i in items), 1)
     )
 
 
 def find_references(store: MlflowStore, folder: Path) -> References:
-    """Return what aliases, history and pending decisions need.
+    """Return what aliases, history, pending decisions and running jobs reference.
 
     Raises:
-        VerdictError: if that cannot be found out.
+        VerdictError: if that cannot be determined.
     """
-    versions: set[str] = set()
+    numbers: set[str] = set()
     digests: set[str] = set()
     for path in (folder / "waiting").glob("*.json"):
-        versions.add(str(read_json(path)["version"]))
+        numbers.add(str(read_json(path)["version"]))
     if not is_uninitialised(store):
-        versions |= disposal.list_aliased(store)
-        for move in moves.read_changes(store):
-            versions |= {version for version in (move["version"], move["from"], move["to"]) if version}
-            digests.add(move["bundle"])
-        for version in sorted(versions):
-            with contextlib.suppress(UnknownModel):  # deleted by a person; the history still tells of it
+        numbers |= retention_queries.list_aliased(store)
+        for change in audit_log.read_changes(store):
+            numbers |= {version for version in (change["version"], change["from"], change["to"]) if version}
+            digests.add(change["bundle"])
+        for version in sorted(numbers):
+            with contextlib.suppress(UnknownModel):  # deleted by a person, still in the history
                 tags = lookup.read_tags(store, version)
                 digests |= {value for value in tags.values() if DIGEST_PATTERN.fullmatch(value)}
-                digests |= disposal.read_inputs(store, tags["run"])
-        digests |= disposal.inputs_of_running(store)
-    return References(versions, digests)
+                digests |= retention_queries.read_inputs(store, tags["run"])
+        digests |= retention_queries.inputs_of_running(store)
+    return References(numbers, digests)
 
 
-def _versions(store: MlflowStore, rule: RetentionRule, needed: References, dry_run: bool) -> Iterator[PrunedItem]:
-    """Drop the bundles of rejected versions; their runs stay, and so what they were judged by."""
+def _prune_versions(
+    store: MlflowStore, rule: RetentionRule, references: References, dry_run: bool
+) -> Iterator[PrunedItem]:
+    """Delete rejected versions with their bundles; their runs stay."""
     if is_uninitialised(store):
         return
-    rejected = disposal.list_rejected(store)  # newest first
+    rejected = retention_queries.list_rejected(store)  # newest first
     for version in rejected[rule.keep :]:
         age = time.time() - version["created"]
-        if version["version"] in needed.versions or age < rule.days * SECONDS_PER_DAY:
+        if version["version"] in references.versions or age < rule.days * SECONDS_PER_DAY:
             continue
         if not dry_run:
-            disposal.drop_version(store, version["version"])
+            retention_queries.drop_version(store, version["version"])
         yield PrunedItem(
             kind="version", name=version["version"], megabytes=version["megabytes"], why=f"rejected {_ago(age)}"
         )
 
 
-def _jobs(folder: Path, rule: RetentionRule, needed: References, dry_run: bool) -> Iterator[PrunedItem]:
-    """Delete folders of jobs: finished ones that no version needs, and killed ones that nobody went on with."""
+def _prune_jobs(folder: Path, rule: RetentionRule, references: References, dry_run: bool) -> Iterator[PrunedItem]:
+    """Delete folders of finished jobs that nothing references, and of interrupted jobs that were not resumed."""
     jobs = sorted((path for path in (folder / "runs").glob("*") if path.is_dir()), key=_changed, reverse=True)
     for path in jobs[rule.keep :]:
         age = time.time() - _changed(path)
-        if age < rule.days * SECONDS_PER_DAY or _is_referenced(path, needed):
+        if age < rule.days * SECONDS_PER_DAY or _is_referenced(path, references):
             continue
         finished = (path / "result.json").is_file()
-        why = f"{'finished' if finished else 'given up'} {_ago(age)}"
-        item = PrunedItem(kind="job", name=path.name, megabytes=_size(path), why=why)
+        why = f"{'finished' if finished else 'interrupted'} {_ago(age)}"
+        item = PrunedItem(kind="job", name=path.name, megabytes=_size_mb(path), why=why)
         with contextlib.suppress(Timeout), FileLock(path / "lock", timeout=0):
             if not dry_run:
                 _delete(path)
             yield item
 
 
-def _checks(folder: Path, rule: RetentionRule, dry_run: bool) -> Iterator[PrunedItem]:
+def _prune_checks(folder: Path, rule: RetentionRule, dry_run: bool) -> Iterator[PrunedItem]:
     checks = sorted((path for path in (folder / "checks").glob("*") if path.is_dir()), key=_changed, reverse=True)
     for path in checks[rule.keep :]:
         age = time.time() - _changed(path)
         if age >= rule.days * SECONDS_PER_DAY:
-            yield PrunedItem(kind="check", name=path.name, megabytes=_size(path), why=f"made {_ago(age)}")
+            yield PrunedItem(kind="check", name=path.name, megabytes=_size_mb(path), why=f"made {_ago(age)}")
             if not dry_run:
                 _delete(path)
 
 
-def _snapshots(
-    folder: Path, rule: RetentionRule, needed: References, gone: set[str], dry_run: bool
+def _prune_snapshots(
+    folder: Path, rule: RetentionRule, references: References, deleted_jobs: set[str], dry_run: bool
 ) -> Iterator[PrunedItem]:
-    """Delete snapshots that nothing names; a run that reads its data again renews its snapshots first."""
-    named = set(needed.digests)
+    """Delete snapshots that nothing references; a run that reads its data again writes its snapshots again first."""
+    digests = set(references.digests)
     for job in (folder / "runs").glob("*"):
-        if job.name not in gone:
-            named |= _digests_in(job)
-    shortened = {digest[: disposal.SHORT_DIGEST_CHARS] for digest in named}
+        if job.name not in deleted_jobs:
+            digests |= _digests_in(job)
+    referenced = {digest[:DIGEST_LENGTH] for digest in digests}
     paths = sorted((folder / "snapshots").glob("*.parquet"), key=_changed, reverse=True)
     for path in paths[rule.keep :]:
         age = time.time() - _changed(path)
         digest = path.stem.removeprefix("quarantine-")
-        # A job that begins right now has read its data and told nobody yet.
-        if age < max(rule.days, 1) * SECONDS_PER_DAY or digest[: disposal.SHORT_DIGEST_CHARS] in shortened:
+        # A job that starts now has snapshots that nothing references yet: keep those of the last day at least.
+        if age < max(rule.days, 1) * SECONDS_PER_DAY or digest[:DIGEST_LENGTH] in referenced:
             continue
-        yield PrunedItem(kind="snapshot", name=path.stem, megabytes=_size(path), why=f"last read {_ago(age)}")
+        yield PrunedItem(kind="snapshot", name=path.stem, megabytes=_size_mb(path), why=f"last read {_ago(age)}")
         if not dry_run:
             path.unlink(missing_ok=True)
 
 
-def _is_referenced(job: Path, needed: References) -> bool:
-    """Tell whether a job's folder belongs to something alive; one that cannot be read stays."""
+def _is_referenced(job: Path, references: References) -> bool:
+    """Check whether the version or bundle of a job is referenced; true where its result cannot be read."""
     path = job / "result.json"
     if not path.is_file():
         return False
     try:
-        outcome = read_json(path)
-        return str(outcome["version"]) in needed.versions or outcome["digest"] in needed.digests
+        result = read_json(path)
+        return str(result["version"]) in references.versions or result["digest"] in references.digests
     except (VerdictError, KeyError, TypeError):
         return True
 
 
 def _digests_in(job: Path) -> set[str]:
+    """Return every digest that the records of a job hold."""
     found: set[str] = set()
     for name in RECORD_FILES:
         with contextlib.suppress(OSError):
@@ -202,14 +202,14 @@ def _digests_in(job: Path) -> set[str]:
 
 
 def _delete(path: Path) -> None:
-    """Delete a folder that others find whole or not at all."""
+    """Delete a folder atomically: a rename removes it before its files are deleted."""
     with tempfile.TemporaryDirectory(prefix=".pruned-", dir=path.parent, ignore_cleanup_errors=True) as scratch:
         path.rename(Path(scratch) / path.name)
         shutil.rmtree(Path(scratch) / path.name, ignore_errors=True)
 
 
 def _changed(path: Path) -> float:
-    """Return when anything in a folder, or a file, last changed: seconds since 1970."""
+    """Return when a file, or anything in a folder, last changed: Unix time in seconds."""
     times = [0.0]
     for found in (path, *(path.rglob("*") if path.is_dir() else ())):
         with contextlib.suppress(OSError):
@@ -218,7 +218,7 @@ def _changed(path: Path) -> float:
     return max(times)
 
 
-def _size(path: Path) -> float:
+def _size_mb(path: Path) -> float:
     files = path.rglob("*") if path.is_dir() else (path,)
     return round(sum(file.stat().st_size for file in files if file.is_file()) / 1e6, 3)
 

@@ -1,4 +1,4 @@
-"""What retention (retention.py) asks of MLflow and does there: which versions are needed, and the end of those not."""
+"""What retention (retention.py) reads and deletes in MLflow: aliased and rejected versions, data sets, lost runs."""
 
 import contextlib
 import time
@@ -11,29 +11,29 @@ from mlflow.store.artifact.artifact_repository_registry import get_artifact_repo
 from tasks.core.errors import VerdictError
 from tasks.inference.bundle import MODEL_NAME
 from tasks.registry.mlflow_client import MlflowStore, connect, experiment_of, is_uninitialised, search_all
-from tasks.registry.tracking import DIGEST_LENGTH
 
-MODEL_URI_PREFIX = "models:/"  # what a registered model was made of
-SHORT_DIGEST_CHARS = DIGEST_LENGTH  # characters of a digest that MLflow keeps of a data set
+MODEL_URI_PREFIX = "models:/"  # of the logged model that a version was made from
 
 
 class RejectedVersion(TypedDict):
-    """A version that was rejected: when it was made, in seconds since 1970, and what its files weigh."""
+    """A version that was rejected."""
 
     version: str
     created: float
+    """Unix time in seconds"""
     megabytes: float
+    """of its files"""
 
 
 def list_aliased(store: MlflowStore) -> set[str]:
-    """Return every version that any alias points at."""
+    """Return every version that has an alias."""
     with connect(store) as client:
         found = client.search_registered_models(f"name = '{MODEL_NAME}'")
         return {str(version) for model in found for version in model.aliases.values()}
 
 
 def list_rejected(store: MlflowStore) -> list[RejectedVersion]:
-    """Return the versions whose standing verdict is REJECT, newest first."""
+    """Return the versions whose latest verdict is REJECT, newest first."""
     with connect(store, process_wide=True) as client:
         found = search_all(client.search_model_versions, f"name = '{MODEL_NAME}' and tags.verdict = 'REJECT'")
         versions = sorted(found, key=lambda version: int(version.version), reverse=True)
@@ -50,11 +50,10 @@ def list_rejected(store: MlflowStore) -> list[RejectedVersion]:
 def drop_version(store: MlflowStore, version: str) -> None:
     """Delete a version and the files of its model; its run stays.
 
-    The version goes first: a process that is killed in between leaves files that nothing names, and no version without
-    files.
+    The version is deleted first: a process that is killed in between leaves files without a version, not the reverse.
 
     Raises:
-        VerdictError: if an alias points at it by now.
+        VerdictError: if it has an alias by now.
     """
     with connect(store) as client:
         if version in list_aliased(store):
@@ -69,7 +68,7 @@ def drop_version(store: MlflowStore, version: str) -> None:
 
 
 def read_inputs(store: MlflowStore, run_id: str) -> set[str]:
-    """Return the shortened digests of a run's data sets; none where the run is gone."""
+    """Return the shortened digests of a run's data sets; none where the run does not exist."""
     if not run_id:
         return set()
     with connect(store) as client:
@@ -81,14 +80,14 @@ def read_inputs(store: MlflowStore, run_id: str) -> set[str]:
 
 
 def inputs_of_running(store: MlflowStore) -> set[str]:
-    """Return the shortened digests of the data sets of every run that says it is running, wherever."""
+    """Return the shortened digests of the data sets of every run with status RUNNING, of any home."""
     with connect(store) as client:
         runs = search_all(client.search_runs, [experiment_of(client, store)], "attributes.status = 'RUNNING'")
         return {entry.dataset.digest for run in runs for entry in run.inputs.dataset_inputs}
 
 
 def close_lost_runs(store: MlflowStore, seconds: float, dry_run: bool) -> list[str]:
-    """Close runs that have said RUNNING for so long: their homes are gone, so no other job closes them.
+    """Close runs that have had the status RUNNING for `seconds`: their homes are gone, so no other job closes them.
 
     Returns:
         their ids.
@@ -97,10 +96,8 @@ def close_lost_runs(store: MlflowStore, seconds: float, dry_run: bool) -> list[s
         return []
     with connect(store) as client:
         before = int((time.time() - seconds) * 1_000)
-        wanted = f"attributes.status = 'RUNNING' and attributes.start_time < {before}"
-        runs = search_all(
-            client.search_runs, [experiment_of(client, store)], wanted, run_view_type=ViewType.ACTIVE_ONLY
-        )
+        lost = f"attributes.status = 'RUNNING' and attributes.start_time < {before}"
+        runs = search_all(client.search_runs, [experiment_of(client, store)], lost, run_view_type=ViewType.ACTIVE_ONLY)
         for run in runs if not dry_run else ():
             client.set_terminated(run.info.run_id, "KILLED")
         return [run.info.run_id for run in runs]

@@ -1,4 +1,4 @@
-"""What jobs did, in MLflow: one run a job, from data to verdict, with its settings, figures, data sets and files."""
+"""Jobs in MLflow: one run for each, with its settings, metrics, data sets and files."""
 
 import time
 import warnings
@@ -14,24 +14,23 @@ from tasks.data.snapshots import read_snapshot
 from tasks.evaluation.run_diff import RunRecord
 from tasks.registry.mlflow_client import MlflowStore, connect, experiment_of, search_all
 
-BATCH_LIMIT = 1_000  # metrics in one call, MLflow's limit
-REASON_TAG = {
-    "KILLED": "its process died; the same data and settings go on from what it finished"
-}  # ended without a word
-DIGEST_LENGTH = 32  # characters; MLflow allows 36
+BATCH_LIMIT = 1_000  # metrics of one call, MLflow's limit
+# Why a run has a status, where it recorded no reason.
+STATUS_REASONS = {"KILLED": "its process died; a run with the same data and settings resumes it"}
+DIGEST_LENGTH = 32  # characters of a data set's digest; MLflow allows 36
 
 
 def open_run(store: MlflowStore, job: str, params: Mapping[str, Any], tags: Mapping[str, str]) -> str:
-    """Start a run for a job, or go on with the one that a killed process left running; return its id.
+    """Start a run for a job, or resume the one that a killed process left; return its id.
 
-    The caller holds the job's lock, so a run of this job and home that says RUNNING belongs to a dead process.
+    The caller holds the job's lock, so a run of this job and home in status RUNNING belongs to a dead process.
     """
     with connect(store) as client:
         experiment = experiment_of(client, store)
         own = {"job": job, "home": tags.get("home", "")}
-        wanted = " and ".join(f"tags.{name} = '{value}'" for name, value in own.items())
-        left = client.search_runs([experiment], f"{wanted} and attributes.status = 'RUNNING'")
-        run = left[0] if left else client.create_run(experiment, run_name=f"retrain-{job[:8]}", tags=own)
+        same = " and ".join(f"tags.{name} = '{value}'" for name, value in own.items())
+        interrupted = client.search_runs([experiment], f"{same} and attributes.status = 'RUNNING'")
+        run = interrupted[0] if interrupted else client.create_run(experiment, run_name=f"retrain-{job[:8]}", tags=own)
         client.log_batch(
             run.info.run_id,
             params=[Param(key, str(value)) for key, value in params.items()],
@@ -47,13 +46,13 @@ def tag_run(store: MlflowStore, run_id: str, tags: Mapping[str, str]) -> None:
 
 
 def find_page(store: MlflowStore, run_id: str) -> str:
-    """Return the address of a run's page, relative to MLflow's own."""
+    """Return the address of a run's page, relative to MLflow's address."""
     with connect(store) as client:
         return f"#/experiments/{client.get_run(run_id).info.experiment_id}/runs/{run_id}"
 
 
 def read_run_record(store: MlflowStore, run_id: str) -> RunRecord | None:
-    """Return what a run recorded of how it was made; None where the store has no such run."""
+    """Return settings and tags of a run; None where the store has no such run."""
     with connect(store) as client:
         try:
             run = client.get_run(run_id)
@@ -71,7 +70,12 @@ def close_run(store: MlflowStore, run_id: str, status: str) -> None:
 
 
 def running_jobs(store: MlflowStore, home: str) -> dict[str, str]:
-    """Return run id to job of every run that says it is running in the home with this name."""
+    """Return the jobs by run id of every run with status RUNNING of a home.
+
+    Args:
+        store: where.
+        home: id of the folder of stores.
+    """
     with connect(store) as client:
         runs = search_all(
             client.search_runs,
@@ -82,12 +86,12 @@ def running_jobs(store: MlflowStore, home: str) -> dict[str, str]:
 
 
 def log_metrics(store: MlflowStore, run_id: str, metrics: Mapping[str, float | None], step: int = 0) -> None:
-    """Log figures of one step; None is left out."""
+    """Log metrics of one step; None is left out."""
     log_series(store, run_id, {name: {step: value} for name, value in metrics.items()})
 
 
 def log_series(store: MlflowStore, run_id: str, series: Mapping[str, Mapping[int, float | None]]) -> None:
-    """Log figures by name and step; None is left out."""
+    """Log metrics by name and step; None is left out."""
     now = int(time.time() * 1_000)
     metrics = [
         Metric(name, value, now, step)
@@ -101,12 +105,21 @@ def log_series(store: MlflowStore, run_id: str, series: Mapping[str, Mapping[int
 
 
 def log_dataset(store: MlflowStore, run_id: str, name: str, context: str, digest: str, path: str, address: str) -> None:
-    """Log a snapshot as an input of a run, so that versions lead back to their rows."""
+    """Log a snapshot as an input of a run, so that the rows of a version can be found.
+
+    Args:
+        store: where.
+        run_id: of the run.
+        name: of the data set.
+        context: what it is for: training, validation or holdout.
+        digest: of the snapshot, shortened to what MLflow keeps.
+        path: of the snapshot, which is logged as the source: MLflow has no source type for addresses such as hf:...
+        address: where the rows come from, logged as a tag.
+    """
     rows = read_snapshot(path)
     with connect(store) as client, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # MLflow's hints on integer columns and ambiguous folders
         dataset = mlflow.data.from_pandas(
-            # MLflow knows no addresses such as hf:...; the snapshot is where the very rows are.
             rows,
             source=path,
             targets="label",
@@ -119,7 +132,7 @@ def log_dataset(store: MlflowStore, run_id: str, name: str, context: str, digest
 
 
 def log_files(store: MlflowStore, run_id: str, paths: Sequence[str], folder: str) -> None:
-    """Store files with a run, in a folder of its artifacts."""
+    """Store files in a folder of a run's artifacts."""
     with connect(store) as client:
         for path in paths:
             client.log_artifact(run_id, path, folder)
@@ -128,8 +141,9 @@ def log_files(store: MlflowStore, run_id: str, paths: Sequence[str], folder: str
 def recent_runs(store: MlflowStore, limit: int = 5) -> list[dict[str, Any]]:
     """Return the latest runs, newest first.
 
-    Each with run, job, start and end (seconds since 1970; None while it runs), status, verdict, version, mcc, why it
-    ended so, what drifted, and from the data of which digest (None where there was nothing to compare with).
+    Each has run, job, start and end (Unix time in seconds; end is None while it runs), status, verdict, version, mcc,
+    why (the reason of verdict or failure), drift (what drifted) and drift_from (digest of the data that it was compared
+    with, None without any).
     """
     with connect(store) as client:
         runs = client.search_runs(
@@ -154,19 +168,19 @@ def recent_runs(store: MlflowStore, limit: int = 5) -> list[dict[str, Any]]:
 
 
 def _reason(run: Run) -> str:
-    """Return why a run ended as it did; of one that failed after its verdict the failure."""
-    tags = run.data.tags
-    said = (tags.get("error"), tags.get("why")) if run.info.status == "FAILED" else (tags.get("why"), tags.get("error"))
-    return said[0] or said[1] or REASON_TAG.get(run.info.status, "")
+    """Return the reason of a run's verdict; for a run that failed, after its verdict too, that of the failure."""
+    verdict, failure = run.data.tags.get("why"), run.data.tags.get("error")
+    first, second = (failure, verdict) if run.info.status == "FAILED" else (verdict, failure)
+    return first or second or STATUS_REASONS.get(run.info.status, "")
 
 
-def count_holdout_uses(store: MlflowStore, holdout: str, besides: str) -> int:
-    """Count the bundles that were judged on a holdout, deleted runs included: deleting one does not unsee its figures.
+def count_holdout_uses(store: MlflowStore, holdout: str, exclude: str) -> int:
+    """Count the bundles that were judged on a holdout; deleted runs count, since their results were seen.
 
     Args:
         store: where.
-        holdout: digest of the snapshot that judges.
-        besides: digest of a bundle that does not count, the candidate's own.
+        holdout: digest of the holdout's snapshot.
+        exclude: digest of a bundle that does not count, the candidate's own.
     """
     with connect(store) as client:
         runs = search_all(
@@ -175,5 +189,5 @@ def count_holdout_uses(store: MlflowStore, holdout: str, besides: str) -> int:
             f"tags.holdout = '{holdout}'",
             run_view_type=ViewType.ALL,
         )
-        seen = {run.data.tags.get("bundle_digest", "") for run in runs}
-        return len(seen - {"", besides})
+        judged = {run.data.tags.get("bundle_digest", "") for run in runs}
+        return len(judged - {"", exclude})

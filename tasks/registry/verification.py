@@ -1,4 +1,4 @@
-"""Looks into a version: whether its files are those that were registered, and what its run recorded about it."""
+"""Checks that the files of a version are those that were registered, and reads what its run recorded."""
 
 import contextlib
 import tempfile
@@ -16,7 +16,7 @@ from tasks.registry.code_digest import CODE_DIGEST_TAG, digest_code
 from tasks.registry.lookup import read_tags
 from tasks.registry.mlflow_client import MlflowStore, connect, database_of
 
-REMEDY = "delete it in MLflow and train it again: verdict retrain --force"  # what one does with a damaged version
+REMEDY = "delete it in MLflow and train it again: verdict retrain --force"  # of a damaged version
 
 
 def verify_version(store: MlflowStore, version: str, expected: str = "") -> str:
@@ -30,7 +30,7 @@ def verify_version(store: MlflowStore, version: str, expected: str = "") -> str:
     Raises:
         UnknownModel: if there is no such version.
         VerdictError: if its files are missing, altered, or not those of the expected bundle.
-        Unreachable: if the store cannot be asked.
+        UnreachableError: if the store does not answer.
     """
     tags = read_tags(store, version)
     registered = expected or tags.get("bundle_digest", "")
@@ -40,9 +40,9 @@ def verify_version(store: MlflowStore, version: str, expected: str = "") -> str:
         except VerdictError as error:
             reason = str(error).partition(";")[0].replace(f"bundle {bundle}", f"bundle of version {version}")
             raise VerdictError(f"{reason.replace(str(bundle), f'version {version}')}; {REMEDY}") from error
-        sealed = tags.get(CODE_DIGEST_TAG)
-        if sealed and _code_error(store, version) != sealed:
-            raise VerdictError(f"version {version}: files around its bundle are not those that were sealed; {REMEDY}")
+        code_digest = tags.get(CODE_DIGEST_TAG)
+        if code_digest and _digest_code(store, version) != code_digest:
+            raise VerdictError(f"version {version}: files around its bundle are not those registered; {REMEDY}")
     if registered and digest != registered:
         raise VerdictError(f"version {version} holds bundle {digest[:12]}, registered was {registered[:12]}; {REMEDY}")
     return digest
@@ -50,34 +50,34 @@ def verify_version(store: MlflowStore, version: str, expected: str = "") -> str:
 
 @contextlib.contextmanager
 def open_bundle(store: MlflowStore, version: str) -> Iterator[Path]:
-    """Have a version's bundle on local disk for a block; of a local store it is looked at where it lies.
+    """Yield the folder of a version's bundle: in a local store the original, else a temporary download.
 
     Raises:
-        VerdictError: if its files are not to be had.
-        Unreachable: if the store cannot be asked.
+        VerdictError: if its files cannot be downloaded.
+        UnreachableError: if the store does not answer.
     """
     with tempfile.TemporaryDirectory() as scratch:
         with connect(store, process_wide=True):
-            place = None if database_of(store) else scratch
+            target = None if database_of(store) else scratch
             try:
-                model = mlflow.artifacts.download_artifacts(f"models:/{MODEL_NAME}/{version}", dst_path=place)
+                model = mlflow.artifacts.download_artifacts(f"models:/{MODEL_NAME}/{version}", dst_path=target)
             except (MlflowException, OSError) as error:
-                read_tags(store, version)  # raises where it is the store that is away, or the version unknown
-                first = (str(error).strip().splitlines() or [type(error).__name__])[-1][:200]
-                raise VerdictError(f"version {version}: its files are not to be had ({first}); {REMEDY}") from error
+                read_tags(store, version)  # raises where the store does not answer or the version does not exist
+                reason = (str(error).strip().splitlines() or [type(error).__name__])[-1][:200]
+                raise VerdictError(f"version {version}: its files cannot be read ({reason}); {REMEDY}") from error
         yield Path(model) / "data" / "bundle"
 
 
-def _code_error(store: MlflowStore, version: str) -> str:
+def _digest_code(store: MlflowStore, version: str) -> str:
     with connect(store, process_wide=True):
         return digest_code(f"models:/{MODEL_NAME}/{version}")
 
 
 def version_error(store: MlflowStore, version: str) -> str | None:
-    """Return what is wrong with a version's files; None where nothing is.
+    """Return what is wrong with a version's files, None where nothing is.
 
     Raises:
-        Unreachable: if the store cannot be asked.
+        UnreachableError: if the store does not answer.
     """
     try:
         verify_version(store, version)
@@ -89,7 +89,7 @@ def version_error(store: MlflowStore, version: str) -> str | None:
 
 
 def read_recorded(store: MlflowStore, run_id: str, name: str) -> Any:
-    """Return a JSON document that a run recorded; None where it recorded none of that name."""
+    """Return a JSON document from the artifacts of a run, None where there is none of that name."""
     with connect(store) as client, tempfile.TemporaryDirectory() as scratch:
         if not run_id or f"records/{name}" not in {entry.path for entry in client.list_artifacts(run_id, "records")}:
             return None

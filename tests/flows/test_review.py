@@ -93,7 +93,7 @@ def test_a_rejected_hold_is_no_challenger_any_more(reigning: MlflowStore, verdic
     assert (code, aliases(reigning)) == (0, {"champion": "3"})
     assert out == "reject of version 4 by ada: champion 3 -> 3\nreason    worse on questions\n"
     code, _, err = verdict("approve", "4", "--reason", "on second thoughts")
-    assert (code, err) == (1, "error: version 4 stands at REJECT; expected a HOLD to approve, see: verdict status\n")
+    assert (code, err) == (1, "error: version 4 has the verdict REJECT; expected a HOLD to approve, see: verdict status\n")
 
 
 @pytest.mark.parametrize(
@@ -113,8 +113,8 @@ def test_a_rejected_hold_is_no_challenger_any_more(reigning: MlflowStore, verdic
         (["compare", "9"], 1, "version '9' does not exist in sqlite:"),
         (["compare", "3"], 2, "version 3 cannot be compared with itself"),
         (["compare", "1", "2"], 1, "versions 1 and 2 were judged on other rows"),
-        (["approve", "1", "--reason", "x"], 1, "version 1 stands at PROMOTE; expected a HOLD to approve"),
-        (["reject", "1", "--reason", "x"], 1, "version 1 stands at PROMOTE; expected a HOLD to reject"),
+        (["approve", "1", "--reason", "x"], 1, "version 1 has the verdict PROMOTE; expected a HOLD to approve"),
+        (["reject", "1", "--reason", "x"], 1, "version 1 has the verdict PROMOTE; expected a HOLD to reject"),
         (["reject", "3", "--reason", "x"], 1, "version 3 is champion by now; take it back: verdict rollback"),
         (["rollback", "--to", "3", "--reason", "x"], 2, "version 3 is the champion already"),
         (["rollback", "--to", "4", "--reason", "x"], 2, "version 4 never was the champion; expected a former one (1,"),
@@ -262,7 +262,7 @@ def test_status_and_doctor_report_a_champion_whose_files_are_damaged(
     assert "fails  MLflow store: bundle of version 3 lacks tokenizer.json" in out
     shutil.rmtree(bundle_folder(home, "c").parents[1])
     status = json.loads(verdict("status", "--json")[1])
-    assert status["champion"]["fault"].startswith("version 3: its files are not to be had (")
+    assert status["champion"]["fault"].startswith("version 3: its files cannot be read (")
 
 
 def test_the_history_survives_the_registered_model(reigning: MlflowStore, verdict: Command) -> None:

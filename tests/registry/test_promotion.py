@@ -76,7 +76,7 @@ def test_the_record_outlives_its_deletion_in_mlflow_s_page(store: MlflowStore, t
 def test_a_move_against_another_champion_is_refused_and_writes_nothing(store: MlflowStore, tmp_path: Path) -> None:
     first, second = (add_version(store, tmp_path, name) for name in "ab")
     promote_now(store, first, None)
-    with pytest.raises(ChampionChanged, match="champion 1 reigns by now, version 2 was compared with none"):
+    with pytest.raises(ChampionChanged, match="the champion is now 1, version 2 was compared with none"):
         promote_now(store, second, None)
     assert aliases(store) == {"champion": first}
     assert len(record.read_changes(store)) == 1
@@ -98,7 +98,7 @@ def test_the_same_promotion_again_is_the_same_record(store: MlflowStore, tmp_pat
         ("missing", "bundle of version 2 lacks tokenizer.json; delete it"),
         ("added", "bundle of version 2 holds weights.bin, which bundle.json does not list; delete it"),
         ("manifest", "version 2 is no bundle: it holds no bundle.json"),
-        ("gone", "version 2: its files are not to be had"),
+        ("gone", "version 2: its files cannot be read"),
         ("other", "version 2 holds bundle [0-9a-f]{12}, registered was ffffffffffff"),
     ],
 )
@@ -157,9 +157,9 @@ def test_a_rejection_is_recorded_and_moves_nothing(store: MlflowStore, tmp_path:
     entries, _ = moves.history(store)
     assert shown(entries) == [("promote", None, first), ("reject", first, first)]
     assert told.champion_stack(entries) == [first]
-    with pytest.raises(VerdictError, match="version 2 stands at REJECT; expected a HOLD to approve"):
+    with pytest.raises(VerdictError, match="version 2 has the verdict REJECT; expected a HOLD to approve"):
         promote_now(store, second, first, kind="approve")
-    with pytest.raises(VerdictError, match="version 2 stands at REJECT; expected a HOLD to reject"):
+    with pytest.raises(VerdictError, match="version 2 has the verdict REJECT; expected a HOLD to reject"):
         reject(store, second, "again")
     with pytest.raises(ChampionChanged, match="version 1 is champion by now"):
         reject(store, first, "away with it")
@@ -184,7 +184,7 @@ def test_what_a_killed_process_left_is_withdrawn_where_nothing_moved(
         (3, "done"),
     ]
     assert shown(moves.history(store)[0]) == [("promote", None, first), ("promote", first, second)]
-    assert caplog.messages == ["record 2 (promote 2) was left by a process that died; it is withdrawn"]
+    assert caplog.messages == ["record 2 (promote 2) was left pending by a process that died; it is withdrawn"]
 
 
 def test_what_a_killed_process_left_is_finished_where_the_alias_moved(store: MlflowStore, tmp_path: Path) -> None:
@@ -209,7 +209,7 @@ def test_a_rejection_that_was_left_pending_is_finished(store: MlflowStore, tmp_p
     set_challenger(store, second)
     leave_pending(store, kind="reject", version=second, **{"from": first, "to": first})
     assert shown(moves.history(store)[0]) == [("promote", None, first)]  # not before its tags are set
-    with pytest.raises(VerdictError, match="stands at REJECT"):
+    with pytest.raises(VerdictError, match="has the verdict REJECT"):
         promote_now(store, second, first, kind="approve")
     assert done(store)[-1] == ("reject", first, first)
     assert aliases(store) == {"champion": first}
@@ -305,7 +305,7 @@ def test_a_record_that_is_gone_for_good_leaves_a_gap_that_is_shown(store: Mlflow
     champion = told.ChampionRecord(version=versions[2], digest=records[2]["bundle"])
     entries = told.build_timeline([move for move in records if move != middle], champion)
     assert shown(entries) == [("promote", None, "1"), ("missing", "1", "2"), ("promote", "2", "3")]
-    assert entries[1]["reason"] == "record 2 is missing: deleted from the store for good"
+    assert entries[1]["reason"] == "record 2 is missing: permanently deleted from the store"
 
 
 def test_a_record_that_was_altered_is_told(store: MlflowStore, tmp_path: Path) -> None:

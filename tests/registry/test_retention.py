@@ -209,7 +209,7 @@ def test_nothing_is_deleted_while_the_store_cannot_be_asked(home: Path, monkeypa
 
 @pytest.mark.parametrize("rule", [RetentionRule(days=-1), RetentionRule(keep=0)])
 def test_a_rule_without_sense_is_refused(home: Path, rule: RetentionRule) -> None:
-    with pytest.raises(UsageError, match="is no rule"):
+    with pytest.raises(UsageError, match="expected --days 0 or more, --keep 1 or more"):
         prune(str(home), rule)
 
 
@@ -231,7 +231,7 @@ def test_the_command_says_what_went(home: Path, monkeypatch: pytest.MonkeyPatch,
     said = capsys.readouterr().out
     assert "job" in said
     assert "0123456789abcdef" in said
-    assert "given up 40 days ago" in said
+    assert "interrupted 40 days ago" in said
     assert "1 items, 0.0 MB, would be deleted" in said
 
 

@@ -81,7 +81,7 @@ def test_a_machine_that_cannot_be_asked_is_told_once(
     monkeypatch.setattr(usage, "SystemMetricsMonitor", refuse)
     with usage.record_system_metrics(store, "a" * 32):
         pass
-    assert caplog.messages == ["what the machine does is not recorded: no psutil here"]
+    assert caplog.messages == ["system metrics are not recorded: no psutil here"]
 
 
 def test_errors_of_the_work_are_not_swallowed(store: MlflowStore) -> None:

@@ -259,7 +259,7 @@ def test_a_tracking_server_serves_like_the_local_store(
     shutil.copy(exported["bundle"] + "/tokenizer.json", kept.parent)
     (code,) = (kept.parents[2] / "code").glob("*/inference/classifier.py")  # what consumers execute
     code.write_text(code.read_text() + "\n")
-    with pytest.raises(VerdictError, match=f"version {held}: files around its bundle are not those that were sealed"):
+    with pytest.raises(VerdictError, match=f"version {held}: files around its bundle are not those registered"):
         moves.promote(server, held, kind="approve", expected=version, reason="x")
     shutil.rmtree(kept.parents[2])
     with pytest.raises(VerdictError, match=f"version {held} is no bundle: it holds no bundle.json"):
