@@ -1,12 +1,11 @@
-"""Batch inference: a file of sentences in, Parquet stamped with the model out, in memory that does not grow.
+"""Batch inference: a file of sentences in, Parquet with labels and the model's version out, in bounded memory.
 
-    OUT                         one row a sentence: line of the input, sentence, label, probability, version, digest
-    OUT.quarantine.parquet      rows that could not be scored, with line, kind, reason and bytes; only if there are any
-    OUT.parts/                  finished parts of a run that has not ended; gone when it has
+    OUT                       one row for each sentence: line of input, sentence, label, probability, version, digest
+    OUT.quarantine.parquet    rows that could not be scored: line, kind, reason and bytes; only where there are any
+    OUT.parts/                finished parts of an unfinished run (score_parts.py); deleted at its end
 
-Rows in = scored + quarantined, always. A part is written whole or not at all and carries a digest of its records and
-of what scored them: a run that was killed goes on after its last part, and nothing is taken from a part that belongs
-to other sentences or another model. OUT appears last, in one rename.
+Rows in = scored + quarantined, always. A run that was killed resumes after its last part. OUT is written atomically, at
+the end.
 """
 
 import contextlib
@@ -47,13 +46,13 @@ from tasks.serving.score_parts import (
 
 log = logging.getLogger(__name__)
 
-STREAM_BATCH = 1_000  # records answered at a time on standard output
+STREAM_BATCH = 1_000  # records scored at a time for standard output
 
 
 class ScoreResult(TypedDict):
-    """What became of an input; rows_in = scored + quarantined, `reused` of them by an earlier run.
+    """The result of scoring an input: rows_in = scored + quarantined, of which an earlier run scored `reused`.
 
-    `version` is None for a bundle that is no registered one. The rate is this run's, None where it scored nothing.
+    `version` is None for a bundle that is not registered; the rate is this run's, None where it scored nothing.
     """
 
     rows_in: int
@@ -72,7 +71,7 @@ class ScoreResult(TypedDict):
 
 @dataclass
 class ScoreCounts:
-    """Counts what became of the records so far."""
+    """Counts of the records so far."""
 
     name: str
     rows_in: int = 0
@@ -84,7 +83,7 @@ class ScoreCounts:
     examples: list[str] = field(default_factory=list)
 
     def add(self, records: Sequence[ParsedRow]) -> None:
-        """Count records, scored now or before."""
+        """Count records, scored by this run or an earlier one."""
         rejected = [record for record in records if isinstance(record, QuarantinedRow)]
         self.rows_in += len(records)
         self.scored += len(records) - len(rejected)
@@ -94,19 +93,19 @@ class ScoreCounts:
 
     @contextlib.contextmanager
     def timing(self, records: Sequence[ParsedRow]) -> Iterator[None]:
-        """Count the sentences among records, and the time that they take."""
+        """Count the sentences among records, and the time that the block takes."""
         started = time.perf_counter()
         yield
         self.seconds += time.perf_counter() - started
         self.fresh += sum(isinstance(record, Row) for record in records)
 
     def describe(self) -> str:
-        """Write why rows were quarantined."""
+        """Return why rows were quarantined, with the first example."""
         kinds = ", ".join(f"{count} {kind}" for kind, count in self.kinds.most_common())
         return f"{kinds}; {self.examples[0]}"
 
     def result(self, scorer: Scorer, out: str, quarantine: str | None) -> ScoreResult:
-        """Return the counts with what scored."""
+        """Return the counts with model and output."""
         return ScoreResult(
             rows_in=self.rows_in,
             scored=self.scored,
@@ -124,16 +123,16 @@ class ScoreCounts:
 
 
 def check_paths(path: str, out: str, columns: str = "", form: str = "") -> SentenceSource:
-    """Check, before anything is loaded, that sentences can be read from one place and written to the other.
+    """Check input and output before a model is loaded.
 
     Args:
         path: file of sentences, or - for standard input.
         out: Parquet file, or - for JSON lines on standard output.
         columns: text=NAME, where the column has no usual name.
-        form: format of the input; empty: what its ending says.
+        form: format of the input; empty: by the file's extension.
 
     Raises:
-        WrongUsage: if one of them cannot be meant.
+        UsageError: if one of them is invalid.
         VerdictError: if the input cannot be read.
     """
     source = open_source(path, columns, form)
@@ -151,27 +150,25 @@ def check_paths(path: str, out: str, columns: str = "", form: str = "") -> Sente
         with tempfile.TemporaryFile(dir=target.parent):
             return source
     except OSError as error:
-        raise UsageError(
-            f"nothing can be written to {str(target.parent)!r} ({error.strerror}); name another"
-        ) from error
+        raise UsageError(f"folder {str(target.parent)!r} is not writable ({error.strerror}); name another") from error
 
 
 def score_file(
     path: str, out: str, bundle: str, version: str | None, device: str = "auto", columns: str = "", form: str = ""
 ) -> ScoreResult:
-    """Score a file of sentences with a bundle; the other arguments are those of `check_paths`.
+    """Score a file of sentences with a bundle.
 
     Args:
         path: file of sentences, or - for standard input.
         out: Parquet file, or - for JSON lines on standard output.
         bundle: the bundle's folder.
-        version: what it is registered as; None where it is not.
+        version: its registered version; None where it is not registered.
         device: cuda, cpu, or auto: a GPU where one works.
         columns: text=NAME, where the column has no usual name.
-        form: format of the input; empty: what its ending says.
+        form: format of the input; empty: by the file's extension.
 
     Raises:
-        WrongUsage: if input or output cannot be meant.
+        UsageError: if input or output is invalid.
         VerdictError: if no row could be scored, the bundle is damaged, or the disk is full.
     """
     source = check_paths(path, out, columns, form)
@@ -180,87 +177,87 @@ def score_file(
 
 
 def score_to_file(source: SentenceSource, out: Path, scorer: Scorer, size: int = PART_ROWS) -> ScoreResult:
-    """Score an input into parts of so many records, then put them together.
+    """Score an input into parts of `size` records, then merge them.
 
     Raises:
         VerdictError: if no row could be scored, another run writes the same output, or the disk is full.
     """
-    tally = ScoreCounts(source.name)
+    counts = ScoreCounts(source.name)
     folder = Path(f"{out}.parts")
     try:
         with lock_parts(folder):
-            parts = _score_parts(source, folder, scorer, tally, size)
-            aside = str(_quarantine_path(out)) if tally.kinds else None
-            if aside:
+            parts = _score_parts(source, folder, scorer, counts, size)
+            quarantine = str(_quarantine_path(out)) if counts.kinds else None
+            if quarantine:
                 merge_parts(
                     parts,
                     folder / "rejected",
-                    Path(aside),
+                    Path(quarantine),
                     QUARANTINE_SCHEMA,
                     lambda part: quarantined_rows(part, source.name),
                 )
             else:
                 _quarantine_path(out).unlink(missing_ok=True)  # of an earlier run
-            if tally.scored:
+            if counts.scored:
                 merge_parts(parts, folder / "scored", out, SCORE_SCHEMA, lambda part: scored_rows(part, scorer))
             shutil.rmtree(folder)
     except OSError as error:
-        raise _unwritten(error, out, tally) from error
-    _reject_empty(tally, aside)
-    return tally.result(scorer, str(out), aside)
+        raise _unwritten(error, out, counts) from error
+    _reject_empty(counts, quarantine)
+    return counts.result(scorer, str(out), quarantine)
 
 
 def score_to_stream(source: SentenceSource, sink: TextIO, scorer: Scorer, size: int = STREAM_BATCH) -> ScoreResult:
-    """Answer each record with one line of JSON, in order; one that cannot be scored has a reason and no label.
+    """Write one line of JSON for each record, in order; one that cannot be scored has a reason and no label.
 
     Raises:
-        VerdictError: if no row could be scored, or the stream takes no more.
+        VerdictError: if no row could be scored, or the stream was closed by its reader.
     """
-    tally = ScoreCounts(source.name)
+    counts = ScoreCounts(source.name)
     stamp = {"version": scorer.version, "digest": scorer.digest}
     for records in divide(read_sentences(source), size):
-        with tally.timing(records):
+        with counts.timing(records):
             answers = scorer.score(records).select([name for name, _ in ANSWER_FIELDS] + ["reason"]).to_pylist()
-        tally.add(records)
+        counts.add(records)
         try:
             sink.writelines(json.dumps({**answer, **stamp}, ensure_ascii=False) + "\n" for answer in answers)
             sink.flush()
         except OSError as error:
-            # Python would fail once more when it flushes what is left at its end.
+            # At exit Python flushes what is left, and would fail a second time.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sink.fileno())
             raise VerdictError(
-                f"standard output takes no more ({error.strerror}) at row {tally.rows_in}; read all, or name a file"
+                f"standard output was closed ({error.strerror}) at row {counts.rows_in}; read it whole, or name a file"
             ) from error
-    _reject_empty(tally, None)
-    return tally.result(scorer, STDIO, None)
+    _reject_empty(counts, None)
+    return counts.result(scorer, STDIO, None)
 
 
-def _score_parts(source: SentenceSource, folder: Path, scorer: Scorer, tally: ScoreCounts, size: int) -> list[Path]:
-    """Write the parts that an earlier run did not write; return the paths of all."""
+def _score_parts(source: SentenceSource, folder: Path, scorer: Scorer, counts: ScoreCounts, size: int) -> list[Path]:
+    """Write the parts that no earlier run wrote; return the paths of all parts."""
     parts: list[Path] = []
-    told = False
+    logged = False
     with _progress(source, size) as advance:
         for number, records in enumerate(divide(read_sentences(source), size), start=1):
             path, key = folder / f"part-{number:06}.parquet", scorer.key(records)
             if is_reusable(path, key):
-                tally.reused += len(records)
+                counts.reused += len(records)
             else:
-                if not told:
-                    _log_part(path, tally.reused)
-                told = True
-                with tally.timing(records):
+                if not logged:
+                    _log_reuse(path, counts.reused)
+                logged = True
+                with counts.timing(records):
                     table = scorer.score(records)
                 write_part(path, table, key)
-            tally.add(records)
+            counts.add(records)
             parts.append(path)
             advance()
     return parts
 
 
-def _log_part(path: Path, reused: int) -> None:
-    """Say what an earlier run left, in front of the first part that has to be scored."""
+def _log_reuse(path: Path, reused: int) -> None:
+    """Log what is reused of an earlier run, before the first part that has to be scored."""
     if reused:
-        log.info("%d rows were done by an earlier run", reused)
+        log.info("%d rows were scored by an earlier run", reused)
     if path.exists():
         log.warning("parts in %s belong to another input or model and are not used", path.parent)
 
@@ -271,7 +268,7 @@ def _quarantine_path(out: Path) -> Path:
 
 @contextlib.contextmanager
 def _progress(source: SentenceSource, size: int) -> Iterator[Callable[[], None]]:
-    """Show how many parts are done, where their number can be known."""
+    """Show the progress in parts, where the length of the input is known."""
     records = count_records(source)
     if records is None:
         yield lambda: None
@@ -280,20 +277,20 @@ def _progress(source: SentenceSource, size: int) -> Iterator[Callable[[], None]]
         yield advance
 
 
-def _reject_empty(tally: ScoreCounts, aside: str | None) -> None:
-    """Raise where no row could be scored."""
-    if not tally.rows_in:
-        raise VerdictError(f"{tally.name} is empty; expected sentences")
-    if not tally.scored:
+def _reject_empty(counts: ScoreCounts, quarantine: str | None) -> None:
+    """Raise an error where no row could be scored."""
+    if not counts.rows_in:
+        raise VerdictError(f"{counts.name} is empty; expected sentences")
+    if not counts.scored:
         raise VerdictError(
-            f"none of {tally.rows_in} rows could be scored: {tally.describe()}"
-            + (f"; see {aside}, or name the format: --format" if aside else "")
+            f"none of {counts.rows_in} rows could be scored: {counts.describe()}"
+            + (f"; see {quarantine}, or name the format: --format" if quarantine else "")
         )
 
 
-def _unwritten(error: OSError, out: Path, tally: ScoreCounts) -> VerdictError:
+def _unwritten(error: OSError, out: Path, counts: ScoreCounts) -> VerdictError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return VerdictError(
-            f"no space left for {out}; {tally.rows_in} rows are done and kept: make room and run the same command again"
+            f"no space left for {out}; {counts.rows_in} rows are done and kept: free space, run the same command again"
         )
     return VerdictError(f"{error.filename or out} cannot be written ({error.strerror or error}); name another output")

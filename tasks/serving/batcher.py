@@ -1,7 +1,7 @@
-"""A bounded queue in front of a model, and the one thread that answers: requests that wait together share a batch.
+"""Dynamic batching: a bounded queue in front of a model, and one thread that answers waiting requests together.
 
-A batch takes requests until it holds `max_batch` sentences, or its first request has waited `max_wait` seconds. While
-the model computes, requests gather by themselves. A request is never divided, so one version answers all of it.
+A batch takes requests until it holds `max_batch` sentences, or its first request has waited `max_wait` seconds; while
+the model computes, the next requests queue up. A request is never split, so one version answers all of it.
 """
 
 import collections
@@ -17,11 +17,11 @@ from tasks.serving.champion import ChampionAnswer, LoadedModel
 
 log = logging.getLogger(__name__)
 
-INITIAL_BATCH_S = 60  # seconds that Retry-After asks for at most
+MAX_RETRY_AFTER_S = 60
 
 
 class QueueFull(VerdictError):
-    """More sentences wait than may; `seconds` says when to come back."""
+    """The queue is full; `seconds` is when to try again."""
 
     def __init__(self, message: str, seconds: int) -> None:
         super().__init__(message)
@@ -29,7 +29,7 @@ class QueueFull(VerdictError):
 
 
 class BatcherClosed(VerdictError):
-    """The queue takes nothing any more."""
+    """The queue is closed."""
 
 
 class BatchReply(NamedTuple):
@@ -49,11 +49,11 @@ class Batcher:
     """Answers requests of any number of threads in batches.
 
     Args:
-        current: returns the model that answers now; asked once for each batch.
-        max_batch: sentences; a longer request makes a batch of its own.
-        max_wait: seconds that the first request of a batch waits for company.
-        capacity: sentences that may wait; a request is always taken when none does.
-        on_batch: told the sentences and seconds of each batch.
+        current: returns the loaded model; called once for each batch.
+        max_batch: sentences; a longer request is a batch by itself.
+        max_wait: seconds that the first request of a batch waits for others.
+        capacity: sentences that may wait; a request of any length is accepted by an empty queue.
+        on_batch: called with the number of sentences and the seconds of each batch.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class Batcher:
         self._max_batch, self._max_wait, self._capacity = max_batch, max_wait, capacity
         self._queue: collections.deque[_QueuedRequest] = collections.deque()
         self._sentences = 0
-        self._rate = 0.0  # sentences a second, of the latest batches
+        self._rate = 0.0  # sentences per second, moving average over batches
         self._closed = False
         self._changed = threading.Condition()
         self._worker = threading.Thread(target=self._work, name="inference", daemon=True)
@@ -76,7 +76,7 @@ class Batcher:
 
     @property
     def waiting(self) -> int:
-        """Sentences that wait."""
+        """Number of sentences in the queue."""
         return self._sentences
 
     def submit(self, sentences: Sequence[str]) -> "Future[BatchReply]":
@@ -84,16 +84,16 @@ class Batcher:
 
         Raises:
             QueueFull: if too many sentences wait.
-            Closed: after `close`.
+            BatcherClosed: after `close`.
         """
         with self._changed:
             if self._closed:
-                raise BatcherClosed("the server is stopping; ask another one")
+                raise BatcherClosed("the server is stopping; send the request to another one")
             if self._queue and self._sentences + len(sentences) > self._capacity:
-                seconds = min(INITIAL_BATCH_S, 1 + int(self._sentences / self._rate)) if self._rate else 1
+                seconds = min(MAX_RETRY_AFTER_S, 1 + int(self._sentences / self._rate)) if self._rate else 1
                 raise QueueFull(
-                    f"{self._sentences} sentences wait, at most {self._capacity} may; come back in {seconds} s, "
-                    "or start the server with a longer --queue",
+                    f"the queue is full: {self._sentences} sentences wait, at most {self._capacity} may; try again in "
+                    f"{seconds} s, or start the server with a longer --queue",
                     seconds,
                 )
             request = _QueuedRequest(list(sentences), time.monotonic(), Future())
@@ -103,7 +103,7 @@ class Batcher:
             return request.future
 
     def close(self) -> None:
-        """Take nothing more, answer what waits, and end the thread."""
+        """Accept no more requests, answer those that wait, and end the thread."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -120,7 +120,7 @@ class Batcher:
             self.on_batch(count, seconds)
 
     def _collect(self) -> list[_QueuedRequest]:
-        """Wait for a batch; empty once the queue is closed and nothing waits."""
+        """Wait for a batch and return it; empty once the queue is closed and empty."""
         with self._changed:
             while not self._queue and not self._closed:
                 self._changed.wait()
@@ -139,28 +139,28 @@ class Batcher:
             return batch
 
     def _answer(self, batch: list[_QueuedRequest]) -> None:
-        """Answer requests together; where that fails, each alone, so that none suffers for another."""
-        asked = [request for request in batch if not request.future.cancelled()]
+        """Answer requests together; where that fails, one by one, so that one bad request does not fail the others."""
+        live = [request for request in batch if not request.future.cancelled()]
         try:
-            served = self._current()
-            answers = served.predict([sentence for request in asked for sentence in request.sentences])
-        except Exception as error:  # whoever waits must hear of it, whatever it is
-            if len(asked) > 1 and not isinstance(error, VerdictError):
-                for request in asked:
+            model = self._current()
+            answers = model.predict([sentence for request in live for sentence in request.sentences])
+        except Exception as error:  # every exception goes to the clients that wait
+            if len(live) > 1 and not isinstance(error, VerdictError):
+                for request in live:
                     self._answer([request])
                 return
-            for request in asked:
+            for request in live:
                 _resolve_future(request.future, error)
             return
         start = 0
-        for request in asked:
+        for request in live:
             end = start + len(request.sentences)
-            _resolve_future(request.future, BatchReply(served.version, answers[start:end]))
+            _resolve_future(request.future, BatchReply(model.version, answers[start:end]))
             start = end
 
 
 def _resolve_future(future: "Future[BatchReply]", outcome: BatchReply | Exception) -> None:
-    """Hand an outcome over, unless nobody waits for it any more."""
+    """Set the result or exception of a future, unless it was cancelled."""
     if not future.set_running_or_notify_cancel():
         return
     if isinstance(outcome, Exception):

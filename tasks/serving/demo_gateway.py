@@ -1,7 +1,8 @@
-"""Which requests reach the try-it page, and what of them: a list of what the page needs, everything else goes on.
+"""Decides which requests reach the try-it page: an allow-list of what it needs; everything else goes to the API.
 
-Gradio serves far more than a page: uploads, files of the machine, proxies, sessions, an API of its own. Of all that,
-three kinds of requests get through, their bodies read within the API's limits and written anew.
+Gradio serves far more than a page: uploads, files of the machine, proxies, sessions, an API of its own. Only three
+kinds of requests are passed on to it: files of the page, calls that judge, and flags. Bodies are read within the API's
+limits and rebuilt from the fields that are needed.
 """
 
 import asyncio
@@ -27,13 +28,13 @@ log = logging.getLogger(__name__)
 DEMO_FILES = ("/theme.css", "/manifest.json", "/favicon.ico")
 DEMO_FOLDERS = ("/assets/", "/static/")
 RUN_PATH, CALL_PATH = "/gradio_api/run/predict", "/gradio_api/component_server"
-ROUTE = SimpleNamespace(path="page")  # what metrics call it
-# Its scripts stand in the page, and Gradio compiles its templates in the browser.
+DEMO_ROUTE = SimpleNamespace(path="page")  # its name in metrics
+# Gradio has inline scripts, and compiles its templates in the browser.
 CONTENT_SECURITY_POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' data:; font-src 'self' data:; object-src 'none'; frame-ancestors 'self'; form-action 'self'"
 )
-HEADERS = {
+DEMO_HEADERS = {
     "Content-Security-Policy": CONTENT_SECURITY_POLICY,
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "same-origin",
@@ -41,49 +42,51 @@ HEADERS = {
 
 
 class LazyApp:
-    """Something that a thread makes when it is first asked for; servers that nobody looks at need not carry it."""
+    """An application that is built in a thread at its first request, so that a server without visitors saves it."""
 
     def __init__(self, make: Callable[[], ASGIApp]) -> None:
-        self._made: Future[ASGIApp] = Future()
-        self._made.set_running_or_notify_cancel()  # who waits and goes away must not cancel it for the others
+        self._app: Future[ASGIApp] = Future()
+        self._app.set_running_or_notify_cancel()  # a client that disconnects must not cancel it for the others
         self._thread = threading.Thread(target=self._work, args=(make,), name="page", daemon=True)
 
     async def get(self) -> ASGIApp:
-        """Return it, once it is there; to be asked from one event loop.
+        """Return the application once it is built; all callers must share one event loop.
 
         Raises:
-            VerdictError: if it could not be made.
+            VerdictError: if it could not be built.
         """
         if self._thread.ident is None:
             self._thread.start()
-        return await asyncio.wrap_future(self._made)
+        return await asyncio.wrap_future(self._app)
 
     def close(self) -> None:
-        """Wait for the thread, if it works; an interpreter that ends while one imports may crash."""
+        """Wait for the thread if it was started; an interpreter that exits while it imports may crash."""
         if self._thread.ident is not None:
             self._thread.join()
 
     def _work(self, make: Callable[[], ASGIApp]) -> None:
         try:
-            self._made.set_result(make())
+            self._app.set_result(make())
         except Exception as error:
-            log.error("there is no page: %s: %s; the rest answers", type(error).__name__, str(error)[:500])
-            self._made.set_exception(VerdictError("the page could not be built; the server's log says why"))
+            log.error(
+                "the page could not be built: %s: %s; the API is not affected", type(error).__name__, str(error)[:500]
+            )
+            self._app.set_exception(VerdictError("the page could not be built; the server's log says why"))
 
 
 class DemoGateway:
-    """Answers what belongs to the page with it, and lets the API answer everything else."""
+    """ASGI middleware that passes the page's requests to the page and everything else to the API."""
 
     def __init__(
         self, app: ASGIApp, page: LazyApp, limits: RequestLimits, refuse: Callable[[VerdictError], dict[str, Any]]
     ) -> None:
-        """Take what is behind.
+        """Set what requests are passed to.
 
         Args:
             app: the API.
             page: the page.
             limits: of a body.
-            refuse: turns an error into what stands in the place of answers.
+            refuse: turns an error into what the page shows instead of answers.
         """
         self.app, self.page, self.limits, self.refuse = app, page, limits, refuse
 
@@ -93,7 +96,7 @@ class DemoGateway:
             await self.app(scope, receive, send)
             return
         inner: Scope = {**scope}  # the page's own routes must not show in metrics
-        scope["route"] = ROUTE
+        scope["route"] = DEMO_ROUTE
         try:
             if scope["method"] == "POST":
                 inner, receive = await self._rewrite(inner, receive)
@@ -104,27 +107,27 @@ class DemoGateway:
 
         async def protect(message: Message) -> None:
             if message["type"] == "http.response.start":
-                MutableHeaders(scope=message).update(HEADERS)
+                MutableHeaders(scope=message).update(DEMO_HEADERS)
             await send(message)
 
         await page(inner, receive, protect)
 
     def _explain(self, scope: Scope, error: VerdictError) -> JSONResponse:
-        """Turn an error into its code; Gradio shows none of that, so that what people may do comes as an answer."""
+        """Return an error with its code; as an answer where a person caused it, since Gradio shows no error codes."""
         code, headers = (error.status, error.headers) if isinstance(error, RequestError) else (500, {})
         if scope["path"].rstrip("/") == RUN_PATH and code in (408, 413):
             return JSONResponse({"data": [self.refuse(error)], "is_generating": False}, headers=headers)
         return JSONResponse({"error": str(error)}, code, headers)
 
     async def _rewrite(self, scope: Scope, receive: Receive) -> tuple[Scope, Receive]:
-        """Read a body, and write one that holds nothing but what the page sends.
+        """Replace the body of a request by one that holds only the fields that the page sends.
 
         Raises:
-            Refused: if it comes from another site, is beyond the limits, or is none of the page's.
+            RequestError: if it comes from another site, exceeds the limits, or is not one of the page's.
         """
         headers = Headers(scope=scope)
         if _is_foreign(headers):
-            raise RequestError(403, "this came from another site's page; open this one")
+            raise RequestError(403, "the request comes from a page of another site; open this server's page")
         sent = await read_body(Request(scope, receive).stream(), dict(headers), self.limits)
         body = json.dumps(_clean(scope["path"], _parse(sent))).encode()
         kept = [(name, value) for name, value in scope["headers"] if name not in (b"content-type", b"content-length")]
@@ -138,7 +141,7 @@ class DemoGateway:
 
 
 def _is_demo_request(scope: Scope) -> bool:
-    """Tell whether a request is the page's; at the root browsers get the page, programs the API."""
+    """Check whether a request is the page's; at / a client that accepts HTML gets the page, others the API."""
     path = scope["path"]
     if scope["method"] == "POST":
         return path.rstrip("/") in (RUN_PATH, CALL_PATH)
@@ -150,7 +153,7 @@ def _is_demo_request(scope: Scope) -> bool:
 
 
 def _is_foreign(headers: Headers) -> bool:
-    """Tell whether a browser sends this for another site, which must not write feedback in a person's name."""
+    """Check whether a browser sends this for another site, which must not write feedback for its user (CSRF)."""
     if site := headers.get("sec-fetch-site"):
         return site not in ("same-origin", "none")
     origin = headers.get("origin")
@@ -164,17 +167,17 @@ def _parse(body: bytes) -> Any:
         raise RequestError(400, "the body is not valid JSON") from None
 
 
-def _clean(path: str, asked: Any) -> dict[str, Any]:
-    """Return a request of the page without what it does not need; no session is kept for anybody.
+def _clean(path: str, sent: Any) -> dict[str, Any]:
+    """Return the fields of a request of the page that are needed; no session is kept.
 
     Raises:
-        Refused: if it is none.
+        RequestError: if it is not one of the page's requests.
     """
-    data, number = (asked.get("data"), asked.get("fn_index")) if isinstance(asked, dict) else (None, None)
+    data, number = (sent.get("data"), sent.get("fn_index")) if isinstance(sent, dict) else (None, None)
     if path.rstrip("/") == CALL_PATH:
-        if isinstance(data, dict) and type(asked.get("component_id")) is int and asked.get("fn_name") == "flag":
+        if isinstance(data, dict) and type(sent.get("component_id")) is int and sent.get("fn_name") == "flag":
             flag = {name: data.get(name) for name in ("sentence", "label")}
-            return {"data": flag, "component_id": asked["component_id"], "fn_name": "flag", "session_hash": "page"}
+            return {"data": flag, "component_id": sent["component_id"], "fn_name": "flag", "session_hash": "page"}
     elif type(number) is int and isinstance(data, list) and len(data) == 1 and type(data[0]) in (str, int):
-        return {"data": data, "fn_index": number}  # a text, or an example's number
-    raise RequestError(422, "this is no request of the page; programs ask: POST /v1/judge")
+        return {"data": data, "fn_index": number}  # a text, or the index of an example
+    raise RequestError(422, "this is no request of the page; for programs: POST /v1/judge")

@@ -1,7 +1,7 @@
-"""The try-it page: sentences in, verdicts out, and what people say of them written to the feedback file.
+"""The try-it page, made with Gradio: sentences in, verdicts out, flags of people written to the feedback file.
 
-It is made with Gradio, and front.py says what of that can be reached. Nothing is fetched from elsewhere or told to
-anybody; the fonts are the system's.
+demo_gateway.py decides which of its requests are served. The page loads nothing from other hosts and sends no
+statistics; its fonts are the system's.
 """
 
 import atexit
@@ -38,77 +38,77 @@ EXAMPLE_INPUTS = (
     "She gave to the letter her neighbour.",
     "The keys were lost.\nThe keys was lost.",
 )
-MAX_SENTENCE_CHARS = 500  # characters of a sentence
-POLL_S = 3  # seconds between two looks which model answers
-INTERNAL_ERROR = "the server met a fault of its own; its log says more"
+MAX_SENTENCE_CHARS = 500  # of a sentence that are shown
+POLL_S = 3  # between two requests for the model's state
+INTERNAL_ERROR = "internal error; the server's log has the details"
 SubmitSentences = Callable[[list[str]], Awaitable[BatchReply]]
 
 
 class DemoController:
-    """What the page asks of the server."""
+    """The server's side of the page: judges sentences and writes flags."""
 
-    def __init__(self, ask: SubmitSentences, feedback: Feedback, limits: RequestLimits) -> None:
-        self.ask, self.feedback, self.limits = ask, feedback, limits
+    def __init__(self, submit: SubmitSentences, feedback: Feedback, limits: RequestLimits) -> None:
+        self.submit, self.feedback, self.limits = submit, feedback, limits
 
     async def judge(self, text: str | None) -> dict[str, Any]:
-        """Judge sentences, one a line.
+        """Judge sentences, one for each line.
 
         Returns:
-            The answers as HTML, or one line that says what is wrong, and the sentences, which the flags repeat.
+            `html` with the answers or one line that says what is wrong, and `sentences`, which a flag sends back.
         """
         try:
-            reply = await self.ask(split_lines(text or "", self.limits))
+            reply = await self.submit(split_lines(text or "", self.limits))
         except VerdictError as error:
             return self.refuse(error)
         except Exception as error:
-            log.error("the page: %s: %s", type(error).__name__, str(error)[:500])
+            log.error("a request of the page failed: %s: %s", type(error).__name__, str(error)[:500])
             return self.refuse(VerdictError(INTERNAL_ERROR))
         return {"html": show(reply), "sentences": [answer["sentence"] for answer in reply.answers]}
 
     @staticmethod
     def refuse(error: VerdictError) -> dict[str, Any]:
-        """Return what stands in the place of answers."""
+        """Return an error in the form of answers."""
         return {"html": render("answers.html.j2", PAGE_TEMPLATES, error=f"{error}."), "sentences": []}
 
-    def flag(self, said: Any) -> dict[str, Any]:
-        """Write what a person says of a sentence.
+    def flag(self, flag: Any) -> dict[str, Any]:
+        """Write a person's label of a sentence to the feedback file.
 
         Args:
-            said: {"sentence": text, "label": 0 or 1}.
+            flag: {"sentence": text, "label": 0 or 1}.
         """
         try:
-            sentence, label = (said.get(name) for name in ("sentence", "label")) if isinstance(said, dict) else (0, 0)
+            sentence, label = (flag.get(name) for name in ("sentence", "label")) if isinstance(flag, dict) else (0, 0)
             if not isinstance(sentence, str) or type(label) is not int or label not in (0, 1):
                 raise RequestError(422, 'expected {"sentence": text, "label": 0 or 1}')
             written = self.feedback.add(sentence, label)
         except VerdictError as error:
             return {"written": False, "text": f"{error}"}
-        word = "written" if written.new else "stands there already"
-        return {"written": True, "text": f"{word} ({written.lines} in the file)"}
+        word = "written" if written.new else "already in the file"
+        return {"written": True, "text": f"{word} ({written.lines} lines)"}
 
 
-def add_page(app: FastAPI, ask: SubmitSentences, feedback: Feedback, limits: RequestLimits) -> LazyApp:
-    """Put the page before an API; the first visitor has it built, in a thread that is to be closed at the end."""
-    clerk = DemoController(ask, feedback, limits)
-    loading = LazyApp(lambda: build_page(clerk))
-    app.add_middleware(DemoGateway, page=loading, limits=limits, refuse=clerk.refuse)
-    return loading
+def add_page(app: FastAPI, submit: SubmitSentences, feedback: Feedback, limits: RequestLimits) -> LazyApp:
+    """Put the page in front of an API; it is built in a thread at its first request, which the caller closes."""
+    controller = DemoController(submit, feedback, limits)
+    page = LazyApp(lambda: build_page(controller))
+    app.add_middleware(DemoGateway, page=page, limits=limits, refuse=controller.refuse)
+    return page
 
 
 def split_lines(text: str, limits: RequestLimits) -> list[str]:
-    """Return the sentences of a text, one a line, white space between words made single spaces.
+    """Return the sentences of a text, one for each line, with runs of white space as single spaces.
 
     Raises:
-        Refused: if there is none, or they are beyond the limits.
+        RequestError: if there is none, or they exceed the limits.
     """
     sentences = [sentence for line in text.splitlines() if (sentence := one_line(line))]
     if not sentences:
-        raise RequestError(422, "there is no sentence; write one or several, one a line")
+        raise RequestError(422, "there is no sentence; expected one or several, one on each line")
     if len(sentences) > limits.sentences:
-        raise RequestError(413, f"{len(sentences):,} sentences are too many; at most {limits.sentences:,} at a time")
+        raise RequestError(413, f"{len(sentences):,} sentences are too many; expected at most {limits.sentences:,}")
     longest = max(map(len, sentences))
     if longest > limits.characters:
-        raise RequestError(413, f"a line has {longest:,} characters; a sentence may have {limits.characters:,}")
+        raise RequestError(413, f"a line has {longest:,} characters; expected at most {limits.characters:,}")
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -122,8 +122,8 @@ def show(reply: BatchReply) -> str:
         {**answer, "percent": f"{100 * answer['probability']:.1f}", "shown": _clip(answer["sentence"])}
         for answer in reply.answers
     ]
-    good, count = sum(answer["label"] == "acceptable" for answer in reply.answers), len(answers)
-    summary = f"{good} of {count} acceptable, says version {reply.version}." if count > 1 else ""
+    acceptable, count = sum(answer["label"] == "acceptable" for answer in reply.answers), len(answers)
+    summary = f"{acceptable} of {count} are acceptable to version {reply.version}." if count > 1 else ""
     return render("answers.html.j2", PAGE_TEMPLATES, error="", summary=summary, answers=answers)
 
 
@@ -133,32 +133,32 @@ def _clip(sentence: str) -> str:
     return f"{sentence[:MAX_SENTENCE_CHARS]} … ({len(sentence):,} characters)"
 
 
-def build_page(clerk: DemoController) -> ASGIApp:
+def build_page(controller: DemoController) -> ASGIApp:
     """Build the page; imports Gradio, which takes seconds."""
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # it would tell its makers otherwise
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # no statistics to Gradio's makers
     os.environ["GRADIO_TEMP_DIR"] = _scratch()
-    return _mount(_lay_out(clerk))
+    return _mount(build_layout(controller))
 
 
 @functools.cache
 def _scratch() -> str:
-    """Return a folder for what Gradio makes at its start; its own choice is one that all users of a machine share."""
+    """Return a folder for Gradio's files of this process; its default is shared by all users of a machine."""
     folder = tempfile.mkdtemp(prefix="verdict-page-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder
 
 
-def _lay_out(clerk: DemoController) -> "gr.Blocks":
-    """Put the page's parts together."""
+def build_layout(controller: DemoController) -> "gr.Blocks":
+    """Build the components of the page and connect them."""
     import gradio as gr
 
-    def flag(said: Any) -> dict[str, Any]:  # Gradio marks it, which a method does not let it do
-        return clerk.flag(said)
+    def flag(sent: Any) -> dict[str, Any]:  # Gradio sets an attribute on it, which a method does not allow
+        return controller.flag(sent)
 
     async def choose(example: list[str]) -> tuple[str, dict[str, Any]]:
-        return example[0], await clerk.judge(example[0])
+        return example[0], await controller.judge(example[0])
 
-    path = clerk.feedback.shown
+    path = controller.feedback.shown
     note = render("page_note.html.j2", PAGE_TEMPLATES, path=path, quoted=shlex.quote(path))
     with gr.Blocks(title="Verdict", analytics_enabled=False) as blocks:
         gr.HTML(
@@ -167,7 +167,7 @@ def _lay_out(clerk: DemoController) -> "gr.Blocks":
             apply_default_css=False,
         )
         box = gr.Textbox(
-            label="Sentences, one a line", info="Shift+Enter judges them.", lines=3, max_lines=14, autofocus=True
+            label="Sentences, one on each line", info="Shift+Enter judges them.", lines=3, max_lines=14, autofocus=True
         )
         button = gr.Button("Judge", variant="primary")
         examples = gr.Dataset(
@@ -185,20 +185,20 @@ def _lay_out(clerk: DemoController) -> "gr.Blocks":
         )
         gr.HTML(note, apply_default_css=False, js_on_load=None)
         private: Any = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
-        for ask in (button.click, box.submit):
-            ask(clerk.judge, box, answers, **private)
+        for listen in (button.click, box.submit):
+            listen(controller.judge, box, answers, **private)
         examples.click(choose, examples, [box, answers], **private)
     return blocks
 
 
 def _mount(blocks: "gr.Blocks") -> ASGIApp:
-    """Make a page an application, with nothing that leads elsewhere."""
+    """Make the page an ASGI application without Gradio's links, settings and session history."""
     import gradio as gr
 
     theme = gr.themes.Default(
         primary_hue="indigo", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
     ).set(
-        # Gradio's own is too pale to be read by everybody.
+        # Gradio's own colours have too little contrast to be readable for everybody.
         **dict.fromkeys(("body_text_color_subdued", "block_info_text_color"), "#52525b"),
         **dict.fromkeys(("body_text_color_subdued_dark", "block_info_text_color_dark"), "#a1a1aa"),
     )

@@ -1,9 +1,9 @@
-"""What people say of sentences, appended to a file in CoLA's format that `verdict retrain` merges.
+"""Feedback of people on sentences, appended to a file in CoLA's format that `verdict retrain` reads as training data.
 
     verdict retrain --data DIR --data .verdict/feedback/feedback.tsv
 
-One line a sentence: the source is `feedback`, the mark is `*` where the label is 0. A line is written whole or not at
-all, and only where the reader would keep it, so that feedback never makes a data gate refuse.
+One line for each sentence: the source is `feedback`, the mark is `*` where the label is 0. A line is appended
+atomically, and only where the reader of training data would accept it, so that feedback never fails a data gate.
 """
 
 import os
@@ -19,25 +19,25 @@ from tasks.data.sources import FILE_ROLES
 FEEDBACK_FILE = "feedback/feedback.tsv"  # in the folder of the stores
 FEEDBACK_SOURCE = "feedback"
 FLAG_LABELS = ("*", "")  # by label
-MAX_FILE_BYTES = 64 << 20  # bytes; whoever can reach the page can write
-FEEDBACK_LOCK_TIMEOUT_S = 10.0  # seconds to wait for another process that writes
+MAX_FILE_BYTES = 64 << 20  # whoever can reach the page can write
+FEEDBACK_LOCK_TIMEOUT_S = 10.0  # to wait for another process that writes
 
 
 class AppendResult(NamedTuple):
-    """How many sentences the file holds, and whether the one that was given is new."""
+    """The number of lines that the file holds now, and whether the sentence is new."""
 
     lines: int
     new: bool
 
 
 class Feedback:
-    """A feedback file; any number of threads and processes may write to it. It is made with the first sentence."""
+    """A feedback file, created with the first sentence; any number of threads and processes may write to it."""
 
     def __init__(self, path: str) -> None:
-        """Look at the path.
+        """Check the path.
 
         Raises:
-            WrongUsage: if what is written there would not be read as training rows.
+            UsageError: if lines there would not be read as training rows.
         """
         self.path = Path(path).absolute()
         judging = {stem for role in ("holdout", "secondary") for stem in FILE_ROLES[role]}
@@ -52,22 +52,22 @@ class Feedback:
             raise UsageError(f"{path} cannot be read ({error.strerror}); name another: --feedback FILE") from error
         row = parse_row(1, first, RowRules())
         if first and isinstance(row, QuarantinedRow):
-            raise UsageError(f"{path} has another format (line 1: {row.reason}); name another: --feedback FILE")
+            raise UsageError(f"{path} is not in CoLA's format (line 1: {row.reason}); name another: --feedback FILE")
 
     @property
     def shown(self) -> str:
-        """The path as a person types it: from the working folder where it lies below that."""
+        """The path, relative to the working directory where it lies below that."""
         return str(self.path.relative_to(here) if self.path.is_relative_to(here := Path.cwd()) else self.path)
 
     def add(self, sentence: str, label: int) -> AppendResult:
-        """Append a sentence, unless it stands there with this label; white space in it becomes single spaces.
+        """Append a sentence unless the file holds it with this label; white space in it becomes single spaces.
 
         Args:
             sentence: any text.
-            label: 1 acceptable, 0 not.
+            label: 1 acceptable, 0 unacceptable.
 
         Raises:
-            VerdictError: if it is no sentence that the reader would keep, or cannot be written.
+            VerdictError: if the reader of training data would reject it, or the file cannot be written.
         """
         row = make_row(1, (FEEDBACK_SOURCE, str(label), FLAG_LABELS[label], one_line(sentence)), b"", RowRules())
         if isinstance(row, QuarantinedRow):
@@ -83,7 +83,7 @@ class Feedback:
             raise VerdictError(f"not written to {self.path} ({reason})") from error
 
     def _append(self, row: Row) -> AppendResult:
-        """Write a line to disk; what a full disk leaves of it is taken back."""
+        """Write a line to disk; truncate what a full disk leaves of it."""
         line = format_row(row).encode()
         with self.path.open("a+b", buffering=0) as stream:
             stream.seek(0)
@@ -91,11 +91,11 @@ class Feedback:
             size = stream.tell()
             if line in held:
                 return AppendResult(len(held), False)
-            if held and not held[-1].endswith(b"\n"):  # somebody's editor
+            if held and not held[-1].endswith(b"\n"):  # edited by hand
                 line = b"\n" + line
             if size + len(line) > MAX_FILE_BYTES:
                 raise VerdictError(
-                    f"not written: {self.path} has {size} bytes, at most {MAX_FILE_BYTES}; train and move it"
+                    f"not written: {self.path} has {size} bytes, at most {MAX_FILE_BYTES}; train with it, then move it"
                 )
             try:
                 _write(stream.fileno(), line)
@@ -106,7 +106,7 @@ class Feedback:
 
 
 def one_line(text: str) -> str:
-    """Return text with each run of white space, line breaks and tabs among it, made one space."""
+    """Return text with each run of white space, line breaks included, replaced by one space."""
     return " ".join(text.split())
 
 

@@ -1,4 +1,4 @@
-"""What the server counts, in Prometheus' text format; one registry a server, so that tests do not share counts."""
+"""Metrics of the server in Prometheus' text format; one registry for each server, so that tests share no counts."""
 
 from collections.abc import Callable, Iterator
 
@@ -16,33 +16,33 @@ class ServerMetrics:
     """Counters and histograms of one server."""
 
     def __init__(self, status: Callable[[], ChampionStatus], waiting: Callable[[], int]) -> None:
-        """Start at zero.
+        """Create the metrics.
 
         Args:
-            status: asked at each scrape for the model.
-            waiting: asked at each scrape for the sentences that wait.
+            status: called at each scrape, returns the state of the model.
+            waiting: called at each scrape, returns the number of sentences in the queue.
         """
         self.registry = CollectorRegistry()
         self.registry.register(_ModelCollector(status, waiting))
         registry = self.registry
         self.requests = Counter(
-            "verdict_requests", "Requests answered, by route and HTTP code.", ["route", "code"], registry=registry
+            "verdict_requests", "Requests by route and HTTP status code.", ["route", "code"], registry=registry
         )
         self.seconds = Histogram(
             "verdict_request_seconds",
-            "Seconds from request to answer.",
+            "Seconds from request to response.",
             ["route"],
             buckets=LATENCY_BUCKETS_S,
             registry=registry,
         )
         self.sentences = Counter(
-            "verdict_sentences", "Sentences answered, by model version.", ["version"], registry=registry
+            "verdict_sentences", "Sentences by version of the model that judged them.", ["version"], registry=registry
         )
         self.batches = Histogram(
-            "verdict_batch_sentences", "Sentences of a batch.", buckets=BATCH_SIZE_BUCKETS, registry=registry
+            "verdict_batch_sentences", "Sentences in a batch.", buckets=BATCH_SIZE_BUCKETS, registry=registry
         )
         self.computing = Histogram(
-            "verdict_batch_seconds", "Seconds the model took for a batch.", buckets=LATENCY_BUCKETS_S, registry=registry
+            "verdict_batch_seconds", "Seconds of inference for a batch.", buckets=LATENCY_BUCKETS_S, registry=registry
         )
 
     def count_batch(self, sentences: int, seconds: float) -> None:
@@ -56,41 +56,43 @@ class ServerMetrics:
         self.seconds.labels(route).observe(seconds)
 
     def text(self) -> bytes:
-        """Return everything in Prometheus' text format."""
+        """Return all metrics in Prometheus' text format."""
         return generate_latest(self.registry)
 
 
 class _ModelCollector(Collector):
-    """Asks at each scrape what there is no need to count."""
+    """Reads the state of model and queue at each scrape."""
 
     def __init__(self, status: Callable[[], ChampionStatus], waiting: Callable[[], int]) -> None:
         self._status, self._waiting = status, waiting
 
     def describe(self) -> list[Metric]:
-        """Return nothing, so that registering does not ask."""
+        """Return nothing, so that registering does not call `collect`."""
         return []
 
     def collect(self) -> Iterator[Metric]:
-        """Yield the queue's length and the model's state."""
+        """Yield the length of the queue and the state of the model."""
         status = self._status()
-        yield GaugeMetricFamily("verdict_queue_sentences", "Sentences that wait.", value=self._waiting())
+        yield GaugeMetricFamily("verdict_queue_sentences", "Sentences in the queue.", value=self._waiting())
         yield GaugeMetricFamily("verdict_model_ready", "1 while a model is loaded.", value=bool(status["version"]))
         model = GaugeMetricFamily(
-            "verdict_model_info", "The model that answers.", labels=["model", "version", "digest", "provider"]
+            "verdict_model_info", "The model that is loaded.", labels=["model", "version", "digest", "provider"]
         )
         if status["version"]:
             model.add_metric(
                 [status["model"], status["version"], status["digest"] or "", status["provider"] or ""], 1.0
             )
         yield model
-        yield CounterMetricFamily("verdict_model_moves", "Times another version took over.", value=status["moves"])
+        yield CounterMetricFamily(
+            "verdict_model_moves", "Times that another version was loaded.", value=status["moves"]
+        )
         yield CounterMetricFamily(
             "verdict_refresh_failures",
-            "Looks that found the store away or a version unfit.",
+            "Polls of the registry that failed, or found a version that cannot be loaded.",
             value=status["failures"],
         )
         yield GaugeMetricFamily(
             "verdict_refresh_timestamp_seconds",
-            "When the registry last answered, in seconds since 1970.",
+            "Unix time of the last answer of the registry.",
             value=status["checked"] or 0.0,
         )

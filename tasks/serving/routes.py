@@ -51,24 +51,24 @@ class InferenceApi:
         self.champion, self.batcher, self.telemetry, self.limits = champion, batcher, telemetry, limits
 
     async def about(self) -> JSONResponse:
-        """Say what this is and where to go on."""
+        """Describe the server: its model, and where its interfaces are."""
         links = {"judge": "POST /v1/judge", "protocol": "/v2", "metrics": "/metrics", "documentation": "/docs"}
         return JSONResponse({"model": self.champion.status(), **links})
 
     async def judge(self, request: Request) -> JSONResponse:
         """Judge sentences, all with one version of the model."""
         sentences = parse_judge_request(await self._read(request), self.limits)
-        reply = await self.ask(sentences)
+        reply = await self.submit(sentences)
         return JSONResponse({"version": reply.version, "predictions": reply.answers})
 
     async def infer(self, name: str, request: Request, version: str = "") -> JSONResponse:
-        """Judge sentences the Open Inference Protocol's way."""
+        """Judge sentences by the Open Inference Protocol."""
         self._check_name(name)
         if version:
             self._check_version(version, self.champion.current().version)
         parsed = protocol.parse_infer_request(await self._read(request), self.limits)
-        reply = await self.ask(parsed.sentences)
-        if version:  # another version may have taken over meanwhile
+        reply = await self.submit(parsed.sentences)
+        if version:  # another version may have been loaded meanwhile
             self._check_version(version, reply.version)
         return JSONResponse(protocol.infer_response(name, parsed, reply))
 
@@ -85,34 +85,34 @@ class InferenceApi:
         return JSONResponse(protocol.describe_model(name, served))
 
     async def model_ready(self, name: str, version: str = "") -> JSONResponse:
-        """Tell whether the model answers; 503 where it does not."""
+        """Answer 200 where the model is loaded, 503 where it is not."""
         self._check_name(name)
         status = self.champion.status()
         ready = status["version"] is not None and version in ("", status["version"])
         return JSONResponse({"name": name, "ready": ready}, 200 if ready else 503)
 
     async def live(self) -> JSONResponse:
-        """Tell that the server runs."""
+        """Answer 200: the server runs."""
         return JSONResponse({"live": True})
 
     async def ready(self) -> JSONResponse:
-        """Tell whether a model answers, which one, and how following it goes; 503 where none does."""
+        """Return the state of the model and of following its alias; 503 where none is loaded."""
         status = self.champion.status()
         ready = status["version"] is not None
-        # The protocol's text calls the field "live", its clients read "ready".
+        # The protocol's text names the field "live", its clients read "ready".
         return JSONResponse({"ready": ready, "live": True, **status}, 200 if ready else 503)
 
     async def metrics(self) -> Response:
-        """Count everything for Prometheus."""
+        """Return the metrics in Prometheus' text format."""
         return Response(self.telemetry.text(), media_type=CONTENT_TYPE_LATEST)
 
-    async def ask(self, sentences: list[str]) -> BatchReply:
+    async def submit(self, sentences: list[str]) -> BatchReply:
         """Queue sentences and wait for their answers.
 
         Raises:
-            NotReady, QueueFull, Closed: if they will not be answered.
+            NotReady, QueueFull, BatcherClosed: if they will not be answered.
         """
-        self.champion.current()  # without a model there is nothing to wait for
+        self.champion.current()  # raises at once where no model is loaded
         reply = await asyncio.wrap_future(self.batcher.submit(sentences))
         self.telemetry.sentences.labels(reply.version).inc(len(sentences))
         return reply
@@ -123,17 +123,15 @@ class InferenceApi:
 
     def _check_name(self, name: str) -> None:
         if name != self.champion.name:
-            raise RequestError(404, f"this server has one model, {self.champion.name!r}; ask it: GET /v2/models/NAME")
+            raise RequestError(404, f"model {name[:40]!r} is not served; expected {self.champion.name!r}")
 
     def _check_version(self, wanted: str, served: str) -> None:
         if wanted != served:
-            raise RequestError(
-                404, f"version {served} of {self.champion.name!r} answers here, and no other; leave it out"
-            )
+            raise RequestError(404, f"version {wanted[:40]!r} is not served; expected {served!r}, or none")
 
 
 class RequestMetricsMiddleware:
-    """Counts and times every request, and turns a fault of the program into one line of JSON."""
+    """Counts and times every request, and turns unexpected exceptions into status 500 with one line of JSON."""
 
     def __init__(self, app: ASGIApp, telemetry: ServerMetrics) -> None:
         self.app, self.telemetry = app, telemetry
@@ -145,22 +143,22 @@ class RequestMetricsMiddleware:
             return
         started, code = time.perf_counter(), 0
 
-        async def listen(message: Message) -> None:
+        async def send_and_note(message: Message) -> None:
             nonlocal code
             if message["type"] == "http.response.start":
                 code = message["status"]
             await send(message)
 
         try:
-            await self.app(scope, receive, listen)
+            await self.app(scope, receive, send_and_note)
         except ClientDisconnect:
-            code = code or 499  # nobody is left to be answered
+            code = code or 499  # nginx's code for a client that disconnected
         except Exception as error:
             log.error("%s %s: %s: %s", scope["method"], _route(scope), type(error).__name__, str(error)[:500])
             if os.environ.get("VERDICT_DEBUG") == "1":
-                log.exception("the fault in full")
+                log.exception("traceback of the error")
             if not code:
-                await _error(500, "the server met a fault of its own; its log says more")(scope, receive, listen)
+                await _error(500, "internal error; the server's log has the details")(scope, receive, send_and_note)
         finally:
             self.telemetry.count_request(_route(scope), code, time.perf_counter() - started)
 
@@ -172,17 +170,17 @@ def build_app(
     limits: RequestLimits | None = None,
     feedback: "Feedback | None" = None,
 ) -> FastAPI:
-    """Put the routes together; with feedback the page too: close `app.state.page` at the end."""
-    desk = InferenceApi(champion, batcher, telemetry, limits or RequestLimits())
+    """Build the application; with feedback also the try-it page, `app.state.page`, which the caller closes."""
+    api = InferenceApi(champion, batcher, telemetry, limits or RequestLimits())
     app = FastAPI(title="Verdict", version=protocol.describe_server()["version"], redirect_slashes=False)
     if feedback:
-        from tasks.serving.demo_page import add_page  # with libraries that answering does not need
+        from tasks.serving.demo_page import add_page  # imports libraries that the API does not need
 
-        app.state.page = add_page(app, desk.ask, feedback, desk.limits)
+        app.state.page = add_page(app, api.submit, feedback, api.limits)
     app.add_middleware(RequestMetricsMiddleware, telemetry=telemetry)
     for kind in (VerdictError, HTTPException):
-        app.add_exception_handler(kind, _explain)
-    _add_routes(app, desk)
+        app.add_exception_handler(kind, _to_response)
+    _add_routes(app, api)
     _describe_bodies(app)
     return app
 
@@ -223,8 +221,8 @@ def _describe_bodies(app: FastAPI) -> None:
     app.openapi = openapi  # type: ignore[method-assign]
 
 
-async def _explain(request: Request, error: Exception) -> Response:
-    """Turn an error into its code and {"error": ...}."""
+async def _to_response(request: Request, error: Exception) -> Response:
+    """Return the response for an error: its status code and {"error": ...}."""
     if isinstance(error, RequestError):
         return _error(error.status, str(error), error.headers)
     if isinstance(error, QueueFull):
@@ -243,5 +241,5 @@ def _error(code: int, message: str, headers: dict[str, str] | None = None) -> Re
 
 
 def _route(scope: Scope) -> str:
-    """Return the route's pattern: paths would be as many as clients can think of."""
+    """Return the route's pattern; paths would make the number of metrics unbounded."""
     return str(getattr(scope.get("route"), "path", "unknown"))

@@ -1,7 +1,7 @@
-"""Parts of a batch-scoring run: their schemas, the digest that lets a later run reuse one, and how they are merged.
+"""Parts of a batch-scoring run: their schemas, the key that lets a later run reuse one, and how they are merged.
 
-A part holds the answers and faults of consecutive records. It is written in one rename and carries in its metadata a
-digest of its records and of what scored them, so nothing is reused that belongs to other sentences or another model.
+A part holds the answers and faults of consecutive records. It is written atomically, and its metadata hold a digest of
+its records and of what scored them, so that a part of another input or another model is never reused.
 """
 
 import contextlib
@@ -22,10 +22,10 @@ from tasks.data.record_readers import ParsedRow
 from tasks.data.snapshots import QUARANTINE_SCHEMA
 from tasks.inference.classifier import Classifier
 
-PART_ROWS = 10_000  # records scored and written at a time
-PART_BYTES = 64 << 20  # of records; parts of longer ones hold fewer
-KEY_METADATA = b"verdict.key"  # names the digest in a part's metadata
-LAYOUT_VERSION = 1  # of a part; a changed one is not read
+PART_ROWS = 10_000  # records of a part
+PART_BYTES = 64 << 20  # of records; parts of longer records hold fewer
+KEY_METADATA = b"verdict.key"  # of the digest in a part's metadata
+LAYOUT_VERSION = 1  # of a part; parts of another version are not reused
 
 STAMP_TYPE = pa.dictionary(pa.int32(), pa.string())
 ANSWER_FIELDS = [("line", pa.int64()), ("sentence", pa.string()), ("label", pa.string()), ("probability", pa.float64())]
@@ -35,7 +35,7 @@ SCORE_SCHEMA = pa.schema([*ANSWER_FIELDS, ("version", STAMP_TYPE), ("digest", ST
 
 
 class Scorer(NamedTuple):
-    """A model and the version it is registered as."""
+    """A model and its version; None for a bundle that is not registered."""
 
     classifier: Classifier
     version: str | None
@@ -46,7 +46,7 @@ class Scorer(NamedTuple):
         return self.classifier.manifest["digest"]
 
     def key(self, records: Sequence[ParsedRow]) -> str:
-        """Return the digest of records and of everything that decides their answers."""
+        """Return the digest of records and of everything that determines their answers."""
         total = hashlib.sha256(
             json_digest([LAYOUT_VERSION, self.digest, self.version, self.classifier.provider]).encode()
         )
@@ -59,7 +59,7 @@ class Scorer(NamedTuple):
         return total.hexdigest()
 
     def score(self, records: Sequence[ParsedRow]) -> pa.Table:
-        """Return records, in order, with their answers or faults, in the columns `PART_SCHEMA`."""
+        """Return records, in order, with their answers or faults, in the columns of PART_SCHEMA."""
         answers = iter(self.classifier.predict([record.sentence for record in records if isinstance(record, Row)]))
         rows: list[tuple[Any, ...]] = []
         for record in records:
@@ -75,21 +75,21 @@ class Scorer(NamedTuple):
 
 
 def divide(records: Iterable[ParsedRow], size: int) -> Iterator[list[ParsedRow]]:
-    """Divide records into lists of `size`, shorter where they are large."""
+    """Divide records into lists of at most `size` records and about PART_BYTES bytes."""
     part: list[ParsedRow] = []
-    taken = 0
+    part_bytes = 0
     for record in records:
         part.append(record)
-        taken += len(record.sentence) if isinstance(record, Row) else len(record.raw)
-        if len(part) == size or taken > PART_BYTES:
+        part_bytes += len(record.sentence) if isinstance(record, Row) else len(record.raw)
+        if len(part) == size or part_bytes > PART_BYTES:
             yield part
-            part, taken = [], 0
+            part, part_bytes = [], 0
     if part:
         yield part
 
 
 def is_reusable(path: Path, key: str) -> bool:
-    """Tell whether a part is there and holds these records, scored by this model."""
+    """Check whether a part exists and has this key."""
     try:
         return (pq.read_schema(path).metadata or {}).get(KEY_METADATA) == key.encode()
     except (OSError, ValueError, pa.ArrowException):
@@ -97,20 +97,25 @@ def is_reusable(path: Path, key: str) -> bool:
 
 
 def write_part(path: Path, table: pa.Table, key: str) -> None:
-    """Write a part in one rename, with the key that `is_reusable` compares."""
+    """Write a part atomically, with the key that `is_reusable` compares."""
     with atomic_write(path) as temporary:
         pq.write_table(table.replace_schema_metadata({KEY_METADATA: key}), temporary)
 
 
 def quarantined_rows(part: pa.Table, name: str) -> pa.Table:
-    """Return the quarantined rows of a part with the input's name."""
+    """Return the quarantined rows of a part in QUARANTINE_SCHEMA.
+
+    Args:
+        part: in PART_SCHEMA.
+        name: of the input.
+    """
     rejected = part.filter(pc.is_valid(part["kind"]))
     names = pa.array([name] * rejected.num_rows, pa.string()).dictionary_encode()
     return pa.table([names, *rejected.select(QUARANTINE_SCHEMA.names[1:]).columns], schema=QUARANTINE_SCHEMA)
 
 
 def scored_rows(part: pa.Table, scorer: Scorer) -> pa.Table:
-    """Return the scored rows of a part with version and digest of the model."""
+    """Return the scored rows of a part in SCORE_SCHEMA, with version and digest of the model."""
     scored = part.filter(pc.is_valid(part["label"])).select([name for name, _ in ANSWER_FIELDS])
     stamps = [
         pa.DictionaryArray.from_arrays(pa.array([code] * scored.num_rows, pa.int32()), pa.array(words, pa.string()))
@@ -122,7 +127,10 @@ def scored_rows(part: pa.Table, scorer: Scorer) -> pa.Table:
 def merge_parts(
     parts: list[Path], scratch: Path, target: Path, schema: pa.Schema, take: Callable[[pa.Table], pa.Table]
 ) -> None:
-    """Write what is taken of each part as one file; it grows among the parts, so a kill leaves nothing beside them."""
+    """Write what `take` returns for each part as one file, atomically.
+
+    The file grows at `scratch`, in the folder of the parts, so a killed process leaves nothing outside of that folder.
+    """
     with atomic_write(scratch) as temporary, pq.ParquetWriter(temporary, schema) as writer:
         for part in parts:
             rows = take(pq.ParquetFile(part).read())
@@ -133,7 +141,7 @@ def merge_parts(
 
 @contextlib.contextmanager
 def lock_parts(folder: Path) -> Iterator[None]:
-    """Make the folder of the parts, for one run at a time."""
+    """Create the folder of the parts and lock it for one run at a time."""
     folder.mkdir(exist_ok=True)
     try:
         with FileLock(folder / "lock", timeout=0):

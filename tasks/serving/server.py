@@ -1,4 +1,4 @@
-"""The HTTP server: takes an address, loads and follows the model, answers until it is stopped.
+"""The HTTP server: binds an address, loads and follows the model, and serves until a signal stops it.
 
     verdict serve --port 8080
     curl -s localhost:8080/v1/judge -d '{"sentences": ["The cat sat on the mat."]}'
@@ -33,13 +33,13 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 LOOPBACK_HOSTS = ("127.0.0.1", "::1", "localhost")
-SOCKET_BACKLOG = 2_048  # connections that wait to be accepted
-SHUTDOWN_GRACE_S = 30  # seconds that requests get to finish once the server is told to stop
+SOCKET_BACKLOG = 2_048  # connections
+SHUTDOWN_GRACE_S = 30  # for requests to finish after a signal
 
 
 @dataclass(frozen=True)
 class ServerConfig:
-    """How to serve."""
+    """Options of `verdict serve`."""
 
     model: str = CHAMPION_URI
     """registry address, version number, or a bundle's folder"""
@@ -48,16 +48,17 @@ class ServerConfig:
     """0: a free one"""
     device: str = "auto"
     refresh_seconds: float = DEFAULT_REFRESH_S
+    """between two polls of the registry"""
     max_batch: int = 64
-    """sentences computed together"""
+    """sentences in a batch"""
     max_wait_ms: float = 2.0
-    """that a request waits for company"""
+    """that a request may wait to be batched with others"""
     queue: int = 4_096
     """sentences that may wait"""
     page: bool = True
-    """answer browsers at / with the try-it page"""
+    """serve the try-it page to browsers at /"""
     feedback: str = ""
-    """file that its flags are written to; empty: in the folder of the stores"""
+    """file for flags of the page; empty: feedback/feedback.tsv in the folder of the stores"""
 
 
 def _log_with_model(served: LoadedModel) -> None:
@@ -65,27 +66,28 @@ def _log_with_model(served: LoadedModel) -> None:
     log_format.bind_context(version=served.version, digest=served.digest)
 
 
-def serve(serving: ServerConfig, home: str) -> None:
-    """Serve until SIGTERM or SIGINT; requests that are being answered then are answered first.
+def serve(config: ServerConfig, home: str) -> None:
+    """Serve until SIGTERM or SIGINT; requests that were accepted before are still answered.
 
     Raises:
-        VerdictError: if the address is taken or cannot be had, or the model cannot be loaded, or no page can be shown.
+        UsageError: if options contradict each other.
+        VerdictError: if the address cannot be bound, the model cannot be loaded, or the page's library is missing.
     """
-    feedback = _open_feedback(serving, home)
+    feedback = _open_feedback(config, home)
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(_SignalHandler())
-        bound = stack.enter_context(bind_socket(serving.host, serving.port))  # before the model: it fails at once
+        bound = stack.enter_context(bind_socket(config.host, config.port))  # before the model is loaded: fails at once
         champion = stack.enter_context(
             Champion.open(
-                serving.model,
-                serving.refresh_seconds,
-                serving.device,
+                config.model,
+                config.refresh_seconds,
+                config.device,
                 home,
                 require_model=False,
                 on_load=_log_with_model,
             )
         )
-        batcher = Batcher(champion.current, serving.max_batch, serving.max_wait_ms / 1_000, serving.queue)
+        batcher = Batcher(champion.current, config.max_batch, config.max_wait_ms / 1_000, config.queue)
         stack.callback(batcher.close)
         telemetry = ServerMetrics(champion.status, lambda: batcher.waiting)
         batcher.on_batch = telemetry.count_batch
@@ -95,29 +97,29 @@ def serve(serving: ServerConfig, home: str) -> None:
         try:
             bound.listen(SOCKET_BACKLOG)
         except OSError as error:
-            raise _not_bound(serving.host, serving.port, error) from error
-        if serving.host not in LOOPBACK_HOSTS:
-            log.warning("%s can be reached by others, and nobody has to log in", serving.host)
+            raise _not_bound(config.host, config.port, error) from error
+        if config.host not in LOOPBACK_HOSTS:
+            log.warning("%s is reachable from other machines, without authentication", config.host)
         stop.server = server_for(app)
         print(f"{_describe_status(champion)} on {address_of(bound)} (Ctrl-C stops)", flush=True)
         stop.server.run(sockets=[bound])
 
 
-def _open_feedback(serving: ServerConfig, home: str) -> "Feedback | None":
-    """Return where the page's flags go; None where there is to be no page, whose libraries may be missing then."""
-    if not serving.page:
-        if serving.feedback:
-            raise UsageError("--feedback is the page's, which --no-page leaves out; drop one of them")
+def _open_feedback(config: ServerConfig, home: str) -> "Feedback | None":
+    """Return the page's feedback file; None without a page, whose libraries may be missing then."""
+    if not config.page:
+        if config.feedback:
+            raise UsageError("--feedback is an option of the page, which --no-page turns off; use only one of them")
         return None
     if importlib.util.find_spec("gradio") is None:
-        raise VerdictError("the page needs gradio, which is not installed; leave it out: verdict serve --no-page")
+        raise VerdictError("the page needs gradio, which is not installed; serve without it: verdict serve --no-page")
     from tasks.serving.feedback import FEEDBACK_FILE, Feedback
 
-    return Feedback(serving.feedback or f"{home}/{FEEDBACK_FILE}")
+    return Feedback(config.feedback or f"{home}/{FEEDBACK_FILE}")
 
 
 def server_for(app: ASGIApp) -> uvicorn.Server:
-    """Return a server that says nothing but errors and lets requests finish."""
+    """Return a server that logs errors only and lets requests finish when it stops."""
     return uvicorn.Server(
         uvicorn.Config(
             app,
@@ -131,10 +133,10 @@ def server_for(app: ASGIApp) -> uvicorn.Server:
 
 
 def bind_socket(host: str, port: int) -> socket.socket:
-    """Take an address.
+    """Bind an address; return its socket.
 
     Raises:
-        VerdictError: if it is taken, or is none of this machine's.
+        VerdictError: if it is in use, or not an address of this machine.
     """
     try:
         family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[
@@ -142,7 +144,7 @@ def bind_socket(host: str, port: int) -> socket.socket:
         ]
         bound = socket.socket(family, kind)
         try:
-            # A server that was just stopped leaves connections behind that would bar its successor for a minute.
+            # Connections in TIME_WAIT of a server that was just stopped would block the address for a minute.
             bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             bound.bind(address)
         except OSError:
@@ -154,14 +156,14 @@ def bind_socket(host: str, port: int) -> socket.socket:
 
 
 def address_of(bound: socket.socket) -> str:
-    """Return the URL of a socket that is bound."""
+    """Return the URL of a bound socket."""
     host, port = bound.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def _not_bound(host: str, port: int, error: OSError) -> VerdictError:
     reason = (error.strerror or str(error)).lower()
-    return VerdictError(f"{host}:{port} cannot be served on ({reason}); name another: --port 0 takes a free one")
+    return VerdictError(f"{host}:{port} cannot be bound ({reason}); name another: --port 0 takes a free one")
 
 
 def _describe_status(champion: Champion) -> str:
@@ -170,25 +172,25 @@ def _describe_status(champion: Champion) -> str:
 
 
 class _SignalHandler:
-    """Lets SIGTERM and SIGINT end the process with exit code 0, before, while and after the server runs."""
+    """Ends the process with exit code 0 on SIGTERM and SIGINT, before, while and after the server runs."""
 
     def __init__(self) -> None:
         self.server: uvicorn.Server | None = None
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
-        """Take the signals over."""
-        if threading.current_thread() is threading.main_thread():  # only that one hears signals
+        """Install the handlers."""
+        if threading.current_thread() is threading.main_thread():  # Python delivers signals to this thread only
             self._before = {number: signal.signal(number, self) for number in (signal.SIGTERM, signal.SIGINT)}
         return self
 
     def __exit__(self, *raised: object) -> None:
-        """Give the signals back."""
+        """Restore the previous handlers."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
     def __call__(self, number: int, frame: Any) -> None:
-        """Hear a signal. A running server has handlers of its own, and repeats to this one what stopped it."""
+        """Handle a signal; a running uvicorn server has handlers of its own, and raises the signal again at its end."""
         if self.server is None:
             sys.exit(0)
         self.server.should_exit = True

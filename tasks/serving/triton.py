@@ -1,15 +1,15 @@
-"""A bundle as a model repository for NVIDIA's Triton: sentences in, label and probability out.
+"""A bundle as a model repository for NVIDIA's Triton Inference Server: sentences in, label and probability out.
 
-    DIR/verdict.json              says that the folder is ours
-    DIR/requirements.txt          what Triton's Python needs
-    DIR/acceptability/            the ensemble: what clients ask; the three below, one after the other
-    DIR/acceptability_tokenise/   Python backend: text to what the graph takes
+    DIR/verdict.json              marks the folder as written by this program
+    DIR/requirements.txt          packages that Triton's Python needs
+    DIR/acceptability/            the ensemble that clients call; it runs the three models below in order
+    DIR/acceptability_tokenise/   Python backend: text to the graph's inputs
     DIR/acceptability_graph/      ONNX Runtime backend on GPUs: the fused fp16 graph, or fp32
     DIR/acceptability_answer/     Python backend: logits to label and probability
 
-Each holds one version folder, named like the registered version, which every answer names as its model version. The
-ensemble takes that very version of its parts and is put in place last: after an export that was stopped there is no
-model, and never one of parts that do not belong together.
+Each has one version folder, named like the registered version, which Triton returns as the model version. The ensemble
+requires that very version of the others and is moved to its path last: an interrupted export leaves no ensemble, never
+one of models from two exports.
 """
 
 import importlib.metadata
@@ -48,15 +48,18 @@ TOKENIZER_OUTPUTS = ("input_ids", "attention_mask", "token_type_ids")  # by the 
 
 
 class TritonTuning(NamedTuple):
-    """How Triton serves: instances of each step (a GPU), sentences a batch, and what the graph waits for company."""
+    """How Triton serves."""
 
     instances: int = 2
+    """of each model, for each GPU"""
     max_batch: int = 64
+    """sentences"""
     max_queue_delay_us: int = 500
+    """that a request may wait for others before the graph runs"""
 
 
 class TensorSpec(NamedTuple):
-    """An input or output as a configuration names it; `dims` leave out the batch."""
+    """An input or output in a model's configuration; `dims` are without the batch axis."""
 
     name: str
     data_type: str
@@ -64,11 +67,11 @@ class TensorSpec(NamedTuple):
 
 
 class TritonModel(NamedTuple):
-    """A model of the repository: its configuration, and its files by the name they get in the version folder."""
+    """A model of the repository: its configuration, and its files by their name in the version folder."""
 
     name: str
     backend: str
-    place: str
+    instance_kind: str
     inputs: list[TensorSpec]
     outputs: list[TensorSpec]
     parameters: dict[str, str]
@@ -76,7 +79,7 @@ class TritonModel(NamedTuple):
 
 
 class Repository(TypedDict):
-    """What was written; `version` is the folder of each model, `variant` the graph that was taken."""
+    """What was written; `version` names the folder in each model, `variant` is the exported graph."""
 
     repository: str
     models: list[str]
@@ -87,17 +90,17 @@ class Repository(TypedDict):
 
 
 def export_repository(bundle: str, folder: str, version: str | None, tuning: TritonTuning | None = None) -> Repository:
-    """Write a bundle as a model repository; an older one of ours is replaced, models of others beside it stay.
+    """Write a bundle as a model repository; replace an earlier export, leave other models in the folder alone.
 
     Args:
         bundle: the bundle's folder.
-        folder: of the repository: new, empty, or written by this function.
-        version: the registered one; None for a bundle that is not registered.
-        tuning: how Triton is to serve.
+        folder: of the repository; new, empty, or written by this function.
+        version: the registered one, None for a bundle that is not registered.
+        tuning: how Triton serves.
 
     Raises:
-        WrongUsage: if the folder holds something else.
-        VerdictError: if the bundle is damaged, its graph wants more than token ids, or the folder cannot be written.
+        UsageError: if the folder holds something else.
+        VerdictError: if the bundle is damaged, its graph takes other inputs than tokens, or the folder is not writable.
     """
     check_folder(folder)
     source, target = Path(bundle), Path(folder).resolve()
@@ -128,7 +131,7 @@ def export_repository(bundle: str, folder: str, version: str | None, tuning: Tri
 
 
 def docker_command(repository: Path) -> str:
-    """Return the command that serves a repository with NVIDIA's image, on loopback."""
+    """Return the command that serves a repository with NVIDIA's image on loopback addresses."""
     start = f"pip install --quiet -r /models/{REQUIREMENTS} && exec tritonserver --model-repository /models"
     ports = " ".join(f"-p 127.0.0.1:{port}:{port}" for port in (8000, 8001, 8002))  # HTTP, gRPC, metrics
     return (
@@ -138,10 +141,10 @@ def docker_command(repository: Path) -> str:
 
 
 def check_folder(folder: str) -> None:
-    """Leave alone what this program did not write.
+    """Check that a folder may be written to.
 
     Raises:
-        WrongUsage: if the folder is anything else than a repository of ours, empty or not there.
+        UsageError: if it exists, is not empty and was not written by this program.
     """
     target = Path(folder)
     if target.exists() and not target.is_dir():
@@ -154,29 +157,29 @@ def check_folder(folder: str) -> None:
 
 def _is_ours(target: Path) -> bool:
     try:
-        mark = read_json(target / OWNER_FILE)
+        owner = read_json(target / OWNER_FILE)
     except VerdictError:
         return False
-    return isinstance(mark, dict) and mark.get("written_by") == OWNER
+    return isinstance(owner, dict) and owner.get("written_by") == OWNER
 
 
 def _models(bundle: Path, manifest: Manifest, variant: str) -> list[TritonModel]:
-    """Return the ensemble, which comes first, and its parts in the order of their work."""
+    """Return the ensemble and then its models in the order in which it runs them."""
     graph = bundle / VARIANTS[variant]
-    taken, logits = graph_tensors(graph)
+    tokens, logits = graph_tensors(graph)
     text, label, probability = (
         TensorSpec(name, kind, [1])
         for name, kind in (("text", "TYPE_STRING"), ("label", "TYPE_STRING"), ("probability", "TYPE_FP32"))
     )
-    cut = {"max_length": str(manifest["max_length"]), "pad_id": str(manifest["pad_id"])}
+    truncation = {"max_length": str(manifest["max_length"]), "pad_id": str(manifest["pad_id"])}
     labels = {"labels": json.dumps(manifest["labels"], ensure_ascii=False)}
     tokenise = {"model.py": TRITON_TEMPLATES / "tokenise.py", TOKENIZER: bundle / TOKENIZER}
-    # A version folder has to exist, and stores such as S3 know no empty ones.
-    door = TritonModel(MODEL_NAME, "", "", [text], [label, probability], labels, {MANIFEST: bundle / MANIFEST})
+    # Triton requires a version folder, and object stores such as S3 have no empty folders: it gets the manifest.
+    ensemble = TritonModel(MODEL_NAME, "", "", [text], [label, probability], labels, {MANIFEST: bundle / MANIFEST})
     return [
-        door,
-        TritonModel(f"{MODEL_NAME}_tokenise", "python", "KIND_CPU", [text], taken, cut, tokenise),
-        TritonModel(f"{MODEL_NAME}_graph", "onnxruntime", "KIND_GPU", taken, [logits], labels, {"model.onnx": graph}),
+        ensemble,
+        TritonModel(f"{MODEL_NAME}_tokenise", "python", "KIND_CPU", [text], tokens, truncation, tokenise),
+        TritonModel(f"{MODEL_NAME}_graph", "onnxruntime", "KIND_GPU", tokens, [logits], labels, {"model.onnx": graph}),
         TritonModel(
             f"{MODEL_NAME}_answer",
             "python",
@@ -193,7 +196,7 @@ def graph_tensors(path: Path) -> tuple[list[TensorSpec], TensorSpec]:
     """Return the inputs of an ONNX graph and its logits.
 
     Raises:
-        VerdictError: if it takes or gives something that the other steps do not know.
+        VerdictError: if its inputs or outputs are not those that the other models have.
     """
     graph = onnx.load(path, load_external_data=False).graph
     inputs, outputs = ([_tensor(value) for value in values] for values in (graph.input, graph.output))
@@ -214,14 +217,14 @@ def _tensor(value: onnx.ValueInfoProto) -> TensorSpec:
 
 
 def _write(target: Path, steps: list[TritonModel], number: str, origin: dict[str, str], tuning: TritonTuning) -> None:
-    """Write every model aside, then put them in place: the old ensemble leaves first, the new one comes last."""
+    """Write every model to a scratch folder, then swap them in: remove the old ensemble first, add the new one last."""
     target.mkdir(parents=True, exist_ok=True)
     write_json(target / OWNER_FILE, {"written_by": OWNER, "schema_version": 1})
     write_text(target / REQUIREMENTS, f"tokenizers=={importlib.metadata.version('tokenizers')}\n")
-    # Beside the repository, where Triton looks for no models; a mount point has no such place on its own device.
-    aside, prefix = target if target.is_mount() else target.parent, f".verdict-{target.name}."
-    remove_stale(aside, prefix)
-    with tempfile.TemporaryDirectory(prefix=prefix, dir=aside, ignore_cleanup_errors=True) as scratch:
+    # Outside of the repository, where Triton finds no models, but on its device, for renames: in a mount point inside.
+    parent, prefix = target if target.is_mount() else target.parent, f".verdict-{target.name}."
+    remove_stale(parent, prefix)
+    with tempfile.TemporaryDirectory(prefix=prefix, dir=parent, ignore_cleanup_errors=True) as scratch:
         new, old = Path(scratch) / "new", Path(scratch) / "old"
         old.mkdir()
         for step in steps:
@@ -236,23 +239,23 @@ def _write(target: Path, steps: list[TritonModel], number: str, origin: dict[str
 def _write_model(
     folder: Path, step: TritonModel, parts: list[TritonModel], number: str, origin: dict[str, str], tuning: TritonTuning
 ) -> None:
-    """Write one model: configuration, labels where it gives logits, and the version's files."""
+    """Write one model: its configuration, its files, and the labels where it returns logits."""
     (folder / number).mkdir(parents=True)
     for name, path in step.files.items():
         with atomic_write(folder / number / name) as temporary:
             shutil.copyfile(path, temporary)
-    gives_logits = step.backend == "onnxruntime"
+    returns_logits = step.backend == "onnxruntime"
     content: dict[str, Any] = {
         **step._asdict(),
         "steps": [] if step.backend else parts,
         "version": number,
-        "labels_file": LABELS_FILE if gives_logits else "",
+        "labels_file": LABELS_FILE if returns_logits else "",
         "instances": tuning.instances,
         "max_batch": tuning.max_batch,
-        # The steps before and after it wait for nothing, so that the delay counts once.
-        "delay": tuning.max_queue_delay_us if gives_logits else 0,
+        # Only the graph waits for more requests, so that the delay applies once.
+        "delay": tuning.max_queue_delay_us if returns_logits else 0,
         "parameters": {key: f'"{CEscape(value, True)}"' for key, value in (origin | step.parameters).items()},
     }
     write_text(folder / "config.pbtxt", render("step.pbtxt.j2", TRITON_TEMPLATES, **content))
-    if gives_logits:
+    if returns_logits:
         write_text(folder / LABELS_FILE, "".join(f"{label}\n" for label in json.loads(step.parameters["labels"])))

@@ -220,7 +220,7 @@ def test_a_killed_run_goes_on_without_losing_or_repeating_a_row(
     classifier = Counting.from_bundle(exported["bundle"], "cpu")
     with caplog.at_level("INFO"):
         resumed = score(path, out, Scorer(classifier, "7"), size=50)
-    assert f"{finished * 50} rows were done by an earlier run" in caplog.text
+    assert f"{finished * 50} rows were scored by an earlier run" in caplog.text
     assert resumed["reused"] == finished * 50
     rest = [line for line in text_of(8_000).splitlines()[finished * 50 :] if line]
     assert classifier.asked == len(rest)
@@ -250,7 +250,7 @@ def interrupt(path: str, out: Path, scorer: Scorer, monkeypatch: pytest.MonkeyPa
         with pytest.raises(VerdictError) as caught:
             score(path, out, scorer)
     assert str(caught.value) == (
-        f"no space left for {out}; {10 * after} rows are done and kept: make room and run the same command again"
+        f"no space left for {out}; {10 * after} rows are done and kept: free space, run the same command again"
     )
 
 

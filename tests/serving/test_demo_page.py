@@ -36,7 +36,7 @@ ROOT = Path(__file__).parents[2]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 NEVER = 3_600.0  # seconds
 SMALL = RequestLimits(body=100_000, sentences=20, characters=2_500, seconds=2)
-BOX = "Sentences, one a line"
+BOX = "Sentences, one on each line"
 HOSTILE = "${alert(1)} {{constructor}} `x` <img src=x onerror=alert(1)> <script>alert(1)</script> \\u202e"
 Open = Callable[..., Any]
 
@@ -146,7 +146,7 @@ def test_several_sentences_are_judged_at_once_and_from_the_keyboard_alone(client
     texts = answers(page, 3)
     assert [text.startswith(start) for text, start in zip(texts, (GOOD, f"{BAD} {BAD}", GOOD), strict=True)]
     assert ["unacceptable" in text for text in texts] == [False, True, False]
-    assert page.locator(".summary").inner_text().startswith("2 of 3 acceptable, says version ")
+    assert page.locator(".summary").inner_text().startswith("2 of 3 are acceptable to version ")
     reached = []
     for _ in range(8):
         page.keyboard.press("Tab")
@@ -155,7 +155,7 @@ def test_several_sentences_are_judged_at_once_and_from_the_keyboard_alone(client
     assert reached[1:6] == [" ".join(text.split()) for text in EXAMPLE_INPUTS]
     assert reached[6:] == ["acceptable", "not acceptable"]
     page.keyboard.press("Enter")
-    page.get_by_text("in the file)").wait_for()
+    page.get_by_text(" lines)").wait_for()
 
 
 def test_an_example_is_judged_with_one_click(client: httpx.Client, visit: Open) -> None:
@@ -179,12 +179,12 @@ def test_a_flag_stands_in_the_file_and_trains_with_the_next_run(
     first, second = (page.get_by_role("group", name=f"Flag sentence {number} as") for number in (1, 2))
     button = first.get_by_role("button", name="not acceptable")
     button.click()
-    first.get_by_text("written (1 in the file)").wait_for()
+    first.get_by_text("written (1 lines)").wait_for()
     assert button.get_attribute("aria-pressed") == "true"
     second.get_by_role("button", name="acceptable", exact=True).click()
-    second.get_by_text("written (2 in the file)").wait_for()
+    second.get_by_text("written (2 lines)").wait_for()
     button.click()
-    first.get_by_text("stands there already (2 in the file)").wait_for()
+    first.get_by_text("already in the file (2 lines)").wait_for()
     assert feedback.path.read_text() == f"feedback\t0\t*\tquite {GOOD}\nfeedback\t1\t\tquite {BAD}\n"
     sources = locate_sources([str(toy_data), str(feedback.path)], "", "", str(tmp_path))
     train = ingest(sources, str(tmp_path), TableFormat(), 0.2)["train"]
@@ -211,12 +211,12 @@ def test_the_page_shows_the_new_version_when_the_alias_moves(
     following = Champion.open(CHAMPION_URI, 0.05, "cpu", str(shelf.home), require_model=False)
     with following as champion, serving(champion, feedback=Feedback(str(tmp_path / "f.tsv"))) as client:
         page = visit(client)
-        page.get_by_text("No model answers yet: there is no champion yet").wait_for()
+        page.get_by_text("No model is loaded yet: there is no champion yet").wait_for()
         judge(page, GOOD)
         assert "no model is loaded yet: there is no champion yet" in refusal(page, "no model")
         for version in ("1", "2"):
             shelf.crown(version)
-            page.get_by_text(f"Version {version} of {CHAMPION_URI} answers.").wait_for(timeout=1_000 * (POLL_S + 10))
+            page.get_by_text(f"Version {version} of {CHAMPION_URI} is loaded.").wait_for(timeout=1_000 * (POLL_S + 10))
             judge(page, GOOD)
             page.get_by_text(f"version {version}", exact=True).wait_for()
             (text,) = answers(page, 1)
@@ -225,10 +225,10 @@ def test_the_page_shows_the_new_version_when_the_alias_moves(
 
 def test_what_cannot_be_judged_is_refused_in_one_line(client: httpx.Client, visit: Open) -> None:
     lines = {
-        "": "there is no sentence; write one or several, one a line.",
-        "a\n" * 21: "21 sentences are too many; at most 20 at a time.",
-        " \n\t\u2028 \n": "there is no sentence; write one or several, one a line.",
-        f"a\n{'x' * 2_501}": "a line has 2,501 characters; a sentence may have 2,500.",
+        "": "there is no sentence; expected one or several, one on each line.",
+        "a\n" * 21: "21 sentences are too many; expected at most 20.",
+        " \n\t\u2028 \n": "there is no sentence; expected one or several, one on each line.",
+        f"a\n{'x' * 2_501}": "a line has 2,501 characters; expected at most 2,500.",
         "x" * 200_000: "the body is longer than 100000 bytes; send fewer sentences at a time.",
     }
     page = visit(client)
@@ -258,7 +258,9 @@ def test_a_full_queue_refuses_people_as_it_refuses_programs(
             judge(page, GOOD)
             page.wait_for_timeout(200)
         judge(third, GOOD)
-        assert refusal(third, "sentences wait").startswith("1 sentences wait, at most 1 may; come back in")
+        assert refusal(third, "sentences wait").startswith(
+            "the queue is full: 1 sentences wait, at most 1 may; try again in"
+        )
         answers(second, 1)
 
 
@@ -270,7 +272,7 @@ def test_other_peoples_text_is_shown_and_not_obeyed(
     (text,) = answers(page, 1)
     assert text.startswith(HOSTILE.replace("\\u202e", r"\u202e"))
     page.get_by_role("button", name="not acceptable").click()
-    page.get_by_text("in the file)").wait_for()
+    page.get_by_text(" lines)").wait_for()
     assert f"\t{HOSTILE}\n" in feedback.path.read_text()
     # Were a script to find its way into the page, it could not tell anybody.
     send = "url => fetch(url, { mode: 'no-cors' }).then(() => 'sent', () => 'refused')"
@@ -345,7 +347,7 @@ def test_what_the_page_never_sends_is_refused(client: httpx.Client, path: str, b
     answer = client.post(path, json=body)
     assert (answer.status_code, answer.json()) == (
         422,
-        {"error": "this is no request of the page; programs ask: POST /v1/judge"},
+        {"error": "this is no request of the page; for programs: POST /v1/judge"},
     )
 
 
@@ -390,8 +392,8 @@ def test_another_sites_page_cannot_flag(client: httpx.Client, headers: dict[str,
 def test_the_page_is_built_for_its_first_visitor_and_once(
     champion: Champion, feedback: Feedback, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    built, build = [], module._lay_out
-    monkeypatch.setattr(module, "_lay_out", lambda clerk: built.append(clerk) or build(clerk))
+    built, build = [], module.build_layout
+    monkeypatch.setattr(module, "build_layout", lambda clerk: built.append(clerk) or build(clerk))
     with serving(champion, feedback=feedback) as client, ThreadPoolExecutor(4) as pool:
         assert client.get("/").json()["documentation"] == "/docs"
         assert client.get("/readyz").status_code == 200
@@ -403,7 +405,7 @@ def test_the_page_is_built_for_its_first_visitor_and_once(
 def test_a_page_that_cannot_be_built_is_told_and_the_api_answers(
     champion: Champion, feedback: Feedback, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(module, "_lay_out", lambda clerk: 1 / 0)
+    monkeypatch.setattr(module, "build_layout", lambda clerk: 1 / 0)
     with serving(champion, feedback=feedback) as client:
         answer = client.get("/", headers={"accept": "text/html"})
         assert client.get("/readyz").status_code == 200
@@ -411,7 +413,7 @@ def test_a_page_that_cannot_be_built_is_told_and_the_api_answers(
         500,
         {"error": "the page could not be built; the server's log says why"},
     )
-    assert "there is no page: ZeroDivisionError: division by zero; the rest answers" in caplog.text
+    assert "the page could not be built: ZeroDivisionError: division by zero; the API" in caplog.text
 
 
 def test_without_gradio_the_command_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -426,7 +428,9 @@ def test_feedback_without_a_page_is_wrong_usage(capsys: pytest.CaptureFixture[st
     with pytest.raises(SystemExit) as left:
         cli.main(["serve", "--no-page", "--feedback", "a.tsv"])
     assert left.value.code == 2
-    assert capsys.readouterr().err == "error: --feedback is the page's, which --no-page leaves out; drop one of them\n"
+    assert capsys.readouterr().err == (
+        "error: --feedback is an option of the page, which --no-page turns off; use only one of them\n"
+    )
 
 
 def test_the_server_without_the_page_needs_nothing_of_what_the_page_needs() -> None:

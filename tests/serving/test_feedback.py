@@ -136,7 +136,7 @@ def test_the_file_cannot_grow_for_ever(path: Path, monkeypatch: pytest.MonkeyPat
     feedback = Feedback(str(path))
     feedback.add("First.", 1)
     monkeypatch.setattr(module, "MAX_FILE_BYTES", 30)
-    with pytest.raises(VerdictError, match="has 19 bytes, at most 30; train and move it"):
+    with pytest.raises(VerdictError, match="has 19 bytes, at most 30; train with it, then move it"):
         feedback.add("Second.", 1)
 
 
@@ -162,7 +162,7 @@ def test_a_path_that_is_none_is_wrong_usage(path: Path) -> None:
 
 def test_a_file_of_another_format_is_not_written_to(path: Path) -> None:
     path.write_text("sentence\tlabel\nThe child has eaten.\t1\n")
-    with pytest.raises(UsageError, match=r"has another format \(line 1: 2 fields instead of 4\); name another"):
+    with pytest.raises(UsageError, match=r"is not in CoLA's format \(line 1: 2 fields instead of 4\); name another"):
         Feedback(str(path))
 
 

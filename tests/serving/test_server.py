@@ -355,7 +355,7 @@ def test_a_full_queue_is_told_with_when_to_come_back(champion: Champion) -> None
     refused = [answer for answer in answers if answer.status_code == 429]
     assert {answer.status_code for answer in answers} == {200, 429}
     assert all(int(answer.headers["Retry-After"]) >= 1 for answer in refused)
-    assert "sentences wait, at most 8 may; come back in" in refused[0].json()["error"]
+    assert "sentences wait, at most 8 may; try again in" in refused[0].json()["error"]
 
 
 def test_one_request_s_fault_is_not_another_s(champion: Champion) -> None:
@@ -388,7 +388,7 @@ def test_a_fault_of_the_program_is_one_line_of_json(
         answer = client.post("/v1/judge", json={"sentences": [GOOD]})
     assert (answer.status_code, answer.json()) == (
         500,
-        {"error": "the server met a fault of its own; its log says more"},
+        {"error": "internal error; the server's log has the details"},
     )
     assert [record.getMessage() for record in caplog.records if record.name == "tasks.serving.routes"] == [
         "POST /v1/judge: ZeroDivisionError: division by zero"
@@ -451,9 +451,9 @@ def test_a_taken_port_is_told_before_anything_is_loaded(capsys: pytest.CaptureFi
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        with pytest.raises(VerdictError, match=rf"127\.0\.0\.1:{port} cannot be served on \(address already in use\)"):
+        with pytest.raises(VerdictError, match=rf"127\.0\.0\.1:{port} cannot be bound \(address already in use\)"):
             bind_socket("127.0.0.1", port)
-    with pytest.raises(VerdictError, match=r"203\.0\.113\.7:80 cannot be served on"):
+    with pytest.raises(VerdictError, match=r"203\.0\.113\.7:80 cannot be bound"):
         bind_socket("203.0.113.7", 80)
 
 
@@ -514,7 +514,7 @@ def test_an_idle_server_stops_at_once(exported: Any, start: Any, number: signal.
     refused, _ = start("--port", str(port), "--model", exported["bundle"])
     assert refused.wait(20) == 1
     error = refused.stderr.read()
-    assert error.startswith(f"error: 127.0.0.1:{port} cannot be served on (address already in use); name another")
+    assert error.startswith(f"error: 127.0.0.1:{port} cannot be bound (address already in use); name another")
     assert error.count("\n") == 1
     process.send_signal(number)
     assert process.wait(10) == 0

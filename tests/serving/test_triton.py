@@ -337,7 +337,7 @@ def test_a_request_that_is_not_utf_8_spoils_no_other(repository: Repository) -> 
 def test_logits_that_are_no_numbers_are_an_error(repository: Repository) -> None:
     request = {"logits": np.array([[np.nan, 1.0]], np.float32)}
     (response,) = repository.models["acceptability_answer"]([request])
-    assert response.error == "logits are no numbers"
+    assert response.error == "logits are NaN or Inf"
 
 
 @pytest.mark.parametrize("kind", [TensorProto.INT64, TensorProto.INT32])

@@ -1,8 +1,8 @@
-// Which model answers, asked every few seconds while somebody looks. Given by Gradio: element.
-const told = element.querySelector("[role=status]");
+// The version of the loaded model, polled every few seconds while the page is visible. Gradio defines element.
+const output = element.querySelector("[role=status]");
 const describe = (status) =>
-  status.version ? `Version ${status.version} of ${status.model} answers.` : `No model answers yet: ${status.problem}.`;
-const look = async () => {
+  status.version ? `Version ${status.version} of ${status.model} is loaded.` : `No model is loaded yet: ${status.problem}.`;
+const poll = async () => {
   if (document.hidden) return;
   let text;
   try {
@@ -10,8 +10,8 @@ const look = async () => {
   } catch {
     text = "The server does not answer.";
   }
-  if (told.textContent !== text) told.textContent = text; // so that a screen reader speaks of changes alone
+  if (output.textContent !== text) output.textContent = text; // so that a screen reader announces changes only
 };
-look();
-setInterval(look, SECONDS * 1000);
-document.addEventListener("visibilitychange", look);
+poll();
+setInterval(poll, SECONDS * 1000);
+document.addEventListener("visibilitychange", poll);

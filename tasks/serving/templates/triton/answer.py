@@ -1,4 +1,4 @@
-"""Triton's Python backend: logits in, labels and their probabilities out. Needs numpy, and runs inside Triton.
+"""Python backend of Triton: logits in, labels and their probabilities out. Runs inside Triton, needs numpy.
 
 Shape letters: N sentences of a request, L labels.
 """
@@ -14,21 +14,21 @@ class TritonPythonModel:
     """Turns `logits` [N, L] into `label`, UTF-8 in [N, 1], and `probability` [N, 1], that of the label."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Read the labels from the configuration."""
+        """Read the labels from the model's configuration."""
         parameters = json.loads(args["model_config"])["parameters"]
         labels = json.loads(parameters["labels"]["string_value"])
         self.labels = np.array([label.encode("utf-8") for label in labels], object)
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        """Answer each request for itself."""
+        """Answer each request of a batch."""
         return [self._answer(request) for request in requests]
 
     def _answer(self, request: Any) -> Any:
         logits = pb_utils.get_input_tensor_by_name(request, "logits").as_numpy().astype(np.float64)
         if not np.isfinite(logits).all():
-            return pb_utils.InferenceResponse(output_tensors=[], error=pb_utils.TritonError("logits are no numbers"))
-        powers = np.exp(logits - logits.max(axis=1, keepdims=True))
-        probabilities = powers / powers.sum(axis=1, keepdims=True)
+            return pb_utils.InferenceResponse(output_tensors=[], error=pb_utils.TritonError("logits are NaN or Inf"))
+        exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
+        probabilities = exponentials / exponentials.sum(axis=1, keepdims=True)
         best = probabilities.argmax(axis=1)
         return pb_utils.InferenceResponse(
             output_tensors=[

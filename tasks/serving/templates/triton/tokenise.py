@@ -1,4 +1,4 @@
-"""Triton's Python backend: sentences in, what the graph wants out. Needs tokenizers and numpy, and runs inside Triton.
+"""Python backend of Triton: sentences in, the graph's inputs out. Runs inside Triton, needs tokenizers and numpy.
 
 Shape letters: N sentences of a request, S tokens.
 """
@@ -12,31 +12,31 @@ import triton_python_backend_utils as pb_utils
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-MULTIPLE = 8  # tokens; requests of one shape are all that the graph's batcher joins
+MULTIPLE = 8  # tokens; Triton batches requests of equal shape only, and rounding up makes more of them equal
 
 
 class TritonPythonModel:
-    """Turns `text`, UTF-8 in [N, 1], into token ids, mask and type ids [N, S]: those of them that are configured."""
+    """Turns `text`, UTF-8 in [N, 1], into token ids, mask and type ids [N, S]: those that the graph takes."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Load the tokeniser that lies beside this file."""
+        """Load tokenizer.json, which lies beside this file."""
         config = json.loads(args["model_config"])
         parameters = {name: value["string_value"] for name, value in config["parameters"].items()}
         self.pad_id, self.max_length = int(parameters["pad_id"]), int(parameters["max_length"])
-        self.types = {item["name"]: pb_utils.triton_string_to_numpy(item["data_type"]) for item in config["output"]}
+        self.dtypes = {item["name"]: pb_utils.triton_string_to_numpy(item["data_type"]) for item in config["output"]}
         self.tokenizer = Tokenizer.from_file(str(Path(__file__).with_name("tokenizer.json")))
         self.tokenizer.no_padding()
         self.tokenizer.enable_truncation(self.max_length)
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        """Answer the requests of a batch, padded to one length; one that is not UTF-8 spoils no other."""
-        read = [self._read(request) for request in requests]
-        longest = max((len(row) for rows in read if isinstance(rows, list) for row in rows), default=0)
+        """Answer the requests of a batch, padded to one length; one that is not UTF-8 fails alone."""
+        tokenised = [self._tokenise(request) for request in requests]
+        longest = max((len(row) for rows in tokenised if isinstance(rows, list) for row in rows), default=0)
         length = min(-(-longest // MULTIPLE) * MULTIPLE, self.max_length)
-        return [self._answer(rows, length) for rows in read]
+        return [self._answer(rows, length) for rows in tokenised]
 
-    def _read(self, request: Any) -> list[list[int]] | str:
-        """Return the token ids of a request's sentences, or what is wrong with them."""
+    def _tokenise(self, request: Any) -> list[list[int]] | str:
+        """Return the token ids of a request's sentences, or an error message."""
         raw = pb_utils.get_input_tensor_by_name(request, "text").as_numpy().reshape(-1)
         try:
             sentences = [text.decode("utf-8") for text in raw]
@@ -47,13 +47,13 @@ class TritonPythonModel:
     def _answer(self, rows: list[list[int]] | str, length: int) -> Any:
         if isinstance(rows, str):
             return pb_utils.InferenceResponse(output_tensors=[], error=pb_utils.TritonError(rows))
-        made = self._pad(rows, length)
+        padded = self._pad(rows, length)
         return pb_utils.InferenceResponse(
-            output_tensors=[pb_utils.Tensor(name, made[name].astype(kind)) for name, kind in self.types.items()]
+            output_tensors=[pb_utils.Tensor(name, padded[name].astype(dtype)) for name, dtype in self.dtypes.items()]
         )
 
     def _pad(self, rows: list[list[int]], length: int) -> dict[str, NDArray[np.int64]]:
-        """Stack N sentences, padded on the right."""
+        """Return inputs of N sentences [N, S], padded on the right."""
         mask = np.arange(length) < np.array([len(row) for row in rows]).reshape(-1, 1)
         ids = np.full(mask.shape, self.pad_id, np.int64)
         ids[mask] = np.array([token for row in rows for token in row], np.int64)
