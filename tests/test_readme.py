@@ -11,7 +11,7 @@ from typing import Any
 import mlflow
 import pytest
 import typer
-from serving import serving
+from http_server import running_server
 from settings_page import page_with, settings_table
 
 from flows.cli import app as cli
@@ -116,7 +116,7 @@ def workplace(empty_store: Path, exported: Any, tmp_path_factory: pytest.TempPat
     run = runs.open_run(store, "a" * 16, {}, {})
     version = register.register_bundle(store, run, exported["bundle"], exported["digest"], {}, "a bundle")
     mlflow.MlflowClient(uri, registry_uri=uri).set_registered_model_alias("acceptability", "champion", version)
-    with Champion.open(exported["bundle"], device="cpu") as champion, serving(champion) as client:
+    with Champion.open(exported["bundle"], device="cpu") as champion, running_server(champion) as client:
         yield folder, str(client.base_url).rstrip("/")
 
 

@@ -141,12 +141,12 @@ def _parse(runs: Iterable[Run]) -> list[AliasChange]:
         digest = json_digest(texts | {"number": tags["number"]})
         texts |= {name: texts[name] or None for name in ("from", "to")}
         changes.append(
-            AliasChange(  # type: ignore[typeddict-item]
+            AliasChange(
                 id=run.info.run_id,
                 state=STATES.get(run.info.status, "withdrawn"),
                 altered=digest != tags.get(DIGEST_TAG),
                 number=int(tags["number"]),
-                **texts,
+                **texts,  # type: ignore[typeddict-item]
             )
         )
     return changes

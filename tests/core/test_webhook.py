@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import pytest
 from outcomes import make_outcome
-from shelves import add_version, new_store
+from registry_store import add_version, new_store
 
 from flows import notifications
 from flows.commands import review

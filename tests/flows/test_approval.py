@@ -11,7 +11,7 @@ from uuid import UUID
 
 import pytest
 from outcomes import make_outcome
-from shelves import add_version, aliases, new_store, shown
+from registry_store import add_version, aliases, changes_of, new_store
 
 from flows.jobs.approval import wait_for_approval
 from tasks.core.files import write_json
@@ -125,7 +125,7 @@ def test_a_hold_suspends_the_run_and_the_answer_of_a_person_is_carried_out(
     assert finished.state.is_completed()
     assert aliases(store) == {"champion": "2"}
     entries, _ = moves.history(store)
-    assert shown(entries) == [("promote", None, "1"), ("approve", "1", "2")]
+    assert changes_of(entries) == [("promote", None, "1"), ("approve", "1", "2")]
     assert (entries[-1]["actor"], entries[-1]["reason"]) == ("ada", "reads better")
     outcome = finished.state.result()
     assert outcome["decided"]["kind"] == "approve"

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from shelves import aliases, new_store, shown
+from registry_store import aliases, changes_of, new_store
 from toy import facts
 
 from flows.steps import Timer
@@ -75,7 +75,7 @@ def test_a_candidate_is_judged_again_where_another_became_champion_meanwhile(
     assert looks == [None]  # as good as the rival, it is not promoted a second time
     assert (outcome["decision"], outcome["champion_before"]) == ("HOLD", rival)
     assert aliases(store) == {"champion": rival, "challenger": outcome["version"]}
-    assert shown(moves.history(store)[0]) == [("promote", None, rival)]
+    assert changes_of(moves.history(store)[0]) == [("promote", None, rival)]
     tags = lookup.read_tags(store, outcome["version"])
     assert (tags["verdict"], tags["compared_with"]) == ("HOLD", rival)  # the version shows the last verdict
     (recorded,) = (json.loads(path.read_text()) for path in tmp_path.glob("runs/*/verdict.json"))

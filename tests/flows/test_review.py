@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from shelves import add_version, aliases, bundle_folder, new_store, set_alias, shown
+from registry_store import add_version, aliases, bundle_folder, changes_of, new_store, set_alias
 from toy import SPLIT, facts
 
 from flows.cli import app as cli
@@ -85,7 +85,7 @@ def test_an_approved_hold_becomes_champion_and_says_who_and_why(
     assert aliases(reigning) == {"champion": "4"}
     history = json.loads(verdict("history", "--json")[1])
     assert {"time", "actor", "kind", "from", "to", "reason"} <= history[-1].keys()
-    assert shown(history)[-1] == ("approve", "3", "4")
+    assert changes_of(history)[-1] == ("approve", "3", "4")
 
 
 def test_a_rejected_hold_is_no_challenger_any_more(reigning: MlflowStore, verdict: Command) -> None:
@@ -93,7 +93,10 @@ def test_a_rejected_hold_is_no_challenger_any_more(reigning: MlflowStore, verdic
     assert (code, aliases(reigning)) == (0, {"champion": "3"})
     assert out == "reject of version 4 by ada: champion 3 -> 3\nreason    worse on questions\n"
     code, _, err = verdict("approve", "4", "--reason", "on second thoughts")
-    assert (code, err) == (1, "error: version 4 has the verdict REJECT; expected a HOLD to approve, see: verdict status\n")
+    assert (code, err) == (
+        1,
+        "error: version 4 has the verdict REJECT; expected a HOLD to approve, see: verdict status\n",
+    )
 
 
 @pytest.mark.parametrize(
@@ -176,7 +179,7 @@ def test_rollback_goes_back_step_by_step_and_is_recorded(reigning: MlflowStore, 
     assert verdict("rollback", "--to", "3", "--reason", "it was not the model")[0] == 0
     assert aliases(reigning)["champion"] == "3"
     entries = json.loads(verdict("history", "--json")[1])
-    assert shown(entries)[3:] == [("rollback", "3", "2"), ("rollback", "2", "1"), ("rollback", "1", "3")]
+    assert changes_of(entries)[3:] == [("rollback", "3", "2"), ("rollback", "2", "1"), ("rollback", "1", "3")]
 
 
 def test_a_dry_run_says_what_it_would_do_and_moves_nothing(reigning: MlflowStore, verdict: Command) -> None:
@@ -228,7 +231,7 @@ def test_a_champion_that_vanished_is_told_and_can_be_brought_back(
     assert "champion   none, it was lost\n" in verdict("status")[1]
     assert verdict("rollback", "--reason", "it was an accident")[0] == 0
     assert aliases(reigning)["champion"] == "3"
-    assert shown(json.loads(verdict("history", "--json")[1]))[3:] == [("lost", "3", None), ("rollback", None, "3")]
+    assert changes_of(json.loads(verdict("history", "--json")[1]))[3:] == [("lost", "3", None), ("rollback", None, "3")]
 
 
 def test_status_notices_a_move_that_no_record_explains_and_history_shows_it(
@@ -269,7 +272,7 @@ def test_the_history_survives_the_registered_model(reigning: MlflowStore, verdic
     with connect(reigning) as client:
         client.delete_registered_model(MODEL_NAME)
     entries = json.loads(verdict("history", "--json")[1])
-    assert shown(entries) == [
+    assert changes_of(entries) == [
         ("promote", None, "1"),
         ("promote", "1", "2"),
         ("promote", "2", "3"),

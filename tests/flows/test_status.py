@@ -12,7 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from shelves import add_version, new_store
+from registry_store import add_version, new_store
 
 from flows.cli import app, show_review
 from flows.commands import status

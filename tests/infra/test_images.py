@@ -18,8 +18,8 @@ from typing import Any
 
 import httpx
 import pytest
+from http_server import free_port, wait_until
 from manifests import IMAGES, ROOT, last, listed, read_compose, read_dockerfile
-from serving import free_port, until
 
 from tasks.core.errors import VerdictError
 from tasks.inference.bundle import CHAMPION, CHAMPION_URI, MODEL_NAME
@@ -111,7 +111,7 @@ def started(command: list[Any], folder: Path, env: dict[str, str]) -> Iterator[s
 
 
 def wait_for(process: subprocess.Popen[bytes], folder: Path, holds: Callable[[], bool]) -> None:
-    until(lambda: process.poll() is not None or holds(), 120)
+    wait_until(lambda: process.poll() is not None or holds(), 120)
     assert process.poll() is None, (folder / "server.log").read_text()
 
 
@@ -193,7 +193,7 @@ def test_the_inference_image_follows_the_champion_with_an_account_that_only_read
         version = register.register_bundle(store, run, exported["bundle"], exported["digest"], {}, "")
         with connect(store) as client:
             client.set_registered_model_alias(MODEL_NAME, CHAMPION, version)
-        until(answers(f"{address}/readyz"), 30)
+        wait_until(answers(f"{address}/readyz"), 30)
         reply = httpx.post(f"{address}/v1/judge", json=SENTENCES).json()
         assert reply["version"] == version
     env = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), **reader}
@@ -213,7 +213,7 @@ def test_accounts_are_made_once_and_passwords_change(tracking: str) -> None:
     first, second = make_accounts(tracking), make_accounts(tracking, READER_PASSWORD="d" * 12)
     assert (first.returncode, second.returncode) == (0, 0)
     search = f"{tracking}/api/2.0/mlflow/experiments/search?max_results=10"
-    until(lambda: httpx.get(search, auth=("reader", "d" * 12)).status_code == 200)
+    wait_until(lambda: httpx.get(search, auth=("reader", "d" * 12)).status_code == 200)
     names = {found["name"] for found in httpx.get(search, auth=("reader", "d" * 12)).json()["experiments"]}
     assert {EXPERIMENT, AUDIT_EXPERIMENT} <= names
     assert httpx.get(search, auth=("reader", "wrong password")).status_code == 401

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from candidates import tell, weigh
-from shelves import add_version, new_store
+from registry_store import add_version, new_store
 
 from tasks.evaluation.run_diff import SettingChange
 from tasks.inference.bundle import MODEL_NAME

@@ -1,82 +1,81 @@
-"""kill -9 at every step of a promotion: the same command again ends with the right alias and a whole record."""
+"""kill -9 at every step of a promotion: the same command again ends with the right alias and a complete audit log."""
 
 import contextlib
 import json
 import shutil
-import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from dying import Dying
-from shelves import add_version, aliases, new_store
+from kill_points import KILLED, KillableProcess
+from registry_store import add_version, aliases, new_store, restore
 
 from tasks.core.errors import VerdictError
 from tasks.core.settings_loader import load_settings
 from tasks.inference.bundle import MODEL_NAME
-from tasks.registry import audit_log as record
-from tasks.registry import lookup
-from tasks.registry import promotion as moves
+from tasks.registry import audit_log, lookup, promotion
 from tasks.registry.mlflow_client import MlflowStore, connect, experiment_of
 from tasks.registry.promotion import promote, set_challenger
 
-KILLED = -9
-
 
 @pytest.fixture(scope="module")
-def dying(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dying]:
-    with Dying("tasks.registry.promotion") as process:
-        elsewhere = new_store(empty_store, tmp_path_factory.mktemp("elsewhere"))
-        process.order("tasks.registry.promotion.current_champion", elsewhere, point="nowhere")
+def process(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[KillableProcess]:
+    with KillableProcess("tasks.registry.promotion") as process:
+        other = new_store(empty_store, tmp_path_factory.mktemp("other"))
+        process.preload("tasks.registry.promotion.current_champion", other)
         yield process
 
 
 @pytest.fixture(scope="module")
-def shelf(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store with a champion and a challenger on HOLD; each point starts from a copy of its database."""
+def folder(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a store with a champion and a challenger on HOLD, and of a backup of its database."""
     folder = tmp_path_factory.mktemp("kills")
     store = new_store(empty_store, folder)
     first = add_version(store, folder, "first")
     second = add_version(store, folder, "second", verdict="HOLD")
     promote(store, first, kind="promote", expected=None, reason="first")
     set_challenger(store, second)
-    shutil.copy(folder / "mlflow.db", folder / "before.db")
+    shutil.copy(folder / "mlflow.db", folder / "backup.db")
     return folder
 
 
-def restore(shelf: Path) -> None:
-    """Put the database back as it was, in the file that connections have open."""
-    with sqlite3.connect(shelf / "before.db") as before, sqlite3.connect(shelf / "mlflow.db") as now:
-        before.backup(now)
+def is_complete(changes: list[Any]) -> bool:
+    linked = [change["previous"] for change in changes] == ["", *(change["id"] for change in changes[:-1])]
+    numbered = [change["number"] for change in changes] == list(range(1, len(changes) + 1))
+    closed = all(change["state"] != "pending" and not change["altered"] for change in changes)
+    return linked and numbered and closed
 
 
-def whole(records: list[Any]) -> bool:
-    chain = [move["previous"] for move in records] == ["", *(move["id"] for move in records[:-1])]
-    numbers = [move["number"] for move in records] == list(range(1, len(records) + 1))
-    kept = all(move["state"] != "pending" and not move["altered"] for move in records)
-    return chain and numbers and kept
+def kill_at_calls(
+    process: KillableProcess,
+    folder: Path,
+    call: str,
+    again: Callable[[MlflowStore], Any],
+    every: int = 1,
+    **kwargs: Any,
+) -> int:
+    """Kill a function after every n-th call of MLflow; after each kill repeat it and check the store.
 
-
-def die_everywhere(dying: Dying, shelf: Path, call: str, again: Callable[[MlflowStore], Any], **kwargs: Any) -> int:
-    """Kill a call after each thing it asks of MLflow; after each death do it again and check what is there."""
-    store = MlflowStore(uri=f"sqlite:///{shelf}/mlflow.db", artifacts=str(shelf / "artifacts"))
-    for number in range(1, 100):
-        restore(shelf)
-        ended = dying.order(call, store, "2", point=number, when="after", **kwargs)
+    Returns:
+        the number of MLflow calls, or up to `every` less.
+    """
+    for number in range(1, 100, every):
+        store = restore(folder / "backup.db", folder)
+        ended = process.run(call, store, "2", point=number, **kwargs)
         if ended == 0:
             return number - 1
         assert ended == KILLED
-        assert aliases(store)["champion"] in {"1", "2"}  # at no time is there none
+        assert aliases(store)["champion"] in {"1", "2"}  # there is one at any time
         again(store)
-        entries, records = moves.history(store)
-        assert whole(records), f"call {number}"
-        assert all(entry["time"] for entry in entries)  # nothing that no record explains
-        assert sum(move["state"] == "done" for move in records) == 2
-    raise AssertionError("it never ended")
+        entries, changes = promotion.history(store)
+        assert is_complete(changes), f"call {number}"
+        assert all(entry["time"] for entry in entries)  # no unexplained change
+        assert sum(change["state"] == "done" for change in changes) == 2
+    raise AssertionError("more than 100 calls")
 
 
-def test_an_approval_that_is_killed_anywhere_is_simply_repeated(dying: Dying, shelf: Path) -> None:
+def test_an_approval_that_is_killed_at_any_call_can_be_repeated(process: KillableProcess, folder: Path) -> None:
     decision: dict[str, Any] = {"kind": "approve", "expected": "1", "reason": "good enough"}
 
     def again(store: MlflowStore) -> None:
@@ -84,21 +83,22 @@ def test_an_approval_that_is_killed_anywhere_is_simply_repeated(dying: Dying, sh
         assert aliases(store) == {"champion": "2"}  # and no challenger
         assert lookup.read_tags(store, "2")["verdict"] == "PROMOTE"
 
-    assert die_everywhere(dying, shelf, "tasks.registry.promotion.promote", again, **decision) > 15
+    assert kill_at_calls(process, folder, "tasks.registry.promotion.promote", again, **decision) > 15
 
 
-def test_a_rejection_that_is_killed_anywhere_is_simply_repeated(dying: Dying, shelf: Path) -> None:
+def test_a_rejection_that_is_killed_at_any_call_can_be_repeated(process: KillableProcess, folder: Path) -> None:
     def again(store: MlflowStore) -> None:
-        # Where everything but the last word was done, there is no HOLD left to decide.
+        # Where only the record was left to be closed, there is no HOLD left to decide.
         with contextlib.suppress(VerdictError):
-            moves.reject(store, "2", "worse on questions")
+            promotion.reject(store, "2", "worse on questions")
         assert aliases(store) == {"champion": "1"}
         assert lookup.read_tags(store, "2")["verdict"] == "REJECT"
 
-    assert die_everywhere(dying, shelf, "tasks.registry.promotion.reject", again, reason="worse on questions") > 15
+    call = "tasks.registry.promotion.reject"
+    assert kill_at_calls(process, folder, call, again, every=3, reason="worse on questions") > 15
 
 
-# Between "evidence written" and "result written", in the order in which a run comes along.
+# Between "evidence written" and "result written", in the order in which a run reaches them.
 POINTS = [
     ("tasks.registry.mlflow_flavor.log_model", "after"),
     ("flows.jobs.publish.register", "after"),
@@ -128,22 +128,21 @@ def test_a_run_that_is_killed_at_each_step_after_its_evidence_ends_with_one_vers
     }
     resolved = load_settings("sample", toy, {})
     arguments = (resolved.settings.model_dump(mode="json"), resolved.origins, str(tmp_path / "home"))
-    with Dying("flows.jobs.retrain", *LIBRARIES, PREFECT_API_URL=prefect_server) as process:
-        elsewhere = new_store(empty_store, tmp_path / "elsewhere")
-        process.order("tasks.registry.promotion.current_champion", elsewhere, point="nowhere")
+    with KillableProcess("flows.jobs.retrain", *LIBRARIES, PREFECT_API_URL=prefect_server) as process:
+        process.preload("tasks.registry.promotion.current_champion", new_store(empty_store, tmp_path / "other"))
         for point, when in POINTS:
-            ended = process.order("flows.jobs.retrain.retrain", *arguments, point=point, when=when)
+            ended = process.run("flows.jobs.retrain.retrain", *arguments, point=point, when=when)
             assert ended == KILLED, (point, [path.read_text() for path in tmp_path.glob("home/runs/*/result.json")])
             assert list(tmp_path.glob("home/runs/*/evidence.json"))
             assert not list(tmp_path.glob("home/runs/*/result.json"))
-        assert process.order("flows.jobs.retrain.retrain", *arguments, point=None) == 0
+        assert process.run("flows.jobs.retrain.retrain", *arguments, point=None) == 0
     assert aliases(store) == {"champion": "1"}
     with connect(store) as client:
         (version,) = client.search_model_versions(f"name = '{MODEL_NAME}'")
         assert len(client.search_logged_models([experiment_of(client, store)])) == 1
     assert version.tags["verdict"] == "PROMOTE"
-    records = record.read_changes(store)
-    assert whole(records)
+    records = audit_log.read_changes(store)
+    assert is_complete(records)
     (move,) = (move for move in records if move["state"] == "done")
     assert (move["kind"], move["from"], move["to"]) == ("promote", None, "1")
     (result,) = (json.loads(path.read_text()) for path in tmp_path.glob("home/runs/*/result.json"))

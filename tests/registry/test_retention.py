@@ -1,4 +1,4 @@
-"""What retention deletes and, above all, what it never does; on a real SQLite store and real folders."""
+"""What retention deletes and what it never deletes, on a real SQLite store and real folders."""
 
 import os
 import shutil
@@ -10,13 +10,12 @@ from typing import Any
 import mlflow
 import pytest
 from filelock import FileLock
-from shelves import add_version, aliases, set_alias
+from registry_store import add_version, aliases, new_store, restore, set_alias
 
 from tasks.core.errors import UnreachableError, UsageError
 from tasks.core.files import json_digest, write_json
 from tasks.inference.bundle import MODEL_NAME
-from tasks.registry import lookup, register, retention_queries
-from tasks.registry import tracking as runs
+from tasks.registry import lookup, register, retention_queries, tracking
 from tasks.registry.mlflow_client import MlflowStore, connect, locate_store
 from tasks.registry.promotion import promote
 from tasks.registry.retention import SECONDS_PER_DAY, RetentionRule, prune
@@ -24,11 +23,21 @@ from tasks.registry.retention import SECONDS_PER_DAY, RetentionRule, prune
 OLD = RetentionRule(days=30, keep=1)
 
 
+@pytest.fixture(scope="module")
+def folder(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("retention")
+    new_store(empty_store, folder)
+    return folder
+
+
 @pytest.fixture
-def home(empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def home(empty_store: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    shutil.copy(empty_store, tmp_path / "mlflow.db")
-    return tmp_path
+    for path in folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+    restore(empty_store, folder)
+    return folder
 
 
 @pytest.fixture
@@ -37,7 +46,7 @@ def store(home: Path) -> MlflowStore:
 
 
 def age(path: Path, days: float) -> Path:
-    """Make a folder or file look as if nobody had touched it for days."""
+    """Set the time of the last change of a file or folder to days ago."""
     then = time.time() - days * SECONDS_PER_DAY
     for found in (path, *path.rglob("*")) if path.is_dir() else (path,):
         os.utime(found, (then, then))
@@ -45,7 +54,7 @@ def age(path: Path, days: float) -> Path:
 
 
 def add_job(home: Path, name: str, days: float, **result: Any) -> Path:
-    """Write the folder of a job; one without a version was killed before it ended."""
+    """Write the folder of a job; without a result it was interrupted."""
     folder = home / "runs" / name
     (folder / "model-checkpoints").mkdir(parents=True)
     (folder / "model-checkpoints" / "state.safetensors").write_bytes(b"0" * 1_000)
@@ -62,40 +71,40 @@ def add_snapshot(home: Path, name: str, days: float) -> Path:
     return age(path, days)
 
 
-def gone(home: Path, rule: RetentionRule = OLD, **options: Any) -> set[tuple[str, str]]:
+def pruned(home: Path, rule: RetentionRule = OLD, **options: Any) -> set[tuple[str, str]]:
     return {(item["kind"], item["name"]) for item in prune(str(home), rule, **options)["items"]}
 
 
-def test_old_jobs_go_and_young_and_newest_ones_stay(home: Path) -> None:
+def test_old_jobs_are_deleted_and_young_and_newest_ones_stay(home: Path) -> None:
     for name, days in {"newest": 1, "young": 29, "old": 31, "older": 300}.items():
         add_job(home, name, days, version="9", digest=json_digest(name))
-    assert gone(home, RetentionRule(days=30, keep=3)) == {("job", "older")}
-    assert gone(home) == {("job", "old")}
+    assert pruned(home, RetentionRule(days=30, keep=3)) == {("job", "older")}
+    assert pruned(home) == {("job", "old")}
     assert sorted(path.name for path in (home / "runs").iterdir()) == ["newest", "young"]
-    assert gone(home) == set()
+    assert pruned(home) == set()
 
 
-def test_a_dry_run_says_the_same_and_deletes_nothing(home: Path) -> None:
+def test_a_dry_run_returns_the_same_and_deletes_nothing(home: Path) -> None:
     add_job(home, "newest", 1)
     old = add_job(home, "old", 40, version="9", digest="d")
     snapshots = [add_snapshot(home, name, days) for name, days in {"new": 1, "of nobody": 40}.items()]
-    said = gone(home, dry_run=True)
+    said = pruned(home, dry_run=True)
     assert said == {("job", "old"), ("snapshot", json_digest("of nobody"))}
     assert old.is_dir()
     assert all(path.is_file() for path in snapshots)
-    assert gone(home) == said
+    assert pruned(home) == said
     assert not old.exists()
 
 
-def test_a_job_that_runs_is_never_touched(home: Path) -> None:
+def test_a_running_job_is_never_deleted(home: Path) -> None:
     add_job(home, "newest", 1)
     running = add_job(home, "running", 400)
     with FileLock(running / "lock", timeout=0):
-        assert gone(home) == set()
-    assert gone(home) == {("job", "running")}
+        assert pruned(home) == set()
+    assert pruned(home) == {("job", "running")}
 
 
-def test_what_champion_challenger_and_history_need_stays(home: Path, store: MlflowStore, tmp_path: Path) -> None:
+def test_what_champion_challenger_and_history_reference_stays(home: Path, store: MlflowStore, tmp_path: Path) -> None:
     first, second, third, unneeded = (add_version(store, tmp_path, name) for name in "abcd")
     promote(store, first, kind="promote", expected=None, reason="first")
     promote(store, second, kind="promote", expected=first, reason="better")
@@ -103,19 +112,19 @@ def test_what_champion_challenger_and_history_need_stays(home: Path, store: Mlfl
     add_job(home, "newest", 1)
     for version in (first, second, third, unneeded):
         add_job(home, f"job-{version}", 400, version=version, digest=f"bundle {version}")
-    assert gone(home) == {("job", f"job-{unneeded}")}
+    assert pruned(home) == {("job", f"job-{unneeded}")}
     assert aliases(store) == {"champion": second, "challenger": third}
 
 
-def test_what_waits_for_a_person_stays(home: Path) -> None:
+def test_what_a_pending_decision_references_stays(home: Path) -> None:
     add_job(home, "newest", 1)
     add_job(home, "held", 400, version="7", digest="bundle 7")
     write_json(home / "waiting" / "flow-run.json", {"version": "7"})
-    assert gone(home) == set()
+    assert pruned(home) == set()
 
 
 @pytest.mark.parametrize("needing", ["version", "running", "job"])
-def test_a_snapshot_that_something_names_stays(
+def test_a_referenced_snapshot_stays(
     home: Path, store: MlflowStore, tmp_path: Path, needing: str, toy_split: tuple[str, str, str]
 ) -> None:
     add_snapshot(home, "newest", 1)
@@ -125,11 +134,11 @@ def test_a_snapshot_that_something_names_stays(
         version = add_version(store, tmp_path, "a", holdout=needed.stem)
         promote(store, version, kind="promote", expected=None, reason="first")
     elif needing == "running":
-        run = runs.open_run(store, "j" * 16, {}, {})
-        runs.log_dataset(store, run, "train", "train", needed.stem, toy_split[0], "sample")
+        run = tracking.open_run(store, "j" * 16, {}, {})
+        tracking.log_dataset(store, run, "train", "train", needed.stem, toy_split[0], "sample")
     else:
         write_json(add_job(home, "newest", 1) / "evidence.json", {"holdout": needed.stem})
-    assert gone(home) == {("snapshot", json_digest("unneeded"))}
+    assert pruned(home) == {("snapshot", json_digest("unneeded"))}
     assert needed.is_file()
 
 
@@ -138,34 +147,34 @@ def test_queries_read_every_page(
 ) -> None:
     digests = [json_digest(name) for name in "abc"]
     tags = [{"home": "here", "holdout": "h", "bundle_digest": digest} for digest in digests]
-    started = [runs.open_run(store, digest[:16], {}, each) for digest, each in zip(digests, tags, strict=True)]
+    started = [tracking.open_run(store, digest[:16], {}, each) for digest, each in zip(digests, tags, strict=True)]
     for run, digest in zip(started, digests, strict=True):
-        runs.log_dataset(store, run, "train", "train", digest, toy_split[0], "sample")
+        tracking.log_dataset(store, run, "train", "train", digest, toy_split[0], "sample")
     rejected = [add_version(store, tmp_path, name, verdict="REJECT") for name in "abc"]
     for name in ("search_runs", "search_model_versions"):
         search = getattr(mlflow.MlflowClient, name)
         one_a_page = lambda *args, search=search, **options: search(*args, **{**options, "max_results": 1})  # noqa: E731
         monkeypatch.setattr(mlflow.MlflowClient, name, one_a_page)
     assert retention_queries.inputs_of_running(store) == {digest[:32] for digest in digests}
-    assert runs.running_jobs(store, "here").keys() == set(started)
-    assert runs.count_holdout_uses(store, "h", digests[0]) == 2
+    assert tracking.running_jobs(store, "here").keys() == set(started)
+    assert tracking.count_holdout_uses(store, "h", digests[0]) == 2
     assert [each["version"] for each in retention_queries.list_rejected(store)] == rejected[::-1]
     assert set(retention_queries.close_lost_runs(store, 0, dry_run=False)) == set(started)
     assert retention_queries.inputs_of_running(store) == set()
 
 
-def test_rejected_bundles_go_but_their_runs_stay(
+def test_rejected_bundles_are_deleted_but_their_runs_stay(
     home: Path, store: MlflowStore, exported: Any, complete: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = runs.open_run(store, "a" * 16, {}, {"verdict": "REJECT"})
+    run = tracking.open_run(store, "a" * 16, {}, {"verdict": "REJECT"})
     bundles = {
         register.register_bundle(store, run, each["bundle"], each["digest"], {"verdict": "REJECT"}, "no"): each
         for each in (exported, complete)
     }
-    runs.close_run(store, run, "FINISHED")
+    tracking.close_run(store, run, "FINISHED")
     older, newer = sorted(bundles, key=int)
-    assert gone(home) == set()  # young
-    _let_pass(monkeypatch, days=31)
+    assert pruned(home) == set()  # young
+    _advance_time(monkeypatch, days=31)
     folders = {version: _folder_of(store, version) for version in (older, newer)}
     outcome = prune(str(home), OLD)
     assert [(item["kind"], item["name"]) for item in outcome["items"]] == [("version", older)]
@@ -174,7 +183,7 @@ def test_rejected_bundles_go_but_their_runs_stay(
     assert list(folders[newer].rglob("*.onnx"))
     assert lookup.find_version(store, bundles[older]["digest"]) is None
     assert lookup.find_version(store, bundles[newer]["digest"]) == newer
-    assert [each["run"] for each in runs.recent_runs(store)] == [run]
+    assert [each["run"] for each in tracking.recent_runs(store)] == [run]
 
 
 def test_a_rejected_version_with_an_alias_stays(
@@ -182,44 +191,45 @@ def test_a_rejected_version_with_an_alias_stays(
 ) -> None:
     old, _ = (add_version(store, tmp_path, name, verdict="REJECT") for name in "ab")
     set_alias(store, old, "kept-by-hand")
-    _let_pass(monkeypatch, days=31)
-    assert gone(home) == set()
+    _advance_time(monkeypatch, days=31)
+    assert pruned(home) == set()
 
 
-def test_runs_whose_machine_is_lost_are_closed_after_the_days(
+def test_runs_of_a_lost_home_are_closed_after_the_rule_s_days(
     home: Path, store: MlflowStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = runs.open_run(store, "a" * 16, {}, {"home": "lost"})
+    run = tracking.open_run(store, "a" * 16, {}, {"home": "lost"})
     assert prune(str(home), OLD)["closed"] == []
-    _let_pass(monkeypatch, days=31)
+    _advance_time(monkeypatch, days=31)
     assert prune(str(home), OLD, dry_run=True)["closed"] == [run]
-    assert runs.running_jobs(store, "lost") == {run: "a" * 16}
+    assert tracking.running_jobs(store, "lost") == {run: "a" * 16}
     assert prune(str(home), OLD)["closed"] == [run]
-    assert runs.running_jobs(store, "lost") == {}
+    assert tracking.running_jobs(store, "lost") == {}
 
 
-def test_nothing_is_deleted_while_the_store_cannot_be_asked(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    add_job(home, "newest", 1)
-    old = add_job(home, "old", 400, version="9", digest="d")
-    (home / "mlflow.db").write_bytes(b"no database")
+def test_nothing_is_deleted_while_the_store_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    add_job(tmp_path, "newest", 1)
+    old = add_job(tmp_path, "old", 400, version="9", digest="d")
+    (tmp_path / "mlflow.db").write_bytes(b"no database")
     with pytest.raises(UnreachableError):
-        prune(str(home), OLD)
+        prune(str(tmp_path), OLD)
     assert old.is_dir()
 
 
 @pytest.mark.parametrize("rule", [RetentionRule(days=-1), RetentionRule(keep=0)])
-def test_a_rule_without_sense_is_refused(home: Path, rule: RetentionRule) -> None:
+def test_a_rule_out_of_range_is_rejected(home: Path, rule: RetentionRule) -> None:
     with pytest.raises(UsageError, match="expected --days 0 or more, --keep 1 or more"):
         prune(str(home), rule)
 
 
-def test_a_new_home_has_nothing_to_forget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_new_home_has_nothing_to_delete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     assert prune(str(tmp_path / "new"))["items"] == []
     assert not (tmp_path / "new" / "mlflow.db").exists()
 
 
-def test_the_command_says_what_went(home: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+def test_the_command_lists_what_would_be_deleted(home: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     from flows.cli import app as cli
 
     monkeypatch.setenv("VERDICT_HOME", str(home))
@@ -243,6 +253,6 @@ def _folder_of(store: MlflowStore, version: str) -> Path:
     return found
 
 
-def _let_pass(monkeypatch: pytest.MonkeyPatch, days: float) -> None:
+def _advance_time(monkeypatch: pytest.MonkeyPatch, days: float) -> None:
     real: Callable[[], float] = time.time
     monkeypatch.setattr("tasks.registry.retention.time.time", lambda: real() + days * SECONDS_PER_DAY)

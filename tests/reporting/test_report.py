@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from candidates import FACTS, HOSTILE, SETTINGS, export, tell, training, weigh
-from shelves import light_bundle
+from registry_store import small_bundle
 from toy import gate
 
 from tasks.inference.bundle import verify
@@ -54,7 +54,7 @@ def beside(tmp_path_factory: pytest.TempPathFactory) -> ReportInputs:
 
 
 def test_documents_are_in_the_manifest_and_leave_the_digest(beside: ReportInputs, tmp_path: Path) -> None:
-    digest = light_bundle(tmp_path, "a")
+    digest = small_bundle(tmp_path, "a")
     bundle = tmp_path / "data" / "bundle"
     write_documents(str(bundle), beside)
     manifest = verify(bundle)

@@ -1,4 +1,4 @@
-"""Scoring a file: every row answered or quarantined, in order, and a killed run goes on where it stopped."""
+"""Scoring a file: every row answered or quarantined, in order; a killed run resumes where it stopped."""
 
 import csv
 import errno
@@ -130,7 +130,7 @@ def test_every_format_gives_the_same_answers_in_the_same_order(
     assert left_in(tmp_path) == sorted([next(path.name for path in tmp_path.glob("in.*")), "out.parquet"])
 
 
-def test_a_column_is_taken_by_name(tmp_path: Path, scorer: Scorer) -> None:
+def test_a_column_is_selected_by_name(tmp_path: Path, scorer: Scorer) -> None:
     path = write(tmp_path, "text,said\nnot this,the cat sees\n", "in.csv")
     assert [
         row.sentence for row in read_sentences(open_source(path, "text=said,label=text")) if isinstance(row, Row)
@@ -182,12 +182,12 @@ def test_rows_in_are_scored_or_quarantined_whatever_the_bytes(ending: str, data:
 
 
 class Counting(Classifier):
-    """Counts the sentences that it is asked."""
+    """Counts the sentences that it judges."""
 
-    asked = 0
+    judged = 0
 
     def predict(self, sentences: Any) -> Any:
-        self.asked += len(sentences)
+        self.judged += len(sentences)
         return super().predict(sentences)
 
 
@@ -203,7 +203,7 @@ score_to_file(open_source(path), Path(out), Scorer(Classifier.from_bundle(bundle
 """
 
 
-def test_a_killed_run_goes_on_without_losing_or_repeating_a_row(
+def test_a_killed_run_resumes_without_losing_or_repeating_a_row(
     tmp_path: Path, scorer: Scorer, exported: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     path, out = write(tmp_path, text_of(8_000)), tmp_path / "out.parquet"
@@ -223,7 +223,7 @@ def test_a_killed_run_goes_on_without_losing_or_repeating_a_row(
     assert f"{finished * 50} rows were scored by an earlier run" in caplog.text
     assert resumed["reused"] == finished * 50
     rest = [line for line in text_of(8_000).splitlines()[finished * 50 :] if line]
-    assert classifier.asked == len(rest)
+    assert classifier.judged == len(rest)
     whole = score(path, tmp_path / "whole.parquet", scorer, size=50)
     assert whole["reused"] == 0
     assert pq.read_table(out).equals(pq.read_table(tmp_path / "whole.parquet"))
@@ -234,7 +234,7 @@ def test_a_killed_run_goes_on_without_losing_or_repeating_a_row(
 
 
 def interrupt(path: str, out: Path, scorer: Scorer, monkeypatch: pytest.MonkeyPatch, after: int = 3) -> None:
-    """Let the disk be full after so many parts."""
+    """Score with a disk that is full after `after` parts."""
     real = pq.write_table
     written: list[Path] = []
 
@@ -277,8 +277,8 @@ def test_parts_of_another_input_or_model_are_not_used(
         scorer = scorer._replace(version="8")
     outcome = score(path, out, scorer)
     assert outcome["reused"] == 0
-    (told,) = [record.getMessage() for record in caplog.records if record.name == "tasks.serving.batch_scoring"]
-    assert told == f"parts in {out}.parts belong to another input or model and are not used"
+    (logged,) = [record.getMessage() for record in caplog.records if record.name == "tasks.serving.batch_scoring"]
+    assert logged == f"parts in {out}.parts belong to another input or model and are not used"
     fresh = score(path, tmp_path / "fresh.parquet", scorer)
     assert pq.read_table(out).equals(pq.read_table(tmp_path / "fresh.parquet"))
     assert fresh["rows_in"] == outcome["rows_in"]
@@ -348,7 +348,7 @@ def test_nothing_scored_is_a_failure_that_keeps_the_quarantined_rows(tmp_path: P
         ("in.txt", "out.csv", r"does not end in \.parquet; expected a Parquet file, or - for JSON lines"),
         ("in.txt", "folder.parquet", "is a folder; expected a Parquet file"),
         ("in.txt", "no/out.parquet", "no' of the output does not exist; run: mkdir -p "),
-        ("in.txt", "/proc/out.parquet", r"nothing can be written to '/proc' \("),
+        ("in.txt", "/proc/out.parquet", r"folder '/proc' is not writable \("),
         ("no-text.csv", "out.parquet", "has no column 'sentence' for the text; it has 'a', 'b': --columns text=NAME"),
         ("twice.csv", "out.parquet", "has 2 columns 'text'; expected one for the text"),
         ("no-text.jsonl", "out.parquet", "has no column 'sentence' for the text; it has 'words': --columns text=NAME"),
@@ -441,7 +441,9 @@ def test_standard_input_to_standard_output_answers_line_by_line(
     assert outcome["examples"] == ["standard input line 2: empty sentence"]
 
 
-def test_standard_input_takes_json_lines_where_told(scorer: Scorer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_standard_input_is_read_as_json_lines_with_the_format_option(
+    scorer: Scorer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sys, "stdin", Standard(json.dumps({"said": GOOD}).encode()))
     sink = io.StringIO()
     score_to_stream(open_source("-", "text=said", "jsonl"), sink, scorer)
@@ -469,18 +471,17 @@ def test_a_reader_that_goes_away_is_one_line(exported: Any, tmp_path: Path) -> N
     assert process.stderr is not None
     process.stdout.readline()
     process.stdout.close()
-    told = process.stderr.read()
+    error = process.stderr.read()
     process.stderr.close()
     assert process.wait() == 0
-    assert told.startswith("standard output takes no more (Broken pipe) at row ")
-    assert told.count("\n") == 1
+    assert error.startswith("standard output was closed (Broken pipe) at row ")
+    assert error.count("\n") == 1
 
 
-@pytest.fixture
-def champion(empty_store: Path, tmp_path: Path, exported: Any) -> Path:
-    """Folder of stores in which version 1 reigns."""
-    home = tmp_path / "stores"
-    home.mkdir()
+@pytest.fixture(scope="module")
+def champion(empty_store: Path, exported: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of stores in which version 1 is champion."""
+    home = tmp_path_factory.mktemp("stores")
     shutil.copy(empty_store, home / "mlflow.db")
     store: MlflowStore = locate_store(str(home))
     run = runs.open_run(store, "a" * 16, {}, {})

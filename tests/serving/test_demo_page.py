@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
-from serving import BAD, GOOD, Shelf, copy_of, serving, stock, until
+from http_server import BAD, GOOD, copy_registry_home, running_server, wait_until
 
 from flows.cli import app as cli
 from tasks.core.errors import VerdictError
@@ -54,7 +54,7 @@ def feedback(tmp_path_factory: pytest.TempPathFactory) -> Feedback:
 
 @pytest.fixture(scope="module")
 def client(champion: Champion, feedback: Feedback) -> Iterator[httpx.Client]:
-    with serving(champion, SMALL, feedback=feedback) as client:
+    with running_server(champion, SMALL, feedback=feedback) as client:
         yield client
 
 
@@ -73,22 +73,22 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture
 def visit(browser: Any) -> Iterator[Open]:
-    """Open the page of a server; at the end it must have asked nobody else and complained of nothing."""
-    contexts, asked, complaints = [], [], []
+    """Open the page of a server; at the end it must have sent no request to other hosts and logged no error."""
+    contexts, urls, errors = [], [], []
 
     def complain(text: str) -> None:
         # Servers without a champion answer 503, and some stop; what the policy forbids is forbidden on purpose.
         if not text.startswith("Failed to load resource") and "Content Security Policy" not in text:
-            complaints.append(text)
+            errors.append(text)
 
     def run(client: httpx.Client, **settings: Any) -> Any:
         context = browser.new_context(**settings)
         contexts.append(context)
         page = context.new_page()
         page.set_default_timeout(30_000)
-        page.on("request", lambda request: asked.append(request.url))
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("dialog", lambda dialog: complaints.append(dialog.message))
+        page.on("request", lambda request: urls.append(request.url))
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.on("dialog", lambda dialog: errors.append(dialog.message))
         page.on("console", lambda message: complain(message.text) if message.type == "error" else None)
         page.goto(f"{client.base_url}/")
         page.get_by_label(BOX).wait_for()
@@ -97,8 +97,8 @@ def visit(browser: Any) -> Iterator[Open]:
     yield run
     for context in contexts:
         context.close()
-    assert {urlsplit(url).hostname for url in asked if not url.startswith(("data:", "blob:"))} <= {"127.0.0.1"}
-    assert complaints == []
+    assert {urlsplit(url).hostname for url in urls if not url.startswith(("data:", "blob:"))} <= {"127.0.0.1"}
+    assert errors == []
 
 
 def judge(page: Any, *lines: str) -> None:
@@ -110,12 +110,12 @@ def judge(page: Any, *lines: str) -> None:
 def answers(page: Any, count: int) -> list[str]:
     """Return what stands of each sentence once there are so many."""
     items = page.locator(".answers li")
-    until(lambda: items.count() == count)
+    wait_until(lambda: items.count() == count)
     return [" ".join(text.split()) for text in items.all_inner_texts()]
 
 
 def refusal(page: Any, part: str) -> str:
-    """Return the line that says what is wrong, once it says so."""
+    """Wait for the error line with a text, and return it."""
     alert = page.get_by_role("alert").filter(has_text=part)
     alert.wait_for()
     assert page.locator(".answers li").count() == 0
@@ -130,8 +130,8 @@ def test_a_person_types_judges_and_sees_answer_probability_and_version(
     page.get_by_text(f"Version {version} of ").wait_for()
     judge(page, GOOD)
     (text,) = answers(page, 1)
-    told = client.post("/v1/judge", json={"sentences": [GOOD]}).json()["predictions"][0]
-    percent = f"{100 * told['probability']:.1f}%"
+    answer = client.post("/v1/judge", json={"sentences": [GOOD]}).json()["predictions"][0]
+    percent = f"{100 * answer['probability']:.1f}%"
     assert text == f"{GOOD} acceptable {percent} version {version} Flag as acceptable not acceptable"
     bar = page.get_by_role("meter", name="probability of acceptable")
     assert f"{bar.get_attribute('aria-valuenow')}%" == percent
@@ -193,7 +193,7 @@ def test_a_flag_stands_in_the_file_and_trains_with_the_next_run(
     assert {row["sentence"]: row["label"] for row in rows} == {f"quite {GOOD}": 0, f"quite {BAD}": 1}
 
 
-def test_what_the_reader_would_not_keep_is_not_written(client: httpx.Client, feedback: Feedback, visit: Open) -> None:
+def test_what_the_reader_would_quarantine_is_not_written(client: httpx.Client, feedback: Feedback, visit: Open) -> None:
     page = visit(client)
     judge(page, "x" * 2_100)
     (text,) = answers(page, 1)
@@ -204,18 +204,18 @@ def test_what_the_reader_would_not_keep_is_not_written(client: httpx.Client, fee
 
 
 def test_the_page_shows_the_new_version_when_the_alias_moves(
-    empty_store: Path, exported: Any, tmp_path: Path, visit: Open, monkeypatch: pytest.MonkeyPatch
+    original_home: Path, tmp_path: Path, visit: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    shelf: Shelf = copy_of(stock(tmp_path / "stocked", empty_store, exported), tmp_path / "home")
-    following = Champion.open(CHAMPION_URI, 0.05, "cpu", str(shelf.home), require_model=False)
-    with following as champion, serving(champion, feedback=Feedback(str(tmp_path / "f.tsv"))) as client:
+    home = copy_registry_home(original_home, tmp_path / "home")
+    following = Champion.open(CHAMPION_URI, 0.05, "cpu", str(home.folder), require_model=False)
+    with following as champion, running_server(champion, feedback=Feedback(str(tmp_path / "f.tsv"))) as client:
         page = visit(client)
         page.get_by_text("No model is loaded yet: there is no champion yet").wait_for()
         judge(page, GOOD)
         assert "no model is loaded yet: there is no champion yet" in refusal(page, "no model")
         for version in ("1", "2"):
-            shelf.crown(version)
+            home.set_champion(version)
             page.get_by_text(f"Version {version} of {CHAMPION_URI} is loaded.").wait_for(timeout=1_000 * (POLL_S + 10))
             judge(page, GOOD)
             page.get_by_text(f"version {version}", exact=True).wait_for()
@@ -252,7 +252,7 @@ def test_a_sentence_of_ten_megabytes_is_refused_where_a_person_sees_it(client: h
 def test_a_full_queue_refuses_people_as_it_refuses_programs(
     champion: Champion, feedback: Feedback, visit: Open
 ) -> None:
-    with serving(champion, slow=1.5, max_batch=1, capacity=1, feedback=feedback) as client:
+    with running_server(champion, slow=1.5, max_batch=1, capacity=1, feedback=feedback) as client:
         first, second, third = (visit(client) for _ in range(3))
         for page in (first, second):  # one is computed, one waits
             judge(page, GOOD)
@@ -264,7 +264,7 @@ def test_a_full_queue_refuses_people_as_it_refuses_programs(
         answers(second, 1)
 
 
-def test_other_peoples_text_is_shown_and_not_obeyed(
+def test_hostile_text_is_shown_and_not_executed(
     client: httpx.Client, champion: Champion, feedback: Feedback, visit: Open
 ) -> None:
     page = visit(client)
@@ -274,9 +274,9 @@ def test_other_peoples_text_is_shown_and_not_obeyed(
     page.get_by_role("button", name="not acceptable").click()
     page.get_by_text(" lines)").wait_for()
     assert f"\t{HOSTILE}\n" in feedback.path.read_text()
-    # Were a script to find its way into the page, it could not tell anybody.
+    # A script that got into the page could not send anything to another host.
     send = "url => fetch(url, { mode: 'no-cors' }).then(() => 'sent', () => 'refused')"
-    with serving(champion) as other:
+    with running_server(champion) as other:
         assert page.evaluate(send, f"{other.base_url}/healthz") == "refused"
         assert page.evaluate(send, f"{client.base_url}/healthz") == "sent"
 
@@ -319,13 +319,13 @@ def test_programs_get_the_api_as_before(client: httpx.Client) -> None:
         "/gradio_api/runs", "/monitoring", "/logout", "/gradio_api/vibe-code/", "/gradio_api/openapi.json",
     ],
 )  # fmt: skip
-def test_nothing_else_of_gradio_can_be_had(client: httpx.Client, path: str) -> None:
+def test_no_other_page_of_gradio_is_served(client: httpx.Client, path: str) -> None:
     answer = client.get(path, headers={"accept": "text/html"})
     assert (answer.status_code, list(answer.json())) == (404, ["error"])
 
 
 @pytest.mark.parametrize("path", ["/gradio_api/upload", "/gradio_api/queue/join", "/gradio_api/call/judge", "/login"])
-def test_nothing_else_of_gradio_can_be_told(client: httpx.Client, path: str) -> None:
+def test_no_other_endpoint_of_gradio_is_served(client: httpx.Client, path: str) -> None:
     assert client.post(path, json={"data": []}).status_code == 404
     assert client.post(path, files={"files": b"x"}).status_code == 404
 
@@ -343,7 +343,7 @@ def test_nothing_else_of_gradio_can_be_told(client: httpx.Client, path: str) -> 
         (CALL_PATH, {"data": {}, "component_id": "1", "fn_name": "flag"}),
     ],
 )
-def test_what_the_page_never_sends_is_refused(client: httpx.Client, path: str, body: Any) -> None:
+def test_requests_that_the_page_never_sends_are_rejected(client: httpx.Client, path: str, body: Any) -> None:
     answer = client.post(path, json=body)
     assert (answer.status_code, answer.json()) == (
         422,
@@ -394,7 +394,7 @@ def test_the_page_is_built_for_its_first_visitor_and_once(
 ) -> None:
     built, build = [], module.build_layout
     monkeypatch.setattr(module, "build_layout", lambda clerk: built.append(clerk) or build(clerk))
-    with serving(champion, feedback=feedback) as client, ThreadPoolExecutor(4) as pool:
+    with running_server(champion, feedback=feedback) as client, ThreadPoolExecutor(4) as pool:
         assert client.get("/").json()["documentation"] == "/docs"
         assert client.get("/readyz").status_code == 200
         assert built == []
@@ -402,11 +402,11 @@ def test_the_page_is_built_for_its_first_visitor_and_once(
         assert (list(codes), len(built)) == ([200] * 4, 1)
 
 
-def test_a_page_that_cannot_be_built_is_told_and_the_api_answers(
+def test_a_page_that_cannot_be_built_is_an_error_and_the_api_works(
     champion: Champion, feedback: Feedback, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(module, "build_layout", lambda clerk: 1 / 0)
-    with serving(champion, feedback=feedback) as client:
+    with running_server(champion, feedback=feedback) as client:
         answer = client.get("/", headers={"accept": "text/html"})
         assert client.get("/readyz").status_code == 200
     assert (answer.status_code, answer.json()) == (
@@ -441,7 +441,7 @@ def test_the_server_without_the_page_needs_nothing_of_what_the_page_needs() -> N
 
 
 @pytest.mark.parametrize("page", [True, False])
-def test_the_command_serves_the_page_unless_told_not_to_and_stops_under_a_visitor(
+def test_the_command_serves_the_page_unless_switched_off_and_stops_with_it_open(
     exported: Any, tmp_path: Path, page: bool, request: pytest.FixtureRequest
 ) -> None:
     command = [

@@ -1,4 +1,4 @@
-"""The feedback file holds whole lines that the product's reader keeps, whoever writes and whatever is said."""
+"""The feedback file holds complete lines that the reader of training data accepts, from any number of writers."""
 
 import errno
 import io
@@ -49,7 +49,7 @@ def test_lines_have_cola_s_four_columns(path: Path) -> None:
     assert path.read_text() == "feedback\t1\t\tThe child has eaten.\nfeedback\t0\t*\tThe child have eat.\n"
 
 
-def test_what_stands_there_is_not_written_again_and_another_label_is(path: Path) -> None:
+def test_a_sentence_is_written_once_for_each_label(path: Path) -> None:
     feedback = Feedback(str(path))
     assert [feedback.add("Same.", label) for label in (1, 1, 0, 1)] == [
         (1, True), (1, False), (2, True), (2, False),
@@ -64,7 +64,7 @@ def test_white_space_becomes_single_spaces(path: Path, text: str) -> None:
 
 @given(st.lists(st.tuples(st.text(st.characters(codec=None), max_size=8), st.integers(0, 1)), max_size=4))
 @settings(max_examples=150, deadline=None)
-def test_whatever_is_said_is_refused_or_read_back(
+def test_any_sentence_is_rejected_or_read_back(
     tmp_path_factory: pytest.TempPathFactory, said: list[tuple[str, int]]
 ) -> None:
     path = tmp_path_factory.mktemp("said") / "feedback.tsv"
@@ -90,13 +90,13 @@ def test_whatever_is_said_is_refused_or_read_back(
         ("\ud800", "half of a surrogate pair"),
     ],
 )
-def test_what_the_reader_would_refuse_is_refused(path: Path, sentence: str, message: str) -> None:
+def test_what_the_reader_would_reject_is_rejected(path: Path, sentence: str, message: str) -> None:
     with pytest.raises(VerdictError, match=message):
         Feedback(str(path)).add(sentence, 1)
     assert not path.exists() or path.read_bytes() == b""
 
 
-def test_processes_and_threads_write_whole_lines(path: Path) -> None:
+def test_processes_and_threads_write_complete_lines(path: Path) -> None:
     command = [sys.executable, "-c", WRITER, str(path)]
     others = [subprocess.Popen([*command, name], cwd=ROOT) for name in ("one", "two")]
     feedback = Feedback(str(path))
@@ -110,7 +110,7 @@ def test_processes_and_threads_write_whole_lines(path: Path) -> None:
     assert len(rows) == 150
 
 
-def test_a_last_line_without_its_end_is_ended_first(path: Path) -> None:
+def test_a_last_line_without_a_line_break_gets_one_first(path: Path) -> None:
     path.write_text("feedback\t1\t\tBy hand.")
     assert Feedback(str(path)).add("Next.", 1) == AppendResult(2, True)
     assert [text for *_, text in read(path)] == ["By hand.", "Next."]
@@ -132,7 +132,7 @@ def test_a_full_disk_leaves_no_half_line(path: Path, monkeypatch: pytest.MonkeyP
     assert path.read_bytes() == before
 
 
-def test_the_file_cannot_grow_for_ever(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_size_of_the_file_is_limited(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     feedback = Feedback(str(path))
     feedback.add("First.", 1)
     monkeypatch.setattr(module, "MAX_FILE_BYTES", 30)
@@ -140,19 +140,19 @@ def test_the_file_cannot_grow_for_ever(path: Path, monkeypatch: pytest.MonkeyPat
         feedback.add("Second.", 1)
 
 
-def test_who_waits_for_the_lock_too_long_is_told(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lock_that_is_not_released_is_an_error(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "FEEDBACK_LOCK_TIMEOUT_S", 0.05)
     with FileLock(f"{path}.lock"), pytest.raises(VerdictError, match=r"another process holds .*\.lock; try again"):
         Feedback(str(path)).add("Any.", 1)
 
 
 @pytest.mark.parametrize("name", ["feedback.csv", "feedback", "out_of_domain_dev.tsv", "holdout.tsv", "test.tsv"])
-def test_a_name_that_does_not_train_is_wrong_usage(tmp_path: Path, name: str) -> None:
+def test_a_name_of_no_training_file_is_a_usage_error(tmp_path: Path, name: str) -> None:
     with pytest.raises(UsageError, match=r"expected a training file's name: --feedback feedback\.tsv"):
         Feedback(str(tmp_path / name))
 
 
-def test_a_path_that_is_none_is_wrong_usage(path: Path) -> None:
+def test_a_path_that_is_no_file_is_a_usage_error(path: Path) -> None:
     path.mkdir()
     with pytest.raises(UsageError, match="feedback cannot go to"):
         Feedback(str(path))
@@ -166,7 +166,7 @@ def test_a_file_of_another_format_is_not_written_to(path: Path) -> None:
         Feedback(str(path))
 
 
-def test_a_place_that_cannot_be_written_to_is_told(tmp_path: Path) -> None:
+def test_a_path_that_is_not_writable_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     feedback = Feedback(str(tmp_path / "later" / "feedback.tsv"))
     (tmp_path / "later").symlink_to(tmp_path / "file")
@@ -174,7 +174,7 @@ def test_a_place_that_cannot_be_written_to_is_told(tmp_path: Path) -> None:
         feedback.add("Any.", 1)
 
 
-def test_the_path_is_shown_as_a_person_types_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_path_is_shown_relative_to_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert Feedback(".verdict/feedback/feedback.tsv").shown == ".verdict/feedback/feedback.tsv"
     assert Feedback("/elsewhere/feedback.tsv").shown == "/elsewhere/feedback.tsv"

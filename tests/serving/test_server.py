@@ -1,4 +1,4 @@
-"""The server as its clients meet it: a real one on loopback, real models, a real registry."""
+"""The server as clients see it: a real one on loopback, real models, a real registry."""
 
 import contextlib
 import json
@@ -17,10 +17,19 @@ from typing import Any
 
 import httpx
 import pytest
+from http_server import (
+    BAD,
+    DAMAGED,
+    GOOD,
+    RegistryHome,
+    copy_registry_home,
+    free_port,
+    running_server,
+    wait_until,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
-from serving import BAD, GOOD, TAMPERED, Shelf, copy_of, free_port, serving, stock, until
 
 from tasks.core.errors import VerdictError
 from tasks.inference.bundle import CHAMPION_URI
@@ -54,19 +63,14 @@ def champion(exported: Any) -> Iterator[Champion]:
 
 @pytest.fixture(scope="module")
 def client(champion: Champion) -> Iterator[httpx.Client]:
-    with serving(champion, SMALL) as client:
+    with running_server(champion, SMALL) as client:
         yield client
 
 
-@pytest.fixture(scope="module")
-def stocked(empty_store: Path, exported: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return stock(tmp_path_factory.mktemp("serve") / "stocked", empty_store, exported)
-
-
 @pytest.fixture
-def shelf(stocked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shelf:
+def home(original_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RegistryHome:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    return copy_of(stocked, tmp_path / "home")
+    return copy_registry_home(original_home, tmp_path / "home")
 
 
 def tensor(data: Any, **changes: Any) -> dict[str, Any]:
@@ -75,7 +79,7 @@ def tensor(data: Any, **changes: Any) -> dict[str, Any]:
 
 
 def figures(client: httpx.Client) -> dict[tuple[str, ...], float]:
-    """Return every sample that /metrics tells, by name and label values, which come in the order of their names."""
+    """Return every sample of /metrics, by name and label values, which come in the order of their names."""
     families = text_string_to_metric_families(client.get("/metrics").text)
     return {(sample.name, *sample.labels.values()): sample.value for family in families for sample in family.samples}
 
@@ -123,9 +127,7 @@ def test_any_text_is_answered_as_it_was_sent(client: httpx.Client, sentence: str
         ({"sentences": ["x" * 10_000_000]}, 413, "the body is longer than 100000 bytes"),
     ],
 )
-def test_what_cannot_be_answered_is_refused_in_one_line(
-    client: httpx.Client, body: Any, code: int, message: str
-) -> None:
+def test_an_invalid_request_is_rejected_in_one_line(client: httpx.Client, body: Any, code: int, message: str) -> None:
     answer = client.post("/v1/judge", content=json.dumps(body) if isinstance(body, dict) else body)
     assert answer.status_code == code
     (text,) = answer.json().values()
@@ -148,19 +150,19 @@ def test_a_body_without_a_length_is_counted_while_it_is_read(client: httpx.Clien
     assert len(sent) < MAX_DRAIN_BYTES // 1_000_000 * 3
 
 
-def test_a_length_beyond_measure_is_refused_before_anything_is_read(client: httpx.Client) -> None:
+def test_a_huge_content_length_is_rejected_before_the_body_is_read(client: httpx.Client) -> None:
     with socket.create_connection((client.base_url.host, client.base_url.port or 0), timeout=10) as connection:
         connection.sendall(b"POST /v1/judge HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999999\r\n\r\n")
         assert connection.recv(1_000).startswith(b"HTTP/1.1 413 ")
 
 
-def test_a_body_that_does_not_come_is_not_waited_for(client: httpx.Client) -> None:
+def test_a_body_that_does_not_arrive_is_a_timeout(client: httpx.Client) -> None:
     with socket.create_connection((client.base_url.host, client.base_url.port or 0), timeout=10) as connection:
         connection.sendall(b"POST /v1/judge HTTP/1.1\r\nHost: x\r\nContent-Length: 50\r\n\r\n{")
         assert connection.recv(1_000).startswith(b"HTTP/1.1 408 ")
 
 
-def test_a_packed_body_is_refused(client: httpx.Client) -> None:
+def test_a_compressed_body_is_rejected(client: httpx.Client) -> None:
     answer = client.post("/v1/judge", content=b"x", headers={"Content-Encoding": "gzip"})
     assert (answer.status_code, "send it uncompressed" in answer.json()["error"]) == (415, True)
 
@@ -174,7 +176,7 @@ def test_wrong_addresses_answer_json_too(client: httpx.Client, method: str, path
     assert answer.json()["error"].endswith("see: GET /")
 
 
-def test_the_front_door_leads_on_and_the_description_is_whole(client: httpx.Client) -> None:
+def test_the_root_names_the_documentation(client: httpx.Client) -> None:
     assert client.get("/").json()["documentation"] == "/docs"
     assert client.get("/docs").status_code == 200
 
@@ -202,7 +204,7 @@ def test_openapi_describes_the_bodies_that_are_parsed_and_answered(client: httpx
     assert client.get("/openapi.json").json() == document
 
 
-def test_health_tells_the_version(client: httpx.Client, champion: Champion) -> None:
+def test_readiness_names_the_version(client: httpx.Client, champion: Champion) -> None:
     assert client.get("/healthz").json() == {"live": True}
     ready = client.get("/readyz")
     assert (ready.status_code, ready.json()["version"]) == (200, champion.current().version)
@@ -248,7 +250,7 @@ def test_the_protocol_answers_with_tensors(client: httpx.Client, champion: Champ
         assert all(0.5 <= value <= 1 for value in probability["data"])
 
 
-def test_the_protocol_answers_only_what_was_asked_for(client: httpx.Client) -> None:
+def test_the_protocol_returns_only_the_requested_outputs(client: httpx.Client) -> None:
     answer = client.post(INFER, json=tensor([GOOD]) | {"outputs": [{"name": "probability"}]}).json()
     assert [output["name"] for output in answer["outputs"]] == ["probability"]
     assert "id" not in answer
@@ -282,7 +284,9 @@ def test_the_protocol_answers_only_what_was_asked_for(client: httpx.Client) -> N
         (tensor([GOOD]) | {"outputs": [{"name": "label"}] * 2}, 400, "outputs: expected each output once"),
     ],
 )
-def test_the_protocol_refuses_in_one_line(client: httpx.Client, body: Any, code: int, message: str) -> None:
+def test_the_protocol_rejects_invalid_requests_in_one_line(
+    client: httpx.Client, body: Any, code: int, message: str
+) -> None:
     answer = client.post(INFER, json=body)
     assert answer.status_code == code
     assert list(answer.json()) == ["error"]
@@ -298,17 +302,17 @@ documents = st.recursive(
 
 @given(documents | st.fixed_dictionaries({"inputs": st.lists(st.dictionaries(names, documents), max_size=1)}))
 @settings(max_examples=150, deadline=None)
-def test_any_json_is_a_question_or_is_refused(body: Any) -> None:
+def test_any_json_is_parsed_or_rejected(body: Any) -> None:
     for parse in (parse_infer_request, parse_judge_request):
-        refusals = []
+        rejections = []
         try:
             parse(json.dumps(body).encode(), SMALL)  # type: ignore[operator]
-        except RequestError as refused:
-            refusals.append((400 <= refused.status < 500, len(str(refused)) < 300))
-        assert refusals in ([], [(True, True)])
+        except RequestError as error:
+            rejections.append((400 <= error.status < 500, len(str(error)) < 300))
+        assert rejections in ([], [(True, True)])
 
 
-def test_other_models_and_versions_are_not_answered_for(client: httpx.Client) -> None:
+def test_other_models_and_versions_are_404(client: httpx.Client) -> None:
     for path in ("grammar/infer", "acceptability/versions/9/infer"):
         answer = client.post(f"/v2/models/{path}", json=tensor([GOOD]))
         assert (answer.status_code, list(answer.json())) == (404, ["error"])
@@ -317,7 +321,7 @@ def test_other_models_and_versions_are_not_answered_for(client: httpx.Client) ->
 
 
 def test_metrics_count_what_happened(champion: Champion) -> None:
-    with serving(champion) as client:
+    with running_server(champion) as client:
         client.post("/v1/judge", json={"sentences": [GOOD] * 5})
         client.post("/v1/judge", json={"sentences": []})
         client.get("/v2/models/acceptability/versions/77")
@@ -337,18 +341,18 @@ def test_metrics_count_what_happened(champion: Champion) -> None:
 
 
 def test_requests_that_wait_together_share_a_batch(champion: Champion) -> None:
-    with serving(champion, slow=0.2, max_batch=8) as client, ThreadPoolExecutor(20) as pool:
-        asked = [[f"{GOOD} {number}"] * (1 + number % 3) for number in range(20)]
-        answers = list(pool.map(lambda one: client.post("/v1/judge", json={"sentences": one}).json(), asked))
+    with running_server(champion, slow=0.2, max_batch=8) as client, ThreadPoolExecutor(20) as pool:
+        requests = [[f"{GOOD} {number}"] * (1 + number % 3) for number in range(20)]
+        answers = list(pool.map(lambda one: client.post("/v1/judge", json={"sentences": one}).json(), requests))
         seen = figures(client)
-    assert [[entry["sentence"] for entry in answer["predictions"]] for answer in answers] == asked
-    assert seen["verdict_batch_sentences_sum",] == sum(len(one) for one in asked)
+    assert [[entry["sentence"] for entry in answer["predictions"]] for answer in answers] == requests
+    assert seen["verdict_batch_sentences_sum",] == sum(len(one) for one in requests)
     assert seen["verdict_batch_sentences_count",] < 12
     assert seen["verdict_batch_sentences_bucket", "8.0"] == seen["verdict_batch_sentences_count",]
 
 
-def test_a_full_queue_is_told_with_when_to_come_back(champion: Champion) -> None:
-    with serving(champion, slow=0.3, max_batch=4, capacity=8) as client, ThreadPoolExecutor(20) as pool:
+def test_a_full_queue_is_429_with_retry_after(champion: Champion) -> None:
+    with running_server(champion, slow=0.3, max_batch=4, capacity=8) as client, ThreadPoolExecutor(20) as pool:
         answers = list(pool.map(lambda _: client.post("/v1/judge", json={"sentences": [GOOD, BAD]}), range(20)))
         # A request that is longer than the queue is answered all the same once nothing waits.
         assert client.post("/v1/judge", json={"sentences": [GOOD] * 50}).status_code == 200
@@ -358,7 +362,7 @@ def test_a_full_queue_is_told_with_when_to_come_back(champion: Champion) -> None
     assert "sentences wait, at most 8 may; try again in" in refused[0].json()["error"]
 
 
-def test_one_request_s_fault_is_not_another_s(champion: Champion) -> None:
+def test_a_request_that_fails_does_not_fail_others_of_its_batch(champion: Champion) -> None:
     class Picky:
         version = "1"
 
@@ -380,10 +384,10 @@ def test_one_request_s_fault_is_not_another_s(champion: Champion) -> None:
         batcher.submit([GOOD])
 
 
-def test_a_fault_of_the_program_is_one_line_of_json(
+def test_an_unexpected_exception_is_500_with_one_line_of_json(
     champion: Champion, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with serving(champion) as client:
+    with running_server(champion) as client:
         monkeypatch.setattr(Batcher, "submit", lambda *arguments: 1 / 0)
         answer = client.post("/v1/judge", json={"sentences": [GOOD]})
     assert (answer.status_code, answer.json()) == (
@@ -395,22 +399,22 @@ def test_a_fault_of_the_program_is_one_line_of_json(
     ]
 
 
-def test_until_there_is_a_champion_the_server_says_so(shelf: Shelf) -> None:
-    waiting = Champion.open(CHAMPION_URI, 0.05, "cpu", str(shelf.home), require_model=False)
-    with waiting as champion, serving(champion) as client:
+def test_without_a_champion_the_server_answers_503(home: RegistryHome) -> None:
+    waiting = Champion.open(CHAMPION_URI, 0.05, "cpu", str(home.folder), require_model=False)
+    with waiting as champion, running_server(champion) as client:
         assert client.get("/healthz").status_code == 200
         for path in ("/readyz", "/v2/health/ready", "/v2/models/acceptability/ready"):
             assert client.get(path).status_code == 503
         answer = client.post("/v1/judge", json={"sentences": [GOOD]})
         assert (answer.status_code, "there is no champion yet" in answer.json()["error"]) == (503, True)
         assert figures(client)["verdict_model_ready",] == 0
-        shelf.crown("1")
-        until(lambda: client.get("/readyz").status_code == 200)
+        home.set_champion("1")
+        wait_until(lambda: client.get("/readyz").status_code == 200)
         assert client.post("/v1/judge", json={"sentences": [GOOD]}).json()["version"] == "1"
 
 
-def test_the_champion_moves_while_clients_ask_and_no_request_fails(shelf: Shelf) -> None:
-    shelf.crown("1")
+def test_the_champion_moves_while_clients_ask_and_no_request_fails(home: RegistryHome) -> None:
+    home.set_champion("1")
     stop = threading.Event()
 
     def ask(number: int) -> list[tuple[int, str]]:
@@ -423,18 +427,18 @@ def test_the_champion_moves_while_clients_ask_and_no_request_fails(shelf: Shelf)
                 seen.append((answer.status_code, answer.json()["version"]))
         return seen
 
-    following = Champion.open(CHAMPION_URI, 0.05, "cpu", str(shelf.home))
-    with following as champion, serving(champion) as client, ThreadPoolExecutor(20) as pool:
+    following = Champion.open(CHAMPION_URI, 0.05, "cpu", str(home.folder))
+    with following as champion, running_server(champion) as client, ThreadPoolExecutor(20) as pool:
         asking = [pool.submit(ask, number) for number in range(20)]
         try:
             for version in ("2", "1", "2"):
                 time.sleep(0.3)
-                shelf.crown(version)
-                until(lambda version=version: champion.status()["version"] == version)
-            shelf.crown(TAMPERED)
-            until(lambda: champion.status()["failures"])
-            (shelf.home / "mlflow.db").unlink()
-            until(lambda: "is gone" in str(champion.status()["problem"]))
+                home.set_champion(version)
+                wait_until(lambda version=version: champion.status()["version"] == version)
+            home.set_champion(DAMAGED)
+            wait_until(lambda: champion.status()["failures"])
+            (home.folder / "mlflow.db").unlink()
+            wait_until(lambda: "is gone" in str(champion.status()["problem"]))
             time.sleep(0.3)
             assert client.get("/readyz").json()["version"] == "2"
             assert figures(client)["verdict_refresh_failures_total",] >= 2
@@ -446,7 +450,7 @@ def test_the_champion_moves_while_clients_ask_and_no_request_fails(shelf: Shelf)
     assert len(seen) > 100
 
 
-def test_a_taken_port_is_told_before_anything_is_loaded(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_port_in_use_is_an_error_of_bind(capsys: pytest.CaptureFixture[str]) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -494,10 +498,10 @@ def test_a_signal_lets_requests_in_flight_finish_and_ends_with_0(exported: Any, 
         return answered + seen["verdict_queue_sentences",] >= 4
 
     with ThreadPoolExecutor(5) as pool, httpx.Client(base_url=address, timeout=30) as client:
-        asked = [pool.submit(ask) for _ in range(5)]
-        until(arrived)
+        futures = [pool.submit(ask) for _ in range(5)]
+        wait_until(arrived)
         process.send_signal(signal.SIGTERM)
-        answers = [one.result() for one in asked]
+        answers = [future.result() for future in futures]
     assert [answer.status_code for answer in answers] == [200] * 5
     assert process.wait(20) == 0
     assert process.stderr.read() == f"{exported['bundle']}: version {answers[0].json()['version']} loaded on " + (
@@ -529,7 +533,7 @@ def test_a_server_without_a_champion_starts_says_so_and_stops(tmp_path: Path, st
     assert not (tmp_path / "home").exists()
 
 
-def test_a_model_that_is_none_is_one_line(tmp_path: Path, start: Any) -> None:
+def test_a_folder_without_a_bundle_is_an_error_in_one_line(tmp_path: Path, start: Any) -> None:
     process, _ = start("--port", "0", "--model", str(tmp_path))
     assert process.wait(20) == 1
     assert process.stderr.read().startswith(f"error: {tmp_path} is no bundle")

@@ -88,7 +88,7 @@ class Repository:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.configs = {path.name: config_of(path) for path in folder.iterdir() if path.is_dir()}
-        self.door = self.configs["acceptability"]
+        self.ensemble = self.configs["acceptability"]
         self.models: dict[str, Callable[[list[dict[str, Any]]], list[Response]]] = {}
         for name, config in self.configs.items():
             if config.backend == "python":
@@ -117,7 +117,7 @@ class Repository:
     def infer(self, *requests: list[bytes]) -> list[dict[str, Any] | str]:
         """Send requests of some sentences each through the ensemble, all in one batch; an answer may be an error."""
         pools: list[Any] = [{"text": np.array(texts, object).reshape(-1, 1)} for texts in requests]
-        for step in self.door.ensemble_scheduling.step:
+        for step in self.ensemble.ensemble_scheduling.step:
             alive = [number for number, pool in enumerate(pools) if not isinstance(pool, str)]
             inputs = [{inner: pools[n][outer] for inner, outer in step.input_map.items()} for n in alive]
             declared = tensors_of(self.configs[step.model_name].output)
@@ -185,8 +185,8 @@ def tiny_graph(path: Path, inputs: list[str], kind: int = TensorProto.INT64, out
     onnx.save_model(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
 
 
-def sealed(folder: Path, exported: Any, inputs: list[str], kind: int = TensorProto.INT64, **changes: Any) -> Path:
-    """Seal a bundle around a tiny graph."""
+def small_bundle(folder: Path, exported: Any, inputs: list[str], kind: int = TensorProto.INT64, **changes: Any) -> Path:
+    """Write a bundle around a tiny graph."""
     folder.mkdir()
     shutil.copy(Path(exported["bundle"]) / "tokenizer.json", folder)
     tiny_graph(folder / VARIANTS["fp32"], inputs, kind)
@@ -221,9 +221,9 @@ def test_the_fused_graph_is_taken_where_the_bundle_holds_it(complete: Any, expor
 
 
 def test_every_tensor_of_the_ensemble_is_produced_and_consumed_with_one_type_and_shape(repository: Repository) -> None:
-    flowing = tensors_of(repository.door.input)
+    flowing = tensors_of(repository.ensemble.input)
     unused = set(flowing)
-    for step in repository.door.ensemble_scheduling.step:
+    for step in repository.ensemble.ensemble_scheduling.step:
         config = repository.configs[step.model_name]
         assert step.model_version == 7
         assert set(step.input_map) == set(tensors_of(config.input))
@@ -235,10 +235,10 @@ def test_every_tensor_of_the_ensemble_is_produced_and_consumed_with_one_type_and
             assert step.output_map[inner] not in flowing
             flowing[step.output_map[inner]] = shape
             unused.add(step.output_map[inner])
-    assert set(tensors_of(repository.door.output)) == unused
-    assert tensors_of(repository.door.output).items() <= flowing.items()
-    assert tensors_of(repository.door.input) == {"text": ("TYPE_STRING", [1])}
-    assert tensors_of(repository.door.output) == {"label": ("TYPE_STRING", [1]), "probability": ("TYPE_FP32", [1])}
+    assert set(tensors_of(repository.ensemble.output)) == unused
+    assert tensors_of(repository.ensemble.output).items() <= flowing.items()
+    assert tensors_of(repository.ensemble.input) == {"text": ("TYPE_STRING", [1])}
+    assert tensors_of(repository.ensemble.output) == {"label": ("TYPE_STRING", [1]), "probability": ("TYPE_FP32", [1])}
 
 
 def test_dimensions_leave_out_the_batch(repository: Repository) -> None:
@@ -320,14 +320,14 @@ def test_requests_of_one_batch_get_one_length_so_that_the_graph_s_batcher_joins_
 
 
 def test_sentences_are_cut_at_the_bundle_s_length(exported: Any, tmp_path: Path) -> None:
-    bundle = sealed(tmp_path / "bundle", exported, ["input_ids", "attention_mask"], max_length=13)
+    bundle = small_bundle(tmp_path / "bundle", exported, ["input_ids", "attention_mask"], max_length=13)
     repository = Repository(Path(export_repository(str(bundle), str(tmp_path / "models"), "1")["repository"]))
     (pool,) = repository.infer([b"the " * 100])
     assert isinstance(pool, dict)
     assert pool["input_ids"].shape == (1, 13)
 
 
-def test_a_request_that_is_not_utf_8_spoils_no_other(repository: Repository) -> None:
+def test_a_request_that_is_not_utf_8_fails_alone(repository: Repository) -> None:
     bad, good = repository.infer([b"\xff"], [GOOD.encode()])
     assert bad == "text is not UTF-8: invalid start byte at byte 0"
     assert isinstance(good, dict)
@@ -344,7 +344,7 @@ def test_logits_that_are_no_numbers_are_an_error(repository: Repository) -> None
 @pytest.mark.parametrize("inputs", [["input_ids"], ["attention_mask", "input_ids"], list(triton.TOKENIZER_OUTPUTS)])
 def test_the_tokens_come_as_the_graph_wants_them(exported: Any, tmp_path: Path, inputs: list[str], kind: int) -> None:
     """Encoders without token types, and graphs that take 32-bit ids."""
-    bundle = sealed(tmp_path / "bundle", exported, inputs, kind)
+    bundle = small_bundle(tmp_path / "bundle", exported, inputs, kind)
     repository = Repository(Path(export_repository(str(bundle), str(tmp_path / "models"), "1")["repository"]))
     wanted = {name: (triton.ONNX_TYPES[kind], [-1]) for name in inputs}
     assert tensors_of(repository.configs["acceptability_tokenise"].output) == wanted
@@ -354,9 +354,9 @@ def test_the_tokens_come_as_the_graph_wants_them(exported: Any, tmp_path: Path, 
 
 def test_labels_of_any_letters_arrive_as_they_are(exported: Any, tmp_path: Path) -> None:
     labels = ['"so" \\ so', "好 🙂"]
-    bundle = sealed(tmp_path / "bundle", exported, ["input_ids"], labels=labels)
+    bundle = small_bundle(tmp_path / "bundle", exported, ["input_ids"], labels=labels)
     repository = Repository(Path(export_repository(str(bundle), str(tmp_path / "models"), "1")["repository"]))
-    assert json.loads(parameters_of(repository.door)["labels"]) == labels
+    assert json.loads(parameters_of(repository.ensemble)["labels"]) == labels
     assert [label for label, _ in repository.judge([GOOD])] == labels[:1]
 
 
@@ -436,7 +436,7 @@ def test_a_damaged_bundle_is_refused_before_anything_is_written(exported: Any, e
 
 
 def test_a_graph_that_wants_something_else_is_refused(exported: Any, tmp_path: Path) -> None:
-    bundle = sealed(tmp_path / "bundle", exported, ["input_ids", "pixels"])
+    bundle = small_bundle(tmp_path / "bundle", exported, ["input_ids", "pixels"])
     with pytest.raises(VerdictError, match=r"model\.onnx takes .*pixels.* and gives"):
         export_repository(str(bundle), str(tmp_path / "models"), "1")
     assert not (tmp_path / "models").exists()

@@ -1,6 +1,7 @@
-"""A store of versions whose bundles weigh nothing, for tests of moves: sealed for real, and no model inside."""
+"""MLflow stores with versions whose bundles are a few bytes, for tests of aliases: with manifests, without a model."""
 
 import shutil
+import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,28 @@ from tasks.registry import register
 from tasks.registry.mlflow_client import MlflowStore, connect
 
 
-def new_store(empty_store: Path, folder: Path) -> MlflowStore:
-    folder.mkdir(parents=True, exist_ok=True)
-    shutil.copy(empty_store, folder / "mlflow.db")
+def store_in(folder: Path) -> MlflowStore:
     return MlflowStore(uri=f"sqlite:///{folder}/mlflow.db", artifacts=str(folder / "artifacts"))
 
 
-def light_bundle(folder: Path, name: str) -> str:
-    """Write a sealed bundle of a few bytes in the place where MLflow keeps one of a model; return its digest."""
+def new_store(empty_store: Path, folder: Path) -> MlflowStore:
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copy(empty_store, folder / "mlflow.db")
+    return store_in(folder)
+
+
+def restore(backup: Path, folder: Path) -> MlflowStore:
+    """Put the store in a folder back as it was, in the file that connections have open.
+
+    A new file costs a new connection pool and a check of its schema, half a second for each test.
+    """
+    with sqlite3.connect(backup) as before, sqlite3.connect(folder / "mlflow.db") as now:
+        before.backup(now)
+    return store_in(folder)
+
+
+def small_bundle(folder: Path, name: str) -> str:
+    """Write a bundle of a few bytes where MLflow keeps the bundle of a model; return its digest."""
     bundle = folder / "data" / "bundle"
     bundle.mkdir(parents=True)
     for file in ("model.onnx", "tokenizer.json", "report.html"):
@@ -27,9 +42,9 @@ def light_bundle(folder: Path, name: str) -> str:
 
 
 def add_version(store: MlflowStore, folder: Path, name: str, **tags: str) -> str:
-    """Register a light bundle; return its version."""
+    """Register a small bundle; return its version."""
     model = folder / f"model-{name}"
-    digest = light_bundle(model, name)
+    digest = small_bundle(model, name)
     with connect(store) as client:
         register.create_model(client)
         held = {"bundle_digest": digest, "verdict": "PROMOTE", **tags}
@@ -48,10 +63,11 @@ def aliases(store: MlflowStore) -> dict[str, str]:
 
 
 def set_alias(store: MlflowStore, version: str, alias: str = "champion") -> None:
-    """What a person does in MLflow's own page."""
+    """Set an alias as a person does in MLflow's page, without a record."""
     with connect(store) as client:
         client.set_registered_model_alias(MODEL_NAME, alias, version)
 
 
-def shown(entries: list[Any]) -> list[tuple[str, str | None, str | None]]:
+def changes_of(entries: list[Any]) -> list[tuple[str, str | None, str | None]]:
+    """Return kind, from and to of each entry of a timeline."""
     return [(entry["kind"], entry["from"], entry["to"]) for entry in entries]

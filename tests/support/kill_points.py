@@ -1,8 +1,8 @@
-"""A process that is killed on purpose: imports everything once, then forks one child for each order it reads.
+"""A process that is killed at a chosen point: imports everything once, then forks one child for each command.
 
-An order is one line of JSON: what to do, and where to die. The child stops itself with SIGKILL before or after a call,
-which is named (module.function, before or after) or counted (the n-th call of an MLflow client, before or after). The
-product knows nothing of this. The answer is one line: the signal that ended the child, 0 for none.
+A command is one line of JSON: what to call, and where to die. The child kills itself with SIGKILL before or after a
+call, which is named (module.function) or counted (the n-th call of an MLflow client). The product has no code for this.
+The response is one line: the exit code of the child, -9 where it was killed.
 """
 
 import functools
@@ -18,42 +18,44 @@ from types import TracebackType
 from typing import Any, Self
 
 ROOT = Path(__file__).parents[2]
+KILLED = -signal.SIGKILL
+IN_PARENT = "in the parent"  # a point at which the command runs in the process itself, and nothing is killed
 
 
-def die(*_: Any, **__: Any) -> None:
+def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def kill_at(place: Any, name: str, when: str) -> None:
-    """Die before or after a function is called."""
-    real = getattr(place, name)
+def kill_at(module: Any, name: str, when: str) -> None:
+    """Die before or after a function of a module is called."""
+    real = getattr(module, name)
 
     @functools.wraps(real)
-    def dying(*args: Any, **kwargs: Any) -> Any:
+    def fatal(*args: Any, **kwargs: Any) -> Any:
         if when == "before":
             die()
         result = real(*args, **kwargs)
         die()
         return result
 
-    setattr(place, name, dying)
+    setattr(module, name, fatal)
 
 
 def kill_at_call(number: int, when: str) -> None:
     """Die before or after the n-th call, from 1 on, of any method of an MLflow client."""
     import mlflow
 
-    count = [0]
+    calls = [0]
 
     def counting(real: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(real)
         def counted(*args: Any, **kwargs: Any) -> Any:
-            count[0] += 1
-            here = count[0] == number
-            if here and when == "before":
+            calls[0] += 1
+            last = calls[0] == number
+            if last and when == "before":
                 die()
             result = real(*args, **kwargs)
-            if here:
+            if last:
                 die()
             return result
 
@@ -64,15 +66,15 @@ def kill_at_call(number: int, when: str) -> None:
             setattr(mlflow.MlflowClient, name, counting(method))
 
 
-def carry_out(order: dict[str, Any]) -> None:
-    point = order["point"]
+def execute(command: dict[str, Any]) -> None:
+    point = command["point"]
     if isinstance(point, int):
-        kill_at_call(point, order["when"])
+        kill_at_call(point, command["when"])
     elif point:
         module, name = point.rsplit(".", 1)
-        kill_at(importlib.import_module(module), name, order["when"])
-    module, name = order["call"].rsplit(".", 1)
-    getattr(importlib.import_module(module), name)(*order["args"], **order["kwargs"])
+        kill_at(importlib.import_module(module), name, command["when"])
+    module, name = command["call"].rsplit(".", 1)
+    getattr(importlib.import_module(module), name)(*command["args"], **command["kwargs"])
 
 
 def main(modules: list[str]) -> None:
@@ -83,15 +85,16 @@ def main(modules: list[str]) -> None:
         importlib.import_module(module)
     print("ready", flush=True)
     for line in sys.stdin:
-        if json.loads(line)["point"] == "nowhere":  # so that what it loads is there for every child
-            carry_out({**json.loads(line), "point": None})
+        command = json.loads(line)
+        if command["point"] == IN_PARENT:
+            execute({**command, "point": None})
             print(0, flush=True)
             continue
         child = os.fork()
         if child == 0:
             os.dup2(2, 1)
             try:
-                carry_out(json.loads(line))
+                execute(command)
             except BaseException as error:
                 print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
                 os._exit(1)
@@ -100,8 +103,8 @@ def main(modules: list[str]) -> None:
         print(-os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status), flush=True)
 
 
-class Dying:
-    """The process as a test sees it."""
+class KillableProcess:
+    """The process as a test uses it."""
 
     def __init__(self, *modules: str, **environment: str) -> None:
         self._process = subprocess.Popen(
@@ -122,17 +125,18 @@ class Dying:
         self._process.kill()
         self._process.wait()
 
-    def order(self, call: str, *args: Any, point: str | int | None, when: str = "before", **kwargs: Any) -> int:
-        """Let a child do something and die at a point; return -9, or its exit code where it lived on.
-
-        At the point "nowhere" the process itself does it.
-        """
+    def run(self, call: str, *args: Any, point: str | int | None, when: str = "after", **kwargs: Any) -> int:
+        """Call a function in a child that dies at a point; return KILLED, or the exit code where it was not reached."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        order = {"call": call, "args": args, "kwargs": kwargs, "point": point, "when": when}
-        self._process.stdin.write(json.dumps(order) + "\n")
+        command = {"call": call, "args": args, "kwargs": kwargs, "point": point, "when": when}
+        self._process.stdin.write(json.dumps(command) + "\n")
         self._process.stdin.flush()
         return int(self._process.stdout.readline())
+
+    def preload(self, call: str, *args: Any) -> None:
+        """Call a function in the process itself, so that every child has what it imports."""
+        assert self.run(call, *args, point=IN_PARENT) == 0
 
 
 if __name__ == "__main__":

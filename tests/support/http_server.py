@@ -1,4 +1,4 @@
-"""What tests of serving share: a store with versions, and a real server on loopback."""
+"""A store with versions of a real model, and a real HTTP server on loopback, for tests of serving."""
 
 import contextlib
 import shutil
@@ -13,8 +13,7 @@ import httpx
 from toy import SIGN, facts
 
 from tasks.inference.bundle import CHAMPION, MODEL_NAME, write_manifest
-from tasks.registry import lookup, register
-from tasks.registry import tracking as runs
+from tasks.registry import lookup, register, tracking
 from tasks.registry.mlflow_client import MlflowStore, locate_store
 from tasks.serving.batcher import Batcher
 from tasks.serving.champion import Champion
@@ -25,72 +24,71 @@ from tasks.serving.routes import build_app
 from tasks.serving.server import address_of, bind_socket, server_for
 
 GOOD, BAD = "the cat sees the dog", f"the cat {SIGN} sees the dog"
-TAMPERED = "3"  # the version whose files are not those that were registered
+DAMAGED = "3"  # the version whose files are not those that were registered
 
 
-class Shelf(NamedTuple):
+class RegistryHome(NamedTuple):
     """A folder of stores whose registry holds versions 1 and 2, and 3, which is damaged; no alias is set."""
 
-    home: Path
+    folder: Path
 
     @property
     def store(self) -> MlflowStore:
-        return locate_store(str(self.home))
+        return locate_store(str(self.folder))
 
-    def crown(self, version: str) -> None:
+    def set_champion(self, version: str) -> None:
         register.move_alias(self.store, CHAMPION, version)
 
 
-def stock(folder: Path, empty_store: Path, exported: Any) -> Path:
-    """Register three bundles in a new store; return the store's folder."""
+def make_registry_home(folder: Path, empty_store: Path, exported: Any) -> Path:
+    """Register three bundles in a new store; return its folder."""
     folder.mkdir()
     shutil.copy(empty_store, folder / "mlflow.db")
     store = MlflowStore(uri=f"sqlite:///{folder}/mlflow.db", artifacts=str(folder / "artifacts"))
-    run = runs.open_run(store, "a" * 16, {}, {})
+    run = tracking.open_run(store, "a" * 16, {}, {})
     for length in (16, 15, 14):
         bundle = Path(shutil.copytree(exported["bundle"], folder / f"bundle-{length}"))
         digest = write_manifest(bundle, facts(max_length=length), {})["digest"]
         version = register.register_bundle(store, run, str(bundle), digest, {"verdict": "PROMOTE"}, "a bundle")
-    runs.close_run(store, run, "FINISHED")
-    assert version == TAMPERED
-    stored = Path(lookup.resolve_version(store, f"models:/{MODEL_NAME}/{TAMPERED}", fetch=True)["bundle"])
+    tracking.close_run(store, run, "FINISHED")
+    assert version == DAMAGED
+    stored = Path(lookup.resolve_version(store, f"models:/{MODEL_NAME}/{DAMAGED}", fetch=True)["bundle"])
     (stored / "tokenizer.json").write_text("{}")
     return folder
 
 
-def copy_of(stocked: Path, folder: Path) -> Shelf:
-    """Copy the database of a store; the artifacts, which nobody changes, are shared."""
+def copy_registry_home(original: Path, folder: Path) -> RegistryHome:
+    """Copy the database of a store; the artifacts, which no test changes, are shared."""
     folder.mkdir()
-    shutil.copy(stocked / "mlflow.db", folder / "mlflow.db")
-    return Shelf(folder)
+    shutil.copy(original / "mlflow.db", folder / "mlflow.db")
+    return RegistryHome(folder)
 
 
-class Slow:
-    """A model that takes its time, and says when it began."""
+class SlowModel:
+    """A model that takes `seconds` for each batch."""
 
     def __init__(self, current: Callable[[], Any], seconds: float) -> None:
-        self.asked, self.begun = current, threading.Event()
+        self._real = current
         self.seconds, self.version = seconds, current().version
 
-    def current(self) -> "Slow":
+    def current(self) -> "SlowModel":
         return self
 
     def predict(self, sentences: list[str]) -> Any:
-        self.begun.set()
         time.sleep(self.seconds)
-        return self.asked().predict(sentences)
+        return self._real().predict(sentences)
 
 
 @contextlib.contextmanager
-def serving(
+def running_server(
     champion: Champion,
     limits: RequestLimits | None = None,
     slow: float = 0.0,
     feedback: Feedback | None = None,
     **settings: Any,
 ) -> Iterator[Any]:
-    """Serve in a thread, with the page where feedback has a place to go; yield a client of the server."""
-    batcher = Batcher(Slow(champion.current, slow).current if slow else champion.current, **settings)
+    """Serve in a thread, with the page where there is a feedback file; yield a client of the server."""
+    batcher = Batcher(SlowModel(champion.current, slow).current if slow else champion.current, **settings)
     telemetry = ServerMetrics(champion.status, lambda: batcher.waiting)
     batcher.on_batch = telemetry.count_batch
     bound = bind_socket("127.0.0.1", 0)
@@ -110,14 +108,14 @@ def serving(
             app.state.page.close()
 
 
-def until(holds: Callable[[], Any], seconds: float = 20) -> Any:
-    """Wait until something holds, and return it."""
+def wait_until(condition: Callable[[], Any], seconds: float = 20) -> Any:
+    """Wait until a condition returns something true, and return that."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
-        if found := holds():
+        if found := condition():
             return found
         time.sleep(0.02)
-    raise AssertionError("it never held")
+    raise AssertionError(f"not true within {seconds} s")
 
 
 def free_port() -> int:
