@@ -505,7 +505,7 @@ def test_the_command_says_what_it_wrote_and_what_to_run_next(
     code, out, _ = call(capsys, str(tmp_path / "models"), "--model", exported["bundle"])
     assert code == 0
     assert f"repository  {tmp_path / 'models'}" in out
-    assert "graph       fp32 on GPUs; the bundle holds no fp16 graph, so this one is slower" in out
+    assert "graph       fp32 on GPUs; the bundle has no fp16 graph, which would be faster" in out
     assert triton.docker_command(tmp_path / "models") in out
 
 
