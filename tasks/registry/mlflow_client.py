@@ -9,20 +9,17 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypedDict, TypeVar
+from typing import Any, TypedDict
 
 import mlflow
 from mlflow.entities import Run, ViewType
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
-from mlflow.store.entities.paged_list import PagedList
 
 from ..core.errors import UnreachableError, first_line
 
 EXPERIMENT, AUDIT_EXPERIMENT = "verdict", "verdict-history"
 SQLITE = "sqlite:///"
-
-Entity = TypeVar("Entity")
 
 _process_address = threading.RLock()  # held while MLflow's process-wide address is a store's
 
@@ -109,7 +106,7 @@ def experiment_of(client: mlflow.MlflowClient, store: MlflowStore, name: str = E
         return experiment_of(client, store, name)  # another process created it meanwhile
 
 
-def search_all(search: Callable[..., PagedList[Entity]], *args: Any, **filters: Any) -> list[Entity]:
+def search_all(search: Callable[..., Any], *args: Any, **filters: Any) -> list[Any]:
     """Return the results of every page of a search.
 
     Args:
@@ -117,7 +114,7 @@ def search_all(search: Callable[..., PagedList[Entity]], *args: Any, **filters: 
         args: positional arguments of the search.
         filters: keyword arguments of the search.
     """
-    found: list[Entity] = []
+    found: list[Any] = []
     token: str | None = None
     while token != "":
         page = search(*args, **filters, page_token=token)

@@ -8,7 +8,7 @@ import json
 import logging
 import os
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
@@ -214,7 +214,10 @@ def _describe_bodies(app: FastAPI) -> None:
 
     def openapi() -> dict[str, Any]:
         document = make()
-        bodies = [(model, "validation") for model in (JudgeRequest, protocol.InferRequest)]
+        bodies: list[tuple[type[BaseModel], Literal["validation"]]] = [
+            (JudgeRequest, "validation"),
+            (protocol.InferRequest, "validation"),
+        ]
         document["components"]["schemas"] |= models_json_schema(bodies, ref_template=SCHEMA_REF)[1]["$defs"]
         return document
 
