@@ -93,7 +93,7 @@ def recipe(encoder: Path | str, **changes: Any) -> "TrainingRecipe":
 
 
 class Killed(Exception):
-    """Stands for what ends a process."""
+    """Raised where a process would be killed."""
 
 
 class Trainer:

@@ -1,4 +1,4 @@
-"""Checkpoints are whole or absent, and a damaged or foreign one is never used."""
+"""Checkpoints are written atomically, and a damaged or foreign one is never used."""
 
 import errno
 import subprocess

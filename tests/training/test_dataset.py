@@ -1,4 +1,4 @@
-"""Batches gathered on the device are the batches that padding gives, and stand-ins do not count."""
+"""Batches gathered on the device are the batches that padding gives, and padding rows have no loss."""
 
 import numpy as np
 import pytest
@@ -54,7 +54,7 @@ def test_a_longer_batch_only_has_more_padding(ids: list[TokenIds], pad_id: int, 
 
 
 @pytest.mark.parametrize("pad_id", [0, 1])
-def test_the_stand_in_is_one_token_that_is_not_counted(pad_id: int) -> None:
+def test_the_padding_row_is_one_token_that_is_not_counted(pad_id: int) -> None:
     encoded = encode([np.array([5, 6, 7]), np.array([8])], pad_id)
     assert encoded.count == 2
     inputs, targets = encoded.gather(torch.tensor([encoded.count, 0]), 4)
@@ -106,7 +106,7 @@ def test_every_batch_has_one_of_the_listed_lengths(ids: list[TokenIds], data: st
 
 @pytest.mark.parametrize("fillers", [0, 1, 13])
 @pytest.mark.parametrize("r_drop", [0.0, 2.0])
-def test_stand_ins_and_longer_padding_change_neither_loss_nor_gradients(r_drop: float, fillers: int) -> None:
+def test_padding_rows_and_longer_padding_change_neither_loss_nor_gradients(r_drop: float, fillers: int) -> None:
     encoded = toy_encoded(20)
     rows = np.array([3, 14, 15, 9, 2])
 

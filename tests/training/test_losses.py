@@ -24,7 +24,7 @@ def one_hot(*labels: int) -> torch.Tensor:
 
 @st.composite
 def batches(draw: st.DrawFn) -> tuple[torch.Tensor, torch.Tensor]:
-    """Two passes' logits [2, B, 2] and targets [B, 2], some of them stand-ins'."""
+    """Two passes' logits [2, B, 2] and targets [B, 2], some of them of padding rows."""
     count = draw(st.integers(1, 12))
     logit = st.floats(-8, 8, width=32)
     logits = draw(st.lists(st.lists(logit, min_size=2, max_size=2), min_size=2 * count, max_size=2 * count))
@@ -69,7 +69,7 @@ def test_the_first_pass_tells_what_is_correct() -> None:
 
 
 @pytest.mark.parametrize("answer", [[3.0, 4.0], [4.0, 3.0], [0.0, 0.0]])
-def test_stand_ins_count_neither_in_the_loss_nor_in_correct_predictions(answer: list[float]) -> None:
+def test_padding_rows_count_neither_in_the_loss_nor_in_correct_predictions(answer: list[float]) -> None:
     logits = torch.tensor([EVEN, [0.0, 100.0], [100.0, 0.0], answer])
     loss, correct = classification_loss(logits, torch.cat([one_hot(0, 1, 0), torch.zeros(1, 2)]), 3)
     assert float(loss) == pytest.approx(math.log(2) / 3)
@@ -77,7 +77,7 @@ def test_stand_ins_count_neither_in_the_loss_nor_in_correct_predictions(answer: 
 
 
 @pytest.mark.parametrize("r_drop", [0.0, 1.0])
-def test_stand_ins_have_no_gradient(r_drop: float) -> None:
+def test_padding_rows_have_no_gradient(r_drop: float) -> None:
     logits = torch.tensor([[1.0, 2.0], [3.0, 4.0], [2.0, 0.0], [-1.0, 4.0]], requires_grad=True)
     loss, _ = classification_loss(logits, torch.cat([one_hot(0), torch.zeros(1, 2)]), 1, r_drop)
     (gradient,) = torch.autograd.grad(loss, logits)
@@ -170,7 +170,7 @@ def test_the_difference_of_two_passes_counts_both_ways(swapped: bool, r_drop: fl
     assert float(loss) == pytest.approx(entropies + r_drop / 4 * (forth + back), abs=1e-6)
 
 
-def test_the_difference_of_a_stand_ins_passes_does_not_count() -> None:
+def test_the_difference_of_a_padding_rows_passes_does_not_count() -> None:
     targets = torch.cat([one_hot(1), torch.zeros(1, 2)])
     loss, _ = classification_loss(torch.tensor([EVEN, EVEN, EVEN, THREE_TO_ONE]), targets, 1, 4.0)
     assert float(loss) == pytest.approx(math.log(2), abs=1e-6)

@@ -26,7 +26,7 @@ SEED = 5
 
 
 class Killed(Exception):
-    """Stands for what ends a process."""
+    """Raised where a process would be killed."""
 
 
 def after(number: int) -> Callable[[EpochRecord], None]:
@@ -39,12 +39,12 @@ def after(number: int) -> Callable[[EpochRecord], None]:
     return kill
 
 
-def places(folder: Path, run: str = "run", seconds: float = 0.0) -> CheckpointConfig:
+def config_in(folder: Path, run: str = "run", seconds: float = 0.0) -> CheckpointConfig:
     return CheckpointConfig(str(folder), run, seconds)
 
 
 def train(
-    held: CheckpointConfig | None = None,
+    checkpoints: CheckpointConfig | None = None,
     on_epoch: Callable[[EpochRecord], None] | None = None,
     model: BertForSequenceClassification | None = None,
 ) -> tuple[TrainingHistory, BertForSequenceClassification]:
@@ -52,14 +52,14 @@ def train(
     model = model or tiny_bert(dropout=0.2)
     torch.manual_seed(SEED)
     history = train_epochs(
-        model, TRAIN, VALIDATION, RECIPE, epochs=EPOCHS, seed=SEED, checkpoints=held, on_epoch=on_epoch
+        model, TRAIN, VALIDATION, RECIPE, epochs=EPOCHS, seed=SEED, checkpoints=checkpoints, on_epoch=on_epoch
     )
     return history, model
 
 
-def interrupt(held: CheckpointConfig, number: int) -> None:
+def interrupt(checkpoints: CheckpointConfig, number: int) -> None:
     with pytest.raises(Killed):
-        train(held, after(number))
+        train(checkpoints, after(number))
 
 
 def timeless(history: TrainingHistory) -> TrainingHistory:
@@ -112,7 +112,7 @@ def test_the_uninterrupted_run_learns_and_has_dropout(
 def test_writing_checkpoints_changes_nothing(
     uninterrupted: tuple[TrainingHistory, BertForSequenceClassification], tmp_path: Path
 ) -> None:
-    assert_same(train(places(tmp_path)), uninterrupted)
+    assert_same(train(config_in(tmp_path)), uninterrupted)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["epoch-0002", "epoch-0003"]
 
 
@@ -120,9 +120,9 @@ def test_writing_checkpoints_changes_nothing(
 def test_a_run_killed_after_any_epoch_ends_as_one_that_was_not(
     killed: int, uninterrupted: tuple[TrainingHistory, BertForSequenceClassification], tmp_path: Path
 ) -> None:
-    interrupt(places(tmp_path), killed)
+    interrupt(config_in(tmp_path), killed)
     records: list[EpochRecord] = []
-    assert_same(train(places(tmp_path), records.append), uninterrupted)
+    assert_same(train(config_in(tmp_path), records.append), uninterrupted)
     assert [record["epoch"] for record in records] == list(range(killed, EPOCHS + 1))
 
 
@@ -130,8 +130,8 @@ def test_a_run_killed_again_and_again_ends_as_one_that_was_not(
     uninterrupted: tuple[TrainingHistory, BertForSequenceClassification], tmp_path: Path
 ) -> None:
     for killed in (1, 2, 2, 3, 4, 4):
-        interrupt(places(tmp_path), killed)
-    assert_same(train(places(tmp_path)), uninterrupted)
+        interrupt(config_in(tmp_path), killed)
+    assert_same(train(config_in(tmp_path)), uninterrupted)
 
 
 @pytest.mark.parametrize("killed", [1, 3])
@@ -153,8 +153,8 @@ def test_a_run_killed_between_two_steps_ends_as_one_that_was_not(
     real = train_step.classification_loss
     monkeypatch.setattr(train_step, "classification_loss", kill_at)
     with pytest.raises(Killed):
-        train(places(tmp_path))
-    assert_same(train(places(tmp_path)), uninterrupted)
+        train(config_in(tmp_path))
+    assert_same(train(config_in(tmp_path)), uninterrupted)
 
 
 def test_a_run_resumes_from_the_checkpoint_before_a_damaged_one(
@@ -162,10 +162,10 @@ def test_a_run_resumes_from_the_checkpoint_before_a_damaged_one(
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    interrupt(places(tmp_path), 4)
+    interrupt(config_in(tmp_path), 4)
     (tmp_path / "epoch-0003" / checkpoints.TENSORS_FILE).write_bytes(b"")
     records: list[EpochRecord] = []
-    assert_same(train(places(tmp_path), records.append), uninterrupted)
+    assert_same(train(config_in(tmp_path), records.append), uninterrupted)
     assert [record["epoch"] for record in records] == [3, 4]
     assert "epoch-0003 is ignored" in caplog.text
 
@@ -173,21 +173,21 @@ def test_a_run_resumes_from_the_checkpoint_before_a_damaged_one(
 def test_where_all_checkpoints_are_damaged_the_run_starts_over(
     uninterrupted: tuple[TrainingHistory, BertForSequenceClassification], tmp_path: Path
 ) -> None:
-    interrupt(places(tmp_path), 4)
+    interrupt(config_in(tmp_path), 4)
     for path in tmp_path.glob(f"*/{checkpoints.STATE_FILE}"):
         path.write_text("{}")
     records: list[EpochRecord] = []
-    assert_same(train(places(tmp_path), records.append), uninterrupted)
+    assert_same(train(config_in(tmp_path), records.append), uninterrupted)
     assert [record["epoch"] for record in records] == [1, 2, 3, 4]
 
 
 def test_a_run_does_not_resume_from_a_checkpoint_of_another(
     uninterrupted: tuple[TrainingHistory, BertForSequenceClassification], tmp_path: Path
 ) -> None:
-    interrupt(places(tmp_path, "another"), 4)
-    interrupt(places(tmp_path), 3)
+    interrupt(config_in(tmp_path, "another"), 4)
+    interrupt(config_in(tmp_path), 3)
     records: list[EpochRecord] = []
-    assert_same(train(places(tmp_path), records.append), uninterrupted)
+    assert_same(train(config_in(tmp_path), records.append), uninterrupted)
     assert [record["epoch"] for record in records] == [3, 4]
 
 
@@ -201,20 +201,20 @@ def test_a_full_disk_does_not_stop_the_run(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(checkpoints, "save_file", refuse)
-    assert_same(train(places(tmp_path)), uninterrupted)
+    assert_same(train(config_in(tmp_path)), uninterrupted)
     assert caplog.text.count("cannot be written") == EPOCHS - 1
     assert list(tmp_path.iterdir()) == []
 
 
 def test_checkpoints_are_no_more_frequent_than_configured(tmp_path: Path) -> None:
-    train(places(tmp_path, seconds=3600))
+    train(config_in(tmp_path, seconds=3600))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_the_log_says_after_which_epoch_a_run_resumes(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    interrupt(places(tmp_path), 3)
+    interrupt(config_in(tmp_path), 3)
     with caplog.at_level("INFO", "tasks"):
-        train(places(tmp_path))
+        train(config_in(tmp_path))
     assert "resuming after epoch 2 of 4" in caplog.messages
 
 
@@ -230,7 +230,7 @@ def test_a_checkpoint_holds_the_weights_of_its_epoch_and_the_best_ones(
         after(3)(record)
 
     with pytest.raises(Killed):
-        train(places(tmp_path), watch, model)
+        train(config_in(tmp_path), watch, model)
     start = model.classifier.weight.storage_offset()
     for epoch, best in ((1, 1), (2, 2)):
         tensors = load_file(tmp_path / f"epoch-{epoch:04}" / checkpoints.TENSORS_FILE)
@@ -282,9 +282,9 @@ def test_the_best_epoch_is_kept_by_a_run_that_resumes(
     expected = train()
     assert expected[0].best_epoch == best
     scores(*given[:killed])
-    interrupt(places(tmp_path), killed)
+    interrupt(config_in(tmp_path), killed)
     scores(*given[killed - 1 :])
-    assert_same(train(places(tmp_path)), expected)
+    assert_same(train(config_in(tmp_path)), expected)
 
 
 def test_a_nan_loss_ends_the_run_as_collapsed_with_the_best_weights_so_far() -> None:
@@ -369,7 +369,7 @@ def test_validation_draws_no_random_number_and_changes_no_weight() -> None:
 
 def wait(
     patience: int,
-    held: CheckpointConfig | None = None,
+    checkpoints: CheckpointConfig | None = None,
     on_epoch: Callable[[EpochRecord], None] | None = None,
     model: BertForSequenceClassification | None = None,
 ) -> TrainingHistory:
@@ -378,7 +378,7 @@ def wait(
     torch.manual_seed(SEED)
     return train_epochs(
         model, TRAIN, VALIDATION, RECIPE, epochs=EPOCHS, seed=SEED, patience=patience,
-        checkpoints=held, on_epoch=on_epoch,
+        checkpoints=checkpoints, on_epoch=on_epoch,
     )  # fmt: skip
 
 
@@ -434,12 +434,12 @@ def test_a_run_that_patience_ended_stays_ended_when_it_is_run_again(
 ) -> None:
     scores((0.5, 0.7), (0.4, 0.7), (0.3, 0.7))
     one, again = tiny_bert(dropout=0.2), tiny_bert(dropout=0.2)
-    expected = wait(2, places(tmp_path), model=one)
+    expected = wait(2, config_in(tmp_path), model=one)
     records: list[EpochRecord] = []
     scores()
     caplog.clear()
     with caplog.at_level("INFO", "tasks"):
-        history = wait(2, places(tmp_path), records.append, again)
+        history = wait(2, config_in(tmp_path), records.append, again)
     assert records == []
     assert len(endings(caplog)) == 1
     assert_same((history, again), (expected, one))
@@ -454,6 +454,6 @@ def test_a_resumed_run_counts_the_epochs_of_patience_from_before(
     expected = wait(2)
     scores(*given[:killed])
     with pytest.raises(Killed):
-        wait(2, places(tmp_path), after(killed))
+        wait(2, config_in(tmp_path), after(killed))
     scores(*given[killed - 1 :])
-    assert timeless(wait(2, places(tmp_path))) == timeless(expected)
+    assert timeless(wait(2, config_in(tmp_path))) == timeless(expected)
