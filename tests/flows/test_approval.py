@@ -10,39 +10,36 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+from job_cache import JobCache
 from outcomes import make_outcome
 from registry_store import add_version, aliases, changes_of, new_store
+from toy import flow_settings
 
 from flows.jobs.approval import wait_for_approval
 from tasks.core.files import write_json
 from tasks.core.settings_loader import load_settings
-from tasks.registry import lookup, register
-from tasks.registry import promotion as moves
-from tasks.registry import tracking as runs
+from tasks.registry import lookup, promotion, register, tracking
 from tasks.registry.mlflow_client import MlflowStore, connect, experiment_of, locate_store
 
 
 @pytest.fixture
 def held(
-    prefect_server: str, empty_store: Path, tmp_path: Path, toy_data: Path, tiny_encoder: Path, exported: Any
-) -> tuple[Path, dict[str, Any]]:
+    prefect_server: str,
+    empty_store: Path,
+    tmp_path: Path,
+    toy_data: Path,
+    tiny_encoder: Path,
+    exported: Any,
+    job_cache: JobCache,
+    copied_pictures: None,
+) -> Iterator[tuple[Path, dict[str, Any]]]:
     """Stores with a champion that a candidate equals, and what a deployment starts the flow with."""
     store = new_store(empty_store, tmp_path)
-    run = runs.open_run(store, "a" * 16, {}, {})
+    run = tracking.open_run(store, "a" * 16, {}, {})
     champion = register.register_bundle(store, run, exported["bundle"], exported["digest"], {"verdict": "PROMOTE"}, "")
-    runs.close_run(store, run, "FINISHED")
-    moves.promote(store, champion, kind="promote", expected=None, reason="first")
-    toy = {
-        "data.path": str(shutil.copytree(toy_data, tmp_path / "data")),
-        "data.validation_share": 0.2,
-        "finetune.encoder": str(tiny_encoder),
-        "finetune.learning_rate": 3e-3,
-        "finetune.batch_size": 16,
-        "finetune.epochs": 4,
-        "finetune.seed": 7,
-        "finetune.max_length": 16,
-        "finetune.device": "cpu",
-        "judge.resamples": 200,
+    tracking.close_run(store, run, "FINISHED")
+    promotion.promote(store, champion, kind="promote", expected=None, reason="first")
+    toy = flow_settings(shutil.copytree(toy_data, tmp_path / "data"), tiny_encoder) | {
         "judge.threshold": 0.0,
         "judge.variant_difference": 1.0,
         "judge.reject_confidence": 0.999,
@@ -55,7 +52,8 @@ def held(
         "origins": resolved.origins,
         "home": str(tmp_path),
     }
-    return tmp_path, parameters
+    with job_cache.resumed(tmp_path, resolved):
+        yield tmp_path, parameters
 
 
 @pytest.fixture
@@ -124,7 +122,7 @@ def test_a_hold_suspends_the_run_and_the_answer_of_a_person_is_carried_out(
     finished = execute(prefect, run_id, parameters)
     assert finished.state.is_completed()
     assert aliases(store) == {"champion": "2"}
-    entries, _ = moves.history(store)
+    entries, _ = promotion.history(store)
     assert changes_of(entries) == [("promote", None, "1"), ("approve", "1", "2")]
     assert (entries[-1]["actor"], entries[-1]["reason"]) == ("ada", "reads better")
     outcome = finished.state.result()
@@ -138,7 +136,7 @@ def test_a_rejection_is_carried_out_too(prefect: Any, empty_store: Path, tmp_pat
 
     store = new_store(empty_store, tmp_path)
     held = add_version(store, tmp_path, "a", verdict="HOLD")
-    moves.set_challenger(store, held)
+    promotion.set_challenger(store, held)
     parameters = {"settings": {}, "origins": {}, "home": str(tmp_path)}
     run_id = deploy(prefect, parameters)
     # A run that finds its outcome goes straight to the question.

@@ -84,7 +84,7 @@ def test_what_can_only_be_one_of_a_few_is_a_choice(applied: dict[str, Any], clie
     ("name", "parameters"),
     [("retrain", {"profile": "unheard-of"}), ("retrain", {"training": {"epochs": 0}}), ("score", {"path": "a.txt"})],
 )
-def test_the_server_refuses_parameters_that_cannot_be_meant(
+def test_the_server_rejects_invalid_parameters(
     applied: dict[str, Any], client: Any, name: str, parameters: dict[str, Any]
 ) -> None:
     from prefect.exceptions import PrefectHTTPStatusError
@@ -94,7 +94,7 @@ def test_the_server_refuses_parameters_that_cannot_be_meant(
         client.create_flow_run_from_deployment(held.id, parameters=parameters)
 
 
-def test_applying_it_again_makes_nothing_twice(applied: dict[str, Any], client: Any) -> None:
+def test_applying_the_file_again_creates_nothing_twice(applied: dict[str, Any], client: Any) -> None:
     from flows.services.deploy import apply_automations, prepare_pool
 
     prepare_pool(client)
@@ -105,7 +105,7 @@ def test_applying_it_again_makes_nothing_twice(applied: dict[str, Any], client: 
         assert automation.trigger.match_related["prefect.resource.id"] == ["prefect.tag.verdict"]
 
 
-def test_people_are_told_by_the_server_where_an_address_is_set(
+def test_the_server_sends_alerts_if_an_address_is_set(
     applied: dict[str, Any], client: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from flows.services.deploy import apply_automations
@@ -123,7 +123,7 @@ def test_people_are_told_by_the_server_where_an_address_is_set(
     apply_automations(client)
 
 
-def test_a_run_stands_for_those_that_the_schedule_missed(applied: dict[str, Any], client: Any) -> None:
+def test_a_run_cancels_the_missed_runs_of_its_schedule(applied: dict[str, Any], client: Any) -> None:
     from prefect import flow
     from prefect.client.schemas.actions import DeploymentScheduleCreate
     from prefect.client.schemas.schedules import IntervalSchedule
@@ -169,7 +169,7 @@ def _due(client: Any, deployment: Any) -> list[Any]:
     return [each for each in _runs(client, deployment) if each.auto_scheduled and each.expected_start_time < now]
 
 
-def test_without_a_lasting_server_one_line_says_what_to_do(tmp_path: Path) -> None:
+def test_without_a_server_one_line_says_what_to_do(tmp_path: Path) -> None:
     environ = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
     environ |= {"PREFECT_HOME": str(tmp_path)}
     done = subprocess.run(
@@ -181,7 +181,7 @@ def test_without_a_lasting_server_one_line_says_what_to_do(tmp_path: Path) -> No
     )
 
 
-def test_a_file_that_prefect_refuses_is_one_line(applied: dict[str, Any], tmp_path: Path) -> None:
+def test_a_file_that_prefect_rejects_is_one_line(applied: dict[str, Any], tmp_path: Path) -> None:
     from flows.services.deploy import apply_file, deploy
 
     (tmp_path / "broken.yaml").write_text("deployments: [{name: a, entrypoint: flows.jobs.deployments.nothing}]\n")
@@ -191,7 +191,7 @@ def test_a_file_that_prefect_refuses_is_one_line(applied: dict[str, Any], tmp_pa
         deploy(str(tmp_path / "none.yaml"))
 
 
-def test_the_doctor_misses_a_worker(applied: dict[str, Any]) -> None:
+def test_the_doctor_fails_without_a_worker(applied: dict[str, Any]) -> None:
     from flows.commands.doctor import _prefect
 
     with pytest.raises(VerdictError, match="no worker takes runs from the pool verdict; start one: make up"):
@@ -199,7 +199,7 @@ def test_the_doctor_misses_a_worker(applied: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(("installed", "works"), [("2.1.9", False), ("2.0.58", True)])
-def test_the_doctor_knows_a_library_under_which_no_schedule_fires(
+def test_the_doctor_fails_on_a_library_version_that_breaks_schedules(
     installed: str, works: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from flows.commands import doctor
@@ -214,7 +214,7 @@ def test_the_doctor_knows_a_library_under_which_no_schedule_fires(
     assert works or "never fire; install the pinned one: make install" in check["seen"]
 
 
-def test_a_form_becomes_settings_that_remember_their_origin() -> None:
+def test_a_form_becomes_settings_with_their_origins() -> None:
     from flows.jobs.deployments import DataForm, TrainingForm, resolve
 
     resolved = resolve("sample", DataForm(path=["a", "b"]), TrainingForm(epochs=3), ["judge.resamples=200"])

@@ -2,19 +2,19 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from job_cache import JobCache
 from registry_store import aliases, changes_of, new_store
-from toy import facts
+from toy import facts, flow_settings
 
 from flows.steps import Timer
 from tasks.core.settings_loader import load_settings
 from tasks.inference.bundle import write_manifest
-from tasks.registry import lookup, register
-from tasks.registry import promotion as moves
-from tasks.registry import tracking as runs
+from tasks.registry import lookup, promotion, register, tracking
 from tasks.registry.mlflow_client import MlflowStore
 
 
@@ -26,43 +26,36 @@ def store(empty_store: Path, tmp_path: Path, prefect_server: str) -> MlflowStore
 def add(store: MlflowStore, bundle: Path, exported: Any, length: int) -> str:
     """Register a real model that reads so many tokens."""
     digest = write_manifest(Path(shutil.copytree(exported["bundle"], bundle)), facts(max_length=length), {})["digest"]
-    run = runs.open_run(store, f"{length:016d}", {}, {})
+    run = tracking.open_run(store, f"{length:016d}", {}, {})
     version = register.register_bundle(store, run, str(bundle), digest, {"verdict": "HOLD"}, "a bundle")
-    runs.close_run(store, run, "FINISHED")
+    tracking.close_run(store, run, "FINISHED")
     return version
 
 
-def retrain(home: Path, data: Path, encoder: Path) -> dict[str, Any]:
+@pytest.fixture
+def retrain(
+    store: MlflowStore, tmp_path: Path, toy_data: Path, tiny_encoder: Path, job_cache: JobCache, copied_pictures: None
+) -> Callable[[], dict[str, Any]]:
     from flows.jobs.retrain import retrain as flow
 
-    toy = {
-        "data.path": str(data),
-        "data.validation_share": 0.2,
-        "finetune.encoder": str(encoder),
-        "finetune.learning_rate": 3e-3,
-        "finetune.batch_size": 16,
-        "finetune.epochs": 4,
-        "finetune.seed": 7,
-        "finetune.max_length": 16,
-        "finetune.device": "cpu",
-        "judge.resamples": 200,
-        "judge.threshold": 0.0,
-        "judge.variant_difference": 1.0,
-    }
-    resolved = load_settings("sample", toy, {})
-    return flow(resolved.settings.model_dump(), resolved.origins, str(home)).to_json()
+    def run() -> dict[str, Any]:
+        policy = {"judge.threshold": 0.0, "judge.variant_difference": 1.0}
+        resolved = load_settings("sample", flow_settings(toy_data, tiny_encoder) | policy, {})
+        with job_cache.resumed(tmp_path, resolved):
+            return flow(resolved.settings.model_dump(), resolved.origins, str(tmp_path)).to_json()
+
+    return run
 
 
 def test_a_candidate_is_judged_again_where_another_became_champion_meanwhile(
     store: MlflowStore,
     tmp_path: Path,
-    toy_data: Path,
-    tiny_encoder: Path,
+    retrain: Callable[[], dict[str, Any]],
     exported: Any,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     rival = add(store, tmp_path / "rival", exported, 17)
-    real, looks = moves.promote, []
+    real, looks = promotion.promote, []
 
     def promote(_timer: Timer, store: MlflowStore, version: str, **said: Any) -> Any:
         looks.append(said["expected"])
@@ -71,11 +64,11 @@ def test_a_candidate_is_judged_again_where_another_became_champion_meanwhile(
         return real(store, version, **said)
 
     monkeypatch.setattr("flows.jobs.retrain.promote_version", promote)
-    outcome = retrain(tmp_path, toy_data, tiny_encoder)
+    outcome = retrain()
     assert looks == [None]  # as good as the rival, it is not promoted a second time
     assert (outcome["decision"], outcome["champion_before"]) == ("HOLD", rival)
     assert aliases(store) == {"champion": rival, "challenger": outcome["version"]}
-    assert changes_of(moves.history(store)[0]) == [("promote", None, rival)]
+    assert changes_of(promotion.history(store)[0]) == [("promote", None, rival)]
     tags = lookup.read_tags(store, outcome["version"])
     assert (tags["verdict"], tags["compared_with"]) == ("HOLD", rival)  # the version shows the last verdict
     (recorded,) = (json.loads(path.read_text()) for path in tmp_path.glob("runs/*/verdict.json"))
@@ -83,12 +76,12 @@ def test_a_candidate_is_judged_again_where_another_became_champion_meanwhile(
 
 
 def test_a_champion_whose_files_are_gone_is_held_against_nobody(
-    store: MlflowStore, tmp_path: Path, toy_data: Path, tiny_encoder: Path, exported: Any
+    store: MlflowStore, tmp_path: Path, retrain: Callable[[], dict[str, Any]], exported: Any
 ) -> None:
     champion = add(store, tmp_path / "first", exported, 15)
-    moves.promote(store, champion, kind="approve", expected=None, reason="first")
+    promotion.promote(store, champion, kind="approve", expected=None, reason="first")
     shutil.rmtree(Path(lookup.resolve_version(store, fetch=True)["bundle"]).parents[1])
-    outcome = retrain(tmp_path, toy_data, tiny_encoder)
+    outcome = retrain()
     assert outcome["decision"] == "HOLD"
     assert any(f"champion {champion} cannot be measured: " in reason for reason in outcome["reasons"])
     assert aliases(store) == {"champion": champion, "challenger": outcome["version"]}

@@ -10,18 +10,14 @@ import pytest
 from registry_store import add_version, aliases, bundle_folder, changes_of, new_store, set_alias
 from toy import SPLIT, facts
 
-from flows.cli import app as cli
-from flows.commands import compare as comparison
-from flows.commands import review
+from flows.cli import app
+from flows.commands import compare, review
 from tasks.core.errors import UsageError, VerdictError
 from tasks.core.files import json_digest, write_json
 from tasks.core.policy import load_policy
 from tasks.evaluation.evidence import gather_evidence
 from tasks.inference.bundle import MODEL_NAME, write_manifest
-from tasks.registry import audit_log as record
-from tasks.registry import promotion as moves
-from tasks.registry import register
-from tasks.registry import tracking as runs
+from tasks.registry import audit_log, promotion, register, tracking
 from tasks.registry.mlflow_client import MlflowStore, connect, locate_store
 
 Command = Callable[..., tuple[int, str, str]]
@@ -45,9 +41,9 @@ def fill(store: MlflowStore, home: Path) -> MlflowStore:
     """Promote versions 1 to 3 one after the other; 4 is on HOLD against 3."""
     for before, name in zip([None, "1", "2"], "abc", strict=True):
         version = add_version(store, home, name, mcc="0.5")
-        moves.promote(store, version, kind="promote", expected=before, reason=f"better {name}")
+        promotion.promote(store, version, kind="promote", expected=before, reason=f"better {name}")
     held = add_version(store, home, "d", verdict="HOLD", compared_with="3", verdict_digest="e" * 64)
-    moves.set_challenger(store, held)
+    promotion.set_challenger(store, held)
     return store
 
 
@@ -68,7 +64,7 @@ def untouched(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 def verdict(capsys: pytest.CaptureFixture[str]) -> Command:
     def call(*arguments: str) -> tuple[int, str, str]:
         with pytest.raises(SystemExit) as ended:
-            cli.main(arguments)
+            app.main(arguments)
         printed = capsys.readouterr()
         return int(ended.value.code or 0), printed.out, printed.err
 
@@ -141,7 +137,7 @@ def test_a_refusal_is_one_line_and_moves_nothing(
     assert err.count("\n") <= 2
     store = locate_store(str(untouched))
     assert aliases(store) == {"champion": "3", "challenger": "4"}
-    assert len(record.read_changes(store)) == 3
+    assert len(audit_log.read_changes(store)) == 3
 
 
 @pytest.mark.parametrize(
@@ -188,7 +184,7 @@ def test_a_dry_run_says_what_it_would_do_and_moves_nothing(reigning: MlflowStore
     assert out == "would do  rollback: champion 3 -> 2; its files are intact; nothing was changed\n"
     assert json.loads(verdict("rollback", "--reason", "x", "--dry-run", "--json")[1])["dry_run"]
     assert aliases(reigning)["champion"] == "3"
-    assert len(record.read_changes(reigning)) == 3
+    assert len(audit_log.read_changes(reigning)) == 3
 
 
 @pytest.mark.parametrize("dry", [[], ["--dry-run"]])
@@ -313,10 +309,10 @@ def judged(
             device="cpu",
             resamples=200,
         )
-        run = runs.open_run(store, f"{length:016d}", {}, {})
+        run = tracking.open_run(store, f"{length:016d}", {}, {})
         write_json(home / "evidence.json", evidence)
-        runs.log_files(store, run, [str(home / "evidence.json")], "records")
-        runs.close_run(store, run, "FINISHED")
+        tracking.log_files(store, run, [str(home / "evidence.json")], "records")
+        tracking.close_run(store, run, "FINISHED")
         tags = {"verdict": "HOLD", "holdout": digest, "compared_with": compared or "", "mcc": "0.5"}
         return register.register_bundle(store, run, str(bundle), manifest["digest"], tags, "a bundle")
 
@@ -360,7 +356,7 @@ def test_a_hold_is_judged_again_where_another_champion_reigns_by_now(
     judged: Callable[..., str], home: Path, store: MlflowStore
 ) -> None:
     worse, held = judged(3, None), judged(16, None)
-    moves.promote(store, worse, kind="promote", expected=None, reason="first")
+    promotion.promote(store, worse, kind="promote", expected=None, reason="first")
     move = review.approve(held, "the better one", str(home))
     assert (move["from"], move["to"]) == (worse, held)
     with connect(store) as client:
@@ -376,7 +372,7 @@ def test_a_hold_that_is_worse_than_the_champion_by_now_is_refused(
     judged: Callable[..., str], home: Path, store: MlflowStore
 ) -> None:
     worse, better = judged(3, None), judged(16, None)
-    moves.promote(store, better, kind="promote", expected=None, reason="first")
+    promotion.promote(store, better, kind="promote", expected=None, reason="first")
     with pytest.raises(VerdictError, match=f"version {worse} was judged again, against champion {better}: REJECT: "):
         review.approve(worse, "the other one", str(home))
     assert aliases(store) == {"champion": better}
@@ -386,7 +382,7 @@ def test_a_hold_whose_champion_vanished_is_judged_again_without_one(
     judged: Callable[..., str], home: Path, store: MlflowStore
 ) -> None:
     first, held = judged(15, None), judged(16, "1")
-    moves.promote(store, first, kind="promote", expected=None, reason="first")
+    promotion.promote(store, first, kind="promote", expected=None, reason="first")
     with connect(store) as client:
         client.delete_registered_model_alias(MODEL_NAME, "champion")
     assert review.approve(held, "somebody must reign", str(home))["from"] is None
@@ -395,7 +391,7 @@ def test_a_hold_whose_champion_vanished_is_judged_again_without_one(
 
 def test_what_cannot_be_judged_again_is_refused(judged: Callable[..., str], home: Path, store: MlflowStore) -> None:
     first, held = judged(15, None), judged(16, "7")
-    moves.promote(store, first, kind="promote", expected=None, reason="first")
+    promotion.promote(store, first, kind="promote", expected=None, reason="first")
     shutil.rmtree(home / "snapshots")
     message = f"version {held} was compared with champion 7, the champion is {first} now, and the holdout .* is missing"
     with pytest.raises(VerdictError, match=message):
@@ -409,4 +405,4 @@ def test_what_cannot_be_judged_again_is_refused(judged: Callable[..., str], home
 def test_comparing_with_itself_is_no_comparison(judged: Callable[..., str], home: Path) -> None:
     version = judged(16, None)
     with pytest.raises(UsageError, match="cannot be compared with itself"):
-        comparison.compare(version, version, "cpu", str(home))
+        compare.compare(version, version, "cpu", str(home))

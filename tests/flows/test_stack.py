@@ -1,4 +1,4 @@
-"""What the services of one machine are told, and what is refused before anything starts."""
+"""The environment of the services of one machine, and what is rejected before anything starts."""
 
 import base64
 import http.server
@@ -25,47 +25,47 @@ PASSWORDS = {name: name.lower() for name in ACCOUNT_VARIABLES}
 
 
 def test_without_anything_set_all_state_is_in_the_home(tmp_path: Path) -> None:
-    places = load_stack_config({}, str(tmp_path))
-    told = places.environment
-    assert told["PREFECT_SERVER_DATABASE_CONNECTION_URL"] == f"sqlite+aiosqlite:///{tmp_path}/stack/prefect.db"
-    assert told["MLFLOW_BACKEND_STORE_URI"] == f"sqlite:///{tmp_path}/mlflow.db"
-    assert told["MLFLOW_ARTIFACTS_DESTINATION"] == f"{tmp_path}/artifacts"
-    assert told["PREFECT_HOME"] == f"{tmp_path}/stack/prefect"
-    assert told["MLFLOW_OPTIONS"] == "--serve-artifacts"
-    assert places.urls == {
+    config = load_stack_config({}, str(tmp_path))
+    variables = config.environment
+    assert variables["PREFECT_SERVER_DATABASE_CONNECTION_URL"] == f"sqlite+aiosqlite:///{tmp_path}/stack/prefect.db"
+    assert variables["MLFLOW_BACKEND_STORE_URI"] == f"sqlite:///{tmp_path}/mlflow.db"
+    assert variables["MLFLOW_ARTIFACTS_DESTINATION"] == f"{tmp_path}/artifacts"
+    assert variables["PREFECT_HOME"] == f"{tmp_path}/stack/prefect"
+    assert variables["MLFLOW_OPTIONS"] == "--serve-artifacts"
+    assert config.urls == {
         "Prefect": "http://127.0.0.1:4200",
         "MLflow": "http://127.0.0.1:5000",
         "inference": "http://127.0.0.1:8080",
     }
-    assert places.accounts == {}
+    assert config.accounts == {}
 
 
 def test_leases_outlive_the_server_and_nothing_is_reported_or_open(tmp_path: Path) -> None:
-    told = load_stack_config({}, str(tmp_path)).environment
-    assert told["PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE"].endswith(".filesystem")
-    assert told["PREFECT_SERVER_ANALYTICS_ENABLED"] == "false"
-    assert told["PREFECT_SERVER_API_CSRF_PROTECTION_ENABLED"] == "true"
-    assert told["PREFECT_SERVER_API_CORS_ALLOWED_ORIGINS"] == "http://127.0.0.1:4200"
-    assert told["MLFLOW_SERVER_CORS_ALLOWED_ORIGINS"] == "http://127.0.0.1:5000"
+    variables = load_stack_config({}, str(tmp_path)).environment
+    assert variables["PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE"].endswith(".filesystem")
+    assert variables["PREFECT_SERVER_ANALYTICS_ENABLED"] == "false"
+    assert variables["PREFECT_SERVER_API_CSRF_PROTECTION_ENABLED"] == "true"
+    assert variables["PREFECT_SERVER_API_CORS_ALLOWED_ORIGINS"] == "http://127.0.0.1:4200"
+    assert variables["MLFLOW_SERVER_CORS_ALLOWED_ORIGINS"] == "http://127.0.0.1:5000"
 
 
-def test_addresses_of_postgresql_and_s3_take_the_place_of_files(tmp_path: Path) -> None:
-    told = load_stack_config(POSTGRES | STORE | {"STORE_BUCKET": "models"}, str(tmp_path)).environment
-    assert "PREFECT_SERVER_DATABASE_CONNECTION_URL" not in told
-    assert (told["PREFECT_SERVER_DATABASE_HOST"], told["PGHOST"], told["PGPORT"]) == ("db", "db", "5432")
-    assert told["MLFLOW_BACKEND_STORE_URI"] == "postgresql+psycopg2://"
-    assert told["MLFLOW_ARTIFACTS_DESTINATION"] == "s3://models"
-    assert told["MLFLOW_S3_ENDPOINT_URL"] == "http://store:8333"
+def test_postgresql_and_s3_replace_sqlite_and_folders(tmp_path: Path) -> None:
+    variables = load_stack_config(POSTGRES | STORE | {"STORE_BUCKET": "models"}, str(tmp_path)).environment
+    assert "PREFECT_SERVER_DATABASE_CONNECTION_URL" not in variables
+    assert (variables["PREFECT_SERVER_DATABASE_HOST"], variables["PGHOST"], variables["PGPORT"]) == ("db", "db", "5432")
+    assert variables["MLFLOW_BACKEND_STORE_URI"] == "postgresql+psycopg2://"
+    assert variables["MLFLOW_ARTIFACTS_DESTINATION"] == "s3://models"
+    assert variables["MLFLOW_S3_ENDPOINT_URL"] == "http://store:8333"
 
 
 def test_accounts_are_used_by_name_and_shown_without_their_passwords(tmp_path: Path) -> None:
-    places = load_stack_config(PASSWORDS | {"PREFECT_AUTH_STRING": "me:secret-of-mine"}, str(tmp_path))
-    assert places.environment["MLFLOW_TRACKING_USERNAME"] == "retrain"
-    assert "--app-name basic-auth" in places.environment["MLFLOW_OPTIONS"]
-    assert "sqlite" in Path(places.environment["MLFLOW_AUTH_CONFIG_PATH"]).read_text()
-    shown = " ".join([*places.exports.values(), *places.urls.values(), *places.health_urls.values()])
+    config = load_stack_config(PASSWORDS | {"PREFECT_AUTH_STRING": "me:secret-of-mine"}, str(tmp_path))
+    assert config.environment["MLFLOW_TRACKING_USERNAME"] == "retrain"
+    assert "--app-name basic-auth" in config.environment["MLFLOW_OPTIONS"]
+    assert "sqlite" in Path(config.environment["MLFLOW_AUTH_CONFIG_PATH"]).read_text()
+    shown = " ".join([*config.exports.values(), *config.urls.values(), *config.health_urls.values()])
     assert [word for word in (*PASSWORDS.values(), "secret-of-mine") if word in shown] == []
-    assert places.exports["MLFLOW_TRACKING_PASSWORD"] == "$RETRAIN_PASSWORD"
+    assert config.exports["MLFLOW_TRACKING_PASSWORD"] == "$RETRAIN_PASSWORD"
 
 
 @pytest.mark.parametrize(
@@ -80,17 +80,17 @@ def test_accounts_are_used_by_name_and_shown_without_their_passwords(tmp_path: P
         ({"PREFECT_AUTH_STRING": "password"}, "PREFECT_AUTH_STRING is not of the form NAME:PASSWORD"),
     ],
 )
-def test_what_contradicts_itself_is_refused(tmp_path: Path, environ: dict[str, str], message: str) -> None:
+def test_a_contradictory_environment_is_a_usage_error(tmp_path: Path, environ: dict[str, str], message: str) -> None:
     with pytest.raises(UsageError, match=re.escape(message)):
         load_stack_config(environ, str(tmp_path))
 
 
-def test_no_line_of_the_procfile_holds_a_secret_and_every_variable_is_told(tmp_path: Path) -> None:
+def test_no_line_of_the_procfile_holds_a_secret_and_every_variable_is_set(tmp_path: Path) -> None:
     lines = dict(re.findall(r"^([a-z]+): (.*)$", stack.PROCFILE.read_text(), re.MULTILINE))
     assert set(lines) == {"prefect", "mlflow", "worker", "inference"}
-    told = load_stack_config(PASSWORDS | {"PREFECT_AUTH_STRING": "me:secret-of-mine"}, str(tmp_path)).environment
+    variables = load_stack_config(PASSWORDS | {"PREFECT_AUTH_STRING": "me:secret-of-mine"}, str(tmp_path)).environment
     for line in lines.values():
-        assert set(re.findall(r"\$([A-Z_]+)", line)) <= told.keys()
+        assert set(re.findall(r"\$([A-Z_]+)", line)) <= variables.keys()
         assert "exec " in line  # so that a signal reaches the service and no shell
 
 
@@ -114,7 +114,7 @@ def test_a_port_that_is_taken_is_one_clear_line(port: int, tmp_path: Path) -> No
     assert said == f"error: port {port} is taken (Address already in use); name another: INFERENCE_PORT=PORT\n"
 
 
-def test_nothing_up_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+def test_down_without_services_is_not_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     monkeypatch.setenv("VERDICT_HOME", str(tmp_path))
     assert stack.main(["down"]) == 0
     assert capsys.readouterr().out == "nothing is up\n"
@@ -137,7 +137,7 @@ def test_what_killed_services_leave_behind_is_found_and_ended(
     assert left.returncode is not None
 
 
-def test_servers_are_asked_with_the_right_account_and_nobody_else_is(tmp_path: Path) -> None:
+def test_credentials_are_sent_to_our_servers_only(tmp_path: Path) -> None:
     seen: list[str | None] = []
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -152,22 +152,22 @@ def test_servers_are_asked_with_the_right_account_and_nobody_else_is(tmp_path: P
     server = http.server.HTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     environ = PASSWORDS | {"PREFECT_AUTH_STRING": "me:mine", "MLFLOW_PORT": str(server.server_port)}
-    places = load_stack_config(environ, str(tmp_path))
-    for url in (places.wait_urls["mlflow"], places.health_urls["mlflow"]):
-        places.opener.open(url).close()
+    config = load_stack_config(environ, str(tmp_path))
+    for url in (config.wait_urls["mlflow"], config.health_urls["mlflow"]):
+        config.opener.open(url).close()
     server.shutdown()
     account = base64.b64encode(f"retrain:{PASSWORDS['RETRAIN_PASSWORD']}".encode()).decode()
     assert seen == [f"Basic {account}", None]
 
 
-def test_a_service_that_ends_is_told_with_its_last_words(tmp_path: Path) -> None:
-    places = load_stack_config(_free("PREFECT_PORT") | _free("MLFLOW_PORT"), str(tmp_path))
+def test_a_service_that_exits_is_reported_with_the_end_of_the_log(tmp_path: Path) -> None:
+    config = load_stack_config(_free("PREFECT_PORT") | _free("MLFLOW_PORT"), str(tmp_path))
     (tmp_path / "stack").mkdir(exist_ok=True)
     (tmp_path / "stack" / "log").write_text("mlflow.1 | no such database\n")
     with subprocess.Popen([sys.executable, "-c", ""]) as process:
         process.wait()
         with pytest.raises(VerdictError, match="no such database"):
-            stack.await_services(places, process)
+            stack.await_services(config, process)
 
 
 def _free(name: str) -> dict[str, str]:

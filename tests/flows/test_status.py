@@ -1,4 +1,4 @@
-"""The first look of who is on call, on a real MLflow store and a real Prefect server."""
+"""The status command on a real MLflow store and a real Prefect server."""
 
 import datetime
 import http.server
@@ -45,7 +45,7 @@ def ended(store: MlflowStore, status: str, **tags: str) -> str:
     return run
 
 
-def test_each_run_says_why_it_ended_so(store: MlflowStore, home: Path) -> None:
+def test_each_run_has_the_reason_of_its_end(store: MlflowStore, home: Path) -> None:
     ended(store, "FINISHED", verdict="HOLD", version="2", why="not better than champion 1")
     ended(store, "FAILED", verdict="FAILED", error="the disk is full")
     ended(store, "KILLED")
@@ -56,7 +56,7 @@ def test_each_run_says_why_it_ended_so(store: MlflowStore, home: Path) -> None:
     ]
 
 
-def test_the_champion_has_an_age_that_begins_with_its_last_promotion(store: MlflowStore, home: Path) -> None:
+def test_the_champions_age_counts_from_its_last_promotion(store: MlflowStore, home: Path) -> None:
     for before, name in ((None, "a"), ("1", "b")):
         version = add_version(store, home, name)
         promotion.promote(store, version, kind="promote", expected=before, reason="better")
@@ -71,7 +71,7 @@ def test_the_champion_has_an_age_that_begins_with_its_last_promotion(store: Mlfl
 @pytest.mark.parametrize(
     ("hours", "words"), [(0.2, "12 min"), (1.0, "1 h"), (47.4, "47 h"), (49.0, "2 days"), (24 * 30, "30 days")]
 )
-def test_ages_are_told_in_the_unit_that_fits(hours: float, words: str) -> None:
+def test_ages_are_printed_in_a_fitting_unit(hours: float, words: str) -> None:
     moment = datetime.datetime.now(datetime.UTC) - datetime.timedelta(hours=hours)
     assert show_review._age(moment.isoformat()) == words
 
@@ -81,7 +81,7 @@ def test_a_run_that_failed_after_its_verdict_says_why_it_failed(store: MlflowSto
     assert status.status(str(home))["runs"][0]["why"] == "the disk is full"
 
 
-def test_drift_is_that_of_the_latest_look_beside_the_champion_who_reigns(store: MlflowStore, home: Path) -> None:
+def test_drift_is_the_latest_comparison_with_the_current_champions_data(store: MlflowStore, home: Path) -> None:
     version = add_version(store, home, "a", dataset="d" * 64)
     promotion.promote(store, version, kind="promote", expected=None, reason="better")
     assert status.status(str(home))["drift"] is None
@@ -108,7 +108,7 @@ def test_a_damaged_record_of_watch_is_noticed_and_hides_nothing_else(home: Path,
     assert answer["champion_state"] == "none"
 
 
-def test_a_store_that_does_not_answer_leaves_the_rest_of_the_answer(
+def test_a_store_that_does_not_answer_leaves_the_rest_of_the_status(
     home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (home / "mlflow.db").write_text("this is no database, but it is long enough to be read as one" * 50)
@@ -190,7 +190,7 @@ def answering() -> Iterator[Callable[[int], str]]:
 
 
 @pytest.mark.parametrize("trouble", ["nobody", "silence", 503, 401])
-def test_a_prefect_that_does_not_answer_leaves_the_rest_of_the_answer_in_seconds(
+def test_a_prefect_server_that_does_not_answer_leaves_the_rest_of_the_status_within_seconds(
     trouble: Any, home: Path, silent: str, answering: Callable[[int], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from prefect.settings import PREFECT_API_URL, temporary_settings

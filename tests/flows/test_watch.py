@@ -1,4 +1,4 @@
-"""One look at the data, on a real Prefect server and a real SQLite store."""
+"""The watch flow on a real Prefect server and a real SQLite store."""
 
 import json
 import shutil
@@ -9,7 +9,8 @@ from typing import Any
 
 import httpx
 import pytest
-from toy import write_toy_data
+from job_cache import JobCache
+from toy import flow_settings, write_toy_data
 
 from tasks.core.errors import DataRejected, UsageError
 from tasks.core.settings_loader import load_settings
@@ -31,28 +32,18 @@ def home(tmp_path: Path, empty_store: Path) -> Path:
 
 
 @pytest.fixture
-def watch(prefect_server: str, home: Path, folder: Path, tiny_encoder: Path) -> Watch:
+def watch(
+    prefect_server: str, home: Path, folder: Path, tiny_encoder: Path, job_cache: JobCache, copied_pictures: None
+) -> Watch:
     from flows.jobs.watch import watch as flow
 
-    def look(retrain: str = "on_change", **changes: Any) -> dict[str, Any]:
-        settings = {
-            "data.path": [str(folder)],
-            "data.validation_share": 0.2,
-            "finetune.encoder": str(tiny_encoder),
-            "finetune.learning_rate": 3e-3,
-            "finetune.batch_size": 16,
-            "finetune.epochs": 4,
-            "finetune.seed": 7,
-            "finetune.max_length": 16,
-            "finetune.device": "cpu",
-            "judge.resamples": 200,
-            "judge.threshold": -1.0,
-            "watch.retrain_on": retrain,
-        }
+    def run(retrain: str = "on_change", **changes: Any) -> dict[str, Any]:
+        settings = flow_settings(folder, tiny_encoder) | {"judge.threshold": -1.0, "watch.retrain_on": retrain}
         resolved = load_settings("sample", settings | changes, {})
-        return flow(resolved.settings.model_dump(), resolved.origins, str(home)).to_json()
+        with job_cache.resumed(home, resolved):
+            return flow(resolved.settings.model_dump(), resolved.origins, str(home)).to_json()
 
-    return look
+    return run
 
 
 def add_rows(folder: Path, seed: int = 5) -> None:
@@ -69,7 +60,7 @@ def flip_labels(folder: Path) -> None:
     train.write_text("".join(row.replace("\t0\t", "\t1\t") if n % 2 else row for n, row in enumerate(rows)))
 
 
-def test_the_first_look_trains_and_the_next_one_says_that_nothing_changed(watch: Watch, home: Path) -> None:
+def test_the_first_check_trains_and_the_next_one_finds_nothing_changed(watch: Watch, home: Path) -> None:
     first = watch()
     assert (first["changed"], first["action"], first["previous"]) == (True, "retrain", None)
     assert first["retrain"]["decision"] == "PROMOTE"
@@ -83,16 +74,16 @@ def test_the_first_look_trains_and_the_next_one_says_that_nothing_changed(watch:
     assert len(list((home / "runs").iterdir())) == 1
 
 
-def test_changed_data_is_compared_with_the_champions_and_retrained_only_where_that_is_asked(
+def test_changed_data_is_compared_with_the_champions_and_retrained_only_as_the_setting_says(
     watch: Watch, folder: Path, home: Path
 ) -> None:
     champion = watch()["dataset"]
     add_rows(folder, seed=5)
-    look = watch(retrain="never")
-    assert (look["changed"], look["previous"], look["action"]) == (True, champion, "none")
-    assert look["why"] == "the data changed; it did not drift from the champion's; watch.retrain_on = never"
-    assert look["check"]["reference"] is not None
-    assert not any(shift["drifted"] for shift in look["check"]["drift"])
+    outcome = watch(retrain="never")
+    assert (outcome["changed"], outcome["previous"], outcome["action"]) == (True, champion, "none")
+    assert outcome["why"] == "the data changed; it did not drift from the champion's; watch.retrain_on = never"
+    assert outcome["check"]["reference"] is not None
+    assert not any(shift["drifted"] for shift in outcome["check"]["drift"])
     assert not watch(retrain="never")["changed"]  # seen is seen, with or without a retraining run
     add_rows(folder, seed=6)
     assert watch(retrain="on_drift")["action"] == "none"
@@ -114,7 +105,7 @@ def test_data_that_the_champion_was_trained_on_is_not_new(watch: Watch, home: Pa
     assert not watch()["changed"]
 
 
-def test_refused_data_starts_nothing_and_is_looked_at_again(watch: Watch, folder: Path, home: Path) -> None:
+def test_rejected_data_starts_nothing_and_is_checked_again(watch: Watch, folder: Path, home: Path) -> None:
     watch()
     champion = (folder / "in_domain_train.tsv").read_text()
     (folder / "in_domain_train.tsv").write_text(champion.replace("\t1\t", "\tyes\t"))
@@ -126,9 +117,7 @@ def test_refused_data_starts_nothing_and_is_looked_at_again(watch: Watch, folder
     assert not watch()["changed"]
 
 
-def test_every_look_emits_an_event_that_automations_can_hang_on(
-    watch: Watch, folder: Path, prefect_server: str
-) -> None:
+def test_every_check_emits_an_event(watch: Watch, folder: Path, prefect_server: str) -> None:
     watch(retrain="never")
     watch(retrain="never")
     (folder / "in_domain_train.tsv").write_text("broken\n" * 99)
@@ -164,7 +153,7 @@ def test_other_text_is_a_change_too(watch: Watch, tmp_path: Path, monkeypatch: p
     assert watch(retrain="never", **{"data.text": str(text)})["changed"]
 
 
-def test_a_look_at_data_that_cannot_be_had_is_announced_too(watch: Watch, folder: Path, prefect_server: str) -> None:
+def test_data_that_cannot_be_read_emits_an_event_too(watch: Watch, folder: Path, prefect_server: str) -> None:
     shutil.rmtree(folder)
     with pytest.raises(UsageError, match="does not exist"):
         watch(retrain="never")
@@ -173,7 +162,7 @@ def test_a_look_at_data_that_cannot_be_had_is_announced_too(watch: Watch, folder
     assert "does not exist" in event["payload"]["why"]
 
 
-def test_the_gate_of_a_look_is_an_artifact(watch: Watch, folder: Path) -> None:
+def test_the_gates_report_is_an_artifact(watch: Watch, folder: Path) -> None:
     from prefect.client.orchestration import get_client
 
     outcome = watch(retrain="never")
@@ -182,10 +171,10 @@ def test_the_gate_of_a_look_is_an_artifact(watch: Watch, folder: Path) -> None:
     assert any(outcome["check"]["report"] in entry for entry in kept)
 
 
-def test_the_times_of_a_look_are_its_own(watch: Watch) -> None:
+def test_a_check_and_its_retraining_run_have_their_own_times(watch: Watch) -> None:
     outcome = watch()
     assert set(outcome["seconds"]) == {"read data", "check data", "find champion"}
-    assert "fine-tune" in outcome["retrain"]["seconds"]
+    assert "measure" in outcome["retrain"]["seconds"]
 
 
 def read_events(api: str, address: str, expected: int) -> list[dict[str, Any]]:
@@ -201,7 +190,7 @@ def read_events(api: str, address: str, expected: int) -> list[dict[str, Any]]:
     return sorted(ours, key=lambda event: event["occurred"])
 
 
-def test_what_was_seen_is_kept_as_json_with_the_reason(watch: Watch, home: Path) -> None:
+def test_the_last_check_is_recorded_as_json_with_its_reason(watch: Watch, home: Path) -> None:
     outcome = watch(retrain="never")
     (record,) = (home / "watch").iterdir()
     kept = json.loads(record.read_text())

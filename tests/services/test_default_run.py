@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from stage import ROOT, Clock
 
-from flows.cli.app import FIRST_SENTENCES
+from flows.cli.run import FIRST_SENTENCES
 
 pytestmark = [pytest.mark.services, pytest.mark.timeout(900)]
 

@@ -181,6 +181,22 @@ def origin(**changes: Any) -> Any:
     return values | changes
 
 
+def flow_settings(data: Path, encoder: Path) -> dict[str, Any]:
+    """Return the dotted settings of a flow over the toy corpus with the tiny model."""
+    return {
+        "data.path": str(data),
+        "data.validation_share": 0.2,
+        "finetune.encoder": str(encoder),
+        "finetune.learning_rate": 3e-3,
+        "finetune.batch_size": 16,
+        "finetune.epochs": 4,
+        "finetune.seed": 7,
+        "finetune.max_length": 16,
+        "finetune.device": "cpu",
+        "judge.resamples": 200,
+    }
+
+
 SPLIT: Any = {"train": 7, "validation": 2, "in_holdout": 1, "conflicting": 4, "repeated": 3}
 
 
