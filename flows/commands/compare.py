@@ -87,9 +87,9 @@ def judge_again(store: MlflowStore, version: str, champion: ChampionRecord | Non
         )
     if champion:
         with verification.open_bundle(store, champion["version"]) as bundle:
-            reigning = ChampionBundle(version=champion["version"], digest=champion["digest"], bundle=str(bundle))
+            current = ChampionBundle(version=champion["version"], digest=champion["digest"], bundle=str(bundle))
             holdout = SnapshotRef(digest=evidence["holdout_digest"], path=str(snapshot))
-            evidence = add_champion(evidence, reigning, holdout, "auto")
+            evidence = add_champion(evidence, current, holdout, "auto")
     else:
         gone = {"champion_state": promotion.read_champion_state(store), "champion": None, "comparison": None}
         evidence = Evidence(**{**evidence, **gone})  # type: ignore[typeddict-item]

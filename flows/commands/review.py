@@ -138,10 +138,10 @@ def _previous(stack: list[str], now: str | None) -> str:
     return before[-1]
 
 
-def _check_target(target: str, now: str | None, stack: list[str], reigned: set[str | None]) -> None:
+def _check_target(target: str, now: str | None, stack: list[str], earlier: set[str | None]) -> None:
     if target == now:
         raise UsageError(f"version {target} is the champion already; see: verdict history")
-    if target not in reigned:
+    if target not in earlier:
         known = ", ".join(dict.fromkeys(version for version in stack if version != now)) or "none"
         raise UsageError(
             f"version {target} never was the champion; expected a former one ({known}), or for a HOLD: verdict approve"

@@ -183,7 +183,7 @@ def _fine_tune_visibly(
     def show(epoch: EpochRecord) -> None:
         before = (epoch["seed"] - recipe.seed) % SEED_STRIDE  # seeds trained before; a restart counts as its seed
         done = before * recipe.epochs + epoch["epoch"]
-        with contextlib.suppress(httpx.HTTPError):  # best effort: training goes on while the server is down
+        with contextlib.suppress(httpx.HTTPError):  # best effort: training continues while the server is down
             update_progress_artifact(bar, progress=100 * done / (recipe.epochs * recipe.seeds))
         figures = {name: value for name, value in epoch.items() if name not in ("epoch", "seed")}
         tracking.log_metrics(store, run_id, figures, step=done)  # type: ignore[arg-type]

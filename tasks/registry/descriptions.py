@@ -37,13 +37,13 @@ def headline(evidence: Evidence, verdict: Verdict) -> str:
 def version_tags(evidence: Evidence, verdict: Verdict, changes: Sequence[SettingChange] | None) -> dict[str, str]:
     """Return the tags that say at a glance what a version is; those for programs are set beside them."""
     interval = evidence["candidate"]["interval"]
-    told = "; ".join(f"{each.what} {each.before} -> {each.now}" for each in changes or [])
+    changed = "; ".join(f"{each.what} {each.before} -> {each.now}" for each in changes or [])
     if changes is None:
-        told = "unknown" if verdict["champion"] else "first version judged without a champion"
+        changed = "unknown" if verdict["champion"] else "first version judged without a champion"
     return {
         "verdict": verdict["decision"],
         "mcc_interval": f"{interval['mcc']:.3f} ({interval['low']:.3f} to {interval['high']:.3f})",
-        "changed": told[:MAX_CELL_CHARS] or "nothing",
+        "changed": changed[:MAX_CELL_CHARS] or "nothing",
     }
 
 
