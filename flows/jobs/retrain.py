@@ -110,7 +110,7 @@ def retrain(settings: dict[str, Any], origins: dict[str, str], home: str, force:
             gate = check_data(context, data, encoder)
             training = train(context, data, encoder)
             exported = export_model(context, data, encoder)
-            report, version = judge_until_champion_stands(context, data, gate, training, exported)
+            report, version = judge_and_register(context, data, gate, training, exported)
             outcome = outcome_of(context, report, version, data["digest"])
             record_outcome(context, outcome)
     notify_verdict(outcome)
@@ -181,7 +181,7 @@ def _fine_tune_visibly(
     bar: Any = create_progress_artifact(progress=0.0, key="fine-tuning", description="Finished epochs, in percent")
 
     def show(epoch: EpochRecord) -> None:
-        before = (epoch["seed"] - recipe.seed) % SEED_STRIDE  # seeds trained before; a restart counts as its seed
+        before = (epoch["seed"] - recipe.seed) % SEED_STRIDE  # seeds before this one; a restart adds k * SEED_STRIDE
         done = before * recipe.epochs + epoch["epoch"]
         with contextlib.suppress(httpx.HTTPError):  # best effort: training continues while the server is down
             update_progress_artifact(bar, progress=100 * done / (recipe.epochs * recipe.seeds))
@@ -211,10 +211,10 @@ def export_model(context: JobContext, data: Dataset, encoder: Encoder) -> Export
     return exported
 
 
-def judge_until_champion_stands(
+def judge_and_register(
     context: JobContext, data: Dataset, gate: GateReport, training: TrainingResult, exported: ExportResult
 ) -> tuple[ReportInputs, str]:
-    """Measure, judge, document, register and carry the verdict out, again for as long as another champion came between.
+    """Measure, judge, document, register and carry the verdict out; repeat if the champion changed meanwhile.
 
     Returns:
         What the report of the last verdict is made of, and the registered version.

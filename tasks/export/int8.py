@@ -5,10 +5,11 @@ With one scale per batch, as in ONNX Runtime's `quantize_dynamic`, the label of 
 other sentences of the batch; with static scales fewer labels equal torch's. Embeddings and the head stay in fp32.
 
 Products are `MatMulIntegerToFloat`, which uses the CPU's int8 instructions (AVX-512 VNNI; CPUs without it saturate the
-sum of two products at 16 bits). `MatMulNBits`, with weights in blocks, is hardly faster than fp32.
+sum of two products at 16 bits). `MatMulNBits`, with weights in blocks, is hardly faster than fp32 and serves as the fallback (`make_int8_blockwise`).
 
-MatMulIntegerToFloat has no per-row zero point z. J extra weight rows make every column sum 0, and z is appended J times
-to each activation row: the term z * sum(w) vanishes.
+The product of an activation row x with zero point z is x @ w - z * sum(w), and MatMulIntegerToFloat cannot subtract a z per
+row. So J rows are appended to the weights that make every column sum 0, and z is appended J times to each activation row: the
+correction is then 0.
 
 Shape letters: R activation rows, K input features, M output features, J extra weight rows.
 """
@@ -34,7 +35,7 @@ def split_skip_layernorm(model: OnnxModel) -> int:
     On a CPU the fused operator of ONNX Runtime 1.31 takes several times as long as its parts. An Add may be fused again
     when the graph is loaded, a Sum is not. Nodes whose sum is read by others are left alone.
     """
-    editor = GraphEditor(model, "normalising_")
+    editor = GraphEditor(model, "layernorm_")
     fused = [node for node in model.get_nodes_by_op_type("SkipLayerNormalization") if len(node.output) == 1]
     for node in fused:
         entering, skip, gamma, beta, *bias = node.input

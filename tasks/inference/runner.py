@@ -74,9 +74,9 @@ class Runner:
         self._options = onnxruntime.RunOptions()
         if self._captures:
             self._options.add_run_config_entry("gpu_graph_id", EAGER)
-        # While one thread captures, no other may use the GPU, and a replayed graph writes to memory that the allocator
-        # may have given to another run since: both are writers. Large batches are readers, so that one is copied while
-        # another computes.
+        # Capture and replay take the write lock: a capture needs the GPU alone, and a replay writes to memory that the
+        # allocator may have given to another run since. Large batches take the read lock: one is copied while another
+        # computes.
         self._lock = ReadWriteLock()
         self._graphs: dict[tuple[int, int], _CapturedGraph] = {}
         self._thread = threading.local()  # ONNX Runtime captures separately for each thread

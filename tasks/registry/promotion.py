@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-DECIDED_VERDICT = {"approve": "PROMOTE", "reject": "REJECT"}  # what a HOLD becomes by a person's decision
+DECIDED_VERDICT = {"approve": "PROMOTE", "reject": "REJECT"}  # tag `verdict` after a person's decision
 
 
 class ChampionChanged(VerdictError):
@@ -55,8 +55,8 @@ def promote(
     """Make a version champion; return the record, the existing one where it is champion by this decision already.
 
     Args:
-        store: where.
-        version: which.
+        store: MLflow store.
+        version: version number.
         kind: promote, approve or rollback.
         expected: the champion that the decision was made against; None: there was none.
         reason: why, in one line.

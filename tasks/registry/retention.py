@@ -30,9 +30,9 @@ RECORD_FILES = ("result.json", "evidence.json", "split.json", "gate.json", "expo
 class RetentionRule(NamedTuple):
     """How long items are kept that nothing references."""
 
-    days: float = 30.0
+    days: float
     """younger items stay"""
-    keep: int = 5
+    keep: int
     """number of newest items of each kind that stay"""
 
 
@@ -60,10 +60,10 @@ class References(NamedTuple):
 
     versions: set[str]
     digests: set[str]
-    """of bundles and snapshots; those of data sets as short as MLflow keeps them"""
+    """of bundles and snapshots; those of data sets are truncated as MLflow stores them"""
 
 
-def prune(home: str, rule: RetentionRule = RetentionRule(), dry_run: bool = False) -> PruneResult:  # noqa: B008 (immutable)
+def prune(home: str, rule: RetentionRule, dry_run: bool = False) -> PruneResult:
     """Delete what nothing references and the rule does not keep.
 
     Args:
@@ -162,7 +162,7 @@ def _prune_checks(folder: Path, rule: RetentionRule, dry_run: bool) -> Iterator[
 def _prune_snapshots(
     folder: Path, rule: RetentionRule, references: References, deleted_jobs: set[str], dry_run: bool
 ) -> Iterator[PrunedItem]:
-    """Delete snapshots that nothing references; a run that reads its data again writes its snapshots again first."""
+    """Delete snapshots that nothing references: a later run that needs one writes it again."""
     digests = set(references.digests)
     for job in (folder / "runs").glob("*"):
         if job.name not in deleted_jobs:

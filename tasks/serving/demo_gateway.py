@@ -1,4 +1,4 @@
-"""Decides which requests reach the try-it page: an allow-list of what it needs; everything else goes to the API.
+"""Decides which requests reach the demo page: an allow-list of what it needs; everything else goes to the API.
 
 Gradio serves far more than a page: uploads, files of the machine, proxies, sessions, an API of its own. Only three
 kinds of requests are passed on to it: files of the page, calls that judge, and flags. Bodies are read within the API's

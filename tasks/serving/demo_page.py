@@ -1,4 +1,4 @@
-"""The try-it page, made with Gradio: sentences in, verdicts out, flags of people written to the feedback file.
+"""The demo page, made with Gradio: sentences in, verdicts out, flags of people written to the feedback file.
 
 demo_gateway.py decides which of its requests are served. The page loads nothing from other hosts and sends no
 statistics; its fonts are the system's.

@@ -170,7 +170,7 @@ def build_app(
     limits: RequestLimits | None = None,
     feedback: "Feedback | None" = None,
 ) -> FastAPI:
-    """Build the application; with feedback also the try-it page, `app.state.page`, which the caller closes."""
+    """Build the application; with feedback also the demo page, `app.state.page`, which the caller closes."""
     api = InferenceApi(champion, batcher, telemetry, limits or RequestLimits())
     app = FastAPI(title="Verdict", version=protocol.describe_server()["version"], redirect_slashes=False)
     if feedback:
@@ -202,7 +202,7 @@ def _add_routes(app: FastAPI, api: InferenceApi) -> None:
 
 
 def _bodies(request: type[BaseModel], response: type[BaseModel]) -> dict[str, Any]:
-    """Describe the bodies of a route to OpenAPI only: as a parameter FastAPI would read a body of any length."""
+    """Describe the bodies of a route to OpenAPI only: FastAPI reads a typed parameter without a limit of its size."""
     schema = {"$ref": SCHEMA_REF.format(model=request.__name__)}
     body = {"required": True, "content": {"application/json": {"schema": schema}}}
     return {"openapi_extra": {"requestBody": body}, "responses": {200: {"model": response}, **ERRORS}}

@@ -56,7 +56,7 @@ class ServerConfig:
     queue: int = 4_096
     """sentences that may wait"""
     page: bool = True
-    """serve the try-it page to browsers at /"""
+    """serve the demo page to browsers at /"""
     feedback: str = ""
     """file for flags of the page; empty: feedback/feedback.tsv in the folder of the stores"""
 

@@ -109,7 +109,7 @@ class CudaGraphStep:
         self.optimizer = TritonAdamW(self.flat, config.max_grad_norm, kernels, group)
         self._rates = torch.tensor(learning_rates(config), device=device)
         steps = math.ceil(data.count / config.batch_size)  # of an epoch
-        # Row numbers of an epoch's batches; row `data.count` is padding.
+        # Row numbers of an epoch's batches; `data.count` is the index of an extra, empty row that pads.
         self._rows = torch.full((steps, rows_per_rank(config.batch_size, group)), data.count, device=device)
         self._sizes = torch.ones(steps, dtype=torch.int64, device=device)  # sentences of a batch over all ranks
         self._losses = torch.zeros(steps, device=device)
@@ -213,6 +213,7 @@ class Captured:
 
     step: CudaGraphStep
     severity: ClassVar[int] = 0
+    """All ranks follow the one whose outcome has the highest severity."""
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ from tasks.training.recipe import TrainingRecipe
 from tasks.training.train_step import StepConfig
 from tasks.training.trainer import CheckpointConfig, EpochRecord, OnEpoch, TrainingHistory, train_epochs, validate
 
-SEED_STRIDE = 1_000  # between the seeds of restarts, far from the seeds next to the first one
+SEED_STRIDE = 1_000  # restart k of a seed uses seed + k * 1,000: no other of the at most 100 seeds has that number
 WEIGHTS_FILE, RECORD_FILE = "model.safetensors", "record.json"
 
 log = logging.getLogger(__name__)

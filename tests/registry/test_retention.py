@@ -217,7 +217,7 @@ def test_nothing_is_deleted_while_the_store_does_not_answer(tmp_path: Path, monk
     assert old.is_dir()
 
 
-@pytest.mark.parametrize("rule", [RetentionRule(days=-1), RetentionRule(keep=0)])
+@pytest.mark.parametrize("rule", [RetentionRule(days=-1, keep=1), RetentionRule(days=30, keep=0)])
 def test_a_rule_out_of_range_is_rejected(home: Path, rule: RetentionRule) -> None:
     with pytest.raises(UsageError, match="expected --days 0 or more, --keep 1 or more"):
         prune(str(home), rule)
@@ -225,7 +225,7 @@ def test_a_rule_out_of_range_is_rejected(home: Path, rule: RetentionRule) -> Non
 
 def test_a_new_home_has_nothing_to_delete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    assert prune(str(tmp_path / "new"))["items"] == []
+    assert prune(str(tmp_path / "new"), OLD)["items"] == []
     assert not (tmp_path / "new" / "mlflow.db").exists()
 
 

@@ -1,4 +1,4 @@
-"""The try-it page in a real browser, what of it can be reached, and the command that serves it."""
+"""The demo page in a real browser, what of it can be reached, and the command that serves it."""
 
 import json
 import os
