@@ -5,11 +5,12 @@ With one scale per batch, as in ONNX Runtime's `quantize_dynamic`, the label of 
 other sentences of the batch; with static scales fewer labels equal torch's. Embeddings and the head stay in fp32.
 
 Products are `MatMulIntegerToFloat`, which uses the CPU's int8 instructions (AVX-512 VNNI; CPUs without it saturate the
-sum of two products at 16 bits). `MatMulNBits`, with weights in blocks, is hardly faster than fp32 and serves as the fallback (`make_int8_blockwise`).
+sum of two products at 16 bits). `MatMulNBits`, with weights in blocks, is hardly faster than fp32 and serves as the
+fallback (`make_int8_blockwise`).
 
-The product of an activation row x with zero point z is x @ w - z * sum(w), and MatMulIntegerToFloat cannot subtract a z per
-row. So J rows are appended to the weights that make every column sum 0, and z is appended J times to each activation row: the
-correction is then 0.
+The product of an activation row x with zero point z is x @ w - z * sum(w), and MatMulIntegerToFloat cannot subtract a z
+per row. So J rows are appended to the weights that make every column sum 0, and z is appended J times to each
+activation row: the correction is then 0.
 
 Shape letters: R activation rows, K input features, M output features, J extra weight rows.
 """
