@@ -21,6 +21,20 @@ if not Path("/dev/nvidiactl").exists():
     os.environ["TRITON_INTERPRET"] = "1"
 
 
+# Files of more than half a minute, which start first so that none of them runs alone at the end.
+SLOW_FILES = (
+    "test_retrain.py", "test_promotion_kills.py", "test_watch.py", "test_versions.py", "test_demo_page.py",
+    "test_onnx_export.py", "test_launcher.py", "test_concurrent_promotions.py", "test_batch_scoring.py", "test_pyfunc.py",
+    "test_cuda_graph_step.py", "test_triton_kernels.py", "test_soup.py", "test_finetune.py", "test_deploy.py",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the slow files first, in the order above; everything else stays as it is."""
+    order = {name: number for number, name in enumerate(SLOW_FILES)}
+    items.sort(key=lambda item: order.get(item.path.name, len(order)))
+
+
 @pytest.fixture
 def caplog(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> pytest.LogCaptureFixture:
     """What the tasks say on the log; Prefect, once it is set up, keeps that from the root logger."""

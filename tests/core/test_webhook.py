@@ -83,7 +83,7 @@ def test_a_receiver_that_refuses_is_one_warning_without_the_address(
         (f"http://127.0.0.1:9/{SECRET}", "alert to 127.0.0.1 was not delivered: ConnectionRefusedError"),
         ("http://user:secret@127.0.0.1:9/", "alert to 127.0.0.1 was not delivered: "),
         (f"ftp://host/{SECRET}", "alert to the address in VERDICT_ALERT_URL was not delivered: its address does not"),
-        (SECRET, "alert to the address in VERDICT_ALERT_URL was not delivered: its address does not begin"),
+        (SECRET, "alert to the address in VERDICT_ALERT_URL was not delivered: its address does not start"),
         (f"http://[{SECRET}", "alert to the address in VERDICT_ALERT_URL was not delivered: "),
     ],
 )

@@ -297,7 +297,7 @@ def test_a_better_candidate_replaces_the_champion_and_a_tie_is_held(retrain: Ret
     described = client(home).get_model_version("acceptability", tie["version"]).description
     assert described.startswith("HOLD: MCC ")
     assert f"**Changed since champion {better['version']}**\n\n- `finetune.max_length`: 16 → 18\n" in described
-    assert f"What differs from champion {better['version']}" in Path(tie["report"]).read_text()
+    assert f"Differences from champion {better['version']}" in Path(tie["report"]).read_text()
 
 
 def test_text_labels_are_refused_and_nothing_is_registered(retrain: Retrain, home: Path, toy_data: Path) -> None:

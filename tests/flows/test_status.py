@@ -50,7 +50,7 @@ def test_each_run_has_the_reason_of_its_end(store: MlflowStore, home: Path) -> N
     ended(store, "FAILED", verdict="FAILED", error="the disk is full")
     ended(store, "KILLED")
     assert [(run["status"], run["why"]) for run in status.status(str(home))["runs"]] == [
-        ("KILLED", "its process died; the same data and settings go on from what it finished"),
+        ("KILLED", "its process died; a run with the same data and settings resumes it"),
         ("FAILED", "the disk is full"),
         ("FINISHED", "not better than champion 1"),
     ]

@@ -116,7 +116,7 @@ def test_a_decision_stands_above_the_description_once(store: MlflowStore, tmp_pa
     with connect(store) as client:
         client.update_model_version(MODEL_NAME, version, description="HOLD: as it was judged.")
     approving = decide is moves.promote
-    said: Any = {"kind": "approve", "expected": None, "who": "ann"} if approving else {"who": "ann"}
+    said: Any = {"kind": "approve", "expected": None, "actor": "ann"} if approving else {"actor": "ann"}
     move = decide(store, version, reason="looks right", **said)
     line = describe_decision("approve" if approving else "reject", "ann", move["time"], "looks right")
     assert line.startswith(("APPROVED by ann, 20", "REJECTED by ann, 20"))

@@ -63,8 +63,8 @@ def test_a_bundle_registered_twice_is_one_version(store: MlflowStore, run_id: st
 
 def test_a_logged_model_without_a_version_is_taken_up(store: MlflowStore, run_id: str, exported: Any) -> None:
     """What a process leaves that is killed between storing the files and creating the version."""
-    with connect(store) as asked:
-        logged = flavour.log_model(experiment_of(asked, store), run_id, exported["bundle"], exported["digest"])
+    with connect(store, process_wide=True) as client:
+        logged = flavour.log_model(experiment_of(client, store), run_id, exported["bundle"], exported["digest"])
     register_exported(store, run_id, exported["bundle"], exported["digest"])
     (version,) = versions(store)
     assert version.source == f"models:/{logged}"

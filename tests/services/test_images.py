@@ -1,7 +1,7 @@
 """The script that fills the images, run as they run it: the inference image's packages alone answer a sentence.
 
 They are fetched from the package index that `make test` uses. The other images' packages weigh gigabytes, torch's most
-of all; `TEST_ALL_IMAGES=1 pytest tests/infra/test_images.py` fetches them too.
+of all; `TEST_ALL_IMAGES=1 make test-services` fetches them too.
 """
 
 import configparser
@@ -27,6 +27,7 @@ from tasks.registry import register
 from tasks.registry import tracking as runs
 from tasks.registry.mlflow_client import AUDIT_EXPERIMENT, EXPERIMENT, MlflowStore, connect
 
+pytestmark = [pytest.mark.services, pytest.mark.timeout(600)]
 HEAVY = {"torch", "transformers", "prefect", "mlflow", "great-expectations", "pandas", "pyarrow", "sqlalchemy", "pip"}
 PASSWORDS = {"admin": "a" * 12, "retrain": "b" * 12, "reader": "c" * 12}
 SENTENCES = {"sentences": ["the cat sees the dog"]}
