@@ -24,8 +24,9 @@ if not Path("/dev/nvidiactl").exists():
 # Files of more than half a minute, which start first so that none of them runs alone at the end.
 SLOW_FILES = (
     "test_retrain.py", "test_promotion_kills.py", "test_watch.py", "test_versions.py", "test_demo_page.py",
-    "test_onnx_export.py", "test_launcher.py", "test_concurrent_promotions.py", "test_batch_scoring.py", "test_pyfunc.py",
-    "test_cuda_graph_step.py", "test_triton_kernels.py", "test_soup.py", "test_finetune.py", "test_deploy.py",
+    "test_onnx_export.py", "test_launcher.py", "test_concurrent_promotions.py", "test_batch_scoring.py",
+    "test_pyfunc.py", "test_cuda_graph_step.py", "test_triton_kernels.py", "test_soup.py", "test_finetune.py",
+    "test_deploy.py",
 )  # fmt: skip
 
 

@@ -148,7 +148,7 @@ def _draw(corpus: CorpusWords, ways: Sequence[Corruption], rng: np.random.Genera
     sentence = corpus.sentences[rng.integers(len(corpus.sentences))]
     if len(sentence.words) < MIN_WORDS:
         return ""
-    corrupted = ways[rng.integers(len(ways))](list(sentence.words), corpus, rng)
+    corrupted = ways[int(rng.integers(len(ways)))](list(sentence.words), corpus, rng)
     return " ".join(corrupted) + sentence.end if corrupted else ""
 
 
