@@ -158,7 +158,7 @@ def test_the_same_data_and_settings_end_at_once_as_nothing_new(
     assert len(versions(stage)) == 1
 
 
-def test_a_worker_that_is_killed_leaves_a_crashed_run_and_the_next_one_goes_on(
+def test_a_worker_that_is_killed_leaves_a_crashed_run_and_the_next_one_resumes(
     stage: Stage, form: Callable[..., dict[str, Any]], clock: Clock
 ) -> None:
     assert _expect_signs_within(stage, 40) == 90  # the product's patience is the test's loss
@@ -175,7 +175,7 @@ def test_a_worker_that_is_killed_leaves_a_crashed_run_and_the_next_one_goes_on(
     _expect_signs_within(stage, 90)  # a sign may be lost while the database restarts, two are not
     again = start(stage, form(2, LONG))
     with clock("run resumed, PostgreSQL restarted under it"):
-        stage.wait(lambda: "going on after epoch" in says(stage, again), "the next run goes on")
+        stage.wait(lambda: "resuming after epoch" in says(stage, again), "the next run resumes")
         stage.postgres.restart()
         end = ended(stage, again)
     assert end["type"] == "COMPLETED", says(stage, again)
