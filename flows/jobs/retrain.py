@@ -56,7 +56,7 @@ from tasks.training.finetune import TrainingResult, fine_tune, load_training
 from tasks.training.model import LABELS
 from tasks.training.pretrained import Encoder, locate_encoder
 from tasks.training.recipe import TrainingRecipe, resolve_recipe
-from tasks.training.soup import SEED_STRIDE
+from tasks.training.seed_runs import SEED_STRIDE
 from tasks.training.trainer import EpochRecord
 
 MAX_WHY_CHARS = 500  # of the reasons that a run is tagged with

@@ -16,25 +16,23 @@ from transformers import PreTrainedModel
 from tasks.core.files import atomic_directory, read_json, sha256_of, write_json
 from tasks.inference.tokenization import load_tokenizer
 from tasks.training.checkpoints import delete_checkpoints
+from tasks.training.corruption_stage import run_corruption_stage
 from tasks.training.device import device_name
 from tasks.training.launcher import check_processes, launch
 from tasks.training.pretrained import encoder_digest
 from tasks.training.recipe import TrainingRecipe
-from tasks.training.soup import (
+from tasks.training.seed_runs import (
     SeedRun,
-    SelectedModel,
-    TokenizedData,
-    TrainingJob,
-    average_or_best,
     load_seed_run,
-    run_corruption_stage,
     train_distributed,
     train_seed,
     train_seed_run,
     train_shard,
     validation_mcc,
 )
+from tasks.training.soup import SelectedModel, average_or_best
 from tasks.training.trainer import EpochRecord, OnEpoch
+from tasks.training.training_job import TokenizedData, TrainingJob
 
 TRAINING_SCHEMA = 1  # of training.json
 TRAINING_FILE = "training.json"

@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from tasks.evaluation.metrics import mcc
-from tasks.training import model as classifier
-from tasks.training import soup as members
+from tasks.training import dataset, seed_runs
 from tasks.training import trainer as epochs
 
 
@@ -39,7 +38,7 @@ def averaged_epochs(last: int) -> Iterator[None]:
 
     with (
         patch.object(epochs._TrainerState, "train", keeping),
-        patch.object(epochs._TrainerState, "release_best", averaging),
+        patch.object(epochs._TrainerState, "load_best_weights", averaging),
     ):
         yield
 
@@ -47,13 +46,13 @@ def averaged_epochs(last: int) -> Iterator[None]:
 @contextlib.contextmanager
 def class_weights() -> Iterator[None]:
     """Let both labels weigh alike in the loss, however many sentences have them."""
-    smoothed = classifier.smooth_labels
+    smoothed = dataset.smooth_labels
 
     def weighted(labels: NDArray[Any], share: float) -> NDArray[np.float64]:
         weights = len(labels) / (2 * np.bincount(labels, minlength=2))
         return smoothed(labels, share) * weights[labels, None]
 
-    with patch.object(classifier, "smoothed", weighted):
+    with patch.object(dataset, "smooth_labels", weighted):
         yield
 
 
@@ -63,7 +62,7 @@ def new_top_layers(count: int) -> Iterator[None]:
 
     Source: Zhang et al. 2020, https://arxiv.org/abs/2006.05987, section 5.
     """
-    load: Callable[..., Any] = members.load_classifier
+    load: Callable[..., Any] = seed_runs.load_classifier
 
     def loading(*arguments: Any, **options: Any) -> Any:
         model = load(*arguments, **options)
@@ -75,7 +74,7 @@ def new_top_layers(count: int) -> Iterator[None]:
                 module.reset_parameters()
         return model
 
-    with patch.object(members, "load_classifier", loading):
+    with patch.object(seed_runs, "load_classifier", loading):
         yield
 
 

@@ -156,9 +156,9 @@ class Trainer:
 
 def diverge(monkeypatch: pytest.MonkeyPatch, *seeds: int) -> None:
     """Let runs of some seeds end in NaN losses."""
-    from tasks.training import soup, train_step
+    from tasks.training import seed_runs, train_step
 
-    real = soup.train_epochs
+    real = seed_runs.train_epochs
 
     def train_epochs(*given: Any, **others: Any) -> Any:
         with pytest.MonkeyPatch.context() as patch:
@@ -166,7 +166,7 @@ def diverge(monkeypatch: pytest.MonkeyPatch, *seeds: int) -> None:
                 patch.setattr(train_step, "learning_rates", lambda config: [DIVERGING] * config.steps)
             return real(*given, **others)
 
-    monkeypatch.setattr(soup, "train_epochs", train_epochs)
+    monkeypatch.setattr(seed_runs, "train_epochs", train_epochs)
 
 
 def origin(**changes: Any) -> Any:

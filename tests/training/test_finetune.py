@@ -27,7 +27,7 @@ from tasks.evaluation.metrics import mcc
 from tasks.inference.tokenization import encode, load_tokenizer, pad
 from tasks.training.finetune import fine_tune, load_training
 from tasks.training.model import load_classifier
-from tasks.training.soup import SEED_STRIDE
+from tasks.training.seed_runs import SEED_STRIDE
 from tasks.training.trainer import EpochRecord
 
 ROOT = Path(__file__).parents[2]

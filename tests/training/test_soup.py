@@ -14,25 +14,16 @@ from toy import DIVERGING, Killed, Trainer, diverge
 
 from tasks.data.snapshots import read_snapshot
 from tasks.inference.tokenization import load_tokenizer
-from tasks.training import finetune, soup, train_step
+from tasks.training import corruption_stage, finetune, soup, train_step
 from tasks.training.corruption import with_corruptions
+from tasks.training.corruption_stage import run_corruption_stage
 from tasks.training.dataset import encode_rows
 from tasks.training.finetune import load_training
 from tasks.training.model import load_classifier
-from tasks.training.soup import (
-    RECORD_FILE,
-    WEIGHTS_FILE,
-    SavedSeedRun,
-    SeedRun,
-    SelectedModel,
-    TokenizedData,
-    TrainingJob,
-    average_or_best,
-    load_seed_run,
-    run_corruption_stage,
-    train_seed,
-)
+from tasks.training.seed_runs import SavedSeedRun, SeedRun, load_seed_run, train_seed
+from tasks.training.soup import SelectedModel, average_or_best
 from tasks.training.trainer import EpochRecord, validate
+from tasks.training.training_job import RECORD_FILE, WEIGHTS_FILE, TokenizedData, TrainingJob
 
 Weights = dict[str, torch.Tensor]
 EPOCHS = 2
@@ -505,14 +496,14 @@ def test_another_seed_makes_another_corruption_stage(make_job: Callable[..., Tra
 def test_a_run_killed_in_its_corruption_stage_ends_with_the_same_bits(
     trainer: Trainer, with_stage: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = soup.train_epochs
+    real = corruption_stage.train_epochs
 
     def kill(*given: Any, **others: Any) -> None:
         real(*given, **others)
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(soup, "train_epochs", kill)
+        patch.setattr(corruption_stage, "train_epochs", kill)
         with pytest.raises(Killed):
             trainer.train(**CORRUPTED)
     assert trained_epochs(trainer, **CORRUPTED) == all_epochs(7)
@@ -572,7 +563,7 @@ def test_after_a_corruption_stage_that_diverges_training_is_as_without_it(
 ) -> None:
     expected, found = make_trainer(), make_trainer()
     expected.train(**FAST)
-    real = soup.train_epochs
+    real = corruption_stage.train_epochs
 
     def train_epochs(*given: Any, **others: Any) -> Any:
         with pytest.MonkeyPatch.context() as patch:
@@ -580,7 +571,7 @@ def test_after_a_corruption_stage_that_diverges_training_is_as_without_it(
                 patch.setattr(train_step, "learning_rates", lambda config: [DIVERGING] * config.steps)
             return real(*given, **others)
 
-    monkeypatch.setattr(soup, "train_epochs", train_epochs)
+    monkeypatch.setattr(corruption_stage, "train_epochs", train_epochs)
     found.train(**CORRUPTED)
     assert caplog.messages.count(DIVERGED) == 1
     assert found.result() == expected.result()

@@ -1,0 +1,98 @@
+"""What the stages of a training run share: the job, its rows as tokens, and the models that it saved.
+
+A saved model's folder names the fingerprint of its job; what belongs to another job, or is damaged, is trained again.
+"""
+
+import functools
+import logging
+import math
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from tasks.core.errors import VerdictError
+from tasks.core.files import read_checksummed, sha256_of, write_checksummed
+from tasks.data.snapshots import read_snapshot
+from tasks.inference.tokenization import load_tokenizer
+from tasks.training.dataset import TokenDataset, encode_rows
+from tasks.training.model import pad_token_id
+from tasks.training.recipe import TrainingRecipe
+from tasks.training.train_step import StepConfig
+
+WEIGHTS_FILE, RECORD_FILE = "model.safetensors", "record.json"
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TrainingJob:
+    """What all seeds of a run share: plain values, which are pickled to worker processes."""
+
+    recipe: TrainingRecipe
+    train: str
+    """Snapshot of the training rows."""
+    validation: str
+    """Snapshot of the rows that select the epoch."""
+    text: str
+    """Snapshot of further sentences for the corruption stage; empty for none."""
+    folder: str
+    """Folder of checkpoints."""
+    fingerprint: str
+    """Digest of everything that decides a seed's weights."""
+
+
+class TokenizedData:
+    """The rows of a job as tokens on its device, made at first use: all seeds and restarts of a process share them."""
+
+    def __init__(self, job: TrainingJob) -> None:
+        self._job = job
+
+    @functools.cached_property
+    def train(self) -> TokenDataset:
+        """The training rows, with smoothed labels."""
+        return self.encode(read_snapshot(self._job.train), self._job.recipe.label_smoothing)
+
+    @functools.cached_property
+    def validation(self) -> TokenDataset:
+        """The validation rows."""
+        return self.encode(read_snapshot(self._job.validation))
+
+    def encode(self, rows: pd.DataFrame, label_smoothing: float = 0.0) -> TokenDataset:
+        """Tokenise rows, which are not kept here."""
+        tokenizer, pad_id = self._encoding
+        return encode_rows(rows, tokenizer, pad_id, self._job.recipe.device, label_smoothing)
+
+    @functools.cached_property
+    def _encoding(self) -> tuple[Any, int]:
+        recipe = self._job.recipe
+        return load_tokenizer(recipe.encoder, recipe.max_length), pad_token_id(recipe.encoder)
+
+
+def step_config(recipe: TrainingRecipe, rows: int, epochs: int) -> StepConfig:
+    """Return what the training step takes from the recipe, for a schedule over so many rows and epochs."""
+    shared = {field.name: getattr(recipe, field.name) for field in fields(StepConfig) if field.name != "steps"}
+    return StepConfig(steps=epochs * math.ceil(rows / recipe.batch_size), **shared)
+
+
+def write_record(folder: Path, fingerprint: str, **more: Any) -> None:
+    """Write the fingerprint of the job and the digest of the weights beside them."""
+    content = {"fingerprint": fingerprint, "sha256": sha256_of(folder / WEIGHTS_FILE), **more}
+    write_checksummed(folder / RECORD_FILE, content)
+
+
+def is_finished(folder: Path, fingerprint: str) -> bool:
+    """Return whether a folder holds an intact model of this job; a damaged one is logged."""
+    if not (folder / RECORD_FILE).is_file():
+        return False
+    try:
+        record = read_checksummed(folder / RECORD_FILE)
+        if record["fingerprint"] != fingerprint:
+            return False
+        if sha256_of(folder / WEIGHTS_FILE) != record["sha256"]:
+            raise VerdictError(f"{WEIGHTS_FILE} is not what was written")
+    except (OSError, VerdictError) as error:
+        log.warning("%s is ignored: %s", folder, error)
+        return False
+    return True
