@@ -4,6 +4,7 @@ infra/prefect.yaml schedules them and `verdict deploy` creates them. After an ou
 runs of a deployment may be due: the first one to start cancels the others, because it does their work as well.
 """
 
+import functools
 from typing import Annotated, Any, Literal
 
 from prefect import flow, get_client
@@ -46,17 +47,14 @@ class TrainingForm(BaseModel):
     device: Device | None = Field(default=None, description="Where to train; cuda fails without a GPU.")
 
 
+deployed_flow = functools.partial(
+    flow, persist_result=True, result_serializer="json", on_failure=[alert_failure], on_crashed=[alert_crash]
+)
 DATA, TRAINING = DataForm(), TrainingForm()
 NO_EXTRA_SETTINGS: list[str] = []
 
 
-@flow(
-    name="retrain",
-    persist_result=True,
-    result_serializer="json",
-    on_failure=[alert_failure],
-    on_crashed=[alert_crash],
-)
+@deployed_flow(name="retrain")
 def retrain(
     profile: ProfileName = "sample",
     data: DataForm = DATA,
@@ -86,13 +84,7 @@ def retrain(
     return Completed(message=_describe(outcome), data=outcome.to_json())
 
 
-@flow(
-    name="watch",
-    persist_result=True,
-    result_serializer="json",
-    on_failure=[alert_failure],
-    on_crashed=[alert_crash],
-)
+@deployed_flow(name="watch")
 def watch(
     profile: ProfileName = "sample",
     data: DataForm = DATA,
@@ -118,13 +110,7 @@ def watch(
     return Completed(name=None if outcome.changed else "NothingNew", message=outcome.why, data=outcome.to_json())
 
 
-@flow(
-    name="score",
-    persist_result=True,
-    result_serializer="json",
-    on_failure=[alert_failure],
-    on_crashed=[alert_crash],
-)
+@deployed_flow(name="score")
 def score(
     path: Annotated[str, Field(min_length=1)],
     out: Annotated[str, Field(min_length=1)],

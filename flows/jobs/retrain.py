@@ -28,7 +28,7 @@ from flows.jobs.job import (
 )
 from flows.jobs.judging import evaluate_and_judge
 from flows.jobs.prefect_artifacts import publish_outcome
-from flows.jobs.publish import publish, record_figures, write_report
+from flows.jobs.publish import log_files, log_series, publish, record_figures, write_report
 from flows.notifications import alert_failure, notify_verdict
 from flows.outcome import RetrainOutcome
 from flows.steps import Timer, retrying_task, timed_task
@@ -70,8 +70,6 @@ examine = timed_task("check data", run_gate)
 split = timed_task("split", split_snapshot)
 export = timed_task("export", export_bundle)
 find_profile = retrying_task("find champion", fetch_profile)
-log_series = retrying_task("log to MLflow", tracking.log_series)
-log_files = retrying_task("log to MLflow", tracking.log_files)
 promote_version = retrying_task("promote", promotion.promote)
 set_challenger = retrying_task("promote", promotion.set_challenger)
 

@@ -170,7 +170,7 @@ def hold_rules(evidence: Evidence, policy: Policy) -> Iterator[RuleHit]:
             "there was a champion and its alias is gone (its version or the alias was deleted): approve this candidate "
             "or restore the champion; see: verdict history",
         )
-    elif champion and _is_champion(evidence):
+    elif champion and _is_champions_bundle(evidence):
         yield RuleHit("same_bundle", f"it is the same bundle as champion {champion['version']}")
         return
     elif champion and champion["measurement"] is None:
@@ -194,7 +194,7 @@ def promote_rule(evidence: Evidence, policy: Policy) -> RuleHit | None:
     if champion is None:
         first = evidence["champion_state"] == "none"
         return RuleHit("first_champion", "there is no champion yet") if first else None
-    if comparison is None or _is_champion(evidence):
+    if comparison is None or _is_champions_bundle(evidence):
         return None
     if comparison["difference"] > 0 and comparison["p_better"] <= alpha(policy, evidence["holdout_uses"]):
         reason = f"better than the champion: {_compare(evidence)}{_significance(evidence, policy)}"
@@ -217,14 +217,14 @@ def stamp(verdict: Verdict, time: str, actor: str) -> Verdict:
     return Verdict(**{**verdict, "time": time, "actor": actor})
 
 
-def _is_champion(evidence: Evidence) -> bool:
+def _is_champions_bundle(evidence: Evidence) -> bool:
     champion = evidence["champion"]
     return champion is not None and champion["digest"] == evidence["digest"]
 
 
 def _not_better(evidence: Evidence, policy: Policy) -> list[RuleHit]:
     comparison = evidence["comparison"]
-    if comparison is None or _is_champion(evidence):
+    if comparison is None or _is_champions_bundle(evidence):
         return []
     significance = _significance(evidence, policy) if comparison["difference"] > 0 else ""
     word = "significantly better" if significance else "better"
