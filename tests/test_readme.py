@@ -23,7 +23,7 @@ from tasks.serving.champion import Champion
 
 ROOT = Path(__file__).parents[1]
 PATHS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("tasks/**/README.md"))]
-PATHS += [ROOT / folder / "README.md" for folder in ("findings", "infra", "mlflow", "tests/benchmarks")]
+PATHS += [ROOT / folder / "README.md" for folder in ("flows", "findings", "infra", "mlflow", "tests/benchmarks")]
 PAGES = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in PATHS}
 PROGRAMS = [
     pytest.param(program, id=f"{page}-{number}")
@@ -47,6 +47,15 @@ def test_every_package_has_a_page_and_the_readme_leads_to_it() -> None:
         r"\]\(([a-z]+)/README\.md\)", "tasks/README.md"
     )
     assert {package.name for package in packages} <= {name.rpartition("/")[2] for name in linked}
+
+
+def test_every_module_stands_in_the_page_of_its_package() -> None:
+    for package in (*(path.parent for path in ROOT.glob("tasks/*/__init__.py")), ROOT / "flows"):
+        modules = {
+            path.relative_to(package).as_posix() for path in package.rglob("*.py") if "templates" not in path.parts
+        }
+        listed = names_in(r"`([a-z0-9_/]+\.py)`", f"{package.relative_to(ROOT).as_posix()}/README.md")
+        assert {name for name in modules if not name.endswith("__init__.py")} - listed == set()
 
 
 def test_the_readme_is_short() -> None:
