@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from filelock import FileLock
-from toy import Trainer, origin, recipe, write_tokenizer, write_toy_data
+from toy import Trainer, origin, recipe, write_quick_encoder, write_tokenizer, write_toy_data
 
 from flows import environment
 
@@ -85,11 +85,16 @@ def toy_split(toy_data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple
     return paths[0], paths[1], data["holdout"]["path"]
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
+def quick_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_quick_encoder(tmp_path_factory.mktemp("quick") / "encoder")
+
+
+@pytest.fixture(scope="session")
 def make_trainer(
-    toy_split: tuple[str, str, str], tiny_encoder: Path, tmp_path_factory: pytest.TempPathFactory
+    toy_split: tuple[str, str, str], quick_encoder: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[], Trainer]:
-    return lambda: Trainer(toy_split, tiny_encoder, tmp_path_factory.mktemp("trainer"))
+    return lambda: Trainer(toy_split, quick_encoder, tmp_path_factory.mktemp("trainer"))
 
 
 @pytest.fixture
