@@ -29,7 +29,8 @@ class ExportResult(TypedDict):
 
     `bundle` is the path of its folder, in export.json relative to that file. `parity` is the largest difference of an
     fp32 logit from torch for each comparison, `variants` the comparisons of every variant in the bundle, `left_out` why
-    the others are missing, `fused` counts the fused operators of the fp16 and int8 graphs.
+    the others are missing, `exporter` what made the graphs (writer, tracing or dynamo), `fused` counts fused operators
+    in the graph that has most of each.
     """
 
     schema_version: int
@@ -111,7 +112,7 @@ def _log_summary(graphs: "WrittenGraphs") -> None:
     for remark in graphs["remarks"]:
         log.info("%s", remark)
     fused = ", ".join(f"{count} {name}" for name, count in graphs["fused"].items()) or "no operators"
-    log.info("exported to ONNX by the %s exporter; fused: %s", graphs["exporter"], fused)
+    log.info("exported to ONNX (%s); fused: %s", graphs["exporter"], fused)
     for variant, parity in graphs["parity"].items():
         log.info(
             "%s differs from torch by %.1e at most and gives %.1f%% of %d sentences the same label (%s)",

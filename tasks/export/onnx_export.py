@@ -1,28 +1,25 @@
-"""Exports a torch classifier to ONNX: fp32 as the reference, fused fp16 for CUDA, int8 for CPUs.
+"""Makes the ONNX graphs of a classifier: fp32 as the reference, fused fp16 for CUDA, int8 for CPUs.
 
-torch has two exporters. ONNX Runtime's optimiser fuses attention, embeddings and normalisation completely in graphs of
-the tracing exporter (with eager attention) and partly in those of the dynamo exporter, but the tracing exporter is
-deprecated. The export with more fused attention is taken.
+The writer makes them from the encoder's description (`encoder_families`, `encoder_graph`). A model that no description
+fits goes through torch's exporters and ONNX Runtime's optimiser (`torch_export`). Each graph is compared with torch.
 """
 
-import contextlib
-import copy
-import io
 import json
-import tempfile
+import math
+from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple, TypedDict
+from typing import NamedTuple, TypedDict, TypeVar
 
 import onnx
-import torch
-from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 from onnxruntime.transformers.onnx_model import OnnxModel
-from onnxruntime.transformers.optimizer import optimize_model
 
 from tasks.core.errors import VerdictError, summarise_error
-from tasks.export.graph_editor import upstream_nodes
-from tasks.export.int8 import quantise_rows, split_skip_layernorm
+from tasks.export.encoder_description import EncoderDescription
+from tasks.export.encoder_families import NotDescribedError, load_encoder
+from tasks.export.encoder_graph import CPU_TARGET, CUDA_TARGET, FP32_RESIDUAL_TARGET, PORTABLE_TARGET, write_encoder
+from tasks.export.int8 import quantise_blocks, quantise_rows
 from tasks.export.parity import (
     REAL_CASE,
     LogitsModule,
@@ -31,44 +28,30 @@ from tasks.export.parity import (
     compare_with_torch,
     parity_error,
     random_cases,
-    random_inputs,
     real_cases,
 )
-from tasks.export.sequence_packing import pack_rows
+from tasks.export.torch_export import EXPORTED_MAKERS, choose_exporter
 from tasks.inference.bundle import VARIANTS, ModelInfo, Origin
 from tasks.inference.external_data import reject_external_data
 from tasks.training.model import load_classifier
 
-OPSETS = {"tracing": 17, "dynamo": 20}
-ATTENTION_OPS = ("Attention", "MultiHeadAttention")
-FUSED_OPS = (*ATTENTION_OPS, "EmbedLayerNormalization", "SkipLayerNormalization", "BiasGelu")
-# Relative positions and rotary embeddings: ONNX Runtime 1.31 cannot fuse such attention of either exporter.
-UNFUSABLE = {"deberta-v2", "modernbert", "mpnet"}
-INT8_BLOCK = 32  # weights: with 32 the 22 M encoder gave all of 409 sentences torch's label, with 128 99.8%
-INT8_PRODUCTS = 4  # accuracy_level of MatMulNBits: activations in int8 too
-INTEGER_TYPES = (onnx.TensorProto.INT32, onnx.TensorProto.INT64)
-ELEMENTWISE_OPS = {
-    "Abs",
-    "Add",
-    "Ceil",
-    "Div",
-    "Floor",
-    "Log",
-    "Max",
-    "Min",
-    "Mul",
-    "Neg",
-    "Round",
-    "Sign",
-    "Sub",
-    "Where",
-}
+FUSED_OPS = (
+    "Attention",
+    "MultiHeadAttention",
+    "EmbedLayerNormalization",
+    "SkipLayerNormalization",
+    "BiasGelu",
+    "FastGelu",
+    "RotaryEmbedding",
+)
+MAX_GRAPH_BYTES = onnx.checker.MAXIMUM_PROTOBUF  # of one file
 PARITY_DEVICES = {"fp32": "cpu", "fp16": "auto", "int8": "cpu"}  # auto: a GPU if there is one
 
 
 class WrittenGraphs(TypedDict):
     """The written graphs: model info, exporter, fused operators, parity by variant, reason for each variant left out.
 
+    `exporter` is writer, tracing or dynamo; `fused` counts each fused operator in the graph that has most of it.
     `remarks` has a line for each exporter and each maker of a variant that was tried before and failed.
     """
 
@@ -80,13 +63,23 @@ class WrittenGraphs(TypedDict):
     remarks: list[str]
 
 
-class ExportedGraphs(NamedTuple):
-    """A graph as exported, the same graph optimised, and the count of each fused operator."""
+T = TypeVar("T")
+VariantMaker = Callable[[], onnx.ModelProto]
+
+
+class WrittenVariant(NamedTuple):
+    """Parity of a graph, None if the variant is left out; its fused operators; the fault of each maker that failed."""
+
+    parity: Parity | None
+    fused: Counter[str]
+    faults: list[str]
+
+
+class GraphSource(NamedTuple):
+    """What makes a model's graphs: writer, tracing or dynamo, and the makers of each variant in order of preference."""
 
     exporter: str
-    plain: onnx.ModelProto
-    optimised: OnnxModel
-    fused: dict[str, int]
+    makers: dict[str, list[VariantMaker]]
 
 
 def write_graphs(model_folder: str, folder: str, origin: Origin, rows_path: str | None) -> WrittenGraphs:
@@ -106,12 +99,11 @@ def write_graphs(model_folder: str, folder: str, origin: Origin, rows_path: str 
     cases = random_cases(logits)
     if rows_path:
         cases += real_cases(logits, model_folder, facts["max_length"], rows_path)
-    exported, remarks = choose_exporter(logits)
-    graphs = WrittenGraphs(
-        facts=facts, exporter=exported.exporter, fused=exported.fused, parity={}, left_out={}, remarks=remarks
-    )
+    source, remarks = choose_source(model_folder, logits)
+    graphs = WrittenGraphs(facts=facts, exporter=source.exporter, fused={}, parity={}, left_out={}, remarks=remarks)
     for variant, name in VARIANTS.items():
-        parity, faults = write_variant(variant, exported, Path(folder) / name, facts, cases)
+        parity, fused, faults = write_variant(variant, source.makers[variant], Path(folder) / name, facts, cases)
+        graphs["fused"] = dict(Counter(graphs["fused"]) | fused)
         if parity:
             graphs["parity"][variant] = parity
         elif variant == "fp32":
@@ -123,21 +115,20 @@ def write_graphs(model_folder: str, folder: str, origin: Origin, rows_path: str 
 
 
 def write_variant(
-    variant: str, exported: ExportedGraphs, path: Path, facts: ModelInfo, cases: list[ParityCase]
-) -> tuple[Parity | None, list[str]]:
+    variant: str, makers: list[VariantMaker], path: Path, facts: ModelInfo, cases: list[ParityCase]
+) -> WrittenVariant:
     """Write one variant with the first maker whose graph is within the limits; write no file if there is none.
 
     A failure of fp16 or int8 leaves the variant out of the bundle instead of failing the run.
-
-    Returns:
-        The parity, None if the variant is left out, and the fault of each maker that failed.
     """
     if variant != "fp32" and not any(case.name == REAL_CASE for case in cases):
-        return None, ["was not made: there are no sentences for a comparison with torch"]
+        fault = "was not made: there are no sentences for a comparison with torch"
+        return WrittenVariant(None, Counter(), [fault])
     faults: list[str] = []
-    for make in VARIANT_MAKERS[variant]:
+    for make in makers:
         try:
-            save_graph(make(exported), path, facts, variant)
+            model = make()
+            save_graph(model, path, facts, variant)
             reject_external_data(path)
             parity = compare_with_torch(cases, path, PARITY_DEVICES[variant])
             fault = parity_error(variant, parity)
@@ -146,173 +137,90 @@ def write_variant(
                 raise
             fault = f"could not be made: {summarise_error(error, 200)}"
         if not fault:
-            return parity, faults
+            return WrittenVariant(parity, count_fused(model), faults)
         faults.append(fault)
     path.unlink(missing_ok=True)
-    return None, faults
+    return WrittenVariant(None, Counter(), faults)
 
 
-def choose_exporter(logits: LogitsModule) -> tuple[ExportedGraphs, list[str]]:
-    """Export with the first exporter whose graph has all attention fused, else with the one that has most.
+def count_fused(model: onnx.ModelProto) -> Counter[str]:
+    """Count the operators of a graph that do the work of several standard ones."""
+    return Counter(node.op_type for node in model.graph.node if node.op_type in FUSED_OPS)
+
+
+def choose_source(model_folder: str, logits: LogitsModule) -> tuple[GraphSource, list[str]]:
+    """Choose the writer if a description fits the model, else the exporter of torch that fuses most attention.
 
     Returns:
-        The export, and a remark for each exporter that failed or left attention unfused.
+        The source, and a remark for each one that was tried before and failed.
 
     Raises:
         VerdictError: if no exporter succeeds.
     """
-    config = logits.model.config
-    layers = 0 if config.model_type in UNFUSABLE else config.num_hidden_layers
-    best: ExportedGraphs | None = None
-    remarks = []
-    for exporter in EXPORTERS:
-        try:
-            exported = export_by(exporter, logits)
-        except Exception as error:  # exporters raise any exception
-            remarks.append(f"the {exporter} exporter failed: {summarise_error(error, 200)}")
-            continue
-        found = attention_of(exported)
-        if best is None or found > attention_of(best):
-            best = exported
-        if found >= layers:
-            break
-        remarks.append(f"in the {exporter} exporter's graph {found} of {layers} attention layers are fused")
-    if best is None:
-        raise VerdictError(f"no exporter can write {config.model_type}: {'; '.join(remarks)}")
-    return best, remarks
+    try:
+        encoder = load_encoder(model_folder)
+    except NotDescribedError as error:
+        exported, remarks = choose_exporter(logits)
+        remarks.insert(0, f"the graphs come from torch's exporters: {error}")
+        return GraphSource(exported.exporter, _bind(EXPORTED_MAKERS, exported)), remarks
+    return GraphSource("writer", _bind(WRITTEN_MAKERS, encoder)), []
 
 
-def export_by(exporter: str, logits: LogitsModule) -> ExportedGraphs:
-    """Export with a named exporter, optimise, and count fused operators."""
-    with tempfile.TemporaryDirectory() as scratch:
-        path = Path(scratch) / "plain.onnx"
-        EXPORTERS[exporter](logits, path)
-        plain = onnx.load(path)
-        config = logits.model.config
-        # Level 1 only folds constants, so the graph runs on any device.
-        with _quiet_exporter():
-            optimised = optimize_model(
-                str(path), "bert", config.num_attention_heads, config.hidden_size, opt_level=1, use_gpu=False
-            )
-    counts = {name: len(optimised.get_nodes_by_op_type(name)) for name in FUSED_OPS}
-    return ExportedGraphs(exporter, plain, optimised, {name: count for name, count in counts.items() if count})
+def _bind(makers: dict[str, list[Callable[[T], onnx.ModelProto]]], source: T) -> dict[str, list[VariantMaker]]:
+    """Return the makers of each variant with what they make it from."""
+    return {variant: [partial(make, source) for make in each] for variant, each in makers.items()}
 
 
-def attention_of(exported: ExportedGraphs) -> int:
-    """Return the number of fused attention operators."""
-    return sum(exported.fused.get(name, 0) for name in ATTENTION_OPS)
+def write_fp32(encoder: EncoderDescription) -> onnx.ModelProto:
+    """Return a graph of standard operators in fp32, for any runtime."""
+    return write_encoder(encoder, PORTABLE_TARGET)
 
 
-def _trace(logits: LogitsModule, path: Path) -> None:
-    """Export by tracing an example, with dynamic batch and sequence axes."""
-    torch.onnx.export(
-        logits,
-        _example(logits),
-        path,
-        input_names=logits.names,
-        output_names=["logits"],
-        dynamic_axes={name: {0: "batch", 1: "sequence"} for name in logits.names} | {"logits": {0: "batch"}},
-        opset_version=OPSETS["tracing"],
-        dynamo=False,
-    )
+def write_fp16(encoder: EncoderDescription) -> onnx.ModelProto:
+    """Return a graph with packed rows that stores and computes in fp16."""
+    return write_encoder(encoder, CUDA_TARGET)
 
 
-def _translate(logits: LogitsModule, path: Path) -> None:
-    """Export with torch.export, with dynamic batch and sequence axes."""
-    axes = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
-    torch.onnx.export(
-        logits,
-        _example(logits),
-        path,
-        input_names=logits.names,
-        output_names=["logits"],
-        dynamic_shapes=(tuple(axes for _ in logits.names),),
-        opset_version=OPSETS["dynamo"],
-        dynamo=True,
-        external_data=False,
-        verbose=False,
-    )
-    model = onnx.load(path)
-    for node in model.graph.node:
-        del node.metadata_props[:]  # stack traces with paths, which would change the digest
-    del model.graph.value_info[:]  # contradicts the shapes that the optimiser infers, which then stops
-    onnx.save_model(model, path, save_as_external_data=False)
+def write_fp16_products(encoder: EncoderDescription) -> onnx.ModelProto:
+    """Return the same graph with residual stream and normalisations in fp32, for encoders with large features."""
+    return write_encoder(encoder, FP32_RESIDUAL_TARGET)
 
 
-def _example(logits: LogitsModule) -> tuple[torch.Tensor, ...]:
-    """Return example inputs whose sizes are not 0 or 1, which torch.export treats as constants."""
-    return tuple(torch.from_numpy(array) for array in random_inputs(logits, 2, 8).values())
-
-
-def make_fp32(exported: ExportedGraphs) -> onnx.ModelProto:
-    """Return the graph as the exporter wrote it, in fp32."""
-    return exported.plain
-
-
-def make_fp16(exported: ExportedGraphs) -> onnx.ModelProto:
-    """Return a graph with packed rows that stores and computes in fp16; inputs stay int64 and outputs fp32."""
-    model = OnnxModel(copy.deepcopy(exported.optimised.model))
-    packed = pack_rows(model)
-    if packed:  # symbolic shape inference fails on attention over packed rows
-        model.disable_shape_inference()
-    with _quiet_exporter():
-        model.convert_float_to_float16(
-            keep_io_types=True, use_symbolic_shape_infer=not packed, node_block_list=_rounded_to_integers(model)
-        )
-    return model.model
-
-
-def _rounded_to_integers(model: OnnxModel) -> list[str]:
-    """Return the names of nodes whose result is cast to an integer; they stay in fp32.
-
-    They compute the bucket of a relative position by a logarithm. In fp16 some positions fall into the next bucket:
-    MPNet's logits for sentences of 22 tokens were off by 0.06.
-    """
-    casts = [
-        node for node in model.get_nodes_by_op_type("Cast") if model.get_node_attribute(node, "to") in INTEGER_TYPES
-    ]
-    rounded = (name for node in casts for name in node.input)
-    return sorted(upstream_nodes(model, rounded, lambda node: node.op_type in ELEMENTWISE_OPS))
-
-
-def _quiet_exporter() -> contextlib.redirect_stdout[io.StringIO]:
-    """Discard prints of ONNX Runtime's tools about failed shape inference of its own operators."""
-    return contextlib.redirect_stdout(io.StringIO())
-
-
-def make_int8_per_token(exported: ExportedGraphs) -> onnx.ModelProto:
+def write_int8_per_token(encoder: EncoderDescription) -> onnx.ModelProto:
     """Return a graph with int8 products and a scale per token: three times as fast as torch in fp32."""
-    model = OnnxModel(copy.deepcopy(exported.optimised.model))
-    pack_rows(model, 1)  # one sentence per row: only the last layer's dropped tokens save time on a CPU
-    split_skip_layernorm(model)
+    model = OnnxModel(write_encoder(encoder, CPU_TARGET))
     quantise_rows(model)
     return model.model
 
 
-def make_int8_blockwise(exported: ExportedGraphs) -> onnx.ModelProto:
-    """Return a graph with int8 weights and a scale per block: closer to torch, and slower.
-
-    It starts from the unoptimised graph because the quantiser cannot reach weights inside fused attention.
-    """
-    quantiser = MatMulNBitsQuantizer(
-        copy.deepcopy(exported.plain), bits=8, block_size=INT8_BLOCK, is_symmetric=True, accuracy_level=INT8_PRODUCTS
-    )
-    quantiser.process()
-    return quantiser.model.model
+def write_int8_blockwise(encoder: EncoderDescription) -> onnx.ModelProto:
+    """Return a graph with int8 weights and a scale per block: closer to torch, and slower."""
+    return quantise_blocks(write_encoder(encoder, PORTABLE_TARGET))
 
 
 def save_graph(model: onnx.ModelProto, path: Path, facts: ModelInfo, variant: str) -> None:
-    """Write a graph as one file with the model info in its metadata."""
+    """Write a graph as one file with the model info in its metadata.
+
+    Raises:
+        VerdictError: if the file would exceed ONNX's limit of 2 GB.
+    """
     values = {key: value if isinstance(value, str) else json.dumps(value) for key, value in facts.items()}
     onnx.helper.set_model_props(model, values | {"variant": variant})
+    size = sum(
+        math.prod(tensor.dims) * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+        for tensor in model.graph.initializer
+    )
+    if size > MAX_GRAPH_BYTES:  # ByteSize() fails there
+        raise VerdictError(
+            f"the {variant} graph has {size / 1e9:.1f} GB, an ONNX file at most {MAX_GRAPH_BYTES / 1e9:.1f}; "
+            "choose a smaller encoder with --encoder"
+        )
     onnx.save_model(model, path, save_as_external_data=False)
 
 
-EXPORTERS: dict[str, Callable[[LogitsModule, Path], None]] = {"tracing": _trace, "dynamo": _translate}
-VariantMaker = Callable[[ExportedGraphs], onnx.ModelProto]
 # The makers of each variant in order of preference: the next is used if a graph exceeds the parity limits.
-VARIANT_MAKERS: dict[str, list[VariantMaker]] = {
-    "fp32": [make_fp32],
-    "fp16": [make_fp16],
-    "int8": [make_int8_per_token, make_int8_blockwise],
+WRITTEN_MAKERS: dict[str, list[Callable[[EncoderDescription], onnx.ModelProto]]] = {
+    "fp32": [write_fp32],
+    "fp16": [write_fp16, write_fp16_products],
+    "int8": [write_int8_per_token, write_int8_blockwise],
 }

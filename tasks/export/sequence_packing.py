@@ -19,10 +19,12 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 from onnxruntime.transformers.onnx_model import OnnxModel
 
-from tasks.export.graph_editor import MICROSOFT_DOMAIN, GraphEditor, upstream_nodes
+from tasks.export.encoder_description import MASK_VALUE
+from tasks.export.graph_builder import MICROSOFT_DOMAIN
+from tasks.export.graph_editor import GraphEditor, upstream_nodes
 
 PACKED_ROW_TOKENS = 128  # the fastest of 32 to 128 on an H200
-MASK_VALUE = 10_000.0  # subtracted from masked attention scores; representable in fp16
+
 # Operators without interaction between tokens.
 TOKENWISE_OPS = {"MatMul", "SkipLayerNormalization", "LayerNormalization", "BiasGelu", "Gelu", "FastGelu", "Add"}
 

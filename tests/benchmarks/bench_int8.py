@@ -4,7 +4,7 @@
 
 DIR holds CoLA-format files and DIR2 is what `fine_tune` wrote. From tokens to logits, like lengths together:
 
-    plain            the export in fp32
+    plain            the graph of standard operators in fp32
     by blocks        8-bit weights in blocks of 32
     rows, fused      a scale and a zero for each token, normalisations fused
     by rows          the same with the normalisations taken apart: what is shipped where it answers like torch
@@ -12,10 +12,10 @@ DIR holds CoLA-format files and DIR2 is what `fine_tune` wrote. From tokens to l
 """
 
 import argparse
-import copy
 import json
 import os
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +27,15 @@ from onnxruntime.transformers.onnx_model import OnnxModel
 
 from tasks.core.provenance import git_commit, library_versions
 from tasks.data.snapshots import read_snapshot
-from tasks.export import onnx_export as graphs
+from tasks.export.encoder_families import load_encoder
+from tasks.export.encoder_graph import CPU_TARGET, write_encoder
 from tasks.export.int8 import quantise_rows
-from tasks.export.parity import LogitsModule
-from tasks.export.sequence_packing import pack_rows
+from tasks.export.onnx_export import write_fp32, write_int8_blockwise, write_int8_per_token
 from tasks.inference.batch_pool import BatchPool
 from tasks.inference.classifier import CPU_BATCH
 from tasks.inference.runner import Runner
 from tasks.inference.sessions import available_cores, open_session
 from tasks.inference.tokenization import TokenIds, load_tokenizer, sorted_batches, tokenise
-from tasks.training.model import load_classifier
 
 MAX_LENGTH = 128
 
@@ -89,16 +88,15 @@ def latency(run: Run, batches: list[tuple[TokenIds, TokenIds]]) -> dict[str, flo
 
 
 def open_ways(model: str, scratch: str) -> dict[str, Runner | BatchPool]:
-    """Export a model once and open every way to run it on a CPU."""
-    exported = graphs.export_by("tracing", LogitsModule(load_classifier(model, attention="eager")))
-    fused = OnnxModel(copy.deepcopy(exported.optimised.model))
-    pack_rows(fused, 1)
+    """Write a model's graphs and open every way to run it on a CPU."""
+    encoder = load_encoder(model)
+    fused = OnnxModel(write_encoder(encoder, replace(CPU_TARGET, fused_norm=True)))
     quantise_rows(fused)
     made = {
-        "plain": exported.plain,
-        "by blocks": graphs.make_int8_blockwise(exported),
+        "plain": write_fp32(encoder),
+        "by blocks": write_int8_blockwise(encoder),
         "rows, fused": fused.model,
-        "by rows": graphs.make_int8_per_token(exported),
+        "by rows": write_int8_per_token(encoder),
     }
     ways: dict[str, Runner | BatchPool] = {}
     for way, graph in made.items():

@@ -105,7 +105,7 @@ def test_variants_that_are_not_shipped_are_logged_and_recorded(
         exported = export_bundle(trained["model"], str(tmp_path), origin())
     reason = "gives 90.00% of 100 sentences torch's label, expected 99.0%"
     assert f"model.cpu.onnx is not shipped: it {reason}" in caplog.messages
-    assert "exported to ONNX by the tracing exporter; fused: 2 Attention" in caplog.messages
+    assert "exported to ONNX (tracing); fused: 2 Attention" in caplog.messages
     assert read_json(tmp_path / "export.json")["left_out"] == {"int8": reason}
     assert exported["left_out"] == {"int8": reason}
 

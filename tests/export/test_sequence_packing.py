@@ -12,7 +12,7 @@ from onnxruntime.transformers.onnx_model import OnnxModel
 
 from tasks.export.sequence_packing import pack_rows
 
-FUSABLE = ["bert", "electra", "roberta", "distilbert"]
+FUSABLE = ["bert", "roberta"]
 ROW = 24  # tokens, so that small batches fill several
 
 
@@ -92,9 +92,8 @@ def test_no_weight_is_kept_twice(pair: Pair) -> None:
     assert held <= used
 
 
-@pytest.mark.parametrize("name", ["mpnet", "deberta-v2", "modernbert"])
-def test_a_graph_without_fused_attention_is_left_alone(name: str) -> None:
-    model = OnnxModel(copy.deepcopy(export_once(name)[1].optimised.model))
+def test_a_graph_without_fused_attention_is_left_alone() -> None:
+    model = OnnxModel(copy.deepcopy(export_once("modernbert")[1].optimised.model))
     before = model.model.SerializeToString()
     assert not pack_rows(model)
     assert model.model.SerializeToString() == before

@@ -231,7 +231,7 @@ def test_the_report_lists_every_variant_and_what_is_not_shipped() -> None:
     for name, role in {"int8": "judged", "fp32": "", "fp16": ""}.items():
         assert re.search(rf"{name} CPU 0\.\d+ \(95% 0\.\d+ to 0\.\d+\) 0\.\d+ 1\.0e-07 99\.5% of 80 {role}", text)
     assert f"fp8 not shipped: it {reason}" in text
-    assert "Exported by the tracing exporter; fused: 2 Attention." in text
+    assert "Exported to ONNX (tracing); fused: 2 Attention." in text
     assert "fp16 was compared with torch on a CPU" in text
 
 

@@ -4,6 +4,7 @@ from functools import cache
 
 import torch
 from transformers import (
+    AlbertConfig,
     AutoModelForSequenceClassification,
     BertConfig,
     DebertaV2Config,
@@ -15,11 +16,13 @@ from transformers import (
     RobertaConfig,
 )
 
-from tasks.export.onnx_export import ExportedGraphs, choose_exporter
 from tasks.export.parity import LogitsModule
+from tasks.export.torch_export import ExportedGraphs, choose_exporter
 
 SIZES = {"vocab_size": 20, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
 ARCHITECTURES = {
+    # No description of it: one layer's weights serve for all.
+    "albert": AlbertConfig(**SIZES | {"num_hidden_layers": 2}, embedding_size=16, max_position_embeddings=80),
     "minilm": BertConfig(
         **SIZES | {"hidden_size": 24, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 96},
         max_position_embeddings=80,
@@ -71,6 +74,6 @@ def random_model(config: PreTrainedConfig) -> LogitsModule:
 
 @cache
 def export_once(name: str) -> tuple[LogitsModule, ExportedGraphs, list[str]]:
-    """Return an architecture's model, its export and the remarks; every test of a process shares them."""
+    """Return an architecture's model, its export by torch and the remarks; every test of a process shares them."""
     logits = random_model(ARCHITECTURES[name])
     return logits, *choose_exporter(logits)
