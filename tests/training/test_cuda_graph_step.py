@@ -5,14 +5,13 @@ are Triton's own, in its interpreter.
 """
 
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from graph_tape import TapeRecorder
-from tiny import VOCABULARY, tiny_bert, toy_encoded, toy_recipe
+from tiny import VOCABULARY, Words, tiny_bert, toy_encoded, toy_recipe
 from torch import nn
 from transformers import DistilBertConfig, DistilBertForSequenceClassification, MPNetConfig, MPNetModel
 
@@ -40,30 +39,6 @@ pytest.importorskip("triton")  # for Linux on x86-64
 
 BATCH = 8
 PLAIN = CaptureVariant(fused=False)
-
-
-class Words(nn.Module):
-    """A classifier that captures quickly: the mean of the words' embeddings, one layer, a head.
-
-    `on_forward` is called with this model and its inputs before each pass.
-    """
-
-    def __init__(self, on_forward: Callable[[Any, torch.Tensor, torch.Tensor], None] = lambda *_: None) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.embeddings = nn.Embedding(VOCABULARY, 12)
-        self.layer = nn.ModuleList([nn.Linear(12, 12)])
-        self.head = nn.Linear(12, 2)
-        self.on_forward = on_forward
-        self.rows: list[int] = []  # of each pass
-
-    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> Any:
-        self.rows.append(len(input_ids))
-        self.on_forward(self, input_ids, attention_mask)
-        shown = attention_mask if attention_mask.ndim == 2 else (attention_mask[:, 0, 0] == 0)  # or as added to scores
-        weights = shown.to(self.head.weight.dtype)[..., None]
-        mean = (self.embeddings(input_ids) * weights).sum(1) / weights.sum(1)
-        return SimpleNamespace(logits=self.head(torch.tanh(self.layer[0](mean))))
 
 
 def nothing() -> None:

@@ -1,14 +1,15 @@
 """Several processes train the model that one would, end together, and listen on the loopback interface alone.
 
-The functions that run in other processes stand at the top. Those that train import what they need themselves: the
-others start in half the time without transformers.
+The product starts them by spawn, as here `results` and the test that kills the launcher do; where it does not matter
+how they started, they are forked, which saves each the import of torch.
 """
 
-import logging
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -17,118 +18,15 @@ from typing import Any
 
 import pytest
 import torch
+from launched import do_everything, fail, hang, listening, say, train, train_with_little_memory
 
 from tasks.core.errors import UsageError, VerdictError
+from tasks.training import launcher
 from tasks.training.launcher import launch
-from tasks.training.process_group import ProcessGroup
-from tasks.training.train_step import EagerStep
-from tasks.training.trainer import CheckpointConfig, TrainingHistory, train_epochs
 
 ROOT = Path(__file__).parents[2]
-EPOCHS, BATCH, ROWS = 3, 8, 57  # so that the last batch of an epoch has one row
-STEPS = EPOCHS * 8
-SEED = 5
 LOOPBACK = "0100007F"  # as the kernel writes 127.0.0.1
-Weights = dict[str, torch.Tensor]
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
-
-
-def train(
-    group: ProcessGroup | None, dropout: float = 0.0, checkpoints: CheckpointConfig | None = None, epochs: int = EPOCHS
-) -> tuple[TrainingHistory, Weights]:
-    """Train a tiny model; ranks start from other weights, those of rank 0 must win."""
-    from tiny import tiny_bert, toy_encoded, toy_recipe
-
-    model = tiny_bert(seed=group.rank if group else 0, dropout=dropout)
-    history = train_epochs(
-        model, toy_encoded(ROWS, seed=1), toy_encoded(31, seed=2), toy_recipe(steps=STEPS, max_grad_norm=0.5),
-        epochs=epochs, seed=SEED, checkpoints=checkpoints, on_epoch=group.notify_parent if group else None, group=group,
-    )  # fmt: skip
-    return timeless(history), {name: tensor.detach().clone() for name, tensor in model.named_parameters()}
-
-
-def train_with_little_memory(group: ProcessGroup | None, little: int) -> tuple[list[float], int]:
-    """Train steps where rank `little` has memory for two rows at a time; return the losses and the parts."""
-    import numpy as np
-    from tiny import tiny_bert, toy_encoded, toy_recipe
-
-    def refuse(module: torch.nn.Module, inputs: Any, named: dict[str, torch.Tensor]) -> None:
-        if group and group.rank == little and len(named["input_ids"]) > 2:
-            raise torch.OutOfMemoryError("too much")
-
-    model = tiny_bert()
-    model.register_forward_pre_hook(refuse, with_kwargs=True)
-    stepper = EagerStep(model, toy_encoded(16), toy_recipe(steps=3), group)
-    return stepper.run([np.arange(16)] * 3, 0, lambda: None).losses.tolist(), stepper.micro_batches
-
-
-def train_everything(group: ProcessGroup, folder: str) -> dict[str, Any]:
-    """Return what several trainings gave; starting processes takes longer than they do."""
-    held = CheckpointConfig(folder, "run", 0.0)
-    train(group, 0.2, held, epochs=EPOCHS - 1)
-    draws = []
-    for epoch in (1, 1, 2):
-        group.seed(SEED, epoch)
-        draws.append(float(torch.rand(())))
-    return {
-        "plain": train(group),
-        "dropout": train(group, 0.2),
-        "resumed": train(group, 0.2, held),
-        "little memory": train_with_little_memory(group, little=1),
-        "draws": draws,
-    }
-
-
-def say(group: ProcessGroup, words: str) -> str:
-    """Log something and notify the parent."""
-    logging.getLogger("tasks.training.launcher").info("rank %d logs %s", group.rank, words)
-    group.notify_parent(f"{words} {group.rank}")
-    return words
-
-
-def sum_and_listen(group: ProcessGroup) -> tuple[list[float], list[str]]:
-    """Return what was exchanged, and the addresses that this process listens on, after notifying the parent."""
-    total = group.all_reduce(torch.tensor([1.0, group.rank])).tolist()
-    group.notify_parent("now")
-    return [*total, group.broadcast_object(group.rank + 5), group.all_reduce_max(group.rank + 7)], listening()
-
-
-def fail(group: ProcessGroup, folder: str, rank: int, how: str) -> None:
-    """Let one rank end while the others wait for it."""
-    (Path(folder) / str(group.rank)).write_text(str(os.getpid()))
-    group.all_reduce(torch.zeros(1))
-    if group.rank == rank and how == "kill":
-        os.kill(os.getpid(), signal.SIGKILL)
-    if group.rank == rank and how == "exit":
-        os._exit(3)
-    if group.rank == rank:
-        raise {"raise": ValueError("too tall\nfar too tall"), "usage": UsageError("x 3 is odd; expected 2")}[how]
-    group.all_reduce(torch.zeros(1))
-
-
-def hang(group: ProcessGroup, folder: str) -> None:
-    """Wait for a rank that never comes."""
-    (Path(folder) / str(group.rank)).write_text(str(os.getpid()))
-    if group.rank == 0:
-        time.sleep(600)
-    group.all_reduce(torch.zeros(1))
-
-
-def timeless(history: TrainingHistory) -> TrainingHistory:
-    """Leave out what two runs cannot share."""
-    return history._replace(epochs=[record | {"seconds": 0.0} for record in history.epochs])  # type: ignore[misc]
-
-
-def listening() -> list[str]:
-    """Return the addresses, in the kernel's hexadecimal, that this process listens on."""
-    sockets = {str(path.readlink()) for path in Path("/proc/self/fd").iterdir() if path.is_symlink()}
-    found = []
-    for table in ("tcp", "tcp6"):
-        for line in Path(f"/proc/self/net/{table}").read_text().splitlines()[1:]:
-            parts = line.split()
-            if parts[3] == "0A" and f"socket:[{parts[9]}]" in sockets:
-                found.append(parts[1].partition(":")[0])
-    return found
 
 
 def running(folder: Path) -> list[int]:
@@ -149,10 +47,35 @@ def wait_until(true: Callable[[], bool]) -> None:
     raise AssertionError("waited for three minutes")
 
 
+@pytest.fixture
+def forked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Start processes by fork."""
+    context = multiprocessing.get_context("fork")
+    monkeypatch.setattr(launcher.multiprocessing, "get_context", lambda method: context)
+
+
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """What two processes found, by rank."""
-    return launch(train_everything, 2, str(tmp_path_factory.mktemp("checkpoints")), device="cpu")
+def listened() -> dict[str, list[str]]:
+    """The addresses that the launching process listens on, before and during the launch of `results`."""
+    return {"before": listening() if sys.platform == "linux" else []}
+
+
+@pytest.fixture(scope="module")
+def results(listened: dict[str, list[str]], tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What two processes found, by rank; they are launched in a thread."""
+    folder = str(tmp_path_factory.mktemp("checkpoints"))
+    found: list[Any] = []
+
+    def listen(message: str) -> None:
+        if message == "now" and sys.platform == "linux":
+            listened["during"] = listening()
+
+    thread = threading.Thread(
+        target=lambda: found.extend(launch(do_everything, 2, folder, device="cpu", on_message=listen))
+    )
+    thread.start()
+    thread.join()
+    return found
 
 
 def test_two_processes_have_the_losses_and_weights_of_one(results: list[dict[str, Any]]) -> None:
@@ -164,8 +87,7 @@ def test_two_processes_have_the_losses_and_weights_of_one(results: list[dict[str
     for one, other in zip(found.epochs, expected.epochs, strict=True):
         assert one == pytest.approx(other, abs=1e-5)
     for name, tensor in weights.items():
-        if not name.endswith("key.bias"):  # softmax cancels it: its gradient is rounding alone
-            torch.testing.assert_close(twins[name], tensor, rtol=0, atol=1e-4)
+        torch.testing.assert_close(twins[name], tensor, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["plain", "dropout", "resumed"])
@@ -204,7 +126,7 @@ def test_a_run_that_resumes_from_a_checkpoint_ends_as_an_uninterrupted_one(
 
 @pytest.mark.parametrize("synchronised", [True, False])
 def test_messages_of_all_ranks_are_handled_but_a_group_logs_on_rank_0_alone(
-    synchronised: bool, caplog: pytest.LogCaptureFixture
+    synchronised: bool, forked: None, caplog: pytest.LogCaptureFixture
 ) -> None:
     messages: list[str] = []
     words = "some words"
@@ -216,7 +138,7 @@ def test_messages_of_all_ranks_are_handled_but_a_group_logs_on_rank_0_alone(
     assert logged == [f"rank {rank} logs {words}" for rank in ((0,) if synchronised else (0, 1))]
 
 
-def test_an_error_of_the_message_handler_ends_all_processes_and_is_raised() -> None:
+def test_an_error_of_the_message_handler_ends_all_processes_and_is_raised(forked: None) -> None:
     class Enough(BaseException):
         pass
 
@@ -227,21 +149,17 @@ def test_an_error_of_the_message_handler_ends_all_processes_and_is_raised() -> N
         launch(say, 2, "words", device="cpu", on_message=stop)
 
 
+def test_tensors_and_values_are_exchanged(results: list[dict[str, Any]]) -> None:
+    assert [each["exchanged"] for each in results] == [[2.0, 1.0, 5, 8]] * 2
+
+
 @on_linux
-def test_it_works_in_a_thread_and_listens_on_the_loopback_interface_alone() -> None:
-    found: list[Any] = []
-    launcher: list[str] = []  # what the launching process listens on
-
-    def work() -> None:
-        found.extend(launch(sum_and_listen, 2, device="cpu", on_message=lambda _: launcher.extend(listening())))
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    thread.join()
-    assert [exchanged for exchanged, _ in found] == [[2.0, 1.0, 5, 8]] * 2
-    assert launcher == []
-    for _, addresses in found:
-        assert set(addresses) == {LOOPBACK}
+def test_processes_listen_on_the_loopback_interface_alone_and_who_launches_them_does_not(
+    results: list[dict[str, Any]], listened: dict[str, list[str]]
+) -> None:
+    for each in results:
+        assert set(each["listening"]) == {LOOPBACK}
+    assert listened["during"] == listened["before"]
 
 
 @on_linux
@@ -259,7 +177,13 @@ def test_it_works_in_a_thread_and_listens_on_the_loopback_interface_alone() -> N
     ids=["raises", "is misused", "is killed", "exits"],
 )  # fmt: skip
 def test_a_process_that_ends_ends_all_in_one_line(
-    rank: int, how: str, kind: type[VerdictError], line: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    rank: int,
+    how: str,
+    kind: type[VerdictError],
+    line: str,
+    forked: None,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     with pytest.raises(VerdictError) as caught:
@@ -274,30 +198,47 @@ def test_a_process_that_ends_ends_all_in_one_line(
 
 
 @on_linux
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
-def test_no_process_outlives_who_launched_it(number: signal.Signals, tmp_path: Path) -> None:
+def test_no_process_outlives_a_launcher_that_is_killed(tmp_path: Path) -> None:
+    folders = os.pathsep.join([str(ROOT), str(ROOT / "tests" / "support")])
+    script = f"""
+from launched import hang
+from tasks.training.launcher import launch
+launch(hang, 2, {str(tmp_path)!r}, device="cpu")
+"""
+    process = subprocess.Popen([sys.executable, "-c", script], env=os.environ | {"PYTHONPATH": folders})
+    wait_until(lambda: len(running(tmp_path)) == 2)
+    process.kill()
+    assert process.wait(60) == -signal.SIGKILL
+    wait_until(lambda: not running(tmp_path))
+
+
+@on_linux
+def test_no_process_outlives_a_launch_that_is_interrupted(
+    forked: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     started = tmp_path / "started"
     started.mkdir()
-    folders = os.pathsep.join([str(Path(__file__).parent), str(ROOT), str(ROOT / "tests" / "support")])
-    script = f"import test_launcher as t; t.launch(t.hang, 2, {str(started)!r}, device='cpu')"
-    environment = os.environ | {"PYTHONPATH": folders, "TMPDIR": str(tmp_path)}
-    launcher = subprocess.Popen([sys.executable, "-c", script], env=environment, stderr=subprocess.PIPE, text=True)
-    wait_until(lambda: len(running(started)) == 2)
-    launcher.send_signal(number)
-    _, said = launcher.communicate(timeout=60)
-    assert launcher.returncode == -number
-    wait_until(lambda: not running(started))
-    if number == signal.SIGINT:
-        assert said.rstrip().endswith("KeyboardInterrupt")
-        assert [path.name for path in tmp_path.iterdir()] == ["started"]
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
+    def interrupt() -> None:
+        wait_until(lambda: len(running(started)) == 2)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    with pytest.raises(KeyboardInterrupt):
+        launch(hang, 2, str(started), device="cpu")
+    thread.join()
+    assert running(started) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["started"]
 
 
 def test_more_processes_than_gpus_are_refused() -> None:
     count = torch.cuda.device_count()
     with pytest.raises(UsageError, match=rf"^{count + 1} processes .* torch sees {count} GPUs; expected at most one"):
-        launch(sum_and_listen, count + 1, device="cuda")
+        launch(say, count + 1, "words", device="cuda")
 
 
 def test_no_process_at_all_is_refused() -> None:
     with pytest.raises(UsageError, match=r"^processes 0 cannot be started; expected at least 1"):
-        launch(sum_and_listen, 0, device="cpu")
+        launch(say, 0, "words", device="cpu")

@@ -19,9 +19,9 @@ from tasks.training import checkpoints, train_step
 from tasks.training.dataset import TokenDataset
 from tasks.training.trainer import CheckpointConfig, EpochRecord, TrainingHistory, train_epochs, validate
 
-TRAIN, VALIDATION = toy_encoded(60, seed=1), toy_encoded(30, seed=2)
-EPOCHS = 4
-RECIPE = toy_recipe(steps=EPOCHS * 8, layer_decay=0.8)
+TRAIN, VALIDATION = toy_encoded(28, seed=1), toy_encoded(30, seed=2)
+EPOCHS, STEPS = 4, 4  # a run's epochs, an epoch's steps
+RECIPE = toy_recipe(steps=EPOCHS * STEPS, layer_decay=0.8)
 SEED = 5
 
 
@@ -39,6 +39,10 @@ def after(number: int) -> Callable[[EpochRecord], None]:
     return kill
 
 
+def small_bert(dropout: float = 0.2) -> BertForSequenceClassification:
+    return tiny_bert(dropout=dropout, num_hidden_layers=1)
+
+
 def config_in(folder: Path, run: str = "run", seconds: float = 0.0) -> CheckpointConfig:
     return CheckpointConfig(str(folder), run, seconds)
 
@@ -49,7 +53,7 @@ def train(
     model: BertForSequenceClassification | None = None,
 ) -> tuple[TrainingHistory, BertForSequenceClassification]:
     """Train a new model with dropout; what torch's and NumPy's generators did before does not matter."""
-    model = model or tiny_bert(dropout=0.2)
+    model = model or small_bert()
     torch.manual_seed(SEED)
     history = train_epochs(
         model, TRAIN, VALIDATION, RECIPE, epochs=EPOCHS, seed=SEED, checkpoints=checkpoints, on_epoch=on_epoch
@@ -105,7 +109,7 @@ def test_the_uninterrupted_run_learns_and_has_dropout(
     assert not history.collapsed
     assert history.epochs[-1]["train_loss"] < history.epochs[0]["train_loss"]
     assert len({record["validation_loss"] for record in history.epochs}) == EPOCHS
-    plain, _ = train(model=tiny_bert(dropout=0.0))
+    plain, _ = train(model=small_bert(dropout=0.0))
     assert plain.step_losses != history.step_losses
 
 
@@ -146,7 +150,7 @@ def test_a_run_killed_between_two_steps_ends_as_one_that_was_not(
     def kill_at(*given: Any) -> Any:
         nonlocal steps
         steps += 1
-        if steps == 8 * killed + 4:
+        if steps == STEPS * killed + 2:
             raise Killed
         return real(*given)
 
@@ -222,7 +226,7 @@ def test_a_checkpoint_holds_the_weights_of_its_epoch_and_the_best_ones(
     tmp_path: Path, scores: Callable[..., None]
 ) -> None:
     scores((0.5, 1.0), (0.7, 1.0), (0.6, 1.0))
-    model = tiny_bert(dropout=0.2)
+    model = small_bert()
     heads: list[torch.Tensor] = []
 
     def watch(record: EpochRecord) -> None:
@@ -238,7 +242,7 @@ def test_a_checkpoint_holds_the_weights_of_its_epoch_and_the_best_ones(
             assert torch.equal(tensors[name][start : start + 32].view(2, 16), heads[of - 1])
     record = json.loads((tmp_path / "epoch-0002" / checkpoints.STATE_FILE).read_text())["record"]
     assert record["best_epoch"] == 2
-    assert len(record["losses"]) == 16
+    assert len(record["losses"]) == 2 * STEPS
 
 
 @pytest.mark.parametrize(
@@ -257,7 +261,7 @@ def test_the_best_epoch_is_kept(
     given: list[tuple[float, float | None]], best: int, scores: Callable[..., None]
 ) -> None:
     scores(*given)
-    model = tiny_bert(dropout=0.2)
+    model = small_bert()
     weights: list[dict[str, torch.Tensor]] = []
     history, _ = train(on_epoch=lambda _: weights.append(copy.deepcopy(model.state_dict())), model=model)
     assert history.best_epoch == best
@@ -288,7 +292,7 @@ def test_the_best_epoch_is_kept_by_a_run_that_resumes(
 
 
 def test_a_nan_loss_ends_the_run_as_collapsed_with_the_best_weights_so_far() -> None:
-    model = tiny_bert(dropout=0.2)
+    model = small_bert()
     first: dict[str, torch.Tensor] = {}
 
     def poison(record: EpochRecord) -> None:
@@ -300,7 +304,7 @@ def test_a_nan_loss_ends_the_run_as_collapsed_with_the_best_weights_so_far() -> 
     assert history.collapsed
     assert [record["train_loss"] is None for record in history.epochs] == [False, True]
     assert history.epochs[1]["validation_loss"] is None
-    assert history.step_losses[8:] == [None] * 8
+    assert history.step_losses[STEPS:] == [None] * STEPS
     assert history.best_epoch == 1
     assert all(torch.equal(tensor, first[name]) for name, tensor in model.state_dict().items())
 
@@ -319,7 +323,7 @@ def test_with_validation_rows_of_one_label_a_run_does_not_count_as_collapsed() -
     ids = [np.array([5, 6, 7]), np.array([8, 9])]
     validation = TokenDataset(ids, np.array([1, 1]), 0, "cpu")
     torch.manual_seed(SEED)
-    history = train_epochs(tiny_bert(), TRAIN, validation, toy_recipe(steps=8), epochs=1, seed=SEED)
+    history = train_epochs(tiny_bert(), TRAIN, validation, toy_recipe(steps=STEPS), epochs=1, seed=SEED)
     assert history.epochs[0]["validation_mcc"] == 0
     assert not history.collapsed
 
@@ -329,7 +333,9 @@ def test_an_epochs_figures_are_those_of_its_steps() -> None:
     assert len(history.step_losses) == RECIPE.steps
     for number, record in enumerate(history.epochs):
         assert record["epoch"] == number + 1
-        assert record["train_loss"] == pytest.approx(np.mean(history.step_losses[8 * number : 8 * number + 8]))
+        assert record["train_loss"] == pytest.approx(
+            np.mean(history.step_losses[STEPS * number : STEPS * (number + 1)])
+        )
         assert 0 <= record["train_accuracy"] <= 1
         assert record["train_accuracy"] * TRAIN.count == pytest.approx(round(record["train_accuracy"] * TRAIN.count))
         assert record["seconds"] >= 0
@@ -374,7 +380,7 @@ def wait(
     model: BertForSequenceClassification | None = None,
 ) -> TrainingHistory:
     """Train as `train` does, as long as patience lasts."""
-    model = model or tiny_bert(dropout=0.2)
+    model = model or small_bert()
     torch.manual_seed(SEED)
     return train_epochs(
         model, TRAIN, VALIDATION, RECIPE, epochs=EPOCHS, seed=SEED, patience=patience,
@@ -409,12 +415,12 @@ def test_training_ends_after_so_many_epochs_without_a_better_one_and_keeps_the_b
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     scores(*((value, 0.7) for value in values))
-    model = tiny_bert(dropout=0.2)
+    model = small_bert()
     weights: list[dict[str, torch.Tensor]] = []
     with caplog.at_level("INFO", "tasks"):
         history = wait(patience, on_epoch=lambda _: weights.append(copy.deepcopy(model.state_dict())), model=model)
     assert [record["epoch"] for record in history.epochs] == list(range(1, epochs_trained + 1))
-    assert len(history.step_losses) == 8 * epochs_trained
+    assert len(history.step_losses) == STEPS * epochs_trained
     assert history.best_epoch == best
     assert all(torch.equal(tensor, weights[best - 1][name]) for name, tensor in model.state_dict().items())
     line = f"no better epoch in {patience}; training ends after {epochs_trained} of {EPOCHS}"
@@ -433,7 +439,7 @@ def test_a_run_that_patience_ended_stays_ended_when_it_is_run_again(
     tmp_path: Path, scores: Callable[..., None], caplog: pytest.LogCaptureFixture
 ) -> None:
     scores((0.5, 0.7), (0.4, 0.7), (0.3, 0.7))
-    one, again = tiny_bert(dropout=0.2), tiny_bert(dropout=0.2)
+    one, again = small_bert(), small_bert()
     expected = wait(2, config_in(tmp_path), model=one)
     records: list[EpochRecord] = []
     scores()
