@@ -70,6 +70,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--trained", nargs="*", default=[], help="encoders, each fine-tuned once")
     parser.add_argument("--model", nargs="*", default=[], help="folders that a training wrote")
     parser.add_argument("--random", nargs="*", choices=sorted(RANDOM), default=[])
+    parser.add_argument("--vocabulary", default="", help="folder with the tokenizer.json of --random")
     parser.add_argument("--before", default="", help="folder of an earlier tree")
     parser.add_argument("--before-commit", default="dcfa1bf")
     parser.add_argument("--systems", nargs="+", default=["torch", "before", "verdict"])
@@ -122,7 +123,7 @@ def prepare_models(options: argparse.Namespace, scratch: Path, rows: str) -> lis
     for encoder in options.trained:
         models.append((Path(encoder).name, "trained", train(options, encoder, scratch, rows)))
     for name in options.random:
-        models.append((f"{name}-base", "random", write_random(name, scratch)))
+        models.append((f"{name}-base", "random", write_random(options, name, scratch)))
     return models
 
 
@@ -139,8 +140,8 @@ def train(options: argparse.Namespace, encoder: str, scratch: Path, rows: str) -
     return folder
 
 
-def write_random(name: str, scratch: Path) -> str:
-    """Write a classifier of base size with random weights and the packaged encoder's tokenizer."""
+def write_random(options: argparse.Namespace, name: str, scratch: Path) -> str:
+    """Write a classifier of base size with random weights."""
     import torch
     import transformers
 
@@ -153,7 +154,8 @@ def write_random(name: str, scratch: Path) -> str:
     config = getattr(transformers, kind)(**changes, num_labels=len(LABELS), pad_token_id=0)
     folder = scratch / f"random-{name}"
     transformers.AutoModelForSequenceClassification.from_config(config).save_pretrained(folder)
-    load_tokenizer(locate_encoder("packaged")["folder"], MAX_LENGTH).save(str(folder / "tokenizer.json"))
+    vocabulary = options.vocabulary or locate_encoder("packaged")["folder"]
+    load_tokenizer(vocabulary, MAX_LENGTH).save(str(folder / "tokenizer.json"))
     return str(folder)
 
 
