@@ -31,7 +31,7 @@ from tasks.export.encoder_description import (
     Table,
     Values,
 )
-from tasks.export.encoder_graph import ACTIVATIONS
+from tasks.export.module_writer import ACTIVATIONS
 
 WEIGHTS = "model.safetensors"
 
@@ -374,7 +374,7 @@ def _disentangle(config: PreTrainedConfig, weights: Weights, layers: tuple[Layer
     kinds = config.pos_att_type or []
     scale = (features * (1 + ("c2p" in kinds) + ("p2c" in kinds))) ** -0.5
     layers = tuple(replace(layer, attention=replace(layer.attention, scale=scale)) for layer in layers)
-    if not config.relative_attention:
+    if not (config.relative_attention and kinds):
         return layers
     furthest = getattr(config, "max_relative_positions", -1)
     furthest = config.max_position_embeddings if furthest < 1 else furthest

@@ -19,6 +19,8 @@ from onnx import helper
 from tasks.export.encoder_description import MASK_VALUE, Values
 from tasks.export.graph_builder import GraphBuilder
 
+PACKED_ROW_TOKENS = 128  # the fastest of 32 to 128 on an H200
+
 
 class PaddedLayout:
     """Each sentence is a row: R = B and T = S.
@@ -28,16 +30,16 @@ class PaddedLayout:
         tokens: S, as a tensor [1] on the CPU.
     """
 
-    def __init__(self, builder: GraphBuilder, inputs: list[str], kind: type, row: int = 0) -> None:
+    def __init__(self, builder: GraphBuilder, inputs: list[str], dtype: type, row: int = 0) -> None:
         """Prepare the inputs.
 
         Args:
             builder: of the graph.
             inputs: names of the graph's inputs.
-            kind: type of biases and masks.
+            dtype: type of biases and masks.
             row: unused: tokens of a packed row.
         """
-        self.builder, self.kind = builder, kind
+        self.builder, self.dtype = builder, dtype
         self.ids = {name: name for name in inputs}
         self.tokens = self.builder.add("Shape", ["attention_mask"], start=1, end=2)
 
@@ -65,7 +67,7 @@ class PaddedLayout:
         """Return the mean of each sentence's tokens in rows [R, T, H], as [B, 1, H]."""
         add = self.builder.add
         count = add("ReduceSum", [self._mask, self.builder.constant([1])], keepdims=1)
-        shares = add("Div", [self._mask, add("Max", [count, self.builder.scalar(1.0, self.kind)])])
+        shares = add("Div", [self._mask, add("Max", [count, self.builder.scalar(1.0, self.dtype)])])
         return add("MatMul", [add("Unsqueeze", [shares, self.builder.constant([1])]), self._unpacked(tensor)])
 
     def without_padding(self, tensor: str) -> str:
@@ -91,24 +93,52 @@ class PaddedLayout:
         shape = self._list(self.builder.add("Shape", [self._padding], start=0, end=2), self.tokens, self.tokens)
         return self.builder.add("Expand", [self._padding, shape])
 
+    def near(self, table: str, axis: int, length: int) -> str:
+        """Return the part of a table [..., 2P, ...] for distances from -(S - 1) to S; `length` is 2P."""
+        middle = self.builder.constant([length // 2])
+        bounds = [self.builder.add("Sub", [middle, self.tokens]), self.builder.add("Add", [middle, self.tokens])]
+        return self.builder.add("Slice", [table, *bounds, self.builder.constant([axis])])
+
+    def scores_by_token(self, scores: str) -> str:
+        """Return scores by token [A, N, Q, S] of scores by distance [A, N, Q, 2S], of tokens 0 to Q - 1.
+
+        Token i's score for token j is at the column of j - i, which is j - i + S - 1: a step to the left from row to
+        row. Read with rows of 2S - 1, the same numbers have it at column j + S - 1.
+        """
+        add, constant = self.builder.add, self.builder.constant
+        kept = add("Mul", [add("Shape", [scores], start=2, end=3), self._width])
+        flat = add("Reshape", [scores, constant([0, 0, -1])])
+        flat = add("Slice", [flat, constant([0]), kept, constant([2])])
+        rows = add("Reshape", [flat, self._list(0, 0, -1, self._width)])
+        return add("Slice", [rows, self._last, self._width, constant([3])])
+
+    @cached_property
+    def _last(self) -> str:
+        """Return S - 1."""
+        return self.builder.add("Sub", [self.tokens, self.builder.constant([1])])
+
+    @cached_property
+    def _width(self) -> str:
+        """Return 2S - 1."""
+        return self.builder.add("Add", [self.tokens, self._last])
+
     def _relative(self, distances: Values) -> str:
         """Return [1, N, S, S] of the values at distances."""
-        table = self.builder.constant(distances[None, :, None], self.kind)
-        near = span_of_distances(self.builder, table, self.tokens, 3, distances.shape[1])
+        near = self.near(self.builder.constant(distances[None, :, None], self.dtype), 3, distances.shape[1])
         shape = self._list(1, distances.shape[0], self.tokens, 1)
-        return skew(self.builder, self.builder.add("Expand", [near, shape]), self.tokens)
+        return self.scores_by_token(self.builder.add("Expand", [near, shape]))
 
     @cached_property
     def _mask(self) -> str:
         """Return [B, S]: 1 for tokens and 0 for padding."""
-        to = helper.np_dtype_to_tensor_dtype(np.dtype(self.kind))
+        to = helper.np_dtype_to_tensor_dtype(np.dtype(self.dtype))
         return self.builder.add("Cast", [self.ids["attention_mask"]], to=to)
 
     @cached_property
     def _padding(self) -> str:
         """Return [R, 1, 1, T]: 0 for tokens and -MASK_VALUE for padding."""
-        padding = self.builder.add("Sub", [self._mask, self.builder.scalar(1.0, self.kind)])
-        padding = self.builder.add("Mul", [padding, self.builder.scalar(MASK_VALUE, self.kind)])
+        padding = self.builder.add("Sub", [self._mask, self.builder.scalar(1.0, self.dtype)])
+        padding = self.builder.add("Mul", [padding, self.builder.scalar(MASK_VALUE, self.dtype)])
         return self._row_bias(padding)
 
     def _row_bias(self, padding: str) -> str:
@@ -133,9 +163,9 @@ class PackedLayout(PaddedLayout):
     `ids` are [R * G, S].
     """
 
-    def __init__(self, builder: GraphBuilder, inputs: list[str], kind: type, row: int) -> None:
+    def __init__(self, builder: GraphBuilder, inputs: list[str], dtype: type, row: int) -> None:
         """Prepare the inputs; `row` is the number of tokens of a row, and a longer sentence has one of its own."""
-        super().__init__(builder, inputs, kind)
+        super().__init__(builder, inputs, dtype)
         add, one = builder.add, builder.constant([1])
         self._row = row
         self._batch = add("Shape", ["attention_mask"], start=0, end=1)
@@ -163,7 +193,7 @@ class PackedLayout(PaddedLayout):
     def score_bias(self, distances: Values | None, first_only: bool, expand: bool) -> str:
         """Return what is added to attention scores, [R, N, Q, T]: also the tokens of other sentences are masked."""
         add, group, tokens = self.builder.add, self._group, self.tokens
-        others = self.builder.constant((np.eye(self._row) - 1) * MASK_VALUE, self.kind)
+        others = self.builder.constant((np.eye(self._row) - 1) * MASK_VALUE, self.dtype)
         bounds = [self.builder.constant([0, 0]), self._list(group, group), self.builder.constant([0, 1])]
         others = self._reshape(add("Slice", [others, *bounds]), 1, group, 1, group, 1)
         heads = 1
@@ -197,26 +227,3 @@ class PackedLayout(PaddedLayout):
 
     def _reshape(self, tensor: str, *sizes: str | int) -> str:
         return self.builder.add("Reshape", [tensor, self._list(*sizes)])
-
-
-def span_of_distances(builder: GraphBuilder, table: str, tokens: str, axis: int, length: int) -> str:
-    """Return the part of a table [..., 2P, ...] for distances from -(S - 1) to S, given S as a tensor [1]."""
-    middle = builder.constant([length // 2])
-    bounds = [builder.add("Sub", [middle, tokens]), builder.add("Add", [middle, tokens])]
-    return builder.add("Slice", [table, *bounds, builder.constant([axis])])
-
-
-def skew(builder: GraphBuilder, scores: str, tokens: str) -> str:
-    """Return scores by token [A, N, Q, S] of scores by distance [A, N, Q, 2S], of tokens 0 to Q - 1.
-
-    Token i's score for token j is at the column of j - i, j - i + S - 1: a step to the left from row to row. Read with
-    rows of 2S - 1, the same numbers have it at column j + S - 1.
-    """
-    add, one = builder.add, builder.constant([1])
-    twice = add("Add", [tokens, tokens])
-    width = add("Sub", [twice, one])
-    kept = add("Mul", [add("Shape", [scores], start=2, end=3), width])
-    flat = add("Reshape", [scores, builder.constant([0, 0, -1])])
-    flat = add("Slice", [flat, builder.constant([0]), kept, builder.constant([2])])
-    rows = add("Reshape", [flat, add("Concat", [builder.constant([0, 0, -1]), width], axis=0)])
-    return add("Slice", [rows, add("Sub", [tokens, one]), width, builder.constant([3])])

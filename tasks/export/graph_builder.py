@@ -58,7 +58,7 @@ class GraphBuilder:
 
     def constant(self, values: object, kind: type = np.int64) -> str:
         """Return the name of a constant, which is added unless a small equal one exists."""
-        array = np.asarray(values, kind)
+        array: NDArray[np.generic] = np.asarray(values, kind)
         if array.nbytes > SHARED_BYTES:
             return self.weight(self._name(f"{self._root}constant"), array)
         key = (array.dtype.str, array.shape, array.tobytes())

@@ -18,8 +18,9 @@ from onnxruntime.transformers.onnx_model import OnnxModel
 from tasks.core.errors import VerdictError, summarise_error
 from tasks.export.encoder_description import EncoderDescription
 from tasks.export.encoder_families import NotDescribedError, load_encoder
-from tasks.export.encoder_graph import CPU_TARGET, CUDA_TARGET, FP32_RESIDUAL_TARGET, PORTABLE_TARGET, write_encoder
+from tasks.export.encoder_graph import write_encoder
 from tasks.export.int8 import quantise_blocks, quantise_rows
+from tasks.export.module_writer import CPU_TARGET, CUDA_TARGET, FP32_RESIDUAL_TARGET, PORTABLE_TARGET
 from tasks.export.parity import (
     REAL_CASE,
     LogitsModule,

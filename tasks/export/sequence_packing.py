@@ -20,10 +20,9 @@ from onnx import TensorProto
 from onnxruntime.transformers.onnx_model import OnnxModel
 
 from tasks.export.encoder_description import MASK_VALUE
+from tasks.export.encoder_layout import PACKED_ROW_TOKENS
 from tasks.export.graph_builder import MICROSOFT_DOMAIN
 from tasks.export.graph_editor import GraphEditor, upstream_nodes
-
-PACKED_ROW_TOKENS = 128  # the fastest of 32 to 128 on an H200
 
 # Operators without interaction between tokens.
 TOKENWISE_OPS = {"MatMul", "SkipLayerNormalization", "LayerNormalization", "BiasGelu", "Gelu", "FastGelu", "Add"}

@@ -28,8 +28,9 @@ from onnxruntime.transformers.onnx_model import OnnxModel
 from tasks.core.provenance import git_commit, library_versions
 from tasks.data.snapshots import read_snapshot
 from tasks.export.encoder_families import load_encoder
-from tasks.export.encoder_graph import CPU_TARGET, write_encoder
+from tasks.export.encoder_graph import write_encoder
 from tasks.export.int8 import quantise_rows
+from tasks.export.module_writer import CPU_TARGET
 from tasks.export.onnx_export import write_fp32, write_int8_blockwise, write_int8_per_token
 from tasks.inference.batch_pool import BatchPool
 from tasks.inference.classifier import CPU_BATCH

@@ -1,0 +1,138 @@
+"""Writes the modules of encoders (products, normalisations, activations) with the operators of a target."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from onnx import helper
+
+from tasks.export.encoder_description import Linear, Norm, Step, Table, Values
+from tasks.export.encoder_layout import PACKED_ROW_TOKENS
+from tasks.export.graph_builder import MICROSOFT_DOMAIN, GraphBuilder
+
+# Operator and attributes of each activation, by the name that transformers gives it.
+ACTIVATIONS: dict[str, tuple[str, dict[str, str]]] = {
+    "gelu": ("Gelu", {}),
+    "gelu_new": ("Gelu", {"approximate": "tanh"}),
+    "gelu_pytorch_tanh": ("Gelu", {"approximate": "tanh"}),
+    "relu": ("Relu", {}),
+    "tanh": ("Tanh", {}),
+}
+BIASED_ACTIVATIONS = {"gelu": "BiasGelu", "gelu_new": "FastGelu", "gelu_pytorch_tanh": "FastGelu"}
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a graph is written for.
+
+    Attributes:
+        row: tokens of a row into which sentences are packed; 0: each sentence is a row.
+        fused: ONNX Runtime's own operators for attention, embeddings and biased activations.
+        fused_norm: ONNX Runtime's operator for sum and normalisation. It is fast on GPUs; on CPUs (1.31) it takes
+            several times as long as its parts.
+        products: type of products, attention and activations.
+        residual: type of the residual stream and normalisations.
+    """
+
+    row: int = 0
+    fused: bool = False
+    fused_norm: bool = False
+    products: type = np.float32
+    residual: type = np.float32
+
+
+PORTABLE_TARGET = Target()
+CPU_TARGET = Target(fused=True)
+CUDA_TARGET = Target(PACKED_ROW_TOKENS, fused=True, fused_norm=True, products=np.float16, residual=np.float16)
+FP32_RESIDUAL_TARGET = Target(PACKED_ROW_TOKENS, fused=True, fused_norm=True, products=np.float16)
+
+
+class ModuleWriter:
+    """Adds modules to a new graph; weights keep torch's names."""
+
+    def __init__(self, target: Target) -> None:
+        self.target = target
+        self.builder = GraphBuilder(onnx.GraphProto(name="encoder"))
+        self.add, self.constant = self.builder.add, self.builder.constant
+
+    def steps(self, steps: tuple[Step, ...], tensor: str, dtype: type, flat: bool = False) -> tuple[str, type]:
+        """Apply steps to a tensor of a type, flat if it is [B, K]; return the result and its type."""
+        for step in steps:
+            wanted = self.target.residual if isinstance(step, Norm) else self.target.products
+            tensor, dtype = self.cast(tensor, dtype, wanted), wanted
+            if isinstance(step, Norm):
+                tensor = self.normalise(step, tensor)
+            elif isinstance(step, Linear):
+                tensor = self.flat_linear(step, tensor) if flat else self.linear(step, tensor)
+            else:
+                tensor = self.activate(step, tensor)
+        return tensor, dtype
+
+    def product(self, linear: Linear, tensor: str) -> str:
+        """Multiply by the weights."""
+        weight = np.ascontiguousarray(convert(linear.weight, self.target.products).T)
+        return self.add("MatMul", [tensor, self.builder.weight(f"{linear.name}.weight", weight)])
+
+    def linear(self, linear: Linear, tensor: str) -> str:
+        """Multiply by the weights and add the bias."""
+        return self.add_bias(linear, self.product(linear, tensor))
+
+    def flat_linear(self, linear: Linear, tensor: str) -> str:
+        """Multiply [B, K] by the weights and add the bias, with an operator that int8 leaves alone."""
+        weight = self.builder.weight(f"{linear.name}.weight", convert(linear.weight, self.target.products))
+        biases = [] if linear.bias is None else [self.bias(linear, self.target.products)]
+        return self.add("Gemm", [tensor, weight, *biases], transB=1)
+
+    def add_bias(self, linear: Linear, tensor: str) -> str:
+        """Add the bias, if there is one, to a product."""
+        return tensor if linear.bias is None else self.add("Add", [tensor, self.bias(linear, self.target.products)])
+
+    def activate(self, activation: str, tensor: str) -> str:
+        """Apply an activation."""
+        operator, attributes = ACTIVATIONS[activation]
+        return self.add(operator, [tensor], **attributes)
+
+    def activate_biased(self, activation: str, linear: Linear, product: str) -> str:
+        """Add the bias to a product and apply an activation, in one operator if the target has it."""
+        fused = BIASED_ACTIVATIONS.get(activation) if self.target.fused and linear.bias is not None else None
+        if not fused:
+            return self.activate(activation, self.add_bias(linear, product))
+        return self.add(fused, [product, self.bias(linear, self.target.products)], domain=MICROSOFT_DOMAIN)
+
+    def normalise(self, norm: Norm, tensor: str) -> str:
+        """Normalise over features."""
+        scale, shift = self.norm(norm)
+        return self.add(
+            "LayerNormalization", [tensor, scale, shift][: 3 if shift else 2], axis=-1, epsilon=norm.epsilon
+        )
+
+    def cast(self, tensor: str, dtype: type, wanted: type) -> str:
+        """Convert a tensor from a type to another, if they differ."""
+        if dtype is wanted:
+            return tensor
+        return self.add("Cast", [tensor], to=helper.np_dtype_to_tensor_dtype(np.dtype(wanted)))
+
+    def norm(self, norm: Norm) -> list[str]:
+        """Add the weights of a normalisation; the name of an absent shift is empty."""
+        weights = {"weight": norm.scale, "bias": norm.shift}
+        return ["" if each is None else self.weight(f"{norm.name}.{part}", each) for part, each in weights.items()]
+
+    def bias(self, linear: Linear, dtype: type) -> str:
+        """Add the bias of a product."""
+        assert linear.bias is not None
+        return self.builder.weight(f"{linear.name}.bias", convert(linear.bias, dtype))
+
+    def table(self, table: Table) -> str:
+        """Add an embedding."""
+        return self.weight(table.name, table.values)
+
+    def weight(self, name: str, values: Values) -> str:
+        """Add a weight in the residual type."""
+        return self.builder.weight(name, convert(values, self.target.residual))
+
+
+def convert(values: Values, dtype: type) -> NDArray[np.generic]:
+    """Return values in fp32 or fp16, by torch: NumPy takes 30 times as long."""
+    return torch.from_numpy(values).to(torch.float16 if dtype is np.float16 else torch.float32).numpy()
