@@ -133,17 +133,14 @@ class LayerNames(NamedTuple):
     narrow: str
     output_norm: str
 
-    @classmethod
-    def of(cls, attention: str) -> "LayerNames":
-        """Return BERT's names, with the names of queries, keys and values as the space-separated argument says."""
-        return cls(
-            *attention.split(), "attention.output.dense", "attention.output.LayerNorm",
-            "intermediate.dense", "output.dense", "output.LayerNorm",
-        )  # fmt: skip
 
-
-BERT_NAMES = LayerNames.of("attention.self.query attention.self.key attention.self.value")
-DEBERTA_NAMES = LayerNames.of("attention.self.query_proj attention.self.key_proj attention.self.value_proj")
+BERT_NAMES = LayerNames(
+    "attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense",
+    "attention.output.LayerNorm", "intermediate.dense", "output.dense", "output.LayerNorm",
+)  # fmt: skip
+DEBERTA_NAMES = BERT_NAMES._replace(
+    query="attention.self.query_proj", key="attention.self.key_proj", value="attention.self.value_proj"
+)
 MPNET_NAMES = LayerNames(
     "attention.attn.q", "attention.attn.k", "attention.attn.v", "attention.attn.o", "attention.LayerNorm",
     "intermediate.dense", "output.dense", "output.LayerNorm",
@@ -159,13 +156,15 @@ def _post_norm_layers(
 ) -> tuple[Layer, ...]:
     """Return the layers under `prefix`, which all families but ModernBERT share."""
     scale = (config.hidden_size // config.num_attention_heads) ** -0.5
+    linear, norm = weights.linear, weights.norm
     layers = []
     for number in range(config.num_hidden_layers):
         name = LayerNames(*(f"{prefix}.{number}.{module}" for module in names))
-        attention = Attention(*(weights.linear(module) for module in name[:4]), scale)
-        feed_forward = FeedForward(weights.linear(name.widen), None, activation, weights.linear(name.narrow))
-        attention_norm, output_norm = (weights.norm(norm, epsilon) for norm in (name.attention_norm, name.output_norm))
-        layers.append(Layer(attention, attention_norm, feed_forward, output_norm))
+        attention = Attention(linear(name.query), linear(name.key), linear(name.value), linear(name.output), scale)
+        feed_forward = FeedForward(linear(name.widen), None, activation, linear(name.narrow))
+        layers.append(
+            Layer(attention, norm(name.attention_norm, epsilon), feed_forward, norm(name.output_norm, epsilon))
+        )
     return tuple(layers)
 
 

@@ -104,9 +104,8 @@ class _EncoderWriter(ModuleWriter):
         terms = [self.cast(product, self.target.products, dtype), stream]
         biases = [] if linear is None or linear.bias is None else [self.bias(linear, dtype)]
         if self.target.fused_norm:
-            inputs, extra = [*terms, *self.norm(norm), *biases], ("", "", "sum")
-            if self.encoder.residual == "normalised":
-                extra = ()
+            extra = ("", "", "sum") if self.encoder.residual == "sum" else ()
+            inputs = [*terms, *self.norm(norm), *biases]
             normalised = self.add(
                 "SkipLayerNormalization", inputs, domain=MICROSOFT_DOMAIN, extra=extra, epsilon=norm.epsilon
             )
@@ -164,9 +163,8 @@ class _EncoderWriter(ModuleWriter):
             if attention.disentangled:
                 bias = self.add("Add", [self._relative_scores(attention.disentangled, query, key, first_only), bias])
             if self.target.fused:
-                attributes = {"num_heads": self.encoder.heads, "scale": attention.scale}
-                inputs = [query, key, value, "", "", bias]
-                return self.add("MultiHeadAttention", inputs, domain=MICROSOFT_DOMAIN, **attributes)
+                inputs, heads, scale = [query, key, value, "", "", bias], self.encoder.heads, attention.scale
+                return self.add("MultiHeadAttention", inputs, domain=MICROSOFT_DOMAIN, num_heads=heads, scale=scale)
             query = self.add("Mul", [query, self.builder.scalar(attention.scale, self.target.products)])
             scores = self.add("MatMul", [self.heads(query), self.heads(key, [0, 2, 3, 1])])
             shares = self.add("Softmax", [self.add("Add", [scores, bias])], axis=-1)

@@ -1,6 +1,7 @@
 """Writes the modules of encoders (products, normalisations, activations) with the operators of a target."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx
@@ -13,7 +14,7 @@ from tasks.export.encoder_layout import PACKED_ROW_TOKENS
 from tasks.export.graph_builder import MICROSOFT_DOMAIN, GraphBuilder
 
 # Operator and attributes of each activation, by the name that transformers gives it.
-ACTIVATIONS: dict[str, tuple[str, dict[str, str]]] = {
+ACTIVATIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "gelu": ("Gelu", {}),
     "gelu_new": ("Gelu", {"approximate": "tanh"}),
     "gelu_pytorch_tanh": ("Gelu", {"approximate": "tanh"}),

@@ -123,8 +123,7 @@ def write_variant(
     A failure of fp16 or int8 leaves the variant out of the bundle instead of failing the run.
     """
     if variant != "fp32" and not any(case.name == REAL_CASE for case in cases):
-        fault = "was not made: there are no sentences for a comparison with torch"
-        return WrittenVariant(None, Counter(), [fault])
+        return WrittenVariant(None, Counter(), ["was not made: there are no sentences for a comparison with torch"])
     faults: list[str] = []
     for make in makers:
         try:
