@@ -18,6 +18,7 @@ from tasks.export import onnx_export as graphs
 from tasks.export.encoder_description import EncoderDescription
 from tasks.export.onnx_export import WRITTEN_MAKERS, choose_source, save_graph, write_graphs, write_variant
 from tasks.export.parity import LogitsModule, compare_with_torch, random_cases
+from tasks.export.torch_export import EXPORTERS
 from tasks.inference.bundle import VARIANTS
 
 FACTS: Any = {**origin(), "pad_id": 0}
@@ -136,7 +137,10 @@ def test_equal_weights_give_equal_bytes(trained: Any, toy_split: tuple[str, str,
         assert (tmp_path / "once" / file).read_bytes() == (tmp_path / "again" / file).read_bytes()
 
 
-def test_a_model_without_a_description_goes_through_torchs_exporters_and_a_remark_says_why(tmp_path: Path) -> None:
+def test_a_model_without_a_description_goes_through_torchs_exporters_and_a_remark_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(EXPORTERS, "dynamo")  # takes ten seconds
     logits = random_model(ARCHITECTURES["albert"])
     source, remarks = choose_source(save(logits, tmp_path), logits)
     assert source.exporter == "tracing"

@@ -21,8 +21,8 @@ from tasks.export.torch_export import ExportedGraphs, choose_exporter
 
 SIZES = {"vocab_size": 20, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
 ARCHITECTURES = {
-    # No description of it: one layer's weights serve for all.
-    "albert": AlbertConfig(**SIZES | {"num_hidden_layers": 2}, embedding_size=16, max_position_embeddings=80),
+    # The writer has no description of it.
+    "albert": AlbertConfig(**SIZES, embedding_size=16, max_position_embeddings=80),
     "minilm": BertConfig(
         **SIZES | {"hidden_size": 24, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 96},
         max_position_embeddings=80,
