@@ -49,7 +49,7 @@ def receiver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Receiver]:
             pass
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     url = f"http://127.0.0.1:{server.server_port}/{SECRET}"
     monkeypatch.setenv("VERDICT_ALERT_URL", url)
     monkeypatch.delenv("VERDICT_ALERT_BLOCK", raising=False)

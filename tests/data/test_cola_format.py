@@ -27,8 +27,8 @@ from tasks.data.cola_format import (
     read_lines,
 )
 
-unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # slow is not wrong
-thorough = settings(unhurried, max_examples=400)
+unhurried = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])  # slow is not wrong
+thorough = settings(unhurried, max_examples=150)
 
 CLEAN = "gj04\t1\t\tThe sailors rode the breeze clear of the rocks.\ngj04\t0\t*\tThe sailors rode.\n"
 ROWS = [

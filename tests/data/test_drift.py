@@ -303,7 +303,7 @@ def test_random_halves_do_not_drift_whatever_the_top_k(folder: Path, monkeypatch
 def test_false_positives_of_small_samples_are_at_most_the_significance_level(folder: Path) -> None:
     rows = chatter(1500, 0)
     whole = profile(folder, rows)
-    for size in (3, 5, 10, 25, 60):
+    for size in (3, 10, 60):
         rng = random.Random(size)
         found: Counter[str] = Counter()
         for _ in range(60):

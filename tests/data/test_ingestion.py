@@ -19,7 +19,7 @@ from tasks.data.sources import Sources
 from tasks.data.splitting import hash_fraction, split_rows
 from tasks.data.table_format import TableFormat
 
-unhurried = settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow])  # slow is not wrong
+unhurried = settings(deadline=None, max_examples=20, suppress_health_check=[HealthCheck.too_slow])  # slow is not wrong
 
 Rows = list[tuple[str, int]]
 

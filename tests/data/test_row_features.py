@@ -28,7 +28,7 @@ from tasks.data.row_features import (
 )
 from tasks.data.snapshots import iter_snapshot, read_snapshot, write_snapshot
 
-hypothesis_settings = settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow])
+hypothesis_settings = settings(deadline=None, max_examples=15, suppress_health_check=[HealthCheck.too_slow])
 
 Rows = list[tuple[str, int, str]]  # source, label, sentence
 KEYS = ("exact_key", "normalised_key")

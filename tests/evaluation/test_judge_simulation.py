@@ -33,15 +33,15 @@ def test_the_simulated_models_have_the_stated_mcc_and_agreement() -> None:
 
 
 def test_of_equal_models_at_most_one_in_forty_is_promoted() -> None:
-    assert promoted(0.0, 4_000) <= 0.025
+    assert promoted(0.0, 2_000) <= 0.025
 
 
 def test_a_model_better_by_eight_hundredths_is_promoted_more_often_than_not() -> None:
-    assert promoted(0.08, 1_000) >= 0.5
+    assert promoted(0.08, 500) >= 0.5
 
 
 def test_after_a_hundred_holdout_uses_a_better_model_is_still_promoted_at_times() -> None:
-    shares = [promoted(0.08, 600, uses) for uses in (0, 10, 100)]
+    shares = [promoted(0.08, 400, uses) for uses in (0, 10, 100)]
     assert shares == sorted(shares, reverse=True)
     assert shares[-1] > 0.02
 

@@ -1,21 +1,19 @@
 """The report in a real browser: offline, on a phone, by keyboard, in the light and in the dark."""
 
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
+from browser import Visit, launched_browser, visits
 from candidates import FACTS, tell, training, weigh
 
 from tasks.reporting.charts import draw_charts
 from tasks.reporting.report import render_report
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 PHONE = {"viewport": {"width": 360, "height": 740}}
 READABLE = 4.5  # smallest contrast of text (WCAG 2, level AA)
-Open = Callable[..., Any]
 
 # Every text with the colours that it has by the end, those of pictures included.
 CONTRASTS = """() => {
@@ -60,44 +58,29 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    if CHROMIUM is None:
-        pytest.skip("no chromium; on Debian: apt-get install chromium")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        # A sandbox is not to be had as root or in most containers; the pages are our own.
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
+def visit(reports: dict[str, Path]) -> Iterator[Visit]:
+    """Open a report; at the end it must have requested no other URL and written nothing to the console."""
+    own = {path.as_uri() for path in reports.values()}
+    with launched_browser() as browser, visits(browser, own.__contains__) as visit:
+        yield lambda name, **settings: visit(reports[name].as_uri(), **settings)
 
 
-@pytest.fixture
-def visit(browser: Any, reports: dict[str, Path]) -> Iterator[Open]:
-    """Open a report; at the end it must have requested no other URL and logged no error."""
-    contexts, requests, errors = [], [], []
+@pytest.fixture(scope="module")
+def show(visit: Visit) -> Visit:
+    """Return the page of a report in a colour scheme, loaded once; for tests that change nothing of it."""
+    pages: dict[str, Any] = {}
 
-    def run(name: str, **settings: Any) -> Any:
-        context = browser.new_context(**settings)
-        contexts.append(context)
-        page = context.new_page()
-        page.set_default_timeout(30_000)
-        page.on("request", lambda request: requests.append(request.url))
-        page.on("pageerror", lambda error: errors.append(str(error)))
-        page.on("dialog", lambda dialog: errors.append(dialog.message))
-        page.on("console", lambda message: errors.append(message.text))
-        page.goto(reports[name].as_uri())
-        return page
+    def run(name: str, scheme: str = "light") -> Any:
+        if name not in pages:
+            pages[name] = visit(name)
+        pages[name].emulate_media(color_scheme=scheme)
+        return pages[name]
 
-    yield run
-    for context in contexts:
-        context.close()
-    assert set(requests) <= {path.as_uri() for path in reports.values()}
-    assert errors == []
+    return run
 
 
 @pytest.mark.parametrize("name", ["beside", "alone"])
-def test_on_a_phone_only_tables_move_sideways(visit: Open, name: str) -> None:
+def test_on_a_phone_only_tables_move_sideways(visit: Visit, name: str) -> None:
     page = visit(name, **PHONE)
     page.evaluate("document.querySelectorAll('details').forEach(each => { each.open = true; })")
     assert page.evaluate("document.documentElement.scrollWidth") == 360
@@ -110,17 +93,17 @@ def test_on_a_phone_only_tables_move_sideways(visit: Open, name: str) -> None:
 
 @pytest.mark.parametrize("name", ["beside", "alone"])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_text_stands_out_in_both_schemes(visit: Open, name: str, scheme: str) -> None:
-    page = visit(name, color_scheme=scheme)
+def test_text_stands_out_in_both_schemes(show: Visit, name: str, scheme: str) -> None:
+    page = show(name, scheme)
     found = page.evaluate(CONTRASTS)
     assert len(found) > 200
     assert [each for each in found if each[0] < READABLE] == []
 
 
-def test_the_dark_report_is_dark_and_its_pictures_too(visit: Open) -> None:
+def test_the_dark_report_is_dark_and_its_pictures_too(show: Visit) -> None:
     colours = {}
     for scheme in ("light", "dark"):
-        page = visit("beside", color_scheme=scheme)
+        page = show("beside", scheme)
         paper = page.evaluate("getComputedStyle(document.body).backgroundColor")
         text = page.locator("svg text").first
         colours[scheme] = paper, text.evaluate("text => getComputedStyle(text).fill")
@@ -130,8 +113,8 @@ def test_the_dark_report_is_dark_and_its_pictures_too(visit: Open) -> None:
 
 
 @pytest.mark.parametrize("name", ["beside", "alone"])
-def test_headings_are_in_order_and_pictures_have_a_description(visit: Open, name: str) -> None:
-    page = visit(name)
+def test_headings_are_in_order_and_pictures_have_a_description(show: Visit, name: str) -> None:
+    page = show(name)
     levels = page.evaluate("[...document.querySelectorAll('h1, h2, h3, h4')].map(each => +each.tagName[1])")
     assert levels.count(1) == 1
     assert levels[0] == 1
@@ -142,7 +125,7 @@ def test_headings_are_in_order_and_pictures_have_a_description(visit: Open, name
     assert all(page.locator("nav a").nth(i).is_visible() for i in range(11))
 
 
-def test_the_keyboard_reaches_sections_tables_and_what_is_folded(visit: Open) -> None:
+def test_the_keyboard_reaches_sections_tables_and_what_is_folded(visit: Visit) -> None:
     page = visit("beside")
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.textContent") == "Next steps"
@@ -163,19 +146,19 @@ def test_the_keyboard_reaches_sections_tables_and_what_is_folded(visit: Open) ->
     assert {"region", "SUMMARY", "PRE"} <= seen
 
 
-def test_links_lead_to_sections_that_are_there(visit: Open) -> None:
-    page = visit("beside")
+def test_links_lead_to_sections_that_are_there(show: Visit) -> None:
+    page = show("beside")
     targets = page.evaluate("[...document.querySelectorAll('nav a')].map(a => document.querySelector(a.hash)?.tagName)")
     assert targets == ["H2"] * 11
 
 
-def test_other_peoples_text_is_shown_and_runs_nowhere(visit: Open) -> None:
-    page = visit("beside")
+def test_other_peoples_text_is_shown_and_runs_nowhere(show: Visit) -> None:
+    page = show("beside")
     assert page.get_by_text("\"<script>alert(1)</script>\" & 'left'").first.is_visible()
     assert page.locator("script, body b b").count() == 0
 
 
-def test_the_printed_report_is_light_and_shows_what_is_folded(visit: Open) -> None:
+def test_the_printed_report_is_light_and_shows_what_is_folded(visit: Visit) -> None:
     page = visit("beside", color_scheme="dark")
     assert page.pdf(format="A4").startswith(b"%PDF")
     page.emulate_media(media="print", color_scheme="light")

@@ -156,7 +156,7 @@ def test_what_cannot_be_scored_is_quarantined_with_its_bytes(tmp_path: Path, sco
 
 @pytest.mark.parametrize("ending", ["txt", "tsv", "csv", "jsonl"])
 @given(data=files)
-@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow])
+@settings(deadline=None, max_examples=15, suppress_health_check=[HealthCheck.too_slow])
 def test_rows_in_are_scored_or_quarantined_whatever_the_bytes(ending: str, data: bytes, scorer: Scorer) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         headed = b"text\n" + data if ending == "csv" else data

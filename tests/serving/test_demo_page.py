@@ -1,13 +1,13 @@
 """The demo page in a real browser, what of it can be reached, and the command that serves it."""
 
+import contextlib
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
+from browser import CHROMIUM, Visit, launched_browser, visits
 from http_server import BAD, GOOD, copy_registry_home, running_server, wait_until
 
 from flows.cli import app as cli
@@ -27,18 +28,16 @@ from tasks.inference.bundle import CHAMPION_URI
 from tasks.serving import demo_page as module
 from tasks.serving.champion import Champion
 from tasks.serving.demo_gateway import CALL_PATH, RUN_PATH
-from tasks.serving.demo_page import EXAMPLE_INPUTS, POLL_S
+from tasks.serving.demo_page import EXAMPLE_INPUTS
 from tasks.serving.feedback import Feedback
 from tasks.serving.request_validation import RequestLimits
 from tasks.serving.server import ServerConfig, serve
 
 ROOT = Path(__file__).parents[2]
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 NEVER = 3_600.0  # seconds
 SMALL = RequestLimits(body=100_000, sentences=20, characters=2_500, seconds=2)
 BOX = "Sentences, one on each line"
 HOSTILE = "${alert(1)} {{constructor}} `x` <img src=x onerror=alert(1)> <script>alert(1)</script> \\u202e"
-Open = Callable[..., Any]
 
 
 @pytest.fixture(scope="module")
@@ -60,45 +59,53 @@ def client(champion: Champion, feedback: Feedback) -> Iterator[httpx.Client]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    if CHROMIUM is None:
-        pytest.skip("no chromium; on Debian: apt-get install chromium")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        # A sandbox is not to be had as root or in most containers; the pages are our own.
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+    with launched_browser() as browser:
         yield browser
-        browser.close()
+
+
+@contextlib.contextmanager
+def page_visits(browser: Any) -> Iterator[Visit]:
+    """Yield what opens the page of a server; it must send no request to other hosts and log no error."""
+
+    def is_own(url: str) -> bool:
+        return url.startswith(("data:", "blob:")) or urlsplit(url).hostname == "127.0.0.1"
+
+    def may_log(message: Any) -> bool:
+        # Servers without a champion answer 503, and some stop; what the policy forbids is forbidden on purpose.
+        expected = message.text.startswith("Failed to load resource") or "Content Security Policy" in message.text
+        return message.type != "error" or expected
+
+    with visits(browser, is_own, may_log) as visit:
+
+        def run(client: httpx.Client, **settings: Any) -> Any:
+            page = visit(f"{client.base_url}/", **settings)
+            page.get_by_label(BOX).wait_for()
+            return page
+
+        yield run
 
 
 @pytest.fixture
-def visit(browser: Any) -> Iterator[Open]:
-    """Open the page of a server; at the end it must have sent no request to other hosts and logged no error."""
-    contexts, urls, errors = [], [], []
+def visit(browser: Any) -> Iterator[Visit]:
+    with page_visits(browser) as visit:
+        yield visit
 
-    def complain(text: str) -> None:
-        # Servers without a champion answer 503, and some stop; what the policy forbids is forbidden on purpose.
-        if not text.startswith("Failed to load resource") and "Content Security Policy" not in text:
-            errors.append(text)
 
-    def run(client: httpx.Client, **settings: Any) -> Any:
-        context = browser.new_context(**settings)
-        contexts.append(context)
-        page = context.new_page()
-        page.set_default_timeout(30_000)
-        page.on("request", lambda request: urls.append(request.url))
-        page.on("pageerror", lambda error: errors.append(str(error)))
-        page.on("dialog", lambda dialog: errors.append(dialog.message))
-        page.on("console", lambda message: complain(message.text) if message.type == "error" else None)
-        page.goto(f"{client.base_url}/")
-        page.get_by_label(BOX).wait_for()
-        return page
+@pytest.fixture(scope="module")
+def open_page(browser: Any, client: httpx.Client) -> Iterator[Any]:
+    """The page of `client`, which takes a second to load."""
+    with page_visits(browser) as visit:
+        yield visit(client)
 
-    yield run
-    for context in contexts:
-        context.close()
-    assert {urlsplit(url).hostname for url in urls if not url.startswith(("data:", "blob:"))} <= {"127.0.0.1"}
-    assert errors == []
+
+@pytest.fixture
+def page(open_page: Any) -> Any:
+    """That page without answers, in a large light window."""
+    open_page.set_viewport_size({"width": 1280, "height": 720})
+    open_page.emulate_media(color_scheme="light")
+    judge(open_page, "")
+    refusal(open_page, "there is no sentence")
+    return open_page
 
 
 def judge(page: Any, *lines: str) -> None:
@@ -123,9 +130,8 @@ def refusal(page: Any, part: str) -> str:
 
 
 def test_a_person_types_judges_and_sees_answer_probability_and_version(
-    client: httpx.Client, champion: Champion, visit: Open
+    client: httpx.Client, champion: Champion, page: Any
 ) -> None:
-    page = visit(client)
     version = champion.current().version
     page.get_by_text(f"Version {version} of ").wait_for()
     judge(page, GOOD)
@@ -138,8 +144,7 @@ def test_a_person_types_judges_and_sees_answer_probability_and_version(
     assert bar.locator("span").evaluate("bar => bar.style.width") == percent
 
 
-def test_several_sentences_are_judged_at_once_and_from_the_keyboard_alone(client: httpx.Client, visit: Open) -> None:
-    page = visit(client)
+def test_several_sentences_are_judged_at_once_and_from_the_keyboard_alone(page: Any) -> None:
     page.get_by_label(BOX).focus()
     page.keyboard.insert_text(f"  {GOOD}\n\n{BAD}\t{BAD}\n{GOOD} ")
     page.keyboard.press("Shift+Enter")
@@ -158,8 +163,7 @@ def test_several_sentences_are_judged_at_once_and_from_the_keyboard_alone(client
     page.get_by_text(" lines)").wait_for()
 
 
-def test_an_example_is_judged_with_one_click(client: httpx.Client, visit: Open) -> None:
-    page = visit(client)
+def test_an_example_is_judged_with_one_click(page: Any) -> None:
     page.get_by_role("button", name=" ".join(EXAMPLE_INPUTS[-1].split())).click()
     texts = answers(page, 2)
     assert page.get_by_label(BOX).input_value() == EXAMPLE_INPUTS[-1]
@@ -169,10 +173,9 @@ def test_an_example_is_judged_with_one_click(client: httpx.Client, visit: Open) 
 
 
 def test_a_flag_stands_in_the_file_and_trains_with_the_next_run(
-    client: httpx.Client, feedback: Feedback, visit: Open, toy_data: Path, tmp_path: Path
+    feedback: Feedback, page: Any, toy_data: Path, tmp_path: Path
 ) -> None:
     feedback.path.unlink(missing_ok=True)
-    page = visit(client)
     assert str(feedback.path) in page.inner_text("body")
     judge(page, f"quite {GOOD}", f"quite {BAD}")
     answers(page, 2)
@@ -193,8 +196,7 @@ def test_a_flag_stands_in_the_file_and_trains_with_the_next_run(
     assert {row["sentence"]: row["label"] for row in rows} == {f"quite {GOOD}": 0, f"quite {BAD}": 1}
 
 
-def test_what_the_reader_would_quarantine_is_not_written(client: httpx.Client, feedback: Feedback, visit: Open) -> None:
-    page = visit(client)
+def test_what_the_reader_would_quarantine_is_not_written(feedback: Feedback, page: Any) -> None:
     judge(page, "x" * 2_100)
     (text,) = answers(page, 1)
     assert "x … (2,100 characters)" in text
@@ -204,9 +206,10 @@ def test_what_the_reader_would_quarantine_is_not_written(client: httpx.Client, f
 
 
 def test_the_page_shows_the_new_version_when_the_alias_moves(
-    original_home: Path, tmp_path: Path, visit: Open, monkeypatch: pytest.MonkeyPatch
+    original_home: Path, tmp_path: Path, visit: Visit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setattr(module, "POLL_S", 0.2)
     home = copy_registry_home(original_home, tmp_path / "home")
     following = Champion.open(CHAMPION_URI, 0.05, "cpu", str(home.folder), require_model=False)
     with following as champion, running_server(champion, feedback=Feedback(str(tmp_path / "f.tsv"))) as client:
@@ -216,14 +219,14 @@ def test_the_page_shows_the_new_version_when_the_alias_moves(
         assert "no model is loaded yet: there is no champion yet" in refusal(page, "no model")
         for version in ("1", "2"):
             home.set_champion(version)
-            page.get_by_text(f"Version {version} of {CHAMPION_URI} is loaded.").wait_for(timeout=1_000 * (POLL_S + 10))
+            page.get_by_text(f"Version {version} of {CHAMPION_URI} is loaded.").wait_for()
             judge(page, GOOD)
             page.get_by_text(f"version {version}", exact=True).wait_for()
             (text,) = answers(page, 1)
             assert f"version {version}" in text
 
 
-def test_what_cannot_be_judged_is_refused_in_one_line(client: httpx.Client, visit: Open) -> None:
+def test_what_cannot_be_judged_is_refused_in_one_line(page: Any) -> None:
     lines = {
         "": "there is no sentence; expected one or several, one on each line.",
         "a\n" * 21: "21 sentences are too many; expected at most 20.",
@@ -231,7 +234,6 @@ def test_what_cannot_be_judged_is_refused_in_one_line(client: httpx.Client, visi
         f"a\n{'x' * 2_501}": "a line has 2,501 characters; expected at most 2,500.",
         "x" * 200_000: "the body is longer than 100000 bytes; send fewer sentences at a time.",
     }
-    page = visit(client)
     # What is typed goes through the browser's editor, which is slow for as much as this.
     fill = "(box, text) => { box.value = text; box.dispatchEvent(new Event('input', { bubbles: true })); }"
     for text, line in lines.items():
@@ -250,24 +252,32 @@ def test_a_sentence_of_ten_megabytes_is_refused_where_a_person_sees_it(client: h
 
 
 def test_a_full_queue_refuses_people_as_it_refuses_programs(
-    champion: Champion, feedback: Feedback, visit: Open
+    champion: Champion, feedback: Feedback, visit: Visit
 ) -> None:
-    with running_server(champion, slow=1.5, max_batch=1, capacity=1, feedback=feedback) as client:
-        first, second, third = (visit(client) for _ in range(3))
-        for page in (first, second):  # one is computed, one waits
-            judge(page, GOOD)
-            page.wait_for_timeout(200)
-        judge(third, GOOD)
-        assert refusal(third, "sentences wait").startswith(
+    def ask() -> int:
+        return client.post("/v1/judge", json={"sentences": [GOOD]}).status_code
+
+    with (
+        running_server(champion, slow=1.5, max_batch=1, capacity=1, feedback=feedback) as client,
+        ThreadPoolExecutor(2) as programs,
+    ):
+        page = visit(client)
+        judge(page, "")  # the page's programs are loaded once it answers
+        refusal(page, "there is no sentence")
+        first = programs.submit(ask)  # is computed
+        page.wait_for_timeout(200)
+        second = programs.submit(ask)  # waits
+        page.wait_for_timeout(200)
+        judge(page, GOOD)
+        assert refusal(page, "sentences wait").startswith(
             "the queue is full: 1 sentences wait, at most 1 may; try again in"
         )
-        answers(second, 1)
+        assert (first.result(), second.result()) == (200, 200)
 
 
 def test_hostile_text_is_shown_and_not_executed(
-    client: httpx.Client, champion: Champion, feedback: Feedback, visit: Open
+    client: httpx.Client, champion: Champion, feedback: Feedback, page: Any
 ) -> None:
-    page = visit(client)
     judge(page, HOSTILE)
     (text,) = answers(page, 1)
     assert text.startswith(HOSTILE.replace("\\u202e", r"\u202e"))
@@ -282,8 +292,9 @@ def test_hostile_text_is_shown_and_not_executed(
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_it_fits_a_phone_in_light_and_dark(client: httpx.Client, visit: Open, scheme: str) -> None:
-    page = visit(client, viewport={"width": 360, "height": 700}, color_scheme=scheme)
+def test_it_fits_a_phone_in_light_and_dark(page: Any, scheme: str) -> None:
+    page.set_viewport_size({"width": 360, "height": 700})
+    page.emulate_media(color_scheme=scheme)
     judge(page, GOOD, BAD, "w" * 300)
     answers(page, 3)
     assert page.evaluate("document.documentElement.scrollWidth") <= 360

@@ -63,7 +63,7 @@ def test_white_space_becomes_single_spaces(path: Path, text: str) -> None:
 
 
 @given(st.lists(st.tuples(st.text(st.characters(codec=None), max_size=8), st.integers(0, 1)), max_size=4))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_any_sentence_is_rejected_or_read_back(
     tmp_path_factory: pytest.TempPathFactory, said: list[tuple[str, int]]
 ) -> None:

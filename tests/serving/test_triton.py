@@ -297,7 +297,7 @@ def test_answers_equal_those_of_the_classifier(
 
 
 @given(sentences=st.lists(st.text(st.characters(exclude_categories=["Cs"])), min_size=1, max_size=4))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_any_unicode_is_answered_like_by_the_classifier(
     repository: Repository, classifier: Classifier, sentences: list[str]
 ) -> None:
