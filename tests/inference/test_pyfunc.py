@@ -1,16 +1,6 @@
 """A registered version through MLflow, as downstream systems load it: pyfunc, onnx, the scoring server."""
 
-import contextlib
-import json
-import os
-import shutil
-import signal
-import socket
-import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,15 +10,15 @@ import mlflow.pyfunc
 import numpy as np
 import pandas as pd
 import pytest
+from fastapi.testclient import TestClient
+from mlflow.pyfunc import scoring_server
+from registered import make_champion_store
 from toy import SIGN
 
 from tasks.core.errors import UsageError
 from tasks.inference.classifier import Classifier
 from tasks.inference.pyfunc import REGISTERED_META, _load_pyfunc, read_sentence_input, registered_version
 from tasks.inference.sessions import has_gpu
-from tasks.registry import register
-from tasks.registry import tracking as runs
-from tasks.registry.mlflow_client import MlflowStore
 
 CHAMPION = "models:/acceptability@champion"
 GOOD, BAD = "the cat sees the dog", f"the cat {SIGN} sees the dog"
@@ -38,14 +28,7 @@ LABELS = ["acceptable", "unacceptable"]
 @pytest.fixture(scope="module")
 def store(empty_store: Path, exported: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with mlflow.db, in which the champion is version 1."""
-    folder = tmp_path_factory.mktemp("pyfunc")
-    shutil.copy(empty_store, folder / "mlflow.db")
-    held = MlflowStore(uri=f"sqlite:///{folder}/mlflow.db", artifacts=str(folder / "artifacts"))
-    run = runs.open_run(held, "a" * 16, {}, {})
-    version = register.register_bundle(held, run, exported["bundle"], exported["digest"], {}, "a bundle")
-    client = mlflow.MlflowClient(held["uri"], registry_uri=held["uri"])
-    client.set_registered_model_alias("acceptability", "champion", version)
-    return folder
+    return make_champion_store(tmp_path_factory.mktemp("pyfunc"), empty_store, exported)
 
 
 @pytest.fixture
@@ -208,42 +191,12 @@ def test_the_graph_loads_through_the_onnx_flavor(chosen: str) -> None:
     assert [output.name for output in graph.graph.output] == ["logits"]
 
 
-@pytest.fixture(scope="module")
-def server(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """`mlflow models serve` as the documentation has it, on loopback; yields its address."""
-    folder = tmp_path_factory.mktemp("serve")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", CHAMPION, "--env-manager", "local"]
-    with (folder / "log").open("w") as log:
-        process = subprocess.Popen(
-            [*command, "--host", "127.0.0.1", "--port", str(port)],
-            stdout=log,
-            stderr=log,
-            cwd=folder,
-            env=_environment()
-            | {
-                "MLFLOW_TRACKING_URI": f"sqlite:///{store}/mlflow.db",
-                # MLflow runs `uvicorn` by name: it must find this environment's even where none is activated.
-                "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-            },
-            start_new_session=True,  # the server is a grandchild
-        )
-    try:
-        address = f"http://127.0.0.1:{port}"
-        deadline = time.monotonic() + 120
-        while time.monotonic() < deadline:
-            assert process.poll() is None, (folder / "log").read_text()
-            with contextlib.suppress(OSError):
-                urllib.request.urlopen(f"{address}/ping", timeout=5).close()
-                break
-            time.sleep(0.1)
-        yield address
-    finally:
-        with contextlib.suppress(ProcessLookupError):  # it has exited: the assertion above says why
-            os.killpg(process.pid, signal.SIGTERM)
-        process.wait(20)
+@pytest.fixture
+def server(model: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[TestClient]:
+    """What `mlflow models serve` runs, in this process; tests/services/test_models_serve.py starts the command."""
+    monkeypatch.setenv("_MLFLOW_IS_IN_SERVING_ENVIRONMENT", "true")  # it sets that itself, for good
+    with TestClient(scoring_server.init(model)) as client:
+        yield client
 
 
 @pytest.mark.parametrize(
@@ -257,12 +210,13 @@ def server(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[st
     ],
     ids=lambda body: "-".join(body),
 )
-def test_mlflow_models_serve_answers(server: str, body: dict[str, Any]) -> None:
-    status, answer = _ask(server, json.dumps(body))
-    assert status == 200
-    assert [row["label"] for row in answer["predictions"]] == LABELS
-    assert [row["version"] for row in answer["predictions"]] == ["1", "1"]
-    assert all(0.5 <= row["probability"] <= 1 for row in answer["predictions"])
+def test_mlflows_scoring_server_answers(server: TestClient, body: dict[str, Any]) -> None:
+    answer = server.post("/invocations", json=body)
+    assert answer.status_code == 200
+    predictions = answer.json()["predictions"]
+    assert [row["label"] for row in predictions] == LABELS
+    assert [row["version"] for row in predictions] == ["1", "1"]
+    assert all(0.5 <= row["probability"] <= 1 for row in predictions)
 
 
 @pytest.mark.parametrize(
@@ -277,24 +231,6 @@ def test_mlflow_models_serve_answers(server: str, body: dict[str, Any]) -> None:
         '{"inputs": [["x", "y"]]}',
     ],
 )
-def test_mlflow_models_serve_refuses_what_holds_no_sentences(server: str, body: str) -> None:
-    status, answer = _ask(server, body)
-    assert 400 <= status < 500, answer
-
-
-def _ask(server: str, body: str) -> tuple[int, Any]:
-    request = urllib.request.Request(
-        f"{server}/invocations", data=body.encode(), headers={"Content-Type": "application/json"}
-    )
-    try:
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            return answer.status, json.load(answer)
-    except urllib.error.HTTPError as error:
-        return error.code, error.read().decode()
-
-
-def _environment() -> dict[str, str]:
-    """Return this environment without what leads a process to this repository."""
-    return {
-        key: value for key, value in os.environ.items() if not key.startswith(("PYTHONPATH", "MLFLOW_", "VERDICT_"))
-    }
+def test_mlflows_scoring_server_refuses_what_holds_no_sentences(server: TestClient, body: str) -> None:
+    answer = server.post("/invocations", content=body, headers={"Content-Type": "application/json"})
+    assert 400 <= answer.status_code < 500, answer.text

@@ -194,14 +194,17 @@ def masked(lengths: list[int], longest: int) -> torch.Tensor:
     return (torch.arange(longest) < torch.tensor(lengths)[:, None]).long().to(DEVICE)
 
 
+HEADS = 2
+
+
 @pytest.mark.parametrize(("length", "width"), [(1, 32), (9, 64), (16, 32), (33, 32)])
 @pytest.mark.parametrize("dtype", [FP32, HALF], ids=str)
 def test_attention_reads_and_writes_chunks_of_a_matrix_and_contiguous_tensors(
     length: int, width: int, dtype: torch.dtype
 ) -> None:
-    matrix = randn(2, length, 3, 3, width, dtype=dtype).detach()  # [B, S, query key value, H, W]
+    matrix = randn(2, length, 3, HEADS, width, dtype=dtype).detach()  # [B, S, query key value, H, W]
     mask = masked([length, max(1, length - 3)], length)
-    grad_mixed = randn(2, length, 3, width, dtype=dtype, seed=1).detach()
+    grad_mixed = randn(2, length, HEADS, width, dtype=dtype, seed=1).detach()
     chunks = [part.requires_grad_() for part in matrix.clone().unbind(2)]
     contiguous = [part.clone(memory_format=torch.contiguous_format).requires_grad_() for part in matrix.unbind(2)]
     plain = [part.clone().requires_grad_() for part in matrix.unbind(2)]
@@ -215,7 +218,7 @@ def test_attention_reads_and_writes_chunks_of_a_matrix_and_contiguous_tensors(
         torch.testing.assert_close(mixed, expected.to(dtype), **close_for(dtype))
         torch.testing.assert_close(found, expected_grads, **close_for(dtype))
         offsets = [part.storage_offset() for part in found]
-        step = 3 * width if parts is chunks else 2 * length * 3 * width
+        step = HEADS * width if parts is chunks else 2 * length * HEADS * width
         assert offsets == [0, step, 2 * step]  # gradients lie as what they belong to
         assert {part.untyped_storage().data_ptr() for part in found} == {found[0].untyped_storage().data_ptr()}
 
