@@ -1,5 +1,6 @@
 """The eager training step: schedule, clipping, micro-batches when memory is short, R-Drop; the same as a plain loop."""
 
+import functools
 import math
 import re
 from typing import Any
@@ -207,6 +208,14 @@ def test_dropout_is_on_in_training_after_a_validation() -> None:
 MODERATE: dict[str, Any] = {"steps": 12, "learning_rate": 1e-3}
 
 
+@functools.cache
+def trained_on_whole_batches(r_drop: float) -> tuple[StepOutputs, nn.Module]:
+    """Return the outputs and the model of a training with memory for whole batches."""
+    model = tiny_bert(num_hidden_layers=1)
+    outputs, _ = train(model, toy_encoded(24), batches_of(24, 8, 4), toy_recipe(r_drop=r_drop, **MODERATE))
+    return outputs, model
+
+
 @pytest.mark.parametrize(
     ("rows", "micro_batches", "logged"),
     [(8, 1, []), (7, 2, [2]), (4, 2, [2]), (3, 4, [2, 4]), (2, 4, [2, 4]), (1, 8, [2, 4, 8])],
@@ -215,10 +224,10 @@ MODERATE: dict[str, Any] = {"steps": 12, "learning_rate": 1e-3}
 def test_micro_batches_train_as_the_whole_batch_does(
     r_drop: float, rows: int, micro_batches: int, logged: list[int], caplog: pytest.LogCaptureFixture
 ) -> None:
+    expected, plain = trained_on_whole_batches(r_drop)
     data, batches = toy_encoded(24), batches_of(24, 8, 4)
     recipe = toy_recipe(r_drop=r_drop, **MODERATE)
-    plain, model = tiny_bert(), tiny_bert()
-    expected, _ = train(plain, data, batches, recipe)
+    model = tiny_bert(num_hidden_layers=1)
     limited = LimitedMemory(model, 2 * rows if r_drop else rows)  # R-Drop passes each sentence twice
     found, stepper = train(limited, data, batches, recipe)
     assert [tuple(map(int, match.groups())) for line in caplog.messages if (match := SPLIT.fullmatch(line))] == [
