@@ -2,7 +2,7 @@
 
 Exact simplifications, up to rounding: softmax cancels K's bias, which shifts all scores of a query equally (not where
 keys are rotated or meet relative positions); softmax weights sum to 1, so V's bias becomes part of the output bias; and
-where the head reads only the first token, the last layer computes no other.
+where the head reads only the first token, the last layer computes no other (on GPUs, after attention).
 
 Shape letters: B sentences, S tokens of a sentence, R rows, T tokens of a row (`encoder_layout`), H features, N heads,
 D features of a head, P positions. Tokens are [R, T, H].
@@ -63,7 +63,7 @@ class _EncoderWriter(ModuleWriter):
         layout = PackedLayout if target.row and _is_packable(encoder) else PaddedLayout
         with self.builder.scope("layout"):
             self.layout: PaddedLayout = layout(self.builder, names, target.products, target.row)
-        self._biases: dict[tuple[int, bool], str] = {}  # by identity of distances and `first_only`
+        self._biases: dict[tuple[int, bool], str] = {}  # by identity of distances and `first_asks`
         self._rotations: dict[int, tuple[str, str]] = {}  # by identity
 
     def write(self) -> None:
@@ -150,26 +150,34 @@ class _EncoderWriter(ModuleWriter):
         return self.add("Add", [count, self.constant(pad, np.int32)])
 
     def attend(self, attention: Attention, tokens: str, first_only: bool) -> str:
-        """Return what attention hands to its output product."""
+        """Return what attention hands to its output product, of first tokens only or of all."""
+        # On GPUs all tokens ask: cuDNN takes long to plan attention of a new shape, and first tokens would be a second.
+        first_asks = first_only and not self.target.row
         with self.builder.scope("attention"):
-            query = self.linear(attention.query, self.layout.first_tokens(tokens) if first_only else tokens)
+            query = self.linear(attention.query, self.layout.first_tokens(tokens) if first_asks else tokens)
             key, value = self.product(attention.key, tokens), self.product(attention.value, tokens)
             if attention.rotation or attention.disentangled:
                 key = self.add_bias(attention.key, key)
             if attention.rotation:  # a first token's position is 0, and its rotation none
-                query = query if first_only else self.rotate(attention.rotation, query)
+                query = query if first_asks else self.rotate(attention.rotation, query)
                 key = self.rotate(attention.rotation, key)
-            bias = self._shared_bias(attention.distances, first_only)
             if attention.disentangled:
-                bias = self.add("Add", [self._relative_scores(attention.disentangled, query, key, first_only), bias])
+                bias = self._disentangled_bias(attention.disentangled, query, key, first_asks)
+            else:
+                bias = self._shared_bias(attention.distances, first_asks)
             if self.target.fused:
                 inputs, heads, scale = [query, key, value, "", "", bias], self.encoder.heads, attention.scale
-                return self.add("MultiHeadAttention", inputs, domain=MICROSOFT_DOMAIN, num_heads=heads, scale=scale)
-            query = self.add("Mul", [query, self.builder.scalar(attention.scale, self.target.products)])
-            scores = self.add("MatMul", [self.heads(query), self.heads(key, [0, 2, 3, 1])])
-            shares = self.add("Softmax", [self.add("Add", [scores, bias])], axis=-1)
-            context = self.add("Transpose", [self.add("MatMul", [shares, self.heads(value)])], perm=[0, 2, 1, 3])
-            return self.add("Reshape", [context, self.constant([0, 0, attention.value.weight.shape[0]])])
+                context = self.add("MultiHeadAttention", inputs, domain=MICROSOFT_DOMAIN, num_heads=heads, scale=scale)
+            else:
+                context = self._attend_in_steps(query, key, value, bias, attention.scale)
+            return self.layout.first_tokens(context) if first_only and not first_asks else context
+
+    def _attend_in_steps(self, query: str, key: str, value: str, bias: str, scale: float) -> str:
+        query = self.add("Mul", [query, self.builder.scalar(scale, self.target.products)])
+        scores = self.add("MatMul", [self.heads(query), self.heads(key, [0, 2, 3, 1])])
+        shares = self.add("Softmax", [self.add("Add", [scores, bias])], axis=-1)
+        context = self.add("Transpose", [self.add("MatMul", [shares, self.heads(value)])], perm=[0, 2, 1, 3])
+        return self.add("Reshape", [context, self.constant([0, 0, -1])])
 
     def heads(self, tokens: str, axes: list[int] | None = None) -> str:
         """Return [R, N, T, D] of [R, T, N * D]; other axes give another order of [R, T, N, D]."""
@@ -208,25 +216,31 @@ class _EncoderWriter(ModuleWriter):
         self._rotations[id(rotation)] = cosines, sines = tables[0], tables[1]
         return cosines, sines
 
-    def _shared_bias(self, distances: Values | None, first_only: bool) -> str:
+    def _shared_bias(self, distances: Values | None, first_asks: bool) -> str:
         """Return the bias of scores from masks and distances, one for all layers with the same distances."""
-        slot = (id(distances), first_only)
+        slot = (id(distances), first_asks)
         if slot not in self._biases:
-            self._biases[slot] = self.layout.score_bias(distances, first_only, expand=self.target.fused)
+            self._biases[slot] = self.layout.score_bias(distances, first_asks, expand=self.target.fused)
         return self._biases[slot]
 
-    def _relative_scores(self, found: Disentangled, query: str, key: str, first_only: bool) -> str:
-        """Return the sum of DeBERTa's relative scores [B, N, S, S], or of the first token's only."""
+    def _disentangled_bias(self, found: Disentangled, query: str, key: str, first_asks: bool) -> str:
+        """Return the bias of scores from masks and DeBERTa's relative scores."""
         total = []
         if found.keys is not None:
             table = self._near_buckets(f"{found.name}.keys", found.keys, found.key_buckets)
-            total.append(self.layout.scores_by_token(self.add("MatMul", [self.heads(query), table])))
+            total.append(self._bucket_scores(query, table, self.constant([1]) if first_asks else self.layout.tokens))
         if found.queries is not None:
             table = self._near_buckets(f"{found.name}.queries", found.queries, found.query_buckets)
-            scores = self.layout.scores_by_token(self.add("MatMul", [self.heads(key), table]))
-            scores = self.add("Transpose", [scores], perm=[0, 1, 3, 2])
-            total.append(self.layout.first_rows(scores) if first_only else scores)
-        return self.add("Sum", total)
+            scores = self.add("Transpose", [self._bucket_scores(key, table, self.layout.tokens)], perm=[0, 1, 3, 2])
+            total.append(self.layout.first_scores(scores) if first_asks else scores)
+        return self.layout.masked(self.add("Sum", total))
+
+    def _bucket_scores(self, tokens: str, table: str, count: str) -> str:
+        """Return the scores [N, B, Q, S] of Q = count tokens of each sentence for a table [N, D, 2S]."""
+        features = self.encoder.layers[0].attention.query.weight.shape[0] // self.encoder.heads
+        heads = self.add("Reshape", [tokens, self.constant([-1, self.encoder.heads, features])])
+        scores = self.add("MatMul", [self.add("Transpose", [heads], perm=[1, 0, 2]), table])
+        return self.layout.scores_by_token(scores, count)
 
     def _near_buckets(self, name: str, table: Values, buckets: NDArray[np.int64]) -> str:
         """Return [N, D, 2S]: the keys or queries of the distances in a sentence."""
@@ -255,8 +269,8 @@ class _EncoderWriter(ModuleWriter):
 
 
 def _is_packable(encoder: EncoderDescription) -> bool:
-    """Return whether tokens of different sentences meet only in attention, with scores that a bias can mask."""
-    return not encoder.convolution and not any(layer.attention.disentangled for layer in encoder.layers)
+    """Return whether tokens of different sentences meet only in attention, where a bias masks them."""
+    return not encoder.convolution
 
 
 def _with_value_bias(attention: Attention) -> Linear:

@@ -171,11 +171,7 @@ EMBEDDED = POST_NORM | {"EmbedLayerNormalization": 1}
         ("mpnet", EMBEDDED),
         (
             "modernbert",
-            {
-                "SkipLayerNormalization": 2 * LAYERS,
-                "MultiHeadAttention": LAYERS,
-                "RotaryEmbedding": 2 * LAYERS - 1,  # the last layer's queries are first tokens, which stay as they are
-            },
+            {"SkipLayerNormalization": 2 * LAYERS, "MultiHeadAttention": LAYERS, "RotaryEmbedding": 2 * LAYERS},
         ),
         ("deberta-v3", POST_NORM),
     ],
