@@ -15,11 +15,11 @@ from tasks.inference.bundle import TOKENIZER, VARIANTS, Origin, verify, write_ma
 
 if TYPE_CHECKING:
     from tasks.export.onnx_export import WrittenGraphs
-    from tasks.export.parity import Parity
+    from tasks.export.shipping_rule import Attempt, Parity
 
 EXPORT_TIMEOUT_S = 1_800.0  # a large model takes about ten minutes on two busy cores if both exporters are tried
 EXPORT_RECORD, BUNDLE_FOLDER = "export.json", "bundle"  # in the job's folder
-EXPORT_SCHEMA = 1  # version of export.json
+EXPORT_SCHEMA = 2  # version of export.json
 
 log = logging.getLogger(__name__)
 
@@ -29,8 +29,9 @@ class ExportResult(TypedDict):
 
     `bundle` is the path of its folder, in export.json relative to that file. `parity` is the largest difference of an
     fp32 logit from torch for each comparison, `variants` the comparisons of every variant in the bundle, `left_out` why
-    the others are missing, `exporter` what made the graphs (writer, tracing or dynamo), `fused` counts fused operators
-    in the graph that has most of each.
+    the others are missing, `attempts` every way of making a variant that was tried and what was measured of it,
+    `exporter` what made the graphs (writer, tracing or dynamo), `fused` counts fused operators in the graph that has
+    most of each.
     """
 
     schema_version: int
@@ -39,6 +40,7 @@ class ExportResult(TypedDict):
     parity: dict[str, float]
     variants: "dict[str, Parity]"
     left_out: dict[str, str]
+    attempts: "dict[str, list[Attempt]]"
     exporter: str
     fused: dict[str, int]
 
@@ -70,6 +72,7 @@ def export_bundle(model_folder: str, folder: str, origin: Origin, rows: str | No
         parity=graphs["parity"]["fp32"]["difference"],
         variants=graphs["parity"],
         left_out=graphs["left_out"],
+        attempts=graphs["attempts"],
         exporter=graphs["exporter"],
         fused=graphs["fused"],
     )
@@ -114,13 +117,20 @@ def _log_summary(graphs: "WrittenGraphs") -> None:
     fused = ", ".join(f"{count} {name}" for name, count in graphs["fused"].items()) or "no operators"
     log.info("exported to ONNX (%s); fused: %s", graphs["exporter"], fused)
     for variant, parity in graphs["parity"].items():
-        log.info(
-            "%s differs from torch by %.1e at most and gives %.1f%% of %d sentences the same label (%s)",
-            variant,
-            max(parity["difference"].values()),
-            100 * parity["equal"],
-            parity["sentences"],
-            parity["provider"],
-        )
+        log.info("%s %s", variant, _describe_parity(parity))
     for variant, reason in graphs["left_out"].items():
         log.warning("%s is not shipped: it %s", VARIANTS[variant], reason)
+
+
+def _describe_parity(parity: "Parity") -> str:
+    """Describe in one line what was measured of a graph against torch."""
+    line = f"differs from torch by {max(parity['difference'].values()):.1e} at most ({parity['provider']})"
+    if parity["sentences"]:
+        line += (
+            f"; it changes {parity['changed']} of {parity['sentences']} labels, MCC {parity['mcc']:.4f} instead of "
+            f"{parity['torch_mcc']:.4f}"
+        )
+    half = parity["half"]
+    if half and half["sentences"] and half["difference"] is not None:
+        line += f"; torch's {half['precision']} on {half['device']} differs by {half['difference']:.1e}"
+    return line

@@ -8,7 +8,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Callable
-from functools import partial
+from functools import partial, update_wrapper
 from pathlib import Path
 from typing import NamedTuple, TypedDict, TypeVar
 
@@ -21,16 +21,8 @@ from tasks.export.encoder_families import NotDescribedError, load_encoder
 from tasks.export.encoder_graph import write_encoder
 from tasks.export.int8 import quantise_blocks, quantise_rows
 from tasks.export.module_writer import CPU_TARGET, CUDA_TARGET, FP32_RESIDUAL_TARGET, PORTABLE_TARGET
-from tasks.export.parity import (
-    REAL_CASE,
-    LogitsModule,
-    Parity,
-    ParityCase,
-    compare_with_torch,
-    parity_error,
-    random_cases,
-    real_cases,
-)
+from tasks.export.parity import LogitsModule, TorchReference, compare_variant, torch_reference
+from tasks.export.shipping_rule import Attempt, Parity, parity_error
 from tasks.export.torch_export import EXPORTED_MAKERS, choose_exporter
 from tasks.inference.bundle import VARIANTS, ModelInfo, Origin
 from tasks.inference.external_data import reject_external_data
@@ -46,14 +38,14 @@ FUSED_OPS = (
     "RotaryEmbedding",
 )
 MAX_GRAPH_BYTES = onnx.checker.MAXIMUM_PROTOBUF  # of one file
-PARITY_DEVICES = {"fp32": "cpu", "fp16": "auto", "int8": "cpu"}  # auto: a GPU if there is one
 
 
 class WrittenGraphs(TypedDict):
     """The written graphs: model info, exporter, fused operators, parity by variant, reason for each variant left out.
 
     `exporter` is writer, tracing or dynamo; `fused` counts each fused operator in the graph that has most of it.
-    `remarks` has a line for each exporter and each maker of a variant that was tried before and failed.
+    `attempts` has every way in which each variant was made. `remarks` has a line for each exporter and each maker of a
+    variant that was tried before and failed.
     """
 
     facts: ModelInfo
@@ -61,6 +53,7 @@ class WrittenGraphs(TypedDict):
     fused: dict[str, int]
     parity: dict[str, Parity]
     left_out: dict[str, str]
+    attempts: dict[str, list[Attempt]]
     remarks: list[str]
 
 
@@ -69,11 +62,10 @@ VariantMaker = Callable[[], onnx.ModelProto]
 
 
 class WrittenVariant(NamedTuple):
-    """Parity of a graph, None if the variant is left out; its fused operators; the fault of each maker that failed."""
+    """An attempt with each maker that was tried, of which the last ships if it has no fault; its fused operators."""
 
-    parity: Parity | None
+    attempts: list[Attempt]
     fused: Counter[str]
-    faults: list[str]
 
 
 class GraphSource(NamedTuple):
@@ -97,50 +89,55 @@ def write_graphs(model_folder: str, folder: str, origin: Origin, rows_path: str 
     """
     logits = LogitsModule(load_classifier(model_folder, attention="eager"))
     facts = ModelInfo(**origin, pad_id=logits.model.config.pad_token_id or 0)
-    cases = random_cases(logits)
-    if rows_path:
-        cases += real_cases(logits, model_folder, facts["max_length"], rows_path)
+    reference = torch_reference(logits, model_folder, facts["max_length"], rows_path)
     source, remarks = choose_source(model_folder, logits)
-    graphs = WrittenGraphs(facts=facts, exporter=source.exporter, fused={}, parity={}, left_out={}, remarks=remarks)
+    graphs = WrittenGraphs(
+        facts=facts, exporter=source.exporter, fused={}, parity={}, left_out={}, attempts={}, remarks=remarks
+    )
     for variant, name in VARIANTS.items():
-        parity, fused, faults = write_variant(variant, source.makers[variant], Path(folder) / name, facts, cases)
+        attempts, fused = write_variant(variant, source.makers[variant], Path(folder) / name, facts, reference)
+        graphs["attempts"][variant] = attempts
         graphs["fused"] = dict(Counter(graphs["fused"]) | fused)
-        if parity:
-            graphs["parity"][variant] = parity
+        last = attempts[-1]
+        if last["parity"] and not last["fault"]:
+            graphs["parity"][variant] = last["parity"]
         elif variant == "fp32":
-            raise VerdictError(f"ONNX graph {faults[-1]}; not shipped: {name}")
+            raise VerdictError(f"ONNX graph {last['fault']}; not shipped: {name}")
         else:
-            graphs["left_out"][variant] = faults.pop()
-        remarks += [f"the first {variant} graph {fault}" for fault in faults]
+            graphs["left_out"][variant] = str(last["fault"])
+        remarks += [f"the {variant} graph of {failed['maker']} {failed['fault']}" for failed in attempts[:-1]]
     return graphs
 
 
 def write_variant(
-    variant: str, makers: list[VariantMaker], path: Path, facts: ModelInfo, cases: list[ParityCase]
+    variant: str, makers: list[VariantMaker], path: Path, facts: ModelInfo, reference: TorchReference
 ) -> WrittenVariant:
     """Write one variant with the first maker whose graph is within the limits; write no file if there is none.
 
+    The makers are in order of speed: a slower one is tried where what was measured of those before it refuses them.
     A failure of fp16 or int8 leaves the variant out of the bundle instead of failing the run.
     """
-    if variant != "fp32" and not any(case.name == REAL_CASE for case in cases):
-        return WrittenVariant(None, Counter(), ["was not made: there are no sentences for a comparison with torch"])
-    faults: list[str] = []
+    if variant != "fp32" and not reference.real:
+        fault = "was not made: there are no sentences for a comparison with torch"
+        return WrittenVariant([Attempt(maker="", parity=None, fault=fault)], Counter())
+    attempts: list[Attempt] = []
     for make in makers:
+        attempt = Attempt(maker=make.__name__, parity=None, fault=None)
+        attempts.append(attempt)
         try:
             model = make()
             save_graph(model, path, facts, variant)
             reject_external_data(path)
-            parity = compare_with_torch(cases, path, PARITY_DEVICES[variant])
-            fault = parity_error(variant, parity)
+            attempt["parity"] = compare_variant(variant, path, reference)
+            attempt["fault"] = parity_error(variant, attempt["parity"])
         except Exception as error:
             if variant == "fp32":
                 raise
-            fault = f"could not be made: {summarise_error(error, 200)}"
-        if not fault:
-            return WrittenVariant(parity, count_fused(model), faults)
-        faults.append(fault)
+            attempt["fault"] = f"could not be made: {summarise_error(error, 200)}"
+        if not attempt["fault"]:
+            return WrittenVariant(attempts, count_fused(model))
     path.unlink(missing_ok=True)
-    return WrittenVariant(None, Counter(), faults)
+    return WrittenVariant(attempts, Counter())
 
 
 def count_fused(model: onnx.ModelProto) -> Counter[str]:
@@ -167,8 +164,8 @@ def choose_source(model_folder: str, logits: LogitsModule) -> tuple[GraphSource,
 
 
 def _bind(makers: dict[str, list[Callable[[T], onnx.ModelProto]]], source: T) -> dict[str, list[VariantMaker]]:
-    """Return the makers of each variant with what they make it from."""
-    return {variant: [partial(make, source) for make in each] for variant, each in makers.items()}
+    """Return the makers of each variant with what they make it from; each keeps its name."""
+    return {variant: [update_wrapper(partial(make, source), make) for make in each] for variant, each in makers.items()}
 
 
 def write_fp32(encoder: EncoderDescription) -> onnx.ModelProto:

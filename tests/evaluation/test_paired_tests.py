@@ -12,7 +12,15 @@ from hypothesis import strategies as st
 
 from tasks.evaluation import paired_tests
 from tasks.evaluation.metrics import mcc
-from tasks.evaluation.paired_tests import agreement, bootstrap, contingency, mcc_difference, mcnemar, permutation_test
+from tasks.evaluation.paired_tests import (
+    agreement,
+    bootstrap,
+    contingency,
+    difference_quantile,
+    mcc_difference,
+    mcnemar,
+    permutation_test,
+)
 
 unhurried = settings(deadline=None)
 cells = st.lists(st.integers(0, 5), min_size=8, max_size=8).filter(any).map(np.array)
@@ -51,6 +59,22 @@ def test_the_interval_is_that_of_resampled_rows() -> None:
     assert [found["low"], found["high"]] == pytest.approx(np.quantile(slow, [0.025, 0.975]).tolist(), abs=0.008)
     assert found["probability"] == pytest.approx(np.mean(np.array(slow) > 0), abs=0.03)
     assert found["low"] < found["difference"] < found["high"]
+
+
+def test_one_sided_bounds_are_quantiles_of_the_same_resamples() -> None:
+    found = bootstrap(TYPICAL)
+    assert [difference_quantile(TYPICAL, 0.025), difference_quantile(TYPICAL, 0.975)] == [found["low"], found["high"]]
+    assert found["difference"] < difference_quantile(TYPICAL, 0.95) < found["high"]
+    assert difference_quantile(np.array([90, 0, 0, 10, 20, 0, 0, 300]), 0.95) == 0.0  # equal predictions
+
+
+def test_a_bound_with_95_percent_confidence_is_wrong_in_a_twentieth_of_the_samples() -> None:
+    shares = np.array([650, 2, 6, 150, 100, 6, 2, 1800]) / 2716  # the candidate differs on 0.6%, mostly to its harm
+    lost = -float(mcc_difference(shares * 1e9))
+    samples = np.random.default_rng(0).multinomial(867, shares, size=300)
+    wrong = np.mean([-difference_quantile(cells, 0.95, resamples=1_000) > lost for cells in samples])
+    assert lost == pytest.approx(0.0072, abs=1e-4)
+    assert 0.01 < wrong < 0.1
 
 
 def test_ten_thousand_resamples_take_less_than_a_second() -> None:

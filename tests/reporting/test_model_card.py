@@ -91,7 +91,8 @@ def test_the_card_has_data_evaluation_and_what_is_not_shipped() -> None:
     text = card(inputs)
     assert f"`{'d' * 64}`" in text
     assert "| training rows, validation rows | 7, 2 |" in text
-    assert "| | fp8 | not shipped: it differs \\| much | |" in text
+    assert "| | fp8 | not shipped: it differs \\| much | | |" in text
+    assert "| CPUExecutionProvider | 1 of 80 validation sentences |" in text
     assert "| figure | this model | champion 7 |" in text
     comparison = inputs.evidence["comparison"]
     assert comparison is not None

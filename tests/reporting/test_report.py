@@ -229,10 +229,21 @@ def test_the_report_lists_every_variant_and_what_is_not_shipped() -> None:
     reason = "gives 93.89% of 409 sentences torch's label, expected 99.0%"
     _, text = page(tell(weigh(), export=export("x", left_out={"fp8": reason})))
     for name, role in {"int8": "judged", "fp32": "", "fp16": ""}.items():
-        assert re.search(rf"{name} CPU 0\.\d+ \(95% 0\.\d+ to 0\.\d+\) 0\.\d+ 1\.0e-07 99\.5% of 80 {role}", text)
+        assert re.search(rf"{name} CPU 0\.\d+ \(95% 0\.\d+ to 0\.\d+\) 0\.\d+ 2\.0e-03 1 of 80 0\.0034 {role}", text)
     assert f"fp8 not shipped: it {reason}" in text
     assert "Exported to ONNX (tracing); fused: 2 Attention." in text
+    assert "On 80 of these sentences torch's own fp16 (cuda) differs from its fp32 by 1.5e-03." in text
     assert "fp16 was compared with torch on a CPU" in text
+
+
+def test_the_report_names_every_way_of_making_a_variant_that_was_refused() -> None:
+    first = {"maker": "quickly", "parity": None, "fault": "changes <9> of 867 labels"}
+    second = {"maker": "slowly", "parity": None, "fault": "loses 0.02 MCC"}
+    attempts = {"int8": [first, second | {"fault": None}], "fp8": [first, second]}
+    _, text = page(tell(weigh(), export=export("x", left_out={"fp8": second["fault"]}, attempts=attempts)))
+    assert "The int8 graph of quickly was refused: it changes <9> of 867 labels." in text
+    assert "The fp8 graph of quickly was refused: it changes <9> of 867 labels." in text
+    assert text.count("loses 0.02 MCC") == 1  # in the table
 
 
 def test_a_report_on_several_seeds_says_what_is_kept() -> None:
