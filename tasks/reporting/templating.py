@@ -1,6 +1,7 @@
 """Renders the Jinja templates of the HTML pages and the model card."""
 
 import base64
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,13 @@ def render(template: str, folder: Path = TEMPLATES, **content: Any) -> str:
     Raises:
         UndefinedError: if a name is missing.
     """
-    html = template.endswith(".html.j2")
-    environment = Environment(
+    environment = _make_environment(folder, html=template.endswith(".html.j2"))
+    return environment.get_template(template).render(**content)
+
+
+@functools.cache  # an environment keeps the templates that it compiled
+def _make_environment(folder: Path, html: bool) -> Environment:
+    return Environment(
         loader=FileSystemLoader(folder),
         autoescape=html,
         finalize=_show if html else None,
@@ -33,7 +39,6 @@ def render(template: str, folder: Path = TEMPLATES, **content: Any) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    return environment.get_template(template).render(**content)
 
 
 def data_uri(png: bytes) -> str:

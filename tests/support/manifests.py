@@ -27,8 +27,13 @@ class Instruction(NamedTuple):
     rest: str
 
 
+def read_yaml(path: Path) -> list[Any]:
+    """Return a file's documents, read by libyaml, which is ten times as fast as PyYAML's own reader."""
+    return list(yaml.load_all(path.read_text(encoding="utf-8"), Loader=yaml.CSafeLoader))
+
+
 def read_compose() -> Document:
-    return dict(yaml.safe_load((INFRA / "compose.yaml").read_text(encoding="utf-8")))
+    return dict(read_yaml(INFRA / "compose.yaml")[0])
 
 
 def read_dockerfile(path: Path) -> list[Instruction]:
@@ -49,18 +54,18 @@ def listed(text: str) -> list[str]:
 
 def render(folder: Path) -> list[Document]:
     """Return what a kustomization makes, for the few fields that ours use; generated names stay without their hash."""
-    plan = yaml.safe_load((folder / "kustomization.yaml").read_text(encoding="utf-8"))
+    (plan,) = read_yaml(folder / "kustomization.yaml")
     known = {"apiVersion", "kind", "namespace", "resources", "configMapGenerator", "patches", "images"}
     assert set(plan) <= known, f"{folder.name}: this reader does not know {sorted(set(plan) - known)}"
     documents: list[Document] = []
     for name in plan["resources"]:
         path = folder / name
-        documents += render(path) if path.is_dir() else list(yaml.safe_load_all(path.read_text(encoding="utf-8")))
+        documents += render(path) if path.is_dir() else read_yaml(path)
     for entry in plan.get("configMapGenerator", ()):
         documents = [*(d for d in documents if name_of(d) != ("ConfigMap", entry["name"])), _config_map(folder, entry)]
     for patch in plan.get("patches", ()):
         target = (patch["target"]["kind"], patch["target"]["name"])
-        changes = yaml.safe_load((folder / patch["path"]).read_text(encoding="utf-8"))
+        (changes,) = read_yaml(folder / patch["path"])
         assert target in map(name_of, documents), f"{patch['path']} changes {target}, which is not there"
         documents = [merge(d, changes) if name_of(d) == target else d for d in documents]
     for document in documents:
