@@ -21,19 +21,25 @@ if not Path("/dev/nvidiactl").exists():
     os.environ["TRITON_INTERPRET"] = "1"
 
 
-# Files of more than half a minute, which start first so that none of them runs alone at the end.
+# Files of more than ten seconds, which start first so that none of them runs alone at the end.
 SLOW_FILES = (
-    "test_retrain.py", "test_promotion_kills.py", "test_watch.py", "test_versions.py", "test_demo_page.py",
-    "test_onnx_export.py", "test_launcher.py", "test_concurrent_promotions.py", "test_batch_scoring.py",
-    "test_pyfunc.py", "test_cuda_graph_step.py", "test_triton_kernels.py", "test_soup.py", "test_finetune.py",
-    "test_deploy.py",
+    "test_promotion_kills.py", "test_launcher.py", "test_demo_page.py", "test_soup.py", "test_server.py",
+    "test_finetune.py", "test_onnx_export.py", "test_concurrent_promotions.py", "test_report_page.py",
+    "test_versions.py", "test_readme.py", "test_review.py", "test_cli.py", "test_pyfunc.py", "test_corruption.py",
+    "test_trainer.py", "test_layout.py", "test_triton_kernels.py", "test_cuda_graph_step.py", "test_batch_scoring.py",
 )  # fmt: skip
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the slow files first, in the order above; everything else stays as it is."""
-    order = {name: number for number, name in enumerate(SLOW_FILES)}
-    items.sort(key=lambda item: order.get(item.path.name, len(order)))
+    """Group the tests for the workers: those of the Prefect server, which only one of them starts; then file by file.
+
+    The group of the server and the slow files come first; everything else stays as it is.
+    """
+    order = {"prefect": -1} | {name: number for number, name in enumerate(SLOW_FILES)}
+    groups = {item: "prefect" if "prefect_server" in item.fixturenames else item.path.name for item in items}  # type: ignore[attr-defined]
+    for item, group in groups.items():
+        item.add_marker(pytest.mark.xdist_group(group))
+    items.sort(key=lambda item: order.get(groups[item], len(order)))
 
 
 @pytest.fixture

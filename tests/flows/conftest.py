@@ -1,7 +1,17 @@
-"""What the tests of whole flows share: finished parts of jobs, and pictures, made once a session and copied."""
+"""What the tests of whole flows share: a home with a champion, finished parts of jobs, and pictures."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
-from job_cache import JobCache, PictureCache
+from job_cache import FirstRun, FlowHome, JobCache, PictureCache, find_job
+from toy import flow_settings
+
+from tasks.core.settings_loader import ResolvedSettings, load_settings
+
+Choose = Callable[..., ResolvedSettings]
 
 
 @pytest.fixture(scope="session")
@@ -23,3 +33,53 @@ def copied_pictures(picture_cache: PictureCache, monkeypatch: pytest.MonkeyPatch
     from flows.jobs import publish
 
     monkeypatch.setattr(publish, "draw", picture_cache.copying(publish.draw))
+
+
+@pytest.fixture(scope="session")
+def choose(toy_data: Path, tiny_encoder: Path) -> Choose:
+    """Resolve the sample profile for the toy corpus and the tiny model, with changes."""
+
+    def resolve(**changes: Any) -> ResolvedSettings:
+        toy = flow_settings(toy_data, tiny_encoder)
+        return load_settings("sample", toy | {key.replace("__", "."): value for key, value in changes.items()}, {})
+
+    return resolve
+
+
+@pytest.fixture(scope="session")
+def flow_home(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> FlowHome:
+    return FlowHome(tmp_path_factory.mktemp("home"), empty_store)
+
+
+@pytest.fixture(scope="session")
+def first_run(
+    prefect_server: str,
+    flow_home: FlowHome,
+    choose: Choose,
+    job_cache: JobCache,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> FirstRun:
+    """The first run in an empty home, nothing of it cached."""
+    from flows.jobs.retrain import retrain
+
+    flow_home.clear()
+    resolved = choose()
+    outcome = retrain(resolved.settings.model_dump(), resolved.origins, str(flow_home.folder)).to_json()
+    job_cache.keep(*find_job(flow_home.folder, resolved))
+    kept = tmp_path_factory.mktemp("first") / "home"
+    flow_home.keep(kept)
+    return FirstRun(json.loads(json.dumps(outcome)), kept)
+
+
+@pytest.fixture
+def home(flow_home: FlowHome) -> Path:
+    """A home with an empty store."""
+    flow_home.clear()
+    return flow_home.folder
+
+
+@pytest.fixture
+def champion(first_run: FirstRun, home: Path, flow_home: FlowHome) -> dict[str, Any]:
+    """Put what the first run left into the home; returns its outcome."""
+    flow_home.put_back(first_run.kept)
+    return first_run.outcome

@@ -1,74 +1,52 @@
 """The retrain flow as a whole, on a real Prefect server and a real SQLite store."""
 
+import functools
 import json
-import os
+import logging
+import logging.handlers
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlflow
 import pandas as pd
 import pytest
-from job_cache import JobCache
-from toy import flow_settings, write_toy_data
+from job_cache import FirstRun, FlowHome, JobCache, PictureCache, find_job
+from registry_store import new_store, restore
 
 from flows import environment
 from tasks.core.errors import DataRejected, UsageError, VerdictError
 from tasks.core.settings_loader import ResolvedSettings, load_settings
 from tasks.data.snapshots import read_snapshot
 
-ROOT = Path(__file__).parents[2]
+Choose = Callable[..., ResolvedSettings]
 Retrain = Callable[..., dict[str, Any]]
 
-
-@pytest.fixture
-def home(tmp_path: Path, empty_store: Path) -> Path:
-    shutil.copy(empty_store, tmp_path / "mlflow.db")
-    return tmp_path
+# One epoch: near chance, where int8 and fp32 differ.
+WEAK = {"finetune__epochs": 1, "finetune__learning_rate": 4e-4, "judge__variant_difference": 1.0}
 
 
-@pytest.fixture
-def choose(toy_data: Path, tiny_encoder: Path) -> Callable[..., ResolvedSettings]:
-    """Resolve the sample profile for the toy corpus and the tiny model, with changes."""
-
-    def resolve(**changes: Any) -> ResolvedSettings:
-        toy = flow_settings(toy_data, tiny_encoder)
-        return load_settings("sample", toy | {key.replace("__", "."): value for key, value in changes.items()}, {})
-
-    return resolve
-
-
-@pytest.fixture
-def retrain_anew(prefect_server: str, home: Path, choose: Callable[..., ResolvedSettings]) -> Retrain:
-    """Run the flow with nothing finished before; return what --json prints."""
+@pytest.fixture(scope="module")
+def retrain_in(job_cache: JobCache, choose: Choose) -> Callable[..., dict[str, Any]]:
+    """Run the flow in a home; what an equal job of this session trained and exported is there already."""
     from flows.jobs.retrain import retrain as flow
 
-    def run(force: bool = False, **changes: Any) -> dict[str, Any]:
+    def run(home: Path, force: bool = False, **changes: Any) -> dict[str, Any]:
         resolved = choose(**changes)
-        return flow(resolved.settings.model_dump(), resolved.origins, str(home), force).to_json()
+        with job_cache.resumed(home, resolved):
+            return flow(resolved.settings.model_dump(), resolved.origins, str(home), force).to_json()
 
     return run
 
 
 @pytest.fixture
 def retrain(
-    retrain_anew: Retrain,
-    home: Path,
-    choose: Callable[..., ResolvedSettings],
-    job_cache: JobCache,
-    copied_pictures: None,
+    prefect_server: str, home: Path, retrain_in: Callable[..., dict[str, Any]], copied_pictures: None
 ) -> Retrain:
-    """Run the flow; what an equal job of this session trained and exported is there already."""
-
-    def run(force: bool = False, **changes: Any) -> dict[str, Any]:
-        with job_cache.resumed(home, choose(**changes)):
-            return retrain_anew(force, **changes)
-
-    return run
+    return functools.partial(retrain_in, home)
 
 
 def client(home: Path) -> mlflow.MlflowClient:
@@ -90,8 +68,10 @@ def runs(home: Path) -> list[Any]:
     return list(client(home).search_runs([experiment.experiment_id]))
 
 
-def test_the_first_fit_candidate_becomes_champion_and_everything_is_recorded(retrain_anew: Retrain, home: Path) -> None:
-    outcome = retrain_anew()
+def test_the_first_fit_candidate_becomes_champion_and_everything_is_recorded(
+    champion: dict[str, Any], home: Path
+) -> None:
+    outcome = champion
     assert outcome["decision"] == "PROMOTE"
     assert outcome["reasons"] == ["there is no champion yet"]
     assert outcome["mcc"] > 0.9
@@ -127,7 +107,7 @@ def test_the_first_fit_candidate_becomes_champion_and_everything_is_recorded(ret
     }
 
 
-def test_no_password_of_an_address_is_recorded(choose: Callable[..., ResolvedSettings]) -> None:
+def test_no_password_of_an_address_is_recorded(choose: Choose) -> None:
     from flows.jobs.job import recordable_rows
 
     address = "https://somebody:SECRET@example.org/rows.tsv#sha256=00"
@@ -138,91 +118,123 @@ def test_no_password_of_an_address_is_recorded(choose: Callable[..., ResolvedSet
         assert rows[f"data.{name}"] == "https://example.org/rows.tsv#sha256=00"
 
 
-def test_several_seeds_follow_one_another_in_the_record(retrain: Retrain, home: Path) -> None:
-    outcome = retrain(finetune__seeds=2, finetune__epochs=3, finetune__corruptions=1, finetune__restarts=0)
-    assert outcome["decision"] == "PROMOTE"
-    (run,) = runs(home)
-    epochs = client(home).get_metric_history(run.info.run_id, "validation_mcc")
-    assert [entry.step for entry in epochs] == [1, 2, 3, 4, 5, 6]
-    assert "2 seeds were trained from the same weights" in Path(outcome["report"]).read_text()
+class Blemishes(NamedTuple):
+    """Data with every blemish, and text."""
+
+    rows: int
+    """Of the training file, without the blemished ones."""
+    path: list[str]
+    text: str
 
 
-def test_text_without_labels_trains_the_corruption_stage_and_is_recorded(
-    retrain: Retrain, home: Path, toy_data: Path, tmp_path: Path
-) -> None:
-    text = tmp_path / "more.txt"
-    labelled = [
-        row.split("\t")[3].strip()
-        for name in ("out_of_domain_dev", "in_domain_train")
-        for row in (toy_data / f"{name}.tsv").read_text().splitlines()
-    ]
-    text.write_text("\n".join([*labelled[:10], *labelled[-10:], *(f"the cat sees dog {n} now" for n in range(30))]))
-    outcome = retrain(data__text=str(text))
-    (run,) = runs(home)
-    kept = {entry.dataset.name: entry.dataset.digest for entry in run.inputs.dataset_inputs}
-    assert set(kept) == {"train", "holdout", "text"}
-    (learned,) = (home / "runs").glob("*/text.parquet")
-    assert len(read_snapshot(str(learned))) == run.data.metrics["rows_text"] == 30
-    assert run.data.metrics["rows_text_left_out"] == 20
-    assert retrain(data__text=str(text))["unchanged"]
-    text.write_text("the cat sees another dog now\n")
-    again = retrain(data__text=str(text))
-    assert not again["unchanged"]
-    assert again["digest"] != outcome["digest"]
-
-
-def test_the_evidence_counts_the_removed_rows_by_reason(retrain: Retrain, home: Path, toy_data: Path) -> None:
-    folder = Path(shutil.copytree(toy_data, home / "blemished"))
-    train, holdout = folder / "in_domain_train.tsv", folder / "out_of_domain_dev.tsv"
-    rows = train.read_text().splitlines(keepends=True)
+def blemish(toy_data: Path, folder: Path) -> Blemishes:
+    """Write rows that drifted, with one of the holdout, a repeated and a conflicting one; another file; and text."""
+    shutil.copytree(toy_data, folder / "data")
+    train, holdout = folder / "data" / "in_domain_train.tsv", folder / "data" / "out_of_domain_dev.tsv"
+    rows = [row for row in train.read_text().splitlines(keepends=True) if "\t1\t" in row or "cat" in row]
     leaked, first = holdout.read_text().splitlines()[0], rows[0].split("\t")
     conflict = [first[0], "1" if first[1] == "0" else "0", first[2], first[3].upper()]
     train.write_text("".join([*rows, rows[1], leaked + "\n", "\t".join(conflict)]))
-    retrain(data__path=str(folder))
-    (job,) = (home / "runs").iterdir()
-    split = json.loads((job / "evidence.json").read_text())["split"]
+    labelled = [row.split("\t")[3].strip() for row in [*holdout.read_text().splitlines()[:10], *rows[-10:]]]
+    text = folder / "more.txt"
+    text.write_text("\n".join([*labelled, *(f"the cat sees dog {n} now" for n in range(30))]))
+    feedback = folder / "feedback.csv"
+    feedback.write_text("sentence,label,source\nthe cat sees the dog quietly here,1,feedback\n")
+    return Blemishes(len(rows), [str(folder / "data"), str(feedback)], str(text))
+
+
+class SecondRun(NamedTuple):
+    """What a run over such data leaves, after a champion: outcome, MLflow run, a copy of its job folder, log."""
+
+    data: Blemishes
+    outcome: dict[str, Any]
+    run: Any
+    epochs: list[Any]
+    job: Path
+    log: list[str]
+
+
+@pytest.fixture(scope="module")
+def second_run(
+    first_run: FirstRun,
+    flow_home: FlowHome,
+    retrain_in: Callable[..., dict[str, Any]],
+    picture_cache: PictureCache,
+    toy_data: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> SecondRun:
+    from flows.jobs import publish
+
+    flow_home.put_back(first_run.kept)
+    home, folder = flow_home.folder, tmp_path_factory.mktemp("second")
+    data = blemish(toy_data, folder)
+    recipe = {"finetune__seeds": 2, "finetune__epochs": 3, "finetune__restarts": 0}
+    recorder = logging.handlers.BufferingHandler(1_000)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(publish, "draw", picture_cache.copying(publish.draw))
+        patch.setattr(logging.getLogger("tasks"), "handlers", [recorder])
+        patch.setattr(logging.getLogger("tasks"), "level", logging.INFO)
+        outcome = retrain_in(home, data__path=data.path, data__text=data.text, **recipe)
+    (run,) = (found for found in runs(home) if found.info.run_id == outcome["run"])
+    epochs = client(home).get_metric_history(outcome["run"], "validation_mcc")
+    job = Path(shutil.copytree(Path(outcome["report"]).parents[1], folder / "job"))
+    return SecondRun(data, outcome, run, epochs, job, [entry.getMessage() for entry in recorder.buffer])
+
+
+def test_several_seeds_follow_one_another_in_the_record(second_run: SecondRun) -> None:
+    assert [entry.step for entry in second_run.epochs] == [1, 2, 3, 4, 5, 6]
+    assert "2 seeds were trained from the same weights" in (second_run.job / "bundle" / "report.html").read_text()
+
+
+def test_text_without_labels_trains_the_corruption_stage_and_is_recorded(second_run: SecondRun) -> None:
+    run = second_run.run
+    assert {entry.dataset.name for entry in run.inputs.dataset_inputs} == {"train", "holdout", "text"}
+    assert len(read_snapshot(str(second_run.job / "text.parquet"))) == run.data.metrics["rows_text"] == 30
+    assert run.data.metrics["rows_text_left_out"] == 20
+    assert "corruption stage: 60 sentences, 30 of them corrupted" in second_run.log
+
+
+def test_the_evidence_counts_the_removed_rows_by_reason(second_run: SecondRun) -> None:
+    split = json.loads((second_run.job / "evidence.json").read_text())["split"]
     assert {name: split[name] for name in ("in_holdout", "conflicting", "repeated")} == {
         "in_holdout": 1,
         "conflicting": 2,
         "repeated": 1,
     }
-    assert sum(split.values()) == len(rows) + 3
+    assert sum(split.values()) == second_run.data.rows + 3 + 1  # the blemished rows, and that of feedback.csv
 
 
-def test_several_addresses_are_merged_and_train_together(retrain: Retrain, home: Path, toy_data: Path) -> None:
-    feedback = home / "feedback.csv"
-    feedback.write_text("sentence,label,source\nthe cat sees the dog quietly here,1,feedback\n")
-    outcome = retrain(data__path=[str(toy_data), str(feedback)])
-    assert outcome["decision"] == "PROMOTE"
-    (job,) = (home / "runs").iterdir()
-    rows = pd.concat([pd.read_parquet(job / f"{side}.parquet") for side in ("train", "validation")])
-    assert rows["source"].value_counts().to_dict() == {"toy": 400, "feedback": 1}
+def test_several_addresses_are_merged_and_train_together(second_run: SecondRun) -> None:
+    rows = pd.concat([pd.read_parquet(second_run.job / f"{side}.parquet") for side in ("train", "validation")])
+    assert rows["source"].value_counts().to_dict() == {"toy": second_run.data.rows - 1, "feedback": 1}
 
 
-def test_the_second_candidate_is_compared_with_what_the_champion_was_trained_on(
-    retrain: Retrain, home: Path, toy_data: Path
+def test_other_data_is_another_job_and_compared_with_what_the_champion_was_trained_on(
+    first_run: FirstRun, second_run: SecondRun
 ) -> None:
-    first = retrain()
-    folder = Path(shutil.copytree(toy_data, home / "drifted"))
-    train = folder / "in_domain_train.tsv"
-    train.write_text(
-        "".join(row for row in train.read_text().splitlines(keepends=True) if "\t1\t" in row or "cat" in row)
-    )
-    second = retrain(data__path=str(folder))
+    first, second = first_run.outcome, second_run.outcome
     assert second["dataset"] != first["dataset"]
-    (gate,) = (
-        record
-        for record in (json.loads(path.read_text()) for path in (home / "runs").glob("*/gate.json"))
-        if record["reference"]
-    )
+    assert not second["unchanged"]
+    assert second["champion_before"] == first["version"]
+    gate = json.loads((second_run.job / "gate.json").read_text())
+    (before,) = first_run.kept.glob("runs/*/gate.json")
+    assert gate["reference"] == json.loads(before.read_text())["profile"]["dataset"]
     assert gate["passed"]
     assert "label" in {shift["name"] for shift in gate["drift"] if shift["drifted"]}
 
 
-def test_prefect_shows_the_summary_and_the_progress(retrain_anew: Retrain, copied_pictures: None) -> None:
+def test_other_text_is_another_job(home: Path, choose: Choose, tmp_path: Path) -> None:
+    text, jobs = tmp_path / "more.txt", []
+    for sentence in ("the cat sees the dog now", "the cat sees the dog now", "the cat sees another dog now"):
+        text.write_text(sentence)
+        jobs.append(find_job(home, choose(data__text=str(text)))[0].name)
+    assert jobs[0] == jobs[1] != jobs[2]
+
+
+def test_prefect_shows_the_summary_and_the_progress(champion: dict[str, Any]) -> None:
     from prefect.client.orchestration import get_client
 
-    outcome = retrain_anew()
+    outcome = champion
     with get_client(sync_client=True) as prefect:
         artifacts = prefect.read_artifacts()
     (summary,) = (entry for entry in artifacts if entry.key == "verdict" and outcome["report"] in str(entry.data))
@@ -238,8 +250,10 @@ def test_prefect_shows_the_summary_and_the_progress(retrain_anew: Retrain, copie
     assert not [entry for entry in flow_run if entry.key == "mlflow-run"]  # a database has no page
 
 
-def test_nothing_changed_means_nothing_is_registered_and_force_runs_anyway(retrain: Retrain, home: Path) -> None:
-    first = retrain()
+def test_nothing_changed_means_nothing_is_registered_and_force_runs_anyway(
+    champion: dict[str, Any], retrain: Retrain, home: Path
+) -> None:
+    first = champion
     again = retrain()
     assert again["unchanged"]
     assert not first["unchanged"]
@@ -253,19 +267,22 @@ def test_nothing_changed_means_nothing_is_registered_and_force_runs_anyway(retra
     # The same seed gives the same bundle, which has its version already.
     assert (forced["decision"], forced["version"]) == ("HOLD", "1")
     assert forced["reasons"] == ["it is the same bundle as champion 1"]
+    assert (forced["rules"], forced["holdout_uses"]) == (["same_bundle"], 0)  # not another holdout use
     assert aliases(home) == {"champion": "1"}
 
 
-def test_a_deleted_store_is_filled_again_by_the_same_job(retrain: Retrain, home: Path, empty_store: Path) -> None:
-    retrain()
-    shutil.copy(empty_store, home / "mlflow.db")
+def test_a_deleted_store_is_filled_again_by_the_same_job(
+    champion: dict[str, Any], retrain: Retrain, home: Path, empty_store: Path
+) -> None:
+    restore(empty_store, home)
     assert retrain()["decision"] == "PROMOTE"
     assert aliases(home) == {"champion": "1"}
 
 
-def test_below_the_threshold_is_rejected_and_the_alias_stays(retrain: Retrain, home: Path) -> None:
-    retrain(judge__threshold=0.5)
-    weaker = retrain(judge__threshold=1.0, finetune__seed=3, finetune__epochs=1, finetune__learning_rate=1e-5)
+def test_below_the_threshold_is_rejected_and_the_alias_stays(
+    champion: dict[str, Any], retrain: Retrain, home: Path
+) -> None:
+    weaker = retrain(**WEAK, judge__threshold=1.0)
     assert weaker["decision"] == "REJECT"
     assert "below_threshold" in weaker["rules"]
     assert any(reason.endswith("is below the threshold 1.000") for reason in weaker["reasons"])
@@ -274,30 +291,84 @@ def test_below_the_threshold_is_rejected_and_the_alias_stays(retrain: Retrain, h
 
 
 def test_a_first_candidate_below_the_threshold_leaves_no_champion(retrain: Retrain, home: Path) -> None:
-    outcome = retrain(judge__threshold=0.99, finetune__epochs=1, finetune__learning_rate=1e-5)
+    outcome = retrain(**WEAK, judge__threshold=0.99)
     assert outcome["decision"] == "REJECT"
     assert aliases(home) == {}
 
 
-def test_a_better_candidate_replaces_the_champion_and_a_tie_is_held(retrain: Retrain, home: Path) -> None:
-    weak = {"judge__threshold": -1.0, "judge__variant_difference": 1.0}  # int8 and fp32 of a model near chance differ
-    weak |= {"finetune__epochs": 1, "finetune__learning_rate": 4e-4}
-    first = retrain(**weak)
-    better = retrain(judge__threshold=-1.0)
-    tie = retrain(judge__threshold=-1.0, finetune__max_length=18)
+class Succession(NamedTuple):
+    """What three candidates in a row leave: a weak one, a better one, and one that equals it."""
+
+    outcomes: list[dict[str, Any]]
+    aliases: dict[str, str]
+    versions: dict[str, Any]
+    """MLflow's record of each version."""
+    runs: list[Any]
+    """MLflow's records, the last run first."""
+    jobs: list[Path]
+    """Copies of the jobs' folders."""
+
+
+@pytest.fixture(scope="module")
+def succession(
+    first_run: FirstRun,
+    flow_home: FlowHome,
+    retrain_in: Callable[..., dict[str, Any]],
+    picture_cache: PictureCache,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Succession:
+    from flows.jobs import publish
+
+    flow_home.clear()
+    home = flow_home.folder
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(publish, "draw", picture_cache.copying(publish.draw))
+        weak = retrain_in(home, **WEAK, judge__threshold=-1.0)
+        better, tie = (retrain_in(home, judge__threshold=-1.0, finetune__max_length=length) for length in (16, 18))
+    registered = {version: client(home).get_model_version("acceptability", version) for version in versions(home)}
+    kept = Path(shutil.copytree(home / "runs", tmp_path_factory.mktemp("succession") / "runs"))
+    outcomes = [weak, better, tie]
+    jobs = [kept / Path(outcome["report"]).parts[-3] for outcome in outcomes]
+    return Succession(outcomes, aliases(home), registered, runs(home), jobs)
+
+
+def test_a_better_candidate_replaces_the_champion_and_a_tie_is_held(succession: Succession) -> None:
+    first, better, tie = succession.outcomes
     assert first["decision"] == "PROMOTE"
     assert (better["decision"], better["champion_before"]) == ("PROMOTE", first["version"])
     assert better["mcc"] > first["mcc"]
     assert tie["mcc"] == better["mcc"]
     assert tie["decision"] == "HOLD"
-    assert aliases(home) == {"champion": better["version"], "challenger": tie["version"]}
-    tags = {each: client(home).get_model_version("acceptability", each).tags for each in versions(home)}
+    assert succession.aliases == {"champion": better["version"], "challenger": tie["version"]}
+    tags = {version: found.tags for version, found in succession.versions.items()}
     assert "first" in tags[first["version"]]["changed"]
     assert tags[better["version"]]["changed"].startswith("finetune.epochs 1 -> 4; finetune.learning_rate 0.0004 -> ")
-    described = client(home).get_model_version("acceptability", tie["version"]).description
+    described = succession.versions[tie["version"]].description
     assert described.startswith("HOLD: MCC ")
     assert f"**Changed since champion {better['version']}**\n\n- `finetune.max_length`: 16 → 18\n" in described
-    assert f"Differences from champion {better['version']}" in Path(tie["report"]).read_text()
+    report = succession.jobs[2] / "bundle" / "report.html"
+    assert f"Differences from champion {better['version']}" in report.read_text()
+
+
+def test_holdout_uses_are_counted_and_recorded_evidence_gives_the_same_verdict(succession: Succession) -> None:
+    from tasks.evaluation.rejudge import rejudge
+
+    outcomes = succession.outcomes
+    assert [outcome["holdout_uses"] for outcome in outcomes] == [0, 1, 2]
+    assert [outcome["rules"] for outcome in outcomes[:2]] == [["first_champion"], ["better_than_champion"]]
+    digests = {outcome["digest"] for outcome in outcomes}
+    assert len(digests) == 3
+    for job in succession.jobs:
+        found = rejudge(str(job / "evidence.json"))
+        assert found["contradictions"] == []
+        assert found["recorded"] is not None
+        assert found["recorded"]["actor"]
+        assert found["verdict"]["candidate_digest"] in digests
+    tags = [run.data.tags for run in succession.runs]
+    assert len({each["holdout"] for each in tags}) == 1
+    assert {each["bundle_digest"] for each in tags} == digests
+    logged = succession.runs[0].data.metrics
+    assert {"f1", "auroc", "brier", "ece", "minimal_pairs", "holdout_uses", "mcc_int8"} <= set(logged)
 
 
 def test_text_labels_are_refused_and_nothing_is_registered(retrain: Retrain, home: Path, toy_data: Path) -> None:
@@ -342,13 +413,11 @@ def test_an_empty_file_fails_before_a_run_is_opened(retrain: Retrain, home: Path
     assert runs(home) == []
 
 
-def test_the_same_job_does_not_run_twice_at_once(
-    retrain: Retrain, home: Path, choose: Callable[..., ResolvedSettings]
-) -> None:
+def test_the_same_job_does_not_run_twice_at_once(retrain: Retrain, home: Path, choose: Choose) -> None:
     from filelock import FileLock
 
-    retrain()
-    (job,) = (home / "runs").iterdir()
+    job, _ = find_job(home, choose())
+    job.mkdir(parents=True)
     hold = f"import filelock, time; lock = filelock.FileLock({str(job / 'lock')!r}); "
     script = hold + "lock.acquire(); print('held', flush=True); time.sleep(60)"
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as holder:
@@ -362,78 +431,23 @@ def test_the_same_job_does_not_run_twice_at_once(
             pass  # a killed holder keeps nothing
 
 
-def train_and_die(home: Path, resolved: ResolvedSettings, server: str) -> int:
-    """Run the flow in a process that kills itself after the first epoch; return its exit code."""
-    script = """
-import json, os, signal, sys
-from flows import environment
-environment.set_process_defaults()
-import flows.jobs.retrain
-module = sys.modules["flows.jobs.retrain"]
-fine_tune = module.fine_tune
-def die(record):
-    os.kill(os.getpid(), signal.SIGKILL)
-module.fine_tune = lambda *args, on_epoch, **options: fine_tune(*args, on_epoch=die, **options)
-settings, origins = json.loads(sys.stdin.read())
-module.retrain(settings, origins, sys.argv[1])
-"""
-    return subprocess.run(
-        [sys.executable, "-c", script, str(home)],
-        cwd=ROOT,
-        env={**os.environ, "PREFECT_API_URL": server},
-        input=json.dumps([resolved.settings.model_dump(), resolved.origins]),
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-    ).returncode
-
-
-def test_a_run_that_is_killed_while_it_trains_is_run_again_with_the_same_command(
-    retrain_anew: Retrain,
-    home: Path,
-    choose: Callable[..., ResolvedSettings],
-    prefect_server: str,
-    copied_pictures: None,
-) -> None:
-    # tests/registry/test_promotion_kills.py kills runs at every later step.
-    assert train_and_die(home, choose(), prefect_server) == -signal.SIGKILL
-    assert (versions(home), aliases(home)) == ([], {})
-    assert [run.info.status for run in runs(home)] == ["RUNNING"]
-    outcome = retrain_anew()
-    assert outcome["decision"] == "PROMOTE"
-    assert "fine-tune" in outcome["seconds"]
-    assert (versions(home), aliases(home)) == (["1"], {"champion": "1"})
-    assert [run.info.status for run in runs(home)] == ["FINISHED"]
-
-
 def test_a_moved_home_resumes_where_its_run_stopped(
-    prefect_server: str,
-    empty_store: Path,
-    tmp_path: Path,
-    choose: Callable[..., ResolvedSettings],
-    copied_pictures: None,
-    monkeypatch: pytest.MonkeyPatch,
+    champion: dict[str, Any], home: Path, empty_store: Path, tmp_path: Path, choose: Choose, copied_pictures: None
 ) -> None:
     from flows.jobs.retrain import retrain as flow
 
-    def stop(*_: Any) -> None:
-        raise VerdictError("stopped before measuring")
-
-    before, after = tmp_path / "before", tmp_path / "after"
-    before.mkdir()
-    shutil.copy(empty_store, before / "mlflow.db")
+    moved = Path(shutil.copytree(home, tmp_path / "moved", ignore=shutil.ignore_patterns("mlflow.db*")))
+    (job,) = (moved / "runs").iterdir()
+    for name in ("result.json", "verdict.json", "evidence.json"):  # as of a run that stopped before it measured
+        (job / name).unlink()
+    new_store(empty_store, moved)
     settings, origins = choose().settings.model_dump(), choose().origins
-    with monkeypatch.context() as patch:
-        patch.setattr("flows.jobs.retrain.evaluate_and_judge", stop)
-        with pytest.raises(VerdictError, match="stopped before measuring"):
-            flow(settings, origins, str(before))
-    shutil.move(before, after)
-    outcome = flow(settings, origins, str(after))
+    outcome = flow(settings, origins, str(moved))
     assert not {"split", "fine-tune", "export"} & outcome.seconds.keys()
-    assert (outcome.decision, aliases(after)) == ("PROMOTE", {"champion": "1"})
-    assert Path(outcome.report).is_relative_to(after)
-    again = flow(settings, origins, str(shutil.move(after, tmp_path / "third")))
+    assert "measure" in outcome.seconds
+    assert (outcome.decision, aliases(moved)) == ("PROMOTE", {"champion": "1"})
+    assert Path(outcome.report).is_relative_to(moved)
+    again = flow(settings, origins, str(shutil.move(moved, tmp_path / "third")))
     assert again.unchanged
     assert Path(again.report).is_relative_to(tmp_path / "third")
 
@@ -447,7 +461,8 @@ def test_the_run_of_a_dead_process_is_closed_by_the_next_job(retrain: Retrain, h
     (home / "runs" / ("b" * 16)).mkdir(parents=True)
     dead = open_run(store, "b" * 16, {}, {"home": home_id(str(home))})
     elsewhere = open_run(store, "c" * 16, {}, {"home": "another"})
-    retrain()
+    with pytest.raises(DataRejected):  # which closes it as well, and takes less long
+        retrain(gate__min_rows=401)
     assert client(home).get_run(dead).info.status == "KILLED"
     assert client(home).get_run(elsewhere).info.status == "RUNNING"
 
@@ -479,43 +494,8 @@ def test_every_step_is_a_plain_function(trained: Any, toy_data: Path, tmp_path: 
     assert judge(evidence, policy(threshold=0.5))["decision"] == "PROMOTE"
 
 
-def test_toy_data_of_another_seed_is_another_job(retrain: Retrain, home: Path) -> None:
-    first = retrain()
-    other = retrain(data__path=str(write_toy_data(home / "other", seed=1)))
-    assert first["dataset"] != other["dataset"]
-    assert not other["unchanged"]
-    assert len(list((home / "runs").iterdir())) == 2
-
-
-def test_holdout_uses_are_counted_and_recorded_evidence_gives_the_same_verdict(retrain: Retrain, home: Path) -> None:
-    from tasks.evaluation.rejudge import rejudge
-
-    weak = {"judge__threshold": -1.0, "judge__variant_difference": 1.0}  # int8 and fp32 of a model near chance differ
-    weak |= {"finetune__epochs": 1, "finetune__learning_rate": 4e-4}
-    first, second = retrain(**weak), retrain(judge__threshold=-1.0)
-    third = retrain(judge__threshold=-1.0, force=True)  # the same bundle again is not another holdout use
-    assert [outcome["holdout_uses"] for outcome in (first, second, third)] == [0, 1, 1]
-    assert [outcome["rules"] for outcome in (first, second, third)] == [
-        ["first_champion"],
-        ["better_than_champion"],
-        ["same_bundle"],
-    ]
-    for path in (home / "runs").glob("*/evidence.json"):
-        found = rejudge(str(path))
-        assert found["contradictions"] == []
-        assert found["recorded"] is not None
-        assert found["recorded"]["actor"]
-        assert found["verdict"]["candidate_digest"] in {first["digest"], second["digest"]}
-    tags = [run.data.tags for run in runs(home)]
-    assert len({each["holdout"] for each in tags}) == 1
-    assert {each["bundle_digest"] for each in tags} == {first["digest"], second["digest"]}
-    logged = runs(home)[0].data.metrics
-    assert {"f1", "auroc", "brier", "ece", "minimal_pairs", "holdout_uses", "mcc_int8"} <= set(logged)
-
-
-def test_a_candidate_after_a_lost_champion_is_held(retrain: Retrain, home: Path) -> None:
-    first = retrain()
-    client(home).delete_model_version("acceptability", first["version"])
+def test_a_candidate_after_a_lost_champion_is_held(champion: dict[str, Any], retrain: Retrain, home: Path) -> None:
+    client(home).delete_model_version("acceptability", champion["version"])
     assert aliases(home) == {}
     outcome = retrain(finetune__max_length=18)
     assert (outcome["decision"], outcome["rules"]) == ("HOLD", ["champion_lost"])

@@ -25,13 +25,6 @@ def folder(tmp_path: Path, toy_data: Path) -> Path:
 
 
 @pytest.fixture
-def home(tmp_path: Path, empty_store: Path) -> Path:
-    (tmp_path / "home").mkdir()
-    shutil.copy(empty_store, tmp_path / "home" / "mlflow.db")
-    return tmp_path / "home"
-
-
-@pytest.fixture
 def watch(
     prefect_server: str, home: Path, folder: Path, tiny_encoder: Path, job_cache: JobCache, copied_pictures: None
 ) -> Watch:
@@ -60,10 +53,23 @@ def flip_labels(folder: Path) -> None:
     train.write_text("".join(row.replace("\t0\t", "\t1\t") if n % 2 else row for n, row in enumerate(rows)))
 
 
+def test_without_a_champion_every_change_is_a_reason_to_train_but_never() -> None:
+    from flows.jobs.watch import should_retrain
+
+    assert [should_retrain(mode, [], None)[0] for mode in ("never", "on_change", "on_drift")] == [False, True, True]
+    assert [should_retrain(mode, [], "a" * 64)[0] for mode in ("never", "on_change", "on_drift")] == [
+        False,
+        True,
+        False,
+    ]
+
+
 def test_the_first_check_trains_and_the_next_one_finds_nothing_changed(watch: Watch, home: Path) -> None:
     first = watch()
     assert (first["changed"], first["action"], first["previous"]) == (True, "retrain", None)
     assert first["retrain"]["decision"] == "PROMOTE"
+    assert set(first["seconds"]) == {"read data", "check data", "find champion"}  # the retraining run has its own
+    assert "measure" in first["retrain"]["seconds"]
     assert (
         first["why"] == "the data changed; there is no champion's data to compare it with; watch.retrain_on = on_change"
     )
@@ -75,12 +81,11 @@ def test_the_first_check_trains_and_the_next_one_finds_nothing_changed(watch: Wa
 
 
 def test_changed_data_is_compared_with_the_champions_and_retrained_only_as_the_setting_says(
-    watch: Watch, folder: Path, home: Path
+    champion: dict[str, Any], watch: Watch, folder: Path
 ) -> None:
-    champion = watch()["dataset"]
     add_rows(folder, seed=5)
     outcome = watch(retrain="never")
-    assert (outcome["changed"], outcome["previous"], outcome["action"]) == (True, champion, "none")
+    assert (outcome["changed"], outcome["previous"], outcome["action"]) == (True, champion["dataset"], "none")
     assert outcome["why"] == "the data changed; it did not drift from the champion's; watch.retrain_on = never"
     assert outcome["check"]["reference"] is not None
     assert not any(shift["drifted"] for shift in outcome["check"]["drift"])
@@ -95,51 +100,54 @@ def test_changed_data_is_compared_with_the_champions_and_retrained_only_as_the_s
     assert drifted["retrain"]["dataset"] == drifted["dataset"]
 
 
-def test_on_drift_without_a_champion_trains_the_first_model(watch: Watch) -> None:
-    assert watch(retrain="on_drift")["action"] == "retrain"
-
-
-def test_data_that_the_champion_was_trained_on_is_not_new(watch: Watch, home: Path) -> None:
-    watch()
-    shutil.rmtree(home / "watch")
+def test_data_that_the_champion_was_trained_on_is_not_new(champion: dict[str, Any], watch: Watch) -> None:
     assert not watch()["changed"]
 
 
-def test_rejected_data_starts_nothing_and_is_checked_again(watch: Watch, folder: Path, home: Path) -> None:
-    watch()
-    champion = (folder / "in_domain_train.tsv").read_text()
-    (folder / "in_domain_train.tsv").write_text(champion.replace("\t1\t", "\tyes\t"))
+def test_rejected_data_starts_nothing_and_is_checked_again(
+    champion: dict[str, Any], watch: Watch, folder: Path, home: Path
+) -> None:
+    rows = (folder / "in_domain_train.tsv").read_text()
+    (folder / "in_domain_train.tsv").write_text(rows.replace("\t1\t", "\tyes\t"))
     for _ in range(2):
         with pytest.raises(DataRejected, match="share of quarantined training rows"):
             watch()
     assert len(list((home / "runs").iterdir())) == 1
-    (folder / "in_domain_train.tsv").write_text(champion)
+    (folder / "in_domain_train.tsv").write_text(rows)
     assert not watch()["changed"]
 
 
-def test_every_check_emits_an_event(watch: Watch, folder: Path, prefect_server: str) -> None:
+def test_every_check_is_recorded_and_emits_an_event(
+    watch: Watch, folder: Path, home: Path, prefect_server: str
+) -> None:
+    from prefect.client.orchestration import get_client
+
+    outcome = watch(retrain="never")
+    (record,) = (home / "watch").iterdir()
+    kept = json.loads(record.read_text())
+    assert (kept["dataset"], kept["why"]) == (outcome["dataset"], outcome["why"])
+    with get_client(sync_client=True) as prefect:
+        reports = [str(entry.data) for entry in prefect.read_artifacts() if entry.key == "data-gate"]
+    assert any(outcome["check"]["report"] in entry for entry in reports)
     watch(retrain="never")
-    watch(retrain="never")
-    (folder / "in_domain_train.tsv").write_text("broken\n" * 99)
-    with pytest.raises(DataRejected):
+    with (folder / "in_domain_train.tsv").open("a") as file:
+        file.write("torn\n" * 100)  # rows that can no longer be read are a change
+    with pytest.raises(DataRejected, match="share of quarantined training rows"):
         watch(retrain="never")
-    events = read_events(prefect_server, str(folder), expected=3)
+    shutil.rmtree(folder)
+    with pytest.raises(UsageError, match="does not exist"):
+        watch(retrain="never")
+    events = read_events(prefect_server, str(folder), expected=4)
     assert [event["event"] for event in events] == [
         "verdict.data.changed",
         "verdict.data.unchanged",
         "verdict.data.refused",
+        "verdict.data.failed",
     ]
-    assert len({event["resource"]["prefect.resource.id"] for event in events}) == 1
+    assert len({event["resource"]["prefect.resource.id"] for event in events[:3]}) == 1
     assert events[1]["payload"]["dataset"] == events[0]["payload"]["dataset"]
     assert "share of quarantined training rows" in events[2]["payload"]["why"]
-
-
-def test_rows_that_can_no_longer_be_read_are_a_change(watch: Watch, folder: Path) -> None:
-    watch(retrain="never")
-    with (folder / "in_domain_train.tsv").open("a") as file:
-        file.write("torn\n" * 100)
-    with pytest.raises(DataRejected, match="share of quarantined training rows"):
-        watch(retrain="never")
+    assert "does not exist" in events[3]["payload"]["why"]
 
 
 def test_other_text_is_a_change_too(watch: Watch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,30 +161,6 @@ def test_other_text_is_a_change_too(watch: Watch, tmp_path: Path, monkeypatch: p
     assert watch(retrain="never", **{"data.text": str(text)})["changed"]
 
 
-def test_data_that_cannot_be_read_emits_an_event_too(watch: Watch, folder: Path, prefect_server: str) -> None:
-    shutil.rmtree(folder)
-    with pytest.raises(UsageError, match="does not exist"):
-        watch(retrain="never")
-    (event,) = read_events(prefect_server, str(folder), expected=1)
-    assert event["event"] == "verdict.data.failed"
-    assert "does not exist" in event["payload"]["why"]
-
-
-def test_the_gates_report_is_an_artifact(watch: Watch, folder: Path) -> None:
-    from prefect.client.orchestration import get_client
-
-    outcome = watch(retrain="never")
-    with get_client(sync_client=True) as prefect:
-        kept = [str(entry.data) for entry in prefect.read_artifacts() if entry.key == "data-gate"]
-    assert any(outcome["check"]["report"] in entry for entry in kept)
-
-
-def test_a_check_and_its_retraining_run_have_their_own_times(watch: Watch) -> None:
-    outcome = watch()
-    assert set(outcome["seconds"]) == {"read data", "check data", "find champion"}
-    assert "measure" in outcome["retrain"]["seconds"]
-
-
 def read_events(api: str, address: str, expected: int) -> list[dict[str, Any]]:
     """Ask the server for our events about an address, oldest first; delivery takes a moment."""
     for _ in range(60):
@@ -188,10 +172,3 @@ def read_events(api: str, address: str, expected: int) -> list[dict[str, Any]]:
             break
         time.sleep(0.5)
     return sorted(ours, key=lambda event: event["occurred"])
-
-
-def test_the_last_check_is_recorded_as_json_with_its_reason(watch: Watch, home: Path) -> None:
-    outcome = watch(retrain="never")
-    (record,) = (home / "watch").iterdir()
-    kept = json.loads(record.read_text())
-    assert (kept["dataset"], kept["why"]) == (outcome["dataset"], outcome["why"])

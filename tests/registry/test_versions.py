@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import shutil
 import socket
 import subprocess
@@ -209,16 +210,20 @@ def test_files_lie_in_the_store_and_nowhere_else(
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[MlflowStore]:
-    """A real MLflow tracking server on loopback."""
+def server(tmp_path: Path, empty_store: Path) -> Iterator[MlflowStore]:
+    """A real MLflow tracking server on loopback, without its job runners, which nothing here uses."""
     environment.set_process_defaults()
+    shutil.copy(empty_store, tmp_path / "server.db")
+    env = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = ["mlflow", "server", "--backend-store-uri", f"sqlite:///{tmp_path}/server.db", "--port", str(port)]
     places = ["--host", "127.0.0.1", "--workers", "1", "--artifacts-destination", str(tmp_path / "served")]
     with (tmp_path / "server.log").open("w") as log:
-        process = subprocess.Popen([sys.executable, "-m", *command, *places], stdout=log, stderr=log, cwd=tmp_path)
+        process = subprocess.Popen(
+            [sys.executable, "-m", *command, *places], stdout=log, stderr=log, cwd=tmp_path, env=env
+        )
     address = f"http://127.0.0.1:{port}"
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None:
