@@ -29,7 +29,7 @@ logs: $(VENV)/.services ## follow what they say
 # Two workers, one thread each; tests of one Prefect server or of one file run on one of them, slow ones first
 # (tests/conftest.py).
 test: $(VENV)/.dev browser ## run every test but those of test-services
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder $(ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 	@echo 'The default run, PostgreSQL, an S3 store, servers, worker and schedules are tested by: make test-services'
 
 test-services: $(VENV)/.dev postgresql ## the default run; schedules, kills and outages on real servers (eight minutes)

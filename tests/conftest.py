@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from filelock import FileLock
 from toy import Trainer, origin, recipe, write_quick_encoder, write_tokenizer, write_toy_data
+from xdist.scheduler import LoadFileScheduling
 
 from flows import environment
 
@@ -21,25 +22,49 @@ if not Path("/dev/nvidiactl").exists():
     os.environ["TRITON_INTERPRET"] = "1"
 
 
-# Files of more than ten seconds, which start first so that none of them runs alone at the end.
+# Files whose tests use the Prefect server: one worker of a run has them all, and starts the only server.
+PREFECT_FILES = (
+    "test_retrain.py", "test_watch.py", "test_approval.py", "test_rejudging_flow.py", "test_promotion_kills.py",
+    "test_status.py", "test_deploy.py", "test_cli.py", "test_embedded_prefect.py", "test_batch_scoring.py",
+    "test_kubernetes.py", "test_webhook.py",
+)  # fmt: skip
+
+# Other files of more than ten seconds, which start first so that none of them runs alone at the end.
 SLOW_FILES = (
-    "test_promotion_kills.py", "test_launcher.py", "test_demo_page.py", "test_soup.py", "test_server.py",
-    "test_finetune.py", "test_onnx_export.py", "test_concurrent_promotions.py", "test_report_page.py",
-    "test_versions.py", "test_readme.py", "test_review.py", "test_cli.py", "test_pyfunc.py", "test_corruption.py",
-    "test_trainer.py", "test_layout.py", "test_triton_kernels.py", "test_cuda_graph_step.py", "test_batch_scoring.py",
+    "test_launcher.py", "test_demo_page.py", "test_soup.py", "test_server.py", "test_finetune.py",
+    "test_onnx_export.py", "test_concurrent_promotions.py", "test_report_page.py", "test_versions.py",
+    "test_readme.py", "test_review.py", "test_pyfunc.py", "test_corruption.py", "test_trainer.py", "test_layout.py",
+    "test_triton_kernels.py", "test_cuda_graph_step.py",
 )  # fmt: skip
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Group the tests for the workers: those of the Prefect server, which only one of them starts; then file by file.
+    """Put the tests of the Prefect server first, then the slow files; everything else stays as it is.
 
-    The group of the server and the slow files come first; everything else stays as it is.
+    Raises:
+        UsageError: if a file uses the server and is not in PREFECT_FILES.
     """
-    order = {"prefect": -1} | {name: number for number, name in enumerate(SLOW_FILES)}
-    groups = {item: "prefect" if "prefect_server" in item.fixturenames else item.path.name for item in items}  # type: ignore[attr-defined]
-    for item, group in groups.items():
-        item.add_marker(pytest.mark.xdist_group(group))
-    items.sort(key=lambda item: order.get(groups[item], len(order)))
+    users = {item.path.name for item in items if "prefect_server" in getattr(item, "fixturenames", ())}
+    if unknown := users - set(PREFECT_FILES):
+        raise pytest.UsageError(f"{sorted(unknown)} use the Prefect server; add them to PREFECT_FILES of {__file__}")
+    order = {name: number for number, name in enumerate(PREFECT_FILES + SLOW_FILES)}
+    items.sort(key=lambda item: order.get(item.path.name, len(order)))
+
+
+class GroupScheduling(LoadFileScheduling):
+    """Gives a worker one file at a time, and all files of the Prefect server to one worker.
+
+    pytest-xdist's own groups (--dist loadgroup) have no effect with pytest 9.2: they are written to a field of a test
+    that it no longer reads.
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = super()._split_scope(nodeid)
+        return "prefect" if Path(file).name in PREFECT_FILES else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> GroupScheduling:
+    return GroupScheduling(config, log)
 
 
 @pytest.fixture

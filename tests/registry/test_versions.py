@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
@@ -214,6 +215,8 @@ def server(tmp_path: Path, empty_store: Path) -> Iterator[MlflowStore]:
     """A real MLflow tracking server on loopback, without its job runners, which nothing here uses."""
     environment.set_process_defaults()
     shutil.copy(empty_store, tmp_path / "server.db")
+    with sqlite3.connect(tmp_path / "server.db") as database:  # the local store's experiments name a local folder
+        database.execute("DELETE FROM experiments")
     env = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
