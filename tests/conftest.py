@@ -24,17 +24,17 @@ if not Path("/dev/nvidiactl").exists():
 
 # Files whose tests use the Prefect server: one worker of a run has them all, and starts the only server.
 PREFECT_FILES = (
-    "test_retrain.py", "test_watch.py", "test_approval.py", "test_rejudging_flow.py", "test_promotion_kills.py",
-    "test_status.py", "test_deploy.py", "test_cli.py", "test_embedded_prefect.py", "test_batch_scoring.py",
+    "test_retrain.py", "test_watch.py", "test_killed_runs.py", "test_deploy.py", "test_approval.py",
+    "test_rejudging_flow.py", "test_cli.py", "test_batch_scoring.py", "test_embedded_prefect.py", "test_status.py",
     "test_kubernetes.py", "test_webhook.py",
 )  # fmt: skip
 
 # Other files of more than ten seconds, which start first so that none of them runs alone at the end.
 SLOW_FILES = (
-    "test_launcher.py", "test_demo_page.py", "test_soup.py", "test_server.py", "test_finetune.py",
-    "test_onnx_export.py", "test_concurrent_promotions.py", "test_report_page.py", "test_versions.py",
-    "test_readme.py", "test_review.py", "test_pyfunc.py", "test_corruption.py", "test_trainer.py", "test_layout.py",
-    "test_triton_kernels.py", "test_cuda_graph_step.py",
+    "test_launcher.py", "test_promotion_kills.py", "test_demo_page.py", "test_soup.py", "test_server.py",
+    "test_finetune.py", "test_onnx_export.py", "test_concurrent_promotions.py", "test_report_page.py",
+    "test_versions.py", "test_readme.py", "test_review.py", "test_pyfunc.py", "test_corruption.py", "test_trainer.py",
+    "test_layout.py", "test_triton_kernels.py", "test_cuda_graph_step.py",
 )  # fmt: skip
 
 

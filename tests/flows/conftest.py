@@ -1,17 +1,14 @@
 """What the tests of whole flows share: a home with a champion, finished parts of jobs, and pictures."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from job_cache import FirstRun, FlowHome, JobCache, PictureCache, find_job
+from job_cache import Choose, FirstRun, FlowHome, JobCache, PictureCache, find_job
 from toy import flow_settings
 
 from tasks.core.settings_loader import ResolvedSettings, load_settings
-
-Choose = Callable[..., ResolvedSettings]
 
 
 @pytest.fixture(scope="session")

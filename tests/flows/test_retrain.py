@@ -14,15 +14,14 @@ from typing import Any, NamedTuple
 import mlflow
 import pandas as pd
 import pytest
-from job_cache import FirstRun, FlowHome, JobCache, PictureCache, find_job
+from job_cache import Choose, FirstRun, FlowHome, JobCache, PictureCache, find_job
 from registry_store import new_store, restore
 
 from flows import environment
 from tasks.core.errors import DataRejected, UsageError, VerdictError
-from tasks.core.settings_loader import ResolvedSettings, load_settings
+from tasks.core.settings_loader import load_settings
 from tasks.data.snapshots import read_snapshot
 
-Choose = Callable[..., ResolvedSettings]
 Retrain = Callable[..., dict[str, Any]]
 
 # One epoch: near chance, where int8 and fp32 differ.

@@ -17,8 +17,8 @@ from tasks.registry import audit_log, lookup, promotion, promotion_lock
 from tasks.registry.mlflow_client import MlflowStore
 
 PROCESSES = 4
-ROUNDS = 8
-LEASE_ROUNDS = 6  # the lease waits longer than a file lock
+ROUNDS = 5
+LEASE_ROUNDS = 3  # the lease waits longer than a file lock
 
 # Processes that start with MLflow imported, and with no connection that a fork would share.
 forks = multiprocessing.get_context("forkserver")

@@ -1,7 +1,6 @@
 """kill -9 at every step of a promotion: the same command again ends with the right alias and a complete audit log."""
 
 import contextlib
-import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,21 +8,18 @@ from typing import Any
 
 import pytest
 from kill_points import KILLED, KillableProcess
-from registry_store import add_version, aliases, new_store, restore
+from registry_store import add_version, aliases, is_complete, new_store, restore, store_in
 
 from tasks.core.errors import VerdictError
-from tasks.core.settings_loader import load_settings
-from tasks.inference.bundle import MODEL_NAME
-from tasks.registry import audit_log, lookup, promotion
-from tasks.registry.mlflow_client import MlflowStore, connect, experiment_of
+from tasks.registry import lookup, promotion
+from tasks.registry.mlflow_client import MlflowStore
 from tasks.registry.promotion import promote, set_challenger
 
 
 @pytest.fixture(scope="module")
-def process(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[KillableProcess]:
+def process(folder: Path) -> Iterator[KillableProcess]:
     with KillableProcess("tasks.registry.promotion") as process:
-        other = new_store(empty_store, tmp_path_factory.mktemp("other"))
-        process.preload("tasks.registry.promotion.current_champion", other)
+        process.preload("tasks.registry.promotion.current_champion", store_in(folder))
         yield process
 
 
@@ -38,13 +34,6 @@ def folder(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     set_challenger(store, second)
     shutil.copy(folder / "mlflow.db", folder / "backup.db")
     return folder
-
-
-def is_complete(changes: list[Any]) -> bool:
-    linked = [change["previous"] for change in changes] == ["", *(change["id"] for change in changes[:-1])]
-    numbered = [change["number"] for change in changes] == list(range(1, len(changes) + 1))
-    closed = all(change["state"] != "pending" and not change["altered"] for change in changes)
-    return linked and numbered and closed
 
 
 def kill_at_calls(
@@ -96,54 +85,3 @@ def test_a_rejection_that_is_killed_at_any_call_can_be_repeated(process: Killabl
 
     call = "tasks.registry.promotion.reject"
     assert kill_at_calls(process, folder, call, again, every=3, reason="worse on questions") > 15
-
-
-# Between "evidence written" and "result written", in the order in which a run reaches them.
-POINTS = [
-    ("tasks.registry.mlflow_flavor.log_model", "after"),
-    ("flows.jobs.publish.register", "after"),
-    ("tasks.registry.promotion.begin", "after"),
-    ("tasks.registry.register.move_alias", "after"),
-    ("flows.jobs.retrain.outcome_of", "after"),
-]
-LIBRARIES = ("great_expectations", "matplotlib.pyplot", "onnxruntime", "mlflow.pyfunc")
-
-
-def test_a_run_that_is_killed_at_each_step_after_its_evidence_ends_with_one_version_and_one_record(
-    tmp_path: Path, empty_store: Path, toy_data: Path, tiny_encoder: Path, prefect_server: str
-) -> None:
-    store = new_store(empty_store, tmp_path / "home")
-    toy = {
-        "data.path": str(toy_data),
-        "data.validation_share": 0.2,
-        "finetune.encoder": str(tiny_encoder),
-        "finetune.learning_rate": 3e-3,
-        "finetune.batch_size": 16,
-        "finetune.epochs": 2,
-        "finetune.max_length": 16,
-        "finetune.device": "cpu",
-        "judge.resamples": 200,
-        "judge.threshold": 0.0,
-        "judge.variant_difference": 1.0,
-    }
-    resolved = load_settings("sample", toy, {})
-    arguments = (resolved.settings.model_dump(mode="json"), resolved.origins, str(tmp_path / "home"))
-    with KillableProcess("flows.jobs.retrain", *LIBRARIES, PREFECT_API_URL=prefect_server) as process:
-        process.preload("tasks.registry.promotion.current_champion", new_store(empty_store, tmp_path / "other"))
-        for point, when in POINTS:
-            ended = process.run("flows.jobs.retrain.retrain", *arguments, point=point, when=when)
-            assert ended == KILLED, (point, [path.read_text() for path in tmp_path.glob("home/runs/*/result.json")])
-            assert list(tmp_path.glob("home/runs/*/evidence.json"))
-            assert not list(tmp_path.glob("home/runs/*/result.json"))
-        assert process.run("flows.jobs.retrain.retrain", *arguments, point=None) == 0
-    assert aliases(store) == {"champion": "1"}
-    with connect(store) as client:
-        (version,) = client.search_model_versions(f"name = '{MODEL_NAME}'")
-        assert len(client.search_logged_models([experiment_of(client, store)])) == 1
-    assert version.tags["verdict"] == "PROMOTE"
-    records = audit_log.read_changes(store)
-    assert is_complete(records)
-    (move,) = (move for move in records if move["state"] == "done")
-    assert (move["kind"], move["from"], move["to"]) == ("promote", None, "1")
-    (result,) = (json.loads(path.read_text()) for path in tmp_path.glob("home/runs/*/result.json"))
-    assert (result["decision"], result["version"]) == ("PROMOTE", "1")

@@ -15,6 +15,8 @@ from tasks.core.settings_loader import ResolvedSettings
 # What a job records after its export; a resumed job writes it anew.
 LATER_RECORDS = ("lock", "result.json", "evidence.json", "verdict.json", "gate.*", "quarantine.parquet", "pictures")
 
+Choose = Callable[..., ResolvedSettings]  # resolves settings, with changes
+
 
 class FirstRun(NamedTuple):
     """A first run's outcome, as --json prints it, and a copy of the home that it left."""
@@ -104,13 +106,13 @@ class PictureCache:
     """Draws pictures once without and once with a champion; every other call, of any process, gets copies of those."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self.folder = folder
 
     def copying(self, draw: Callable[..., dict[str, str]]) -> Callable[..., dict[str, str]]:
         """Return the step that draws pictures, with this cache in front."""
 
         def copy(timer: Any, training: Any, evidence: Any, threshold: float, folder: str) -> dict[str, str]:
-            kept = self._folder / ("alone" if evidence["comparison"] is None else "compared")
+            kept = self.folder / ("alone" if evidence["comparison"] is None else "compared")
             names = kept / "names.json"
             if not names.is_file():
                 drawn = draw(timer, training, evidence, threshold, str(kept))

@@ -66,6 +66,15 @@ def kill_at_call(number: int, when: str) -> None:
             setattr(mlflow.MlflowClient, name, counting(method))
 
 
+def drop_connections() -> None:
+    """Leave the databases' connections to the parent, which opened them: SQLAlchemy's recipe for a forked process."""
+    from mlflow.store.model_registry.sqlalchemy_store import SqlAlchemyStore as Registry
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore as Tracking
+
+    for engine in [*Registry._engine_map.values(), *Tracking._engine_map.values()]:
+        engine.dispose(close=False)
+
+
 def execute(command: dict[str, Any]) -> None:
     point = command["point"]
     if isinstance(point, int):
@@ -94,6 +103,7 @@ def main(modules: list[str]) -> None:
         if child == 0:
             os.dup2(2, 1)
             try:
+                drop_connections()
                 execute(command)
             except BaseException as error:
                 print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
@@ -135,7 +145,7 @@ class KillableProcess:
         return int(self._process.stdout.readline())
 
     def preload(self, call: str, *args: Any) -> None:
-        """Call a function in the process itself, so that every child has what it imports."""
+        """Call a function in the process itself: children have what it imports, and the stores that it opened."""
         assert self.run(call, *args, point=IN_PARENT) == 0
 
 

@@ -71,3 +71,11 @@ def set_alias(store: MlflowStore, version: str, alias: str = "champion") -> None
 def changes_of(entries: list[Any]) -> list[tuple[str, str | None, str | None]]:
     """Return kind, from and to of each entry of a timeline."""
     return [(entry["kind"], entry["from"], entry["to"]) for entry in entries]
+
+
+def is_complete(changes: list[Any]) -> bool:
+    """Check whether records of the audit log are numbered and linked without a gap, each closed and unaltered."""
+    linked = [change["previous"] for change in changes] == ["", *(change["id"] for change in changes[:-1])]
+    numbered = [change["number"] for change in changes] == list(range(1, len(changes) + 1))
+    closed = all(change["state"] != "pending" and not change["altered"] for change in changes)
+    return linked and numbered and closed
