@@ -125,27 +125,27 @@ class EncoderDescription:
 
     Attributes:
         words: embeddings of token ids.
+        embedding: steps after the sum of the embeddings.
+        layers: from input to output.
+        heads: N.
+        head: steps from the pooled features [B, H] to the logits.
         positions: embeddings of positions; None where there are none.
         pad_position: id of the token that has no position; positions then count the other tokens, from one after that
             id on. None where a token's position is its index.
         segments: embeddings of segment ids; None where segments are not distinguished.
-        embedding: steps after the sum of the embeddings.
-        layers: from input to output.
-        heads: N.
-        residual: what the next sublayer is added to: the normalised sum of the last one (post-norm), or the sum itself.
+        residual: what the next part is added to: the normalised sum of the last one (post-norm), or the sum itself.
         pooling: what the head reads: the first token or the mean of all.
-        head: steps from the pooled features [B, H] to the logits.
-        convolution: of the first layer, if any.
+        convolution: beside the first layer, if any.
     """
 
     words: Table
-    positions: Table | None
-    pad_position: int | None
-    segments: Table | None
     embedding: tuple[Step, ...]
     layers: tuple[Layer, ...]
     heads: int
     head: tuple[Step, ...]
+    positions: Table | None = None
+    pad_position: int | None = None
+    segments: Table | None = None
     residual: Literal["normalised", "sum"] = "normalised"
     pooling: Literal["first", "mean"] = "first"
     convolution: Convolution | None = None

@@ -5,6 +5,7 @@ Each function states what the family's PyTorch module computes (transformers/mod
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -234,8 +235,6 @@ def describe_distilbert(config: PreTrainedConfig, weights: Weights) -> EncoderDe
     return EncoderDescription(
         words=weights.table("distilbert.embeddings.word_embeddings"),
         positions=weights.table("distilbert.embeddings.position_embeddings"),
-        pad_position=None,
-        segments=None,
         embedding=(weights.norm("distilbert.embeddings.LayerNorm", epsilon),),
         layers=_post_norm_layers(
             config, weights, "distilbert.transformer.layer", DISTILBERT_NAMES, epsilon,
@@ -258,7 +257,6 @@ def describe_mpnet(config: PreTrainedConfig, weights: Weights) -> EncoderDescrip
         words=weights.table("mpnet.embeddings.word_embeddings"),
         positions=weights.table("mpnet.embeddings.position_embeddings"),
         pad_position=1,  # fixed in its module, whatever the configuration says
-        segments=None,
         embedding=(weights.norm("mpnet.embeddings.LayerNorm", epsilon),),
         layers=tuple(replace(layer, attention=replace(layer.attention, distances=bias)) for layer in layers),
         heads=config.num_attention_heads,
@@ -268,7 +266,7 @@ def describe_mpnet(config: PreTrainedConfig, weights: Weights) -> EncoderDescrip
 
 def describe_modernbert(config: PreTrainedConfig, weights: Weights) -> EncoderDescription:
     """ModernBERT: pre-norm, rotary positions, gated GELU; some layers see only a window of tokens around each."""
-    norm = lambda name: weights.norm(name, config.norm_eps, config.norm_bias)  # noqa: E731
+    norm = partial(weights.norm, epsilon=config.norm_eps, bias=config.norm_bias)
     distances = _distances(config.max_position_embeddings)
     window = np.where(np.abs(distances) <= config.sliding_window, 0, -MASK_VALUE).astype(np.float32)[None]
     rotations = {kind: _rotation(config, kind) for kind in sorted(set(config.layer_types))}
@@ -295,9 +293,6 @@ def describe_modernbert(config: PreTrainedConfig, weights: Weights) -> EncoderDe
         )
     return EncoderDescription(
         words=weights.table("model.embeddings.tok_embeddings"),
-        positions=None,
-        pad_position=None,
-        segments=None,
         embedding=(norm("model.embeddings.norm"),),
         layers=tuple(layers),
         heads=config.num_attention_heads,
@@ -346,7 +341,6 @@ def describe_deberta(config: PreTrainedConfig, weights: Weights) -> EncoderDescr
     return EncoderDescription(
         words=words,
         positions=weights.table(f"{prefix}.position_embeddings") if config.position_biased_input else None,
-        pad_position=None,
         segments=segments,
         embedding=embedding,
         layers=_disentangle(config, weights, layers),

@@ -156,9 +156,10 @@ def choose_source(model_folder: str, logits: LogitsModule) -> tuple[GraphSource,
     """
     try:
         encoder = load_encoder(model_folder)
-    except NotDescribedError as error:
+    except Exception as error:  # of a transformers version whose configuration has another form, too
+        reason = str(error) if isinstance(error, NotDescribedError) else summarise_error(error, 200)
         exported, remarks = choose_exporter(logits)
-        remarks.insert(0, f"the graphs come from torch's exporters: {error}")
+        remarks.insert(0, f"the graphs come from torch's exporters: {reason}")
         return GraphSource(exported.exporter, _bind(EXPORTED_MAKERS, exported)), remarks
     return GraphSource("writer", _bind(WRITTEN_MAKERS, encoder)), []
 

@@ -16,10 +16,12 @@ from toy import origin
 from tasks.core.errors import VerdictError
 from tasks.export import onnx_export as graphs
 from tasks.export.encoder_description import EncoderDescription
+from tasks.export.encoder_families import NotDescribedError, load_encoder
 from tasks.export.onnx_export import WRITTEN_MAKERS, choose_source, save_graph, write_graphs, write_variant
 from tasks.export.parity import HalfReference, LogitsModule, TorchReference, compare_with_torch, random_cases
 from tasks.export.torch_export import EXPORTERS
 from tasks.inference.bundle import VARIANTS
+from tasks.training.model import load_classifier
 
 FACTS: Any = {**origin(), "pad_id": 0}
 
@@ -154,6 +156,23 @@ def test_a_model_without_a_description_goes_through_torchs_exporters_and_a_remar
     assert remarks[0] == "the graphs come from torch's exporters: the family albert has no description"
     save_graph(source.makers["fp32"][0](), tmp_path / "model.onnx", FACTS, "fp32")
     assert max(compare_with_torch(random_cases(logits), tmp_path / "model.onnx", "cpu")["difference"].values()) <= 1e-4
+
+
+def test_a_configuration_of_another_form_goes_through_torchs_exporters_too(
+    trained: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: str) -> EncoderDescription:
+        raise AttributeError("no attribute\nlayer_types")
+
+    monkeypatch.setattr(graphs, "load_encoder", fail)
+    source, remarks = choose_source(trained["model"], LogitsModule(load_classifier(trained["model"], "eager")))
+    assert source.exporter == "tracing"
+    assert remarks == ["the graphs come from torch's exporters: AttributeError: no attribute"]
+
+
+def test_a_folder_without_weights_in_one_file_has_no_description(tmp_path: Path) -> None:
+    with pytest.raises(NotDescribedError, match=r"^there is no model\.safetensors$"):
+        load_encoder(str(tmp_path))
 
 
 def test_a_graph_that_is_too_large_for_one_file_is_an_error(
