@@ -1,8 +1,9 @@
 """Runs many batches in parallel.
 
-CPU: a session of its own with intra_op_num_threads=1 and one batch per core; faster in bulk, slower for one sentence,
-hence opened on first use. GPU: the session that exists already, with two batches in flight, so that one is prepared and
-copied while the other computes. Threads are kept, because ONNX Runtime allocates GPU resources for each thread.
+CPU: a session of its own with intra_op_num_threads=1 and one batch for each CPU that the process may use; faster in
+bulk, slower for one sentence, hence opened on first use. GPU: the session that exists already, with two batches in
+flight, so that one is prepared and copied while the other computes. Threads are kept, because ONNX Runtime allocates
+GPU resources for each thread.
 
 Shape letters: B sentences of a batch, S tokens.
 """

@@ -19,9 +19,10 @@ from tokenizers import Tokenizer
 from ..core.errors import VerdictError
 from .batch_pool import BatchPool
 from .bundle import TOKENIZER, VARIANTS, Manifest, serving_variant, variants_of, verify
+from .cpu_limits import available_cores
 from .external_data import reject_external_data
 from .runner import Runner
-from .sessions import CUDA, available_cores, open_session, should_try_gpu
+from .sessions import CUDA, open_session, should_try_gpu
 from .tokenization import TokenIds, TokenizedText, packed_batches, sorted_batches, tokenise
 
 CPU_BATCH = 32  # sentences of a batch on a CPU

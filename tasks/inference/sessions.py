@@ -1,13 +1,13 @@
 """Opens graphs in ONNX Runtime on a CPU or CUDA device, without its silent fallback to the CPU."""
 
 import ctypes
-import os
 from pathlib import Path
 from typing import Any
 
 import onnxruntime
 
 from ..core.errors import VerdictError
+from .cpu_limits import compute_threads
 
 CUDA = "CUDAExecutionProvider"
 CPU = "CPUExecutionProvider"
@@ -23,7 +23,8 @@ def open_session(graph: Path, device: str, capture: bool = False, threads: int =
         device: cpu, cuda, or auto: cuda if a GPU works, else cpu.
         capture: enable CUDA graphs if the graph allows them. Each run of such a session must set `gpu_graph_id`, as
             `runner.Runner` does.
-        threads: intra-op threads on a CPU; 0 for one per core.
+        threads: intra-op threads on a CPU; 0 for one on each physical core that the process may use. ONNX Runtime's
+            own default is one on each core of the machine, whatever affinity and CPU limit say.
 
     Raises:
         VerdictError: if device is cuda and the session does not run on it.
@@ -54,7 +55,7 @@ def _try_capturing(graph: Path) -> onnxruntime.InferenceSession | None:
 
 def _open(graph: Path, providers: list[Any], quiet: bool = False, threads: int = 0) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
+    options.intra_op_num_threads = threads or compute_threads()
     options.log_severity_level = 4 if quiet else 3  # fatal; errors
     return onnxruntime.InferenceSession(graph, options, providers=providers)
 
@@ -72,8 +73,3 @@ def has_gpu() -> bool:
         return False
     count = ctypes.c_int()
     return driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
-
-
-def available_cores() -> int:
-    """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -34,8 +34,9 @@ from tasks.export.module_writer import CPU_TARGET
 from tasks.export.onnx_export import write_fp32, write_int8_blockwise, write_int8_per_token
 from tasks.inference.batch_pool import BatchPool
 from tasks.inference.classifier import CPU_BATCH
+from tasks.inference.cpu_limits import available_cores
 from tasks.inference.runner import Runner
-from tasks.inference.sessions import available_cores, open_session
+from tasks.inference.sessions import open_session
 from tasks.inference.tokenization import TokenIds, load_tokenizer, sorted_batches, tokenise
 
 MAX_LENGTH = 128
