@@ -103,6 +103,9 @@ def score(
     form: Annotated[
         ScoreFormat | None, typer.Option("--format", help="Format of IN [by its file extension; - is txt].")
     ] = None,
+    refuse_truncated: Annotated[
+        bool, typer.Option("--refuse-truncated", help="Quarantine sentences longer than the model reads.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Score a file of sentences; a run that was stopped resumes where it stopped."""
@@ -113,7 +116,7 @@ def score(
 
     check_paths(path, out, columns, form or "")  # a usage error is reported before a server starts
     home = environment.usable_home()
-    outcome, clock = _run_flow("score", home, path, out, model, device, columns, form or "", home)
+    outcome, clock = _run_flow("score", home, path, out, model, device, columns, form or "", home, refuse_truncated)
     print_result({**outcome, "seconds": clock.around(outcome["seconds"])}, as_json, show_run.show_scores)
 
 
@@ -134,6 +137,9 @@ def serve(
     feedback: Annotated[
         str, typer.Option(help="TSV file for the page's flags [feedback/feedback.tsv in the stores' folder].")
     ] = "",
+    refuse_truncated: Annotated[
+        bool, typer.Option("--refuse-truncated", help="Refuse sentences longer than the model reads, with 422.")
+    ] = False,
 ) -> None:
     """Serve the champion over HTTP (JSON, Open Inference Protocol V2, demo page) and follow the alias."""
     environment.set_process_defaults()
@@ -141,7 +147,7 @@ def serve(
 
     environment.show_log(quiet_prefect=False)
     config = server.ServerConfig(
-        model, host, port, device, refresh_seconds, max_batch, max_wait_ms, queue, page, feedback
+        model, host, port, device, refresh_seconds, max_batch, max_wait_ms, queue, page, feedback, refuse_truncated
     )
     server.serve(config, environment.verdict_home())
 

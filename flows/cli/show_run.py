@@ -78,10 +78,12 @@ def show_watch(outcome: "WatchOutcome") -> None:
 
 
 def show_predictions(predictions: list[dict[str, Any]]) -> None:
-    """Print one line a sentence."""
+    """Print one line a sentence; one that is longer than the model reads is marked."""
     table = new_table("label", "probability", "version", "sentence")
     for answer in predictions:
-        table.add_row(answer["label"], f"{answer['probability']:.3f}", answer["version"], escape(answer["sentence"]))
+        mark = "[yellow](truncated)[/] " if answer["truncated"] else ""
+        sentence = mark + escape(answer["sentence"])
+        table.add_row(answer["label"], f"{answer['probability']:.3f}", answer["version"], sentence)
     new_console().print(table)
 
 
@@ -97,6 +99,8 @@ def show_scores(outcome: dict[str, Any]) -> None:
     notes += [f"{rate:,.0f} sentences/s on {outcome['provider']}"] if rate else []
     console.print(f"rows in      {outcome['rows_in']}")
     console.print(f"scored       {outcome['scored']}" + (f" ({', '.join(notes)})" if notes else ""))
+    if outcome["truncated"]:
+        console.print(f"truncated    {outcome['truncated']} of them: only the beginning was judged")
     console.print(f"quarantined  {_count(outcome['reasons'], outcome['quarantined'])}")
     for example in outcome["examples"]:
         console.print(f"  {escape(example)}")

@@ -118,6 +118,7 @@ def score(
     device: Device = "auto",
     columns: str = "",
     form: Literal["", "txt", "tsv", "csv", "jsonl", "parquet"] = "",
+    refuse_truncated: bool = False,
 ) -> State[Any]:
     """Score a file of sentences; a run that was stopped resumes where it stopped.
 
@@ -128,13 +129,14 @@ def score(
         device: where to compute.
         columns: column of the sentences, text=NAME.
         form: format of the file; empty for the one of its extension.
+        refuse_truncated: quarantine sentences of more tokens than the model reads.
     """
     _begin()
     from flows.jobs.score import score as job
     from tasks.serving.batch_scoring import check_paths
 
     check_paths(path, out, columns, form)
-    outcome = job.fn(path, out, model, device, columns, form, environment.usable_home())
+    outcome = job.fn(path, out, model, device, columns, form, environment.usable_home(), refuse_truncated)
     return Completed(message=f"{outcome['scored']} of {outcome['rows_in']} rows scored", data=outcome)
 
 

@@ -13,7 +13,9 @@ score_rows = timed_task("score", score_file)  # no retries: running the command 
 
 
 @flow(name="score", result_serializer="json", persist_result=True)
-def score(path: str, out: str, model: str, device: str, columns: str, form: str, home: str) -> dict[str, Any]:
+def score(
+    path: str, out: str, model: str, device: str, columns: str, form: str, home: str, refuse_truncated: bool = False
+) -> dict[str, Any]:
     """Score a file of sentences; return what the command prints.
 
     Args:
@@ -24,6 +26,7 @@ def score(path: str, out: str, model: str, device: str, columns: str, form: str,
         columns: text=NAME, or empty.
         form: format of the input; empty for the one of its file extension.
         home: folder of the stores.
+        refuse_truncated: quarantine sentences of more tokens than the model reads.
 
     Raises:
         UsageError: if input, output or model are not valid.
@@ -31,5 +34,5 @@ def score(path: str, out: str, model: str, device: str, columns: str, form: str,
     """
     timer = Timer()
     version, bundle = find_model(timer, model, home)
-    outcome = score_rows(timer, path, out, bundle, version, device, columns, form)
+    outcome = score_rows(timer, path, out, bundle, version, device, columns, form, refuse_truncated)
     return {**outcome, "seconds": timer.seconds}

@@ -26,7 +26,16 @@ TSV_COLUMNS = ["source", "label", "mark", "sentence"]
 DEFAULT_LABELS = {"0": 0, "1": 1}
 
 QuarantineReason = Literal[
-    "field count", "encoding", "label", "empty sentence", "NUL", "too long", "line break", "byte order mark", "record"
+    "field count",
+    "encoding",
+    "label",
+    "empty sentence",
+    "NUL",
+    "too long",
+    "line break",
+    "byte order mark",
+    "record",
+    "truncated",  # has more tokens than the model reads; only where scoring refuses that
 ]
 ROW_SCHEMA = pa.schema(
     {"line": pa.int64(), "source": pa.string(), "label": pa.int8(), "mark": pa.string(), "sentence": pa.string()}

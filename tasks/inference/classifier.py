@@ -2,7 +2,8 @@
 
     from verdict_inference import Classifier
     classifier = Classifier.from_bundle("path/of/bundle")
-    classifier.predict(["The cat sat on the mat."])     # [{"sentence": ..., "label": ..., "probability": ...}]
+    classifier.predict(["The cat sat on the mat."])
+    # [{"sentence": ..., "label": ..., "probability": ..., "truncated": False}]
 
 Shape letters: N sentences, B of a batch, S tokens.
 """
@@ -33,11 +34,15 @@ GPU_IN_FLIGHT = 2  # concurrent batches on a GPU
 
 
 class Prediction(TypedDict):
-    """Prediction for one sentence; `probability` is that of `label`."""
+    """Prediction for one sentence; `probability` is that of `label`.
+
+    `truncated` is true where the sentence is longer than the bundle's max_length: the model read its beginning only.
+    """
 
     sentence: str
     label: str
     probability: float
+    truncated: bool
 
 
 class Classifier:
@@ -99,14 +104,20 @@ class Classifier:
 
     def logits(self, sentences: Sequence[str]) -> NDArray[np.float32]:
         """Return logits [N, 2] in input order."""
+        return self._run(sentences)[0]
+
+    def _run(self, sentences: Sequence[str]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """Return logits [N, 2], and which sentences were truncated [N], in input order."""
         result = np.zeros((len(sentences), len(self.manifest["labels"])), np.float32)
+        truncated = np.zeros(len(sentences), np.bool_)
         runner = self._pool if self._pool and len(sentences) >= POOL_MIN_SENTENCES else self._runner
         for start, tokens in self._tokenized(sentences):
+            truncated[start : start + len(tokens.lengths)] = tokens.truncated
             indices = self._batch_indices(tokens.lengths)
             batches = (tokens.batch(rows, self.manifest["pad_id"]) for rows in indices)
             for rows, logits in zip(indices, runner.run_batches(batches), strict=True):
                 result[start + rows] = logits
-        return result
+        return result, truncated
 
     def _batch_indices(self, lengths: TokenIds) -> list[TokenIds]:
         """Return the sentence indices [B] of each batch, given lengths [N] in tokens."""
@@ -130,9 +141,7 @@ class Classifier:
 
     def probabilities(self, sentences: Sequence[str]) -> NDArray[np.float64]:
         """Return the probability of each label, [N, 2] in the order of manifest["labels"], in input order."""
-        logits = self.logits(sentences).astype(np.float64)
-        powers = np.exp(logits - logits.max(axis=1, keepdims=True))
-        return powers / powers.sum(axis=1, keepdims=True)
+        return _softmax(self.logits(sentences))
 
     def predict(self, sentences: Sequence[str]) -> list[Prediction]:
         """Classify sentences, in input order.
@@ -143,9 +152,19 @@ class Classifier:
         for item in sentences:
             if not isinstance(item, str):
                 raise VerdictError(f"sentence {item!r} is a {type(item).__name__}; expected strings")
-        probabilities = self.probabilities(sentences)
+        logits, truncated = self._run(sentences)
+        probabilities = _softmax(logits)
         best = probabilities.argmax(axis=1)
         return [
-            Prediction(sentence=text, label=self.manifest["labels"][label], probability=float(row[label]))
-            for text, label, row in zip(sentences, best, probabilities, strict=True)
+            Prediction(
+                sentence=text, label=self.manifest["labels"][label], probability=float(row[label]), truncated=bool(cut)
+            )
+            for text, label, row, cut in zip(sentences, best, probabilities, truncated, strict=True)
         ]
+
+
+def _softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Return the probability of each label, [N, 2]."""
+    exact = logits.astype(np.float64)
+    powers = np.exp(exact - exact.max(axis=1, keepdims=True))
+    return powers / powers.sum(axis=1, keepdims=True)

@@ -1,7 +1,7 @@
 """Loader module of MLflow's python_function flavor: `mlflow.pyfunc.load_model` imports it; it needs no mlflow itself.
 
     model = mlflow.pyfunc.load_model("models:/acceptability@champion", model_config={"device": "cuda"})
-    model.predict(["The cat sat on the mat."])     # a data frame of label, probability, version
+    model.predict(["The cat sat on the mat."])     # a data frame of label, probability, truncated, version
 
 Input is a list, a NumPy array, a Series or a data frame of sentences. Of a data frame the column `sentence` is taken,
 else `text`, else the only column or the only one of strings; anything else is ambiguous and rejected.
@@ -20,7 +20,7 @@ from .classifier import Classifier
 
 DEVICES = ("auto", "cuda", "cpu")
 TEXT_COLUMNS = ("sentence", "text")
-ANSWER_COLUMNS = ["label", "probability", "version"]
+ANSWER_COLUMNS = ["label", "probability", "truncated", "version"]
 REGISTERED_META = "registered_model_meta"  # MLflow writes it beside MLmodel when it downloads a registered version
 
 
@@ -53,8 +53,9 @@ class PyfuncModel:
         """Classify sentences, in input order.
 
         Returns:
-            Columns label, probability and version (the registered one, or `sha256:...` of an unregistered bundle), with
-            the index of the data frame or Series that was passed.
+            Columns label, probability, truncated (whether the sentence is longer than the model reads) and version (the
+            registered one, or `sha256:...` of an unregistered bundle), with the index of the data frame or Series that
+            was passed.
 
         Raises:
             UsageError: if the input has another type, or no unambiguous text column.

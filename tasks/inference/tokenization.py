@@ -51,11 +51,12 @@ def encode(tokenizer: Tokenizer, sentences: Sequence[str]) -> list[TokenIds]:
 
 
 class TokenizedText(NamedTuple):
-    """Token ids of N sentences in one flat array, with the start and length of each sentence, [N] in tokens."""
+    """Token ids of N sentences in one flat array; start and length of each sentence, [N] in tokens; which were cut."""
 
     ids: TokenIds
     starts: TokenIds
     lengths: TokenIds
+    truncated: NDArray[np.bool_]
 
     def batch(self, rows: TokenIds, pad_id: int) -> tuple[TokenIds, TokenIds]:
         """Return token ids [B, S] and attention mask [B, S] of rows [B], padded on the right to the longest."""
@@ -68,10 +69,16 @@ class TokenizedText(NamedTuple):
 
 def tokenise(tokenizer: Tokenizer, sentences: Sequence[str]) -> TokenizedText:
     """Tokenise [N] sentences on all cores, with special tokens."""
-    ids = [encoding.ids for encoding in tokenizer.encode_batch_fast(list(sentences))]
+    encodings = tokenizer.encode_batch_fast(list(sentences))
+    ids = [encoding.ids for encoding in encodings]
     lengths = np.fromiter(map(len, ids), np.int64, len(ids))
     flat = np.fromiter(chain.from_iterable(ids), np.int64, int(lengths.sum()))
-    return TokenizedText(flat, np.cumsum(lengths) - lengths, lengths)
+    truncated = np.zeros(len(ids), np.bool_)
+    if limit := tokenizer.truncation:
+        # A sentence that was cut has exactly the limit's length; `overflowing` is slow, it builds objects for the rest.
+        for row in np.flatnonzero(lengths == limit["max_length"]):
+            truncated[row] = bool(encodings[row].overflowing)
+    return TokenizedText(flat, np.cumsum(lengths) - lengths, lengths, truncated)
 
 
 def pad(ids: Sequence[TokenIds], pad_id: int) -> tuple[TokenIds, TokenIds]:

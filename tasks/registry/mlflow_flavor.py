@@ -33,7 +33,14 @@ CODE_ROOT = Path(__file__).parents[1]
 RUNTIME_CORE = ("core/__init__.py", "core/errors.py", "core/files.py")  # what tasks/inference imports besides itself
 LOADER = "inference.pyfunc"  # the module with `_load_pyfunc`
 SERVING_PACKAGES = ("onnxruntime-gpu", "onnxruntime", "tokenizers", "numpy", "pandas")
-MODEL_OUTPUTS = Schema([ColSpec("string", "label"), ColSpec("double", "probability"), ColSpec("string", "version")])
+MODEL_OUTPUTS = Schema(
+    [
+        ColSpec("string", "label"),
+        ColSpec("double", "probability"),
+        ColSpec("boolean", "truncated"),
+        ColSpec("string", "version"),
+    ]
+)
 INPUT_EXAMPLE = ["The cat sat on the mat."]
 
 

@@ -1,6 +1,7 @@
 """Batch inference: a file of sentences in, Parquet with labels and the model's version out, in bounded memory.
 
-    OUT                       one row for each sentence: line of input, sentence, label, probability, version, digest
+    OUT                       one row for each sentence: line of input, sentence, label, probability, truncated,
+                              version, digest
     OUT.quarantine.parquet    rows that could not be scored: line, kind, reason and bytes; only where there are any
     OUT.parts/                finished parts of an unfinished run (score_parts.py); deleted at its end
 
@@ -23,9 +24,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TextIO, TypedDict
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from tasks.core.errors import UsageError, VerdictError
 from tasks.core.progress import progress_bar
-from tasks.data.cola_format import QuarantinedRow, Row
+from tasks.data.cola_format import Row
 from tasks.data.record_readers import ParsedRow
 from tasks.data.sentences import STDIO, SentenceSource, count_records, open_source, read_sentences
 from tasks.data.snapshots import MAX_EXAMPLES, QUARANTINE_SCHEMA
@@ -36,10 +40,10 @@ from tasks.serving.score_parts import (
     SCORE_SCHEMA,
     Scorer,
     divide,
-    is_reusable,
     lock_parts,
     merge_parts,
     quarantined_rows,
+    read_counted,
     scored_rows,
     write_part,
 )
@@ -52,11 +56,13 @@ STREAM_BATCH = 1_000  # records scored at a time for standard output
 class ScoreResult(TypedDict):
     """The result of scoring an input: rows_in = scored + quarantined, of which an earlier run scored `reused`.
 
+    `truncated` counts the scored sentences that are longer than the model reads.
     `version` is None for a bundle that is not registered; the rate is this run's, None where it scored nothing.
     """
 
     rows_in: int
     scored: int
+    truncated: int
     quarantined: int
     reused: int
     reasons: dict[str, int]
@@ -76,20 +82,22 @@ class ScoreCounts:
     name: str
     rows_in: int = 0
     scored: int = 0
+    truncated: int = 0
     reused: int = 0
     fresh: int = 0
     seconds: float = 0.0
     kinds: Counter[str] = field(default_factory=Counter)
     examples: list[str] = field(default_factory=list)
 
-    def add(self, records: Sequence[ParsedRow]) -> None:
-        """Count records, scored by this run or an earlier one."""
-        rejected = [record for record in records if isinstance(record, QuarantinedRow)]
-        self.rows_in += len(records)
-        self.scored += len(records) - len(rejected)
-        self.kinds.update(record.kind for record in rejected)
-        for record in rejected[: MAX_EXAMPLES - len(self.examples)]:
-            self.examples.append(f"{self.name} line {record.line}: {record.reason}")
+    def add(self, part: pa.Table) -> None:
+        """Count the rows of a part, with at least COUNTED_COLUMNS, of this run or an earlier one."""
+        rejected = part.filter(pc.is_valid(part["kind"])).select(["line", "kind", "reason"])
+        self.rows_in += part.num_rows
+        self.scored += part.num_rows - rejected.num_rows
+        self.truncated += pc.sum(part["truncated"]).as_py() or 0
+        self.kinds.update(rejected["kind"].to_pylist())
+        for row in rejected.slice(0, MAX_EXAMPLES - len(self.examples)).to_pylist():
+            self.examples.append(f"{self.name} line {row['line']}: {row['reason']}")
 
     @contextlib.contextmanager
     def timing(self, records: Sequence[ParsedRow]) -> Iterator[None]:
@@ -109,6 +117,7 @@ class ScoreCounts:
         return ScoreResult(
             rows_in=self.rows_in,
             scored=self.scored,
+            truncated=self.truncated,
             quarantined=self.rows_in - self.scored,
             reused=self.reused,
             reasons=dict(self.kinds.most_common()),
@@ -154,7 +163,14 @@ def check_paths(path: str, out: str, columns: str = "", form: str = "") -> Sente
 
 
 def score_file(
-    path: str, out: str, bundle: str, version: str | None, device: str = "auto", columns: str = "", form: str = ""
+    path: str,
+    out: str,
+    bundle: str,
+    version: str | None,
+    device: str = "auto",
+    columns: str = "",
+    form: str = "",
+    refuse_truncated: bool = False,
 ) -> ScoreResult:
     """Score a file of sentences with a bundle.
 
@@ -166,13 +182,14 @@ def score_file(
         device: cuda, cpu, or auto: a GPU where one works.
         columns: text=NAME, where the column has no usual name.
         form: format of the input; empty: by the file's extension.
+        refuse_truncated: quarantine sentences of more tokens than the model reads, instead of scoring their beginning.
 
     Raises:
         UsageError: if input or output is invalid.
         VerdictError: if no row could be scored, the bundle is damaged, or the disk is full.
     """
     source = check_paths(path, out, columns, form)
-    scorer = Scorer(Classifier.from_bundle(bundle, device), version)
+    scorer = Scorer(Classifier.from_bundle(bundle, device), version, refuse_truncated)
     return score_to_stream(source, sys.stdout, scorer) if out == STDIO else score_to_file(source, Path(out), scorer)
 
 
@@ -217,8 +234,9 @@ def score_to_stream(source: SentenceSource, sink: TextIO, scorer: Scorer, size: 
     stamp = {"version": scorer.version, "digest": scorer.digest}
     for records in divide(read_sentences(source), size):
         with counts.timing(records):
-            answers = scorer.score(records).select([name for name, _ in ANSWER_FIELDS] + ["reason"]).to_pylist()
-        counts.add(records)
+            part = scorer.score(records)
+            answers = part.select([name for name, _ in ANSWER_FIELDS] + ["reason"]).to_pylist()
+        counts.add(part)
         try:
             sink.writelines(json.dumps({**answer, **stamp}, ensure_ascii=False) + "\n" for answer in answers)
             sink.flush()
@@ -239,16 +257,17 @@ def _score_parts(source: SentenceSource, folder: Path, scorer: Scorer, counts: S
     with _progress(source, size) as advance:
         for number, records in enumerate(divide(read_sentences(source), size), start=1):
             path, key = folder / f"part-{number:06}.parquet", scorer.key(records)
-            if is_reusable(path, key):
-                counts.reused += len(records)
+            part = read_counted(path, key)
+            if part is not None:
+                counts.reused += part.num_rows
             else:
                 if not logged:
                     _log_reuse(path, counts.reused)
                 logged = True
                 with counts.timing(records):
-                    table = scorer.score(records)
-                write_part(path, table, key)
-            counts.add(records)
+                    part = scorer.score(records)
+                write_part(path, part, key)
+            counts.add(part)
             parts.append(path)
             advance()
     return parts

@@ -33,10 +33,16 @@ class BatcherClosed(VerdictError):
 
 
 class BatchReply(NamedTuple):
-    """The answers to one request, all of one version."""
+    """The answers to one request, all of one version, which reads at most `max_length` tokens of a sentence."""
 
     version: str
+    max_length: int
     answers: list[ChampionAnswer]
+
+    @property
+    def truncated(self) -> list[int]:
+        """Indices of the sentences that are longer than the model reads."""
+        return [index for index, answer in enumerate(self.answers) if answer["truncated"]]
 
 
 class _QueuedRequest(NamedTuple):
@@ -155,7 +161,7 @@ class Batcher:
         start = 0
         for request in live:
             end = start + len(request.sentences)
-            _resolve_future(request.future, BatchReply(model.version, answers[start:end]))
+            _resolve_future(request.future, BatchReply(model.version, model.max_length, answers[start:end]))
             start = end
 
 

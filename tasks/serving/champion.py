@@ -76,6 +76,11 @@ class LoadedModel(NamedTuple):
         """The bundle's digest."""
         return self.classifier.manifest["digest"]
 
+    @property
+    def max_length(self) -> int:
+        """The tokens of a sentence that the model reads."""
+        return self.classifier.manifest["max_length"]
+
     def predict(self, sentences: Sequence[str]) -> list[ChampionAnswer]:
         """Classify sentences, in input order."""
         return [ChampionAnswer(**answer, version=self.version) for answer in self.classifier.predict(sentences)]

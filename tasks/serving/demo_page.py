@@ -124,7 +124,9 @@ def show(reply: BatchReply) -> str:
     ]
     acceptable, count = sum(answer["label"] == "acceptable" for answer in reply.answers), len(answers)
     summary = f"{acceptable} of {count} are acceptable to version {reply.version}." if count > 1 else ""
-    return render("answers.html.j2", PAGE_TEMPLATES, error="", summary=summary, answers=answers)
+    return render(
+        "answers.html.j2", PAGE_TEMPLATES, error="", summary=summary, answers=answers, max_length=reply.max_length
+    )
 
 
 def _clip(sentence: str) -> str:

@@ -31,6 +31,7 @@ class JudgedSentence(BaseModel):
     sentence: str
     label: str
     probability: Annotated[float, Field(description="of the label, 0 to 1")]
+    truncated: Annotated[bool, Field(description="the sentence is longer than the model reads: its end was ignored")]
     version: Annotated[str, Field(description="of the model")]
 
 

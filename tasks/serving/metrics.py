@@ -38,6 +38,12 @@ class ServerMetrics:
         self.sentences = Counter(
             "verdict_sentences", "Sentences by version of the model that judged them.", ["version"], registry=registry
         )
+        self.truncated = Counter(
+            "verdict_truncated_sentences",
+            "Sentences longer than the model reads, by version of the model.",
+            ["version"],
+            registry=registry,
+        )
         self.batches = Histogram(
             "verdict_batch_sentences", "Sentences in a batch.", buckets=BATCH_SIZE_BUCKETS, registry=registry
         )
@@ -49,6 +55,11 @@ class ServerMetrics:
         """Count a batch."""
         self.batches.observe(sentences)
         self.computing.observe(seconds)
+
+    def count_sentences(self, version: str, sentences: int, truncated: int) -> None:
+        """Count sentences that a version judged, and how many of them were truncated."""
+        self.sentences.labels(version).inc(sentences)
+        self.truncated.labels(version).inc(truncated)
 
     def count_request(self, route: str, code: int, seconds: float) -> None:
         """Count a request."""

@@ -1,7 +1,8 @@
 """The Open Inference Protocol, version 2, over REST, which KServe and Triton clients speak.
 
 Source: https://github.com/kserve/open-inference-protocol, specification/protocol/inference_rest.md. One input, `text`
-(BYTES, [N] or [N, 1]); two outputs, `label` (BYTES, [N]) and `probability` (FP32, [N]), the probability of that label.
+(BYTES, [N] or [N, 1]); outputs, all [N]: `label` (BYTES), `probability` (FP32), that of the label, `truncated` (BOOL),
+whether the sentence is longer than the model reads.
 """
 
 import importlib.metadata
@@ -15,7 +16,7 @@ from tasks.serving.judge_api import Sentences
 from tasks.serving.request_validation import RequestLimits, check_limits, parse_body
 
 INPUT_NAME = "text"
-OUTPUT_TYPES = {"label": "BYTES", "probability": "FP32"}
+OUTPUT_TYPES = {"label": "BYTES", "probability": "FP32", "truncated": "BOOL"}
 SERVER_NAME = "verdict"
 MAX_ID_CHARS = 256
 STRICT = ConfigDict(strict=True)
@@ -73,7 +74,7 @@ class RequestedOutput(BaseModel):
     """An output that the response is to hold."""
 
     model_config = STRICT
-    name: Literal["label", "probability"]
+    name: Literal["label", "probability", "truncated"]
 
 
 class InferRequest(BaseModel):
@@ -122,7 +123,7 @@ class OutputTensor(BaseModel):
     name: str
     datatype: str
     shape: list[int]
-    data: list[str] | list[float]
+    data: list[str] | list[float] | list[bool]
 
 
 class InferResponse(BaseModel):
@@ -170,13 +171,19 @@ def infer_response(name: str, request: InferRequest, reply: BatchReply) -> dict[
     columns: dict[str, list[Any]] = {
         "label": [answer["label"] for answer in reply.answers],
         "probability": [answer["probability"] for answer in reply.answers],
+        "truncated": [answer["truncated"] for answer in reply.answers],
     }
     response: dict[str, Any] = {"model_name": name, "model_version": reply.version}
     if request.id is not None:
         response["id"] = request.id
     shape = [len(reply.answers)]
     response["outputs"] = [
-        {"name": output, "datatype": OUTPUT_TYPES[output], "shape": shape, "data": columns[output]}
+        {
+            "name": output,
+            "datatype": OUTPUT_TYPES[output],
+            "shape": shape,
+            "data": columns[output],
+        }
         for output in request.output_names
     ]
     return response

@@ -34,6 +34,8 @@ class RequestLimits:
     """of one request"""
     characters: int = 10_000
     """of one sentence; the model reads a few hundred tokens of it"""
+    refuse_truncated: bool = False
+    """refuse requests with a sentence of more tokens than the model reads, instead of judging its beginning"""
     seconds: float = 30.0
     """for a body to arrive"""
 

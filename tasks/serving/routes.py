@@ -38,7 +38,10 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     408: {"model": ErrorResponse, "description": "the body did not arrive in time"},
     413: {"model": ErrorResponse, "description": "too long a body, too many or too long sentences"},
     415: {"model": ErrorResponse, "description": "a compressed body"},
-    422: {"model": ErrorResponse, "description": "sentences that are no list of strings"},
+    422: {
+        "model": ErrorResponse,
+        "description": "no list of strings, or a truncated sentence where the server refuses these",
+    },
     429: {"model": ErrorResponse, "description": "the queue is full; Retry-After says when to try again"},
     503: {"model": ErrorResponse, "description": "no model is loaded yet, or the server is stopping"},
 }
@@ -67,7 +70,7 @@ class InferenceApi:
         if version:
             self._check_version(version, self.champion.current().version)
         parsed = protocol.parse_infer_request(await self._read(request), self.limits)
-        reply = await self.submit(parsed.sentences)
+        reply = await self.submit(parsed.sentences, "data")
         if version:  # another version may have been loaded meanwhile
             self._check_version(version, reply.version)
         return JSONResponse(protocol.infer_response(name, parsed, reply))
@@ -106,15 +109,27 @@ class InferenceApi:
         """Return the metrics in Prometheus' text format."""
         return Response(self.telemetry.text(), media_type=CONTENT_TYPE_LATEST)
 
-    async def submit(self, sentences: list[str]) -> BatchReply:
+    async def submit(self, sentences: list[str], field: str = "sentences") -> BatchReply:
         """Queue sentences and wait for their answers.
+
+        Args:
+            sentences: of one request.
+            field: of the request that holds them, for error messages.
 
         Raises:
             NotReady, QueueFull, BatcherClosed: if they will not be answered.
+            RequestError: 422 one is longer than the model reads, where the limits say that this is refused.
         """
         self.champion.current()  # raises at once where no model is loaded
         reply = await asyncio.wrap_future(self.batcher.submit(sentences))
-        self.telemetry.sentences.labels(reply.version).inc(len(sentences))
+        truncated = reply.truncated
+        self.telemetry.count_sentences(reply.version, len(sentences), len(truncated))
+        if truncated and self.limits.refuse_truncated:
+            raise RequestError(
+                422,
+                f"{field}[{truncated[0]}] has more tokens than the {reply.max_length} that the model reads; shorten or "
+                "split it, or start the server without --refuse-truncated",
+            )
         return reply
 
     async def _read(self, request: Request) -> bytes:

@@ -20,25 +20,33 @@ from tasks.core.files import atomic_write, json_digest
 from tasks.data.cola_format import QuarantinedRow, Row
 from tasks.data.record_readers import ParsedRow
 from tasks.data.snapshots import QUARANTINE_SCHEMA
-from tasks.inference.classifier import Classifier
+from tasks.inference.classifier import Classifier, Prediction
 
 PART_ROWS = 10_000  # records of a part
 PART_BYTES = 64 << 20  # of records; parts of longer records hold fewer
 KEY_METADATA = b"verdict.key"  # of the digest in a part's metadata
-LAYOUT_VERSION = 1  # of a part; parts of another version are not reused
+LAYOUT_VERSION = 2  # of a part; parts of another version are not reused
 
 STAMP_TYPE = pa.dictionary(pa.int32(), pa.string())
-ANSWER_FIELDS = [("line", pa.int64()), ("sentence", pa.string()), ("label", pa.string()), ("probability", pa.float64())]
+ANSWER_FIELDS = [
+    ("line", pa.int64()),
+    ("sentence", pa.string()),
+    ("label", pa.string()),
+    ("probability", pa.float64()),
+    ("truncated", pa.bool_()),
+]
 FAULT_FIELDS = [("kind", pa.string()), ("reason", pa.string()), ("raw", pa.binary())]
 PART_SCHEMA = pa.schema([*ANSWER_FIELDS, *FAULT_FIELDS])
+COUNTED_COLUMNS = ["line", "label", "truncated", "kind", "reason"]  # what the counts of a part need
 SCORE_SCHEMA = pa.schema([*ANSWER_FIELDS, ("version", STAMP_TYPE), ("digest", STAMP_TYPE)])
 
 
 class Scorer(NamedTuple):
-    """A model and its version; None for a bundle that is not registered."""
+    """A model, its version (None for a bundle that is not registered), and whether truncated sentences are refused."""
 
     classifier: Classifier
     version: str | None
+    refuse_truncated: bool = False
 
     @property
     def digest(self) -> str:
@@ -48,7 +56,9 @@ class Scorer(NamedTuple):
     def key(self, records: Sequence[ParsedRow]) -> str:
         """Return the digest of records and of everything that determines their answers."""
         total = hashlib.sha256(
-            json_digest([LAYOUT_VERSION, self.digest, self.version, self.classifier.provider]).encode()
+            json_digest(
+                [LAYOUT_VERSION, self.digest, self.version, self.classifier.provider, self.refuse_truncated]
+            ).encode()
         )
         for record in records:
             if isinstance(record, Row):
@@ -63,15 +73,24 @@ class Scorer(NamedTuple):
         answers = iter(self.classifier.predict([record.sentence for record in records if isinstance(record, Row)]))
         rows: list[tuple[Any, ...]] = []
         for record in records:
-            if isinstance(record, QuarantinedRow):
-                rows.append((record.line, None, None, None, *record[1:]))
+            answered = record if isinstance(record, QuarantinedRow) else self._check(record, next(answers))
+            if isinstance(answered, QuarantinedRow):
+                rows.append((record.line, None, None, None, None, *answered[1:]))
             else:
-                answer = next(answers)
-                rows.append((record.line, record.sentence, answer["label"], answer["probability"], None, None, None))
+                values = (answered["sentence"], answered["label"], answered["probability"], answered["truncated"])
+                rows.append((record.line, *values, None, None, None))
         columns = zip(*rows, strict=True)
         return pa.table(
             [pa.array(column, of.type) for column, of in zip(columns, PART_SCHEMA, strict=True)], PART_SCHEMA
         )
+
+    def _check(self, row: Row, answer: Prediction) -> Prediction | QuarantinedRow:
+        """Return the answer to a row, or the fault that it is truncated, where that is refused."""
+        if not (answer["truncated"] and self.refuse_truncated):
+            return answer
+        limit = self.classifier.manifest["max_length"]
+        reason = f"sentence of more than the {limit} tokens that the model reads"
+        return QuarantinedRow(row.line, "truncated", reason, row.sentence.encode())
 
 
 def divide(records: Iterable[ParsedRow], size: int) -> Iterator[list[ParsedRow]]:
@@ -88,16 +107,19 @@ def divide(records: Iterable[ParsedRow], size: int) -> Iterator[list[ParsedRow]]
         yield part
 
 
-def is_reusable(path: Path, key: str) -> bool:
-    """Check whether a part exists and has this key."""
+def read_counted(path: Path, key: str) -> pa.Table | None:
+    """Return the COUNTED_COLUMNS of a part; None if there is none with this key."""
     try:
-        return (pq.read_schema(path).metadata or {}).get(KEY_METADATA) == key.encode()
+        with pq.ParquetFile(path) as part:
+            if (part.schema_arrow.metadata or {}).get(KEY_METADATA) != key.encode():
+                return None
+            return part.read(COUNTED_COLUMNS)
     except (OSError, ValueError, pa.ArrowException):
-        return False
+        return None
 
 
 def write_part(path: Path, table: pa.Table, key: str) -> None:
-    """Write a part atomically, with the key that `is_reusable` compares."""
+    """Write a part atomically, with the key that `read_counted` compares."""
     with atomic_write(path) as temporary:
         pq.write_table(table.replace_schema_metadata({KEY_METADATA: key}), temporary)
 

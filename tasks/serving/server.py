@@ -25,6 +25,7 @@ from tasks.inference.bundle import CHAMPION_URI
 from tasks.serving.batcher import Batcher
 from tasks.serving.champion import DEFAULT_REFRESH_S, Champion, LoadedModel
 from tasks.serving.metrics import ServerMetrics
+from tasks.serving.request_validation import RequestLimits
 from tasks.serving.routes import build_app
 
 if TYPE_CHECKING:
@@ -59,6 +60,8 @@ class ServerConfig:
     """serve the demo page to browsers at /"""
     feedback: str = ""
     """file for flags of the page; empty: feedback/feedback.tsv in the folder of the stores"""
+    refuse_truncated: bool = False
+    """refuse sentences of more tokens than the model reads"""
 
 
 def _log_with_model(served: LoadedModel) -> None:
@@ -91,7 +94,8 @@ def serve(config: ServerConfig, home: str) -> None:
         stack.callback(batcher.close)
         telemetry = ServerMetrics(champion.status, lambda: batcher.waiting)
         batcher.on_batch = telemetry.count_batch
-        app = build_app(champion, batcher, telemetry, feedback=feedback)
+        limits = RequestLimits(refuse_truncated=config.refuse_truncated)
+        app = build_app(champion, batcher, telemetry, limits, feedback)
         if feedback:
             stack.callback(app.state.page.close)
         try:

@@ -1,9 +1,9 @@
-"""A bundle as a model repository for NVIDIA's Triton Inference Server: sentences in, label and probability out.
+"""A bundle as a model repository for NVIDIA's Triton Inference Server: sentences in; label, probability, truncated out.
 
     DIR/verdict.json              marks the folder as written by this program
     DIR/requirements.txt          packages that Triton's Python needs
     DIR/acceptability/            the ensemble that clients call; it runs the three models below in order
-    DIR/acceptability_tokenise/   Python backend: text to the graph's inputs
+    DIR/acceptability_tokenise/   Python backend: text to the graph's inputs and truncated
     DIR/acceptability_graph/      ONNX Runtime backend on GPUs: the fused fp16 graph, or fp32
     DIR/acceptability_answer/     Python backend: logits to label and probability
 
@@ -167,25 +167,31 @@ def _models(bundle: Path, manifest: Manifest, variant: str) -> list[TritonModel]
     """Return the ensemble and then its models in the order in which it runs them."""
     graph = bundle / VARIANTS[variant]
     tokens, logits = graph_tensors(graph)
-    text, label, probability = (
+    text, label, probability, truncated = (
         TensorSpec(name, kind, [1])
-        for name, kind in (("text", "TYPE_STRING"), ("label", "TYPE_STRING"), ("probability", "TYPE_FP32"))
+        for name, kind in (
+            ("text", "TYPE_STRING"),
+            ("label", "TYPE_STRING"),
+            ("probability", "TYPE_FP32"),
+            ("truncated", "TYPE_BOOL"),
+        )
     )
+    answer = [label, probability]
     truncation = {"max_length": str(manifest["max_length"]), "pad_id": str(manifest["pad_id"])}
     labels = {"labels": json.dumps(manifest["labels"], ensure_ascii=False)}
     tokenise = {"model.py": TRITON_TEMPLATES / "tokenise.py", TOKENIZER: bundle / TOKENIZER}
     # Triton requires a version folder, and object stores such as S3 have no empty folders: it gets the manifest.
-    ensemble = TritonModel(MODEL_NAME, "", "", [text], [label, probability], labels, {MANIFEST: bundle / MANIFEST})
+    ensemble = TritonModel(MODEL_NAME, "", "", [text], [*answer, truncated], labels, {MANIFEST: bundle / MANIFEST})
     return [
         ensemble,
-        TritonModel(f"{MODEL_NAME}_tokenise", "python", "KIND_CPU", [text], tokens, truncation, tokenise),
+        TritonModel(f"{MODEL_NAME}_tokenise", "python", "KIND_CPU", [text], [*tokens, truncated], truncation, tokenise),
         TritonModel(f"{MODEL_NAME}_graph", "onnxruntime", "KIND_GPU", tokens, [logits], labels, {"model.onnx": graph}),
         TritonModel(
             f"{MODEL_NAME}_answer",
             "python",
             "KIND_CPU",
             [logits],
-            [label, probability],
+            answer,
             labels,
             {"model.py": TRITON_TEMPLATES / "answer.py"},
         ),

@@ -66,7 +66,7 @@ INPUTS = {
 @pytest.mark.parametrize("name", INPUTS)
 def test_sentences_come_in_any_form_and_answers_carry_the_version(model: Any, name: str) -> None:
     answers = model.predict(INPUTS[name])
-    assert list(answers.columns) == ["label", "probability", "version"]
+    assert list(answers.columns) == ["label", "probability", "truncated", "version"]
     assert answers["label"].tolist() == LABELS
     assert answers["version"].tolist() == ["1", "1"]
     assert all(0.5 <= probability <= 1 for probability in answers["probability"])
@@ -88,7 +88,7 @@ def test_answers_keep_the_index_of_the_input(model: Any) -> None:
 @pytest.mark.parametrize("nothing", [[], pd.DataFrame({"sentence": []}), np.array([], dtype=str)])
 def test_no_sentences_give_no_rows(model: Any, nothing: Any) -> None:
     answers = model.predict(nothing)
-    assert list(answers.columns) == ["label", "probability", "version"]
+    assert list(answers.columns) == ["label", "probability", "truncated", "version"]
     assert len(answers) == 0
 
 

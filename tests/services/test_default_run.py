@@ -38,7 +38,7 @@ def test_the_default_run_ends_with_a_champion_that_answers(tmp_path: Path, clock
     assert again["version"] == outcome["version"]
     answers = run("predict", *FIRST_SENTENCES)
     assert [answer["label"] for answer in answers] == ["acceptable", "unacceptable"]
-    assert [set(answer) for answer in answers] == [{"sentence", "label", "probability", "version"}] * 2
+    assert [set(answer) for answer in answers] == [{"sentence", "label", "probability", "truncated", "version"}] * 2
     status = run("status")
     assert status["champion"]["version"] == outcome["version"]
     assert status["runs"][0]["verdict"] == "PROMOTE"

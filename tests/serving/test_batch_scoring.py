@@ -436,7 +436,16 @@ def test_standard_input_to_standard_output_answers_line_by_line(
         *[(1, "acceptable"), (2, None), (3, "unacceptable")]
     ]
     assert answers[1]["reason"] == "empty sentence"
-    assert set(answers[0]) == {"line", "sentence", "label", "probability", "reason", "version", "digest"}
+    assert set(answers[0]) == {
+        "line",
+        "sentence",
+        "label",
+        "probability",
+        "truncated",
+        "reason",
+        "version",
+        "digest",
+    }
     assert (outcome["rows_in"], outcome["scored"], outcome["quarantined"]) == (3, 2, 1)
     assert outcome["examples"] == ["standard input line 2: empty sentence"]
 

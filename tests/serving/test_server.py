@@ -224,6 +224,7 @@ def test_the_protocol_describes_server_and_model(client: httpx.Client, champion:
         "outputs": [
             {"name": "label", "datatype": "BYTES", "shape": [-1]},
             {"name": "probability", "datatype": "FP32", "shape": [-1]},
+            {"name": "truncated", "datatype": "BOOL", "shape": [-1]},
         ],
     }
     for path in ("/v2/models/acceptability", f"/v2/models/acceptability/versions/{version}"):
@@ -240,7 +241,7 @@ def test_the_protocol_answers_with_tensors(client: httpx.Client, champion: Champ
         answer = client.post(path, json=body).json()
         assert list(answer) == ["model_name", "model_version", "id", "outputs"]
         assert (answer["model_name"], answer["model_version"], answer["id"]) == ("acceptability", version, "42")
-        label, probability = answer["outputs"]
+        label, probability, truncated = answer["outputs"]
         assert label == {
             "name": "label",
             "datatype": "BYTES",
@@ -249,6 +250,7 @@ def test_the_protocol_answers_with_tensors(client: httpx.Client, champion: Champ
         }
         assert (probability["name"], probability["datatype"], probability["shape"]) == ("probability", "FP32", [2])
         assert all(0.5 <= value <= 1 for value in probability["data"])
+        assert truncated == {"name": "truncated", "datatype": "BOOL", "shape": [2], "data": [False, False]}
 
 
 def test_the_protocol_returns_only_the_requested_outputs(client: httpx.Client) -> None:
@@ -280,7 +282,11 @@ def test_the_protocol_returns_only_the_requested_outputs(client: httpx.Client) -
         (tensor([GOOD]) | {"id": 5}, 400, "id is 5; expected a valid string"),
         (tensor([GOOD]) | {"id": "x" * 300}, 400, "id: String should have at most 256 characters"),
         (tensor([GOOD]) | {"id": "a\n"}, 400, "id: expected printable characters"),
-        (tensor([GOOD]) | {"outputs": [{"name": "logits"}]}, 400, "outputs[0].name is 'logits'; expected 'label' or"),
+        (
+            tensor([GOOD]) | {"outputs": [{"name": "logits"}]},
+            400,
+            "outputs[0].name is 'logits'; expected 'label', 'probability' or",
+        ),
         (tensor([GOOD]) | {"outputs": 3}, 400, "outputs is 3; expected a valid array"),
         (tensor([GOOD]) | {"outputs": [{"name": "label"}] * 2}, 400, "outputs: expected each output once"),
     ],
@@ -365,7 +371,7 @@ def test_a_full_queue_is_429_with_retry_after(champion: Champion) -> None:
 
 def test_a_request_that_fails_does_not_fail_others_of_its_batch(champion: Champion) -> None:
     class Picky:
-        version = "1"
+        version, max_length = "1", 80
 
         def predict(self, sentences: list[str]) -> Any:
             if "poison" in sentences:

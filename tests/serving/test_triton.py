@@ -41,6 +41,7 @@ TYPES = {
     "TYPE_INT32": np.int32,
     "TYPE_FP32": np.float32,
     "TYPE_FP16": np.float16,
+    "TYPE_BOOL": np.bool_,
 }
 PRESENT = {"fp32": "exported", "fp16": "complete"}  # the bundle that serves a variant on GPUs
 
@@ -238,7 +239,11 @@ def test_every_tensor_of_the_ensemble_is_produced_and_consumed_with_one_type_and
     assert set(tensors_of(repository.ensemble.output)) == unused
     assert tensors_of(repository.ensemble.output).items() <= flowing.items()
     assert tensors_of(repository.ensemble.input) == {"text": ("TYPE_STRING", [1])}
-    assert tensors_of(repository.ensemble.output) == {"label": ("TYPE_STRING", [1]), "probability": ("TYPE_FP32", [1])}
+    assert tensors_of(repository.ensemble.output) == {
+        "label": ("TYPE_STRING", [1]),
+        "probability": ("TYPE_FP32", [1]),
+        "truncated": ("TYPE_BOOL", [1]),
+    }
 
 
 def test_dimensions_leave_out_the_batch(repository: Repository) -> None:
@@ -325,6 +330,9 @@ def test_sentences_are_cut_at_the_bundle_s_length(exported: Any, tmp_path: Path)
     (pool,) = repository.infer([b"the " * 100])
     assert isinstance(pool, dict)
     assert pool["input_ids"].shape == (1, 13)
+    (pool,) = repository.infer([b"the " * 11, b"the " * 12, b""])
+    assert isinstance(pool, dict)
+    assert pool["truncated"].tolist() == [[False], [True], [False]]
 
 
 def test_a_request_that_is_not_utf_8_fails_alone(repository: Repository) -> None:
@@ -347,7 +355,7 @@ def test_the_tokens_come_as_the_graph_wants_them(exported: Any, tmp_path: Path, 
     bundle = small_bundle(tmp_path / "bundle", exported, inputs, kind)
     repository = Repository(Path(export_repository(str(bundle), str(tmp_path / "models"), "1")["repository"]))
     wanted = {name: (triton.ONNX_TYPES[kind], [-1]) for name in inputs}
-    assert tensors_of(repository.configs["acceptability_tokenise"].output) == wanted
+    assert tensors_of(repository.configs["acceptability_tokenise"].output) == wanted | {"truncated": ("TYPE_BOOL", [1])}
     assert tensors_of(repository.configs["acceptability_graph"].input) == wanted
     assert [label for label, _ in repository.judge([GOOD])] == ["unacceptable"]
 

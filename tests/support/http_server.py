@@ -69,7 +69,7 @@ class SlowModel:
 
     def __init__(self, current: Callable[[], Any], seconds: float) -> None:
         self._real = current
-        self.seconds, self.version = seconds, current().version
+        self.seconds, self.version, self.max_length = seconds, current().version, current().max_length
 
     def current(self) -> "SlowModel":
         return self
