@@ -23,7 +23,7 @@ from tasks.export.int8 import quantise_blocks, quantise_rows
 from tasks.export.module_writer import CPU_TARGET, CUDA_TARGET, FP32_RESIDUAL_TARGET, PORTABLE_TARGET
 from tasks.export.parity import LogitsModule, TorchReference, compare_variant, torch_reference
 from tasks.export.shipping_rule import Attempt, Parity, parity_error
-from tasks.export.torch_export import EXPORTED_MAKERS, choose_exporter
+from tasks.export.torch_export import EXPORTED_MAKERS, choose_exporter, make_fp32
 from tasks.inference.bundle import VARIANTS, ModelInfo, Origin
 from tasks.inference.external_data import reject_external_data
 from tasks.training.model import load_classifier
@@ -161,7 +161,14 @@ def choose_source(model_folder: str, logits: LogitsModule) -> tuple[GraphSource,
         exported, remarks = choose_exporter(logits)
         remarks.insert(0, f"the graphs come from torch's exporters: {reason}")
         return GraphSource(exported.exporter, _bind(EXPORTED_MAKERS, exported)), remarks
-    return GraphSource("writer", _bind(WRITTEN_MAKERS, encoder)), []
+
+    def export_fp32() -> onnx.ModelProto:
+        """Return torch's export, for a model that computes something else than its description says."""
+        return make_fp32(choose_exporter(logits)[0])
+
+    makers = _bind(WRITTEN_MAKERS, encoder)
+    makers["fp32"].append(export_fp32)
+    return GraphSource("writer", makers), []
 
 
 def _bind(makers: dict[str, list[Callable[[T], onnx.ModelProto]]], source: T) -> dict[str, list[VariantMaker]]:

@@ -51,13 +51,24 @@ def altered(maker: Maker, factor: float) -> Maker:
         (float("nan"), "has NaN or Inf logits at 1x1, expected finite ones"),
     ],
 )
-def test_an_altered_fp32_graph_fails_the_run(
+def test_altered_fp32_graphs_fail_the_run(
     factor: float, fault: str, trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(WRITTEN_MAKERS, "fp32", [altered(make, factor) for make in WRITTEN_MAKERS["fp32"]])
+    monkeypatch.setattr(graphs, "make_fp32", altered(graphs.make_fp32, factor))
     with pytest.raises(VerdictError, match=rf"^ONNX graph {fault}; not shipped: model\.onnx$"):
         write_graphs(trained["model"], str(tmp_path), origin(), None)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_written_fp32_graph_that_differs_from_torch_is_replaced_by_torchs_export(
+    trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(WRITTEN_MAKERS, "fp32", [altered(make, 1.05) for make in WRITTEN_MAKERS["fp32"]])
+    written = write_graphs(trained["model"], str(tmp_path), origin(), None)
+    assert [attempt["maker"] for attempt in written["attempts"]["fp32"]] == ["make", "export_fp32"]
+    assert written["remarks"][0].startswith("the fp32 graph of make differs from torch by ")
+    assert max(written["parity"]["fp32"]["difference"].values()) <= 1e-4
 
 
 @pytest.mark.parametrize(
