@@ -19,6 +19,7 @@ from tokenizers import Tokenizer
 
 from ..core.errors import VerdictError
 from .batch_pool import BatchPool
+from .bulk_tokenizer import BulkTokenizer
 from .bundle import TOKENIZER, VARIANTS, Manifest, serving_variant, variants_of, verify
 from .cpu_limits import available_cores
 from .external_data import reject_external_data
@@ -62,6 +63,7 @@ class Classifier:
         """
         self.manifest, self.variant, self.provider = manifest, variant, runner.provider
         self._runner, self._pool, self._tokenizer = runner, pool, tokenizer
+        self._bulk = BulkTokenizer.create(tokenizer)
 
     @classmethod
     def from_bundle(cls, path: str | Path, device: str = "auto", variant: str | None = None) -> Self:
@@ -129,15 +131,20 @@ class Classifier:
         """Yield each chunk's first index and its tokens; the next chunk is tokenised in the background."""
         starts = range(0, len(sentences), CHUNK_SENTENCES)
         if len(starts) <= 1:
-            yield from ((start, tokenise(self._tokenizer, sentences)) for start in starts)
+            yield from ((start, self._tokenise(sentences)) for start in starts)
             return
         with ThreadPoolExecutor(1) as ahead:
-            pending = ahead.submit(tokenise, self._tokenizer, sentences[:CHUNK_SENTENCES])
+            pending = ahead.submit(self._tokenise, sentences[:CHUNK_SENTENCES])
             for start in starts:
                 tokens = pending.result()
                 after = start + CHUNK_SENTENCES
-                pending = ahead.submit(tokenise, self._tokenizer, sentences[after : after + CHUNK_SENTENCES])
+                pending = ahead.submit(self._tokenise, sentences[after : after + CHUNK_SENTENCES])
                 yield start, tokens
+
+    def _tokenise(self, sentences: Sequence[str]) -> TokenizedText:
+        if self._bulk and len(sentences) >= POOL_MIN_SENTENCES:
+            return self._bulk.tokenise(sentences)
+        return tokenise(self._tokenizer, sentences)
 
     def probabilities(self, sentences: Sequence[str]) -> NDArray[np.float64]:
         """Return the probability of each label, [N, 2] in the order of manifest["labels"], in input order."""
