@@ -33,7 +33,7 @@ import numpy as np
 ROOT = Path(__file__).parents[2]
 MAX_LENGTH = 128
 ROWS, ROW_TOKENS, TORCH_BATCH = 256, 128, 256
-SINGLE = 300  # sentences that are answered one by one
+SINGLE, SINGLE_ROUNDS = 300, 3  # sentences that are answered one by one; the fastest of so many rounds counts
 RECIPE: dict[str, Any] = {
     "epochs": 4, "batch_size": 32, "learning_rate": 5e-5, "layer_decay": 0.9, "warmup_ratio": 0.1, "weight_decay": 0.01,
     "label_smoothing": 0.1, "max_length": MAX_LENGTH,
@@ -45,7 +45,9 @@ RANDOM: dict[str, tuple[str, dict[str, Any]]] = {
     "deberta": (
         "DebertaV2Config",
         {
-            "vocab_size": 128_100, "relative_attention": True, "position_buckets": 256, "norm_rel_ebd": "layer_norm",
+            "vocab_size": 128_100, "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12,
+            "intermediate_size": 3072, "relative_attention": True, "position_buckets": 256,
+            "norm_rel_ebd": "layer_norm",
             "share_att_key": True, "pos_att_type": ["p2c", "c2p"], "position_biased_input": False,
             "type_vocab_size": 0, "layer_norm_eps": 1e-7, "pooler_hidden_size": 768,
         },
@@ -214,18 +216,24 @@ def measure(logits: Callable[[list[str]], Any], texts: list[str], from_tokens: C
     """Time a system in bulk and one by one."""
     bulk = best_of(lambda: logits(texts))
     tokens = best_of(from_tokens)
-    milliseconds = []
-    for sentence in [*texts[:SINGLE], *texts[:SINGLE]]:
-        started = time.perf_counter()
-        logits([sentence])
-        milliseconds.append(1e3 * (time.perf_counter() - started))
-    single = milliseconds[SINGLE:]  # the first round captures and warms up
+    rounds = [time_each(logits, texts[:SINGLE]) for _ in range(1 + SINGLE_ROUNDS)]
+    single = min(rounds[1:], key=lambda times: float(np.median(times)))  # the first round captures and warms up
     return {
         "text_per_second": round(len(texts) / bulk),
         "tokens_per_second": round(len(texts) / tokens),
         "p50_ms": round(float(np.percentile(single, 50)), 3),
         "p99_ms": round(float(np.percentile(single, 99)), 3),
     }
+
+
+def time_each(logits: Callable[[list[str]], Any], sentences: list[str]) -> list[float]:
+    """Return the milliseconds of each sentence, one by one."""
+    milliseconds = []
+    for sentence in sentences:
+        started = time.perf_counter()
+        logits([sentence])
+        milliseconds.append(1e3 * (time.perf_counter() - started))
+    return milliseconds
 
 
 def best_of(call: Callable[[], Any], repeats: int = 3) -> float:
