@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from tasks.export.shipping_rule import Attempt, Parity
 
 EXPORT_TIMEOUT_S = 1_800.0  # a large model takes about ten minutes on two busy cores if both exporters are tried
+SENTENCE_TIMEOUT_S = 1.0  # for each validation sentence, which torch and up to five graphs answer
 EXPORT_RECORD, BUNDLE_FOLDER = "export.json", "bundle"  # in the job's folder
 EXPORT_SCHEMA = 2  # version of export.json
 
@@ -60,7 +61,7 @@ def export_bundle(model_folder: str, folder: str, origin: Origin, rows: str | No
     bundle = Path(folder) / BUNDLE_FOLDER
     with atomic_directory(bundle) as scratch:
         graphs = run_in_subprocess(
-            "the export to ONNX", EXPORT_TIMEOUT_S, _write_graphs, model_folder, str(scratch), origin, rows
+            "the export to ONNX", _time_limit(rows), _write_graphs, model_folder, str(scratch), origin, rows
         )
         (scratch / TOKENIZER).write_bytes((Path(model_folder) / TOKENIZER).read_bytes())
         manifest = write_manifest(scratch, graphs["facts"], metrics={})
@@ -78,6 +79,13 @@ def export_bundle(model_folder: str, folder: str, origin: Origin, rows: str | No
     )
     write_json(Path(folder) / EXPORT_RECORD, {**exported, "bundle": BUNDLE_FOLDER})
     return exported
+
+
+def _time_limit(rows: str | None) -> float:
+    """Return the seconds that an export may take, which grow with the sentences to compare on."""
+    from tasks.data.snapshots import count_rows
+
+    return EXPORT_TIMEOUT_S + (SENTENCE_TIMEOUT_S * count_rows(rows) if rows else 0.0)
 
 
 def load_export(folder: str) -> ExportResult | None:

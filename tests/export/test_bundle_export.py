@@ -133,6 +133,11 @@ def test_an_export_over_its_limit_is_one_line_and_leaves_no_bundle(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_time_limit_grows_with_the_sentences(toy_split: tuple[str, str, str]) -> None:
+    assert export._time_limit(None) == 1_800
+    assert export._time_limit(toy_split[1]) == 1_800 + 88
+
+
 def copy_export(exported: Any, folder: Path) -> dict[str, Any]:
     """Copy a bundle with its export.json to a job's folder; return the content of export.json."""
     shutil.copytree(exported["bundle"], folder / "bundle")
