@@ -128,8 +128,8 @@ def write_variant(
             model = make()
             save_graph(model, path, facts, variant)
             reject_external_data(path)
-            attempt["parity"] = compare_variant(variant, path, reference)
-            attempt["fault"] = parity_error(variant, attempt["parity"])
+            parity = compare_variant(variant, path, reference)
+            attempt["parity"], attempt["fault"] = parity, parity_error(variant, parity)
         except Exception as error:
             if variant == "fp32":
                 raise
