@@ -42,6 +42,7 @@ class PaddedLayout:
         """
         self.builder, self.dtype = builder, dtype
         self.add, self.constant = builder.add, builder.constant
+        self._lists: dict[tuple[str | int, ...], str] = {}
         self.ids = {name: name for name in inputs}
         self.tokens = self.add("Shape", ["attention_mask"], start=1, end=2)
 
@@ -110,19 +111,33 @@ class PaddedLayout:
             scores: by distance from -(S - 1) to S.
             count: Q, as a tensor [1].
         """
-        last = self.add("Sub", [self.tokens, self.constant([1])])
-        width = self.add("Add", [self.tokens, last])
-        both = self.add("Mul", [count, self.add("Add", [self.tokens, self.tokens])])
-        flat = self.add("Reshape", [scores, self._list(0, -1, both)])
-        flat = self.add("Slice", [flat, self.constant([0]), self.add("Mul", [count, width]), self.constant([2])])
-        rows = self.add("Reshape", [flat, self._list(0, -1, count, width)])
-        return self.add("Slice", [rows, last, width, self.constant([3])])
+        rows = self.add("Reshape", [scores, self._list(0, -1, count, self._twice)])
+        flat = self.add("Reshape", [rows, self.constant([0, 0, -1])])
+        kept = self.add("Mul", [count, self._width])
+        flat = self.add("Slice", [flat, self.constant([0]), kept, self.constant([2])])
+        rows = self.add("Reshape", [flat, self._list(0, -1, count, self._width)])
+        return self.add("Slice", [rows, self._last, self._width, self.constant([3])])
 
     def _relative(self, distances: Values) -> str:
         """Return [N, 1, S, S] of the values at distances."""
         near = self.near(self.constant(distances[:, None], self.dtype), 2, distances.shape[1])
         shape = self._list(distances.shape[0], self.tokens, 1)
         return self.scores_by_token(self.add("Expand", [near, shape]), self.tokens)
+
+    @cached_property
+    def _twice(self) -> str:
+        """Return 2S."""
+        return self.add("Add", [self.tokens, self.tokens])
+
+    @cached_property
+    def _last(self) -> str:
+        """Return S - 1."""
+        return self.add("Sub", [self.tokens, self.constant([1])])
+
+    @cached_property
+    def _width(self) -> str:
+        """Return 2S - 1."""
+        return self.add("Add", [self.tokens, self._last])
 
     @cached_property
     def _mask(self) -> str:
@@ -142,9 +157,11 @@ class PaddedLayout:
         return tensor
 
     def _list(self, *sizes: str | int) -> str:
-        """Return a shape of sizes, each a number or a tensor [1]."""
-        names = [size if isinstance(size, str) else self.constant([size]) for size in sizes]
-        return self.add("Concat", names, axis=0)
+        """Return a shape of sizes, each a number or a tensor [1]; equal ones are one tensor."""
+        if sizes not in self._lists:
+            names = [size if isinstance(size, str) else self.constant([size]) for size in sizes]
+            self._lists[sizes] = self.add("Concat", names, axis=0)
+        return self._lists[sizes]
 
 
 class PackedLayout(PaddedLayout):
@@ -208,11 +225,19 @@ class PackedLayout(PaddedLayout):
         group, tokens = self._group, self.tokens
         scores = self._reshape(scores, 0, self._rows, group, tokens, tokens)
         scores = self.add("Transpose", [scores], perm=[1, 0, 2, 3, 4])
-        scores = self.add("Add", [scores, self._reshape(self._padding, self._rows, 1, group, 1, tokens)])
-        scores = self._reshape(scores, 0, 0, group, tokens, 1, tokens)
-        own = self._reshape(self._blocks(np.eye(self._row), np.bool_), group, 1, group, 1)
-        scores = self.add("Where", [own, scores, self.builder.scalar(-MASK_VALUE, self.dtype)])
+        scores = self._reshape(self.add("Add", [scores, self._grouped_padding]), 0, 0, group, tokens, 1, tokens)
+        scores = self.add("Where", [self._own, scores, self.builder.scalar(-MASK_VALUE, self.dtype)])
         return self._reshape(scores, 0, 0, self._row_tokens, self._row_tokens)
+
+    @cached_property
+    def _grouped_padding(self) -> str:
+        """Return [R, 1, G, 1, S]: 0 for tokens and -MASK_VALUE for padding."""
+        return self._reshape(self._padding, self._rows, 1, self._group, 1, self.tokens)
+
+    @cached_property
+    def _own(self) -> str:
+        """Return [G, 1, G, 1]: whether two sentences of a row are the same."""
+        return self._reshape(self._blocks(np.eye(self._row), np.bool_), self._group, 1, self._group, 1)
 
     def _blocks(self, table: NDArray[np.generic], dtype: type) -> str:
         """Return the part [G, G] of a table with a value for each pair of sentences of a row."""
