@@ -31,7 +31,7 @@ from tasks.export.shipping_rule import (
     allowed_difference,
 )
 from tasks.inference.sessions import open_session
-from tasks.inference.tokenization import TokenIds, encode, load_tokenizer, pad, sorted_batches
+from tasks.inference.tokenization import TokenIds, load_tokenizer, pad, sorted_batches, tokenise
 from tasks.training.device import resolve_device
 
 PARITY_SHAPES = ((1, 1), (1, 5), (7, 64), (32, 17))  # (B, S) of random tokens
@@ -116,7 +116,7 @@ def real_cases(logits: LogitsModule, model_folder: str, max_length: int, rows_pa
     """Return cases of all sentences of a snapshot, in batches of similar length, from short to long."""
     rows = read_snapshot(rows_path)
     labels = rows["label"].to_numpy(np.int64)
-    ids = encode(load_tokenizer(model_folder, max_length), rows["sentence"].tolist())
+    ids = tokenise(load_tokenizer(model_folder, max_length), rows["sentence"].tolist()).rows()
     batches = sorted_batches(np.array([len(row) for row in ids]), PARITY_BATCH)
     pad_id = logits.model.config.pad_token_id or 0
     inputs = [_inputs(logits, *pad([ids[row] for row in batch], pad_id)) for batch in batches]

@@ -45,11 +45,6 @@ def _convert_tokenizer(folder: str) -> Tokenizer:
     return AutoTokenizer.from_pretrained(folder, local_files_only=True).backend_tokenizer
 
 
-def encode(tokenizer: Tokenizer, sentences: Sequence[str]) -> list[TokenIds]:
-    """Tokenise [N] sentences, with special tokens; each result is [S] with its own S."""
-    return [np.array(encoding.ids, np.int64) for encoding in tokenizer.encode_batch_fast(list(sentences))]
-
-
 class TokenizedText(NamedTuple):
     """Token ids of N sentences in one flat array; start and length of each sentence, [N] in tokens; which were cut."""
 
@@ -65,6 +60,10 @@ class TokenizedText(NamedTuple):
         mask = positions < lengths
         indices = np.minimum(self.starts[rows, None] + positions, len(self.ids) - 1)
         return np.where(mask, self.ids[indices], pad_id), mask.astype(np.int64)
+
+    def rows(self) -> list[TokenIds]:
+        """Return the token ids of each sentence, [S] with its own S."""
+        return np.split(self.ids, self.starts[1:]) if len(self.starts) else []
 
 
 def tokenise(tokenizer: Tokenizer, sentences: Sequence[str]) -> TokenizedText:

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from tasks.inference.tokenization import TokenIds, encode
+from tasks.inference.tokenization import TokenIds, tokenise
 from tasks.training.losses import smooth_labels
 
 Inputs = dict[str, torch.Tensor]
@@ -82,7 +82,7 @@ def encode_rows(
         device: cuda or cpu.
         label_smoothing: share of each label that is spread over both classes.
     """
-    ids = encode(tokenizer, rows["sentence"].tolist())
+    ids = tokenise(tokenizer, rows["sentence"].tolist()).rows()
     targets = smooth_labels(rows["label"].to_numpy(np.int64), label_smoothing)
     return TokenDataset(ids, targets, pad_id, device)
 

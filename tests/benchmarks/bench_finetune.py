@@ -30,7 +30,7 @@ from tasks.core.provenance import git_commit, library_versions
 from tasks.data.snapshots import read_snapshot, write_snapshot
 from tasks.data.splitting import split_snapshot
 from tasks.evaluation.metrics import mcc
-from tasks.inference.tokenization import encode, load_tokenizer, pad
+from tasks.inference.tokenization import load_tokenizer, pad, tokenise
 from tasks.training.dataset import TokenDataset
 from tasks.training.device import device_name, resolve_device
 from tasks.training.model import load_classifier
@@ -261,7 +261,7 @@ def read_parts(data: str, encoder: str, scratch: str, times: int, *, whole: bool
         rows = read_snapshot(path)
         repeated = times if name == "train" else 1
         parts[name] = (
-            encode(tokenizer, rows["sentence"].tolist()) * repeated,
+            tokenise(tokenizer, rows["sentence"].tolist()).rows() * repeated,
             np.tile(rows["label"].to_numpy(np.int64), repeated),
         )
     return parts

@@ -12,7 +12,6 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from tasks.core.errors import UsageError
 from tasks.inference.tokenization import (
     WINDOW,
-    encode,
     load_tokenizer,
     packed_batches,
     pad,
@@ -50,27 +49,27 @@ def padding_share(batches: list[NDArray[np.int64]], lengths: NDArray[np.int64]) 
 
 
 def test_sentences_are_encoded_with_special_tokens_each_at_its_own_length(folder: Path) -> None:
-    ids = encode(load_tokenizer(str(folder), 16), ["the cat sat", "cat", "", "the dog"])
+    ids = tokenise(load_tokenizer(str(folder), 16), ["the cat sat", "cat", "", "the dog"]).rows()
     assert [row.tolist() for row in ids] == [[2, 4, 5, 6, 3], [2, 5, 3], [2, 3], [2, 4, 1, 3]]
     assert {row.dtype for row in ids} == {np.dtype(np.int64)}
 
 
 def test_no_sentences_encode_to_nothing(folder: Path) -> None:
-    assert encode(load_tokenizer(str(folder), 16), []) == []
+    assert tokenise(load_tokenizer(str(folder), 16), []).rows() == []
 
 
 @pytest.mark.parametrize(("max_length", "expected"), [(4, [2, 4, 5, 3]), (5, [2, 4, 5, 6, 3]), (6, [2, 4, 5, 6, 3])])
 def test_longer_sentences_are_cut_off_before_the_last_special_token(
     folder: Path, max_length: int, expected: list[int]
 ) -> None:
-    assert encode(load_tokenizer(str(folder), max_length), ["the cat sat"])[0].tolist() == expected
+    assert tokenise(load_tokenizer(str(folder), max_length), ["the cat sat"]).ids.tolist() == expected
 
 
 def test_sentences_of_one_call_do_not_change_each_other(folder: Path) -> None:
     tokenizer = load_tokenizer(str(folder), 16)
     sentences = ["the cat sat", "cat", "sat the cat the"]
-    alone = [encode(tokenizer, [sentence])[0].tolist() for sentence in sentences]
-    assert [row.tolist() for row in encode(tokenizer, sentences)] == alone
+    alone = [tokenise(tokenizer, [sentence]).ids.tolist() for sentence in sentences]
+    assert [row.tolist() for row in tokenise(tokenizer, sentences).rows()] == alone
 
 
 @pytest.mark.parametrize("content", ["{", "", "{}", "[]"])
@@ -169,7 +168,7 @@ def test_tokens_in_one_array_are_those_of_each_sentence(folder: Path) -> None:
     tokenizer = load_tokenizer(str(folder), 6)
     sentences = ["the cat sees", "", "dog", "the dog and the cat"]
     tokens = tokenise(tokenizer, sentences)
-    apart = encode(tokenizer, sentences)
+    apart = [tokenise(tokenizer, [sentence]).ids for sentence in sentences]
     assert tokens.lengths.tolist() == [len(row) for row in apart]
     for row, start, length in zip(apart, tokens.starts, tokens.lengths, strict=True):
         assert tokens.ids[start : start + length].tolist() == row.tolist()

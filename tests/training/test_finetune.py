@@ -25,7 +25,7 @@ from transformers import (
 from tasks.core.errors import UsageError
 from tasks.data.snapshots import read_snapshot
 from tasks.evaluation.metrics import mcc
-from tasks.inference.tokenization import encode, load_tokenizer, pad
+from tasks.inference.tokenization import load_tokenizer, pad, tokenise
 from tasks.training import checkpoints
 from tasks.training.finetune import fine_tune, load_training
 from tasks.training.model import load_classifier
@@ -57,7 +57,7 @@ def test_the_model_is_that_of_the_best_epoch(trained: Any, toy_split: tuple[str,
     best = max(epoch["validation_mcc"] for epoch in trained["epochs"])
     assert trained["epochs"][trained["best_epoch"] - 1]["validation_mcc"] == best
     rows = read_snapshot(toy_split[1])
-    ids, mask = pad(encode(load_tokenizer(trained["model"], 16), rows["sentence"].tolist()), 0)
+    ids, mask = pad(tokenise(load_tokenizer(trained["model"], 16), rows["sentence"].tolist()).rows(), 0)
     model = load_classifier(trained["model"]).eval()
     with torch.inference_mode():
         logits = model(input_ids=torch.from_numpy(ids), attention_mask=torch.from_numpy(mask)).logits
