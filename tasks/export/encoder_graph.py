@@ -42,8 +42,11 @@ def write_encoder(encoder: EncoderDescription, target: Target) -> onnx.ModelProt
     """
     writer = _EncoderWriter(encoder, target)
     writer.write()
-    opsets = [helper.make_opsetid("", OPSET)] + [helper.make_opsetid(MICROSOFT_DOMAIN, 1)] * target.fused
-    return helper.make_model(writer.builder.graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="verdict")
+    model = writer.model  # helper.make_model() would copy all weights
+    model.ir_version, model.producer_name = IR_VERSION, "verdict"
+    opsets = {"": OPSET} | ({MICROSOFT_DOMAIN: 1} if target.fused else {})
+    model.opset_import.extend(helper.make_opsetid(domain, version) for domain, version in opsets.items())
+    return model
 
 
 class _EncoderWriter(ModuleWriter):

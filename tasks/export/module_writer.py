@@ -55,7 +55,9 @@ class ModuleWriter:
 
     def __init__(self, target: Target) -> None:
         self.target = target
-        self.builder = GraphBuilder(onnx.GraphProto(name="encoder"))
+        self.model = onnx.ModelProto()
+        self.model.graph.name = "encoder"
+        self.builder = GraphBuilder(self.model.graph)
         self.add, self.constant = self.builder.add, self.builder.constant
 
     def steps(self, steps: tuple[Step, ...], tensor: str, dtype: type, flat: bool = False) -> tuple[str, type]:
@@ -73,7 +75,7 @@ class ModuleWriter:
 
     def product(self, linear: Linear, tensor: str) -> str:
         """Multiply by the weights."""
-        weight = np.ascontiguousarray(convert(linear.weight, self.target.products).T)
+        weight = convert(linear.weight.T, self.target.products)
         return self.add("MatMul", [tensor, self.builder.weight(f"{linear.name}.weight", weight)])
 
     def linear(self, linear: Linear, tensor: str) -> str:
@@ -136,4 +138,5 @@ class ModuleWriter:
 
 def convert(values: Values, dtype: type) -> NDArray[np.generic]:
     """Return values in fp32 or fp16, by torch: NumPy takes 30 times as long."""
-    return torch.from_numpy(values).to(torch.float16 if dtype is np.float16 else torch.float32).numpy()
+    converted = torch.from_numpy(values).to(torch.float16 if dtype is np.float16 else torch.float32)
+    return converted.contiguous().numpy()
