@@ -42,7 +42,7 @@ class BulkTokenizer:
         self._prefix, self._suffix = prefix, suffix
         self._joined = Tokenizer.from_str(single.to_str())
         self._joined.no_truncation()
-        self._separator_id: int = single.token_to_id(separator)
+        self._separator_id = single.token_to_id(separator)
         truncation = single.truncation
         special = len(prefix) + len(suffix)
         self._content = truncation["max_length"] - special if truncation else np.iinfo(np.int64).max

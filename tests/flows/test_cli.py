@@ -215,6 +215,15 @@ def test_cuda_without_a_gpu_is_an_error_and_no_cpu_run(
     assert not (home / "runs").exists()
 
 
+def test_predict_marks_a_sentence_longer_than_the_model_reads(
+    capsys: pytest.CaptureFixture[str], exported: Any
+) -> None:
+    arguments = ["predict", "cat " * 14, "cat " * 15, "--model", exported["bundle"], "--device", "cpu"]
+    assert call(capsys, *arguments)[1].count("(truncated)") == 1
+    answers = json.loads(call(capsys, *arguments, "--json")[1])
+    assert [answer["truncated"] for answer in answers] == [False, True]
+
+
 def test_predict_before_any_training_says_what_to_run(capsys: pytest.CaptureFixture[str], home: Path) -> None:
     code, out, err = call(capsys, "predict", "A sentence.")
     assert (code, out) == (1, "")
@@ -359,8 +368,10 @@ def test_score_prints_one_document(
 def test_score_answers_on_standard_output_and_reports_on_standard_error(
     capsys: pytest.CaptureFixture[str], home: Path, tmp_path: Path, exported: Any, prefect_server: str
 ) -> None:
-    (tmp_path / "in.txt").write_text("the cat sees\n\n")
-    code, out, err = call(capsys, "score", str(tmp_path / "in.txt"), "-", "--model", exported["bundle"])
+    (tmp_path / "in.txt").write_text(f"the cat sees\n\n{'cat ' * 15}\n")
+    arguments = ["score", str(tmp_path / "in.txt"), "-", "--model", exported["bundle"], "--refuse-truncated"]
+    code, out, err = call(capsys, *arguments)
     assert code == 0
-    assert [json.loads(line)["sentence"] for line in out.splitlines()] == ["the cat sees", None]
+    assert [json.loads(line)["sentence"] for line in out.splitlines()] == ["the cat sees", None, None]
+    assert "1 truncated" in err
     assert "scored       1 (" in err

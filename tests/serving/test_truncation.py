@@ -2,6 +2,9 @@
 
 import io
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +14,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from http_server import GOOD, running_server
+from http_server import GOOD, free_port, running_server
 from prometheus_client.parser import text_string_to_metric_families
 
 from tasks.core.errors import VerdictError
@@ -25,6 +28,7 @@ from tasks.serving.champion import Champion
 from tasks.serving.request_validation import RequestLimits
 from tasks.serving.score_parts import SCORE_SCHEMA, Scorer
 
+ROOT = Path(__file__).parents[2]
 INFER = "/v2/models/acceptability/infer"
 NEVER = 3_600.0  # seconds
 LONG = " ".join(["cat"] * 15)  # 17 tokens; the bundle reads 16
@@ -109,6 +113,26 @@ def test_a_server_that_refuses_names_the_sentence_and_what_to_do(refusing: httpx
         assert answer.status_code == 422
         assert answer.json()["error"].startswith(f"{field}[1] {FAULT}")
     assert counted(refusing, "verdict_truncated_sentences_total") == before + 4
+
+
+def test_the_command_serves_with_that_option(exported: Any, tmp_path: Path) -> None:
+    port = free_port()
+    arguments = ["--model", exported["bundle"], "--device", "cpu", "--no-page", "--refuse-truncated"]
+    server = subprocess.Popen(
+        [sys.executable, "-m", "flows.cli.app", "serve", "--port", str(port), *arguments],
+        cwd=ROOT,
+        env=os.environ | {"VERDICT_HOME": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert server.stdout is not None
+        assert "serving" in server.stdout.readline()
+        answer = httpx.post(f"http://127.0.0.1:{port}/v1/judge", json={"sentences": [LONG]}, timeout=30)
+    finally:
+        server.terminate()
+        server.communicate(timeout=30)
+    assert answer.status_code == 422
 
 
 def test_a_server_that_refuses_answers_what_fits(refusing: httpx.Client) -> None:
