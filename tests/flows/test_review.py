@@ -2,11 +2,12 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from job_cache import FlowHome
 from registry_store import add_version, aliases, bundle_folder, changes_of, new_store, set_alias
 from toy import SPLIT, facts
 
@@ -24,12 +25,15 @@ Command = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def home(empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("VERDICT_HOME", str(tmp_path))
+def home(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A home with an empty store, and no Prefect server: other tests may have one up."""
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    monkeypatch.setenv("VERDICT_HOME", str(home))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setenv("VERDICT_ACTOR", "ada")
-    new_store(empty_store, tmp_path)
-    return tmp_path
+    with temporary_settings(restore_defaults={PREFECT_API_URL}):
+        yield home
 
 
 @pytest.fixture
@@ -47,9 +51,20 @@ def fill(store: MlflowStore, home: Path) -> MlflowStore:
     return store
 
 
+@pytest.fixture(scope="module")
+def filled(flow_home: FlowHome, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of a home with such a store."""
+    flow_home.clear()
+    fill(locate_store(str(flow_home.folder)), flow_home.folder)
+    kept = tmp_path_factory.mktemp("filled") / "home"
+    flow_home.keep(kept)
+    return kept
+
+
 @pytest.fixture
-def reigning(store: MlflowStore, home: Path) -> MlflowStore:
-    return fill(store, home)
+def reigning(filled: Path, store: MlflowStore, flow_home: FlowHome) -> MlflowStore:
+    flow_home.put_back(filled)
+    return store
 
 
 @pytest.fixture(scope="module")

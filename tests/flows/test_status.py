@@ -12,7 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from registry_store import add_version, new_store
+from registry_store import add_version
 
 from flows.cli import app, show_review
 from flows.commands import status
@@ -24,14 +24,13 @@ from tasks.registry.mlflow_client import MlflowStore, locate_store
 
 
 @pytest.fixture
-def home(empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def home(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A home with an empty store, and no Prefect server: other tests may have one up."""
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    new_store(empty_store, tmp_path)
     with temporary_settings(restore_defaults={PREFECT_API_URL}):
-        yield tmp_path
+        yield home
 
 
 @pytest.fixture
@@ -109,10 +108,10 @@ def test_a_damaged_record_of_watch_is_noticed_and_hides_nothing_else(home: Path,
 
 
 def test_a_store_that_does_not_answer_leaves_the_rest_of_the_status(
-    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (home / "mlflow.db").write_text("this is no database, but it is long enough to be read as one" * 50)
-    monkeypatch.setenv("VERDICT_HOME", str(home))
+    (tmp_path / "mlflow.db").write_text("this is no database, but it is long enough to be read as one" * 50)
+    monkeypatch.setenv("VERDICT_HOME", str(tmp_path))
     with pytest.raises(SystemExit) as ended:
         app.main(["status", "--json"])
     assert ended.value.code == 1
@@ -120,7 +119,7 @@ def test_a_store_that_does_not_answer_leaves_the_rest_of_the_status(
     assert answer["champion_state"] == "unknown"
     assert answer["disk"]["free_gb"] > 0
     assert len(answer["unreachable"]) == 1
-    assert answer["unreachable"][0].startswith(f"MLflow store sqlite:///{home}/mlflow.db failed")
+    assert answer["unreachable"][0].startswith(f"MLflow store sqlite:///{tmp_path}/mlflow.db failed")
     show_review.show_status(answer)
     printed = capsys.readouterr().out
     assert "champion   unknown" in printed
