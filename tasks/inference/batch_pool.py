@@ -11,8 +11,9 @@ Shape letters: B sentences of a batch, S tokens.
 import logging
 import os
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,8 @@ from numpy.typing import NDArray
 from ..core.errors import VerdictError
 from .runner import Runner
 from .tokenization import TokenIds
+
+AHEAD = 4  # batches that are prepared for each thread: the GPU has work while the next sentences are tokenised
 
 log = logging.getLogger(__name__)
 
@@ -42,9 +45,22 @@ class BatchPool:
         self._runner: Runner | None = None
 
     def run_batches(self, batches: Iterable[tuple[TokenIds, TokenIds]]) -> Iterator[NDArray[np.float32]]:
-        """Yield logits [B, 2] of each batch of token ids and attention mask [B, S], in input order."""
+        """Yield logits [B, 2] of each batch of token ids and attention mask [B, S], in input order.
+
+        Batches are taken from the iterator as they are needed, a few ahead of the results.
+        """
         runner, executor = self._open()
-        return executor.map(lambda batch: runner.logits(*batch), batches)
+        waiting: deque[Future[NDArray[np.float32]]] = deque()
+        try:
+            for batch in batches:
+                waiting.append(executor.submit(runner.logits, *batch))
+                if len(waiting) > AHEAD * self._threads:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
 
     def _open(self) -> tuple[Runner, ThreadPoolExecutor]:
         with self._lock:

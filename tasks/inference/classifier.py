@@ -113,12 +113,18 @@ class Classifier:
         result = np.zeros((len(sentences), len(self.manifest["labels"])), np.float32)
         truncated = np.zeros(len(sentences), np.bool_)
         runner = self._pool if self._pool and len(sentences) >= POOL_MIN_SENTENCES else self._runner
-        for start, tokens in self._tokenized(sentences):
-            truncated[start : start + len(tokens.lengths)] = tokens.truncated
-            indices = self._batch_indices(tokens.lengths)
-            batches = (tokens.batch(rows, self.manifest["pad_id"]) for rows in indices)
-            for rows, logits in zip(indices, runner.run_batches(batches), strict=True):
-                result[start + rows] = logits
+        indices: list[TokenIds] = []  # of each batch
+
+        def batches() -> Iterator[tuple[TokenIds, TokenIds]]:
+            for start, tokens in self._tokenized(sentences):
+                truncated[start : start + len(tokens.lengths)] = tokens.truncated
+                for rows in self._batch_indices(tokens.lengths):
+                    indices.append(start + rows)
+                    yield tokens.batch(rows, self.manifest["pad_id"])
+
+        # One stream over all chunks: a device that waits at the end of each chunk loses a batch's time.
+        for number, logits in enumerate(runner.run_batches(batches())):
+            result[indices[number]] = logits
         return result, truncated
 
     def _batch_indices(self, lengths: TokenIds) -> list[TokenIds]:

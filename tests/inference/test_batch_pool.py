@@ -18,7 +18,7 @@ from toy import SIGN, facts
 
 from tasks.core.errors import VerdictError
 from tasks.inference import classifier as classifier_module
-from tasks.inference.batch_pool import BatchPool
+from tasks.inference.batch_pool import AHEAD, BatchPool
 from tasks.inference.bundle import MANIFEST, write_manifest
 from tasks.inference.classifier import Classifier
 from tasks.inference.runner import Runner
@@ -48,6 +48,22 @@ def test_logits_come_in_order_and_equal_those_of_sequential_runs(runner: Runner)
     assert len(parallel) == 50
     for found, expected in zip(parallel, sequential, strict=True):
         np.testing.assert_array_equal(found, expected)
+
+
+def test_batches_are_taken_a_few_ahead_of_the_results(runner: Runner) -> None:
+    taken = [0]
+
+    def counted() -> Iterator[tuple[TokenIds, TokenIds]]:
+        for batch in batches(50):
+            taken[0] += 1
+            yield batch
+
+    results = BatchPool(lambda: runner, runner, 2).run_batches(counted())
+    for number in range(3):
+        next(results)
+        assert taken[0] == 2 * AHEAD + 1 + number
+    results.close()  # type: ignore[attr-defined]
+    assert taken[0] == 2 * AHEAD + 3
 
 
 def test_as_many_batches_run_at_a_time_as_there_are_threads(runner: Runner) -> None:
