@@ -2,17 +2,16 @@
 
 import json
 import math
-import multiprocessing
-import os
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import safetensors.torch
 import torch
 from architectures import ARCHITECTURES
 from safetensors.torch import load_file
@@ -26,11 +25,12 @@ from tasks.core.errors import UsageError
 from tasks.data.snapshots import read_snapshot
 from tasks.evaluation.metrics import mcc
 from tasks.inference.tokenization import load_tokenizer, pad, tokenise
-from tasks.training import checkpoints
 from tasks.training.finetune import fine_tune, load_training
 from tasks.training.model import load_classifier
 from tasks.training.seed_runs import SEED_STRIDE
 from tasks.training.trainer import EpochRecord
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -199,20 +199,24 @@ def test_a_run_killed_after_an_epoch_and_run_again_leaves_the_same_bits(
 def test_a_process_killed_while_it_writes_a_checkpoint_leaves_the_one_before(
     trainer: Trainer, uninterrupted: Any
 ) -> None:
-    def save_file(tensors: Any, path: Path) -> None:
-        safetensors.torch.save_file(tensors, path)
-        if "epoch-0002" in str(path):
-            path.write_bytes(path.read_bytes()[:1000])
-            os.kill(os.getpid(), signal.SIGKILL)
+    script = f"""
+import os, signal
+from tasks.training import checkpoints
+from tasks.training.finetune import fine_tune
+from tasks.training.recipe import TrainingRecipe
 
-    def train() -> None:
-        checkpoints.save_file = save_file  # of this process alone
-        trainer.train()
+def save_file(tensors, path, real=checkpoints.save_file):
+    real(tensors, path)
+    if "epoch-0002" in str(path):
+        path.write_bytes(path.read_bytes()[:1000])
+        os.kill(os.getpid(), signal.SIGKILL)
 
-    process = multiprocessing.get_context("fork").Process(target=train)
-    process.start()
-    process.join()
-    assert process.exitcode == -signal.SIGKILL
+checkpoints.save_file = save_file
+recipe = TrainingRecipe(**{trainer.recipe().model_dump()!r})
+fine_tune({trainer.train_rows!r}, {trainer.validation_rows!r}, recipe, {str(trainer.folder)!r})
+"""  # not a fork: tokenizers' threads do not survive one, and tokenising in the child would wait for them forever
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=False)
+    assert done.returncode == -signal.SIGKILL
     assert not trainer.folder.exists()
     assert [path.parent.name for path in trainer.checkpoints.glob("*/epoch-*/state.json")] == ["epoch-0001"]
     _, seen = trainer.train()
