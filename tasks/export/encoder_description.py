@@ -43,7 +43,7 @@ class Norm:
     epsilon: float
 
 
-Step = Linear | Norm | str  # a string is the name of an activation in `encoder_graph.ACTIVATIONS`
+Step = Linear | Norm | str  # a string is the name of an activation in `module_writer.ACTIVATIONS`
 
 
 @dataclass(frozen=True)

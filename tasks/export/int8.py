@@ -6,7 +6,7 @@ other sentences of the batch; with static scales fewer labels equal torch's. Emb
 
 Products are `MatMulIntegerToFloat`, which uses the CPU's int8 instructions (AVX-512 VNNI; CPUs without it saturate the
 sum of two products at 16 bits). `MatMulNBits`, with weights in blocks, is hardly faster than fp32 and serves as the
-fallback (`make_int8_blockwise`).
+fallback (`quantise_blocks`).
 
 The product of an activation row x with zero point z is x @ w - z * sum(w), and MatMulIntegerToFloat cannot subtract a z
 per row. So J rows are appended to the weights that make every column sum 0, and z is appended J times to each

@@ -1,4 +1,4 @@
-"""Exports a classifier by torch's exporters, for encoders that have no description.
+"""Exports a classifier by torch's exporters: where no description fits, or a written fp32 graph differs from torch.
 
 torch has two exporters. ONNX Runtime's optimiser fuses attention, embeddings and normalisation completely in graphs of
 the tracing exporter (with eager attention) and partly in those of the dynamo exporter, but the tracing exporter is
