@@ -49,19 +49,30 @@ class ModelInfo(Origin):
 
 
 class Manifest(ModelInfo):
-    """Content of bundle.json; `files` maps names to hex SHA-256, `metrics` holds one entry per variant."""
+    """Content of bundle.json; `files` maps names to hex SHA-256, `metrics` holds one entry per variant.
+
+    `onnxruntime` is the version of ONNX Runtime that the graphs were compared with torch on.
+    """
 
     schema_version: int
     digest: str
+    onnxruntime: str
     files: dict[str, str]
     metrics: dict[str, dict[str, Any]]
 
 
 def write_manifest(folder: Path, info: ModelInfo, metrics: dict[str, dict[str, Any]]) -> Manifest:
     """Write bundle.json with the checksums of all other files in the folder; call it when they are complete."""
+    import onnxruntime  # takes longer to import than everything else here, and only writing needs it
+
     files = {path.name: sha256_of(path) for path in sorted(folder.iterdir()) if path.name != MANIFEST}
     manifest = Manifest(
-        **info, schema_version=SCHEMA_VERSION, digest=_digest(files, info), files=files, metrics=metrics
+        **info,
+        schema_version=SCHEMA_VERSION,
+        digest=_digest(files, info),
+        onnxruntime=onnxruntime.__version__,
+        files=files,
+        metrics=metrics,
     )
     write_json(folder / MANIFEST, manifest)
     return manifest

@@ -24,7 +24,7 @@ from .bundle import TOKENIZER, VARIANTS, Manifest, serving_variant, variants_of,
 from .cpu_limits import available_cores
 from .external_data import reject_external_data
 from .runner import Runner
-from .sessions import CUDA, open_session, should_try_gpu
+from .sessions import CUDA, open_session, should_try_gpu, warn_if_older
 from .tokenization import TokenIds, TokenizedText, packed_batches, sorted_batches, tokenise
 
 CPU_BATCH = 32  # sentences of a batch on a CPU
@@ -82,6 +82,7 @@ class Classifier:
         manifest = verify(folder)
         if variant and variant not in variants_of(manifest):
             raise VerdictError(f"bundle {folder} holds no variant {variant!r}; expected {variants_of(manifest)}")
+        warn_if_older(manifest.get("onnxruntime", ""), folder)
         for name in variants_of(manifest):
             reject_external_data(folder / VARIANTS[name])
         tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))

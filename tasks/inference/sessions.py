@@ -1,6 +1,8 @@
 """Opens graphs in ONNX Runtime on a CPU or CUDA device, without its silent fallback to the CPU."""
 
 import ctypes
+import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +10,8 @@ import onnxruntime
 
 from ..core.errors import VerdictError
 from .cpu_limits import compute_threads
+
+log = logging.getLogger(__name__)
 
 CUDA = "CUDAExecutionProvider"
 CPU = "CPUExecutionProvider"
@@ -38,6 +42,20 @@ def open_session(graph: Path, device: str, capture: bool = False, threads: int =
     if device == "cuda" and session.get_providers()[0] != CUDA:
         raise VerdictError("device cuda was requested, but ONNX Runtime runs on the CPU only; see: verdict doctor")
     return session
+
+
+def warn_if_older(proved: str, bundle: Path) -> None:
+    """Log a warning if the installed ONNX Runtime is older than the version that a bundle was proved with."""
+    if _version(onnxruntime.__version__) < _version(proved):
+        log.warning(
+            "%s was compared with torch on ONNX Runtime %s, installed is %s: operators may be missing or answer "
+            "differently; run: pip install 'onnxruntime>=%s' (or onnxruntime-gpu)",
+            bundle, proved, onnxruntime.__version__, proved,
+        )  # fmt: skip
+
+
+def _version(text: str) -> tuple[int, ...]:
+    return tuple(map(int, re.findall(r"\d+", text)[:3]))
 
 
 def uses_cuda_graphs(session: onnxruntime.InferenceSession) -> bool:

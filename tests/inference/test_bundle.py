@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import onnxruntime
 import pytest
 
 from tasks.core.errors import VerdictError
@@ -75,6 +76,7 @@ def test_sealed_bundle_verifies_to_the_manifest_it_was_sealed_with(tmp_path: Pat
         **facts(),
         "schema_version": 1,
         "digest": manifest["digest"],
+        "onnxruntime": onnxruntime.__version__,
         "files": {name: sha256_of(tmp_path / name) for name in FILES},
         "metrics": METRICS,
     }

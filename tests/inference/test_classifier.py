@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from toy import SIGN, facts
 
@@ -120,3 +121,18 @@ def test_a_tampered_bundle_is_refused(exported: Any, tmp_path: Path) -> None:
     (folder / "tokenizer.json").write_text("{}")
     with pytest.raises(VerdictError, match=r"tokenizer\.json does not match its SHA-256 in bundle.json"):
         Classifier.from_bundle(folder)
+
+
+def test_an_onnxruntime_older_than_the_bundle_s_is_reported(
+    exported: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    bundle = Path(shutil.copytree(exported["bundle"], tmp_path / "bundle"))
+    path = bundle / MANIFEST
+    manifest = read_json(path)
+    assert manifest["onnxruntime"] == onnxruntime.__version__
+    for version, reported in (("0.9.9", False), (onnxruntime.__version__, False), ("999.1.0", True), (None, False)):
+        caplog.clear()
+        changed = {key: value for key, value in manifest.items() if key != "onnxruntime"}
+        write_json(path, changed | ({"onnxruntime": version} if version else {}))
+        Classifier.from_bundle(bundle, "cpu")
+        assert ("onnxruntime>=999.1.0" in caplog.text) == reported
