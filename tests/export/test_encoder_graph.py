@@ -171,7 +171,7 @@ EMBEDDED = POST_NORM | {"EmbedLayerNormalization": 1}
         ("mpnet", EMBEDDED),
         (
             "modernbert",
-            {"SkipLayerNormalization": 2 * LAYERS, "MultiHeadAttention": LAYERS, "RotaryEmbedding": 2 * LAYERS},
+            POST_NORM | {"RotaryEmbedding": 2 * LAYERS},
         ),
         ("deberta-v3", POST_NORM),
     ],
