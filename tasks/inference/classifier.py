@@ -161,12 +161,15 @@ class Classifier:
         """Classify sentences, in input order.
 
         Raises:
-            VerdictError: if an item is not a string.
+            VerdictError: if an item is not a string, or not valid Unicode.
         """
         for item in sentences:
             if not isinstance(item, str):
                 raise VerdictError(f"sentence {item!r} is a {type(item).__name__}; expected strings")
-        logits, truncated = self._run(sentences)
+        try:
+            logits, truncated = self._run(sentences)
+        except TypeError as error:  # of tokenizers, for a surrogate: half of a character, as a wrong encoding leaves
+            raise _name_surrogate(sentences) or error from None
         probabilities = _softmax(logits)
         best = probabilities.argmax(axis=1)
         return [
@@ -175,6 +178,16 @@ class Classifier:
             )
             for text, label, row, cut in zip(sentences, best, probabilities, truncated, strict=True)
         ]
+
+
+def _name_surrogate(sentences: Sequence[str]) -> VerdictError | None:
+    """Return an error that names the first sentence that is not valid Unicode; None if all are."""
+    for number, sentence in enumerate(sentences, start=1):
+        try:
+            sentence.encode()
+        except UnicodeEncodeError:
+            return VerdictError(f"sentence {number}, {sentence[:40]!r}, is not valid Unicode; expected UTF-8 text")
+    return None
 
 
 def _softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:

@@ -38,6 +38,7 @@ from tasks.serving.score_parts import (
     ANSWER_FIELDS,
     PART_ROWS,
     SCORE_SCHEMA,
+    TRUNCATED,
     Scorer,
     divide,
     lock_parts,
@@ -220,7 +221,7 @@ def score_to_file(source: SentenceSource, out: Path, scorer: Scorer, size: int =
             shutil.rmtree(folder)
     except OSError as error:
         raise _unwritten(error, out, counts) from error
-    _reject_empty(counts, quarantine)
+    _reject_empty(counts, quarantine, out)
     return counts.result(scorer, str(out), quarantine)
 
 
@@ -278,7 +279,7 @@ def _log_reuse(path: Path, reused: int) -> None:
     if reused:
         log.info("%d rows were scored by an earlier run", reused)
     if path.exists():
-        log.warning("parts in %s belong to another input or model and are not used", path.parent)
+        log.warning("parts in %s belong to another input, model or option and are not used", path.parent)
 
 
 def _quarantine_path(out: Path) -> Path:
@@ -296,15 +297,22 @@ def _progress(source: SentenceSource, size: int) -> Iterator[Callable[[], None]]
         yield advance
 
 
-def _reject_empty(counts: ScoreCounts, quarantine: str | None) -> None:
-    """Raise an error where no row could be scored."""
+def _reject_empty(counts: ScoreCounts, quarantine: str | None, out: Path | None = None) -> None:
+    """Raise an error where no row could be scored; it says so where `out` is the file of an earlier run."""
     if not counts.rows_in:
         raise VerdictError(f"{counts.name} is empty; expected sentences")
     if not counts.scored:
         raise VerdictError(
             f"none of {counts.rows_in} rows could be scored: {counts.describe()}"
-            + (f"; see {quarantine}, or name the format: --format" if quarantine else "")
+            + (f"; see {quarantine}, or {_advice(counts)}" if quarantine else "")
+            + (f"; {out} is of an earlier run" if out and out.exists() else "")
         )
+
+
+def _advice(counts: ScoreCounts) -> str:
+    if set(counts.kinds) == {TRUNCATED}:
+        return "score them without --refuse-truncated"
+    return "name the format: --format"
 
 
 def _unwritten(error: OSError, out: Path, counts: ScoreCounts) -> VerdictError:

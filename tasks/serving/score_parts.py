@@ -8,7 +8,7 @@ import contextlib
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -37,6 +37,7 @@ ANSWER_FIELDS = [
 ]
 FAULT_FIELDS = [("kind", pa.string()), ("reason", pa.string()), ("raw", pa.binary())]
 PART_SCHEMA = pa.schema([*ANSWER_FIELDS, *FAULT_FIELDS])
+TRUNCATED: Final = "truncated"  # kind of a row that is refused because the model would read its beginning only
 COUNTED_COLUMNS = ["line", "label", "truncated", "kind", "reason"]  # what the counts of a part need
 SCORE_SCHEMA = pa.schema([*ANSWER_FIELDS, ("version", STAMP_TYPE), ("digest", STAMP_TYPE)])
 
@@ -90,7 +91,7 @@ class Scorer(NamedTuple):
             return answer
         limit = self.classifier.manifest["max_length"]
         reason = f"sentence of more than the {limit} tokens that the model reads"
-        return QuarantinedRow(row.line, "truncated", reason, row.sentence.encode())
+        return QuarantinedRow(row.line, TRUNCATED, reason, row.sentence.encode())
 
 
 def divide(records: Iterable[ParsedRow], size: int) -> Iterator[list[ParsedRow]]:

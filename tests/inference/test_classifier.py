@@ -136,3 +136,9 @@ def test_an_onnxruntime_older_than_the_bundle_s_is_reported(
         write_json(path, changed | ({"onnxruntime": version} if version else {}))
         Classifier.from_bundle(bundle, "cpu")
         assert ("onnxruntime>=999.1.0" in caplog.text) == reported
+
+
+@pytest.mark.parametrize("count", [0, 3_000])
+def test_a_sentence_that_is_not_valid_unicode_is_named(classifier: Classifier, count: int) -> None:
+    with pytest.raises(VerdictError, match=r"sentence 2, 'caf\\udcff', is not valid Unicode; expected UTF-8 text"):
+        classifier.predict([GOOD, "caf\udcff", *[GOOD] * count])

@@ -278,7 +278,7 @@ def test_parts_of_another_input_or_model_are_not_used(
     outcome = score(path, out, scorer)
     assert outcome["reused"] == 0
     (logged,) = [record.getMessage() for record in caplog.records if record.name == "tasks.serving.batch_scoring"]
-    assert logged == f"parts in {out}.parts belong to another input or model and are not used"
+    assert logged == f"parts in {out}.parts belong to another input, model or option and are not used"
     fresh = score(path, tmp_path / "fresh.parquet", scorer)
     assert pq.read_table(out).equals(pq.read_table(tmp_path / "fresh.parquet"))
     assert fresh["rows_in"] == outcome["rows_in"]

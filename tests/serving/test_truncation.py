@@ -184,6 +184,20 @@ def test_refused_rows_are_quarantined_with_reason_and_text(tmp_path: Path, score
     ]
 
 
+def test_where_every_row_is_refused_the_error_names_the_option_and_the_file_of_an_earlier_run(
+    tmp_path: Path, scorer: Scorer
+) -> None:
+    source, out = open_source(str(write(tmp_path, [LONG, LONG]))), tmp_path / "out.parquet"
+    refusing = scorer._replace(refuse_truncated=True)
+    advice = r"quarantine\.parquet, or score them without --refuse-truncated"
+    with pytest.raises(VerdictError, match=rf"none of 2 rows could be scored: 2 truncated; .*{advice}$"):
+        score_to_file(source, out, refusing)
+    assert score_to_file(source, out, scorer)["scored"] == 2
+    with pytest.raises(VerdictError, match=rf"{advice}; .*out\.parquet is of an earlier run$"):
+        score_to_file(source, out, refusing)
+    assert len(pd.read_parquet(out)) == 2
+
+
 def test_the_option_is_part_of_what_a_part_belongs_to_and_reused_parts_are_counted_alike(
     tmp_path: Path, scorer: Scorer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
