@@ -1,9 +1,8 @@
 """Checkpoints are written atomically, and a damaged or foreign one is never used."""
 
 import errno
-import logging
-import multiprocessing
-import resource
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from tasks.training.checkpoints import (
     save_checkpoint,
 )
 
+ROOT = Path(__file__).parents[2]
 RUN = "r" * 64
 RECORDED = {"losses": [0.1, None, 1e-300, 2 / 3], "order": {"state": 2**127 + 1}, "word": "größer"}
 
@@ -196,22 +196,19 @@ def test_a_full_disk_is_one_warning_and_the_last_one_stays(
 
 
 def test_a_file_that_the_system_refuses_to_write_is_one_warning(tmp_path: Path) -> None:
-    """What the library raises where a write fails is no OSError."""
-    folder, log = tmp_path / "checkpoints", tmp_path / "log"
-
-    def save() -> None:
-        logging.getLogger("tasks").addHandler(logging.FileHandler(log))
-        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
-        for epoch, count in ((1, 10), (2, 1_000_000)):
-            save_checkpoint(str(folder), RUN, Checkpoint(epoch, {"master": torch.zeros(count)}, {}))
-
-    process = multiprocessing.get_context("fork").Process(target=save)
-    process.start()
-    process.join()
-    assert process.exitcode == 0
-    assert log.read_text().count("cannot be written") == 1
-    assert names(folder) == ["epoch-0001"]
-    found = load_checkpoint(str(folder), RUN)
+    """What the library raises where a write fails is no OSError. The limit holds for all files of its process."""
+    script = f"""
+import logging, resource, torch
+from tasks.training.checkpoints import Checkpoint, save_checkpoint
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
+logging.basicConfig(format="%(message)s")
+for epoch, count in ((1, 10), (2, 1_000_000)):
+    save_checkpoint({str(tmp_path)!r}, {RUN!r}, Checkpoint(epoch, {{"master": torch.zeros(count)}}, {{}}))
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stderr.count("cannot be written") == 1
+    assert names(tmp_path) == ["epoch-0001"]
+    found = load_checkpoint(str(tmp_path), RUN)
     assert found is not None
     assert found.epoch == 1
 
