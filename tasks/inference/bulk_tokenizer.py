@@ -3,7 +3,7 @@
 The library `tokenizers` returns an object and a Python list for each text, which costs more than tokenising it does:
 175,000 sentences a second on 16 cores instead of 396,000. A tokenizer splits a text at special tokens first, so each
 sentence between two of them gets the tokens that it gets alone. That holds for the usual kinds (WordPiece, byte-level
-BPE) and is tried for each tokenizer when it is loaded; one that fails is not used in this way.
+BPE) and is tried for each tokenizer before its first use; one that fails is not used in this way.
 
 Shape letters: N sentences.
 """
@@ -19,7 +19,7 @@ from .tokenization import TokenIds, TokenizedText, tokenise
 
 GROUP_SENTENCES = 64
 GROUP_CHARACTERS = 16_384  # a group ends with the sentence that exceeds this: groups are the units of parallel work
-# Tried when a tokenizer is loaded: spaces, case, accents, punctuation at both ends, other scripts, no text at all.
+# Tried before first use: spaces, case, accents, punctuation at both ends, other scripts, no text at all.
 PROBES = (
     "The cat sat on the mat.", " leading and trailing ", "", "i'm (not) sure...", "naïve café, 42 times!", "x", "A",
     "\u0301a\u0301", "ΑΒΓ 日本語 🙂", "un-\nbroken\ttabs", "'quoted'", "supercalifragilisticexpialidocious",

@@ -10,6 +10,7 @@ Shape letters: N sentences, B of a batch, S tokens.
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from pathlib import Path
 from typing import Self, TypedDict
 
@@ -63,7 +64,6 @@ class Classifier:
         """
         self.manifest, self.variant, self.provider = manifest, variant, runner.provider
         self._runner, self._pool, self._tokenizer = runner, pool, tokenizer
-        self._bulk = BulkTokenizer.create(tokenizer)
 
     @classmethod
     def from_bundle(cls, path: str | Path, device: str = "auto", variant: str | None = None) -> Self:
@@ -148,8 +148,13 @@ class Classifier:
                 pending = ahead.submit(self._tokenise, sentences[after : after + CHUNK_SENTENCES])
                 yield start, tokens
 
+    @cached_property
+    def _bulk(self) -> BulkTokenizer | None:
+        """Made at first use: it loads the vocabulary a second time, which one sentence need not wait for."""
+        return BulkTokenizer.create(self._tokenizer)
+
     def _tokenise(self, sentences: Sequence[str]) -> TokenizedText:
-        if self._bulk and len(sentences) >= POOL_MIN_SENTENCES:
+        if len(sentences) >= POOL_MIN_SENTENCES and self._bulk:
             return self._bulk.tokenise(sentences)
         return tokenise(self._tokenizer, sentences)
 
