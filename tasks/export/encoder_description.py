@@ -48,11 +48,14 @@ Step = Linear | Norm | str  # a string is the name of an activation in `module_w
 
 @dataclass(frozen=True)
 class Rotation:
-    """Rotary position embeddings: cosines and sines [P, D / 2] of a position's angles."""
+    """Rotary position embeddings: position p turns features i and i + D / 2 of a head by the angle p * frequencies[i].
+
+    `frequencies` is [D / 2], `positions` is P.
+    """
 
     name: str
-    cosines: Values
-    sines: Values
+    frequencies: Values
+    positions: int
 
 
 @dataclass(frozen=True)

@@ -315,14 +315,13 @@ def _split(linear: Linear, count: int) -> list[Linear]:
 
 
 def _rotation(config: PreTrainedConfig, kind: str) -> Rotation:
-    """Return the angles of a kind of ModernBERT's layers."""
+    """Return the rotation of a kind of ModernBERT's layers."""
     parameters = config.rope_parameters[kind]
     if parameters["rope_type"] != "default":
         raise NotDescribedError(f"rope_type = {parameters['rope_type']!r} has no description")
     features = config.hidden_size // config.num_attention_heads
     frequencies = 1 / parameters["rope_theta"] ** (torch.arange(0, features, 2, dtype=torch.float) / features)
-    angles = torch.arange(config.max_position_embeddings, dtype=torch.float)[:, None] * frequencies
-    return Rotation(f"rotation.{kind}", angles.cos().numpy(), angles.sin().numpy())
+    return Rotation(f"rotation.{kind}", frequencies.numpy(), config.max_position_embeddings)
 
 
 def describe_deberta(config: PreTrainedConfig, weights: Weights) -> EncoderDescription:

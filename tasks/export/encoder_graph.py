@@ -2,7 +2,8 @@
 
 Exact simplifications, up to rounding: softmax cancels K's bias, which shifts all scores of a query equally (not where
 keys are rotated or meet relative positions); softmax weights sum to 1, so V's bias becomes part of the output bias; and
-where the head reads only the first token, the last layer computes no other (on GPUs, after attention).
+where the head reads only the first token, the last layer computes no other (on GPUs, after attention). Of the positions
+of two rotated tokens a score depends on the distance only, so packed tokens are rotated by their positions in the row.
 
 Shape letters: B sentences, S tokens of a sentence, R rows, T tokens of a row (`encoder_layout`), H features, N heads,
 D features of a head, P positions. Tokens are [R, T, H].
@@ -29,7 +30,7 @@ from tasks.export.encoder_description import (
 )
 from tasks.export.encoder_layout import PackedLayout, PaddedLayout
 from tasks.export.graph_builder import MICROSOFT_DOMAIN
-from tasks.export.module_writer import ModuleWriter, Target, convert
+from tasks.export.module_writer import ModuleWriter, Target, convert, rotation_tables
 
 OPSET, IR_VERSION = 20, 9  # the first with Gelu; ONNX Runtime 1.17 reads both
 
@@ -156,11 +157,14 @@ class _EncoderWriter(ModuleWriter):
         """Return what attention hands to its output product, of first tokens only or of all."""
         # On GPUs all tokens ask: cuDNN takes long to plan attention of a new shape, and first tokens would be a second.
         first_asks = first_only and not self.target.row
+        queries, keys = attention.query, attention.key
+        if attention.rotation and self.target.rotated_features:  # the same order in both leaves scores as they are
+            queries, keys = (_interleave_halves(linear, self.encoder.heads) for linear in (queries, keys))
         with self.builder.scope("attention"):
-            query = self.linear(attention.query, self.layout.first_tokens(tokens) if first_asks else tokens)
-            key, value = self.product(attention.key, tokens), self.product(attention.value, tokens)
+            query = self.linear(queries, self.layout.first_tokens(tokens) if first_asks else tokens)
+            key, value = self.product(keys, tokens), self.product(attention.value, tokens)
             if attention.rotation or attention.disentangled:
-                key = self.add_bias(attention.key, key)
+                key = self.add_bias(keys, key)
             if attention.rotation:  # a first token's position is 0, and its rotation none
                 query = query if first_asks else self.rotate(attention.rotation, query)
                 key = self.rotate(attention.rotation, key)
@@ -188,11 +192,12 @@ class _EncoderWriter(ModuleWriter):
         return self.add("Transpose", [heads], perm=axes or [0, 2, 1, 3])
 
     def rotate(self, rotation: Rotation, tokens: str) -> str:
-        """Return queries or keys [R, T, H] rotated by their positions."""
+        """Return queries or keys [R, T, H] rotated by their positions in the row."""
         cosines, sines = self._rotations.get(id(rotation)) or self._add_rotation(rotation)
         if self.target.fused:
-            inputs = [tokens, self.layout.positions(len(rotation.cosines)), cosines, sines]
-            return self.add("RotaryEmbedding", inputs, domain=MICROSOFT_DOMAIN)
+            inputs = [tokens, self.constant([0]), cosines, sines]  # [0]: positions count from 0 in each row
+            interleaved = int(self.target.rotated_features > 0)
+            return self.add("RotaryEmbedding", inputs, domain=MICROSOFT_DOMAIN, interleaved=interleaved)
         heads = self.add("Reshape", [tokens, self.constant([0, 0, self.encoder.heads, -1])])
         left = self.add("Split", [heads], extra=("right",), axis=-1, num_outputs=2)
         right = f"{left}_right"
@@ -207,17 +212,23 @@ class _EncoderWriter(ModuleWriter):
         return self.add("Reshape", [self.add("Concat", halves, axis=-1), self.constant([0, 0, -1])])
 
     def _add_rotation(self, rotation: Rotation) -> tuple[str, str]:
-        """Add cosines and sines: the whole tables for the fused operator, else [S, 1, D / 2] of a sentence."""
+        """Add cosines and sines: for the fused operator of all positions, for a block of heads; else [S, 1, D / 2]."""
+        positions = max(rotation.positions, self.target.row)
         tables = []
-        for name, values in (("cosines", rotation.cosines), ("sines", rotation.sines)):
-            if self.target.fused:  # the operator wants as many positions as a row has tokens
-                values = np.pad(values, [(0, max(0, self.target.row - len(values))), (0, 0)])
+        for name, values in zip(("cosines", "sines"), rotation_tables(rotation, positions), strict=True):
+            if self.target.fused:
+                values = np.tile(values, self._heads_rotated_as_one(rotation))
                 tables.append(self.builder.weight(f"{rotation.name}.{name}", convert(values, self.target.products)))
                 continue
             table = self.builder.weight(f"{rotation.name}.{name}", convert(values[:, None], self.target.products))
             tables.append(self.add("Slice", [table, self.constant([0]), self.layout.tokens]))
         self._rotations[id(rotation)] = cosines, sines = tables[0], tables[1]
         return cosines, sines
+
+    def _heads_rotated_as_one(self, rotation: Rotation) -> int:
+        """Return how many heads RotaryEmbedding takes for one: the most that fit and divide N."""
+        fitting = self.target.rotated_features // (2 * len(rotation.frequencies))
+        return max((count for count in range(1, fitting + 1) if self.encoder.heads % count == 0), default=1)
 
     def _shared_bias(self, distances: Values | None, first_asks: bool) -> str:
         """Return the bias of scores from masks and distances, one for all layers with the same distances."""
@@ -274,6 +285,13 @@ class _EncoderWriter(ModuleWriter):
 def _is_packable(encoder: EncoderDescription) -> bool:
     """Return whether tokens of different sentences meet only in attention, where a bias masks them."""
     return not encoder.convolution
+
+
+def _interleave_halves(linear: Linear, heads: int) -> Linear:
+    """Return a product whose output features i and i + D / 2 of each head are neighbours, at 2i and 2i + 1."""
+    order = np.arange(len(linear.weight)).reshape(heads, 2, -1).swapaxes(1, 2).ravel()
+    bias = None if linear.bias is None else linear.bias[order]
+    return replace(linear, weight=linear.weight[order], bias=bias)
 
 
 def _with_value_bias(attention: Attention) -> Linear:

@@ -62,10 +62,6 @@ class PaddedLayout:
         """Return the scores of the first token, [N, B, 1, S] of [N, B, S, S]."""
         return self.add("Gather", [scores, self.constant([0])], axis=2)
 
-    def positions(self, _: int) -> str:
-        """Return the positions in the sentence of tokens in rows, for RotaryEmbedding, given P: all count from 0."""
-        return self.constant([0])
-
     def mean(self, tensor: str) -> str:
         """Return the mean of each sentence's tokens in rows [R, T, H], as [B, 1, H]."""
         count = self.add("ReduceSum", [self._mask, self.constant([1])], keepdims=1)
@@ -148,8 +144,7 @@ class PaddedLayout:
     @cached_property
     def _padding(self) -> str:
         """Return [B, 1, 1, S]: 0 for tokens and -MASK_VALUE for padding."""
-        padding = self.add("Sub", [self._mask, self.builder.scalar(1.0, self.dtype)])
-        padding = self.add("Mul", [padding, self.builder.scalar(MASK_VALUE, self.dtype)])
+        padding = self.add("Gather", [self.constant([-MASK_VALUE, 0], self.dtype), self.ids["attention_mask"]])
         return self.add("Unsqueeze", [padding, self.constant([1, 2])])
 
     def _unpacked(self, tensor: str) -> str:
@@ -198,25 +193,15 @@ class PackedLayout(PaddedLayout):
         bounds = [self.constant([number]) for number in (0, sys.maxsize, 1)]
         return self.add("Slice", [tensor, *bounds, self.tokens])
 
-    def positions(self, limit: int) -> str:
-        """Return the positions in the sentence of tokens in rows, [R, T], given P."""
-        if not self._positions:
-            counted = self.add("Slice", [self.constant(np.arange(limit)), self.constant([0]), self.tokens])
-            counted = self.add("Expand", [counted, self._list(self._filled, self.tokens)])
-            self._positions = self._reshape(counted, self._rows, self._row_tokens)
-        return self._positions
-
-    _positions = ""
-
     def score_bias(self, distances: Values | None, first_asks: bool, expand: bool) -> str:
         """Return what is added to attention scores, [R, N, T, T]: also the tokens of other sentences are masked."""
-        group, tokens, heads = self._group, self.tokens, 1
-        others = self._reshape(self._blocks((np.eye(self._row) - 1) * MASK_VALUE, self.dtype), 1, group, 1, group, 1)
+        tokens, heads = self.tokens, 1
         if distances is None:
-            block = self.add("Expand", [others, self._list(1, 1, tokens, 1, tokens)])
+            block = self.add("Expand", [self._others, self._list(1, 1, tokens, 1, tokens)])
         else:
             heads = distances.shape[0]
-            block = self.add("Add", [others, self._reshape(self._relative(distances), heads, 1, tokens, 1, tokens)])
+            relative = self._reshape(self._relative(distances), heads, 1, tokens, 1, tokens)
+            block = self.add("Add", [self._others, relative])
         block = self._reshape(block, 1, heads, self._row_tokens, self._row_tokens)
         return self.add("Add", [block, self._reshape(self._padding, self._rows, 1, 1, self._row_tokens)])
 
@@ -233,6 +218,12 @@ class PackedLayout(PaddedLayout):
     def _grouped_padding(self) -> str:
         """Return [R, 1, G, 1, S]: 0 for tokens and -MASK_VALUE for padding."""
         return self._reshape(self._padding, self._rows, 1, self._group, 1, self.tokens)
+
+    @cached_property
+    def _others(self) -> str:
+        """Return [1, G, 1, G, 1]: -MASK_VALUE for two sentences of a row, and 0 for one and itself."""
+        masks = self._blocks((np.eye(self._row) - 1) * MASK_VALUE, self.dtype)
+        return self._reshape(masks, 1, self._group, 1, self._group, 1)
 
     @cached_property
     def _own(self) -> str:

@@ -1,6 +1,6 @@
 """Writes the modules of encoders (products, normalisations, activations) with the operators of a target."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from onnx import helper
 
-from tasks.export.encoder_description import Linear, Norm, Step, Table, Values
+from tasks.export.encoder_description import Linear, Norm, Rotation, Step, Table, Values
 from tasks.export.encoder_layout import PACKED_ROW_TOKENS
 from tasks.export.graph_builder import MICROSOFT_DOMAIN, GraphBuilder
 
@@ -33,6 +33,9 @@ class Target:
         fused: ONNX Runtime's own operators for attention, embeddings and biased activations.
         fused_norm: ONNX Runtime's operator for sum and normalisation. It is fast on GPUs; on CPUs (1.31) it takes
             several times as long as its parts.
+        rotated_features: how many features RotaryEmbedding may rotate as one head; 0: those of a head. On GPUs (1.31)
+            it starts a block of threads for each head of each token, with a thread for each feature, at most 1,024;
+            with 64 it takes ten times as long as its memory traffic.
         products: type of products, attention and activations.
         residual: type of the residual stream and normalisations.
     """
@@ -40,14 +43,15 @@ class Target:
     row: int = 0
     fused: bool = False
     fused_norm: bool = False
+    rotated_features: int = 0
     products: type = np.float32
     residual: type = np.float32
 
 
 PORTABLE_TARGET = Target()
 CPU_TARGET = Target(fused=True)
-CUDA_TARGET = Target(PACKED_ROW_TOKENS, fused=True, fused_norm=True, products=np.float16, residual=np.float16)
-FP32_RESIDUAL_TARGET = Target(PACKED_ROW_TOKENS, fused=True, fused_norm=True, products=np.float16)
+FP32_RESIDUAL_TARGET = Target(PACKED_ROW_TOKENS, fused=True, fused_norm=True, rotated_features=512, products=np.float16)
+CUDA_TARGET = replace(FP32_RESIDUAL_TARGET, residual=np.float16)
 
 
 class ModuleWriter:
@@ -139,6 +143,12 @@ class ModuleWriter:
     def weight(self, name: str, values: Values) -> str:
         """Add a weight in the residual type."""
         return self.builder.weight(name, convert(values, self.target.residual))
+
+
+def rotation_tables(rotation: Rotation, positions: int) -> tuple[Values, Values]:
+    """Return the cosines and sines [positions, D / 2] of a rotation, as torch rounds them."""
+    angles = torch.arange(positions, dtype=torch.float)[:, None] * torch.from_numpy(rotation.frequencies)
+    return angles.cos().numpy(), angles.sin().numpy()
 
 
 def convert(values: Values, dtype: type) -> NDArray[np.generic]:

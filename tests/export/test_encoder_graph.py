@@ -1,5 +1,6 @@
 """Written graphs against torch: every family, in every target, at several lengths; what has no description is named."""
 
+from collections import Counter
 from functools import cache
 from typing import Any
 
@@ -25,6 +26,7 @@ from transformers import (
 
 from tasks.export.encoder_families import NotDescribedError, describe_encoder
 from tasks.export.encoder_graph import write_encoder
+from tasks.export.encoder_layout import PACKED_ROW_TOKENS
 from tasks.export.int8 import quantise_rows
 from tasks.export.module_writer import CPU_TARGET, CUDA_TARGET, FP32_RESIDUAL_TARGET, PORTABLE_TARGET, Target
 from tasks.export.onnx_export import count_fused
@@ -135,6 +137,20 @@ def test_a_written_graph_answers_like_torch(name: str, lengths: list[int]) -> No
         np.testing.assert_allclose(logits, expected, rtol=0, atol=limit, err_msg=str(target))
 
 
+@pytest.mark.parametrize(("features", "as_one"), [(0, 1), (8, 1), (16, 2), (24, 2), (31, 2), (512, 4)])
+@pytest.mark.parametrize("name", ["modernbert-short", "modernbert-mean-biases"])
+def test_heads_rotated_as_one_give_the_same_answers(name: str, features: int, as_one: int) -> None:
+    """In fp32, where neither another order of features nor positions in the row instead of the sentence may show."""
+    target = Target(PACKED_ROW_TOKENS, fused=True, fused_norm=True, rotated_features=features)
+    written, positions = graph(name, target), max(CONFIGURATIONS[name].max_position_embeddings, PACKED_ROW_TOKENS)
+    tables = {tuple(tensor.dims) for tensor in written.graph.initializer if tensor.name.startswith("rotation.")}
+    assert tables == {(positions, as_one * 4)}  # a head has 8 features
+    for lengths in ([3], [11, 4, 9, 2, 7] * 8, [64, 3, 1, 40]):
+        inputs = batch(name, lengths)
+        (logits,) = session(name, target).run(None, inputs)
+        np.testing.assert_allclose(logits, expected_logits(name, inputs), rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("name", CONFIGURATIONS)
 def test_int8_products_change_a_written_graph_little(name: str) -> None:
     changed = onnx.ModelProto()
@@ -178,6 +194,16 @@ EMBEDDED = POST_NORM | {"EmbedLayerNormalization": 1}
 )
 def test_operators_for_cuda_are_fused(name: str, fused: dict[str, int]) -> None:
     assert count_fused(graph(name, CUDA_TARGET)) == fused
+
+
+def test_a_layer_for_cuda_has_no_operator_too_many() -> None:
+    """Each is a kernel to start, and one sentence spends its time in starting them."""
+    written = graph("modernbert", CUDA_TARGET).graph
+    last = Counter(node.op_type for node in written.node if node.name.startswith(f"layer_{LAYERS - 1}/"))
+    assert last == {
+        "MatMul": 7, "RotaryEmbedding": 2, "MultiHeadAttention": 1, "SkipLayerNormalization": 2, "BiasGelu": 1,
+        "Mul": 1, "Slice": 2,  # the first tokens of stream and context
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", CONFIGURATIONS)
