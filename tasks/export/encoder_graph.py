@@ -30,7 +30,7 @@ from tasks.export.encoder_description import (
 )
 from tasks.export.encoder_layout import PackedLayout, PaddedLayout
 from tasks.export.graph_builder import MICROSOFT_DOMAIN
-from tasks.export.module_writer import ModuleWriter, Target, convert, rotation_tables
+from tasks.export.module_writer import ModuleWriter, Target, convert, fused_gate_width, rotation_tables, stack_gate
 
 OPSET, IR_VERSION = 20, 9  # the first with Gelu; ONNX Runtime 1.17 reads both
 
@@ -264,6 +264,12 @@ class _EncoderWriter(ModuleWriter):
     def feed_forward(self, part: FeedForward, tokens: str) -> str:
         """Return the last product, without its bias."""
         with self.builder.scope("feed_forward"):
+            if part.gate and self.target.fused_gate and (width := fused_gate_width(part)):
+                both = stack_gate(part.gate, part.widen, width)
+                inputs = [self.product(both, tokens), self.bias(both, self.target.products)]
+                padding = [(0, 0), (0, width - len(part.widen.weight))]
+                narrow = replace(part.narrow, weight=np.pad(part.narrow.weight, padding))
+                return self.product(narrow, self.add("BiasSplitGelu", inputs, domain=MICROSOFT_DOMAIN))
             wide = self.activate_biased(part.activation, part.widen, self.product(part.widen, tokens))
             if part.gate:
                 wide = self.add("Mul", [wide, self.linear(part.gate, tokens)])

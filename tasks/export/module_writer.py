@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from onnx import helper
 
-from tasks.export.encoder_description import Linear, Norm, Rotation, Step, Table, Values
+from tasks.export.encoder_description import FeedForward, Linear, Norm, Rotation, Step, Table, Values
 from tasks.export.encoder_layout import PACKED_ROW_TOKENS
 from tasks.export.graph_builder import MICROSOFT_DOMAIN, GraphBuilder
 
@@ -21,6 +21,7 @@ ACTIVATIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "relu": ("Relu", {}),
     "tanh": ("Tanh", {}),
 }
+FUSED_GATE_WIDTHS = (1280, 2560, 5120)  # all that BiasSplitGelu computes
 BIASED_ACTIVATIONS = {"gelu": "BiasGelu", "gelu_new": "FastGelu", "gelu_pytorch_tanh": "FastGelu"}
 
 
@@ -36,6 +37,7 @@ class Target:
         rotated_features: how many features RotaryEmbedding may rotate as one head; 0: those of a head. On GPUs (1.31)
             it starts a block of threads for each head of each token, with a thread for each feature, at most 1,024;
             with 64 it takes ten times as long as its memory traffic.
+        fused_gate: ONNX Runtime's operator for a gated GELU, which only its CUDA provider computes.
         products: type of products, attention and activations.
         residual: type of the residual stream and normalisations.
     """
@@ -44,6 +46,7 @@ class Target:
     fused: bool = False
     fused_norm: bool = False
     rotated_features: int = 0
+    fused_gate: bool = False
     products: type = np.float32
     residual: type = np.float32
 
@@ -52,6 +55,7 @@ PORTABLE_TARGET = Target()
 CPU_TARGET = Target(fused=True)
 FP32_RESIDUAL_TARGET = Target(PACKED_ROW_TOKENS, fused=True, fused_norm=True, rotated_features=512, products=np.float16)
 CUDA_TARGET = replace(FP32_RESIDUAL_TARGET, residual=np.float16)
+CUDA_ONLY_TARGET = replace(CUDA_TARGET, fused_gate=True)
 
 
 class ModuleWriter:
@@ -143,6 +147,26 @@ class ModuleWriter:
     def weight(self, name: str, values: Values) -> str:
         """Add a weight in the residual type."""
         return self.builder.weight(name, convert(values, self.target.residual))
+
+
+def fused_gate_width(part: FeedForward) -> int:
+    """Return the width to which BiasSplitGelu needs a gated GELU padded; 0 if it would be more than an eighth wider."""
+    features = len(part.widen.weight)
+    if not part.gate or part.activation != "gelu":
+        return 0
+    return next((width for width in FUSED_GATE_WIDTHS if features <= width <= features * 9 / 8), 0)
+
+
+def stack_gate(gate: Linear, widen: Linear, width: int) -> Linear:
+    """Return the products of a gated activation as one, of which each half is padded with zeros to a width."""
+
+    def pad(values: Values) -> Values:
+        return np.pad(values, [(0, width - len(values)), *[(0, 0)] * (values.ndim - 1)])
+
+    parts = (gate, widen)
+    biases = [np.zeros(width, np.float32) if part.bias is None else pad(part.bias) for part in parts]
+    weight = np.concatenate([pad(part.weight) for part in parts])
+    return Linear(f"{widen.name}.gated", weight, np.concatenate(biases))
 
 
 def rotation_tables(rotation: Rotation, positions: int) -> tuple[Values, Values]:

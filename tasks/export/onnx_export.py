@@ -20,12 +20,20 @@ from tasks.export.encoder_description import EncoderDescription
 from tasks.export.encoder_families import NotDescribedError, load_encoder
 from tasks.export.encoder_graph import write_encoder
 from tasks.export.int8 import quantise_blocks, quantise_rows
-from tasks.export.module_writer import CPU_TARGET, CUDA_TARGET, FP32_RESIDUAL_TARGET, PORTABLE_TARGET
+from tasks.export.module_writer import (
+    CPU_TARGET,
+    CUDA_ONLY_TARGET,
+    CUDA_TARGET,
+    FP32_RESIDUAL_TARGET,
+    PORTABLE_TARGET,
+    fused_gate_width,
+)
 from tasks.export.parity import LogitsModule, TorchReference, compare_variant, torch_reference
 from tasks.export.shipping_rule import Attempt, Parity, parity_error
 from tasks.export.torch_export import EXPORTED_MAKERS, choose_exporter, make_fp32
 from tasks.inference.bundle import VARIANTS, ModelInfo, Origin
 from tasks.inference.external_data import reject_external_data
+from tasks.inference.sessions import should_try_gpu
 from tasks.training.model import load_classifier
 
 FUSED_OPS = (
@@ -34,6 +42,7 @@ FUSED_OPS = (
     "EmbedLayerNormalization",
     "SkipLayerNormalization",
     "BiasGelu",
+    "BiasSplitGelu",
     "FastGelu",
     "RotaryEmbedding",
 )
@@ -168,6 +177,8 @@ def choose_source(model_folder: str, logits: LogitsModule) -> tuple[GraphSource,
 
     makers = _bind(WRITTEN_MAKERS, encoder)
     makers["fp32"].append(export_fp32)
+    if should_try_gpu("auto") and any(fused_gate_width(layer.feed_forward) for layer in encoder.layers):
+        makers["fp16"] = _bind({"fp16": [write_fp16_cuda_only]}, encoder)["fp16"] + makers["fp16"]
     return GraphSource("writer", makers), []
 
 
@@ -184,6 +195,11 @@ def write_fp32(encoder: EncoderDescription) -> onnx.ModelProto:
 def write_fp16(encoder: EncoderDescription) -> onnx.ModelProto:
     """Return a graph with packed rows that stores and computes in fp16."""
     return write_encoder(encoder, CUDA_TARGET)
+
+
+def write_fp16_cuda_only(encoder: EncoderDescription) -> onnx.ModelProto:
+    """Return the same graph with an operator that CPUs do not have; tried where it can be compared with torch."""
+    return write_encoder(encoder, CUDA_ONLY_TARGET)
 
 
 def write_fp16_products(encoder: EncoderDescription) -> onnx.ModelProto:

@@ -1,6 +1,7 @@
 """Written graphs against torch: every family, in every target, at several lengths; what has no description is named."""
 
 from collections import Counter
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -24,11 +25,21 @@ from transformers import (
     XLMRobertaConfig,
 )
 
+from tasks.export.encoder_description import FeedForward, Linear
 from tasks.export.encoder_families import NotDescribedError, describe_encoder
 from tasks.export.encoder_graph import write_encoder
 from tasks.export.encoder_layout import PACKED_ROW_TOKENS
+from tasks.export.graph_builder import GraphBuilder
 from tasks.export.int8 import quantise_rows
-from tasks.export.module_writer import CPU_TARGET, CUDA_TARGET, FP32_RESIDUAL_TARGET, PORTABLE_TARGET, Target
+from tasks.export.module_writer import (
+    CPU_TARGET,
+    CUDA_ONLY_TARGET,
+    CUDA_TARGET,
+    FP32_RESIDUAL_TARGET,
+    PORTABLE_TARGET,
+    Target,
+    fused_gate_width,
+)
 from tasks.export.onnx_export import count_fused
 from tasks.export.parity import LogitsModule
 from tasks.inference.tokenization import TokenIds
@@ -204,6 +215,62 @@ def test_a_layer_for_cuda_has_no_operator_too_many() -> None:
         "MatMul": 7, "RotaryEmbedding": 2, "MultiHeadAttention": 1, "SkipLayerNormalization": 2, "BiasGelu": 1,
         "Mul": 1, "Slice": 2,  # the first tokens of stream and context
     }  # fmt: skip
+
+
+GATED_CONFIGURATIONS = {
+    biases: ModernBertConfig(
+        **SIZES | {"intermediate_size": 1152}, **SPECIAL, local_attention=16, mlp_bias=biases
+    )
+    for biases in (False, True)
+}  # fmt: skip
+
+
+def on_cpus(model: onnx.ModelProto) -> bytes:
+    """Return a graph with what BiasSplitGelu computes in operators that CPUs have."""
+    changed = onnx.ModelProto()
+    changed.CopyFrom(model)
+    builder = GraphBuilder(changed.graph)
+    nodes = list(changed.graph.node)
+    del changed.graph.node[:]
+    for node in nodes:
+        if node.op_type != "BiasSplitGelu":
+            changed.graph.node.append(node)
+            continue
+        left = builder.add("Split", [builder.add("Add", list(node.input))], extra=("right",), axis=-1, num_outputs=2)
+        builder.add("Mul", [left, builder.add("Gelu", [f"{left}_right"])], node.output[0])
+    return changed.SerializeToString()
+
+
+@pytest.mark.parametrize("biases", GATED_CONFIGURATIONS)
+def test_a_gate_in_one_operator_gives_the_same_answers(biases: bool) -> None:
+    """The operator itself runs on GPUs only; here its inputs are proved."""
+    logits = random_model(GATED_CONFIGURATIONS[biases])
+    encoder = describe_encoder(logits.model.config, logits.model.state_dict())
+    ids = np.random.default_rng(0).integers(6, VOCABULARY, (7, 11))
+    inputs = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+    with torch.inference_mode():
+        expected = logits(*map(torch.from_numpy, inputs.values())).numpy()
+    for target, limit in ((replace(CPU_TARGET, fused_gate=True), 1e-5), (CUDA_ONLY_TARGET, 1e-2)):
+        written = write_encoder(encoder, target)
+        layer = Counter(node.op_type for node in written.graph.node if "layer_1/feed_forward" in node.name)
+        assert layer == {"MatMul": 2, "BiasSplitGelu": 1}
+        widths = {weight.dims[-1] for weight in written.graph.initializer if weight.name.endswith("gated.weight")}
+        assert widths == {2 * 1280}
+        session = onnxruntime.InferenceSession(on_cpus(written), providers=["CPUExecutionProvider"])
+        np.testing.assert_allclose(session.run(None, inputs)[0], expected, rtol=0, atol=limit)
+
+
+@pytest.mark.parametrize(
+    ("features", "gate", "activation", "width"),
+    [
+        (1152, True, "gelu", 1280), (1280, True, "gelu", 1280), (2560, True, "gelu", 2560), (5000, True, "gelu", 5120),
+        (1281, True, "gelu", 0), (1137, True, "gelu", 0), (6000, True, "gelu", 0),
+        (1152, True, "relu", 0), (1152, True, "gelu_new", 0), (1152, False, "gelu", 0),
+    ],
+)  # fmt: skip
+def test_a_gate_is_fused_where_little_is_padded(features: int, gate: bool, activation: str, width: int) -> None:
+    linear = Linear("", np.zeros((features, 1), np.float32), None)
+    assert fused_gate_width(FeedForward(linear, linear if gate else None, activation, linear)) == width
 
 
 @pytest.mark.parametrize("name", CONFIGURATIONS)

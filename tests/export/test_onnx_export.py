@@ -12,6 +12,7 @@ from architectures import ARCHITECTURES, random_model
 from onnx import numpy_helper
 from tiny import tiny_bert
 from toy import origin
+from transformers import ModernBertConfig
 
 from tasks.core.errors import VerdictError
 from tasks.export import onnx_export as graphs
@@ -19,6 +20,7 @@ from tasks.export.encoder_description import EncoderDescription
 from tasks.export.encoder_families import NotDescribedError, load_encoder
 from tasks.export.onnx_export import WRITTEN_MAKERS, choose_source, save_graph, write_graphs, write_variant
 from tasks.export.parity import HalfReference, LogitsModule, TorchReference, compare_with_torch, random_cases
+from tasks.export.shipping_rule import REAL_CASE
 from tasks.export.torch_export import EXPORTERS
 from tasks.inference.bundle import VARIANTS
 from tasks.training.model import load_classifier
@@ -155,6 +157,28 @@ def test_equal_weights_give_equal_bytes(trained: Any, toy_split: tuple[str, str,
         write_graphs(trained["model"], str(tmp_path / name), origin(), toy_split[1])
     for file in VARIANTS.values():
         assert (tmp_path / "once" / file).read_bytes() == (tmp_path / "again" / file).read_bytes()
+
+
+def test_an_operator_that_only_gpus_have_is_tried_where_there_is_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The GPU is pretended, so that loading the graph fails and the next one ships."""
+    gated = random_model(ModernBertConfig(**ARCHITECTURES["modernbert"].to_dict() | {"intermediate_size": 1152}))
+    folder = save(gated, tmp_path / "gated")
+    makers = [maker.__name__ for maker in choose_source(folder, gated)[0].makers["fp16"]]
+    assert makers == ["write_fp16", "write_fp16_products"]
+    monkeypatch.setattr(graphs, "should_try_gpu", lambda device: True)
+    tried = choose_source(folder, gated)[0].makers["fp16"]
+    assert [maker.__name__ for maker in tried] == ["write_fp16_cuda_only", *makers]
+    cases = random_cases(gated)
+    labelled = [case._replace(name=REAL_CASE, labels=case.expected.argmax(axis=1)) for case in cases]
+    reference = TorchReference(cases, labelled, HalfReference(gated, labelled))
+    refused, shipped = write_variant("fp16", tried, tmp_path / "model.cuda.onnx", FACTS, reference).attempts
+    assert "Failed to find kernel" in str(refused["fault"])
+    assert (shipped["maker"], shipped["fault"]) == ("write_fp16", None)
+    narrow = random_model(ARCHITECTURES["modernbert"])
+    others = choose_source(save(narrow, tmp_path / "narrow"), narrow)[0].makers["fp16"]
+    assert [maker.__name__ for maker in others] == makers
 
 
 def test_a_model_without_a_description_goes_through_torchs_exporters_and_a_remark_says_why(
