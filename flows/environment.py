@@ -41,6 +41,7 @@ def set_process_defaults() -> None:
         # No telemetry. MLflow needs the word "true"; Prefect's server has a switch of its own.
         "DO_NOT_TRACK": "true",
         "MLFLOW_DISABLE_TELEMETRY": "true",
+        "ORT_DISABLE_TELEMETRY": "1",  # read when ONNX Runtime is loaded
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         # Standard output is for the command's result only.
         "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",

@@ -19,7 +19,8 @@ FROM ${BASE}
 # Some libraries ask the system for the user's name, so it has one.
 RUN useradd --uid 10001 --user-group --home-dir /tmp --no-create-home --shell /usr/sbin/nologin verdict
 COPY --from=build /opt/verdict /opt/verdict
-ENV PATH=/opt/verdict/bin:$PATH HOME=/tmp PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
+ENV PATH=/opt/verdict/bin:$PATH HOME=/tmp PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
+  ORT_DISABLE_TELEMETRY=1
 USER 10001:10001
 WORKDIR /tmp
 EXPOSE 8080

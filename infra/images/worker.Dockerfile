@@ -32,7 +32,8 @@ COPY --from=build /opt/verdict /opt/verdict
 # Compiled kernels lie with the stores: they are loaded as libraries, and /tmp may forbid that.
 ENV PATH=/opt/verdict/bin:$PATH HOME=/var/lib/verdict VERDICT_HOME=/var/lib/verdict \
   TRITON_CACHE_DIR=/var/lib/verdict/cache/triton TORCHINDUCTOR_CACHE_DIR=/var/lib/verdict/cache/inductor \
-  PREFECT_HOME=/var/lib/verdict/prefect PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 DO_NOT_TRACK=true
+  PREFECT_HOME=/var/lib/verdict/prefect PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 DO_NOT_TRACK=true \
+  ORT_DISABLE_TELEMETRY=1
 USER 10001:10001
 WORKDIR /var/lib/verdict
 EXPOSE 8080

@@ -63,7 +63,7 @@ class Manifest(ModelInfo):
 
 def write_manifest(folder: Path, info: ModelInfo, metrics: dict[str, dict[str, Any]]) -> Manifest:
     """Write bundle.json with the checksums of all other files in the folder; call it when they are complete."""
-    import onnxruntime  # takes longer to import than everything else here, and only writing needs it
+    from .onnx_runtime import onnxruntime  # takes longer to import than everything else here, and only writing needs it
 
     files = {path.name: sha256_of(path) for path in sorted(folder.iterdir()) if path.name != MANIFEST}
     manifest = Manifest(

@@ -12,9 +12,9 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
 
+from .onnx_runtime import onnxruntime
 from .sessions import uses_cuda_graphs
 from .tokenization import TokenIds
 

@@ -6,10 +6,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-import onnxruntime
-
 from ..core.errors import VerdictError
 from .cpu_limits import compute_threads
+from .onnx_runtime import onnxruntime
 
 log = logging.getLogger(__name__)
 

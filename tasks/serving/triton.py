@@ -136,6 +136,7 @@ def docker_command(repository: Path) -> str:
     ports = " ".join(f"-p 127.0.0.1:{port}:{port}" for port in (8000, 8001, 8002))  # HTTP, gRPC, metrics
     return (
         f"docker run --rm --gpus all --shm-size 1g {ports} -e PIP_BREAK_SYSTEM_PACKAGES=1 "
+        "-e ORT_DISABLE_TELEMETRY=1 "
         f"-v {shlex.quote(f'{repository}:/models:ro')} {IMAGE} sh -c {shlex.quote(start)}"
     )
 

@@ -67,7 +67,7 @@ BREAKERS = [
     ("prefect has no readinessProbe", spoil_container("prefect", readinessProbe={})),
     (
         "inference is not told to listen",
-        spoil("Deployment", "inference", f"{POD}.containers.0.ports.0.containerPort", 1),
+        spoil("Deployment", "inference", f"{POD}.containers.0.ports.0.containerPort", 9),
     ),
     ("service mlflow sends 5001 nowhere", spoil("Service", "mlflow", "spec.ports.0.port", 5001)),
     ("policy inference lets [80]", spoil("NetworkPolicy", "inference", "spec.ingress.0.ports.0.port", 80)),
