@@ -92,7 +92,9 @@ def load_encoder(folder: str) -> EncoderDescription:
     path = Path(folder) / WEIGHTS
     if not path.is_file():
         raise NotDescribedError(f"there is no {WEIGHTS}")
-    return describe_encoder(AutoConfig.from_pretrained(folder, local_files_only=True), load_file(path))
+    return describe_encoder(
+        AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False), load_file(path)
+    )
 
 
 def describe_encoder(config: PreTrainedConfig, tensors: dict[str, torch.Tensor]) -> EncoderDescription:

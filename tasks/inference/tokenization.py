@@ -42,7 +42,7 @@ def _convert_tokenizer(folder: str) -> Tokenizer:
     """Convert the slow tokenizer of a folder without tokenizer.json."""
     from transformers import AutoTokenizer  # needed only here, and not installed for inference
 
-    return AutoTokenizer.from_pretrained(folder, local_files_only=True).backend_tokenizer
+    return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False).backend_tokenizer
 
 
 class TokenizedText(NamedTuple):

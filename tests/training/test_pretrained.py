@@ -1,6 +1,9 @@
 """Finding encoders, and refusing what is none."""
 
+import json
 import shutil
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -14,8 +17,6 @@ from tasks.training.pretrained import PACKAGED, locate_encoder, locate_tokenizer
 
 
 def test_the_packaged_encoder_is_found_without_running_its_code() -> None:
-    import sys
-
     found = locate_encoder(PACKAGED)
     assert found["name"] == "all-minilm-l6-v2"
     assert (Path(found["folder"]) / "model.safetensors").is_file()
@@ -84,6 +85,88 @@ def test_the_vocabulary_of_a_hub_model_that_is_not_cached_is_an_error_when_offli
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(UnreachableError, match="cannot be fetched from the hub"):
         locate_tokenizer("owner/model-that-nobody-has")
+
+
+# Code of an encoder's own
+
+WRITES_A_FILE = "open({path!r}, 'w').close()\n\nclass Custom:\n    pass\n"
+
+
+@pytest.fixture
+def with_own_code(tiny_encoder: Path, tmp_path: Path) -> Path:
+    """An encoder folder with Python code, which creates the file `ran` beside the folder when it is imported."""
+    folder = Path(shutil.copytree(tiny_encoder, tmp_path / "custom"))
+    (folder / "custom.py").write_text(WRITES_A_FILE.format(path=str(tmp_path / "ran")))
+    return folder
+
+
+def add_to(path: Path, **fields: Any) -> None:
+    path.write_text(json.dumps((json.loads(path.read_text()) if path.is_file() else {}) | fields))
+
+
+@pytest.mark.parametrize(
+    ("file", "fields"),
+    [
+        ("config.json", {"auto_map": {"AutoConfig": "custom.Custom", "AutoModel": "custom.Custom"}}),
+        ("config.json", {"auto_map": {"AutoConfig": "owner/repository--custom.Custom"}}),
+        ("config.json", {"attn_implementation": "owner/kernels"}),
+        ("tokenizer_config.json", {"auto_map": {"AutoTokenizer": ["custom.Custom", None]}}),
+    ],
+)
+def test_a_folder_that_wants_its_own_code_run_is_refused_in_one_line(
+    with_own_code: Path, file: str, fields: dict[str, Any]
+) -> None:
+    add_to(with_own_code / file, **fields)
+    for locate in (locate_encoder, locate_tokenizer):
+        with pytest.raises(UsageError, match=rf"custom/{file}' wants code of its own to be run \({next(iter(fields))}"):
+            locate(str(with_own_code))
+
+
+def test_an_attention_implementation_by_name_is_no_code(with_own_code: Path) -> None:
+    add_to(with_own_code / "config.json", attn_implementation="sdpa", auto_map={})
+    assert locate_encoder(str(with_own_code))["name"] == "custom"
+
+
+def test_loading_neither_asks_nor_runs_a_folders_code(with_own_code: Path) -> None:
+    """A process that is answered "y" loads as transformers implements it, or refuses; `locate_encoder` is not asked."""
+    own_class = {"AutoConfig": "custom.Custom", "AutoModelForSequenceClassification": "custom.Custom"}
+    add_to(with_own_code / "config.json", model_type="custom", auto_map=own_class)
+    add_to(with_own_code / "tokenizer_config.json", auto_map={"AutoTokenizer": ["custom.Custom", "custom.Custom"]})
+    (with_own_code / "tokenizer.json").unlink()
+    program = f"""
+from tasks.core.errors import UsageError
+from tasks.inference.tokenization import load_tokenizer
+from tasks.training.model import load_classifier
+for load in (load_classifier, lambda folder: load_tokenizer(folder, 16)):
+    try:
+        load({str(with_own_code)!r})
+    except UsageError as error:
+        print("refused")
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", program], input="y\n" * 9, capture_output=True, text=True, timeout=120, check=True
+    )
+    assert ended.stdout == "refused\nrefused\n"
+    assert not (with_own_code.parent / "ran").exists()
+
+
+def test_a_hub_model_that_wants_its_own_code_run_is_refused(requests: list[str], with_own_code: Path) -> None:
+    cached = with_own_code.parent / "cache" / "models--owner--model"
+    (cached / "refs").mkdir(parents=True)
+    (cached / "refs" / "main").write_text("0" * 40)
+    add_to(with_own_code / "config.json", auto_map={"AutoModel": "custom.Custom"})
+    shutil.copytree(with_own_code, cached / "snapshots" / ("0" * 40))
+    for locate in (locate_encoder, locate_tokenizer):
+        with pytest.raises(UsageError, match="wants code of its own to be run"):
+            locate("owner/model", offline=True)
+
+
+def test_a_configuration_that_is_no_json_object_is_refused_in_one_line(tiny_encoder: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_encoder, tmp_path / "broken"))
+    for content, message in ((b"{", "cannot be read"), (b"[]", "is list; expected a JSON object")):
+        (folder / "config.json").write_bytes(content)
+        with pytest.raises(UsageError, match=message):
+            locate_encoder(str(folder))
 
 
 # Offline
