@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import Any, Literal, TypedDict
 
 import numpy as np
@@ -116,13 +117,21 @@ def row_expectations(checks: Iterable[RowCheck], limits: GateSettings) -> list[A
     for check in checks:
         arguments = dict(check.arguments) | ({"column": check.column} if check.column else {})
         for argument, setting in check.limits.items():
-            arguments[argument] = 1 - values[setting] if argument == "mostly" else values[setting]
+            arguments[argument] = _complement(values[setting]) if argument == "mostly" else values[setting]
         meta = {
             "description": check.description.format_map(values),
             "settings": {argument: f"gate.{setting}" for argument, setting in check.limits.items()},
         }
         expectations.append(getattr(gxe, check.expectation)(**arguments, meta=meta))
     return expectations
+
+
+def _complement(share: float) -> float:
+    """Return the float nearest to 1 - share, which is what Great Expectations computes of rows exactly at the limit.
+
+    In binary 1 - 0.059 is larger than 0.941, so that 941 good rows of 1,000 would not be enough.
+    """
+    return float(1 - Decimal(str(share)))
 
 
 def figure_expectations(

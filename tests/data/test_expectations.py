@@ -131,6 +131,25 @@ def test_a_share_at_its_limit_passes() -> None:
     assert failed(check_rows(features(normalised_key=keys))) == []
 
 
+@pytest.mark.parametrize(("thousandths", "passed"), [(58, True), (59, True), (60, False)])
+def test_a_thousand_rows_may_have_exactly_as_many_others_as_the_limit_says(thousandths: int, passed: bool) -> None:
+    rows = pd.DataFrame({"control": np.arange(1_000) < thousandths, "file": "train.tsv", "line": np.arange(1_000)})
+    checks = [check for check in TRAIN_CHECKS if check.column == "control"]
+    (result,) = run_suite("rows", rows, row_expectations(checks, GateSettings(max_control=0.059)))
+    assert result["passed"] == passed
+    assert show_allowed(result) == "at most 0.059"
+
+
+def test_for_every_limit_in_thousandths_the_row_at_the_limit_passes_and_the_next_does_not() -> None:
+    checks = [check for check in TRAIN_CHECKS if check.column == "control"]
+    for count in range(1, 500):
+        (expectation,) = row_expectations(checks, GateSettings(max_control=count / 1_000))
+        # How Great Expectations compares, for tables of several sizes whose share can be exactly the limit.
+        for rows in (1_000, 3_000, 7_000, 1_000_000):
+            allowed = rows * count // 1_000
+            assert (rows - allowed) / rows >= expectation.mostly > (rows - allowed - 1) / rows
+
+
 def test_the_number_of_listed_rows_is_limited() -> None:
     results = check_rows(features(control=[True] * COUNT))
     (result,) = (result for result in results if not result["passed"])
