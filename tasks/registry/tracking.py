@@ -23,17 +23,26 @@ DIGEST_LENGTH = 32  # characters of a data set's digest; MLflow allows 36
 def open_run(store: MlflowStore, job: str, params: Mapping[str, Any], tags: Mapping[str, str]) -> str:
     """Start a run for a job, or resume the one that a killed process left; return its id.
 
-    The caller holds the job's lock, so a run of this job and home in status RUNNING belongs to a dead process.
+    The caller holds the job's lock, so a run of this job and home in status RUNNING belongs to a dead process. If that
+    had other values for settings that are not part of the job's name (device, addresses, waiting), it is closed as
+    KILLED and another run is started, because MLflow does not change parameters.
     """
+    logged = {key: str(value) for key, value in params.items()}
     with connect(store) as client:
         experiment = experiment_of(client, store)
         own = {"job": job, "home": tags.get("home", "")}
         same = " and ".join(f"tags.{name} = '{value}'" for name, value in own.items())
         interrupted = client.search_runs([experiment], f"{same} and attributes.status = 'RUNNING'")
-        run = interrupted[0] if interrupted else client.create_run(experiment, run_name=f"retrain-{job[:8]}", tags=own)
+        run = None
+        for left in interrupted:
+            if run is None and all(logged.get(key, value) == value for key, value in left.data.params.items()):
+                run = left
+            else:
+                client.set_terminated(left.info.run_id, "KILLED")
+        run = run or client.create_run(experiment, run_name=f"retrain-{job[:8]}", tags=own)
         client.log_batch(
             run.info.run_id,
-            params=[Param(key, str(value)) for key, value in params.items()],
+            params=[Param(key, value) for key, value in logged.items()],
             tags=[RunTag(key, value) for key, value in tags.items()],
         )
         return run.info.run_id
