@@ -11,7 +11,7 @@ import io
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import onnx
 import torch
@@ -101,28 +101,18 @@ def export_by(exporter: str, logits: LogitsModule) -> ExportedGraphs:
 
 def _trace(logits: LogitsModule, path: Path) -> None:
     """Export by tracing an example, with dynamic batch and sequence axes."""
-    torch.onnx.export(
-        logits,
-        _example(logits),
-        path,
-        input_names=logits.names,
-        output_names=["logits"],
-        dynamic_axes={name: {0: "batch", 1: "sequence"} for name in logits.names} | {"logits": {0: "batch"}},
-        opset_version=OPSETS["tracing"],
-        dynamo=False,
-    )
+    axes = {name: {0: "batch", 1: "sequence"} for name in logits.names} | {"logits": {0: "batch"}}
+    _export(logits, path, dynamic_axes=axes, opset_version=OPSETS["tracing"], dynamo=False)
 
 
 def _translate(logits: LogitsModule, path: Path) -> None:
     """Export with torch.export, with dynamic batch and sequence axes."""
     axes = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
-    torch.onnx.export(
+    shapes = (tuple(axes for _ in logits.names),)
+    _export(
         logits,
-        _example(logits),
         path,
-        input_names=logits.names,
-        output_names=["logits"],
-        dynamic_shapes=(tuple(axes for _ in logits.names),),
+        dynamic_shapes=shapes,
         opset_version=OPSETS["dynamo"],
         dynamo=True,
         external_data=False,
@@ -133,6 +123,11 @@ def _translate(logits: LogitsModule, path: Path) -> None:
         del node.metadata_props[:]  # stack traces with paths, which would change the digest
     del model.graph.value_info[:]  # contradicts the shapes that the optimiser infers, which then stops
     onnx.save_model(model, path, save_as_external_data=False)
+
+
+def _export(logits: LogitsModule, path: Path, **options: Any) -> None:
+    """Export with an example, to the names that all graphs have."""
+    torch.onnx.export(logits, _example(logits), path, input_names=logits.names, output_names=["logits"], **options)
 
 
 def _example(logits: LogitsModule) -> tuple[torch.Tensor, ...]:

@@ -56,7 +56,7 @@ class BulkTokenizer:
             return None
         for separator in _separators(tokenizer):
             bulk = cls(tokenizer, separator, *affixes)
-            found = bulk._tokenise_group(PROBES)
+            (found,) = bulk._tokenise_groups([PROBES])
             if found is not None and all(map(np.array_equal, bulk._assemble(*found), expected)):
                 return bulk
         return None
@@ -64,21 +64,21 @@ class BulkTokenizer:
     def tokenise(self, sentences: Sequence[str]) -> TokenizedText:
         """Tokenise [N] sentences on all cores, with special tokens."""
         groups = list(_groups(sentences))
-        encodings = self._joined.encode_batch_fast(
-            [self._separator.join(group) for group in groups], add_special_tokens=False
-        )
-        parts = [
-            self._split(np.fromiter(encoding.ids, np.int64, len(encoding)), len(group)) or self._each_alone(group)
-            for encoding, group in zip(encodings, groups, strict=True)
-        ]
-        if not parts:
+        if not groups:
             return tokenise(self._single, sentences)
+        found = self._tokenise_groups(groups)
+        parts = [part or self._each_alone(group) for part, group in zip(found, groups, strict=True)]
         ids, lengths = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
         return self._assemble(ids, lengths)
 
-    def _tokenise_group(self, group: Sequence[str]) -> tuple[TokenIds, TokenIds] | None:
-        encoding = self._joined.encode_batch_fast([self._separator.join(group)], add_special_tokens=False)[0]
-        return self._split(np.array(encoding.ids, np.int64), len(group))
+    def _tokenise_groups(self, groups: Sequence[Sequence[str]]) -> list[tuple[TokenIds, TokenIds] | None]:
+        """Tokenise groups as one text each; see `_split`."""
+        texts = [self._separator.join(group) for group in groups]
+        encodings = self._joined.encode_batch_fast(texts, add_special_tokens=False)
+        return [
+            self._split(np.fromiter(encoding.ids, np.int64, len(encoding)), len(group))
+            for encoding, group in zip(encodings, groups, strict=True)
+        ]
 
     def _split(self, ids: TokenIds, count: int) -> tuple[TokenIds, TokenIds] | None:
         """Return the tokens between separators and the length of each sentence; None if a sentence holds one itself."""

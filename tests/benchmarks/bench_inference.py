@@ -21,6 +21,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ import onnxruntime
 import torch
 from bench_finetune import SIZES, write_random
 from bench_ingestion import cpu_name
+from timing import best_of, percentiles, time_each
 
 from tasks.core.provenance import git_commit, library_versions
 from tasks.data.snapshots import read_snapshot, write_snapshot
@@ -185,7 +187,7 @@ def measure(name: str, run: Run, batch: int | str, tokens: TokenizedText, classi
             "one_by_one_sentences_per_second": one_by_one,
         }
     drawn = typical(tokens, int(batch))
-    milliseconds = time_each([lambda rows=rows: run(*tokens.batch(rows, 0)) for rows in drawn])  # type: ignore[misc]
+    milliseconds = time_each([lambda rows=rows: run(*tokens.batch(rows, 0)) for rows in drawn], 2)  # type: ignore[misc]
     return percentiles(milliseconds) | {"sentences_per_second": round(1e3 * int(batch) / statistics.mean(milliseconds))}
 
 
@@ -198,7 +200,7 @@ def from_text(classifier: Classifier, texts: list[str], batch: int | str, repeat
     drawn = [
         [texts[i] for i in rng.integers(0, len(texts), int(batch))] for _ in range(200 if int(batch) < 256 else 30)
     ]
-    milliseconds = time_each([lambda part=part: classifier.logits(part) for part in drawn])  # type: ignore[misc]
+    milliseconds = time_each([partial(classifier.logits, part) for part in drawn], 2)
     return {f"text_{name}": value for name, value in percentiles(milliseconds).items()}
 
 
@@ -219,34 +221,6 @@ def typical(tokens: TokenizedText, batch: int) -> list[TokenIds]:
     rng = np.random.default_rng(0)
     starts = rng.integers(0, len(order) - batch + 1, 200 if batch < 256 else 30)
     return [order[start : start + batch] for start in starts]
-
-
-def time_each(calls: list[Callable[[], Any]]) -> list[float]:
-    """Return milliseconds of each call, after two rounds that warm up."""
-    for _ in range(2):
-        for call in calls:
-            call()
-    found = []
-    for call in calls:
-        started = time.perf_counter()
-        call()
-        found.append(1e3 * (time.perf_counter() - started))
-    return found
-
-
-def best_of(call: Callable[[], Any], repeats: int = 3) -> float:
-    """Return the seconds of the fastest of some calls, after one that warms up."""
-    call()
-    found = []
-    for _ in range(repeats):
-        started = time.perf_counter()
-        call()
-        found.append(time.perf_counter() - started)
-    return min(found)
-
-
-def percentiles(milliseconds: list[float]) -> dict[str, float]:
-    return {f"p{share}_ms": round(float(np.percentile(milliseconds, share)), 3) for share in (50, 95, 99)}
 
 
 if __name__ == "__main__":

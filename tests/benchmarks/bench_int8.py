@@ -16,14 +16,16 @@ import json
 import os
 import tempfile
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
-from bench_inference import Run, best_of, in_torch, percentiles, read_rows, time_each, typical
+from bench_inference import Run, in_torch, read_rows, typical
 from bench_ingestion import cpu_name
 from onnxruntime.transformers.onnx_model import OnnxModel
+from timing import best_of, percentiles, time_each
 
 from tasks.core.provenance import git_commit, library_versions
 from tasks.data.snapshots import read_snapshot
@@ -86,7 +88,7 @@ def speed(seconds: float, sentences: int) -> dict[str, Any]:
 
 
 def latency(run: Run, batches: list[tuple[TokenIds, TokenIds]]) -> dict[str, float]:
-    return percentiles(time_each([lambda batch=batch: run(*batch) for batch in batches]))  # type: ignore[misc]
+    return percentiles(time_each([partial(run, *batch) for batch in batches], 2))
 
 
 def open_ways(model: str, scratch: str) -> dict[str, Runner | BatchPool]:

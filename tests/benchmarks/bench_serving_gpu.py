@@ -25,10 +25,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from timing import best_of, percentiles, time_each
 
 ROOT = Path(__file__).parents[2]
 MAX_LENGTH = 128
@@ -216,35 +218,13 @@ def measure(logits: Callable[[list[str]], Any], texts: list[str], from_tokens: C
     """Time a system in bulk and one by one."""
     bulk = best_of(lambda: logits(texts))
     tokens = best_of(from_tokens)
-    rounds = [time_each(logits, texts[:SINGLE]) for _ in range(1 + SINGLE_ROUNDS)]
+    singles = [partial(logits, [sentence]) for sentence in texts[:SINGLE]]
+    rounds = [time_each(singles) for _ in range(1 + SINGLE_ROUNDS)]
     single = min(rounds[1:], key=lambda times: float(np.median(times)))  # the first round captures and warms up
     return {
         "text_per_second": round(len(texts) / bulk),
         "tokens_per_second": round(len(texts) / tokens),
-        "p50_ms": round(float(np.percentile(single, 50)), 3),
-        "p99_ms": round(float(np.percentile(single, 99)), 3),
-    }
-
-
-def time_each(logits: Callable[[list[str]], Any], sentences: list[str]) -> list[float]:
-    """Return the milliseconds of each sentence, one by one."""
-    milliseconds = []
-    for sentence in sentences:
-        started = time.perf_counter()
-        logits([sentence])
-        milliseconds.append(1e3 * (time.perf_counter() - started))
-    return milliseconds
-
-
-def best_of(call: Callable[[], Any], repeats: int = 3) -> float:
-    """Return the seconds of the fastest of some calls, after one that warms up."""
-    call()
-    found = []
-    for _ in range(repeats):
-        started = time.perf_counter()
-        call()
-        found.append(time.perf_counter() - started)
-    return min(found)
+    } | percentiles(single, (50, 99))
 
 
 def run_torch(options: argparse.Namespace) -> None:

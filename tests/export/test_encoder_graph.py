@@ -10,7 +10,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from architectures import random_model
+from architectures import DEBERTA_V3, DISENTANGLED, SPECIAL_IDS, random_model
 from onnxruntime.transformers.onnx_model import OnnxModel
 from transformers import (
     BertConfig,
@@ -53,8 +53,6 @@ SIZES: dict[str, Any] = {
     "intermediate_size": 48,
     "max_position_embeddings": POSITIONS,
 }
-SPECIAL = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3, "cls_token_id": 2, "sep_token_id": 3}
-DISENTANGLED: dict[str, Any] = {"relative_attention": True, "pos_att_type": ["p2c", "c2p"]}
 CONFIGURATIONS: dict[str, PreTrainedConfig] = {
     "bert": BertConfig(**SIZES),
     "bert-tanh-one-segment": BertConfig(**SIZES, hidden_act="gelu_new", type_vocab_size=1),
@@ -68,16 +66,13 @@ CONFIGURATIONS: dict[str, PreTrainedConfig] = {
     "camembert": CamembertConfig(**SIZES, pad_token_id=5),
     "mpnet": MPNetConfig(**SIZES),
     # The window is shorter than the longest sentences, and the buckets are fewer than their distances.
-    "modernbert": ModernBertConfig(**SIZES, **SPECIAL, local_attention=16),
-    "modernbert-short": ModernBertConfig(**SIZES | {"max_position_embeddings": 64}, **SPECIAL, local_attention=16),
+    "modernbert": ModernBertConfig(**SIZES, **SPECIAL_IDS, local_attention=16),
+    "modernbert-short": ModernBertConfig(**SIZES | {"max_position_embeddings": 64}, **SPECIAL_IDS, local_attention=16),
     "modernbert-mean-biases": ModernBertConfig(
-        **SIZES, **SPECIAL, local_attention=16, classifier_pooling="mean", attention_bias=True, mlp_bias=True,
+        **SIZES, **SPECIAL_IDS, local_attention=16, classifier_pooling="mean", attention_bias=True, mlp_bias=True,
         norm_bias=True, classifier_bias=True,
     ),
-    "deberta-v3": DebertaV2Config(
-        **SIZES, **DISENTANGLED, position_buckets=16, share_att_key=True, norm_rel_ebd="layer_norm",
-        position_biased_input=False,
-    ),
+    "deberta-v3": DebertaV2Config(**SIZES, **DEBERTA_V3, position_buckets=16),
     "deberta-v2": DebertaV2Config(
         **SIZES, **DISENTANGLED, share_att_key=False, type_vocab_size=2, conv_kernel_size=3, embedding_size=16
     ),
@@ -219,7 +214,7 @@ def test_a_layer_for_cuda_has_no_operator_too_many() -> None:
 
 GATED_CONFIGURATIONS = {
     biases: ModernBertConfig(
-        **SIZES | {"intermediate_size": 1152}, **SPECIAL, local_attention=16, mlp_bias=biases
+        **SIZES | {"intermediate_size": 1152}, **SPECIAL_IDS, local_attention=16, mlp_bias=biases
     )
     for biases in (False, True)
 }  # fmt: skip
@@ -305,7 +300,7 @@ def test_every_weight_keeps_its_name_in_torch() -> None:
         ),
         (
             ModernBertConfig(
-                **SIZES, **SPECIAL,
+                **SIZES, **SPECIAL_IDS,
                 rope_parameters={"full_attention": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}},
             ),
             "rope_type = 'linear' has no description",

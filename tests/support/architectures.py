@@ -1,6 +1,7 @@
 """One tiny configuration of each encoder architecture that the tests train and export."""
 
 from functools import cache
+from typing import Any
 
 import torch
 from transformers import (
@@ -20,6 +21,10 @@ from tasks.export.parity import LogitsModule
 from tasks.export.torch_export import ExportedGraphs, choose_exporter
 
 SIZES = {"vocab_size": 20, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+SPECIAL_IDS = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3, "cls_token_id": 2, "sep_token_id": 3}
+DISENTANGLED: dict[str, Any] = {"relative_attention": True, "pos_att_type": ["p2c", "c2p"]}
+# As in the published models; how many buckets there are is added.
+DEBERTA_V3 = DISENTANGLED | {"share_att_key": True, "norm_rel_ebd": "layer_norm", "position_biased_input": False}
 ARCHITECTURES = {
     # The writer has no description of it.
     "albert": AlbertConfig(**SIZES, embedding_size=16, max_position_embeddings=80),
@@ -34,29 +39,17 @@ ARCHITECTURES = {
     "distilbert": DistilBertConfig(
         vocab_size=20, dim=16, n_layers=1, n_heads=2, hidden_dim=32, max_position_embeddings=80
     ),
-    # Relative positions in buckets, as in the published v3 models; fewer buckets than tokens of the compared sentences.
+    # Fewer buckets than tokens of the compared sentences.
     "deberta-v2": DebertaV2Config(
-        **SIZES,
-        max_position_embeddings=80,
-        initializer_range=0.2,
-        relative_attention=True,
-        pos_att_type=["p2c", "c2p"],
-        position_buckets=8,
-        share_att_key=True,
-        norm_rel_ebd="layer_norm",
-        position_biased_input=False,
+        **SIZES, **DEBERTA_V3, max_position_embeddings=80, initializer_range=0.2, position_buckets=8
     ),
     "modernbert": ModernBertConfig(
         **SIZES | {"num_hidden_layers": 2},
+        **SPECIAL_IDS,
         max_position_embeddings=80,
         initializer_range=0.2,
         local_attention=8,
         global_attn_every_n_layers=2,
-        pad_token_id=0,
-        bos_token_id=2,
-        eos_token_id=3,
-        cls_token_id=2,
-        sep_token_id=3,
     ),
 }
 
