@@ -18,7 +18,7 @@ from flows.cli import app as cli
 from tasks.core.settings_loader import profile_names, valid_keys
 from tasks.registry import register
 from tasks.registry import tracking as runs
-from tasks.registry.mlflow_client import MlflowStore
+from tasks.registry.store import MlflowStore
 from tasks.serving.champion import Champion
 
 ROOT = Path(__file__).parents[1]

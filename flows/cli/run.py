@@ -85,9 +85,9 @@ def predict(
     """Classify sentences with the champion."""
     environment.set_process_defaults()
     from flows.cli import show_run
-    from flows.commands import review
+    from flows.commands.predict import predict
 
-    predictions = review.predict(sentences, model, device, environment.verdict_home())
+    predictions = predict(sentences, model, device, environment.verdict_home())
     print_result(predictions, as_json, show_run.show_predictions)
 
 
@@ -167,11 +167,11 @@ def export_triton(
     """Write a model repository for NVIDIA Triton: sentences in, label and probability out."""
     environment.set_process_defaults()
     from flows.cli import show_run
-    from flows.commands import review
+    from flows.commands.predict import find_model
     from tasks.serving.triton import TritonTuning, check_folder, export_repository
 
     check_folder(folder)  # before a model is fetched
-    version, bundle = review.find_model(model, environment.verdict_home())
+    version, bundle = find_model(model, environment.verdict_home())
     written = export_repository(bundle, folder, version, TritonTuning(instances, max_batch, max_queue_delay_us))
     print_result(written, as_json, show_run.show_repository)
 
@@ -205,10 +205,10 @@ def _run_flow(name: str, home: str, *arguments: Any) -> tuple[Any, Clock]:
 def _show_first_predictions() -> None:
     """Classify two sentences with the champion; after a rejected first candidate there is none."""
     from flows.cli import show_run
-    from flows.commands import review
+    from flows.commands.predict import predict
 
     try:
-        predictions = review.predict(list(FIRST_SENTENCES), CHAMPION_URI, "auto", environment.verdict_home())
+        predictions = predict(list(FIRST_SENTENCES), CHAMPION_URI, "auto", environment.verdict_home())
         show_run.show_predictions(predictions)
     except VerdictError as error:
         print(f"no predictions: {error}")

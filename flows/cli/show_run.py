@@ -8,17 +8,16 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from flows.outcome import RetrainOutcome
-from tasks.core.settings_loader import SettingRow
-
 if TYPE_CHECKING:
     from flows.jobs.watch import WatchOutcome
+    from flows.outcome import RetrainOutcome
+    from tasks.core.settings_loader import SettingRow
     from tasks.data.row_features import QualityIssue
 
 COLOURS = {"PROMOTE": "bold green", "HOLD": "bold yellow", "REJECT": "bold red"}
 
 
-def show_outcome(outcome: RetrainOutcome) -> None:
+def show_outcome(outcome: "RetrainOutcome") -> None:
     """Print the time of each step, the verdict with its reasons, and where report and store are."""
     console = new_console()
     steps = new_table("step", "seconds")
@@ -121,7 +120,7 @@ def show_repository(written: dict[str, Any]) -> None:
     console.print(f"next        {escape(written['next'])}")
 
 
-def show_settings(rows: list[SettingRow]) -> None:
+def show_settings(rows: list["SettingRow"]) -> None:
     """Print each setting with its value and the layer that set it."""
     table = new_table("setting", "value", "from")
     for key, value, origin in rows:

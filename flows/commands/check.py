@@ -131,6 +131,6 @@ def champion_profile(home: str) -> DataProfile | None:
     if not (Path(home) / "mlflow.db").is_file() and not os.environ.get("MLFLOW_TRACKING_URI"):
         return None  # no store, no champion: saves importing MLflow, which takes seconds
     from tasks.registry.champion_profile import fetch_profile
-    from tasks.registry.mlflow_client import locate_store
+    from tasks.registry.store import locate_store
 
     return fetch_profile(locate_store(home))

@@ -15,7 +15,7 @@ from tasks.evaluation.judge import judge, stamp
 from tasks.registry import lookup, promotion, tracking, verification
 from tasks.registry.audit_log import actor
 from tasks.registry.champion_history import ChampionRecord
-from tasks.registry.mlflow_client import MlflowStore, locate_store
+from tasks.registry.store import MlflowStore, locate_store
 
 RESAMPLES = 10_000
 

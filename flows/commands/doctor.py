@@ -76,7 +76,7 @@ def _onnxruntime() -> str:
 def _store(home: str) -> str:
     from tasks.inference.bundle import CHAMPION
     from tasks.registry.lookup import find_alias
-    from tasks.registry.mlflow_client import is_uninitialised, locate_store
+    from tasks.registry.store import is_uninitialised, locate_store
     from tasks.registry.verification import verify_version
 
     store = locate_store(home)

@@ -1,14 +1,11 @@
-"""Decisions on registered versions (approve, reject, rollback), their history, and predictions with one of them."""
+"""Decisions on registered versions (approve, reject, rollback), and their history."""
 
-from pathlib import Path
 from typing import Any
 
 from flows.notifications import notify_alias_change
 from tasks.core.errors import UnreachableError, UsageError, VerdictError
-from tasks.inference.bundle import MODEL_NAME, digest_version, verify
-from tasks.inference.classifier import Classifier
 from tasks.registry import audit_log, champion_history, lookup, promotion, verification
-from tasks.registry.mlflow_client import MlflowStore, locate_store
+from tasks.registry.store import MlflowStore, locate_store
 
 
 def history(home: str) -> list[dict[str, Any]]:
@@ -87,34 +84,6 @@ def rollback(to: str | None, reason: str, dry_run: bool, home: str) -> dict[str,
         return {"kind": "rollback", "from": now, "to": target, "reason": text, "dry_run": True}
     move = promotion.promote(store, target, kind="rollback", expected=now, reason=text, bundle=bundle)
     return _notified(move) | {"dry_run": False}
-
-
-def predict(sentences: list[str], model: str, device: str, home: str) -> list[dict[str, Any]]:
-    """Classify sentences with a model; every prediction carries its version.
-
-    Raises:
-        VerdictError: if there is no such model, or its bundle is damaged.
-    """
-    version, bundle = find_model(model, home)
-    return [{**answer, "version": version} for answer in Classifier.from_bundle(bundle, device).predict(sentences)]
-
-
-def find_model(model: str, home: str) -> tuple[str, str]:
-    """Return a model's version, `sha256:...` for the folder of a bundle, and the bundle's folder on local disk.
-
-    Args:
-        model: registry address, version number, or a bundle's folder.
-        home: folder of the stores.
-
-    Raises:
-        UsageError: if it is none of these.
-        VerdictError: if there is no such version.
-    """
-    address = f"models:/{MODEL_NAME}/{model}" if model.isdecimal() else model
-    if address == model and Path(model).is_dir():
-        return digest_version(verify(Path(model))), model
-    version = lookup.resolve_version(locate_store(home), address, fetch=True)
-    return version["version"], version["bundle"]
 
 
 def _notified(change: audit_log.AliasChange) -> dict[str, Any]:

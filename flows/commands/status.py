@@ -15,7 +15,7 @@ from tasks.inference.bundle import CHAMPION
 from tasks.registry import champion_history, lookup, promotion, tracking, verification
 from tasks.registry.champion_history import TimelineEntry
 from tasks.registry.lookup import CHALLENGER, RegisteredVersion
-from tasks.registry.mlflow_client import MlflowStore, is_uninitialised, locate_store
+from tasks.registry.store import MlflowStore, is_uninitialised, locate_store
 
 DISK_SCAN_TIMEOUT_S = 2.0  # after which the size of the stores is left out
 

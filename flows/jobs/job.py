@@ -27,7 +27,7 @@ from tasks.data.ingestion import Dataset
 from tasks.data.sources import shown_addresses
 from tasks.registry import lookup, tracking
 from tasks.registry.descriptions import NOTE, describe_failure
-from tasks.registry.mlflow_client import MlflowStore
+from tasks.registry.store import MlflowStore
 from tasks.registry.system_metrics import record_system_metrics
 from tasks.training.pretrained import Encoder
 

@@ -10,7 +10,7 @@ from flows.outcome import RetrainOutcome
 from tasks.core.errors import first_line
 from tasks.evaluation.evidence import Evidence
 from tasks.registry import tracking
-from tasks.registry.mlflow_client import MlflowStore
+from tasks.registry.store import MlflowStore
 from tasks.reporting.tables import compare_figures
 
 PAGE_URL_VARIABLE = "MLFLOW_PAGE"  # MLflow's address for browsers, where it is not its address for programs

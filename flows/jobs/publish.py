@@ -12,8 +12,8 @@ from tasks.evaluation.run_diff import RunRecord
 from tasks.inference.bundle import MODEL_NAME
 from tasks.registry import lookup, tracking
 from tasks.registry.descriptions import NOTE, describe_run, describe_version, version_tags
-from tasks.registry.mlflow_client import MlflowStore
 from tasks.registry.register import register_bundle
+from tasks.registry.store import MlflowStore
 from tasks.reporting.charts import draw_charts
 from tasks.reporting.report import ReportInputs, changes_of, write_documents
 from tasks.reporting.tables import compare_figures

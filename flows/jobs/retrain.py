@@ -49,7 +49,7 @@ from tasks.inference.bundle import Origin
 from tasks.registry import promotion, tracking
 from tasks.registry.audit_log import MAX_REASON_CHARS
 from tasks.registry.champion_profile import fetch_profile
-from tasks.registry.mlflow_client import MlflowStore, locate_store
+from tasks.registry.store import MlflowStore, locate_store
 from tasks.reporting.report import ReportInputs
 from tasks.training.device import resolve_device
 from tasks.training.finetune import TrainingResult, fine_tune, load_training

@@ -4,11 +4,11 @@ from typing import Any
 
 from prefect import flow
 
-from flows.commands import review
+from flows.commands.predict import find_model as find_model_files
 from flows.steps import Timer, retrying_task, timed_task
 from tasks.serving.batch_scoring import score_file
 
-find_model = retrying_task("find model", review.find_model)
+find_model = retrying_task("find model", find_model_files)
 score_rows = timed_task("score", score_file)  # no retries: running the command again resumes it
 
 

@@ -22,7 +22,7 @@ from tasks.data.ingestion import Dataset
 from tasks.data.sources import shown_addresses
 from tasks.inference.bundle import CHAMPION
 from tasks.registry import lookup
-from tasks.registry.mlflow_client import is_uninitialised, locate_store
+from tasks.registry.store import is_uninitialised, locate_store
 
 read = timed_task("read data", read_data)  # downloads have retries of their own
 examine = timed_task("check data", run_gate)

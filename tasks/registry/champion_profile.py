@@ -9,7 +9,8 @@ import mlflow.artifacts
 from tasks.core.files import read_json
 from tasks.inference.bundle import CHAMPION, MODEL_NAME, PROFILE
 from tasks.registry.lookup import version_by_alias
-from tasks.registry.mlflow_client import MlflowStore, connect, is_uninitialised
+from tasks.registry.mlflow_client import connect
+from tasks.registry.store import MlflowStore, is_uninitialised
 
 if TYPE_CHECKING:
     from tasks.data.drift import DataProfile

@@ -17,7 +17,8 @@ from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, RESOURCE_DOES_
 
 from ..core.errors import NoChampion, UnknownModel, UsageError, VerdictError
 from ..inference.bundle import CHAMPION, CHAMPION_URI, MODEL_NAME
-from .mlflow_client import MlflowStore, connect, is_uninitialised
+from .mlflow_client import connect
+from .store import MlflowStore, is_uninitialised, split_address
 
 CHALLENGER = "challenger"
 
@@ -115,23 +116,6 @@ def resolve_version(store: MlflowStore, uri: str = CHAMPION_URI, fetch: bool = F
         what = "champion" if alias == CHAMPION else f"version with the alias {alias!r}"
         raise NoChampion(f"there is no {what} yet in {store['uri']}; run: verdict retrain, or see: verdict status")
     raise UnknownModel(f"model {name!r} has no version {number!r} in {store['uri']}; see: verdict status")
-
-
-def split_address(uri: str) -> tuple[str, str, str]:
-    """Return name, alias and version number of a registry address; one of the last two is empty.
-
-    Raises:
-        UsageError: if it has another form.
-    """
-    name, at, alias = uri.removeprefix("models:/").partition("@")
-    name, slash, number = name.partition("/")
-    complete = name and bool(alias) == bool(at) and bool(number) == bool(slash) and bool(at) != bool(slash)
-    if not uri.startswith("models:/") or not complete or "/" in number + alias:
-        raise UsageError(
-            f"model {uri!r} is no registry address and no folder; expected {CHAMPION_URI}, models:/{MODEL_NAME}/1 or "
-            "a bundle's folder"
-        )
-    return name, alias, number
 
 
 def fetch_bundle(store: MlflowStore, name: str, version: str, folder: str) -> str:

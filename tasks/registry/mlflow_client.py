@@ -9,7 +9,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import mlflow
 from mlflow.entities import Run, ViewType
@@ -17,37 +17,11 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
 
 from ..core.errors import UnreachableError, first_line
+from .store import MlflowStore
 
 EXPERIMENT, AUDIT_EXPERIMENT = "verdict", "verdict-history"
-SQLITE = "sqlite:///"
 
 _process_address = threading.RLock()  # held while MLflow's process-wide address is a store's
-
-
-class MlflowStore(TypedDict):
-    """An MLflow tracking address and, for a local database, the folder of its artifacts."""
-
-    uri: str
-    artifacts: str
-
-
-def locate_store(home: str) -> MlflowStore:
-    """Return the store that MLFLOW_TRACKING_URI names, else a SQLite one under `home`."""
-    folder = Path(home).resolve()
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}{folder / 'mlflow.db'}"
-    return MlflowStore(uri=uri, artifacts=str(folder / "artifacts"))
-
-
-def database_of(store: MlflowStore) -> Path | None:
-    """Return the file of a local SQLite store; None for any other store."""
-    uri = store["uri"]
-    return Path(uri.removeprefix(SQLITE).partition("?")[0]) if uri.startswith(SQLITE) else None
-
-
-def is_uninitialised(store: MlflowStore) -> bool:
-    """Check whether the store is a local database that nothing was written to yet; a query would create it."""
-    database = database_of(store)
-    return database is not None and not database.exists()
 
 
 @contextlib.contextmanager

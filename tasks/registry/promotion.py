@@ -25,8 +25,8 @@ from tasks.registry.champion_history import (
 )
 from tasks.registry.descriptions import describe_decision
 from tasks.registry.lookup import CHALLENGER
-from tasks.registry.mlflow_client import MlflowStore, is_uninitialised
 from tasks.registry.promotion_lock import promotion_lock
+from tasks.registry.store import MlflowStore, is_uninitialised
 from tasks.registry.verification import verify_version
 
 if TYPE_CHECKING:

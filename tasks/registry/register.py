@@ -14,7 +14,8 @@ from tasks.core.errors import VerdictError
 from tasks.inference.bundle import CHAMPION, CHAMPION_URI, MODEL_NAME
 from tasks.registry.code_digest import CODE_DIGEST_TAG, digest_code
 from tasks.registry.lookup import find_version, version_by_alias, version_by_number
-from tasks.registry.mlflow_client import MlflowStore, connect, experiment_of
+from tasks.registry.mlflow_client import connect, experiment_of
+from tasks.registry.store import MlflowStore
 
 MODEL_DESCRIPTION = f"""Tells whether an English sentence is acceptable to a native speaker.
 

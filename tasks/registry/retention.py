@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 from tasks.core.errors import UnknownModel, UsageError, VerdictError
 from tasks.core.files import read_json
 from tasks.registry import audit_log, lookup, retention_queries
-from tasks.registry.mlflow_client import MlflowStore, is_uninitialised, locate_store
+from tasks.registry.store import MlflowStore, is_uninitialised, locate_store
 from tasks.registry.tracking import DIGEST_LENGTH
 
 SECONDS_PER_DAY = 86_400.0

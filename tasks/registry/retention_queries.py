@@ -10,7 +10,8 @@ from mlflow.store.artifact.artifact_repository_registry import get_artifact_repo
 
 from tasks.core.errors import VerdictError
 from tasks.inference.bundle import MODEL_NAME
-from tasks.registry.mlflow_client import MlflowStore, connect, experiment_of, is_uninitialised, search_all
+from tasks.registry.mlflow_client import connect, experiment_of, search_all
+from tasks.registry.store import MlflowStore, is_uninitialised
 
 MODEL_URI_PREFIX = "models:/"  # of the logged model that a version was made from
 

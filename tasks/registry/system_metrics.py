@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from mlflow.environment_variables import MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
-from tasks.registry.mlflow_client import MlflowStore
+from tasks.registry.store import MlflowStore
 
 SAMPLE_INTERVAL_S = 1.0
 SAMPLES_PER_POINT = 5  # averaged into one logged value

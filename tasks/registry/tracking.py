@@ -12,7 +12,8 @@ from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, RESOURCE_DOES_
 
 from tasks.data.snapshots import read_snapshot
 from tasks.evaluation.run_diff import RunRecord
-from tasks.registry.mlflow_client import MlflowStore, connect, experiment_of, search_all
+from tasks.registry.mlflow_client import connect, experiment_of, search_all
+from tasks.registry.store import MlflowStore
 
 BATCH_LIMIT = 1_000  # metrics of one call, MLflow's limit
 # Why a run has a status, where it recorded no reason.

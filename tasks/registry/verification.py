@@ -14,7 +14,8 @@ from tasks.core.files import read_json
 from tasks.inference.bundle import MODEL_NAME, verify
 from tasks.registry.code_digest import CODE_DIGEST_TAG, digest_code
 from tasks.registry.lookup import read_tags
-from tasks.registry.mlflow_client import MlflowStore, connect, database_of
+from tasks.registry.mlflow_client import connect
+from tasks.registry.store import MlflowStore, database_of
 
 REMEDY = "delete it in MLflow and train it again: verdict retrain --force"  # of a damaged version
 

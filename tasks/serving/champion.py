@@ -31,7 +31,7 @@ from ..inference.classifier import CPU_BATCH, Classifier, Prediction
 
 if TYPE_CHECKING:  # these import mlflow, which a bundle's folder does not need
     from ..registry.lookup import RegisteredVersion
-    from ..registry.mlflow_client import MlflowStore
+    from ..registry.store import MlflowStore
 
 log = logging.getLogger(__name__)
 
@@ -248,7 +248,7 @@ class Champion:
             self._swap(_load(self.model, None, self._device))
             return True
         from ..registry import lookup
-        from ..registry.mlflow_client import is_uninitialised
+        from ..registry.store import is_uninitialised
 
         if self._served and is_uninitialised(self._store):  # a query would create an empty store
             raise UnreachableError(f"MLflow store {self._store['uri']} is gone; check it: verdict doctor")
@@ -317,7 +317,7 @@ def _locate(model: str, home: str) -> ModelAddress:
         return ModelAddress(model, MODEL_NAME, False, None)
     try:
         from ..registry import lookup
-        from ..registry.mlflow_client import locate_store
+        from ..registry.store import locate_store
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] != "mlflow":
             raise

@@ -118,7 +118,7 @@ def register_versions(bundle: Path, scratch: Path) -> Any:
     from tasks.inference.bundle import CHAMPION, ModelInfo, verify, write_manifest
     from tasks.registry import register
     from tasks.registry import tracking as runs
-    from tasks.registry.mlflow_client import locate_store
+    from tasks.registry.store import locate_store
 
     manifest = verify(bundle)
     store = locate_store(os.environ["VERDICT_HOME"])

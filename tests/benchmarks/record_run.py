@@ -10,7 +10,8 @@ import argparse
 import json
 from pathlib import Path
 
-from tasks.registry.mlflow_client import MlflowStore, connect
+from tasks.registry.mlflow_client import connect
+from tasks.registry.store import MlflowStore
 
 KEPT = ("decision", "mcc", "mcc_low", "mcc_high", "provider", "variant", "mcc_by_variant", "holdout_rows", "seconds")
 PACKAGES = ("python", "torch", "transformers", "onnxruntime-gpu", "onnxruntime", "prefect", "mlflow")

@@ -19,7 +19,8 @@ from flows.jobs.approval import wait_for_approval
 from tasks.core.files import write_json
 from tasks.core.settings_loader import load_settings
 from tasks.registry import lookup, promotion, register, tracking
-from tasks.registry.mlflow_client import MlflowStore, connect, experiment_of, locate_store
+from tasks.registry.mlflow_client import connect, experiment_of
+from tasks.registry.store import MlflowStore, locate_store
 
 
 @pytest.fixture

@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 from command_line import call
+from registered import make_champion_store
 
+from flows import environment
 from tasks.inference.sessions import has_gpu
 
 ROOT = Path(__file__).parents[2]
@@ -32,6 +34,43 @@ def test_help_answers_in_half_a_second() -> None:
         return after.children_user - before.children_user + after.children_system - before.children_system
 
     assert min(seconds() for _ in range(3)) < 0.5
+
+
+def imported_by(code: str, environment: dict[str, str] | None = None) -> set[str]:
+    """Return the top-level modules that a new process has imported after running `code`."""
+    program = f"{code}\nimport sys; print('imported', *sorted(n for n in sys.modules if '.' not in n))"
+    run = [sys.executable, "-c", program]
+    done = subprocess.run(
+        run, capture_output=True, text=True, check=True, cwd=ROOT, env=os.environ | (environment or {})
+    )
+    return set(done.stdout.splitlines()[-1].split()[1:])
+
+
+def test_one_sentence_needs_neither_prefect_nor_mlflow_nor_torch(
+    empty_store: Path, exported: Any, tmp_path: Path
+) -> None:
+    make_champion_store(tmp_path, empty_store, exported)
+    code = (
+        "from flows.cli.app import main\n"
+        "try:\n    main(['predict', 'The cat sat.'])\n"
+        "except SystemExit as ended:\n    assert ended.code == 0"
+    )
+    imported = imported_by(code, {"VERDICT_HOME": str(tmp_path)})
+    assert "onnxruntime" in imported
+    heavy = {"prefect", "mlflow", "torch", "transformers", "pandas", "pyarrow", "sqlalchemy", "pydantic_settings"}
+    assert not imported & heavy
+
+
+def test_threads_of_torch_wait_asleep(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    environment.set_process_defaults()
+    assert os.environ["OMP_WAIT_POLICY"] == "passive"
+    monkeypatch.setenv("OMP_WAIT_POLICY", "active")
+    environment.set_process_defaults()
+    assert os.environ["OMP_WAIT_POLICY"] == "active"
+    # OpenMP reads it when it is loaded, with torch or scikit-learn.
+    code = "from flows import environment\nimport flows.cli.run\nenvironment.set_process_defaults()"
+    assert not imported_by(code) & {"torch", "sklearn"}
 
 
 def test_without_arguments_the_help_is_shown(

@@ -10,7 +10,8 @@ from registry_store import aliases, is_complete
 
 from tasks.inference.bundle import MODEL_NAME
 from tasks.registry import audit_log
-from tasks.registry.mlflow_client import MlflowStore, connect, experiment_of, locate_store
+from tasks.registry.mlflow_client import connect, experiment_of
+from tasks.registry.store import MlflowStore, locate_store
 
 TRAINING = ("tasks.registry.tracking.log_metrics", "after")  # the first epoch ended
 # Between "evidence written" and "result written", in the order in which a run reaches them.

@@ -15,7 +15,7 @@ from flows.steps import Timer
 from tasks.core.settings_loader import load_settings
 from tasks.inference.bundle import write_manifest
 from tasks.registry import lookup, promotion, register, tracking
-from tasks.registry.mlflow_client import MlflowStore
+from tasks.registry.store import MlflowStore
 
 
 @pytest.fixture

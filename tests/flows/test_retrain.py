@@ -453,7 +453,7 @@ def test_a_moved_home_resumes_where_its_run_stopped(
 
 def test_the_run_of_a_dead_process_is_closed_by_the_next_job(retrain: Retrain, home: Path) -> None:
     from tasks.core.files import home_id
-    from tasks.registry.mlflow_client import locate_store
+    from tasks.registry.store import locate_store
     from tasks.registry.tracking import open_run
 
     store = locate_store(str(home))

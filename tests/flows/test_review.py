@@ -19,7 +19,8 @@ from tasks.core.policy import load_policy
 from tasks.evaluation.evidence import gather_evidence
 from tasks.inference.bundle import MODEL_NAME, write_manifest
 from tasks.registry import audit_log, promotion, register, tracking
-from tasks.registry.mlflow_client import MlflowStore, connect, locate_store
+from tasks.registry.mlflow_client import connect
+from tasks.registry.store import MlflowStore, locate_store
 
 Command = Callable[..., tuple[int, str, str]]
 

@@ -20,7 +20,7 @@ from flows.services import prefect_status
 from tasks.core.files import write_json
 from tasks.data.drift import DriftResult, list_drifted
 from tasks.registry import promotion, tracking
-from tasks.registry.mlflow_client import MlflowStore, locate_store
+from tasks.registry.store import MlflowStore, locate_store
 
 
 @pytest.fixture

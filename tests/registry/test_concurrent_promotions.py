@@ -14,7 +14,7 @@ from registry_store import add_version, new_store
 
 from tasks.inference.bundle import CHAMPION
 from tasks.registry import audit_log, lookup, promotion, promotion_lock
-from tasks.registry.mlflow_client import MlflowStore
+from tasks.registry.store import MlflowStore
 
 PROCESSES = 4
 ROUNDS = 5

@@ -22,7 +22,8 @@ from tasks.registry.descriptions import (
     headline,
     version_tags,
 )
-from tasks.registry.mlflow_client import MlflowStore, connect
+from tasks.registry.mlflow_client import connect
+from tasks.registry.store import MlflowStore
 from tasks.reporting.tables import compare_figures
 
 PAGE = "#/experiments/1/runs/r1"

@@ -6,7 +6,7 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from tasks.registry.mlflow_client import MlflowStore, locate_store
+from tasks.registry.store import MlflowStore, locate_store
 from tasks.registry.tracking import close_run, count_holdout_uses, open_run, tag_run
 
 

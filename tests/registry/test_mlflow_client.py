@@ -13,8 +13,9 @@ from toy import facts
 from tasks.inference.bundle import CHAMPION, MODEL_NAME, write_manifest
 from tasks.registry import lookup, register, retention_queries, tracking
 from tasks.registry.champion_profile import fetch_profile
-from tasks.registry.mlflow_client import MlflowStore, connect
+from tasks.registry.mlflow_client import connect
 from tasks.registry.promotion import promote, read_champion_state
+from tasks.registry.store import MlflowStore
 from tasks.registry.verification import read_recorded
 
 NOBODY = "http://127.0.0.1:9"

@@ -14,8 +14,8 @@ import pytest
 from toy import SIGN
 
 from tasks.registry import mlflow_flavor, register, tracking
-from tasks.registry.mlflow_client import MlflowStore
 from tasks.registry.mlflow_flavor import CODE_ROOT, LOADER, copy_runtime, runtime_files
+from tasks.registry.store import MlflowStore
 
 BAD = f"the cat {SIGN} sees the dog"
 

@@ -12,8 +12,8 @@ from registry_store import add_version, aliases, is_complete, new_store, restore
 
 from tasks.core.errors import VerdictError
 from tasks.registry import lookup, promotion
-from tasks.registry.mlflow_client import MlflowStore
 from tasks.registry.promotion import promote, set_challenger
+from tasks.registry.store import MlflowStore
 
 
 @pytest.fixture(scope="module")

@@ -16,9 +16,10 @@ from tasks.core.errors import UnreachableError, UsageError
 from tasks.core.files import json_digest, write_json
 from tasks.inference.bundle import MODEL_NAME
 from tasks.registry import lookup, register, retention_queries, tracking
-from tasks.registry.mlflow_client import MlflowStore, connect, locate_store
+from tasks.registry.mlflow_client import connect
 from tasks.registry.promotion import promote
 from tasks.registry.retention import SECONDS_PER_DAY, RetentionRule, prune
+from tasks.registry.store import MlflowStore, locate_store
 
 OLD = RetentionRule(days=30, keep=1)
 

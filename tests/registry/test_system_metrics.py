@@ -11,7 +11,8 @@ import pytest
 from registry_store import new_store
 
 from tasks.registry import system_metrics, tracking
-from tasks.registry.mlflow_client import MlflowStore, connect
+from tasks.registry.mlflow_client import connect
+from tasks.registry.store import MlflowStore
 
 SWITCH = "MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING"
 

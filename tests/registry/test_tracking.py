@@ -6,7 +6,8 @@ import pytest
 from registry_store import new_store
 
 from tasks.registry import tracking
-from tasks.registry.mlflow_client import MlflowStore, connect
+from tasks.registry.mlflow_client import connect
+from tasks.registry.store import MlflowStore
 
 JOB = "a" * 16
 SETTINGS = {"finetune.epochs": 1, "finetune.device": "cpu", "judge.wait_hours": 24}

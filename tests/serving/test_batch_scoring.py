@@ -25,7 +25,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from toy import SIGN, WORDS
 
-from flows.commands import review
+from flows.commands.predict import find_model
 from tasks.core.errors import UsageError, VerdictError
 from tasks.data import record_readers
 from tasks.data.cola_format import BYTE_ORDER_MARK, QuarantinedRow, Row, RowRules
@@ -35,7 +35,7 @@ from tasks.inference.bundle import CHAMPION, CHAMPION_URI
 from tasks.inference.classifier import Classifier
 from tasks.registry import register
 from tasks.registry import tracking as runs
-from tasks.registry.mlflow_client import MlflowStore, locate_store
+from tasks.registry.store import MlflowStore, locate_store
 from tasks.serving import score_parts
 from tasks.serving.batch_scoring import check_paths, score_file, score_to_file, score_to_stream
 from tasks.serving.score_parts import Scorer, divide
@@ -507,7 +507,7 @@ def test_a_model_is_named_by_alias_number_or_folder(
     path = write(tmp_path, f"{GOOD}\n{BAD}\n")
     labels = []
     for model, version in ((CHAMPION_URI, "1"), ("1", "1"), (exported["bundle"], f"sha256:{exported['digest'][:12]}")):
-        found, bundle = review.find_model(model, str(champion))
+        found, bundle = find_model(model, str(champion))
         assert found == version
         outcome = score_file(path, str(tmp_path / "out.parquet"), bundle, found, "cpu")
         assert (outcome["version"], outcome["digest"]) == (version, exported["digest"])
@@ -517,11 +517,11 @@ def test_a_model_is_named_by_alias_number_or_folder(
     assert labels == [["acceptable", "unacceptable"]] * 3
     monkeypatch.chdir(tmp_path)
     (tmp_path / "1").mkdir()
-    assert review.find_model("1", str(champion))[0] == "1"
+    assert find_model("1", str(champion))[0] == "1"
     with pytest.raises(VerdictError, match="model 'acceptability' has no version '2'"):
-        review.find_model("2", str(champion))
+        find_model("2", str(champion))
     with pytest.raises(UsageError, match="is no registry address"):
-        review.find_model("no-such-folder", str(champion))
+        find_model("no-such-folder", str(champion))
 
 
 def test_the_flow_scores_with_the_champion(champion: Path, prefect_server: str, tmp_path: Path, exported: Any) -> None:

@@ -14,7 +14,7 @@ from toy import SIGN, facts
 
 from tasks.inference.bundle import CHAMPION, MODEL_NAME, write_manifest
 from tasks.registry import lookup, register, tracking
-from tasks.registry.mlflow_client import MlflowStore, locate_store
+from tasks.registry.store import MlflowStore, locate_store
 from tasks.serving.batcher import Batcher
 from tasks.serving.champion import Champion
 from tasks.serving.feedback import Feedback

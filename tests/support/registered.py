@@ -7,7 +7,7 @@ from typing import Any
 import mlflow
 
 from tasks.registry import register, tracking
-from tasks.registry.mlflow_client import MlflowStore
+from tasks.registry.store import MlflowStore
 
 
 def make_champion_store(folder: Path, empty_store: Path, exported: Any) -> Path:

@@ -9,7 +9,8 @@ from toy import facts
 
 from tasks.inference.bundle import MODEL_NAME, write_manifest
 from tasks.registry import register
-from tasks.registry.mlflow_client import MlflowStore, connect
+from tasks.registry.mlflow_client import connect
+from tasks.registry.store import MlflowStore
 
 
 def store_in(folder: Path) -> MlflowStore:

@@ -1,0 +1,101 @@
+"""Reads aliases, versions and where their files lie from a local MLflow database, without importing MLflow.
+
+MLflow and SQLAlchemy take seconds to import, a query of SQLite milliseconds. The database is opened read-only, so what
+is read is what was committed last. Every function returns None where only MLflow can answer: another kind of store, a
+database of another schema, an alias or version that does not exist, files that are not on this machine.
+"""
+
+import contextlib
+import os
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+from urllib.parse import unquote, urlsplit
+
+from tasks.registry.store import MlflowStore, database_of
+
+# The revision (table alembic_version) of the schema of MLflow 3.17, whose tables are read here.
+KNOWN_SCHEMAS = frozenset({"dc11669786a5"})
+WORKSPACE = "default"  # MLflow's, where workspaces are not used
+BUSY_TIMEOUT_S = 5.0
+_MODEL_ID = "models:/"
+
+R = TypeVar("R")
+
+
+class LocalVersion(NamedTuple):
+    """A version whose files are on this machine."""
+
+    version: str
+    bundle: Path
+
+
+def find_local_version(store: MlflowStore, name: str, alias: str, number: str) -> LocalVersion | None:
+    """Return the version that an alias points at, or that has a number, and its bundle's folder.
+
+    Args:
+        store: where to look.
+        name: of the registered model.
+        alias: as `store.split_address` returns it.
+        number: of the version; either this or the alias is empty.
+    """
+    if alias.lower() == "latest":  # MLflow gives that name a meaning
+        return None
+
+    def read(database: sqlite3.Connection) -> LocalVersion | None:
+        wanted = number
+        if alias:
+            query = "SELECT version FROM registered_model_aliases WHERE workspace = ? AND name = ? AND alias = ?"
+            wanted = _first(database, query, WORKSPACE, name, alias)
+        query = (
+            "SELECT coalesce(nullif(storage_location, ''), source) FROM model_versions "
+            "WHERE workspace = ? AND name = ? AND version = ? AND current_stage <> 'Deleted_Internal'"
+        )
+        folder = _local_folder(database, _first(database, query, WORKSPACE, name, wanted))
+        return LocalVersion(wanted, folder / "data" / "bundle") if folder else None
+
+    return _read(store, read)
+
+
+def find_local_digest(store: MlflowStore, name: str, digest: str) -> str | None:
+    """Return the number of the first version that holds a bundle."""
+    query = (
+        "SELECT min(tag.version) FROM model_version_tags AS tag JOIN model_versions AS version "
+        "ON tag.workspace = version.workspace AND tag.name = version.name AND tag.version = version.version "
+        "WHERE tag.workspace = ? AND tag.name = ? AND tag.key = 'bundle_digest' AND tag.value = ? "
+        "AND version.current_stage <> 'Deleted_Internal'"
+    )
+    return _read(store, lambda database: _first(database, query, WORKSPACE, name, digest) or None)
+
+
+def _read(store: MlflowStore, query: Callable[[sqlite3.Connection], R | None]) -> R | None:
+    """Query a store's database; None where it cannot be read here, or has another schema."""
+    path = database_of(store)
+    workspaces = any(name.startswith(("MLFLOW_WORKSPACE", "MLFLOW_ENABLE_WORKSPACES")) for name in os.environ)
+    if path is None or "?" in store["uri"] or workspaces:
+        return None
+    try:
+        address = f"{path.resolve().as_uri()}?mode=ro"
+        with contextlib.closing(sqlite3.connect(address, uri=True, timeout=BUSY_TIMEOUT_S)) as database:
+            revisions = {str(row[0]) for row in database.execute("SELECT version_num FROM alembic_version")}
+            return query(database) if revisions and revisions <= KNOWN_SCHEMAS else None
+    except (sqlite3.Error, OSError):  # no such file, another program's, locked, half written
+        return None
+
+
+def _first(database: sqlite3.Connection, query: str, *values: str) -> str:
+    """Return the first column of the first row as text; empty where there is none."""
+    found = database.execute(query, values).fetchone()
+    return "" if found is None or found[0] is None else str(found[0])
+
+
+def _local_folder(database: sqlite3.Connection, location: str) -> Path | None:
+    """Return the folder of a model's files; None unless it is an existing folder on this machine."""
+    if location.startswith(_MODEL_ID):
+        query = "SELECT artifact_location FROM logged_models WHERE model_id = ? AND lifecycle_stage = 'active'"
+        location = _first(database, query, location.removeprefix(_MODEL_ID))
+    parts = urlsplit(location)
+    folder = Path(unquote(parts.path)) if parts.scheme == "file" else Path(location)
+    local = parts.scheme in ("", "file") and parts.netloc in ("", "localhost") and not parts.query
+    return folder if local and folder.is_absolute() and folder.is_dir() else None

@@ -1,0 +1,53 @@
+"""Addresses of MLflow stores and of the models in them. Imports nothing of MLflow, which takes seconds."""
+
+import os
+from pathlib import Path
+from typing import TypedDict
+
+from ..core.errors import UsageError
+from ..inference.bundle import CHAMPION_URI, MODEL_NAME
+
+SQLITE = "sqlite:///"
+
+
+class MlflowStore(TypedDict):
+    """An MLflow tracking address and, for a local database, the folder of its artifacts."""
+
+    uri: str
+    artifacts: str
+
+
+def locate_store(home: str) -> MlflowStore:
+    """Return the store that MLFLOW_TRACKING_URI names, else a SQLite one under `home`."""
+    folder = Path(home).resolve()
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}{folder / 'mlflow.db'}"
+    return MlflowStore(uri=uri, artifacts=str(folder / "artifacts"))
+
+
+def database_of(store: MlflowStore) -> Path | None:
+    """Return the file of a local SQLite store; None for any other store."""
+    uri = store["uri"]
+    return Path(uri.removeprefix(SQLITE).partition("?")[0]) if uri.startswith(SQLITE) else None
+
+
+def is_uninitialised(store: MlflowStore) -> bool:
+    """Check whether the store is a local database that nothing was written to yet; a query would create it."""
+    database = database_of(store)
+    return database is not None and not database.exists()
+
+
+def split_address(uri: str) -> tuple[str, str, str]:
+    """Return name, alias and version number of a registry address; one of the last two is empty.
+
+    Raises:
+        UsageError: if it has another form.
+    """
+    name, at, alias = uri.removeprefix("models:/").partition("@")
+    name, slash, number = name.partition("/")
+    complete = name and bool(alias) == bool(at) and bool(number) == bool(slash) and bool(at) != bool(slash)
+    if not uri.startswith("models:/") or not complete or "/" in number + alias:
+        raise UsageError(
+            f"model {uri!r} is no registry address and no folder; expected {CHAMPION_URI}, models:/{MODEL_NAME}/1 or "
+            "a bundle's folder"
+        )
+    return name, alias, number
