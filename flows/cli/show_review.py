@@ -128,6 +128,8 @@ def show_change(change: dict[str, Any]) -> None:
         return
     new_console().print(f"{change['kind']} of version {change['version']} by {escape(change['actor'])}: {alias}")
     new_console().print(f"reason    {escape(change['reason'])}")
+    if change.get("repeated"):
+        new_console().print(f"done      at {change['time']} already; to go further back: verdict rollback --to VERSION")
 
 
 def show_history(entries: list[dict[str, Any]]) -> None:

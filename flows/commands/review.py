@@ -55,7 +55,9 @@ def reject(version: str, reason: str, home: str, who: str = "") -> dict[str, Any
 def rollback(to: str | None, reason: str, dry_run: bool, home: str) -> dict[str, Any]:
     """Move the alias back to the previous champion, or to an earlier one; return the recorded change.
 
-    If the alias was lost but the last champion's version still exists, that one counts as the previous champion.
+    If the alias was lost but the last champion's version still exists, that one counts as the previous champion. Where
+    the last change is the rollback of the same person for the same reason, that one is meant, because its process may
+    have been killed before it could report: its record is returned with `repeated`, and the alias stays.
 
     Args:
         to: version number; None for the previous champion.
@@ -71,6 +73,9 @@ def rollback(to: str | None, reason: str, dry_run: bool, home: str) -> dict[str,
     entries, records = promotion.history(store)
     champion = promotion.current_champion(store)
     now = champion["version"] if champion else None
+    if now and not dry_run and to in (None, now) and promotion.find_repeated(records, "rollback", now, text):
+        move = promotion.promote(store, now, kind="rollback", expected=now, reason=text)  # closes a pending record
+        return _notified(move) | {"dry_run": False, "repeated": True}
     target = to or _previous(champion_history.champion_stack(entries), now)
     _check_target(target, now, champion_history.champion_stack(entries), {entry["to"] for entry in entries})
     bundle = champion_history.digest_of_version(records, target) or ""
@@ -83,7 +88,7 @@ def rollback(to: str | None, reason: str, dry_run: bool, home: str) -> dict[str,
     if dry_run:
         return {"kind": "rollback", "from": now, "to": target, "reason": text, "dry_run": True}
     move = promotion.promote(store, target, kind="rollback", expected=now, reason=text, bundle=bundle)
-    return _notified(move) | {"dry_run": False}
+    return _notified(move) | {"dry_run": False, "repeated": False}
 
 
 def _notified(change: audit_log.AliasChange) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from tasks.core.errors import VerdictError
 from tasks.inference.bundle import CHAMPION
 from tasks.registry import lookup, register
 from tasks.registry.audit_log import AliasChange, begin, finish, read_changes
+from tasks.registry.audit_log import actor as current_actor
 from tasks.registry.champion_history import (
     DECISION_KINDS,
     ChampionRecord,
@@ -103,6 +104,9 @@ def set_challenger(store: MlflowStore, version: str) -> None:
 def reject(store: MlflowStore, version: str, reason: str, verdict: str = "", actor: str = "") -> AliasChange:
     """Record that a person rejected a version, and take the challenger's alias from it.
 
+    Where the last record is the same person's rejection for the same reason, it is returned: its process may have been
+    killed before it could report.
+
     Raises:
         ChampionChanged: if it is champion by now.
         VerdictError: if its verdict is no HOLD.
@@ -110,6 +114,8 @@ def reject(store: MlflowStore, version: str, reason: str, verdict: str = "", act
     with promotion_lock(store) as check_lease:
         changes, champion = recover_pending(store)
         current = champion["version"] if champion else None
+        if repeated := find_repeated(changes, "reject", version, reason, actor):
+            return repeated
         if current == version:
             raise ChampionChanged(f"version {version} is champion by now; take it back: verdict rollback --reason TEXT")
         _check_undecided(store, "reject", version)
@@ -117,6 +123,25 @@ def reject(store: MlflowStore, version: str, reason: str, verdict: str = "", act
         change = begin(store, changes, **fields, verdict=verdict, actor=actor)
         check_lease()
         return _finish_pending(store, change)
+
+
+def find_repeated(
+    changes: Sequence[AliasChange], kind: str, version: str, reason: str, actor: str = ""
+) -> AliasChange | None:
+    """Return the last record if it is this decision, done or pending.
+
+    Args:
+        changes: every record.
+        kind: reject or rollback.
+        version: that is rejected or gone back to.
+        reason: in one line.
+        actor: who decides; empty: VERDICT_ACTOR, else user@host.
+    """
+    last = next((change for change in reversed(changes) if change["state"] != "withdrawn"), None)
+    decision = (kind, version, reason, actor or current_actor())
+    if last and (last["kind"], last["version"], last["reason"], last["actor"]) == decision:
+        return last
+    return None
 
 
 def recover_pending(store: MlflowStore) -> tuple[list[AliasChange], ChampionRecord | None]:
