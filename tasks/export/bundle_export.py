@@ -5,13 +5,15 @@ if they crash or hang, the finished training is kept.
 """
 
 import logging
+import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, cast
 
 from tasks.core.errors import VerdictError
 from tasks.core.files import atomic_directory, read_json, write_json
 from tasks.export.subprocess_call import run_in_subprocess
-from tasks.inference.bundle import TOKENIZER, VARIANTS, Origin, verify, write_manifest
+from tasks.inference.bundle import TOKENIZER, VARIANTS, ModelInfo, Origin, verify, write_manifest
 
 if TYPE_CHECKING:
     from tasks.export.onnx_export import WrittenGraphs
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
 EXPORT_TIMEOUT_S = 1_800.0  # a large model takes about ten minutes on two busy cores if both exporters are tried
 SENTENCE_TIMEOUT_S = 1.0  # for each validation sentence, which torch and up to five graphs answer
 EXPORT_RECORD, BUNDLE_FOLDER = "export.json", "bundle"  # in the job's folder
-EXPORT_SCHEMA = 2  # version of export.json
+EXPORT_SCHEMA = 3  # version of export.json
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +34,7 @@ class ExportResult(TypedDict):
     fp32 logit from torch for each comparison, `variants` the comparisons of every variant in the bundle, `left_out` why
     the others are missing, `attempts` every way of making a variant that was tried and what was measured of it,
     `exporter` what made the graphs (writer, tracing or dynamo), `fused` counts fused operators in the graph that has
-    most of each.
+    most of each. `seconds` is what each part took; variants are made side by side.
     """
 
     schema_version: int
@@ -44,6 +46,7 @@ class ExportResult(TypedDict):
     attempts: "dict[str, list[Attempt]]"
     exporter: str
     fused: dict[str, int]
+    seconds: dict[str, float]
 
 
 def export_bundle(model_folder: str, folder: str, origin: Origin, rows: str | None = None) -> ExportResult:
@@ -58,13 +61,24 @@ def export_bundle(model_folder: str, folder: str, origin: Origin, rows: str | No
     Raises:
         VerdictError: if the fp32 graph differs from torch, or the export crashes or takes too long.
     """
+    from tasks.export.torch_reference import torch_reference  # torch
+
+    started = time.perf_counter()
     bundle = Path(folder) / BUNDLE_FOLDER
+    reference = torch_reference(model_folder, origin["max_length"], rows)
+    facts = ModelInfo(**origin, pad_id=reference.pad_id)
+    answered = time.perf_counter()
     with atomic_directory(bundle) as scratch:
         graphs = run_in_subprocess(
-            "the export to ONNX", _time_limit(rows), _write_graphs, model_folder, str(scratch), origin, rows
+            "the export to ONNX", _time_limit(rows), _write_graphs, model_folder, str(scratch), facts, reference
         )
         (scratch / TOKENIZER).write_bytes((Path(model_folder) / TOKENIZER).read_bytes())
-        manifest = write_manifest(scratch, graphs["facts"], metrics={})
+        manifest = write_manifest(scratch, facts, metrics={}, known=graphs["digests"])
+    seconds = {
+        "torch": round(answered - started, 3),
+        **graphs["seconds"],
+        "total": round(time.perf_counter() - started, 3),
+    }
     _log_summary(graphs)
     exported = ExportResult(
         schema_version=EXPORT_SCHEMA,
@@ -76,6 +90,7 @@ def export_bundle(model_folder: str, folder: str, origin: Origin, rows: str | No
         attempts=graphs["attempts"],
         exporter=graphs["exporter"],
         fused=graphs["fused"],
+        seconds=seconds,
     )
     write_json(Path(folder) / EXPORT_RECORD, {**exported, "bundle": BUNDLE_FOLDER})
     return exported
@@ -115,7 +130,19 @@ def _write_graphs(*arguments: Any) -> "WrittenGraphs":
     """Call `write_graphs` in the subprocess; importing its libraries here would take seconds."""
     from tasks.export.onnx_export import write_graphs
 
+    find_onnxruntime_tools()
     return write_graphs(*arguments)
+
+
+def find_onnxruntime_tools() -> None:
+    """Let modules of onnxruntime.transformers and onnxruntime.quantization be imported in a forked process.
+
+    They import each other by bare names, for which the package appends its folder to sys.path when it is imported.
+    multiprocessing gives a forked process the sys.path of its parent instead, so later imports fail.
+    """
+    import onnxruntime.transformers
+
+    sys.path += [folder for folder in onnxruntime.transformers.__path__ if folder not in sys.path]
 
 
 def _log_summary(graphs: "WrittenGraphs") -> None:

@@ -14,8 +14,6 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 from transformers import AutoConfig, PreTrainedConfig
-from transformers.models.deberta_v2.modeling_deberta_v2 import make_log_bucket_position
-from transformers.models.mpnet.modeling_mpnet import MPNetEncoder
 
 from tasks.export.encoder_description import (
     MASK_VALUE,
@@ -249,6 +247,8 @@ def describe_distilbert(config: PreTrainedConfig, weights: Weights) -> EncoderDe
 
 def describe_mpnet(config: PreTrainedConfig, weights: Weights) -> EncoderDescription:
     """MPNet: one bias by relative distance for all layers; positions count the tokens other than id 1."""
+    from transformers.models.mpnet.modeling_mpnet import MPNetEncoder  # brings all code that models are made of
+
     epsilon = config.layer_norm_eps
     buckets = MPNetEncoder.relative_position_bucket(torch.from_numpy(_distances(config.max_position_embeddings)))
     bias = weights.take("mpnet.encoder.relative_attention_bias.weight")[buckets.numpy()].T
@@ -363,6 +363,8 @@ def _convolution(config: PreTrainedConfig, weights: Weights) -> Convolution:
 
 def _disentangle(config: PreTrainedConfig, weights: Weights, layers: tuple[Layer, ...]) -> tuple[Layer, ...]:
     """Add DeBERTa's attention to relative positions to layers, and its scale."""
+    from transformers.models.deberta_v2.modeling_deberta_v2 import make_log_bucket_position
+
     features = config.hidden_size // config.num_attention_heads
     _require(config, attention_head_size=features)
     kinds = config.pos_att_type or []

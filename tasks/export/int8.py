@@ -19,7 +19,6 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto
-from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 from onnxruntime.transformers.onnx_model import OnnxModel
 
 from tasks.export.graph_builder import MICROSOFT_DOMAIN
@@ -68,6 +67,8 @@ def quantise_rows(model: OnnxModel) -> int:
 
 def quantise_blocks(model: onnx.ModelProto) -> onnx.ModelProto:
     """Quantise the constant matrices of products in blocks of INT8_BLOCK weights; the model is changed."""
+    from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer  # brings sympy
+
     quantiser = MatMulNBitsQuantizer(
         model, bits=8, block_size=INT8_BLOCK, is_symmetric=True, accuracy_level=INT8_PRODUCTS
     )

@@ -4,10 +4,14 @@ The writer makes them from the encoder's description (`encoder_families`, `encod
 fits goes through torch's exporters and ONNX Runtime's optimiser (`torch_export`). Each graph is compared with torch.
 """
 
+import hashlib
 import json
 import math
+import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial, update_wrapper
 from pathlib import Path
 from typing import NamedTuple, TypedDict, TypeVar
@@ -28,13 +32,13 @@ from tasks.export.module_writer import (
     PORTABLE_TARGET,
     fused_gate_width,
 )
-from tasks.export.parity import LogitsModule, TorchReference, compare_variant, torch_reference
+from tasks.export.parity import compare_variant
 from tasks.export.shipping_rule import Attempt, Parity, parity_error
-from tasks.export.torch_export import EXPORTED_MAKERS, choose_exporter, make_fp32
-from tasks.inference.bundle import VARIANTS, ModelInfo, Origin
+from tasks.export.torch_reference import TorchReference, load_logits
+from tasks.inference.bundle import VARIANTS, ModelInfo
+from tasks.inference.cpu_limits import compute_threads
 from tasks.inference.external_data import reject_external_data
 from tasks.inference.sessions import should_try_gpu
-from tasks.training.model import load_classifier
 
 FUSED_OPS = (
     "Attention",
@@ -54,7 +58,8 @@ class WrittenGraphs(TypedDict):
 
     `exporter` is writer, tracing or dynamo; `fused` counts each fused operator in the graph that has most of it.
     `attempts` has every way in which each variant was made. `remarks` has a line for each exporter and each maker of a
-    variant that was tried before and failed.
+    variant that was tried before and failed. `digests` has the SHA-256 of each graph by file name, `seconds` what each
+    part took; variants are made side by side.
     """
 
     facts: ModelInfo
@@ -64,6 +69,8 @@ class WrittenGraphs(TypedDict):
     left_out: dict[str, str]
     attempts: dict[str, list[Attempt]]
     remarks: list[str]
+    digests: dict[str, str]
+    seconds: dict[str, float]
 
 
 T = TypeVar("T")
@@ -71,10 +78,16 @@ VariantMaker = Callable[[], onnx.ModelProto]
 
 
 class WrittenVariant(NamedTuple):
-    """An attempt with each maker that was tried, of which the last ships if it has no fault; its fused operators."""
+    """An attempt with each maker that was tried, of which the last ships if it has no fault.
+
+    `fused` counts the fused operators of the graph that ships, `digest` is its file's SHA-256, `seconds` has what each
+    part of each attempt took.
+    """
 
     attempts: list[Attempt]
     fused: Counter[str]
+    digest: str
+    seconds: dict[str, float]
 
 
 class GraphSource(NamedTuple):
@@ -84,38 +97,65 @@ class GraphSource(NamedTuple):
     makers: dict[str, list[VariantMaker]]
 
 
-def write_graphs(model_folder: str, folder: str, origin: Origin, rows_path: str | None) -> WrittenGraphs:
+def write_graphs(model_folder: str, folder: str, facts: ModelInfo, reference: TorchReference) -> WrittenGraphs:
     """Write model.onnx and every other variant within its parity limits into a folder.
 
     Args:
         model_folder: output of `fine_tune`.
         folder: receives the graphs; must exist.
-        origin: written to each graph's metadata.
-        rows_path: snapshot with the sentences to compare on; if None only fp32 is written.
+        facts: written to each graph's metadata.
+        reference: torch's answers; without sentences only fp32 is written.
 
     Raises:
         VerdictError: if the fp32 graph exceeds its limits.
     """
-    logits = LogitsModule(load_classifier(model_folder, attention="eager"))
-    facts = ModelInfo(**origin, pad_id=logits.model.config.pad_token_id or 0)
-    reference = torch_reference(logits, model_folder, facts["max_length"], rows_path)
-    source, remarks = choose_source(model_folder, logits)
+    seconds: dict[str, float] = {}
+    with timed(seconds, "describe"):
+        source, remarks = choose_source(model_folder)
     graphs = WrittenGraphs(
-        facts=facts, exporter=source.exporter, fused={}, parity={}, left_out={}, attempts={}, remarks=remarks
-    )
-    for variant, name in VARIANTS.items():
-        attempts, fused = write_variant(variant, source.makers[variant], Path(folder) / name, facts, reference)
-        graphs["attempts"][variant] = attempts
-        graphs["fused"] = dict(Counter(graphs["fused"]) | fused)
-        last = attempts[-1]
-        if last["parity"] and not last["fault"]:
-            graphs["parity"][variant] = last["parity"]
-        elif variant == "fp32":
-            raise VerdictError(f"ONNX graph {last['fault']}; not shipped: {name}")
-        else:
-            graphs["left_out"][variant] = str(last["fault"])
-        remarks += [f"the {variant} graph of {failed['maker']} {failed['fault']}" for failed in attempts[:-1]]
+        facts=facts, exporter=source.exporter, fused={}, parity={}, left_out={}, attempts={}, remarks=remarks,
+        digests={}, seconds=seconds,
+    )  # fmt: skip
+
+    def write(variant: str) -> WrittenVariant:
+        return write_variant(variant, source.makers[variant], Path(folder) / VARIANTS[variant], facts, reference)
+
+    # ONNX Runtime's optimisers redirect the standard output of the whole process: they run one after another.
+    threads = min(len(VARIANTS), compute_threads()) if source.exporter == "writer" else 1
+    with ThreadPoolExecutor(threads) as pool:
+        for variant, written in zip(VARIANTS, pool.map(write, VARIANTS), strict=True):
+            _add_variant(graphs, variant, written)
     return graphs
+
+
+def _add_variant(graphs: WrittenGraphs, variant: str, written: WrittenVariant) -> None:
+    """Add what was written of a variant.
+
+    Raises:
+        VerdictError: if it is fp32, and not within its limits.
+    """
+    graphs["attempts"][variant] = written.attempts
+    graphs["fused"] = dict(Counter(graphs["fused"]) | written.fused)
+    graphs["seconds"] |= written.seconds
+    last = written.attempts[-1]
+    if last["parity"] and not last["fault"]:
+        graphs["parity"][variant] = last["parity"]
+        graphs["digests"][VARIANTS[variant]] = written.digest
+    elif variant == "fp32":
+        raise VerdictError(f"ONNX graph {last['fault']}; not shipped: {VARIANTS[variant]}")
+    else:
+        graphs["left_out"][variant] = str(last["fault"])
+    graphs["remarks"] += [f"the {variant} graph of {each['maker']} {each['fault']}" for each in written.attempts[:-1]]
+
+
+@contextmanager
+def timed(seconds: dict[str, float], name: str) -> Iterator[None]:
+    """Keep the seconds that the block takes."""
+    started = time.perf_counter()
+    try:
+        yield
+    finally:
+        seconds[name] = round(time.perf_counter() - started, 3)
 
 
 def write_variant(
@@ -128,25 +168,34 @@ def write_variant(
     """
     if variant != "fp32" and not reference.real:
         fault = "was not made: there are no sentences for a comparison with torch"
-        return WrittenVariant([Attempt(maker="", parity=None, fault=fault)], Counter())
+        return WrittenVariant([Attempt(maker="", parity=None, fault=fault)], Counter(), "", {})
     attempts: list[Attempt] = []
+    seconds: dict[str, float] = {}
     for make in makers:
         attempt = Attempt(maker=make.__name__, parity=None, fault=None)
         attempts.append(attempt)
         try:
-            model = make()
-            save_graph(model, path, facts, variant)
-            reject_external_data(path)
-            parity = compare_variant(variant, path, reference)
+            with timed(seconds, f"{variant}: {make.__name__}"):
+                fused, digest = _make_file(make, path, facts, variant)
+            with timed(seconds, f"{variant}: compare {make.__name__}"):
+                parity = compare_variant(variant, path, reference)
             attempt["parity"], attempt["fault"] = parity, parity_error(variant, parity)
         except Exception as error:
             if variant == "fp32":
                 raise
             attempt["fault"] = f"could not be made: {summarise_error(error, 200)}"
         if not attempt["fault"]:
-            return WrittenVariant(attempts, count_fused(model))
+            return WrittenVariant(attempts, fused, digest, seconds)
     path.unlink(missing_ok=True)
-    return WrittenVariant(attempts, Counter())
+    return WrittenVariant(attempts, Counter(), "", seconds)
+
+
+def _make_file(make: VariantMaker, path: Path, facts: ModelInfo, variant: str) -> tuple[Counter[str], str]:
+    """Make a graph and write it; return its fused operators and its file's SHA-256. The graph's memory is released."""
+    model = make()
+    digest = save_graph(model, path, facts, variant)
+    reject_external_data(path)
+    return count_fused(model), digest
 
 
 def count_fused(model: onnx.ModelProto) -> Counter[str]:
@@ -154,7 +203,7 @@ def count_fused(model: onnx.ModelProto) -> Counter[str]:
     return Counter(node.op_type for node in model.graph.node if node.op_type in FUSED_OPS)
 
 
-def choose_source(model_folder: str, logits: LogitsModule) -> tuple[GraphSource, list[str]]:
+def choose_source(model_folder: str) -> tuple[GraphSource, list[str]]:
     """Choose the writer if a description fits the model, else the exporter of torch that fuses most attention.
 
     Returns:
@@ -166,14 +215,18 @@ def choose_source(model_folder: str, logits: LogitsModule) -> tuple[GraphSource,
     try:
         encoder = load_encoder(model_folder)
     except Exception as error:  # of a transformers version whose configuration has another form, too
+        from tasks.export.torch_export import EXPORTED_MAKERS, choose_exporter  # brings torch.onnx
+
         reason = str(error) if isinstance(error, NotDescribedError) else summarise_error(error, 200)
-        exported, remarks = choose_exporter(logits)
+        exported, remarks = choose_exporter(load_logits(model_folder))
         remarks.insert(0, f"the graphs come from torch's exporters: {reason}")
         return GraphSource(exported.exporter, _bind(EXPORTED_MAKERS, exported)), remarks
 
     def export_fp32() -> onnx.ModelProto:
         """Return torch's export, for a model that computes something else than its description says."""
-        return make_fp32(choose_exporter(logits)[0])
+        from tasks.export.torch_export import choose_exporter, make_fp32
+
+        return make_fp32(choose_exporter(load_logits(model_folder))[0])
 
     makers = _bind(WRITTEN_MAKERS, encoder)
     makers["fp32"].append(export_fp32)
@@ -219,8 +272,8 @@ def write_int8_blockwise(encoder: EncoderDescription) -> onnx.ModelProto:
     return quantise_blocks(write_encoder(encoder, PORTABLE_TARGET))
 
 
-def save_graph(model: onnx.ModelProto, path: Path, facts: ModelInfo, variant: str) -> None:
-    """Write a graph as one file with the model info in its metadata.
+def save_graph(model: onnx.ModelProto, path: Path, facts: ModelInfo, variant: str) -> str:
+    """Write a graph as one file with the model info in its metadata; return the file's SHA-256.
 
     Raises:
         VerdictError: if the file would exceed ONNX's limit of 2 GB.
@@ -236,7 +289,11 @@ def save_graph(model: onnx.ModelProto, path: Path, facts: ModelInfo, variant: st
             f"the {variant} graph has {size / 1e9:.1f} GB, an ONNX file at most {MAX_GRAPH_BYTES / 1e9:.1f}; "
             "choose a smaller encoder with --encoder"
         )
-    onnx.save_model(model, path, save_as_external_data=False)
+    content = model.SerializeToString()
+    with ThreadPoolExecutor(1) as pool:
+        digest = pool.submit(hashlib.sha256, content)
+        path.write_bytes(content)
+        return digest.result().hexdigest()
 
 
 # The makers of each variant in order of preference: the next is used if a graph exceeds the parity limits.

@@ -1,262 +1,112 @@
-"""Measures ONNX graphs against the torch model that they come from, on random tokens and all validation sentences.
+"""Measures ONNX graphs against torch's answers to random tokens and to the validation sentences.
 
-torch's answers are computed once, on a GPU if there is one, and serve every variant. Whether a graph ships is decided
-by `shipping_rule`.
+Whether a graph ships is decided by `shipping_rule`.
 
 Shape letters: B sentences, S tokens.
 """
 
-import contextlib
-import copy
 from collections.abc import Iterator
-from functools import cached_property
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import nn
-from transformers import PreTrainedModel
 
-from tasks.data.snapshots import read_snapshot
 from tasks.evaluation.metrics import mcc
 from tasks.evaluation.paired_tests import contingency, difference_quantile
-from tasks.export.shipping_rule import (
-    LOSS_CONFIDENCE,
-    PARITY_LIMITS,
-    REAL_CASE,
-    HalfPrecision,
-    Parity,
-    allowed_difference,
-)
-from tasks.inference.sessions import open_session
-from tasks.inference.tokenization import TokenIds, load_tokenizer, pad, sorted_batches, tokenise
-from tasks.training.device import resolve_device
+from tasks.export.shipping_rule import LOSS_CONFIDENCE, PARITY_LIMITS, Parity
+from tasks.export.torch_reference import PARITY_BATCH, Logits, ParityCase, TorchReference, largest_difference
+from tasks.inference.cpu_limits import compute_threads
+from tasks.inference.onnx_runtime import onnxruntime
+from tasks.inference.sessions import CUDA, open_session
+from tasks.inference.tokenization import TokenIds
 
-PARITY_SHAPES = ((1, 1), (1, 5), (7, 64), (32, 17))  # (B, S) of random tokens
-PARITY_BATCH = 32  # sentences
-# fp32 computes what torch computes, so some sentences of every length show a wrong graph, and a CPU takes seconds.
-PORTABLE_SENTENCES = 512
+# fp32 computes what torch computes: a wrong graph differs on every sentence, or on those of some length, or on padded
+# ones, and the random tokens have lengths and padding of their own. So a few batches from the longest to the shortest
+# sentences are enough, and a CPU takes seconds for all. fp16 and int8, whose labels are counted, get every sentence.
+FP32_SENTENCES = 128
+GPU_SENTENCES = 256  # of a batch on a GPU, which plans attention anew for each shape
 PARITY_DEVICES = {"fp32": "cpu", "fp16": "auto", "int8": "cpu"}  # auto: a GPU if there is one
-
-Logits = NDArray[np.float32]
-
-
-class ParityCase(NamedTuple):
-    """Inputs of a graph, torch's logits [B, 2] for them and, for real sentences, their labels [B]."""
-
-    name: str
-    inputs: dict[str, TokenIds]
-    expected: Logits
-    labels: TokenIds | None
-
-
-class TorchReference(NamedTuple):
-    """What graphs are compared with: cases of random tokens, cases of real sentences, and torch's half precision."""
-
-    random: list[ParityCase]
-    real: list[ParityCase]
-    half: "HalfReference"
-
-
-class LogitsModule(nn.Module):
-    """Wraps a classifier for exporters: positional inputs, and the logits tensor as output."""
-
-    def __init__(self, model: PreTrainedModel) -> None:
-        super().__init__()
-        self.model, self.names = model, input_names(model)
-        self.eval()  # exporters restore this module's mode, which must not enable dropout
-
-    def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
-        """Map inputs [B, S], in the order of `names`, to logits [B, 2]."""
-        return self.model(**dict(zip(self.names, inputs, strict=True))).logits
-
-
-def input_names(model: PreTrainedModel) -> list[str]:
-    """Return the graph's inputs: token ids, mask, and segment ids if the model has two segment types."""
-    segments = getattr(model.config, "type_vocab_size", 0) > 1
-    return ["input_ids", "attention_mask"] + (["token_type_ids"] if segments else [])
-
-
-def random_inputs(logits: LogitsModule, rows: int, length: int) -> dict[str, TokenIds]:
-    """Return inputs [B, S] of random tokens; the last sentence is padded from half its length."""
-    rng = np.random.default_rng(rows * 1_000 + length)
-    vocabulary = logits.model.config.vocab_size
-    ids = rng.integers(vocabulary // 2, vocabulary, (rows, length))  # low ids are special tokens
-    mask = np.ones_like(ids)
-    mask[-1, (length + 1) // 2 :] = 0
-    return _inputs(logits, ids, mask)
-
-
-def torch_reference(logits: LogitsModule, model_folder: str, max_length: int, rows_path: str | None) -> TorchReference:
-    """Compute torch's answers to random tokens and to all sentences of a snapshot; without one there are no sentences.
-
-    Args:
-        logits: the model, on the CPU.
-        model_folder: of its tokenizer.
-        max_length: tokens of the longest input.
-        rows_path: snapshot of the validation sentences.
-    """
-    real = real_cases(logits, model_folder, max_length, rows_path) if rows_path else []
-    return TorchReference(random_cases(logits), real, HalfReference(logits, real))
-
-
-def random_cases(logits: LogitsModule) -> list[ParityCase]:
-    """Return cases of random tokens in several shapes."""
-    names = [f"{rows}x{length}" for rows, length in PARITY_SHAPES]
-    inputs = [random_inputs(logits, rows, length) for rows, length in PARITY_SHAPES]
-    return [
-        ParityCase(name, each, expected, None)
-        for name, each, expected in zip(names, inputs, torch_logits(logits, inputs), strict=True)
-    ]
-
-
-def real_cases(logits: LogitsModule, model_folder: str, max_length: int, rows_path: str) -> list[ParityCase]:
-    """Return cases of all sentences of a snapshot, in batches of similar length, from short to long."""
-    rows = read_snapshot(rows_path)
-    labels = rows["label"].to_numpy(np.int64)
-    ids = tokenise(load_tokenizer(model_folder, max_length), rows["sentence"].tolist()).rows()
-    batches = sorted_batches(np.array([len(row) for row in ids]), PARITY_BATCH)
-    pad_id = logits.model.config.pad_token_id or 0
-    inputs = [_inputs(logits, *pad([ids[row] for row in batch], pad_id)) for batch in batches]
-    return [
-        ParityCase(REAL_CASE, each, expected, labels[batch])
-        for batch, each, expected in zip(batches, inputs, torch_logits(logits, inputs), strict=True)
-    ]
 
 
 def compare_variant(variant: str, graph: Path, reference: TorchReference) -> Parity:
     """Measure a graph of a variant on the device that it is for, or on a CPU; fp32 on some of the sentences."""
     real = reference.real
     if variant == "fp32":
-        real = real[:: -(-len(real) * PARITY_BATCH // PORTABLE_SENTENCES) or 1]
+        step = -(-len(real) * PARITY_BATCH // FP32_SENTENCES) or 1
+        real = real[::-1][::step][::-1]  # with the longest sentences
     cases = reference.random + real
-    provider, answers = _run_graph(cases, graph, PARITY_DEVICES[variant])
+    provider, answers = _run_graph(cases, graph, PARITY_DEVICES[variant], reference.pad_id)
     parity = _summarise(provider, cases, answers)
     factor = PARITY_LIMITS[variant].half_factor
     if np.isfinite(factor) and real and not parity["not_finite"]:
-        distances = [_distance(case, answer) for case, answer in zip(cases, answers, strict=True)]
+        distances = [largest_difference(case, answer) for case, answer in zip(cases, answers, strict=True)]
         parity["half"] = reference.half.measure(distances[len(reference.random) :], factor)
     return parity
 
 
-def compare_with_torch(cases: list[ParityCase], graph: Path, device: str) -> Parity:
+def compare_with_torch(cases: list[ParityCase], graph: Path, device: str, pad_id: int = 0) -> Parity:
     """Measure a graph's logits against torch's in fp32."""
-    provider, answers = _run_graph(cases, graph, device)
+    provider, answers = _run_graph(cases, graph, device, pad_id)
     return _summarise(provider, cases, answers)
 
 
-class HalfReference:
-    """Torch's own half precision on cases of real sentences, computed where it is needed and once.
+def _run_graph(cases: list[ParityCase], graph: Path, device: str, pad_id: int) -> tuple[str, list[Logits]]:
+    """Return the provider that ran a graph, and its logits [B, 2] for each case; a CPU runs a case on each core."""
+    session = open_session(graph, device, threads=1)
+    provider = session.get_providers()[0]
+    if provider == CUDA:
+        return provider, run_merged(session, cases, pad_id)
 
-    A CPU computes fp16 several times as slowly as fp32. There the sentences on which a graph differs most come first,
-    and as soon as torch's difference on them allows the graph's, the others need no computing. A CPU without a kernel
-    for fp16 computes in bf16.
-    """
+    def run(case: ParityCase) -> Logits:
+        logits: Logits = session.run(None, case.inputs)[0]
+        return logits
 
-    def __init__(self, logits: LogitsModule, cases: list[ParityCase]) -> None:
-        self._logits, self._cases = logits, cases
-        self._device, self._precision = resolve_device("auto"), "fp16"
-        self._distances: dict[int, float] = {}  # largest difference from fp32 by number of the case
+    with ThreadPoolExecutor(compute_threads()) as pool:
+        return provider, list(pool.map(run, cases[::-1]))[::-1]  # the longest sentences first
 
-    def measure(self, distances: list[float], factor: float) -> HalfPrecision:
-        """Return torch's difference, as far as it takes to judge a graph.
 
-        Args:
-            distances: the graph's largest difference of a logit in each case.
-            factor: that the graph's difference may be of torch's.
-        """
-        if self._device == "cuda":
-            self._compute(list(range(len(self._cases))))
-        for number in np.argsort(distances)[::-1].tolist():
-            if max(distances) <= allowed_difference(self._largest(), factor):
-                break
-            self._compute([number])
-        return HalfPrecision(
-            precision=self._precision,
-            device=self._device,
-            sentences=sum(len(self._cases[number].expected) for number in self._distances),
-            difference=self._largest(),
+def run_merged(session: onnxruntime.InferenceSession, cases: list[ParityCase], pad_id: int) -> list[Logits]:
+    """Return the logits [B, 2] of each case, with neighbours of one name in batches of up to `GPU_SENTENCES`."""
+    answers: list[Logits] = []
+    for group in _groups(cases):
+        logits = session.run(None, _merge(group, pad_id))[0]
+        answers += np.split(logits, np.cumsum([len(case.expected) for case in group])[:-1])
+    return answers
+
+
+def _groups(cases: list[ParityCase]) -> Iterator[list[ParityCase]]:
+    """Divide cases into groups of one name and up to `GPU_SENTENCES` sentences."""
+    group: list[ParityCase] = []
+    for case in cases:
+        sentences = sum(len(each.expected) for each in [*group, case])
+        if group and (case.name != group[0].name or sentences > GPU_SENTENCES):
+            yield group
+            group = []
+        group.append(case)
+    if group:
+        yield group
+
+
+def _merge(cases: list[ParityCase], pad_id: int) -> dict[str, TokenIds]:
+    """Stack the inputs of cases, padded on the right to the longest."""
+    longest = max(case.inputs["input_ids"].shape[1] for case in cases)
+
+    def stack(name: str) -> TokenIds:
+        fill = pad_id if name == "input_ids" else 0
+        arrays = [case.inputs[name] for case in cases]
+        return np.concatenate(
+            [np.pad(each, [(0, 0), (0, longest - each.shape[1])], constant_values=fill) for each in arrays]
         )
 
-    def _largest(self) -> float | None:
-        """Return the largest difference so far; None if one is NaN or Inf."""
-        largest = float(np.max(list(self._distances.values()), initial=0.0))
-        return largest if np.isfinite(largest) else None
-
-    def _compute(self, numbers: list[int]) -> None:
-        """Compute the cases with these numbers that are not computed yet."""
-        cases = {number: self._cases[number] for number in numbers if number not in self._distances}
-        answers = self._answer([case.inputs for case in cases.values()]) if cases else []
-        for (number, case), answer in zip(cases.items(), answers, strict=True):
-            self._distances[number] = _distance(case, answer)
-
-    def _answer(self, inputs: list[dict[str, TokenIds]]) -> list[Logits]:
-        if self._device == "cuda":
-            try:
-                return _run_torch(self._half_model, inputs, "cuda")
-            except torch.OutOfMemoryError:
-                self._device = "cpu"
-        if self._precision == "fp16":
-            try:
-                return _run_torch(self._half_model, inputs, "cpu")
-            except RuntimeError:  # "not implemented for 'Half'"
-                self._precision = "bf16"
-                self._distances.clear()
-        with torch.autocast("cpu", torch.bfloat16):
-            return _run_torch(self._logits, inputs, "cpu")
-
-    @cached_property
-    def _half_model(self) -> LogitsModule:
-        return copy.deepcopy(self._logits).half()
-
-
-def torch_logits(logits: LogitsModule, inputs: list[dict[str, TokenIds]]) -> list[Logits]:
-    """Return torch's logits [B, 2] in exact fp32 for each inputs [B, S], computed on a GPU if there is one."""
-    if resolve_device("auto") == "cuda":
-        with contextlib.suppress(torch.OutOfMemoryError):  # other processes may hold its memory
-            return _run_torch(logits, inputs, "cuda")
-    return _run_torch(logits, inputs, "cpu")
-
-
-def _run_torch(model: LogitsModule, inputs: list[dict[str, TokenIds]], device: str) -> list[Logits]:
-    """Run a model, which stays on the CPU, on a device."""
-    try:
-        model.to(device)
-        with torch.inference_mode(), _without_tf32():
-            answers = [model(*(torch.from_numpy(array).to(device) for array in each.values())) for each in inputs]
-            return [answer.float().cpu().numpy() for answer in answers]
-    finally:
-        model.to("cpu")
-
-
-@contextlib.contextmanager
-def _without_tf32() -> Iterator[None]:
-    """Compute fp32 products and convolutions on a GPU in fp32; TF32 has 10 bits of mantissa, like fp16."""
-    products, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    torch.set_float32_matmul_precision("highest")
-    torch.backends.cudnn.allow_tf32 = False
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(products)
-        torch.backends.cudnn.allow_tf32 = convolutions
-
-
-def _run_graph(cases: list[ParityCase], graph: Path, device: str) -> tuple[str, list[Logits]]:
-    """Return the provider that ran a graph, and its logits [B, 2] for each case."""
-    session = open_session(graph, device)
-    answers = [session.run(None, case.inputs)[0] for case in cases]
-    return session.get_providers()[0], answers
+    return {name: stack(name) for name in cases[0].inputs}
 
 
 def _summarise(provider: str, cases: list[ParityCase], answers: list[Logits]) -> Parity:
     """Summarise a graph's logits by their differences from torch's, labels and MCC."""
     difference: dict[str, float] = {}
     for case, answer in zip(cases, answers, strict=True):
-        largest = np.maximum(_distance(case, answer), difference.get(case.name, 0.0))  # unlike max(), keeps NaN
-        difference[case.name] = float(largest)
+        before = difference.get(case.name, 0.0)
+        difference[case.name] = float(np.maximum(largest_difference(case, answer), before))  # unlike max(), keeps NaN
     not_finite = [name for name, largest in difference.items() if not np.isfinite(largest)]
     parity = Parity(
         provider=provider,
@@ -280,14 +130,3 @@ def _summarise(provider: str, cases: list[ParityCase], answers: list[Logits]) ->
         parity["mcc"], parity["torch_mcc"] = mcc(labels, ours), mcc(labels, torchs)
         parity["mcc_loss_low"] = 0.0 - difference_quantile(contingency(labels, ours, torchs), LOSS_CONFIDENCE)
     return parity
-
-
-def _distance(case: ParityCase, answer: Logits) -> float:
-    """Return the largest difference of a logit from torch's; NaN or Inf if a logit is."""
-    with np.errstate(invalid="ignore"):
-        return float(np.abs(answer - case.expected).max(initial=0.0))
-
-
-def _inputs(logits: LogitsModule, ids: TokenIds, mask: TokenIds) -> dict[str, TokenIds]:
-    arrays = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
-    return {name: arrays[name] for name in logits.names}

@@ -23,7 +23,7 @@ from tasks.core.errors import VerdictError, summarise_error
 P = ParamSpec("P")
 R = TypeVar("R")
 
-# Brings torch, transformers and ONNX Runtime's tools. If the server fails to import it, each subprocess does.
+# Brings torch and ONNX Runtime's tools. If the server fails to import it, each subprocess does.
 PRELOADED_MODULES = ["tasks.export.onnx_export"]
 
 

@@ -21,8 +21,8 @@ from onnxruntime.transformers.optimizer import optimize_model
 from tasks.core.errors import VerdictError, summarise_error
 from tasks.export.graph_editor import upstream_nodes
 from tasks.export.int8 import quantise_blocks, quantise_rows, split_skip_layernorm
-from tasks.export.parity import LogitsModule, random_inputs
 from tasks.export.sequence_packing import pack_rows
+from tasks.export.torch_reference import LogitsModule, random_inputs
 
 OPSETS = {"tracing": 17, "dynamo": 20}
 ATTENTION_OPS = ("Attention", "MultiHeadAttention")

@@ -61,11 +61,23 @@ class Manifest(ModelInfo):
     metrics: dict[str, dict[str, Any]]
 
 
-def write_manifest(folder: Path, info: ModelInfo, metrics: dict[str, dict[str, Any]]) -> Manifest:
-    """Write bundle.json with the checksums of all other files in the folder; call it when they are complete."""
+def write_manifest(
+    folder: Path, info: ModelInfo, metrics: dict[str, dict[str, Any]], known: dict[str, str] | None = None
+) -> Manifest:
+    """Write bundle.json with the checksums of all other files in the folder; call it when they are complete.
+
+    Args:
+        folder: of the bundle.
+        info: what inference needs to know.
+        metrics: one entry per variant.
+        known: SHA-256 of files, by name, that was computed of what was written to them.
+    """
     from .onnx_runtime import onnxruntime  # takes longer to import than everything else here, and only writing needs it
 
-    files = {path.name: sha256_of(path) for path in sorted(folder.iterdir()) if path.name != MANIFEST}
+    known = known or {}
+    files = {
+        path.name: known.get(path.name) or sha256_of(path) for path in sorted(folder.iterdir()) if path.name != MANIFEST
+    }
     manifest = Manifest(
         **info,
         schema_version=SCHEMA_VERSION,

@@ -20,7 +20,8 @@ from tasks.core.files import read_json, write_json
 from tasks.export import bundle_export as export
 from tasks.export.bundle_export import export_bundle, load_export
 from tasks.export.onnx_export import WrittenGraphs
-from tasks.export.parity import PARITY_SHAPES
+from tasks.export.subprocess_call import run_in_subprocess
+from tasks.export.torch_reference import PARITY_SHAPES
 from tasks.inference.bundle import VARIANTS, verify
 from tasks.inference.external_data import reject_external_data
 
@@ -33,18 +34,20 @@ def hang(*_: Any) -> None:
     time.sleep(120)
 
 
-def leave_int8(model: str, folder: str, *_: Any) -> WrittenGraphs:
+def leave_int8(model: str, folder: str, facts: Any, _: Any) -> WrittenGraphs:
     """Stand for an export whose int8 graph differs from torch."""
     (Path(folder) / "model.onnx").write_bytes(b"graph")
     shape: Any = {"provider": "CPUExecutionProvider", "difference": {"1x1": 0.0}, "sentences": 0, "half": None}
     return WrittenGraphs(
-        facts={**origin(), "pad_id": 0},
+        facts=facts,
         exporter="tracing",
         fused={"Attention": 2},
         parity={"fp32": shape},
         left_out={"int8": "changes 10 of 100 labels (10.00%), expected at most 1.0%"},
         attempts={},
         remarks=[],
+        digests={},
+        seconds={"describe": 0.1},
     )
 
 
@@ -131,6 +134,23 @@ def test_an_export_over_its_limit_is_one_line_and_leaves_no_bundle(
     with pytest.raises(VerdictError, match=r"^the export to ONNX did not end in 0\.5 s and was stopped"):
         export_bundle(trained["model"], str(tmp_path), origin())
     assert list(tmp_path.iterdir()) == []
+
+
+def import_what_few_exports_need() -> list[str]:
+    from tasks.export import onnx_export  # the server imported it, with the folder of onnxruntime.transformers
+
+    assert onnx_export.WRITTEN_MAKERS
+    export.find_onnxruntime_tools()
+    from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+
+    from tasks.export.torch_export import choose_exporter
+
+    return [MatMulNBitsQuantizer.__name__, choose_exporter.__name__]
+
+
+def test_what_few_exports_need_is_imported_in_the_subprocess() -> None:
+    found = run_in_subprocess("the import", 120, import_what_few_exports_need)
+    assert found == ["MatMulNBitsQuantizer", "choose_exporter"]
 
 
 def test_the_time_limit_grows_with_the_sentences(toy_split: tuple[str, str, str]) -> None:

@@ -41,7 +41,7 @@ from tasks.export.module_writer import (
     fused_gate_width,
 )
 from tasks.export.onnx_export import count_fused
-from tasks.export.parity import LogitsModule
+from tasks.export.torch_reference import LogitsModule
 from tasks.inference.tokenization import TokenIds
 
 VOCABULARY, LAYERS, POSITIONS = 60, 3, 210

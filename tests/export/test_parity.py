@@ -1,6 +1,8 @@
 """What is measured of a graph against torch, and that every kind of damage to a graph is refused."""
 
+import pickle
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +17,22 @@ from toy import origin
 from tasks.data.snapshots import read_snapshot
 from tasks.evaluation.metrics import mcc
 from tasks.export import parity as measuring
-from tasks.export.parity import (
+from tasks.export import torch_reference as torchs
+from tasks.export.parity import compare_variant, run_merged
+from tasks.export.shipping_rule import parity_error
+from tasks.export.torch_reference import (
     HalfReference,
     LogitsModule,
     ParityCase,
     TorchReference,
-    compare_variant,
+    load_logits,
     random_cases,
     random_inputs,
     torch_logits,
     torch_reference,
 )
-from tasks.export.shipping_rule import parity_error
 from tasks.inference.bundle import VARIANTS
-from tasks.training.model import load_classifier
+from tasks.inference.sessions import open_session
 
 Damage = Callable[[np.ndarray], np.ndarray]
 
@@ -37,8 +41,7 @@ HEAD, NORM = "classifier.weight", "bert.encoder.layer.0.output.LayerNorm.weight"
 
 @pytest.fixture(scope="module")
 def reference(trained: Any, toy_split: tuple[str, str, str]) -> TorchReference:
-    logits = LogitsModule(load_classifier(trained["model"], attention="eager"))
-    return torch_reference(logits, trained["model"], origin()["max_length"], toy_split[1])
+    return torch_reference(trained["model"], origin()["max_length"], toy_split[1])
 
 
 def damaged(graph: Path, folder: Path, weight: str, damage: Damage) -> Path:
@@ -116,9 +119,11 @@ def test_all_sentences_are_compared_from_short_to_long(
 def test_fp32_is_compared_on_some_sentences_of_every_length(
     complete: Any, reference: TorchReference, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(measuring, "PORTABLE_SENTENCES", 56)
+    monkeypatch.setattr(measuring, "FP32_SENTENCES", 56)
     graph = Path(complete["bundle"]) / VARIANTS["fp32"]
-    assert compare_variant("fp32", graph, reference)["sentences"] == 32 + 24  # the first batch and the third
+    assert compare_variant("fp32", graph, reference)["sentences"] == 24 + 32  # the longest batch and the shortest
+    monkeypatch.setattr(measuring, "FP32_SENTENCES", 32)
+    assert compare_variant("fp32", graph, reference)["sentences"] == 24  # the longest
     assert compare_variant("fp32", graph, reference._replace(real=[]))["sentences"] == 0
 
 
@@ -149,12 +154,12 @@ def steep_model(factor: float) -> tuple[LogitsModule, list[ParityCase]]:
 
 def test_torchs_half_precision_is_computed_on_a_cpu_only_as_far_as_needed() -> None:
     logits, cases = steep_model(100.0)
-    whole = HalfReference(logits, cases).measure([9.0, 9.0, 9.0], 2.0)
+    whole = HalfReference(lambda: logits, cases).measure([9.0, 9.0, 9.0], 2.0)
     assert whole["difference"] is not None
     assert (whole["precision"], whole["device"], whole["sentences"]) == ("fp16", "cpu", 12)
     assert 0.02 < whole["difference"] < 2
-    assert HalfReference(logits, cases).measure([0.0, 0.005, 0.0], 2.0)["sentences"] == 0
-    half = HalfReference(logits, cases)
+    assert HalfReference(lambda: logits, cases).measure([0.0, 0.005, 0.0], 2.0)["sentences"] == 0
+    half = HalfReference(lambda: logits, cases)
     assert half.measure([0.0, 0.01, 0.0], 2.0)["sentences"] == 4  # torch differs by more than half of it there
     assert half.measure([9.0, 0.0, 0.0], 2.0) == whole  # the others are computed now
     assert next(logits.parameters()).dtype == torch.float32
@@ -162,7 +167,7 @@ def test_torchs_half_precision_is_computed_on_a_cpu_only_as_far_as_needed() -> N
 
 def test_torchs_half_precision_may_overflow_and_then_limits_nothing() -> None:
     logits, cases = steep_model(1e6)
-    assert HalfReference(logits, cases).measure([9.0, 9.0, 9.0], 2.0)["difference"] is None
+    assert HalfReference(lambda: logits, cases).measure([9.0, 9.0, 9.0], 2.0)["difference"] is None
 
 
 def test_without_an_fp16_kernel_torch_computes_in_bf16_and_the_record_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,7 +180,7 @@ def test_without_an_fp16_kernel_torch_computes_in_bf16_and_the_record_says_so(mo
 
     monkeypatch.setattr(LogitsModule, "forward", refuse_half)
     logits, cases = steep_model(100.0)
-    found = HalfReference(logits, cases).measure([99.0, 99.0, 99.0], 2.0)
+    found = HalfReference(lambda: logits, cases).measure([99.0, 99.0, 99.0], 2.0)
     assert (found["precision"], found["device"], found["sentences"]) == ("bf16", "cpu", 12)
     assert found["difference"] is not None
     assert found["difference"] > 0.1
@@ -191,10 +196,53 @@ def test_where_the_gpus_memory_is_taken_torch_computes_on_the_cpu(monkeypatch: p
 
     logits, cases = steep_model(100.0)
     monkeypatch.setattr(LogitsModule, "to", refuse_gpu)
-    monkeypatch.setattr(measuring, "resolve_device", lambda _: "cuda")
+    monkeypatch.setattr(torchs, "resolve_device", lambda _: "cuda")
     again = torch_logits(logits, [case.inputs for case in cases])
     assert all(np.array_equal(case.expected, answer) for case, answer in zip(cases, again, strict=True))
-    assert HalfReference(logits, cases).measure([9.0, 9.0, 9.0], 2.0)["device"] == "cpu"
+    half = HalfReference(lambda: logits, cases)
+    half.compute_on_gpu(logits)
+    assert half.measure([9.0, 9.0, 9.0], 2.0)["device"] == "cpu"
+
+
+def test_torchs_half_precision_goes_to_another_process_without_the_model(
+    trained: Any, reference: TorchReference
+) -> None:
+    half, distances = HalfReference(partial(load_logits, trained["model"]), reference.real), [9.0] * len(reference.real)
+    sent = pickle.dumps(half)
+    assert len(sent) < 50_000
+    expected = half.measure(distances, 2.0)
+    assert pickle.loads(sent).measure(distances, 2.0) == expected
+    assert expected["sentences"] == 88
+
+
+def test_torch_computes_a_case_on_each_core_and_gets_its_threads_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    forward, seen = LogitsModule.forward, list[int]()
+
+    def watch(self: LogitsModule, *inputs: torch.Tensor) -> torch.Tensor:
+        seen.append(torch.get_num_threads())
+        return forward(self, *inputs)
+
+    monkeypatch.setattr(LogitsModule, "forward", watch)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        random_cases(LogitsModule(tiny_bert()))
+        assert (seen, torch.get_num_threads()) == ([1] * 4, 3)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_on_a_gpu_cases_of_one_name_are_merged_and_answers_stay_those_of_each(
+    complete: Any, reference: TorchReference, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = open_session(Path(complete["bundle"]) / VARIANTS["fp32"], "cpu")
+    cases = reference.random + reference.real
+    monkeypatch.setattr(measuring, "GPU_SENTENCES", 64)
+    groups = [[len(case.expected) for case in group] for group in measuring._groups(cases)]
+    assert groups == [[1], [1], [7], [32], [32, 32], [24]]
+    answers = run_merged(session, cases, reference.pad_id)
+    for case, answer in zip(cases, answers, strict=True):
+        assert np.abs(answer - case.expected).max() < 1e-5
 
 
 def test_random_tokens_are_the_same_each_time() -> None:

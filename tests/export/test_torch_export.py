@@ -14,8 +14,9 @@ from transformers import BertConfig
 from tasks.core.errors import VerdictError
 from tasks.export import torch_export
 from tasks.export.onnx_export import save_graph
-from tasks.export.parity import LogitsModule, ParityCase, compare_with_torch, random_cases, random_inputs
+from tasks.export.parity import compare_with_torch
 from tasks.export.torch_export import EXPORTED_MAKERS, ExportedGraphs, choose_exporter, export_by
+from tasks.export.torch_reference import LogitsModule, ParityCase, random_cases, random_inputs
 from tasks.inference.external_data import reject_external_data
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the tracer warns of every Python branch; parity shows a wrong one

@@ -17,8 +17,8 @@ from transformers import (
     RobertaConfig,
 )
 
-from tasks.export.parity import LogitsModule
 from tasks.export.torch_export import ExportedGraphs, choose_exporter
+from tasks.export.torch_reference import LogitsModule
 
 SIZES = {"vocab_size": 20, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
 SPECIAL_IDS = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3, "cls_token_id": 2, "sep_token_id": 3}

@@ -138,7 +138,7 @@ def export(bundle: str, **changes: Any) -> Any:
         "half": {"precision": "fp16", "device": "cuda", "sentences": 80, "difference": 1.5e-3},
     }
     values = {
-        "schema_version": 2,
+        "schema_version": 3,
         "bundle": bundle,
         "digest": "b" * 64,
         "parity": parity["difference"],
@@ -147,6 +147,7 @@ def export(bundle: str, **changes: Any) -> Any:
         "attempts": {name: [{"maker": f"make_{name}", "parity": parity, "fault": None}] for name in VARIANTS},
         "exporter": "tracing",
         "fused": {"Attention": 2},
+        "seconds": {"torch": 1.5, "total": 4.0},
     }
     return values | changes
 
