@@ -177,14 +177,17 @@ def _fine_tune_visibly(
 ) -> TrainingResult:
     """Fine-tune; each epoch is shown in Prefect and logged to MLflow as it ends."""
     bar: Any = create_progress_artifact(progress=0.0, key="fine-tuning", description="Finished epochs, in percent")
+    finished: dict[int, int] = {}  # epochs, by number of the seed
 
     def show(epoch: EpochRecord) -> None:
         before = (epoch["seed"] - recipe.seed) % SEED_STRIDE  # seeds before this one; a restart adds k * SEED_STRIDE
-        done = before * recipe.epochs + epoch["epoch"]
+        finished[before] = epoch["epoch"]
+        done = min(finished) * recipe.epochs + sum(finished.values())  # seeds may be trained side by side
         with contextlib.suppress(httpx.HTTPError):  # best effort: training continues while the server is down
             update_progress_artifact(bar, progress=100 * done / (recipe.epochs * recipe.seeds))
         figures = {name: value for name, value in epoch.items() if name not in ("epoch", "seed")}
-        tracking.log_metrics(store, run_id, figures, step=done)  # type: ignore[arg-type]
+        step = before * recipe.epochs + epoch["epoch"]
+        tracking.log_metrics(store, run_id, figures, step=step)  # type: ignore[arg-type]
 
     return fine_tune(train_rows, validation_rows, recipe, folder, text=text, on_epoch=show)
 

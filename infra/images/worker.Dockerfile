@@ -7,7 +7,7 @@ FROM ${BASE} AS build
 # Ubuntu's archive keeps the newest version of a package alone: a pin would break the build.
 # hadolint ignore=DL3008
 RUN apt-get update \
-  && apt-get install --yes --no-install-recommends python3 python3-venv \
+  && apt-get install --yes --no-install-recommends gcc libc6-dev python3 python3-dev python3-venv \
   && rm -rf /var/lib/apt/lists/*
 COPY pyproject.toml constraints.txt /source/
 COPY infra/images/install.sh /source/infra/images/
@@ -18,10 +18,12 @@ COPY infra/prefect.yaml /source/infra/
 COPY infra/prefect.yaml /source/infra/
 COPY tasks /source/tasks
 COPY flows /source/flows
-RUN /source/infra/images/install.sh package /opt/verdict
+# The second command compiles the kernels of a training for GPUs since A100; it needs none. A run copies them to its cache.
+RUN /source/infra/images/install.sh package /opt/verdict \
+  && /opt/verdict/bin/python -m tasks.training.kernel_compiler
 
 FROM ${BASE}
-# Triton builds its launchers with a C compiler when a run first asks for a kernel.
+# Triton needs a C compiler for kernels that were not compiled above: of other encoders and other GPUs.
 # hadolint ignore=DL3008
 RUN apt-get update \
   && apt-get install --yes --no-install-recommends ca-certificates gcc libc6-dev python3 python3-dev \

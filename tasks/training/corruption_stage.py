@@ -40,7 +40,9 @@ def run_corruption_stage(job: TrainingJob, data: TokenizedData) -> str:
     torch.manual_seed(recipe.seed)
     model = load_classifier(recipe.encoder).to(recipe.device)
     config = step_config(recipe.model_copy(update={"r_drop": 0.0}), len(rows), epochs=1)
-    history = train_epochs(model, data.encode(rows), data.validation, config, epochs=1, seed=recipe.seed)
+    train, validation = data.encode(rows), data.validation
+    data.wait_for_kernels()
+    history = train_epochs(model, train, validation, config, epochs=1, seed=recipe.seed)
     last = history.epochs[-1]
     if last["train_loss"] is None or last["validation_loss"] is None:  # the last step may be the one that diverged
         log.warning("the corruption stage ended with a NaN or Inf loss; training starts without it")

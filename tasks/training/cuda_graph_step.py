@@ -240,11 +240,17 @@ def make_train_step(
     data: TokenDataset,
     config: StepConfig,
     group: ProcessGroup | None = None,
+    *,
+    shares_memory: bool = False,
 ) -> EagerStep | CudaGraphStep:
-    """Return the fastest step that works for a model on its device; all ranks of a process group get the same kind."""
+    """Return the fastest step that works for a model on its device; all ranks of a process group get the same kind.
+
+    Raises:
+        torch.OutOfMemoryError: see `capture_or_eager`.
+    """
     device = next(model.parameters()).device.type
     if device == "cuda" and config.precision == "bf16":
-        return capture_or_eager(model, data, config, CudaRecorder(group), group)
+        return capture_or_eager(model, data, config, CudaRecorder(), group, shares_memory=shares_memory)
     if device == "cuda":
         log.info("in fp32 the training step is not captured as a CUDA graph and runs several times slower")
     return EagerStep(model, data, config, group)
@@ -257,11 +263,16 @@ def capture_or_eager(
     config: StepConfig,
     recorder: GraphRecorder,
     group: ProcessGroup | None = None,
+    *,
+    shares_memory: bool = False,
 ) -> EagerStep | CudaGraphStep:
     """Try every variant of a capture, the fastest first; where none works, say why and return an eager step.
 
     A variant that runs out of memory is tried again with twice as many micro-batches. After a failed attempt the model
     has its own modules and initial weights again.
+
+    Raises:
+        torch.OutOfMemoryError: with `shares_memory`, where memory ended: it may suffice when others have ended.
     """
     initial = {name: parameter.data.clone() for name, parameter in model.named_parameters()}
     patch_for_cuda_graphs(model)
@@ -279,6 +290,8 @@ def capture_or_eager(
             recorder.release_memory()
             if isinstance(outcome, Failed):
                 break
+            if shares_memory:
+                raise torch.OutOfMemoryError(reason)
             micro_batches = double_micro_batches(micro_batches, config.batch_size)
     log.warning("the training step cannot be captured as a CUDA graph (%s); it runs several times slower", reason)
     return EagerStep(model, data, config, group)

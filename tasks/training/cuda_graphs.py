@@ -12,8 +12,6 @@ from typing import Any, Protocol, cast
 import torch
 from torch import nn
 
-from tasks.training.process_group import ProcessGroup
-
 
 class Graph(Protocol):
     """A recorded step."""
@@ -43,19 +41,23 @@ class GraphRecorder(Protocol):
         """
 
     def synchronize(self) -> None:
-        """Wait for the device."""
+        """Wait for the work of this thread."""
 
     def release_memory(self) -> None:
         """Return cached memory to the device."""
 
 
 class CudaRecorder:
-    """Records CUDA graphs on the current GPU; all its graphs share one memory pool, as only one runs at a time."""
+    """Records CUDA graphs on the current GPU; all its graphs share one memory pool, as only one runs at a time.
 
-    def __init__(self, group: ProcessGroup | None = None) -> None:
+    It has a stream of its own: cuBLAS has a workspace for each stream, and graphs that were recorded on one stream must
+    not run at the same time.
+    """
+
+    def __init__(self) -> None:
         self._pool = torch.cuda.graph_pool_handle()
-        # In mode "global" a CUDA call of another thread, such as NCCL's watchdog, would invalidate the capture.
-        self._mode = "thread_local" if group else "global"
+        self._stream = torch.cuda.Stream()
+        self._memory_released = False
 
     def load_kernels(self) -> ModuleType:
         """Import the kernels; Triton is installed where there is a GPU only."""
@@ -64,23 +66,36 @@ class CudaRecorder:
         return triton_kernels
 
     def warm_up(self, work: Callable[[], None]) -> None:
-        """Run work on a side stream, as a capture does."""
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
+        """Run work on the stream of the captures."""
+        with self._own_stream():
             work()
-        torch.cuda.current_stream().wait_stream(side)
 
     def record(self, work: Callable[[], None]) -> torch.cuda.CUDAGraph:
-        """Capture the work's kernels."""
+        """Capture the work's kernels; unlike torch.cuda.graph without waiting for other streams of the GPU."""
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode=self._mode):
-            work()
+        with self._own_stream():
+            self._stream.synchronize()
+            if not self._memory_released:  # a capture cannot use what warm-ups have left in the cache
+                torch.cuda.empty_cache()
+                self._memory_released = True
+            # In mode "global" a CUDA call of another thread, such as NCCL's watchdog, would invalidate the capture.
+            graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+            try:
+                work()
+            finally:
+                graph.capture_end()
         return graph
 
+    @contextlib.contextmanager
+    def _own_stream(self) -> Iterator[None]:
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
+            yield
+        torch.cuda.current_stream().wait_stream(self._stream)
+
     def synchronize(self) -> None:
-        """Wait for the GPU."""
-        torch.cuda.synchronize()
+        """Wait for the current stream."""
+        torch.cuda.current_stream().synchronize()
 
     def release_memory(self) -> None:
         """Return cached memory to the GPU."""

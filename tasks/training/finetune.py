@@ -18,6 +18,7 @@ from tasks.inference.tokenization import load_tokenizer
 from tasks.training.checkpoints import delete_checkpoints
 from tasks.training.corruption_stage import run_corruption_stage
 from tasks.training.device import device_name
+from tasks.training.kernel_compiler import compile_for_training
 from tasks.training.launcher import check_processes, launch
 from tasks.training.pretrained import encoder_digest
 from tasks.training.recipe import TrainingRecipe
@@ -25,8 +26,8 @@ from tasks.training.seed_runs import (
     SeedRun,
     load_seed_run,
     train_distributed,
-    train_seed,
     train_seed_run,
+    train_seeds,
     train_shard,
     validation_mcc,
 )
@@ -133,15 +134,17 @@ def make_job(train: str, validation: str, recipe: TrainingRecipe, folder: str, t
 
 def _train_all(job: TrainingJob, on_epoch: OnEpoch | None) -> tuple[SelectedModel, list[SeedRun]]:
     """Train all seeds, in one process or several; return the selected model and every seed's record."""
-    recipe, data = job.recipe, TokenizedData(job)
+    recipe = job.recipe
+    data = TokenizedData(job, compile_for_training(recipe))
     start = run_corruption_stage(job, data)
     if recipe.seeds == recipe.processes == 1:
         model, seed_run = train_seed_run(job, data, start, recipe.seed, on_epoch)
         return SelectedModel(model, averaged=False, best=seed_run), [seed_run]
     seeds = list(range(recipe.seed, recipe.seed + recipe.seeds))
+    if recipe.processes > 1:
+        data.wait_for_kernels()  # once, not in every process
     if recipe.processes == 1:
-        for seed in seeds:
-            train_seed(job, data, start, seed, on_epoch)
+        train_seeds(job, data, start, seeds, on_epoch)
     elif recipe.seeds == 1:
         launch(train_distributed, recipe.processes, job, start, recipe.seed, device=recipe.device, on_message=on_epoch)
     else:

@@ -6,6 +6,7 @@ seed-N/epoch-0003/          checkpoints of seed N
 seed-N/finished/            the trained model of seed N
 """
 
+import contextlib
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +19,8 @@ from transformers import PreTrainedModel
 from tasks.core.files import atomic_directory, read_json
 from tasks.training.model import load_classifier
 from tasks.training.process_group import ProcessGroup
+from tasks.training.recipe import TrainingRecipe
+from tasks.training.side_by_side import Lane, train_side_by_side
 from tasks.training.trainer import CheckpointConfig, EpochRecord, OnEpoch, TrainingHistory, train_epochs
 from tasks.training.training_job import (
     RECORD_FILE,
@@ -58,6 +61,7 @@ def train_seed_run(
     seed: int,
     on_epoch: OnEpoch | None = None,
     group: ProcessGroup | None = None,
+    lane: Lane | None = None,
 ) -> tuple[PreTrainedModel, SeedRun]:
     """Train with `seed`, and with further seeds while nothing is learned; return the best epoch's model and its record.
 
@@ -68,12 +72,13 @@ def train_seed_run(
         seed: of dropout and batch order.
         on_epoch: called after each epoch.
         group: processes that train it together; each of them calls this.
+        lane: where other seeds are trained in this process at the same time.
     """
     restarts = job.recipe.restarts
     for attempt in range(restarts + 1):
         used = seed + attempt * SEED_STRIDE
         head_seed = job.recipe.seed + attempt * SEED_STRIDE
-        model, history = _train_once(job, data, start, used, head_seed, on_epoch, group)
+        model, history = _train_once(job, data, start, used, head_seed, on_epoch, group, lane)
         if not history.collapsed:
             break
         next_step = "another one is tried" if attempt < restarts else "no further one is tried"
@@ -95,17 +100,21 @@ def _train_once(
     head_seed: int,
     on_epoch: OnEpoch | None,
     group: ProcessGroup | None,
+    lane: Lane | None,
 ) -> tuple[PreTrainedModel, TrainingHistory]:
     recipe = job.recipe
-    torch.manual_seed(head_seed)  # only models that started from one head can be averaged
-    model = load_classifier(start).to(recipe.device)
-    if seed != head_seed:
-        torch.manual_seed(seed)
+    with lane.exclusive() if lane else contextlib.nullcontext():
+        torch.manual_seed(head_seed)  # only models that started from one head can be averaged
+        model = load_classifier(start).to(recipe.device)
+        if seed != head_seed:
+            torch.manual_seed(seed)
+    train, validation = data.train, data.validation
+    data.wait_for_kernels()
     history = train_epochs(
         model,
-        data.train,
-        data.validation,
-        step_config(recipe, data.train.count, recipe.epochs),
+        train,
+        validation,
+        step_config(recipe, train.count, recipe.epochs),
         epochs=recipe.epochs,
         seed=seed,
         patience=recipe.patience,
@@ -113,6 +122,7 @@ def _train_once(
         checkpoints=CheckpointConfig(f"{job.folder}/seed-{seed}", job.fingerprint, recipe.checkpoint_seconds),
         on_epoch=on_epoch,
         group=group,
+        lane=lane,
     )
     return model, history
 
@@ -124,12 +134,13 @@ def train_seed(
     seed: int,
     on_epoch: OnEpoch | None = None,
     group: ProcessGroup | None = None,
+    lane: Lane | None = None,
 ) -> None:
     """Train a seed as `train_seed_run` does and save it, unless it is saved already; in a group rank 0 saves it."""
     target = _seed_folder(job, seed)
     if is_finished(target, job.fingerprint):
         return
-    model, seed_run = train_seed_run(job, data, start, seed, on_epoch, group)
+    model, seed_run = train_seed_run(job, data, start, seed, on_epoch, group, lane)
     if group and group.rank:
         return
     with atomic_directory(target) as scratch:
@@ -137,11 +148,34 @@ def train_seed(
         write_record(scratch, job.fingerprint, seed_run=seed_run)
 
 
+def train_seeds(
+    job: TrainingJob, data: TokenizedData, start: str, seeds: Sequence[int], on_epoch: OnEpoch | None = None
+) -> None:
+    """Train all seeds in this process and save them: side by side where the step is captured, else one by one."""
+    unfinished = [seed for seed in seeds if not is_finished(_seed_folder(job, seed), job.fingerprint)]
+    if len(unfinished) < 2 or not trains_side_by_side(job.recipe):
+        for seed in unfinished:
+            train_seed(job, data, start, seed, on_epoch)
+        return
+    data.wait_for_kernels()
+    steps = step_config(job.recipe, data.train.count, job.recipe.epochs).steps
+    data.validation  # noqa: B018 (tokenised here, before threads share it)
+
+    def train(seed: int, lane: Lane) -> None:
+        train_seed(job, data, start, seed, lane.report, lane=lane)
+
+    train_side_by_side(train, unfinished, job.recipe.device, steps=steps * len(unfinished), on_report=on_epoch)
+
+
+def trains_side_by_side(recipe: TrainingRecipe) -> bool:
+    """Return whether several seeds are trained at the same time in one process: where their steps are captured."""
+    return recipe.device == "cuda" and recipe.precision == "bf16"
+
+
 def train_shard(group: ProcessGroup, job: TrainingJob, start: str, seeds: Sequence[int]) -> None:
     """Train this rank's share of the seeds, each in one process; called by `launch`."""
     data = TokenizedData(job)
-    for seed in seeds[group.rank :: group.size]:
-        train_seed(job, data, start, seed, group.notify_parent)
+    train_seeds(job, data, start, seeds[group.rank :: group.size], group.notify_parent)
 
 
 def train_distributed(group: ProcessGroup, job: TrainingJob, start: str, seed: int) -> None:

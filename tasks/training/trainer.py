@@ -22,6 +22,7 @@ from tasks.training.cuda_graphs import cudnn_attention_disabled
 from tasks.training.dataset import TokenDataset
 from tasks.training.fused_layers import unfuse
 from tasks.training.process_group import ProcessGroup
+from tasks.training.side_by_side import Lane
 from tasks.training.train_step import EagerStep, Rows, StepConfig, shard
 
 EVALUATION_BATCH = {"cpu": 64, "cuda": 256}  # sentences
@@ -78,6 +79,7 @@ def train_epochs(
     checkpoints: CheckpointConfig | None = None,
     on_epoch: OnEpoch | None = None,
     group: ProcessGroup | None = None,
+    lane: Lane | None = None,
 ) -> TrainingHistory:
     """Train; afterwards the model holds the weights of the epoch with the best validation MCC, in fp32.
 
@@ -94,6 +96,7 @@ def train_epochs(
         group: processes that train together; each calls this with the same arguments and ends with the same weights.
             Rank 0 alone writes checkpoints, shows progress and calls `on_epoch`; `launch` passes on its log only.
             Dropout is seeded by seed, epoch and rank: a run that resumes with as many processes draws the same.
+        lane: of this training where others run in this process at the same time; it shows the progress then.
 
     Raises:
         VerdictError: if the ranks of a group find different checkpoints.
@@ -101,36 +104,48 @@ def train_epochs(
     is_main = group is None or group.rank == 0
     if group:
         group.seed(seed, epoch=0)
-    run = _TrainerState(model, make_train_step(model, train, config, group), seed, group)
-    if checkpoints and run.resume(checkpoints):
-        log.info("resuming after epoch %d of %d", len(run.records), epochs)
-    if isinstance(run.stepper, CudaGraphStep):
-        run.validate(model, validation)  # warm-up: the seconds of the first epoch do not include it
+    turn = lane.exclusive if lane else contextlib.nullcontext
+    with turn():
+        step = make_train_step(model, train, config, group, shares_memory=bool(lane and lane.shares_memory))
+        run = _TrainerState(model, step, seed, group)
+        if checkpoints and run.resume(checkpoints):
+            log.info("resuming after epoch %d of %d", len(run.records), epochs)
+        captured = isinstance(run.stepper, CudaGraphStep)
+        if captured:
+            run.validate(model, validation)  # warm-up: the seconds of the first epoch do not include it
     saved = time.monotonic()
-    with _step_bar(config.steps, len(run.losses), is_main) as advance:
+    # An eager step draws from torch's own generators all the time.
+    with contextlib.nullcontext() if captured else turn(), _step_bar(config.steps, run, is_main, lane) as advance:
         for number in range(len(run.records) + 1, epochs + 1):
             if patience and len(run.records) - run.best_epoch >= patience:
                 log.info("no better epoch in %d; training ends after %d of %d", patience, len(run.records), epochs)
                 break
             record = run.train(number, train, validation, config.batch_size, advance)
-            _report(record, epochs, on_epoch if is_main else None)
+            _report(record, epochs, on_epoch if is_main else None, named=lane is not None)
             if record["train_loss"] is None:
                 break  # weights that became NaN or Inf stay so
             if is_main and checkpoints and number < epochs and time.monotonic() - saved >= checkpoints.seconds:
-                save_checkpoint(checkpoints.folder, checkpoints.fingerprint, run.checkpoint())
+                with turn():
+                    checkpoint = run.checkpoint()
+                save_checkpoint(checkpoints.folder, checkpoints.fingerprint, checkpoint)
                 saved = time.monotonic()
     run.load_best_weights()
     return TrainingHistory(run.records, run.losses, run.best_epoch, _collapsed(run.records, validation))
 
 
 @contextlib.contextmanager
-def _step_bar(steps: int, done: int, is_main: bool) -> Iterator[Callable[[], None]]:
-    """Show a progress bar of the training steps, on rank 0 alone."""
-    if not is_main:
+def _step_bar(steps: int, run: "_TrainerState", is_main: bool, lane: Lane | None) -> Iterator[Callable[[], None]]:
+    """Show a progress bar of the training steps, on rank 0 alone; lanes have one in common."""
+    if lane:
+        lane.ready()
+        for _ in run.losses:
+            lane.advance()
+        yield lane.advance
+    elif not is_main:
         yield lambda: None
-        return
-    with progress_bar("fine-tuning", steps, done=done) as advance:
-        yield advance
+    else:
+        with progress_bar("fine-tuning", steps, done=len(run.losses)) as advance:
+            yield advance
 
 
 class _TrainerState:
@@ -290,10 +305,11 @@ def _collapsed(records: list[EpochRecord], validation: TokenDataset) -> bool:
     return records[-1]["train_loss"] is None or predicts_one_class
 
 
-def _report(record: EpochRecord, epochs: int, on_epoch: OnEpoch | None) -> None:
+def _report(record: EpochRecord, epochs: int, on_epoch: OnEpoch | None, *, named: bool) -> None:
+    name = f"seed {record['seed']}  " if named else ""
     log.info(
-        "epoch %d/%d  loss %.4f  accuracy %.3f  validation MCC %.3f  %.1f s",
-        record["epoch"], epochs, record["train_loss"] if record["train_loss"] is not None else math.nan,
+        "%sepoch %d/%d  loss %.4f  accuracy %.3f  validation MCC %.3f  %.1f s",
+        name, record["epoch"], epochs, record["train_loss"] if record["train_loss"] is not None else math.nan,
         record["train_accuracy"], record["validation_mcc"], record["seconds"],
     )  # fmt: skip
     if on_epoch:

@@ -17,6 +17,7 @@ from tasks.core.files import read_checksummed, sha256_of, write_checksummed
 from tasks.data.snapshots import read_snapshot
 from tasks.inference.tokenization import load_tokenizer
 from tasks.training.dataset import TokenDataset, encode_rows
+from tasks.training.kernel_compiler import KernelCompilation
 from tasks.training.model import pad_token_id
 from tasks.training.recipe import TrainingRecipe
 from tasks.training.train_step import StepConfig
@@ -46,8 +47,20 @@ class TrainingJob:
 class TokenizedData:
     """The rows of a job as tokens on its device, made at first use: all seeds and restarts of a process share them."""
 
-    def __init__(self, job: TrainingJob) -> None:
-        self._job = job
+    def __init__(self, job: TrainingJob, kernels: KernelCompilation | None = None) -> None:
+        """Create it without reading anything.
+
+        Args:
+            job: whose rows they are.
+            kernels: that are being compiled for the training.
+        """
+        self._job, self._kernels = job, kernels
+
+    def wait_for_kernels(self) -> None:
+        """Wait until the kernels of the training step are compiled."""
+        if self._kernels:
+            self._kernels.wait()
+            self._kernels = None
 
     @functools.cached_property
     def train(self) -> TokenDataset:

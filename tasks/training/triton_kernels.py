@@ -7,7 +7,8 @@ run on CPU tensors, which is how the tests compare them with torch.
 
 Arguments are pointers to contiguous tensors unless a stride is named, and scalars. A program is one instance of a
 kernel; `grid` is the number of programs. Upper-case arguments are compile-time constants: block sizes, powers of two
-that may be larger than the tensor; masks cut off the rest.
+that may be larger than the tensor; masks cut off the rest. Triton compiles a kernel again for other types, constants,
+and for other alignment of addresses and numbers; numbers for which that does not pay are named in `do_not_specialize`.
 
 Dropout: an element is kept where `tl.rand(seed + stream, index) >= dropout_p` (Philox, a uniform number in [0, 1)), and
 then divided by `1 - dropout_p`. `seed` is a tensor [] int32, so that a CUDA graph can be replayed with other masks;
@@ -66,7 +67,7 @@ def adamw_kernel(  # type: ignore[no-untyped-def]
     tl.store(compute + at, weight.to(compute.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def column_sum_kernel(  # type: ignore[no-untyped-def]
     values,  # noqa: ANN001
     sums,  # noqa: ANN001
@@ -92,7 +93,7 @@ def column_sum_kernel(  # type: ignore[no-untyped-def]
     tl.store(sums + column, total.to(sums.dtype.element_ty), mask=column < columns)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["stream"])
 def dropout_add_norm_kernel(  # type: ignore[no-untyped-def]
     branch,  # noqa: ANN001
     residual,  # noqa: ANN001
@@ -139,7 +140,7 @@ def dropout_add_norm_kernel(  # type: ignore[no-untyped-def]
     tl.store(scales + row, scale)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["stream", "rows"])
 def dropout_add_norm_backward_kernel(  # type: ignore[no-untyped-def]
     grad_normed,  # noqa: ANN001
     sums,  # noqa: ANN001
@@ -196,7 +197,7 @@ def dropout_add_norm_backward_kernel(  # type: ignore[no-untyped-def]
     tl.store(share + 2 * width, bias_share, mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["stream", "heads", "length"])
 def attention_kernel(  # type: ignore[no-untyped-def]
     query,  # noqa: ANN001
     key,  # noqa: ANN001
@@ -241,7 +242,7 @@ def attention_kernel(  # type: ignore[no-untyped-def]
     tl.store(mixed + contiguous, tl.dot(weights.to(v.dtype), v).to(mixed.dtype.element_ty), mask=inside[:, None])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["stream", "heads", "length"])
 def attention_backward_kernel(  # type: ignore[no-untyped-def]
     query,  # noqa: ANN001
     key,  # noqa: ANN001

@@ -4,6 +4,7 @@ Like a CUDA graph, a tape knows nothing of Python: addresses and host values are
 changes no tensor, and work that waits for the device's values (`item`, `if tensor:`) cannot be recorded.
 """
 
+import threading
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -20,6 +21,7 @@ KERNELS = (
     "attention_kernel",
     "attention_backward_kernel",
 )
+INTERPRETER = threading.Lock()  # Triton's interpreter replaces functions of its language while a kernel runs
 HOST_SYNC = torch.ops.aten._local_scalar_dense.default
 ALLOCATIONS = (torch.ops.aten.empty, torch.ops.aten.new_empty, torch.ops.aten.empty_like, torch.ops.aten.empty_strided)
 
@@ -114,7 +116,8 @@ class RecordedKernel:
         def launch(*args: Any, **constants: Any) -> None:
             def call() -> None:
                 self._recorder.launches.append(self._name)
-                getattr(triton_kernels, self._name)[grid](*args, **constants)
+                with INTERPRETER:
+                    getattr(triton_kernels, self._name)[grid](*args, **constants)
 
             recording = self._recorder.recording
             if recording is None:
