@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tasks.evaluation.run_diff import SHORT_DIGEST
+from tasks.registry.limits import MAX_CHANGES, MAX_VALUE, shorten
 from tasks.reporting.wording import NEXT_STEPS, capital, escape_markdown, show_interval
 
 if TYPE_CHECKING:
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from tasks.reporting.tables import FigureRow
 
 MAX_CELL_CHARS = 1_000  # characters of the tag that says what changed
-MAX_CHANGES = 30  # changes that a description lists
 EMPTY_CELL = "&emsp;"  # MLflow's pages leave no room between the columns of a table
 NOTE = "mlflow.note.content"  # the tag that a run's page shows as its description
 
@@ -43,7 +43,7 @@ def version_tags(evidence: Evidence, verdict: Verdict, changes: Sequence[Setting
     return {
         "verdict": verdict["decision"],
         "mcc_interval": f"{interval['mcc']:.3f} ({interval['low']:.3f} to {interval['high']:.3f})",
-        "changed": changed[:MAX_CELL_CHARS] or "nothing",
+        "changed": shorten(changed, MAX_CELL_CHARS) or "nothing",
     }
 
 
@@ -144,12 +144,14 @@ def _changes(changes: Sequence[SettingChange] | None, champion: str) -> str:
         return f"What changed since champion {champion} is not known: its run is not in this store."
     if not changes:
         return f"Nothing changed since champion {champion}: neither settings nor data, code or libraries."
-    lines = [
-        f"- `{each.what}`: {escape_markdown(each.before) or 'empty'} → {escape_markdown(each.now) or 'empty'}"
-        for each in changes[:MAX_CHANGES]
-    ]
-    if len(changes) > MAX_CHANGES:
-        lines.append(f"- {len(changes) - MAX_CHANGES} more in the report")
+    lines: list[str] = []
+    for each in changes:
+        before, now = (escape_markdown(shorten(value, MAX_VALUE)) or "empty" for value in (each.before, each.now))
+        lines.append(f"- `{each.what}`: {before} → {now}")
+        if sum(map(len, lines)) > MAX_CHANGES:
+            break
+    if len(changes) > len(lines):
+        lines.append(f"- {len(changes) - len(lines)} more in the report")
     return "\n".join([f"**Changed since champion {champion}**\n", *lines])
 
 

@@ -78,6 +78,8 @@ def promote(
         current = champion["version"] if champion else None
         last = _last_change(changes)
         if current == version and last and (last["to"], last["bundle"]) == (version, digest):
+            if last["kind"] in DECIDED_VERDICT:
+                _describe(store, last)
             return last
         if current not in (expected, version):
             raise ChampionChanged(
@@ -115,6 +117,7 @@ def reject(store: MlflowStore, version: str, reason: str, verdict: str = "", act
         changes, champion = recover_pending(store)
         current = champion["version"] if champion else None
         if repeated := find_repeated(changes, "reject", version, reason, actor):
+            _describe(store, repeated)
             return repeated
         if current == version:
             raise ChampionChanged(f"version {version} is champion by now; take it back: verdict rollback --reason TEXT")
@@ -198,14 +201,22 @@ def history(store: MlflowStore) -> tuple[list[TimelineEntry], list[AliasChange]]
 
 def _finish_pending(store: MlflowStore, change: AliasChange) -> AliasChange:
     """Do what follows from a change that took effect, and close its record; may be repeated."""
-    if verdict := DECIDED_VERDICT.get(change["kind"]):
+    verdict = DECIDED_VERDICT.get(change["kind"])
+    if verdict:
         decision = f"{change['kind']}: {change['reason']}"
         tags = {"verdict": verdict, "decided_by": change["actor"], "decision": decision}
         register.tag_version(store, change["version"], tags)
-        line = describe_decision(change["kind"], change["actor"], change["time"], change["reason"])
-        register.prepend_description(store, change["version"], line)
     register.drop_alias(store, CHALLENGER, change["version"])
-    return finish(store, change, "done")
+    closed = finish(store, change, "done")
+    if verdict:
+        _describe(store, closed)
+    return closed
+
+
+def _describe(store: MlflowStore, change: AliasChange) -> None:
+    """Put a decision above the description of its version: last, because nothing depends on it."""
+    line = describe_decision(change["kind"], change["actor"], change["time"], change["reason"])
+    register.prepend_description(store, change["version"], line)
 
 
 def _check_undecided(store: MlflowStore, kind: str, version: str) -> None:

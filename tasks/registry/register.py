@@ -13,6 +13,7 @@ from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
 from tasks.core.errors import VerdictError
 from tasks.inference.bundle import CHAMPION, CHAMPION_URI, MODEL_NAME
 from tasks.registry.code_digest import CODE_DIGEST_TAG, digest_code
+from tasks.registry.limits import MAX_DECISION, MAX_DESCRIPTION, MAX_TAG, shorten
 from tasks.registry.lookup import find_version, version_by_alias, version_by_number
 from tasks.registry.mlflow_client import connect, experiment_of
 from tasks.registry.store import MlflowStore
@@ -55,11 +56,11 @@ def register_bundle(
             run_id=run_id,
             model_id=model_id,
             tags={
-                **tags,
+                **_shortened(tags),
                 "bundle_digest": digest,
                 CODE_DIGEST_TAG: digest_code(client.get_logged_model(model_id).artifact_location),
             },
-            description=description,
+            description=shorten(description, MAX_DESCRIPTION),
         )
         return str(version.version)
 
@@ -91,17 +92,22 @@ def tag_version(store: MlflowStore, version: str, tags: Mapping[str, str]) -> No
     """Set tags of a version; do nothing if it was deleted."""
     with connect(store) as client:
         if version_by_number(client, MODEL_NAME, version):
-            for key, value in tags.items():
+            for key, value in _shortened(tags).items():
                 client.set_model_version_tag(MODEL_NAME, version, key, value)
 
 
 def prepend_description(store: MlflowStore, version: str, line: str) -> None:
-    """Put a line above the description of a version unless it is there; do nothing if the version was deleted."""
+    """Put a line above the description of a version unless it is there; do nothing if the version was deleted.
+
+    Both are cut where they are too long together.
+    """
+    line = shorten(line, MAX_DECISION)
     with connect(store) as client:
         found = version_by_number(client, MODEL_NAME, version)
         before = (found.description or "") if found else line
         if not before.startswith(line):
-            client.update_model_version(MODEL_NAME, version, description=f"{line}\n\n{before}".rstrip())
+            text = shorten(f"{line}\n\n{before}".rstrip(), MAX_DESCRIPTION)
+            client.update_model_version(MODEL_NAME, version, description=text)
 
 
 def create_model(client: mlflow.MlflowClient) -> None:
@@ -122,9 +128,13 @@ def _update_verdict(store: MlflowStore, version: str, tags: Mapping[str, str], d
         decided = "decided_by" in client.get_model_version(MODEL_NAME, version).tags
         if decided or (champion and str(champion.version) == version):
             return
-        for key, value in tags.items():
+        for key, value in _shortened(tags).items():
             client.set_model_version_tag(MODEL_NAME, version, key, value)
-        client.update_model_version(MODEL_NAME, version, description=description)
+        client.update_model_version(MODEL_NAME, version, description=shorten(description, MAX_DESCRIPTION))
+
+
+def _shortened(tags: Mapping[str, str]) -> dict[str, str]:
+    return {key: shorten(value, MAX_TAG) for key, value in tags.items()}
 
 
 def _find_logged(client: mlflow.MlflowClient, experiment: str, digest: str) -> str | None:

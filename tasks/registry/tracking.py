@@ -12,6 +12,7 @@ from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, RESOURCE_DOES_
 
 from tasks.data.snapshots import read_snapshot
 from tasks.evaluation.run_diff import RunRecord
+from tasks.registry.limits import MAX_ADDRESS, MAX_PARAM, MAX_TAG, shorten
 from tasks.registry.mlflow_client import connect, experiment_of, search_all
 from tasks.registry.store import MlflowStore
 
@@ -28,7 +29,7 @@ def open_run(store: MlflowStore, job: str, params: Mapping[str, Any], tags: Mapp
     had other values for settings that are not part of the job's name (device, addresses, waiting), it is closed as
     KILLED and another run is started, because MLflow does not change parameters.
     """
-    logged = {key: str(value) for key, value in params.items()}
+    logged = {key: shorten(str(value), MAX_PARAM) for key, value in params.items()}
     with connect(store) as client:
         experiment = experiment_of(client, store)
         own = {"job": job, "home": tags.get("home", "")}
@@ -44,7 +45,7 @@ def open_run(store: MlflowStore, job: str, params: Mapping[str, Any], tags: Mapp
         client.log_batch(
             run.info.run_id,
             params=[Param(key, value) for key, value in logged.items()],
-            tags=[RunTag(key, value) for key, value in tags.items()],
+            tags=[RunTag(key, shorten(value, MAX_TAG)) for key, value in tags.items()],
         )
         return run.info.run_id
 
@@ -52,7 +53,7 @@ def open_run(store: MlflowStore, job: str, params: Mapping[str, Any], tags: Mapp
 def tag_run(store: MlflowStore, run_id: str, tags: Mapping[str, str]) -> None:
     """Set tags of a run."""
     with connect(store) as client:
-        client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+        client.log_batch(run_id, tags=[RunTag(key, shorten(value, MAX_TAG)) for key, value in tags.items()])
 
 
 def find_page(store: MlflowStore, run_id: str) -> str:
@@ -136,7 +137,7 @@ def log_dataset(store: MlflowStore, run_id: str, name: str, context: str, digest
             name=name,
             digest=digest[:DIGEST_LENGTH],
         )
-        tags = [InputTag("mlflow.data.context", context), InputTag("address", address[:500])]
+        tags = [InputTag("mlflow.data.context", context), InputTag("address", shorten(address, MAX_ADDRESS))]
         entry = DatasetInput(dataset._to_mlflow_entity(), tags)
         client.log_inputs(run_id, [entry])
 

@@ -14,7 +14,6 @@ from tasks.registry import register
 from tasks.registry import tracking as runs
 from tasks.registry.descriptions import (
     MAX_CELL_CHARS,
-    MAX_CHANGES,
     describe_decision,
     describe_failure,
     describe_run,
@@ -22,6 +21,7 @@ from tasks.registry.descriptions import (
     headline,
     version_tags,
 )
+from tasks.registry.limits import MARK, MAX_CHANGES, MAX_DECISION, MAX_DESCRIPTION, shorten
 from tasks.registry.mlflow_client import connect
 from tasks.registry.store import MlflowStore
 from tasks.reporting.tables import compare_figures
@@ -75,8 +75,15 @@ def test_versions_that_wait_for_nobody_name_no_command() -> None:
 def test_what_is_unknown_and_what_is_equal_are_told_apart() -> None:
     assert "is not known: its run is not in this store" in describe(HELD)
     assert "Nothing changed since champion 7" in describe(HELD, [])
-    many = [SettingChange(f"key{i}", "a", "b") for i in range(MAX_CHANGES + 2)]
-    assert "- 2 more in the report" in describe(HELD, many)
+    many = [SettingChange(f"key{i}", "a", "b") for i in range(MAX_CHANGES)]
+    text = describe(HELD, many)
+    listed = text.count("- `key")
+    assert f"- {MAX_CHANGES - listed} more in the report" in text
+    assert 50 < listed < MAX_CHANGES
+    long = describe(HELD, [SettingChange("data.path", "a" * 9_000, "<" * 9_000)])
+    assert len(long) < MAX_DESCRIPTION
+    assert long.count("a" * 50) == long.count("&lt;" * 50) == 3
+    assert "| figure&emsp; |" in long  # the figures are not cut off
 
 
 def test_tags_say_at_a_glance_what_a_version_is() -> None:
@@ -128,6 +135,23 @@ def test_a_decision_stands_above_the_description_once(store: MlflowStore, tmp_pa
         text = client.get_model_version(MODEL_NAME, version).description
     assert text == f"{line}\n\nHOLD: as it was judged."
     assert model.description == register.MODEL_DESCRIPTION
+
+
+def test_a_long_decision_and_a_long_description_are_cut_with_a_mark(store: MlflowStore, tmp_path: Path) -> None:
+    assert [shorten("a" * 10, limit) for limit in (10, 9)] == ["a" * 10, "aaa [...]"]
+    version = add_version(store, tmp_path, "a", verdict="HOLD")
+    with connect(store) as client:
+        client.update_model_version(MODEL_NAME, version, description="b" * MAX_DESCRIPTION)
+    moves.reject(store, version, reason="<" * 2_000, actor="ann")
+    moves.reject(store, version, reason="<" * 2_000, actor="ann")  # the cut line is recognised: it stands there once
+    with connect(store) as client:
+        text = client.get_model_version(MODEL_NAME, version).description
+    line, _, rest = text.partition("\n\n")
+    assert (len(text), len(line)) == (MAX_DESCRIPTION, MAX_DECISION)
+    assert line.endswith(MARK)
+    assert rest.startswith("bbb")
+    assert rest.endswith(MARK)
+    assert moves.history(store)[1][-1]["reason"] == "<" * 2_000  # the record has it whole
 
 
 def test_what_a_run_recorded_is_read_and_a_missing_run_is_none(store: MlflowStore) -> None:

@@ -7,7 +7,14 @@ from typing import Any
 
 import httpx
 import pytest
+from registry_store import add_version, is_complete
 from stage import SECRETS, Clock, Stage
+
+from tasks.data.snapshots import write_snapshot
+from tasks.data.sources import locate_sources
+from tasks.registry import audit_log, promotion, register, tracking
+from tasks.registry.descriptions import NOTE
+from tasks.registry.store import MlflowStore
 
 pytestmark = [pytest.mark.services, pytest.mark.timeout(600)]
 LONG = 50  # epochs of a run that something is done to while it trains
@@ -217,6 +224,34 @@ def test_a_store_that_refuses_is_one_clear_failure_and_nothing_is_half_registere
         end = ended(stage, start(stage, form(4, LONG)))
     assert end["type"] == "COMPLETED", end["message"]
     assert len(versions(stage)) == len(before) + 1
+
+
+def test_the_longest_of_everything_fits_into_postgresql(stage: Stage, tmp_path: Path, toy_data: Path) -> None:
+    """SQLite stores text of any length; PostgreSQL refuses what is too long for a column, after an alias has moved."""
+    at = ["--username=postgres", f"--host={stage.postgres.folder}", f"--port={stage.postgres.port}"]
+    stage.postgres.run("psql", "--quiet", *at, "--command=create database limits")
+    address = f"postgresql://postgres@/limits?host={stage.postgres.folder}&port={stage.postgres.port}"
+    store = MlflowStore(uri=address, artifacts=str(tmp_path / "artifacts"))
+    reason, text = audit_log.check_reason("<" * audit_log.MAX_REASON_CHARS), "é" * 20_000
+    run = tracking.open_run(store, "a" * 16, {"data.path": text}, {"dataset": text})
+    tracking.tag_run(store, run, {NOTE: text})
+    split = write_snapshot(locate_sources([str(toy_data)], "", "", str(tmp_path))["train"], str(tmp_path))["path"]
+    tracking.log_dataset(store, run, "train", "train", "e" * 64, split, text)
+    versions = [add_version(store, tmp_path, name, verdict="HOLD") for name in "abc"]
+    for version in versions:
+        register.tag_version(store, version, {"changed": text})
+        register.prepend_description(store, version, text)
+    first, second, third = versions
+    who = "n" * 500
+    promotion.promote(store, first, kind="approve", expected=None, reason=reason, actor=who)
+    promotion.promote(store, second, kind="approve", expected=first, reason=reason, actor=who)
+    promotion.promote(store, first, kind="rollback", expected=second, reason=reason, actor=who)
+    promotion.set_challenger(store, third)
+    promotion.reject(store, third, reason, actor=who)
+    _, changes = promotion.history(store)
+    assert [change["kind"] for change in changes] == ["approve", "approve", "rollback", "reject"]
+    assert is_complete(changes)
+    assert {change["reason"] for change in changes} == {reason}
 
 
 def test_no_secret_is_in_what_was_said_or_written(stage: Stage) -> None:
