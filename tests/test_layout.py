@@ -116,6 +116,22 @@ def test_functions_have_return_types_and_fit_a_screen() -> None:
                 assert code <= 50, f"{path}: {node.name} is longer than a screen"
 
 
+def test_nothing_loads_code_that_a_model_folder_brings() -> None:
+    """Where trust_remote_code is not False, transformers asks on the terminal whether to run it."""
+    calls = 0
+    for path, tree in SOURCES.items():
+        for node in ast.walk(tree):
+            if (
+                isinstance(node, ast.Call)
+                and isinstance(node.func, ast.Attribute)
+                and node.func.attr == "from_pretrained"
+            ):
+                given = {argument.arg: ast.unparse(argument.value) for argument in node.keywords}
+                assert given.get("trust_remote_code") == "False", f"{path}:{node.lineno}"
+                calls += 1
+    assert calls > 3
+
+
 def test_a_class_name_stands_for_one_class() -> None:
     found = collections.defaultdict(list)
     for path, tree in SOURCES.items():

@@ -289,7 +289,7 @@ def compile_for_training(recipe: TrainingRecipe) -> KernelCompilation | None:
 
         major, minor = torch.cuda.get_device_capability()
         target = GPUTarget("cuda", 10 * major + minor, 32)
-        encoder = AutoConfig.from_pretrained(recipe.encoder, local_files_only=True)
+        encoder = AutoConfig.from_pretrained(recipe.encoder, local_files_only=True, trust_remote_code=False)
         launches = kernel_launches(encoder, recipe, (0.0,))  # the corruption stage trains without R-Drop
         return compile_kernels(specialise(launches, target), target, available_cores())
     except Exception as error:  # of Triton's or transformers' insides; kernels are compiled at their launch then
@@ -349,8 +349,11 @@ def build(encoders: Sequence[str], capabilities: Sequence[int], settings: Finetu
     build_driver_library()
     launches: list[KernelLaunch] = []
     for name in encoders:
-        known = name == PACKAGED or Path(name).is_dir()
-        encoder = AutoConfig.from_pretrained(locate_encoder(name)["folder"]) if known else AutoConfig.for_model(name)
+        if name == PACKAGED or Path(name).is_dir():
+            folder_of_encoder = locate_encoder(name)["folder"]
+            encoder = AutoConfig.from_pretrained(folder_of_encoder, local_files_only=True, trust_remote_code=False)
+        else:
+            encoder = AutoConfig.for_model(name)
         launches += kernel_launches(encoder, settings, (0.0, 1.0))
     total = 0
     for capability in capabilities:
