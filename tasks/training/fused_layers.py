@@ -250,7 +250,7 @@ def _is_residual(module: nn.Module) -> bool:
     """Return whether a module is the end of a BERT-like block, by its class's name and its submodules."""
     name = type(module).__name__
     submodules = (("dense", nn.Linear), ("dropout", nn.Dropout), ("LayerNorm", nn.LayerNorm))
-    known = name.startswith(("Bert", "Electra", "Roberta")) and name.endswith("Output")
+    known = name.startswith(("Bert", "Electra", "MPNet", "Roberta")) and name.endswith("Output")
     return known and all(type(getattr(module, part, None)) in (kind, FusedLinear) for part, kind in submodules)
 
 

@@ -157,7 +157,6 @@ def train_seeds(
         for seed in unfinished:
             train_seed(job, data, start, seed, on_epoch)
         return
-    data.wait_for_kernels()
     steps = step_config(job.recipe, data.train.count, job.recipe.epochs).steps
     data.validation  # noqa: B018 (tokenised here, before threads share it)
 

@@ -11,9 +11,11 @@ Callbacks run in the thread that started the lanes.
 
 import contextlib
 import contextvars
+import gc
 import logging
 import queue
 import threading
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -192,6 +194,7 @@ class _Lanes:
                 log.warning("seed %d does not fit beside others; seeds are trained one after another", event.lane.seed)
                 self._pending.append(event.lane.seed)
                 self._limit = self._at_once = 1
+                traceback.clear_frames(event.content.__traceback__)  # which hold tensors
                 self._release()
             elif event.content:
                 raise event.content
@@ -219,8 +222,9 @@ class _Lanes:
         self._release()
 
     def _release(self) -> None:
-        """Return the memory of streams that have ended."""
+        """Return the memory of lanes that have ended."""
         if self.device == "cuda":
+            gc.collect()
             torch.cuda.empty_cache()
 
 

@@ -58,9 +58,9 @@ class TokenizedData:
 
     def wait_for_kernels(self) -> None:
         """Wait until the kernels of the training step are compiled."""
-        if self._kernels:
-            self._kernels.wait()
-            self._kernels = None
+        kernels, self._kernels = self._kernels, None
+        if kernels:
+            kernels.wait()
 
     @functools.cached_property
     def train(self) -> TokenDataset:
