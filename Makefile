@@ -73,6 +73,7 @@ $(VENV)/bin/python:
 $(VENV)/.runtime: $(VENV)/bin/python pyproject.toml constraints.txt
 	@echo 'installing the pinned runtime into $(VENV) (about two minutes, once) ...'
 	@$(PIP) --editable .
+	@$(BIN)/python -m flows.services.prepare_installation
 	@touch $@
 
 $(VENV)/.services: $(VENV)/.runtime

@@ -34,7 +34,7 @@ SLOW_FILES = (
     "test_launcher.py", "test_promotion_kills.py", "test_demo_page.py", "test_soup.py", "test_server.py",
     "test_finetune.py", "test_onnx_export.py", "test_concurrent_promotions.py", "test_report_page.py",
     "test_versions.py", "test_readme.py", "test_review.py", "test_pyfunc.py", "test_corruption.py", "test_trainer.py",
-    "test_layout.py", "test_triton_kernels.py", "test_cuda_graph_step.py",
+    "test_layout.py", "test_triton_kernels.py", "test_cuda_graph_step.py", "test_prepare_installation.py",
 )  # fmt: skip
 
 

@@ -4,7 +4,7 @@ import dataclasses
 import importlib
 import os
 import time
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import typer
 
@@ -20,6 +20,10 @@ from flows.cli.options import (
 )
 from tasks.core.errors import DataRejected, UsageError, VerdictError
 from tasks.inference.bundle import CHAMPION_URI
+
+if TYPE_CHECKING:
+    from flows.outcome import RetrainOutcome
+    from tasks.core.settings import Settings
 
 ScoreFormat = Literal["txt", "tsv", "csv", "jsonl", "parquet"]
 FIRST_SENTENCES = ("The child has eaten the apple.", "The child have eat the apple.")  # classified after a run
@@ -43,8 +47,10 @@ def retrain(
         print_result(rows, as_json, show_run.show_settings, document)
         return
     home = environment.usable_home()
-    outcome, clock = _run_flow("retrain", home, resolved.settings.model_dump(), resolved.origins, home, force)
-    outcome = dataclasses.replace(outcome, seconds=clock.around(outcome.seconds))
+    outcome = None if force else _find_unchanged(resolved.settings, home)
+    if outcome is None:
+        outcome, clock = _run_flow("retrain", home, resolved.settings.model_dump(), resolved.origins, home, force)
+        outcome = dataclasses.replace(outcome, seconds=clock.around(outcome.seconds))
     print_result(outcome, as_json, show_run.show_outcome, outcome.to_json())
     if not as_json:
         _show_first_predictions()
@@ -174,6 +180,22 @@ def export_triton(
     version, bundle = find_model(model, environment.verdict_home())
     written = export_repository(bundle, folder, version, TritonTuning(instances, max_batch, max_queue_delay_us))
     print_result(written, as_json, show_run.show_repository)
+
+
+def _find_unchanged(settings: "Settings", home: str) -> "RetrainOutcome | None":
+    """Return the outcome of a finished job of the same inputs, which takes no server and few imports.
+
+    With a lasting Prefect server the flow runs, so that the server records the run.
+    """
+    if os.environ.get("PREFECT_API_URL"):
+        return None
+    started = time.perf_counter()
+    environment.set_process_defaults()
+    from flows.jobs.unchanged import find_unchanged
+
+    outcome = find_unchanged(settings, home)
+    seconds = round(time.perf_counter() - started, 2)
+    return outcome and dataclasses.replace(outcome, seconds={"compare inputs": seconds, "total": seconds})
 
 
 class Clock(NamedTuple):

@@ -14,11 +14,12 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from prefect.runtime import flow_run
 
+from flows.jobs.unchanged import load_result, recipe_of
 from flows.outcome import RetrainOutcome
 from flows.steps import Timer, retrying_task
 from tasks.core import log_format
 from tasks.core.errors import DataRejected, UnreachableError, VerdictError
-from tasks.core.files import home_id, json_digest, read_json
+from tasks.core.files import home_id, json_digest
 from tasks.core.policy import POLICY_FILE
 from tasks.core.provenance import git_commit, library_versions
 from tasks.core.settings import Settings
@@ -61,17 +62,7 @@ class JobContext:
 
 def name_job(settings: Settings, data: Dataset, encoder: Encoder, device: str) -> str:
     """Return 16 hex digits of everything that decides the result; where data and encoder lie is not part of it."""
-    recipe = settings.model_dump(
-        mode="json",
-        exclude={
-            "data": {"path", "train", "holdout", "text", "columns", "labels", "offline"},
-            "finetune": {"encoder", "device", "checkpoint_seconds"},
-            # The policy's numbers are part of the name, its file's path is not. Waiting changes no result.
-            "judge": {"policy", "wait_for_person", "wait_hours"},
-            "watch": True,
-        },
-    )
-    return json_digest([recipe, data["digest"], encoder["digest"], device, git_commit()])[:16]
+    return json_digest([recipe_of(settings), data["digest"], encoder["digest"], device, git_commit()])[:16]
 
 
 @contextlib.contextmanager
@@ -98,19 +89,10 @@ def clear(folder: Path) -> None:
             path.unlink()
 
 
-def report_path(folder: Path) -> str:
-    """Return the path of a job's report."""
-    return str(folder / "bundle" / "report.html")
-
-
 def load_finished(folder: Path, store: MlflowStore) -> RetrainOutcome | None:
     """Return the outcome of a finished job whose version is still in the registry; None where there is none."""
-    path = folder / "result.json"
-    outcome = RetrainOutcome.from_json(read_json(path)) if path.is_file() else None
-    if outcome is None or lookup.find_version(store, outcome.digest) != outcome.version:
-        return None
-    # The stores may have been moved since.
-    return dataclasses.replace(outcome, report=report_path(folder), store=store["uri"], unchanged=True)
+    outcome = load_result(folder, store)
+    return outcome if outcome and lookup.find_version(store, outcome.digest) == outcome.version else None
 
 
 def close_dead_runs(store: MlflowStore, home: str, job: str) -> None:

@@ -23,12 +23,12 @@ from flows.jobs.job import (
     load_finished,
     locked,
     name_job,
-    report_path,
     tracked_run,
 )
 from flows.jobs.judging import evaluate_and_judge
 from flows.jobs.prefect_artifacts import publish_outcome
 from flows.jobs.publish import log_files, log_series, publish, record_figures, write_report
+from flows.jobs.unchanged import RESULT_FILE, digest_inputs, hash_files, record_inputs, report_path
 from flows.notifications import alert_failure, notify_verdict
 from flows.outcome import RetrainOutcome
 from flows.steps import Timer, retrying_task, timed_task
@@ -93,15 +93,17 @@ def retrain(settings: dict[str, Any], origins: dict[str, str], home: str, force:
     if waiting := find_waiting(home):
         return wait_for_approval(waiting, chosen.judge.wait_hours, home)
     timer, store = Timer(), locate_store(home)
+    files = hash_files(chosen.data, home)
     data = read(timer, chosen.data, home)
     encoder = find_encoder(timer, chosen.finetune.encoder, offline=chosen.data.offline)
     device = resolve_device(chosen.finetune.device)
     job = name_job(chosen, data, encoder, device)
-    folder = Path(home) / "runs" / job
+    folder, inputs = Path(home) / "runs" / job, digest_inputs(chosen, files, encoder)
     with locked(folder):
         if force:
             clear(folder)
         elif finished := load_finished(folder, store):
+            record_inputs(folder, inputs, files)
             return dataclasses.replace(finished, seconds=timer.seconds)
         close_dead_runs(store, home, job)
         with tracked_run(ResolvedSettings(chosen, origins), store, home, job, device, data, timer) as context:
@@ -111,6 +113,7 @@ def retrain(settings: dict[str, Any], origins: dict[str, str], home: str, force:
             report, version = judge_and_register(context, data, gate, training, exported)
             outcome = outcome_of(context, report, version, data["digest"])
             record_outcome(context, outcome)
+            record_inputs(folder, inputs, files)
     notify_verdict(outcome)
     publish_outcome(outcome, report.evidence, store)
     waits = outcome.decision == "HOLD" and chosen.judge.wait_for_person
@@ -288,4 +291,4 @@ def record_outcome(context: JobContext, outcome: RetrainOutcome) -> None:
     why = "; ".join(outcome.reasons)[:MAX_WHY_CHARS]
     tags = {"verdict": outcome.decision, "version": outcome.version, "why": why}
     tracking.tag_run(context.store, context.run_id, tags)
-    write_json(context.folder / "result.json", outcome.to_json())
+    write_json(context.folder / RESULT_FILE, outcome.to_json())

@@ -19,9 +19,20 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+from tasks.core.database_templates import copy_template
 from tasks.core.errors import VerdictError
 
 SERVER_START_TIMEOUT_S = 180  # measured: 13 s on two cores with a new database
+# What `prefect server start` runs (prefect/cli/_server_utils.py), without the imports of Prefect's command line.
+SERVER_COMMAND = ("-m", "uvicorn", "--factory", "prefect.server.api.server:create_app", "--log-level", "warning")
+DATABASE_VARIABLE = "PREFECT_API_DATABASE_CONNECTION_URL"
+SERVER_SETTINGS = {
+    "PREFECT__SERVER_FINAL": "1",  # as `prefect server start` sets it
+    "PREFECT_SERVER_UI_ENABLED": "false",
+    "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
+    # Types of blocks serve people who configure something in Prefect's page, which this server does not have.
+    "PREFECT_API_BLOCKS_REGISTER_ON_START": "false",
+}
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
@@ -34,16 +45,18 @@ class LocalServer:
         self.results = Path(folder) / "results"
         self.api_url = f"http://127.0.0.1:{self._port}/api"
         Path(folder).mkdir(parents=True, exist_ok=True)
-        command = ["-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(self._port), "--no-ui"]
         inherited = {name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"}
-        database = {"PREFECT_API_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{folder}/prefect.db"}
+        database = Path(folder) / "prefect.db"
+        if DATABASE_VARIABLE not in inherited:
+            copy_template("prefect", database)
+        defaults = SERVER_SETTINGS | {DATABASE_VARIABLE: f"sqlite+aiosqlite:///{database}"}
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
-                [sys.executable, *command],
+                [sys.executable, *SERVER_COMMAND, "--host", "127.0.0.1", "--port", str(self._port)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env=database | inherited,
+                env=defaults | inherited,
                 preexec_fn=_die_with_parent if sys.platform == "linux" else None,
             )
 

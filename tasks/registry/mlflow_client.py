@@ -16,8 +16,9 @@ from mlflow.entities import Run, ViewType
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
 
+from ..core.database_templates import copy_template
 from ..core.errors import UnreachableError, first_line
-from .store import MlflowStore
+from .store import SQLITE, MlflowStore, database_of
 
 EXPERIMENT, AUDIT_EXPERIMENT = "verdict", "verdict-history"
 
@@ -39,6 +40,8 @@ def connect(store: MlflowStore, process_wide: bool = False) -> Iterator[mlflow.M
     """
     logging.getLogger("mlflow").setLevel(logging.ERROR)
     logging.getLogger("alembic").setLevel(logging.ERROR)
+    if database := database_of(store):
+        copy_template("mlflow", database)
     try:
         with _process_wide(store["uri"]) if process_wide else contextlib.nullcontext():
             yield mlflow.MlflowClient(store["uri"], registry_uri=store["uri"])
@@ -62,6 +65,12 @@ def _process_wide(uri: str) -> Iterator[None]:
                 os.environ.pop("MLFLOW_TRACKING_URI", None)
             else:
                 os.environ["MLFLOW_TRACKING_URI"] = configured
+
+
+def create_tables(database: Path) -> None:
+    """Make a new, empty SQLite store, by all of MLflow's migrations."""
+    with connect(MlflowStore(uri=f"{SQLITE}{database}", artifacts="")) as client:
+        client.search_registered_models(max_results=1)
 
 
 def experiment_of(client: mlflow.MlflowClient, store: MlflowStore, name: str = EXPERIMENT) -> str:

@@ -1,0 +1,48 @@
+"""Makes once for an installation what every new folder of stores would make again: empty, migrated databases.
+
+python -m flows.services.prepare_installation
+"""
+
+import asyncio
+import os
+import sys
+from pathlib import Path
+
+from flows import environment
+from tasks.core.database_templates import TEMPLATES, make_template
+
+
+def prepare(folder: Path = TEMPLATES) -> list[Path]:
+    """Make the templates that are missing; return their paths."""
+    environment.set_process_defaults()
+    from tasks.registry.mlflow_client import create_tables
+
+    return [
+        make_template("prefect", _migrate_prefect, folder),
+        make_template("mlflow", create_tables, folder),
+    ]
+
+
+def _migrate_prefect(path: Path) -> None:
+    """Create Prefect's tables in a new database, as its server does when it starts."""
+    os.environ["PREFECT_API_DATABASE_CONNECTION_URL"] = f"sqlite+aiosqlite:///{path}"
+    from prefect.server.database import provide_database_interface
+
+    async def migrate() -> None:
+        interface = provide_database_interface()
+        await interface.create_db()
+        await (await interface.engine()).dispose()
+
+    asyncio.run(migrate())
+
+
+def main() -> None:
+    """Make the templates; an installation that cannot be written to works without them."""
+    try:
+        prepare()
+    except OSError as error:
+        print(f"no templates of databases, every new folder of stores makes its own: {error}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()
