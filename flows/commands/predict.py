@@ -16,7 +16,8 @@ def predict(sentences: list[str], model: str, device: str, home: str) -> list[di
         VerdictError: if there is no such model, or its bundle is damaged.
     """
     version, bundle = find_model(model, home)
-    return [{**answer, "version": version} for answer in Classifier.from_bundle(bundle, device).predict(sentences)]
+    classifier = Classifier.from_bundle(bundle, device, spin=False)
+    return [{**answer, "version": version} for answer in classifier.predict(sentences)]
 
 
 def find_model(model: str, home: str) -> tuple[str, str]:

@@ -105,6 +105,7 @@ def retrain(settings: dict[str, Any], origins: dict[str, str], home: str, force:
         elif finished := load_finished(folder, store):
             record_inputs(folder, inputs, files)
             return dataclasses.replace(finished, seconds=timer.seconds)
+        start_forkserver()  # the export's process imports its libraries while the gate runs on another core
         close_dead_runs(store, home, job)
         with tracked_run(ResolvedSettings(chosen, origins), store, home, job, device, data, timer) as context:
             gate = check_data(context, data, encoder)
@@ -144,7 +145,6 @@ def train(context: JobContext, data: Dataset, encoder: Encoder) -> TrainingResul
     folder, chosen = context.folder, context.settings.finetune
     if finished := load_training(str(folder / "model")):
         return finished
-    start_forkserver()  # the export's process imports its libraries while this one trains
     holdouts = [snapshot["path"] for snapshot in (data["holdout"], data["secondary"]) if snapshot]
     train_rows, validation_rows, counts = split(
         context.timer,

@@ -50,7 +50,7 @@ def compare_bundles(first: str, second: str, snapshot: str, device: str, resampl
         source=[str(source) for source in table["source"]],
         words=[len(sentence.split()) for sentence in sentences],
     )
-    loaded = [Classifier.from_bundle(bundle, device) for bundle in (first, second)]
+    loaded = [Classifier.from_bundle(bundle, device, spin=False) for bundle in (first, second)]
     ours, theirs = (round_probabilities(model.probabilities(sentences)[:, 1]) for model in loaded)
     sides = [
         evaluate(rows, given, model.provider, model.variant, resamples)

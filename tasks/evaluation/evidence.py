@@ -216,7 +216,7 @@ def measure_candidate(
     Raises:
         VerdictError: if the bundle cannot be loaded or the secondary rows cannot be read.
     """
-    served = Classifier.from_bundle(bundle, device)
+    served = Classifier.from_bundle(bundle, device, spin=False)
     others = [name for name in variants_of(served.manifest) if name != served.variant]
     probabilities, variants = dict[str, Probabilities](), dict[str, Measurement]()
     for variant in [served.variant, *others]:
@@ -249,7 +249,7 @@ def measure_champion(
         fault=None,
     )
     try:
-        classifier = Classifier.from_bundle(champion["bundle"], device)
+        classifier = Classifier.from_bundle(champion["bundle"], device, spin=False)
         profile = Path(champion["bundle"]) / PROFILE
         found["training_digest"] = read_json(profile)["dataset"] if profile.is_file() else None
     except VerdictError as error:
@@ -329,7 +329,8 @@ def _with_champion(evidence: Evidence, rows: pd.DataFrame, champion: ChampionBun
 
 def _load_variant(bundle: str, device: str, variant: str) -> Classifier:
     """Load a variant on the device that would serve it: int8 on the CPU even if there is a GPU."""
-    return Classifier.from_bundle(bundle, "cpu" if variant == DEVICE_VARIANT["cpu"] else device, variant)
+    on = "cpu" if variant == DEVICE_VARIANT["cpu"] else device
+    return Classifier.from_bundle(bundle, on, variant, spin=False)
 
 
 def _without_sentences(rows: pd.DataFrame) -> HoldoutRows:

@@ -66,13 +66,16 @@ class Classifier:
         self._runner, self._pool, self._tokenizer = runner, pool, tokenizer
 
     @classmethod
-    def from_bundle(cls, path: str | Path, device: str = "auto", variant: str | None = None) -> Self:
+    def from_bundle(
+        cls, path: str | Path, device: str = "auto", variant: str | None = None, *, spin: bool = True
+    ) -> Self:
         """Verify a bundle and load the variant for the device.
 
         Args:
             path: the bundle's folder.
             device: cuda, cpu, or auto: cuda if a GPU works, else cpu.
             variant: fp32, fp16 or int8; None for the device's own (cuda: fp16, cpu: int8), or fp32 if that is absent.
+            spin: see `open_session`; False suits a job beside others, True a service with CPUs of its own.
 
         Raises:
             VerdictError: if the bundle is corrupt, keeps weights in other files or lacks the variant, or if device is
@@ -90,7 +93,8 @@ class Classifier:
         tokenizer.enable_truncation(manifest["max_length"])
         for target in ("cuda", "cpu") if should_try_gpu(device) else ("cpu",):
             chosen = variant or serving_variant(manifest, target)
-            session = open_session(folder / VARIANTS[chosen], device if target == "cuda" else "cpu", capture=True)
+            on = device if target == "cuda" else "cpu"
+            session = open_session(folder / VARIANTS[chosen], on, capture=True, spin=spin)
             if target == "cpu" or session.get_providers()[0] == CUDA:
                 break  # else there is a GPU that does not work
         runner = Runner(session)
