@@ -12,6 +12,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.tasks import Task
 
+from flows.stopwatch import process_age
 from tasks.core.errors import UnreachableError
 
 P = ParamSpec("P")
@@ -23,6 +24,8 @@ class Timer:
 
     def __init__(self) -> None:
         self._seconds: dict[str, float] = {}
+        self.process_age = process_age()
+        """Seconds from the start of this process to the start of the flow run."""
 
     def add(self, name: str, seconds: float) -> None:
         """Add the time of one call."""

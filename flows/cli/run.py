@@ -18,6 +18,7 @@ from flows.cli.options import (
     print_result,
     with_data_options,
 )
+from flows.stopwatch import Stopwatch
 from tasks.core.errors import DataRejected, UsageError, VerdictError
 from tasks.inference.bundle import CHAMPION_URI
 
@@ -35,11 +36,13 @@ def retrain(
     device: TrainingDevice = None,
     force: Annotated[bool, typer.Option("--force", help="Start over, even if nothing changed.")] = False,
     show_settings: Annotated[bool, typer.Option("--show-settings", help="Print all settings and exit.")] = False,
+    timings: Annotated[bool, typer.Option("--timings", help="Print where each second of the process went.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Train, export, measure, judge and register a candidate; promote it if it passes the policy."""
     from flows.cli import show_run
 
+    stopwatch = Stopwatch()
     resolved = options.resolve(device)
     if show_settings:
         rows = resolved.rows()
@@ -47,13 +50,20 @@ def retrain(
         print_result(rows, as_json, show_run.show_settings, document)
         return
     home = environment.usable_home()
+    stopwatch.mark("interpreter, settings")
     outcome = None if force else _find_unchanged(resolved.settings, home)
+    stopwatch.mark("compare inputs")
     if outcome is None:
-        outcome, clock = _run_flow("retrain", home, resolved.settings.model_dump(), resolved.origins, home, force)
+        arguments = (resolved.settings.model_dump(), resolved.origins, home, force)
+        outcome, clock = _run_flow("retrain", home, *arguments, stopwatch=stopwatch)
         outcome = dataclasses.replace(outcome, seconds=clock.around(outcome.seconds))
-    print_result(outcome, as_json, show_run.show_outcome, outcome.to_json())
+    measured = {"timings": stopwatch.seconds} if timings else {}
+    print_result(outcome, as_json, show_run.show_outcome, outcome.to_json() | measured)
     if not as_json:
         _show_first_predictions()
+        stopwatch.mark("first predictions")
+        if timings:
+            show_run.show_seconds(stopwatch.seconds)
 
 
 @with_data_options
@@ -209,18 +219,23 @@ class Clock(NamedTuple):
         return {"start": round(self.start, 2), **steps, "total": round(self.total, 2)}
 
 
-def _run_flow(name: str, home: str, *arguments: Any) -> tuple[Any, Clock]:
+def _run_flow(name: str, home: str, *arguments: Any, stopwatch: Stopwatch | None = None) -> tuple[Any, Clock]:
     """Run a flow against the configured Prefect server, or an embedded one that starts during the imports."""
-    started = time.perf_counter()
+    started, stopwatch = time.perf_counter(), stopwatch or Stopwatch()
     environment.set_process_defaults()
     from flows.services.embedded_prefect import connected, prefect_api
 
     with prefect_api(home) as server:
         flow = getattr(importlib.import_module(f"flows.jobs.{name}"), name)
         environment.show_log(quiet_prefect=os.environ.get("VERDICT_DEBUG") != "1")
+        stopwatch.mark("imports")
         with connected(server):
             ready = time.perf_counter()
+            stopwatch.mark("wait for Prefect's server")
             outcome = flow(*arguments)
+            steps = outcome["seconds"] if isinstance(outcome, dict) else outcome.seconds
+            stopwatch.mark_parts(steps, "between steps")
+    stopwatch.mark("stop Prefect's server")
     return outcome, Clock(ready - started, time.perf_counter() - started)
 
 

@@ -20,10 +20,7 @@ COLOURS = {"PROMOTE": "bold green", "HOLD": "bold yellow", "REJECT": "bold red"}
 def show_outcome(outcome: "RetrainOutcome") -> None:
     """Print the time of each step, the verdict with its reasons, and where report and store are."""
     console = new_console()
-    steps = new_table("step", "seconds")
-    for name, seconds in outcome.seconds.items():
-        steps.add_row(name, f"{seconds:.1f}")
-    console.print(steps)
+    show_seconds(outcome.seconds)
     if outcome.unchanged:
         console.print("Nothing changed since this job finished, so nothing ran (--force runs it anyway).")
     decision = outcome.decision
@@ -37,6 +34,14 @@ def show_outcome(outcome: "RetrainOutcome") -> None:
     console.print(f"version  acceptability {outcome.version}")
     console.print(f"report   {escape(outcome.report)}")
     console.print(f"store    {escape(outcome.store)}")
+
+
+def show_seconds(seconds: dict[str, float]) -> None:
+    """Print the time of each step."""
+    steps = new_table("step", "seconds")
+    for name, taken in seconds.items():
+        steps.add_row(name, f"{taken:.1f}")
+    new_console().print(steps)
 
 
 def show_check(outcome: dict[str, Any]) -> None:

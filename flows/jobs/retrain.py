@@ -32,6 +32,7 @@ from flows.jobs.unchanged import RESULT_FILE, digest_inputs, hash_files, record_
 from flows.notifications import alert_failure, notify_verdict
 from flows.outcome import RetrainOutcome
 from flows.steps import Timer, retrying_task, timed_task
+from flows.stopwatch import process_age
 from tasks.core import log_format
 from tasks.core.files import json_digest, write_json
 from tasks.core.provenance import git_commit
@@ -287,8 +288,10 @@ def outcome_of(context: JobContext, report: ReportInputs, version: str, dataset:
 
 
 def record_outcome(context: JobContext, outcome: RetrainOutcome) -> None:
-    """Tag the MLflow run with the outcome, then write result.json, which marks the job as finished."""
+    """Log outcome and seconds to the MLflow run, then write result.json, which marks the job as finished."""
     why = "; ".join(outcome.reasons)[:MAX_WHY_CHARS]
     tags = {"verdict": outcome.decision, "version": outcome.version, "why": why}
     tracking.tag_run(context.store, context.run_id, tags)
+    seconds = {"before the flow": context.timer.process_age, **context.timer.seconds, "so far": process_age()}
+    tracking.log_metrics(context.store, context.run_id, {f"seconds/{name}": taken for name, taken in seconds.items()})
     write_json(context.folder / RESULT_FILE, outcome.to_json())

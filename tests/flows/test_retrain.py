@@ -92,6 +92,8 @@ def test_the_first_fit_candidate_becomes_champion_and_everything_is_recorded(
     assert run.data.tags["verdict"] == "PROMOTE"
     assert "[version 1](#/models/acceptability/versions/1)" in run.data.tags["mlflow.note.content"]
     assert run.data.metrics["mcc"] == pytest.approx(outcome["mcc"])
+    assert run.data.metrics["seconds/check data"] == pytest.approx(outcome["seconds"]["check data"])
+    assert run.data.metrics["seconds/so far"] > run.data.metrics["seconds/before the flow"] > 0.0
     epochs = client(home).get_metric_history(run.info.run_id, "validation_mcc")
     assert [entry.step for entry in epochs] == [1, 2, 3, 4]
     assert {entry.dataset.name for entry in run.inputs.dataset_inputs} == {"train", "holdout"}

@@ -151,6 +151,10 @@ def test_the_sample_can_be_found_again(known_code: None, tmp_path: Path) -> None
     assert first.are_unchanged()
 
 
+def is_heading(line: str) -> bool:
+    return line.split() == ["step", "seconds"]
+
+
 def test_the_command_needs_neither_prefect_nor_mlflow_nor_torch(
     home: Path, data: Path, tiny_encoder: Path, choose: Choose
 ) -> None:
@@ -160,7 +164,7 @@ def test_the_command_needs_neither_prefect_nor_mlflow_nor_torch(
         "try:\n    main(sys.argv[1:])\nexcept SystemExit as ended:\n    assert ended.code == 0\n"
         "print('imported', *sys.modules)"
     )
-    arguments = ["retrain", "--data", str(data), "--encoder", str(tiny_encoder), "--device", "cpu"]
+    arguments = ["retrain", "--data", str(data), "--encoder", str(tiny_encoder), "--device", "cpu", "--timings"]
     environment = {name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"}
     done = subprocess.run(
         [sys.executable, "-c", program, *arguments],
@@ -169,6 +173,9 @@ def test_the_command_needs_neither_prefect_nor_mlflow_nor_torch(
     assert "Nothing changed since this job finished" in done.stdout
     assert "version  acceptability 1" in done.stdout
     assert "The child has eaten the apple." in done.stdout  # classified with the champion
+    table = done.stdout.splitlines()
+    named = [line.rpartition(" ")[0].strip() for line in table[table.index(next(filter(is_heading, table[1:]))) + 1 :]]
+    assert named[:4] == ["interpreter, settings", "compare inputs", "first predictions", "whole process"]
     imported = set(done.stdout.splitlines()[-1].split())
     assert not imported & {"prefect", "mlflow", "torch", "transformers", "great_expectations", "pandas", "matplotlib"}
     assert not (home / "prefect.db").exists()
