@@ -9,10 +9,10 @@ import sys
 from pathlib import Path
 
 from flows import environment
-from tasks.core.database_templates import TEMPLATES, make_template
+from tasks.core.database_templates import DATABASE_TEMPLATES, make_template
 
 
-def prepare(folder: Path = TEMPLATES) -> list[Path]:
+def prepare(folder: Path = DATABASE_TEMPLATES) -> list[Path]:
     """Make the templates that are missing; return their paths."""
     environment.set_process_defaults()
     from tasks.registry.mlflow_client import create_tables

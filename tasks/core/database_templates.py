@@ -14,15 +14,15 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-TEMPLATES = Path(sys.prefix, "share", "verdict", "databases")
+DATABASE_TEMPLATES = Path(sys.prefix, "share", "verdict", "databases")
 
 
-def template_path(library: str, folder: Path = TEMPLATES) -> Path:
+def template_path(library: str, folder: Path = DATABASE_TEMPLATES) -> Path:
     """Return where the template of the installed version of a library is, if there is one."""
     return folder / f"{library}-{importlib.metadata.version(library)}.db"
 
 
-def make_template(library: str, migrate: Callable[[Path], None], folder: Path = TEMPLATES) -> Path:
+def make_template(library: str, migrate: Callable[[Path], None], folder: Path = DATABASE_TEMPLATES) -> Path:
     """Make the template of a library, unless it is there, and delete those of other versions; return its path.
 
     Args:
@@ -45,7 +45,7 @@ def make_template(library: str, migrate: Callable[[Path], None], folder: Path = 
     return path
 
 
-def copy_template(library: str, database: Path, folder: Path = TEMPLATES) -> bool:
+def copy_template(library: str, database: Path, folder: Path = DATABASE_TEMPLATES) -> bool:
     """Put a library's template where a new database is expected; return whether that was done.
 
     The file appears complete or not at all, and never replaces one that another process made meanwhile.
