@@ -35,7 +35,7 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
-from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedConfig
+from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from tasks.core.errors import first_line
 from tasks.core.files import atomic_directory
@@ -131,9 +131,7 @@ def _describe(argument: Any) -> Any:
     return Pointer(argument.dtype, int(argument.storage_offset()) * argument.element_size() % POINTER_ALIGNMENT)
 
 
-def kernel_launches(
-    encoder: PreTrainedConfig, settings: FinetuneSettings, r_drop: Iterable[float] = ()
-) -> list[KernelLaunch]:
+def kernel_launches(encoder: Any, settings: FinetuneSettings, r_drop: Iterable[float] = ()) -> list[KernelLaunch]:
     """Return the launches of a training step on a GPU, for every padded length; [] for a model that is not captured.
 
     Args:
@@ -150,7 +148,7 @@ def kernel_launches(
     return launches
 
 
-def _step_launches(config: PreTrainedConfig, settings: FinetuneSettings) -> list[KernelLaunch]:
+def _step_launches(config: Any, settings: FinetuneSettings) -> list[KernelLaunch]:
     batch = -(-settings.batch_size // (settings.processes if settings.seeds == 1 else 1))
     step = StepConfig(
         1, batch, settings.learning_rate, settings.warmup_ratio, settings.weight_decay, settings.max_grad_norm,

@@ -26,13 +26,15 @@ from bench_finetune import SIZES, Sentences, encoded, read_parts, write_random
 from bench_ingestion import cpu_name
 from transformers import AutoConfig
 
+from tasks.core.finetune_settings import FinetuneSettings
 from tasks.core.provenance import git_commit, library_versions
 from tasks.training.device import device_name, resolve_device
+from tasks.training.kernel_compiler import compile_for_training
 from tasks.training.launcher import launch
 from tasks.training.model import load_classifier
 from tasks.training.pretrained import locate_encoder
 from tasks.training.process_group import ProcessGroup
-from tasks.training.recipe import resolve_precision
+from tasks.training.recipe import resolve_precision, resolve_recipe
 from tasks.training.train_step import StepConfig
 from tasks.training.trainer import TrainingHistory, train_epochs
 
@@ -62,6 +64,8 @@ def main() -> None:
             encoder, without_dropout(encoder, scratch), parts, device, options.batch_sizes, options.epochs,
             options.compared_epochs, options.learning_rate, options.seed,
         )  # fmt: skip
+        if kernels := compile_for_training(resolve_recipe(FinetuneSettings(device=device), encoder)):  # type: ignore[arg-type]
+            kernels.wait()
         rows = compare(job, options.processes) if options.batch_sizes else []
         seeds = side_by_side(job._replace(batch_sizes=[options.seeds_batch_size]), options.processes)
     result = {
