@@ -82,6 +82,10 @@ class CudaRecorder:
             graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
             try:
                 work()
+            except BaseException:
+                # The pool ends with its last graph, and torch 2.11 fails at the next capture into it.
+                self._pool, self._memory_released = torch.cuda.graph_pool_handle(), False
+                raise
             finally:
                 graph.capture_end()
         return graph
