@@ -3,11 +3,12 @@
 import dataclasses
 import functools
 import inspect
-import json
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+
+from tasks.core.printable import json_document
 
 if TYPE_CHECKING:
     from tasks.core.settings_loader import ResolvedSettings
@@ -95,6 +96,6 @@ def print_result(value: Any, as_json: bool, show: Callable[[Any], None], documen
         document: its plain values, where the result itself is none.
     """
     if as_json:
-        print(json.dumps(value if document is None else document, indent=2, ensure_ascii=False))
+        print(json_document(value if document is None else document))
     else:
         show(value)

@@ -20,6 +20,7 @@ from flows.cli.options import (
 )
 from flows.stopwatch import Stopwatch
 from tasks.core.errors import DataRejected, UsageError, VerdictError
+from tasks.core.printable import escape_controls
 from tasks.inference.bundle import CHAMPION_URI
 
 if TYPE_CHECKING:
@@ -248,5 +249,5 @@ def _show_first_predictions() -> None:
         predictions = predict(list(FIRST_SENTENCES), CHAMPION_URI, "auto", environment.verdict_home())
         show_run.show_predictions(predictions)
     except VerdictError as error:
-        print(f"no predictions: {error}")
+        print(escape_controls(f"no predictions: {error}"))
     show_run.show_next_commands()

@@ -3,9 +3,8 @@
 import datetime
 from typing import Any
 
-from rich.markup import escape
-
 from flows.cli.show_run import COLOURS, new_console, new_table
+from flows.cli.terminal import escape
 
 MAX_CONTRADICTIONS_SHOWN = 10  # --json has all
 MAX_REASON_WIDTH = 100  # characters in a table; --json has all

@@ -4,9 +4,9 @@ import shutil
 import sys
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+
+from flows.cli.terminal import ResultConsole, escape
 
 if TYPE_CHECKING:
     from flows.jobs.watch import WatchOutcome
@@ -97,7 +97,7 @@ def show_scores(outcome: dict[str, Any]) -> None:
     If the answers went to standard output, this goes to standard error.
     """
     streamed = outcome["out"] == "-"
-    console = Console(highlight=False, soft_wrap=True, stderr=streamed)
+    console = ResultConsole(stderr=streamed)
     rate = outcome["sentences_per_second"]
     notes = [f"{outcome['reused']} rows from an earlier run"] if outcome["reused"] else []
     notes += [f"{rate:,.0f} sentences/s on {outcome['provider']}"] if rate else []
@@ -171,6 +171,6 @@ def new_table(*columns: str) -> Table:
     return table
 
 
-def new_console() -> Console:
-    """Return a console for standard output that neither colours figures nor wraps lines."""
-    return Console(highlight=False, soft_wrap=True)
+def new_console() -> ResultConsole:
+    """Return a console for standard output."""
+    return ResultConsole()

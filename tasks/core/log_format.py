@@ -9,6 +9,7 @@ import os
 import sys
 
 from tasks.core.errors import UsageError
+from tasks.core.printable import PrintableFormatter, escape_controls
 
 FORMAT_VARIABLE = "VERDICT_LOG"
 JSON_FIELDS = {"asctime": "time", "levelname": "level", "name": "logger"}
@@ -44,7 +45,7 @@ def set_formatter(handler: logging.Handler) -> None:
         UsageError: if it names no known format.
     """
     if not wants_json():
-        handler.setFormatter(logging.Formatter("%(message)s"))
+        handler.setFormatter(PrintableFormatter("%(message)s"))
         return
     from pythonjsonlogger.json import JsonFormatter
 
@@ -58,7 +59,7 @@ def set_formatter(handler: logging.Handler) -> None:
 def print_error(*lines: str) -> None:
     """Print why a command failed on standard error, in the format that VERDICT_LOG names."""
     handler = logging.StreamHandler(sys.stderr)
-    text = "\n".join(lines)
+    text = escape_controls("\n".join(lines))
     try:
         set_formatter(handler)
         message = text if wants_json() else f"error: {text}"

@@ -21,6 +21,7 @@ from tasks.core.errors import UsageError
 from tasks.core.files import json_digest
 from tasks.registry.mlflow_client import AUDIT_EXPERIMENT, Run, all_runs, connect, experiment_of
 from tasks.registry.store import MlflowStore, is_uninitialised
+from tasks.reporting.wording import escape_markdown
 
 State = Literal["pending", "done", "withdrawn"]
 STATES: dict[str, State] = {"RUNNING": "pending", "SCHEDULED": "pending", "FINISHED": "done"}
@@ -104,7 +105,10 @@ def begin(store: MlflowStore, changes: Sequence[AliasChange], **fields: str | No
         "actor": " ".join((fields.get("actor") or "").split())[:200] or actor(),
     }
     tags = texts | {"number": str(last["number"] + 1 if last else 1)}
-    shown = {"mlflow.user": texts["actor"], "mlflow.note.content": texts["reason"]}  # in MLflow's own page
+    shown = {
+        "mlflow.user": texts["actor"],
+        "mlflow.note.content": escape_markdown(texts["reason"]),
+    }  # in MLflow's own page
     with connect(store) as client:
         run = client.create_run(
             experiment_of(client, store, AUDIT_EXPERIMENT),
