@@ -113,8 +113,9 @@ def generate(split: Split, count: int, seed: int) -> list[Row]:
 
 def write_sample(folder: Path, seed: int = 2018) -> None:
     """Write 4,000 training and 800 holdout rows into `folder`; the same seed gives the same bytes."""
-    for name, side, rows in ((TRAIN_FILE, "train", TRAIN_ROWS), (HOLDOUT_FILE, "holdout", HOLDOUT_ROWS)):
-        path, text = folder / name, "".join(map(format_row, generate(side, rows, seed)))
+    sides: dict[Split, tuple[str, int]] = {"train": (TRAIN_FILE, TRAIN_ROWS), "holdout": (HOLDOUT_FILE, HOLDOUT_ROWS)}
+    for split, (name, rows) in sides.items():
+        path, text = folder / name, "".join(map(format_row, generate(split, rows, seed)))
         if not path.is_file() or path.read_bytes() != text.encode():  # a file that is right keeps its time
             write_text(path, text)
 
