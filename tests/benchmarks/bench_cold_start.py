@@ -10,7 +10,8 @@ profile, three seeds) and `book` (one seed, four epochs at 2e-5). Each command i
 HOME (caches of Prefect, matplotlib, CUDA and Triton) are empty folders; with --cold-bytecode Python compiles every
 module, too, as in the first process after an installation without compiled files. The system's file cache stays.
 
-Peak memory is the sum of the proportional set sizes of the command and all its children, sampled twice a second.
+Peak memory is the sum of the proportional set sizes of the command and all its children, sampled whenever their
+resident sets have grown, and every five seconds.
 """
 
 import argparse
@@ -25,7 +26,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,7 +42,8 @@ BOOK_RECIPE = (
     "finetune.layer_decay=1.0", "finetune.label_smoothing=0.0", "finetune.r_drop=0.0",
 )  # fmt: skip
 BUSY_PROCESSES = 4
-SAMPLE_S = 0.5
+SAMPLE_S, RESAMPLE_S = 0.25, 5.0  # between looks at resident sets; between sums of proportional ones, which cost more
+GROWTH = 1.01  # of the resident sets, from which on these are summed again
 STEP = re.compile(r"(\S.*?)\s+(\d+\.\d)$")  # a row of the table that `verdict retrain` prints
 DESCRIBE = (
     "import json; from tasks.core.provenance import git_commit, library_versions;"
@@ -204,20 +206,31 @@ class Sampler(threading.Thread):
         self._root, self._ended, self.peak = psutil.Process(pid), threading.Event(), 0
 
     def run(self) -> None:
+        highest, summed = 0.0, 0.0
         while not self._ended.wait(SAMPLE_S):
-            self.peak = max(self.peak, self._total())
+            processes = self._processes()
+            resident = sum(measure(lambda each: each.memory_info().rss, each) for each in processes)
+            if resident > GROWTH * highest or time.monotonic() - summed > RESAMPLE_S:
+                shares = sum(measure(lambda each: each.memory_full_info().pss, each) for each in processes)
+                self.peak = max(self.peak, shares)
+                highest, summed = max(highest, resident), time.monotonic()
 
-    def _total(self) -> int:
-        total = 0
+    def _processes(self) -> list[psutil.Process]:
         with contextlib.suppress(psutil.Error):
-            for process in [self._root, *self._root.children(recursive=True)]:
-                with contextlib.suppress(psutil.Error):
-                    total += process.memory_full_info().pss
-        return total
+            return [self._root, *self._root.children(recursive=True)]
+        return []
 
     def stop(self) -> None:
         self._ended.set()
         self.join()
+
+
+def measure(function: Callable[[psutil.Process], int], process: psutil.Process) -> int:
+    """Return a figure of a process; 0 where it has ended."""
+    try:
+        return function(process)
+    except psutil.Error:
+        return 0
 
 
 def end(process: subprocess.Popen[str]) -> None:
