@@ -5,7 +5,6 @@ profile, environment and flags override single numbers, and the verdict records 
 """
 
 import difflib
-import tomllib
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,6 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tasks.core.errors import UsageError
 from tasks.core.files import json_digest
+from tasks.core.printable import MAX_QUOTED, quote
+from tasks.core.toml_file import read_toml
 
 POLICY_FILE = "policy.toml"
 
@@ -88,8 +89,8 @@ def parse_policy(values: dict[str, Any], origin: str) -> Policy:
     keys = list(Policy.model_fields)
     for key in values:
         if key not in keys:
-            nearest = difflib.get_close_matches(key, keys, n=1, cutoff=0.0)[0]
-            raise UsageError(f"policy {origin}: key {key!r} is unknown; did you mean {nearest!r}?")
+            nearest = difflib.get_close_matches(key[:MAX_QUOTED], keys, n=1, cutoff=0.0)[0]
+            raise UsageError(f"policy {origin}: key {quote(key)} is unknown; did you mean {nearest!r}?")
     try:
         return Policy.model_validate(values)
     except ValidationError as error:
@@ -99,7 +100,7 @@ def parse_policy(values: dict[str, Any], origin: str) -> Policy:
             raise UsageError(f"policy {origin} lacks {key}; take it from mlflow/{POLICY_FILE}") from error
         reason = first["msg"]
         raise UsageError(
-            f"policy {origin}: {key} = {first['input']!r} is refused: {reason[0].lower()}{reason[1:]}"
+            f"policy {origin}: {key} = {quote(first['input'])} is refused: {reason[0].lower()}{reason[1:]}"
         ) from error
 
 
@@ -117,10 +118,8 @@ def _bundled() -> Policy:
 
 def _parse(path: Path) -> Policy:
     try:
-        return parse_policy(tomllib.loads(path.read_text(encoding="utf-8")), str(path))
-    except (OSError, UnicodeDecodeError) as error:
+        return parse_policy(read_toml(path, f"policy {path}"), str(path))
+    except OSError as error:
         raise UsageError(
             f"policy {path} cannot be read ({error}); expected a TOML file like mlflow/{POLICY_FILE}"
         ) from error
-    except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"policy {path} is not valid TOML: {error}") from error

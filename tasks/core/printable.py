@@ -10,6 +10,8 @@ import unicodedata
 from typing import Any
 
 LINE_CHARACTERS = "\n\t"
+MAX_QUOTED = 200  # characters of a key or a value in a message
+MARK = " [...]"  # where a text was cut
 JOINERS = "\u200c\u200d"  # within emoji and in several scripts
 ESCAPED = {"Cc", "Cf", "Cs", "Zl", "Zp"}  # Unicode's categories: controls, formats, surrogates, separators of lines
 
@@ -19,6 +21,16 @@ def escape_controls(text: str, keep: str = LINE_CHARACTERS) -> str:
     if text.isprintable():
         return text
     return "".join(ascii(char)[1:-1] if _is_control(char) and char not in keep else char for char in text)
+
+
+def shorten(text: str, limit: int) -> str:
+    """Return a text of at most `limit` characters; a cut one ends in MARK."""
+    return text if len(text) <= limit else text[: limit - len(MARK)].rstrip() + MARK
+
+
+def quote(value: Any) -> str:
+    """Return a key or a value as a message names it."""
+    return shorten(repr(value), MAX_QUOTED)
 
 
 def _is_control(char: str) -> bool:

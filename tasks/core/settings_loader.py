@@ -6,7 +6,6 @@ The layers, each overriding the one before: a profile (tasks/core/profiles/*.tom
 
 import difflib
 import os
-import tomllib
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
@@ -17,7 +16,9 @@ from pydantic_settings import EnvSettingsSource
 
 from tasks.core.errors import UsageError
 from tasks.core.policy import POLICY_FILE, Policy
+from tasks.core.printable import MAX_QUOTED, quote
 from tasks.core.settings import ENV_PREFIX, Settings
+from tasks.core.toml_file import read_toml
 
 # Variables with our prefix that are no settings: paths, names and addresses, which are never recorded.
 NON_SETTING_VARIABLES = {
@@ -114,12 +115,10 @@ def _read_profile(profile: str) -> dict[str, Any]:
     bundled = resources.files("tasks.core") / "profiles" / f"{profile}.toml"
     source = bundled if profile in profile_names() else Path(profile)
     try:
-        return _flatten(tomllib.loads(source.read_text(encoding="utf-8")))
-    except (OSError, UnicodeDecodeError) as error:
+        return _flatten(read_toml(source, f"profile {profile}"))
+    except OSError as error:
         known = ", ".join(profile_names())
         raise UsageError(f"profile {profile!r} is unknown; expected one of {known}, or a TOML file") from error
-    except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"profile {profile} is not valid TOML: {error}") from error
 
 
 def _read_environment(environ: Mapping[str, str]) -> dict[str, Any]:
@@ -139,9 +138,9 @@ def _reject_unknown(key: str, origin: str) -> None:
     keys = valid_keys()
     if key in keys:
         return
-    nearest = difflib.get_close_matches(key, keys, n=1, cutoff=0.0)[0]
+    nearest = difflib.get_close_matches(key[:MAX_QUOTED], keys, n=1, cutoff=0.0)[0]
     raise UsageError(
-        f"setting {key!r} ({origin}) is unknown; did you mean {nearest!r}? verdict retrain --show-settings"
+        f"setting {quote(key)} ({origin}) is unknown; did you mean {nearest!r}? verdict retrain --show-settings"
     )
 
 
@@ -152,7 +151,8 @@ def _explain(error: ValidationError, origins: Mapping[str, str]) -> str:
     reason = first["msg"].removeprefix("Value error, ")
     if key not in origins:  # a contradiction between keys names them itself
         return f"settings contradict each other: {reason}"
-    return f"setting {key} = {first['input']!r} ({origins[key]}) is refused: {reason[0].lower()}{reason[1:]}"
+    value = quote(first["input"])
+    return f"setting {key} = {value} ({origins[key]}) is refused: {reason[0].lower()}{reason[1:]}"
 
 
 def _flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from tasks.core.printable import shorten
 from tasks.evaluation.run_diff import SHORT_DIGEST
-from tasks.registry.limits import MAX_CHANGES, MAX_VALUE, shorten
+from tasks.registry.limits import MAX_CHANGES, MAX_VALUE
 from tasks.reporting.wording import NEXT_STEPS, capital, escape_markdown, show_interval
 
 if TYPE_CHECKING:

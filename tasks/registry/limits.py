@@ -1,4 +1,4 @@
-"""How long MLflow's fields may be, and cutting what is longer.
+"""How long MLflow's fields may be.
 
 SQLite stores text of any length, so only a server's database shows these limits: PostgreSQL refuses a longer value, and
 the command that writes it fails.
@@ -11,9 +11,3 @@ MAX_VALUE = 160  # of a changed setting's value in that list
 MAX_TAG = 5_000  # of a tag of a version, or of a run
 MAX_PARAM = 6_000  # of a parameter of a run
 MAX_ADDRESS = 500  # of a tag of a data set
-MARK = " [...]"
-
-
-def shorten(text: str, limit: int) -> str:
-    """Return a text of at most `limit` characters; a cut one ends in MARK."""
-    return text if len(text) <= limit else text[: limit - len(MARK)].rstrip() + MARK

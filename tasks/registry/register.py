@@ -11,9 +11,10 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
 
 from tasks.core.errors import VerdictError
+from tasks.core.printable import shorten
 from tasks.inference.bundle import CHAMPION, CHAMPION_URI, MODEL_NAME
 from tasks.registry.code_digest import CODE_DIGEST_TAG, digest_code
-from tasks.registry.limits import MAX_DECISION, MAX_DESCRIPTION, MAX_TAG, shorten
+from tasks.registry.limits import MAX_DECISION, MAX_DESCRIPTION, MAX_TAG
 from tasks.registry.lookup import find_version, version_by_alias, version_by_number
 from tasks.registry.mlflow_client import connect, experiment_of
 from tasks.registry.store import MlflowStore

@@ -10,9 +10,10 @@ from mlflow.entities import DatasetInput, InputTag, Metric, Param, Run, RunTag, 
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, RESOURCE_DOES_NOT_EXIST, ErrorCode
 
+from tasks.core.printable import shorten
 from tasks.data.snapshots import read_snapshot
 from tasks.evaluation.run_diff import RunRecord
-from tasks.registry.limits import MAX_ADDRESS, MAX_PARAM, MAX_TAG, shorten
+from tasks.registry.limits import MAX_ADDRESS, MAX_PARAM, MAX_TAG
 from tasks.registry.mlflow_client import connect, experiment_of, search_all
 from tasks.registry.store import MlflowStore
 

@@ -7,6 +7,7 @@ import pytest
 from candidates import tell, weigh
 from registry_store import add_version, new_store
 
+from tasks.core.printable import MARK, shorten
 from tasks.evaluation.run_diff import SettingChange
 from tasks.inference.bundle import MODEL_NAME
 from tasks.registry import promotion as moves
@@ -21,7 +22,7 @@ from tasks.registry.descriptions import (
     headline,
     version_tags,
 )
-from tasks.registry.limits import MARK, MAX_CHANGES, MAX_DECISION, MAX_DESCRIPTION, shorten
+from tasks.registry.limits import MAX_CHANGES, MAX_DECISION, MAX_DESCRIPTION
 from tasks.registry.mlflow_client import connect
 from tasks.registry.store import MlflowStore
 from tasks.reporting.tables import compare_figures
