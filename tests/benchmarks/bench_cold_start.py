@@ -153,13 +153,20 @@ def arguments_of(job: str, options: argparse.Namespace) -> list[str]:
     return ["retrain", *own, *(part for text in BOOK_RECIPE if job == "book" for part in ("--set", text))]
 
 
+def translate(arguments: list[str], checkout: Checkout) -> list[str]:
+    """Return the arguments with the names that settings had in the checkout."""
+    if (checkout.folder / "tasks" / "training").is_dir():
+        return arguments
+    return [argument.replace("finetune.corruptions", "finetune.spoiled") for argument in arguments]
+
+
 def run_command(checkout: Checkout, arguments: list[str], stores: Path, options: argparse.Namespace) -> Run:
     """Run one command with empty caches; its stores are kept for the next one."""
     stores.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="cold-home-") as home:
         environment = cold_environment(Path(home), stores, options.cold_bytecode)
         before, started = os.times(), time.perf_counter()
-        process = checkout.start(["-m", checkout.command_module, *arguments], environment)
+        process = checkout.start(["-m", checkout.command_module, *translate(arguments, checkout)], environment)
         sampler = Sampler(process.pid)
         sampler.start()
         try:
