@@ -21,6 +21,7 @@ from flows.cli.options import (
 from flows.stopwatch import Stopwatch
 from tasks.core.errors import DataRejected, UsageError, VerdictError
 from tasks.core.printable import escape_controls
+from tasks.core.quick_imports import collection_paused
 from tasks.inference.bundle import CHAMPION_URI
 
 if TYPE_CHECKING:
@@ -101,8 +102,9 @@ def predict(
 ) -> None:
     """Classify sentences with the champion."""
     environment.set_process_defaults()
-    from flows.cli import show_run
-    from flows.commands.predict import predict
+    with collection_paused():
+        from flows.cli import show_run
+        from flows.commands.predict import predict
 
     predictions = predict(sentences, model, device, environment.verdict_home())
     print_result(predictions, as_json, show_run.show_predictions)
@@ -202,9 +204,10 @@ def _find_unchanged(settings: "Settings", home: str) -> "RetrainOutcome | None":
         return None
     started = time.perf_counter()
     environment.set_process_defaults()
-    from flows.jobs.unchanged import find_unchanged
+    with collection_paused():
+        from flows.jobs.unchanged import find_unchanged
 
-    outcome = find_unchanged(settings, home)
+        outcome = find_unchanged(settings, home)
     seconds = round(time.perf_counter() - started, 2)
     return outcome and dataclasses.replace(outcome, seconds={"compare inputs": seconds, "total": seconds})
 
@@ -227,7 +230,8 @@ def _run_flow(name: str, home: str, *arguments: Any, stopwatch: Stopwatch | None
     from flows.services.embedded_prefect import connected, prefect_api
 
     with prefect_api(home) as server:
-        flow = getattr(importlib.import_module(f"flows.jobs.{name}"), name)
+        with collection_paused():
+            flow = getattr(importlib.import_module(f"flows.jobs.{name}"), name)
         environment.show_log(quiet_prefect=os.environ.get("VERDICT_DEBUG") != "1")
         stopwatch.mark("imports")
         with connected(server):

@@ -24,7 +24,11 @@ from tasks.core.errors import VerdictError
 
 SERVER_START_TIMEOUT_S = 180  # measured: 13 s on two cores with a new database
 # What `prefect server start` runs (prefect/cli/_server_utils.py), without the imports of Prefect's command line.
-SERVER_COMMAND = ("-m", "uvicorn", "--factory", "prefect.server.api.server:create_app", "--log-level", "warning")
+SERVER_PROGRAM = (
+    "import gc; gc.disable(); import prefect.server.api.server, uvicorn; gc.enable()\n"  # as in quick_imports.py
+    "uvicorn.main()"
+)
+SERVER_COMMAND = ("-c", SERVER_PROGRAM, "--factory", "prefect.server.api.server:create_app", "--log-level", "warning")
 DATABASE_VARIABLE = "PREFECT_API_DATABASE_CONNECTION_URL"
 SERVER_SETTINGS = {
     "PREFECT__SERVER_FINAL": "1",  # as `prefect server start` sets it

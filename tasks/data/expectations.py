@@ -9,6 +9,7 @@ from typing import Any, Literal, TypedDict
 import numpy as np
 import pandas as pd
 
+from tasks.core.quick_imports import collection_paused
 from tasks.core.settings import GateSettings
 from tasks.data.drift import DriftResult
 from tasks.data.snapshots import SNAPSHOT_SCHEMA
@@ -145,7 +146,8 @@ def figure_expectations(
         limits: the settings under `gate`.
         max_quarantined: largest share of quarantined rows of each role.
     """
-    import great_expectations.expectations as gxe
+    with collection_paused():  # a run imports it here first
+        import great_expectations.expectations as gxe
 
     def at_most(
         column: str, limit: float, setting: str, description: str, severity: Severity = "critical", **meta: bool

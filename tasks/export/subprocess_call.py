@@ -24,7 +24,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 # Brings torch and ONNX Runtime's tools. If the server fails to import it, each subprocess does.
-PRELOADED_MODULES = ["tasks.export.onnx_export"]
+PRELOADED_MODULES = ["tasks.export.preload"]
 
 
 def start_forkserver() -> None:
