@@ -1,18 +1,19 @@
 """Rewrites an fp32 ONNX graph for CPUs: matrix products in int8, and normalisation without ONNX Runtime's slow fusion.
 
-Activations are quantised dynamically with a scale and a zero point per row (token), weights with a scale per column.
-With one scale per batch, as in ONNX Runtime's `quantize_dynamic`, the label of 14 of 800 sentences depended on the
-other sentences of the batch; with static scales fewer labels equal torch's. Embeddings and the head stay in fp32.
+Activations are quantised dynamically with a scale per row (token), weights with a scale per column. With one scale per
+batch, as in ONNX Runtime's `quantize_dynamic`, the label of 14 of 800 sentences depended on the other sentences of the
+batch; with static scales fewer labels equal torch's. Embeddings and the head stay in fp32.
 
-Products are `MatMulIntegerToFloat`, which uses the CPU's int8 instructions (AVX-512 VNNI; CPUs without it saturate the
-sum of two products at 16 bits). `MatMulNBits`, with weights in blocks, is hardly faster than fp32 and serves as the
-fallback (`quantise_blocks`).
+Products are `MatMulIntegerToFloat`, which multiplies uint8 by int8 and adds pairs of products. CPUs without VNNI
+saturate such a sum at 16 bits, so weights are in [-64, 64]: no sum exceeds 2 * 255 * 64, and every CPU gets the same
+products. With weights up to 127 an encoder with large features was seven times as far from fp32 there. The zero point
+is the same for all rows, which the operator can subtract: 128, or a smaller one after an activation function that is
+bounded below, whose range is nearly all positive.
 
-The product of an activation row x with zero point z is x @ w - z * sum(w), and MatMulIntegerToFloat cannot subtract a z
-per row. So J rows are appended to the weights that make every column sum 0, and z is appended J times to each
-activation row: the correction is then 0.
+`MatMulNBits`, with weights in blocks, serves as the fallback (`quantise_blocks`): closer to fp32, and slower than it on
+CPUs without VNNI.
 
-Shape letters: R activation rows, K input features, M output features, J extra weight rows.
+Shape letters: R activation rows, K input features, M output features.
 """
 
 import numpy as np
@@ -26,10 +27,13 @@ from tasks.export.graph_editor import GraphEditor
 
 INT8_BLOCK = 32  # weights: with 32 the 22 M encoder gave all of 409 sentences torch's label, with 128 99.8%
 INT8_PRODUCTS = 4  # accuracy_level of MatMulNBits: activations in int8 too
-INT8_MAX = 127  # weights are in [-127, 127], symmetric without -128
+WEIGHT_MAX = 64  # of quantised weights: 2 * UINT8_MAX * WEIGHT_MAX < 2^15
 UINT8_MAX = 255  # activations are unsigned: CPU instructions multiply uint8 by int8
-MAX_EXTRA_WEIGHT = 63  # largest absolute value in an extra row: two products must fit in 16 bits on CPUs without VNNI
-MIN_SCALE = 1e-12  # lower bound of a row's or column's range, against division by 0
+MIDDLE_ZERO = 128
+# Lower bounds of activation functions; (1 + erf(x / sqrt(2))) * x / 2 is least at x = -0.75.
+LEAST_OUTPUTS = {"Gelu": -0.17, "BiasGelu": -0.17, "FastGelu": -0.17, "Relu": 0.0}
+LOW_ZERO = 24  # zero point of their outputs: the least one needs a scale of 0.007
+MIN_SCALE = 1e-12  # lower bound of a row's or column's scale, against division by 0
 REDUCTIONS_BY_INPUT = 18  # first opset in which reductions take their axes as an input
 
 
@@ -81,6 +85,7 @@ class _Int8Editor(GraphEditor):
 
     def __init__(self, model: OnnxModel) -> None:
         super().__init__(model, "int8_")
+        self._producers = model.output_name_to_node()
 
     def has_constant_matrix(self, node: onnx.NodeProto) -> bool:
         """Return whether a product's second factor is a constant fp32 matrix [K, M]."""
@@ -89,59 +94,46 @@ class _Int8Editor(GraphEditor):
 
     def replace(self, activation: str, nodes: list[onnx.NodeProto]) -> None:
         """Replace all products of one activation tensor, which is quantised once."""
-        columns = [quantise_columns(self.value(node.input[1])) for node in nodes]
-        features = len(columns[0][0])
-        extra = max(extra_rows(weights) for weights, _ in columns)
-        rounded, scales = self._quantise(activation, features, extra)
+        matrices = [self.value(node.input[1]) for node in nodes]
+        rounded, scales, zero = self._quantise(activation, len(matrices[0]))
         sizes = self.add("Slice", [self.add("Shape", [activation]), self.constant([0]), self.constant([-1])])
-        for node, (weights, weight_scales) in zip(nodes, columns, strict=True):
+        for node, matrix in zip(nodes, matrices, strict=True):
             self.model.remove_node(node)
+            weights, weight_scales = quantise_columns(matrix)
             factors = [
-                self.constant(zero_column_sums(weights, extra), np.int8),
+                self.constant(weights, np.int8),
                 self.scalar(1.0),
                 self.constant(weight_scales, np.float32),
+                self.constant(zero, np.uint8),
             ]
             product = self.add("MatMulIntegerToFloat", [rounded, *factors], domain=MICROSOFT_DOMAIN)
             product = self.add("Mul", [product, scales])
             shape = self.add("Concat", [sizes, self.constant([weights.shape[1]])], axis=0)
             self.add("Reshape", [product, shape], node.output[0])
 
-    def _quantise(self, name: str, features: int, extra: int) -> tuple[str, str]:
-        """Quantise a tensor to uint8 [R, K + J] with scales [R, 1]; return the names of both."""
+    def _quantise(self, name: str, features: int) -> tuple[str, str, int]:
+        """Quantise a tensor to uint8 [R, K] with scales [R, 1]; return the names of both, and the zero point."""
+        producer = self._producers.get(name)
+        least = LEAST_OUTPUTS.get(producer.op_type) if producer else None
         rows = self.add("Reshape", [name, self.constant([-1, features])])
-        zero = self.scalar(0.0)
-        least = self.add("Min", [self._reduce("ReduceMin", rows), zero])
-        largest = self.add("Max", [self._reduce("ReduceMax", rows), zero])
-        width = self.add("Max", [self.add("Sub", [largest, least]), self.scalar(MIN_SCALE)])
-        scales = self.add("Mul", [width, self.scalar(1 / UINT8_MAX)])
-        zeros = self.add("QuantizeLinear", [self.add("Neg", [least]), scales], axis=0)
+        if least is None:
+            zero, smallest, largest = MIDDLE_ZERO, MIN_SCALE, self.add("Abs", [rows])
+        else:
+            zero, smallest, largest = LOW_ZERO, max(MIN_SCALE, -least / LOW_ZERO), rows
+        scales = self.add("Mul", [self._row_maximum(largest), self.scalar(1 / (UINT8_MAX - zero))])
+        scales = self.add("Max", [scales, self.scalar(smallest)])
+        zeros = self.add("Expand", [self.constant(zero, np.uint8), self.add("Shape", [scales])])
         rounded = self.add("QuantizeLinear", [rows, scales, zeros], axis=0)
-        last = self.constant([-1])
-        if extra:
-            column = self.add("Unsqueeze", [zeros, last])
-            rounded = self.add("Concat", [rounded, self.add("Expand", [column, self.constant([1, extra])])], axis=1)
-        return rounded, self.add("Unsqueeze", [scales, last])
+        return rounded, self.add("Unsqueeze", [scales, self.constant([-1])]), zero
 
-    def _reduce(self, operator: str, name: str) -> str:
+    def _row_maximum(self, name: str) -> str:
         """Reduce [R, K] to [R]."""
         if self.model.get_opset_version() >= REDUCTIONS_BY_INPUT:
-            return self.add(operator, [name, self.constant([1])], keepdims=0)
-        return self.add(operator, [name], axes=[1], keepdims=0)
+            return self.add("ReduceMax", [name, self.constant([1])], keepdims=0)
+        return self.add("ReduceMax", [name], axes=[1], keepdims=0)
 
 
 def quantise_columns(weights: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
     """Quantise a matrix [K, M] to int8; return it with the scale of each column, [M]."""
-    scales = np.maximum(np.abs(weights).max(axis=0), MIN_SCALE) / np.float32(INT8_MAX)
+    scales = np.maximum(np.abs(weights).max(axis=0) / np.float32(WEIGHT_MAX), np.float32(MIN_SCALE))
     return np.rint(weights / scales).astype(np.int8), scales.astype(np.float32)
-
-
-def extra_rows(weights: NDArray[np.int8]) -> int:
-    """Return J, the number of extra rows that can make every column of [K, M] sum to 0."""
-    return -(-int(np.abs(weights.sum(axis=0, dtype=np.int64)).max(initial=0)) // MAX_EXTRA_WEIGHT)
-
-
-def zero_column_sums(weights: NDArray[np.int8], extra: int) -> NDArray[np.int8]:
-    """Append J = `extra` rows to [K, M] that make every column sum to 0, with values as equal as possible."""
-    missing = -weights.sum(axis=0, dtype=np.int64)
-    shares = np.diff(missing * np.arange(extra + 1)[:, None] // max(extra, 1), axis=0)
-    return np.concatenate([weights, shares.astype(np.int8)])
