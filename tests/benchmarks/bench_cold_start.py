@@ -308,7 +308,10 @@ def write_result(
 def describe(checkout: Checkout) -> tuple[str, dict[str, str]]:
     """Return a checkout's commit and its versions of libraries."""
     process = checkout.start(["-c", DESCRIBE], {**os.environ, "HOME": str(Path.home())})
-    commit, versions = json.loads(process.communicate()[0])
+    text = process.communicate()[0]
+    if process.returncode:  # a copy without git's history
+        return "unknown", {}
+    commit, versions = json.loads(text)
     return commit, versions
 
 
