@@ -112,7 +112,9 @@ def measure(
                 alone[way].append(latency(runner.logits, single))
     for row in rows:
         way = str(row["way"])
-        row |= speed(min(bulk[way]), len(expected)) | {"cpu_ms_per_sentence": 1e3 * min(processor[way]) / len(expected)}
+        row |= speed(min(bulk[way]), len(expected)) | {
+            "cpu_ms_per_sentence": round(1e3 * min(processor[way]) / len(expected), 3)
+        }
         row |= min(alone[way], key=lambda times: times["p50_ms"], default={})
         before = "before" if isinstance(ways[way], Runner) else "before, each core"
         if before in ways:
