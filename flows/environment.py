@@ -37,6 +37,7 @@ def usable_home() -> str:
 
 def set_process_defaults() -> None:
     """Set the default environment variables of this process and its children."""
+    cache = Path(verdict_home(), "cache")
     defaults = {
         # No telemetry. MLflow needs the word "true"; Prefect's server has a switch of its own.
         "DO_NOT_TRACK": "true",
@@ -57,8 +58,11 @@ def set_process_defaults() -> None:
         "OMP_WAIT_POLICY": "passive",
         # torch asks for huge pages for large tensors: a quarter of the page faults of a training step.
         "THP_MEM_ALLOC_ENABLE": "1",
-        # Compiled kernels of the training step are kept with the stores; a home directory may be lost with a container.
-        "TRITON_CACHE_DIR": str(Path(verdict_home(), "cache", "triton")),
+        # Caches lie with the stores: compiled kernels of the training step, matplotlib's fonts, what Prefect's server
+        # registered. A home directory may be lost with a container, and is not ours to write to.
+        "TRITON_CACHE_DIR": str(cache / "triton"),
+        "MPLCONFIGDIR": str(cache / "matplotlib"),
+        "PREFECT_SERVER_MEMO_STORE_PATH": str(cache / "prefect_memo_store.toml"),
         # Tokenizers use threads; without this they warn at each fork.
         "TOKENIZERS_PARALLELISM": "true",
     }
