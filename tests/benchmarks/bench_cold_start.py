@@ -309,8 +309,9 @@ def describe(checkout: Checkout) -> tuple[str, dict[str, str]]:
     """Return a checkout's commit and its versions of libraries."""
     process = checkout.start(["-c", DESCRIBE], {**os.environ, "HOME": str(Path.home())})
     text = process.communicate()[0]
-    if process.returncode:  # a copy without git's history
-        return "unknown", {}
+    if process.returncode:  # an earlier checkout, without this module, or a copy without git's history
+        asked = ["git", "-C", str(checkout.folder), "rev-parse", "HEAD"]
+        return subprocess.run(asked, capture_output=True, text=True).stdout.strip() or "unknown", {}
     commit, versions = json.loads(text)
     return commit, versions
 

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -61,13 +62,40 @@ def test_one_sentence_needs_neither_prefect_nor_mlflow_nor_torch(
     assert not imported & heavy
 
 
-def test_threads_of_torch_wait_asleep(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+@pytest.mark.parametrize(
+    ("busy", "expected"), [(True, {"OMP_WAIT_POLICY": "passive"}), (False, {"GOMP_SPINCOUNT": "10000"})]
+)
+def test_threads_of_torch_wait_asleep_beside_busy_processes(
+    busy: bool, expected: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(environment, "is_machine_busy", lambda: busy)
+    for name in environment.OPENMP_VARIABLES:
+        monkeypatch.setenv(name, "")  # undone afterwards
+        monkeypatch.delenv(name)
     environment.set_process_defaults()
-    assert os.environ["OMP_WAIT_POLICY"] == "passive"
+    chosen = {name: os.environ[name] for name in environment.OPENMP_VARIABLES if name in os.environ}
+    assert chosen == expected
+    for name in environment.OPENMP_VARIABLES:
+        os.environ.pop(name, None)
     monkeypatch.setenv("OMP_WAIT_POLICY", "active")
     environment.set_process_defaults()
     assert os.environ["OMP_WAIT_POLICY"] == "active"
+    assert "GOMP_SPINCOUNT" not in os.environ
+
+
+@pytest.mark.skipif(not Path("/proc/loadavg").exists(), reason="Linux counts the tasks that ask for a CPU")
+def test_a_machine_is_busy_while_others_ask_for_all_its_cpus() -> None:
+    loops = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(2 * (os.cpu_count() or 1))]
+    try:
+        time.sleep(0.5)
+        assert environment.is_machine_busy()
+    finally:
+        for loop in loops:
+            loop.kill()
+            loop.wait()
+
+
+def test_openmp_reads_how_threads_wait_after_it_is_set() -> None:
     # OpenMP reads it when it is loaded, with torch or scikit-learn.
     code = "from flows import environment\nimport flows.cli.run\nenvironment.set_process_defaults()"
     assert not imported_by(code) & {"torch", "sklearn"}
