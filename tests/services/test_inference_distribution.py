@@ -119,8 +119,8 @@ def test_public_names_are_listed_and_typed(python: Path, tmp_path: Path) -> None
     done = subprocess.run(mypy, cwd=tmp_path, capture_output=True, text=True)
     *notes, count = done.stdout.splitlines()
     assert [line.partition(": ")[2] for line in notes] == [
-        'note: Revealed type is "def (path: str | pathlib.Path, device: str =, variant: str | None =) -> '
-        'verdict_inference.inference.classifier.Classifier"',
+        'note: Revealed type is "def (path: str | pathlib.Path, device: str =, variant: str | None =, *, spin: bool =)'
+        ' -> verdict_inference.inference.classifier.Classifier"',
         'error: TypedDict "Prediction" has no key "score"  [typeddict-item]',
     ]
     assert count.startswith("Found 1 error in 1 file")
