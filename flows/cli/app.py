@@ -4,6 +4,7 @@ The commands themselves are in run.py and review.py. Each imports the libraries 
 `verdict --help` answers in less than half a second.
 """
 
+import gc
 import os
 import sys
 from collections.abc import Sequence
@@ -71,6 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         print("stopped; run the same command again to resume", file=sys.stderr)
         code = 130
+    gc.freeze()  # the interpreter's last collections would go through a million imported objects: 3 s after a run
     sys.exit(code if isinstance(code, int) else 0)
 
 
