@@ -55,7 +55,7 @@ class InferenceApi:
 
     async def about(self) -> JSONResponse:
         """Describe the server: its model, and where its interfaces are."""
-        links = {"judge": "POST /v1/judge", "protocol": "/v2", "metrics": "/metrics", "documentation": "/docs"}
+        links = {"judge": "POST /v1/judge", "protocol": "/v2", "metrics": "/metrics", "documentation": "/openapi.json"}
         return JSONResponse({"model": self.champion.status(), **links})
 
     async def judge(self, request: Request) -> JSONResponse:
@@ -187,7 +187,14 @@ def build_app(
 ) -> FastAPI:
     """Build the application; with feedback also the demo page, `app.state.page`, which the caller closes."""
     api = InferenceApi(champion, batcher, telemetry, limits or RequestLimits())
-    app = FastAPI(title="Verdict", version=protocol.describe_server()["version"], redirect_slashes=False)
+    # FastAPI's pages of documentation load their scripts from a foreign host.
+    app = FastAPI(
+        title="Verdict",
+        version=protocol.describe_server()["version"],
+        redirect_slashes=False,
+        docs_url=None,
+        redoc_url=None,
+    )
     if feedback:
         from tasks.serving.demo_page import add_page  # imports libraries that the API does not need
 

@@ -309,7 +309,7 @@ def test_programs_get_the_api_as_before(client: httpx.Client) -> None:
     html = client.get("/", headers={"accept": "text/html"})
     assert html.headers["content-type"].startswith("text/html")
     assert "default-src 'self'" in html.headers["content-security-policy"]
-    assert client.get("/").json()["documentation"] == "/docs"
+    assert client.get("/").json()["documentation"] == "/openapi.json"
     assert client.get("/healthz").json() == {"live": True}
     assert client.get("/readyz").status_code == 200
     assert client.get("/v1/judge").status_code == 405
@@ -406,7 +406,7 @@ def test_the_page_is_built_for_its_first_visitor_and_once(
     built, build = [], module.build_layout
     monkeypatch.setattr(module, "build_layout", lambda clerk: built.append(clerk) or build(clerk))
     with running_server(champion, feedback=feedback) as client, ThreadPoolExecutor(4) as pool:
-        assert client.get("/").json()["documentation"] == "/docs"
+        assert client.get("/").json()["documentation"] == "/openapi.json"
         assert client.get("/readyz").status_code == 200
         assert built == []
         codes = pool.map(lambda _: httpx.get(f"{client.base_url}/theme.css", timeout=60).status_code, range(4))

@@ -178,8 +178,13 @@ def test_wrong_addresses_answer_json_too(client: httpx.Client, method: str, path
 
 
 def test_the_root_names_the_documentation(client: httpx.Client) -> None:
-    assert client.get("/").json()["documentation"] == "/docs"
-    assert client.get("/docs").status_code == 200
+    assert client.get("/").json()["documentation"] == "/openapi.json"
+    assert client.get("/openapi.json").status_code == 200
+
+
+def test_no_page_of_the_api_loads_anything_from_a_foreign_host(client: httpx.Client) -> None:
+    for path in ("/docs", "/redoc"):
+        assert client.get(path).status_code == 404
 
 
 def test_openapi_describes_the_bodies_that_are_parsed_and_answered(client: httpx.Client) -> None:
