@@ -159,6 +159,13 @@ def serve(
     refuse_truncated: Annotated[
         bool, typer.Option("--refuse-truncated", help="Refuse sentences longer than the model reads, with 422.")
     ] = False,
+    allowed_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Host name that requests may be for, besides localhost and --host; or *.DOMAIN, *; repeatable.",
+        ),
+    ] = None,
 ) -> None:
     """Serve the champion over HTTP (JSON, Open Inference Protocol V2, demo page) and follow the alias."""
     environment.set_process_defaults()
@@ -166,7 +173,18 @@ def serve(
 
     environment.show_log(quiet_prefect=False)
     config = server.ServerConfig(
-        model, host, port, device, refresh_seconds, max_batch, max_wait_ms, queue, page, feedback, refuse_truncated
+        model,
+        host,
+        port,
+        device,
+        refresh_seconds,
+        max_batch,
+        max_wait_ms,
+        queue,
+        page,
+        feedback,
+        refuse_truncated,
+        tuple(allowed_host or ()),
     )
     server.serve(config, environment.verdict_home())
 

@@ -26,4 +26,4 @@ WORKDIR /tmp
 EXPOSE 8080
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["verdict"]
-CMD ["serve", "--host", "0.0.0.0", "--port", "8080", "--device", "cpu", "--no-page"]
+CMD ["serve", "--host", "0.0.0.0", "--port", "8080", "--device", "cpu", "--no-page", "--allowed-host", "inference"]

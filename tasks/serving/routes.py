@@ -23,6 +23,7 @@ from tasks.core.errors import VerdictError
 from tasks.serving import open_inference as protocol
 from tasks.serving.batcher import Batcher, BatcherClosed, BatchReply, QueueFull
 from tasks.serving.champion import Champion, NotReady
+from tasks.serving.host_names import AllowedHosts, HostCheck
 from tasks.serving.judge_api import ErrorResponse, JudgeRequest, JudgeResponse, parse_judge_request
 from tasks.serving.metrics import ServerMetrics
 from tasks.serving.request_validation import RequestError, RequestLimits, read_body
@@ -38,6 +39,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     408: {"model": ErrorResponse, "description": "the body did not arrive in time"},
     413: {"model": ErrorResponse, "description": "too long a body, too many or too long sentences"},
     415: {"model": ErrorResponse, "description": "a compressed body"},
+    421: {"model": ErrorResponse, "description": "the Host header names another server"},
     422: {
         "model": ErrorResponse,
         "description": "no list of strings, or a truncated sentence where the server refuses these",
@@ -184,6 +186,7 @@ def build_app(
     telemetry: ServerMetrics,
     limits: RequestLimits | None = None,
     feedback: "Feedback | None" = None,
+    hosts: AllowedHosts | None = None,
 ) -> FastAPI:
     """Build the application; with feedback also the demo page, `app.state.page`, which the caller closes."""
     api = InferenceApi(champion, batcher, telemetry, limits or RequestLimits())
@@ -199,6 +202,7 @@ def build_app(
         from tasks.serving.demo_page import add_page  # imports libraries that the API does not need
 
         app.state.page = add_page(app, api.submit, feedback, api.limits)
+    app.add_middleware(HostCheck, hosts=hosts or AllowedHosts())
     app.add_middleware(RequestMetricsMiddleware, telemetry=telemetry)
     for kind in (VerdictError, HTTPException):
         app.add_exception_handler(kind, _to_response)

@@ -24,6 +24,7 @@ from tasks.core.errors import UsageError, VerdictError
 from tasks.inference.bundle import CHAMPION_URI
 from tasks.serving.batcher import Batcher
 from tasks.serving.champion import DEFAULT_REFRESH_S, Champion, LoadedModel
+from tasks.serving.host_names import LOOPBACK_HOSTS, AllowedHosts
 from tasks.serving.metrics import ServerMetrics
 from tasks.serving.request_validation import RequestLimits
 from tasks.serving.routes import build_app
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-LOOPBACK_HOSTS = ("127.0.0.1", "::1", "localhost")
 SOCKET_BACKLOG = 2_048  # connections
 SHUTDOWN_GRACE_S = 30  # for requests to finish after a signal
 
@@ -62,6 +62,8 @@ class ServerConfig:
     """file for flags of the page; empty: feedback/feedback.tsv in the folder of the stores"""
     refuse_truncated: bool = False
     """refuse sentences of more tokens than the model reads"""
+    allowed_hosts: tuple[str, ...] = ()
+    """host names that requests may be for, besides loopback names and `host`"""
 
 
 def _log_with_model(served: LoadedModel) -> None:
@@ -80,6 +82,7 @@ def serve(config: ServerConfig, home: str) -> None:
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(_SignalHandler())
         bound = stack.enter_context(bind_socket(config.host, config.port))  # before the model is loaded: fails at once
+        hosts = AllowedHosts(bound.getsockname()[0], (config.host, *config.allowed_hosts))
         champion = stack.enter_context(
             Champion.open(
                 config.model,
@@ -95,7 +98,7 @@ def serve(config: ServerConfig, home: str) -> None:
         telemetry = ServerMetrics(champion.status, lambda: batcher.waiting)
         batcher.on_batch = telemetry.count_batch
         limits = RequestLimits(refuse_truncated=config.refuse_truncated)
-        app = build_app(champion, batcher, telemetry, limits, feedback)
+        app = build_app(champion, batcher, telemetry, limits, feedback, hosts)
         if feedback:
             stack.callback(app.state.page.close)
         try:

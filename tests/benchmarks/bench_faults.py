@@ -5,7 +5,7 @@
     make bench BENCH=faults ARGS="serve --bundle DIR"       with a trained bundle
 
 Part NAME is the module faults_NAME.py beside this one, whose `measure(options)` returns what is written under that name
-to results/faults.json; the entries of other parts stay. Exit code 1: a part misses an aim (`aims_missed` of its result).
+to results/faults.json; the entries of other parts stay. Exit code 1: a part misses an aim (its `aims_missed`).
 """
 
 import argparse

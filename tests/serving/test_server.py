@@ -32,10 +32,11 @@ from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
 from flows.cli import app as cli
-from tasks.core.errors import VerdictError
+from tasks.core.errors import UsageError, VerdictError
 from tasks.inference.bundle import CHAMPION_URI
 from tasks.serving.batcher import Batcher, BatcherClosed
 from tasks.serving.champion import Champion
+from tasks.serving.host_names import AllowedHosts
 from tasks.serving.judge_api import JudgeResponse, parse_judge_request
 from tasks.serving.open_inference import InferResponse, parse_infer_request
 from tasks.serving.request_validation import MAX_DRAIN_BYTES, RequestError, RequestLimits
@@ -153,13 +154,13 @@ def test_a_body_without_a_length_is_counted_while_it_is_read(client: httpx.Clien
 
 def test_a_huge_content_length_is_rejected_before_the_body_is_read(client: httpx.Client) -> None:
     with socket.create_connection((client.base_url.host, client.base_url.port or 0), timeout=10) as connection:
-        connection.sendall(b"POST /v1/judge HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999999\r\n\r\n")
+        connection.sendall(b"POST /v1/judge HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99999999999\r\n\r\n")
         assert connection.recv(1_000).startswith(b"HTTP/1.1 413 ")
 
 
 def test_a_body_that_does_not_arrive_is_a_timeout(client: httpx.Client) -> None:
     with socket.create_connection((client.base_url.host, client.base_url.port or 0), timeout=10) as connection:
-        connection.sendall(b"POST /v1/judge HTTP/1.1\r\nHost: x\r\nContent-Length: 50\r\n\r\n{")
+        connection.sendall(b"POST /v1/judge HTTP/1.1\r\nHost: localhost\r\nContent-Length: 50\r\n\r\n{")
         assert connection.recv(1_000).startswith(b"HTTP/1.1 408 ")
 
 
@@ -180,6 +181,32 @@ def test_wrong_addresses_answer_json_too(client: httpx.Client, method: str, path
 def test_the_root_names_the_documentation(client: httpx.Client) -> None:
     assert client.get("/").json()["documentation"] == "/openapi.json"
     assert client.get("/openapi.json").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("host", "code"),
+    [("localhost", 200), ("LOCALHOST.:1", 200), ("127.0.0.1:99", 200), ("[::1]:8080", 200), ("own.example", 421)]
+    + [(host, 421) for host in ("", "10.0.0.7", "localhost.evil.example", "evil@localhost", "localhost/", "[::2]")],
+)
+def test_only_requests_for_its_own_names_are_answered(client: httpx.Client, host: str, code: int) -> None:
+    answer = client.post("/v1/judge", json={"sentences": [GOOD]}, headers={"host": host})
+    assert answer.status_code == code
+    if code == 421:
+        assert "start it with --allowed-host NAME" in answer.json()["error"]
+    for probe in ("/healthz", "/readyz", "/v2/health/ready", "/metrics"):
+        assert client.get(probe, headers={"host": host}).status_code == 200
+
+
+def test_host_names_of_a_wildcard_address_and_of_allowed_domains() -> None:
+    hosts = AllowedHosts("0.0.0.0", ("verdict.example", "*.svc"))
+    for host in ("10.0.0.7:8080", "[fd00::7]:8080", "verdict.example", "a.b.svc:80", "Localhost"):
+        assert host in hosts
+    for host in ("svc", "evil.example", "xsvc", "a.verdict.example", "10.0.0.7.evil.example"):
+        assert host not in hosts
+    assert "evil.example" in AllowedHosts("127.0.0.1", ("*",))
+    for name in ("http://a.example", "a.example:80", "a.*", "", "*.*.example", "a b"):
+        with pytest.raises(UsageError, match="expected a host name without scheme and port"):
+            AllowedHosts("127.0.0.1", (name,))
 
 
 def test_no_page_of_the_api_loads_anything_from_a_foreign_host(client: httpx.Client) -> None:
