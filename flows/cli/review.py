@@ -120,9 +120,14 @@ def prune(
     """Delete old jobs, snapshots, checks and rejected bundles that no alias, history or running job needs."""
     environment.set_process_defaults()
     from flows.cli import show_review
+    from flows.jobs.dead_runs import close_dead_runs
     from tasks.registry import retention
+    from tasks.registry.store import locate_store
 
-    outcome = retention.prune(environment.verdict_home(), retention.RetentionRule(days, keep), dry_run)
+    home = environment.verdict_home()
+    if not dry_run:
+        close_dead_runs(locate_store(home), home)
+    outcome = retention.prune(home, retention.RetentionRule(days, keep), dry_run)
     print_result(outcome, as_json, show_review.show_pruned)
 
 

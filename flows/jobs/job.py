@@ -95,21 +95,11 @@ def load_finished(folder: Path, store: MlflowStore) -> RetrainOutcome | None:
     return outcome if outcome and lookup.find_version(store, outcome.digest) == outcome.version else None
 
 
-def close_dead_runs(store: MlflowStore, home: str, job: str) -> None:
-    """Close the MLflow runs of this home whose processes were killed; this job's own is resumed."""
-    for run_id, other in tracking.running_jobs(store, home_id(home)).items():
-        folder = Path(home) / "runs" / other
-        if other == job or not folder.is_dir():
-            continue
-        with contextlib.suppress(Timeout), FileLock(folder / "lock", timeout=0):
-            tracking.close_run(store, run_id, "KILLED")
-
-
 @contextlib.contextmanager
 def tracked_run(
     resolved: ResolvedSettings, store: MlflowStore, home: str, job: str, device: str, data: Dataset, timer: Timer
 ) -> Iterator[JobContext]:
-    """Keep the job's MLflow run open over the block; it ends FINISHED, or FAILED with the reason."""
+    """Keep the job's MLflow run open over the block: `end_job` ends it; on an error it ends FAILED with the reason."""
     settings, origins = resolved
     rows = recordable_rows(settings, origins)
     tags = {f"origin.{row.key}": row.origin for row in rows if row.origin not in DEFAULT_ORIGINS} | library_versions()
@@ -135,7 +125,6 @@ def tracked_run(
             tracking.tag_run(store, run_id, {"verdict": decision, "error": str(error)[:500], NOTE: note})
             tracking.close_run(store, run_id, "FAILED")
         raise
-    tracking.close_run(store, run_id, "FINISHED")
 
 
 def recordable_rows(settings: Settings, origins: dict[str, str]) -> list[SettingRow]:

@@ -16,10 +16,10 @@ from prefect.artifacts import create_markdown_artifact, create_progress_artifact
 
 from flows.commands.check import describe_gate, read_data, report_gate, run_gate
 from flows.jobs.approval import find_waiting, wait_for_approval
+from flows.jobs.dead_runs import close_dead_runs, end_job
 from flows.jobs.job import (
     JobContext,
     clear,
-    close_dead_runs,
     load_finished,
     locked,
     name_job,
@@ -29,7 +29,7 @@ from flows.jobs.judging import evaluate_and_judge
 from flows.jobs.prefect_artifacts import publish_outcome
 from flows.jobs.publish import log_files, log_series, publish, record_figures, write_report
 from flows.jobs.unchanged import RESULT_FILE, digest_inputs, hash_files, record_inputs, report_path
-from flows.notifications import alert_failure, notify_verdict
+from flows.notifications import alert_failure
 from flows.outcome import RetrainOutcome
 from flows.steps import Timer, retrying_task, timed_task
 from flows.stopwatch import process_age
@@ -103,11 +103,12 @@ def retrain(settings: dict[str, Any], origins: dict[str, str], home: str, force:
     with locked(folder):
         if force:
             clear(folder)
-        elif finished := load_finished(folder, store):
+        close_dead_runs(store, home, job)
+        if finished := load_finished(folder, store):
             record_inputs(folder, inputs, files)
             return dataclasses.replace(finished, seconds=timer.seconds)
+        (folder / RESULT_FILE).unlink(missing_ok=True)  # of a version that was deleted
         start_forkserver()  # the export's process imports its libraries while the gate runs on another core
-        close_dead_runs(store, home, job)
         with tracked_run(ResolvedSettings(chosen, origins), store, home, job, device, data, timer) as context:
             gate = check_data(context, data, encoder)
             training = train(context, data, encoder)
@@ -115,8 +116,8 @@ def retrain(settings: dict[str, Any], origins: dict[str, str], home: str, force:
             report, version = judge_and_register(context, data, gate, training, exported)
             outcome = outcome_of(context, report, version, data["digest"])
             record_outcome(context, outcome)
-            record_inputs(folder, inputs, files)
-    notify_verdict(outcome)
+        end_job(store, outcome)
+        record_inputs(folder, inputs, files)
     publish_outcome(outcome, report.evidence, store)
     waits = outcome.decision == "HOLD" and chosen.judge.wait_for_person
     return wait_for_approval(outcome, chosen.judge.wait_hours, home) if waits else outcome

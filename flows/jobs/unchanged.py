@@ -16,11 +16,11 @@ from filelock import FileLock, Timeout
 
 from flows.outcome import RetrainOutcome
 from tasks.core.errors import VerdictError
-from tasks.core.files import json_digest, read_json, sha256_of, write_json
+from tasks.core.files import home_id, json_digest, read_json, sha256_of, write_json
 from tasks.core.provenance import git_commit, library_versions
 from tasks.core.settings import DataSettings, Settings
 from tasks.inference.bundle import MODEL_NAME
-from tasks.registry.sqlite_lookup import find_local_digest
+from tasks.registry.sqlite_lookup import find_local_digest, find_running_jobs
 from tasks.registry.store import MlflowStore, locate_store
 from tasks.training.pretrained import PACKAGED, Encoder, locate_encoder
 
@@ -99,7 +99,7 @@ def find_unchanged(settings: Settings, home: str) -> RetrainOutcome | None:
     """Return the outcome of a finished job of the same inputs whose version is still registered; None where none is."""
     store = locate_store(home)
     recorded = {path.parent: _recorded(path) for path in Path(home, "runs").glob(f"*/{INPUTS_FILE}")}
-    if not recorded:
+    if not recorded or _has_dead_runs(store, home):
         return None
     digest = _digest_now(settings, home)
     for folder, known in recorded.items():
@@ -134,6 +134,23 @@ def load_result(folder: Path, store: MlflowStore) -> RetrainOutcome | None:
 def report_path(folder: Path) -> str:
     """Return the path of a job's report."""
     return str(folder / "bundle" / "report.html")
+
+
+def _has_dead_runs(store: MlflowStore, home: str) -> bool:
+    """Return whether a killed process left a run in status RUNNING, which the flow ends."""
+    jobs = find_running_jobs(store, home_id(home))
+    return jobs is None or any(not _is_locked(Path(home, "runs", job)) for job in jobs)
+
+
+def _is_locked(job: Path) -> bool:
+    """Return whether a process works in a job's folder."""
+    if not job.is_dir():
+        return False
+    try:
+        with FileLock(job / "lock", timeout=0):
+            return False
+    except Timeout:
+        return True
 
 
 def _load(folder: Path, store: MlflowStore) -> RetrainOutcome | None:

@@ -41,6 +41,13 @@ def find_version(store: MlflowStore, digest: str) -> str | None:
         return min((str(version.version) for version in found), key=int, default=None)
 
 
+def versions_of_run(store: MlflowStore, run_id: str) -> set[str]:
+    """Return the numbers of the versions that a run registered."""
+    with connect(store) as client:
+        found = client.search_model_versions(f"name = '{MODEL_NAME}' and run_id = '{run_id}'")
+        return {str(version.version) for version in found}
+
+
 def check_numbers(store: MlflowStore, *versions: str) -> None:
     """Check that arguments can be version numbers of a store.
 

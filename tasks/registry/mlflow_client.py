@@ -18,9 +18,7 @@ from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
 
 from ..core.database_templates import copy_template
 from ..core.errors import UnreachableError, first_line
-from .store import SQLITE, MlflowStore, database_of
-
-EXPERIMENT, AUDIT_EXPERIMENT = "verdict", "verdict-history"
+from .store import EXPERIMENT, SQLITE, MlflowStore, database_of
 
 _process_address = threading.RLock()  # held while MLflow's process-wide address is a store's
 

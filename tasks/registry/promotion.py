@@ -168,6 +168,19 @@ def recover_pending(store: MlflowStore) -> tuple[list[AliasChange], ChampionReco
     return changes, champion
 
 
+def recover(store: MlflowStore) -> None:
+    """Finish or withdraw what killed processes left pending, if anything."""
+    if any(change["state"] == "pending" for change in read_changes(store)):
+        with promotion_lock(store):
+            recover_pending(store)
+
+
+def was_promoted(store: MlflowStore, run_id: str) -> bool:
+    """Check whether a version that a run registered ever became champion; pending changes are recovered before."""
+    versions = lookup.versions_of_run(store, run_id)
+    return any(change["state"] == "done" and change["to"] in versions for change in read_changes(store))
+
+
 def current_champion(store: MlflowStore) -> ChampionRecord | None:
     """Return what the champion's alias points at now."""
     found = lookup.find_alias(store, CHAMPION, fetch=False)

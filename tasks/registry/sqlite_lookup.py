@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 from urllib.parse import unquote, urlsplit
 
-from tasks.registry.store import MlflowStore, database_of
+from tasks.registry.store import AUDIT_EXPERIMENT, MlflowStore, database_of
 
 # The revision (table alembic_version) of the schema of MLflow 3.17, whose tables are read here.
 KNOWN_SCHEMAS = frozenset({"dc11669786a5"})
@@ -67,6 +67,23 @@ def find_local_digest(store: MlflowStore, name: str, digest: str) -> str | None:
         "AND version.current_stage <> 'Deleted_Internal'"
     )
     return _read(store, lambda database: _first(database, query, WORKSPACE, name, digest) or None)
+
+
+def find_running_jobs(store: MlflowStore, home: str) -> list[str] | None:
+    """Return the jobs of the runs of a home that are RUNNING, and "" for each record of the audit log that is pending.
+
+    Args:
+        store: where to look.
+        home: id of the folder of stores.
+    """
+    query = (
+        "SELECT coalesce(job.value, '') FROM runs AS run "
+        "JOIN experiments AS experiment ON experiment.experiment_id = run.experiment_id "
+        "LEFT JOIN tags AS home ON home.run_uuid = run.run_uuid AND home.key = 'home' "
+        "LEFT JOIN tags AS job ON job.run_uuid = run.run_uuid AND job.key = 'job' "
+        "WHERE run.status = 'RUNNING' AND run.lifecycle_stage = 'active' AND (home.value = ? OR experiment.name = ?)"
+    )
+    return _read(store, lambda database: [row[0] for row in database.execute(query, (home, AUDIT_EXPERIMENT))])
 
 
 def _read(store: MlflowStore, query: Callable[[sqlite3.Connection], R | None]) -> R | None:

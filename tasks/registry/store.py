@@ -8,6 +8,7 @@ from ..core.errors import UsageError
 from ..inference.bundle import CHAMPION_URI, MODEL_NAME
 
 SQLITE = "sqlite:///"
+EXPERIMENT, AUDIT_EXPERIMENT = "verdict", "verdict-history"  # of jobs, of the champion's changes
 
 
 class MlflowStore(TypedDict):

@@ -1,17 +1,15 @@
 """Alerts reach a real receiver on loopback, show no secret, and never fail what they tell of."""
 
-import http.server
-import json
 import socket
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import pytest
 from outcomes import make_outcome
 from registry_store import add_version, new_store
+from webhook_receiver import SECRET, Receiver, receiving
 
 from flows import notifications
 from flows.commands import review
@@ -20,41 +18,13 @@ from tasks.core.errors import UsageError
 from tasks.core.settings_loader import load_settings
 from tasks.registry import promotion
 
-SECRET = "T0/B0/secret"
-
-
-class Receiver(NamedTuple):
-    """A chat's webhook: what it was sent, and how it answers."""
-
-    url: str
-    received: list[dict[str, Any]]
-    answer: dict[str, Any]
-
 
 @pytest.fixture
 def receiver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Receiver]:
-    received: list[dict[str, Any]] = []
-    answer: dict[str, Any] = {"status": 200, "location": None}
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers["Content-Length"]))
-            received.append({"path": self.path, "type": self.headers["Content-Type"], **json.loads(body)})
-            self.send_response(answer["status"])
-            if answer["location"]:
-                self.send_header("Location", answer["location"])
-            self.end_headers()
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-    url = f"http://127.0.0.1:{server.server_port}/{SECRET}"
-    monkeypatch.setenv("VERDICT_ALERT_URL", url)
-    monkeypatch.delenv("VERDICT_ALERT_BLOCK", raising=False)
-    yield Receiver(url, received, answer)
-    server.shutdown()
+    with receiving() as receiver:
+        monkeypatch.setenv("VERDICT_ALERT_URL", receiver.url)
+        monkeypatch.delenv("VERDICT_ALERT_BLOCK", raising=False)
+        yield receiver
 
 
 def test_a_verdict_is_told_with_text_for_people_and_facts_for_programs(receiver: Receiver) -> None:

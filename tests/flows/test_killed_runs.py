@@ -7,6 +7,7 @@ from typing import Any
 from job_cache import Choose, PictureCache
 from kill_points import KILLED, KillableProcess
 from registry_store import aliases, is_complete
+from webhook_receiver import receiving
 
 from tasks.inference.bundle import MODEL_NAME
 from tasks.registry import audit_log
@@ -23,6 +24,7 @@ POINTS = [
     ("flows.jobs.retrain.outcome_of", "after"),
 ]
 # What a run imports on its way. The parent only imports: the threads that tokenizers start would be missing in a child.
+ALERT = "flows.jobs.dead_runs.notify_verdict"  # after "result written"
 LIBRARIES = ("great_expectations.expectations", "matplotlib.pyplot", "onnxruntime", "mlflow.pyfunc", "transformers")
 RETRAIN = "flows.jobs.retrain.retrain"
 
@@ -44,7 +46,12 @@ def test_a_run_that_is_killed_at_each_step_ends_with_one_version_and_one_record(
     store = locate_store(str(home))
     resolved = choose(finetune__epochs=2, judge__threshold=0.0, judge__variant_difference=1.0)
     arguments = (resolved.settings.model_dump(mode="json"), resolved.origins, str(home))
-    with KillableProcess("flows.jobs.retrain", *LIBRARIES, PREFECT_API_URL=prefect_server) as process:
+    with (
+        receiving() as receiver,
+        KillableProcess(
+            "flows.jobs.retrain", *LIBRARIES, PREFECT_API_URL=prefect_server, VERDICT_ALERT_URL=receiver.url
+        ) as process,
+    ):
         process.preload("tasks.registry.promotion.current_champion", store)
         process.preload("job_cache.copy_pictures", str(picture_cache.folder))
         assert process.run(RETRAIN, *arguments, point=TRAINING[0], when=TRAINING[1]) == KILLED
@@ -55,7 +62,14 @@ def test_a_run_that_is_killed_at_each_step_ends_with_one_version_and_one_record(
             assert ended == KILLED, (point, [path.read_text() for path in home.glob("runs/*/result.json")])
             assert list(home.glob("runs/*/evidence.json"))
             assert not list(home.glob("runs/*/result.json"))
+        for when in ("before", "after"):
+            assert process.run(RETRAIN, *arguments, point=ALERT, when=when) == KILLED
+            assert list(home.glob("runs/*/result.json"))
+            assert statuses(store) == ["RUNNING"]
         assert process.run(RETRAIN, *arguments, point=None) == 0
+        assert process.run(RETRAIN, *arguments, point=None) == 0
+        # Once by the process that was killed right after it, once by the next.
+        assert [alert["text"].partition(":")[0] for alert in receiver.received] == ["PROMOTE", "PROMOTE"]
     assert aliases(store) == {"champion": "1"}
     assert statuses(store) == ["FINISHED"]
     (version,) = versions(store)

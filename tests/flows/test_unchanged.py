@@ -18,9 +18,12 @@ from flows.cli import run
 from flows.jobs import unchanged
 from flows.jobs.unchanged import digest_inputs, find_unchanged, hash_files, record_inputs
 from flows.outcome import RetrainOutcome
-from tasks.core.files import read_json, write_json
+from tasks.core.files import home_id, read_json, write_json
 from tasks.core.settings import Settings
 from tasks.core.settings_loader import load_settings
+from tasks.registry import audit_log
+from tasks.registry.store import locate_store
+from tasks.registry.tracking import close_run, open_run
 from tasks.training.pretrained import locate_encoder
 
 ROOT = Path(__file__).parents[2]
@@ -129,6 +132,22 @@ def test_a_job_that_is_not_finished_registered_and_free_is_left_to_the_flow(
     for content in ("[]", "{}", '{"schema_version": 0}', "{"):
         (folder / "inputs.json").write_text(content)
         assert find_unchanged(choose(), str(home)) is None, content
+
+
+def test_a_run_of_a_killed_process_is_left_to_the_flow_which_ends_it(home: Path, choose: Choose) -> None:
+    store, other = locate_store(str(home)), home / "runs" / ("c" * 16)
+    run = open_run(store, other.name, {}, {"home": home_id(str(home))})
+    assert find_unchanged(choose(), str(home)) is None
+    other.mkdir()
+    with FileLock(other / "lock"):  # a live process
+        assert find_unchanged(choose(), str(home)) is not None
+    assert find_unchanged(choose(), str(home)) is None
+    close_run(store, run, "KILLED")
+    assert find_unchanged(choose(), str(home)) is not None
+    change = audit_log.begin(store, [], kind="promote", version="1", to="1", reason="killed")
+    assert find_unchanged(choose(), str(home)) is None
+    audit_log.finish(store, change, "withdrawn")
+    assert find_unchanged(choose(), str(home)) is not None
 
 
 def test_files_that_change_while_a_job_reads_them_are_not_recorded(choose: Choose, data: Path, tmp_path: Path) -> None:

@@ -42,14 +42,14 @@ def small_bundle(folder: Path, name: str) -> str:
     return write_manifest(bundle, facts(max_length=16), {})["digest"]
 
 
-def add_version(store: MlflowStore, folder: Path, name: str, **tags: str) -> str:
+def add_version(store: MlflowStore, folder: Path, name: str, run_id: str | None = None, **tags: str) -> str:
     """Register a small bundle; return its version."""
     model = folder / f"model-{name}"
     digest = small_bundle(model, name)
     with connect(store) as client:
         register.create_model(client)
         held = {"bundle_digest": digest, "verdict": "PROMOTE", **tags}
-        version = client.create_model_version(MODEL_NAME, source=str(model), tags=held)
+        version = client.create_model_version(MODEL_NAME, source=str(model), run_id=run_id, tags=held)
         return str(version.version)
 
 
