@@ -1,5 +1,6 @@
 """Every sentence comes once, with little padding, in an order that the generator alone decides."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +53,18 @@ def test_sentences_are_encoded_with_special_tokens_each_at_its_own_length(folder
     ids = tokenise(load_tokenizer(str(folder), 16), ["the cat sat", "cat", "", "the dog"]).rows()
     assert [row.tolist() for row in ids] == [[2, 4, 5, 6, 3], [2, 5, 3], [2, 3], [2, 4, 1, 3]]
     assert {row.dtype for row in ids} == {np.dtype(np.int64)}
+
+
+@pytest.mark.parametrize("name", ["BertTokenizer", "PreTrainedTokenizerFast"])
+def test_the_rules_of_tokenizer_json_hold_whatever_class_the_folder_names(folder: Path, name: str) -> None:
+    """transformers 5 would split at the hyphen and lower the case (findings/transformers_tokenizer_json.sh)."""
+    words = {word: i for i, word in enumerate([*WORDS, "Cat-sat"])}
+    tokenizer = Tokenizer(models.WordPiece(words, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": name, "do_lower_case": True}))
+    (folder / "config.json").write_text(json.dumps({"model_type": "bert", "vocab_size": len(words)}))
+    assert load_tokenizer(str(folder), 16).encode("Cat-sat cat").ids == [7, 5]
 
 
 def test_no_sentences_encode_to_nothing(folder: Path) -> None:
