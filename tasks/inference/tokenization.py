@@ -11,10 +11,11 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
 from ..core.errors import UsageError, first_line
 
+CHARACTERS_PER_TOKEN = 16  # of a text that is tokenised first where it is truncated; English has four to five
 WINDOW = 50  # batches sorted by length together: little padding, and a different order each epoch
 
 TokenIds = NDArray[np.int64]
@@ -67,8 +68,8 @@ class TokenizedText(NamedTuple):
 
 
 def tokenise(tokenizer: Tokenizer, sentences: Sequence[str]) -> TokenizedText:
-    """Tokenise [N] sentences on all cores, with special tokens."""
-    encodings = tokenizer.encode_batch_fast(list(sentences))
+    """Tokenise [N] sentences on all cores, with special tokens; not the text far behind the tokenizer's limit."""
+    encodings = _encode(tokenizer, list(sentences))
     ids = [encoding.ids for encoding in encodings]
     lengths = np.fromiter(map(len, ids), np.int64, len(ids))
     flat = np.fromiter(chain.from_iterable(ids), np.int64, int(lengths.sum()))
@@ -78,6 +79,31 @@ def tokenise(tokenizer: Tokenizer, sentences: Sequence[str]) -> TokenizedText:
         for row in np.flatnonzero(lengths == limit["max_length"]):
             truncated[row] = bool(encodings[row].overflowing)
     return TokenizedText(flat, np.cumsum(lengths) - lengths, lengths, truncated)
+
+
+def _encode(tokenizer: Tokenizer, texts: list[str]) -> list[Encoding]:
+    """Encode texts; of one much longer than the limit its beginning, or all of it where that has too few tokens."""
+    limit = tokenizer.truncation
+    reach = CHARACTERS_PER_TOKEN * limit["max_length"] if limit else 0
+    if not limit or all(len(text) <= reach for text in texts) or not _splits_at_spaces(tokenizer):
+        return tokenizer.encode_batch_fast(texts)
+    encodings = tokenizer.encode_batch_fast([_beginning(text, reach) for text in texts])
+    again = [row for row, text in enumerate(texts) if len(text) > reach and not encodings[row].overflowing]
+    for row, encoding in zip(again, tokenizer.encode_batch_fast([texts[row] for row in again]), strict=True):
+        encodings[row] = encoding
+    return encodings
+
+
+def _beginning(text: str, reach: int) -> str:
+    """Return the words within the first `reach` characters; the whole text where there is no space."""
+    end = text.rfind(" ", 0, reach) if len(text) > reach else -1
+    return text[:end].rstrip(" ") if end > 0 else text
+
+
+def _splits_at_spaces(tokenizer: Tokenizer) -> bool:
+    """Return whether a word has the same tokens whatever follows after a space, as with most tokenizers."""
+    splitter = tokenizer.pre_tokenizer
+    return splitter is not None and len(splitter.pre_tokenize_str("a b")) > 1
 
 
 def pad(ids: Sequence[TokenIds], pad_id: int) -> tuple[TokenIds, TokenIds]:

@@ -1,6 +1,7 @@
 """Sentences that are tokenised together have the tokens that each has alone."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from tasks.inference.bulk_tokenizer import GROUP_CHARACTERS, GROUP_SENTENCES, BulkTokenizer
-from tasks.inference.tokenization import TokenizedText, load_tokenizer, tokenise
+from tasks.inference.tokenization import CHARACTERS_PER_TOKEN, TokenizedText, load_tokenizer, tokenise
 from tasks.training.pretrained import locate_encoder
 
 LIMIT = 16  # tokens
@@ -44,6 +45,11 @@ def metaspace() -> Tokenizer:
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
     tokenizer.train_from_iterator(CORPUS * 9, trainers.BpeTrainer(vocab_size=200, special_tokens=["<unk>", "</s>"]))
     tokenizer.post_processor = processors.TemplateProcessing("$A </s>", None, [("</s>", 1)])
+    return tokenizer
+
+
+def limited(tokenizer: Tokenizer) -> Tokenizer:
+    tokenizer.enable_truncation(LIMIT)
     return tokenizer
 
 
@@ -82,6 +88,45 @@ def test_sentences_have_their_own_tokens_in_any_company(tokenizer: Tokenizer, bu
 @settings(max_examples=40, deadline=None)
 def test_whatever_the_sentences_are(tokenizer: Tokenizer, bulk: BulkTokenizer, sentences: list[str]) -> None:
     assert_equal(bulk.tokenise(sentences), tokenise(tokenizer, sentences))
+
+
+def tokenise_whole(tokenizer: Tokenizer, sentences: list[str]) -> list[tuple[list[int], bool]]:
+    encodings = [tokenizer.encode(sentence) for sentence in sentences]
+    return [(encoding.ids, bool(encoding.overflowing)) for encoding in encodings]
+
+
+@pytest.mark.parametrize("space", [" ", "  ", " \n ", "\u3000", "\u00a0 ", "[SEP] ", " <mask> "])
+def test_the_beginning_of_a_long_text_has_the_tokens_of_the_whole_text(tokenizer: Tokenizer, space: str) -> None:
+    rng = np.random.default_rng(0)
+    parts = [*CORPUS, *HOSTILE, "x" * 90, ",", "\u0301"]
+    long = [space.join(rng.choice(parts, 60)) for _ in range(40)]
+    hardly_any = [
+        " " * 2_000,
+        " " * 900 + "the cat " * 99,
+        "x" * 5_000,
+        "x" * 300 + " y" * 500,
+        "word " * 12 + " " * 400,
+    ]
+    for made in (tokenizer, limited(metaspace())):
+        found = tokenise(made, long + hardly_any)
+        rows = [row.tolist() for row in found.rows()]
+        assert list(zip(rows, found.truncated, strict=True)) == tokenise_whole(made, long + hardly_any)
+
+
+def test_the_end_of_a_long_text_is_not_tokenised() -> None:
+    lengths: list[int] = []
+
+    class Counted:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(real, name)
+
+        def encode_batch_fast(self, texts: list[str]) -> Any:
+            lengths.extend(map(len, texts))
+            return real.encode_batch_fast(texts)
+
+    real = packaged()
+    tokenise(Counted(), ["the cat " * 10_000, "the cat"])  # type: ignore[arg-type]
+    assert max(lengths) <= CHARACTERS_PER_TOKEN * LIMIT
 
 
 def test_groups_end_at_their_limits(bulk: BulkTokenizer, tokenizer: Tokenizer) -> None:
