@@ -12,14 +12,14 @@ from typing import Annotated
 
 import typer
 
-from flows.cli import review, run
+from flows.cli import review, run, stopping
 from tasks.core import log_format
 from tasks.core.errors import VerdictError
 
 app = typer.Typer(
     help="Retrain, judge and ship a sentence-acceptability classifier.",
     epilog="Stores are kept in ./.verdict, or in VERDICT_HOME; VERDICT_LOG=json logs one JSON object a line. "
-    "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 data rejected by the gate.",
+    "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 data rejected by the gate, 130 stopped by a signal.",
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -59,7 +59,13 @@ for command in (
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command and exit with its code; a failure is one or two lines on standard error."""
+    """Run the command and exit with its code; a failure is one or two lines on standard error.
+
+    Args:
+        arguments: of a call within a process; by default this process runs the command alone and gets its signals.
+    """
+    if arguments is None:
+        stopping.end_on_signals()
     command = typer.main.get_command(app)
     try:
         code = command.main(
@@ -68,10 +74,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except Exception as error:
         if os.environ.get("VERDICT_DEBUG") == "1":
             raise
-        code = _explain(error)
+        code = stopping.EXIT_CODE if stopping.is_requested() else _explain(error)
     except KeyboardInterrupt:
-        print("stopped; run the same command again to resume", file=sys.stderr)
-        code = 130
+        code = stopping.EXIT_CODE
+    if code == stopping.EXIT_CODE:
+        stopping.report()
     gc.freeze()  # the interpreter's last collections would go through a million imported objects: 3 s after a run
     sys.exit(code if isinstance(code, int) else 0)
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 import typer
 
 from flows import environment
+from flows.cli import stopping
 from flows.cli.options import (
     AsJson,
     DataOptions,
@@ -168,6 +169,7 @@ def serve(
     ] = None,
 ) -> None:
     """Serve the champion over HTTP (JSON, Open Inference Protocol V2, demo page) and follow the alias."""
+    stopping.leave_to_command()
     environment.set_process_defaults()
     from tasks.serving import server
 

@@ -1,15 +1,13 @@
 """An embedded Prefect server for runs without a PREFECT_API_URL.
 
 It starts in a child process while this one imports its libraries (each takes ten seconds or more), which Prefect's own
-ephemeral server cannot do. Its database lies with the stores, it listens on loopback only, and the kernel ends it when
-the process that started it dies.
+ephemeral server cannot do. Its database lies with the stores, it listens on loopback only, and the kernel kills it when
+the process that started it ends.
 """
 
 import contextlib
-import ctypes
 import logging
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -23,12 +21,14 @@ from tasks.core.database_templates import copy_template
 from tasks.core.errors import VerdictError
 
 SERVER_START_TIMEOUT_S = 180  # measured: 13 s on two cores with a new database
+SERVER_STOP_TIMEOUT_S = 3  # measured: 0.3 s; while it starts it may take long
 # What `prefect server start` runs (prefect/cli/_server_utils.py), without the imports of Prefect's command line.
 SERVER_PROGRAM = (
+    "from tasks.core.child_process import die_with; die_with({parent})\n"
     "import gc; gc.disable(); import prefect.server.api.server, uvicorn; gc.enable()\n"  # as in quick_imports.py
     "uvicorn.main()"
 )
-SERVER_COMMAND = ("-c", SERVER_PROGRAM, "--factory", "prefect.server.api.server:create_app", "--log-level", "warning")
+SERVER_OPTIONS = ("--factory", "prefect.server.api.server:create_app", "--log-level", "warning")
 DATABASE_VARIABLE = "PREFECT_API_DATABASE_CONNECTION_URL"
 SERVER_SETTINGS = {
     "PREFECT__SERVER_FINAL": "1",  # as `prefect server start` sets it
@@ -37,7 +37,6 @@ SERVER_SETTINGS = {
     # Types of blocks serve people who configure something in Prefect's page, which this server does not have.
     "PREFECT_API_BLOCKS_REGISTER_ON_START": "false",
 }
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 class LocalServer:
@@ -54,14 +53,15 @@ class LocalServer:
         if DATABASE_VARIABLE not in inherited:
             copy_template("prefect", database)
         defaults = SERVER_SETTINGS | {DATABASE_VARIABLE: f"sqlite+aiosqlite:///{database}"}
+        command = [sys.executable, "-c", SERVER_PROGRAM.format(parent=os.getpid()), *SERVER_OPTIONS]
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
-                [sys.executable, *SERVER_COMMAND, "--host", "127.0.0.1", "--port", str(self._port)],
+                [*command, "--host", "127.0.0.1", "--port", str(self._port)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 env=defaults | inherited,
-                preexec_fn=_die_with_parent if sys.platform == "linux" else None,
+                process_group=0,  # Ctrl-C stops this process, which reports the end of its flow to the server
             )
 
     def wait(self) -> None:
@@ -79,10 +79,10 @@ class LocalServer:
         raise VerdictError(f"the embedded Prefect server did not start; see {self._log}, or set PREFECT_API_URL")
 
     def stop(self) -> None:
-        """Stop the server; kill it after 10 s."""
+        """Stop the server; kill it after SERVER_STOP_TIMEOUT_S, which its database survives."""
         self._process.terminate()
         try:
-            self._process.wait(10)
+            self._process.wait(SERVER_STOP_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
@@ -139,8 +139,3 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
-
-
-def _die_with_parent() -> None:
-    """Ask the kernel to send SIGTERM to this child when its parent dies, even by SIGKILL."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)

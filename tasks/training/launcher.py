@@ -9,7 +9,6 @@ whose end it sees first, as text: the error of a rank that lost its peer would h
 UsageError would come out as a traceback.
 """
 
-import ctypes
 import gc
 import logging
 import logging.handlers
@@ -29,6 +28,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 import torch
 from torch import distributed
 
+from tasks.core.child_process import die_with
 from tasks.core.errors import DataRejected, UnreachableError, UsageError, VerdictError, first_line, summarise_error
 from tasks.training.process_group import OnMessage, ProcessGroup
 
@@ -36,7 +36,6 @@ INTERFACE = "lo0" if sys.platform == "darwin" else "lo"
 BACKENDS = {"cuda": "nccl", "cpu": "gloo"}
 # A process that was killed is reported rather than its peers' broken connections, if its end is seen in this time.
 DEATH_NOTICE_S = 0.5
-PR_SET_PDEATHSIG = 1  # of prctl(2)
 ERROR_TYPES: dict[str, type[VerdictError]] = {
     kind.__name__: kind for kind in (VerdictError, UnreachableError, UsageError, DataRejected)
 }
@@ -239,10 +238,7 @@ def _die_with(parent: int) -> None:
     """End at once on a signal, even within a collective, and when the launching process ends, whatever ends it."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it ended before prctl
-        os._exit(1)
+    die_with(parent)
 
 
 def _join(work: _Work, rank: int, channel: _ParentChannel) -> ProcessGroup:

@@ -1,0 +1,58 @@
+"""SIGINT and SIGTERM end a command within ten seconds, with one line on standard error.
+
+Both raise KeyboardInterrupt in the main thread, so that MLflow runs, locks and child processes end in good order. That
+may take long: Python calls handlers of signals between two of its own instructions, and a library may be computing, or
+waiting for a server that was stopped as well. So a thread, which reads each signal's number from the pipe that Python
+writes it to at once, ends the process after STOP_LIMIT_S. The kernel ends its children (tasks/core/child_process.py).
+"""
+
+import functools
+import os
+import signal
+import sys
+import threading
+import time
+from types import FrameType
+
+STOP_LIMIT_S = 7.0  # on a busy machine the rest takes seconds too
+EXIT_CODE = 130  # of a shell, for a command that SIGINT ended; typer's as well
+
+_requested = threading.Event()
+
+
+def end_on_signals() -> None:
+    """Let SIGINT and SIGTERM stop this process; SIGINT stays ignored where a shell started it in the background."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    threading.Thread(target=_enforce_end, args=(reading,), daemon=True).start()
+
+
+def leave_to_command() -> None:
+    """Do not enforce the end: a server's own handlers finish its requests first, within a limit of their own."""
+    signal.set_wakeup_fd(-1)
+
+
+def is_requested() -> bool:
+    """Return whether a signal came; an error after that is a consequence of it."""
+    return _requested.is_set()
+
+
+@functools.cache
+def report() -> None:
+    """Print once that the command was stopped."""
+    print("stopped; run the same command again to resume", file=sys.stderr, flush=True)
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _enforce_end(reading: int) -> None:
+    while not {signal.SIGINT, signal.SIGTERM} & set(os.read(reading, 64)):
+        pass
+    _requested.set()
+    time.sleep(STOP_LIMIT_S)
+    report()
+    os._exit(EXIT_CODE)

@@ -1,0 +1,97 @@
+"""SIGINT, SIGTERM and SIGKILL: a command ends within ten seconds, in one line, and leaves no process."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+MESSAGE = "stopped; run the same command again to resume\n"
+DEAF = (
+    "import time; from flows.cli import stopping; stopping.STOP_LIMIT_S = 0.2; stopping.end_on_signals()\n"
+    "print('ready', flush=True)\n"
+    "while True:\n    try:\n        time.sleep(60)\n    except KeyboardInterrupt:\n        pass\n"
+)
+CHILDREN = (
+    "import sys, time\n"
+    "from flows.services.embedded_prefect import LocalServer\n"
+    "from tasks.export.subprocess_call import start_forkserver\n"
+    "LocalServer(sys.argv[1]); start_forkserver(); print('ready', flush=True); time.sleep(60)\n"
+)
+ORPHAN = "import os, sys; from tasks.core.child_process import die_with; die_with(int(sys.argv[1])); print('alive')"
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a child with its parent")
+
+
+def processes_of(home: Path) -> list[str]:
+    """Return the command line of each process that a command of this home started."""
+    marker, found = f"VERDICT_HOME={home}".encode(), []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if marker in (folder / "environ").read_bytes().split(b"\0"):
+                found.append((folder / "cmdline").read_bytes().decode())
+        except OSError:  # it ended meanwhile
+            continue
+    return found
+
+
+def wait_until(condition: Callable[[], bool], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert condition()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_process_that_does_not_react_ends_all_the_same(number: signal.Signals) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", DEAF], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(number)
+        assert process.communicate(timeout=10) == ("", MESSAGE)
+    assert process.returncode == 130
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_ends_with_its_server_in_one_line(number: signal.Signals, tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "flows.cli.app", "retrain"],
+        cwd=ROOT,
+        env=os.environ | {"VERDICT_HOME": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    with process:
+        wait_until(lambda: len(processes_of(tmp_path)) == 2, 60)
+        os.killpg(process.pid, number)
+        started = time.monotonic()
+        assert process.communicate(timeout=30) == ("", MESSAGE)
+        assert time.monotonic() - started < 10
+    assert process.returncode == 130
+    wait_until(lambda: processes_of(tmp_path) == [], 2)
+
+
+def test_servers_of_a_killed_process_end(tmp_path: Path) -> None:
+    environment = os.environ | {"VERDICT_HOME": str(tmp_path)}
+    with subprocess.Popen(
+        [sys.executable, "-c", CHILDREN, str(tmp_path)], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        assert len(processes_of(tmp_path)) >= 3
+        process.kill()
+    wait_until(lambda: processes_of(tmp_path) == [], 30)
+
+
+def test_a_child_whose_parent_ended_before_it_began_exits() -> None:
+    done = subprocess.run([sys.executable, "-c", ORPHAN, "1"], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", "")
