@@ -210,8 +210,8 @@ def export_triton(
     from tasks.serving.triton import TritonTuning, check_folder, export_repository
 
     check_folder(folder)  # before a model is fetched
-    version, bundle = find_model(model, environment.verdict_home())
-    written = export_repository(bundle, folder, version, TritonTuning(instances, max_batch, max_queue_delay_us))
+    version, bundle, digest = find_model(model, environment.verdict_home())
+    written = export_repository(bundle, folder, version, TritonTuning(instances, max_batch, max_queue_delay_us), digest)
     print_result(written, as_json, show_run.show_repository)
 
 

@@ -15,6 +15,7 @@ from tasks.evaluation.judge import judge, stamp
 from tasks.registry import lookup, promotion, tracking, verification
 from tasks.registry.audit_log import actor
 from tasks.registry.champion_history import ChampionRecord
+from tasks.registry.code_digest import BUNDLE_PATH, MANIFEST_DIGEST_TAG
 from tasks.registry.store import MlflowStore, locate_store
 
 RESAMPLES = 10_000
@@ -46,8 +47,9 @@ def compare(first: str, second: str | None, device: str, home: str) -> dict[str,
     holdout = tags[first].get("holdout", "")
     snapshot = find_snapshot(home, holdout)
     if snapshot:
-        with verification.open_bundle(store, first) as ours, verification.open_bundle(store, other) as theirs:
-            result: VersionComparison | None = compare_bundles(str(ours), str(theirs), str(snapshot), device, RESAMPLES)
+        with verification.open_verified(store, first) as ours, verification.open_verified(store, other) as theirs:
+            bundles = str(ours[0]), str(theirs[0])
+            result: VersionComparison | None = compare_bundles(*bundles, str(snapshot), device, RESAMPLES)
     else:
         evidence = [_evidence(store, tags[version]) for version in (first, other)]
         result = compare_recorded(evidence[0], evidence[1]) if evidence[0] and evidence[1] else None
@@ -86,8 +88,13 @@ def judge_again(store: MlflowStore, version: str, champion: ChampionRecord | Non
             f"{now} now, and {what} is missing to judge it again; run: verdict retrain --force"
         )
     if champion:
-        with verification.open_bundle(store, champion["version"]) as bundle:
-            current = ChampionBundle(version=champion["version"], digest=champion["digest"], bundle=str(bundle))
+        with verification.open_model(store, champion["version"]) as model:
+            current = ChampionBundle(
+                version=champion["version"],
+                digest=champion["digest"],
+                manifest_digest=lookup.read_tags(store, champion["version"]).get(MANIFEST_DIGEST_TAG, ""),
+                bundle=str(model / BUNDLE_PATH),
+            )
             holdout = SnapshotRef(digest=evidence["holdout_digest"], path=str(snapshot))
             evidence = add_champion(evidence, current, holdout, "auto")
     else:

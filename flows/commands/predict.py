@@ -1,27 +1,46 @@
 """Predictions with a registered model or a bundle; imports MLflow only where the store is no local database."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from tasks.inference.bundle import MODEL_NAME, digest_version, verify
-from tasks.inference.classifier import Classifier
+from tasks.inference.bundle import MODEL_NAME, digest_version, read_manifest
+from tasks.inference.classifier import Classifier, name_failure
+from tasks.registry.code_digest import (
+    BUNDLE_DIGEST_TAG,
+    BUNDLE_PATH,
+    CODE_DIGEST_TAG,
+    MANIFEST_DIGEST_TAG,
+    check_registered,
+)
 from tasks.registry.sqlite_lookup import find_local_version
-from tasks.registry.store import locate_store, split_address
+from tasks.registry.store import MlflowStore, locate_store, split_address
+
+
+class FoundModel(NamedTuple):
+    """A model's version (`sha256:...` for the folder of a bundle), its bundle's folder, and the digest of its manifest.
+
+    The bundle has to be loaded with that digest as `expected`; its files were not verified yet.
+    """
+
+    version: str
+    bundle: str
+    manifest_digest: str
 
 
 def predict(sentences: list[str], model: str, device: str, home: str) -> list[dict[str, Any]]:
     """Classify sentences with a model; every prediction carries its version.
 
     Raises:
-        VerdictError: if there is no such model, or its bundle is damaged.
+        VerdictError: if there is no such model, or its files are damaged or not those registered.
     """
-    version, bundle = find_model(model, home)
-    classifier = Classifier.from_bundle(bundle, device, spin=False)
-    return [{**answer, "version": version} for answer in classifier.predict(sentences)]
+    version, bundle, manifest_digest = find_model(model, home)
+    classifier = Classifier.from_bundle(bundle, device, spin=False, expected=manifest_digest)
+    with name_failure(bundle, "it cannot answer"):
+        return [{**answer, "version": version} for answer in classifier.predict(sentences)]
 
 
-def find_model(model: str, home: str) -> tuple[str, str]:
-    """Return a model's version, `sha256:...` for the folder of a bundle, and the bundle's folder on local disk.
+def find_model(model: str, home: str) -> FoundModel:
+    """Return where a model is; the code of a registered version is compared with what the registry holds.
 
     Args:
         model: registry address, version number, or a bundle's folder.
@@ -29,15 +48,30 @@ def find_model(model: str, home: str) -> tuple[str, str]:
 
     Raises:
         UsageError: if it is none of these.
-        VerdictError: if there is no such version.
+        VerdictError: if there is no such version, or its code or manifest are not those registered.
     """
     address = f"models:/{MODEL_NAME}/{model}" if model.isdecimal() else model
     if address == model and Path(model).is_dir():
-        return digest_version(verify(Path(model))), model
+        manifest = read_manifest(Path(model))
+        return FoundModel(digest_version(manifest), model, manifest["manifest_digest"])
     store = locate_store(home)
     if found := find_local_version(store, *split_address(address)):
-        return found.version, str(found.bundle)
+        version, folder, tags = found
+    else:
+        version, folder, tags = _fetch_model(store, address)
+    manifest = read_manifest(folder / BUNDLE_PATH)
+    check_registered(folder, version, manifest, tags)
+    return FoundModel(version, str(folder / BUNDLE_PATH), manifest["manifest_digest"])
+
+
+def _fetch_model(store: MlflowStore, address: str) -> tuple[str, Path, dict[str, str]]:
+    """Return a version's number, the folder of its files after a download, and its digests by their tags."""
     from tasks.registry.lookup import resolve_version  # imports MLflow, which takes seconds
 
-    version = resolve_version(store, address, fetch=True)
-    return version["version"], version["bundle"]
+    found = resolve_version(store, address, fetch=True)
+    tags = {
+        BUNDLE_DIGEST_TAG: found["digest"],
+        MANIFEST_DIGEST_TAG: found["manifest_digest"],
+        CODE_DIGEST_TAG: found["code_digest"],
+    }
+    return found["version"], Path(found["bundle"]).parents[1], tags

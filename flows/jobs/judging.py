@@ -57,7 +57,7 @@ def evaluate_and_judge(
         exported["bundle"],
         {"digest": holdout["digest"], "path": holdout["path"]},
         {"digest": secondary["digest"], "path": secondary["path"]} if secondary else None,
-        {key: champion[key] for key in ("version", "digest", "bundle")} if champion else None,  # type: ignore[arg-type]
+        {key: champion[key] for key in ("version", "digest", "manifest_digest", "bundle")} if champion else None,  # type: ignore[arg-type]
         split=read_json(folder / "split.json"),
         training=[str(folder / f"{side}.parquet") for side in sides],
         context=judge_context,

@@ -33,6 +33,6 @@ def score(
         VerdictError: if there is no such model, or no row could be scored.
     """
     timer = Timer()
-    version, bundle = find_model(timer, model, home)
-    outcome = score_rows(timer, path, out, bundle, version, device, columns, form, refuse_truncated)
+    version, bundle, digest = find_model(timer, model, home)
+    outcome = score_rows(timer, path, out, bundle, version, device, columns, form, refuse_truncated, digest)
     return {**outcome, "seconds": timer.seconds}

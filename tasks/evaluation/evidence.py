@@ -10,7 +10,7 @@ Evidence contains the probability that each model gave each row, so every figure
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, TypedDict, cast
+from typing import Any, Literal, NotRequired, TypedDict, cast
 
 import numpy as np
 import pandas as pd
@@ -68,10 +68,11 @@ class SnapshotRef(TypedDict):
 
 
 class ChampionBundle(TypedDict):
-    """The champion's version, digest and the folder of its bundle."""
+    """The champion's version, the digests that the registry holds and the folder of its bundle."""
 
     version: str
     digest: str
+    manifest_digest: NotRequired[str]
     bundle: str
 
 
@@ -249,7 +250,9 @@ def measure_champion(
         fault=None,
     )
     try:
-        classifier = Classifier.from_bundle(champion["bundle"], device, spin=False)
+        classifier = Classifier.from_bundle(
+            champion["bundle"], device, spin=False, expected=champion.get("manifest_digest", "")
+        )
         profile = Path(champion["bundle"]) / PROFILE
         found["training_digest"] = read_json(profile)["dataset"] if profile.is_file() else None
     except VerdictError as error:

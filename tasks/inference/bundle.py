@@ -9,8 +9,9 @@
     card.md           model card
     report.html       evaluation report
 
-The bundle's digest covers what determines its predictions (graphs, tokenizer, labels, lengths), not the documents:
-bundles with equal digests give equal predictions.
+A manifest has two digests. `digest` covers what determines predictions (graphs, tokenizer, labels, lengths): bundles
+with equal ones give equal predictions, whatever their documents say. `manifest_digest` covers the whole manifest, and
+with the checksums in it every file: the registry holds it, and whoever loads a registered bundle compares it.
 """
 
 from pathlib import Path
@@ -22,12 +23,14 @@ from ..core.files import json_digest, read_json, sha256_of, write_json
 MODEL_NAME = "acceptability"  # of the registered model
 CHAMPION = "champion"  # the alias that downstream systems follow
 CHAMPION_URI = f"models:/{MODEL_NAME}@{CHAMPION}"
-SCHEMA_VERSION = 1
+BUNDLE_SCHEMA = 2
 MANIFEST = "bundle.json"
 FP32_MODEL = "model.onnx"
 TOKENIZER = "tokenizer.json"
 PROFILE = "data.json"
 VARIANTS = {"fp32": FP32_MODEL, "fp16": "model.cuda.onnx", "int8": "model.cpu.onnx"}
+MAX_LENGTH = 1_000_000  # tokens of a sentence, more than any encoder reads
+MAX_TOKEN_ID = 2**31 - 1
 VERSION_DIGITS = 12  # hex digits of the digest that name the version of a bundle outside of a registry
 DEVICE_VARIANT = {"cuda": "fp16", "cpu": "int8"}  # preferred on each device; fp32 if a bundle lacks it
 
@@ -56,6 +59,7 @@ class Manifest(ModelInfo):
 
     schema_version: int
     digest: str
+    manifest_digest: str
     onnxruntime: str
     files: dict[str, str]
     metrics: dict[str, dict[str, Any]]
@@ -80,29 +84,59 @@ def write_manifest(
     }
     manifest = Manifest(
         **info,
-        schema_version=SCHEMA_VERSION,
+        schema_version=BUNDLE_SCHEMA,
         digest=_digest(files, info),
+        manifest_digest="",
         onnxruntime=onnxruntime.__version__,
         files=files,
         metrics=metrics,
     )
+    manifest["manifest_digest"] = _manifest_digest(manifest)
     write_json(folder / MANIFEST, manifest)
     return manifest
 
 
-def verify(folder: Path) -> Manifest:
+def verify(folder: Path, expected: str = "") -> Manifest:
     """Check every file of a bundle against its manifest and return the manifest.
 
+    Args:
+        folder: of the bundle.
+        expected: `manifest_digest` of the bundle that it has to be; empty: any.
+
     Raises:
-        VerdictError: if it is no bundle, has another schema version, or a file is missing, altered or not listed.
+        VerdictError: as `read_manifest`, or if a file is missing, altered or not listed.
+    """
+    manifest = read_manifest(folder, expected)
+    present = {path.name for path in folder.iterdir()} - {MANIFEST}
+    listed = manifest["files"]
+    for name in sorted(present | set(listed) | {FP32_MODEL, TOKENIZER}):
+        if name not in present:
+            raise VerdictError(f"bundle {folder} lacks {name}; fetch it again from the registry")
+        # An unlisted file could be external data that a graph loads.
+        if name not in listed:
+            raise VerdictError(f"bundle {folder} holds {name}, which {MANIFEST} does not list; fetch it again")
+        if not (folder / name).is_file() or sha256_of(folder / name) != listed[name]:
+            raise VerdictError(
+                f"bundle {folder}: {name} does not match its SHA-256 in {MANIFEST}; fetch it again from the registry"
+            )
+    return manifest
+
+
+def read_manifest(folder: Path, expected: str = "") -> Manifest:
+    """Read and check the manifest of a bundle, not its files; arguments as for `verify`.
+
+    Raises:
+        VerdictError: if it is no bundle, has another schema version, contradicts its digests or the expected one, or
+            states what no model can have.
     """
     if not (folder / MANIFEST).is_file():
         raise VerdictError(f"{folder} is no bundle: it holds no {MANIFEST}; expected a folder that `verdict` wrote")
     manifest: Manifest = read_json(folder / MANIFEST)
-    try:
-        return _verify(folder, manifest)
-    except (AttributeError, KeyError, TypeError) as error:
-        raise VerdictError(f"bundle {folder}: {MANIFEST} lacks {error}; fetch it again from the registry") from error
+    _check_manifest(folder, manifest)
+    if expected and manifest["manifest_digest"] != expected:
+        held, registered = (digest[:VERSION_DIGITS] for digest in (manifest["manifest_digest"], expected))
+        raise VerdictError(f"bundle {folder}: its manifest is {held}, expected was {registered}; fetch it again")
+    return manifest
 
 
 def digest_version(manifest: Manifest) -> str:
@@ -121,31 +155,48 @@ def serving_variant(manifest: Manifest, device: str) -> str:
     return fast if fast in variants_of(manifest) else "fp32"
 
 
-def _verify(folder: Path, manifest: Manifest) -> Manifest:
-    """Compare a folder with its manifest, which may be any JSON value."""
-    schema = manifest.get("schema_version")
-    if schema != SCHEMA_VERSION:
+def _check_manifest(folder: Path, manifest: Manifest) -> None:
+    """Check schema version, digests and facts of a manifest, which may be any JSON value."""
+    schema = manifest.get("schema_version") if isinstance(manifest, dict) else None
+    if schema != BUNDLE_SCHEMA:
         raise VerdictError(
-            f"bundle {folder}: {MANIFEST} has schema version {schema}, this program reads {SCHEMA_VERSION}; "
+            f"bundle {folder}: {MANIFEST} has schema version {schema!r:.40}, this program reads {BUNDLE_SCHEMA}; "
             "use the program that wrote it, or a newer one"
         )
-    present = {path.name for path in folder.iterdir()} - {MANIFEST}
-    listed = manifest["files"]
-    for name in sorted(present | set(listed) | {FP32_MODEL, TOKENIZER}):
-        if name not in present:
-            raise VerdictError(f"bundle {folder} lacks {name}; fetch it again from the registry")
-        # An unlisted file could be external data that a graph loads.
-        if name not in listed:
-            raise VerdictError(f"bundle {folder} holds {name}, which {MANIFEST} does not list; fetch it again")
-        if not (folder / name).is_file() or sha256_of(folder / name) != listed[name]:
-            raise VerdictError(
-                f"bundle {folder}: {name} does not match its SHA-256 in {MANIFEST}; fetch it again from the registry"
-            )
-    if manifest["digest"] != _digest(listed, manifest):
+    if missing := sorted(Manifest.__required_keys__ - manifest.keys()):
+        raise VerdictError(f"bundle {folder}: {MANIFEST} lacks {missing[0]}; fetch it again from the registry")
+    files = manifest["files"]
+    if not isinstance(files, dict) or not all(isinstance(digest, str) for digest in files.values()):
+        raise VerdictError(f"bundle {folder}: {MANIFEST} lists no files; fetch it again from the registry")
+    digests = manifest["digest"], manifest["manifest_digest"]
+    if digests != (_digest(files, manifest), _manifest_digest(manifest)):
         raise VerdictError(f"bundle {folder}: {MANIFEST} contradicts its own digest; fetch it again from the registry")
-    return manifest
+    if fault := _impossible_fact(manifest):
+        raise VerdictError(f"bundle {folder}: {MANIFEST} has {fault}; fetch it again from the registry")
+
+
+def _impossible_fact(manifest: Manifest) -> str:
+    """Return the fact of a manifest that no model can have, and what is expected; empty if there is none."""
+    labels = manifest["labels"]
+    named = isinstance(labels, list) and all(isinstance(label, str) and label for label in labels)
+    if not named or len(labels) != 2 or labels[0] == labels[1]:
+        return f"labels {labels!r:.80}, expected two different names"
+    for name, least, most in (("max_length", 1, MAX_LENGTH), ("pad_id", 0, MAX_TOKEN_ID)):
+        value: Any = manifest[name]  # type: ignore[literal-required]
+        if type(value) is not int or not least <= value <= most:
+            return f"{name} {value!r:.40}, expected a number from {least} to {most}"
+    for name in ("encoder", "dataset", "git_commit", "onnxruntime"):
+        if not isinstance(manifest[name], str):  # type: ignore[literal-required]
+            return f"{name} {manifest[name]!r:.40}, expected text"  # type: ignore[literal-required]
+    if not isinstance(manifest["metrics"], dict):
+        return f"metrics {manifest['metrics']!r:.40}, expected an object"
+    return ""
 
 
 def _digest(files: dict[str, str], info: ModelInfo) -> str:
     model = {name: digest for name, digest in files.items() if name.endswith(".onnx") or name == TOKENIZER}
     return json_digest([model, info["labels"], info["max_length"], info["pad_id"]])
+
+
+def _manifest_digest(manifest: Manifest) -> str:
+    return json_digest({key: value for key, value in manifest.items() if key != "manifest_digest"})

@@ -10,6 +10,7 @@ Shape letters: N sentences, B of a batch, S tokens.
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Self, TypedDict
@@ -18,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from ..core.errors import VerdictError
+from ..core.errors import VerdictError, first_line
 from .batch_pool import BatchPool
 from .bulk_tokenizer import BulkTokenizer
 from .bundle import TOKENIZER, VARIANTS, Manifest, serving_variant, variants_of, verify
@@ -67,7 +68,13 @@ class Classifier:
 
     @classmethod
     def from_bundle(
-        cls, path: str | Path, device: str = "auto", variant: str | None = None, *, spin: bool = True
+        cls,
+        path: str | Path,
+        device: str = "auto",
+        variant: str | None = None,
+        *,
+        spin: bool = True,
+        expected: str = "",
     ) -> Self:
         """Verify a bundle and load the variant for the device.
 
@@ -76,32 +83,34 @@ class Classifier:
             device: cuda, cpu, or auto: cuda if a GPU works, else cpu.
             variant: fp32, fp16 or int8; None for the device's own (cuda: fp16, cpu: int8), or fp32 if that is absent.
             spin: see `open_session`; False suits a job beside others, True a service with CPUs of its own.
+            expected: `manifest_digest` of the bundle that it has to be; empty: any.
 
         Raises:
             VerdictError: if the bundle is corrupt, keeps weights in other files or lacks the variant, or if device is
                 cuda and no GPU works.
         """
         folder = Path(path)
-        manifest = verify(folder)
+        manifest = verify(folder, expected)
         if variant and variant not in variants_of(manifest):
             raise VerdictError(f"bundle {folder} holds no variant {variant!r}; expected {variants_of(manifest)}")
-        warn_if_older(manifest.get("onnxruntime", ""), folder)
+        warn_if_older(manifest["onnxruntime"], folder)
         for name in variants_of(manifest):
             reject_external_data(folder / VARIANTS[name])
-        tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
-        tokenizer.no_padding()
-        tokenizer.enable_truncation(manifest["max_length"])
+        with name_failure(folder, f"{TOKENIZER} cannot be loaded"):
+            tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
+            tokenizer.no_padding()
+            tokenizer.enable_truncation(manifest["max_length"])
         for target in ("cuda", "cpu") if should_try_gpu(device) else ("cpu",):
             chosen = variant or serving_variant(manifest, target)
             on = device if target == "cuda" else "cpu"
-            session = open_session(folder / VARIANTS[chosen], on, capture=True, spin=spin)
+            with name_failure(folder, f"{VARIANTS[chosen]} cannot be opened"):
+                session = open_session(folder / VARIANTS[chosen], on, capture=True, spin=spin)
             if target == "cpu" or session.get_providers()[0] == CUDA:
                 break  # else there is a GPU that does not work
         runner = Runner(session)
 
         def open_single_threaded() -> Runner:
-            if verify(folder)["digest"] != manifest["digest"]:
-                raise VerdictError(f"bundle {folder} was replaced by another one")
+            verify(folder, manifest["manifest_digest"])
             return Runner(open_session(folder / VARIANTS[chosen], "cpu", threads=1))
 
         if target == "cuda":
@@ -187,6 +196,22 @@ class Classifier:
             )
             for text, label, row, cut in zip(sentences, best, probabilities, truncated, strict=True)
         ]
+
+
+@contextmanager
+def name_failure(bundle: str | Path, what: str) -> Iterator[None]:
+    """Turn what tokenizers and ONNX Runtime raise, which has no common type, into one line.
+
+    Raises:
+        VerdictError: which names the bundle, what failed and the reason.
+    """
+    try:
+        yield
+    except (VerdictError, MemoryError):
+        raise
+    except Exception as error:
+        reason = first_line(error, 200).replace(f"{bundle}/", "")
+        raise VerdictError(f"bundle {bundle}: {what} ({reason}); fetch it again from the registry") from error
 
 
 def _name_surrogate(sentences: Sequence[str]) -> VerdictError | None:

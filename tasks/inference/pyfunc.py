@@ -29,16 +29,17 @@ def _load_pyfunc(path: str, model_config: Mapping[str, Any] | None = None) -> "P
 
     Args:
         path: the bundle's folder, two levels below the model's.
-        model_config: `device`: auto, cuda or cpu.
+        model_config: `device`: auto, cuda or cpu; `manifest_digest`: that of the bundle that was logged.
 
     Raises:
         UsageError: if the device is none of these.
-        VerdictError: if the bundle is corrupt, or the device is not available.
+        VerdictError: if the bundle is corrupt or another one, or the device is not available.
     """
-    device = (model_config or {}).get("device", "auto")
+    config = model_config or {}
+    device = config.get("device", "auto")
     if device not in DEVICES:
         raise UsageError(f"model_config device {device!r} is unknown; expected one of {', '.join(DEVICES)}")
-    classifier = Classifier.from_bundle(path, device)
+    classifier = Classifier.from_bundle(path, device, expected=config.get("manifest_digest", ""))
     registered = registered_version(Path(path).resolve().parents[1])
     return PyfuncModel(classifier, registered or digest_version(classifier.manifest))
 

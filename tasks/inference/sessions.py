@@ -82,7 +82,9 @@ def _open(
     if not spin:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 4 if quiet else 3  # fatal; errors
-    return onnxruntime.InferenceSession(graph, options, providers=providers)
+    # The fallback from a provider that fails is to the CPU; from the CPU it prints to standard output and tries again.
+    fallback = int(providers != [CPU])
+    return onnxruntime.InferenceSession(graph, options, providers=providers, enable_fallback=fallback)
 
 
 def should_try_gpu(device: str) -> bool:

@@ -1,13 +1,16 @@
 """Reads the profile of the champion's training data from its bundle: the reference of gate and drift checks."""
 
+import logging
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import mlflow.artifacts
 
-from tasks.core.files import read_json
-from tasks.inference.bundle import CHAMPION, MODEL_NAME, PROFILE
+from tasks.core.errors import VerdictError
+from tasks.core.files import read_json, sha256_of
+from tasks.inference.bundle import CHAMPION, MANIFEST, MODEL_NAME, PROFILE, read_manifest
+from tasks.registry.code_digest import BUNDLE_PATH, MANIFEST_DIGEST_TAG
 from tasks.registry.lookup import version_by_alias
 from tasks.registry.mlflow_client import connect
 from tasks.registry.store import MlflowStore, is_uninitialised
@@ -15,11 +18,13 @@ from tasks.registry.store import MlflowStore, is_uninitialised
 if TYPE_CHECKING:
     from tasks.data.drift import DataProfile
 
+log = logging.getLogger(__name__)
+
 
 def fetch_profile(store: MlflowStore) -> "DataProfile | None":
     """Return the profile of the data that the champion was trained on.
 
-    None if there is no champion, or its bundle holds no profile.
+    None if there is no champion, or its bundle holds no profile, or another one than was registered.
 
     Raises:
         UnreachableError: if the store does not answer.
@@ -30,9 +35,23 @@ def fetch_profile(store: MlflowStore) -> "DataProfile | None":
         champion = version_by_alias(client, MODEL_NAME, CHAMPION)
         if champion is None:
             return None
-        folder = f"models:/{MODEL_NAME}/{champion.version}/data/bundle"
+        folder = f"models:/{MODEL_NAME}/{champion.version}/{BUNDLE_PATH}"
         held = {Path(entry.path).name for entry in mlflow.artifacts.list_artifacts(artifact_uri=folder)}
         if PROFILE not in held:
             return None
         with tempfile.TemporaryDirectory() as scratch:
-            return read_json(Path(mlflow.artifacts.download_artifacts(f"{folder}/{PROFILE}", dst_path=scratch)))
+            for name in (MANIFEST, PROFILE):
+                path = Path(mlflow.artifacts.download_artifacts(f"{folder}/{name}", dst_path=scratch))
+            try:
+                return _read_profile(path.parent, champion.tags.get(MANIFEST_DIGEST_TAG, ""))
+            except VerdictError as error:  # judging records it as a fault of the champion
+                log.warning("data is not compared with the champion's, version %s: %s", champion.version, error)
+                return None
+
+
+def _read_profile(folder: Path, manifest_digest: str) -> "DataProfile":
+    """Read a profile that a manifest with this digest lists."""
+    manifest = read_manifest(folder, manifest_digest)
+    if sha256_of(folder / PROFILE) != manifest["files"].get(PROFILE):
+        raise VerdictError(f"{PROFILE} is not the one that was registered; see: verdict status")
+    return cast("DataProfile", read_json(folder / PROFILE))

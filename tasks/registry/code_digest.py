@@ -1,37 +1,51 @@
-"""The digest of a model's files outside of its bundle: MLflow's own, and the code that consumers execute.
+"""What the registry holds of a version's files, and the comparison of the files with it.
 
-The bundle has a checksum for each of its files; the files around it have one digest, which is a tag of the version.
+Three tags cover every file: the bundle's two digests (tasks/inference/bundle.py), and one of the files around it, which
+are MLflow's own and the code that consumers execute.
 """
 
-import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
-import mlflow.artifacts
-
+from tasks.core.errors import VerdictError
 from tasks.core.files import json_digest, sha256_of
+from tasks.inference.bundle import VERSION_DIGITS, Manifest
 
-CODE_DIGEST_TAG = "wrapping_digest"
-DATA_FOLDER = "data"  # holds only the bundle
+BUNDLE_DIGEST_TAG, MANIFEST_DIGEST_TAG, CODE_DIGEST_TAG = "bundle_digest", "manifest_digest", "wrapping_digest"
+BUNDLE_PATH = "data/bundle"  # in the folder of a version's files
 IGNORED_FILES = {"registered_model_meta"}  # MLflow adds it to a model that it downloads
+REMEDY = "delete it in MLflow and train it again: verdict retrain --force"  # of a damaged version
 
 
-def digest_code(address: str) -> str:
-    """Return the hex SHA-256 over names and contents of a model's files outside of its bundle.
+def digest_code(model: Path) -> str:
+    """Return the hex SHA-256 over names and contents of all files in a model's folder but its bundle's."""
+    found: dict[str, str] = {}
+    for path in sorted(model.rglob("*")):
+        name = path.relative_to(model).as_posix()
+        if name.startswith(f"{BUNDLE_PATH}/") or name in IGNORED_FILES:
+            continue
+        if path.is_file():
+            found[name] = sha256_of(path)
+        elif not path.is_dir() or path.is_symlink():  # a link to a folder may lead to other code
+            found[name] = "no file"
+    return json_digest(found)
 
-    Args:
-        address: models:/NAME/VERSION, or the location of the model's files; the caller is connected to the store.
+
+def check_registered(model: Path, version: str, manifest: Manifest, tags: Mapping[str, str]) -> None:
+    """Compare a version's files with the digests in its tags; `verify` compares those of the bundle with the manifest.
 
     Raises:
-        MlflowException, OSError: if they cannot be downloaded.
+        VerdictError: if one differs.
     """
-    found: dict[str, str] = {}
-    with tempfile.TemporaryDirectory() as scratch:
-        for entry in mlflow.artifacts.list_artifacts(artifact_uri=address) or []:
-            name = Path(entry.path).name
-            if name == DATA_FOLDER:
-                continue
-            local = Path(mlflow.artifacts.download_artifacts(f"{address}/{name}", dst_path=scratch))
-            for path in sorted(local.rglob("*")) if local.is_dir() else [local]:
-                if path.is_file() and path.name not in IGNORED_FILES and path.suffix != ".pyc":
-                    found[f"{name}/{path.relative_to(local)}"] = sha256_of(path)
-    return json_digest(found)
+    for tag, held in (
+        (BUNDLE_DIGEST_TAG, manifest["digest"]),
+        (MANIFEST_DIGEST_TAG, manifest["manifest_digest"]),
+        (CODE_DIGEST_TAG, digest_code(model) if tags.get(CODE_DIGEST_TAG) else ""),
+    ):
+        registered = tags.get(tag, "")
+        if registered and held != registered:
+            what = {CODE_DIGEST_TAG: "files around its bundle", MANIFEST_DIGEST_TAG: "manifest"}.get(tag, "bundle")
+            raise VerdictError(
+                f"version {version} holds {what} {held[:VERSION_DIGITS]}, registered was "
+                f"{registered[:VERSION_DIGITS]}; {REMEDY}"
+            )

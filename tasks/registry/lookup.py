@@ -24,10 +24,12 @@ CHALLENGER = "challenger"
 
 
 class RegisteredVersion(TypedDict):
-    """A registered bundle; `bundle` is its local folder, empty if it was not fetched."""
+    """A registered bundle, its digests as registered; `bundle` is its local folder, empty if it was not fetched."""
 
     version: str
     digest: str
+    manifest_digest: str
+    code_digest: str
     mcc: float | None
     verdict: str | None
     dataset: str | None
@@ -172,6 +174,8 @@ def _describe(version: ModelVersion, fetch: bool) -> RegisteredVersion:
     return RegisteredVersion(
         version=str(version.version),
         digest=version.tags.get("bundle_digest", ""),
+        manifest_digest=version.tags.get("manifest_digest", ""),
+        code_digest=version.tags.get("wrapping_digest", ""),
         mcc=float(mcc) if mcc else None,
         verdict=version.tags.get("verdict"),
         dataset=version.tags.get("dataset"),

@@ -27,7 +27,7 @@ from mlflow.models import Model, ModelSignature
 from mlflow.types import ColSpec, Schema
 
 from tasks.core.files import json_digest, sha256_of
-from tasks.inference.bundle import FP32_MODEL
+from tasks.inference.bundle import FP32_MODEL, read_manifest
 
 CODE_ROOT = Path(__file__).parents[1]
 RUNTIME_CORE = ("core/__init__.py", "core/errors.py", "core/files.py")  # what tasks/inference imports besides itself
@@ -74,7 +74,8 @@ def save_model(path: str, mlflow_model: Model, bundle: str) -> None:
             data_path=str(data),
             code_paths=[str(code)],
             pip_requirements=_serving_requirements(),
-            model_config={"device": "auto"},  # MLflow lets a caller change only the keys given here
+            # MLflow lets a caller change only the keys given here.
+            model_config={"device": "auto", "manifest_digest": read_manifest(data)["manifest_digest"]},
             signature=ModelSignature(outputs=MODEL_OUTPUTS),
             input_example=INPUT_EXAMPLE,
         )
@@ -86,6 +87,13 @@ def save_model(path: str, mlflow_model: Model, bundle: str) -> None:
         code="code",
     )
     mlflow_model.save(str(Path(path) / "MLmodel"))
+    _prevent_caches(Path(path) / "code")
+
+
+def _prevent_caches(code: Path) -> None:
+    """Put a file where Python would keep bytecode: it executes what it finds there, which no digest could cover."""
+    for folder in {module.parent for module in code.rglob("*.py")}:
+        (folder / "__pycache__").write_bytes(b"")
 
 
 def copy_runtime(root: Path, folder: Path) -> Path:

@@ -3,17 +3,26 @@
 Registering a bundle twice gives one version. `promotion.py` moves aliases under a lock and records every move.
 """
 
+import tempfile
 from collections.abc import Mapping
+from pathlib import Path
 
 import mlflow
+import mlflow.artifacts
 from mlflow.entities import LoggedModelStatus
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
 
 from tasks.core.errors import VerdictError
 from tasks.core.printable import shorten
-from tasks.inference.bundle import CHAMPION, CHAMPION_URI, MODEL_NAME
-from tasks.registry.code_digest import CODE_DIGEST_TAG, digest_code
+from tasks.inference.bundle import CHAMPION, CHAMPION_URI, MODEL_NAME, read_manifest
+from tasks.registry.code_digest import (
+    BUNDLE_DIGEST_TAG,
+    BUNDLE_PATH,
+    CODE_DIGEST_TAG,
+    MANIFEST_DIGEST_TAG,
+    digest_code,
+)
 from tasks.registry.limits import MAX_DECISION, MAX_DESCRIPTION, MAX_TAG
 from tasks.registry.lookup import find_version, version_by_alias, version_by_number
 from tasks.registry.mlflow_client import connect, experiment_of
@@ -58,8 +67,9 @@ def register_bundle(
             model_id=model_id,
             tags={
                 **_shortened(tags),
-                "bundle_digest": digest,
-                CODE_DIGEST_TAG: digest_code(client.get_logged_model(model_id).artifact_location),
+                BUNDLE_DIGEST_TAG: digest,
+                MANIFEST_DIGEST_TAG: read_manifest(Path(bundle))["manifest_digest"],
+                CODE_DIGEST_TAG: _digest_logged_code(client.get_logged_model(model_id).artifact_location),
             },
             description=shorten(description, MAX_DESCRIPTION),
         )
@@ -136,6 +146,16 @@ def _update_verdict(store: MlflowStore, version: str, tags: Mapping[str, str], d
 
 def _shortened(tags: Mapping[str, str]) -> dict[str, str]:
     return {key: shorten(value, MAX_TAG) for key, value in tags.items()}
+
+
+def _digest_logged_code(location: str) -> str:
+    """Return the digest of what was logged around a bundle, which need not be downloaded."""
+    with tempfile.TemporaryDirectory() as scratch:
+        for entry in mlflow.artifacts.list_artifacts(artifact_uri=location) or []:
+            name = Path(entry.path).name
+            if name != Path(BUNDLE_PATH).parts[0]:
+                mlflow.artifacts.download_artifacts(f"{location}/{name}", dst_path=scratch)
+        return digest_code(Path(scratch))
 
 
 def _find_logged(client: mlflow.MlflowClient, experiment: str, digest: str) -> str | None:

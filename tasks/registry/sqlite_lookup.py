@@ -25,14 +25,15 @@ R = TypeVar("R")
 
 
 class LocalVersion(NamedTuple):
-    """A version whose files are on this machine."""
+    """A version whose files are on this machine: their folder, and the version's tags."""
 
     version: str
-    bundle: Path
+    model: Path
+    tags: dict[str, str]
 
 
 def find_local_version(store: MlflowStore, name: str, alias: str, number: str) -> LocalVersion | None:
-    """Return the version that an alias points at, or that has a number, and its bundle's folder.
+    """Return the version that an alias points at, or that has a number.
 
     Args:
         store: where to look.
@@ -53,7 +54,9 @@ def find_local_version(store: MlflowStore, name: str, alias: str, number: str) -
             "WHERE workspace = ? AND name = ? AND version = ? AND current_stage <> 'Deleted_Internal'"
         )
         folder = _local_folder(database, _first(database, query, WORKSPACE, name, wanted))
-        return LocalVersion(wanted, folder / "data" / "bundle") if folder else None
+        query = "SELECT key, value FROM model_version_tags WHERE workspace = ? AND name = ? AND version = ?"
+        tags = {str(key): str(value) for key, value in database.execute(query, (WORKSPACE, name, wanted))}
+        return LocalVersion(wanted, folder, tags) if folder else None
 
     return _read(store, read)
 

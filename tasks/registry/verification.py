@@ -11,13 +11,11 @@ from mlflow.exceptions import MlflowException
 
 from tasks.core.errors import UnreachableError, VerdictError
 from tasks.core.files import read_json
-from tasks.inference.bundle import MODEL_NAME, verify
-from tasks.registry.code_digest import CODE_DIGEST_TAG, digest_code
+from tasks.inference.bundle import MODEL_NAME, Manifest, verify
+from tasks.registry.code_digest import BUNDLE_DIGEST_TAG, BUNDLE_PATH, REMEDY, check_registered
 from tasks.registry.lookup import read_tags
 from tasks.registry.mlflow_client import connect
 from tasks.registry.store import MlflowStore, database_of
-
-REMEDY = "delete it in MLflow and train it again: verdict retrain --force"  # of a damaged version
 
 
 def verify_version(store: MlflowStore, version: str, expected: str = "") -> str:
@@ -33,25 +31,30 @@ def verify_version(store: MlflowStore, version: str, expected: str = "") -> str:
         VerdictError: if its files are missing, altered, or not those of the expected bundle.
         UnreachableError: if the store does not answer.
     """
-    tags = read_tags(store, version)
-    registered = expected or tags.get("bundle_digest", "")
-    with open_bundle(store, version) as bundle:
-        try:
-            digest = verify(bundle)["digest"]
-        except VerdictError as error:
-            reason = str(error).partition(";")[0].replace(f"bundle {bundle}", f"bundle of version {version}")
-            raise VerdictError(f"{reason.replace(str(bundle), f'version {version}')}; {REMEDY}") from error
-        code_digest = tags.get(CODE_DIGEST_TAG)
-        if code_digest and _digest_code(store, version) != code_digest:
-            raise VerdictError(f"version {version}: files around its bundle are not those registered; {REMEDY}")
-    if registered and digest != registered:
-        raise VerdictError(f"version {version} holds bundle {digest[:12]}, registered was {registered[:12]}; {REMEDY}")
-    return digest
+    with open_verified(store, version, expected) as (_, manifest):
+        return manifest["digest"]
 
 
 @contextlib.contextmanager
-def open_bundle(store: MlflowStore, version: str) -> Iterator[Path]:
-    """Yield the folder of a version's bundle: in a local store the original, else a temporary download.
+def open_verified(store: MlflowStore, version: str, expected: str = "") -> Iterator[tuple[Path, Manifest]]:
+    """Yield the bundle's folder and manifest of a version, after the checks of `verify_version`."""
+    tags = read_tags(store, version)
+    if expected:
+        tags[BUNDLE_DIGEST_TAG] = expected
+    with open_model(store, version) as model:
+        bundle = model / BUNDLE_PATH
+        try:
+            manifest = verify(bundle)
+        except VerdictError as error:
+            reason = str(error).partition(";")[0].replace(f"bundle {bundle}", f"bundle of version {version}")
+            raise VerdictError(f"{reason.replace(str(bundle), f'version {version}')}; {REMEDY}") from error
+        check_registered(model, version, manifest, tags)
+        yield bundle, manifest
+
+
+@contextlib.contextmanager
+def open_model(store: MlflowStore, version: str) -> Iterator[Path]:
+    """Yield the folder of a version's files: in a local store the original, else a temporary download.
 
     Raises:
         VerdictError: if its files cannot be downloaded.
@@ -66,12 +69,7 @@ def open_bundle(store: MlflowStore, version: str) -> Iterator[Path]:
                 read_tags(store, version)  # raises where the store does not answer or the version does not exist
                 reason = (str(error).strip().splitlines() or [type(error).__name__])[-1][:200]
                 raise VerdictError(f"version {version}: its files cannot be read ({reason}); {REMEDY}") from error
-        yield Path(model) / "data" / "bundle"
-
-
-def _digest_code(store: MlflowStore, version: str) -> str:
-    with connect(store, process_wide=True):
-        return digest_code(f"models:/{MODEL_NAME}/{version}")
+        yield Path(model)
 
 
 def version_error(store: MlflowStore, version: str) -> str | None:

@@ -172,6 +172,7 @@ def score_file(
     columns: str = "",
     form: str = "",
     refuse_truncated: bool = False,
+    manifest_digest: str = "",
 ) -> ScoreResult:
     """Score a file of sentences with a bundle.
 
@@ -184,13 +185,14 @@ def score_file(
         columns: text=NAME, where the column has no usual name.
         form: format of the input; empty: by the file's extension.
         refuse_truncated: quarantine sentences of more tokens than the model reads, instead of scoring their beginning.
+        manifest_digest: of the bundle that it has to be; empty: any.
 
     Raises:
         UsageError: if input or output is invalid.
         VerdictError: if no row could be scored, the bundle is damaged, or the disk is full.
     """
     source = check_paths(path, out, columns, form)
-    scorer = Scorer(Classifier.from_bundle(bundle, device), version, refuse_truncated)
+    scorer = Scorer(Classifier.from_bundle(bundle, device, expected=manifest_digest), version, refuse_truncated)
     return score_to_stream(source, sys.stdout, scorer) if out == STDIO else score_to_file(source, Path(out), scorer)
 
 

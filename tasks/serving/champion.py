@@ -277,7 +277,7 @@ class Champion:
         with tempfile.TemporaryDirectory(prefix="verdict-model-", ignore_cleanup_errors=True) as folder:
             bundle = lookup.fetch_bundle(store, self.name, version, folder)
             try:
-                return _load(bundle, version, self._device, found["digest"])
+                return _load(bundle, version, self._device, found["digest"], found["manifest_digest"])
             except VerdictError as error:
                 times = last.times + 1 if last and last.version == version else 1
                 reason = str(error).replace(f"bundle {bundle}", "its bundle")  # the temporary folder is deleted
@@ -335,14 +335,14 @@ def _is_transient(error: VerdictError) -> bool:
     return isinstance(error, NoChampion | UnreachableError)
 
 
-def _load(bundle: str, version: str | None, device: str, digest: str = "") -> LoadedModel:
+def _load(bundle: str, version: str | None, device: str, digest: str = "", manifest_digest: str = "") -> LoadedModel:
     """Verify, load and warm up a bundle; without a version it is named by its digest.
 
     Raises:
-        VerdictError: if it is corrupt, does not have the digest, or cannot be loaded, or its logits are not finite.
+        VerdictError: if it is corrupt, does not have the digests, or cannot be loaded, or its logits are not finite.
     """
     try:
-        classifier = Classifier.from_bundle(bundle, device)
+        classifier = Classifier.from_bundle(bundle, device, expected=manifest_digest)
         held = classifier.manifest["digest"]
         if digest and held != digest:
             raise VerdictError(

@@ -89,7 +89,9 @@ class Repository(TypedDict):
     next: str
 
 
-def export_repository(bundle: str, folder: str, version: str | None, tuning: TritonTuning | None = None) -> Repository:
+def export_repository(
+    bundle: str, folder: str, version: str | None, tuning: TritonTuning | None = None, manifest_digest: str = ""
+) -> Repository:
     """Write a bundle as a model repository; replace an earlier export, leave other models in the folder alone.
 
     Args:
@@ -97,6 +99,7 @@ def export_repository(bundle: str, folder: str, version: str | None, tuning: Tri
         folder: of the repository; new, empty, or written by this function.
         version: the registered one, None for a bundle that is not registered.
         tuning: how Triton serves.
+        manifest_digest: of the bundle that it has to be; empty: any.
 
     Raises:
         UsageError: if the folder holds something else.
@@ -104,7 +107,7 @@ def export_repository(bundle: str, folder: str, version: str | None, tuning: Tri
     """
     check_folder(folder)
     source, target = Path(bundle), Path(folder).resolve()
-    manifest = verify(source)
+    manifest = verify(source, manifest_digest)
     variant = serving_variant(manifest, "cuda")
     reject_external_data(source / VARIANTS[variant])
     steps = _models(source, manifest, variant)

@@ -194,7 +194,7 @@ def test_a_bundle_replaced_after_loading_is_not_opened(loaded: Loaded, caplog: p
     write_manifest(loaded.folder, facts(), {})  # valid, and not what was loaded
     with caplog.at_level(logging.INFO):
         np.testing.assert_allclose(loaded.classifier.logits(SENTENCES)[:9], loaded.few, atol=1e-5)
-    assert f"bundle {loaded.folder} was replaced by another one" in caplog.text
+    assert f"bundle {loaded.folder}: its manifest is " in caplog.text
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system cannot restrict a process to one core")

@@ -9,11 +9,11 @@ import onnxruntime
 import pytest
 
 from tasks.core.errors import VerdictError
-from tasks.core.files import sha256_of, write_json
+from tasks.core.files import json_digest, sha256_of, write_json
 from tasks.inference.bundle import (
+    BUNDLE_SCHEMA,
     FP32_MODEL,
     MANIFEST,
-    SCHEMA_VERSION,
     TOKENIZER,
     Manifest,
     ModelInfo,
@@ -57,6 +57,13 @@ def edit(bundle: Path, **changes: Any) -> None:
     write_json(bundle / MANIFEST, json.loads((bundle / MANIFEST).read_text()) | changes)
 
 
+def reseal(bundle: Path, **changes: Any) -> None:
+    """Change keys of bundle.json together with its own digest."""
+    manifest = json.loads((bundle / MANIFEST).read_text()) | changes
+    digest = json_digest({key: value for key, value in manifest.items() if key != "manifest_digest"})
+    write_json(bundle / MANIFEST, manifest | {"manifest_digest": digest})
+
+
 def listed(bundle: Path) -> dict[str, str]:
     return json.loads((bundle / MANIFEST).read_text())["files"]
 
@@ -74,8 +81,9 @@ def test_sealed_bundle_verifies_to_the_manifest_it_was_sealed_with(tmp_path: Pat
     assert verify(tmp_path) == manifest
     assert manifest == {
         **facts(),
-        "schema_version": 1,
+        "schema_version": 2,
         "digest": manifest["digest"],
+        "manifest_digest": json_digest({key: value for key, value in manifest.items() if key != "manifest_digest"}),
         "onnxruntime": onnxruntime.__version__,
         "files": {name: sha256_of(tmp_path / name) for name in FILES},
         "metrics": METRICS,
@@ -146,11 +154,11 @@ def test_manifest_that_is_no_json_is_refused(bundle: Path) -> None:
     assert f"{bundle / MANIFEST} cannot be read as JSON" in refusal(bundle)
 
 
-@pytest.mark.parametrize("schema", [SCHEMA_VERSION + 1, 0, None, "1"])
+@pytest.mark.parametrize("schema", [BUNDLE_SCHEMA + 1, 0, None])
 def test_other_schema_is_refused_with_both_versions(bundle: Path, schema: Any) -> None:
     edit(bundle, schema_version=schema)
     assert refusal(bundle).startswith(
-        f"bundle {bundle}: bundle.json has schema version {schema}, this program reads {SCHEMA_VERSION};"
+        f"bundle {bundle}: bundle.json has schema version {schema!r}, this program reads {BUNDLE_SCHEMA};"
     )
 
 
@@ -161,6 +169,12 @@ def test_other_schema_is_refused_with_both_versions(bundle: Path, schema: Any) -
         {"labels": ["acceptable", "unacceptable"]},
         {"max_length": 17},
         {"pad_id": 1},
+        {"encoder": "another"},
+        {"dataset": "e" * 64},
+        {"git_commit": "c" * 40},
+        {"onnxruntime": "99.0"},
+        {"metrics": {"fp32": {"mcc": 0.9}}},
+        {"manifest_digest": "0" * 64},
     ],
     ids=lambda changes: next(iter(changes)),
 )
@@ -174,13 +188,13 @@ def test_edited_manifest_contradicts_its_digest(bundle: Path, changes: dict[str,
 @pytest.mark.parametrize("name", [FP32_MODEL, TOKENIZER])
 def test_file_exchanged_together_with_its_listed_sum_contradicts_the_digest(bundle: Path, name: str) -> None:
     (bundle / name).write_bytes(b"another")
-    edit(bundle, files=listed(bundle) | {name: sha256_of(bundle / name)})
+    reseal(bundle, files=listed(bundle) | {name: sha256_of(bundle / name)})
     assert f"{MANIFEST} contradicts its own digest" in refusal(bundle)
 
 
 def test_listed_path_outside_of_the_folder_is_refused(bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "secret").write_bytes(b"x")
-    edit(bundle, files=listed(bundle) | {"../secret": sha256_of(tmp_path / "secret")})
+    reseal(bundle, files=listed(bundle) | {"../secret": sha256_of(tmp_path / "secret")})
     assert f"bundle {bundle} lacks ../secret" in refusal(bundle)
 
 
@@ -208,8 +222,31 @@ def test_what_decides_answers_changes_the_digest(tmp_path: Path, change: str) ->
 
 
 @pytest.mark.parametrize("change", DOCUMENTED)
-def test_what_only_describes_does_not_change_the_digest(tmp_path: Path, change: str) -> None:
-    assert DOCUMENTED[change](tmp_path / "other")["digest"] == build(tmp_path / "one")["digest"]
+def test_what_only_describes_changes_the_digest_of_the_manifest_alone(tmp_path: Path, change: str) -> None:
+    one, other = build(tmp_path / "one"), DOCUMENTED[change](tmp_path / "other")
+    assert (other["digest"] == one["digest"], other["manifest_digest"] == one["manifest_digest"]) == (True, False)
+
+
+def test_a_bundle_in_place_of_the_expected_one_is_refused(tmp_path: Path) -> None:
+    expected, held = build(tmp_path / "one"), build(tmp_path / "other", {"card.md": b"# Another\n"})
+    digests = [manifest["manifest_digest"] for manifest in (held, expected)]
+    assert verify(tmp_path / "one", digests[1]) == expected
+    with pytest.raises(VerdictError, match=f"its manifest is {digests[0][:12]}, expected was {digests[1][:12]}"):
+        verify(tmp_path / "other", digests[1])
+
+
+IMPOSSIBLE = [
+    {"max_length": -1}, {"max_length": 0}, {"max_length": 10**30}, {"max_length": True}, {"max_length": 16.0},
+    {"pad_id": -1}, {"pad_id": 2**31}, {"pad_id": None}, {"labels": ["acceptable"]}, {"labels": ["a", "a"]},
+    {"labels": ["a", ""]}, {"labels": ["a", "b", "c"]}, {"labels": "ab"}, {"labels": [[], "b"]}, {"encoder": 1},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("changes", IMPOSSIBLE, ids=str)
+def test_facts_that_no_model_can_have_are_refused_though_the_digests_fit(bundle: Path, changes: Any) -> None:
+    write_manifest(bundle, facts(**changes), METRICS)
+    ((name, value),) = changes.items()
+    assert refusal(bundle).startswith(f"bundle {bundle}: {MANIFEST} has {name} {value!r:.20}")
 
 
 @pytest.mark.parametrize("content", ["[]", "null", '{"schema_version": 1}', '{"schema_version": 1, "files": {}}'])

@@ -155,7 +155,9 @@ def test_the_device_is_auto_by_default(chosen: str, model: Any, monkeypatch: pyt
     devices = []
     classifier = type(model._model_impl.classifier)  # of the model's own code
     real = classifier.from_bundle
-    monkeypatch.setattr(classifier, "from_bundle", lambda path, device: devices.append(device) or real(path, "cpu"))
+    monkeypatch.setattr(
+        classifier, "from_bundle", lambda path, device, expected: devices.append(device) or real(path, "cpu")
+    )
     mlflow.pyfunc.load_model(chosen)
     monkeypatch.setenv("MLFLOW_PYFUNC_INFERENCE_CONFIG", '{"device": "cuda"}')  # set by MLflow's scoring server
     mlflow.pyfunc.load_model(chosen)

@@ -38,8 +38,9 @@ def test_alias_and_number_lead_where_mlflow_leads(store: MlflowStore, exported: 
         expected = lookup.resolve_version(store, address, fetch=True)
         found = find_local_version(store, MODEL_NAME, alias, number)
         assert found is not None
-        assert (found.version, str(found.bundle)) == (expected["version"], expected["bundle"])
-        assert (found.bundle / "bundle.json").is_file()
+        assert (found.version, str(found.model / "data" / "bundle")) == (expected["version"], expected["bundle"])
+        digests = [found.tags[tag] for tag in ("bundle_digest", "manifest_digest", "wrapping_digest")]
+        assert digests == [expected["digest"], expected["manifest_digest"], expected["code_digest"]]
     assert find_local_digest(store, MODEL_NAME, exported["digest"]) == "1"
 
 
@@ -112,9 +113,9 @@ def test_a_location_with_escaped_characters(store: MlflowStore, tmp_path: Path) 
     before = find_local_version(store, MODEL_NAME, CHAMPION, "")
     assert before is not None
     folder = tmp_path / "models of ours"
-    shutil.copytree(before.bundle.parents[1], folder)
+    shutil.copytree(before.model, folder)
     with sqlite3.connect(tmp_path / "mlflow.db") as connection:
         connection.execute("UPDATE model_versions SET storage_location = ?", (folder.as_uri(),))
     after = find_local_version(store, MODEL_NAME, CHAMPION, "")
     assert after is not None
-    assert after.bundle == folder / "data" / "bundle"
+    assert after.model == folder

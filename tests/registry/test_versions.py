@@ -268,7 +268,7 @@ def test_a_tracking_server_serves_like_the_local_store(
     shutil.copy(exported["bundle"] + "/tokenizer.json", kept.parent)
     (code,) = (kept.parents[2] / "code").glob("*/inference/classifier.py")  # what consumers execute
     code.write_text(code.read_text() + "\n")
-    with pytest.raises(VerdictError, match=f"version {held}: files around its bundle are not those registered"):
+    with pytest.raises(VerdictError, match=f"version {held} holds files around its bundle [0-9a-f]+, registered"):
         moves.promote(server, held, kind="approve", expected=version, reason="x")
     shutil.rmtree(kept.parents[2])
     with pytest.raises(VerdictError, match=f"version {held} is no bundle: it holds no bundle.json"):
@@ -285,7 +285,7 @@ def test_a_tracking_server_serves_like_the_local_store(
 
 
 def test_the_profile_of_the_champions_data_is_fetched_alone(
-    store: MlflowStore, run_id: str, exported: Any, tmp_path: Path
+    store: MlflowStore, run_id: str, exported: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert fetch_profile(store) is None  # no champion yet
     bundle = Path(shutil.copytree(exported["bundle"], tmp_path / "bundle"))
@@ -295,6 +295,10 @@ def test_the_profile_of_the_champions_data_is_fetched_alone(
     write_manifest(bundle, facts(max_length=18), {})
     register.move_alias(store, CHAMPION, register_exported(store, run_id, str(bundle), "another digest"))
     assert fetch_profile(store) == {"dataset": "d" * 64, "rows": 3}
+    stored = Path(lookup.resolve_version(store, fetch=True)["bundle"])
+    (stored / PROFILE).write_text('{"dataset": "forged"}')
+    assert fetch_profile(store) is None
+    assert "version 2: data.json is not the one that was registered" in caplog.text
 
 
 def test_a_store_that_nothing_was_written_to_has_no_profile(tmp_path: Path) -> None:

@@ -507,7 +507,7 @@ def test_a_model_is_named_by_alias_number_or_folder(
     path = write(tmp_path, f"{GOOD}\n{BAD}\n")
     labels = []
     for model, version in ((CHAMPION_URI, "1"), ("1", "1"), (exported["bundle"], f"sha256:{exported['digest'][:12]}")):
-        found, bundle = find_model(model, str(champion))
+        found, bundle, _ = find_model(model, str(champion))
         assert found == version
         outcome = score_file(path, str(tmp_path / "out.parquet"), bundle, found, "cpu")
         assert (outcome["version"], outcome["digest"]) == (version, exported["digest"])
