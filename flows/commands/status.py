@@ -40,11 +40,11 @@ def status(home: str) -> dict[str, Any]:
     answer: dict[str, Any] = {"store": store["uri"], "champion": None, "challenger": None, "runs": []}
     answer |= {"champion_state": "none", "drift": None, "schedule": None, "disk": measure_disk(home)}
     answer |= {"notices": [], "unreachable": []}
-    if not is_uninitialised(store):
-        try:
+    try:
+        if not is_uninitialised(store):
             answer |= read_runs(store)
-        except UnreachableError as error:
-            answer |= {"champion_state": "unknown", "unreachable": [str(error)]}
+    except UnreachableError as error:
+        answer |= {"champion_state": "unknown", "unreachable": [str(error)]}
     try:
         answer["schedule"] = read_prefect()
     except UnreachableError as error:

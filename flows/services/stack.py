@@ -26,6 +26,7 @@ from flows import environment
 from flows.services.stack_config import MARKER, StackConfig, load_stack_config
 from tasks.core.errors import UsageError, VerdictError
 from tasks.core.log_format import wants_json
+from tasks.registry.local_database import relocate
 
 PROCFILE = Path(__file__).parents[2] / "infra" / "Procfile"
 ACCOUNTS_SCRIPT = PROCFILE.parent / "images" / "accounts.py"
@@ -42,6 +43,7 @@ def up() -> None:
         VerdictError: if a service does not start.
     """
     config = load_stack_config(os.environ, environment.usable_home())
+    relocate(Path(config.home, "mlflow.db"), Path(config.home, "artifacts"))
     folder = _folder(config.home)
     lock = _try_lock(folder)
     if lock is None:

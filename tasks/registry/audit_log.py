@@ -19,8 +19,9 @@ from typing import Any, Literal, TypedDict
 
 from tasks.core.errors import UsageError
 from tasks.core.files import json_digest
+from tasks.registry.local_database import AUDIT_EXPERIMENT
 from tasks.registry.mlflow_client import Run, all_runs, connect, experiment_of
-from tasks.registry.store import AUDIT_EXPERIMENT, MlflowStore, is_uninitialised
+from tasks.registry.store import MlflowStore, is_uninitialised
 from tasks.reporting.wording import escape_markdown
 
 State = Literal["pending", "done", "withdrawn"]

@@ -18,7 +18,8 @@ from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
 
 from ..core.database_templates import copy_template
 from ..core.errors import UnreachableError, first_line
-from .store import EXPERIMENT, SQLITE, MlflowStore, database_of
+from .local_database import EXPERIMENT, SQLITE
+from .store import MlflowStore, prepare_local
 
 _process_address = threading.RLock()  # held while MLflow's process-wide address is a store's
 
@@ -34,11 +35,11 @@ def connect(store: MlflowStore, process_wide: bool = False) -> Iterator[mlflow.M
             `mlflow.get_registry_uri()`), and writing a model. Such blocks of different threads run one after the other.
 
     Raises:
-        UnreachableError: instead of MLflow's, SQLAlchemy's and the file system's errors.
+        UnreachableError: instead of MLflow's, SQLAlchemy's and the file system's errors; if a local database is lost.
     """
     logging.getLogger("mlflow").setLevel(logging.ERROR)
     logging.getLogger("alembic").setLevel(logging.ERROR)
-    if database := database_of(store):
+    if database := prepare_local(store):
         copy_template("mlflow", database)
     try:
         with _process_wide(store["uri"]) if process_wide else contextlib.nullcontext():

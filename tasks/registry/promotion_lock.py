@@ -22,8 +22,9 @@ from collections.abc import Callable, Iterator
 from filelock import FileLock, Timeout
 
 from tasks.core.errors import UnreachableError, VerdictError
+from tasks.registry.local_database import AUDIT_EXPERIMENT
 from tasks.registry.mlflow_client import connect, experiment_of
-from tasks.registry.store import AUDIT_EXPERIMENT, MlflowStore, database_of
+from tasks.registry.store import MlflowStore, database_of
 
 LOCK_TIMEOUT_S = 180.0  # longer than the lease of a dead process
 LEASE_S = 60.0  # a tag that was watched for so long belongs to a dead process

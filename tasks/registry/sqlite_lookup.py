@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 from urllib.parse import unquote, urlsplit
 
-from tasks.registry.store import AUDIT_EXPERIMENT, MlflowStore, database_of
+from tasks.registry.local_database import AUDIT_EXPERIMENT
+from tasks.registry.store import MlflowStore, prepare_local
 
 # The revision (table alembic_version) of the schema of MLflow 3.17, whose tables are read here.
 KNOWN_SCHEMAS = frozenset({"dc11669786a5"})
@@ -91,7 +92,7 @@ def find_running_jobs(store: MlflowStore, home: str) -> list[str] | None:
 
 def _read(store: MlflowStore, query: Callable[[sqlite3.Connection], R | None]) -> R | None:
     """Query a store's database; None where it cannot be read here, or has another schema."""
-    path = database_of(store)
+    path = prepare_local(store)
     workspaces = any(name.startswith(("MLFLOW_WORKSPACE", "MLFLOW_ENABLE_WORKSPACES")) for name in os.environ)
     if path is None or "?" in store["uri"] or workspaces:
         return None

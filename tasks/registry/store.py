@@ -6,9 +6,7 @@ from typing import TypedDict
 
 from ..core.errors import UsageError
 from ..inference.bundle import CHAMPION_URI, MODEL_NAME
-
-SQLITE = "sqlite:///"
-EXPERIMENT, AUDIT_EXPERIMENT = "verdict", "verdict-history"  # of jobs, of the champion's changes
+from .local_database import SQLITE, check_not_lost, relocate
 
 
 class MlflowStore(TypedDict):
@@ -31,9 +29,26 @@ def database_of(store: MlflowStore) -> Path | None:
     return Path(uri.removeprefix(SQLITE).partition("?")[0]) if uri.startswith(SQLITE) else None
 
 
-def is_uninitialised(store: MlflowStore) -> bool:
-    """Check whether the store is a local database that nothing was written to yet; a query would create it."""
+def prepare_local(store: MlflowStore) -> Path | None:
+    """Check that a local database is not lost, and let it point at the artifacts beside it; return its file.
+
+    Raises:
+        UnreachableError: if it is lost, or was moved and cannot be changed.
+    """
     database = database_of(store)
+    if database:
+        check_not_lost(database, Path(store["artifacts"]))
+        relocate(database, Path(store["artifacts"]))
+    return database
+
+
+def is_uninitialised(store: MlflowStore) -> bool:
+    """Check whether the store is a local database that nothing was written to yet; a query would create it.
+
+    Raises:
+        LostDatabase: if it was written to and is gone.
+    """
+    database = prepare_local(store)
     return database is not None and not database.exists()
 
 

@@ -272,12 +272,20 @@ def test_nothing_changed_means_nothing_is_registered_and_force_runs_anyway(
     assert aliases(home) == {"champion": "1"}
 
 
-def test_a_deleted_store_is_filled_again_by_the_same_job(
+def test_no_candidate_is_promoted_uncompared_where_the_database_is_lost(
     champion: dict[str, Any], retrain: Retrain, home: Path, empty_store: Path
 ) -> None:
     restore(empty_store, home)
+    for changes in ({}, {"finetune__max_length": 18}):
+        with pytest.raises(
+            VerdictError, match=r"mlflow.db is empty, but .*/artifacts/models/m-.* was registered in it"
+        ):
+            retrain(**changes)
+    assert aliases(home) == {}
+    restore(empty_store, home)
+    for path in (home / "artifacts", *home.glob("runs/*/result.json")):  # as a person does who starts over
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
     assert retrain()["decision"] == "PROMOTE"
-    assert aliases(home) == {"champion": "1"}
 
 
 def test_below_the_threshold_is_rejected_and_the_alias_stays(
@@ -437,7 +445,7 @@ def test_a_moved_home_resumes_where_its_run_stopped(
 ) -> None:
     from flows.jobs.retrain import retrain as flow
 
-    moved = Path(shutil.copytree(home, tmp_path / "moved", ignore=shutil.ignore_patterns("mlflow.db*")))
+    moved = Path(shutil.copytree(home, tmp_path / "moved", ignore=shutil.ignore_patterns("mlflow.db*", "artifacts")))
     (job,) = (moved / "runs").iterdir()
     for name in ("result.json", "verdict.json", "evidence.json"):  # as of a run that stopped before it measured
         (job / name).unlink()

@@ -126,6 +126,13 @@ def test_a_store_that_does_not_answer_leaves_the_rest_of_the_status(
     assert "no runs yet" not in printed
 
 
+def test_a_lost_database_is_not_shown_as_a_new_one(home: Path) -> None:
+    (home / "artifacts" / "models" / "m-1").mkdir(parents=True)
+    answer = status.status(str(home))
+    assert answer["champion_state"] == "unknown"
+    assert "mlflow.db is empty, but" in answer["unreachable"][0]
+
+
 def test_files_that_vanish_while_they_are_counted_do_not_matter(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (home / "kept").write_bytes(b"0" * 1_000_000)
     monkeypatch.setattr(status.os, "walk", lambda _: [(str(home), [], ["gone", "kept"]), (f"{home}/gone", [], ["x"])])

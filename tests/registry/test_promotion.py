@@ -12,9 +12,10 @@ from tasks.core.errors import UnknownModel, UnreachableError, UsageError, Verdic
 from tasks.inference.bundle import CHAMPION, MODEL_NAME
 from tasks.registry import audit_log, champion_history, lookup, promotion, promotion_lock, register
 from tasks.registry.audit_log import AliasChange
+from tasks.registry.local_database import AUDIT_EXPERIMENT
 from tasks.registry.mlflow_client import all_runs, connect, experiment_of
 from tasks.registry.promotion import ChampionChanged, promote, read_champion_state, reject, set_challenger
-from tasks.registry.store import AUDIT_EXPERIMENT, MlflowStore
+from tasks.registry.store import MlflowStore
 
 
 @pytest.fixture(scope="module")

@@ -28,9 +28,10 @@ from tasks.registry import promotion as moves
 from tasks.registry import promotion_lock as turns
 from tasks.registry import tracking as runs
 from tasks.registry.champion_profile import fetch_profile
+from tasks.registry.local_database import AUDIT_EXPERIMENT
 from tasks.registry.lookup import CHALLENGER
 from tasks.registry.mlflow_client import connect, experiment_of
-from tasks.registry.store import AUDIT_EXPERIMENT, MlflowStore, locate_store
+from tasks.registry.store import MlflowStore, locate_store
 
 TAGS = {"verdict": "PROMOTE", "mcc": "0.5", "dataset": "d" * 64}
 

@@ -25,8 +25,9 @@ from tasks.core.errors import VerdictError
 from tasks.inference.bundle import CHAMPION, CHAMPION_URI, MODEL_NAME
 from tasks.registry import register
 from tasks.registry import tracking as runs
+from tasks.registry.local_database import AUDIT_EXPERIMENT, EXPERIMENT
 from tasks.registry.mlflow_client import connect
-from tasks.registry.store import AUDIT_EXPERIMENT, EXPERIMENT, MlflowStore
+from tasks.registry.store import MlflowStore
 
 pytestmark = [pytest.mark.services, pytest.mark.timeout(600)]
 HEAVY = {"torch", "transformers", "prefect", "mlflow", "great-expectations", "pandas", "pyarrow", "sqlalchemy", "pip"}

@@ -143,7 +143,7 @@ def test_a_store_that_goes_away_does_not_end_the_answers(
     database.rename(home.folder / "aside")
     for _ in range(3):
         assert not champion.refresh()
-    assert "is gone; check it: verdict doctor" in str(champion.status()["problem"])
+    assert "mlflow.db is missing, but" in str(champion.status()["problem"])
     assert champion.predict([GOOD])[0]["version"] == "1"
     assert not database.exists()  # a query would have created an empty one
     assert len([record for record in caplog.records if record.levelname == "WARNING"]) == 1

@@ -477,7 +477,7 @@ def test_the_champion_moves_while_clients_ask_and_no_request_fails(home: Registr
             home.set_champion(DAMAGED)
             wait_until(lambda: champion.status()["failures"])
             (home.folder / "mlflow.db").unlink()
-            wait_until(lambda: "is gone" in str(champion.status()["problem"]))
+            wait_until(lambda: "is missing" in str(champion.status()["problem"]))
             time.sleep(0.3)
             assert client.get("/readyz").json()["version"] == "2"
             assert figures(client)["verdict_refresh_failures_total",] >= 2

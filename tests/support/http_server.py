@@ -60,6 +60,7 @@ def make_registry_home(folder: Path, empty_store: Path, exported: Any) -> Path:
 def copy_registry_home(original: Path, folder: Path) -> RegistryHome:
     """Copy the database of a store; the artifacts, which no test changes, are shared."""
     folder.mkdir()
+    (folder / "artifacts").symlink_to(original / "artifacts")
     shutil.copy(original / "mlflow.db", folder / "mlflow.db")
     return RegistryHome(folder)
 
