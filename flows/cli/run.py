@@ -152,7 +152,8 @@ def serve(
     max_wait_ms: Annotated[
         float, typer.Option(min=0, max=1_000, help="Milliseconds a request may wait to be batched with others.")
     ] = 2.0,
-    queue: Annotated[int, typer.Option(min=1, help="Most sentences that wait; more are refused with 429.")] = 4_096,
+    queue: Annotated[int, typer.Option(min=1, help="Most tokens that wait; more are refused with 429.")] = 131_072,
+    max_requests: Annotated[int, typer.Option(min=1, help="Most requests that wait; more are refused with 429.")] = 128,
     page: Annotated[bool, typer.Option("--page/--no-page", help="Demo page at /, with flags for errors.")] = True,
     feedback: Annotated[
         str, typer.Option(help="TSV file for the page's flags [feedback/feedback.tsv in the stores' folder].")
@@ -183,6 +184,7 @@ def serve(
         max_batch,
         max_wait_ms,
         queue,
+        max_requests,
         page,
         feedback,
         refuse_truncated,

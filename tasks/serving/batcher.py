@@ -1,7 +1,8 @@
-"""Dynamic batching: a bounded queue in front of a model, and one thread that answers waiting requests together.
+"""Dynamic batching: bounded queues in front of a model, and one thread that answers waiting requests together.
 
-A batch takes requests until it holds `max_batch` sentences, or its first request has waited `max_wait` seconds; while
-the model computes, the next requests queue up. A request is never split, so one version answers all of it.
+A batch takes short requests until it is full, or its first request has waited `max_wait` seconds; while the model
+computes, the next requests queue up. A request that is longer than a batch is computed piece by piece, each between two
+batches of short requests, which so pass it. One version answers all of a request, also of a divided one.
 """
 
 import collections
@@ -10,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from tasks.core.errors import VerdictError
@@ -18,6 +20,9 @@ from tasks.serving.champion import ChampionAnswer, LoadedModel
 log = logging.getLogger(__name__)
 
 MAX_RETRY_AFTER_S = 60
+BYTES_PER_TOKEN = 4  # of English text; a sentence's tokens are estimated, because the queue does not tokenise
+SPECIAL_TOKENS = 2  # of each sentence
+TOKENS_PER_SENTENCE = 32  # that a batch has room for; three times the mean of CoLA
 
 
 class QueueFull(VerdictError):
@@ -45,10 +50,40 @@ class BatchReply(NamedTuple):
         return [index for index, answer in enumerate(self.answers) if answer["truncated"]]
 
 
-class _QueuedRequest(NamedTuple):
+@dataclass(eq=False)
+class _QueuedRequest:
+    """A request, and what was computed of it."""
+
     sentences: list[str]
+    tokens: list[int]
+    """estimated, of each sentence"""
     arrived: float
-    future: "Future[BatchReply]"
+    future: "Future[BatchReply]" = field(default_factory=Future)
+    model: LoadedModel | None = None
+    """that computed the first piece"""
+    answers: list[ChampionAnswer] = field(default_factory=list)
+
+
+class _Queue:
+    """Requests that wait, and the sum of their sentences and tokens."""
+
+    def __init__(self) -> None:
+        self.requests: collections.deque[_QueuedRequest] = collections.deque()
+        self.sentences = self.tokens = 0
+
+    def __len__(self) -> int:
+        return len(self.requests)
+
+    def append(self, request: _QueuedRequest) -> None:
+        self.requests.append(request)
+        self.sentences += len(request.sentences)
+        self.tokens += sum(request.tokens)
+
+    def pop(self) -> _QueuedRequest:
+        request = self.requests.popleft()
+        self.sentences -= len(request.sentences)
+        self.tokens -= sum(request.tokens)
+        return request
 
 
 class Batcher:
@@ -56,9 +91,10 @@ class Batcher:
 
     Args:
         current: returns the loaded model; called once for each batch.
-        max_batch: sentences; a longer request is a batch by itself.
+        max_batch: sentences, of 32 tokens on average.
         max_wait: seconds that the first request of a batch waits for others.
-        capacity: sentences that may wait; a request of any length is accepted by an empty queue.
+        capacity: tokens that may wait, of short requests and of longer ones each; an empty queue accepts any request.
+        max_requests: that may wait.
         on_batch: called with the number of sentences and the seconds of each batch.
     """
 
@@ -67,14 +103,15 @@ class Batcher:
         current: Callable[[], LoadedModel],
         max_batch: int = 64,
         max_wait: float = 0.002,
-        capacity: int = 4_096,
+        capacity: int = 131_072,
+        max_requests: int = 128,
         on_batch: Callable[[int, float], None] = lambda sentences, seconds: None,
     ) -> None:
         self._current, self.on_batch = current, on_batch
-        self._max_batch, self._max_wait, self._capacity = max_batch, max_wait, capacity
-        self._queue: collections.deque[_QueuedRequest] = collections.deque()
-        self._sentences = 0
-        self._rate = 0.0  # sentences per second, moving average over batches
+        self._max_batch, self._max_tokens = max_batch, max_batch * TOKENS_PER_SENTENCE
+        self._max_wait, self._capacity, self._max_requests = max_wait, capacity, max_requests
+        self._short, self._long = _Queue(), _Queue()
+        self._rate = 0.0  # tokens per second, moving average over batches
         self._closed = False
         self._changed = threading.Condition()
         self._worker = threading.Thread(target=self._work, name="inference", daemon=True)
@@ -83,30 +120,27 @@ class Batcher:
     @property
     def waiting(self) -> int:
         """Number of sentences in the queue."""
-        return self._sentences
+        return self._short.sentences + self._long.sentences
 
     def submit(self, sentences: Sequence[str]) -> "Future[BatchReply]":
         """Queue a request.
 
         Raises:
-            QueueFull: if too many sentences wait.
+            NotReady: if no model is loaded.
+            QueueFull: if too many requests or tokens wait.
             BatcherClosed: after `close`.
         """
+        limit = self._current().max_length
+        tokens = [min(limit, SPECIAL_TOKENS + len(sentence.encode()) // BYTES_PER_TOKEN) for sentence in sentences]
+        request = _QueuedRequest(list(sentences), tokens, time.monotonic())
         with self._changed:
             if self._closed:
                 raise BatcherClosed("the server is stopping; send the request to another one")
-            if self._queue and self._sentences + len(sentences) > self._capacity:
-                seconds = min(MAX_RETRY_AFTER_S, 1 + int(self._sentences / self._rate)) if self._rate else 1
-                raise QueueFull(
-                    f"the queue is full: {self._sentences} sentences wait, at most {self._capacity} may; try again in "
-                    f"{seconds} s, or start the server with a longer --queue",
-                    seconds,
-                )
-            request = _QueuedRequest(list(sentences), time.monotonic(), Future())
-            self._queue.append(request)
-            self._sentences += len(request.sentences)
+            queue = self._long if self._count_fitting(request, 0) < len(tokens) else self._short
+            self._check_room(queue, sum(tokens))
+            queue.append(request)
             self._changed.notify()
-            return request.future
+        return request.future
 
     def close(self) -> None:
         """Accept no more requests, answer those that wait, and end the thread."""
@@ -115,33 +149,59 @@ class Batcher:
             self._changed.notify_all()
         self._worker.join()
 
-    def _work(self) -> None:
-        while batch := self._collect():
-            started = time.perf_counter()
-            count = sum(len(request.sentences) for request in batch)
-            self._answer(batch)
-            seconds = time.perf_counter() - started
-            rate = count / max(seconds, 1e-9)
-            self._rate = 0.8 * self._rate + 0.2 * rate if self._rate else rate
-            self.on_batch(count, seconds)
+    def _check_room(self, queue: _Queue, tokens: int) -> None:
+        waiting = len(self._short) + len(self._long)
+        if waiting >= self._max_requests:
+            full = f"{waiting} requests wait, at most {self._max_requests} may"
+        elif queue and queue.tokens + tokens > self._capacity:
+            full = f"{queue.tokens} tokens wait, at most {self._capacity} may"
+        else:
+            return
+        ahead = self._short.tokens + self._long.tokens if queue is self._long else self._short.tokens
+        seconds = min(MAX_RETRY_AFTER_S, 1 + int(ahead / self._rate)) if self._rate else 1
+        raise QueueFull(f"the queue is full: {full}; try again in {seconds} s", seconds)
 
-    def _collect(self) -> list[_QueuedRequest]:
-        """Wait for a batch and return it; empty once the queue is closed and empty."""
+    def _count_fitting(self, request: _QueuedRequest, start: int) -> int:
+        """Return how many sentences from `start` on fit into a batch; at least one."""
+        count = total = 0
+        for tokens in request.tokens[start : start + self._max_batch]:
+            total += tokens
+            if count and total > self._max_tokens:
+                break
+            count += 1
+        return count
+
+    def _work(self) -> None:
+        """Compute a batch of short requests and a piece of a longer one in turn, as long as any wait."""
+        while self._wait():
+            if batch := self._collect():
+                self._answer(batch)
+            if self._long:
+                self._compute_piece(self._long.requests[0])
+
+    def _wait(self) -> bool:
+        """Wait until there is something to compute; return False once the queue is closed and empty."""
         with self._changed:
-            while not self._queue and not self._closed:
+            while not self._short and not self._long and not self._closed:
                 self._changed.wait()
-            while self._queue and self._sentences < self._max_batch and not self._closed:
-                left = self._queue[0].arrived + self._max_wait - time.monotonic()
+            while self._short and not self._long and self._short.sentences < self._max_batch and not self._closed:
+                left = self._short.requests[0].arrived + self._max_wait - time.monotonic()
                 if left <= 0:
                     break
                 self._changed.wait(left)
+            return bool(self._short or self._long)
+
+    def _collect(self) -> list[_QueuedRequest]:
+        """Return the short requests of a batch, which may be none."""
+        with self._changed:
             batch: list[_QueuedRequest] = []
-            count = 0
-            while self._queue and (not batch or count + len(self._queue[0].sentences) <= self._max_batch):
-                request = self._queue.popleft()
-                self._sentences -= len(request.sentences)
-                count += len(request.sentences)
-                batch.append(request)
+            sentences = tokens = 0
+            while self._short:
+                first = self._short.requests[0]
+                sentences, tokens = sentences + len(first.sentences), tokens + sum(first.tokens)
+                if batch and (sentences > self._max_batch or tokens > self._max_tokens):
+                    break
+                batch.append(self._short.pop())
             return batch
 
     def _answer(self, batch: list[_QueuedRequest]) -> None:
@@ -149,7 +209,8 @@ class Batcher:
         live = [request for request in batch if not request.future.cancelled()]
         try:
             model = self._current()
-            answers = model.predict([sentence for request in live for sentence in request.sentences])
+            sentences = [sentence for request in live for sentence in request.sentences]
+            answers = self._predict(model, sentences, sum(sum(request.tokens) for request in live))
         except Exception as error:  # every exception goes to the clients that wait
             if len(live) > 1 and not isinstance(error, VerdictError):
                 for request in live:
@@ -163,6 +224,33 @@ class Batcher:
             end = start + len(request.sentences)
             _resolve_future(request.future, BatchReply(model.version, model.max_length, answers[start:end]))
             start = end
+
+    def _compute_piece(self, request: _QueuedRequest) -> None:
+        """Compute the next piece of the first long request; answer it after the last one."""
+        start = len(request.answers)
+        end = start + self._count_fitting(request, start)
+        outcome: BatchReply | Exception
+        try:
+            request.model = request.model or self._current()
+            piece, tokens = request.sentences[start:end], sum(request.tokens[start:end])
+            request.answers += self._predict(request.model, piece, tokens)
+            outcome = BatchReply(request.model.version, request.model.max_length, request.answers)
+        except Exception as error:  # goes to the client that waits
+            outcome, end = error, len(request.sentences)
+        if end == len(request.sentences) or request.future.cancelled():
+            with self._changed:
+                self._long.pop()
+            _resolve_future(request.future, outcome)
+
+    def _predict(self, model: LoadedModel, sentences: list[str], tokens: int) -> list[ChampionAnswer]:
+        """Compute answers, and measure how fast."""
+        started = time.perf_counter()
+        answers = model.predict(sentences)
+        seconds = time.perf_counter() - started
+        rate = tokens / max(seconds, 1e-9)
+        self._rate = 0.8 * self._rate + 0.2 * rate if self._rate else rate
+        self.on_batch(len(sentences), seconds)
+        return answers
 
 
 def _resolve_future(future: "Future[BatchReply]", outcome: BatchReply | Exception) -> None:

@@ -13,12 +13,12 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tasks.core.errors import UsageError
+from tasks.serving.request_validation import MAX_REPEATED_CHARS
 
 LOOPBACK_HOSTS = ("127.0.0.1", "::1", "localhost")
 # Clusters probe and scrape each pod by its address; the answers hold no sentence.
-PROBES = ("/healthz", "/readyz", "/v2/health/live", "/v2/health/ready", "/metrics")
+PROBE_PATHS = ("/healthz", "/readyz", "/v2/health/live", "/v2/health/ready", "/metrics")
 HOST = re.compile(r"(?:\[(?P<literal>[0-9a-f:.]+)\]|(?P<name>[^\[\]:/@\s]+?)\.?)(?::\d*)?", re.IGNORECASE)
-MAX_REPEATED_CHARS = 60  # of a refused name
 
 
 class AllowedHosts:
@@ -76,7 +76,7 @@ class HostCheck:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or refuse it."""
         host = Headers(scope=scope).get("host", "") if scope["type"] == "http" else ""
-        if scope["type"] != "http" or scope["path"] in PROBES or host in self.hosts:
+        if scope["type"] != "http" or scope["path"] in PROBE_PATHS or host in self.hosts:
             await self.app(scope, receive, send)
             return
         shown = repr(host[:MAX_REPEATED_CHARS])

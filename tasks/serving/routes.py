@@ -22,6 +22,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from tasks.core.errors import VerdictError
 from tasks.serving import open_inference as protocol
 from tasks.serving.batcher import Batcher, BatcherClosed, BatchReply, QueueFull
+from tasks.serving.bytes_in_flight import BytesInFlight
 from tasks.serving.champion import Champion, NotReady
 from tasks.serving.host_names import AllowedHosts, HostCheck
 from tasks.serving.judge_api import ErrorResponse, JudgeRequest, JudgeResponse, parse_judge_request
@@ -45,7 +46,10 @@ ERRORS: dict[int | str, dict[str, Any]] = {
         "description": "no list of strings, or a truncated sentence where the server refuses these",
     },
     429: {"model": ErrorResponse, "description": "the queue is full; Retry-After says when to try again"},
-    503: {"model": ErrorResponse, "description": "no model is loaded yet, or the server is stopping"},
+    503: {
+        "model": ErrorResponse,
+        "description": "no model is loaded yet, too many bytes are in flight, or the server is stopping",
+    },
 }
 
 
@@ -202,6 +206,7 @@ def build_app(
         from tasks.serving.demo_page import add_page  # imports libraries that the API does not need
 
         app.state.page = add_page(app, api.submit, feedback, api.limits)
+    app.add_middleware(BytesInFlight, body=api.limits.body)
     app.add_middleware(HostCheck, hosts=hosts or AllowedHosts())
     app.add_middleware(RequestMetricsMiddleware, telemetry=telemetry)
     for kind in (VerdictError, HTTPException):

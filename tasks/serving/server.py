@@ -16,14 +16,12 @@ import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
-import uvicorn
-from starlette.types import ASGIApp
-
 from tasks.core import log_format
 from tasks.core.errors import UsageError, VerdictError
 from tasks.inference.bundle import CHAMPION_URI
 from tasks.serving.batcher import Batcher
 from tasks.serving.champion import DEFAULT_REFRESH_S, Champion, LoadedModel
+from tasks.serving.connections import SOCKET_BACKLOG, InferenceServer
 from tasks.serving.host_names import LOOPBACK_HOSTS, AllowedHosts
 from tasks.serving.metrics import ServerMetrics
 from tasks.serving.request_validation import RequestLimits
@@ -33,9 +31,6 @@ if TYPE_CHECKING:
     from tasks.serving.feedback import Feedback
 
 log = logging.getLogger(__name__)
-
-SOCKET_BACKLOG = 2_048  # connections
-SHUTDOWN_GRACE_S = 30  # for requests to finish after a signal
 
 
 @dataclass(frozen=True)
@@ -54,8 +49,10 @@ class ServerConfig:
     """sentences in a batch"""
     max_wait_ms: float = 2.0
     """that a request may wait to be batched with others"""
-    queue: int = 4_096
-    """sentences that may wait"""
+    queue: int = 131_072
+    """tokens that may wait, of short requests and of longer ones each"""
+    max_requests: int = 128
+    """that may wait"""
     page: bool = True
     """serve the demo page to browsers at /"""
     feedback: str = ""
@@ -93,7 +90,9 @@ def serve(config: ServerConfig, home: str) -> None:
                 on_load=_log_with_model,
             )
         )
-        batcher = Batcher(champion.current, config.max_batch, config.max_wait_ms / 1_000, config.queue)
+        batcher = Batcher(
+            champion.current, config.max_batch, config.max_wait_ms / 1_000, config.queue, config.max_requests
+        )
         stack.callback(batcher.close)
         telemetry = ServerMetrics(champion.status, lambda: batcher.waiting)
         batcher.on_batch = telemetry.count_batch
@@ -107,7 +106,7 @@ def serve(config: ServerConfig, home: str) -> None:
             raise _not_bound(config.host, config.port, error) from error
         if config.host not in LOOPBACK_HOSTS:
             log.warning("%s is reachable from other machines, without authentication", config.host)
-        stop.server = server_for(app)
+        stop.server = InferenceServer(app)
         print(f"{_describe_status(champion)} on {address_of(bound)} (Ctrl-C stops)", flush=True)
         stop.server.run(sockets=[bound])
 
@@ -123,20 +122,6 @@ def _open_feedback(config: ServerConfig, home: str) -> "Feedback | None":
     from tasks.serving.feedback import FEEDBACK_FILE, Feedback
 
     return Feedback(config.feedback or f"{home}/{FEEDBACK_FILE}")
-
-
-def server_for(app: ASGIApp) -> uvicorn.Server:
-    """Return a server that logs errors only and lets requests finish when it stops."""
-    return uvicorn.Server(
-        uvicorn.Config(
-            app,
-            log_config=None,
-            log_level="error",
-            access_log=False,
-            lifespan="off",
-            timeout_graceful_shutdown=SHUTDOWN_GRACE_S,
-        )
-    )
 
 
 def bind_socket(host: str, port: int) -> socket.socket:
@@ -182,7 +167,7 @@ class _SignalHandler:
     """Ends the process with exit code 0 on SIGTERM and SIGINT, before, while and after the server runs."""
 
     def __init__(self) -> None:
-        self.server: uvicorn.Server | None = None
+        self.server: InferenceServer | None = None
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Self:

@@ -258,7 +258,7 @@ def test_a_full_queue_refuses_people_as_it_refuses_programs(
         return client.post("/v1/judge", json={"sentences": [GOOD]}).status_code
 
     with (
-        running_server(champion, slow=1.5, max_batch=1, capacity=1, feedback=feedback) as client,
+        running_server(champion, slow=1.5, max_batch=1, max_requests=1, feedback=feedback) as client,
         ThreadPoolExecutor(2) as programs,
     ):
         page = visit(client)
@@ -269,8 +269,8 @@ def test_a_full_queue_refuses_people_as_it_refuses_programs(
         second = programs.submit(ask)  # waits
         page.wait_for_timeout(200)
         judge(page, GOOD)
-        assert refusal(page, "sentences wait").startswith(
-            "the queue is full: 1 sentences wait, at most 1 may; try again in"
+        assert refusal(page, "requests wait").startswith(
+            "the queue is full: 1 requests wait, at most 1 may; try again in"
         )
         assert (first.result(), second.result()) == (200, 200)
 

@@ -391,14 +391,66 @@ def test_requests_that_wait_together_share_a_batch(champion: Champion) -> None:
 
 
 def test_a_full_queue_is_429_with_retry_after(champion: Champion) -> None:
-    with running_server(champion, slow=0.3, max_batch=4, capacity=8) as client, ThreadPoolExecutor(20) as pool:
+    with running_server(champion, slow=0.3, max_batch=4, capacity=80) as client, ThreadPoolExecutor(20) as pool:
         answers = list(pool.map(lambda _: client.post("/v1/judge", json={"sentences": [GOOD, BAD]}), range(20)))
         # A request that is longer than the queue is answered all the same once nothing waits.
-        assert client.post("/v1/judge", json={"sentences": [GOOD] * 50}).status_code == 200
+        assert client.post("/v1/judge", json={"sentences": [GOOD] * 20}).status_code == 200
     refused = [answer for answer in answers if answer.status_code == 429]
     assert {answer.status_code for answer in answers} == {200, 429}
     assert all(int(answer.headers["Retry-After"]) >= 1 for answer in refused)
-    assert "sentences wait, at most 8 may; try again in" in refused[0].json()["error"]
+    assert "tokens wait, at most 80 may; try again in" in refused[0].json()["error"]
+
+
+def test_short_requests_pass_a_long_one_which_is_computed_piece_by_piece(champion: Champion) -> None:
+    with running_server(champion, slow=0.1, max_batch=4) as client, ThreadPoolExecutor(1) as pool:
+        long = pool.submit(client.post, "/v1/judge", json={"sentences": [f"{GOOD} {i}" for i in range(50)]})
+        wait_until(lambda: figures(client)["verdict_batch_sentences_count",])
+        for _ in range(3):
+            assert client.post("/v1/judge", json={"sentences": [GOOD, BAD]}).status_code == 200
+            assert not long.done()
+        predictions = long.result().json()["predictions"]
+        seen = figures(client)
+    assert [entry["sentence"] for entry in predictions] == [f"{GOOD} {i}" for i in range(50)]
+    assert seen["verdict_batch_sentences_bucket", "4.0"] == seen["verdict_batch_sentences_count",] == 13 + 3
+
+
+def test_the_pieces_of_a_request_are_answered_by_one_version() -> None:
+    class Version:
+        max_length = 80
+
+        def __init__(self, version: str) -> None:
+            self.version = version
+
+        def predict(self, sentences: list[str]) -> Any:
+            served.append(Version("2"))
+            return [{"version": self.version, "truncated": False} for _ in sentences]
+
+    served = [Version("1")]
+    batcher = Batcher(lambda: served[-1], max_batch=2)  # type: ignore[arg-type,return-value]
+    reply = batcher.submit([GOOD] * 9).result(10)
+    assert (reply.version, {answer["version"] for answer in reply.answers}, len(reply.answers)) == ("1", {"1"}, 9)
+    assert batcher.submit([GOOD]).result(10).version == "2"
+    batcher.close()
+
+
+def test_long_sentences_are_divided_by_their_tokens() -> None:
+    class Counted:
+        version, max_length = "1", 80
+
+        def predict(self, sentences: list[str]) -> Any:
+            batches.append(len(sentences))
+            if len(batches) == 5:
+                raise VerdictError("a fault")
+            return [{"truncated": True} for _ in sentences]
+
+    batches: list[int] = []
+    batcher = Batcher(lambda: Counted(), max_batch=8)  # type: ignore[arg-type,return-value]
+    assert len(batcher.submit(["word " * 2_000] * 10).result(10).answers) == 10
+    assert batches == [3, 3, 3, 1]
+    with pytest.raises(VerdictError, match="a fault"):
+        batcher.submit(["word " * 2_000] * 10).result(10)
+    assert len(batcher.submit([GOOD] * 9).result(10).answers) == 9
+    batcher.close()
 
 
 def test_a_request_that_fails_does_not_fail_others_of_its_batch(champion: Champion) -> None:

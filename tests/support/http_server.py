@@ -17,11 +17,12 @@ from tasks.registry import lookup, register, tracking
 from tasks.registry.store import MlflowStore, locate_store
 from tasks.serving.batcher import Batcher
 from tasks.serving.champion import Champion
+from tasks.serving.connections import InferenceServer
 from tasks.serving.feedback import Feedback
 from tasks.serving.metrics import ServerMetrics
 from tasks.serving.request_validation import RequestLimits
 from tasks.serving.routes import build_app
-from tasks.serving.server import address_of, bind_socket, server_for
+from tasks.serving.server import address_of, bind_socket
 
 GOOD, BAD = "the cat sees the dog", f"the cat {SIGN} sees the dog"
 DAMAGED = "3"  # the version whose files are not those that were registered
@@ -86,6 +87,7 @@ def running_server(
     limits: RequestLimits | None = None,
     slow: float = 0.0,
     feedback: Feedback | None = None,
+    connections: int = 0,
     **settings: Any,
 ) -> Iterator[Any]:
     """Serve in a thread, with the page where there is a feedback file; yield a client of the server."""
@@ -95,11 +97,12 @@ def running_server(
     bound = bind_socket("127.0.0.1", 0)
     bound.listen(100)
     app = build_app(champion, batcher, telemetry, limits, feedback)
-    server = server_for(app)
+    server = InferenceServer(app, connections)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
     thread.start()
     try:
         with httpx.Client(base_url=address_of(bound), timeout=30) as client:
+            client.server = server  # type: ignore[attr-defined]
             yield client
     finally:
         server.should_exit = True
