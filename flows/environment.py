@@ -3,11 +3,13 @@
 import contextlib
 import logging
 import os
+import re
 import sys
 import tempfile
 import time
 from collections.abc import Iterable
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 from tasks.core import log_format
 from tasks.core.errors import UsageError
@@ -71,6 +73,26 @@ def set_process_defaults() -> None:
         defaults |= openmp_waiting(busy=is_machine_busy())
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
+    _move_credentials()
+
+
+def _move_credentials() -> None:
+    """Move name and password of our servers' addresses to the variables that are meant for them.
+
+    Libraries log addresses, and quote them in messages.
+    """
+    for variable in ("PREFECT_API_URL", "MLFLOW_TRACKING_URI"):
+        given = os.environ.get(variable, "")
+        if not re.match(r"https?://[^/?#]*@", given):
+            continue
+        parts = urlsplit(given)
+        name, password = unquote(parts.username or ""), unquote(parts.password or "")
+        if variable == "PREFECT_API_URL":
+            os.environ.setdefault("PREFECT_API_AUTH_STRING", f"{name}:{password}")
+        else:
+            os.environ.setdefault("MLFLOW_TRACKING_USERNAME", name)
+            os.environ.setdefault("MLFLOW_TRACKING_PASSWORD", password)
+        os.environ[variable] = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 
 def openmp_waiting(busy: bool) -> dict[str, str]:

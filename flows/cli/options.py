@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from tasks.core.printable import json_document
+from tasks.core.printable import json_document, redact
 
 if TYPE_CHECKING:
     from tasks.core.settings_loader import ResolvedSettings
@@ -20,9 +20,9 @@ OnDevice = Annotated[Device, typer.Option(help="Where to compute; auto uses a GP
 TrainingDevice = Annotated[
     Device | None, typer.Option(help="Where to train; cuda fails without a GPU, auto falls back to the CPU.")
 ]
-Model = Annotated[str, typer.Option(help="Registry address, version number, or a bundle's folder.")]
+Model = Annotated[str, typer.Option(callback=redact, help="Registry address, version number, or a bundle's folder.")]
 VersionNumber = Annotated[str, typer.Argument(metavar="VERSION", help="Version number, see `verdict status`.")]
-Reason = Annotated[str, typer.Option(help="Reason; recorded in the history.")]
+Reason = Annotated[str, typer.Option(callback=redact, help="Reason; recorded in the history.")]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,7 +10,8 @@ from typing import TypedDict
 import onnx
 from onnx import TensorProto, helper
 
-from tasks.core.errors import VerdictError
+from tasks.core.errors import VerdictError, first_line
+from tasks.core.printable import redact_address
 from tasks.core.provenance import library_versions
 from tasks.inference.sessions import has_gpu, open_session
 from tasks.training.pretrained import PACKAGED, locate_encoder
@@ -44,7 +45,7 @@ def _run(name: str, check: Callable[[], str]) -> DoctorCheck:
     try:
         return DoctorCheck(check=name, works=True, seen=check())
     except (VerdictError, ImportError, OSError) as error:
-        return DoctorCheck(check=name, works=False, seen=str(error))
+        return DoctorCheck(check=name, works=False, seen=first_line(error))
 
 
 def _gpu() -> str:
@@ -99,6 +100,7 @@ def _prefect() -> str:
 
     with connect_prefect("start it (make up), or unset PREFECT_API_URL") as client:
         version, workers = client.api_version(), check_workers(client)
+    url = redact_address(url)
     if version != __version__:
         raise VerdictError(f"{url} is Prefect {version}, installed is {__version__}; run the same on both sides")
     return f"{url} answers, {workers}"

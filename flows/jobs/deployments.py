@@ -19,6 +19,7 @@ from flows import environment
 from flows.notifications import alert_crash, alert_failure
 from flows.outcome import RetrainOutcome
 from tasks.core import log_format
+from tasks.core.hidden_addresses import reject_secrets
 from tasks.core.settings_loader import ResolvedSettings, load_settings, parse_setting
 from tasks.inference.bundle import CHAMPION_URI
 
@@ -144,8 +145,10 @@ def resolve(profile: str, data: DataForm, training: TrainingForm, more: list[str
     """Resolve profile, the worker's environment and the form, in this order.
 
     Raises:
-        UsageError: if a value is not valid.
+        UsageError: if a value is not valid, or is an address with a password or signature.
     """
+    for text in (*data.path, data.train, data.holdout, training.encoder, *more):
+        reject_secrets(text, "the form of this deployment")
     form = {f"data.{key}": value for key, value in data.model_dump().items()}
     form |= {f"finetune.{key}": value for key, value in training.model_dump().items()}
     chosen = {key: value for key, value in form.items() if value not in (None, "", [])}

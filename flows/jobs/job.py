@@ -21,6 +21,7 @@ from tasks.core import log_format
 from tasks.core.errors import DataRejected, UnreachableError, VerdictError
 from tasks.core.files import home_id, json_digest
 from tasks.core.policy import POLICY_FILE
+from tasks.core.printable import redact
 from tasks.core.provenance import git_commit, library_versions
 from tasks.core.settings import Settings
 from tasks.core.settings_loader import ResolvedSettings, SettingRow
@@ -121,15 +122,14 @@ def tracked_run(
     except BaseException as error:
         decision = "REFUSED" if isinstance(error, DataRejected) else "FAILED"
         with contextlib.suppress(UnreachableError):  # if the store is what failed, the first error is the one to report
-            note = describe_failure(decision, str(error)[:500])
-            tracking.tag_run(store, run_id, {"verdict": decision, "error": str(error)[:500], NOTE: note})
+            reason = redact(str(error))[:500]
+            note = describe_failure(decision, reason)
+            tracking.tag_run(store, run_id, {"verdict": decision, "error": reason, NOTE: note})
             tracking.close_run(store, run_id, "FAILED")
         raise
 
 
 def recordable_rows(settings: Settings, origins: dict[str, str]) -> list[SettingRow]:
-    """Return a row of every setting, with passwords and tokens cut out of addresses."""
-    shown = {f"data.{name}": shown_addresses([getattr(settings.data, name)]) for name in ("train", "holdout", "text")}
-    shown["data.path"] = shown_addresses(settings.data.path)
+    """Return a row of every setting, the addresses of the data in one line."""
     rows = ResolvedSettings(settings, origins).rows()
-    return [row._replace(value=shown.get(row.key, row.value)) for row in rows]
+    return [row._replace(value=shown_addresses(row.value)) if row.key == "data.path" else row for row in rows]

@@ -26,7 +26,9 @@ from pydantic import SecretStr
 
 from flows.notifications import BLOCK_VARIABLE
 from flows.services.prefect_status import POOL, TAG
-from tasks.core.errors import UnreachableError, UsageError, VerdictError
+from tasks.core.errors import UnreachableError, UsageError, VerdictError, first_line
+from tasks.core.hidden_addresses import reject_secrets
+from tasks.core.printable import redact, redact_address
 from tasks.core.webhook import URL_VARIABLE
 
 QUEUE = "train"
@@ -42,7 +44,7 @@ def deploy(file: str = "") -> dict[str, Any]:
         file: path of a deployments file; empty for infra/prefect.yaml.
 
     Raises:
-        UsageError: if no server is configured, or there is no such file.
+        UsageError: if no server is configured, or there is no such file, or it has an address with a password.
         UnreachableError: if the server does not answer.
         VerdictError: if Prefect rejects the file.
     """
@@ -52,6 +54,8 @@ def deploy(file: str = "") -> dict[str, Any]:
     path = Path(file) if file else find_file()
     if not path.is_file():
         raise UsageError(f"{path} is not a file; expected one like infra/prefect.yaml")
+    reject_secrets(path.read_text(encoding="utf-8", errors="replace"), str(path))
+    url = redact_address(url)
     try:
         with get_client(sync_client=True) as client:
             prepare_pool(client)
@@ -59,7 +63,7 @@ def deploy(file: str = "") -> dict[str, Any]:
             automations = apply_automations(client)
             found = [client.read_deployment(held.id) for held in client.read_deployments() if TAG in held.tags]
     except OSError as error:
-        raise UnreachableError(f"Prefect at {url} failed ({error}); check it: verdict doctor") from error
+        raise UnreachableError(f"Prefect at {url} failed ({first_line(error)}); check it: verdict doctor") from error
     deployments = [
         {
             "name": held.name,
@@ -105,7 +109,7 @@ def apply_file(path: Path) -> None:
     done = subprocess.run([sys.executable, "-m", "prefect", *command], capture_output=True, text=True)
     if done.returncode:
         said = (done.stderr.strip() or done.stdout.strip()).splitlines() or ["no message"]
-        raise VerdictError(f"Prefect rejects {path}: {said[-1][:300]}")
+        raise VerdictError(f"Prefect rejects {path}: {redact(said[-1])[:300]}")
 
 
 def apply_automations(client: SyncPrefectClient) -> list[str]:

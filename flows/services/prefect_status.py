@@ -13,6 +13,7 @@ from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, get_current_settings, temporary_settings
 
 from tasks.core.errors import UnreachableError, VerdictError, first_line
+from tasks.core.printable import redact_address
 
 TAG = "verdict"  # of all our deployments
 POOL = "verdict"  # work pool of all our deployments
@@ -64,7 +65,7 @@ def connect_prefect(remedy: str = "check it: verdict doctor") -> Iterator[SyncPr
     Raises:
         UnreachableError: if the server does not answer, refuses the credentials or fails.
     """
-    url = get_current_settings().api.url
+    url = redact_address(str(get_current_settings().api.url))
     try:
         with (
             temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}),
@@ -96,7 +97,7 @@ def read_schedule() -> Schedule:
     soonest = {run.deployment_id: run for run in reversed(planned)}
     coming = [_to_planned(run, names, busy.get(run.work_queue_id, "")) for run in soonest.values()]
     return Schedule(
-        server=str(get_current_settings().api.url),
+        server=redact_address(str(get_current_settings().api.url)),
         next=sorted(coming, key=lambda each: each["time"]),
         last=[_to_past(run, names) for run in _select_relevant(begun)],
     )

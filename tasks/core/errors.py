@@ -8,11 +8,17 @@ VerdictError             exit 1: the work failed
 └── DataRejected         exit 3: the gate rejected the data; nothing was trained or registered
 """
 
+from .printable import escape_controls, redact
+
 
 def first_line(error: BaseException, max_chars: int = 500) -> str:
-    """Return the first line of an error's message, or its type if it has none; unprintable characters are escaped."""
-    first = (str(error).strip().splitlines() or [type(error).__name__])[0][:max_chars]
-    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in first)
+    """Return the first line of an error's message, or its type if it has none.
+
+    Control characters are escaped, and passwords and signatures of addresses hidden: the message may be another
+    library's.
+    """
+    first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return escape_controls(redact(first)[:max_chars], keep="")
 
 
 def summarise_error(error: BaseException, max_chars: int = 500) -> str:

@@ -2,8 +2,11 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from tasks.core.hidden_addresses import hide
+
+Address = Annotated[str, AfterValidator(hide)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -16,7 +19,7 @@ class Section(BaseModel):
 class FinetuneSettings(Section):
     """The training recipe."""
 
-    encoder: str = "packaged"
+    encoder: Address = "packaged"
     """Folder or hub id of a pretrained encoder, or "packaged" for the one that is installed with the product."""
     epochs: Annotated[int, Field(ge=1, le=1000)] = 4
     """Passes over the training sentences."""

@@ -9,7 +9,7 @@ import os
 import sys
 
 from tasks.core.errors import UsageError
-from tasks.core.printable import PrintableFormatter, escape_controls
+from tasks.core.printable import PrintableFormatter, escape_json, redact
 
 FORMAT_VARIABLE = "VERDICT_LOG"
 JSON_FIELDS = {"asctime": "time", "levelname": "level", "name": "logger"}
@@ -49,9 +49,13 @@ def set_formatter(handler: logging.Handler) -> None:
         return
     from pythonjsonlogger.json import JsonFormatter
 
+    class PrintableJsonFormatter(JsonFormatter):
+        def format(self, record: logging.LogRecord) -> str:
+            return escape_json(redact(super().format(record)))
+
     form = "%(asctime)s %(levelname)s %(name)s %(message)s"
     handler.setFormatter(
-        JsonFormatter(form, datefmt="%Y-%m-%dT%H:%M:%S%z", rename_fields=JSON_FIELDS, json_ensure_ascii=False)
+        PrintableJsonFormatter(form, datefmt="%Y-%m-%dT%H:%M:%S%z", rename_fields=JSON_FIELDS, json_ensure_ascii=False)
     )
     handler.addFilter(_add_context)
 
@@ -59,7 +63,8 @@ def set_formatter(handler: logging.Handler) -> None:
 def print_error(*lines: str) -> None:
     """Print why a command failed on standard error, in the format that VERDICT_LOG names."""
     handler = logging.StreamHandler(sys.stderr)
-    text = escape_controls("\n".join(lines))
+    handler.setFormatter(PrintableFormatter())
+    text = "\n".join(lines)
     try:
         set_formatter(handler)
         message = text if wants_json() else f"error: {text}"

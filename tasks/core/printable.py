@@ -1,11 +1,15 @@
-"""Escapes what a terminal would act on instead of showing it: control characters and direction overrides.
+"""Prepares text to be shown: without the secrets of addresses, and without what a terminal would act on.
 
 Sentences, reasons and paths come from elsewhere; an escape sequence in them could move the cursor, set the title or
 hide what was printed before. They stay as they are in files and stores, and are escaped where they are printed.
+
+Addresses may hold a password (https://NAME:PASSWORD@HOST) or a signature (?sig=...), also where another library's
+message quotes one.
 """
 
 import json
 import logging
+import re
 import unicodedata
 from typing import Any
 
@@ -14,6 +18,37 @@ MAX_QUOTED = 200  # characters of a key or a value in a message
 MARK = " [...]"  # where a text was cut
 JOINERS = "\u200c\u200d"  # within emoji and in several scripts
 ESCAPED = {"Cc", "Cf", "Cs", "Zl", "Zp"}  # Unicode's categories: controls, formats, surrogates, separators of lines
+
+HIDDEN = "***"
+SHOWN_PARTS = {"sha256", "member"}  # of a data address: no secrets
+SHOWN_VALUES = {"", "0", "1", "true", "false", HIDDEN}  # such as ?download=1
+_SCHEME = r"\b(?!models:)[A-Za-z][A-Za-z0-9+.-]+:/+"  # models:/NAME@ALIAS has no user; pathlib leaves one slash
+_URL_IN_TEXT = re.compile(rf"{_SCHEME}(?:[^\s/]*@)?[^\s\"'<>()\\]*", re.IGNORECASE)
+_WHOLE_URL = re.compile(rf"({_SCHEME})(.*)", re.IGNORECASE | re.DOTALL)
+# A password may hold an unescaped / ? or #.
+_USER_INFO = re.compile(r"\A(?:[^/?#]*@|[^/?#@:]*:(?!\d*(?:[/?#]|$)).*@)", re.DOTALL)
+_URL_PART = re.compile(r"([?&#;])([^=&#;]*)(=?)([^&#;]*)", re.DOTALL)
+
+
+def redact(text: str) -> str:
+    """Return a text whose addresses name no user or password, and no value of a query but plain flags."""
+    return _URL_IN_TEXT.sub(lambda found: redact_address(found[0]), text) if ":/" in text else text
+
+
+def redact_address(address: str) -> str:
+    """Return one address likewise, whatever characters its password has."""
+    found = _WHOLE_URL.match(address.strip())
+    if not found:
+        return address
+    scheme, rest = found.groups()
+    return scheme + _URL_PART.sub(_hide_value, _USER_INFO.sub(f"{HIDDEN}@", rest))
+
+
+def _hide_value(part: re.Match[str]) -> str:
+    mark, name, equals, value = part.groups()
+    if not equals:  # ?TOKEN, or the name of a place in a page
+        return f"{mark}{HIDDEN}" if mark == "?" and name else part[0]
+    return part[0] if name in SHOWN_PARTS or value in SHOWN_VALUES else f"{mark}{name}={HIDDEN}"
 
 
 def escape_controls(text: str, keep: str = LINE_CHARACTERS) -> str:
@@ -30,7 +65,7 @@ def shorten(text: str, limit: int) -> str:
 
 def quote(value: Any) -> str:
     """Return a key or a value as a message names it."""
-    return shorten(repr(value), MAX_QUOTED)
+    return shorten(redact(repr(redact_address(value) if isinstance(value, str) else value)), MAX_QUOTED)
 
 
 def _is_control(char: str) -> bool:
@@ -39,15 +74,19 @@ def _is_control(char: str) -> bool:
 
 def json_document(value: Any) -> str:
     """Return indented JSON in which control characters are escaped, those beyond ASCII too."""
-    text = json.dumps(value, indent=2, ensure_ascii=False)
+    return escape_json(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def escape_json(text: str) -> str:
+    """Return a JSON document of the same value whose strings hold no control character."""
     if text.replace("\n", "").isprintable():
         return text
     return "".join(char if escape_controls(char) == char else json.dumps(char)[1:-1] for char in text)
 
 
 class PrintableFormatter(logging.Formatter):
-    """Formats log records as lines without control characters."""
+    """Formats log records as lines without control characters and without secrets of addresses."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the record's text."""
-        return escape_controls(super().format(record))
+        return escape_controls(redact(super().format(record)))

@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from tasks.core.column_options import format_pairs, parse_columns, parse_labels
-from tasks.core.finetune_settings import FinetuneSettings, Section, Share
+from tasks.core.finetune_settings import Address, FinetuneSettings, Section, Share
 from tasks.core.policy import Policy, load_policy
 
 ENV_PREFIX = "VERDICT_"
@@ -30,7 +30,7 @@ def _split_addresses(value: Any) -> Any:
     return (value,) if value else ()
 
 
-Addresses = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_addresses)]
+Addresses = Annotated[tuple[Address, ...], NoDecode, BeforeValidator(_split_addresses)]
 # Written as ROLE=NAME,ROLE=NAME in profiles, environment and flags, and wherever settings are shown or recorded.
 _as_text = PlainSerializer(format_pairs, return_type=str)
 Columns = Annotated[dict[str, str], NoDecode, BeforeValidator(parse_columns), _as_text]
@@ -42,9 +42,9 @@ class DataSettings(Section):
 
     path: Addresses = ("sample",)
     """Addresses, merged: folder, file, https://...#sha256=HEX, hf:ORG/NAME, or "sample" (bundled)."""
-    train: str = ""
+    train: Address = ""
     """Training file; empty for in_domain_train.tsv."""
-    holdout: str = ""
+    holdout: Address = ""
     """Holdout file; empty for out_of_domain_dev.tsv."""
     columns: Columns = {}
     """Columns of CSV, JSONL, Parquet and headed TSV files: text=NAME,label=NAME,source=NAME,mark=NAME."""
@@ -60,7 +60,7 @@ class DataSettings(Section):
     """Share of the training sentences used for validation, which selects the best epoch."""
     max_chars: Annotated[int, Field(ge=1)] = 2000
     """Characters of the longest sentence that is kept; longer ones are quarantined."""
-    text: str = ""
+    text: Address = ""
     """Sentences without labels for the corruption stage: .txt, .csv, .jsonl, .parquet, or https://...#sha256=HEX."""
 
 
@@ -122,7 +122,7 @@ class GateSettings(Section):
 class JudgeSettings(Policy):
     """The promotion policy, whose numbers can each be overridden here, and how it is applied."""
 
-    policy: str = ""
+    policy: Address = ""
     """TOML file of a policy; empty for mlflow/policy.toml."""
     resamples: Annotated[int, Field(ge=100, le=1_000_000)] = 10_000
     """Bootstrap resamples of each confidence interval."""

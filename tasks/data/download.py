@@ -20,6 +20,8 @@ from filelock import FileLock, Timeout
 
 from tasks.core.errors import DataRejected, UnreachableError, UsageError, VerdictError, first_line
 from tasks.core.files import sha256_of
+from tasks.core.hidden_addresses import reveal
+from tasks.core.printable import redact_address
 
 MAX_RETRY_DELAY_S = 60.0  # with a longer Retry-After the download fails at once
 MAX_FILE_NAME = 200  # bytes; file systems allow 255
@@ -55,7 +57,7 @@ def download(url: str, sha256: str, cache: str, *, offline: bool = False, policy
     Proxies come from HTTP_PROXY, HTTPS_PROXY and NO_PROXY.
 
     Args:
-        url: an http or https address; redirects are followed.
+        url: an http or https address, its secrets hidden or not; redirects are followed.
         sha256: the digest of the bytes, in hex.
         cache: cache folder.
         offline: make no request.
@@ -97,11 +99,13 @@ def _parse(url: str, sha256: str) -> tuple[httpx.URL, str]:
     if not re.fullmatch(r"[0-9a-fA-F]{64}", sha256):
         raise UsageError(f"SHA-256 {sha256!r} is not 64 hex characters; expected what this prints: sha256sum FILE")
     try:
-        address = httpx.URL(url)
-    except httpx.InvalidURL as error:
-        raise UsageError(f"address {url!r} is no URL ({error}); expected https://HOST/FILE") from error
+        address = httpx.URL(reveal(url))
+    except httpx.InvalidURL:  # whose message may quote a password
+        raise UsageError(
+            f"address {redact_address(url)!r} is no URL; expected https://HOST/FILE, in a password %40 for @, %2F for /"
+        ) from None
     if address.scheme not in ("http", "https") or not address.host:
-        raise UsageError(f"address {url!r} cannot be downloaded from; expected https://HOST/FILE")
+        raise UsageError(f"address {redact_address(url)!r} cannot be downloaded from; expected https://HOST/FILE")
     return address, sha256.lower()
 
 
@@ -113,8 +117,8 @@ def _file_name(address: httpx.URL) -> str:
 
 
 def _redacted(address: httpx.URL) -> str:
-    """Return the address without user and password."""
-    return str(address.copy_with(userinfo=b""))
+    """Return the address as messages name it."""
+    return redact_address(str(address))
 
 
 def _is_intact(file: Path, digest: str) -> bool:
@@ -163,11 +167,11 @@ def _download_verified(part: Path, address: httpx.URL, digest: str, policy: Retr
 def _client(policy: RetryPolicy) -> httpx.Client:
     try:
         return httpx.Client(follow_redirects=True, timeout=policy.timeout)
-    except (httpx.InvalidURL, ValueError, ImportError, OSError) as error:
+    except (httpx.InvalidURL, ValueError, ImportError, OSError) as error:  # its message may quote a password
         raise UsageError(
-            f"the environment's network settings cannot be used ({first_line(error)}); expected http://HOST:PORT: "
+            f"the environment's network settings cannot be used ({type(error).__name__}); expected http://HOST:PORT: "
             "check HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, NO_PROXY, SSL_CERT_FILE and SSL_CERT_DIR"
-        ) from error
+        ) from None
 
 
 def _download_with_retries(client: httpx.Client, address: httpx.URL, part: Path, policy: RetryPolicy) -> bool:

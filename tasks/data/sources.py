@@ -12,7 +12,6 @@ merged role by role.
 """
 
 import logging
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, TypedDict
@@ -35,8 +34,6 @@ FILE_ROLES = {
     "secondary": (SECONDARY_FILE.removesuffix(".tsv"),),
 }
 ADDRESS_HINT = "a folder, a file, https://...#sha256=HEX, hf:ORG/NAME or sample"
-
-_CREDENTIALS = re.compile(r"^(https?://)[^/?#]*@")
 
 log = logging.getLogger(__name__)
 
@@ -121,8 +118,8 @@ def locate_text(address: str, home: str, *, offline: bool = False) -> str:
 
 
 def shown_addresses(addresses: Sequence[str]) -> str:
-    """Return addresses in one line without the user names and passwords of URLs, to be recorded."""
-    return " + ".join(_CREDENTIALS.sub(r"\1", address) for address in addresses)
+    """Return addresses in one line, to be recorded."""
+    return " + ".join(addresses)
 
 
 def _is_url(address: str) -> bool:

@@ -18,6 +18,7 @@ from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
 
 from ..core.database_templates import copy_template
 from ..core.errors import UnreachableError, first_line
+from ..core.hidden_addresses import reveal
 from .local_database import EXPERIMENT, SQLITE
 from .store import MlflowStore, prepare_local
 
@@ -42,8 +43,9 @@ def connect(store: MlflowStore, process_wide: bool = False) -> Iterator[mlflow.M
     if database := prepare_local(store):
         copy_template("mlflow", database)
     try:
-        with _process_wide(store["uri"]) if process_wide else contextlib.nullcontext():
-            yield mlflow.MlflowClient(store["uri"], registry_uri=store["uri"])
+        uri = reveal(store["uri"])
+        with _process_wide(uri) if process_wide else contextlib.nullcontext():
+            yield mlflow.MlflowClient(uri, registry_uri=uri)
     except (MlflowException, OSError, *_database_errors()) as error:
         raise UnreachableError(
             f"MLflow store {store['uri']} failed ({first_line(error, 200)}); check it: verdict doctor"

@@ -4,7 +4,7 @@ The model carries the code that loads it, so whoever loads it needs no copy of t
 
     MLmodel                            flavors, signature, loader_module
     data/bundle/                       the bundle
-    code/verdict_runtime_<8 hex>/      tasks/inference and the two modules of tasks/core that it imports
+    code/verdict_runtime_<8 hex>/      tasks/inference and the three modules of tasks/core that it imports
 
 MLflow prepends code/ to sys.path and imports loader_module, so a module that is loaded already under the same name is
 used instead. Hence the package is named by the digest of its files, and its modules import one another relatively: it
@@ -30,7 +30,9 @@ from tasks.core.files import json_digest, sha256_of
 from tasks.inference.bundle import FP32_MODEL, read_manifest
 
 CODE_ROOT = Path(__file__).parents[1]
-RUNTIME_CORE = ("core/__init__.py", "core/errors.py", "core/files.py")  # what tasks/inference imports besides itself
+RUNTIME_CORE = tuple(
+    f"core/{name}.py" for name in ("__init__", "errors", "files", "printable")
+)  # what tasks/inference imports besides itself
 LOADER = "inference.pyfunc"  # the module with `_load_pyfunc`
 SERVING_PACKAGES = ("onnxruntime-gpu", "onnxruntime", "tokenizers", "numpy", "pandas")
 MODEL_OUTPUTS = Schema(

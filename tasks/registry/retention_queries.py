@@ -9,6 +9,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
 from tasks.core.errors import VerdictError
+from tasks.core.hidden_addresses import reveal
 from tasks.inference.bundle import MODEL_NAME
 from tasks.registry.mlflow_client import connect, experiment_of, search_all
 from tasks.registry.store import MlflowStore, is_uninitialised
@@ -65,7 +66,7 @@ def drop_version(store: MlflowStore, version: str) -> None:
             model = client.get_logged_model(found.source.removeprefix(MODEL_URI_PREFIX))
             client.delete_logged_model(model.model_id)
             with contextlib.suppress(MlflowException, OSError, NotImplementedError):
-                get_artifact_repository(model.artifact_location, store["uri"]).delete_artifacts()
+                get_artifact_repository(model.artifact_location, reveal(store["uri"])).delete_artifacts()
 
 
 def read_inputs(store: MlflowStore, run_id: str) -> set[str]:

@@ -5,12 +5,13 @@ from pathlib import Path
 from typing import TypedDict
 
 from ..core.errors import UsageError
+from ..core.hidden_addresses import hide
 from ..inference.bundle import CHAMPION_URI, MODEL_NAME
 from .local_database import SQLITE, check_not_lost, relocate
 
 
 class MlflowStore(TypedDict):
-    """An MLflow tracking address and, for a local database, the folder of its artifacts."""
+    """An MLflow tracking address without its password and, for a local database, the folder of its artifacts."""
 
     uri: str
     artifacts: str
@@ -20,7 +21,7 @@ def locate_store(home: str) -> MlflowStore:
     """Return the store that MLFLOW_TRACKING_URI names, else a SQLite one under `home`."""
     folder = Path(home).resolve()
     uri = os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}{folder / 'mlflow.db'}"
-    return MlflowStore(uri=uri, artifacts=str(folder / "artifacts"))
+    return MlflowStore(uri=hide(uri), artifacts=str(folder / "artifacts"))
 
 
 def database_of(store: MlflowStore) -> Path | None:

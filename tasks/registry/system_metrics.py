@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from mlflow.environment_variables import MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
+from tasks.core.errors import first_line
+from tasks.core.hidden_addresses import reveal
 from tasks.registry.store import MlflowStore
 
 SAMPLE_INTERVAL_S = 1.0
@@ -28,11 +30,11 @@ def record_system_metrics(store: MlflowStore, run_id: str) -> Iterator[None]:
     monitor = None
     try:
         monitor = SystemMetricsMonitor(
-            run_id, SAMPLE_INTERVAL_S, SAMPLES_PER_POINT, resume_logging=True, tracking_uri=store["uri"]
+            run_id, SAMPLE_INTERVAL_S, SAMPLES_PER_POINT, resume_logging=True, tracking_uri=reveal(store["uri"])
         )
         monitor.start()
     except Exception as error:  # of a driver or of psutil
-        log.warning("system metrics are not recorded: %s", error)
+        log.warning("system metrics are not recorded: %s", first_line(error))
     try:
         yield
     finally:

@@ -27,4 +27,6 @@ def test_a_long_line_is_cut_off_before_its_damaged_bytes_are_escaped() -> None:
     assert first_line(ValueError("bad \x1b[31m\x0f\nmore")) == r"bad \x1b[31m\x0f"
     assert first_line(ValueError("é\ud800" + "x" * 999), 200) == "é\\ud800" + "x" * 198
     assert first_line(ValueError("x" * 1000)) == "x" * 500
+    assert first_line(ValueError("GET https://user:SECRET@host/f"), 20) == "GET https://***@host"
+    assert first_line(ValueError("tab\there")) == r"tab\there"
     assert summarise_error(ValueError("x" * 1000), max_chars=3) == "ValueError: xxx"

@@ -586,8 +586,7 @@ def test_an_address_of_another_scheme_is_a_usage_error(cache: Path, url: str) ->
 @pytest.mark.parametrize("url", ["http://127.0.0.1:port/x", "http://127.0.0.1/a\nb", "http://[::1/x"])
 def test_an_address_that_is_no_url_is_a_usage_error(cache: Path, url: str) -> None:
     message = refusal(UsageError, url, cache)
-    assert message.startswith(f"address {url!r} is no URL (")
-    assert message.endswith("); expected https://HOST/FILE")
+    assert message.startswith(f"address {url!r} is no URL; ")
 
 
 def test_a_password_is_used_and_not_shown(site: Site, cache: Path, lines: list[str]) -> None:
@@ -599,7 +598,7 @@ def test_a_password_is_used_and_not_shown(site: Site, cache: Path, lines: list[s
 
     site.plan = [need_password]
     message = refusal(UnreachableError, site.url.replace("//", "//ann:secret@"), cache)
-    assert message.startswith(f"{site.url} did not deliver")
+    assert message.startswith(f"{site.url.replace('//', '//***@')} did not deliver")
     assert seen == ["Basic YW5uOnNlY3JldA=="] * 3
     assert "secret" not in message + "".join(lines)
 

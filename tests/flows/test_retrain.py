@@ -116,7 +116,7 @@ def test_no_password_of_an_address_is_recorded(choose: Choose) -> None:
     rows = {key: value for key, value, _ in recordable_rows(*resolved)}
     assert "SECRET" not in str(rows)
     for name in ("path", "train", "holdout", "text"):
-        assert rows[f"data.{name}"] == "https://example.org/rows.tsv#sha256=00"
+        assert rows[f"data.{name}"] == "https://***@example.org/rows.tsv#sha256=00"
 
 
 class Blemishes(NamedTuple):
