@@ -3,7 +3,6 @@
 python -m flows.services.prepare_installation
 """
 
-import asyncio
 import os
 import sys
 from pathlib import Path
@@ -25,15 +24,10 @@ def prepare(folder: Path = DATABASE_TEMPLATES) -> list[Path]:
 
 def _migrate_prefect(path: Path) -> None:
     """Create Prefect's tables in a new database, as its server does when it starts."""
+    from flows.services.prefect_process import migrate
+
     os.environ["PREFECT_API_DATABASE_CONNECTION_URL"] = f"sqlite+aiosqlite:///{path}"
-    from prefect.server.database import provide_database_interface
-
-    async def migrate() -> None:
-        interface = provide_database_interface()
-        await interface.create_db()
-        await (await interface.engine()).dispose()
-
-    asyncio.run(migrate())
+    migrate()
 
 
 def main() -> None:

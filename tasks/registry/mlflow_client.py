@@ -18,6 +18,7 @@ from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
 
 from ..core.database_templates import copy_template
 from ..core.errors import UnreachableError, first_line
+from ..core.files import atomic_write
 from ..core.hidden_addresses import reveal
 from .local_database import EXPERIMENT, SQLITE
 from .store import MlflowStore, prepare_local
@@ -40,8 +41,8 @@ def connect(store: MlflowStore, process_wide: bool = False) -> Iterator[mlflow.M
     """
     logging.getLogger("mlflow").setLevel(logging.ERROR)
     logging.getLogger("alembic").setLevel(logging.ERROR)
-    if database := prepare_local(store):
-        copy_template("mlflow", database)
+    if (database := prepare_local(store)) and not database.exists():
+        _make_database(database)
     try:
         uri = reveal(store["uri"])
         with _process_wide(uri) if process_wide else contextlib.nullcontext():
@@ -66,6 +67,17 @@ def _process_wide(uri: str) -> Iterator[None]:
                 os.environ.pop("MLFLOW_TRACKING_URI", None)
             else:
                 os.environ["MLFLOW_TRACKING_URI"] = configured
+
+
+def _make_database(database: Path) -> None:
+    """Make a new database in one process while others wait; MLflow would make the tables in each of them."""
+    from filelock import FileLock  # not in the inference image, which only reaches servers
+
+    database.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{database}.lock"):
+        if not database.exists() and not copy_template("mlflow", database):
+            with atomic_write(database) as scratch:
+                create_tables(scratch)
 
 
 def create_tables(database: Path) -> None:

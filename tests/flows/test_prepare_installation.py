@@ -1,8 +1,11 @@
 """What is made once for an installation is what Prefect and MLflow would make in each new folder of stores."""
 
+import shutil
 import sqlite3
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -75,3 +78,21 @@ def test_a_new_store_is_a_copy_and_is_what_mlflow_makes(
     with sqlite3.connect(tmp_path / "mlflow.db") as database:
         names = [row[0] for row in database.execute("SELECT name FROM experiments ORDER BY name")]
     assert names == ["Default", "verdict"]
+
+
+def test_of_processes_that_open_a_new_store_at_once_one_makes_it(
+    empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = []
+
+    def create(path: Path) -> None:
+        made.append(path)
+        time.sleep(0.3)
+        shutil.copy(empty_store, path)
+
+    monkeypatch.setattr(mlflow_client, "copy_template", lambda library, path: False)
+    monkeypatch.setattr(mlflow_client, "create_tables", create)
+    with ThreadPoolExecutor(3) as pool:
+        found = [pool.submit(tracking.recent_runs, locate_store(str(tmp_path))) for _ in range(3)]
+        assert [each.result() for each in found] == [[], [], []]
+    assert len(made) == 1
