@@ -157,6 +157,8 @@ def show_deployments(outcome: dict[str, Any]) -> None:
     console.print(table)
     console.print(f"server       {escape(outcome['server'])}, work pool {outcome['pool']}")
     console.print(f"automations  {', '.join(outcome['automations'])}")
+    for notice in outcome["notices"]:
+        console.print(f"notice       {escape(notice)}")
 
 
 def show_pruned(outcome: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from prefect import flow, get_client
 from prefect.client.schemas import filters
 from prefect.client.schemas.objects import FlowRun, State, StateType
+from prefect.client.schemas.sorting import FlowRunSort
 from prefect.context import FlowRunContext
 from prefect.states import Cancelled, Completed
 from prefect.types import DateTime
@@ -25,6 +26,7 @@ from tasks.inference.bundle import CHAMPION_URI
 
 ProfileName = Literal["sample", "cola-small", "cola"]
 Device = Literal["auto", "cuda", "cpu"]
+PAGE_SIZE = 200  # runs of one query, Prefect's limit
 
 
 class DataForm(BaseModel):
@@ -170,7 +172,12 @@ def drop_missed() -> list[str]:
         expected_start_time=filters.FlowRunFilterExpectedStartTime(before_=DateTime.now("UTC")),
     )
     with get_client(sync_client=True) as client:
-        missed = [run for run in client.read_flow_runs(flow_run_filter=due) if _is_due(run, own)]
+        runs: list[FlowRun] = []  # every page: an outage of nine days leaves more hourly runs than one has
+        while page := client.read_flow_runs(
+            flow_run_filter=due, sort=FlowRunSort.EXPECTED_START_TIME_ASC, limit=PAGE_SIZE, offset=len(runs)
+        ):
+            runs += page
+        missed = [run for run in runs if _is_due(run, own)]
         for run in missed:
             client.set_flow_run_state(run.id, Cancelled(name="Missed", message=f"missed; {own.name} does its work"))
     return [run.name for run in missed]

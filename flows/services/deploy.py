@@ -25,6 +25,7 @@ from prefect.settings import get_current_settings
 from pydantic import SecretStr
 
 from flows.notifications import BLOCK_VARIABLE
+from flows.services.clock_changes import warn_of_clock_changes
 from flows.services.prefect_status import POOL, TAG
 from tasks.core.errors import UnreachableError, UsageError, VerdictError, first_line
 from tasks.core.hidden_addresses import reject_secrets
@@ -61,7 +62,8 @@ def deploy(file: str = "") -> dict[str, Any]:
             prepare_pool(client)
             apply_file(path)
             automations = apply_automations(client)
-            found = [client.read_deployment(held.id) for held in client.read_deployments() if TAG in held.tags]
+            ours = sorted((held.name, held.id) for held in client.read_deployments() if TAG in held.tags)
+            found = [client.read_deployment(held) for _, held in ours]
     except OSError as error:
         raise UnreachableError(f"Prefect at {url} failed ({first_line(error)}); check it: verdict doctor") from error
     deployments = [
@@ -70,9 +72,12 @@ def deploy(file: str = "") -> dict[str, Any]:
             "schedules": [_describe(entry.schedule) for entry in held.schedules if entry.active],
             "paused": held.paused,
         }
-        for held in sorted(found, key=lambda held: held.name)
+        for held in found
     ]
-    return {"server": url, "pool": POOL, "file": str(path), "deployments": deployments, "automations": automations}
+    active = [(held.name, entry.schedule) for held in found for entry in held.schedules if entry.active]
+    notices = list(filter(None, (warn_of_clock_changes(name, schedule) for name, schedule in active)))
+    answer = {"server": url, "pool": POOL, "file": str(path), "deployments": deployments, "automations": automations}
+    return answer | {"notices": notices}
 
 
 def find_file() -> Path:

@@ -122,18 +122,20 @@ def check_workers(client: SyncPrefectClient) -> str:
 def _runs(client: SyncPrefectClient, states: Sequence[StateType], sort: FlowRunSort) -> list[FlowRun]:
     ours = filters.FlowRunFilter(
         tags=filters.FlowRunFilterTags(all_=[TAG]),
-        state=filters.FlowRunFilterState(type=filters.FlowRunFilterStateType(any_=list(states))),
+        state=filters.FlowRunFilterState(
+            type=filters.FlowRunFilterStateType(any_=list(states)),
+            name=filters.FlowRunFilterStateName(not_any_=["Missed"]),  # hundreds after an outage
+        ),
     )
     return client.read_flow_runs(flow_run_filter=ours, sort=sort, limit=RUNS_READ)
 
 
 def _select_relevant(runs: list[FlowRun]) -> list[FlowRun]:
     """Return, newest first, the last run of each deployment and the latest failures, which hourly runs would hide."""
-    real = [run for run in runs if run.state and run.state.name != "Missed"]
-    last = {run.deployment_id: run.id for run in reversed(real)}
-    failed = [run.id for run in real if run.state and run.state.type in (StateType.FAILED, StateType.CRASHED)]
+    last = {run.deployment_id: run.id for run in reversed(runs)}
+    failed = [run.id for run in runs if run.state and run.state.type in (StateType.FAILED, StateType.CRASHED)]
     chosen = {*last.values(), *failed[:FAILURES]}
-    return [run for run in real if run.id in chosen]
+    return [run for run in runs if run.id in chosen]
 
 
 def _to_planned(run: FlowRun, names: dict[Any, str], before: str) -> PlannedRun:

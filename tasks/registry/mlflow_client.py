@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
-from mlflow.entities import Run, ViewType
+from mlflow.entities import Experiment, Run, ViewType
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
 
@@ -20,8 +20,10 @@ from ..core.database_templates import copy_template
 from ..core.errors import UnreachableError, first_line
 from ..core.files import atomic_write
 from ..core.hidden_addresses import reveal
-from .local_database import EXPERIMENT, SQLITE
+from .local_database import AUDIT_EXPERIMENT, EXPERIMENT, SQLITE
 from .store import MlflowStore, prepare_local
+
+log = logging.getLogger(__name__)
 
 _process_address = threading.RLock()  # held while MLflow's process-wide address is a store's
 
@@ -90,7 +92,7 @@ def experiment_of(client: mlflow.MlflowClient, store: MlflowStore, name: str = E
     """Return an experiment's id; create it where it is missing, in a local store with the store's artifact folder."""
     found = client.get_experiment_by_name(name)
     if found and found.lifecycle_stage == "deleted":
-        client.restore_experiment(found.experiment_id)
+        _restore_audit_log(client, store, found)
     if found:
         return str(found.experiment_id)
     folder = Path(store["artifacts"]).as_uri() if store["uri"].startswith("sqlite:") else None
@@ -100,6 +102,21 @@ def experiment_of(client: mlflow.MlflowClient, store: MlflowStore, name: str = E
         if error.error_code != ErrorCode.Name(RESOURCE_ALREADY_EXISTS):
             raise
         return experiment_of(client, store, name)  # another process created it meanwhile
+
+
+def _restore_audit_log(client: mlflow.MlflowClient, store: MlflowStore, deleted: Experiment) -> None:
+    """Restore the experiment of the audit log, whose records count even where they were deleted.
+
+    Raises:
+        UnreachableError: for another experiment. Restoring it revives runs that were deleted before it, one by one.
+    """
+    if deleted.name != AUDIT_EXPERIMENT:
+        raise UnreachableError(
+            f"experiment {deleted.name!r} was deleted in MLflow; to restore it with all of its runs: "
+            f"MLFLOW_TRACKING_URI={store['uri']} mlflow experiments restore --experiment-id {deleted.experiment_id}"
+        )
+    log.warning("experiment %r was deleted in MLflow; it is restored, because it is the audit log", deleted.name)
+    client.restore_experiment(deleted.experiment_id)
 
 
 def search_all(search: Callable[..., Any], *args: Any, **filters: Any) -> list[Any]:

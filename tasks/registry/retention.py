@@ -1,8 +1,11 @@
 """Deletes what nothing needs any more: folders of jobs, snapshots, reports of `verdict check`, rejected bundles.
 
-An item is kept while it is younger than the rule's days or among the newest of its kind, and for as long as an alias,
-the champion's history, a pending decision or a running job references it. A job runs while its process holds the lock
-in its folder. MLflow's runs, with metrics, settings and verdicts, are never deleted.
+An item is kept while it is younger than the rule's days or, rejected versions apart, among the newest of its kind, and
+for as long as an alias, the champion's history, a pending decision or a running job references it. A job runs while its
+process holds the lock in its folder. MLflow's runs, with metrics, settings and verdicts, are never deleted.
+
+Killed processes leave logged models that were never registered, and hidden files and folders beside what they were
+writing (tasks/core/files.py). These are deleted by age.
 """
 
 import contextlib
@@ -19,11 +22,13 @@ from filelock import FileLock, Timeout
 from tasks.core.errors import UnknownModel, UsageError, VerdictError
 from tasks.core.files import read_json
 from tasks.registry import audit_log, lookup, retention_queries
-from tasks.registry.store import MlflowStore, is_uninitialised, locate_store
+from tasks.registry.store import MlflowStore, database_of, is_uninitialised, locate_store
 from tasks.registry.tracking import DIGEST_LENGTH
 
 SECONDS_PER_DAY = 86_400.0
 DIGEST_PATTERN = re.compile(r"[0-9a-f]{64}")
+# Hidden files and folders: what a process was writing until it was killed, by where.
+SCRATCH = ("runs/.[!.]*", "runs/[!.]*/.[!.]*", "checks/.[!.]*", "checks/[!.]*/.[!.]*", "snapshots/.[!.]*")
 RECORD_FILES = ("result.json", "evidence.json", "split.json", "gate.json", "export.json", "verdict.json")
 
 
@@ -80,12 +85,14 @@ def prune(home: str, rule: RetentionRule, dry_run: bool = False) -> PruneResult:
     store, folder = locate_store(home), Path(home)
     references = find_references(store, folder)
     items = list(_prune_versions(store, rule, references, dry_run))
+    items += _prune_models(store, rule, dry_run)
+    items += _prune_scratch(folder, dry_run)
     items += _prune_jobs(folder, rule, references, dry_run)
     items += _prune_checks(folder, rule, dry_run)
     # Last, because the jobs that are left reference snapshots.
     deleted_jobs = {item["name"] for item in items if item["kind"] == "job"}
     items += _prune_snapshots(folder, rule, references, deleted_jobs, dry_run)
-    closed = retention_queries.close_lost_runs(store, max(rule.days, 1) * SECONDS_PER_DAY, dry_run)
+    closed = retention_queries.close_lost_runs(store, _at_least_a_day(rule), dry_run)
     return PruneResult(
         dry_run=dry_run, items=items, closed=closed, megabytes=round(sum(i["megabytes"] for i in items), 1)
     )
@@ -121,8 +128,7 @@ def _prune_versions(
     """Delete rejected versions with their bundles; their runs stay."""
     if is_uninitialised(store):
         return
-    rejected = retention_queries.list_rejected(store)  # newest first
-    for version in rejected[rule.keep :]:
+    for version in retention_queries.list_rejected(store):
         age = time.time() - version["created"]
         if version["version"] in references.versions or age < rule.days * SECONDS_PER_DAY:
             continue
@@ -133,9 +139,45 @@ def _prune_versions(
         )
 
 
+def _prune_models(store: MlflowStore, rule: RetentionRule, dry_run: bool) -> Iterator[PrunedItem]:
+    """Delete models that were logged and never registered, and folders of a local store that no model names."""
+    if is_uninitialised(store):
+        return
+    for model in retention_queries.list_unregistered(store):
+        age, megabytes = time.time() - model.changed, retention_queries.size_mb(model.location)
+        if age >= _at_least_a_day(rule) and (dry_run or retention_queries.drop_model(store, model)):
+            yield PrunedItem(kind="model", name=model.id, megabytes=megabytes, why=f"never registered, {_ago(age)}")
+    database, artifacts = database_of(store), Path(store["artifacts"])
+    if database is None or database.parent != artifacts.parent:  # the artifacts are not those of this store
+        return
+    known = retention_queries.known_models(store)
+    for path in artifacts.glob("models/*/"):
+        if path.name in known or not any(file.is_file() for file in path.rglob("*")):
+            continue
+        age, megabytes = time.time() - _changed(path), _size_mb(path)
+        if age >= _at_least_a_day(rule):
+            if not dry_run:
+                _delete(path)
+            yield PrunedItem(kind="model", name=path.name, megabytes=megabytes, why=f"no model of MLflow, {_ago(age)}")
+
+
+def _prune_scratch(folder: Path, dry_run: bool) -> Iterator[PrunedItem]:
+    """Delete what killed processes were writing more than a day ago, except in jobs that run."""
+    for path in (path for pattern in SCRATCH for path in folder.glob(pattern)):
+        age = time.time() - _touched(path)
+        if age < SECONDS_PER_DAY:
+            continue
+        lock = path.parent / "lock"  # of a job
+        with contextlib.suppress(Timeout), FileLock(lock, timeout=0) if lock.is_file() else contextlib.nullcontext():
+            name = str(path.relative_to(folder))
+            yield PrunedItem(kind="scratch", name=name, megabytes=_size_mb(path), why=f"left {_ago(age)}")
+            if not dry_run:
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
 def _prune_jobs(folder: Path, rule: RetentionRule, references: References, dry_run: bool) -> Iterator[PrunedItem]:
     """Delete folders of finished jobs that nothing references, and of interrupted jobs that were not resumed."""
-    jobs = sorted((path for path in (folder / "runs").glob("*") if path.is_dir()), key=_changed, reverse=True)
+    jobs = sorted((folder / "runs").glob("[!.]*/"), key=_changed, reverse=True)
     for path in jobs[rule.keep :]:
         age = time.time() - _changed(path)
         if age < rule.days * SECONDS_PER_DAY or _is_referenced(path, references):
@@ -150,7 +192,7 @@ def _prune_jobs(folder: Path, rule: RetentionRule, references: References, dry_r
 
 
 def _prune_checks(folder: Path, rule: RetentionRule, dry_run: bool) -> Iterator[PrunedItem]:
-    checks = sorted((path for path in (folder / "checks").glob("*") if path.is_dir()), key=_changed, reverse=True)
+    checks = sorted((folder / "checks").glob("[!.]*/"), key=_changed, reverse=True)
     for path in checks[rule.keep :]:
         age = time.time() - _changed(path)
         if age >= rule.days * SECONDS_PER_DAY:
@@ -173,11 +215,16 @@ def _prune_snapshots(
         age = time.time() - _changed(path)
         digest = path.stem.removeprefix("quarantine-")
         # A job that starts now has snapshots that nothing references yet: keep those of the last day at least.
-        if age < max(rule.days, 1) * SECONDS_PER_DAY or digest[:DIGEST_LENGTH] in referenced:
+        if age < _at_least_a_day(rule) or digest[:DIGEST_LENGTH] in referenced:
             continue
         yield PrunedItem(kind="snapshot", name=path.stem, megabytes=_size_mb(path), why=f"last read {_ago(age)}")
         if not dry_run:
             path.unlink(missing_ok=True)
+
+
+def _at_least_a_day(rule: RetentionRule) -> float:
+    """Return the rule's age in seconds, for what a live process may be writing."""
+    return max(rule.days, 1) * SECONDS_PER_DAY
 
 
 def _is_referenced(job: Path, references: References) -> bool:
@@ -216,6 +263,11 @@ def _changed(path: Path) -> float:
             if found.is_file() and found.name != "lock":
                 times.append(found.stat().st_mtime)
     return max(times)
+
+
+def _touched(path: Path) -> float:
+    """Return when a file or folder, or anything in it, last changed; an empty folder may be in use as well."""
+    return max(_changed(path), path.stat().st_mtime)
 
 
 def _size_mb(path: Path) -> float:

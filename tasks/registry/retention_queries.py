@@ -2,10 +2,12 @@
 
 import contextlib
 import time
-from typing import TypedDict
+from typing import NamedTuple, TypedDict
 
+import mlflow
 from mlflow.entities import ViewType
 from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
 from tasks.core.errors import VerdictError
@@ -27,6 +29,15 @@ class RejectedVersion(TypedDict):
     """of its files"""
 
 
+class UnregisteredModel(NamedTuple):
+    """A logged model that no version was made from."""
+
+    id: str
+    changed: float
+    """Unix time in seconds"""
+    location: str
+
+
 def list_aliased(store: MlflowStore) -> set[str]:
     """Return every version that has an alias."""
     with connect(store) as client:
@@ -43,7 +54,7 @@ def list_rejected(store: MlflowStore) -> list[RejectedVersion]:
             RejectedVersion(
                 version=str(version.version),
                 created=version.creation_timestamp / 1_000,
-                megabytes=_size_mb(version.source),
+                megabytes=size_mb(version.source),
             )
             for version in versions
         ]
@@ -60,13 +71,57 @@ def drop_version(store: MlflowStore, version: str) -> None:
     with connect(store) as client:
         if version in list_aliased(store):
             raise VerdictError(f"version {version} has an alias by now; it stays, see: verdict status")
-        found = client.get_model_version(MODEL_NAME, version)
+        source = client.get_model_version(MODEL_NAME, version).source
+        location = client.get_model_version_download_uri(MODEL_NAME, version)
         client.delete_model_version(MODEL_NAME, version)
-        if found.source.startswith(MODEL_URI_PREFIX):
-            model = client.get_logged_model(found.source.removeprefix(MODEL_URI_PREFIX))
-            client.delete_logged_model(model.model_id)
-            with contextlib.suppress(MlflowException, OSError, NotImplementedError):
-                get_artifact_repository(model.artifact_location, reveal(store["uri"])).delete_artifacts()
+        if source.startswith(MODEL_URI_PREFIX):
+            _drop_files(client, store, source.removeprefix(MODEL_URI_PREFIX), location)
+
+
+def list_unregistered(store: MlflowStore) -> list[UnregisteredModel]:
+    """Return the models that were logged and never registered, except those of runs with status RUNNING."""
+    with connect(store) as client:
+        experiment = experiment_of(client, store)
+        running = search_all(client.search_runs, [experiment], "attributes.status = 'RUNNING'")
+        live = {run.info.run_id for run in running}
+        registered = _sources(client)
+        return [
+            UnregisteredModel(model.model_id, model.last_updated_timestamp / 1_000, model.artifact_location)
+            for model in search_all(client.search_logged_models, [experiment])
+            if f"{MODEL_URI_PREFIX}{model.model_id}" not in registered and model.source_run_id not in live
+        ]
+
+
+def drop_model(store: MlflowStore, model: UnregisteredModel) -> bool:
+    """Delete a logged model and its files, unless it was registered meanwhile; return whether that was done."""
+    with connect(store) as client:
+        if f"{MODEL_URI_PREFIX}{model.id}" in _sources(client):
+            return False
+        _drop_files(client, store, model.id, model.location)
+        return True
+
+
+def known_models(store: MlflowStore) -> set[str]:
+    """Return the ids of all models that are logged or registered; not those deleted in MLflow's page."""
+    with connect(store) as client:
+        logged = {model.model_id for model in search_all(client.search_logged_models, [experiment_of(client, store)])}
+        return logged | {source.removeprefix(MODEL_URI_PREFIX) for source in _sources(client)}
+
+
+def _sources(client: mlflow.MlflowClient) -> set[str]:
+    versions = search_all(client.search_model_versions, f"name = '{MODEL_NAME}'")
+    return {str(version.source) for version in versions}
+
+
+def _drop_files(client: mlflow.MlflowClient, store: MlflowStore, model_id: str, location: str) -> None:
+    """Delete a logged model, if nobody deleted it in MLflow's page, and then its files."""
+    try:
+        client.delete_logged_model(model_id)
+    except MlflowException as error:
+        if error.error_code != ErrorCode.Name(RESOURCE_DOES_NOT_EXIST):
+            raise
+    with contextlib.suppress(MlflowException, OSError, NotImplementedError):
+        get_artifact_repository(location, reveal(store["uri"])).delete_artifacts()
 
 
 def read_inputs(store: MlflowStore, run_id: str) -> set[str]:
@@ -105,7 +160,7 @@ def close_lost_runs(store: MlflowStore, seconds: float, dry_run: bool) -> list[s
         return [run.info.run_id for run in runs]
 
 
-def _size_mb(uri: str) -> float:
+def size_mb(uri: str) -> float:
     """Return the megabytes of a model's files; 0 where they cannot be listed."""
     total = 0
     with contextlib.suppress(MlflowException, OSError):

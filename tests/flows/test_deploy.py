@@ -42,6 +42,7 @@ def test_the_schedules_are_what_the_file_says(applied: dict[str, Any]) -> None:
         "watch": (["17 * * * * UTC"], False),
     }
     assert applied["pool"] == "verdict"
+    assert applied["notices"] == []
 
 
 def test_one_run_at_a_time_and_a_second_one_is_cancelled(applied: dict[str, Any], client: Any) -> None:
@@ -123,14 +124,18 @@ def test_the_server_sends_alerts_if_an_address_is_set(
     apply_automations(client)
 
 
-def test_a_run_cancels_the_missed_runs_of_its_schedule(applied: dict[str, Any], client: Any) -> None:
+def test_a_run_cancels_the_missed_runs_of_its_schedule(
+    applied: dict[str, Any], client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from prefect import flow
     from prefect.client.schemas.actions import DeploymentScheduleCreate
     from prefect.client.schemas.schedules import IntervalSchedule
     from prefect.context import FlowRunContext
 
+    from flows.jobs import deployments
     from flows.jobs.deployments import drop_missed
 
+    monkeypatch.setattr(deployments, "PAGE_SIZE", 2)
     every_second = IntervalSchedule(interval=datetime.timedelta(seconds=1))
     watch = client.read_deployment_by_name("watch/watch")
     schedules = [DeploymentScheduleCreate(schedule=every_second, active=True)]

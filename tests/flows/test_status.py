@@ -241,13 +241,14 @@ def test_the_schedule_shows_what_runs_next_what_is_late_and_how_runs_ended(
 ) -> None:
     from prefect import get_client
     from prefect.settings import PREFECT_API_URL, temporary_settings
-    from prefect.states import Completed, Crashed, Running, Scheduled
+    from prefect.states import Cancelled, Completed, Crashed, Running, Scheduled
 
     now = datetime.datetime.now(datetime.UTC)
     with temporary_settings({PREFECT_API_URL: served}), get_client(sync_client=True) as client:
         held = client.read_deployment_by_name("score/score")
         kinds = {"path": "in.tsv", "out": "out.parquet"}
-        made = [client.create_flow_run_from_deployment(held.id, parameters=kinds) for _ in range(3)]
+        made = [client.create_flow_run_from_deployment(held.id, parameters=kinds) for _ in range(4)]
+        client.set_flow_run_state(made[3].id, Cancelled(name="Missed"), force=True)
         client.set_flow_run_state(made[0].id, Crashed(message="its worker gave no sign for 90 s\nmore"), force=True)
         client.set_flow_run_state(made[1].id, Completed(message="7 of 7 rows scored"), force=True)
         due = now - datetime.timedelta(minutes=7)
@@ -270,6 +271,7 @@ def test_the_schedule_shows_what_runs_next_what_is_late_and_how_runs_ended(
     ends = {each["run"]: (each["state"], each["why"]) for each in seen["last"]}
     assert ends[made[0].name] == ("Crashed", "its worker gave no sign for 90 s")
     assert ends[made[1].name] == ("Completed", "7 of 7 rows scored")
+    assert made[3].name not in ends
     (waiting,) = (each for each in busy["schedule"]["next"] if each["deployment"] == "score")
     assert (waiting["late"], waiting["waits_for"]) == (False, made[1].name)
     assert not [line for line in busy["notices"] if "score" in line]

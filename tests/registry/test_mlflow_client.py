@@ -8,12 +8,15 @@ from typing import Any
 
 import mlflow
 import pytest
+from registry_store import new_store
 from toy import facts
 
+from tasks.core.errors import UnreachableError
 from tasks.inference.bundle import CHAMPION, MODEL_NAME, write_manifest
 from tasks.registry import lookup, register, retention_queries, tracking
 from tasks.registry.champion_profile import fetch_profile
-from tasks.registry.mlflow_client import connect
+from tasks.registry.local_database import AUDIT_EXPERIMENT, EXPERIMENT
+from tasks.registry.mlflow_client import connect, experiment_of
 from tasks.registry.promotion import promote, read_champion_state
 from tasks.registry.store import MlflowStore
 from tasks.registry.verification import read_recorded
@@ -86,3 +89,20 @@ def test_a_client_leaves_the_address_of_the_process_alone(empty_store: Path, tmp
     with connect(store, process_wide=True):
         assert (mlflow.get_tracking_uri(), mlflow.get_registry_uri()) == (store["uri"], store["uri"])
     assert os.environ["MLFLOW_TRACKING_URI"] == NOBODY
+
+
+def test_a_deleted_experiment_is_not_restored_but_for_the_audit_log(
+    empty_store: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = new_store(empty_store, tmp_path)
+    with connect(store) as client:
+        runs = [client.create_run(experiment_of(client, store)).info.run_id for _ in "ab"]
+        client.delete_run(runs[0])
+        for name in (EXPERIMENT, AUDIT_EXPERIMENT):
+            client.delete_experiment(experiment_of(client, store, name))
+    with pytest.raises(UnreachableError, match=r"was deleted in MLflow; .* experiments restore --experiment-id 1$"):
+        tracking.open_run(store, "a" * 16, {}, {})
+    with connect(store) as client:
+        assert client.get_run(runs[0]).info.lifecycle_stage == "deleted"
+        assert client.get_experiment(experiment_of(client, store, AUDIT_EXPERIMENT)).lifecycle_stage == "active"
+    assert "is restored, because it is the audit log" in caplog.text

@@ -16,7 +16,8 @@ from tasks.core.errors import UnreachableError, UsageError
 from tasks.core.files import json_digest, write_json
 from tasks.inference.bundle import MODEL_NAME
 from tasks.registry import lookup, register, retention_queries, tracking
-from tasks.registry.mlflow_client import connect
+from tasks.registry.mlflow_client import connect, experiment_of
+from tasks.registry.mlflow_flavor import log_model
 from tasks.registry.promotion import promote
 from tasks.registry.retention import SECONDS_PER_DAY, RetentionRule, prune
 from tasks.registry.store import MlflowStore, locate_store
@@ -173,27 +174,88 @@ def test_rejected_bundles_are_deleted_but_their_runs_stay(
         for each in (exported, complete)
     }
     tracking.close_run(store, run, "FINISHED")
-    older, newer = sorted(bundles, key=int)
+    first, second = sorted(bundles, key=int)
+    assert pruned(home) == set()  # young
+    register.tag_version(store, second, {"verdict": "HOLD"})
+    folders = {version: _folder_of(store, version) for version in (first, second)}
+    _advance_time(monkeypatch, days=31)
+    outcome = prune(str(home), OLD)
+    assert [(item["kind"], item["name"]) for item in outcome["items"]] == [("version", first)]
+    assert outcome["megabytes"] > 0
+    assert not list(folders[first].rglob("*.onnx"))
+    assert list(folders[second].rglob("*.onnx"))
+    assert lookup.find_version(store, bundles[first]["digest"]) is None
+    assert lookup.find_version(store, bundles[second]["digest"]) == second
+    # Its logged model is deleted in MLflow's page before it is pruned.
+    register.tag_version(store, second, {"verdict": "REJECT"})
+    with connect(store) as client:
+        client.delete_logged_model(folders[second].parent.name)
+    assert pruned(home) == {("version", second)}
+    assert not list(folders[second].rglob("*.onnx"))
+    assert [each["run"] for each in tracking.recent_runs(store)] == [run]
+
+
+def test_models_that_killed_processes_left_are_deleted_by_age(
+    home: Path, store: MlflowStore, exported: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed, live = (tracking.open_run(store, letter * 16, {}, {}) for letter in "ab")
+    with connect(store, process_wide=True) as client:
+        experiment = experiment_of(client, store)
+        left, used = (log_model(experiment, run, exported["bundle"], "d") for run in (killed, live))
+    version = register.register_bundle(store, live, exported["bundle"], exported["digest"], {}, "yes")
+    for name in ("m-unknown", "m-written-now"):
+        (home / "artifacts" / "models" / name).mkdir()
+        (home / "artifacts" / "models" / name / "weights").touch()
+    tracking.close_run(store, killed, "KILLED")
     assert pruned(home) == set()  # young
     _advance_time(monkeypatch, days=31)
-    folders = {version: _folder_of(store, version) for version in (older, newer)}
+    os.utime(home / "artifacts" / "models" / "m-written-now" / "weights", (time.time(), time.time()))
+    expected = {("model", left), ("model", "m-unknown")}
+    assert {item for item in pruned(home, dry_run=True) if item[0] == "model"} == expected
     outcome = prune(str(home), OLD)
-    assert [(item["kind"], item["name"]) for item in outcome["items"]] == [("version", older)]
+    assert {(item["kind"], item["name"]) for item in outcome["items"]} == expected
     assert outcome["megabytes"] > 0
-    assert not list(folders[older].rglob("*.onnx"))
-    assert list(folders[newer].rglob("*.onnx"))
-    assert lookup.find_version(store, bundles[older]["digest"]) is None
-    assert lookup.find_version(store, bundles[newer]["digest"]) == newer
-    assert [each["run"] for each in tracking.recent_runs(store)] == [run]
+    kept = {path.name for path in (home / "artifacts" / "models").iterdir() if list(path.rglob("*"))}
+    assert {used, "m-written-now"} < kept
+    assert left not in kept
+    assert list(_folder_of(store, version).rglob("*.onnx"))
+
+
+def test_artifacts_of_another_store_are_left_alone(
+    home: Path, empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = home / "artifacts" / "models" / "m-1"
+    model.mkdir(parents=True)
+    (model / "weights").touch()
+    age(home / "artifacts", 400)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", new_store(empty_store, tmp_path / "other")["uri"])
+    assert pruned(home) == set()
+    assert model.is_dir()
+
+
+def test_scratch_of_killed_processes_is_deleted_after_a_day(home: Path) -> None:
+    add_job(home, "newest", 1)
+    left = {name: home / "runs" / name for name in (".pruned-a", "newest/.bundle.b", "newest/.evidence.json.c")}
+    for path in left.values():
+        path.mkdir(parents=True)
+        (path / "model.onnx").touch()
+        age(path, 0.9)
+    assert pruned(home) == set()
+    for path in left.values():
+        age(path, 1.1)
+    with FileLock(home / "runs" / "newest" / "lock"):
+        assert pruned(home) == {("scratch", "runs/.pruned-a")}
+    assert pruned(home) == {("scratch", f"runs/{name}") for name in left if name != ".pruned-a"}
+    assert [path.name for path in (home / "runs").rglob(".*")] == []
 
 
 def test_a_rejected_version_with_an_alias_stays(
     home: Path, store: MlflowStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    old, _ = (add_version(store, tmp_path, name, verdict="REJECT") for name in "ab")
-    set_alias(store, old, "kept-by-hand")
+    aliased, other = (add_version(store, tmp_path, name, verdict="REJECT") for name in "ab")
+    set_alias(store, aliased, "kept-by-hand")
     _advance_time(monkeypatch, days=31)
-    assert pruned(home) == set()
+    assert pruned(home) == {("version", other)}
 
 
 def test_runs_of_a_lost_home_are_closed_after_the_rule_s_days(
