@@ -104,17 +104,17 @@ def check_own_artifacts(home: Path) -> None:
     store = locate_store(str(home))
     local = find_local_version(store, MODEL_NAME, CHAMPION, "")
     assert local is not None
-    assert local.bundle.is_relative_to(home)
+    assert local.model.is_relative_to(home)
     found = lookup.find_alias(store, CHAMPION)
     assert found is not None
-    assert Path(found["bundle"]) == local.bundle
+    assert Path(found["bundle"]) == local.model / "data" / "bundle"
     assert verification.verify_version(store, "1") == found["digest"]
     with connect(store) as client:
         runs = client.search_runs([experiment_of(client, store)])
     assert all(run.info.artifact_uri.startswith((home / "artifacts").as_uri()) for run in runs)
     run = tracking.open_run(store, "b" * 16, {}, {})
-    tracking.log_files(store, run, [str(local.bundle / "bundle.json")], "notes")
-    assert (home / "artifacts" / run / "artifacts" / "notes" / "bundle.json").is_file()
+    tracking.log_files(store, run, [str(local.model / "MLmodel")], "notes")
+    assert (home / "artifacts" / run / "artifacts" / "notes" / "MLmodel").is_file()
 
 
 def test_a_copied_home_is_its_own_and_a_moved_one_has_what_it_had(champion_home: Path, tmp_path: Path) -> None:
