@@ -47,6 +47,7 @@ for command in (
     review.reject,
     review.rollback,
     review.history,
+    review.verify,
     run.predict,
     run.score,
     run.serve,

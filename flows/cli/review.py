@@ -99,6 +99,22 @@ def history(as_json: AsJson = False) -> None:
     print_result(review.history(environment.verdict_home()), as_json, show_review.show_history)
 
 
+def verify(
+    target: Annotated[str, typer.Argument(metavar="VERSION|DIR", help="Version number, or a bundle's folder.")],
+    copy_to: Annotated[
+        str, typer.Option(metavar="DIR", help="New folder for a copy of what was checked: load that one.")
+    ] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Check the files of a version without running any: whose they are, who signed what, what nothing covers."""
+    environment.set_process_defaults()
+    from flows.cli import show_review
+    from flows.commands import verify
+
+    outcome = verify.verify(target, copy_to, environment.verdict_home())
+    print_result(outcome, as_json, show_review.show_verified)
+
+
 def deploy(
     file: Annotated[str, typer.Option(help="Another file of deployments [infra/prefect.yaml].")] = "",
     as_json: AsJson = False,

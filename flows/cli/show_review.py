@@ -41,6 +41,8 @@ def show_status(status: dict[str, Any]) -> None:
     for role, absence in none.items():
         version = status[role]
         console.print(f"{role:<10} {_describe(version) if version else absence}")
+    if status["champion"] and status["champion"]["signature"]:
+        console.print(f"signature  {escape(status['champion']['signature'])}")
     disk = status["disk"]
     used = "" if disk["stores_gb"] is None else f", stores take {disk['stores_gb']:.1f}"
     console.print(f"disk       {disk['free_gb']:.0f} GB free{used}")
@@ -136,15 +138,30 @@ def show_history(entries: list[dict[str, Any]]) -> None:
     if not entries:
         new_console().print("no champion yet; train the first one: verdict retrain")
         return
-    table = new_table("when", "who", "what", "from", "to", "why")
+    table = new_table("when", "who", "what", "from", "to", "why", "signature")
     for entry in entries:
         when = "?"
         if entry["time"]:
             when = datetime.datetime.fromisoformat(entry["time"]).astimezone().strftime("%Y-%m-%d %H:%M:%S")
         kind = entry["kind"] if entry["time"] else f"[yellow]{entry['kind']}[/]"
         who, why = escape(entry["actor"] or "?"), escape(entry["reason"])
-        table.add_row(when, who, kind, entry["from"] or "-", entry["to"] or "-", why)
+        table.add_row(when, who, kind, entry["from"] or "-", entry["to"] or "-", why, entry["signed_by"] or "")
     new_console().print(table)
+
+
+def show_verified(outcome: dict[str, Any]) -> None:
+    """Print what was checked, who signed what, and what nothing covers."""
+    console = new_console()
+    console.print(f"[green]intact[/]      {escape(outcome['what'])}, bundle {outcome['digest'][:12]}")
+    console.print(f"manifest    {outcome['manifest_digest']}")
+    for what, signed in outcome["files"].items():
+        console.print(f"signature   {what}: {escape(signed)}")
+    for record in outcome["records"]:
+        console.print(f"decision    {escape(record)}")
+    for text in outcome["not_covered"]:
+        console.print(f"not covered {text}")
+    if outcome["copy"]:
+        console.print(f"copy        {escape(outcome['copy'])}")
 
 
 def show_deployments(outcome: dict[str, Any]) -> None:

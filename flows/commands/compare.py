@@ -48,7 +48,7 @@ def compare(first: str, second: str | None, device: str, home: str) -> dict[str,
     snapshot = find_snapshot(home, holdout)
     if snapshot:
         with verification.open_verified(store, first) as ours, verification.open_verified(store, other) as theirs:
-            bundles = str(ours[0]), str(theirs[0])
+            bundles = str(ours.bundle), str(theirs.bundle)
             result: VersionComparison | None = compare_bundles(*bundles, str(snapshot), device, RESAMPLES)
     else:
         evidence = [_evidence(store, tags[version]) for version in (first, other)]

@@ -13,6 +13,7 @@ from onnx import TensorProto, helper
 from tasks.core.errors import VerdictError, first_line
 from tasks.core.printable import redact_address
 from tasks.core.provenance import library_versions
+from tasks.core.signing import describe_key, signature_required, trusted_keys
 from tasks.inference.sessions import has_gpu, open_session
 from tasks.training.pretrained import PACKAGED, locate_encoder
 
@@ -35,6 +36,7 @@ def run_checks(home: str) -> list[DoctorCheck]:
         "ONNX Runtime": _onnxruntime,
         "encoder": lambda: f"{locate_encoder(PACKAGED)['name']}, weights as expected",
         "MLflow store": lambda: _store(home),
+        "signatures": _signatures,
         "Prefect": _prefect,
         "disk": lambda: _disk(home),
     }
@@ -78,15 +80,25 @@ def _store(home: str) -> str:
     from tasks.inference.bundle import CHAMPION
     from tasks.registry.lookup import find_alias
     from tasks.registry.store import is_uninitialised, locate_store
-    from tasks.registry.verification import verify_version
+    from tasks.registry.verification import inspect_version
 
     store = locate_store(home)
     if is_uninitialised(store):
         return f"{store['uri']}, not created yet"
     champion = find_alias(store, CHAMPION, fetch=False)
     if champion:
-        verify_version(store, champion["version"])
-    return f"{store['uri']}, champion {champion['version'] + ', its files are intact' if champion else 'none'}"
+        fault, signature = inspect_version(store, champion["version"])
+        if fault:
+            raise VerdictError(fault)
+        return f"{store['uri']}, champion {champion['version']}, its files are intact, {signature}"
+    return f"{store['uri']}, champion none"
+
+
+def _signatures() -> str:
+    """Name the keys, and fail where one cannot be read."""
+    trusted = sorted(name for name, _ in trusted_keys().values())
+    required = ", and they are required" if signature_required() else ""
+    return f"what is written here is {describe_key()}; trusted: {', '.join(trusted) or 'no key'}{required}"
 
 
 def _prefect() -> str:

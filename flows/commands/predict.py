@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tasks.inference.bundle import MODEL_NAME, digest_version, read_manifest
+from tasks.inference.bundle import MODEL_NAME, check_signature, digest_version, read_manifest
 from tasks.inference.classifier import Classifier, name_failure
 from tasks.registry.code_digest import (
     BUNDLE_DIGEST_TAG,
@@ -11,6 +11,7 @@ from tasks.registry.code_digest import (
     CODE_DIGEST_TAG,
     MANIFEST_DIGEST_TAG,
     check_registered,
+    check_version_signature,
 )
 from tasks.registry.sqlite_lookup import find_local_version
 from tasks.registry.store import MlflowStore, locate_store, split_address
@@ -48,11 +49,12 @@ def find_model(model: str, home: str) -> FoundModel:
 
     Raises:
         UsageError: if it is none of these.
-        VerdictError: if there is no such version, or its code or manifest are not those registered.
+        VerdictError: if there is no such version, or its code manifest or signature are not those registered.
     """
     address = f"models:/{MODEL_NAME}/{model}" if model.isdecimal() else model
     if address == model and Path(model).is_dir():
         manifest = read_manifest(Path(model))
+        check_signature(Path(model))
         return FoundModel(digest_version(manifest), model, manifest["manifest_digest"])
     store = locate_store(home)
     if found := find_local_version(store, *split_address(address)):
@@ -61,6 +63,7 @@ def find_model(model: str, home: str) -> FoundModel:
         version, folder, tags = _fetch_model(store, address)
     manifest = read_manifest(folder / BUNDLE_PATH)
     check_registered(folder, version, manifest, tags)
+    check_version_signature(folder, version)
     return FoundModel(version, str(folder / BUNDLE_PATH), manifest["manifest_digest"])
 
 

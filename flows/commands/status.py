@@ -31,10 +31,10 @@ class LatestDrift(TypedDict):
 def status(home: str) -> dict[str, Any]:
     """Return the state of the system for whoever is on call, as the command prints it.
 
-    Keys: `champion` with `fault` (what is wrong with its files) and `since`; `champion_state` (none, active, lost, or
-    unknown if the store does not answer); `challenger`; `runs`; `drift` from the champion's data; `schedule` of the
-    Prefect server; `disk`; `notices`, one line per thing to look at; `unreachable`, one line per server that does not
-    answer, whose part is then missing.
+    Keys: `champion` with `fault` (what is wrong with its files), `signature` (who signed them) and `since`;
+    `champion_state` (none, active, lost, or unknown if the store does not answer); `challenger`; `runs`; `drift` from
+    the champion's data; `schedule` of the Prefect server; `disk`; `notices`, one line per thing to look at;
+    `unreachable`, one line per server that does not answer, whose part is then missing.
     """
     store = locate_store(home)
     answer: dict[str, Any] = {"store": store["uri"], "champion": None, "challenger": None, "runs": []}
@@ -71,7 +71,8 @@ def read_runs(store: MlflowStore) -> dict[str, Any]:
     entries, records = promotion.history(store)
     answer: dict[str, Any] = {"champion": _public(champion)}
     if champion:
-        answer["champion"]["fault"] = verification.version_error(store, champion["version"])
+        fault, signature = verification.inspect_version(store, champion["version"])
+        answer["champion"] |= {"fault": fault, "signature": signature}
         answer["champion"]["since"] = promoted_at(entries, champion["version"])
     return answer | {
         "challenger": _public(lookup.find_alias(store, CHALLENGER, fetch=False)),

@@ -38,6 +38,7 @@ from tasks.core.files import json_digest, write_json
 from tasks.core.provenance import git_commit
 from tasks.core.settings import Settings
 from tasks.core.settings_loader import ResolvedSettings
+from tasks.core.signing import require_key
 from tasks.data.drift import list_drifted
 from tasks.data.gate import GateReport, raise_if_failed
 from tasks.data.ingestion import Dataset
@@ -86,11 +87,12 @@ def retrain(settings: dict[str, Any], origins: dict[str, str], home: str, force:
         force: start over even where an equal job is finished or half done.
 
     Raises:
-        UsageError: if data or encoder are not there.
+        UsageError: if data or encoder are not there, or a signature is required and there is no key.
         DataRejected: if the gate rejects the data.
         VerdictError: if a step fails; everything finished stays for the next run.
     """
     chosen = Settings.model_validate(settings)
+    require_key()
     if waiting := find_waiting(home):
         return wait_for_approval(waiting, chosen.judge.wait_hours, home)
     timer, store = Timer(), locate_store(home)

@@ -34,7 +34,7 @@ from tasks.evaluation.measurement import (
     round_probabilities,
 )
 from tasks.evaluation.minimal_pairs import MinimalPairResult, evaluate_minimal_pairs
-from tasks.inference.bundle import DEVICE_VARIANT, PROFILE, variants_of
+from tasks.inference.bundle import DEVICE_VARIANT, PROFILE, check_signature, variants_of
 from tasks.inference.classifier import Classifier
 
 EVIDENCE_SCHEMA = 1  # version of evidence.json and of the verdict.json that is written with it
@@ -250,6 +250,7 @@ def measure_champion(
         fault=None,
     )
     try:
+        check_signature(Path(champion["bundle"]))
         classifier = Classifier.from_bundle(
             champion["bundle"], device, spin=False, expected=champion.get("manifest_digest", "")
         )

@@ -8,6 +8,7 @@
     data.json         profile of the training data: labels, lengths, sources, words; reference for drift
     card.md           model card
     report.html       evaluation report
+    signature.json    where there is a key: who vouches for the manifest, and with it for every file (core/signing.py)
 
 A manifest has two digests. `digest` covers what determines predictions (graphs, tokenizer, labels, lengths): bundles
 with equal ones give equal predictions, whatever their documents say. `manifest_digest` covers the whole manifest, and
@@ -19,6 +20,7 @@ from typing import Any, TypedDict
 
 from ..core.errors import VerdictError
 from ..core.files import json_digest, read_json, sha256_of, write_json
+from ..core.signing import SIGNATURE, Signer, check_files, require_signer, sign_files
 
 MODEL_NAME = "acceptability"  # of the registered model
 CHAMPION = "champion"  # the alias that downstream systems follow
@@ -79,6 +81,7 @@ def write_manifest(
     from .onnx_runtime import onnxruntime  # takes longer to import than everything else here, and only writing needs it
 
     known = known or {}
+    (folder / SIGNATURE).unlink(missing_ok=True)  # of the manifest before
     files = {
         path.name: known.get(path.name) or sha256_of(path) for path in sorted(folder.iterdir()) if path.name != MANIFEST
     }
@@ -107,7 +110,7 @@ def verify(folder: Path, expected: str = "") -> Manifest:
         VerdictError: as `read_manifest`, or if a file is missing, altered or not listed.
     """
     manifest = read_manifest(folder, expected)
-    present = {path.name for path in folder.iterdir()} - {MANIFEST}
+    present = {path.name for path in folder.iterdir()} - {MANIFEST, SIGNATURE}
     listed = manifest["files"]
     for name in sorted(present | set(listed) | {FP32_MODEL, TOKENIZER}):
         if name not in present:
@@ -137,6 +140,24 @@ def read_manifest(folder: Path, expected: str = "") -> Manifest:
         held, registered = (digest[:VERSION_DIGITS] for digest in (manifest["manifest_digest"], expected))
         raise VerdictError(f"bundle {folder}: its manifest is {held}, expected was {registered}; fetch it again")
     return manifest
+
+
+def sign_bundle(folder: Path) -> None:
+    """Sign the manifest of a complete bundle, where there is a key."""
+    sign_files(folder, {MANIFEST: sha256_of(folder / MANIFEST)})
+
+
+def check_signature(folder: Path) -> Signer | None:
+    """Return who signed the manifest of a bundle; None if nobody did.
+
+    Raises:
+        VerdictError: if the signature is not of this manifest or not that of the key that it names, or a trusted one is
+            required.
+    """
+    what = f"bundle {folder}"
+    signer = check_files(folder, {MANIFEST: sha256_of(folder / MANIFEST)}, what)
+    require_signer(signer, what)
+    return signer
 
 
 def digest_version(manifest: Manifest) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from ..core.errors import UsageError
-from .bundle import digest_version
+from .bundle import check_signature, digest_version
 from .classifier import Classifier
 
 DEVICES = ("auto", "cuda", "cpu")
@@ -33,12 +33,13 @@ def _load_pyfunc(path: str, model_config: Mapping[str, Any] | None = None) -> "P
 
     Raises:
         UsageError: if the device is none of these.
-        VerdictError: if the bundle is corrupt or another one, or the device is not available.
+        VerdictError: if the bundle is corrupt, another one or signed wrongly, or the device is not available.
     """
     config = model_config or {}
     device = config.get("device", "auto")
     if device not in DEVICES:
         raise UsageError(f"model_config device {device!r} is unknown; expected one of {', '.join(DEVICES)}")
+    check_signature(Path(path))
     classifier = Classifier.from_bundle(path, device, expected=config.get("manifest_digest", ""))
     registered = registered_version(Path(path).resolve().parents[1])
     return PyfuncModel(classifier, registered or digest_version(classifier.manifest))

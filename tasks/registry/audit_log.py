@@ -5,11 +5,15 @@ all its fields in one call, so creating it is atomic. The run's status is the st
 alias is being moved, FINISHED once that is checked, KILLED where a process died before it moved anything.
 
 Each record holds its number and the id of the one before it, which shows that one was deleted, and a digest of its own
-fields, which shows that one was altered. Whoever appends holds the promotion lock (promotion_lock.py).
+fields, which shows that one was altered by mistake. A signature of these fields (core/signing.py), where there is a
+key, shows that one was rewritten; whether a record took effect is the run's status, which no signature covers. Whoever
+appends holds the promotion lock (promotion_lock.py).
 """
 
+import base64
 import datetime
 import getpass
+import json
 import os
 import re
 import socket
@@ -17,8 +21,9 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal, TypedDict
 
-from tasks.core.errors import UsageError
+from tasks.core.errors import UsageError, VerdictError
 from tasks.core.files import json_digest
+from tasks.core.signing import Signer, check, describe_signer, require_key, sign
 from tasks.registry.local_database import AUDIT_EXPERIMENT
 from tasks.registry.mlflow_client import Run, all_runs, connect, experiment_of
 from tasks.registry.store import MlflowStore, is_uninitialised
@@ -35,6 +40,8 @@ AliasChange = TypedDict(
         "id": str,
         "state": State,
         "altered": bool,
+        "signed_by": str,
+        "trusted": bool,
         "number": int,
         "previous": str,
         "time": str,
@@ -50,6 +57,8 @@ AliasChange = TypedDict(
 )
 TEXT_FIELDS = ("previous", "time", "actor", "kind", "version", "from", "to", "reason", "verdict", "bundle")
 DIGEST_TAG = "record_digest"  # of number and text fields
+SIGNATURE_TAG = "record_signature"  # of the same, as JSON
+RECORD_FORM = "application/vnd.verdict.alias-change+json"  # type of the signed payload
 
 
 def actor() -> str:
@@ -97,7 +106,11 @@ def begin(store: MlflowStore, changes: Sequence[AliasChange], **fields: str | No
         store: where to.
         changes: every record so far.
         fields: kind, version, from, to, reason, verdict and bundle; actor where it is not `actor()`.
+
+    Raises:
+        UsageError: if a signature is required and there is no key.
     """
+    require_key()
     now = datetime.datetime.now(datetime.UTC)
     last = changes[-1] if changes else None
     texts = {name: fields.get(name) or "" for name in TEXT_FIELDS} | {
@@ -110,6 +123,8 @@ def begin(store: MlflowStore, changes: Sequence[AliasChange], **fields: str | No
         "mlflow.user": texts["actor"],
         "mlflow.note.content": escape_markdown(texts["reason"]),
     }  # in MLflow's own page
+    if envelope := sign(_payload(tags), RECORD_FORM):
+        shown[SIGNATURE_TAG] = json.dumps(envelope["signatures"])
     with connect(store) as client:
         run = client.create_run(
             experiment_of(client, store, AUDIT_EXPERIMENT),
@@ -136,15 +151,44 @@ def _parse(runs: Iterable[Run]) -> list[AliasChange]:
         if not tags.get("number", "").isdecimal():
             continue
         texts: dict[str, Any] = {name: tags.get(name, "") for name in TEXT_FIELDS}
-        digest = json_digest(texts | {"number": tags["number"]})
+        signed = texts | {"number": tags["number"]}
+        altered, signer = json_digest(signed) != tags.get(DIGEST_TAG), None
+        try:
+            signer = _read_signer(signed, tags.get(SIGNATURE_TAG, ""))
+        except VerdictError:
+            altered = True
         texts |= {name: texts[name] or None for name in ("from", "to")}
         changes.append(
             AliasChange(
                 id=run.info.run_id,
                 state=STATES.get(run.info.status, "withdrawn"),
-                altered=digest != tags.get(DIGEST_TAG),
+                altered=altered,
+                signed_by=describe_signer(signer),
+                trusted=signer is not None and signer.trusted,
                 number=int(tags["number"]),
                 **texts,  # type: ignore[typeddict-item]
             )
         )
     return changes
+
+
+def _payload(fields: dict[str, str]) -> bytes:
+    """Return what is signed of a record."""
+    return json.dumps(fields, sort_keys=True, ensure_ascii=False).encode()
+
+
+def _read_signer(fields: dict[str, str], signatures: str) -> Signer | None:
+    """Return who signed a record's fields; None if nobody did.
+
+    Raises:
+        VerdictError: if the signature is not of these fields.
+    """
+    if not signatures:
+        return None
+    try:
+        held = json.loads(signatures)
+    except ValueError as error:
+        raise VerdictError(f"record {fields['number']} has a damaged signature") from error
+    payload = base64.b64encode(_payload(fields)).decode()
+    envelope = {"payload": payload, "payloadType": RECORD_FORM, "signatures": held}
+    return check(envelope, f"record {fields['number']}")

@@ -6,6 +6,7 @@ Pure functions of the records and of what the champion's alias points at now.
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, TypedDict
 
+from tasks.core.signing import signature_required
 from tasks.registry.audit_log import AliasChange
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ TimelineEntry = TypedDict(
         "verdict": str | None,
         "bundle": str | None,
         "number": int | None,
+        "signed_by": str | None,
     },
 )
 
@@ -132,6 +134,12 @@ def warnings(entries: Sequence[TimelineEntry], changes: Sequence[AliasChange]) -
         if entry["kind"] == "missing" or (number > latest and not entry["time"])
     ]
     lines += [f"record {change['number']} was altered after it was written" for change in changes if change["altered"]]
+    if signature_required():
+        lines += [
+            f"record {change['number']} is {change['signed_by']}"
+            for change in changes
+            if not change["altered"] and not change["trusted"]
+        ]
     return lines
 
 
@@ -166,5 +174,5 @@ def _other_bundle(changes: Sequence[AliasChange], champion: ChampionRecord) -> s
 
 
 def _unrecorded(kind: str, before: str | None, after: str | None, reason: str) -> TimelineEntry:
-    unknown = {"time": None, "actor": None, "version": after, "verdict": None, "bundle": None, "number": None}
+    unknown = dict.fromkeys(("time", "actor", "verdict", "bundle", "number", "signed_by")) | {"version": after}
     return TimelineEntry(kind=kind, reason=reason, **{"from": before, "to": after}, **unknown)  # type: ignore[typeddict-item]

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from tasks.core.errors import VerdictError
 from tasks.core.files import json_digest, sha256_of
-from tasks.inference.bundle import VERSION_DIGITS, Manifest
+from tasks.core.signing import SIGNATURE, Signer, check_files, require_signer
+from tasks.inference.bundle import MANIFEST, VERSION_DIGITS, Manifest
 
 BUNDLE_DIGEST_TAG, MANIFEST_DIGEST_TAG, CODE_DIGEST_TAG = "bundle_digest", "manifest_digest", "wrapping_digest"
 BUNDLE_PATH = "data/bundle"  # in the folder of a version's files
@@ -19,6 +20,29 @@ REMEDY = "delete it in MLflow and train it again: verdict retrain --force"  # of
 
 def digest_code(model: Path) -> str:
     """Return the hex SHA-256 over names and contents of all files in a model's folder but its bundle's."""
+    return json_digest(_digests_around(model))
+
+
+def list_signed(model: Path) -> dict[str, str]:
+    """Return the SHA-256 of each file that a version's signature covers: all around its bundle, and the manifest."""
+    digests = {name: digest for name, digest in _digests_around(model).items() if name != SIGNATURE}
+    return digests | {f"{BUNDLE_PATH}/{MANIFEST}": sha256_of(model / BUNDLE_PATH / MANIFEST)}
+
+
+def check_version_signature(model: Path, version: str) -> Signer | None:
+    """Return who signed a version's files, code included; None if nobody did.
+
+    Raises:
+        VerdictError: if the signature is of other files, or not that of the key that it names, or a trusted one is
+            required.
+    """
+    signer = check_files(model, list_signed(model), f"version {version}")
+    require_signer(signer, f"version {version}")
+    return signer
+
+
+def _digests_around(model: Path) -> dict[str, str]:
+    """Return the SHA-256 of each file in a model's folder but its bundle's, by its path there."""
     found: dict[str, str] = {}
     for path in sorted(model.rglob("*")):
         name = path.relative_to(model).as_posix()
@@ -28,7 +52,7 @@ def digest_code(model: Path) -> str:
             found[name] = sha256_of(path)
         elif not path.is_dir() or path.is_symlink():  # a link to a folder may lead to other code
             found[name] = "no file"
-    return json_digest(found)
+    return found
 
 
 def check_registered(model: Path, version: str, manifest: Manifest, tags: Mapping[str, str]) -> None:

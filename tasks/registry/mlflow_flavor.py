@@ -4,7 +4,8 @@ The model carries the code that loads it, so whoever loads it needs no copy of t
 
     MLmodel                            flavors, signature, loader_module
     data/bundle/                       the bundle
-    code/verdict_runtime_<8 hex>/      tasks/inference and the three modules of tasks/core that it imports
+    signature.json                     where there is a key: who vouches for all of this
+    code/verdict_runtime_<8 hex>/      tasks/inference and the modules of tasks/core that it imports
 
 MLflow prepends code/ to sys.path and imports loader_module, so a module that is loaded already under the same name is
 used instead. Hence the package is named by the digest of its files, and its modules import one another relatively: it
@@ -27,12 +28,13 @@ from mlflow.models import Model, ModelSignature
 from mlflow.types import ColSpec, Schema
 
 from tasks.core.files import json_digest, sha256_of
+from tasks.core.signing import sign_files
 from tasks.inference.bundle import FP32_MODEL, read_manifest
+from tasks.registry.code_digest import list_signed
 
 CODE_ROOT = Path(__file__).parents[1]
-RUNTIME_CORE = tuple(
-    f"core/{name}.py" for name in ("__init__", "errors", "files", "printable")
-)  # what tasks/inference imports besides itself
+# What tasks/inference imports besides itself.
+RUNTIME_CORE = tuple(f"core/{name}.py" for name in ("__init__", "errors", "files", "printable", "signing"))
 LOADER = "inference.pyfunc"  # the module with `_load_pyfunc`
 SERVING_PACKAGES = ("onnxruntime-gpu", "onnxruntime", "tokenizers", "numpy", "pandas")
 MODEL_OUTPUTS = Schema(
@@ -90,6 +92,7 @@ def save_model(path: str, mlflow_model: Model, bundle: str) -> None:
     )
     mlflow_model.save(str(Path(path) / "MLmodel"))
     _prevent_caches(Path(path) / "code")
+    sign_files(Path(path), list_signed(Path(path)))
 
 
 def _prevent_caches(code: Path) -> None:

@@ -2,17 +2,18 @@
 
 import contextlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlflow.artifacts
 from mlflow.exceptions import MlflowException
 
 from tasks.core.errors import UnreachableError, VerdictError
 from tasks.core.files import read_json
+from tasks.core.signing import Signer, describe_signer
 from tasks.inference.bundle import MODEL_NAME, Manifest, verify
-from tasks.registry.code_digest import BUNDLE_DIGEST_TAG, BUNDLE_PATH, REMEDY, check_registered
+from tasks.registry.code_digest import BUNDLE_DIGEST_TAG, BUNDLE_PATH, REMEDY, check_registered, check_version_signature
 from tasks.registry.lookup import read_tags
 from tasks.registry.mlflow_client import connect
 from tasks.registry.store import MlflowStore, database_of
@@ -31,25 +32,47 @@ def verify_version(store: MlflowStore, version: str, expected: str = "") -> str:
         VerdictError: if its files are missing, altered, or not those of the expected bundle.
         UnreachableError: if the store does not answer.
     """
-    with open_verified(store, version, expected) as (_, manifest):
-        return manifest["digest"]
+    with open_verified(store, version, expected) as found:
+        return found.manifest["digest"]
+
+
+class VerifiedVersion(NamedTuple):
+    """The folder of a version's files, which are those registered, the manifest of its bundle, and who signed them."""
+
+    model: Path
+    manifest: Manifest
+    signer: Signer | None
+
+    @property
+    def bundle(self) -> Path:
+        """The bundle's folder."""
+        return self.model / BUNDLE_PATH
 
 
 @contextlib.contextmanager
-def open_verified(store: MlflowStore, version: str, expected: str = "") -> Iterator[tuple[Path, Manifest]]:
-    """Yield the bundle's folder and manifest of a version, after the checks of `verify_version`."""
+def open_verified(store: MlflowStore, version: str, expected: str = "") -> Iterator[VerifiedVersion]:
+    """Yield the files of a version after the checks of `verify_version`; a downloaded folder is deleted afterwards."""
     tags = read_tags(store, version)
     if expected:
         tags[BUNDLE_DIGEST_TAG] = expected
     with open_model(store, version) as model:
-        bundle = model / BUNDLE_PATH
-        try:
-            manifest = verify(bundle)
-        except VerdictError as error:
-            reason = str(error).partition(";")[0].replace(f"bundle {bundle}", f"bundle of version {version}")
-            raise VerdictError(f"{reason.replace(str(bundle), f'version {version}')}; {REMEDY}") from error
-        check_registered(model, version, manifest, tags)
-        yield bundle, manifest
+        yield verify_files(model, version, tags)
+
+
+def verify_files(model: Path, version: str, tags: Mapping[str, str]) -> VerifiedVersion:
+    """Check a folder of a version's files against its manifest, the version's tags and its signature.
+
+    Raises:
+        VerdictError: if files are missing or altered, or not signed as they should be.
+    """
+    bundle = model / BUNDLE_PATH
+    try:
+        manifest = verify(bundle)
+    except VerdictError as error:
+        reason = str(error).partition(";")[0].replace(f"bundle {bundle}", f"bundle of version {version}")
+        raise VerdictError(f"{reason.replace(str(bundle), f'version {version}')}; {REMEDY}") from error
+    check_registered(model, version, manifest, tags)
+    return VerifiedVersion(model, manifest, check_version_signature(model, version))
 
 
 @contextlib.contextmanager
@@ -72,19 +95,19 @@ def open_model(store: MlflowStore, version: str) -> Iterator[Path]:
         yield Path(model)
 
 
-def version_error(store: MlflowStore, version: str) -> str | None:
-    """Return what is wrong with a version's files, None where nothing is.
+def inspect_version(store: MlflowStore, version: str) -> tuple[str | None, str | None]:
+    """Return what is wrong with a version's files (None: nothing), and who signed them (None where something is).
 
     Raises:
         UnreachableError: if the store does not answer.
     """
     try:
-        verify_version(store, version)
+        with open_verified(store, version) as found:
+            return None, describe_signer(found.signer)
     except UnreachableError:
         raise
     except VerdictError as error:
-        return str(error)
-    return None
+        return str(error), None
 
 
 def read_recorded(store: MlflowStore, run_id: str, name: str) -> Any:

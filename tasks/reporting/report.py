@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 from tasks.core.files import write_json, write_text
 from tasks.core.policy import Policy
 from tasks.core.settings_loader import SettingRow
+from tasks.core.signing import describe_key
 from tasks.data.expectations import show_allowed, show_observed
 from tasks.data.gate import GateReport
 from tasks.evaluation.evidence import Evidence
 from tasks.evaluation.judge import Verdict
 from tasks.evaluation.run_diff import CODE_TAG, DATA_TAG, RunRecord, SettingChange, diff_runs
-from tasks.inference.bundle import PROFILE, Manifest, ModelInfo, verify, write_manifest
+from tasks.inference.bundle import PROFILE, Manifest, ModelInfo, sign_bundle, verify, write_manifest
 from tasks.reporting.figure_style import inline_svg
 from tasks.reporting.gate_page import explain
 from tasks.reporting.model_card import write_card
@@ -66,7 +67,7 @@ class ReportInputs(NamedTuple):
 
 
 def write_documents(bundle: str, inputs: ReportInputs) -> Manifest:
-    """Add report, card, metrics and the profile of the training rows to a bundle and write its manifest again.
+    """Add report, card, metrics and the profile of the training rows to a bundle; write its manifest again and sign it.
 
     The bundle's digest does not change: it covers only files that decide predictions.
 
@@ -91,7 +92,9 @@ def write_documents(bundle: str, inputs: ReportInputs) -> Manifest:
         | {"holdout": evidence["holdout_digest"], "serves": variant == evidence["candidate"]["variant"]}
         for variant, measured in evidence["variants"].items()
     }
-    return write_manifest(folder, facts, metrics)
+    manifest = write_manifest(folder, facts, metrics)
+    sign_bundle(folder)
+    return manifest
 
 
 def render_report(inputs: ReportInputs, facts: ModelInfo, digest: str, job: str) -> str:
@@ -207,6 +210,7 @@ def _origin(facts: ModelInfo, digest: str, verdict: Verdict) -> list[tuple[str, 
         ("holdout", verdict["holdout_digest"]),
         ("encoder", facts["encoder"]),
         ("code", verdict["git_commit"]),
+        ("signature", describe_key()),
         ("measured on", f"{verdict['variant']}, {verdict['provider']}"),
         ("policy", f"{verdict['policy']['version']}, {verdict['policy_digest']}"),
         ("judged", f"{verdict['time'] or 'not signed'} by {verdict['actor'] or 'nobody'}"),

@@ -26,7 +26,8 @@ from typing import TYPE_CHECKING, NamedTuple, Self, TypedDict
 import numpy as np
 
 from ..core.errors import NoChampion, UnreachableError, UsageError, VerdictError, first_line, summarise_error
-from ..inference.bundle import CHAMPION_URI, MODEL_NAME, VERSION_DIGITS, digest_version
+from ..core.signing import describe_signer
+from ..inference.bundle import CHAMPION_URI, MODEL_NAME, VERSION_DIGITS, check_signature, digest_version
 from ..inference.classifier import CPU_BATCH, Classifier, Prediction
 
 if TYPE_CHECKING:  # these import mlflow, which a bundle's folder does not need
@@ -53,6 +54,7 @@ class ChampionStatus(TypedDict):
     version: str | None
     digest: str | None
     provider: str | None
+    signature: str | None
     following: bool
     loaded: float | None
     checked: float | None
@@ -70,6 +72,8 @@ class LoadedModel(NamedTuple):
 
     classifier: Classifier
     version: str
+    signature: str = "not signed"
+    """who signed its bundle, for people"""
 
     @property
     def digest(self) -> str:
@@ -208,6 +212,7 @@ class Champion:
             version=served.version if served else None,
             digest=served.digest if served else None,
             provider=served.classifier.provider if served else None,
+            signature=served.signature if served else None,
             following=self.following,
             loaded=self._loaded,
             checked=self._checked,
@@ -295,7 +300,10 @@ class Champion:
         if self._on_load:
             self._on_load(served)
         replaced = f", replacing version {old.version}" if old else ""
-        log.info("%s: version %s loaded on %s%s", self.model, served.version, served.classifier.provider, replaced)
+        log.info(
+            "%s: version %s loaded on %s, %s%s",
+            *(self.model, served.version, served.classifier.provider, served.signature, replaced),
+        )
 
     def _record_failure(self, error: Exception) -> None:
         """Keep an error for `status()`; log it once per version, and once per outage of the store."""
@@ -342,6 +350,7 @@ def _load(bundle: str, version: str | None, device: str, digest: str = "", manif
         VerdictError: if it is corrupt, does not have the digests, or cannot be loaded, or its logits are not finite.
     """
     try:
+        signature = describe_signer(check_signature(Path(bundle)))
         classifier = Classifier.from_bundle(bundle, device, expected=manifest_digest)
         held = classifier.manifest["digest"]
         if digest and held != digest:
@@ -355,4 +364,4 @@ def _load(bundle: str, version: str | None, device: str, digest: str = "", manif
         raise
     except Exception as error:  # ONNX Runtime and tokenizers raise exceptions of many types
         raise VerdictError(f"it cannot be loaded ({summarise_error(error, 200)}); see: verdict status") from error
-    return LoadedModel(classifier, version or digest_version(classifier.manifest))
+    return LoadedModel(classifier, version or digest_version(classifier.manifest), signature)

@@ -159,8 +159,9 @@ def _not_bound(host: str, port: int, error: OSError) -> VerdictError:
 
 
 def _describe_status(champion: Champion) -> str:
-    version = champion.status()["version"]
-    return f"serving {champion.model}, " + (f"version {version}," if version else "none yet,")
+    status = champion.status()
+    loaded = f"version {status['version']}, {status['signature']}" if status["version"] else "none yet"
+    return f"serving {champion.model}, {loaded},"
 
 
 class _SignalHandler:

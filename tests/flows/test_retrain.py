@@ -67,6 +67,16 @@ def runs(home: Path) -> list[Any]:
     return list(client(home).search_runs([experiment.experiment_id]))
 
 
+def test_a_run_that_would_end_unsigned_does_not_start_where_a_signature_is_required(
+    home: Path, choose: Choose, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flows.jobs.retrain import retrain as flow
+
+    monkeypatch.setenv("VERDICT_REQUIRE_SIGNATURE", "1")
+    with pytest.raises(UsageError, match="VERDICT_REQUIRE_SIGNATURE is set and VERDICT_SIGNING_KEY is not"):
+        flow.fn(choose().settings.model_dump(), {}, str(home))
+
+
 def test_the_first_fit_candidate_becomes_champion_and_everything_is_recorded(
     champion: dict[str, Any], home: Path
 ) -> None:

@@ -267,11 +267,26 @@ def test_status_and_doctor_report_a_champion_whose_files_are_damaged(
     status = json.loads(verdict("status", "--json")[1])
     assert (status["champion"]["fault"], status["champion_state"], status["notices"]) == (None, "active", [])
     checks = {check["check"]: check for check in json.loads(verdict("doctor", "--json")[1])}
-    assert checks["MLflow store"]["seen"].endswith("champion 3, its files are intact")
+    assert checks["MLflow store"]["seen"].endswith("champion 3, its files are intact, not signed")
+    assert checks["signatures"]["seen"] == "what is written here is not signed; trusted: no key"
+    assert "signature  not signed\n" in verdict("status")[1]
+    verified = json.loads(verdict("verify", "3", "--json")[1])
+    assert verified["files"] == {"all files, code included": "not signed", "the bundle": "not signed"}
+    (record,) = verified["records"]
+    assert (record.startswith("record 3, promote by "), record.endswith(": not signed")) == (True, True)
+    assert verdict("verify", "3")[1].startswith("intact      version 3, bundle ")
     (bundle_folder(home, "c") / "tokenizer.json").unlink()
     status = json.loads(verdict("status", "--json")[1])
     assert status["champion"]["fault"].startswith("bundle of version 3 lacks tokenizer.json")
     assert "damaged    bundle of version 3 lacks tokenizer.json" in verdict("status")[1]
+    for target, fault in (
+        ("3", "bundle of version 3 lacks tokenizer.json"),
+        (str(bundle_folder(home, "c")), "lacks tokenizer.json"),
+        (str(home / "nowhere"), "is no version number and no folder"),
+        ("9", "version '9' does not exist"),
+    ):
+        code, out, err = verdict("verify", target)
+        assert (code in (1, 2), out, fault in err) == (True, "", True), target
     code, out, _ = verdict("doctor")
     assert code == 1
     assert "fails  MLflow store: bundle of version 3 lacks tokenizer.json" in out

@@ -259,7 +259,10 @@ def test_an_image_asks_for_nothing_that_the_project_does_not() -> None:
     ranges = {re.split(r"[\[>]", item)[0]: item[item.index(">") :].split(";")[0] for item in known if ">" in item}
     runtime = tomllib.loads((INFRA / "inference" / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert runtime["dependencies"] == [f"{name}{ranges[name]}" for name in ("onnxruntime", "tokenizers", "numpy")]
-    assert runtime["optional-dependencies"] == {"mlflow": [f"mlflow-skinny{ranges['mlflow']}"]}
+    assert runtime["optional-dependencies"] == {
+        "mlflow": [f"mlflow-skinny{ranges['mlflow']}"],
+        "signatures": [f"securesystemslib[crypto]{ranges['securesystemslib']}"],
+    }
     assert f"mlflow[auth]{ranges['mlflow']}" in PROJECT["dependency-groups"]["mlflow"]
 
 

@@ -8,17 +8,19 @@ from typing import Any
 import mlflow.pyfunc
 import pytest
 from registered import make_champion_store
+from signing_keys import PRIVATE, PUBLIC, write_keys
 from toy import facts
 
 from flows.commands import predict as commands
 from flows.commands.predict import find_model
+from flows.commands.verify import verify
 from tasks.core.errors import VerdictError
 from tasks.core.files import read_json
-from tasks.inference.bundle import MANIFEST, write_manifest
-from tasks.registry import lookup
-from tasks.registry.code_digest import BUNDLE_PATH
+from tasks.inference.bundle import MANIFEST, sign_bundle, write_manifest
+from tasks.registry import lookup, register
+from tasks.registry.code_digest import BUNDLE_PATH, digest_code
 from tasks.registry.store import MlflowStore, locate_store
-from tasks.registry.verification import verify_version
+from tasks.registry.verification import inspect_version, verify_version
 from tasks.serving.batch_scoring import score_file
 from tasks.serving.champion import Champion
 from tasks.serving.triton import export_repository
@@ -155,3 +157,78 @@ def test_loading_a_version_leaves_no_bytecode_in_the_store(home: Path, own_mlflo
     mlflow.pyfunc.load_model("models:/acceptability@champion")
     assert list(model_folder(home).rglob("*.pyc")) == []
     verify_version(locate_store(str(home)), "1")
+
+
+@pytest.fixture(scope="module")
+def signed_original(empty_store: Path, exported: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home whose champion, code included, and its bundle are signed by ada."""
+    folder = tmp_path_factory.mktemp("signed")
+    keys = write_keys(folder / "keys", "ada", "eve")
+    bundle = Path(shutil.copytree(exported["bundle"], folder / "bundle"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VERDICT_SIGNING_KEY", str(keys / f"ada{PRIVATE}"))
+        sign_bundle(bundle)
+        return make_champion_store(folder, empty_store, exported | {"bundle": str(bundle)})
+
+
+@pytest.fixture
+def signed(signed_original: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """That home, for whoever requires ada's signature; its files are put back after the test."""
+    monkeypatch.setenv("VERDICT_TRUSTED_KEYS", str(signed_original / "keys" / f"ada{PUBLIC}"))
+    monkeypatch.setenv("VERDICT_REQUIRE_SIGNATURE", "1")
+    model = model_folder(signed_original)
+    kept = shutil.copytree(model, signed_original / "kept", symlinks=True)
+    yield signed_original
+    shutil.rmtree(model)
+    kept.rename(model)
+
+
+def forge_registry(home: Path, model: Path) -> None:
+    """Let the registry hold the digests of other files, as whoever may write to it can."""
+    manifest = read_json(model / BUNDLE_PATH / MANIFEST)
+    digests = manifest["digest"], manifest["manifest_digest"], digest_code(model)
+    tags = zip(("bundle_digest", "manifest_digest", "wrapping_digest"), digests, strict=True)
+    register.tag_version(locate_store(str(home)), "1", dict(tags))
+
+
+def test_what_ada_signed_opens_every_door_that_requires_it(
+    signed: Path, tmp_path: Path, own_mlflow_address: None
+) -> None:
+    assert set(refusals(signed, tmp_path).values()) == {""}
+    mlflow.set_tracking_uri(f"sqlite:///{signed}/mlflow.db")
+    mlflow.pyfunc.load_model("models:/acceptability@champion")
+    said = verify("1", str(tmp_path / "copy"), str(signed))
+    assert all(text.startswith("signed by ada (key ") for text in said["files"].values())
+    assert len(said["files"]) == 2
+    assert verify(str(tmp_path / "copy"), "", "")["files"] == said["files"]
+    assert verify(str(tmp_path / "copy" / BUNDLE_PATH), "", "")["not_covered"][0].startswith("the code of")
+
+
+@pytest.mark.parametrize("name", [*BUNDLES, *CODE])
+def test_forged_files_are_refused_though_the_registry_was_forged_too(signed: Path, tmp_path: Path, name: str) -> None:
+    model = model_folder(signed)
+    (BUNDLES | CODE)[name](model)
+    forge_registry(signed, model)
+    said = refusals(signed, tmp_path)
+    if name in CODE:
+        assert said.pop("serve") == ""
+    assert all("sign" in text for text in said.values()), said
+    with pytest.raises(VerdictError, match="sign"):
+        verify("1", str(tmp_path / "copy"), str(signed))
+    assert not (tmp_path / "copy").exists()
+
+
+def test_unsigned_versions_are_told_and_refused_only_where_a_signature_is_required(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_mlflow_address: None
+) -> None:
+    store = locate_store(str(home))
+    assert set(verify("1", "", str(home))["files"].values()) == {"not signed"}
+    assert inspect_version(store, "1") == (None, "not signed")
+    with Champion.open(device="cpu", home=str(home)) as champion:
+        assert champion.status()["signature"] == "not signed"
+    monkeypatch.setenv("VERDICT_REQUIRE_SIGNATURE", "1")
+    said = refusals(home, tmp_path)
+    assert all("not signed, and VERDICT_REQUIRE_SIGNATURE is set" in text for text in said.values()), said
+    mlflow.set_tracking_uri(f"sqlite:///{home}/mlflow.db")
+    with pytest.raises(Exception, match="not signed, and VERDICT_REQUIRE_SIGNATURE is set"):
+        mlflow.pyfunc.load_model("models:/acceptability@champion")

@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 from registry_store import add_version, aliases, bundle_folder, changes_of, new_store, restore, set_alias
+from signing_keys import PRIVATE, write_keys
 
 from tasks.core.errors import UnknownModel, UnreachableError, UsageError, VerdictError
+from tasks.core.files import json_digest
 from tasks.inference.bundle import CHAMPION, MODEL_NAME
 from tasks.registry import audit_log, champion_history, lookup, promotion, promotion_lock, register
 from tasks.registry.audit_log import AliasChange
@@ -411,3 +413,31 @@ def test_the_lock_is_waited_for_until_a_timeout(store: MlflowStore) -> None:
         order.append("first")
     waiter.join()
     assert order == ["first", "second"]
+
+
+def test_a_record_rewritten_with_a_fresh_checksum_is_shown_where_records_are_signed(
+    store: MlflowStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = write_keys(tmp_path / "keys", "ada")
+    first, second, third = (add_version(store, tmp_path, name) for name in "abc")
+    monkeypatch.setenv("VERDICT_SIGNING_KEY", str(keys / f"ada{PRIVATE}"))
+    assert promote_now(store, first, None)["signed_by"].startswith("signed by this program's own key (")
+    promote_now(store, second, first)
+    monkeypatch.delenv("VERDICT_SIGNING_KEY")
+    monkeypatch.setenv("VERDICT_TRUSTED_KEYS", str(keys))
+    promote_now(store, third, second)
+    entries, records = promotion.history(store)
+    assert [entry["signed_by"] for entry in entries][1:] == [records[0]["signed_by"], "not signed"]
+    assert records[0]["signed_by"].startswith("signed by ada (key ")
+    assert champion_history.warnings(entries, records) == []
+    monkeypatch.setenv("VERDICT_REQUIRE_SIGNATURE", "1")
+    assert champion_history.warnings(entries, records) == ["record 3 is not signed"]
+    forged = {"actor": "eve", "reason": "of course"}
+    with connect(store) as client:
+        fields = {name: dict(records[1])[name] or "" for name in audit_log.TEXT_FIELDS} | {"number": "2"} | forged
+        for key, value in (forged | {audit_log.DIGEST_TAG: json_digest(fields)}).items():
+            client.set_tag(records[1]["id"], key, value)
+    entries, records = promotion.history(store)
+    assert "record 2 was altered after it was written" in champion_history.warnings(entries, records)
+    with pytest.raises(UsageError, match="VERDICT_REQUIRE_SIGNATURE is set and VERDICT_SIGNING_KEY is not"):
+        audit_log.begin(store, records, kind="promote", version=first)

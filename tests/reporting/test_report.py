@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 from candidates import FACTS, HOSTILE, SETTINGS, export, tell, training, weigh
 from registry_store import small_bundle
+from signing_keys import PRIVATE, write_keys
 from toy import gate
 
-from tasks.inference.bundle import verify
+from tasks.core.signing import describe_key, describe_signer
+from tasks.inference.bundle import check_signature, verify
 from tasks.reporting.charts import draw_charts
 from tasks.reporting.report import SECTIONS, ReportInputs, describe_pictures, render_report, write_documents
 
@@ -51,6 +53,24 @@ def beside(tmp_path_factory: pytest.TempPathFactory) -> ReportInputs:
     inputs = tell(weigh(2.0, 1.9), previous_run=PAST, seconds={"fine-tune": 12.34})
     folder = str(tmp_path_factory.mktemp("pictures"))
     return inputs._replace(pictures=draw_charts(inputs.training, inputs.evidence, 0.3, folder))
+
+
+def test_a_bundle_is_signed_with_its_documents_which_say_so(
+    beside: ReportInputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small_bundle(tmp_path, "a")
+    bundle = tmp_path / "data" / "bundle"
+    keys = write_keys(tmp_path / "keys", "ada")
+    for key, said in (
+        ("", "not signed"),
+        (str(keys / f"ada{PRIVATE}"), "signed by this program's own key"),
+        ("", "not"),
+    ):
+        monkeypatch.setenv("VERDICT_SIGNING_KEY", key)
+        write_documents(str(bundle), beside)
+        assert describe_signer(check_signature(bundle)).startswith(said)
+        text = " ".join(Text((bundle / "report.html").read_text()).text.split())
+        assert f"signature {describe_key()}" in text
 
 
 def test_documents_are_in_the_manifest_and_leave_the_digest(beside: ReportInputs, tmp_path: Path) -> None:

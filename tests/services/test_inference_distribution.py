@@ -81,7 +81,7 @@ def test_the_wheel_is_small_and_needs_three_libraries(wheel: Path, python: Path)
         "onnxruntime",
         "tokenizers",
     ]
-    assert metadata["provides_extra"] == ["mlflow"]
+    assert metadata["provides_extra"] == ["mlflow", "signatures"]
     version = f'version = "{metadata["version"]}"'
     assert version in (ROOT / "pyproject.toml").read_text(encoding="utf-8").splitlines()
 
@@ -119,7 +119,8 @@ def test_public_names_are_listed_and_typed(python: Path, tmp_path: Path) -> None
     done = subprocess.run(mypy, cwd=tmp_path, capture_output=True, text=True)
     *notes, count = done.stdout.splitlines()
     assert [line.partition(": ")[2] for line in notes] == [
-        'note: Revealed type is "def (path: str | pathlib.Path, device: str =, variant: str | None =, *, spin: bool =)'
+        'note: Revealed type is "def (path: str | pathlib.Path, device: str =, variant: str | None =, *, spin: bool =,'
+        " expected: str =)"
         ' -> verdict_inference.inference.classifier.Classifier"',
         'error: TypedDict "Prediction" has no key "score"  [typeddict-item]',
     ]

@@ -1,0 +1,238 @@
+"""Signatures with Ed25519 over files and records: who vouches for what a store holds.
+
+    VERDICT_SIGNING_KEY        private key that signs: a PEM file, or its text
+    VERDICT_TRUSTED_KEYS       public keys whose signatures count: PEM files or folders of them (separated as in PATH),
+                               or their text; a file's name is the signer's; the public part of VERDICT_SIGNING_KEY
+                               counts too
+    VERDICT_REQUIRE_SIGNATURE  1: what is unsigned, or signed with another key, is refused
+
+    openssl genpkey -algorithm ed25519 -out ada.key && openssl pkey -in ada.key -pubout -out ada.pem
+
+A signature is a DSSE envelope (https://github.com/secure-systems-lab/dsse), for files around an in-toto statement that
+lists them (https://in-toto.io/Statement/v1), so other tools can check it. securesystemslib, the library of TUF and
+in-toto, signs and verifies; it needs nothing but `cryptography`, which MLflow and Prefect install anyway. OpenSSF's
+model-signing 1.1.1 has no Ed25519, brings the whole of sigstore, and its wheel lacks a dependency that it imports.
+The library is imported only where there is a signature and a key to check it with.
+"""
+
+import base64
+import binascii
+import datetime
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from .errors import UsageError, VerdictError, first_line
+from .files import read_json, write_json
+
+if TYPE_CHECKING:
+    from securesystemslib.signer import CryptoSigner, SSlibKey
+
+KEY_VARIABLE, TRUSTED_VARIABLE = "VERDICT_SIGNING_KEY", "VERDICT_TRUSTED_KEYS"
+REQUIRE_VARIABLE = "VERDICT_REQUIRE_SIGNATURE"
+SIGNATURE = "signature.json"  # in the folder whose files it covers
+STATEMENT = {"_type": "https://in-toto.io/Statement/v1", "predicateType": "urn:verdict:files:v1"}
+STATEMENT_FORM = "application/vnd.in-toto+json"
+KEY_DIGITS = 12  # hex digits of a key's id that are shown
+PUBLIC_KEY = re.compile(r"-----BEGIN PUBLIC KEY-----.*?-----END PUBLIC KEY-----", re.DOTALL)
+MAKE_KEY = "make one: openssl genpkey -algorithm ed25519 -out NAME.key"
+
+Envelope = dict[str, Any]
+
+
+class Signer(NamedTuple):
+    """Who signed: the id of the key, the name of a trusted key (empty: another key, nothing was checked), and when."""
+
+    key: str
+    name: str
+    time: str = ""
+
+    @property
+    def trusted(self) -> bool:
+        """Whether the signature was checked with a trusted key."""
+        return bool(self.name)
+
+
+def describe_signer(signer: Signer | None) -> str:
+    """Return who signed, for people."""
+    if signer is None:
+        return "not signed"
+    key = f"key {signer.key[:KEY_DIGITS]}"
+    if not signer.trusted:
+        return f"signed with {key}, which is not among {TRUSTED_VARIABLE}: not checked"
+    return f"signed by {signer.name} ({key})" + (f", {signer.time}" if signer.time else "")
+
+
+def signature_required() -> bool:
+    """Return whether unsigned files and records are refused."""
+    value = os.environ.get(REQUIRE_VARIABLE, "").strip().lower()
+    if value not in ("", "0", "false", "no", "1", "true", "yes"):
+        raise UsageError(f"{REQUIRE_VARIABLE} is {value!r:.40}; expected 1 or 0")
+    return value in ("1", "true", "yes")
+
+
+def require_signer(signer: Signer | None, what: str) -> None:
+    """Refuse what a trusted key did not sign, where that is required.
+
+    Raises:
+        VerdictError: if it is required.
+    """
+    if signature_required() and not (signer and signer.trusted):
+        raise VerdictError(f"{what} is {describe_signer(signer)}, and {REQUIRE_VARIABLE} is set; see: verdict verify")
+
+
+def require_key() -> None:
+    """Refuse to start what would end unsigned, where a signature is required.
+
+    Raises:
+        UsageError: if it is required and there is no key.
+    """
+    if signature_required() and signing_key() is None:
+        raise UsageError(f"{REQUIRE_VARIABLE} is set and {KEY_VARIABLE} is not; {MAKE_KEY}")
+
+
+def describe_key() -> str:
+    """Return whether what is written now is signed, for people."""
+    signer = signing_key()
+    return f"signed with key {signer.public_key.keyid[:KEY_DIGITS]}" if signer else "not signed"
+
+
+def sign(payload: bytes, form: str) -> Envelope | None:
+    """Return a DSSE envelope of a payload; None where there is no key."""
+    signer = signing_key()
+    if signer is None:
+        return None
+    from securesystemslib.dsse import Envelope as DsseEnvelope
+
+    envelope = DsseEnvelope(payload, form, {})
+    envelope.sign(signer)
+    return dict(envelope.to_dict())
+
+
+def check(envelope: Envelope, what: str) -> Signer:
+    """Return who signed an envelope.
+
+    Raises:
+        VerdictError: if it is no envelope, or its signature is not that of the trusted key that it names.
+    """
+    try:
+        (key,) = (str(signature["keyid"]) for signature in envelope["signatures"])
+    except (KeyError, ValueError, TypeError) as error:
+        raise VerdictError(f"{what} has a damaged signature") from error
+    trusted = trusted_keys() if os.environ.get(TRUSTED_VARIABLE) or os.environ.get(KEY_VARIABLE) else {}
+    if key not in trusted:
+        return Signer(key, "")
+    from securesystemslib.dsse import Envelope as DsseEnvelope
+    from securesystemslib.exceptions import VerificationError
+
+    name, public = trusted[key]
+    try:
+        DsseEnvelope.from_dict(json.loads(json.dumps(envelope))).verify([public], 1)  # from_dict changes what it reads
+    except (VerificationError, ValueError, KeyError, TypeError) as error:
+        raise VerdictError(
+            f"{what} was altered: it does not have the signature of {name} (key {key[:KEY_DIGITS]}) that it bears"
+        ) from error
+    return Signer(key, name)
+
+
+def sign_files(folder: Path, digests: Mapping[str, str]) -> None:
+    """Sign the names and SHA-256 of files in a folder, where there is a key; write SIGNATURE there."""
+    subject = [{"name": name, "digest": {"sha256": digest}} for name, digest in sorted(digests.items())]
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    statement = {**STATEMENT, "subject": subject, "predicate": {"time": now}}
+    if envelope := sign(json.dumps(statement).encode(), STATEMENT_FORM):
+        write_json(folder / SIGNATURE, envelope)
+
+
+def check_files(folder: Path, digests: Mapping[str, str], what: str) -> Signer | None:
+    """Return who signed exactly these names and SHA-256 in the SIGNATURE of a folder; None where there is none.
+
+    Raises:
+        VerdictError: if the signature is of other files, or not that of the trusted key that it names.
+    """
+    if not (folder / SIGNATURE).is_file():
+        return None
+    envelope = read_json(folder / SIGNATURE)
+    signer = check(envelope, what)
+    try:
+        statement = json.loads(base64.b64decode(envelope["payload"], validate=True))
+        signed = {each["name"]: each["digest"]["sha256"] for each in statement["subject"]}
+        time, form = str(statement["predicate"]["time"]), (envelope["payloadType"], statement["_type"])
+    except (KeyError, TypeError, ValueError, binascii.Error, RecursionError) as error:
+        raise VerdictError(f"{what} has a damaged signature") from error
+    if signed != dict(digests) or form != (STATEMENT_FORM, STATEMENT["_type"]):
+        differing = sorted(name for name in signed.keys() | digests.keys() if signed.get(name) != digests.get(name))
+        raise VerdictError(
+            f"{what} was altered after it was signed: {(differing or [SIGNATURE])[0]} is not what the signature covers"
+        )
+    return signer._replace(time=time)
+
+
+def signing_key() -> "CryptoSigner | None":
+    """Return the key that signs; None where there is none.
+
+    Raises:
+        UsageError: if it is no Ed25519 private key.
+    """
+    value = os.environ.get(KEY_VARIABLE, "").strip()
+    if not value:
+        return None
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+    from cryptography.hazmat.primitives.serialization import load_pem_private_key
+    from securesystemslib.signer import CryptoSigner
+
+    try:  # the value is never shown: it may be the key itself
+        text = value if value.startswith("-----") else Path(value).read_text(encoding="ascii")
+        key = load_pem_private_key(text.encode(), None)
+    except (OSError, ValueError, TypeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else first_line(error, 80)
+        raise UsageError(f"{KEY_VARIABLE} is no private key in PEM form ({reason}); {MAKE_KEY}") from error
+    if not isinstance(key, Ed25519PrivateKey):
+        raise UsageError(f"{KEY_VARIABLE} is a key of another kind than Ed25519; {MAKE_KEY}")
+    return CryptoSigner(key)
+
+
+def trusted_keys() -> "dict[str, tuple[str, SSlibKey]]":
+    """Return the names and keys whose signatures count, by key id.
+
+    Raises:
+        UsageError: if one of them cannot be read.
+    """
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+    from cryptography.hazmat.primitives.serialization import load_pem_public_key
+    from securesystemslib.signer import SSlibKey
+
+    found: dict[str, tuple[str, SSlibKey]] = {}
+    if own := signing_key():
+        found[own.public_key.keyid] = ("this program's own key", own.public_key)
+    for name, text in _public_texts(os.environ.get(TRUSTED_VARIABLE, "").strip()):
+        try:
+            key = load_pem_public_key(text.encode())
+        except (ValueError, TypeError) as error:
+            raise UsageError(f"{TRUSTED_VARIABLE}: {name} is no public key in PEM form") from error
+        if not isinstance(key, Ed25519PublicKey):
+            raise UsageError(f"{TRUSTED_VARIABLE}: {name} is a key of another kind than Ed25519")
+        public = SSlibKey.from_crypto(key)
+        found[public.keyid] = (name, public)
+    return found
+
+
+def _public_texts(value: str) -> list[tuple[str, str]]:
+    """Return the name and text of each public key that a variable names or holds."""
+    if value.startswith("-----"):
+        return [(f"key {number}", text) for number, text in enumerate(PUBLIC_KEY.findall(value), start=1)]
+    texts = []
+    for place in filter(None, value.split(os.pathsep)):
+        files = sorted(Path(place).glob("*.pem")) if Path(place).is_dir() else [Path(place)]
+        for path in files:
+            try:
+                found = PUBLIC_KEY.findall(path.read_text(encoding="utf-8"))
+            except (OSError, ValueError) as error:
+                raise UsageError(f"{TRUSTED_VARIABLE}: {path} cannot be read ({first_line(error, 80)})") from error
+            if not found:
+                raise UsageError(f"{TRUSTED_VARIABLE}: {path} holds no public key in PEM form")
+            texts += [(path.stem, text) for text in found]
+    return texts
