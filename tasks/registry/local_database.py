@@ -1,6 +1,7 @@
 """A home's own MLflow database: is it there, and does it point at the artifacts beside it? Imports no MLflow."""
 
 import contextlib
+import logging
 import sqlite3
 from pathlib import Path
 
@@ -9,7 +10,8 @@ from ..core.files import read_json
 
 SQLITE = "sqlite:///"
 EXPERIMENT, AUDIT_EXPERIMENT = "verdict", "verdict-history"  # of jobs, of the champion's changes
-LOCK_TIMEOUT_S = 30.0
+LOCK_TIMEOUT_S = 60.0  # for another program that holds the database; MLflow alone waits 20 s
+LOCK_NOTICE_S = 2.0  # after which a waiting process says so
 # Columns in which MLflow keeps absolute addresses of artifacts.
 LOCATIONS = (
     ("experiments", "artifact_location"),
@@ -18,6 +20,8 @@ LOCATIONS = (
     ("model_versions", "storage_location"),
     ("model_versions", "source"),
 )
+
+log = logging.getLogger("tasks.registry")
 
 
 class LostDatabase(UnreachableError):
@@ -40,6 +44,27 @@ def check_not_lost(database: Path, artifacts: Path) -> None:
             f"{database} {state}, but {registered} was registered in it: the champion is lost, not absent; restore the "
             f"file from a backup, or start over without what it knew: move {database.parent} away"
         )
+
+
+def await_lock(database: Path, write: bool = False) -> None:
+    """Wait while another program locks a database; what is wrong after that, MLflow reports.
+
+    Args:
+        database: which; a missing one is not created.
+        write: wait until it can be written to, not just read.
+    """
+    address = f"{database.resolve().as_uri()}?mode={'rw' if write else 'ro'}"
+    query = "BEGIN IMMEDIATE" if write else "SELECT 1 FROM sqlite_master"
+    for seconds in (LOCK_NOTICE_S, LOCK_TIMEOUT_S - LOCK_NOTICE_S):
+        try:
+            with contextlib.closing(sqlite3.connect(address, uri=True, timeout=seconds)) as connection:
+                connection.execute(query)
+            return
+        except sqlite3.Error as error:
+            if getattr(error, "sqlite_errorcode", None) != sqlite3.SQLITE_BUSY:
+                return
+        if seconds == LOCK_NOTICE_S:
+            log.warning("%s is locked by another program; waiting up to %.0f s", database, LOCK_TIMEOUT_S)
 
 
 def _is_empty(database: Path) -> bool:

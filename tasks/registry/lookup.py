@@ -18,6 +18,7 @@ from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, RESOURCE_DOES_
 from ..core.errors import NoChampion, UnknownModel, UsageError, VerdictError
 from ..inference.bundle import CHAMPION, CHAMPION_URI, MODEL_NAME
 from .mlflow_client import connect
+from .sqlite_lookup import find_local_version
 from .store import MlflowStore, is_uninitialised, split_address
 
 CHALLENGER = "challenger"
@@ -90,7 +91,7 @@ def find_alias(store: MlflowStore, alias: str, fetch: bool = True) -> Registered
     """
     with connect(store, process_wide=fetch) as client:
         found = version_by_alias(client, MODEL_NAME, alias)
-        return _describe(found, fetch) if found else None
+        return _describe(store, found, fetch) if found else None
 
 
 def resolve_version(store: MlflowStore, uri: str = CHAMPION_URI, fetch: bool = False) -> RegisteredVersion:
@@ -113,7 +114,7 @@ def resolve_version(store: MlflowStore, uri: str = CHAMPION_URI, fetch: bool = F
     with connect(store, process_wide=fetch) as client:
         found = version_by_alias(client, name, alias) if alias else version_by_number(client, name, number)
         if found:
-            return _describe(found, fetch)
+            return _describe(store, found, fetch)
         held = sorted(str(model.name) for model in client.search_registered_models(max_results=100))
     # The product's own model is registered by the first candidate that passes: until then it is missing, not unknown.
     if name != MODEL_NAME and name not in held:
@@ -158,13 +159,15 @@ def _or_none(query: Callable[[], ModelVersion]) -> ModelVersion | None:
         raise
 
 
-def _describe(version: ModelVersion, fetch: bool) -> RegisteredVersion:
-    """Read a version's tags and, with `fetch`, download its files.
+def _describe(store: MlflowStore, version: ModelVersion, fetch: bool) -> RegisteredVersion:
+    """Read a version's tags and, with `fetch`, find its files here or download them.
 
     If the files are gone, the folder that is returned does not exist: only callers that load the bundle fail.
     """
-    folder = f"models:/{version.name}/{version.version}" if fetch else None
-    if folder:
+    folder = f"models:/{version.name}/{version.version}" if fetch else ""
+    if folder and (local := find_local_version(store, version.name, "", str(version.version))):
+        folder = str(local.model)  # MLflow would write a file there
+    elif folder:
         try:
             folder = mlflow.artifacts.download_artifacts(folder)
         except MlflowException as error:

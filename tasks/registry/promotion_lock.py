@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator
 from filelock import FileLock, Timeout
 
 from tasks.core.errors import UnreachableError, VerdictError
-from tasks.registry.local_database import AUDIT_EXPERIMENT
+from tasks.registry.local_database import AUDIT_EXPERIMENT, await_lock
 from tasks.registry.mlflow_client import connect, experiment_of
 from tasks.registry.store import MlflowStore, database_of
 
@@ -63,6 +63,7 @@ def promotion_lock(store: MlflowStore, wait_s: float = LOCK_TIMEOUT_S) -> Iterat
     except OSError as error:
         raise VerdictError(f"{database} cannot be locked ({error.strerror}); is its folder writable?") from error
     try:
+        await_lock(database, write=True)
         yield lambda: None
     finally:
         lock.release()

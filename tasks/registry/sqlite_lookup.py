@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 from urllib.parse import unquote, urlsplit
 
-from tasks.registry.local_database import AUDIT_EXPERIMENT
-from tasks.registry.store import MlflowStore, prepare_local
+from .local_database import AUDIT_EXPERIMENT
+from .store import MlflowStore, prepare_local
 
 # The revision (table alembic_version) of the schema of MLflow 3.17, whose tables are read here.
 KNOWN_SCHEMAS = frozenset({"dc11669786a5"})

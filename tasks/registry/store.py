@@ -7,7 +7,7 @@ from typing import TypedDict
 from ..core.errors import UsageError
 from ..core.hidden_addresses import hide
 from ..inference.bundle import CHAMPION_URI, MODEL_NAME
-from .local_database import SQLITE, check_not_lost, relocate
+from .local_database import SQLITE, await_lock, check_not_lost, relocate
 
 
 class MlflowStore(TypedDict):
@@ -33,11 +33,14 @@ def database_of(store: MlflowStore) -> Path | None:
 def prepare_local(store: MlflowStore) -> Path | None:
     """Check that a local database is not lost, and let it point at the artifacts beside it; return its file.
 
+    While another program locks it, this waits.
+
     Raises:
         UnreachableError: if it is lost, or was moved and cannot be changed.
     """
     database = database_of(store)
     if database:
+        await_lock(database)
         check_not_lost(database, Path(store["artifacts"]))
         relocate(database, Path(store["artifacts"]))
     return database

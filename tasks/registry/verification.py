@@ -16,6 +16,7 @@ from tasks.inference.bundle import MODEL_NAME, Manifest, verify
 from tasks.registry.code_digest import BUNDLE_DIGEST_TAG, BUNDLE_PATH, REMEDY, check_registered, check_version_signature
 from tasks.registry.lookup import read_tags
 from tasks.registry.mlflow_client import connect
+from tasks.registry.sqlite_lookup import find_local_version
 from tasks.registry.store import MlflowStore, database_of
 
 
@@ -83,6 +84,9 @@ def open_model(store: MlflowStore, version: str) -> Iterator[Path]:
         VerdictError: if its files cannot be downloaded.
         UnreachableError: if the store does not answer.
     """
+    if local := find_local_version(store, MODEL_NAME, "", version):
+        yield local.model  # MLflow would write a file there
+        return
     with tempfile.TemporaryDirectory() as scratch:
         with connect(store, process_wide=True):
             target = None if database_of(store) else scratch

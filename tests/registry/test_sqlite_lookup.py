@@ -2,6 +2,8 @@
 
 import shutil
 import sqlite3
+import threading
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +11,12 @@ import pytest
 from registered import make_champion_store
 
 from tasks.inference.bundle import CHAMPION, MODEL_NAME
-from tasks.registry import lookup, register
+from tasks.registry import local_database, lookup, register
 from tasks.registry.mlflow_client import connect
+from tasks.registry.promotion_lock import promotion_lock
 from tasks.registry.sqlite_lookup import KNOWN_SCHEMAS, find_local_digest, find_local_version
 from tasks.registry.store import MlflowStore, locate_store
+from tasks.registry.verification import verify_version
 
 
 @pytest.fixture
@@ -119,3 +123,33 @@ def test_a_location_with_escaped_characters(store: MlflowStore, tmp_path: Path) 
     after = find_local_version(store, MODEL_NAME, CHAMPION, "")
     assert after is not None
     assert after.model == folder
+
+
+def test_reading_a_version_writes_no_file_beside_it(store: MlflowStore) -> None:
+    folder = Path(store["artifacts"])
+    before = sorted(folder.rglob("*"))
+    assert Path(lookup.resolve_version(store, f"models:/{MODEL_NAME}@{CHAMPION}", fetch=True)["bundle"]).is_dir()
+    assert verify_version(store, "1")
+    assert sorted(folder.rglob("*")) == before
+
+
+@pytest.mark.parametrize(("mode", "write"), [("EXCLUSIVE", False), ("IMMEDIATE", True)])
+def test_a_database_that_another_program_locks_is_waited_for(
+    store: MlflowStore, mode: str, write: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    database = Path(store["uri"].removeprefix("sqlite:///"))
+    monkeypatch.setattr(local_database, "LOCK_NOTICE_S", 0.1)
+    with closing(sqlite3.connect(database, isolation_level=None, check_same_thread=False)) as other:
+        other.execute(f"BEGIN {mode}")
+        ending = threading.Timer(0.5, other.rollback)
+        ending.start()
+        if write:
+            with promotion_lock(store):
+                pass
+        else:
+            found = find_local_version(store, MODEL_NAME, CHAMPION, "")
+            assert found is not None
+            assert found.version == "1"
+        ending.join()
+    [line] = [record.getMessage() for record in caplog.records if record.name == "tasks.registry"]
+    assert line == f"{database} is locked by another program; waiting up to 60 s"
