@@ -15,7 +15,7 @@ from tasks.registry.code_digest import BUNDLE_PATH, check_version_signature
 from tasks.registry.store import locate_store
 
 NEVER_COVERED = (
-    "which version the alias champion points at: verdict history shows moves that no record explains",
+    "the number: which version the champion is, and whose files bear its number; verdict status compares the records",
     "whether a recorded move took effect, and what MLflow's pages say: descriptions, tags, metrics, files of the run",
     "the data and the encoder, which the manifest names by digest: they are not among these files",
 )

@@ -9,15 +9,15 @@
     openssl genpkey -algorithm ed25519 -out ada.key && openssl pkey -in ada.key -pubout -out ada.pem
 
 A signature is a DSSE envelope (https://github.com/secure-systems-lab/dsse), for files around an in-toto statement that
-lists them (https://in-toto.io/Statement/v1), so other tools can check it. securesystemslib, the library of TUF and
-in-toto, signs and verifies; it needs nothing but `cryptography`, which MLflow and Prefect install anyway. OpenSSF's
-model-signing 1.1.1 has no Ed25519, brings the whole of sigstore, and its wheel lacks a dependency that it imports.
-The library is imported only where there is a signature and a key to check it with.
+lists them (https://in-toto.io/Statement/v1), so other tools can check it. `cryptography` signs and verifies, which
+MLflow and Prefect bring along; it is imported only where there is a signature and a key. OpenSSF's model-signing 1.1.1
+has no Ed25519 and brings the whole of sigstore (findings/model_signing_imports.sh); securesystemslib 1.6.0, whose
+envelopes are the same, imports boto3 where it is installed: a third of a second in every command that checks.
 """
 
 import base64
-import binascii
 import datetime
+import hashlib
 import json
 import os
 import re
@@ -29,7 +29,7 @@ from .errors import UsageError, VerdictError, first_line
 from .files import read_json, write_json
 
 if TYPE_CHECKING:
-    from securesystemslib.signer import CryptoSigner, SSlibKey
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 KEY_VARIABLE, TRUSTED_VARIABLE = "VERDICT_SIGNING_KEY", "VERDICT_TRUSTED_KEYS"
 REQUIRE_VARIABLE = "VERDICT_REQUIRE_SIGNATURE"
@@ -96,20 +96,17 @@ def require_key() -> None:
 
 def describe_key() -> str:
     """Return whether what is written now is signed, for people."""
-    signer = signing_key()
-    return f"signed with key {signer.public_key.keyid[:KEY_DIGITS]}" if signer else "not signed"
+    key = signing_key()
+    return f"signed with key {key_id(key.public_key())[:KEY_DIGITS]}" if key else "not signed"
 
 
 def sign(payload: bytes, form: str) -> Envelope | None:
     """Return a DSSE envelope of a payload; None where there is no key."""
-    signer = signing_key()
-    if signer is None:
+    key = signing_key()
+    if key is None:
         return None
-    from securesystemslib.dsse import Envelope as DsseEnvelope
-
-    envelope = DsseEnvelope(payload, form, {})
-    envelope.sign(signer)
-    return dict(envelope.to_dict())
+    signature = {"keyid": key_id(key.public_key()), "sig": _encode64(key.sign(_signed_bytes(payload, form)))}
+    return {"payload": _encode64(payload), "payloadType": form, "signatures": [signature]}
 
 
 def check(envelope: Envelope, what: str) -> Signer:
@@ -119,19 +116,20 @@ def check(envelope: Envelope, what: str) -> Signer:
         VerdictError: if it is no envelope, or its signature is not that of the trusted key that it names.
     """
     try:
-        (key,) = (str(signature["keyid"]) for signature in envelope["signatures"])
-    except (KeyError, ValueError, TypeError) as error:
+        (held,) = envelope["signatures"]
+        key, signature = str(held["keyid"]), base64.b64decode(held["sig"], validate=True)
+        signed = _signed_bytes(base64.b64decode(envelope["payload"], validate=True), envelope["payloadType"])
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise VerdictError(f"{what} has a damaged signature") from error
     trusted = trusted_keys() if os.environ.get(TRUSTED_VARIABLE) or os.environ.get(KEY_VARIABLE) else {}
     if key not in trusted:
         return Signer(key, "")
-    from securesystemslib.dsse import Envelope as DsseEnvelope
-    from securesystemslib.exceptions import VerificationError
+    from cryptography.exceptions import InvalidSignature
 
     name, public = trusted[key]
     try:
-        DsseEnvelope.from_dict(json.loads(json.dumps(envelope))).verify([public], 1)  # from_dict changes what it reads
-    except (VerificationError, ValueError, KeyError, TypeError) as error:
+        public.verify(signature, signed)
+    except InvalidSignature as error:
         raise VerdictError(
             f"{what} was altered: it does not have the signature of {name} (key {key[:KEY_DIGITS]}) that it bears"
         ) from error
@@ -161,7 +159,7 @@ def check_files(folder: Path, digests: Mapping[str, str], what: str) -> Signer |
         statement = json.loads(base64.b64decode(envelope["payload"], validate=True))
         signed = {each["name"]: each["digest"]["sha256"] for each in statement["subject"]}
         time, form = str(statement["predicate"]["time"]), (envelope["payloadType"], statement["_type"])
-    except (KeyError, TypeError, ValueError, binascii.Error, RecursionError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise VerdictError(f"{what} has a damaged signature") from error
     if signed != dict(digests) or form != (STATEMENT_FORM, STATEMENT["_type"]):
         differing = sorted(name for name in signed.keys() | digests.keys() if signed.get(name) != digests.get(name))
@@ -171,7 +169,7 @@ def check_files(folder: Path, digests: Mapping[str, str], what: str) -> Signer |
     return signer._replace(time=time)
 
 
-def signing_key() -> "CryptoSigner | None":
+def signing_key() -> "Ed25519PrivateKey | None":
     """Return the key that signs; None where there is none.
 
     Raises:
@@ -182,7 +180,6 @@ def signing_key() -> "CryptoSigner | None":
         return None
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
-    from securesystemslib.signer import CryptoSigner
 
     try:  # the value is never shown: it may be the key itself
         text = value if value.startswith("-----") else Path(value).read_text(encoding="ascii")
@@ -192,10 +189,17 @@ def signing_key() -> "CryptoSigner | None":
         raise UsageError(f"{KEY_VARIABLE} is no private key in PEM form ({reason}); {MAKE_KEY}") from error
     if not isinstance(key, Ed25519PrivateKey):
         raise UsageError(f"{KEY_VARIABLE} is a key of another kind than Ed25519; {MAKE_KEY}")
-    return CryptoSigner(key)
+    return key
 
 
-def trusted_keys() -> "dict[str, tuple[str, SSlibKey]]":
+def key_id(key: "Ed25519PublicKey") -> str:
+    """Return the id of a key: what `openssl pkey -pubin -in NAME.pem -outform DER | sha256sum` prints."""
+    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+    return hashlib.sha256(key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).hexdigest()
+
+
+def trusted_keys() -> "dict[str, tuple[str, Ed25519PublicKey]]":
     """Return the names and keys whose signatures count, by key id.
 
     Raises:
@@ -203,11 +207,10 @@ def trusted_keys() -> "dict[str, tuple[str, SSlibKey]]":
     """
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
     from cryptography.hazmat.primitives.serialization import load_pem_public_key
-    from securesystemslib.signer import SSlibKey
 
-    found: dict[str, tuple[str, SSlibKey]] = {}
+    found: dict[str, tuple[str, Ed25519PublicKey]] = {}
     if own := signing_key():
-        found[own.public_key.keyid] = ("this program's own key", own.public_key)
+        found[key_id(own.public_key())] = ("this program's own key", own.public_key())
     for name, text in _public_texts(os.environ.get(TRUSTED_VARIABLE, "").strip()):
         try:
             key = load_pem_public_key(text.encode())
@@ -215,9 +218,17 @@ def trusted_keys() -> "dict[str, tuple[str, SSlibKey]]":
             raise UsageError(f"{TRUSTED_VARIABLE}: {name} is no public key in PEM form") from error
         if not isinstance(key, Ed25519PublicKey):
             raise UsageError(f"{TRUSTED_VARIABLE}: {name} is a key of another kind than Ed25519")
-        public = SSlibKey.from_crypto(key)
-        found[public.keyid] = (name, public)
+        found[key_id(key)] = (name, key)
     return found
+
+
+def _signed_bytes(payload: bytes, form: str) -> bytes:
+    """Return what is signed: DSSE's encoding of a payload and its type."""
+    return b"DSSEv1 %d %b %d %b" % (len(form.encode()), form.encode(), len(payload), payload)
+
+
+def _encode64(data: bytes) -> str:
+    return base64.b64encode(data).decode()
 
 
 def _public_texts(value: str) -> list[tuple[str, str]]:
