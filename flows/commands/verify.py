@@ -101,7 +101,7 @@ def _copied(source: Path, target: str) -> Iterator[Path]:
     if not target:
         yield source
         return
-    shutil.copytree(source, target, symlinks=True)
+    shutil.copytree(source, target, ignore_dangling_symlinks=True)  # what links lead to, which may change later
     try:
         yield Path(target)
     except BaseException:

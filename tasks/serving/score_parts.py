@@ -20,7 +20,8 @@ from tasks.core.files import atomic_write, json_digest
 from tasks.data.cola_format import QuarantinedRow, Row
 from tasks.data.record_readers import ParsedRow
 from tasks.data.snapshots import QUARANTINE_SCHEMA
-from tasks.inference.classifier import Classifier, Prediction
+from tasks.inference.bundle import digest_version
+from tasks.inference.classifier import Classifier, Prediction, name_failure
 
 PART_ROWS = 10_000  # records of a part
 PART_BYTES = 64 << 20  # of records; parts of longer records hold fewer
@@ -71,7 +72,9 @@ class Scorer(NamedTuple):
 
     def score(self, records: Sequence[ParsedRow]) -> pa.Table:
         """Return records, in order, with their answers or faults, in the columns of PART_SCHEMA."""
-        answers = iter(self.classifier.predict([record.sentence for record in records if isinstance(record, Row)]))
+        sentences = [record.sentence for record in records if isinstance(record, Row)]
+        with name_failure(digest_version(self.classifier.manifest), "it cannot answer"):
+            answers = iter(self.classifier.predict(sentences))
         rows: list[tuple[Any, ...]] = []
         for record in records:
             answered = record if isinstance(record, QuarantinedRow) else self._check(record, next(answers))

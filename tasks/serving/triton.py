@@ -35,6 +35,7 @@ from tasks.inference.bundle import (
     serving_variant,
     verify,
 )
+from tasks.inference.classifier import name_failure
 from tasks.inference.external_data import reject_external_data
 from tasks.reporting.templating import render
 
@@ -206,9 +207,10 @@ def graph_tensors(path: Path) -> tuple[list[TensorSpec], TensorSpec]:
     """Return the inputs of an ONNX graph and its logits.
 
     Raises:
-        VerdictError: if its inputs or outputs are not those that the other models have.
+        VerdictError: if it cannot be read, or its inputs or outputs are not those that the other models have.
     """
-    graph = onnx.load(path, load_external_data=False).graph
+    with name_failure(path.parent, f"{path.name} cannot be read"):
+        graph = onnx.load(path, load_external_data=False).graph
     inputs, outputs = ([_tensor(value) for value in values] for values in (graph.input, graph.output))
     unknown = [tensor.name for tensor in inputs if tensor.name not in TOKENIZER_OUTPUTS or tensor.dims != [-1]]
     if unknown or [tensor.name for tensor in outputs] != ["logits"] or len(outputs[0].dims) != 1:

@@ -23,7 +23,7 @@ import pytest
 from filelock import FileLock
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from toy import SIGN, WORDS
+from toy import SIGN, WORDS, facts
 
 from flows.commands.predict import find_model
 from tasks.core.errors import UsageError, VerdictError
@@ -31,7 +31,7 @@ from tasks.data import record_readers
 from tasks.data.cola_format import BYTE_ORDER_MARK, QuarantinedRow, Row, RowRules
 from tasks.data.sentences import SentenceSource, count_records, open_source, read_sentences
 from tasks.data.table_format import TableFormat
-from tasks.inference.bundle import CHAMPION, CHAMPION_URI
+from tasks.inference.bundle import CHAMPION, CHAMPION_URI, write_manifest
 from tasks.inference.classifier import Classifier
 from tasks.registry import register
 from tasks.registry import tracking as runs
@@ -534,3 +534,15 @@ def test_the_flow_scores_with_the_champion(champion: Path, prefect_server: str, 
     assert outcome["provider"] == "CPUExecutionProvider"
     assert set(outcome["seconds"]) == {"find model", "score"}
     assert pd.read_parquet(out)["label"].tolist() == ["acceptable", "unacceptable"]
+
+
+def test_a_model_that_fails_on_its_own_tokens_is_one_line(exported: Any, tmp_path: Path) -> None:
+    bundle = Path(shutil.copytree(exported["bundle"], tmp_path / "bundle"))
+    document = json.loads((bundle / "tokenizer.json").read_text())
+    document["model"]["vocab"]["cat"] = 1_000_000  # there is no such row in the embedding
+    (bundle / "tokenizer.json").write_text(json.dumps(document))
+    write_manifest(bundle, facts(), {})
+    (tmp_path / "in.txt").write_text("the cat sees the dog\n")
+    with pytest.raises(VerdictError, match=r"bundle sha256:[0-9a-f]{12}: it cannot answer \(") as caught:
+        score_file(str(tmp_path / "in.txt"), str(tmp_path / "out.parquet"), str(bundle), None, "cpu")
+    assert "\n" not in str(caught.value)

@@ -548,3 +548,13 @@ def test_options_out_of_bounds_are_wrong_usage(
     assert out == ""
     assert err.startswith("error: ")
     assert not (tmp_path / "models").exists()
+
+
+def test_a_graph_that_onnx_cannot_read_is_refused_in_one_line(exported: Any, tmp_path: Path) -> None:
+    bundle = Path(shutil.copytree(exported["bundle"], tmp_path / "bundle"))
+    graph = bundle / "model.onnx"
+    graph.write_bytes(graph.read_bytes() + b"\x42\x01\xff")  # an operator set (field 8) that is no message
+    write_manifest(bundle, facts(), {})
+    with pytest.raises(VerdictError, match=r"model\.onnx cannot be read \(") as caught:
+        export_repository(str(bundle), str(tmp_path / "out"), None)
+    assert "\n" not in str(caught.value)
