@@ -12,14 +12,15 @@ line by line, to find the line. Both give the same rows (a test compares them).
 """
 
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import BinaryIO, Literal, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 
-READ_BYTES = 8 << 20  # read at a time
+READ_BYTES = 8 << 20  # read at a time, and of rows in a block of lines that are parsed one by one
+BLOCK_ROWS = 65_536  # of such a block
 MAX_LINE_BYTES = 16 << 20  # the rest of a longer line is skipped
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 TSV_COLUMNS = ["source", "label", "mark", "sentence"]
@@ -134,21 +135,35 @@ def parse_tsv(stream: BinaryIO, rules: RowRules = RowRules()) -> Iterator[Block]
     """
     line = 1
     for lines in _read_blocks(stream):
-        block = _parse_clean(line, lines, rules) or parse_by_line(line, lines, rules)
-        yield block
-        line += block.kept.num_rows + len(block.quarantined)
+        clean = _parse_clean(line, lines, rules)
+        for block in [clean] if clean else parse_by_line(line, lines, rules):
+            yield block
+            line += block.kept.num_rows + len(block.quarantined)
 
 
-def parse_by_line(first: int, lines: bytes, rules: RowRules) -> Block:
+def parse_by_line(first: int, lines: bytes, rules: RowRules) -> Iterator[Block]:
     """Parse whole lines one by one; the first has number `first`."""
-    rows = [
+    return to_blocks(
         parse_row(number, raw.removesuffix(b"\n").removesuffix(b"\r"), rules)
         for number, raw in enumerate(io.BytesIO(lines), start=first)
-    ]
-    return partition(rows)
+    )
 
 
-def partition(rows: list[Row | QuarantinedRow]) -> Block:
+def to_blocks(rows: Iterable[Row | QuarantinedRow]) -> Iterator[Block]:
+    """Divide rows into blocks of at most BLOCK_ROWS rows and about READ_BYTES bytes."""
+    held: list[Row | QuarantinedRow] = []
+    size = 0
+    for row in rows:
+        held.append(row)
+        size += len(row.sentence if isinstance(row, Row) else row.raw)
+        if len(held) >= BLOCK_ROWS or size >= READ_BYTES:
+            yield _partition(held)
+            held, size = [], 0
+    if held:
+        yield _partition(held)
+
+
+def _partition(rows: list[Row | QuarantinedRow]) -> Block:
     """Divide rows into kept and quarantined ones."""
     kept = [row for row in rows if isinstance(row, Row)]
     quarantined = [row for row in rows if isinstance(row, QuarantinedRow)]
@@ -203,6 +218,8 @@ def _skip_line(stream: BinaryIO) -> bytes:
 def _parse_clean(first: int, lines: bytes, rules: RowRules) -> Block | None:
     """Parse a block without faults with Arrow; None if a line may have one."""
     if len(lines) > MAX_LINE_BYTES:  # possibly one line
+        return None
+    if b"\n\n" in lines:  # Arrow takes 30 bytes for each empty line
         return None
     if b"\r" in lines:
         lines = lines.replace(b"\r\n", b"\n")

@@ -24,6 +24,7 @@ from tasks.core.files import atomic_write
 
 CONVERTED = "refs/convert/parquet"  # branch with the hub's conversion
 MAX_NAMES_SHOWN = 12
+JOIN_ROWS = 1_024  # of a shard in memory at a time: equal values are stored once, and each is written out in memory
 
 _PART = r"[A-Za-z0-9_](?:[A-Za-z0-9_.]|-(?!-))*"
 _ADDRESS = re.compile(
@@ -187,7 +188,7 @@ def _join(shards: Sequence[Path], target: Path) -> str:
     if not target.exists():
         with atomic_write(target) as temporary, pq.ParquetWriter(temporary, pq.read_schema(shards[0])) as writer:
             for shard in shards:
-                for batch in pq.ParquetFile(shard).iter_batches():
+                for batch in pq.ParquetFile(shard).iter_batches(JOIN_ROWS):
                     writer.write_batch(batch)
     return str(target)
 

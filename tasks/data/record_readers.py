@@ -8,11 +8,12 @@ with a line break in it is quarantined, not glued.
 import csv
 import json
 from collections.abc import Callable, Iterator, Mapping
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tasks.core.errors import UsageError, VerdictError, first_line
@@ -26,14 +27,18 @@ from tasks.data.cola_format import (
     Row,
     make_row,
     parse_tsv,
-    partition,
     read_lines,
+    to_blocks,
     too_long,
 )
 from tasks.data.table_format import TableFormat, choose_columns, is_header, match_columns
 
 FORMATS = {".tsv": "tsv", ".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet", ".txt": "txt"}
-BLOCK_ROWS = 65_536  # rows of a block
+MAX_JSON_BYTES = 4 << 20  # of a record: parsed, it takes up to forty times as much memory
+MAX_EXPANDED = 64 << 20  # bytes of the values of any Parquet file; of larger files, EXPANSION times their size
+EXPANSION = 64
+RECORD_BYTES = 64  # that a record of a Parquet file counts beside its text
+TEXT_TYPES = (pa.string(), pa.large_string(), pa.binary(), pa.large_binary())
 PARQUET_BATCH = 10_000  # records of a Parquet file held in memory at a time
 MAX_RECORD_LINES = 256  # lines of a CSV record; where a quote is never closed, so many are read in vain
 PEEK_RECORDS = 1_000  # JSON objects of which at least one has the columns, where they are named correctly
@@ -77,9 +82,7 @@ def parse_file(path: Path, table_format: TableFormat) -> Iterator[Block]:
         if table_format.labelled and format_name == "tsv" and not _has_header(stream, table_format):
             yield from parse_tsv(stream, table_format.rules)
             return
-        rows = read_rows(stream, format_name, table_format, str(path))
-        while batch := list(islice(rows, BLOCK_ROWS)):
-            yield partition(batch)
+        yield from to_blocks(read_rows(stream, format_name, table_format, str(path)))
 
 
 def read_rows(stream: BinaryIO, format_name: str, table_format: TableFormat, path: str) -> Iterator[ParsedRow]:
@@ -275,8 +278,8 @@ def _read_jsonl(stream: BinaryIO, table_format: TableFormat, path: str) -> Itera
 
 def _parse_object(raw: bytes) -> tuple[dict[str, Any], Fault | None]:
     """Parse a line as a JSON object."""
-    if len(raw) > MAX_LINE_BYTES:
-        return {}, ("too long", "")
+    if len(raw) > MAX_JSON_BYTES:
+        return {}, ("too long", f"JSON of more than {MAX_JSON_BYTES} bytes")
     try:
         value = json.loads(raw.decode("utf-8"))
     except UnicodeDecodeError:
@@ -287,19 +290,66 @@ def _parse_object(raw: bytes) -> tuple[dict[str, Any], Fault | None]:
 
 
 def _read_parquet(stream: BinaryIO, table_format: TableFormat, path: str) -> Iterator[Record]:
-    """Read the chosen columns of a Parquet table."""
+    """Read the chosen columns of a Parquet table.
+
+    A file of a few kilobytes may hold gigabytes, by compression or as one value that many records share. Text is read
+    as dictionaries, so that records share it in memory too, and what it would take written out is bounded.
+    """
     try:
-        file = pq.ParquetFile(stream)
-        chosen = choose_columns(file.schema_arrow.names, table_format, path)
-        batches = file.iter_batches(PARQUET_BATCH, columns=list(chosen.values()))
-        records = chain.from_iterable(batch.to_pylist() for batch in batches)
-        for line, record in enumerate(records, start=1):
-            yield Record(line, {role: record[name] for role, name in chosen.items()}, record)
+        schema = pq.read_schema(stream)
+        chosen = choose_columns(schema.names, table_format, path)
+        names = list(dict.fromkeys(chosen.values()))
+        _reject_nested(schema, names, path)
+        file = pq.ParquetFile(stream, read_dictionary=names)
+        left = max(MAX_EXPANDED, EXPANSION * stream.seek(0, 2))
+        left -= _packed_bytes(file.metadata, names) + RECORD_BYTES * file.metadata.num_rows
+        line = 0
+        for batch in file.iter_batches(PARQUET_BATCH, columns=names) if left >= 0 else ():
+            columns = [batch.column(name) for name in names]
+            left -= sum(map(_expanded_bytes, columns))
+            if left < 0:
+                break
+            for values in zip(*map(_to_list, columns), strict=True):
+                record, line = dict(zip(names, values, strict=True)), line + 1
+                yield Record(line, {role: record[name] for role, name in chosen.items()}, record)
     # ValueError, ArithmeticError and LookupError: dates and time zones that Python does not have.
     except (pa.ArrowException, OSError, ValueError, ArithmeticError, LookupError) as error:
         raise VerdictError(
             f"{path} cannot be read as Parquet ({first_line(error, 200)}); expected a whole Parquet file"
         ) from error
+    if left < 0:
+        raise VerdictError(
+            f"the values of {path} take more than {MAX_EXPANDED:,} bytes and {EXPANSION} times the file's size; "
+            "expected sentences: write them as .tsv, .csv or .jsonl if they are"
+        )
+
+
+def _reject_nested(schema: pa.Schema, names: list[str], path: str) -> None:
+    for name in names:
+        if pa.types.is_nested(kind := schema.field(name).type):
+            raise UsageError(f"column {name!r} of {path} holds {str(kind)[:100]}; expected one plain value a record")
+
+
+def _packed_bytes(metadata: pq.FileMetaData, names: list[str]) -> int:
+    """Return the bytes of columns after decompression, as the file says."""
+    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+    chunks = [group.column(index) for group in groups for index in range(group.num_columns)]
+    return sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema in names)
+
+
+def _expanded_bytes(column: pa.Array) -> int:
+    """Return the bytes of a column's text if each value is written out."""
+    if not isinstance(column, pa.DictionaryArray) or column.type.value_type not in TEXT_TYPES:
+        return 0  # was counted with the file's bytes, or is a number
+    return pc.sum(pc.binary_length(column.dictionary).take(column.indices)).as_py() or 0
+
+
+def _to_list(column: pa.Array) -> list[Any]:
+    """Return a column's values; equal ones of a dictionary are one object."""
+    if not isinstance(column, pa.DictionaryArray):
+        return column.to_pylist()
+    values = column.dictionary.to_pylist()
+    return [None if index is None else values[index] for index in column.indices.to_pylist()]
 
 
 _READERS: dict[str, Callable[[BinaryIO, TableFormat, str], Iterator[Record]]] = {

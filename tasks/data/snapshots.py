@@ -17,13 +17,14 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tasks.core.errors import VerdictError, first_line
+from tasks.core.errors import DataRejected, VerdictError, first_line
 from tasks.core.files import remove_stale, sha256_of
 from tasks.data.cola_format import ROW_SCHEMA, QuarantinedRow, format_rows
 from tasks.data.record_readers import is_utf8, parse_file
 from tasks.data.table_format import TableFormat
 
 SCRATCH_PREFIX = ".incoming-"  # of folders for unfinished snapshots
+MAX_UNREADABLE = 100_000  # quarantined rows of a file; with more, which are most of it, it is refused as a whole
 MAX_EXAMPLES = 5  # quarantined rows that a snapshot's summary shows
 
 _FILE = pa.field("file", pa.dictionary(pa.int32(), pa.string()))
@@ -84,6 +85,7 @@ def write_snapshot(
     Raises:
         UsageError: if a file lacks a required column.
         VerdictError: if a file cannot be read, or there are no records in any of them.
+        DataRejected: if a long file holds hardly any row.
     """
     home = _make_folder(folder)
     with _os_errors_explained(files, folder):
@@ -175,12 +177,19 @@ def _parse_into(path: Path, table_format: TableFormat, rows: "RowWriter", quaran
     """Send each row of a file to one of two writers; return how many were kept."""
     if not is_utf8(path.name):
         raise VerdictError(f"{str(path)!a} has a name that is not UTF-8; rename the file")
-    before = rows.count
+    kept_before, lost_before = rows.count, quarantine.count
     for block in parse_file(path, table_format):
         names = pa.array([path.name] * block.kept.num_rows, pa.string()).dictionary_encode()
         rows.add(pa.table([names, *block.kept.columns], schema=SNAPSHOT_SCHEMA))
         quarantine.add(path.name, block.quarantined)
-    return rows.count - before
+        lost = quarantine.count - lost_before
+        if lost > max(MAX_UNREADABLE, rows.count - kept_before):
+            raise DataRejected(
+                f"{path}: {lost} of its first {rows.count - kept_before + lost} rows cannot be read "
+                f"({quarantine.examples[-1]}); expected source, label, mark, sentence, or a header: "
+                "--columns text=NAME,label=NAME"
+            )
+    return rows.count - kept_before
 
 
 class RowWriter:

@@ -54,12 +54,14 @@ class ResolvedAddress(NamedTuple):
         files: path by file name.
         single: whether the address is one file.
         folder: folder of the files; empty for a single file or a hub data set.
+        outside: where links of the folder lead that lead out of it, by name; followed only if named.
     """
 
     address: str
     files: dict[str, str]
     single: bool = False
     folder: str = ""
+    outside: dict[str, str] = {}
 
 
 def locate_sources(addresses: Sequence[str], train: str, holdout: str, home: str, *, offline: bool = False) -> Sources:
@@ -176,8 +178,11 @@ def _open_path(address: str, path: Path) -> ResolvedAddress:
     if path.is_file():
         return ResolvedAddress(address, {path.name: str(path)}, single=True)
     try:
-        files = {file.name: str(file) for file in sorted(path.iterdir()) if file.is_file()}
-        return ResolvedAddress(address, files, folder=str(path))
+        files = {file.name: file for file in sorted(path.iterdir()) if file.is_file()}
+        home = path.resolve()
+        outside = {name: str(real) for name, file in files.items() if home not in (real := file.resolve()).parents}
+        inside = {name: str(file) for name, file in files.items() if name not in outside}
+        return ResolvedAddress(address, inside, folder=str(path), outside=outside)
     except OSError as error:  # a device, or a folder that may not be read
         raise UsageError(
             f"data {address!r} cannot be listed ({error.strerror}); expected {ADDRESS_HINT}: --data ADDRESS"
@@ -189,7 +194,13 @@ def _pick(resolved: Sequence[ResolvedAddress], role: str) -> list[str]:
     names = [f"{stem}{suffix}" for stem in FILE_ROLES[role] for suffix in (*TABLE_SUFFIXES, "")]
     files = []
     for entry in resolved:
-        found = next((entry.files[name] for name in names if name in entry.files), None)
+        present = next((name for name in names if name in entry.files or name in entry.outside), None)
+        if present in entry.outside:
+            raise UsageError(
+                f"{present} of {entry.address} is a link that leads out of the folder, to {entry.outside[present]}; "
+                "expected a file in it, or each file by its own address: --data FILE"
+            )
+        found = entry.files[present] if present else None
         if found is None and role == "train" and entry.single and not _has_role(next(iter(entry.files))):
             found = next(iter(entry.files.values()))
         if found:

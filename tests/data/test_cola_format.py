@@ -23,8 +23,8 @@ from tasks.data.cola_format import (
     parse_by_line,
     parse_row,
     parse_tsv,
-    partition,
     read_lines,
+    to_blocks,
 )
 
 unhurried = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])  # slow is not wrong
@@ -265,7 +265,7 @@ def test_plain_labels_can_mean_the_opposite_or_nothing() -> None:
 
 def check_fast_way(lines: bytes, rules: RowRules) -> bool:
     """Return whether the fast way gave an answer, which must be the slow one's."""
-    fast, slow = parsing._parse_clean(5, lines, rules), parse_by_line(5, lines, rules)
+    fast, (slow,) = parsing._parse_clean(5, lines, rules), parse_by_line(5, lines, rules)
     if fast is None:
         return False
     fast.kept.validate(full=True)
@@ -421,8 +421,9 @@ def test_lines_are_read_whole_or_too_long_as_well(data: bytes, block: int, longe
 
 def test_results_are_divided_in_order() -> None:
     bad = QuarantinedRow(2, "NUL", "NUL character", b"")
-    block = partition([ROWS[0], bad, ROWS[1]._replace(line=3)])
+    (block,) = to_blocks([ROWS[0], bad, ROWS[1]._replace(line=3)])
     assert rows_of(block.kept) == [ROWS[0], ROWS[1]._replace(line=3)]
     assert block.quarantined == [bad]
-    assert partition([]).kept.schema == ROW_SCHEMA
-    assert partition([bad]).kept.num_rows == 0
+    assert list(to_blocks([])) == []
+    assert next(to_blocks([bad])).kept.num_rows == 0
+    assert next(to_blocks([bad])).kept.schema == ROW_SCHEMA

@@ -2,6 +2,8 @@
 
 import random
 from collections import Counter
+from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -58,14 +60,14 @@ def test_a_reader_that_loses_a_row_is_noticed(tmp_path: Path, monkeypatch: pytes
     path = tmp_path / "clean.csv"
     path.write_bytes(CLEAN[".csv"]() + b"bad\n")
     (tmp_path / "clean.jsonl").write_bytes(CLEAN[".jsonl"]() + b"bad\n")
-    partition = record_readers.partition
-    monkeypatch.setattr(record_readers, "partition", lambda rows: partition(rows[:-1]))
+    to_blocks = record_readers.to_blocks
+    monkeypatch.setattr(record_readers, "to_blocks", lambda rows: to_blocks(list(rows)[:-1]))
     with pytest.raises(AssertionError):
         check_file(tmp_path / "clean.jsonl", tmp_path / "s")
 
-    def double(rows: list[record_readers.ParsedRow]) -> Block:
-        return partition([*rows, rows[-1]])
+    def double(rows: Iterator[record_readers.ParsedRow]) -> Iterator[Block]:
+        return to_blocks(chain.from_iterable((row, row) for row in rows))
 
-    monkeypatch.setattr(record_readers, "partition", double)
+    monkeypatch.setattr(record_readers, "to_blocks", double)
     with pytest.raises(AssertionError):
         check_file(path, tmp_path / "s")

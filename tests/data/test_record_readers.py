@@ -406,6 +406,17 @@ def test_every_line_of_a_json_document_that_is_no_jsonl_is_quarantined(tmp_path:
     ]
 
 
+def test_a_json_record_of_megabytes_is_quarantined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(record_readers, "MAX_JSON_BYTES", 100)
+    path = tmp_path / "web.jsonl"
+    long = b'{"text": "A.", "label": 1, "more": [' + b"[]," * 30 + b"1]}"
+    path.write_bytes(long + b'\n{"text": "A.", "label": 1}\n')
+    assert parse(path) == [
+        QuarantinedRow(1, "too long", "JSON of more than 100 bytes", long),
+        Row(2, "web", 1, "", "A."),
+    ]
+
+
 # Parquet
 
 
@@ -448,13 +459,47 @@ def test_bad_parquet_records_are_quarantined_with_their_values(tmp_path: Path) -
     ]
 
 
-@pytest.mark.parametrize(
-    ("values", "name"), [([1], "int"), ([0.5], "float"), ([b"A."], "bytes"), ([["A."]], "list"), ([{"a": 1}], "dict")]
-)
+@pytest.mark.parametrize(("values", "name"), [([1], "int"), ([0.5], "float"), ([b"A."], "bytes")])
 def test_a_parquet_column_that_is_not_text_is_quarantined(tmp_path: Path, values: list[Any], name: str) -> None:
     (result,) = parse(write_parquet(tmp_path, text=values, label=[1]))
     assert isinstance(result, QuarantinedRow)
     assert (result.kind, result.reason) == ("record", f"sentence is {name}, not text")
+
+
+@pytest.mark.parametrize("value", [["A."], {"a": 1}])
+def test_a_parquet_column_of_nested_values_is_refused(tmp_path: Path, value: Any) -> None:
+    path = write_parquet(tmp_path, text=[value], label=[1], ignored=[value])
+    with pytest.raises(UsageError, match=r"column 'text' of .* holds (list|struct)<.*; expected one plain value"):
+        parse(path)
+
+
+@pytest.mark.parametrize("kind", ["shared", "compressed", "many", "fits"])
+def test_a_small_parquet_file_of_very_much_text_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.setattr(record_readers, "MAX_EXPANDED", 1 << 20)
+    monkeypatch.setattr(record_readers, "PARQUET_BATCH", 100)
+    rows = {"shared": 700, "compressed": 1, "many": 100_000, "fits": 400}[kind]
+    sentence = {"shared": "A" * 2_000, "compressed": "A" * 1_100_000, "many": "A.", "fits": "A" * 2_000}[kind]
+    text = pa.DictionaryArray.from_arrays(pa.array([0] * rows, pa.int32()), [sentence])
+    path = tmp_path / "web.parquet"
+    pq.write_table(pa.table({"text": text, "label": pa.array([1] * rows, pa.int8())}), path, compression="zstd")
+    assert path.stat().st_size * record_readers.EXPANSION < 1 << 20
+    if kind == "fits":
+        assert len(parse(path)) == rows
+    else:
+        with pytest.raises(VerdictError, match=r"take more than 1,048,576 bytes and 64 times") as caught:
+            parse(path)
+        assert "\n" not in str(caught.value)
+
+
+def test_parquet_text_of_every_encoding_and_type_is_read(tmp_path: Path) -> None:
+    words = [f"Number {number}." for number in range(300)] + [None, "Again."] * 50
+    for kind in (pa.string(), pa.large_string(), pa.dictionary(pa.int16(), pa.large_string())):
+        for dictionary in (True, False):
+            table = pa.table({"text": pa.array(words, kind), "label": [1] * len(words)})
+            pq.write_table(table, tmp_path / "x.parquet", use_dictionary=dictionary, row_group_size=90)
+            assert [row.sentence if isinstance(row, Row) else None for row in parse(tmp_path / "x.parquet")] == words
 
 
 def test_parquet_labels_of_other_values_are_quarantined(tmp_path: Path) -> None:
@@ -474,7 +519,7 @@ def test_more_parquet_records_than_one_batch_keep_their_numbers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(record_readers, "PARQUET_BATCH", 5)
-    monkeypatch.setattr(record_readers, "BLOCK_ROWS", 7)
+    monkeypatch.setattr(cola_format, "BLOCK_ROWS", 7)
     path = tmp_path / "web.parquet"
     pq.write_table(pa.table({"text": ["A.", ""] * 50, "label": [1] * 100}), path, row_group_size=11)
     blocks = list(parse_file(path, TableFormat()))

@@ -19,8 +19,9 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from tasks.core.errors import UsageError, VerdictError
+from tasks.core.errors import DataRejected, UsageError, VerdictError
 from tasks.data import cola_format as parsing
+from tasks.data import snapshots
 from tasks.data.cola_format import BYTE_ORDER_MARK, RowRules, format_rows
 from tasks.data.snapshots import (
     MAX_EXAMPLES,
@@ -392,9 +393,10 @@ MEASURE = """
 import json, sys, tracemalloc
 import pyarrow as pa
 from tasks.data import cola_format as parsing
+from tasks.data import snapshots
 from tasks.data import record_readers as tables
 from tasks.data.snapshots import write_snapshot
-parsing.READ_BYTES, tables.PARQUET_BATCH, tables.BLOCK_ROWS = 1 << 14, 256, 256
+parsing.READ_BYTES, tables.PARQUET_BATCH, parsing.BLOCK_ROWS = 1 << 14, 256, 256
 home, *files = sys.argv[1:]
 tracemalloc.start()
 peaks = {}
@@ -440,3 +442,23 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
         VerdictError, match=r"folder .*file/snapshots cannot be made \(Not a directory\); name another: VERDICT_HOME"
     ):
         write_snapshot([write(tmp_path, CLEAN)], str(tmp_path / "file" / "snapshots"))
+
+
+@pytest.mark.parametrize("name", ["in_domain_train.tsv", "web.csv", "web.jsonl"])
+def test_a_long_file_of_hardly_any_rows_is_refused_before_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(snapshots, "MAX_UNREADABLE", 1_000)
+    monkeypatch.setattr(parsing, "BLOCK_ROWS", 500)
+    head = {"web.csv": "text,label\n", "web.jsonl": '{"text": "A.", "label": 1}\n'}.get(name, "s\t1\t\tA.\n")
+    path = write(tmp_path, head + "\n" * 100_000, name)
+    with pytest.raises(DataRejected, match=r"of its first 1500 rows cannot be read \(.* line 6: ") as caught:
+        write_snapshot([str(path)], str(tmp_path / "s"))
+    assert "\n" not in str(caught.value)
+    assert not list((tmp_path / "s").iterdir())
+
+
+def test_a_long_file_whose_rows_are_mostly_good_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(snapshots, "MAX_UNREADABLE", 10)
+    path = write(tmp_path, "s\t1\t\tA.\n" * 100 + "\n" * 90, "in_domain_train.tsv")
+    assert write_snapshot([str(path)], str(tmp_path / "s"))["quarantined"] == 90

@@ -359,6 +359,23 @@ def test_named_file_that_is_missing_is_named(folder: Path, name: str) -> None:
     )
 
 
+def test_a_link_that_leads_out_of_a_folder_is_followed_only_if_it_is_named(tmp_path: Path) -> None:
+    folder, elsewhere = fill(tmp_path / "data", TRAIN_FILE, HOLDOUT_FILE), tmp_path / "elsewhere.tsv"
+    train, inside = folder / TRAIN_FILE, folder / "kept.tsv"
+    train.rename(inside)
+    train.symlink_to(inside.name)
+    assert locate(folder)["train"] == [str(train)]
+    inside.rename(elsewhere)
+    train.unlink()
+    train.symlink_to(elsewhere)
+    assert refusal(folder) == (
+        f"{TRAIN_FILE} of {folder} is a link that leads out of the folder, to {elsewhere}; "
+        "expected a file in it, or each file by its own address: --data FILE"
+    )
+    assert locate(folder, train=TRAIN_FILE)["train"] == [str(train)]
+    assert locate(train, folder / HOLDOUT_FILE)["train"] == [str(train)]
+
+
 def test_empty_folder_says_so(tmp_path: Path) -> None:
     assert refusal(tmp_path) == f"{tmp_path} holds no file '{TRAIN_FILE}' (it holds no file); name it: --train FILE"
 
