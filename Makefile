@@ -8,7 +8,7 @@ BENCH  ?= main_job ingestion
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install retrain up down logs test test-services browser postgresql lint bench clean
+.PHONY: help install retrain up down logs test test-services browser postgresql lint bench lock sbom audit clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -61,6 +61,23 @@ lint: $(VENV)/.dev ## ruff (lint and format), the direction of imports, and mypy
 bench: $(VENV)/.dev ## measure on this machine: the main job's steps, ingestion up to 10^7 rows, 2,000 mutated files
 	@for name in $(BENCH); do echo "$$name:"; $(BIN)/python tests/benchmarks/bench_$$name.py $(ARGS) || exit 1; done
 
+# Supply chain. Its tools have an environment of their own: they are no part of what is listed and audited.
+TOOLS  := $(VENV)/tools
+LOCK   := $(TOOLS)/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
+  --custom-compile-command 'make lock' --constraint constraints.txt
+
+lock: $(TOOLS)/.installed ## write infra/locks: what constraints.txt pins, with hashes of every file
+	@echo hatchling | $(LOCK) --extra services --extra kubernetes pyproject.toml - --output-file infra/locks/runtime.txt
+	@echo hatchling | $(LOCK) --extra dev pyproject.toml - --output-file infra/locks/dev.txt
+	@$(LOCK) --group tools --output-file infra/locks/tools.txt
+
+sbom: $(VENV)/.runtime $(TOOLS)/.installed ## write sbom.json: what .venv holds, in CycloneDX
+	@$(TOOLS)/bin/cyclonedx-py environment --no-validate --output-reproducible --pyproject pyproject.toml \
+	  --output-file sbom.json $(BIN)/python
+
+audit: $(TOOLS)/.installed ## look for known vulnerabilities of what infra/locks pins (asks the index that serves the packages)
+	@$(TOOLS)/bin/pip-audit --strict --disable-pip --require-hashes --requirement infra/locks/dev.txt
+
 clean: ## remove .venv (the stores in .verdict stay)
 	@rm -rf $(VENV)
 
@@ -84,4 +101,9 @@ $(VENV)/.services: $(VENV)/.runtime
 $(VENV)/.dev: $(VENV)/.runtime
 	@echo 'installing what tests and lint need ...'
 	@$(PIP) --editable '.[dev]'
+	@touch $@
+
+$(TOOLS)/.installed: $(VENV)/bin/python infra/locks/tools.txt
+	@$(BIN)/python -m venv $(TOOLS)
+	@$(TOOLS)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement infra/locks/tools.txt
 	@touch $@

@@ -5,6 +5,7 @@ ARG BASE=docker.io/library/python:3.11.15-slim-bookworm@sha256:b18992999dbe963a4
 FROM ${BASE} AS build
 COPY pyproject.toml constraints.txt /source/
 COPY infra/images/install.sh /source/infra/images/
+COPY infra/locks/tools.txt /source/infra/locks/
 COPY infra/inference/pyproject.toml /source/infra/inference/
 RUN /source/infra/images/install.sh inference /opt/verdict
 COPY README.md LICENSE /source/
@@ -13,7 +14,7 @@ COPY infra/prefect.yaml /source/infra/
 COPY infra/inference /source/infra/inference
 COPY tasks /source/tasks
 COPY flows /source/flows
-RUN /source/infra/images/install.sh package runtime /opt/verdict
+RUN /source/infra/images/install.sh package runtime sbom /opt/verdict
 
 FROM ${BASE}
 # Some libraries ask the system for the user's name, so it has one.

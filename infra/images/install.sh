@@ -4,13 +4,14 @@
 #     infra/images/install.sh inference /opt/verdict    the packages of one image, as constraints.txt pins them
 #     infra/images/install.sh package /opt/verdict      this project's own code, without its dependencies
 #     infra/images/install.sh runtime /opt/verdict      verdict-inference, without its dependencies
+#     infra/images/install.sh sbom /opt/verdict         share/sbom.json: what the environment holds, in CycloneDX
 #
 # The Dockerfiles take two steps, so that a change of the code downloads no package again; `inference package` takes both.
 # PYTHON names the interpreter of a new environment [python3]; pip's own settings are respected.
 set -eu
 
 usage() {
-  echo "usage: $0 worker|inference|prefect|mlflow|package|runtime... VENV" >&2
+  echo "usage: $0 worker|inference|prefect|mlflow|package|runtime|sbom... VENV" >&2
   exit 2
 }
 
@@ -18,7 +19,7 @@ usage() {
 steps=''
 while [ $# -gt 1 ]; do
   case $1 in
-    worker | inference | prefect | mlflow | package | runtime) steps="$steps $1" ;;
+    worker | inference | prefect | mlflow | package | runtime | sbom) steps="$steps $1" ;;
     *) usage ;;
   esac
   shift
@@ -67,6 +68,13 @@ for step in $steps; do
       ;;
     runtime)
       install --no-deps --build-constraint "$constraints" "$source/infra/inference"
+      ;;
+    sbom)
+      "$tool/bin/python" -m pip install --quiet --disable-pip-version-check --no-cache-dir --only-binary :all: \
+        --require-hashes --requirement "$source/infra/locks/tools.txt"
+      mkdir -p "$venv/share"
+      "$tool/bin/cyclonedx-py" environment --no-validate --output-reproducible --output-file "$venv/share/sbom.json" \
+        "$venv/bin/python"
       ;;
     *)
       "$python" -m venv --without-pip "$venv"

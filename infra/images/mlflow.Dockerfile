@@ -5,7 +5,8 @@ ARG BASE=docker.io/library/python:3.11.15-slim-bookworm@sha256:b18992999dbe963a4
 FROM ${BASE} AS build
 COPY pyproject.toml constraints.txt /source/
 COPY infra/images/install.sh /source/infra/images/
-RUN /source/infra/images/install.sh mlflow /opt/verdict
+COPY infra/locks/tools.txt /source/infra/locks/
+RUN /source/infra/images/install.sh mlflow sbom /opt/verdict
 
 FROM ${BASE}
 RUN useradd --uid 10001 --user-group --home-dir /tmp --no-create-home --shell /usr/sbin/nologin verdict

@@ -11,6 +11,7 @@ RUN apt-get update \
   && rm -rf /var/lib/apt/lists/*
 COPY pyproject.toml constraints.txt /source/
 COPY infra/images/install.sh /source/infra/images/
+COPY infra/locks/tools.txt /source/infra/locks/
 RUN /source/infra/images/install.sh worker /opt/verdict
 COPY README.md LICENSE /source/
 COPY mlflow/policy.toml /source/mlflow/
@@ -19,7 +20,7 @@ COPY infra/prefect.yaml /source/infra/
 COPY tasks /source/tasks
 COPY flows /source/flows
 # The second command compiles the kernels of a training for GPUs since A100; it needs none. A run copies them to its cache.
-RUN /source/infra/images/install.sh package /opt/verdict \
+RUN /source/infra/images/install.sh package sbom /opt/verdict \
   && /opt/verdict/bin/python -m tasks.training.kernel_compiler
 
 FROM ${BASE}

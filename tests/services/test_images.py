@@ -90,15 +90,19 @@ def tracking(starting: tuple[str, Path, subprocess.Popen[bytes]]) -> str:
 def venv(tmp_path_factory: pytest.TempPathFactory, starting: Any) -> Path:
     """An environment with what the inference image holds; filled while the tracking server starts."""
     folder = tmp_path_factory.mktemp("image") / "venv"
-    install("inference", "package", "runtime", folder)
+    install("inference", "package", "runtime", "sbom", folder)
     return folder
+
+
+def normalize(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def held_by(venv: Path) -> dict[str, str]:
     """Return the packages of an environment and their versions."""
     script = "import importlib.metadata as m, json; print(json.dumps([(d.name, d.version) for d in m.distributions()]))"
     done = subprocess.run([venv / "bin" / "python", "-c", script], capture_output=True, text=True, check=True)
-    return {re.sub(r"[-_.]+", "-", name).lower(): version for name, version in json.loads(done.stdout)}
+    return {normalize(name): version for name, version in json.loads(done.stdout)}
 
 
 @contextlib.contextmanager
@@ -142,9 +146,12 @@ def serving(venv: Path, folder: Path, model: str, **env: str) -> Iterator[tuple[
 
 
 def test_the_inference_image_holds_nothing_heavy_and_nothing_that_is_not_pinned(venv: Path) -> None:
+    listed_in = json.loads((venv / "share" / "sbom.json").read_text(encoding="utf-8"))
+    assert (listed_in["bomFormat"], listed_in["specVersion"]) == ("CycloneDX", "1.6")
+    assert {normalize(each["name"]): each["version"] for each in listed_in["components"]} == held_by(venv)
     held, lines = held_by(venv), (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     pinned = dict(line.split("==") for line in lines if "==" in line and not line.startswith("#"))
-    pins = {re.sub(r"[-_.]+", "-", name).lower(): version for name, version in pinned.items()}
+    pins = {normalize(name): version for name, version in pinned.items()}
     assert set(held) & HEAVY == set()
     assert held.pop("verdict-mlops") == held.pop("verdict-inference")
     assert {name: version for name, version in held.items() if pins.get(name) != version} == {}
@@ -246,7 +253,7 @@ def test_the_tracking_server_answers_to_its_names_and_its_page_alone(tracking: s
 def test_the_script_says_how_it_is_used(arguments: list[str]) -> None:
     done = subprocess.run(["sh", IMAGES / "install.sh", *arguments], capture_output=True, text=True)
     assert done.returncode == 2
-    assert "worker|inference|prefect|mlflow|package|runtime... VENV" in done.stderr
+    assert "worker|inference|prefect|mlflow|package|runtime|sbom... VENV" in done.stderr
 
 
 @pytest.mark.skipif(os.environ.get("TEST_ALL_IMAGES") != "1", reason="gigabytes; asked for by TEST_ALL_IMAGES=1")
