@@ -10,7 +10,7 @@ from ..core.files import read_json
 
 SQLITE = "sqlite:///"
 EXPERIMENT, AUDIT_EXPERIMENT = "verdict", "verdict-history"  # of jobs, of the champion's changes
-LOCK_TIMEOUT_S = 60.0  # for another program that holds the database; MLflow alone waits 20 s
+DATABASE_TIMEOUT_S = 60.0  # for another program that holds the database; MLflow alone waits 20 s
 LOCK_NOTICE_S = 2.0  # after which a waiting process says so
 # Columns in which MLflow keeps absolute addresses of artifacts.
 LOCATIONS = (
@@ -55,7 +55,7 @@ def await_lock(database: Path, write: bool = False) -> None:
     """
     address = f"{database.resolve().as_uri()}?mode={'rw' if write else 'ro'}"
     query = "BEGIN IMMEDIATE" if write else "SELECT 1 FROM sqlite_master"
-    for seconds in (LOCK_NOTICE_S, LOCK_TIMEOUT_S - LOCK_NOTICE_S):
+    for seconds in (LOCK_NOTICE_S, DATABASE_TIMEOUT_S - LOCK_NOTICE_S):
         try:
             with contextlib.closing(sqlite3.connect(address, uri=True, timeout=seconds)) as connection:
                 connection.execute(query)
@@ -64,7 +64,7 @@ def await_lock(database: Path, write: bool = False) -> None:
             if getattr(error, "sqlite_errorcode", None) != sqlite3.SQLITE_BUSY:
                 return
         if seconds == LOCK_NOTICE_S:
-            log.warning("%s is locked by another program; waiting up to %.0f s", database, LOCK_TIMEOUT_S)
+            log.warning("%s is locked by another program; waiting up to %.0f s", database, DATABASE_TIMEOUT_S)
 
 
 def _is_empty(database: Path) -> bool:
@@ -108,7 +108,7 @@ def relocate(database: Path, artifacts: Path) -> None:
     if old is None:
         return
     try:
-        with contextlib.closing(sqlite3.connect(database, timeout=LOCK_TIMEOUT_S)) as connection, connection:
+        with contextlib.closing(sqlite3.connect(database, timeout=DATABASE_TIMEOUT_S)) as connection, connection:
             connection.execute("BEGIN IMMEDIATE")
             for table, column in LOCATIONS:
                 below = f"substr({column} || '/', 1, ?) = ?"

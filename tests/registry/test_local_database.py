@@ -130,7 +130,7 @@ def test_a_moved_database_that_cannot_be_changed_is_refused(
     champion_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     moved = shutil.move(champion_home, tmp_path / "moved")
-    monkeypatch.setattr(local_database, "LOCK_TIMEOUT_S", 0)
+    monkeypatch.setattr(local_database, "DATABASE_TIMEOUT_S", 0)
     with sqlite3.connect(moved / "mlflow.db", isolation_level=None) as writer:
         writer.execute("BEGIN IMMEDIATE")
         with pytest.raises(UnreachableError, match=r"cannot be changed to .* \(database is locked\); make"):
