@@ -7,7 +7,7 @@ import re
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -16,6 +16,12 @@ from tasks.core.errors import UsageError
 
 DEFAULT_HOME = ".verdict"
 OPENMP_VARIABLES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")  # how its threads wait
+# Defaults of a run: it waits for a server that is away for minutes, as the deployments do (infra/prefect.yaml).
+PATIENCE = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "7",
+    "PREFECT_CLIENT_MAX_RETRIES": "7",
+    "PREFECT_CLIENT_RETRY_EXTRA_CODES": "500",
+}
 LOAD_SAMPLES, LOAD_SAMPLE_S = 3, 0.005
 
 
@@ -41,8 +47,12 @@ def usable_home() -> str:
         ) from error
 
 
-def set_process_defaults() -> None:
-    """Set the default environment variables of this process and its children."""
+def set_process_defaults(more: Mapping[str, str] = {}) -> None:
+    """Set the default environment variables of this process and its children.
+
+    Args:
+        more: defaults that are preferred to those of all commands.
+    """
     cache = Path(verdict_home(), "cache")
     defaults = {
         # No telemetry. MLflow needs the word "true"; Prefect's server has a switch of its own.
@@ -68,6 +78,7 @@ def set_process_defaults() -> None:
         "PREFECT_SERVER_MEMO_STORE_PATH": str(cache / "prefect_memo_store.toml"),
         # Tokenizers use threads; without this they warn at each fork.
         "TOKENIZERS_PARALLELISM": "true",
+        **more,
     }
     if not any(os.environ.get(name) for name in OPENMP_VARIABLES):
         defaults |= openmp_waiting(busy=is_machine_busy())
@@ -130,7 +141,7 @@ def show_log(quiet_prefect: bool) -> None:
     logger.handlers = [handler]  # replaces the handler of an earlier call
     logger.setLevel(logging.INFO)
     if quiet_prefect:
-        for console in _prefect_consoles([logging.getLogger()]):
+        for console in _prefect_consoles():
             console.setLevel(logging.CRITICAL + 1)
 
 
@@ -142,12 +153,13 @@ def show_worker_log() -> None:
     """
     logging.getLogger("tasks").setLevel(logging.INFO)
     if log_format.wants_json():
-        loggers = [logging.getLogger(name) for name in logging.root.manager.loggerDict]
-        for console in _prefect_consoles([logging.getLogger(), *loggers]):
+        for console in _prefect_consoles():
             log_format.set_formatter(console)
 
 
-def _prefect_consoles(loggers: Iterable[logging.Logger]) -> set[logging.Handler]:
+def _prefect_consoles() -> set[logging.Handler]:
+    """Return Prefect's handlers that print: of the root logger, and those of its internals."""
+    loggers = [logging.getLogger(), *map(logging.getLogger, logging.root.manager.loggerDict)]
     return {
         handler
         for logger in loggers

@@ -79,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         code = stopping.EXIT_CODE
     if code == stopping.EXIT_CODE:
-        stopping.report()
+        code = stopping.report()
     gc.freeze()  # the interpreter's last collections would go through a million imported objects: 3 s after a run
     sys.exit(code if isinstance(code, int) else 0)
 

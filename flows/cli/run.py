@@ -19,6 +19,7 @@ from flows.cli.options import (
     print_result,
     with_data_options,
 )
+from flows.services.server_watch import check_servers, lasting_servers, watched
 from flows.stopwatch import Stopwatch
 from tasks.core.errors import DataRejected, UsageError, VerdictError
 from tasks.core.printable import escape_controls
@@ -225,7 +226,8 @@ def _find_unchanged(settings: "Settings", home: str) -> "RetrainOutcome | None":
     if os.environ.get("PREFECT_API_URL"):
         return None
     started = time.perf_counter()
-    environment.set_process_defaults()
+    environment.set_process_defaults(environment.PATIENCE)
+    check_servers(lasting_servers())
     with collection_paused():
         from flows.jobs.unchanged import find_unchanged
 
@@ -248,15 +250,17 @@ class Clock(NamedTuple):
 def _run_flow(name: str, home: str, *arguments: Any, stopwatch: Stopwatch | None = None) -> tuple[Any, Clock]:
     """Run a flow against the configured Prefect server, or an embedded one that starts during the imports."""
     started, stopwatch = time.perf_counter(), stopwatch or Stopwatch()
-    environment.set_process_defaults()
-    from flows.services.embedded_prefect import connected, prefect_api
+    environment.set_process_defaults(environment.PATIENCE)
+    from flows.services.embedded_prefect import connected, lasting_api, prefect_api
 
+    servers = lasting_servers(lasting_api())
+    check_servers(servers)
     with prefect_api(home) as server:
         with collection_paused():
             flow = getattr(importlib.import_module(f"flows.jobs.{name}"), name)
         environment.show_log(quiet_prefect=os.environ.get("VERDICT_DEBUG") != "1")
         stopwatch.mark("imports")
-        with connected(server):
+        with watched(servers, stopping.fail), connected(server):
             ready = time.perf_counter()
             stopwatch.mark("wait for Prefect's server")
             outcome = flow(*arguments)

@@ -14,10 +14,14 @@ import threading
 import time
 from types import FrameType
 
+from tasks.core import log_format
+from tasks.core.errors import VerdictError
+
 STOP_LIMIT_S = 7.0  # on a busy machine the rest takes seconds too
 EXIT_CODE = 130  # of a shell, for a command that SIGINT ended; typer's as well
 
 _requested = threading.Event()
+_errors: list[str] = []  # why the command ends, if it is no signal from outside
 
 
 def end_on_signals() -> None:
@@ -39,10 +43,20 @@ def is_requested() -> bool:
     return _requested.is_set()
 
 
+def fail(message: str) -> None:
+    """End the command as a signal does, with an error that another thread than the main one found."""
+    _errors.append(message)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
 @functools.cache
-def report() -> None:
-    """Print once that the command was stopped."""
+def report() -> int:
+    """Print once why the command was stopped; return its exit code."""
+    if _errors:
+        log_format.print_error(_errors[0])
+        return VerdictError.exit_code
     print("stopped; run the same command again to resume", file=sys.stderr, flush=True)
+    return EXIT_CODE
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> None:
@@ -54,5 +68,4 @@ def _enforce_end(reading: int) -> None:
         pass
     _requested.set()
     time.sleep(STOP_LIMIT_S)
-    report()
-    os._exit(EXIT_CODE)
+    os._exit(report())

@@ -83,12 +83,17 @@ class LocalServer:
             self._process.wait()
 
 
+def lasting_api() -> str:
+    """Return the address of the API that Prefect is configured with; empty where there is none."""
+    from prefect.settings import get_current_settings
+
+    return get_current_settings().api.url or ""
+
+
 @contextlib.contextmanager
 def prefect_api(folder: str) -> Iterator[LocalServer | None]:
     """Start an embedded server for the block; yield None where PREFECT_API_URL names another one."""
-    from prefect.settings import get_current_settings
-
-    if get_current_settings().api.url:
+    if lasting_api():
         yield None
         return
     server = LocalServer(folder)

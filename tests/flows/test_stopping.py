@@ -59,6 +59,13 @@ def test_a_process_that_does_not_react_ends_all_the_same(number: signal.Signals)
     assert process.returncode == 130
 
 
+def test_an_error_that_a_thread_found_ends_the_command_with_its_line() -> None:
+    failing = "import threading; threading.Timer(0.1, stopping.fail, ['Prefect is away; start it']).start()"
+    code = DEAF.replace("print('ready', flush=True)", failing)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=10)
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", "error: Prefect is away; start it\n")
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_run_ends_with_its_server_in_one_line(number: signal.Signals, tmp_path: Path) -> None:
     process = subprocess.Popen(
