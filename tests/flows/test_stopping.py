@@ -12,11 +12,17 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 MESSAGE = "stopped; run the same command again to resume\n"
-DEAF = (
-    "import time; from flows.cli import stopping; stopping.STOP_LIMIT_S = 0.2; stopping.end_on_signals()\n"
-    "print('ready', flush=True)\n"
-    "while True:\n    try:\n        time.sleep(60)\n    except KeyboardInterrupt:\n        pass\n"
-)
+DEAF = """
+import signal, threading, time
+from flows.cli import stopping
+stopping.STOP_LIMIT_S = 0.2
+stopping.end_on_signals()
+signal.signal(signal.SIGINT, lambda *_: None)
+signal.signal(signal.SIGTERM, lambda *_: None)
+print("ready", flush=True)
+while True:
+    time.sleep(60)
+"""
 CHILDREN = (
     "import sys, time\n"
     "from flows.services.embedded_prefect import LocalServer\n"
@@ -60,8 +66,7 @@ def test_a_process_that_does_not_react_ends_all_the_same(number: signal.Signals)
 
 
 def test_an_error_that_a_thread_found_ends_the_command_with_its_line() -> None:
-    failing = "import threading; threading.Timer(0.1, stopping.fail, ['Prefect is away; start it']).start()"
-    code = DEAF.replace("print('ready', flush=True)", failing)
+    code = DEAF.replace('print("ready", flush=True)', "stopping.fail('Prefect is away; start it')")
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=10)
     assert (done.returncode, done.stdout, done.stderr) == (1, "", "error: Prefect is away; start it\n")
 
