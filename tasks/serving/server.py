@@ -7,6 +7,7 @@ The event loop reads and writes, one thread computes (batcher.py), another follo
 """
 
 import contextlib
+import ctypes
 import importlib.util
 import logging
 import signal
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
     from tasks.serving.feedback import Feedback
 
 log = logging.getLogger(__name__)
+
+M_MMAP_THRESHOLD = -3  # of malloc.h
+LARGE_BUFFER = 128 << 10  # bytes; glibc's own initial value, which then stays
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,7 @@ def serve(config: ServerConfig, home: str) -> None:
         UsageError: if options contradict each other.
         VerdictError: if the address cannot be bound, the model cannot be loaded, or the page's library is missing.
     """
+    _return_large_buffers()
     feedback = _open_feedback(config, home)
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(_SignalHandler())
@@ -109,6 +114,15 @@ def serve(config: ServerConfig, home: str) -> None:
         stop.server = InferenceServer(app)
         print(f"{_describe_status(champion)} on {address_of(bound)} (Ctrl-C stops)", flush=True)
         stop.server.run(sockets=[bound])
+
+
+def _return_large_buffers() -> None:
+    """Let the C library give each large buffer back to the system once it is freed.
+
+    By itself glibc keeps larger and larger ones, so that each model and each large request leave some memory behind.
+    """
+    with contextlib.suppress(AttributeError):  # a C library without this function
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGE_BUFFER)
 
 
 def _open_feedback(config: ServerConfig, home: str) -> "Feedback | None":

@@ -600,6 +600,29 @@ def test_a_signal_lets_requests_in_flight_finish_and_ends_with_0(exported: Any, 
     )
 
 
+def test_memory_is_bounded_however_many_large_requests_come(exported: Any, start: Any) -> None:
+    process, address = start("--port", "0", "--no-page", "--model", exported["bundle"])
+    body = json.dumps({"sentences": ["the cat sees the dog " * 380] * 1_000}).encode()
+
+    def memory(field: str) -> int:
+        """Return the megabytes that the process has, VmRSS, or had at most, VmHWM."""
+        found = re.search(rf"{field}:\s+(\d+) kB", Path(f"/proc/{process.pid}/status").read_text())
+        return int(found[1]) >> 10 if found else 0
+
+    def ask(_: int) -> httpx.Response:
+        return httpx.post(f"{address}/v1/judge", content=body, timeout=60)
+
+    assert httpx.post(f"{address}/v1/judge", json={"sentences": [GOOD] * 64}).status_code == 200
+    idle = memory("VmRSS")
+    with ThreadPoolExecutor(10) as pool:
+        answers = list(pool.map(ask, range(10)))
+    assert {answer.status_code for answer in answers} <= {200, 429, 503}
+    assert all("Retry-After" in answer.headers for answer in answers if answer.status_code != 200)
+    assert ask(0).status_code == 200
+    assert memory("VmHWM") - idle < 300
+    assert memory("VmRSS") - idle < 100
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_idle_server_stops_at_once(exported: Any, start: Any, number: signal.Signals) -> None:
     port = free_port()
