@@ -37,10 +37,13 @@ def git_commit() -> str:
     if not (folder / ".git").exists():  # installed: a repository around it is not ours
         return "unknown"
     try:
-        described = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--match="],
+        # Unlike `git describe --dirty` it does not write to the repository.
+        status = subprocess.run(
+            ["git", "--no-optional-locks", "status", "--porcelain=v2", "--branch", "--untracked-files=no"],
             cwd=folder, capture_output=True, text=True, timeout=10, check=True,
         )  # fmt: skip
     except (OSError, subprocess.SubprocessError):
         return "unknown"
-    return described.stdout.strip()
+    facts = [line.split() for line in status.stdout.splitlines()]
+    commit = next((fact[2] for fact in facts if fact[:2] == ["#", "branch.oid"] and fact[2].isalnum()), "unknown")
+    return f"{commit}-dirty" if any(fact[0] != "#" for fact in facts) else commit
