@@ -45,7 +45,8 @@ def show_status(status: dict[str, Any]) -> None:
         console.print(f"signature  {escape(status['champion']['signature'])}")
     disk = status["disk"]
     used = "" if disk["stores_gb"] is None else f", stores take {disk['stores_gb']:.1f}"
-    console.print(f"disk       {disk['free_gb']:.0f} GB free{used}")
+    prefect = f", Prefect's databases {disk['prefect_gb']:.3f}" if disk["prefect_gb"] else ""
+    console.print(f"disk       {disk['free_gb']:.0f} GB free{used}{prefect}")
     if drift := status["drift"]:
         console.print(f"drift      {drift['seen']} ({_local(drift['time'])})")
     if status["champion"] and status["champion"]["fault"]:

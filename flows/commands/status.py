@@ -136,12 +136,20 @@ def latest_drift(
 
 
 def measure_disk(home: str) -> dict[str, float | None]:
-    """Return free GB (10^9 bytes) on the disk of the stores, and the GB they use; None if counting takes too long."""
+    """Return GB (10^9 bytes): free on the disk of the stores, used by them, and of that by Prefect's local databases.
+
+    What the stores use is None if counting takes too long.
+    """
     folder = Path(home)
     used = _size_of(home)
+    prefect = sum(path.stat().st_size for path in (*folder.glob("prefect.db*"), *folder.glob("stack/prefect.db*")))
     while not folder.exists():
         folder = folder.parent
-    return {"free_gb": shutil.disk_usage(folder).free / 1e9, "stores_gb": None if used is None else used / 1e9}
+    return {
+        "free_gb": shutil.disk_usage(folder).free / 1e9,
+        "stores_gb": None if used is None else used / 1e9,
+        "prefect_gb": prefect / 1e9,
+    }
 
 
 def _size_of(home: str) -> int | None:

@@ -29,6 +29,7 @@ SERVER_SETTINGS = {
     "PREFECT_SERVER_UI_ENABLED": "false",
     "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
     "PREFECT_API_DATABASE_MIGRATE_ON_START": "false",  # prefect_process.py has done it
+    "PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED": "events,flow_runs",  # those that ended 90 days ago; by default events
     # Types of blocks serve people who configure something in Prefect's page, which this server does not have.
     "PREFECT_API_BLOCKS_REGISTER_ON_START": "false",
 }

@@ -1,93 +1,132 @@
-"""The part `mutate` of bench_faults.py: 2,000 mutated settings files and 2,000 mutated bundles."""
+"""Damages bundles, whose checksums fit again, and settings files, and counts tracebacks, hangs and memory.
+
+A part of bench_faults.py. The files are the same ones for the same seed. Every bundle is opened by `verdict predict`,
+each fourth also by `serve`, `score` and `export-triton`. Each kind has a process of its own, for its memory.
+"""
 
 import argparse
-import functools
-import os
-import shutil
+import json
+import random
+import resource
 import subprocess
 import sys
 import tempfile
+import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
+ROOT = Path(__file__).parents[2]
+SEED, FILES, QUICK_FILES = 0, 2_000, 100
+MOST_SECONDS, MOST_MB = 5.0, 300.0
+SENTENCES = ["The child has eaten the apple.", "", "zz " * 600]
+NESTED = ["x = " + "[" * 50_000, "a." * 20_000 + "b = 1", "x = " + "{a = " * 20_000, "x = " + "9" * 100_000]
 
-from mutated_inputs import Outcome, mutate_bundle, mutate_settings, observe, own_megabytes, read_bundle, read_settings
-
-FILES, QUICK_FILES = 2_000, 60
-MOST_MEGABYTES = 300
+Doors = dict[str, Callable[[str], Any]]
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Return how many inputs of each kind were taken, refused and at fault, with times, memory and the aims missed."""
+    """Return what each kind of damaged file did."""
     count = QUICK_FILES if options.quick else FILES
     with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
-        source = Path(options.bundle) if options.bundle else make_bundle(folder / "made")
-        result: dict[str, Any] = {"megabytes_of_the_libraries": own_megabytes()}
-        result["settings"] = summarise(settings_outcomes(count, folder))
-        result["bundles"] = summarise(bundle_outcomes(count, source, folder))
-    result["aims_missed"] = [
-        f"{kind}: {found}"
-        for kind in ("settings", "bundles")
-        for found in (*result[kind]["faults"], *heavy(result[kind]["most_megabytes"]))
-    ]
+        bundle = options.bundle or _make_bundle(Path(scratch))
+        result: dict[str, Any] = {"seed": SEED}
+        for kind in KINDS:
+            command = [sys.executable, __file__, kind, str(bundle), scratch, str(count)]
+            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+            result[kind] = json.loads(done.stdout.splitlines()[-1])
+    aims = {"tracebacks": 0, "slowest_seconds": MOST_SECONDS, "peak_mb": MOST_MB}
+    result["aims_missed"] = [f"{kind}: {aim}" for kind in KINDS for aim in aims if result[kind][aim] > aims[aim]]
     return result
 
 
-def settings_outcomes(count: int, folder: Path) -> Iterator[Outcome]:
-    for number in range(count):
-        path = folder / "settings.toml"
-        mutate_settings(number, path)
-        yield observe(functools.partial(read_settings, number, path))
+def settings_files(_bundle: Path, scratch: Path, count: int) -> tuple[Iterator[Path], Doors]:
+    """Return damaged settings files, made one at a time, and what reads them."""
+    from bundle_fuzzing import mutate_bytes
+
+    from tasks.core.settings_loader import load_settings
+
+    def files() -> Iterator[Path]:
+        profiles = [path.read_bytes() for path in sorted((ROOT / "tasks" / "core" / "profiles").glob("*.toml"))]
+        for number in range(count):
+            rng = random.Random(f"{SEED}/{number}")
+            content = mutate_bytes(rng.choice(profiles), rng)
+            if rng.random() < 0.1:
+                content += f"\n{rng.choice(NESTED)}\n".encode()
+            (scratch / "settings.toml").write_bytes(content)
+            yield scratch / "settings.toml"
+
+    return files(), {"settings": load_settings}
 
 
-def bundle_outcomes(count: int, source: Path, folder: Path) -> Iterator[Outcome]:
-    for number in range(count):
-        damaged = folder / "bundle"
-        mutate_bundle(number, source, damaged)
-        yield observe(functools.partial(read_bundle, damaged))
-        shutil.rmtree(damaged)
+def bundles(bundle: Path, scratch: Path, count: int) -> tuple[Iterator[Path], Doors]:
+    """Return damaged bundles, made one at a time, and what opens them."""
+    from bundle_fuzzing import mutated_bundles
 
+    from flows.commands.predict import predict
+    from tasks.serving.batch_scoring import score_file
+    from tasks.serving.champion import Champion
+    from tasks.serving.triton import export_repository
 
-def summarise(outcomes: Iterator[Outcome]) -> dict[str, Any]:
-    """Count outcomes by answer; faults are all but taken and refused."""
-    found = list(outcomes)
-    answers = Counter(outcome.answer for outcome in found)
-    faults = {answer: times for answer, times in answers.items() if answer not in ("taken", "refused")}
-    return {
-        "files": len(found),
-        "taken": answers["taken"],
-        "refused": answers["refused"],
-        "faults": faults,
-        "most_seconds": max(outcome.seconds for outcome in found),
-        "most_megabytes": max(outcome.megabytes for outcome in found),
+    text, out = scratch / "in.txt", scratch / "out"
+    text.write_text("\n".join(SENTENCES) + "\n")
+    return mutated_bundles(bundle, scratch / "bundle", count, SEED), {
+        "predict": lambda model: predict(SENTENCES, model, "cpu", str(scratch)),
+        "serve": lambda model: Champion.open(model, device="cpu"),
+        "score": lambda model: score_file(str(text), f"{out}.parquet", model, None, "cpu"),
+        "export-triton": lambda model: export_repository(model, str(out), None),
     }
 
 
-def heavy(megabytes: int) -> list[str]:
-    return [f"{megabytes} MB"] if megabytes > MOST_MEGABYTES else []
+KINDS = {"bundles": bundles, "settings": settings_files}
 
 
-def make_bundle(folder: Path) -> Path:
-    """Train and export a tiny model; a process of its own keeps torch out of this one."""
-    program = (
-        "import sys; from pathlib import Path; from toy import *\n"
-        "from tasks.data.ingestion import ingest\nfrom tasks.data.sources import Sources\n"
-        "from tasks.data.splitting import split_snapshot\nfrom tasks.data.table_format import TableFormat\n"
-        "from tasks.export.bundle_export import export_bundle\nfrom tasks.training.finetune import fine_tune\n"
-        "folder = Path(sys.argv[1]); data = write_toy_data(folder / 'data')\n"
-        "files = [str(data / name) for name in ('in_domain_train.tsv', 'out_of_domain_dev.tsv')]\n"
-        "found = ingest(Sources(train=files[:1], holdout=files[1:], secondary=[]), str(folder), TableFormat(), 0.2)\n"
-        "paths = split_snapshot(found['train']['path'], [found['holdout']['path']], str(folder), 0.2, 0)\n"
-        "encoder = write_quick_encoder(folder / 'encoder')\n"
-        "fine_tune(*paths[:2], recipe(encoder), str(folder / 'model'))\n"
-        "export_bundle(str(folder / 'model'), str(folder), origin())\n"
-    )
-    folder.mkdir()
-    support = Path(__file__).parents[1] / "support"
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(support), str(support.parents[1])])}
-    subprocess.run([sys.executable, "-c", program, str(folder)], env=environment, check=True)
-    return folder / "bundle"
+def count_outcomes(files: Iterator[Path], doors: Doors) -> dict[str, Any]:
+    """Open the first door to every file, the others to each fourth; return how often each answered or refused.
+
+    Also what else was raised, which the command line would show as a fault of the program, and what it took.
+    """
+    from tasks.core.errors import VerdictError
+
+    counts, others, slowest, before = Counter[str](), Counter[str](), 0.0, 0
+    for number, path in enumerate(files):
+        for name in list(doors)[: 1 if number % 4 else None]:
+            started = time.perf_counter()
+            try:
+                doors[name](str(path))
+                counts[f"{name} answered"] += 1
+            except VerdictError as error:
+                counts[f"{name} refused"] += 1
+                others[f"{name}: several lines"] += "\n" in str(error)
+            except Exception as error:
+                others[f"{name}: {type(error).__name__}: {str(error)[:100]}"] += 1
+            slowest = max(slowest, time.perf_counter() - started)
+        before = before or peak_mb()  # after the first file: libraries are imported
+    others = +others
+    return {
+        "doors_opened": counts.total() + others.total(),
+        **counts,
+        "tracebacks": others.total(),
+        "examples": dict(others.most_common(5)),
+        "slowest_seconds": round(slowest, 2),
+        "peak_mb": peak_mb(),
+        "added_mb": peak_mb() - before,
+    }
+
+
+def peak_mb() -> int:
+    """Return the most memory that this process had resident."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+
+
+def _make_bundle(scratch: Path) -> str:
+    from faults_serve import make_bundle
+
+    return make_bundle(scratch)
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(ROOT / "tests" / "support"))
+    which, source, folder, number_of = sys.argv[1:]
+    print(json.dumps(count_outcomes(*KINDS[which](Path(source), Path(folder), int(number_of)))))

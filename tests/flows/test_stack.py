@@ -44,6 +44,7 @@ def test_leases_outlive_the_server_and_nothing_is_reported_or_open(tmp_path: Pat
     variables = load_stack_config({}, str(tmp_path)).environment
     assert variables["PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE"].endswith(".filesystem")
     assert variables["PREFECT_SERVER_ANALYTICS_ENABLED"] == "false"
+    assert variables["PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED"] == "events,flow_runs"
     assert variables["PREFECT_SERVER_API_CSRF_PROTECTION_ENABLED"] == "true"
     assert variables["PREFECT_SERVER_API_CORS_ALLOWED_ORIGINS"] == "http://127.0.0.1:4200"
     assert variables["MLFLOW_SERVER_CORS_ALLOWED_ORIGINS"] == "http://127.0.0.1:5000"

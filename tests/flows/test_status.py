@@ -152,8 +152,12 @@ def test_what_drifted_is_named() -> None:
 
 def test_the_disk_is_measured_and_a_full_one_is_noticed(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (home / "big").write_bytes(b"0" * 2_000_000)
-    taken = status.status(str(home))["disk"]["stores_gb"]
-    assert 0.002 <= taken < 0.02
+    (home / "stack").mkdir()
+    (home / "stack" / "prefect.db").write_bytes(b"0" * 1_000_000)
+    (home / "prefect.db").write_bytes(b"0" * 2_000_000)
+    disk = status.status(str(home))["disk"]
+    assert 0.005 <= disk["stores_gb"] < 0.02
+    assert disk["prefect_gb"] == 0.003
     monkeypatch.setattr(status.shutil, "disk_usage", lambda _: SimpleNamespace(free=1.5e9))
     answer = status.status(str(home))
     assert answer["disk"]["free_gb"] == 1.5

@@ -284,3 +284,16 @@ def test_every_variable_that_is_read_is_documented() -> None:
     told = set(re.findall(r"\b[A-Z][A-Z0-9_]{2,}\b", documents))
     compose = set(VARIABLE.findall((INFRA / "compose.yaml").read_text(encoding="utf-8")))
     assert sorted((variables_read() | compose) - told) == []
+
+
+def test_each_prefect_server_deletes_old_runs_and_knows_the_setting() -> None:
+    from prefect.settings.models.server.services import ServerServicesDBVacuumSettings
+
+    from flows.services.embedded_prefect import SERVER_SETTINGS
+
+    name = "PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED"
+    compose = yaml.safe_load((INFRA / "compose.yaml").read_text())["services"]["prefect"]["environment"][name]
+    kubernetes = (INFRA / "kubernetes" / "base" / "prefect.yaml").read_text()
+    assert f'{{name: {name}, value: "{compose}"}}' in kubernetes
+    assert SERVER_SETTINGS[name] == compose
+    assert ServerServicesDBVacuumSettings(enabled=compose).enabled_vacuum_types == {"events", "flow_runs", "orphans"}

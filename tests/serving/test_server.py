@@ -568,7 +568,7 @@ def start(tmp_path: Path) -> Iterator[Callable[..., tuple[subprocess.Popen[str],
         )
         started.append(process)
         assert process.stdout is not None
-        found = re.search(r"on (http://\S+) ", process.stdout.readline())
+        found = re.search(r"(?:none yet|, not signed), on (http://\S+) ", process.stdout.readline())
         return process, found[1] if found else ""
 
     yield run
