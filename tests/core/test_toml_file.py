@@ -1,13 +1,17 @@
 """Settings and policies are read within bounds."""
 
+import random
 from pathlib import Path
 
 import pytest
+from fuzzing import MUTATIONS
 
 from tasks.core.errors import UsageError
 from tasks.core.policy import load_policy
 from tasks.core.settings_loader import load_settings, profile_names
 from tasks.core.toml_file import MAX_BYTES, MAX_DEPTH, read_toml
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize(
@@ -54,3 +58,21 @@ def test_a_long_key_or_value_is_cut_in_the_message(content: str, tmp_path: Path)
     with pytest.raises(UsageError, match=r"\[\.\.\.\]") as error:
         load_settings(str(path))
     assert len(str(error.value)) < 500 + len(str(tmp_path))
+
+
+def test_damaged_settings_and_policies_are_read_or_refused_in_one_line(tmp_path: Path) -> None:
+    path, messages = tmp_path / "file.toml", []
+    profiles = [file.read_bytes() for file in sorted((ROOT / "tasks" / "core" / "profiles").glob("*.toml"))]
+    policy = (ROOT / "mlflow" / "policy.toml").read_bytes()
+    for number in range(150):  # make bench BENCH=faults ARGS=mutate reads thousands
+        rng = random.Random(number)
+        content = policy if number % 2 else rng.choice(profiles)
+        for mutation in rng.choices(MUTATIONS, k=rng.randint(1, 4)):
+            content = mutation(rng, content)
+        path.write_bytes(content)
+        try:
+            load_policy(str(path)) if number % 2 else load_settings(str(path), {}, {})
+        except UsageError as error:
+            messages.append(str(error))
+    assert 75 < len(messages) < 150
+    assert [message for message in messages if not message.isprintable() or len(message) >= 500] == []
