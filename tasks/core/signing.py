@@ -85,12 +85,13 @@ def require_signer(signer: Signer | None, what: str) -> None:
 
 
 def require_key() -> None:
-    """Refuse to start what would end unsigned, where a signature is required.
+    """Refuse to start what could not be signed or compared at its end.
 
     Raises:
-        UsageError: if it is required and there is no key.
+        UsageError: if a key cannot be read, or a signature is required and there is no key.
     """
-    if signature_required() and signing_key() is None:
+    trusted = trusted_keys() if _has_keys() else {}
+    if signature_required() and not (trusted and os.environ.get(KEY_VARIABLE)):
         raise UsageError(f"{REQUIRE_VARIABLE} is set and {KEY_VARIABLE} is not; {MAKE_KEY}")
 
 
@@ -121,7 +122,7 @@ def check(envelope: Envelope, what: str) -> Signer:
         signed = _signed_bytes(base64.b64decode(envelope["payload"], validate=True), envelope["payloadType"])
     except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise VerdictError(f"{what} has a damaged signature") from error
-    trusted = trusted_keys() if os.environ.get(TRUSTED_VARIABLE) or os.environ.get(KEY_VARIABLE) else {}
+    trusted = trusted_keys() if _has_keys() else {}
     if key not in trusted:
         return Signer(key, "")
     from cryptography.exceptions import InvalidSignature
@@ -220,6 +221,10 @@ def trusted_keys() -> "dict[str, tuple[str, Ed25519PublicKey]]":
             raise UsageError(f"{TRUSTED_VARIABLE}: {name} is a key of another kind than Ed25519")
         found[key_id(key)] = (name, key)
     return found
+
+
+def _has_keys() -> bool:
+    return bool(os.environ.get(TRUSTED_VARIABLE) or os.environ.get(KEY_VARIABLE))
 
 
 def _signed_bytes(payload: bytes, form: str) -> bytes:

@@ -108,7 +108,7 @@ def begin(store: MlflowStore, changes: Sequence[AliasChange], **fields: str | No
         fields: kind, version, from, to, reason, verdict and bundle; actor where it is not `actor()`.
 
     Raises:
-        UsageError: if a signature is required and there is no key.
+        UsageError: if a key cannot be read, or a signature is required and there is no key.
     """
     require_key()
     now = datetime.datetime.now(datetime.UTC)
@@ -155,6 +155,8 @@ def _parse(runs: Iterable[Run]) -> list[AliasChange]:
         altered, signer = json_digest(signed) != tags.get(DIGEST_TAG), None
         try:
             signer = _read_signer(signed, tags.get(SIGNATURE_TAG, ""))
+        except UsageError:  # a trusted key that cannot be read says nothing about the record
+            raise
         except VerdictError:
             altered = True
         texts |= {name: texts[name] or None for name in ("from", "to")}

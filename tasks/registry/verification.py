@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import mlflow.artifacts
 from mlflow.exceptions import MlflowException
 
-from tasks.core.errors import UnreachableError, VerdictError
+from tasks.core.errors import UnreachableError, UsageError, VerdictError
 from tasks.core.files import read_json
 from tasks.core.signing import Signer, describe_signer
 from tasks.inference.bundle import MODEL_NAME, Manifest, verify
@@ -104,11 +104,12 @@ def inspect_version(store: MlflowStore, version: str) -> tuple[str | None, str |
 
     Raises:
         UnreachableError: if the store does not answer.
+        UsageError: if a trusted key cannot be read.
     """
     try:
         with open_verified(store, version) as found:
             return None, describe_signer(found.signer)
-    except UnreachableError:
+    except (UnreachableError, UsageError):  # which say nothing about the files
         raise
     except VerdictError as error:
         return str(error), None

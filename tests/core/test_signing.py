@@ -168,14 +168,15 @@ def test_bad_keys_are_refused_in_one_line_that_does_not_show_them(
     ):
         monkeypatch.setenv("VERDICT_SIGNING_KEY", value)
         with pytest.raises(UsageError, match="VERDICT_SIGNING_KEY is no private key in PEM form") as caught:
-            describe_key()
+            require_key()
         assert secret not in str(caught.value)
         assert "\n" not in str(caught.value)
     monkeypatch.delenv("VERDICT_SIGNING_KEY")
     for value in (str(tmp_path / "no.pem"), str(tmp_path / "nowhere.pem")):
         monkeypatch.setenv("VERDICT_TRUSTED_KEYS", value)
-        with pytest.raises(UsageError, match="VERDICT_TRUSTED_KEYS: "):
-            trusted_keys()
+        for reads in (trusted_keys, require_key):
+            with pytest.raises(UsageError, match="VERDICT_TRUSTED_KEYS: "):
+                reads()
     monkeypatch.setenv("VERDICT_REQUIRE_SIGNATURE", "perhaps")
     with pytest.raises(UsageError, match="VERDICT_REQUIRE_SIGNATURE is 'perhaps'; expected 1 or 0"):
         signature_required()

@@ -437,6 +437,10 @@ def test_a_record_rewritten_with_a_fresh_checksum_is_shown_where_records_are_sig
         fields = {name: dict(records[1])[name] or "" for name in audit_log.TEXT_FIELDS} | {"number": "2"} | forged
         for key, value in (forged | {audit_log.DIGEST_TAG: json_digest(fields)}).items():
             client.set_tag(records[1]["id"], key, value)
+    with monkeypatch.context() as patch:
+        patch.setenv("VERDICT_TRUSTED_KEYS", str(tmp_path / "nowhere.pem"))
+        with pytest.raises(UsageError, match=r"VERDICT_TRUSTED_KEYS: .* cannot be read"):
+            audit_log.read_changes(store)
     entries, records = promotion.history(store)
     assert "record 2 was altered after it was written" in champion_history.warnings(entries, records)
     with pytest.raises(UsageError, match="VERDICT_REQUIRE_SIGNATURE is set and VERDICT_SIGNING_KEY is not"):
