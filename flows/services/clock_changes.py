@@ -1,4 +1,8 @@
-"""Finds schedules that fall into an hour that clocks skip or repeat, where Prefect fires early, late or twice."""
+"""Finds schedules that Prefect does not keep where clocks change: cron within a skipped hour, and intervals.
+
+A cron schedule within a skipped hour fires before its time. An interval with a zone counts hours from its anchor or
+keeps the time of day, depending on when Prefect plans it, so its times move by an hour and may come twice.
+"""
 
 import datetime
 import zoneinfo
@@ -20,7 +24,7 @@ class ClockChange(NamedTuple):
 
 
 def warn_of_clock_changes(name: str, schedule: Any) -> str | None:
-    """Return a line if a schedule fires within a clock change of the coming year; None where it does not.
+    """Return a line if a schedule is not kept at a clock change of the coming year; None where it is.
 
     Schedules that fire each hour or more often are not meant.
 
@@ -28,13 +32,20 @@ def warn_of_clock_changes(name: str, schedule: Any) -> str | None:
         name: of the deployment.
         schedule: Prefect's, of cron or of intervals.
     """
-    zone = schedule.timezone if getattr(schedule, "timezone", None) else "UTC"
-    for change in find_clock_changes(zone, datetime.datetime.now(datetime.UTC)):
-        if _fires_within(schedule, zone, change) and not _fires_hourly(schedule, zone, change):
+    zone = getattr(schedule, "timezone", None) or "UTC"
+    changes = list(find_clock_changes(zone, datetime.datetime.now(datetime.UTC)))
+    if changes and getattr(schedule, "interval", HOUR) > HOUR:
+        when = f"{changes[0].start:%Y-%m-%d}"
+        return (
+            f"the schedule of {name} is an interval in {zone}, where clocks change on {when}: "
+            "it may move by an hour or fire twice; choose cron, or UTC"
+        )
+    for change in changes if getattr(schedule, "cron", "") else ():
+        if _fires_within(schedule.cron, change) and not _fires_hourly(schedule.cron, change):
             hour = f"between {change.start:%H:%M} and {change.end:%H:%M}"
             return (
                 f"the schedule of {name} fires {hour}, which clocks of {zone} {change.how} on {change.start:%Y-%m-%d}: "
-                "it may fire early, late or twice; choose another hour, or UTC"
+                "it may fire early or twice; choose another hour, or UTC"
             )
     return None
 
@@ -52,19 +63,12 @@ def find_clock_changes(zone: str, start: datetime.datetime) -> Iterator[ClockCha
             yield ClockChange(after, before + HOUR, "repeat")
 
 
-def _fires_within(schedule: Any, zone: str, change: ClockChange) -> bool:
+def _fires_within(cron: str, change: ClockChange) -> bool:
     """Return whether a schedule fires at a local time from the start to before the end of a change."""
-    just_before = change.start - datetime.timedelta(microseconds=1)
-    if cron := getattr(schedule, "cron", ""):
-        return bool(next(CronSim(cron, just_before)) < change.end)
-    interval = getattr(schedule, "interval", None)
-    if interval is None or zone == "UTC":
-        return False
-    moment = schedule.anchor_date.timestamp()  # of pendulum, whose differences have no remainder by a timedelta
-    anchor = datetime.datetime.fromtimestamp(moment, zoneinfo.ZoneInfo(zone)).replace(tzinfo=None)
-    return bool(change.start + (anchor - change.start) % interval < change.end)
+    return bool(next(CronSim(cron, change.start - datetime.timedelta(microseconds=1))) < change.end)
 
 
-def _fires_hourly(schedule: Any, zone: str, change: ClockChange) -> bool:
+def _fires_hourly(cron: str, change: ClockChange) -> bool:
+    """Return whether a schedule fires in each of the two hours before a change."""
     hours = (ClockChange(change.start - n * HOUR, change.start - (n - 1) * HOUR, "") for n in (1, 2))
-    return all(_fires_within(schedule, zone, hour) for hour in hours)
+    return all(_fires_within(cron, hour) for hour in hours)
