@@ -4,22 +4,34 @@ When the run of a deployment has finished everything else it is suspended: its p
 shows a form (approve or reject, reason, name). Submitting it starts the run again, which reads its outcome from
 `waiting/` in the stores' folder and carries the decision out. If nobody answers in time, the flow run fails in Prefect
 and the HOLD stays; `verdict approve` and `verdict reject` can decide it at any time.
+
+A suspended run has given its place under the deployment's limit back. If another run has it when the form is submitted,
+Prefect accepts the answer and cancels the answered run. So each run of a deployment looks for such answers when it
+starts and when it ends, and carries them out.
 """
 
 import dataclasses
+import logging
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
+from uuid import UUID
 
+from prefect.client.orchestration import get_client
 from prefect.context import FlowRunContext
+from prefect.exceptions import ObjectNotFound
 from prefect.flow_runs import suspend_flow_run
-from prefect.input import RunInput
+from prefect.input import RunInput, keyset_from_base_key
+from prefect.input.actions import read_flow_run_input
 from pydantic import Field
 
 from flows.commands import review
 from flows.outcome import RetrainOutcome
+from tasks.core.errors import UnreachableError, VerdictError
 from tasks.core.files import read_json, write_json
 
 INPUT_KEY = "hold"  # Prefect's key of the form's input, one a run
+
+log = logging.getLogger("tasks.approval")
 
 
 class ApprovalForm(RunInput):
@@ -50,11 +62,59 @@ def wait_for_approval(outcome: RetrainOutcome, hours: float, home: str) -> Retra
     write_json(path, outcome.to_json())
     form = ApprovalForm.with_initial_data(description=_describe(outcome))
     answer = suspend_flow_run(wait_for_input=form, timeout=int(hours * 3_600), key=INPUT_KEY)
-    decide = review.approve if answer.decision == "approve" else review.reject
-    change = decide(outcome.version, answer.reason, home, answer.name)
+    change = _decide(outcome.version, answer, home)
     path.unlink()
     decided = {key: change[key] for key in ("kind", "actor", "reason", "time", "from", "to")}
     return dataclasses.replace(outcome, decided=decided)
+
+
+def carry_out_cancelled(home: str) -> list[str]:
+    """Carry out the answers to suspended runs that Prefect cancelled when they were to start again; log each.
+
+    A run that was cancelled without an answer keeps its HOLD.
+
+    Returns:
+        a line on each answer.
+    """
+    lines = []
+    for path in sorted((Path(home) / "waiting").glob("*.json")):
+        outcome = RetrainOutcome.from_json(read_json(path))
+        if outcome and (answer := _cancelled_answer(UUID(path.stem))):
+            lines.append(_carry_out_late(outcome.version, answer, path, home))
+            log.warning("%s (flow run %s, which was cancelled when it was answered)", lines[-1], path.stem)
+    return lines
+
+
+def _carry_out_late(version: str, answer: ApprovalForm, path: Path, home: str) -> str:
+    """Carry out an answer; return a line on it. Where the store does not answer, the next run tries again."""
+    what = f"{answer.decision} of version {version}"
+    try:
+        _decide(version, answer, home)
+        line = f"{what} carried out"
+    except UnreachableError as error:
+        return f"{what} waits: {error}"
+    except VerdictError as error:
+        line = f"{what} was not carried out: {error}"
+    path.unlink()
+    return line
+
+
+def _cancelled_answer(run_id: UUID) -> ApprovalForm | None:
+    """Return the answer to a run that was cancelled; None for every other run."""
+    with get_client(sync_client=True) as client:
+        try:
+            run = client.read_flow_run(run_id)
+        except ObjectNotFound:
+            return None
+    if not run.state or not run.state.is_cancelled():
+        return None
+    answer = read_flow_run_input(keyset_from_base_key(f"suspended-{INPUT_KEY}")["response"], run_id)
+    return ApprovalForm.model_validate(answer) if answer else None
+
+
+def _decide(version: str, answer: ApprovalForm, home: str) -> dict[str, Any]:
+    decide = review.approve if answer.decision == "approve" else review.reject
+    return decide(version, answer.reason, home, answer.name)
 
 
 def _waiting_path(home: str) -> Path | None:

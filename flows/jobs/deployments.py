@@ -4,7 +4,9 @@ infra/prefect.yaml schedules them and `verdict deploy` creates them. After an ou
 runs of a deployment may be due: the first one to start cancels the others, because it does their work as well.
 """
 
+import contextlib
 import functools
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from prefect import flow, get_client
@@ -80,7 +82,8 @@ def retrain(
     drop_missed()
     settings = resolve(profile, data, training, more)
     # The flow's function, not the flow: the run that is suspended for approval must be the one of the deployment.
-    outcome = job.fn(settings.settings.model_dump(), settings.origins, environment.usable_home(), force)
+    with answers_carried_out() as home:
+        outcome = job.fn(settings.settings.model_dump(), settings.origins, home, force)
     if outcome.unchanged:
         message = f"nothing new: {_describe(outcome)} stands"
         return Completed(name="NothingNew", message=message, data=outcome.to_json())
@@ -109,7 +112,8 @@ def watch(
 
     drop_missed()
     settings = resolve(profile, data, training, [*more, f"watch.retrain_on={retrain_when}"])
-    outcome = job.fn(settings.settings.model_dump(), settings.origins, environment.usable_home())
+    with answers_carried_out() as home:
+        outcome = job.fn(settings.settings.model_dump(), settings.origins, home)
     return Completed(name=None if outcome.changed else "NothingNew", message=outcome.why, data=outcome.to_json())
 
 
@@ -181,6 +185,19 @@ def drop_missed() -> list[str]:
         for run in missed:
             client.set_flow_run_state(run.id, Cancelled(name="Missed", message=f"missed; {own.name} does its work"))
     return [run.name for run in missed]
+
+
+@contextlib.contextmanager
+def answers_carried_out() -> Iterator[str]:
+    """Yield the folder of the stores; before and after, carry out answers to runs that were cancelled for this one."""
+    from flows.jobs.approval import carry_out_cancelled
+
+    home = environment.usable_home()
+    carry_out_cancelled(home)
+    try:
+        yield home
+    finally:
+        carry_out_cancelled(home)
 
 
 def _begin() -> None:

@@ -15,7 +15,8 @@ from outcomes import make_outcome
 from registry_store import add_version, aliases, changes_of, new_store
 from toy import flow_settings
 
-from flows.jobs.approval import wait_for_approval
+from flows.jobs.approval import carry_out_cancelled, wait_for_approval
+from flows.jobs.deployments import answers_carried_out
 from tasks.core.files import write_json
 from tasks.core.settings_loader import load_settings
 from tasks.registry import lookup, promotion, register, tracking
@@ -65,13 +66,13 @@ def prefect(prefect_server: str) -> Iterator[Any]:
         yield client
 
 
-def deploy(prefect: Any, parameters: dict[str, Any]) -> UUID:
+def deploy(prefect: Any, parameters: dict[str, Any], **more: Any) -> UUID:
     """Start a run of a deployment; return its id."""
     from flows.jobs.retrain import retrain
 
     flow = prefect.create_flow(retrain)
     deployment = prefect.create_deployment(
-        flow_id=flow, name="test", entrypoint="flows/jobs/retrain.py:retrain", path="."
+        flow_id=flow, name="test", entrypoint="flows/jobs/retrain.py:retrain", path=".", **more
     )
     return prefect.create_flow_run_from_deployment(deployment, parameters=parameters).id  # type: ignore[no-any-return]
 
@@ -147,6 +148,35 @@ def test_a_rejection_is_carried_out_too(prefect: Any, empty_store: Path, tmp_pat
     assert execute(prefect, run_id, parameters).state.is_completed()
     assert aliases(store) == {}
     assert lookup.read_tags(store, held)["verdict"] == "REJECT"
+
+
+@pytest.mark.parametrize("verdict", ["HOLD", "REJECT"])
+def test_an_answer_given_while_another_run_has_the_place_is_carried_out_at_its_end_or_refused_in_words(
+    prefect: Any, empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verdict: str
+) -> None:
+    from prefect.client.schemas.objects import ConcurrencyOptions
+    from prefect.flow_runs import resume_flow_run
+    from prefect.states import Pending, Running
+
+    store = new_store(empty_store, tmp_path)
+    held = add_version(store, tmp_path, "a", verdict=verdict)
+    parameters = {"settings": {}, "origins": {}, "home": str(tmp_path)}
+    one = {"concurrency_limit": 1, "concurrency_options": ConcurrencyOptions(collision_strategy="CANCEL_NEW")}
+    run_id, other = deploy(prefect, parameters, **one), deploy(prefect, parameters, **one)
+    path = tmp_path / "waiting" / f"{run_id}.json"
+    write_json(path, make_outcome(version=held).to_json())
+    assert execute(prefect, run_id, parameters).state.name == "Suspended"
+    prefect.set_flow_run_state(other, Pending())
+    prefect.set_flow_run_state(other, Running())
+    assert carry_out_cancelled(str(tmp_path)) == []  # it still waits
+    resume_flow_run(run_id, run_input={"decision": "reject", "reason": "reads worse", "name": "ada"})
+    prefect.set_flow_run_state(run_id, Pending())  # what a worker does before it starts a process
+    assert prefect.read_flow_run(run_id).state.is_cancelled()
+    monkeypatch.setenv("VERDICT_HOME", str(tmp_path))
+    with answers_carried_out():
+        assert not path.exists()
+    changes = promotion.history(store)[1]
+    assert [(change["kind"], change["actor"]) for change in changes] == [("reject", "ada")] * (verdict == "HOLD")
 
 
 def test_a_run_that_no_deployment_started_ends_with_its_hold(tmp_path: Path) -> None:
