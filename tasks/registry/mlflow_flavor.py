@@ -30,7 +30,7 @@ from mlflow.types import ColSpec, Schema
 from tasks.core.files import json_digest, sha256_of
 from tasks.core.signing import sign_files
 from tasks.inference.bundle import FP32_MODEL, read_manifest
-from tasks.registry.code_digest import list_signed
+from tasks.registry.code_digest import BUNDLE_DIGEST_TAG, MANIFEST_DIGEST_TAG, list_signed
 
 CODE_ROOT = Path(__file__).parents[1]
 # What tasks/inference imports besides itself.
@@ -57,7 +57,7 @@ def log_model(experiment: str, run_id: str, bundle: str, digest: str) -> str:
         name="model",
         flavor=sys.modules[__name__],  # MLflow calls its save_model
         run_id=run_id,
-        tags={"bundle_digest": digest},
+        tags={BUNDLE_DIGEST_TAG: digest, MANIFEST_DIGEST_TAG: read_manifest(Path(bundle))["manifest_digest"]},
         bundle=bundle,
     )
     return info.model_id

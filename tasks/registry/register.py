@@ -15,7 +15,7 @@ from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
 
 from tasks.core.errors import VerdictError
 from tasks.core.printable import shorten
-from tasks.inference.bundle import CHAMPION, CHAMPION_URI, MODEL_NAME, read_manifest
+from tasks.inference.bundle import CHAMPION, CHAMPION_URI, MODEL_NAME
 from tasks.registry.code_digest import (
     BUNDLE_DIGEST_TAG,
     BUNDLE_PATH,
@@ -59,6 +59,7 @@ def register_bundle(
     with connect(store, process_wide=True) as client:
         experiment = experiment_of(client, store)
         model_id = _find_logged(client, experiment, digest) or log_model(experiment, run_id, bundle, digest)
+        logged = client.get_logged_model(model_id)
         create_model(client)
         version = client.create_model_version(
             MODEL_NAME,
@@ -68,8 +69,9 @@ def register_bundle(
             tags={
                 **_shortened(tags),
                 BUNDLE_DIGEST_TAG: digest,
-                MANIFEST_DIGEST_TAG: read_manifest(Path(bundle))["manifest_digest"],
-                CODE_DIGEST_TAG: _digest_logged_code(client.get_logged_model(model_id).artifact_location),
+                # Of a killed run's model: the documents that this run wrote since are not in it.
+                MANIFEST_DIGEST_TAG: logged.tags[MANIFEST_DIGEST_TAG],
+                CODE_DIGEST_TAG: _digest_logged_code(logged.artifact_location),
             },
             description=shorten(description, MAX_DESCRIPTION),
         )
