@@ -4,6 +4,7 @@ The commands themselves are in run.py and review.py. Each imports the libraries 
 `verdict --help` answers in less than half a second.
 """
 
+import errno
 import gc
 import os
 import sys
@@ -12,9 +13,16 @@ from typing import Annotated
 
 import typer
 
+from flows import environment
 from flows.cli import review, run, stopping
 from tasks.core import log_format
 from tasks.core.errors import VerdictError
+
+# Of the file system and its permissions, not of the program.
+STORAGE_ERRORS = {
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EIO,
+    errno.ENOTDIR, errno.EISDIR, errno.EEXIST,
+}  # fmt: skip
 
 app = typer.Typer(
     help="Retrain, judge and ship a sentence-acceptability classifier.",
@@ -94,6 +102,13 @@ def _explain(error: Exception) -> int:
         context = getattr(error, "ctx", None)
         log_format.print_error(error.format_message(), f"see: {context.command_path if context else 'verdict'} --help")
         return int(error.exit_code)
+    if isinstance(error, OSError) and error.errno in STORAGE_ERRORS:
+        where = error.filename or f"a file in {environment.verdict_home()} or the temporary folder"
+        log_format.print_error(
+            f"{where} cannot be read or written ({error.strerror}); expected access and free space: "
+            "verdict doctor, or name other folders: VERDICT_HOME, TMPDIR"
+        )
+        return 1
     log_format.print_error(f"{type(error).__name__}: {error}", "this is a bug; for the traceback: verdict --debug ...")
     return 1
 

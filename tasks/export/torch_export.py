@@ -8,6 +8,7 @@ deprecated. The export with more fused attention is taken.
 import contextlib
 import copy
 import io
+import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -79,7 +80,12 @@ def choose_exporter(logits: LogitsModule) -> tuple[ExportedGraphs, list[str]]:
             break
         remarks.append(f"in the {exporter} exporter's graph {exported.fused} of {layers} attention layers are fused")
     if best is None:
-        raise VerdictError(f"no exporter can write {config.model_type}: {'; '.join(remarks)}")
+        folder = tempfile.gettempdir()
+        free = shutil.disk_usage(folder).free // 10**6
+        raise VerdictError(
+            f"no exporter can write {config.model_type}: {'; '.join(remarks)}; it takes some copies of the model in "
+            f"{folder} ({free:,} MB free): set TMPDIR"
+        )
     return best, remarks
 
 

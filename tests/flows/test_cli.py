@@ -1,5 +1,6 @@
 """The command as a user meets it: exit codes, one clear line, one JSON document."""
 
+import errno
 import json
 import os
 import shutil
@@ -186,7 +187,8 @@ def test_bad_data_is_refused_without_a_trace(
         train.write_text(train.read_text().replace("\t1\t", "\tyes\t"))
     home.mkdir()
     shutil.copy(empty_store, home / "mlflow.db")
-    found, out, err = call(capsys, "retrain", "--data", str(folder), "--json")
+    named = ["--train", train.name] if data == "unreadable" else []  # a link is followed where it is named
+    found, out, err = call(capsys, "retrain", "--data", str(folder), *named, "--json")
     assert (found, out) == (code, "")
     told = [line for line in err.splitlines() if line.startswith("error: ")]
     assert len(told) == 1
@@ -442,3 +444,34 @@ def test_score_answers_on_standard_output_and_reports_on_standard_error(
     assert [json.loads(line)["sentence"] for line in out.splitlines()] == ["the cat sees", None, None]
     assert "1 truncated" in err
     assert "scored       1 (" in err
+
+
+@pytest.mark.parametrize(
+    ("error", "named"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "/stores/runs/x"), "/stores/runs/x"),
+        (PermissionError(errno.EACCES, "Permission denied", "/stores/runs"), "/stores/runs"),
+        (OSError(errno.EROFS, "Read-only file system"), "a file in "),
+    ],
+)
+def test_storage_that_cannot_be_used_is_one_line_and_no_bug(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: OSError, named: str
+) -> None:
+    def fail() -> str:
+        raise error
+
+    monkeypatch.setattr(environment, "usable_home", fail)
+    code, out, err = call(capsys, "check")
+    assert (code, out) == (1, "")
+    assert err.startswith(f"error: {named}")
+    assert f"cannot be read or written ({error.strerror}); expected access and free space: verdict doctor" in err
+    assert err.count("\n") == 1
+
+
+def test_a_folder_of_the_stores_that_is_a_file_is_one_line(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    home.mkdir()
+    (home / "sample").write_text("")
+    code, _, err = call(capsys, "check")
+    assert code == 1
+    assert str(home / "sample") in err
+    assert err.count("\n") == 1
