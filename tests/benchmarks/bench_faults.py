@@ -32,6 +32,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", metavar="PART", help=", ".join(PARTS))
     parser.add_argument("--quick", action="store_true", help="the short form of each part; no aim is judged by it")
+    parser.add_argument("--kills", type=int, default=60, help="of retrain; a third of each other command")
     parser.add_argument("--bundle", default="", help="folder of a trained bundle; a tiny one is made without it")
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
