@@ -46,9 +46,7 @@ class BoundedConnection(H11Protocol):
         self._bound, self.limit_concurrency = self.limit_concurrency, None  # uvicorn's own check would refuse probes
         self._timer: asyncio.TimerHandle | None = None
         self._half_closed = False
-        self.waits_since = (
-            math.inf
-        )  # by the event loop's clock; never of a connection that must not be closed for others
+        self.waits_since = math.inf  # by the event loop's clock; inf: this connection is not closed for others
 
     @property
     def waits_for_client(self) -> bool:
@@ -66,6 +64,8 @@ class BoundedConnection(H11Protocol):
     def data_received(self, data: bytes) -> None:
         """Read from the client; a head that was begun has to be completed in time."""
         super().data_received(data)
+        if self.flow.write_paused:
+            return  # the timer is that of the answer, which the client does not read
         if self.cycle is not None and not self.cycle.response_complete:
             self._stop_timer()
         elif self._timer is None:

@@ -130,7 +130,8 @@ def test_a_client_that_does_not_read_its_answer_is_cut_off(champion: Champion, m
         connection.sendall(b"POST /v1/judge HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(body))
         connection.sendall(body)
         state = client.server.server_state
-        wait_until(lambda: state.connections)
+        wait_until(lambda: any(each.flow.write_paused for each in state.connections))
+        connection.sendall(REQUEST)  # which does not give it more time
         wait_until(lambda: not state.connections)
         assert not state.tasks
 
