@@ -55,9 +55,11 @@ class RetrainOutcome:
         return {"schema_version": SCHEMA_VERSION, **dataclasses.asdict(self)}
 
     @classmethod
-    def from_json(cls, document: dict[str, Any]) -> Self | None:
-        """Read what `to_json` returned; None where another version of the program wrote it."""
+    def from_json(cls, document: Any) -> Self | None:
+        """Read what `to_json` returned; None where another version of the program, or nobody of ours, wrote it."""
         names = {field.name for field in dataclasses.fields(cls)}
-        if document.get("schema_version") != SCHEMA_VERSION or document.keys() - {"schema_version"} != names:
+        if not isinstance(document, dict) or document.get("schema_version") != SCHEMA_VERSION:
+            return None
+        if document.keys() - {"schema_version"} != names:
             return None
         return cls(**{name: document[name] for name in names})

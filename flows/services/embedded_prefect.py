@@ -20,7 +20,8 @@ from pathlib import Path
 from tasks.core.database_templates import copy_template
 from tasks.core.errors import VerdictError
 
-# Measured on two cores with a new database: 13 s, and 200 s of ten that start at once. One that fails exits at once.
+# Measured on two cores with a new database: 13 s; several that start at once wait for each other. One that fails exits
+# at once.
 SERVER_START_TIMEOUT_S = 900
 SERVER_STOP_TIMEOUT_S = 3  # measured: 0.3 s; while it starts it may take long
 DATABASE_VARIABLE = "PREFECT_API_DATABASE_CONNECTION_URL"
