@@ -144,9 +144,9 @@ def show_history(entries: list[dict[str, Any]]) -> None:
         when = "?"
         if entry["time"]:
             when = datetime.datetime.fromisoformat(entry["time"]).astimezone().strftime("%Y-%m-%d %H:%M:%S")
-        kind = entry["kind"] if entry["time"] else f"[yellow]{entry['kind']}[/]"
-        who, why = escape(entry["actor"] or "?"), escape(entry["reason"])
-        table.add_row(when, who, kind, entry["from"] or "-", entry["to"] or "-", why, entry["signed_by"] or "")
+        kind = escape(entry["kind"]) if entry["time"] else f"[yellow]{entry['kind']}[/]"
+        texts = (entry["from"] or "-", entry["to"] or "-", entry["reason"], entry["signed_by"] or "")
+        table.add_row(when, escape(entry["actor"] or "?"), kind, *map(escape, texts))
     new_console().print(table)
 
 

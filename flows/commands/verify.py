@@ -8,7 +8,7 @@ from typing import TypedDict
 
 from tasks.core.errors import UsageError
 from tasks.core.signing import describe_signer
-from tasks.inference.bundle import check_signature
+from tasks.inference.bundle import VERSION_DIGITS, check_signature
 from tasks.inference.bundle import verify as verify_bundle
 from tasks.registry import audit_log, lookup, verification
 from tasks.registry.code_digest import BUNDLE_PATH, check_version_signature
@@ -63,7 +63,11 @@ def verify(target: str, copy_to: str, home: str) -> Verified:
             digest=found.manifest["digest"],
             manifest_digest=found.manifest["manifest_digest"],
             files={EVERYTHING: describe_signer(found.signer), BUNDLE: describe_signer(check_signature(found.bundle))},
-            records=[_describe(change) for change in audit_log.read_changes(store) if change["version"] == target],
+            records=[
+                _describe(change, found.manifest["digest"])
+                for change in audit_log.read_changes(store)
+                if change["version"] == target
+            ],
             not_covered=list(NEVER_COVERED),
             copy=copy_to or None,
         )
@@ -89,10 +93,10 @@ def _verify_folder(target: str, copy_to: str) -> Verified:
     )
 
 
-def _describe(change: audit_log.AliasChange) -> str:
-    if change["altered"]:
-        return f"record {change['number']}, {change['kind']}: was altered after it was written"
-    return f"record {change['number']}, {change['kind']} by {change['actor']}: {change['signed_by']}"
+def _describe(change: audit_log.AliasChange, digest: str) -> str:
+    """Describe a record of a version whose bundle has a digest now."""
+    other = f", of another bundle ({change['bundle'][:VERSION_DIGITS]})" if change["bundle"] not in ("", digest) else ""
+    return f"record {change['number']}, {change['kind']} by {change['actor']}: {change['signed_by']}{other}"
 
 
 @contextlib.contextmanager

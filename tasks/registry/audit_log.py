@@ -4,10 +4,10 @@ Its runs lie in an experiment of their own, so they outlive versions and the reg
 all its fields in one call, so creating it is atomic. The run's status is the state of the record: RUNNING while the
 alias is being moved, FINISHED once that is checked, KILLED where a process died before it moved anything.
 
-Each record holds its number and the id of the one before it, which shows that one was deleted, and a digest of its own
-fields, which shows that one was altered by mistake. A signature of these fields (core/signing.py), where there is a
-key, shows that one was rewritten; whether a record took effect is the run's status, which no signature covers. Whoever
-appends holds the promotion lock (promotion_lock.py).
+Each record holds its number and the id of the one before it, which shows that one was deleted or put in, and a digest
+of its own fields, which shows that one was altered by mistake. A signature of these fields (core/signing.py), where
+there is a key, shows that one was rewritten. What no signature covers: whether a record took effect, which is the run's
+status, and that records at the end were deleted. Whoever appends holds the promotion lock (promotion_lock.py).
 """
 
 import base64
@@ -23,6 +23,7 @@ from typing import Any, Literal, TypedDict
 
 from tasks.core.errors import UsageError, VerdictError
 from tasks.core.files import json_digest
+from tasks.core.printable import redact
 from tasks.core.signing import Signer, check, describe_signer, require_key, sign
 from tasks.registry.local_database import AUDIT_EXPERIMENT
 from tasks.registry.mlflow_client import Run, all_runs, connect, experiment_of
@@ -58,12 +59,14 @@ AliasChange = TypedDict(
 TEXT_FIELDS = ("previous", "time", "actor", "kind", "version", "from", "to", "reason", "verdict", "bundle")
 DIGEST_TAG = "record_digest"  # of number and text fields
 SIGNATURE_TAG = "record_signature"  # of the same, as JSON
+ALTERED = "altered after it was written"
+NUMBER = re.compile(r"[1-9][0-9]{0,8}")
 RECORD_FORM = "application/vnd.verdict.alias-change+json"  # type of the signed payload
 
 
 def actor() -> str:
     """Return who acts: VERDICT_ACTOR, else user@host."""
-    named = " ".join(os.environ.get("VERDICT_ACTOR", "").split())
+    named = redact(" ".join(os.environ.get("VERDICT_ACTOR", "").split()))
     if named:
         return named[:200]
     try:
@@ -148,7 +151,7 @@ def _parse(runs: Iterable[Run]) -> list[AliasChange]:
     changes = []
     for run in runs:
         tags = run.data.tags
-        if not tags.get("number", "").isdecimal():
+        if not _is_record(tags):
             continue
         texts: dict[str, Any] = {name: tags.get(name, "") for name in TEXT_FIELDS}
         signed = texts | {"number": tags["number"]}
@@ -165,13 +168,22 @@ def _parse(runs: Iterable[Run]) -> list[AliasChange]:
                 id=run.info.run_id,
                 state=STATES.get(run.info.status, "withdrawn"),
                 altered=altered,
-                signed_by=describe_signer(signer),
-                trusted=signer is not None and signer.trusted,
+                signed_by=ALTERED if altered else describe_signer(signer),
+                trusted=not altered and signer is not None and signer.trusted,
                 number=int(tags["number"]),
                 **texts,  # type: ignore[typeddict-item]
             )
         )
     return changes
+
+
+def _is_record(tags: dict[str, str]) -> bool:
+    """Return whether a run has a record's number and time; where one lost them, its number is missing."""
+    try:
+        datetime.datetime.fromisoformat(tags.get("time", ""))
+    except ValueError:
+        return False
+    return NUMBER.fullmatch(tags.get("number", "")) is not None
 
 
 def _payload(fields: dict[str, str]) -> bytes:
@@ -189,7 +201,7 @@ def _read_signer(fields: dict[str, str], signatures: str) -> Signer | None:
         return None
     try:
         held = json.loads(signatures)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise VerdictError(f"record {fields['number']} has a damaged signature") from error
     payload = base64.b64encode(_payload(fields)).decode()
     envelope = {"payload": payload, "payloadType": RECORD_FORM, "signatures": held}

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, TypedDict
 
 from tasks.core.signing import signature_required
-from tasks.registry.audit_log import AliasChange
+from tasks.registry.audit_log import ALTERED, AliasChange
 
 if TYPE_CHECKING:
     from tasks.evaluation.evidence import ChampionState
@@ -44,7 +44,8 @@ def build_timeline(changes: Sequence[AliasChange], champion: ChampionRecord | No
 
     Besides the recorded changes that took effect it has entries without time and actor for what no record explains:
     `unexplained` where the alias was set by something else than this program, `lost` where the alias was removed or its
-    version deleted, `missing` where records were deleted.
+    version deleted, `missing` where records were deleted, `inserted` where a record was not written after the one that
+    stands before it.
 
     Args:
         changes: every record.
@@ -52,12 +53,17 @@ def build_timeline(changes: Sequence[AliasChange], champion: ChampionRecord | No
     """
     entries: list[TimelineEntry] = []
     current: str | None = None  # the champion after the entries so far
+    before = ""  # id of the record before
     next_number = 1
     for change in changes:
         missing, next_number = change["number"] - next_number, change["number"] + 1
         if missing > 0:
             entries.append(_gap(change, missing, current))
             current = change["from"]
+        elif missing < 0 or change["previous"] != before:
+            reason = f"record {change['number']} was not written after the record before it: it was put in"
+            entries.append(_unrecorded("inserted", current, current, reason))
+        before = change["id"]
         if not took_effect(change, champion):
             continue
         if change["from"] != current:
@@ -116,13 +122,24 @@ def champion_stack(entries: Sequence[TimelineEntry]) -> list[str]:
 
 
 def digest_of_version(changes: Sequence[AliasChange], version: str) -> str | None:
-    """Return the digest of the bundle that was last champion under a version number; None where none is recorded."""
-    found = [change["bundle"] for change in changes if change["to"] == version and change["kind"] not in DECISION_KINDS]
+    """Return the digest of the bundle that was last champion under a version number; None where none is recorded.
+
+    Records that took no effect or were altered do not count, nor do unsigned ones where a signature is required.
+    """
+    found = [
+        change["bundle"]
+        for change in changes
+        if change["to"] == version
+        and change["kind"] not in DECISION_KINDS
+        and change["state"] == "done"
+        and not change["altered"]
+        and (change["trusted"] or not signature_required())
+    ]
     return found[-1] if found else None
 
 
 def warnings(entries: Sequence[TimelineEntry], changes: Sequence[AliasChange]) -> list[str]:
-    """Return one line for each problem: missing records, altered ones, and unexplained changes of the current champion.
+    """Return one line for each problem: missing, inserted and altered records, unexplained changes of the champion.
 
     An unexplained change before the latest recorded one is no problem any more: whoever made that one saw it.
     """
@@ -131,9 +148,9 @@ def warnings(entries: Sequence[TimelineEntry], changes: Sequence[AliasChange]) -
     lines = [
         entry["reason"]
         for number, entry in enumerate(entries)
-        if entry["kind"] == "missing" or (number > latest and not entry["time"])
+        if entry["kind"] in ("missing", "inserted") or (number > latest and not entry["time"])
     ]
-    lines += [f"record {change['number']} was altered after it was written" for change in changes if change["altered"]]
+    lines += [f"record {change['number']} was {ALTERED}" for change in changes if change["altered"]]
     if signature_required():
         lines += [
             f"record {change['number']} is {change['signed_by']}"

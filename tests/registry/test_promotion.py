@@ -322,12 +322,60 @@ def test_a_permanently_deleted_record_is_shown_as_missing(store: MlflowStore, tm
     assert entries[1]["reason"] == "record 2 is missing: permanently deleted from the store"
 
 
+def test_a_record_that_does_not_follow_the_one_before_it_is_shown_as_inserted(
+    store: MlflowStore, tmp_path: Path
+) -> None:
+    first, second = (add_version(store, tmp_path, name) for name in "ab")
+    promote_now(store, first, None)
+    promote_now(store, second, first)
+    one, two = audit_log.read_changes(store)
+    champion = champion_history.ChampionRecord(version=second, digest=two["bundle"])
+    foreign: audit_log.AliasChange = {**two, "previous": "of another store"}
+    again: audit_log.AliasChange = {**two, "id": "copied"}
+    assert champion_history.warnings(champion_history.build_timeline([one, two], champion), [one, two]) == []
+    for records in ([one, foreign], [one, two, again]):
+        entries = champion_history.build_timeline(records, champion)
+        assert champion_history.warnings(entries, records) == [
+            "record 2 was not written after the record before it: it was put in"
+        ]
+
+
+def test_only_records_that_took_effect_unaltered_say_which_bundle_a_version_was(
+    store: MlflowStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    version = add_version(store, tmp_path, "a")
+    promote_now(store, version, None)
+    (real,) = audit_log.read_changes(store)
+    forged: audit_log.AliasChange = {**real, "bundle": "f" * 64}
+    for record in ({**forged, "state": "withdrawn"}, {**forged, "altered": True}):
+        assert champion_history.digest_of_version([real, record], version) == real["bundle"]  # type: ignore[list-item]
+    monkeypatch.setenv("VERDICT_REQUIRE_SIGNATURE", "1")
+    assert champion_history.digest_of_version([{**real, "trusted": True}, forged], version) == real["bundle"]
+
+
+@pytest.mark.parametrize(
+    ("tag", "value"), [("number", "9" * 5_000), ("time", "yesterday"), (audit_log.SIGNATURE_TAG, "[" * 3_000)]
+)
+def test_a_senseless_tag_of_a_record_is_a_warning_and_stops_nothing(
+    store: MlflowStore, tmp_path: Path, tag: str, value: str
+) -> None:
+    first, second = (add_version(store, tmp_path, name) for name in "ab")
+    damaged = promote_now(store, first, None)
+    promote_now(store, second, first)
+    with connect(store) as client:
+        client.set_tag(damaged["id"], tag, value)
+    entries, records = promotion.history(store)
+    expected = "altered" if tag == audit_log.SIGNATURE_TAG else "missing"
+    assert expected in " ".join(champion_history.warnings(entries, records))
+
+
 def test_an_altered_record_is_a_warning(store: MlflowStore, tmp_path: Path) -> None:
     change = promote_now(store, add_version(store, tmp_path, "a"), None)
     with connect(store) as client:
         client.set_tag(change["id"], "actor", "somebody else")
     entries, records = promotion.history(store)
     assert champion_history.warnings(entries, records) == ["record 1 was altered after it was written"]
+    assert entries[0]["signed_by"] == "altered after it was written"
 
 
 def test_other_runs_in_the_audit_log_s_experiment_are_no_records(store: MlflowStore, tmp_path: Path) -> None:
