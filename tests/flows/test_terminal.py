@@ -16,14 +16,14 @@ def test_sentences_reasons_and_names_are_printed_without_control_characters(
 ) -> None:
     monkeypatch.setenv("COLUMNS", "400")
     change = {"kind": "reject", "version": "2", "actor": HOSTILE, "from": "1", "to": "1", "reason": HOSTILE}
-    entry = change | {"time": "2026-01-01T00:00:00+00:00"}
+    entry = change | {"time": "2026-01-01T00:00:00+00:00", "kind": HOSTILE, "to": HOSTILE, "signed_by": HOSTILE}
     answer: Any = {"sentence": HOSTILE, "label": "acceptable", "probability": 0.75, "version": "1", "truncated": False}
     show_run.show_predictions([answer])
     show_review.show_change(change)
     show_review.show_history([entry])
     printed = capsys.readouterr().out
     assert "".join(printed.split("\n")).isprintable()
-    assert printed.count(SHOWN) == 5  # the sentence, and who and why twice
+    assert printed.count(SHOWN) == 8  # the sentence, who and why twice, and what, to and the signature
 
 
 def test_what_was_not_escaped_is_escaped_by_the_console(capsys: pytest.CaptureFixture[str]) -> None:
