@@ -8,14 +8,24 @@ from typing import Any
 
 from tasks.core.errors import UsageError, VerdictError
 from tasks.core.files import json_digest, write_json
-from tasks.core.policy import parse_policy
+from tasks.core.policy import Policy, parse_policy
+from tasks.core.signing import REQUIRE_VARIABLE, signature_required
 from tasks.evaluation.compare_versions import VersionComparison, compare_bundles, compare_recorded, figures_of
-from tasks.evaluation.evidence import ChampionBundle, Evidence, SnapshotRef, add_champion, parse_evidence
+from tasks.evaluation.evidence import (
+    ChampionBundle,
+    Evidence,
+    SnapshotRef,
+    add_champion,
+    measure_again,
+    parse_evidence,
+)
 from tasks.evaluation.judge import judge, stamp
+from tasks.inference.bundle import VERSION_DIGITS
 from tasks.registry import lookup, promotion, tracking, verification
 from tasks.registry.audit_log import actor
 from tasks.registry.champion_history import ChampionRecord
-from tasks.registry.code_digest import BUNDLE_PATH, MANIFEST_DIGEST_TAG
+from tasks.registry.code_digest import BUNDLE_DIGEST_TAG, BUNDLE_PATH, MANIFEST_DIGEST_TAG
+from tasks.registry.register import JUDGED_IN_TAG
 from tasks.registry.store import MlflowStore, locate_store
 
 RESAMPLES = 10_000
@@ -26,7 +36,8 @@ log = logging.getLogger("tasks.compare")
 def compare(first: str, second: str | None, device: str, home: str) -> dict[str, Any]:
     """Compare two versions on the holdout on which the first was judged.
 
-    If its snapshot is here, both versions predict its rows again; otherwise their recorded answers are compared.
+    If its snapshot is here, both versions predict its rows again; otherwise their recorded answers are compared, which
+    nobody signed.
 
     Args:
         first: version number.
@@ -51,7 +62,7 @@ def compare(first: str, second: str | None, device: str, home: str) -> dict[str,
             bundles = str(ours.bundle), str(theirs.bundle)
             result: VersionComparison | None = compare_bundles(*bundles, str(snapshot), device, RESAMPLES)
     else:
-        evidence = [_evidence(store, tags[version]) for version in (first, other)]
+        evidence = [_checked_evidence(store, version, tags[version]) for version in (first, other)]
         result = compare_recorded(evidence[0], evidence[1]) if evidence[0] and evidence[1] else None
     if result is None:
         raise VerdictError(
@@ -74,19 +85,26 @@ def compare(first: str, second: str | None, device: str, home: str) -> dict[str,
 def judge_again(store: MlflowStore, version: str, champion: ChampionRecord | None, home: str) -> str:
     """Judge a version against the current champion, and record it with its run; return the digest of the verdict.
 
+    Both are measured again: whoever can write to the run's artifacts could have changed the recorded answers.
+
     Raises:
-        VerdictError: if it is rejected, or its evidence or the holdout's snapshot is missing.
+        VerdictError: if it is rejected, its evidence or the holdout's snapshot is missing, or what its run holds is not
+            what was registered.
     """
     tags = lookup.read_tags(store, version)
-    evidence = _evidence(store, tags)
+    evidence = _evidence(store, version, tags)
     snapshot = find_snapshot(home, tags.get("holdout", ""))
     now = champion["version"] if champion else "none"
-    if evidence is None or (champion and snapshot is None):
-        what = "its evidence" if evidence is None else f"the holdout {evidence['holdout_digest'][:12]}"
+    if evidence is None or snapshot is None:
+        what = "its evidence" if evidence is None else f"the holdout {tags.get('holdout', '')[:12]}"
         raise VerdictError(
             f"version {version} was compared with champion {tags.get('compared_with') or 'none'}, the champion is "
             f"{now} now, and {what} is missing to judge it again; run: verdict retrain --force"
         )
+    policy = _registered_policy(store, version, tags)
+    holdout = SnapshotRef(digest=tags["holdout"], path=str(snapshot))
+    with verification.open_verified(store, version) as held:
+        evidence = measure_again(evidence, str(held.bundle), holdout, policy.model_dump(), "auto", RESAMPLES)
     if champion:
         with verification.open_model(store, champion["version"]) as model:
             current = ChampionBundle(
@@ -95,18 +113,16 @@ def judge_again(store: MlflowStore, version: str, champion: ChampionRecord | Non
                 manifest_digest=lookup.read_tags(store, champion["version"]).get(MANIFEST_DIGEST_TAG, ""),
                 bundle=str(model / BUNDLE_PATH),
             )
-            holdout = SnapshotRef(digest=evidence["holdout_digest"], path=str(snapshot))
             evidence = add_champion(evidence, current, holdout, "auto")
     else:
-        gone = {"champion_state": promotion.read_champion_state(store), "champion": None, "comparison": None}
-        evidence = Evidence(**{**evidence, **gone})  # type: ignore[typeddict-item]
+        evidence["champion_state"] = promotion.read_champion_state(store)
     time = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    verdict = stamp(judge(evidence, parse_policy(evidence["policy"], f"of version {version}")), time, actor())
+    verdict = stamp(judge(evidence, policy), time, actor())
     with tempfile.TemporaryDirectory() as scratch:
         name = f"against-{champion['version'] if champion else 'none'}"
         write_json(Path(scratch) / f"evidence-{name}.json", evidence)
         write_json(Path(scratch) / f"verdict-{name}.json", verdict)
-        tracking.log_files(store, tags["run"], [str(path) for path in Path(scratch).iterdir()], "records")
+        tracking.log_files(store, _judging_run(tags), [str(path) for path in Path(scratch).iterdir()], "records")
     if verdict["decision"] == "REJECT":
         raise VerdictError(
             f"version {version} was judged again, against champion {now}: REJECT: {'; '.join(verdict['reasons'])}; "
@@ -128,11 +144,56 @@ def _champion(store: MlflowStore) -> str:
     return champion["version"]
 
 
-def _evidence(store: MlflowStore, tags: dict[str, str]) -> Evidence | None:
-    """Return the evidence that a version's run recorded; None if there is none of this schema version."""
-    found = verification.read_recorded(store, tags["run"], "evidence.json")
+def _checked_evidence(store: MlflowStore, version: str, tags: dict[str, str]) -> Evidence | None:
+    """Return the recorded evidence of a version whose files are those registered.
+
+    Raises:
+        VerdictError: if they are not, or if signatures are required, which evidence does not have.
+    """
+    verification.verify_version(store, version)
+    if signature_required():
+        raise VerdictError(
+            f"the recorded evidence of version {version} is not signed, and {REQUIRE_VARIABLE} is set; read the data "
+            "once, then both versions are measured: verdict check --data ADDRESS"
+        )
+    return _evidence(store, version, tags)
+
+
+def _evidence(store: MlflowStore, version: str, tags: dict[str, str]) -> Evidence | None:
+    """Return the evidence that a version's run recorded; None if there is none of this schema version.
+
+    Raises:
+        VerdictError: if it is of another bundle than the registered one.
+    """
+    found = verification.read_recorded(store, _judging_run(tags), "evidence.json")
     try:
-        return parse_evidence(found, f"evidence of run {tags['run']}") if found else None
+        evidence = parse_evidence(found, f"evidence of run {_judging_run(tags)}") if found else None
     except VerdictError as error:
         log.warning("%s", error)
         return None
+    if evidence:
+        _check_recorded(f"the evidence of version {version}", str(evidence["digest"]), tags.get(BUNDLE_DIGEST_TAG, ""))
+    return evidence
+
+
+def _registered_policy(store: MlflowStore, version: str, tags: dict[str, str]) -> Policy:
+    """Return the policy of a version's verdict: a profile or a flag may have changed numbers of the bundled one.
+
+    Raises:
+        VerdictError: if the recorded verdict is not the registered one.
+    """
+    verdict = verification.read_recorded(store, _judging_run(tags), "verdict.json")
+    _check_recorded(f"the verdict of version {version}", json_digest(verdict), tags.get("verdict_digest", ""))
+    return parse_policy(verdict["policy"], f"of version {version}")
+
+
+def _judging_run(tags: dict[str, str]) -> str:
+    return tags.get(JUDGED_IN_TAG) or tags["run"]
+
+
+def _check_recorded(what: str, found: str, registered: str) -> None:
+    if found != registered:
+        raise VerdictError(
+            f"{what} in its MLflow run has digest {found[:VERSION_DIGITS]}, registered was "
+            f"{registered[:VERSION_DIGITS] or 'none'}; judge it from its data: verdict retrain --force"
+        )

@@ -209,6 +209,43 @@ def add_champion(evidence: Evidence, champion: ChampionBundle, holdout: Snapshot
     return _with_champion(evidence, read_snapshot(holdout["path"]), champion, device)
 
 
+def measure_again(
+    evidence: Evidence, bundle: str, holdout: SnapshotRef, policy: dict[str, Any], device: str, resamples: int
+) -> Evidence:
+    """Return evidence of a candidate without champion in which every measurement on the holdout is a new one.
+
+    Args:
+        evidence: of the candidate; what was found out about its training rows is kept.
+        bundle: folder of the candidate's bundle.
+        holdout: the snapshot that decides.
+        policy: as plain values.
+        device: auto, cuda or cpu.
+        resamples: of the bootstrap.
+
+    Raises:
+        VerdictError: if the bundle cannot be loaded or the rows cannot be read.
+    """
+    rows = read_snapshot(holdout["path"])
+    measured = measure_candidate(bundle, rows, None, device, resamples)
+    return Evidence(
+        **{
+            **evidence,
+            "policy": policy,
+            "digest": measured.digest,
+            "holdout_digest": holdout["digest"],
+            "candidate": measured.variants[measured.variant],
+            "variants": measured.variants,
+            "minimal_pairs": measured.minimal_pairs,
+            "champion": None,
+            "comparison": None,
+            "answers": Answers(**_without_sentences(rows), variants=measured.probabilities, champion=None),
+            "resamples": resamples,
+            "versions": library_versions(),
+            "git_commit": git_commit(),
+        }
+    )
+
+
 def measure_candidate(
     bundle: str, rows: pd.DataFrame, secondary: SnapshotRef | None, device: str, resamples: int
 ) -> CandidateMeasurement:

@@ -28,6 +28,7 @@ from tasks.registry.lookup import find_version, version_by_alias, version_by_num
 from tasks.registry.mlflow_client import connect, experiment_of
 from tasks.registry.store import MlflowStore
 
+JUDGED_IN_TAG = "judged_in"  # of a version: the run of its verdict, where another run registered it
 MODEL_DESCRIPTION = f"""Tells whether an English sentence is acceptable to a native speaker.
 
 - **champion** is what downstream systems load: `mlflow.pyfunc.load_model("{CHAMPION_URI}")`
@@ -52,7 +53,7 @@ def register_bundle(
     """
     existing = find_version(store, digest)
     if existing:
-        _update_verdict(store, existing, tags, description)
+        _update_verdict(store, existing, {**tags, JUDGED_IN_TAG: run_id}, description)
         return existing
     from tasks.registry.mlflow_flavor import log_model  # imports all of MLflow
 

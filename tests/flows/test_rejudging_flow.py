@@ -12,10 +12,12 @@ from registry_store import aliases, changes_of, new_store
 from toy import facts, flow_settings
 
 from flows.steps import Timer
+from tasks.core.files import json_digest
 from tasks.core.settings_loader import load_settings
 from tasks.inference.bundle import write_manifest
 from tasks.registry import lookup, promotion, register, tracking
 from tasks.registry.store import MlflowStore
+from tasks.registry.verification import read_recorded
 
 
 @pytest.fixture
@@ -73,6 +75,8 @@ def test_a_candidate_is_judged_again_where_another_became_champion_meanwhile(
     assert (tags["verdict"], tags["compared_with"]) == ("HOLD", rival)  # the version shows the last verdict
     (recorded,) = (json.loads(path.read_text()) for path in tmp_path.glob("runs/*/verdict.json"))
     assert recorded["champion"] == rival
+    run = tags.get(register.JUDGED_IN_TAG) or tags["run"]
+    assert json_digest(read_recorded(store, run, "verdict.json")) == tags["verdict_digest"]
 
 
 def test_a_champion_whose_files_are_gone_is_held_against_nobody(

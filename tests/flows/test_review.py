@@ -17,6 +17,7 @@ from tasks.core.errors import UsageError, VerdictError
 from tasks.core.files import json_digest, write_json
 from tasks.core.policy import load_policy
 from tasks.evaluation.evidence import gather_evidence
+from tasks.evaluation.judge import judge
 from tasks.inference.bundle import MODEL_NAME, write_manifest
 from tasks.registry import audit_log, promotion, register, tracking
 from tasks.registry.mlflow_client import connect
@@ -341,10 +342,13 @@ def judged(
             resamples=200,
         )
         run = tracking.open_run(store, f"{length:016d}", {}, {})
+        held = judge(evidence, policy)
         write_json(home / "evidence.json", evidence)
-        tracking.log_files(store, run, [str(home / "evidence.json")], "records")
+        write_json(home / "verdict.json", held)
+        tracking.log_files(store, run, [str(home / "evidence.json"), str(home / "verdict.json")], "records")
         tracking.close_run(store, run, "FINISHED")
         tags = {"verdict": "HOLD", "holdout": digest, "compared_with": compared or "", "mcc": "0.5"}
+        tags["verdict_digest"] = json_digest(held)
         return register.register_bundle(store, run, str(bundle), manifest["digest"], tags, "a bundle")
 
     return add
@@ -431,6 +435,60 @@ def test_what_cannot_be_judged_again_is_refused(judged: Callable[..., str], home
     with pytest.raises(VerdictError, match="and its evidence is missing to judge it again; run: verdict retrain"):
         review.approve(unknown, "x", str(home))
     assert aliases(store) == {"champion": first}
+
+
+def forge(store: MlflowStore, version: str, name: str, change: Callable[[Any], None]) -> None:
+    """Change a document in the artifacts of a version's run."""
+    with connect(store) as client:
+        run = client.get_run(client.get_model_version(MODEL_NAME, version).run_id)
+    path = Path(run.info.artifact_uri.removeprefix("file://")) / "records" / name
+    document = json.loads(path.read_text())
+    change(document)
+    path.write_text(json.dumps(document))
+
+
+def test_answers_and_policy_in_the_artifacts_of_a_run_make_no_worse_model_champion(
+    judged: Callable[..., str], home: Path, store: MlflowStore
+) -> None:
+    worse, better = judged(3, None), judged(16, None)
+    promotion.promote(store, better, kind="promote", expected=None, reason="first")
+
+    def answer_all(evidence: Any) -> None:
+        right = [float(label) for label in evidence["answers"]["label"]]
+        evidence["answers"]["variants"] = dict.fromkeys(evidence["answers"]["variants"], right)
+        evidence["candidate"]["interval"]["mcc"] = 1.0
+        evidence["policy"] |= {"reject_confidence": 0.9999}
+        evidence["resamples"] = 1
+
+    forge(store, worse, "evidence.json", answer_all)
+    with pytest.raises(VerdictError, match=f"against champion {better}: REJECT: "):
+        review.approve(worse, "x", str(home))
+    forge(store, worse, "verdict.json", lambda held: held["policy"].update(reject_confidence=0.9999))
+    with pytest.raises(
+        VerdictError, match=f"the verdict of version {worse} in its MLflow run has digest .* registered"
+    ):
+        review.approve(worse, "x", str(home))
+    forge(store, worse, "evidence.json", lambda evidence: evidence.update(digest="f" * 64))
+    message = f"the evidence of version {worse} in its MLflow run has digest ffffffffffff, registered was .*--force"
+    with pytest.raises(VerdictError, match=message):
+        review.approve(worse, "x", str(home))
+    assert aliases(store) == {"champion": better}
+    shutil.rmtree(home / "snapshots")
+    with pytest.raises(VerdictError, match=message):
+        compare.compare(worse, better, "cpu", str(home))
+
+
+def test_recorded_evidence_of_altered_files_or_without_a_required_signature_is_not_compared(
+    judged: Callable[..., str], home: Path, store: MlflowStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = judged(3, None), judged(16, None)
+    shutil.rmtree(home / "snapshots")
+    register.tag_version(store, second, {"manifest_digest": "f" * 64})
+    with pytest.raises(VerdictError, match=f"version {second} holds manifest .*, registered was ffffffffffff"):
+        compare.compare(first, second, "cpu", str(home))
+    monkeypatch.setenv("VERDICT_REQUIRE_SIGNATURE", "1")
+    with pytest.raises(VerdictError, match=f"version {first} is not signed, and VERDICT_REQUIRE_SIGNATURE is set"):
+        compare.compare(first, second, "cpu", str(home))
 
 
 def test_comparing_with_itself_is_no_comparison(judged: Callable[..., str], home: Path) -> None:
