@@ -5,6 +5,7 @@ secret, because whoever knows it may write to the channel: it is not a setting, 
 host is logged. An alert that cannot be delivered is logged as a warning and never raises.
 """
 
+import base64
 import contextvars
 import json
 import logging
@@ -15,6 +16,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +64,8 @@ def _deliver(url: str, body: dict[str, Any]) -> str | None:
     if not url.startswith(("http://", "https://")):
         return "its address does not start with http:// or https://"
     # Not httpx, which logs every address: this one is a secret.
-    request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
+    url, headers = _split_credentials(url)
+    request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json", **headers})
     try:
         urllib.request.build_opener(_NoRedirect).open(request, timeout=TIMEOUT_S).close()
     except urllib.error.HTTPError as error:
@@ -70,6 +73,17 @@ def _deliver(url: str, body: dict[str, Any]) -> str | None:
     except urllib.error.URLError as error:
         return type(error.reason).__name__
     return None
+
+
+def _split_credentials(url: str) -> tuple[str, dict[str, str]]:
+    """Return an address without name and password, which urllib would resolve as part of the host, and their header."""
+    parts = urlsplit(url)
+    user, at, host = parts.netloc.rpartition("@")
+    if not at:
+        return url, {}
+    name, _, password = user.partition(":")
+    credentials = base64.b64encode(f"{unquote(name)}:{unquote(password)}".encode()).decode()
+    return parts._replace(netloc=host).geturl(), {"Authorization": f"Basic {credentials}"}
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):

@@ -1,5 +1,6 @@
 """Alerts reach a real receiver on loopback, show no secret, and never fail what they tell of."""
 
+import base64
 import socket
 import threading
 import time
@@ -35,6 +36,13 @@ def test_a_verdict_is_told_with_text_for_people_and_facts_for_programs(receiver:
     assert sent["verdict"]["event"] == "verdict"
     assert (sent["verdict"]["decision"], sent["verdict"]["version"]) == ("HOLD", "4")
     assert "report" not in sent["verdict"]  # paths stay at home
+
+
+def test_name_and_password_of_the_address_become_a_header(receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VERDICT_ALERT_URL", receiver.url.replace("://", "://ada:se%40cret:x@"))
+    assert webhook.post("text", {})
+    (sent,) = receiver.received
+    assert (sent["path"], sent["user"]) == (f"/{SECRET}", "Basic " + base64.b64encode(b"ada:se@cret:x").decode())
 
 
 @pytest.mark.parametrize(("status", "location"), [(500, None), (404, None), (302, "http://127.0.0.1:9/elsewhere")])

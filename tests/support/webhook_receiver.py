@@ -26,7 +26,8 @@ def receiving() -> Iterator[Receiver]:
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
-            received.append({"path": self.path, "type": self.headers["Content-Type"], **json.loads(body)})
+            seen = {"path": self.path, "type": self.headers["Content-Type"], "user": self.headers["Authorization"]}
+            received.append({**seen, **json.loads(body)})
             self.send_response(answer["status"])
             if answer["location"]:
                 self.send_header("Location", answer["location"])
