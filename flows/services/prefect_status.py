@@ -65,7 +65,7 @@ def connect_prefect(remedy: str = "check it: verdict doctor") -> Iterator[SyncPr
     Raises:
         UnreachableError: if the server does not answer, refuses the credentials or fails.
     """
-    url = redact_address(str(get_current_settings().api.url))
+    url = _server_address()
     try:
         with (
             temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}),
@@ -97,7 +97,7 @@ def read_schedule() -> Schedule:
     soonest = {run.deployment_id: run for run in reversed(planned)}
     coming = [_to_planned(run, names, busy.get(run.work_queue_id, "")) for run in soonest.values()]
     return Schedule(
-        server=redact_address(str(get_current_settings().api.url)),
+        server=_server_address(),
         next=sorted(coming, key=lambda each: each["time"]),
         last=[_to_past(run, names) for run in _select_relevant(begun)],
     )
@@ -117,6 +117,20 @@ def check_workers(client: SyncPrefectClient) -> str:
     if not online:
         raise VerdictError(f"no worker takes runs from the pool {POOL}; start one: make up")
     return f"{online} worker{'s' * (online != 1)} online"
+
+
+def _server_address() -> str:
+    """Return the configured server's address without its secrets.
+
+    Raises:
+        UnreachableError: if it is no such address; it is not shown, because it may have a password anywhere.
+    """
+    url = str(get_current_settings().api.url)
+    if not url.startswith(("http://", "https://")):
+        raise UnreachableError(
+            "PREFECT_API_URL does not start with http:// or https://; expected http://HOST:PORT/api, or unset it"
+        )
+    return redact_address(url)
 
 
 def _runs(client: SyncPrefectClient, states: Sequence[StateType], sort: FlowRunSort) -> list[FlowRun]:

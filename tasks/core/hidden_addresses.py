@@ -4,8 +4,10 @@ An address is hidden where it is read: settings, flow parameters, records and me
 address as it was given stays in this process's memory, for whoever makes the request.
 """
 
+from urllib.parse import quote, unquote
+
 from .errors import UsageError
-from .printable import redact, redact_address
+from .printable import HIDDEN, list_secrets, redact, redact_address
 
 _given: dict[str, str] = {}  # by the shown address; neither has a fragment, which is not sent to a server
 
@@ -21,6 +23,14 @@ def hide(address: str) -> str:
 def reveal(address: str) -> str:
     """Return an address without fragment as it was given."""
     return _given.get(address, address)
+
+
+def conceal(text: str) -> str:
+    """Return a library's message without the secrets of any hidden address, also where it quotes only their path."""
+    for secret in sorted({each for given in _given.values() for each in list_secrets(given)}, key=len, reverse=True):
+        for form in (secret, quote(secret, safe=""), quote(secret), unquote(secret)):
+            text = text.replace(form, HIDDEN)
+    return text
 
 
 def reject_secrets(text: str, place: str) -> None:

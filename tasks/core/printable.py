@@ -44,6 +44,18 @@ def redact_address(address: str) -> str:
     return scheme + _URL_PART.sub(_hide_value, _USER_INFO.sub(f"{HIDDEN}@", rest))
 
 
+def list_secrets(address: str) -> set[str]:
+    """Return what `redact_address` hides of an address: its user and password, and values of its query."""
+    found = _WHOLE_URL.match(address.strip())
+    if not found:
+        return set()
+    user = _USER_INFO.match(found[2])
+    rest = found[2][user.end() :] if user else found[2]
+    hidden = [part[4] or part[2] for part in _URL_PART.finditer(rest) if _hide_value(part) != part[0]]
+    named = [user[0].removesuffix("@"), user[0].removesuffix("@").partition(":")[2]] if user else []
+    return {secret for secret in [*hidden, *named] if secret}
+
+
 def _hide_value(part: re.Match[str]) -> str:
     mark, name, equals, value = part.groups()
     if not equals:  # ?TOKEN, or the name of a place in a page

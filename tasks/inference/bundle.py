@@ -132,8 +132,7 @@ def read_manifest(folder: Path, expected: str = "") -> Manifest:
         VerdictError: if it is no bundle, has another schema version, contradicts its digests or the expected one, or
             states what no model can have.
     """
-    if not (folder / MANIFEST).is_file():
-        raise VerdictError(f"{folder} is no bundle: it holds no {MANIFEST}; expected a folder that `verdict` wrote")
+    _require_manifest(folder)
     manifest: Manifest = read_json(folder / MANIFEST)
     _check_manifest(folder, manifest)
     if expected and manifest["manifest_digest"] != expected:
@@ -151,13 +150,19 @@ def check_signature(folder: Path) -> Signer | None:
     """Return who signed the manifest of a bundle; None if nobody did.
 
     Raises:
-        VerdictError: if the signature is not of this manifest or not that of the key that it names, or a trusted one is
-            required.
+        VerdictError: if there is no manifest, or the signature is not of this one or not that of the key that it names,
+            or a trusted one is required.
     """
     what = f"bundle {folder}"
+    _require_manifest(folder)
     signer = check_files(folder, {MANIFEST: sha256_of(folder / MANIFEST)}, what)
     require_signer(signer, what)
     return signer
+
+
+def _require_manifest(folder: Path) -> None:
+    if not (folder / MANIFEST).is_file():
+        raise VerdictError(f"{folder} is no bundle: it holds no {MANIFEST}; expected a folder that `verdict` wrote")
 
 
 def digest_version(manifest: Manifest) -> str:

@@ -19,9 +19,11 @@ from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
 from ..core.database_templates import copy_template
 from ..core.errors import UnreachableError, first_line
 from ..core.files import atomic_write
-from ..core.hidden_addresses import reveal
+from ..core.hidden_addresses import conceal, reveal
 from .local_database import AUDIT_EXPERIMENT, EXPERIMENT, SQLITE
 from .store import MlflowStore, prepare_local
+
+LONGEST_MESSAGE = 10_000  # characters
 
 log = logging.getLogger(__name__)
 
@@ -50,9 +52,8 @@ def connect(store: MlflowStore, process_wide: bool = False) -> Iterator[mlflow.M
         with _process_wide(uri) if process_wide else contextlib.nullcontext():
             yield mlflow.MlflowClient(uri, registry_uri=uri)
     except (MlflowException, OSError, *_database_errors()) as error:
-        raise UnreachableError(
-            f"MLflow store {store['uri']} failed ({first_line(error, 200)}); check it: verdict doctor"
-        ) from error
+        reason = conceal(first_line(error, LONGEST_MESSAGE))[:200]  # cut afterwards: half a secret would stay
+        raise UnreachableError(f"MLflow store {store['uri']} failed ({reason}); check it: verdict doctor") from error
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ from mlflow.exceptions import MlflowException
 
 from tasks.core.errors import UnreachableError, UsageError, VerdictError
 from tasks.core.files import read_json
+from tasks.core.hidden_addresses import conceal
 from tasks.core.signing import Signer, describe_signer
 from tasks.inference.bundle import MODEL_NAME, Manifest, verify
 from tasks.registry.code_digest import BUNDLE_DIGEST_TAG, BUNDLE_PATH, REMEDY, check_registered, check_version_signature
@@ -94,7 +95,7 @@ def open_model(store: MlflowStore, version: str) -> Iterator[Path]:
                 model = mlflow.artifacts.download_artifacts(f"models:/{MODEL_NAME}/{version}", dst_path=target)
             except (MlflowException, OSError) as error:
                 read_tags(store, version)  # raises where the store does not answer or the version does not exist
-                reason = (str(error).strip().splitlines() or [type(error).__name__])[-1][:200]
+                reason = conceal((str(error).strip().splitlines() or [type(error).__name__])[-1])[:200]
                 raise VerdictError(f"version {version}: its files cannot be read ({reason}); {REMEDY}") from error
         yield Path(model)
 

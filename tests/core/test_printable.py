@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from tasks.core.hidden_addresses import hide, reveal
+from tasks.core.hidden_addresses import conceal, hide, reveal
 from tasks.core.printable import PrintableFormatter, escape_controls, json_document, quote, redact, redact_address
 
 TITLE = "\x1b]0;title\x07"  # sets a terminal's title
@@ -102,3 +102,9 @@ def test_an_error_on_the_terminal_has_none() -> None:
             env=os.environ | {"VERDICT_LOG": name},
         )
         assert line in done.stderr
+
+
+def test_secrets_of_hidden_addresses_are_found_where_a_message_quotes_only_their_path() -> None:
+    hide("https://ada:p%40ss-1@host/x?sig=S1%2Fg&download=1&mode=true")
+    message = "url: /x?sig=S1%2Fg&download=1&mode=true/api, S1/g, ada:p%40ss-1, p@ss-1 of host"
+    assert conceal(message) == "url: /x?sig=***&download=1&mode=true/api, ***, ***, *** of host"

@@ -16,7 +16,7 @@ from job_cache import Choose, JobCache
 from toy import flow_settings
 
 from flows import environment
-from tasks.core.errors import UsageError
+from tasks.core.errors import UnreachableError, UsageError
 from tasks.core.hidden_addresses import reveal
 from tasks.registry.store import locate_store
 
@@ -155,6 +155,12 @@ def test_names_and_passwords_of_servers_are_kept_out_of_what_is_said_of_them(
         _, printed, log = call(capsys, command)
         assert "http://127.0.0.1:9/x" in printed + log
         assert MARK not in printed + log, (command, printed, log)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http{ELSEWHERE}?sig={SIGNATURE}%2B{MARK}")  # requests quotes its path
+    monkeypatch.setenv("PREFECT_API_URL", f"{USER}@127.0.0.1:x/api")
+    for command in ("status", "history"):
+        _, printed, log = call(capsys, command)
+        assert "http://127.0.0.1:9/x?sig=***" in printed + log
+        assert MARK not in printed + log, (command, printed, log)
     assert os.environ["MLFLOW_TRACKING_USERNAME"] == NAME
     assert os.environ["MLFLOW_TRACKING_PASSWORD"] == PASSWORD
     given = f"postgresql{ELSEWHERE}?password={MARK}"  # a database has no such variables
@@ -170,6 +176,19 @@ def test_credentials_of_prefects_address_are_moved_before_prefect_is_imported(mo
     environment.set_process_defaults()
     assert os.environ["PREFECT_API_URL"] == "https://host/api"
     assert os.environ["PREFECT_API_AUTH_STRING"] == f"{NAME}:a/b"
+
+
+def test_an_address_of_prefect_of_another_form_is_refused_without_showing_it() -> None:
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    from flows.services.prefect_status import read_schedule
+
+    with (
+        temporary_settings({PREFECT_API_URL: f"{USER}@127.0.0.1:x/api"}),
+        pytest.raises(UnreachableError, match="PREFECT_API_URL does not start with http:// or https://; ") as refused,
+    ):
+        read_schedule()
+    assert MARK not in str(refused.value)
 
 
 def test_a_deployment_that_would_store_a_secret_is_refused(
