@@ -57,8 +57,9 @@ def versions(store: MlflowStore) -> list[Any]:
 
 def test_a_bundle_registered_twice_is_one_version(store: MlflowStore, run_id: str, exported: Any) -> None:
     first = register_exported(store, run_id, exported["bundle"], exported["digest"])
-    assert register_exported(store, run_id, exported["bundle"], exported["digest"]) == first == "1"
+    assert register_exported(store, "b" * 32, exported["bundle"], exported["digest"]) == first == "1"
     (version,) = versions(store)
+    assert version.tags["judged_in"] == "b" * 32
     assert version.tags["bundle_digest"] == exported["digest"]
     assert version.tags["verdict"] == "PROMOTE"
     assert version.description == "a description"
