@@ -3,6 +3,7 @@
 import logging
 import os
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,10 @@ from flows import environment
 
 # Tiny models gain nothing from threads, and two processes that spin for them on two cores stand still.
 os.environ["OMP_NUM_THREADS"] = "1"
+
+# A shell that starts the tests in the background has them ignore SIGINT, which the processes that they start inherit.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Triton reads this when it is imported: kernels are interpreted, on CPU tensors. With a GPU they are compiled.
 if not Path("/dev/nvidiactl").exists():

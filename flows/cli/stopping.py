@@ -24,9 +24,19 @@ _requested = threading.Event()
 _errors: list[str] = []  # why the command ends, if it is no signal from outside
 
 
+class Stopped(KeyboardInterrupt):
+    """SIGINT or SIGTERM.
+
+    A plain KeyboardInterrupt that meets Python while it executes text, as namedtuple does, kills a `python -m` process
+    with SIGINT at its end although it was handled (findings/python_handled_interrupt.sh).
+    """
+
+
 def end_on_signals() -> None:
-    """Let SIGINT and SIGTERM stop this process; SIGINT stays ignored where a shell started it in the background."""
-    signal.signal(signal.SIGTERM, _interrupt)
+    """Let SIGINT and SIGTERM stop this process; what a shell in the background has it ignore stays ignored."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _interrupt)
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
     signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
@@ -60,7 +70,7 @@ def report() -> int:
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
+    raise Stopped
 
 
 def _enforce_end(reading: int) -> None:

@@ -342,7 +342,16 @@ def test_settings_are_shown_with_their_origin(
 def test_doctor_tells_what_works(capsys: pytest.CaptureFixture[str], home: Path) -> None:
     code, out, _ = call(capsys, "doctor", "--json")
     checks = {check["check"]: check for check in json.loads(out)}
-    assert set(checks) == {"versions", "GPU", "ONNX Runtime", "encoder", "MLflow store", "Prefect", "disk"}
+    assert set(checks) == {
+        "versions",
+        "GPU",
+        "ONNX Runtime",
+        "encoder",
+        "MLflow store",
+        "signatures",
+        "Prefect",
+        "disk",
+    }
     assert checks["ONNX Runtime"]["seen"].startswith("a session runs on ")
     assert code == (0 if all(check["works"] for check in checks.values()) else 1)
 

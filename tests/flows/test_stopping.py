@@ -65,6 +65,18 @@ def test_a_process_that_does_not_react_ends_all_the_same(number: signal.Signals)
     assert process.returncode == 130
 
 
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_a_signal_that_meets_the_execution_of_text_leaves_the_exit_code(name: str, tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(
+        "import os, signal, sys\nfrom flows.cli import stopping\nstopping.end_on_signals()\n"
+        f"text = 'os.kill(os.getpid(), signal.{name})\\nfor _ in range(10**6): pass'\n"
+        "try:\n    exec(text)\nexcept KeyboardInterrupt:\n    sys.exit(stopping.report())\n"
+    )
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}:{ROOT}"}
+    done = subprocess.run([sys.executable, "-m", "program"], env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", MESSAGE)
+
+
 def test_an_error_that_a_thread_found_ends_the_command_with_its_line() -> None:
     code = DEAF.replace('print("ready", flush=True)', "stopping.fail('Prefect is away; start it')")
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=10)

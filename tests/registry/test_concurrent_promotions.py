@@ -129,10 +129,10 @@ def test_a_killed_holder_keeps_no_lock(
 
 def test_a_holder_of_an_expired_lease_stops_writing(store: MlflowStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(promotion_lock, "database_of", lambda _store: None)
-    monkeypatch.setattr(promotion_lock, "LEASE_S", 20.2)
+    monkeypatch.setattr(promotion_lock, "LEASE_S", 21.5)
     with promotion_lock.promotion_lock(store) as check:
         check()
-        time.sleep(0.3)
+        time.sleep(1.6)
         with pytest.raises(promotion_lock.LockTimeout, match="nothing was moved, run the same command again"):
             check()
     with promotion_lock.promotion_lock(store, 1):  # the lease that ended was given back
