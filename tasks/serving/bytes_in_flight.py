@@ -4,9 +4,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tasks.serving.request_validation import RequestError
 
-MAX_BYTES_IN_FLIGHT = (
-    32 << 20
-)  # of all bodies that are read and not answered yet; reading and answering one takes several times it
+# Of all bodies that are read and not answered yet; reading and answering one takes several times its size.
+MAX_BYTES_IN_FLIGHT = 32 << 20
 SMALL_BODY = 64 << 10  # bytes; such bodies pass, there are as many as connections at most
 PIECE = 64 << 10  # bytes of an answer that are written at a time, while the client reads
 
