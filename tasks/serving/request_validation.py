@@ -125,13 +125,24 @@ def check_limits(sentences: Sequence[str], field: str, limits: RequestLimits) ->
     Raises:
         RequestError: 413 too many or too long.
     """
-    if len(sentences) > limits.sentences:
-        raise RequestError(413, f"{field} holds {len(sentences)} sentences; expected at most {limits.sentences}")
+    check_number(len(sentences), field, limits)
     for index, sentence in enumerate(sentences):
         if len(sentence) > limits.characters:
             raise RequestError(
                 413, f"{field}[{index}] has {len(sentence)} characters; expected at most {limits.characters}"
             )
+
+
+def check_number(sentences: int, field: str, limits: RequestLimits) -> None:
+    """Check the number of sentences.
+
+    Raises:
+        RequestError: 413 too many, 422 none.
+    """
+    if sentences > limits.sentences:
+        raise RequestError(413, f"{field} holds {sentences} sentences; expected at most {limits.sentences}")
+    if not sentences:
+        raise RequestError(422, f"{field} holds no sentence; expected at least 1")
 
 
 def _describe(error: "ErrorDetails", example: str) -> str:

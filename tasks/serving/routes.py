@@ -22,6 +22,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from tasks.core.errors import VerdictError
 from tasks.serving import open_inference as protocol
 from tasks.serving.batcher import Batcher, BatcherClosed, BatchReply, QueueFull
+from tasks.serving.binary_tensors import JSON_LENGTH
 from tasks.serving.bytes_in_flight import BytesInFlight
 from tasks.serving.champion import Champion, NotReady
 from tasks.serving.host_names import AllowedHosts, HostCheck
@@ -70,16 +71,20 @@ class InferenceApi:
         reply = await self.submit(sentences)
         return JSONResponse({"version": reply.version, "predictions": reply.answers})
 
-    async def infer(self, name: str, request: Request, version: str = "") -> JSONResponse:
+    async def infer(self, name: str, request: Request, version: str = "") -> Response:
         """Judge sentences by the Open Inference Protocol."""
         self._check_name(name)
         if version:
             self._check_version(version, self.champion.current().version)
-        parsed = protocol.parse_infer_request(await self._read(request), self.limits)
-        reply = await self.submit(parsed.sentences, "data")
+        json_length = request.headers.get(JSON_LENGTH)
+        parsed, sentences = protocol.parse_infer_request(await self._read(request), self.limits, json_length)
+        reply = await self.submit(sentences, "data")
         if version:  # another version may have been loaded meanwhile
             self._check_version(version, reply.version)
-        return JSONResponse(protocol.infer_response(name, parsed, reply))
+        body, length = protocol.infer_response(name, parsed, reply)
+        if length is None:
+            return Response(body, media_type="application/json")
+        return Response(body, headers={JSON_LENGTH: str(length)}, media_type="application/octet-stream")
 
     async def server_metadata(self) -> JSONResponse:
         """Describe the server."""
@@ -96,8 +101,10 @@ class InferenceApi:
     async def model_ready(self, name: str, version: str = "") -> JSONResponse:
         """Answer 200 where the model is loaded, 503 where it is not."""
         self._check_name(name)
-        status = self.champion.status()
-        ready = status["version"] is not None and version in ("", status["version"])
+        served = self.champion.status()["version"]
+        if version and served is not None:
+            self._check_version(version, served)
+        ready = served is not None
         return JSONResponse({"name": name, "ready": ready}, 200 if ready else 503)
 
     async def live(self) -> JSONResponse:
