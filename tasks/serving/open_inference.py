@@ -148,11 +148,11 @@ class InferRequest(BaseModel):
     @property
     def requested_outputs(self) -> dict[str, bool]:
         """The names of the requested outputs, all where the request names none, and whether each is sent as bytes."""
-        default = self.parameters is not None and self.parameters.binary_data_output
-        requested = {output.name: output.parameters and output.parameters.binary_data for output in self.outputs or ()}
-        return {
-            name: default if own is None else own for name, own in (requested or dict.fromkeys(OUTPUT_TYPES)).items()
-        }
+        default = self.parameters.binary_data_output if self.parameters else False
+        if not self.outputs:
+            return dict.fromkeys(OUTPUT_TYPES, default)
+        own = {output.name: output.parameters.binary_data if output.parameters else None for output in self.outputs}
+        return {name: default if binary is None else binary for name, binary in own.items()}
 
 
 class OutputTensor(BaseModel):
