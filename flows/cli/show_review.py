@@ -5,6 +5,7 @@ from typing import Any
 
 from flows.cli.show_run import COLOURS, new_console, new_table
 from flows.cli.terminal import escape
+from tasks.reporting.wording import show_mcc
 
 MAX_CONTRADICTIONS_SHOWN = 10  # --json has all
 MAX_REASON_WIDTH = 100  # characters in a table; --json has all
@@ -104,9 +105,8 @@ def show_comparison(outcome: dict[str, Any]) -> None:
     for kind in ("per_source", "per_length"):
         for name in sorted(one[kind].keys() & other[kind].keys()):
             rows = one[kind][name]["rows"]
-            table.add_row(
-                f"MCC of {escape(name)} ({rows})", *(f"{side[kind][name]['mcc']:.3f}" for side in (one, other))
-            )
+            values = (show_mcc(side[kind][name]["mcc"]) for side in (one, other))
+            table.add_row(f"MCC of {escape(name)} ({rows})", *values)
     table.add_row("answered by", *(f"{side['variant']} on {side['provider']}" for side in (one, other)))
     console.print(table)
     paired = outcome["comparison"]

@@ -8,6 +8,7 @@ Evidence contains the probability that each model gave each row, so every figure
 """
 
 import dataclasses
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NotRequired, TypedDict, cast
@@ -41,6 +42,8 @@ EVIDENCE_SCHEMA = 1  # version of evidence.json and of the verdict.json that is 
 WORST_SHOWN = 10  # sentences
 DIFFERING_SHOWN = 50  # sentences with different predictions; `Comparison.differing` counts all of them
 LEAKED_SHOWN = 5  # sentences
+
+log = logging.getLogger(__name__)
 
 ChampionState = Literal["none", "active", "lost"]  # lost: there was a champion, and its alias or version was deleted
 
@@ -267,7 +270,7 @@ def measure_candidate(
         variants=variants,
         probabilities=probabilities,
         minimal_pairs=evaluate_minimal_pairs(served),
-        secondary=measure_snapshot(served, secondary["path"], resamples) if secondary else None,
+        secondary=_measure_secondary(served, secondary, resamples) if secondary else None,
     )
 
 
@@ -353,6 +356,15 @@ def find_leak(training: Sequence[str], sentences: list[str], left: int) -> Leak:
             trained |= set(candidates[candidates.isin(normalised)])
     leaked = np.flatnonzero(normalised.isin(trained))
     return Leak(left=left, remaining=len(leaked), sentences=[sentences[row] for row in leaked[:LEAKED_SHOWN]])
+
+
+def _measure_secondary(classifier: Classifier, secondary: SnapshotRef, resamples: int) -> Measurement | None:
+    """Measure the secondary holdout; None, with a warning, where all its labels are the same: there is no MCC."""
+    labels = np.unique(read_snapshot(secondary["path"])["label"])
+    if len(labels) < 2:
+        log.warning("the secondary holdout has label %d only, expected 0 and 1; it is not reported", *labels)
+        return None
+    return measure_snapshot(classifier, secondary["path"], resamples)
 
 
 def _with_champion(evidence: Evidence, rows: pd.DataFrame, champion: ChampionBundle, device: str) -> Evidence:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from tasks.core.policy import Policy
     from tasks.evaluation.evidence import ChampionEvidence, Evidence
     from tasks.evaluation.measurement import Measurement
+    from tasks.evaluation.metrics import SliceFigures
 
 Decision = Literal["PROMOTE", "HOLD", "REJECT"]
 SLICE_KINDS = {"source": "per_source", "length": "per_length"}
@@ -248,13 +249,16 @@ def _differing_variants(evidence: Evidence, policy: Policy) -> Iterator[RuleHit]
 
 def _dropped_slices(candidate: Measurement, champion: Measurement, policy: Policy) -> Iterator[RuleHit]:
     for kind, key in SLICE_KINDS.items():
-        theirs: dict[str, dict[str, float]] = champion[key]  # type: ignore[literal-required]
-        for name, here in candidate[key].items():  # type: ignore[literal-required]
-            before = theirs[name]["mcc"]
-            if here["rows"] >= policy.min_slice_rows and before - here["mcc"] > policy.max_slice_drop:
+        theirs: dict[str, SliceFigures] = champion[key]  # type: ignore[literal-required]
+        ours: dict[str, SliceFigures] = candidate[key]  # type: ignore[literal-required]
+        for name, here in ours.items():
+            now, before = here["mcc"], theirs[name]["mcc"]
+            if now is None or before is None:  # one label only: nothing that could drop
+                continue
+            if here["rows"] >= policy.min_slice_rows and before - now > policy.max_slice_drop:
                 yield RuleHit(
                     "slice_dropped",
-                    f"{kind} {name} ({here['rows']} sentences): MCC {here['mcc']:.3f} against the champion's "
+                    f"{kind} {name} ({here['rows']} sentences): MCC {now:.3f} against the champion's "
                     f"{before:.3f}; a drop of at most {policy.max_slice_drop:g} is allowed",
                 )
 

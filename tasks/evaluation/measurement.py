@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from tasks.evaluation.metrics import (
     CalibrationBin,
     MccInterval,
+    SliceFigures,
     accuracy,
     auroc,
     brier,
@@ -60,8 +61,8 @@ class Measurement(TypedDict):
     calibration: list[CalibrationBin]
     confusion: dict[str, int]
     mcc_per_batch: list[float]
-    per_source: dict[str, dict[str, float]]
-    per_length: dict[str, dict[str, float]]
+    per_source: dict[str, SliceFigures]
+    per_length: dict[str, SliceFigures]
     worst: list[dict[str, Any]]
 
 

@@ -36,6 +36,14 @@ class MccInterval(TypedDict):
     high: float
 
 
+class SliceFigures(TypedDict):
+    """One group of rows; `mcc` is None where all their labels are the same, whatever is predicted."""
+
+    rows: int
+    accuracy: float
+    mcc: float | None
+
+
 class CalibrationBin(TypedDict):
     """Rows whose probability lies in [low, high): their mean probability and the fraction with label 1."""
 
@@ -159,15 +167,15 @@ def mcc_per_batch(labels: ArrayLike, predictions: ArrayLike, size: int = MCC_BAT
     return [mcc(labels[i : i + size], predictions[i : i + size]) for i in range(0, len(labels), size)]
 
 
-def mcc_per_group(labels: ArrayLike, predictions: ArrayLike, groups: ArrayLike) -> dict[str, dict[str, float]]:
+def mcc_per_group(labels: ArrayLike, predictions: ArrayLike, groups: ArrayLike) -> dict[str, SliceFigures]:
     """Return rows, accuracy and MCC of each group, sorted by group name."""
     labels, predictions, groups = np.asarray(labels), np.asarray(predictions), np.asarray(groups)
     slices = {str(name): groups == name for name in np.unique(groups)}
     return {
-        name: {
-            "rows": int(here.sum()),
-            "accuracy": accuracy(labels[here], predictions[here]),
-            "mcc": mcc(labels[here], predictions[here]),
-        }
+        name: SliceFigures(
+            rows=int(here.sum()),
+            accuracy=accuracy(labels[here], predictions[here]),
+            mcc=mcc(labels[here], predictions[here]) if len(np.unique(labels[here])) == 2 else None,
+        )
         for name, here in slices.items()
     }

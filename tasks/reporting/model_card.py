@@ -11,7 +11,7 @@ from tasks.evaluation.judge import Verdict
 from tasks.inference.bundle import MODEL_NAME, VARIANTS, ModelInfo
 from tasks.reporting.tables import compare_figures, explain_rules, list_phenomena, list_slices
 from tasks.reporting.templating import render
-from tasks.reporting.wording import escape_markdown, show_interval
+from tasks.reporting.wording import escape_markdown, show_interval, show_mcc
 from tasks.training.pretrained import PACKAGED
 
 if TYPE_CHECKING:
@@ -67,6 +67,7 @@ def write_card(
         source=str(values.get("data.path", "")),
         md=escape_markdown,
         show_interval=show_interval,
+        show_mcc=show_mcc,
     )
     return f"---\n{_header(facts, evidence, values)}\n---\n\n{body}"
 

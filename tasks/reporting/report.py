@@ -25,7 +25,7 @@ from tasks.reporting.tables import (
     measured_champion,
 )
 from tasks.reporting.templating import render
-from tasks.reporting.wording import NEXT_STEPS, capital, show_interval
+from tasks.reporting.wording import NEXT_STEPS, capital, show_interval, show_mcc
 from tasks.training.finetune import TrainingResult
 
 if TYPE_CHECKING:
@@ -135,6 +135,7 @@ def render_report(inputs: ReportInputs, facts: ModelInfo, digest: str, job: str)
         pictures={name: _Markup(Path(path), alt[name]) for name, path in inputs.pictures.items()},
         capital=capital,
         show_interval=show_interval,
+        show_mcc=show_mcc,
     )
 
 

@@ -9,6 +9,7 @@ from tasks.core.policy import Policy
 from tasks.evaluation.evidence import Evidence
 from tasks.evaluation.judge import RULES, SLICE_KINDS, Verdict
 from tasks.evaluation.measurement import Comparison, Measurement
+from tasks.evaluation.metrics import SliceFigures
 
 MAX_SLICES = 30  # slices of one kind; of more, those that dropped and the largest are shown
 FIGURE_LABELS = {  # by key of a measurement: label, and 1 if larger is better, else -1
@@ -48,13 +49,15 @@ class FactRow(NamedTuple):
 class SliceRow(TypedDict):
     """Sentences of one source, length or phenomenon: MCC or share of both; bar width and tick in percent.
 
+    `candidate` is None where the slice has no MCC because all its labels are the same; so is `champion` then.
+
     `mark` is "dropped" if the rule slice_dropped applies, "few sentences" if it would with more sentences, "lower" for
     any other decrease, else empty.
     """
 
     name: str
     rows: int
-    candidate: float
+    candidate: float | None
     champion: float | None
     width: float
     tick: float | None
@@ -128,11 +131,11 @@ def list_slices(evidence: Evidence, policy: Policy) -> list[SliceTable]:
     ours, theirs = evidence["candidate"], measured_champion(evidence)
     found = []
     for kind, key in SLICE_KINDS.items():
-        here: dict[str, dict[str, float]] = dict(ours)[key]  # type: ignore[assignment]
-        there: dict[str, dict[str, float]] = dict(theirs)[key] if theirs else {}  # type: ignore[assignment]
+        here: dict[str, SliceFigures] = dict(ours)[key]  # type: ignore[assignment]
+        there: dict[str, SliceFigures] = dict(theirs)[key] if theirs else {}  # type: ignore[assignment]
         rows = []
         for name, each in here.items():
-            count, before = int(each["rows"]), there[name]["mcc"] if theirs else None
+            count, before = each["rows"], there[name]["mcc"] if theirs else None
             mark = _mark(each["mcc"], before, count, policy)
             rows.append(_slice(name, count, each["mcc"], before, mark))
         kept = sorted(rows, key=lambda row: (row["mark"] != "dropped", -row["rows"]))[:MAX_SLICES]
@@ -155,15 +158,13 @@ def list_phenomena(evidence: Evidence) -> list[SliceRow]:
     return rows
 
 
-def _slice(name: str, rows: int, ours: float, theirs: float | None, mark: str) -> SliceRow:
-    tick = None if theirs is None else 100 * max(theirs, 0.0)
-    return SliceRow(
-        name=name, rows=rows, candidate=ours, champion=theirs, width=100 * max(ours, 0.0), tick=tick, mark=mark
-    )
+def _slice(name: str, rows: int, ours: float | None, theirs: float | None, mark: str) -> SliceRow:
+    tick, width = None if theirs is None else 100 * max(theirs, 0.0), 100 * max(ours or 0.0, 0.0)
+    return SliceRow(name=name, rows=rows, candidate=ours, champion=theirs, width=width, tick=tick, mark=mark)
 
 
-def _mark(ours: float, theirs: float | None, rows: int, policy: Policy) -> str:
-    if theirs is None or ours >= theirs:
+def _mark(ours: float | None, theirs: float | None, rows: int, policy: Policy) -> str:
+    if ours is None or theirs is None or ours >= theirs:
         return ""
     if theirs - ours <= policy.max_slice_drop:
         return "lower"

@@ -20,6 +20,11 @@ def show_interval(interval: MccInterval) -> str:
     return f"{interval['mcc']:.3f} (95% {interval['low']:.3f} to {interval['high']:.3f})"
 
 
+def show_mcc(value: float | None) -> str:
+    """Format the MCC of a slice; None where all its labels are the same."""
+    return "no MCC" if value is None else f"{value:.3f}"
+
+
 def escape_markdown(text: str) -> str:
     """Escape untrusted text for one line of Markdown, also in a table."""
     from tasks.reporting.templating import visible  # imports jinja2, which the registry's pages do not need

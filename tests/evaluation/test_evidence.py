@@ -21,6 +21,7 @@ from tasks.evaluation.evidence import (
     add_champion,
     find_leak,
     gather_evidence,
+    measure_candidate,
     measure_snapshot,
     parse_evidence,
     read_evidence,
@@ -75,6 +76,16 @@ def test_a_measurement_is_that_of_the_classifiers_predictions(exported: Any, toy
     assert (measured["variant"], measured["provider"]) == ("fp32", "CPUExecutionProvider")
     assert measured["finite"]
     assert measured["classes_predicted"] == 2
+
+
+def test_a_secondary_holdout_of_one_label_is_not_reported(
+    exported: Any, toy_split: tuple[str, str, str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = read_snapshot(toy_split[2])
+    rows[rows["label"] == 1].to_parquet(tmp_path / "one.parquet")
+    secondary = {"digest": "s" * 64, "path": str(tmp_path / "one.parquet")}
+    assert measure_candidate(exported["bundle"], rows, secondary, "cpu", 200).secondary is None  # type: ignore[arg-type]
+    assert "the secondary holdout has label 1 only, expected 0 and 1" in caplog.text
 
 
 def test_every_variant_is_measured_and_the_served_one_is_judged(complete: Any, toy_split: tuple[str, str, str]) -> None:

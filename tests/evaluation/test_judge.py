@@ -249,6 +249,13 @@ def test_small_slices_and_small_falls_do_not_hold() -> None:
     assert decide(evidence(**BETTER) | {"minimal_pairs": SUITE | {"share": 0.76}})[0] == "PROMOTE"
 
 
+@pytest.mark.parametrize(("now", "before"), [(None, None), (None, 0.9), (0.1, None)])
+def test_a_slice_of_one_label_has_no_mcc_and_does_not_hold(now: float | None, before: float | None) -> None:
+    given = evidence(**BETTER) | {"candidate": measurement(0.62, per_source={"swb04": {"rows": 222, "mcc": now}})}
+    given["champion"]["measurement"]["per_source"]["swb04"]["mcc"] = before
+    assert decide(given)[0] == "PROMOTE"
+
+
 def test_drift_does_not_hold_where_the_policy_says_so() -> None:
     assert decide(evidence(**BETTER, drift=["label"]), hold_on_drift=False)[0] == "PROMOTE"
 

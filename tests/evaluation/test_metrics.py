@@ -182,8 +182,18 @@ def test_groups_are_measured_separately_in_the_order_of_their_names() -> None:
     assert list(groups.items()) == [
         ("a", {"rows": 2, "accuracy": 0.0, "mcc": -1.0}),
         ("b", {"rows": 2, "accuracy": 1.0, "mcc": 1.0}),
-        ("c", {"rows": 1, "accuracy": 1.0, "mcc": 0.0}),
+        ("c", {"rows": 1, "accuracy": 1.0, "mcc": None}),
     ]
+
+
+@pytest.mark.parametrize("label", [0, 1])
+def test_a_group_of_one_label_has_no_mcc_whatever_is_predicted(label: int) -> None:
+    """A group of both labels for which one label is predicted has: 0."""
+    found = mcc_per_group([label] * 4 + [0, 1], [0, 1, 0, 1, 1, 1], ["a"] * 4 + ["b"] * 2)
+    assert found == {
+        "a": {"rows": 4, "accuracy": 0.5, "mcc": None},
+        "b": {"rows": 2, "accuracy": 0.5, "mcc": 0.0},
+    }
 
 
 def test_no_groups_without_sentences() -> None:

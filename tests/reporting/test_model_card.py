@@ -59,6 +59,13 @@ def test_tables_have_as_many_cells_in_every_row(decision: str) -> None:
         assert len({len(re.findall(r"(?<!\\)\|", row)) for row in rows}) == 1, rows
 
 
+def test_a_slice_of_one_label_has_no_mcc() -> None:
+    evidence = weigh(0.9, 3.0)
+    for side in (evidence["candidate"], evidence["champion"]["measurement"]):
+        side["per_source"] = {"swb04": {"rows": 100, "accuracy": 0.5, "mcc": None}}
+    assert "| swb04 | 100 | no MCC | no MCC |" in card(tell(evidence, min_slice_rows=1))
+
+
 def test_data_sets_of_the_hub_are_named_and_linked() -> None:
     address = "hf:nyu-mll/glue/cola@0123 + sample + hf:org/name + hf:nyu-mll/glue/other"
     read = ModelCard(card(DECISIONS["PROMOTE"], **{"data.path": address}))

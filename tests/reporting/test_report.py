@@ -155,6 +155,13 @@ def test_slices_that_drop_are_marked(beside: ReportInputs) -> None:
     assert fewer.count("dropped, few sentences") > text.count("dropped, few sentences")
 
 
+def test_a_slice_of_one_label_shows_that_it_has_no_mcc() -> None:
+    evidence = weigh(0.9, 3.0)
+    for side in (evidence["candidate"], evidence["champion"]["measurement"]):
+        side["per_source"] = {"swb04": {"rows": 100, "accuracy": 0.5, "mcc": None}}
+    assert "swb04 100 no MCC no MCC" in page(tell(evidence, min_slice_rows=1))[1]
+
+
 def test_a_report_without_a_champion_has_no_column_for_one() -> None:
     inputs = tell(weigh())
     html, text = page(inputs)

@@ -11,7 +11,7 @@ from toy import policy
 import tasks.evaluation.judge
 from tasks.evaluation.judge import RULES
 from tasks.reporting.tables import MAX_SLICES, compare_figures, explain_rules, list_facts, list_phenomena, list_slices
-from tasks.reporting.wording import NEXT_STEPS, escape_markdown
+from tasks.reporting.wording import NEXT_STEPS, escape_markdown, show_mcc
 
 
 def test_every_rule_of_the_judge_is_explained() -> None:
@@ -57,6 +57,21 @@ def test_a_slice_is_marked_as_the_rule_applies(fall: float, rows: int, mark: str
     assert found["mark"] == mark
     held = "slice_dropped" in tell(evidence, min_slice_rows=50).verdict["rules"]
     assert held <= (mark == "dropped")
+
+
+def test_a_slice_of_one_label_has_no_mcc_and_no_mark() -> None:
+    evidence = weigh(2.0, 1.9)
+    evidence["candidate"]["per_source"] = {"s": {"rows": 500, "accuracy": 0.2, "mcc": None}}
+    evidence["champion"]["measurement"]["per_source"] = {"s": {"rows": 500, "accuracy": 0.9, "mcc": None}}
+    (found,) = list_slices(evidence, policy())[0]["rows"]
+    assert (found["candidate"], found["champion"], found["width"], found["tick"], found["mark"]) == (
+        None,
+        None,
+        0,
+        None,
+        "",
+    )
+    assert show_mcc(found["candidate"]) == "no MCC"
 
 
 def test_bars_of_negative_values_are_empty() -> None:
