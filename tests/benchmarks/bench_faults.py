@@ -22,6 +22,7 @@ from tasks.core.provenance import git_commit, library_versions
 PARTS = {
     "mutate": "mutated bundles and settings files: tracebacks, hangs, memory",
     "kills": "commands killed at random moments, and run again: duplicates, stuck records, runs left running",
+    "kills_postgresql": "the same on PostgreSQL",
     "starts": "ten retrain at once in a fresh home",
     "serve": "400 clients while the alias moves four times: failures, latency, memory",
 }
@@ -32,7 +33,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", metavar="PART", help=", ".join(PARTS))
     parser.add_argument("--quick", action="store_true", help="the short form of each part; no aim is judged by it")
-    parser.add_argument("--kills", type=int, default=60, help="of retrain; a third of each other command")
+    parser.add_argument(
+        "--kills", type=int, default=60, help="kills of retrain, and a third as many of each other command"
+    )
+    parser.add_argument("--minutes", type=float, default=120, help="most minutes of the kills of a store")
     parser.add_argument("--bundle", default="", help="folder of a trained bundle; a tiny one is made without it")
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()

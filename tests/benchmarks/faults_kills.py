@@ -1,102 +1,202 @@
-"""Commands that are killed at random moments and run again: nothing twice, nothing stuck, nothing left."""
+"""Commands on SQLite that are killed at random moments and run again: nothing twice, nothing stuck, nothing left.
+
+One home serves all commands: version 2 is champion, version 1 was it before, version 3 waits for a decision, versions
+4 and 5 are rejected. Each command starts from a copy of it, and half of the training jobs from an empty home. A kill
+takes the main process alone, at a moment that is drawn from the time that the command takes undisturbed; then the same
+command runs again. Most commands are forked from a process that has imported the libraries; each tenth starts cold.
+"""
 
 import argparse
+import hashlib
+import json
 import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import tempfile
 import time
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from faults_home import CommandHome
+from faults_warm import WarmProcess
 
+SEED = 0
 RESUMES = 3  # kills of a training job before it may end
 QUICK_KILLS = 3
+COLD = 10  # each tenth command starts with its imports
+BEYOND = 1.05  # of the undisturbed time; a command that ends earlier counts as none
+LEAVING_S = 15.0  # until then children must have ended
+LIMIT_S = 600.0
+MUST_BE_ZERO = (
+    "duplicates",
+    "stuck_records",
+    "runs_left_running",
+    "processes_left",
+    "failed_again",
+    "wrong_outcomes",
+    "tracebacks",
+)
+
+
+class Case(NamedTuple):
+    """A command to kill."""
+
+    name: str
+    arguments: list[str]
+    kept: str
+    """name of the home that it starts in"""
+    kills: int
+    resumes: int = 1
+    """kills before it may end"""
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Kill `retrain` --kills times, and rollback, prune and score a third as often; count what must not be there."""
+    """Kill `retrain` --kills times, and the other commands a third as often; count what must not be there."""
+    return measure_kills(options, CommandHome)
+
+
+def measure_kills(options: argparse.Namespace, make_home: Callable[[Path], CommandHome]) -> dict[str, Any]:
+    """Return the counts of each command in a home of some kind."""
     kills = QUICK_KILLS if options.quick else options.kills
-    rng = random.Random(0)
-    with tempfile.TemporaryDirectory() as folder:
-        home = CommandHome(Path(folder))
-        results = {"retrain": kill_retrain(home, kills, rng)}
-        (Path(folder) / "in.txt").write_text("the cat sees\n" * 50_000)
-        score = ["score", f"{folder}/in.txt", f"{folder}/out.parquet", "--device", "cpu"]
-        for name, command in {
-            "score": score,
-            "rollback": ["rollback", "--reason", "complaints"],
-            "prune": ["prune", "--days", "0", "--keep", "1"],
-        }.items():
-            results[name] = kill_often(home, command, max(1, kills // 3), rng)
-    keys = ("duplicates", "stuck_records", "runs_left_running", "processes_left", "failed_again")
-    missed = [f"{name}: {key}" for name, result in results.items() for key in keys if result[key]]
-    return {"kills": kills, **results, "aims_missed": missed}
+    results: dict[str, Counter[str]] = {}
+    deadline = time.monotonic() + 60 * options.minutes
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        home = make_home(folder)
+        warm = WarmProcess(home.environment, folder / "stderr")
+        try:
+            prepare(home, warm)
+            for case in cases(home, folder, kills):
+                found = Killer(home, warm, case, folder / "out.parquet").measure(deadline)
+                results[case.name] = results.get(case.name, Counter()) + found
+                print(f"{case.name}: {dict(results[case.name])}", flush=True)
+        finally:
+            warm.close()
+            home.close()
+    counts = {name: dict.fromkeys(MUST_BE_ZERO, 0) | found for name, found in results.items()}
+    missed = [f"{name}: {key}" for name, found in counts.items() for key in MUST_BE_ZERO if found[key]]
+    return {"seed": SEED, **counts, "aims_missed": missed}
 
 
-def kill_retrain(home: CommandHome, kills: int, rng: random.Random) -> dict[str, Any]:
-    """Kill runs at random moments; after RESUMES kills of a job let it end."""
-    longest, failed, left = abs(run(home, home.retrain(0))), 0, 0
-    for number in range(kills):
-        seed = 1 + number // RESUMES
-        left += kill(home, home.retrain(seed), rng.uniform(0, longest))
-        if number % RESUMES == RESUMES - 1 or number == kills - 1:
-            failed += run(home, home.retrain(seed)) < 0
-    return {"kills": kills, "failed_again": failed, "processes_left": left, **home.faults()}
+def prepare(home: CommandHome, warm: WarmProcess) -> None:
+    """Keep an empty home as `empty`, and as `full` one with two champions, a candidate on HOLD and two rejected."""
+    if home.needs_tables:
+        finish(warm, ["prepare"])
+        home.keep("empty")
+    for seed in range(5):
+        finish(warm, home.retrain(seed))
+        if seed == 1:
+            finish(warm, ["approve", "2", "--reason", "first"])
+        if seed > 2:
+            finish(warm, ["reject", str(seed + 1), "--reason", "worse"])
+    home.keep("full")
 
 
-def kill_often(home: CommandHome, command: list[str], kills: int, rng: random.Random) -> dict[str, Any]:
-    """Kill a command at random moments, each time in a copy of the home, and run it again."""
-    kept = home.home.with_name("kept")
-    shutil.rmtree(kept, ignore_errors=True)
-    shutil.copytree(home.home, kept)
-    longest, failed, left = abs(run(home, command)), 0, 0
-    worst: dict[str, Any] = {}
-    for _ in range(kills):
-        shutil.rmtree(home.home)
-        shutil.copytree(kept, home.home)
-        left += kill(home, command, rng.uniform(0, longest))
-        failed += run(home, command) < 0
-        found = home.faults()
-        worst = {key: max(value, worst.get(key, 0)) for key, value in found.items()}
-    shutil.rmtree(home.home)
-    shutil.copytree(kept, home.home)
-    return {"kills": kills, "failed_again": failed, "processes_left": left, **worst}
+def cases(home: CommandHome, folder: Path, kills: int) -> list[Case]:
+    """Return the commands to kill, and how often."""
+    (folder / "in.txt").write_text("the cat sees\n" * 100_000)
+    score = ["score", f"{folder}/in.txt", f"{folder}/out.parquet", "--device", "cpu"]
+    third = max(1, kills // 3)
+    return [
+        Case("approve", ["approve", "3", "--reason", "good enough"], "full", third),
+        Case("rollback", ["rollback", "--reason", "complaints"], "full", third),
+        Case("prune", ["prune", "--days", "0", "--keep", "1"], "full", third),
+        Case("score", score, "full", third),
+        Case("retrain", home.retrain(10), "empty", kills - kills // 2, RESUMES),
+        Case("retrain", home.retrain(10), "full", kills // 2, RESUMES),
+    ]
 
 
-def run(home: CommandHome, command: list[str]) -> float:
-    """Run a command to its end; return its seconds, negative where it failed."""
-    began = time.monotonic()
-    done = start(home, command)
-    error = done.communicate()[1]
-    if done.returncode:
-        print(f"exit {done.returncode} of {' '.join(command[:2])}: {error[-500:]}", flush=True)
-    return (time.monotonic() - began) * (-1 if done.returncode else 1)
+def finish(warm: WarmProcess, arguments: list[str]) -> None:
+    """Run a command that has to succeed."""
+    if (code := warm.start(arguments).wait(LIMIT_S)) != 0:
+        raise RuntimeError(f"exit {code} of {arguments[:2]}: {warm.log.read_text()[-500:]}")
 
 
-def kill(home: CommandHome, command: list[str], seconds: float) -> int:
-    """Start a command and kill its process alone; return how many processes it left two seconds later."""
-    process = start(home, command)
-    time.sleep(seconds)
-    process.kill()
-    process.wait()
-    time.sleep(2)
-    left = home.processes()
-    for pid in left:
-        os.kill(pid, signal.SIGKILL)
-    process.communicate()
-    return len(left)
+class Killer:
+    """Kills one command until it was hit as often as its case says."""
 
+    def __init__(self, home: CommandHome, warm: WarmProcess, case: Case, out: Path) -> None:
+        self.home, self.warm, self.case, self.out = home, warm, case, out
+        self.rng = random.Random(f"{SEED}/{case.name}/{case.kept}")
+        self.counts: Counter[str] = Counter()
 
-def start(home: CommandHome, command: list[str]) -> "subprocess.Popen[str]":
-    return subprocess.Popen(
-        [sys.executable, "-m", "flows.cli.app", *command],
-        env=os.environ | home.environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    def measure(self, deadline: float) -> Counter[str]:
+        """Return the counts; after the deadline, a monotonic time, no other kill begins."""
+        times = {}
+        for cold in (True, False):
+            self._restore()
+            times[cold] = self._run_to_end(cold)
+        expected = self._state()
+        while self.counts["kills"] < self.case.kills and time.monotonic() < deadline:
+            self._restore()
+            hits = self.counts["kills"]
+            for _ in range(min(self.case.resumes, self.case.kills - hits)):
+                cold = self.counts["starts"] % COLD == COLD - 1
+                self._kill(cold, self.rng.uniform(0, BEYOND * times[cold]))
+            if self.counts["kills"] > hits:
+                self._run_to_end(cold=False)
+                self._compare(expected)
+        return self.counts
+
+    def _restore(self) -> None:
+        self.home.restore(self.case.kept)
+        self.out.unlink(missing_ok=True)
+        shutil.rmtree(f"{self.out}.parts", ignore_errors=True)
+
+    def _run_to_end(self, cold: bool) -> float:
+        """Run the command undisturbed; return its seconds."""
+        began = time.monotonic()
+        command = self.warm.start(self.case.arguments, cold)
+        code = command.wait(LIMIT_S)
+        if code is None:
+            os.kill(command.pid, signal.SIGKILL)
+            command.wait(LIMIT_S)
+        said = self.warm.log.read_text(errors="replace")
+        self.counts["failed_again"] += code != 0
+        self.counts["tracebacks"] += "Traceback" in said
+        if code != 0 or "Traceback" in said:
+            print(f"exit {code} of {self.case.name}: {said[-2_000:]}", flush=True)
+        return time.monotonic() - began
+
+    def _kill(self, cold: bool, seconds: float) -> None:
+        """Start the command, and kill its main process after some seconds."""
+        command = self.warm.start(self.case.arguments, cold)
+        self.counts["starts"] += 1
+        if command.wait(seconds) is None:
+            os.kill(command.pid, signal.SIGKILL)
+            command.wait(LIMIT_S)
+            self.counts["kills"] += 1
+            self.counts["cold_kills"] += cold
+        left, deadline = self._left(), time.monotonic() + LEAVING_S
+        while left and time.monotonic() < deadline:
+            time.sleep(0.1)
+            left = self._left()
+        for pid in left:
+            print(f"left by {self.case.name}: {Path(f'/proc/{pid}/cmdline').read_bytes()!r}", flush=True)
+            os.kill(pid, signal.SIGKILL)
+        self.counts["processes_left"] += len(left)
+
+    def _left(self) -> list[int]:
+        return [pid for pid in self.home.processes() if pid != self.warm.pid]
+
+    def _state(self) -> dict[str, Any]:
+        file = self.home.home.with_name("state.json")
+        finish(self.warm, ["state", str(file)])
+        state: dict[str, Any] = json.loads(file.read_text())
+        state["out"] = hashlib.sha256(self.out.read_bytes()).hexdigest() if self.out.exists() else ""
+        state["parts"] = Path(f"{self.out}.parts").exists()
+        return state
+
+    def _compare(self, expected: dict[str, Any]) -> None:
+        """Count the faults of the home, and a state that is not that after an undisturbed command."""
+        state = self._state()
+        self.counts += Counter(state["faults"])
+        self.counts += Counter({key: count for key, count in state["left_over"].items() if count > 0})
+        decided = ("aliases", "versions", "changes", "runs", "out", "parts")
+        if differing := [key for key in decided if state[key] != expected[key]]:
+            self.counts["wrong_outcomes"] += 1
+            print(f"{self.case.name}: {[(key, state[key], expected[key]) for key in differing]}", flush=True)
