@@ -21,6 +21,8 @@ class FinetuneSettings(Section):
 
     encoder: Address = "packaged"
     """Folder or hub id of a pretrained encoder, or "packaged" for the one that is installed with the product."""
+    allow_new_weights: bool = False
+    """Train an encoder of which less than 90% comes from its files; the rest starts from random weights."""
     epochs: Annotated[int, Field(ge=1, le=1000)] = 4
     """Passes over the training sentences."""
     batch_size: Annotated[int, Field(ge=1, le=65536)] = 32

@@ -12,9 +12,8 @@ import torch
 from tasks.core.files import atomic_directory
 from tasks.data.snapshots import read_snapshot
 from tasks.training.corruption import with_corruptions
-from tasks.training.model import load_classifier
 from tasks.training.trainer import train_epochs
-from tasks.training.training_job import TokenizedData, TrainingJob, is_finished, step_config, write_record
+from tasks.training.training_job import TokenizedData, TrainingJob, is_finished, load_start, step_config, write_record
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +37,7 @@ def run_corruption_stage(job: TrainingJob, data: TokenizedData) -> str:
         return recipe.encoder
     log.info("corruption stage: %d sentences, %d of them corrupted", len(rows), (rows["label"] == 0).sum())
     torch.manual_seed(recipe.seed)
-    model = load_classifier(recipe.encoder).to(recipe.device)
+    model = load_start(job, recipe.encoder)
     config = step_config(recipe.model_copy(update={"r_drop": 0.0}), len(rows), epochs=1)
     train, validation = data.encode(rows), data.validation
     data.wait_for_kernels()
@@ -48,7 +47,7 @@ def run_corruption_stage(job: TrainingJob, data: TokenizedData) -> str:
         log.warning("the corruption stage ended with a NaN or Inf loss; training starts without it")
         return recipe.encoder
     with atomic_directory(target) as scratch:
-        model.save_pretrained(scratch)
+        model.save_pretrained(scratch, save_original_format=False)
         write_record(scratch, job.fingerprint)
     return str(target)
 

@@ -1,46 +1,203 @@
-"""The model that is trained: an encoder of transformers with a classification head for two classes."""
+"""The model that is trained: an encoder of transformers with a classification head for two classes.
+
+transformers gives what a checkpoint does not hold, or holds in another size, random values. How much of the encoder
+that is, `LoadedWeights` says.
+"""
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
+from huggingface_hub import get_local_safetensors_metadata
+from huggingface_hub.errors import NotASafetensorsRepoError, SafetensorsParsingError, StrictDataclassError
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
+from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from tasks.core.errors import UsageError, first_line
 
 LABELS = ["unacceptable", "acceptable"]
+MIN_SHARE = 0.9  # of the encoder's parameters that have to be the checkpoint's
+# What wrappers put before the names of weights: DataParallel, Lightning, sentence-transformers.
+WRAPPERS = r"^(?:module\.|model\.|0\.auto_model\.)+"
+NAMED = 3  # tensors that a message names
+PRECISIONS = {"F32": "fp32", "F16": "fp16", "BF16": "bf16", "F64": "fp64"}  # by safetensors' name
+# What transformers raises for folders that hold no usable model.
+LOAD_ERRORS = (
+    OSError, ValueError, KeyError, RuntimeError, AttributeError, TypeError,
+    SafetensorError, SafetensorsParsingError, NotASafetensorsRepoError, StrictDataclassError,
+)  # fmt: skip
 
 
-def load_classifier(folder: str, attention: str | None = None) -> PreTrainedModel:
+@dataclass(frozen=True)
+class LoadedWeights:
+    """What of an encoder, without the head, came from its checkpoint; tensors by their names in the model."""
+
+    total: int
+    """Parameters of the encoder."""
+    loaded: int
+    """Parameters that are the checkpoint's."""
+    missing: tuple[str, ...]
+    """Tensors that the checkpoint does not hold."""
+    resized: tuple[str, ...]
+    """Tensors that it holds in another size, with both sizes."""
+    unused: tuple[str, ...]
+    """Tensors of the checkpoint that the model does not have: other heads, or further layers."""
+    prefix: str
+    """What was taken off the checkpoint's names."""
+    stored: str
+    """Precisions of the checkpoint's files."""
+
+    @property
+    def share(self) -> float:
+        """Share of the parameters that are the checkpoint's, from 0 to 1."""
+        return self.loaded / self.total if self.total else 1.0
+
+    def describe(self) -> str:
+        """Describe it in one line."""
+        share = "all" if self.loaded == self.total else f"{math.floor(self.share * 1000) / 10:.1f}%"
+        parts = [f"{share} of the encoder's {self.total:,} weights are the checkpoint's"]
+        parts += [f"random, for lack of them: {_name_some(self.missing)}"] if self.missing else []
+        parts += [f"random, for another size: {_name_some(self.resized)}"] if self.resized else []
+        parts += [f"not used: {_name_some(self.unused)}"] if self.unused else []
+        parts += [f"{self.prefix!r} taken off their names"] if self.prefix else []
+        return f"{'; '.join(parts)}; stored as {self.stored}, trained as fp32"
+
+    def check(self, folder: str, allow_new: bool) -> None:
+        """Check that the encoder is the checkpoint's.
+
+        Args:
+            folder: of the encoder.
+            allow_new: whether any share will do.
+
+        Raises:
+            UsageError: if less than `MIN_SHARE` is.
+        """
+        if self.share < MIN_SHARE and not allow_new:
+            raise UsageError(
+                f"encoder {folder!r} cannot be fine-tuned ({self.describe()}); expected at least {MIN_SHARE:.0%}: "
+                "a config.json that belongs to the weights, or --set finetune.allow_new_weights=true"
+            )
+
+
+def _name_some(names: Sequence[str]) -> str:
+    """Return the first names and how many there are in all."""
+    shown = ", ".join(names[:NAMED])
+    return shown if len(names) <= NAMED else f"{shown}, ... ({len(names)} tensors)"
+
+
+def load_classifier(folder: str, attention: str | None = None, *, allow_new_weights: bool = False) -> PreTrainedModel:
     """Load a two-class classifier in fp32; an encoder without a head gets a new, randomly initialised one.
 
     Args:
         folder: of a model saved by transformers.
         attention: transformers' name of an attention implementation; None for its choice.
+        allow_new_weights: whether more than a tenth of the encoder may be randomly initialised.
 
     Raises:
         UsageError: if the folder holds no such model.
     """
+    model, weights = load_with_report(folder, attention)
+    weights.check(folder, allow_new_weights)
+    return model
+
+
+def load_with_report(folder: str, attention: str | None = None) -> tuple[PreTrainedModel, LoadedWeights]:
+    """Load as `load_classifier` does, and say what came from the checkpoint; nothing of that is refused.
+
+    Raises:
+        UsageError: if the folder holds no model.
+    """
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     try:
-        return AutoModelForSequenceClassification.from_pretrained(
-            folder,
-            num_labels=len(LABELS),
-            id2label=dict(enumerate(LABELS)),
-            label2id={label: number for number, label in enumerate(LABELS)},
-            ignore_mismatched_sizes=True,
-            attn_implementation=attention,
-            dtype=torch.float32,
-            local_files_only=True,
-            trust_remote_code=False,  # None would ask on the terminal
-        )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, StrictDataclassError) as error:
+        precision = _stored_precision(folder)
+        model, found = _load(folder, attention)
+        weights = _report(model, found, "", precision)
+        wrapped = [prefix[0] for name in found["unexpected_keys"] if (prefix := re.match(WRAPPERS, name))]
+        if wrapped:
+            bare, found = _load(folder, attention, key_mapping={WRAPPERS: ""})
+            if (report := _report(bare, found, wrapped[0], precision)).loaded > weights.loaded:
+                model, weights = bare, report
+    except LOAD_ERRORS as error:
         raise UsageError(
-            f"encoder {folder!r} cannot be fine-tuned ({first_line(error)}); expected --encoder DIR|HUB_ID"
+            f"encoder {folder!r} cannot be fine-tuned ({_reason(error)}); expected --encoder DIR|HUB_ID"
         ) from error
+    return model, weights
+
+
+def _stored_precision(folder: str) -> str:
+    """Return the precision of a checkpoint's files; several, the most frequent first, with more than 1% each."""
+    count = get_local_safetensors_metadata(folder).parameter_count
+    kinds = sorted(count, key=lambda kind: -count[kind])  # position_ids are a few integers
+    return " and ".join(PRECISIONS.get(kind, kind) for kind in kinds if count[kind] > sum(count.values()) / 100)
+
+
+def _reason(error: BaseException) -> str:
+    """Return why loading failed in one line; a wrong field of config.json is named in the last one."""
+    if isinstance(error, StrictDataclassError):
+        return str(error).splitlines()[-1].strip()[:500]
+    return first_line(error)
+
+
+def _load(folder: str, attention: str | None, **more: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """Return a model and what transformers says about its weights."""
+    loaded: tuple[PreTrainedModel, dict[str, Any]] = AutoModelForSequenceClassification.from_pretrained(
+        folder,
+        num_labels=len(LABELS),
+        id2label=dict(enumerate(LABELS)),
+        label2id={label: number for number, label in enumerate(LABELS)},
+        ignore_mismatched_sizes=True,  # reported instead
+        output_loading_info=True,
+        attn_implementation=attention,
+        dtype=torch.float32,
+        local_files_only=True,
+        use_safetensors=True,
+        trust_remote_code=False,  # None would ask on the terminal
+        **more,
+    )
+    return loaded
+
+
+def _report(model: PreTrainedModel, found: dict[str, Any], prefix: str, stored: str) -> LoadedWeights:
+    """Summarise what transformers says about the weights of the encoder."""
+    inside = f"{model.base_model_prefix}." if model.base_model is not model else ""
+    sizes = {name: tensor.numel() for name, tensor in model.named_parameters() if name.startswith(inside)}
+    resized = {name: f"{name} {list(file)} instead of {list(own)}" for name, file, own in found["mismatched_keys"]}
+    random = [name for name in sizes if name in found["missing_keys"] or name in resized]
+    total = sum(sizes.values())
+    return LoadedWeights(
+        total=total,
+        loaded=total - sum(sizes[name] for name in random),
+        missing=tuple(name for name in random if name not in resized),
+        resized=tuple(resized[name] for name in random if name in resized),
+        unused=tuple(sorted(found["unexpected_keys"])),
+        prefix=prefix,
+        stored=stored,
+    )
 
 
 def pad_token_id(folder: str) -> int:
-    """Return the padding token of a model's configuration; 0 where it names none."""
-    return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False).pad_token_id or 0
+    """Return the padding token of a model's configuration; 0 where it names none.
+
+    Raises:
+        UsageError: if the configuration is none of transformers'.
+    """
+    return read_config(folder).pad_token_id or 0
+
+
+def read_config(folder: str) -> PreTrainedConfig:
+    """Return a model's configuration.
+
+    Raises:
+        UsageError: if it is none of transformers'.
+    """
+    try:
+        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except LOAD_ERRORS as error:
+        raise UsageError(
+            f"config.json of encoder {folder!r} cannot be used ({_reason(error)}); expected one of transformers"
+        ) from error

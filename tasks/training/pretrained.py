@@ -47,6 +47,7 @@ def locate_encoder(name: str, *, offline: bool = False) -> Encoder:
     else:
         folder = _fetch(name, HUB_FILES, offline)
     refuse_custom_code(folder)
+    check_labels(folder)
     return Encoder(name=name, folder=str(folder), digest=encoder_digest(folder))
 
 
@@ -82,6 +83,21 @@ def refuse_custom_code(folder: Path) -> None:
                 f"{str(path)!r} wants code of its own to be run ({wanted[0][:200]}), which is never done; "
                 "expected an encoder that transformers implements; if its implementation is meant, delete that entry"
             )
+
+
+def check_labels(folder: Path) -> None:
+    """Check the labels of a folder's configuration, which transformers reads although others replace them.
+
+    Raises:
+        UsageError: if they are not numbered names.
+    """
+    path = folder / "config.json"
+    labels = _read_config(path).get("id2label") if path.exists() else None
+    if labels is not None and not (isinstance(labels, dict) and all(map(str.isdecimal, labels))):
+        raise UsageError(
+            f"{str(path)!r} has id2label = {json.dumps(labels)[:100]}; "
+            'expected numbers and names such as {"0": "unacceptable", "1": "acceptable"}; delete that entry'
+        )
 
 
 def _read_config(path: Path) -> dict[str, Any]:
@@ -137,6 +153,12 @@ def encoder_digest(path: str | Path) -> str:
         UsageError: if one of them is missing.
     """
     folder = Path(path)
+    pickled = next(folder.glob("pytorch_model*.bin*"), None)
+    if pickled and not any((folder / name).is_file() for name in WEIGHTS_FILES):
+        raise UsageError(
+            f"encoder folder {str(folder)!r} holds {pickled.name}, pickled weights, which are never loaded: reading "
+            f"them can run code; expected {WEIGHTS_FILES[0]}: save it again by transformers' save_pretrained"
+        )
     for names in (("config.json",), WEIGHTS_FILES, ("tokenizer.json", "vocab.txt", "tokenizer.model", "spiece.model")):
         if not any((folder / name).is_file() for name in names):
             raise UsageError(

@@ -17,7 +17,6 @@ from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
 from tasks.core.files import atomic_directory, read_json
-from tasks.training.model import load_classifier
 from tasks.training.process_group import ProcessGroup
 from tasks.training.recipe import TrainingRecipe
 from tasks.training.side_by_side import Lane, train_side_by_side
@@ -28,6 +27,7 @@ from tasks.training.training_job import (
     TokenizedData,
     TrainingJob,
     is_finished,
+    load_start,
     step_config,
     write_record,
 )
@@ -105,7 +105,7 @@ def _train_once(
     recipe = job.recipe
     with lane.exclusive() if lane else contextlib.nullcontext():
         torch.manual_seed(head_seed)  # only models that started from one head can be averaged
-        model = load_classifier(start).to(recipe.device)
+        model = load_start(job, start)
         if seed != head_seed:
             torch.manual_seed(seed)
     train, validation = data.train, data.validation

@@ -8,10 +8,9 @@ import torch
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
-from tasks.training.model import load_classifier
 from tasks.training.seed_runs import SavedSeedRun, SeedRun, validation_mcc
 from tasks.training.trainer import validate
-from tasks.training.training_job import TokenizedData, TrainingJob
+from tasks.training.training_job import TokenizedData, TrainingJob, load_start
 
 log = logging.getLogger(__name__)
 
@@ -39,14 +38,13 @@ def average_or_best(job: TrainingJob, data: TokenizedData, start: str, saved: Se
     """
     learned = [each for each in saved if not each.run["collapsed"]] or saved
     best = max(learned, key=lambda each: validation_mcc(each.run))
-    model = load_classifier(start)
+    model = load_start(job, start)
     _load_mean(model, [each.weights for each in learned])
     if len(saved) == 1:
         return SelectedModel(model, averaged=False, best=best.run)
     collapsed = sum(each.run["collapsed"] for each in saved)
     if collapsed:
         log.warning("%d of %d seeds learned nothing", collapsed, len(saved))
-    model.to(job.recipe.device)
     soup_mcc = float(validate(model, data.validation)["validation_mcc"] or 0)
     single = [validation_mcc(each.run) for each in learned]
     log.info(

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from transformers import PreTrainedModel
 
 from tasks.core.errors import VerdictError
 from tasks.core.files import read_checksummed, sha256_of, write_checksummed
@@ -18,7 +19,7 @@ from tasks.data.snapshots import read_snapshot
 from tasks.inference.tokenization import load_tokenizer
 from tasks.training.dataset import TokenDataset, encode_rows
 from tasks.training.kernel_compiler import KernelCompilation
-from tasks.training.model import pad_token_id
+from tasks.training.model import LoadedWeights, load_with_report, pad_token_id
 from tasks.training.recipe import TrainingRecipe
 from tasks.training.train_step import StepConfig
 
@@ -81,6 +82,24 @@ class TokenizedData:
     def _encoding(self) -> tuple[Any, int]:
         recipe = self._job.recipe
         return load_tokenizer(recipe.encoder, recipe.max_length), pad_token_id(recipe.encoder)
+
+
+def load_start(job: TrainingJob, folder: str) -> PreTrainedModel:
+    """Load the model that a stage starts from, on the job's device; what its weights are is logged once.
+
+    Raises:
+        UsageError: if the folder holds no such model, or too few of the encoder's weights.
+    """
+    model, weights = load_with_report(folder)
+    weights.check(folder, job.recipe.allow_new_weights)
+    _log_weights(job.folder, weights)
+    return model.to(job.recipe.device)
+
+
+@functools.lru_cache(16)
+def _log_weights(run: str, weights: LoadedWeights) -> None:
+    """Log what a model's weights are, once for each run, however many seeds it has."""
+    log.log(logging.INFO if weights.loaded == weights.total else logging.WARNING, "%s", weights.describe())
 
 
 def step_config(recipe: TrainingRecipe, rows: int, epochs: int) -> StepConfig:

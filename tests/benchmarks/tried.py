@@ -62,7 +62,7 @@ def new_top_layers(count: int) -> Iterator[None]:
 
     Source: Zhang et al. 2020, https://arxiv.org/abs/2006.05987, section 5.
     """
-    load: Callable[..., Any] = seed_runs.load_classifier
+    load: Callable[..., Any] = seed_runs.load_start
 
     def loading(*arguments: Any, **options: Any) -> Any:
         model = load(*arguments, **options)
@@ -74,7 +74,7 @@ def new_top_layers(count: int) -> Iterator[None]:
                 module.reset_parameters()
         return model
 
-    with patch.object(seed_runs, "load_classifier", loading):
+    with patch.object(seed_runs, "load_start", loading):
         yield
 
 
