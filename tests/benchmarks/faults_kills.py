@@ -7,6 +7,7 @@ command runs again. Most commands are forked from a process that has imported th
 """
 
 import argparse
+import contextlib
 import hashlib
 import json
 import os
@@ -72,7 +73,7 @@ def measure_kills(options: argparse.Namespace, make_home: Callable[[Path], Comma
             for case in cases(home, folder, kills):
                 found = Killer(home, warm, case, folder / "out.parquet").measure(deadline)
                 results[case.name] = results.get(case.name, Counter()) + found
-                print(f"{case.name}: {dict(results[case.name])}", flush=True)
+                print(f"{case.name}: {json.dumps(results[case.name])}", flush=True)
         finally:
             warm.close()
             home.close()
@@ -167,7 +168,8 @@ class Killer:
         command = self.warm.start(self.case.arguments, cold)
         self.counts["starts"] += 1
         if command.wait(seconds) is None:
-            os.kill(command.pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(command.pid, signal.SIGKILL)
             command.wait(LIMIT_S)
             self.counts["kills"] += 1
             self.counts["cold_kills"] += cold
@@ -176,8 +178,9 @@ class Killer:
             time.sleep(0.1)
             left = self._left()
         for pid in left:
-            print(f"left by {self.case.name}: {Path(f'/proc/{pid}/cmdline').read_bytes()!r}", flush=True)
-            os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(OSError):
+                print(f"left by {self.case.name}: {Path(f'/proc/{pid}/cmdline').read_bytes()!r}", flush=True)
+                os.kill(pid, signal.SIGKILL)
         self.counts["processes_left"] += len(left)
 
     def _left(self) -> list[int]:

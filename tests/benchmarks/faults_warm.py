@@ -71,7 +71,9 @@ class WarmProcess:
             reply = self._read(seconds)
             return None if reply is None else int(reply)
 
-        return Command(int(self._read(60) or 0), wait)
+        reply = self._read(300)
+        assert reply is not None
+        return Command(int(reply), wait)
 
     def _start_cold(self, arguments: list[str]) -> Command:
         with self.log.open("wb") as log:
