@@ -13,6 +13,7 @@ from urllib.parse import unquote, urlsplit
 
 from tasks.core import log_format
 from tasks.core.errors import UsageError
+from tasks.core.hidden_addresses import check_address
 
 DEFAULT_HOME = ".verdict"
 OPENMP_VARIABLES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")  # how its threads wait
@@ -91,11 +92,15 @@ def _move_credentials() -> None:
     """Move name and password of our servers' addresses to the variables that are meant for them.
 
     Libraries log addresses, and quote them in messages.
+
+    Raises:
+        UsageError: if such an address has another form.
     """
     for variable in ("PREFECT_API_URL", "MLFLOW_TRACKING_URI"):
         given = os.environ.get(variable, "")
         if not re.match(r"https?://[^/?#]*@", given):
             continue
+        check_address(variable, given)
         parts = urlsplit(given)
         name, password = unquote(parts.username or ""), unquote(parts.password or "")
         if variable == "PREFECT_API_URL":

@@ -122,6 +122,9 @@ def deploy(
     """Create or update the deployments of retrain, watch and score on a Prefect server."""
     environment.set_process_defaults()
     from flows.cli import show_review
+    from flows.services.embedded_prefect import lasting_api
+
+    lasting_api()  # one of another form fails the imports
     from flows.services import deploy
 
     print_result(deploy.deploy(file), as_json, show_review.show_deployments)

@@ -10,6 +10,7 @@ from typing import TypedDict
 import onnx
 from onnx import TensorProto, helper
 
+from flows.services.server_watch import check_servers, lasting_servers
 from tasks.core.errors import VerdictError, first_line
 from tasks.core.printable import redact_address
 from tasks.core.provenance import library_versions
@@ -79,10 +80,13 @@ def _onnxruntime() -> str:
 def _store(home: str) -> str:
     from tasks.inference.bundle import CHAMPION
     from tasks.registry.lookup import find_alias
+    from tasks.registry.mlflow_client import check_database
     from tasks.registry.store import is_uninitialised, locate_store
     from tasks.registry.verification import inspect_version
 
     store = locate_store(home)
+    check_servers(lasting_servers(), patient=False)
+    check_database(store)
     if is_uninitialised(store):
         return f"{store['uri']}, not created yet"
     champion = find_alias(store, CHAMPION, fetch=False)
@@ -102,12 +106,13 @@ def _signatures() -> str:
 
 
 def _prefect() -> str:
-    from prefect import __version__
-    from prefect.settings import get_current_settings
+    from flows.services.embedded_prefect import lasting_api
 
-    url = get_current_settings().api.url
+    url = lasting_api()
     if not url:
         return "embedded server, started for each run"
+    from prefect import __version__
+
     from flows.services.prefect_status import check_workers, connect_prefect
 
     with connect_prefect("start it (make up), or unset PREFECT_API_URL") as client:

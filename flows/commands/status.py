@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from flows.commands.doctor import MIN_FREE_DISK_GB
-from tasks.core.errors import UnreachableError, VerdictError
+from flows.services.embedded_prefect import lasting_api
+from flows.services.server_watch import check_servers, lasting_servers
+from tasks.core.errors import UnreachableError, UsageError, VerdictError
 from tasks.core.files import read_json
 from tasks.inference.bundle import CHAMPION
 from tasks.registry import champion_history, lookup, promotion, tracking, verification
 from tasks.registry.champion_history import TimelineEntry
 from tasks.registry.lookup import CHALLENGER, RegisteredVersion
+from tasks.registry.mlflow_client import check_database
 from tasks.registry.store import MlflowStore, is_uninitialised, locate_store
 
 DISK_SCAN_TIMEOUT_S = 2.0  # after which the size of the stores is left out
@@ -41,13 +44,15 @@ def status(home: str) -> dict[str, Any]:
     answer |= {"champion_state": "none", "drift": None, "schedule": None, "disk": measure_disk(home)}
     answer |= {"notices": [], "unreachable": []}
     try:
+        check_servers(lasting_servers(), patient=False)
+        check_database(store)
         if not is_uninitialised(store):
             answer |= read_runs(store)
     except UnreachableError as error:
         answer |= {"champion_state": "unknown", "unreachable": [str(error)]}
     try:
         answer["schedule"] = read_prefect()
-    except UnreachableError as error:
+    except (UnreachableError, UsageError) as error:
         answer["unreachable"].append(str(error))
     answer["drift"] = latest_drift(answer["champion"], answer["runs"], home, answer["notices"])
     answer["notices"] += [
@@ -87,10 +92,9 @@ def read_prefect() -> Any:
 
     Raises:
         UnreachableError: if it does not answer.
+        UsageError: if PREFECT_API_URL is no address.
     """
-    from prefect.settings import get_current_settings
-
-    if not get_current_settings().api.url:
+    if not lasting_api():
         return None
     from flows.services.prefect_status import read_schedule  # its client takes a second to import
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+import httpx
 from prefect.blocks.webhook import Webhook
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import WorkPoolCreate
@@ -64,7 +65,7 @@ def deploy(file: str = "") -> dict[str, Any]:
             automations = apply_automations(client)
             ours = sorted((held.name, held.id) for held in client.read_deployments() if TAG in held.tags)
             found = [client.read_deployment(held) for _, held in ours]
-    except OSError as error:
+    except (OSError, httpx.HTTPError) as error:
         raise UnreachableError(f"Prefect at {url} failed ({first_line(error)}); check it: verdict doctor") from error
     deployments = [
         {

@@ -19,11 +19,13 @@ from pathlib import Path
 
 from tasks.core.database_templates import copy_template
 from tasks.core.errors import VerdictError
+from tasks.core.hidden_addresses import check_address
 
 # Measured on two cores with a new database: 13 s; several that start at once wait for each other. One that fails exits
 # at once.
 SERVER_START_TIMEOUT_S = 900
 SERVER_STOP_TIMEOUT_S = 3  # measured: 0.3 s; while it starts it may take long
+MAX_LOG_BYTES = 1_000_000  # beyond which a new log is begun, and the one before the old one is deleted
 DATABASE_VARIABLE = "PREFECT_API_DATABASE_CONNECTION_URL"
 SERVER_SETTINGS = {
     "PREFECT__SERVER_FINAL": "1",  # as `prefect server start` sets it
@@ -51,7 +53,9 @@ class LocalServer:
             copy_template("prefect", database)
         defaults = SERVER_SETTINGS | {DATABASE_VARIABLE: f"sqlite+aiosqlite:///{database}"}
         arguments = [str(os.getpid()), str(self._port), f"{database}.lock"]
-        with self._log.open("wb") as log:
+        if self._log.exists() and self._log.stat().st_size > MAX_LOG_BYTES:
+            self._log.replace(self._log.with_suffix(".log.1"))
+        with self._log.open("ab") as log:  # servers of one home write to it at the same time
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "flows.services.prefect_process", *arguments],
                 stdin=subprocess.DEVNULL,
@@ -86,10 +90,17 @@ class LocalServer:
 
 
 def lasting_api() -> str:
-    """Return the address of the API that Prefect is configured with; empty where there is none."""
+    """Return the address of the API that Prefect is configured with; empty where there is none.
+
+    Raises:
+        UsageError: if it is no address of a server.
+    """
+    check_address("PREFECT_API_URL", os.environ.get("PREFECT_API_URL", ""), http=True)  # some fail Prefect's import
     from prefect.settings import get_current_settings
 
-    return get_current_settings().api.url or ""
+    url = get_current_settings().api.url or ""  # also of a profile
+    check_address("PREFECT_API_URL", url, http=True)
+    return url
 
 
 @contextlib.contextmanager

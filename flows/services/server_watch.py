@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from urllib.parse import urlsplit
 
 from tasks.core.errors import UnreachableError
+from tasks.core.hidden_addresses import check_address
 from tasks.core.printable import redact_address
 
 CHECK_SECONDS = 5.0
@@ -29,19 +30,27 @@ def lasting_servers(prefect: str = "") -> dict[str, str]:
 
     Args:
         prefect: address of Prefect's API; empty for an embedded server.
+
+    Raises:
+        UsageError: if MLFLOW_TRACKING_URI is no address.
     """
+    check_address("MLFLOW_TRACKING_URI", os.environ.get("MLFLOW_TRACKING_URI", ""))
     found = {"Prefect": prefect, "MLflow": os.environ.get("MLFLOW_TRACKING_URI", "")}
     return {f"{name} at {redact_address(url)}": _health(url) for name, url in found.items() if url.startswith("http")}
 
 
-def check_servers(servers: dict[str, str]) -> None:
+def check_servers(servers: dict[str, str], patient: bool = True) -> None:
     """Check that each server answers, before anything takes time.
+
+    Args:
+        servers: as `lasting_servers` returns them.
+        patient: wait START_LIMIT_S for one that does not; otherwise each is tried once.
 
     Raises:
         UnreachableError: for the first one that does not.
     """
     for name, url in servers.items():
-        deadline = time.monotonic() + START_LIMIT_S
+        deadline = time.monotonic() + START_LIMIT_S * patient
         while not _answers(url):
             if time.monotonic() > deadline:
                 raise UnreachableError(f"{name} does not answer; start it, or correct the address: verdict doctor")

@@ -4,7 +4,7 @@ An address is hidden where it is read: settings, flow parameters, records and me
 address as it was given stays in this process's memory, for whoever makes the request.
 """
 
-from urllib.parse import quote, unquote
+from urllib.parse import quote, unquote, urlsplit
 
 from .errors import UsageError
 from .printable import HIDDEN, list_secrets, redact, redact_address
@@ -31,6 +31,29 @@ def conceal(text: str) -> str:
         for form in (secret, quote(secret, safe=""), quote(secret), unquote(secret)):
             text = text.replace(form, HIDDEN)
     return text
+
+
+def check_address(variable: str, address: str, http: bool = False) -> None:
+    """Check the form of a server's address, which libraries find wrong late, each in its own way.
+
+    Args:
+        variable: of the environment that holds it.
+        address: to check; a path or an empty one passes.
+        http: only HTTP and HTTPS are expected, and no path.
+
+    Raises:
+        UsageError: if it has another form. It is not shown: it may have a password anywhere.
+    """
+    if not address or not (http or "://" in address):
+        return
+    try:
+        parts = urlsplit(address)
+        web = parts.scheme in ("http", "https")
+        right = parts.port != 0 and (bool(parts.hostname) if web else not http)
+    except ValueError:
+        right = False
+    if not right:
+        raise UsageError(f"{variable} is no address of a server; expected for example http://HOST:PORT, or unset it")
 
 
 def reject_secrets(text: str, place: str) -> None:

@@ -17,12 +17,14 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
 
 from ..core.database_templates import copy_template
-from ..core.errors import UnreachableError, first_line
+from ..core.errors import UnreachableError, UsageError, first_line
 from ..core.files import atomic_write
 from ..core.hidden_addresses import conceal, reveal
 from .local_database import AUDIT_EXPERIMENT, EXPERIMENT, SQLITE
 from .store import MlflowStore, prepare_local
 
+CONNECT_TIMEOUT_S = 5
+LIMITED_DRIVERS = {"psycopg2", "psycopg", "pymysql", "mysqldb"}  # that take `connect_timeout`
 LONGEST_MESSAGE = 10_000  # characters
 
 log = logging.getLogger(__name__)
@@ -42,15 +44,48 @@ def connect(store: MlflowStore, process_wide: bool = False) -> Iterator[mlflow.M
 
     Raises:
         UnreachableError: instead of MLflow's, SQLAlchemy's and the file system's errors; if a local database is lost.
+        UsageError: if the store's address needs a library that is not installed.
     """
     logging.getLogger("mlflow").setLevel(logging.ERROR)
     logging.getLogger("alembic").setLevel(logging.ERROR)
     if (database := prepare_local(store)) and not database.exists():
         _make_database(database)
-    try:
+    with _clear_errors(store):
         uri = reveal(store["uri"])
         with _process_wide(uri) if process_wide else contextlib.nullcontext():
             yield mlflow.MlflowClient(uri, registry_uri=uri)
+
+
+def check_database(store: MlflowStore) -> None:
+    """Check that the database of a store answers; MLflow itself tries for minutes, and waits for ever for a silent one.
+
+    Args:
+        store: whose; other than PostgreSQL and MySQL pass.
+
+    Raises:
+        UnreachableError: if it does not answer within CONNECT_TIMEOUT_S.
+        UsageError: if the library for it is not installed.
+    """
+    if not store["uri"].startswith(("postgresql", "mysql")):
+        return
+    from sqlalchemy import NullPool, create_engine, make_url
+
+    with _clear_errors(store):
+        url = make_url(reveal(store["uri"]))
+        limit = {"connect_timeout": CONNECT_TIMEOUT_S} if url.get_dialect().driver in LIMITED_DRIVERS else {}
+        create_engine(url, poolclass=NullPool, connect_args=limit).connect().close()
+
+
+@contextlib.contextmanager
+def _clear_errors(store: MlflowStore) -> Iterator[None]:
+    """Raise what `connect` says instead of the errors of the block."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise UsageError(
+            f"MLflow store {store['uri']} needs the Python package {error.name}, which is not installed; install it, "
+            "or name another store: MLFLOW_TRACKING_URI"
+        ) from error
     except (MlflowException, OSError, *_database_errors()) as error:
         reason = conceal(first_line(error, LONGEST_MESSAGE))[:200]  # cut afterwards: half a secret would stay
         raise UnreachableError(f"MLflow store {store['uri']} failed ({reason}); check it: verdict doctor") from error

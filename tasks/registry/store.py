@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TypedDict
 
 from ..core.errors import UsageError
-from ..core.hidden_addresses import hide
+from ..core.hidden_addresses import check_address, hide
 from ..inference.bundle import CHAMPION_URI, MODEL_NAME
 from .local_database import SQLITE, await_lock, check_not_lost, relocate
 
@@ -18,7 +18,12 @@ class MlflowStore(TypedDict):
 
 
 def locate_store(home: str) -> MlflowStore:
-    """Return the store that MLFLOW_TRACKING_URI names, else a SQLite one under `home`."""
+    """Return the store that MLFLOW_TRACKING_URI names, else a SQLite one under `home`.
+
+    Raises:
+        UsageError: if MLFLOW_TRACKING_URI is no address.
+    """
+    check_address("MLFLOW_TRACKING_URI", os.environ.get("MLFLOW_TRACKING_URI", ""))
     folder = Path(home).resolve()
     uri = os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}{folder / 'mlflow.db'}"
     return MlflowStore(uri=hide(uri), artifacts=str(folder / "artifacts"))

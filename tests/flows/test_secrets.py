@@ -16,7 +16,7 @@ from job_cache import Choose, JobCache
 from toy import flow_settings
 
 from flows import environment
-from tasks.core.errors import UnreachableError, UsageError
+from tasks.core.errors import UsageError
 from tasks.core.hidden_addresses import reveal
 from tasks.registry.store import locate_store
 
@@ -181,13 +181,13 @@ def test_credentials_of_prefects_address_are_moved_before_prefect_is_imported(mo
 def test_an_address_of_prefect_of_another_form_is_refused_without_showing_it() -> None:
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
-    from flows.services.prefect_status import read_schedule
+    from flows.services.embedded_prefect import lasting_api
 
     with (
         temporary_settings({PREFECT_API_URL: f"{USER}@127.0.0.1:x/api"}),
-        pytest.raises(UnreachableError, match="PREFECT_API_URL does not start with http:// or https://; ") as refused,
+        pytest.raises(UsageError, match="PREFECT_API_URL is no address of a server; expected") as refused,
     ):
-        read_schedule()
+        lasting_api()
     assert MARK not in str(refused.value)
 
 
