@@ -36,7 +36,9 @@ def main() -> None:
     parser.add_argument(
         "--kills", type=int, default=60, help="kills of retrain, and a third as many of each other command"
     )
-    parser.add_argument("--minutes", type=float, default=120, help="most minutes of the kills of a store")
+    parser.add_argument(
+        "--minutes", type=float, default=120, help="most minutes of the kills of a store, in equal shares"
+    )
     parser.add_argument("--bundle", default="", help="folder of a trained bundle; a tiny one is made without it")
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()

@@ -1,9 +1,9 @@
 """Commands on SQLite that are killed at random moments and run again: nothing twice, nothing stuck, nothing left.
 
-One home serves all commands: version 2 is champion, version 1 was it before, version 3 waits for a decision, versions
-4 and 5 are rejected. Each command starts from a copy of it, and half of the training jobs from an empty home. A kill
-takes the main process alone, at a moment that is drawn from the time that the command takes undisturbed; then the same
-command runs again. Most commands are forked from a process that has imported the libraries; each tenth starts cold.
+One home serves all commands: version 2 is champion, version 1 was it before, version 3 waits for a decision, version 4
+is rejected. Each command starts from a copy of it, and half of the training jobs from an empty home. A kill takes the
+main process alone, at a moment that is drawn from the time that the command takes undisturbed; then the same command
+runs again. Commands are forked from a process that has imported the libraries: in imports a kill can damage nothing.
 """
 
 import argparse
@@ -27,7 +27,6 @@ from faults_warm import WarmProcess
 SEED = 0
 RESUMES = 3  # kills of a training job before it may end
 QUICK_KILLS = 3
-COLD = 10  # each tenth command starts with its imports
 BEYOND = 1.05  # of the undisturbed time; a command that ends earlier counts as none
 LEAVING_S = 15.0  # until then children must have ended
 LIMIT_S = 600.0
@@ -63,14 +62,17 @@ def measure_kills(options: argparse.Namespace, make_home: Callable[[Path], Comma
     """Return the counts of each command in a home of some kind."""
     kills = QUICK_KILLS if options.quick else options.kills
     results: dict[str, Counter[str]] = {}
-    deadline = time.monotonic() + 60 * options.minutes
+    end = time.monotonic() + 60 * options.minutes
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         home = make_home(folder)
         warm = WarmProcess(home.environment, folder / "stderr")
         try:
             prepare(home, warm)
-            for case in cases(home, folder, kills):
+            planned = cases(home, folder, kills)
+            for number, case in enumerate(planned):
+                now = time.monotonic()
+                deadline = now + (end - now) / (len(planned) - number)
                 found = Killer(home, warm, case, folder / "out.parquet").measure(deadline)
                 results[case.name] = results.get(case.name, Counter()) + found
                 print(f"{case.name}: {json.dumps(results[case.name])}", flush=True)
@@ -83,16 +85,16 @@ def measure_kills(options: argparse.Namespace, make_home: Callable[[Path], Comma
 
 
 def prepare(home: CommandHome, warm: WarmProcess) -> None:
-    """Keep an empty home as `empty`, and as `full` one with two champions, a candidate on HOLD and two rejected."""
+    """Keep an empty home as `empty`, and as `full` one with two champions, a candidate on HOLD and one rejected."""
     if home.needs_tables:
         finish(warm, ["prepare"])
         home.keep("empty")
-    for seed in range(5):
+    for seed in range(4):
         finish(warm, home.retrain(seed))
         if seed == 1:
             finish(warm, ["approve", "2", "--reason", "first"])
-        if seed > 2:
-            finish(warm, ["reject", str(seed + 1), "--reason", "worse"])
+        if seed == 3:
+            finish(warm, ["reject", "4", "--reason", "worse"])
     home.keep("full")
 
 
@@ -127,19 +129,16 @@ class Killer:
 
     def measure(self, deadline: float) -> Counter[str]:
         """Return the counts; after the deadline, a monotonic time, no other kill begins."""
-        times = {}
-        for cold in (True, False):
-            self._restore()
-            times[cold] = self._run_to_end(cold)
+        self._restore()
+        undisturbed = self._run_to_end()
         expected = self._state()
         while self.counts["kills"] < self.case.kills and time.monotonic() < deadline:
             self._restore()
             hits = self.counts["kills"]
             for _ in range(min(self.case.resumes, self.case.kills - hits)):
-                cold = self.counts["starts"] % COLD == COLD - 1
-                self._kill(cold, self.rng.uniform(0, BEYOND * times[cold]))
+                self._kill(self.rng.uniform(0, BEYOND * undisturbed))
             if self.counts["kills"] > hits:
-                self._run_to_end(cold=False)
+                self._run_to_end()
                 self._compare(expected)
         return self.counts
 
@@ -148,10 +147,10 @@ class Killer:
         self.out.unlink(missing_ok=True)
         shutil.rmtree(f"{self.out}.parts", ignore_errors=True)
 
-    def _run_to_end(self, cold: bool) -> float:
+    def _run_to_end(self) -> float:
         """Run the command undisturbed; return its seconds."""
         began = time.monotonic()
-        command = self.warm.start(self.case.arguments, cold)
+        command = self.warm.start(self.case.arguments)
         code = command.wait(LIMIT_S)
         if code is None:
             os.kill(command.pid, signal.SIGKILL)
@@ -163,16 +162,15 @@ class Killer:
             print(f"exit {code} of {self.case.name}: {said[-2_000:]}", flush=True)
         return time.monotonic() - began
 
-    def _kill(self, cold: bool, seconds: float) -> None:
+    def _kill(self, seconds: float) -> None:
         """Start the command, and kill its main process after some seconds."""
-        command = self.warm.start(self.case.arguments, cold)
+        command = self.warm.start(self.case.arguments)
         self.counts["starts"] += 1
         if command.wait(seconds) is None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(command.pid, signal.SIGKILL)
             command.wait(LIMIT_S)
             self.counts["kills"] += 1
-            self.counts["cold_kills"] += cold
         left, deadline = self._left(), time.monotonic() + LEAVING_S
         while left and time.monotonic() < deadline:
             time.sleep(0.1)

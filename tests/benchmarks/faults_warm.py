@@ -5,7 +5,6 @@ replies are the process id of the child and, when it has ended, its exit code. W
 are imports, in which a kill can damage nothing.
 """
 
-import contextlib
 import importlib
 import json
 import os
@@ -48,22 +47,23 @@ class WarmProcess:
     """The process as the benchmark uses it; one command at a time."""
 
     def __init__(self, environment: Mapping[str, str], log: Path) -> None:
-        self._environment, self.log = dict(os.environ) | dict(environment), log
+        self.log = log
         self._process = subprocess.Popen(
-            [sys.executable, __file__], env=self._environment, bufsize=0, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            [sys.executable, __file__],
+            env={**os.environ, **environment},
+            bufsize=0,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
         )
         self.pid = self._process.pid
         assert self._read(300) == "ready"
 
-    def start(self, arguments: list[str], cold: bool = False) -> Command:
+    def start(self, arguments: list[str]) -> Command:
         """Start a command.
 
         Args:
             arguments: of `verdict`, or "prepare", or "state" and a file for what the stores hold.
-            cold: in a new interpreter, as a shell does it.
         """
-        if cold:
-            return self._start_cold(arguments)
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps({"arguments": arguments, "log": str(self.log)}).encode() + b"\n")
 
@@ -74,20 +74,6 @@ class WarmProcess:
         reply = self._read(300)
         assert reply is not None
         return Command(int(reply), wait)
-
-    def _start_cold(self, arguments: list[str]) -> Command:
-        with self.log.open("wb") as log:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "flows.cli.app", *arguments],
-                env=self._environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=log,
-            )  # fmt: skip
-
-        def wait(seconds: float) -> int | None:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                return process.wait(seconds)
-            return None
-
-        return Command(process.pid, wait)
 
     def _read(self, seconds: float) -> str | None:
         assert self._process.stdout is not None
