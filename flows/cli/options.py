@@ -38,7 +38,7 @@ class DataOptions:
     holdout: Annotated[str | None, typer.Option(help="Holdout file [out_of_domain_dev.tsv].")] = None
     columns: Annotated[
         str | None,
-        typer.Option(help="Columns of CSV, JSONL, Parquet: text=NAME,label=NAME[,source=NAME,mark=NAME]."),
+        typer.Option(help="Columns of a table: text=NAME,label=NAME[,source=NAME,mark=NAME]."),
     ] = None
     labels: Annotated[str | None, typer.Option(help="Names of the labels: acceptable=1,unacceptable=0.")] = None
     encoder: Annotated[str | None, typer.Option(help="Folder or hub id of an encoder, or packaged.")] = None

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from flows.outcome import RetrainOutcome
     from tasks.core.settings import Settings
 
-ScoreFormat = Literal["txt", "tsv", "csv", "jsonl", "parquet"]
+ScoreFormat = Literal["txt", "tsv", "csv", "jsonl", "json", "parquet", "arrow"]
 FIRST_SENTENCES = ("The child has eaten the apple.", "The child have eat the apple.")  # classified after a run
 
 
@@ -115,7 +115,9 @@ def predict(
 def score(
     path: Annotated[
         str,
-        typer.Argument(metavar="IN", help="Sentences: .tsv, .csv, .jsonl, .parquet, .txt, or - for standard input."),
+        typer.Argument(
+            metavar="IN", help="Sentences: .tsv, .csv, .jsonl, .json, .parquet, .arrow, .txt (also .gz, .zst), or -."
+        ),
     ],
     out: Annotated[str, typer.Argument(metavar="OUT", help="Parquet file, or - for JSON lines on standard output.")],
     model: Model = CHAMPION_URI,

@@ -47,7 +47,7 @@ class DataSettings(Section):
     holdout: Address = ""
     """Holdout file; empty for out_of_domain_dev.tsv."""
     columns: Columns = {}
-    """Columns of CSV, JSONL, Parquet and headed TSV files: text=NAME,label=NAME,source=NAME,mark=NAME."""
+    """Columns of tables, nested ones as data.text: text=NAME,label=NAME,source=NAME,mark=NAME."""
     labels: Labels = {}
     """Names of the labels, besides 0 and 1: acceptable=1,unacceptable=0."""
     offline: bool = False
@@ -61,7 +61,7 @@ class DataSettings(Section):
     max_chars: Annotated[int, Field(ge=1)] = 2000
     """Characters of the longest sentence that is kept; longer ones are quarantined."""
     text: Address = ""
-    """Sentences without labels for the corruption stage: .txt, .csv, .jsonl, .parquet, or https://...#sha256=HEX."""
+    """Sentences without labels for the corruption stage: .txt, .csv, .jsonl, .parquet, ..., or https://...#sha256=HEX."""
 
 
 class GateSettings(Section):

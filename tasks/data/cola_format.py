@@ -13,6 +13,7 @@ line by line, to find the line. Both give the same rows (a test compares them).
 
 import io
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
 from typing import BinaryIO, Literal, NamedTuple
 
 import pyarrow as pa
@@ -189,6 +190,23 @@ def read_lines(stream: BinaryIO) -> Iterator[bytes]:
     most = len(BYTE_ORDER_MARK) + MAX_LINE_BYTES + len(b"\r\n")
     while line := stream.readline(most):
         yield line if len(line) < most or line.endswith(b"\n") else line + _skip_line(stream)
+
+
+def unmarked_lines(stream: BinaryIO) -> Iterator[bytes]:
+    """Yield lines with their ends, without a byte order mark at the start."""
+    lines = read_lines(stream)
+    first = next(lines, b"").removeprefix(BYTE_ORDER_MARK)
+    return chain([first] if first else [], lines)
+
+
+def strip_end(line: bytes) -> bytes:
+    """Return a line without its end."""
+    return line.removesuffix(b"\n").removesuffix(b"\r")
+
+
+def numbered_lines(stream: BinaryIO) -> Iterator[tuple[int, bytes]]:
+    """Yield (number from 1, line without its end)."""
+    return enumerate(map(strip_end, unmarked_lines(stream)), start=1)
 
 
 def _read_blocks(stream: BinaryIO) -> Iterator[bytes]:

@@ -1,4 +1,4 @@
-"""Reads records of tab-separated, CSV, JSONL, Parquet and text files as rows, with labels or without.
+"""Reads records of data files as rows, with labels or without: tab-separated, CSV and text here, JSON and Arrow beside.
 
 Each format has one reader, which yields every record with the values of its columns by role, its bytes and its fault.
 As in CoLA's own format each record is kept or quarantined with a reason, and nothing is repaired silently: a sentence
@@ -7,98 +7,98 @@ with a line break in it is quarantined, not glued.
 
 import csv
 import json
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
-
-from tasks.core.errors import UsageError, VerdictError, first_line
+from tasks.core.errors import UsageError
+from tasks.data.arrow_records import read_arrow, read_parquet
 from tasks.data.cola_format import (
-    BYTE_ORDER_MARK,
     MAX_LINE_BYTES,
     TSV_COLUMNS,
     Block,
     QuarantinedRow,
-    QuarantineReason,
     Row,
     make_row,
+    numbered_lines,
     parse_tsv,
-    read_lines,
+    strip_end,
     to_blocks,
     too_long,
+    unmarked_lines,
 )
-from tasks.data.table_format import TableFormat, choose_columns, is_header, match_columns
+from tasks.data.compression import open_data
+from tasks.data.file_kinds import COMPRESSED_INSIDE, HEAD_BYTES, detect_format, split_name
+from tasks.data.json_records import read_json_list, read_jsonl
+from tasks.data.table_format import DELIMITERS, Record, TableFormat, choose_columns, find_delimiter, is_header
 
-FORMATS = {".tsv": "tsv", ".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet", ".txt": "txt"}
-MAX_JSON_BYTES = 4 << 20  # of a record: parsed, it takes up to forty times as much memory
-MAX_EXPANDED = 64 << 20  # bytes of the values of any Parquet file; of larger files, EXPANSION times their size
-EXPANSION = 64
-RECORD_BYTES = 64  # that a record of a Parquet file counts beside its text
-TEXT_TYPES = (pa.string(), pa.large_string(), pa.binary(), pa.large_binary())
-PARQUET_BATCH = 10_000  # records of a Parquet file held in memory at a time
 MAX_RECORD_LINES = 256  # lines of a CSV record; where a quote is never closed, so many are read in vain
-PEEK_RECORDS = 1_000  # JSON objects of which at least one has the columns, where they are named correctly
 UNLABELLED = "1"  # label of rows without one: they count as acceptable
 
 ParsedRow = Row | QuarantinedRow
-Fault = tuple[QuarantineReason, str]
 Fields = tuple[int, list[str] | None, bytes, str]  # line, fields by position (None: not valid CSV), bytes, fault
 
-
-class Record(NamedTuple):
-    """One record as it was read.
-
-    Args:
-        line: number from 1; of Parquet, the record's.
-        values: by role; empty where there is a fault.
-        raw: bytes without the line end; of Parquet, the values by column.
-        fault: why the record cannot be a row.
-    """
-
-    line: int
-    values: Mapping[str, Any]
-    raw: bytes | Mapping[str, Any]
-    fault: Fault | None = None
+log = logging.getLogger(__name__)
 
 
 def parse_file(path: Path, table_format: TableFormat) -> Iterator[Block]:
-    """Parse a file as the suffix of its name says.
+    """Parse a file as its first bytes say, else as the ending of its name does.
 
-    With labels every other suffix means tab-separated; without, .txt means one sentence a line.
+    With labels every other ending means tab-separated; without, .txt means one sentence a line.
 
     Raises:
-        UsageError: if a required column is missing.
-        VerdictError: if a Parquet file is damaged.
+        UsageError: if a required column is missing, or the file is neither table nor text.
+        VerdictError: if a compressed file, or one that is not read line by line, is damaged.
         OSError: if the file cannot be read.
     """
-    format_name = FORMATS.get(path.suffix.lower(), "tsv")
-    if table_format.labelled and format_name == "txt":
-        format_name = "tsv"
-    with path.open("rb") as stream:
-        if table_format.labelled and format_name == "tsv" and not _has_header(stream, table_format):
+    format_name = find_format(path, split_name(path.name)[1] or "tsv", table_format)
+    with open_data(path) as stream:
+        first = next(unmarked_lines(stream), b"") if format_name == "tsv" else b""
+    with open_data(path) as stream:
+        if table_format.labelled and format_name == "tsv" and not is_header(first, table_format):
             yield from parse_tsv(stream, table_format.rules)
-            return
-        yield from to_blocks(read_rows(stream, format_name, table_format, str(path)))
+        else:
+            yield from to_blocks(read_rows(stream, format_name, table_format, str(path)))
+
+
+def find_format(path: Path, named: str, table_format: TableFormat) -> str:
+    """Return the format of a file whose name or user says that it is `named`.
+
+    A tab-separated table whose header has commas or the like instead of tabs is a CSV file.
+
+    Raises:
+        UsageError: if the file is neither table nor text, or is in a format that cannot be read while it is unpacked.
+        VerdictError: if the beginning of a compressed file is damaged.
+        OSError: if the file cannot be read.
+    """
+    with open_data(path) as stream:
+        found = detect_format(stream.peek(HEAD_BYTES), named, str(path))
+        if found in COMPRESSED_INSIDE and not stream.seekable():
+            raise UsageError(f"{path} is a compressed {found} file; expected it unpacked, it is compressed inside")
+        if found == "txt" and table_format.labelled:
+            found = "tsv"
+        if found == "tsv":
+            first = next(unmarked_lines(stream), b"")
+            found = "csv" if b"\t" not in first and find_delimiter(_decode(strip_end(first)), table_format) else found
+    return found
 
 
 def read_rows(stream: BinaryIO, format_name: str, table_format: TableFormat, path: str) -> Iterator[ParsedRow]:
     """Read each record as a row or a quarantined row, in order; the stream is read once, from here on.
 
     Args:
-        stream: bytes; only Parquet needs seeking.
-        format_name: txt, tsv, csv, jsonl or parquet.
+        stream: bytes; only Parquet and Arrow need seeking.
+        format_name: one of file_kinds.FORMATS.
         table_format: which columns are read and what a row must satisfy.
-        path: for messages; its stem is the source of rows that have no source column.
+        path: for messages; its name without endings is the source of rows that have no source column.
 
     Raises:
         UsageError: if a required column is missing.
-        VerdictError: if a Parquet file is damaged.
+        VerdictError: if a file that is not read line by line is damaged.
     """
-    source = Path(path).stem if table_format.labelled else ""
+    source = split_name(Path(path).name)[0] if table_format.labelled else ""
     for record in _READERS[format_name](stream, table_format, path):
         row = _to_row(record, table_format, source)
         if isinstance(row, QuarantinedRow) and not isinstance(record.raw, bytes):
@@ -155,38 +155,15 @@ def _decode(raw: bytes) -> str:
     return raw.decode("utf-8", "surrogateescape")
 
 
-def _strip_end(line: bytes) -> bytes:
-    return line.removesuffix(b"\n").removesuffix(b"\r")
-
-
-def _lines(stream: BinaryIO) -> Iterator[bytes]:
-    """Yield lines with their ends, without a byte order mark at the start."""
-    lines = read_lines(stream)
-    first = next(lines, b"").removeprefix(BYTE_ORDER_MARK)
-    return chain([first] if first else [], lines)
-
-
-def _numbered(stream: BinaryIO) -> Iterator[tuple[int, bytes]]:
-    """Yield (number from 1, line without its end)."""
-    return enumerate(map(_strip_end, _lines(stream)), start=1)
-
-
-def _has_header(stream: BinaryIO, table_format: TableFormat) -> bool:
-    """Peek at the first line of a file; the stream is then back at its start."""
-    first = next(_lines(stream), b"")
-    stream.seek(0)
-    return is_header(first, table_format)
-
-
 def _read_text(stream: BinaryIO, table_format: TableFormat, path: str) -> Iterator[Record]:
     """Read one sentence a line."""
-    for line, raw in _numbered(stream):
+    for line, raw in numbered_lines(stream):
         yield Record(line, {"text": _decode(raw)}, raw)
 
 
 def _read_tsv(stream: BinaryIO, table_format: TableFormat, path: str) -> Iterator[Record]:
     """Read tab-separated lines without quoting, under a header or in CoLA's own format."""
-    lines = _numbered(stream)
+    lines = numbered_lines(stream)
     first = next(lines, None)
     if first is None:
         return
@@ -199,8 +176,13 @@ def _read_tsv(stream: BinaryIO, table_format: TableFormat, path: str) -> Iterato
 
 
 def _read_csv(stream: BinaryIO, table_format: TableFormat, path: str) -> Iterator[Record]:
-    """Read RFC 4180 records under a header."""
-    records = _split_csv(stream)
+    """Read RFC 4180 records under a header, whose names tell what separates the columns."""
+    lines = unmarked_lines(stream)
+    line = next(lines, b"")
+    delimiter = find_delimiter(_decode(strip_end(line)), table_format) or ","
+    if delimiter != ",":
+        log.info("%s: columns are separated by %s", path, DELIMITERS[delimiter])
+    records = _split_csv(chain([line], lines), delimiter)
     first = next(records, None)
     if first is None:
         return
@@ -210,12 +192,11 @@ def _read_csv(stream: BinaryIO, table_format: TableFormat, path: str) -> Iterato
     yield from _pick_fields(header, records, table_format, path)
 
 
-def _split_csv(stream: BinaryIO) -> Iterator[Fields]:
+def _split_csv(fresh: Iterator[bytes], delimiter: str) -> Iterator[Fields]:
     """Split RFC 4180 records; `line` is where a record starts.
 
     Where a quote is never closed, only its line is given up: the lines that it swallowed are read again.
     """
-    fresh = _lines(stream)
     again: list[bytes] = []
     taken: list[bytes] = []
 
@@ -228,7 +209,7 @@ def _split_csv(stream: BinaryIO) -> Iterator[Fields]:
     while True:
         taken.clear()
         try:
-            fields: list[str] | None = next(csv.reader(lines(), strict=True))
+            fields: list[str] | None = next(csv.reader(lines(), strict=True, delimiter=delimiter))
             fault = ""
         except StopIteration:
             return
@@ -236,7 +217,7 @@ def _split_csv(stream: BinaryIO) -> Iterator[Fields]:
             fields, fault = None, f"not valid CSV: {error}"
             again.extend(reversed(taken[1:]))
             del taken[1:]
-        yield number, fields, _strip_end(b"".join(taken)), fault
+        yield number, fields, strip_end(b"".join(taken)), fault
         number += len(taken)
 
 
@@ -254,108 +235,12 @@ def _pick_fields(
             yield Record(line, {role: fields[index] for role, index in indices.items()}, raw)
 
 
-def _read_jsonl(stream: BinaryIO, table_format: TableFormat, path: str) -> Iterator[Record]:
-    """Read one JSON object a line; objects may have keys of their own.
-
-    If none of the first PEEK_RECORDS has the columns, they are named wrongly and the first object's keys are shown.
-    """
-    first: dict[str, Any] | None = None
-    matched = False
-    for line, raw in _numbered(stream):
-        values, fault = _parse_object(raw)
-        if fault is None:
-            first = values if first is None else first
-            chosen, missing = match_columns(values, table_format)
-            matched = matched or not missing
-            fault = ("field count", f"no {missing[0][1]!r}") if missing else None
-            values = {role: values[name] for role, name in chosen.items()}
-        if line == PEEK_RECORDS and first is not None and not matched:
-            choose_columns(first, table_format, path)
-        yield Record(line, values, raw, fault)
-    if first is not None and not matched:
-        choose_columns(first, table_format, path)
-
-
-def _parse_object(raw: bytes) -> tuple[dict[str, Any], Fault | None]:
-    """Parse a line as a JSON object."""
-    if len(raw) > MAX_JSON_BYTES:
-        return {}, ("too long", f"JSON of more than {MAX_JSON_BYTES} bytes")
-    try:
-        value = json.loads(raw.decode("utf-8"))
-    except UnicodeDecodeError:
-        return {}, ("encoding", "not UTF-8")
-    except (ValueError, RecursionError):
-        value = None
-    return (value, None) if isinstance(value, dict) else ({}, ("record", "not a JSON object"))
-
-
-def _read_parquet(stream: BinaryIO, table_format: TableFormat, path: str) -> Iterator[Record]:
-    """Read the chosen columns of a Parquet table.
-
-    A file of a few kilobytes may hold gigabytes, by compression or as one value that many records share. Text is read
-    as dictionaries, so that records share it in memory too, and what it would take written out is bounded.
-    """
-    try:
-        schema = pq.read_schema(stream)
-        chosen = choose_columns(schema.names, table_format, path)
-        names = list(dict.fromkeys(chosen.values()))
-        _reject_nested(schema, names, path)
-        file = pq.ParquetFile(stream, read_dictionary=names)
-        left = max(MAX_EXPANDED, EXPANSION * stream.seek(0, 2))
-        left -= _packed_bytes(file.metadata, names) + RECORD_BYTES * file.metadata.num_rows
-        line = 0
-        for batch in file.iter_batches(PARQUET_BATCH, columns=names) if left >= 0 else ():
-            columns = [batch.column(name) for name in names]
-            left -= sum(map(_expanded_bytes, columns))
-            if left < 0:
-                break
-            for values in zip(*map(_to_list, columns), strict=True):
-                record, line = dict(zip(names, values, strict=True)), line + 1
-                yield Record(line, {role: record[name] for role, name in chosen.items()}, record)
-    # ValueError, ArithmeticError and LookupError: dates and time zones that Python does not have.
-    except (pa.ArrowException, OSError, ValueError, ArithmeticError, LookupError) as error:
-        raise VerdictError(
-            f"{path} cannot be read as Parquet ({first_line(error, 200)}); expected a whole Parquet file"
-        ) from error
-    if left < 0:
-        raise VerdictError(
-            f"the values of {path} take more than {MAX_EXPANDED:,} bytes and {EXPANSION} times the file's size; "
-            "expected sentences: write them as .tsv, .csv or .jsonl if they are"
-        )
-
-
-def _reject_nested(schema: pa.Schema, names: list[str], path: str) -> None:
-    for name in names:
-        if pa.types.is_nested(kind := schema.field(name).type):
-            raise UsageError(f"column {name!r} of {path} holds {str(kind)[:100]}; expected one plain value a record")
-
-
-def _packed_bytes(metadata: pq.FileMetaData, names: list[str]) -> int:
-    """Return the bytes of columns after decompression, as the file says."""
-    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
-    chunks = [group.column(index) for group in groups for index in range(group.num_columns)]
-    return sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema in names)
-
-
-def _expanded_bytes(column: pa.Array) -> int:
-    """Return the bytes of a column's text if each value is written out."""
-    if not isinstance(column, pa.DictionaryArray) or column.type.value_type not in TEXT_TYPES:
-        return 0  # was counted with the file's bytes, or is a number
-    return pc.sum(pc.binary_length(column.dictionary).take(column.indices)).as_py() or 0
-
-
-def _to_list(column: pa.Array) -> list[Any]:
-    """Return a column's values; equal ones of a dictionary are one object."""
-    if not isinstance(column, pa.DictionaryArray):
-        return column.to_pylist()
-    values = column.dictionary.to_pylist()
-    return [None if index is None else values[index] for index in column.indices.to_pylist()]
-
-
 _READERS: dict[str, Callable[[BinaryIO, TableFormat, str], Iterator[Record]]] = {
     "txt": _read_text,
     "tsv": _read_tsv,
     "csv": _read_csv,
-    "jsonl": _read_jsonl,
-    "parquet": _read_parquet,
+    "jsonl": read_jsonl,
+    "json": read_json_list,
+    "parquet": read_parquet,
+    "arrow": read_arrow,
 }

@@ -1,8 +1,10 @@
 """Sentences without labels, from a file or standard input: every record is one sentence, or quarantined with a reason.
 
     .tsv                        CoLA's four columns, or a text column under a header
-    .csv .jsonl .parquet        tables with a text column
+    .csv .jsonl .json           tables with a text column
+    .parquet .arrow .feather
     .txt                        one sentence a line
+    .tsv.gz .csv.zst ...        those that are text, compressed with gzip, zstd or bzip2
     -                           standard input, one sentence a line unless a format is named
 
 Only the text column counts; a fault in another one does not keep a sentence from being scored. The rules for a
@@ -11,7 +13,7 @@ sentence are those of training data (`tasks.data.cola_format.make_row`).
 
 import sys
 from collections.abc import Collection, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -21,7 +23,10 @@ import pyarrow.parquet as pq
 from tasks.core.column_options import parse_columns
 from tasks.core.errors import UsageError, VerdictError
 from tasks.data.cola_format import READ_BYTES
-from tasks.data.record_readers import FORMATS, PEEK_RECORDS, ParsedRow, is_utf8, read_rows
+from tasks.data.compression import open_data
+from tasks.data.file_kinds import COMPRESSED, FORMATS, split_name
+from tasks.data.json_records import PEEK_RECORDS
+from tasks.data.record_readers import ParsedRow, find_format, is_utf8, read_rows
 from tasks.data.table_format import TableFormat
 
 STDIO = "-"  # standard input or output
@@ -47,7 +52,7 @@ def open_source(path: str, columns: str = "", format_name: str = "") -> Sentence
     Args:
         path: file, or - for standard input.
         columns: text=NAME; other roles are allowed and ignored, so that one text serves training and scoring.
-        format_name: txt, tsv, csv, jsonl or parquet; empty: as the path's suffix says.
+        format_name: txt, tsv, csv, jsonl, json, parquet or arrow; empty: as the path's suffix says.
 
     Raises:
         UsageError: if there is no such file, format or column.
@@ -61,6 +66,8 @@ def open_source(path: str, columns: str = "", format_name: str = "") -> Sentence
         raise UsageError(f"--columns: {error}; sentences need text=NAME alone") from error
     source = SentenceSource(path, _find_format(path, format_name), TableFormat(named, labelled=False))
     if path != STDIO and Path(path).is_file():  # what is taken from a pipe would be lost
+        with _errors_explained(source):
+            source = source._replace(format_name=find_format(Path(path), source.format_name, source.table_format))
         for _ in islice(read_sentences(source), PEEK_RECORDS):
             pass
     return source
@@ -73,23 +80,30 @@ def read_sentences(source: SentenceSource) -> Iterator[ParsedRow]:
         UsageError: if there is no text column.
         VerdictError: if the input cannot be read.
     """
-    try:
-        with _open(source) as stream:
-            yield from read_rows(stream, source.format_name, source.table_format, source.path)
-    except OSError as error:
-        raise VerdictError(
-            f"{source.path} cannot be read ({error.strerror or error}); expected a readable file of sentences"
-        ) from error
+    with _errors_explained(source), _open(source) as stream:
+        yield from read_rows(stream, source.format_name, source.table_format, source.path)
 
 
 def count_records(source: SentenceSource) -> int | None:
     """Return about how many records there are, for a progress bar; None where counting would consume a pipe."""
     if source.path == STDIO or not Path(source.path).is_file():
         return None
+    if source.format_name in ("json", "arrow") or Path(source.path).suffix.lower() in COMPRESSED:
+        return None
     if source.format_name == "parquet":
         return int(pq.read_metadata(source.path).num_rows)
     with Path(source.path).open("rb") as stream:
         return sum(block.count(b"\n") for block in iter(lambda: stream.read(READ_BYTES), b""))
+
+
+@contextmanager
+def _errors_explained(source: SentenceSource) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise VerdictError(
+            f"{source.path} cannot be read ({error.strerror or error}); expected a readable file of sentences"
+        ) from error
 
 
 def _check_path(path: str) -> None:
@@ -110,7 +124,7 @@ def _find_format(path: str, format_name: str) -> str:
             )
         return found
     suffix = Path(path).suffix
-    found = format_name or FORMATS.get(suffix.lower(), "")
+    found = format_name or split_name(path)[1]
     if not found:
         raise UsageError(
             f"input {path!r} has {f'the unknown ending {suffix!r}' if suffix else 'no ending'}; "
@@ -125,4 +139,4 @@ def _one_of(words: Collection[str]) -> str:
 
 
 def _open(source: SentenceSource) -> AbstractContextManager[BinaryIO]:
-    return nullcontext(sys.stdin.buffer) if source.path == STDIO else Path(source.path).open("rb")
+    return nullcontext(sys.stdin.buffer) if source.path == STDIO else open_data(Path(source.path))

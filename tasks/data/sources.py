@@ -20,13 +20,18 @@ from urllib.parse import parse_qs, urldefrag
 from tasks.core.errors import UsageError
 from tasks.data.archives import extract_member
 from tasks.data.download import download
+from tasks.data.file_kinds import COMPRESSED, COMPRESSED_INSIDE, FORMATS, split_name
 from tasks.data.hf_hub import fetch_dataset
-from tasks.data.record_readers import FORMATS
 from tasks.data.sample_corpus import HOLDOUT_FILE, TRAIN_FILE, write_sample
 
 SAMPLE_ADDRESS = "sample"
 SECONDARY_FILE = "in_domain_dev.tsv"
-TABLE_SUFFIXES = tuple(suffix for suffix, name in FORMATS.items() if name != "txt")
+TABLE_SUFFIXES = tuple(
+    suffix + packed
+    for suffix, name in FORMATS.items()
+    if name != "txt"
+    for packed in ("", *(COMPRESSED if name not in COMPRESSED_INSIDE else ()))
+)
 # File names of each role without suffix, in order of preference; the last ones are splits of the Hugging Face hub.
 FILE_ROLES = {
     "train": (TRAIN_FILE.removesuffix(".tsv"), "train"),
@@ -110,11 +115,11 @@ def locate_text(address: str, home: str, *, offline: bool = False) -> str:
     if not address:
         return ""
     formats = ", ".join(FORMATS)
-    wanted = f"expected a file of sentences ({formats}) or https://...#sha256=HEX: --set data.text=ADDRESS"
+    wanted = f"expected a file of sentences ({formats}, or .gz) or https://...#sha256=HEX: --set data.text=ADDRESS"
     file = Path(_fetch(address, home, offline)) if _is_url(address) else _existing(address)
     if file is None:
         raise UsageError(f"text {address!r} does not exist; {wanted}")
-    if not file.is_file() or file.suffix.lower() not in FORMATS:
+    if not file.is_file() or not split_name(file.name)[1]:
         raise UsageError(f"text {address!r} is no file, or its ending tells no format; {wanted}")
     return str(file)
 
@@ -209,7 +214,7 @@ def _pick(resolved: Sequence[ResolvedAddress], role: str) -> list[str]:
 
 
 def _has_role(name: str) -> bool:
-    return any(Path(name).stem == stem for role in ("holdout", "secondary") for stem in FILE_ROLES[role])
+    return any(split_name(name)[0] == stem for role in ("holdout", "secondary") for stem in FILE_ROLES[role])
 
 
 def _find(resolved: Sequence[ResolvedAddress], given: str, role: str, home: str, offline: bool) -> str:

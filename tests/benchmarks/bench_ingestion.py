@@ -38,7 +38,7 @@ started = time.perf_counter()
 data = check.read_data(settings.data, home)
 read = time.perf_counter()
 Path(home, "report").mkdir()
-gate = check.examine_data(data, settings, home + "/report", check.find_vocabulary(settings), None)
+gate = check.run_gate(data, settings, home + "/report", check.find_tokenizer(settings), None)
 seconds = {"read and snapshot": read - started, "gate": time.perf_counter() - read}
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 print(json.dumps({"seconds": seconds, "peak_bytes": peak, "passed": gate["passed"],

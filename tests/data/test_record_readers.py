@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from tasks.core.errors import UsageError, VerdictError
-from tasks.data import cola_format, record_readers
+from tasks.data import arrow_records, cola_format, compression, json_records, record_readers
 from tasks.data.cola_format import BYTE_ORDER_MARK, QuarantinedRow, Row, RowRules
 from tasks.data.record_readers import parse_file
 from tasks.data.snapshots import write_snapshot
@@ -228,7 +228,7 @@ def test_a_csv_file_of_a_header_alone_or_of_nothing_has_no_rows(tmp_path: Path) 
         (b'"sentence,label\nA.,1\n', "has no readable header line; expected the columns' names in it"),
         (b"\n" + HEADER, "has no column 'sentence' for the text; it has none: --columns text=NAME,label=NAME"),
         (b"A.,1\n", "has no column 'sentence' for the text; it has 'A.', '1': --columns text=NAME,label=NAME"),
-        (HEADER.decode().encode("utf-16"), "has no column 'sentence' for the text; it has "),
+        (HEADER.decode().encode("utf-16"), "is in UTF-16; expected .tsv, .csv, "),
     ],
     ids=["open quote", "blank", "none", "utf-16"],
 )
@@ -270,7 +270,6 @@ def test_labels_may_be_numbers_text_or_truth_values(tmp_path: Path, label: str, 
         (b"[1]", "record", "not a JSON object"),
         (b'"text"', "record", "not a JSON object"),
         (b"null", "record", "not a JSON object"),
-        (b"", "record", "not a JSON object"),
         (b"{", "record", "not a JSON object"),
         (b"{'text': 'A.', 'label': 1}", "record", "not a JSON object"),
         (b'{"text": "A.", "label": 1},', "record", "not a JSON object"),
@@ -281,8 +280,6 @@ def test_labels_may_be_numbers_text_or_truth_values(tmp_path: Path, label: str, 
         (BYTE_ORDER_MARK + b'{"text": "A.", "label": 1}', "record", "not a JSON object"),
         (b"{}", "field count", "no 'sentence'"),
         (b'{"text": "A."}', "field count", "no 'label'"),
-        (b'{"label": 1, "Text": "A."}', "field count", "no 'sentence'"),
-        (b'{"text": "A.", "LABEL": 1}', "field count", "no 'label'"),
         (b'{"text": "\xff", "label": 1}', "encoding", "not UTF-8"),
         (rb'{"text": "A\ud800", "label": 1}', "encoding", "not UTF-8"),
         (rb'{"text": "A.", "label": "\udfff"}', "encoding", "not UTF-8"),
@@ -398,16 +395,13 @@ def test_a_jsonl_file_without_any_object_that_fits_is_wrong_usage_and_shows_the_
     ]
 
 
-def test_every_line_of_a_json_document_that_is_no_jsonl_is_quarantined(tmp_path: Path) -> None:
-    document = json.dumps([{"text": "A.", "label": 1}], indent=1)
-    results = parse(write(tmp_path, "web.jsonl", document))
-    assert [(result.line, result[1:3]) for result in results] == [
-        (line, ("record", "not a JSON object")) for line in range(1, len(document.splitlines()) + 1)
-    ]
+def test_blank_lines_of_jsonl_are_no_records_and_keep_the_numbers_of_the_others(tmp_path: Path) -> None:
+    path = write(tmp_path, "web.jsonl", '\n{"text": "A.", "label": 1}\n \r\n\t\n{"text": "B.", "label": 0}\n\n')
+    assert parse(path) == [Row(2, "web", 1, "", "A."), Row(5, "web", 0, "", "B.")]
 
 
 def test_a_json_record_of_megabytes_is_quarantined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(record_readers, "MAX_JSON_BYTES", 100)
+    monkeypatch.setattr(json_records, "MAX_JSON_BYTES", 100)
     path = tmp_path / "web.jsonl"
     long = b'{"text": "A.", "label": 1, "more": [' + b"[]," * 30 + b"1]}"
     path.write_bytes(long + b'\n{"text": "A.", "label": 1}\n')
@@ -466,10 +460,12 @@ def test_a_parquet_column_that_is_not_text_is_quarantined(tmp_path: Path, values
     assert (result.kind, result.reason) == ("record", f"sentence is {name}, not text")
 
 
-@pytest.mark.parametrize("value", [["A."], {"a": 1}])
-def test_a_parquet_column_of_nested_values_is_refused(tmp_path: Path, value: Any) -> None:
-    path = write_parquet(tmp_path, text=[value], label=[1], ignored=[value])
-    with pytest.raises(UsageError, match=r"column 'text' of .* holds (list|struct)<.*; expected one plain value"):
+def test_a_parquet_column_of_nested_values_is_refused(tmp_path: Path) -> None:
+    path = write_parquet(tmp_path, text=[["A."]], label=[1], ignored=[{"a": 1}])
+    with pytest.raises(UsageError, match=r"column 'text' of .* holds list<.*; expected one plain value"):
+        parse(path)
+    path = write_parquet(tmp_path, text=[{"a": 1}], label=[1])
+    with pytest.raises(UsageError, match=r"no column 'sentence' for the text; it has 'label', 'text.a': --columns"):
         parse(path)
 
 
@@ -477,14 +473,15 @@ def test_a_parquet_column_of_nested_values_is_refused(tmp_path: Path, value: Any
 def test_a_small_parquet_file_of_very_much_text_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    monkeypatch.setattr(record_readers, "MAX_EXPANDED", 1 << 20)
-    monkeypatch.setattr(record_readers, "PARQUET_BATCH", 100)
+    for module in (arrow_records, compression):
+        monkeypatch.setattr(module, "MAX_EXPANDED", 1 << 20)
+    monkeypatch.setattr(arrow_records, "PARQUET_BATCH", 100)
     rows = {"shared": 700, "compressed": 1, "many": 100_000, "fits": 400}[kind]
     sentence = {"shared": "A" * 2_000, "compressed": "A" * 1_100_000, "many": "A.", "fits": "A" * 2_000}[kind]
     text = pa.DictionaryArray.from_arrays(pa.array([0] * rows, pa.int32()), [sentence])
     path = tmp_path / "web.parquet"
     pq.write_table(pa.table({"text": text, "label": pa.array([1] * rows, pa.int8())}), path, compression="zstd")
-    assert path.stat().st_size * record_readers.EXPANSION < 1 << 20
+    assert path.stat().st_size * compression.EXPANSION < 1 << 20
     if kind == "fits":
         assert len(parse(path)) == rows
     else:
@@ -518,7 +515,7 @@ def test_named_parquet_columns_may_have_dots_and_two_roles(tmp_path: Path) -> No
 def test_more_parquet_records_than_one_batch_keep_their_numbers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(record_readers, "PARQUET_BATCH", 5)
+    monkeypatch.setattr(arrow_records, "PARQUET_BATCH", 5)
     monkeypatch.setattr(cola_format, "BLOCK_ROWS", 7)
     path = tmp_path / "web.parquet"
     pq.write_table(pa.table({"text": ["A.", ""] * 50, "label": [1] * 100}), path, row_group_size=11)
@@ -618,9 +615,7 @@ def test_default_names_are_a_header_without_an_option(tmp_path: Path, header: by
     [
         "source\tlabel\tmark\tbody",
         "sentence\tmark",
-        "Sentence\tLabel",
         "sentence",
-        "sentence,label",
         "",
         "gj04\t2\t\tA.",
     ],

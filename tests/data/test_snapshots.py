@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import HealthCheck, example, given, reject, settings
 from hypothesis import strategies as st
 
 from tasks.core.errors import DataRejected, UsageError, VerdictError
@@ -172,7 +172,10 @@ def test_reasons_count_the_quarantined_rows_by_kind_most_common_first(tmp_path: 
 @example(b"s\t1\t\tA.\r\ns\t0\t*\tB")
 def test_every_line_of_any_file_is_stored_or_quarantined(data: bytes) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        snapshot = snap(Path(folder), data)
+        try:
+            snapshot = snap(Path(folder), data)
+        except VerdictError:  # its first bytes are those of something else than text
+            reject()
         kept = pq.read_table(snapshot["path"])
         bad = quarantined(snapshot)
         lines = data.removeprefix(BYTE_ORDER_MARK).removesuffix(b"\n").split(b"\n")
@@ -394,7 +397,7 @@ import json, sys, tracemalloc
 import pyarrow as pa
 from tasks.data import cola_format as parsing
 from tasks.data import snapshots
-from tasks.data import record_readers as tables
+from tasks.data import arrow_records as tables
 from tasks.data.snapshots import write_snapshot
 parsing.READ_BYTES, tables.PARQUET_BATCH, parsing.BLOCK_ROWS = 1 << 14, 256, 256
 home, *files = sys.argv[1:]
@@ -451,7 +454,7 @@ def test_a_long_file_of_hardly_any_rows_is_refused_before_it_is_read(
     monkeypatch.setattr(snapshots, "MAX_UNREADABLE", 1_000)
     monkeypatch.setattr(parsing, "BLOCK_ROWS", 500)
     head = {"web.csv": "text,label\n", "web.jsonl": '{"text": "A.", "label": 1}\n'}.get(name, "s\t1\t\tA.\n")
-    path = write(tmp_path, head + "\n" * 100_000, name)
+    path = write(tmp_path, head + "?\n" * 100_000, name)
     with pytest.raises(DataRejected, match=r"of its first 1500 rows cannot be read \(.* line 6: ") as caught:
         write_snapshot([str(path)], str(tmp_path / "s"))
     assert "\n" not in str(caught.value)

@@ -681,5 +681,6 @@ def test_text_that_is_no_file_of_sentences_is_refused_in_one_line(
         (tmp_path / name).write_text("One sees.\n")
     with pytest.raises(UsageError) as caught:
         locate_text(address, "stores")
-    expected = f"text {address!r} {fault}; expected a file of sentences (.tsv, .csv, .jsonl, .ndjson, .parquet, .txt)"
+    expected = f"text {address!r} {fault}; expected a file of sentences (.tsv, .csv, .jsonl, .ndjson, .json, .parquet, "
+    expected += ".arrow, .feather, .txt, or .gz)"
     assert str(caught.value) == f"{expected} or https://...#sha256=HEX: --set data.text=ADDRESS"

@@ -26,7 +26,7 @@ def test_a_named_column_goes_before_the_default_one() -> None:
         (["a", "label"], {}, "no column 'sentence' for the text; it has 'a', 'label': --columns text=NAME,label=NAME"),
         (["text", "b"], {}, "no column 'label' for the label; it has 'text', 'b': --columns text=NAME,label=NAME"),
         ([], {}, "no column 'sentence' for the text; it has none: --columns text=NAME,label=NAME"),
-        (["Text", "label"], {"text": "text"}, "no column 'text' for the text; it has 'Text', 'label': --columns"),
+        (["Text", "TEXT", "label"], {"text": "text"}, "no column 'text' for the text; it has 'Text', 'TEXT', 'label'"),
         (["text", "label"], {"mark": "star"}, "no column 'star' for the mark; it has 'text', 'label': --columns"),
         (["text", "label"], {"source": "site"}, "no column 'site' for the source; it has 'text', 'label': --columns"),
         (["label", "text", "label"], {}, "2 columns 'label'; expected one for the label"),

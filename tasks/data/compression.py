@@ -1,0 +1,88 @@
+"""Opens data files, compressed ones as the bytes that they hold.
+
+A file of a few kilobytes may hold gigabytes, so that what is read out of one is bounded. Memory does not grow with it.
+"""
+
+import gzip
+import io
+import os
+import zlib
+from pathlib import Path
+from typing import IO
+
+import pyarrow as pa
+
+from tasks.core.errors import VerdictError, first_line
+from tasks.data.file_kinds import COMPRESSION_STARTS, HEAD_BYTES, reject_foreign
+
+MAX_EXPANDED = 64 << 20  # bytes that any compressed file may hold; larger ones may hold EXPANSION times their size
+EXPANSION = 64
+BUFFER_BYTES = 1 << 20
+
+
+def expansion_limit(size: int) -> int:
+    """Return how many bytes a compressed file of `size` bytes may hold."""
+    return max(MAX_EXPANDED, EXPANSION * size)
+
+
+def open_data(path: Path) -> io.BufferedReader:
+    """Open a file for reading, decompressed where its first bytes are those of gzip, zstd or bzip2.
+
+    Raises:
+        UsageError: if it is neither table nor text.
+        VerdictError: if the beginning of a compressed file is damaged; reading may raise it later, too.
+        OSError: if it cannot be opened.
+    """
+    stream = path.open("rb")
+    try:
+        head = stream.peek(HEAD_BYTES)
+        kind = next((kind for start, kind in COMPRESSION_STARTS.items() if head.startswith(start)), None)
+        if kind:
+            stream = io.BufferedReader(_Decompressed(stream, kind, path), BUFFER_BYTES)
+        reject_foreign(stream.peek(HEAD_BYTES)[:HEAD_BYTES], str(path))
+    except BaseException:
+        stream.close()
+        raise
+    return stream
+
+
+class _Decompressed(io.RawIOBase):
+    """The bytes in a compressed file, at most `expansion_limit` of them."""
+
+    def __init__(self, packed: io.BufferedReader, kind: str, path: Path) -> None:
+        self._packed = packed
+        self._kind = kind
+        self._path = path
+        self._limit = self._left = expansion_limit(os.fstat(packed.fileno()).st_size)
+        # zlib's reader skips the zeros that tapes and some servers append; Arrow's does not.
+        self._stream: IO[bytes] = (
+            gzip.GzipFile(fileobj=packed) if kind == "gzip" else pa.CompressedInputStream(packed, kind)
+        )
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: "memoryview") -> int:  # type: ignore[override]
+        try:
+            data = self._stream.read(len(buffer))
+        except (OSError, EOFError, zlib.error, pa.ArrowException) as error:
+            if isinstance(error, OSError) and error.errno:
+                raise
+            raise VerdictError(
+                f"{self._path} cannot be unpacked with {self._kind} ({first_line(error, 200)}); "
+                "expected a whole file: download or copy it again"
+            ) from error
+        self._left -= len(data)
+        if self._left < 0:
+            raise VerdictError(
+                f"{self._path} holds more than {self._limit:,} bytes, the limit of a compressed file of its size; "
+                "expected sentences: unpack it and name the file if they are"
+            )
+        buffer[: len(data)] = data
+        return len(data)
+
+    def close(self) -> None:
+        if not self.closed:
+            self._stream.close()
+            self._packed.close()
+        super().close()

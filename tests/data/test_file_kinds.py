@@ -1,0 +1,286 @@
+"""What people bring as data: read with the same rows as CoLA's own format, or refused in one line that names it."""
+
+import bz2
+import gzip
+import hashlib
+import io
+import json
+import lzma
+import pickle
+import sqlite3
+import tarfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.feather
+import pyarrow.parquet as pq
+import pytest
+
+from tasks.core.errors import UsageError, VerdictError
+from tasks.data import arrow_records, compression
+from tasks.data.sentences import open_source, read_sentences
+from tasks.data.snapshots import Snapshot, write_snapshot
+from tasks.data.table_format import TableFormat
+
+ROWS = [
+    {"source": "gj04", "label": 1, "mark": "", "sentence": 'He said "go", and Zoë went; 寿司 | NA.'},
+    {"source": "bc01", "label": 0, "mark": "*", "sentence": "Him ran."},
+]
+TSV = "".join("\t".join(map(str, row.values())) + "\n" for row in ROWS)
+DIGEST = hashlib.sha256(TSV.encode()).hexdigest()
+JSONL = "".join(json.dumps(row) + "\n" for row in ROWS)
+FRAME = pd.DataFrame(ROWS)
+NESTED = TableFormat({"text": "data.sentence", "label": "data.label", "source": "data.source", "mark": "data.mark"})
+
+
+def csv_bytes(**options: Any) -> bytes:
+    return FRAME.rename(columns=options.pop("columns", {})).to_csv(index=False, **options).encode()
+
+
+def table_bytes(write: Callable[[pa.Table, Any], None], rows: list[dict[str, Any]] = ROWS) -> bytes:
+    sink = io.BytesIO()
+    write(pa.Table.from_pylist(rows), sink)
+    return sink.getvalue()
+
+
+def write_stream(table: pa.Table, sink: Any) -> None:
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+
+
+def zstd(data: bytes) -> bytes:
+    return bytes(pa.compress(data, codec="zstd", asbytes=True))
+
+
+def feather(codec: str) -> Callable[[pa.Table, Any], None]:
+    return lambda table, sink: pyarrow.feather.write_feather(table, sink, compression=codec)
+
+
+UPPER = {"sentence": "Sentence", "label": " LABEL", "source": "SOURCE", "mark": "Mark "}
+READ: dict[str, tuple[str, bytes]] = {
+    "TSV": ("a.tsv", TSV.encode()),
+    "TSV under a header": ("a.tsv", csv_bytes(sep="\t", quoting=3)),
+    "any ending": ("a.dat", TSV.encode()),
+    "text with labels": ("a.txt", TSV.encode()),
+    "CSV": ("a.csv", csv_bytes()),
+    "byte order mark": ("a.csv", b"\xef\xbb\xbf" + csv_bytes()),
+    "CSV with semicolons": ("a.csv", csv_bytes(sep=";")),
+    "CSV with tabs": ("a.csv", csv_bytes(sep="\t")),
+    "CSV with bars": ("a.csv", csv_bytes(sep="|")),
+    "TSV with commas": ("a.tsv", csv_bytes()),
+    "names in other case": ("a.csv", csv_bytes(columns=UPPER)),
+    "JSONL": ("a.jsonl", JSONL.encode()),
+    "JSONL with blank lines": ("a.jsonl", JSONL.replace("\n", "\n\n \n").encode()),
+    "JSONL names in other case": ("a.jsonl", JSONL.replace('"sentence"', '"Sentence"').encode()),
+    "JSON lines called .json": ("a.json", JSONL.encode()),
+    "JSON list": ("a.json", json.dumps(ROWS).encode()),
+    "JSON list, indented": ("a.json", b"\xef\xbb\xbf\n" + json.dumps(ROWS, indent=2, ensure_ascii=False).encode()),
+    "JSON list called .jsonl": ("a.jsonl", json.dumps(ROWS).encode()),
+    "Parquet": ("a.parquet", table_bytes(pq.write_table)),
+    "Parquet called .csv": ("a.csv", table_bytes(pq.write_table)),
+    "Feather": ("a.feather", table_bytes(feather("lz4"))),
+    "Feather, zstd": ("a.arrow", table_bytes(feather("zstd"))),
+    "Arrow stream": ("a.arrow", table_bytes(write_stream)),
+    "TSV, gzip": ("a.tsv.gz", gzip.compress(TSV.encode())),
+    "TSV, gzip in two parts": (
+        "a.tsv.gz",
+        gzip.compress(TSV[:9].encode()) + gzip.compress(TSV[9:].encode()) + b"\0" * 9,
+    ),
+    "CSV, gzip": ("a.csv.gz", gzip.compress(csv_bytes())),
+    "JSONL, gzip": ("a.jsonl.gz", gzip.compress(JSONL.encode())),
+    "JSON list, gzip": ("a.json.gz", gzip.compress(json.dumps(ROWS).encode())),
+    "text, gzip": ("a.txt.gz", gzip.compress(TSV.encode())),
+    "TSV, zstd": ("a.tsv.zst", zstd(TSV.encode())),
+    "TSV, zstd in two parts": ("a.tsv.zst", zstd(TSV[:9].encode()) + zstd(TSV[9:].encode())),
+    "CSV with semicolons, zstd": ("a.csv.zst", zstd(csv_bytes(sep=";"))),
+    "JSONL, bzip2": ("a.jsonl.bz2", bz2.compress(JSONL.encode())),
+    "gzip without its ending": ("a.tsv", gzip.compress(TSV.encode())),
+}
+
+
+def snap(folder: Path, name: str, data: bytes, table_format: TableFormat = TableFormat()) -> Snapshot:  # noqa: B008
+    (folder / name).write_bytes(data)
+    return write_snapshot([str(folder / name)], str(folder / "snapshots"), table_format)
+
+
+@pytest.mark.parametrize("kind", READ)
+def test_the_same_rows_in_every_format_have_the_same_digest(tmp_path: Path, kind: str) -> None:
+    name, data = READ[kind]
+    snapshot = snap(tmp_path, name, data)
+    assert (snapshot["kept"], snapshot["quarantined"], snapshot["digest"]) == (2, 0, DIGEST)
+    source = open_source(str(tmp_path / name), format_name="tsv" if name == "a.dat" else "")
+    if source.format_name != "txt":
+        assert [row[4] for row in read_sentences(source)] == [row["sentence"] for row in ROWS]
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("a.jsonl", "".join(json.dumps({"data": row, "id": 7}) + "\n" for row in ROWS).encode()),
+        ("a.json", json.dumps([{"data": row} for row in ROWS]).encode()),
+        ("a.parquet", table_bytes(pq.write_table, [{"data": row} for row in ROWS])),
+        ("a.arrow", table_bytes(feather("lz4"), [{"data": row} for row in ROWS])),
+        ("a.csv", csv_bytes(columns={name: f"data.{name}" for name in FRAME})),
+    ],
+)
+def test_nested_values_are_named_with_dots(tmp_path: Path, name: str, data: bytes) -> None:
+    assert snap(tmp_path, name, data, NESTED)["digest"] == DIGEST
+    with pytest.raises(UsageError, match=r"no column 'sentence' for the text; it has .*'data.sentence'.*: --columns"):
+        snap(tmp_path, name, data)
+
+
+@pytest.mark.parametrize(
+    "name", ["web.csv", "my.web.csv.gz", "web.jsonl", "web.json.bz2", "web.txt", "web.arrow", "web.dat"]
+)
+def test_a_name_without_its_endings_is_the_source_of_rows_without_one(tmp_path: Path, name: str) -> None:
+    plain = {".csv": b"text,label\nA.,1\n", ".arrow": table_bytes(write_stream, [{"text": "A.", "label": 1}])}
+    suffix = next((suffix for suffix in (".csv", ".json", ".arrow") if suffix in name), "")
+    data = plain.get(suffix, b'{"text": "A.", "label": 1}\n' if suffix else b"text\tlabel\nA.\t1\n")
+    packed = gzip.compress(data) if name.endswith("gz") else bz2.compress(data) if name.endswith("bz2") else data
+    rows = pq.read_table(snap(tmp_path, name, packed)["path"])
+    assert rows["source"].to_pylist() == [name.partition(".csv")[0] if "my" in name else "web"]
+
+
+def zip_of(*names: str) -> bytes:
+    sink = io.BytesIO()
+    with zipfile.ZipFile(sink, "w") as archive:
+        for name in names:
+            archive.writestr(name, TSV)
+    return sink.getvalue()
+
+
+def tar() -> bytes:
+    sink = io.BytesIO()
+    with tarfile.open(fileobj=sink, mode="w") as archive:
+        member = tarfile.TarInfo("a.tsv")
+        member.size = len(TSV.encode())
+        archive.addfile(member, io.BytesIO(TSV.encode()))
+    return sink.getvalue()
+
+
+def sqlite() -> bytes:
+    connection = sqlite3.connect(":memory:")
+    connection.execute("create table rows (sentence, label)")
+    return connection.serialize()
+
+
+PAGE = b"\n<!DOCTYPE html>\n<html><title>Log in</title></html>\n"
+FOREIGN: dict[str, tuple[bytes, str]] = {
+    "Excel": (zip_of("[Content_Types].xml", "xl/workbook.xml"), "an Excel workbook (.xlsx); .* save the sheet as CSV"),
+    "old Excel": (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + b"\0" * 504, "an old Excel workbook .*: save the sheet as CSV"),
+    "OpenDocument": (zip_of("mimetype", "content.xml"), "an OpenDocument file; .*: save the sheet as CSV"),
+    "Word": (zip_of("word/document.xml"), "a Word document; .*: save it as plain text"),
+    "zip": (zip_of("a.tsv"), "a zip; .*: unpack it and name the file"),
+    "zip that was cut": (zip_of("a.tsv")[:60], "a zip; .*: unpack it and name the file"),
+    "tar": (tar(), "a tar archive; .*: unpack it"),
+    "tar.gz": (gzip.compress(tar()), "a tar archive; .*: unpack it"),
+    "gzip twice": (gzip.compress(gzip.compress(TSV.encode())), "compressed twice; .*: unpack it"),
+    "xz": (lzma.compress(TSV.encode()), "compressed with xz; .*: xz -dk FILE"),
+    "LZ4": (bytes(pa.compress(TSV.encode(), codec="lz4", asbytes=True)), "compressed with LZ4; .*: lz4 -d FILE"),
+    "SQLite": (sqlite(), "an SQLite database; .*: write the table: sqlite3 -csv -header FILE"),
+    "pickle": (pickle.dumps(ROWS), "a Python pickle, .*: write its table with pandas: DataFrame.to_parquet"),
+    "web page": (PAGE, "a web page .*: download the file itself"),
+    "web page, gzip": (gzip.compress(PAGE), "a web page .*: download the file itself"),
+    "XML": (b'<?xml version="1.0"?><rows/>\n', "XML; .*: write its rows as CSV"),
+    "PDF": (b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n", "a PDF document; .*: copy its rows to a CSV file"),
+    "Git LFS": (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n", "a Git LFS pointer, .*: git lfs pull"),
+    "UTF-16": (TSV.encode("utf-16"), "in UTF-16; .*: iconv -f UTF-16 -t UTF-8"),
+    "UTF-16, no mark": (b"a,b\n".decode().encode("utf-16-le") * 9, "in UTF-16LE; .*: iconv -f UTF-16LE"),
+    "UTF-16, big end": (b"a,b\n".decode().encode("utf-16-be") * 9, "in UTF-16BE; .*: iconv -f UTF-16BE"),
+    "NumPy": (b"\x93NUMPY\x01\0", "a NumPy array; .*"),
+    "HDF5": (b"\x89HDF\r\n\x1a\n", "an HDF5 file; .*"),
+    "Avro": (b"Obj\x01", "an Avro file; .*"),
+    "7z": (b"7z\xbc\xaf\x27\x1c", "a 7z archive; .*"),
+    "RAR": (b"Rar!\x1a\x07\x00", "a RAR archive; .*"),
+    "Feather 1": (b"FEA1\0\0\0\0", "a Feather file of version 1; .*"),
+    "RTF": (b"{\\rtf1\\ansi", "a rich-text document; .*"),
+}
+
+
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_what_is_no_table_is_named_in_one_line_whatever_its_name(tmp_path: Path, kind: str) -> None:
+    data, expected = FOREIGN[kind]
+    for name in ("a.csv", "a.tsv", "a.jsonl", "a.txt", "a.xlsx"):
+        with pytest.raises(UsageError, match=rf"{name} is {expected.replace('(.xlsx)', '.*')}") as caught:
+            snap(tmp_path, name, data)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(UsageError, match=expected.replace("(.xlsx)", ".*")):
+        open_source(str(tmp_path / "a.txt"))
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "expected"),
+    [
+        ("a.json", b'{\n "data": []\n}', "is one JSON object; expected a list of them or one a line: jq -c"),
+        ("a.json", b'[{"text": "A.", "label": 1}, {"text', r"is a damaged JSON list \(it breaks off in record 2\)"),
+        ("a.json", b'[{"text": "A.", "label": 1} {}]', r"is a damaged JSON list \(no ',' where one must stand\)"),
+        ("a.json", b'[{"text": "A.", "label": 1}]]', r"is a damaged JSON list \(more text follows its end"),
+        ("a.json", b'[{"text": "A.", "label": 1},]', r"is a damaged JSON list \(it breaks off in record 2\)"),
+        ("a.json", b"[" * 100_000, r"is a damaged JSON list \("),
+        ("a.arrow", table_bytes(write_stream)[:200], "cannot be read as Arrow .*; expected a whole Arrow file"),
+        ("a.arrow", b"ARROW1\0\0" + b"\xff" * 40, "cannot be read as Arrow .*; expected a whole Arrow file"),
+        (
+            "a.parquet.gz",
+            gzip.compress(table_bytes(pq.write_table)),
+            "is a compressed parquet file; expected it unpack",
+        ),
+        ("a.tsv.gz", gzip.compress(TSV.encode() * 99)[:-12], r"cannot be unpacked with gzip \(Compressed file ended"),
+        ("a.tsv.gz", gzip.compress(TSV.encode())[:-8] + b"\0" * 8, r"cannot be unpacked with gzip \(CRC check failed"),
+        ("a.tsv.zst", zstd(TSV.encode())[:-3], r"cannot be unpacked with zstd \(Truncated compressed stream"),
+        ("a.tsv.bz2", bz2.compress(TSV.encode())[:-3], r"cannot be unpacked with bz2 \(Truncated compressed stream"),
+    ],
+)
+def test_a_damaged_file_is_refused_in_one_line(tmp_path: Path, name: str, data: bytes, expected: str) -> None:
+    with pytest.raises(VerdictError, match=rf"{name} {expected}") as caught:
+        snap(tmp_path, name, data)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("packed", [gzip.compress, zstd, bz2.compress])
+def test_what_a_compressed_file_may_hold_is_bounded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, packed: Callable[[bytes], bytes]
+) -> None:
+    monkeypatch.setattr(compression, "MAX_EXPANDED", 1 << 20)
+    line = b"s\t1\t\tA sentence.\n"
+    assert snap(tmp_path, "a.tsv", packed(line * 1_000))["kept"] == 1_000
+    with pytest.raises(VerdictError, match=r"a.tsv holds more than 1,048,576 bytes, the limit of a compressed file"):
+        snap(tmp_path, "a.tsv", packed(line * 100_000))
+
+
+def test_what_an_arrow_file_takes_unpacked_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compression, "MAX_EXPANDED", 1 << 20)
+    monkeypatch.setattr(arrow_records, "_column", lambda batch, name: pytest.fail("a batch was unpacked"))
+    rows = [{"text": "A" * 2_000, "label": 1}] * 1_000
+    for codec in ("lz4", "zstd"):
+        data = table_bytes(feather(codec), rows)
+        assert len(data) * compression.EXPANSION < 2_000_000
+        with pytest.raises(VerdictError, match="take more than"):
+            snap(tmp_path, "a.arrow", data)
+
+
+def test_records_of_a_json_list_that_are_no_rows_are_quarantined(tmp_path: Path) -> None:
+    records = [1, {"text": "A.", "label": 1}, {"text": "B."}, {"text": "", "label": 1}, {"text": "\ud800", "label": 1}]
+    snapshot = snap(tmp_path, "a.json", json.dumps(records).encode())
+    assert (snapshot["kept"], snapshot["quarantined"]) == (1, 4)
+    assert [example.partition("line ")[2] for example in snapshot["examples"]] == [
+        "1: not a JSON object",
+        "3: no 'label'",
+        "4: empty sentence",
+        "5: not UTF-8",
+    ]
+
+
+def test_a_long_json_list_is_read_piece_by_piece(tmp_path: Path) -> None:
+    records = [{"text": f"Number {number} é.", "label": number % 2, "n": [number]} for number in range(5_000)]
+    snapshot = snap(tmp_path, "a.json", json.dumps(records, ensure_ascii=False).encode())
+    assert (snapshot["kept"], snapshot["quarantined"]) == (5_000, 0)
+
+
+def test_what_separates_columns_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    snap(tmp_path, "a.csv", csv_bytes(sep=";"))
+    assert caplog.messages == [f"{tmp_path / 'a.csv'}: columns are separated by semicolons"]
