@@ -16,8 +16,10 @@ import kubernetes_validate
 import pytest
 import yaml
 from kubernetes_laws import LAWS
-from manifests import INFRA, SECRETS, Document, containers_of, job_of, name_of, render
+from manifests import INFRA, SECRETS, SIGNATURES, Document, containers_of, job_of, name_of, render
 from manifests import without_hashes as plain
+
+from tasks.core.signing import KEY_VARIABLE, REQUIRE_VARIABLE, TRUSTED_VARIABLE
 
 OVERLAYS = [INFRA / "kubernetes" / name for name in ("base", "gpu")]
 VERSIONS = ("1.30", "1.37")  # the oldest that knows preStop's sleep, the newest whose schema is at hand
@@ -81,6 +83,10 @@ BREAKERS = [
     ),
     ("secret addresses is committed", spoil("ConfigMap", "addresses", "kind", "Secret")),
     ("PGPASSWORD does not come", spoil_container("mlflow", env=[{"name": "PGPASSWORD", "value": "hunter22"}])),
+    (
+        "VERDICT_SIGNING_KEY does not come",
+        spoil_container("mlflow", env=[{"name": "VERDICT_SIGNING_KEY", "value": "a"}]),
+    ),
     ("nothing is closed", spoil("NetworkPolicy", "default-deny", "spec.policyTypes", ["Ingress"])),
     (
         "label verdict/asks-mlflow disagree",
@@ -186,3 +192,19 @@ def test_the_secret_that_the_manual_makes_has_every_key_that_is_read() -> None:
     manual = (INFRA / "README.md").read_text(encoding="utf-8")
     command = manual[manual.index(f"create secret generic {SECRETS}") :].split("\n```")[0]
     assert set(re.findall(r"--from-literal=(\w+)=", command)) == keys
+
+
+@pytest.mark.parametrize("folder", OVERLAYS, ids=lambda folder: folder.name)
+def test_signatures_are_switched_on_by_a_secret_that_may_be_missing(folder: Path) -> None:
+    read: dict[str, set[str]] = {}
+    for document in rendered(folder):
+        for entry in (entry for container in containers_of(document) for entry in container.get("env", ())):
+            chosen = entry.get("valueFrom", {}).get("secretKeyRef", {})
+            if chosen.get("name") == SIGNATURES:
+                assert chosen == {"name": SIGNATURES, "key": entry["name"], "optional": True}
+                read.setdefault(name_of(document)[1], set()).add(entry["name"])
+    checked = {TRUSTED_VARIABLE, REQUIRE_VARIABLE}
+    assert read == {"run": checked | {KEY_VARIABLE}, "inference": checked}
+    manual = (INFRA / "README.md").read_text(encoding="utf-8")
+    command = manual[manual.index(f"create secret generic {SIGNATURES}") :].split("\n```")[0]
+    assert set(re.findall(r"--from-\w+=(\w+)=", command)) == read["run"]

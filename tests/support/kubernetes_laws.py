@@ -3,9 +3,9 @@
 import json
 import re
 
-from manifests import SECRETS, VERSION, Document, containers_of, labels_of, name_of, pod_of
+from manifests import SECRETS, SIGNATURES, VERSION, Document, containers_of, labels_of, name_of, pod_of
 
-SECRET = re.compile(r"(PASSWORD|AUTH_STRING|ACCESS_KEY|SECRET_KEY|TOKEN)")
+SECRET = re.compile(r"(PASSWORD|AUTH_STRING|ACCESS_KEY|SECRET_KEY|SIGNING_KEY|TOKEN)")
 REFERENCE = re.compile(r"_SECRET_(NAME|KEY)$")  # says where a secret is
 
 
@@ -134,7 +134,11 @@ def secrets_are_named_only(documents: list[Document]) -> list[str]:
     for name, document in makers(documents).items():
         for entry in (entry for container in containers_of(document) for entry in container["env"]):
             chosen = entry.get("valueFrom", {}).get("secretKeyRef", {})
-            if SECRET.search(entry["name"]) and not REFERENCE.search(entry["name"]) and chosen.get("name") != SECRETS:
+            if (
+                SECRET.search(entry["name"])
+                and not REFERENCE.search(entry["name"])
+                and chosen.get("name") not in (SECRETS, SIGNATURES)
+            ):
                 found.append(f"{name}: {entry['name']} does not come from {SECRETS}")
     return found
 

@@ -16,6 +16,7 @@ DOCKERFILES = sorted(IMAGES.glob("*.Dockerfile"))
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 VERSION: str = PROJECT["project"]["version"]
 SECRETS = "verdict-secrets"  # the Secret that manifests name and nobody commits
+SIGNATURES = "verdict-signatures"  # another, which may be missing
 
 Document = dict[str, Any]
 
