@@ -7,13 +7,15 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from tasks.core.printable import escape_controls
+
 TEMPLATES = Path(__file__).with_name("templates")
 
 
 def render(template: str, folder: Path = TEMPLATES, **content: Any) -> str:
     r"""Render a template.
 
-    Sentences, sources and file names are untrusted text: in HTML everything is escaped, and unprintable characters are
+    Sentences, sources and file names are untrusted text: in HTML everything is escaped, and control characters are
     replaced by escapes such as \x08.
 
     Args:
@@ -46,13 +48,6 @@ def data_uri(png: bytes) -> str:
     return "data:image/png;base64," + base64.b64encode(png).decode()
 
 
-def visible(text: str) -> str:
-    r"""Replace unprintable characters by escapes: backspace by \x08, a lone surrogate by \udcff."""
-    if text.isprintable():
-        return text
-    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
-
-
 def _show(value: Any) -> Any:
     # The output of a macro is Markup (__html__), whose parts were escaped when the macro was rendered.
-    return visible(value) if isinstance(value, str) and not hasattr(value, "__html__") else value
+    return escape_controls(value, keep="") if isinstance(value, str) and not hasattr(value, "__html__") else value

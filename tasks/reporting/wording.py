@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from tasks.core.printable import escape_controls
+
 if TYPE_CHECKING:
     from tasks.evaluation.metrics import MccInterval
 
@@ -27,9 +29,7 @@ def show_mcc(value: float | None) -> str:
 
 def escape_markdown(text: str) -> str:
     """Escape untrusted text for one line of Markdown, also in a table."""
-    from tasks.reporting.templating import visible  # imports jinja2, which the registry's pages do not need
-
-    return visible(text).translate(_MARKS)
+    return escape_controls(text, keep="").translate(_MARKS)
 
 
 def capital(text: str) -> str:

@@ -18,7 +18,7 @@ from tasks.data.sources import Sources
 from tasks.data.table_format import TableFormat
 from tasks.reporting.charts import draw_lengths
 from tasks.reporting.gate_page import MAX_SHOWN_CHARS, MAX_SOURCES, explain, rank_sources, write_gate_page
-from tasks.reporting.templating import visible
+from tasks.reporting.templating import render
 
 LIMITS = GateSettings(min_rows=20, min_holdout_rows=10)
 VOID = {"meta", "img", "br"}
@@ -199,13 +199,15 @@ def test_untrusted_text_is_escaped(refused: GateReport, tmp_path: Path) -> None:
     ("raw", "shown"),
     [
         ("plain é 漢 🙂", "plain é 漢 🙂"),
+        ("5\u00a0km \U0001f468\u200d\U0001f469", "5\u00a0km \U0001f468\u200d\U0001f469"),
         ("a\x08\n\x7f", r"a\x08\n\x7f"),
         ("\u202eevil", r"\u202eevil"),
         ("\udcff", r"\udcff"),
     ],
 )
-def test_unprintable_characters_become_escapes(raw: str, shown: str) -> None:
-    assert visible(raw) == shown
+def test_control_characters_become_escapes(raw: str, shown: str, tmp_path: Path) -> None:
+    (tmp_path / "page.html.j2").write_text("{{ text }}")
+    assert render("page.html.j2", tmp_path, text=raw) == shown
 
 
 def test_drift_is_shown_with_its_reference(drifted: GateReport, good: GateReport, tmp_path: Path) -> None:
