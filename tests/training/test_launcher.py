@@ -49,7 +49,8 @@ def wait_until(true: Callable[[], bool]) -> None:
 
 @pytest.fixture
 def forked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Start processes by fork."""
+    """Start processes by fork, without what other tests' Prefect does at exit, which ends forked ones with code 1."""
+    monkeypatch.setattr(threading, "_threading_atexits", [])
     context = multiprocessing.get_context("fork")
     monkeypatch.setattr(launcher.multiprocessing, "get_context", lambda method: context)
 
