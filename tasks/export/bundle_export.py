@@ -14,6 +14,7 @@ from tasks.core.errors import VerdictError
 from tasks.core.files import atomic_directory, read_json, write_json
 from tasks.export.subprocess_call import run_in_subprocess
 from tasks.inference.bundle import TOKENIZER, VARIANTS, ModelInfo, Origin, verify, write_manifest
+from tasks.inference.tokenization import copy_unlimited, load_tokenizer, open_tokenizer
 
 if TYPE_CHECKING:
     from tasks.export.onnx_export import WrittenGraphs
@@ -69,10 +70,10 @@ def export_bundle(model_folder: str, folder: str, origin: Origin, rows: str | No
     facts = ModelInfo(**origin, pad_id=reference.pad_id)
     answered = time.perf_counter()
     with atomic_directory(bundle) as scratch:
+        _write_tokenizer(model_folder, scratch / TOKENIZER, origin["max_length"], rows)
         graphs = run_in_subprocess(
             "the export to ONNX", _time_limit(rows), _write_graphs, model_folder, str(scratch), facts, reference
         )
-        (scratch / TOKENIZER).write_bytes((Path(model_folder) / TOKENIZER).read_bytes())
         manifest = write_manifest(scratch, facts, metrics={}, known=graphs["digests"])
     seconds = {
         "torch": round(answered - started, 3),
@@ -94,6 +95,20 @@ def export_bundle(model_folder: str, folder: str, origin: Origin, rows: str | No
     )
     write_json(Path(folder) / EXPORT_RECORD, {**exported, "bundle": BUNDLE_FOLDER})
     return exported
+
+
+def _write_tokenizer(model_folder: str, path: Path, max_length: int, rows: str | None) -> None:
+    """Write a bundle's tokenizer.json, without padding and truncation, and check what serving reads of it.
+
+    Raises:
+        UsageError: if sentences of `rows` have other tokens there.
+    """
+    from tasks.training.token_check import check_serving, sample_sentences
+
+    tokenizer = load_tokenizer(model_folder, max_length)
+    copy_unlimited(tokenizer).save(str(path))
+    if rows:
+        check_serving(tokenizer, open_tokenizer(path, max_length), sample_sentences(rows))
 
 
 def _time_limit(rows: str | None) -> float:

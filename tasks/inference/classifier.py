@@ -27,7 +27,7 @@ from .cpu_limits import available_cores
 from .external_data import reject_external_data
 from .runner import Runner
 from .sessions import CUDA, open_session, should_try_gpu, warn_if_older
-from .tokenization import TokenIds, TokenizedText, packed_batches, sorted_batches, tokenise
+from .tokenization import TokenIds, TokenizedText, open_tokenizer, packed_batches, sorted_batches, tokenise
 
 CPU_BATCH = 32  # sentences of a batch on a CPU
 PACK_ROWS, PACK_TOKENS = 256, 128  # size of a batch on a GPU: rows, and tokens of a row
@@ -97,9 +97,7 @@ class Classifier:
         for name in variants_of(manifest):
             reject_external_data(folder / VARIANTS[name])
         with name_failure(folder, f"{TOKENIZER} cannot be loaded"):
-            tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
-            tokenizer.no_padding()
-            tokenizer.enable_truncation(manifest["max_length"])
+            tokenizer = open_tokenizer(folder / TOKENIZER, manifest["max_length"])
         for target in ("cuda", "cpu") if should_try_gpu(device) else ("cpu",):
             chosen = variant or serving_variant(manifest, target)
             on = device if target == "cuda" else "cpu"

