@@ -8,6 +8,7 @@ import errno
 import gc
 import os
 import sys
+import threading
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -16,7 +17,7 @@ import typer
 from flows import environment
 from flows.cli import review, run, stopping
 from tasks.core import log_format
-from tasks.core.errors import VerdictError
+from tasks.core.errors import OUT_OF_MEMORY, VerdictError, is_out_of_memory
 
 # Of the file system and its permissions, not of the program.
 STORAGE_ERRORS = {
@@ -75,6 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     if arguments is None:
         stopping.end_on_signals()
+        threading.excepthook = _report_of_thread
     command = typer.main.get_command(app)
     try:
         code = command.main(
@@ -86,14 +88,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
         code = stopping.EXIT_CODE if stopping.is_requested() else _explain(error)
     except KeyboardInterrupt:
         code = stopping.EXIT_CODE
+    except BaseException as error:  # of libraries in Rust, such as tokenizers, which panic
+        if not is_out_of_memory(error):
+            raise
+        code = _explain(error)
     if code == stopping.EXIT_CODE:
         code = stopping.report()
     gc.freeze()  # the interpreter's last collections would go through a million imported objects: 3 s after a run
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def _explain(error: Exception) -> int:
+def _report_of_thread(failure: threading.ExceptHookArgs) -> None:
+    """Print the traceback of a thread that failed, except for want of memory, of which the command itself fails."""
+    if not is_out_of_memory(failure.exc_value) or os.environ.get("VERDICT_DEBUG") == "1":
+        threading.__excepthook__(failure)
+
+
+def _explain(error: BaseException) -> int:
     """Print a failure and return the exit code."""
+    if is_out_of_memory(error):
+        log_format.print_error(OUT_OF_MEMORY)
+        return VerdictError.exit_code
     if isinstance(error, VerdictError):
         log_format.print_error(str(error))
         return error.exit_code

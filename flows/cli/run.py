@@ -262,7 +262,7 @@ def _run_flow(name: str, home: str, *arguments: Any, stopwatch: Stopwatch | None
             flow = getattr(importlib.import_module(f"flows.jobs.{name}"), name)
         environment.show_log(quiet_prefect=os.environ.get("VERDICT_DEBUG") != "1")
         stopwatch.mark("imports")
-        with watched(servers, stopping.fail), connected(server):
+        with watched(servers, stopping.fail), connected(server, stopping.fail):
             ready = time.perf_counter()
             stopwatch.mark("wait for Prefect's server")
             outcome = flow(*arguments)

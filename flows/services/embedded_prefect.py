@@ -8,17 +8,19 @@ the process that started it ends.
 import contextlib
 import logging
 import os
+import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from tasks.core.database_templates import copy_template
-from tasks.core.errors import VerdictError
+from tasks.core.errors import MEMORY_MESSAGES, OUT_OF_MEMORY, VerdictError
 from tasks.core.hidden_addresses import check_address
 
 # Measured on two cores with a new database: 13 s; several that start at once wait for each other. One that fails exits
@@ -26,6 +28,7 @@ from tasks.core.hidden_addresses import check_address
 SERVER_START_TIMEOUT_S = 900
 SERVER_STOP_TIMEOUT_S = 3  # measured: 0.3 s; while it starts it may take long
 MAX_LOG_BYTES = 1_000_000  # beyond which a new log is begun, and the one before the old one is deleted
+CHECK_SECONDS = 1.0  # between checks that it still runs
 DATABASE_VARIABLE = "PREFECT_API_DATABASE_CONNECTION_URL"
 SERVER_SETTINGS = {
     "PREFECT__SERVER_FINAL": "1",  # as `prefect server start` sets it
@@ -56,6 +59,7 @@ class LocalServer:
         if self._log.exists() and self._log.stat().st_size > MAX_LOG_BYTES:
             self._log.replace(self._log.with_suffix(".log.1"))
         with self._log.open("ab") as log:  # servers of one home write to it at the same time
+            self._log_begin = log.tell()
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "flows.services.prefect_process", *arguments],
                 stdin=subprocess.DEVNULL,
@@ -77,7 +81,20 @@ class LocalServer:
                 urllib.request.urlopen(f"{self.api_url}/health", timeout=5).close()
                 return
             time.sleep(0.1)
-        raise VerdictError(f"the embedded Prefect server did not start; see {self._log}, or set PREFECT_API_URL")
+        raise VerdictError(
+            self.describe_end()
+            or f"the embedded Prefect server did not start in {SERVER_START_TIMEOUT_S} s; see {self._log}"
+        )
+
+    def describe_end(self) -> str:
+        """Return how the server ended by itself; empty while it runs."""
+        code = self._process.poll()
+        if code is None:
+            return ""
+        said = self._log.read_bytes()[self._log_begin :].decode(errors="replace")
+        if code == -signal.SIGKILL or any(words in said for words in ("MemoryError", *MEMORY_MESSAGES)):
+            return f"the embedded Prefect server ended: {OUT_OF_MEMORY}"
+        return f"the embedded Prefect server ended with exit code {code}; see {self._log}, or set PREFECT_API_URL"
 
     def stop(self) -> None:
         """Stop the server; kill it after SERVER_STOP_TIMEOUT_S, which its database survives."""
@@ -117,8 +134,13 @@ def prefect_api(folder: str) -> Iterator[LocalServer | None]:
 
 
 @contextlib.contextmanager
-def connected(server: LocalServer | None) -> Iterator[None]:
-    """Wait for the embedded server and point Prefect at it for the block; with None, Prefect stays as configured."""
+def connected(server: LocalServer | None, on_lost: Callable[[str], None] = lambda _: None) -> Iterator[None]:
+    """Wait for the embedded server and point Prefect at it for the block; with None, Prefect stays as configured.
+
+    Args:
+        server: the embedded server.
+        on_lost: called in another thread, with the reason, where the server ends during the block.
+    """
     if server is None:
         yield
         return
@@ -131,11 +153,22 @@ def connected(server: LocalServer | None) -> Iterator[None]:
         # Heartbeats report a dead run to a server that outlives it; here both end together, and they cost 1 s a flow.
         settings.PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None,
     }
+    ended = threading.Event()
+    threading.Thread(target=_watch, args=(server, ended, on_lost), daemon=True).start()
     with settings.temporary_settings(overrides):
         try:
             yield
         finally:
-            _flush()
+            ended.set()
+            if not server.describe_end():
+                _flush()
+
+
+def _watch(server: LocalServer, ended: threading.Event, on_lost: Callable[[str], None]) -> None:
+    while not ended.wait(CHECK_SECONDS):
+        if reason := server.describe_end():
+            on_lost(reason)
+            return
 
 
 def _flush() -> None:

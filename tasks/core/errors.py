@@ -8,7 +8,25 @@ VerdictError             exit 1: the work failed
 └── DataRejected         exit 3: the gate rejected the data; nothing was trained or registered
 """
 
+import errno
+
 from .printable import escape_controls, redact
+
+OUT_OF_MEMORY = (
+    "memory ran out; expected more of it: end other programs or raise the limit (ulimit -v, the container's memory), "
+    "then run the same command again"
+)
+# What libraries say without MemoryError: the loader of shared libraries, the system, C++ (ONNX Runtime, torch), threads
+MEMORY_MESSAGES = (
+    "failed to map segment",
+    "annot allocate memory",
+    "can't allocate memory",
+    "bad_alloc",
+    "bad allocation",
+    "Failed to allocate memory",
+    "can't start new thread",
+    "ThreadPoolBuildError",
+)
 
 
 def first_line(error: BaseException, max_chars: int = 500) -> str:
@@ -55,3 +73,15 @@ class DataRejected(VerdictError):
     """The gate rejected the data."""
 
     exit_code = 3
+
+
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Check whether an error, or the one behind it, says that this process could not get memory."""
+    while error is not None:
+        if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
+            return True
+        ours = isinstance(error, VerdictError)  # its message may quote anything
+        if not ours and any(words in str(error) for words in MEMORY_MESSAGES):
+            return True
+        error = error.__cause__ or (None if ours or error.__suppress_context__ else error.__context__)
+    return False

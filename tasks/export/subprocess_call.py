@@ -18,7 +18,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerContext
 from typing import Any, ParamSpec, TypeVar
 
-from tasks.core.errors import VerdictError, summarise_error
+from tasks.core.errors import OUT_OF_MEMORY, VerdictError, is_out_of_memory, summarise_error
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -99,7 +99,8 @@ def _work(
     except VerdictError as error:
         line.send(error)
     except Exception as error:
-        failed = VerdictError(f"{what} failed: {summarise_error(error, 300)}")
+        reason = OUT_OF_MEMORY if is_out_of_memory(error) else summarise_error(error, 300)
+        failed = VerdictError(f"{what} failed: {reason}")
         failed.add_note("".join(traceback.format_exception(error)))
         line.send(failed)
 

@@ -1,8 +1,10 @@
 """What is told of an error that somebody else raised: one line, whatever it says."""
 
+import errno
+
 import pytest
 
-from tasks.core.errors import VerdictError, first_line, summarise_error
+from tasks.core.errors import VerdictError, first_line, is_out_of_memory, summarise_error
 
 
 @pytest.mark.parametrize(
@@ -30,3 +32,27 @@ def test_a_long_line_is_cut_off_before_its_damaged_bytes_are_escaped() -> None:
     assert first_line(ValueError("GET https://user:SECRET@host/f"), 20) == "GET https://***@host"
     assert first_line(ValueError("tab\there")) == r"tab\there"
     assert summarise_error(ValueError("x" * 1000), max_chars=3) == "ValueError: xxx"
+
+
+def caused(error: Exception, cause: Exception) -> Exception:
+    error.__cause__ = cause
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "out_of_memory"),
+    [
+        (MemoryError(), True),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), True),
+        (ImportError("libtorch_cpu.so: failed to map segment from shared object"), True),
+        (RuntimeError("[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : std::bad_alloc"), True),
+        (RuntimeError("can't start new thread"), True),
+        (caused(VerdictError("bundle x: model.onnx cannot be loaded"), MemoryError()), True),
+        (caused(ImportError("see the traceback"), ImportError("x.so: failed to map segment")), True),
+        (VerdictError("sentence 1, 'std::bad_alloc', is empty"), False),
+        (OSError(errno.ENOSPC, "No space left on device"), False),
+        (ImportError("no module named x"), False),
+    ],
+)
+def test_a_lack_of_memory_is_recognised_whatever_library_reports_it(error: Exception, out_of_memory: bool) -> None:
+    assert is_out_of_memory(error) is out_of_memory

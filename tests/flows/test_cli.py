@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from command_line import call
 from registered import make_champion_store
 
 from flows import environment
+from tasks.core.errors import OUT_OF_MEMORY
 from tasks.inference.sessions import has_gpu
 
 ROOT = Path(__file__).parents[2]
@@ -475,6 +477,17 @@ def test_storage_that_cannot_be_used_is_one_line_and_no_bug(
     assert err.startswith(f"error: {named}")
     assert f"cannot be read or written ({error.strerror}); expected access and free space: verdict doctor" in err
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("megabytes", [50, 100, 150])
+def test_too_little_memory_is_one_line(home: Path, megabytes: int) -> None:
+    limit = megabytes * 1_000_000
+    done = subprocess.run(
+        [*VERDICT, "predict", "The cat sat."],
+        capture_output=True, text=True, cwd=ROOT,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)),
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr.splitlines()) == (1, "", [f"error: {OUT_OF_MEMORY}"])
 
 
 def test_a_folder_of_the_stores_that_is_a_file_is_one_line(home: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 import urllib.request
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tasks.core.errors import VerdictError
@@ -25,6 +26,17 @@ def test_a_server_that_cannot_start_is_told_with_its_log(tmp_path: Path, monkeyp
 
     monkeypatch.setenv("PREFECT_API_DATABASE_CONNECTION_URL", "sqlite+aiosqlite:////proc/no/such.db")
     server = LocalServer(str(tmp_path))
-    with pytest.raises(VerdictError, match=r"did not start; see .*prefect-server\.log"):
+    with pytest.raises(VerdictError, match=r"ended with exit code 1; see .*prefect-server\.log"):
         server.wait()
     server.stop()
+
+
+def test_a_server_that_is_killed_before_it_answers_may_lack_memory(tmp_path: Path) -> None:
+    from flows.services.embedded_prefect import LocalServer
+
+    server = LocalServer(str(tmp_path))
+    for child in psutil.Process().children():
+        if "flows.services.prefect_process" in child.cmdline():
+            child.kill()
+    with pytest.raises(VerdictError, match="the embedded Prefect server ended: memory ran out"):
+        server.wait()

@@ -1,5 +1,6 @@
 """What is made once for an installation is what Prefect and MLflow would make in each new folder of stores."""
 
+import queue
 import shutil
 import sqlite3
 import subprocess
@@ -48,7 +49,8 @@ def test_a_server_starts_with_the_template_and_runs_a_flow(
     server = embedded_prefect.LocalServer(str(tmp_path))
     try:
         assert schema(tmp_path / "prefect.db") == schema(database_templates.template_path("prefect", templates))
-        with embedded_prefect.connected(server):
+        lost: queue.Queue[str] = queue.Queue()
+        with embedded_prefect.connected(server, lost.put):
             from prefect import flow
             from prefect.client.orchestration import get_client
 
@@ -59,6 +61,9 @@ def test_a_server_starts_with_the_template_and_runs_a_flow(
             assert answer() == 42
             with get_client(sync_client=True) as client:
                 assert [run.state_name for run in client.read_flow_runs()] == ["Completed"]
+            assert lost.empty()
+            server.stop()  # as if it ended by itself
+            assert "the embedded Prefect server ended with exit code" in lost.get(timeout=60)
     finally:
         server.stop()
     assert len(list((tmp_path / "results").iterdir())) == 1
