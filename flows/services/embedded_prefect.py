@@ -28,7 +28,7 @@ from tasks.core.hidden_addresses import check_address
 SERVER_START_TIMEOUT_S = 900
 SERVER_STOP_TIMEOUT_S = 3  # measured: 0.3 s; while it starts it may take long
 MAX_LOG_BYTES = 1_000_000  # beyond which a new log is begun, and the one before the old one is deleted
-CHECK_SECONDS = 1.0  # between checks that it still runs
+END_CHECK_SECONDS = 1.0  # between checks that it still runs
 DATABASE_VARIABLE = "PREFECT_API_DATABASE_CONNECTION_URL"
 SERVER_SETTINGS = {
     "PREFECT__SERVER_FINAL": "1",  # as `prefect server start` sets it
@@ -165,7 +165,7 @@ def connected(server: LocalServer | None, on_lost: Callable[[str], None] = lambd
 
 
 def _watch(server: LocalServer, ended: threading.Event, on_lost: Callable[[str], None]) -> None:
-    while not ended.wait(CHECK_SECONDS):
+    while not ended.wait(END_CHECK_SECONDS):
         if reason := server.describe_end():
             on_lost(reason)
             return
