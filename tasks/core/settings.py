@@ -49,7 +49,7 @@ class DataSettings(Section):
     columns: Columns = {}
     """Columns of tables, nested ones as data.text: text=NAME,label=NAME,source=NAME,mark=NAME."""
     labels: Labels = {}
-    """Names of the labels, besides 0 and 1: acceptable=1,unacceptable=0."""
+    """Names of the labels in any case, besides 0 and 1: acceptable=1,unacceptable=0."""
     offline: bool = False
     """Use only files on this machine; download nothing."""
     holdout_share: Annotated[float, Field(gt=0, lt=1)] = 0.2

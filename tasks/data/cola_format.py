@@ -20,6 +20,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 
+from tasks.data.label_names import find_label
+
 READ_BYTES = 8 << 20  # read at a time, and of rows in a block of lines that are parsed one by one
 BLOCK_ROWS = 65_536  # of such a block
 MAX_LINE_BYTES = 16 << 20  # the rest of a longer line is skipped
@@ -55,12 +57,16 @@ class Row(NamedTuple):
 
 
 class QuarantinedRow(NamedTuple):
-    """One quarantined row: kind of fault, explanation, and its bytes without the line end."""
+    """One quarantined row: kind of fault, explanation, and its bytes without the line end.
+
+    `label` is the label as written, where that is the fault.
+    """
 
     line: int
     kind: QuarantineReason
     reason: str
     raw: bytes
+    label: str | None = None
 
 
 class Block(NamedTuple):
@@ -75,7 +81,7 @@ class RowRules(NamedTuple):
 
     Args:
         max_chars: longest sentence, in characters.
-        labels: label as written -> 0 or 1.
+        labels: label as written -> 0 or 1; case, and .0 behind a number, do not matter.
     """
 
     max_chars: int = 2_000
@@ -99,16 +105,17 @@ def make_row(line: int, fields: tuple[str, str, str, str], raw: bytes, rules: Ro
         return QuarantinedRow(line, "line break", "line break or tab inside a field", raw)
     if source.startswith("\ufeff"):
         return QuarantinedRow(line, "byte order mark", "byte order mark inside the file", raw)
-    if label not in rules.labels:
+    number = find_label(label, rules.labels)
+    if number is None:
         expected = " or ".join(sorted(rules.labels)[:6])
-        return QuarantinedRow(line, "label", f"label {label[:20]!r} instead of {expected}", raw)
+        return QuarantinedRow(line, "label", f"label {label[:20]!r} instead of {expected}", raw, label)
     if not sentence.strip():
         return QuarantinedRow(line, "empty sentence", "empty sentence", raw)
     if len(sentence) > rules.max_chars:
         return QuarantinedRow(
             line, "too long", f"sentence of {len(sentence)} characters, more than {rules.max_chars}", raw
         )
-    return Row(line, source, rules.labels[label], mark, sentence)
+    return Row(line, source, number, mark, sentence)
 
 
 def too_long(line: int, raw: bytes) -> QuarantinedRow:

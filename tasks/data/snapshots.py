@@ -15,11 +15,13 @@ from typing import Self, TypedDict
 
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tasks.core.errors import DataRejected, VerdictError, first_line
 from tasks.core.files import remove_stale, sha256_of
 from tasks.data.cola_format import ROW_SCHEMA, QuarantinedRow, format_rows
+from tasks.data.label_names import LabelCount
 from tasks.data.record_readers import is_utf8, parse_file
 from tasks.data.table_format import TableFormat
 
@@ -178,17 +180,27 @@ def _parse_into(path: Path, table_format: TableFormat, rows: "RowWriter", quaran
     if not is_utf8(path.name):
         raise VerdictError(f"{str(path)!a} has a name that is not UTF-8; rename the file")
     kept_before, lost_before = rows.count, quarantine.count
+    labels = LabelCount(table_format.rules.labels)
     for block in parse_file(path, table_format):
         names = pa.array([path.name] * block.kept.num_rows, pa.string()).dictionary_encode()
         rows.add(pa.table([names, *block.kept.columns], schema=SNAPSHOT_SCHEMA))
         quarantine.add(path.name, block.quarantined)
+        acceptable = pc.sum(block.kept["label"]).as_py() or 0
+        labels.add_known(1, acceptable)
+        labels.add_known(0, block.kept.num_rows - acceptable)
+        for row in block.quarantined:
+            if row.label is not None:
+                labels.add_unknown(row.label)
         lost = quarantine.count - lost_before
         if lost > max(MAX_UNREADABLE, rows.count - kept_before):
+            labels.reject_other_names(str(path), rows.count - kept_before + lost)
             raise DataRejected(
                 f"{path}: {lost} of its first {rows.count - kept_before + lost} rows cannot be read "
                 f"({quarantine.examples[-1]}); expected source, label, mark, sentence, or a header: "
                 "--columns text=NAME,label=NAME"
             )
+    if table_format.labelled:
+        labels.reject_other_names(str(path), rows.count + quarantine.count - kept_before - lost_before)
     return rows.count - kept_before
 
 
@@ -246,7 +258,7 @@ class _Quarantine:
     def add(self, file: str, quarantined: list[QuarantinedRow]) -> None:
         if not quarantined:
             return
-        lines, kinds, reasons, raw = zip(*quarantined, strict=True)
+        lines, kinds, reasons, raw, _ = zip(*quarantined, strict=True)
         self._writer.write_table(
             pa.table([[file] * len(lines), lines, kinds, reasons, raw], QUARANTINE_SCHEMA.names).cast(QUARANTINE_SCHEMA)
         )

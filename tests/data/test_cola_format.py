@@ -144,8 +144,8 @@ def test_a_row_is_split_at_its_tabs_and_counted_from_one() -> None:
         (b"s\t1\t\tA word.\t", "field count", "5 fields instead of 4"),
         (b"s\t2\t\tA word.", "label", "label '2' instead of 0 or 1"),
         (b"s\t\t\tA word.", "label", "label '' instead of 0 or 1"),
-        (b"s\t1.0\t\tA word.", "label", "label '1.0' instead of 0 or 1"),
-        (b"s\t 1\t\tA word.", "label", "label ' 1' instead of 0 or 1"),
+        (b"s\t1.5\t\tA word.", "label", "label '1.5' instead of 0 or 1"),
+        (b"s\t01\t\tA word.", "label", "label '01' instead of 0 or 1"),
         (b"s\ttrue\t\tA word.", "label", "label 'true' instead of 0 or 1"),
         ("s\t²\t\tA word.".encode(), "label", "label '²' instead of 0 or 1"),
         (b"s\t" + b"9" * 50 + b"\t\tA", "label", f"label '{'9' * 20}' instead of 0 or 1"),
@@ -158,7 +158,8 @@ def test_a_row_is_split_at_its_tabs_and_counted_from_one() -> None:
 def test_a_bad_row_is_quarantined_with_its_reason_and_its_bytes(
     raw: bytes, kind: parsing.QuarantineReason, reason: str
 ) -> None:
-    quarantined = QuarantinedRow(7, kind, reason, raw)
+    label = raw.decode().split("\t")[1] if kind == "label" else None
+    quarantined = QuarantinedRow(7, kind, reason, raw, label)
     assert parse_row(7, raw, RowRules(max_chars=8)) == quarantined
     # The same within a file, between good rows.
     data = b"s\t1\t\tA.\n" * 6 + raw + b"\ns\t0\t\tB.\n"
@@ -255,11 +256,11 @@ def test_plain_labels_can_mean_the_opposite_or_nothing() -> None:
     assert [(result.line, result[2]) for result in results] == [(1, 0), (2, 1)]
     rules = RowRules(labels={"yes": 1, "no": 0})
     assert parse(b"s\t1\t\tA.\ns\tyes\t\tB.\n", rules) == [
-        QuarantinedRow(1, "label", "label '1' instead of no or yes", b"s\t1\t\tA."),
+        QuarantinedRow(1, "label", "label '1' instead of no or yes", b"s\t1\t\tA.", "1"),
         Row(2, "s", 1, "", "B."),
     ]
     assert parse(b"s\t1\t\tA.\n", rules) == [
-        QuarantinedRow(1, "label", "label '1' instead of no or yes", b"s\t1\t\tA.")
+        QuarantinedRow(1, "label", "label '1' instead of no or yes", b"s\t1\t\tA.", "1")
     ]
 
 
