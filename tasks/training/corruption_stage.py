@@ -47,7 +47,7 @@ def run_corruption_stage(job: TrainingJob, data: TokenizedData) -> str:
         log.warning("the corruption stage ended with a NaN or Inf loss; training starts without it")
         return recipe.encoder
     with atomic_directory(target) as scratch:
-        model.save_pretrained(scratch, save_original_format=False)
+        model.save_pretrained(scratch)
         write_record(scratch, job.fingerprint)
     return str(target)
 

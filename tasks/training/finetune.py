@@ -186,7 +186,7 @@ def _summary(seed_run: SeedRun) -> SeedSummary:
 
 def _save(folder: Path, model: PreTrainedModel, tokenizer: Tokenizer, result: TrainingResult) -> None:
     with atomic_directory(folder) as scratch:
-        model.save_pretrained(scratch, save_original_format=False)  # by the model's names, not the checkpoint's
+        model.save_pretrained(scratch)
         tokenizer.save(str(scratch / "tokenizer.json"))
         write_json(scratch / TRAINING_FILE, result)
 

@@ -159,6 +159,9 @@ def _load(folder: str, attention: str | None, **more: Any) -> tuple[PreTrainedMo
         trust_remote_code=False,  # None would ask on the terminal
         **more,
     )
+    # Saved by its own names, as with save_original_format=False: names that were mapped here would become some that
+    # fit nothing (findings/transformers_key_mapping.sh).
+    vars(loaded[0])["_weight_conversions"] = []
     return loaded
 
 
