@@ -124,7 +124,8 @@ def _explain(error: BaseException) -> int:
             "verdict doctor, or name other folders: VERDICT_HOME, TMPDIR"
         )
         return 1
-    log_format.print_error(f"{type(error).__name__}: {error}", "this is a bug; for the traceback: verdict --debug ...")
+    what = f"{type(error).__name__}: {error}".removesuffix(": ")  # of an error without a message
+    log_format.print_error(what, "this is a bug; for the traceback: verdict --debug ...")
     return 1
 
 

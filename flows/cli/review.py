@@ -150,13 +150,19 @@ def prune(
     print_result(outcome, as_json, show_review.show_pruned)
 
 
-def doctor(as_json: AsJson = False) -> None:
-    """Check library versions, GPU, ONNX Runtime, stores, Prefect and disk; exit code 1 if a check fails."""
+def doctor(
+    encoder: Annotated[
+        str | None,
+        typer.Option(help="Folder or hub id of an encoder, or packaged: train a step and export it untrained."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check library versions, GPU, ONNX Runtime, encoder, stores, Prefect and disk; exit code 1 if a check fails."""
     environment.set_process_defaults()
     from flows.cli import show_review
     from flows.commands import doctor
 
-    checks = doctor.run_checks(environment.verdict_home())
+    checks = doctor.run_checks(environment.verdict_home(), encoder)
     print_result(checks, as_json, show_review.show_checks)
     if not all(check["works"] for check in checks):
         raise typer.Exit(1)

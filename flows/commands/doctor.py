@@ -18,6 +18,7 @@ from tasks.core.signing import describe_key, signature_required, trusted_keys
 from tasks.inference.sessions import has_gpu, open_session
 from tasks.training.pretrained import PACKAGED, locate_encoder
 
+DEFAULT_PROFILE = "sample"  # of the commands that train
 MIN_FREE_DISK_GB = 2.0  # 10^9 bytes; a run with a base-sized encoder needs that much
 
 
@@ -29,13 +30,19 @@ class DoctorCheck(TypedDict):
     seen: str
 
 
-def run_checks(home: str) -> list[DoctorCheck]:
-    """Run every check; a failed check is an entry, not an exception."""
+def run_checks(home: str, encoder: str | None = None) -> list[DoctorCheck]:
+    """Run every check; a failed check is an entry, not an exception.
+
+    Args:
+        home: folder of the stores.
+        encoder: folder or hub id of an encoder that is checked as before a training, or packaged; None: the packaged
+            one is compared with its digest only.
+    """
     checks: dict[str, Callable[[], str]] = {
         "versions": _libraries,
         "GPU": _gpu,
         "ONNX Runtime": _onnxruntime,
-        "encoder": lambda: f"{locate_encoder(PACKAGED)['name']}, weights as expected",
+        "encoder": lambda: _encoder(encoder),
         "MLflow store": lambda: _store(home),
         "signatures": _signatures,
         "Prefect": _prefect,
@@ -75,6 +82,18 @@ def _onnxruntime() -> str:
         onnx.save_model(model, path)
         session = open_session(path, "cuda" if has_gpu() else "cpu")
     return f"a session runs on {session.get_providers()[0]}"
+
+
+def _encoder(wanted: str | None) -> str:
+    """Find the packaged encoder, or check another with the settings of a plain `verdict retrain`."""
+    located = locate_encoder(wanted or PACKAGED)
+    if wanted is None:
+        return f"{located['name']}, weights as expected"
+    from tasks.core.settings_loader import load_settings
+    from tasks.export.encoder_check import describe_report, examine_encoder
+
+    report = examine_encoder(located, load_settings(DEFAULT_PROFILE).settings.finetune.max_length)
+    return f"{located['name']}: {describe_report(report)}"
 
 
 def _store(home: str) -> str:

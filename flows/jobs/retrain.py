@@ -46,6 +46,7 @@ from tasks.data.splitting import drop_labelled, split_snapshot
 from tasks.evaluation.evidence import Evidence
 from tasks.evaluation.judge import Verdict
 from tasks.export.bundle_export import ExportResult, export_bundle, load_export
+from tasks.export.encoder_check import check_encoder
 from tasks.export.subprocess_call import start_forkserver
 from tasks.inference.bundle import Origin
 from tasks.registry import promotion, tracking
@@ -54,7 +55,7 @@ from tasks.registry.champion_profile import fetch_profile
 from tasks.registry.store import MlflowStore, locate_store
 from tasks.reporting.report import ReportInputs
 from tasks.training.device import resolve_device
-from tasks.training.finetune import TrainingResult, fine_tune, load_training
+from tasks.training.finetune import TRAINING_FILE, TrainingResult, fine_tune, load_training
 from tasks.training.model import LABELS
 from tasks.training.pretrained import Encoder, locate_encoder
 from tasks.training.recipe import TrainingRecipe, resolve_recipe
@@ -68,6 +69,7 @@ log = logging.getLogger("tasks.retrain")
 # Each step is a plain function of tasks/; the names are those that the summary shows.
 read = timed_task("read data", read_data)  # downloads have retries of their own
 find_encoder = retrying_task("find encoder", locate_encoder)
+try_encoder = timed_task("check encoder", check_encoder)
 examine = timed_task("check data", run_gate)
 split = timed_task("split", split_snapshot)
 export = timed_task("export", export_bundle)
@@ -87,7 +89,8 @@ def retrain(settings: dict[str, Any], origins: dict[str, str], home: str, force:
         force: start over even where an equal job is finished or half done.
 
     Raises:
-        UsageError: if data or encoder are not there, or a signature is required and there is no key.
+        UsageError: if data or encoder are not there, the encoder cannot be trained or exported, or a signature is
+            required and there is no key.
         DataRejected: if the gate rejects the data.
         VerdictError: if a step fails; everything finished stays for the next run.
     """
@@ -112,6 +115,8 @@ def retrain(settings: dict[str, Any], origins: dict[str, str], home: str, force:
         (folder / RESULT_FILE).unlink(missing_ok=True)  # of a version that was deleted
         start_forkserver()  # the export's process imports its libraries while the gate runs on another core
         with tracked_run(ResolvedSettings(chosen, origins), store, home, job, device, data, timer) as context:
+            if not (folder / "model" / TRAINING_FILE).is_file():
+                try_encoder(timer, encoder, chosen.finetune.max_length, home, chosen.finetune.allow_new_weights)
             gate = check_data(context, data, encoder)
             training = train(context, data, encoder)
             exported = export_model(context, data, encoder)

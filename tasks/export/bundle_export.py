@@ -71,9 +71,7 @@ def export_bundle(model_folder: str, folder: str, origin: Origin, rows: str | No
     answered = time.perf_counter()
     with atomic_directory(bundle) as scratch:
         _write_tokenizer(model_folder, scratch / TOKENIZER, origin["max_length"], rows)
-        graphs = run_in_subprocess(
-            "the export to ONNX", _time_limit(rows), _write_graphs, model_folder, str(scratch), facts, reference
-        )
+        graphs = write_in_subprocess(_time_limit(rows), model_folder, str(scratch), facts, reference)
         manifest = write_manifest(scratch, facts, metrics={}, known=graphs["digests"])
     seconds = {
         "torch": round(answered - started, 3),
@@ -141,8 +139,16 @@ def _read_record(path: Path) -> ExportResult:
     return cast(ExportResult, {**document, "bundle": str(path.parent / document["bundle"])})
 
 
+def write_in_subprocess(seconds: float, *arguments: Any) -> "WrittenGraphs":
+    """Call `write_graphs` in a subprocess with a time limit; importing its libraries here would take seconds.
+
+    Raises:
+        VerdictError: if the fp32 graph differs from torch, or the export fails, crashes or takes too long.
+    """
+    return run_in_subprocess("the export to ONNX", seconds, _write_graphs, *arguments)
+
+
 def _write_graphs(*arguments: Any) -> "WrittenGraphs":
-    """Call `write_graphs` in the subprocess; importing its libraries here would take seconds."""
     from tasks.export.onnx_export import write_graphs
 
     find_onnxruntime_tools()

@@ -8,7 +8,7 @@ Shape letters: B sentences, S tokens.
 
 import contextlib
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -103,7 +103,7 @@ def torch_reference(model_folder: str, max_length: int, rows_path: str | None) -
         rows_path: snapshot of the validation sentences.
     """
     logits = load_logits(model_folder)
-    all_inputs = _random_inputs(logits)
+    all_inputs = _random_inputs(logits, PARITY_SHAPES)
     if rows_path:
         all_inputs += _real_inputs(logits, model_folder, max_length, rows_path)
     cases = _answer(logits, all_inputs)
@@ -113,9 +113,9 @@ def torch_reference(model_folder: str, max_length: int, rows_path: str | None) -
     return TorchReference(random, real, half, logits.model.config.pad_token_id or 0)
 
 
-def random_cases(logits: LogitsModule) -> list[ParityCase]:
-    """Return cases of random tokens in several shapes."""
-    return _answer(logits, _random_inputs(logits))
+def random_cases(logits: LogitsModule, shapes: Iterable[tuple[int, int]] = PARITY_SHAPES) -> list[ParityCase]:
+    """Return cases of random tokens in several shapes (B, S)."""
+    return _answer(logits, _random_inputs(logits, shapes))
 
 
 def _answer(logits: LogitsModule, all_inputs: list[ParityInputs]) -> list[ParityCase]:
@@ -126,10 +126,8 @@ def _answer(logits: LogitsModule, all_inputs: list[ParityInputs]) -> list[Parity
     ]
 
 
-def _random_inputs(logits: LogitsModule) -> list[ParityInputs]:
-    return [
-        ParityInputs(f"{rows}x{length}", random_inputs(logits, rows, length), None) for rows, length in PARITY_SHAPES
-    ]
+def _random_inputs(logits: LogitsModule, shapes: Iterable[tuple[int, int]]) -> list[ParityInputs]:
+    return [ParityInputs(f"{rows}x{length}", random_inputs(logits, rows, length), None) for rows, length in shapes]
 
 
 def _real_inputs(logits: LogitsModule, model_folder: str, max_length: int, rows_path: str) -> list[ParityInputs]:

@@ -12,7 +12,7 @@ from tasks.inference.bundle import MODEL_NAME, VARIANTS, ModelInfo
 from tasks.reporting.tables import compare_figures, explain_rules, list_phenomena, list_slices
 from tasks.reporting.templating import render
 from tasks.reporting.wording import escape_markdown, show_interval, show_mcc
-from tasks.training.pretrained import PACKAGED
+from tasks.training.pretrained import HUB_PREFIX, PACKAGED
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult
@@ -82,7 +82,7 @@ def base_model(encoder: str, setting: Any) -> str | None:
     """Return the encoder's name on the Hub; None for a local folder."""
     if setting == PACKAGED:
         return PACKAGED_MODEL
-    return encoder if setting == encoder and not Path(encoder).exists() else None
+    return encoder if str(setting).removeprefix(HUB_PREFIX) == encoder and not Path(encoder).exists() else None
 
 
 def _header(facts: ModelInfo, evidence: Evidence, values: dict[str, Any]) -> str:

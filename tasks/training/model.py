@@ -162,6 +162,9 @@ def _load(folder: str, attention: str | None, **more: Any) -> tuple[PreTrainedMo
     # Saved by its own names, as with save_original_format=False: names that were mapped here would become some that
     # fit nothing (findings/transformers_key_mapping.sh).
     vars(loaded[0])["_weight_conversions"] = []
+    config = loaded[0].config
+    if getattr(config, "pad_token_id", None) is None and getattr(config, "eos_token_id", None) is not None:
+        config.pad_token_id = find_pad_id(config)  # decoders read their last token that is no padding
     return loaded
 
 
@@ -184,12 +187,19 @@ def _report(model: PreTrainedModel, found: dict[str, Any], prefix: str, stored: 
 
 
 def pad_token_id(folder: str) -> int:
-    """Return the padding token of a model's configuration; 0 where it names none.
+    """Return the padding token of a model's folder; see `find_pad_id`.
 
     Raises:
         UsageError: if the configuration is none of transformers'.
     """
-    return read_config(folder).pad_token_id or 0
+    return find_pad_id(read_config(folder))
+
+
+def find_pad_id(config: PreTrainedConfig) -> int:
+    """Return the padding token that a configuration names; else its end token, which sentences do not have; else 0."""
+    ends = getattr(config, "eos_token_id", None)  # some configurations have neither
+    tokens = [getattr(config, "pad_token_id", None), *(ends if isinstance(ends, list) else [ends])]
+    return next((token for token in tokens if token is not None), 0)
 
 
 def read_config(folder: str) -> PreTrainedConfig:

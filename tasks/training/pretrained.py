@@ -18,6 +18,7 @@ TOKENIZER_FILES = (
     "tokenizer.json", "vocab.txt", "merges.txt",
     "tokenizer.model", "spiece.model", "spm.model", "sentencepiece.bpe.model",
 )  # fmt: skip
+HUB_PREFIX = "hf:"  # before a hub id, as in addresses of data
 HUB_FILES = ["*.json", "*.txt", "*.model", "*.safetensors"]  # never pickled weights, never code
 CONFIG_FILES = ("config.json", "tokenizer_config.json")
 CODE_FIELDS = ("auto_map", "custom_pipelines")  # of these files: classes in Python files
@@ -35,12 +36,13 @@ class Encoder(TypedDict):
 
 
 def locate_encoder(name: str, *, offline: bool = False) -> Encoder:
-    """Return the folder of an encoder; a hub model is downloaded unless `offline`.
+    """Return the folder of an encoder; a hub model, by its id or hf:ID, is downloaded unless `offline`.
 
     Raises:
         UsageError: if a folder is no model, or wants code of its own to be run.
         VerdictError: if the packaged weights are not the known ones, or the hub does not deliver.
     """
+    name = name.removeprefix(HUB_PREFIX)
     if name == PACKAGED:
         folder = _packaged_folder()
         name = PACKAGED_MODULE.replace("_", "-").removeprefix("gt-")
@@ -63,6 +65,7 @@ def locate_tokenizer(name: str, *, offline: bool = False) -> str:
         UsageError: if a folder does not exist, or wants code of its own to be run.
         UnreachableError: if the hub does not deliver.
     """
+    name = name.removeprefix(HUB_PREFIX)
     if name == PACKAGED or Path(name).is_dir() or _is_path(name):
         return locate_encoder(name)["folder"]
     folder = _fetch(name, VOCABULARY_FILES, offline)
