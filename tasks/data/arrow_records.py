@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from tasks.core.errors import UsageError, VerdictError, first_line
 from tasks.data.compression import EXPANSION, MAX_EXPANDED, expansion_limit
+from tasks.data.table_folders import partition_values
 from tasks.data.table_format import Record, TableFormat, choose_columns
 
 RECORD_BYTES = 64  # that a record counts beside its text
@@ -36,13 +37,14 @@ def read_parquet(stream: BinaryIO, table_format: TableFormat, path: str) -> Iter
     """
     try:
         schema = pq.read_schema(stream)
-        chosen = _choose(schema, table_format, path)
-        names = list(dict.fromkeys(chosen.values()))
+        fixed = {name: value for name, value in partition_values(path).items() if name not in schema.names}
+        chosen = _choose(schema, fixed, table_format, path)
+        names = list(dict.fromkeys(name for name in chosen.values() if name not in fixed))
         file = pq.ParquetFile(stream, read_dictionary=names)
         left = expansion_limit(stream.seek(0, 2))
         left -= _packed_bytes(file.metadata, names) + RECORD_BYTES * file.metadata.num_rows
         batches = file.iter_batches(PARQUET_BATCH, columns=names) if left >= 0 else iter(())
-        yield from _read_batches(batches, chosen, left, path)
+        yield from _read_batches(batches, chosen, fixed, left, path)
     except _DAMAGED as error:
         raise _damaged(path, "Parquet", error) from error
 
@@ -63,17 +65,17 @@ def read_arrow(stream: BinaryIO, table_format: TableFormat, path: str) -> Iterat
         left -= sum(_unpacked_bytes(message) for message in pa.ipc.MessageReader.open_stream(stream))
         stream.seek(start)
         reader = pa.ipc.open_stream(stream)
-        chosen = _choose(reader.schema, table_format, path)
-        yield from _read_batches(reader if left >= 0 else iter(()), chosen, left, path)
+        chosen = _choose(reader.schema, {}, table_format, path)
+        yield from _read_batches(reader if left >= 0 else iter(()), chosen, {}, left, path)
     except _DAMAGED as error:
         raise _damaged(path, "Arrow", error) from error
 
 
 def _read_batches(
-    batches: Iterator[pa.RecordBatch], chosen: Mapping[str, str], left: int, path: str
+    batches: Iterator[pa.RecordBatch], chosen: Mapping[str, str], fixed: Mapping[str, Any], left: int, path: str
 ) -> Iterator[Record]:
-    """Yield the records of batches, whose text may take `left` more bytes written out."""
-    names = list(dict.fromkeys(chosen.values()))
+    """Yield the records of batches, whose text may take `left` more bytes; fixed columns have one value."""
+    names = list(dict.fromkeys(name for name in chosen.values() if name not in fixed))
     line = 0
     for batch in batches:
         columns = [_column(batch, name) for name in names]
@@ -81,7 +83,7 @@ def _read_batches(
         if left < 0:
             break
         for values in zip(*map(_to_list, columns), strict=True):
-            record, line = dict(zip(names, values, strict=True)), line + 1
+            record, line = {**fixed, **dict(zip(names, values, strict=True))}, line + 1
             yield Record(line, {role: record[name] for role, name in chosen.items()}, record)
     if left < 0:
         raise VerdictError(
@@ -90,12 +92,12 @@ def _read_batches(
         )
 
 
-def _choose(schema: pa.Schema, table_format: TableFormat, path: str) -> dict[str, str]:
-    """Return role -> column; a value of a struct is a column named STRUCT.VALUE."""
+def _choose(schema: pa.Schema, fixed: Mapping[str, Any], table_format: TableFormat, path: str) -> dict[str, str]:
+    """Return role -> column; a value of a struct is a column named STRUCT.VALUE, and fixed columns are text."""
     plain = [(field.name, field.type) for field in schema if not _has_values(field.type)]
     nested = {name: kind for name, kind in _values(schema) if name not in schema.names}
-    types = nested | dict(plain)
-    chosen = choose_columns([*(name for name, _ in plain), *nested], table_format, path)
+    types = nested | dict(plain) | dict.fromkeys(fixed, pa.string())
+    chosen = choose_columns([*(name for name, _ in plain), *nested, *fixed], table_format, path)
     for name in chosen.values():
         if pa.types.is_nested(types[name]):
             raise UsageError(

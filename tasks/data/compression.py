@@ -8,7 +8,6 @@ import io
 import os
 import zlib
 from pathlib import Path
-from typing import IO
 
 import pyarrow as pa
 
@@ -55,7 +54,7 @@ class _Decompressed(io.RawIOBase):
         self._path = path
         self._limit = self._left = expansion_limit(os.fstat(packed.fileno()).st_size)
         # zlib's reader skips the zeros that tapes and some servers append; Arrow's does not.
-        self._stream: IO[bytes] = (
+        self._stream: gzip.GzipFile | pa.NativeFile = (
             gzip.GzipFile(fileobj=packed) if kind == "gzip" else pa.CompressedInputStream(packed, kind)
         )
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from tasks.core.column_options import parse_labels
 from tasks.core.errors import UsageError
 
-MIN_UNKNOWN_SHARE = 0.05  # of a file's rows; fewer labels that are not known are faults of their rows
+MIN_UNKNOWN_SHARE = 0.05  # of a table's rows; fewer labels that are not known are faults of their rows
 MAX_COUNTED = 64  # different labels that are counted
 
 _WHOLE = re.compile(r"-?(?:0|[1-9][0-9]{0,17})(?:\.0*)?")
@@ -45,7 +45,7 @@ def find_label(label: str, labels: Mapping[str, int]) -> int | None:
 
 
 class LabelCount:
-    """Counts the labels of a file, known and unknown ones."""
+    """Counts the labels of a table, known and unknown ones."""
 
     def __init__(self, labels: Mapping[str, int]) -> None:
         self._names = {number: name for name, number in labels.items()}  # of several names the last: the user's
@@ -64,19 +64,18 @@ class LabelCount:
             shown = folded if _WHOLE.fullmatch(folded) else label.strip()
             self._counts[self._unknown.setdefault(folded, shown)] += 1
 
-    def reject_other_names(self, path: str, rows: int) -> None:
-        """Reject a file whose labels have exactly two values, one of which is not known: two numbers or two words.
+    def reject_other_names(self, path: str) -> None:
+        """Reject a table whose labels have exactly two values, one of which is not known: two numbers or two words.
 
         Args:
-            path: of the file, for the message.
-            rows: all rows so far.
+            path: of the file or table, for the message.
 
         Raises:
             UsageError: which names both, and the option that takes them.
         """
         unknown = sum(self._counts[label] for label in self._unknown.values())
         numbers = sum(bool(_WHOLE.fullmatch(label)) for label in self._counts)
-        if len(self._counts) != 2 or numbers == 1 or unknown < max(1, MIN_UNKNOWN_SHARE * rows):
+        if len(self._counts) != 2 or numbers == 1 or unknown < max(1, MIN_UNKNOWN_SHARE * self._counts.total()):
             return
         shown = " and ".join(f"{label[:40]!r} ({count} rows)" for label, count in sorted(self._counts.items()))
         raise UsageError(f"{path} has the labels {shown}; expected 0 and 1{_option(*sorted(self._counts))}")

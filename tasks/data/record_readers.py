@@ -32,6 +32,7 @@ from tasks.data.cola_format import (
 from tasks.data.compression import open_data
 from tasks.data.file_kinds import COMPRESSED_INSIDE, HEAD_BYTES, detect_format, split_name
 from tasks.data.json_records import read_json_list, read_jsonl
+from tasks.data.table_folders import table_name
 from tasks.data.table_format import DELIMITERS, Record, TableFormat, choose_columns, find_delimiter, is_header
 
 MAX_RECORD_LINES = 256  # lines of a CSV record; where a quote is never closed, so many are read in vain
@@ -92,13 +93,13 @@ def read_rows(stream: BinaryIO, format_name: str, table_format: TableFormat, pat
         stream: bytes; only Parquet and Arrow need seeking.
         format_name: one of file_kinds.FORMATS.
         table_format: which columns are read and what a row must satisfy.
-        path: for messages; its name without endings is the source of rows that have no source column.
+        path: for messages; the name of its table is the source of rows that have no source column.
 
     Raises:
         UsageError: if a required column is missing.
         VerdictError: if a file that is not read line by line is damaged.
     """
-    source = split_name(Path(path).name)[0] if table_format.labelled else ""
+    source = table_name(path) if table_format.labelled else ""
     for record in _READERS[format_name](stream, table_format, path):
         row = _to_row(record, table_format, source)
         if isinstance(row, QuarantinedRow) and not isinstance(record.raw, bytes):

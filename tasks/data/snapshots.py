@@ -23,6 +23,7 @@ from tasks.core.files import remove_stale, sha256_of
 from tasks.data.cola_format import ROW_SCHEMA, QuarantinedRow, format_rows
 from tasks.data.label_names import LabelCount
 from tasks.data.record_readers import is_utf8, parse_file
+from tasks.data.table_folders import table_path
 from tasks.data.table_format import TableFormat
 
 SCRATCH_PREFIX = ".incoming-"  # of folders for unfinished snapshots
@@ -94,7 +95,12 @@ def write_snapshot(
         remove_stale(home, SCRATCH_PREFIX)
         with tempfile.TemporaryDirectory(prefix=SCRATCH_PREFIX, dir=home) as scratch:
             with RowWriter(Path(scratch)) as rows, _Quarantine(Path(scratch)) as quarantine:
-                kept = [_parse_into(Path(file), table_format, rows, quarantine) for file in files]
+                labels = {table_path(file): LabelCount(table_format.rules.labels) for file in files}
+                kept = [
+                    _parse_into(Path(file), table_format, rows, quarantine, labels[table_path(file)]) for file in files
+                ]
+            for table, counts in labels.items() if table_format.labelled else ():
+                counts.reject_other_names(table)
             if rows.count + quarantine.count == 0 and not allow_empty:
                 raise VerdictError(f"{', '.join(files)} is empty; expected rows of source, label, mark, sentence")
             path, quarantine_path = rows.publish(home), quarantine.publish(home)
@@ -175,12 +181,13 @@ def _os_errors_explained(files: Sequence[str], folder: str) -> Iterator[None]:
         ) from error
 
 
-def _parse_into(path: Path, table_format: TableFormat, rows: "RowWriter", quarantine: "_Quarantine") -> int:
-    """Send each row of a file to one of two writers; return how many were kept."""
+def _parse_into(
+    path: Path, table_format: TableFormat, rows: "RowWriter", quarantine: "_Quarantine", labels: LabelCount
+) -> int:
+    """Send each row of a file to one of two writers and count its label; return how many were kept."""
     if not is_utf8(path.name):
         raise VerdictError(f"{str(path)!a} has a name that is not UTF-8; rename the file")
     kept_before, lost_before = rows.count, quarantine.count
-    labels = LabelCount(table_format.rules.labels)
     for block in parse_file(path, table_format):
         names = pa.array([path.name] * block.kept.num_rows, pa.string()).dictionary_encode()
         rows.add(pa.table([names, *block.kept.columns], schema=SNAPSHOT_SCHEMA))
@@ -193,14 +200,12 @@ def _parse_into(path: Path, table_format: TableFormat, rows: "RowWriter", quaran
                 labels.add_unknown(row.label)
         lost = quarantine.count - lost_before
         if lost > max(MAX_UNREADABLE, rows.count - kept_before):
-            labels.reject_other_names(str(path), rows.count - kept_before + lost)
+            labels.reject_other_names(str(path))
             raise DataRejected(
                 f"{path}: {lost} of its first {rows.count - kept_before + lost} rows cannot be read "
                 f"({quarantine.examples[-1]}); expected source, label, mark, sentence, or a header: "
                 "--columns text=NAME,label=NAME"
             )
-    if table_format.labelled:
-        labels.reject_other_names(str(path), rows.count + quarantine.count - kept_before - lost_before)
     return rows.count - kept_before
 
 

@@ -1,6 +1,6 @@
 """Resolves addresses of data (folders, files, URLs, hub data sets, the sample corpus) to files by role.
 
-    DIR or FILE                                       on this machine
+    DIR or FILE                                       on this machine; a table in several files is a folder, too
     https://HOST/FILE#sha256=HEX                      downloaded once, cached by its digest
     https://HOST/FILE.zip#sha256=HEX&member=PATH      a file or folder inside a zip
     hf:ORG/NAME/CONFIG[@REVISION]                     a data set of the Hugging Face hub
@@ -23,6 +23,7 @@ from tasks.data.download import download
 from tasks.data.file_kinds import COMPRESSED, COMPRESSED_INSIDE, FORMATS, split_name
 from tasks.data.hf_hub import fetch_dataset
 from tasks.data.sample_corpus import HOLDOUT_FILE, TRAIN_FILE, write_sample
+from tasks.data.table_folders import table_parts, tables_in
 
 SAMPLE_ADDRESS = "sample"
 SECONDARY_FILE = "in_domain_dev.tsv"
@@ -56,14 +57,14 @@ class ResolvedAddress(NamedTuple):
 
     Args:
         address: as given.
-        files: path by file name.
-        single: whether the address is one file.
+        files: paths by name: one of a file, several of a table in parts.
+        single: whether the address is one file or table.
         folder: folder of the files; empty for a single file or a hub data set.
         outside: where links of the folder lead that lead out of it, by name; followed only if named.
     """
 
     address: str
-    files: dict[str, str]
+    files: dict[str, list[str]]
     single: bool = False
     folder: str = ""
     outside: dict[str, str] = {}
@@ -89,7 +90,7 @@ def locate_sources(addresses: Sequence[str], train: str, holdout: str, home: str
     resolved = [_open_address(address, home, offline) for address in addresses]
     named = {"train": train, "holdout": holdout}
     found = {
-        role: [_find(resolved, named[role], role, home, offline)] if named.get(role) else _pick(resolved, role)
+        role: _find(resolved, named[role], role, home, offline) if named.get(role) else _pick(resolved, role)
         for role in FILE_ROLES
     }
     _reject_missing(resolved, found)
@@ -141,7 +142,7 @@ def _open_address(address: str, home: str, offline: bool) -> ResolvedAddress:
         return _open_path(address, folder)
     if address.startswith("hf:"):
         splits = fetch_dataset(address, f"{home}/downloads/hub", offline=offline)
-        return ResolvedAddress(address, splits)
+        return ResolvedAddress(address, {split: [file] for split, file in splits.items()})
     if _is_url(address):
         return _open_path(address, Path(_fetch(address, home, offline)))
     path = _existing(address)
@@ -181,13 +182,15 @@ def _existing(name: str) -> Path | None:
 
 def _open_path(address: str, path: Path) -> ResolvedAddress:
     if path.is_file():
-        return ResolvedAddress(address, {path.name: str(path)}, single=True)
+        return ResolvedAddress(address, {path.name: [str(path)]}, single=True)
     try:
+        if parts := table_parts(path):
+            return ResolvedAddress(address, {path.resolve().name: parts}, single=True)
         files = {file.name: file for file in sorted(path.iterdir()) if file.is_file()}
         home = path.resolve()
         outside = {name: str(real) for name, file in files.items() if home not in (real := file.resolve()).parents}
-        inside = {name: str(file) for name, file in files.items() if name not in outside}
-        return ResolvedAddress(address, inside, folder=str(path), outside=outside)
+        inside = {name: [str(file)] for name, file in files.items() if name not in outside}
+        return ResolvedAddress(address, tables_in(path) | inside, folder=str(path), outside=outside)
     except OSError as error:  # a device, or a folder that may not be read
         raise UsageError(
             f"data {address!r} cannot be listed ({error.strerror}); expected {ADDRESS_HINT}: --data ADDRESS"
@@ -197,7 +200,7 @@ def _open_path(address: str, path: Path) -> ResolvedAddress:
 def _pick(resolved: Sequence[ResolvedAddress], role: str) -> list[str]:
     """Return the files that have a role by their names; a single file of any other name is a training file."""
     names = [f"{stem}{suffix}" for stem in FILE_ROLES[role] for suffix in (*TABLE_SUFFIXES, "")]
-    files = []
+    files: list[str] = []
     for entry in resolved:
         present = next((name for name in names if name in entry.files or name in entry.outside), None)
         if present in entry.outside:
@@ -208,8 +211,7 @@ def _pick(resolved: Sequence[ResolvedAddress], role: str) -> list[str]:
         found = entry.files[present] if present else None
         if found is None and role == "train" and entry.single and not _has_role(next(iter(entry.files))):
             found = next(iter(entry.files.values()))
-        if found:
-            files.append(found)
+        files += found or []
     return files
 
 
@@ -217,20 +219,27 @@ def _has_role(name: str) -> bool:
     return any(split_name(name)[0] == stem for role in ("holdout", "secondary") for stem in FILE_ROLES[role])
 
 
-def _find(resolved: Sequence[ResolvedAddress], given: str, role: str, home: str, offline: bool) -> str:
-    """Return the path of a named file: in one of the addresses, or an address itself."""
+def _find(resolved: Sequence[ResolvedAddress], given: str, role: str, home: str, offline: bool) -> list[str]:
+    """Return the paths of a named file or table: in one of the addresses, or an address itself."""
     for entry in resolved:
         if given in entry.files:
             return entry.files[given]
         below = _existing(f"{entry.folder}/{given}") if entry.folder else None
-        if below and below.is_file():
-            return str(below)
+        if below and (parts := _parts_of(below)):
+            return parts
     elsewhere = _existing(given)
-    if _is_url(given) or (elsewhere and elsewhere.is_file()):
+    if _is_url(given) or (elsewhere and _parts_of(elsewhere)):
         entry = _open_address(given, home, offline)
         if entry.single:
             return next(iter(entry.files.values()))
     raise UsageError(_missing(resolved[0], given, role))
+
+
+def _parts_of(path: Path) -> list[str]:
+    """Return the files of a file or of a table in a folder."""
+    if path.is_dir():
+        return table_parts(path)
+    return [str(path)] if path.is_file() else []
 
 
 def _reject_missing(resolved: Sequence[ResolvedAddress], found: dict[str, list[str]]) -> None:
@@ -250,7 +259,7 @@ def _reject_unused(resolved: Sequence[ResolvedAddress], found: dict[str, list[st
     taken = {Path(file).resolve() for files in found.values() for file in files}
     around = {folder for file in taken for folder in file.parents}  # a named file may lie in a subfolder
     for entry in resolved if len(resolved) > 1 else ():
-        listed = {Path(file).resolve() for file in entry.files.values()}
+        listed = {Path(part).resolve() for parts in entry.files.values() for part in parts}
         if listed & taken or (entry.folder and Path(entry.folder).resolve() in around):
             continue
         if not any(_pick([entry], role) for role in FILE_ROLES):

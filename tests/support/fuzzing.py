@@ -99,12 +99,12 @@ def _check_counts(path: Path, snapshot: Snapshot) -> None:
         assert len(set(lines)) == len(lines), path
     else:
         data = path.read_bytes().removeprefix(BYTE_ORDER_MARK)
-        expected = range(1, snapshot["rows_in"] + 1)
+        expected = list(range(1, snapshot["rows_in"] + 1))
         if path.suffix == ".tsv":
-            expected = range(1, len(list(io.BytesIO(data))) + 1)
+            expected = list(range(1, len(list(io.BytesIO(data))) + 1))
         if path.suffix == ".jsonl":  # blank lines are no records
             expected = [number for number, line in enumerate(io.BytesIO(data), start=1) if line.strip()]
-        assert lines == list(expected), path
+        assert lines == expected, path
 
 
 def _check_digest(snapshot: Snapshot, scratch: Path) -> None:
