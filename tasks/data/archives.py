@@ -17,6 +17,7 @@ from filelock import FileLock
 
 from tasks.core.errors import DataRejected, UsageError, VerdictError, first_line
 from tasks.core.files import atomic_directory, json_digest, sha256_of
+from tasks.data.compression import expansion_limit
 
 MAX_LISTED_MEMBERS = 8  # members that an error message names
 TOP_LEVEL = "."  # the folder name of the zip's top level
@@ -112,10 +113,16 @@ def _extract(opened: zipfile.ZipFile, members: dict[str, zipfile.ZipInfo], name:
     """Write a file, or the files directly in a folder, so that the target's parent appears atomically.
 
     Raises:
-        DataRejected: if a file is encrypted.
+        DataRejected: if a file is encrypted, or they take more than a zip of this size may hold.
     """
     single = name in members
     files = [name] if single else [file for file in members if _parent(file) == name]
+    limit = expansion_limit(Path(str(opened.filename)).stat().st_size)
+    if sum(members[file].file_size for file in files) > limit:  # no more is unpacked of a member than it says
+        raise DataRejected(
+            f"{opened.filename} holds more than {limit:,} bytes in {name!r}, the limit of a zip of its size; "
+            "expected sentences: unpack it and name the file if they are"
+        )
     with atomic_directory(target.parent) as temporary:
         folder = temporary if single else temporary / target.name
         folder.mkdir(exist_ok=True)

@@ -6,6 +6,7 @@ Rows in = kept + quarantined, for any bytes. Rows are written block by block, so
 import contextlib
 import errno
 import hashlib
+import logging
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -28,7 +29,10 @@ from tasks.data.table_format import TableFormat
 
 SCRATCH_PREFIX = ".incoming-"  # of folders for unfinished snapshots
 MAX_UNREADABLE = 100_000  # quarantined rows of a file; with more, which are most of it, it is refused as a whole
+MIN_OTHER_ENCODING = 0.01  # share of rows that are not UTF-8 above which a file may be in an older encoding
 MAX_EXAMPLES = 5  # quarantined rows that a snapshot's summary shows
+
+log = logging.getLogger(__name__)
 
 _FILE = pa.field("file", pa.dictionary(pa.int32(), pa.string()))
 SNAPSHOT_SCHEMA = pa.schema([_FILE, *ROW_SCHEMA])
@@ -103,6 +107,7 @@ def write_snapshot(
                 counts.reject_other_names(table)
             if rows.count + quarantine.count == 0 and not allow_empty:
                 raise VerdictError(f"{', '.join(files)} is empty; expected rows of source, label, mark, sentence")
+            _explain_encoding(files, rows.count, quarantine)
             path, quarantine_path = rows.publish(home), quarantine.publish(home)
     return Snapshot(
         digest=rows.digest,
@@ -179,6 +184,17 @@ def _os_errors_explained(files: Sequence[str], folder: str) -> Iterator[None]:
         raise VerdictError(
             f"{error.filename or files[0]} cannot be read ({error.strerror}); expected a readable file of rows"
         ) from error
+
+
+def _explain_encoding(files: Sequence[str], kept: int, quarantine: "_Quarantine") -> None:
+    """Log what to do about files in an older encoding, if many of their rows are not UTF-8."""
+    bad = quarantine.kinds["encoding"]
+    if bad > MIN_OTHER_ENCODING * (kept + quarantine.count):
+        log.warning(
+            "%d rows of %s are not UTF-8; where they are Windows-1252 or Latin-1: "
+            "iconv -f WINDOWS-1252 -t UTF-8 FILE > NEW",
+            *(bad, ", ".join(files)),
+        )
 
 
 def _parse_into(

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tasks.core.errors import DataRejected, UsageError, VerdictError
+from tasks.data import compression
 from tasks.data.archives import MAX_LISTED_MEMBERS, extract_member
 
 BODY = random.Random(0).randbytes(200_000)
@@ -265,3 +266,15 @@ def test_concurrent_threads_get_one_folder(tmp_path: Path) -> None:
         (path,) = set(pool.map(lambda _: extract_member(archive, "cola/raw"), range(8)))
     assert tree(Path(path)) == {"train.tsv": b"raw train", "dev.tsv": b"raw dev"}
     assert [path for path in tmp_path.iterdir() if path.is_dir()] == [Path(path).parent]
+
+
+def test_what_a_zip_may_hold_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compression, "MAX_EXPANDED", 1 << 20)
+    path = tmp_path / "data.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("fits.tsv", b"s\t1\t\tA.\n" * 1_000)
+        archive.writestr("bomb.tsv", bytes(2 << 20))
+    assert Path(extract_member(str(path), "fits.tsv")).stat().st_size == 8_000
+    with pytest.raises(DataRejected, match=r"holds more than 1,048,576 bytes in 'bomb.tsv', the limit of a zip"):
+        extract_member(str(path), "bomb.tsv")
+    assert not list(tmp_path.rglob("bomb.tsv"))

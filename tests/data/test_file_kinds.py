@@ -280,6 +280,17 @@ def test_a_long_json_list_is_read_piece_by_piece(tmp_path: Path) -> None:
     assert (snapshot["kept"], snapshot["quarantined"]) == (5_000, 0)
 
 
+@pytest.mark.parametrize("encoding", ["latin-1", "windows-1252", "utf-8"])
+def test_rows_in_an_older_encoding_are_quarantined_and_the_way_out_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, encoding: str
+) -> None:
+    snapshot = snap(tmp_path, "a.tsv", "s\t1\t\tZoë ate.\ns\t1\t\tHe ran.\n".encode(encoding))
+    assert snapshot["quarantined"] == (encoding != "utf-8")
+    assert [message.partition("a.tsv ")[2] for message in caplog.messages] == [
+        "are not UTF-8; where they are Windows-1252 or Latin-1: iconv -f WINDOWS-1252 -t UTF-8 FILE > NEW"
+    ] * snapshot["quarantined"]
+
+
 def test_what_separates_columns_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     snap(tmp_path, "a.csv", csv_bytes(sep=";"))
