@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from flows.jobs.watch import WatchOutcome
     from flows.outcome import RetrainOutcome
     from tasks.core.settings_loader import SettingRow
-    from tasks.data.row_features import QualityIssue
 
 COLOURS = {"PROMOTE": "bold green", "HOLD": "bold yellow", "REJECT": "bold red"}
 
@@ -46,6 +45,8 @@ def show_seconds(seconds: dict[str, float]) -> None:
 
 def show_check(outcome: dict[str, Any]) -> None:
     """Print row counts, quality issues, drift, failed expectations and the path of the report."""
+    from tasks.data.row_features import describe_issues  # imports pandas
+
     console = new_console()
     console.print(f"rows in      {outcome['rows_in']}")
     console.print(f"kept         {outcome['kept']}")
@@ -53,7 +54,7 @@ def show_check(outcome: dict[str, Any]) -> None:
     for example in outcome["examples"]:
         console.print(f"  {escape(example)}")
     for role, issues in outcome["quality_issues"].items():
-        if shown := _quality_issues(issues):
+        if shown := describe_issues(issues):
             console.print(f"{role}: {shown}")
     if outcome["drift"]:
         shifts = ", ".join(f"{shift['name']} {shift['distance']:.3f}" for shift in outcome["drift"])
@@ -149,18 +150,6 @@ def show_next_commands() -> None:
 def _count(kinds: dict[str, int], total: int) -> str:
     shares = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
     return f"{total} ({shares})" if shares else str(total)
-
-
-def _quality_issues(issues: list["QualityIssue"]) -> str:
-    """Format issues as "23 rows that repeat a sentence (normalised 40)"; an empty text if there are none."""
-    from tasks.data.row_features import ISSUE_TEXTS  # imports pandas
-
-    return "; ".join(
-        f"{issue['exact']} {ISSUE_TEXTS[issue['kind']]}"
-        + (f" (normalised {issue['normalised']})" if issue["normalised"] is not None else "")
-        for issue in issues
-        if issue["exact"] or issue["normalised"]
-    )
 
 
 def new_table(*columns: str) -> Table:

@@ -12,6 +12,7 @@ from tasks.data.drift import DataProfile
 from tasks.data.expectations import show_allowed, show_observed
 from tasks.data.gate import GateReport, describe_result, failed_critically, validate_data
 from tasks.data.ingestion import Dataset, ingest
+from tasks.data.row_features import describe_issues
 from tasks.data.sources import locate_sources, locate_text
 from tasks.data.table_format import TableFormat
 from tasks.reporting.gate_page import write_gate_page
@@ -43,7 +44,7 @@ def run_gate(
     data: Dataset, settings: Settings, folder: str, encoder: str | None, reference: DataProfile | None
 ) -> GateReport:
     """Run the gate and write gate.json, gate.html and, where rows were quarantined, quarantine.parquet to `folder`."""
-    gate = validate_data(data, folder, settings.gate, settings.data.max_quarantined, encoder, reference)
+    gate = validate_data(data, folder, settings, encoder, reference)
     write_gate_page(gate, str(Path(folder) / "gate.html"), reference)
     return gate
 
@@ -85,12 +86,15 @@ def summarise(gate: GateReport) -> dict[str, Any]:
 
 
 def report_gate(gate: GateReport) -> None:
-    """Log what was quarantined, and each expectation that failed as a warning."""
+    """Log what was quarantined, quality issues, and each expectation that failed as a warning."""
     if gate["quarantined"]:
         kinds = ", ".join(f"{count} {kind}" for kind, count in gate["reasons"].items())
         log.warning(
             "quarantined %d of %d rows: %s; %s", gate["quarantined"], gate["rows_in"], kinds, gate["examples"][0]
         )
+    for role, issues in gate["quality_issues"].items():
+        if text := describe_issues(issues):
+            log.info("%s: %s", role, text)
     for result in gate["results"]:
         if not result["passed"] and not failed_critically(result):
             log.warning("warning: %s", describe_result(result))
@@ -122,7 +126,7 @@ def find_tokenizer(settings: Settings) -> str | None:
     try:
         return locate_tokenizer(settings.finetune.encoder, offline=settings.data.offline)
     except UnreachableError as error:
-        log.warning("the [UNK] rate is not checked: %s", error)
+        log.warning("unknown word pieces and truncation are not checked: %s", error)
         return None
 
 

@@ -49,6 +49,7 @@ from tasks.export.bundle_export import ExportResult, export_bundle, load_export
 from tasks.export.encoder_check import check_encoder
 from tasks.export.subprocess_call import start_forkserver
 from tasks.inference.bundle import Origin
+from tasks.inference.token_limit import longest_input
 from tasks.registry import promotion, tracking
 from tasks.registry.audit_log import MAX_REASON_CHARS
 from tasks.registry.champion_profile import fetch_profile
@@ -212,7 +213,7 @@ def export_model(context: JobContext, data: Dataset, encoder: Encoder) -> Export
     folder = context.folder
     origin = Origin(
         labels=LABELS,
-        max_length=context.settings.finetune.max_length,
+        max_length=longest_input(encoder["folder"], context.settings.finetune.max_length),
         encoder=encoder["name"],
         dataset=data["digest"],
         git_commit=git_commit(),

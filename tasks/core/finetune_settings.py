@@ -36,7 +36,7 @@ class FinetuneSettings(Section):
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Learning rate of each layer as a multiple of the one above it; 1 for the same rate everywhere."""
     max_length: Annotated[int, Field(ge=4, le=8192)] = 128
-    """Longest input in tokens, including the two special ones; longer sentences are truncated."""
+    """Longest input in tokens, the special ones included, at most the encoder's positions; longer sentences are cut."""
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     """L2 norm to which larger gradients are clipped."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0

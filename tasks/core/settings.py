@@ -97,6 +97,8 @@ class GateSettings(Section):
     """Largest share of holdout rows whose source has no training rows; 1 allows an out-of-domain holdout."""
     max_unknown: Share = 0.01
     """Largest share of word pieces that are not in the encoder's vocabulary (the [UNK] rate)."""
+    max_truncated: Share = 0.05
+    """Largest share of sentences that are truncated: at finetune.max_length tokens, or at the encoder's positions."""
     drift: Literal["warn", "refuse"] = "warn"
     """Whether drift from the champion's training data is a warning or rejects the data."""
     drift_level: Annotated[float, Field(gt=0, lt=1)] = 0.01

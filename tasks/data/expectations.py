@@ -14,6 +14,7 @@ from tasks.core.settings import GateSettings
 from tasks.data.drift import DriftResult
 from tasks.data.snapshots import SNAPSHOT_SCHEMA
 
+SIDES = ("training", "validation")  # of the split
 MAX_LISTED_LINES = 20  # unexpected rows that a result lists
 
 Severity = Literal["critical", "warning"]
@@ -44,7 +45,7 @@ class RowCheck:
     """One expectation on the features of rows."""
 
     description: str
-    """May name settings in braces."""
+    """May name settings in braces, and what the table's facts hold."""
     expectation: str
     """Class of great_expectations.expectations."""
     column: str = ""
@@ -82,6 +83,9 @@ COMMON_CHECKS = (
     ),
     _flag_check("control", "max_control", "share of sentences with control characters"),
 )
+TOKEN_CHECK = _flag_check(
+    "truncated", "max_truncated", "share of sentences truncated at {token_limit} tokens ({limited_by}){sampled}"
+)
 TRAIN_CHECKS = (
     RowCheck("number of rows", "ExpectTableRowCountToBeBetween", limits={"min_value": "min_rows"}),
     *COMMON_CHECKS,
@@ -109,11 +113,19 @@ def schema_expectations() -> list[Any]:
     ]
 
 
-def row_expectations(checks: Iterable[RowCheck], limits: GateSettings) -> list[Any]:
-    """Return the expectations of TRAIN_CHECKS or HOLDOUT_CHECKS with their limits."""
+def row_expectations(
+    checks: Iterable[RowCheck], limits: GateSettings, facts: Mapping[str, Any] | None = None
+) -> list[Any]:
+    """Return the expectations of checks with their limits.
+
+    Args:
+        checks: TRAIN_CHECKS or HOLDOUT_CHECKS, and TOKEN_CHECK where an encoder is known.
+        limits: the settings under `gate`.
+        facts: what descriptions name besides settings.
+    """
     import great_expectations.expectations as gxe
 
-    values = limits.model_dump()
+    values = {**limits.model_dump(), **(facts or {})}
     expectations = []
     for check in checks:
         arguments = dict(check.arguments) | ({"column": check.column} if check.column else {})
@@ -165,6 +177,17 @@ def figure_expectations(
         )
         for role in ("training", "holdout", "secondary")
     ]
+    split = [
+        gxe.ExpectColumnMinToBeBetween(
+            column=f"{side} labels",
+            min_value=2,
+            meta={
+                "description": f"labels that occur in the {side} rows after the split",
+                "settings": {"min_value": "data.validation_share"},
+            },
+        )
+        for side in SIDES
+    ]
     severity: Severity = "critical" if limits.drift == "refuse" else "warning"
     shifts = [
         at_most(
@@ -182,6 +205,7 @@ def figure_expectations(
         at_most(
             "unknown", limits.max_unknown, "gate.max_unknown", "share of word pieces that the encoder does not know"
         ),
+        *split,
         *shifts,
     ]
     return [expectation for expectation in expectations if expectation.column in values]
@@ -252,7 +276,8 @@ def _to_result(table: str, entry: dict[str, Any]) -> ExpectationResult:
     config, result = entry["expectation_config"], entry["result"]
     allowed = {key: value for key, value in config["kwargs"].items() if key not in ("batch_id", "column")}
     if "unexpected_percent" in result:  # an expectation on each row
-        observed: Any = (result["unexpected_percent"] or 0.0) / 100
+        share = result.get("unexpected_percent_nonmissing", result["unexpected_percent"])  # as `mostly` counts
+        observed: Any = (share or 0.0) / 100
     else:
         observed = result.get("observed_value", "not computable")
     if observed is None and "partial_missing_list" in result:  # an expectation on a set of values

@@ -1,23 +1,28 @@
 """The data gate: a Great Expectations suite over the snapshots, run before training.
 
 Rows are checked by their features, so that each result lists the rows it is about. Figures of whole files (quarantined
-share, unknown word pieces, drift) form a table of one row, so that every limit is an expectation and is reported in the
-same way. A failed critical expectation rejects the data; a failed warning is only reported.
+share, unknown word pieces, labels on each side of the split, drift) form a table of one row, so that every limit is an
+expectation and is reported in the same way. A failed critical expectation rejects the data; a failed warning is only
+reported.
 """
 
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tasks.core.errors import DataRejected
 from tasks.core.files import atomic_write, write_json
-from tasks.core.settings import GateSettings
+from tasks.core.settings import Settings
 from tasks.data.drift import DataProfile, DriftResult, compare_profiles, profile_snapshot
+from tasks.data.encoder_view import EncodedSentences, EncoderView
 from tasks.data.expectations import (
     HOLDOUT_CHECKS,
+    SIDES,
+    TOKEN_CHECK,
     TRAIN_CHECKS,
     ExpectationResult,
     figure_expectations,
@@ -31,12 +36,14 @@ from tasks.data.ingestion import Dataset
 from tasks.data.row_features import (
     QualityIssue,
     compute_row_features,
+    count_leaks,
     count_quality_issues,
     flag_duplicates,
     flag_leakage,
+    flag_truncated,
 )
 from tasks.data.snapshots import QUARANTINE_SCHEMA, SNAPSHOT_SCHEMA, Snapshot, iter_snapshot
-from tasks.data.vocabulary_coverage import unk_rate
+from tasks.data.splitting import SplitPlan, plan_split
 
 HEAD_ROWS = 1_000  # rows whose types are checked; a Parquet column has one type
 
@@ -67,8 +74,7 @@ class GateReport(ReadCounts):
 def validate_data(
     data: Dataset,
     folder: str,
-    limits: GateSettings,
-    max_quarantined: float,
+    settings: Settings,
     encoder: str | None = None,
     reference: DataProfile | None = None,
 ) -> GateReport:
@@ -77,36 +83,37 @@ def validate_data(
     Args:
         data: the snapshots.
         folder: receives both files.
-        limits: the settings under `gate`.
-        max_quarantined: largest share of quarantined rows of each role.
-        encoder: folder of the encoder whose vocabulary is checked; None: not checked.
+        settings: the limits under `gate`, and how rows are split and truncated.
+        encoder: folder of the encoder whose vocabulary and longest input are checked; None: not checked.
         reference: profile of the champion's training data; None: drift is not checked.
     """
-    train, holdout = compute_row_features(data["train"]["path"]), compute_row_features(data["holdout"]["path"])
-    flag_duplicates(train)
-    flag_leakage(holdout, train)
+    limits, roles = settings.gate, roles_of(data)
+    rows = {role: compute_row_features(snapshot["path"]) for role, snapshot in roles.items()}
+    _flag_rows(rows)
+    view = EncoderView(encoder, settings.finetune.max_length) if encoder else None
+    encoded = {role: view.read(snapshot["path"]) for role, snapshot in roles.items()} if view else {}
+    for role, sentences in encoded.items():
+        flag_truncated(rows[role], sentences)
+    plan = _plan(data["train"], rows["training"], settings)
     profile = profile_snapshot(data["train"]["path"], data["train"]["digest"])
     drift = compare_profiles(profile, reference, limits) if reference else []
     # Figures come first: too few rows may be the consequence of quarantined ones.
-    values = compute_figures(data, encoder, drift, limits.drift_level)
-    figures = figure_expectations(values, drift, limits, max_quarantined)
+    values = compute_figures(data, encoded.get("training"), plan, drift, limits.drift_level)
+    figures = figure_expectations(values, drift, limits, settings.data.max_quarantined)
     results = run_suite("whole data", pd.DataFrame([values]), figures)
-    for name, snapshot, rows, checks in (
-        ("training rows", data["train"], train, TRAIN_CHECKS),
-        ("holdout rows", data["holdout"], holdout, HOLDOUT_CHECKS),
-    ):
-        results += run_suite(f"{name}, schema", _head(snapshot["path"]), schema_expectations())
-        results += run_suite(name, rows, row_expectations(checks, limits))
-    snapshots = list(roles_of(data).values())
+    for role, checks in (("training", TRAIN_CHECKS), ("holdout", HOLDOUT_CHECKS)):
+        results += run_suite(f"{role} rows, schema", _head(roles[role]["path"]), schema_expectations())
+        expected = row_expectations(checks, limits)
+        if view:
+            expected += row_expectations([TOKEN_CHECK], limits, _describe_reading(view, encoded[role]))
+        results += run_suite(f"{role} rows", rows[role], expected)
+    snapshots = list(roles.values())
     merge_quarantine(snapshots, Path(folder) / "quarantine.parquet")
     gate = GateReport(
         passed=not any(failed_critically(result) for result in results),
         **sum_counts(snapshots),
         results=results,
-        quality_issues={
-            "training rows": count_quality_issues(train),
-            "holdout rows": count_quality_issues(holdout, train),
-        },
+        quality_issues=_count_issues(rows, plan),
         drift=drift,
         reference=reference["dataset"] if reference else None,
         profile=profile,
@@ -115,6 +122,43 @@ def validate_data(
     )
     write_json(Path(gate["report"]), gate)
     return gate
+
+
+def _flag_rows(rows: dict[str, pd.DataFrame]) -> None:
+    """Add what rows are in comparison with others; `dropped`: the split leaves a training row out."""
+    train = rows["training"]
+    flag_duplicates(train)
+    train["dropped"] = train["duplicate"] | train["conflicting"]
+    for role, others in rows.items():
+        if role != "training":
+            flag_leakage(others, train)
+            train["dropped"] |= train["normalised_key"].isin(others["normalised_key"])
+
+
+def _plan(snapshot: Snapshot, train: pd.DataFrame, settings: Settings) -> SplitPlan | None:
+    """Plan the split; None where too few rows or labels are the reason for what it would leave."""
+    if len(train) < settings.gate.min_rows or train["label"].nunique() < 2:
+        return None
+    return plan_split(snapshot["path"], train, settings.data.validation_share, settings.finetune.seed)
+
+
+def _describe_reading(view: EncoderView, encoded: EncodedSentences) -> dict[str, Any]:
+    """Return what the description of a check on tokens names."""
+    sampled = f", of every {encoded.step}th sentence" if encoded.step > 1 else ""
+    return {"token_limit": view.limit, "limited_by": view.limited_by, "sampled": sampled}
+
+
+def _count_issues(rows: dict[str, pd.DataFrame], plan: SplitPlan | None) -> dict[str, list[QualityIssue]]:
+    """Count quality issues by role; of validation rows those that the encoder cannot tell from training rows."""
+    train = rows["training"]
+    issues = {"training rows": count_quality_issues(train)}
+    if plan and len(plan.validates) == len(train):
+        kept = ~train["dropped"]
+        issues["validation rows"] = [count_leaks(train[kept & plan.validates], train[kept & ~plan.validates])]
+    for role in ("holdout", "secondary"):
+        if role in rows:
+            issues[f"{role} rows"] = count_quality_issues(rows[role], train)
+    return issues
 
 
 def raise_if_failed(gate: GateReport) -> None:
@@ -128,7 +172,7 @@ def raise_if_failed(gate: GateReport) -> None:
         return
     more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
     example = f"; {gate['examples'][0]}" if failed[0]["in_quarantine"] and gate["examples"] else ""
-    limit = ", or change the limit: --set KEY=VALUE" if failed[0]["setting"] else ""
+    limit = f", or change the limit: --set {failed[0]['setting']}=VALUE" if failed[0]["setting"] else ""
     raise DataRejected(
         f"data refused: {describe_result(failed[0])}{more}{example}\n"
         f"see {Path(gate['report']).with_suffix('.html')}; correct the data{limit}"
@@ -151,12 +195,15 @@ def failed_critically(result: ExpectationResult) -> bool:
     return not result["passed"] and result["severity"] == "critical"
 
 
-def compute_figures(data: Dataset, encoder: str | None, drift: list[DriftResult], level: float) -> dict[str, float]:
-    """Return the figures of whole files: quarantined shares, unknown word pieces, distances from the reference.
+def compute_figures(
+    data: Dataset, train: EncodedSentences | None, plan: SplitPlan | None, drift: list[DriftResult], level: float
+) -> dict[str, float]:
+    """Return the figures of whole files: quarantined shares, unknown pieces, labels after the split, drift.
 
     Args:
         data: the snapshots.
-        encoder: folder of the encoder; None: unknown word pieces are not counted.
+        train: the training sentences as the encoder reads them; None: unknown word pieces are not counted.
+        plan: of the split; None: labels are not counted.
         drift: distances from the champion's data.
         level: significance level; a distance that is not significant counts as 0.
     """
@@ -165,8 +212,10 @@ def compute_figures(data: Dataset, encoder: str | None, drift: list[DriftResult]
         f"{role} quarantined": snapshot["quarantined"] / max(snapshot["rows_in"], 1) for role, snapshot in roles.items()
     }
     values["empty_files"] = sum(len(snapshot["empty_files"]) for snapshot in roles.values())
-    if encoder:
-        values["unknown"] = unk_rate(data["train"]["path"], encoder)
+    if train:
+        values["unknown"] = train.unknown
+    if plan:
+        values |= {f"{side} labels": int(np.count_nonzero(rows)) for side, rows in zip(SIDES, plan.rows, strict=True)}
     return values | {f"{shift['name']} shift": shift["distance"] if shift["p"] < level else 0.0 for shift in drift}
 
 

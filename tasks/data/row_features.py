@@ -5,14 +5,16 @@ tenth of that. Sentences are read batch by batch.
 """
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Literal, TypedDict
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from tasks.data.encoder_view import EncodedSentences
 from tasks.data.normalization import sentence_keys
 from tasks.data.snapshots import SNAPSHOT_SCHEMA, iter_snapshot
 
@@ -20,9 +22,10 @@ CONTROL_CHARACTERS = r"[\x00-\x1f\x7f]"
 WORD_PATTERN = r"[^\s\x0b\x1c-\x1f\x85\pZ]+"  # splits as str.split() does; Arrow's \s covers ASCII only
 MAX_WORKERS = 2  # Arrow's functions release the GIL
 
-IssueKind = Literal["control", "duplicate", "conflict", "leak"]
+IssueKind = Literal["control", "truncated", "duplicate", "conflict", "leak"]
 ISSUE_TEXTS: dict[IssueKind, str] = {
     "control": "rows with control characters",
+    "truncated": "sentences that the encoder truncates",
     "duplicate": "rows that repeat a sentence",
     "conflict": "sentences with both labels",
     "leak": "rows also in the training data",
@@ -30,11 +33,21 @@ ISSUE_TEXTS: dict[IssueKind, str] = {
 
 
 class QualityIssue(TypedDict):
-    """How often something unusual occurs; `normalised` ignores case, punctuation and spacing, where that matters."""
+    """How often something unusual occurs, and where it is about equal sentences, how often by weaker comparisons.
+
+    Args:
+        kind: what is counted.
+        exact: sentences that are the same text, or all rows that it is about.
+        normalised: likewise without case, punctuation and spacing.
+        tokens: likewise as the encoder reads them: the same token ids after truncation. None where they are not known.
+        read: rows that were looked at, where these are a sample.
+    """
 
     kind: IssueKind
     exact: int
     normalised: int | None
+    tokens: int | None
+    read: int | None
 
 
 def compute_row_features(path: str) -> pd.DataFrame:
@@ -58,6 +71,15 @@ def flag_duplicates(rows: pd.DataFrame) -> None:
     rows["conflicting"] = _conflicting(rows, "normalised_key")
 
 
+def flag_truncated(rows: pd.DataFrame, encoded: EncodedSentences) -> None:
+    """Add columns: truncated (1 or 0, NaN where a row was not tokenised) and, where all were, token_key."""
+    flags = np.full(len(rows), np.nan, np.float32)
+    flags[:: encoded.step] = encoded.truncated
+    rows["truncated"] = flags
+    if encoded.step == 1:
+        rows["token_key"] = encoded.keys
+
+
 def flag_leakage(rows: pd.DataFrame, train: pd.DataFrame) -> None:
     """Add columns to a holdout's rows: leaked (its sentence is a training one), unseen_source (no training row's)."""
     rows["leaked"] = _is_known(rows["normalised_key"], train["normalised_key"])
@@ -71,18 +93,46 @@ def count_quality_issues(rows: pd.DataFrame, train: pd.DataFrame | None = None) 
         rows: features of one role.
         train: features of the training rows, where `rows` is a holdout.
     """
-    keys = ("exact_key", "normalised_key")
-    exact, normalised = (int(rows[key].duplicated().sum()) for key in keys)
-    exact_conflicts, conflicts = (int(rows.loc[_conflicting(rows, key), key].nunique()) for key in keys)
-    issues = [
-        QualityIssue(kind="control", exact=int(rows["control"].sum()), normalised=None),
-        QualityIssue(kind="duplicate", exact=exact, normalised=normalised),
-        QualityIssue(kind="conflict", exact=exact_conflicts, normalised=conflicts),
-    ]
-    if train is not None:
-        exact, normalised = (int(_is_known(rows[key], train[key]).sum()) for key in keys)
-        issues.append(QualityIssue(kind="leak", exact=exact, normalised=normalised))
-    return issues
+    issues = [_count_flag("control", rows["control"])]
+    if "truncated" in rows:
+        issues.append(_count_flag("truncated", rows["truncated"]))
+    issues.append(_count_equal("duplicate", rows, lambda key: rows[key].duplicated().sum()))
+    issues.append(_count_equal("conflict", rows, lambda key: rows.loc[_conflicting(rows, key), key].nunique()))
+    return issues if train is None else [*issues, count_leaks(rows, train)]
+
+
+def count_leaks(rows: pd.DataFrame, train: pd.DataFrame) -> QualityIssue:
+    """Count the rows of one role whose sentence is also in another."""
+    common = rows[[name for name in rows if name in train]]
+    return _count_equal("leak", common, lambda key: int(_is_known(rows[key], train[key]).sum()))
+
+
+def describe_issues(issues: list[QualityIssue]) -> str:
+    """Return a line such as "23 rows that repeat a sentence (normalised 40, as tokens 38)"; empty without any issue."""
+    return "; ".join(
+        f"{issue['exact']} {ISSUE_TEXTS[issue['kind']]}{_in_brackets(issue)}"
+        for issue in issues
+        if issue["exact"] or issue["normalised"] or issue["tokens"]
+    )
+
+
+def _in_brackets(issue: QualityIssue) -> str:
+    counts = {"normalised": issue["normalised"], "as tokens": issue["tokens"], "of a sample of": issue["read"]}
+    shown = ", ".join(f"{name} {count}" for name, count in counts.items() if count is not None)
+    return f" ({shown})" if shown else ""
+
+
+def _count_flag(kind: IssueKind, flags: pd.Series) -> QualityIssue:
+    read = int(flags.count())
+    sampled = read if read < len(flags) else None
+    return QualityIssue(kind=kind, exact=int(flags.sum()), normalised=None, tokens=None, read=sampled)
+
+
+def _count_equal(kind: IssueKind, rows: pd.DataFrame, count: Callable[[str], int]) -> QualityIssue:
+    """Count by each key that the rows have."""
+    tokens = int(count("token_key")) if "token_key" in rows else None
+    exact, normalised = int(count("exact_key")), int(count("normalised_key"))
+    return QualityIssue(kind=kind, exact=exact, normalised=normalised, tokens=tokens, read=None)
 
 
 def _conflicting(rows: pd.DataFrame, key: str) -> pd.Series:

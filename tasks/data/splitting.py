@@ -9,7 +9,7 @@ import hashlib
 import logging
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TypedDict
+from typing import NamedTuple, TypedDict
 
 import numpy as np
 import pandas as pd
@@ -19,7 +19,9 @@ from numpy.typing import NDArray
 from tasks.core.errors import DataRejected
 from tasks.core.files import atomic_write
 from tasks.data.normalization import normalise_all
-from tasks.data.snapshots import read_snapshot
+from tasks.data.snapshots import iter_snapshot, read_snapshot
+
+PLANNED_ROWS = 20_000  # of a larger file no more are planned than show that both sides have both labels
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +44,15 @@ class Split(TypedDict):
     repeated: int
 
 
+class SplitPlan(NamedTuple):
+    """Where the first rows of a training file will go: all of them, unless both sides soon have both labels."""
+
+    validates: NDArray[np.bool_]
+    """[N], whether a row goes to validation if it is not dropped."""
+    rows: NDArray[np.int64]
+    """Rows by side (training, validation) and label, [2, 2]."""
+
+
 def split_rows(
     rows: pd.DataFrame, holdout_sentences: list[str], validation_share: float, seed: int
 ) -> tuple[pd.DataFrame, pd.DataFrame, Split]:
@@ -61,7 +72,7 @@ def split_rows(
     conflicting = ~in_holdout & (rows.groupby(normalised)["label"].transform("nunique") > 1)
     repeated = ~in_holdout & ~conflicting & normalised.duplicated()
     usable = ~(in_holdout | conflicting | repeated)
-    validates = normalised.map(lambda text: hash_fraction(text, str(seed)) < validation_share).astype(bool)
+    validates = _validates(normalised, validation_share, seed)
     train, validation = rows[usable & ~validates], rows[usable & validates]
     counts = Split(
         train=len(train),
@@ -71,6 +82,32 @@ def split_rows(
         repeated=int(repeated.sum()),
     )
     return train.reset_index(drop=True), validation.reset_index(drop=True), counts
+
+
+def plan_split(path: str, rows: pd.DataFrame, validation_share: float, seed: int) -> SplitPlan:
+    """Find out where `split_rows` will put the rows of a training snapshot.
+
+    Args:
+        path: the snapshot.
+        rows: its label and whether it is dropped, of each row: columns label and dropped.
+        validation_share: expected share of sentences that go to validation.
+        seed: key of the hash that chooses.
+
+    Raises:
+        VerdictError: if the snapshot cannot be read.
+    """
+    cells = np.zeros(4, np.int64)
+    sides = [np.zeros(0, np.bool_)]
+    seen = 0
+    for batch in iter_snapshot(path, ["sentence"], PLANNED_ROWS):
+        sides.append(_validates(normalise_all(batch["sentence"]), validation_share, seed))
+        here = rows.iloc[seen : seen + batch.num_rows]
+        kept = ~here["dropped"].to_numpy()
+        cells += np.bincount((2 * sides[-1] + here["label"].to_numpy())[kept], minlength=4)
+        seen += batch.num_rows
+        if cells.all():
+            break
+    return SplitPlan(np.concatenate(sides), cells.reshape(2, 2))
 
 
 def split_snapshot(
@@ -127,6 +164,11 @@ def hash_fraction(text: str, key: str) -> float:
     """Hash a text to a number that is uniform in [0, 1) and depends on text and key only."""
     digest = hashlib.blake2b(text.encode(), digest_size=8, key=key.encode()).digest()
     return int.from_bytes(digest, "big") / 2**64
+
+
+def _validates(normalised: Iterable[str], validation_share: float, seed: int) -> NDArray[np.bool_]:
+    """Return which of [N] normalised sentences go to validation."""
+    return np.array([hash_fraction(text, str(seed)) < validation_share for text in normalised], np.bool_)
 
 
 def _normalise(sentences: Iterable[str]) -> NDArray[np.object_]:

@@ -26,6 +26,7 @@ from tasks.core.provenance import git_commit, library_versions
 from tasks.export.bundle_export import write_in_subprocess
 from tasks.export.torch_reference import HalfReference, TorchReference, load_logits, random_cases
 from tasks.inference.bundle import ModelInfo
+from tasks.inference.token_limit import longest_input
 from tasks.inference.tokenization import TokenIds, load_tokenizer, tokenise
 from tasks.training.dataset import TokenDataset
 from tasks.training.model import LABELS, find_pad_id, load_with_report, read_config
@@ -104,6 +105,7 @@ def describe_report(report: EncoderReport) -> str:
 def examine_encoder(encoder: Encoder, max_length: int, allow_new_weights: bool = False) -> EncoderReport:
     """Check an encoder; see `check_encoder`."""
     started, folder, name = time.perf_counter(), encoder["folder"], encoder["name"]
+    max_length = longest_input(folder, max_length)
     refuse_pointers(Path(folder))
     config = read_config(folder)
     refuse_config(name, config)
@@ -118,7 +120,8 @@ def examine_encoder(encoder: Encoder, max_length: int, allow_new_weights: bool =
         model.save_pretrained(scratch)
         ids = tokenise(tokenizer, [*SENTENCES, "the " * max_length]).rows()
         refuse_no_tokens(name, ids)
-        _read_longest(name, model, ids[-1], pad_id)
+        with refusing(name, "cannot be fine-tuned: the model failed on a sentence"):
+            _logits(model, [ids[-1]], pad_id)
         with refusing(name, "cannot be fine-tuned: a training step failed"):
             train_one_step(model, ids[:-1], pad_id)
         architecture = type(model).__name__
@@ -215,36 +218,6 @@ def refuse_not_finite(name: str, model: PreTrainedModel) -> None:
                 f"encoder {name!r} has NaN or Inf in {bad:,} of {values.numel():,} values of {tensor_name}; expected "
                 "finite weights: fetch or save the checkpoint again"
             )
-
-
-def _read_longest(name: str, model: PreTrainedModel, ids: TokenIds, pad_id: int) -> None:
-    """Run the model on the longest input.
-
-    Raises:
-        UsageError: if it is longer than the model reads, or the model fails.
-    """
-    with refusing(name, "cannot be fine-tuned: the model failed on a sentence"):
-        try:
-            _logits(model, [ids], pad_id)
-        except Exception:
-            longest = _longest_that_fits(model, ids, pad_id)
-            if not longest:
-                raise
-            raise UsageError(
-                f"encoder {name!r} reads {longest} tokens, finetune.max_length is {len(ids)}; expected at most "
-                f"{longest}: --set finetune.max_length={longest}"
-            ) from None
-
-
-def _longest_that_fits(model: PreTrainedModel, ids: TokenIds, pad_id: int) -> int:
-    """Return how many tokens the positions of a model that fails on more allow; 0 if they are not the reason."""
-    positions = getattr(model.config, "max_position_embeddings", 0)
-    for length in (positions, positions - pad_id - 1):  # families like RoBERTa count from the padding token's id on
-        if 0 < length < len(ids):
-            with suppress(Exception):
-                _logits(model, [ids[:length]], pad_id)
-                return int(length)
-    return 0
 
 
 def train_one_step(model: PreTrainedModel, ids: list[TokenIds], pad_id: int) -> None:

@@ -20,13 +20,14 @@ from torch import nn
 
 from tasks.export.shipping_rule import REAL_CASE, HalfPrecision, allowed_difference
 from tasks.inference.cpu_limits import compute_threads
+from tasks.inference.token_limit import count_positions
 from tasks.inference.tokenization import TokenIds, load_tokenizer, sorted_batches, tokenise
 from tasks.training.device import resolve_device
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-PARITY_SHAPES = ((1, 1), (1, 5), (7, 64), (32, 17))  # (B, S) of random tokens
+PARITY_SHAPES = ((1, 1), (1, 5), (7, 64), (32, 17))  # (B, S) of random tokens; S at most the encoder's positions
 PARITY_BATCH = 32  # sentences
 
 Logits = NDArray[np.float32]
@@ -127,6 +128,8 @@ def _answer(logits: LogitsModule, all_inputs: list[ParityInputs]) -> list[Parity
 
 
 def _random_inputs(logits: LogitsModule, shapes: Iterable[tuple[int, int]]) -> list[ParityInputs]:
+    positions = count_positions(logits.model.config.to_dict())
+    shapes = [(rows, min(length, positions or length)) for rows, length in shapes]
     return [ParityInputs(f"{rows}x{length}", random_inputs(logits, rows, length), None) for rows, length in shapes]
 
 

@@ -139,10 +139,12 @@ def _tabulate_issues(issues: dict[str, list[QualityIssue]]) -> dict[str, list[in
     rows: dict[str, list[int | None]] = {}
     for column, of_table in enumerate(issues.values()):
         for issue in of_table:
-            text, normalised = ISSUE_TEXTS[issue["kind"]], issue["normalised"]
-            cells = {text: issue["exact"]}
-            if normalised is not None:
-                cells = {f"{text}, exactly": issue["exact"], f"{text}, normalised": normalised}
+            text = ISSUE_TEXTS[issue["kind"]] + (f" (of a sample of {issue['read']:,})" if issue["read"] else "")
+            cells: dict[str, int | None] = {text: issue["exact"]}
+            if issue["normalised"] is not None:
+                cells = {f"{text}, exactly": issue["exact"], f"{text}, normalised": issue["normalised"]}
+            if issue["tokens"] is not None:
+                cells[f"{text}, as the encoder reads them"] = issue["tokens"]
             for name, count in cells.items():
                 rows.setdefault(name, [None] * len(issues))[column] = count
     return rows

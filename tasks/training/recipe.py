@@ -8,6 +8,7 @@ from typing import Literal
 
 from tasks.core.files import json_digest
 from tasks.core.finetune_settings import FinetuneSettings
+from tasks.inference.token_limit import longest_input
 from tasks.training.device import cpu_supports_bf16, resolve_device
 
 # What does not change the weights that one seed's training computes. Everything else does, so that a setting that
@@ -18,7 +19,8 @@ NOT_DECISIVE = frozenset({"encoder", "seeds", "restarts", "checkpoint_seconds", 
 class TrainingRecipe(FinetuneSettings):
     """How to fine-tune, from settings to optimiser: plain frozen values that can be pickled to other processes.
 
-    Three settings are narrowed and have no default: nothing behind the recipe sees "auto".
+    `max_length` is at most the encoder's positions. Three settings are narrowed and have no default: nothing behind the
+    recipe sees "auto".
     """
 
     encoder: str
@@ -51,7 +53,12 @@ def resolve_recipe(settings: FinetuneSettings, encoder: str) -> TrainingRecipe:
         VerdictError: if cuda is wanted and torch sees no GPU.
     """
     device = resolve_device(settings.device)
-    resolved = {"encoder": encoder, "device": device, "precision": resolve_precision(settings.precision, device)}
+    resolved = {
+        "encoder": encoder,
+        "max_length": longest_input(encoder, settings.max_length),
+        "device": device,
+        "precision": resolve_precision(settings.precision, device),
+    }
     return TrainingRecipe.model_validate(settings.model_dump() | resolved)
 
 

@@ -306,23 +306,22 @@ def test_no_other_column_changes_when_flags_are_added(tmp_path: Path) -> None:
 # Quality issues
 
 
+def issue(kind: str, exact: int, normalised: int | None = None, tokens: int | None = None) -> dict[str, Any]:
+    return {"kind": kind, "exact": exact, "normalised": normalised, "tokens": tokens, "read": None}
+
+
 def test_quality_issues_of_a_tiny_snapshot(tmp_path: Path) -> None:
     assert count_quality_issues(measure(tmp_path, TINY)) == [
-        {"kind": "control", "exact": 1, "normalised": None},
-        {"kind": "duplicate", "exact": 2, "normalised": 4},
-        {"kind": "conflict", "exact": 1, "normalised": 2},
+        issue("control", 1),
+        issue("duplicate", 2, 4),
+        issue("conflict", 1, 2),
     ]
 
 
 def test_quality_issues_of_a_holdout_include_leaks(tmp_path: Path) -> None:
     holdout = measure(tmp_path, [("n", 1, "IT RAN"), ("n", 1, "It ran."), ("n", 0, "New."), ("n", 1, "It ran.")])
     issues = count_quality_issues(holdout, measure(tmp_path, TINY))
-    assert issues == [
-        {"kind": "control", "exact": 0, "normalised": None},
-        {"kind": "duplicate", "exact": 1, "normalised": 2},
-        {"kind": "conflict", "exact": 0, "normalised": 0},
-        {"kind": "leak", "exact": 2, "normalised": 3},
-    ]
+    assert issues == [issue("control", 0), issue("duplicate", 1, 2), issue("conflict", 0, 0), issue("leak", 2, 3)]
     assert json.loads(json.dumps(issues)) == issues
 
 

@@ -10,9 +10,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tasks.core.errors import DataRejected
+from tasks.data import splitting
 from tasks.data.normalization import normalise
 from tasks.data.snapshots import read_snapshot, write_snapshot
-from tasks.data.splitting import Split, drop_labelled, hash_fraction, split_rows, split_snapshot
+from tasks.data.splitting import Split, drop_labelled, hash_fraction, plan_split, split_rows, split_snapshot
 
 unhurried = settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow])  # slow is not wrong
 
@@ -218,6 +219,29 @@ def test_snapshot_is_split_into_two_files_that_read_back(tmp_path: Path) -> None
     pd.testing.assert_frame_equal(read_snapshot(validation), expected[1])
     assert counts == expected[2]
     assert counts["in_holdout"] == 2
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_plan_of_the_split_is_what_the_split_does(seed: int, tmp_path: Path) -> None:
+    texts = [f"s\t{i % 2}\t\tSentence {i % 50}.\n" for i in range(70)]  # some repeated, some with both labels
+    (tmp_path / "train.tsv").write_text("".join(texts))
+    path = write_snapshot([str(tmp_path / "train.tsv")], str(tmp_path))["path"]
+    rows = read_snapshot(path)
+    train, validation, _ = split_rows(rows, ["sentence 3"], 0.3, seed)
+    kept = {*train["line"], *validation["line"]}
+    plan = plan_split(path, rows.assign(dropped=[line not in kept for line in rows["line"]]), 0.3, seed)
+    assert plan.rows.tolist() == [[(side["label"] == label).sum() for label in (0, 1)] for side in (train, validation)]
+    assert set(rows["line"][plan.validates]) >= set(validation["line"])
+    assert not set(rows["line"][plan.validates]) & set(train["line"])
+
+
+def test_a_plan_ends_where_both_sides_have_both_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(splitting, "PLANNED_ROWS", 10)
+    path = snapshot(tmp_path, "train.tsv", [f"Sentence {i}." for i in range(60)])
+    labels = pd.DataFrame({"label": [i % 2 for i in range(60)], "dropped": False})
+    plan = plan_split(path, labels, 0.5, 0)
+    assert (len(plan.validates), plan.rows.sum()) == (10, 10)
+    assert len(plan_split(path, labels.assign(label=1), 0.5, 0).validates) == 60
 
 
 @pytest.mark.parametrize(("share", "side"), [(1.0, "train"), (0.0, "validation")])

@@ -10,9 +10,11 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from architectures import SIZES, random_model
 from onnx import numpy_helper
 from tiny import tiny_bert
 from toy import origin
+from transformers import BertConfig, MPNetConfig, PreTrainedConfig, RobertaConfig
 
 from tasks.data.snapshots import read_snapshot
 from tasks.evaluation.metrics import mcc
@@ -33,6 +35,7 @@ from tasks.export.torch_reference import (
 )
 from tasks.inference.bundle import VARIANTS
 from tasks.inference.sessions import open_session
+from tasks.inference.token_limit import count_positions
 
 Damage = Callable[[np.ndarray], np.ndarray]
 
@@ -251,3 +254,17 @@ def test_random_tokens_are_the_same_each_time() -> None:
     for one, other in zip(first, again, strict=True):
         assert np.array_equal(one.inputs["input_ids"], other.inputs["input_ids"])
         assert np.array_equal(one.expected, other.expected)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        BertConfig(**SIZES, max_position_embeddings=16),
+        RobertaConfig(**SIZES, max_position_embeddings=64, pad_token_id=1),
+        MPNetConfig(**SIZES, max_position_embeddings=64, pad_token_id=1),
+    ],
+    ids=["bert-16", "roberta-62", "mpnet-62"],
+)
+def test_random_tokens_are_no_more_than_the_encoder_has_positions_for(config: PreTrainedConfig) -> None:
+    longest = max(case.inputs["input_ids"].shape[1] for case in random_cases(random_model(config)))
+    assert longest == count_positions(config.to_dict())

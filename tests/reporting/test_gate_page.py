@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import pytest
 
-from tasks.core.settings import GateSettings
+from tasks.core.settings import DataSettings, GateSettings, Settings
 from tasks.data.drift import OTHER_CATEGORY, DataProfile
 from tasks.data.expectations import ExpectationResult, show_allowed, show_observed
 from tasks.data.gate import GateReport, validate_data
@@ -20,7 +20,7 @@ from tasks.reporting.charts import draw_lengths
 from tasks.reporting.gate_page import MAX_SHOWN_CHARS, MAX_SOURCES, explain, rank_sources, write_gate_page
 from tasks.reporting.templating import render
 
-LIMITS = GateSettings(min_rows=20, min_holdout_rows=10)
+SETTINGS = Settings(gate=GateSettings(min_rows=20, min_holdout_rows=10), data=DataSettings(validation_share=0.2))
 VOID = {"meta", "img", "br"}
 HOSTILE = "<script>alert(1)<\x08script>.tsv"  # a name that Linux takes
 
@@ -65,7 +65,7 @@ def run_gate(
         (folder / file).write_text("".join(content), encoding="utf-8")
     sources = Sources(train=[str(folder / name)], holdout=[str(folder / "holdout.tsv")], secondary=[])
     data = ingest(sources, str(folder), TableFormat(), 0.2)
-    return validate_data(data, str(folder), LIMITS, 0.01, reference=reference)
+    return validate_data(data, str(folder), SETTINGS, reference=reference)
 
 
 @pytest.fixture(scope="module")
@@ -233,15 +233,18 @@ def test_a_distance_that_is_not_significant_is_no_drift(drifted: GateReport, tmp
 
 
 def test_quality_issues_of_both_tables_are_side_by_side(good: GateReport, tmp_path: Path) -> None:
-    control = {"kind": "control", "exact": 3, "normalised": None}
-    leak = {"kind": "leak", "exact": 1, "normalised": 1234}
+    control = {"kind": "control", "exact": 3, "normalised": None, "tokens": None, "read": None}
+    cut = {"kind": "truncated", "exact": 2, "normalised": None, "tokens": None, "read": 20000}
+    leak = {"kind": "leak", "exact": 1, "normalised": 1234, "tokens": 1235, "read": None}
     _, text = page(
-        changed(good, quality_issues={"training rows": [control], "holdout rows": [control, leak]}), tmp_path
+        changed(good, quality_issues={"training rows": [control, cut], "holdout rows": [control, leak]}), tmp_path
     )
     assert "Handled by the split" in text
     assert (
         "issue training rows holdout rows rows with control characters 3 3 "
-        "rows also in the training data, exactly 1 rows also in the training data, normalised 1,234"
+        "sentences that the encoder truncates (of a sample of 20,000) 2 "
+        "rows also in the training data, exactly 1 rows also in the training data, normalised 1,234 "
+        "rows also in the training data, as the encoder reads them 1,235"
     ) in text
 
 
@@ -295,8 +298,8 @@ def test_the_page_names_the_settings_of_the_limits_that_failed(
 
 def test_the_side_on_which_a_share_lies_names_its_setting(tmp_path: Path) -> None:
     for name, labels, key in (
-        ("low", [0] * 38 + [1] * 2, "gate.min_acceptable"),
-        ("high", [1] * 38 + [0] * 2, "gate.max_acceptable"),
+        ("low", [0] * 186 + [1] * 14, "gate.min_acceptable"),
+        ("high", [1] * 186 + [0] * 14, "gate.max_acceptable"),
     ):
         gate = run_gate(tmp_path / name, lines("Training", labels))
         html, _ = page(gate, tmp_path / name)

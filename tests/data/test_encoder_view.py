@@ -7,9 +7,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from toy import SIGN, WORDS, write_tokenizer
 
 from tasks.core.errors import UsageError, VerdictError
-from tasks.data import vocabulary_coverage
+from tasks.data import encoder_view
+from tasks.data.encoder_view import EncoderView
 from tasks.data.snapshots import iter_snapshot, write_snapshot
-from tasks.data.vocabulary_coverage import unk_rate
 
 
 @pytest.fixture
@@ -23,6 +23,10 @@ def snapshot(folder: Path, sentences: list[str]) -> str:
     path = folder / "mine.tsv"
     path.write_text("".join(f"s\t1\t\t{sentence}\n" for sentence in sentences), encoding="utf-8")
     return write_snapshot([str(path)], str(folder))["path"]
+
+
+def unk_rate(path: str, encoder: str) -> float:
+    return EncoderView(encoder, 512).read(path).unknown
 
 
 def save(folder: Path, model: object, split: object) -> str:
@@ -62,7 +66,7 @@ def test_all_rows_of_a_small_file_are_read_in_batches_of_any_size(
     tmp_path: Path, encoder: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = snapshot(tmp_path, [f"{'wolf' if row % 7 == 3 else 'cat'} sees" for row in range(70)])
-    monkeypatch.setattr(vocabulary_coverage, "iter_snapshot", lambda path, columns: iter_snapshot(path, columns, 3))
+    monkeypatch.setattr(encoder_view, "iter_snapshot", lambda path, columns: iter_snapshot(path, columns, 3))
     assert unk_rate(path, encoder) == 10 / 140
 
 
@@ -70,10 +74,10 @@ def test_every_kth_row_of_a_large_file_is_read_in_batches_of_any_size(
     tmp_path: Path, encoder: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = snapshot(tmp_path, ["wolf" if row % 10 == 0 and row < 500 else "cat" for row in range(1000)])
-    monkeypatch.setattr(vocabulary_coverage, "COVERAGE_SAMPLE_ROWS", 100)
+    monkeypatch.setattr(encoder_view, "TOKENISED_ROWS", 100)
     for size in (1, 4, 9, 10, 11, 1000):
         monkeypatch.setattr(
-            vocabulary_coverage, "iter_snapshot", lambda path, columns, size=size: iter_snapshot(path, columns, size)
+            encoder_view, "iter_snapshot", lambda path, columns, size=size: iter_snapshot(path, columns, size)
         )
         assert unk_rate(path, encoder) == 0.5, size  # rows 0, 10, 20 and so on
 
@@ -83,7 +87,7 @@ def test_a_sample_covers_the_end_of_the_file(tmp_path: Path, encoder: str, monke
     whole = unk_rate(path, encoder)
     assert whole == 1000 / 6000
     for rows in (50, 73, 199, 1999):
-        monkeypatch.setattr(vocabulary_coverage, "COVERAGE_SAMPLE_ROWS", rows)
+        monkeypatch.setattr(encoder_view, "TOKENISED_ROWS", rows)
         assert unk_rate(path, encoder) == pytest.approx(whole, abs=0.01)
 
 
@@ -92,8 +96,8 @@ def test_a_sample_is_at_least_as_large_as_requested_and_less_than_twice(
 ) -> None:
     path = snapshot(tmp_path, ["cat"] * 1000)
     for rows in (1, 9, 300, 501, 999, 1000, 5000):
-        monkeypatch.setattr(vocabulary_coverage, "COVERAGE_SAMPLE_ROWS", rows)
-        assert min(rows, 1000) <= len(vocabulary_coverage._sample_rows(path)) < 2 * rows + 1
+        monkeypatch.setattr(encoder_view, "TOKENISED_ROWS", rows)
+        assert min(rows, 1000) <= len(encoder_view._sample_rows(path)[1]) < 2 * rows + 1
 
 
 def test_the_rate_of_no_rows_is_0(tmp_path: Path, encoder: str) -> None:
