@@ -229,7 +229,7 @@ def test_what_was_found_is_described_and_the_random_generator_is_untouched(folde
         "exporter": "writer",
         "seconds": 1.25,
     }
-    assert describe_report(report | {"seconds": 1.25}) == (  # type: ignore[arg-type]
+    assert describe_report(report | {"seconds": 1.25}) == (
         "BertForSequenceClassification, 21,538 parameters stored as fp32, 80 positions, vocabulary of 20, padding "
         "token 0; this program's graph writer makes its graph; checked in 1.2 s"
     )
