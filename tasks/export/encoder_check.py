@@ -23,6 +23,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from tasks.core.errors import OUT_OF_MEMORY, UsageError, VerdictError, is_out_of_memory, summarise_error
 from tasks.core.files import json_digest, read_checksummed, write_checksummed
 from tasks.core.provenance import git_commit, library_versions
+from tasks.data.sample_corpus import generate
 from tasks.export.bundle_export import write_in_subprocess
 from tasks.export.torch_reference import HalfReference, TorchReference, load_logits, random_cases
 from tasks.inference.bundle import ModelInfo
@@ -31,6 +32,7 @@ from tasks.inference.tokenization import TokenIds, load_tokenizer, tokenise
 from tasks.training.dataset import TokenDataset
 from tasks.training.model import LABELS, find_pad_id, load_with_report, read_config
 from tasks.training.pretrained import Encoder
+from tasks.training.token_check import CHECKED_SENTENCES, check_saved
 from tasks.training.train_step import EagerStep, StepConfig
 
 REPORT_SCHEMA = 1
@@ -48,15 +50,15 @@ log = logging.getLogger(__name__)
 class EncoderReport(TypedDict):
     """What the check found.
 
-    `stored` is the precision of the checkpoint's weights, `positions` the number of positions that config.json names, 0
-    where it names none, `vocabulary` the rows of the embedding table, `exporter` what makes the graphs
-    (writer, tracing or dynamo).
+    `weights` says what of the encoder came from its files, and how they store it. `positions` is the number that
+    config.json names, 0 where it names none, `vocabulary` the rows of the embedding table, `exporter` what makes its
+    graphs (writer, tracing or dynamo).
     """
 
     schema_version: int
     architecture: str
     parameters: int
-    stored: str
+    weights: str
     positions: int
     vocabulary: int
     pad_id: int
@@ -96,7 +98,7 @@ def describe_report(report: EncoderReport) -> str:
     )
     positions = f"{report['positions']:,} positions" if report["positions"] else "positions without a limit"
     return (
-        f"{report['architecture']}, {report['parameters']:,} parameters stored as {report['stored']}, {positions}, "
+        f"{report['architecture']}, {report['parameters']:,} parameters; {report['weights']}; {positions}, "
         f"vocabulary of {report['vocabulary']:,}, padding token {report['pad_id']}; {made_by} makes its graph; "
         f"checked in {report['seconds']:.1f} s"
     )
@@ -111,6 +113,7 @@ def examine_encoder(encoder: Encoder, max_length: int, allow_new_weights: bool =
     refuse_config(name, config)
     tokenizer = load_tokenizer(folder, max_length)
     refuse_vocabulary(name, config, tokenizer)
+    check_saved(tokenizer, max_length, [row.sentence for row in generate("train", CHECKED_SENTENCES, seed=0)])
     with torch.random.fork_rng(devices=[]), tempfile.TemporaryDirectory(prefix="verdict-encoder-") as scratch:
         with refusing(name, "cannot be loaded"):
             model, weights = load_with_report(folder)
@@ -132,7 +135,7 @@ def examine_encoder(encoder: Encoder, max_length: int, allow_new_weights: bool =
         schema_version=REPORT_SCHEMA,
         architecture=architecture,
         parameters=parameters,
-        stored=weights.stored,
+        weights=weights.describe(),
         positions=max(0, getattr(config, "max_position_embeddings", 0)),
         vocabulary=config.vocab_size,
         pad_id=pad_id,

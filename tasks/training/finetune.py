@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedModel
 
 from tasks.core.files import atomic_directory, read_json, sha256_of, write_json
-from tasks.inference.tokenization import copy_unlimited, limit_tokens, load_tokenizer, tokenise
+from tasks.inference.tokenization import load_tokenizer
 from tasks.training.checkpoints import delete_checkpoints
 from tasks.training.corruption_stage import run_corruption_stage
 from tasks.training.device import device_name
@@ -32,7 +32,7 @@ from tasks.training.seed_runs import (
     validation_mcc,
 )
 from tasks.training.soup import SelectedModel, average_or_best
-from tasks.training.token_check import check_tokens, lost_capitals, sample_sentences
+from tasks.training.token_check import check_saved, lost_capitals, sample_sentences
 from tasks.training.trainer import EpochRecord, OnEpoch
 from tasks.training.training_job import TokenizedData, TrainingJob
 
@@ -129,9 +129,7 @@ def _check_tokenizer(tokenizer: Tokenizer, train: str, max_length: int) -> None:
     Raises:
         UsageError: if not.
     """
-    sentences = sample_sentences(train)
-    saved = limit_tokens(copy_unlimited(tokenizer), max_length)
-    check_tokens(sentences, {"training": tokenise(tokenizer, sentences), "what is saved": tokenise(saved, sentences)})
+    check_saved(tokenizer, max_length, sample_sentences(train))
     words = lost_capitals(tokenizer)
     if words > UNUSED_WORDS * tokenizer.get_vocab_size():
         log.warning(

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 from tasks.core.errors import UsageError
 from tasks.data.snapshots import iter_snapshot
 from tasks.inference.bulk_tokenizer import BulkTokenizer
-from tasks.inference.tokenization import TokenizedText, tokenise
+from tasks.inference.tokenization import TokenizedText, copy_unlimited, limit_tokens, tokenise
 
 CHECKED_SENTENCES = 200
 
@@ -25,6 +25,16 @@ def sample_sentences(path: str) -> list[str]:
     """
     batch = next(iter_snapshot(path, ["sentence"], CHECKED_SENTENCES), None)
     return batch["sentence"].to_pylist() if batch else []
+
+
+def check_saved(tokenizer: Tokenizer, max_length: int, sentences: Sequence[str]) -> None:
+    """Check that what is saved of a tokenizer gives sentences the tokens that they are trained with.
+
+    Raises:
+        UsageError: if not.
+    """
+    saved = limit_tokens(copy_unlimited(tokenizer), max_length)
+    check_tokens(sentences, {"training": tokenise(tokenizer, sentences), "what is saved": tokenise(saved, sentences)})
 
 
 def check_serving(tokenizer: Tokenizer, served: Tokenizer, sentences: Sequence[str]) -> None:

@@ -222,7 +222,7 @@ def test_what_was_found_is_described_and_the_random_generator_is_untouched(folde
         "schema_version": 1,
         "architecture": "BertForSequenceClassification",
         "parameters": 21_538,
-        "stored": "fp32",
+        "weights": "all of the encoder's 21,472 weights are the checkpoint's; stored as fp32, trained as fp32",
         "positions": 80,
         "vocabulary": 20,
         "pad_id": 0,
@@ -230,7 +230,8 @@ def test_what_was_found_is_described_and_the_random_generator_is_untouched(folde
         "seconds": 1.25,
     }
     assert describe_report(report | {"seconds": 1.25}) == (
-        "BertForSequenceClassification, 21,538 parameters stored as fp32, 80 positions, vocabulary of 20, padding "
+        "BertForSequenceClassification, 21,538 parameters; all of the encoder's 21,472 weights are the "
+        "checkpoint's; stored as fp32, trained as fp32; 80 positions, vocabulary of 20, padding "
         "token 0; this program's graph writer makes its graph; checked in 1.2 s"
     )
 

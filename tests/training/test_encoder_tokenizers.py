@@ -13,6 +13,7 @@ from transformers import BertConfig, BertModel
 
 from tasks.core.errors import UsageError
 from tasks.export.bundle_export import export_bundle
+from tasks.export.encoder_check import examine_encoder
 from tasks.inference.bundle import write_manifest
 from tasks.inference.classifier import Classifier
 from tasks.inference.tokenization import load_tokenizer, open_tokenizer, tokenise
@@ -115,6 +116,8 @@ def test_a_tokenizer_that_divides_a_sentence_in_several_ways_is_refused_before_t
         fine_tune(*toy_split[:2], recipe(folder, epochs=1), str(tmp_path / "model"))
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "model-checkpoints").exists()
+    with pytest.raises(UsageError, match=message):
+        examine_encoder(locate_encoder(str(folder)), 32)
 
 
 def test_the_first_difference_of_two_tokenizers_is_named(folder: Path) -> None:
