@@ -4,6 +4,7 @@ An address is hidden where it is read: settings, flow parameters, records and me
 address as it was given stays in this process's memory, for whoever makes the request.
 """
 
+import json
 from urllib.parse import quote, unquote, urlsplit
 
 from .errors import UsageError
@@ -28,7 +29,13 @@ def reveal(address: str) -> str:
 def conceal(text: str) -> str:
     """Return a library's message without the secrets of any hidden address, also where it quotes only their path."""
     for secret in sorted({each for given in _given.values() for each in list_secrets(given)}, key=len, reverse=True):
-        for form in (secret, quote(secret, safe=""), quote(secret), unquote(secret)):
+        for form in (
+            secret,
+            quote(secret, safe=""),
+            quote(secret),
+            unquote(secret),
+            json.dumps(secret, ensure_ascii=False)[1:-1],
+        ):
             text = text.replace(form, HIDDEN)
     return text
 

@@ -9,10 +9,13 @@ import os
 import sys
 
 from tasks.core.errors import UsageError
-from tasks.core.printable import PrintableFormatter, escape_json, redact
+from tasks.core.hidden_addresses import conceal
+from tasks.core.printable import escape_controls, escape_json, redact
 
 FORMAT_VARIABLE = "VERDICT_LOG"
 JSON_FIELDS = {"asctime": "time", "levelname": "level", "name": "logger"}
+
+OWN_LOGGERS = ("tasks", "verdict")
 
 _context: dict[str, str] = {}  # one for the process and all its threads: it runs one job or serves one model
 
@@ -38,6 +41,24 @@ def wants_json() -> bool:
     return chosen == "json"
 
 
+class PrintableFormatter(logging.Formatter):
+    """Formats log records as lines without control characters and without secrets of addresses."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the record's text."""
+        return escape_controls(_without_secrets(record, super().format(record)))
+
+
+def _without_secrets(record: logging.LogRecord, text: str) -> str:
+    """Hide the secrets of a record: other libraries also quote parts of addresses, such as the path of a request.
+
+    In our own lines the secrets of hidden addresses stay: addresses are hidden there before, and a password may be a
+    word.
+    """
+    own = str(record.name).partition(".")[0] in OWN_LOGGERS
+    return redact(text) if own else conceal(redact(text))
+
+
 def set_formatter(handler: logging.Handler) -> None:
     """Set the format of a handler as VERDICT_LOG says.
 
@@ -51,7 +72,7 @@ def set_formatter(handler: logging.Handler) -> None:
 
     class PrintableJsonFormatter(JsonFormatter):
         def format(self, record: logging.LogRecord) -> str:
-            return escape_json(redact(super().format(record)))
+            return escape_json(_without_secrets(record, super().format(record)))
 
     form = "%(asctime)s %(levelname)s %(name)s %(message)s"
     handler.setFormatter(

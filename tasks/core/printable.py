@@ -8,7 +8,6 @@ message quotes one.
 """
 
 import json
-import logging
 import re
 import unicodedata
 from typing import Any
@@ -94,11 +93,3 @@ def escape_json(text: str) -> str:
     if text.replace("\n", "").isprintable():
         return text
     return "".join(char if escape_controls(char) == char else json.dumps(char)[1:-1] for char in text)
-
-
-class PrintableFormatter(logging.Formatter):
-    """Formats log records as lines without control characters and without secrets of addresses."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """Return the record's text."""
-        return escape_controls(redact(super().format(record)))

@@ -48,6 +48,8 @@ def connect(store: MlflowStore, process_wide: bool = False) -> Iterator[mlflow.M
     """
     logging.getLogger("mlflow").setLevel(logging.ERROR)
     logging.getLogger("alembic").setLevel(logging.ERROR)
+    if os.environ.get("VERDICT_DEBUG") != "1":  # it logs a traceback of what it raises
+        logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     if (database := prepare_local(store)) and not database.exists():
         _make_database(database)
     with _clear_errors(store):
@@ -87,8 +89,20 @@ def _clear_errors(store: MlflowStore) -> Iterator[None]:
             "or name another store: MLFLOW_TRACKING_URI"
         ) from error
     except (MlflowException, OSError, *_database_errors()) as error:
-        reason = conceal(first_line(error, LONGEST_MESSAGE))[:200]  # cut afterwards: half a secret would stay
-        raise UnreachableError(f"MLflow store {store['uri']} failed ({reason}); check it: verdict doctor") from error
+        cause = first_line(_find_cause(error), LONGEST_MESSAGE)
+        reason = conceal(cause)[:200]  # cut afterwards: half a secret would stay
+        remedy = "make it and its folder writable" if "readonly database" in cause else "check it: verdict doctor"
+        raise UnreachableError(f"MLflow store {store['uri']} failed ({reason}); {remedy}") from error
+
+
+def _find_cause(error: BaseException) -> BaseException:
+    """Return a database's own error, where there is one behind MLflow's and SQLAlchemy's."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(database := getattr(cause, "orig", None), BaseException):
+            return database
+        cause = cause.__cause__ or cause.__context__
+    return error
 
 
 @contextlib.contextmanager

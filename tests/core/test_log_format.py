@@ -8,8 +8,9 @@ from collections.abc import Iterator
 import pytest
 
 from flows.cli import app
-from tasks.core import log_format
+from tasks.core import hidden_addresses, log_format
 from tasks.core.errors import UsageError
+from tasks.core.hidden_addresses import hide
 
 
 @pytest.fixture
@@ -58,6 +59,27 @@ def test_json_is_one_object_a_line_with_the_facts_that_were_bound(
     }
     log_format.bind_context(version="")
     assert "version" not in json.loads(say(speaker, capsys))
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_lines_of_other_libraries_quote_no_part_of_a_hidden_address_that_is_secret(
+    form: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(log_format.FORMAT_VARIABLE, form)
+    monkeypatch.setattr(hidden_addresses, "_given", {})
+    hide('postgresql://mlflow:pass"wörd@host/x?sslmode=require')
+    handler = logging.StreamHandler()
+    log_format.set_formatter(handler)
+    message = 'GET /x?token=1 by mlflow:pass"wörd, that is pass"wörd or pass%22w%C3%B6rd, at https://a:b@host'
+    said = []
+    for name in ("urllib3.connectionpool", "tasks.registry"):
+        handler.handle(logging.makeLogRecord({"name": name, "msg": message}))
+        line = capsys.readouterr().err.rstrip("\n")
+        said.append(json.loads(line)["message"] if form == "json" else line)
+    assert said == [
+        "GET /x?token=1 by ***, that is *** or ***, at https://***@host",
+        message.replace("a:b", "***"),
+    ]
 
 
 def test_what_one_thread_binds_every_thread_says(

@@ -9,7 +9,8 @@ import sys
 import pytest
 
 from tasks.core.hidden_addresses import conceal, hide, reveal
-from tasks.core.printable import PrintableFormatter, escape_controls, json_document, quote, redact, redact_address
+from tasks.core.log_format import PrintableFormatter
+from tasks.core.printable import escape_controls, json_document, quote, redact, redact_address
 
 TITLE = "\x1b]0;title\x07"  # sets a terminal's title
 RED = "\x9b31m"  # the one-byte form of ESC [

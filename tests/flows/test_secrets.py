@@ -18,12 +18,16 @@ from toy import flow_settings
 from flows import environment
 from tasks.core.errors import UsageError
 from tasks.core.hidden_addresses import reveal
+from tasks.core.signing import describe_key
 from tasks.registry.store import locate_store
 
 MARK = "S3cr3t"  # part of every secret of these tests
 NAME, PASSWORD, SIGNATURE = f"{MARK}-name", f"{MARK}-password", f"{MARK}-signature"
 USER = f"{NAME}:{PASSWORD}"
 ELSEWHERE = f"://{USER}@127.0.0.1:9/x"  # where nobody listens
+# A key of Ed25519 whose text has the mark: PKCS #8's head, and 32 bytes.
+KEY_BODY = bytes.fromhex("302e020100300506032b657004220420") + b"ab" + base64.b64decode(f"{MARK}AA") + bytes(24)
+KEY = f"-----BEGIN PRIVATE KEY-----\n{base64.b64encode(KEY_BODY).decode()}\n-----END PRIVATE KEY-----\n"
 VARIABLES = ("HF_TOKEN", "MLFLOW_TRACKING_TOKEN", "AWS_SECRET_ACCESS_KEY", "PREFECT_API_KEY", "PREFECT_API_AUTH_STRING")
 
 
@@ -58,6 +62,7 @@ def secretive(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     for name in VARIABLES:
         monkeypatch.setenv(name, f"{MARK}-{name}")
     monkeypatch.setenv("VERDICT_ALERT_URL", f"http{ELSEWHERE}?sig={SIGNATURE}")
+    monkeypatch.setenv("VERDICT_SIGNING_KEY", KEY)
     monkeypatch.setenv("VERDICT_HOME", str(home))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     return home
@@ -106,6 +111,8 @@ def test_a_run_leaves_no_secret_behind_when_it_ends_well_and_when_it_fails(
     ):
         code, printed, log = call(capsys, "retrain", "--data", bad, *rest)
         assert (code, expected in log, MARK in printed + log) == (exit_code, True, False), log
+    code, printed, log = call(capsys, "status")
+    assert (code, "signed by" in printed, MARK in printed + log) == (0, True, False), printed + log
     base = tmp_path_factory.getbasetemp()
     assert files_with_a_secret(secretive, *base.glob("prefect*"), Path.cwd()) == []
 
@@ -141,6 +148,14 @@ def test_refused_values_and_unreachable_servers_are_named_without_their_secrets(
     monkeypatch.setenv("HTTPS_PROXY", f"socks9://{USER}@host:1/")
     code, printed, log = call(capsys, "check")
     assert (code, MARK in printed + log) == (2, False), log
+
+
+@pytest.mark.parametrize("key", [KEY[:50], KEY.replace("PRIVATE", "PUBLIC"), f"/no/{MARK}.key", f"{MARK}-key"])
+def test_a_key_that_cannot_be_read_is_not_shown(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VERDICT_SIGNING_KEY", key)
+    with pytest.raises(UsageError, match="VERDICT_SIGNING_KEY is no private key in PEM form") as refused:
+        describe_key()
+    assert MARK not in str(refused.value)
 
 
 def test_names_and_passwords_of_servers_are_kept_out_of_what_is_said_of_them(

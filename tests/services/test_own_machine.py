@@ -30,6 +30,34 @@ LOADED = (
     "print(model.predict(['the cat sees the dog'])['label'][0])"
 )
 
+SERVED = """
+import os, signal, socket, threading, time, urllib.request
+from flows.cli.app import main
+
+with socket.create_server(("127.0.0.1", 0)) as probe:
+    port = probe.getsockname()[1]
+
+def ask(path, body=None, **headers):
+    request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", body, headers)
+    with urllib.request.urlopen(request) as answer:
+        return answer.read().decode()
+
+def use():
+    try:
+        while True:
+            try:
+                ask("/readyz")
+                break
+            except OSError:
+                time.sleep(0.2)
+        print("gradio" in ask("/", Accept="text/html"), ask("/v1/judge", b'{"sentences": ["the cat sees the dog"]}'))
+    finally:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+threading.Thread(target=use).start()
+main(["serve", "--port", str(port)])
+"""
+
 
 class Trace(NamedTuple):
     """What a process and its children asked for: addresses with ports, and paths that they opened for writing."""
@@ -121,6 +149,10 @@ def test_commands_and_models_ask_for_no_foreign_host_and_leave_no_file(
     options = [f"--set={key}={value}" for key, value in chosen.items()]
     machine.trace("-m", "flows.cli.app", "retrain", *options)
     assert "acceptable" in machine.trace("-m", "flows.cli.app", "predict", "the cat sees the dog")
+    served = machine.trace("-c", SERVED).splitlines()[-1]
+    assert served.startswith(
+        'True {"version":"1","predictions":[{"sentence":"the cat sees the dog","label":"acceptable"'
+    )
     # MLflow's own telemetry is the user's to switch off; a version switches off that of ONNX Runtime.
     store = f"sqlite:///{machine.stores / 'mlflow.db'}"
     answer = machine.trace("-c", LOADED, MLFLOW_TRACKING_URI=store, MLFLOW_DISABLE_TELEMETRY="true", PYTHONPATH="")
