@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from filelock import FileLock
+from hypothesis import settings
 from toy import Trainer, origin, recipe, write_quick_encoder, write_tokenizer, write_toy_data
 from xdist.scheduler import LoadFileScheduling
 
@@ -17,6 +18,9 @@ from flows import environment
 
 # Tiny models gain nothing from threads, and two processes that spin for them on two cores stand still.
 os.environ["OMP_NUM_THREADS"] = "1"
+
+settings.register_profile("unhurried", deadline=None)  # slow is not wrong
+settings.load_profile("unhurried")
 
 # A shell that starts the tests in the background has them ignore SIGINT, which the processes that they start inherit.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

@@ -4,11 +4,16 @@ Activations are quantised dynamically with a scale per row (token), weights with
 batch, as in ONNX Runtime's `quantize_dynamic`, the label of 14 of 800 sentences depended on the other sentences of the
 batch; with static scales fewer labels equal torch's. Embeddings and the head stay in fp32.
 
-Products are `MatMulIntegerToFloat`, which multiplies uint8 by int8 and adds pairs of products. CPUs without VNNI
-saturate such a sum at 16 bits, so weights are in [-64, 64]: no sum exceeds 2 * 255 * 64, and every CPU gets the same
-products. With weights up to 127 an encoder with large features was seven times as far from fp32 there. The zero point
-is the same for all rows, which the operator can subtract: 128, or a smaller one after an activation function that is
+Products are `MatMulIntegerToFloat`, which multiplies uint8 by int8 and adds the products of input features 0 and 1, 2
+and 3 and so on. CPUs without VNNI saturate such a sum at 16 bits, so the weights of one sign in a pair add up to at
+most 128: no sum exceeds 255 * 128, and every CPU gets the same products. With all weights up to 127 an encoder with
+large features was seven times as far from fp32 there; weights in [-64, 64] have half the resolution. The zero point is
+the same for all rows, which the operator can subtract: 128, or a smaller one after an activation function that is
 bounded below, whose range is nearly all positive.
+
+Some features are far larger than others in every row, and leave few steps for these. After a LayerNormalization they
+are divided by the square root of their size, by which the weights are multiplied (SmoothQuant, Xiao et al. 2023); the
+size is taken from the normalisation's gain and bias, so no sentences are needed.
 
 `MatMulNBits`, with weights in blocks, serves as the fallback (`quantise_blocks`): closer to fp32, and slower than it on
 CPUs without VNNI.
@@ -25,14 +30,19 @@ from onnxruntime.transformers.onnx_model import OnnxModel
 from tasks.export.graph_builder import MICROSOFT_DOMAIN
 from tasks.export.graph_editor import GraphEditor
 
+Real = NDArray[np.float32]
+
 INT8_BLOCK = 32  # weights: with 32 the 22 M encoder gave all of 409 sentences torch's label, with 128 99.8%
 INT8_PRODUCTS = 4  # accuracy_level of MatMulNBits: activations in int8 too
-WEIGHT_MAX = 64  # of quantised weights: 2 * UINT8_MAX * WEIGHT_MAX < 2^15
+WEIGHT_MAX = 127
+PAIR_MAX = 128  # sum of the weights of one sign of a pair of features: UINT8_MAX * PAIR_MAX < 2^15
 UINT8_MAX = 255  # activations are unsigned: CPU instructions multiply uint8 by int8
 MIDDLE_ZERO = 128
 # Lower bounds of activation functions; (1 + erf(x / sqrt(2))) * x / 2 is least at x = -0.75.
 LEAST_OUTPUTS = {"Gelu": -0.17, "BiasGelu": -0.17, "FastGelu": -0.17, "Relu": 0.0}
 LOW_ZERO = 24  # zero point of their outputs: the least one needs a scale of 0.007
+# Where normalisations have gain and bias among their inputs.
+GAIN_AND_BIAS = {"LayerNormalization": slice(1, 3), "EmbedLayerNormalization": slice(5, 7)}
 MIN_SCALE = 1e-12  # lower bound of a row's or column's scale, against division by 0
 REDUCTIONS_BY_INPUT = 18  # first opset in which reductions take their axes as an input
 
@@ -95,27 +105,45 @@ class _Int8Editor(GraphEditor):
     def replace(self, activation: str, nodes: list[onnx.NodeProto]) -> None:
         """Replace all products of one activation tensor, which is quantised once."""
         matrices = [self.value(node.input[1]) for node in nodes]
-        rounded, scales, zero = self._quantise(activation, len(matrices[0]))
+        rows = self.add("Reshape", [activation, self.constant([-1, len(matrices[0])])])
+        if (factors := self._feature_scales(activation, matrices)) is not None:
+            rows = self.add("Mul", [rows, self.constant(1 / factors, np.float32)])
+            matrices = [matrix * factors[:, None] for matrix in matrices]
+        rounded, scales, zero = self._quantise(rows, self._least_output(activation))
         sizes = self.add("Slice", [self.add("Shape", [activation]), self.constant([0]), self.constant([-1])])
         for node, matrix in zip(nodes, matrices, strict=True):
             self.model.remove_node(node)
             weights, weight_scales = quantise_columns(matrix)
-            factors = [
+            constants = [
                 self.constant(weights, np.int8),
                 self.scalar(1.0),
                 self.constant(weight_scales, np.float32),
                 self.constant(zero, np.uint8),
             ]
-            product = self.add("MatMulIntegerToFloat", [rounded, *factors], domain=MICROSOFT_DOMAIN)
+            product = self.add("MatMulIntegerToFloat", [rounded, *constants], domain=MICROSOFT_DOMAIN)
             product = self.add("Mul", [product, scales])
             shape = self.add("Concat", [sizes, self.constant([weights.shape[1]])], axis=0)
             self.add("Reshape", [product, shape], node.output[0])
 
-    def _quantise(self, name: str, features: int) -> tuple[str, str, int]:
-        """Quantise a tensor to uint8 [R, K] with scales [R, 1]; return the names of both, and the zero point."""
-        producer = self._producers.get(name)
-        least = LEAST_OUTPUTS.get(producer.op_type) if producer else None
-        rows = self.add("Reshape", [name, self.constant([-1, features])])
+    def _feature_scales(self, activation: str, matrices: list[Real]) -> Real | None:
+        """Return divisors [K] of an activation tensor's features; None unless a normalisation made it."""
+        producer = self._producers.get(activation)
+        if producer is None or producer.op_type not in GAIN_AND_BIAS:
+            return None
+        names = producer.input[GAIN_AND_BIAS[producer.op_type]]
+        if any(self.model.get_initializer(name) is None for name in names):
+            return None
+        sizes = np.sum([np.abs(self.value(name)) for name in names], axis=0)
+        weights = np.max([np.abs(matrix).max(axis=1) for matrix in matrices], axis=0)
+        return np.sqrt(np.maximum(sizes, MIN_SCALE) / np.maximum(weights, MIN_SCALE))
+
+    def _least_output(self, activation: str) -> float | None:
+        """Return the lower bound of an activation tensor; None if it has none."""
+        producer = self._producers.get(activation)
+        return LEAST_OUTPUTS.get(producer.op_type) if producer else None
+
+    def _quantise(self, rows: str, least: float | None) -> tuple[str, str, int]:
+        """Quantise rows [R, K] to uint8 with scales [R, 1]; return the names of both, and the zero point."""
         if least is None:
             zero, smallest, largest = MIDDLE_ZERO, MIN_SCALE, self.add("Abs", [rows])
         else:
@@ -133,7 +161,16 @@ class _Int8Editor(GraphEditor):
         return self.add("ReduceMax", [name], axes=[1], keepdims=0)
 
 
-def quantise_columns(weights: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """Quantise a matrix [K, M] to int8; return it with the scale of each column, [M]."""
-    scales = np.maximum(np.abs(weights).max(axis=0) / np.float32(WEIGHT_MAX), np.float32(MIN_SCALE))
+def quantise_columns(weights: Real) -> tuple[NDArray[np.int8], Real]:
+    """Quantise a matrix [K, M] to int8; return it with the scale of each column, [M].
+
+    No weight exceeds WEIGHT_MAX, and no pair of one sign exceeds PAIR_MAX: each weight is rounded by at most half, so
+    the sum before may be PAIR_MAX - 1.
+    """
+    largest = np.abs(weights).max(axis=0) / np.float32(WEIGHT_MAX)
+    pairs = np.pad(weights, ((0, len(weights) % 2), (0, 0))).reshape(-1, 2, weights.shape[1])
+    for sign in (1, -1):
+        sums = np.maximum(sign * pairs, 0).sum(axis=1).max(axis=0)
+        largest = np.maximum(largest, sums / np.float32(PAIR_MAX - 1))
+    scales = np.maximum(largest, np.float32(MIN_SCALE))
     return np.rint(weights / scales).astype(np.int8), scales.astype(np.float32)
