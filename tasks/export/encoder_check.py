@@ -25,7 +25,15 @@ from tasks.core.files import json_digest, read_checksummed, write_checksummed
 from tasks.core.provenance import git_commit, library_versions
 from tasks.data.sample_corpus import generate
 from tasks.export.bundle_export import write_in_subprocess
-from tasks.export.torch_reference import HalfReference, TorchReference, load_logits, random_cases
+from tasks.export.subprocess_call import start_forkserver
+from tasks.export.torch_reference import (
+    HalfReference,
+    LogitsModule,
+    ParityCase,
+    TorchReference,
+    load_logits,
+    random_cases,
+)
 from tasks.inference.bundle import ModelInfo
 from tasks.inference.token_limit import longest_input
 from tasks.inference.tokenization import TokenIds, load_tokenizer, tokenise
@@ -107,6 +115,7 @@ def describe_report(report: EncoderReport) -> str:
 def examine_encoder(encoder: Encoder, max_length: int, allow_new_weights: bool = False) -> EncoderReport:
     """Check an encoder; see `check_encoder`."""
     started, folder, name = time.perf_counter(), encoder["folder"], encoder["name"]
+    start_forkserver()  # imports meanwhile what the export needs
     max_length = longest_input(folder, max_length)
     refuse_pointers(Path(folder))
     config = read_config(folder)
@@ -125,12 +134,15 @@ def examine_encoder(encoder: Encoder, max_length: int, allow_new_weights: bool =
         refuse_no_tokens(name, ids)
         with refusing(name, "cannot be fine-tuned: the model failed on a sentence"):
             _logits(model, [ids[-1]], pad_id)
+        unsuited = f"({config.model_type}) cannot be exported to ONNX"
+        with refusing(name, unsuited):
+            cases = random_cases(LogitsModule(model), _graph_shapes(len(ids[-1])))
         with refusing(name, "cannot be fine-tuned: a training step failed"):
             train_one_step(model, ids[:-1], pad_id)
         architecture = type(model).__name__
         del model
-        with refusing(name, f"({config.model_type}) cannot be exported to ONNX"):
-            exporter = export_untrained(scratch, pad_id, len(ids[-1]))
+        with refusing(name, unsuited):
+            exporter = export_untrained(scratch, pad_id, len(ids[-1]), cases)
     return EncoderReport(
         schema_version=REPORT_SCHEMA,
         architecture=architecture,
@@ -242,13 +254,18 @@ def _logits(model: PreTrainedModel, ids: list[TokenIds], pad_id: int) -> torch.T
     return cast(torch.Tensor, model.eval()(**inputs).logits)
 
 
-def export_untrained(folder: str, pad_id: int, longest: int) -> str:
+def _graph_shapes(longest: int) -> list[tuple[int, int]]:
+    return [(rows, min(length, longest)) for rows, length in GRAPH_SHAPES] + [(1, longest)]
+
+
+def export_untrained(folder: str, pad_id: int, longest: int, cases: list[ParityCase]) -> str:
     """Export a model as a trained one is, in fp32 alone, and compare the graph with torch.
 
     Args:
         folder: of the model; receives the graph.
         pad_id: of the padding token.
         longest: tokens of the longest input.
+        cases: of random tokens, with the model's answers.
 
     Returns:
         What makes the graph: writer, tracing or dynamo.
@@ -257,7 +274,5 @@ def export_untrained(folder: str, pad_id: int, longest: int) -> str:
         VerdictError: if nothing can make it, or it computes something else.
     """
     facts = ModelInfo(labels=LABELS, max_length=longest, encoder="", dataset="", git_commit="", pad_id=pad_id)
-    shapes = [(rows, min(length, longest)) for rows, length in GRAPH_SHAPES] + [(1, longest)]
-    cases = random_cases(load_logits(folder), shapes)
     reference = TorchReference(cases, [], HalfReference(partial(load_logits, folder), []), pad_id)
     return write_in_subprocess(CHECK_TIMEOUT_S, folder, folder, facts, reference)["exporter"]
