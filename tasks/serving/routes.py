@@ -277,8 +277,10 @@ async def _to_response(request: Request, error: Exception) -> Response:
 
 
 def _error(code: int, message: str, headers: dict[str, str] | None = None) -> Response:
-    body = json.dumps({"error": message}).encode()
-    return Response(body, code, headers, media_type="application/json")
+    headers = headers or {}
+    if "Retry-After" in headers:  # a client that waits so long may find its connection closed as idle
+        headers = headers | {"Connection": "close"}
+    return Response(json.dumps({"error": message}).encode(), code, headers, media_type="application/json")
 
 
 def _route(scope: Scope) -> str:

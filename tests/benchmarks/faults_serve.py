@@ -245,6 +245,9 @@ async def client(address: str, until: float, expected: Expected, rng: random.Ran
             await asyncio.sleep(int(retry[1]) * rng.uniform(1, 1.5))
         else:
             tally["failed"][code] += 1
+        if b"connection: close" in head:
+            writer.close()
+            reader, writer = await asyncio.open_connection(host, int(port))
     writer.close()
 
 

@@ -400,6 +400,7 @@ def test_a_full_queue_is_429_with_retry_after(champion: Champion) -> None:
     refused = [answer for answer in answers if answer.status_code == 429]
     assert {answer.status_code for answer in answers} == {200, 429}
     assert all(int(answer.headers["Retry-After"]) >= 1 for answer in refused)
+    assert all(answer.headers["Connection"] == "close" for answer in refused)  # it would not be kept as long
     assert "tokens wait, at most 80 may; try again in" in refused[0].json()["error"]
 
 
