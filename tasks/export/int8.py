@@ -11,15 +11,17 @@ large features was seven times as far from fp32 there; weights in [-64, 64] have
 the same for all rows, which the operator can subtract: 128, or a smaller one after an activation function that is
 bounded below, whose range is nearly all positive.
 
-Some features are far larger than others in every row, and leave few steps for these. After a LayerNormalization they
-are divided by the square root of their size, by which the weights are multiplied (SmoothQuant, Xiao et al. 2023); the
-size is taken from the normalisation's gain and bias, so no sentences are needed.
+Some features of a normalisation's output are far larger than others in every row, and leave few steps for these. All
+are divided by the square root of their size, by which the weights are multiplied (SmoothQuant, Xiao et al. 2023): a
+power of two, so nothing is rounded and equal weights give equal graphs although sizes are measured.
 
 `MatMulNBits`, with weights in blocks, serves as the fallback (`quantise_blocks`): closer to fp32, and slower than it on
 CPUs without VNNI.
 
 Shape letters: R activation rows, K input features, M output features.
 """
+
+from collections.abc import Mapping
 
 import numpy as np
 import onnx
@@ -41,8 +43,6 @@ MIDDLE_ZERO = 128
 # Lower bounds of activation functions; (1 + erf(x / sqrt(2))) * x / 2 is least at x = -0.75.
 LEAST_OUTPUTS = {"Gelu": -0.17, "BiasGelu": -0.17, "FastGelu": -0.17, "Relu": 0.0}
 LOW_ZERO = 24  # zero point of their outputs: the least one needs a scale of 0.007
-# Where normalisations have gain and bias among their inputs.
-GAIN_AND_BIAS = {"LayerNormalization": slice(1, 3), "EmbedLayerNormalization": slice(5, 7)}
 MIN_SCALE = 1e-12  # lower bound of a row's or column's scale, against division by 0
 REDUCTIONS_BY_INPUT = 18  # first opset in which reductions take their axes as an input
 
@@ -65,9 +65,14 @@ def split_skip_layernorm(model: OnnxModel) -> int:
     return len(fused)
 
 
-def quantise_rows(model: OnnxModel) -> int:
-    """Replace products with constant fp32 matrices by int8 ones, in place; return how many."""
-    editor = _Int8Editor(model)
+def quantise_rows(model: OnnxModel, sizes: Mapping[str, Real] | None = None) -> int:
+    """Replace products with constant fp32 matrices by int8 ones, in place; return how many.
+
+    Args:
+        model: graph in fp32.
+        sizes: size of each feature, [K], of the activation tensors whose features are to be scaled.
+    """
+    editor = _Int8Editor(model, sizes or {})
     products: dict[str, list[onnx.NodeProto]] = {}  # by activation: queries, keys and values share one
     for node in model.get_nodes_by_op_type("MatMul"):
         if editor.has_constant_matrix(node):
@@ -93,8 +98,9 @@ def quantise_blocks(model: onnx.ModelProto) -> onnx.ModelProto:
 class _Int8Editor(GraphEditor):
     """Adds nodes that quantise activation rows and multiply in int8."""
 
-    def __init__(self, model: OnnxModel) -> None:
+    def __init__(self, model: OnnxModel, sizes: Mapping[str, Real]) -> None:
         super().__init__(model, "int8_")
+        self._sizes = sizes
         self._producers = model.output_name_to_node()
 
     def has_constant_matrix(self, node: onnx.NodeProto) -> bool:
@@ -106,9 +112,10 @@ class _Int8Editor(GraphEditor):
         """Replace all products of one activation tensor, which is quantised once."""
         matrices = [self.value(node.input[1]) for node in nodes]
         rows = self.add("Reshape", [activation, self.constant([-1, len(matrices[0])])])
-        if (factors := self._feature_scales(activation, matrices)) is not None:
-            rows = self.add("Mul", [rows, self.constant(1 / factors, np.float32)])
-            matrices = [matrix * factors[:, None] for matrix in matrices]
+        if activation in self._sizes:
+            divisors = root_powers(self._sizes[activation])
+            rows = self.add("Mul", [rows, self.constant(1 / divisors, np.float32)])
+            matrices = [matrix * divisors[:, None] for matrix in matrices]
         rounded, scales, zero = self._quantise(rows, self._least_output(activation))
         sizes = self.add("Slice", [self.add("Shape", [activation]), self.constant([0]), self.constant([-1])])
         for node, matrix in zip(nodes, matrices, strict=True):
@@ -124,18 +131,6 @@ class _Int8Editor(GraphEditor):
             product = self.add("Mul", [product, scales])
             shape = self.add("Concat", [sizes, self.constant([weights.shape[1]])], axis=0)
             self.add("Reshape", [product, shape], node.output[0])
-
-    def _feature_scales(self, activation: str, matrices: list[Real]) -> Real | None:
-        """Return divisors [K] of an activation tensor's features; None unless a normalisation made it."""
-        producer = self._producers.get(activation)
-        if producer is None or producer.op_type not in GAIN_AND_BIAS:
-            return None
-        names = producer.input[GAIN_AND_BIAS[producer.op_type]]
-        if any(self.model.get_initializer(name) is None for name in names):
-            return None
-        sizes = np.sum([np.abs(self.value(name)) for name in names], axis=0)
-        weights = np.max([np.abs(matrix).max(axis=1) for matrix in matrices], axis=0)
-        return np.sqrt(np.maximum(sizes, MIN_SCALE) / np.maximum(weights, MIN_SCALE))
 
     def _least_output(self, activation: str) -> float | None:
         """Return the lower bound of an activation tensor; None if it has none."""
@@ -159,6 +154,11 @@ class _Int8Editor(GraphEditor):
         if self.model.get_opset_version() >= REDUCTIONS_BY_INPUT:
             return self.add("ReduceMax", [name, self.constant([1])], keepdims=0)
         return self.add("ReduceMax", [name], axes=[1], keepdims=0)
+
+
+def root_powers(sizes: Real) -> Real:
+    """Return the powers of two nearest to the square roots of sizes."""
+    return np.exp2(np.rint(np.log2(np.maximum(sizes, MIN_SCALE)) / 2)).astype(np.float32)
 
 
 def quantise_columns(weights: Real) -> tuple[NDArray[np.int8], Real]:

@@ -9,12 +9,12 @@ import json
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial, update_wrapper
 from pathlib import Path
-from typing import NamedTuple, TypedDict, TypeVar
+from typing import Any, NamedTuple, TypedDict
 
 import onnx
 from onnxruntime.transformers.onnx_model import OnnxModel
@@ -23,6 +23,7 @@ from tasks.core.errors import VerdictError, summarise_error
 from tasks.export.encoder_description import EncoderDescription
 from tasks.export.encoder_families import NotDescribedError, load_encoder
 from tasks.export.encoder_graph import write_encoder
+from tasks.export.feature_sizes import choose_inputs, measure_sizes
 from tasks.export.int8 import quantise_blocks, quantise_rows
 from tasks.export.module_writer import (
     CPU_TARGET,
@@ -39,6 +40,7 @@ from tasks.inference.bundle import VARIANTS, ModelInfo
 from tasks.inference.cpu_limits import compute_threads
 from tasks.inference.external_data import reject_external_data
 from tasks.inference.sessions import should_try_gpu
+from tasks.inference.tokenization import TokenIds
 
 FUSED_OPS = (
     "Attention",
@@ -73,7 +75,6 @@ class WrittenGraphs(TypedDict):
     seconds: dict[str, float]
 
 
-T = TypeVar("T")
 VariantMaker = Callable[[], onnx.ModelProto]
 
 
@@ -111,7 +112,7 @@ def write_graphs(model_folder: str, folder: str, facts: ModelInfo, reference: To
     """
     seconds: dict[str, float] = {}
     with timed(seconds, "describe"):
-        source, remarks = choose_source(model_folder)
+        source, remarks = choose_source(model_folder, choose_inputs(reference.real))
     graphs = WrittenGraphs(
         facts=facts, exporter=source.exporter, fused={}, parity={}, left_out={}, attempts={}, remarks=remarks,
         digests={}, seconds=seconds,
@@ -203,8 +204,12 @@ def count_fused(model: onnx.ModelProto) -> Counter[str]:
     return Counter(node.op_type for node in model.graph.node if node.op_type in FUSED_OPS)
 
 
-def choose_source(model_folder: str) -> tuple[GraphSource, list[str]]:
+def choose_source(model_folder: str, inputs: Sequence[dict[str, TokenIds]] = ()) -> tuple[GraphSource, list[str]]:
     """Choose the writer if a description fits the model, else the exporter of torch that fuses most attention.
+
+    Args:
+        model_folder: output of `fine_tune`.
+        inputs: of batches of sentences, on which int8 measures features.
 
     Returns:
         The source, and a remark for each one that was tried before and failed.
@@ -220,7 +225,7 @@ def choose_source(model_folder: str) -> tuple[GraphSource, list[str]]:
         reason = str(error) if isinstance(error, NotDescribedError) else summarise_error(error, 200)
         exported, remarks = choose_exporter(load_logits(model_folder))
         remarks.insert(0, f"the graphs come from torch's exporters: {reason}")
-        return GraphSource(exported.exporter, _bind(EXPORTED_MAKERS, exported)), remarks
+        return GraphSource(exported.exporter, _bind(EXPORTED_MAKERS, exported, inputs)), remarks
 
     def export_fp32() -> onnx.ModelProto:
         """Return torch's export, for a model that computes something else than its description says."""
@@ -228,16 +233,21 @@ def choose_source(model_folder: str) -> tuple[GraphSource, list[str]]:
 
         return make_fp32(choose_exporter(load_logits(model_folder))[0])
 
-    makers = _bind(WRITTEN_MAKERS, encoder)
+    makers = _bind(WRITTEN_MAKERS, encoder, inputs)
     makers["fp32"].append(export_fp32)
     if should_try_gpu("auto") and any(fused_gate_width(layer.feed_forward) for layer in encoder.layers):
-        makers["fp16"] = _bind({"fp16": [write_fp16_cuda_only]}, encoder)["fp16"] + makers["fp16"]
+        makers["fp16"].insert(0, update_wrapper(partial(write_fp16_cuda_only, encoder), write_fp16_cuda_only))
     return GraphSource("writer", makers), []
 
 
-def _bind(makers: dict[str, list[Callable[[T], onnx.ModelProto]]], source: T) -> dict[str, list[VariantMaker]]:
-    """Return the makers of each variant with what they make it from; each keeps its name."""
-    return {variant: [update_wrapper(partial(make, source), make) for make in each] for variant, each in makers.items()}
+def _bind(
+    makers: dict[str, list[Callable[..., onnx.ModelProto]]], source: Any, inputs: Sequence[dict[str, TokenIds]]
+) -> dict[str, list[VariantMaker]]:
+    """Return the makers of each variant with their arguments; each keeps its name. Those of int8 get the inputs too."""
+    return {
+        variant: [update_wrapper(partial(make, source, *([inputs] * (variant == "int8"))), make) for make in each]
+        for variant, each in makers.items()
+    }
 
 
 def write_fp32(encoder: EncoderDescription) -> onnx.ModelProto:
@@ -260,14 +270,19 @@ def write_fp16_products(encoder: EncoderDescription) -> onnx.ModelProto:
     return write_encoder(encoder, FP32_RESIDUAL_TARGET)
 
 
-def write_int8_per_token(encoder: EncoderDescription) -> onnx.ModelProto:
-    """Return a graph with int8 products and a scale per token: three times as fast as torch in fp32."""
+def write_int8_per_token(encoder: EncoderDescription, inputs: Sequence[dict[str, TokenIds]] = ()) -> onnx.ModelProto:
+    """Return a graph with int8 products and a scale per token: three times as fast as torch in fp32.
+
+    Args:
+        encoder: to write.
+        inputs: of batches of sentences, on which features are measured; without any they are not scaled.
+    """
     model = OnnxModel(write_encoder(encoder, CPU_TARGET))
-    quantise_rows(model)
+    quantise_rows(model, measure_sizes(model.model, inputs))
     return model.model
 
 
-def write_int8_blockwise(encoder: EncoderDescription) -> onnx.ModelProto:
+def write_int8_blockwise(encoder: EncoderDescription, _: Sequence[dict[str, TokenIds]] = ()) -> onnx.ModelProto:
     """Return a graph with int8 weights and a scale per block: closer to torch, and slower."""
     return quantise_blocks(write_encoder(encoder, PORTABLE_TARGET))
 
@@ -297,7 +312,7 @@ def save_graph(model: onnx.ModelProto, path: Path, facts: ModelInfo, variant: st
 
 
 # The makers of each variant in order of preference: the next is used if a graph exceeds the parity limits.
-WRITTEN_MAKERS: dict[str, list[Callable[[EncoderDescription], onnx.ModelProto]]] = {
+WRITTEN_MAKERS: dict[str, list[Callable[..., onnx.ModelProto]]] = {
     "fp32": [write_fp32],
     "fp16": [write_fp16, write_fp16_products],
     "int8": [write_int8_per_token, write_int8_blockwise],

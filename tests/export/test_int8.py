@@ -20,6 +20,7 @@ from tasks.export.int8 import (
     WEIGHT_MAX,
     quantise_columns,
     quantise_rows,
+    root_powers,
     split_skip_layernorm,
 )
 
@@ -64,21 +65,6 @@ def activated(operator: str, matrix: Real) -> OnnxModel:
     return model
 
 
-def normalised(gain: Real, bias: Real, matrix: Real, constant: bool = True) -> OnnxModel:
-    """Return a graph that normalises x [B, S, K] and multiplies it; gain and bias may be made by nodes of the graph."""
-    model = products(matrix, opset=20)
-    for node in model.nodes():
-        node.input[0] = "a"
-    names = ["gain", "bias"] if constant else ["gain2", "bias2"]
-    nodes = [] if constant else [helper.make_node("Identity", [name], [f"{name}2"]) for name in ("gain", "bias")]
-    nodes.append(helper.make_node("LayerNormalization", ["x", *names], ["a"]))
-    for place, node in enumerate(nodes):
-        model.model.graph.node.insert(place, node)
-    for value, name in ((gain, "gain"), (bias, "bias")):
-        model.model.graph.initializer.append(numpy_helper.from_array(value, name))
-    return model
-
-
 @pytest.mark.parametrize("opset", [17, 20])  # from 18 on reductions take their axes as an input
 def test_whole_numbers_within_127_are_multiplied_exactly(opset: int) -> None:
     x = np.random.default_rng(0).integers(-127, 128, (2, 3, 16)).astype(np.float32)
@@ -111,22 +97,28 @@ def test_rounding_costs_at_most_half_a_step_of_each_factor(shift: float) -> None
     assert (np.abs(run(model, x)[0] - x @ w) <= limit * 1.001).all()
 
 
-def test_features_that_a_normalisation_makes_large_do_not_cost_the_others_their_steps() -> None:
-    gain, bias, w = np.ones(64, np.float32), np.zeros(64, np.float32), draw(64, 32, seed=1)
-    gain[3], bias[5], w[3], w[5] = 100, 100, 0, 0  # nothing comes of what is large
+def test_large_features_do_not_cost_the_others_their_steps() -> None:
+    x, w = draw(4, 7, 64), draw(64, 32, seed=1)
+    x[..., 3] *= 1_000
+    w[3] /= 1_000
+    errors = []
+    for sizes in ({}, {"x": np.sqrt(np.square(x).mean(axis=(0, 1)))}):
+        model = products(w)
+        assert quantise_rows(model, sizes) == 1
+        errors.append(np.abs(run(model, x)[0] - x @ w).mean())
+    assert errors[1] < errors[0] / 10
 
-    def error(model: OnnxModel) -> float:
-        before = run(model, draw(4, 7, 64))[0]
-        assert quantise_rows(model) == 1
-        return float(np.abs(run(model, draw(4, 7, 64))[0] - before).max())
 
-    assert error(normalised(gain, bias, w)) < error(normalised(gain, bias, w, constant=False)) / 20
+def test_features_without_a_size_have_finite_products() -> None:
+    model = products(draw(8, 4))
+    quantise_rows(model, {"x": np.zeros(8, np.float32)})
+    assert not run(model, np.zeros((2, 3, 8), np.float32))[0].any()
+    assert np.isfinite(run(model, draw(2, 3, 8))[0]).all()
 
 
-def test_features_without_gain_and_bias_have_finite_products() -> None:
-    model = normalised(np.zeros(64, np.float32), np.zeros(64, np.float32), draw(64, 32, seed=1))
-    quantise_rows(model)
-    assert not run(model, draw(4, 7, 64))[0].any()
+def test_features_are_divided_by_powers_of_two() -> None:
+    sizes = np.array([1, 3.9, 4.1, 16, 60, 0.25, 0], np.float32)
+    assert root_powers(sizes).tolist() == [1, 2, 2, 4, 8, 0.5, 2**-20]
 
 
 @pytest.mark.parametrize("operator", ["Relu", "Gelu"])

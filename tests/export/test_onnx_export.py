@@ -40,7 +40,7 @@ ROOT = Path(__file__).parents[2]
 FACTS: Any = {**origin(), "pad_id": 0}
 
 
-Maker = Callable[[EncoderDescription], onnx.ModelProto]
+Maker = Callable[..., onnx.ModelProto]
 
 
 def write(model: str, folder: Path, rows: str | None) -> WrittenGraphs:
@@ -50,8 +50,8 @@ def write(model: str, folder: Path, rows: str | None) -> WrittenGraphs:
 def altered(maker: Maker, factor: float) -> Maker:
     """Return a maker whose graph has another classifier."""
 
-    def make(encoder: EncoderDescription) -> onnx.ModelProto:
-        model = maker(encoder)
+    def make(*arguments: Any) -> onnx.ModelProto:
+        model = maker(*arguments)
         found = [tensor for tensor in model.graph.initializer if tensor.name.endswith("classifier.weight")]
         for weight in found:
             values = numpy_helper.to_array(weight)
