@@ -15,6 +15,11 @@ PEEK_RECORDS = 1_000  # JSON objects of which at least one has the columns, wher
 MAX_NAME_DEPTH = 8  # of nested values that have names: a.b.c has three
 LIST_READ_BYTES = 1 << 16  # of a list read at a time, at least
 
+MAX_KNOWN_COLUMNS = 64  # sets of keys whose columns are kept: most files have one
+
+Columns = tuple[dict[str, str], list[tuple[str, str]]]
+KnownColumns = dict[tuple[str, ...], Columns]
+
 _DECODE = json.JSONDecoder().raw_decode
 _SPACE = re.compile(r"[ \t\r\n]*")
 
@@ -61,10 +66,11 @@ def _pick_values(items: Iterator[_Item], table_format: TableFormat, path: str) -
     """
     first: dict[str, Any] | None = None
     matched = False
+    known: KnownColumns = {}
     for number, (line, values, raw, fault) in enumerate(items, start=1):
         if fault is None:
             first = values if first is None else first
-            values, fault = _choose_values(values, table_format)
+            values, fault = _choose_values(values, table_format, known)
             matched = matched or fault is None
         if number == PEEK_RECORDS and first is not None and not matched:
             choose_columns(flatten(first), table_format, path)
@@ -73,14 +79,26 @@ def _pick_values(items: Iterator[_Item], table_format: TableFormat, path: str) -
         choose_columns(flatten(first), table_format, path)
 
 
-def _choose_values(values: dict[str, Any], table_format: TableFormat) -> tuple[dict[str, Any], Fault | None]:
+def _choose_values(
+    values: dict[str, Any], table_format: TableFormat, known: KnownColumns
+) -> tuple[dict[str, Any], Fault | None]:
     """Return an object's values by role; keys with dots in them go before names of nested values."""
-    chosen, missing = match_columns(values, table_format)
+    chosen, missing = _match(values, table_format, known)
     if missing and any(isinstance(value, dict) for value in values.values()):
         values = flatten(values) | values
-        chosen, missing = match_columns(values, table_format)
+        chosen, missing = _match(values, table_format, known)
     fault: Fault | None = ("field count", f"no {missing[0][1]!r}") if missing else None
     return {role: values[name] for role, name in chosen.items()}, fault
+
+
+def _match(values: dict[str, Any], table_format: TableFormat, known: KnownColumns) -> Columns:
+    """Match the columns, as for the last object with the same keys."""
+    names = tuple(values)
+    if names not in known:
+        if len(known) >= MAX_KNOWN_COLUMNS:
+            known.clear()
+        known[names] = match_columns(names, table_format)
+    return known[names]
 
 
 def _parse_line(line: int, raw: bytes) -> _Item:
