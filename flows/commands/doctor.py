@@ -15,6 +15,7 @@ from tasks.core.errors import VerdictError, first_line
 from tasks.core.printable import redact_address
 from tasks.core.provenance import library_versions
 from tasks.core.signing import describe_key, signature_required, trusted_keys
+from tasks.export.subprocess_call import start_forkserver
 from tasks.inference.sessions import has_gpu, open_session
 from tasks.training.pretrained import PACKAGED, locate_encoder
 
@@ -38,6 +39,8 @@ def run_checks(home: str, encoder: str | None = None) -> list[DoctorCheck]:
         encoder: folder or hub id of an encoder that is checked as before a training, or packaged; None: the packaged
             one is compared with its digest only.
     """
+    if encoder:
+        start_forkserver()  # imports beside the other checks what the encoder's export needs
     checks: dict[str, Callable[[], str]] = {
         "versions": _libraries,
         "GPU": _gpu,
