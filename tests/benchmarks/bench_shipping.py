@@ -4,8 +4,9 @@
     python tests/benchmarks/bench_shipping.py --rows 200 --epochs 1 --members 1 --seeds 11      a trial
 
 DIR holds CoLA's book files. A seed is that of the split too, so that validation sentences differ. `export_seconds` is
-the whole step as a run has it: a subprocess that makes the graphs, and all comparisons with torch. The file is written
-after each training, and trainings that it has already are kept.
+the whole step as a run has it: a subprocess that makes the graphs, and all comparisons with torch; `--only VARIANT`
+makes and compares one variant in this process. The file is written after each training, and trainings that it has
+already are kept.
 """
 
 import argparse
@@ -27,9 +28,13 @@ from tasks.data.snapshots import count_rows, read_snapshot, write_snapshot
 from tasks.data.sources import locate_sources
 from tasks.data.splitting import split_snapshot
 from tasks.export import bundle_export
-from tasks.export.bundle_export import ExportResult, export_bundle
+from tasks.export.bundle_export import export_bundle
+from tasks.export.feature_sizes import choose_inputs
+from tasks.export.onnx_export import choose_source, write_variant
+from tasks.export.shipping_rule import Attempt
 from tasks.export.subprocess_call import start_forkserver
-from tasks.inference.bundle import VARIANTS, Origin
+from tasks.export.torch_reference import torch_reference
+from tasks.inference.bundle import VARIANTS, ModelInfo, Origin
 from tasks.training.device import device_name, resolve_device
 from tasks.training.finetune import fine_tune
 from tasks.training.model import LABELS
@@ -97,6 +102,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--members", type=int, help="models of each training, of which the average may be kept [3]")
     parser.add_argument("--epochs", type=int, help="[8]")
     parser.add_argument("--corruptions", type=int, help="corrupted copies a sentence for the first stage [2]")
+    parser.add_argument("--only", default="", choices=list(VARIANTS))
     parser.add_argument("--rows", type=int, default=0, help="training sentences; 0 for all")
     parser.add_argument("--device", default="auto", choices=["auto", "cuda", "cpu"])
     parser.add_argument("--out", default="")
@@ -123,6 +129,14 @@ def run(settings: FinetuneSettings, encoder: str, options: argparse.Namespace, s
     started = time.perf_counter()
     training = fine_tune(train, validation, resolve_recipe(settings, encoder), model)
     trained = time.perf_counter()
+    done = {
+        "seed": settings.seed,
+        "kept": "average" if training["averaged"] else f"seed {training['seed']}",
+        "validation_sentences": count_rows(validation),
+        "train_seconds": round(trained - started, 1),
+    }
+    if options.only:
+        return done | make_one(options.only, model, validation, settings.max_length, scratch)
     origin = Origin(labels=LABELS, max_length=settings.max_length, encoder=settings.encoder, dataset="", git_commit="")
     logger, remarks = logging.getLogger(bundle_export.__name__), Remarks()
     logger.setLevel(logging.INFO)
@@ -131,24 +145,40 @@ def run(settings: FinetuneSettings, encoder: str, options: argparse.Namespace, s
         exported = export_bundle(model, scratch, origin, validation)
     finally:
         logger.removeHandler(remarks)
-    return {
-        "seed": settings.seed,
-        "kept": "average" if training["averaged"] else f"seed {training['seed']}",
-        "validation_sentences": count_rows(validation),
-        "train_seconds": round(trained - started, 1),
+    return done | {
         "export_seconds": round(time.perf_counter() - trained, 2),
         "exporter": exported["exporter"],
         "fused": exported["fused"],
         "remarks": remarks.lines,
-        "variants": {variant: describe(variant, exported) for variant in VARIANTS},
+        "variants": {
+            variant: describe(exported["attempts"][variant], Path(exported["bundle"]) / VARIANTS[variant])
+            for variant in VARIANTS
+        },
     }
 
 
-def describe(variant: str, exported: ExportResult) -> dict[str, Any]:
+def make_one(variant: str, model: str, validation: str, max_length: int, scratch: str) -> dict[str, Any]:
+    """Make and compare one variant as the export does."""
+    started = time.perf_counter()
+    reference = torch_reference(model, max_length, validation)
+    source, _ = choose_source(model, choose_inputs(reference.real))
+    facts = ModelInfo(
+        labels=LABELS, max_length=max_length, encoder="", dataset="", git_commit="", pad_id=reference.pad_id
+    )
+    path = Path(scratch) / VARIANTS[variant]
+    written = write_variant(variant, source.makers[variant], path, facts, reference)
+    return {
+        "exporter": source.exporter,
+        "export_seconds": round(time.perf_counter() - started, 2),
+        "seconds": {name: round(seconds, 2) for name, seconds in written.seconds.items()},
+        "variants": {variant: describe(written.attempts, path)},
+    }
+
+
+def describe(attempts: list[Attempt], file: Path) -> dict[str, Any]:
     """Return whether a variant shipped, and what was measured of every way of making it."""
-    attempts = exported["attempts"][variant]
-    found: dict[str, Any] = {"shipped": variant in exported["variants"], "why_not": exported["left_out"].get(variant)}
-    file = Path(exported["bundle"]) / VARIANTS[variant]
+    fault = attempts[-1]["fault"]
+    found: dict[str, Any] = {"shipped": fault is None, "why_not": fault}
     found["megabytes"] = round(file.stat().st_size / 1e6, 1) if file.exists() else None
     for attempt in attempts:
         found.setdefault("ways", []).append({"maker": attempt["maker"], "fault": attempt["fault"]})
@@ -175,7 +205,7 @@ def count_shipped(trainings: list[dict[str, Any]]) -> dict[str, str]:
     """Count the trainings of which each variant shipped."""
     return {
         variant: f"{sum(training['variants'][variant]['shipped'] for training in trainings)} of {len(trainings)}"
-        for variant in VARIANTS
+        for variant in trainings[0]["variants"]
     }
 
 
