@@ -43,13 +43,13 @@ from tasks.data.drift import list_drifted
 from tasks.data.gate import GateReport, raise_if_failed
 from tasks.data.ingestion import Dataset
 from tasks.data.splitting import drop_labelled, split_snapshot
+from tasks.data.token_limit import longest_input
 from tasks.evaluation.evidence import Evidence
 from tasks.evaluation.judge import Verdict
 from tasks.export.bundle_export import ExportResult, export_bundle, load_export
 from tasks.export.encoder_check import check_encoder
 from tasks.export.subprocess_call import start_forkserver
 from tasks.inference.bundle import Origin
-from tasks.inference.token_limit import longest_input
 from tasks.registry import promotion, tracking
 from tasks.registry.audit_log import MAX_REASON_CHARS
 from tasks.registry.champion_profile import fetch_profile

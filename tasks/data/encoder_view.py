@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 
 from tasks.data.normalization import SentenceKeys
 from tasks.data.snapshots import count_rows, iter_snapshot
-from tasks.inference.token_limit import longest_input
+from tasks.data.token_limit import longest_input
 from tasks.inference.tokenization import load_tokenizer, tokenise
 
 TOKENISED_ROWS = 20_000  # of a snapshot with twice as many or more every k-th row is tokenised, at least so many in all

@@ -177,17 +177,7 @@ def figure_expectations(
         )
         for role in ("training", "holdout", "secondary")
     ]
-    split = [
-        gxe.ExpectColumnMinToBeBetween(
-            column=f"{side} labels",
-            min_value=2,
-            meta={
-                "description": f"labels that occur in the {side} rows after the split",
-                "settings": {"min_value": "data.validation_share"},
-            },
-        )
-        for side in SIDES
-    ]
+    split = [_both_labels(side) for side in SIDES]
     severity: Severity = "critical" if limits.drift == "refuse" else "warning"
     shifts = [
         at_most(
@@ -209,6 +199,18 @@ def figure_expectations(
         *shifts,
     ]
     return [expectation for expectation in expectations if expectation.column in values]
+
+
+def _both_labels(side: str) -> Any:
+    """Return the expectation that both labels occur on a side of the split."""
+    import great_expectations.expectations as gxe
+
+    description = f"labels that occur in the {side} rows after the split"
+    return gxe.ExpectColumnMinToBeBetween(
+        column=f"{side} labels",
+        min_value=2,
+        meta={"description": description, "settings": {"min_value": "data.validation_share"}},
+    )
 
 
 def run_suite(table: str, rows: pd.DataFrame, expectations: list[Any]) -> list[ExpectationResult]:

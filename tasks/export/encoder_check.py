@@ -24,6 +24,7 @@ from tasks.core.errors import OUT_OF_MEMORY, UsageError, VerdictError, is_out_of
 from tasks.core.files import json_digest, read_checksummed, write_checksummed
 from tasks.core.provenance import git_commit, library_versions
 from tasks.data.sample_corpus import generate
+from tasks.data.token_limit import longest_input
 from tasks.export.bundle_export import write_in_subprocess
 from tasks.export.subprocess_call import start_forkserver
 from tasks.export.torch_reference import (
@@ -35,7 +36,6 @@ from tasks.export.torch_reference import (
     random_cases,
 )
 from tasks.inference.bundle import ModelInfo
-from tasks.inference.token_limit import longest_input
 from tasks.inference.tokenization import TokenIds, load_tokenizer, tokenise
 from tasks.training.dataset import TokenDataset
 from tasks.training.model import LABELS, find_pad_id, load_with_report, read_config

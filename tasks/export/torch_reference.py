@@ -18,9 +18,9 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from tasks.data.token_limit import count_positions
 from tasks.export.shipping_rule import REAL_CASE, HalfPrecision, allowed_difference
 from tasks.inference.cpu_limits import compute_threads
-from tasks.inference.token_limit import count_positions
 from tasks.inference.tokenization import TokenIds, load_tokenizer, sorted_batches, tokenise
 from tasks.training.device import resolve_device
 

@@ -79,7 +79,8 @@ class Scorer(NamedTuple):
         for record in records:
             answered = record if isinstance(record, QuarantinedRow) else self._check(record, next(answers))
             if isinstance(answered, QuarantinedRow):
-                rows.append((record.line, None, None, None, None, *answered[1:]))
+                fault = answered.kind, answered.reason, answered.raw
+                rows.append((record.line, None, None, None, None, *fault))
             else:
                 values = (answered["sentence"], answered["label"], answered["probability"], answered["truncated"])
                 rows.append((record.line, *values, None, None, None))

@@ -8,7 +8,7 @@ from typing import Literal
 
 from tasks.core.files import json_digest
 from tasks.core.finetune_settings import FinetuneSettings
-from tasks.inference.token_limit import longest_input
+from tasks.data.token_limit import longest_input
 from tasks.training.device import cpu_supports_bf16, resolve_device
 
 # What does not change the weights that one seed's training computes. Everything else does, so that a setting that

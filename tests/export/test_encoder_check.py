@@ -18,6 +18,7 @@ from toy import write_tokenizer
 
 from flows.commands import doctor
 from tasks.core.errors import UsageError, VerdictError
+from tasks.data.token_limit import longest_input
 from tasks.export import encoder_check
 from tasks.export.encoder_check import (
     EncoderReport,
@@ -27,7 +28,6 @@ from tasks.export.encoder_check import (
     refusing,
     train_one_step,
 )
-from tasks.inference.token_limit import longest_input
 from tasks.training.model import load_with_report, pad_token_id
 from tasks.training.pretrained import locate_encoder
 

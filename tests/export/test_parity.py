@@ -17,6 +17,7 @@ from toy import origin
 from transformers import BertConfig, MPNetConfig, PreTrainedConfig, RobertaConfig
 
 from tasks.data.snapshots import read_snapshot
+from tasks.data.token_limit import count_positions
 from tasks.evaluation.metrics import mcc
 from tasks.export import parity as measuring
 from tasks.export import torch_reference as torchs
@@ -35,7 +36,6 @@ from tasks.export.torch_reference import (
 )
 from tasks.inference.bundle import VARIANTS
 from tasks.inference.sessions import open_session
-from tasks.inference.token_limit import count_positions
 
 Damage = Callable[[np.ndarray], np.ndarray]
 

@@ -398,7 +398,7 @@ def test_a_home_with_brackets_in_its_name_is_printed_as_it_is(
         (["missing.txt", "out.parquet"], "error: input 'missing.txt' does not exist; expected a file of sentences"),
         (["-", "out.csv"], "error: output 'out.csv' does not end in .parquet; expected a Parquet file, or -"),
         (["-", "-", "--json"], "error: --json and output '-' both write to standard output; name a Parquet file"),
-        (["-", "out.parquet", "--format", "xml"], "'xml' is not one of 'txt', 'tsv', 'csv', 'jsonl', 'parquet'"),
+        (["-", "out.parquet", "--format", "xml"], "'xml' is not one of 'txt', 'tsv', 'csv', 'jsonl'"),
         (["-"], "Missing argument 'OUT'"),
     ],
 )

@@ -393,7 +393,7 @@ def test_holdout_uses_are_counted_and_recorded_evidence_gives_the_same_verdict(s
 def test_text_labels_are_refused_and_nothing_is_registered(retrain: Retrain, home: Path, toy_data: Path) -> None:
     folder = Path(shutil.copytree(toy_data, home / "text"))
     rows = (toy_data / "in_domain_train.tsv").read_text()
-    (folder / "in_domain_train.tsv").write_text(rows.replace("\t1\t", "\tyes\t").replace("\t0\t", "\tno\t"))
+    (folder / "in_domain_train.tsv").write_text(rows.replace("\t1\t", "\tyes\t").replace("\t0\t", "\t2\t"))
     with pytest.raises(DataRejected) as caught:
         retrain(data__path=str(folder))
     message = str(caught.value)

@@ -9,7 +9,7 @@ from transformers import AutoModel, RobertaConfig
 
 from tasks.core.files import write_json
 from tasks.core.finetune_settings import FinetuneSettings
-from tasks.inference.token_limit import longest_input, usable_positions
+from tasks.data.token_limit import longest_input, usable_positions
 from tasks.training.recipe import resolve_recipe
 
 USABLE = dict.fromkeys(ARCHITECTURES, 80) | {"roberta": 79, "mpnet": 78}
