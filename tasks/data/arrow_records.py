@@ -4,6 +4,7 @@ A file of a few kilobytes may hold gigabytes, by compression or as one value tha
 unpacked and written out is bounded, and found before memory is taken.
 """
 
+import json
 import struct
 from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO
@@ -14,6 +15,7 @@ import pyarrow.parquet as pq
 
 from tasks.core.errors import UsageError, VerdictError, first_line
 from tasks.data.compression import EXPANSION, MAX_EXPANDED, expansion_limit
+from tasks.data.label_names import reject_reversed
 from tasks.data.table_folders import partition_values
 from tasks.data.table_format import Record, TableFormat, choose_columns
 
@@ -98,12 +100,23 @@ def _choose(schema: pa.Schema, fixed: Mapping[str, Any], table_format: TableForm
     nested = {name: kind for name, kind in _values(schema) if name not in schema.names}
     types = nested | dict(plain) | dict.fromkeys(fixed, pa.string())
     chosen = choose_columns([*(name for name, _ in plain), *nested, *fixed], table_format, path)
+    if "label" in chosen:
+        reject_reversed(_label_names(schema, chosen["label"]), table_format.rules.labels, path)
     for name in chosen.values():
         if pa.types.is_nested(types[name]):
             raise UsageError(
                 f"column {name!r} of {path} holds {str(types[name])[:100]}; expected one plain value a record"
             )
     return chosen
+
+
+def _label_names(schema: pa.Schema, column: str) -> list[str]:
+    """Return the names of labels 0, 1, ... that the library datasets keeps beside a table; none where it has none."""
+    try:
+        names = json.loads(schema.metadata[b"huggingface"])["info"]["features"][column]["names"]
+    except (KeyError, TypeError, ValueError):
+        return []
+    return [str(name) for name in names] if isinstance(names, list) else []
 
 
 def _has_values(kind: pa.DataType) -> bool:

@@ -3,7 +3,7 @@
 import re
 import shlex
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from tasks.core.column_options import parse_labels
 from tasks.core.errors import UsageError
@@ -79,6 +79,23 @@ class LabelCount:
             return
         shown = " and ".join(f"{label[:40]!r} ({count} rows)" for label, count in sorted(self._counts.items()))
         raise UsageError(f"{path} has the labels {shown}; expected 0 and 1{_option(*sorted(self._counts))}")
+
+
+def reject_reversed(names: Sequence[str], labels: Mapping[str, int], path: str) -> None:
+    """Reject a table that names its labels, 0 for acceptable sentences, where the user does not say so.
+
+    Args:
+        names: of the labels 0, 1, ...
+        labels: label as written -> 0 or 1.
+        path: of the file or table, for the message.
+
+    Raises:
+        UsageError: which names the option that takes them.
+    """
+    if len(names) == 2 and _is_acceptable(*names) and labels.get("0") == 0 and labels.get("1") == 1:
+        raise UsageError(
+            f"{path} names its label 0 {names[0]!r} and 1 {names[1]!r}; expected 1 for acceptable: --labels 0=1,1=0"
+        )
 
 
 def _option(first: str, second: str) -> str:

@@ -39,7 +39,7 @@ from tasks.inference.bundle import ModelInfo
 from tasks.inference.tokenization import TokenIds, load_tokenizer, tokenise
 from tasks.training.dataset import TokenDataset
 from tasks.training.model import LABELS, find_pad_id, load_with_report, read_config
-from tasks.training.pretrained import Encoder
+from tasks.training.pretrained import Encoder, refuse_pointer
 from tasks.training.token_check import CHECKED_SENTENCES, check_saved
 from tasks.training.train_step import EagerStep, StepConfig
 
@@ -47,7 +47,6 @@ REPORT_SCHEMA = 1
 SENTENCES = ("Birds sing.", "The cat sat on the mat.", "Who did the child say that the dog saw yesterday?")
 GRAPH_SHAPES = ((1, 1), (3, 17))  # (B, S) of random tokens; a third one is as long as sentences may be
 CHECK_TIMEOUT_S = 900.0
-LFS_POINTER = b"version https://git-lfs"  # the first bytes of what git keeps in place of a large file
 # What torch's exporters need many minutes for, and then write a graph that reads inputs of one length only.
 NOT_EXPORTABLE = {"longformer": "divides a sentence into windows by its length"}
 EXPECTED = "expected an encoder of transformers that can be trained and exported: --encoder DIR|HUB_ID"
@@ -117,7 +116,9 @@ def examine_encoder(encoder: Encoder, max_length: int, allow_new_weights: bool =
     started, folder, name = time.perf_counter(), encoder["folder"], encoder["name"]
     start_forkserver()  # imports meanwhile what the export needs
     max_length = longest_input(folder, max_length)
-    refuse_pointers(Path(folder))
+    for path in sorted(Path(folder).iterdir()):
+        if path.is_file():
+            refuse_pointer(path)
     config = read_config(folder)
     refuse_config(name, config)
     tokenizer = load_tokenizer(folder, max_length)
@@ -168,19 +169,6 @@ def refusing(name: str, what: str) -> Iterator[None]:
             raise
         reason = str(error) if isinstance(error, VerdictError) else summarise_error(error, 300)
         raise UsageError(f"encoder {name!r} {what} ({reason}); {EXPECTED}") from error
-
-
-def refuse_pointers(folder: Path) -> None:
-    """Raise UsageError if a file is a pointer of Git LFS instead of its content."""
-    for path in sorted(folder.iterdir()):
-        if not path.is_file():
-            continue
-        with path.open("rb") as stream:
-            if stream.read(len(LFS_POINTER)) == LFS_POINTER:
-                raise UsageError(
-                    f"{str(path)!r} is a pointer of Git LFS of {path.stat().st_size} bytes; expected the file that it "
-                    f"stands for: git -C {str(folder)!r} lfs pull"
-                )
 
 
 def refuse_config(name: str, config: PreTrainedConfig) -> None:

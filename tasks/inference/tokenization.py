@@ -19,6 +19,8 @@ CHARACTERS_PER_TOKEN = 16  # of a text that is tokenised first where it is trunc
 WINDOW = 50  # batches sorted by length together: little padding, and a different order each epoch
 
 TokenIds = NDArray[np.int64]
+# In no vocabulary: a tokenizer whose unknown token is not in its own fails at the first such character.
+RARE_CHARACTER = "\U000e01ef"
 
 
 def load_tokenizer(folder: str, max_length: int) -> Tokenizer:
@@ -29,7 +31,9 @@ def load_tokenizer(folder: str, max_length: int) -> Tokenizer:
     """
     path = Path(folder) / "tokenizer.json"
     try:
-        return open_tokenizer(path, max_length) if path.is_file() else _convert_tokenizer(folder, max_length)
+        tokenizer = open_tokenizer(path, max_length) if path.is_file() else _convert_tokenizer(folder, max_length)
+        tokenizer.encode(RARE_CHARACTER)
+        return tokenizer
     except Exception as error:  # tokenizers raises bare Exception
         raise UsageError(
             f"tokenizer of {folder!r} cannot be loaded ({first_line(error)}); expected a tokenizer.json"

@@ -24,6 +24,7 @@ CONFIG_FILES = ("config.json", "tokenizer_config.json")
 CODE_FIELDS = ("auto_map", "custom_pipelines")  # of these files: classes in Python files
 # Where these hold OWNER/REPOSITORY instead of an implementation's name, transformers fetches kernels and runs them.
 KERNEL_FIELDS = ("attn_implementation", "_attn_implementation", "experts_implementation", "_experts_implementation")
+LFS_POINTER = b"version https://git-lfs"  # the first bytes of what git keeps in place of a large file
 VOCABULARY_FILES = ["config.json", "tokenizer*", "vocab.*", "merges.txt", "*.model"]
 
 
@@ -108,7 +109,18 @@ def check_labels(folder: Path) -> None:
         )
 
 
+def refuse_pointer(path: Path) -> None:
+    """Raise UsageError if a file is a pointer of Git LFS instead of its content."""
+    with path.open("rb") as stream:
+        if stream.read(len(LFS_POINTER)) == LFS_POINTER:
+            raise UsageError(
+                f"{str(path)!r} is a pointer of Git LFS of {path.stat().st_size} bytes; expected the file that it "
+                f"stands for: git -C {str(path.parent)!r} lfs pull"
+            )
+
+
 def _read_config(path: Path) -> dict[str, Any]:
+    refuse_pointer(path)
     try:
         config = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:

@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 import pyarrow.feather
+import pyarrow.parquet
 import pytest
 
 from tasks.core.column_options import parse_labels
@@ -115,3 +116,26 @@ def test_labels_are_read_as_they_are_written_before_they_are_compared() -> None:
         *(0, 1),
         *[None] * 5,
     ]
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "arrow"])
+def test_a_table_that_names_its_labels_the_other_way_round_is_refused_with_the_option(
+    tmp_path: Path, suffix: str
+) -> None:
+    def save(*names: str) -> str:
+        table = pa.table({"sentence": ["One.", "Two.", "Three."], "label": [0, 1, 0]})
+        features = {"label": {"names": list(names), "_type": "ClassLabel"}}
+        table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+        path = tmp_path / f"{names[0]}.{suffix}"
+        if suffix == "parquet":
+            pyarrow.parquet.write_table(table, path)
+        else:
+            pyarrow.feather.write_feather(table, path)
+        return str(path)
+
+    reversed_names = save("acceptable", "unacceptable")
+    with pytest.raises(UsageError, match=r"names its label 0 'acceptable' and 1 'unacceptable'; .* --labels 0=1,1=0$"):
+        snap(reversed_names)
+    assert snap(reversed_names, "0=1,1=0")["kept"] == 3
+    assert snap(save("unacceptable", "acceptable"))["kept"] == 3
+    assert snap(save("x", "y"))["kept"] == 3

@@ -83,6 +83,14 @@ def add_token(folder: Path) -> None:
     tokenizer.save(str(folder / "tokenizer.json"))
 
 
+def remove_unknown(folder: Path) -> None:
+    path = folder / "tokenizer.json"
+    fields = json.loads(path.read_text())
+    del fields["model"]["vocab"]["[UNK]"]
+    fields["added_tokens"] = [token for token in fields["added_tokens"] if token["content"] != "[UNK]"]
+    path.write_text(json.dumps(fields))
+
+
 def spoil(folder: Path, value: float) -> None:
     tensors = load_file(folder / "model.safetensors")
     tensors["embeddings.word_embeddings.weight"][3, :2] = value
@@ -126,6 +134,14 @@ CHANGED: dict[str, tuple[Callable[[Path], object], str]] = {
     "a tokenizer that is a pointer": (
         lambda folder: (folder / "tokenizer.json").write_text(POINTER),
         "mine/tokenizer.json' is a pointer of Git LFS",
+    ),
+    "a pointer of Git LFS instead of a configuration": (
+        lambda folder: (folder / "config.json").write_text(POINTER),
+        "mine/config.json' is a pointer of Git LFS",
+    ),
+    "a vocabulary without its unknown token": (
+        remove_unknown,
+        r"tokenizer of '.*mine' cannot be loaded \(.*\[UNK\].*\); expected a tokenizer.json",
     ),
     "NaN": (
         lambda folder: spoil(folder, np.nan),
