@@ -244,10 +244,11 @@ def _bind(
     makers: dict[str, list[Callable[..., onnx.ModelProto]]], source: Any, inputs: Sequence[dict[str, TokenIds]]
 ) -> dict[str, list[VariantMaker]]:
     """Return the makers of each variant with their arguments; each keeps its name. Those of int8 get the inputs too."""
-    return {
-        variant: [update_wrapper(partial(make, source, *([inputs] * (variant == "int8"))), make) for make in each]
-        for variant, each in makers.items()
-    }
+    bound: dict[str, list[VariantMaker]] = {}
+    for variant, each in makers.items():
+        arguments = (source, inputs) if variant == "int8" else (source,)
+        bound[variant] = [update_wrapper(partial(make, *arguments), make) for make in each]
+    return bound
 
 
 def write_fp32(encoder: EncoderDescription) -> onnx.ModelProto:

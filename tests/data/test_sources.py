@@ -4,7 +4,6 @@ import functools
 import hashlib
 import re
 import shutil
-import threading
 import zipfile
 from collections.abc import Iterator
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -14,6 +13,7 @@ from urllib.parse import urldefrag
 
 import pytest
 from cola_like import COLA_DIR, cola_folder
+from loopback import running
 
 from tasks.core.errors import DataRejected, UnreachableError, UsageError
 from tasks.core.files import sha256_of
@@ -444,14 +444,8 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     server = Site(folder)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    try:
+    with running(server):
         yield server
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
 
 
 def write_zip(path: Path, *names: str) -> None:

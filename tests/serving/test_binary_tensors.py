@@ -24,12 +24,6 @@ LIMITS = RequestLimits(body=20_000, sentences=100, characters=2_000)
 
 
 @pytest.fixture(scope="module")
-def champion(exported: Any) -> Iterator[Champion]:
-    with Champion.open(exported["bundle"], 3_600.0, "cpu") as champion:
-        yield champion
-
-
-@pytest.fixture(scope="module")
 def client(champion: Champion) -> Iterator[httpx.Client]:
     with running_server(champion, LIMITS) as client:
         yield client

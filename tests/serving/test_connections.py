@@ -23,12 +23,6 @@ REQUEST = b"POST /v1/judge HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n
 
 
 @pytest.fixture(scope="module")
-def champion(exported: Any) -> Iterator[Champion]:
-    with Champion.open(exported["bundle"], 3_600.0, "cpu") as champion:
-        yield champion
-
-
-@pytest.fixture(scope="module")
 def client(champion: Champion) -> Iterator[httpx.Client]:
     with running_server(champion, connections=BOUND) as client:
         yield client

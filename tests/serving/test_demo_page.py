@@ -34,16 +34,9 @@ from tasks.serving.request_validation import RequestLimits
 from tasks.serving.server import ServerConfig, serve
 
 ROOT = Path(__file__).parents[2]
-NEVER = 3_600.0  # seconds
 SMALL = RequestLimits(body=100_000, sentences=20, characters=2_500, seconds=2)
 BOX = "Sentences, one on each line"
 HOSTILE = "${alert(1)} {{constructor}} `x` <img src=x onerror=alert(1)> <script>alert(1)</script> \\u202e"
-
-
-@pytest.fixture(scope="module")
-def champion(exported: Any) -> Iterator[Champion]:
-    with Champion.open(exported["bundle"], NEVER, "cpu") as champion:
-        yield champion
 
 
 @pytest.fixture(scope="module")

@@ -45,7 +45,6 @@ from tasks.serving.server import bind_socket
 ROOT = Path(__file__).parents[2]
 INFER = "/v2/models/acceptability/infer"
 SMALL = RequestLimits(body=100_000, sentences=1_000, characters=2_000, seconds=0.5)
-NEVER = 3_600.0  # seconds
 # The command with a model that takes 0.3 s for each batch.
 SLOW = """
 import time
@@ -55,12 +54,6 @@ Classifier.predict = lambda self, sentences: (time.sleep(0.3), real(self, senten
 from flows.cli.app import main
 main()
 """
-
-
-@pytest.fixture(scope="module")
-def champion(exported: Any) -> Iterator[Champion]:
-    with Champion.open(exported["bundle"], NEVER, "cpu") as champion:
-        yield champion
 
 
 @pytest.fixture(scope="module")

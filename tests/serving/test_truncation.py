@@ -30,17 +30,10 @@ from tasks.serving.score_parts import SCORE_SCHEMA, Scorer
 
 ROOT = Path(__file__).parents[2]
 INFER = "/v2/models/acceptability/infer"
-NEVER = 3_600.0  # seconds
 LONG = " ".join(["cat"] * 15)  # 17 tokens; the bundle reads 16
 TEXTS = [GOOD, LONG, "the dog", LONG]
 TRUNCATED = [False, True, False, True]
 FAULT = "has more tokens than the 16 that the model reads; shorten or split it, or start the server without --refuse"
-
-
-@pytest.fixture(scope="module")
-def champion(exported: Any) -> Iterator[Champion]:
-    with Champion.open(exported["bundle"], NEVER, "cpu") as champion:
-        yield champion
 
 
 @pytest.fixture(scope="module")

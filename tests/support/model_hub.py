@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import json
-import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import pytest
+from loopback import running
 
 COMMIT = "c" * 40
 
@@ -59,22 +59,21 @@ def served(name: str, folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
         def log_message(self, format: str, *args: Any) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    address = f"http://127.0.0.1:{server.server_port}"
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)
-    template = f"{address}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
-    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    try:
+    with leading_to(Hub, cache, monkeypatch):
         yield paths
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+
+
+@contextlib.contextmanager
+def leading_to(hub: type[BaseHTTPRequestHandler], cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Serve a hub for the block, and lead the hub's library there, with downloads in `cache`."""
+    with running(ThreadingHTTPServer(("127.0.0.1", 0), hub)) as address:
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)
+        template = f"{address}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        yield
 
 
 def _digest(content: bytes) -> str:
