@@ -41,6 +41,10 @@ class CommandHome:
         """Keep home and store under a name."""
         shutil.copytree(self.home, self.home.with_name(f"kept-{name}"))
 
+    def is_kept(self, name: str) -> bool:
+        """Return whether a home was kept under a name."""
+        return self.home.with_name(f"kept-{name}").is_dir()
+
     def restore(self, name: str) -> None:
         """Put home and store back as they were kept; a name that nothing was kept under: an empty home."""
         kept = self.home.with_name(f"kept-{name}")

@@ -10,6 +10,8 @@ import argparse
 import contextlib
 import hashlib
 import json
+import math
+import multiprocessing
 import os
 import random
 import shutil
@@ -18,13 +20,13 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from faults_home import CommandHome
 from faults_warm import WarmProcess
 
-SEED = 0
 RESUMES = 3  # kills of a training job before it may end
 QUICK_KILLS = 3
 BEYOND = 1.05  # of the undisturbed time; a command that ends earlier counts as none
@@ -59,7 +61,24 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def measure_kills(options: argparse.Namespace, make_home: Callable[[Path], CommandHome]) -> dict[str, Any]:
-    """Return the counts of each command in a home of some kind."""
+    """Return the counts of each command in homes of some kind, --workers of them side by side."""
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(options.workers, mp_context=spawn) as pool:
+        shares = [pool.submit(measure_share, options, make_home, seed) for seed in range(options.workers)]
+        found = [share.result() for share in shares]
+    names = list(dict.fromkeys(name for share in found for name in share))
+    counts = {
+        name: dict.fromkeys(MUST_BE_ZERO, 0) | sum((share[name] for share in found if name in share), Counter())
+        for name in names
+    }
+    missed = [f"{name}: {key}" for name, each in counts.items() for key in MUST_BE_ZERO if each[key]]
+    return {"workers": options.workers, **counts, "aims_missed": missed}
+
+
+def measure_share(
+    options: argparse.Namespace, make_home: Callable[[Path], CommandHome], seed: int
+) -> dict[str, Counter[str]]:
+    """Return the counts of one worker, whose kills are its share of all."""
     kills = QUICK_KILLS if options.quick else options.kills
     results: dict[str, Counter[str]] = {}
     end = time.monotonic() + 60 * options.minutes
@@ -68,27 +87,27 @@ def measure_kills(options: argparse.Namespace, make_home: Callable[[Path], Comma
         home = make_home(folder)
         warm = WarmProcess(home.environment, folder / "stderr")
         try:
-            prepare(home, warm)
-            planned = cases(home, folder, kills)
+            if home.needs_tables:
+                finish(warm, ["prepare"])
+                home.keep("empty")
+            planned = [case for case in cases(home, folder, kills, options.workers) if case.name in options.commands]
             for number, case in enumerate(planned):
+                if case.kept == "full" and not home.is_kept("full"):
+                    prepare(home, warm)
                 now = time.monotonic()
                 deadline = now + (end - now) / (len(planned) - number)
-                found = Killer(home, warm, case, folder / "out.parquet").measure(deadline)
+                found = Killer(home, warm, case, folder / "out.parquet", seed).measure(deadline)
                 results[case.name] = results.get(case.name, Counter()) + found
-                print(f"{case.name}: {json.dumps(results[case.name])}", flush=True)
+                print(f"{case.name}, seed {seed}: {json.dumps(results[case.name])}", flush=True)
         finally:
             warm.close()
             home.close()
-    counts = {name: dict.fromkeys(MUST_BE_ZERO, 0) | found for name, found in results.items()}
-    missed = [f"{name}: {key}" for name, found in counts.items() for key in MUST_BE_ZERO if found[key]]
-    return {"seed": SEED, **counts, "aims_missed": missed}
+    return results
 
 
 def prepare(home: CommandHome, warm: WarmProcess) -> None:
-    """Keep an empty home as `empty`, and as `full` one with two champions, a candidate on HOLD and one rejected."""
-    if home.needs_tables:
-        finish(warm, ["prepare"])
-        home.keep("empty")
+    """Keep as `full` a home with two champions, a candidate on HOLD and a rejected one."""
+    home.restore("empty")
     for seed in range(4):
         finish(warm, home.retrain(seed))
         if seed == 1:
@@ -98,18 +117,18 @@ def prepare(home: CommandHome, warm: WarmProcess) -> None:
     home.keep("full")
 
 
-def cases(home: CommandHome, folder: Path, kills: int) -> list[Case]:
-    """Return the commands to kill, and how often."""
+def cases(home: CommandHome, folder: Path, kills: int, workers: int) -> list[Case]:
+    """Return the commands to kill, and how often one worker does."""
     (folder / "in.txt").write_text("the cat sees\n" * 100_000)
     score = ["score", f"{folder}/in.txt", f"{folder}/out.parquet", "--device", "cpu"]
-    third = max(1, kills // 3)
+    third, half = math.ceil(kills / 3 / workers), math.ceil(kills / 2 / workers)
     return [
+        Case("retrain", home.retrain(10), "empty", half, RESUMES),
+        Case("retrain", home.retrain(10), "full", half, RESUMES),
         Case("approve", ["approve", "3", "--reason", "good enough"], "full", third),
         Case("rollback", ["rollback", "--reason", "complaints"], "full", third),
         Case("prune", ["prune", "--days", "0", "--keep", "1"], "full", third),
         Case("score", score, "full", third),
-        Case("retrain", home.retrain(10), "empty", kills - kills // 2, RESUMES),
-        Case("retrain", home.retrain(10), "full", kills // 2, RESUMES),
     ]
 
 
@@ -122,9 +141,9 @@ def finish(warm: WarmProcess, arguments: list[str]) -> None:
 class Killer:
     """Kills one command until it was hit as often as its case says."""
 
-    def __init__(self, home: CommandHome, warm: WarmProcess, case: Case, out: Path) -> None:
+    def __init__(self, home: CommandHome, warm: WarmProcess, case: Case, out: Path, seed: int) -> None:
         self.home, self.warm, self.case, self.out = home, warm, case, out
-        self.rng = random.Random(f"{SEED}/{case.name}/{case.kept}")
+        self.rng = random.Random(f"{seed}/{case.name}/{case.kept}")
         self.counts: Counter[str] = Counter()
 
     def measure(self, deadline: float) -> Counter[str]:
