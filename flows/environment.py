@@ -4,7 +4,6 @@ import contextlib
 import logging
 import os
 import re
-import sys
 import tempfile
 import time
 from collections.abc import Mapping
@@ -131,23 +130,26 @@ def is_machine_busy() -> bool:
     return bool(running) and sorted(running)[len(running) // 2] >= (os.cpu_count() or 1)
 
 
-def show_log(quiet_prefect: bool) -> None:
+def show_log(verbose: bool = False) -> None:
     """Log records of `tasks` to standard error, in the format that VERDICT_LOG names.
 
     Args:
-        quiet_prefect: do not print the logs of Prefect and other libraries; the Prefect server still gets them.
+        verbose: also those of level DEBUG.
 
     Raises:
         UsageError: if VERDICT_LOG names no format.
     """
-    handler = logging.StreamHandler(sys.stderr)
+    handler = log_format.StderrHandler()
     log_format.set_formatter(handler)
     logger = logging.getLogger("tasks")
     logger.handlers = [handler]  # replaces the handler of an earlier call
-    logger.setLevel(logging.INFO)
-    if quiet_prefect:
-        for console in _prefect_consoles():
-            console.setLevel(logging.CRITICAL + 1)
+    logger.setLevel(logging.DEBUG if verbose else logging.INFO)
+
+
+def quiet_prefect() -> None:
+    """Do not print the logs of Prefect, once it is imported, and of other libraries; its server still gets them."""
+    for console in _prefect_consoles():
+        console.setLevel(logging.CRITICAL + 1)
 
 
 def show_worker_log() -> None:

@@ -1,4 +1,4 @@
-"""Turns plain functions into the steps of a flow: Prefect tasks whose time is taken.
+"""Turns plain functions into the steps of a flow: Prefect tasks whose time is taken, and which the terminal shows.
 
 A step is called like the function that it wraps, with the flow run's Timer in front: `read(timer, settings, home)`.
 """
@@ -14,6 +14,7 @@ from prefect.tasks import Task
 
 from flows.stopwatch import process_age
 from tasks.core.errors import UnreachableError
+from tasks.core.progress import begin_step
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -52,6 +53,7 @@ def timed_task(name: str, function: Callable[P, R], **options: Any) -> Callable[
     run = cast(Callable[P, R], task(name=name, cache_policy=NO_CACHE, **options)(function))
 
     def timed(timer: Timer, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        begin_step(name)
         started = time.perf_counter()
         try:
             return run(*args, **kwargs)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 Device = Literal["auto", "cuda", "cpu"]
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else on standard output.")]
+Verbose = Annotated[bool, typer.Option("--verbose", help="Also print details of export, drift and training.")]
 OnDevice = Annotated[Device, typer.Option(help="Where to compute; auto uses a GPU if one works.")]
 TrainingDevice = Annotated[
     Device | None, typer.Option(help="Where to train; cuda fails without a GPU, auto falls back to the CPU.")

@@ -6,6 +6,7 @@ import typer
 
 from flows import environment
 from flows.cli.options import AsJson, OnDevice, Reason, VersionNumber, print_result
+from tasks.inference.bundle import CHAMPION_URI
 
 
 def judge(
@@ -44,6 +45,10 @@ def compare(
     """Compare two versions on the same holdout sentences."""
     environment.set_process_defaults()
     from flows.cli import show_review
+    from flows.commands.predict import check_model
+
+    if second is None:
+        check_model(CHAMPION_URI, environment.verdict_home())  # before libraries are imported
     from flows.commands import compare
 
     outcome = compare.compare(first, second, device, environment.verdict_home())
@@ -56,7 +61,7 @@ def approve(version: VersionNumber, reason: Reason, as_json: AsJson = False) -> 
     from flows.cli import show_review
     from flows.commands import review
 
-    environment.show_log(quiet_prefect=False)
+    environment.show_log()
     change = review.approve(version, reason, environment.verdict_home())
     print_result(change, as_json, show_review.show_change)
 
@@ -67,7 +72,7 @@ def reject(version: VersionNumber, reason: Reason, as_json: AsJson = False) -> N
     from flows.cli import show_review
     from flows.commands import review
 
-    environment.show_log(quiet_prefect=False)
+    environment.show_log()
     change = review.reject(version, reason, environment.verdict_home())
     print_result(change, as_json, show_review.show_change)
 
@@ -83,9 +88,12 @@ def rollback(
     """Move the champion alias back to the previous champion."""
     environment.set_process_defaults()
     from flows.cli import show_review
+    from tasks.registry.store import check_initialised, locate_store
+
+    check_initialised(locate_store(environment.verdict_home()))  # before MLflow is imported
     from flows.commands import review
 
-    environment.show_log(quiet_prefect=False)
+    environment.show_log()
     change = review.rollback(to, reason, dry_run, environment.verdict_home())
     print_result(change, as_json, show_review.show_change)
 

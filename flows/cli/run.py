@@ -1,9 +1,12 @@
 """Commands that compute: retrain, check, watch, predict, score, serve, export-triton. They parse, call and print."""
 
+import contextlib
 import dataclasses
+import functools
 import importlib
 import os
 import time
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import typer
@@ -16,15 +19,17 @@ from flows.cli.options import (
     Model,
     OnDevice,
     TrainingDevice,
+    Verbose,
     print_result,
     with_data_options,
 )
 from flows.services.server_watch import check_servers, lasting_servers, watched
 from flows.stopwatch import Stopwatch
 from tasks.core.errors import DataRejected, UsageError, VerdictError
+from tasks.core.hidden_addresses import check_address
 from tasks.core.printable import escape_controls
 from tasks.core.quick_imports import collection_paused
-from tasks.inference.bundle import CHAMPION_URI
+from tasks.inference.bundle import CHAMPION_URI, MODEL_NAME
 
 if TYPE_CHECKING:
     from flows.outcome import RetrainOutcome
@@ -41,6 +46,7 @@ def retrain(
     force: Annotated[bool, typer.Option("--force", help="Start over, even if nothing changed.")] = False,
     show_settings: Annotated[bool, typer.Option("--show-settings", help="Print all settings and exit.")] = False,
     timings: Annotated[bool, typer.Option("--timings", help="Print where each second of the process went.")] = False,
+    verbose: Verbose = False,
     as_json: AsJson = False,
 ) -> None:
     """Train, export, measure, judge and register a candidate; promote it if it passes the policy."""
@@ -53,47 +59,53 @@ def retrain(
         document = {row.key: [row.value, row.origin] for row in rows}
         print_result(rows, as_json, show_run.show_settings, document)
         return
+    _refuse_early(resolved.settings)
     home = environment.usable_home()
     stopwatch.mark("interpreter, settings")
-    outcome = None if force else _find_unchanged(resolved.settings, home)
-    stopwatch.mark("compare inputs")
-    if outcome is None:
-        arguments = (resolved.settings.model_dump(), resolved.origins, home, force)
-        outcome, clock = _run_flow("retrain", home, *arguments, stopwatch=stopwatch)
-        outcome = dataclasses.replace(outcome, seconds=clock.around(outcome.seconds))
+    with _shown("retrain", verbose):
+        outcome = None if force else _find_unchanged(resolved.settings, home)
+        stopwatch.mark("compare inputs")
+        if outcome is None:
+            arguments = (resolved.settings.model_dump(), resolved.origins, home, force)
+            outcome, clock = _run_flow("retrain", home, *arguments, stopwatch=stopwatch)
+            outcome = dataclasses.replace(outcome, seconds=clock.around(outcome.seconds))
     measured = {"timings": stopwatch.seconds} if timings else {}
     print_result(outcome, as_json, show_run.show_outcome, outcome.to_json() | measured)
     if not as_json:
-        _show_first_predictions()
+        _show_next(outcome)
         stopwatch.mark("first predictions")
         if timings:
             show_run.show_seconds(stopwatch.seconds)
 
 
 @with_data_options
-def check(options: DataOptions, as_json: AsJson = False) -> None:
+def check(options: DataOptions, verbose: Verbose = False, as_json: AsJson = False) -> None:
     """Read data and run the gate on it, nothing else; exit code 3 if the gate rejects it."""
     environment.set_process_defaults()
     from flows.cli import show_run
     from flows.commands import check
 
-    environment.show_log(quiet_prefect=False)
+    environment.show_log(verbose)
     outcome = check.check(options.resolve().settings.model_dump(), environment.usable_home())
-    print_result(outcome, as_json, show_run.show_check)
+    print_result(outcome, as_json, functools.partial(show_run.show_check, verbose=verbose))
     if not outcome["passed"]:
         raise typer.Exit(DataRejected.exit_code)
 
 
 @with_data_options
-def watch(options: DataOptions, device: TrainingDevice = None, as_json: AsJson = False) -> None:
+def watch(
+    options: DataOptions, device: TrainingDevice = None, verbose: Verbose = False, as_json: AsJson = False
+) -> None:
     """Check the data once; retrain if it changed or drifted (--set watch.retrain_on=never|on_change|on_drift)."""
     from flows.cli import show_run
 
     resolved = options.resolve(device)
+    _refuse_early(resolved.settings)
     home = environment.usable_home()
-    outcome, clock = _run_flow("watch", home, resolved.settings.model_dump(), resolved.origins, home)
+    with _shown("watch", verbose):
+        outcome, clock = _run_flow("watch", home, resolved.settings.model_dump(), resolved.origins, home)
     outcome = dataclasses.replace(outcome, seconds=clock.around(outcome.seconds))
-    print_result(outcome, as_json, show_run.show_watch, outcome.to_json())
+    print_result(outcome, as_json, functools.partial(show_run.show_watch, verbose=verbose), outcome.to_json())
 
 
 def predict(
@@ -135,11 +147,16 @@ def score(
     if as_json and out == "-":
         raise UsageError("--json and output '-' both write to standard output; name a Parquet file")
     from flows.cli import show_run
+    from flows.commands.predict import check_model
     from tasks.serving.batch_scoring import check_paths
 
     check_paths(path, out, columns, form or "")  # a usage error is reported before a server starts
+    _check_servers()
     home = environment.usable_home()
-    outcome, clock = _run_flow("score", home, path, out, model, device, columns, form or "", home, refuse_truncated)
+    check_model(model, home)
+    arguments = (path, out, model, device, columns, form or "", home, refuse_truncated)
+    with _shown("score"):
+        outcome, clock = _run_flow("score", home, *arguments)
     print_result({**outcome, "seconds": clock.around(outcome["seconds"])}, as_json, show_run.show_scores)
 
 
@@ -175,9 +192,12 @@ def serve(
     """Serve the champion over HTTP (JSON, Open Inference Protocol V2, demo page) and follow the alias."""
     stopping.leave_to_command()
     environment.set_process_defaults()
+    from flows.commands.predict import check_model
+
+    check_model(model, environment.verdict_home())
     from tasks.serving import server
 
-    environment.show_log(quiet_prefect=False)
+    environment.show_log()
     config = server.ServerConfig(
         model,
         host,
@@ -220,6 +240,31 @@ def export_triton(
     print_result(written, as_json, show_run.show_repository)
 
 
+def _refuse_early(settings: "Settings") -> None:
+    """Check what takes no time before anything starts: servers, the encoder's folder and the GPU.
+
+    Raises:
+        VerdictError: if one of them is not there.
+    """
+    from tasks.training.pretrained import check_folder
+
+    _check_servers()
+    check_folder(settings.finetune.encoder)
+    if settings.finetune.device == "cuda":
+        from tasks.inference.sessions import has_gpu
+
+        if not has_gpu():
+            raise VerdictError("device cuda is wanted, but NVIDIA's driver reports no GPU; see: verdict doctor")
+
+
+def _check_servers() -> None:
+    """Check that the servers that the environment names answer, before Prefect is imported, which takes seconds."""
+    environment.set_process_defaults(environment.PATIENCE)
+    prefect = os.environ.get("PREFECT_API_URL", "")
+    check_address("PREFECT_API_URL", prefect, http=True)
+    check_servers(lasting_servers(prefect))
+
+
 def _find_unchanged(settings: "Settings", home: str) -> "RetrainOutcome | None":
     """Return the outcome of a finished job of the same inputs, which takes no server and few imports.
 
@@ -228,8 +273,6 @@ def _find_unchanged(settings: "Settings", home: str) -> "RetrainOutcome | None":
     if os.environ.get("PREFECT_API_URL"):
         return None
     started = time.perf_counter()
-    environment.set_process_defaults(environment.PATIENCE)
-    check_servers(lasting_servers())
     with collection_paused():
         from flows.jobs.unchanged import find_unchanged
 
@@ -252,7 +295,6 @@ class Clock(NamedTuple):
 def _run_flow(name: str, home: str, *arguments: Any, stopwatch: Stopwatch | None = None) -> tuple[Any, Clock]:
     """Run a flow against the configured Prefect server, or an embedded one that starts during the imports."""
     started, stopwatch = time.perf_counter(), stopwatch or Stopwatch()
-    environment.set_process_defaults(environment.PATIENCE)
     from flows.services.embedded_prefect import connected, lasting_api, prefect_api
 
     servers = lasting_servers(lasting_api())
@@ -260,7 +302,8 @@ def _run_flow(name: str, home: str, *arguments: Any, stopwatch: Stopwatch | None
     with prefect_api(home) as server:
         with collection_paused():
             flow = getattr(importlib.import_module(f"flows.jobs.{name}"), name)
-        environment.show_log(quiet_prefect=os.environ.get("VERDICT_DEBUG") != "1")
+        if os.environ.get("VERDICT_DEBUG") != "1":
+            environment.quiet_prefect()
         stopwatch.mark("imports")
         with watched(servers, stopping.fail), connected(server, stopping.fail):
             ready = time.perf_counter()
@@ -272,14 +315,32 @@ def _run_flow(name: str, home: str, *arguments: Any, stopwatch: Stopwatch | None
     return outcome, Clock(ready - started, time.perf_counter() - started)
 
 
-def _show_first_predictions() -> None:
-    """Classify two sentences with the champion; after a rejected first candidate there is none."""
+@contextlib.contextmanager
+def _shown(flow: str, verbose: bool = False) -> Iterator[None]:
+    """Show a flow's steps on standard error, and the log above them, from now to the end of the block."""
+    from rich.console import Console
+
+    from flows.cli import run_steps
+    from tasks.core.progress import Display
+
+    environment.show_log(verbose)
+    with Display(Console(stderr=True), run_steps.STEPS[flow]) as display:
+        display.begin(run_steps.START.name)
+        yield
+
+
+def _show_next(outcome: "RetrainOutcome") -> None:
+    """Classify two sentences with a new champion, and print what to do next."""
     from flows.cli import show_run
     from flows.commands.predict import predict
+    from tasks.registry.sqlite_lookup import find_local_champion
+    from tasks.registry.store import locate_store
 
-    try:
-        predictions = predict(list(FIRST_SENTENCES), CHAMPION_URI, "auto", environment.verdict_home())
-        show_run.show_predictions(predictions)
-    except VerdictError as error:
-        print(escape_controls(f"no predictions: {error}"))
-    show_run.show_next_commands()
+    if outcome.decision == "PROMOTE" and not outcome.unchanged:
+        try:
+            predictions = predict(list(FIRST_SENTENCES), CHAMPION_URI, "auto", environment.verdict_home())
+            show_run.show_predictions(predictions)
+        except VerdictError as error:
+            print(escape_controls(f"no predictions: {error}"))
+    champion = find_local_champion(locate_store(environment.verdict_home()), MODEL_NAME) if outcome.unchanged else None
+    show_run.show_next_commands(outcome, champion)

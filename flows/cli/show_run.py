@@ -1,12 +1,13 @@
 """Prints the results of the commands in run.py for people."""
 
+import datetime
 import shutil
 import sys
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from flows.cli.terminal import ResultConsole, escape
+from flows.cli.terminal import ResultConsole, escape, link_file
 
 if TYPE_CHECKING:
     from flows.jobs.watch import WatchOutcome
@@ -17,21 +18,17 @@ COLOURS = {"PROMOTE": "bold green", "HOLD": "bold yellow", "REJECT": "bold red"}
 
 
 def show_outcome(outcome: "RetrainOutcome") -> None:
-    """Print the time of each step, the verdict with its reasons, and where report and store are."""
+    """Print the verdict with its reasons, the figures behind it, and where report and store are."""
     console = new_console()
-    show_seconds(outcome.seconds)
-    if outcome.unchanged:
-        console.print("Nothing changed since this job finished, so nothing ran (--force runs it anyway).")
     decision = outcome.decision
-    reasons = escape("; ".join(outcome.reasons))
-    console.print(f"[{COLOURS[decision]}]{decision}[/]: {reasons}")
+    console.print(f"[{COLOURS[decision]}]{decision}[/]: {escape('; '.join(outcome.reasons))}")
     console.print(
         f"MCC      {outcome.mcc:.3f} (95% {outcome.mcc_low:.3f} to {outcome.mcc_high:.3f}) "
         f"on {outcome.holdout_rows} holdout sentences, "
         f"{outcome.variant} on {outcome.provider}"
     )
     console.print(f"version  acceptability {outcome.version}")
-    console.print(f"report   {escape(outcome.report)}")
+    console.print(f"report   {link_file(outcome.report)}")
     console.print(f"store    {escape(outcome.store)}")
 
 
@@ -43,8 +40,8 @@ def show_seconds(seconds: dict[str, float]) -> None:
     new_console().print(steps)
 
 
-def show_check(outcome: dict[str, Any]) -> None:
-    """Print row counts, quality issues, drift, failed expectations and the path of the report."""
+def show_check(outcome: dict[str, Any], verbose: bool = False) -> None:
+    """Print row counts, quality issues, failed expectations and the path of the report; if `verbose`, drift too."""
     from tasks.data.row_features import describe_issues  # imports pandas
 
     console = new_console()
@@ -56,7 +53,7 @@ def show_check(outcome: dict[str, Any]) -> None:
     for role, issues in outcome["quality_issues"].items():
         if shown := describe_issues(issues):
             console.print(f"{role}: {shown}")
-    if outcome["drift"]:
+    if outcome["drift"] and verbose:
         shifts = ", ".join(f"{shift['name']} {shift['distance']:.3f}" for shift in outcome["drift"])
         console.print(f"drift        {shifts} (champion's data {outcome['reference'][:12]})")
     for warning in outcome["warnings"]:
@@ -65,15 +62,15 @@ def show_check(outcome: dict[str, Any]) -> None:
         console.print(f"[red]fails[/]   {escape(failure)}")
     passed = outcome["results"] - len(outcome["failures"]) - len(outcome["warnings"])
     console.print(f"passed       {passed} of {outcome['results']} expectations")
-    console.print(f"report       {escape(outcome['report'])}")
+    console.print(f"report       {link_file(outcome['report'])}")
     console.print("[bold green]ACCEPTED[/]" if outcome["passed"] else "[bold red]REFUSED[/]")
 
 
-def show_watch(outcome: "WatchOutcome") -> None:
+def show_watch(outcome: "WatchOutcome", verbose: bool = False) -> None:
     """Print what a check of the data found and started."""
     console = new_console()
     if outcome.check:
-        show_check(outcome.check)
+        show_check(outcome.check, verbose)
     console.print(escape(outcome.why))
     if outcome.retrain:
         console.print("retrained:")
@@ -134,17 +131,44 @@ def show_settings(rows: list["SettingRow"]) -> None:
     new_console().print(table)
 
 
-def show_next_commands() -> None:
-    """Print the next commands to try, as they can be called here."""
+def show_next_commands(outcome: "RetrainOutcome", champion: tuple[str, str] | None = None) -> None:
+    """Print the next commands to try after a verdict, as they can be called here.
+
+    Args:
+        outcome: with the verdict.
+        champion: version of the champion and when it was promoted (ISO 8601), where nothing ran.
+    """
     console = new_console()
     verdict = "verdict" if shutil.which("verdict") else sys.argv[0]
-    console.print("next:")
-    for command in (
-        f'{verdict} predict "Who did you say that left?"',
-        f"{verdict} status",
-        f"{verdict} retrain --profile cola-small    # real CoLA, downloaded once",
-    ):
+    if outcome.unchanged:
+        stands = f"the verdict on version {outcome.version} stands"
+        if champion:
+            promoted = f" (promoted {local_time(champion[1])})" if champion[1] else ""
+            stands = f"version {champion[0]}{promoted} is champion"
+        console.print(
+            f"Nothing changed since this job finished: {stands}; nothing to do. To run it all the same: --force"
+        )
+    version = outcome.version
+    compare = [f"{verdict} compare {version}"] if outcome.champion_before else []
+    commands = {
+        "PROMOTE": [
+            f'{verdict} predict "Who did you say that left?"',
+            f"{verdict} status",
+            f"{verdict} retrain --profile cola-small    # real CoLA, downloaded once",
+        ],
+        "HOLD": [*compare, *(f"{verdict} {way} {version} --reason TEXT" for way in ("approve", "reject"))],
+        "REJECT": compare,
+    }[outcome.decision]
+    if outcome.unchanged and outcome.decision == "PROMOTE":
+        return
+    console.print("next:" if outcome.decision == "PROMOTE" else "next: read the report" + ", then:" * bool(commands))
+    for command in commands:
         console.print(f"  {command}")
+
+
+def local_time(moment: str) -> str:
+    """Return a moment (ISO 8601) in local time, to the minute."""
+    return datetime.datetime.fromisoformat(moment).astimezone().strftime("%Y-%m-%d %H:%M")
 
 
 def _count(kinds: dict[str, int], total: int) -> str:

@@ -13,7 +13,7 @@ from tasks.registry.code_digest import (
     check_registered,
     check_version_signature,
 )
-from tasks.registry.sqlite_lookup import find_local_version
+from tasks.registry.sqlite_lookup import check_local_version, find_local_version
 from tasks.registry.store import MlflowStore, locate_store, split_address
 
 
@@ -40,6 +40,16 @@ def predict(sentences: list[str], model: str, device: str, home: str) -> list[di
         return [{**answer, "version": version} for answer in classifier.predict(sentences)]
 
 
+def check_model(model: str, home: str) -> None:
+    """Check what takes no time before something slow starts: that a model may exist.
+
+    Raises:
+        VerdictError: if it certainly does not.
+    """
+    if not (Path(model).is_dir() and not model.isdecimal()):
+        check_local_version(locate_store(home), _address(model))
+
+
 def find_model(model: str, home: str) -> FoundModel:
     """Return where a model is; the code of a registered version is compared with what the registry holds.
 
@@ -51,12 +61,13 @@ def find_model(model: str, home: str) -> FoundModel:
         UsageError: if it is none of these.
         VerdictError: if there is no such version, or its code manifest or signature are not those registered.
     """
-    address = f"models:/{MODEL_NAME}/{model}" if model.isdecimal() else model
+    address = _address(model)
     if address == model and Path(model).is_dir():
         manifest = read_manifest(Path(model))
         check_signature(Path(model))
         return FoundModel(digest_version(manifest), model, manifest["manifest_digest"])
     store = locate_store(home)
+    check_local_version(store, address)
     if found := find_local_version(store, *split_address(address)):
         version, folder, tags = found
     else:
@@ -65,6 +76,10 @@ def find_model(model: str, home: str) -> FoundModel:
     check_registered(folder, version, manifest, tags)
     check_version_signature(folder, version)
     return FoundModel(version, str(folder / BUNDLE_PATH), manifest["manifest_digest"])
+
+
+def _address(model: str) -> str:
+    return f"models:/{MODEL_NAME}/{model}" if model.isdecimal() else model
 
 
 def _fetch_model(store: MlflowStore, address: str) -> tuple[str, Path, dict[str, str]]:

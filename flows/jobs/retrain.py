@@ -35,6 +35,7 @@ from flows.steps import Timer, retrying_task, timed_task
 from flows.stopwatch import process_age
 from tasks.core import log_format
 from tasks.core.files import json_digest, write_json
+from tasks.core.progress import show_figures
 from tasks.core.provenance import git_commit
 from tasks.core.settings import Settings
 from tasks.core.settings_loader import ResolvedSettings
@@ -193,6 +194,7 @@ def _fine_tune_visibly(
     finished: dict[int, int] = {}  # epochs, by number of the seed
 
     def show(epoch: EpochRecord) -> None:
+        show_figures(_describe_epoch(epoch, recipe.epochs))
         before = (epoch["seed"] - recipe.seed) % SEED_STRIDE  # seeds before this one; a restart adds k * SEED_STRIDE
         finished[before] = epoch["epoch"]
         done = min(finished) * recipe.epochs + sum(finished.values())  # seeds may be trained side by side
@@ -203,6 +205,14 @@ def _fine_tune_visibly(
         tracking.log_metrics(store, run_id, figures, step=step)  # type: ignore[arg-type]
 
     return fine_tune(train_rows, validation_rows, recipe, folder, text=text, on_epoch=show)
+
+
+def _describe_epoch(epoch: EpochRecord, epochs: int) -> str:
+    loss = "NaN" if epoch["train_loss"] is None else f"{epoch['train_loss']:.4f}"
+    return (
+        f"epoch {epoch['epoch']} of {epochs}: loss {loss}, accuracy {epoch['train_accuracy']:.3f}, "
+        f"validation MCC {epoch['validation_mcc']:.3f}"
+    )
 
 
 fine_tune_visibly = timed_task("fine-tune", _fine_tune_visibly)

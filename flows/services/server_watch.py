@@ -19,7 +19,8 @@ from tasks.core.hidden_addresses import check_address
 from tasks.core.printable import redact_address
 
 CHECK_SECONDS = 5.0
-START_LIMIT_S = 10.0  # for a server to answer before a run begins
+START_LIMIT_S = 2.0  # for a server to answer before a run begins
+START_TRY_S = 2.0  # for each try then
 AWAY_LIMIT_S = 240.0  # the clients' own retries, MLFLOW_HTTP_REQUEST_MAX_RETRIES=7, take 250 s
 
 log = logging.getLogger("tasks.servers")
@@ -51,7 +52,7 @@ def check_servers(servers: dict[str, str], patient: bool = True) -> None:
     """
     for name, url in servers.items():
         deadline = time.monotonic() + START_LIMIT_S * patient
-        while not _answers(url):
+        while not _answers(url, START_TRY_S):
             if time.monotonic() > deadline:
                 raise UnreachableError(f"{name} does not answer; start it, or correct the address: verdict doctor")
             time.sleep(0.5)
@@ -99,10 +100,10 @@ def _health(url: str) -> str:
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path.rstrip('/')}/health"
 
 
-def _answers(url: str) -> bool:
+def _answers(url: str, seconds: float = CHECK_SECONDS) -> bool:
     """Return whether anything answers; that it refuses us is for others to report."""
     try:
-        urllib.request.urlopen(url, timeout=CHECK_SECONDS).close()
+        urllib.request.urlopen(url, timeout=seconds).close()
     except urllib.error.HTTPError:
         return True
     except (OSError, ValueError):

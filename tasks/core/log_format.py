@@ -6,11 +6,13 @@ version and digest of the model.
 
 import logging
 import os
+import shutil
 import sys
+from typing import TextIO
 
 from tasks.core.errors import UsageError
 from tasks.core.hidden_addresses import conceal
-from tasks.core.printable import escape_controls, escape_json, redact
+from tasks.core.printable import escape_controls, escape_json, redact, wrap_words
 
 FORMAT_VARIABLE = "VERDICT_LOG"
 JSON_FIELDS = {"asctime": "time", "levelname": "level", "name": "logger"}
@@ -42,11 +44,28 @@ def wants_json() -> bool:
 
 
 class PrintableFormatter(logging.Formatter):
-    """Formats log records as lines without control characters and without secrets of addresses."""
+    """Formats log records as lines without control characters and secrets; for a terminal, wrapped between words."""
+
+    def __init__(self, form: str | None = None, *, on_terminal: bool = False) -> None:
+        super().__init__(form)
+        self._on_terminal = on_terminal
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the record's text."""
-        return escape_controls(_without_secrets(record, super().format(record)))
+        text = escape_controls(_without_secrets(record, super().format(record)))
+        return wrap_words(text, shutil.get_terminal_size().columns) if self._on_terminal else text
+
+
+class StderrHandler(logging.StreamHandler[TextIO]):
+    """Writes to what sys.stderr is at the time: a live display on the terminal replaces it."""
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)
+
+    @property
+    def stream(self) -> TextIO:  # type: ignore[override]
+        """Return standard error."""
+        return sys.stderr
 
 
 def _without_secrets(record: logging.LogRecord, text: str) -> str:
@@ -66,7 +85,7 @@ def set_formatter(handler: logging.Handler) -> None:
         UsageError: if it names no known format.
     """
     if not wants_json():
-        handler.setFormatter(PrintableFormatter("%(message)s"))
+        handler.setFormatter(PrintableFormatter("%(message)s", on_terminal=sys.stderr.isatty()))
         return
     from pythonjsonlogger.json import JsonFormatter
 
@@ -83,7 +102,7 @@ def set_formatter(handler: logging.Handler) -> None:
 
 def print_error(*lines: str) -> None:
     """Print why a command failed on standard error, in the format that VERDICT_LOG names."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = StderrHandler()
     handler.setFormatter(PrintableFormatter())
     text = "\n".join(lines)
     try:

@@ -7,6 +7,7 @@ Addresses may hold a password (https://NAME:PASSWORD@HOST) or a signature (?sig=
 message quotes one.
 """
 
+import itertools
 import json
 import re
 import unicodedata
@@ -26,6 +27,8 @@ _URL_IN_TEXT = re.compile(rf"{_SCHEME}(?:[^\s/]*@)?[^\s\"'<>()\\]*", re.IGNORECA
 _WHOLE_URL = re.compile(rf"({_SCHEME})(.*)", re.IGNORECASE | re.DOTALL)
 # A password may hold an unescaped / ? or #.
 _USER_INFO = re.compile(r"\A(?:[^/?#]*@|[^/?#@:]*:(?!\d*(?:[/?#]|$)).*@)", re.DOTALL)
+_LABEL = re.compile(r" *\S+(?: \S+)? {2,}(?=\S)")
+_WORD = re.compile(r"\S+")
 _URL_PART = re.compile(r"([?&#;])([^=&#;]*)(=?)([^&#;]*)", re.DOTALL)
 
 
@@ -72,6 +75,34 @@ def escape_controls(text: str, keep: str = LINE_CHARACTERS) -> str:
 def shorten(text: str, limit: int) -> str:
     """Return a text of at most `limit` characters; a cut one ends in MARK."""
     return text if len(text) <= limit else text[: limit - len(MARK)].rstrip() + MARK
+
+
+def wrap_words(text: str, width: int) -> str:
+    """Return a text whose lines are broken between words, where they are longer than `width`."""
+    if all(len(line) <= width for line in text.split("\n")):
+        return text
+    lines = []
+    for line in text.split("\n"):
+        indent, breaks = line_breaks(line, width)
+        parts = [line[begin:end].rstrip() for begin, end in itertools.pairwise([0, *breaks, len(line)])]
+        lines.append(("\n" + " " * indent).join(parts))
+    return "\n".join(lines)
+
+
+def line_breaks(line: str, width: int) -> tuple[int, list[int]]:
+    """Return how far to indent what follows the first part of a line, and the offsets at which its further parts begin.
+
+    A value stays beside its label (`reason    TEXT`). A word that is longer than the width stays whole, for a terminal
+    to break: so a path can be copied.
+    """
+    label = _LABEL.match(line)
+    indent = label.end() if label and label.end() <= width // 2 else 2
+    breaks, begin, room = [], 0, width
+    for word in _WORD.finditer(line):
+        if word.end() - begin > room and line[begin : word.start()].strip():
+            breaks.append(word.start())
+            begin, room = word.start(), width - indent
+    return indent, breaks
 
 
 def quote(value: Any) -> str:

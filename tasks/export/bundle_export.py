@@ -167,13 +167,16 @@ def find_onnxruntime_tools() -> None:
 
 
 def _log_summary(graphs: "WrittenGraphs") -> None:
-    """Log the exporter, each variant's difference from torch, and the variants that are not shipped."""
+    """Log which variants are shipped and which are not; for --verbose also how they were made, and how they differ."""
     for remark in graphs["remarks"]:
-        log.info("%s", remark)
+        log.debug("%s", remark)
     fused = ", ".join(f"{count} {name}" for name, count in graphs["fused"].items()) or "no operators"
-    log.info("exported to ONNX (%s); fused: %s", graphs["exporter"], fused)
+    log.debug("exported to ONNX (%s); fused: %s", graphs["exporter"], fused)
     for variant, parity in graphs["parity"].items():
-        log.info("%s %s", variant, _describe_parity(parity))
+        log.debug("%s %s", variant, _describe_parity(parity))
+    most = max(graphs["parity"].values(), key=lambda parity: parity["changed"])
+    seen = f"{most['changed']} of {most['sentences']} labels differ from torch's at most" if most["sentences"] else ""
+    log.info("exported to ONNX: %s%s", ", ".join(graphs["parity"]), seen and f"; {seen}")
     for variant, reason in graphs["left_out"].items():
         log.warning("%s is not shipped: it %s", VARIANTS[variant], reason)
 

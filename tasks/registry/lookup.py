@@ -15,11 +15,11 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, RESOURCE_DOES_NOT_EXIST, ErrorCode
 
-from ..core.errors import NoChampion, UnknownModel, UsageError, VerdictError
-from ..inference.bundle import CHAMPION, CHAMPION_URI, MODEL_NAME
+from ..core.errors import NoChampion, UnknownModel, UsageError
+from ..inference.bundle import CHAMPION_URI, MODEL_NAME
 from .mlflow_client import connect
 from .sqlite_lookup import find_local_version
-from .store import MlflowStore, is_uninitialised, split_address
+from .store import MlflowStore, check_initialised, is_uninitialised, missing_version, split_address
 
 CHALLENGER = "challenger"
 
@@ -61,8 +61,7 @@ def check_numbers(store: MlflowStore, *versions: str) -> None:
     for version in versions:
         if not version.isdecimal():
             raise UsageError(f"version {version!r} is not a number; expected one that `verdict status` shows")
-    if is_uninitialised(store):
-        raise VerdictError(f"there is no version yet: {store['uri']} is new; run: verdict retrain")
+    check_initialised(store)
 
 
 def read_tags(store: MlflowStore, version: str) -> dict[str, str]:
@@ -122,10 +121,7 @@ def resolve_version(store: MlflowStore, uri: str = CHAMPION_URI, fetch: bool = F
             f"model {name!r} is unknown in {store['uri']}, which holds {', '.join(held[:5]) or 'no model'}; "
             f"expected for example {CHAMPION_URI}"
         )
-    if alias:
-        what = "champion" if alias == CHAMPION else f"version with the alias {alias!r}"
-        raise NoChampion(f"there is no {what} yet in {store['uri']}; run: verdict retrain, or see: verdict status")
-    raise UnknownModel(f"model {name!r} has no version {number!r} in {store['uri']}; see: verdict status")
+    raise missing_version(store, name, alias, number)
 
 
 def fetch_bundle(store: MlflowStore, name: str, version: str, folder: str) -> str:

@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 from urllib.parse import unquote, urlsplit
 
+from ..core.errors import NoChampion
+from ..inference.bundle import MODEL_NAME
 from .local_database import AUDIT_EXPERIMENT
-from .store import MlflowStore, prepare_local
+from .store import MlflowStore, is_uninitialised, missing_version, prepare_local, split_address
 
 # The revision (table alembic_version) of the schema of MLflow 3.17, whose tables are read here.
 KNOWN_SCHEMAS = frozenset({"dc11669786a5"})
@@ -62,6 +64,28 @@ def find_local_version(store: MlflowStore, name: str, alias: str, number: str) -
     return _read(store, read)
 
 
+def check_local_version(store: MlflowStore, address: str) -> None:
+    """Check that a version of the product's model may exist; MLflow can take longer to say that it does not.
+
+    Args:
+        store: where to look.
+        address: models:/NAME@ALIAS or models:/NAME/VERSION.
+
+    Raises:
+        UsageError: if the address has another form.
+        UnknownModel: if a local database holds no such version; NoChampion: if it is new, or the alias is not set.
+    """
+    name, alias, number = split_address(address)
+    if is_uninitialised(store):
+        raise NoChampion(f"there is no champion yet: {store['uri']} is new; run: verdict retrain")
+    query = "SELECT count(*) FROM model_versions WHERE workspace = ? AND name = ? AND version = ?"
+    if alias:
+        query = "SELECT count(*) FROM registered_model_aliases WHERE workspace = ? AND name = ? AND alias = ?"
+    found = _read(store, lambda database: _first(database, query, WORKSPACE, name, alias or number))
+    if found == "0" and name == MODEL_NAME and alias.lower() != "latest":
+        raise missing_version(store, name, alias, number)
+
+
 def find_local_digest(store: MlflowStore, name: str, digest: str) -> str | None:
     """Return the number of the first version that holds a bundle."""
     query = (
@@ -88,6 +112,24 @@ def find_running_jobs(store: MlflowStore, home: str) -> list[str] | None:
         "WHERE run.status = 'RUNNING' AND run.lifecycle_stage = 'active' AND (home.value = ? OR experiment.name = ?)"
     )
     return _read(store, lambda database: [row[0] for row in database.execute(query, (home, AUDIT_EXPERIMENT))])
+
+
+def find_local_champion(store: MlflowStore, name: str) -> tuple[str, str] | None:
+    """Return the champion's version and when it became champion last (ISO 8601; empty where no record says so)."""
+    alias = "SELECT version FROM registered_model_aliases WHERE workspace = ? AND name = ? AND alias = 'champion'"
+    query = (
+        "SELECT max(time.value) FROM runs AS run "
+        "JOIN experiments AS experiment ON experiment.experiment_id = run.experiment_id AND experiment.name = ? "
+        "JOIN tags AS moved ON moved.run_uuid = run.run_uuid AND moved.key = 'to' AND moved.value = ? "
+        "JOIN tags AS kind ON kind.run_uuid = run.run_uuid AND kind.key = 'kind' AND kind.value <> 'reject' "
+        "JOIN tags AS time ON time.run_uuid = run.run_uuid AND time.key = 'time' WHERE run.status = 'FINISHED'"
+    )
+
+    def read(database: sqlite3.Connection) -> tuple[str, str] | None:
+        version = _first(database, alias, WORKSPACE, name)
+        return (version, _first(database, query, AUDIT_EXPERIMENT, version)) if version else None
+
+    return _read(store, read)
 
 
 def _read(store: MlflowStore, query: Callable[[sqlite3.Connection], R | None]) -> R | None:

@@ -4,9 +4,9 @@ import os
 from pathlib import Path
 from typing import TypedDict
 
-from ..core.errors import UsageError
+from ..core.errors import NoChampion, UnknownModel, UsageError, VerdictError
 from ..core.hidden_addresses import check_address, hide
-from ..inference.bundle import CHAMPION_URI, MODEL_NAME
+from ..inference.bundle import CHAMPION, CHAMPION_URI, MODEL_NAME
 from .local_database import SQLITE, await_lock, check_not_lost, relocate
 
 
@@ -61,6 +61,12 @@ def is_uninitialised(store: MlflowStore) -> bool:
     return database is not None and not database.exists()
 
 
+def check_initialised(store: MlflowStore) -> None:
+    """Raise VerdictError if nothing was ever written to the store."""
+    if is_uninitialised(store):
+        raise VerdictError(f"there is no version yet: {store['uri']} is new; run: verdict retrain")
+
+
 def split_address(uri: str) -> tuple[str, str, str]:
     """Return name, alias and version number of a registry address; one of the last two is empty.
 
@@ -76,3 +82,11 @@ def split_address(uri: str) -> tuple[str, str, str]:
             "a bundle's folder"
         )
     return name, alias, number
+
+
+def missing_version(store: MlflowStore, name: str, alias: str, number: str) -> VerdictError:
+    """Return the error that says that a store answers and holds no such version; of an alias it is a NoChampion."""
+    if not alias:
+        return UnknownModel(f"model {name!r} has no version {number!r} in {store['uri']}; see: verdict status")
+    what = "champion" if alias == CHAMPION else f"version with the alias {alias!r}"
+    return NoChampion(f"there is no {what} yet in {store['uri']}; run: verdict retrain, or see: verdict status")

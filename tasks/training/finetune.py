@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedModel
 
 from tasks.core.files import atomic_directory, read_json, sha256_of, write_json
+from tasks.core.progress import progress_bar
 from tasks.inference.tokenization import load_tokenizer
 from tasks.training.checkpoints import delete_checkpoints
 from tasks.training.corruption_stage import run_corruption_stage
@@ -162,15 +163,28 @@ def _train_all(job: TrainingJob, on_epoch: OnEpoch | None) -> tuple[SelectedMode
     seeds = list(range(recipe.seed, recipe.seed + recipe.seeds))
     if recipe.processes > 1:
         data.wait_for_kernels()  # once, not in every process
-    if recipe.processes == 1:
-        train_seeds(job, data, start, seeds, on_epoch)
-    elif recipe.seeds == 1:
-        launch(train_distributed, recipe.processes, job, start, recipe.seed, device=recipe.device, on_message=on_epoch)
+        _train_in_processes(job, start, seeds, on_epoch)
     else:
-        processes = min(recipe.processes, recipe.seeds)
-        launch(train_shard, processes, job, start, seeds, device=recipe.device, on_message=on_epoch, synchronised=False)
+        train_seeds(job, data, start, seeds, on_epoch)
     saved = [load_seed_run(job, seed) for seed in seeds]
     return average_or_best(job, data, start, saved), [each.run for each in saved]
+
+
+def _train_in_processes(job: TrainingJob, start: str | None, seeds: list[int], on_epoch: OnEpoch | None) -> None:
+    """Train one seed on all GPUs, or several seeds, each on one; the progress bar counts epochs."""
+    recipe = job.recipe
+    with progress_bar("epochs", recipe.epochs * recipe.seeds) as advance:
+
+        def report(epoch: EpochRecord) -> None:
+            advance()
+            if on_epoch:
+                on_epoch(epoch)
+
+        if recipe.seeds == 1:
+            launch(train_distributed, recipe.processes, job, start, *seeds, device=recipe.device, on_message=report)
+        else:
+            processes, device = min(recipe.processes, recipe.seeds), recipe.device
+            launch(train_shard, processes, job, start, seeds, device=device, on_message=report, synchronised=False)
 
 
 def _summary(seed_run: SeedRun) -> SeedSummary:

@@ -246,8 +246,7 @@ def _join(work: _Work, rank: int, channel: _ParentChannel) -> ProcessGroup:
     logger = logging.getLogger("tasks")
     logger.addHandler(channel)
     logger.setLevel(work.log_level if rank == 0 or not work.synchronised else logging.CRITICAL)
-    if rank:
-        os.environ["TTY_COMPATIBLE"] = "0"  # rich: only rank 0 shows a progress bar on a terminal
+    os.environ["TTY_COMPATIBLE"] = "0"  # rich: the launching process alone shows progress on a terminal
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, torch.get_num_threads() // work.size))
     if work.device == "cuda":

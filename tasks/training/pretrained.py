@@ -47,16 +47,40 @@ def locate_encoder(name: str, *, offline: bool = False) -> Encoder:
     if name == PACKAGED:
         folder = _packaged_folder()
         name = PACKAGED_MODULE.replace("_", "-").removeprefix("gt-")
-    elif Path(name).is_dir():
+    elif is_folder(name):
         folder = Path(name)
         name = folder.resolve().name  # recorded in bundles: without the path on this machine
-    elif _is_path(name):
-        raise UsageError(f"encoder folder {name!r} does not exist; expected a folder with config.json: --encoder DIR")
     else:
         folder = _fetch(name, HUB_FILES, offline)
     refuse_custom_code(folder)
     check_labels(folder)
     return Encoder(name=name, folder=str(folder), digest=encoder_digest(folder))
+
+
+def check_folder(name: str) -> None:
+    """Check of an encoder in a folder what takes no time; others are checked when they are located.
+
+    Raises:
+        UsageError: if it does not exist, lacks files, or wants code of its own to be run.
+    """
+    name = name.removeprefix(HUB_PREFIX)
+    if name != PACKAGED and is_folder(name):
+        refuse_custom_code(Path(name))
+        check_labels(Path(name))
+        _check_files(Path(name))
+
+
+def is_folder(name: str) -> bool:
+    """Return whether an encoder's name is that of a folder, and no hub id.
+
+    Raises:
+        UsageError: if it is a path where no folder is.
+    """
+    if Path(name).is_dir():
+        return True
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise UsageError(f"encoder folder {name!r} does not exist; expected a folder with config.json: --encoder DIR")
+    return False
 
 
 def locate_tokenizer(name: str, *, offline: bool = False) -> str:
@@ -67,7 +91,7 @@ def locate_tokenizer(name: str, *, offline: bool = False) -> str:
         UnreachableError: if the hub does not deliver.
     """
     name = name.removeprefix(HUB_PREFIX)
-    if name == PACKAGED or Path(name).is_dir() or _is_path(name):
+    if name == PACKAGED or is_folder(name):
         return locate_encoder(name)["folder"]
     folder = _fetch(name, VOCABULARY_FILES, offline)
     refuse_custom_code(folder)
@@ -130,10 +154,6 @@ def _read_config(path: Path) -> dict[str, Any]:
     return config
 
 
-def _is_path(name: str) -> bool:
-    return name.startswith((".", "/", "~")) or name.count("/") > 1
-
-
 def _packaged_folder() -> Path:
     spec = importlib.util.find_spec(PACKAGED_MODULE)  # finds the package without running its code
     if spec is None or not spec.submodule_search_locations:
@@ -173,6 +193,13 @@ def encoder_digest(path: str | Path) -> str:
         UsageError: if one of them is missing.
     """
     folder = Path(path)
+    _check_files(folder)
+    files = [path for path in folder.iterdir() if path.suffix in (".json", ".safetensors", ".txt", ".model")]
+    return json_digest({path.name: sha256_of(path) for path in files})
+
+
+def _check_files(folder: Path) -> None:
+    """Raise UsageError if a folder lacks the weights, configuration or tokeniser of an encoder."""
     pickled = next(folder.glob("pytorch_model*.bin*"), None)
     if pickled and not any((folder / name).is_file() for name in WEIGHTS_FILES):
         raise UsageError(
@@ -185,5 +212,3 @@ def encoder_digest(path: str | Path) -> str:
                 f"encoder folder {str(folder)!r} holds no {' or '.join(names)}; "
                 "expected a model saved by transformers: --encoder DIR"
             )
-    files = [path for path in folder.iterdir() if path.suffix in (".json", ".safetensors", ".txt", ".model")]
-    return json_digest({path.name: sha256_of(path) for path in files})

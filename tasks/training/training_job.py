@@ -99,7 +99,7 @@ def load_start(job: TrainingJob, folder: str) -> PreTrainedModel:
 @functools.lru_cache(16)
 def _log_weights(run: str, weights: LoadedWeights) -> None:
     """Log what a model's weights are, once for each run, however many seeds it has."""
-    log.log(logging.INFO if weights.loaded == weights.total else logging.WARNING, "%s", weights.describe())
+    log.log(logging.DEBUG if weights.loaded == weights.total else logging.WARNING, "%s", weights.describe())
 
 
 def step_config(recipe: TrainingRecipe, rows: int, epochs: int) -> StepConfig:

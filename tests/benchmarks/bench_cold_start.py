@@ -44,7 +44,7 @@ BOOK_RECIPE = (
 BUSY_PROCESSES = 4
 SAMPLE_S, RESAMPLE_S = 0.25, 5.0  # between looks at resident sets; between sums of proportional ones, which cost more
 GROWTH = 1.01  # of the resident sets, from which on these are summed again
-STEP = re.compile(r"(\S.*?)\s+(\d+\.\d)$")  # a row of the table that `verdict retrain` prints
+STEP = re.compile(r"(\S.*?)\s+(\d+\.\d)$")  # a row of the table that --timings prints
 DESCRIBE = (
     "import json; from tasks.core.provenance import git_commit, library_versions;"
     "print(json.dumps([git_commit(), library_versions()]))"
@@ -154,7 +154,10 @@ def arguments_of(job: str, options: argparse.Namespace) -> list[str]:
 
 
 def translate(arguments: list[str], checkout: Checkout) -> list[str]:
-    """Return the arguments with the names that settings had in the checkout."""
+    """Return the arguments with the names that settings had in the checkout, and what prints its steps."""
+    commands = checkout.folder / "flows" / "cli" / "run.py"
+    if arguments[0] == "retrain" and commands.is_file() and "--timings" in commands.read_text(encoding="utf-8"):
+        arguments = [*arguments, "--timings"]  # the table of the steps
     if (checkout.folder / "tasks" / "training").is_dir():
         return arguments
     return [argument.replace("finetune.corruptions", "finetune.spoiled") for argument in arguments]
@@ -263,6 +266,7 @@ def read_steps(output: str, seconds: float) -> dict[str, float]:
             break
         steps[found[1]] = float(found[2])
     steps.pop("total", None)
+    steps.pop("whole process", None)
     return steps | {"rest": round(seconds - sum(steps.values()), 2)} if steps else {}
 
 

@@ -191,9 +191,9 @@ def test_the_command_needs_neither_prefect_nor_mlflow_nor_torch(
     )  # fmt: skip
     assert "Nothing changed since this job finished" in done.stdout
     assert "version  acceptability 1" in done.stdout
-    assert "The child has eaten the apple." in done.stdout  # classified with the champion
+    assert "version 1 is champion; nothing to do" in done.stdout
     table = done.stdout.splitlines()
-    named = [line.rpartition(" ")[0].strip() for line in table[table.index(next(filter(is_heading, table[1:]))) + 1 :]]
+    named = [line.rpartition(" ")[0].strip() for line in table[table.index(next(filter(is_heading, table))) + 1 :]]
     assert named[:4] == ["interpreter, settings", "compare inputs", "first predictions", "whole process"]
     imported = set(done.stdout.splitlines()[-1].split())
     assert not imported & {"prefect", "mlflow", "torch", "transformers", "great_expectations", "pandas", "matplotlib"}

@@ -10,11 +10,18 @@ from typing import Any
 import pytest
 from registered import make_champion_store
 
+from tasks.core.errors import VerdictError
 from tasks.inference.bundle import CHAMPION, MODEL_NAME
-from tasks.registry import local_database, lookup, register
+from tasks.registry import local_database, lookup, promotion, register
 from tasks.registry.mlflow_client import connect
 from tasks.registry.promotion_lock import promotion_lock
-from tasks.registry.sqlite_lookup import KNOWN_SCHEMAS, find_local_digest, find_local_version
+from tasks.registry.sqlite_lookup import (
+    KNOWN_SCHEMAS,
+    check_local_version,
+    find_local_champion,
+    find_local_digest,
+    find_local_version,
+)
 from tasks.registry.store import MlflowStore, locate_store
 from tasks.registry.verification import verify_version
 
@@ -29,6 +36,12 @@ def second_version(store: MlflowStore) -> str:
         first = client.get_model_version(MODEL_NAME, "1")
         tags = {"bundle_digest": "d" * 64}
         return str(client.create_model_version(MODEL_NAME, first.source, model_id=first.model_id, tags=tags).version)
+
+
+def second_on_hold(store: MlflowStore) -> str:
+    version = second_version(store)
+    register.tag_version(store, version, {"verdict": "HOLD"})
+    return version
 
 
 def test_the_schema_is_that_of_the_installed_mlflow(empty_store: Path) -> None:
@@ -60,6 +73,28 @@ def test_a_moved_alias_is_seen_at_once_and_a_deleted_version_no_more(store: Mlfl
         client.delete_model_version(MODEL_NAME, second)
     assert find_local_version(store, MODEL_NAME, "", second) is None
     assert find_local_digest(store, MODEL_NAME, "d" * 64) is None
+
+
+def test_what_certainly_does_not_exist_is_said_as_mlflow_says_it(store: MlflowStore) -> None:
+    check_local_version(store, f"models:/{MODEL_NAME}@{CHAMPION}")
+    check_local_version(store, f"models:/{MODEL_NAME}/1")
+    check_local_version(store, f"models:/{MODEL_NAME}@latest")
+    check_local_version(store, "models:/other/1")
+    for address in (f"models:/{MODEL_NAME}/7", f"models:/{MODEL_NAME}@challenger"):
+        with pytest.raises(VerdictError) as ours:
+            check_local_version(store, address)
+        with pytest.raises(VerdictError) as mlflows:
+            lookup.resolve_version(store, address)
+        assert (type(ours.value), str(ours.value)) == (type(mlflows.value), str(mlflows.value))
+
+
+def test_the_champion_is_known_with_the_time_of_its_promotion(store: MlflowStore) -> None:
+    assert find_local_champion(store, MODEL_NAME) == ("1", "")  # no record says so
+    change = promotion.promote(store, "1", kind="promote", expected="1", reason="it is good")
+    promotion.reject(store, second_on_hold(store), "it is not")  # moves nothing
+    assert find_local_champion(store, MODEL_NAME) == ("1", change["time"])
+    register.drop_alias(store, CHAMPION, "1")
+    assert find_local_champion(store, MODEL_NAME) is None
 
 
 def test_what_does_not_exist_is_left_to_mlflow(store: MlflowStore) -> None:
