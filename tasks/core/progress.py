@@ -5,6 +5,7 @@ Without a terminal, or where the log is JSON, each step is one line of the log, 
 """
 
 import contextlib
+import importlib
 import logging
 import sys
 import time
@@ -154,10 +155,8 @@ class _Terminal:
 
     def __init__(self, display: Display, console: Console) -> None:
         # Standard output may be the result, piped into another program.
-        on_terminal = sys.stdout.isatty()
-        self._live = Live(
-            display, console=console, refresh_per_second=REFRESHES_PER_SECOND, redirect_stdout=on_terminal
-        )
+        redirects = sys.stdout.isatty()
+        self._live = Live(display, console=console, refresh_per_second=REFRESHES_PER_SECOND, redirect_stdout=redirects)
 
     def start(self) -> None:
         self._live.start(refresh=True)
@@ -181,9 +180,7 @@ class _Notebook:
         self._display, self._drawn = display, 0.0
 
     def start(self) -> None:
-        from IPython.display import display
-
-        self._handle = display(self._display, display_id=True)
+        self._handle = importlib.import_module("IPython.display").display(self._display, display_id=True)
 
     def stop(self, *, remove: bool) -> None:
         self._handle.update(Text("") if remove else self._display)

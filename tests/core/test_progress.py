@@ -140,8 +140,13 @@ def test_json_logs_have_no_display(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_notebook_redraws_the_output_of_its_cell(monkeypatch: pytest.MonkeyPatch, clock: Any) -> None:
     drawn: list[Any] = []
-    handle = types.SimpleNamespace(update=drawn.append)
-    shown = types.SimpleNamespace(display=lambda lines, display_id: drawn.append(lines) or handle)
+
+    def show(display: Any, *, display_id: bool) -> Any:
+        assert display_id
+        drawn.append(display)
+        return types.SimpleNamespace(update=drawn.append)
+
+    shown = types.SimpleNamespace(display=show)
     monkeypatch.setitem(sys.modules, "IPython", types.ModuleType("IPython"))
     monkeypatch.setitem(sys.modules, "IPython.display", shown)
     console = Console(file=io.StringIO(), force_jupyter=True)
