@@ -5,7 +5,10 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 ARGS   ?=
 BENCH  ?= main_job ingestion
-PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+TOOLS  := $(VENV)/tools
+# uv, with pip's settings. It compiles nothing: Python keeps the compiled form of what it imports for the first time.
+UV_PIP := $(BIN)/python infra/uv_like_pip.py $(TOOLS)/bin/uv pip install --quiet
+INSTALL := $(UV_PIP) --python $(BIN)/python --constraint constraints.txt --build-constraint constraints.txt
 
 .DEFAULT_GOAL := help
 .PHONY: help install retrain up down logs test test-services browser postgresql lint bench lock sbom audit clean
@@ -62,7 +65,6 @@ bench: $(VENV)/.dev ## measure on this machine: the main job's steps, ingestion 
 	@for name in $(BENCH); do echo "$$name:"; $(BIN)/python tests/benchmarks/bench_$$name.py $(ARGS) || exit 1; done
 
 # Supply chain. Its tools have an environment of their own: they are no part of what is listed and audited.
-TOOLS  := $(VENV)/tools
 LOCK   := $(TOOLS)/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
   --custom-compile-command 'make lock' --constraint constraints.txt
 
@@ -87,23 +89,28 @@ $(VENV)/bin/python:
 	@$(PYTHON) -m venv $(VENV) \
 	  || { echo 'python -m venv failed; on Debian: apt-get install python3-venv' >&2; rm -rf $(VENV); exit 1; }
 
-$(VENV)/.runtime: $(VENV)/bin/python pyproject.toml constraints.txt
-	@echo 'installing the pinned runtime into $(VENV) (about two minutes, once) ...'
-	@$(PIP) --editable .
+$(VENV)/.runtime: $(TOOLS)/bin/uv pyproject.toml constraints.txt
+	@echo 'installing the pinned runtime into $(VENV) (a minute or two, once) ...'
+	@$(INSTALL) --editable .
 	@$(BIN)/python -m flows.services.prepare_installation
 	@touch $@
 
 $(VENV)/.services: $(VENV)/.runtime
 	@echo 'installing what the services need ...'
-	@$(PIP) --editable '.[services]'
+	@$(INSTALL) --editable '.[services]'
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.runtime
 	@echo 'installing what tests and lint need ...'
-	@$(PIP) --editable '.[dev]'
+	@$(INSTALL) --editable '.[dev]'
 	@touch $@
 
-$(TOOLS)/.installed: $(VENV)/bin/python infra/locks/tools.txt
-	@$(BIN)/python -m venv $(TOOLS)
-	@$(TOOLS)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement infra/locks/tools.txt
+$(TOOLS)/bin/uv: $(VENV)/bin/python
+	@$(BIN)/python -m venv --without-pip $(TOOLS)
+	@$(BIN)/python -m pip --python $(TOOLS)/bin/python install --quiet --disable-pip-version-check \
+	  --constraint constraints.txt uv
+	@touch $@
+
+$(TOOLS)/.installed: $(TOOLS)/bin/uv infra/locks/tools.txt
+	@$(UV_PIP) --python $(TOOLS)/bin/python --require-hashes --requirement infra/locks/tools.txt
 	@touch $@
