@@ -28,7 +28,7 @@ STORAGE_ERRORS = {
 app = typer.Typer(
     help="Retrain, judge and ship a sentence-acceptability classifier.",
     epilog="Stores are kept in ./.verdict, or in VERDICT_HOME; VERDICT_LOG=json logs one JSON object a line. "
-    "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 data rejected by the gate, 130 stopped by a signal.",
+    "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 data damaged or rejected by the gate, 130 stopped by a signal.",
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,

@@ -128,7 +128,8 @@ def score(
     path: Annotated[
         str,
         typer.Argument(
-            metavar="IN", help="Sentences: .tsv, .csv, .jsonl, .json, .parquet, .arrow, .txt (also .gz, .zst), or -."
+            metavar="IN",
+            help="Sentences: .tsv, .csv, .jsonl, .json, .parquet, .arrow, .txt (or .gz, .zst), a folder of them, or -.",
         ),
     ],
     out: Annotated[str, typer.Argument(metavar="OUT", help="Parquet file, or - for JSON lines on standard output.")],

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 
 from flows.cli.terminal import ResultConsole, escape, link_file
+from tasks.core.printable import counted
 
 if TYPE_CHECKING:
     from flows.jobs.watch import WatchOutcome
@@ -97,7 +98,7 @@ def show_scores(outcome: dict[str, Any]) -> None:
     streamed = outcome["out"] == "-"
     console = ResultConsole(stderr=streamed)
     rate = outcome["sentences_per_second"]
-    notes = [f"{outcome['reused']} rows from an earlier run"] if outcome["reused"] else []
+    notes = [f"{counted(outcome['reused'], 'row')} from an earlier run"] if outcome["reused"] else []
     notes += [f"{rate:,.0f} sentences/s on {outcome['provider']}"] if rate else []
     console.print(f"rows in      {outcome['rows_in']}")
     console.print(f"scored       {outcome['scored']}" + (f" ({', '.join(notes)})" if notes else ""))

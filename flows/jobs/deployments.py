@@ -23,6 +23,7 @@ from flows.notifications import alert_crash, alert_failure
 from flows.outcome import RetrainOutcome
 from tasks.core import log_format
 from tasks.core.hidden_addresses import reject_secrets
+from tasks.core.printable import counted
 from tasks.core.settings_loader import ResolvedSettings, load_settings, parse_setting
 from tasks.inference.bundle import CHAMPION_URI
 
@@ -144,7 +145,7 @@ def score(
 
     check_paths(path, out, columns, form)
     outcome = job.fn(path, out, model, device, columns, form, environment.usable_home(), refuse_truncated)
-    return Completed(message=f"{outcome['scored']} of {outcome['rows_in']} rows scored", data=outcome)
+    return Completed(message=f"{outcome['scored']} of {counted(outcome['rows_in'], 'row')} scored", data=outcome)
 
 
 def resolve(profile: str, data: DataForm, training: TrainingForm, more: list[str]) -> ResolvedSettings:

@@ -5,7 +5,7 @@ VerdictError             exit 1: the work failed
 ├── NoChampion           exit 1: the registry answers, and the alias is not set yet
 ├── UnknownModel         exit 1: the registry answers, and holds no such model or version
 ├── UsageError           exit 2: an option, setting or address is wrong; nothing was started
-└── DataRejected         exit 3: the gate rejected the data; nothing was trained or registered
+└── DataRejected         exit 3: the data is damaged or empty, or the gate rejected it; nothing was trained
 """
 
 import errno
@@ -70,7 +70,7 @@ class UsageError(VerdictError):
 
 
 class DataRejected(VerdictError):
-    """The gate rejected the data."""
+    """The data is damaged or empty, or the gate rejected it."""
 
     exit_code = 3
 

@@ -105,6 +105,11 @@ def line_breaks(line: str, width: int) -> tuple[int, list[int]]:
     return indent, breaks
 
 
+def counted(count: int, noun: str) -> str:
+    """Return a number of things in words: 1 row, 2 rows."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
 def quote(value: Any) -> str:
     """Return a key or a value as a message names it."""
     return shorten(redact(repr(redact_address(value) if isinstance(value, str) else value)), MAX_QUOTED)

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from tasks.core.errors import UsageError, VerdictError, first_line
+from tasks.core.errors import DataRejected, UsageError, first_line
 from tasks.data.compression import EXPANSION, MAX_EXPANDED, expansion_limit
 from tasks.data.label_names import reject_reversed
 from tasks.data.table_folders import partition_values
@@ -23,6 +23,11 @@ RECORD_BYTES = 64  # that a record counts beside its text
 TEXT_TYPES = (pa.string(), pa.large_string(), pa.binary(), pa.large_binary())
 PARQUET_BATCH = 10_000  # records of a Parquet file held in memory at a time
 ARROW_MAGIC = b"ARROW1\0\0"  # before the stream of messages in an Arrow file; a stream alone has none
+STREAM_START = b"\xff\xff\xff\xff"  # of each message
+ENDS = {
+    ARROW_MAGIC: b"ARROW1",
+    STREAM_START: STREAM_START + b"\0\0\0\0",
+}  # where it breaks off, it lacks it
 
 # ValueError, ArithmeticError and LookupError: dates and time zones that Python does not have.
 _DAMAGED = (pa.ArrowException, OSError, ValueError, ArithmeticError, LookupError, struct.error)
@@ -35,7 +40,7 @@ def read_parquet(stream: BinaryIO, table_format: TableFormat, path: str) -> Iter
 
     Raises:
         UsageError: if a required column is missing or nested.
-        VerdictError: if the file is damaged or its values take too much.
+        DataRejected: if the file is damaged or its values take too much.
     """
     try:
         schema = pq.read_schema(stream)
@@ -58,11 +63,17 @@ def read_arrow(stream: BinaryIO, table_format: TableFormat, path: str) -> Iterat
 
     Raises:
         UsageError: if a required column is missing or nested.
-        VerdictError: if the file is damaged or its values take too much.
+        DataRejected: if the file is damaged or its values take too much.
     """
     try:
-        start = len(ARROW_MAGIC) if stream.read(len(ARROW_MAGIC)) == ARROW_MAGIC else 0
-        left = expansion_limit(stream.seek(0, 2))
+        head = stream.read(len(ARROW_MAGIC))
+        start = len(ARROW_MAGIC) if head == ARROW_MAGIC else 0
+        size = stream.seek(0, 2)
+        stream.seek(max(size - len(ARROW_MAGIC), 0))
+        tail = stream.read()
+        if any(head.startswith(begin) and not tail.endswith(end) for begin, end in ENDS.items()):
+            raise pa.ArrowInvalid("it has no end")
+        left = expansion_limit(size)
         stream.seek(start)
         left -= sum(_unpacked_bytes(message) for message in pa.ipc.MessageReader.open_stream(stream))
         stream.seek(start)
@@ -88,7 +99,7 @@ def _read_batches(
             record, line = {**fixed, **dict(zip(names, values, strict=True))}, line + 1
             yield Record(line, {role: record[name] for role, name in chosen.items()}, record)
     if left < 0:
-        raise VerdictError(
+        raise DataRejected(
             f"the values of {path} take more than {MAX_EXPANDED:,} bytes and {EXPANSION} times the file's size; "
             "expected sentences: write them as .tsv, .csv or .jsonl if they are"
         )
@@ -140,8 +151,11 @@ def _column(batch: pa.RecordBatch, name: str) -> pa.Array:
     return pc.struct_field(batch.column(root), name.removeprefix(f"{root}.").split("."))
 
 
-def _damaged(path: str, kind: str, error: Exception) -> VerdictError:
-    return VerdictError(f"{path} cannot be read as {kind} ({first_line(error, 200)}); expected a whole {kind} file")
+def _damaged(path: str, kind: str, error: Exception) -> DataRejected:
+    return DataRejected(
+        f"{path} cannot be read as {kind} ({first_line(error, 200)}); "
+        f"expected a whole {kind} file: download or copy it again"
+    )
 
 
 def _packed_bytes(metadata: pq.FileMetaData, names: list[str]) -> int:

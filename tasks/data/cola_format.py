@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 
+from tasks.core.printable import counted
 from tasks.data.label_names import find_label
 
 READ_BYTES = 8 << 20  # read at a time, and of rows in a block of lines that are parsed one by one
@@ -82,10 +83,12 @@ class RowRules(NamedTuple):
     Args:
         max_chars: longest sentence, in characters.
         labels: label as written -> 0 or 1; case, and .0 behind a number, do not matter.
+        any_text: whether a sentence may have NUL, line breaks and tabs, which CoLA's format has no way to write.
     """
 
     max_chars: int = 2_000
     labels: Mapping[str, int] = DEFAULT_LABELS
+    any_text: bool = False
 
 
 def make_row(line: int, fields: tuple[str, str, str, str], raw: bytes, rules: RowRules) -> Row | QuarantinedRow:
@@ -99,9 +102,9 @@ def make_row(line: int, fields: tuple[str, str, str, str], raw: bytes, rules: Ro
     """
     source, label, mark, sentence = fields
     text = "".join(fields)
-    if "\0" in text:
+    if "\0" in text and not rules.any_text:
         return QuarantinedRow(line, "NUL", "NUL character", raw)
-    if "\n" in text or "\r" in text or "\t" in text:
+    if ("\n" in text or "\r" in text or "\t" in text) and not rules.any_text:
         return QuarantinedRow(line, "line break", "line break or tab inside a field", raw)
     if source.startswith("\ufeff"):
         return QuarantinedRow(line, "byte order mark", "byte order mark inside the file", raw)
@@ -132,7 +135,8 @@ def parse_row(line: int, raw: bytes, rules: RowRules) -> Row | QuarantinedRow:
     except UnicodeDecodeError:
         return QuarantinedRow(line, "encoding", "not UTF-8", raw)
     if len(fields) != len(TSV_COLUMNS):
-        return QuarantinedRow(line, "field count", f"{len(fields)} fields instead of {len(TSV_COLUMNS)}", raw)
+        found = counted(len(fields), "field")
+        return QuarantinedRow(line, "field count", f"{found} instead of {len(TSV_COLUMNS)}", raw)
     return make_row(line, (fields[0], fields[1], fields[2], fields[3]), raw, rules)
 
 

@@ -6,17 +6,19 @@ A file of a few kilobytes may hold gigabytes, so that what is read out of one is
 import gzip
 import io
 import os
+import sys
 import zlib
 from pathlib import Path
 
 import pyarrow as pa
 
-from tasks.core.errors import VerdictError, first_line
+from tasks.core.errors import DataRejected, first_line
 from tasks.data.file_kinds import COMPRESSION_STARTS, HEAD_BYTES, reject_foreign
 
 MAX_EXPANDED = 64 << 20  # bytes that any compressed file may hold; larger ones may hold EXPANSION times their size
 EXPANSION = 64
 BUFFER_BYTES = 1 << 20
+UNPACKERS = {"gzip": "gzip", "zstd": "zstd", "bz2": "bzip2"}
 
 
 def expansion_limit(size: int) -> int:
@@ -29,30 +31,45 @@ def open_data(path: Path) -> io.BufferedReader:
 
     Raises:
         UsageError: if it is neither table nor text.
-        VerdictError: if the beginning of a compressed file is damaged; reading may raise it later, too.
+        DataRejected: if the beginning of a compressed file is damaged; reading may raise it later, too.
         OSError: if it cannot be opened.
     """
     stream = path.open("rb")
     try:
-        head = stream.peek(HEAD_BYTES)
-        kind = next((kind for start, kind in COMPRESSION_STARTS.items() if head.startswith(start)), None)
-        if kind:
-            stream = io.BufferedReader(_Decompressed(stream, kind, path), BUFFER_BYTES)
-        reject_foreign(stream.peek(HEAD_BYTES)[:HEAD_BYTES], str(path))
+        return unpacked_stream(stream, str(path), expansion_limit(os.fstat(stream.fileno()).st_size))
     except BaseException:
         stream.close()
         raise
+
+
+def unpacked_stream(stream: io.BufferedReader, path: str, limit: int | None = None) -> io.BufferedReader:
+    """Return a stream, decompressed where its first bytes are those of gzip, zstd or bzip2.
+
+    Args:
+        stream: from its start.
+        path: for messages.
+        limit: bytes that it may hold if it is compressed; None for any number, as from a pipe out of gzip.
+
+    Raises:
+        UsageError: if it is neither table nor text.
+        DataRejected: if the beginning of compressed bytes is damaged; reading may raise it later, too.
+    """
+    head = stream.peek(HEAD_BYTES)
+    kind = next((kind for start, kind in COMPRESSION_STARTS.items() if head.startswith(start)), None)
+    if kind:
+        stream = io.BufferedReader(_Decompressed(stream, kind, path, limit), BUFFER_BYTES)
+    reject_foreign(stream.peek(HEAD_BYTES)[:HEAD_BYTES], path, UNPACKERS[kind] if kind else "")
     return stream
 
 
 class _Decompressed(io.RawIOBase):
-    """The bytes in a compressed file, at most `expansion_limit` of them."""
+    """The bytes in a compressed file, at most `limit` of them."""
 
-    def __init__(self, packed: io.BufferedReader, kind: str, path: Path) -> None:
+    def __init__(self, packed: io.BufferedReader, kind: str, path: str, limit: int | None) -> None:
         self._packed = packed
         self._kind = kind
         self._path = path
-        self._limit = self._left = expansion_limit(os.fstat(packed.fileno()).st_size)
+        self._limit = self._left = sys.maxsize if limit is None else limit
         # zlib's reader skips the zeros that tapes and some servers append; Arrow's does not.
         self._stream: gzip.GzipFile | pa.NativeFile = (
             gzip.GzipFile(fileobj=packed) if kind == "gzip" else pa.CompressedInputStream(packed, kind)
@@ -67,13 +84,13 @@ class _Decompressed(io.RawIOBase):
         except (OSError, EOFError, zlib.error, pa.ArrowException) as error:
             if isinstance(error, OSError) and error.errno:
                 raise
-            raise VerdictError(
+            raise DataRejected(
                 f"{self._path} cannot be unpacked with {self._kind} ({first_line(error, 200)}); "
                 "expected a whole file: download or copy it again"
             ) from error
         self._left -= len(data)
         if self._left < 0:
-            raise VerdictError(
+            raise DataRejected(
                 f"{self._path} holds more than {self._limit:,} bytes, the limit of a compressed file of its size; "
                 "expected sentences: unpack it and name the file if they are"
             )

@@ -4,6 +4,7 @@ Nothing is guessed from words: the bytes that begin a Parquet file, a workbook o
 """
 
 import re
+import shlex
 import zipfile
 from pathlib import Path
 
@@ -30,7 +31,6 @@ HEAD_BYTES = 512  # of a file that are looked at
 _FORMAT_STARTS = {b"PAR1\x15": "parquet", b"ARROW1\0\0": "arrow", b"\xff\xff\xff\xff": "arrow"}
 _JSON_LIST = re.compile(rb"(?:\xef\xbb\xbf)?\s*\[\s*\{")
 _JSON_BRACKET = re.compile(rb"(?:\xef\xbb\xbf)?\s*\[")
-_JSON_OBJECT = re.compile(rb"(?:\xef\xbb\xbf)?\s*\{[ \t]*\r?\n")
 _WEB_PAGE = re.compile(rb"(?:\xef\xbb\xbf)?\s*<(?:!doctype\s+html|html|head)[\s>]", re.IGNORECASE)
 _AS_CSV = "save the sheet as CSV (UTF-8)"
 _UNPACK = "unpack it and name the file"
@@ -68,30 +68,23 @@ def split_name(name: str) -> tuple[str, str]:
     return path.stem, FORMATS.get(path.suffix.lower(), "")
 
 
-def detect_format(head: bytes, named: str, path: str) -> str:
-    """Return the format of a file: what its first bytes say, else `named`.
-
-    Raises:
-        UsageError: if it is JSON, and neither a list nor an object a line.
-    """
+def detect_format(head: bytes, named: str) -> str:
+    """Return the format of a file: what its first bytes say, else `named`."""
     for start, format_name in _FORMAT_STARTS.items():
         if head.startswith(start):
             return format_name
     if named in ("json", "jsonl") and _JSON_LIST.match(head):
         return "json"
-    if named == "json" and _JSON_OBJECT.match(head):
-        raise UsageError(
-            f"{path} is one JSON object; expected a list of them or one a line: jq -c '.KEY[]' FILE > data.jsonl"
-        )
     return "jsonl" if named == "json" and not _JSON_BRACKET.match(head) else named
 
 
-def reject_foreign(head: bytes, path: str) -> None:
+def reject_foreign(head: bytes, path: str, unpack: str = "") -> None:
     """Reject a file whose first bytes are those of something else than a table or sentences.
 
     Args:
-        head: up to HEAD_BYTES first bytes.
+        head: up to HEAD_BYTES first bytes; of a compressed file, of what it holds.
         path: of the file.
+        unpack: program that unpacks it; empty for a file that is not compressed.
 
     Raises:
         UsageError: which names what it is and how to convert it.
@@ -99,6 +92,9 @@ def reject_foreign(head: bytes, path: str) -> None:
     found = _foreign_kind(head, path)
     if found:
         kind, advice = found
+        if unpack and "FILE" in advice:
+            advice = f"{unpack} -dk {shlex.quote(path)}; {advice}"
+        advice = advice.replace("FILE", shlex.quote(_unpacked(path)))
         raise UsageError(f"{path} is {kind}; expected {', '.join(FORMATS)}, plain or as .gz: {advice}")
 
 
@@ -115,7 +111,7 @@ def _foreign_kind(head: bytes, path: str) -> tuple[str, str] | None:
     if any(head.startswith(start) for start in COMPRESSION_STARTS):
         return "compressed twice", _UNPACK
     if encoding := _wide_encoding(head):
-        return f"in {encoding}", f"iconv -f {encoding} -t UTF-8 FILE > data.csv"
+        return f"in {encoding}", f"iconv -f {encoding} -t UTF-8 FILE > data{_ending(path)}"
     return next(((kind, advice) for start, kind, advice in _FOREIGN_STARTS if head.startswith(start)), None)
 
 
@@ -133,6 +129,17 @@ def _wide_encoding(head: bytes) -> str:
             if not any(sample[zeros::2]) and all(sample[1 - zeros :: 2]):
                 return encoding
     return ""
+
+
+def _unpacked(path: str) -> str:
+    """Return a path without the ending of a compressed file."""
+    return str(Path(path).with_suffix("")) if Path(path).suffix.lower() in COMPRESSED else path
+
+
+def _ending(path: str) -> str:
+    """Return the ending that a file's text has by another name, .csv if it is of no format."""
+    suffix = Path(_unpacked(path)).suffix.lower()
+    return suffix if suffix in FORMATS else ".csv"
 
 
 def _kind_of_zip(path: str) -> tuple[str, str]:

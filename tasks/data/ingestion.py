@@ -1,6 +1,7 @@
 """Turns the files of a run into its data set: one snapshot for each role, and a digest over all of them."""
 
 import logging
+import math
 import tempfile
 from pathlib import Path
 from typing import TypedDict
@@ -10,14 +11,24 @@ import pyarrow.compute as pc
 
 from tasks.core.errors import DataRejected, UsageError
 from tasks.core.files import json_digest
+from tasks.core.printable import counted
 from tasks.data.cola_format import RowRules
 from tasks.data.normalization import normalise_all
-from tasks.data.snapshots import SCRATCH_PREFIX, RowWriter, Snapshot, iter_snapshot, write_snapshot
+from tasks.data.snapshots import (
+    SCRATCH_PREFIX,
+    RowWriter,
+    Snapshot,
+    describe_unreadable,
+    iter_snapshot,
+    log_remedy,
+    write_snapshot,
+)
 from tasks.data.sources import Sources
 from tasks.data.splitting import hash_fraction
 from tasks.data.table_format import TableFormat
 
 HOLDOUT_HASH_KEY = "holdout"  # not a setting, because the holdout must not change with the seed
+WANTED_HOLDOUT = 50  # sentences that a holdout should have, for a message: the gate has the limit
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +76,8 @@ def ingest(sources: Sources, folder: str, table_format: TableFormat, holdout_sha
     if secondary and not secondary["kept"]:
         log.warning("%s has no readable row and is not reported; %s", secondary["files"][0], secondary["examples"][0])
         secondary = None
+    for snapshot in filter(None, (train, holdout, secondary)):
+        log_remedy(snapshot)
     sentences = ingest_text(text, folder, table_format) if text else None
     snapshots = {"train": train, "holdout": holdout, "secondary": secondary, "text": sentences}
     # Quarantined rows count too: data that got worse is other data, although the kept rows are the same.
@@ -131,7 +144,7 @@ def split_off_holdout(snapshot: Snapshot, folder: str, share: float) -> tuple[Sn
                 train.add(table.filter(pc.invert(in_holdout)))
                 holdout.add(table.filter(in_holdout))
         if not train.count or not holdout.count:
-            raise DataRejected(_too_few(snapshot))
+            raise DataRejected(_too_few(snapshot, share))
         paths = [side.publish(Path(folder)) for side in (train, holdout)]
     rest = Snapshot(**{**snapshot, "digest": train.digest, "path": paths[0], "kept": train.count})
     rest["rows_in"] = train.count + snapshot["quarantined"]
@@ -151,16 +164,17 @@ def split_off_holdout(snapshot: Snapshot, folder: str, share: float) -> tuple[Sn
     return rest, held_out
 
 
-def _too_few(snapshot: Snapshot) -> str:
-    """Explain why no holdout can be split off: the rows cannot be read, or there are too few."""
+def _too_few(snapshot: Snapshot, share: float) -> str:
+    """Explain why no holdout can be split off: the rows cannot be read, or there are too few different sentences."""
     files = ", ".join(snapshot["files"])
     if snapshot["quarantined"] > snapshot["kept"]:
-        return (
-            f"{files}: {snapshot['quarantined']} of {snapshot['rows_in']} rows cannot be read "
-            f"({snapshot['examples'][0]}; all of them: {snapshot['quarantine']}); "
-            "expected source, label, mark, sentence, or a header: --columns text=NAME,label=NAME"
-        )
+        shown = f"{snapshot['examples'][0]}; all of them: {snapshot['quarantine']}"
+        rows = counted(snapshot["rows_in"], "row")
+        return describe_unreadable(snapshot["files"], snapshot["quarantined"], rows, snapshot["reasons"], shown)
+    different = {text for batch in iter_snapshot(snapshot["path"]) for text in normalise_all(batch["sentence"])}
+    among = f", {counted(len(different), 'different sentence')} among them" if len(different) < snapshot["kept"] else ""
     return (
-        f"{files} has {snapshot['kept']} rows, too few to set a holdout apart; "
-        "expected some hundreds, or a holdout of its own: --holdout FILE"
+        f"{files} has {counted(snapshot['kept'], 'row')}{among}, "
+        f"too few to set a holdout apart; expected at least {math.ceil(WANTED_HOLDOUT / share)} different ones, or a "
+        "holdout of its own: --holdout FILE"
     )

@@ -3,11 +3,12 @@
 import codecs
 import json
 import re
+import shlex
 from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO, NamedTuple
 
-from tasks.core.errors import VerdictError
-from tasks.data.cola_format import numbered_lines
+from tasks.core.errors import DataRejected, UsageError
+from tasks.data.cola_format import BYTE_ORDER_MARK, numbered_lines, unmarked_lines
 from tasks.data.table_format import Fault, Record, TableFormat, choose_columns, match_columns
 
 MAX_JSON_BYTES = 4 << 20  # of a record: parsed, it takes up to forty times as much memory
@@ -22,6 +23,24 @@ KnownColumns = dict[tuple[str, ...], Columns]
 
 _DECODE = json.JSONDecoder().raw_decode
 _SPACE = re.compile(r"[ \t\r\n]*")
+_ONE_A_LINE = "expected a list of objects, or one object a line"
+# A whole table as one value: what begins it, what it is, and pandas' name for it.
+_TABLES = tuple(
+    (re.compile(rb"\s*" + start), kind, orient)
+    for start, kind, orient in (
+        (rb'\{\s*"columns"\s*:\s*\[', "names of columns and lists of values", "split"),
+        (rb'\{\s*"schema"\s*:\s*\{\s*"fields"', "a schema and its rows", "table"),
+        (rb'\{\s*"-?\d+"\s*:\s*\{', "an object of numbered rows", "index"),
+        (rb'\{\s*"[^"]*"\s*:\s*\{\s*"-?\d+"\s*:', "an object of columns", "columns"),
+        (rb"\[\s*\[", "lists of values without names", "values"),
+    )
+)
+_STRING = rb'"(?:[^"\\]|\\.)*"'
+_WRAPPER = re.compile(  # scalars, then a list of objects
+    rb"\s*\{\s*(?P<before>(?:" + _STRING + rb"\s*:\s*(?:" + _STRING + rb"|[\w.+-]+)\s*,\s*)*)"
+    rb'"(?P<key>\w+)"\s*:\s*\[\s*\{'
+)
+_LONG_OBJECT = re.compile(rb"\s*\{[ \t]*\r?\n")
 
 
 class _Item(NamedTuple):
@@ -31,6 +50,44 @@ class _Item(NamedTuple):
     value: Any
     raw: bytes | Mapping[str, Any]
     fault: Fault | None = None
+
+
+def reject_whole_table(stream: BinaryIO, head: bytes, table_format: TableFormat, path: str) -> None:
+    """Reject JSON of one value that holds a whole table: as pandas writes it, or as a list in an object.
+
+    Args:
+        stream: of the file, from its start; a value in one line is told from one object a line by its second line.
+        head: first bytes of the file.
+        table_format: names of the columns: an object that has the text is a record.
+        path: for the message.
+
+    Raises:
+        UsageError: which names the form and the command that writes one object a line.
+    """
+    head = head.removeprefix(BYTE_ORDER_MARK)
+    found = next(((kind, orient) for start, kind, orient in _TABLES if start.match(head)), None)
+    wrapper = _WRAPPER.match(head)
+    long = _LONG_OBJECT.match(head)
+    if not (found or wrapper or long):
+        return
+    lines = unmarked_lines(stream)
+    if not long and not head.lstrip().startswith(b"[") and next(lines, b"") and next(lines, b"").strip():
+        return
+    if found:
+        kind, orient = found
+        form = "" if orient == "columns" else f', orient="{orient}"'
+        script = f'pandas.read_json({json.dumps(path)}{form}).to_json("data.jsonl", orient="records", lines=True)'
+        raise UsageError(
+            f"{path} is JSON of {kind} (orient={orient!r} of pandas); {_ONE_A_LINE}: "
+            f"python -c {shlex.quote(f'import pandas; {script}')}"
+        )
+    key = wrapper["key"].decode() if wrapper else "KEY"
+    before = re.findall(_STRING + rb"(?=\s*:)", wrapper["before"]) if wrapper else []
+    if "text" not in match_columns([name[1:-1].decode("utf-8", "replace") for name in before], table_format)[0]:
+        raise UsageError(
+            f"{path} is one JSON object{' with a list in it' if wrapper else ''}; {_ONE_A_LINE}: "
+            f"jq -c '.{key}[]' {shlex.quote(path)} > data.jsonl"
+        )
 
 
 def read_jsonl(stream: BinaryIO, table_format: TableFormat, path: str) -> Iterator[Record]:
@@ -43,7 +100,7 @@ def read_json_list(stream: BinaryIO, table_format: TableFormat, path: str) -> It
     """Read a list of JSON objects, a piece at a time.
 
     Raises:
-        VerdictError: if it breaks off or is damaged, because the beginning of the next object is not known then.
+        DataRejected: if it breaks off or is damaged, because the beginning of the next object is not known then.
     """
     return _pick_values(_list_items(stream, path), table_format, path)
 
@@ -187,9 +244,9 @@ class _Text:
         self._ended = not data
         self._text, self._position = left + self._decode(data, final=not data), 0
 
-    def damaged(self, number: int, reason: str) -> VerdictError:
+    def damaged(self, number: int, reason: str) -> DataRejected:
         where = f" in record {number}" if number else ""
-        return VerdictError(
+        return DataRejected(
             f"{self._path} is a damaged JSON list ({reason}{where}); expected [{{...}}, {{...}}]: "
             "write it again, or with one object a line (.jsonl), where damage costs one line"
         )

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from tasks.core.column_options import parse_labels
 from tasks.core.errors import UsageError
+from tasks.core.printable import counted
 
 MIN_UNKNOWN_SHARE = 0.05  # of a table's rows; fewer labels that are not known are faults of their rows
 MAX_COUNTED = 64  # different labels that are counted
@@ -77,7 +78,8 @@ class LabelCount:
         numbers = sum(bool(_WHOLE.fullmatch(label)) for label in self._counts)
         if len(self._counts) != 2 or numbers == 1 or unknown < max(1, MIN_UNKNOWN_SHARE * self._counts.total()):
             return
-        shown = " and ".join(f"{label[:40]!r} ({count} rows)" for label, count in sorted(self._counts.items()))
+        rows = {label: counted(count, "row") for label, count in sorted(self._counts.items())}
+        shown = " and ".join(f"{label[:40]!r} ({number})" for label, number in rows.items())
         raise UsageError(f"{path} has the labels {shown}; expected 0 and 1{_option(*sorted(self._counts))}")
 
 

@@ -8,12 +8,14 @@ with a line break in it is quarantined, not glued.
 import csv
 import json
 import logging
+import re
 from collections.abc import Callable, Iterator, Mapping
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from tasks.core.errors import UsageError
+from tasks.core.printable import counted
 from tasks.data.arrow_records import read_arrow, read_parquet
 from tasks.data.cola_format import (
     MAX_LINE_BYTES,
@@ -31,15 +33,29 @@ from tasks.data.cola_format import (
 )
 from tasks.data.compression import open_data
 from tasks.data.file_kinds import COMPRESSED_INSIDE, HEAD_BYTES, detect_format, split_name
-from tasks.data.json_records import read_json_list, read_jsonl
+from tasks.data.json_records import read_json_list, read_jsonl, reject_whole_table
 from tasks.data.table_folders import table_name
-from tasks.data.table_format import DELIMITERS, Record, TableFormat, choose_columns, find_delimiter, is_header
+from tasks.data.table_format import (
+    DELIMITERS,
+    Record,
+    TableFormat,
+    choose_columns,
+    find_delimiter,
+    guess_delimiter,
+    is_header,
+    number_columns,
+    reject_missing_header,
+)
 
 MAX_RECORD_LINES = 256  # lines of a CSV record; where a quote is never closed, so many are read in vain
+TOLD_LINES = 10  # of a tab-separated file, of which one at least has as many fields as it must
 UNLABELLED = "1"  # label of rows without one: they count as acceptable
 
 ParsedRow = Row | QuarantinedRow
 Fields = tuple[int, list[str] | None, bytes, str]  # line, fields by position (None: not valid CSV), bytes, fault
+
+_COLA_HEADER = (0, "\t".join(TSV_COLUMNS).encode())
+_SEPARATOR_LINE = re.compile(rb"\"?sep=([,;|\t:])\"?\r?\n?")  # the first line, which spreadsheets write and read
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +67,7 @@ def parse_file(path: Path, table_format: TableFormat) -> Iterator[Block]:
 
     Raises:
         UsageError: if a required column is missing, or the file is neither table nor text.
-        VerdictError: if a compressed file, or one that is not read line by line, is damaged.
+        DataRejected: if a compressed file, or one that is not read line by line, is damaged.
         OSError: if the file cannot be read.
     """
     format_name = find_format(path, split_name(path.name)[1] or "tsv", table_format)
@@ -70,20 +86,44 @@ def find_format(path: Path, named: str, table_format: TableFormat) -> str:
     A tab-separated table whose header has commas or the like instead of tabs is a CSV file.
 
     Raises:
-        UsageError: if the file is neither table nor text, or is in a format that cannot be read while it is unpacked.
-        VerdictError: if the beginning of a compressed file is damaged.
+        UsageError: if the file is neither table nor text, is in a format that cannot be read while it is unpacked, or
+            has neither a header nor the columns of CoLA's format.
+        DataRejected: if the beginning of a compressed file is damaged.
         OSError: if the file cannot be read.
     """
     with open_data(path) as stream:
-        found = detect_format(stream.peek(HEAD_BYTES), named, str(path))
+        head = stream.peek(HEAD_BYTES)[:HEAD_BYTES]
+        found = detect_format(head, named)
         if found in COMPRESSED_INSIDE and not stream.seekable():
             raise UsageError(f"{path} is a compressed {found} file; expected it unpacked, it is compressed inside")
         if found == "txt" and table_format.labelled:
             found = "tsv"
-        if found == "tsv":
-            first = next(unmarked_lines(stream), b"")
-            found = "csv" if b"\t" not in first and find_delimiter(_decode(strip_end(first)), table_format) else found
+        if found in ("json", "jsonl"):
+            reject_whole_table(stream, head, table_format, str(path))
+        elif found == "tsv":
+            first, *more = islice(chain(map(strip_end, unmarked_lines(stream)), [b""]), TOLD_LINES)
+            without_tabs = b"\t" not in first and find_delimiter(_decode(first), table_format)
+            if without_tabs or _SEPARATOR_LINE.fullmatch(first):
+                return "csv"
+            if not is_header(first, table_format):
+                _reject_other_columns([first, *more], table_format, str(path))
     return found
+
+
+def _reject_other_columns(lines: list[bytes], table_format: TableFormat, path: str) -> None:
+    """Reject lines of which none has the number of CoLA's columns, by the first one's columns.
+
+    Raises:
+        UsageError: which names the columns, or their numbers.
+    """
+    lines = [line for line in lines if line.strip()]
+    if len(lines) < 3 or any(line.count(b"\t") == len(TSV_COLUMNS) - 1 for line in lines):
+        return
+    first = _decode(lines[0])
+    names = next(csv.reader([first], delimiter=guess_delimiter(first), quoting=csv.QUOTE_NONE), [])
+    reject_missing_header(names, table_format, path)
+    if len(names) > 1 or not table_format.labelled:
+        choose_columns(names, table_format, path)
 
 
 def read_rows(stream: BinaryIO, format_name: str, table_format: TableFormat, path: str) -> Iterator[ParsedRow]:
@@ -97,7 +137,7 @@ def read_rows(stream: BinaryIO, format_name: str, table_format: TableFormat, pat
 
     Raises:
         UsageError: if a required column is missing.
-        VerdictError: if a file that is not read line by line is damaged.
+        DataRejected: if a file that is not read line by line is damaged.
     """
     source = table_name(path) if table_format.labelled else ""
     for record in _READERS[format_name](stream, table_format, path):
@@ -169,31 +209,28 @@ def _read_tsv(stream: BinaryIO, table_format: TableFormat, path: str) -> Iterato
     if first is None:
         return
     if is_header(first[1], table_format):
-        header = _decode(first[1].rstrip(b"\r")).split("\t")
+        lines = chain([(first[0], first[1].rstrip(b"\r"))], lines)
     else:
-        header, lines, table_format = TSV_COLUMNS, chain([first], lines), table_format._replace(columns={})
-    records = ((line, _decode(raw).split("\t"), raw, "") for line, raw in lines)
-    yield from _pick_fields(header, records, table_format, path)
+        lines, table_format = chain([_COLA_HEADER, first], lines), table_format._replace(columns={})
+    yield from _pick_fields(((line, _decode(raw).split("\t"), raw, "") for line, raw in lines), table_format, path)
 
 
 def _read_csv(stream: BinaryIO, table_format: TableFormat, path: str) -> Iterator[Record]:
     """Read RFC 4180 records under a header, whose names tell what separates the columns."""
     lines = unmarked_lines(stream)
-    line = next(lines, b"")
-    delimiter = find_delimiter(_decode(strip_end(line)), table_format) or ","
-    if delimiter != ",":
+    line, number = next(lines, b""), 1
+    if named := _SEPARATOR_LINE.fullmatch(line):
+        line, number = next(lines, b""), 2
+    text = _decode(strip_end(line))
+    delimiter = _decode(named[1]) if named else find_delimiter(text, table_format) or guess_delimiter(text)
+    if named:
+        log.info("%s: columns are separated by %s, as its first line says", path, DELIMITERS.get(delimiter, delimiter))
+    elif delimiter != ",":
         log.info("%s: columns are separated by %s", path, DELIMITERS[delimiter])
-    records = _split_csv(chain([line], lines), delimiter)
-    first = next(records, None)
-    if first is None:
-        return
-    header = first[1]
-    if header is None:
-        raise UsageError(f"{path} has no readable header line; expected the columns' names in it")
-    yield from _pick_fields(header, records, table_format, path)
+    yield from _pick_fields(_split_csv(chain([line], lines), delimiter, number), table_format, path)
 
 
-def _split_csv(fresh: Iterator[bytes], delimiter: str) -> Iterator[Fields]:
+def _split_csv(fresh: Iterator[bytes], delimiter: str, number: int) -> Iterator[Fields]:
     """Split RFC 4180 records; `line` is where a record starts.
 
     Where a quote is never closed, only its line is given up: the lines that it swallowed are read again.
@@ -206,7 +243,6 @@ def _split_csv(fresh: Iterator[bytes], delimiter: str) -> Iterator[Fields]:
             taken.append(raw)
             yield _decode(raw)
 
-    number = 1
     while True:
         taken.clear()
         try:
@@ -222,16 +258,24 @@ def _split_csv(fresh: Iterator[bytes], delimiter: str) -> Iterator[Fields]:
         number += len(taken)
 
 
-def _pick_fields(
-    header: list[str], records: Iterator[Fields], table_format: TableFormat, path: str
-) -> Iterator[Record]:
-    """Take the chosen columns of records that must have as many fields as the header."""
+def _pick_fields(records: Iterator[Fields], table_format: TableFormat, path: str) -> Iterator[Record]:
+    """Take the chosen columns of records that must have as many fields as the header, which is the first of them."""
+    first = next(records, None)
+    if first is None:
+        return
+    if first[1] is None:
+        raise UsageError(f"{path} has no readable header line; expected the columns' names in it")
+    header = number_columns(first[1], table_format) or first[1]
+    if header is first[1]:
+        reject_missing_header(header, table_format, path)
+    else:
+        records = chain([first], records)
     indices = {role: header.index(name) for role, name in choose_columns(header, table_format, path).items()}
     for line, fields, raw, fault in records:
         if fields is None:
             yield Record(line, {}, raw, ("record", fault))
         elif len(fields) != len(header):
-            yield Record(line, {}, raw, ("field count", f"{len(fields)} fields instead of {len(header)}"))
+            yield Record(line, {}, raw, ("field count", f"{counted(len(fields), 'field')} instead of {len(header)}"))
         else:
             yield Record(line, {role: fields[index] for role, index in indices.items()}, raw)
 

@@ -1,44 +1,57 @@
-"""Sentences without labels, from a file or standard input: every record is one sentence, or quarantined with a reason.
+"""Sentences to score, from a table or standard input: every record is one sentence, or quarantined with a reason.
 
     .tsv                        CoLA's four columns, or a text column under a header
     .csv .jsonl .json           tables with a text column
     .parquet .arrow .feather
     .txt                        one sentence a line
     .tsv.gz .csv.zst ...        those that are text, compressed with gzip, zstd or bzip2
-    -                           standard input, one sentence a line unless a format is named
+    DIR                         a table in several files, read in their order
+    -                           standard input, compressed or not, one sentence a line unless a format is named
 
-Only the text column counts; a fault in another one does not keep a sentence from being scored. The rules for a
-sentence are those of training data (`tasks.data.cola_format.make_row`).
+Only the text column counts; a fault in another one does not keep a sentence from being scored. What `verdict serve`
+answers is scored, so line breaks and 10,000 characters too; but a missing value or an empty line is no sentence.
 """
 
+import io
 import sys
 from collections.abc import Collection, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple, cast
 
 import pyarrow.parquet as pq
 
 from tasks.core.column_options import parse_columns
 from tasks.core.errors import UsageError, VerdictError
-from tasks.data.cola_format import READ_BYTES
-from tasks.data.compression import open_data
-from tasks.data.file_kinds import COMPRESSED, FORMATS, split_name
+from tasks.data.cola_format import READ_BYTES, RowRules
+from tasks.data.compression import open_data, unpacked_stream
+from tasks.data.file_kinds import COMPRESSED, FORMATS, HEAD_BYTES, detect_format, split_name
 from tasks.data.json_records import PEEK_RECORDS
 from tasks.data.record_readers import ParsedRow, find_format, is_utf8, read_rows
+from tasks.data.table_folders import table_parts, tables_in
 from tasks.data.table_format import TableFormat
 
 STDIO = "-"  # standard input or output
-STREAM_FORMATS = ("txt", "tsv", "jsonl")  # formats that standard input may have
+STREAM_FORMATS = ("txt", "tsv", "csv", "jsonl", "json")  # formats that standard input may have
+MAX_CHARS = 10_000  # of a sentence, as in a request to verdict serve
+SCORING = TableFormat(rules=RowRules(MAX_CHARS, any_text=True), labelled=False)
 
 
 class SentenceSource(NamedTuple):
-    """Where sentences are read from: a path or -, and how."""
+    """Where sentences are read from, and how.
+
+    Args:
+        path: file, folder, or - for standard input.
+        format_name: of the first file.
+        table_format: name of the column, and what a sentence must satisfy.
+        parts: files of a folder that is a table.
+    """
 
     path: str
     format_name: str
-    table_format: TableFormat = TableFormat(labelled=False)
+    table_format: TableFormat = SCORING
+    parts: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -50,13 +63,14 @@ def open_source(path: str, columns: str = "", format_name: str = "") -> Sentence
     """Check that sentences can be read, as far as a file's first records tell.
 
     Args:
-        path: file, or - for standard input.
+        path: file, folder that is one table, or - for standard input.
         columns: text=NAME; other roles are allowed and ignored, so that one text serves training and scoring.
         format_name: txt, tsv, csv, jsonl, json, parquet or arrow; empty: as the path's suffix says.
 
     Raises:
         UsageError: if there is no such file, format or column.
         VerdictError: if the file cannot be read.
+        DataRejected: if it is damaged.
     """
     if path != STDIO:
         _check_path(path)
@@ -64,30 +78,47 @@ def open_source(path: str, columns: str = "", format_name: str = "") -> Sentence
         named = parse_columns(columns)
     except ValueError as error:
         raise UsageError(f"--columns: {error}; sentences need text=NAME alone") from error
-    source = SentenceSource(path, _find_format(path, format_name), TableFormat(named, labelled=False))
-    if path != STDIO and Path(path).is_file():  # what is taken from a pipe would be lost
+    parts = _find_parts(path) if path != STDIO and Path(path).is_dir() else []
+    first = parts[0] if parts else path
+    source = SentenceSource(path, _find_format(first, format_name), SCORING._replace(columns=named), tuple(parts))
+    if path != STDIO and Path(first).is_file():  # what is taken from a pipe would be lost
         with _errors_explained(source):
-            source = source._replace(format_name=find_format(Path(path), source.format_name, source.table_format))
+            source = source._replace(format_name=find_format(Path(first), source.format_name, source.table_format))
         for _ in islice(read_sentences(source), PEEK_RECORDS):
             pass
     return source
 
 
 def read_sentences(source: SentenceSource) -> Iterator[ParsedRow]:
-    """Yield each record, in order, as a row or a quarantined row.
+    """Yield each record, in order, as a row or a quarantined row; lines of a table in several files are counted on.
 
     Raises:
         UsageError: if there is no text column.
         VerdictError: if the input cannot be read.
+        DataRejected: if it is damaged.
     """
-    with _errors_explained(source), _open(source) as stream:
-        yield from read_rows(stream, source.format_name, source.table_format, source.path)
+    with _errors_explained(source):
+        if source.path == STDIO:
+            standard = cast(io.BufferedReader, sys.stdin.buffer)  # BinaryIO to typeshed
+            stream = unpacked_stream(standard, source.name)
+            found = detect_format(stream.peek(HEAD_BYTES)[:HEAD_BYTES], source.format_name)
+            if found not in STREAM_FORMATS:
+                raise UsageError(f"standard input is a {found} file; expected {_one_of(STREAM_FORMATS)}: name the file")
+            yield from read_rows(stream, found, source.table_format, source.name)
+            return
+        before = last = 0
+        for part in source.parts or (source.path,):
+            with open_data(Path(part)) as stream:
+                for row in read_rows(stream, source.format_name, source.table_format, part):
+                    last = before + row.line
+                    yield row._replace(line=last) if before else row
+            before = last
 
 
 def count_records(source: SentenceSource) -> int | None:
     """Return about how many records there are, for a progress bar; None where counting would consume a pipe."""
     if source.path == STDIO or not Path(source.path).is_file():
-        return None
+        return None  # nor of a table in several files
     if source.format_name in ("json", "arrow") or Path(source.path).suffix.lower() in COMPRESSED:
         return None
     if source.format_name == "parquet":
@@ -111,8 +142,18 @@ def _check_path(path: str) -> None:
         raise UsageError(f"input {path!a} has a name that is not UTF-8; rename the file")
     if not Path(path).exists():
         raise UsageError(f"input {path!r} does not exist; expected a file of sentences, or - for standard input")
-    if Path(path).is_dir():
-        raise UsageError(f"input {path!r} is a folder; expected one file of sentences")
+
+
+def _find_parts(folder: str) -> list[str]:
+    """Return the files of a folder that is one table."""
+    try:
+        if parts := table_parts(Path(folder)):
+            return parts
+        named = sorted({*tables_in(Path(folder)), *(file.name for file in Path(folder).iterdir() if file.is_file())})
+    except OSError as error:
+        raise UsageError(f"input {folder!r} cannot be listed ({error.strerror}); expected a readable folder") from error
+    held = ", ".join(named[:8]) or "no file"
+    raise UsageError(f"input {folder!r} is a folder, and not of one table (it holds {held}); name a file of it")
 
 
 def _find_format(path: str, format_name: str) -> str:
@@ -136,7 +177,3 @@ def _find_format(path: str, format_name: str) -> str:
 def _one_of(words: Collection[str]) -> str:
     *others, last = words
     return f"{', '.join(others)} or {last}"
-
-
-def _open(source: SentenceSource) -> AbstractContextManager[BinaryIO]:
-    return nullcontext(sys.stdin.buffer) if source.path == STDIO else open_data(Path(source.path))

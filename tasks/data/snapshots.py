@@ -7,9 +7,10 @@ import contextlib
 import errno
 import hashlib
 import logging
+import shlex
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypedDict
@@ -21,6 +22,7 @@ import pyarrow.parquet as pq
 
 from tasks.core.errors import DataRejected, VerdictError, first_line
 from tasks.core.files import remove_stale, sha256_of
+from tasks.core.printable import counted
 from tasks.data.cola_format import ROW_SCHEMA, QuarantinedRow, format_rows
 from tasks.data.label_names import LabelCount
 from tasks.data.record_readers import is_utf8, parse_file
@@ -29,10 +31,28 @@ from tasks.data.table_format import TableFormat
 
 SCRATCH_PREFIX = ".incoming-"  # of folders for unfinished snapshots
 MAX_UNREADABLE = 100_000  # quarantined rows of a file; with more, which are most of it, it is refused as a whole
-MIN_OTHER_ENCODING = 0.01  # share of rows that are not UTF-8 above which a file may be in an older encoding
+MIN_NAMED_SHARE = 0.01  # share of rows with the same fault above which what to do about it is logged
 MAX_EXAMPLES = 5  # quarantined rows that a snapshot's summary shows
 
 log = logging.getLogger(__name__)
+
+# What to do about rows that cannot be read, by the most frequent fault; FILE and NEW are names of files.
+_REMEDIES = {
+    "encoding": "where they are Windows-1252 or Latin-1: iconv -f WINDOWS-1252 -t UTF-8 FILE > NEW",
+    "field count": (
+        "expected as many fields in each row as the header has (in CSV, quote those with a comma), or CoLA's four "
+        "columns (source, label, mark, sentence), tab-separated"
+    ),
+    "line break": "expected a sentence in one line: replace line breaks and tabs in its fields by spaces",
+    "too long": "expected sentences: --set data.max_chars=N takes longer ones",
+    "NUL": "expected text: tr -d '\\000' < FILE > NEW",
+    "label": "expected 1 and 0: --labels NAME=1,NAME=0 says what others mean",
+    "empty sentence": "expected a sentence in each row: delete the rows without one, or --columns text=NAME,label=NAME",
+}
+_OTHER_REMEDY = (
+    "expected CoLA's four columns (source, label, mark, sentence), or a header: --columns text=NAME,label=NAME"
+)
+_LOGGED = ("encoding", "line break", "too long", "NUL", "field count")  # the gate's report says enough about others
 
 _FILE = pa.field("file", pa.dictionary(pa.int32(), pa.string()))
 SNAPSHOT_SCHEMA = pa.schema([_FILE, *ROW_SCHEMA])
@@ -91,8 +111,8 @@ def write_snapshot(
 
     Raises:
         UsageError: if a file lacks a required column.
-        VerdictError: if a file cannot be read, or there are no records in any of them.
-        DataRejected: if a long file holds hardly any row.
+        VerdictError: if a file cannot be read.
+        DataRejected: if a file is damaged, there are no records in any of them, or a long file holds hardly any row.
     """
     home = _make_folder(folder)
     with _os_errors_explained(files, folder):
@@ -106,8 +126,7 @@ def write_snapshot(
             for table, counts in labels.items() if table_format.labelled else ():
                 counts.reject_other_names(table)
             if rows.count + quarantine.count == 0 and not allow_empty:
-                raise VerdictError(f"{', '.join(files)} is empty; expected rows of source, label, mark, sentence")
-            _explain_encoding(files, rows.count, quarantine)
+                raise DataRejected(_explain_empty(files))
             path, quarantine_path = rows.publish(home), quarantine.publish(home)
     return Snapshot(
         digest=rows.digest,
@@ -186,15 +205,36 @@ def _os_errors_explained(files: Sequence[str], folder: str) -> Iterator[None]:
         ) from error
 
 
-def _explain_encoding(files: Sequence[str], kept: int, quarantine: "_Quarantine") -> None:
-    """Log what to do about files in an older encoding, if many of their rows are not UTF-8."""
-    bad = quarantine.kinds["encoding"]
-    if bad > MIN_OTHER_ENCODING * (kept + quarantine.count):
-        log.warning(
-            "%d rows of %s are not UTF-8; where they are Windows-1252 or Latin-1: "
-            "iconv -f WINDOWS-1252 -t UTF-8 FILE > NEW",
-            *(bad, ", ".join(files)),
-        )
+def _explain_empty(files: Sequence[str]) -> str:
+    """Say that there are no rows: in files without bytes, or under a header."""
+    names = ", ".join(dict.fromkeys(files))
+    state = "holds no row, perhaps a header alone" if any(Path(file).stat().st_size for file in files) else "is empty"
+    return f"{names} {state}; expected a row for each sentence: write it again, or name another: --data FILE"
+
+
+def describe_unreadable(files: Sequence[str], quarantined: int, rows: str, reasons: Iterable[str], example: str) -> str:
+    """Say how many rows cannot be read, why, and what to do about the most frequent fault.
+
+    Args:
+        files: paths.
+        quarantined: rows that cannot be read.
+        rows: "N rows" of which they are.
+        reasons: kinds of faults, the most frequent one first.
+        example: "FILE line N: REASON" of a row.
+    """
+    path = next((file for file in files if example.startswith(f"{Path(file).name} line ")), files[0])
+    remedy = _REMEDIES.get(next(iter(reasons)), _OTHER_REMEDY)
+    new = Path(path).with_stem(f"{Path(path).stem}-new").name
+    remedy = remedy.replace("FILE", shlex.quote(path)).replace("NEW", shlex.quote(new))
+    return f"{', '.join(files)}: {quarantined} of {rows} cannot be read ({example}); {remedy}"
+
+
+def log_remedy(snapshot: Snapshot) -> None:
+    """Log what to do about the most frequent fault of rows, if it is not rare."""
+    for kind, count in [*snapshot["reasons"].items()][:1]:
+        if kind in _LOGGED and count > MIN_NAMED_SHARE * snapshot["rows_in"]:
+            rows = counted(snapshot["rows_in"], "row")
+            log.warning("%s", describe_unreadable(snapshot["files"], count, rows, [kind], snapshot["examples"][0]))
 
 
 def _parse_into(
@@ -217,11 +257,10 @@ def _parse_into(
         lost = quarantine.count - lost_before
         if lost > max(MAX_UNREADABLE, rows.count - kept_before):
             labels.reject_other_names(str(path))
-            raise DataRejected(
-                f"{path}: {lost} of its first {rows.count - kept_before + lost} rows cannot be read "
-                f"({quarantine.examples[-1]}); expected source, label, mark, sentence, or a header: "
-                "--columns text=NAME,label=NAME"
-            )
+            first = counted(rows.count - kept_before + lost, "row")
+            (kind, _), *_ = quarantine.kinds.most_common(1)
+            example = quarantine.examples[-1]
+            raise DataRejected(describe_unreadable([str(path)], lost, f"its first {first}", [kind], example))
     return rows.count - kept_before
 
 

@@ -36,7 +36,7 @@ TABLE_SUFFIXES = tuple(
 # File names of each role without suffix, in order of preference; the last ones are splits of the Hugging Face hub.
 FILE_ROLES = {
     "train": (TRAIN_FILE.removesuffix(".tsv"), "train"),
-    "holdout": (HOLDOUT_FILE.removesuffix(".tsv"), "holdout", "validation", "test"),
+    "holdout": (HOLDOUT_FILE.removesuffix(".tsv"), "holdout", "validation", "valid", "val", "dev", "test"),
     "secondary": (SECONDARY_FILE.removesuffix(".tsv"),),
 }
 ADDRESS_HINT = "a folder, a file, https://...#sha256=HEX, hf:ORG/NAME or sample"

@@ -2,6 +2,7 @@
 
 data-00000-of-00002.arrow ... state.json      Hugging Face datasets; several splits are folders of this form
 label=0/part-0.parquet label=1/part-0.parquet Hive: a column's value stands in the name of a folder
+split=train/... split=test/...                Hive, too: tables of these names, which have roles as files have
 part-00000-....parquet                        Spark
 train-00000-of-00002.parquet ...              parts of `train`, beside those of other tables
 """
@@ -15,6 +16,7 @@ from tasks.core.errors import UsageError
 from tasks.data.file_kinds import split_name
 
 PARTS_OF_ONE = ("data", "part", "")  # names of parts that say nothing of the table
+SPLIT_COLUMN = "split"  # of a Hive table whose values are names of tables
 NO_VALUE = "__HIVE_DEFAULT_PARTITION__"
 
 _PART_NAME = re.compile(r"(?P<table>.*?)-?\d+-of-\d+(?:-[0-9a-f]+)?|(?P<spark>part)-\d+.*|0\d{3,}")
@@ -25,7 +27,12 @@ def tables_in(folder: Path) -> dict[str, list[str]]:
     entries = sorted(folder.iterdir())
     tables = _join_parts(entry for entry in entries if entry.is_file())
     named = {name: parts for name, parts in tables.items() if name not in PARTS_OF_ONE}
-    return named | {entry.name: parts for entry in entries if entry.is_dir() and (parts := table_parts(entry))}
+    splits: dict[str, list[str]] = {}
+    for file in _inside(_partition_files(folder), folder):
+        if split := _split_of(file):
+            splits.setdefault(split, []).append(str(file))
+    folders = {entry.name: parts for entry in entries if entry.is_dir() and (parts := table_parts(entry))}
+    return named | (splits or folders)
 
 
 def table_parts(folder: Path) -> list[str]:
@@ -38,20 +45,16 @@ def table_parts(folder: Path) -> list[str]:
         entries = sorted(folder.iterdir())
     except PermissionError:
         return []
-    partitions = [entry for entry in entries if entry.is_dir() and _partition(entry)]
-    if partitions:
-        found = [file for entry in partitions for file in sorted(entry.rglob("*.parquet")) if file.is_file()]
-    else:
+    found = _partition_files(folder)
+    if any(map(_split_of, found)) and not _split_of(folder / "part"):
+        return []
+    if not found:
         files = [entry for entry in entries if entry.is_file() and _is_data(entry)]
         tables = _join_parts(files)
         found = [Path(part) for parts in tables.values() for part in parts]
         if len(tables) != 1 or len(found) < len(files) or not set(tables) & {*PARTS_OF_ONE}:
             return []
-    home = folder.resolve()
-    for file in found:
-        if home not in file.resolve().parents:
-            raise UsageError(f"{file} is a link that leads out of the folder; expected a file in it: copy it there")
-    return [str(file) for file in found]
+    return [str(file) for file in _inside(found, folder)]
 
 
 def partition_values(path: str) -> dict[str, str | None]:
@@ -97,6 +100,28 @@ def _join_parts(files: Iterable[Path]) -> dict[str, list[str]]:
         if format_name and part:
             tables.setdefault(part["table"] or part["spark"] or "", []).append(str(file))
     return tables
+
+
+def _inside(files: list[Path], folder: Path) -> list[Path]:
+    """Return the files of a folder, none of which may be a link that leads out of it."""
+    home = folder.resolve()
+    for file in files:
+        if home not in file.resolve().parents:
+            raise UsageError(f"{file} is a link that leads out of the folder; expected a file in it: copy it there")
+    return files
+
+
+def _partition_files(folder: Path) -> list[Path]:
+    """Return the files of a Hive table, in their order; a folder split=NAME is one, too."""
+    entries = [folder] if _split_of(folder / "part") else sorted(folder.iterdir())
+    partitions = [entry for entry in entries if entry.is_dir() and _partition(entry)]
+    return [file for entry in partitions for file in sorted(entry.rglob("*.parquet")) if file.is_file()]
+
+
+def _split_of(file: Path) -> str:
+    """Return the name of the table that a file of a Hive table is in: of its folder split=NAME; "" without one."""
+    values = partition_values(str(file))
+    return next((value.casefold() for name, value in values.items() if value and name.casefold() == SPLIT_COLUMN), "")
 
 
 def _partition(folder: Path) -> tuple[str, str] | None:

@@ -1,16 +1,23 @@
 """Which column of a table plays which role: by the names that settings give, else by the default names."""
 
 import csv
+import re
+import shlex
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from tasks.core.errors import UsageError
 from tasks.data.cola_format import QuarantineReason, Row, RowRules, parse_row
+from tasks.data.label_names import find_label
 
 DEFAULT_COLUMNS = {"text": ("sentence", "text"), "label": ("label",), "source": ("source",), "mark": ("mark",)}
-
-
+# Words in the names of columns that are likely meant, for the option that a message proposes.
+LIKELY_WORDS = {
+    "text": {"sentence", "text", "comment", "review", "content", "utterance", "phrase", "tweet", "message", "body"},
+    "label": {"label", "rating", "class", "target", "acceptable", "acceptability", "judgment", "judgement", "gold"},
+}
 DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}  # and their names
+_WORD = re.compile(r"[a-z]+")
 
 Fault = tuple[QuarantineReason, str]
 
@@ -96,17 +103,79 @@ def choose_columns(present: Iterable[str], table_format: TableFormat, path: str)
     if missing:
         role, name = missing[0]
         shown = ", ".join(repr(name[:40]) for name in names[:12]) or "none"
-        option = ",".join(f"{role}=NAME" for role in table_format.required)
+        option = _propose_columns(names, chosen, table_format)
         raise UsageError(f"{path} has no column {name!r} for the {role}; it has {shown}: --columns {option}")
     return chosen
 
 
+def _propose_columns(names: list[str], chosen: Mapping[str, str], table_format: TableFormat) -> str:
+    """Return what to give as --columns: a column that is likely meant, or NAME."""
+    pairs = []
+    for role in table_format.required:
+        others = [name for name in names if name not in chosen.values()]
+        likely = [name for name in others if LIKELY_WORDS[role].intersection(_WORD.findall(name.lower()))]
+        found = chosen.get(role) or (likely[0] if len(likely) == 1 else "NAME")
+        pairs.append(f"{role}={found if found.isprintable() and not set(found) & set(',=') else 'NAME'}")
+    return shlex.quote(",".join(pairs))
+
+
+def number_columns(first: list[str], table_format: TableFormat) -> list[str] | None:
+    """Return the numbers of the columns, from 1, as their names, where the user names them so: text=4,label=2.
+
+    A table whose header has these names has a header.
+    """
+    columns = table_format.columns
+    if not set(table_format.required) <= set(columns) or not all(map(str.isdecimal, columns.values())):
+        return None
+    return [str(number) for number, _ in enumerate(first, 1)] if match_columns(first, table_format)[1] else None
+
+
+def reject_missing_header(first: list[str], table_format: TableFormat, path: str) -> None:
+    """Reject a first line that has none of the names, and seems to be a row: of a sentence, or with a label.
+
+    Raises:
+        UsageError: which proposes the numbers of its columns.
+    """
+    chosen, missing = match_columns(first, table_format)
+    labels = [number for number, cell in enumerate(first, 1) if find_label(cell, table_format.rules.labels) is not None]
+    sentences = [cell for cell in first if cell.count(" ") > 1 and cell.rstrip().endswith((".", "!"))]
+    if missing and not chosen and (labels or sentences):
+        if table_format.labelled and len(first) == 1:
+            raise UsageError(
+                f"{path} has one column ({first[0][:40]!r}); expected a label beside each sentence: add a column, "
+                "or give sentences without labels as --set data.text=FILE"
+            )
+        text = 1 + first.index(max(first, key=len))
+        label = next((str(number) for number in reversed(labels) if number != text), "")
+        label = label or (str(3 - text) if len(first) == 2 else "NUMBER")
+        option = f"text={text},label={label}" if table_format.labelled else f"text={text}"
+        shown = ", ".join(repr(cell[:40]) for cell in first[:12])
+        raise UsageError(
+            f"{path} seems to have no header, its first line is a row ({shown}); "
+            f"expected the names of the columns, or their numbers: --columns {option}"
+        )
+
+
 def find_delimiter(first: str, table_format: TableFormat) -> str:
-    """Return what separates the columns of a header line: the first delimiter that gives the names; "" for none."""
-    for delimiter in DELIMITERS:
-        if delimiter in first and not match_columns(_split_header(first, delimiter), table_format)[1]:
+    """Return what separates the columns of a first line: the first delimiter that gives the names; "" for none.
+
+    Of columns that are named by their numbers, it is the one that gives a label.
+    """
+    cells = {delimiter: _split_header(first, delimiter) for delimiter in DELIMITERS if delimiter in first}
+    for delimiter, names in cells.items():
+        if not match_columns(names, table_format)[1]:
+            return delimiter
+    for delimiter, row in cells.items():
+        numbers = number_columns(row, table_format)
+        label = table_format.columns.get("label", "") if table_format.labelled else ""
+        if numbers and label in numbers and find_label(row[int(label) - 1], table_format.rules.labels) is not None:
             return delimiter
     return ""
+
+
+def guess_delimiter(first: str) -> str:
+    """Return what likely separates the columns of a first line: what gives most of them."""
+    return max(DELIMITERS, key=lambda delimiter: len(_split_header(first, delimiter)))
 
 
 def _split_header(first: str, delimiter: str) -> list[str]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal, TypedDict
 
 from tasks.core.files import write_text
+from tasks.core.printable import counted
 from tasks.data.drift import OTHER_CATEGORY, DataProfile, DriftResult
 from tasks.data.expectations import ExpectationResult, format_value, show_allowed, show_observed
 from tasks.data.gate import GateReport, failed_critically
@@ -75,16 +76,16 @@ def explain(gate: GateReport) -> str:
     warned = [result for result in gate["results"] if _status(result) == "warning"]
     drifted = [shift["name"] for shift in gate["drift"] if shift["drifted"]]
     if failed:
-        more = f"; {_number(len(failed) - 1, 'more expectation')} failed" if len(failed) > 1 else ""
+        more = f"; {counted(len(failed) - 1, 'more expectation')} failed" if len(failed) > 1 else ""
         return f"{_sentence(failed[0])}{more}."
     if drifted and len(drifted) == len(warned):  # all warnings are drift
         return f"Warning: it drifted from the champion's training data: {_list(drifted)}."
     if warned:
-        more = f"; {_number(len(warned) - 1, 'more warning')}" if len(warned) > 1 else ""
+        more = f"; {counted(len(warned) - 1, 'more warning')}" if len(warned) > 1 else ""
         return f"Warning: {_sentence(warned[0])}{more}."
     if not gate["results"]:
         return "Nothing was checked."
-    return f"{_number(len(gate['results']), 'expectation')} checked, none failed."
+    return f"{counted(len(gate['results']), 'expectation')} checked, none failed."
 
 
 def rank_sources(profile: DataProfile, reference: DataProfile | None) -> list[SourceRow]:
@@ -174,10 +175,6 @@ def _probability(p: float) -> str:
 
 def _short(text: str) -> str:
     return text if len(text) <= MAX_SHOWN_CHARS else f"{text[:MAX_SHOWN_CHARS]}… ({len(text):,} characters)"
-
-
-def _number(count: int, noun: str) -> str:
-    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def _list(names: list[str]) -> str:

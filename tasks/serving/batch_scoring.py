@@ -27,7 +27,8 @@ from typing import TextIO, TypedDict
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tasks.core.errors import UsageError, VerdictError
+from tasks.core.errors import DataRejected, UsageError, VerdictError
+from tasks.core.printable import counted
 from tasks.core.progress import progress_bar
 from tasks.data.cola_format import Row
 from tasks.data.record_readers import ParsedRow
@@ -189,7 +190,8 @@ def score_file(
 
     Raises:
         UsageError: if input or output is invalid.
-        VerdictError: if no row could be scored, the bundle is damaged, or the disk is full.
+        DataRejected: if no row could be scored, or the input is damaged.
+        VerdictError: if the bundle is damaged, or the disk is full.
     """
     source = check_paths(path, out, columns, form)
     scorer = Scorer(Classifier.from_bundle(bundle, device, expected=manifest_digest), version, refuse_truncated)
@@ -200,7 +202,8 @@ def score_to_file(source: SentenceSource, out: Path, scorer: Scorer, size: int =
     """Score an input into parts of `size` records, then merge them.
 
     Raises:
-        VerdictError: if no row could be scored, another run writes the same output, or the disk is full.
+        DataRejected: if no row could be scored, or the input is damaged.
+        VerdictError: if another run writes the same output, or the disk is full.
     """
     counts = ScoreCounts(source.name)
     folder = Path(f"{out}.parts")
@@ -231,7 +234,8 @@ def score_to_stream(source: SentenceSource, sink: TextIO, scorer: Scorer, size: 
     """Write one line of JSON for each record, in order; one that cannot be scored has a reason and no label.
 
     Raises:
-        VerdictError: if no row could be scored, or the stream was closed by its reader.
+        DataRejected: if no row could be scored, or the input is damaged.
+        VerdictError: if the stream was closed by its reader.
     """
     counts = ScoreCounts(source.name)
     stamp = {"version": scorer.version, "digest": scorer.digest}
@@ -279,7 +283,7 @@ def _score_parts(source: SentenceSource, folder: Path, scorer: Scorer, counts: S
 def _log_reuse(path: Path, reused: int) -> None:
     """Log what is reused of an earlier run, before the first part that has to be scored."""
     if reused:
-        log.info("%d rows were scored by an earlier run", reused)
+        log.info("%s of an earlier run", counted(reused, "scored row"))
     if path.exists():
         log.warning("parts in %s belong to another input, model or option and are not used", path.parent)
 
@@ -302,10 +306,10 @@ def _progress(source: SentenceSource, size: int) -> Iterator[Callable[[], None]]
 def _reject_empty(counts: ScoreCounts, quarantine: str | None, out: Path | None = None) -> None:
     """Raise an error where no row could be scored; it says so where `out` is the file of an earlier run."""
     if not counts.rows_in:
-        raise VerdictError(f"{counts.name} is empty; expected sentences")
+        raise DataRejected(f"{counts.name} holds no sentence; expected at least one: write it again, or name another")
     if not counts.scored:
-        raise VerdictError(
-            f"none of {counts.rows_in} rows could be scored: {counts.describe()}"
+        raise DataRejected(
+            f"none of {counted(counts.rows_in, 'row')} could be scored: {counts.describe()}"
             + (f"; see {quarantine}, or {_advice(counts)}" if quarantine else "")
             + (f"; {out} is of an earlier run" if out and out.exists() else "")
         )

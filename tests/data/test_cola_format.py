@@ -138,7 +138,7 @@ def test_a_row_is_split_at_its_tabs_and_counted_from_one() -> None:
         (b"s\t1\t\tA\rB", "line break", "line break or tab inside a field"),
         (b"s\r\t1\t\tA", "line break", "line break or tab inside a field"),
         (BYTE_ORDER_MARK + b"s\t1\t\tA", "byte order mark", "byte order mark inside the file"),
-        (b"", "field count", "1 fields instead of 4"),
+        (b"", "field count", "1 field instead of 4"),
         (b"s\t1\tA word.", "field count", "3 fields instead of 4"),
         (b"s\t1\t\tA word.\textra", "field count", "5 fields instead of 4"),
         (b"s\t1\t\tA word.\t", "field count", "5 fields instead of 4"),
@@ -369,7 +369,7 @@ def test_an_endless_line_is_quarantined_once_and_the_next_rows_are_right(
         Row(3, "s", 0, "", "B."),
         QuarantinedRow(4, "too long", reason, long[:20]),
         QuarantinedRow(5, "too long", reason, long[:20]),
-        QuarantinedRow(6, "field count", "1 fields instead of 4", b"bad"),
+        QuarantinedRow(6, "field count", "1 field instead of 4", b"bad"),
         Row(7, "s", 1, "", "C."),
     ]
     for block in (1, 3, 7, 64, 1 << 20):

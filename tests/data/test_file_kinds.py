@@ -7,6 +7,8 @@ import io
 import json
 import lzma
 import pickle
+import re
+import shlex
 import sqlite3
 import tarfile
 import zipfile
@@ -20,10 +22,12 @@ import pyarrow.feather
 import pyarrow.parquet as pq
 import pytest
 
-from tasks.core.errors import UsageError, VerdictError
+from tasks.core.column_options import parse_columns
+from tasks.core.errors import DataRejected, UsageError
 from tasks.data import arrow_records, compression
+from tasks.data.cola_format import DEFAULT_LABELS, RowRules
 from tasks.data.sentences import open_source, read_sentences
-from tasks.data.snapshots import Snapshot, write_snapshot
+from tasks.data.snapshots import Snapshot, log_remedy, write_snapshot
 from tasks.data.table_format import TableFormat
 
 ROWS = [
@@ -71,6 +75,8 @@ READ: dict[str, tuple[str, bytes]] = {
     "CSV with semicolons": ("a.csv", csv_bytes(sep=";")),
     "CSV with tabs": ("a.csv", csv_bytes(sep="\t")),
     "CSV with bars": ("a.csv", csv_bytes(sep="|")),
+    "CSV whose first line says what separates": ("a.csv", b"\xef\xbb\xbfsep=;\r\n" + csv_bytes(sep=";")),
+    "the same called .txt": ("a.txt", b"sep=,\n" + csv_bytes()),
     "TSV with commas": ("a.tsv", csv_bytes()),
     "names in other case": ("a.csv", csv_bytes(columns=UPPER)),
     "JSONL": ("a.jsonl", JSONL.encode()),
@@ -179,16 +185,20 @@ FOREIGN: dict[str, tuple[bytes, str]] = {
     "tar": (tar(), "a tar archive; .*: unpack it"),
     "tar.gz": (gzip.compress(tar()), "a tar archive; .*: unpack it"),
     "gzip twice": (gzip.compress(gzip.compress(TSV.encode())), "compressed twice; .*: unpack it"),
-    "xz": (lzma.compress(TSV.encode()), "compressed with xz; .*: xz -dk FILE"),
-    "LZ4": (bytes(pa.compress(TSV.encode(), codec="lz4", asbytes=True)), "compressed with LZ4; .*: lz4 -d FILE"),
-    "SQLite": (sqlite(), "an SQLite database; .*: write the table: sqlite3 -csv -header FILE"),
+    "xz": (lzma.compress(TSV.encode()), r"compressed with xz; .*: xz -dk \S+/a\."),
+    "LZ4": (bytes(pa.compress(TSV.encode(), codec="lz4", asbytes=True)), "compressed with LZ4; .*: lz4 -d \\S+/a\\."),
+    "SQLite": (sqlite(), "an SQLite database; .*: write the table: sqlite3 -csv -header \\S+/a\\."),
     "pickle": (pickle.dumps(ROWS), "a Python pickle, .*: write its table with pandas: DataFrame.to_parquet"),
     "web page": (PAGE, "a web page .*: download the file itself"),
     "web page, gzip": (gzip.compress(PAGE), "a web page .*: download the file itself"),
     "XML": (b'<?xml version="1.0"?><rows/>\n', "XML; .*: write its rows as CSV"),
     "PDF": (b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n", "a PDF document; .*: copy its rows to a CSV file"),
     "Git LFS": (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n", "a Git LFS pointer, .*: git lfs pull"),
-    "UTF-16": (TSV.encode("utf-16"), "in UTF-16; .*: iconv -f UTF-16 -t UTF-8"),
+    "UTF-16": (
+        TSV.encode("utf-16"),
+        "in UTF-16; .*: iconv -f UTF-16 -t UTF-8 \\S+/a\\.\\w+ > data\\.(csv|tsv|txt|jsonl)$",
+    ),
+    "UTF-16, gzip": (gzip.compress(TSV.encode("utf-16")), "in UTF-16; .*: gzip -dk \\S+; iconv -f UTF-16"),
     "UTF-16, no mark": (b"a,b\n".decode().encode("utf-16-le") * 9, "in UTF-16LE; .*: iconv -f UTF-16LE"),
     "UTF-16, big end": (b"a,b\n".decode().encode("utf-16-be") * 9, "in UTF-16BE; .*: iconv -f UTF-16BE"),
     "NumPy": (b"\x93NUMPY\x01\0", "a NumPy array; .*"),
@@ -215,12 +225,15 @@ def test_what_is_no_table_is_named_in_one_line_whatever_its_name(tmp_path: Path,
 @pytest.mark.parametrize(
     ("name", "data", "expected"),
     [
-        ("a.json", b'{\n "data": []\n}', "is one JSON object; expected a list of them or one a line: jq -c"),
+        ("a.json", b'{\n "data": []\n}', "is one JSON object; expected a list of objects, or one object a line: jq -c"),
         ("a.json", b'[{"text": "A.", "label": 1}, {"text', r"is a damaged JSON list \(it breaks off in record 2\)"),
         ("a.json", b'[{"text": "A.", "label": 1} {}]', r"is a damaged JSON list \(no ',' where one must stand\)"),
         ("a.json", b'[{"text": "A.", "label": 1}]]', r"is a damaged JSON list \(more text follows its end"),
         ("a.json", b'[{"text": "A.", "label": 1},]', r"is a damaged JSON list \(it breaks off in record 2\)"),
-        ("a.json", b"[" * 100_000, r"is a damaged JSON list \("),
+        ("a.json", b'[{"a":' + b"[" * 100_000, r"is a damaged JSON list \("),
+        ("a.parquet", table_bytes(pq.write_table)[:-9], "cannot be read as Parquet .*: download or copy it again"),
+        ("a.arrow", table_bytes(feather("lz4"))[:-9], "cannot be read as Arrow .*: download or copy it again"),
+        ("a.arrow", table_bytes(write_stream)[:-8], r"cannot be read as Arrow \(it has no end\); .*: download or copy"),
         ("a.arrow", table_bytes(write_stream)[:200], "cannot be read as Arrow .*; expected a whole Arrow file"),
         ("a.arrow", b"ARROW1\0\0" + b"\xff" * 40, "cannot be read as Arrow .*; expected a whole Arrow file"),
         (
@@ -235,7 +248,8 @@ def test_what_is_no_table_is_named_in_one_line_whatever_its_name(tmp_path: Path,
     ],
 )
 def test_a_damaged_file_is_refused_in_one_line(tmp_path: Path, name: str, data: bytes, expected: str) -> None:
-    with pytest.raises(VerdictError, match=rf"{name} {expected}") as caught:
+    refusal = UsageError if expected.startswith(("is one JSON", "is a compressed parquet")) else DataRejected
+    with pytest.raises(refusal, match=rf"{name} {expected}") as caught:
         snap(tmp_path, name, data)
     assert "\n" not in str(caught.value)
 
@@ -247,7 +261,7 @@ def test_what_a_compressed_file_may_hold_is_bounded(
     monkeypatch.setattr(compression, "MAX_EXPANDED", 1 << 20)
     line = b"s\t1\t\tA sentence.\n"
     assert snap(tmp_path, "a.tsv", packed(line * 1_000))["kept"] == 1_000
-    with pytest.raises(VerdictError, match=r"a.tsv holds more than 1,048,576 bytes, the limit of a compressed file"):
+    with pytest.raises(DataRejected, match=r"a.tsv holds more than 1,048,576 bytes, the limit of a compressed file"):
         snap(tmp_path, "a.tsv", packed(line * 100_000))
 
 
@@ -258,7 +272,7 @@ def test_what_an_arrow_file_takes_unpacked_is_bounded(tmp_path: Path, monkeypatc
     for codec in ("lz4", "zstd"):
         data = table_bytes(feather(codec), rows)
         assert len(data) * compression.EXPANSION < 2_000_000
-        with pytest.raises(VerdictError, match="take more than"):
+        with pytest.raises(DataRejected, match="take more than"):
             snap(tmp_path, "a.arrow", data)
 
 
@@ -285,10 +299,128 @@ def test_rows_in_an_older_encoding_are_quarantined_and_the_way_out_is_said(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, encoding: str
 ) -> None:
     snapshot = snap(tmp_path, "a.tsv", "s\t1\t\tZoë ate.\ns\t1\t\tHe ran.\n".encode(encoding))
+    log_remedy(snapshot)
     assert snapshot["quarantined"] == (encoding != "utf-8")
-    assert [message.partition("a.tsv ")[2] for message in caplog.messages] == [
-        "are not UTF-8; where they are Windows-1252 or Latin-1: iconv -f WINDOWS-1252 -t UTF-8 FILE > NEW"
-    ] * snapshot["quarantined"]
+    path = tmp_path / "a.tsv"
+    assert (
+        caplog.messages
+        == [
+            f"{path}: 1 of 2 rows cannot be read (a.tsv line 1: not UTF-8); where they are Windows-1252 or Latin-1: "
+            f"iconv -f WINDOWS-1252 -t UTF-8 {path} > a-new.tsv"
+        ]
+        * snapshot["quarantined"]
+    )
+
+
+TABLES_IN_JSON = {
+    "columns": FRAME.to_json(),
+    "columns, indented": FRAME.to_json(indent=2),
+    "split": FRAME.to_json(orient="split"),
+    "table": FRAME.to_json(orient="table"),
+    "index": FRAME.to_json(orient="index"),
+    "values": FRAME.to_json(orient="values"),
+}
+
+
+@pytest.mark.parametrize("kind", TABLES_IN_JSON)
+def test_a_table_as_one_json_value_is_refused_with_the_command_that_writes_lines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    with pytest.raises(UsageError, match=rf"a.json is JSON of .*orient='{kind.partition(',')[0]}' of pandas") as caught:
+        snap(tmp_path, "a.json", TABLES_IN_JSON[kind].encode())
+    program, option, script = shlex.split(str(caught.value).rpartition("one object a line: ")[2])
+    monkeypatch.chdir(tmp_path)
+    exec(script)
+    columns = dict(zip(("source", "label", "mark", "text"), "0123", strict=True)) if kind == "values" else {}
+    written = write_snapshot(["data.jsonl"], str(tmp_path / "snapshots"), TableFormat(columns))
+    assert (program, option, written["digest"]) == ("python", "-c", DIGEST)
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl"])
+def test_a_list_in_a_json_object_is_refused_but_a_record_with_a_list_is_read(tmp_path: Path, name: str) -> None:
+    wrapped = json.dumps({"version": 1, "data": ROWS}).encode()
+    with pytest.raises(UsageError, match=rf"one JSON object with a list in it; .*: jq -c '.data\[\]' \S+{name} > data"):
+        snap(tmp_path, name, wrapped)
+    spans = [{"id": 7, "spans": [{"start": 0}], **row} for row in ROWS]
+    assert snap(tmp_path, name, "".join(json.dumps(row) + "\n" for row in spans).encode())["digest"] == DIGEST
+    assert snap(tmp_path, name, json.dumps({"text": "A.", "label": 1, "spans": [{"start": 0}]}).encode())["kept"] == 1
+
+
+PAIRS = "".join(f"{sentence},{label}\n" for sentence, label in [("He ran.", 1), ("Him ran.", 0), ("She ran.", 1)])
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "shown", "option"),
+    [
+        ("a.csv", PAIRS, "'He ran.', '1'", "text=1,label=2"),
+        ("a.csv", PAIRS.replace(",", ";"), "'He ran.', '1'", "text=1,label=2"),
+        ("a.tsv", PAIRS.replace(",", "\t"), "'He ran.', '1'", "text=1,label=2"),
+        ("a.tsv", PAIRS, "'He ran.', '1'", "text=1,label=2"),
+        ("a.csv", "1,0,Him ran away.\n2,1,He ran away.\n", "'1', '0', 'Him ran away.'", "text=3,label=2"),
+        ("a.csv", "He ran away.,good\nHim ran away.,bad\n", "'He ran away.', 'good'", "text=1,label=2"),
+    ],
+)
+def test_a_table_without_header_is_named_and_read_by_the_numbers_of_its_columns(
+    tmp_path: Path, name: str, text: str, shown: str, option: str
+) -> None:
+    with pytest.raises(UsageError, match="seems to have no header") as caught:
+        snap(tmp_path, name, text.encode())
+    assert str(caught.value) == (
+        f"{tmp_path / name} seems to have no header, its first line is a row ({shown}); "
+        f"expected the names of the columns, or their numbers: --columns {option}"
+    )
+    rules = RowRules(labels=DEFAULT_LABELS | {"good": 1, "bad": 0})
+    snapshot = snap(tmp_path, name, text.encode(), TableFormat(parse_columns(option), rules))
+    assert (snapshot["kept"], snapshot["quarantined"]) == (text.count("\n"), 0)
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t", "|"])
+def test_other_names_of_columns_are_shown_apart_with_the_option_that_takes_them(tmp_path: Path, separator: str) -> None:
+    text = PAIRS.replace(",", separator)
+    for name in ("a.csv", "a.tsv"):
+        with pytest.raises(
+            UsageError, match="has no column 'sentence' for the text; it has 'Text_en', 'Rating': "
+        ) as caught:
+            snap(tmp_path, name, f"Text_en{separator}Rating\n{text}".encode())
+        assert str(caught.value).endswith("--columns text=Text_en,label=Rating")
+        named = TableFormat({"text": "Text_en", "label": "Rating"})
+        assert snap(tmp_path, name, f"Text_en{separator}Rating\n{text}".encode(), named)["kept"] == 3
+
+
+def test_sentences_without_labels_are_named(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"a.txt has one column \('He ran away.'\); expected a label beside each"):
+        snap(tmp_path, "a.txt", b"He ran away.\nHim ran away.\nShe ran.\n")
+
+
+@pytest.mark.parametrize(
+    ("name", "rows", "reason", "remedy"),
+    [
+        ("a.csv", 'text,label\n"He\nran.",1\nHim ran.,0\n', "line break or tab", "replace line breaks and tabs in its"),
+        ("a.csv", f"text,label\n{'x' * 2_001},1\nHim ran.,0\n", "sentence of 2001", "--set data.max_chars=N"),
+        ("a.csv", "text,label\nHe\0 ran.,1\nHim ran.,0\n", "NUL", r"tr -d '\\000' < \S+a.csv > a-new.csv"),
+        (
+            "a.csv",
+            "text,label\nHe, ran.,1\nHim ran.,0\n",
+            "3 fields instead of 2",
+            "quote those with a comma",
+        ),
+    ],
+)
+def test_what_to_do_about_a_frequent_fault_is_logged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str, rows: str, reason: str, remedy: str
+) -> None:
+    log_remedy(snap(tmp_path, name, rows.encode()))
+    (message,) = caplog.messages
+    assert re.match(rf"\S+a.csv: 1 of 2 rows cannot be read \(a.csv line 2: {reason}.*\); .*{remedy}", message)
+
+
+@pytest.mark.parametrize(
+    ("data", "state"), [(b"", "is empty"), (b"sentence,label\n", "holds no row, perhaps a header")]
+)
+def test_a_file_without_rows_is_refused(tmp_path: Path, data: bytes, state: str) -> None:
+    for name in ("a.csv", "a.tsv"):
+        with pytest.raises(DataRejected, match=rf"{name} {state}.*; expected a row for each sentence: .*--data FILE"):
+            snap(tmp_path, name, data.replace(b",", b"," if name == "a.csv" else b"\t"))
 
 
 def test_what_separates_columns_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -94,7 +94,7 @@ def test_too_many_quarantined_rows_are_refused_with_the_first_one(tmp_path: Path
     assert str(caught.value) == (
         "data refused: whole data: share of quarantined training rows: 0.04762, allowed at most 0.01 "
         "(data.max_quarantined); "
-        f"train.tsv line 1: 1 fields instead of 4\n"
+        f"train.tsv line 1: 1 field instead of 4\n"
         f"see {tmp_path}/gate.html; correct the data, or change the limit: --set data.max_quarantined=VALUE"
     )
 
@@ -103,10 +103,10 @@ def test_quarantined_rows_of_all_files_lie_beside_the_report(tmp_path: Path) -> 
     gate = run_gate(tmp_path, ["broken\n", *lines("Training", 40)], [*lines("Judging", 20), "s\t1\t\t\n"])
     assert (gate["rows_in"], gate["kept"], gate["quarantined"]) == (62, 60, 2)
     assert gate["reasons"] == {"field count": 1, "empty sentence": 1}
-    assert gate["examples"] == ["train.tsv line 1: 1 fields instead of 4", "holdout.tsv line 21: empty sentence"]
+    assert gate["examples"] == ["train.tsv line 1: 1 field instead of 4", "holdout.tsv line 21: empty sentence"]
     stored = pd.read_parquet(tmp_path / "quarantine.parquet")
     assert stored.astype({"file": str}).to_dict("records") == [
-        {"file": "train.tsv", "line": 1, "kind": "field count", "reason": "1 fields instead of 4", "raw": b"broken"},
+        {"file": "train.tsv", "line": 1, "kind": "field count", "reason": "1 field instead of 4", "raw": b"broken"},
         {"file": "holdout.tsv", "line": 21, "kind": "empty sentence", "reason": "empty sentence", "raw": b"s\t1\t\t"},
     ]
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import math
 from pathlib import Path
 
 import pandas as pd
@@ -283,17 +284,18 @@ def test_another_share_sets_apart_more_or_less_of_the_same(tmp_path: Path) -> No
 
 @pytest.mark.parametrize(("rows", "share"), [(1, 0.5), (2, 0.01), (2, 0.99)])
 def test_too_few_rows_are_refused_with_what_to_do(tmp_path: Path, rows: int, share: float) -> None:
-    file = write(tmp_path, numbered(0, rows))
+    file = write(tmp_path, numbered(0, rows) * 100)
     with pytest.raises(DataRejected) as caught:
         ingest_files(tmp_path, [file], share=share)
     assert str(caught.value) == (
-        f"{file} has {rows} rows, too few to set a holdout apart; "
-        "expected some hundreds, or a holdout of its own: --holdout FILE"
+        f"{file} has {rows * 100} rows, {rows} different sentence{'s'[rows == 1 :]} among them, "
+        f"too few to set a holdout apart; expected at least {math.ceil(50 / share)} different ones, "
+        "or a holdout of its own: --holdout FILE"
     )
     assert caught.value.exit_code == 3
 
 
-@pytest.mark.parametrize(("good", "bad"), [(0, 1), (0, 5), (1, 2)])
+@pytest.mark.parametrize(("good", "bad"), [(0, 1), (0, 2), (1, 2)])
 def test_unreadable_rows_are_the_reason_where_most_are_unreadable(tmp_path: Path, good: int, bad: int) -> None:
     file = tmp_path / "mine.tsv"
     file.write_text("s\t1\t\tFine.\n" * good + "Fine,1\n" * bad)
@@ -301,9 +303,9 @@ def test_unreadable_rows_are_the_reason_where_most_are_unreadable(tmp_path: Path
         ingest_files(tmp_path, [str(file)])
     (quarantine,) = (tmp_path / "snapshots").glob("quarantine-*.parquet")
     assert str(caught.value) == (
-        f"{file}: {bad} of {good + bad} rows cannot be read (mine.tsv line {good + 1}: 1 fields instead of 4; "
-        f"all of them: {quarantine}); expected source, label, mark, sentence, or a header: "
-        "--columns text=NAME,label=NAME"
+        f"{file}: {bad} of {good + bad} row{'s'[good + bad == 1 :]} cannot be read (mine.tsv line {good + 1}: "
+        f"1 field instead of 4; all of them: {quarantine}); expected as many fields in each row as the header has "
+        "(in CSV, quote those with a comma), or CoLA's four columns (source, label, mark, sentence), tab-separated"
     )
     assert caught.value.exit_code == 3
 
@@ -311,7 +313,7 @@ def test_unreadable_rows_are_the_reason_where_most_are_unreadable(tmp_path: Path
 def test_too_few_rows_are_the_reason_where_few_are_unreadable(tmp_path: Path) -> None:
     file = write(tmp_path, [("Fine.", 1), ("", 1)])
     with pytest.raises(
-        DataRejected, match=r"mine\.tsv has 1 rows, too few to set a holdout apart; expected some hundreds"
+        DataRejected, match=r"mine\.tsv has 1 row, too few to set a holdout apart; expected at least 250 different"
     ):
         ingest_files(tmp_path, [file])
 

@@ -75,14 +75,14 @@ def test_the_same_labels_give_the_same_rows_in_every_format(tmp_path: Path, labe
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        (["good"] * 3 + ["bad"], "'bad' (1 rows) and 'good' (3 rows); expected 0 and 1: --labels good=1,bad=0"),
-        (["No"] * 3 + ["YES"], "'No' (3 rows) and 'YES' (1 rows); expected 0 and 1: --labels YES=1,No=0"),
+        (["good"] * 3 + ["bad"], "'bad' (1 row) and 'good' (3 rows); expected 0 and 1: --labels good=1,bad=0"),
+        (["No"] * 3 + ["YES"], "'No' (3 rows) and 'YES' (1 row); expected 0 and 1: --labels YES=1,No=0"),
         ([1] * 2 + [2] * 3, "'1' (2 rows) and '2' (3 rows); expected 0 and 1: --labels 2=1,1=0"),
-        ([0] * 2 + [2], "'0' (2 rows) and '2' (1 rows); expected 0 and 1: --labels 2=1,0=0"),
-        (["not ok", "ok"], "'not ok' (1 rows) and 'ok' (1 rows); expected 0 and 1: --labels 'ok=1,not ok=0'"),
+        ([0] * 2 + [2], "'0' (2 rows) and '2' (1 row); expected 0 and 1: --labels 2=1,0=0"),
+        (["not ok", "ok"], "'not ok' (1 row) and 'ok' (1 row); expected 0 and 1: --labels 'ok=1,not ok=0'"),
         (["ill-formed", "formed"], "expected 0 and 1: --labels ill-formed=1,formed=0 (or ill-formed=0,formed=1: which"),
         (["a,b", "c"], "expected 0 and 1, or names that --labels NAME=1,NAME=0 can say"),
-        (["cat\x1b", "dog"], r"'cat\x1b' (1 rows) and 'dog' (1 rows); expected 0 and 1"),
+        (["cat\x1b", "dog"], r"'cat\x1b' (1 row) and 'dog' (1 row); expected 0 and 1"),
     ],
 )
 def test_two_other_labels_are_refused_with_their_counts_and_the_option(
@@ -105,7 +105,7 @@ def test_a_few_odd_labels_or_more_than_two_are_faults_of_their_rows(tmp_path: Pa
 
 
 def test_a_mistyped_name_of_a_label_shows_the_right_one(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"labels 'bad' \(1 rows\) and 'good' \(2 rows\); .*: --labels good=1,bad=0"):
+    with pytest.raises(UsageError, match=r"labels 'bad' \(1 row\) and 'good' \(2 rows\); .*: --labels good=1,bad=0"):
         snap(write(tmp_path, "csv", ["good", "good", "bad"]), "good=1,baad=0")
 
 

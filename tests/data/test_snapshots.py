@@ -246,7 +246,7 @@ def test_several_files_are_merged_in_order_and_each_row_remembers_its_own(tmp_pa
         ("one.tsv", 1),
     ]
     assert [(row["file"], row["line"]) for row in quarantined(snapshot)] == [("one.tsv", 1), ("two.csv", 3)]
-    assert snapshot["examples"] == ["one.tsv line 1: 1 fields instead of 4", "two.csv line 3: empty sentence"]
+    assert snapshot["examples"] == ["one.tsv line 1: 1 field instead of 4", "two.csv line 3: empty sentence"]
     assert write_snapshot(paths[::-1], str(tmp_path / "s"))["digest"] != snapshot["digest"]
 
 
@@ -254,7 +254,7 @@ def test_examples_are_the_first_rejections_with_their_files_and_lines(tmp_path: 
     paths = [write(tmp_path, CLEAN + "bad\n" * 3, "a.tsv"), write(tmp_path, "bad\n" * 9 + CLEAN, "b.tsv")]
     snapshot = write_snapshot(paths, str(tmp_path / "s"))
     expected = [("a", 3), ("a", 4), ("a", 5), ("b", 1), ("b", 2)]
-    assert snapshot["examples"] == [f"{name}.tsv line {line}: 1 fields instead of 4" for name, line in expected]
+    assert snapshot["examples"] == [f"{name}.tsv line {line}: 1 field instead of 4" for name, line in expected]
     assert len(snapshot["examples"]) == MAX_EXAMPLES
 
 
@@ -300,7 +300,11 @@ def test_empty_file_is_refused_and_leaves_nothing(tmp_path: Path, data: bytes, n
     path = write(tmp_path, data, name)
     with pytest.raises(VerdictError) as caught:
         write_snapshot([path, path], str(tmp_path / "s"))
-    assert str(caught.value) == f"{path}, {path} is empty; expected rows of source, label, mark, sentence"
+    assert str(caught.value) == (
+        f"{path} {'holds no row, perhaps a header alone' if data else 'is empty'}; "
+        "expected a row for each sentence: write it again, or name another: --data FILE"
+    )
+    assert caught.value.exit_code == 3
     assert list((tmp_path / "s").iterdir()) == []
 
 

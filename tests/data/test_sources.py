@@ -77,7 +77,13 @@ def test_folder_is_searched_for_the_names_of_cola(folder: Path) -> None:
 
 @pytest.mark.parametrize(
     ("train", "holdout"),
-    [("train", "holdout"), ("train", "validation"), ("train", "test"), ("in_domain_train", "out_of_domain_dev")],
+    [
+        ("train", "holdout"),
+        ("train", "validation"),
+        ("train", "test"),
+        ("train", "dev"),
+        ("in_domain_train", "out_of_domain_dev"),
+    ],
 )
 def test_folder_is_searched_for_the_default_names_in_any_format(tmp_path: Path, train: str, holdout: str) -> None:
     for suffix in (".tsv", ".csv", ".jsonl", ".ndjson", ".parquet", ""):

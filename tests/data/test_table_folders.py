@@ -134,3 +134,25 @@ def test_equals_signs_in_other_folders_name_no_column(tmp_path: Path) -> None:
     (folder / "web.tsv").write_text("text\tlabel\nA.\t0\n")
     frame = read_snapshot(write_snapshot([str(folder / "web.tsv")], str(tmp_path / "s"))["path"])
     assert (frame["label"].tolist(), frame["source"].tolist()) == ([0], ["web"])
+
+
+@pytest.mark.parametrize("column", ["split", "Split"])
+def test_partitions_called_split_have_the_roles_of_files_of_these_names(tmp_path: Path, column: str) -> None:
+    for name, table in (("train", TABLE), ("validation", TABLE.slice(2)), ("Test", TABLE.slice(4))):
+        pq.write_to_dataset(table, tmp_path / "web" / f"{column}={name}", partition_cols=["label"])
+    found = locate(tmp_path / "web")
+    assert read(found["train"], tmp_path) == (DIGEST, 0)
+    assert all("split=validation" in file.lower() for file in found["holdout"])
+    assert {table_name(file) for file in found["train"]} == {"web"}
+    assert locate(tmp_path / "web", holdout="test")["holdout"] == table_parts(tmp_path / "web" / f"{column}=Test")
+    assert table_parts(tmp_path / "web") == []
+
+
+def test_a_partition_called_split_may_be_below_others_and_must_have_a_role(tmp_path: Path) -> None:
+    for label in (0, 1):
+        parts(tmp_path / "web" / f"label={label}" / "split=dev", "a.parquet")
+    with pytest.raises(UsageError, match=r"web holds no file 'in_domain_train.tsv' \(it holds dev\); name it: --train"):
+        locate(tmp_path / "web")
+    parts(tmp_path / "web" / "label=1" / "split=train", "a.parquet")
+    found = locate(tmp_path / "web")
+    assert (len(found["train"]), len(found["holdout"])) == (1, 2)

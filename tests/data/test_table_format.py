@@ -23,8 +23,8 @@ def test_a_named_column_goes_before_the_default_one() -> None:
 @pytest.mark.parametrize(
     ("names", "wanted", "message"),
     [
-        (["a", "label"], {}, "no column 'sentence' for the text; it has 'a', 'label': --columns text=NAME,label=NAME"),
-        (["text", "b"], {}, "no column 'label' for the label; it has 'text', 'b': --columns text=NAME,label=NAME"),
+        (["a", "label"], {}, "no column 'sentence' for the text; it has 'a', 'label': --columns text=NAME,label=label"),
+        (["text", "b"], {}, "no column 'label' for the label; it has 'text', 'b': --columns text=text,label=NAME"),
         ([], {}, "no column 'sentence' for the text; it has none: --columns text=NAME,label=NAME"),
         (["Text", "TEXT", "label"], {"text": "text"}, "no column 'text' for the text; it has 'Text', 'TEXT', 'label'"),
         (["text", "label"], {"mark": "star"}, "no column 'star' for the mark; it has 'text', 'label': --columns"),

@@ -158,7 +158,7 @@ def test_wrong_usage_is_exit_2_and_at_most_two_lines(
     [
         ("missing", 2, "does not exist; expected a folder, a file, https://"),
         ("without-files", 2, "holds no file 'in_domain_train.tsv' (it holds no file)"),
-        ("empty", 1, "is empty; expected rows of source, label, mark, sentence"),
+        ("empty", 3, "is empty; expected a row for each sentence"),
         ("unreadable", 1, "cannot be read"),
         ("text-labels", 3, "data refused: whole data: share of quarantined training rows: 0."),
     ],
@@ -450,7 +450,7 @@ def test_score_prints_one_document(
     assert set(answer["seconds"]) == {"start", "find model", "score", "total"}
     shown = call(capsys, *arguments)[1]
     assert "scored       2 (" in shown
-    assert "quarantined  1 (1 field count)\n  in.csv line 4: 1 fields instead of 2\n" in shown
+    assert "quarantined  1 (1 field count)\n  in.csv line 4: 1 field instead of 2\n" in shown
     assert f"quarantine   {tmp_path}/out.parquet.quarantine.parquet\n" in shown
     assert shown.endswith(f"scores       {tmp_path}/out.parquet\n")
 

@@ -1,7 +1,9 @@
 """Scoring a file: every row answered or quarantined, in order; a killed run resumes where it stopped."""
 
+import bz2
 import csv
 import errno
+import gzip
 import io
 import json
 import os
@@ -26,7 +28,7 @@ from hypothesis import strategies as st
 from toy import SIGN, WORDS, facts
 
 from flows.commands.predict import find_model
-from tasks.core.errors import UsageError, VerdictError
+from tasks.core.errors import DataRejected, UsageError, VerdictError
 from tasks.data import record_readers
 from tasks.data.cola_format import BYTE_ORDER_MARK, QuarantinedRow, Row, RowRules
 from tasks.data.sentences import SentenceSource, count_records, open_source, read_sentences
@@ -38,6 +40,7 @@ from tasks.registry import tracking as runs
 from tasks.registry.store import MlflowStore, locate_store
 from tasks.serving import score_parts
 from tasks.serving.batch_scoring import check_paths, score_file, score_to_file, score_to_stream
+from tasks.serving.request_validation import RequestLimits
 from tasks.serving.score_parts import Scorer, divide
 
 ROOT = Path(__file__).parents[2]
@@ -138,7 +141,7 @@ def test_a_column_is_selected_by_name(tmp_path: Path, scorer: Scorer) -> None:
 
 
 def test_what_cannot_be_scored_is_quarantined_with_its_bytes(tmp_path: Path, scorer: Scorer) -> None:
-    lines = [b"s\t1\t\tthe cat", b"three\tfields\tonly", b"s\t1\t\t\xff", b"s\t1\t\t ", b"s\t1\t\t" + b"a " * 1_001]
+    lines = [b"s\t1\t\tthe cat", b"three\tfields\tonly", b"s\t1\t\t\xff", b"s\t1\t\t ", b"s\t1\t\t" + b"a " * 5_001]
     outcome = score(write(tmp_path, b"\n".join([*lines, lines[0]]), "in.tsv"), tmp_path / "out.parquet", scorer)
     assert (outcome["rows_in"], outcome["scored"], outcome["quarantined"]) == (6, 2, 4)
     assert outcome["reasons"] == {"field count": 1, "encoding": 1, "empty sentence": 1, "too long": 1}
@@ -220,7 +223,7 @@ def test_a_killed_run_resumes_without_losing_or_repeating_a_row(
     classifier = Counting.from_bundle(exported["bundle"], "cpu")
     with caplog.at_level("INFO"):
         resumed = score(path, out, Scorer(classifier, "7"), size=50)
-    assert f"{finished * 50} rows were scored by an earlier run" in caplog.text
+    assert f"{finished * 50} scored rows of an earlier run" in caplog.text
     assert resumed["reused"] == finished * 50
     rest = [line for line in text_of(3_000).splitlines()[finished * 50 :] if line]
     assert classifier.judged == len(rest)
@@ -320,17 +323,17 @@ def test_large_records_make_short_parts(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_nothing_scored_is_a_failure_that_keeps_the_quarantined_rows(tmp_path: Path, scorer: Scorer) -> None:
-    path, out = write(tmp_path, "one\tfield\n" * 3, "in.tsv"), tmp_path / "out.parquet"
-    with pytest.raises(VerdictError) as caught:
+    path, out = write(tmp_path, "one\tfield\n" * 2, "in.tsv"), tmp_path / "out.parquet"
+    with pytest.raises(DataRejected) as caught:
         score(path, out, scorer)
     aside = tmp_path / "out.parquet.quarantine.parquet"
     assert str(caught.value) == (
-        "none of 3 rows could be scored: 3 field count; in.tsv line 1: 2 fields instead of 4; "
+        "none of 2 rows could be scored: 2 field count; in.tsv line 1: 2 fields instead of 4; "
         f"see {aside}, or name the format: --format"
     )
-    assert len(pd.read_parquet(aside)) == 3
+    assert len(pd.read_parquet(aside)) == 2
     assert left_in(tmp_path) == ["in.tsv", aside.name]
-    with pytest.raises(VerdictError, match=r"in\.txt is empty; expected sentences"):
+    with pytest.raises(VerdictError, match=r"in\.txt holds no sentence; expected at least one"):
         score(write(tmp_path, ""), out, scorer)
     assert left_in(tmp_path) == ["in.tsv", "in.txt"]
 
@@ -339,7 +342,7 @@ def test_nothing_scored_is_a_failure_that_keeps_the_quarantined_rows(tmp_path: P
     ("path", "out", "expected"),
     [
         ("missing.txt", "out.parquet", "input '.*missing.txt' does not exist; expected a file of sentences, or -"),
-        (".", "out.parquet", "is a folder; expected one file of sentences"),
+        (".", "out.parquet", r"is a folder, and not of one table \(it holds in, in.doc, in.parquet, .*\); name a file"),
         (os.fsdecode(b"caf\xe9.txt"), "out.parquet", "has a name that is not UTF-8; rename the file"),
         ("in.doc", "out.parquet", "has the unknown ending '.doc'; expected .tsv, .csv, .*or .txt, or --format tsv"),
         ("in", "out.parquet", "has no ending; expected"),
@@ -377,7 +380,7 @@ def test_wrong_input_or_output_is_one_line_before_anything_is_written(
     [
         ("sentence=text", "", "'sentence' is no role of a column; .*; sentences need text=NAME alone"),
         ("text", "", "is not of the form NAME=VALUE"),
-        ("", "csv", "csv cannot be read from standard input; write it to a file, or use txt, tsv or jsonl"),
+        ("", "arrow", "arrow cannot be read from standard input; write it to a file, or use txt, tsv, csv, jsonl or"),
     ],
 )
 def test_wrong_options_are_one_line(columns: str, form: str, expected: str) -> None:
@@ -422,7 +425,7 @@ class Standard:
     """Stands for standard input."""
 
     def __init__(self, data: bytes) -> None:
-        self.buffer = io.BytesIO(data)
+        self.buffer = io.BufferedReader(io.BytesIO(data))  # type: ignore[arg-type]
 
 
 def test_standard_input_to_standard_output_answers_line_by_line(
@@ -546,3 +549,49 @@ def test_a_model_that_fails_on_its_own_tokens_is_one_line(exported: Any, tmp_pat
     with pytest.raises(VerdictError, match=r"bundle sha256:[0-9a-f]{12}: it cannot answer \(") as caught:
         score_file(str(tmp_path / "in.txt"), str(tmp_path / "out.parquet"), str(bundle), None, "cpu")
     assert "\n" not in str(caught.value)
+
+
+def test_a_folder_that_is_one_table_is_scored_in_the_order_of_its_parts(tmp_path: Path, scorer: Scorer) -> None:
+    folder = tmp_path / "web"
+    folder.mkdir()
+    for number, rows in enumerate((MIXED[:2], [], MIXED[2:])):
+        pq.write_table(pa.table({"text": pa.array(rows, pa.string())}), folder / f"part-0000{number}.parquet")
+    outcome = score(str(folder), tmp_path / "out.parquet", scorer, size=2)
+    scores = pd.read_parquet(tmp_path / "out.parquet")
+    assert (scores["sentence"].tolist(), scores["line"].tolist()) == (MIXED, [1, 2, 3, 4, 5])
+    assert (outcome["rows_in"], outcome["quarantined"]) == (5, 0)
+
+
+@pytest.mark.parametrize("packed", [bytes, gzip.compress, bz2.compress, lambda data: bytes(pa.compress(data, "zstd"))])
+def test_standard_input_may_be_compressed_and_a_table(
+    monkeypatch: pytest.MonkeyPatch, packed: Callable[[bytes], bytes]
+) -> None:
+    records = json.dumps([{"text": GOOD}])
+    for form, data in {"txt": GOOD, "csv": f"n,text\n1,{GOOD}\n", "json": records, "jsonl": records}.items():
+        monkeypatch.setattr(sys, "stdin", Standard(packed(data.encode())))
+        (row,) = read_sentences(open_source("-", format_name=form))
+        assert isinstance(row, Row)
+        assert row.sentence == GOOD
+
+
+def test_standard_input_that_is_no_text_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for data, expected in (
+        (Path(parquet(tmp_path)).read_bytes(), "standard input is a parquet file; .*: name the file"),
+        (b"PK\x03\x04", "standard input is a zip; .*: unpack it"),
+    ):
+        monkeypatch.setattr(sys, "stdin", Standard(data))
+        with pytest.raises(UsageError, match=expected):
+            list(read_sentences(open_source("-")))
+    monkeypatch.setattr(sys, "stdin", Standard(gzip.compress(GOOD.encode())[:-9]))
+    with pytest.raises(DataRejected, match=r"standard input cannot be unpacked with gzip .*: download"):
+        list(read_sentences(open_source("-")))
+
+
+def test_what_verdict_serve_answers_is_scored_but_an_empty_sentence(tmp_path: Path) -> None:
+    limit = RequestLimits.characters
+    texts = ["a" * limit, "two\nlines\tand\0more", "a" * (limit + 1), " "]
+    pq.write_table(pa.table({"text": texts}), tmp_path / "in.parquet")
+    found = list(read_sentences(open_source(str(tmp_path / "in.parquet"))))
+    assert [row.kind if isinstance(row, QuarantinedRow) else row.sentence for row in found] == [
+        *[*texts[:2], "too long", "empty sentence"]
+    ]
