@@ -164,6 +164,7 @@ def train(context: JobContext, data: Dataset, encoder: Encoder) -> TrainingResul
         str(folder),
         context.settings.data.validation_share,
         chosen.seed,
+        context.settings.data.group,
     )
     write_json(folder / "split.json", counts)
     text, rows = "", dict(counts)

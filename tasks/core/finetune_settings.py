@@ -33,12 +33,18 @@ class FinetuneSettings(Section):
     """Share of the steps in which the learning rate rises linearly from 0 to its peak."""
     weight_decay: Share = 0.01
     """Decoupled weight decay of matrices; biases and normalisation weights do not decay."""
+    adam_beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Decay of AdamW's mean of the gradients."""
+    adam_beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    """Decay of AdamW's mean of the squared gradients."""
+    adam_eps: Annotated[float, Field(ge=1e-12, le=1)] = 1e-8
+    """Added to the root of that mean before dividing by it."""
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Learning rate of each layer as a multiple of the one above it; 1 for the same rate everywhere."""
     max_length: Annotated[int, Field(ge=4, le=8192)] = 128
     """Longest input in tokens, the special ones included, at most the encoder's positions; longer sentences are cut."""
-    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
-    """L2 norm to which larger gradients are clipped."""
+    max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
+    """L2 norm to which larger gradients are clipped; 0 for no clipping."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of each label that is spread over both classes."""
     r_drop: Annotated[float, Field(ge=0, le=100)] = 0.0
@@ -47,6 +53,8 @@ class FinetuneSettings(Section):
     """Corrupted copies per acceptable sentence for a first stage that learns to detect them; 0 for none."""
     text_corruptions: Annotated[int, Field(ge=0, le=100)] = 1
     """Corrupted copies per sentence of data.text. With data.text set, this alone turns the corruption stage on."""
+    token_loss: Annotated[float, Field(ge=0, le=1000)] = 0.0
+    """Weight of that stage's second loss: which tokens were moved, changed or follow a dropped one; 0 for none."""
     patience: Annotated[int, Field(ge=0)] = 0
     """Early stopping: epochs without a better validation MCC after which training ends; 0 for never."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 2018

@@ -139,7 +139,8 @@ def _plan(snapshot: Snapshot, train: pd.DataFrame, settings: Settings) -> SplitP
     """Plan the split; None where too few rows or labels are the reason for what it would leave."""
     if len(train) < settings.gate.min_rows or train["label"].nunique() < 2:
         return None
-    return plan_split(snapshot["path"], train, settings.data.validation_share, settings.finetune.seed)
+    chosen = settings.data
+    return plan_split(snapshot["path"], train, chosen.validation_share, settings.finetune.seed, chosen.group)
 
 
 def _describe_reading(view: EncoderView, encoded: EncodedSentences) -> dict[str, Any]:

@@ -35,6 +35,17 @@ class SplitSentence(NamedTuple):
     words: list[str]
     end: str
 
+    def join(self, words: list[str]) -> str:
+        """Return other words with the sentence's end."""
+        return " ".join(words) + self.end
+
+
+class CorruptedPair(NamedTuple):
+    """A sentence and a corrupted copy."""
+
+    original: str
+    corrupted: str
+
 
 class CorpusWords(NamedTuple):
     """What corruptions draw from: sentences, function words, and the other forms of each word."""
@@ -44,7 +55,9 @@ class CorpusWords(NamedTuple):
     forms: dict[str, list[str]]
 
 
-def with_corruptions(rows: pd.DataFrame, copies: int, seed: int, known: Sequence[str] = ()) -> pd.DataFrame:
+def with_corruptions(
+    rows: pd.DataFrame, copies: int, seed: int, known: Sequence[str] = (), *, originals: bool = False
+) -> pd.DataFrame:
     """Return acceptable rows, `copies` times, with as many corrupted ones: columns sentence and label.
 
     There are fewer corrupted rows where the sentences are too few or too short for so many different ones.
@@ -54,12 +67,14 @@ def with_corruptions(rows: pd.DataFrame, copies: int, seed: int, known: Sequence
         copies: corrupted sentences for each of them.
         seed: of the random choices.
         known: further sentences that may not be returned as corrupted ones.
+        originals: add a column `original`: what each sentence was corrupted from, or the sentence itself.
     """
     acceptable = rows.loc[rows["label"] == 1, "sentence"].tolist()
-    corrupted = corrupt(acceptable, [*rows["sentence"], *known], copies * len(acceptable), seed)
-    sentences = acceptable * copies + corrupted
-    labels = [1] * (len(acceptable) * copies) + [0] * len(corrupted)
-    return pd.DataFrame({"sentence": sentences, "label": np.array(labels, np.int64)})
+    pairs = _corrupt(acceptable, [*rows["sentence"], *known], copies * len(acceptable), seed)
+    sentences = acceptable * copies + [pair.corrupted for pair in pairs]
+    labels = [1] * (len(acceptable) * copies) + [0] * len(pairs)
+    found = pd.DataFrame({"sentence": sentences, "label": np.array(labels, np.int64)})
+    return found.assign(original=acceptable * copies + [pair.original for pair in pairs]) if originals else found
 
 
 def corrupt(
@@ -83,20 +98,35 @@ def corrupt(
         corruptions: to choose from, equally likely; None for CORRUPTIONS.
         function_words: how many of the most frequent words count as function words.
     """
+    pairs = _corrupt(sentences, known, count, seed, corruptions=corruptions, function_words=function_words)
+    return [pair.corrupted for pair in pairs]
+
+
+def _corrupt(
+    sentences: Sequence[str],
+    known: Sequence[str],
+    count: int,
+    seed: int,
+    *,
+    corruptions: Sequence[Corruption] | None = None,
+    function_words: int = FUNCTION_WORDS,
+) -> list[CorruptedPair]:
+    """Do what `corrupt` does; return the sentences with what they were."""
     rng = np.random.default_rng(seed)
     corpus = _collect_words([_split_words(sentence) for sentence in sentences], function_words)
     ways = corruptions or CORRUPTIONS
     seen = set(normalise_all(pa.array(list(known), pa.string())))
-    found: list[str] = []
+    found: list[CorruptedPair] = []
     tries = count * MAX_TRIES
     while len(found) < count and tries > 0:
         drawn = [_draw(corpus, ways, rng) for _ in range(min(tries, count - len(found) + 1))]
         tries -= len(drawn)
-        texts = [text for text in drawn if text]
-        for text, key in zip(texts, normalise_all(pa.array(texts, pa.string())), strict=True):
+        pairs = [pair for pair in drawn if pair]
+        texts = pa.array([pair.corrupted for pair in pairs], pa.string())
+        for pair, key in zip(pairs, normalise_all(texts), strict=True):
             if key not in seen:
                 seen.add(key)
-                found.append(text)
+                found.append(pair)
     return found[:count]
 
 
@@ -141,15 +171,15 @@ def _stem_length(word: str) -> int:
     return max(MIN_STEM, len(word) - MAX_ENDING)
 
 
-def _draw(corpus: CorpusWords, ways: Sequence[Corruption], rng: np.random.Generator) -> str:
-    """Corrupt a random sentence in one random way; return "" where that way cannot be applied to it."""
+def _draw(corpus: CorpusWords, ways: Sequence[Corruption], rng: np.random.Generator) -> CorruptedPair | None:
+    """Corrupt a random sentence in one random way; return None where that way cannot be applied to it."""
     if not corpus.sentences:
-        return ""
+        return None
     sentence = corpus.sentences[rng.integers(len(corpus.sentences))]
     if len(sentence.words) < MIN_WORDS:
-        return ""
+        return None
     corrupted = ways[int(rng.integers(len(ways)))](list(sentence.words), corpus, rng)
-    return " ".join(corrupted) + sentence.end if corrupted else ""
+    return CorruptedPair(sentence.join(sentence.words), sentence.join(corrupted)) if corrupted else None
 
 
 def _is_word(text: str) -> bool:

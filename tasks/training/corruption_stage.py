@@ -1,5 +1,7 @@
 """The stage before fine-tuning: the encoder learns to tell sentences from corrupted copies of them.
 
+With `token_loss` it learns at the same time which tokens are wrong, by a head that is dropped afterwards.
+
 Its model is saved below the job's checkpoint folder, in corruption-stage/; every seed starts from it.
 """
 
@@ -12,6 +14,7 @@ import torch
 from tasks.core.files import atomic_directory
 from tasks.data.snapshots import read_snapshot
 from tasks.training.corruption import with_corruptions
+from tasks.training.token_head import TokenHead
 from tasks.training.trainer import train_epochs
 from tasks.training.training_job import TokenizedData, TrainingJob, is_finished, load_start, step_config, write_record
 
@@ -38,10 +41,13 @@ def run_corruption_stage(job: TrainingJob, data: TokenizedData) -> str:
     log.info("corruption stage: %d sentences, %d of them corrupted", len(rows), (rows["label"] == 0).sum())
     torch.manual_seed(recipe.seed)
     model = load_start(job, recipe.encoder)
+    trained = TokenHead(model) if recipe.token_loss else model
     config = step_config(recipe.model_copy(update={"r_drop": 0.0}), len(rows), epochs=1)
     train, validation = data.encode(rows), data.validation
     data.wait_for_kernels()
-    history = train_epochs(model, train, validation, config, epochs=1, seed=recipe.seed)
+    history = train_epochs(trained, train, validation, config, epochs=1, seed=recipe.seed)
+    if isinstance(trained, TokenHead):
+        model = trained.unwrap()
     last = history.epochs[-1]
     if last["train_loss"] is None or last["validation_loss"] is None:  # the last step may be the one that diverged
         log.warning("the corruption stage ended with a NaN or Inf loss; training starts without it")
@@ -63,7 +69,7 @@ def _corruption_rows(job: TrainingJob) -> pd.DataFrame:
     known = [sentence for part in parts for sentence in part["sentence"]]
     copies = _copies(job)[: len(parts)]
     corrupted = [
-        with_corruptions(part, count, job.recipe.seed, known)
+        with_corruptions(part, count, job.recipe.seed, known, originals=job.recipe.token_loss > 0)
         for part, count in zip(parts, copies, strict=True)
         if count
     ]

@@ -32,7 +32,6 @@ from tasks.training.dataset import TokenDataset
 from tasks.training.flat_parameters import FlatParameters
 from tasks.training.fused_layers import fuse, unfuse
 from tasks.training.fused_state import DropoutRng
-from tasks.training.losses import classification_loss
 from tasks.training.process_group import ProcessGroup
 from tasks.training.train_step import (
     Advance,
@@ -45,6 +44,7 @@ from tasks.training.train_step import (
     learning_rates,
     rows_per_rank,
     shard,
+    step_loss,
     sum_over_ranks,
 )
 
@@ -106,7 +106,7 @@ class CudaGraphStep:
         if variant.fused:
             fuse(model, self._rng, kernels)
         self.flat = FlatParameters(model, config.weight_decay, config.layer_decay, dtype)
-        self.optimizer = TritonAdamW(self.flat, config.max_grad_norm, kernels, group)
+        self.optimizer = TritonAdamW(self.flat, config.max_grad_norm, kernels, group, config.adam)
         self._rates = torch.tensor(learning_rates(config), device=device)
         steps = math.ceil(data.count / config.batch_size)  # of an epoch
         # Row numbers of an epoch's batches; `data.count` is the index of an extra, empty row that pads.
@@ -192,7 +192,8 @@ class CudaGraphStep:
             inputs = duplicate_for_r_drop(inputs, self._config.r_drop)
             if self._variant.full_mask:
                 inputs["attention_mask"] = self._additive_mask(inputs["attention_mask"])
-            loss, correct = classification_loss(self._model(**inputs).logits, targets, total, self._config.r_drop)
+            marks = self._data.gather_marks(micro_batch, length)
+            loss, correct = step_loss(self._model(**inputs), targets, marks, total, self._config)
             loss.backward()
             losses.append(loss.detach())
             corrects.append(correct)

@@ -3,6 +3,7 @@
 Shape letters: N sentences, B sentences of a batch, S tokens of its longest sentence.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,8 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from tasks.inference.tokenization import TokenIds, tokenise
-from tasks.training.losses import smooth_labels
+from tasks.training.losses import NO_MARK, smooth_labels
+from tasks.training.token_marks import mark_tokens
 
 Inputs = dict[str, torch.Tensor]
 
@@ -23,7 +25,14 @@ BUCKETS = (8, 12, 16, 24, 32, 48, 64)
 class TokenDataset:
     """N tokenised sentences and their targets; row N is a padding row: it fills up batches and has no loss."""
 
-    def __init__(self, ids: list[TokenIds], labels: NDArray[Any], pad_id: int, device: str) -> None:
+    def __init__(
+        self,
+        ids: list[TokenIds],
+        labels: NDArray[Any],
+        pad_id: int,
+        device: str,
+        marks: Sequence[NDArray[np.float32]] | None = None,
+    ) -> None:
         """Copy everything to the device once.
 
         Args:
@@ -31,6 +40,7 @@ class TokenDataset:
             labels: [N], 0 or 1; or [N, 2], the probabilities of the two.
             pad_id: token that fills short sentences.
             device: cuda or cpu.
+            marks: of each sentence's tokens, see `losses.token_loss`; None for no such loss.
         """
         targets = np.eye(2)[labels] if labels.ndim == 1 else labels
         self.count = len(ids)
@@ -43,10 +53,15 @@ class TokenDataset:
         self._starts = torch.from_numpy(np.cumsum(lengths) - lengths).to(device)
         self._lengths = torch.from_numpy(lengths).to(device)
         self._targets = torch.from_numpy(np.vstack([targets, np.zeros(2)]).astype(np.float32)).to(device)
+        self._marks = None if marks is None else torch.from_numpy(_pad_marks(marks, rows)).to(device)
 
     def batch(self, rows: NDArray[np.int64]) -> tuple[Inputs, torch.Tensor]:
         """Return input_ids and attention_mask [B, S], and targets [B, 2], padded to their longest sentence."""
-        return self.gather(torch.from_numpy(rows).to(self._tokens.device), int(self.lengths[rows].max()))
+        return self.gather(*self.place(rows))
+
+    def place(self, rows: NDArray[np.int64]) -> tuple[torch.Tensor, int]:
+        """Return row numbers [B] on the device, and the tokens of the longest of these sentences."""
+        return torch.from_numpy(rows).to(self._tokens.device), int(self.lengths[rows].max())
 
     def gather(self, rows: torch.Tensor, length: int) -> tuple[Inputs, torch.Tensor]:
         """Return input_ids and attention_mask [B, `length`], and targets [B, 2]; those of the padding row are zeros.
@@ -55,11 +70,22 @@ class TokenDataset:
             rows: row numbers [B], on the device.
             length: tokens that all rows are padded to.
         """
-        positions = torch.arange(length, device=rows.device)
-        mask = positions < self._lengths[rows].unsqueeze(1)
-        indices = (self._starts[rows].unsqueeze(1) + positions).clamp(max=len(self._tokens) - 1)
+        mask, indices = self._locate(rows, length)
         ids = self._tokens[indices].where(mask, self._pad_id)
         return {"input_ids": ids, "attention_mask": mask.long()}, self._targets[rows]
+
+    def gather_marks(self, rows: torch.Tensor, length: int) -> torch.Tensor | None:
+        """Return the marks [B, `length`] of the tokens that `gather` returns; None where there are none."""
+        if self._marks is None:
+            return None
+        mask, indices = self._locate(rows, length)
+        return self._marks[indices].where(mask, NO_MARK)
+
+    def _locate(self, rows: torch.Tensor, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return which of [B, `length`] places are tokens, and where these are in the flat tensor."""
+        positions = torch.arange(length, device=rows.device)
+        mask = positions < self._lengths[rows].unsqueeze(1)
+        return mask, (self._starts[rows].unsqueeze(1) + positions).clamp(max=len(self._tokens) - 1)
 
     def bucket(self, rows: NDArray[np.int64]) -> int:
         """Return the bucket, in tokens, of a batch of rows."""
@@ -70,13 +96,22 @@ class TokenDataset:
         return sorted({bucket_of(int(length)) for length in np.unique(self.lengths)}, reverse=True)
 
 
+def _pad_marks(marks: Sequence[NDArray[np.float32]], rows: Sequence[TokenIds]) -> NDArray[np.float32]:
+    """Return the marks of all tokens of [N + 1] rows in one array; a token without a mark, as of row N, has NO_MARK."""
+    padded = [np.full(len(row), NO_MARK, np.float32) for row in rows]
+    for own, given in zip(padded, marks, strict=False):  # row N has none
+        own[: len(given)] = given[: len(own)]
+    return np.concatenate(padded)
+
+
 def encode_rows(
     rows: pd.DataFrame, tokenizer: Tokenizer, pad_id: int, device: str, label_smoothing: float = 0.0
 ) -> TokenDataset:
     """Tokenise rows with columns sentence and label, and copy them to the device.
 
     Args:
-        rows: sentences with labels 0 or 1.
+        rows: sentences with labels 0 or 1; tokens are marked where a column says what each sentence was corrupted from
+            (`original`).
         tokenizer: of the model that shall read them.
         pad_id: token that fills short sentences.
         device: cuda or cpu.
@@ -84,7 +119,8 @@ def encode_rows(
     """
     ids = tokenise(tokenizer, rows["sentence"].tolist()).rows()
     targets = smooth_labels(rows["label"].to_numpy(np.int64), label_smoothing)
-    return TokenDataset(ids, targets, pad_id, device)
+    marks = mark_tokens(tokenizer, rows["original"].tolist(), rows["sentence"].tolist()) if "original" in rows else None
+    return TokenDataset(ids, targets, pad_id, device, marks)
 
 
 def bucket_of(length: int) -> int:

@@ -1,7 +1,7 @@
 """The loss of a training step: cross entropy against label probabilities, with or without R-Drop.
 
 Targets are probabilities of the classes, which covers hard labels, smoothed labels and distillation.
-Shape letters: N sentences, B sentences of a batch, 2 classes.
+Shape letters: N sentences, B sentences of a batch, S tokens of its longest sentence, 2 classes.
 """
 
 from typing import Any
@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
+
+NO_MARK = -1.0  # of tokens that are neither right nor wrong: special tokens and padding
 
 
 def smooth_labels(labels: NDArray[Any], share: float) -> NDArray[np.float64]:
@@ -41,3 +43,16 @@ def classification_loss(
         loss = loss + r_drop / 4 * (symmetric_kl * targets.sum(-1, keepdim=True)).sum() / total
     correct = targets.gather(-1, first.detach().argmax(-1, keepdim=True)) >= 0.5
     return loss, correct.sum()
+
+
+def token_loss(logits: torch.Tensor, marks: torch.Tensor, total: torch.Tensor | int) -> torch.Tensor:
+    """Return the binary cross entropy of the tokens, averaged in each sentence, then over the sentences of a step; [].
+
+    Args:
+        logits: [B, S].
+        marks: [B, S], 1 for wrong tokens, 0 for right ones; those of NO_MARK have no loss.
+        total: sentences of the whole step, by which the loss is divided.
+    """
+    counted = (marks != NO_MARK).float()
+    loss = binary_cross_entropy_with_logits(logits.float(), marks.clamp(min=0), reduction="none") * counted
+    return (loss.sum(-1) / counted.sum(-1).clamp(min=1)).sum() / total

@@ -12,17 +12,17 @@ import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from tasks.training.adamw import TorchAdamW
+from tasks.training.adamw import USUAL_CONSTANTS, AdamConstants, TorchAdamW
 from tasks.training.dataset import Inputs, TokenDataset
 from tasks.training.flat_parameters import FlatParameters
-from tasks.training.losses import classification_loss
+from tasks.training.losses import classification_loss, token_loss
 from tasks.training.process_group import ProcessGroup
 
 log = logging.getLogger(__name__)
@@ -41,10 +41,14 @@ class StepConfig:
         learning_rate: peak, of the head.
         warmup_ratio: fraction of the steps in which the learning rate rises.
         weight_decay: of matrices; biases and normalisation weights do not decay.
-        max_grad_norm: gradients with a larger norm are scaled down to it.
+        max_grad_norm: gradients with a larger norm are scaled down to it; 0: none are.
         layer_decay: factor of the learning rate from one layer to the layer below.
         r_drop: weight of R-Drop's divergence; 0: one pass a sentence.
         precision: what the model computes in, bf16 or fp32; weights are fp32.
+        adam_beta1: decay of AdamW's mean of the gradients.
+        adam_beta2: decay of its mean of the squared gradients.
+        adam_eps: added to the root of the latter.
+        token_loss: weight of the loss of marked tokens, where the data has such marks.
     """
 
     steps: int
@@ -56,6 +60,15 @@ class StepConfig:
     layer_decay: float = 1.0
     r_drop: float = 0.0
     precision: str = "fp32"
+    adam_beta1: float = USUAL_CONSTANTS.beta1
+    adam_beta2: float = USUAL_CONSTANTS.beta2
+    adam_eps: float = USUAL_CONSTANTS.eps
+    token_loss: float = 0.0
+
+    @property
+    def adam(self) -> AdamConstants:
+        """What the optimiser takes of it."""
+        return AdamConstants(self.adam_beta1, self.adam_beta2, self.adam_eps)
 
 
 class StepOutputs(NamedTuple):
@@ -92,9 +105,9 @@ class EagerStep:
         self._device = next(model.parameters()).device.type
         self._bf16 = config.precision == "bf16"
         self.flat = FlatParameters(model, config.weight_decay, config.layer_decay, torch.float32)
-        self.optimizer = TorchAdamW(self.flat, config.max_grad_norm, group)
+        self.optimizer = TorchAdamW(self.flat, config.max_grad_norm, group, config.adam)
         self._rates = learning_rates(config)
-        self._r_drop, self._batch_size = config.r_drop, config.batch_size
+        self._config, self._batch_size = config, config.batch_size
         self.micro_batches = 1
 
     def run(self, batches: list[Rows], first: int, advance: Advance) -> StepOutputs:
@@ -140,13 +153,32 @@ class EagerStep:
         losses, corrects = [], []
         for micro_batch in np.array_split(rows, min(self.micro_batches, len(rows))):
             inputs, targets = self._data.batch(micro_batch)
+            marks = self._data.gather_marks(*self._data.place(micro_batch))
             with torch.autocast(self._device, torch.bfloat16, enabled=self._bf16):
-                logits = self._model(**duplicate_for_r_drop(inputs, self._r_drop)).logits
-            loss, correct = classification_loss(logits, targets, total, self._r_drop)
+                output = self._model(**duplicate_for_r_drop(inputs, self._config.r_drop))
+            loss, correct = step_loss(output, targets, marks, total, self._config)
             loss.backward()
             losses.append(loss.detach())
             corrects.append(correct)
         return torch.stack(losses).sum(), torch.stack(corrects).sum()
+
+
+def step_loss(
+    output: Any, targets: torch.Tensor, marks: torch.Tensor | None, total: torch.Tensor | int, config: StepConfig
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return (loss [], correct predictions []) of a batch.
+
+    Args:
+        output: of the model; with marks that of a `token_head.TokenHead`.
+        targets: [B, 2], see `classification_loss`.
+        marks: [B, S] of the tokens; None for no loss of them.
+        total: sentences of the whole step.
+        config: weights of the losses.
+    """
+    loss, correct = classification_loss(output.logits, targets, total, config.r_drop)
+    if marks is not None:
+        loss = loss + config.token_loss * token_loss(output.token_logits, marks, total)
+    return loss, correct
 
 
 def duplicate_for_r_drop(inputs: Inputs, r_drop: float) -> Inputs:

@@ -13,7 +13,15 @@ from tasks.core.errors import DataRejected
 from tasks.data import splitting
 from tasks.data.normalization import normalise
 from tasks.data.snapshots import read_snapshot, write_snapshot
-from tasks.data.splitting import Split, drop_labelled, hash_fraction, plan_split, split_rows, split_snapshot
+from tasks.data.splitting import (
+    Split,
+    drop_labelled,
+    hash_fraction,
+    plan_split,
+    split_rows,
+    split_snapshot,
+    validation_sources,
+)
 
 unhurried = settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow])  # slow is not wrong
 
@@ -276,3 +284,82 @@ def test_text_of_known_sentences_alone_is_empty(tmp_path: Path) -> None:
     path, left = drop_labelled(known, [known], str(tmp_path))
     assert read_snapshot(path).empty
     assert left == 1
+
+
+# Whole sources
+
+sized = st.dictionaries(st.sampled_from("abcdefghijkl"), st.integers(1, 60), min_size=2)
+
+
+def sourced(rows: list[tuple[str, int, str]]) -> pd.DataFrame:
+    return frame([row[:2] for row in rows]).assign(source=[row[2] for row in rows])
+
+
+@unhurried
+@given(sized, st.floats(0.02, 0.49), st.integers(0, 2**32 - 1), st.randoms())
+def test_sources_are_chosen_by_their_names_and_sizes_alone(
+    rows: dict[str, int], share: float, seed: int, rng: random.Random
+) -> None:
+    chosen = validation_sources(rows, share, seed)
+    shuffled = list(rows.items())
+    rng.shuffle(shuffled)
+    assert validation_sources(dict(shuffled), share, seed) == chosen
+    assert 0 < len(chosen) < len(rows)
+    smallest, wanted = min(rows.values()), share * sum(rows.values())
+    assert abs(sum(rows[source] for source in chosen) - wanted) <= max(smallest, wanted)
+
+
+def test_share_of_many_sources_is_near_the_expected_one() -> None:
+    rows = {f"source {number}": 1 + number % 7 for number in range(200)}
+    taken = [sum(rows[source] for source in validation_sources(rows, 0.1, seed)) for seed in range(20)]
+    assert taken == pytest.approx([0.1 * sum(rows.values())] * 20, abs=4)
+    assert len({tuple(validation_sources(rows, 0.1, seed)) for seed in range(20)}) == 20
+
+
+@unhurried
+@given(
+    st.lists(st.tuples(spellings, st.integers(0, 1), st.sampled_from("pqrs")), max_size=25).flatmap(
+        lambda rows: st.tuples(st.just(rows), st.permutations(rows))
+    ),
+    st.lists(spellings, max_size=3),
+)
+def test_no_source_is_on_two_sides_whatever_the_order_of_rows(
+    pair: tuple[list[tuple[str, int, str]], list[tuple[str, int, str]]], holdout: list[str]
+) -> None:
+    if len({row[2] for row in pair[0]}) < 2:
+        return
+    one, other = (split_rows(sourced(list(rows)), holdout, 0.3, 5, "source") for rows in pair)
+    assert not set(one[0]["source"]) & set(one[1]["source"])
+    assert not normalised(one[0]) & normalised(one[1])
+    assert sum(one[2].values()) == len(pair[0])
+    assert [normalised(rows) for rows in one[:2]] == [normalised(rows) for rows in other[:2]]
+    assert one[2] == other[2]
+
+
+def test_a_plan_by_source_is_what_the_split_does(tmp_path: Path) -> None:
+    texts = [f"s{i // 9}\t{i % 2}\t\tSentence {i}.\n" for i in range(70)]
+    (tmp_path / "train.tsv").write_text("".join(texts))
+    path = write_snapshot([str(tmp_path / "train.tsv")], str(tmp_path))["path"]
+    rows = read_snapshot(path)
+    train, validation, _ = split_rows(rows, [], 0.2, 3, "source")
+    plan = plan_split(path, rows.assign(dropped=False), 0.2, 3, "source")
+    assert rows["sentence"][plan.validates].tolist() == validation["sentence"].tolist()
+    assert plan.rows.tolist() == [[(side["label"] == label).sum() for label in (0, 1)] for side in (train, validation)]
+
+
+def test_one_source_is_refused_in_one_line(tmp_path: Path) -> None:
+    path = snapshot(tmp_path, "train.tsv", ["One.", "Two."])
+    expected = "all 2 training rows have the source 's'; expected at least two sources .*--columns source=NAME"
+    with pytest.raises(DataRejected, match=expected):
+        split_snapshot(path, [], str(tmp_path / "out"), 0.1, 0, "source")
+    with pytest.raises(DataRejected, match=expected):
+        plan_split(path, pd.DataFrame({"label": [0, 1], "dropped": False}), 0.1, 0, "source")
+
+
+def test_a_side_of_one_label_is_refused_with_its_sources(tmp_path: Path) -> None:
+    rows = [("p", 1), ("p", 0), ("p", 1), ("q", 1)]
+    path = tmp_path / "train.tsv"
+    path.write_text("".join(f"{source}\t{label}\t\tSentence {i}.\n" for i, (source, label) in enumerate(rows)))
+    found = write_snapshot([str(path)], str(tmp_path))["path"]
+    with pytest.raises(DataRejected, match="the validation rows are those of the sources 'q', which all have the lab"):
+        split_snapshot(found, [], str(tmp_path / "out"), 0.2, 0, "source")

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from tasks.training.adamw import TorchAdamW
+from tasks.training.adamw import USUAL_CONSTANTS, AdamConstants, TorchAdamW
 from tasks.training.flat_parameters import FlatParameters, layer_scales
 
 RATES = [1e-2, 3e-3, 1e-3, 3e-2, 1e-2]
@@ -30,8 +30,14 @@ def gradients(step: int) -> list[torch.Tensor]:
     ]
 
 
-def flat_optimizer(model: nn.Module, max_grad_norm: float, layer_decay: float = 1.0) -> TorchAdamW:
-    return TorchAdamW(FlatParameters(model, WEIGHT_DECAY, layer_decay, torch.float32), max_grad_norm)
+OTHER = AdamConstants(beta1=0.8, beta2=0.98, eps=1e-3)
+
+
+def flat_optimizer(
+    model: nn.Module, max_grad_norm: float, layer_decay: float = 1.0, constants: AdamConstants = USUAL_CONSTANTS
+) -> TorchAdamW:
+    flat = FlatParameters(model, WEIGHT_DECAY, layer_decay, torch.float32)
+    return TorchAdamW(flat, max_grad_norm, constants=constants)
 
 
 def step_with(optimizer: TorchAdamW, model: nn.Module, step: int) -> None:
@@ -40,21 +46,24 @@ def step_with(optimizer: TorchAdamW, model: nn.Module, step: int) -> None:
     optimizer.step(RATES[step % len(RATES)])
 
 
+@pytest.mark.parametrize("constants", [AdamConstants(), OTHER], ids=["usual", "other constants"])
 @pytest.mark.parametrize("layer_decay", [1.0, 0.7])
-@pytest.mark.parametrize("max_grad_norm", [1e9, 0.05], ids=["unclipped", "clipped"])
-def test_flat_adamw_is_adamw_on_the_plain_model_step_by_step(max_grad_norm: float, layer_decay: float) -> None:
+@pytest.mark.parametrize("max_grad_norm", [0.0, 1e9, 0.05], ids=["no clipping", "unclipped", "clipped"])
+def test_flat_adamw_is_adamw_on_the_plain_model_step_by_step(
+    max_grad_norm: float, layer_decay: float, constants: AdamConstants
+) -> None:
     plain, model = Toy(), Toy()
     scales = layer_scales(plain, layer_decay)
     groups = [
         {"params": [parameter], "weight_decay": WEIGHT_DECAY if parameter.ndim == 2 else 0.0}
         for parameter in plain.parameters()
     ]
-    reference = torch.optim.AdamW(groups, lr=0.0)
-    optimizer = flat_optimizer(model, max_grad_norm, layer_decay)
+    reference = torch.optim.AdamW(groups, lr=0.0, betas=constants[:2], eps=constants.eps)
+    optimizer = flat_optimizer(model, max_grad_norm, layer_decay, constants)
     for step in range(10):
         for parameter, gradient in zip(plain.parameters(), gradients(step), strict=True):
             parameter.grad = gradient
-        norm = float(nn.utils.clip_grad_norm_(plain.parameters(), max_grad_norm))
+        norm = float(nn.utils.clip_grad_norm_(plain.parameters(), max_grad_norm or 1e9))
         assert (norm > max_grad_norm) == (max_grad_norm == 0.05)
         for group, scale in zip(reference.param_groups, scales.values(), strict=True):
             group["lr"] = RATES[step % len(RATES)] * scale

@@ -12,7 +12,7 @@ import transformers
 from torch import nn
 from torch.nn import functional
 
-from tasks.training.adamw import TorchAdamW, TritonAdamW
+from tasks.training.adamw import AdamConstants, TorchAdamW, TritonAdamW
 from tasks.training.flat_parameters import FlatParameters, layer_scales
 from tasks.training.fused_attention import ShortAttention, attend
 from tasks.training.fused_layers import DropoutAddNorm, FusedLinear, FusedResidual, column_sum, fuse
@@ -77,19 +77,25 @@ def assign_gradients(model: nn.Module, found: list[torch.Tensor]) -> None:
         parameter.grad = gradient
 
 
-@pytest.mark.parametrize("max_grad_norm", [1e9, 0.05], ids=["unclipped", "clipped"])
+@pytest.mark.parametrize(
+    ("max_grad_norm", "constants"),
+    [(1e9, AdamConstants()), (0.05, AdamConstants()), (0.0, AdamConstants(0.8, 0.98, 1e-3)), (0.0, AdamConstants(0.0))],
+    ids=["unclipped", "clipped", "no clipping, other constants", "no momentum"],
+)
 @pytest.mark.parametrize("dtype", [FP32, BF16], ids=str)
-def test_adamw_is_that_of_torch_on_the_plain_model_step_by_step(dtype: torch.dtype, max_grad_norm: float) -> None:
+def test_adamw_is_that_of_torch_on_the_plain_model_step_by_step(
+    dtype: torch.dtype, max_grad_norm: float, constants: AdamConstants
+) -> None:
     plain, model = TwoLayers().to(DEVICE), TwoLayers().to(DEVICE)
     scales = layer_scales(plain, 0.7)
     groups = [{"params": [one], "weight_decay": 0.1 if one.ndim == 2 else 0.0} for one in plain.parameters()]
-    reference = torch.optim.AdamW(groups, lr=0.0)
+    reference = torch.optim.AdamW(groups, lr=0.0, betas=constants[:2], eps=constants.eps)
     flat = FlatParameters(model, 0.1, 0.7, dtype)
-    optimizer = TritonAdamW(flat, max_grad_norm, kernels)
+    optimizer = TritonAdamW(flat, max_grad_norm, kernels, constants=constants)
     for step, rate in enumerate([1e-2, 3e-3, 3e-2, 1e-2]):
         assign_gradients(plain, [gradient.float() for gradient in gradients(step, dtype)])
         assign_gradients(model, gradients(step, dtype))
-        nn.utils.clip_grad_norm_(plain.parameters(), max_grad_norm)
+        nn.utils.clip_grad_norm_(plain.parameters(), max_grad_norm or 1e9)
         for group, scale in zip(reference.param_groups, scales.values(), strict=True):
             group["lr"] = rate * scale
         reference.step()
