@@ -2,39 +2,59 @@
 
     python tests/benchmarks/ablate_finetune.py --data DIR --encoder DIR2 --family base --text FILE2 --device cuda \\
         --out FILE
+    python tests/benchmarks/ablate_finetune.py --data DIR --encoder DIR2 --family optimiser tokens --split both \\
+        --fold 0 1 2 3 4 --seeds 1 --workers 6 --minutes 9 --device cuda --out FILE
 
-A seed is that of the split too, so that validation sentences differ. Recipes are to be compared by their validation
-MCC; the holdout's stands beside it and chooses nothing. "at_threshold" is the holdout's MCC where the validation
-sentences choose the decision threshold. "more text" needs `--text FILE`, such as `gather_text.py` writes. "try" names
-something of tried.py, with its argument; "whole" trains on the validation sentences too, which then say nothing about
-the result. `--shard 0 2` takes every second run, for two GPUs side by side; `--merge FILE...` writes the tables of
-several such files into one.
+What is kept for validation, `--split`: "hash", a tenth of the sentences, as `data.group = sentence` does (a seed is
+that of the split too); "source", one of five groups of whole sources; "both", such a group and as many other sentences
+by the hash, so that one training is judged by both. `--fold` chooses the tenth or the group. Recipes are to be compared
+by their validation MCC; the holdouts' (`holdout`: out_of_domain_dev, `secondary`: in_domain_dev) and the minimal pairs'
+stand beside it and choose nothing. "at_threshold" is the holdout's MCC where the validation sentences choose the
+decision threshold. "more text" needs `--text FILE`, such as `gather_text.py` writes. "try" names something of tried.py,
+with its argument; "whole" trains on the validation sentences too, which then say nothing about the result.
+
+`--workers N` trains N runs at the same time in processes of their own; `--minutes` ends all of them. The result is
+written after each run, and what FILE has already is not run again. `--shard 0 2` takes every second run, for two GPUs
+side by side; `--merge FILE...` writes the tables of several such files into one.
 """
 
 import argparse
+import atexit
 import contextlib
+import functools
 import json
+import multiprocessing
 import os
+import queue
+import shutil
 import statistics
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import torch
 from bench_ingestion import cpu_name
+from numpy.typing import NDArray
+from sklearn.model_selection import GroupKFold
 from tried import TRIED, best_threshold
+from tried_corruptions import KINDS
 
+from tasks.core.files import write_json
 from tasks.core.finetune_settings import FinetuneSettings
 from tasks.core.provenance import git_commit, library_versions
 from tasks.data.ingestion import ingest_text
+from tasks.data.normalization import normalise_all
 from tasks.data.snapshots import read_snapshot, write_snapshot
 from tasks.data.sources import locate_sources
-from tasks.data.splitting import drop_labelled, split_snapshot
+from tasks.data.splitting import drop_labelled, hash_fraction, split_rows
 from tasks.data.table_format import TableFormat
 from tasks.evaluation.metrics import mcc
+from tasks.evaluation.minimal_pairs import load_pairs
 from tasks.inference.tokenization import load_tokenizer
 from tasks.training.dataset import encode_rows
 from tasks.training.device import device_name, resolve_device
@@ -44,11 +64,18 @@ from tasks.training.pretrained import locate_encoder
 from tasks.training.recipe import resolve_recipe
 from tasks.training.trainer import EVALUATION_BATCH, compute_logits
 
+HASH_FOLDS, SOURCE_FOLDS = 10, 5
 COMMON: dict[str, Any] = {
     "batch_size": 32, "warmup_ratio": 0.1, "weight_decay": 0.01, "max_length": 128, "max_grad_norm": 1.0,
     "restarts": 2, "checkpoint_seconds": 3600.0,
 }  # fmt: skip
 ALL = {"label_smoothing": 0.1, "r_drop": 1.0}
+STAGE = {"learning_rate": 5e-5, "layer_decay": 0.9, "epochs": 8, "label_smoothing": 0.1, "corruptions": 2}
+MPNET = {
+    "learning_rate": 1e-5, "layer_decay": 1.0, "epochs": 10, "batch_size": 16, "warmup_ratio": 0.06,
+    "weight_decay": 0.1, "adam_beta2": 0.98, "adam_eps": 1e-6, "max_grad_norm": 0.0,
+}  # fmt: skip
+NEW_KINDS = list(KINDS)
 # Family of encoders -> recipe -> settings; each recipe changes the first one's.
 RECIPES: dict[str, dict[str, dict[str, Any]]] = {
     "rates": {
@@ -83,6 +110,67 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
         "+ all three, all sentences": ALL | {"corruptions": 2, "whole": True},
         "+ all three, mean of 3 seeds, all sentences": ALL | {"corruptions": 2, "seeds": 3, "whole": True},
     },
+    # The encoder's own recipe: microsoft/MPNet, README of its GLUE runs.
+    "optimiser": {
+        "5e-5, layer decay 0.9, 8 epochs": {"learning_rate": 5e-5, "layer_decay": 0.9, "epochs": 8},
+        "3e-5, 4 epochs": {"learning_rate": 3e-5, "layer_decay": 1.0, "epochs": 4},
+        "MPNet's own": MPNET,
+        "MPNet's own, 2e-5": MPNET | {"learning_rate": 2e-5},
+        "MPNet's own, 3e-5": MPNET | {"learning_rate": 3e-5},
+        "MPNet's own, clipped": MPNET | {"max_grad_norm": 1.0},
+        "MPNet's own, 2e-5, batch 32": MPNET | {"learning_rate": 2e-5, "batch_size": 32},
+        "MPNet's own, layer decay 0.9, 3e-5": MPNET | {"learning_rate": 3e-5, "layer_decay": 0.9},
+        "MPNet's own, corruptions 2": MPNET | {"corruptions": 2},
+        "MPNet's own, corruptions 2, R-Drop 1": MPNET | {"corruptions": 2, "r_drop": 1.0},
+        "betas and eps alone": {"adam_beta2": 0.98, "adam_eps": 1e-6},
+        "weight decay 0.1": {"weight_decay": 0.1},
+        "no clipping": {"max_grad_norm": 0.0},
+        "1e-5, 3 epochs": {"learning_rate": 1e-5, "layer_decay": 1.0, "epochs": 3},
+        "1e-4, layer decay 0.8, 8 epochs": {"learning_rate": 1e-4, "layer_decay": 0.8},
+        "5e-5, batch 64, 3 epochs": {"batch_size": 64, "epochs": 3},
+    },
+    "tokens": {
+        "corruptions 2": STAGE,
+        "token loss 1": {"token_loss": 1.0},
+        "token loss 5": {"token_loss": 5.0},
+        "token loss 20": {"token_loss": 20.0},
+        "token loss 50": {"token_loss": 50.0},
+        "corruptions 6": {"corruptions": 6},
+        "corruptions 6, token loss 5": {"corruptions": 6, "token_loss": 5.0},
+        "corruptions 6, token loss 20": {"corruptions": 6, "token_loss": 20.0},
+        "all three": ALL,
+        "all three, token loss 5": ALL | {"token_loss": 5.0},
+        "all three, token loss 20": ALL | {"token_loss": 20.0},
+    },
+    "text": {
+        "corruptions 2, more text": STAGE | {"text_corruptions": 1},
+        "more text, token loss 5": {"token_loss": 5.0},
+        "more text, token loss 20": {"token_loss": 20.0},
+        "all three, more text": ALL,
+        "all three, more text, token loss 5": ALL | {"token_loss": 5.0},
+        "more text, all new kinds": {"try": ["corruption_kinds", *NEW_KINDS]},
+        "all three, more text, all new kinds, token loss 5": ALL
+        | {"token_loss": 5.0, "try": ["corruption_kinds", *NEW_KINDS]},
+    },
+    "corruptions": {
+        "corruptions 4": STAGE | {"corruptions": 4},
+        **{f"+ {kind}": {"try": ["corruption_kinds", kind]} for kind in NEW_KINDS},
+        "+ all new kinds": {"try": ["corruption_kinds", *NEW_KINDS]},
+        "+ all new kinds, token loss 5": {"token_loss": 5.0, "try": ["corruption_kinds", *NEW_KINDS]},
+    },
+    "sift": {
+        "corruptions 2, for SiFT": STAGE,
+        "SiFT 1": {"try": ["sift", 1.0]},
+        "SiFT 5": {"try": ["sift", 5.0]},
+        "SiFT 1, reach 1e-2": {"try": ["sift", 1.0, 1e-2]},
+    },
+    "seeds": {
+        "all three, for seeds": STAGE | ALL,
+        "mean of 3 seeds": {"seeds": 3},
+        "mean of 10 seeds": {"seeds": 10},
+        "greedy soup of 10 seeds": {"seeds": 10, "try": ["greedy_soup"]},
+        "student of 10 seeds": {"seeds": 10, "try": ["distilled", 0.7]},
+    },
     "cpu": {
         "5e-5, 4 epochs, fp32": {"learning_rate": 5e-5, "layer_decay": 1.0, "epochs": 4, "precision": "fp32"},
         "the same in bf16": {"precision": "bf16"},
@@ -110,38 +198,61 @@ def main() -> None:
         runs = [{"commit": part["commit"]} | run for part in parts for run in part["runs"]]
         write(options.out, parts[0] | {"runs": runs, "rows": summarise(runs)})
         return
-    device = resolve_device(options.device)
-    encoder = locate_encoder(options.encoder)
-    recipes = RECIPES[options.family]
-    wanted = [(name, seed) for name in options.recipes or recipes for seed in options.seeds]
-    if not options.text and any("text_corruptions" in recipes[name] for name, _ in wanted):
+    recipes = {name: RECIPES[family] for family in options.family for name in RECIPES[family]}
+    names = options.recipes or list(recipes)
+    jobs = [Job(name, resolve(recipes[name], name), seed, fold)
+            for seed in options.seeds for fold in options.fold for name in names]  # fmt: skip
+    if not options.text and any("text_corruptions" in job.settings for job in jobs):
         raise SystemExit('the recipes "more text" need --text FILE; name others: --recipes NAME ...')
-    first = next(iter(recipes.values()))
-    runs = []
-    for name, seed in wanted[options.shard[0] :: options.shard[1]]:
-        runs.append({"recipe": name} | measure(first | recipes[name], seed, encoder["folder"], options, device))
-        print(json.dumps(runs[-1]), flush=True)
+    done = json.loads(Path(options.out).read_text())["runs"] if options.out and Path(options.out).is_file() else []
+    known = {(run["recipe"], run["seed"], run["fold"], run["split"]) for run in done}
+    jobs = [job for job in jobs if (job.recipe, job.seed, job.fold, options.split) not in known]
+    runs: list[dict[str, Any]] = list(done)
+    device = resolve_device(options.device)
+    for run in run_all(jobs[options.shard[0] :: options.shard[1]], options, time.monotonic() + 60 * options.minutes):
+        runs.append(run)
+        print(json.dumps(run), flush=True)
         result = {
             "benchmark": "recipes of fine-tuning",
             "hardware": f"{device_name(device)}, {cpu_name()}, {os.cpu_count()} CPU cores",
             "versions": library_versions() | {"cuda": torch.version.cuda},
             "commit": options.commit or git_commit(),
-            "encoder": encoder["name"],
+            "encoder": locate_encoder(options.encoder)["name"],
+            "workers": options.workers,
             "rows": summarise(runs),
             "runs": runs,
         }
         write(options.out, result)
 
 
+class Job(NamedTuple):
+    """One training: a recipe by name and its settings, the seed, and which fold validates."""
+
+    recipe: str
+    settings: dict[str, Any]
+    seed: int
+    fold: int
+
+
+def resolve(family: dict[str, dict[str, Any]], name: str) -> dict[str, Any]:
+    """Return a recipe's settings: those of the first of its family, changed by its own."""
+    return COMMON | next(iter(family.values())) | family[name]
+
+
 def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="sample")
     parser.add_argument("--encoder", default="packaged")
-    parser.add_argument("--family", default="small", choices=sorted(RECIPES))
+    parser.add_argument("--family", nargs="+", default=["small"], choices=sorted(RECIPES))
     parser.add_argument("--text", default="", help='file of sentences, one a line, for the recipe "more text"')
     parser.add_argument("--device", default="auto", choices=["auto", "cuda", "cpu"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--recipes", nargs="+", default=[])
+    parser.add_argument("--split", default="hash", choices=["hash", "source", "both"])
+    parser.add_argument("--fold", type=int, nargs="+", default=[0], help="of 10 by hash, of 5 by source [0]")
+    parser.add_argument("--epochs", type=int, default=0, help="of every recipe, to try the script")
+    parser.add_argument("--workers", type=int, default=1, help="trainings at the same time [1]")
+    parser.add_argument("--minutes", type=float, default=1e6, help="after which all trainings end")
     parser.add_argument("--shard", type=int, nargs=2, default=[0, 1])
     parser.add_argument("--merge", nargs="+", default=[])
     parser.add_argument("--out", default="")
@@ -149,70 +260,156 @@ def parse_options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def measure(
-    settings: dict[str, Any], seed: int, encoder: str, options: argparse.Namespace, device: str
-) -> dict[str, Any]:
-    """Train once; return validation and holdout MCC, and those of the members where there are several."""
+def run_all(jobs: list[Job], options: argparse.Namespace, end: float) -> Iterator[dict[str, Any]]:
+    """Run jobs in their order, several at a time; yield each result, and stop at `end`, in seconds of the clock."""
+    if options.workers == 1:
+        for job in jobs:
+            if time.monotonic() < end:
+                yield measure(job, options)
+        return
+    context = multiprocessing.get_context("spawn")
+    waiting, results = context.Queue(), context.Queue()
+    for job in [*jobs, *[None] * options.workers]:
+        waiting.put(job)
+    workers = [context.Process(target=work, args=(waiting, results, options)) for _ in range(options.workers)]
+    for worker in workers:
+        worker.start()
+    missing = len(jobs)
+    while missing and (left := end - time.monotonic()) > 0 and any(worker.is_alive() for worker in workers):
+        with contextlib.suppress(queue.Empty):
+            result = results.get(timeout=min(left, 1.0))
+            missing -= 1
+            if "error" in result:
+                print(json.dumps(result), flush=True)
+            else:
+                yield result
+    for worker in workers:
+        worker.terminate()
+        worker.join()
+    if missing:
+        print(f"{missing} of {len(jobs)} runs are left out", flush=True)
+
+
+def work(waiting: Any, results: Any, options: argparse.Namespace) -> None:
+    """Measure jobs until there is none; a job that fails does not end the others."""
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // options.workers))
+    while job := waiting.get():
+        try:
+            results.put(measure(job, options))
+        except Exception as error:
+            results.put({"error": f"{type(error).__name__}: {error}", "recipe": job.recipe, "fold": job.fold})
+
+
+@functools.cache
+def read_data(data: str, text: str) -> dict[str, Any]:
+    """Return usable training rows, the rows of each holdout, and the path of the text without labelled sentences."""
+    scratch = tempfile.mkdtemp(prefix="ablate-")
+    atexit.register(shutil.rmtree, scratch, ignore_errors=True)
+    sources = locate_sources([data], "", "", scratch)
+    roles = [role for role in ("train", "holdout", "secondary") if sources[role]]  # type: ignore[literal-required]
+    paths = {role: write_snapshot(sources[role], scratch)["path"] for role in roles}  # type: ignore[literal-required]
+    rows = {role: read_snapshot(path) for role, path in paths.items()}
+    known = [sentence for role in roles[1:] for sentence in rows[role]["sentence"]]
+    usable, _, _ = split_rows(rows.pop("train"), known, 0.0, 0)
+    if text:
+        text, _ = drop_labelled(ingest_text(text, scratch, TableFormat())["path"], list(paths.values()), scratch)
+    return {"train": usable, "holdouts": rows, "text": text}
+
+
+def divide(rows: pd.DataFrame, split: str, fold: int, seed: int) -> tuple[pd.DataFrame, dict[str, pd.DataFrame]]:
+    """Return the rows to train on, and those that validate, by what chose them."""
+    keys = normalise_all(pa.array(rows["sentence"], pa.string()))
+    drawn = pd.Series([hash_fraction(key, str(seed)) for key in keys], index=rows.index)
+    if split == "hash":
+        chosen = {"hash": (drawn * HASH_FOLDS).astype(int) == fold}
+    else:
+        groups = list(GroupKFold(SOURCE_FOLDS).split(rows, groups=rows["source"]))
+        chosen = {"source": pd.Series(rows.index.isin(rows.index[groups[fold][1]]), index=rows.index)}
+    if split == "both":
+        rest = drawn[~chosen["source"]].sort_values(kind="stable").index
+        chosen["hash"] = pd.Series(rows.index.isin(rest[: chosen["source"].sum()]), index=rows.index)
+    kept = ~np.logical_or.reduce([part.to_numpy() for part in chosen.values()])
+    return rows[kept].reset_index(drop=True), {name: rows[part].reset_index(drop=True) for name, part in chosen.items()}
+
+
+def measure(job: Job, options: argparse.Namespace) -> dict[str, Any]:
+    """Train once; return MCC and counts on what validates and on the holdouts, and the share of minimal pairs."""
+    device = resolve_device(options.device)
+    data = read_data(options.data, options.text)
+    train, validation = divide(data["train"], options.split, job.fold, job.seed)
+    settings = dict(job.settings) | ({"epochs": options.epochs} if options.epochs else {})
+    what, *how = settings.pop("try", [""])
+    whole = settings.pop("whole", False)
     with tempfile.TemporaryDirectory() as scratch:
-        sources = locate_sources([options.data], "", "", scratch)
-        snapshots = {role: write_snapshot(sources[role], scratch)["path"] for role in ("train", "holdout")}  # type: ignore[literal-required]
-        train, validation, _ = split_snapshot(snapshots["train"], [snapshots["holdout"]], scratch, 0.1, seed)
+        parts = {"train": pd.concat([train, *validation.values()]) if whole else train}
+        parts["validation"] = pd.concat(list(validation.values()))
+        for name, rows in parts.items():
+            rows.reset_index(drop=True).to_parquet(f"{scratch}/{name}.parquet")
+        paths = [f"{scratch}/{name}.parquet" for name in ("train", "validation")]
         folder = f"{scratch}/model"
+        encoder = locate_encoder(options.encoder)["folder"]
         started = time.perf_counter()
-        chosen: dict[str, Any] = COMMON | settings
-        what, *how = chosen.pop("try", [""])
-        whole = chosen.pop("whole", False)
-        text = ""
-        if "text_corruptions" in chosen:
-            text = ingest_text(options.text, scratch, TableFormat())["path"]
-            text, _ = drop_labelled(text, [train, validation, snapshots["holdout"]], scratch)
-        if whole:
-            train = join(train, validation, f"{scratch}/whole.parquet")
         with TRIED[what](*how) if what else contextlib.nullcontext():
-            recipe = resolve_recipe(FinetuneSettings(seed=seed, device=device, **chosen), encoder)  # type: ignore[arg-type]
-            training = fine_tune(train, validation, recipe, folder, text=text)
+            recipe = resolve_recipe(FinetuneSettings(seed=job.seed, device=device, **settings), encoder)  # type: ignore[arg-type]
+            text = data["text"] if "text_corruptions" in settings else ""
+            training = fine_tune(*paths, recipe, folder, text=text)
         seconds = time.perf_counter() - started
-        model = load_classifier(folder).to(device)
-        tokenizer = load_tokenizer(folder, COMMON["max_length"])
-        pad_id = pad_token_id(folder)
-        encoded = [
-            encode_rows(read_snapshot(path), tokenizer, pad_id, device) for path in (validation, snapshots["holdout"])
-        ]
-    labels = [part.labels for part in encoded]
-    logits = [compute_logits(model, part, np.arange(part.count), EVALUATION_BATCH[device]).numpy() for part in encoded]
-    margins = [part[:, 1] - part[:, 0] for part in logits]
-    limit = best_threshold(labels[0], margins[0])
-    unseen = {
-        "validation_mcc": mcc(labels[0], logits[0].argmax(-1)),
-        "threshold": round(limit, 3),
-        "at_threshold_mcc": mcc(labels[1], (margins[1] > limit).astype(np.int64)),
-    }
-    return {
-        "seed": seed,
+        margins = answer(folder, validation | data["holdouts"], device)
+    run: dict[str, Any] = {
+        "recipe": job.recipe, "seed": job.seed, "split": options.split, "fold": job.fold, "rows": len(parts["train"]),
         "seconds": round(seconds, 1),
-        "holdout_mcc": mcc(labels[1], logits[1].argmax(-1)),
-        **({} if whole else unseen),
+    }  # fmt: skip
+    labels = {name: rows["label"].to_numpy() for name, rows in (validation | data["holdouts"]).items()}
+    for name in data["holdouts"] if whole else labels:
+        run |= {f"{name}_mcc": mcc(labels[name], (margins[name] > 0).astype(np.int64))}
+        run |= {f"{name}_counts": confusion(labels[name], margins[name] > 0)}
+    if not whole:
+        known = np.concatenate([margins[name] for name in validation])
+        truth = np.concatenate([labels[name] for name in validation])
+        limit = best_threshold(truth, known)
+        run |= {"validation_mcc": mcc(truth, (known > 0).astype(np.int64)), "threshold": round(limit, 3)}
+        for name in data["holdouts"]:
+            above = (margins[name] > limit).astype(np.int64)
+            run["at_threshold_mcc" if name == "holdout" else f"{name}_at_threshold_mcc"] = mcc(labels[name], above)
+    return run | {
+        "pairs": float((margins["pairs"][::2] > margins["pairs"][1::2]).mean()),
         "averaged": training["averaged"],
         "members": [member["validation_mcc"] for member in training["seeds"]],
         "epochs": [epoch["validation_mcc"] for epoch in training["epochs"]],
     }
 
 
-def join(first: str, second: str, path: str) -> str:
-    """Write the rows of two snapshots into one file."""
-    pd.concat([read_snapshot(first), read_snapshot(second)], ignore_index=True).to_parquet(path)
-    return path
+def answer(folder: str, parts: dict[str, pd.DataFrame], device: str) -> dict[str, NDArray[Any]]:
+    """Return by how much a model finds sentences acceptable, [N] of each part, and of the minimal pairs, good first."""
+    sentences = [sentence for pair in load_pairs() for sentence in (pair.good, pair.bad)]
+    pairs = pd.DataFrame({"sentence": sentences, "label": 0})
+    model = load_classifier(folder).to(device)
+    tokenizer, pad_id = load_tokenizer(folder, COMMON["max_length"]), pad_token_id(folder)
+    found = {}
+    for name, rows in (parts | {"pairs": pairs}).items():
+        encoded = encode_rows(rows, tokenizer, pad_id, device)
+        logits = compute_logits(model, encoded, np.arange(encoded.count), EVALUATION_BATCH[device]).numpy()
+        found[name] = logits[:, 1] - logits[:, 0]
+    return found
+
+
+def confusion(labels: NDArray[Any], accepted: NDArray[np.bool_]) -> list[int]:
+    """Return how many unacceptable sentences were rejected and accepted, and how many acceptable ones."""
+    return [int(((labels == label) & (accepted == answer)).sum()) for label in (0, 1) for answer in (False, True)]
 
 
 def summarise(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return mean and spread of each recipe's runs."""
+    """Return mean and spread of each recipe's runs, and the MCC of all folds' sentences together."""
     rows = []
-    for name in dict.fromkeys(run["recipe"] for run in runs):
-        own = sorted((run for run in runs if run["recipe"] == name), key=lambda run: run["seed"])
-        row: dict[str, Any] = {"recipe": name, "seeds": [run["seed"] for run in own]}
+    for name, split in dict.fromkeys((run["recipe"], run.get("split", "hash")) for run in runs):
+        own = [run for run in runs if (run["recipe"], run.get("split", "hash")) == (name, split)]
+        own.sort(key=lambda run: (run["seed"], run.get("fold", 0)))
+        row: dict[str, Any] = {"recipe": name, "split": split, "seeds": [run["seed"] for run in own]}
+        row["folds"] = [run.get("fold", 0) for run in own]
         row["seconds"] = round(statistics.mean(run["seconds"] for run in own), 1)
-        for part in ("validation", "holdout", "at_threshold"):
-            values = [run[f"{part}_mcc"] for run in own if f"{part}_mcc" in run]
+        for part in ("validation", "hash", "source", "holdout", "secondary", "at_threshold", "pairs"):
+            key = part if part == "pairs" else f"{part}_mcc"
+            values = [run[key] for run in own if key in run]
             if not values:
                 continue
             row[part] = {
@@ -220,13 +417,22 @@ def summarise(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 "mean": round(statistics.mean(values), 4),
                 "spread": round(statistics.stdev(values), 4) if len(values) > 1 else None,
             }
+            counts = [run[f"{part}_counts"] for run in own if f"{part}_counts" in run]
+            if part in ("hash", "source") and counts:
+                row[part]["pooled"] = round(mcc_of_counts(np.sum(counts, axis=0)), 4)
         rows.append(row)
     return rows
 
 
+def mcc_of_counts(counts: NDArray[Any]) -> float:
+    """Return the MCC of what `confusion` counted."""
+    labels, answers = np.repeat([0, 0, 1, 1], counts), np.repeat([0, 1, 0, 1], counts)
+    return mcc(labels, answers)
+
+
 def write(path: str, result: dict[str, Any]) -> None:
     if path:
-        Path(path).write_text(json.dumps(result, indent=2) + "\n")
+        write_json(Path(path), result)
 
 
 if __name__ == "__main__":

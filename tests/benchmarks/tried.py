@@ -4,7 +4,8 @@
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
@@ -12,10 +13,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
+from tried_corruptions import KINDS
 
 from tasks.evaluation.metrics import mcc
-from tasks.training import dataset, seed_runs
+from tasks.training import corruption, cuda_graph_step, dataset, finetune, seed_runs, soup, train_step
 from tasks.training import trainer as epochs
+from tasks.training.seed_runs import SavedSeedRun, validation_mcc
+from tasks.training.soup import SelectedModel
+from tasks.training.training_job import TokenizedData, TrainingJob, load_start
 
 
 @contextlib.contextmanager
@@ -78,10 +83,137 @@ def new_top_layers(count: int) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def corruption_kinds(*kinds: str) -> Iterator[None]:
+    """Let the corruption stage draw from further kinds too, each as often as two of the others; see KINDS."""
+    further = tuple(KINDS[kind] for kind in kinds for _ in range(2))
+    with patch.object(corruption, "CORRUPTIONS", corruption.CORRUPTIONS + further):
+        yield
+
+
+@contextlib.contextmanager
+def greedy_soup() -> Iterator[None]:
+    """End with the mean of those seeds' weights that each do not lower the validation MCC, from the best on.
+
+    Source: Wortsman et al. 2022, https://arxiv.org/abs/2203.05482, recipe 1.
+    """
+
+    def greedy(job: TrainingJob, data: TokenizedData, start: str, saved: Sequence[SavedSeedRun]) -> SelectedModel:
+        model = load_start(job, start)
+
+        def score(files: list[str]) -> float:
+            soup._load_mean(model, files)
+            return float(epochs.validate(model, data.validation)["validation_mcc"] or 0)
+
+        ranked = sorted(saved, key=lambda each: -validation_mcc(each.run))
+        kept, best = [ranked[0].weights], score([ranked[0].weights])
+        for each in ranked[1:]:
+            if (found := score([*kept, each.weights])) >= best:
+                kept, best = [*kept, each.weights], found
+        best = score(kept)
+        return SelectedModel(model, averaged=len(kept) > 1, best=ranked[0].run, soup_mcc=best)
+
+    with patch.object(finetune, "average_or_best", greedy):
+        yield
+
+
+@contextlib.contextmanager
+def distilled(share: float) -> Iterator[None]:
+    """End with a student of all seeds: it learns a share of their mean probabilities and the rest of the label.
+
+    Source: Hinton et al. 2015, https://arxiv.org/abs/1503.02531.
+    """
+
+    def teach(job: TrainingJob, data: TokenizedData, start: str, saved: Sequence[SavedSeedRun]) -> SelectedModel:
+        model, train = load_start(job, start), data.train
+        size = epochs.EVALUATION_BATCH[job.recipe.device]
+        answers = []
+        for each in saved:
+            soup._load_mean(model, [each.weights])
+            answers.append(epochs.compute_logits(model, train, np.arange(train.count), size).softmax(-1))
+        soft = torch.stack(answers).mean(0).to(train._targets)
+        train._targets[: train.count] = share * soft + (1 - share) * train._targets[: train.count]
+        student, run = seed_runs.train_seed_run(job, data, start, job.recipe.seed + 500)
+        return SelectedModel(student, averaged=False, best=run)
+
+    with patch.object(finetune, "average_or_best", teach):
+        yield
+
+
+class _Sift(nn.Module):
+    """A model whose output in training has a further loss [B]: how far noise on the embeddings moves the answer."""
+
+    def __init__(self, model: Any, reach: float, start: float) -> None:
+        super().__init__()
+        self.model, self._reach, self._start = model, reach, start
+        self._delta: torch.Tensor | None = None
+        self._embedded: torch.Tensor | None = None
+        model.base_model.embeddings.LayerNorm.register_forward_pre_hook(self._perturb)
+
+    @property
+    def config(self) -> Any:
+        return self.model.config
+
+    def _perturb(self, _: nn.Module, inputs: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        """Normalise the embeddings, keep them, and add the noise, if there is any."""
+        self._embedded = nn.functional.layer_norm(inputs[0], inputs[0].shape[-1:])
+        return self._embedded if self._delta is None else self._embedded + self._delta.to(self._embedded)
+
+    def forward(self, **inputs: torch.Tensor) -> Any:
+        logits = self.model(**inputs).logits
+        if not self.training:
+            return SimpleNamespace(logits=logits)
+        limit = 2 * self._start
+        delta = (torch.randn_like(self._embedded, dtype=torch.float32) * self._start).clamp(-limit, limit)
+        self._delta = delta.requires_grad_()
+        far = _symmetric_kl(self.model(**inputs).logits, logits.detach()).sum()
+        (slope,) = torch.autograd.grad(far, self._delta)
+        self._delta = (delta + self._reach * slope / (1e-6 + slope.abs().amax(-1, keepdim=True))).detach()
+        further = _symmetric_kl(self.model(**inputs).logits, logits)
+        self._delta = None
+        return SimpleNamespace(logits=logits, further=further)
+
+
+def _symmetric_kl(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    log_p, log_q = one.float().log_softmax(-1), other.float().log_softmax(-1)
+    return ((log_p.exp() - log_q.exp()) * (log_p - log_q)).sum(-1)
+
+
+@contextlib.contextmanager
+def sift(weight: float, reach: float = 1e-4, start: float = 1e-2) -> Iterator[None]:
+    """Add the divergence of the answer under adversarial noise on the normalised embeddings to the loss.
+
+    Source: He et al. 2021, https://arxiv.org/abs/2006.03654, section 4 (scale-invariant fine-tuning), with the numbers
+    of its authors' program. Three passes a step; layers are not fused: fused ones write the weights' gradients at once.
+    """
+    train, loss_of = seed_runs.train_epochs, train_step.step_loss
+
+    def training(model: nn.Module, *arguments: Any, **options: Any) -> Any:
+        return train(_Sift(model, reach, start), *arguments, **options)
+
+    def adding(output: Any, targets: torch.Tensor, marks: Any, total: Any, config: Any) -> Any:
+        loss, correct = loss_of(output, targets, marks, total, config)
+        if hasattr(output, "further"):
+            loss = loss + weight * (output.further * targets.sum(-1)).sum() / total
+        return loss, correct
+
+    with (
+        patch.object(seed_runs, "train_epochs", training),
+        patch.object(train_step, "step_loss", adding),
+        patch.object(cuda_graph_step, "step_loss", adding),
+        patch.object(cuda_graph_step, "fuse", lambda *_: None),
+    ):
+        yield
+
+
 TRIED: dict[str, Callable[..., contextlib.AbstractContextManager[None]]] = {
     "averaged_epochs": averaged_epochs,
     "class_weights": class_weights,
+    "corruption_kinds": corruption_kinds,
+    "distilled": distilled,
+    "greedy_soup": greedy_soup,
     "new_top_layers": new_top_layers,
+    "sift": sift,
 }
 
 

@@ -1,0 +1,138 @@
+"""Which validation predicts the holdout: sentences chosen by a hash, or whole sources.
+
+    python tests/benchmarks/correlate_validation.py RUNS.json ... --out FILE --picture FILE
+
+Of runs of `ablate_finetune.py --split both`, in which one training is judged by both, on as many sentences each: the
+rank correlation (Spearman) of validation MCC with that of out_of_domain_dev. "runs" compares single trainings whose
+folds are made alike first (each fold's mean is taken off, as some authors are harder); "recipes" compares the means
+over folds and seeds, which is what a choice of a recipe rests on. Intervals are percentiles of a bootstrap over
+recipes with all their runs. Files of runs by the hash alone, as older ones are, give one more row each.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+RESAMPLES = 4000
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+")
+    parser.add_argument("--out", default="")
+    parser.add_argument("--picture", default="")
+    options = parser.parse_args()
+    tables = {Path(path).stem: read_runs(path) for path in options.runs}
+    both = pd.concat([table for table in tables.values() if "source_mcc" in table], ignore_index=True)
+    rows = []
+    for name, table in tables.items():
+        if "source_mcc" not in table:
+            rows += correlate(table, ["validation_mcc"], name)
+    for column in ("hash_mcc", "source_mcc"):
+        rows += correlate(both, [column], "both at once")
+    rows += compare(both)
+    for row in rows:
+        print(" | ".join(f"{value:.3f}" if isinstance(value, float) else str(value) for value in row.values()))
+    if options.out:
+        Path(options.out).write_text(json.dumps({"benchmark": "validation and holdout", "rows": rows}, indent=2) + "\n")
+    if options.picture:
+        draw(both, options.picture)
+
+
+def read_runs(path: str) -> pd.DataFrame:
+    """Return the runs of a file that have both a validation and a holdout MCC; rows of older files as runs."""
+    content = json.loads(Path(path).read_text())
+    runs = content.get("runs") or [
+        {"recipe": row["recipe"], "validation_mcc": known, "holdout_mcc": unseen}
+        for row in content["rows"]
+        for known, unseen in zip(row["validation"]["seeds"], row["holdout"]["seeds"], strict=True)
+    ]
+    kept = [{"fold": run.get("seed", 0)} | run for run in runs if "validation_mcc" in run]  # older: a split a seed
+    table = pd.DataFrame(kept)
+    wanted = [
+        "recipe", "fold", "validation_mcc", "hash_mcc", "source_mcc", "holdout_mcc", "secondary_mcc", "pairs"
+    ]  # fmt: skip
+    return table[[column for column in wanted if column in table]]
+
+
+def level(table: pd.DataFrame, unit: str) -> pd.DataFrame:
+    """Return one row for each run, with its fold's mean taken off, or one for each recipe."""
+    figures = table.select_dtypes("number").columns.drop("fold")
+    alike = table.assign(**{name: table[name] - table.groupby("fold")[name].transform("mean") for name in figures})
+    return alike if unit == "runs" else alike.groupby("recipe", as_index=False)[list(figures)].mean()
+
+
+def spearman(table: pd.DataFrame, column: str) -> float:
+    return float(table[column].corr(table["holdout_mcc"], method="spearman")) if len(table) > 2 else float("nan")
+
+
+def correlate(table: pd.DataFrame, columns: list[str], name: str) -> list[dict[str, Any]]:
+    """Return rows of the table: rank correlation of columns with the holdout's MCC, and its interval."""
+    rows = []
+    for column in columns:
+        for unit in ("runs", "recipes"):
+            flat = level(table, unit)
+            drawn = [spearman(part, column) for part in resample(flat)]
+            low, high = np.nanpercentile(drawn, [2.5, 97.5])
+            rows.append(
+                {"runs of": name, "validation": column.removesuffix("_mcc"), "unit": unit, "count": len(flat),
+                 "correlation": spearman(flat, column), "low": float(low), "high": float(high)}
+            )  # fmt: skip
+    return rows
+
+
+def compare(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return rows: by how much the correlation by source is higher than that by hash, and how often it is."""
+    rows = []
+    for unit in ("runs", "recipes"):
+        flat = level(table, unit)
+        drawn = np.array([spearman(part, "source_mcc") - spearman(part, "hash_mcc") for part in resample(flat)])
+        low, high = np.nanpercentile(drawn, [2.5, 97.5])
+        rows.append(
+            {"runs of": "both at once", "validation": "source - hash", "unit": unit, "count": len(flat),
+             "correlation": spearman(flat, "source_mcc") - spearman(flat, "hash_mcc"), "low": float(low),
+             "high": float(high), "share above 0": float((drawn > 0).mean())}
+        )  # fmt: skip
+    return rows
+
+
+def resample(table: pd.DataFrame) -> list[pd.DataFrame]:
+    """Return bootstrap samples of the recipes, each with all its rows."""
+    rng = np.random.default_rng(0)
+    groups = [part for _, part in table.groupby("recipe")]
+    return [
+        pd.concat([groups[index] for index in rng.integers(len(groups), size=len(groups))]) for _ in range(RESAMPLES)
+    ]
+
+
+def draw(table: pd.DataFrame, path: str) -> None:
+    """Draw the recipes' means and the single runs, by hash and by source."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 2, figsize=(10, 4.5), sharey=True, constrained_layout=True)
+    for axis, column, title in zip(
+        axes, ("hash_mcc", "source_mcc"), ("sentences by a hash", "whole sources"), strict=True
+    ):
+        runs, means = (level(table, unit) for unit in ("runs", "recipes"))
+        centre: NDArray[Any] = table[[column, "holdout_mcc"]].mean().to_numpy()
+        axis.scatter(runs[column] + centre[0], runs["holdout_mcc"] + centre[1], s=14, alpha=0.35, label="one training")
+        axis.scatter(
+            means[column] + centre[0], means["holdout_mcc"] + centre[1], s=40, marker="D", label="mean of a recipe"
+        )
+        found = [spearman(flat, column) for flat in (runs, means)]
+        axis.set(title=f"{title}: rank correlation {found[0]:.2f}, of recipes {found[1]:.2f}", xlabel="validation MCC")
+    axes[0].set_ylabel("MCC on out_of_domain_dev")
+    axes[0].legend()
+    figure.savefig(path, dpi=110)
+
+
+if __name__ == "__main__":
+    main()
