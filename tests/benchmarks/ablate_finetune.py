@@ -195,8 +195,8 @@ def main() -> None:
     options = parse_options()
     if options.merge:
         parts = [json.loads(Path(path).read_text()) for path in options.merge]
-        runs = [{"commit": part["commit"]} | run for part in parts for run in part["runs"]]
-        write(options.out, parts[0] | {"runs": runs, "rows": summarise(runs)})
+        merged = [{"commit": part["commit"]} | run for part in parts for run in part["runs"]]
+        write(options.out, parts[0] | {"runs": merged, "rows": summarise(merged)})
         return
     recipes = {name: RECIPES[family] for family in options.family for name in RECIPES[family]}
     names = options.recipes or list(recipes)
@@ -269,8 +269,8 @@ def run_all(jobs: list[Job], options: argparse.Namespace, end: float) -> Iterato
         return
     context = multiprocessing.get_context("spawn")
     waiting, results = context.Queue(), context.Queue()
-    for job in [*jobs, *[None] * options.workers]:
-        waiting.put(job)
+    for entry in [*jobs, *[None] * options.workers]:
+        waiting.put(entry)
     workers = [context.Process(target=work, args=(waiting, results, options)) for _ in range(options.workers)]
     for worker in workers:
         worker.start()
@@ -306,7 +306,7 @@ def read_data(data: str, text: str) -> dict[str, Any]:
     scratch = tempfile.mkdtemp(prefix="ablate-")
     atexit.register(shutil.rmtree, scratch, ignore_errors=True)
     sources = locate_sources([data], "", "", scratch)
-    roles = [role for role in ("train", "holdout", "secondary") if sources[role]]  # type: ignore[literal-required]
+    roles = [role for role in ("train", "holdout", "secondary") if sources[role]]
     paths = {role: write_snapshot(sources[role], scratch)["path"] for role in roles}  # type: ignore[literal-required]
     rows = {role: read_snapshot(path) for role, path in paths.items()}
     known = [sentence for role in roles[1:] for sentence in rows[role]["sentence"]]
@@ -345,14 +345,14 @@ def measure(job: Job, options: argparse.Namespace) -> dict[str, Any]:
         parts["validation"] = pd.concat(list(validation.values()))
         for name, rows in parts.items():
             rows.reset_index(drop=True).to_parquet(f"{scratch}/{name}.parquet")
-        paths = [f"{scratch}/{name}.parquet" for name in ("train", "validation")]
         folder = f"{scratch}/model"
         encoder = locate_encoder(options.encoder)["folder"]
         started = time.perf_counter()
         with TRIED[what](*how) if what else contextlib.nullcontext():
             recipe = resolve_recipe(FinetuneSettings(seed=job.seed, device=device, **settings), encoder)  # type: ignore[arg-type]
             text = data["text"] if "text_corruptions" in settings else ""
-            training = fine_tune(*paths, recipe, folder, text=text)
+            train_path, validation_path = (f"{scratch}/{name}.parquet" for name in ("train", "validation"))
+            training = fine_tune(train_path, validation_path, recipe, folder, text=text)
         seconds = time.perf_counter() - started
         margins = answer(folder, validation | data["holdouts"], device)
     run: dict[str, Any] = {

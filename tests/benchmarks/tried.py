@@ -163,6 +163,7 @@ class _Sift(nn.Module):
         logits = self.model(**inputs).logits
         if not self.training:
             return SimpleNamespace(logits=logits)
+        assert self._embedded is not None
         limit = 2 * self._start
         delta = (torch.randn_like(self._embedded, dtype=torch.float32) * self._start).clamp(-limit, limit)
         self._delta = delta.requires_grad_()

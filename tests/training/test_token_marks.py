@@ -61,10 +61,10 @@ def test_tokens_of_wrong_words_are_marked_and_special_ones_are_not() -> None:
         word: number for number, word in enumerate(["[CLS]", "[SEP]", "[UNK]", "the", "cat", "##s", "see", "."])
     }
     tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()  # type: ignore[assignment]
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.post_processor = processors.TemplateProcessing(
         "[CLS] $A [SEP]", special_tokens=[("[CLS]", 0), ("[SEP]", 1)]
-    )  # type: ignore[assignment]
+    )
     marks = mark_tokens(tokenizer, ["the cats see .", "the cats see ."], ["the cats see .", "the sees cat ."])
     assert [mark.tolist() for mark in marks] == [[-1, 0, 0, 0, 0, 0, -1], [-1, 0, 1, 1, 1, 0, -1]]
     tokenizer.enable_truncation(4)
@@ -98,7 +98,7 @@ def marked(count: int = 8) -> TokenDataset:
 def test_a_captured_step_with_marks_is_the_eager_one(fused: bool) -> None:
     sizes = {"vocab_size": VOCABULARY, "dim": 32, "n_layers": 1, "n_heads": 1, "hidden_dim": 16}
     rates = {"dropout": 0.0, "attention_dropout": 0.0, "seq_classif_dropout": 0.0}
-    steps = []
+    steps: list[EagerStep | CudaGraphStep] = []
     for kind in ("eager", "captured"):
         torch.manual_seed(0)
         model = TokenHead(DistilBertForSequenceClassification(DistilBertConfig(**sizes, **rates)))
