@@ -133,9 +133,10 @@ def deploy(
     from flows.services.embedded_prefect import lasting_api
 
     lasting_api()  # one of another form fails the imports
+    from flows.jobs.deployments import check_file
     from flows.services import deploy
 
-    print_result(deploy.deploy(file), as_json, show_review.show_deployments)
+    print_result(deploy.deploy(file, check_file), as_json, show_review.show_deployments)
 
 
 def prune(

@@ -3,7 +3,7 @@
 import datetime
 from typing import Any
 
-from flows.cli.show_run import COLOURS, new_console, new_table
+from flows.cli.show_run import COLOURS, local_time, new_console, new_table
 from flows.cli.terminal import escape
 from tasks.reporting.wording import show_mcc
 
@@ -49,7 +49,7 @@ def show_status(status: dict[str, Any]) -> None:
     prefect = f", Prefect's databases {disk['prefect_gb']:.3f}" if disk["prefect_gb"] else ""
     console.print(f"disk       {disk['free_gb']:.0f} GB free{used}{prefect}")
     if drift := status["drift"]:
-        console.print(f"drift      {drift['seen']} ({_local(drift['time'])})")
+        console.print(f"drift      {drift['seen']} ({local_time(drift['time'])})")
     if status["champion"] and status["champion"]["fault"]:
         console.print(f"[red]damaged[/]    {escape(status['champion']['fault'])}")
     for server in status["unreachable"]:
@@ -68,7 +68,7 @@ def _show_runs(runs: list[dict[str, Any]]) -> None:
     table = new_table("started", "status", "verdict", "version", "MCC", "why")
     for run in runs:
         mcc = "" if run["mcc"] is None else f"{run['mcc']:.3f}"
-        started = _local(datetime.datetime.fromtimestamp(run["start"], datetime.UTC).isoformat())
+        started = local_time(datetime.datetime.fromtimestamp(run["start"], datetime.UTC).isoformat())
         table.add_row(started, run["status"], run["verdict"] or "", run["version"] or "", mcc, _short(run["why"]))
     new_console().print(table)
 
@@ -79,11 +79,11 @@ def _show_schedule(schedule: dict[str, Any]) -> None:
     console.print(f"Prefect    {escape(schedule['server'])}")
     table = new_table("deployment", "when", "state", "why")
     for run in schedule["last"]:
-        table.add_row(run["deployment"], _local(run["time"]), run["state"], _short(run["why"]))
+        table.add_row(run["deployment"], local_time(run["time"]), run["state"], _short(run["why"]))
     for run in schedule["next"]:
         waits = f"waits for {run['waits_for']}" if run["waits_for"] else ""
         state = "[yellow]late[/]" if run["late"] else "scheduled"
-        table.add_row(run["deployment"], _local(run["time"]), state, escape(waits))
+        table.add_row(run["deployment"], local_time(run["time"]), state, escape(waits))
     if table.row_count:
         console.print(table)
     else:
@@ -128,8 +128,12 @@ def show_change(change: dict[str, Any]) -> None:
     if change.get("dry_run"):
         new_console().print(f"would do  {change['kind']}: {alias}; its files are intact; nothing was changed")
         return
+    if change.get("unrecorded"):
+        new_console().print(f"version {change['version']} is champion already, since {local_time(change['time'])}:")
     new_console().print(f"{change['kind']} of version {change['version']} by {escape(change['actor'])}: {alias}")
     new_console().print(f"reason    {escape(change['reason'])}")
+    if change.get("unrecorded"):
+        new_console().print(f"[yellow]not recorded[/]  {escape(change['unrecorded'])}")
     if change.get("repeated"):
         new_console().print(f"done      at {change['time']} already; to go further back: verdict rollback --to VERSION")
 
@@ -204,11 +208,7 @@ def show_checks(checks: list[dict[str, Any]]) -> None:
 def _describe(version: dict[str, Any]) -> str:
     mcc = "unknown" if version["mcc"] is None else f"{version['mcc']:.3f}"
     text = f"version {version['version']}, MCC {mcc}, data {(version['dataset'] or 'unknown')[:12]}"
-    return f"{text}, since {_local(version['since'])} ({_age(version['since'])})" if version.get("since") else text
-
-
-def _local(moment: str) -> str:
-    return datetime.datetime.fromisoformat(moment).astimezone().strftime("%Y-%m-%d %H:%M") if moment else ""
+    return f"{text}, since {local_time(version['since'])} ({_age(version['since'])})" if version.get("since") else text
 
 
 def _age(moment: str) -> str:

@@ -168,8 +168,8 @@ def show_next_commands(outcome: "RetrainOutcome", champion: tuple[str, str] | No
 
 
 def local_time(moment: str) -> str:
-    """Return a moment (ISO 8601) in local time, to the minute."""
-    return datetime.datetime.fromisoformat(moment).astimezone().strftime("%Y-%m-%d %H:%M")
+    """Return a moment (ISO 8601) in local time, to the minute; an empty one stays so."""
+    return datetime.datetime.fromisoformat(moment).astimezone().strftime("%Y-%m-%d %H:%M") if moment else ""
 
 
 def _count(kinds: dict[str, int], total: int) -> str:

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM end a command within ten seconds, with one line on standard error.
+"""SIGINT and SIGTERM end a command within five seconds, with one line on standard error.
 
 Both raise KeyboardInterrupt in the main thread, so that MLflow runs, locks and child processes end in good order. That
 may take long: Python calls handlers of signals between two of its own instructions, and a library may be computing, or
@@ -17,7 +17,7 @@ from types import FrameType
 from tasks.core import log_format
 from tasks.core.errors import VerdictError
 
-STOP_LIMIT_S = 7.0  # on a busy machine the rest takes seconds too
+STOP_LIMIT_S = 4.0  # in all a command ends within five seconds
 EXIT_CODE = 130  # of a shell, for a command that SIGINT ended; typer's as well
 
 _requested = threading.Event()

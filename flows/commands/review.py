@@ -17,6 +17,8 @@ def history(home: str) -> list[dict[str, Any]]:
 def approve(version: str, reason: str, home: str, who: str = "") -> dict[str, Any]:
     """Make a version on HOLD the champion; return the recorded change.
 
+    Where it is champion already by another decision, that one's record is returned, and `unrecorded` has the reason.
+
     Args:
         version: version number.
         reason: recorded in the history.
@@ -35,9 +37,9 @@ def approve(version: str, reason: str, home: str, who: str = "") -> dict[str, An
         from flows.commands.compare import judge_again  # imports ONNX Runtime and pandas
 
         verdict = judge_again(store, version, champion, home)
-    return _notified(
-        promotion.promote(store, version, kind="approve", expected=now, reason=text, verdict=verdict, actor=who)
-    )
+    change = promotion.promote(store, version, kind="approve", expected=now, reason=text, verdict=verdict, actor=who)
+    recorded = (change["kind"], change["reason"]) == ("approve", text)
+    return (_notified(change) if recorded else dict(change)) | {"unrecorded": "" if recorded else text}
 
 
 def reject(version: str, reason: str, home: str, who: str = "") -> dict[str, Any]:

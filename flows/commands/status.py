@@ -10,9 +10,10 @@ from typing import Any, TypedDict
 
 from flows.commands.doctor import MIN_FREE_DISK_GB
 from flows.services.embedded_prefect import lasting_api
+from flows.services.job_locks import is_locked
 from flows.services.server_watch import check_servers, lasting_servers
 from tasks.core.errors import UnreachableError, UsageError, VerdictError
-from tasks.core.files import read_json
+from tasks.core.files import home_id, read_json
 from tasks.inference.bundle import CHAMPION
 from tasks.registry import champion_history, lookup, promotion, tracking, verification
 from tasks.registry.champion_history import TimelineEntry
@@ -48,6 +49,7 @@ def status(home: str) -> dict[str, Any]:
         check_database(store)
         if not is_uninitialised(store):
             answer |= read_runs(store)
+            mark_dead_runs(answer["runs"], home)
     except UnreachableError as error:
         answer |= {"champion_state": "unknown", "unreachable": [str(error)]}
     try:
@@ -85,6 +87,14 @@ def read_runs(store: MlflowStore) -> dict[str, Any]:
         "champion_state": promotion.read_champion_state(store),
         "notices": champion_history.warnings(entries, records),
     }
+
+
+def mark_dead_runs(runs: list[dict[str, Any]], home: str) -> None:
+    """Show runs of this home whose process is gone as KILLED; the next run closes them in MLflow."""
+    for run in runs:
+        ours = run.pop("home") == home_id(home)
+        if ours and run["status"] == "RUNNING" and not is_locked(Path(home, "runs", str(run["job"]))):
+            run |= {"status": "KILLED", "why": run["why"] or tracking.STATUS_REASONS["KILLED"]}
 
 
 def read_prefect() -> Any:

@@ -6,22 +6,26 @@ runs of a deployment may be due: the first one to start cancels the others, beca
 
 import contextlib
 import functools
+import inspect
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import yaml
 from prefect import flow, get_client
 from prefect.client.schemas import filters
 from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.context import FlowRunContext
-from prefect.states import Cancelled, Completed
+from prefect.states import Cancelled, Completed, Failed
 from prefect.types import DateTime
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, ValidationError
 
 from flows import environment
 from flows.notifications import alert_crash, alert_failure
 from flows.outcome import RetrainOutcome
 from tasks.core import log_format
+from tasks.core.errors import UsageError, VerdictError
 from tasks.core.hidden_addresses import reject_secrets
 from tasks.core.printable import counted
 from tasks.core.settings_loader import ResolvedSettings, load_settings, parse_setting
@@ -32,7 +36,7 @@ Device = Literal["auto", "cuda", "cpu"]
 PAGE_SIZE = 200  # runs of one query, Prefect's limit
 
 
-class DataForm(BaseModel):
+class DataForm(BaseModel, extra="forbid"):
     """Where sentences come from; empty fields keep the profile's value."""
 
     path: list[str] = Field(default=[], description="Folder, file, https://...#sha256=HEX or hf:ORG/NAME; merged.")
@@ -42,7 +46,7 @@ class DataForm(BaseModel):
     labels: str = Field(default="", description="Names of the labels: acceptable=1,unacceptable=0.")
 
 
-class TrainingForm(BaseModel):
+class TrainingForm(BaseModel, extra="forbid"):
     """The training recipe; empty fields keep the profile's value."""
 
     encoder: str = Field(default="", description="Folder or hub id of an encoder, or packaged.")
@@ -78,10 +82,13 @@ def retrain(
         force: start over, even if nothing changed.
     """
     _begin()
+    try:
+        settings = resolve(profile, data, training, more)
+    except UsageError as error:
+        return Failed(message=str(error))
     from flows.jobs.retrain import retrain as job
 
     drop_missed()
-    settings = resolve(profile, data, training, more)
     # The flow's function, not the flow: the run that is suspended for approval must be the one of the deployment.
     with answers_carried_out() as home:
         outcome = job.fn(settings.settings.model_dump(), settings.origins, home, force)
@@ -109,10 +116,13 @@ def watch(
         retrain_when: what starts a retraining run.
     """
     _begin()
+    try:
+        settings = resolve(profile, data, training, [*more, f"watch.retrain_on={retrain_when}"])
+    except UsageError as error:
+        return Failed(message=str(error))
     from flows.jobs.watch import watch as job
 
     drop_missed()
-    settings = resolve(profile, data, training, [*more, f"watch.retrain_on={retrain_when}"])
     with answers_carried_out() as home:
         outcome = job.fn(settings.settings.model_dump(), settings.origins, home)
     return Completed(name=None if outcome.changed else "NothingNew", message=outcome.why, data=outcome.to_json())
@@ -160,6 +170,43 @@ def resolve(profile: str, data: DataForm, training: TrainingForm, more: list[str
     form |= {f"finetune.{key}": value for key, value in training.model_dump().items()}
     chosen = {key: value for key, value in form.items() if value not in (None, "", [])}
     return load_settings(profile, chosen | dict(parse_setting(text) for text in more))
+
+
+def check_file(path: Path) -> None:
+    """Check the parameters of our flows in a deployments file, before any run fails for them.
+
+    Raises:
+        UsageError: if one is unknown, or its value not valid.
+    """
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+        deployments = [(str(each["name"]), str(each["entrypoint"]), each) for each in document["deployments"]]
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
+        return  # Prefect says what is wrong with the file
+    for name, entrypoint, each in deployments:
+        try:
+            if entrypoint in (f"{__name__}.retrain", f"{__name__}.watch"):
+                _check_parameters(entrypoint.rpartition(".")[2], each.get("parameters") or {})
+        except (VerdictError, ValidationError) as error:
+            raise UsageError(f"deployment {name!r} in {path}: {_what_is_wrong(error)}; nothing was deployed") from error
+
+
+def _check_parameters(flow_name: str, given: dict[str, Any]) -> None:
+    known = inspect.signature(retrain.fn if flow_name == "retrain" else watch.fn).parameters
+    if unknown := [key for key in given if key not in known]:
+        raise UsageError(f"parameter {unknown[0]!r} is unknown; expected {', '.join(known)}")
+    forms = DataForm.model_validate(given.get("data", {})), TrainingForm.model_validate(given.get("training", {}))
+    more = [str(each) for each in given.get("more") or []]
+    if "retrain_when" in given:
+        more.append(f"watch.retrain_on={given['retrain_when']}")
+    resolve(str(given.get("profile", "sample")), *forms, more)
+
+
+def _what_is_wrong(error: VerdictError | ValidationError) -> str:
+    if isinstance(error, VerdictError):
+        return str(error)
+    first = error.errors()[0]
+    return f"{error.title} field {'.'.join(map(str, first['loc']))!r}: {first['msg']}"
 
 
 def drop_missed() -> list[str]:

@@ -15,6 +15,7 @@ from typing import NamedTuple
 from filelock import FileLock, Timeout
 
 from flows.outcome import RetrainOutcome
+from flows.services.job_locks import is_locked
 from tasks.core.errors import VerdictError
 from tasks.core.files import home_id, json_digest, read_json, sha256_of, write_json
 from tasks.core.provenance import git_commit, library_versions
@@ -139,18 +140,7 @@ def report_path(folder: Path) -> str:
 def _has_dead_runs(store: MlflowStore, home: str) -> bool:
     """Return whether a killed process left a run in status RUNNING, which the flow ends."""
     jobs = find_running_jobs(store, home_id(home))
-    return jobs is None or any(not _is_locked(Path(home, "runs", job)) for job in jobs)
-
-
-def _is_locked(job: Path) -> bool:
-    """Return whether a process works in a job's folder."""
-    if not job.is_dir():
-        return False
-    try:
-        with FileLock(job / "lock", timeout=0):
-            return False
-    except Timeout:
-        return True
+    return jobs is None or any(not is_locked(Path(home, "runs", job)) for job in jobs)
 
 
 def _load(folder: Path, store: MlflowStore) -> RetrainOutcome | None:

@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -39,11 +40,12 @@ HEARTBEAT_TIMEOUT = 90  # seconds; runs send a heartbeat every 30
 START_TIMEOUT = 600  # seconds from a worker taking a run to its start
 
 
-def deploy(file: str = "") -> dict[str, Any]:
+def deploy(file: str = "", check: Callable[[Path], None] = lambda _: None) -> dict[str, Any]:
     """Create or update deployments and automations; return what the command prints.
 
     Args:
         file: path of a deployments file; empty for infra/prefect.yaml.
+        check: called with the path before anything is changed; raises UsageError for wrong parameters.
 
     Raises:
         UsageError: if no server is configured, or there is no such file, or it has an address with a password.
@@ -57,6 +59,7 @@ def deploy(file: str = "") -> dict[str, Any]:
     if not path.is_file():
         raise UsageError(f"{path} is not a file; expected one like infra/prefect.yaml")
     reject_secrets(path.read_text(encoding="utf-8", errors="replace"), str(path))
+    check(path)
     url = redact_address(url)
     try:
         with get_client(sync_client=True) as client:

@@ -1,8 +1,10 @@
 """Opens graphs in ONNX Runtime on a CPU or CUDA device, without its silent fallback to the CPU."""
 
+import contextlib
 import ctypes
 import logging
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +86,8 @@ def _open(
     options.log_severity_level = 4 if quiet else 3  # fatal; errors
     # The fallback from a provider that fails is to the CPU; from the CPU it prints to standard output and tries again.
     fallback = int(providers != [CPU])
-    return onnxruntime.InferenceSession(graph, options, providers=providers, enable_fallback=fallback)
+    with contextlib.redirect_stdout(sys.stderr):  # it prints that; standard output may be piped into another program
+        return onnxruntime.InferenceSession(graph, options, providers=providers, enable_fallback=fallback)
 
 
 def should_try_gpu(device: str) -> bool:

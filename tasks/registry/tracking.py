@@ -153,9 +153,9 @@ def log_files(store: MlflowStore, run_id: str, paths: Sequence[str], folder: str
 def recent_runs(store: MlflowStore, limit: int = 5) -> list[dict[str, Any]]:
     """Return the latest runs, newest first.
 
-    Each has run, job, start and end (Unix time in seconds; end is None while it runs), status, verdict, version, mcc,
-    why (the reason of verdict or failure), drift (what drifted) and drift_from (digest of the data that it was compared
-    with, None without any).
+    Each has run, job, home (id of its folder of stores), start and end (Unix time in seconds; end is None while it
+    runs), status, verdict, version, mcc, why (the reason of verdict or failure), drift (what drifted) and drift_from
+    (digest of the data that it was compared with, None without any).
     """
     with connect(store) as client:
         runs = client.search_runs(
@@ -165,6 +165,7 @@ def recent_runs(store: MlflowStore, limit: int = 5) -> list[dict[str, Any]]:
             {
                 "run": run.info.run_id,
                 "job": run.data.tags.get("job"),
+                "home": run.data.tags.get("home"),
                 "start": run.info.start_time / 1_000,
                 "end": run.info.end_time / 1_000 if run.info.end_time else None,
                 "status": run.info.status,

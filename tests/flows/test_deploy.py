@@ -83,7 +83,12 @@ def test_what_can_only_be_one_of_a_few_is_a_choice(applied: dict[str, Any], clie
 
 @pytest.mark.parametrize(
     ("name", "parameters"),
-    [("retrain", {"profile": "unheard-of"}), ("retrain", {"training": {"epochs": 0}}), ("score", {"path": "a.txt"})],
+    [
+        ("retrain", {"profile": "unheard-of"}),
+        ("retrain", {"training": {"epochs": 0}}),
+        ("retrain", {"training": {"encodr": "a"}}),
+        ("score", {"path": "a.txt"}),
+    ],
 )
 def test_the_server_rejects_invalid_parameters(
     applied: dict[str, Any], client: Any, name: str, parameters: dict[str, Any]
@@ -194,6 +199,41 @@ def test_a_file_that_prefect_rejects_is_one_line(applied: dict[str, Any], tmp_pa
         apply_file(tmp_path / "broken.yaml")
     with pytest.raises(UsageError, match="is not a file"):
         deploy(str(tmp_path / "none.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ("{profile: unheard-of}", "profile 'unheard-of' is unknown; expected one of"),
+        ("{profil: sample}", "parameter 'profil' is unknown; expected profile, data, training, more, force"),
+        ("{training: {encodr: a}}", "TrainingForm field 'encodr': Extra inputs are not permitted"),
+        ("{more: [finetune.epoch=3]}", "did you mean 'finetune.epochs'"),
+    ],
+)
+def test_wrong_parameters_of_a_deployment_are_one_line_before_anything_is_deployed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parameters: str, message: str
+) -> None:
+    from flows.jobs.deployments import check_file
+    from flows.services.deploy import find_file
+
+    path = tmp_path / "mine.yaml"
+    path.write_text(find_file().read_text().replace("{profile: sample}", parameters))
+    with pytest.raises(UsageError) as caught:
+        check_file(path)
+    assert message in str(caught.value)
+    assert str(caught.value).startswith(f"deployment 'retrain' in {path}: ")
+    check_file(find_file())
+
+
+def test_a_run_with_wrong_settings_fails_with_their_message_and_no_traceback(
+    applied: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    from flows.jobs.deployments import retrain
+
+    state = retrain(more=["finetune.epoch=3"], return_state=True)
+    assert state.is_failed()
+    assert "setting 'finetune.epoch' (flag) is unknown; did you mean 'finetune.epochs'" in str(state.message)
+    assert "Traceback" not in caplog.text
 
 
 def test_the_doctor_fails_without_a_worker(applied: dict[str, Any]) -> None:

@@ -101,6 +101,15 @@ def test_an_approved_hold_becomes_champion_and_says_who_and_why(
     assert changes_of(history)[-1] == ("approve", "3", "4")
 
 
+def test_approving_the_champion_says_that_the_reason_is_not_recorded(reigning: MlflowStore, verdict: Command) -> None:
+    code, out, _ = verdict("approve", "3", "--reason", "it is good")
+    first, second, _, last = out.splitlines()
+    assert (code, aliases(reigning)) == (0, {"champion": "3"} | {"challenger": "4"})
+    assert first.startswith("version 3 is champion already, since 20")
+    assert second.startswith("promote of version 3 by ")
+    assert last == "not recorded  it is good"
+
+
 def test_a_rejected_hold_is_no_challenger_any_more(reigning: MlflowStore, verdict: Command) -> None:
     code, out, _ = verdict("reject", "4", "--reason", "worse on questions")
     assert (code, aliases(reigning)) == (0, {"champion": "3"})

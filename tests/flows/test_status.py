@@ -12,12 +12,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from filelock import FileLock
 from registry_store import add_version
 
 from flows.cli import app, show_review
 from flows.commands import status
 from flows.services import prefect_status
-from tasks.core.files import write_json
+from tasks.core.files import home_id, write_json
 from tasks.data.drift import DriftResult, list_drifted
 from tasks.registry import promotion, tracking
 from tasks.registry.store import MlflowStore, locate_store
@@ -78,6 +79,16 @@ def test_ages_are_printed_in_a_fitting_unit(hours: float, words: str) -> None:
 def test_a_run_that_failed_after_its_verdict_says_why_it_failed(store: MlflowStore, home: Path) -> None:
     ended(store, "FAILED", why="there is no champion yet", error="the disk is full")
     assert status.status(str(home))["runs"][0]["why"] == "the disk is full"
+
+
+def test_a_run_whose_process_is_gone_is_not_running(store: MlflowStore, home: Path) -> None:
+    for name, own in (("a" * 16, str(home)), ("b" * 16, str(home)), ("c" * 16, "elsewhere")):
+        (home / "runs" / name).mkdir(parents=True)
+        tracking.open_run(store, name, {}, {"home": home_id(own)})
+    with FileLock(home / "runs" / ("b" * 16) / "lock"):
+        runs = {run["job"][0]: (run["status"], run["why"]) for run in status.status(str(home))["runs"]}
+    dead = ("KILLED", "its process died; a run with the same data and settings resumes it")
+    assert runs == {"a": dead, "b": ("RUNNING", ""), "c": ("RUNNING", "")}
 
 
 def test_drift_is_the_latest_comparison_with_the_current_champions_data(store: MlflowStore, home: Path) -> None:

@@ -1,4 +1,4 @@
-"""SIGINT, SIGTERM and SIGKILL: a command ends within ten seconds, in one line, and leaves no process."""
+"""SIGINT, SIGTERM and SIGKILL: a command ends within five seconds, in one line, and leaves no process."""
 
 import os
 import signal

@@ -12,6 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from tasks.inference import runner as runner_module
+from tasks.inference import sessions
 from tasks.inference.runner import CAPTURE_AFTER, CAPTURED_BATCHES, Runner, bucket_shape
 from tasks.inference.sessions import open_session, uses_cuda_graphs
 from tasks.inference.tokenization import TokenIds
@@ -120,3 +121,11 @@ def test_large_batches_run_concurrently_and_small_ones_exclusively(
 
 def test_a_session_on_the_cpu_captures_nothing(exported: Any) -> None:
     assert not uses_cuda_graphs(open_session(Path(exported["bundle"]) / "model.onnx", "cpu"))
+
+
+def test_what_onnx_runtime_prints_is_kept_from_standard_output(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sessions.onnxruntime, "InferenceSession", lambda *_, **__: print("*** EP Error ***"))
+    sessions._open(Path("model.onnx"), [sessions.CPU])
+    assert capsys.readouterr() == ("", "*** EP Error ***\n")

@@ -13,6 +13,7 @@ from signing_keys import PRIVATE, write_keys
 from toy import gate
 
 from tasks.core.signing import describe_key, describe_signer
+from tasks.evaluation.minimal_pairs import summarise
 from tasks.inference.bundle import check_signature, verify
 from tasks.reporting.charts import draw_charts
 from tasks.reporting.report import SECTIONS, ReportInputs, describe_pictures, render_report, write_documents
@@ -108,7 +109,11 @@ def test_the_report_leads_with_the_verdict_its_reasons_and_rules(beside: ReportI
     ("inputs", "commands"),
     [
         (tell(weigh(2.0, 1.9)), ["verdict approve VERSION", "verdict reject VERSION"]),
-        (tell(weigh()), ["verdict rollback"]),
+        (tell(weigh()), []),  # there is no champion before it
+        (
+            tell(weigh(2.5, 0.5, minimal_pairs=summarise({"word order": "1111", "islands": "0110"}))),
+            ["verdict rollback"],
+        ),
         (tell(weigh(), threshold=0.99), []),
     ],
 )
