@@ -192,7 +192,8 @@ def check_file(path: Path) -> None:
 
 
 def _check_parameters(flow_name: str, given: dict[str, Any]) -> None:
-    known = inspect.signature(retrain.fn if flow_name == "retrain" else watch.fn).parameters
+    ours: Any = retrain if flow_name == "retrain" else watch
+    known = inspect.signature(ours.fn).parameters
     if unknown := [key for key in given if key not in known]:
         raise UsageError(f"parameter {unknown[0]!r} is unknown; expected {', '.join(known)}")
     forms = DataForm.model_validate(given.get("data", {})), TrainingForm.model_validate(given.get("training", {}))

@@ -6,7 +6,6 @@ version and digest of the model.
 
 import logging
 import os
-import shutil
 import sys
 from typing import TextIO
 
@@ -53,7 +52,7 @@ class PrintableFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """Return the record's text."""
         text = escape_controls(_without_secrets(record, super().format(record)))
-        return wrap_words(text, shutil.get_terminal_size().columns) if self._on_terminal else text
+        return wrap_words(text, os.get_terminal_size(sys.stderr.fileno()).columns) if self._on_terminal else text
 
 
 class StderrHandler(logging.StreamHandler[TextIO]):

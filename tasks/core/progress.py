@@ -22,7 +22,7 @@ from rich.text import Text
 
 from tasks.core.log_format import wants_json
 
-REFRESHES_PER_SECOND = 2  # of the seconds of the running step
+REFRESHES_PER_SECOND = 1  # of the seconds of the running step; each takes up to 10 ms
 NOTEBOOK_REFRESH_S = 0.5  # least seconds between two drawings of a bar that moves
 BAR_LINES = 3  # lines below the steps: an empty one, the figures and the bar
 
@@ -151,7 +151,7 @@ class Display(JupyterMixin):
 
 
 class _Terminal:
-    """Redraws a display in place, twice a second."""
+    """Redraws a display in place, once a second."""
 
     def __init__(self, display: Display, console: Console) -> None:
         # Standard output may be the result, piped into another program.

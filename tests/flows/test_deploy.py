@@ -228,9 +228,10 @@ def test_wrong_parameters_of_a_deployment_are_one_line_before_anything_is_deploy
 def test_a_run_with_wrong_settings_fails_with_their_message_and_no_traceback(
     applied: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
-    from flows.jobs.deployments import retrain
+    from flows.jobs import deployments
 
-    state = retrain(more=["finetune.epoch=3"], return_state=True)
+    flow: Any = deployments.retrain
+    state = flow(more=["finetune.epoch=3"], return_state=True)
     assert state.is_failed()
     assert "setting 'finetune.epoch' (flag) is unknown; did you mean 'finetune.epochs'" in str(state.message)
     assert "Traceback" not in caplog.text

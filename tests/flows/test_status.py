@@ -82,7 +82,7 @@ def test_a_run_that_failed_after_its_verdict_says_why_it_failed(store: MlflowSto
 
 
 def test_a_run_whose_process_is_gone_is_not_running(store: MlflowStore, home: Path) -> None:
-    for name, own in (("a" * 16, str(home)), ("b" * 16, str(home)), ("c" * 16, "elsewhere")):
+    for name, own in (("a" * 16, str(home)), ("b" * 16, str(home)), ("c" * 16, str(home.parent / "other"))):
         (home / "runs" / name).mkdir(parents=True)
         tracking.open_run(store, name, {}, {"home": home_id(own)})
     with FileLock(home / "runs" / ("b" * 16) / "lock"):

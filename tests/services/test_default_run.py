@@ -4,10 +4,16 @@ It trains for a minute on all cores, so it runs here, where no other test does m
 that what libraries leave there is seen.
 """
 
+import contextlib
 import json
 import os
+import pty
+import re
 import subprocess
 import sys
+import termios
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,25 +22,68 @@ from stage import ROOT, Clock
 
 from flows.cli.run import FIRST_SENTENCES
 
-NOT_INHERITED = ("PREFECT_", "OMP_NUM_THREADS", "XDG_", "MPLCONFIGDIR", "HF_", "ORT_", "MLFLOW_", "DO_NOT_TRACK")
+NOT_INHERITED = (
+    "PREFECT_",
+    "COLUMNS",
+    "LINES",
+    "OMP_NUM_THREADS",
+    "XDG_",
+    "MPLCONFIGDIR",
+    "HF_",
+    "ORT_",
+    "MLFLOW_",
+    "DO_NOT_TRACK",
+)
 
 pytestmark = [pytest.mark.services, pytest.mark.timeout(900)]
+
+
+@contextlib.contextmanager
+def terminal() -> Iterator[tuple[int, Callable[[], str]]]:
+    """Yield a pseudo terminal of 80 columns, and what returns all that was written to it once its writers ended."""
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (40, 80))
+    parts: list[bytes] = []
+
+    def read() -> None:
+        with contextlib.suppress(OSError):  # Linux's end of a terminal
+            while part := os.read(ours, 65_536):
+                parts.append(part)
+
+    thread = threading.Thread(target=read, daemon=True)
+    thread.start()
+
+    def written() -> str:
+        os.close(theirs)
+        thread.join(10)
+        return b"".join(parts).decode()
+
+    yield theirs, written
+    os.close(ours)
 
 
 def test_the_default_run_ends_with_a_champion_that_answers(tmp_path: Path, clock: Clock) -> None:
     home = tmp_path / "home"
     home.mkdir()
     kept = {name: value for name, value in os.environ.items() if not name.startswith(NOT_INHERITED)}
-    environment = kept | {"VERDICT_HOME": str(tmp_path / "stores"), "HOME": str(home)}
+    environment = kept | {"VERDICT_HOME": str(tmp_path / "stores"), "HOME": str(home), "TERM": "xterm-256color"}
 
-    def run(*arguments: str) -> Any:
+    def run(*arguments: str, stderr: int = subprocess.PIPE) -> Any:
         command = [sys.executable, "-m", "flows.cli.app", *arguments, "--json"]
-        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=stderr, text=True, check=False
+        )
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)
 
-    with clock("verdict retrain, default"):
-        outcome = run("retrain")
+    with clock("verdict retrain, default"), terminal() as (screen, written):
+        outcome = run("retrain", stderr=screen)
+    # The steps stood on the terminal from the beginning, with the bar, and are gone.
+    shown = written()
+    assert "12 register" in shown.partition("read data     done")[0]
+    assert "epoch 1 of 2: loss" in shown
+    assert re.search(r"fine-tuning .* \d+/\d+ left \d:\d\d:\d\d", shown)
+    assert shown.rstrip("\r\n").endswith("\x1b[1A\x1b[2K" * 12)
     assert outcome["decision"] == "PROMOTE"
     assert 0.5 < outcome["mcc"] < 0.95
     assert outcome["holdout_rows"] == 800
