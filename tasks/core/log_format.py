@@ -14,6 +14,7 @@ from tasks.core.hidden_addresses import conceal
 from tasks.core.printable import escape_controls, escape_json, redact, wrap_words
 
 FORMAT_VARIABLE = "VERDICT_LOG"
+DEFAULT_WIDTH = 80  # of a terminal that does not know its size
 JSON_FIELDS = {"asctime": "time", "levelname": "level", "name": "logger"}
 
 OWN_LOGGERS = ("tasks", "verdict")
@@ -52,7 +53,9 @@ class PrintableFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """Return the record's text."""
         text = escape_controls(_without_secrets(record, super().format(record)))
-        return wrap_words(text, os.get_terminal_size(sys.stderr.fileno()).columns) if self._on_terminal else text
+        if not self._on_terminal:
+            return text
+        return wrap_words(text, os.get_terminal_size(sys.stderr.fileno()).columns or DEFAULT_WIDTH)
 
 
 class StderrHandler(logging.StreamHandler[TextIO]):

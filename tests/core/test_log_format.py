@@ -11,6 +11,7 @@ from flows.cli import app
 from tasks.core import hidden_addresses, log_format
 from tasks.core.errors import UsageError
 from tasks.core.hidden_addresses import hide
+from tasks.core.printable import wrap_words
 
 
 @pytest.fixture
@@ -125,3 +126,20 @@ def test_usage_errors_are_one_object_with_the_hint_in_it(
     assert ended.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert json.loads(line)["message"].endswith("\nsee: verdict retrain --help")
+
+
+def test_lines_for_a_terminal_are_wrapped_between_words_and_stay_beside_their_label() -> None:
+    text = "reason    the candidate is not better than the champion on these sentences\n/a/path/that/is/longer x\nshort"
+    assert wrap_words(text, 30).split("\n") == [
+        "reason    the candidate is not",
+        "          better than the",
+        "          champion on these",
+        "          sentences",
+        "/a/path/that/is/longer x",
+        "short",
+    ]
+    assert wrap_words("error: /a/path/that/is/longer/than/the/screen is gone", 30).split("\n") == [
+        "error:",
+        "  /a/path/that/is/longer/than/the/screen",
+        "  is gone",
+    ]

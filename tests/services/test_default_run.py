@@ -23,17 +23,8 @@ from stage import ROOT, Clock
 from flows.cli.run import FIRST_SENTENCES
 
 NOT_INHERITED = (
-    "PREFECT_",
-    "COLUMNS",
-    "LINES",
-    "OMP_NUM_THREADS",
-    "XDG_",
-    "MPLCONFIGDIR",
-    "HF_",
-    "ORT_",
-    "MLFLOW_",
-    "DO_NOT_TRACK",
-)
+    "PREFECT_", "COLUMNS", "LINES", "OMP_NUM_THREADS", "XDG_", "MPLCONFIGDIR", "HF_", "ORT_", "MLFLOW_", "DO_NOT_TRACK",
+)  # fmt: skip
 
 pytestmark = [pytest.mark.services, pytest.mark.timeout(900)]
 
