@@ -131,6 +131,11 @@ def _wide_encoding(head: bytes) -> str:
     return ""
 
 
+def new_name(path: str) -> str:
+    """Return a name for a mended copy of a file, as a command of a message writes it."""
+    return shlex.quote(Path(path).with_stem(f"{Path(path).stem}-new").name)
+
+
 def _unpacked(path: str) -> str:
     """Return a path without the ending of a compressed file."""
     return str(Path(path).with_suffix("")) if Path(path).suffix.lower() in COMPRESSED else path

@@ -66,7 +66,7 @@ def ingest(sources: Sources, folder: str, table_format: TableFormat, holdout_sha
         VerdictError: if a file cannot be read.
         DataRejected: if one side of the split is empty.
     """
-    train = write_snapshot(sources["train"], folder, table_format)
+    train = whole = write_snapshot(sources["train"], folder, table_format)
     if sources["holdout"]:
         holdout = write_snapshot(sources["holdout"], folder, table_format)
     else:
@@ -76,7 +76,7 @@ def ingest(sources: Sources, folder: str, table_format: TableFormat, holdout_sha
     if secondary and not secondary["kept"]:
         log.warning("%s has no readable row and is not reported; %s", secondary["files"][0], secondary["examples"][0])
         secondary = None
-    for snapshot in filter(None, (train, holdout, secondary)):
+    for snapshot in filter(None, (whole, holdout, secondary)):
         log_remedy(snapshot)
     sentences = ingest_text(text, folder, table_format) if text else None
     snapshots = {"train": train, "holdout": holdout, "secondary": secondary, "text": sentences}

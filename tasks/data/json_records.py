@@ -182,6 +182,8 @@ def _list_items(stream: BinaryIO, path: str) -> Iterator[_Item]:
     while not text.at("]"):
         if number:
             text.skip(",")
+            if text.at("]"):
+                raise text.damaged(number, "a comma before its end")
         number += 1
         value = text.parse(number)
         if isinstance(value, dict):

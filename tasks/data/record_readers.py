@@ -9,6 +9,7 @@ import csv
 import json
 import logging
 import re
+import shlex
 from collections.abc import Callable, Iterator, Mapping
 from itertools import chain, islice
 from pathlib import Path
@@ -32,7 +33,7 @@ from tasks.data.cola_format import (
     unmarked_lines,
 )
 from tasks.data.compression import open_data
-from tasks.data.file_kinds import COMPRESSED_INSIDE, HEAD_BYTES, detect_format, split_name
+from tasks.data.file_kinds import COMPRESSED_INSIDE, HEAD_BYTES, detect_format, new_name, split_name
 from tasks.data.json_records import read_json_list, read_jsonl, reject_whole_table
 from tasks.data.table_folders import table_name
 from tasks.data.table_format import (
@@ -43,6 +44,7 @@ from tasks.data.table_format import (
     find_delimiter,
     guess_delimiter,
     is_header,
+    match_columns,
     number_columns,
     reject_missing_header,
 )
@@ -175,7 +177,7 @@ def _to_row(record: Record, table_format: TableFormat, source: str) -> ParsedRow
 
 
 def _as_text(value: Any) -> str:
-    """Write a value as in a text file: None as nothing, 1.0 as 1, booleans as true and false."""
+    """Write a value as in a text file: None as nothing, 1.0 as 1, booleans as true and false, [1] as 1."""
     if isinstance(value, str):
         return value
     if value is None:
@@ -184,6 +186,8 @@ def _as_text(value: Any) -> str:
         return "true" if value else "false"
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
+    if isinstance(value, list) and len(value) == 1:  # labels of doccano and Prodigy
+        return _as_text(value[0])
     return str(value)
 
 
@@ -212,7 +216,21 @@ def _read_tsv(stream: BinaryIO, table_format: TableFormat, path: str) -> Iterato
         lines = chain([(first[0], first[1].rstrip(b"\r"))], lines)
     else:
         lines, table_format = chain([_COLA_HEADER, first], lines), table_format._replace(columns={})
-    yield from _pick_fields(((line, _decode(raw).split("\t"), raw, "") for line, raw in lines), table_format, path)
+    yield from _pick_fields(_split_tabs(lines, path), table_format, path)
+
+
+def _split_tabs(lines: Iterator[tuple[int, bytes]], path: str) -> Iterator[Fields]:
+    """Split lines at their tabs; log how many seem to have the quoting of CSV, which this format does not have."""
+    quoted = 0
+    for line, raw in lines:
+        if b'""' in raw and (raw.startswith(b'"') or b'\t"' in raw):
+            quoted += 1
+        yield line, _decode(raw).split("\t"), raw, ""
+    if quoted:
+        log.warning(
+            "%s: %s with doubled quotes, which are read as they are; if they are CSV's, give the file the ending .csv",
+            *(path, counted(quoted, "row")),
+        )
 
 
 def _read_csv(stream: BinaryIO, table_format: TableFormat, path: str) -> Iterator[Record]:
@@ -264,20 +282,35 @@ def _pick_fields(records: Iterator[Fields], table_format: TableFormat, path: str
     if first is None:
         return
     if first[1] is None:
-        raise UsageError(f"{path} has no readable header line; expected the columns' names in it")
+        mend = f"tr '\\r' '\\n' < {shlex.quote(path)} > {new_name(path)}"
+        ends = f"; if its lines end in CR alone: {mend}" if b"\r" in first[2] else ""
+        raise UsageError(f"{path} has no readable header line; expected the columns' names in it{ends}")
     header = number_columns(first[1], table_format) or first[1]
-    if header is first[1]:
-        reject_missing_header(header, table_format, path)
-    else:
+    if header is not first[1]:
         records = chain([first], records)
+    elif match_columns(header, table_format)[1]:
+        _reject_late_header(records, table_format, path)
+        reject_missing_header(header, table_format, path)
     indices = {role: header.index(name) for role, name in choose_columns(header, table_format, path).items()}
     for line, fields, raw, fault in records:
         if fields is None:
             yield Record(line, {}, raw, ("record", fault))
+        elif not fields or (not fields[0] and len(header) > 1 and not any(fields)):
+            continue  # a blank line, or a row of a sheet with nothing in it
         elif len(fields) != len(header):
             yield Record(line, {}, raw, ("field count", f"{counted(len(fields), 'field')} instead of {len(header)}"))
         else:
             yield Record(line, {role: fields[index] for role, index in indices.items()}, raw)
+
+
+def _reject_late_header(records: Iterator[Fields], table_format: TableFormat, path: str) -> None:
+    """Reject a table whose names of columns stand below its first line, as under a title or a comment."""
+    for line, fields, _, _ in islice(records, TOLD_LINES):
+        if fields and not match_columns(fields, table_format)[1]:
+            raise UsageError(
+                f"{path} has the names of its columns in line {line}; expected them in the first line: "
+                f"tail -n +{line} {shlex.quote(path)} > {new_name(path)}"
+            )
 
 
 _READERS: dict[str, Callable[[BinaryIO, TableFormat, str], Iterator[Record]]] = {

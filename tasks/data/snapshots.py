@@ -24,6 +24,7 @@ from tasks.core.errors import DataRejected, VerdictError, first_line
 from tasks.core.files import remove_stale, sha256_of
 from tasks.core.printable import counted
 from tasks.data.cola_format import ROW_SCHEMA, QuarantinedRow, format_rows
+from tasks.data.file_kinds import new_name
 from tasks.data.label_names import LabelCount
 from tasks.data.record_readers import is_utf8, parse_file
 from tasks.data.table_folders import table_path
@@ -31,7 +32,6 @@ from tasks.data.table_format import TableFormat
 
 SCRATCH_PREFIX = ".incoming-"  # of folders for unfinished snapshots
 MAX_UNREADABLE = 100_000  # quarantined rows of a file; with more, which are most of it, it is refused as a whole
-MIN_NAMED_SHARE = 0.01  # share of rows with the same fault above which what to do about it is logged
 MAX_EXAMPLES = 5  # quarantined rows that a snapshot's summary shows
 
 log = logging.getLogger(__name__)
@@ -46,13 +46,18 @@ _REMEDIES = {
     "line break": "expected a sentence in one line: replace line breaks and tabs in its fields by spaces",
     "too long": "expected sentences: --set data.max_chars=N takes longer ones",
     "NUL": "expected text: tr -d '\\000' < FILE > NEW",
-    "label": "expected 1 and 0: --labels NAME=1,NAME=0 says what others mean",
+    "label": (
+        "expected 1 and 0: --labels NAME=1,NAME=0 says what others mean, --columns label=NAME that another column has "
+        "them; rows without a label can be deleted"
+    ),
+    "record": "expected records of the format that the ending of its name says: write it again, or rename it",
     "empty sentence": "expected a sentence in each row: delete the rows without one, or --columns text=NAME,label=NAME",
 }
 _OTHER_REMEDY = (
     "expected CoLA's four columns (source, label, mark, sentence), or a header: --columns text=NAME,label=NAME"
 )
-_LOGGED = ("encoding", "line break", "too long", "NUL", "field count")  # the gate's report says enough about others
+# Share of rows with this fault above which it is logged; the gate's report says enough about others.
+_LOGGED = dict.fromkeys(("encoding", "line break", "too long", "NUL", "field count", "record"), 0.01) | {"label": 0.05}
 
 _FILE = pa.field("file", pa.dictionary(pa.int32(), pa.string()))
 SNAPSHOT_SCHEMA = pa.schema([_FILE, *ROW_SCHEMA])
@@ -224,15 +229,14 @@ def describe_unreadable(files: Sequence[str], quarantined: int, rows: str, reaso
     """
     path = next((file for file in files if example.startswith(f"{Path(file).name} line ")), files[0])
     remedy = _REMEDIES.get(next(iter(reasons)), _OTHER_REMEDY)
-    new = Path(path).with_stem(f"{Path(path).stem}-new").name
-    remedy = remedy.replace("FILE", shlex.quote(path)).replace("NEW", shlex.quote(new))
+    remedy = remedy.replace("FILE", shlex.quote(path)).replace("NEW", new_name(path))
     return f"{', '.join(files)}: {quarantined} of {rows} cannot be read ({example}); {remedy}"
 
 
 def log_remedy(snapshot: Snapshot) -> None:
     """Log what to do about the most frequent fault of rows, if it is not rare."""
     for kind, count in [*snapshot["reasons"].items()][:1]:
-        if kind in _LOGGED and count > MIN_NAMED_SHARE * snapshot["rows_in"]:
+        if count > _LOGGED.get(kind, 1) * snapshot["rows_in"]:
             rows = counted(snapshot["rows_in"], "row")
             log.warning("%s", describe_unreadable(snapshot["files"], count, rows, [kind], snapshot["examples"][0]))
 

@@ -12,6 +12,7 @@ merged role by role.
 """
 
 import logging
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, TypedDict
@@ -251,7 +252,8 @@ def _reject_missing(resolved: Sequence[ResolvedAddress], found: dict[str, list[s
         raise UsageError(_missing(resolved[0], TRAIN_FILE, "train"))
     folders = [entry for entry in resolved if not entry.single and not entry.address.startswith("hf:")]
     if folders and not found["holdout"]:
-        raise UsageError(_missing(folders[0], HOLDOUT_FILE, "holdout"))
+        missing = _missing(folders[0], HOLDOUT_FILE, "holdout")
+        raise UsageError(f"{missing}, or hold a share out: --data {shlex.quote(found['train'][0])}")
 
 
 def _reject_unused(resolved: Sequence[ResolvedAddress], found: dict[str, list[str]]) -> None:
@@ -271,7 +273,9 @@ def _reject_unused(resolved: Sequence[ResolvedAddress], found: dict[str, list[st
 
 
 def _missing(entry: ResolvedAddress, name: str, role: str) -> str:
-    return f"{entry.address} holds no file {name!r} (it holds {_names(entry)}); name it: --{role} FILE"
+    alone = next(iter(entry.files.values())) if len(entry.files) == 1 and entry.folder and role == "train" else []
+    option = f"--data {shlex.quote(alone[0])}" if len(alone) == 1 and split_name(alone[0])[1] else f"--{role} FILE"
+    return f"{entry.address} holds no file {name!r} (it holds {_names(entry)}); name it: {option}"
 
 
 def _names(entry: ResolvedAddress) -> str:

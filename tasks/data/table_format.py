@@ -14,7 +14,7 @@ DEFAULT_COLUMNS = {"text": ("sentence", "text"), "label": ("label",), "source": 
 # Words in the names of columns that are likely meant, for the option that a message proposes.
 LIKELY_WORDS = {
     "text": {"sentence", "text", "comment", "review", "content", "utterance", "phrase", "tweet", "message", "body"},
-    "label": {"label", "rating", "class", "target", "acceptable", "acceptability", "judgment", "judgement", "gold"},
+    "label": {"label", "rating", "class", "target", "acceptable", "acceptability", "judgment", "gold", "sentiment"},
 }
 DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}  # and their names
 _WORD = re.compile(r"[a-z]+")
@@ -104,7 +104,8 @@ def choose_columns(present: Iterable[str], table_format: TableFormat, path: str)
         role, name = missing[0]
         shown = ", ".join(repr(name[:40]) for name in names[:12]) or "none"
         option = _propose_columns(names, chosen, table_format)
-        raise UsageError(f"{path} has no column {name!r} for the {role}; it has {shown}: --columns {option}")
+        others = "; if it has no labels, name the files that have: --data FILE" if role == "label" else ""
+        raise UsageError(f"{path} has no column {name!r} for the {role}; it has {shown}: --columns {option}{others}")
     return chosen
 
 

@@ -22,12 +22,12 @@ import pyarrow.feather
 import pyarrow.parquet as pq
 import pytest
 
-from tasks.core.column_options import parse_columns
+from tasks.core.column_options import parse_columns, parse_labels
 from tasks.core.errors import DataRejected, UsageError
 from tasks.data import arrow_records, compression
 from tasks.data.cola_format import DEFAULT_LABELS, RowRules
 from tasks.data.sentences import open_source, read_sentences
-from tasks.data.snapshots import Snapshot, log_remedy, write_snapshot
+from tasks.data.snapshots import Snapshot, log_remedy, read_snapshot, write_snapshot
 from tasks.data.table_format import TableFormat
 
 ROWS = [
@@ -229,7 +229,7 @@ def test_what_is_no_table_is_named_in_one_line_whatever_its_name(tmp_path: Path,
         ("a.json", b'[{"text": "A.", "label": 1}, {"text', r"is a damaged JSON list \(it breaks off in record 2\)"),
         ("a.json", b'[{"text": "A.", "label": 1} {}]', r"is a damaged JSON list \(no ',' where one must stand\)"),
         ("a.json", b'[{"text": "A.", "label": 1}]]', r"is a damaged JSON list \(more text follows its end"),
-        ("a.json", b'[{"text": "A.", "label": 1},]', r"is a damaged JSON list \(it breaks off in record 2\)"),
+        ("a.json", b'[{"text": "A.", "label": 1},]', r"is a damaged JSON list \(a comma before its end in record 1\)"),
         ("a.json", b'[{"a":' + b"[" * 100_000, r"is a damaged JSON list \("),
         ("a.parquet", table_bytes(pq.write_table)[:-9], "cannot be read as Parquet .*: download or copy it again"),
         ("a.arrow", table_bytes(feather("lz4"))[:-9], "cannot be read as Arrow .*: download or copy it again"),
@@ -427,3 +427,69 @@ def test_what_separates_columns_is_said(tmp_path: Path, caplog: pytest.LogCaptur
     caplog.set_level("INFO")
     snap(tmp_path, "a.csv", csv_bytes(sep=";"))
     assert caplog.messages == [f"{tmp_path / 'a.csv'}: columns are separated by semicolons"]
+
+
+TOOLS: dict[str, tuple[str, str, str]] = {  # file, columns, labels
+    "Google Forms": (
+        "When,Is it right?,Sentence\n1,yes,He ran.\n2,no,Him ran.\n",
+        "Sentence,Is it right?",
+        "yes=1,no=0",
+    ),
+    "Google Sheets, blank rows": ("sentence,label,,\nHe ran.,1,,\nHim ran.,0,,\n,,,\n,,,\n", "", ""),
+    "blank lines": ("sentence,label\n\nHe ran.,1\n\nHim ran.,0\n\n", "", ""),
+    "spaces behind commas": ('sentence, label\n"He ran.", 1\n"Him ran.", 0\n', "", ""),
+    "pandas' index, label first": (",label,sentence\n0,1,He ran.\n1,0,Him ran.\n", "", ""),
+    "Label Studio": (
+        "id,lead_time,sentiment,text\n1,2.5,good,He ran.\n2,2.5,bad,Him ran.\n",
+        "text,sentiment",
+        "good=1,bad=0",
+    ),
+    "doccano": (
+        '{"id":1,"text":"He ran.","label":["good"]}\n{"id":2,"text":"Him ran.","label":["bad"],"Comments":[]}\n',
+        "",
+        "good=1,bad=0",
+    ),
+    "Prodigy": (
+        '{"text":"He ran.","label":"OK","answer":"accept"}\n{"text":"Him ran.","label":"OK","answer":"reject"}\n',
+        "text,answer",
+        "accept=1,reject=0",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", TOOLS)
+def test_exports_of_everyday_tools_are_read(tmp_path: Path, kind: str) -> None:
+    text, columns, labels = TOOLS[kind]
+    named = dict(zip(("text", "label"), columns.split(","), strict=True)) if columns else {}
+    rules = RowRules(labels=DEFAULT_LABELS | parse_labels(labels))
+    name = "a.jsonl" if text.startswith("{") else "a.csv"
+    rows = read_snapshot(snap(tmp_path, name, text.encode("utf-8-sig"), TableFormat(named, rules))["path"])
+    assert rows[["sentence", "label"]].to_numpy().tolist() == [["He ran.", 1], ["Him ran.", 0]]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        (
+            "a.csv",
+            "# exported\nsentence,label\nA.,1\n",
+            r"the names of its columns in line 2; .*: tail -n +2 \S+ > a-new.csv",
+        ),
+        ("a.csv", "sentence,label\rA.,1\r", r"no readable header .* CR alone: tr '\\r' '\\n' < \S+ > a-new.csv"),
+        ("a.csv", "sentence\nA.\n", "no column 'label' .*; if it has no labels, name the files that have: --data FILE"),
+    ],
+)
+def test_other_headers_are_named_with_what_to_do(tmp_path: Path, name: str, text: str, expected: str) -> None:
+    with pytest.raises(UsageError, match=rf"{name} has {expected.replace('+2', '[+]2')}"):
+        snap(tmp_path, name, text.encode())
+
+
+def test_doubled_quotes_of_a_tab_separated_table_are_read_as_they_are_and_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    text = 'sentence\tlabel\n"He said ""go""."\t1\nShe said "no".\t0\n'
+    assert '""go""' in read_snapshot(snap(tmp_path, "a.tsv", text.encode())["path"])["sentence"][0]
+    assert caplog.messages == [
+        f"{tmp_path / 'a.tsv'}: 1 row with doubled quotes, which are read as they are; "
+        "if they are CSV's, give the file the ending .csv"
+    ]

@@ -354,7 +354,13 @@ def test_missing_file_is_named_with_what_is_there_and_the_option(folder: Path, g
     (folder / gone).unlink()
     fill(folder, "notes.txt")
     there = ", ".join(sorted({TRAIN_FILE, HOLDOUT_FILE, SECONDARY_FILE, "notes.txt"} - {gone}))
-    assert refusal(folder) == f"{folder} holds no file '{gone}' (it holds {there}); name it: {option} FILE"
+    alone = f", or hold a share out: --data {folder / TRAIN_FILE}" if gone == HOLDOUT_FILE else ""
+    assert refusal(folder) == f"{folder} holds no file '{gone}' (it holds {there}); name it: {option} FILE{alone}"
+
+
+def test_the_only_table_of_a_folder_is_named_by_its_path(tmp_path: Path) -> None:
+    folder = fill(tmp_path / "web", "mine.csv")
+    assert refusal(folder).endswith(f"(it holds mine.csv); name it: --data {folder / 'mine.csv'}")
 
 
 @pytest.mark.parametrize("name", ["nope.tsv", "/no/such/file.tsv", "~nobody-of-that-name/x", "x" * 5000])
