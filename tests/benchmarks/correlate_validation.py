@@ -11,14 +11,16 @@ recipes with all their runs. Files of runs by the hash alone, as older ones are,
 
 import argparse
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from scipy.stats import rankdata
 
-RESAMPLES = 4000
+RESAMPLES = 2000
 
 
 def main() -> None:
@@ -67,47 +69,51 @@ def level(table: pd.DataFrame, unit: str) -> pd.DataFrame:
     return alike if unit == "runs" else alike.groupby("recipe", as_index=False)[list(figures)].mean()
 
 
-def spearman(table: pd.DataFrame, column: str) -> float:
-    return float(table[column].corr(table["holdout_mcc"], method="spearman")) if len(table) > 2 else float("nan")
+def spearman(table: pd.DataFrame, column: str, rows: NDArray[np.int64] | None = None) -> float:
+    """Return the rank correlation of a column with the holdout's MCC, over some rows [N] or all."""
+    given, unseen = (table[name].to_numpy()[slice(None) if rows is None else rows] for name in (column, "holdout_mcc"))
+    if len(np.unique(given)) < 2 or len(np.unique(unseen)) < 2:
+        return float("nan")
+    return float(np.corrcoef(rankdata(given), rankdata(unseen))[0, 1])
 
 
 def correlate(table: pd.DataFrame, columns: list[str], name: str) -> list[dict[str, Any]]:
     """Return rows of the table: rank correlation of columns with the holdout's MCC, and its interval."""
-    rows = []
-    for column in columns:
-        for unit in ("runs", "recipes"):
-            flat = level(table, unit)
-            drawn = [spearman(part, column) for part in resample(flat)]
-            low, high = np.nanpercentile(drawn, [2.5, 97.5])
-            rows.append(
-                {"runs of": name, "validation": column.removesuffix("_mcc"), "unit": unit, "count": len(flat),
-                 "correlation": spearman(flat, column), "low": float(low), "high": float(high)}
-            )  # fmt: skip
-    return rows
+    return [
+        {"runs of": name, "validation": column.removesuffix("_mcc"), "unit": unit, "count": len(flat)}
+        | estimate(flat, lambda rows, flat=flat, column=column: spearman(flat, column, rows))
+        for column in columns
+        for unit in ("runs", "recipes")
+        for flat in [level(table, unit)]
+    ]
 
 
 def compare(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """Return rows: by how much the correlation by source is higher than that by hash, and how often it is."""
-    rows = []
-    for unit in ("runs", "recipes"):
-        flat = level(table, unit)
-        drawn = np.array([spearman(part, "source_mcc") - spearman(part, "hash_mcc") for part in resample(flat)])
-        low, high = np.nanpercentile(drawn, [2.5, 97.5])
-        rows.append(
-            {"runs of": "both at once", "validation": "source - hash", "unit": unit, "count": len(flat),
-             "correlation": spearman(flat, "source_mcc") - spearman(flat, "hash_mcc"), "low": float(low),
-             "high": float(high), "share above 0": float((drawn > 0).mean())}
-        )  # fmt: skip
-    return rows
+    """Return rows: by how much the correlation by source is higher than that by hash."""
 
+    def difference(flat: pd.DataFrame, rows: NDArray[np.int64] | None) -> float:
+        return spearman(flat, "source_mcc", rows) - spearman(flat, "hash_mcc", rows)
 
-def resample(table: pd.DataFrame) -> list[pd.DataFrame]:
-    """Return bootstrap samples of the recipes, each with all its rows."""
-    rng = np.random.default_rng(0)
-    groups = [part for _, part in table.groupby("recipe")]
     return [
-        pd.concat([groups[index] for index in rng.integers(len(groups), size=len(groups))]) for _ in range(RESAMPLES)
+        {"runs of": "both at once", "validation": "source - hash", "unit": unit, "count": len(flat)}
+        | estimate(flat, lambda rows, flat=flat: difference(flat, rows))
+        for unit in ("runs", "recipes")
+        for flat in [level(table, unit)]
     ]
+
+
+def estimate(table: pd.DataFrame, figure: Callable[[NDArray[np.int64] | None], float]) -> dict[str, float]:
+    """Return a figure, its 95% interval, and its share above 0 in a bootstrap of recipes with all their rows."""
+    rng = np.random.default_rng(0)
+    groups = [np.asarray(rows) for rows in table.groupby("recipe").indices.values()]
+    drawn = np.array(
+        [
+            figure(np.concatenate([groups[index] for index in rng.integers(len(groups), size=len(groups))]))
+            for _ in range(RESAMPLES)
+        ]
+    )
+    low, high = np.nanpercentile(drawn, [2.5, 97.5])
+    return {"correlation": figure(None), "low": float(low), "high": float(high), "above 0": float((drawn > 0).mean())}
 
 
 def draw(table: pd.DataFrame, path: str) -> None:

@@ -123,7 +123,7 @@ def binding(words: list[str], _: CorpusWords, rng: np.random.Generator) -> list[
 
 def islands(words: list[str], _: CorpusWords, rng: np.random.Generator) -> list[str] | None:
     """Move the last words out of an island to the front, or put "that" before the trace of a subject."""
-    bridges = [index for index in _find(words, BRIDGES) if index + 2 < len(words)]
+    bridges = [at for at in _find(words, BRIDGES) if at + 2 < len(words) and words[at + 1].lower() in AUXILIARIES]
     if words[0].lower() in QUESTIONS and bridges and not _find(words, {"that"}):
         words.insert(rng.choice(bridges) + 1, "that")
         return words
