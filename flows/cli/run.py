@@ -191,14 +191,9 @@ def serve(
     ] = None,
 ) -> None:
     """Serve the champion over HTTP (JSON, Open Inference Protocol V2, demo page) and follow the alias."""
-    stopping.leave_to_command()
-    environment.set_process_defaults()
-    from flows.commands.predict import check_model
-
-    check_model(model, environment.verdict_home())
+    _prepare_serving(model)
     from tasks.serving import server
 
-    environment.show_log()
     config = server.ServerConfig(
         model,
         host,
@@ -215,6 +210,16 @@ def serve(
         tuple(allowed_host or ()),
     )
     server.serve(config, environment.verdict_home())
+
+
+def _prepare_serving(model: str) -> None:
+    """Set what holds for the server's process, and check that its model may exist before libraries are imported."""
+    stopping.leave_to_command()
+    environment.set_process_defaults()
+    environment.show_log()
+    from flows.commands.predict import check_model
+
+    check_model(model, environment.verdict_home())
 
 
 def export_triton(

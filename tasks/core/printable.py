@@ -28,7 +28,7 @@ _WHOLE_URL = re.compile(rf"({_SCHEME})(.*)", re.IGNORECASE | re.DOTALL)
 # A password may hold an unescaped / ? or #.
 _USER_INFO = re.compile(r"\A(?:[^/?#]*@|[^/?#@:]*:(?!\d*(?:[/?#]|$)).*@)", re.DOTALL)
 _LABEL = re.compile(r" *\S+(?: \S+)? {2,}(?=\S)")
-_WORD = re.compile(r"\S+")
+_UNBROKEN = re.compile(r"\S+")
 _URL_PART = re.compile(r"([?&#;])([^=&#;]*)(=?)([^&#;]*)", re.DOTALL)
 
 
@@ -98,7 +98,7 @@ def line_breaks(line: str, width: int) -> tuple[int, list[int]]:
     label = _LABEL.match(line)
     indent = label.end() if label and label.end() <= width // 2 else 2
     breaks, begin, room = [], 0, width
-    for word in _WORD.finditer(line):
+    for word in _UNBROKEN.finditer(line):
         if word.end() - begin > room and line[begin : word.start()].strip():
             breaks.append(word.start())
             begin, room = word.start(), width - indent
