@@ -4,7 +4,6 @@ The commands themselves are in run.py and review.py. Each imports the libraries 
 `verdict --help` answers in less than half a second.
 """
 
-import errno
 import gc
 import os
 import sys
@@ -17,13 +16,14 @@ import typer
 from flows import environment
 from flows.cli import review, run, stopping
 from tasks.core import log_format
-from tasks.core.errors import OUT_OF_MEMORY, VerdictError, is_out_of_memory
-
-# Of the file system and its permissions, not of the program.
-STORAGE_ERRORS = {
-    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EIO,
-    errno.ENOTDIR, errno.EISDIR, errno.EEXIST,
-}  # fmt: skip
+from tasks.core.errors import (
+    OUT_OF_MEMORY,
+    STORAGE_ERRORS,
+    VerdictError,
+    first_line,
+    is_disk_full,
+    is_out_of_memory,
+)
 
 app = typer.Typer(
     help="Retrain, judge and ship a sentence-acceptability classifier.",
@@ -117,12 +117,17 @@ def _explain(error: BaseException) -> int:
         context = getattr(error, "ctx", None)
         log_format.print_error(error.format_message(), f"see: {context.command_path if context else 'verdict'} --help")
         return int(error.exit_code)
-    if isinstance(error, OSError) and error.errno in STORAGE_ERRORS:
-        where = error.filename or f"a file in {environment.verdict_home()} or the temporary folder"
+    stored = isinstance(error, OSError) and error.errno in STORAGE_ERRORS
+    if stored or is_disk_full(error):
+        where = getattr(error, "filename", None) or f"a file in {environment.verdict_home()} or the temporary folder"
+        reason = getattr(error, "strerror", None) or first_line(error)
         log_format.print_error(
-            f"{where} cannot be read or written ({error.strerror}); expected access and free space: "
+            f"{where} cannot be read or written ({reason}); expected access and free space: "
             "verdict doctor, or name other folders: VERDICT_HOME, TMPDIR"
         )
+        return 1
+    if isinstance(error, ModuleNotFoundError):
+        log_format.print_error(f"Python package {error.name} is not installed; install what is missing: make install")
         return 1
     what = f"{type(error).__name__}: {error}".removesuffix(": ")  # of an error without a message
     log_format.print_error(what, "this is a bug; for the traceback: verdict --debug ...")

@@ -149,12 +149,13 @@ def prune(
     environment.set_process_defaults()
     from flows.cli import show_review
     from flows.jobs.dead_runs import close_dead_runs
+    from flows.services.server_watch import reach_store
     from tasks.registry import retention
-    from tasks.registry.store import locate_store
 
     home = environment.verdict_home()
+    store = reach_store(home)
     if not dry_run:
-        close_dead_runs(locate_store(home), home)
+        close_dead_runs(store, home)
     outcome = retention.prune(home, retention.RetentionRule(days, keep), dry_run)
     print_result(outcome, as_json, show_review.show_pruned)
 

@@ -18,6 +18,7 @@ from tasks.core import log_format
 from tasks.core.errors import VerdictError
 
 STOP_LIMIT_S = 4.0  # in all a command ends within five seconds
+RESUMED = {"retrain", "score"}  # commands that continue where they stopped
 EXIT_CODE = 130  # of a shell, for a command that SIGINT ended; typer's as well
 
 _requested = threading.Event()
@@ -65,7 +66,8 @@ def report() -> int:
     if _errors:
         log_format.print_error(_errors[0])
         return VerdictError.exit_code
-    print("stopped; run the same command again to resume", file=sys.stderr, flush=True)
+    resumes = " to resume" if RESUMED & set(sys.argv[1:]) else ""
+    print(f"stopped; run the same command again{resumes}", file=sys.stderr, flush=True)
     return EXIT_CODE
 
 

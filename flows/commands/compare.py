@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from flows.services.server_watch import reach_store
 from tasks.core.errors import UsageError, VerdictError
 from tasks.core.files import json_digest, write_json
 from tasks.core.policy import Policy, parse_policy
@@ -26,7 +27,7 @@ from tasks.registry.audit_log import actor
 from tasks.registry.champion_history import ChampionRecord
 from tasks.registry.code_digest import BUNDLE_DIGEST_TAG, BUNDLE_PATH, MANIFEST_DIGEST_TAG
 from tasks.registry.register import JUDGED_IN_TAG
-from tasks.registry.store import MlflowStore, locate_store
+from tasks.registry.store import MlflowStore
 
 RESAMPLES = 10_000
 
@@ -49,7 +50,7 @@ def compare(first: str, second: str | None, device: str, home: str) -> dict[str,
         UsageError: if a version is not a number, or both are the same.
         VerdictError: if one does not exist or is damaged, or there are no rows to compare both on.
     """
-    store = locate_store(home)
+    store = reach_store(home)
     lookup.check_numbers(store, first, second or first)
     other = second or _champion(store)
     if first == other:

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from flows.services.server_watch import reach_store
 from tasks.inference.bundle import MODEL_NAME, check_signature, digest_version, read_manifest
 from tasks.inference.classifier import Classifier, name_failure
 from tasks.registry.code_digest import (
@@ -66,7 +67,7 @@ def find_model(model: str, home: str) -> FoundModel:
         manifest = read_manifest(Path(model))
         check_signature(Path(model))
         return FoundModel(digest_version(manifest), model, manifest["manifest_digest"])
-    store = locate_store(home)
+    store = reach_store(home)
     check_local_version(store, address)
     if found := find_local_version(store, *split_address(address)):
         version, folder, tags = found

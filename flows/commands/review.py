@@ -3,14 +3,15 @@
 from typing import Any
 
 from flows.notifications import notify_alias_change
+from flows.services.server_watch import reach_store
 from tasks.core.errors import UnreachableError, UsageError, VerdictError
 from tasks.registry import audit_log, champion_history, lookup, promotion, verification
-from tasks.registry.store import MlflowStore, locate_store
+from tasks.registry.store import MlflowStore
 
 
 def history(home: str) -> list[dict[str, Any]]:
     """Return every change of the champion alias, oldest first; a change without a record has no time and no actor."""
-    entries, _ = promotion.history(locate_store(home))
+    entries, _ = promotion.history(reach_store(home))
     return [dict(entry) for entry in entries]
 
 
@@ -101,7 +102,7 @@ def _notified(change: audit_log.AliasChange) -> dict[str, Any]:
 
 def _open_store(version: str, home: str) -> MlflowStore:
     """Return the store; raise UsageError unless `version` is a version number."""
-    store = locate_store(home)
+    store = reach_store(home)
     lookup.check_numbers(store, version)
     return store
 

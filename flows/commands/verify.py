@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TypedDict
 
+from flows.services.server_watch import reach_store
 from tasks.core.errors import UsageError
 from tasks.core.signing import describe_signer
 from tasks.inference.bundle import VERSION_DIGITS, check_signature
 from tasks.inference.bundle import verify as verify_bundle
 from tasks.registry import audit_log, lookup, verification
 from tasks.registry.code_digest import BUNDLE_PATH, check_version_signature
-from tasks.registry.store import locate_store
 
 NEVER_COVERED = (
     "the number: which version the champion is, and whose files bear its number; verdict status compares the records",
@@ -53,7 +53,7 @@ def verify(target: str, copy_to: str, home: str) -> Verified:
         raise UsageError(f"{copy_to} exists; expected a new folder for --copy-to")
     if not target.isdecimal():
         return _verify_folder(target, copy_to)
-    store = locate_store(home)
+    store = reach_store(home)
     lookup.check_numbers(store, target)
     tags = lookup.read_tags(store, target)
     with verification.open_model(store, target) as model, _copied(model, copy_to) as folder:

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 from tasks.core.errors import UnreachableError
 from tasks.core.hidden_addresses import check_address
 from tasks.core.printable import redact_address
+from tasks.registry.store import SQLITE, MlflowStore, locate_store
 
 CHECK_SECONDS = 5.0
 START_LIMIT_S = 2.0  # for a server to answer before a run begins
@@ -56,6 +57,22 @@ def check_servers(servers: dict[str, str], patient: bool = True) -> None:
             if time.monotonic() > deadline:
                 raise UnreachableError(f"{name} does not answer; start it, or correct the address: verdict doctor")
             time.sleep(0.5)
+
+
+def reach_store(home: str) -> MlflowStore:
+    """Return the store once its server or database answers; MLflow itself would try for minutes.
+
+    Raises:
+        UsageError: if MLFLOW_TRACKING_URI is no address.
+        UnreachableError: if it does not answer within seconds.
+    """
+    store = locate_store(home)
+    check_servers(lasting_servers(), patient=False)
+    if not store["uri"].startswith(SQLITE):
+        from tasks.registry.mlflow_client import check_database  # imports MLflow, which takes seconds
+
+        check_database(store)
+    return store
 
 
 @contextlib.contextmanager

@@ -16,6 +16,13 @@ OUT_OF_MEMORY = (
     "memory ran out; expected more of it: end other programs or raise the limit (ulimit -v, the container's memory), "
     "then run the same command again"
 )
+# Of the file system and its permissions, not of the program.
+STORAGE_ERRORS = {
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EIO,
+    errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EFBIG,
+}  # fmt: skip
+# What the system says of a full disk; C++ and Rust libraries repeat it without the number.
+FULL_MESSAGES = ("No space left on device", "Disk quota exceeded", "File too large")
 # What libraries say without MemoryError: the loader of shared libraries, the system, C++ (ONNX Runtime, torch), threads
 MEMORY_MESSAGES = (
     "failed to map segment",
@@ -85,3 +92,8 @@ def is_out_of_memory(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or (None if ours or error.__suppress_context__ else error.__context__)
     return False
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Check whether an error, of whatever type, says that a disk has no space left, or a file is over a limit."""
+    return any(words in str(error) for words in FULL_MESSAGES)

@@ -53,6 +53,11 @@ def check_address(variable: str, address: str, http: bool = False) -> None:
     """
     if not address or not (http or "://" in address):
         return
+    if address.startswith("sqlite:///file:"):
+        raise UsageError(
+            f"{variable} names a file: address of SQLite, which would be read as a relative path; expected a path: "
+            "sqlite:////FOLDER/mlflow.db, or unset it"
+        )
     try:
         parts = urlsplit(address)
         web = parts.scheme in ("http", "https")

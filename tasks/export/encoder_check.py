@@ -20,13 +20,20 @@ import torch
 from tokenizers import Tokenizer
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from tasks.core.errors import OUT_OF_MEMORY, UsageError, VerdictError, is_out_of_memory, summarise_error
+from tasks.core.errors import (
+    OUT_OF_MEMORY,
+    UsageError,
+    VerdictError,
+    is_disk_full,
+    is_out_of_memory,
+    summarise_error,
+)
 from tasks.core.files import json_digest, read_checksummed, write_checksummed
 from tasks.core.provenance import git_commit, library_versions
 from tasks.data.sample_corpus import generate
-from tasks.data.token_limit import longest_input
+from tasks.data.token_limit import count_positions, longest_input
 from tasks.export.bundle_export import write_in_subprocess
-from tasks.export.subprocess_call import start_forkserver
+from tasks.export.subprocess_call import ProcessEnded, start_forkserver
 from tasks.export.torch_reference import (
     HalfReference,
     LogitsModule,
@@ -37,9 +44,10 @@ from tasks.export.torch_reference import (
 )
 from tasks.inference.bundle import ModelInfo
 from tasks.inference.tokenization import TokenIds, load_tokenizer, tokenise
+from tasks.training.config_faults import refuse_sizes
 from tasks.training.dataset import TokenDataset
 from tasks.training.model import LABELS, find_pad_id, load_with_report, read_config
-from tasks.training.pretrained import Encoder, refuse_pointer
+from tasks.training.pretrained import CHECKED_DIGEST, Encoder
 from tasks.training.token_check import CHECKED_SENTENCES, check_saved
 from tasks.training.train_step import EagerStep, StepConfig
 
@@ -57,9 +65,9 @@ log = logging.getLogger(__name__)
 class EncoderReport(TypedDict):
     """What the check found.
 
-    `weights` says what of the encoder came from its files, and how they store it. `positions` is the number that
-    config.json names, 0 where it names none, `vocabulary` the rows of the embedding table, `exporter` what makes its
-    graphs (writer, tracing or dynamo).
+    `weights` says what of the encoder came from its files, and how they store it. `positions` is the number of tokens
+    that it has positions for, 0 where nothing limits it, `vocabulary` the rows of the embedding table, `exporter` what
+    makes its graphs (writer, tracing or dynamo).
     """
 
     schema_version: int
@@ -73,8 +81,12 @@ class EncoderReport(TypedDict):
     seconds: float
 
 
-def check_encoder(encoder: Encoder, max_length: int, home: str, allow_new_weights: bool = False) -> EncoderReport:
+def check_encoder(
+    encoder: Encoder, max_length: int, home: str, allow_new_weights: bool = False
+) -> EncoderReport | None:
     """Check an encoder, or return what was found when an equal one passed with this version of the program.
+
+    The packaged one is not checked: its digest is that of the files that the tests check.
 
     Args:
         encoder: to check.
@@ -85,6 +97,8 @@ def check_encoder(encoder: Encoder, max_length: int, home: str, allow_new_weight
     Raises:
         UsageError: if the encoder cannot be trained or exported.
     """
+    if encoder["digest"] == CHECKED_DIGEST:
+        return None
     commit = git_commit()
     key = json_digest([encoder["digest"], max_length, allow_new_weights, commit, library_versions()])
     kept = Path(home, "cache", "encoders", f"{key[:32]}.json")
@@ -103,7 +117,7 @@ def describe_report(report: EncoderReport) -> str:
     made_by = (
         "this program's graph writer" if report["exporter"] == "writer" else f"torch's {report['exporter']} exporter"
     )
-    positions = f"{report['positions']:,} positions" if report["positions"] else "positions without a limit"
+    positions = f"{report['positions']:,} usable positions" if report["positions"] else "positions without a limit"
     return (
         f"{report['architecture']}, {report['parameters']:,} parameters; {report['weights']}; {positions}, "
         f"vocabulary of {report['vocabulary']:,}, padding token {report['pad_id']}; {made_by} makes its graph; "
@@ -116,9 +130,6 @@ def examine_encoder(encoder: Encoder, max_length: int, allow_new_weights: bool =
     started, folder, name = time.perf_counter(), encoder["folder"], encoder["name"]
     start_forkserver()  # imports meanwhile what the export needs
     max_length = longest_input(folder, max_length)
-    for path in sorted(Path(folder).iterdir()):
-        if path.is_file():
-            refuse_pointer(path)
     config = read_config(folder)
     refuse_config(name, config)
     tokenizer = load_tokenizer(folder, max_length)
@@ -149,7 +160,7 @@ def examine_encoder(encoder: Encoder, max_length: int, allow_new_weights: bool =
         architecture=architecture,
         parameters=parameters,
         weights=weights.describe(),
-        positions=max(0, getattr(config, "max_position_embeddings", 0)),
+        positions=count_positions(config.to_dict()) or 0,
         vocabulary=config.vocab_size,
         pad_id=pad_id,
         exporter=exporter,
@@ -159,13 +170,13 @@ def examine_encoder(encoder: Encoder, max_length: int, allow_new_weights: bool =
 
 @contextmanager
 def refusing(name: str, what: str) -> Iterator[None]:
-    """Turn whatever a library raises about an encoder into one line; too little disk or memory is not its fault."""
+    """Turn whatever a library raises about an encoder into one line; a fault of this machine is not the encoder's."""
     try:
         yield
-    except (UsageError, OSError):
+    except (UsageError, OSError, ModuleNotFoundError, ProcessEnded):
         raise
     except Exception as error:
-        if is_out_of_memory(error) or OUT_OF_MEMORY in str(error):
+        if is_out_of_memory(error) or OUT_OF_MEMORY in str(error) or is_disk_full(error):
             raise
         reason = str(error) if isinstance(error, VerdictError) else summarise_error(error, 300)
         raise UsageError(f"encoder {name!r} {what} ({reason}); {EXPECTED}") from error
@@ -183,6 +194,12 @@ def refuse_config(name: str, config: PreTrainedConfig) -> None:
     if config.is_encoder_decoder or kind in NOT_EXPORTABLE:
         reason = "is an encoder-decoder" if config.is_encoder_decoder else NOT_EXPORTABLE[kind]
         raise UsageError(f"encoder {name!r} ({kind}) {reason}, which cannot be exported to ONNX; {EXPECTED}")
+    if type(config)().is_encoder_decoder:
+        raise UsageError(
+            f"encoder {name!r} ({kind}) is the encoder of an encoder-decoder alone, for which transformers has no "
+            f"classifier; {EXPECTED}"
+        )
+    refuse_sizes(name, config)
     rows, pad_id = getattr(config, "vocab_size", None), getattr(config, "pad_token_id", None)
     if not isinstance(rows, int):
         raise UsageError(f"encoder {name!r} ({kind}) has no vocabulary (vocab_size); {EXPECTED}")

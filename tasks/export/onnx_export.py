@@ -209,7 +209,7 @@ def choose_source(model_folder: str, inputs: Sequence[dict[str, TokenIds]] = ())
 
     Args:
         model_folder: output of `fine_tune`.
-        inputs: of batches of sentences, on which int8 measures features.
+        inputs: of batches of sentences, on which int8 measures features; without any, fp32 alone is wanted.
 
     Returns:
         The source, and a remark for each one that was tried before and failed.
@@ -223,7 +223,7 @@ def choose_source(model_folder: str, inputs: Sequence[dict[str, TokenIds]] = ())
         from tasks.export.torch_export import EXPORTED_MAKERS, choose_exporter  # brings torch.onnx
 
         reason = str(error) if isinstance(error, NotDescribedError) else summarise_error(error, 200)
-        exported, remarks = choose_exporter(load_logits(model_folder))
+        exported, remarks = choose_exporter(load_logits(model_folder), fused=bool(inputs))
         remarks.insert(0, f"the graphs come from torch's exporters: {reason}")
         return GraphSource(exported.exporter, _bind(EXPORTED_MAKERS, exported, inputs)), remarks
 
@@ -231,7 +231,7 @@ def choose_source(model_folder: str, inputs: Sequence[dict[str, TokenIds]] = ())
         """Return torch's export, for a model that computes something else than its description says."""
         from tasks.export.torch_export import choose_exporter, make_fp32
 
-        return make_fp32(choose_exporter(load_logits(model_folder))[0])
+        return make_fp32(choose_exporter(load_logits(model_folder), fused=False)[0])
 
     makers = _bind(WRITTEN_MAKERS, encoder, inputs)
     makers["fp32"].append(export_fp32)

@@ -18,13 +18,17 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerContext
 from typing import Any, ParamSpec, TypeVar
 
-from tasks.core.errors import OUT_OF_MEMORY, VerdictError, is_out_of_memory, summarise_error
+from tasks.core.errors import OUT_OF_MEMORY, STORAGE_ERRORS, VerdictError, is_out_of_memory, summarise_error
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 # Brings torch and ONNX Runtime's tools. If the server fails to import it, each subprocess does.
 PRELOADED_MODULES = ["tasks.export.preload"]
+
+
+class ProcessEnded(VerdictError):
+    """A subprocess ended without a result: killed, crashed, or stopped after its time."""
 
 
 def start_forkserver() -> None:
@@ -44,7 +48,8 @@ def run_in_subprocess(what: str, seconds: float, function: Callable[P, R], *argu
         named: keyword arguments.
 
     Raises:
-        VerdictError: if the function raises, takes too long, or its process ends without a result.
+        VerdictError: if the function raises; ProcessEnded: if it takes too long, or its process ends without a result.
+        OSError: if the function cannot read or write a file; ModuleNotFoundError: if a package is missing.
     """
     ours, theirs = _context().Pipe(duplex=False)
     process = _context().Process(target=_work, args=(theirs, what, function, arguments, named), daemon=True)
@@ -52,18 +57,18 @@ def run_in_subprocess(what: str, seconds: float, function: Callable[P, R], *argu
         process.start()
         theirs.close()  # the subprocess holds the only other end, so its death ends poll()
         if not ours.poll(seconds):
-            raise VerdictError(
+            raise ProcessEnded(
                 f"{what} did not end in {seconds:g} s and was stopped; run again, or see: verdict doctor"
             )
         result = ours.recv()
     except (EOFError, ConnectionError) as error:
-        raise VerdictError(f"{what} {_describe_exit(process)}") from error
+        raise ProcessEnded(f"{what} {_describe_exit(process)}") from error
     finally:
         if process.pid is not None:
             process.kill()
             process.join()
         ours.close()
-    if isinstance(result, VerdictError):
+    if isinstance(result, Exception):
         raise result
     return result[0]
 
@@ -96,9 +101,12 @@ def _work(
     warnings.simplefilter("ignore")
     try:
         line.send((function(*arguments, **named),))
-    except VerdictError as error:
+    except (VerdictError, ModuleNotFoundError) as error:
         line.send(error)
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in STORAGE_ERRORS:
+            line.send(error)
+            return
         reason = OUT_OF_MEMORY if is_out_of_memory(error) else summarise_error(error, 300)
         failed = VerdictError(f"{what} failed: {reason}")
         failed.add_note("".join(traceback.format_exception(error)))

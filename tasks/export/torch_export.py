@@ -28,6 +28,7 @@ from tasks.export.torch_reference import LogitsModule, random_inputs
 from tasks.inference.tokenization import TokenIds
 
 OPSETS = {"tracing": 17, "dynamo": 20}
+MODEL_COPIES = 8  # that an export takes in the temporary folder, at most
 ATTENTION_OPS = ("Attention", "MultiHeadAttention")
 INTEGER_TYPES = (onnx.TensorProto.INT32, onnx.TensorProto.INT64)
 ELEMENTWISE_OPS = {
@@ -57,8 +58,12 @@ class ExportedGraphs(NamedTuple):
     fused: int
 
 
-def choose_exporter(logits: LogitsModule) -> tuple[ExportedGraphs, list[str]]:
+def choose_exporter(logits: LogitsModule, fused: bool = True) -> tuple[ExportedGraphs, list[str]]:
     """Export with the first exporter whose graph has all attention fused, else with the one that has most.
+
+    Args:
+        logits: the model.
+        fused: whether that matters; it does not for fp32, and the first one that succeeds will do.
 
     Returns:
         The export, and a remark for each exporter that failed or left attention unfused.
@@ -78,17 +83,21 @@ def choose_exporter(logits: LogitsModule) -> tuple[ExportedGraphs, list[str]]:
             continue
         if best is None or exported.fused > best.fused:
             best = exported
-        if exported.fused >= layers:
+        if exported.fused >= layers or not fused:
             break
         remarks.append(f"in the {exporter} exporter's graph {exported.fused} of {layers} attention layers are fused")
     if best is None:
-        folder = tempfile.gettempdir()
-        free = shutil.disk_usage(folder).free // 10**6
-        raise VerdictError(
-            f"no exporter can write {config.model_type}: {'; '.join(remarks)}; it takes some copies of the model in "
-            f"{folder} ({free:,} MB free): set TMPDIR"
-        )
+        raise VerdictError(f"no exporter can write {config.model_type}: {'; '.join(remarks)}{_describe_space(logits)}")
     return best, remarks
+
+
+def _describe_space(logits: LogitsModule) -> str:
+    """Say how much space the temporary folder has, where it may be too little."""
+    folder = tempfile.gettempdir()
+    free = shutil.disk_usage(folder).free
+    if free > MODEL_COPIES * sum(tensor.nbytes for tensor in logits.parameters()):
+        return ""
+    return f"; it takes some copies of the model in {folder} ({free // 10**6:,} MB free): set TMPDIR"
 
 
 def export_by(exporter: str, logits: LogitsModule) -> ExportedGraphs:
@@ -101,7 +110,12 @@ def export_by(exporter: str, logits: LogitsModule) -> ExportedGraphs:
         # Level 1 only folds constants, so the graph runs on any device.
         with _quiet_exporter():
             optimised = optimize_model(
-                str(path), "bert", config.num_attention_heads, config.hidden_size, opt_level=1, use_gpu=False
+                str(path),
+                "bert",
+                getattr(config, "num_attention_heads", 0),
+                config.hidden_size,
+                opt_level=1,
+                use_gpu=False,
             )
     fused = sum(len(optimised.get_nodes_by_op_type(name)) for name in ATTENTION_OPS)
     return ExportedGraphs(exporter, plain, optimised, fused)

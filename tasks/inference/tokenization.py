@@ -4,6 +4,7 @@ The mean CoLA sentence has 11.4 tokens: padding every batch to 128 would make 91
 Shape letters: N sentences, B sentences of a batch, S tokens of its longest sentence.
 """
 
+import json
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 
-from ..core.errors import UsageError, first_line
+from ..core.errors import UsageError, first_line, is_out_of_memory
 
 CHARACTERS_PER_TOKEN = 16  # of a text that is tokenised first where it is truncated; English has four to five
 WINDOW = 50  # batches sorted by length together: little padding, and a different order each epoch
@@ -35,9 +36,23 @@ def load_tokenizer(folder: str, max_length: int) -> Tokenizer:
         tokenizer.encode(RARE_CHARACTER)
         return tokenizer
     except Exception as error:  # tokenizers raises bare Exception
+        if is_out_of_memory(error):
+            raise
+        reason, remedy = f"({first_line(error)})", "a tokenizer.json that transformers saved: fetch or save it again"
+        if path.is_file():
+            raise UsageError(f"{str(path)!r} cannot be loaded {reason}; expected {remedy}") from error
         raise UsageError(
-            f"tokenizer of {folder!r} cannot be loaded ({first_line(error)}); expected a tokenizer.json"
+            f"tokenizer of {folder!r} cannot be made{_class_of(folder)} {reason}; expected {remedy}"
         ) from error
+
+
+def _class_of(folder: str) -> str:
+    """Return the class that a folder names for its tokenizer, for a message."""
+    try:
+        named = json.loads((Path(folder) / "tokenizer_config.json").read_bytes())["tokenizer_class"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+    return f" by the tokenizer_class {named!r} of tokenizer_config.json"
 
 
 def open_tokenizer(path: Path, max_length: int) -> Tokenizer:

@@ -32,6 +32,7 @@ class TokenDataset:
         pad_id: int,
         device: str,
         marks: Sequence[NDArray[np.float32]] | None = None,
+        positions: int | None = None,
     ) -> None:
         """Copy everything to the device once.
 
@@ -41,12 +42,13 @@ class TokenDataset:
             pad_id: token that fills short sentences.
             device: cuda or cpu.
             marks: of each sentence's tokens, see `losses.token_loss`; None for no such loss.
+            positions: tokens that the model has positions for; None without a limit.
         """
         targets = np.eye(2)[labels] if labels.ndim == 1 else labels
         self.count = len(ids)
         self.lengths = np.array([len(row) for row in ids])
         self.labels: NDArray[np.int64] = targets.argmax(-1)
-        self._pad_id = pad_id
+        self._pad_id, self._positions = pad_id, positions
         rows = [*ids, np.array([pad_id])]  # the padding row has one token: attention over no token at all is NaN
         lengths = np.array([len(row) for row in rows])
         self._tokens = torch.from_numpy(np.concatenate(rows)).to(device)
@@ -89,11 +91,11 @@ class TokenDataset:
 
     def bucket(self, rows: NDArray[np.int64]) -> int:
         """Return the bucket, in tokens, of a batch of rows."""
-        return bucket_of(int(self.lengths[rows].max()))
+        return bucket_of(int(self.lengths[rows].max()), self._positions)
 
     def buckets(self) -> list[int]:
         """Return the buckets, in tokens, that batches of these sentences can have, the largest first."""
-        return sorted({bucket_of(int(length)) for length in np.unique(self.lengths)}, reverse=True)
+        return sorted({bucket_of(int(length), self._positions) for length in np.unique(self.lengths)}, reverse=True)
 
 
 def _pad_marks(marks: Sequence[NDArray[np.float32]], rows: Sequence[TokenIds]) -> NDArray[np.float32]:
@@ -105,7 +107,12 @@ def _pad_marks(marks: Sequence[NDArray[np.float32]], rows: Sequence[TokenIds]) -
 
 
 def encode_rows(
-    rows: pd.DataFrame, tokenizer: Tokenizer, pad_id: int, device: str, label_smoothing: float = 0.0
+    rows: pd.DataFrame,
+    tokenizer: Tokenizer,
+    pad_id: int,
+    device: str,
+    label_smoothing: float = 0.0,
+    positions: int | None = None,
 ) -> TokenDataset:
     """Tokenise rows with columns sentence and label, and copy them to the device.
 
@@ -116,14 +123,16 @@ def encode_rows(
         pad_id: token that fills short sentences.
         device: cuda or cpu.
         label_smoothing: share of each label that is spread over both classes.
+        positions: tokens that the model has positions for; None without a limit.
     """
     ids = tokenise(tokenizer, rows["sentence"].tolist()).rows()
     targets = smooth_labels(rows["label"].to_numpy(np.int64), label_smoothing)
     marks = mark_tokens(tokenizer, rows["original"].tolist(), rows["sentence"].tolist()) if "original" in rows else None
-    return TokenDataset(ids, targets, pad_id, device, marks)
+    return TokenDataset(ids, targets, pad_id, device, marks, positions)
 
 
-def bucket_of(length: int) -> int:
-    """Return the smallest bucket that holds `length` tokens."""
+def bucket_of(length: int, positions: int | None = None) -> int:
+    """Return the smallest bucket that holds `length` tokens; no model reads more than it has positions for."""
     fitting = [bucket for bucket in BUCKETS if length <= bucket]
-    return fitting[0] if fitting else -(-length // BUCKETS[-1]) * BUCKETS[-1]
+    bucket = fitting[0] if fitting else -(-length // BUCKETS[-1]) * BUCKETS[-1]
+    return bucket if positions is None else max(length, min(bucket, positions))

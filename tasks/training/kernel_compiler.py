@@ -40,6 +40,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 from tasks.core.errors import first_line
 from tasks.core.files import atomic_directory
 from tasks.core.finetune_settings import FinetuneSettings
+from tasks.data.token_limit import count_positions
 from tasks.inference.cpu_limits import available_cores
 from tasks.training.cuda_graph_step import CaptureVariant, CudaGraphStep
 from tasks.training.cuda_graphs import patch_for_cuda_graphs
@@ -154,12 +155,12 @@ def _step_launches(config: Any, settings: FinetuneSettings) -> list[KernelLaunch
         1, batch, settings.learning_rate, settings.warmup_ratio, settings.weight_decay, settings.max_grad_norm,
         settings.layer_decay, settings.r_drop,
     )  # fmt: skip
-    positions = getattr(config, "max_position_embeddings", settings.max_length)
-    longest = bucket_of(settings.max_length)
+    positions, longest = count_positions(config.to_dict()), bucket_of(settings.max_length)
     # The last one stands for all lengths that have no fused attention.
-    lengths = [length for length in (*BUCKETS, 2 * BUCKETS[-1]) if length <= min(longest, positions)]
+    buckets = [bucket for bucket in (*BUCKETS, 2 * BUCKETS[-1]) if bucket <= longest]
+    lengths = sorted({min(bucket, positions or bucket) for bucket in buckets})
     ids = [np.zeros(length, np.int64) for length in lengths]
-    data = TokenDataset(ids, np.zeros(len(ids), np.int64), 0, "meta")
+    data = TokenDataset(ids, np.zeros(len(ids), np.int64), 0, "meta", positions=positions)
     for full_mask, fused in product((False, True), (True, False)):
         with torch.device("meta"):
             model = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)

@@ -6,24 +6,39 @@ that is, `LoadedWeights` says.
 
 import math
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from huggingface_hub import get_local_safetensors_metadata
 from huggingface_hub.errors import NotASafetensorsRepoError, SafetensorsParsingError, StrictDataclassError
+from huggingface_hub.utils import SafetensorsRepoMetadata
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from tasks.core.errors import UsageError, first_line
+from tasks.core.errors import STORAGE_ERRORS, UsageError, is_out_of_memory
+from tasks.training.config_faults import describe_claims, explain
 
 LABELS = ["unacceptable", "acceptable"]
 MIN_SHARE = 0.9  # of the encoder's parameters that have to be the checkpoint's
-# What wrappers put before the names of weights: DataParallel, Lightning, sentence-transformers.
-WRAPPERS = r"^(?:module\.|model\.|0\.auto_model\.)+"
+LIKE_ANOTHER = 0.5  # of its tensors missing or of another size: the weights are another model's
 NAMED = 3  # tensors that a message names
+# Architectures by what is in the names of their weights alone; the first that fits.
+FAMILIES = {
+    ".q_lin.": "DistilBERT's",
+    ".query_proj.": "DeBERTa's",
+    "albert_layer_groups.": "ALBERT's",
+    ".Wqkv.": "ModernBERT's",
+    ".SelfAttention.": "T5's",
+    ".c_attn.": "GPT-2's",
+    ".attention.attn.q.": "MPNet's",
+    ".rel_attn.": "XLNet's",
+    ".attention.self.query.": "BERT's, or of one like it such as RoBERTa or ELECTRA",
+    ".q_proj.": "BART's or a decoder's",
+}
 PRECISIONS = {"F32": "fp32", "F16": "fp16", "BF16": "bf16", "F64": "fp64"}  # by safetensors' name
 # What transformers raises for folders that hold no usable model.
 LOAD_ERRORS = (
@@ -50,6 +65,12 @@ class LoadedWeights:
     """What was taken off the checkpoint's names."""
     stored: str
     """Precisions of the checkpoint's files."""
+    tensors: int
+    """Tensors of the encoder."""
+    claims: str
+    """What config.json says that the weights are."""
+    looks: str
+    """What the checkpoint's names look like."""
 
     @property
     def share(self) -> float:
@@ -76,11 +97,18 @@ class LoadedWeights:
         Raises:
             UsageError: if less than `MIN_SHARE` is.
         """
-        if self.share < MIN_SHARE and not allow_new:
-            raise UsageError(
-                f"encoder {folder!r} cannot be fine-tuned ({self.describe()}); expected at least {MIN_SHARE:.0%}: "
-                "a config.json that belongs to the weights, or --set finetune.allow_new_weights=true"
-            )
+        if self.share >= MIN_SHARE or allow_new:
+            return
+        another = len(self.missing) + len(self.resized) > LIKE_ANOTHER * self.tensors
+        remedy = (
+            f"a config.json that belongs to the weights, which look like {self.looks}"
+            if another
+            else "a config.json that belongs to the weights, or --set finetune.allow_new_weights=true"
+        )
+        raise UsageError(
+            f"encoder {folder!r} cannot be fine-tuned ({self.describe()}); config.json says {self.claims}; expected at "
+            f"least {MIN_SHARE:.0%}: {remedy}"
+        )
 
 
 def _name_some(names: Sequence[str]) -> str:
@@ -114,33 +142,69 @@ def load_with_report(folder: str, attention: str | None = None) -> tuple[PreTrai
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     try:
-        precision = _stored_precision(folder)
+        checkpoint = get_local_safetensors_metadata(folder)
+        _refuse_integers(folder, checkpoint)
         model, found = _load(folder, attention)
-        weights = _report(model, found, "", precision)
-        wrapped = [prefix[0] for name in found["unexpected_keys"] if (prefix := re.match(WRAPPERS, name))]
-        if wrapped:
-            bare, found = _load(folder, attention, key_mapping={WRAPPERS: ""})
-            if (report := _report(bare, found, wrapped[0], precision)).loaded > weights.loaded:
+        weights = _report(model, found, "", checkpoint)
+        if weights.loaded < weights.total and (prefix := find_prefix(checkpoint.weight_map, model)):
+            bare, found = _load(folder, attention, key_mapping={f"^{re.escape(prefix)}": ""})
+            if (report := _report(bare, found, prefix, checkpoint)).loaded > weights.loaded:
                 model, weights = bare, report
     except LOAD_ERRORS as error:
-        raise UsageError(
-            f"encoder {folder!r} cannot be fine-tuned ({_reason(error)}); expected --encoder DIR|HUB_ID"
-        ) from error
+        if is_out_of_memory(error) or getattr(error, "errno", None) in STORAGE_ERRORS:
+            raise
+        raise UsageError(f"encoder {folder!r} cannot be fine-tuned: {explain(folder, error)}") from error
     return model, weights
 
 
-def _stored_precision(folder: str) -> str:
+def find_prefix(names: Iterable[str], model: PreTrainedModel) -> str:
+    """Return what most names of a checkpoint have before a name of the model; empty for nothing.
+
+    It is what a wrapper put there: DataParallel `module.`, sentence-transformers `0.auto_model.`, a class of somebody's
+    own `encoder.`.
+
+    Raises:
+        UsageError: if two prefixes have as many: these are two encoders.
+    """
+    own = set(model.state_dict())
+    own |= {name.removeprefix(f"{model.base_model_prefix}.") for name in own}
+    counts: Counter[str] = Counter()
+    for name in names:
+        starts = [0, *(match.end() for match in re.finditer(r"\.", name))]
+        counts.update([name[:start] for start in starts if name[start:] in own][:1])
+    ranked = counts.most_common(2)
+    if len(ranked) == 2 and ranked[0][0] and ranked[1][0] and ranked[0][1] == ranked[1][1] > 1:
+        raise UsageError(
+            f"the checkpoint holds two encoders, under the names {ranked[0][0]!r} and {ranked[1][0]!r}; expected one: "
+            "save the one that is meant by itself"
+        )
+    return ranked[0][0] if ranked else ""
+
+
+def _refuse_integers(folder: str, checkpoint: SafetensorsRepoMetadata) -> None:
+    """Raise UsageError if most of a checkpoint is stored as integers, which transformers would read as they are."""
+    count = checkpoint.parameter_count
+    whole = {kind: count[kind] for kind in count if "F" not in kind}  # F32, BF16, F8_E4M3
+    if sum(whole.values()) > sum(count.values()) / 2:
+        raise UsageError(
+            f"weights of encoder {folder!r} are stored as {max(whole, key=whole.__getitem__)}, which is quantised, and "
+            "quantised weights cannot be fine-tuned; expected the checkpoint that they were made from: --encoder "
+            "DIR|HUB_ID"
+        )
+
+
+def _stored_precision(checkpoint: SafetensorsRepoMetadata) -> str:
     """Return the precision of a checkpoint's files; several, the most frequent first, with more than 1% each."""
-    count = get_local_safetensors_metadata(folder).parameter_count
+    count = checkpoint.parameter_count
     kinds = sorted(count, key=lambda kind: -count[kind])  # position_ids are a few integers
     return " and ".join(PRECISIONS.get(kind, kind) for kind in kinds if count[kind] > sum(count.values()) / 100)
 
 
-def _reason(error: BaseException) -> str:
-    """Return why loading failed in one line; a wrong field of config.json is named in the last one."""
-    if isinstance(error, StrictDataclassError):
-        return str(error).splitlines()[-1].strip()[:500]
-    return first_line(error)
+def _looks_like(checkpoint: SafetensorsRepoMetadata) -> str:
+    """Describe a checkpoint by the names of its tensors."""
+    names = sorted(checkpoint.weight_map)
+    family = next((family for mark, family in FAMILIES.items() if any(mark in name for name in names)), "no encoder")
+    return f"{family} ({len(names)} tensors such as {names[len(names) // 2]})" if names else "nothing (no tensors)"
 
 
 def _load(folder: str, attention: str | None, **more: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
@@ -157,6 +221,9 @@ def _load(folder: str, attention: str | None, **more: Any) -> tuple[PreTrainedMo
         local_files_only=True,
         use_safetensors=True,
         trust_remote_code=False,  # None would ask on the terminal
+        output_attentions=False,  # a config.json may ask for more than the answer, which fails in other places
+        output_hidden_states=False,
+        return_dict=True,
         **more,
     )
     # Saved by its own names, as with save_original_format=False: names that were mapped here would become some that
@@ -168,7 +235,9 @@ def _load(folder: str, attention: str | None, **more: Any) -> tuple[PreTrainedMo
     return loaded
 
 
-def _report(model: PreTrainedModel, found: dict[str, Any], prefix: str, stored: str) -> LoadedWeights:
+def _report(
+    model: PreTrainedModel, found: dict[str, Any], prefix: str, checkpoint: SafetensorsRepoMetadata
+) -> LoadedWeights:
     """Summarise what transformers says about the weights of the encoder."""
     inside = f"{model.base_model_prefix}." if model.base_model is not model else ""
     sizes = {name: tensor.numel() for name, tensor in model.named_parameters() if name.startswith(inside)}
@@ -182,7 +251,10 @@ def _report(model: PreTrainedModel, found: dict[str, Any], prefix: str, stored: 
         resized=tuple(resized[name] for name in random if name in resized),
         unused=tuple(sorted(found["unexpected_keys"])),
         prefix=prefix,
-        stored=stored,
+        stored=_stored_precision(checkpoint),
+        tensors=len(sizes),
+        claims=describe_claims(model.config),
+        looks=_looks_like(checkpoint),
     )
 
 
@@ -211,6 +283,4 @@ def read_config(folder: str) -> PreTrainedConfig:
     try:
         return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except LOAD_ERRORS as error:
-        raise UsageError(
-            f"config.json of encoder {folder!r} cannot be used ({_reason(error)}); expected one of transformers"
-        ) from error
+        raise UsageError(f"config.json of encoder {folder!r} cannot be used: {explain(folder, error)}") from error

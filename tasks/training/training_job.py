@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from tasks.core.errors import VerdictError
 from tasks.core.files import read_checksummed, sha256_of, write_checksummed
 from tasks.data.snapshots import read_snapshot
+from tasks.data.token_limit import usable_positions
 from tasks.inference.tokenization import load_tokenizer
 from tasks.training.dataset import TokenDataset, encode_rows
 from tasks.training.kernel_compiler import KernelCompilation
@@ -75,13 +76,13 @@ class TokenizedData:
 
     def encode(self, rows: pd.DataFrame, label_smoothing: float = 0.0) -> TokenDataset:
         """Tokenise rows, which are not kept here."""
-        tokenizer, pad_id = self._encoding
-        return encode_rows(rows, tokenizer, pad_id, self._job.recipe.device, label_smoothing)
+        tokenizer, pad_id, positions = self._encoding
+        return encode_rows(rows, tokenizer, pad_id, self._job.recipe.device, label_smoothing, positions)
 
     @functools.cached_property
-    def _encoding(self) -> tuple[Any, int]:
-        recipe = self._job.recipe
-        return load_tokenizer(recipe.encoder, recipe.max_length), pad_token_id(recipe.encoder)
+    def _encoding(self) -> tuple[Any, int, int | None]:
+        recipe, folder = self._job.recipe, self._job.recipe.encoder
+        return load_tokenizer(folder, recipe.max_length), pad_token_id(folder), usable_positions(folder)
 
 
 def load_start(job: TrainingJob, folder: str) -> PreTrainedModel:

@@ -127,14 +127,14 @@ def test_a_unigram_vocabulary_has_an_unknown_id(tmp_path: Path) -> None:
 def test_a_tokenizer_whose_unknown_token_is_not_in_its_vocabulary_is_a_usage_error(tmp_path: Path) -> None:
     model = models.BPE({"a": 0, "b": 1}, [], unk_token="<unk>")
     encoder = save(tmp_path / "odd", model, pre_tokenizers.Whitespace())
-    with pytest.raises(UsageError, match=r"cannot be loaded \(.*<unk>.*\); expected a tokenizer\.json$"):
+    with pytest.raises(UsageError, match=r"cannot be loaded \(.*<unk>.*\); expected a tokenizer\.json"):
         unk_rate(snapshot(tmp_path, ["a b"]), encoder)
 
 
 def test_a_folder_without_a_tokenizer_is_a_usage_error(tmp_path: Path) -> None:
     (tmp_path / "encoder").mkdir()
     (tmp_path / "encoder" / "tokenizer.json").write_text("{")
-    with pytest.raises(UsageError, match=r"cannot be loaded \(.*\); expected a tokenizer\.json$"):
+    with pytest.raises(UsageError, match=r"cannot be loaded \(.*\); expected a tokenizer\.json"):
         unk_rate(snapshot(tmp_path, ["cat"]), str(tmp_path / "encoder"))
 
 

@@ -7,6 +7,7 @@ import torch
 from architectures import ARCHITECTURES
 from transformers import AutoModel, RobertaConfig
 
+from tasks.core.errors import UsageError
 from tasks.core.files import write_json
 from tasks.core.finetune_settings import FinetuneSettings
 from tasks.data.token_limit import longest_input, usable_positions
@@ -42,6 +43,7 @@ def test_a_padding_token_that_is_not_the_first_costs_positions(tmp_path: Path) -
         ({"model_type": "gpt2", "n_positions": 1024}, 1024),
         ({"model_type": "camembert", "max_position_embeddings": 514}, 512),  # without the padding's id, which is 1
         ({"model_type": "roberta", "max_position_embeddings": 514, "pad_token_id": None}, 512),
+        ({"model_type": "roberta", "max_position_embeddings": 2}, 0),
     ],
 )
 def test_positions_are_those_of_the_configuration(
@@ -57,3 +59,12 @@ def test_the_smaller_of_setting_and_positions_limits_training(tmp_path: Path) ->
     assert [longest_input(str(tmp_path), setting) for setting in (16, 64, 128)] == [16, 64, 64]
     assert resolve_recipe(FinetuneSettings(device="cpu"), str(tmp_path)).max_length == 64
     assert resolve_recipe(FinetuneSettings(device="cpu", max_length=16), str(tmp_path)).max_length == 16
+
+
+@pytest.mark.parametrize(("model_type", "positions", "usable"), [("bert", 7, 7), ("roberta", 9, 7), ("roberta", 2, 0)])
+def test_an_encoder_that_reads_next_to_nothing_is_refused(
+    model_type: str, positions: int, usable: int, tmp_path: Path
+) -> None:
+    write_json(tmp_path / "config.json", {"model_type": model_type, "max_position_embeddings": positions})
+    with pytest.raises(UsageError, match=f"has positions for {usable} tokens of a sentence .*; expected at least 8"):
+        longest_input(str(tmp_path), 128)

@@ -1,5 +1,6 @@
 """What cannot be trained and exported is refused before any training, in one line that says why and what to do."""
 
+import errno
 import json
 import logging
 import shutil
@@ -28,8 +29,9 @@ from tasks.export.encoder_check import (
     refusing,
     train_one_step,
 )
+from tasks.export.subprocess_call import ProcessEnded
 from tasks.training.model import load_with_report, pad_token_id
-from tasks.training.pretrained import locate_encoder
+from tasks.training.pretrained import CHECKED_DIGEST, PACKAGED, locate_encoder
 
 POINTER = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'a' * 64}\nsize 90864192\n"
 SIZES: dict[str, Any] = {
@@ -141,7 +143,26 @@ CHANGED: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "a vocabulary without its unknown token": (
         remove_unknown,
-        r"tokenizer of '.*mine' cannot be loaded \(.*\[UNK\].*\); expected a tokenizer.json",
+        r"mine/tokenizer.json' cannot be loaded \(.*\[UNK\].*\); expected a tokenizer.json",
+    ),
+    "a cut tokenizer.json": (
+        lambda folder: (folder / "tokenizer.json").write_text('{"version": "1.0"'),
+        r"mine/tokenizer.json' cannot be loaded \(EOF .*\); expected a tokenizer.json that transformers saved: fetch",
+    ),
+    "a tokenizer of an unknown class": (
+        lambda folder: (
+            (folder / "tokenizer.json").rename(folder / "vocab.txt"),
+            (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "FooTokenizer"}'),
+        ),
+        "cannot be made by the tokenizer_class 'FooTokenizer' of tokenizer_config.json .*; expected a tokenizer.json",
+    ),
+    "no layers": (
+        lambda folder: configure(folder, num_hidden_layers=0),
+        "config.json of encoder 'mine' has num_hidden_layers = 0; expected at least 1: correct it",
+    ),
+    "two positions": (
+        lambda folder: configure(folder, max_position_embeddings=2),
+        "mine' has positions for 2 tokens of a sentence .*; expected at least 8",
     ),
     "NaN": (
         lambda folder: spoil(folder, np.nan),
@@ -153,10 +174,16 @@ CHANGED: dict[str, tuple[Callable[[Path], object], str]] = {
         r"cannot be fine-tuned \(.*% of the encoder's .* weights are the checkpoint's; .*; expected at least 90%",
     ),
     "a type that transformers does not know": (
-        lambda folder: configure(folder, model_type="mybert"), "config.json of encoder .* cannot be used",
+        lambda folder: configure(folder, model_type="distilbrt"),
+        'config.json has model_type = "distilbrt", which transformers does not know; expected a name such as '
+        '"distilbert": correct it',
+    ),
+    "a type whose configuration the file is not": (
+        lambda folder: configure(folder, model_type="t5"), "config.json of encoder .* cannot be used: ",
     ),
     "a type without sentences": (
-        lambda folder: configure(folder, model_type="vit"), "cannot be fine-tuned .Unrecognized configuration class",
+        lambda folder: configure(folder, model_type="vit"),
+        "cannot be fine-tuned: config.json has model_type = .vit., for which transformers has no classifier",
     ),
     "a cut weights file": (
         lambda folder: (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:999]),
@@ -196,9 +223,39 @@ def test_a_family_that_cannot_be_trained_or_exported_is_refused_with_a_reason(
     assert str(refused.value).endswith(ONE_LINE)
 
 
-def test_too_little_memory_is_not_the_encoders_fault() -> None:
-    with pytest.raises(RuntimeError, match="can't allocate memory"), refusing("mine", "cannot be exported"):
-        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 440401920 bytes")
+@pytest.mark.parametrize(
+    "fault",
+    [
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 440401920 bytes"),
+        MemoryError(),
+        VerdictError("no exporter can write bert: OSError: [Errno 28] No space left on device; set TMPDIR"),
+        OSError(errno.ENOSPC, "No space left on device"),
+        ModuleNotFoundError("No module named 'onnxscript'", name="onnxscript"),
+        ProcessEnded("the export to ONNX was ended by SIGKILL"),
+        KeyboardInterrupt(),
+    ],
+    ids=lambda fault: type(fault).__name__,
+)
+def test_a_fault_of_the_machine_is_not_the_encoders(fault: BaseException) -> None:
+    with pytest.raises(type(fault)) as raised, refusing("mine", "cannot be exported"):
+        raise fault
+    assert raised.value is fault
+
+
+def test_the_encoder_of_an_encoder_decoder_alone_is_refused(tmp_path: Path) -> None:
+    config = transformers.T5Config(**CONFIGURATIONS["T5Config"])
+    transformers.T5EncoderModel(config).save_pretrained(tmp_path / "mine")
+    write_tokenizer(tmp_path / "mine")
+    with pytest.raises(UsageError, match=r"\(t5\) is the encoder of an encoder-decoder alone, for which transformers"):
+        examine(tmp_path / "mine")
+
+
+def test_the_packaged_encoder_passes_and_is_not_checked_by_runs(tmp_path: Path) -> None:
+    encoder = locate_encoder(PACKAGED)
+    assert encoder["digest"] == CHECKED_DIGEST
+    assert examine_encoder(encoder, 512)["exporter"] == "writer"
+    assert check_encoder(encoder, 512, str(tmp_path)) is None
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_error_without_a_message_is_named_by_its_type() -> None:
@@ -247,7 +304,7 @@ def test_what_was_found_is_described_and_the_random_generator_is_untouched(folde
     }
     assert describe_report(report | {"seconds": 1.25}) == (
         "BertForSequenceClassification, 21,538 parameters; all of the encoder's 21,472 weights are the "
-        "checkpoint's; stored as fp32, trained as fp32; 80 positions, vocabulary of 20, padding "
+        "checkpoint's; stored as fp32, trained as fp32; 80 usable positions, vocabulary of 20, padding "
         "token 0; this program's graph writer makes its graph; checked in 1.2 s"
     )
 

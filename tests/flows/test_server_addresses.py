@@ -104,6 +104,42 @@ def test_status_does_not_try_a_database_again_that_refuses_connections(monkeypat
     assert time.monotonic() - started < 60
 
 
+COMMANDS = {
+    "history": ["history"],
+    "approve": ["approve", "1", "--reason", "checked"],
+    "reject": ["reject", "1", "--reason", "checked"],
+    "rollback": ["rollback", "--reason", "checked"],
+    "compare": ["compare", "1"],
+    "verify": ["verify", "1"],
+    "predict": ["predict", "The cat sat."],
+    "prune": ["prune"],
+}
+
+
+@pytest.mark.parametrize("scheme", ["postgresql", "http"])
+def test_a_command_does_not_try_a_store_for_minutes_that_does_not_answer(
+    scheme: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"{scheme}://a:b@127.0.0.1:1/x")
+    for command in COMMANDS.values():
+        started = time.monotonic()
+        code, printed, said = call(capsys, *command)
+        assert (code, printed, said.count("\n")) == (1, "", 1)
+        assert f"{scheme}://" in said
+        assert "verdict doctor" in said
+        assert time.monotonic() - started < 60  # MLflow's own tries take 120 s
+
+
+@pytest.mark.parametrize("command", [TOY, ["history"]], ids=["retrain", "history"])
+def test_a_file_address_of_sqlite_is_no_relative_path(
+    command: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///file:mlflow.db?uri=true")
+    code, printed, said = call(capsys, *command)
+    assert (code, printed, said.count("\n")) == (2, "", 1)
+    assert said.startswith("error: MLFLOW_TRACKING_URI names a file: address of SQLite, which would be read as a rela")
+
+
 def test_deploy_names_a_server_that_does_not_answer() -> None:
     from prefect.settings import PREFECT_API_URL, temporary_settings
 

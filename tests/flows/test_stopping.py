@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-MESSAGE = "stopped; run the same command again to resume\n"
+MESSAGE = "stopped; run the same command again\n"
 DEAF = """
 import signal, threading, time
 from flows.cli import stopping
@@ -100,7 +100,7 @@ def test_a_run_ends_with_its_server_in_one_line(number: signal.Signals, tmp_path
         started = time.monotonic()
         out, err = process.communicate(timeout=30)
         assert time.monotonic() - started < 10
-    assert (out, err) == ("", f"1/12 start: import libraries, start Prefect's server\n{MESSAGE}")
+    assert (out, err) == ("", f"1/12 start: import libraries, start Prefect's server\n{MESSAGE[:-1]} to resume\n")
     assert process.returncode == 130
     wait_until(lambda: processes_of(tmp_path) == [], 2)
 

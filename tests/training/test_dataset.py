@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from tiny import tiny_bert, toy_encoded
 
@@ -93,6 +93,20 @@ def test_a_bucket_is_the_smallest_that_holds_a_sentence(length: int) -> None:
 )
 def test_buckets_above_the_last_are_its_multiples(length: int, bucket: int) -> None:
     assert bucket_of(length) == bucket
+
+
+@given(length=st.integers(1, 600), positions=st.integers(1, 600))
+def test_a_bucket_has_no_more_tokens_than_the_model_has_positions(length: int, positions: int) -> None:
+    assume(length <= positions)
+    assert bucket_of(length, positions) == min(bucket_of(length), positions)
+
+
+@pytest.mark.parametrize(("positions", "buckets"), [(None, [128, 64, 12]), (128, [128, 64, 12]), (80, [80, 64, 12])])
+def test_sentences_near_the_last_position_have_a_bucket_of_their_own(positions: int | None, buckets: list[int]) -> None:
+    ids = [np.zeros(length, np.int64) for length in (10, 60, 70, 80)]
+    encoded = TokenDataset(ids, np.array([0, 1, 0, 1]), 0, "cpu", positions=positions)
+    assert encoded.buckets() == buckets
+    assert [encoded.bucket(np.array([row])) for row in range(4)] == [12, 64, buckets[0], buckets[0]]
 
 
 @unhurried

@@ -70,6 +70,14 @@ WHOLE: dict[str, Callable[[Path], object]] = {
     "model.": lambda folder: rename(folder, "model.{}".format),
     "0.auto_model.": lambda folder: rename(folder, "0.auto_model.{}".format),
     "module.model.bert.": lambda folder: rename(folder, "module.model.bert.{}".format),
+    "encoder.": lambda folder: rename(folder, "encoder.{}".format),
+    "student.bert.": lambda folder: rename(folder, "student.bert.{}".format),
+    "net.0.": lambda folder: rename(folder, "net.0.{}".format),
+    "backbone., with old names": lambda folder: rename(folder, lambda name: f"backbone.{old_names(name)}"),
+    "encoder., with a head beside it": lambda folder: (
+        write(folder, BertForSequenceClassification(BertConfig(**SIZES))),
+        rename(folder, lambda name: name.replace("bert.", "encoder.")),
+    ),
     "ModernBERT, module.": lambda folder: (
         write(folder, ModernBertForSequenceClassification(MODERN)), rename(folder, "module.{}".format)
     ),
@@ -84,6 +92,9 @@ WHOLE: dict[str, Callable[[Path], object]] = {
     "id2label of three labels": lambda folder: configure(folder, id2label={"0": "a", "1": "b", "2": "c"}),
     "dtype": lambda folder: configure(folder, dtype="float16"),
     "torch_dtype": lambda folder: configure(folder, torch_dtype="bfloat16"),
+    "outputs of every layer": lambda folder: configure(
+        folder, output_attentions=True, output_hidden_states=True, return_dict=False
+    ),
     "an unknown dtype": lambda folder: configure(folder, dtype="float17"),
 }  # fmt: skip
 
@@ -98,6 +109,9 @@ def test_all_weights_are_found_and_computed_with_in_fp32(folder: Path, kind: str
     assert weights.describe().startswith(f"all of the encoder's {weights.total:,} weights are the checkpoint's; ")
     assert {tensor.dtype for tensor in model.parameters()} == {torch.float32}
     assert (model.config.num_labels, model.config.id2label) == (2, {0: "unacceptable", 1: "acceptable"})
+    if kind.endswith(".") and " " not in kind:
+        assert weights.prefix in (kind, kind.removesuffix("bert."))
+        assert f"; {weights.prefix!r} taken off their names; " in weights.describe()
     if "ModernBERT" not in kind and "head" not in kind:
         own = dict(model.base_model.named_parameters())
         assert before.keys() == own.keys()
@@ -155,8 +169,21 @@ PARTS: dict[str, tuple[Callable[[Path], object], int, int, str]] = {
         lambda folder: write(folder, BertForMaskedLM(BertConfig(**SIZES))), ALL - 65 * 64, ALL,
         "random, for lack of them: bert.pooler.dense.weight, bert.pooler.dense.bias; not used: cls.predictions.bias, ",
     ),
-    "other names": (lambda folder: rename(folder, "wrapped.{}".format), 0, ALL, "0.0% of the encoder's"),
+    "another intermediate_size": (
+        lambda folder: configure(folder, intermediate_size=256), 44_736, 110_784,
+        "bert.encoder.layer.0.intermediate.dense.weight [128, 64] instead of [256, 64]",
+    ),
+    "other names": (
+        lambda folder: rename(folder, lambda name: f"{name}.value"), 0, ALL, "0.0% of the encoder's",
+    ),
 }  # fmt: skip
+
+
+# What the weights are said to be where most of them are another model's.
+LOOKS = {
+    "another architecture": "look like BERT's, or of one like it such as RoBERTa or ELECTRA .39 tensors such as enc",
+    "other names": r"look like BERT's, .* \(39 tensors such as .*\.value\)$",
+}
 
 
 @pytest.mark.parametrize("kind", PARTS)
@@ -170,10 +197,28 @@ def test_what_is_not_the_checkpoints_is_named_and_refused_over_a_tenth(folder: P
     if loaded / total >= 0.9:
         load_classifier(str(folder))
         return
-    with pytest.raises(UsageError, match=r"cannot be fine-tuned .* --set finetune\.allow_new_weights=true$") as caught:
+    remedy = LOOKS.get(kind, r"config\.json that belongs to the weights, or --set finetune\.allow_new_weights=true$")
+    with pytest.raises(
+        UsageError, match=f"cannot be fine-tuned .*; config.json says model_type = .*{remedy}"
+    ) as caught:
         load_classifier(str(folder))
     assert weights.describe() in str(caught.value)
     load_classifier(str(folder), allow_new_weights=True)
+
+
+def test_weights_that_are_integers_are_not_read_as_numbers(folder: Path) -> None:
+    tensors = {name: (tensor * 100).to(torch.int8) for name, tensor in load_file(folder / "model.safetensors").items()}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UsageError, match=r"are stored as I8, which is quantised.*; expected the checkpoint that they"):
+        load_classifier(str(folder))
+
+
+def test_a_checkpoint_of_two_encoders_is_refused(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    both = {f"{side}.{name}": tensor.clone() for name, tensor in tensors.items() for side in ("student", "teacher")}
+    save_file(both, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UsageError, match=r"two encoders, under the names 'student\.' and 'teacher\.'; expected one"):
+        load_with_report(str(folder))
 
 
 def test_the_packaged_encoder_is_all_its_own() -> None:
@@ -219,13 +264,27 @@ def test_labels_that_are_not_numbered_are_refused_in_one_line(folder: Path, labe
         load_classifier(str(folder))
 
 
-@pytest.mark.parametrize(
-    ("field", "reason"),
-    [({"hidden_size": "64"}, "Field 'hidden_size' expected int, got str"), ({"model_type": ["bert"]}, "")],
-)
-def test_a_field_of_another_type_is_named_in_one_line(folder: Path, field: dict[str, Any], reason: str) -> None:
+FIELDS: list[tuple[dict[str, Any], str]] = [
+    ({"hidden_size": "64"}, 'config.json has hidden_size = "64"; expected int: correct it'),
+    ({"layer_norm_eps": "1e-12"}, 'config.json has layer_norm_eps = "1e-12"; expected float: correct it'),
+    ({"model_type": ["bert"]}, "config.json has model_type = "),
+    (
+        {"model_type": None},
+        'config.json has no model_type; expected a name such as "bert": correct it, or name another',
+    ),
+    ({"model_type": "brt"}, 'has model_type = "brt", which transformers does not know; expected a name such as "bert"'),
+    ({"hidden_act": "foo"}, 'config.json has hidden_act = "foo"; expected one of .*gelu.*: correct it'),
+    ({"num_attention_heads": 5}, "hidden_size = 64, num_attention_heads = 5; correct it"),
+    ({"hidden_dropout_prob": 2.5}, "config.json has hidden_dropout_prob = 2.5; correct it"),
+]
+
+
+@pytest.mark.parametrize(("field", "message"), FIELDS)
+def test_a_wrong_field_is_named_in_one_line_with_what_is_expected(
+    folder: Path, field: dict[str, Any], message: str
+) -> None:
     configure(folder, **field)
-    with pytest.raises(UsageError, match=rf"cannot be fine-tuned \(.*{reason}") as caught:
+    with pytest.raises(UsageError, match=rf"^encoder '.*' cannot be fine-tuned: .*{message}") as caught:
         load_classifier(str(folder))
     assert "\n" not in str(caught.value)
 
@@ -242,7 +301,7 @@ def test_pickled_weights_are_never_loaded(folder: Path, name: str) -> None:
     shutil.copy(folder / "model.safetensors", folder / name)
     locate_encoder(str(folder))  # not needed beside safetensors
     (folder / "model.safetensors").unlink()
-    with pytest.raises(UsageError, match=rf"holds {name}, pickled weights, which are never loaded"):
+    with pytest.raises(UsageError, match=rf"but {name}, pickled weights, which are never loaded"):
         locate_encoder(str(folder))
     with pytest.raises(UsageError, match="cannot be fine-tuned"):
         load_classifier(str(folder))

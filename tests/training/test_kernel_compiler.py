@@ -97,6 +97,12 @@ def test_what_a_step_launches_is_known_from_the_configuration_alone(r_drop: floa
     assert len({launch[0] for launch in found}) == 6
 
 
+def test_sentences_as_long_as_the_positions_are_compiled_for() -> None:
+    """128 tokens would be the next bucket; the model has no positions for them."""
+    launches = kernel_launches(bert(max_position_embeddings=80), FinetuneSettings())
+    assert 80 * 32 in {value for launch in launches for value in launch.arguments if isinstance(value, int)}
+
+
 def test_longer_sentences_than_the_recipe_allows_are_not_compiled_for() -> None:
     lengths = {
         dict(launch.constants)["LENGTH"]

@@ -4,7 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
@@ -52,9 +52,131 @@ def test_a_folder_without_a_part_is_refused_by_its_name(tiny_encoder: Path, tmp_
         locate_encoder(str(copy))
 
 
-def test_a_path_that_does_not_exist_is_not_looked_up_in_the_hub(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="does not exist"):
-        locate_encoder(str(tmp_path / "nowhere"))
+MISSING = {
+    "{there}/nowhere": r"^encoder folder '.*/nowhere' does not exist; expected --encoder DIR$",
+    "{there}/models/minlm": r"/models/minlm' does not exist \(did you mean '.*/models/minilm'\?\); expected --encoder",
+    "./models/minlm": r"^encoder folder './models/minlm' does not exist \(did you mean 'models/minilm'\?\); expected "
+    "--encoder DIR$",
+    "models/minlm": r"does not exist \(did you mean 'models/minilm'\?\); expected --encoder DIR; a model of the hub "
+    "would be hf:models/minlm$",
+    "modls/minilm/": r"^encoder folder 'modls/minilm/' does not exist",
+    "modls/deep/minilm": "does not exist .did you mean 'models'",
+    "~/models/minilm": "does not exist; expected --encoder DIR$",
+    "models/minilm/config.json": "^encoder 'models/minilm/config.json' is a file; expected the folder of a model, with "
+    "config.json: --encoder 'models/minilm'$",
+}
+
+
+@pytest.mark.parametrize("name", MISSING)
+def test_a_mistyped_folder_is_not_looked_up_in_the_hub(
+    requests: list[str], name: str, tiny_encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(tiny_encoder, tmp_path / "models" / "minilm")
+    monkeypatch.chdir(tmp_path)
+    for locate in (locate_encoder, locate_tokenizer):
+        with pytest.raises(UsageError, match=MISSING[name]):
+            locate(name.format(there=tmp_path))
+    assert requests == []
+
+
+def test_a_hub_id_is_no_folder_even_where_one_has_its_name(
+    requests: list[str], tiny_encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(tiny_encoder, tmp_path / "models" / "minilm")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UnreachableError, match=r"'models/minilm' .*cannot be fetched from the hub"):
+        locate_encoder("hf:models/minilm")
+    with pytest.raises(
+        UnreachableError, match=r"'modells' is no folder here \(did you mean 'models'\?\), cannot be fet"
+    ):
+        locate_encoder("modells")
+    assert any("/models/minilm/" in path for path in requests)
+
+
+def empty(folder: Path) -> None:
+    for path in folder.iterdir():
+        path.unlink()
+
+
+def adapter(folder: Path) -> None:
+    empty(folder)
+    (folder / "adapter_config.json").write_text('{"peft_type": "LORA", "base_model_name_or_path": "bert-base"}')
+    (folder / "adapter_model.safetensors").write_bytes(b"weights")
+
+
+def inside(folder: Path, *names: str) -> None:
+    for name in names:
+        shutil.copytree(folder, folder.parent / "new" / name)
+    empty(folder)
+    for name in names:
+        (folder.parent / "new" / name).rename(folder / name)
+
+
+# What is done to a folder, and what is said of it after its path.
+INSTEAD: dict[str, tuple[Callable[[Path], object], str]] = {
+    "a PEFT adapter": (
+        adapter,
+        r"holds no config.json, but a PEFT adapter of 'bert-base'; expected the whole model: merge_and_unload\(\) of p",
+    ),
+    "a PEFT adapter beside the model": (
+        lambda folder: (folder / "adapter_config.json").write_text("{}"),
+        r"holds a PEFT adapter beside the model \(adapter_config.json\), which would not be read; expected the whole",
+    ),
+    "a link to nothing": (
+        lambda folder: (
+            (folder / "model.safetensors").unlink(), (folder / "model.safetensors").symlink_to("../blobs/x")
+        ),
+        "but model.safetensors as a link to '../blobs/x', which is not there; expected that file$",
+    ),
+    "a byte order mark": (
+        lambda folder: (folder / "config.json").write_text((folder / "config.json").read_text(), "utf-8-sig"),
+        r"config.json' cannot be read \(Unexpected UTF-8 BOM .*\); expected a JSON object$",
+    ),
+    "UTF-16": (
+        lambda folder: (folder / "config.json").write_text((folder / "config.json").read_text(), "utf-16"),
+        r"config.json' cannot be read \('utf-8' codec can't decode byte 0xff .*\); expected a JSON object$",
+    ),
+    "sentence-transformers' old form": (
+        lambda folder: inside(folder, "0_Transformer"),
+        "holds no config.json, but '0_Transformer' does; expected a model saved by .*: --encoder '.*/0_Transformer'$",
+    ),
+    "a trainer's checkpoints": (lambda folder: inside(folder, "checkpoint-100"), "--encoder '.*/checkpoint-100'$"),
+    **{
+        f"{name} instead of model.safetensors": (
+            lambda folder, name=name: (  # type: ignore[misc]
+                (folder / name).parent.mkdir(exist_ok=True), (folder / "model.safetensors").rename(folder / name)
+            ),
+            f"holds no model.safetensors or .*, but {Path(name).name}, {kind}.*; expected model.safetensors: save it "
+            "by transformers' save_pretrained$",
+        )
+        for name, kind in {
+            "model.Q4_K_M.gguf": "weights of llama.cpp, which cannot be fine-tuned here",
+            "model.onnx": "an ONNX graph, which cannot be fine-tuned",
+            "onnx/model_quantized.onnx": "an ONNX graph",
+            "tf_model.h5": "TensorFlow's weights",
+            "flax_model.msgpack": "JAX's weights",
+            "pytorch_model.bin": "pickled weights, which are never loaded: reading them can run code",
+            "pytorch_model.bin.index.json": "pickled weights, which are never loaded",
+            "epoch=3-step=900.ckpt": "pickled weights, which are never loaded",
+            "model.fp16.safetensors": "which transformers does not look for",
+        }.items()
+    },
+    "an empty weights file": (
+        lambda folder: (folder / "model.safetensors").write_bytes(b""),
+        r"copy/model.safetensors' is empty \(0 bytes\); expected a file of a model: fetch or save it again$",
+    ),
+    "an empty tokenizer": (lambda folder: (folder / "tokenizer.json").write_bytes(b""), "tokenizer.json' is empty"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", INSTEAD)
+def test_what_a_folder_holds_instead_of_a_model_is_named(tiny_encoder: Path, tmp_path: Path, kind: str) -> None:
+    folder = Path(shutil.copytree(tiny_encoder, tmp_path / "copy"))
+    change, message = INSTEAD[kind]
+    change(folder)
+    with pytest.raises(UsageError, match=message) as refused:
+        locate_encoder(str(folder))
+    assert "\n" not in str(refused.value)
 
 
 def test_a_hub_model_that_is_not_cached_is_an_error_when_offline(
