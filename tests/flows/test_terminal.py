@@ -1,8 +1,10 @@
 """What commands print of text that comes from elsewhere."""
 
+import re
 from typing import Any
 
 import pytest
+from outcomes import make_outcome
 
 from flows.cli import show_review, show_run
 from flows.cli.terminal import ResultConsole, escape
@@ -38,3 +40,48 @@ def test_markup_of_the_program_still_colours(
     monkeypatch.setenv("TERM", "xterm-256color")
     ResultConsole().print(f"[bold red]REJECT[/]: {escape(HOSTILE)}")
     assert capsys.readouterr().out == f"\x1b[1;31mREJECT\x1b[0m: {SHOWN}\n"
+
+
+@pytest.mark.parametrize(
+    ("changes", "champion", "expected"),
+    [
+        ({}, None, ["next: read the report, then:", "  verdict compare 4", "  verdict approve 4 --reason TEXT",
+                    "  verdict reject 4 --reason TEXT"]),
+        ({"decision": "REJECT"}, None, ["next: read the report, then:", "  verdict compare 4"]),
+        ({"decision": "REJECT", "champion_before": None}, None, ["next: read the report"]),
+        ({"decision": "PROMOTE"}, None, ["next:", '  verdict predict "Who did you say that left?"', "  verdict status",
+                                         "  verdict retrain --profile cola-small    # real CoLA, downloaded once"]),
+        ({"decision": "PROMOTE", "unchanged": True}, ("4", ""),
+         ["Nothing changed since this job finished: version 4 is champion; nothing to do. To run it all the same: "
+          "--force"]),
+    ],
+)  # fmt: skip
+def test_the_next_steps_follow_from_the_outcome(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    changes: dict[str, Any],
+    champion: tuple[str, str] | None,
+    expected: list[str],
+) -> None:
+    monkeypatch.setattr(show_run.shutil, "which", lambda _: "/usr/bin/verdict")
+    show_run.show_next_commands(make_outcome(**changes), champion)
+    assert capsys.readouterr().out.splitlines() == expected
+
+
+def test_on_a_terminal_the_report_is_a_link_and_lines_are_wrapped_between_words(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in (("FORCE_COLOR", "1"), ("TERM", "xterm-256color"), ("COLUMNS", "50"), ("NO_COLOR", "1")):
+        monkeypatch.setenv(name, value)
+    show_run.show_outcome(make_outcome(report="/some where/report.html"))
+    printed = capsys.readouterr().out
+    assert re.search(
+        r"report   \x1b\]8;id=\d+;file:///some%20where/report\.html\x1b\\/some where/report\.html", printed
+    )
+    lines = re.sub(r"\x1b(\]8;.*?\x1b\\|\[[0-9;]*m)", "", printed).splitlines()
+    assert lines[:4] == [
+        "HOLD: not better; drifted",
+        "MCC      0.512 (95% 0.400 to 0.600) on 80 holdout",
+        "         sentences, int8 on CPUExecutionProvider",
+        "version  acceptability 4",
+    ]

@@ -71,10 +71,11 @@ def test_the_default_run_ends_with_a_champion_that_answers(tmp_path: Path, clock
         outcome = run("retrain", stderr=screen)
     # The steps stood on the terminal from the beginning, with the bar, and are gone.
     shown = written()
-    assert "12 register" in shown.partition("read data     done")[0]
-    assert "epoch 1 of 2: loss" in shown
-    assert re.search(r"fine-tuning .* \d+/\d+ left \d:\d\d:\d\d", shown)
-    assert shown.rstrip("\r\n").endswith("\x1b[1A\x1b[2K" * 12)
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown)
+    assert "12 register" in text.partition("read data     done")[0]
+    assert "epoch 1 of 2: loss" in text
+    assert re.search(r"fine-tuning .* \d+/\d+ left \d:\d\d:\d\d", text)
+    assert shown.endswith("\x1b[1A\x1b[2K" * 12)
     assert outcome["decision"] == "PROMOTE"
     assert 0.5 < outcome["mcc"] < 0.95
     assert outcome["holdout_rows"] == 800
