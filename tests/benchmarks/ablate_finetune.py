@@ -158,6 +158,17 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
         "+ all new kinds": {"try": ["corruption_kinds", *NEW_KINDS]},
         "+ all new kinds, token loss 5": {"token_loss": 5.0, "try": ["corruption_kinds", *NEW_KINDS]},
     },
+    "combined": {
+        "marked: corruptions 6, token loss 20": STAGE | {"corruptions": 6, "token_loss": 20.0},
+        "marked, all new kinds": {"try": ["corruption_kinds", *NEW_KINDS]},
+        "marked, corruptions 10": {"corruptions": 10},
+        "marked, corruptions 10, all new kinds": {"corruptions": 10, "try": ["corruption_kinds", *NEW_KINDS]},
+        "marked, more text": {"text_corruptions": 1},
+        "marked, more text, all new kinds": {"text_corruptions": 1, "try": ["corruption_kinds", *NEW_KINDS]},
+        "marked, mean of 3 seeds": {"seeds": 3},
+        "marked, mean of 10 seeds": {"seeds": 10},
+        "marked, all new kinds, mean of 3 seeds": {"seeds": 3, "try": ["corruption_kinds", *NEW_KINDS]},
+    },
     "sift": {
         "corruptions 2, for SiFT": STAGE,
         "SiFT 1": {"try": ["sift", 1.0]},

@@ -4,7 +4,7 @@
 
 Of runs of `ablate_finetune.py --split both`, in which one training is judged by both, on as many sentences each: the
 rank correlation (Spearman) of validation MCC with that of out_of_domain_dev. "runs" compares single trainings whose
-folds are made alike first (each fold's mean is taken off, as some authors are harder); "recipes" compares the means
+folds are made alike first (some authors are harder); "recipes" compares the means
 over folds and seeds, which is what a choice of a recipe rests on. Intervals are percentiles of a bootstrap over
 recipes with all their runs. Files of runs by the hash alone, as older ones are, give one more row each.
 """
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from scipy.stats import rankdata
 
 RESAMPLES = 2000
+FITS = 30  # rounds in which the effects of folds settle
 
 
 def main() -> None:
@@ -63,10 +64,16 @@ def read_runs(path: str) -> pd.DataFrame:
 
 
 def level(table: pd.DataFrame, unit: str) -> pd.DataFrame:
-    """Return one row for each run, with its fold's mean taken off, or one for each recipe."""
-    figures = table.select_dtypes("number").columns.drop("fold")
-    alike = table.assign(**{name: table[name] - table.groupby("fold")[name].transform("mean") for name in figures})
-    return alike if unit == "runs" else alike.groupby("recipe", as_index=False)[list(figures)].mean()
+    """Return one row for each run, with its fold's effect taken off, or one for each recipe.
+
+    Not every recipe has run on every fold: the effects are those of a fit with one number a recipe and one a fold.
+    """
+    figures = list(table.select_dtypes("number").columns.drop("fold"))
+    alike = table.copy()
+    for _ in range(FITS):
+        own = alike[figures] - alike.groupby("recipe")[figures].transform("mean")
+        alike[figures] -= own.groupby(alike["fold"]).transform("mean")
+    return alike if unit == "runs" else alike.groupby("recipe", as_index=False)[figures].mean()
 
 
 def spearman(table: pd.DataFrame, column: str, rows: NDArray[np.int64] | None = None) -> float:

@@ -87,7 +87,7 @@ def test_the_loss_of_tokens_is_averaged_in_each_sentence() -> None:
     assert float(token_loss(logits, marks, 4)) == pytest.approx(expected, rel=1e-6)
 
 
-def marked(count: int = 8) -> TokenDataset:
+def marked(count: int = 4) -> TokenDataset:
     rng = np.random.default_rng(0)
     ids = [rng.integers(4, VOCABULARY, rng.integers(3, 8)) for _ in range(count)]
     marks = [np.array([NO_MARK, *rng.integers(0, 2, len(row) - 1)], np.float32) for row in ids]
@@ -97,18 +97,19 @@ def marked(count: int = 8) -> TokenDataset:
 @pytest.mark.parametrize("fused", [False, True], ids=["plain layers", "fused layers"])
 def test_a_captured_step_with_marks_is_the_eager_one(fused: bool) -> None:
     sizes = {"vocab_size": VOCABULARY, "dim": 32, "n_layers": 1, "n_heads": 1, "hidden_dim": 16}
+    sizes |= {"max_position_embeddings": 8}
     rates = {"dropout": 0.0, "attention_dropout": 0.0, "seq_classif_dropout": 0.0}
     steps: list[EagerStep | CudaGraphStep] = []
     for kind in ("eager", "captured"):
         torch.manual_seed(0)
         model = TokenHead(DistilBertForSequenceClassification(DistilBertConfig(**sizes, **rates)))
-        chosen = toy_recipe(steps=2, batch_size=4, learning_rate=1e-2, token_loss=5.0)
+        chosen = toy_recipe(steps=2, batch_size=2, learning_rate=1e-2, token_loss=5.0)
         if kind == "eager":
             steps.append(EagerStep(model, marked(), chosen))
         else:
             variant = CaptureVariant(fused, full_mask=not fused)
             steps.append(CudaGraphStep(model, marked(), chosen, variant, TapeRecorder(), dtype=torch.float32))
-    batches = [np.arange(0, 4), np.arange(4, 8)]
+    batches = [np.arange(0, 2), np.arange(2, 4)]
     losses = [step.run(batches, 0, lambda: None).losses for step in steps]
     torch.testing.assert_close(losses[0], losses[1], rtol=0, atol=1e-4)
     assert losses[0][0] > 3  # five times log 2, and the sentences' own
