@@ -13,6 +13,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
 from tasks.evaluation.metrics import MCC_BATCH
+from tasks.evaluation.thresholds import SERVED_THRESHOLD, ThresholdCurve, curves_of
 from tasks.reporting.figure_style import ACCENT, INK, PALE, new_axes, new_figure, save_picture, styled
 
 if TYPE_CHECKING:
@@ -42,8 +43,11 @@ def draw_charts(training: TrainingResult, evidence: Evidence, threshold: float, 
     candidate, champion = evidence["candidate"], evidence["champion"]
     measured = champion["measurement"] if champion else None
     sides = {"candidate": candidate} | ({f"champion {champion['version']}": measured} if champion and measured else {})
+    curves = dict(zip(sides, curves_of(evidence), strict=True))
     pictures = {
         "intervals": draw_intervals(sides, threshold),
+        "ranking": draw_ranking(curves),
+        "thresholds": draw_thresholds(curves),
         "calibration": draw_calibration(sides),
         "confusion": draw_confusions(sides),
         "loss_per_step": draw_losses(training),
@@ -85,6 +89,40 @@ def draw_difference(comparison: Comparison) -> Figure:
     axes.set_ylim(0.6, -0.8)
     reach = 1.15 * max(abs(low), abs(high), 0.02)
     axes.set_xlim(-reach, reach)
+    return figure
+
+
+@styled
+def draw_ranking(curves: dict[str, ThresholdCurve]) -> Figure:
+    """Draw the ROC curve and the precision-recall curve of each side, with a mark where it serves."""
+    figure = new_figure(3.1)
+    roc, precision = figure.subplots(1, 2)
+    for (name, curve), colour, mark in zip(curves.items(), (ACCENT, INK), ("o", "D"), strict=False):
+        for axes, across, up in (
+            (roc, curve.false_positive_rate, curve.recall),
+            (precision, curve.recall, curve.precision),
+        ):
+            axes.plot(across, up, color=colour, linewidth=1.4, label=name)
+            axes.plot(across[curve.served], up[curve.served], color=colour, marker=mark, markersize=6)
+    roc.plot([0, 1], [0, 1], color=PALE, linestyle="--", linewidth=1.2)
+    roc.set(title="ROC", xlabel="false positive rate", ylabel="true positive rate")
+    precision.set(title="Precision and recall", xlabel="recall", ylabel="precision")
+    for axes in (roc, precision):
+        axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.05))
+    roc.legend(loc="lower right")
+    return figure
+
+
+@styled
+def draw_thresholds(curves: dict[str, ThresholdCurve]) -> Figure:
+    """Draw the MCC of each side over the decision threshold, with a mark where it serves."""
+    figure, axes = new_axes("MCC by decision threshold", f"dashed: {SERVED_THRESHOLD:g}, which serves", "MCC", 2.6)
+    for (name, curve), colour, mark in zip(curves.items(), (ACCENT, INK), ("o", "D"), strict=False):
+        axes.plot(curve.thresholds, curve.mcc, color=colour, linewidth=1.4, label=name)
+        axes.plot([SERVED_THRESHOLD], [curve.mcc[curve.served]], color=colour, marker=mark, markersize=6)
+    axes.axvline(SERVED_THRESHOLD, color=PALE, linestyle="--", linewidth=1.2)
+    axes.set(xlim=(0, 1))
+    axes.legend()
     return figure
 
 

@@ -11,21 +11,24 @@ from tasks.data.expectations import show_allowed, show_observed
 from tasks.data.gate import GateReport
 from tasks.evaluation.evidence import Evidence
 from tasks.evaluation.judge import Verdict
+from tasks.evaluation.measurement import Measurement
 from tasks.evaluation.run_diff import CODE_TAG, DATA_TAG, RunRecord, SettingChange, diff_runs
-from tasks.inference.bundle import PROFILE, Manifest, ModelInfo, sign_bundle, verify, write_manifest
+from tasks.evaluation.thresholds import curves_of
+from tasks.inference.bundle import MODEL_NAME, PROFILE, Manifest, ModelInfo, sign_bundle, verify, write_manifest
 from tasks.reporting.figure_style import inline_svg
 from tasks.reporting.gate_page import explain
 from tasks.reporting.model_card import write_card
 from tasks.reporting.tables import (
     compare_figures,
     explain_rules,
+    list_classes,
     list_facts,
     list_phenomena,
     list_slices,
     measured_champion,
 )
 from tasks.reporting.templating import render
-from tasks.reporting.wording import NEXT_STEPS, capital, show_interval, show_mcc
+from tasks.reporting.wording import NEXT_STEPS, capital, describe_threshold, show_interval, show_mcc
 from tasks.training.finetune import TrainingResult
 
 if TYPE_CHECKING:
@@ -106,7 +109,7 @@ def render_report(inputs: ReportInputs, facts: ModelInfo, digest: str, job: str)
         digest: of the bundle.
         job: name of the job's folder.
     """
-    evidence, verdict, comparison = inputs.evidence, inputs.verdict, inputs.evidence["comparison"]
+    evidence, verdict = inputs.evidence, inputs.verdict
     alt = describe_pictures(evidence, inputs.training)
     return render(
         "report.html.j2",
@@ -117,13 +120,16 @@ def render_report(inputs: ReportInputs, facts: ModelInfo, digest: str, job: str)
         export=inputs.export,
         facts=facts,
         job=job,
+        model=MODEL_NAME,
         lead=_lead(evidence, digest),
         follows=NEXT_STEPS[verdict["decision"]],
         sections=SECTIONS,
         first=MAX_OPEN_SENTENCES,
         rules=explain_rules(verdict),
         figures=compare_figures(evidence),
-        facts_of_both=list_facts(comparison, verdict) if comparison else [],
+        classes=[(name, list_classes(side, facts["labels"])) for name, side in _sides(evidence)],
+        threshold_note=describe_threshold(curves_of(evidence)[0], evidence["candidate"]["auroc"]),
+        facts_of_both=list_facts(evidence["comparison"], verdict) if evidence["comparison"] else [],
         slices=list_slices(evidence, Policy.model_validate(verdict["policy"])),
         phenomena=list_phenomena(evidence),
         results=[(each, show_allowed(each), show_observed(each)) for each in inputs.gate["results"]],
@@ -164,7 +170,10 @@ def describe_pictures(evidence: Evidence, training: TrainingResult) -> dict[str,
     intervals = ", ".join(f"{name} {show_interval(side['interval'])}" for name, side in sides.items())
     errors = ", ".join(f"{name} {side['ece']:.3f}" for name, side in sides.items())
     batches = ours["mcc_per_batch"]
+    curves = curves_of(evidence)
     texts = {
+        "ranking": "ROC curve and precision over recall; the mark is the threshold 0.5.",
+        "thresholds": f"MCC by decision threshold; {describe_threshold(curves[0], ours['auroc'])}",
         "intervals": f"MCC with 95% intervals: {intervals}.",
         "calibration": f"Reliability diagram. Expected calibration error: {errors}.",
         "confusion": f"Confusion. {'; '.join(counts)}.",
@@ -187,6 +196,13 @@ class _Markup(str):
 
     def __html__(self) -> str:
         return str(self)
+
+
+def _sides(evidence: Evidence) -> list[tuple[str, Measurement]]:
+    champion, measured = evidence["champion"], measured_champion(evidence)
+    return [("candidate", evidence["candidate"])] + (
+        [(f"champion {champion['version']}", measured)] if champion and measured else []
+    )
 
 
 def _lead(evidence: Evidence, digest: str) -> str:

@@ -5,12 +5,15 @@ Differences are the candidate's value minus the champion's. Without a measured c
 
 from typing import NamedTuple, TypedDict, cast
 
+import numpy as np
+
 from tasks.core.policy import Policy
 from tasks.evaluation.evidence import Evidence
 from tasks.evaluation.judge import RULES, SLICE_KINDS, Verdict
-from tasks.evaluation.measurement import Comparison, Measurement
-from tasks.evaluation.metrics import SliceFigures
+from tasks.evaluation.measurement import Comparison, Measurement, name_length, predict_labels
+from tasks.evaluation.metrics import MccInterval, SliceFigures, mcc_interval
 
+SLICE_RESAMPLES = 2_000  # of the bootstrap in each slice
 MAX_SLICES = 30  # slices of one kind; of more, those that dropped and the largest are shown
 FIGURE_LABELS = {  # by key of a measurement: label, and 1 if larger is better, else -1
     "accuracy": ("accuracy", 1),
@@ -38,6 +41,16 @@ class FigureRow(NamedTuple):
     better: int | None
 
 
+class ClassRow(NamedTuple):
+    """Figures of one class of one model; `support` is its number of sentences."""
+
+    label: str
+    support: int
+    precision: float
+    recall: float
+    f1: float
+
+
 class FactRow(NamedTuple):
     """A number of the paired comparison and its meaning."""
 
@@ -50,6 +63,7 @@ class SliceRow(TypedDict):
     """Sentences of one source, length or phenomenon: MCC or share of both; bar width and tick in percent.
 
     `candidate` is None where the slice has no MCC because all its labels are the same; so is `champion` then.
+    `interval` is None there, and for shares.
 
     `mark` is "dropped" if the rule slice_dropped applies, "few sentences" if it would with more sentences, "lower" for
     any other decrease, else empty.
@@ -58,6 +72,7 @@ class SliceRow(TypedDict):
     name: str
     rows: int
     candidate: float | None
+    interval: MccInterval | None
     champion: float | None
     width: float
     tick: float | None
@@ -101,6 +116,31 @@ def compare_figures(evidence: Evidence) -> list[FigureRow]:
     return lines
 
 
+def list_classes(measured: Measurement, labels: list[str]) -> list[ClassRow]:
+    """Return precision, recall and F1 of each class; 0 where their denominator is 0.
+
+    Args:
+        measured: one model.
+        labels: names of the classes 0 and 1.
+    """
+    counts = measured["confusion"]
+    rows = []
+    for name, right, missed, wrong in (
+        (labels[0], counts["tn"], counts["fp"], counts["fn"]),
+        (labels[1], counts["tp"], counts["fn"], counts["fp"]),
+    ):
+        rows.append(
+            ClassRow(
+                name,
+                support=right + missed,
+                precision=right / max(right + wrong, 1),
+                recall=right / max(right + missed, 1),
+                f1=2 * right / max(2 * right + missed + wrong, 1),
+            )
+        )
+    return rows
+
+
 def list_facts(comparison: Comparison, verdict: Verdict) -> list[FactRow]:
     """Return the numbers of the paired comparison with their meaning."""
     found, level, uses = comparison, verdict["numbers"]["alpha"], verdict["numbers"]["holdout_uses"]
@@ -127,23 +167,41 @@ def list_facts(comparison: Comparison, verdict: Verdict) -> list[FactRow]:
 
 
 def list_slices(evidence: Evidence, policy: Policy) -> list[SliceTable]:
-    """Return the slices by source and by length with their marks."""
+    """Return the slices by source and by length with their marks, the largest drop first."""
     ours, theirs = evidence["candidate"], measured_champion(evidence)
     found = []
     for kind, key in SLICE_KINDS.items():
         here: dict[str, SliceFigures] = dict(ours)[key]  # type: ignore[assignment]
         there: dict[str, SliceFigures] = dict(theirs)[key] if theirs else {}  # type: ignore[assignment]
+        intervals = _slice_intervals(evidence, kind)
         rows = []
         for name, each in here.items():
             count, before = each["rows"], there[name]["mcc"] if theirs else None
             mark = _mark(each["mcc"], before, count, policy)
-            rows.append(_slice(name, count, each["mcc"], before, mark))
+            interval = intervals.get(name) if each["mcc"] is not None else None
+            rows.append(_slice(name, count, each["mcc"], before, mark, interval))
+        rows.sort(key=_difference)
         kept = sorted(rows, key=lambda row: (row["mark"] != "dropped", -row["rows"]))[:MAX_SLICES]
         names = {row["name"] for row in kept}
         found.append(
             SliceTable(kind=kind, rows=[row for row in rows if row["name"] in names], more=len(rows) - len(kept))
         )
     return found
+
+
+def _difference(row: SliceRow) -> float:
+    both = row["candidate"] is not None and row["champion"] is not None
+    return cast(float, row["candidate"]) - cast(float, row["champion"]) if both else 0.0
+
+
+def _slice_intervals(evidence: Evidence, kind: str) -> dict[str, MccInterval]:
+    """Return the 95% interval of the candidate's MCC in each slice."""
+    answers = evidence["answers"]
+    labels = np.array(answers["label"], np.int64)
+    predictions = predict_labels(answers["variants"][evidence["candidate"]["variant"]])
+    names = np.array(answers["source"] if kind == "source" else [name_length(count) for count in answers["words"]])
+    slices = {str(name): names == name for name in np.unique(names)}
+    return {name: mcc_interval(labels[here], predictions[here], SLICE_RESAMPLES) for name, here in slices.items()}
 
 
 def list_phenomena(evidence: Evidence) -> list[SliceRow]:
@@ -158,9 +216,13 @@ def list_phenomena(evidence: Evidence) -> list[SliceRow]:
     return rows
 
 
-def _slice(name: str, rows: int, ours: float | None, theirs: float | None, mark: str) -> SliceRow:
+def _slice(
+    name: str, rows: int, ours: float | None, theirs: float | None, mark: str, interval: MccInterval | None = None
+) -> SliceRow:
     tick, width = None if theirs is None else 100 * max(theirs, 0.0), 100 * max(ours or 0.0, 0.0)
-    return SliceRow(name=name, rows=rows, candidate=ours, champion=theirs, width=width, tick=tick, mark=mark)
+    return SliceRow(
+        name=name, rows=rows, candidate=ours, interval=interval, champion=theirs, width=width, tick=tick, mark=mark
+    )
 
 
 def _mark(ours: float | None, theirs: float | None, rows: int, policy: Policy) -> str:

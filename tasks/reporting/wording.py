@@ -8,12 +8,14 @@ from tasks.core.printable import escape_controls
 
 if TYPE_CHECKING:
     from tasks.evaluation.metrics import MccInterval
+    from tasks.evaluation.thresholds import ThresholdCurve
 
 NEXT_STEPS = {
     "PROMOTE": "It becomes champion: the alias moves to it when it is registered.",
     "HOLD": "It is registered as challenger and waits for a person to approve or reject it.",
     "REJECT": "It is registered, and never becomes champion.",
 }
+THRESHOLD_LOSS = 0.05  # of MCC against the best threshold, from which on the report points at it
 _MARKS = str.maketrans({mark: "\\" + mark for mark in "\\`*_[]|~#"} | {"&": "&amp;", "<": "&lt;", "@": "&#64;"})
 
 
@@ -25,6 +27,19 @@ def show_interval(interval: MccInterval) -> str:
 def show_mcc(value: float | None) -> str:
     """Format the MCC of a slice; None where all its labels are the same."""
     return "no MCC" if value is None else f"{value:.3f}"
+
+
+def describe_threshold(curve: ThresholdCurve, auroc: float) -> str:
+    """Say what the decision threshold costs the candidate."""
+    served, (threshold, best) = float(curve.mcc[curve.served]), curve.best
+    here = f"With the threshold 0.5 the MCC is {served:.3f}"
+    if best - served <= THRESHOLD_LOSS:
+        return f"{here}; no other gives more than {best:.3f} on these sentences."
+    return (
+        f"{here}; with {threshold:.3f} it would be {best:.3f} on these sentences, which is optimistic, as it is chosen "
+        f"on them. The candidate ranks sentences (AUROC {auroc:.3f}) better than 0.5 divides them: its probabilities "
+        "are shifted, as after too short a training or on data of another balance."
+    )
 
 
 def escape_markdown(text: str) -> str:

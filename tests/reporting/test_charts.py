@@ -28,7 +28,8 @@ SIDES = {"candidate": EVIDENCE["candidate"], "champion 7": EVIDENCE["champion"][
 def test_every_figure_is_saved_as_png_and_svg(tmp_path: Path) -> None:
     paths = draw_charts(training(), EVIDENCE, 0.3, str(tmp_path))
     assert set(paths) == {
-        *("intervals", "difference", "calibration", "confusion", "loss_per_step", "epochs", "mcc_per_batch")
+        *("intervals", "difference", "ranking", "thresholds", "calibration", "confusion"),
+        *("loss_per_step", "epochs", "mcc_per_batch"),
     }
     for path in map(Path, paths.values()):
         assert path.read_bytes().startswith(b"\x89PNG")

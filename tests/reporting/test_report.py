@@ -10,9 +10,11 @@ import pytest
 from candidates import FACTS, HOSTILE, SETTINGS, export, tell, training, weigh
 from registry_store import small_bundle
 from signing_keys import PRIVATE, write_keys
+from sklearn.metrics import precision_recall_fscore_support
 from toy import gate
 
 from tasks.core.signing import describe_key, describe_signer
+from tasks.evaluation.measurement import predict_labels
 from tasks.evaluation.minimal_pairs import summarise
 from tasks.inference.bundle import check_signature, verify
 from tasks.reporting.charts import draw_charts
@@ -103,6 +105,35 @@ def test_the_report_leads_with_the_verdict_its_reasons_and_rules(beside: ReportI
     mcc = beside.evidence["candidate"]["interval"]["mcc"]
     assert f"{mcc:.3f} holdout MCC" in text
     assert f"{beside.verdict['champion_mcc']:.3f} champion 7, same sentences" in text
+
+
+def test_the_report_names_the_model_who_judged_and_when(beside: ReportInputs) -> None:
+    html, text = page(beside)
+    mcc = beside.evidence["candidate"]["interval"]["mcc"]
+    assert f"<title>acceptability: HOLD, MCC {mcc:.3f}</title>" in html
+    assert f"acceptability, judged {beside.verdict['time']} by {beside.verdict['actor']}." in text
+
+
+def test_each_class_has_precision_recall_and_support(beside: ReportInputs) -> None:
+    html, text = page(beside)
+    answers = beside.evidence["answers"]
+    for model, given in (("candidate", answers["variants"]["int8"]), ("champion 7", answers["champion"])):
+        figures = precision_recall_fscore_support(answers["label"], predict_labels(given or []))
+        for number, label in enumerate(FACTS["labels"]):
+            precision, recall, f1, support = (values[number] for values in figures)
+            assert f"{label} {model} {precision:.3f} {recall:.3f} {f1:.3f} {support}" in text
+    assert 'aria-label="ROC curve' in html
+    assert 'aria-label="MCC by decision threshold' in html
+
+
+def test_the_report_points_at_a_threshold_that_does_not_divide_what_is_ranked_well() -> None:
+    evidence = weigh(4.0)
+    assert "no other gives more than" in page(tell(evidence))[1]
+    shifted: Any = [None if each is None else 0.5 + each / 20 for each in evidence["answers"]["variants"]["int8"]]
+    answers = evidence["answers"] | {"variants": dict.fromkeys(evidence["variants"], shifted)}
+    text = page(tell(evidence | {"answers": answers}))[1]
+    assert "With the threshold 0.5 the MCC is 0.000; with 0.52" in text
+    assert "better than 0.5 divides them" in text
 
 
 @pytest.mark.parametrize(

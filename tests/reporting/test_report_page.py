@@ -120,7 +120,7 @@ def test_headings_are_in_order_and_pictures_have_a_description(show: Visit, name
     assert levels[0] == 1
     assert all(after <= before + 1 for before, after in pairwise(levels))
     pictures = page.get_by_role("img").all()
-    assert len(pictures) == page.locator("svg").count() == (7 if name == "beside" else 6)
+    assert len(pictures) == page.locator("svg").count() == (9 if name == "beside" else 8)
     assert all(len(picture.get_attribute("aria-label")) > 20 for picture in pictures)
     assert all(page.locator("nav a").nth(i).is_visible() for i in range(11))
 

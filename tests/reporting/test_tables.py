@@ -59,6 +59,17 @@ def test_a_slice_is_marked_as_the_rule_applies(fall: float, rows: int, mark: str
     assert held <= (mark == "dropped")
 
 
+def test_the_largest_drop_comes_first_and_each_slice_has_its_interval() -> None:
+    by_source, by_length = list_slices(weigh(2.0, 1.9), policy())
+    assert len(by_source["rows"]) == 3
+    for table in (by_source, by_length):
+        drops = [(row["candidate"] or 0) - (row["champion"] or 0) for row in table["rows"]]
+        assert drops == sorted(drops)
+        for row in table["rows"]:
+            assert row["interval"] is not None
+            assert row["interval"]["low"] < row["candidate"] == row["interval"]["mcc"] < row["interval"]["high"]  # type: ignore[operator]
+
+
 def test_a_slice_of_one_label_has_no_mcc_and_no_mark() -> None:
     evidence = weigh(2.0, 1.9)
     evidence["candidate"]["per_source"] = {"s": {"rows": 500, "accuracy": 0.2, "mcc": None}}
@@ -82,7 +93,7 @@ def test_bars_of_negative_values_are_empty() -> None:
     assert (found["width"], found["tick"], found["candidate"], found["champion"]) == (0, 100, -0.5, 1.0)
 
 
-def test_of_many_sources_those_that_dropped_and_the_largest_are_shown_in_their_order() -> None:
+def test_of_many_sources_those_that_dropped_and_the_largest_are_shown() -> None:
     evidence = weigh(2.0, 1.9)
     names = [f"s{i:03}" for i in range(100)]
     ours = {name: {"rows": 100 + i, "mcc": 0.5} for i, name in enumerate(names)}

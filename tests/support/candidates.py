@@ -49,7 +49,7 @@ def weigh(skill: float = 2.0, champion: float | None = None, rows: int = 300, **
     }
     ours = draw_answers(labels, skill, 1)
     variants = {name: measured(table, ours, name) for name in VARIANTS}
-    answers = table | {"variants": dict.fromkeys(VARIANTS, ours), "champion": None}
+    answers: Any = table | {"variants": dict.fromkeys(VARIANTS, ours), "champion": None}
     values = circumstances(champion_state="none" if champion is None else "active") | {
         "digest": "b" * 64,
         "schema_version": EVIDENCE_SCHEMA,
@@ -68,7 +68,7 @@ def weigh(skill: float = 2.0, champion: float | None = None, rows: int = 300, **
         "git_commit": "c" * 40,
     }
     if champion is not None:
-        theirs = draw_answers(labels, champion, 2)
+        theirs = answers["champion"] = draw_answers(labels, champion, 2)
         values["champion"] = {
             "version": "7",
             "digest": "a" * 64,
