@@ -25,7 +25,7 @@ from tasks.data.normalization import normalise_all
 from tasks.data.snapshots import iter_snapshot, read_snapshot
 
 PLANNED_ROWS = 20_000  # of a larger file no more are planned than show that both sides have both labels
-NAMED = 5  # sources that a message names
+NAMED_SOURCES = 5  # sources that a message names
 
 Group = Literal["sentence", "source"]
 
@@ -243,7 +243,9 @@ def _choose_sources(sources: Iterable[str], validation_share: float, seed: int) 
 def _name_some(sources: Iterable[str]) -> str:
     """Return the first few of the sources of [N] rows."""
     names = sorted(set(sources))
-    return ", ".join(map(repr, names[:NAMED])) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
+    return ", ".join(map(repr, names[:NAMED_SOURCES])) + (
+        f" and {len(names) - NAMED_SOURCES} more" if len(names) > NAMED_SOURCES else ""
+    )
 
 
 def _normalise(sentences: Iterable[str]) -> NDArray[np.object_]:

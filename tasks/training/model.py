@@ -25,9 +25,9 @@ from tasks.training.config_faults import describe_claims, explain
 LABELS = ["unacceptable", "acceptable"]
 MIN_SHARE = 0.9  # of the encoder's parameters that have to be the checkpoint's
 LIKE_ANOTHER = 0.5  # of its tensors missing or of another size: the weights are another model's
-NAMED = 3  # tensors that a message names
+NAMED_TENSORS = 3  # tensors that a message names
 # Architectures by what is in the names of their weights alone; the first that fits.
-FAMILIES = {
+FAMILY_OF_NAME = {
     ".q_lin.": "DistilBERT's",
     ".query_proj.": "DeBERTa's",
     "albert_layer_groups.": "ALBERT's",
@@ -113,8 +113,8 @@ class LoadedWeights:
 
 def _name_some(names: Sequence[str]) -> str:
     """Return the first names and how many there are in all."""
-    shown = ", ".join(names[:NAMED])
-    return shown if len(names) <= NAMED else f"{shown}, ... ({len(names)} tensors)"
+    shown = ", ".join(names[:NAMED_TENSORS])
+    return shown if len(names) <= NAMED_TENSORS else f"{shown}, ... ({len(names)} tensors)"
 
 
 def load_classifier(folder: str, attention: str | None = None, *, allow_new_weights: bool = False) -> PreTrainedModel:
@@ -203,7 +203,9 @@ def _stored_precision(checkpoint: SafetensorsRepoMetadata) -> str:
 def _looks_like(checkpoint: SafetensorsRepoMetadata) -> str:
     """Describe a checkpoint by the names of its tensors."""
     names = sorted(checkpoint.weight_map)
-    family = next((family for mark, family in FAMILIES.items() if any(mark in name for name in names)), "no encoder")
+    family = next(
+        (family for mark, family in FAMILY_OF_NAME.items() if any(mark in name for name in names)), "no encoder"
+    )
     return f"{family} ({len(names)} tensors such as {names[len(names) // 2]})" if names else "nothing (no tensors)"
 
 
