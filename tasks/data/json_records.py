@@ -56,7 +56,7 @@ def reject_whole_table(stream: BinaryIO, head: bytes, table_format: TableFormat,
     """Reject JSON of one value that holds a whole table: as pandas writes it, or as a list in an object.
 
     Args:
-        stream: of the file, from its start; a value in one line is distinguished from one object a line by its second line.
+        stream: of the file, from its start; its second line distinguishes one value from one object a line.
         head: first bytes of the file.
         table_format: names of the columns: an object that has the text is a record.
         path: for the message.

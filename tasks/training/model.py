@@ -27,7 +27,7 @@ MIN_SHARE = 0.9  # of the encoder's parameters that have to be the checkpoint's
 LIKE_ANOTHER = 0.5  # of its tensors missing or of another size: the weights are another model's
 NAMED_TENSORS = 3  # tensors that a message names
 # Architectures by what is in the names of their weights alone; the first that fits.
-FAMILY_OF_NAME = {
+FAMILY_NAMES = {
     ".q_lin.": "DistilBERT's",
     ".query_proj.": "DeBERTa's",
     "albert_layer_groups.": "ALBERT's",
@@ -204,7 +204,7 @@ def _looks_like(checkpoint: SafetensorsRepoMetadata) -> str:
     """Describe a checkpoint by the names of its tensors."""
     names = sorted(checkpoint.weight_map)
     family = next(
-        (family for mark, family in FAMILY_OF_NAME.items() if any(mark in name for name in names)), "no encoder"
+        (family for mark, family in FAMILY_NAMES.items() if any(mark in name for name in names)), "no encoder"
     )
     return f"{family} ({len(names)} tensors such as {names[len(names) // 2]})" if names else "nothing (no tensors)"
 
