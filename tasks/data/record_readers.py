@@ -122,7 +122,7 @@ def _reject_other_columns(lines: list[bytes], table_format: TableFormat, path: s
     if len(lines) < 3 or any(line.count(b"\t") == len(TSV_COLUMNS) - 1 for line in lines):
         return
     first = _decode(lines[0])
-    names = next(csv.reader([first], delimiter=guess_delimiter(first), quoting=csv.QUOTE_NONE), [])
+    names = next(csv.reader([first], delimiter=guess_delimiter(first, table_format), quoting=csv.QUOTE_NONE), [])
     reject_missing_header(names, table_format, path)
     if len(names) > 1 or not table_format.labelled:
         choose_columns(names, table_format, path)
@@ -240,7 +240,8 @@ def _read_csv(stream: BinaryIO, table_format: TableFormat, path: str) -> Iterato
     if named := _SEPARATOR_LINE.fullmatch(line):
         line, number = next(lines, b""), 2
     text = _decode(strip_end(line))
-    delimiter = _decode(named[1]) if named else find_delimiter(text, table_format) or guess_delimiter(text)
+    found = _decode(named[1]) if named else find_delimiter(text, table_format)
+    delimiter = found or guess_delimiter(text, table_format)
     if named:
         log.info("%s: columns are separated by %s, as its first line says", path, DELIMITERS.get(delimiter, delimiter))
     elif delimiter != ",":

@@ -275,6 +275,9 @@ def _reject_unused(resolved: Sequence[ResolvedAddress], found: dict[str, list[st
 def _missing(entry: ResolvedAddress, name: str, role: str) -> str:
     alone = next(iter(entry.files.values())) if len(entry.files) == 1 and entry.folder and role == "train" else []
     option = f"--data {shlex.quote(alone[0])}" if len(alone) == 1 and split_name(alone[0])[1] else f"--{role} FILE"
+    below = Path(entry.folder) / "data"  # where repositories of the hub keep them
+    if entry.folder and role == "train" and below.is_dir():
+        option += f", or --data {shlex.quote(str(below))}"
     return f"{entry.address} holds no file {name!r} (it holds {_names(entry)}); name it: {option}"
 
 

@@ -115,7 +115,8 @@ def _partition_files(folder: Path) -> list[Path]:
     """Return the files of a Hive table, in their order; a folder split=NAME is one, too."""
     entries = [folder] if _split_of(folder / "part") else sorted(folder.iterdir())
     partitions = [entry for entry in entries if entry.is_dir() and _partition(entry)]
-    return [file for entry in partitions for file in sorted(entry.rglob("*.parquet")) if file.is_file()]
+    files = [file for entry in partitions for file in sorted(entry.rglob("*")) if file.is_file() and _is_data(file)]
+    return [file for file in files if file.suffix == ".parquet" or _split_of(file)]
 
 
 def _split_of(file: Path) -> str:

@@ -174,9 +174,14 @@ def find_delimiter(first: str, table_format: TableFormat) -> str:
     return ""
 
 
-def guess_delimiter(first: str) -> str:
-    """Return what likely separates the columns of a first line: what gives most of them."""
-    return max(DELIMITERS, key=lambda delimiter: len(_split_header(first, delimiter)))
+def guess_delimiter(first: str, table_format: TableFormat) -> str:
+    """Return what likely separates the columns of a first line: what gives a label, else what gives most of them."""
+
+    def likeliness(delimiter: str) -> tuple[bool, int]:
+        cells = _split_header(first, delimiter)
+        return any(find_label(cell, table_format.rules.labels) is not None for cell in cells), len(cells)
+
+    return max(DELIMITERS, key=likeliness)
 
 
 def _split_header(first: str, delimiter: str) -> list[str]:

@@ -361,6 +361,9 @@ def test_missing_file_is_named_with_what_is_there_and_the_option(folder: Path, g
 def test_the_only_table_of_a_folder_is_named_by_its_path(tmp_path: Path) -> None:
     folder = fill(tmp_path / "web", "mine.csv")
     assert refusal(folder).endswith(f"(it holds mine.csv); name it: --data {folder / 'mine.csv'}")
+    fill(tmp_path / "hub" / "data", "train.csv")
+    fill(tmp_path / "hub", "README.md")
+    assert refusal(tmp_path / "hub").endswith(f"name it: --train FILE, or --data {tmp_path / 'hub' / 'data'}")
 
 
 @pytest.mark.parametrize("name", ["nope.tsv", "/no/such/file.tsv", "~nobody-of-that-name/x", "x" * 5000])

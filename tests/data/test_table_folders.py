@@ -154,5 +154,12 @@ def test_a_partition_called_split_may_be_below_others_and_must_have_a_role(tmp_p
     with pytest.raises(UsageError, match=r"web holds no file 'in_domain_train.tsv' \(it holds dev\); name it: --train"):
         locate(tmp_path / "web")
     parts(tmp_path / "web" / "label=1" / "split=train", "a.parquet")
+    (tmp_path / "csv" / "split=train").mkdir(parents=True)
+    (tmp_path / "csv" / "split=train" / "part-0.csv").write_text("sentence,label\nA.,1\n")
+    (tmp_path / "csv" / "split=test").mkdir()
+    (tmp_path / "csv" / "split=test" / "part-0.csv").write_text("sentence,label\nB.,1\n")
+    assert [Path(file).parent.name for role in ("train", "holdout") for file in locate(tmp_path / "csv")[role]] == [
+        *["split=train", "split=test"]
+    ]
     found = locate(tmp_path / "web")
     assert (len(found["train"]), len(found["holdout"])) == (1, 2)
