@@ -1,20 +1,21 @@
 """The `verdict` command: options of every command, and exit codes.
 
-The commands themselves are in run.py and review.py. Each imports the libraries that it needs when it is called, so that
-`verdict --help` answers in less than half a second.
+The commands themselves are in run.py, review.py, settings.py and completion.py. Each imports the libraries that it
+needs when it is called, so that `verdict --help` answers in less than half a second.
 """
 
 import gc
 import os
 import sys
 import threading
-from collections.abc import Sequence
-from typing import Annotated
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any
 
 import typer
+import typer.core
 
 from flows import environment
-from flows.cli import review, run, stopping
+from flows.cli import completion, review, run, settings, stopping
 from tasks.core import log_format
 from tasks.core.errors import (
     OUT_OF_MEMORY,
@@ -24,20 +25,93 @@ from tasks.core.errors import (
     is_disk_full,
     is_out_of_memory,
 )
+from tasks.core.printable import quote
+
+EXIT_CODES = {
+    0: "done, also where the verdict is HOLD or REJECT",
+    1: "failed: the work, a check, or a server that does not answer",
+    2: "wrong usage: a command, option, setting or address; nothing was started",
+    3: "data refused: damaged, empty, or rejected by the gate; nothing was trained",
+    stopping.EXIT_CODE: "stopped by SIGINT (Ctrl-C) or SIGTERM; the same command resumes",
+}
+# Commands by what a person wants, each with an example for its help.
+COMMANDS: dict[str, dict[Callable[..., None], str]] = {
+    "Train": {
+        run.retrain: "verdict retrain --data DIR --set finetune.epochs=3\n  verdict retrain --data DIR --dry-run",
+        run.check: "verdict check --data sentences.csv --columns text=sentence,label=acceptable",
+        run.watch: "verdict watch --data DIR --set watch.retrain_on=on_drift",
+        settings.init: "verdict init mine.toml --profile cola-small",
+        settings.settings: "verdict settings finetune.epochs",
+    },
+    "Review": {
+        review.status: "verdict status",
+        review.report: "verdict report 2 --open",
+        review.compare: "verdict compare 2 1",
+        review.approve: 'verdict approve 2 --reason "better on questions"',
+        review.reject: 'verdict reject 2 --reason "worse on questions"',
+        review.rollback: 'verdict rollback --reason "too slow" --dry-run',
+        review.history: "verdict history",
+        review.verify: "verdict verify 2 --copy-to DIR",
+        review.judge: "verdict judge .verdict/runs/JOB/evidence.json --policy mine.toml",
+    },
+    "Use the model": {
+        run.predict: 'verdict predict "The child has eaten the apple."',
+        run.score: "verdict score sentences.csv scores.parquet --columns text=sentence",
+        run.serve: "verdict serve --port 8080",
+        run.export_triton: "verdict export-triton DIR",
+    },
+    "Operate": {
+        review.deploy: "PREFECT_API_URL=http://127.0.0.1:4200/api verdict deploy",
+        review.prune: "verdict prune --days 30 --dry-run",
+        review.doctor: "verdict doctor",
+        completion.completion: 'eval "$(verdict completion bash)"',
+    },
+}
+
+
+class GroupedHelp(typer.core.TyperGroup):
+    """Lists commands in groups; typer does so with rich alone, which takes long to import."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Write a section for each group."""
+        width = max(map(len, self.commands))
+        for group, members in COMMANDS.items():
+            names = [function.__name__.replace("_", "-") for function in members]
+            with formatter.section(group):
+                formatter.write_dl([(name.ljust(width), self.commands[name].get_short_help_str(120)) for name in names])
+
+
+def _codes() -> str:
+    return "\n".join(f"{code:>3}  {meaning}" for code, meaning in EXIT_CODES.items())
+
 
 app = typer.Typer(
+    cls=GroupedHelp,
     help="Retrain, judge and ship a sentence-acceptability classifier.",
-    epilog="Stores are kept in ./.verdict, or in VERDICT_HOME; VERDICT_LOG=json logs one JSON object a line. "
-    "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 data damaged or rejected by the gate, 130 stopped by a signal.",
+    epilog="Stores are kept in ./.verdict, or in VERDICT_HOME; VERDICT_LOG=json logs one JSON object a line.\n\n"
+    f"\b\nExit codes:\n{_codes()}",
+    context_settings={"help_option_names": ["-h", "--help"]},
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from tasks.core.provenance import git_commit, library_versions
+
+        versions = library_versions()
+        print(f"verdict {versions.get('verdict-mlops', 'unknown')}, commit {git_commit()}, Python {versions['python']}")
+        raise typer.Exit
+
+
 @app.callback()
 def configure(
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and Prefect's own log.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
 ) -> None:
     """Apply the options that every command has."""
     if debug:
@@ -45,27 +119,9 @@ def configure(
     log_format.wants_json()  # an unknown VERDICT_LOG is reported before anything starts
 
 
-for command in (
-    run.retrain,
-    run.check,
-    run.watch,
-    review.judge,
-    review.status,
-    review.compare,
-    review.approve,
-    review.reject,
-    review.rollback,
-    review.history,
-    review.verify,
-    run.predict,
-    run.score,
-    run.serve,
-    run.export_triton,
-    review.deploy,
-    review.prune,
-    review.doctor,
-):
-    app.command()(command)
+for group, members in COMMANDS.items():
+    for command, example in members.items():
+        app.command(rich_help_panel=group, epilog=f"\b\nExample:\n  {example}")(command)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -77,6 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if arguments is None:
         stopping.end_on_signals()
         threading.excepthook = _report_of_thread
+    completion.prepare()
     command = typer.main.get_command(app)
     try:
         code = command.main(
@@ -115,7 +172,7 @@ def _explain(error: BaseException) -> int:
     # Usage errors of click; the copy that typer vendors is not importable under click's name.
     if hasattr(error, "format_message") and hasattr(error, "exit_code"):
         context = getattr(error, "ctx", None)
-        log_format.print_error(error.format_message(), f"see: {context.command_path if context else 'verdict'} --help")
+        log_format.print_error(_describe_usage(error), f"see: {context.command_path if context else 'verdict'} --help")
         return int(error.exit_code)
     stored = isinstance(error, OSError) and error.errno in STORAGE_ERRORS
     if stored or is_disk_full(error):
@@ -132,6 +189,17 @@ def _explain(error: BaseException) -> int:
     what = f"{type(error).__name__}: {error}".removesuffix(": ")  # of an error without a message
     log_format.print_error(what, "this is a bug; for the traceback: verdict --debug ...")
     return 1
+
+
+def _describe_usage(error: Any) -> str:
+    """Return what is wrong with a command's arguments, in one line."""
+    refused = error.__cause__
+    if not hasattr(refused, "errors"):
+        return " ".join(error.format_message().split())
+    first = refused.errors()[0]  # of pydantic, with which typer checks values
+    reason = first["msg"].removeprefix("Value error, ")
+    option = error.param.get_error_hint().strip("'")
+    return f"{option} = {quote(first['input'])} is refused: {reason[0].lower()}{reason[1:]}"
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from flows.cli.completion import complete_assignment, complete_profile
 from tasks.core.printable import json_document, redact
 
 if TYPE_CHECKING:
@@ -21,31 +22,49 @@ OnDevice = Annotated[Device, typer.Option(help="Where to compute; auto uses a GP
 TrainingDevice = Annotated[
     Device | None, typer.Option(help="Where to train; cuda fails without a GPU, auto falls back to the CPU.")
 ]
-Model = Annotated[str, typer.Option(callback=redact, help="Registry address, version number, or a bundle's folder.")]
+Model = Annotated[
+    str, typer.Option(metavar="MODEL", callback=redact, help="Registry address, version number, or a bundle's folder.")
+]
 VersionNumber = Annotated[str, typer.Argument(metavar="VERSION", help="Version number, see `verdict status`.")]
-Reason = Annotated[str, typer.Option(callback=redact, help="Reason; recorded in the history.")]
+Reason = Annotated[str, typer.Option(metavar="TEXT", callback=redact, help="Reason; recorded in the history.")]
 
 
 @dataclasses.dataclass(frozen=True)
 class DataOptions:
     """Which settings a command starts from, which data it reads, and with which encoder."""
 
-    profile: Annotated[str, typer.Option(help="sample, cola, cola-small, or a TOML file.")] = "sample"
+    profile: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME|FILE", help="sample, cola, cola-small, or a TOML file.", autocompletion=complete_profile
+        ),
+    ] = "sample"
     data: Annotated[
         list[str] | None,
-        typer.Option(help="Folder, file, https://...#sha256=HEX, hf:ORG/NAME or sample; several are merged."),
+        typer.Option(
+            metavar="ADDRESS", help="Folder, file, https://...#sha256=HEX, hf:ORG/NAME or sample; several are merged."
+        ),
     ] = None
-    train: Annotated[str | None, typer.Option(help="Training file [in_domain_train.tsv].")] = None
-    holdout: Annotated[str | None, typer.Option(help="Holdout file [out_of_domain_dev.tsv].")] = None
+    train: Annotated[str | None, typer.Option(metavar="FILE", help="Training file [in_domain_train.tsv].")] = None
+    holdout: Annotated[str | None, typer.Option(metavar="FILE", help="Holdout file [out_of_domain_dev.tsv].")] = None
     columns: Annotated[
         str | None,
-        typer.Option(help="Columns of a table: text=NAME,label=NAME[,source=NAME,mark=NAME]."),
+        typer.Option(metavar="PAIRS", help="Columns of a table: text=NAME,label=NAME[,source=NAME,mark=NAME]."),
     ] = None
-    labels: Annotated[str | None, typer.Option(help="Names of the labels: acceptable=1,unacceptable=0.")] = None
-    encoder: Annotated[str | None, typer.Option(help="Folder or hub id of an encoder, or packaged.")] = None
+    labels: Annotated[
+        str | None, typer.Option(metavar="PAIRS", help="Names of the labels: acceptable=1,unacceptable=0.")
+    ] = None
+    encoder: Annotated[
+        str | None, typer.Option(metavar="DIR|ID", help="Folder or hub id of an encoder, or packaged.")
+    ] = None
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Any setting, see: verdict retrain --show-settings."),
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Any setting, see: verdict settings.",
+            autocompletion=complete_assignment,
+        ),
     ] = None
 
     def resolve(self, device: Device | None = None) -> "ResolvedSettings":

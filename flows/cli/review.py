@@ -6,6 +6,8 @@ import typer
 
 from flows import environment
 from flows.cli.options import AsJson, OnDevice, Reason, VersionNumber, print_result
+from tasks.core.errors import NoChampion
+from tasks.core.printable import escape_controls
 from tasks.inference.bundle import CHAMPION_URI
 
 
@@ -34,6 +36,24 @@ def status(as_json: AsJson = False) -> None:
     print_result(found, as_json, show_review.show_status)
     if found["unreachable"]:
         raise typer.Exit(1)
+    _reject_new_store()
+
+
+def report(
+    version: Annotated[
+        str, typer.Argument(metavar="VERSION", help="Version number, or a bundle's folder [the champion].")
+    ] = CHAMPION_URI,
+    open_it: Annotated[bool, typer.Option("--open", help="Open it in a browser.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Print where a version's report is: one HTML file that needs no network."""
+    environment.set_process_defaults()
+    from flows.commands.report import find_report, open_in_browser
+
+    found = find_report(version, environment.verdict_home())
+    print_result(found, as_json, lambda report: print(escape_controls(report["report"])))
+    if open_it:
+        open_in_browser(found["report"])
 
 
 def compare(
@@ -46,9 +66,14 @@ def compare(
     environment.set_process_defaults()
     from flows.cli import show_review
     from flows.commands.predict import check_model
+    from tasks.registry.store import check_version_numbers
 
+    check_version_numbers(first, second or first)
     if second is None:
-        check_model(CHAMPION_URI, environment.verdict_home())  # before libraries are imported
+        try:
+            check_model(CHAMPION_URI, environment.verdict_home())  # before libraries are imported
+        except NoChampion as error:
+            raise NoChampion(f"{error}; or name a second version: verdict compare {first} B") from error
     from flows.commands import compare
 
     outcome = compare.compare(first, second, device, environment.verdict_home())
@@ -88,9 +113,10 @@ def rollback(
     """Move the champion alias back to the previous champion."""
     environment.set_process_defaults()
     from flows.cli import show_review
-    from tasks.registry.store import check_initialised, locate_store
+    from tasks.registry.store import check_version_numbers
 
-    check_initialised(locate_store(environment.verdict_home()))  # before MLflow is imported
+    check_version_numbers(*([to] if to else []))
+    _reject_new_store()  # before MLflow is imported
     from flows.commands import review
 
     environment.show_log()
@@ -105,6 +131,7 @@ def history(as_json: AsJson = False) -> None:
     from flows.commands import review
 
     print_result(review.history(environment.verdict_home()), as_json, show_review.show_history)
+    _reject_new_store()
 
 
 def verify(
@@ -158,6 +185,8 @@ def prune(
         close_dead_runs(store, home)
     outcome = retention.prune(home, retention.RetentionRule(days, keep), dry_run)
     print_result(outcome, as_json, show_review.show_pruned)
+    if not outcome["items"]:
+        _reject_new_store()
 
 
 def doctor(
@@ -176,3 +205,10 @@ def doctor(
     print_result(checks, as_json, show_review.show_checks)
     if not all(check["works"] for check in checks):
         raise typer.Exit(1)
+
+
+def _reject_new_store() -> None:
+    """Raise VerdictError where no run ever wrote to the stores: this may be the wrong folder."""
+    from tasks.registry.store import check_initialised, locate_store
+
+    check_initialised(locate_store(environment.verdict_home()))

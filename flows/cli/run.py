@@ -34,6 +34,7 @@ from tasks.inference.bundle import CHAMPION_URI, MODEL_NAME
 if TYPE_CHECKING:
     from flows.outcome import RetrainOutcome
     from tasks.core.settings import Settings
+    from tasks.core.settings_loader import ResolvedSettings
 
 ScoreFormat = Literal["txt", "tsv", "csv", "jsonl", "json", "parquet", "arrow"]
 FIRST_SENTENCES = ("The child has eaten the apple.", "The child have eat the apple.")  # classified after a run
@@ -45,6 +46,12 @@ def retrain(
     device: TrainingDevice = None,
     force: Annotated[bool, typer.Option("--force", help="Start over, even if nothing changed.")] = False,
     show_settings: Annotated[bool, typer.Option("--show-settings", help="Print all settings and exit.")] = False,
+    as_toml: Annotated[
+        bool, typer.Option("--toml", help="With --show-settings: as TOML, which --profile reads.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be retrained and why, and start nothing.")
+    ] = False,
     timings: Annotated[bool, typer.Option("--timings", help="Print where each second of the process went.")] = False,
     verbose: Verbose = False,
     as_json: AsJson = False,
@@ -53,13 +60,15 @@ def retrain(
     from flows.cli import show_run
 
     stopwatch = Stopwatch()
+    _refuse_conflicts(show_settings, as_toml, dry_run, as_json)
     resolved = options.resolve(device)
     if show_settings:
-        rows = resolved.rows()
-        document = {row.key: [row.value, row.origin] for row in rows}
-        print_result(rows, as_json, show_run.show_settings, document)
+        _show_settings(resolved, as_toml, as_json)
         return
     _refuse_early(resolved.settings)
+    if dry_run:
+        _show_plan(resolved, force, as_json)
+        return
     home = environment.usable_home()
     stopwatch.mark("interpreter, settings")
     with _shown("retrain", verbose):
@@ -109,7 +118,7 @@ def watch(
 
 
 def predict(
-    sentences: Annotated[list[str], typer.Argument(metavar="SENTENCE...", help="Sentences to classify.")],
+    sentences: Annotated[list[str], typer.Argument(metavar="SENTENCE", help="Sentences to classify.")],
     model: Model = CHAMPION_URI,
     device: OnDevice = "auto",
     as_json: AsJson = False,
@@ -269,6 +278,42 @@ def _check_servers() -> None:
     prefect = os.environ.get("PREFECT_API_URL", "")
     check_address("PREFECT_API_URL", prefect, http=True)
     check_servers(lasting_servers(prefect))
+
+
+def _refuse_conflicts(show_settings: bool, as_toml: bool, dry_run: bool, as_json: bool) -> None:
+    """Raise UsageError for options of retrain that exclude each other."""
+    if as_toml and not show_settings:
+        raise UsageError("--toml is the form of settings; expected verdict retrain --show-settings --toml")
+    for given, names in (
+        (as_toml and as_json, "--toml and --json"),
+        (show_settings and dry_run, "--show-settings and --dry-run"),
+    ):
+        if given:
+            raise UsageError(f"{names} exclude each other; expected one of them")
+
+
+def _show_settings(resolved: "ResolvedSettings", as_toml: bool, as_json: bool) -> None:
+    """Print settings with their origins, or as a TOML file."""
+    from flows.cli import show_run
+    from tasks.core.settings_description import format_settings
+
+    rows = resolved.rows()
+    if as_toml:
+        print(format_settings(rows), end="")
+        return
+    print_result(rows, as_json, show_run.show_settings, {row.key: [row.value, row.origin] for row in rows})
+
+
+def _show_plan(resolved: "ResolvedSettings", force: bool, as_json: bool) -> None:
+    """Print what a run would do; exit code 3 if the gate refuses the data."""
+    with collection_paused():
+        from flows.cli import show_plan
+        from flows.jobs.plan import plan_retraining
+    environment.show_log()
+    plan = plan_retraining(resolved, environment.verdict_home(), force)
+    print_result(plan, as_json, show_plan.show_plan)
+    if plan["action"] == "refused":
+        raise typer.Exit(DataRejected.exit_code)
 
 
 def _find_unchanged(settings: "Settings", home: str) -> "RetrainOutcome | None":

@@ -34,12 +34,12 @@ def show_rejudge(outcome: dict[str, Any]) -> None:
 def show_status(status: dict[str, Any]) -> None:
     """Print champion and challenger, the latest runs and how they ended, the next runs, and notices."""
     console = new_console()
-    console.print(f"store      {escape(status['store'])}")
+    console.print(f"store      {escape(status['store'])}" + ("" if status["initialised"] else ", not there"))
     absent = {"none": "none", "lost": "none, it was lost", "unknown": "unknown"}
     none = {"champion": absent.get(status["champion_state"], "none"), "challenger": "none"}
     if status["champion_state"] == "unknown":
         none["challenger"] = absent["unknown"]
-    for role, absence in none.items():
+    for role, absence in none.items() if status["initialised"] else ():
         version = status[role]
         console.print(f"{role:<10} {_describe(version) if version else absence}")
     if status["champion"] and status["champion"]["signature"]:
@@ -58,7 +58,7 @@ def show_status(status: dict[str, Any]) -> None:
         console.print(f"[yellow]notice[/]     {escape(notice)}")
     if status["runs"]:
         _show_runs(status["runs"])
-    elif status["champion_state"] != "unknown":
+    elif status["initialised"] and status["champion_state"] != "unknown":
         console.print("no runs yet; start one: verdict retrain")
     if status["schedule"]:
         _show_schedule(status["schedule"])

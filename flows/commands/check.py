@@ -21,12 +21,13 @@ from tasks.training.pretrained import locate_tokenizer
 log = logging.getLogger("tasks.check")
 
 
-def read_data(settings: DataSettings, home: str) -> Dataset:
+def read_data(settings: DataSettings, home: str, snapshots: str = "") -> Dataset:
     """Resolve the addresses and write snapshots of their files.
 
     Args:
         settings: the settings under `data`.
         home: folder of the stores.
+        snapshots: folder that receives them; empty for the one in `home`.
 
     Raises:
         UsageError: if an address, a file or a column does not exist.
@@ -37,7 +38,7 @@ def read_data(settings: DataSettings, home: str) -> Dataset:
     text = locate_text(settings.text, home, offline=settings.offline)
     rules = RowRules(settings.max_chars, DEFAULT_LABELS | settings.labels)
     table_format = TableFormat(settings.columns, rules)
-    return ingest(sources, f"{home}/snapshots", table_format, settings.holdout_share, text)
+    return ingest(sources, snapshots or f"{home}/snapshots", table_format, settings.holdout_share, text)
 
 
 def run_gate(

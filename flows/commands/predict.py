@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from flows.services.server_watch import reach_store
+from tasks.core.errors import UsageError
 from tasks.inference.bundle import MODEL_NAME, check_signature, digest_version, read_manifest
 from tasks.inference.classifier import Classifier, name_failure
 from tasks.registry.code_digest import (
@@ -16,6 +17,8 @@ from tasks.registry.code_digest import (
 )
 from tasks.registry.sqlite_lookup import check_local_version, find_local_version
 from tasks.registry.store import MlflowStore, locate_store, split_address
+
+EXAMPLE = 'verdict predict "The child has eaten the apple."'
 
 
 class FoundModel(NamedTuple):
@@ -33,8 +36,12 @@ def predict(sentences: list[str], model: str, device: str, home: str) -> list[di
     """Classify sentences with a model; every prediction carries its version.
 
     Raises:
+        UsageError: if a sentence is empty.
         VerdictError: if there is no such model, or its files are damaged or not those registered.
     """
+    for number, sentence in enumerate(sentences, 1):
+        if not sentence.strip():
+            raise UsageError(f"sentence {number} is empty; expected text: {EXAMPLE}")
     version, bundle, manifest_digest = find_model(model, home)
     classifier = Classifier.from_bundle(bundle, device, spin=False, expected=manifest_digest)
     with name_failure(bundle, "it cannot answer"):

@@ -35,19 +35,22 @@ class LatestDrift(TypedDict):
 def status(home: str) -> dict[str, Any]:
     """Return the state of the system for whoever is on call, as the command prints it.
 
-    Keys: `champion` with `fault` (what is wrong with its files), `signature` (who signed them) and `since`;
-    `champion_state` (none, active, lost, or unknown if the store does not answer); `challenger`; `runs`; `drift` from
-    the champion's data; `schedule` of the Prefect server; `disk`; `notices`, one line per thing to look at;
-    `unreachable`, one line per server that does not answer, whose part is then missing.
+    Keys: `home`, the folder of the stores, and `initialised`, whether a run ever wrote to them; `champion` with `fault`
+    (what is wrong with its files), `signature` (who signed them) and `since`; `champion_state` (none, active, lost, or
+    unknown if the store does not answer); `challenger`; `runs`; `drift` from the champion's data; `schedule` of the
+    Prefect server; `disk`; `notices`, one line per thing to look at; `unreachable`, one line per server that does not
+    answer, whose part is then missing.
     """
     store = locate_store(home)
     answer: dict[str, Any] = {"store": store["uri"], "champion": None, "challenger": None, "runs": []}
+    answer |= {"home": home, "initialised": True}
     answer |= {"champion_state": "none", "drift": None, "schedule": None, "disk": measure_disk(home)}
     answer |= {"notices": [], "unreachable": []}
     try:
         check_servers(lasting_servers(), patient=False)
         check_database(store)
-        if not is_uninitialised(store):
+        answer["initialised"] = not is_uninitialised(store)
+        if answer["initialised"]:
             answer |= read_runs(store)
             mark_dead_runs(answer["runs"], home)
     except UnreachableError as error:

@@ -33,6 +33,7 @@ from tasks.registry.store import MlflowStore
 from tasks.registry.system_metrics import record_system_metrics
 from tasks.training.pretrained import Encoder
 
+ENCODER_TAG = "encoder_digest"  # of an MLflow run
 DEFAULT_ORIGINS = ("default", POLICY_FILE)  # of settings that nobody chose for this run; they are not tagged
 
 log_dataset = retrying_task("log to MLflow", tracking.log_dataset)
@@ -98,7 +99,14 @@ def load_finished(folder: Path, store: MlflowStore) -> RetrainOutcome | None:
 
 @contextlib.contextmanager
 def tracked_run(
-    resolved: ResolvedSettings, store: MlflowStore, home: str, job: str, device: str, data: Dataset, timer: Timer
+    resolved: ResolvedSettings,
+    store: MlflowStore,
+    home: str,
+    job: str,
+    device: str,
+    data: Dataset,
+    encoder: Encoder,
+    timer: Timer,
 ) -> Iterator[JobContext]:
     """Keep the job's MLflow run open over the block: `end_job` ends it; on an error it ends FAILED with the reason."""
     settings, origins = resolved
@@ -109,6 +117,7 @@ def tracked_run(
         "home": home_id(home),
         "dataset": data["digest"],
         "git_commit": git_commit(),
+        ENCODER_TAG: encoder["digest"],
     }
     run_id = open_run(timer, store, job, {row.key: row.value for row in rows}, tags)
     addresses = dict.fromkeys(("train", "holdout", "secondary"), settings.data.path) | {"text": (settings.data.text,)}

@@ -116,7 +116,7 @@ def retrain(settings: dict[str, Any], origins: dict[str, str], home: str, force:
             return dataclasses.replace(finished, seconds=timer.seconds)
         (folder / RESULT_FILE).unlink(missing_ok=True)  # of a version that was deleted
         start_forkserver()  # the export's process imports its libraries while the gate runs on another core
-        with tracked_run(ResolvedSettings(chosen, origins), store, home, job, device, data, timer) as context:
+        with tracked_run(ResolvedSettings(chosen, origins), store, home, job, device, data, encoder, timer) as context:
             if not (folder / "model" / TRAINING_FILE).is_file():
                 try_encoder(timer, encoder, chosen.finetune.max_length, home, chosen.finetune.allow_new_weights)
             gate = check_data(context, data, encoder)

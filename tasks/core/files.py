@@ -86,8 +86,12 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, remedy: str = "delete it and run again") -> Any:
     """Read a JSON document.
+
+    Args:
+        path: of the file.
+        remedy: what the message advises; deleting is right for what a job writes again.
 
     Raises:
         VerdictError: if the file is missing or is not JSON.
@@ -95,7 +99,7 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise VerdictError(f"{path} cannot be read as JSON ({error}); delete it and run again") from error
+        raise VerdictError(f"{path} cannot be read as JSON ({error}); {remedy}") from error
 
 
 def home_id(home: str) -> str:

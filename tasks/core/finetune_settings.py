@@ -65,7 +65,7 @@ class FinetuneSettings(Section):
     """Training processes on this host, one per GPU: data-parallel for one seed, seed-parallel for several."""
     restarts: Annotated[int, Field(ge=0, le=10)] = 2
     """Other seeds to try if a run collapsed: it predicts one class only, or its loss is NaN."""
-    checkpoint_seconds: Annotated[float, Field(ge=0)] = 60
+    checkpoint_seconds: Annotated[float, Field(ge=0)] = 60.0
     """Least seconds between two checkpoints, which are written after epochs."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Precision of training; auto is bf16 on a GPU and on a CPU with bf16 instructions, else fp32. Weights are fp32."""

@@ -143,7 +143,7 @@ def _reject_unknown(key: str, origin: str) -> None:
         return
     nearest = difflib.get_close_matches(key[:MAX_QUOTED], keys, n=1, cutoff=0.0)[0]
     raise UsageError(
-        f"setting {quote(key)} ({origin}) is unknown; did you mean {nearest!r}? verdict retrain --show-settings"
+        f"setting {quote(key)} ({origin}) is unknown; did you mean {nearest!r}? all of them: verdict settings"
     )
 
 

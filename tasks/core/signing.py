@@ -154,7 +154,7 @@ def check_files(folder: Path, digests: Mapping[str, str], what: str) -> Signer |
     """
     if not (folder / SIGNATURE).is_file():
         return None
-    envelope = read_json(folder / SIGNATURE)
+    envelope = read_json(folder / SIGNATURE, "fetch the files again")
     signer = check(envelope, what)
     try:
         statement = json.loads(base64.b64decode(envelope["payload"], validate=True))

@@ -321,6 +321,8 @@ def parse_evidence(document: Any, origin: str) -> Evidence:
         VerdictError: if it is not evidence of this schema version; the message begins with `origin`.
     """
     version = document.get("schema_version") if isinstance(document, dict) else None
+    if version is None:
+        raise VerdictError(f"{origin} is no evidence; expected the evidence.json that a run wrote")
     if version != EVIDENCE_SCHEMA:
         raise VerdictError(
             f"{origin} has schema version {version}, this program reads {EVIDENCE_SCHEMA}; expected an evidence.json "

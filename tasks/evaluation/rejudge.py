@@ -24,6 +24,7 @@ from tasks.evaluation.minimal_pairs import MinimalPairResult, summarise
 NOT_COMPARED = ("time", "actor", "reasons")
 RESAMPLED_FIELDS = {"low", "high", "probability"}  # NumPy's random stream may change between versions
 EXACT_TOLERANCE, RESAMPLING_TOLERANCE = 1e-9, 0.02
+EVIDENCE_PATH = "VERDICT_HOME/runs/JOB/evidence.json"
 MAX_RESAMPLES = 1_000_000
 
 
@@ -47,13 +48,13 @@ def rejudge(path: str, policy: str = "") -> RejudgeResult:
         policy: path of another policy to apply; empty for the recorded one.
 
     Raises:
-        UsageError: if there is no such file, or the policy is invalid.
+        UsageError: if there is no such file, it is not JSON, or the policy is invalid.
         VerdictError: if it is not evidence of this schema version.
     """
     file = Path(path)
     if not file.is_file():
-        raise UsageError(f"evidence {path!r} is not a file; expected one that a run wrote: runs/JOB/evidence.json")
-    recorded = parse_evidence(read_json(file), path)
+        raise UsageError(f"evidence {path!r} is not a file; expected one that a run wrote: {EVIDENCE_PATH}")
+    recorded = parse_evidence(_read_evidence(file), path)
     try:
         computed = recompute(recorded)
         chosen = load_policy(policy) if policy else parse_policy(recorded["policy"], f"in {file.name}")
@@ -129,10 +130,17 @@ def differences(recorded: Any, computed: Any, path: str = "") -> Iterator[str]:
         yield f"{path} is recorded as {_short(recorded)}, computed as {_short(computed)}"
 
 
+def _read_evidence(path: Path) -> Any:
+    try:
+        return read_json(path, f"expected the evidence.json of a run: {EVIDENCE_PATH}")
+    except VerdictError as error:
+        raise UsageError(str(error)) from error
+
+
 def _read_verdict(path: Path) -> Verdict | None:
     if not path.is_file():
         return None
-    verdict = read_json(path)
+    verdict = read_json(path, "expected the verdict that a run wrote beside its evidence")
     if not isinstance(verdict, dict) or not {"decision", *NOT_COMPARED} <= verdict.keys():
         raise VerdictError(f"{path} is not a verdict; delete it to judge the evidence alone")
     return cast(Verdict, verdict)

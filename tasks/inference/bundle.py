@@ -133,7 +133,7 @@ def read_manifest(folder: Path, expected: str = "") -> Manifest:
             states what no model can have.
     """
     _require_manifest(folder)
-    manifest: Manifest = read_json(folder / MANIFEST)
+    manifest: Manifest = read_json(folder / MANIFEST, "fetch the bundle again")
     _check_manifest(folder, manifest)
     if expected and manifest["manifest_digest"] != expected:
         held, registered = (digest[:VERSION_DIGITS] for digest in (manifest["manifest_digest"], expected))

@@ -54,4 +54,4 @@ def _read_profile(folder: Path, manifest_digest: str) -> "DataProfile":
     manifest = read_manifest(folder, manifest_digest)
     if sha256_of(folder / PROFILE) != manifest["files"].get(PROFILE):
         raise VerdictError(f"{PROFILE} is not the one that was registered; see: verdict status")
-    return cast("DataProfile", read_json(folder / PROFILE))
+    return cast("DataProfile", read_json(folder / PROFILE, "see: verdict status"))

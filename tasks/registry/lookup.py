@@ -15,11 +15,19 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, RESOURCE_DOES_NOT_EXIST, ErrorCode
 
-from ..core.errors import NoChampion, UnknownModel, UsageError
+from ..core.errors import NoChampion, UnknownModel
 from ..inference.bundle import CHAMPION_URI, MODEL_NAME
 from .mlflow_client import connect
 from .sqlite_lookup import find_local_version
-from .store import MlflowStore, check_initialised, is_uninitialised, missing_version, split_address
+from .store import (
+    MlflowStore,
+    check_initialised,
+    check_version_numbers,
+    describe_absence,
+    is_uninitialised,
+    missing_version,
+    split_address,
+)
 
 CHALLENGER = "challenger"
 
@@ -58,9 +66,7 @@ def check_numbers(store: MlflowStore, *versions: str) -> None:
         UsageError: if one is not a number.
         VerdictError: if nothing was ever written to the store.
     """
-    for version in versions:
-        if not version.isdecimal():
-            raise UsageError(f"version {version!r} is not a number; expected one that `verdict status` shows")
+    check_version_numbers(*versions)
     check_initialised(store)
 
 
@@ -109,7 +115,7 @@ def resolve_version(store: MlflowStore, uri: str = CHAMPION_URI, fetch: bool = F
     """
     name, alias, number = split_address(uri)
     if is_uninitialised(store):
-        raise NoChampion(f"there is no champion yet: {store['uri']} is new; run: verdict retrain")
+        raise NoChampion(f"there is no {'champion' if alias else 'version'} yet: {describe_absence(store)}")
     with connect(store, process_wide=fetch) as client:
         found = version_by_alias(client, name, alias) if alias else version_by_number(client, name, number)
         if found:

@@ -16,7 +16,7 @@ from urllib.parse import unquote, urlsplit
 from ..core.errors import NoChampion
 from ..inference.bundle import MODEL_NAME
 from .local_database import AUDIT_EXPERIMENT
-from .store import MlflowStore, is_uninitialised, missing_version, prepare_local, split_address
+from .store import MlflowStore, describe_absence, is_uninitialised, missing_version, prepare_local, split_address
 
 # The revision (table alembic_version) of the schema of MLflow 3.17, whose tables are read here.
 KNOWN_SCHEMAS = frozenset({"dc11669786a5"})
@@ -77,7 +77,7 @@ def check_local_version(store: MlflowStore, address: str) -> None:
     """
     name, alias, number = split_address(address)
     if is_uninitialised(store):
-        raise NoChampion(f"there is no champion yet: {store['uri']} is new; run: verdict retrain")
+        raise NoChampion(f"there is no {'champion' if alias else 'version'} yet: {describe_absence(store)}")
     query = "SELECT count(*) FROM model_versions WHERE workspace = ? AND name = ? AND version = ?"
     if alias:
         query = "SELECT count(*) FROM registered_model_aliases WHERE workspace = ? AND name = ? AND alias = ?"

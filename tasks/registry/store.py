@@ -61,10 +61,29 @@ def is_uninitialised(store: MlflowStore) -> bool:
     return database is not None and not database.exists()
 
 
+def check_version_numbers(*versions: str) -> None:
+    """Raise UsageError unless these can be numbers of versions."""
+    for version in versions:
+        if not version.isdecimal():
+            raise UsageError(f"version {version!r} is not a number; expected one that `verdict status` shows")
+
+
 def check_initialised(store: MlflowStore) -> None:
     """Raise VerdictError if nothing was ever written to the store."""
     if is_uninitialised(store):
-        raise VerdictError(f"there is no version yet: {store['uri']} is new; run: verdict retrain")
+        raise VerdictError(f"there is no version yet: {describe_absence(store)}")
+
+
+def describe_absence(store: MlflowStore) -> str:
+    """Say where a local store was looked for, and what to do; a folder further up may hold the one that is meant."""
+    database = database_of(store) or Path(store["artifacts"]).with_name("mlflow.db")
+    home = database.parent
+    others = (folder / home.name for folder in home.parent.parents)
+    meant = next((other for other in others if (other / database.name).is_file()), "DIR")
+    return (
+        f"nothing is in {home} (no {database.name}); run: verdict retrain, or name the folder that is meant: "
+        f"VERDICT_HOME={meant}"
+    )
 
 
 def split_address(uri: str) -> tuple[str, str, str]:

@@ -75,6 +75,13 @@ def read_run_record(store: MlflowStore, run_id: str) -> RunRecord | None:
         return RunRecord(settings=dict(run.data.params), tags=dict(run.data.tags))
 
 
+def read_datasets(store: MlflowStore, run_id: str) -> dict[str, str]:
+    """Return the digests of a run's data sets by name, cut to DIGEST_LENGTH characters."""
+    with connect(store) as client:
+        inputs = client.get_run(run_id).inputs.dataset_inputs
+        return {each.dataset.name: each.dataset.digest for each in inputs}
+
+
 def close_run(store: MlflowStore, run_id: str, status: str) -> None:
     """End a run as FINISHED, FAILED or KILLED."""
     with connect(store) as client:

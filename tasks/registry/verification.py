@@ -121,4 +121,5 @@ def read_recorded(store: MlflowStore, run_id: str, name: str) -> Any:
     with connect(store) as client, tempfile.TemporaryDirectory() as scratch:
         if not run_id or f"records/{name}" not in {entry.path for entry in client.list_artifacts(run_id, "records")}:
             return None
-        return read_json(Path(client.download_artifacts(run_id, f"records/{name}", scratch)))
+        recorded = Path(client.download_artifacts(run_id, f"records/{name}", scratch))
+        return read_json(recorded, f"it is a record of run {run_id}; judge again: verdict retrain --force")

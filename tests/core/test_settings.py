@@ -256,7 +256,7 @@ def test_profile_may_be_a_file(tmp_path: Path) -> None:
 
 def test_unknown_flag_is_named_with_the_nearest_valid_key() -> None:
     assert refusal(flags={"finetune.epoch": 3}) == (
-        "setting 'finetune.epoch' (flag) is unknown; did you mean 'finetune.epochs'? verdict retrain --show-settings"
+        "setting 'finetune.epoch' (flag) is unknown; did you mean 'finetune.epochs'? all of them: verdict settings"
     )
 
 

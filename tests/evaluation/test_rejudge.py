@@ -160,6 +160,12 @@ def test_another_policy_gives_its_own_verdict_without_contradictions(write: Call
     assert outcome["verdict"]["policy"]["threshold"] == 0.95
 
 
+def test_a_file_that_is_no_json_is_not_to_be_deleted(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("Remember the milk.")
+    with pytest.raises(UsageError, match=r"notes\.txt cannot be read as JSON .*; expected the evidence\.json of a run"):
+        rejudge(str(tmp_path / "notes.txt"))
+
+
 @pytest.mark.parametrize(
     "broken",
     [
@@ -186,7 +192,7 @@ def test_invalid_evidence_is_rejected_in_one_line(write: Callable[..., str], bro
     Path(path).write_text(json.dumps(broken))
     with pytest.raises(VerdictError) as caught:
         rejudge(path)
-    assert re.search(r"is not evidence that can be judged|has schema version|lacks", str(caught.value))
+    assert re.search(r"is not evidence that can be judged|has schema version|lacks|is no evidence", str(caught.value))
     assert "\n" not in str(caught.value)
 
 

@@ -299,18 +299,25 @@ def test_predict_marks_a_sentence_longer_than_the_model_reads(
 def test_predict_before_any_training_says_what_to_run(capsys: pytest.CaptureFixture[str], home: Path) -> None:
     code, out, err = call(capsys, "predict", "A sentence.")
     assert (code, out) == (1, "")
-    assert err.endswith("run: verdict retrain\n")
+    assert f"there is no champion yet: nothing is in {home} (no mlflow.db); run: verdict retrain, or name the" in err
     assert not home.exists()
 
 
-def test_status_before_any_training_is_empty_and_writes_nothing(capsys: pytest.CaptureFixture[str], home: Path) -> None:
+def test_status_before_any_training_says_so_fails_and_writes_nothing(
+    capsys: pytest.CaptureFixture[str], home: Path
+) -> None:
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
     with temporary_settings(restore_defaults={PREFECT_API_URL}):  # other tests may have a server up
-        code, out, _ = call(capsys, "status", "--json")
+        code, out, err = call(capsys, "status", "--json")
         printed = call(capsys, "status")[1]
-    assert code == 0
+    assert code == 1
+    assert err == (
+        f"error: there is no version yet: nothing is in {home} (no mlflow.db); run: verdict retrain, or name the "
+        "folder that is meant: VERDICT_HOME=DIR\n"
+    )
     answer = json.loads(out)
+    assert (answer.pop("home"), answer.pop("initialised")) == (str(home), False)
     assert answer.pop("store").endswith("mlflow.db")
     assert answer.pop("disk")["stores_gb"] == 0
     assert answer == {
@@ -324,7 +331,8 @@ def test_status_before_any_training_is_empty_and_writes_nothing(capsys: pytest.C
         "unreachable": [],
     }
     assert not home.exists()
-    assert "no runs yet; start one: verdict retrain" in printed
+    assert "mlflow.db, not there\n" in printed
+    assert "champion" not in printed
 
 
 def test_settings_are_shown_with_their_origin(
@@ -415,7 +423,10 @@ def test_score_tells_wrong_usage_before_anything_starts(
 
 def test_commands_that_need_a_champion_say_so_before_anything_starts(home: Path, tmp_path: Path) -> None:
     (tmp_path / "in.txt").write_text("A sentence.\n")
-    missing = f"error: there is no champion yet: sqlite:///{home}/mlflow.db is new; run: verdict retrain\n"
+    nothing = (
+        f"yet: nothing is in {home} (no mlflow.db); run: verdict retrain, or name the folder that is meant: "
+        "VERDICT_HOME=DIR\n"
+    )
     program = (
         "import sys\nfrom flows.cli.app import main\n"
         "for line in sys.stdin:\n    try:\n        main(line.split())\n    except SystemExit as ended:\n"
@@ -428,8 +439,10 @@ def test_commands_that_need_a_champion_say_so_before_anything_starts(home: Path,
         input="\n".join((*commands, "rollback --reason x")), env=os.environ | {"VERDICT_HOME": str(home)},
         cwd=ROOT, capture_output=True, text=True, check=True,
     )  # fmt: skip
-    new = f"error: there is no version yet: sqlite:///{home}/mlflow.db is new; run: verdict retrain\n"
-    assert done.stderr == missing * len(commands) + new
+    assert (
+        done.stderr
+        == f"error: there is no champion {nothing}" * len(commands) + f"error: there is no version {nothing}"
+    )
     assert done.stdout.split() == []  # none of the slow libraries
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.txt", "stores"]
 

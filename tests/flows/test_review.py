@@ -182,11 +182,21 @@ def test_an_empty_store_is_told_and_stays_empty(
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     code, out, err = verdict(*arguments)
     assert (code, out) == (1, "")
-    assert "there is no version yet" in err
-    assert err.endswith("run: verdict retrain\n")
+    assert f"there is no {'champion' if arguments[0] == 'compare' else 'version'} yet: nothing is in" in err
+    assert f"nothing is in {tmp_path / 'stores'} (no mlflow.db); run: verdict retrain, or name the folder" in err
     assert not (tmp_path / "stores").exists()
-    assert verdict("history", "--json")[:2] == (0, "[]\n")
-    assert verdict("history")[1] == "no champion yet; train the first one: verdict retrain\n"
+    assert verdict("history", "--json")[:2] == (1, "[]\n")
+    code, out, err = verdict("history")
+    assert (code, out) == (1, "no champion yet; train the first one: verdict retrain\n")
+    assert err.startswith(f"error: there is no version yet: nothing is in {tmp_path / 'stores'} (no mlflow.db)")
+    # Of a folder below the one that is meant, that one is named.
+    (tmp_path / "stores").mkdir()
+    (tmp_path / "stores" / "mlflow.db").touch()
+    monkeypatch.setenv("VERDICT_HOME", str(tmp_path / "below" / "stores"))
+    assert (
+        f"; run: verdict retrain, or name the folder that is meant: VERDICT_HOME={tmp_path / 'stores'}"
+        in verdict("status")[2]
+    )
 
 
 def test_rollback_goes_back_step_by_step_and_is_recorded(reigning: MlflowStore, verdict: Command) -> None:
@@ -392,8 +402,8 @@ def test_two_versions_are_measured_side_by_side_on_the_holdout(
 def test_a_comparison_with_a_champion_that_is_not_there_is_told(judged: Callable[..., str], verdict: Command) -> None:
     code, out, err = verdict("compare", judged(16, None))
     assert (code, out) == (1, "")
-    assert err.startswith("error: there is no champion in sqlite:")
-    assert err.endswith("to compare with; name a second version\n")
+    assert err.startswith("error: there is no champion yet in sqlite:")
+    assert err.endswith("; or name a second version: verdict compare 1 B\n")
 
 
 def test_a_hold_is_judged_again_where_another_champion_reigns_by_now(

@@ -163,7 +163,7 @@ def test_an_alias_that_is_deleted_leaves_the_last_champion(home: RegistryHome, c
 def test_no_champion_no_store_and_no_model_are_different_errors(home: RegistryHome, tmp_path: Path) -> None:
     with pytest.raises(NoChampion, match=r"there is no champion yet in sqlite.*run: verdict retrain"):
         follow(home)
-    with pytest.raises(NoChampion, match=r"there is no champion yet: sqlite.* is new; run: verdict retrain"):
+    with pytest.raises(NoChampion, match=r"there is no champion yet: nothing is in .*; run: verdict retrain"):
         Champion.open(CHAMPION_URI, NEVER, "cpu", str(tmp_path / "new"))
     with pytest.raises(UnknownModel, match=r"model 'grammar' is unknown in .*, which holds acceptability"):
         Champion.open("models:/grammar@champion", NEVER, "cpu", str(home.folder))

@@ -2,35 +2,16 @@
 
 import sys
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
-
-from pydantic import BaseModel
-from pydantic.fields import FieldInfo
+from typing import Any
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "tasks" / "core" / "README.md"
 BEGIN = "<!-- settings: written by tests/support/settings_page.py -->\n"
 END = "<!-- end of settings -->\n"
-SIGNS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
-
-
-def bounds(field: FieldInfo) -> str:
-    """Return what values a setting takes."""
-    if get_origin(field.annotation) is Literal:
-        return ", ".join(map(str, get_args(field.annotation)))
-    found = [
-        (sign, value)
-        for rule in field.metadata
-        for name, sign in SIGNS.items()
-        if (value := getattr(rule, name, None)) is not None
-    ]
-    if found:
-        return " and ".join(f"{sign} {value:g}" for sign, value in found)
-    return {bool: "true, false", int: "whole number"}.get(field.annotation, "")  # type: ignore[call-overload]
 
 
 def shown(value: Any) -> str:
-    """Return a default as it is typed in TOML."""
+    """Return a default as a page shows it."""
     return (
         f"`{str(value).lower()}`"
         if isinstance(value, bool)
@@ -42,21 +23,15 @@ def shown(value: Any) -> str:
 
 def settings_table() -> str:
     """Return the Markdown tables of all settings, one a group."""
-    from tasks.core.settings import Settings
+    from tasks.core.settings_description import describe_settings
 
-    parts = []
-    for group, field in Settings.model_fields.items():
-        section = field.annotation
-        assert isinstance(section, type)
-        assert issubclass(section, BaseModel)
-        defaults = section.model_validate({}).model_dump()
-        parts.append(f"\n### {group}\n\n| setting | default | values | meaning |\n| --- | --- | --- | --- |\n")
-        for name, each in section.model_fields.items():
-            meaning = (each.description or "").replace("|", "\\|").replace("\n", " ")
-            assert meaning, f"{group}.{name} is not explained"
-            default = defaults[name]
-            default = list(default) if isinstance(default, tuple) else default
-            parts.append(f"| `{group}.{name}` | {shown(default)} | {bounds(each)} | {meaning} |\n")
+    parts, group = [], ""
+    for each in describe_settings():
+        if group != each.key.partition(".")[0]:
+            group = each.key.partition(".")[0]
+            parts.append(f"\n### {group}\n\n| setting | default | values | meaning |\n| --- | --- | --- | --- |\n")
+        meaning = each.meaning.replace("|", "\\|")
+        parts.append(f"| `{each.key}` | {shown(each.default)} | {each.values} | {meaning} |\n")
     return "".join(parts) + "\n"
 
 

@@ -1,0 +1,60 @@
+"""Prints what a retraining run would do, for people."""
+
+from typing import TYPE_CHECKING, Any
+
+from flows.cli.show_run import new_console, new_table
+from flows.cli.terminal import escape
+
+if TYPE_CHECKING:
+    from flows.jobs.plan import RetrainPlan
+
+HEADLINES = {
+    "train": "[bold green]would train[/] a candidate: {why}",
+    "resume": "[bold green]would resume[/]: {why}; finished is {finished}",
+    "nothing": "[bold]would do nothing[/]: {why} (--force trains again)",
+    "refused": "[bold red]would be refused[/]: {why}",
+    "busy": "[bold red]would fail[/]: {why}",
+}
+MAX_VALUE_CHARS = 60  # of a setting in the table; --json has all
+
+
+def show_plan(plan: "RetrainPlan") -> None:
+    """Print what would be done and why, what changed since the champion, and what the gate says."""
+    console = new_console()
+    finished = ", ".join(plan["finished"]) or "no step"
+    console.print(HEADLINES[plan["action"]].format(why=escape(plan["why"]), finished=finished))
+    champion = plan["champion"]
+    if champion:
+        mcc = "unknown" if champion["mcc"] is None else f"{champion['mcc']:.3f}"
+        console.print(f"champion  version {champion['version']}, MCC {mcc}")
+    console.print(f"job       {plan['job']}, encoder {escape(plan['encoder'])}, on {plan['device']}")
+    if plan["changes"]:
+        table = new_table("changed", "then", "now")
+        for change in plan["changes"]:
+            table.add_row(*(escape(_short(change[name])) for name in ("what", "before", "now")))
+        console.print(table)
+    for role, rows in plan["rows"].items():
+        console.print(
+            f"{role}: {rows['added']} sentences added, {rows['removed']} removed, {rows['relabelled']} relabelled"
+        )
+        for kind, sentences in rows["examples"].items():
+            for sentence in sentences:
+                console.print(f"  {kind}: {escape(sentence)}")
+    _show_gate(plan["gate"])
+    console.print("nothing was started; without --dry-run this command does it")
+
+
+def _show_gate(gate: dict[str, Any]) -> None:
+    """Print the gate's answer in a few lines; verdict check has more."""
+    console = new_console()
+    for colour, kind, lines in (("yellow", "warns", gate["warnings"]), ("red", "fails", gate["failures"])):
+        for line in lines:
+            console.print(f"[{colour}]{kind}[/]     {escape(line)}")
+    passed = gate["results"] - len(gate["failures"]) - len(gate["warnings"])
+    answer = "accepted" if gate["passed"] else "refused"
+    met = f"{passed} of {gate['results']} expectations met"
+    console.print(f"gate      {answer}: {gate['kept']} of {gate['rows_in']} rows kept, {met}")
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= MAX_VALUE_CHARS else text[: MAX_VALUE_CHARS - 1] + "…"
