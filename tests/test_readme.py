@@ -111,8 +111,8 @@ def test_the_places_where_to_change_something_exist() -> None:
 
 def test_the_profiles_and_settings_that_a_page_names_exist() -> None:
     assert names_in(r"--profile ([a-z-]+)") <= set(profile_names())
-    assert names_in(r"--set ([a-z_.]+)=") | names_in(
-        r"`((?:data|finetune|gate|judge|watch)\.(?!(?:py|json|html)\b)[a-z_]+)"
+    assert names_in(r"--set ([a-z0-9_.]+)=") | names_in(
+        r"`((?:data|finetune|gate|judge|watch)\.(?!(?:py|json|html)\b)[a-z0-9_]+)"
     ) <= set(valid_keys())
 
 
