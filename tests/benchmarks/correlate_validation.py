@@ -10,6 +10,7 @@ recipes with all their runs. Files of runs by the hash alone, as older ones are,
 """
 
 import argparse
+import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -42,7 +43,8 @@ def main() -> None:
     for row in rows:
         print(" | ".join(f"{value:.3f}" if isinstance(value, float) else str(value) for value in row.values()))
     if options.out:
-        Path(options.out).write_text(json.dumps({"benchmark": "validation and holdout", "rows": rows}, indent=2) + "\n")
+        result = {"benchmark": "validation and holdout", "rows": rows, "recipes": describe(both), "noise": noise(both)}
+        Path(options.out).write_text(json.dumps(result, indent=2) + "\n")
     if options.picture:
         draw(both, options.picture)
 
@@ -76,6 +78,21 @@ def level(table: pd.DataFrame, unit: str) -> pd.DataFrame:
     return alike if unit == "runs" else alike.groupby("recipe", as_index=False)[figures].mean()
 
 
+def describe(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return each recipe's number of runs and mean figures without the effects of folds, the best by source first."""
+    means = level(table, "recipes").assign(runs=table.groupby("recipe").size().to_numpy())
+    return means.sort_values("source_mcc", ascending=False).round(4).to_dict("records")
+
+
+def noise(table: pd.DataFrame) -> dict[str, float]:
+    """Return the standard deviation of one training's figures, where recipe and fold are the same."""
+    runs = level(table, "runs")
+    figures = [name for name in runs.select_dtypes("number") if name != "fold"]
+    rest = runs[figures] - runs.groupby("recipe")[figures].transform("mean")
+    free = len(runs) - runs["recipe"].nunique() - runs["fold"].nunique() + 1
+    return {name: round(float(np.sqrt((rest[name] ** 2).sum() / free)), 4) for name in figures}
+
+
 def spearman(table: pd.DataFrame, column: str, rows: NDArray[np.int64] | None = None) -> float:
     """Return the rank correlation of a column with the holdout's MCC, over some rows [N] or all."""
     given, unseen = (table[name].to_numpy()[slice(None) if rows is None else rows] for name in (column, "holdout_mcc"))
@@ -88,7 +105,7 @@ def correlate(table: pd.DataFrame, columns: list[str], name: str) -> list[dict[s
     """Return rows of the table: rank correlation of columns with the holdout's MCC, and its interval."""
     return [
         {"runs of": name, "validation": column.removesuffix("_mcc"), "unit": unit, "count": len(flat)}
-        | estimate(flat, lambda rows, flat=flat, column=column: spearman(flat, column, rows))
+        | estimate(flat, functools.partial(spearman, flat, column))
         for column in columns
         for unit in ("runs", "recipes")
         for flat in [level(table, unit)]
@@ -103,7 +120,7 @@ def compare(table: pd.DataFrame) -> list[dict[str, Any]]:
 
     return [
         {"runs of": "both at once", "validation": "source - hash", "unit": unit, "count": len(flat)}
-        | estimate(flat, lambda rows, flat=flat: difference(flat, rows))
+        | estimate(flat, functools.partial(difference, flat))
         for unit in ("runs", "recipes")
         for flat in [level(table, unit)]
     ]
@@ -135,11 +152,8 @@ def draw(table: pd.DataFrame, path: str) -> None:
         axes, ("hash_mcc", "source_mcc"), ("sentences by a hash", "whole sources"), strict=True
     ):
         runs, means = (level(table, unit) for unit in ("runs", "recipes"))
-        centre: NDArray[Any] = table[[column, "holdout_mcc"]].mean().to_numpy()
-        axis.scatter(runs[column] + centre[0], runs["holdout_mcc"] + centre[1], s=14, alpha=0.35, label="one training")
-        axis.scatter(
-            means[column] + centre[0], means["holdout_mcc"] + centre[1], s=40, marker="D", label="mean of a recipe"
-        )
+        axis.scatter(runs[column], runs["holdout_mcc"], s=14, alpha=0.35, label="one training")
+        axis.scatter(means[column], means["holdout_mcc"], s=40, marker="D", label="mean of a recipe")
         found = [spearman(flat, column) for flat in (runs, means)]
         axis.set(title=f"{title}: rank correlation {found[0]:.2f}, of recipes {found[1]:.2f}", xlabel="validation MCC")
     axes[0].set_ylabel("MCC on out_of_domain_dev")
