@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import re
+import resource
 import tempfile
 import time
 from collections.abc import Mapping
@@ -11,7 +12,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from tasks.core import log_format
-from tasks.core.errors import UsageError
+from tasks.core.errors import UsageError, VerdictError
 from tasks.core.hidden_addresses import check_address
 
 DEFAULT_HOME = ".verdict"
@@ -22,6 +23,7 @@ PATIENCE = {
     "PREFECT_CLIENT_MAX_RETRIES": "7",
     "PREFECT_CLIENT_RETRY_EXTRA_CODES": "500",
 }
+MIN_ADDRESS_SPACE = 10**9  # bytes for a flow and the server that it starts
 LOAD_SAMPLES, LOAD_SAMPLE_S = 3, 0.005
 
 
@@ -35,7 +37,9 @@ def usable_home() -> str:
 
     Raises:
         UsageError: if it is not writable.
+        VerdictError: if this process may not take the address space that a flow needs.
     """
+    _check_address_space()
     folder = verdict_home()
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
@@ -45,6 +49,16 @@ def usable_home() -> str:
         raise UsageError(
             f"nothing can be written to {folder} ({error.strerror}); name another: VERDICT_HOME"
         ) from error
+
+
+def _check_address_space() -> None:
+    """Raise VerdictError under a limit in which libraries abort, or wait for a server that cannot start."""
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if limit != resource.RLIM_INFINITY and limit < MIN_ADDRESS_SPACE:
+        raise VerdictError(
+            f"address space is limited to {limit // 10**6:,} MB; expected at least {MIN_ADDRESS_SPACE // 10**6:,} MB: "
+            "ulimit -v unlimited, then run the same command again"
+        )
 
 
 def set_process_defaults(more: Mapping[str, str] = {}) -> None:

@@ -10,7 +10,9 @@ import copy
 import io
 import shutil
 import tempfile
+import threading
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -129,6 +131,8 @@ def _trace(logits: LogitsModule, path: Path) -> None:
 
 def _translate(logits: LogitsModule, path: Path) -> None:
     """Export with torch.export, with dynamic batch and sequence axes."""
+    # A bar of progress there makes a semaphore of the system, which stays behind where this process is killed.
+    import_module("tqdm").tqdm.set_lock(threading.RLock())
     axes = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
     shapes = (tuple(axes for _ in logits.names),)
     _export(

@@ -1,5 +1,6 @@
 """Torch's exporters, for encoders without a description: every variant, the choice of the exporter."""
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from architectures import ARCHITECTURES, random_model
 from tiny import tiny_bert
 from toy import origin
+from tqdm import tqdm
 from transformers import BertConfig
 
 from tasks.core.errors import VerdictError
@@ -48,6 +50,12 @@ def test_attention_of_the_shape_of_bert_base_is_fused_in_every_layer() -> None:
     assert (exported.fused, remarks) == (12, [])
 
 
+def test_the_first_exporter_will_do_where_fused_attention_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(torch_export.EXPORTERS, "dynamo")
+    exported, remarks = choose_exporter(random_model(ARCHITECTURES["albert"]), fused=False)
+    assert (exported.exporter, exported.fused, remarks) == ("tracing", 0, [])
+
+
 def test_the_dynamo_exporter_is_used_when_the_tracing_one_is_gone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -57,6 +65,7 @@ def test_the_dynamo_exporter_is_used_when_the_tracing_one_is_gone(
     monkeypatch.setitem(torch_export.EXPORTERS, "tracing", gone)
     logits = random_model(tiny_bert().config)
     exported, remarks = choose_exporter(logits)
+    assert isinstance(tqdm.get_lock(), type(threading.RLock()))  # its own lock is a semaphore of the system
     assert exported.exporter == "dynamo"
     assert remarks[0] == "the tracing exporter failed: TypeError: export() got an unexpected keyword argument 'dynamo'"
     for variant, make in MAKERS:

@@ -513,6 +513,23 @@ def test_too_little_memory_is_one_line(home: Path, megabytes: int) -> None:
     assert (done.returncode, done.stdout, done.stderr.splitlines()) == (1, "", [f"error: {OUT_OF_MEMORY}"])
 
 
+@pytest.mark.parametrize("command", [["score", "-", "out.parquet"], ["retrain"]], ids=["score", "retrain"])
+def test_a_flow_without_the_address_space_for_it_is_one_line_before_anything_starts(
+    home: Path, command: list[str]
+) -> None:
+    done = subprocess.run(
+        [*VERDICT, *command],
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, cwd=ROOT,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (800_000_000, 800_000_000)),
+    )  # fmt: skip
+    said = (
+        "error: address space is limited to 800 MB; expected at least 1,000 MB: ulimit -v unlimited, then run the same "
+        "command again\n"
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", said)
+    assert not home.exists()
+
+
 def test_a_folder_of_the_stores_that_is_a_file_is_one_line(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     home.mkdir()
     (home / "sample").write_text("")
