@@ -19,7 +19,7 @@ def score(
     """Score a file of sentences; return what the command prints.
 
     Args:
-        path: file of sentences, or - for standard input.
+        path: file or folder of sentences, or - for standard input.
         out: Parquet file, or - for JSON lines on standard output.
         model: registry address, version number, or a bundle's folder.
         device: auto, cuda or cpu.

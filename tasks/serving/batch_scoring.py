@@ -137,7 +137,7 @@ def check_paths(path: str, out: str, columns: str = "", form: str = "") -> Sente
     """Check input and output before a model is loaded.
 
     Args:
-        path: file of sentences, or - for standard input.
+        path: file or folder of sentences, or - for standard input.
         out: Parquet file, or - for JSON lines on standard output.
         columns: text=NAME, where the column has no usual name.
         form: format of the input; empty: by the file's extension.
@@ -178,7 +178,7 @@ def score_file(
     """Score a file of sentences with a bundle.
 
     Args:
-        path: file of sentences, or - for standard input.
+        path: file or folder of sentences, or - for standard input.
         out: Parquet file, or - for JSON lines on standard output.
         bundle: the bundle's folder.
         version: its registered version; None where it is not registered.
