@@ -118,6 +118,15 @@ def show_comparison(outcome: dict[str, Any]) -> None:
         f"labels     {paired['agreement']:.1%} equal; only one right: "
         f"{paired['candidate_alone']} and {paired['champion_alone']}"
     )
+    if outcome["changes"]:
+        changes = new_table("made with", f"version {one['version']}", f"version {other['version']}")
+        for change in outcome["changes"]:
+            changes.add_row(*(_short(change[name]) for name in ("what", "first", "second")))
+        console.print(changes)
+    if paired["sentences"]:
+        console.print(
+            f"sentences that they label differently: label, version {one['version']}, version {other['version']}"
+        )
     for row in paired["sentences"]:
         console.print(f"  {row['label']}  {row['first']:.2f} {row['second']:.2f}  {escape(row['sentence'])}")
 

@@ -10,6 +10,8 @@ from flows.services.server_watch import reach_store
 from tasks.core.errors import UsageError, VerdictError
 from tasks.core.files import json_digest, write_json
 from tasks.core.policy import Policy, parse_policy
+from tasks.core.provenance import RECORDED_PACKAGES
+from tasks.core.settings_loader import SettingRow
 from tasks.core.signing import REQUIRE_VARIABLE, signature_required
 from tasks.evaluation.compare_versions import VersionComparison, compare_bundles, compare_recorded, figures_of
 from tasks.evaluation.evidence import (
@@ -21,6 +23,7 @@ from tasks.evaluation.evidence import (
     parse_evidence,
 )
 from tasks.evaluation.judge import judge, stamp
+from tasks.evaluation.run_diff import CODE_TAG, DATA_TAG, UNKNOWN, diff_runs
 from tasks.inference.bundle import VERSION_DIGITS
 from tasks.registry import lookup, promotion, tracking, verification
 from tasks.registry.audit_log import actor
@@ -80,7 +83,22 @@ def compare(first: str, second: str | None, device: str, home: str) -> dict[str,
             for version, side in sides.items()
         ],
         "comparison": dict(result["comparison"]),
+        "changes": _list_changes(store, tags[first], tags[other]),
     }
+
+
+def _list_changes(store: MlflowStore, ours: dict[str, str], theirs: dict[str, str]) -> list[dict[str, str]] | None:
+    """Return what differs between the runs of two versions (name, first, second); None where a run was deleted."""
+    first, second = (tracking.read_run_record(store, tags["run"]) for tags in (ours, theirs))
+    if first is None or second is None:
+        return None
+    settings = [SettingRow(key, value, "") for key, value in first["settings"].items()]
+    facts = {name: first["tags"].get(name, UNKNOWN) for name in (DATA_TAG, CODE_TAG, *RECORDED_PACKAGES)}
+    facts = {name: value for name, value in facts.items() if value != second["tags"].get(name, UNKNOWN)}
+    return [
+        {"what": change.what, "first": change.now, "second": change.before}
+        for change in diff_runs(second, settings, facts)
+    ]
 
 
 def judge_again(store: MlflowStore, version: str, champion: ChampionRecord | None, home: str) -> str:

@@ -1,6 +1,7 @@
 """What a person asks and decides: status, compare, approve, reject, rollback, history; on real stores."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -360,7 +361,7 @@ def judged(
             device="cpu",
             resamples=200,
         )
-        run = tracking.open_run(store, f"{length:016d}", {}, {})
+        run = tracking.open_run(store, f"{length:016d}", {"finetune.max_length": length}, {})
         held = judge(evidence, policy)
         write_json(home / "evidence.json", evidence)
         write_json(home / "verdict.json", held)
@@ -386,7 +387,10 @@ def test_two_versions_are_measured_side_by_side_on_the_holdout(
     assert cut["mcc"] < whole["mcc"]
     assert answer["comparison"]["difference"] == pytest.approx(cut["mcc"] - whole["mcc"])
     assert answer["comparison"]["differing"] >= len(answer["comparison"]["sentences"]) > 0
+    assert answer["changes"] == [{"what": "finetune.max_length", "first": "3", "second": "16"}]
     shown_ = verdict("compare", second, first, "--device", "cpu")[1]
+    assert re.search(r"^made with +version 2 +version 1 *\nfinetune\.max_length +3 +16 *$", shown_, re.MULTILINE)
+    assert "sentences that they label differently: label, version 2, version 1\n" in shown_
     assert f"version {second}" in shown_
     assert "difference -" in shown_
     shutil.rmtree(home / "snapshots")
