@@ -33,7 +33,7 @@ from tasks.inference.bundle import CHAMPION_URI, MODEL_NAME
 
 if TYPE_CHECKING:
     from flows.outcome import RetrainOutcome
-    from tasks.core.settings import Settings
+    from tasks.core.settings import DataSettings, Settings
     from tasks.core.settings_loader import ResolvedSettings
 
 ScoreFormat = Literal["txt", "tsv", "csv", "jsonl", "json", "parquet", "arrow"]
@@ -66,6 +66,7 @@ def retrain(
         _show_settings(resolved, as_toml, as_json)
         return
     _refuse_early(resolved.settings)
+    _refuse_missing_files(resolved.settings.data)
     if dry_run:
         _show_plan(resolved, force, as_json)
         return
@@ -270,6 +271,18 @@ def _refuse_early(settings: "Settings") -> None:
 
         if not has_gpu():
             raise VerdictError("device cuda is wanted, but NVIDIA's driver reports no GPU; see: verdict doctor")
+
+
+def _refuse_missing_files(data: "DataSettings") -> None:
+    """Check that the data is there where it all lies on this machine; what is downloaded, the flow looks for.
+
+    Raises:
+        UsageError: if a folder or file is not there.
+    """
+    from tasks.data.sources import locate_sources
+
+    if not any(address == "sample" or ":" in address for address in (*data.path, data.train, data.holdout)):
+        locate_sources(data.path, data.train, data.holdout, environment.verdict_home(), offline=True)
 
 
 def _check_servers() -> None:

@@ -20,7 +20,7 @@ from tasks.core.printable import redact_address
 from tasks.registry.store import SQLITE, MlflowStore, locate_store
 
 CHECK_SECONDS = 5.0
-START_LIMIT_S = 2.0  # for a server to answer before a run begins
+START_LIMIT_S = 1.0  # for a server to answer before a run begins
 START_TRY_S = 2.0  # for each try then
 AWAY_LIMIT_S = 240.0  # the clients' own retries, MLFLOW_HTTP_REQUEST_MAX_RETRIES=7, take 250 s
 
