@@ -81,13 +81,14 @@ def level(table: pd.DataFrame, unit: str) -> pd.DataFrame:
 def describe(table: pd.DataFrame) -> list[dict[str, Any]]:
     """Return each recipe's number of runs and mean figures without the effects of folds, the best by source first."""
     means = level(table, "recipes").assign(runs=table.groupby("recipe").size().to_numpy())
-    return means.sort_values("source_mcc", ascending=False).round(4).to_dict("records")
+    ranked = means.sort_values("source_mcc", ascending=False).round(4)
+    return [{str(name): value for name, value in row.items()} for row in ranked.to_dict("records")]
 
 
 def noise(table: pd.DataFrame) -> dict[str, float]:
     """Return the standard deviation of one training's figures, where recipe and fold are the same."""
     runs = level(table, "runs")
-    figures = [name for name in runs.select_dtypes("number") if name != "fold"]
+    figures = [str(name) for name in runs.select_dtypes("number") if name != "fold"]
     rest = runs[figures] - runs.groupby("recipe")[figures].transform("mean")
     free = len(runs) - runs["recipe"].nunique() - runs["fold"].nunique() + 1
     return {name: round(float(np.sqrt((rest[name] ** 2).sum() / free)), 4) for name in figures}
