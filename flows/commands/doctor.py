@@ -11,7 +11,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from flows.services.server_watch import check_servers, lasting_servers
-from tasks.core.errors import VerdictError, first_line
+from tasks.core.errors import VerdictError, first_line, is_disk_full, is_out_of_memory
 from tasks.core.printable import redact_address
 from tasks.core.provenance import library_versions
 from tasks.core.signing import describe_key, signature_required, trusted_keys
@@ -57,7 +57,10 @@ def run_checks(home: str, encoder: str | None = None) -> list[DoctorCheck]:
 def _run(name: str, check: Callable[[], str]) -> DoctorCheck:
     try:
         return DoctorCheck(check=name, works=True, seen=check())
-    except (VerdictError, ImportError, OSError) as error:
+    except Exception as error:
+        expected = isinstance(error, (VerdictError, ImportError, OSError))
+        if not (expected or is_disk_full(error) or is_out_of_memory(error)):
+            raise
         return DoctorCheck(check=name, works=False, seen=first_line(error))
 
 

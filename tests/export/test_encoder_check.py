@@ -332,6 +332,16 @@ def test_a_changed_program_keeps_nothing(folder: Path, tmp_path: Path, monkeypat
     assert not (tmp_path / "cache").exists()
 
 
+def test_a_full_disk_is_an_entry_of_the_doctor(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(transformers.PreTrainedModel, "save_pretrained", full)
+    checks = {check["check"]: check for check in doctor.run_checks(str(tmp_path / "home"), str(folder))}
+    assert (checks["encoder"]["works"], checks["disk"]["works"]) == (False, True)
+    assert "No space left on device" in checks["encoder"]["seen"]
+
+
 def test_the_doctor_checks_a_hub_model(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with served("owner/model", folder, tmp_path / "cache", monkeypatch) as paths:
         checks = {check["check"]: check for check in doctor.run_checks(str(tmp_path / "home"), "hf:owner/model")}
