@@ -323,6 +323,7 @@ def _show_plan(resolved: "ResolvedSettings", force: bool, as_json: bool) -> None
         from flows.cli import show_plan
         from flows.jobs.plan import plan_retraining
     environment.show_log()
+    environment.quiet_prefect()  # which the import of the job's parts sets up
     plan = plan_retraining(resolved, environment.verdict_home(), force)
     print_result(plan, as_json, show_plan.show_plan)
     if plan["action"] == "refused":
