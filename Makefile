@@ -35,8 +35,9 @@ test: $(VENV)/.dev browser ## run every test but those of test-services
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 	@echo 'The default run, PostgreSQL, an S3 store, servers, worker and schedules are tested by: make test-services'
 
+# One worker has the services, whose tests wait much of their time, the other one the rest.
 test-services: $(VENV)/.dev postgresql ## the default run; schedules, kills and outages on real servers (eight minutes)
-	@$(BIN)/python -m pytest -m services tests/services $(ARGS)
+	@$(BIN)/python -m pytest -m services --numprocesses 2 --dist loadfile --no-loadscope-reorder tests/services $(ARGS)
 
 postgresql: $(VENV)/bin/python
 	@ls /usr/lib/postgresql/*/bin/initdb > /dev/null 2>&1 || command -v initdb > /dev/null || { \

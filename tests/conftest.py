@@ -40,6 +40,7 @@ PREFECT_FILES = (
 
 # Other files of more than ten seconds, which start first so that none of them runs alone at the end.
 SLOW_FILES = (
+    "test_services.py", "test_default_run.py", "test_stack_up.py",
     "test_launcher.py", "test_promotion_kills.py", "test_demo_page.py", "test_soup.py", "test_server.py",
     "test_finetune.py", "test_onnx_export.py", "test_concurrent_promotions.py", "test_report_page.py",
     "test_versions.py", "test_readme.py", "test_review.py", "test_pyfunc.py", "test_corruption.py", "test_trainer.py",

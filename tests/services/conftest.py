@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -30,10 +31,12 @@ def clock() -> Iterator[Clock]:
         seconds[name] = round(time.monotonic() - started, 1)
 
     yield timed
-    record: dict[str, Any] = {"cpus": os.cpu_count(), "machine": platform.machine(), "seconds": seconds}
     print(f"\nseconds: {json.dumps(seconds, indent=2)}")
     if path := os.environ.get("SERVICES_TIMINGS"):
-        Path(path).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        with FileLock(f"{path}.lock"):  # each worker adds what it timed
+            others = json.loads(Path(path).read_text(encoding="utf-8"))["seconds"] if Path(path).exists() else {}
+            record = {"cpus": os.cpu_count(), "machine": platform.machine(), "seconds": others | seconds}
+            Path(path).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,6 @@
 """The README's first command as it stands: bundled sample, packaged encoder, embedded server, a fresh home.
 
-It trains for a minute on all cores, so it runs here, where no other test does meanwhile. Its home folder is empty, so
+It trains for a minute on all cores, so it runs here, where the tests beside it mostly wait. Its home folder is empty, so
 that what libraries leave there is seen.
 """
 
