@@ -1,5 +1,6 @@
 """Small real things that tests share: a corpus a tiny model can learn, the tiny model, and a Prefect server."""
 
+import gc
 import logging
 import os
 import shutil
@@ -15,6 +16,7 @@ from toy import Trainer, origin, recipe, write_quick_encoder, write_tokenizer, w
 from xdist.scheduler import LoadFileScheduling
 
 from flows import environment
+from tasks.core.quick_imports import collection_paused
 
 # Tiny models gain nothing from threads, and two processes that spin for them on two cores stand still.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -75,6 +77,15 @@ class GroupScheduling(LoadFileScheduling):
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> GroupScheduling:
     return GroupScheduling(config, log)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """Import all tests without garbage collections, and leave what they brought out of all later ones."""
+    with collection_paused():
+        result = yield
+    gc.freeze()
+    return result
 
 
 @pytest.fixture

@@ -47,7 +47,7 @@ from tasks.data.splitting import drop_labelled, split_snapshot
 from tasks.data.token_limit import longest_input
 from tasks.evaluation.evidence import Evidence
 from tasks.evaluation.judge import Verdict
-from tasks.export.bundle_export import ExportResult, export_bundle, load_export
+from tasks.export.bundle_export import EXPORT_RECORD, ExportResult, export_bundle, load_export
 from tasks.export.encoder_check import check_encoder
 from tasks.export.subprocess_call import start_forkserver
 from tasks.inference.bundle import Origin
@@ -115,7 +115,8 @@ def retrain(settings: dict[str, Any], origins: dict[str, str], home: str, force:
             record_inputs(folder, inputs, files)
             return dataclasses.replace(finished, seconds=timer.seconds)
         (folder / RESULT_FILE).unlink(missing_ok=True)  # of a version that was deleted
-        start_forkserver()  # the export's process imports its libraries while the gate runs on another core
+        if not (folder / EXPORT_RECORD).is_file():
+            start_forkserver()  # the export's process imports its libraries while the gate runs on another core
         with tracked_run(ResolvedSettings(chosen, origins), store, home, job, device, data, encoder, timer) as context:
             if not (folder / "model" / TRAINING_FILE).is_file():
                 try_encoder(timer, encoder, chosen.finetune.max_length, home, chosen.finetune.allow_new_weights)

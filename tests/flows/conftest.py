@@ -54,14 +54,18 @@ def first_run(
     flow_home: FlowHome,
     choose: Choose,
     job_cache: JobCache,
+    picture_cache: PictureCache,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> FirstRun:
-    """The first run in an empty home, nothing of it cached."""
+    """The first run in an empty home, nothing of it cached; the pictures that it draws are copied by later ones."""
+    from flows.jobs import publish
     from flows.jobs.retrain import retrain
 
     flow_home.clear()
     resolved = choose()
-    outcome = retrain(resolved.settings.model_dump(), resolved.origins, str(flow_home.folder)).to_json()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(publish, "draw", picture_cache.copying(publish.draw))
+        outcome = retrain(resolved.settings.model_dump(), resolved.origins, str(flow_home.folder)).to_json()
     job_cache.keep(*find_job(flow_home.folder, resolved))
     kept = tmp_path_factory.mktemp("first") / "home"
     flow_home.keep(kept)

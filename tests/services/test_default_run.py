@@ -1,7 +1,7 @@
 """The README's first command as it stands: bundled sample, packaged encoder, embedded server, a fresh home.
 
-It trains for a minute on all cores, so it runs here, where the tests beside it mostly wait. Its home folder is empty, so
-that what libraries leave there is seen.
+It trains for a minute on all cores, so it runs here, where the tests beside it mostly wait. Its home folder is empty,
+so that what libraries leave there is seen.
 """
 
 import contextlib

@@ -1,7 +1,8 @@
 """A process that is killed at a chosen point: imports everything once, then forks one child for each command.
 
 A command is one line of JSON: what to call, and where to die. The child kills itself with SIGKILL before or after a
-call, which is named (module.function) or counted (the n-th call of an MLflow client). The product has no code for this.
+call, which is named (module.function) or counted (the n-th call of an MLflow client that may write). The product has
+no code for this.
 The response is one line: the exit code of the child, -9 where it was killed.
 """
 
@@ -19,6 +20,7 @@ from typing import Any, Self
 
 ROOT = Path(__file__).parents[2]
 KILLED = -signal.SIGKILL
+READING = ("_", "get_", "search_", "list_")  # how such methods of an MLflow client begin
 IN_PARENT = "in the parent"  # a point at which the command runs in the process itself, and nothing is killed
 
 
@@ -42,7 +44,10 @@ def kill_at(module: Any, name: str, when: str) -> None:
 
 
 def kill_at_call(number: int, when: str) -> None:
-    """Die before or after the n-th call, from 1 on, of any method of an MLflow client."""
+    """Die before or after the n-th call, from 1 on, of a method of an MLflow client that may write.
+
+    Calls that only read leave what the call before them left.
+    """
     import mlflow
 
     calls = [0]
@@ -62,7 +67,7 @@ def kill_at_call(number: int, when: str) -> None:
         return counted
 
     for name, method in vars(mlflow.MlflowClient).items():
-        if callable(method) and not name.startswith("_"):
+        if callable(method) and not name.startswith(READING):
             setattr(mlflow.MlflowClient, name, counting(method))
 
 
