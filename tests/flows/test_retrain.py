@@ -464,10 +464,18 @@ def test_the_same_job_does_not_run_twice_at_once(retrain: Retrain, home: Path, c
 
 
 def test_a_moved_home_resumes_where_its_run_stopped(
-    champion: dict[str, Any], home: Path, empty_store: Path, tmp_path: Path, choose: Choose, copied_pictures: None
+    champion: dict[str, Any],
+    home: Path,
+    empty_store: Path,
+    tmp_path: Path,
+    choose: Choose,
+    copied_pictures: None,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from flows.jobs.retrain import retrain as flow
+    from flows.jobs import retrain as module
 
+    flow = module.retrain
+    monkeypatch.setattr(module, "start_forkserver", lambda: pytest.fail("nothing is left to export"))
     moved = Path(shutil.copytree(home, tmp_path / "moved", ignore=shutil.ignore_patterns("mlflow.db*", "artifacts")))
     (job,) = (moved / "runs").iterdir()
     for name in ("result.json", "verdict.json", "evidence.json"):  # as of a run that stopped before it measured
