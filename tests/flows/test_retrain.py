@@ -108,7 +108,16 @@ def test_the_first_fit_candidate_becomes_champion_and_everything_is_recorded(
     assert [entry.step for entry in epochs] == [1, 2, 3, 4]
     assert {entry.dataset.name for entry in run.inputs.dataset_inputs} == {"train", "holdout"}
     pictures = {entry.path for entry in client(home).list_artifacts(run.info.run_id, "pictures")}
-    names = ("intervals", "calibration", "confusion", "loss_per_step", "epochs", "mcc_per_batch")
+    names = (
+        "intervals",
+        "calibration",
+        "confusion",
+        "ranking",
+        "thresholds",
+        "loss_per_step",
+        "epochs",
+        "mcc_per_batch",
+    )
     assert pictures == {f"pictures/{name}.png" for name in names}
     records = {entry.path for entry in client(home).list_artifacts(run.info.run_id, "records")}
     assert records == {f"records/{name}" for name in ("evidence.json", "verdict.json", "report.html", "card.md")}
