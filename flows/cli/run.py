@@ -223,10 +223,12 @@ def serve(
 
 
 def _prepare_serving(model: str) -> None:
-    """Set what holds for the server's process, and check that its model may exist before libraries are imported."""
+    """Set what holds for the server's process, and check a named model before libraries are imported."""
     stopping.leave_to_command()
     environment.set_process_defaults()
     environment.show_log()
+    if "@" in model:  # the server waits for an alias that is not there yet
+        return
     from flows.commands.predict import check_model
 
     check_model(model, environment.verdict_home())

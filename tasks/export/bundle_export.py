@@ -174,9 +174,10 @@ def _log_summary(graphs: "WrittenGraphs") -> None:
     log.debug("exported to ONNX (%s); fused: %s", graphs["exporter"], fused)
     for variant, parity in graphs["parity"].items():
         log.debug("%s %s", variant, _describe_parity(parity))
-    most = max(graphs["parity"].values(), key=lambda parity: parity["changed"])
-    seen = f"{most['changed']} of {most['sentences']} labels differ from torch's at most" if most["sentences"] else ""
-    log.info("exported to ONNX: %s%s", ", ".join(graphs["parity"]), seen and f"; {seen}")
+    compared = [parity for parity in graphs["parity"].values() if parity["sentences"]]
+    most = max(compared, key=lambda parity: parity["changed"], default=None)
+    seen = f"; {most['changed']} of {most['sentences']} labels differ from torch's at most" if most else ""
+    log.info("exported to ONNX: %s%s", ", ".join(graphs["parity"]), seen)
     for variant, reason in graphs["left_out"].items():
         log.warning("%s is not shipped: it %s", VARIANTS[variant], reason)
 

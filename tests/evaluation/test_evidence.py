@@ -238,9 +238,9 @@ def test_evidence_without_its_schema_version_or_a_key_is_not_read(tmp_path: Path
     assert str(tmp_path) not in (tmp_path / "evidence.json").read_text()
     for broken, message in (
         (evidence | {"schema_version": 2}, "a file has schema version 2, this program reads 1; "),
-        ({key: value for key, value in evidence.items() if key != "schema_version"}, "a file has schema version None"),
+        ({key: value for key, value in evidence.items() if key != "schema_version"}, "a file is no evidence; expected"),
         ({key: value for key, value in evidence.items() if key != "leak"}, "a file lacks leak; "),
-        ([], "a file has schema version None"),
+        ([], "a file is no evidence; expected the evidence.json that a run wrote"),
     ):
         with pytest.raises(VerdictError, match=message):
             parse_evidence(broken, "a file")

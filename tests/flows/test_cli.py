@@ -425,7 +425,7 @@ def test_commands_that_need_a_champion_say_so_before_anything_starts(home: Path,
     (tmp_path / "in.txt").write_text("A sentence.\n")
     nothing = (
         f"yet: nothing is in {home} (no mlflow.db); run: verdict retrain, or name the folder that is meant: "
-        "VERDICT_HOME=DIR\n"
+        "VERDICT_HOME=DIR"
     )
     program = (
         "import sys\nfrom flows.cli.app import main\n"
@@ -433,15 +433,16 @@ def test_commands_that_need_a_champion_say_so_before_anything_starts(home: Path,
         "        assert ended.code == 1\n"
         "print(*sorted({'prefect', 'mlflow', 'torch', 'fastapi', 'transformers'} & sys.modules.keys()))\n"
     )
-    commands = ("predict x", f"score {tmp_path}/in.txt {tmp_path}/out.parquet", "serve", "compare 1", "export-triton t")
+    commands = ("predict x", f"score {tmp_path}/in.txt {tmp_path}/out.parquet", "export-triton t")
     done = subprocess.run(
         [sys.executable, "-c", program],
-        input="\n".join((*commands, "rollback --reason x")), env=os.environ | {"VERDICT_HOME": str(home)},
+        input="\n".join((*commands, "rollback --reason x", "compare 1")), env=os.environ | {"VERDICT_HOME": str(home)},
         cwd=ROOT, capture_output=True, text=True, check=True,
     )  # fmt: skip
-    assert (
-        done.stderr
-        == f"error: there is no champion {nothing}" * len(commands) + f"error: there is no version {nothing}"
+    assert done.stderr == (
+        f"error: there is no champion {nothing}\n" * len(commands)
+        + f"error: there is no version {nothing}\n"
+        + f"error: there is no champion {nothing}; or name a second version: verdict compare 1 B\n"
     )
     assert done.stdout.split() == []  # none of the slow libraries
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.txt", "stores"]

@@ -433,17 +433,15 @@ def test_wrong_addresses_are_refused_before_a_run_is_opened(
     assert runs(home) == []
 
 
-def test_an_encoder_with_a_fault_is_refused_before_the_data_is_checked(
+def test_an_encoder_with_a_fault_is_refused_before_a_run_is_opened(
     retrain: Retrain, home: Path, tiny_encoder: Path
 ) -> None:
     encoder = Path(shutil.copytree(tiny_encoder, home / "mine"))
     (encoder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n")
     with pytest.raises(UsageError, match=r"model\.safetensors' is a pointer of Git LFS"):
         retrain(finetune__encoder=str(encoder))
-    (job,) = (home / "runs").iterdir()
-    assert [path.name for path in job.iterdir()] == ["lock"]
-    (run,) = runs(home)
-    assert (run.info.status, run.data.tags["verdict"]) == ("FAILED", "FAILED")
+    assert not (home / "runs").exists()
+    assert runs(home) == []
 
 
 def test_an_empty_file_fails_before_a_run_is_opened(retrain: Retrain, home: Path, toy_data: Path) -> None:

@@ -1,5 +1,6 @@
 """kill -9 at a step of a rollback: the same command again goes back once, not twice."""
 
+import itertools
 import json
 import shutil
 from collections.abc import Iterator
@@ -41,13 +42,15 @@ def _person(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
 
 
-def test_a_rollback_that_is_killed_at_a_call_goes_back_once_when_it_is_repeated(
+def test_a_rollback_that_is_killed_at_any_call_goes_back_once_when_it_is_repeated(
     process: KillableProcess, folder: Path
 ) -> None:
     champions_after_kills = []
-    for point in (*range(1, 17, 5), "tasks.registry.register.move_alias", "tasks.registry.promotion.finish"):
+    for number in itertools.count(1):
         store = restore(folder / "backup.db", folder)
-        assert process.run(CALL, None, REASON, False, str(folder), point=point) == KILLED
+        if (ended := process.run(CALL, None, REASON, False, str(folder), point=number)) == 0:
+            break
+        assert ended == KILLED
         champions_after_kills.append(aliases(store)["champion"])
         change = review.rollback(None, REASON, False, str(folder))
         assert (change["kind"], change["from"], change["to"]) == ("rollback", "3", "2")
@@ -55,7 +58,8 @@ def test_a_rollback_that_is_killed_at_a_call_goes_back_once_when_it_is_repeated(
         changes = audit_log.read_changes(store)
         assert is_complete(changes)
         assert [change["kind"] for change in changes if change["state"] == "done"] == ["promote"] * 3 + ["rollback"]
-    assert champions_after_kills == ["3", "3", "3", "2", "2", "2"]
+    assert champions_after_kills == ["3"] * champions_after_kills.count("3") + ["2"] * champions_after_kills.count("2")
+    assert set(champions_after_kills) == {"2", "3"}
 
 
 def test_a_rollback_is_repeated_for_the_same_person_and_reason_alone(

@@ -63,8 +63,9 @@ def test_flat_adamw_is_adamw_on_the_plain_model_step_by_step(
     for step in range(10):
         for parameter, gradient in zip(plain.parameters(), gradients(step), strict=True):
             parameter.grad = gradient
-        norm = float(nn.utils.clip_grad_norm_(plain.parameters(), max_grad_norm or 1e9))
-        assert (norm > max_grad_norm) == (max_grad_norm == 0.05)
+        limit = max_grad_norm or 1e9
+        norm = float(nn.utils.clip_grad_norm_(plain.parameters(), limit))
+        assert (norm > limit) == (max_grad_norm == 0.05)
         for group, scale in zip(reference.param_groups, scales.values(), strict=True):
             group["lr"] = RATES[step % len(RATES)] * scale
         reference.step()
