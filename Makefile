@@ -8,7 +8,10 @@ BENCH  ?= main_job ingestion
 TOOLS  := $(VENV)/tools
 # uv, with pip's settings. It compiles nothing: Python keeps the compiled form of what it imports for the first time.
 UV_PIP := $(BIN)/python infra/uv_like_pip.py $(TOOLS)/bin/uv pip install --quiet
-INSTALL := $(UV_PIP) --python $(BIN)/python --constraint constraints.txt --build-constraint constraints.txt
+PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+# $(call install,WHAT): by uv; by pip where uv cannot be had or fails.
+install = $(UV_PIP) --python $(BIN)/python --constraint constraints.txt --build-constraint constraints.txt $(1) \
+  || { echo 'uv failed; pip installs instead, which takes longer ...' >&2; $(PIP) $(1); }
 
 .DEFAULT_GOAL := help
 .PHONY: help install retrain up down logs test test-services browser postgresql lint bench lock sbom audit clean
@@ -92,24 +95,24 @@ $(VENV)/bin/python:
 
 $(VENV)/.runtime: $(TOOLS)/bin/uv pyproject.toml constraints.txt
 	@echo 'installing the pinned runtime into $(VENV) (a minute or two, once) ...'
-	@$(INSTALL) --editable .
+	@$(call install,--editable .)
 	@$(BIN)/python -m flows.services.prepare_installation
 	@touch $@
 
 $(VENV)/.services: $(VENV)/.runtime
 	@echo 'installing what the services need ...'
-	@$(INSTALL) --editable '.[services]'
+	@$(call install,--editable '.[services]')
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.runtime
 	@echo 'installing what tests and lint need ...'
-	@$(INSTALL) --editable '.[dev]'
+	@$(call install,--editable '.[dev]')
 	@touch $@
 
 $(TOOLS)/bin/uv: $(VENV)/bin/python
 	@$(BIN)/python -m venv --without-pip $(TOOLS)
 	@$(BIN)/python -m pip --python $(TOOLS)/bin/python install --quiet --disable-pip-version-check \
-	  --constraint constraints.txt uv
+	  --constraint constraints.txt uv || true
 	@touch $@
 
 $(TOOLS)/.installed: $(TOOLS)/bin/uv infra/locks/tools.txt

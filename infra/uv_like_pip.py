@@ -38,7 +38,10 @@ def main() -> None:
     """Become uv; its own variables, where they are set, stay."""
     command = [sys.executable, "-m", "pip", "config", "list"]
     listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    os.execvpe(sys.argv[1], sys.argv[1:], uv_variables(listed) | os.environ)
+    try:
+        os.execvpe(sys.argv[1], sys.argv[1:], uv_variables(listed) | os.environ)
+    except OSError as error:
+        sys.exit(f"{sys.argv[1]} cannot be run: {error.strerror}")
 
 
 if __name__ == "__main__":

@@ -38,3 +38,9 @@ def test_the_program_gets_pips_settings_and_keeps_its_own(tmp_path: Path) -> Non
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     expected = "UV_DEFAULT_INDEX=https://a.example/simple UV_FIND_LINKS=/mine UV_INDEX_STRATEGY=unsafe-best-match\n"
     assert done.stdout == expected
+
+
+def test_a_program_that_cannot_be_run_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "uv").touch()
+    done = subprocess.run([sys.executable, SCRIPT, tmp_path / "uv"], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (1, f"{tmp_path}/uv cannot be run: Permission denied\n")
