@@ -86,6 +86,20 @@ def test_threads_of_torch_wait_asleep_beside_busy_processes(
     assert "GOMP_SPINCOUNT" not in os.environ
 
 
+def test_prefect_keeps_its_files_in_the_stores_folder_unless_it_has_its_own(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("PREFECT_HOME", "")  # undone afterwards
+    monkeypatch.delenv("PREFECT_HOME")
+    (tmp_path / ".prefect").mkdir()
+    environment.set_process_defaults()
+    assert "PREFECT_HOME" not in os.environ
+    (tmp_path / ".prefect").rmdir()
+    environment.set_process_defaults()
+    assert os.environ["PREFECT_HOME"] == f"{home}/cache/prefect"
+
+
 @pytest.mark.skipif(not Path("/proc/loadavg").exists(), reason="Linux counts the tasks that ask for a CPU")
 def test_a_machine_is_busy_while_others_ask_for_all_its_cpus() -> None:
     loops = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(2 * (os.cpu_count() or 1))]
