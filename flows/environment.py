@@ -95,7 +95,7 @@ def set_process_defaults(more: Mapping[str, str] = {}) -> None:
         **more,
     }
     # Prefect's profiles. Flows on a terminal leave a device id beside them, even with DO_NOT_TRACK (Prefect 3.8.8).
-    if not os.path.isdir(os.path.expanduser("~/.prefect")):
+    if not Path(os.environ.get("HOME", "/"), ".prefect").is_dir():
         defaults["PREFECT_HOME"] = str(cache / "prefect")
     if not any(os.environ.get(name) for name in OPENMP_VARIABLES):
         defaults |= openmp_waiting(busy=is_machine_busy())
