@@ -39,7 +39,7 @@ test: $(VENV)/.dev browser ## run every test but those of test-services
 	@echo 'The default run, PostgreSQL, an S3 store, servers, worker and schedules are tested by: make test-services'
 
 # One worker has the services, whose tests wait much of their time, the other one the rest.
-test-services: $(VENV)/.dev postgresql ## the default run; schedules, kills and outages on real servers (eight minutes)
+test-services: $(VENV)/.dev postgresql ## the default run; schedules, kills and outages on real servers (about eleven minutes)
 	@$(BIN)/python -m pytest -m services --numprocesses 2 --dist loadfile --no-loadscope-reorder tests/services $(ARGS)
 
 postgresql: $(VENV)/bin/python
