@@ -7,6 +7,7 @@ import re
 import resource
 import tempfile
 import time
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -97,6 +98,8 @@ def set_process_defaults(more: Mapping[str, str] = {}) -> None:
     # Prefect's profiles. Flows on a terminal leave a device id beside them, even with DO_NOT_TRACK (Prefect 3.8.8).
     if not Path(os.environ.get("HOME", "/"), ".prefect").is_dir():
         defaults["PREFECT_HOME"] = str(cache / "prefect")
+        # Prefect makes it without its parents; a command that writes nothing leaves none.
+        warnings.filterwarnings("ignore", message="Failed to create the Prefect home directory")
     if not any(os.environ.get(name) for name in OPENMP_VARIABLES):
         defaults |= openmp_waiting(busy=is_machine_busy())
     for name, value in defaults.items():

@@ -100,6 +100,17 @@ def test_prefect_keeps_its_files_in_the_stores_folder_unless_it_has_its_own(
     assert os.environ["PREFECT_HOME"] == f"{home}/cache/prefect"
 
 
+def test_a_home_that_does_not_exist_yet_is_no_warning_of_prefect(tmp_path: Path) -> None:
+    code = "from flows import environment\nenvironment.set_process_defaults()\nimport prefect"
+    variables = os.environ | {"HOME": str(tmp_path), "VERDICT_HOME": str(tmp_path / "none" / "stores")}
+    variables.pop("PREFECT_HOME", None)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=variables, cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stderr == ""
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.skipif(not Path("/proc/loadavg").exists(), reason="Linux counts the tasks that ask for a CPU")
 def test_a_machine_is_busy_while_others_ask_for_all_its_cpus() -> None:
     loops = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(2 * (os.cpu_count() or 1))]
