@@ -12,6 +12,7 @@ from typing import Any, Literal, TypedDict
 from flows.commands.check import read_data, run_gate, summarise
 from flows.jobs.job import ENCODER_TAG, load_finished, name_job, recordable_rows
 from flows.services.job_locks import is_locked
+from tasks.core.printable import counted
 from tasks.core.provenance import git_commit, library_versions
 from tasks.core.settings_loader import ResolvedSettings
 from tasks.data.ingestion import Dataset
@@ -116,7 +117,7 @@ def _why_train(plan: RetrainPlan, force: bool) -> str:
         return f"nothing changed {since}" + (
             ", and --force starts over" if force else "; its job is not in this folder"
         )
-    return f"{len(changes)} {'thing' if len(changes) == 1 else 'things'} changed {since}"
+    return f"{counted(len(changes), 'thing')} changed {since}"
 
 
 def _read_champion(store: MlflowStore) -> tuple[dict[str, Any] | None, RunRecord | None]:
