@@ -96,7 +96,7 @@ def set_process_defaults(more: Mapping[str, str] = {}) -> None:
         **more,
     }
     # Prefect's profiles. Flows on a terminal leave a device id beside them, even with DO_NOT_TRACK (Prefect 3.8.8).
-    if not Path(os.environ.get("HOME", "/"), ".prefect").is_dir():
+    if not _has_prefect_profiles():
         defaults["PREFECT_HOME"] = str(cache / "prefect")
         # Prefect makes it without its parents; a command that writes nothing leaves none.
         warnings.filterwarnings("ignore", message="Failed to create the Prefect home directory")
@@ -105,6 +105,14 @@ def set_process_defaults(more: Mapping[str, str] = {}) -> None:
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
     _move_credentials()
+
+
+def _has_prefect_profiles() -> bool:
+    """Return whether the user has a folder of Prefect's profiles in the home directory."""
+    try:
+        return Path("~/.prefect").expanduser().is_dir()
+    except RuntimeError:  # no home directory is known
+        return False
 
 
 def _move_credentials() -> None:

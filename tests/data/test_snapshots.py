@@ -405,6 +405,7 @@ from tasks.data import arrow_records as tables
 from tasks.data.snapshots import write_snapshot
 parsing.READ_BYTES, tables.PARQUET_BATCH, parsing.BLOCK_ROWS = 1 << 14, 256, 256
 home, *files = sys.argv[1:]
+write_snapshot(files, home + "-first")  # what is imported late is no memory of a file
 tracemalloc.start()
 peaks = {}
 for file in files:
