@@ -13,6 +13,7 @@ from tasks.core.printable import json_document, redact
 
 if TYPE_CHECKING:
     from tasks.core.settings_loader import ResolvedSettings
+    from tasks.serving.request_log import RequestLogConfig
 
 Device = Literal["auto", "cuda", "cpu"]
 
@@ -27,6 +28,40 @@ Model = Annotated[
 ]
 VersionNumber = Annotated[str, typer.Argument(metavar="VERSION", help="Version number, see `verdict status`.")]
 Reason = Annotated[str, typer.Option(metavar="TEXT", callback=redact, help="Reason; recorded in the history.")]
+
+
+@dataclasses.dataclass(frozen=True)
+class RequestLogOptions:
+    """What `verdict serve` logs of requests."""
+
+    request_log: Annotated[
+        str, typer.Option(metavar="DIR", help="Log a sample of the requests to Parquet files, for `verdict requests`.")
+    ] = ""
+    request_log_sample: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of the sentences that is logged; equal ones all or none.")
+    ] = 0.1
+    request_log_days: Annotated[int, typer.Option(min=1, help="Days until logged requests are deleted.")] = 30
+    request_log_sentences: Annotated[
+        Literal["text", "redacted", "hashed", "off"],
+        typer.Option(help="What is logged of a sentence; redacted: without e-mail addresses and numbers."),
+    ] = "redacted"
+    request_log_redact: Annotated[
+        list[str] | None, typer.Option(metavar="REGEX", help="What else is redacted; repeatable.")
+    ] = None
+
+    def to_config(self) -> "RequestLogConfig | None":
+        """Return the configuration of the log; None where nothing is logged."""
+        if not self.request_log:
+            return None
+        from tasks.serving.request_log import RequestLogConfig
+
+        return RequestLogConfig(
+            self.request_log,
+            self.request_log_sample,
+            self.request_log_days,
+            self.request_log_sentences,
+            tuple(self.request_log_redact or ()),
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,21 +123,33 @@ class DataOptions:
         return load_settings(self.profile, flags | {key: value for key, value in named.items() if value is not None})
 
 
-def with_data_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command, whose first parameter is a DataOptions, one option for each of its fields.
+def with_option_groups(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command one option for each field of its parameters that are dataclasses, in their place.
 
-    Typer makes options of the parameters of a function's signature: this one is composed from both.
+    Typer makes options of the parameters of a function's signature: this one is composed from all of them.
     """
-    fields = dataclasses.fields(DataOptions)
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    groups: dict[str, list[dataclasses.Field[Any]]] = {}
+    composed_parameters = []
+    own = inspect.signature(command).parameters
+    for name, parameter in own.items():
+        if not dataclasses.is_dataclass(parameter.annotation):
+            composed_parameters.append(parameter.replace(kind=keyword))
+            continue
+        groups[name] = list(dataclasses.fields(parameter.annotation))
+        composed_parameters += [
+            inspect.Parameter(each.name, keyword, default=each.default, annotation=each.type) for each in groups[name]
+        ]
 
     @functools.wraps(command)
     def composed(**values: Any) -> None:
-        command(DataOptions(**{field.name: values.pop(field.name) for field in fields}), **values)
+        grouped = {
+            name: own[name].annotation(**{field.name: values.pop(field.name) for field in fields})
+            for name, fields in groups.items()
+        }
+        command(**grouped, **values)
 
-    keyword = inspect.Parameter.KEYWORD_ONLY
-    shared = [inspect.Parameter(each.name, keyword, default=each.default, annotation=each.type) for each in fields]
-    own = [each.replace(kind=keyword) for each in list(inspect.signature(command).parameters.values())[1:]]
-    composed.__signature__ = inspect.Signature([*shared, *own])  # type: ignore[attr-defined]
+    composed.__signature__ = inspect.Signature(composed_parameters)  # type: ignore[attr-defined]
     return composed
 
 

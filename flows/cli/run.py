@@ -18,10 +18,11 @@ from flows.cli.options import (
     DataOptions,
     Model,
     OnDevice,
+    RequestLogOptions,
     TrainingDevice,
     Verbose,
     print_result,
-    with_data_options,
+    with_option_groups,
 )
 from flows.services.server_watch import check_servers, lasting_servers, watched
 from flows.stopwatch import Stopwatch
@@ -40,7 +41,7 @@ ScoreFormat = Literal["txt", "tsv", "csv", "jsonl", "json", "parquet", "arrow"]
 FIRST_SENTENCES = ("The child has eaten the apple.", "The child have eat the apple.")  # classified after a run
 
 
-@with_data_options
+@with_option_groups
 def retrain(
     options: DataOptions,
     device: TrainingDevice = None,
@@ -88,7 +89,7 @@ def retrain(
             show_run.show_seconds(stopwatch.seconds)
 
 
-@with_data_options
+@with_option_groups
 def check(options: DataOptions, verbose: Verbose = False, as_json: AsJson = False) -> None:
     """Read data and run the gate on it, nothing else; exit code 3 if the gate rejects it."""
     environment.set_process_defaults()
@@ -102,7 +103,7 @@ def check(options: DataOptions, verbose: Verbose = False, as_json: AsJson = Fals
         raise typer.Exit(DataRejected.exit_code)
 
 
-@with_data_options
+@with_option_groups
 def watch(
     options: DataOptions, device: TrainingDevice = None, verbose: Verbose = False, as_json: AsJson = False
 ) -> None:
@@ -171,7 +172,9 @@ def score(
     print_result({**outcome, "seconds": clock.around(outcome["seconds"])}, as_json, show_run.show_scores)
 
 
+@with_option_groups
 def serve(
+    logged: RequestLogOptions,
     model: Model = CHAMPION_URI,
     host: Annotated[
         str, typer.Option(help="Address to listen on; beyond loopback everybody who reaches it may use it.")
@@ -218,6 +221,7 @@ def serve(
         feedback,
         refuse_truncated,
         tuple(allowed_host or ()),
+        logged.to_config(),
     )
     server.serve(config, environment.verdict_home())
 

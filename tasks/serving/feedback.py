@@ -2,17 +2,20 @@
 
     verdict retrain --data DIR --data .verdict/feedback/feedback.tsv
 
-One line for each sentence: the source is `feedback`, the mark is `*` where the label is 0. A line is appended
-atomically, and only where the reader of training data would accept it, so that feedback never fails a data gate.
+One line for each sentence, with the label that it was flagged with last: the source is `feedback`, the mark is `*`
+where the label is 0. A line is written atomically, and only where the reader of training data would accept it, so that
+feedback never fails a data gate.
 """
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 from filelock import FileLock, Timeout
 
 from tasks.core.errors import UsageError, VerdictError
+from tasks.core.files import atomic_write
 from tasks.data.cola_format import QuarantinedRow, Row, RowRules, format_row, make_row, parse_row
 from tasks.data.sources import FILE_ROLES
 
@@ -24,7 +27,7 @@ FEEDBACK_LOCK_TIMEOUT_S = 10.0  # to wait for another process that writes
 
 
 class AppendResult(NamedTuple):
-    """The number of lines that the file holds now, and whether the sentence is new."""
+    """The number of lines that the file holds now, and whether the sentence or its label is new."""
 
     lines: int
     new: bool
@@ -34,12 +37,13 @@ class Feedback:
     """A feedback file, created with the first sentence; any number of threads and processes may write to it."""
 
     def __init__(self, path: str) -> None:
-        """Check the path.
+        """Check the path; `on_add` is called after each sentence.
 
         Raises:
             UsageError: if lines there would not be read as training rows.
         """
         self.path = Path(path).absolute()
+        self.on_add: Callable[[], None] = lambda: None
         judging = {stem for role in ("holdout", "secondary") for stem in FILE_ROLES[role]}
         if self.path.suffix != ".tsv" or self.path.stem in judging or self.path.is_dir():
             raise UsageError(f"feedback cannot go to {path}; expected a training file's name: --feedback feedback.tsv")
@@ -60,7 +64,7 @@ class Feedback:
         return str(self.path.relative_to(here) if self.path.is_relative_to(here := Path.cwd()) else self.path)
 
     def add(self, sentence: str, label: int) -> AppendResult:
-        """Append a sentence unless the file holds it with this label; white space in it becomes single spaces.
+        """Append a sentence, or replace its line of another label; white space in it becomes single spaces.
 
         Args:
             sentence: any text.
@@ -75,20 +79,25 @@ class Feedback:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(f"{self.path}.lock", timeout=FEEDBACK_LOCK_TIMEOUT_S):
-                return self._append(row)
+                added = self._append(row)
         except Timeout:
             raise VerdictError(f"not written: another process holds {self.path}.lock; try again") from None
         except (OSError, UnicodeEncodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "half of a surrogate pair"
             raise VerdictError(f"not written to {self.path} ({reason})") from error
+        self.on_add()
+        return added
 
     def _append(self, row: Row) -> AppendResult:
         """Write a line to disk; truncate what a full disk leaves of it."""
         line = format_row(row).encode()
+        other = format_row(row._replace(label=1 - row.label, mark=FLAG_LABELS[1 - row.label])).encode()
         with self.path.open("a+b", buffering=0) as stream:
             stream.seek(0)
             held = stream.read().splitlines(keepends=True)
             size = stream.tell()
+            if other in held:
+                return self._replace([kept for kept in held if kept not in (other, line)], line)
             if line in held:
                 return AppendResult(len(held), False)
             if held and not held[-1].endswith(b"\n"):  # edited by hand
@@ -103,6 +112,14 @@ class Feedback:
                 stream.truncate(size)
                 raise
             return AppendResult(len(held) + 1, True)
+
+    def _replace(self, kept: list[bytes], line: bytes) -> AppendResult:
+        """Write the lines that are kept, and a new one after them."""
+        if kept and not kept[-1].endswith(b"\n"):
+            kept[-1] += b"\n"
+        with atomic_write(self.path) as temporary:
+            temporary.write_bytes(b"".join([*kept, line]))
+        return AppendResult(len(kept) + 1, True)
 
 
 def one_line(text: str) -> str:

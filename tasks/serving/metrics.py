@@ -50,6 +50,15 @@ class ServerMetrics:
         self.computing = Histogram(
             "verdict_batch_seconds", "Seconds of inference for a batch.", buckets=LATENCY_BUCKETS_S, registry=registry
         )
+        self.logged = Counter(
+            "verdict_request_log_sentences", "Sentences written to the request log.", registry=registry
+        )
+        self.dropped = Counter(
+            "verdict_request_log_dropped",
+            "Sentences that the request log had no room for, or that could not be written.",
+            registry=registry,
+        )
+        self.flags = Counter("verdict_flags", "Sentences that people flagged on the page.", registry=registry)
 
     def count_batch(self, sentences: int, seconds: float) -> None:
         """Count a batch."""
@@ -60,6 +69,11 @@ class ServerMetrics:
         """Count sentences that a version judged, and how many of them were truncated."""
         self.sentences.labels(version).inc(sentences)
         self.truncated.labels(version).inc(truncated)
+
+    def count_logged(self, logged: int, dropped: int) -> None:
+        """Count sentences that the request log wrote, and those that it dropped."""
+        self.logged.inc(logged)
+        self.dropped.inc(dropped)
 
     def count_request(self, route: str, code: int, seconds: float) -> None:
         """Count a request."""

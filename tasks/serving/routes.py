@@ -32,6 +32,7 @@ from tasks.serving.request_validation import RequestError, RequestLimits, read_b
 
 if TYPE_CHECKING:
     from tasks.serving.feedback import Feedback
+    from tasks.serving.request_log import RequestLog
 
 log = logging.getLogger(__name__)
 
@@ -57,8 +58,16 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 class InferenceApi:
     """Answers requests; each method is a route."""
 
-    def __init__(self, champion: Champion, batcher: Batcher, telemetry: ServerMetrics, limits: RequestLimits) -> None:
+    def __init__(
+        self,
+        champion: Champion,
+        batcher: Batcher,
+        telemetry: ServerMetrics,
+        limits: RequestLimits,
+        request_log: "RequestLog | None" = None,
+    ) -> None:
         self.champion, self.batcher, self.telemetry, self.limits = champion, batcher, telemetry, limits
+        self.request_log = request_log
 
     async def about(self) -> JSONResponse:
         """Describe the server: its model, and where its interfaces are."""
@@ -134,6 +143,7 @@ class InferenceApi:
             RequestError: 422 one is longer than the model reads, where the limits say that this is refused.
         """
         self.champion.current()  # raises at once where no model is loaded
+        started = time.perf_counter()
         reply = await asyncio.wrap_future(self.batcher.submit(sentences))
         truncated = reply.truncated
         self.telemetry.count_sentences(reply.version, len(sentences), len(truncated))
@@ -143,6 +153,8 @@ class InferenceApi:
                 f"{field}[{truncated[0]}] has more tokens than the {reply.max_length} that the model reads; shorten or "
                 "split it, or start the server without --refuse-truncated",
             )
+        if self.request_log:
+            self.request_log.add(reply.answers, time.perf_counter() - started)
         return reply
 
     async def _read(self, request: Request) -> bytes:
@@ -198,9 +210,10 @@ def build_app(
     limits: RequestLimits | None = None,
     feedback: "Feedback | None" = None,
     hosts: AllowedHosts | None = None,
+    request_log: "RequestLog | None" = None,
 ) -> FastAPI:
     """Build the application; with feedback also the demo page, `app.state.page`, which the caller closes."""
-    api = InferenceApi(champion, batcher, telemetry, limits or RequestLimits())
+    api = InferenceApi(champion, batcher, telemetry, limits or RequestLimits(), request_log)
     # FastAPI's pages of documentation load their scripts from a foreign host.
     app = FastAPI(
         title="Verdict",

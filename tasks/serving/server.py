@@ -25,6 +25,7 @@ from tasks.serving.champion import DEFAULT_REFRESH_S, Champion, LoadedModel
 from tasks.serving.connections import SOCKET_BACKLOG, InferenceServer
 from tasks.serving.host_names import LOOPBACK_HOSTS, AllowedHosts
 from tasks.serving.metrics import ServerMetrics
+from tasks.serving.request_log import RequestLog, RequestLogConfig
 from tasks.serving.request_validation import RequestLimits
 from tasks.serving.routes import build_app
 
@@ -65,6 +66,8 @@ class ServerConfig:
     """refuse sentences of more tokens than the model reads"""
     allowed_hosts: tuple[str, ...] = ()
     """host names that requests may be for, besides loopback names and `host`"""
+    request_log: RequestLogConfig | None = None
+    """None: requests are not logged"""
 
 
 def _log_with_model(served: LoadedModel) -> None:
@@ -85,6 +88,9 @@ def serve(config: ServerConfig, home: str) -> None:
         stop = stack.enter_context(_SignalHandler())
         bound = stack.enter_context(bind_socket(config.host, config.port))  # before the model is loaded: fails at once
         hosts = AllowedHosts(bound.getsockname()[0], (config.host, *config.allowed_hosts))
+        request_log = RequestLog(config.request_log) if config.request_log else None
+        if request_log:
+            stack.callback(request_log.close)  # after the last answer
         champion = stack.enter_context(
             Champion.open(
                 config.model,
@@ -101,8 +107,12 @@ def serve(config: ServerConfig, home: str) -> None:
         stack.callback(batcher.close)
         telemetry = ServerMetrics(champion.status, lambda: batcher.waiting)
         batcher.on_batch = telemetry.count_batch
+        if request_log:
+            request_log.on_write = telemetry.count_logged
+        if feedback:
+            feedback.on_add = telemetry.flags.inc
         limits = RequestLimits(refuse_truncated=config.refuse_truncated)
-        app = build_app(champion, batcher, telemetry, limits, feedback, hosts)
+        app = build_app(champion, batcher, telemetry, limits, feedback, hosts, request_log)
         if feedback:
             stack.callback(app.state.page.close)
         try:

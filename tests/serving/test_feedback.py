@@ -49,11 +49,16 @@ def test_lines_have_cola_s_four_columns(path: Path) -> None:
     assert path.read_text() == "feedback\t1\t\tThe child has eaten.\nfeedback\t0\t*\tThe child have eat.\n"
 
 
-def test_a_sentence_is_written_once_for_each_label(path: Path) -> None:
+def test_a_sentence_is_written_once_with_the_label_of_its_last_flag(path: Path) -> None:
     feedback = Feedback(str(path))
+    feedback.add("Other.", 0)
     assert [feedback.add("Same.", label) for label in (1, 1, 0, 1)] == [
-        (1, True), (1, False), (2, True), (2, False),
+        (2, True), (2, False), (2, True), (2, True),
     ]  # fmt: skip
+    assert read(path) == [("feedback", 0, "*", "Other."), ("feedback", 1, "", "Same.")]
+    path.write_text("feedback\t1\t\tSame.\nfeedback\t0\t*\tSame.\nfeedback\t1\t\tBy hand.")  # both labels are held
+    assert feedback.add("Same.", 1) == AppendResult(2, True)
+    assert [(label, text) for _, label, _, text in read(path)] == [(1, "By hand."), (1, "Same.")]
 
 
 @pytest.mark.parametrize("text", ["a\tb\nc", " a  b\r\nc ", "a\x0bb\x1cc", "a\u2028b\u00a0c", "a\x85b\fc"])
@@ -75,6 +80,7 @@ def test_any_sentence_is_rejected_or_read_back(
         except VerdictError:
             continue
         if written.new:
+            expected = [row for row in expected if row[3] != one_line(sentence)]
             expected.append(("feedback", label, "" if label else "*", one_line(sentence)))
         assert written.lines == len(expected)
     assert (read(path) if path.exists() else []) == expected
