@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from filelock import FileLock, Timeout
-from prefect.runtime import flow_run
+from prefect.runtime import deployment, flow_run
 
 from flows.jobs.unchanged import load_result, recipe_of
 from flows.outcome import RetrainOutcome
@@ -26,13 +26,15 @@ from tasks.core.provenance import git_commit, library_versions
 from tasks.core.settings import Settings
 from tasks.core.settings_loader import ResolvedSettings, SettingRow
 from tasks.data.ingestion import Dataset
-from tasks.data.sources import shown_addresses
+from tasks.data.sources import name_data, shown_addresses
 from tasks.registry import lookup, tracking
-from tasks.registry.descriptions import NOTE, describe_failure
+from tasks.registry.descriptions import describe_failure
+from tasks.registry.mlflow_client import NOTE
 from tasks.registry.store import MlflowStore
 from tasks.registry.system_metrics import record_system_metrics
 from tasks.training.pretrained import Encoder
 
+NAME_DIGITS = 8  # of the data's digest in the names of runs
 ENCODER_TAG = "encoder_digest"  # of an MLflow run
 DEFAULT_ORIGINS = ("default", POLICY_FILE)  # of settings that nobody chose for this run; they are not tagged
 
@@ -55,6 +57,8 @@ class JobContext:
     device: str
     """cuda or cpu, resolved."""
     timer: Timer
+    subject: str
+    """What it is about: name and digest of the data, for names of runs."""
 
     @property
     def setting_rows(self) -> list[SettingRow]:
@@ -112,12 +116,14 @@ def tracked_run(
     settings, origins = resolved
     rows = recordable_rows(settings, origins)
     tags = {f"origin.{row.key}": row.origin for row in rows if row.origin not in DEFAULT_ORIGINS} | library_versions()
+    commit, subject = git_commit(), name_subject(settings, data["digest"])
     tags |= {
         "host": socket.gethostname(),
         "home": home_id(home),
         "dataset": data["digest"],
-        "git_commit": git_commit(),
+        "git_commit": commit,
         ENCODER_TAG: encoder["digest"],
+        **tracking.page_tags(subject, "verdict retrain", commit, deployed=bool(deployment.id)),
     }
     run_id = open_run(timer, store, job, {row.key: row.value for row in rows}, tags)
     addresses = dict.fromkeys(("train", "holdout", "secondary"), settings.data.path) | {"text": (settings.data.text,)}
@@ -127,15 +133,21 @@ def tracked_run(
     log_format.bind_context(run=run_id, flow_run=str(flow_run.id or ""), dataset=data["digest"], version="", digest="")
     try:
         with record_system_metrics(store, run_id):
-            yield JobContext(settings, origins, store, Path(home) / "runs" / job, run_id, device, timer)
+            yield JobContext(settings, origins, store, Path(home) / "runs" / job, run_id, device, timer, subject)
     except BaseException as error:
         decision = "REFUSED" if isinstance(error, DataRejected) else "FAILED"
         with contextlib.suppress(UnreachableError):  # if the store is what failed, the first error is the one to report
             reason = redact(str(error))[:500]
             note = describe_failure(decision, reason)
-            tracking.tag_run(store, run_id, {"verdict": decision, "error": reason, NOTE: note})
+            name = {tracking.RUN_NAME: f"{decision}, {subject}"}
+            tracking.tag_run(store, run_id, {"verdict": decision, "error": reason, NOTE: note} | name)
             tracking.close_run(store, run_id, "FAILED")
         raise
+
+
+def name_subject(settings: Settings, dataset: str) -> str:
+    """Return what a run with these settings is about: name of the data and the first digits of its digest."""
+    return f"{name_data(settings.data.path)} {dataset[:NAME_DIGITS]}"
 
 
 def recordable_rows(settings: Settings, origins: dict[str, str]) -> list[SettingRow]:

@@ -7,22 +7,28 @@ from flows.jobs.judging import list_figures
 from flows.steps import retrying_task, timed_task
 from tasks.core.errors import UnknownModel
 from tasks.core.files import json_digest
+from tasks.data.snapshots import read_snapshot
 from tasks.evaluation.evidence import ChampionEvidence
 from tasks.evaluation.run_diff import RunRecord
 from tasks.inference.bundle import MODEL_NAME
 from tasks.registry import lookup, tracking
-from tasks.registry.descriptions import NOTE, describe_run, describe_version, version_tags
+from tasks.registry.descriptions import describe_run, describe_version, version_tags
+from tasks.registry.mlflow_client import NOTE
 from tasks.registry.register import register_bundle
 from tasks.registry.store import MlflowStore
 from tasks.reporting.charts import draw_charts
+from tasks.reporting.predictions import list_predictions
 from tasks.reporting.report import ReportInputs, changes_of, write_documents
 from tasks.reporting.tables import compare_figures
+
+PREDICTIONS_FILE = "predictions.json"  # table of a run's artifacts
 
 draw = timed_task("document", draw_charts)
 document = timed_task("document", write_documents)
 register = retrying_task("register", register_bundle)
 find_page = retrying_task("register", tracking.find_page)
 log_series = retrying_task("log to MLflow", tracking.log_series)
+log_table = retrying_task("log to MLflow", tracking.log_table)
 log_files = retrying_task("log to MLflow", tracking.log_files)
 tag_run = retrying_task("log to MLflow", tracking.tag_run)
 
@@ -55,14 +61,7 @@ def publish(context: JobContext, report: ReportInputs, dataset: str) -> str:
     timer, store, run_id = context.timer, context.store, context.run_id
     evidence, verdict = report.evidence, report.verdict
     changes = changes_of(report, dataset)
-    measured = evidence["candidate"]
     tags = version_tags(evidence, verdict, changes) | {
-        "reasons": "; ".join(verdict["reasons"]),
-        "mcc": f"{measured['interval']['mcc']:.6f}",
-        "mcc_low": f"{measured['interval']['low']:.6f}",
-        "mcc_high": f"{measured['interval']['high']:.6f}",
-        "provider": measured["provider"],
-        "variant": measured["variant"],
         "dataset": dataset,
         "holdout": evidence["holdout_digest"],
         "compared_with": verdict["champion"] or "",
@@ -77,14 +76,15 @@ def publish(context: JobContext, report: ReportInputs, dataset: str) -> str:
     return version
 
 
-def record_figures(context: JobContext, report: ReportInputs) -> None:
-    """Log losses, measurements, pictures and documents to the MLflow run."""
+def record_figures(context: JobContext, report: ReportInputs, holdout: str) -> None:
+    """Log losses, measurements, predictions of the holdout (path of its snapshot), pictures and documents."""
     timer, store, run_id, folder = context.timer, context.store, context.run_id, context.folder
     evidence = report.evidence
     series: dict[str, dict[int, float | None]] = {name: {0: value} for name, value in list_figures(evidence).items()}
     series["step_loss"] = dict(enumerate(report.training["step_losses"], start=1))
     series["mcc_per_batch"] = dict(enumerate(evidence["candidate"]["mcc_per_batch"], start=1))
     log_series(timer, store, run_id, series)
+    log_table(timer, store, run_id, list_predictions(evidence, read_snapshot(holdout)), PREDICTIONS_FILE)
     log_files(timer, store, run_id, list(report.pictures.values()), "pictures")
     records = [folder / "evidence.json", folder / "verdict.json", folder / "bundle" / "report.html"]
     log_files(timer, store, run_id, [str(path) for path in [*records, folder / "bundle" / "card.md"]], "records")

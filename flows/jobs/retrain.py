@@ -50,7 +50,7 @@ from tasks.evaluation.judge import Verdict
 from tasks.export.bundle_export import EXPORT_RECORD, ExportResult, export_bundle, load_export
 from tasks.export.encoder_check import check_encoder
 from tasks.export.subprocess_call import start_forkserver
-from tasks.inference.bundle import Origin
+from tasks.inference.bundle import MODEL_NAME, Origin
 from tasks.registry import promotion, tracking
 from tasks.registry.audit_log import MAX_REASON_CHARS
 from tasks.registry.champion_profile import fetch_profile
@@ -251,7 +251,7 @@ def judge_and_register(
         report = write_report(context, report)
         version = publish(context, report, data["digest"])
         log_format.bind_context(version=version)
-        record_figures(context, report)
+        record_figures(context, report, data["holdout"]["path"])
         if carry_out(context, verdict, version, evidence):
             return report, version
 
@@ -311,7 +311,8 @@ def outcome_of(context: JobContext, report: ReportInputs, version: str, dataset:
 def record_outcome(context: JobContext, outcome: RetrainOutcome) -> None:
     """Log outcome and seconds to the MLflow run, then write result.json, which marks the job as finished."""
     why = "; ".join(outcome.reasons)[:MAX_WHY_CHARS]
-    tags = {"verdict": outcome.decision, "version": outcome.version, "why": why}
+    name = f"{MODEL_NAME} {outcome.version} {outcome.decision}, {context.subject}"
+    tags = {"verdict": outcome.decision, "version": outcome.version, "why": why, tracking.RUN_NAME: name}
     tracking.tag_run(context.store, context.run_id, tags)
     seconds = {"before the flow": context.timer.process_age, **context.timer.seconds, "so far": process_age()}
     tracking.log_metrics(context.store, context.run_id, {f"seconds/{name}": taken for name, taken in seconds.items()})

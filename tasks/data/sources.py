@@ -19,6 +19,7 @@ from typing import NamedTuple, TypedDict
 from urllib.parse import parse_qs, urldefrag
 
 from tasks.core.errors import UsageError
+from tasks.core.printable import shorten
 from tasks.data.archives import extract_member
 from tasks.data.download import download
 from tasks.data.file_kinds import COMPRESSED, COMPRESSED_INSIDE, FORMATS, split_name
@@ -28,6 +29,7 @@ from tasks.data.table_folders import table_parts, tables_in
 
 SAMPLE_ADDRESS = "sample"
 SECONDARY_FILE = "in_domain_dev.tsv"
+MAX_NAME = 60  # characters of the name of data in lists
 TABLE_SUFFIXES = tuple(
     suffix + packed
     for suffix, name in FORMATS.items()
@@ -129,6 +131,15 @@ def locate_text(address: str, home: str, *, offline: bool = False) -> str:
 def shown_addresses(addresses: Sequence[str]) -> str:
     """Return addresses in one line, to be recorded."""
     return " + ".join(addresses)
+
+
+def name_data(addresses: Sequence[str]) -> str:
+    """Return a short name of data for lists: the last part of each address, of the hub the data set."""
+    names = []
+    for address in addresses:
+        place = address.partition("#")[0].partition("?")[0]
+        names.append(place[3:].partition("@")[0] if place.startswith("hf:") else Path(place).resolve().name)
+    return shorten(shown_addresses(names), MAX_NAME)
 
 
 def _is_url(address: str) -> bool:

@@ -26,7 +26,7 @@ from tasks.core.files import json_digest
 from tasks.core.printable import redact
 from tasks.core.signing import Signer, check, describe_signer, require_key, sign
 from tasks.registry.local_database import AUDIT_EXPERIMENT
-from tasks.registry.mlflow_client import Run, all_runs, connect, experiment_of
+from tasks.registry.mlflow_client import NOTE, Run, all_runs, connect, experiment_of
 from tasks.registry.store import MlflowStore, is_uninitialised
 from tasks.reporting.wording import escape_markdown
 
@@ -124,7 +124,7 @@ def begin(store: MlflowStore, changes: Sequence[AliasChange], **fields: str | No
     tags = texts | {"number": str(last["number"] + 1 if last else 1)}
     shown = {
         "mlflow.user": texts["actor"],
-        "mlflow.note.content": escape_markdown(texts["reason"]),
+        NOTE: escape_markdown(texts["reason"]),
     }  # in MLflow's own page
     if envelope := sign(_payload(tags), RECORD_FORM):
         shown[SIGNATURE_TAG] = json.dumps(envelope["signatures"])

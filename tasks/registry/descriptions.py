@@ -19,11 +19,18 @@ if TYPE_CHECKING:
     from tasks.evaluation.evidence import Evidence
     from tasks.evaluation.judge import Verdict
     from tasks.evaluation.run_diff import SettingChange
+    from tasks.registry.audit_log import AliasChange
     from tasks.reporting.tables import FigureRow
 
+# What a change of the champion's alias, or a rejection, means for the version that it is about.
+CHANGE_TEXTS = {
+    "promote": "Promoted to champion",
+    "approve": "APPROVED and promoted to champion",
+    "rollback": "Champion again, by a rollback",
+    "reject": "REJECTED",
+}
 MAX_CELL_CHARS = 1_000  # characters of the tag that says what changed
 EMPTY_CELL = "&emsp;"  # MLflow's pages leave no room between the columns of a table
-NOTE = "mlflow.note.content"  # the tag that a run's page shows as its description
 
 
 def headline(evidence: Evidence, verdict: Verdict) -> str:
@@ -37,13 +44,12 @@ def headline(evidence: Evidence, verdict: Verdict) -> str:
 
 def version_tags(evidence: Evidence, verdict: Verdict, changes: Sequence[SettingChange] | None) -> dict[str, str]:
     """Return the tags that say at a glance what a version is; those for programs are set beside them."""
-    interval = evidence["candidate"]["interval"]
     changed = "; ".join(f"{each.what} {each.before} -> {each.now}" for each in changes or [])
     if changes is None:
         changed = "unknown" if verdict["champion"] else "first version judged without a champion"
     return {
         "verdict": verdict["decision"],
-        "mcc_interval": f"{interval['mcc']:.3f} ({interval['low']:.3f} to {interval['high']:.3f})",
+        "mcc": f"{evidence['candidate']['interval']['mcc']:.6f}",
         "changed": shorten(changed, MAX_CELL_CHARS) or "nothing",
     }
 
@@ -81,17 +87,19 @@ def describe_version(
     return "\n\n".join(parts)
 
 
-def describe_decision(kind: str, actor: str, time: str, reason: str) -> str:
-    """Return the line that a person's decision puts above the description of a version.
+def describe_change(change: AliasChange) -> str:
+    """Return the line that a change puts above the description of the version that it is about."""
+    return f"{CHANGE_TEXTS[change['kind']]} {_when(change)}: {escape_markdown(change['reason'])}"
 
-    Args:
-        kind: approve or reject.
-        actor: who decided.
-        time: when, as ISO 8601.
-        reason: why.
-    """
-    done = {"approve": "APPROVED", "reject": "REJECTED"}[kind]
-    return f"{done} by {escape_markdown(actor)}, {time[:16].replace('T', ' ')}: {escape_markdown(reason)}"
+
+def describe_replacement(change: AliasChange) -> str:
+    """Return the line that a change puts above the description of the version that was champion before."""
+    how = "rolled back to" if change["kind"] == "rollback" else "replaced by"
+    return f"No longer champion: {how} version {change['to']} {_when(change)}."
+
+
+def _when(change: AliasChange) -> str:
+    return f"by {escape_markdown(change['actor'])}, {change['time'][:16].replace('T', ' ')}"
 
 
 def describe_run(evidence: Evidence, verdict: Verdict, version: str, model: str, run_page: str) -> str:

@@ -23,6 +23,23 @@ from ..core.hidden_addresses import conceal, reveal
 from .local_database import AUDIT_EXPERIMENT, EXPERIMENT, SQLITE
 from .store import MlflowStore, prepare_local
 
+NOTE = "mlflow.note.content"  # the tag that pages show as the description of an experiment or run
+# Tags of a new experiment. The kind opens it with the pages of model training; without it, those of agents may open.
+_KIND = {"mlflow.experimentKind": "custom_model_development"}
+EXPERIMENT_TAGS = {
+    EXPERIMENT: _KIND
+    | {
+        "mlflow.experiment.primaryMetric.name": "mcc",
+        "mlflow.experiment.primaryMetric.greaterIsBetter": "True",
+        NOTE: "One run for each retraining: settings, curves, data sets, and as files the data gate, report, evidence "
+        "and predictions. `mcc` is that of the holdout. A run's description says how its model was judged.",
+    },
+    AUDIT_EXPERIMENT: _KIND
+    | {
+        NOTE: "The audit log: one run for each move of the champion's alias and each rejection. `verdict history` "
+        "shows it. Its runs are not to be changed or deleted: `verdict status` reports that.",
+    },
+}
 CONNECT_TIMEOUT_S = 5
 LIMITED_DRIVERS = {"psycopg2", "psycopg", "pymysql", "mysqldb"}  # that take `connect_timeout`
 LONGEST_MESSAGE = 10_000  # characters
@@ -147,7 +164,7 @@ def experiment_of(client: mlflow.MlflowClient, store: MlflowStore, name: str = E
         return str(found.experiment_id)
     folder = Path(store["artifacts"]).as_uri() if store["uri"].startswith("sqlite:") else None
     try:
-        return str(client.create_experiment(name, folder))
+        return str(client.create_experiment(name, folder, tags=EXPERIMENT_TAGS[name]))
     except MlflowException as error:
         if error.error_code != ErrorCode.Name(RESOURCE_ALREADY_EXISTS):
             raise

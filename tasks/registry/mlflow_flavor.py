@@ -29,7 +29,7 @@ from mlflow.types import ColSpec, Schema
 
 from tasks.core.files import json_digest, sha256_of
 from tasks.core.signing import sign_files
-from tasks.inference.bundle import FP32_MODEL, read_manifest
+from tasks.inference.bundle import FP32_MODEL, MODEL_NAME, VERSION_DIGITS, read_manifest
 from tasks.registry.code_digest import BUNDLE_DIGEST_TAG, MANIFEST_DIGEST_TAG, list_signed
 
 CODE_ROOT = Path(__file__).parents[1]
@@ -54,7 +54,7 @@ def log_model(experiment: str, run_id: str, bundle: str, digest: str) -> str:
     mlflow.set_experiment(experiment_id=experiment)
     info = Model.log(
         artifact_path=None,
-        name="model",
+        name=f"{MODEL_NAME}-{digest[:VERSION_DIGITS]}",  # as a bundle is called outside of the registry
         flavor=sys.modules[__name__],  # MLflow calls its save_model
         run_id=run_id,
         tags={BUNDLE_DIGEST_TAG: digest, MANIFEST_DIGEST_TAG: read_manifest(Path(bundle))["manifest_digest"]},

@@ -24,7 +24,7 @@ from tasks.registry.champion_history import (
     build_timeline,
     champion_state,
 )
-from tasks.registry.descriptions import describe_decision
+from tasks.registry.descriptions import describe_change, describe_replacement
 from tasks.registry.lookup import CHALLENGER
 from tasks.registry.promotion_lock import promotion_lock
 from tasks.registry.store import MlflowStore, is_uninitialised
@@ -78,8 +78,7 @@ def promote(
         current = champion["version"] if champion else None
         last = _last_change(changes)
         if current == version and last and (last["to"], last["bundle"]) == (version, digest):
-            if last["kind"] in DECIDED_VERDICT:
-                _describe(store, last)
+            _describe(store, last)
             return last
         if current not in (expected, version):
             raise ChampionChanged(
@@ -216,20 +215,18 @@ def _finish_pending(store: MlflowStore, change: AliasChange) -> AliasChange:
     """Do what follows from a change that took effect, and close its record; may be repeated."""
     verdict = DECIDED_VERDICT.get(change["kind"])
     if verdict:
-        decision = f"{change['kind']}: {change['reason']}"
-        tags = {"verdict": verdict, "decided_by": change["actor"], "decision": decision}
-        register.tag_version(store, change["version"], tags)
+        register.tag_version(store, change["version"], {"verdict": verdict, "decided_by": change["actor"]})
     register.drop_alias(store, CHALLENGER, change["version"])
     closed = finish(store, change, "done")
-    if verdict:
-        _describe(store, closed)
+    _describe(store, closed)
     return closed
 
 
 def _describe(store: MlflowStore, change: AliasChange) -> None:
-    """Put a decision above the description of its version: last, because nothing depends on it."""
-    line = describe_decision(change["kind"], change["actor"], change["time"], change["reason"])
-    register.prepend_description(store, change["version"], line)
+    """Put a change above the descriptions of the versions concerned: last, because nothing depends on them."""
+    register.prepend_description(store, change["version"], describe_change(change))
+    if change["from"] not in (None, change["to"]):
+        register.prepend_description(store, change["from"], describe_replacement(change))
 
 
 def _check_undecided(store: MlflowStore, kind: str, version: str) -> None:

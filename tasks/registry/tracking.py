@@ -3,7 +3,7 @@
 import time
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import mlflow.data
 from mlflow.entities import DatasetInput, InputTag, Metric, Param, Run, RunTag, ViewType
@@ -13,10 +13,15 @@ from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, RESOURCE_DOES_
 from tasks.core.printable import shorten
 from tasks.data.snapshots import read_snapshot
 from tasks.evaluation.run_diff import RunRecord
+from tasks.registry.audit_log import actor
 from tasks.registry.limits import MAX_ADDRESS, MAX_PARAM, MAX_TAG
 from tasks.registry.mlflow_client import connect, experiment_of, search_all
 from tasks.registry.store import MlflowStore
 
+if TYPE_CHECKING:
+    import pandas as pd
+
+RUN_NAME = "mlflow.runName"  # the tag that renames a run
 BATCH_LIMIT = 1_000  # metrics of one call, MLflow's limit
 # Why a run has a status, where it recorded no reason.
 STATUS_REASONS = {"KILLED": "its process died; a run with the same data and settings resumes it"}
@@ -25,6 +30,8 @@ DIGEST_LENGTH = 32  # characters of a data set's digest; MLflow allows 36
 
 def open_run(store: MlflowStore, job: str, params: Mapping[str, Any], tags: Mapping[str, str]) -> str:
     """Start a run for a job, or resume the one that a killed process left; return its id.
+
+    Among the tags may be those that MLflow's pages show in columns of their own (`page_tags`).
 
     The caller holds the job's lock, so a run of this job and home in status RUNNING belongs to a dead process. If that
     had other values for settings that are not part of the job's name (device, addresses, waiting), it is closed as
@@ -42,13 +49,29 @@ def open_run(store: MlflowStore, job: str, params: Mapping[str, Any], tags: Mapp
                 run = left
             else:
                 client.set_terminated(left.info.run_id, "KILLED")
-        run = run or client.create_run(experiment, run_name=f"retrain-{job[:8]}", tags=own)
+        shortened = {key: shorten(value, MAX_TAG) for key, value in tags.items()}
+        # Some tags count only here: MLflow's name of the user.
+        run = run or client.create_run(experiment, tags=shortened | own)
         client.log_batch(
             run.info.run_id,
             params=[Param(key, value) for key, value in logged.items()],
-            tags=[RunTag(key, shorten(value, MAX_TAG)) for key, value in tags.items()],
+            tags=[RunTag(key, value) for key, value in shortened.items()],
         )
         return run.info.run_id
+
+
+def page_tags(name: str, source: str, commit: str, deployed: bool) -> dict[str, str]:
+    """Return the tags that give a run its name, user, source and commit on MLflow's pages.
+
+    Args:
+        name: of the run.
+        source: what was run.
+        commit: of the code, as `git_commit` returns it.
+        deployed: whether a Prefect deployment runs it, not a person.
+    """
+    tags = {RUN_NAME: name, "mlflow.user": actor(), "mlflow.source.name": source}
+    tags["mlflow.source.type"] = "JOB" if deployed else "LOCAL"
+    return tags if commit == "unknown" else tags | {"mlflow.source.git.commit": commit.removesuffix("-dirty")}
 
 
 def tag_run(store: MlflowStore, run_id: str, tags: Mapping[str, str]) -> None:
@@ -155,6 +178,13 @@ def log_files(store: MlflowStore, run_id: str, paths: Sequence[str], folder: str
     with connect(store) as client:
         for path in paths:
             client.log_artifact(run_id, path, folder)
+
+
+def log_table(store: MlflowStore, run_id: str, table: "pd.DataFrame", name: str) -> None:
+    """Store a table that MLflow's pages show, unless the run has it: MLflow would append the rows once more."""
+    with connect(store) as client:
+        if name not in {entry.path for entry in client.list_artifacts(run_id)}:
+            client.log_table(run_id, table, name)
 
 
 def recent_runs(store: MlflowStore, limit: int = 5) -> list[dict[str, Any]]:

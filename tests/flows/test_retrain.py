@@ -100,6 +100,13 @@ def test_the_first_fit_candidate_becomes_champion_and_everything_is_recorded(
     assert run.data.tags["origin.judge.threshold"] == "profile sample"
     assert "origin.gate.min_rows" not in run.data.tags  # a default
     assert run.data.tags["verdict"] == "PROMOTE"
+    data = f"{Path(run.data.params['data.path']).name} {outcome['dataset'][:8]}"
+    assert run.info.run_name == f"acceptability 1 PROMOTE, {data}"
+    assert len(client(home).get_model_version("acceptability", "1").tags) <= 12
+    table = pd.read_json(client(home).download_artifacts(run.info.run_id, "predictions.json"), orient="split")
+    assert len(table) == outcome["holdout_rows"]
+    assert table["correct"].mean() == pytest.approx(run.data.metrics["accuracy"])
+    assert table["correct"].is_monotonic_increasing  # the worst errors come first
     assert "[version 1](#/models/acceptability/versions/1)" in run.data.tags["mlflow.note.content"]
     assert run.data.metrics["mcc"] == pytest.approx(outcome["mcc"])
     assert run.data.metrics["seconds/check data"] == pytest.approx(outcome["seconds"]["check data"])
@@ -369,6 +376,7 @@ def test_a_better_candidate_replaces_the_champion_and_a_tie_is_held(succession: 
     assert tie["decision"] == "HOLD"
     assert succession.aliases == {"champion": better["version"], "challenger": tie["version"]}
     tags = {version: found.tags for version, found in succession.versions.items()}
+    assert succession.versions[better["version"]].description.startswith("Promoted to champion by ")
     assert "first" in tags[first["version"]]["changed"]
     assert tags[better["version"]]["changed"].startswith("finetune.epochs 1 -> 4; finetune.learning_rate 0.0004 -> ")
     described = succession.versions[tie["version"]].description

@@ -15,7 +15,7 @@ from tasks.registry import register
 from tasks.registry import tracking as runs
 from tasks.registry.descriptions import (
     MAX_CELL_CHARS,
-    describe_decision,
+    describe_change,
     describe_failure,
     describe_run,
     describe_version,
@@ -88,10 +88,9 @@ def test_what_is_unknown_and_what_is_equal_are_told_apart() -> None:
 
 
 def test_tags_say_at_a_glance_what_a_version_is() -> None:
-    interval = HELD.evidence["candidate"]["interval"]
     assert version_tags(HELD.evidence, HELD.verdict, CHANGES[:1]) == {
         "verdict": "HOLD",
-        "mcc_interval": f"{interval['mcc']:.3f} ({interval['low']:.3f} to {interval['high']:.3f})",
+        "mcc": f"{HELD.evidence['candidate']['interval']['mcc']:.6f}",
         "changed": "finetune.epochs 1 -> 2",
     }
     assert version_tags(HELD.evidence, HELD.verdict, [])["changed"] == "nothing"
@@ -127,8 +126,9 @@ def test_a_decision_stands_above_the_description_once(store: MlflowStore, tmp_pa
     approving = decide is moves.promote
     said: Any = {"kind": "approve", "expected": None, "actor": "ann"} if approving else {"actor": "ann"}
     move = decide(store, version, reason="looks right", **said)
-    line = describe_decision("approve" if approving else "reject", "ann", move["time"], "looks right")
-    assert line.startswith(("APPROVED by ann, 20", "REJECTED by ann, 20"))
+    line = describe_change(move)
+    assert line.startswith("APPROVED and promoted to champion by ann, 20" if approving else "REJECTED by ann, 20")
+    assert line.endswith(": looks right")
     register.prepend_description(store, version, line)  # as somebody does who goes on after a process that died
     register.prepend_description(store, "99", line)
     with connect(store) as client:
@@ -136,6 +136,23 @@ def test_a_decision_stands_above_the_description_once(store: MlflowStore, tmp_pa
         text = client.get_model_version(MODEL_NAME, version).description
     assert text == f"{line}\n\nHOLD: as it was judged."
     assert model.description == register.MODEL_DESCRIPTION
+
+
+def test_versions_say_when_they_became_champion_and_when_they_ceased_to_be(store: MlflowStore, tmp_path: Path) -> None:
+    first, second = (add_version(store, tmp_path, name) for name in "ab")
+    moves.promote(store, first, kind="promote", expected=None, reason="there is none", actor="ann")
+    moves.promote(store, second, kind="promote", expected=first, reason="better", actor="ann")
+    moves.promote(store, first, kind="rollback", expected=second, reason="complaints", actor="bob")
+    with connect(store) as client:
+        texts = [client.get_model_version(MODEL_NAME, version).description for version in (first, second)]
+    again, replaced, promoted = (line for line in texts[0].split("\n") if line)
+    assert again.startswith("Champion again, by a rollback by bob, 20")
+    assert replaced.startswith(f"No longer champion: replaced by version {second} by ann, 20")
+    assert promoted.startswith("Promoted to champion by ann, 20")
+    assert promoted.endswith(": there is none")
+    gone, before = (line for line in texts[1].split("\n") if line)
+    assert gone.startswith(f"No longer champion: rolled back to version {first} by bob, 20")
+    assert before.endswith(": better")
 
 
 def test_a_long_decision_and_a_long_description_are_cut_with_a_mark(store: MlflowStore, tmp_path: Path) -> None:

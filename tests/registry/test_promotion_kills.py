@@ -79,4 +79,4 @@ def test_a_rejection_that_is_killed_at_any_call_can_be_repeated(process: Killabl
         assert lookup.read_tags(store, "2")["verdict"] == "REJECT"
 
     call = "tasks.registry.promotion.reject"
-    assert kill_at_calls(process, folder, call, again, reason="worse on questions") == 7
+    assert kill_at_calls(process, folder, call, again, reason="worse on questions") == 6
