@@ -62,7 +62,7 @@ def compare(
     device: OnDevice = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Compare two versions on the same holdout sentences."""
+    """Compare two versions on the same holdout sentences; without B with the champion."""
     environment.set_process_defaults()
     from flows.cli import show_review
     from flows.commands.predict import check_model

@@ -5,7 +5,7 @@ from typing import Any
 
 from flows.cli.show_run import COLOURS, local_time, new_console, new_table
 from flows.cli.terminal import escape
-from tasks.reporting.wording import show_mcc
+from tasks.reporting.wording import FIGURE_LABELS, show_mcc
 
 MAX_CONTRADICTIONS_SHOWN = 10  # --json has all
 MAX_REASON_WIDTH = 100  # characters in a table; --json has all
@@ -94,41 +94,55 @@ def show_comparison(outcome: dict[str, Any]) -> None:
     """Print the figures of two versions side by side, their difference, and sentences on which they differ."""
     console = new_console()
     one, other = outcome["versions"]
+    names = [f"version {side['version']}" for side in (one, other)]
     console.print(f"holdout    {outcome['holdout'][:12]}, {outcome['rows']} sentences, {outcome['basis']}")
-    table = new_table("", f"version {one['version']}", f"version {other['version']}")
+    table = new_table("", *names)
     table.add_row("verdict", one["verdict"] or "", other["verdict"] or "")
     table.add_row(
-        "MCC", *(f"{side['mcc']:.3f} ({side['mcc_low']:.3f} to {side['mcc_high']:.3f})" for side in (one, other))
+        "MCC (95% CI)",
+        *(f"{side['mcc']:.3f} ({side['mcc_low']:.3f} to {side['mcc_high']:.3f})" for side in (one, other)),
     )
-    for name in ("accuracy", "f1", "auroc", "brier", "ece"):
-        table.add_row(name, *(f"{side[name]:.3f}" for side in (one, other)))
+    for name, (label, _) in FIGURE_LABELS.items():
+        table.add_row(label, *(f"{side[name]:.3f}" for side in (one, other)))
     for kind in ("per_source", "per_length"):
         for name in sorted(one[kind].keys() & other[kind].keys()):
             rows = one[kind][name]["rows"]
             values = (show_mcc(side[kind][name]["mcc"]) for side in (one, other))
-            table.add_row(f"MCC of {escape(name)} ({rows})", *values)
-    table.add_row("answered by", *(f"{side['variant']} on {side['provider']}" for side in (one, other)))
+            table.add_row(f"MCC of {escape(name) or 'no source'} ({rows})", *values)
+    devices = (side["provider"].removesuffix("ExecutionProvider") for side in (one, other))
+    table.add_row(
+        "answered by", *(f"{side['variant']} on {on}" for side, on in zip((one, other), devices, strict=True))
+    )
     console.print(table)
-    paired = outcome["comparison"]
-    console.print(
-        f"difference {paired['difference']:+.3f} ({paired['low']:+.3f} to {paired['high']:+.3f}, 95%), better in "
-        f"{paired['probability']:.1%} of the resamples; McNemar p = {paired['mcnemar']:.3f}"
-    )
-    console.print(
-        f"labels     {paired['agreement']:.1%} equal; only one right: "
-        f"{paired['candidate_alone']} and {paired['champion_alone']}"
-    )
+    _show_paired(outcome["comparison"], *names)
     if outcome["changes"]:
-        changes = new_table("made with", f"version {one['version']}", f"version {other['version']}")
+        changes = new_table("made with", *names)
         for change in outcome["changes"]:
             changes.add_row(*(_short(change[name]) for name in ("what", "first", "second")))
         console.print(changes)
-    if paired["sentences"]:
-        console.print(
-            f"sentences that they label differently: label, version {one['version']}, version {other['version']}"
-        )
-    for row in paired["sentences"]:
-        console.print(f"  {row['label']}  {row['first']:.2f} {row['second']:.2f}  {escape(row['sentence'])}")
+    if outcome["comparison"]["sentences"]:
+        console.print('sentences that they label differently, with the probability of "acceptable":')
+        sentences = new_table("label", *names, "sentence")
+        for row in outcome["comparison"]["sentences"]:
+            given = ("none" if row[side] is None else f"{row[side]:.2f}" for side in ("first", "second"))
+            sentences.add_row(outcome["labels"][row["label"]], *given, escape(row["sentence"]))
+        console.print(sentences)
+
+
+def _show_paired(paired: dict[str, Any], first: str, second: str) -> None:
+    """Print the paired comparison of two versions."""
+    console = new_console()
+    console.print(
+        f"difference {paired['difference']:+.3f} (95% CI {paired['low']:+.3f} to {paired['high']:+.3f}), better in "
+        f"{paired['probability']:.1%} of the resamples; McNemar's test p = {paired['mcnemar']:.3g}"
+    )
+    console.print(
+        f"labels     {paired['agreement']:.1%} equal; of the others {first} has {paired['candidate_alone']} right, "
+        f"{second} {paired['champion_alone']}"
+    )
+    console.print(
+        f"p-values   permutation test, one-sided: better {paired['p_better']:.2g}, worse {paired['p_worse']:.2g}"
+    )
 
 
 def show_change(change: dict[str, Any]) -> None:

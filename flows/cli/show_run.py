@@ -3,7 +3,7 @@
 import datetime
 import shutil
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from rich.table import Table
 
@@ -181,7 +181,8 @@ def new_table(*columns: str) -> Table:
     """Return a table without lines; columns of figures are right-aligned."""
     table = Table(box=None, pad_edge=False, header_style="dim")
     for name in columns:
-        table.add_column(name, justify="right" if name in ("seconds", "probability", "MCC") else "left")
+        justify: Literal["left", "right"] = "right" if name in ("seconds", "probability", "MCC") else "left"
+        table.add_column(name, justify=justify, overflow="fold")
     return table
 
 

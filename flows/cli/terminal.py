@@ -7,6 +7,7 @@ from typing import Any
 import rich.markup
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
+from rich.table import Table
 from rich.text import Text
 
 from tasks.core.printable import escape_controls, line_breaks
@@ -25,6 +26,7 @@ class ResultConsole(Console):
         """Print, with the lines of a text wrapped."""
         if self.is_terminal:
             objects = tuple(self._wrap(each) if isinstance(each, str) else each for each in objects)
+            options["soft_wrap"] = not any(isinstance(each, Table) for each in objects)  # a table has its own wrapping
         super().print(*objects, **options)
 
     def _wrap(self, markup: str) -> Text:

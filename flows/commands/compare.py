@@ -57,7 +57,10 @@ def compare(first: str, second: str | None, device: str, home: str) -> dict[str,
     lookup.check_numbers(store, first, second or first)
     other = second or _champion(store)
     if first == other:
-        raise UsageError(f"version {first} cannot be compared with itself; name another: verdict compare {first} B")
+        itself = "with itself" if second else "with the champion, which it is itself"
+        raise UsageError(
+            f"version {first} cannot be compared {itself}; name another version: verdict compare {first} B"
+        )
     tags = {version: lookup.read_tags(store, version) for version in (first, other)}
     holdout = tags[first].get("holdout", "")
     snapshot = find_snapshot(home, holdout)
@@ -78,6 +81,7 @@ def compare(first: str, second: str | None, device: str, home: str) -> dict[str,
         "holdout": holdout,
         "rows": result["comparison"]["rows"],
         "basis": "measured" if snapshot else "recorded",
+        "labels": result["labels"],
         "versions": [
             {"version": version, "verdict": tags[version].get("verdict"), **figures_of(side)}
             for version, side in sides.items()

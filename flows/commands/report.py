@@ -7,9 +7,7 @@ from typing import TypedDict
 from flows.commands.predict import find_model
 from tasks.core.errors import VerdictError
 from tasks.core.files import sha256_of
-from tasks.inference.bundle import read_manifest
-
-REPORT_FILE = "report.html"  # of a bundle
+from tasks.inference.bundle import REPORT_FILE, read_manifest
 
 
 class FoundReport(TypedDict):

@@ -10,7 +10,7 @@ from tasks.core.files import json_digest
 from tasks.data.snapshots import read_snapshot
 from tasks.evaluation.evidence import ChampionEvidence
 from tasks.evaluation.run_diff import RunRecord
-from tasks.inference.bundle import MODEL_NAME
+from tasks.inference.bundle import MODEL_NAME, REPORT_FILE
 from tasks.registry import lookup, tracking
 from tasks.registry.descriptions import describe_run, describe_version, version_tags
 from tasks.registry.mlflow_client import NOTE
@@ -86,5 +86,5 @@ def record_figures(context: JobContext, report: ReportInputs, holdout: str) -> N
     log_series(timer, store, run_id, series)
     log_table(timer, store, run_id, list_predictions(evidence, read_snapshot(holdout)), PREDICTIONS_FILE)
     log_files(timer, store, run_id, list(report.pictures.values()), "pictures")
-    records = [folder / "evidence.json", folder / "verdict.json", folder / "bundle" / "report.html"]
+    records = [folder / "evidence.json", folder / "verdict.json", folder / "bundle" / REPORT_FILE]
     log_files(timer, store, run_id, [str(path) for path in [*records, folder / "bundle" / "card.md"]], "records")

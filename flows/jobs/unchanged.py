@@ -20,7 +20,7 @@ from tasks.core.errors import VerdictError
 from tasks.core.files import home_id, json_digest, read_json, sha256_of, write_json
 from tasks.core.provenance import git_commit, library_versions
 from tasks.core.settings import DataSettings, Settings
-from tasks.inference.bundle import MODEL_NAME
+from tasks.inference.bundle import MODEL_NAME, REPORT_FILE
 from tasks.registry.sqlite_lookup import find_local_digest, find_running_jobs
 from tasks.registry.store import MlflowStore, locate_store
 from tasks.training.pretrained import PACKAGED, Encoder, locate_encoder
@@ -134,7 +134,7 @@ def load_result(folder: Path, store: MlflowStore) -> RetrainOutcome | None:
 
 def report_path(folder: Path) -> str:
     """Return the path of a job's report."""
-    return str(folder / "bundle" / "report.html")
+    return str(folder / "bundle" / REPORT_FILE)
 
 
 def _has_dead_runs(store: MlflowStore, home: str) -> bool:

@@ -23,7 +23,9 @@ COMPARED_FIGURES = ("accuracy", "f1", "auroc", "brier", "ece", "per_source", "pe
 
 
 class VersionComparison(TypedDict):
-    """Figures of both; `comparison` has the first in the candidate's role."""
+    """Figures of both; `comparison` has the first in the candidate's role, `labels` names the classes 0 and 1."""
+
+    labels: list[str]
 
     first: Measurement
     second: Measurement
@@ -58,7 +60,8 @@ def compare_bundles(first: str, second: str, snapshot: str, device: str, resampl
     ]
     comparison = compare(rows, ours, theirs, resamples)
     comparison["sentences"] = _list_differing(table, ours, theirs)
-    return VersionComparison(first=sides[0], second=sides[1], comparison=comparison)
+    labels = loaded[0].manifest["labels"]
+    return VersionComparison(labels=labels, first=sides[0], second=sides[1], comparison=comparison)
 
 
 def compare_recorded(first: Evidence, second: Evidence) -> VersionComparison | None:
@@ -67,7 +70,7 @@ def compare_recorded(first: Evidence, second: Evidence) -> VersionComparison | N
         return None
     ours, theirs = (each["answers"]["variants"][each["candidate"]["variant"]] for each in (first, second))
     comparison = compare(first["answers"], ours, theirs, first["resamples"])
-    return VersionComparison(first=first["candidate"], second=second["candidate"], comparison=comparison)
+    return VersionComparison(labels=[], first=first["candidate"], second=second["candidate"], comparison=comparison)
 
 
 def figures_of(measured: Measurement) -> dict[str, Any]:

@@ -30,6 +30,7 @@ MANIFEST = "bundle.json"
 FP32_MODEL = "model.onnx"
 TOKENIZER = "tokenizer.json"
 PROFILE = "data.json"
+REPORT_FILE = "report.html"
 VARIANTS = {"fp32": FP32_MODEL, "fp16": "model.cuda.onnx", "int8": "model.cpu.onnx"}
 MAX_LENGTH = 1_000_000  # tokens of a sentence, more than any encoder reads
 MAX_TOKEN_ID = 2**31 - 1

@@ -14,7 +14,16 @@ from tasks.evaluation.judge import Verdict
 from tasks.evaluation.measurement import Measurement
 from tasks.evaluation.run_diff import CODE_TAG, DATA_TAG, RunRecord, SettingChange, diff_runs
 from tasks.evaluation.thresholds import curves_of
-from tasks.inference.bundle import MODEL_NAME, PROFILE, Manifest, ModelInfo, sign_bundle, verify, write_manifest
+from tasks.inference.bundle import (
+    MODEL_NAME,
+    PROFILE,
+    REPORT_FILE,
+    Manifest,
+    ModelInfo,
+    sign_bundle,
+    verify,
+    write_manifest,
+)
 from tasks.reporting.figure_style import inline_svg
 from tasks.reporting.gate_page import explain
 from tasks.reporting.model_card import write_card
@@ -84,7 +93,7 @@ def write_documents(bundle: str, inputs: ReportInputs) -> Manifest:
     folder, evidence = Path(bundle), inputs.evidence
     manifest = verify(folder)
     facts = cast(ModelInfo, {key: manifest[key] for key in ModelInfo.__annotations__})  # type: ignore[literal-required]
-    write_text(folder / "report.html", render_report(inputs, facts, manifest["digest"], folder.parent.name))
+    write_text(folder / REPORT_FILE, render_report(inputs, facts, manifest["digest"], folder.parent.name))
     write_json(folder / PROFILE, inputs.gate["profile"])
     write_text(
         folder / "card.md",
@@ -110,7 +119,8 @@ def render_report(inputs: ReportInputs, facts: ModelInfo, digest: str, job: str)
         job: name of the job's folder.
     """
     evidence, verdict = inputs.evidence, inputs.verdict
-    alt = describe_pictures(evidence, inputs.training)
+    threshold_note = describe_threshold(curves_of(evidence)[0], evidence["candidate"]["auroc"])
+    alt = describe_pictures(evidence, inputs.training, threshold_note)
     return render(
         "report.html.j2",
         evidence=evidence,
@@ -128,7 +138,7 @@ def render_report(inputs: ReportInputs, facts: ModelInfo, digest: str, job: str)
         rules=explain_rules(verdict),
         figures=compare_figures(evidence),
         classes=[(name, list_classes(side, facts["labels"])) for name, side in _sides(evidence)],
-        threshold_note=describe_threshold(curves_of(evidence)[0], evidence["candidate"]["auroc"]),
+        threshold_note=threshold_note,
         facts_of_both=list_facts(evidence["comparison"], verdict) if evidence["comparison"] else [],
         slices=list_slices(evidence, Policy.model_validate(verdict["policy"])),
         phenomena=list_phenomena(evidence),
@@ -158,8 +168,8 @@ def changes_of(inputs: ReportInputs, dataset: str) -> list[SettingChange] | None
     return diff_runs(inputs.previous_run, inputs.settings, ran_with)
 
 
-def describe_pictures(evidence: Evidence, training: TrainingResult) -> dict[str, str]:
-    """Return the alternative text of each figure."""
+def describe_pictures(evidence: Evidence, training: TrainingResult, threshold_note: str) -> dict[str, str]:
+    """Return the alternative text of each figure; `threshold_note` says what the decision threshold costs."""
     ours, theirs, comparison = evidence["candidate"], measured_champion(evidence), evidence["comparison"]
     sides = {"candidate": ours} | ({"champion": theirs} if theirs else {})
     counts = [
@@ -170,10 +180,9 @@ def describe_pictures(evidence: Evidence, training: TrainingResult) -> dict[str,
     intervals = ", ".join(f"{name} {show_interval(side['interval'])}" for name, side in sides.items())
     errors = ", ".join(f"{name} {side['ece']:.3f}" for name, side in sides.items())
     batches = ours["mcc_per_batch"]
-    curves = curves_of(evidence)
     texts = {
         "ranking": "ROC curve and precision over recall; the mark is the threshold 0.5.",
-        "thresholds": f"MCC by decision threshold; {describe_threshold(curves[0], ours['auroc'])}",
+        "thresholds": f"MCC by decision threshold; {threshold_note}",
         "intervals": f"MCC with 95% intervals: {intervals}.",
         "calibration": f"Reliability diagram. Expected calibration error: {errors}.",
         "confusion": f"Confusion. {'; '.join(counts)}.",

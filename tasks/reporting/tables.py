@@ -12,16 +12,10 @@ from tasks.evaluation.evidence import Evidence
 from tasks.evaluation.judge import RULES, SLICE_KINDS, Verdict
 from tasks.evaluation.measurement import Comparison, Measurement, name_length, predict_labels
 from tasks.evaluation.metrics import MccInterval, SliceFigures, mcc_interval
+from tasks.reporting.wording import FIGURE_LABELS
 
 SLICE_RESAMPLES = 2_000  # of the bootstrap in each slice
 MAX_SLICES = 30  # slices of one kind; of more, those that dropped and the largest are shown
-FIGURE_LABELS = {  # by key of a measurement: label, and 1 if larger is better, else -1
-    "accuracy": ("accuracy", 1),
-    "f1": ("F1", 1),
-    "auroc": ("AUROC", 1),
-    "brier": ("Brier score (0 is perfect)", -1),
-    "ece": ("calibration error (0 is perfect)", -1),
-}
 
 
 class RuleExplanation(NamedTuple):

@@ -15,6 +15,13 @@ NEXT_STEPS = {
     "HOLD": "It is registered as challenger and waits for a person to approve or reject it.",
     "REJECT": "It is registered, and never becomes champion.",
 }
+FIGURE_LABELS = {  # by key of a measurement: label, and 1 if larger is better, else -1
+    "accuracy": ("accuracy", 1),
+    "f1": ("F1", 1),
+    "auroc": ("AUROC", 1),
+    "brier": ("Brier score (0 is perfect)", -1),
+    "ece": ("calibration error (0 is perfect)", -1),
+}
 THRESHOLD_LOSS = 0.05  # of MCC against the best threshold, from which on the report points at it
 _MARKS = str.maketrans({mark: "\\" + mark for mark in "\\`*_[]|~#"} | {"&": "&amp;", "<": "&lt;", "@": "&#64;"})
 

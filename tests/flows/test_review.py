@@ -137,7 +137,7 @@ def test_a_rejected_hold_is_no_challenger_any_more(reigning: MlflowStore, verdic
         (["approve", "9", "--reason", "x"], 1, "version '9' does not exist in sqlite:"),
         (["reject", "9", "--reason", "x"], 1, "version '9' does not exist in sqlite:"),
         (["compare", "9"], 1, "version '9' does not exist in sqlite:"),
-        (["compare", "3"], 2, "version 3 cannot be compared with itself"),
+        (["compare", "3"], 2, "version 3 cannot be compared with the champion, which it is itself"),
         (["compare", "1", "2"], 1, "versions 1 and 2 were judged on other rows"),
         (["approve", "1", "--reason", "x"], 1, "version 1 has the verdict PROMOTE; expected a HOLD to approve"),
         (["reject", "1", "--reason", "x"], 1, "version 1 has the verdict PROMOTE; expected a HOLD to reject"),
@@ -390,7 +390,10 @@ def test_two_versions_are_measured_side_by_side_on_the_holdout(
     assert answer["changes"] == [{"what": "finetune.max_length", "first": "3", "second": "16"}]
     shown_ = verdict("compare", second, first, "--device", "cpu")[1]
     assert re.search(r"^made with +version 2 +version 1 *\nfinetune\.max_length +3 +16 *$", shown_, re.MULTILINE)
-    assert "sentences that they label differently: label, version 2, version 1\n" in shown_
+    assert 'sentences that they label differently, with the probability of "acceptable":\n' in shown_
+    assert re.search(
+        r"^label +version 2 +version 1 +sentence *\n(un)?acceptable +0\.\d\d +0\.\d\d +\w", shown_, re.MULTILINE
+    )
     assert f"version {second}" in shown_
     assert "difference -" in shown_
     shutil.rmtree(home / "snapshots")
@@ -516,5 +519,5 @@ def test_recorded_evidence_of_altered_files_or_without_a_required_signature_is_n
 
 def test_comparing_with_itself_is_no_comparison(judged: Callable[..., str], home: Path) -> None:
     version = judged(16, None)
-    with pytest.raises(UsageError, match="cannot be compared with itself"):
+    with pytest.raises(UsageError, match=f"version {version} cannot be compared with itself"):
         compare.compare(version, version, "cpu", str(home))

@@ -4,10 +4,12 @@ import re
 from typing import Any
 
 import pytest
+from candidates import weigh
 from outcomes import make_outcome
 
 from flows.cli import show_review, show_run
 from flows.cli.terminal import ResultConsole, escape
+from tasks.evaluation.compare_versions import compare_recorded, figures_of
 
 HOSTILE = "a [red]b[/] \x1b]0;title\x07\x9b31m\r\u202e"
 SHOWN = r"a [red]b[/] \x1b]0;title\x07\x9b31m\r\u202e"
@@ -85,3 +87,39 @@ def test_on_a_terminal_the_report_is_a_link_and_lines_are_wrapped_between_words(
         "         sentences, int8 on CPUExecutionProvider",
         "version  acceptability 4",
     ]
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_a_comparison_is_no_wider_than_the_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], width: int
+) -> None:
+    for name, value in {"FORCE_COLOR": "1", "TERM": "xterm", "COLUMNS": str(width)}.items():
+        monkeypatch.setenv(name, value)
+    first, second = weigh(2.0), weigh(1.6)
+    result = compare_recorded(first, second)
+    assert result is not None
+    rows = [
+        {"label": 1, "sentence": "a long sentence " * 10, "first": 0.31, "second": 0.72},
+        {"label": 0, "sentence": "a short one", "first": 0.91, "second": None},
+    ]
+    path = "/a/long/path/to/the/data" * 4
+    show_review.show_comparison(
+        {
+            "holdout": "h" * 64,
+            "rows": 300,
+            "basis": "measured",
+            "labels": ["unacceptable", "acceptable"],
+            "versions": [
+                {"version": version, "verdict": "HOLD", **figures_of(side)}
+                for version, side in (("2", result["first"]), ("1", result["second"]))
+            ],
+            "comparison": result["comparison"] | {"sentences": rows},
+            "changes": [{"what": "data.path", "first": f"{path}1", "second": f"{path}2"}],
+        }
+    )
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out).splitlines()
+    assert max(map(len, lines)) <= width
+    text = "\n".join(lines)
+    assert re.search(r"^acceptable +0\.31 +0\.72 +a long sentence", text, re.MULTILINE)
+    assert re.search(r"^unacceptable +0\.91 +none +a short one *$", text, re.MULTILINE)
+    assert re.search(r"^AUROC +0\.9", text, re.MULTILINE)

@@ -16,9 +16,11 @@ from toy import gate
 from tasks.core.signing import describe_key, describe_signer
 from tasks.evaluation.measurement import predict_labels
 from tasks.evaluation.minimal_pairs import summarise
+from tasks.evaluation.thresholds import curves_of
 from tasks.inference.bundle import check_signature, verify
 from tasks.reporting.charts import draw_charts
 from tasks.reporting.report import SECTIONS, ReportInputs, describe_pictures, render_report, write_documents
+from tasks.reporting.wording import describe_threshold
 
 PAST: Any = {
     "settings": {"data.path": "<script>alert(1)</script>", "finetune.encoder": "packaged", "finetune.epochs": "2"},
@@ -258,8 +260,9 @@ def test_the_report_opens_offline(beside: ReportInputs) -> None:
 def test_pictures_are_in_the_page_in_its_colours_and_described(beside: ReportInputs) -> None:
     html, _ = page(beside)
     pictures = [dict(attributes) for tag, attributes in Text(html).seen if tag == "svg"]
-    inputs = describe_pictures(beside.evidence, beside.training)
-    assert {picture["aria-label"] for picture in pictures} == set(inputs.values())
+    note = describe_threshold(curves_of(beside.evidence)[0], beside.evidence["candidate"]["auroc"])
+    described = describe_pictures(beside.evidence, beside.training, note)
+    assert {picture["aria-label"] for picture in pictures} == set(described.values())
     assert {picture["role"] for picture in pictures} == {"img"}
     assert html.count("var(--accent)") > 10
     assert not re.search("#2563eb|#334155|#7f8ea3", html[html.index("<body>") :])
