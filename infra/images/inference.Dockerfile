@@ -8,7 +8,7 @@ COPY infra/images/install.sh /source/infra/images/
 COPY infra/locks/tools.txt /source/infra/locks/
 COPY infra/inference/pyproject.toml /source/infra/inference/
 RUN /source/infra/images/install.sh inference /opt/verdict
-COPY README.md LICENSE /source/
+COPY README.md LICENSE NOTICE /source/
 COPY mlflow/policy.toml /source/mlflow/
 COPY infra/prefect.yaml /source/infra/
 COPY infra/inference /source/infra/inference

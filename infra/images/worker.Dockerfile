@@ -13,7 +13,7 @@ COPY pyproject.toml constraints.txt /source/
 COPY infra/images/install.sh /source/infra/images/
 COPY infra/locks/tools.txt /source/infra/locks/
 RUN /source/infra/images/install.sh worker /opt/verdict
-COPY README.md LICENSE /source/
+COPY README.md LICENSE NOTICE /source/
 COPY mlflow/policy.toml /source/mlflow/
 COPY infra/prefect.yaml /source/infra/
 COPY infra/prefect.yaml /source/infra/

@@ -9,6 +9,7 @@ from tasks.data.gate import GateReport
 from tasks.evaluation.evidence import Evidence
 from tasks.evaluation.judge import Verdict
 from tasks.inference.bundle import MODEL_NAME, VARIANTS, ModelInfo
+from tasks.reporting.licenses import encoder_license, is_cola
 from tasks.reporting.tables import compare_figures, explain_rules, list_phenomena, list_slices
 from tasks.reporting.templating import render
 from tasks.reporting.wording import escape_markdown, show_interval, show_mcc
@@ -50,6 +51,7 @@ def write_card(
         export: variants in the bundle and variants left out.
     """
     values = {key: value for key, value, _ in settings}
+    source, encoder = str(values.get("data.path", "")), str(values.get("finetune.encoder", ""))
     body = render(
         "card.md.j2",
         facts=facts,
@@ -64,7 +66,9 @@ def write_card(
         export=export,
         files=VARIANTS,
         recipe={key: value for key, value in values.items() if key.startswith("finetune.")},
-        source=str(values.get("data.path", "")),
+        source=source,
+        encoder_license=encoder_license(encoder),
+        cola=is_cola(source.split(" + ")),
         md=escape_markdown,
         show_interval=show_interval,
         show_mcc=show_mcc,
@@ -88,13 +92,14 @@ def base_model(encoder: str, setting: Any) -> str | None:
 def _header(facts: ModelInfo, evidence: Evidence, values: dict[str, Any]) -> str:
     from huggingface_hub import ModelCardData
 
-    datasets = hub_datasets(str(values.get("data.path", "")))
+    source = str(values.get("data.path", ""))
+    datasets = hub_datasets(source)
     data = ModelCardData(
         language="en",
-        license="mit",
+        license=encoder_license(str(values.get("finetune.encoder", ""))),
         library_name="onnx",
         pipeline_tag="text-classification",
-        tags=["linguistic-acceptability", "cola", "onnx", "onnxruntime"],
+        tags=["linguistic-acceptability", *(["cola"] if is_cola(source.split(" + ")) else []), "onnx", "onnxruntime"],
         datasets=datasets or None,
         metrics=list(CARD_METRICS),
         base_model=base_model(facts["encoder"], values.get("finetune.encoder")),

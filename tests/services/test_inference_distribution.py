@@ -90,6 +90,7 @@ def test_nothing_of_the_application_is_installed(python: Path) -> None:
     installed = {path.name for path in site_packages(python).iterdir()}
     print(f"\ninstalled: {sorted(name.partition('-')[0] for name in installed if name.endswith('.dist-info'))}")
     assert "verdict_inference" in installed
+    assert (site_packages(python) / "verdict_inference" / "py.typed").is_file()
     assert installed & {"tasks", "flows", "mlflow", "pandas", "onnx", "torch", "transformers"} == set()
 
 
