@@ -33,7 +33,7 @@ class StackConfig:
     home: str
     ports: dict[str, int]
     urls: dict[str, str]
-    """Addresses to show to people."""
+    """Addresses of the services that have pages."""
     exports: dict[str, str]
     """Variables that a client of the services sets; secrets as the name of their variable."""
     health_urls: dict[str, str]
@@ -74,7 +74,7 @@ def load_stack_config(environ: Mapping[str, str], home: str) -> StackConfig:
     return StackConfig(
         home=home,
         ports=ports,
-        urls={"Prefect": prefect, "MLflow": mlflow, "inference": inference},
+        urls={"prefect": prefect, "mlflow": mlflow, "inference": inference},
         exports=addresses | _client_credentials(environ),
         health_urls=health | {"worker": f"{worker}/health", "inference": f"{inference}/healthz"},
         wait_urls=health | {"mlflow": f"{mlflow}/api/2.0/mlflow/experiments/search?max_results=1"},

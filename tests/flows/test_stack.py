@@ -1,21 +1,26 @@
 """The environment of the services of one machine, and what is rejected before anything starts."""
 
 import base64
+import contextlib
 import http.server
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from flows.services import stack
+from flows.services import service, stack, supervision
+from flows.services.service import read_commands
 from flows.services.stack_config import ACCOUNT_VARIABLES, load_stack_config
+from flows.services.stack_processes import find_processes
 from tasks.core.errors import UsageError, VerdictError
 
 ROOT = Path(__file__).parents[2]
@@ -33,8 +38,8 @@ def test_without_anything_set_all_state_is_in_the_home(tmp_path: Path) -> None:
     assert variables["PREFECT_HOME"] == f"{tmp_path}/stack/prefect"
     assert variables["MLFLOW_OPTIONS"] == "--serve-artifacts"
     assert config.urls == {
-        "Prefect": "http://127.0.0.1:4200",
-        "MLflow": "http://127.0.0.1:5000",
+        "prefect": "http://127.0.0.1:4200",
+        "mlflow": "http://127.0.0.1:5000",
         "inference": "http://127.0.0.1:8080",
     }
     assert config.accounts == {}
@@ -87,8 +92,8 @@ def test_a_contradictory_environment_is_a_usage_error(tmp_path: Path, environ: d
 
 
 def test_no_line_of_the_procfile_holds_a_secret_and_every_variable_is_set(tmp_path: Path) -> None:
-    lines = dict(re.findall(r"^([a-z]+): (.*)$", stack.PROCFILE.read_text(), re.MULTILINE))
-    assert set(lines) == {"prefect", "mlflow", "worker", "inference"}
+    lines = read_commands()
+    assert list(lines) == ["prefect", "mlflow", "cleanup", "worker", "inference"]
     variables = load_stack_config(PASSWORDS | {"PREFECT_AUTH_STRING": "me:secret-of-mine"}, str(tmp_path)).environment
     for line in lines.values():
         assert set(re.findall(r"\$([A-Z_]+)", line)) <= variables.keys()
@@ -161,14 +166,77 @@ def test_credentials_are_sent_to_our_servers_only(tmp_path: Path) -> None:
     assert seen == [f"Basic {account}", None]
 
 
-def test_a_service_that_exits_is_reported_with_the_end_of_the_log(tmp_path: Path) -> None:
-    config = load_stack_config(_free("PREFECT_PORT") | _free("MLFLOW_PORT"), str(tmp_path))
-    (tmp_path / "stack").mkdir(exist_ok=True)
-    (tmp_path / "stack" / "log").write_text("mlflow.1 | no such database\n")
-    with subprocess.Popen([sys.executable, "-c", ""]) as process:
+STAYS = [sys.executable, "-c", "import time; time.sleep(300)"]
+
+
+@pytest.fixture
+def supervised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Path, subprocess.Popen[bytes]]]:
+    """Supervisor with the real cleanup, a program that stays and one that ends at once; its folder and process."""
+    monkeypatch.setattr(supervision, "START_RETRIES", 1)
+    folder = tmp_path / "stack"
+    folder.mkdir()
+    commands = {
+        "cleanup": [sys.executable, "-m", "flows.services.cleanup"],
+        "prefect": STAYS,
+        "mlflow": [sys.executable, "-c", "print('no such database')"],
+    }
+    environ = os.environ | {"VERDICT_HOME": str(tmp_path), "STACK_OF": str(tmp_path)}
+    process = supervision.start(folder, commands, environ)
+    try:
+        yield folder, process
+    finally:
+        stack._stop(str(tmp_path))
+
+
+def find_pid(folder: Path, name: str) -> int:
+    found = supervision._call(folder, "getProcessInfo", name)
+    return int(found["pid"]) if found["statename"] in ("STARTING", "RUNNING") else 0
+
+
+def wait(condition: Callable[[], Any]) -> Any:
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        with contextlib.suppress(OSError):
+            if found := condition():
+                return found
+        time.sleep(0.05)
+    raise AssertionError("not within 30 s")
+
+
+def test_a_killed_service_comes_back_one_that_cannot_start_is_given_up_and_nothing_outlives_the_supervisor(
+    supervised: tuple[Path, subprocess.Popen[bytes]],
+) -> None:
+    folder, process = supervised
+    first = wait(lambda: find_pid(folder, "prefect"))
+    os.kill(first, signal.SIGKILL)
+    second = wait(lambda: find_pid(folder, "prefect") not in (0, first) and find_pid(folder, "prefect"))
+    wait(lambda: (supervision.read_states(folder) or {})["mlflow"] == "gave up")
+    assert supervision.read_states(folder) == {"prefect": "running", "mlflow": "gave up"}
+    assert find_pid(folder, "prefect") == second
+    config = load_stack_config(_free("PREFECT_PORT") | _free("MLFLOW_PORT"), str(folder.parent))
+    with pytest.raises(VerdictError, match="mlflow ended 2 times as it started; the others stay up"):
+        stack._check_progress(config, {"prefect": "", "mlflow": ""}, process)
+    assert supervision.start_again(folder) == ["mlflow"]
+    with subprocess.Popen(STAYS, env=os.environ | {"STACK_OF": str(folder.parent)}, start_new_session=True) as run:
+        process.kill()  # the run has a session of its own, as a worker's runs have
         process.wait()
-        with pytest.raises(VerdictError, match="no such database"):
-            stack.await_services(config, process)
+        assert run.wait(20) == -signal.SIGTERM
+    wait(lambda: find_processes(str(folder.parent)) == [])
+    assert supervision.read_states(folder) is None
+
+
+def test_what_a_killed_service_left_is_ended_before_it_starts_again(tmp_path: Path) -> None:
+    environ = os.environ | {"STACK_OF": str(tmp_path), "STACK_SERVICE": "mlflow"}
+    with (
+        subprocess.Popen(STAYS, env=environ) as left,
+        subprocess.Popen(STAYS, env=environ, start_new_session=True) as run,
+        subprocess.Popen(STAYS, env=environ | {"STACK_SERVICE": "prefect"}) as other,
+    ):
+        service.end_leftovers("mlflow", str(tmp_path))
+        running = [each.poll() is None for each in (left, run, other)]
+        for each in (left, run, other):
+            each.kill()
+    assert running == [False, True, True]
 
 
 def _free(name: str) -> dict[str, str]:

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import re
 import shutil
 import signal
 import socket
@@ -63,13 +62,11 @@ class Stage:
         self.services: dict[str, subprocess.Popen[bytes]] = {}
 
     def start(self, *names: str) -> None:
-        """Start services by their lines of the Procfile, and wait until they answer."""
+        """Start services by their lines of infra/Procfile, and wait until they answer."""
         for name in names:
-            line = re.search(rf"^{name}: (.*)$", (ROOT / "infra" / "Procfile").read_text(), re.MULTILINE)
-            assert line
             with (self.folder / f"{name}.log").open("ab") as log:
                 self.services[name] = subprocess.Popen(
-                    ["sh", "-c", line[1]],
+                    [sys.executable, "-m", "flows.services.service", name],
                     cwd=ROOT,
                     env=self.places.environment,
                     stdin=subprocess.DEVNULL,
@@ -117,7 +114,7 @@ class Stage:
     def prefect(self, method: str, path: str, **body: Any) -> Any:
         """Ask Prefect as an engineer's program does; a body of `items` alone is a list."""
         auth = tuple(SECRETS["PREFECT_AUTH_STRING"].split(":"))
-        with httpx.Client(base_url=f"{self.places.urls['Prefect']}/api", auth=auth, timeout=30) as client:  # type: ignore[arg-type]
+        with httpx.Client(base_url=f"{self.places.urls['prefect']}/api", auth=auth, timeout=30) as client:  # type: ignore[arg-type]
             headers = {}
             if method != "GET":
                 token = client.get("/csrf-token", params={"client": "tests"}).json()["token"]
@@ -129,7 +126,7 @@ class Stage:
 
     def mlflow(self, account: str, method: str, path: str, **body: Any) -> httpx.Response:
         """Ask MLflow as one of its accounts."""
-        url = f"{self.places.urls['MLflow']}/api/2.0/mlflow/{path}"
+        url = f"{self.places.urls['mlflow']}/api/2.0/mlflow/{path}"
         password = SECRETS[f"{account.upper()}_PASSWORD"]
         given = {"params": body} if method == "GET" else {"json": body}
         return httpx.request(method, url, auth=(account, password), timeout=30, **given)  # type: ignore[arg-type]

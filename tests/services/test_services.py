@@ -89,22 +89,22 @@ def statuses(stage: Stage) -> list[str]:
 
 
 def test_prefect_asks_who_is_there_and_whence(stage: Stage) -> None:
-    url = f"{stage.places.urls['Prefect']}/api"
+    url = f"{stage.places.urls['prefect']}/api"
     operator = tuple(SECRETS["PREFECT_AUTH_STRING"].split(":"))
     assert httpx.get(f"{url}/deployments/name/retrain/retrain").status_code == 401
     assert httpx.get(f"{url}/deployments/name/retrain/retrain", auth=("operator", "wrong")).status_code == 401
     assert httpx.post(f"{url}/flows/filter", json={}, auth=operator).status_code == 403  # no token against forged forms
     evil = httpx.get(f"{url}/health", headers={"Origin": "http://evil.example"}, auth=operator)
     assert evil.headers.get("access-control-allow-origin") is None
-    own = httpx.get(f"{url}/health", headers={"Origin": stage.places.urls["Prefect"]}, auth=operator)
-    assert own.headers["access-control-allow-origin"] == stage.places.urls["Prefect"]
+    own = httpx.get(f"{url}/health", headers={"Origin": stage.places.urls["prefect"]}, auth=operator)
+    assert own.headers["access-control-allow-origin"] == stage.places.urls["prefect"]
     settings = stage.prefect("GET", "/admin/settings")
     assert settings["server"]["analytics_enabled"] is False
     assert settings["server"]["concurrency"]["lease_storage"].endswith(".filesystem")
 
 
 def test_mlflow_knows_no_default_password_and_strangers_read_nothing(stage: Stage) -> None:
-    url = f"{stage.places.urls['MLflow']}/api/2.0/mlflow/experiments/get-by-name?experiment_name=verdict"
+    url = f"{stage.places.urls['mlflow']}/api/2.0/mlflow/experiments/get-by-name?experiment_name=verdict"
     assert httpx.get(url).status_code == 401
     for password in ("password", "password1234", "admin", ""):
         assert httpx.get(url, auth=("admin", password)).status_code == 401

@@ -1,17 +1,32 @@
 """`make up` and `make down` for real: one command, everything answers, nothing is left."""
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 from stage import ROOT, Clock, free_port
 
-from flows.services import stack
+from flows.services import supervision
+from flows.services.stack_processes import find_processes
 
 pytestmark = [pytest.mark.services, pytest.mark.timeout(400)]
+
+
+def find_pid(folder: Path, name: str) -> int:
+    return int(supervision._call(folder, "getProcessInfo", name)["pid"])
+
+
+def in_group(process: psutil.Process, *groups: int) -> bool:
+    with contextlib.suppress(ProcessLookupError):
+        return os.getpgid(process.pid) in groups
+    return False
 
 
 def test_up_waits_until_all_answer_and_down_leaves_nothing(tmp_path: Path, clock: Clock) -> None:
@@ -30,8 +45,21 @@ def test_up_waits_until_all_answer_and_down_leaves_nothing(tmp_path: Path, clock
             first = call("flows.services.stack", "up")
         assert first.returncode == 0, first.stderr
         assert f"http://127.0.0.1:{ports['PREFECT_PORT']}" in first.stdout
+        folder = tmp_path / "stack"
+        before = {name: find_pid(folder, name) for name in ("prefect", "mlflow", "worker", "inference")}
+        with clock("killed MLflow and worker answer again"):
+            os.kill(before["mlflow"], signal.SIGKILL)  # and leave its children, which hold the port
+            os.kill(before["worker"], signal.SIGKILL)
+            while [
+                each for each in find_processes(str(tmp_path)) if in_group(each, before["mlflow"], before["worker"])
+            ]:
+                time.sleep(0.1)
+            while {find_pid(folder, name) for name in ("mlflow", "worker")} & {0, before["mlflow"], before["worker"]}:
+                time.sleep(0.1)
         again = call("flows.services.stack", "up")
         assert (again.returncode, again.stdout.splitlines()[0]) == (0, "up already")
+        after = {name: find_pid(folder, name) for name in before}
+        assert {name for name in before if after[name] == before[name]} == {"prefect", "inference"}
         exports = dict(
             line.removeprefix("  export ").split("=", 1) for line in first.stdout.splitlines() if "export" in line
         )
@@ -44,4 +72,4 @@ def test_up_waits_until_all_answer_and_down_leaves_nothing(tmp_path: Path, clock
         with clock("make down"):
             ended = call("flows.services.stack", "down")
     assert (ended.returncode, ended.stdout) == (0, "stopped; the stores stay\n")
-    assert stack._processes(str(tmp_path)) == []
+    assert find_processes(str(tmp_path)) == []
