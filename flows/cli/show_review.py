@@ -48,6 +48,8 @@ def show_status(status: dict[str, Any]) -> None:
     used = "" if disk["stores_gb"] is None else f", stores take {disk['stores_gb']:.1f}"
     prefect = f", Prefect's databases {disk['prefect_gb']:.3f}" if disk["prefect_gb"] else ""
     console.print(f"disk       {disk['free_gb']:.0f} GB free{used}{prefect}")
+    if status["services"]:
+        console.print(f"services   {', '.join(f'{name} {state}' for name, state in status['services'].items())}")
     if drift := status["drift"]:
         console.print(f"drift      {drift['seen']} ({local_time(drift['time'])})")
     if status["champion"] and status["champion"]["fault"]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from flows.commands.doctor import MIN_FREE_DISK_GB
+from flows.services import supervision
 from flows.services.embedded_prefect import lasting_api
 from flows.services.job_locks import is_locked
 from flows.services.server_watch import check_servers, lasting_servers
@@ -38,14 +39,14 @@ def status(home: str) -> dict[str, Any]:
     Keys: `home`, the folder of the stores, and `initialised`, whether a run ever wrote to them; `champion` with `fault`
     (what is wrong with its files), `signature` (who signed them) and `since`; `champion_state` (none, active, lost, or
     unknown if the store does not answer); `challenger`; `runs`; `drift` from the champion's data; `schedule` of the
-    Prefect server; `disk`; `notices`, one line per thing to look at; `unreachable`, one line per server that does not
+    Prefect server; `services`, the state of each that `make up` runs; `disk`; `notices`, one line per thing to look at; `unreachable`, one line per server that does not
     answer, whose part is then missing.
     """
     store = locate_store(home)
     answer: dict[str, Any] = {"store": store["uri"], "champion": None, "challenger": None, "runs": []}
     answer |= {"home": home, "initialised": True}
     answer |= {"champion_state": "none", "drift": None, "schedule": None, "disk": measure_disk(home)}
-    answer |= {"notices": [], "unreachable": []}
+    answer |= {"services": supervision.read_states(Path(home, "stack")), "notices": [], "unreachable": []}
     try:
         check_servers(lasting_servers(), patient=False)
         check_database(store)
@@ -64,6 +65,11 @@ def status(home: str) -> dict[str, Any]:
         f"the next {each['deployment']} is late: it was due at {each['time']}; is a worker up? verdict doctor"
         for each in (answer["schedule"] or {"next": []})["next"]
         if each["late"]
+    ]
+    answer["notices"] += [
+        f"service {name} {state}; see why: make logs, then: make up"
+        for name, state in (answer["services"] or {}).items()
+        if state != "running"
     ]
     if answer["disk"]["free_gb"] < MIN_FREE_DISK_GB:
         free = f"{answer['disk']['free_gb']:.1f} GB free at {home}"

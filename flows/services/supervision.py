@@ -23,9 +23,9 @@ START_RETRIES = 4
 STOP_TIMEOUT_S = 20  # from SIGTERM to SIGKILL
 SOCKET = "supervisor.sock"
 CLEANUP = "cleanup"  # the process that ends flow runs; no service that people know
-State = Literal["running", "restarting", "gave up", "stopped"]
+ServiceState = Literal["running", "restarting", "gave up", "stopped"]
 # By Supervisor's names (http://supervisord.org/subprocess.html#process-states).
-STATES: dict[str, State] = {
+SERVICE_STATES: dict[str, ServiceState] = {
     "STARTING": "running",
     "RUNNING": "running",
     "BACKOFF": "restarting",
@@ -63,7 +63,7 @@ def start(folder: Path, commands: Mapping[str, list[str]], environment: Mapping[
         )
 
 
-def read_states(folder: Path) -> dict[str, State] | None:
+def read_states(folder: Path) -> dict[str, ServiceState] | None:
     """Return the state of each service; None if no Supervisor runs here."""
     if not (folder / SOCKET).exists():
         return None
@@ -71,7 +71,7 @@ def read_states(folder: Path) -> dict[str, State] | None:
         found = _call(folder, "getAllProcessInfo")
     except OSError:  # the socket of a killed one
         return None
-    return {each["name"]: STATES.get(each["statename"], "stopped") for each in found if each["name"] != CLEANUP}
+    return {each["name"]: SERVICE_STATES.get(each["statename"], "stopped") for each in found if each["name"] != CLEANUP}
 
 
 def start_again(folder: Path) -> list[str]:
