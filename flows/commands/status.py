@@ -39,8 +39,8 @@ def status(home: str) -> dict[str, Any]:
     Keys: `home`, the folder of the stores, and `initialised`, whether a run ever wrote to them; `champion` with `fault`
     (what is wrong with its files), `signature` (who signed them) and `since`; `champion_state` (none, active, lost, or
     unknown if the store does not answer); `challenger`; `runs`; `drift` from the champion's data; `schedule` of the
-    Prefect server; `services`, the state of each that `make up` runs; `disk`; `notices`, one line per thing to look at; `unreachable`, one line per server that does not
-    answer, whose part is then missing.
+    Prefect server; `services`, the state of each that `make up` runs; `disk`; `notices`, one line per thing to look at;
+    `unreachable`, one line per server that does not answer, whose part is then missing.
     """
     store = locate_store(home)
     answer: dict[str, Any] = {"store": store["uri"], "champion": None, "challenger": None, "runs": []}
