@@ -38,7 +38,7 @@ class RetrainOutcome:
     holdout_uses: int
     """Candidates that were measured on this holdout before."""
     report: str
-    """Path of report.html."""
+    """Path of report.html in the job's folder."""
     store: str
     """Address of the MLflow store."""
     run: str

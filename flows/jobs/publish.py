@@ -1,30 +1,39 @@
 """Writes report and model card, registers the version and logs figures to MLflow; part of the main job."""
 
 import contextlib
+from pathlib import Path
+
+from prefect.runtime import flow_run
 
 from flows.jobs.job import JobContext
 from flows.jobs.judging import list_figures
+from flows.jobs.prefect_artifacts import find_base
 from flows.steps import retrying_task, timed_task
 from tasks.core.errors import UnknownModel
 from tasks.core.files import json_digest
+from tasks.data.ingestion import Dataset
 from tasks.data.snapshots import read_snapshot
 from tasks.evaluation.evidence import ChampionEvidence
 from tasks.evaluation.run_diff import RunRecord
-from tasks.inference.bundle import MODEL_NAME, REPORT_FILE
+from tasks.inference.bundle import MODEL_NAME
 from tasks.registry import lookup, tracking
 from tasks.registry.descriptions import describe_run, describe_version, version_tags
 from tasks.registry.mlflow_client import NOTE
 from tasks.registry.register import register_bundle
 from tasks.registry.store import MlflowStore
 from tasks.reporting.charts import draw_charts
+from tasks.reporting.error_table import list_errors
 from tasks.reporting.predictions import list_predictions
-from tasks.reporting.report import ReportInputs, changes_of, write_documents
+from tasks.reporting.report import Registration, ReportInputs, changes_of, write_documents, write_run_report
 from tasks.reporting.tables import compare_figures
+from tasks.training.model import LABELS
 
+GATE_PAGE = "gate.html"  # in the job's folder
 PREDICTIONS_FILE = "predictions.json"  # table of a run's artifacts
 
 draw = timed_task("document", draw_charts)
 document = timed_task("document", write_documents)
+document_run = timed_task("document", write_run_report)
 register = retrying_task("register", register_bundle)
 find_page = retrying_task("register", tracking.find_page)
 log_series = retrying_task("log to MLflow", tracking.log_series)
@@ -43,11 +52,12 @@ def _read_champions_run(store: MlflowStore, champion: ChampionEvidence) -> RunRe
 read_champions_run = retrying_task("find champion", _read_champions_run)
 
 
-def write_report(context: JobContext, report: ReportInputs) -> ReportInputs:
+def write_report(context: JobContext, report: ReportInputs, data: Dataset) -> ReportInputs:
     """Draw the pictures and add report, card and metrics to the bundle; return the inputs, completed."""
     champion, timer = report.evidence["champion"], context.timer
     threshold, folder = report.verdict["threshold"], str(context.folder / "pictures")
     report = report._replace(
+        errors=list_errors(report.evidence, LABELS, read_snapshot(data["holdout"]["path"])),
         previous_run=read_champions_run(timer, context.store, champion) if champion else None,
         seconds=timer.seconds,
         pictures=draw(timer, report.training, report.evidence, threshold, folder),
@@ -76,7 +86,22 @@ def publish(context: JobContext, report: ReportInputs, dataset: str) -> str:
     return version
 
 
-def record_figures(context: JobContext, report: ReportInputs, holdout: str) -> None:
+def describe_registration(context: JobContext, version: str) -> Registration:
+    """Return a version with the addresses of the pages about it; without servers that is the gate's page alone."""
+    links = {}
+    if base := find_base(context.store):
+        page = f"{base}/{find_page(context.timer, context.store, context.run_id)}"
+        links = {
+            f"version {version} in MLflow": f"{base}/#/models/{MODEL_NAME}/versions/{version}",
+            "run in MLflow": page,
+            "page of the data gate": f"{page}/artifacts/gate/gate.html",
+        }
+    if flow_run.ui_url:
+        links["run in Prefect"] = flow_run.ui_url
+    return Registration(version, {"page of the data gate": GATE_PAGE} | links)
+
+
+def record_figures(context: JobContext, report: ReportInputs, version: str, holdout: str) -> None:
     """Log losses, measurements, predictions of the holdout (path of its snapshot), pictures and documents."""
     timer, store, run_id, folder = context.timer, context.store, context.run_id, context.folder
     evidence = report.evidence
@@ -86,5 +111,7 @@ def record_figures(context: JobContext, report: ReportInputs, holdout: str) -> N
     log_series(timer, store, run_id, series)
     log_table(timer, store, run_id, list_predictions(evidence, read_snapshot(holdout)), PREDICTIONS_FILE)
     log_files(timer, store, run_id, list(report.pictures.values()), "pictures")
-    records = [folder / "evidence.json", folder / "verdict.json", folder / "bundle" / REPORT_FILE]
-    log_files(timer, store, run_id, [str(path) for path in [*records, folder / "bundle" / "card.md"]], "records")
+    bundle = report.export["bundle"]
+    pages = document_run(timer, str(folder), bundle, report, describe_registration(context, version))
+    records = [str(path) for path in (folder / "evidence.json", folder / "verdict.json", Path(bundle) / "card.md")]
+    log_files(timer, store, run_id, [*records, *pages], "records")

@@ -247,11 +247,11 @@ def judge_and_register(
     """
     while True:
         evidence, verdict = evaluate_and_judge(context, exported, data, gate)
-        report = ReportInputs(training, evidence, verdict, gate, exported, context.setting_rows)
-        report = write_report(context, report)
+        report = ReportInputs(training, evidence, verdict, gate, exported, context.setting_rows, errors=())
+        report = write_report(context, report, data)
         version = publish(context, report, data["digest"])
         log_format.bind_context(version=version)
-        record_figures(context, report, data["holdout"]["path"])
+        record_figures(context, report, version, data["holdout"]["path"])
         if carry_out(context, verdict, version, evidence):
             return report, version
 

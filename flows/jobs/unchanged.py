@@ -134,7 +134,7 @@ def load_result(folder: Path, store: MlflowStore) -> RetrainOutcome | None:
 
 def report_path(folder: Path) -> str:
     """Return the path of a job's report."""
-    return str(folder / "bundle" / REPORT_FILE)
+    return str(folder / REPORT_FILE)
 
 
 def _has_dead_runs(store: MlflowStore, home: str) -> bool:

@@ -62,7 +62,7 @@ def draw_charts(training: TrainingResult, evidence: Evidence, threshold: float, 
 @styled
 def draw_intervals(sides: dict[str, Measurement], threshold: float) -> Figure:
     """Draw the MCC of each side, the candidate first, with its 95% interval, and the threshold."""
-    figure, axes = new_axes("MCC on the holdout, 95% intervals", "", "", INTERVAL_HEIGHT)
+    figure, axes = new_axes("MCC on the holdout, 95% CI", "", "", INTERVAL_HEIGHT)
     for row, measured in enumerate(sides.values()):
         interval = measured["interval"]
         _draw_interval(axes, row, interval["mcc"], interval["low"], interval["high"], f"{interval['mcc']:.3f}")
@@ -80,7 +80,7 @@ def draw_intervals(sides: dict[str, Measurement], threshold: float) -> Figure:
 @styled
 def draw_difference(comparison: Comparison) -> Figure:
     """Draw the difference of the MCC with its 95% interval, and 0."""
-    figure, axes = new_axes("MCC, candidate minus champion, 95% interval", "dashed: equal", "", INTERVAL_HEIGHT)
+    figure, axes = new_axes("MCC, candidate minus champion, 95% CI", "dashed: equal", "", INTERVAL_HEIGHT)
     low, high = comparison["low"], comparison["high"]
     _draw_interval(axes, 0, comparison["difference"], low, high, f"{comparison['difference']:+.3f}")
     axes.axvline(0, color=PALE, linestyle="--", linewidth=1.2)
@@ -231,7 +231,7 @@ def draw_batches(measurement: Measurement) -> Figure:
     axes.bar(range(1, len(values) + 1), values, color=PALE, alpha=0.7)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     interval = measurement["interval"]
-    axes.axhspan(interval["low"], interval["high"], color=ACCENT, alpha=0.15, linewidth=0, label="95% interval")
+    axes.axhspan(interval["low"], interval["high"], color=ACCENT, alpha=0.15, linewidth=0, label="95% CI")
     axes.axhline(interval["mcc"], color=ACCENT, label=f"whole holdout: {interval['mcc']:.3f}")
     axes.set_xlim(0.3, len(values) + 0.7)
     axes.set_ylim(min(0.0, *values, interval["low"]), 1.3)  # room for the legend

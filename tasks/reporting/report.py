@@ -1,10 +1,19 @@
-"""Writes the documents of a bundle: report.html, one file without external resources, and the model card card.md."""
+"""Writes the documents of a bundle: report.html, one file without external resources, and the model card card.md.
 
+The bundle is registered with its documents, so its own report cannot name the version. The page that a run leaves is
+the same with the version, links to MLflow and Prefect, and all errors as CSV beside it.
+"""
+
+import base64
+import dataclasses
+import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 from tasks.core.files import write_json, write_text
 from tasks.core.policy import Policy
+from tasks.core.printable import counted
 from tasks.core.settings_loader import SettingRow
 from tasks.core.signing import describe_key
 from tasks.data.expectations import show_allowed, show_observed
@@ -20,10 +29,12 @@ from tasks.inference.bundle import (
     REPORT_FILE,
     Manifest,
     ModelInfo,
+    read_manifest,
     sign_bundle,
     verify,
     write_manifest,
 )
+from tasks.reporting.error_table import ERRORS_FILE, MAX_ERRORS_SHOWN, WrongLabel, write_errors
 from tasks.reporting.figure_style import inline_svg
 from tasks.reporting.gate_page import explain
 from tasks.reporting.model_card import write_card
@@ -51,7 +62,7 @@ SECTIONS = [
     ("slices", "Slices"),
     ("calibration", "Calibration"),
     ("minimal_pairs", "Minimal pairs"),
-    ("sentences", "Sentences"),
+    ("errors", "Errors"),
     ("variants", "Variants"),
     ("training", "Training"),
     ("data", "Data"),
@@ -60,11 +71,20 @@ SECTIONS = [
 ]
 
 
+@dataclasses.dataclass(frozen=True)
+class Registration:
+    """What is known of a candidate once it is registered."""
+
+    version: str
+    links: dict[str, str]
+    """Addresses by the text of the link."""
+
+
 class ReportInputs(NamedTuple):
     """The content of one candidate's documents.
 
-    `previous_run` is the champion's MLflow run (None if unknown), `seconds` the time of each step so far, `pictures`
-    are PNG paths by name, each with an SVG beside it.
+    `errors` are those on the holdout, `previous_run` is the champion's MLflow run (None if unknown), `seconds` the time
+    of each step so far, `pictures` are PNG paths by name, each with an SVG beside it.
     """
 
     training: TrainingResult
@@ -73,6 +93,7 @@ class ReportInputs(NamedTuple):
     gate: GateReport
     export: "ExportResult"
     settings: list[SettingRow]
+    errors: Sequence[WrongLabel]
     previous_run: RunRecord | None = None
     seconds: dict[str, float] = {}
     pictures: dict[str, str] = {}
@@ -109,7 +130,25 @@ def write_documents(bundle: str, inputs: ReportInputs) -> Manifest:
     return manifest
 
 
-def render_report(inputs: ReportInputs, facts: ModelInfo, digest: str, job: str) -> str:
+def write_run_report(folder: str, bundle: str, inputs: ReportInputs, registration: Registration) -> list[str]:
+    """Write the report of a registered version and its errors as CSV to the folder of its job; return both paths.
+
+    Args:
+        folder: of the job.
+        bundle: folder of the bundle.
+        inputs: content of the report.
+        registration: version and links.
+    """
+    target = Path(folder)
+    manifest = read_manifest(Path(bundle))
+    html = render_report(inputs, manifest, manifest["digest"], target.name, registration)
+    write_text(target / REPORT_FILE, html)
+    return [str(target / REPORT_FILE), str(write_errors(inputs.errors, target))]
+
+
+def render_report(
+    inputs: ReportInputs, facts: ModelInfo, digest: str, job: str, registration: Registration | None = None
+) -> str:
     """Return the report as HTML.
 
     Args:
@@ -117,6 +156,7 @@ def render_report(inputs: ReportInputs, facts: ModelInfo, digest: str, job: str)
         facts: of the bundle.
         digest: of the bundle.
         job: name of the job's folder.
+        registration: None before the candidate is registered.
     """
     evidence, verdict = inputs.evidence, inputs.verdict
     threshold_note = describe_threshold(curves_of(evidence)[0], evidence["candidate"]["auroc"])
@@ -130,7 +170,15 @@ def render_report(inputs: ReportInputs, facts: ModelInfo, digest: str, job: str)
         export=inputs.export,
         facts=facts,
         job=job,
-        model=MODEL_NAME,
+        name=f"{MODEL_NAME} {registration.version}" if registration else MODEL_NAME,
+        registration=registration,
+        why=_why(verdict),
+        data_name=next((str(row.value) for row in inputs.settings if row.key == "data.path"), "without a name"),
+        script_hash=hash_script(render("report/filter.js.j2")),
+        errors=inputs.errors,
+        shown_errors=inputs.errors[:MAX_ERRORS_SHOWN],
+        lengths=list(evidence["candidate"]["per_length"]),
+        errors_file=ERRORS_FILE,
         lead=_lead(evidence, digest),
         follows=NEXT_STEPS[verdict["decision"]],
         sections=SECTIONS,
@@ -183,7 +231,7 @@ def describe_pictures(evidence: Evidence, training: TrainingResult, threshold_no
     texts = {
         "ranking": "ROC curve and precision over recall; the mark is the threshold 0.5.",
         "thresholds": f"MCC by decision threshold; {threshold_note}",
-        "intervals": f"MCC with 95% intervals: {intervals}.",
+        "intervals": f"MCC with 95% CI: {intervals}.",
         "calibration": f"Reliability diagram. Expected calibration error: {errors}.",
         "confusion": f"Confusion. {'; '.join(counts)}.",
         "mcc_per_batch": f"MCC of {len(batches)} batches, from {min(batches):.2f} to {max(batches):.2f}.",
@@ -192,7 +240,7 @@ def describe_pictures(evidence: Evidence, training: TrainingResult, threshold_no
     }
     if comparison:
         low, high = comparison["low"], comparison["high"]
-        difference = f"{comparison['difference']:+.3f} (95% {low:+.3f} to {high:+.3f})"
+        difference = f"{comparison['difference']:+.3f} (95% CI {low:+.3f} to {high:+.3f})"
         texts["difference"] = f"MCC of the candidate minus that of the champion: {difference}."
     return texts
 
@@ -205,6 +253,17 @@ class _Markup(str):
 
     def __html__(self) -> str:
         return str(self)
+
+
+def hash_script(script: str) -> str:
+    """Return what a Content-Security-Policy calls an inline script, so that the page runs no other."""
+    return f"sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}"
+
+
+def _why(verdict: Verdict) -> str:
+    """Return the first reason as a sentence, and how many more rules apply."""
+    more = len(verdict["rules"]) - 1
+    return capital(verdict["reasons"][0]) + (f"; {counted(more, 'more reason')} below." if more > 0 else ".")
 
 
 def _sides(evidence: Evidence) -> list[tuple[str, Measurement]]:

@@ -8,6 +8,7 @@ from typing import NamedTuple, TypedDict, cast
 import numpy as np
 
 from tasks.core.policy import Policy
+from tasks.core.printable import counted
 from tasks.evaluation.evidence import Evidence
 from tasks.evaluation.judge import RULES, SLICE_KINDS, Verdict
 from tasks.evaluation.measurement import Comparison, Measurement, name_length, predict_labels
@@ -99,7 +100,7 @@ def compare_figures(evidence: Evidence) -> list[FigureRow]:
     mcc, before = ours["interval"]["mcc"], theirs["interval"]["mcc"] if theirs else None
     lines = [
         _figure("MCC", mcc, before, 1, "{:.3f}"),
-        FigureRow("its 95% interval", _show_range(ours), _show_range(theirs) if theirs else None, None),
+        FigureRow("95% CI of the MCC", _show_range(ours), _show_range(theirs) if theirs else None, None),
     ]
     for key, (name, direction) in FIGURE_LABELS.items():
         here, there = (cast(float, dict(side)[key]) if side else None for side in (ours, theirs))
@@ -138,24 +139,26 @@ def list_classes(measured: Measurement, labels: list[str]) -> list[ClassRow]:
 def list_facts(comparison: Comparison, verdict: Verdict) -> list[FactRow]:
     """Return the numbers of the paired comparison with their meaning."""
     found, level, uses = comparison, verdict["numbers"]["alpha"], verdict["numbers"]["holdout_uses"]
-    better = f"one-sided, of a better candidate; at most {_p_value(level)} promotes"
+    better = f"one-sided, of a better candidate; at most alpha, {_p_value(level)}, promotes"
     worse = f"one-sided, of a worse candidate; at most {_p_value(1 - verdict['policy']['reject_confidence'])} rejects"
     alone = f"{found['candidate_alone']} and {found['champion_alone']}"
     return [
         FactRow(
             "difference of the MCC", f"{found['difference']:+.3f}", "candidate minus champion, on the same sentences"
         ),
-        FactRow("its 95% interval", f"{found['low']:+.3f} to {found['high']:+.3f}", "over resampled sentences"),
+        FactRow(
+            "95% CI", f"{found['low']:+.3f} to {found['high']:+.3f}", "of the difference; bootstrap over sentences"
+        ),
         FactRow("candidate better", f"{found['probability']:.1%}", "of the resamples"),
-        FactRow("permutation test, better", f"p = {_p_value(found['p_better'])}", better),
-        FactRow("permutation test, worse", f"p = {_p_value(found['p_worse'])}", worse),
-        FactRow("McNemar's test", f"p = {found['mcnemar']:.3g}", "two-sided, of different error rates"),
+        FactRow("permutation test: better", f"p-value {_p_value(found['p_better'])}", better),
+        FactRow("permutation test: worse", f"p-value {_p_value(found['p_worse'])}", worse),
+        FactRow("McNemar's test", f"p-value {found['mcnemar']:.3g}", "two-sided, of different error rates"),
         FactRow("same prediction", f"{found['agreement']:.1%}", f"of the sentences; {found['differing']} differ"),
         FactRow("right alone", alone, "sentences that only the candidate, only the champion labels correctly"),
         FactRow(
-            "holdout uses",
-            str(uses),
-            "other candidates judged on this holdout before; each lowers alpha",
+            f"alpha after {counted(uses or 0, 'other candidate')}",
+            _p_value(level),
+            "significance level; each candidate judged on this holdout before lowers it",
         ),
     ]
 

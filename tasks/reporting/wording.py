@@ -28,7 +28,7 @@ _MARKS = str.maketrans({mark: "\\" + mark for mark in "\\`*_[]|~#"} | {"&": "&am
 
 def show_interval(interval: MccInterval) -> str:
     """Format an MCC with its interval."""
-    return f"{interval['mcc']:.3f} (95% {interval['low']:.3f} to {interval['high']:.3f})"
+    return f"{interval['mcc']:.3f} (95% CI {interval['low']:.3f} to {interval['high']:.3f})"
 
 
 def show_mcc(value: float | None) -> str:

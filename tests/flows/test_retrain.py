@@ -127,7 +127,9 @@ def test_the_first_fit_candidate_becomes_champion_and_everything_is_recorded(
     )
     assert pictures == {f"pictures/{name}.png" for name in names}
     records = {entry.path for entry in client(home).list_artifacts(run.info.run_id, "records")}
-    assert records == {f"records/{name}" for name in ("evidence.json", "verdict.json", "report.html", "card.md")}
+    assert records == {
+        f"records/{name}" for name in ("evidence.json", "verdict.json", "report.html", "errors.csv", "card.md")
+    }
     assert {entry.path for entry in client(home).list_artifacts(run.info.run_id, "gate")} == {
         "gate/gate.json",
         "gate/gate.html",

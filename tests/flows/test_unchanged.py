@@ -77,7 +77,7 @@ def test_the_outcome_of_an_equal_job_is_returned(home: Path, choose: Choose) -> 
     assert found is not None
     assert found.unchanged
     assert (found.version, found.decision) == ("1", "PROMOTE")
-    assert found.report == str(home / "runs" / "0123456789abcdef" / "bundle" / "report.html")
+    assert found.report == str(home / "runs" / "0123456789abcdef" / "report.html")
     assert found.store == f"sqlite:///{home}/mlflow.db"
     # None of these decides what a job comes to.
     for changes in ({"judge__wait_hours": 3.0}, {"finetune__checkpoint_seconds": 7}, {"watch__retrain_on": "never"}):

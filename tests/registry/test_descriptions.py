@@ -47,7 +47,7 @@ def test_the_first_line_is_plain_and_says_it_all() -> None:
     interval, comparison = HELD.evidence["candidate"]["interval"], HELD.evidence["comparison"]
     assert comparison is not None
     assert first == (
-        f"HOLD: MCC {interval['mcc']:.3f} (95% {interval['low']:.3f} to {interval['high']:.3f}) on 300 holdout "
+        f"HOLD: MCC {interval['mcc']:.3f} (95% CI {interval['low']:.3f} to {interval['high']:.3f}) on 300 holdout "
         f"sentences, {comparison['difference']:+.3f} beside champion 7."
     )
     alone = tell(weigh())

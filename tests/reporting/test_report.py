@@ -6,6 +6,8 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 from candidates import FACTS, HOSTILE, SETTINGS, export, tell, training, weigh
 from registry_store import small_bundle
@@ -19,8 +21,17 @@ from tasks.evaluation.minimal_pairs import summarise
 from tasks.evaluation.thresholds import curves_of
 from tasks.inference.bundle import check_signature, verify
 from tasks.reporting.charts import draw_charts
-from tasks.reporting.report import SECTIONS, ReportInputs, describe_pictures, render_report, write_documents
-from tasks.reporting.wording import describe_threshold
+from tasks.reporting.error_table import write_errors
+from tasks.reporting.report import (
+    SECTIONS,
+    Registration,
+    ReportInputs,
+    describe_pictures,
+    hash_script,
+    render_report,
+    write_documents,
+)
+from tasks.reporting.wording import capital, describe_threshold
 
 PAST: Any = {
     "settings": {"data.path": "<script>alert(1)</script>", "finetune.encoder": "packaged", "finetune.epochs": "2"},
@@ -99,7 +110,7 @@ def test_documents_are_in_the_manifest_and_leave_the_digest(beside: ReportInputs
 
 def test_the_report_leads_with_the_verdict_its_reasons_and_rules(beside: ReportInputs) -> None:
     html, text = page(beside)
-    assert '<h1><span class="HOLD">HOLD</span></h1>' in html
+    assert '<h1>acceptability: <span class="HOLD">HOLD</span></h1>' in html
     assert "Candidate bbbbbbbbbbbb and champion 7 on the same 300 sentences." in text
     assert beside.verdict["rules"] == ["minimal_pairs_dropped", "not_better"]
     reason = beside.verdict["reasons"][1]
@@ -113,7 +124,53 @@ def test_the_report_names_the_model_who_judged_and_when(beside: ReportInputs) ->
     html, text = page(beside)
     mcc = beside.evidence["candidate"]["interval"]["mcc"]
     assert f"<title>acceptability: HOLD, MCC {mcc:.3f}</title>" in html
-    assert f"acceptability, judged {beside.verdict['time']} by {beside.verdict['actor']}." in text
+    judged = f"Judged {beside.verdict['time']} by {beside.verdict['actor']}, on the data set"
+    assert f"{judged} <script>alert(1)</script> ( dddddddddddd )." in text
+
+
+def test_the_report_of_a_version_has_its_number_its_links_and_the_first_reason(beside: ReportInputs) -> None:
+    links = {"run in MLflow": "http://mlflow:5000/#/experiments/1/runs/2", "page of the data gate": "gate.html"}
+    html = render_report(beside, FACTS, "b" * 64, "job0", Registration("8", links))
+    text = " ".join(Text(html).text.split())
+    assert '<h1>acceptability 8: <span class="HOLD">HOLD</span></h1>' in html
+    assert "<title>acceptability 8: HOLD, MCC 0." in html
+    assert f"HOLD {capital(beside.verdict['reasons'][0])}; 1 more reason below. Candidate bbb" in text
+    found = {str(attributes["href"]) for tag, attributes in Text(html).seen if tag == "a"}
+    assert {*links.values(), "errors.csv"} <= found
+    assert "verdict approve 8 --reason" in text
+    assert "VERSION" not in text
+
+
+def test_every_error_is_in_the_page_and_in_the_file_the_most_confident_first(
+    beside: ReportInputs, tmp_path: Path
+) -> None:
+    answers = beside.evidence["answers"]
+    given, theirs = (predict_labels(each or []) for each in (answers["variants"]["int8"], answers["champion"]))
+    wrong = np.flatnonzero(given != answers["label"])
+    html, text = page(beside)
+    table = html[html.index('<tbody id="error-rows">') :]
+    rows = re.findall(r"<tr (.*?)>", table[: table.index("</tbody>")])
+    assert len(rows) == len(wrong) > 20
+    counts = beside.evidence["candidate"]["confusion"]
+    assert (
+        f"{len(wrong)} of the 300 holdout sentences incorrectly: {counts['fp']} unacceptable ones as acceptable" in text
+    )
+    frame = pd.read_csv(write_errors(beside.errors, tmp_path), keep_default_na=False)
+    assert frame["confidence"].is_monotonic_decreasing
+    assert sorted(frame["line"] - 1) == wrong.tolist()
+    assert (
+        (frame["label"] == "acceptable").sum() == counts["fn"] == sum('data-label="acceptable"' in row for row in rows)
+    )
+    assert (frame["champion"] == "labels it correctly").sum() == (theirs == answers["label"])[wrong].sum()
+    shown = beside._replace(errors=[*beside.errors] * 40)
+    _, text = page(shown)
+    assert f"The table has the first 500; {len(wrong) * 40 - 500:,} more are left out." in text
+
+
+def test_the_page_runs_its_own_script_and_no_other(beside: ReportInputs) -> None:
+    html, _ = page(beside)
+    (script,) = re.findall("<script>(.*?)</script>", html, re.DOTALL)
+    assert f"script-src '{hash_script(script)}'\"" in html
 
 
 def test_each_class_has_precision_recall_and_support(beside: ReportInputs) -> None:
@@ -172,9 +229,13 @@ def test_candidate_and_champion_are_compared(beside: ReportInputs) -> None:
     assert comparison is not None
     assert f"difference of the MCC {comparison['difference']:+.3f}" in text
     assert f"right alone {comparison['candidate_alone']} and {comparison['champion_alone']}" in text
-    assert f"McNemar's test p = {comparison['mcnemar']:.3g}" in text
+    assert f"McNemar's test p-value {comparison['mcnemar']:.3g}" in text
     assert f"The models label {comparison['differing']} sentences differently" in text
-    assert "judged 2026-01-02T03:04:05+00:00 by ann@host" in text
+    assert f"permutation test: better p-value {comparison['p_better']:.2g} one-sided" in text
+    numbers = beside.verdict["numbers"]
+    assert f"alpha after {numbers['holdout_uses']} other candidate" in text
+    assert f"{numbers['alpha']:.2g} significance level" in text
+    assert "Judged 2026-01-02T03:04:05+00:00 by ann@host" in text
 
 
 def test_slices_that_drop_are_marked(beside: ReportInputs) -> None:
@@ -209,7 +270,8 @@ def test_a_report_without_a_champion_has_no_column_for_one() -> None:
     assert "Different predictions" not in text
     assert "What differs from champion" not in text
     assert 'class="n">champion' not in html
-    assert "Most confidently wrong" in text
+    assert 'data-champion=""' in html
+    assert "the champion" not in text[text.index("Errors The candidate labels") :].partition("Variants")[0]
 
 
 def test_a_champion_that_cannot_be_measured_or_vanished_is_told() -> None:
@@ -238,7 +300,7 @@ def test_settings_that_differ_are_shown_and_all_of_them_are_folded(beside: Repor
 
 def test_the_report_shows_other_peoples_text_and_does_not_obey_it(beside: ReportInputs) -> None:
     html, text = page(beside)
-    assert "<script" not in html
+    assert html.count("<script") == 1  # the filter, by its hash
     assert "alert(1)&lt;/script&gt;" in html
     assert HOSTILE.replace("\u202e\x08", r"\u202e\x08") in text
     assert "{{ 7 * 7 }} {% raw %}" in text
@@ -251,7 +313,7 @@ def test_the_report_opens_offline(beside: ReportInputs) -> None:
     html, _ = page(beside)
     assert not re.search(r"https?:|@import|\bon\w+=|src=|url\((?!#)", html)
     tags = Text(html).seen
-    assert not {tag for tag, _ in tags} & {"script", "link", "iframe", "object", "base", "form"}
+    assert not {tag for tag, _ in tags} & {"link", "iframe", "object", "base"}
     for tag, attributes in tags:
         for name in ("href", "xlink:href"):
             assert str(attributes.get(name, "#")).startswith("#"), (tag, attributes)
@@ -295,7 +357,7 @@ def test_the_report_lists_every_variant_and_what_is_not_shipped() -> None:
     reason = "gives 93.89% of 409 sentences torch's label, expected 99.0%"
     _, text = page(tell(weigh(), export=export("x", left_out={"fp8": reason})))
     for name, role in {"int8": "judged", "fp32": "", "fp16": ""}.items():
-        assert re.search(rf"{name} CPU 0\.\d+ \(95% 0\.\d+ to 0\.\d+\) 0\.\d+ 2\.0e-03 1 of 80 0\.0034 {role}", text)
+        assert re.search(rf"{name} CPU 0\.\d+ \(95% CI 0\.\d+ to 0\.\d+\) 0\.\d+ 2\.0e-03 1 of 80 0\.0034 {role}", text)
     assert f"fp8 not shipped: it {reason}" in text
     assert "Exported to ONNX (tracing); fused: 2 Attention." in text
     assert "On 80 of these sentences torch's own fp16 (cuda) differs from its fp32 by 1.5e-03." in text
@@ -328,7 +390,7 @@ def test_a_second_holdout_is_reported_beside() -> None:
 
 def test_answers_that_are_no_numbers_are_shown_as_such() -> None:
     evidence = weigh()
-    evidence["candidate"]["worst"][0]["probability"] = None
+    evidence["answers"]["variants"]["int8"][evidence["answers"]["label"].index(1)] = None  # predicted as unacceptable
     broken = training(epochs=[{**training()["epochs"][0], "train_loss": None}], best_epoch=1)
     _, text = page(tell(evidence, training=broken))
     assert text.count("not finite") == 2

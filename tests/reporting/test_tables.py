@@ -38,7 +38,7 @@ def test_a_smaller_error_is_better_and_a_smaller_mcc_worse() -> None:
     figures = {figure.name: figure for figure in compare_figures(evidence)}
     assert figures["MCC"].better == figures["accuracy"].better == figures["Brier score (0 is perfect)"].better == -1
     assert figures["MCC"].candidate == f"{evidence['candidate']['interval']['mcc']:.3f}"
-    assert figures["its 95% interval"].better is None
+    assert figures["95% CI of the MCC"].better is None
     assert {figure.champion for figure in compare_figures(weigh())} == {None}
     same = weigh(2.0, 2.0)
     same["champion"]["measurement"] = same["candidate"]
@@ -116,7 +116,7 @@ def test_phenomena_that_the_champion_was_not_measured_on_have_no_champion_share(
 def test_p_values_are_shown_with_two_digits(value: float, shown: str) -> None:
     evidence = weigh(2.0, 1.9)
     facts = list_facts(evidence["comparison"] | {"p_better": value}, tell(evidence).verdict)
-    assert next(fact.value for fact in facts if fact.name == "permutation test, better") == f"p = {shown}"
+    assert next(fact.value for fact in facts if fact.name == "permutation test: better") == f"p-value {shown}"
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from toy import SPLIT, circumstances, gate, policy
 
 from tasks.core.settings_loader import SettingRow
@@ -10,6 +11,7 @@ from tasks.evaluation.evidence import EVIDENCE_SCHEMA
 from tasks.evaluation.judge import judge, stamp
 from tasks.evaluation.measurement import compare, evaluate, predict_labels, round_probabilities
 from tasks.evaluation.minimal_pairs import summarise
+from tasks.reporting.error_table import list_errors
 from tasks.reporting.report import ReportInputs
 
 HOSTILE = "He said \"<script>alert(1)</script>\" & 'left' | `x` {{ 7 * 7 }} {% raw %} _a_ **b** \u202e\x08."
@@ -80,6 +82,22 @@ def weigh(skill: float = 2.0, champion: float | None = None, rows: int = 300, **
         values["comparison"] = compare(table, ours, theirs, 200)
         values["comparison"]["sentences"] = list_differing(labels, ours, theirs)
     return values | changes
+
+
+def holdout(evidence: Any) -> pd.DataFrame:
+    """Return the rows of the holdout, every third sentence hostile."""
+    answers = evidence["answers"]
+    sentences = [HOSTILE if i % 3 == 0 else f"Sentence {i} é." for i in range(len(answers["label"]))]
+    lines = range(1, len(sentences) + 1)
+    return pd.DataFrame(
+        {
+            "file": "dev.tsv",
+            "line": lines,
+            "source": answers["source"],
+            "label": answers["label"],
+            "sentence": sentences,
+        }
+    )
 
 
 def list_differing(labels: list[int], ours: list[float | None], theirs: list[float | None]) -> list[dict[str, Any]]:
@@ -185,5 +203,6 @@ def tell(evidence: Any, bundle: str = "bundle", threshold: float = 0.3, **change
         "gate": gate(results=[FINDING], quarantined=1, reasons={"label": 1}, examples=["<b>.tsv line 3: label"]),
         "export": export(bundle),
         "settings": SETTINGS,
+        "errors": list_errors(evidence, FACTS["labels"], holdout(evidence)),
     }
     return ReportInputs(**values | {key: value for key, value in changes.items() if key not in rules})
