@@ -13,6 +13,7 @@ from tasks.core.printable import json_document, redact
 
 if TYPE_CHECKING:
     from tasks.core.settings_loader import ResolvedSettings
+    from tasks.serving.challenger import ChallengerConfig
     from tasks.serving.request_log import RequestLogConfig
 
 Device = Literal["auto", "cuda", "cpu"]
@@ -28,6 +29,18 @@ Model = Annotated[
 ]
 VersionNumber = Annotated[str, typer.Argument(metavar="VERSION", help="Version number, see `verdict status`.")]
 Reason = Annotated[str, typer.Option(metavar="TEXT", callback=redact, help="Reason; recorded in the history.")]
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchingOptions:
+    """How `verdict serve` queues requests and puts them together; fields are named as those of its configuration."""
+
+    max_batch: Annotated[int, typer.Option(min=1, max=4_096, help="Most sentences in one batch.")] = 64
+    max_wait_ms: Annotated[
+        float, typer.Option(min=0, max=1_000, help="Milliseconds a request may wait to be batched with others.")
+    ] = 2.0
+    queue: Annotated[int, typer.Option(min=1, help="Most tokens that wait; more are refused with 429.")] = 131_072
+    max_requests: Annotated[int, typer.Option(min=1, help="Most requests that wait; more are refused with 429.")] = 128
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +74,50 @@ class RequestLogOptions:
             self.request_log_days,
             self.request_log_sentences,
             tuple(self.request_log_redact or ()),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class ChallengerOptions:
+    """What a second model does beside the champion that `verdict serve` serves."""
+
+    shadow: Annotated[
+        str,
+        typer.Option(metavar="MODEL", help="Alias or version that computes what the champion answers, for comparison."),
+    ] = ""
+    shadow_load: Annotated[
+        float, typer.Option(min=0.001, max=1, help="Share of the time in which the shadow may compute.")
+    ] = 0.05
+    canary: Annotated[
+        str,
+        typer.Option(
+            metavar="SHARE", help="Share of the sentences, such as 5%, that the challenger (--shadow) answers."
+        ),
+    ] = ""
+    canary_max_errors: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of the canary's requests that may fail before it is taken back.")
+    ] = 0.01
+    canary_max_slowdown: Annotated[
+        float, typer.Option(min=1, help="The canary's p99 latency, divided by the champion's, that it may have.")
+    ] = 2.0
+
+    def to_config(self) -> "ChallengerConfig | None":
+        """Return what a challenger does; None where there is none.
+
+        Raises:
+            UsageError: if the canary's share is none.
+        """
+        if not self.shadow and not self.canary:
+            return None
+        from tasks.serving.challenger import CHALLENGER_ALIAS, ChallengerConfig, parse_share
+
+        return ChallengerConfig(
+            self.shadow or CHALLENGER_ALIAS,
+            bool(self.shadow),
+            self.shadow_load,
+            parse_share(self.canary) if self.canary else 0.0,
+            self.canary_max_errors,
+            self.canary_max_slowdown,
         )
 
 

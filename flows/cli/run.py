@@ -15,6 +15,8 @@ from flows import environment
 from flows.cli import stopping
 from flows.cli.options import (
     AsJson,
+    BatchingOptions,
+    ChallengerOptions,
     DataOptions,
     Model,
     OnDevice,
@@ -174,7 +176,9 @@ def score(
 
 @with_option_groups
 def serve(
+    batching: BatchingOptions,
     logged: RequestLogOptions,
+    beside: ChallengerOptions,
     model: Model = CHAMPION_URI,
     host: Annotated[
         str, typer.Option(help="Address to listen on; beyond loopback everybody who reaches it may use it.")
@@ -182,12 +186,6 @@ def serve(
     port: Annotated[int, typer.Option(min=0, max=65_535, help="Port to listen on; 0 for any free one.")] = 8080,
     device: OnDevice = "auto",
     refresh_seconds: Annotated[float, typer.Option(min=0.1, help="Seconds between checks for a new champion.")] = 30.0,
-    max_batch: Annotated[int, typer.Option(min=1, max=4_096, help="Most sentences in one batch.")] = 64,
-    max_wait_ms: Annotated[
-        float, typer.Option(min=0, max=1_000, help="Milliseconds a request may wait to be batched with others.")
-    ] = 2.0,
-    queue: Annotated[int, typer.Option(min=1, help="Most tokens that wait; more are refused with 429.")] = 131_072,
-    max_requests: Annotated[int, typer.Option(min=1, help="Most requests that wait; more are refused with 429.")] = 128,
     page: Annotated[bool, typer.Option("--page/--no-page", help="Demo page at /, with flags for errors.")] = True,
     feedback: Annotated[
         str, typer.Option(help="TSV file for the page's flags [feedback/feedback.tsv in the stores' folder].")
@@ -213,15 +211,13 @@ def serve(
         port,
         device,
         refresh_seconds,
-        max_batch,
-        max_wait_ms,
-        queue,
-        max_requests,
-        page,
-        feedback,
-        refuse_truncated,
-        tuple(allowed_host or ()),
-        logged.to_config(),
+        **dataclasses.asdict(batching),
+        page=page,
+        feedback=feedback,
+        refuse_truncated=refuse_truncated,
+        allowed_hosts=tuple(allowed_host or ()),
+        request_log=logged.to_config(),
+        challenger=beside.to_config(),
     )
     server.serve(config, environment.verdict_home())
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from flows.cli.show_run import COLOURS, local_time, new_console, new_table
 from flows.cli.terminal import escape
+from tasks.evaluation.shadow_summary import describe_shadow
 from tasks.reporting.wording import FIGURE_LABELS, show_mcc
 
 MAX_CONTRADICTIONS_SHOWN = 10  # --json has all
@@ -44,6 +45,8 @@ def show_status(status: dict[str, Any]) -> None:
         console.print(f"{role:<10} {_describe(version) if version else absence}")
     if status["champion"] and status["champion"]["signature"]:
         console.print(f"signature  {escape(status['champion']['signature'])}")
+    if status["challenger"] and status["challenger"]["shadow"]:
+        console.print(f"shadow     {escape(status['challenger']['shadow'])}")
     disk = status["disk"]
     used = "" if disk["stores_gb"] is None else f", stores take {disk['stores_gb']:.1f}"
     prefect = f", Prefect's databases {disk['prefect_gb']:.3f}" if disk["prefect_gb"] else ""
@@ -117,6 +120,8 @@ def show_comparison(outcome: dict[str, Any]) -> None:
     )
     console.print(table)
     _show_paired(outcome["comparison"], *names)
+    if shadow := outcome["shadow"]:
+        console.print(f"shadow     version {shadow['challenger']['version']}: {escape(describe_shadow(shadow))}")
     if outcome["changes"]:
         changes = new_table("made with", *names)
         for change in outcome["changes"]:

@@ -25,7 +25,7 @@ from tasks.evaluation.evidence import (
 from tasks.evaluation.judge import judge, stamp
 from tasks.evaluation.run_diff import CODE_TAG, DATA_TAG, UNKNOWN, diff_runs
 from tasks.inference.bundle import VERSION_DIGITS
-from tasks.registry import lookup, promotion, tracking, verification
+from tasks.registry import lookup, promotion, shadow_record, tracking, verification
 from tasks.registry.audit_log import actor
 from tasks.registry.champion_history import ChampionRecord
 from tasks.registry.code_digest import BUNDLE_DIGEST_TAG, BUNDLE_PATH, MANIFEST_DIGEST_TAG
@@ -88,6 +88,7 @@ def compare(first: str, second: str | None, device: str, home: str) -> dict[str,
         ],
         "comparison": dict(result["comparison"]),
         "changes": _list_changes(store, tags[first], tags[other]),
+        "shadow": shadow_record.read_shadow(store, first, other) or shadow_record.read_shadow(store, other, first),
     }
 
 

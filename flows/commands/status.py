@@ -20,6 +20,7 @@ from tasks.registry import champion_history, lookup, promotion, tracking, verifi
 from tasks.registry.champion_history import TimelineEntry
 from tasks.registry.lookup import CHALLENGER, RegisteredVersion
 from tasks.registry.mlflow_client import check_database
+from tasks.registry.shadow_record import SHADOW_TAG
 from tasks.registry.store import MlflowStore, is_uninitialised, locate_store
 
 DISK_SCAN_TIMEOUT_S = 2.0  # after which the size of the stores is left out
@@ -38,8 +39,9 @@ def status(home: str) -> dict[str, Any]:
 
     Keys: `home`, the folder of the stores, and `initialised`, whether a run ever wrote to them; `champion` with `fault`
     (what is wrong with its files), `signature` (who signed them) and `since`; `champion_state` (none, active, lost, or
-    unknown if the store does not answer); `challenger`; `runs`; `drift` from the champion's data; `schedule` of the
-    Prefect server; `services`, the state of each that `make up` runs; `disk`; `notices`, one line per thing to look at;
+    unknown if the store does not answer); `challenger` with `shadow`, what a server measured of it; `runs`; `drift`
+    from the champion's data; `schedule` of the Prefect server; `services`, the state of each that `make up` runs;
+    `disk`; `notices`, one line per thing to look at;
     `unreachable`, one line per server that does not answer, whose part is then missing.
     """
     store = locate_store(home)
@@ -90,8 +92,11 @@ def read_runs(store: MlflowStore) -> dict[str, Any]:
         fault, signature = verification.inspect_version(store, champion["version"])
         answer["champion"] |= {"fault": fault, "signature": signature}
         answer["champion"]["since"] = promoted_at(entries, champion["version"])
+    challenger = _public(lookup.find_alias(store, CHALLENGER, fetch=False))
+    if challenger:
+        challenger["shadow"] = lookup.read_tags(store, challenger["version"]).get(SHADOW_TAG)
     return answer | {
-        "challenger": _public(lookup.find_alias(store, CHALLENGER, fetch=False)),
+        "challenger": challenger,
         "runs": tracking.recent_runs(store),
         "champion_state": promotion.read_champion_state(store),
         "notices": champion_history.warnings(entries, records),

@@ -23,6 +23,7 @@ MAX_RETRY_AFTER_S = 60
 BYTES_PER_TOKEN = 4  # of English text; a sentence's tokens are estimated, because the queue does not tokenise
 SPECIAL_TOKENS = 2  # of each sentence
 TOKENS_PER_SENTENCE = 32  # that a batch has room for; three times the mean of CoLA
+BatchListener = Callable[[list[ChampionAnswer], float], None]
 
 
 class QueueFull(VerdictError):
@@ -95,7 +96,6 @@ class Batcher:
         max_wait: seconds that the first request of a batch waits for others.
         capacity: tokens that may wait, of short requests and of longer ones each; an empty queue accepts any request.
         max_requests: that may wait.
-        on_batch: called with the number of sentences and the seconds of each batch.
     """
 
     def __init__(
@@ -105,9 +105,10 @@ class Batcher:
         max_wait: float = 0.002,
         capacity: int = 131_072,
         max_requests: int = 128,
-        on_batch: Callable[[int, float], None] = lambda sentences, seconds: None,
     ) -> None:
-        self._current, self.on_batch = current, on_batch
+        self._current = current
+        self.listeners: list[BatchListener] = []
+        """each is called with the answers and the seconds of each batch, in the thread that computes"""
         self._max_batch, self._max_tokens = max_batch, max_batch * TOKENS_PER_SENTENCE
         self._max_wait, self._capacity, self._max_requests = max_wait, capacity, max_requests
         self._short, self._long = _Queue(), _Queue()
@@ -249,7 +250,8 @@ class Batcher:
         seconds = time.perf_counter() - started
         rate = tokens / max(seconds, 1e-9)
         self._rate = 0.8 * self._rate + 0.2 * rate if self._rate else rate
-        self.on_batch(len(sentences), seconds)
+        for listener in self.listeners:
+            listener(answers, seconds)
         return answers
 
 

@@ -111,6 +111,8 @@ class _LoadFailure(NamedTuple):
 class Champion:
     """The model behind an address; thread-safe. Made by `Champion.open`."""
 
+    _spin = True  # threads of the CPU wait busily for the next batch
+
     def __init__(
         self,
         address: ModelAddress,
@@ -166,7 +168,7 @@ class Champion:
         try:
             champion._poll()
         except VerdictError as error:
-            if require_model or not champion.following or not _is_transient(error):
+            if require_model or not champion.following or not champion._may_recover(error):
                 raise
             champion._record_failure(error)
         if champion.following:
@@ -183,6 +185,11 @@ class Champion:
     ) -> None:
         """Stop following."""
         self.close()
+
+    @property
+    def in_registry(self) -> bool:
+        """Whether the address is a registry's; otherwise it is a bundle's folder."""
+        return self._store is not None
 
     def current(self) -> LoadedModel:
         """Return the model that is loaded; it stays usable after another version has replaced it.
@@ -250,7 +257,7 @@ class Champion:
         """
         self._loading = ""
         if self._store is None:
-            self._swap(_load(self.model, None, self._device))
+            self._swap(_load(self.model, None, self._device, spin=self._spin))
             return True
         from ..registry import lookup
         from ..registry.store import is_uninitialised
@@ -267,6 +274,11 @@ class Champion:
         self._swap(self._load_version(self._store, found))
         return True
 
+    @staticmethod
+    def _may_recover(error: VerdictError) -> bool:
+        """Return whether a later poll may succeed."""
+        return isinstance(error, NoChampion | UnreachableError)
+
     def _load_version(self, store: "MlflowStore", found: "RegisteredVersion") -> LoadedModel:
         """Fetch a version into a temporary folder and load it; retry a rejected one with exponential backoff.
 
@@ -282,7 +294,7 @@ class Champion:
         with tempfile.TemporaryDirectory(prefix="verdict-model-", ignore_cleanup_errors=True) as folder:
             bundle = lookup.fetch_bundle(store, self.name, version, folder)
             try:
-                return _load(bundle, version, self._device, found["digest"], found["manifest_digest"])
+                return _load(bundle, version, self._device, found["digest"], found["manifest_digest"], self._spin)
             except VerdictError as error:
                 times = last.times + 1 if last and last.version == version else 1
                 reason = str(error).replace(f"bundle {bundle}", "its bundle")  # the temporary folder is deleted
@@ -338,12 +350,9 @@ def _locate(model: str, home: str) -> ModelAddress:
     return ModelAddress(uri, name, bool(alias), locate_store(home))
 
 
-def _is_transient(error: VerdictError) -> bool:
-    """Return whether a later poll may succeed."""
-    return isinstance(error, NoChampion | UnreachableError)
-
-
-def _load(bundle: str, version: str | None, device: str, digest: str = "", manifest_digest: str = "") -> LoadedModel:
+def _load(
+    bundle: str, version: str | None, device: str, digest: str = "", manifest_digest: str = "", spin: bool = True
+) -> LoadedModel:
     """Verify, load and warm up a bundle; without a version it is named by its digest.
 
     Raises:
@@ -351,7 +360,7 @@ def _load(bundle: str, version: str | None, device: str, digest: str = "", manif
     """
     try:
         signature = describe_signer(check_signature(Path(bundle)))
-        classifier = Classifier.from_bundle(bundle, device, expected=manifest_digest)
+        classifier = Classifier.from_bundle(bundle, device, spin=spin, expected=manifest_digest)
         held = classifier.manifest["digest"]
         if digest and held != digest:
             raise VerdictError(

@@ -37,13 +37,13 @@ class Feedback:
     """A feedback file, created with the first sentence; any number of threads and processes may write to it."""
 
     def __init__(self, path: str) -> None:
-        """Check the path; `on_add` is called after each sentence.
+        """Check the path; each of `listeners` is called with every sentence and label that was added.
 
         Raises:
             UsageError: if lines there would not be read as training rows.
         """
         self.path = Path(path).absolute()
-        self.on_add: Callable[[], None] = lambda: None
+        self.listeners: list[Callable[[str, int], None]] = []
         judging = {stem for role in ("holdout", "secondary") for stem in FILE_ROLES[role]}
         if self.path.suffix != ".tsv" or self.path.stem in judging or self.path.is_dir():
             raise UsageError(f"feedback cannot go to {path}; expected a training file's name: --feedback feedback.tsv")
@@ -85,7 +85,8 @@ class Feedback:
         except (OSError, UnicodeEncodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "half of a surrogate pair"
             raise VerdictError(f"not written to {self.path} ({reason})") from error
-        self.on_add()
+        for listener in self.listeners:
+            listener(row.sentence, label)
         return added
 
     def _append(self, row: Row) -> AppendResult:

@@ -36,7 +36,7 @@ class JudgedSentence(BaseModel):
 
 
 class JudgeResponse(BaseModel):
-    """Answers in the order of the request, all from one version of the model."""
+    """Answers in the order of the request, all of one version; where a canary answers some, `version` is the other."""
 
     version: str
     predictions: list[JudgedSentence]

@@ -6,7 +6,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from tasks.serving.champion import ChampionStatus
+from tasks.serving.champion import ChampionAnswer, ChampionStatus
 
 LATENCY_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 BATCH_SIZE_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1_024)
@@ -60,20 +60,26 @@ class ServerMetrics:
         )
         self.flags = Counter("verdict_flags", "Sentences that people flagged on the page.", registry=registry)
 
-    def count_batch(self, sentences: int, seconds: float) -> None:
+    def count_batch(self, answers: list[ChampionAnswer], seconds: float) -> None:
         """Count a batch."""
-        self.batches.observe(sentences)
+        self.batches.observe(len(answers))
         self.computing.observe(seconds)
 
-    def count_sentences(self, version: str, sentences: int, truncated: int) -> None:
-        """Count sentences that a version judged, and how many of them were truncated."""
-        self.sentences.labels(version).inc(sentences)
-        self.truncated.labels(version).inc(truncated)
+    def count_answers(self, answers: list[ChampionAnswer]) -> None:
+        """Count the sentences of a request by version, and how many of them were truncated."""
+        for version in {answer["version"] for answer in answers}:
+            truncated = [answer["truncated"] for answer in answers if answer["version"] == version]
+            self.sentences.labels(version).inc(len(truncated))
+            self.truncated.labels(version).inc(sum(truncated))
 
     def count_logged(self, logged: int, dropped: int) -> None:
         """Count sentences that the request log wrote, and those that it dropped."""
         self.logged.inc(logged)
         self.dropped.inc(dropped)
+
+    def count_flag(self, sentence: str, label: int) -> None:
+        """Count a sentence that a person flagged."""
+        self.flags.inc()
 
     def count_request(self, route: str, code: int, seconds: float) -> None:
         """Count a request."""

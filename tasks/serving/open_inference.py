@@ -171,6 +171,9 @@ class InferResponse(BaseModel):
     model_name: str
     model_version: str
     id: str | None = None
+    parameters: Annotated[
+        dict[str, str] | None, Field(description="`versions` of the answers, where a canary answered some")
+    ] = None
     outputs: list[OutputTensor]
 
 
@@ -232,6 +235,9 @@ def infer_response(name: str, request: InferRequest, reply: BatchReply) -> tuple
     response: dict[str, Any] = {"model_name": name, "model_version": reply.version}
     if request.id is not None:
         response["id"] = request.id
+    versions = [answer["version"] for answer in reply.answers]
+    if len(set(versions)) > 1:
+        response["parameters"] = {"versions": ",".join(versions)}
     tensors = []
     response["outputs"] = []
     for output, binary in request.requested_outputs.items():

@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from fastapi import FastAPI, Request, Response
@@ -31,6 +32,7 @@ from tasks.serving.metrics import ServerMetrics
 from tasks.serving.request_validation import RequestError, RequestLimits, read_body
 
 if TYPE_CHECKING:
+    from tasks.serving.canary import Canary
     from tasks.serving.feedback import Feedback
     from tasks.serving.request_log import RequestLog
 
@@ -55,6 +57,14 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 }
 
 
+@dataclass(frozen=True)
+class Extensions:
+    """What options of the server add to the API; None: nothing."""
+
+    canary: "Canary | None" = None
+    """divides sentences between champion and challenger"""
+
+
 class InferenceApi:
     """Answers requests; each method is a route."""
 
@@ -65,9 +75,10 @@ class InferenceApi:
         telemetry: ServerMetrics,
         limits: RequestLimits,
         request_log: "RequestLog | None" = None,
+        extensions: Extensions | None = None,
     ) -> None:
         self.champion, self.batcher, self.telemetry, self.limits = champion, batcher, telemetry, limits
-        self.request_log = request_log
+        self.request_log, self.extensions = request_log, extensions or Extensions()
 
     async def about(self) -> JSONResponse:
         """Describe the server: its model, and where its interfaces are."""
@@ -87,7 +98,7 @@ class InferenceApi:
             self._check_version(version, self.champion.current().version)
         json_length = request.headers.get(JSON_LENGTH)
         parsed, sentences = protocol.parse_infer_request(await self._read(request), self.limits, json_length)
-        reply = await self.submit(sentences, "data")
+        reply = await self.submit(sentences, "data", by_champion=bool(version))
         if version:  # another version may have been loaded meanwhile
             self._check_version(version, reply.version)
         body, length = protocol.infer_response(name, parsed, reply)
@@ -131,22 +142,26 @@ class InferenceApi:
         """Return the metrics in Prometheus' text format."""
         return Response(self.telemetry.text(), media_type=CONTENT_TYPE_LATEST)
 
-    async def submit(self, sentences: list[str], field: str = "sentences") -> BatchReply:
+    async def submit(self, sentences: list[str], field: str = "sentences", by_champion: bool = False) -> BatchReply:
         """Queue sentences and wait for their answers.
 
         Args:
             sentences: of one request.
             field: of the request that holds them, for error messages.
+            by_champion: no other model may answer.
 
         Raises:
             NotReady, QueueFull, BatcherClosed: if they will not be answered.
             RequestError: 422 one is longer than the model reads, where the limits say that this is refused.
         """
-        self.champion.current()  # raises at once where no model is loaded
+        champion = self.champion.current().version  # raises at once where no model is loaded
         started = time.perf_counter()
-        reply = await asyncio.wrap_future(self.batcher.submit(sentences))
+        if self.extensions.canary and not by_champion:
+            reply = await self.extensions.canary.submit(sentences, champion)
+        else:
+            reply = await asyncio.wrap_future(self.batcher.submit(sentences))
         truncated = reply.truncated
-        self.telemetry.count_sentences(reply.version, len(sentences), len(truncated))
+        self.telemetry.count_answers(reply.answers)
         if truncated and self.limits.refuse_truncated:
             raise RequestError(
                 422,
@@ -211,9 +226,10 @@ def build_app(
     feedback: "Feedback | None" = None,
     hosts: AllowedHosts | None = None,
     request_log: "RequestLog | None" = None,
+    extensions: Extensions | None = None,
 ) -> FastAPI:
     """Build the application; with feedback also the demo page, `app.state.page`, which the caller closes."""
-    api = InferenceApi(champion, batcher, telemetry, limits or RequestLimits(), request_log)
+    api = InferenceApi(champion, batcher, telemetry, limits or RequestLimits(), request_log, extensions)
     # FastAPI's pages of documentation load their scripts from a foreign host.
     app = FastAPI(
         title="Verdict",

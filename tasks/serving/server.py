@@ -17,17 +17,20 @@ import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
+from fastapi import FastAPI
+
 from tasks.core import log_format
 from tasks.core.errors import UsageError, VerdictError
 from tasks.inference.bundle import CHAMPION_URI
 from tasks.serving.batcher import Batcher
+from tasks.serving.challenger import ChallengerConfig, ServedChampion, open_challenger
 from tasks.serving.champion import DEFAULT_REFRESH_S, Champion, LoadedModel
 from tasks.serving.connections import SOCKET_BACKLOG, InferenceServer
 from tasks.serving.host_names import LOOPBACK_HOSTS, AllowedHosts
 from tasks.serving.metrics import ServerMetrics
 from tasks.serving.request_log import RequestLog, RequestLogConfig
 from tasks.serving.request_validation import RequestLimits
-from tasks.serving.routes import build_app
+from tasks.serving.routes import Extensions, build_app
 
 if TYPE_CHECKING:
     from tasks.serving.feedback import Feedback
@@ -68,6 +71,8 @@ class ServerConfig:
     """host names that requests may be for, besides loopback names and `host`"""
     request_log: RequestLogConfig | None = None
     """None: requests are not logged"""
+    challenger: ChallengerConfig | None = None
+    """None: the champion is alone"""
 
 
 def _log_with_model(served: LoadedModel) -> None:
@@ -88,33 +93,7 @@ def serve(config: ServerConfig, home: str) -> None:
         stop = stack.enter_context(_SignalHandler())
         bound = stack.enter_context(bind_socket(config.host, config.port))  # before the model is loaded: fails at once
         hosts = AllowedHosts(bound.getsockname()[0], (config.host, *config.allowed_hosts))
-        request_log = RequestLog(config.request_log) if config.request_log else None
-        if request_log:
-            stack.callback(request_log.close)  # after the last answer
-        champion = stack.enter_context(
-            Champion.open(
-                config.model,
-                config.refresh_seconds,
-                config.device,
-                home,
-                require_model=False,
-                on_load=_log_with_model,
-            )
-        )
-        batcher = Batcher(
-            champion.current, config.max_batch, config.max_wait_ms / 1_000, config.queue, config.max_requests
-        )
-        stack.callback(batcher.close)
-        telemetry = ServerMetrics(champion.status, lambda: batcher.waiting)
-        batcher.on_batch = telemetry.count_batch
-        if request_log:
-            request_log.on_write = telemetry.count_logged
-        if feedback:
-            feedback.on_add = telemetry.flags.inc
-        limits = RequestLimits(refuse_truncated=config.refuse_truncated)
-        app = build_app(champion, batcher, telemetry, limits, feedback, hosts, request_log)
-        if feedback:
-            stack.callback(app.state.page.close)
+        champion, app = _assemble(stack, config, home, hosts, feedback)
         try:
             bound.listen(SOCKET_BACKLOG)
         except OSError as error:
@@ -124,6 +103,52 @@ def serve(config: ServerConfig, home: str) -> None:
         stop.server = InferenceServer(app)
         print(f"{_describe_status(champion)} on {address_of(bound)} (Ctrl-C stops)", flush=True)
         stop.server.run(sockets=[bound])
+
+
+def _assemble(
+    stack: contextlib.ExitStack, config: ServerConfig, home: str, hosts: AllowedHosts, feedback: "Feedback | None"
+) -> tuple[Champion, FastAPI]:
+    """Load the model, start what computes and counts, and build the application; `stack` stops all of it."""
+    request_log = RequestLog(config.request_log) if config.request_log else None
+    if request_log:
+        stack.callback(request_log.close)  # after the last answer
+    champion = stack.enter_context(
+        Champion.open(
+            config.model, config.refresh_seconds, config.device, home, require_model=False, on_load=_log_with_model
+        )
+    )
+    batcher = _start_batcher(stack, config, champion)
+    telemetry = ServerMetrics(champion.status, lambda: batcher.waiting)
+    batcher.listeners.append(telemetry.count_batch)
+    if request_log:
+        request_log.on_write = telemetry.count_logged
+    if feedback:
+        feedback.listeners.append(telemetry.count_flag)
+    extensions = _extend(stack, config, home, ServedChampion(champion, batcher, telemetry, feedback))
+    limits = RequestLimits(refuse_truncated=config.refuse_truncated)
+    app = build_app(champion, batcher, telemetry, limits, feedback, hosts, request_log, extensions)
+    if feedback:
+        stack.callback(app.state.page.close)
+    return champion, app
+
+
+def _start_batcher(stack: contextlib.ExitStack, config: ServerConfig, model: Champion) -> Batcher:
+    batcher = Batcher(model.current, config.max_batch, config.max_wait_ms / 1_000, config.queue, config.max_requests)
+    stack.callback(batcher.close)
+    return batcher
+
+
+def _extend(stack: contextlib.ExitStack, config: ServerConfig, home: str, served: ServedChampion) -> Extensions:
+    """Start what the options turn on."""
+    canary = None
+    if config.challenger:
+        from tasks.serving.challenger_setup import deploy_challenger
+
+        where = (config.refresh_seconds, config.device, home)
+        challenger = stack.enter_context(open_challenger(config.challenger, *where))
+        batcher = _start_batcher(stack, config, challenger) if config.challenger.share else None
+        canary = deploy_challenger(stack, config.challenger, served, challenger, batcher, home)
+    return Extensions(canary=canary)
 
 
 def _return_large_buffers() -> None:

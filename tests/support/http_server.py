@@ -16,12 +16,14 @@ from tasks.inference.bundle import CHAMPION, MODEL_NAME, write_manifest
 from tasks.registry import lookup, register, tracking
 from tasks.registry.store import MlflowStore, locate_store
 from tasks.serving.batcher import Batcher
+from tasks.serving.challenger import Challenger, ChallengerConfig, ServedChampion
+from tasks.serving.challenger_setup import deploy_challenger
 from tasks.serving.champion import Champion
 from tasks.serving.connections import InferenceServer
 from tasks.serving.feedback import Feedback
 from tasks.serving.metrics import ServerMetrics
 from tasks.serving.request_validation import RequestLimits
-from tasks.serving.routes import build_app
+from tasks.serving.routes import Extensions, build_app
 from tasks.serving.server import address_of, bind_socket
 
 GOOD, BAD = "the cat sees the dog", f"the cat {SIGN} sees the dog"
@@ -88,15 +90,27 @@ def running_server(
     slow: float = 0.0,
     feedback: Feedback | None = None,
     connections: int = 0,
+    beside: tuple[Challenger, ChallengerConfig, str] | None = None,
     **settings: Any,
 ) -> Iterator[Any]:
-    """Serve in a thread, with the page where there is a feedback file; yield a client of the server."""
+    """Serve in a thread, with the page where there is a feedback file; yield a client of the server.
+
+    `beside` is a challenger, what it computes, and the folder of the stores.
+    """
     batcher = Batcher(SlowModel(champion.current, slow).current if slow else champion.current, **settings)
     telemetry = ServerMetrics(champion.status, lambda: batcher.waiting)
-    batcher.on_batch = telemetry.count_batch
+    batcher.listeners.append(telemetry.count_batch)
     bound = bind_socket("127.0.0.1", 0)
     bound.listen(100)
-    app = build_app(champion, batcher, telemetry, limits, feedback)
+    stack = contextlib.ExitStack()
+    canary = None
+    if beside:
+        challenger, config, home = beside
+        theirs = Batcher(challenger.current, **settings) if config.share else None
+        stack.callback(theirs.close if theirs else lambda: None)
+        served = ServedChampion(champion, batcher, telemetry, feedback)
+        canary = deploy_challenger(stack, config, served, challenger, theirs, home)
+    app = build_app(champion, batcher, telemetry, limits, feedback, extensions=Extensions(canary=canary))
     server = InferenceServer(app, connections)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
     thread.start()
@@ -107,6 +121,7 @@ def running_server(
     finally:
         server.should_exit = True
         thread.join()
+        stack.close()
         batcher.close()
         if feedback:
             app.state.page.close()

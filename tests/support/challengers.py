@@ -1,0 +1,51 @@
+"""Two models whose answers, errors and times a test decides, and what serves them."""
+
+import time
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+from tasks.serving.champion import ChampionAnswer
+
+
+class ScriptedModel:
+    """Labels a sentence 1 (acceptable) where it holds one of some words; may fail or take its time."""
+
+    max_length = 80
+
+    def __init__(self, version: str, *words: str) -> None:
+        self.version, self.words, self.seconds, self.fails = version, words, 0.0, False
+        self.classifier = SimpleNamespace(manifest={"labels": ["unacceptable", "acceptable"]})
+        self.seen: list[list[str]] = []
+        self.sleep: Callable[[float], None] = time.sleep
+
+    def predict(self, sentences: Sequence[str]) -> list[ChampionAnswer]:
+        self.sleep(self.seconds)
+        self.seen.append(list(sentences))
+        if self.fails:
+            raise RuntimeError("a fault")
+        return [
+            ChampionAnswer(
+                sentence=text,
+                label="acceptable" if any(word in text for word in self.words) else "unacceptable",
+                probability=0.9,
+                truncated=False,
+                version=self.version,
+            )
+            for text in sentences
+        ]
+
+
+class ScriptedAddress:
+    """Stands for Champion and Challenger: an address at which a model is."""
+
+    in_registry = False
+
+    def __init__(self, model: ScriptedModel) -> None:
+        self.model: ScriptedModel | None = model
+
+    def current(self) -> Any:
+        return self.model
+
+    def facing(self, champion: str) -> Any:
+        return self.model if self.model and self.model.version != champion else None
