@@ -206,7 +206,7 @@ def second_run(
         outcome = retrain_in(home, data__path=data.path, data__text=data.text, **recipe)
     (run,) = (found for found in runs(home) if found.info.run_id == outcome["run"])
     epochs = client(home).get_metric_history(outcome["run"], "validation_mcc")
-    job = Path(shutil.copytree(Path(outcome["report"]).parents[1], folder / "job"))
+    job = Path(shutil.copytree(Path(outcome["report"]).parent, folder / "job"))
     return SecondRun(data, outcome, run, epochs, job, [entry.getMessage() for entry in recorder.buffer])
 
 
@@ -365,7 +365,7 @@ def succession(
     registered = {version: client(home).get_model_version("acceptability", version) for version in versions(home)}
     kept = Path(shutil.copytree(home / "runs", tmp_path_factory.mktemp("succession") / "runs"))
     outcomes = [weak, better, tie]
-    jobs = [kept / Path(outcome["report"]).parts[-3] for outcome in outcomes]
+    jobs = [kept / Path(outcome["report"]).parts[-2] for outcome in outcomes]
     return Succession(outcomes, aliases(home), registered, runs(home), jobs)
 
 
