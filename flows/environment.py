@@ -1,6 +1,7 @@
 """Process-wide defaults for Prefect and MLflow, set before either is imported; variables that the user set win."""
 
 import contextlib
+import errno
 import logging
 import os
 import re
@@ -13,7 +14,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from tasks.core import log_format
-from tasks.core.errors import UsageError, VerdictError
+from tasks.core.errors import UsageError, VerdictError, is_disk_full
 from tasks.core.hidden_addresses import check_address
 
 DEFAULT_HOME = ".verdict"
@@ -23,6 +24,12 @@ PATIENCE = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "7",
     "PREFECT_CLIENT_MAX_RETRIES": "7",
     "PREFECT_CLIENT_RETRY_EXTRA_CODES": "500",
+}
+# Why there can be no folder, where the system's own words name something else.
+HOME_FAULTS = {
+    errno.EEXIST: "it is a file",
+    errno.ENOTDIR: "a part of its path is a file",
+    errno.ENOENT: "its file system takes no new folders",
 }
 MIN_ADDRESS_SPACE = 10**9  # bytes for a flow and the server that it starts
 LOAD_SAMPLES, LOAD_SAMPLE_S = 3, 0.005
@@ -37,7 +44,7 @@ def usable_home() -> str:
     """Return the folder of the stores; create it if it is missing.
 
     Raises:
-        UsageError: if it is not writable.
+        UsageError: if it cannot be created, or is not writable.
         VerdictError: if this process may not take the address space that a flow needs.
     """
     _check_address_space()
@@ -47,9 +54,10 @@ def usable_home() -> str:
         with tempfile.TemporaryFile(dir=folder):
             return folder
     except OSError as error:
-        raise UsageError(
-            f"nothing can be written to {folder} ({error.strerror}); name another: VERDICT_HOME"
-        ) from error
+        fault = "cannot be written to" if Path(folder).is_dir() else "cannot be created"
+        reason = HOME_FAULTS.get(error.errno or 0) or (error.strerror or type(error).__name__).lower()
+        advice = "make room: verdict prune, or name another" if is_disk_full(error) else "name another"
+        raise UsageError(f"the folder of the stores {folder} {fault} ({reason}); {advice}: VERDICT_HOME=DIR") from error
 
 
 def _check_address_space() -> None:

@@ -26,6 +26,7 @@ from tasks.core.errors import (
     is_out_of_memory,
 )
 from tasks.core.printable import quote
+from tasks.core.refusals import describe_refusal
 
 EXIT_CODES = {
     0: "done, also where the verdict is HOLD or REJECT",
@@ -197,9 +198,8 @@ def _describe_usage(error: Any) -> str:
     if not hasattr(refused, "errors"):
         return " ".join(error.format_message().split())
     first = refused.errors()[0]  # of pydantic, with which typer checks values
-    reason = first["msg"].removeprefix("Value error, ")
     option = error.param.get_error_hint().strip("'")
-    return f"{option} = {quote(first['input'])} is refused: {reason[0].lower()}{reason[1:]}"
+    return f"{option} = {quote(first['input'])} is refused: {describe_refusal(first)}"
 
 
 if __name__ == "__main__":

@@ -83,9 +83,11 @@ def retrain(
             outcome, clock = _run_flow("retrain", home, *arguments, stopwatch=stopwatch)
             outcome = dataclasses.replace(outcome, seconds=clock.around(outcome.seconds))
     measured = {"timings": stopwatch.seconds} if timings else {}
-    print_result(outcome, as_json, show_run.show_outcome, outcome.to_json() | measured)
+    champion = _find_champion() if outcome.unchanged and not as_json else None
+    show = functools.partial(show_run.show_outcome, champion=champion)
+    print_result(outcome, as_json, show, outcome.to_json() | measured)
     if not as_json:
-        _show_next(outcome)
+        _show_next(outcome, resolved.settings.data.path == ("sample",))
         stopwatch.mark("first predictions")
         if timings:
             show_run.show_seconds(stopwatch.seconds)
@@ -99,7 +101,9 @@ def check(options: DataOptions, verbose: Verbose = False, as_json: AsJson = Fals
     from flows.commands import check
 
     environment.show_log(verbose)
-    outcome = check.check(options.resolve().settings.model_dump(), environment.usable_home())
+    settings = options.resolve().settings
+    _refuse_missing_files(settings.data)  # before the stores' folder is made
+    outcome = check.check(settings.model_dump(), environment.usable_home())
     print_result(outcome, as_json, functools.partial(show_run.show_check, verbose=verbose))
     if not outcome["passed"]:
         raise typer.Exit(DataRejected.exit_code)
@@ -114,6 +118,7 @@ def watch(
 
     resolved = options.resolve(device)
     _refuse_early(resolved.settings)
+    _refuse_missing_files(resolved.settings.data)
     home = environment.usable_home()
     with _shown("watch", verbose):
         outcome, clock = _run_flow("watch", home, resolved.settings.model_dump(), resolved.origins, home)
@@ -396,12 +401,18 @@ def _shown(flow: str, verbose: bool = False) -> Iterator[None]:
         yield
 
 
-def _show_next(outcome: "RetrainOutcome") -> None:
+def _find_champion() -> tuple[str, str] | None:
+    """Return version and time of promotion of the champion, where the store is a local database."""
+    from tasks.registry.sqlite_lookup import find_local_champion
+    from tasks.registry.store import locate_store
+
+    return find_local_champion(locate_store(environment.verdict_home()), MODEL_NAME)
+
+
+def _show_next(outcome: "RetrainOutcome", sample: bool) -> None:
     """Classify two sentences with a new champion, and print what to do next."""
     from flows.cli import show_run
     from flows.commands.predict import predict
-    from tasks.registry.sqlite_lookup import find_local_champion
-    from tasks.registry.store import locate_store
 
     if outcome.decision == "PROMOTE" and not outcome.unchanged:
         try:
@@ -409,5 +420,4 @@ def _show_next(outcome: "RetrainOutcome") -> None:
             show_run.show_predictions(predictions)
         except VerdictError as error:
             print(escape_controls(f"no predictions: {error}"))
-    champion = find_local_champion(locate_store(environment.verdict_home()), MODEL_NAME) if outcome.unchanged else None
-    show_run.show_next_commands(outcome, champion)
+    show_run.show_next_commands(outcome, sample)

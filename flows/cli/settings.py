@@ -5,52 +5,54 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flows.cli.completion import complete_profile, complete_setting
-from flows.cli.options import AsJson, print_result
+from flows.cli.completion import complete_setting
+from flows.cli.options import AsJson, DataOptions, TrainingDevice, print_result, with_data_options
 
 if TYPE_CHECKING:
     from tasks.core.settings_description import SettingDescription
 
 
+@with_data_options
 def init(
+    options: DataOptions,
     file: Annotated[str, typer.Argument(metavar="FILE", help="New TOML file.")] = "verdict.toml",
-    profile: Annotated[
-        str,
-        typer.Option(metavar="NAME|FILE", help="Profile whose values are set in it.", autocompletion=complete_profile),
-    ] = "sample",
+    device: TrainingDevice = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write a TOML file of settings, each with its meaning, values and default."""
+    """Write a TOML file of all settings, each with its meaning, values and default; options set values in it."""
     from tasks.core.settings_description import write_template
 
-    write_template(Path(file), profile)
-    print_result({"file": file, "profile": profile}, as_json, _show_written)
+    resolved = options.resolve(device)
+    write_template(Path(file), resolved, options.profile)
+    chosen = sorted(key for key, origin in resolved.origins.items() if not origin.startswith("profile "))
+    print_result({"file": file, "profile": options.profile, "set": chosen}, as_json, _show_written)
 
 
 def settings(
     name: Annotated[
-        str,
+        str | None,
         typer.Argument(
             metavar="NAME", help="Setting, such as epochs, or group, such as gate.", autocompletion=complete_setting
         ),
-    ] = "",
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Explain a setting, a group of them, or all."""
     from tasks.core.settings_description import describe_settings, find_settings, profile_values
 
-    found = find_settings(name) if name else describe_settings()
+    found = describe_settings() if name is None else find_settings(name)
     profiles = {each.key: profile_values(each.key) for each in found} if len(found) == 1 else {}
     document = [each._asdict() | {"profiles": profiles[each.key]} if profiles else each._asdict() for each in found]
     print_result(found, as_json, lambda rows: _show_settings(rows, profiles), document)
 
 
-def _show_written(outcome: dict[str, str]) -> None:
+def _show_written(outcome: dict[str, Any]) -> None:
     from flows.cli.show_run import new_console
     from flows.cli.terminal import escape
 
     file = escape(outcome["file"])
-    new_console().print(f"written  {file}, with the values of profile {escape(outcome['profile'])}")
+    more = f", and {', '.join(outcome['set'])}" if outcome["set"] else ""
+    new_console().print(f"written  {file}, with the values of profile {escape(outcome['profile'])}{more}")
     new_console().print(f"next     verdict retrain --profile {file} --dry-run")
 
 

@@ -48,8 +48,8 @@ def show_status(status: dict[str, Any]) -> None:
     if status["challenger"] and status["challenger"]["shadow"]:
         console.print(f"shadow     {escape(status['challenger']['shadow'])}")
     disk = status["disk"]
-    used = "" if disk["stores_gb"] is None else f", stores take {disk['stores_gb']:.1f}"
-    prefect = f", Prefect's databases {disk['prefect_gb']:.3f}" if disk["prefect_gb"] else ""
+    used = "" if disk["stores_gb"] is None else f", stores take {_size(disk['stores_gb'])}"
+    prefect = f", of that Prefect's databases {_size(disk['prefect_gb'])}" if disk["prefect_gb"] else ""
     console.print(f"disk       {disk['free_gb']:.0f} GB free{used}{prefect}")
     if status["services"]:
         console.print(f"services   {', '.join(f'{name} {state}' for name, state in status['services'].items())}")
@@ -239,6 +239,10 @@ def _describe(version: dict[str, Any]) -> str:
     mcc = "unknown" if version["mcc"] is None else f"{version['mcc']:.3f}"
     text = f"version {version['version']}, MCC {mcc}, data {(version['dataset'] or 'unknown')[:12]}"
     return f"{text}, since {local_time(version['since'])} ({_age(version['since'])})" if version.get("since") else text
+
+
+def _size(gigabytes: float) -> str:
+    return f"{gigabytes:.1f} GB" if gigabytes >= 1 else f"{gigabytes * 1_000:.0f} MB"
 
 
 def _age(moment: str) -> str:

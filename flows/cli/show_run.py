@@ -18,11 +18,19 @@ if TYPE_CHECKING:
 COLOURS = {"PROMOTE": "bold green", "HOLD": "bold yellow", "REJECT": "bold red"}
 
 
-def show_outcome(outcome: "RetrainOutcome") -> None:
-    """Print the verdict with its reasons, the figures behind it, and where report and store are."""
+def show_outcome(outcome: "RetrainOutcome", champion: tuple[str, str] | None = None) -> None:
+    """Print the verdict with its reasons, the figures behind it, and where report and store are.
+
+    Args:
+        outcome: with the verdict.
+        champion: version of the champion and when it was promoted (ISO 8601), where nothing ran.
+    """
     console = new_console()
     decision = outcome.decision
-    console.print(f"[{COLOURS[decision]}]{decision}[/]: {escape('; '.join(outcome.reasons))}")
+    verdict = f"[{COLOURS[decision]}]{decision}[/]: {escape('; '.join(outcome.reasons))}"
+    if outcome.unchanged:
+        console.print(f"[bold]nothing changed[/]: {_describe_standing(outcome, champion)}")
+    console.print(f"verdict  {verdict}" if outcome.unchanged else verdict)
     console.print(
         f"MCC      {outcome.mcc:.3f} (95% {outcome.mcc_low:.3f} to {outcome.mcc_high:.3f}) "
         f"on {outcome.holdout_rows} holdout sentences, "
@@ -132,35 +140,35 @@ def show_settings(rows: list["SettingRow"]) -> None:
     new_console().print(table)
 
 
-def show_next_commands(outcome: "RetrainOutcome", champion: tuple[str, str] | None = None) -> None:
+def _describe_standing(outcome: "RetrainOutcome", champion: tuple[str, str] | None) -> str:
+    if not champion:
+        return f"the verdict on version {outcome.version} stands"
+    promoted = f" (promoted {local_time(champion[1])})" if champion[1] else ""
+    return f"version {champion[0]}{promoted} is champion"
+
+
+def show_next_commands(outcome: "RetrainOutcome", sample: bool = False) -> None:
     """Print the next commands to try after a verdict, as they can be called here.
 
     Args:
         outcome: with the verdict.
-        champion: version of the champion and when it was promoted (ISO 8601), where nothing ran.
+        sample: whether the bundled sample was trained on, so that a real corpus is worth a try.
     """
     console = new_console()
     verdict = "verdict" if shutil.which("verdict") else sys.argv[0]
-    if outcome.unchanged:
-        stands = f"the verdict on version {outcome.version} stands"
-        if champion:
-            promoted = f" (promoted {local_time(champion[1])})" if champion[1] else ""
-            stands = f"version {champion[0]}{promoted} is champion"
-        console.print(
-            f"Nothing changed since this job finished: {stands}; nothing to do. To run it all the same: --force"
-        )
     version = outcome.version
     compare = [f"{verdict} compare {version}"] if outcome.champion_before else []
     commands = {
         "PROMOTE": [
             f'{verdict} predict "Who did you say that left?"',
-            f"{verdict} status",
-            f"{verdict} retrain --profile cola-small    # real CoLA, downloaded once",
+            f"{verdict} report {version} --open",
+            f"{verdict} retrain --profile cola-small    # real CoLA, downloaded once" if sample else f"{verdict} serve",
         ],
         "HOLD": [*compare, *(f"{verdict} {way} {version} --reason TEXT" for way in ("approve", "reject"))],
         "REJECT": compare,
     }[outcome.decision]
     if outcome.unchanged and outcome.decision == "PROMOTE":
+        console.print("nothing to do; to run it all the same: --force")
         return
     console.print("next:" if outcome.decision == "PROMOTE" else "next: read the report" + ", then:" * bool(commands))
     for command in commands:

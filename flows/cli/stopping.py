@@ -26,7 +26,7 @@ _errors: list[str] = []  # why the command ends, if it is no signal from outside
 
 
 class Stopped(KeyboardInterrupt):
-    """SIGINT or SIGTERM.
+    """SIGINT or SIGTERM; the message is recorded as the reason of a run's end.
 
     A plain KeyboardInterrupt that meets Python while it executes text, as namedtuple does, kills a `python -m` process
     with SIGINT at its end although it was handled (findings/python_handled_interrupt.sh).
@@ -71,8 +71,8 @@ def report() -> int:
     return EXIT_CODE
 
 
-def _interrupt(_number: int, _frame: FrameType | None) -> None:
-    raise Stopped
+def _interrupt(number: int, _frame: FrameType | None) -> None:
+    raise Stopped(_errors[0] if _errors else f"stopped by {signal.Signals(number).name}")
 
 
 def _enforce_end(reading: int) -> None:

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from flows.services.server_watch import reach_store
 from tasks.core.errors import UsageError
-from tasks.inference.bundle import MODEL_NAME, check_signature, digest_version, read_manifest
+from tasks.inference.bundle import MODEL_NAME, check_folder, check_signature, digest_version, read_manifest
 from tasks.inference.classifier import Classifier, name_failure
 from tasks.registry.code_digest import (
     BUNDLE_DIGEST_TAG,
@@ -54,7 +54,9 @@ def check_model(model: str, home: str) -> None:
     Raises:
         VerdictError: if it certainly does not.
     """
-    if not (Path(model).is_dir() and not model.isdecimal()):
+    if Path(model).is_dir() and not model.isdecimal():
+        check_folder(Path(model))
+    else:
         check_local_version(locate_store(home), _address(model))
 
 
@@ -66,11 +68,12 @@ def find_model(model: str, home: str) -> FoundModel:
         home: folder of the stores.
 
     Raises:
-        UsageError: if it is none of these.
+        UsageError: if it is none of these, or a folder without a bundle.
         VerdictError: if there is no such version, or its code manifest or signature are not those registered.
     """
     address = _address(model)
     if address == model and Path(model).is_dir():
+        check_folder(Path(model))
         manifest = read_manifest(Path(model))
         check_signature(Path(model))
         return FoundModel(digest_version(manifest), model, manifest["manifest_digest"])

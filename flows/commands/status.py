@@ -23,6 +23,13 @@ from tasks.registry.mlflow_client import check_database
 from tasks.registry.shadow_record import SHADOW_TAG
 from tasks.registry.store import MlflowStore, is_uninitialised, locate_store
 
+# The step of a job after the one that wrote a file in its folder, the last ones first.
+STEP_AFTER = {
+    "evidence.json": "document, register",
+    "export.json": "measure",
+    "model/training.json": "export",
+    "split.json": "fine-tune",
+}
 DISK_SCAN_TIMEOUT_S = 2.0  # after which the size of the stores is left out
 
 
@@ -55,7 +62,7 @@ def status(home: str) -> dict[str, Any]:
         answer["initialised"] = not is_uninitialised(store)
         if answer["initialised"]:
             answer |= read_runs(store)
-            mark_dead_runs(answer["runs"], home)
+            describe_open_runs(answer["runs"], home)
     except UnreachableError as error:
         answer |= {"champion_state": "unknown", "unreachable": [str(error)]}
     try:
@@ -73,9 +80,7 @@ def status(home: str) -> dict[str, Any]:
         for name, state in (answer["services"] or {}).items()
         if state != "running"
     ]
-    if answer["disk"]["free_gb"] < MIN_FREE_DISK_GB:
-        free = f"{answer['disk']['free_gb']:.1f} GB free at {home}"
-        answer["notices"].append(f"{free}, a run needs {MIN_FREE_DISK_GB}; make room: verdict prune")
+    answer["notices"] += describe_room(home, answer["disk"]["free_gb"])
     return answer
 
 
@@ -103,11 +108,19 @@ def read_runs(store: MlflowStore) -> dict[str, Any]:
     }
 
 
-def mark_dead_runs(runs: list[dict[str, Any]], home: str) -> None:
-    """Show runs of this home whose process is gone as KILLED; the next run closes them in MLflow."""
+def describe_open_runs(runs: list[dict[str, Any]], home: str) -> None:
+    """Say of runs of this home at which step they are; those whose process is gone are shown as KILLED.
+
+    The next run closes these in MLflow.
+    """
     for run in runs:
-        ours = run.pop("home") == home_id(home)
-        if ours and run["status"] == "RUNNING" and not is_locked(Path(home, "runs", str(run["job"]))):
+        ours, folder = run.pop("home") == home_id(home), Path(home, "runs", str(run["job"]))
+        if not ours or run["status"] != "RUNNING":
+            continue
+        if is_locked(folder):
+            later = (step for file, step in STEP_AFTER.items() if (folder / file).is_file())
+            run["why"] = f"at step {next(later, 'check data')}"
+        else:
             run |= {"status": "KILLED", "why": run["why"] or tracking.STATUS_REASONS["KILLED"]}
 
 
@@ -171,13 +184,26 @@ def measure_disk(home: str) -> dict[str, float | None]:
     folder = Path(home)
     used = _size_of(home)
     prefect = sum(path.stat().st_size for path in (*folder.glob("prefect.db*"), *folder.glob("stack/prefect.db*")))
-    while not folder.exists():
-        folder = folder.parent
     return {
-        "free_gb": shutil.disk_usage(folder).free / 1e9,
+        "free_gb": shutil.disk_usage(_existing(folder)).free / 1e9,
         "stores_gb": None if used is None else used / 1e9,
         "prefect_gb": prefect / 1e9,
     }
+
+
+def describe_room(home: str, free_gb: float) -> list[str]:
+    """Return a notice where no run can be stored in a folder, and why."""
+    folder = _existing(Path(home))
+    if str(folder) != home and not (os.access(folder, os.W_OK) and shutil.disk_usage(folder).total):
+        return [f"{home} cannot be created: {folder} takes no files; name another folder: VERDICT_HOME=DIR"]
+    if free_gb < MIN_FREE_DISK_GB:
+        return [f"{free_gb:.1f} GB free at {home}, a run needs {MIN_FREE_DISK_GB}; make room: verdict prune"]
+    return []
+
+
+def _existing(folder: Path) -> Path:
+    """Return a folder, or the nearest one above it that exists."""
+    return folder if folder.exists() else _existing(folder.parent)
 
 
 def _size_of(home: str) -> int | None:

@@ -28,6 +28,7 @@ from tasks.core import log_format
 from tasks.core.errors import UsageError, VerdictError
 from tasks.core.hidden_addresses import reject_secrets
 from tasks.core.printable import counted
+from tasks.core.refusals import describe_refusal
 from tasks.core.settings_loader import ResolvedSettings, load_settings, parse_setting
 from tasks.inference.bundle import CHAMPION_URI
 
@@ -207,7 +208,7 @@ def _what_is_wrong(error: VerdictError | ValidationError) -> str:
     if isinstance(error, VerdictError):
         return str(error)
     first = error.errors()[0]
-    return f"{error.title} field {'.'.join(map(str, first['loc']))!r}: {first['msg']}"
+    return f"{error.title} field {'.'.join(map(str, first['loc']))!r}: {describe_refusal(first)}"
 
 
 def drop_missed() -> list[str]:

@@ -112,7 +112,10 @@ def tracked_run(
     encoder: Encoder,
     timer: Timer,
 ) -> Iterator[JobContext]:
-    """Keep the job's MLflow run open over the block: `end_job` ends it; on an error it ends FAILED with the reason."""
+    """Keep the job's MLflow run open over the block: `end_job` ends it.
+
+    On an error it ends FAILED, where it was stopped KILLED, in either case with the reason.
+    """
     settings, origins = resolved
     rows = recordable_rows(settings, origins)
     tags = {f"origin.{row.key}": row.origin for row in rows if row.origin not in DEFAULT_ORIGINS} | library_versions()
@@ -135,14 +138,21 @@ def tracked_run(
         with record_system_metrics(store, run_id):
             yield JobContext(settings, origins, store, Path(home) / "runs" / job, run_id, device, timer, subject)
     except BaseException as error:
-        decision = "REFUSED" if isinstance(error, DataRejected) else "FAILED"
+        decision, status = _describe_end(error)
         with contextlib.suppress(UnreachableError):  # if the store is what failed, the first error is the one to report
-            reason = redact(str(error))[:500]
+            reason = redact(str(error) or type(error).__name__)[:500]
             note = describe_failure(decision, reason)
             name = {tracking.RUN_NAME: f"{decision}, {subject}"}
             tracking.tag_run(store, run_id, {"verdict": decision, "error": reason, NOTE: note} | name)
-            tracking.close_run(store, run_id, "FAILED")
+            tracking.close_run(store, run_id, status)
         raise
+
+
+def _describe_end(error: BaseException) -> tuple[str, str]:
+    """Return the verdict and the MLflow status of a run that an error ended."""
+    if isinstance(error, KeyboardInterrupt):
+        return "STOPPED", "KILLED"
+    return "REFUSED" if isinstance(error, DataRejected) else "FAILED", "FAILED"
 
 
 def name_subject(settings: Settings, dataset: str) -> str:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 COLUMN_ROLES = ("text", "label", "source", "mark")
+COLUMNS_EXAMPLE, LABELS_EXAMPLE = "text=sentence,label=verdict", "acceptable=1,unacceptable=0"
 
 
 def parse_columns(value: Any) -> dict[str, str]:
@@ -15,7 +16,7 @@ def parse_columns(value: Any) -> dict[str, str]:
     Raises:
         ValueError: for a malformed text or an unknown role.
     """
-    columns = {role: str(name) for role, name in _as_pairs(value).items()}
+    columns = {role: str(name) for role, name in _as_pairs(value, COLUMNS_EXAMPLE).items()}
     unknown = sorted(set(columns) - set(COLUMN_ROLES))
     if unknown:
         raise ValueError(f"{unknown[0]!r} is no role of a column; expected {', '.join(COLUMN_ROLES)}")
@@ -31,9 +32,9 @@ def parse_labels(value: Any) -> dict[str, int]:
     Raises:
         ValueError: for a malformed text, and unless both 0 and 1 occur and nothing else.
     """
-    labels = {label: str(number) for label, number in _as_pairs(value).items()}
+    labels = {label: str(number) for label, number in _as_pairs(value, LABELS_EXAMPLE).items()}
     if labels and set(labels.values()) != {"0", "1"}:
-        raise ValueError("every label stands for 0 or 1, and both occur: acceptable=1,unacceptable=0")
+        raise ValueError(f"every label stands for 0 or 1, and both occur: {LABELS_EXAMPLE}")
     return {label: int(number) for label, number in labels.items()}
 
 
@@ -42,17 +43,17 @@ def format_pairs(pairs: Mapping[str, Any]) -> str:
     return ",".join(f"{name}={value}" for name, value in pairs.items())
 
 
-def _as_pairs(value: Any) -> Mapping[str, Any]:
+def _as_pairs(value: Any, example: str) -> Mapping[str, Any]:
     """Split NAME=VALUE,NAME=VALUE; an equals sign in a value is part of it. A mapping is returned as it is."""
     if isinstance(value, Mapping):
         return value
     if not isinstance(value, str):
-        raise ValueError(f"{value!r} is not of the form NAME=VALUE,NAME=VALUE")
+        raise ValueError(f"expected NAME=VALUE,NAME=VALUE, such as {example}")
     pairs: dict[str, str] = {}
     for part in filter(str.strip, value.split(",")):
         name, _, right = (side.strip() for side in part.partition("="))
         if not name or not right:
-            raise ValueError(f"{value!r} is not of the form NAME=VALUE,NAME=VALUE")
+            raise ValueError(f"expected NAME=VALUE,NAME=VALUE, such as {example}")
         if name in pairs:
             raise ValueError(f"{name!r} stands twice in {value!r}")
         pairs[name] = right

@@ -4,7 +4,6 @@ mlflow/policy.toml gives the reason for each number. The policy is the lowest la
 profile, environment and flags override single numbers, and the verdict records the result.
 """
 
-import difflib
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,7 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tasks.core.errors import UsageError
 from tasks.core.files import json_digest
-from tasks.core.printable import MAX_QUOTED, quote
+from tasks.core.printable import quote
+from tasks.core.refusals import describe_refusal, suggest
 from tasks.core.toml_file import read_toml
 
 POLICY_FILE = "policy.toml"
@@ -89,8 +89,8 @@ def parse_policy(values: dict[str, Any], origin: str) -> Policy:
     keys = list(Policy.model_fields)
     for key in values:
         if key not in keys:
-            nearest = difflib.get_close_matches(key[:MAX_QUOTED], keys, n=1, cutoff=0.0)[0]
-            raise UsageError(f"policy {origin}: key {quote(key)} is unknown; did you mean {nearest!r}?")
+            nearest = suggest(key, keys) or f"expected {', '.join(keys)}"
+            raise UsageError(f"policy {origin}: key {quote(key)} is unknown; {nearest.strip()}")
     try:
         return Policy.model_validate(values)
     except ValidationError as error:
@@ -98,9 +98,8 @@ def parse_policy(values: dict[str, Any], origin: str) -> Policy:
         key = ".".join(str(part) for part in first["loc"])
         if first["type"] == "missing":
             raise UsageError(f"policy {origin} lacks {key}; take it from mlflow/{POLICY_FILE}") from error
-        reason = first["msg"]
         raise UsageError(
-            f"policy {origin}: {key} = {quote(first['input'])} is refused: {reason[0].lower()}{reason[1:]}"
+            f"policy {origin}: {key} = {quote(first['input'])} is refused: {describe_refusal(first)}"
         ) from error
 
 

@@ -4,7 +4,6 @@ There is no second list: what a setting means is the text under its field in set
 policy.py, and its bounds are those that the field is checked with.
 """
 
-import difflib
 import json
 import textwrap
 from collections.abc import Iterable
@@ -15,9 +14,10 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from tasks.core.errors import UsageError
-from tasks.core.printable import MAX_QUOTED, quote
+from tasks.core.printable import quote
+from tasks.core.refusals import suggest
 from tasks.core.settings import ENV_PREFIX, Settings
-from tasks.core.settings_loader import SettingRow, load_settings, profile_names
+from tasks.core.settings_loader import ResolvedSettings, SettingRow, load_settings, profile_names
 
 SIGNS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
 KINDS = {bool: "true or false", int: "whole number", float: "number", tuple: "text, or a list of texts"}
@@ -59,14 +59,13 @@ def find_settings(name: str) -> list[SettingDescription]:
     """Return the settings that a name stands for: a dotted key, a key without its group, or a group.
 
     Raises:
-        UsageError: if there is none; the message names the nearest.
+        UsageError: if there is none; the message names one that is like it.
     """
     known = describe_settings()
     found = [each for each in known if name in (each.key, *each.key.split("."))]
     if not found:
         names = [part for each in known for part in (each.key, *each.key.split("."))]
-        nearest = difflib.get_close_matches(name[:MAX_QUOTED], names, n=1, cutoff=0.0)[0]
-        raise UsageError(f"setting {quote(name)} is unknown; did you mean {nearest!r}? all of them: verdict settings")
+        raise UsageError(f"setting {quote(name)} is unknown; {suggest(name, names)}all of them: verdict settings")
     return found
 
 
@@ -76,7 +75,7 @@ def profile_values(key: str) -> dict[str, Any]:
         profile: _plain(row.value)
         for profile in profile_names()
         for row in load_settings(profile, {}, {}).rows()
-        if row.key == key and _is_chosen(row)
+        if row.key == key and row.origin == f"profile {profile}"
     }
 
 
@@ -102,38 +101,36 @@ def format_settings(rows: Iterable[SettingRow]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def format_template(profile: str, path: str) -> str:
-    """Return a TOML file that explains every setting: those of a profile are set, all others stand in comments.
+def format_template(resolved: ResolvedSettings, profile: str, path: str) -> str:
+    """Return a TOML file that explains every setting: those that a layer set are set, others stand in comments.
 
     Args:
-        profile: whose values are set.
-        path: of the file, for the comment at its top.
-
-    Raises:
-        UsageError: if the profile is unknown or refused.
+        resolved: the settings.
+        profile: that they start from, for the comment at the file's top.
+        path: of the file, likewise.
     """
     described = {each.key: each for each in describe_settings()}
     lines = [
         f"# Settings of Verdict, as in profile {profile}: verdict retrain --profile {path}",
         "# A line that begins with # and no space holds a default; remove the # to change it.",
     ]
-    for row in load_settings(profile, {}, {}).rows():
+    for row in resolved.rows():
         group, _, name = row.key.partition(".")
         if f"[{group}]" not in lines:
             lines += ["", *_comment(sections()[group].__doc__ or ""), f"[{group}]"]
         each = described[row.key]
         lines += ["", *_comment(f"{each.meaning} Values: {each.values}. Default: {toml_value(each.default)}.")]
-        lines.append(f"{name} = {toml_value(row.value)}" if _is_chosen(row) else f"#{name} = {toml_value(row.value)}")
+        lines.append(f"{'' if row.key in resolved.origins else '#'}{name} = {toml_value(row.value)}")
     return "\n".join(lines) + "\n"
 
 
-def write_template(path: Path, profile: str) -> None:
+def write_template(path: Path, resolved: ResolvedSettings, profile: str) -> None:
     """Write `format_template` to a new file.
 
     Raises:
-        UsageError: if the file exists, its folder does not, or the profile is unknown.
+        UsageError: if the file exists, or its folder does not.
     """
-    text = format_template(profile, str(path))
+    text = format_template(resolved, profile, str(path))
     try:
         with path.open("x", encoding="utf-8") as stream:
             stream.write(text)
@@ -141,10 +138,6 @@ def write_template(path: Path, profile: str) -> None:
         raise UsageError(f"{path} exists and is not overwritten; name a new file: verdict init FILE") from error
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UsageError(f"there is no folder {path.parent}; expected a new file in one that exists") from error
-
-
-def _is_chosen(row: SettingRow) -> bool:
-    return row.origin.startswith("profile ")
 
 
 def _describe_values(field: FieldInfo) -> str:

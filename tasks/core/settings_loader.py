@@ -4,8 +4,8 @@ The layers, each overriding the one before: a profile (tasks/core/profiles/*.tom
 (VERDICT_FINETUNE__EPOCHS=3), flags (--set finetune.epochs=3).
 """
 
-import difflib
 import os
+import shlex
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
@@ -16,7 +16,8 @@ from pydantic_settings import EnvSettingsSource
 
 from tasks.core.errors import UsageError
 from tasks.core.policy import POLICY_FILE, Policy
-from tasks.core.printable import MAX_QUOTED, quote
+from tasks.core.printable import quote
+from tasks.core.refusals import describe_refusal, suggest
 from tasks.core.settings import ENV_PREFIX, Settings
 from tasks.core.toml_file import read_toml
 
@@ -117,11 +118,25 @@ def valid_keys() -> list[str]:
 def _read_profile(profile: str) -> dict[str, Any]:
     bundled = resources.files("tasks.core") / "profiles" / f"{profile}.toml"
     source = bundled if profile in profile_names() else Path(profile)
+    known = ", ".join(profile_names())
+    expected = f"expected one of {known}, or a TOML file of settings: verdict init FILE"
     try:
         return _flatten(read_toml(source, f"profile {profile}"))
     except OSError as error:
-        known = ", ".join(profile_names())
-        raise UsageError(f"profile {profile!r} is unknown; expected one of {known}, or a TOML file") from error
+        fault = _describe_missing(profile, error)
+        raise UsageError(f"profile {quote(profile)} {fault}; {suggest(profile, profile_names())}{expected}") from error
+    except UsageError as error:
+        if Path(profile).suffix.lower() == ".toml":
+            raise
+        raise UsageError(f"{error}; {expected}; data is named by --data {shlex.quote(profile)}") from error
+
+
+def _describe_missing(profile: str, error: OSError) -> str:
+    """Return why a profile cannot be read: a name without an ending is not meant as a file."""
+    path = Path(profile)
+    if not profile or isinstance(error, FileNotFoundError):
+        return "does not exist" if path.name != profile or path.suffix else "is unknown"
+    return "is a folder" if path.is_dir() else f"cannot be read ({error.strerror})"
 
 
 def _read_environment(environ: Mapping[str, str]) -> dict[str, Any]:
@@ -141,21 +156,20 @@ def _reject_unknown(key: str, origin: str) -> None:
     keys = valid_keys()
     if key in keys:
         return
-    nearest = difflib.get_close_matches(key[:MAX_QUOTED], keys, n=1, cutoff=0.0)[0]
-    raise UsageError(
-        f"setting {quote(key)} ({origin}) is unknown; did you mean {nearest!r}? all of them: verdict settings"
-    )
+    same = [known for known in keys if known.endswith(f".{key}")]  # given without its group
+    nearest = f"did you mean {same[0]!r}? " if same else suggest(key, keys)
+    raise UsageError(f"setting {quote(key)} ({origin}) is unknown; {nearest}all of them: verdict settings")
 
 
 def _explain(error: ValidationError, origins: Mapping[str, str]) -> str:
     """Return one line that names the value, the layer that set it and what was expected."""
     first = error.errors()[0]
     key = ".".join(str(part) for part in first["loc"][:2])  # further parts are an index into a list
-    reason = first["msg"].removeprefix("Value error, ")
+    reason = describe_refusal(first)
     if key not in origins:  # a contradiction between keys names them itself
         return f"settings contradict each other: {reason}"
     value = quote(first["input"])
-    return f"setting {key} = {value} ({origins[key]}) is refused: {reason[0].lower()}{reason[1:]}"
+    return f"setting {key} = {value} ({origins[key]}) is refused: {reason}"
 
 
 def _flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

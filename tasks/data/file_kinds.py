@@ -27,6 +27,7 @@ COMPRESSION_STARTS = {b"\x1f\x8b\x08": "gzip", b"\x28\xb5\x2f\xfd": "zstd"} | {
     b"BZh%d1AY&SY" % level: "bz2" for level in range(1, 10)
 }
 HEAD_BYTES = 512  # of a file that are looked at
+MAX_CONTROLS = 0.05  # share of control characters in text; random bytes have 11%
 
 _FORMAT_STARTS = {b"PAR1\x15": "parquet", b"ARROW1\0\0": "arrow", b"\xff\xff\xff\xff": "arrow"}
 _JSON_LIST = re.compile(rb"(?:\xef\xbb\xbf)?\s*\[\s*\{")
@@ -96,6 +97,19 @@ def reject_foreign(head: bytes, path: str, unpack: str = "") -> None:
             advice = f"{unpack} -dk {shlex.quote(path)}; {advice}"
         advice = advice.replace("FILE", shlex.quote(_unpacked(path)))
         raise UsageError(f"{path} is {kind}; expected {', '.join(FORMATS)}, plain or as .gz: {advice}")
+
+
+def reject_binary(head: bytes, path: str) -> None:
+    """Reject what is no text in any encoding: it has many control characters, and is no UTF-8.
+
+    Single ones stand in damaged rows, which are quarantined. Arguments as for `reject_foreign`.
+
+    Raises:
+        UsageError: which names the formats.
+    """
+    controls = sum(byte < 32 and byte not in b"\t\n\r\f" for byte in head)
+    if controls > MAX_CONTROLS * len(head) and "\ufffd" in head[:-3].decode("utf-8", "replace"):
+        raise UsageError(f"{path} is binary data, no text; expected {', '.join(FORMATS)}: name another file")
 
 
 def _foreign_kind(head: bytes, path: str) -> tuple[str, str] | None:

@@ -33,7 +33,7 @@ from tasks.data.cola_format import (
     unmarked_lines,
 )
 from tasks.data.compression import open_data
-from tasks.data.file_kinds import COMPRESSED_INSIDE, HEAD_BYTES, detect_format, new_name, split_name
+from tasks.data.file_kinds import COMPRESSED_INSIDE, HEAD_BYTES, detect_format, new_name, reject_binary, split_name
 from tasks.data.json_records import read_json_list, read_jsonl, reject_whole_table
 from tasks.data.table_folders import table_name
 from tasks.data.table_format import (
@@ -98,6 +98,8 @@ def find_format(path: Path, named: str, table_format: TableFormat) -> str:
         found = detect_format(head, named)
         if found in COMPRESSED_INSIDE and not stream.seekable():
             raise UsageError(f"{path} is a compressed {found} file; expected it unpacked, it is compressed inside")
+        if found not in COMPRESSED_INSIDE:
+            reject_binary(head, str(path))
         if found == "txt" and table_format.labelled:
             found = "tsv"
         if found in ("json", "jsonl"):

@@ -23,7 +23,7 @@ from typing import NamedTuple, cast
 import pyarrow.parquet as pq
 
 from tasks.core.column_options import parse_columns
-from tasks.core.errors import UsageError, VerdictError
+from tasks.core.errors import DataRejected, UsageError, VerdictError
 from tasks.data.cola_format import READ_BYTES, RowRules
 from tasks.data.compression import open_data, unpacked_stream
 from tasks.data.file_kinds import COMPRESSED, FORMATS, HEAD_BYTES, detect_format, split_name
@@ -70,22 +70,22 @@ def open_source(path: str, columns: str = "", format_name: str = "") -> Sentence
     Raises:
         UsageError: if there is no such file, format or column.
         VerdictError: if the file cannot be read.
-        DataRejected: if it is damaged.
+        DataRejected: if it is damaged, or holds no sentence.
     """
     if path != STDIO:
         _check_path(path)
     try:
         named = parse_columns(columns)
     except ValueError as error:
-        raise UsageError(f"--columns: {error}; sentences need text=NAME alone") from error
+        raise UsageError(f"--columns {columns!r} is refused: {error}; sentences need text=NAME alone") from error
     parts = _find_parts(path) if path != STDIO and Path(path).is_dir() else []
     first = parts[0] if parts else path
     source = SentenceSource(path, _find_format(first, format_name), SCORING._replace(columns=named), tuple(parts))
     if path != STDIO and Path(first).is_file():  # what is taken from a pipe would be lost
         with _errors_explained(source):
             source = source._replace(format_name=find_format(Path(first), source.format_name, source.table_format))
-        for _ in islice(read_sentences(source), PEEK_RECORDS):
-            pass
+        if not list(islice(read_sentences(source), PEEK_RECORDS)):
+            raise DataRejected(f"{path} holds no sentence; expected at least one: write it again, or name another")
     return source
 
 

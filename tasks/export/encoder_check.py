@@ -44,7 +44,7 @@ from tasks.export.torch_reference import (
 )
 from tasks.inference.bundle import ModelInfo
 from tasks.inference.tokenization import TokenIds, load_tokenizer, tokenise
-from tasks.training.config_faults import refuse_sizes
+from tasks.training.config_faults import refuse_decoder, refuse_sizes
 from tasks.training.dataset import TokenDataset
 from tasks.training.model import LABELS, find_pad_id, load_with_report, read_config
 from tasks.training.pretrained import CHECKED_DIGEST, Encoder
@@ -200,6 +200,7 @@ def refuse_config(name: str, config: PreTrainedConfig) -> None:
             f"classifier; {EXPECTED}"
         )
     refuse_sizes(name, config)
+    refuse_decoder(name, config)
     rows, pad_id = getattr(config, "vocab_size", None), getattr(config, "pad_token_id", None)
     if not isinstance(rows, int):
         raise UsageError(f"encoder {name!r} ({kind}) has no vocabulary (vocab_size); {EXPECTED}")

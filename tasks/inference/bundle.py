@@ -18,7 +18,7 @@ with the checksums in it every file: the registry holds it, and whoever loads a 
 from pathlib import Path
 from typing import Any, TypedDict
 
-from ..core.errors import VerdictError
+from ..core.errors import UsageError, VerdictError
 from ..core.files import json_digest, read_json, sha256_of, write_json
 from ..core.signing import SIGNATURE, Signer, check_files, require_signer, sign_files
 
@@ -159,6 +159,14 @@ def check_signature(folder: Path) -> Signer | None:
     signer = check_files(folder, {MANIFEST: sha256_of(folder / MANIFEST)}, what)
     require_signer(signer, what)
     return signer
+
+
+def check_folder(folder: Path) -> None:
+    """Raise UsageError if a folder that a person named is no bundle."""
+    try:
+        _require_manifest(folder)
+    except VerdictError as error:
+        raise UsageError(str(error)) from error
 
 
 def _require_manifest(folder: Path) -> None:

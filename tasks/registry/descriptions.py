@@ -123,7 +123,9 @@ def describe_run(evidence: Evidence, verdict: Verdict, version: str, model: str,
 
 def describe_failure(decision: str, error: str) -> str:
     """Return the description of a run that ended without a verdict."""
-    what = "The data gate refused the data" if decision == "REFUSED" else "The run failed"
+    what = {"REFUSED": "The data gate refused the data", "STOPPED": "The run was stopped"}.get(
+        decision, "The run failed"
+    )
     return f"{what}: {escape_markdown(error)}"
 
 

@@ -79,7 +79,7 @@ def read_tags(store: MlflowStore, version: str) -> dict[str, str]:
     with connect(store) as client:
         found = version_by_number(client, MODEL_NAME, version)
         if found is None:
-            raise UnknownModel(f"version {version!r} does not exist in {store['uri']}; see: verdict status")
+            raise missing_version(store, MODEL_NAME, "", version)
         return {**found.tags, "run": found.run_id or ""}
 
 

@@ -220,7 +220,7 @@ def recent_runs(store: MlflowStore, limit: int = 5) -> list[dict[str, Any]]:
 def _reason(run: Run) -> str:
     """Return the reason of a run's verdict; for a run that failed, after its verdict too, that of the failure."""
     verdict, failure = run.data.tags.get("why"), run.data.tags.get("error")
-    first, second = (failure, verdict) if run.info.status == "FAILED" else (verdict, failure)
+    first, second = (failure, verdict) if run.info.status in ("FAILED", "KILLED") else (verdict, failure)
     return first or second or STATUS_REASONS.get(run.info.status, "")
 
 

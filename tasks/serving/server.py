@@ -103,6 +103,7 @@ def serve(config: ServerConfig, home: str) -> None:
         stop.server = InferenceServer(app)
         print(f"{_describe_status(champion)} on {address_of(bound)} (Ctrl-C stops)", flush=True)
         stop.server.run(sockets=[bound])
+        log.info("stopped; every request that was accepted before is answered")
 
 
 def _assemble(

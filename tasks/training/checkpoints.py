@@ -82,6 +82,20 @@ def _read(path: Path, fingerprint: str) -> Checkpoint:
     return Checkpoint(int(path.name.partition("-")[2]), load_file(path / TENSORS_FILE), state["record"])
 
 
+def describe_resumption(folder: str) -> str:
+    """Return from where the next run of a training goes on that was stopped.
+
+    Args:
+        folder: with the checkpoints of each of its seeds.
+    """
+    seeds = [path for path in Path(folder).glob("seed-*") if _newest_first(str(path)) or (path / "finished").is_dir()]
+    if not seeds:
+        return "there is no checkpoint yet (finetune.checkpoint_seconds), the next run trains from epoch 1"
+    if len(seeds) > 1:
+        return f"the next run resumes with the checkpoints of {len(seeds)} seeds"
+    return f"the next run resumes after epoch {int(_newest_first(str(seeds[0]))[0].name.partition('-')[2])}"
+
+
 def delete_checkpoints(folder: str) -> None:
     """Remove the folder of a finished run's checkpoints."""
     shutil.rmtree(folder, ignore_errors=True)

@@ -63,6 +63,12 @@ def refuse_sizes(name: str, config: PreTrainedConfig) -> None:
             )
 
 
+def refuse_decoder(name: str, config: PreTrainedConfig) -> None:
+    """Raise UsageError if a configuration makes an encoder a decoder: each token would see only those before it."""
+    if getattr(config, "is_decoder", False):
+        raise UsageError(f"config.json of encoder {name!r} has is_decoder = true; expected false: {OTHER_COMMAND}")
+
+
 def describe_claims(config: PreTrainedConfig) -> str:
     """Return the main fields of a configuration."""
     return ", ".join(f"{key} = {value!r}" for key in CLAIMS if (value := getattr(config, key, None)) is not None)

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from tasks.core.files import atomic_directory, read_json, sha256_of, write_json
 from tasks.core.progress import progress_bar
 from tasks.inference.tokenization import load_tokenizer
-from tasks.training.checkpoints import delete_checkpoints
+from tasks.training.checkpoints import delete_checkpoints, describe_resumption
 from tasks.training.corruption_stage import run_corruption_stage
 from tasks.training.device import device_name
 from tasks.training.kernel_compiler import compile_for_training
@@ -105,7 +105,11 @@ def fine_tune(
     job = make_job(train, validation, recipe, f"{folder}-checkpoints", text)
     tokenizer = load_tokenizer(recipe.encoder, recipe.max_length)
     _check_tokenizer(tokenizer, train, recipe.max_length)
-    selected, seed_runs = _train_all(job, on_epoch)
+    try:
+        selected, seed_runs = _train_all(job, on_epoch)
+    except KeyboardInterrupt:
+        log.warning("training was stopped; %s", describe_resumption(job.folder))
+        raise
     result = TrainingResult(
         schema_version=TRAINING_SCHEMA,
         device=device_name(recipe.device),

@@ -120,7 +120,7 @@ def find_folder(name: str) -> Path | None:
     inside = name.count("/") == 1 and path.parent.is_dir()  # OWNER/MODEL, or a folder beside others
     if inside or name.startswith((".", "/", "~")) or name.count("/") > 1:
         hub = f"; a model of the hub would be {HUB_PREFIX}{name}" if inside and name[0] not in "./~" else ""
-        raise UsageError(f"encoder folder {name!r} does not exist{_similar(path)}; expected --encoder DIR{hub}")
+        raise UsageError(f"encoder folder {name!r} does not exist{_similar(path)}; expected --encoder DIR|HUB_ID{hub}")
     return None
 
 

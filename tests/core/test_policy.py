@@ -56,10 +56,10 @@ def test_the_digest_depends_on_the_numbers() -> None:
         (
             "alpha_decay = 1.5",
             "alpha_decay = -1",
-            "alpha_decay = -1 is refused: input should be greater than or equal to 0",
+            "alpha_decay = -1 is refused: expected at least 0",
         ),
-        ("confidence = 0.98", "confidence = 1.0", "confidence = 1.0 is refused: input should be less than 1"),
-        ("threshold = 0.454", "threshold = nan", "threshold = nan is refused: input should be"),
+        ("confidence = 0.98", "confidence = 1.0", "confidence = 1.0 is refused: expected less than 1"),
+        ("threshold = 0.454", "threshold = nan", "threshold = nan is refused: expected"),
         ('version = "2"', 'version = ""', "version = '' is refused"),
         ("alpha_decay = 1.5", "alpha_decay =", "is not valid TOML"),
     ],

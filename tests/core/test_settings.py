@@ -154,8 +154,8 @@ def test_addresses_of_a_profile_are_one_string_or_a_list(tmp_path: Path, toml: s
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ("[1]", "data.path = 1 (environment) is refused: input should be a valid string"),
-        ('["a", null]', "data.path = None (environment) is refused: input should be a valid string"),
+        ("[1]", "data.path = 1 (environment) is refused: expected text"),
+        ('["a", null]', "data.path = None (environment) is refused: expected text"),
         ('["a"', "data.path = '[\"a\"' (environment) is refused: not a JSON list of addresses: "),
         ("[x].tsv", "data.path = '[x].tsv' (environment) is refused: not a JSON list of addresses: "),
     ],
@@ -202,14 +202,30 @@ def test_columns_and_labels_are_mappings_that_are_shown_as_they_are_written(
     [
         ("columns", "txt=a,label=b", "'txt' is no role of a column; expected text, label, source, mark"),
         ("columns", "Text=a", "'Text' is no role of a column; expected text, label, source, mark"),
-        ("columns", "text", "'text' is not of the form NAME=VALUE,NAME=VALUE"),
-        ("columns", "text=", "'text=' is not of the form NAME=VALUE,NAME=VALUE"),
-        ("columns", "=a", "'=a' is not of the form NAME=VALUE,NAME=VALUE"),
+        (
+            "columns",
+            "text",
+            "expected NAME=VALUE,NAME=VALUE, such as text=sentence,label=verdict",
+        ),
+        (
+            "columns",
+            "text=",
+            "expected NAME=VALUE,NAME=VALUE, such as text=sentence,label=verdict",
+        ),
+        (
+            "columns",
+            "=a",
+            "expected NAME=VALUE,NAME=VALUE, such as text=sentence,label=verdict",
+        ),
         ("columns", "text=a,text=b", "'text' stands twice in 'text=a,text=b'"),
         ("labels", "good=1", "every label stands for 0 or 1, and both occur: acceptable=1,unacceptable=0"),
         ("labels", "good=1,bad=2", "every label stands for 0 or 1, and both occur: acceptable=1,unacceptable=0"),
         ("labels", "good=yes,bad=no", "every label stands for 0 or 1, and both occur: acceptable=1,unacceptable=0"),
-        ("labels", "good", "'good' is not of the form NAME=VALUE,NAME=VALUE"),
+        (
+            "labels",
+            "good",
+            "expected NAME=VALUE,NAME=VALUE, such as acceptable=1,unacceptable=0",
+        ),
         ("labels", "good=1,bad=0,good=0", "'good' stands twice in 'good=1,bad=0,good=0'"),
     ],
 )
@@ -274,7 +290,19 @@ def test_unknown_key_of_a_profile_file_is_named_with_the_nearest_valid_key(tmp_p
 
 @pytest.mark.parametrize("key", ["", "finetune", "finetune.epochs.x", "judge.", "FINETUNE.EPOCHS", "home"])
 def test_sections_and_other_spellings_are_no_keys(key: str) -> None:
-    assert refusal(flags={key: 1}).startswith(f"setting {key!r} (flag) is unknown; did you mean '")
+    assert refusal(flags={key: 1}).startswith(f"setting {key!r} (flag) is unknown; ")
+
+
+@pytest.mark.parametrize(
+    ("key", "advice"),
+    [
+        ("epochs", "did you mean 'finetune.epochs'? all of them: verdict settings"),
+        ("finetune.epoch", "did you mean 'finetune.epochs'? all of them: verdict settings"),
+        ("xyzzy", "all of them: verdict settings"),
+    ],
+)
+def test_a_key_is_proposed_only_where_it_is_like_the_unknown_one(key: str, advice: str) -> None:
+    assert refusal(flags={key: 1}) == f"setting {key!r} (flag) is unknown; {advice}"
 
 
 def test_whole_section_in_one_variable_is_refused() -> None:
@@ -304,53 +332,53 @@ def test_limits_may_lie_close_together() -> None:
 @pytest.mark.parametrize(
     ("key", "value", "reason"),
     [
-        ("finetune.epochs", 0, "input should be greater than or equal to 1"),
-        ("finetune.epochs", 1001, "input should be less than or equal to 1000"),
-        ("finetune.learning_rate", 0, "input should be greater than 0"),
-        ("finetune.warmup_ratio", 1.0, "input should be less than 1"),
-        ("finetune.max_length", 3, "input should be greater than or equal to 4"),
-        ("finetune.seed", 2**32, "input should be less than 4294967296"),
-        ("finetune.max_grad_norm", float("inf"), "input should be a finite number"),
-        ("finetune.max_grad_norm", -1, "input should be greater than or equal to 0"),
-        ("finetune.adam_beta1", 1.0, "input should be less than 1"),
-        ("finetune.adam_beta2", -0.1, "input should be greater than or equal to 0"),
-        ("finetune.adam_eps", 0, "input should be greater than or equal to 0.000000000001"),
-        ("finetune.token_loss", -1, "input should be greater than or equal to 0"),
-        ("finetune.label_smoothing", -0.1, "input should be greater than or equal to 0"),
-        ("finetune.label_smoothing", 1, "input should be less than 1"),
-        ("finetune.r_drop", -1, "input should be greater than or equal to 0"),
-        ("finetune.r_drop", 100.5, "input should be less than or equal to 100"),
-        ("finetune.r_drop", float("nan"), "input should be a finite number"),
-        ("finetune.corruptions", -1, "input should be greater than or equal to 0"),
-        ("finetune.corruptions", 101, "input should be less than or equal to 100"),
-        ("finetune.patience", -1, "input should be greater than or equal to 0"),
-        ("finetune.seeds", 0, "input should be greater than or equal to 1"),
-        ("finetune.seeds", 101, "input should be less than or equal to 100"),
-        ("data.validation_share", 0.5, "input should be less than 0.5"),
-        ("data.holdout_share", 0, "input should be greater than 0"),
-        ("data.holdout_share", 1, "input should be less than 1"),
-        ("data.max_quarantined", 1.01, "input should be less than or equal to 1"),
-        ("data.max_quarantined", -0.01, "input should be greater than or equal to 0"),
-        ("data.max_chars", 0, "input should be greater than or equal to 1"),
-        ("gate.max_leak", 1.1, "input should be less than or equal to 1"),
-        ("gate.min_rows", -1, "input should be greater than or equal to 0"),
-        ("gate.min_holdout_rows", -1, "input should be greater than or equal to 0"),
-        ("gate.min_characters", -1, "input should be greater than or equal to 0"),
-        ("gate.max_words", -1, "input should be greater than or equal to 0"),
-        ("gate.max_odd_lengths", 1.5, "input should be less than or equal to 1"),
-        ("gate.max_control", -1, "input should be greater than or equal to 0"),
-        ("gate.max_unknown", 2, "input should be less than or equal to 1"),
-        ("gate.max_unseen_sources", -0.1, "input should be greater than or equal to 0"),
-        ("gate.drift_level", 0, "input should be greater than 0"),
-        ("gate.drift_level", 1, "input should be less than 1"),
-        ("gate.drift_level", float("nan"), "input should be a finite number"),
-        ("gate.max_label_shift", 1.1, "input should be less than or equal to 1"),
-        ("gate.max_length_shift", -1, "input should be greater than or equal to 0"),
-        ("gate.max_source_shift", 1.1, "input should be less than or equal to 1"),
-        ("gate.max_vocabulary_shift", float("inf"), "input should be a finite number"),
-        ("judge.threshold", -1.1, "input should be greater than or equal to -1"),
-        ("judge.threshold", float("nan"), "input should be a finite number"),
-        ("judge.resamples", 99, "input should be greater than or equal to 100"),
+        ("finetune.epochs", 0, "expected at least 1"),
+        ("finetune.epochs", 1001, "expected at most 1000"),
+        ("finetune.learning_rate", 0, "expected more than 0"),
+        ("finetune.warmup_ratio", 1.0, "expected less than 1"),
+        ("finetune.max_length", 3, "expected at least 4"),
+        ("finetune.seed", 2**32, "expected less than 4294967296"),
+        ("finetune.max_grad_norm", float("inf"), "expected a finite number"),
+        ("finetune.max_grad_norm", -1, "expected at least 0"),
+        ("finetune.adam_beta1", 1.0, "expected less than 1"),
+        ("finetune.adam_beta2", -0.1, "expected at least 0"),
+        ("finetune.adam_eps", 0, "expected at least 1e-12"),
+        ("finetune.token_loss", -1, "expected at least 0"),
+        ("finetune.label_smoothing", -0.1, "expected at least 0"),
+        ("finetune.label_smoothing", 1, "expected less than 1"),
+        ("finetune.r_drop", -1, "expected at least 0"),
+        ("finetune.r_drop", 100.5, "expected at most 100"),
+        ("finetune.r_drop", float("nan"), "expected a finite number"),
+        ("finetune.corruptions", -1, "expected at least 0"),
+        ("finetune.corruptions", 101, "expected at most 100"),
+        ("finetune.patience", -1, "expected at least 0"),
+        ("finetune.seeds", 0, "expected at least 1"),
+        ("finetune.seeds", 101, "expected at most 100"),
+        ("data.validation_share", 0.5, "expected less than 0.5"),
+        ("data.holdout_share", 0, "expected more than 0"),
+        ("data.holdout_share", 1, "expected less than 1"),
+        ("data.max_quarantined", 1.01, "expected at most 1"),
+        ("data.max_quarantined", -0.01, "expected at least 0"),
+        ("data.max_chars", 0, "expected at least 1"),
+        ("gate.max_leak", 1.1, "expected at most 1"),
+        ("gate.min_rows", -1, "expected at least 0"),
+        ("gate.min_holdout_rows", -1, "expected at least 0"),
+        ("gate.min_characters", -1, "expected at least 0"),
+        ("gate.max_words", -1, "expected at least 0"),
+        ("gate.max_odd_lengths", 1.5, "expected at most 1"),
+        ("gate.max_control", -1, "expected at least 0"),
+        ("gate.max_unknown", 2, "expected at most 1"),
+        ("gate.max_unseen_sources", -0.1, "expected at least 0"),
+        ("gate.drift_level", 0, "expected more than 0"),
+        ("gate.drift_level", 1, "expected less than 1"),
+        ("gate.drift_level", float("nan"), "expected a finite number"),
+        ("gate.max_label_shift", 1.1, "expected at most 1"),
+        ("gate.max_length_shift", -1, "expected at least 0"),
+        ("gate.max_source_shift", 1.1, "expected at most 1"),
+        ("gate.max_vocabulary_shift", float("inf"), "expected a finite number"),
+        ("judge.threshold", -1.1, "expected at least -1"),
+        ("judge.threshold", float("nan"), "expected a finite number"),
+        ("judge.resamples", 99, "expected at least 100"),
     ],
 )
 def test_value_out_of_bounds_is_named_with_its_origin_and_the_bound(key: str, value: float, reason: str) -> None:
@@ -360,19 +388,19 @@ def test_value_out_of_bounds_is_named_with_its_origin_and_the_bound(key: str, va
 @pytest.mark.parametrize(
     ("key", "value", "reason"),
     [
-        ("finetune.epochs", "many", "input should be a valid integer, unable to parse string as an integer"),
-        ("finetune.epochs", "3.5", "input should be a valid integer, unable to parse string as an integer"),
-        ("finetune.learning_rate", "fast", "input should be a valid number, unable to parse string as a number"),
-        ("finetune.label_smoothing", "some", "input should be a valid number, unable to parse string as a number"),
-        ("finetune.patience", "2.5", "input should be a valid integer, unable to parse string as an integer"),
-        ("finetune.seeds", "7,8", "input should be a valid integer, unable to parse string as an integer"),
-        ("finetune.device", "tpu", "input should be 'auto', 'cuda' or 'cpu'"),
-        ("finetune.precision", "fp16", "input should be 'auto', 'fp32' or 'bf16'"),
-        ("data.group", "author", "input should be 'sentence' or 'source'"),
-        ("gate.drift", "stop", "input should be 'warn' or 'refuse'"),
-        ("gate.max_words", "2.5", "input should be a valid integer, unable to parse string as an integer"),
-        ("watch.retrain_on", "always", "input should be 'never', 'on_change' or 'on_drift'"),
-        ("data.offline", "maybe", "input should be a valid boolean, unable to interpret input"),
+        ("finetune.epochs", "many", "expected a whole number"),
+        ("finetune.epochs", "3.5", "expected a whole number"),
+        ("finetune.learning_rate", "fast", "expected a number"),
+        ("finetune.label_smoothing", "some", "expected a number"),
+        ("finetune.patience", "2.5", "expected a whole number"),
+        ("finetune.seeds", "7,8", "expected a whole number"),
+        ("finetune.device", "tpu", "expected 'auto', 'cuda' or 'cpu'"),
+        ("finetune.precision", "fp16", "expected 'auto', 'fp32' or 'bf16'"),
+        ("data.group", "author", "expected 'sentence' or 'source'"),
+        ("gate.drift", "stop", "expected 'warn' or 'refuse'"),
+        ("gate.max_words", "2.5", "expected a whole number"),
+        ("watch.retrain_on", "always", "expected 'never', 'on_change' or 'on_drift'"),
+        ("data.offline", "maybe", "expected true or false"),
     ],
 )
 def test_value_of_the_wrong_type_is_named_with_its_origin(key: str, value: str, reason: str) -> None:
@@ -405,9 +433,9 @@ def test_what_a_training_does_beyond_the_usual_is_asked_for(
 
 def test_wrong_value_in_a_profile_file_is_named_with_the_file(tmp_path: Path) -> None:
     path = write(tmp_path, "[data]\ntrain = 3\n")
-    assert refusal(path) == f"setting data.train = 3 (profile {path}) is refused: input should be a valid string"
+    assert refusal(path) == f"setting data.train = 3 (profile {path}) is refused: expected text"
     path = write(tmp_path, "[data]\npath = 3\n")
-    assert refusal(path) == f"setting data.path = 3 (profile {path}) is refused: input should be a valid tuple"
+    assert refusal(path) == f"setting data.path = 3 (profile {path}) is refused: expected text, or a list of texts"
 
 
 def test_broken_toml_is_named_with_its_fault(tmp_path: Path) -> None:
@@ -415,10 +443,31 @@ def test_broken_toml_is_named_with_its_fault(tmp_path: Path) -> None:
     assert refusal(path).startswith(f"profile {path} is not valid TOML: Expected ']'")
 
 
-@pytest.mark.parametrize("profile", ["colla", "", "none.toml", "."])
-def test_unknown_profile_is_named_with_the_bundled_ones(profile: str) -> None:
-    known = ", ".join(profile_names())
-    assert refusal(profile) == f"profile {profile!r} is unknown; expected one of {known}, or a TOML file"
+EXPECTED_PROFILE = "expected one of cola, cola-small, sample, or a TOML file of settings: verdict init FILE"
+
+
+@pytest.mark.parametrize(
+    ("profile", "fault"),
+    [
+        ("colla", "is unknown; did you mean 'cola'? "),
+        ("xyzzy", "is unknown; "),
+        ("", "is unknown; "),
+        ("none.toml", "does not exist; "),
+        (".", "is a folder; "),
+        ("/dev/null/x", "cannot be read (Not a directory); "),
+    ],
+)
+def test_a_profile_that_cannot_be_read_is_named_with_its_fault_and_the_bundled_ones(profile: str, fault: str) -> None:
+    assert refusal(profile) == f"profile {profile!r} {fault}{EXPECTED_PROFILE}"
+
+
+def test_a_profile_that_is_a_file_of_data_is_said_to_be_data(tmp_path: Path) -> None:
+    path = tmp_path / "x.csv"
+    path.write_text("sentence,label\nA cat.,1\n")
+    assert refusal(str(path)) == (
+        f"profile {path} is not valid TOML: Expected '=' after a key in a key/value pair (at line 1, column 9); "
+        f"{EXPECTED_PROFILE}; data is named by --data {path}"
+    )
 
 
 @pytest.mark.parametrize("section", ["data", "gate", "finetune", "judge", "watch"])

@@ -50,7 +50,7 @@ def test_settings_of_every_profile_are_read_back_from_toml(profile: str, tmp_pat
 @pytest.mark.parametrize("profile", profile_names())
 def test_a_new_file_has_the_values_of_its_profile_and_every_default_in_a_comment(profile: str, tmp_path: Path) -> None:
     path = tmp_path / "new.toml"
-    write_template(path, profile)
+    write_template(path, load_settings(profile, {}, {}), profile)
     text = path.read_text(encoding="utf-8")
     assert load_settings(str(path), {}, {}).settings == load_settings(profile, {}, {}).settings
     uncommented = re.sub(r"^#(\w+ = )", r"\1", text, flags=re.MULTILINE)
@@ -70,13 +70,23 @@ def test_a_file_that_exists_is_not_overwritten(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     path.write_text("mine")
     with pytest.raises(UsageError, match=r"mine\.toml exists and is not overwritten; name a new file"):
-        write_template(path, "sample")
+        write_template(path, load_settings("sample", {}, {}), "sample")
     assert path.read_text() == "mine"
     with pytest.raises(UsageError, match="there is no folder"):
-        write_template(tmp_path / "none" / "mine.toml", "sample")
-    with pytest.raises(UsageError, match="profile 'nobody' is unknown"):
-        write_template(tmp_path / "other.toml", "nobody")
+        write_template(tmp_path / "none" / "mine.toml", load_settings("sample", {}, {}), "sample")
     assert [each.name for each in tmp_path.iterdir()] == ["mine.toml"]
+
+
+def test_what_flags_and_environment_set_is_set_in_a_new_file_too(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    flags = {"data.path": ("a.csv", "b.csv"), "data.columns": "text=s,label=l"}
+    resolved = load_settings("sample", flags, {"VERDICT_FINETUNE__SEED": "7"})
+    write_template(path, resolved, "sample")
+    written = tomllib.loads(path.read_text(encoding="utf-8"))
+    assert written["data"]["path"] == ["a.csv", "b.csv"]
+    assert written["data"]["columns"] == "text=s,label=l"
+    assert written["finetune"]["seed"] == 7
+    assert load_settings(str(path), {}, {}).settings == resolved.settings
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"])))

@@ -160,6 +160,10 @@ CHANGED: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda folder: configure(folder, num_hidden_layers=0),
         "config.json of encoder 'mine' has num_hidden_layers = 0; expected at least 1: correct it",
     ),
+    "a decoder": (
+        lambda folder: configure(folder, is_decoder=True),
+        "config.json of encoder 'mine' has is_decoder = true; expected false: correct it",
+    ),
     "two positions": (
         lambda folder: configure(folder, max_position_embeddings=2),
         "mine' has positions for 2 tokens of a sentence .*; expected at least 8",

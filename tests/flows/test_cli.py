@@ -145,7 +145,7 @@ def test_without_arguments_the_help_is_shown(
             ["retrain", "--set", "finetune.epoch=3"],
             "setting 'finetune.epoch' (flag) is unknown; did you mean 'finetune.epochs'",
         ),
-        (["retrain", "--set", "finetune.epochs=0"], "finetune.epochs = '0' (flag) is refused: input should be greater"),
+        (["retrain", "--set", "finetune.epochs=0"], "finetune.epochs = '0' (flag) is refused: expected at least"),
         (["retrain", "--set", "finetune.epochs"], "has no value; expected KEY=VALUE"),
         (["retrain", "--profile", "nobody"], "profile 'nobody' is unknown; expected one of cola, cola-small, sample"),
         (["retrain", "--device", "tpu"], "'tpu' is not one of 'auto', 'cuda', 'cpu'"),
@@ -413,8 +413,8 @@ def test_a_home_that_cannot_be_written_is_one_line(
     monkeypatch.setenv("VERDICT_HOME", "/proc/verdict")
     code, out, err = call(capsys, "check", "--data", str(toy_data))
     assert (code, out) == (2, "")
-    assert err.startswith("error: nothing can be written to /proc/verdict (")
-    assert err.endswith("name another: VERDICT_HOME\n")
+    assert err.startswith("error: the folder of the stores /proc/verdict cannot be created (its file system")
+    assert err.endswith("name another: VERDICT_HOME=DIR\n")
 
 
 def test_a_home_with_brackets_in_its_name_is_printed_as_it_is(

@@ -409,6 +409,23 @@ def test_holdout_uses_are_counted_and_recorded_evidence_gives_the_same_verdict(s
     assert {"f1", "auroc", "brier", "ece", "minimal_pairs", "holdout_uses", "mcc_int8"} <= set(logged)
 
 
+def test_a_run_that_was_stopped_says_so_and_by_what(
+    retrain: Retrain, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flows.jobs import retrain as module
+
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt("stopped by SIGINT")
+
+    monkeypatch.setattr(module, "check_data", stop)
+    with pytest.raises(KeyboardInterrupt):
+        retrain()
+    (run,) = runs(home)
+    assert (run.info.status, run.data.tags["verdict"], run.data.tags["error"]) == (
+        "KILLED", "STOPPED", "stopped by SIGINT",
+    )  # fmt: skip
+
+
 def test_text_labels_are_refused_and_nothing_is_registered(retrain: Retrain, home: Path, toy_data: Path) -> None:
     folder = Path(shutil.copytree(toy_data, home / "text"))
     rows = (toy_data / "in_domain_train.tsv").read_text()

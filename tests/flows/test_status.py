@@ -49,7 +49,9 @@ def test_each_run_has_the_reason_of_its_end(store: MlflowStore, home: Path) -> N
     ended(store, "FINISHED", verdict="HOLD", version="2", why="not better than champion 1")
     ended(store, "FAILED", verdict="FAILED", error="the disk is full")
     ended(store, "KILLED")
+    ended(store, "KILLED", verdict="STOPPED", error="stopped by SIGINT")
     assert [(run["status"], run["why"]) for run in status.status(str(home))["runs"]] == [
+        ("KILLED", "stopped by SIGINT"),
         ("KILLED", "its process died; a run with the same data and settings resumes it"),
         ("FAILED", "the disk is full"),
         ("FINISHED", "not better than champion 1"),
@@ -88,7 +90,19 @@ def test_a_run_whose_process_is_gone_is_not_running(store: MlflowStore, home: Pa
     with FileLock(home / "runs" / ("b" * 16) / "lock"):
         runs = {run["job"][0]: (run["status"], run["why"]) for run in status.status(str(home))["runs"]}
     dead = ("KILLED", "its process died; a run with the same data and settings resumes it")
-    assert runs == {"a": dead, "b": ("RUNNING", ""), "c": ("RUNNING", "")}
+    assert runs == {"a": dead, "b": ("RUNNING", "at step check data"), "c": ("RUNNING", "")}
+
+
+def test_a_run_says_at_which_step_it_is(store: MlflowStore, home: Path) -> None:
+    folder = home / "runs" / "job"
+    (folder / "model").mkdir(parents=True)
+    tracking.open_run(store, "job", {}, {"home": home_id(str(home))})
+    seen = []
+    with FileLock(folder / "lock"):
+        for file in ("split.json", "model/training.json", "export.json", "evidence.json"):
+            (folder / file).touch()
+            seen.append(status.status(str(home))["runs"][0]["why"])
+    assert seen == ["at step fine-tune", "at step export", "at step measure", "at step document, register"]
 
 
 def test_drift_is_the_latest_comparison_with_the_current_champions_data(store: MlflowStore, home: Path) -> None:

@@ -45,29 +45,44 @@ def test_markup_of_the_program_still_colours(
 
 
 @pytest.mark.parametrize(
-    ("changes", "champion", "expected"),
+    ("changes", "sample", "expected"),
     [
-        ({}, None, ["next: read the report, then:", "  verdict compare 4", "  verdict approve 4 --reason TEXT",
+        ({}, False, ["next: read the report, then:", "  verdict compare 4", "  verdict approve 4 --reason TEXT",
                     "  verdict reject 4 --reason TEXT"]),
-        ({"decision": "REJECT"}, None, ["next: read the report, then:", "  verdict compare 4"]),
-        ({"decision": "REJECT", "champion_before": None}, None, ["next: read the report"]),
-        ({"decision": "PROMOTE"}, None, ["next:", '  verdict predict "Who did you say that left?"', "  verdict status",
-                                         "  verdict retrain --profile cola-small    # real CoLA, downloaded once"]),
-        ({"decision": "PROMOTE", "unchanged": True}, ("4", ""),
-         ["Nothing changed since this job finished: version 4 is champion; nothing to do. To run it all the same: "
-          "--force"]),
+        ({"decision": "REJECT"}, False, ["next: read the report, then:", "  verdict compare 4"]),
+        ({"decision": "REJECT", "champion_before": None}, True, ["next: read the report"]),
+        ({"decision": "PROMOTE"}, True,
+         ["next:", '  verdict predict "Who did you say that left?"', "  verdict report 4 --open",
+          "  verdict retrain --profile cola-small    # real CoLA, downloaded once"]),
+        ({"decision": "PROMOTE"}, False,
+         ["next:", '  verdict predict "Who did you say that left?"', "  verdict report 4 --open", "  verdict serve"]),
+        ({"decision": "PROMOTE", "unchanged": True}, True, ["nothing to do; to run it all the same: --force"]),
     ],
 )  # fmt: skip
 def test_the_next_steps_follow_from_the_outcome(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     changes: dict[str, Any],
-    champion: tuple[str, str] | None,
+    sample: bool,
     expected: list[str],
 ) -> None:
     monkeypatch.setattr(show_run.shutil, "which", lambda _: "/usr/bin/verdict")
-    show_run.show_next_commands(make_outcome(**changes), champion)
+    show_run.show_next_commands(make_outcome(**changes), sample)
     assert capsys.readouterr().out.splitlines() == expected
+
+
+@pytest.mark.parametrize(
+    ("champion", "standing"),
+    [(("3", ""), "version 3 is champion"), (None, "the verdict on version 4 stands")],
+)
+def test_where_nothing_changed_that_is_said_before_the_verdict_of_then(
+    capsys: pytest.CaptureFixture[str], champion: tuple[str, str] | None, standing: str
+) -> None:
+    show_run.show_outcome(make_outcome(unchanged=True), champion)
+    assert capsys.readouterr().out.splitlines()[:2] == [
+        f"nothing changed: {standing}",
+        "verdict  HOLD: not better; drifted",
+    ]
 
 
 def test_on_a_terminal_the_report_is_a_link_and_lines_are_wrapped_between_words(

@@ -110,6 +110,7 @@ def test_a_run_leads_to_its_version_and_says_where_things_lie() -> None:
 
 def test_a_run_that_failed_says_why() -> None:
     assert describe_failure("REFUSED", "too <few> rows") == "The data gate refused the data: too &lt;few> rows"
+    assert describe_failure("STOPPED", "by SIGINT") == "The run was stopped: by SIGINT"
     assert describe_failure("FAILED", "x").startswith("The run failed: ")
 
 

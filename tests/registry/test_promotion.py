@@ -136,7 +136,7 @@ def test_a_version_with_missing_or_altered_files_never_becomes_champion(
 
 def test_a_version_that_does_not_exist_is_an_error(store: MlflowStore, tmp_path: Path) -> None:
     add_version(store, tmp_path, "a")
-    with pytest.raises(UnknownModel, match=r"version '7' does not exist in sqlite:.*; see: verdict status"):
+    with pytest.raises(UnknownModel, match=r"has no version '7' in sqlite:.*; see: verdict status"):
         promote_now(store, "7", None)
 
 

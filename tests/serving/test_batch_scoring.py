@@ -379,7 +379,7 @@ def test_wrong_input_or_output_is_one_line_before_anything_is_written(
     ("columns", "form", "expected"),
     [
         ("sentence=text", "", "'sentence' is no role of a column; .*; sentences need text=NAME alone"),
-        ("text", "", "is not of the form NAME=VALUE"),
+        ("text", "", "expected NAME=VALUE,NAME=VALUE, such as text="),
         ("", "arrow", "arrow cannot be read from standard input; write it to a file, or use txt, tsv, csv, jsonl or"),
     ],
 )

@@ -592,7 +592,7 @@ def test_a_signal_lets_requests_in_flight_finish_and_ends_with_0(exported: Any, 
     assert [answer.status_code for answer in answers] == [200] * 5
     assert process.wait(20) == 0
     assert process.stderr.read() == f"{exported['bundle']}: version {answers[0].json()['version']} loaded on " + (
-        "CPUExecutionProvider, not signed\n"
+        "CPUExecutionProvider, not signed\nstopped; every request that was accepted before is answered\n"
     )
 
 

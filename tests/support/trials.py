@@ -35,7 +35,8 @@ def write_files(folder: Path) -> None:
     (folder / "bad.toml").write_text("[finetune\n")
     (folder / "mine.toml").write_text("[finetune]\nepochs = 3\n")
     (folder / "table.csv").write_text("words,fine\nA cat sleeps.,1\n")
-    (folder / "binary.tsv").write_bytes(bytes(range(256)))
+    for name in ("binary.tsv", "binary.csv"):
+        (folder / name).write_bytes(bytes(range(256)))
 
 
 def follows(message: str, output: str) -> bool:

@@ -25,6 +25,7 @@ from tasks.core.errors import UsageError
 from tasks.data.snapshots import read_snapshot
 from tasks.evaluation.metrics import mcc
 from tasks.inference.tokenization import load_tokenizer, pad, tokenise
+from tasks.training.checkpoints import describe_resumption
 from tasks.training.finetune import fine_tune, load_training
 from tasks.training.model import load_classifier
 from tasks.training.seed_runs import SEED_STRIDE
@@ -87,6 +88,27 @@ def test_each_epoch_is_passed_to_the_callback_and_recorded(
     assert load_training(folder) == training
     steps_per_epoch = -(-len(read_snapshot(toy_split[0])) // 16)
     assert len(training["step_losses"]) == 2 * steps_per_epoch
+
+
+def test_a_training_that_is_stopped_says_from_where_the_next_run_goes_on(
+    toy_split: tuple[str, str, str], quick_encoder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def stop(epoch: EpochRecord) -> None:
+        if epoch["epoch"] == 2:
+            raise KeyboardInterrupt
+
+    for seconds in (60.0, 0.0):
+        chosen = recipe(quick_encoder, epochs=3, checkpoint_seconds=seconds)
+        with pytest.raises(KeyboardInterrupt):
+            fine_tune(*toy_split[:2], chosen, str(tmp_path / str(seconds)), on_epoch=stop)
+    said = [message.partition("; ")[2] for message in caplog.messages if "training was stopped" in message]
+    assert said == [
+        "there is no checkpoint yet (finetune.checkpoint_seconds), the next run trains from epoch 1",
+        "the next run resumes after epoch 1",
+    ]
+    for seed in (1, 2):
+        (tmp_path / f"seed-{seed}" / "finished").mkdir(parents=True)
+    assert describe_resumption(str(tmp_path)) == "the next run resumes with the checkpoints of 2 seeds"
 
 
 def test_an_unfinished_folder_is_no_training(tmp_path: Path) -> None:

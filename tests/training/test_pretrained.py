@@ -53,15 +53,15 @@ def test_a_folder_without_a_part_is_refused_by_its_name(tiny_encoder: Path, tmp_
 
 
 MISSING = {
-    "{there}/nowhere": r"^encoder folder '.*/nowhere' does not exist; expected --encoder DIR$",
+    "{there}/nowhere": r"^encoder folder '.*/nowhere' does not exist; expected --encoder DIR\\|HUB_ID$",
     "{there}/models/minlm": r"/models/minlm' does not exist \(did you mean '.*/models/minilm'\?\); expected --encoder",
     "./models/minlm": r"^encoder folder './models/minlm' does not exist \(did you mean 'models/minilm'\?\); expected "
-    "--encoder DIR$",
-    "models/minlm": r"does not exist \(did you mean 'models/minilm'\?\); expected --encoder DIR; a model of the hub "
-    "would be hf:models/minlm$",
+    r"--encoder DIR\|HUB_ID$",
+    "models/minlm": r"does not exist \(did you mean 'models/minilm'\?\); expected --encoder DIR\|HUB_ID; a model of "
+    "the hub would be hf:models/minlm$",
     "modls/minilm/": r"^encoder folder 'modls/minilm/' does not exist",
     "modls/deep/minilm": "does not exist .did you mean 'models'",
-    "~/models/minilm": "does not exist; expected --encoder DIR$",
+    "~/models/minilm": "does not exist; expected --encoder DIR\\|HUB_ID$",
     "models/minilm/config.json": "^encoder 'models/minilm/config.json' is a file; expected the folder of a model, with "
     "config.json: --encoder 'models/minilm'$",
 }
