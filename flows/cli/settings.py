@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from flows.cli.completion import complete_setting
-from flows.cli.options import AsJson, DataOptions, TrainingDevice, print_result, with_data_options
+from flows.cli.options import AsJson, DataOptions, TrainingDevice, print_result, with_option_groups
 
 if TYPE_CHECKING:
     from tasks.core.settings_description import SettingDescription
 
 
-@with_data_options
+@with_option_groups
 def init(
     options: DataOptions,
     file: Annotated[str, typer.Argument(metavar="FILE", help="New TOML file.")] = "verdict.toml",

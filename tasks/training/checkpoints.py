@@ -83,7 +83,7 @@ def _read(path: Path, fingerprint: str) -> Checkpoint:
 
 
 def describe_resumption(folder: str) -> str:
-    """Return from where the next run of a training goes on that was stopped.
+    """Return where the next run resumes a training that was stopped.
 
     Args:
         folder: with the checkpoints of each of its seeds.

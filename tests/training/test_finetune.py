@@ -90,7 +90,7 @@ def test_each_epoch_is_passed_to_the_callback_and_recorded(
     assert len(training["step_losses"]) == 2 * steps_per_epoch
 
 
-def test_a_training_that_is_stopped_says_from_where_the_next_run_goes_on(
+def test_a_training_that_is_stopped_says_where_the_next_run_resumes(
     toy_split: tuple[str, str, str], quick_encoder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     def stop(epoch: EpochRecord) -> None:
