@@ -142,8 +142,8 @@ def tracked_run(
         with contextlib.suppress(UnreachableError):  # if the store is what failed, the first error is the one to report
             reason = redact(str(error) or type(error).__name__)[:500]
             note = describe_failure(decision, reason)
-            name = {tracking.RUN_NAME: f"{decision}, {subject}"}
-            tracking.tag_run(store, run_id, {"verdict": decision, "error": reason, NOTE: note} | name)
+            title = {tracking.RUN_NAME: f"{decision}, {subject}"}
+            tracking.tag_run(store, run_id, {"verdict": decision, "error": reason, NOTE: note} | title)
             tracking.close_run(store, run_id, status)
         raise
 

@@ -335,7 +335,7 @@ def test_nothing_scored_is_a_failure_that_keeps_the_quarantined_rows(tmp_path: P
     assert left_in(tmp_path) == ["in.tsv", aside.name]
     with pytest.raises(VerdictError, match=r"in\.txt holds no sentence; expected at least one"):
         score(write(tmp_path, ""), out, scorer)
-    assert left_in(tmp_path) == ["in.tsv", "in.txt"]
+    assert left_in(tmp_path) == ["in.tsv", "in.txt", aside.name]  # nothing was started
 
 
 @pytest.mark.parametrize(
