@@ -59,6 +59,7 @@ COMMANDS: dict[str, dict[Callable[..., None], str]] = {
         run.predict: 'verdict predict "The child has eaten the apple."',
         run.score: "verdict score sentences.csv scores.parquet --columns text=sentence",
         run.serve: "verdict serve --port 8080",
+        run.api_key: "verdict api-key alice keys.txt",
         run.export_triton: "verdict export-triton DIR",
     },
     "Operate": {

@@ -44,6 +44,26 @@ class BatchingOptions:
 
 
 @dataclasses.dataclass(frozen=True)
+class AccessOptions:
+    """Who may use `verdict serve`, and how much; fields are named as those of its configuration."""
+
+    allowed_hosts: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--allowed-host",
+            metavar="NAME",
+            help="Host name that requests may be for, besides localhost and --host; or *.DOMAIN, *; repeatable.",
+        ),
+    ] = None
+    api_keys: Annotated[
+        str, typer.Option(metavar="FILE", help="Answer requests with a key of this file only, see: verdict api-key.")
+    ] = ""
+    client_rate: Annotated[
+        float, typer.Option(min=0, help="Most sentences per second of each key, or address without keys; 0: any.")
+    ] = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
 class RequestLogOptions:
     """What `verdict serve` logs of requests."""
 

@@ -14,6 +14,7 @@ import typer
 from flows import environment
 from flows.cli import stopping
 from flows.cli.options import (
+    AccessOptions,
     AsJson,
     BatchingOptions,
     ChallengerOptions,
@@ -181,6 +182,7 @@ def score(
 
 @with_option_groups
 def serve(
+    access: AccessOptions,
     batching: BatchingOptions,
     logged: RequestLogOptions,
     beside: ChallengerOptions,
@@ -198,13 +200,6 @@ def serve(
     refuse_truncated: Annotated[
         bool, typer.Option("--refuse-truncated", help="Refuse sentences longer than the model reads, with 422.")
     ] = False,
-    allowed_host: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME",
-            help="Host name that requests may be for, besides localhost and --host; or *.DOMAIN, *; repeatable.",
-        ),
-    ] = None,
 ) -> None:
     """Serve the champion over HTTP (JSON, Open Inference Protocol V2, demo page) and follow the alias."""
     _prepare_serving(model)
@@ -220,11 +215,23 @@ def serve(
         page=page,
         feedback=feedback,
         refuse_truncated=refuse_truncated,
-        allowed_hosts=tuple(allowed_host or ()),
+        allowed_hosts=tuple(access.allowed_hosts or ()),
+        api_keys=access.api_keys,
+        client_rate=access.client_rate,
         request_log=logged.to_config(),
         challenger=beside.to_config(),
     )
     server.serve(config, environment.verdict_home())
+
+
+def api_key(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Of the client; a second key of a name is valid too.")],
+    path: Annotated[str, typer.Argument(metavar="FILE", help="What `verdict serve --api-keys FILE` reads.")],
+) -> None:
+    """Make an API key: print it, this once, and add its hash to a file, which a running server reads again."""
+    from tasks.serving.api_keys import add_key
+
+    print(add_key(name, path))
 
 
 def _prepare_serving(model: str) -> None:

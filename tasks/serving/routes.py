@@ -22,10 +22,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tasks.core.errors import VerdictError
 from tasks.serving import open_inference as protocol
+from tasks.serving.api_keys import ApiKeyCheck, ApiKeys
 from tasks.serving.batcher import Batcher, BatcherClosed, BatchReply, QueueFull
 from tasks.serving.binary_tensors import JSON_LENGTH
 from tasks.serving.bytes_in_flight import BytesInFlight
 from tasks.serving.champion import Champion, NotReady
+from tasks.serving.client_limits import ClientNames, ClientRates
 from tasks.serving.host_names import AllowedHosts, HostCheck
 from tasks.serving.judge_api import ErrorResponse, JudgeRequest, JudgeResponse, parse_judge_request
 from tasks.serving.metrics import ServerMetrics
@@ -41,6 +43,7 @@ log = logging.getLogger(__name__)
 SCHEMA_REF = "#/components/schemas/{model}"  # where OpenAPI keeps the schemas of bodies
 ERRORS: dict[int | str, dict[str, Any]] = {
     400: {"model": ErrorResponse, "description": "no JSON, or no request of this interface"},
+    401: {"model": ErrorResponse, "description": "no valid API key, where the server wants one"},
     408: {"model": ErrorResponse, "description": "the body did not arrive in time"},
     413: {"model": ErrorResponse, "description": "too long a body, too many or too long sentences"},
     415: {"model": ErrorResponse, "description": "a compressed body"},
@@ -49,7 +52,10 @@ ERRORS: dict[int | str, dict[str, Any]] = {
         "model": ErrorResponse,
         "description": "no list of strings, or a truncated sentence where the server refuses these",
     },
-    429: {"model": ErrorResponse, "description": "the queue is full; Retry-After says when to try again"},
+    429: {
+        "model": ErrorResponse,
+        "description": "the queue is full, or the client sent too much; see Retry-After",
+    },
     503: {
         "model": ErrorResponse,
         "description": "no model is loaded yet, too many bytes are in flight, or the server is stopping",
@@ -63,6 +69,10 @@ class Extensions:
 
     canary: "Canary | None" = None
     """divides sentences between champion and challenger"""
+    api_keys: ApiKeys | None = None
+    """who may use the server"""
+    rates: ClientRates | None = None
+    """how much each client may use it"""
 
 
 class InferenceApi:
@@ -152,9 +162,12 @@ class InferenceApi:
 
         Raises:
             NotReady, QueueFull, BatcherClosed: if they will not be answered.
-            RequestError: 422 one is longer than the model reads, where the limits say that this is refused.
+            RequestError: 422 one is longer than the model reads, where the limits say that this is refused; 429 its
+                client sent too many.
         """
         champion = self.champion.current().version  # raises at once where no model is loaded
+        if self.extensions.rates:
+            self.extensions.rates.take(len(sentences))
         started = time.perf_counter()
         if self.extensions.canary and not by_champion:
             reply = await self.extensions.canary.submit(sentences, champion)
@@ -243,6 +256,10 @@ def build_app(
 
         app.state.page = add_page(app, api.submit, feedback, api.limits)
     app.add_middleware(BytesInFlight, body=api.limits.body)
+    if extensions and extensions.rates:
+        app.add_middleware(ClientNames, rates=extensions.rates)
+    if extensions and extensions.api_keys:
+        app.add_middleware(ApiKeyCheck, keys=extensions.api_keys)
     app.add_middleware(HostCheck, hosts=hosts or AllowedHosts())
     app.add_middleware(RequestMetricsMiddleware, telemetry=telemetry)
     for kind in (VerdictError, HTTPException):

@@ -22,9 +22,11 @@ from fastapi import FastAPI
 from tasks.core import log_format
 from tasks.core.errors import UsageError, VerdictError
 from tasks.inference.bundle import CHAMPION_URI
+from tasks.serving.api_keys import ApiKeys
 from tasks.serving.batcher import Batcher
 from tasks.serving.challenger import ChallengerConfig, ServedChampion, open_challenger
 from tasks.serving.champion import DEFAULT_REFRESH_S, Champion, LoadedModel
+from tasks.serving.client_limits import ClientRates
 from tasks.serving.connections import SOCKET_BACKLOG, InferenceServer
 from tasks.serving.host_names import LOOPBACK_HOSTS, AllowedHosts
 from tasks.serving.metrics import ServerMetrics
@@ -73,6 +75,10 @@ class ServerConfig:
     """None: requests are not logged"""
     challenger: ChallengerConfig | None = None
     """None: the champion is alone"""
+    api_keys: str = ""
+    """file of keys, see api_keys.py; empty: everybody may use the server"""
+    client_rate: float = 0.0
+    """sentences per second of each client; 0: no limit"""
 
 
 def _log_with_model(served: LoadedModel) -> None:
@@ -98,7 +104,7 @@ def serve(config: ServerConfig, home: str) -> None:
             bound.listen(SOCKET_BACKLOG)
         except OSError as error:
             raise _not_bound(config.host, config.port, error) from error
-        if config.host not in LOOPBACK_HOSTS:
+        if config.host not in LOOPBACK_HOSTS and not config.api_keys:
             log.warning("%s is reachable from other machines, without authentication", config.host)
         stop.server = InferenceServer(app)
         print(f"{_describe_status(champion)} on {address_of(bound)} (Ctrl-C stops)", flush=True)
@@ -141,6 +147,7 @@ def _start_batcher(stack: contextlib.ExitStack, config: ServerConfig, model: Cha
 
 def _extend(stack: contextlib.ExitStack, config: ServerConfig, home: str, served: ServedChampion) -> Extensions:
     """Start what the options turn on."""
+    api_keys = ApiKeys(config.api_keys) if config.api_keys else None
     canary = None
     if config.challenger:
         from tasks.serving.challenger_setup import deploy_challenger
@@ -149,7 +156,8 @@ def _extend(stack: contextlib.ExitStack, config: ServerConfig, home: str, served
         challenger = stack.enter_context(open_challenger(config.challenger, *where))
         batcher = _start_batcher(stack, config, challenger) if config.challenger.share else None
         canary = deploy_challenger(stack, config.challenger, served, challenger, batcher, home)
-    return Extensions(canary=canary)
+    rates = ClientRates(config.client_rate) if config.client_rate else None
+    return Extensions(canary, api_keys, rates)
 
 
 def _return_large_buffers() -> None:

@@ -40,12 +40,18 @@ class ScriptedAddress:
     """Stands for Champion and Challenger: an address at which a model is."""
 
     in_registry = False
+    name = "acceptability"
 
     def __init__(self, model: ScriptedModel) -> None:
         self.model: ScriptedModel | None = model
 
     def current(self) -> Any:
         return self.model
+
+    def status(self) -> Any:
+        facts: dict[str, Any] = dict.fromkeys(("digest", "provider", "signature", "loaded", "checked", "problem"))
+        version = self.model.version if self.model else None
+        return facts | {"model": "scripted", "version": version, "following": False, "moves": 0, "failures": 0}
 
     def facing(self, champion: str) -> Any:
         return self.model if self.model and self.model.version != champion else None
