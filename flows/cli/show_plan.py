@@ -34,6 +34,9 @@ def show_plan(plan: "RetrainPlan") -> None:
             table.add_row(*(escape(_short(change[name])) for name in ("what", "before", "now")))
         console.print(table)
     for role, rows in plan["rows"].items():
+        if rows is None:
+            console.print(f"{role}: other rows; which ones is unknown, as the champion's snapshot is gone")
+            continue
         console.print(
             f"{role}: {rows['added']} sentences added, {rows['removed']} removed, {rows['relabelled']} relabelled"
         )

@@ -5,18 +5,18 @@ the champion says what was different then.
 """
 
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
 from flows.commands.check import read_data, run_gate, summarise
+from flows.jobs.data_changes import compare_rows
 from flows.jobs.job import ENCODER_TAG, load_finished, name_job, recordable_rows
 from flows.services.job_locks import is_locked
 from tasks.core.printable import counted
 from tasks.core.provenance import git_commit, library_versions
 from tasks.core.settings_loader import ResolvedSettings
 from tasks.data.ingestion import Dataset
-from tasks.data.row_changes import RowChanges, compare_snapshots
+from tasks.data.row_changes import RowChanges
 from tasks.evaluation.run_diff import CODE_TAG, DATA_TAG, RunRecord, diff_runs
 from tasks.export.bundle_export import EXPORT_RECORD
 from tasks.inference.bundle import CHAMPION
@@ -35,7 +35,7 @@ class RetrainPlan(TypedDict):
     """What `verdict retrain` would do with the same arguments.
 
     `changes` lists what differs from the champion's run (name, value then, value now), None where there is no champion
-    or its run was deleted; `rows` what differs in its data, by role, where its snapshots are still here; `finished` the
+    or its run was deleted; `rows` what differs in its data, by role, None where its snapshot is gone; `finished` the
     steps of an interrupted job that would not be repeated; `gate` what `verdict check` prints.
     """
 
@@ -48,7 +48,7 @@ class RetrainPlan(TypedDict):
     finished: list[str]
     champion: dict[str, Any] | None
     changes: list[dict[str, str]] | None
-    rows: dict[str, RowChanges]
+    rows: dict[str, RowChanges | None]
     gate: dict[str, Any]
 
 
@@ -84,7 +84,7 @@ def plan_retraining(resolved: ResolvedSettings, home: str, force: bool) -> Retra
             finished=[],
             champion=champion,
             changes=None if run is None else _list_changes(run, resolved, data, encoder),
-            rows=dict(_compare_rows(store, champion["run"], data, home)) if champion and run else {},
+            rows=compare_rows(store, champion["run"], data, home) if champion and run else {},
             gate=gate,
         )
     return _decide(plan, Path(home) / "runs" / job, store, force)
@@ -135,12 +135,3 @@ def _list_changes(run: RunRecord, resolved: ResolvedSettings, data: Dataset, enc
     if ENCODER_TAG not in run["tags"]:  # of an earlier release
         del facts[ENCODER_TAG]
     return [change._asdict() for change in diff_runs(run, recordable_rows(*resolved), facts)]
-
-
-def _compare_rows(store: MlflowStore, run_id: str, data: Dataset, home: str) -> Iterator[tuple[str, RowChanges]]:
-    """Yield role and changes of the snapshots that differ from the champion's, where those are still here."""
-    for role, digest in tracking.read_datasets(store, run_id).items():
-        snapshot = data.get(role)
-        for path in Path(home, "snapshots").glob(f"{digest}*.parquet"):
-            if isinstance(snapshot, dict) and not snapshot["digest"].startswith(digest):
-                yield role, compare_snapshots(str(path), snapshot["path"])

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from prefect.runtime import flow_run
 
+from flows.jobs.data_changes import compare_rows
 from flows.jobs.job import JobContext
 from flows.jobs.judging import list_figures
 from flows.jobs.prefect_artifacts import find_base
@@ -12,11 +13,13 @@ from flows.steps import retrying_task, timed_task
 from tasks.core.errors import UnknownModel
 from tasks.core.files import json_digest
 from tasks.data.ingestion import Dataset
+from tasks.data.row_changes import RowChanges
 from tasks.data.snapshots import read_snapshot
 from tasks.evaluation.evidence import ChampionEvidence
 from tasks.evaluation.run_diff import RunRecord
 from tasks.inference.bundle import MODEL_NAME
 from tasks.registry import lookup, tracking
+from tasks.registry.champion_figures import list_champions
 from tasks.registry.descriptions import describe_run, describe_version, version_tags
 from tasks.registry.mlflow_client import NOTE
 from tasks.registry.register import register_bundle
@@ -42,25 +45,35 @@ log_files = retrying_task("log to MLflow", tracking.log_files)
 tag_run = retrying_task("log to MLflow", tracking.tag_run)
 
 
-def _read_champions_run(store: MlflowStore, champion: ChampionEvidence) -> RunRecord | None:
-    """Return what the champion's run recorded; None where its version or run was deleted."""
+def _read_champions_run(
+    store: MlflowStore, champion: ChampionEvidence, data: Dataset, home: str
+) -> tuple[RunRecord | None, dict[str, RowChanges | None] | None]:
+    """Return what the champion's run recorded, and how its rows differ; None where its version or run was deleted."""
     with contextlib.suppress(UnknownModel):
-        return tracking.read_run_record(store, lookup.read_tags(store, champion["version"])["run"])
-    return None
+        run_id = lookup.read_tags(store, champion["version"])["run"]
+        if run := tracking.read_run_record(store, run_id):
+            return run, compare_rows(store, run_id, data, home)
+    return None, None
 
 
 read_champions_run = retrying_task("find champion", _read_champions_run)
+find_champions = retrying_task("find champion", list_champions)
 
 
 def write_report(context: JobContext, report: ReportInputs, data: Dataset) -> ReportInputs:
     """Draw the pictures and add report, card and metrics to the bundle; return the inputs, completed."""
     champion, timer = report.evidence["champion"], context.timer
     threshold, folder = report.verdict["threshold"], str(context.folder / "pictures")
+    home = str(context.folder.parents[1])
+    found = read_champions_run(timer, context.store, champion, data, home) if champion else (None, None)
+    champions = find_champions(timer, context.store)
     report = report._replace(
+        champions=champions,
         errors=list_errors(report.evidence, LABELS, read_snapshot(data["holdout"]["path"])),
-        previous_run=read_champions_run(timer, context.store, champion) if champion else None,
+        previous_run=found[0],
+        row_changes=found[1],
         seconds=timer.seconds,
-        pictures=draw(timer, report.training, report.evidence, threshold, folder),
+        pictures=draw(timer, report.training, report.evidence, threshold, folder, champions),
     )
     document(timer, report.export["bundle"], report)
     return report

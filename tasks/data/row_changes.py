@@ -44,5 +44,6 @@ def compare_snapshots(before: str, now: str) -> RowChanges:
 
 
 def _labels(rows: pd.DataFrame) -> pd.Series:
-    """Return the labels of each sentence, in order: "01" for one that has both."""
-    return rows.groupby("sentence", sort=False)["label"].agg(lambda labels: "".join(sorted({*map(str, labels)})))
+    """Return a number for the labels of each sentence: 0, 3 for label 1, 2 for one that has both."""
+    found = rows["label"].groupby(rows["sentence"], sort=False).agg(["min", "max"]).fillna(-1)  # text has no labels
+    return found["min"] + 2 * found["max"]

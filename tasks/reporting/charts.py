@@ -15,8 +15,11 @@ from matplotlib.ticker import MaxNLocator
 from tasks.evaluation.metrics import MCC_BATCH
 from tasks.evaluation.thresholds import SERVED_THRESHOLD, ThresholdCurve, curves_of
 from tasks.reporting.figure_style import ACCENT, INK, PALE, new_axes, new_figure, save_picture, styled
+from tasks.reporting.past_champions import PastChampion, comparable_spans
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -28,10 +31,17 @@ if TYPE_CHECKING:
 MAX_BARS = 40  # of a histogram, approximately
 LENGTH_TAIL = 0.005  # share of the sentences, the longest ones, that a histogram's last bar pools
 MAX_STEPS = 500  # points of a curve; above twice that, each point is the range of several steps
+MAX_VERSION_TICKS = 6  # of the champions' figure
 INTERVAL_HEIGHT = 1.9  # inches, of a figure with one or two intervals
 
 
-def draw_charts(training: TrainingResult, evidence: Evidence, threshold: float, folder: str) -> dict[str, str]:
+def draw_charts(
+    training: TrainingResult,
+    evidence: Evidence,
+    threshold: float,
+    folder: str,
+    champions: Sequence[PastChampion] = (),
+) -> dict[str, str]:
     """Draw all figures of a report; return the PNG paths by name, each with an SVG of the same name beside it.
 
     Args:
@@ -39,6 +49,7 @@ def draw_charts(training: TrainingResult, evidence: Evidence, threshold: float, 
         evidence: of candidate and champion.
         threshold: smallest MCC that is not rejected.
         folder: receives the files.
+        champions: versions that were champion, oldest first; without any there is no figure of them.
     """
     candidate, champion = evidence["candidate"], evidence["champion"]
     measured = champion["measurement"] if champion else None
@@ -56,6 +67,8 @@ def draw_charts(training: TrainingResult, evidence: Evidence, threshold: float, 
     }
     if comparison := evidence["comparison"]:
         pictures["difference"] = draw_difference(comparison)
+    if champions:
+        pictures["champions"] = draw_champions([*champions, _as_last(evidence)])
     return {name: save_picture(figure, name, Path(folder)) for name, figure in pictures.items()}
 
 
@@ -90,6 +103,33 @@ def draw_difference(comparison: Comparison) -> Figure:
     reach = 1.15 * max(abs(low), abs(high), 0.02)
     axes.set_xlim(-reach, reach)
     return figure
+
+
+@styled
+def draw_champions(champions: Sequence[PastChampion]) -> Figure:
+    """Draw the MCC of champions in their order, the candidate last, with 95% CI; a line joins those of one holdout."""
+    figure, axes = new_axes("MCC of the champions when they were judged, 95% CI", "version", "MCC", 2.6)
+    for span in comparable_spans(champions):
+        axes.plot(span, [champions[position].mcc or 0.0 for position in span], color=PALE, linewidth=1.2)
+    for position, each in enumerate(champions):
+        if each.mcc is not None:
+            colour, mark = (ACCENT, "o") if position == len(champions) - 1 else (INK, "D")
+            axes.plot([position, position], [each.low or 0.0, each.high or 0.0], color=colour, linewidth=1.6)
+            axes.plot([position], [each.mcc], color=colour, marker=mark, markersize=6)
+    names = [f"{each.version}\n{each.time[:10]}" if each.time else each.version for each in champions]
+    step = -(-len(champions) // MAX_VERSION_TICKS)
+    shown = range((len(champions) - 1) % step, len(champions), step)  # the candidate always
+    axes.set_xticks(shown, [names[position] for position in shown])
+    axes.margins(x=0.08, y=0.12)
+    return figure
+
+
+def _as_last(evidence: Evidence) -> PastChampion:
+    """Return the candidate as the last point of the champions' figure."""
+    interval = evidence["candidate"]["interval"]
+    return PastChampion(
+        "candidate", None, "", interval["mcc"], interval["low"], interval["high"], evidence["holdout_digest"], ""
+    )
 
 
 @styled

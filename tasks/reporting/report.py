@@ -18,6 +18,7 @@ from tasks.core.settings_loader import SettingRow
 from tasks.core.signing import describe_key
 from tasks.data.expectations import show_allowed, show_observed
 from tasks.data.gate import GateReport
+from tasks.data.row_changes import RowChanges
 from tasks.evaluation.evidence import Evidence
 from tasks.evaluation.judge import Verdict
 from tasks.evaluation.measurement import Measurement
@@ -38,6 +39,7 @@ from tasks.reporting.error_table import ERRORS_FILE, MAX_ERRORS_SHOWN, WrongLabe
 from tasks.reporting.figure_style import inline_svg
 from tasks.reporting.gate_page import explain
 from tasks.reporting.model_card import write_card
+from tasks.reporting.past_champions import PastChampion
 from tasks.reporting.tables import (
     compare_figures,
     explain_rules,
@@ -65,7 +67,9 @@ SECTIONS = [
     ("errors", "Errors"),
     ("variants", "Variants"),
     ("training", "Training"),
+    ("champions", "Champions over time"),
     ("data", "Data"),
+    ("changed_data", "Changed data"),
     ("settings", "Settings"),
     ("origin", "Origin"),
 ]
@@ -83,8 +87,10 @@ class Registration:
 class ReportInputs(NamedTuple):
     """The content of one candidate's documents.
 
-    `errors` are those on the holdout, `previous_run` is the champion's MLflow run (None if unknown), `seconds` the time
-    of each step so far, `pictures` are PNG paths by name, each with an SVG beside it.
+    `errors` are those on the holdout, `champions` the versions that were champion, oldest first. `row_changes` is what
+    differs from the champion's data, by role (None if unknown, also that of a role), `previous_run` the champion's
+    MLflow run (None if unknown), `seconds` the time of each step so far, `pictures` are PNG paths by name, each with an
+    SVG beside it.
     """
 
     training: TrainingResult
@@ -94,6 +100,8 @@ class ReportInputs(NamedTuple):
     export: "ExportResult"
     settings: list[SettingRow]
     errors: Sequence[WrongLabel]
+    champions: Sequence[PastChampion] = ()
+    row_changes: dict[str, RowChanges | None] | None = None
     previous_run: RunRecord | None = None
     seconds: dict[str, float] = {}
     pictures: dict[str, str] = {}
@@ -160,7 +168,7 @@ def render_report(
     """
     evidence, verdict = inputs.evidence, inputs.verdict
     threshold_note = describe_threshold(curves_of(evidence)[0], evidence["candidate"]["auroc"])
-    alt = describe_pictures(evidence, inputs.training, threshold_note)
+    alt = describe_pictures(evidence, inputs.training, threshold_note, inputs.champions)
     return render(
         "report.html.j2",
         evidence=evidence,
@@ -175,6 +183,8 @@ def render_report(
         why=_why(verdict),
         data_name=next((str(row.value) for row in inputs.settings if row.key == "data.path"), "without a name"),
         script_hash=hash_script(render("report/filter.js.j2")),
+        champions=inputs.champions,
+        row_changes=inputs.row_changes,
         errors=inputs.errors,
         shown_errors=inputs.errors[:MAX_ERRORS_SHOWN],
         lengths=list(evidence["candidate"]["per_length"]),
@@ -216,7 +226,9 @@ def changes_of(inputs: ReportInputs, dataset: str) -> list[SettingChange] | None
     return diff_runs(inputs.previous_run, inputs.settings, ran_with)
 
 
-def describe_pictures(evidence: Evidence, training: TrainingResult, threshold_note: str) -> dict[str, str]:
+def describe_pictures(
+    evidence: Evidence, training: TrainingResult, threshold_note: str, champions: Sequence[PastChampion] = ()
+) -> dict[str, str]:
     """Return the alternative text of each figure; `threshold_note` says what the decision threshold costs."""
     ours, theirs, comparison = evidence["candidate"], measured_champion(evidence), evidence["comparison"]
     sides = {"candidate": ours} | ({"champion": theirs} if theirs else {})
@@ -238,6 +250,9 @@ def describe_pictures(evidence: Evidence, training: TrainingResult, threshold_no
         "loss_per_step": f"Training loss of {len(training['step_losses'])} steps.",
         "epochs": f"Validation MCC of {len(training['epochs'])} epochs; epoch {training['best_epoch']} is the best.",
     }
+    if champions:
+        named = counted(len(champions), "champion")
+        texts["champions"] = f"MCC with 95% CI of {named} over time, and of the candidate."
     if comparison:
         low, high = comparison["low"], comparison["high"]
         difference = f"{comparison['difference']:+.3f} (95% CI {low:+.3f} to {high:+.3f})"

@@ -20,8 +20,10 @@ from tasks.evaluation.measurement import predict_labels
 from tasks.evaluation.minimal_pairs import summarise
 from tasks.evaluation.thresholds import curves_of
 from tasks.inference.bundle import check_signature, verify
-from tasks.reporting.charts import draw_charts
+from tasks.reporting.charts import draw_champions, draw_charts
 from tasks.reporting.error_table import write_errors
+from tasks.reporting.figure_style import save_picture
+from tasks.reporting.past_champions import PastChampion, comparable_spans
 from tasks.reporting.report import (
     SECTIONS,
     Registration,
@@ -165,6 +167,39 @@ def test_every_error_is_in_the_page_and_in_the_file_the_most_confident_first(
     shown = beside._replace(errors=[*beside.errors] * 40)
     _, text = page(shown)
     assert f"The table has the first 500; {len(wrong) * 40 - 500:,} more are left out." in text
+
+
+PAST_CHAMPIONS = [
+    PastChampion("1", "2026-01-02T03:04:05+00:00", "promote", 0.4, 0.3, 0.5, "g" * 64, "e" * 64),
+    PastChampion("2", "2026-02-02T03:04:05+00:00", "approve", 0.5, 0.4, 0.6, "h" * 64, "e" * 64),
+    PastChampion("3", None, "unexplained", None, None, None, "", ""),
+    PastChampion("7", "2026-03-02T03:04:05+00:00", "promote", 0.55, 0.45, 0.65, "h" * 64, "d" * 64),
+]
+
+
+def test_past_champions_are_listed_and_those_of_one_holdout_joined(beside: ReportInputs, tmp_path: Path) -> None:
+    assert comparable_spans(PAST_CHAMPIONS) == [[0], [1, 3]]
+    picture = save_picture(draw_champions(PAST_CHAMPIONS), "champions", tmp_path)
+    html, text = page(beside._replace(champions=PAST_CHAMPIONS, pictures={"champions": picture}))
+    table = text[text.index("Versions that became champion") :]
+    assert "7 2026-03-02 03:04 promote 0.550 (0.450 to 0.650) the same the same 3 not recorded unexplained" in table
+    assert "3 not recorded unexplained its run was deleted unknown unknown 2 2026-02-02 03:04 approve" in table
+    assert "1 2026-01-02 03:04 promote 0.400 (0.300 to 0.500) gggggggggggg eeeeeeeeeeee" in table
+    assert 'aria-label="MCC with 95% CI of 4 champions over time, and of the candidate."' in html
+    assert "No version was champion before this one" in page(beside)[1]
+
+
+def test_changed_data_are_counted_with_examples_or_said_to_be_unknown(beside: ReportInputs) -> None:
+    examples = {"added": [HOSTILE, "b", "c"], "removed": [], "relabelled": ["d"]}
+    changes: Any = {"added": 1234, "removed": 0, "relabelled": 1, "examples": examples}
+    html, text = page(beside._replace(row_changes={"train": changes, "holdout": None}))
+    section = text[text.index("Data changed since the champion") : text.index("Differences from champion")]
+    assert "Train 1,234 sentences added, 0 removed, 1 relabelled. Added: the first 3 He said" in section
+    assert "Relabelled: all d Holdout Other rows than those of champion 7. Which ones is unknown" in section
+    assert "Removed:" not in section
+    assert html.count("<script") == 1
+    assert "Nothing: every data set is that of champion 7" in page(beside._replace(row_changes={}))[1]
+    assert "Unknown: the run of champion 7 is not in this store." in page(beside)[1]
 
 
 def test_the_page_runs_its_own_script_and_no_other(beside: ReportInputs) -> None:

@@ -122,7 +122,7 @@ def test_headings_are_in_order_and_pictures_have_a_description(show: Visit, name
     pictures = page.get_by_role("img").all()
     assert len(pictures) == page.locator("svg").count() == (9 if name == "beside" else 8)
     assert all(len(picture.get_attribute("aria-label")) > 20 for picture in pictures)
-    assert all(page.locator("nav a").nth(i).is_visible() for i in range(11))
+    assert all(page.locator("nav a").nth(i).is_visible() for i in range(13))
 
 
 def test_the_keyboard_reaches_sections_tables_and_what_is_folded(visit: Visit) -> None:
@@ -149,7 +149,7 @@ def test_the_keyboard_reaches_sections_tables_and_what_is_folded(visit: Visit) -
 def test_links_lead_to_sections_that_are_there(show: Visit) -> None:
     page = show("beside")
     targets = page.evaluate("[...document.querySelectorAll('nav a')].map(a => document.querySelector(a.hash)?.tagName)")
-    assert targets == ["H2"] * 11
+    assert targets == ["H2"] * 13
 
 
 def test_other_peoples_text_is_shown_and_runs_nowhere(show: Visit) -> None:

@@ -111,11 +111,13 @@ class PictureCache:
     def copying(self, draw: Callable[..., dict[str, str]]) -> Callable[..., dict[str, str]]:
         """Return the step that draws pictures, with this cache in front."""
 
-        def copy(timer: Any, training: Any, evidence: Any, threshold: float, folder: str) -> dict[str, str]:
+        def copy(
+            timer: Any, training: Any, evidence: Any, threshold: float, folder: str, champions: Any
+        ) -> dict[str, str]:
             kept = self.folder / ("alone" if evidence["comparison"] is None else "compared")
             names = kept / "names.json"
             if not names.is_file():
-                drawn = draw(timer, training, evidence, threshold, str(kept))
+                drawn = draw(timer, training, evidence, threshold, str(kept), champions)
                 write_json(names, {name: Path(path).name for name, path in drawn.items()})
             shutil.copytree(kept, folder, ignore=shutil.ignore_patterns(names.name), dirs_exist_ok=True)
             return {name: str(Path(folder, file)) for name, file in read_json(names).items()}
