@@ -8,7 +8,7 @@
 Shape letters: N sentences, B of a batch, S tokens.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cached_property
@@ -120,7 +120,9 @@ class Classifier:
         """Return logits [N, 2] in input order."""
         return self._run(sentences)[0]
 
-    def _run(self, sentences: Sequence[str]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    def _run(
+        self, sentences: Sequence[str], on_tokenised: Callable[[], None] | None = None
+    ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         """Return logits [N, 2], and which sentences were truncated [N], in input order."""
         result = np.zeros((len(sentences), len(self.manifest["labels"])), np.float32)
         truncated = np.zeros(len(sentences), np.bool_)
@@ -129,6 +131,8 @@ class Classifier:
 
         def batches() -> Iterator[tuple[TokenIds, TokenIds]]:
             for start, tokens in self._tokenized(sentences):
+                if on_tokenised:
+                    on_tokenised()
                 truncated[start : start + len(tokens.lengths)] = tokens.truncated
                 for rows in self._batch_indices(tokens.lengths):
                     indices.append(start + rows)
@@ -173,8 +177,12 @@ class Classifier:
         """Return the probability of each label, [N, 2] in the order of manifest["labels"], in input order."""
         return _softmax(self.logits(sentences))
 
-    def predict(self, sentences: Sequence[str]) -> list[Prediction]:
+    def predict(self, sentences: Sequence[str], on_tokenised: Callable[[], None] | None = None) -> list[Prediction]:
         """Classify sentences, in input order.
+
+        Args:
+            sentences: any number.
+            on_tokenised: called when the sentences, or a chunk of very many, have become tokens.
 
         Raises:
             VerdictError: if an item is not a string, or not valid Unicode.
@@ -183,7 +191,7 @@ class Classifier:
             if not isinstance(item, str):
                 raise VerdictError(f"sentence {item!r} is a {type(item).__name__}; expected strings")
         try:
-            logits, truncated = self._run(sentences)
+            logits, truncated = self._run(sentences, on_tokenised)
         except TypeError as error:  # of tokenizers, for a surrogate: half of a character, as a wrong encoding leaves
             raise _name_surrogate(sentences) or error from None
         probabilities = _softmax(logits)

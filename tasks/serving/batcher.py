@@ -38,12 +38,22 @@ class BatcherClosed(VerdictError):
     """The queue is closed."""
 
 
+class BatchStage(NamedTuple):
+    """Something that a request waited for: queue, tokenise or run; times in nanoseconds since 1970."""
+
+    name: str
+    start_ns: int
+    end_ns: int
+
+
 class BatchReply(NamedTuple):
     """The answers to one request, all of one version, which reads at most `max_length` tokens of a sentence."""
 
     version: str
     max_length: int
     answers: list[ChampionAnswer]
+    stages: tuple[BatchStage, ...] = ()
+    """recorded where a batcher is traced"""
 
     @property
     def truncated(self) -> list[int]:
@@ -63,6 +73,8 @@ class _QueuedRequest:
     model: LoadedModel | None = None
     """that computed the first piece"""
     answers: list[ChampionAnswer] = field(default_factory=list)
+    queued_ns: int = field(default_factory=time.time_ns)
+    stages: tuple[BatchStage, ...] = ()
 
 
 class _Queue:
@@ -109,6 +121,8 @@ class Batcher:
         self._current = current
         self.listeners: list[BatchListener] = []
         """each is called with the answers and the seconds of each batch, in the thread that computes"""
+        self.traced = False
+        """replies have the stages of their requests"""
         self._max_batch, self._max_tokens = max_batch, max_batch * TOKENS_PER_SENTENCE
         self._max_wait, self._capacity, self._max_requests = max_wait, capacity, max_requests
         self._short, self._long = _Queue(), _Queue()
@@ -211,7 +225,7 @@ class Batcher:
         try:
             model = self._current()
             sentences = [sentence for request in live for sentence in request.sentences]
-            answers = self._predict(model, sentences, sum(sum(request.tokens) for request in live))
+            answers, stages = self._predict(model, sentences, sum(sum(request.tokens) for request in live))
         except Exception as error:  # every exception goes to the clients that wait
             if len(live) > 1 and not isinstance(error, VerdictError):
                 for request in live:
@@ -223,7 +237,8 @@ class Batcher:
         start = 0
         for request in live:
             end = start + len(request.sentences)
-            _resolve_future(request.future, BatchReply(model.version, model.max_length, answers[start:end]))
+            reply = BatchReply(model.version, model.max_length, answers[start:end], _with_queue(request, stages))
+            _resolve_future(request.future, reply)
             start = end
 
     def _compute_piece(self, request: _QueuedRequest) -> None:
@@ -234,8 +249,10 @@ class Batcher:
         try:
             request.model = request.model or self._current()
             piece, tokens = request.sentences[start:end], sum(request.tokens[start:end])
-            request.answers += self._predict(request.model, piece, tokens)
-            outcome = BatchReply(request.model.version, request.model.max_length, request.answers)
+            answers, stages = self._predict(request.model, piece, tokens)
+            request.answers += answers
+            request.stages = request.stages + stages if request.stages else _with_queue(request, stages)
+            outcome = BatchReply(request.model.version, request.model.max_length, request.answers, request.stages)
         except Exception as error:  # goes to the client that waits
             outcome, end = error, len(request.sentences)
         if end == len(request.sentences) or request.future.cancelled():
@@ -243,16 +260,28 @@ class Batcher:
                 self._long.pop()
             _resolve_future(request.future, outcome)
 
-    def _predict(self, model: LoadedModel, sentences: list[str], tokens: int) -> list[ChampionAnswer]:
+    def _predict(
+        self, model: LoadedModel, sentences: list[str], tokens: int
+    ) -> tuple[list[ChampionAnswer], tuple[BatchStage, ...]]:
         """Compute answers, and measure how fast."""
         started = time.perf_counter()
-        answers = model.predict(sentences)
+        times = [time.time_ns()]
+        marks = (lambda: times.append(time.time_ns()),) if self.traced else ()
+        answers = model.predict(sentences, *marks)
+        times.append(time.time_ns())
         seconds = time.perf_counter() - started
         rate = tokens / max(seconds, 1e-9)
         self._rate = 0.8 * self._rate + 0.2 * rate if self._rate else rate
         for listener in self.listeners:
             listener(answers, seconds)
-        return answers
+        if not self.traced:
+            return answers, ()
+        return answers, (BatchStage("tokenise", times[0], times[1]), BatchStage("run", times[1], times[-1]))
+
+
+def _with_queue(request: _QueuedRequest, stages: tuple[BatchStage, ...]) -> tuple[BatchStage, ...]:
+    """Return the stages of a request's first batch, before which it waited in the queue."""
+    return (BatchStage("queue", request.queued_ns, stages[0].start_ns), *stages) if stages else ()
 
 
 def _resolve_future(future: "Future[BatchReply]", outcome: BatchReply | Exception) -> None:

@@ -191,4 +191,5 @@ def _merge(chosen: list[bool], ours: BatchReply, theirs: BatchReply) -> BatchRep
     """Return the answers of both models in the order of the request; the reply's version is the champion's."""
     left, right = iter(ours.answers), iter(theirs.answers)
     answers = [next(right) if theirs_too else next(left) for theirs_too in chosen]
-    return ours._replace(max_length=min(ours.max_length, theirs.max_length), answers=answers)
+    length = min(ours.max_length, theirs.max_length)
+    return ours._replace(max_length=length, answers=answers, stages=ours.stages + theirs.stages)

@@ -85,9 +85,10 @@ class LoadedModel(NamedTuple):
         """The tokens of a sentence that the model reads."""
         return self.classifier.manifest["max_length"]
 
-    def predict(self, sentences: Sequence[str]) -> list[ChampionAnswer]:
-        """Classify sentences, in input order."""
-        return [ChampionAnswer(**answer, version=self.version) for answer in self.classifier.predict(sentences)]
+    def predict(self, sentences: Sequence[str], on_tokenised: Callable[[], None] | None = None) -> list[ChampionAnswer]:
+        """Classify sentences, in input order; arguments as of `Classifier.predict`."""
+        answers = self.classifier.predict(sentences, on_tokenised)
+        return [ChampionAnswer(**answer, version=self.version) for answer in answers]
 
 
 class ModelAddress(NamedTuple):

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from tasks.serving.canary import Canary
     from tasks.serving.feedback import Feedback
     from tasks.serving.request_log import RequestLog
+    from tasks.serving.tracing import Tracing
 
 log = logging.getLogger(__name__)
 
@@ -73,6 +74,8 @@ class Extensions:
     """who may use the server"""
     rates: ClientRates | None = None
     """how much each client may use it"""
+    tracing: "Tracing | None" = None
+    """records what requests wait for"""
 
 
 class InferenceApi:
@@ -173,6 +176,8 @@ class InferenceApi:
             reply = await self.extensions.canary.submit(sentences, champion)
         else:
             reply = await asyncio.wrap_future(self.batcher.submit(sentences))
+        if self.extensions.tracing:
+            self.extensions.tracing.add_stages(reply.stages)
         truncated = reply.truncated
         self.telemetry.count_answers(reply.answers)
         if truncated and self.limits.refuse_truncated:
@@ -262,6 +267,10 @@ def build_app(
         app.add_middleware(ApiKeyCheck, keys=extensions.api_keys)
     app.add_middleware(HostCheck, hosts=hosts or AllowedHosts())
     app.add_middleware(RequestMetricsMiddleware, telemetry=telemetry)
+    if extensions and extensions.tracing:
+        from tasks.serving.tracing import RequestTracer
+
+        app.add_middleware(RequestTracer, tracing=extensions.tracing)
     for kind in (VerdictError, HTTPException):
         app.add_exception_handler(kind, _to_response)
     _add_routes(app, api)

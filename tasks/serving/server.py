@@ -33,6 +33,7 @@ from tasks.serving.metrics import ServerMetrics
 from tasks.serving.request_log import RequestLog, RequestLogConfig
 from tasks.serving.request_validation import RequestLimits
 from tasks.serving.routes import Extensions, build_app
+from tasks.serving.tracing import open_tracing
 
 if TYPE_CHECKING:
     from tasks.serving.feedback import Feedback
@@ -156,8 +157,12 @@ def _extend(stack: contextlib.ExitStack, config: ServerConfig, home: str, served
         challenger = stack.enter_context(open_challenger(config.challenger, *where))
         batcher = _start_batcher(stack, config, challenger) if config.challenger.share else None
         canary = deploy_challenger(stack, config.challenger, served, challenger, batcher, home)
+    tracing = open_tracing()
+    if tracing:
+        stack.callback(tracing.close)
+        served.batcher.traced = True
     rates = ClientRates(config.client_rate) if config.client_rate else None
-    return Extensions(canary, api_keys, rates)
+    return Extensions(canary, api_keys, rates, tracing)
 
 
 def _return_large_buffers() -> None:

@@ -19,7 +19,10 @@ class ScriptedModel:
         self.seen: list[list[str]] = []
         self.sleep: Callable[[float], None] = time.sleep
 
-    def predict(self, sentences: Sequence[str]) -> list[ChampionAnswer]:
+    def predict(
+        self, sentences: Sequence[str], on_tokenised: Callable[[], None] = lambda: None
+    ) -> list[ChampionAnswer]:
+        on_tokenised()
         self.sleep(self.seconds)
         self.seen.append(list(sentences))
         if self.fails:
