@@ -63,7 +63,7 @@ COMMANDS: dict[str, dict[Callable[..., None], str]] = {
         run.export_triton: "verdict export-triton DIR",
     },
     "Operate": {
-        review.deploy: "PREFECT_API_URL=http://127.0.0.1:4200/api verdict deploy",
+        review.deploy: "PREFECT_API_URL=http://127.0.0.1:4200/api verdict deploy --data DIR --profile mine.toml",
         review.prune: "verdict prune --days 30 --dry-run",
         review.doctor: "verdict doctor",
         completion.completion: 'eval "$(verdict completion bash)"',

@@ -1,14 +1,18 @@
 """Commands that look after models and stores: judge, status, compare, approve, ... They parse, call and print."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from flows import environment
-from flows.cli.options import AsJson, OnDevice, Reason, VersionNumber, print_result
-from tasks.core.errors import NoChampion
+from flows.cli.options import AsJson, DataOptions, OnDevice, Reason, VersionNumber, print_result, with_data_options
+from flows.cli.run import refuse_missing_files
+from tasks.core.errors import NoChampion, UsageError
 from tasks.core.printable import escape_controls
 from tasks.inference.bundle import CHAMPION_URI
+
+if TYPE_CHECKING:
+    from flows.services.deployment_file import DeploymentChoice
 
 
 def judge(
@@ -150,20 +154,42 @@ def verify(
     print_result(outcome, as_json, show_review.show_verified)
 
 
+@with_data_options
 def deploy(
-    file: Annotated[str, typer.Option(help="Another file of deployments [infra/prefect.yaml].")] = "",
+    options: DataOptions,
+    file: Annotated[str, typer.Option(help="Another file of deployments, instead of these options.")] = "",
     as_json: AsJson = False,
 ) -> None:
-    """Create or update the deployments of retrain, watch and score on a Prefect server."""
+    """Put the deployments of retrain, watch and score on a Prefect server, scheduled for the data that is named."""
     environment.set_process_defaults()
     from flows.cli import show_review
     from flows.services.embedded_prefect import lasting_api
 
+    if file and options != DataOptions():
+        raise UsageError("--file holds data and settings itself; expected it or --data, --profile, --set ..., not both")
+    settings = options.resolve().settings
+    refuse_missing_files(settings.data)
     lasting_api()  # one of another form fails the imports
     from flows.jobs.deployments import check_file
-    from flows.services import deploy
+    from flows.services import deploy, deployment_file
 
+    deploy.configured_server()
+    home = environment.verdict_home()
+    if settings.data.path != ("sample",) and not file:
+        file = str(deployment_file.write_deployments(_chosen(options), environment.usable_home()))
+    elif options != DataOptions():
+        raise UsageError("the bundled sample never changes, so it is not scheduled; name your data: --data DIR")
+    file = file or str(deployment_file.find_written(home) or "")
     print_result(deploy.deploy(file, check_file), as_json, show_review.show_deployments)
+
+
+def _chosen(options: DataOptions) -> "DeploymentChoice":
+    """Return the options as the form of a deployment has them."""
+    from flows.services.deployment_file import DeploymentChoice
+
+    names = ("train", "holdout", "columns", "labels")
+    data = {"path": options.data, **{name: getattr(options, name) for name in names}}
+    return DeploymentChoice(options.profile, data, {"encoder": options.encoder}, options.settings or [])
 
 
 def prune(

@@ -70,7 +70,7 @@ def retrain(
         _show_settings(resolved, as_toml, as_json)
         return
     _refuse_early(resolved.settings)
-    _refuse_missing_files(resolved.settings.data)
+    refuse_missing_files(resolved.settings.data)
     if dry_run:
         _show_plan(resolved, force, as_json)
         return
@@ -287,7 +287,7 @@ def _refuse_early(settings: "Settings") -> None:
             raise VerdictError("device cuda is wanted, but NVIDIA's driver reports no GPU; see: verdict doctor")
 
 
-def _refuse_missing_files(data: "DataSettings") -> None:
+def refuse_missing_files(data: "DataSettings") -> None:
     """Check that the data is there where it all lies on this machine; what is downloaded, the flow looks for.
 
     Raises:

@@ -92,7 +92,7 @@ def _show_schedule(schedule: dict[str, Any]) -> None:
     if table.row_count:
         console.print(table)
     else:
-        console.print("nothing is scheduled; create the schedules: verdict deploy")
+        console.print("nothing is scheduled; create the schedules: verdict deploy --data DIR")
 
 
 def show_comparison(outcome: dict[str, Any]) -> None:

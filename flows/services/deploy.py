@@ -28,6 +28,7 @@ from pydantic import SecretStr
 
 from flows.notifications import BLOCK_VARIABLE
 from flows.services.clock_changes import warn_of_clock_changes
+from flows.services.deployment_file import find_template
 from flows.services.prefect_status import POOL, TAG
 from tasks.core.errors import UnreachableError, UsageError, VerdictError, first_line
 from tasks.core.hidden_addresses import reject_secrets
@@ -52,10 +53,8 @@ def deploy(file: str = "", check: Callable[[Path], None] = lambda _: None) -> di
         UnreachableError: if the server does not answer.
         VerdictError: if Prefect rejects the file.
     """
-    url = get_current_settings().api.url
-    if not url:
-        raise UsageError("schedules need a Prefect server; start one: make up, then set PREFECT_API_URL")
-    path = Path(file) if file else find_file()
+    url = configured_server()
+    path = Path(file) if file else find_template()
     if not path.is_file():
         raise UsageError(f"{path} is not a file; expected one like infra/prefect.yaml")
     reject_secrets(path.read_text(encoding="utf-8", errors="replace"), str(path))
@@ -80,16 +79,23 @@ def deploy(file: str = "", check: Callable[[Path], None] = lambda _: None) -> di
     ]
     active = [(held.name, entry.schedule) for held in found for entry in held.schedules if entry.active]
     notices = list(filter(None, (warn_of_clock_changes(name, schedule) for name, schedule in active)))
+    if not active:
+        notices.append(
+            "nothing is scheduled: the bundled sample never changes; name your data: verdict deploy --data DIR"
+        )
     answer = {"server": url, "pool": POOL, "file": str(path), "deployments": deployments, "automations": automations}
     return answer | {"notices": notices}
 
 
-def find_file() -> Path:
-    """Return the path of the product's deployments file: infra/ in a checkout, beside this module when installed."""
-    here = Path(__file__).parent
-    return next(
-        (path for path in (here.parents[1] / "infra" / "prefect.yaml",) if path.is_file()), here / "prefect.yaml"
-    )
+def configured_server() -> str:
+    """Return the address of the Prefect server.
+
+    Raises:
+        UsageError: if none is configured.
+    """
+    if url := get_current_settings().api.url:
+        return url
+    raise UsageError("schedules need a Prefect server; start one: make up, then set PREFECT_API_URL")
 
 
 def prepare_pool(client: SyncPrefectClient) -> None:

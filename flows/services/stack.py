@@ -163,7 +163,7 @@ def _show(config: StackConfig) -> None:
     print("use them:")
     for variable, value in config.exports.items():
         print(f"  export {variable}={value}")
-    print("  verdict deploy    # schedules; then: verdict doctor")
+    print("  verdict deploy --data DIR    # schedules; then: verdict doctor")
 
 
 def _folder(home: str) -> Path:

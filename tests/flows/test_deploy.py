@@ -11,19 +11,29 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
+from flows.services.deployment_file import find_template
 from tasks.core.errors import UsageError, VerdictError
+from tasks.core.finetune_settings import FinetuneSettings
 from tasks.core.settings_loader import profile_names
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def applied(prefect_server: str) -> Iterator[dict[str, Any]]:
+def applied(prefect_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
+    from flows.jobs.deployments import check_file
     from flows.services.deploy import deploy
+    from flows.services.deployment_file import DeploymentChoice, write_deployments
 
     os.environ["PREFECT_API_URL"] = prefect_server  # Prefect's own command is a process of its own
-    yield deploy()
+    home = tmp_path_factory.mktemp("home")
+    (home / "mine.toml").write_text('[data]\npath = "sample"\n[finetune]\nepochs = 3\nseeds = 2\n')
+    choice = DeploymentChoice(str(home / "mine.toml"), {"path": [str(home)]}, {}, ["judge.threshold=0.5"])
+    path = write_deployments(choice, str(home))
+    check_file(path)
+    yield deploy(str(path))
     del os.environ["PREFECT_API_URL"]
 
 
@@ -43,6 +53,26 @@ def test_the_schedules_are_what_the_file_says(applied: dict[str, Any]) -> None:
     }
     assert applied["pool"] == "verdict"
     assert applied["notices"] == []
+
+
+def test_the_schedules_retrain_the_data_and_settings_that_were_named(applied: dict[str, Any], client: Any) -> None:
+    from flows.jobs.deployments import DataForm, TrainingForm, resolve
+
+    held = client.read_deployment_by_name("watch/watch").parameters
+    folder = str(Path(applied["file"]).parent)
+    assert held.pop("retrain_when") == "on_change"
+    assert held == client.read_deployment_by_name("retrain/retrain").parameters
+    assert held["profile"] == "sample"
+    assert held["data"] == {"path": [folder]}
+    settings = resolve(held["profile"], DataForm(**held["data"]), TrainingForm(), held["more"]).settings
+    assert (settings.finetune.epochs, settings.finetune.seeds, settings.judge.threshold) == (3, 2, 0.5)
+    assert settings.finetune.max_length == FinetuneSettings().max_length  # the file's, not the sample's
+
+
+def test_the_product_s_own_file_schedules_nothing() -> None:
+    document = yaml.safe_load(find_template().read_text())
+    schedules = [schedule for each in document["deployments"] for schedule in each.get("schedules", [])]
+    assert [schedule["active"] for schedule in schedules] == [False, False]
 
 
 def test_one_run_at_a_time_and_a_second_one_is_cancelled(applied: dict[str, Any], client: Any) -> None:
@@ -214,15 +244,14 @@ def test_wrong_parameters_of_a_deployment_are_one_line_before_anything_is_deploy
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parameters: str, message: str
 ) -> None:
     from flows.jobs.deployments import check_file
-    from flows.services.deploy import find_file
 
     path = tmp_path / "mine.yaml"
-    path.write_text(find_file().read_text().replace("{profile: sample}", parameters))
+    path.write_text(find_template().read_text().replace("{profile: sample}", parameters))
     with pytest.raises(UsageError) as caught:
         check_file(path)
     assert message in str(caught.value)
     assert str(caught.value).startswith(f"deployment 'retrain' in {path}: ")
-    check_file(find_file())
+    check_file(find_template())
 
 
 def test_a_run_with_wrong_settings_fails_with_their_message_and_no_traceback(

@@ -244,12 +244,14 @@ def test_a_prefect_server_that_does_not_answer_leaves_the_rest_of_the_status_wit
 
 
 @pytest.fixture(scope="module")
-def served(prefect_server: str) -> Iterator[str]:
+def served(prefect_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     from flows.services.deploy import deploy
+    from flows.services.deployment_file import DeploymentChoice, write_deployments
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PREFECT_API_URL", prefect_server)
-        deploy()
+        home = str(tmp_path_factory.mktemp("deployed"))
+        deploy(str(write_deployments(DeploymentChoice("sample", {"path": [home]}, {}, []), home)))
         wait_for_plans(prefect_server)
         yield prefect_server
 

@@ -1,0 +1,95 @@
+"""Writes the deployments file of one's own data: infra/prefect.yaml with other parameters, and with its schedules active.
+
+It lies in the stores' folder. Until there is one, nothing is scheduled: the bundled sample never changes.
+"""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from tasks.core.files import write_text
+from tasks.core.hidden_addresses import reject_secrets
+from tasks.core.settings_loader import load_settings, profile_names
+
+DEPLOYMENTS_FILE = "deployments.yaml"
+BASE_PROFILE = "sample"  # that the values of a TOML file are added to: a worker may not have the file
+PATH_SETTINGS = ("data.path", "data.train", "data.holdout", "data.text", "finetune.encoder", "judge.policy")
+TRAINING_DEPLOYMENTS = ("retrain", "watch")
+
+
+class DeploymentChoice(NamedTuple):
+    """What the command was given: a profile's name or file, data and training as the form has them, more settings."""
+
+    profile: str
+    data: dict[str, Any]
+    training: dict[str, Any]
+    more: list[str]
+
+
+def find_template() -> Path:
+    """Return the path of the product's deployments file: infra/ in a checkout, beside this module when installed."""
+    here = Path(__file__).parent
+    checkout = here.parents[1] / "infra" / "prefect.yaml"
+    return checkout if checkout.is_file() else here / "prefect.yaml"
+
+
+def find_written(home: str) -> Path | None:
+    """Return the path of the deployments file that an earlier command wrote."""
+    path = Path(home, DEPLOYMENTS_FILE)
+    return path if path.is_file() else None
+
+
+def write_deployments(choice: DeploymentChoice, home: str) -> Path:
+    """Write the deployments file of a choice and return its path.
+
+    Raises:
+        UsageError: if an address has a password.
+    """
+    document = yaml.safe_load(find_template().read_text(encoding="utf-8"))
+    parameters = _parameters(choice)
+    for deployment in document["deployments"]:
+        if deployment["name"] in TRAINING_DEPLOYMENTS:
+            kept = {key: value for key, value in deployment["parameters"].items() if key == "retrain_when"}
+            deployment["parameters"] = {**parameters, **kept}
+            for schedule in deployment["schedules"]:
+                schedule["active"] = True
+    text = "# Written by verdict deploy. Times and limits may be changed here; it is applied by: verdict deploy\n"
+    text += yaml.safe_dump(document, sort_keys=False, allow_unicode=True)
+    reject_secrets(text, "the deployments file")
+    path = Path(home, DEPLOYMENTS_FILE)
+    write_text(path, text)
+    return path
+
+
+def _parameters(choice: DeploymentChoice) -> dict[str, Any]:
+    """Return the parameters of `retrain`; paths on this machine are made absolute, as a worker has its own folder."""
+    profile, more = choice.profile, list(choice.more)
+    if profile not in profile_names():
+        values = {row.key: row.value for row in load_settings(profile, {}, {}).rows()}
+        base = {row.key: row.value for row in load_settings(BASE_PROFILE, {}, {}).rows()}
+        own = [
+            f"{key}={_text(_absolute(value) if key in PATH_SETTINGS else value)}"
+            for key, value in values.items()
+            if value != base[key]
+        ]
+        profile, more = BASE_PROFILE, own + more
+    given = {
+        "data": {key: _absolute(value) for key, value in choice.data.items() if value},
+        "training": {key: _absolute(value) for key, value in choice.training.items() if value},
+        "more": more,
+    }
+    return {"profile": profile, **{key: value for key, value in given.items() if value}}
+
+
+def _absolute(value: Any) -> Any:
+    """Return the absolute path of a file or folder that exists, or of each one in a list; other values as they are."""
+    if isinstance(value, list | tuple):
+        return [_absolute(each) for each in value]
+    is_path = isinstance(value, str) and value and Path(value).exists()
+    return str(Path(value).resolve()) if is_path else value
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
