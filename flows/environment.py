@@ -16,8 +16,10 @@ from urllib.parse import unquote, urlsplit
 from tasks.core import log_format
 from tasks.core.errors import UsageError, VerdictError, is_disk_full
 from tasks.core.hidden_addresses import check_address
+from tasks.inference.bundle import DEFAULT_MODEL_NAME, MODEL_NAME, MODEL_VARIABLE, check_model_name
 
 DEFAULT_HOME = ".verdict"
+MODEL_FILE = "model-name"  # in the stores' folder of a model with another name than the default
 OPENMP_VARIABLES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")  # how its threads wait
 # Defaults of a run: it waits for a server that is away for minutes, as the deployments do (infra/prefect.yaml).
 PATIENCE = {
@@ -52,12 +54,31 @@ def usable_home() -> str:
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
+            _claim(Path(folder))
             return folder
     except OSError as error:
         fault = "cannot be written to" if Path(folder).is_dir() else "cannot be created"
         reason = HOME_FAULTS.get(error.errno or 0) or (error.strerror or type(error).__name__).lower()
         advice = "make room: verdict prune, or name another" if is_disk_full(error) else "name another"
         raise UsageError(f"the folder of the stores {folder} {fault} ({reason}); {advice}: VERDICT_HOME=DIR") from error
+
+
+def _claim(home: Path) -> None:
+    """Keep the stores' folder for one registered model: jobs and snapshots of another would be taken for its own.
+
+    Raises:
+        UsageError: if it is another's.
+    """
+    record = home / MODEL_FILE
+    used = DEFAULT_MODEL_NAME if (home / "mlflow.db").exists() else MODEL_NAME
+    held = record.read_text(encoding="utf-8").strip() if record.is_file() else used
+    if held != MODEL_NAME:
+        raise UsageError(
+            f"{home} holds the model {held!r}, and {MODEL_VARIABLE} names {MODEL_NAME!r}; each has its own folder: "
+            f"VERDICT_HOME={home}-{MODEL_NAME}"
+        )
+    if MODEL_NAME != DEFAULT_MODEL_NAME and not record.is_file():
+        record.write_text(f"{MODEL_NAME}\n", encoding="utf-8")
 
 
 def _check_address_space() -> None:
@@ -76,6 +97,7 @@ def set_process_defaults(more: Mapping[str, str] = {}) -> None:
     Args:
         more: defaults that are preferred to those of all commands.
     """
+    check_model_name()
     cache = Path(verdict_home(), "cache")
     defaults = {
         # No telemetry. MLflow needs the word "true"; Prefect's server has a switch of its own.

@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from flows import environment
-from flows.cli.options import AsJson, DataOptions, OnDevice, Reason, VersionNumber, print_result, with_data_options
+from flows.cli.options import AsJson, DataOptions, OnDevice, Reason, VersionNumber, print_result, with_option_groups
 from flows.cli.run import refuse_missing_files
 from tasks.core.errors import NoChampion, UsageError
 from tasks.core.printable import escape_controls
-from tasks.inference.bundle import CHAMPION_URI
+from tasks.inference.bundle import CHAMPION_URI, DEFAULT_MODEL_NAME, MODEL_NAME
 
 if TYPE_CHECKING:
     from flows.services.deployment_file import DeploymentChoice
@@ -154,7 +154,7 @@ def verify(
     print_result(outcome, as_json, show_review.show_verified)
 
 
-@with_data_options
+@with_option_groups
 def deploy(
     options: DataOptions,
     file: Annotated[str, typer.Option(help="Another file of deployments, instead of these options.")] = "",
@@ -172,14 +172,14 @@ def deploy(
     lasting_api()  # one of another form fails the imports
     from flows.jobs.deployments import check_file
     from flows.services import deploy, deployment_file
+    from tasks.core.settings import DataSettings
 
     deploy.configured_server()
-    home = environment.verdict_home()
-    if settings.data.path != ("sample",) and not file:
-        file = str(deployment_file.write_deployments(_chosen(options), environment.usable_home()))
-    elif options != DataOptions():
-        raise UsageError("the bundled sample never changes, so it is not scheduled; name your data: --data DIR")
+    home = environment.usable_home()
     file = file or str(deployment_file.find_written(home) or "")
+    if options != DataOptions() or (not file and MODEL_NAME != DEFAULT_MODEL_NAME):
+        own_data = settings.data.path != DataSettings().path
+        file = str(deployment_file.write_deployments(_chosen(options), home, scheduled=own_data))
     print_result(deploy.deploy(file, check_file), as_json, show_review.show_deployments)
 
 

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from flows.cli.terminal import ResultConsole, escape, link_file
 from tasks.core.printable import counted
+from tasks.inference.bundle import MODEL_NAME
 
 if TYPE_CHECKING:
     from flows.jobs.watch import WatchOutcome
@@ -36,7 +37,7 @@ def show_outcome(outcome: "RetrainOutcome", champion: tuple[str, str] | None = N
         f"on {outcome.holdout_rows} holdout sentences, "
         f"{outcome.variant} on {outcome.provider}"
     )
-    console.print(f"version  acceptability {outcome.version}")
+    console.print(f"version  {MODEL_NAME} {outcome.version}")
     console.print(f"report   {link_file(outcome.report)}")
     console.print(f"store    {escape(outcome.store)}")
 

@@ -34,9 +34,10 @@ from tasks.core.errors import UnreachableError, UsageError, VerdictError, first_
 from tasks.core.hidden_addresses import reject_secrets
 from tasks.core.printable import redact, redact_address
 from tasks.core.webhook import URL_VARIABLE
+from tasks.inference.bundle import scoped
 
 QUEUE = "train"
-ALERT_BLOCK = "verdict-alerts"  # webhook block that the automations call
+ALERT_BLOCK = scoped("verdict-alerts").replace(".", "-")  # webhook block that the automations call
 HEARTBEAT_TIMEOUT = 90  # seconds; runs send a heartbeat every 30
 START_TIMEOUT = 600  # seconds from a worker taking a run to its start
 
@@ -146,7 +147,7 @@ def apply_automations(client: SyncPrefectClient) -> list[str]:
 
 def _heartbeat_lost(alerts: list[ActionTypes]) -> AutomationCore:
     return AutomationCore(
-        name="verdict: worker gone",
+        name=f"{TAG}: worker gone",
         description=f"Marks a run as crashed after {HEARTBEAT_TIMEOUT} s without heartbeat; the next run resumes it.",
         trigger=_trigger({"prefect.flow-run.heartbeat"}, {"prefect.flow-run.*"}, HEARTBEAT_TIMEOUT),
         actions=[
@@ -160,7 +161,7 @@ def _not_started(alerts: list[ActionTypes]) -> AutomationCore:
     later = ("Running", "heartbeat", "Scheduled", "Late", "AwaitingRetry", "AwaitingConcurrencySlot", "Paused")
     ended = ("Completed", "NothingNew", "Failed", "Crashed", "Cancelled", "Cancelling", "Suspended")
     return AutomationCore(
-        name="verdict: never started",
+        name=f"{TAG}: never started",
         description=f"Marks a run as crashed that a worker took and did not start within {START_TIMEOUT} s.",
         trigger=_trigger(
             {"prefect.flow-run.Pending"}, {f"prefect.flow-run.{name}" for name in (*later, *ended)}, START_TIMEOUT

@@ -1,4 +1,4 @@
-"""Writes the deployments file of one's own data: infra/prefect.yaml with other parameters, and with its schedules active.
+"""Writes the deployments file of one's own data: infra/prefect.yaml with other parameters and active schedules.
 
 It lies in the stores' folder. Until there is one, nothing is scheduled: the bundled sample never changes.
 """
@@ -9,9 +9,11 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from flows.services.prefect_status import POOL, TAG
 from tasks.core.files import write_text
 from tasks.core.hidden_addresses import reject_secrets
 from tasks.core.settings_loader import load_settings, profile_names
+from tasks.inference.bundle import scoped
 
 DEPLOYMENTS_FILE = "deployments.yaml"
 BASE_PROFILE = "sample"  # that the values of a TOML file are added to: a worker may not have the file
@@ -41,8 +43,13 @@ def find_written(home: str) -> Path | None:
     return path if path.is_file() else None
 
 
-def write_deployments(choice: DeploymentChoice, home: str) -> Path:
+def write_deployments(choice: DeploymentChoice, home: str, scheduled: bool = True) -> Path:
     """Write the deployments file of a choice and return its path.
+
+    Args:
+        choice: data and settings.
+        home: folder of the stores, which receives it.
+        scheduled: whether its schedules are active.
 
     Raises:
         UsageError: if an address has a password.
@@ -50,11 +57,14 @@ def write_deployments(choice: DeploymentChoice, home: str) -> Path:
     document = yaml.safe_load(find_template().read_text(encoding="utf-8"))
     parameters = _parameters(choice)
     for deployment in document["deployments"]:
+        deployment["tags"] = [TAG, deployment["name"]]
+        deployment["work_pool"]["name"] = POOL
         if deployment["name"] in TRAINING_DEPLOYMENTS:
             kept = {key: value for key, value in deployment["parameters"].items() if key == "retrain_when"}
             deployment["parameters"] = {**parameters, **kept}
             for schedule in deployment["schedules"]:
-                schedule["active"] = True
+                schedule["active"] = scheduled
+        deployment["name"] = scoped(deployment["name"])
     text = "# Written by verdict deploy. Times and limits may be changed here; it is applied by: verdict deploy\n"
     text += yaml.safe_dump(document, sort_keys=False, allow_unicode=True)
     reject_secrets(text, "the deployments file")

@@ -14,9 +14,10 @@ from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, get_current_settings, t
 
 from tasks.core.errors import UnreachableError, VerdictError, first_line
 from tasks.core.printable import redact_address
+from tasks.inference.bundle import scoped
 
-TAG = "verdict"  # of all our deployments
-POOL = "verdict"  # work pool of all our deployments
+TAG = scoped("verdict")  # of all our deployments
+POOL = scoped("verdict")  # work pool of all our deployments
 REQUEST_TIMEOUT_S = 5
 LATE_AFTER = 60  # seconds after its scheduled time that a run counts as late; workers poll every 15
 RUNS_READ = 200  # most runs read, before now and after now

@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from tasks.core.errors import UsageError
+from tasks.inference.bundle import scoped
 
 MARKER = "STACK_OF"  # in the environment of every process of a stack: its home
 PORTS = {"PREFECT_PORT": 4200, "MLFLOW_PORT": 5000, "INFERENCE_PORT": 8080, "WORKER_PORT": 8081}
@@ -67,6 +68,7 @@ def load_stack_config(environ: Mapping[str, str], home: str) -> StackConfig:
         "PREFECT_WORKER_WEBSERVER_PORT": str(ports["WORKER_PORT"]),
         "VERDICT_HOME": home,
         MARKER: home,
+        "WORK_POOL": scoped("verdict"),
         "PYTHONUNBUFFERED": "1",
     }
     health = {"prefect": f"{prefect}/api/health", "mlflow": f"{mlflow}/health"}

@@ -12,8 +12,10 @@ from typing import Any
 
 import requests
 
-EXPERIMENTS = ("verdict", "verdict-history")
-MODEL, DESCRIPTION = "acceptability", "Sentence acceptability; load it by alias, @champion."
+MODEL = os.environ.get("VERDICT_MODEL_NAME") or "acceptability"
+SUFFIX = "" if MODEL == "acceptability" else f".{MODEL}"  # tasks/inference/bundle.py
+EXPERIMENTS = (f"verdict{SUFFIX}", f"verdict-history{SUFFIX}")
+DESCRIPTION = "Sentence acceptability; load it by alias, @champion."
 ACCOUNTS = {"retrain": "RETRAIN_PASSWORD", "reader": "READER_PASSWORD"}
 ADMIN = ("MLFLOW_AUTH_ADMIN_USERNAME", "MLFLOW_AUTH_ADMIN_PASSWORD")
 ADDRESS = "MLFLOW_TRACKING_URI"

@@ -24,6 +24,7 @@ from tasks.core.toml_file import read_toml
 # Variables with our prefix that are no settings: paths, names and addresses, which are never recorded.
 NON_SETTING_VARIABLES = {
     "VERDICT_HOME",
+    "VERDICT_MODEL_NAME",
     "VERDICT_DEBUG",
     "VERDICT_LOG",
     "VERDICT_ACTOR",

@@ -15,6 +15,8 @@ with equal ones give equal predictions, whatever their documents say. `manifest_
 with the checksums in it every file: the registry holds it, and whoever loads a registered bundle compares it.
 """
 
+import os
+import re
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -22,7 +24,9 @@ from ..core.errors import UsageError, VerdictError
 from ..core.files import json_digest, read_json, sha256_of, write_json
 from ..core.signing import SIGNATURE, Signer, check_files, require_signer, sign_files
 
-MODEL_NAME = "acceptability"  # of the registered model
+DEFAULT_MODEL_NAME = "acceptability"
+MODEL_VARIABLE = "VERDICT_MODEL_NAME"
+MODEL_NAME = os.environ.get(MODEL_VARIABLE) or DEFAULT_MODEL_NAME  # of the registered model
 CHAMPION = "champion"  # the alias that downstream systems follow
 CHAMPION_URI = f"models:/{MODEL_NAME}@{CHAMPION}"
 BUNDLE_SCHEMA = 2
@@ -36,6 +40,17 @@ MAX_LENGTH = 1_000_000  # tokens of a sentence, more than any encoder reads
 MAX_TOKEN_ID = 2**31 - 1
 VERSION_DIGITS = 12  # hex digits of the digest that name the version of a bundle outside of a registry
 DEVICE_VARIANT = {"cuda": "fp16", "cpu": "int8"}  # preferred on each device; fp32 if a bundle lacks it
+
+
+def check_model_name() -> None:
+    """Raise UsageError unless MODEL_NAME can be the name of a registered model and part of other names."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", MODEL_NAME):
+        raise UsageError(f"{MODEL_VARIABLE} {MODEL_NAME[:80]!r} is refused; expected 1 to 64 letters, digits, - and _")
+
+
+def scoped(name: str) -> str:
+    """Return the name of something that each registered model has of its own; a model's name holds no dot."""
+    return name if MODEL_NAME == DEFAULT_MODEL_NAME else f"{name}.{MODEL_NAME}"
 
 
 class Origin(TypedDict):

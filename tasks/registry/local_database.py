@@ -7,9 +7,10 @@ from pathlib import Path
 
 from ..core.errors import UnreachableError, VerdictError
 from ..core.files import read_json
+from ..inference.bundle import scoped
 
 SQLITE = "sqlite:///"
-EXPERIMENT, AUDIT_EXPERIMENT = "verdict", "verdict-history"  # of jobs, of the champion's changes
+EXPERIMENT, AUDIT_EXPERIMENT = scoped("verdict"), scoped("verdict-history")  # of jobs, of the champion's changes
 DATABASE_TIMEOUT_S = 60.0  # for another program that holds the database; MLflow alone waits 20 s
 LOCK_NOTICE_S = 2.0  # after which a waiting process says so
 # Columns in which MLflow keeps absolute addresses of artifacts.
@@ -125,10 +126,10 @@ def _other_location(database: Path, artifacts: str) -> str | None:
     """Return another folder of this machine, as an address, where a database has the artifacts of its home."""
     query = (
         "SELECT artifact_location FROM experiments "
-        "WHERE name IN (?, ?) AND artifact_location LIKE 'file://%' AND artifact_location <> ?"
+        "WHERE name GLOB 'verdict*' AND artifact_location LIKE 'file://%' AND artifact_location <> ?"
     )
     address = f"{database.resolve().as_uri()}?mode=ro"
     with contextlib.suppress(sqlite3.Error), contextlib.closing(sqlite3.connect(address, uri=True)) as connection:
-        found = connection.execute(query, (EXPERIMENT, AUDIT_EXPERIMENT, artifacts)).fetchone()
+        found = connection.execute(query, (artifacts,)).fetchone()
         return found[0] if found else None
     return None  # it is new, or MLflow reports what is wrong
