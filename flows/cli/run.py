@@ -103,7 +103,7 @@ def check(options: DataOptions, verbose: Verbose = False, as_json: AsJson = Fals
 
     environment.show_log(verbose)
     settings = options.resolve().settings
-    _refuse_missing_files(settings.data)  # before the stores' folder is made
+    refuse_missing_files(settings.data)  # before the stores' folder is made
     outcome = check.check(settings.model_dump(), environment.usable_home())
     print_result(outcome, as_json, functools.partial(show_run.show_check, verbose=verbose))
     if not outcome["passed"]:
@@ -119,7 +119,7 @@ def watch(
 
     resolved = options.resolve(device)
     _refuse_early(resolved.settings)
-    _refuse_missing_files(resolved.settings.data)
+    refuse_missing_files(resolved.settings.data)
     home = environment.usable_home()
     with _shown("watch", verbose):
         outcome, clock = _run_flow("watch", home, resolved.settings.model_dump(), resolved.origins, home)
