@@ -1,7 +1,7 @@
 """The `verdict` command: options of every command, and exit codes.
 
-The commands themselves are in run.py, review.py, settings.py and completion.py. Each imports the libraries that it
-needs when it is called, so that `verdict --help` answers in less than half a second.
+The commands themselves are in run.py, review.py, settings.py, stores.py and completion.py. Each imports the libraries
+that it needs when it is called, so that `verdict --help` answers in less than half a second.
 """
 
 import gc
@@ -15,7 +15,7 @@ import typer
 import typer.core
 
 from flows import environment
-from flows.cli import completion, review, run, settings, stopping
+from flows.cli import completion, review, run, settings, stopping, stores
 from tasks.core import log_format
 from tasks.core.errors import (
     OUT_OF_MEMORY,
@@ -65,6 +65,9 @@ COMMANDS: dict[str, dict[Callable[..., None], str]] = {
     "Operate": {
         review.deploy: "PREFECT_API_URL=http://127.0.0.1:4200/api verdict deploy --data DIR --profile mine.toml",
         review.prune: "verdict prune --days 30 --dry-run",
+        stores.backup: "verdict backup stores.tar.gz",
+        stores.restore: "VERDICT_HOME=DIR verdict restore stores.tar.gz",
+        stores.upgrade: "verdict upgrade --dry-run",
         review.doctor: "verdict doctor",
         completion.completion: 'eval "$(verdict completion bash)"',
     },

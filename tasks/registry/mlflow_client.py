@@ -42,6 +42,10 @@ EXPERIMENT_TAGS = {
 }
 CONNECT_TIMEOUT_S = 5
 LIMITED_DRIVERS = {"psycopg2", "psycopg", "pymysql", "mysqldb"}  # that take `connect_timeout`
+REMEDIES = {  # by words of an error
+    "readonly database": "make it and its folder writable",
+    "out-of-date database schema": "upgrade it: verdict upgrade",
+}
 LONGEST_MESSAGE = 10_000  # characters
 
 log = logging.getLogger(__name__)
@@ -108,7 +112,7 @@ def _clear_errors(store: MlflowStore) -> Iterator[None]:
     except (MlflowException, OSError, *_database_errors()) as error:
         cause = first_line(_find_cause(error), LONGEST_MESSAGE)
         reason = conceal(cause)[:200]  # cut afterwards: half a secret would stay
-        remedy = "make it and its folder writable" if "readonly database" in cause else "check it: verdict doctor"
+        remedy = next((text for words, text in REMEDIES.items() if words in cause), "check it: verdict doctor")
         raise UnreachableError(f"MLflow store {store['uri']} failed ({reason}); {remedy}") from error
 
 

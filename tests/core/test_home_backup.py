@@ -1,0 +1,138 @@
+"""Backups of the stores' folder: exact contents, what a damaged one and a killed restore leave."""
+
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tasks.core import home_backup
+from tasks.core.errors import UsageError, VerdictError
+
+FILES = {"artifacts/models/m-1/model.onnx": b"graph", "snapshots/aa/rows.parquet": b"\0rows", "name": b"id"}
+LEFT_OUT = ("cache/triton/kernel", "runs/1/lock", "stack/mlflow.log", "mlflow.db.promotion", ".name.tmp")
+KILLED_RESTORE = """
+import os, signal, sys
+from pathlib import Path
+from tasks.core import home_backup
+home, source, fatal = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+rename, calls = Path.rename, []
+def killed(path, target):
+    calls.append(path)
+    if len(calls) == fatal:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return rename(path, target)
+Path.rename = killed
+with home_backup.unpacked(source, home) as (folder, _):
+    home_backup.replace_home(folder, home)
+"""
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Iterator[Path]:
+    """Stores with a database in WAL mode, which another program has open and is writing to."""
+    folder = tmp_path / "home"
+    for name, content in {**FILES, **dict.fromkeys(LEFT_OUT, b"x")}.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    with sqlite3.connect(folder / "mlflow.db", isolation_level=None) as connection:
+        connection.execute("PRAGMA journal_mode = wal")
+        connection.execute("CREATE TABLE versions (number)")
+        connection.execute("INSERT INTO versions VALUES (1)")
+        connection.execute("BEGIN IMMEDIATE")
+        connection.execute("INSERT INTO versions VALUES (2)")  # never committed
+        yield folder
+        connection.execute("ROLLBACK")
+    connection.close()
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    paths = [path for path in folder.rglob("*") if path.is_file() and path.name != "mlflow.db"]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
+
+
+def versions(folder: Path) -> list[int]:
+    with sqlite3.connect(folder / "mlflow.db") as connection:
+        found = [number for (number,) in connection.execute("SELECT number FROM versions")]
+    connection.close()
+    return found
+
+
+@pytest.mark.parametrize("name", ["copy", "copy.tar", "copy.tar.gz"])
+def test_what_is_restored_is_what_was_there(home: Path, tmp_path: Path, name: str) -> None:
+    target = tmp_path / "backups" / name
+    manifest = home_backup.write_backup(home, target, "acceptability")
+    assert set(manifest["files"]) == {*FILES, "mlflow.db"}
+    assert [path.name for path in target.parent.iterdir()] == [name]
+    restored = tmp_path / "restored"
+    with home_backup.unpacked(target, restored) as (folder, read):
+        assert read == manifest
+        assert home_backup.replace_home(folder, restored) is None
+    assert contents(restored) == FILES
+    assert versions(restored) == [1]
+
+
+def test_a_replaced_home_is_kept_aside(home: Path, tmp_path: Path) -> None:
+    home_backup.write_backup(home, tmp_path / "copy", "acceptability")
+    (home / "name").write_bytes(b"later")
+    with home_backup.unpacked(tmp_path / "copy", home) as (folder, _):
+        aside = home_backup.replace_home(folder, home)
+    assert aside is not None
+    assert (home / "name").read_bytes() == b"id"
+    assert (aside / "name").read_bytes() == b"later"
+
+
+@pytest.mark.parametrize("damage", ["alter", "remove", "add", "manifest", "cut"])
+def test_a_damaged_backup_is_refused_and_nothing_is_left_of_it(home: Path, tmp_path: Path, damage: str) -> None:
+    target = tmp_path / "backups" / ("copy.tar.gz" if damage == "cut" else "copy")
+    home_backup.write_backup(home, target, "acceptability")
+    if damage == "cut":
+        target.write_bytes(target.read_bytes()[:-200])
+    elif damage == "alter":
+        (target / "name").write_bytes(b"ie")
+    elif damage == "remove":
+        (target / "name").unlink()
+    elif damage == "add":
+        (target / "more").write_bytes(b"")
+    else:
+        manifest = target / "backup.json"
+        manifest.write_text(manifest.read_text().replace("acceptability", "another"))
+    with pytest.raises(VerdictError), home_backup.unpacked(target, tmp_path / "restored"):
+        pass
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["backups", "home"]
+
+
+@pytest.mark.parametrize("fatal", [1, 2])
+def test_a_restore_that_is_killed_leaves_the_old_stores_and_can_be_run_again(
+    home: Path, tmp_path: Path, fatal: int
+) -> None:
+    home_backup.write_backup(home, tmp_path / "copy", "acceptability")
+    (home / "name").write_bytes(b"later")
+    command = [sys.executable, "-c", KILLED_RESTORE, home, tmp_path / "copy", str(fatal)]
+    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])})
+    assert done.returncode == -signal.SIGKILL
+    [old] = [path for path in tmp_path.glob("home*") if (path / "name").is_file()]
+    assert old.name == "home" if fatal == 1 else old.name.startswith("home.before-")
+    assert (old / "name").read_bytes() == b"later"
+    with home_backup.unpacked(tmp_path / "copy", home) as (folder, _):
+        home_backup.replace_home(folder, home)
+    assert (home / "name").read_bytes() == b"id"
+
+
+def test_a_damaged_database_is_not_backed_up(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "mlflow.db").write_bytes(home_backup.SQLITE_HEADER + b"\1" * 5_000)
+    with pytest.raises(VerdictError, match=r"mlflow\.db cannot be copied .*; nothing was backed up"):
+        home_backup.write_backup(home, tmp_path / "copy", "acceptability")
+    assert [path.name for path in tmp_path.iterdir()] == ["home"]
+
+
+def test_a_target_that_exists_or_lies_within_the_stores_is_refused(home: Path, tmp_path: Path) -> None:
+    for target, message in ((home / "copy", "lies within the stores"), (tmp_path, "exists; expected a new file")):
+        with pytest.raises(UsageError, match=message):
+            home_backup.write_backup(home, target, "acceptability")
