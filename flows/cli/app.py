@@ -63,7 +63,7 @@ COMMANDS: dict[str, dict[Callable[..., None], str]] = {
         run.export_triton: "verdict export-triton DIR",
     },
     "Operate": {
-        review.deploy: "PREFECT_API_URL=http://127.0.0.1:4200/api verdict deploy --data DIR --profile mine.toml",
+        review.deploy: "verdict deploy --data DIR --profile mine.toml",
         review.prune: "verdict prune --days 30 --dry-run",
         stores.backup: "verdict backup stores.tar.gz",
         stores.restore: "VERDICT_HOME=DIR verdict restore stores.tar.gz",
