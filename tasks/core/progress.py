@@ -92,6 +92,8 @@ class Display(JupyterMixin):
     def show_figures(self, text: str) -> None:
         """Show figures beside the bar."""
         self._figures = text
+        if self._screen:
+            self._screen.refresh()
 
     @contextlib.contextmanager
     def bar(self, title: str, total: int, done: int) -> Iterator[Callable[[], None]]:

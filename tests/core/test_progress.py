@@ -82,6 +82,14 @@ def test_the_training_bar_has_figures_and_fits_a_narrow_terminal(clock: Any) -> 
         assert shown[6].startswith("fine-tuning")
 
 
+def test_figures_are_drawn_at_once_and_not_at_the_next_refresh() -> None:
+    console = make_console()
+    with Display(console, STEPS) as display:
+        display.begin("fine-tune")
+        display.show_figures("validation MCC 0.489")
+        assert "validation MCC 0.489" in console.file.getvalue()  # type: ignore[attr-defined]
+
+
 def test_a_low_terminal_shows_the_steps_around_the_running_one() -> None:
     console = make_console(height=7)
     with Display(console, STEPS) as display:
