@@ -150,12 +150,12 @@ def _fill(home: Path, folder: Path, model: str) -> BackupManifest:
         target.parent.mkdir(parents=True, exist_ok=True)
         if is_database(home / name):
             copy_database(home / name, target)
+            target.chmod((home / name).stat().st_mode)
         else:
             try:
-                shutil.copyfile(home / name, target)
+                shutil.copy(home / name, target)
             except FileNotFoundError:  # deleted since it was listed
                 continue
-        shutil.copymode(home / name, target)
         files[name] = sha256_of(target)
     time = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     manifest = BackupManifest(schema_version=BACKUP_SCHEMA, time=time, model=model, files=files)

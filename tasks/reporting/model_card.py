@@ -8,7 +8,7 @@ from tasks.core.settings_loader import SettingRow
 from tasks.data.gate import GateReport
 from tasks.evaluation.evidence import Evidence
 from tasks.evaluation.judge import Verdict
-from tasks.inference.bundle import MODEL_NAME, VARIANTS, ModelInfo
+from tasks.inference.bundle import CHAMPION_URI, MODEL_NAME, VARIANTS, ModelInfo
 from tasks.reporting.licenses import encoder_license, is_cola
 from tasks.reporting.tables import compare_figures, explain_rules, list_phenomena, list_slices
 from tasks.reporting.templating import render
@@ -65,6 +65,7 @@ def write_card(
         gate=gate,
         export=export,
         files=VARIANTS,
+        champion_uri=CHAMPION_URI,
         recipe={key: value for key, value in values.items() if key.startswith("finetune.")},
         source=source,
         encoder_license=encoder_license(encoder),
