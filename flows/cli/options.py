@@ -41,6 +41,10 @@ class BatchingOptions:
     ] = 2.0
     queue: Annotated[int, typer.Option(min=1, help="Most tokens that wait; more are refused with 429.")] = 131_072
     max_requests: Annotated[int, typer.Option(min=1, help="Most requests that wait; more are refused with 429.")] = 128
+    max_batch_tokens: Annotated[
+        int,
+        typer.Option(min=0, help="Most sentences of a batch times the tokens of its longest; 0 for any number."),
+    ] = 0
 
 
 @dataclasses.dataclass(frozen=True)

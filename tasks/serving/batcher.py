@@ -99,6 +99,36 @@ class _Queue:
         return request
 
 
+@dataclass(frozen=True)
+class BatchLimits:
+    """How large a batch may be; its first sentence, or request, is taken in any case."""
+
+    sentences: int
+    tokens: int
+    """estimated, of all sentences"""
+    padded: int
+    """sentences times the tokens of the longest, to which a device fills the others up; 0: not limited"""
+
+
+class _BatchRoom:
+    """What a batch holds while it is filled."""
+
+    def __init__(self, limits: BatchLimits) -> None:
+        self._limits = limits
+        self.sentences = self._tokens = self._longest = 0
+
+    def take(self, tokens: Sequence[int]) -> bool:
+        """Take sentences, given by their tokens, if there is room for all of them."""
+        limits = self._limits
+        sentences, total = self.sentences + len(tokens), self._tokens + sum(tokens)
+        longest = max((self._longest, *tokens))
+        too_large = sentences > limits.sentences or total > limits.tokens
+        if self.sentences and (too_large or 0 < limits.padded < sentences * longest):
+            return False
+        self.sentences, self._tokens, self._longest = sentences, total, longest
+        return True
+
+
 class Batcher:
     """Answers requests of any number of threads in batches.
 
@@ -108,6 +138,7 @@ class Batcher:
         max_wait: seconds that the first request of a batch waits for others.
         capacity: tokens that may wait, of short requests and of longer ones each; an empty queue accepts any request.
         max_requests: that may wait.
+        max_padded: sentences of a batch times the tokens of its longest; 0: not limited.
     """
 
     def __init__(
@@ -117,13 +148,14 @@ class Batcher:
         max_wait: float = 0.002,
         capacity: int = 131_072,
         max_requests: int = 128,
+        max_padded: int = 0,
     ) -> None:
         self._current = current
         self.listeners: list[BatchListener] = []
         """each is called with the answers and the seconds of each batch, in the thread that computes"""
         self.traced = False
         """replies have the stages of their requests"""
-        self._max_batch, self._max_tokens = max_batch, max_batch * TOKENS_PER_SENTENCE
+        self._limits = BatchLimits(max_batch, max_batch * TOKENS_PER_SENTENCE, max_padded)
         self._max_wait, self._capacity, self._max_requests = max_wait, capacity, max_requests
         self._short, self._long = _Queue(), _Queue()
         self._rate = 0.0  # tokens per second, moving average over batches
@@ -178,13 +210,11 @@ class Batcher:
 
     def _count_fitting(self, request: _QueuedRequest, start: int) -> int:
         """Return how many sentences from `start` on fit into a batch; at least one."""
-        count = total = 0
-        for tokens in request.tokens[start : start + self._max_batch]:
-            total += tokens
-            if count and total > self._max_tokens:
+        room = _BatchRoom(self._limits)
+        for tokens in request.tokens[start:]:
+            if not room.take([tokens]):
                 break
-            count += 1
-        return count
+        return room.sentences
 
     def _work(self) -> None:
         """Compute a batch of short requests and a piece of a longer one in turn, as long as any wait."""
@@ -199,7 +229,8 @@ class Batcher:
         with self._changed:
             while not self._short and not self._long and not self._closed:
                 self._changed.wait()
-            while self._short and not self._long and self._short.sentences < self._max_batch and not self._closed:
+            full = self._limits.sentences
+            while self._short and not self._long and self._short.sentences < full and not self._closed:
                 left = self._short.requests[0].arrived + self._max_wait - time.monotonic()
                 if left <= 0:
                     break
@@ -210,12 +241,8 @@ class Batcher:
         """Return the short requests of a batch, which may be none."""
         with self._changed:
             batch: list[_QueuedRequest] = []
-            sentences = tokens = 0
-            while self._short:
-                first = self._short.requests[0]
-                sentences, tokens = sentences + len(first.sentences), tokens + sum(first.tokens)
-                if batch and (sentences > self._max_batch or tokens > self._max_tokens):
-                    break
+            room = _BatchRoom(self._limits)
+            while self._short and room.take(self._short.requests[0].tokens):
                 batch.append(self._short.pop())
             return batch
 

@@ -64,6 +64,8 @@ class ServerConfig:
     """tokens that may wait, of short requests and of longer ones each"""
     max_requests: int = 128
     """that may wait"""
+    max_batch_tokens: int = 0
+    """sentences of a batch times the tokens of its longest; 0: not limited"""
     page: bool = True
     """serve the demo page to browsers at /"""
     feedback: str = ""
@@ -141,7 +143,8 @@ def _assemble(
 
 
 def _start_batcher(stack: contextlib.ExitStack, config: ServerConfig, model: Champion) -> Batcher:
-    batcher = Batcher(model.current, config.max_batch, config.max_wait_ms / 1_000, config.queue, config.max_requests)
+    waiting = (config.max_wait_ms / 1_000, config.queue, config.max_requests)
+    batcher = Batcher(model.current, config.max_batch, *waiting, config.max_batch_tokens)
     stack.callback(batcher.close)
     return batcher
 
@@ -149,6 +152,7 @@ def _start_batcher(stack: contextlib.ExitStack, config: ServerConfig, model: Cha
 def _extend(stack: contextlib.ExitStack, config: ServerConfig, home: str, served: ServedChampion) -> Extensions:
     """Start what the options turn on."""
     api_keys = ApiKeys(config.api_keys) if config.api_keys else None
+    tracing = open_tracing()
     canary = None
     if config.challenger:
         from tasks.serving.challenger_setup import deploy_challenger
@@ -156,8 +160,9 @@ def _extend(stack: contextlib.ExitStack, config: ServerConfig, home: str, served
         where = (config.refresh_seconds, config.device, home)
         challenger = stack.enter_context(open_challenger(config.challenger, *where))
         batcher = _start_batcher(stack, config, challenger) if config.challenger.share else None
+        if batcher:
+            batcher.traced = tracing is not None
         canary = deploy_challenger(stack, config.challenger, served, challenger, batcher, home)
-    tracing = open_tracing()
     if tracing:
         stack.callback(tracing.close)
         served.batcher.traced = True
