@@ -1,7 +1,7 @@
 """The `verdict` command: options of every command, and exit codes.
 
-The commands themselves are in run.py, review.py, settings.py, stores.py and completion.py. Each imports the libraries
-that it needs when it is called, so that `verdict --help` answers in less than half a second.
+The commands themselves are in run.py, review.py, request_review.py, settings.py, stores.py and completion.py. Each
+imports the libraries that it needs when it is called, so that `verdict --help` answers in less than half a second.
 """
 
 import gc
@@ -15,7 +15,7 @@ import typer
 import typer.core
 
 from flows import environment
-from flows.cli import completion, review, run, settings, stopping, stores
+from flows.cli import completion, request_review, review, run, settings, stopping, stores
 from tasks.core import log_format
 from tasks.core.errors import (
     OUT_OF_MEMORY,
@@ -53,6 +53,7 @@ COMMANDS: dict[str, dict[Callable[..., None], str]] = {
         review.rollback: 'verdict rollback --reason "too slow" --dry-run',
         review.history: "verdict history",
         review.verify: "verdict verify 2 --copy-to DIR",
+        request_review.requests: "verdict requests --hours 24 --queue review.csv",
         review.judge: "verdict judge .verdict/runs/JOB/evidence.json --policy mine.toml",
     },
     "Use the model": {

@@ -3,6 +3,7 @@
 import datetime
 from typing import Any
 
+from flows.cli.show_requests import describe_estimate
 from flows.cli.show_run import COLOURS, local_time, new_console, new_table
 from flows.cli.terminal import escape
 from tasks.evaluation.shadow_summary import describe_shadow
@@ -55,6 +56,11 @@ def show_status(status: dict[str, Any]) -> None:
         console.print(f"services   {', '.join(f'{name} {state}' for name, state in status['services'].items())}")
     if drift := status["drift"]:
         console.print(f"drift      {drift['seen']} ({local_time(drift['time'])})")
+    if requests := status["requests"]:
+        drifted = ", ".join(shift["name"] for shift in requests["drift"] if shift["drifted"]) or "none"
+        moment, hours = local_time(requests["time"]), f"{requests['hours']:g} h"
+        console.print(f"requests   {requests['answers']:,} in {hours}, drift: {drifted} ({moment})")
+        console.print(f"estimate   {escape(describe_estimate(requests))}")
     if status["champion"] and status["champion"]["fault"]:
         console.print(f"[red]damaged[/]    {escape(status['champion']['fault'])}")
     for server in status["unreachable"]:

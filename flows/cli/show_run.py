@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from rich.table import Table
 
+from flows.cli.show_requests import show_requests
 from flows.cli.terminal import ResultConsole, escape, link_file
 from tasks.core.printable import counted
 from tasks.inference.bundle import MODEL_NAME
@@ -81,6 +82,8 @@ def show_watch(outcome: "WatchOutcome", verbose: bool = False) -> None:
     console = new_console()
     if outcome.check:
         show_check(outcome.check, verbose)
+    if outcome.requests:
+        show_requests(outcome.requests)
     console.print(escape(outcome.why))
     if outcome.retrain:
         console.print("retrained:")

@@ -116,7 +116,7 @@ def judge_again(store: MlflowStore, version: str, champion: ChampionRecord | Non
             what was registered.
     """
     tags = lookup.read_tags(store, version)
-    evidence = _evidence(store, version, tags)
+    evidence = read_evidence_of(store, version, tags)
     snapshot = find_snapshot(home, tags.get("holdout", ""))
     now = champion["version"] if champion else "none"
     if evidence is None or snapshot is None:
@@ -180,10 +180,10 @@ def _checked_evidence(store: MlflowStore, version: str, tags: dict[str, str]) ->
             f"the recorded evidence of version {version} is not signed, and {REQUIRE_VARIABLE} is set; read the data "
             "once, then both versions are measured: verdict check --data ADDRESS"
         )
-    return _evidence(store, version, tags)
+    return read_evidence_of(store, version, tags)
 
 
-def _evidence(store: MlflowStore, version: str, tags: dict[str, str]) -> Evidence | None:
+def read_evidence_of(store: MlflowStore, version: str, tags: dict[str, str]) -> Evidence | None:
     """Return the evidence that a version's run recorded; None if there is none of this schema version.
 
     Raises:

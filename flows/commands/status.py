@@ -22,6 +22,7 @@ from tasks.registry.lookup import CHALLENGER, RegisteredVersion
 from tasks.registry.mlflow_client import check_database
 from tasks.registry.shadow_record import SHADOW_TAG
 from tasks.registry.store import MlflowStore, is_uninitialised, locate_store
+from tasks.serving.summary_file import REQUEST_LOG_FOLDER, RequestSummary, read_summary
 
 # The step of a job after the one that wrote a file in its folder, the last ones first.
 STEP_AFTER = {
@@ -47,7 +48,8 @@ def status(home: str) -> dict[str, Any]:
     Keys: `home`, the folder of the stores, and `initialised`, whether a run ever wrote to them; `champion` with `fault`
     (what is wrong with its files), `signature` (who signed them) and `since`; `champion_state` (none, active, lost, or
     unknown if the store does not answer); `challenger` with `shadow`, what a server measured of it; `runs`; `drift`
-    from the champion's data; `schedule` of the Prefect server; `services`, the state of each that `make up` runs;
+    from the champion's data; `requests`, the last summary of the request log; `schedule` of the Prefect server;
+    `services`, the state of each that `make up` runs;
     `disk`; `notices`, one line per thing to look at;
     `unreachable`, one line per server that does not answer, whose part is then missing.
     """
@@ -69,6 +71,7 @@ def status(home: str) -> dict[str, Any]:
         answer["schedule"] = read_prefect()
     except (UnreachableError, UsageError) as error:
         answer["unreachable"].append(str(error))
+    answer["requests"] = latest_summary(home, answer["notices"])
     answer["drift"] = latest_drift(answer["champion"], answer["runs"], home, answer["notices"])
     answer["notices"] += [
         f"the next {each['deployment']} is late: it was due at {each['time']}; is a worker up? verdict doctor"
@@ -174,6 +177,15 @@ def latest_drift(
             notices.append(f"{path} is not a record of verdict watch; delete it, the next check writes it again")
     current = [each for each in comparisons if champion and each["reference"] == champion["dataset"]]
     return max(current, key=lambda each: each["time"], default=None)
+
+
+def latest_summary(home: str, notices: list[str]) -> RequestSummary | None:
+    """Return the last summary of the request log in the stores' folder; `notices` receives why one cannot be read."""
+    try:
+        return read_summary(Path(home) / REQUEST_LOG_FOLDER)
+    except VerdictError as error:
+        notices.append(str(error))
+        return None
 
 
 def measure_disk(home: str) -> dict[str, float | None]:

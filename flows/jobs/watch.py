@@ -1,4 +1,7 @@
-"""Checks the data once: is it new, does it pass the gate, has it drifted, and is a retraining run due?"""
+"""Checks the data once: is it new, does it pass the gate, has it drifted, and is a retraining run due?
+
+Where watch.request_log names a request log, also what was served: has it drifted, has the estimated MCC dropped?
+"""
 
 import dataclasses
 import datetime
@@ -10,12 +13,13 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.events import emit_event
 
 from flows.commands.check import champion_profile, describe_gate, find_tokenizer, read_data, run_gate, summarise
+from flows.commands.request_review import summarise_log
 from flows.jobs.retrain import retrain
 from flows.outcome import RetrainOutcome
 from flows.steps import Timer, retrying_task, timed_task
 from tasks.core.errors import DataRejected, VerdictError
 from tasks.core.files import json_digest, read_json, write_json
-from tasks.core.settings import Settings
+from tasks.core.settings import Settings, WatchSettings
 from tasks.data.drift import list_drifted
 from tasks.data.gate import raise_if_failed
 from tasks.data.ingestion import Dataset
@@ -23,11 +27,13 @@ from tasks.data.sources import shown_addresses
 from tasks.inference.bundle import CHAMPION
 from tasks.registry import lookup
 from tasks.registry.store import is_uninitialised, locate_store
+from tasks.serving.summary_file import RequestSummary
 
 read = timed_task("read data", read_data)  # downloads have retries of their own
 examine = timed_task("check data", run_gate)
 read_champion_profile = retrying_task("find champion", champion_profile)
 find_alias = retrying_task("find champion", lookup.find_alias)
+read_served = retrying_task("read requests", summarise_log)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +50,8 @@ class WatchOutcome:
     action: Literal["none", "retrain"] = "none"
     check: dict[str, Any] | None = None
     """Summary of the gate; None for unchanged data."""
+    requests: RequestSummary | None = None
+    """Summary of what was served; None where watch.request_log names no request log."""
     retrain: RetrainOutcome | None = None
     """Outcome of the retraining run, where one was started."""
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)
@@ -81,18 +89,22 @@ def watch(settings: dict[str, Any], origins: dict[str, str], home: str) -> Watch
         emit(event, record.stem, chosen, {"why": str(error)})
         raise
     digest, seen = data["digest"], last_seen(record, home, timer)
-    if digest == seen:
-        outcome = WatchOutcome(digest, seen, False, f"the data is unchanged ({digest[:12]})", seconds=timer.seconds)
-        emit("unchanged", record.stem, chosen, {"dataset": digest, "previous": seen, "why": outcome.why})
-        return outcome
+    requests = read_served(timer, chosen, home) if chosen.watch.request_log else None
+    served = describe_served(requests, chosen.watch) if requests else ""
+    fresh = digest != seen or (bool(served) and digest != champion_data(home, timer))
+    if not fresh:
+        why = f"the data is unchanged ({digest[:12]})" + (f"; {served}, but no data is new" if served else "")
+        emit("unchanged", record.stem, chosen, {"dataset": digest, "previous": seen, "why": why})
+        return WatchOutcome(digest, seen, False, why, requests=requests, seconds=timer.seconds)
     gate, due, why = inspect_data(data, chosen, home, record.stem, seen, timer)
+    due, why = due or bool(served), f"{why}; {served}" if served else why
     # The run reads and checks the same data again, which takes seconds: a job depends on nothing outside its folder.
     retrained = retrain(settings, origins, home) if due else None
     drift = list_drifted(gate["drift"]) if gate["reference"] else None
     seen_now = {"dataset": digest, "why": why, "time": now()}
     write_json(record, seen_now | {"drift": drift, "drift_from": gate["reference"]})
     action: Literal["none", "retrain"] = "retrain" if due else "none"
-    return WatchOutcome(digest, seen, True, why, action, gate, retrained, timer.seconds)
+    return WatchOutcome(digest, seen, digest != seen, why, action, gate, requests, retrained, timer.seconds)
 
 
 def inspect_data(
@@ -148,9 +160,27 @@ def last_seen(record: Path, home: str, timer: Timer) -> str | None:
     """Return the digest of the data at the last check, else of the data that the champion was trained on."""
     if record.is_file():
         return str(read_json(record)["dataset"])
+    return champion_data(home, timer)
+
+
+def champion_data(home: str, timer: Timer) -> str | None:
+    """Return the digest of the data that the champion was trained on; None without a champion."""
     store = locate_store(home)
     champion = None if is_uninitialised(store) else find_alias(timer, store, CHAMPION, fetch=False)
     return champion["dataset"] if champion else None
+
+
+def describe_served(summary: RequestSummary, settings: WatchSettings) -> str:
+    """Return why what was served calls for a retraining run; empty where it does not."""
+    reasons = []
+    drifted = list_drifted(summary["drift"])
+    if drifted != "none" and settings.retrain_on_served in ("on_drift", "on_either"):
+        reasons.append(f"what is served drifted ({drifted})")
+    estimate, holdout = summary["estimate"], summary["holdout"]
+    dropped = estimate and holdout and estimate["high"] < holdout["mcc"] - settings.max_estimated_drop
+    if estimate and holdout and dropped and settings.retrain_on_served in ("on_drop", "on_either"):
+        reasons.append(f"the estimated MCC is {estimate['mcc']:.3f}, on the holdout it was {holdout['mcc']:.3f}")
+    return "; ".join(reasons)
 
 
 def name_addresses(settings: Settings) -> str:

@@ -147,10 +147,20 @@ class JudgeSettings(Policy):
 
 
 class WatchSettings(Section):
-    """What a check of the data may start."""
+    """What a check of the data and of what was served may start."""
 
     retrain_on: Literal["never", "on_change", "on_drift"] = "on_change"
     """When new data starts a retraining run."""
+    request_log: Address = ""
+    """Folder of a request log, of which a check reads what was served; empty for none."""
+    request_hours: Annotated[float, Field(gt=0, le=8_760)] = 24.0
+    """Hours of the request log that are read."""
+    retrain_on_served: Literal["never", "on_drift", "on_drop", "on_either"] = "never"
+    """What of the served sentences starts a retraining run, if there is data other than the champion's."""
+    max_estimated_drop: Annotated[float, Field(ge=0, le=2)] = 0.1
+    """A drop: the interval of the estimated MCC lies further than this below the champion's MCC on its holdout."""
+    max_probability_shift: Share = 0.1
+    """Drift of what was served: largest Kolmogorov-Smirnov distance of the probabilities from those on the holdout."""
 
 
 class Settings(BaseSettings):

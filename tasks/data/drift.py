@@ -121,7 +121,7 @@ def list_drifted(shifts: Sequence[DriftResult]) -> str:
 
 def _labels(new: DataProfile, old: DataProfile) -> tuple[float, float]:
     table = _align(new["labels"], old["labels"])
-    shares = [profile["labels"].get("1", 0) / max(profile["rows"], 1) for profile in (new, old)]
+    shares = [each["labels"].get("1", 0) / max(sum(each["labels"].values()), 1) for each in (new, old)]
     return abs(shares[0] - shares[1]), _chi_squared(table)
 
 

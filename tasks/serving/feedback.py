@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 
 from tasks.core.errors import UsageError, VerdictError
 from tasks.core.files import atomic_write
-from tasks.data.cola_format import QuarantinedRow, Row, RowRules, format_row, make_row, parse_row
+from tasks.data.cola_format import QuarantinedRow, Row, RowRules, format_row, make_row, parse_row, parse_tsv
 from tasks.data.sources import FILE_ROLES
 
 FEEDBACK_FILE = "feedback/feedback.tsv"  # in the folder of the stores
@@ -121,6 +121,22 @@ class Feedback:
         with atomic_write(self.path) as temporary:
             temporary.write_bytes(b"".join([*kept, line]))
         return AppendResult(len(kept) + 1, True)
+
+
+def read_flags(path: str) -> dict[str, int]:
+    """Return the label that each sentence of a feedback file was flagged with last; none where there is no file.
+
+    Raises:
+        VerdictError: if it cannot be read.
+    """
+    try:
+        with Path(path).open("rb") as stream:
+            blocks = [block.kept.select(["sentence", "label"]) for block in parse_tsv(stream)]
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise VerdictError(f"{path} cannot be read ({error.strerror}); name another: --feedback FILE") from error
+    return {row["sentence"]: row["label"] for block in blocks for row in block.to_pylist()}
 
 
 def one_line(text: str) -> str:

@@ -10,6 +10,8 @@ import pyarrow.parquet as pq
 from tasks.core.errors import UsageError, VerdictError
 from tasks.serving.request_log import HOUR_FORMAT, HOUR_NAME, REQUEST_LOG_SCHEMA
 
+ACCEPTABLE = "acceptable"  # the name of label 1
+HASHED = "^[0-9a-f]{32}$"  # what is logged instead of a sentence
 READ_ATTEMPTS = 3  # a server that merges parts deletes them after they were listed
 
 
@@ -28,6 +30,11 @@ def read_requests(folder: Path, since: float) -> pa.Table:
     )
     table = pa.concat_tables([REQUEST_LOG_SCHEMA.empty_table(), *map(_read_hour, hours)])
     return table.filter(pc.greater_equal(table["time"], pa.scalar(first, pa.timestamp("us", "UTC")))).sort_by("time")
+
+
+def with_sentences(table: pa.Table) -> pa.Table:
+    """Return the answers whose sentences are logged, neither left out nor hashed."""
+    return table.filter(pc.invert(pc.match_substring_regex(table["sentence"], HASHED)))
 
 
 def _read_hour(folder: Path) -> pa.Table:

@@ -1,12 +1,17 @@
 """Metrics of the server in Prometheus' text format; one registry for each server, so that tests share no counts."""
 
+import contextlib
+import datetime
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from tasks.core.errors import VerdictError
 from tasks.serving.champion import ChampionAnswer, ChampionStatus
+from tasks.serving.summary_file import read_summary
 
 LATENCY_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 BATCH_SIZE_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1_024)
@@ -59,6 +64,10 @@ class ServerMetrics:
             registry=registry,
         )
         self.flags = Counter("verdict_flags", "Sentences that people flagged on the page.", registry=registry)
+
+    def follow_summary(self, folder: Path) -> None:
+        """Show the estimate of the last summary of a request log, which is read at each scrape."""
+        self.registry.register(_EstimateCollector(folder))
 
     def count_batch(self, answers: list[ChampionAnswer], seconds: float) -> None:
         """Count a batch."""
@@ -126,4 +135,36 @@ class _ModelCollector(Collector):
             "verdict_refresh_timestamp_seconds",
             "Unix time of the last answer of the registry.",
             value=status["checked"] or 0.0,
+        )
+
+
+class _EstimateCollector(Collector):
+    """Reads the last summary of a request log at each scrape."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def describe(self) -> list[Metric]:
+        """Return nothing, so that registering does not call `collect`."""
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the estimated MCC, if there is one."""
+        summary = None
+        with contextlib.suppress(VerdictError):
+            summary = read_summary(self._folder)
+        if summary is None or summary["estimate"] is None:
+            return
+        estimated = GaugeMetricFamily(
+            "verdict_estimated_mcc",
+            "MCC estimated without labels by `verdict requests`, and the bounds of its 95% interval.",
+            labels=["version", "bound"],
+        )
+        for bound in ("mcc", "low", "high"):
+            estimated.add_metric([str(summary["version"]), bound], summary["estimate"][bound])  # type: ignore[literal-required]
+        yield estimated
+        yield GaugeMetricFamily(
+            "verdict_estimate_timestamp_seconds",
+            "Unix time of the estimate.",
+            value=datetime.datetime.fromisoformat(summary["time"]).timestamp(),
         )

@@ -32,7 +32,6 @@ from tasks.serving.champion import ChampionAnswer
 
 log = logging.getLogger(__name__)
 
-REQUEST_LOG_FOLDER = "requests"  # in the folder of the stores: where commands look
 REQUEST_LOG_SCHEMA = pa.schema(
     [
         ("time", pa.timestamp("us", "UTC")),
@@ -90,7 +89,7 @@ class RequestLog:
         """
         self._config = config
         self.on_write: Callable[[int, int], None] = lambda logged, dropped: None
-        self._folder, self._redact = _writable(config.folder), _make_redaction(config)
+        self.folder, self._redact = _writable(config.folder), _make_redaction(config)
         self._threshold = int(config.sample * 2**64)
         self._server = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
         self._rows: list[_LoggedAnswer] = []
@@ -142,7 +141,7 @@ class RequestLog:
                 self._attempt(lambda rows=rows: self._write(rows), len(rows))  # type: ignore[misc]
             if hour != (hour := _hour_of(time.time())):
                 self._attempt(lambda: self._merge(before=hour))
-                self._attempt(lambda: _delete_old(self._folder, self._config.days))
+                self._attempt(lambda: _delete_old(self.folder, self._config.days))
         self._attempt(self._merge)
 
     def _attempt(self, write: Callable[[], None], rows: int = 0) -> None:
@@ -154,7 +153,7 @@ class RequestLog:
             if not self._failing:
                 log.warning(
                     "requests are answered, but not logged: %s cannot be written (%s)",
-                    *(self._folder, error.strerror or error),
+                    *(self.folder, error.strerror or error),
                 )
             self._failing = True
         else:
@@ -168,7 +167,7 @@ class RequestLog:
             hours.setdefault(_hour_of(row.time), []).append(row)
         for hour, those in hours.items():
             self._written += 1
-            path = self._folder / hour / f"{self._server}.{self._written:05}.parquet"
+            path = self.folder / hour / f"{self._server}.{self._written:05}.parquet"
             with atomic_write(path) as temporary:
                 pq.write_table(self._to_table(those), temporary)
             self._parts.setdefault(hour, []).append(path)
@@ -191,7 +190,7 @@ class RequestLog:
         """Merge the parts of each hour before one; readers ignore parts beside the file that they were merged to."""
         for hour in [hour for hour in self._parts if hour < before]:
             parts = self._parts.pop(hour)
-            merged = self._folder / hour / f"{self._server}.parquet"
+            merged = self.folder / hour / f"{self._server}.parquet"
             with atomic_write(merged) as temporary, pq.ParquetWriter(temporary, REQUEST_LOG_SCHEMA) as writer:
                 for part in parts:
                     writer.write_table(pq.read_table(part, partitioning=None))

@@ -30,13 +30,13 @@ from tasks.serving.client_limits import ClientRates
 from tasks.serving.connections import SOCKET_BACKLOG, InferenceServer
 from tasks.serving.host_names import LOOPBACK_HOSTS, AllowedHosts
 from tasks.serving.metrics import ServerMetrics
-from tasks.serving.request_log import RequestLog, RequestLogConfig
 from tasks.serving.request_validation import RequestLimits
 from tasks.serving.routes import Extensions, build_app
 from tasks.serving.tracing import open_tracing
 
 if TYPE_CHECKING:
     from tasks.serving.feedback import Feedback
+    from tasks.serving.request_log import RequestLog, RequestLogConfig
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +74,7 @@ class ServerConfig:
     """refuse sentences of more tokens than the model reads"""
     allowed_hosts: tuple[str, ...] = ()
     """host names that requests may be for, besides loopback names and `host`"""
-    request_log: RequestLogConfig | None = None
+    request_log: "RequestLogConfig | None" = None
     """None: requests are not logged"""
     challenger: ChallengerConfig | None = None
     """None: the champion is alone"""
@@ -119,9 +119,7 @@ def _assemble(
     stack: contextlib.ExitStack, config: ServerConfig, home: str, hosts: AllowedHosts, feedback: "Feedback | None"
 ) -> tuple[Champion, FastAPI]:
     """Load the model, start what computes and counts, and build the application; `stack` stops all of it."""
-    request_log = RequestLog(config.request_log) if config.request_log else None
-    if request_log:
-        stack.callback(request_log.close)  # after the last answer
+    request_log = _open_request_log(config, stack)
     champion = stack.enter_context(
         Champion.open(
             config.model, config.refresh_seconds, config.device, home, require_model=False, on_load=_log_with_model
@@ -132,6 +130,7 @@ def _assemble(
     batcher.listeners.append(telemetry.count_batch)
     if request_log:
         request_log.on_write = telemetry.count_logged
+        telemetry.follow_summary(request_log.folder)
     if feedback:
         feedback.listeners.append(telemetry.count_flag)
     extensions = _extend(stack, config, home, ServedChampion(champion, batcher, telemetry, feedback))
@@ -190,6 +189,17 @@ def _open_feedback(config: ServerConfig, home: str) -> "Feedback | None":
     from tasks.serving.feedback import FEEDBACK_FILE, Feedback
 
     return Feedback(config.feedback or f"{home}/{FEEDBACK_FILE}")
+
+
+def _open_request_log(config: ServerConfig, stack: contextlib.ExitStack) -> "RequestLog | None":
+    """Open the request log, to be closed after the last answer; None where requests are not logged."""
+    if config.request_log is None:
+        return None
+    from tasks.serving.request_log import RequestLog  # imports pyarrow
+
+    request_log = RequestLog(config.request_log)
+    stack.callback(request_log.close)
+    return request_log
 
 
 def bind_socket(host: str, port: int) -> socket.socket:

@@ -13,7 +13,10 @@ from job_cache import JobCache
 from toy import flow_settings, write_toy_data
 
 from tasks.core.errors import DataRejected, UsageError
+from tasks.core.settings import WatchSettings
 from tasks.core.settings_loader import load_settings
+from tasks.serving.champion import ChampionAnswer
+from tasks.serving.request_log import RequestLog, RequestLogConfig
 
 Watch = Callable[..., dict[str, Any]]
 
@@ -172,3 +175,59 @@ def read_events(api: str, address: str, expected: int) -> list[dict[str, Any]]:
             break
         time.sleep(0.5)
     return sorted(ours, key=lambda event: event["occurred"])
+
+
+class Started(Exception):
+    """A retraining run was started."""
+
+
+@pytest.fixture
+def request_log(champion: dict[str, Any], home: Path) -> Path:
+    """A request log of sentences that the champion's training data does not resemble."""
+    answers = [
+        ChampionAnswer(
+            sentence=f"{'long ' * 50}{number}", label="acceptable", probability=0.52, truncated=False, version="1"
+        )
+        for number in range(300)
+    ]
+    log = RequestLog(RequestLogConfig(str(home / "requests"), sample=1.0, sentences="text"))
+    log.add(answers, 0.01)
+    log.close()
+    return home / "requests"
+
+
+def test_served_drift_starts_a_retraining_run_where_that_is_set_and_there_is_new_data(
+    request_log: Path, watch: Watch, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start(*arguments: Any) -> None:
+        raise Started
+
+    monkeypatch.setattr("flows.jobs.watch.retrain", start)
+    settings = {"watch.request_log": str(request_log), "watch.retrain_on_served": "on_drift"}
+    unchanged = watch("never", **settings)
+    assert unchanged["why"].endswith(
+        "; what is served drifted (label, length, vocabulary, probability), but no data is new"
+    )
+    assert unchanged["requests"]["sentences"] == 300
+    add_rows(folder)
+    off = watch("never", **settings | {"watch.retrain_on_served": "never"})
+    assert (off["action"], off["changed"]) == ("none", True)
+    assert off["why"] == "the data changed; it did not drift from the champion's; watch.retrain_on = never"
+    with pytest.raises(Started):  # the data is not new since the last check, but the champion has not read it
+        watch("never", **settings)
+
+
+def test_a_fallen_estimate_is_a_reason_only_where_its_whole_interval_lies_below_the_limit() -> None:
+    from flows.jobs.watch import describe_served
+
+    holdout, drift = {"mcc": 0.5, "low": 0.4, "high": 0.6}, [{"name": "length", "drifted": True}]
+    summary: Any = {"drift": drift, "holdout": holdout, "estimate": {"mcc": 0.3, "low": 0.2, "high": 0.39}}
+
+    def reason(when: Any, **changes: Any) -> str:
+        return describe_served(summary | changes, WatchSettings(retrain_on_served=when, max_estimated_drop=0.1))
+
+    assert reason("never") == ""
+    assert reason("on_drift") == "what is served drifted (length)"
+    assert reason("on_drop") == "the estimated MCC is 0.300, on the holdout it was 0.500"
+    assert reason("on_either").count(";") == 1
+    assert reason("on_drop", estimate={"mcc": 0.3, "low": 0.2, "high": 0.41}) == reason("on_drop", estimate=None) == ""
