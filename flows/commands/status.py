@@ -49,9 +49,8 @@ def status(home: str) -> dict[str, Any]:
     (what is wrong with its files), `signature` (who signed them) and `since`; `champion_state` (none, active, lost, or
     unknown if the store does not answer); `challenger` with `shadow`, what a server measured of it; `runs`; `drift`
     from the champion's data; `requests`, the last summary of the request log; `schedule` of the Prefect server;
-    `services`, the state of each that `make up` runs;
-    `disk`; `notices`, one line per thing to look at;
-    `unreachable`, one line per server that does not answer, whose part is then missing.
+    `services`, the state of each that `make up` runs; `disk`; `notices`, one line per thing to look at; `unreachable`,
+    one line per server that does not answer, whose part is then missing.
     """
     store = locate_store(home)
     answer: dict[str, Any] = {"store": store["uri"], "champion": None, "challenger": None, "runs": []}

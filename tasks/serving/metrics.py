@@ -161,7 +161,7 @@ class _EstimateCollector(Collector):
             labels=["version", "bound"],
         )
         for bound in ("mcc", "low", "high"):
-            estimated.add_metric([str(summary["version"]), bound], summary["estimate"][bound])  # type: ignore[literal-required]
+            estimated.add_metric([str(summary["version"]), bound], summary["estimate"][bound])
         yield estimated
         yield GaugeMetricFamily(
             "verdict_estimate_timestamp_seconds",

@@ -4,6 +4,7 @@ Written in CoLA's format (.tsv) or as a table with what is known of each sentenc
 empty for the person. `verdict retrain --data DIR --data FILE` reads the filled file; rows that stay open are deleted.
 """
 
+from collections import Counter
 from pathlib import Path
 from typing import TypedDict
 
@@ -78,7 +79,7 @@ def write_queue(queue: pd.DataFrame, path: str) -> WrittenQueue:
         write_text(Path(path), text)
     except OSError as error:
         raise VerdictError(f"{path} cannot be written ({error.strerror}); name another: --queue FILE") from error
-    return WrittenQueue(path=path, sentences=len(queue), reasons=queue["reason"].value_counts().to_dict())
+    return WrittenQueue(path=path, sentences=len(queue), reasons=dict(Counter(queue["reason"])))
 
 
 def check_queue(path: str) -> None:

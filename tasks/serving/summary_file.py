@@ -1,7 +1,7 @@
 """The last summary of a request log, a JSON file in its folder, which `verdict status` and /metrics read."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, TypedDict, cast
 
 from tasks.core.files import read_json
 
@@ -48,4 +48,5 @@ def read_summary(folder: Path) -> RequestSummary | None:
     """
     path = folder / SUMMARY_FILE
     found = read_json(path, "run: verdict requests") if path.is_file() else None
-    return found if isinstance(found, dict) and found.get("schema_version") == SUMMARY_SCHEMA else None
+    current = isinstance(found, dict) and found.get("schema_version") == SUMMARY_SCHEMA
+    return cast(RequestSummary, found) if current else None

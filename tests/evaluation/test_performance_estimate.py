@@ -54,7 +54,7 @@ def test_the_interval_covers_the_true_mcc_of_shifted_traffic_from_overconfident_
         holdout, traffic = draw(random, 400, mean=0.8), draw(random, 600, mean=-0.4)
         labels = random.random(400) < holdout.acceptable
         found = estimate_mcc(traffic.scores, traffic.scores > 0.5, holdout.scores, labels, 39, seed)
-        covered += found["low"] <= true <= found["high"]
+        covered += bool(found["low"] <= true <= found["high"])
         estimates.append(found["mcc"])
     assert covered >= 18
     assert np.mean(estimates) == pytest.approx(true, abs=0.03)

@@ -120,6 +120,21 @@ def test_drift_is_the_latest_comparison_with_the_current_champions_data(store: M
     assert drift == {"time": hours[0], "seen": "label, length", "reference": "d" * 64}
 
 
+def test_the_last_summary_of_the_request_log_is_shown(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, shift = home / "requests" / "summary.json", {"name": "length", "drifted": True}
+    estimate, holdout = {"mcc": 0.41, "low": 0.3, "high": 0.5}, {"mcc": 0.52, "low": 0.45, "high": 0.6}
+    summary = {"schema_version": 1, "time": "2026-03-01T12:00:00+00:00", "hours": 24.0, "answers": 1234}
+    write_json(path, summary | {"drift": [shift], "estimate": estimate, "holdout": holdout, "no_estimate": ""})
+    show_review.show_status(status.status(str(home)))
+    shown = capsys.readouterr().out
+    assert "requests   1,234 in 24 h, drift: length (2026-03-01" in shown
+    assert "estimate   MCC 0.410 (0.300 to 0.500, 95%) without labels; 0.520 on the holdout" in shown
+    path.write_text("{")
+    answer = status.status(str(home))
+    assert answer["requests"] is None
+    assert answer["notices"][0].endswith("; run: verdict requests")
+
+
 @pytest.mark.parametrize(
     "text", ["", "[]", '"text"', "{}", '{"time": 3}', '{"time": "yesterday", "drift": "label"}', "\xff"]
 )

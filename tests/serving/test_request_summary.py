@@ -1,14 +1,18 @@
 """Drift and estimate of served sentences, with exact values."""
 
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from prometheus_client import CollectorRegistry
 from request_rows import logged
 
+from tasks.core.files import write_json
 from tasks.core.settings import GateSettings, WatchSettings
 from tasks.data.drift import DataProfile
+from tasks.serving.metrics import ServerMetrics
 from tasks.serving.request_log import hash_sentence
 from tasks.serving.request_summary import ChampionReference, acceptable_of, distinct_answers, summarise_requests
 
@@ -95,3 +99,18 @@ def test_without_a_champion_or_its_evidence_there_is_volume_alone(champion: Cham
     bare = ChampionReference("2", 0.5, None, None)
     assert summarise(table, bare)["no_estimate"] == "the champion's answers on its holdout are not recorded here"
     assert summarise(table.slice(0, 0), champion)["latency_ms"] == []
+
+
+def test_metrics_show_the_estimate_of_the_last_summary(champion: ChampionReference, tmp_path: Path) -> None:
+    telemetry = ServerMetrics(cast(Any, None), lambda: 0)
+    telemetry.registry = CollectorRegistry()
+    telemetry.follow_summary(tmp_path)
+    assert telemetry.text() == b""
+    summary = summarise(logged(("Any.", 0.9), version="2"), champion)
+    estimate = {"mcc": 0.5, "low": 0.25, "high": 0.75, "sentences": 100, "calibrated_on": 50, "confusion": [1.0] * 4}
+    write_json(tmp_path / "summary.json", summary | {"estimate": estimate, "time": "2026-03-01T00:00:00+00:00"})
+    shown = telemetry.text().decode()
+    assert 'verdict_estimated_mcc{bound="low",version="2"} 0.25' in shown
+    assert "verdict_estimate_timestamp_seconds 1.7723232e+09" in shown
+    (tmp_path / "summary.json").write_text("{")
+    assert telemetry.text() == b""
