@@ -70,7 +70,7 @@ def path(tmp_path: Path) -> str:
         ("verdict retrain --dr", ["--dry-run"]),
         ("verdict retrain --set finetune.epo", ["finetune.epochs="]),
         ("verdict check --profile cola", ["cola", "cola-small"]),
-        ("verdict settings watch.", ["watch.retrain_on"]),
+        ("verdict settings watch.request", ["watch.request_log", "watch.request_hours"]),
     ],
 )
 def test_bash_completes_commands_options_profiles_and_settings(typed: str, offered: list[str], path: str) -> None:
