@@ -44,7 +44,7 @@ def read_data(settings: DataSettings, home: str, snapshots: str = "") -> Dataset
 def run_gate(
     data: Dataset, settings: Settings, folder: str, encoder: str | None, reference: DataProfile | None
 ) -> GateReport:
-    """Run the gate and write gate.json, gate.html and, where rows were quarantined, quarantine.parquet to `folder`."""
+    """Run the gate; write gate.json, gate.html and, of quarantined rows, quarantine.parquet and .csv to `folder`."""
     gate = validate_data(data, folder, settings, encoder, reference)
     write_gate_page(gate, str(Path(folder) / "gate.html"), reference)
     return gate

@@ -142,7 +142,7 @@ def check_data(context: JobContext, data: Dataset, encoder: Encoder) -> GateRepo
     timer, store, folder = context.timer, context.store, context.folder
     gate = examine(timer, data, context.settings, str(folder), encoder["folder"], find_profile(timer, store))
     report_gate(gate)
-    reports = [folder / name for name in ("gate.json", "gate.html", "quarantine.parquet")]
+    reports = [folder / name for name in ("gate.json", "gate.html", "quarantine.parquet", "quarantine.csv")]
     log_files(timer, store, context.run_id, [str(path) for path in reports if path.is_file()], "gate")
     if gate["reference"]:
         drift = {"drift": list_drifted(gate["drift"]), "drift_from": gate["reference"]}

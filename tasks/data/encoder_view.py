@@ -22,6 +22,8 @@ class EncodedSentences(NamedTuple):
     step: int
     truncated: NDArray[np.bool_]
     """[N]."""
+    tokens: NDArray[np.int64]
+    """Number of tokens after truncation, special ones included, [N]."""
     keys: SentenceKeys
     """64-bit hash of the token ids after truncation, [N]."""
     unknown: float
@@ -57,7 +59,7 @@ class EncoderView:
         keys = pd.util.hash_array(np.array([row.tobytes() for row in tokens.rows()], object), categorize=False)
         pieces = len(tokens.ids) - len(sentences) * self._tokenizer.num_special_tokens_to_add(is_pair=False)
         missing = 0 if self._unknown is None else int((tokens.ids == self._unknown).sum())
-        return EncodedSentences(step, tokens.truncated, keys, missing / pieces if pieces > 0 else 0.0)
+        return EncodedSentences(step, tokens.truncated, tokens.lengths, keys, missing / pieces if pieces > 0 else 0.0)
 
 
 def _unknown_id(tokenizer: Tokenizer) -> int | None:

@@ -6,6 +6,7 @@ expectation and is reported in the same way. A failed critical expectation rejec
 reported.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -13,11 +14,13 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from tasks.core.errors import DataRejected
 from tasks.core.files import atomic_write, write_json
 from tasks.core.settings import Settings
-from tasks.data.drift import DataProfile, DriftResult, compare_profiles, profile_snapshot
+from tasks.core.spreadsheet import write_csv
+from tasks.data.drift import DataProfile, DriftResult, Histogram, compare_profiles, profile_snapshot
 from tasks.data.encoder_view import EncodedSentences, EncoderView
 from tasks.data.expectations import (
     HOLDOUT_CHECKS,
@@ -32,6 +35,7 @@ from tasks.data.expectations import (
     show_allowed,
     show_observed,
 )
+from tasks.data.gate_samples import Samples, pick_samples
 from tasks.data.ingestion import Dataset
 from tasks.data.row_features import (
     QualityIssue,
@@ -45,6 +49,7 @@ from tasks.data.row_features import (
 from tasks.data.snapshots import QUARANTINE_SCHEMA, SNAPSHOT_SCHEMA, Snapshot, iter_snapshot
 from tasks.data.splitting import SplitPlan, plan_split
 
+QUARANTINE_FILE = "quarantine.parquet"
 HEAD_ROWS = 1_000  # rows whose types are checked; a Parquet column has one type
 
 
@@ -59,11 +64,18 @@ class ReadCounts(TypedDict):
 
 
 class GateReport(ReadCounts):
-    """What the gate found; it passed if no critical expectation failed. `report` is the JSON file with all of this."""
+    """What the gate found; it passed if no critical expectation failed. `report` is the JSON file with all of this.
+
+    By role: `labels` counts rows by label, `tokens` sentences by their number of tokens (empty without an encoder; of a
+    sample, where the encoder read one), `samples` has sentences of each quality issue.
+    """
 
     passed: bool
     results: list[ExpectationResult]
     quality_issues: dict[str, list[QualityIssue]]
+    labels: dict[str, Histogram]
+    tokens: dict[str, Histogram]
+    samples: Samples
     drift: list[DriftResult]
     reference: str | None
     profile: DataProfile
@@ -78,7 +90,7 @@ def validate_data(
     encoder: str | None = None,
     reference: DataProfile | None = None,
 ) -> GateReport:
-    """Run the suite; write gate.json and, where rows were quarantined, quarantine.parquet.
+    """Run the suite; write gate.json and, where rows were quarantined, quarantine.parquet and quarantine.csv.
 
     Args:
         data: the snapshots.
@@ -108,12 +120,15 @@ def validate_data(
             expected += row_expectations([TOKEN_CHECK], limits, _describe_reading(view, encoded[role]))
         results += run_suite(f"{role} rows", rows[role], expected)
     snapshots = list(roles.values())
-    merge_quarantine(snapshots, Path(folder) / "quarantine.parquet")
+    merge_quarantine(snapshots, Path(folder) / QUARANTINE_FILE)
     gate = GateReport(
         passed=not any(failed_critically(result) for result in results),
         **sum_counts(snapshots),
         results=results,
         quality_issues=_count_issues(rows, plan),
+        labels={f"{role} rows": _count_values(table["label"]) for role, table in rows.items()},
+        tokens={f"{role} rows": _count_values(sentences.tokens) for role, sentences in encoded.items()},
+        samples=pick_samples(rows, {role: snapshot["path"] for role, snapshot in roles.items()}),
         drift=drift,
         reference=reference["dataset"] if reference else None,
         profile=profile,
@@ -242,15 +257,31 @@ def sum_counts(snapshots: list[Snapshot]) -> ReadCounts:
 
 
 def merge_quarantine(snapshots: list[Snapshot], path: Path) -> None:
-    """Write the quarantined rows of all files into one table; without any, remove the file of an earlier run."""
+    """Write the quarantined rows of all files into one table, as Parquet and as CSV for spreadsheets.
+
+    Without any, remove the files of an earlier run. In the CSV bytes that are not UTF-8 are escapes such as \\xe9.
+    """
     paths = [snapshot["quarantine"] for snapshot in snapshots if snapshot["quarantine"]]
-    path.unlink(missing_ok=True)
+    for written in (path, path.with_suffix(".csv")):
+        written.unlink(missing_ok=True)
     if not paths:
         return
     with atomic_write(path) as temporary, pq.ParquetWriter(temporary, QUARANTINE_SCHEMA) as writer:
         for part in paths:
             for batch in iter_snapshot(part):
                 writer.write_table(pa.Table.from_batches([batch]).cast(QUARANTINE_SCHEMA))
+    write_csv(path.with_suffix(".csv"), QUARANTINE_SCHEMA.names, _quarantined_rows(path))
+
+
+def _quarantined_rows(path: Path) -> Iterator[list[str | int]]:
+    for batch in iter_snapshot(str(path)):
+        for row in batch.to_pylist():
+            yield [value.decode(errors="backslashreplace") if name == "raw" else value for name, value in row.items()]
+
+
+def _count_values(values: pd.Series | NDArray[np.int64]) -> Histogram:
+    found, counts = np.unique(values, return_counts=True)
+    return {str(int(value)): int(count) for value, count in zip(found, counts, strict=True)}
 
 
 def _head(path: str) -> pd.DataFrame:

@@ -108,7 +108,7 @@ def draw_difference(comparison: Comparison) -> Figure:
 @styled
 def draw_champions(champions: Sequence[PastChampion]) -> Figure:
     """Draw the MCC of champions in their order, the candidate last, with 95% CI; a line joins those of one holdout."""
-    figure, axes = new_axes("MCC of the champions when they were judged, 95% CI", "version", "MCC", 2.6)
+    figure, axes = new_axes("MCC when judged, 95% CI", "version", "MCC", 2.6)
     for span in comparable_spans(champions):
         axes.plot(span, [champions[position].mcc or 0.0 for position in span], color=PALE, linewidth=1.2)
     for position, each in enumerate(champions):
@@ -302,6 +302,25 @@ def draw_lengths(profile: DataProfile, reference: DataProfile | None) -> Figure:
     if any(int(key) >= edges[-1] for each in profiles for key in each["characters"]):
         axes.set_xlabel(f"characters (last bar: {edges[-2]} or more)")
     axes.set(xlim=(0, edges[-1]), ylim=(0, None))
+    return figure
+
+
+@styled
+def draw_tokens(roles: dict[str, Histogram]) -> Figure:
+    """Draw the shares of the sentences of each role by their number of tokens, as the encoder reads them."""
+    figure, axes = new_axes("Tokens of a sentence", "tokens, truncated as in training", "share of the sentences (%)")
+    longest = max((int(key) for counts in roles.values() for key in counts), default=0)
+    width = max(1, -(-longest // MAX_BARS))
+    count = longest // width + 1
+    edges = [width * i for i in range(count + 1)]
+    for (role, counts), style in zip(roles.items(), ("fill", "-", "--"), strict=False):
+        shares = _shares(counts, width, count)
+        if style == "fill":
+            axes.stairs(shares, edges, fill=True, color=ACCENT, alpha=0.55, label=role)
+        else:
+            axes.stairs(shares, edges, color=INK, linestyle=style, linewidth=1.4, label=role)
+    axes.set(xlim=(0, edges[-1]), ylim=(0, None))
+    axes.legend()
     return figure
 
 

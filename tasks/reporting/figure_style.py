@@ -6,6 +6,7 @@ The colours have variables in the report's stylesheet, so that an inline SVG fol
 from __future__ import annotations
 
 import html
+import io
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,7 @@ STYLE: dict[str, Any] = {
     # A frame would need the page's background colour.
     "legend.frameon": False,
 }
+NO_METADATA = dict.fromkeys(("Date", "Creator", "Format", "Type"))  # equal figures give equal files
 styled = rc_context(STYLE)  # a decorator: matplotlib reads text properties when text is created, not when saved
 
 
@@ -52,10 +54,23 @@ def save_picture(figure: Figure, name: str, folder: Path) -> str:
     path = folder / f"{name}.png"
     figure.savefig(path, dpi=150, metadata={"Software": None})
     figure.set_layout_engine("none")  # both are laid out once, which saves a fifth of the time
-    no_metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):  # keep text as text, fix ids
-        figure.savefig(path.with_suffix(".svg"), format="svg", transparent=True, metadata=no_metadata)
+        figure.savefig(path.with_suffix(".svg"), format="svg", transparent=True, metadata=NO_METADATA)
     return str(path)
+
+
+def draw_inline(figure: Figure, name: str, description: str) -> str:
+    """Return a figure as an inline SVG element with the page's colours.
+
+    Args:
+        figure: to draw.
+        name: of the figure, different from others in the page.
+        description: alternative text.
+    """
+    stream = io.StringIO()
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
+        figure.savefig(stream, format="svg", transparent=True, metadata=NO_METADATA)
+    return _follow_page(stream.getvalue(), name, description)
 
 
 def inline_svg(path: Path, description: str) -> str:
@@ -65,12 +80,15 @@ def inline_svg(path: Path, description: str) -> str:
         path: of the SVG.
         description: alternative text.
     """
-    svg = path.read_text(encoding="utf-8")
+    return _follow_page(path.read_text(encoding="utf-8"), path.stem, description)
+
+
+def _follow_page(svg: str, name: str, description: str) -> str:
     # A stylesheet in an inline SVG applies to the whole page; the page's own has the same rules for figures.
     svg = re.sub(r"<(metadata|style)\b.*?</\1>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     svg = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", svg)  # not needed in HTML
     # Ids must be unique in a page with several figures.
-    svg = re.sub(r'(\sid="|url\(#|href="#)', rf"\g<1>{path.stem}-", svg)
-    for colour, name in THEME.items():
-        svg = svg.replace(colour, name)
+    svg = re.sub(r'(\sid="|url\(#|href="#)', rf"\g<1>{name}-", svg)
+    for colour, variable in THEME.items():
+        svg = svg.replace(colour, variable)
     return svg.replace("<svg", f'<svg role="img" aria-label="{html.escape(description)}"', 1)

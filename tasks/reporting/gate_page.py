@@ -1,17 +1,18 @@
 """Writes the data gate's page: one HTML file without external resources, with the reason for the result."""
 
-import io
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal, TypedDict
 
+from markupsafe import Markup
+
 from tasks.core.files import write_text
 from tasks.core.printable import counted
-from tasks.data.drift import OTHER_CATEGORY, DataProfile, DriftResult
+from tasks.data.drift import OTHER_CATEGORY, DataProfile, DriftResult, Histogram
 from tasks.data.expectations import ExpectationResult, format_value, show_allowed, show_observed
 from tasks.data.gate import GateReport, failed_critically
 from tasks.data.row_features import ISSUE_TEXTS, QualityIssue
-from tasks.reporting.templating import data_uri, render
+from tasks.reporting.templating import render
 
 MAX_SOURCES = 20  # sources listed by name
 MAX_SHOWN_CHARS = 300  # of one text from the data
@@ -33,7 +34,7 @@ class SourceRow(TypedDict):
 
 
 def write_gate_page(gate: GateReport, path: str, reference: DataProfile | None = None) -> str:
-    """Write the page; it links to quarantine.parquet in the same folder.
+    """Write the page; it links to quarantine.csv and quarantine.parquet in the same folder.
 
     Args:
         gate: the gate's report.
@@ -44,6 +45,7 @@ def write_gate_page(gate: GateReport, path: str, reference: DataProfile | None =
         The path.
     """
     profile = gate["profile"]
+    lengths = _describe_lengths(profile, reference)
     html = render(
         "gate.html.j2",
         gate=gate,
@@ -54,8 +56,11 @@ def write_gate_page(gate: GateReport, path: str, reference: DataProfile | None =
         groups=_group(gate["results"]),
         quality_issues=_tabulate_issues(gate["quality_issues"]),
         acceptable=profile["labels"].get("1", 0) / profile["rows"] if profile["rows"] else None,
-        lengths=_describe_lengths(profile, reference),
-        picture=_draw(profile, reference) if profile["rows"] else None,
+        lengths=lengths,
+        pictures=_draw(gate, reference, lengths) if profile["rows"] else {},
+        balance={role: _balance(counts) for role, counts in gate["labels"].items()},
+        issue_texts=ISSUE_TEXTS,
+        samples=gate["samples"],
         compared=reference is not None,
         sources=rank_sources(profile, reference),
         lists_rows=_lists_rows,
@@ -203,10 +208,23 @@ def _quantiles(profile: DataProfile) -> tuple[int, int]:
     return (found[0], found[1]) if found else (0, 0)
 
 
-def _draw(profile: DataProfile, reference: DataProfile | None) -> str:
-    from tasks.reporting.charts import draw_lengths  # imports matplotlib
+def _draw(gate: GateReport, reference: DataProfile | None, lengths: str) -> dict[str, Markup]:
+    """Return the figures as inline SVG: lengths in characters and, where an encoder read the sentences, in tokens."""
+    from tasks.reporting.charts import draw_lengths, draw_tokens  # imports matplotlib
+    from tasks.reporting.figure_style import draw_inline
 
-    stream = io.BytesIO()
-    # Without matplotlib's version in the metadata, equal data give equal files.
-    draw_lengths(profile, reference).savefig(stream, format="png", dpi=150, metadata={"Software": None})
-    return data_uri(stream.getvalue())
+    figures = {
+        "lengths": (draw_lengths(gate["profile"], reference), f"Lengths of the training sentences. {lengths}"),
+        **(
+            {"tokens": (draw_tokens(gate["tokens"]), "Sentences by number of tokens, by role.")}
+            if gate["tokens"]
+            else {}
+        ),
+    }
+    return {name: Markup(draw_inline(figure, name, text)) for name, (figure, text) in figures.items()}
+
+
+def _balance(counts: Histogram) -> tuple[int, int, float]:
+    """Return the rows of the labels 0 and 1, and the share of the latter."""
+    unacceptable, acceptable = counts.get("0", 0), counts.get("1", 0)
+    return unacceptable, acceptable, acceptable / max(unacceptable + acceptable, 1)

@@ -1,6 +1,5 @@
 """Renders the Jinja templates of the HTML pages and the model card."""
 
-import base64
 import functools
 from pathlib import Path
 from typing import Any
@@ -41,11 +40,6 @@ def _make_environment(folder: Path, html: bool) -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-
-
-def data_uri(png: bytes) -> str:
-    """Return a PNG as a data URI, so that a page is one file."""
-    return "data:image/png;base64," + base64.b64encode(png).decode()
 
 
 def _show(value: Any) -> Any:

@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any, cast
 
+import pandas as pd
 import pytest
 
 from tasks.core.settings import DataSettings, GateSettings, Settings
@@ -94,14 +95,15 @@ def page(gate: GateReport, folder: Path, reference: DataProfile | None = None) -
     assert write_gate_page(gate, path, reference) == path
     html = Path(path).read_text(encoding="utf-8")
     tags = Tags(html)
-    assert not re.search(r"https?://|@import|url\(|\bon\w+=", re.sub(r'"data:image/png;base64,[^"]*"', "", html))
+    assert not re.search(r"https?://|@import|url\((?!#)|\bon\w+=", html)
     ids = {"#" + str(attributes["id"]) for _, attributes in tags.seen if "id" in attributes}
+    files = {"quarantine.csv", "quarantine.parquet"}
     for tag, attributes in tags.seen:
         assert tag not in {"script", "link", "iframe", "object"}
-        assert attributes.get("href", "quarantine.parquet") in {"quarantine.parquet", *ids}
-        assert str(attributes.get("src", "data:")).startswith("data:")
+        assert attributes.get("href", "quarantine.csv") in {*files, *ids}
+        assert "src" not in attributes
         assert tag != "th" or attributes.get("scope") in {"col", "row", "rowgroup"}
-        assert tag != "img" or attributes["alt"]
+        assert tag != "svg" or attributes["aria-label"]
     assert {letter for letter in html if unicodedata.category(letter).startswith("C")} == {"\n"}
     return html, " ".join(tags.text.split())
 
@@ -150,7 +152,9 @@ def test_accepted_data_has_its_figures_and_no_champion_to_compare_with(good: Gat
     assert "There is no champion with a profile of its training data to compare with." in text
     assert "Failed expectations" not in text
     assert "quarantine.parquet" not in html
-    assert html.count("data:image/png;base64,") == 1
+    assert html.count("<svg") == 1
+    assert "training rows 20 20 50.0% holdout rows 10 10 50.0%" in text
+    assert "the first" not in text
 
 
 def test_refused_data_names_the_first_failure_and_the_failed_come_first(refused: GateReport, tmp_path: Path) -> None:
@@ -183,9 +187,36 @@ def test_quarantine_is_counted_by_kind_with_examples_and_its_file(refused: GateR
     html, text = page(refused, tmp_path)
     assert "empty sentence 2 2.70% field count 1 1.35% label 1 1.35%" in text
     assert "script>.tsv line 51: 2 fields instead of 4" in text
-    assert '<a href="quarantine.parquet">' in html
+    assert '<a href="quarantine.csv">' in html
+    frame = pd.read_csv(Path(refused["report"]).with_name("quarantine.csv"), keep_default_na=False)
+    table = pd.read_parquet(Path(refused["report"]).with_name("quarantine.parquet"))
+    assert frame["reason"].tolist() == table["reason"].tolist()
+    assert frame["raw"].tolist() == [raw.decode() for raw in table["raw"]]
     (row,) = (part for part in re.findall("<tr (.*?)</tr>", html, re.DOTALL) if 'href="#quarantine"' in part)
     assert "share of quarantined training rows" in row  # and not the holdout's, of which there is none
+
+
+def test_equal_sentences_are_side_by_side(refused: GateReport, tmp_path: Path) -> None:
+    html, text = page(refused, tmp_path)
+    (rows,) = refused["samples"]["training rows"]["duplicate"]
+    assert [row["line"] for row in rows] == [41, 42, 43]
+    assert "training rows: the first rows that repeat a sentence" in text
+    assert html.count("The same.</td><td>1</td>") == 3
+    train, leaked = lines("Training", [0, 1] * 20), ["s\t0\t\tJudging sentence 1.\n", "s\t1\t\tA \x07 bell\n"]
+    train += [*leaked, "s\t1\t\tBoth.\n", "s\t0\t\tboth\n", "=cmd\t2\t\tBad.\n"]
+    samples = run_gate(tmp_path / "run", train)["samples"]
+    both, bell = samples["training rows"]["conflict"], samples["training rows"]["control"]
+    assert [(row["label"], row["sentence"]) for row in both[0]] == [(1, "Both."), (0, "both")]
+    assert [row["sentence"] for (row,) in bell] == ["A \x07 bell"]
+    assert [[(row["role"], row["line"], row["label"]) for row in pair] for pair in samples["holdout rows"]["leak"]] == [
+        [("holdout", 2, 1), ("training", 41, 0)]
+    ]
+
+
+def test_tokens_have_a_figure_where_an_encoder_read_the_sentences(good: GateReport, tmp_path: Path) -> None:
+    html, _ = page(changed(good, tokens={"training rows": {"5": 30, "64": 10}, "holdout rows": {"4": 20}}), tmp_path)
+    assert html.count("<svg") == 2
+    assert 'aria-label="Sentences by number of tokens, by role."' in html
 
 
 def test_untrusted_text_is_escaped(refused: GateReport, tmp_path: Path) -> None:

@@ -253,6 +253,9 @@ def gate(**changes: Any) -> Any:
         "examples": [],
         "results": [],
         "quality_issues": {},
+        "labels": {},
+        "tokens": {},
+        "samples": {},
         "drift": [],
         "reference": None,
         "profile": {
