@@ -156,7 +156,7 @@ def list_facts(comparison: Comparison, verdict: Verdict) -> list[FactRow]:
         FactRow("same prediction", f"{found['agreement']:.1%}", f"of the sentences; {found['differing']} differ"),
         FactRow("right alone", alone, "sentences that only the candidate, only the champion labels correctly"),
         FactRow(
-            f"alpha after {counted(uses or 0, 'other candidate')}",
+            f"alpha after {counted(int(uses or 0), 'other candidate')}",
             _p_value(level),
             "significance level; each candidate judged on this holdout before lowers it",
         ),
