@@ -1,7 +1,7 @@
 """Picks sample sentences of each quality issue, for the gate's page: equal sentences side by side."""
 
 from collections.abc import Iterable
-from typing import TypedDict
+from typing import TypedDict, cast
 
 import numpy as np
 import pandas as pd
@@ -87,7 +87,7 @@ def _read_rows(role: str, path: str, positions: list[int]) -> dict[int, SampleRo
     for batch in iter_snapshot(path, ["file", "line", "label", "sentence"]) if positions else ():
         here = [at for at in positions if begin <= at < begin + batch.num_rows]
         for at, row in zip(here, batch.take([at - begin for at in here]).to_pylist(), strict=True):
-            read[at] = SampleRow(role=role, **row)
+            read[at] = cast(SampleRow, {"role": role, **row})
         begin += batch.num_rows
         if begin > positions[-1]:
             break
