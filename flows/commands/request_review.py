@@ -15,7 +15,6 @@ from tasks.core.errors import VerdictError
 from tasks.core.files import write_json
 from tasks.core.settings import Settings
 from tasks.evaluation.evidence import Evidence
-from tasks.evaluation.thresholds import SERVED_THRESHOLD
 from tasks.inference.bundle import CHAMPION
 from tasks.registry import lookup
 from tasks.registry.store import is_uninitialised
@@ -24,6 +23,8 @@ from tasks.serving.logged_requests import read_requests
 from tasks.serving.request_summary import ChampionReference, summarise_requests
 from tasks.serving.review_queue import WrittenQueue, build_queue, write_queue
 from tasks.serving.summary_file import REQUEST_LOG_FOLDER, SUMMARY_FILE, RequestSummary
+
+DEFAULT_REVIEW_THRESHOLD = 0.5  # of a champion whose evidence states none
 
 log = logging.getLogger("tasks.requests")
 
@@ -73,7 +74,9 @@ def find_reference(home: str) -> ChampionReference | None:
         evidence = read_evidence_of(store, champion["version"], lookup.read_tags(store, champion["version"]))
     except VerdictError as error:
         log.warning("the MCC is not estimated: %s", error)
-    return ChampionReference(champion["version"], SERVED_THRESHOLD, champion_profile(home), evidence)
+    stated = dict(evidence["candidate"]).get("decision_threshold") if evidence else None
+    threshold = stated if isinstance(stated, float) else DEFAULT_REVIEW_THRESHOLD
+    return ChampionReference(champion["version"], threshold, champion_profile(home), evidence)
 
 
 def queue_sentences(found: ReviewedRequests, path: str, limit: int, feedback: str, home: str) -> WrittenQueue:
@@ -84,5 +87,5 @@ def queue_sentences(found: ReviewedRequests, path: str, limit: int, feedback: st
         VerdictError: if the feedback file cannot be read, or the queue cannot be written.
     """
     flags = read_flags(feedback or f"{home}/{FEEDBACK_FILE}")
-    threshold = found.champion.threshold if found.champion else SERVED_THRESHOLD
+    threshold = found.champion.threshold if found.champion else DEFAULT_REVIEW_THRESHOLD
     return write_queue(build_queue(found.table, flags, threshold, limit), path)
