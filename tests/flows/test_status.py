@@ -327,3 +327,14 @@ def test_the_schedule_shows_what_runs_next_what_is_late_and_how_runs_ended(
     printed = capsys.readouterr().out
     for words in ("late", "scheduled", "its worker gave no sign for 90 s", "no runs yet", "GB free"):
         assert words in printed
+
+
+def test_a_service_that_was_given_up_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    states = {"prefect": "running", "mlflow": "gave up"}
+    monkeypatch.setattr(status.supervision, "read_states", lambda folder: states if folder.name == "stack" else None)
+    answer = status.status(str(tmp_path))
+    assert answer["notices"] == ["service mlflow gave up; see why: make logs, then: make up"]
+    show_review.show_status(answer)
+    assert "services   prefect running, mlflow gave up\n" in capsys.readouterr().out

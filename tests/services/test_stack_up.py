@@ -60,8 +60,7 @@ def test_up_waits_until_all_answer_and_down_leaves_nothing(tmp_path: Path, clock
         assert (again.returncode, again.stdout.splitlines()[0]) == (0, "up already")
         after = {name: find_pid(folder, name) for name in before}
         assert {name for name in before if after[name] == before[name]} == {"prefect", "inference"}
-        states = json.loads(call("flows.cli.app", "status", "--json").stdout)["services"]
-        assert states == dict.fromkeys(("prefect", "mlflow", "worker", "inference"), "running")
+        assert supervision.read_states(folder) == dict.fromkeys(("prefect", "mlflow", "worker", "inference"), "running")
         exports = dict(
             line.removeprefix("  export ").split("=", 1) for line in first.stdout.splitlines() if "export" in line
         )
