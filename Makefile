@@ -1,4 +1,6 @@
 # Every target installs what it needs first, once: the stamps in .venv are renewed when a requirement changes.
+# Where NVIDIA's driver is loaded, `make install` takes torch and ONNX Runtime for CUDA, elsewhere those for CPUs;
+# `make clean install GPU=1`, or 0, decides otherwise.
 # `make retrain ARGS="--profile cola-small --data DIR"` passes arguments on, `make bench BENCH=main_job ARGS=...` too.
 PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3,$(shell command -v $(name))))
 VENV   := .venv
@@ -6,12 +8,27 @@ BIN    := $(VENV)/bin
 ARGS   ?=
 BENCH  ?= main_job ingestion
 TOOLS  := $(VENV)/tools
+GPU    ?= $(if $(or $(wildcard /proc/driver/nvidia/version),$(shell command -v nvidia-smi)),1,0)
+# Extra, build of torch, the package that must not lie beside the extra's, and what a fresh installation takes: measured,
+# tests/benchmarks/results/install-size.json.
+ifeq ($(GPU),0)
+EXTRA  := cpu
+TORCH  := cpu
+OTHER  := onnxruntime-gpu
+TAKES  := for CPUs: 1.9 GB on disk, about a minute (GPU=1 installs for CUDA)
+else
+EXTRA  := gpu
+TORCH  :=
+OTHER  := onnxruntime
+TAKES  := for NVIDIA GPUs, with CUDA 13: 6.2 GB on disk, 3 to 8 minutes (GPU=0 installs for CPUs)
+endif
 # uv, with pip's settings. It compiles nothing: Python keeps the compiled form of what it imports for the first time.
 UV_PIP := $(BIN)/python infra/uv_like_pip.py $(TOOLS)/bin/uv pip install --quiet
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+COMMA  := ,
 # $(call install,WHAT): by uv; by pip where uv cannot be had or fails.
 install = $(UV_PIP) --python $(BIN)/python --constraint constraints.txt --build-constraint constraints.txt $(1) \
-  || { echo 'uv failed; pip installs instead, which takes longer ...' >&2; $(PIP) $(1); }
+  || { echo 'uv failed; pip installs instead, which takes longer and torch as its index has it ...' >&2; $(PIP) $(1); }
 
 .DEFAULT_GOAL := help
 .PHONY: help install retrain up down logs test test-services browser postgresql lint bench lock sbom audit clean
@@ -73,8 +90,8 @@ LOCK   := $(TOOLS)/bin/uv pip compile --quiet --universal --python-version 3.11 
   --custom-compile-command 'make lock' --constraint constraints.txt
 
 lock: $(TOOLS)/.installed ## write infra/locks: what constraints.txt pins, with hashes of every file
-	@echo hatchling | $(LOCK) --extra services --extra kubernetes pyproject.toml - --output-file infra/locks/runtime.txt
-	@echo hatchling | $(LOCK) --extra dev pyproject.toml - --output-file infra/locks/dev.txt
+	@echo hatchling | $(LOCK) --extra all --extra gpu --extra services --extra kubernetes pyproject.toml - --output-file infra/locks/runtime.txt
+	@echo hatchling | $(LOCK) --extra dev --extra gpu pyproject.toml - --output-file infra/locks/dev.txt
 	@$(LOCK) --group tools --output-file infra/locks/tools.txt
 
 sbom: $(VENV)/.runtime $(TOOLS)/.installed ## write sbom.json: what .venv holds, in CycloneDX
@@ -94,8 +111,9 @@ $(VENV)/bin/python:
 	  || { echo 'python -m venv failed; on Debian: apt-get install python3-venv' >&2; rm -rf $(VENV); exit 1; }
 
 $(VENV)/.runtime: $(TOOLS)/bin/uv pyproject.toml constraints.txt
-	@echo 'installing the pinned runtime into $(VENV) (a minute or two, once) ...'
-	@$(call install,--editable .)
+	@echo 'installing the pinned runtime into $(VENV), once, $(TAKES) ...'
+	@$(BIN)/python -m pip uninstall --quiet --quiet --yes --disable-pip-version-check $(OTHER)
+	@export TORCH_BACKEND=$(TORCH); $(call install,--editable '.[all$(COMMA)$(EXTRA)]')
 	@$(BIN)/python -m flows.services.prepare_installation
 	@touch $@
 

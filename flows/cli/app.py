@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 import typer.core
 
-from flows import environment
+from flows import environment, roles
 from flows.cli import completion, request_review, review, run, settings, stopping, stores
 from tasks.core import log_format
 from tasks.core.errors import (
@@ -140,21 +140,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
         stopping.end_on_signals()
         threading.excepthook = _report_of_thread
     completion.prepare()
-    command = typer.main.get_command(app)
+    group: Any = typer.main.get_command(app)
+    words = list(arguments or sys.argv[1:]) or ["--help"]
+    command = next((word for word in words if word in group.commands), "")
     try:
-        code = command.main(
-            args=list(arguments or sys.argv[1:]) or ["--help"], prog_name="verdict", standalone_mode=False
-        )
+        code = group.main(args=words, prog_name="verdict", standalone_mode=False)
     except Exception as error:
         if os.environ.get("VERDICT_DEBUG") == "1":
             raise
-        code = stopping.EXIT_CODE if stopping.is_requested() else _explain(error)
+        code = stopping.EXIT_CODE if stopping.is_requested() else _explain(error, command)
     except KeyboardInterrupt:
         code = stopping.EXIT_CODE
     except BaseException as error:  # of libraries in Rust, such as tokenizers, which panic
         if not is_out_of_memory(error):
             raise
-        code = _explain(error)
+        code = _explain(error, command)
     if code == stopping.EXIT_CODE:
         code = stopping.report()
     gc.freeze()  # the interpreter's last collections would go through a million imported objects: 3 s after a run
@@ -167,8 +167,8 @@ def _report_of_thread(failure: threading.ExceptHookArgs) -> None:
         threading.__excepthook__(failure)
 
 
-def _explain(error: BaseException) -> int:
-    """Print a failure and return the exit code."""
+def _explain(error: BaseException, command: str) -> int:
+    """Print a failure of a command and return the exit code."""
     if is_out_of_memory(error):
         log_format.print_error(OUT_OF_MEMORY)
         return VerdictError.exit_code
@@ -190,7 +190,7 @@ def _explain(error: BaseException) -> int:
         )
         return 1
     if isinstance(error, ModuleNotFoundError):
-        log_format.print_error(f"Python package {error.name} is not installed; install what is missing: make install")
+        log_format.print_error(roles.explain_missing(str(error.name).partition(".")[0], command))
         return 1
     what = f"{type(error).__name__}: {error}".removesuffix(": ")  # of an error without a message
     log_format.print_error(what, "this is a bug; for the traceback: verdict --debug ...")

@@ -1,15 +1,14 @@
 """Checks everything that a run depends on: libraries, GPU, ONNX Runtime, encoder, MLflow, Prefect, disk."""
 
 import importlib.metadata
+import importlib.util
 import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypedDict
 
-import onnx
-from onnx import TensorProto, helper
-
+from flows.roles import explain_missing
 from flows.services.server_watch import check_servers, lasting_servers
 from tasks.core.errors import VerdictError, first_line, is_disk_full, is_out_of_memory
 from tasks.core.printable import redact_address
@@ -57,6 +56,11 @@ def run_checks(home: str, encoder: str | None = None) -> list[DoctorCheck]:
 def _run(name: str, check: Callable[[], str]) -> DoctorCheck:
     try:
         return DoctorCheck(check=name, works=True, seen=check())
+    except ModuleNotFoundError as error:  # an installation need not have every role, but each needs ONNX Runtime
+        missing = str(error.name).partition(".")[0]
+        if missing == "onnxruntime":
+            return DoctorCheck(check=name, works=False, seen=explain_missing(missing, "predict"))
+        return DoctorCheck(check=name, works=True, seen=f"not checked: {missing} is not installed")
     except Exception as error:
         expected = isinstance(error, (VerdictError, ImportError, OSError))
         if not (expected or is_disk_full(error) or is_out_of_memory(error)):
@@ -70,7 +74,10 @@ def _gpu() -> str:
     if torch.cuda.is_available():
         return f"{torch.cuda.get_device_name()}, torch built for CUDA {torch.version.cuda}"
     if has_gpu():
-        raise VerdictError(f"the driver shows a GPU, but torch {torch.__version__} cannot use it; install a CUDA build")
+        raise VerdictError(
+            f"the driver shows a GPU, but torch {torch.__version__} cannot use it; install a CUDA build: "
+            "make clean install GPU=1"
+        )
     return "none; runs use the CPU"
 
 
@@ -79,6 +86,14 @@ def _onnxruntime() -> str:
     both = {"onnxruntime", "onnxruntime-gpu"} & {item.metadata["Name"] for item in importlib.metadata.distributions()}
     if len(both) == 2:
         raise VerdictError("onnxruntime and onnxruntime-gpu are both installed and overwrite each other; remove one")
+    if has_gpu() and "onnxruntime-gpu" not in both:
+        raise VerdictError(
+            "the driver shows a GPU, which the package onnxruntime cannot use; expected onnxruntime-gpu: "
+            "make clean install GPU=1, or pip uninstall onnxruntime and pip install 'verdict-mlops[gpu]'"
+        )
+    import onnx
+    from onnx import TensorProto, helper
+
     node = helper.make_node("Add", ["x", "x"], ["y"])
     values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in "xy"]
     graph = helper.make_graph([node], "probe", values[:1], values[1:])
@@ -92,6 +107,8 @@ def _onnxruntime() -> str:
 
 def _encoder(wanted: str | None) -> str:
     """Find the packaged encoder, or check another with the settings of a plain `verdict retrain`."""
+    if importlib.util.find_spec("transformers") is None:
+        raise ModuleNotFoundError(name="transformers")
     located = locate_encoder(wanted or PACKAGED)
     if wanted is None:
         return f"{located['name']}, weights as expected"
@@ -151,8 +168,9 @@ def _prefect() -> str:
 def _libraries() -> str:
     """Name the installed versions; fail on a combination that is known to break silently."""
     found = library_versions()
-    database = importlib.metadata.version("sqlalchemy")
-    if database.startswith("2.1.") and found.get("prefect", "").startswith("3.8."):
+    if found.get("prefect", "").startswith("3.8.") and (
+        database := importlib.metadata.version("sqlalchemy")
+    ).startswith("2.1."):
         raise VerdictError(
             f"with SQLAlchemy {database} the schedules of Prefect {found['prefect']} never fire; "
             "install the pinned one: make install"

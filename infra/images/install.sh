@@ -40,14 +40,21 @@ install() {
     --constraint "$constraints" "$@"
 }
 
-# The dependencies of a distribution and one of its extras, one a line: `requirements_with PYPROJECT EXTRA`. Its own code
-# is installed last, by 'package' or 'runtime'.
+# The dependencies of a distribution and of some of its extras, one a line: `requirements_with PYPROJECT EXTRA...`. Its own
+# code is installed last, by 'package' or 'runtime', so an extra that names others of them is replaced by these.
 requirements_with() {
+  pyproject=$source/$1
+  shift
   "$tool/bin/python" -c '
+import re
 import sys
 from tomllib import load
 project = load(open(sys.argv[1], "rb"))["project"]
-print(*project["dependencies"], *project["optional-dependencies"][sys.argv[2]], sep="\n")' "$source/$1" "$2"
+def expand(extra):
+    for item in project["optional-dependencies"][extra]:
+        own = re.fullmatch(re.escape(project["name"]) + r"\[(.*)\]", item)
+        yield from (each for name in own[1].split(",") for each in expand(name)) if own else [item]
+print(*project["dependencies"], *(each for extra in sys.argv[2:] for each in expand(extra)), sep="\n")' "$pyproject" "$@"
 }
 
 # Wheels only: no code from an index runs while an image is built.
@@ -55,7 +62,7 @@ for step in $steps; do
   case $step in
     worker)
       "$python" -m venv --without-pip "$venv"
-      requirements_with pyproject.toml kubernetes > "$tool/requirements.txt"
+      requirements_with pyproject.toml all gpu kubernetes > "$tool/requirements.txt"
       install --only-binary :all: --requirement "$tool/requirements.txt"
       ;;
     inference)

@@ -45,7 +45,10 @@ def open_session(
     # get_available_providers() lists what was compiled in, and a provider that fails to load falls back to the CPU
     # without an error: only the open session shows where it runs.
     if device == "cuda" and session.get_providers()[0] != CUDA:
-        raise VerdictError("device cuda was requested, but ONNX Runtime runs on the CPU only; see: verdict doctor")
+        raise VerdictError(
+            "device cuda was requested, but ONNX Runtime runs on the CPU only; expected a GPU and onnxruntime-gpu "
+            "(the extra 'gpu'); see: verdict doctor"
+        )
     return session
 
 

@@ -252,7 +252,9 @@ def test_a_script_passes_shellcheck(path: Path) -> None:
 
 
 def test_an_image_asks_for_nothing_that_the_project_does_not() -> None:
-    known = set(PROJECT["project"]["dependencies"])
+    extras = PROJECT["project"]["optional-dependencies"]
+    roles = (*extras["cpu"], *extras["serve"], *extras["schedule"], *extras["train"])
+    known = {*PROJECT["project"]["dependencies"], *roles}
     # What only a server needs.
     other = ("mlflow[auth]", "psycopg2-binary", "boto3")
     groups = {name: group for name, group in PROJECT["dependency-groups"].items() if name != "tools"}

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 SCRIPT = Path(__file__).parents[2] / "infra" / "uv_like_pip.py"
 SHOW = "import os; print(*[f'{name}={value}' for name, value in sorted(os.environ.items()) if name.startswith('UV_')])"
 
@@ -38,6 +40,16 @@ def test_the_program_gets_pips_settings_and_keeps_its_own(tmp_path: Path) -> Non
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     expected = "UV_DEFAULT_INDEX=https://a.example/simple UV_FIND_LINKS=/mine UV_INDEX_STRATEGY=unsafe-best-match\n"
     assert done.stdout == expected
+
+
+@pytest.mark.parametrize(("setting", "build"), [({}, "UV_TORCH_BACKEND=cpu"), ({"PIP_FIND_LINKS": "/wheels"}, "")])
+def test_pytorchs_own_index_is_chosen_where_pip_has_no_other(
+    setting: dict[str, str], build: str, tmp_path: Path
+) -> None:
+    environment = {"PIP_CONFIG_FILE": "/dev/null", "TORCH_BACKEND": "cpu", "HOME": str(tmp_path)} | setting
+    command = [sys.executable, SCRIPT, sys.executable, "-c", SHOW]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert [line for line in done.stdout.split() if "TORCH" in line] == build.split()
 
 
 def test_a_program_that_cannot_be_run_is_one_line(tmp_path: Path) -> None:

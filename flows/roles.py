@@ -1,0 +1,28 @@
+"""Names the extra of the installation that a command needs, where a package of it is missing."""
+
+# Commands that are not listed work with every installation.
+ROLES = {
+    "train": ("retrain", "check", "watch"),
+    "schedule": (
+        *("status", "compare", "approve", "reject", "rollback", "history", "verify", "judge"),
+        *("deploy", "prune", "score", "backup", "restore", "upgrade"),
+    ),
+    "serve": ("serve", "export-triton"),
+}
+
+
+def explain_missing(package: str, command: str) -> str:
+    """Return one line on what is not installed, and how to install it.
+
+    Args:
+        package: the module that cannot be imported.
+        command: that was called.
+    """
+    extra = next((role for role, commands in ROLES.items() if command in commands), "all")
+    if package == "onnxruntime":
+        extra = "cpu"
+    wanted = "the extra 'cpu', or 'gpu' with an NVIDIA GPU" if extra == "cpu" else f"the extra '{extra}'"
+    return (
+        f"verdict {command} needs the package {package}, which is not installed; expected {wanted}: "
+        f"pip install 'verdict-mlops[{extra}]' (in a clone: make install)"
+    )
