@@ -2,6 +2,10 @@
 
     make bench BENCH=serve ARGS="--bundle DIR"              100 clients for 60 s
     make bench BENCH=serve ARGS="--bundle DIR --clients 10 --seconds 5 --out FILE"
+    make bench BENCH=serve ARGS="--bundle DIR --seconds 60 --with shadow=challenger request-log=DIR"
+
+The last form measures what options cost: a server with them and one without run side by side, the clients turn from
+one to the other every few seconds, so that what else the machine does meets both, and the median of the ratios counts.
 
 The server is the command itself in a process of its own, with a new registry of three versions: the bundle as it is,
 and twice with other limits of length, so that its digest differs and the weights do not. Clients run in processes of
@@ -11,6 +15,7 @@ or an answer without a version, is counted as such.
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
 import platform
@@ -23,6 +28,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -62,10 +68,12 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--refresh-seconds", type=float, default=1.0)
     parser.add_argument("--serve", nargs="*", default=[], metavar="NAME=VALUE", help="options of verdict serve")
+    parser.add_argument("--with", dest="extra", nargs="*", default=[], metavar="NAME=VALUE", help="options to compare")
+    parser.add_argument("--rounds", type=int, default=6, help="of --with, each of both servers")
     parser.add_argument("--out", default="")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        result = measure(options, Path(scratch))
+        result = (compare if options.extra else measure)(options, Path(scratch))
     report = {
         "benchmark": "serve",
         "hardware": f"{cpu_name()}, {os.cpu_count()} CPU cores, {platform.machine()}",
@@ -74,14 +82,23 @@ def main() -> None:
         "settings": {key: value for key, value in vars(options).items() if key not in ("out", "bundle")},
         **result,
     }
+    if options.extra:
+        print(f"{result['ratio']:.3f} of the throughput of a server without {' '.join(options.extra)}:")
+        print(*result["rounds"], sep="\n")
+    else:
+        show(result, options)
+    if options.out:
+        Path(options.out).write_text(json.dumps(report, indent=2) + "\n")
+
+
+def show(result: dict[str, Any], options: argparse.Namespace) -> None:
+    """Print the figures of one server."""
     print(
         f"{result['requests']} requests of {options.sentences} sentences by {options.clients} clients: "
         f"{result['failures']} failures, {result['without_version']} without a version, "
         f"p50 {result['p50_ms']} ms, p95 {result['p95_ms']} ms, p99 {result['p99_ms']} ms, "
         f"{result['sentences_per_second']} sentences/s, versions {result['versions_seen']}"
     )
-    if options.out:
-        Path(options.out).write_text(json.dumps(report, indent=2) + "\n")
 
 
 def measure(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
@@ -89,25 +106,55 @@ def measure(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     os.environ.pop("MLFLOW_TRACKING_URI", None)
     os.environ["VERDICT_HOME"] = str(scratch / "home")
     move = register_versions(Path(options.bundle), scratch)
-    extra = [part for option in options.serve for part in ("--" + option).split("=", 1)]
+    with running(options, options.serve) as (address, server):
+        seen = load(address, options, move)
+        seen["metrics"] = batch_figures(address)
+    return {**seen, "exit_code_after_sigterm": server.returncode}
+
+
+@contextlib.contextmanager
+def running(options: argparse.Namespace, settings: list[str]) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """Run the command; yield its address and process."""
+    extra = [part for option in settings for part in ("--" + option).split("=", 1)]
     command = [sys.executable, "-m", "flows.cli.app", "serve", "--port", "0", "--device", options.device]
-    server = subprocess.Popen(
-        [*command, "--refresh-seconds", str(options.refresh_seconds), *extra],
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+    command += ["--refresh-seconds", str(options.refresh_seconds), *extra]
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         assert server.stdout is not None
         line = server.stdout.readline()
         found = re.search(r"on (http://\S+) ", line)
         if not found:
             raise SystemExit(f"the server did not start: {line}")
-        seen = load(found[1], options, move)
-        seen["metrics"] = batch_figures(found[1])
+        yield found[1], server
     finally:
         server.send_signal(signal.SIGTERM)
-        code = server.wait(60)
-    return {**seen, "exit_code_after_sigterm": code}
+        server.wait(60)
+
+
+def compare(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
+    """Return the ratio of the throughputs of a server with further options and one without, measured in turn."""
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
+    os.environ["VERDICT_HOME"] = str(scratch / "home")
+    register_versions(Path(options.bundle), scratch)
+    seconds = options.seconds / options.rounds / 2
+    rounds = []
+    with running(options, options.serve) as (plain, _), running(options, options.serve + options.extra) as (other, _):
+        for number in range(options.rounds):
+            turn = (plain, other) if number % 2 else (other, plain)
+            answered = {address: throughput(address, seconds, options) for address in turn}
+            rounds.append({"without": answered[plain], "with": answered[other]})
+        lines = fetch_metrics(other).splitlines()
+    metrics = [line for line in lines if line.startswith(("verdict_shadow", "verdict_canary"))]
+    ratios = sorted(each["with"] / each["without"] for each in rounds)
+    return {"ratio": float(np.median(ratios)), "rounds": rounds, "metrics": metrics, "load": os.getloadavg()[0]}
+
+
+def throughput(address: str, seconds: float, options: argparse.Namespace) -> float:
+    """Return the sentences per second that a server answers."""
+    with ProcessPoolExecutor(PROCESSES) as pool:
+        share = options.clients // PROCESSES
+        asking = [pool.submit(ask_from, address, share, seconds, options.sentences, seed) for seed in range(PROCESSES)]
+        return sum(one.result()["codes"]["200"] for one in asking) * options.sentences / seconds
 
 
 def register_versions(bundle: Path, scratch: Path) -> Any:
@@ -118,6 +165,7 @@ def register_versions(bundle: Path, scratch: Path) -> Any:
     from tasks.inference.bundle import CHAMPION, ModelInfo, verify, write_manifest
     from tasks.registry import register
     from tasks.registry import tracking as runs
+    from tasks.registry.lookup import CHALLENGER
     from tasks.registry.store import locate_store
 
     manifest = verify(bundle)
@@ -132,6 +180,7 @@ def register_versions(bundle: Path, scratch: Path) -> Any:
         register.register_bundle(store, run, str(folder), write_manifest(folder, changed, {})["digest"], {}, "a bundle")
     runs.close_run(store, run, "FINISHED")
     register.move_alias(store, CHAMPION, "1")
+    register.move_alias(store, CHALLENGER, "2")
     return lambda version: register.move_alias(store, CHAMPION, version)
 
 
@@ -213,9 +262,7 @@ async def _client(host: str, port: int, until: float, count: int, rng: random.Ra
 
 def batch_figures(address: str) -> dict[str, float]:
     """Return what the server itself counted of its batches."""
-    import httpx
-
-    text = httpx.get(f"{address}/metrics").text
+    text = fetch_metrics(address)
     return {
         name: float(value)
         for name, value in re.findall(
@@ -223,6 +270,13 @@ def batch_figures(address: str) -> dict[str, float]:
         )
         if name.endswith(("_sum", "_count", "_total"))
     }
+
+
+def fetch_metrics(address: str) -> str:
+    """Return the server's metrics."""
+    import httpx
+
+    return httpx.get(f"{address}/metrics").text
 
 
 def cpu_name() -> str:
