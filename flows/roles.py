@@ -4,7 +4,7 @@
 ROLES = {
     "train": ("retrain", "check", "watch"),
     "schedule": (
-        *("status", "compare", "approve", "reject", "rollback", "history", "verify", "judge"),
+        *("status", "compare", "approve", "reject", "rollback", "history", "verify", "judge", "requests"),
         *("deploy", "prune", "score", "backup", "restore", "upgrade"),
     ),
     "serve": ("serve", "export-triton"),
