@@ -191,7 +191,7 @@ def test_the_command_needs_neither_prefect_nor_mlflow_nor_torch(
     )  # fmt: skip
     assert done.stdout.startswith("nothing changed: version 1 ")
     assert "version  acceptability 1" in done.stdout
-    assert "version 1 is champion; nothing to do" in done.stdout
+    assert "\nnothing to do; to run it all the same: --force\n" in done.stdout
     table = done.stdout.splitlines()
     named = [line.rpartition(" ")[0].strip() for line in table[table.index(next(filter(is_heading, table))) + 1 :]]
     assert named[:4] == ["interpreter, settings", "compare inputs", "first predictions", "whole process"]
