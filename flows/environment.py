@@ -206,8 +206,14 @@ def show_log(verbose: bool = False) -> None:
 
 def quiet_prefect() -> None:
     """Do not print the logs of Prefect, once it is imported, and of other libraries; its server still gets them."""
+    quiet_steps()
     for console in _prefect_consoles():
         console.setLevel(logging.CRITICAL + 1)
+
+
+def quiet_steps() -> None:
+    """Do not log that a step ended as Completed(), which a run's page says of each; failures are still logged."""
+    logging.getLogger("prefect.task_runs").setLevel(logging.WARNING)
 
 
 def show_worker_log() -> None:
@@ -217,6 +223,7 @@ def show_worker_log() -> None:
         UsageError: if it names no format.
     """
     logging.getLogger("tasks").setLevel(logging.INFO)
+    quiet_steps()
     if log_format.wants_json():
         for console in _prefect_consoles():
             log_format.set_formatter(console)

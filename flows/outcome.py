@@ -3,6 +3,9 @@
 import dataclasses
 from typing import Any, Literal, Self
 
+from tasks.inference.bundle import MODEL_NAME
+
+MAX_MESSAGE = 500  # characters of a flow run's last state
 SCHEMA_VERSION = 1  # of the JSON form; a change that a reader of an older file would miss raises it
 
 
@@ -63,3 +66,9 @@ class RetrainOutcome:
         if document.keys() - {"schema_version"} != names:
             return None
         return cls(**{name: document[name] for name in names})
+
+
+def describe_outcome(outcome: RetrainOutcome) -> str:
+    """Return decision, version, MCC and reasons in one line."""
+    figures = f"MCC {outcome.mcc:.3f} ({outcome.mcc_low:.3f} to {outcome.mcc_high:.3f})"
+    return f"{outcome.decision} {MODEL_NAME} {outcome.version}, {figures}: {'; '.join(outcome.reasons)}"[:MAX_MESSAGE]

@@ -25,9 +25,11 @@ from prefect.input.actions import read_flow_run_input
 from pydantic import Field
 
 from flows.commands import review
+from flows.jobs.prefect_artifacts import link_report
 from flows.outcome import RetrainOutcome
 from tasks.core.errors import UnreachableError, VerdictError
 from tasks.core.files import read_json, write_json
+from tasks.registry.store import locate_store
 
 INPUT_KEY = "hold"  # Prefect's key of the form's input, one a run
 
@@ -60,7 +62,7 @@ def wait_for_approval(outcome: RetrainOutcome, hours: float, home: str) -> Retra
     if path is None:
         return outcome
     write_json(path, outcome.to_json())
-    form = ApprovalForm.with_initial_data(description=_describe(outcome))
+    form = ApprovalForm.with_initial_data(description=_describe(outcome, link_report(outcome, locate_store(home))))
     answer = suspend_flow_run(wait_for_input=form, timeout=int(hours * 3_600), key=INPUT_KEY)
     change = _decide(outcome.version, answer, home)
     path.unlink()
@@ -124,10 +126,10 @@ def _waiting_path(home: str) -> Path | None:
     return Path(home) / "waiting" / f"{run.id}.json" if run and run.deployment_id else None
 
 
-def _describe(outcome: RetrainOutcome) -> str:
+def _describe(outcome: RetrainOutcome, report: str) -> str:
     reasons = "\n".join(f"- {reason}" for reason in outcome.reasons)
     return (
         f"# Version {outcome.version} is on HOLD\n\n{reasons}\n\n"
         f"Holdout MCC {outcome.mcc:.3f} ({outcome.mcc_low:.3f} to {outcome.mcc_high:.3f}), "
-        f"champion {outcome.champion_before or 'none'}. Report: `{outcome.report}`\n"
+        f"champion {outcome.champion_before or 'none'}.\n\n{report}\n"
     )

@@ -7,7 +7,7 @@ runs of a deployment may be due: the first one to start cancels the others, beca
 import contextlib
 import functools
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -22,14 +22,15 @@ from prefect.types import DateTime
 from pydantic import BaseModel, Field, ValidationError
 
 from flows import environment
+from flows.jobs.deployment_forms import FORM_GROUPS, DataForm, FinetuneForm, GateForm, JudgeForm
 from flows.notifications import alert_crash, alert_failure
-from flows.outcome import RetrainOutcome
+from flows.outcome import describe_outcome
 from tasks.core import log_format
 from tasks.core.errors import UsageError, VerdictError
 from tasks.core.hidden_addresses import reject_secrets
 from tasks.core.printable import counted
 from tasks.core.refusals import describe_refusal
-from tasks.core.settings_loader import ResolvedSettings, load_settings, parse_setting
+from tasks.core.settings_loader import ResolvedSettings, load_settings
 from tasks.inference.bundle import CHAMPION_URI
 
 ProfileName = Literal["sample", "cola-small", "cola"]
@@ -37,54 +38,34 @@ Device = Literal["auto", "cuda", "cpu"]
 PAGE_SIZE = 200  # runs of one query, Prefect's limit
 
 
-class DataForm(BaseModel, extra="forbid"):
-    """Where sentences come from; empty fields keep the profile's value."""
-
-    path: list[str] = Field(default=[], description="Folder, file, https://...#sha256=HEX or hf:ORG/NAME; merged.")
-    train: str = Field(default="", description="Training file.")
-    holdout: str = Field(default="", description="Holdout file.")
-    columns: str = Field(default="", description="Columns: text=NAME,label=NAME[,source=NAME,mark=NAME].")
-    labels: str = Field(default="", description="Names of the labels: acceptable=1,unacceptable=0.")
-
-
-class TrainingForm(BaseModel, extra="forbid"):
-    """The training recipe; empty fields keep the profile's value."""
-
-    encoder: str = Field(default="", description="Folder or hub id of an encoder, or packaged.")
-    epochs: int | None = Field(default=None, ge=1, le=1000, description="Passes over the training sentences.")
-    seed: int | None = Field(
-        default=None, ge=0, lt=2**32, description="Of the new head, dropout, batch order and split."
-    )
-    device: Device | None = Field(default=None, description="Where to train; cuda fails without a GPU.")
-
-
 deployed_flow = functools.partial(
     flow, persist_result=True, result_serializer="json", on_failure=[alert_failure], on_crashed=[alert_crash]
 )
-DATA, TRAINING = DataForm(), TrainingForm()
-NO_EXTRA_SETTINGS: list[str] = []
+DATA, GATE, FINETUNE, JUDGE = DataForm(), GateForm(), FinetuneForm(), JudgeForm()
 
 
 @deployed_flow(name="retrain")
 def retrain(
     profile: ProfileName = "sample",
     data: DataForm = DATA,
-    training: TrainingForm = TRAINING,
-    more: list[str] = NO_EXTRA_SETTINGS,
+    gate: GateForm = GATE,
+    finetune: FinetuneForm = FINETUNE,
+    judge: JudgeForm = JUDGE,
     force: bool = False,
 ) -> State[Any]:
     """Train, export, measure, judge and register a candidate; promote it if it passes the policy.
 
     Args:
-        profile: settings to start from.
-        data: where sentences come from.
-        training: the recipe.
-        more: any setting as KEY=VALUE, for example judge.threshold=0.4.
+        profile: settings to start from; an empty field below keeps the profile's value.
+        data: where sentences come from and how they are split.
+        gate: limits of the data gate.
+        finetune: the training recipe.
+        judge: the promotion policy and how it is applied.
         force: start over, even if nothing changed.
     """
     _begin()
     try:
-        settings = resolve(profile, data, training, more)
+        settings = resolve(profile, data, gate, finetune, judge)
     except UsageError as error:
         return Failed(message=str(error))
     from flows.jobs.retrain import retrain as job
@@ -94,31 +75,33 @@ def retrain(
     with answers_carried_out() as home:
         outcome = job.fn(settings.settings.model_dump(), settings.origins, home, force)
     if outcome.unchanged:
-        message = f"nothing new: {_describe(outcome)} stands"
+        message = f"nothing new: {describe_outcome(outcome)}"
         return Completed(name="NothingNew", message=message, data=outcome.to_json())
-    return Completed(message=_describe(outcome), data=outcome.to_json())
+    return Completed(message=describe_outcome(outcome), data=outcome.to_json())
 
 
 @deployed_flow(name="watch")
 def watch(
     profile: ProfileName = "sample",
     data: DataForm = DATA,
-    training: TrainingForm = TRAINING,
-    more: list[str] = NO_EXTRA_SETTINGS,
+    gate: GateForm = GATE,
+    finetune: FinetuneForm = FINETUNE,
+    judge: JudgeForm = JUDGE,
     retrain_when: Literal["never", "on_change", "on_drift"] = "on_change",
 ) -> State[Any]:
     """Check the data once; retrain if it changed or drifted.
 
     Args:
-        profile: settings to start from.
-        data: where sentences come from.
-        training: the recipe of a retraining run.
-        more: any setting as KEY=VALUE, for example judge.threshold=0.4.
+        profile: settings to start from; an empty field below keeps the profile's value.
+        data: where sentences come from and how they are split.
+        gate: limits of the data gate.
+        finetune: the training recipe of a retraining run.
+        judge: the promotion policy and how it is applied.
         retrain_when: what starts a retraining run.
     """
     _begin()
     try:
-        settings = resolve(profile, data, training, [*more, f"watch.retrain_on={retrain_when}"])
+        settings = resolve(profile, data, gate, finetune, judge, {"watch.retrain_on": retrain_when})
     except UsageError as error:
         return Failed(message=str(error))
     from flows.jobs.watch import watch as job
@@ -159,18 +142,29 @@ def score(
     return Completed(message=f"{outcome['scored']} of {counted(outcome['rows_in'], 'row')} scored", data=outcome)
 
 
-def resolve(profile: str, data: DataForm, training: TrainingForm, more: list[str]) -> ResolvedSettings:
-    """Resolve profile, the worker's environment and the form, in this order.
+def resolve(
+    profile: str,
+    data: BaseModel = DATA,
+    gate: BaseModel = GATE,
+    finetune: BaseModel = FINETUNE,
+    judge: BaseModel = JUDGE,
+    more: Mapping[str, Any] = {},
+) -> ResolvedSettings:
+    """Resolve profile, the worker's environment, the form and further settings, in this order.
 
     Raises:
         UsageError: if a value is not valid, or is an address with a password or signature.
     """
-    for text in (*data.path, data.train, data.holdout, training.encoder, *more):
-        reject_secrets(text, "the form of this deployment")
-    form = {f"data.{key}": value for key, value in data.model_dump().items()}
-    form |= {f"finetune.{key}": value for key, value in training.model_dump().items()}
-    chosen = {key: value for key, value in form.items() if value not in (None, "", [])}
-    return load_settings(profile, chosen | dict(parse_setting(text) for text in more))
+    chosen = {
+        f"{group}.{key}": value
+        for group, form in zip(FORM_GROUPS, (data, gate, finetune, judge), strict=True)
+        for key, value in form.model_dump().items()
+        if value not in (None, "", ())
+    }
+    for value in chosen.values():
+        for text in value if isinstance(value, tuple) else (value,):
+            reject_secrets(str(text), "the form of this deployment")
+    return load_settings(profile, {**chosen, **more})
 
 
 def check_file(path: Path) -> None:
@@ -197,11 +191,12 @@ def _check_parameters(flow_name: str, given: dict[str, Any]) -> None:
     known = inspect.signature(ours.fn).parameters
     if unknown := [key for key in given if key not in known]:
         raise UsageError(f"parameter {unknown[0]!r} is unknown; expected {', '.join(known)}")
-    forms = DataForm.model_validate(given.get("data", {})), TrainingForm.model_validate(given.get("training", {}))
-    more = [str(each) for each in given.get("more") or []]
-    if "retrain_when" in given:
-        more.append(f"watch.retrain_on={given['retrain_when']}")
-    resolve(str(given.get("profile", "sample")), *forms, more)
+    kinds: dict[str, type[BaseModel]] = dict(
+        zip(FORM_GROUPS, (DataForm, GateForm, FinetuneForm, JudgeForm), strict=True)
+    )
+    forms = {group: form.model_validate(given.get(group) or {}) for group, form in kinds.items()}
+    more = {"watch.retrain_on": given["retrain_when"]} if "retrain_when" in given else {}
+    resolve(str(given.get("profile", "sample")), **forms, more=more)
 
 
 def _what_is_wrong(error: VerdictError | ValidationError) -> str:
@@ -261,8 +256,3 @@ def _begin() -> None:
 def _is_due(run: FlowRun, own: FlowRun) -> bool:
     """Return whether a run is a schedule's: not started by a person, and not started before and suspended."""
     return run.auto_scheduled and run.id != own.id and run.run_count == 0 and run.parameters == own.parameters
-
-
-def _describe(outcome: RetrainOutcome) -> str:
-    reasons = "; ".join(outcome.reasons)
-    return f"{outcome.decision} of version {outcome.version} ({reasons})"[:500]

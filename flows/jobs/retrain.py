@@ -23,10 +23,11 @@ from flows.jobs.job import (
     load_finished,
     locked,
     name_job,
+    name_subject,
     tracked_run,
 )
 from flows.jobs.judging import evaluate_and_judge
-from flows.jobs.prefect_artifacts import publish_outcome
+from flows.jobs.prefect_artifacts import name_run, publish_outcome
 from flows.jobs.publish import log_files, log_series, publish, record_figures, write_report
 from flows.jobs.unchanged import RESULT_FILE, digest_inputs, hash_files, record_inputs, report_path
 from flows.notifications import alert_failure
@@ -64,6 +65,7 @@ from tasks.training.recipe import TrainingRecipe, resolve_recipe
 from tasks.training.seed_runs import SEED_STRIDE
 from tasks.training.trainer import EpochRecord
 
+DECIDED = {"approve": "approved", "reject": "rejected"}  # by a person
 MAX_WHY_CHARS = 500  # of the reasons that a run is tagged with
 
 log = logging.getLogger("tasks.retrain")
@@ -99,12 +101,13 @@ def retrain(settings: dict[str, Any], origins: dict[str, str], home: str, force:
     chosen = Settings.model_validate(settings)
     require_key()
     if waiting := find_waiting(home):
-        return wait_for_approval(waiting, chosen.judge.wait_hours, home)
+        return name_after(wait_for_approval(waiting, chosen.judge.wait_hours, home), chosen)
     timer, store = Timer(), locate_store(home)
     files = hash_files(chosen.data, home)
     data = read(timer, chosen.data, home)
     encoder = find_encoder(timer, chosen.finetune.encoder, offline=chosen.data.offline)
     device = resolve_device(chosen.finetune.device)
+    name_run(name_subject(chosen, data["digest"]))
     job = name_job(chosen, data, encoder, device)
     folder, inputs = Path(home) / "runs" / job, digest_inputs(chosen, files, encoder)
     with locked(folder):
@@ -113,7 +116,7 @@ def retrain(settings: dict[str, Any], origins: dict[str, str], home: str, force:
         close_dead_runs(store, home, job)
         if finished := load_finished(folder, store):
             record_inputs(folder, inputs, files)
-            return dataclasses.replace(finished, seconds=timer.seconds)
+            return dataclasses.replace(name_after(finished, chosen), seconds=timer.seconds)
         (folder / RESULT_FILE).unlink(missing_ok=True)  # of a version that was deleted
         if not (folder / EXPORT_RECORD).is_file():
             start_forkserver()  # the export's process imports its libraries while the gate runs on another core
@@ -128,9 +131,16 @@ def retrain(settings: dict[str, Any], origins: dict[str, str], home: str, force:
             record_outcome(context, outcome)
         end_job(store, outcome)
         record_inputs(folder, inputs, files)
-    publish_outcome(outcome, report.evidence, store)
+    publish_outcome(name_after(outcome, chosen), report.evidence, store)
     waits = outcome.decision == "HOLD" and chosen.judge.wait_for_person
-    return wait_for_approval(outcome, chosen.judge.wait_hours, home) if waits else outcome
+    return name_after(wait_for_approval(outcome, chosen.judge.wait_hours, home), chosen) if waits else outcome
+
+
+def name_after(outcome: RetrainOutcome, settings: Settings) -> RetrainOutcome:
+    """Name the flow run after its outcome, as the MLflow run is; return the outcome."""
+    decision = DECIDED[outcome.decided["kind"]] if outcome.decided else outcome.decision
+    name_run(f"{MODEL_NAME} {outcome.version} {decision}, {name_subject(settings, outcome.dataset)}")
+    return outcome
 
 
 def check_data(context: JobContext, data: Dataset, encoder: Encoder) -> GateReport:

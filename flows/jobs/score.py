@@ -1,11 +1,14 @@
 """Batch inference: a file of sentences through a registered model."""
 
+from pathlib import Path
 from typing import Any
 
 from prefect import flow
 
 from flows.commands.predict import find_model as find_model_files
+from flows.jobs.prefect_artifacts import name_run
 from flows.steps import Timer, retrying_task, timed_task
+from tasks.inference.bundle import MODEL_NAME
 from tasks.serving.batch_scoring import score_file
 
 find_model = retrying_task("find model", find_model_files)
@@ -34,5 +37,6 @@ def score(
     """
     timer = Timer()
     version, bundle, digest = find_model(timer, model, home)
+    name_run(f"{Path(path).name} with {MODEL_NAME} {version}")
     outcome = score_rows(timer, path, out, bundle, version, device, columns, form, refuse_truncated, digest)
     return {**outcome, "seconds": timer.seconds}

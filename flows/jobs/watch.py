@@ -14,6 +14,8 @@ from prefect.events import emit_event
 
 from flows.commands.check import champion_profile, describe_gate, find_tokenizer, read_data, run_gate, summarise
 from flows.commands.request_review import summarise_log
+from flows.jobs.job import name_subject
+from flows.jobs.prefect_artifacts import name_run
 from flows.jobs.retrain import retrain
 from flows.outcome import RetrainOutcome
 from flows.steps import Timer, retrying_task, timed_task
@@ -89,6 +91,7 @@ def watch(settings: dict[str, Any], origins: dict[str, str], home: str) -> Watch
         emit(event, record.stem, chosen, {"why": str(error)})
         raise
     digest, seen = data["digest"], last_seen(record, home, timer)
+    name_run(f"{name_subject(chosen, digest)} {'unchanged' if digest == seen else 'changed'}")
     requests = read_served(timer, chosen, home) if chosen.watch.request_log else None
     served = describe_served(requests, chosen.watch) if requests else ""
     fresh = digest != seen or (bool(served) and digest != champion_data(home, timer))

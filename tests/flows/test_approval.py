@@ -123,6 +123,8 @@ def test_a_hold_suspends_the_run_and_the_answer_of_a_person_is_carried_out(
     resume_flow_run(run_id, run_input={"decision": "approve", "reason": "reads better", "name": "ada"})
     finished = execute(prefect, run_id, parameters)
     assert finished.state.is_completed()
+    assert suspended.name.startswith("acceptability 2 HOLD, data ")  # the data's folder and digest
+    assert finished.name == suspended.name.replace("HOLD", "approved")
     assert aliases(store) == {"champion": "2"}
     entries, _ = promotion.history(store)
     assert changes_of(entries) == [("promote", None, "1"), ("approve", "1", "2")]

@@ -16,6 +16,7 @@ import yaml
 from flows.services.deployment_file import find_template
 from tasks.core.errors import UsageError, VerdictError
 from tasks.core.finetune_settings import FinetuneSettings
+from tasks.core.settings_description import describe_settings
 from tasks.core.settings_loader import profile_names
 
 ROOT = Path(__file__).parents[2]
@@ -104,7 +105,7 @@ def test_every_field_of_the_form_has_a_type_and_says_what_it_is(
 def test_what_can_only_be_one_of_a_few_is_a_choice(applied: dict[str, Any], client: Any) -> None:
     schema = client.read_deployment_by_name("retrain/retrain").parameter_openapi_schema
     assert sorted(schema["properties"]["profile"]["enum"]) == profile_names()
-    device = schema["definitions"]["TrainingForm"]["properties"]["device"]
+    device = schema["definitions"]["FinetuneForm"]["properties"]["device"]
     assert device["anyOf"][0]["enum"] == ["auto", "cuda", "cpu"]
     assert schema.get("required", []) == []
     score = client.read_deployment_by_name("score/score").parameter_openapi_schema
@@ -115,8 +116,8 @@ def test_what_can_only_be_one_of_a_few_is_a_choice(applied: dict[str, Any], clie
     ("name", "parameters"),
     [
         ("retrain", {"profile": "unheard-of"}),
-        ("retrain", {"training": {"epochs": 0}}),
-        ("retrain", {"training": {"encodr": "a"}}),
+        ("retrain", {"finetune": {"epochs": 0}}),
+        ("retrain", {"finetune": {"encodr": "a"}}),
         ("score", {"path": "a.txt"}),
     ],
 )
@@ -174,7 +175,9 @@ def test_a_run_cancels_the_missed_runs_of_its_schedule(
     every_second = IntervalSchedule(interval=datetime.timedelta(seconds=1))
     watch = client.read_deployment_by_name("watch/watch")
     schedules = [DeploymentScheduleCreate(schedule=every_second, active=True)]
-    deployment = client.create_deployment(watch.flow_id, "every-second", schedules=schedules, parameters={"more": []})
+    deployment = client.create_deployment(
+        watch.flow_id, "every-second", schedules=schedules, parameters={"force": False}
+    )
     held = client.read_deployment(deployment)
     asked = client.create_flow_run_from_deployment(held.id, name="by-hand").id
     deadline = time.monotonic() + 200
@@ -235,9 +238,10 @@ def test_a_file_that_prefect_rejects_is_one_line(applied: dict[str, Any], tmp_pa
     ("parameters", "message"),
     [
         ("{profile: unheard-of}", "profile 'unheard-of' is unknown; expected one of"),
-        ("{profil: sample}", "parameter 'profil' is unknown; expected profile, data, training, more, force"),
-        ("{training: {encodr: a}}", "TrainingForm field 'encodr': Extra inputs are not permitted"),
-        ("{more: [finetune.epoch=3]}", "did you mean 'finetune.epochs'"),
+        ("{profil: sample}", "parameter 'profil' is unknown; expected profile, data, gate, finetune, judge, force"),
+        ("{finetune: {encodr: a}}", "FinetuneForm field 'encodr': Extra inputs are not permitted"),
+        ("{gate: {min_rows: -1}}", "GateForm field 'min_rows': Input should be greater than or equal to 0"),
+        ("{data: {columns: text}}", "setting data.columns = 'text' (flag) is refused"),
     ],
 )
 def test_wrong_parameters_of_a_deployment_are_one_line_before_anything_is_deployed(
@@ -260,9 +264,9 @@ def test_a_run_with_wrong_settings_fails_with_their_message_and_no_traceback(
     from flows.jobs import deployments
 
     flow: Any = deployments.retrain
-    state = flow(more=["finetune.epoch=3"], return_state=True)
+    state = flow(data=deployments.DataForm(columns="text"), return_state=True)
     assert state.is_failed()
-    assert "setting 'finetune.epoch' (flag) is unknown; did you mean 'finetune.epochs'" in str(state.message)
+    assert "setting data.columns = 'text' (flag) is refused" in str(state.message)
     assert "Traceback" not in caplog.text
 
 
@@ -290,12 +294,23 @@ def test_the_doctor_fails_on_a_library_version_that_breaks_schedules(
 
 
 def test_a_form_becomes_settings_with_their_origins() -> None:
-    from flows.jobs.deployments import DataForm, TrainingForm, resolve
+    from flows.jobs.deployments import DataForm, FinetuneForm, JudgeForm, resolve
 
-    resolved = resolve("sample", DataForm(path=["a", "b"]), TrainingForm(epochs=3), ["judge.resamples=200"])
+    forms: dict[str, Any] = {"finetune": FinetuneForm(epochs=3), "judge": JudgeForm(resamples=200)}
+    resolved = resolve("sample", DataForm(path=["a", "b"], labels="good=1,bad=0"), **forms)
+    assert resolved.settings.data.labels == {"good": 1, "bad": 0}
     assert resolved.settings.data.path == ("a", "b")
     assert (resolved.settings.finetune.epochs, resolved.settings.judge.resamples) == (3, 200)
     assert resolved.settings.finetune.encoder == "packaged"
     assert resolved.origins["finetune.epochs"] == "flag"
-    with pytest.raises(UsageError, match="no value"):
-        resolve("sample", DataForm(), TrainingForm(), ["judge.resamples"])
+
+
+def test_the_forms_have_every_setting_with_its_meaning(applied: dict[str, Any], client: Any) -> None:
+    schema = client.read_deployment_by_name("retrain/retrain").parameter_openapi_schema["definitions"]
+    fields = {
+        f"{group}.{name}": field["description"]
+        for group in ("data", "gate", "finetune", "judge")
+        for name, field in schema[f"{group.capitalize()}Form"]["properties"].items()
+    }
+    meanings = {each.key: each.meaning for each in describe_settings()}
+    assert fields == {key: meaning for key, meaning in meanings.items() if not key.startswith("watch.")}

@@ -266,8 +266,11 @@ def test_prefect_shows_the_summary_and_the_progress(champion: dict[str, Any]) ->
     outcome = champion
     with get_client(sync_client=True) as prefect:
         artifacts = prefect.read_artifacts()
+        names = {run.id: run.name for run in prefect.read_flow_runs()}
     (summary,) = (entry for entry in artifacts if entry.key == "verdict" and outcome["report"] in str(entry.data))
     assert str(summary.data).startswith("# PROMOTE")
+    assert names[summary.flow_run_id].startswith(f"acceptability {outcome['version']} PROMOTE, ")
+    assert names[summary.flow_run_id].endswith(f" {outcome['dataset'][:8]}")
     flow_run = [entry for entry in artifacts if entry.flow_run_id == summary.flow_run_id]
     assert [entry.data for entry in flow_run if entry.key == "fine-tuning"] == [100.0]
     (gate,) = (str(entry.data) for entry in flow_run if entry.key == "data-gate")

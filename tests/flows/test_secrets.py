@@ -209,7 +209,7 @@ def test_an_address_of_prefect_of_another_form_is_refused_without_showing_it() -
 def test_a_deployment_that_would_store_a_secret_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prefect_server: str
 ) -> None:
-    from flows.jobs.deployments import DataForm, TrainingForm, resolve
+    from flows.jobs.deployments import DataForm, resolve
     from flows.services.deploy import deploy
 
     file = tmp_path / "mine.yaml"
@@ -219,6 +219,6 @@ def test_a_deployment_that_would_store_a_secret_is_refused(
     assert MARK not in str(refused.value)
     form = DataForm(path=[f"https://host/x?sig={SIGNATURE}"])
     with pytest.raises(UsageError, match="the form of this deployment holds an address with a password"):
-        resolve("sample", form, TrainingForm(), [])
+        resolve("sample", form)
     monkeypatch.setenv("VERDICT_DATA__PATH", form.path[0])
-    assert resolve("sample", DataForm(), TrainingForm(), []).settings.data.path == ("https://host/x?sig=***",)
+    assert resolve("sample").settings.data.path == ("https://host/x?sig=***",)

@@ -27,10 +27,14 @@ def form(toy_data: Path, tiny_encoder: Path) -> Callable[..., dict[str, Any]]:
     """Return the parameters of a run that is over as fast as can be; another seed is another job."""
 
     def fill(seed: int, epochs: int = 2) -> dict[str, Any]:
-        more = ["data.validation_share=0.2", "finetune.learning_rate=3e-3", "finetune.batch_size=16"]
-        more += ["finetune.max_length=16", "finetune.checkpoint_seconds=0", "judge.resamples=200", "judge.threshold=-1"]
-        training = {"encoder": str(tiny_encoder), "epochs": epochs, "seed": seed, "device": "cpu"}
-        return {"profile": "sample", "data": {"path": [str(toy_data)]}, "training": training, "more": more}
+        finetune = {"encoder": str(tiny_encoder), "epochs": epochs, "seed": seed, "device": "cpu"}
+        finetune |= {"learning_rate": 3e-3, "batch_size": 16, "max_length": 16, "checkpoint_seconds": 0}
+        return {
+            "profile": "sample",
+            "data": {"path": [str(toy_data)], "validation_share": 0.2},
+            "finetune": finetune,
+            "judge": {"resamples": 200, "threshold": -1},
+        }
 
     return fill
 
@@ -128,7 +132,7 @@ def test_a_schedule_fires_and_ends_with_a_champion(
     stage.prefect("DELETE", f"/deployments/{held['id']}/schedules/{made['id']}")
     with clock("scheduled run"):
         end = ended(stage, run["id"])
-    assert (end["name"], end["message"].partition(":")[0].partition(" (")[0]) == ("Completed", "PROMOTE of version 1")
+    assert (end["name"], end["message"].partition(", MCC ")[0]) == ("Completed", "PROMOTE acceptability 1")
     assert champion(stage) == "1"
     assert statuses(stage) == ["FINISHED"]
     [version] = versions(stage)
