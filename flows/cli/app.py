@@ -1,7 +1,7 @@
 """The `verdict` command: options of every command, and exit codes.
 
-The commands themselves are in run.py, review.py, request_review.py, settings.py, stores.py and completion.py. Each
-imports the libraries that it needs when it is called, so that `verdict --help` answers in less than half a second.
+The commands themselves are in run.py, review.py, request_review.py, hub.py, settings.py, stores.py and completion.py.
+Each imports the libraries that it needs when it is called, so that `verdict --help` answers in less than half a second.
 """
 
 import gc
@@ -15,7 +15,7 @@ import typer
 import typer.core
 
 from flows import environment, roles
-from flows.cli import completion, request_review, review, run, settings, stopping, stores
+from flows.cli import completion, hub, request_review, review, run, settings, stopping, stores
 from tasks.core import log_format
 from tasks.core.errors import (
     OUT_OF_MEMORY,
@@ -62,6 +62,7 @@ COMMANDS: dict[str, dict[Callable[..., None], str]] = {
         run.serve: "verdict serve --port 8080",
         run.api_key: "verdict api-key alice keys.txt",
         run.export_triton: "verdict export-triton DIR",
+        hub.export_hub: "verdict export-hub ORG/NAME --model 2",
     },
     "Operate": {
         review.deploy: "verdict deploy --data DIR --profile mine.toml",

@@ -25,7 +25,12 @@ TrainingDevice = Annotated[
     Device | None, typer.Option(help="Where to train; cuda fails without a GPU, auto falls back to the CPU.")
 ]
 Model = Annotated[
-    str, typer.Option(metavar="MODEL", callback=redact, help="Registry address, version number, or a bundle's folder.")
+    str,
+    typer.Option(
+        metavar="MODEL",
+        callback=redact,
+        help="Registry address, version number, a bundle's folder, or hf:ORG/NAME[@REVISION].",
+    ),
 ]
 VersionNumber = Annotated[str, typer.Argument(metavar="VERSION", help="Version number, see `verdict status`.")]
 Reason = Annotated[str, typer.Option(metavar="TEXT", callback=redact, help="Reason; recorded in the history.")]

@@ -52,6 +52,7 @@ def report(
 ) -> None:
     """Print where a version's report is: one HTML file that needs no network."""
     environment.set_process_defaults()
+    environment.show_log()
     from flows.commands.report import find_report, open_in_browser
 
     found = find_report(version, environment.verdict_home())
@@ -139,7 +140,9 @@ def history(as_json: AsJson = False) -> None:
 
 
 def verify(
-    target: Annotated[str, typer.Argument(metavar="VERSION|DIR", help="Version number, or a bundle's folder.")],
+    target: Annotated[
+        str, typer.Argument(metavar="VERSION|DIR", help="Version number, bundle's folder, or hf:ORG/NAME.")
+    ],
     copy_to: Annotated[
         str, typer.Option(metavar="DIR", help="New folder for a copy of what was checked: load that one.")
     ] = "",
@@ -147,6 +150,7 @@ def verify(
 ) -> None:
     """Check the files of a version without running any: whose they are, who signed what, what nothing covers."""
     environment.set_process_defaults()
+    environment.show_log()
     from flows.cli import show_review
     from flows.commands import verify
 

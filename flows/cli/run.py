@@ -135,6 +135,7 @@ def predict(
 ) -> None:
     """Classify sentences with the champion."""
     environment.set_process_defaults()
+    environment.show_log()
     with collection_paused():
         from flows.cli import show_run
         from flows.commands.predict import predict
@@ -202,7 +203,7 @@ def serve(
     ] = False,
 ) -> None:
     """Serve the champion over HTTP (JSON, Open Inference Protocol V2, demo page) and follow the alias."""
-    _prepare_serving(model)
+    model = _prepare_serving(model)
     from tasks.serving import server
 
     config = server.ServerConfig(
@@ -234,16 +235,23 @@ def api_key(
     print(add_key(name, path))
 
 
-def _prepare_serving(model: str) -> None:
-    """Set what holds for the server's process, and check a named model before libraries are imported."""
+def _prepare_serving(model: str) -> str:
+    """Set what holds for the server's process, and check a named model before libraries are imported.
+
+    Returns:
+        The model: of the hub, the folder that it was fetched to.
+    """
     stopping.leave_to_command()
     environment.set_process_defaults()
     environment.show_log()
-    if "@" in model:  # the server waits for an alias that is not there yet
-        return
-    from flows.commands.predict import check_model
+    if model == CHAMPION_URI:
+        return model
+    from flows.commands.predict import check_model, fetch_from_hub
 
-    check_model(model, environment.verdict_home())
+    model = fetch_from_hub(model, environment.verdict_home())
+    if "@" not in model:  # the server waits for an alias that is not there yet
+        check_model(model, environment.verdict_home())
+    return model
 
 
 def export_triton(
@@ -260,6 +268,7 @@ def export_triton(
 ) -> None:
     """Write a model repository for NVIDIA Triton: sentences in, label and probability out."""
     environment.set_process_defaults()
+    environment.show_log()
     from flows.cli import show_run
     from flows.commands.predict import find_model
     from tasks.serving.triton import TritonTuning, check_folder, export_repository

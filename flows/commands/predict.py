@@ -18,6 +18,7 @@ from tasks.registry.code_digest import (
 from tasks.registry.sqlite_lookup import check_local_version, find_local_version
 from tasks.registry.store import MlflowStore, locate_store, split_address
 
+HUB_PREFIX = "hf:"
 EXAMPLE = 'verdict predict "The child has eaten the apple."'
 
 
@@ -54,7 +55,11 @@ def check_model(model: str, home: str) -> None:
     Raises:
         VerdictError: if it certainly does not.
     """
-    if Path(model).is_dir() and not model.isdecimal():
+    if model.startswith(HUB_PREFIX):
+        from tasks.registry.hub_bundles import parse_address
+
+        parse_address(model)
+    elif Path(model).is_dir() and not model.isdecimal():
         check_folder(Path(model))
     else:
         check_local_version(locate_store(home), _address(model))
@@ -64,13 +69,14 @@ def find_model(model: str, home: str) -> FoundModel:
     """Return where a model is; the code of a registered version is compared with what the registry holds.
 
     Args:
-        model: registry address, version number, or a bundle's folder.
+        model: registry address, version number, a bundle's folder, or hf:ORG/NAME[@REVISION].
         home: folder of the stores.
 
     Raises:
         UsageError: if it is none of these, or a folder without a bundle.
         VerdictError: if there is no such version, or its code manifest or signature are not those registered.
     """
+    model = fetch_from_hub(model, home)
     address = _address(model)
     if address == model and Path(model).is_dir():
         check_folder(Path(model))
@@ -87,6 +93,15 @@ def find_model(model: str, home: str) -> FoundModel:
     check_registered(folder, version, manifest, tags)
     check_version_signature(folder, version)
     return FoundModel(version, str(folder / BUNDLE_PATH), manifest["manifest_digest"])
+
+
+def fetch_from_hub(model: str, home: str) -> str:
+    """Return the folder of a model of the Hugging Face hub, after its download; any other model as it is."""
+    if not model.startswith(HUB_PREFIX):
+        return model
+    from tasks.registry.hub_bundles import pull_bundle
+
+    return pull_bundle(model, str(Path(home) / "cache" / "hub"))
 
 
 def _address(model: str) -> str:

@@ -34,7 +34,7 @@ def find_report(version: str, home: str) -> FoundReport:
         raise VerdictError(f"version {found.version} has no {REPORT_FILE} in {found.bundle}; see: verdict verify")
     if sha256_of(path) != manifest["files"].get(REPORT_FILE):
         raise VerdictError(f"{path} is not the report that was registered; see: verdict status")
-    return FoundReport(version=found.version, report=str(path.resolve()))
+    return FoundReport(version=found.version, report=str(path.absolute()))
 
 
 def open_in_browser(path: str) -> None:

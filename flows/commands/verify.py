@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TypedDict
 
+from flows.commands.predict import fetch_from_hub
 from flows.services.server_watch import reach_store
 from tasks.core.errors import UsageError
 from tasks.core.signing import describe_signer
@@ -40,7 +41,7 @@ def verify(target: str, copy_to: str, home: str) -> Verified:
     """Check a version or a folder; nothing of it is executed.
 
     Args:
-        target: version number, the folder of a bundle, or the folder of a version's files.
+        target: version number, the folder of a bundle or of a version's files, or hf:ORG/NAME[@REVISION].
         copy_to: new folder for a copy, which is checked instead: originals may be exchanged later; empty: none.
         home: folder of the stores.
 
@@ -52,7 +53,7 @@ def verify(target: str, copy_to: str, home: str) -> Verified:
     if copy_to and Path(copy_to).exists():
         raise UsageError(f"{copy_to} exists; expected a new folder for --copy-to")
     if not target.isdecimal():
-        return _verify_folder(target, copy_to)
+        return _verify_folder(fetch_from_hub(target, home), copy_to)
     store = reach_store(home)
     lookup.check_numbers(store, target)
     tags = lookup.read_tags(store, target)

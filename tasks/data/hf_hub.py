@@ -12,33 +12,29 @@ import contextlib
 import glob
 import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
-from huggingface_hub import HfApi, constants, errors, get_cached_repo_tree, snapshot_download, utils
+from huggingface_hub import HfApi, constants, errors, get_cached_repo_tree, snapshot_download
 
 from tasks.core.errors import UnreachableError, UsageError, VerdictError, summarise_error
 from tasks.core.files import atomic_write
+from tasks.data.hub_access import COMMIT, NOT_CACHED, REPOSITORY, REVISION, explain_refusal, explain_silence, quiet
 
 CONVERTED = "refs/convert/parquet"  # branch with the hub's conversion
 MAX_NAMES_SHOWN = 12
 JOIN_ROWS = 1_024  # of a shard in memory at a time: equal values are stored once, and each is written out in memory
 
-_PART = r"[A-Za-z0-9_](?:[A-Za-z0-9_.]|-(?!-))*"
 _ADDRESS = re.compile(
-    rf"hf:(?P<name>{_PART}(?:/{_PART})?)"
+    rf"hf:(?P<name>{REPOSITORY})"
     # A config may have any name that a file may have.
     r"(?:/(?P<config>[^\s\x00-\x1f/@<>:\\|?*]{1,100}))?"
-    r"(?:@(?P<revision>[^\s\x00-\x1f@]+))?"
+    rf"{REVISION}"
 )
 # cola/train/0000.parquet in the conversion; cola/train-00000-of-00001.parquet, train.parquet elsewhere.
 _DATA_FILE = re.compile(r"(?:(?P<config>[^/]+)/)?(?P<split>[^/]+?)(?:/\d+|-\d+-of-\d+)?\.parquet")
-_COMMIT = re.compile(r"[0-9a-f]{40}")
-_NOT_CACHED = (errors.LocalEntryNotFoundError, errors.CachedRepoTreeNotFoundError)
-# The base of the library's HTTP errors belongs to its HTTP client, which is another one from version 2 on.
-_NO_ANSWER = (errors.HfHubHTTPError.__bases__[0], ConnectionError, TimeoutError, errors.LocalEntryNotFoundError)
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +78,7 @@ def fetch_dataset(address: str, cache: str, *, offline: bool = False) -> dict[st
     folder = Path(cache) / wanted.slug
     offline = offline or constants.HF_HUB_OFFLINE
     try:
-        with _quiet():
+        with quiet():
             commit, splits = _fetch(wanted, cache, offline)
         return {split: _join(shards, folder / commit / f"{split}.parquet") for split, shards in splits.items()}
     except VerdictError:
@@ -101,25 +97,10 @@ def _parse(address: str) -> _Address:
     return _Address(address, found["name"], found["config"] or "", found["revision"] or "")
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the library's log lines and progress bars off standard error."""
-    logger = logging.getLogger("huggingface_hub")
-    level, had_bars = logger.level, not utils.are_progress_bars_disabled()
-    try:
-        logger.setLevel(logging.CRITICAL)
-        utils.disable_progress_bars()
-        yield
-    finally:
-        logger.setLevel(level)
-        if had_bars:
-            utils.enable_progress_bars()
-
-
 def _fetch(wanted: _Address, cache: str, offline: bool) -> tuple[str, dict[str, list[Path]]]:
     """Return the commit, and the files of each split in the snapshot cache, downloading what is missing."""
-    if _COMMIT.fullmatch(wanted.revision) and not offline:
-        with contextlib.suppress(*_NOT_CACHED):
+    if COMMIT.fullmatch(wanted.revision) and not offline:
+        with contextlib.suppress(*NOT_CACHED):
             return _fetch(wanted, cache, offline=True)
     revision = wanted.revision or CONVERTED
     try:
@@ -195,19 +176,14 @@ def _join(shards: Sequence[Path], target: Path) -> str:
 
 def _user_error(wanted: _Address, folder: Path, error: Exception, offline: bool) -> VerdictError:
     """Return the error to show: the address, the network, the disk or the data set is at fault."""
-    if offline and isinstance(error, _NOT_CACHED):
+    if offline and isinstance(error, NOT_CACHED):
         return UnreachableError(
             f"data set {wanted.text!r} is not cached in {folder.parent} and the hub is not queried while offline; "
             "expected an earlier download: run once with a network and without HF_HUB_OFFLINE and data.offline"
         )
-    causes: list[BaseException] = [error]
-    while (cause := causes[-1].__cause__) is not None and cause not in causes:
-        causes.append(cause)
-    if problem := _refusal(wanted, causes):
+    if problem := explain_refusal(error, wanted.revision, "hf:nyu-mll/glue"):
         return UsageError(f"data set {wanted.name!r} {problem}")
-    if unanswered := [cause for cause in causes if isinstance(cause, _NO_ANSWER)]:
-        status = _status(unanswered[-1])
-        reason = f"HTTP {status}" if status else type(unanswered[-1]).__name__
+    if reason := explain_silence(error):
         instead = ", or use the cached copy: HF_HUB_OFFLINE=1" if any(folder.glob("*/*.parquet")) else ""
         return UnreachableError(
             f"data set {wanted.text!r} cannot be fetched, the hub gave no usable answer ({reason}); "
@@ -222,30 +198,3 @@ def _user_error(wanted: _Address, folder: Path, error: Exception, offline: bool)
         f"data set {wanted.text!r} cannot be read ({summarise_error(error, 200)}); "
         "expected complete Parquet files: choose another data set or @REVISION"
     )
-
-
-def _refusal(wanted: _Address, causes: Sequence[BaseException]) -> str:
-    """Return what is wrong if the address names something that does not exist or is not open; else an empty text."""
-    for kind, problem in (
-        # A gated repository is also one that was not found.
-        (errors.GatedRepoError, "is gated; expected permission to read it: request it on its page, then set HF_TOKEN"),
-        (
-            errors.RevisionNotFoundError,
-            f"has no revision {wanted.revision or 'main'!r}; expected a branch, tag or commit of it after the @, "
-            "or none for the newest",
-        ),
-        (
-            (errors.RepositoryNotFoundError, errors.HFValidationError),
-            "is not on the hub, or is private; expected a name as the hub spells it, for example hf:nyu-mll/glue: "
-            "check it, or set HF_TOKEN",
-        ),
-    ):
-        if any(isinstance(cause, kind) for cause in causes):
-            return problem
-    closed = [status for cause in causes if (status := _status(cause)) in (401, 403)]
-    return f"is refused by the hub (HTTP {closed[0]}); expected a valid token: set HF_TOKEN" if closed else ""
-
-
-def _status(error: BaseException) -> int | None:
-    """Return the HTTP status of an error of the hub's library."""
-    return getattr(getattr(error, "response", None), "status_code", None)
