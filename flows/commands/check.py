@@ -101,8 +101,9 @@ def report_gate(gate: GateReport) -> None:
             log.warning("warning: %s", describe_result(result))
 
 
-def describe_gate(gate: GateReport) -> str:
-    """Return the gate's report as Markdown, for Prefect's page."""
+def describe_gate(gate: GateReport, page: str = "") -> str:
+    """Return the gate's report as Markdown, for Prefect's page; `page` is the address of the HTML page, if any."""
+    report = f"[page of the data gate]({page})" if page else f"`{Path(gate['report']).with_suffix('.html')}`"
     cells = [
         (
             result["table"],
@@ -117,7 +118,7 @@ def describe_gate(gate: GateReport) -> str:
     return (
         f"# Data {'accepted' if gate['passed'] else 'refused'}\n\n"
         f"{gate['rows_in']} rows in, {gate['kept']} kept, {gate['quarantined']} quarantined. "
-        f"Report: `{Path(gate['report']).with_suffix('.html')}`\n\n"
+        f"Report: {report}\n\n"
         f"| rows | expectation | observed | allowed | |\n| --- | --- | --- | --- | --- |\n{rows}\n"
     )
 

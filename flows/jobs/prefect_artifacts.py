@@ -51,17 +51,22 @@ def find_base(store: MlflowStore) -> str:
     return re.sub(r"//[^/@]*@", "//", address).rstrip("/") if address.startswith("http") else ""
 
 
+def find_run_page(store: MlflowStore, run_id: str) -> str:
+    """Return the address of a run's page in MLflow; empty for a database."""
+    base = find_base(store)
+    return f"{base}/{tracking.find_page(store, run_id)}" if base else ""
+
+
 def find_pages(outcome: RetrainOutcome, store: MlflowStore) -> dict[str, tuple[str, str]]:
     """Return address and text of MLflow's pages about an outcome by the key of their artifact; none for a database."""
-    base = find_base(store)
-    if not base:
+    run = find_run_page(store, outcome.run)
+    if not run:
         return {}
-    run = f"{base}/{tracking.find_page(store, outcome.run)}"
+    base = find_base(store)
     return {
         "report": (f"{run}/artifacts/records/report.html", "report: evidence and verdict"),
         "mlflow-version": (f"{base}/#/models/{MODEL_NAME}/versions/{outcome.version}", f"version {outcome.version}"),
         "mlflow-run": (run, "run in MLflow: curves and files"),
-        "data-gate-page": (f"{run}/artifacts/gate/gate.html", "page of the data gate"),
     }
 
 

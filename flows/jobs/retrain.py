@@ -27,7 +27,7 @@ from flows.jobs.job import (
     tracked_run,
 )
 from flows.jobs.judging import evaluate_and_judge
-from flows.jobs.prefect_artifacts import name_run, publish_outcome
+from flows.jobs.prefect_artifacts import find_run_page, name_run, publish_outcome
 from flows.jobs.publish import log_files, log_series, publish, record_figures, write_report
 from flows.jobs.unchanged import RESULT_FILE, digest_inputs, hash_files, record_inputs, report_path
 from flows.notifications import alert_failure
@@ -157,7 +157,9 @@ def check_data(context: JobContext, data: Dataset, encoder: Encoder) -> GateRepo
     if gate["reference"]:
         drift = {"drift": list_drifted(gate["drift"]), "drift_from": gate["reference"]}
         tracking.tag_run(store, context.run_id, drift)
-    create_markdown_artifact(key="data-gate", markdown=describe_gate(gate), description="Result of the data gate")
+    page = find_run_page(store, context.run_id)
+    markdown = describe_gate(gate, page and f"{page}/artifacts/gate/gate.html")
+    create_markdown_artifact(key="data-gate", markdown=markdown, description="Result of the data gate")
     raise_if_failed(gate)
     return gate
 
