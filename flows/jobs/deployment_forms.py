@@ -12,6 +12,7 @@ from tasks.core.settings_description import describe_settings, sections
 
 FORM_GROUPS = ("data", "gate", "finetune", "judge")
 TEXTS = {"data.columns", "data.labels"}  # written as NAME=VALUE,NAME=VALUE, as on the command line
+LISTS = {"data.path"}  # as it was entered: the setting's own type would hide the secret that is to be refused
 
 
 def make_form(group: str) -> Any:
@@ -22,6 +23,8 @@ def make_form(group: str) -> Any:
         key, kind = f"{group}.{name}", field.annotation
         if key in TEXTS or kind is str:
             fields[name] = (str, Field(default="", description=meanings[key]))
+        elif key in LISTS:
+            fields[name] = (list[str], Field(default=[], description=meanings[key]))
         else:
             bounded: Any = Annotated[kind, *field.metadata] if field.metadata else kind
             fields[name] = (bounded | None, Field(default=None, description=meanings[key]))

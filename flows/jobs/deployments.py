@@ -159,10 +159,10 @@ def resolve(
         f"{group}.{key}": value
         for group, form in zip(FORM_GROUPS, (data, gate, finetune, judge), strict=True)
         for key, value in form.model_dump().items()
-        if value not in (None, "", ())
+        if value not in (None, "", [])
     }
     for value in chosen.values():
-        for text in value if isinstance(value, tuple) else (value,):
+        for text in value if isinstance(value, list) else [value]:
             reject_secrets(str(text), "the form of this deployment")
     return load_settings(profile, {**chosen, **more})
 

@@ -18,6 +18,7 @@ from tasks.core.errors import VerdictError, first_line
 from tasks.evaluation.evidence import Evidence
 from tasks.inference.bundle import MODEL_NAME
 from tasks.registry import tracking
+from tasks.registry.mlflow_client import PAGE_MODE
 from tasks.registry.store import MlflowStore
 from tasks.reporting.tables import compare_figures
 
@@ -64,9 +65,12 @@ def find_pages(outcome: RetrainOutcome, store: MlflowStore) -> dict[str, tuple[s
         return {}
     base = find_base(store)
     return {
-        "report": (f"{run}/artifacts/records/report.html", "report: evidence and verdict"),
-        "mlflow-version": (f"{base}/#/models/{MODEL_NAME}/versions/{outcome.version}", f"version {outcome.version}"),
-        "mlflow-run": (run, "run in MLflow: curves and files"),
+        "report": (f"{run}/artifacts/records/report.html{PAGE_MODE}", "report: evidence and verdict"),
+        "mlflow-version": (
+            f"{base}/#/models/{MODEL_NAME}/versions/{outcome.version}{PAGE_MODE}",
+            f"version {outcome.version}",
+        ),
+        "mlflow-run": (f"{run}{PAGE_MODE}", "run in MLflow: curves and files"),
     }
 
 

@@ -55,6 +55,7 @@ from tasks.inference.bundle import MODEL_NAME, Origin
 from tasks.registry import promotion, tracking
 from tasks.registry.audit_log import MAX_REASON_CHARS
 from tasks.registry.champion_profile import fetch_profile
+from tasks.registry.mlflow_client import PAGE_MODE
 from tasks.registry.store import MlflowStore, locate_store
 from tasks.reporting.report import ReportInputs
 from tasks.training.device import resolve_device
@@ -158,7 +159,7 @@ def check_data(context: JobContext, data: Dataset, encoder: Encoder) -> GateRepo
         drift = {"drift": list_drifted(gate["drift"]), "drift_from": gate["reference"]}
         tracking.tag_run(store, context.run_id, drift)
     page = find_run_page(store, context.run_id)
-    markdown = describe_gate(gate, page and f"{page}/artifacts/gate/gate.html")
+    markdown = describe_gate(gate, page and f"{page}/artifacts/gate/gate.html{PAGE_MODE}")
     create_markdown_artifact(key="data-gate", markdown=markdown, description="Result of the data gate")
     raise_if_failed(gate)
     return gate

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from tasks.core.printable import shorten
 from tasks.evaluation.run_diff import SHORT_DIGEST
 from tasks.registry.limits import MAX_CHANGES, MAX_VALUE
+from tasks.registry.mlflow_client import PAGE_MODE
 from tasks.reporting.wording import NEXT_STEPS, capital, escape_markdown, show_interval
 
 if TYPE_CHECKING:
@@ -105,8 +106,8 @@ def _when(change: AliasChange) -> str:
 def describe_run(evidence: Evidence, verdict: Verdict, version: str, model: str, run_page: str) -> str:
     """Return the description of a run that ended with a verdict; arguments as above, `model` is the registry's name."""
     places = [
-        f"[report]({run_page}/artifacts/records/report.html), card, evidence and verdict: `records/`",
-        f"[page of the data gate]({run_page}/artifacts/gate/gate.html) and quarantined rows: `gate/`",
+        f"[report]({run_page}/artifacts/records/report.html{PAGE_MODE}), card, evidence and verdict: `records/`",
+        f"[page of the data gate]({run_page}/artifacts/gate/gate.html{PAGE_MODE}) and quarantined rows: `gate/`",
         "every picture: `pictures/`",
         "the very rows that trained and judged: the data sets of this run, by digest",
     ]
@@ -114,7 +115,7 @@ def describe_run(evidence: Evidence, verdict: Verdict, version: str, model: str,
         [
             headline(evidence, verdict),
             _reasons(verdict),
-            f"Registered as [version {version}](#/models/{model}/versions/{version}). "
+            f"Registered as [version {version}](#/models/{model}/versions/{version}{PAGE_MODE}). "
             f"{NEXT_STEPS[verdict['decision']]}",
             "\n".join(f"- {place}" for place in places),
         ]
@@ -140,7 +141,7 @@ def _reasons(verdict: Verdict) -> str:
 def _links(run_page: str) -> str:
     files = {"report": "records/report.html", "model card": "records/card.md", "evidence": "records/evidence.json"}
     files |= {"data gate": "gate/gate.html", "pictures": "pictures"}
-    return " · ".join(f"[{name}]({run_page}/artifacts/{path})" for name, path in files.items())
+    return " · ".join(f"[{name}]({run_page}/artifacts/{path}{PAGE_MODE})" for name, path in files.items())
 
 
 def _figures(figures: Sequence[FigureRow], verdict: Verdict) -> str:

@@ -33,8 +33,8 @@ README = "README.md"
 CARD = "card.md"  # of a bundle
 # Files that an earlier bundle may have had and this one has not; a signature that stayed would be another bundle's.
 REPLACED = {*VARIANTS.values(), TOKENIZER, PROFILE, SIGNATURE, CARD, "report.html"}
-EXAMPLE = "hf:ORG/NAME"
-_ADDRESS = re.compile(rf"hf:(?P<name>{REPOSITORY}){REVISION}")
+ADDRESS_FORM = "hf:ORG/NAME"
+_MODEL_ADDRESS = re.compile(rf"hf:(?P<name>{REPOSITORY}){REVISION}")
 
 log = logging.getLogger(__name__)
 
@@ -65,11 +65,11 @@ def parse_address(address: str) -> HubAddress:
     Raises:
         UsageError: if it has another form.
     """
-    found = _ADDRESS.fullmatch(address)
+    found = _MODEL_ADDRESS.fullmatch(address)
     if not found:
         raise UsageError(
-            f"model address {address!r} is malformed; expected {EXAMPLE}, optionally with @REVISION (branch, tag or "
-            "commit)"
+            f"model address {address!r} is malformed; expected {ADDRESS_FORM}, optionally with @REVISION (branch, "
+            "tag or commit)"
         )
     return HubAddress(address, found["name"], found["revision"] or "")
 
@@ -145,7 +145,7 @@ def _pull_error(wanted: HubAddress, cache: str, error: Exception, offline: bool)
             f"model {wanted.text!r} is not cached in {cache} and the hub is not queried while offline; expected an "
             "earlier download: run once with a network and without HF_HUB_OFFLINE"
         )
-    if problem := explain_refusal(error, wanted.revision, EXAMPLE):
+    if problem := explain_refusal(error, wanted.revision, ADDRESS_FORM):
         return UsageError(f"model {wanted.name!r} {problem}")
     if reason := explain_silence(error):
         instead = ", or use the cached copy: HF_HUB_OFFLINE=1" if _is_cached(wanted, cache) else ""

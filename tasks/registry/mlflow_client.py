@@ -24,7 +24,10 @@ from .local_database import AUDIT_EXPERIMENT, EXPERIMENT, SQLITE
 from .store import MlflowStore, prepare_local
 
 NOTE = "mlflow.note.content"  # the tag that pages show as the description of an experiment or run
-# Tags of a new experiment. The kind opens it with the pages of model training; without it, those of agents may open.
+# Follows the address of a page: model training, not agents. The browser's own switch, which says agents at first, would
+# decide otherwise: the pages of MLflow 3.17.2 do not look at the kind of an experiment.
+PAGE_MODE = "?workflowType=machine_learning"
+# Tags of a new experiment; releases whose pages look at the kind open it with those of model training.
 _KIND = {"mlflow.experimentKind": "custom_model_development"}
 EXPERIMENT_TAGS = {
     EXPERIMENT: _KIND

@@ -81,7 +81,7 @@ def tag_run(store: MlflowStore, run_id: str, tags: Mapping[str, str]) -> None:
 
 
 def find_page(store: MlflowStore, run_id: str) -> str:
-    """Return the address of a run's page, relative to MLflow's address."""
+    """Return the address of a run's page, relative to MLflow's address; PAGE_MODE may follow it."""
     with connect(store) as client:
         return f"#/experiments/{client.get_run(run_id).info.experiment_id}/runs/{run_id}"
 

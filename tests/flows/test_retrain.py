@@ -107,7 +107,10 @@ def test_the_first_fit_candidate_becomes_champion_and_everything_is_recorded(
     assert len(table) == outcome["holdout_rows"]
     assert table["correct"].mean() == pytest.approx(run.data.metrics["accuracy"])
     assert table["correct"].is_monotonic_increasing  # the worst errors come first
-    assert "[version 1](#/models/acceptability/versions/1)" in run.data.tags["mlflow.note.content"]
+    assert (
+        "[version 1](#/models/acceptability/versions/1?workflowType=machine_learning)"
+        in run.data.tags["mlflow.note.content"]
+    )
     assert run.data.metrics["mcc"] == pytest.approx(outcome["mcc"])
     assert run.data.metrics["seconds/check data"] == pytest.approx(outcome["seconds"]["check data"])
     assert run.data.metrics["seconds/so far"] > run.data.metrics["seconds/before the flow"] > 0.0

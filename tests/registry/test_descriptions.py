@@ -23,7 +23,7 @@ from tasks.registry.descriptions import (
     version_tags,
 )
 from tasks.registry.limits import MAX_CHANGES, MAX_DECISION, MAX_DESCRIPTION
-from tasks.registry.mlflow_client import connect
+from tasks.registry.mlflow_client import PAGE_MODE, connect
 from tasks.registry.store import MlflowStore
 from tasks.reporting.tables import compare_figures
 
@@ -60,8 +60,8 @@ def test_a_version_on_hold_says_why_what_changed_and_how_to_decide() -> None:
     assert "`verdict approve N --reason TEXT` or `verdict reject N --reason TEXT`" in text
     assert "**Changed since champion 7**\n\n- `finetune.epochs`: 1 → 2\n" in text
     assert "- `data.path`: empty → a\\|b &lt;x> &#64;me" in text
-    assert f"[report]({PAGE}/artifacts/records/report.html)" in text
-    assert f"[data gate]({PAGE}/artifacts/gate/gate.html)" in text
+    assert f"[report]({PAGE}/artifacts/records/report.html{PAGE_MODE})" in text
+    assert f"[data gate]({PAGE}/artifacts/gate/gate.html{PAGE_MODE})" in text
     assert f"`{'t' * 12}`" in text
     assert "| this version&emsp; | champion 7&emsp; |" in text
 
@@ -104,8 +104,8 @@ def test_tags_say_at_a_glance_what_a_version_is() -> None:
 def test_a_run_leads_to_its_version_and_says_where_things_lie() -> None:
     text = describe_run(HELD.evidence, HELD.verdict, "3", "acceptability", PAGE)
     assert text.startswith("HOLD: MCC")
-    assert "[version 3](#/models/acceptability/versions/3)" in text
-    assert f"[page of the data gate]({PAGE}/artifacts/gate/gate.html)" in text
+    assert f"[version 3](#/models/acceptability/versions/3{PAGE_MODE})" in text
+    assert f"[page of the data gate]({PAGE}/artifacts/gate/gate.html{PAGE_MODE})" in text
 
 
 def test_a_run_that_failed_says_why() -> None:

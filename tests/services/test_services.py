@@ -141,7 +141,7 @@ def test_a_schedule_fires_and_ends_with_a_champion(
     own = {"artifacts": {"flow_run_id": {"any_": [run["id"]]}}}
     pages = {each["key"]: each["data"] for each in stage.prefect("POST", "/artifacts/filter", **own)}
     assert {"data-gate", "fine-tuning", "verdict", "figures", "mlflow-run", "report"} <= pages.keys()
-    assert f"/runs/{version['run_id']})" in pages["mlflow-run"]
+    assert f"/runs/{version['run_id']}?" in pages["mlflow-run"]
 
 
 def test_a_reader_cannot_write(stage: Stage) -> None:
