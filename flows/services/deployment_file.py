@@ -3,7 +3,6 @@
 It lies in the stores' folder. Until there is one, nothing is scheduled: the bundled sample never changes.
 """
 
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +11,7 @@ import yaml
 from flows.services.prefect_status import POOL, TAG
 from tasks.core.files import write_text
 from tasks.core.hidden_addresses import reject_secrets
-from tasks.core.settings_loader import load_settings, profile_names
+from tasks.core.settings_loader import load_settings, parse_setting, profile_names
 from tasks.inference.bundle import scoped
 
 DEPLOYMENTS_FILE = "deployments.yaml"
@@ -56,12 +55,13 @@ def write_deployments(choice: DeploymentChoice, home: str, scheduled: bool = Tru
     """
     document = yaml.safe_load(find_template().read_text(encoding="utf-8"))
     parameters = _parameters(choice)
+    retrain_when = parameters.pop("watch", {}).get("retrain_on")
     for deployment in document["deployments"]:
         deployment["tags"] = [TAG, deployment["name"]]
         deployment["work_pool"]["name"] = POOL
         if deployment["name"] in TRAINING_DEPLOYMENTS:
             kept = {key: value for key, value in deployment["parameters"].items() if key == "retrain_when"}
-            deployment["parameters"] = {**parameters, **kept}
+            deployment["parameters"] = {**parameters, **{key: retrain_when or value for key, value in kept.items()}}
             for schedule in deployment["schedules"]:
                 schedule["active"] = scheduled
         deployment["name"] = scoped(deployment["name"])
@@ -74,23 +74,23 @@ def write_deployments(choice: DeploymentChoice, home: str, scheduled: bool = Tru
 
 
 def _parameters(choice: DeploymentChoice) -> dict[str, Any]:
-    """Return the parameters of `retrain`; paths on this machine are made absolute, as a worker has its own folder."""
-    profile, more = choice.profile, list(choice.more)
-    if profile not in profile_names():
-        values = {row.key: row.value for row in load_settings(profile, {}, {}).rows()}
-        base = {row.key: row.value for row in load_settings(BASE_PROFILE, {}, {}).rows()}
-        own = [
-            f"{key}={_text(_absolute(value) if key in PATH_SETTINGS else value)}"
-            for key, value in values.items()
-            if value != base[key]
-        ]
-        profile, more = BASE_PROFILE, own + more
-    given = {
-        "data": {key: _absolute(value) for key, value in choice.data.items() if value},
-        "training": {key: _absolute(value) for key, value in choice.training.items() if value},
-        "more": more,
-    }
-    return {"profile": profile, **{key: value for key, value in given.items() if value}}
+    """Return the parameters of `retrain`: each group's settings that differ from the profile's.
+
+    Paths on this machine are made absolute, as a worker has its own folder.
+    """
+    named = {f"data.{key}": value for key, value in choice.data.items() if value}
+    named |= {f"finetune.{key}": value for key, value in choice.training.items() if value}
+    flags = dict(parse_setting(text) for text in choice.more) | named
+    for value in flags.values():
+        reject_secrets(str(value), "the deployments file")
+    profile = choice.profile if choice.profile in profile_names() else BASE_PROFILE
+    base = {row.key: row.value for row in load_settings(profile, {}, {}).rows()}
+    parameters: dict[str, Any] = {"profile": profile}
+    for key, value, _ in load_settings(choice.profile, flags, {}).rows():
+        if value != base[key]:
+            group, _, name = key.partition(".")
+            parameters.setdefault(group, {})[name] = _absolute(value) if key in PATH_SETTINGS else value
+    return parameters
 
 
 def _absolute(value: Any) -> Any:
@@ -99,7 +99,3 @@ def _absolute(value: Any) -> Any:
         return [_absolute(each) for each in value]
     is_path = isinstance(value, str) and value and Path(value).exists()
     return str(Path(value).resolve()) if is_path else value
-
-
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)

@@ -166,10 +166,13 @@ def build_encoder(folder: Path) -> Path:
 
 def form(data: Path, encoder: Path) -> dict[str, Any]:
     """Return the parameters of a run that is over as fast as can be."""
-    more = ["data.validation_share=0.2", "finetune.learning_rate=3e-3", "finetune.batch_size=16"]
-    more += ["finetune.max_length=16", "judge.resamples=200", "judge.threshold=-1"]
-    training = {"encoder": str(encoder), "epochs": 2, "seed": 1, "device": "cpu"}
-    return {"profile": "sample", "data": {"path": [str(data)]}, "training": training, "more": more}
+    finetune = {"encoder": str(encoder), "epochs": 2, "seed": 1, "device": "cpu", "learning_rate": 3e-3}
+    return {
+        "profile": "sample",
+        "data": {"path": [str(data)], "validation_share": 0.2},
+        "finetune": finetune | {"batch_size": 16, "max_length": 16},
+        "judge": {"resamples": 200, "threshold": -1},
+    }
 
 
 if __name__ == "__main__":

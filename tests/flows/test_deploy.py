@@ -57,7 +57,7 @@ def test_the_schedules_are_what_the_file_says(applied: dict[str, Any]) -> None:
 
 
 def test_the_schedules_retrain_the_data_and_settings_that_were_named(applied: dict[str, Any], client: Any) -> None:
-    from flows.jobs.deployments import DataForm, TrainingForm, resolve
+    from flows.jobs.deployments import DataForm, FinetuneForm, JudgeForm, resolve
 
     held = client.read_deployment_by_name("watch/watch").parameters
     folder = str(Path(applied["file"]).parent)
@@ -65,7 +65,8 @@ def test_the_schedules_retrain_the_data_and_settings_that_were_named(applied: di
     assert held == client.read_deployment_by_name("retrain/retrain").parameters
     assert held["profile"] == "sample"
     assert held["data"] == {"path": [folder]}
-    settings = resolve(held["profile"], DataForm(**held["data"]), TrainingForm(), held["more"]).settings
+    forms: Any = {"data": DataForm(**held["data"]), "finetune": FinetuneForm(**held["finetune"])}
+    settings = resolve(held["profile"], **forms, judge=JudgeForm(**held["judge"])).settings
     assert (settings.finetune.epochs, settings.finetune.seeds, settings.judge.threshold) == (3, 2, 0.5)
     assert settings.finetune.max_length == FinetuneSettings().max_length  # the file's, not the sample's
 
