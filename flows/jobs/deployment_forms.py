@@ -10,7 +10,7 @@ from pydantic import ConfigDict, Field, create_model
 
 from tasks.core.settings_description import describe_settings, sections
 
-FORM_GROUPS = ("data", "gate", "finetune", "judge")
+FORM_GROUPS = ("data", "gate", "finetune", "judge", "watch")
 TEXTS = {"data.columns", "data.labels"}  # written as NAME=VALUE,NAME=VALUE, as on the command line
 LISTS = {"data.path"}  # as it was entered: the setting's own type would hide the secret that is to be refused
 
@@ -45,3 +45,7 @@ class FinetuneForm(make_form("finetune")):  # type: ignore[misc]
 
 class JudgeForm(make_form("judge")):  # type: ignore[misc]
     """The promotion policy and how it is applied."""
+
+
+class WatchForm(make_form("watch")):  # type: ignore[misc]
+    """What a check of the data and of what was served may start."""

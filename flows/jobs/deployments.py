@@ -7,7 +7,7 @@ runs of a deployment may be due: the first one to start cancels the others, beca
 import contextlib
 import functools
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -22,7 +22,7 @@ from prefect.types import DateTime
 from pydantic import BaseModel, Field, ValidationError
 
 from flows import environment
-from flows.jobs.deployment_forms import FORM_GROUPS, DataForm, FinetuneForm, GateForm, JudgeForm
+from flows.jobs.deployment_forms import FORM_GROUPS, DataForm, FinetuneForm, GateForm, JudgeForm, WatchForm
 from flows.notifications import alert_crash, alert_failure
 from flows.outcome import describe_outcome
 from tasks.core import log_format
@@ -41,7 +41,7 @@ PAGE_SIZE = 200  # runs of one query, Prefect's limit
 deployed_flow = functools.partial(
     flow, persist_result=True, result_serializer="json", on_failure=[alert_failure], on_crashed=[alert_crash]
 )
-DATA, GATE, FINETUNE, JUDGE = DataForm(), GateForm(), FinetuneForm(), JudgeForm()
+DATA, GATE, FINETUNE, JUDGE, WATCH = DataForm(), GateForm(), FinetuneForm(), JudgeForm(), WatchForm()
 
 
 @deployed_flow(name="retrain")
@@ -87,7 +87,7 @@ def watch(
     gate: GateForm = GATE,
     finetune: FinetuneForm = FINETUNE,
     judge: JudgeForm = JUDGE,
-    retrain_when: Literal["never", "on_change", "on_drift"] = "on_change",
+    watch: WatchForm = WATCH,
 ) -> State[Any]:
     """Check the data once; retrain if it changed or drifted.
 
@@ -97,11 +97,11 @@ def watch(
         gate: limits of the data gate.
         finetune: the training recipe of a retraining run.
         judge: the promotion policy and how it is applied.
-        retrain_when: what starts a retraining run.
+        watch: what a check of the data and of what was served may start.
     """
     _begin()
     try:
-        settings = resolve(profile, data, gate, finetune, judge, {"watch.retrain_on": retrain_when})
+        settings = resolve(profile, data, gate, finetune, judge, watch)
     except UsageError as error:
         return Failed(message=str(error))
     from flows.jobs.watch import watch as job
@@ -148,23 +148,23 @@ def resolve(
     gate: BaseModel = GATE,
     finetune: BaseModel = FINETUNE,
     judge: BaseModel = JUDGE,
-    more: Mapping[str, Any] = {},
+    watch: BaseModel = WATCH,
 ) -> ResolvedSettings:
-    """Resolve profile, the worker's environment, the form and further settings, in this order.
+    """Resolve profile, the worker's environment and the forms, in this order.
 
     Raises:
         UsageError: if a value is not valid, or is an address with a password or signature.
     """
     chosen = {
         f"{group}.{key}": value
-        for group, form in zip(FORM_GROUPS, (data, gate, finetune, judge), strict=True)
+        for group, form in zip(FORM_GROUPS, (data, gate, finetune, judge, watch), strict=True)
         for key, value in form.model_dump().items()
         if value not in (None, "", [])
     }
     for value in chosen.values():
         for text in value if isinstance(value, list) else [value]:
             reject_secrets(str(text), "the form of this deployment")
-    return load_settings(profile, {**chosen, **more})
+    return load_settings(profile, chosen)
 
 
 def check_file(path: Path) -> None:
@@ -192,11 +192,10 @@ def _check_parameters(flow_name: str, given: dict[str, Any]) -> None:
     if unknown := [key for key in given if key not in known]:
         raise UsageError(f"parameter {unknown[0]!r} is unknown; expected {', '.join(known)}")
     kinds: dict[str, type[BaseModel]] = dict(
-        zip(FORM_GROUPS, (DataForm, GateForm, FinetuneForm, JudgeForm), strict=True)
+        zip(FORM_GROUPS, (DataForm, GateForm, FinetuneForm, JudgeForm, WatchForm), strict=True)
     )
     forms = {group: form.model_validate(given.get(group) or {}) for group, form in kinds.items()}
-    more = {"watch.retrain_on": given["retrain_when"]} if "retrain_when" in given else {}
-    resolve(str(given.get("profile", "sample")), **forms, more=more)
+    resolve(str(given.get("profile", "sample")), **forms)
 
 
 def _what_is_wrong(error: VerdictError | ValidationError) -> str:

@@ -55,13 +55,15 @@ def write_deployments(choice: DeploymentChoice, home: str, scheduled: bool = Tru
     """
     document = yaml.safe_load(find_template().read_text(encoding="utf-8"))
     parameters = _parameters(choice)
-    retrain_when = parameters.pop("watch", {}).get("retrain_on")
+    watching = parameters.pop("watch", {})
     for deployment in document["deployments"]:
         deployment["tags"] = [TAG, deployment["name"]]
         deployment["work_pool"]["name"] = POOL
         if deployment["name"] in TRAINING_DEPLOYMENTS:
-            kept = {key: value for key, value in deployment["parameters"].items() if key == "retrain_when"}
-            deployment["parameters"] = {**parameters, **{key: retrain_when or value for key, value in kept.items()}}
+            template = deployment["parameters"]
+            deployment["parameters"] = dict(parameters)
+            if "watch" in template:
+                deployment["parameters"]["watch"] = template["watch"] | watching
             for schedule in deployment["schedules"]:
                 schedule["active"] = scheduled
         deployment["name"] = scoped(deployment["name"])

@@ -61,7 +61,7 @@ def test_the_schedules_retrain_the_data_and_settings_that_were_named(applied: di
 
     held = client.read_deployment_by_name("watch/watch").parameters
     folder = str(Path(applied["file"]).parent)
-    assert held.pop("retrain_when") == "on_change"
+    assert held.pop("watch") == {"retrain_on": "on_change"}
     assert held == client.read_deployment_by_name("retrain/retrain").parameters
     assert held["profile"] == "sample"
     assert held["data"] == {"path": [folder]}
@@ -307,11 +307,13 @@ def test_a_form_becomes_settings_with_their_origins() -> None:
 
 
 def test_the_forms_have_every_setting_with_its_meaning(applied: dict[str, Any], client: Any) -> None:
-    schema = client.read_deployment_by_name("retrain/retrain").parameter_openapi_schema["definitions"]
+    from flows.jobs.deployment_forms import FORM_GROUPS
+
+    schema = client.read_deployment_by_name("watch/watch").parameter_openapi_schema["definitions"]
     fields = {
         f"{group}.{name}": field["description"]
-        for group in ("data", "gate", "finetune", "judge")
+        for group in FORM_GROUPS
         for name, field in schema[f"{group.capitalize()}Form"]["properties"].items()
     }
     meanings = {each.key: each.meaning for each in describe_settings()}
-    assert fields == {key: meaning for key, meaning in meanings.items() if not key.startswith("watch.")}
+    assert fields == meanings
