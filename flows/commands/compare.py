@@ -128,7 +128,7 @@ def judge_again(store: MlflowStore, version: str, champion: ChampionRecord | Non
     policy = _registered_policy(store, version, tags)
     holdout = SnapshotRef(digest=tags["holdout"], path=str(snapshot))
     with verification.open_verified(store, version) as held:
-        evidence = measure_again(evidence, str(held.bundle), holdout, policy.model_dump(), "auto", RESAMPLES)
+        evidence = measure_again(evidence, str(held.bundle), holdout, policy.recorded(), "auto", RESAMPLES)
     if champion:
         with verification.open_model(store, champion["version"]) as model:
             current = ChampionBundle(

@@ -45,8 +45,10 @@ def evaluate_and_judge(
         holdout_uses=count_holdout_uses(timer, store, holdout["digest"], exported["digest"]),
         drift=[shift["name"] for shift in gate["drift"] if shift["drifted"]],
         training_digest=data["train"]["digest"],
-        policy=policy.model_dump(),
+        policy=policy.recorded(),
     )
+    if exported["threshold"]:
+        judge_context["threshold_choice"] = exported["threshold"]
     if reusable := find_reusable_verdict(folder, exported, judge_context, champion):
         return reusable
     tag_run(timer, store, context.run_id, {"holdout": holdout["digest"], "bundle_digest": exported["digest"]})

@@ -243,8 +243,14 @@ def export_model(context: JobContext, data: Dataset, encoder: Encoder) -> Export
         dataset=data["digest"],
         git_commit=git_commit(),
     )
+    chosen = context.settings.export.decision_threshold == "validation"
     exported = load_export(str(folder)) or export(
-        context.timer, str(folder / "model"), str(folder), origin, str(folder / "validation.parquet")
+        context.timer,
+        str(folder / "model"),
+        str(folder),
+        origin,
+        str(folder / "validation.parquet"),
+        context.device if chosen else "",
     )
     log_format.bind_context(digest=exported["digest"])
     return exported

@@ -56,11 +56,21 @@ class Policy(BaseModel):
     """Largest drop of the share of minimal pairs ranked correctly below the champion's."""
     hold_on_drift: bool
     """Hold a candidate whose training data drifted from the champion's."""
+    min_decision_threshold: Share = 0.0
+    """Smallest decision threshold that a bundle may have; 0 for any."""
+    max_decision_threshold: Share = 1.0
+    """Largest decision threshold that a bundle may have; 1 for any."""
+    min_threshold_gain: Drop = 0.0
+    """Smallest gain of validation MCC over 0.5 that a chosen decision threshold must have."""
 
     @property
     def digest(self) -> str:
         """The hex SHA-256 of all numbers."""
-        return json_digest(self.model_dump())
+        return json_digest(self.recorded())
+
+    def recorded(self) -> dict[str, Any]:
+        """Return the policy as plain values without the rules that are off, so that a new rule changes no digest."""
+        return self.model_dump(exclude_defaults=True)
 
 
 def load_policy(path: str = "") -> Policy:

@@ -123,6 +123,13 @@ class GateSettings(Section):
         return self
 
 
+class ExportSettings(Section):
+    """What the bundle states besides the graphs."""
+
+    decision_threshold: Literal["fixed", "validation"] = "fixed"
+    """Probability above which a sentence is acceptable: fixed at 0.5, or that with the best validation MCC."""
+
+
 class JudgeSettings(Policy):
     """The promotion policy, whose numbers can each be overridden here, and how it is applied."""
 
@@ -171,6 +178,7 @@ class Settings(BaseSettings):
     data: DataSettings = DataSettings()
     gate: GateSettings = GateSettings()
     finetune: FinetuneSettings = FinetuneSettings()
+    export: ExportSettings = ExportSettings()
     judge: JudgeSettings = Field(default_factory=lambda: JudgeSettings.model_validate({}))  # read when needed
     watch: WatchSettings = WatchSettings()
 

@@ -17,6 +17,7 @@ from tasks.evaluation.measurement import (
     round_probabilities,
 )
 from tasks.inference.classifier import Classifier
+from tasks.inference.decision import threshold_of
 
 DIFFERING_SENTENCES = 10  # most sentences with different predictions that are listed
 COMPARED_FIGURES = ("accuracy", "f1", "auroc", "brier", "ece", "per_source", "per_length", "variant", "provider")
@@ -55,11 +56,12 @@ def compare_bundles(first: str, second: str, snapshot: str, device: str, resampl
     loaded = [Classifier.from_bundle(bundle, device, spin=False) for bundle in (first, second)]
     ours, theirs = (round_probabilities(model.probabilities(sentences)[:, 1]) for model in loaded)
     sides = [
-        evaluate(rows, given, model.provider, model.variant, resamples)
+        evaluate(rows, given, model.provider, model.variant, resamples, model.threshold)
         for model, given in zip(loaded, (ours, theirs), strict=True)
     ]
-    comparison = compare(rows, ours, theirs, resamples)
-    comparison["sentences"] = _list_differing(table, ours, theirs)
+    thresholds = loaded[0].threshold, loaded[1].threshold
+    comparison = compare(rows, ours, theirs, resamples, thresholds)
+    comparison["sentences"] = _list_differing(table, ours, theirs, thresholds)
     labels = loaded[0].manifest["labels"]
     return VersionComparison(labels=labels, first=sides[0], second=sides[1], comparison=comparison)
 
@@ -69,7 +71,8 @@ def compare_recorded(first: Evidence, second: Evidence) -> VersionComparison | N
     if first["holdout_digest"] != second["holdout_digest"] or first["answers"]["label"] != second["answers"]["label"]:
         return None
     ours, theirs = (each["answers"]["variants"][each["candidate"]["variant"]] for each in (first, second))
-    comparison = compare(first["answers"], ours, theirs, first["resamples"])
+    thresholds = threshold_of(first["candidate"]), threshold_of(second["candidate"])
+    comparison = compare(first["answers"], ours, theirs, first["resamples"], thresholds)
     return VersionComparison(labels=[], first=first["candidate"], second=second["candidate"], comparison=comparison)
 
 
@@ -77,15 +80,18 @@ def figures_of(measured: Measurement) -> dict[str, Any]:
     """Return the figures of one version that are shown, as plain values."""
     interval = measured["interval"]
     named = {"mcc": interval["mcc"], "mcc_low": interval["low"], "mcc_high": interval["high"]}
+    named["decision_threshold"] = threshold_of(measured)
     return named | {name: dict(measured)[name] for name in COMPARED_FIGURES}
 
 
-def _list_differing(table: pd.DataFrame, ours: Probabilities, theirs: Probabilities) -> list[dict[str, Any]]:
+def _list_differing(
+    table: pd.DataFrame, ours: Probabilities, theirs: Probabilities, thresholds: tuple[float, float]
+) -> list[dict[str, Any]]:
+    predicted = predict_labels(ours, thresholds[0]), predict_labels(theirs, thresholds[1])
     differing = [
         {"label": int(label), "sentence": str(sentence), "first": one, "second": other}
         for label, sentence, one, other, here, there in zip(
-            *(table["label"], table["sentence"], ours, theirs, predict_labels(ours), predict_labels(theirs)),
-            strict=True,
+            *(table["label"], table["sentence"], ours, theirs, *predicted), strict=True
         )
         if here != there
     ]

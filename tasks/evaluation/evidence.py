@@ -35,8 +35,10 @@ from tasks.evaluation.measurement import (
     round_probabilities,
 )
 from tasks.evaluation.minimal_pairs import MinimalPairResult, evaluate_minimal_pairs
+from tasks.evaluation.threshold_choice import ThresholdChoice
 from tasks.inference.bundle import DEVICE_VARIANT, PROFILE, check_signature, variants_of
 from tasks.inference.classifier import Classifier
+from tasks.inference.decision import threshold_of
 
 EVIDENCE_SCHEMA = 1  # version of evidence.json and of the verdict.json that is written with it
 WORST_SHOWN = 10  # sentences
@@ -83,7 +85,8 @@ class JudgeContext(TypedDict):
     """What a verdict depends on besides measurements.
 
     `holdout_uses` counts the other candidates judged on this holdout before, `drift` names the drift tests that warned,
-    `training_digest` is the digest of the training rows, `policy` the policy as plain values.
+    `training_digest` is the digest of the training rows, `policy` the policy as plain values. `threshold_choice` is how
+    the decision threshold was chosen; absent where it is fixed.
     """
 
     champion_state: ChampionState
@@ -91,6 +94,7 @@ class JudgeContext(TypedDict):
     drift: list[str]
     training_digest: str
     policy: dict[str, Any]
+    threshold_choice: NotRequired[ThresholdChoice]
 
 
 class Leak(TypedDict):
@@ -374,8 +378,9 @@ def _with_champion(evidence: Evidence, rows: pd.DataFrame, champion: ChampionBun
     ours = evidence["answers"]["variants"][evidence["candidate"]["variant"]]
     comparison = None
     if theirs is not None:
-        comparison = compare(evidence["answers"], ours, theirs, evidence["resamples"])
-        comparison["sentences"] = _list_differing(rows, ours, theirs)
+        thresholds = threshold_of(evidence["candidate"]), threshold_of(measured["measurement"] or {})
+        comparison = compare(evidence["answers"], ours, theirs, evidence["resamples"], thresholds)
+        comparison["sentences"] = _list_differing(rows, ours, theirs, thresholds)
     answers = Answers(**{**evidence["answers"], "champion": theirs})
     return Evidence(
         **{**evidence, "champion_state": "active", "champion": measured, "comparison": comparison, "answers": answers}
@@ -402,7 +407,8 @@ def _probabilities(classifier: Classifier, rows: pd.DataFrame) -> Probabilities:
 
 def _measure(classifier: Classifier, rows: pd.DataFrame, probabilities: Probabilities, resamples: int) -> Measurement:
     """Compute a model's figures and list the sentences whose label got the lowest probability."""
-    result = evaluate(_without_sentences(rows), probabilities, classifier.provider, classifier.variant, resamples)
+    how = classifier.provider, classifier.variant, resamples, classifier.threshold
+    result = evaluate(_without_sentences(rows), probabilities, *how)
     acceptable = read_probabilities(probabilities)
     of_label = np.where(rows["label"].to_numpy() == 1, acceptable, 1 - acceptable)
     for row in np.argsort(of_label, kind="stable")[:WORST_SHOWN]:
@@ -411,9 +417,11 @@ def _measure(classifier: Classifier, rows: pd.DataFrame, probabilities: Probabil
     return result
 
 
-def _list_differing(rows: pd.DataFrame, ours: Probabilities, theirs: Probabilities) -> list[dict[str, Any]]:
+def _list_differing(
+    rows: pd.DataFrame, ours: Probabilities, theirs: Probabilities, thresholds: tuple[float, float]
+) -> list[dict[str, Any]]:
     """List sentences with different predictions, largest difference first, with both probabilities of "acceptable"."""
-    differing = np.flatnonzero(predict_labels(ours) != predict_labels(theirs))
+    differing = np.flatnonzero(predict_labels(ours, thresholds[0]) != predict_labels(theirs, thresholds[1]))
     gaps = np.abs(read_probabilities(ours) - read_probabilities(theirs))[differing]
     first = differing[np.argsort(-gaps, kind="stable")][:DIFFERING_SHOWN]
     return [_show_row(rows, row) | {"candidate": ours[row], "champion": theirs[row]} for row in first]

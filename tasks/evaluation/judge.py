@@ -13,6 +13,8 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict
 
+from tasks.inference.decision import DEFAULT_THRESHOLD, threshold_of
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -40,6 +42,11 @@ RULES = {
     "worse_than_champion": Rule("REJECT", "A model that is significantly worse than the champion is rejected."),
     "variant_differs": Rule(
         "REJECT", "A model with a variant whose MCC is further from that of fp32 than the policy allows is rejected."
+    ),
+    "decision_threshold": Rule(
+        "REJECT",
+        "A model whose decision threshold is out of the policy's bounds, or gains too little over 0.5 on the "
+        "validation sentences, is rejected.",
     ),
     "holdout_leak": Rule(
         "REJECT", "A model that was trained on holdout sentences is rejected: its figures are not valid."
@@ -122,7 +129,7 @@ def judge(evidence: Evidence, policy: Policy) -> Verdict:
         training_digest=evidence["training_digest"],
         provider=candidate["provider"],
         variant=candidate["variant"],
-        policy=policy.model_dump(),
+        policy=policy.recorded(),
         policy_digest=policy.digest,
         versions=evidence["versions"],
         git_commit=evidence["git_commit"],
@@ -157,6 +164,7 @@ def reject_rules(evidence: Evidence, policy: Policy) -> Iterator[RuleHit]:
         p_value = f"p = {_p_value(comparison['p_worse'])}, at most {_p_value(1 - policy.reject_confidence)} rejects"
         yield RuleHit("worse_than_champion", f"worse than the champion: {_compare(evidence)}; {p_value}")
     yield from _differing_variants(evidence, policy)
+    yield from _refused_threshold(evidence, policy)
     if leak["remaining"]:
         shown = f", for example {leak['sentences'][0]!r}" if leak["sentences"] else ""
         yield RuleHit("holdout_leak", f"{leak['remaining']} sentences of the holdout were trained on{shown}")
@@ -245,6 +253,18 @@ def _differing_variants(evidence: Evidence, policy: Policy) -> Iterator[RuleHit]
                 "variant_differs",
                 f"{name} has MCC {ours:.3f}, fp32 {theirs:.3f}; at most {policy.variant_difference:g} apart is allowed",
             )
+
+
+def _refused_threshold(evidence: Evidence, policy: Policy) -> Iterator[RuleHit]:
+    threshold, choice = threshold_of(evidence["candidate"]), evidence.get("threshold_choice")
+    low, high = policy.min_decision_threshold, policy.max_decision_threshold
+    if not low <= threshold <= high:
+        reason = f"its decision threshold is {threshold:.3f}; {low:g} to {high:g} is allowed"
+        yield RuleHit("decision_threshold", reason)
+    gain = choice["mcc"] - choice["default_mcc"] if choice else 0.0
+    if threshold != DEFAULT_THRESHOLD and gain < policy.min_threshold_gain:
+        reason = f"its decision threshold {threshold:.3f} gains {gain:.3f} MCC over 0.5 on the validation sentences"
+        yield RuleHit("decision_threshold", f"{reason}; at least {policy.min_threshold_gain:g} is required")
 
 
 def _dropped_slices(candidate: Measurement, champion: Measurement, policy: Policy) -> Iterator[RuleHit]:

@@ -5,7 +5,7 @@ Shape letter: N rows.
 """
 
 import math
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,7 @@ from tasks.evaluation.metrics import (
     mcc_per_group,
 )
 from tasks.evaluation.paired_tests import agreement, bootstrap, contingency, mcnemar, permutation_test
+from tasks.inference.decision import DEFAULT_THRESHOLD, choose_labels
 
 PROBABILITY_DIGITS = 9  # decimals kept; the last bit of an fp32 logit changes the seventh
 LENGTH_BOUNDS = (5, 8, 12)  # words; about the quartiles of CoLA's sentences
@@ -44,12 +45,14 @@ class HoldoutRows(TypedDict):
 class Measurement(TypedDict):
     """One model on one holdout; `finite` is false if a probability was NaN or Inf.
 
-    `provider` is ONNX Runtime's execution provider, `ece` the expected calibration error of `calibration`.
+    `provider` is ONNX Runtime's execution provider, `ece` the expected calibration error of `calibration`,
+    `decision_threshold` the bundle's; absent where it is 0.5.
     """
 
     rows: int
     provider: str
     variant: str
+    decision_threshold: NotRequired[float]
     finite: bool
     classes_predicted: int
     interval: MccInterval
@@ -96,16 +99,23 @@ def round_probabilities(values: NDArray[np.float64]) -> Probabilities:
 
 
 def read_probabilities(values: Probabilities) -> NDArray[np.float64]:
-    """Return recorded probabilities [N] as an array; None becomes 0.5, which is predicted as unacceptable."""
+    """Return recorded probabilities [N] as an array; None becomes 0.5."""
     return np.array([0.5 if value is None else value for value in values], np.float64)
 
 
-def predict_labels(values: Probabilities) -> NDArray[np.int64]:
-    """Return the predicted labels [N] of recorded probabilities."""
-    return (read_probabilities(values) > 0.5).astype(np.int64)
+def predict_labels(values: Probabilities, threshold: float = DEFAULT_THRESHOLD) -> NDArray[np.int64]:
+    """Return the predicted labels [N] of recorded probabilities; None is predicted as unacceptable."""
+    return choose_labels(np.array(values, np.float64), threshold)
 
 
-def evaluate(rows: HoldoutRows, acceptable: Probabilities, provider: str, variant: str, resamples: int) -> Measurement:
+def evaluate(
+    rows: HoldoutRows,
+    acceptable: Probabilities,
+    provider: str,
+    variant: str,
+    resamples: int,
+    threshold: float = DEFAULT_THRESHOLD,
+) -> Measurement:
     """Compute every figure of a model; `worst` is left empty, as it needs the sentences.
 
     Args:
@@ -114,16 +124,17 @@ def evaluate(rows: HoldoutRows, acceptable: Probabilities, provider: str, varian
         provider: ONNX Runtime's execution provider.
         variant: of the bundle.
         resamples: of the bootstrap.
+        threshold: the decision threshold.
 
     Raises:
         ValueError: if N is 0.
     """
     labels, probabilities = np.array(rows["label"], np.int64), read_probabilities(acceptable)
-    predictions = predict_labels(acceptable)
+    predictions = predict_labels(acceptable, threshold)
     bins = calibration(labels, probabilities)
     lengths = np.array([name_length(count) for count in rows["words"]])
     by_length = mcc_per_group(labels, predictions, lengths)
-    return Measurement(
+    measured = Measurement(
         rows=len(labels),
         provider=provider,
         variant=variant,
@@ -142,9 +153,18 @@ def evaluate(rows: HoldoutRows, acceptable: Probabilities, provider: str, varian
         per_length={name: by_length[name] for name in _length_names() if name in by_length},
         worst=[],
     )
+    if threshold != DEFAULT_THRESHOLD:
+        measured["decision_threshold"] = threshold
+    return measured
 
 
-def compare(rows: HoldoutRows, candidate: Probabilities, champion: Probabilities, resamples: int) -> Comparison:
+def compare(
+    rows: HoldoutRows,
+    candidate: Probabilities,
+    champion: Probabilities,
+    resamples: int,
+    thresholds: tuple[float, float] = (DEFAULT_THRESHOLD, DEFAULT_THRESHOLD),
+) -> Comparison:
     """Compare two models on the same rows; `sentences` is left empty.
 
     Args:
@@ -152,12 +172,13 @@ def compare(rows: HoldoutRows, candidate: Probabilities, champion: Probabilities
         candidate: [N], its probability of "acceptable" for each row.
         champion: [N], likewise.
         resamples: of the bootstrap.
+        thresholds: the decision threshold of each.
 
     Raises:
         ValueError: if N is 0.
     """
     labels = np.array(rows["label"], np.int64)
-    ours, theirs = predict_labels(candidate), predict_labels(champion)
+    ours, theirs = predict_labels(candidate, thresholds[0]), predict_labels(champion, thresholds[1])
     cells = contingency(labels, ours, theirs)
     p_values = permutation_test(cells)
     return Comparison(

@@ -19,6 +19,7 @@ from tasks.evaluation.evidence import Evidence, parse_evidence
 from tasks.evaluation.judge import Verdict, judge
 from tasks.evaluation.measurement import Measurement, Probabilities, compare, evaluate
 from tasks.evaluation.minimal_pairs import MinimalPairResult, summarise
+from tasks.inference.decision import threshold_of
 
 # Fields of a verdict that do not follow from the evidence, and the wording of reasons, which may change with a release.
 NOT_COMPARED = ("time", "actor", "reasons")
@@ -101,7 +102,8 @@ def recompute(recorded: Evidence) -> Evidence:
     champion, theirs = recorded["champion"], answers["champion"]
     if champion and champion["measurement"] and champion["minimal_pairs"] and theirs is not None:
         ours = answers["variants"][recorded["candidate"]["variant"]]
-        comparison = compare(answers, ours, theirs, resamples)
+        thresholds = threshold_of(recorded["candidate"]), threshold_of(champion["measurement"])
+        comparison = compare(answers, ours, theirs, resamples, thresholds)
         comparison["sentences"] = recorded["comparison"]["sentences"] if recorded["comparison"] else []
         computed["comparison"] = comparison
         computed["champion"] = {
@@ -163,7 +165,8 @@ def _short(value: Any) -> str:
 
 def _measure(recorded: Evidence, measured: Measurement, probabilities: Probabilities) -> Measurement:
     answers, resamples = recorded["answers"], recorded["resamples"]
-    result = evaluate(answers, probabilities, measured["provider"], measured["variant"], resamples)
+    how = measured["provider"], measured["variant"], resamples, threshold_of(measured)
+    result = evaluate(answers, probabilities, *how)
     result["worst"] = measured["worst"]
     return result
 

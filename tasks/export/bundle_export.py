@@ -14,16 +14,18 @@ from tasks.core.errors import VerdictError
 from tasks.core.files import atomic_directory, read_json, write_json
 from tasks.export.subprocess_call import run_in_subprocess
 from tasks.inference.bundle import TOKENIZER, VARIANTS, ModelInfo, Origin, verify, write_manifest
+from tasks.inference.decision import DEFAULT_THRESHOLD
 from tasks.inference.tokenization import copy_unlimited, load_tokenizer, open_tokenizer
 
 if TYPE_CHECKING:
+    from tasks.evaluation.threshold_choice import ThresholdChoice
     from tasks.export.onnx_export import WrittenGraphs
     from tasks.export.shipping_rule import Attempt, Parity
 
 EXPORT_TIMEOUT_S = 1_800.0  # a large model takes about ten minutes on two busy cores if both exporters are tried
 SENTENCE_TIMEOUT_S = 1.0  # for each validation sentence, which torch and up to five graphs answer
 EXPORT_RECORD, BUNDLE_FOLDER = "export.json", "bundle"  # in the job's folder
-EXPORT_SCHEMA = 3  # version of export.json
+EXPORT_SCHEMA = 4  # version of export.json
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +37,8 @@ class ExportResult(TypedDict):
     fp32 logit from torch for each comparison, `variants` the comparisons of every variant in the bundle, `left_out` why
     the others are missing, `attempts` every way of making a variant that was tried and what was measured of it,
     `exporter` what made the graphs (writer, tracing or dynamo), `fused` counts fused operators in the graph that has
-    most of each. `seconds` is what each part took; variants are made side by side.
+    most of each. `threshold` is the decision threshold that was chosen, None where it is fixed. `seconds` is what each
+    part took; variants are made side by side.
     """
 
     schema_version: int
@@ -47,10 +50,13 @@ class ExportResult(TypedDict):
     attempts: "dict[str, list[Attempt]]"
     exporter: str
     fused: dict[str, int]
+    threshold: "ThresholdChoice | None"
     seconds: dict[str, float]
 
 
-def export_bundle(model_folder: str, folder: str, origin: Origin, rows: str | None = None) -> ExportResult:
+def export_bundle(
+    model_folder: str, folder: str, origin: Origin, rows: str | None = None, threshold_device: str = ""
+) -> ExportResult:
     """Write the graphs, tokenizer.json and bundle.json to `folder`/bundle, atomically.
 
     Args:
@@ -58,6 +64,7 @@ def export_bundle(model_folder: str, folder: str, origin: Origin, rows: str | No
         folder: receives bundle/ and then export.json.
         origin: written to bundle.json and to the graphs' metadata.
         rows: snapshot on whose sentences each graph is compared with torch; without it only fp32 is shipped.
+        threshold_device: auto, cuda or cpu: where the decision threshold is chosen on `rows`; empty: it is 0.5.
 
     Raises:
         VerdictError: if the fp32 graph differs from torch, or the export crashes or takes too long.
@@ -73,6 +80,10 @@ def export_bundle(model_folder: str, folder: str, origin: Origin, rows: str | No
         _write_tokenizer(model_folder, scratch / TOKENIZER, origin["max_length"], rows)
         graphs = write_in_subprocess(_time_limit(rows), model_folder, str(scratch), facts, reference)
         manifest = write_manifest(scratch, facts, metrics={}, known=graphs["digests"])
+        threshold = _choose_threshold(scratch, rows, threshold_device) if rows and threshold_device else None
+        if threshold and threshold["threshold"] != DEFAULT_THRESHOLD:
+            facts["decision_threshold"] = threshold["threshold"]
+            manifest = write_manifest(scratch, facts, metrics={}, known=graphs["digests"])
     seconds = {
         "torch": round(answered - started, 3),
         **graphs["seconds"],
@@ -89,10 +100,22 @@ def export_bundle(model_folder: str, folder: str, origin: Origin, rows: str | No
         attempts=graphs["attempts"],
         exporter=graphs["exporter"],
         fused=graphs["fused"],
+        threshold=threshold,
         seconds=seconds,
     )
     write_json(Path(folder) / EXPORT_RECORD, {**exported, "bundle": BUNDLE_FOLDER})
     return exported
+
+
+def _choose_threshold(bundle: Path, rows: str, device: str) -> "ThresholdChoice":
+    from tasks.evaluation.threshold_choice import choose_on_validation
+
+    chosen = choose_on_validation(str(bundle), rows, device)
+    log.info(
+        "decision threshold %.3f: MCC %.3f on %d validation sentences, with 0.5 it is %.3f",
+        *(chosen["threshold"], chosen["mcc"], chosen["sentences"], chosen["default_mcc"]),
+    )
+    return chosen
 
 
 def _write_tokenizer(model_folder: str, path: Path, max_length: int, rows: str | None) -> None:

@@ -10,19 +10,21 @@
     report.html       evaluation report
     signature.json    where there is a key: who vouches for the manifest, and with it for every file (core/signing.py)
 
-A manifest has two digests. `digest` covers what determines predictions (graphs, tokenizer, labels, lengths): bundles
-with equal ones give equal predictions, whatever their documents say. `manifest_digest` covers the whole manifest, and
-with the checksums in it every file: the registry holds it, and whoever loads a registered bundle compares it.
+A manifest has two digests. `digest` covers what determines predictions (graphs, tokenizer, labels, lengths, decision
+threshold): bundles with equal ones give equal predictions, whatever their documents say. `manifest_digest` covers the
+whole manifest, and with the checksums in it every file: the registry holds it, and whoever loads a registered bundle
+compares it.
 """
 
 import os
 import re
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 from ..core.errors import UsageError, VerdictError
 from ..core.files import json_digest, read_json, sha256_of, write_json
 from ..core.signing import SIGNATURE, Signer, check_files, require_signer, sign_files
+from .decision import DEFAULT_THRESHOLD, threshold_of
 
 DEFAULT_MODEL_NAME = "acceptability"
 MODEL_VARIABLE = "VERDICT_MODEL_NAME"
@@ -64,9 +66,13 @@ class Origin(TypedDict):
 
 
 class ModelInfo(Origin):
-    """Provenance of a model and what inference needs to know; `pad_id` is the padding token's id."""
+    """Provenance of a model and what inference needs to know; `pad_id` is the padding token's id.
+
+    `decision_threshold` is the probability above which a sentence is acceptable; absent where it is 0.5.
+    """
 
     pad_id: int
+    decision_threshold: NotRequired[float]
 
 
 class Manifest(ModelInfo):
@@ -235,6 +241,9 @@ def _impossible_fact(manifest: Manifest) -> str:
         value: Any = manifest[name]  # type: ignore[literal-required]
         if type(value) is not int or not least <= value <= most:
             return f"{name} {value!r:.40}, expected a number from {least} to {most}"
+    threshold = threshold_of(manifest)
+    if type(threshold) is not float or not 0 < threshold < 1:  # also if it is NaN
+        return f"decision_threshold {threshold!r:.40}, expected a number above 0 and below 1"
     for name in ("encoder", "dataset", "git_commit", "onnxruntime"):
         if not isinstance(manifest[name], str):  # type: ignore[literal-required]
             return f"{name} {manifest[name]!r:.40}, expected text"  # type: ignore[literal-required]
@@ -245,7 +254,9 @@ def _impossible_fact(manifest: Manifest) -> str:
 
 def _digest(files: dict[str, str], info: ModelInfo) -> str:
     model = {name: digest for name, digest in files.items() if name.endswith(".onnx") or name == TOKENIZER}
-    return json_digest([model, info["labels"], info["max_length"], info["pad_id"]])
+    threshold = threshold_of(info)
+    chosen = [threshold] if threshold != DEFAULT_THRESHOLD else []
+    return json_digest([model, info["labels"], info["max_length"], info["pad_id"], *chosen])
 
 
 def _manifest_digest(manifest: Manifest) -> str:

@@ -24,6 +24,7 @@ from .batch_pool import BatchPool
 from .bulk_tokenizer import BulkTokenizer
 from .bundle import TOKENIZER, VARIANTS, Manifest, serving_variant, variants_of, verify
 from .cpu_limits import available_cores
+from .decision import choose_labels, threshold_of
 from .external_data import reject_external_data
 from .runner import Runner
 from .sessions import CUDA, open_session, should_try_gpu, warn_if_older
@@ -37,7 +38,7 @@ GPU_IN_FLIGHT = 2  # concurrent batches on a GPU
 
 
 class Prediction(TypedDict):
-    """Prediction for one sentence; `probability` is that of `label`.
+    """Prediction for one sentence; `probability` is that of `label`, below 0.5 where the bundle's threshold says so.
 
     `truncated` is true where the sentence is longer than the bundle's max_length: the model read its beginning only.
     """
@@ -173,6 +174,11 @@ class Classifier:
             return self._bulk.tokenise(sentences)
         return tokenise(self._tokenizer, sentences)
 
+    @property
+    def threshold(self) -> float:
+        """The bundle's decision threshold."""
+        return threshold_of(self.manifest)
+
     def probabilities(self, sentences: Sequence[str]) -> NDArray[np.float64]:
         """Return the probability of each label, [N, 2] in the order of manifest["labels"], in input order."""
         return _softmax(self.logits(sentences))
@@ -195,7 +201,7 @@ class Classifier:
         except TypeError as error:  # of tokenizers, for a surrogate: half of a character, as a wrong encoding leaves
             raise _name_surrogate(sentences) or error from None
         probabilities = _softmax(logits)
-        best = probabilities.argmax(axis=1)
+        best = choose_labels(probabilities[:, 1], self.threshold)
         return [
             Prediction(
                 sentence=text, label=self.manifest["labels"][label], probability=float(row[label]), truncated=bool(cut)

@@ -13,7 +13,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
 from tasks.evaluation.metrics import MCC_BATCH
-from tasks.evaluation.thresholds import SERVED_THRESHOLD, ThresholdCurve, curves_of
+from tasks.evaluation.thresholds import ThresholdCurve, curves_of
 from tasks.reporting.figure_style import ACCENT, INK, PALE, new_axes, new_figure, save_picture, styled
 from tasks.reporting.past_champions import PastChampion, comparable_spans
 
@@ -156,11 +156,12 @@ def draw_ranking(curves: dict[str, ThresholdCurve]) -> Figure:
 @styled
 def draw_thresholds(curves: dict[str, ThresholdCurve]) -> Figure:
     """Draw the MCC of each side over the decision threshold, with a mark where it serves."""
-    figure, axes = new_axes("MCC by decision threshold", f"dashed: {SERVED_THRESHOLD:g}, which serves", "MCC", 2.6)
+    served = next(iter(curves.values())).served_threshold
+    figure, axes = new_axes("MCC by decision threshold", f"dashed: {served:.3g}, which serves", "MCC", 2.6)
     for (name, curve), colour, mark in zip(curves.items(), (ACCENT, INK), ("o", "D"), strict=False):
         axes.plot(curve.thresholds, curve.mcc, color=colour, linewidth=1.4, label=name)
-        axes.plot([SERVED_THRESHOLD], [curve.mcc[curve.served]], color=colour, marker=mark, markersize=6)
-    axes.axvline(SERVED_THRESHOLD, color=PALE, linestyle="--", linewidth=1.2)
+        axes.plot([curve.served_threshold], [curve.mcc[curve.served]], color=colour, marker=mark, markersize=6)
+    axes.axvline(served, color=PALE, linestyle="--", linewidth=1.2)
     axes.set(xlim=(0, 1))
     axes.legend()
     return figure

@@ -35,6 +35,7 @@ from tasks.inference.bundle import (
     verify,
     write_manifest,
 )
+from tasks.inference.decision import threshold_of
 from tasks.reporting.error_table import ERRORS_FILE, MAX_ERRORS_SHOWN, WrongLabel, write_errors
 from tasks.reporting.figure_style import inline_svg
 from tasks.reporting.gate_page import explain
@@ -121,7 +122,7 @@ def write_documents(bundle: str, inputs: ReportInputs) -> Manifest:
     """
     folder, evidence = Path(bundle), inputs.evidence
     manifest = verify(folder)
-    facts = cast(ModelInfo, {key: manifest[key] for key in ModelInfo.__annotations__})  # type: ignore[literal-required]
+    facts = cast(ModelInfo, {key: value for key, value in manifest.items() if key in ModelInfo.__annotations__})
     write_text(folder / REPORT_FILE, render_report(inputs, facts, manifest["digest"], folder.parent.name))
     write_json(folder / PROFILE, inputs.gate["profile"])
     write_text(
@@ -167,7 +168,8 @@ def render_report(
         registration: None before the candidate is registered.
     """
     evidence, verdict = inputs.evidence, inputs.verdict
-    threshold_note = describe_threshold(curves_of(evidence)[0], evidence["candidate"]["auroc"])
+    candidate, choice = evidence["candidate"], evidence.get("threshold_choice")
+    threshold_note = describe_threshold(curves_of(evidence)[0], candidate["auroc"], choice)
     alt = describe_pictures(evidence, inputs.training, threshold_note, inputs.champions)
     return render(
         "report.html.j2",
@@ -196,6 +198,7 @@ def render_report(
         rules=explain_rules(verdict),
         figures=compare_figures(evidence),
         classes=[(name, list_classes(side, facts["labels"])) for name, side in _sides(evidence)],
+        threshold=threshold_of(candidate),
         threshold_note=threshold_note,
         facts_of_both=list_facts(evidence["comparison"], verdict) if evidence["comparison"] else [],
         slices=list_slices(evidence, Policy.model_validate(verdict["policy"])),
@@ -241,7 +244,7 @@ def describe_pictures(
     errors = ", ".join(f"{name} {side['ece']:.3f}" for name, side in sides.items())
     batches = ours["mcc_per_batch"]
     texts = {
-        "ranking": "ROC curve and precision over recall; the mark is the threshold 0.5.",
+        "ranking": "ROC curve and precision over recall; the mark is the decision threshold.",
         "thresholds": f"MCC by decision threshold; {threshold_note}",
         "intervals": f"MCC with 95% CI: {intervals}.",
         "calibration": f"Reliability diagram. Expected calibration error: {errors}.",

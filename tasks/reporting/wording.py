@@ -8,6 +8,7 @@ from tasks.core.printable import escape_controls
 
 if TYPE_CHECKING:
     from tasks.evaluation.metrics import MccInterval
+    from tasks.evaluation.threshold_choice import ThresholdChoice
     from tasks.evaluation.thresholds import ThresholdCurve
 
 NEXT_STEPS = {
@@ -36,15 +37,21 @@ def show_mcc(value: float | None) -> str:
     return "no MCC" if value is None else f"{value:.3f}"
 
 
-def describe_threshold(curve: ThresholdCurve, auroc: float) -> str:
-    """Say what the decision threshold costs the candidate."""
+def describe_threshold(curve: ThresholdCurve, auroc: float, choice: ThresholdChoice | None = None) -> str:
+    """Say where the candidate's decision threshold comes from, and what it costs."""
     served, (threshold, best) = float(curve.mcc[curve.served]), curve.best
-    here = f"With the threshold 0.5 the MCC is {served:.3f}"
+    here = f"With the threshold {curve.served_threshold:.3g} the MCC is {served:.3f}"
+    if choice:
+        here = (
+            f"The decision threshold {choice['threshold']:.3g} was chosen on {choice['sentences']} validation "
+            f"sentences: MCC {choice['mcc']:.3f} there, {choice['default_mcc']:.3f} with 0.5. {here}"
+        )
     if best - served <= THRESHOLD_LOSS:
         return f"{here}; no other gives more than {best:.3f} on these sentences."
     return (
         f"{here}; with {threshold:.3f} it would be {best:.3f} on these sentences, which is optimistic, as it is chosen "
-        f"on them. The candidate ranks sentences (AUROC {auroc:.3f}) better than 0.5 divides them: its probabilities "
+        f"on them. The candidate ranks sentences (AUROC {auroc:.3f}) better than "
+        f"{curve.served_threshold:.3g} divides them: its probabilities "
         "are shifted, as after too short a training or on data of another balance."
     )
 

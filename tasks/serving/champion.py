@@ -55,6 +55,7 @@ class ChampionStatus(TypedDict):
     digest: str | None
     provider: str | None
     signature: str | None
+    decision_threshold: float | None
     following: bool
     loaded: float | None
     checked: float | None
@@ -221,6 +222,7 @@ class Champion:
             digest=served.digest if served else None,
             provider=served.classifier.provider if served else None,
             signature=served.signature if served else None,
+            decision_threshold=served.classifier.threshold if served else None,
             following=self.following,
             loaded=self._loaded,
             checked=self._checked,

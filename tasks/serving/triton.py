@@ -36,6 +36,7 @@ from tasks.inference.bundle import (
     verify,
 )
 from tasks.inference.classifier import name_failure
+from tasks.inference.decision import threshold_of
 from tasks.inference.external_data import reject_external_data
 from tasks.reporting.templating import render
 
@@ -197,7 +198,7 @@ def _models(bundle: Path, manifest: Manifest, variant: str) -> list[TritonModel]
             "KIND_CPU",
             [logits],
             answer,
-            labels,
+            labels | {"decision_threshold": str(threshold_of(manifest))},
             {"model.py": TRITON_TEMPLATES / "answer.py"},
         ),
     ]

@@ -102,7 +102,7 @@ def test_the_first_fit_candidate_is_promoted_and_the_verdict_says_about_what() -
         "training_digest": "t",
         "provider": "CPUExecutionProvider",
         "variant": "fp32",
-        "policy": POLICY.model_dump(),
+        "policy": POLICY.recorded(),
         "policy_digest": POLICY.digest,
         "versions": {"python": "3"},
         "git_commit": "c",
@@ -111,6 +111,35 @@ def test_the_first_fit_candidate_is_promoted_and_the_verdict_says_about_what() -
     }
     assert (numbers["holdout_uses"], numbers["minimal_pairs"], numbers["difference"]) == (0, 0.8, None)
     assert numbers["alpha"] == pytest.approx(0.02)
+
+
+def chosen(threshold: float, gain: float) -> Any:
+    choice = {"threshold": threshold, "variant": "fp32", "sentences": 80, "mcc": 0.4 + gain, "default_mcc": 0.4}
+    return evidence(candidate=measurement(0.6, decision_threshold=threshold), threshold_choice=choice)
+
+
+@pytest.mark.parametrize(
+    ("given", "rules", "reason"),
+    [
+        (chosen(0.97, 0.2), {}, None),
+        (chosen(0.97, 0.2), {"max_decision_threshold": 0.9}, "its decision threshold is 0.970; 0 to 0.9 is allowed"),
+        (chosen(0.03, 0.2), {"min_decision_threshold": 0.1}, "its decision threshold is 0.030; 0.1 to 1 is allowed"),
+        (
+            chosen(0.6, 0.01),
+            {"min_threshold_gain": 0.02},
+            "its decision threshold 0.600 gains 0.010 MCC over 0.5 on the validation sentences; at least 0.02 is "
+            "required",
+        ),
+        (chosen(0.6, 0.03), {"min_threshold_gain": 0.02}, None),
+        (evidence(), {"min_threshold_gain": 0.02, "max_decision_threshold": 0.5}, None),
+    ],
+)
+def test_a_decision_threshold_is_refused_only_where_the_policy_says_so(
+    given: Any, rules: dict[str, float], reason: str | None
+) -> None:
+    verdict = judge(given, policy(**rules))
+    assert verdict["reasons"] == [reason or "there is no champion yet"]
+    assert verdict["rules"] == ["decision_threshold" if reason else "first_champion"]
 
 
 def test_better_candidate_is_promoted() -> None:

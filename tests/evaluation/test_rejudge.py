@@ -87,6 +87,23 @@ def test_unaltered_evidence_recomputes_to_itself(compared: bool) -> None:
     assert recompute(evidence) == evidence == before
 
 
+def test_models_with_thresholds_of_their_own_recompute_to_themselves(write: Callable[..., str]) -> None:
+    evidence = make_evidence()
+    answers, rows = evidence["answers"], evidence["answers"]
+    ours, theirs = answers["variants"]["fp32"], answers["champion"]
+    evidence["candidate"] = evidence["variants"]["fp32"] = evaluate(rows, ours, "CPU", "fp32", 200, 0.4)
+    evidence["champion"]["measurement"] = evaluate(rows, theirs, "CPU", "fp32", 200, 0.7)
+    evidence["comparison"] = compare(rows, ours, theirs, 200, (0.4, 0.7))
+    before = copy.deepcopy(evidence)
+    assert recompute(evidence) == before
+    verdict = stamp(judge(evidence, policy()), "2026-01-01T00:00:00+00:00", "somebody")
+    assert rejudge(write(evidence, verdict))["contradictions"] == []
+    altered = change(evidence, "candidate", "decision_threshold", to=0.3)
+    assert any(
+        line.startswith("evidence: candidate.interval.mcc") for line in rejudge(write(altered))["contradictions"]
+    )
+
+
 def test_the_verdict_is_the_same_again_except_for_time_and_actor(write: Callable[..., str]) -> None:
     outcome = rejudge(write(make_evidence()))
     assert outcome["contradictions"] == []

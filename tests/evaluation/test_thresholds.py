@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import matthews_corrcoef, precision_recall_curve, roc_curve
 
-from tasks.evaluation.thresholds import MAX_THRESHOLDS, SERVED_THRESHOLD, threshold_curve
+from tasks.evaluation.thresholds import MAX_THRESHOLDS, threshold_curve
 
 LABELS = np.array([1, 0, 1, 1, 0, 0, 1, 0])
 PROBABILITIES = np.array([0.9, 0.9, 0.8, 0.6, 0.6, 0.4, 0.3, 0.1])
@@ -38,8 +38,11 @@ def test_the_best_threshold_of_perfect_scores_separates_them() -> None:
 def test_labels_at_the_served_threshold_are_those_that_are_served() -> None:
     probabilities = [0.1, 0.45, 0.52, 0.9]
     curve = threshold_curve([0, 1, 1, 1], probabilities)
-    assert curve.thresholds[curve.served] == SERVED_THRESHOLD
+    assert curve.thresholds[curve.served] == 0.5
     assert curve.recall[curve.served] == pytest.approx(2 / 3)
+    stricter = threshold_curve([0, 1, 1, 1], probabilities, served=0.6)
+    assert stricter.thresholds[stricter.served] == 0.6
+    assert stricter.recall[stricter.served] == pytest.approx(1 / 3)
 
 
 @pytest.mark.parametrize("labels", [[1, 1, 1], [0, 0, 0]])

@@ -13,16 +13,18 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from toy import origin
+from toy import facts, origin
 
 from tasks.core.errors import VerdictError
 from tasks.core.files import read_json, write_json
+from tasks.evaluation.threshold_choice import choose_on_validation
 from tasks.export import bundle_export as export
 from tasks.export.bundle_export import export_bundle, load_export
 from tasks.export.onnx_export import WrittenGraphs
 from tasks.export.subprocess_call import run_in_subprocess
 from tasks.export.torch_reference import PARITY_SHAPES
-from tasks.inference.bundle import VARIANTS, verify
+from tasks.inference.bundle import VARIANTS, verify, write_manifest
+from tasks.inference.decision import threshold_of
 from tasks.inference.external_data import reject_external_data
 
 
@@ -201,5 +203,7 @@ def test_a_damaged_export_or_one_of_another_schema_version_is_not_reused(
 def test_one_model_and_one_set_of_facts_give_one_digest(
     trained: Any, complete: Any, toy_split: tuple[str, str, str], tmp_path: Path
 ) -> None:
-    again = export_bundle(trained["model"], str(tmp_path), origin(), toy_split[1])
-    assert again["digest"] == complete["digest"]
+    again = export_bundle(trained["model"], str(tmp_path), origin(), toy_split[1], "cpu")
+    assert again["threshold"] == choose_on_validation(complete["bundle"], toy_split[1], "cpu")
+    assert threshold_of(verify(Path(again["bundle"]))) == again["threshold"]["threshold"]
+    assert write_manifest(Path(again["bundle"]), facts(), {})["digest"] == complete["digest"]

@@ -17,11 +17,14 @@ from tasks.inference.bundle import (
     TOKENIZER,
     Manifest,
     ModelInfo,
+    _digest,
+    _manifest_digest,
     serving_variant,
     variants_of,
     verify,
     write_manifest,
 )
+from tasks.inference.decision import threshold_of
 
 FILES = {FP32_MODEL: b"\x08\x0agraph", TOKENIZER: b"{}", "card.md": b"# Card\n", "report.html": b"<html>"}
 METRICS = {"fp32": {"mcc": 0.5}}
@@ -74,6 +77,25 @@ def refusal(bundle: Path) -> str:
     assert "\n" not in str(caught.value)
     assert str(bundle) in str(caught.value)
     return str(caught.value)
+
+
+def test_a_decision_threshold_is_part_of_what_determines_predictions(bundle: Path, tmp_path: Path) -> None:
+    default, chosen = verify(bundle), build(tmp_path / "chosen", decision_threshold=0.7)
+    assert verify(tmp_path / "chosen")["decision_threshold"] == 0.7
+    assert (threshold_of(default), threshold_of(chosen)) == (0.5, 0.7)
+    assert "decision_threshold" not in default
+    assert default["digest"] != chosen["digest"]
+    reseal(bundle, decision_threshold=0.7)
+    assert "contradicts its own digest" in refusal(bundle)
+
+
+@pytest.mark.parametrize("threshold", [0.0, 1.0, 1, -0.1, float("nan"), float("inf"), "0.7", None, True])
+def test_an_impossible_decision_threshold_is_refused(tmp_path: Path, threshold: Any) -> None:
+    manifest: Any = build(tmp_path / "bundle") | {"decision_threshold": threshold}
+    manifest["digest"] = _digest(manifest["files"], manifest)
+    manifest["manifest_digest"] = _manifest_digest(manifest)
+    (tmp_path / "bundle" / MANIFEST).write_text(json.dumps(manifest))
+    assert f"decision_threshold {threshold!r}, expected a number above 0 and below 1" in refusal(tmp_path / "bundle")
 
 
 def test_sealed_bundle_verifies_to_the_manifest_it_was_sealed_with(tmp_path: Path) -> None:

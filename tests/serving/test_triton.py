@@ -196,6 +196,15 @@ def small_bundle(folder: Path, exported: Any, inputs: list[str], kind: int = Ten
     return folder
 
 
+def test_the_ensemble_labels_with_the_threshold_of_the_bundle(exported: Any, tmp_path: Path) -> None:
+    bundle = Path(shutil.copytree(exported["bundle"], tmp_path / "bundle"))
+    (acceptable,) = Classifier.from_bundle(bundle, "cpu").probabilities([GOOD])[:, 1]
+    assert 0.5 < acceptable < 0.9999
+    write_manifest(bundle, facts(decision_threshold=float(acceptable) + 1e-4), {})
+    repository = Repository(Path(export_repository(str(bundle), str(tmp_path / "models"), "3")["repository"]))
+    assert repository.judge([GOOD]) == [("unacceptable", pytest.approx(1 - acceptable, abs=1e-5))]
+
+
 def test_the_repository_holds_the_ensemble_its_parts_and_nothing_else(written: Any) -> None:
     outcome, bundle = written
     assert outcome["models"] == MODELS

@@ -24,7 +24,7 @@ def mutated_bundles(source: Path, folder: Path, count: int, seed: int) -> Iterat
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(source, folder)
         manifest = json.loads((folder / MANIFEST).read_text())
-        info: Any = {key: manifest[key] for key in ModelInfo.__annotations__}
+        info: Any = {key: manifest[key] for key in ModelInfo.__annotations__ if key in manifest}
         what = rng.choice(["tokenizer", "tokenizer", "facts", "graph", "manifest"])
         if what == "facts":
             info = {**info, **mutate_json(info, rng)}

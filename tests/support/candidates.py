@@ -156,7 +156,7 @@ def export(bundle: str, **changes: Any) -> Any:
         "half": {"precision": "fp16", "device": "cuda", "sentences": 80, "difference": 1.5e-3},
     }
     values = {
-        "schema_version": 3,
+        "schema_version": 4,
         "bundle": bundle,
         "digest": "b" * 64,
         "parity": parity["difference"],
@@ -165,6 +165,7 @@ def export(bundle: str, **changes: Any) -> Any:
         "attempts": {name: [{"maker": f"make_{name}", "parity": parity, "fault": None}] for name in VARIANTS},
         "exporter": "tracing",
         "fused": {"Attention": 2},
+        "threshold": None,
         "seconds": {"torch": 1.5, "total": 4.0},
     }
     return values | changes

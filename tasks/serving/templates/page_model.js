@@ -1,7 +1,11 @@
 // The version of the loaded model, polled every few seconds while the page is visible. Gradio defines element.
 const output = element.querySelector("[role=status]");
-const describe = (status) =>
-  status.version ? `Version ${status.version} of ${status.model} is loaded.` : `No model is loaded yet: ${status.problem}.`;
+const describe = (status) => {
+  if (!status.version) return `No model is loaded yet: ${status.problem}.`;
+  const percent = +(100 * status.decision_threshold).toFixed(1);
+  const threshold = percent === 50 ? "" : ` Above ${percent}% a sentence is acceptable to it.`;
+  return `Version ${status.version} of ${status.model} is loaded.${threshold}`;
+};
 const poll = async () => {
   if (document.hidden) return;
   let text;

@@ -14,10 +14,11 @@ class TritonPythonModel:
     """Turns `logits` [N, L] into `label`, UTF-8 in [N, 1], and `probability` [N, 1], that of the label."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Read the labels from the model's configuration."""
+        """Read the labels and the decision threshold from the model's configuration."""
         parameters = json.loads(args["model_config"])["parameters"]
         labels = json.loads(parameters["labels"]["string_value"])
         self.labels = np.array([label.encode("utf-8") for label in labels], object)
+        self.threshold = float(parameters["decision_threshold"]["string_value"])
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Answer each request of a batch."""
@@ -29,10 +30,11 @@ class TritonPythonModel:
             return pb_utils.InferenceResponse(output_tensors=[], error=pb_utils.TritonError("logits are NaN or Inf"))
         exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
         probabilities = exponentials / exponentials.sum(axis=1, keepdims=True)
-        best = probabilities.argmax(axis=1)
+        best = (probabilities[:, 1] > self.threshold).astype(np.int64)
+        of_label = np.take_along_axis(probabilities, best.reshape(-1, 1), axis=1)
         return pb_utils.InferenceResponse(
             output_tensors=[
                 pb_utils.Tensor("label", self.labels[best].reshape(-1, 1)),
-                pb_utils.Tensor("probability", probabilities.max(axis=1, keepdims=True).astype(np.float32)),
+                pb_utils.Tensor("probability", of_label.astype(np.float32)),
             ]
         )
