@@ -16,6 +16,7 @@ from tasks.core.files import write_json
 from tasks.core.settings import Settings
 from tasks.evaluation.evidence import Evidence
 from tasks.inference.bundle import CHAMPION
+from tasks.inference.decision import DEFAULT_THRESHOLD, threshold_of
 from tasks.registry import lookup
 from tasks.registry.store import is_uninitialised
 from tasks.serving.feedback import FEEDBACK_FILE, read_flags
@@ -23,8 +24,6 @@ from tasks.serving.logged_requests import read_requests
 from tasks.serving.request_summary import ChampionReference, summarise_requests
 from tasks.serving.review_queue import WrittenQueue, build_queue, write_queue
 from tasks.serving.summary_file import REQUEST_LOG_FOLDER, SUMMARY_FILE, RequestSummary
-
-DEFAULT_REVIEW_THRESHOLD = 0.5  # of a champion whose evidence states none
 
 log = logging.getLogger("tasks.requests")
 
@@ -74,8 +73,7 @@ def find_reference(home: str) -> ChampionReference | None:
         evidence = read_evidence_of(store, champion["version"], lookup.read_tags(store, champion["version"]))
     except VerdictError as error:
         log.warning("the MCC is not estimated: %s", error)
-    stated = dict(evidence["candidate"]).get("decision_threshold") if evidence else None
-    threshold = stated if isinstance(stated, float) else DEFAULT_REVIEW_THRESHOLD
+    threshold = threshold_of(evidence["candidate"]) if evidence else DEFAULT_THRESHOLD
     return ChampionReference(champion["version"], threshold, champion_profile(home), evidence)
 
 
@@ -87,5 +85,5 @@ def queue_sentences(found: ReviewedRequests, path: str, limit: int, feedback: st
         VerdictError: if the feedback file cannot be read, or the queue cannot be written.
     """
     flags = read_flags(feedback or f"{home}/{FEEDBACK_FILE}")
-    threshold = found.champion.threshold if found.champion else DEFAULT_REVIEW_THRESHOLD
+    threshold = found.champion.threshold if found.champion else DEFAULT_THRESHOLD
     return write_queue(build_queue(found.table, flags, threshold, limit), path)

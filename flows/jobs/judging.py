@@ -12,6 +12,7 @@ from tasks.core.files import read_json, write_json
 from tasks.core.policy import Policy
 from tasks.data.gate import GateReport
 from tasks.data.ingestion import Dataset
+from tasks.evaluation.baselines import measure_baselines
 from tasks.evaluation.evidence import Evidence, JudgeContext, gather_evidence, read_evidence
 from tasks.evaluation.judge import Verdict, judge, stamp
 from tasks.export.bundle_export import ExportResult
@@ -19,6 +20,7 @@ from tasks.inference.bundle import CHAMPION
 from tasks.registry import lookup, promotion, tracking
 from tasks.registry.audit_log import actor
 from tasks.registry.lookup import RegisteredVersion
+from tasks.training.finetune import TrainingResult
 
 log = logging.getLogger("tasks.judging")
 
@@ -27,11 +29,12 @@ read_champion_state = retrying_task("find champion", promotion.read_champion_sta
 count_holdout_uses = retrying_task("find champion", tracking.count_holdout_uses)
 tag_run = retrying_task("log to MLflow", tracking.tag_run)
 measure = timed_task("measure", gather_evidence)
+baselines = timed_task("measure", measure_baselines)
 decide = timed_task("judge", judge)
 
 
 def evaluate_and_judge(
-    context: JobContext, exported: ExportResult, data: Dataset, gate: GateReport
+    context: JobContext, exported: ExportResult, data: Dataset, gate: GateReport, training: TrainingResult
 ) -> tuple[Evidence, Verdict]:
     """Measure candidate and champion, and judge, unless a killed run of this job did so and nothing changed since.
 
@@ -49,6 +52,8 @@ def evaluate_and_judge(
     )
     if exported["threshold"]:
         judge_context["threshold_choice"] = exported["threshold"]
+    if exported["costs"]:
+        judge_context["costs"] = {**exported["costs"], "training_seconds": training["seconds"]}
     if reusable := find_reusable_verdict(folder, exported, judge_context, champion):
         return reusable
     tag_run(timer, store, context.run_id, {"holdout": holdout["digest"], "bundle_digest": exported["digest"]})
@@ -66,6 +71,7 @@ def evaluate_and_judge(
         device=context.device,
         resamples=context.settings.judge.resamples,
     )
+    evidence["baselines"] = baselines(timer, str(folder / "train.parquet"), holdout["path"], evidence["resamples"])
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     verdict = stamp(decide(timer, evidence, policy), now, actor())
     write_json(folder / "evidence.json", evidence)

@@ -243,14 +243,14 @@ def export_model(context: JobContext, data: Dataset, encoder: Encoder) -> Export
         dataset=data["digest"],
         git_commit=git_commit(),
     )
-    chosen = context.settings.export.decision_threshold == "validation"
     exported = load_export(str(folder)) or export(
         context.timer,
         str(folder / "model"),
         str(folder),
         origin,
         str(folder / "validation.parquet"),
-        context.device if chosen else "",
+        context.device,
+        context.settings.export.decision_threshold == "validation",
     )
     log_format.bind_context(digest=exported["digest"])
     return exported
@@ -265,7 +265,7 @@ def judge_and_register(
         What the report of the last verdict is made of, and the registered version.
     """
     while True:
-        evidence, verdict = evaluate_and_judge(context, exported, data, gate)
+        evidence, verdict = evaluate_and_judge(context, exported, data, gate, training)
         report = ReportInputs(training, evidence, verdict, gate, exported, context.setting_rows, errors=())
         report = write_report(context, report, data)
         version = publish(context, report, data["digest"])

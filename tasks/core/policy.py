@@ -62,6 +62,10 @@ class Policy(BaseModel):
     """Largest decision threshold that a bundle may have; 1 for any."""
     min_threshold_gain: Drop = 0.0
     """Smallest gain of validation MCC over 0.5 that a chosen decision threshold must have."""
+    max_latency_ms: Annotated[float, Field(ge=0)] = 0.0
+    """Largest median latency of one sentence, in milliseconds, of the variant that serves; 0 for no limit."""
+    max_size_mb: Annotated[float, Field(ge=0)] = 0.0
+    """Largest file of the variant that serves, in megabytes; 0 for no limit."""
 
     @property
     def digest(self) -> str:

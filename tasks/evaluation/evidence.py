@@ -16,6 +16,7 @@ from typing import Any, Literal, NotRequired, TypedDict, cast
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from tasks.core.errors import VerdictError
 from tasks.core.files import read_json
@@ -23,6 +24,7 @@ from tasks.core.provenance import git_commit, library_versions
 from tasks.data.normalization import normalise_all
 from tasks.data.snapshots import iter_snapshot, read_snapshot
 from tasks.data.splitting import Split
+from tasks.evaluation.baselines import Baseline
 from tasks.evaluation.measurement import (
     Comparison,
     HoldoutRows,
@@ -35,6 +37,7 @@ from tasks.evaluation.measurement import (
     round_probabilities,
 )
 from tasks.evaluation.minimal_pairs import MinimalPairResult, evaluate_minimal_pairs
+from tasks.evaluation.serving_costs import Costs
 from tasks.evaluation.threshold_choice import ThresholdChoice
 from tasks.inference.bundle import DEVICE_VARIANT, PROFILE, check_signature, variants_of
 from tasks.inference.classifier import Classifier
@@ -86,7 +89,7 @@ class JudgeContext(TypedDict):
 
     `holdout_uses` counts the other candidates judged on this holdout before, `drift` names the drift tests that warned,
     `training_digest` is the digest of the training rows, `policy` the policy as plain values. `threshold_choice` is how
-    the decision threshold was chosen; absent where it is fixed.
+    the decision threshold was chosen; absent where it is fixed. `costs` is absent where nothing was measured.
     """
 
     champion_state: ChampionState
@@ -95,6 +98,7 @@ class JudgeContext(TypedDict):
     training_digest: str
     policy: dict[str, Any]
     threshold_choice: NotRequired[ThresholdChoice]
+    costs: NotRequired[Costs]
 
 
 class Leak(TypedDict):
@@ -116,7 +120,8 @@ class Evidence(JudgeContext):
     """Everything a verdict rests on; the content of evidence.json.
 
     `digest` is the candidate's, `split` counts training rows by what became of them, `candidate` is the measurement of
-    the variant that this device serves, and `variants` contains every variant, that one included.
+    the variant that this device serves, and `variants` contains every variant, that one included. `baselines` is absent
+    from evidence of older programs.
     """
 
     schema_version: int
@@ -134,6 +139,7 @@ class Evidence(JudgeContext):
     resamples: int
     versions: dict[str, str]
     git_commit: str
+    baselines: NotRequired[list[Baseline]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -335,6 +341,18 @@ def parse_evidence(document: Any, origin: str) -> Evidence:
     if missing := sorted(Evidence.__required_keys__ - document.keys()):
         raise VerdictError(f"{origin} lacks {missing[0]}; expected an evidence.json of this version")
     return cast(Evidence, document)
+
+
+def predictions_of(evidence: Evidence) -> tuple[NDArray[np.int64], NDArray[np.int64] | None]:
+    """Return the labels [N] that candidate and champion gave the rows, each with its own decision threshold.
+
+    The champion's are None where it was not measured.
+    """
+    answers, ours, champion = evidence["answers"], evidence["candidate"], evidence["champion"]
+    candidate = predict_labels(answers["variants"][ours["variant"]], threshold_of(ours))
+    if answers["champion"] is None or champion is None or champion["measurement"] is None:
+        return candidate, None
+    return candidate, predict_labels(answers["champion"], threshold_of(champion["measurement"]))
 
 
 def measure_snapshot(classifier: Classifier, snapshot: str, resamples: int) -> Measurement:

@@ -48,6 +48,8 @@ RULES = {
         "A model whose decision threshold is out of the policy's bounds, or gains too little over 0.5 on the "
         "validation sentences, is rejected.",
     ),
+    "too_slow": Rule("REJECT", "A model whose latency exceeds the policy's limit is rejected."),
+    "too_large": Rule("REJECT", "A model whose file is larger than the policy's limit is rejected."),
     "holdout_leak": Rule(
         "REJECT", "A model that was trained on holdout sentences is rejected: its figures are not valid."
     ),
@@ -165,6 +167,7 @@ def reject_rules(evidence: Evidence, policy: Policy) -> Iterator[RuleHit]:
         yield RuleHit("worse_than_champion", f"worse than the champion: {_compare(evidence)}; {p_value}")
     yield from _differing_variants(evidence, policy)
     yield from _refused_threshold(evidence, policy)
+    yield from _exceeded_limits(evidence, policy)
     if leak["remaining"]:
         shown = f", for example {leak['sentences'][0]!r}" if leak["sentences"] else ""
         yield RuleHit("holdout_leak", f"{leak['remaining']} sentences of the holdout were trained on{shown}")
@@ -265,6 +268,24 @@ def _refused_threshold(evidence: Evidence, policy: Policy) -> Iterator[RuleHit]:
     if threshold != DEFAULT_THRESHOLD and gain < policy.min_threshold_gain:
         reason = f"its decision threshold {threshold:.3f} gains {gain:.3f} MCC over 0.5 on the validation sentences"
         yield RuleHit("decision_threshold", f"{reason}; at least {policy.min_threshold_gain:g} is required")
+
+
+def _exceeded_limits(evidence: Evidence, policy: Policy) -> Iterator[RuleHit]:
+    costs, variant = evidence.get("costs"), evidence["candidate"]["variant"]
+    served = costs["variants"].get(variant) if costs else None
+    if excess := _exceeds(served["latency_ms"] if served else None, policy.max_latency_ms, "ms"):
+        hardware = f" on {costs['hardware']}" if costs else ""
+        yield RuleHit("too_slow", f"the latency of {variant}{hardware} {excess}")
+    if excess := _exceeds(served["size_mb"] if served else None, policy.max_size_mb, "MB"):
+        yield RuleHit("too_large", f"the size of {variant} {excess}")
+
+
+def _exceeds(found: float | None, limit: float, unit: str) -> str:
+    """Say that a figure is above its limit or was not measured; empty where it is not, or there is no limit."""
+    if not limit or (found is not None and found <= limit):
+        return ""
+    measured = "was not measured" if found is None else f"is {found:g} {unit}"
+    return f"{measured}; at most {limit:g} {unit} is allowed"
 
 
 def _dropped_slices(candidate: Measurement, champion: Measurement, policy: Policy) -> Iterator[RuleHit]:

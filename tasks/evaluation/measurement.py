@@ -103,7 +103,7 @@ def read_probabilities(values: Probabilities) -> NDArray[np.float64]:
     return np.array([0.5 if value is None else value for value in values], np.float64)
 
 
-def predict_labels(values: Probabilities, threshold: float = DEFAULT_THRESHOLD) -> NDArray[np.int64]:
+def predict_labels(values: Probabilities, threshold: float) -> NDArray[np.int64]:
     """Return the predicted labels [N] of recorded probabilities; None is predicted as unacceptable."""
     return choose_labels(np.array(values, np.float64), threshold)
 

@@ -13,17 +13,28 @@ from typing import TYPE_CHECKING, Any, TypedDict, cast
 from tasks.core.errors import VerdictError
 from tasks.core.files import atomic_directory, read_json, write_json
 from tasks.export.subprocess_call import run_in_subprocess
-from tasks.inference.bundle import TOKENIZER, VARIANTS, ModelInfo, Origin, verify, write_manifest
+from tasks.inference.bundle import (
+    TOKENIZER,
+    VARIANTS,
+    ModelInfo,
+    Origin,
+    read_manifest,
+    variants_of,
+    verify,
+    write_manifest,
+)
 from tasks.inference.decision import DEFAULT_THRESHOLD
 from tasks.inference.tokenization import copy_unlimited, load_tokenizer, open_tokenizer
 
 if TYPE_CHECKING:
+    from tasks.evaluation.serving_costs import Costs
     from tasks.evaluation.threshold_choice import ThresholdChoice
     from tasks.export.onnx_export import WrittenGraphs
     from tasks.export.shipping_rule import Attempt, Parity
 
 EXPORT_TIMEOUT_S = 1_800.0  # a large model takes about ten minutes on two busy cores if both exporters are tried
 SENTENCE_TIMEOUT_S = 1.0  # for each validation sentence, which torch and up to five graphs answer
+COSTS_TIMEOUT_S = 300.0  # to load a variant and answer some sentences
 EXPORT_RECORD, BUNDLE_FOLDER = "export.json", "bundle"  # in the job's folder
 EXPORT_SCHEMA = 4  # version of export.json
 
@@ -37,8 +48,9 @@ class ExportResult(TypedDict):
     fp32 logit from torch for each comparison, `variants` the comparisons of every variant in the bundle, `left_out` why
     the others are missing, `attempts` every way of making a variant that was tried and what was measured of it,
     `exporter` what made the graphs (writer, tracing or dynamo), `fused` counts fused operators in the graph that has
-    most of each. `threshold` is the decision threshold that was chosen, None where it is fixed. `seconds` is what each
-    part took; variants are made side by side.
+    most of each. `threshold` is the decision threshold that was chosen, None where it is fixed, `costs` what each
+    variant costs to serve, None without validation rows. `seconds` is what each part took; variants are made side by
+    side.
     """
 
     schema_version: int
@@ -51,11 +63,17 @@ class ExportResult(TypedDict):
     exporter: str
     fused: dict[str, int]
     threshold: "ThresholdChoice | None"
+    costs: "Costs | None"
     seconds: dict[str, float]
 
 
 def export_bundle(
-    model_folder: str, folder: str, origin: Origin, rows: str | None = None, threshold_device: str = ""
+    model_folder: str,
+    folder: str,
+    origin: Origin,
+    rows: str | None = None,
+    device: str = "auto",
+    choose_threshold: bool = False,
 ) -> ExportResult:
     """Write the graphs, tokenizer.json and bundle.json to `folder`/bundle, atomically.
 
@@ -64,7 +82,8 @@ def export_bundle(
         folder: receives bundle/ and then export.json.
         origin: written to bundle.json and to the graphs' metadata.
         rows: snapshot on whose sentences each graph is compared with torch; without it only fp32 is shipped.
-        threshold_device: auto, cuda or cpu: where the decision threshold is chosen on `rows`; empty: it is 0.5.
+        device: auto, cuda or cpu: where the bundle's costs are measured and its threshold is chosen, with `rows`.
+        choose_threshold: whether the decision threshold is chosen on `rows`; else it is 0.5.
 
     Raises:
         VerdictError: if the fp32 graph differs from torch, or the export crashes or takes too long.
@@ -80,13 +99,16 @@ def export_bundle(
         _write_tokenizer(model_folder, scratch / TOKENIZER, origin["max_length"], rows)
         graphs = write_in_subprocess(_time_limit(rows), model_folder, str(scratch), facts, reference)
         manifest = write_manifest(scratch, facts, metrics={}, known=graphs["digests"])
-        threshold = _choose_threshold(scratch, rows, threshold_device) if rows and threshold_device else None
+        threshold = _choose_threshold(scratch, rows, device) if rows and choose_threshold else None
         if threshold and threshold["threshold"] != DEFAULT_THRESHOLD:
             facts["decision_threshold"] = threshold["threshold"]
             manifest = write_manifest(scratch, facts, metrics={}, known=graphs["digests"])
+        written = time.perf_counter()
+        costs = _measure_costs(scratch, rows, device) if rows else None
     seconds = {
         "torch": round(answered - started, 3),
         **graphs["seconds"],
+        "costs": round(time.perf_counter() - written, 3),
         "total": round(time.perf_counter() - started, 3),
     }
     _log_summary(graphs)
@@ -101,6 +123,7 @@ def export_bundle(
         exporter=graphs["exporter"],
         fused=graphs["fused"],
         threshold=threshold,
+        costs=costs,
         seconds=seconds,
     )
     write_json(Path(folder) / EXPORT_RECORD, {**exported, "bundle": BUNDLE_FOLDER})
@@ -116,6 +139,27 @@ def _choose_threshold(bundle: Path, rows: str, device: str) -> "ThresholdChoice"
         *(chosen["threshold"], chosen["mcc"], chosen["sentences"], chosen["default_mcc"]),
     )
     return chosen
+
+
+def _measure_costs(bundle: Path, rows: str, device: str) -> "Costs":
+    from tasks.data.snapshots import read_snapshot
+    from tasks.evaluation.serving_costs import BATCH, Costs, measure_variant_costs
+    from tasks.training.device import describe_hardware
+
+    sentences = read_snapshot(rows)["sentence"].head(BATCH).tolist()
+    variants = {
+        variant: run_in_subprocess(
+            f"measuring {VARIANTS[variant]}",
+            COSTS_TIMEOUT_S,
+            measure_variant_costs,
+            str(bundle),
+            variant,
+            device,
+            sentences,
+        )
+        for variant in variants_of(read_manifest(bundle))
+    }
+    return Costs(hardware=describe_hardware(), variants=variants)
 
 
 def _write_tokenizer(model_folder: str, path: Path, max_length: int, rows: str | None) -> None:

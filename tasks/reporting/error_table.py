@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from tasks.core.spreadsheet import write_csv
-from tasks.evaluation.measurement import name_length, predict_labels, read_probabilities
+from tasks.evaluation.evidence import predictions_of
+from tasks.evaluation.measurement import name_length, read_probabilities
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -50,11 +51,10 @@ def list_errors(evidence: Evidence, labels: Sequence[str], holdout: pd.DataFrame
     """
     answers = evidence["answers"]
     ours = answers["variants"][evidence["candidate"]["variant"]]
-    truth, predicted = np.array(answers["label"]), predict_labels(ours)
+    truth, (predicted, theirs) = np.array(answers["label"]), predictions_of(evidence)
     acceptable = read_probabilities(ours)
     confidence = np.where(predicted == 1, acceptable, 1 - acceptable)
     wrong = np.flatnonzero(predicted != truth)
-    theirs = predict_labels(answers["champion"]) if answers["champion"] is not None else None
     return [
         WrongLabel(
             confidence=None if ours[row] is None else round(float(confidence[row]), 6),

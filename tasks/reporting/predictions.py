@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tasks.evaluation.measurement import predict_labels, read_probabilities
-from tasks.inference.decision import threshold_of
+from tasks.evaluation.evidence import predictions_of
+from tasks.evaluation.measurement import read_probabilities
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,9 +28,8 @@ def list_predictions(evidence: Evidence, holdout: pd.DataFrame) -> pd.DataFrame:
         Columns sentence, source, label, predicted, probability (of "acceptable") and correct; at most MAX_PREDICTIONS
         rows, those whose label got the smallest probability.
     """
-    measured = evidence["candidate"]
-    recorded = evidence["answers"]["variants"][measured["variant"]]
-    acceptable, predicted = read_probabilities(recorded), predict_labels(recorded, threshold_of(measured))
+    recorded = evidence["answers"]["variants"][evidence["candidate"]["variant"]]
+    acceptable, predicted = read_probabilities(recorded), predictions_of(evidence)[0]
     label = holdout["label"].to_numpy()
     table = holdout[["sentence", "source", "label"]].assign(
         predicted=predicted, probability=acceptable.round(6), correct=predicted == label

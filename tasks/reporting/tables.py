@@ -9,11 +9,10 @@ import numpy as np
 
 from tasks.core.policy import Policy
 from tasks.core.printable import counted
-from tasks.evaluation.evidence import Evidence
+from tasks.evaluation.evidence import Evidence, predictions_of
 from tasks.evaluation.judge import RULES, SLICE_KINDS, Verdict
-from tasks.evaluation.measurement import Comparison, Measurement, name_length, predict_labels
+from tasks.evaluation.measurement import Comparison, Measurement, name_length
 from tasks.evaluation.metrics import MccInterval, SliceFigures, mcc_interval
-from tasks.inference.decision import threshold_of
 from tasks.reporting.wording import FIGURE_LABELS
 
 SLICE_RESAMPLES = 2_000  # of the bootstrap in each slice
@@ -196,8 +195,7 @@ def _slice_intervals(evidence: Evidence, kind: str) -> dict[str, MccInterval]:
     """Return the 95% interval of the candidate's MCC in each slice."""
     answers = evidence["answers"]
     labels = np.array(answers["label"], np.int64)
-    ours = evidence["candidate"]
-    predictions = predict_labels(answers["variants"][ours["variant"]], threshold_of(ours))
+    predictions = predictions_of(evidence)[0]
     names = np.array(answers["source"] if kind == "source" else [name_length(count) for count in answers["words"]])
     slices = {str(name): names == name for name in np.unique(names)}
     return {name: mcc_interval(labels[here], predictions[here], SLICE_RESAMPLES) for name, here in slices.items()}

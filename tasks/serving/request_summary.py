@@ -17,7 +17,7 @@ from tasks.core.settings import GateSettings, WatchSettings
 from tasks.data.drift import DataProfile, DriftResult, Histogram, compare_profiles
 from tasks.data.normalization import normalise_all
 from tasks.evaluation.evidence import Evidence
-from tasks.evaluation.measurement import Probabilities, read_probabilities
+from tasks.evaluation.measurement import Probabilities, predict_labels, read_probabilities
 from tasks.evaluation.performance_estimate import MIN_ESTIMATE_SENTENCES, MccEstimate, estimate_mcc
 from tasks.serving.logged_requests import ACCEPTABLE, with_sentences
 from tasks.serving.summary_file import SUMMARY_SCHEMA, RequestSummary
@@ -93,7 +93,7 @@ def served_drift(
     results: list[DriftResult] = []
     answers = judged_probabilities(champion.evidence) if champion.evidence else []
     if champion.profile:
-        labels = _histogram((read_probabilities(answers) > champion.threshold).astype(np.int64))
+        labels = _histogram(predict_labels(answers, champion.threshold))
         expected = DataProfile(**{**champion.profile, "labels": labels, "sources": {"": champion.profile["rows"]}})
         profile = profile_answers(served)
         known = {"length": True, "label": bool(labels), "vocabulary": bool(profile["words"]), "source": False}

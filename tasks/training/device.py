@@ -1,10 +1,12 @@
 """Resolves the device that a run computes on; a wanted GPU that is missing is an error, not a fallback."""
 
+import platform
 from pathlib import Path
 
 import torch
 
 from tasks.core.errors import VerdictError
+from tasks.inference.cpu_limits import available_cores
 
 CPU_INFO = Path("/proc/cpuinfo")  # Linux
 
@@ -28,6 +30,14 @@ def cpu_supports_bf16(cpu_info: Path = CPU_INFO) -> bool:
     except OSError:  # not Linux
         return False
     return bool({"avx512_bf16", "amx_bf16"}.intersection(flags))
+
+
+def describe_hardware(cpu_info: Path = CPU_INFO) -> str:
+    """Return the CPU's name, the number of cores that may be used, and the GPU's name, if there is one."""
+    names = cpu_info.read_text().partition("model name")[2].splitlines() if cpu_info.is_file() else []
+    name = names[0].strip("\t :") if names else platform.machine()
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    return f"{name}, {available_cores()} cores{gpu}"
 
 
 def device_name(device: str) -> str:

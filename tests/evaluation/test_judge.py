@@ -142,6 +142,38 @@ def test_a_decision_threshold_is_refused_only_where_the_policy_says_so(
     assert verdict["rules"] == ["decision_threshold" if reason else "first_champion"]
 
 
+COSTS = {
+    "hardware": "Some CPU, 2 cores",
+    "variants": {"fp32": {"provider": "CPUExecutionProvider", "latency_ms": 7.5, "size_mb": 91.0}},
+}
+
+
+@pytest.mark.parametrize(
+    ("costs", "limit", "value", "rule", "reason"),
+    [
+        (COSTS, "max_latency_ms", 7.5, None, None),
+        (
+            COSTS,
+            "max_latency_ms",
+            7,
+            "too_slow",
+            "the latency of fp32 on Some CPU, 2 cores is 7.5 ms; at most 7 ms is allowed",
+        ),
+        (COSTS, "max_size_mb", 91, None, None),
+        (COSTS, "max_size_mb", 90, "too_large", "the size of fp32 is 91 MB; at most 90 MB is allowed"),
+        (None, "max_latency_ms", 0, None, None),
+        (None, "max_latency_ms", 7, "too_slow", "the latency of fp32 was not measured; at most 7 ms is allowed"),
+    ],
+)
+def test_a_slow_or_large_variant_is_rejected_only_where_the_policy_has_a_limit(
+    costs: Any, limit: str, value: float, rule: str | None, reason: str | None
+) -> None:
+    verdict = judge(evidence(**({"costs": costs} if costs else {})), policy(**{limit: value}))
+    assert verdict["rules"] == [rule or "first_champion"]
+    assert verdict["reasons"] == [reason or "there is no champion yet"]
+    assert (limit in verdict["policy"]) == bool(value)
+
+
 def test_better_candidate_is_promoted() -> None:
     verdict = judge(evidence(**BETTER), POLICY)
     assert (verdict["decision"], verdict["rules"]) == ("PROMOTE", ["better_than_champion"])

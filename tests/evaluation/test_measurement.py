@@ -58,7 +58,7 @@ def test_nan_and_inf_are_recorded_as_none_and_predicted_as_unacceptable() -> Non
     recorded = round_probabilities(np.array([0.25, np.nan, np.inf, 1.0]))
     assert recorded == [0.25, None, None, 1.0]
     assert read_probabilities(recorded).tolist() == [0.25, 0.5, 0.5, 1.0]
-    assert predict_labels(recorded).tolist() == [0, 0, 0, 1]
+    assert predict_labels(recorded, 0.5).tolist() == [0, 0, 0, 1]
     found = evaluate({**ROWS, "label": [0, 1] * 3}, [None] * 6, "CPU", "fp32", 200)  # type: ignore[arg-type]
     assert (found["finite"], found["classes_predicted"]) == (False, 1)
 
@@ -66,7 +66,7 @@ def test_nan_and_inf_are_recorded_as_none_and_predicted_as_unacceptable() -> Non
 def test_keeping_a_probability_keeps_its_label() -> None:
     logits = np.float32([1e-7, -1e-7, 0.0])  # the smallest differences that float32 logits near 1 have
     acceptable = 1 / (1 + np.exp(-logits.astype(np.float64)))
-    assert predict_labels(round_probabilities(acceptable)).tolist() == [1, 0, 0]
+    assert predict_labels(round_probabilities(acceptable), 0.5).tolist() == [1, 0, 0]
 
 
 def test_a_comparison_counts_who_alone_is_right() -> None:

@@ -203,7 +203,7 @@ def test_a_damaged_export_or_one_of_another_schema_version_is_not_reused(
 def test_one_model_and_one_set_of_facts_give_one_digest(
     trained: Any, complete: Any, toy_split: tuple[str, str, str], tmp_path: Path
 ) -> None:
-    again = export_bundle(trained["model"], str(tmp_path), origin(), toy_split[1], "cpu")
+    again = export_bundle(trained["model"], str(tmp_path), origin(), toy_split[1], "cpu", choose_threshold=True)
     assert again["threshold"] == choose_on_validation(complete["bundle"], toy_split[1], "cpu")
     assert threshold_of(verify(Path(again["bundle"]))) == again["threshold"]["threshold"]
     assert write_manifest(Path(again["bundle"]), facts(), {})["digest"] == complete["digest"]

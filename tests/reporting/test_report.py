@@ -147,7 +147,7 @@ def test_every_error_is_in_the_page_and_in_the_file_the_most_confident_first(
     beside: ReportInputs, tmp_path: Path
 ) -> None:
     answers = beside.evidence["answers"]
-    given, theirs = (predict_labels(each or []) for each in (answers["variants"]["int8"], answers["champion"]))
+    given, theirs = (predict_labels(each or [], 0.5) for each in (answers["variants"]["int8"], answers["champion"]))
     wrong = np.flatnonzero(given != answers["label"])
     html, text = page(beside)
     table = html[html.index('<tbody id="error-rows">') :]
@@ -212,7 +212,7 @@ def test_each_class_has_precision_recall_and_support(beside: ReportInputs) -> No
     html, text = page(beside)
     answers = beside.evidence["answers"]
     for model, given in (("candidate", answers["variants"]["int8"]), ("champion 7", answers["champion"])):
-        figures = precision_recall_fscore_support(answers["label"], predict_labels(given or []))
+        figures = precision_recall_fscore_support(answers["label"], predict_labels(given or [], 0.5))
         for number, label in enumerate(FACTS["labels"]):
             precision, recall, f1, support = (values[number] for values in figures)
             assert f"{label} {model} {precision:.3f} {recall:.3f} {f1:.3f} {support}" in text
@@ -228,6 +228,22 @@ def test_the_report_points_at_a_threshold_that_does_not_divide_what_is_ranked_we
     text = page(tell(evidence | {"answers": answers}))[1]
     assert "With the threshold 0.5 the MCC is 0.000; with 0.52" in text
     assert "better than 0.5 divides them" in text
+
+
+def test_the_report_has_baselines_and_costs_where_they_were_measured() -> None:
+    evidence = weigh(2.0, 1.9)
+    assert "Baselines" not in page(tell(evidence))[1]
+    assert "Costs" not in page(tell(evidence))[1]
+    bag = {"name": "bag of words", "interval": {"mcc": 0.125, "low": 0.05, "high": 0.2}, "accuracy": 0.55}
+    int8 = {"provider": "CPUExecutionProvider", "size_mb": 22.9, "memory_mb": 61.0}
+    int8 |= {"latency_ms": 1.234, "latency_p95_ms": 2.5, "sentences_per_second": 1234.5}
+    costs = {"hardware": "Some CPU, 2 cores", "variants": {"int8": int8}, "training_seconds": 12.5}
+    text = page(tell(evidence | {"baselines": [bag], "costs": costs}))[1]
+    ahead = evidence["candidate"]["interval"]["mcc"] - 0.125
+    assert f"bag of words 0.125 (95% CI 0.050 to 0.200) 0.550 {ahead:+.3f}" in text
+    assert "at the export, on Some CPU, 2 cores." in text
+    assert "Fine-tuning took 12.5 s on cpu." in text
+    assert "int8 CPU 1.23 ms 2.50 ms 1,234 22.9 MB 61 MB" in text
 
 
 def test_the_report_says_where_a_chosen_decision_threshold_comes_from() -> None:

@@ -101,7 +101,7 @@ def holdout(evidence: Any) -> pd.DataFrame:
 
 
 def list_differing(labels: list[int], ours: list[float | None], theirs: list[float | None]) -> list[dict[str, Any]]:
-    differing = np.flatnonzero(predict_labels(ours) != predict_labels(theirs))[:50]
+    differing = np.flatnonzero(predict_labels(ours, 0.5) != predict_labels(theirs, 0.5))[:50]
     return [
         {"line": int(row), "source": SOURCES[1], "label": labels[row], "sentence": HOSTILE}
         | {"candidate": ours[row], "champion": theirs[row]}
@@ -166,6 +166,7 @@ def export(bundle: str, **changes: Any) -> Any:
         "exporter": "tracing",
         "fused": {"Attention": 2},
         "threshold": None,
+        "costs": None,
         "seconds": {"torch": 1.5, "total": 4.0},
     }
     return values | changes
