@@ -10,7 +10,7 @@ from pydantic import ConfigDict, Field, create_model
 
 from tasks.core.settings_description import describe_settings, sections
 
-FORM_GROUPS = ("data", "gate", "finetune", "judge", "watch")
+FORM_GROUPS = ("data", "gate", "finetune", "export", "judge", "watch")
 TEXTS = {"data.columns", "data.labels"}  # written as NAME=VALUE,NAME=VALUE, as on the command line
 LISTS = {"data.path"}  # as it was entered: the setting's own type would hide the secret that is to be refused
 
@@ -41,6 +41,10 @@ class GateForm(make_form("gate")):  # type: ignore[misc]
 
 class FinetuneForm(make_form("finetune")):  # type: ignore[misc]
     """The training recipe."""
+
+
+class ExportForm(make_form("export")):  # type: ignore[misc]
+    """What the bundle states besides the graphs."""
 
 
 class JudgeForm(make_form("judge")):  # type: ignore[misc]

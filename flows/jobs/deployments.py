@@ -22,7 +22,7 @@ from prefect.types import DateTime
 from pydantic import BaseModel, Field, ValidationError
 
 from flows import environment
-from flows.jobs.deployment_forms import FORM_GROUPS, DataForm, FinetuneForm, GateForm, JudgeForm, WatchForm
+from flows.jobs.deployment_forms import FORM_GROUPS, DataForm, ExportForm, FinetuneForm, GateForm, JudgeForm, WatchForm
 from flows.notifications import alert_crash, alert_failure
 from flows.outcome import describe_outcome
 from tasks.core import log_format
@@ -41,7 +41,8 @@ PAGE_SIZE = 200  # runs of one query, Prefect's limit
 deployed_flow = functools.partial(
     flow, persist_result=True, result_serializer="json", on_failure=[alert_failure], on_crashed=[alert_crash]
 )
-DATA, GATE, FINETUNE, JUDGE, WATCH = DataForm(), GateForm(), FinetuneForm(), JudgeForm(), WatchForm()
+DATA, GATE, FINETUNE = DataForm(), GateForm(), FinetuneForm()
+EXPORT, JUDGE, WATCH = ExportForm(), JudgeForm(), WatchForm()
 
 
 @deployed_flow(name="retrain")
@@ -50,6 +51,7 @@ def retrain(
     data: DataForm = DATA,
     gate: GateForm = GATE,
     finetune: FinetuneForm = FINETUNE,
+    export: ExportForm = EXPORT,
     judge: JudgeForm = JUDGE,
     force: bool = False,
 ) -> State[Any]:
@@ -60,12 +62,13 @@ def retrain(
         data: where sentences come from and how they are split.
         gate: limits of the data gate.
         finetune: the training recipe.
+        export: what the bundle states besides the graphs.
         judge: the promotion policy and how it is applied.
         force: start over, even if nothing changed.
     """
     _begin()
     try:
-        settings = resolve(profile, data, gate, finetune, judge)
+        settings = resolve(profile, data, gate, finetune, export, judge)
     except UsageError as error:
         return Failed(message=str(error))
     from flows.jobs.retrain import retrain as job
@@ -86,6 +89,7 @@ def watch(
     data: DataForm = DATA,
     gate: GateForm = GATE,
     finetune: FinetuneForm = FINETUNE,
+    export: ExportForm = EXPORT,
     judge: JudgeForm = JUDGE,
     watch: WatchForm = WATCH,
 ) -> State[Any]:
@@ -96,12 +100,13 @@ def watch(
         data: where sentences come from and how they are split.
         gate: limits of the data gate.
         finetune: the training recipe of a retraining run.
+        export: what the bundle states besides the graphs.
         judge: the promotion policy and how it is applied.
         watch: what a check of the data and of what was served may start.
     """
     _begin()
     try:
-        settings = resolve(profile, data, gate, finetune, judge, watch)
+        settings = resolve(profile, data, gate, finetune, export, judge, watch)
     except UsageError as error:
         return Failed(message=str(error))
     from flows.jobs.watch import watch as job
@@ -147,6 +152,7 @@ def resolve(
     data: BaseModel = DATA,
     gate: BaseModel = GATE,
     finetune: BaseModel = FINETUNE,
+    export: BaseModel = EXPORT,
     judge: BaseModel = JUDGE,
     watch: BaseModel = WATCH,
 ) -> ResolvedSettings:
@@ -157,7 +163,7 @@ def resolve(
     """
     chosen = {
         f"{group}.{key}": value
-        for group, form in zip(FORM_GROUPS, (data, gate, finetune, judge, watch), strict=True)
+        for group, form in zip(FORM_GROUPS, (data, gate, finetune, export, judge, watch), strict=True)
         for key, value in form.model_dump().items()
         if value not in (None, "", [])
     }
@@ -192,7 +198,7 @@ def _check_parameters(flow_name: str, given: dict[str, Any]) -> None:
     if unknown := [key for key in given if key not in known]:
         raise UsageError(f"parameter {unknown[0]!r} is unknown; expected {', '.join(known)}")
     kinds: dict[str, type[BaseModel]] = dict(
-        zip(FORM_GROUPS, (DataForm, GateForm, FinetuneForm, JudgeForm, WatchForm), strict=True)
+        zip(FORM_GROUPS, (DataForm, GateForm, FinetuneForm, ExportForm, JudgeForm, WatchForm), strict=True)
     )
     forms = {group: form.model_validate(given.get(group) or {}) for group, form in kinds.items()}
     resolve(str(given.get("profile", "sample")), **forms)

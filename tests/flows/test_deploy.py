@@ -239,7 +239,10 @@ def test_a_file_that_prefect_rejects_is_one_line(applied: dict[str, Any], tmp_pa
     ("parameters", "message"),
     [
         ("{profile: unheard-of}", "profile 'unheard-of' is unknown; expected one of"),
-        ("{profil: sample}", "parameter 'profil' is unknown; expected profile, data, gate, finetune, judge, force"),
+        (
+            "{profil: sample}",
+            "parameter 'profil' is unknown; expected profile, data, gate, finetune, export, judge, force",
+        ),
         ("{finetune: {encodr: a}}", "FinetuneForm field 'encodr': extra inputs are not permitted"),
         ("{gate: {min_rows: -1}}", "GateForm field 'min_rows': expected at least 0"),
         ("{data: {columns: text}}", "setting data.columns = 'text' (flag) is refused"),
