@@ -2,7 +2,7 @@
 
 # Commands that are not listed work with every installation.
 ROLES = {
-    "train": ("retrain", "check", "watch"),
+    "train": ("retrain", "check", "watch", "sweep"),
     "schedule": (
         *("status", "compare", "approve", "reject", "rollback", "history", "verify", "judge", "requests"),
         *("deploy", "prune", "score", "backup", "restore", "upgrade"),

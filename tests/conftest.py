@@ -37,7 +37,7 @@ if not Path("/dev/nvidiactl").exists():
 PREFECT_FILES = (
     "test_retrain.py", "test_watch.py", "test_killed_runs.py", "test_deploy.py", "test_approval.py",
     "test_rejudging_flow.py", "test_cli.py", "test_batch_scoring.py", "test_embedded_prefect.py", "test_status.py",
-    "test_kubernetes.py", "test_webhook.py", "test_secrets.py", "test_plan.py",
+    "test_kubernetes.py", "test_webhook.py", "test_secrets.py", "test_plan.py", "test_sweep_flow.py",
 )  # fmt: skip
 
 # Other files of more than ten seconds, which start first so that none of them runs alone at the end.

@@ -15,7 +15,7 @@ import typer
 import typer.core
 
 from flows import environment, roles
-from flows.cli import completion, hub, request_review, review, run, settings, stopping, stores
+from flows.cli import completion, hub, request_review, review, run, settings, stopping, stores, sweep
 from tasks.core import log_format
 from tasks.core.errors import (
     OUT_OF_MEMORY,
@@ -39,6 +39,7 @@ EXIT_CODES = {
 COMMANDS: dict[str, dict[Callable[..., None], str]] = {
     "Train": {
         run.retrain: "verdict retrain --data DIR --set finetune.epochs=3\n  verdict retrain --data DIR --dry-run",
+        sweep.sweep: "verdict sweep --set finetune.learning_rate=1e-5,3e-5,5e-5 --seeds 3",
         run.check: "verdict check --data sentences.csv --columns text=sentence,label=acceptable",
         run.watch: "verdict watch --data DIR --set watch.retrain_on=on_drift",
         settings.init: "verdict init mine.toml --profile cola-small",

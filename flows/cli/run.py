@@ -69,19 +69,19 @@ def retrain(
     if show_settings:
         _show_settings(resolved, as_toml, as_json)
         return
-    _refuse_early(resolved.settings)
+    refuse_early(resolved.settings)
     refuse_missing_files(resolved.settings.data)
     if dry_run:
         _show_plan(resolved, force, as_json)
         return
     home = environment.usable_home()
     stopwatch.mark("interpreter, settings")
-    with _shown("retrain", verbose):
+    with shown("retrain", verbose):
         outcome = None if force else _find_unchanged(resolved.settings, home)
         stopwatch.mark("compare inputs")
         if outcome is None:
             arguments = (resolved.settings.model_dump(), resolved.origins, home, force)
-            outcome, clock = _run_flow("retrain", home, *arguments, stopwatch=stopwatch)
+            outcome, clock = run_flow("retrain", home, *arguments, stopwatch=stopwatch)
             outcome = dataclasses.replace(outcome, seconds=clock.around(outcome.seconds))
     measured = {"timings": stopwatch.seconds} if timings else {}
     champion = _find_champion() if outcome.unchanged and not as_json else None
@@ -118,11 +118,11 @@ def watch(
     from flows.cli import show_run
 
     resolved = options.resolve(device)
-    _refuse_early(resolved.settings)
+    refuse_early(resolved.settings)
     refuse_missing_files(resolved.settings.data)
     home = environment.usable_home()
-    with _shown("watch", verbose):
-        outcome, clock = _run_flow("watch", home, resolved.settings.model_dump(), resolved.origins, home)
+    with shown("watch", verbose):
+        outcome, clock = run_flow("watch", home, resolved.settings.model_dump(), resolved.origins, home)
     outcome = dataclasses.replace(outcome, seconds=clock.around(outcome.seconds))
     print_result(outcome, as_json, functools.partial(show_run.show_watch, verbose=verbose), outcome.to_json())
 
@@ -176,8 +176,8 @@ def score(
     home = environment.usable_home()
     check_model(model, home)
     arguments = (path, out, model, device, columns, form or "", home, refuse_truncated)
-    with _shown("score"):
-        outcome, clock = _run_flow("score", home, *arguments)
+    with shown("score"):
+        outcome, clock = run_flow("score", home, *arguments)
     print_result({**outcome, "seconds": clock.around(outcome["seconds"])}, as_json, show_run.show_scores)
 
 
@@ -279,7 +279,7 @@ def export_triton(
     print_result(written, as_json, show_run.show_repository)
 
 
-def _refuse_early(settings: "Settings") -> None:
+def refuse_early(settings: "Settings") -> None:
     """Check what takes no time before anything starts: servers, the encoder's folder and the GPU.
 
     Raises:
@@ -380,7 +380,7 @@ class Clock(NamedTuple):
         return {"start": round(self.start, 2), **steps, "total": round(self.total, 2)}
 
 
-def _run_flow(name: str, home: str, *arguments: Any, stopwatch: Stopwatch | None = None) -> tuple[Any, Clock]:
+def run_flow(name: str, home: str, *arguments: Any, stopwatch: Stopwatch | None = None) -> tuple[Any, Clock]:
     """Run a flow against the configured Prefect server, or an embedded one that starts during the imports."""
     started, stopwatch = time.perf_counter(), stopwatch or Stopwatch()
     from flows.services.embedded_prefect import connected, lasting_api, prefect_api
@@ -404,7 +404,7 @@ def _run_flow(name: str, home: str, *arguments: Any, stopwatch: Stopwatch | None
 
 
 @contextlib.contextmanager
-def _shown(flow: str, verbose: bool = False) -> Iterator[None]:
+def shown(flow: str, verbose: bool = False) -> Iterator[None]:
     """Show a flow's steps on standard error, and the log above them, from now to the end of the block."""
     from rich.console import Console
 

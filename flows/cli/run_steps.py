@@ -22,6 +22,11 @@ RETRAIN = (
 STEPS = {
     "retrain": RETRAIN,
     "watch": (START, READ, CHECK, Step("retrain", "only where it is due", tuple(step.name for step in RETRAIN))),
+    "sweep": (
+        *RETRAIN[:6],
+        Step("trials", "train with each settings, compare by validation MCC", ("log to MLflow", "draw")),
+        Step("retrain", "with the best settings", tuple(step.name for step in RETRAIN[6:])),
+    ),
     "score": (
         START,
         Step("find model", "locate or download the model"),

@@ -11,6 +11,7 @@ from ..inference.bundle import scoped
 
 SQLITE = "sqlite:///"
 EXPERIMENT, AUDIT_EXPERIMENT = scoped("verdict"), scoped("verdict-history")  # of jobs, of the champion's changes
+SWEEP_EXPERIMENT = scoped("verdict-sweeps")
 DATABASE_TIMEOUT_S = 60.0  # for another program that holds the database; MLflow alone waits 20 s
 LOCK_NOTICE_S = 2.0  # after which a waiting process says so
 # Columns in which MLflow keeps absolute addresses of artifacts.

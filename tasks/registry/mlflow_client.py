@@ -20,7 +20,7 @@ from ..core.database_templates import copy_template
 from ..core.errors import UnreachableError, UsageError, first_line
 from ..core.files import atomic_write
 from ..core.hidden_addresses import conceal, reveal
-from .local_database import AUDIT_EXPERIMENT, EXPERIMENT, SQLITE
+from .local_database import AUDIT_EXPERIMENT, EXPERIMENT, SQLITE, SWEEP_EXPERIMENT
 from .store import MlflowStore, prepare_local
 
 NOTE = "mlflow.note.content"  # the tag that pages show as the description of an experiment or run
@@ -41,6 +41,11 @@ EXPERIMENT_TAGS = {
     | {
         NOTE: "The audit log: one run for each move of the champion's alias and each rejection. `verdict history` "
         "shows it. Its runs are not to be changed or deleted: `verdict status` reports that.",
+    },
+    SWEEP_EXPERIMENT: _KIND
+    | {
+        NOTE: "One run for each `verdict sweep`, with a child run for each trial: what it varied, and its validation "
+        "MCC. The parent has pictures of all trials; the winner's own run is in the experiment of retrainings.",
     },
 }
 CONNECT_TIMEOUT_S = 5

@@ -1,0 +1,95 @@
+"""The command that searches settings: it parses, calls and prints."""
+
+import dataclasses
+import re
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from flows import environment
+from flows.cli.options import AsJson, DataOptions, TrainingDevice, Verbose, print_result, with_option_groups
+from flows.cli.run import refuse_early, refuse_missing_files, run_flow, shown
+from tasks.core.errors import UsageError
+
+if TYPE_CHECKING:
+    from tasks.training.search_space import Dimension
+
+UNITS = {"s": 1, "m": 60, "h": 3_600}
+
+
+@with_option_groups
+def sweep(
+    options: DataOptions,
+    encoders: Annotated[str, typer.Option(metavar="A,B", help="Encoders to try, each as --encoder takes it.")] = "",
+    seeds: Annotated[int, typer.Option(min=1, max=100, help="Seeds of each trial; their mean MCC counts.")] = 1,
+    trials: Annotated[int, typer.Option(min=1, max=10_000, help="Trials at most, earlier ones included.")] = 12,
+    budget: Annotated[
+        str, typer.Option(metavar="TIME", help="No other trial starts after it, for example 90s, 30m or 2h.")
+    ] = "24h",
+    workers: Annotated[
+        int | None, typer.Option(min=1, max=64, help="Processes side by side [one a GPU; one on a CPU].")
+    ] = None,
+    device: TrainingDevice = None,
+    verbose: Verbose = False,
+    as_json: AsJson = False,
+) -> None:
+    """Search settings by validation MCC (--set KEY=A,B or KEY=LOW..HIGH), then retrain with the best ones."""
+    seconds = parse_budget(budget)
+    from tasks.training.search_space import SECTION, make_space, split_assignments
+
+    fixed, varied = split_assignments(options.settings or ())
+    if encoders:
+        varied[f"{SECTION}encoder"] = encoders
+    seeded = dataclasses.replace(options, settings=[*fixed, f"{SECTION}seeds={seeds}"])
+
+    def resolve(key: str, text: str) -> Any:
+        one = dataclasses.replace(seeded, settings=[*(seeded.settings or ()), f"{key}={text}"])
+        return getattr(one.resolve(device).settings.finetune, key.removeprefix(SECTION))
+
+    resolved, space = seeded.resolve(device), make_space(varied, resolve)
+    for settings in _with_each_encoder(resolved.settings, space):
+        refuse_early(settings)
+    refuse_missing_files(resolved.settings.data)
+    home = environment.usable_home()
+    from flows.cli import show_sweep
+
+    with shown("sweep", verbose):
+        plain = [dimension._asdict() for dimension in space]
+        processes = workers or _default_workers(resolved.settings.finetune.device)
+        arguments = (resolved.settings.model_dump(), resolved.origins, plain, trials, seconds, processes, home)
+        outcome, _ = run_flow("sweep", home, *arguments)
+    print_result(outcome, as_json, show_sweep.show_sweep, outcome.to_json())
+
+
+def parse_budget(text: str) -> float:
+    """Return the seconds of a time such as 30m.
+
+    Raises:
+        UsageError: if it is no time.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", text.strip())
+    if not found:
+        raise UsageError(f"--budget {text!r} is no time; expected a number and s, m or h, for example 30m")
+    return float(found[1]) * UNITS[found[2]]
+
+
+def _with_each_encoder(settings: Any, space: "tuple[Dimension, ...]") -> list[Any]:
+    """Return the settings once for each encoder of the space."""
+    varied = next((dimension.choices for dimension in space if dimension.name == "encoder"), ())
+    if not varied:
+        return [settings]
+    finetune = settings.finetune
+    return [
+        settings.model_copy(update={"finetune": finetune.model_copy(update={"encoder": encoder})}) for encoder in varied
+    ]
+
+
+def _default_workers(device: str) -> int:
+    """Return one for each GPU that training would use; one on a CPU, whose cores one training uses."""
+    from tasks.training.device import resolve_device
+
+    if resolve_device(device) == "cpu":
+        return 1
+    import torch
+
+    return torch.cuda.device_count()

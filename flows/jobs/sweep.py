@@ -1,0 +1,194 @@
+"""A search over settings of fine-tuning; its winner goes the ordinary way: trained, exported, judged, registered."""
+
+import dataclasses
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+from prefect import flow
+
+from flows.commands.check import read_data, run_gate
+from flows.jobs.job import locked
+from flows.jobs.retrain import retrain
+from flows.jobs.unchanged import recipe_of
+from flows.notifications import alert_failure
+from flows.outcome import RetrainOutcome
+from flows.steps import Timer, retrying_task, timed_task
+from tasks.core.files import json_digest
+from tasks.core.progress import progress_bar, show_figures
+from tasks.core.provenance import git_commit
+from tasks.core.settings import Settings
+from tasks.data.gate import raise_if_failed
+from tasks.data.ingestion import Dataset
+from tasks.data.splitting import drop_labelled, split_snapshot
+from tasks.export.encoder_check import check_encoder
+from tasks.registry import sweep_runs, tracking
+from tasks.registry.champion_profile import fetch_profile
+from tasks.registry.store import MlflowStore, locate_store
+from tasks.reporting.sweep_charts import draw_sweep
+from tasks.training.device import resolve_device
+from tasks.training.pretrained import Encoder, locate_encoder
+from tasks.training.search_space import SECTION, Dimension, combinations
+from tasks.training.sweep import SweepPlan, TrialEpoch, TrialRecord, best_trial, run_sweep
+
+log = logging.getLogger("tasks.sweep")
+
+read = timed_task("read data", read_data)
+find_encoder = retrying_task("find encoder", locate_encoder)
+try_encoder = timed_task("check encoder", check_encoder)
+examine = timed_task("check data", run_gate)
+find_profile = retrying_task("find champion", fetch_profile)
+split = timed_task("split", split_snapshot)
+open_sweep = retrying_task("log to MLflow", sweep_runs.open_sweep)
+log_trials = retrying_task("log to MLflow", sweep_runs.log_trials)
+log_files = retrying_task("log to MLflow", tracking.log_files)
+close_run = retrying_task("log to MLflow", tracking.close_run)
+draw = timed_task("draw", draw_sweep)
+
+
+@dataclasses.dataclass(frozen=True)
+class SweepOutcome:
+    """What a sweep found, and the verdict on its winner."""
+
+    name: str
+    trials: list[dict[str, Any]]
+    """Number, state, settings, mcc, mccs, seconds and error of each, the best first."""
+    best: dict[str, Any]
+    """What the winner varied, by dotted setting."""
+    run: str
+    """Id of the sweep's MLflow run."""
+    workers: int
+    trial_seconds: float
+    """Wall time of the trials, without the winner's run."""
+    retrain: RetrainOutcome
+    seconds: dict[str, float]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values."""
+        return dataclasses.asdict(self) | {"retrain": self.retrain.to_json()}
+
+
+@flow(name="sweep", result_serializer="json", persist_result=True, on_failure=[alert_failure])
+def sweep(
+    settings: dict[str, Any],
+    origins: dict[str, str],
+    space: list[dict[str, Any]],
+    trials: int,
+    budget_seconds: float,
+    workers: int,
+    home: str,
+) -> SweepOutcome:
+    """Try settings on the validation rows, then retrain with the best ones; return what the command prints.
+
+    Args:
+        settings: resolved settings of what is not varied, as plain values.
+        origins: the layer each dotted setting came from.
+        space: name, choices, low and high of each dimension.
+        trials: how many at most, those of earlier commands included.
+        budget_seconds: after which no other trial starts.
+        workers: processes side by side.
+        home: folder of the stores.
+
+    Raises:
+        UsageError: if data or an encoder are not there, or a library is missing.
+        DataRejected: if the gate rejects the data.
+        VerdictError: if no trial ended well, or the winner's run fails.
+    """
+    chosen, timer, store = Settings.model_validate(settings), Timer(), locate_store(home)
+    dimensions = tuple(Dimension(**each) for each in space)
+    data = read(timer, chosen.data, home)
+    encoders = _find_encoders(timer, chosen, dimensions, home)
+    device = resolve_device(chosen.finetune.device)
+    digests = sorted(encoder["digest"] for encoder in encoders.values())
+    parts = [recipe_of(chosen), space, data["digest"], digests, device, git_commit()]
+    name = json_digest(parts)[:16]
+    folder = Path(home) / "sweeps" / name
+    with locked(folder):
+        first = next(iter(encoders.values()))
+        gate = examine(timer, data, chosen, str(folder), first["folder"], find_profile(timer, store))
+        raise_if_failed(gate)
+        train, validation, text = _split(timer, data, chosen, folder)
+        plan = SweepPlan(
+            folder=str(folder),
+            space=dimensions,
+            base=chosen.finetune,
+            encoders={address: encoder["folder"] for address, encoder in encoders.items()},
+            train=train,
+            validation=validation,
+            text=text,
+            device=device,
+            trials=trials,
+            deadline=time.time() + budget_seconds,
+        )
+        started = time.monotonic()
+        run_id, records = _try(timer, plan, workers, store, name, data)
+        taken = round(time.monotonic() - started, 2)
+    best = best_trial(records)
+    varied = {f"{SECTION}{key}": value for key, value in best.settings.items()}
+    log.info("the winner is trial %d, validation MCC %.3f", best.number, best.mcc or 0.0)
+    winner = settings | {"finetune": settings["finetune"] | best.settings}
+    outcome = retrain(winner, origins | dict.fromkeys(varied, f"sweep {name[:8]}"), home)
+    ranked = sorted(records, key=lambda record: (record.state != "finished", -(record.mcc or 0.0), record.number))
+    table = [record._asdict() for record in ranked]
+    return SweepOutcome(name, table, varied, run_id, workers, taken, outcome, timer.seconds)
+
+
+def _find_encoders(timer: Timer, settings: Settings, space: tuple[Dimension, ...], home: str) -> dict[str, Encoder]:
+    """Return every encoder that a trial may start from, by address; each can be trained and exported."""
+    varied = [dimension.choices for dimension in space if dimension.name == "encoder"]
+    encoders = {}
+    for address in varied[0] if varied else [settings.finetune.encoder]:
+        encoders[address] = find_encoder(timer, address, offline=settings.data.offline)
+        try_encoder(timer, encoders[address], settings.finetune.max_length, home, settings.finetune.allow_new_weights)
+    return encoders
+
+
+def _split(timer: Timer, data: Dataset, settings: Settings, folder: Path) -> tuple[str, str, str]:
+    """Return the snapshots of training, validation and text: the split of the winner's run, if it has this seed."""
+    holdouts = [snapshot["path"] for snapshot in (data["holdout"], data["secondary"]) if snapshot]
+    share, seed, group = settings.data.validation_share, settings.finetune.seed, settings.data.group
+    train, validation, _ = split(timer, data["train"]["path"], holdouts, str(folder), share, seed, group)
+    if not data["text"]:
+        return train, validation, ""
+    text, _ = drop_labelled(data["text"]["path"], [train, validation, *holdouts], str(folder))
+    return train, validation, text
+
+
+def _try(
+    timer: Timer, plan: SweepPlan, workers: int, store: MlflowStore, name: str, data: Dataset
+) -> tuple[str, list[TrialRecord]]:
+    """Run the trials and keep them in MLflow; return the id of the sweep's run, and all trials."""
+    params = {f"{SECTION}{each.name}": each.choices or (each.low, each.high) for each in plan.space}
+    run_id = open_sweep(timer, store, name, params, {"dataset": data["digest"], "git_commit": git_commit()})
+    try:
+        records = _run(timer, plan, workers, store, run_id, name)
+        log_trials(timer, store, run_id, name, records)
+        log_files(timer, store, run_id, draw(timer, plan.folder, f"{plan.folder}/pictures"), "sweep")
+    except BaseException:
+        close_run(timer, store, run_id, "FAILED")
+        raise
+    close_run(timer, store, run_id, "FINISHED")
+    return run_id, records
+
+
+def _run_visibly(plan: SweepPlan, workers: int, store: MlflowStore, run_id: str, name: str) -> list[TrialRecord]:
+    """Run the trials; each is logged to MLflow as it ends, and the terminal shows the latest and the best."""
+    best: list[float] = []
+    with progress_bar("trials", int(min(plan.trials, combinations(plan.space)))) as advance:
+
+        def show(record: TrialRecord | TrialEpoch) -> None:
+            if isinstance(record, TrialEpoch):
+                mcc = record.epoch["validation_mcc"]
+                latest = f"trial {record.trial}, epoch {record.epoch['epoch']}: validation MCC {mcc:.3f}"
+                show_figures(latest + (f"; best {max(best):.3f}" if best else ""))
+                return
+            sweep_runs.log_trials(store, run_id, name, [record])
+            if record.state == "finished" and record.mcc is not None:
+                best.append(record.mcc)
+            advance()
+
+        return run_sweep(plan, workers, show)
+
+
+_run = timed_task("trials", _run_visibly)
