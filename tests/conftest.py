@@ -63,6 +63,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: order.get(item.path.name, len(order)))
 
 
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Name bytes after their argument: compressed ones hold the time, and all workers must collect the same names."""
+    return argname if isinstance(val, bytes) else None
+
+
 class GroupScheduling(LoadFileScheduling):
     """Gives a worker one file at a time, and all files of the Prefect server to one worker.
 
