@@ -21,7 +21,7 @@ def record(folder: Path, evidence: Any) -> Any:
 
 
 def reuse(folder: Path, evidence: Any, champion: Any = None) -> Any:
-    context: Any = {key: evidence[key] for key in JudgeContext.__annotations__}
+    context: Any = {key: evidence[key] for key in JudgeContext.__required_keys__}
     return find_reusable_verdict(folder, export(str(folder / "bundle")), context, champion)
 
 
