@@ -3,6 +3,7 @@
 Nothing is guessed from words: the bytes that begin a Parquet file, a workbook or a web page begin no table of text.
 """
 
+import codecs
 import re
 import shlex
 import zipfile
@@ -108,8 +109,17 @@ def reject_binary(head: bytes, path: str) -> None:
         UsageError: which names the formats.
     """
     controls = sum(byte < 32 and byte not in b"\t\n\r\f" for byte in head)
-    if controls > MAX_CONTROLS * len(head) and "\ufffd" in head[:-3].decode("utf-8", "replace"):
+    if controls > MAX_CONTROLS * len(head) and not _is_utf8(head):
         raise UsageError(f"{path} is binary data, no text; expected {', '.join(FORMATS)}: name another file")
+
+
+def _is_utf8(head: bytes) -> bool:
+    """Return whether the beginning of a file is UTF-8; it may end within a character."""
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(head)
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _foreign_kind(head: bytes, path: str) -> tuple[str, str] | None:

@@ -180,7 +180,10 @@ def experiment_of(client: mlflow.MlflowClient, store: MlflowStore, name: str = E
     except MlflowException as error:
         if error.error_code != ErrorCode.Name(RESOURCE_ALREADY_EXISTS):
             raise
-        return experiment_of(client, store, name)  # another process created it meanwhile
+        made = client.get_experiment_by_name(name)  # by another process, meanwhile
+        if not made:
+            raise
+        return str(made.experiment_id)
 
 
 def _restore_audit_log(client: mlflow.MlflowClient, store: MlflowStore, deleted: Experiment) -> None:

@@ -6,8 +6,8 @@ trials.log              Optuna's journal: what every trial tried and reached
 trials/DIGEST/          checkpoints of a trial, named by its settings; deleted when it ends
 
 A sweep that was killed is continued by the same command: what was running is queued again and resumes from its
-checkpoint. Successive halving (Jamieson and Talwalkar 2016, https://arxiv.org/abs/1502.07943) ends trials that are
-behind others after as many epochs.
+checkpoint. Successive halving (Jamieson and Talwalkar 2016, https://arxiv.org/abs/1502.07943) ends trials that are in
+the worse half after half of their epochs: at equal shares of their schedules, as the learning rate falls to 0 in each.
 """
 
 import logging
@@ -37,6 +37,7 @@ from tasks.training.search_space import Dimension, all_combinations, combination
 from tasks.training.trainer import EpochRecord
 
 JOURNAL = "trials.log"
+HALF = 50  # percent of its epochs after which a trial may end early
 STUDY = "sweep"
 TRIAL_MCCS, TRIAL_SECONDS, TRIAL_ERROR = "mccs", "seconds", "error"  # attributes of a trial
 
@@ -137,7 +138,7 @@ def open_study(folder: str, seed: int) -> Study:
         direction="maximize",
         # A trial that runs counts as a bad one, so that processes do not draw the same at once.
         sampler=optuna.samplers.TPESampler(seed=seed, constant_liar=True),
-        pruner=optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=2),
+        pruner=optuna.pruners.SuccessiveHalvingPruner(min_resource=HALF, reduction_factor=2),
         load_if_exists=True,
     )
 
@@ -206,18 +207,21 @@ def _suggest(trial: Trial, dimension: Dimension) -> None:
 
 def _run_trial(study: Study, trial: Trial, plan: SweepPlan, group: ProcessGroup) -> TrialRecord:
     """Train with a trial's settings, unless an earlier process did; record how it ended."""
+    settings = trial.params
+    epochs = settings.get("epochs", plan.base.epochs) * plan.base.seeds
     started = time.monotonic()
-    finished: dict[int, list[float]] = {}  # validation MCC by seed and epoch
+    best: dict[int, float] = {}  # validation MCC by seed
+    done: dict[int, int] = {}  # epochs by seed
 
     def report(epoch: EpochRecord) -> None:
-        finished.setdefault(epoch["seed"], []).append(epoch["validation_mcc"])
+        seed, mcc = epoch["seed"], epoch["validation_mcc"]
+        best[seed], done[seed] = max(mcc, best.get(seed, mcc)), epoch["epoch"]
         group.notify_parent(TrialEpoch(trial.number, epoch))
-        best = [max(mccs) for mccs in finished.values()]
-        trial.report(sum(best) / len(best), sum(map(len, finished.values())))
-        if trial.should_prune():
+        percent = 100 * sum(done.values()) // epochs
+        trial.report(sum(best.values()) / len(best), percent)
+        if percent < 100 and trial.should_prune():
             raise optuna.TrialPruned
 
-    settings = trial.params
     folder = Path(plan.folder) / "trials" / json_digest(settings)[:16]
     value, state, error = None, TrialState.COMPLETE, ""
     mccs: list[float] = []

@@ -353,6 +353,8 @@ def test_status_before_any_training_says_so_fails_and_writes_nothing(
         "drift": None,
         "schedule": None,
         "notices": [],
+        "services": None,
+        "requests": None,
         "unreachable": [],
     }
     assert not home.exists()

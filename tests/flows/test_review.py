@@ -237,7 +237,7 @@ def test_nobody_is_rolled_back_to_a_damaged_or_deleted_version(
         client.delete_model_version(MODEL_NAME, "2")
     code, _, err = verdict("rollback", "--reason", "x", *dry)
     assert (code, aliases(reigning)["champion"]) == (1, "3")
-    assert "version '2' does not exist" in err
+    assert "has no version '2'" in err
     assert verdict("rollback", "--to", "1", "--reason", "x", *dry)[0] == 0
 
 
@@ -304,7 +304,7 @@ def test_status_and_doctor_report_a_champion_whose_files_are_damaged(
         ("3", "bundle of version 3 lacks tokenizer.json"),
         (str(bundle_folder(home, "c")), "lacks tokenizer.json"),
         (str(home / "nowhere"), "is no version number and no folder"),
-        ("9", "version '9' does not exist"),
+        ("9", "has no version '9'"),
     ):
         code, out, err = verdict("verify", target)
         assert (code in (1, 2), out, fault in err) == (True, "", True), target

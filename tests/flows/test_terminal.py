@@ -130,6 +130,7 @@ def test_a_comparison_is_no_wider_than_the_terminal(
             ],
             "comparison": result["comparison"] | {"sentences": rows},
             "changes": [{"what": "data.path", "first": f"{path}1", "second": f"{path}2"}],
+            "shadow": None,
         }
     )
     lines = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out).splitlines()

@@ -219,7 +219,8 @@ def server(tmp_path: Path, empty_store: Path) -> Iterator[MlflowStore]:
     environment.set_process_defaults()
     shutil.copy(empty_store, tmp_path / "server.db")
     with sqlite3.connect(tmp_path / "server.db") as database:  # the local store's experiments name a local folder
-        database.execute("DELETE FROM experiments")
+        for table in ("experiments", "experiment_tags"):
+            database.execute(f"DELETE FROM {table}")
     env = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -489,7 +489,7 @@ def test_the_command_serves_the_page_and_stops_with_it_open(
                     visitor.get_by_text("The server does not answer.").wait_for()
                     visitor.get_by_role("button", name="not acceptable").click()
                     visitor.get_by_text("not written: the server does not answer").wait_for()
-            assert process.stderr.read().count("\n") == 1  # which version answers, and no traceback
+            assert process.stderr.read().count("\n") == 2  # which version answers, and that it stopped
         finally:
             process.kill()
     assert {path.name for path in tmp_path.glob("home/*")} <= {

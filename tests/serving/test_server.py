@@ -50,7 +50,7 @@ SLOW = """
 import time
 from tasks.inference.classifier import Classifier
 real = Classifier.predict
-Classifier.predict = lambda self, sentences: (time.sleep(0.3), real(self, sentences))[1]
+Classifier.predict = lambda self, *given: (time.sleep(0.3), real(self, *given))[1]
 from flows.cli.app import main
 main()
 """
@@ -639,11 +639,11 @@ def test_a_server_without_a_champion_starts_says_so_and_stops(tmp_path: Path, st
     assert not (tmp_path / "home").exists()
 
 
-def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """Return what the command says as it ends with 1."""
+def refusal(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 1) -> str:
+    """Return what the command says as it ends with a code."""
     with pytest.raises(SystemExit) as left:
         cli.main(["serve", "--device", "cpu", "--no-page", *arguments])
-    assert left.value.code == 1
+    assert left.value.code == code
     return capsys.readouterr().err
 
 
@@ -651,7 +651,7 @@ def test_what_keeps_the_server_from_starting_is_an_error_in_one_line(
     exported: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("VERDICT_HOME", str(tmp_path / "home"))
-    error = refusal(capsys, "--port", "0", "--model", str(tmp_path))
+    error = refusal(capsys, "--port", "0", "--model", str(tmp_path), code=2)
     assert error.startswith(f"error: {tmp_path} is no bundle")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
