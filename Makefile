@@ -99,7 +99,7 @@ sbom: $(VENV)/.runtime $(TOOLS)/.installed ## write sbom.json: what .venv holds,
 	  --output-file sbom.json $(BIN)/python
 
 audit: $(TOOLS)/.installed ## look for known vulnerabilities of what infra/locks pins (asks the index that serves the packages)
-	@$(TOOLS)/bin/pip-audit --strict --disable-pip --require-hashes --requirement infra/locks/dev.txt
+	@$(TOOLS)/bin/pip-audit --strict --disable-pip --require-hashes --requirement infra/locks/dev.txt $(ARGS)
 
 clean: ## remove .venv (the stores in .verdict stay)
 	@rm -rf $(VENV)
