@@ -13,7 +13,7 @@ from stage import SECRETS, Clock, Stage
 from tasks.data.snapshots import write_snapshot
 from tasks.data.sources import locate_sources
 from tasks.registry import audit_log, promotion, register, tracking
-from tasks.registry.descriptions import NOTE
+from tasks.registry.mlflow_client import NOTE
 from tasks.registry.store import MlflowStore
 
 pytestmark = [pytest.mark.services, pytest.mark.timeout(600)]
