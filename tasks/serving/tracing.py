@@ -6,6 +6,7 @@ continued.
 """
 
 import os
+import threading
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 ENDPOINT_VARIABLES = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 SERVICE_NAME = "verdict"  # unless OTEL_SERVICE_NAME is set
+TRACES_CLOSE_S = 2.0
 SERVER_ERROR = 500  # from this status code on the server failed, not the client
 
 
@@ -57,6 +59,7 @@ class Tracing:
         from opentelemetry.sdk.trace import TracerProvider
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
+        self._exporter = exporter
         named = {} if os.environ.get("OTEL_SERVICE_NAME") else {"service.name": SERVICE_NAME}
         self.provider = TracerProvider(resource=Resource.create(named), shutdown_on_exit=False)
         self.provider.add_span_processor(BatchSpanProcessor(exporter))
@@ -68,8 +71,11 @@ class Tracing:
             self.tracer.start_span(stage.name, start_time=stage.start_ns).end(stage.end_ns)
 
     def close(self) -> None:
-        """Send what is left."""
+        """Send what is left; a collector that does not answer is not tried for longer than TRACES_CLOSE_S."""
+        timer = threading.Timer(TRACES_CLOSE_S, self._exporter.shutdown)  # which ends its pauses between tries
+        timer.start()
         self.provider.shutdown()
+        timer.cancel()
 
 
 class RequestTracer:

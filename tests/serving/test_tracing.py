@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
@@ -10,10 +11,12 @@ from typing import Any
 import pytest
 from challengers import ScriptedAddress, ScriptedModel
 from fastapi.testclient import TestClient
+from http_server import free_port
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from tasks.core.errors import UsageError
+from tasks.serving import tracing
 from tasks.serving.batcher import Batcher
 from tasks.serving.champion import Champion
 from tasks.serving.metrics import ServerMetrics
@@ -126,6 +129,17 @@ def test_a_named_collector_gets_the_spans(collector: str, monkeypatch: pytest.Mo
     assert path == "/v1/traces"
     assert [span.name for span in resource.scope_spans[0].spans] == ["queue", "tokenise", "run", "POST /v1/judge"]
     assert "judge-1" in {each.value.string_value for each in resource.resource.attributes}
+
+
+def test_a_collector_that_does_not_answer_holds_up_nobody_who_stops(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracing, "TRACES_CLOSE_S", 0.3)
+    monkeypatch.setenv(ENDPOINT_VARIABLES[1], f"http://127.0.0.1:{free_port()}")
+    opened = open_tracing()
+    assert opened is not None
+    opened.tracer.start_span("request").end()
+    started = time.monotonic()
+    opened.close()
+    assert time.monotonic() - started < 2.5
 
 
 def test_without_a_collector_nothing_is_recorded_or_imported(monkeypatch: pytest.MonkeyPatch) -> None:
