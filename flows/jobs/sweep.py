@@ -8,9 +8,9 @@ from typing import Any
 
 from prefect import flow
 
-from flows.commands.check import read_data, run_gate
 from flows.jobs.job import locked
-from flows.jobs.retrain import retrain
+from flows.jobs.publish import log_files
+from flows.jobs.retrain import examine, find_encoder, find_profile, read, retrain, split, try_encoder
 from flows.jobs.unchanged import recipe_of
 from flows.notifications import alert_failure
 from flows.outcome import RetrainOutcome
@@ -21,28 +21,19 @@ from tasks.core.provenance import git_commit
 from tasks.core.settings import Settings
 from tasks.data.gate import raise_if_failed
 from tasks.data.ingestion import Dataset
-from tasks.data.splitting import drop_labelled, split_snapshot
-from tasks.export.encoder_check import check_encoder
+from tasks.data.splitting import drop_labelled
 from tasks.registry import sweep_runs, tracking
-from tasks.registry.champion_profile import fetch_profile
 from tasks.registry.store import MlflowStore, locate_store
 from tasks.reporting.sweep_charts import draw_sweep
 from tasks.training.device import resolve_device
-from tasks.training.pretrained import Encoder, locate_encoder
+from tasks.training.pretrained import Encoder
 from tasks.training.search_space import SECTION, Dimension, combinations
 from tasks.training.sweep import SweepPlan, TrialEpoch, TrialRecord, best_trial, run_sweep
 
 log = logging.getLogger("tasks.sweep")
 
-read = timed_task("read data", read_data)
-find_encoder = retrying_task("find encoder", locate_encoder)
-try_encoder = timed_task("check encoder", check_encoder)
-examine = timed_task("check data", run_gate)
-find_profile = retrying_task("find champion", fetch_profile)
-split = timed_task("split", split_snapshot)
 open_sweep = retrying_task("log to MLflow", sweep_runs.open_sweep)
 log_trials = retrying_task("log to MLflow", sweep_runs.log_trials)
-log_files = retrying_task("log to MLflow", tracking.log_files)
 close_run = retrying_task("log to MLflow", tracking.close_run)
 draw = timed_task("draw", draw_sweep)
 
