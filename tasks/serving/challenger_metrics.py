@@ -3,21 +3,17 @@
 from collections.abc import Iterator
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector
 
 from tasks.serving.canary import Canary
+from tasks.serving.metrics import StateCollector
 from tasks.serving.shadow import Shadow
 
 
-class ShadowCollector(Collector):
+class ShadowCollector(StateCollector):
     """Figures of the two versions that are compared; counters start again with each pair."""
 
     def __init__(self, shadow: Shadow) -> None:
         self._shadow = shadow
-
-    def describe(self) -> list[Metric]:
-        """Return nothing, so that registering does not call `collect`."""
-        return []
 
     def collect(self) -> Iterator[Metric]:
         """Yield agreement, latency, losses and MCC."""
@@ -48,15 +44,11 @@ class ShadowCollector(Collector):
         yield GaugeMetricFamily("verdict_shadow_flags", "Flagged sentences of the MCC.", value=summary["flags"])
 
 
-class CanaryCollector(Collector):
+class CanaryCollector(StateCollector):
     """State of the canary deployment."""
 
     def __init__(self, canary: Canary) -> None:
         self._canary = canary
-
-    def describe(self) -> list[Metric]:
-        """Return nothing, so that registering does not call `collect`."""
-        return []
 
     def collect(self) -> Iterator[Metric]:
         """Yield whether the challenger answers, and what it is judged by."""

@@ -17,6 +17,14 @@ LATENCY_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.
 BATCH_SIZE_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1_024)
 
 
+class StateCollector(Collector):
+    """Reads figures at each scrape, and not when it is registered."""
+
+    def describe(self) -> list[Metric]:
+        """Return nothing, so that registering does not call `collect`."""
+        return []
+
+
 class ServerMetrics:
     """Counters and histograms of one server."""
 
@@ -100,15 +108,11 @@ class ServerMetrics:
         return generate_latest(self.registry)
 
 
-class _ModelCollector(Collector):
+class _ModelCollector(StateCollector):
     """Reads the state of model and queue at each scrape."""
 
     def __init__(self, status: Callable[[], ChampionStatus], waiting: Callable[[], int]) -> None:
         self._status, self._waiting = status, waiting
-
-    def describe(self) -> list[Metric]:
-        """Return nothing, so that registering does not call `collect`."""
-        return []
 
     def collect(self) -> Iterator[Metric]:
         """Yield the length of the queue and the state of the model."""
@@ -138,15 +142,11 @@ class _ModelCollector(Collector):
         )
 
 
-class _EstimateCollector(Collector):
+class _EstimateCollector(StateCollector):
     """Reads the last summary of a request log at each scrape."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-
-    def describe(self) -> list[Metric]:
-        """Return nothing, so that registering does not call `collect`."""
-        return []
 
     def collect(self) -> Iterator[Metric]:
         """Yield the estimated MCC, if there is one."""
