@@ -130,6 +130,7 @@ class InferenceServer(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
+                loop="asyncio",  # uvloop, which comes with Ray, logs and accepts in other ways
                 http=BoundedConnection,
                 ws="none",
                 limit_concurrency=connections or max_connections(),
