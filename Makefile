@@ -90,7 +90,7 @@ LOCK   := $(TOOLS)/bin/uv pip compile --quiet --universal --python-version 3.11 
   --custom-compile-command 'make lock' --constraint constraints.txt
 
 lock: $(TOOLS)/.installed ## write infra/locks: what constraints.txt pins, with hashes of every file
-	@echo hatchling | $(LOCK) --extra all --extra gpu --extra services --extra kubernetes pyproject.toml - --output-file infra/locks/runtime.txt
+	@echo hatchling | $(LOCK) --extra all --extra gpu --extra services --extra kubernetes --extra ray pyproject.toml - --output-file infra/locks/runtime.txt
 	@echo hatchling | $(LOCK) --extra dev --extra gpu pyproject.toml - --output-file infra/locks/dev.txt
 	@$(LOCK) --group tools --output-file infra/locks/tools.txt
 
