@@ -6,7 +6,7 @@ import functools
 import importlib
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import typer
@@ -279,8 +279,12 @@ def export_triton(
     print_result(written, as_json, show_run.show_repository)
 
 
-def refuse_early(settings: "Settings") -> None:
-    """Check what takes no time before anything starts: servers, the encoder's folder and the GPU.
+def refuse_early(settings: "Settings", encoders: Sequence[str] = ()) -> None:
+    """Check what takes no time before anything starts: servers, folders of encoders and the GPU.
+
+    Args:
+        settings: of the run.
+        encoders: that are tried, if not only the one of the settings.
 
     Raises:
         VerdictError: if one of them is not there.
@@ -288,7 +292,8 @@ def refuse_early(settings: "Settings") -> None:
     from tasks.training.pretrained import check_folder
 
     _check_servers()
-    check_folder(settings.finetune.encoder)
+    for encoder in encoders or (settings.finetune.encoder,):
+        check_folder(encoder)
     if settings.finetune.device == "cuda":
         from tasks.inference.sessions import has_gpu
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -10,9 +10,6 @@ from flows import environment
 from flows.cli.options import AsJson, DataOptions, TrainingDevice, Verbose, print_result, with_option_groups
 from flows.cli.run import refuse_early, refuse_missing_files, run_flow, shown
 from tasks.core.errors import UsageError
-
-if TYPE_CHECKING:
-    from tasks.training.search_space import Dimension
 
 UNITS = {"s": 1, "m": 60, "h": 3_600}
 
@@ -35,7 +32,7 @@ def sweep(
 ) -> None:
     """Search settings by validation MCC (--set KEY=A,B or KEY=LOW..HIGH), then retrain with the best ones."""
     seconds = parse_budget(budget)
-    from tasks.training.search_space import SECTION, make_space, split_assignments
+    from tasks.training.search_space import SECTION, encoders_of, make_space, split_assignments
 
     fixed, varied = split_assignments(options.settings or ())
     if encoders:
@@ -47,8 +44,7 @@ def sweep(
         return getattr(one.resolve(device).settings.finetune, key.removeprefix(SECTION))
 
     resolved, space = seeded.resolve(device), make_space(varied, resolve)
-    for settings in _with_each_encoder(resolved.settings, space):
-        refuse_early(settings)
+    refuse_early(resolved.settings, encoders_of(space, resolved.settings.finetune.encoder))
     refuse_missing_files(resolved.settings.data)
     home = environment.usable_home()
     from flows.cli import show_sweep
@@ -71,17 +67,6 @@ def parse_budget(text: str) -> float:
     if not found:
         raise UsageError(f"--budget {text!r} is no time; expected a number and s, m or h, for example 30m")
     return float(found[1]) * UNITS[found[2]]
-
-
-def _with_each_encoder(settings: Any, space: "tuple[Dimension, ...]") -> list[Any]:
-    """Return the settings once for each encoder of the space."""
-    varied = next((dimension.choices for dimension in space if dimension.name == "encoder"), ())
-    if not varied:
-        return [settings]
-    finetune = settings.finetune
-    return [
-        settings.model_copy(update={"finetune": finetune.model_copy(update={"encoder": encoder})}) for encoder in varied
-    ]
 
 
 def _default_workers(device: str) -> int:

@@ -29,6 +29,7 @@ from flows.jobs.job import (
 from flows.jobs.judging import evaluate_and_judge
 from flows.jobs.prefect_artifacts import find_run_page, name_run, publish_outcome
 from flows.jobs.publish import log_files, log_series, publish, record_figures, write_report
+from flows.jobs.training_rows import split_rows
 from flows.jobs.unchanged import RESULT_FILE, digest_inputs, hash_files, record_inputs, report_path
 from flows.notifications import alert_failure
 from flows.outcome import RetrainOutcome
@@ -44,7 +45,6 @@ from tasks.core.signing import require_key
 from tasks.data.drift import list_drifted
 from tasks.data.gate import GateReport, raise_if_failed
 from tasks.data.ingestion import Dataset
-from tasks.data.splitting import drop_labelled, split_snapshot
 from tasks.data.token_limit import longest_input
 from tasks.evaluation.evidence import Evidence
 from tasks.evaluation.judge import Verdict
@@ -76,7 +76,6 @@ read = timed_task("read data", read_data)  # downloads have retries of their own
 find_encoder = retrying_task("find encoder", locate_encoder)
 try_encoder = timed_task("check encoder", check_encoder)
 examine = timed_task("check data", run_gate)
-split = timed_task("split", split_snapshot)
 export = timed_task("export", export_bundle)
 find_profile = retrying_task("find champion", fetch_profile)
 promote_version = retrying_task("promote", promotion.promote)
@@ -170,28 +169,14 @@ def train(context: JobContext, data: Dataset, encoder: Encoder) -> TrainingResul
     folder, chosen = context.folder, context.settings.finetune
     if finished := load_training(str(folder / "model")):
         return finished
-    holdouts = [snapshot["path"] for snapshot in (data["holdout"], data["secondary"]) if snapshot]
-    train_rows, validation_rows, counts = split(
-        context.timer,
-        data["train"]["path"],
-        holdouts,
-        str(folder),
-        context.settings.data.validation_share,
-        chosen.seed,
-        context.settings.data.group,
-    )
-    write_json(folder / "split.json", counts)
-    text, rows = "", dict(counts)
-    if data["text"]:
-        known = [train_rows, validation_rows, *holdouts]
-        text, left = drop_labelled(data["text"]["path"], known, str(folder))
-        rows |= {"text": data["text"]["kept"] - left, "text_left_out": left}
-    series = {f"rows_{name}": {0: cast(int, count)} for name, count in rows.items()}
+    rows = split_rows(context.timer, data, context.settings, folder)
+    write_json(folder / "split.json", rows.split)
+    series = {f"rows_{name}": {0: cast(int, count)} for name, count in {**rows.split, **rows.text_counts}.items()}
     log_series(context.timer, context.store, context.run_id, series)
     recipe = resolve_recipe(chosen, encoder["folder"])
     model = str(folder / "model")
     return fine_tune_visibly(
-        context.timer, train_rows, validation_rows, text, recipe, model, context.store, context.run_id
+        context.timer, rows.train, rows.validation, rows.text, recipe, model, context.store, context.run_id
     )
 
 

@@ -10,7 +10,8 @@ from prefect import flow
 
 from flows.jobs.job import locked
 from flows.jobs.publish import log_files
-from flows.jobs.retrain import examine, find_encoder, find_profile, read, retrain, split, try_encoder
+from flows.jobs.retrain import examine, find_encoder, find_profile, read, retrain, try_encoder
+from flows.jobs.training_rows import split_rows
 from flows.jobs.unchanged import recipe_of
 from flows.notifications import alert_failure
 from flows.outcome import RetrainOutcome
@@ -21,13 +22,12 @@ from tasks.core.provenance import git_commit
 from tasks.core.settings import Settings
 from tasks.data.gate import raise_if_failed
 from tasks.data.ingestion import Dataset
-from tasks.data.splitting import drop_labelled
 from tasks.registry import sweep_runs, tracking
 from tasks.registry.store import MlflowStore, locate_store
 from tasks.reporting.sweep_charts import draw_sweep
 from tasks.training.device import resolve_device
 from tasks.training.pretrained import Encoder
-from tasks.training.search_space import SECTION, Dimension, combinations
+from tasks.training.search_space import SECTION, Dimension, combinations, encoders_of
 from tasks.training.sweep import SweepPlan, TrialEpoch, TrialRecord, best_trial, run_sweep
 
 log = logging.getLogger("tasks.sweep")
@@ -99,15 +99,15 @@ def sweep(
         first = next(iter(encoders.values()))
         gate = examine(timer, data, chosen, str(folder), first["folder"], find_profile(timer, store))
         raise_if_failed(gate)
-        train, validation, text = _split(timer, data, chosen, folder)
+        rows = split_rows(timer, data, chosen, folder)
         plan = SweepPlan(
             folder=str(folder),
             space=dimensions,
             base=chosen.finetune,
             encoders={address: encoder["folder"] for address, encoder in encoders.items()},
-            train=train,
-            validation=validation,
-            text=text,
+            train=rows.train,
+            validation=rows.validation,
+            text=rows.text,
             device=device,
             trials=trials,
             deadline=time.time() + budget_seconds,
@@ -127,23 +127,11 @@ def sweep(
 
 def _find_encoders(timer: Timer, settings: Settings, space: tuple[Dimension, ...], home: str) -> dict[str, Encoder]:
     """Return every encoder that a trial may start from, by address; each can be trained and exported."""
-    varied = [dimension.choices for dimension in space if dimension.name == "encoder"]
     encoders = {}
-    for address in varied[0] if varied else [settings.finetune.encoder]:
+    for address in encoders_of(space, settings.finetune.encoder):
         encoders[address] = find_encoder(timer, address, offline=settings.data.offline)
         try_encoder(timer, encoders[address], settings.finetune.max_length, home, settings.finetune.allow_new_weights)
     return encoders
-
-
-def _split(timer: Timer, data: Dataset, settings: Settings, folder: Path) -> tuple[str, str, str]:
-    """Return the snapshots of training, validation and text: the split of the winner's run, if it has this seed."""
-    holdouts = [snapshot["path"] for snapshot in (data["holdout"], data["secondary"]) if snapshot]
-    share, seed, group = settings.data.validation_share, settings.finetune.seed, settings.data.group
-    train, validation, _ = split(timer, data["train"]["path"], holdouts, str(folder), share, seed, group)
-    if not data["text"]:
-        return train, validation, ""
-    text, _ = drop_labelled(data["text"]["path"], [train, validation, *holdouts], str(folder))
-    return train, validation, text
 
 
 def _try(

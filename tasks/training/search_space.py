@@ -83,6 +83,11 @@ def combinations(space: Sequence[Dimension]) -> float:
     return math.prod(len(dimension.choices) or math.inf for dimension in space)
 
 
+def encoders_of(space: Sequence[Dimension], encoder: str) -> tuple[str, ...]:
+    """Return the encoders that are tried; `encoder` where they are not varied."""
+    return next((dimension.choices for dimension in space if dimension.name == "encoder"), (encoder,))
+
+
 def all_combinations(space: Sequence[Dimension], seed: int) -> list[dict[str, Any]]:
     """Return every combination of choices, by name of the setting, in an order that the seed decides."""
     found = [
