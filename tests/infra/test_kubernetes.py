@@ -16,12 +16,13 @@ import kubernetes_validate
 import pytest
 import yaml
 from kubernetes_laws import LAWS
-from manifests import INFRA, SECRETS, SIGNATURES, Document, containers_of, job_of, name_of, render
+from manifests import INFRA, SECRETS, SIGNATURES, Document, containers_of, deployment_of, job_of, name_of, render
 from manifests import without_hashes as plain
 
 from tasks.core.signing import KEY_VARIABLE, REQUIRE_VARIABLE, TRUSTED_VARIABLE
 
-OVERLAYS = [INFRA / "kubernetes" / name for name in ("base", "gpu")]
+OVERLAYS = [INFRA / "kubernetes" / name for name in ("base", "gpu", "kserve")]
+TEMPLATES = [folder / "job-template.json" for folder in OVERLAYS[:2]]
 VERSIONS = ("1.30", "1.37")  # the oldest that knows preStop's sleep, the newest whose schema is at hand
 GENERATED = {"addresses", "job-template"}
 STRAY = ("parallelism", "completions")  # prefect-kubernetes wants them in the pod too, where nothing reads them
@@ -29,13 +30,17 @@ STRAY = ("parallelism", "completions")  # prefect-kubernetes wants them in the p
 
 @functools.cache
 def rendered(folder: Path) -> list[Document]:
-    """Return a kustomization's documents, and the job that its work pool makes as one more; a change needs a copy."""
-    job = job_of(folder / "job-template.json")
+    """Return a kustomization's documents, and what is made of them: a change needs a copy.
+
+    The work pool makes a job of its template, KServe a Deployment of an InferenceService.
+    """
+    job = job_of(TEMPLATES[folder.name == "gpu"])
     for field in STRAY:
         del job["spec"]["template"]["spec"][field]
     job["metadata"].update(name="run", labels={}, annotations={})
     job["spec"]["template"]["spec"]["containers"][0].update(args=["prefect", "flow-run", "execute"])
-    return [*render(folder), job]
+    documents = render(folder)
+    return [*(deployment_of(d) if d["kind"] == "InferenceService" else d for d in documents), job]
 
 
 def spoil_container(name: str, **changes: Any) -> Callable[[dict[tuple[str, str], Document]], None]:
@@ -113,17 +118,34 @@ def test_broken_manifests_are_refused(complaint: str, change: Callable[[Any], No
 @pytest.mark.parametrize("folder", OVERLAYS, ids=lambda folder: folder.name)
 @pytest.mark.parametrize("version", VERSIONS)
 def test_every_document_fits_the_schema_of_its_kind(folder: Path, version: str) -> None:
-    documents = rendered(folder)
-    assert len(documents) > 25
+    base = rendered(OVERLAYS[0])
+    documents = base if folder is OVERLAYS[0] else [d for d in rendered(folder) if d not in base]
+    assert len(documents) == {"base": 29, "gpu": 4, "kserve": 2}[folder.name]
     for document in documents:
         kubernetes_validate.validate(document, version, strict=True)
 
 
-def test_a_field_that_no_schema_knows_is_refused() -> None:
-    service = copy.deepcopy(next(d for d in rendered(OVERLAYS[0]) if d["kind"] == "Service"))
-    service["spec"]["potrs"] = []
+@pytest.mark.parametrize(("folder", "kind"), [(OVERLAYS[0], "Service"), (OVERLAYS[2], "InferenceService")])
+def test_a_field_that_no_schema_knows_is_refused(folder: Path, kind: str) -> None:
+    document = copy.deepcopy(next(d for d in render(folder) if d["kind"] == kind))
+    document["spec"].get("predictor", document["spec"])["potrs"] = []
+    made = deployment_of(document) if kind == "InferenceService" else document
     with pytest.raises(kubernetes_validate.ValidationError, match="potrs"):
-        kubernetes_validate.validate(service, VERSIONS[0], strict=True)
+        kubernetes_validate.validate(made, VERSIONS[0], strict=True)
+
+
+def test_kserve_serves_with_the_base_s_container_and_leaves_the_number_of_pods_to_the_queue() -> None:
+    base, kserve = ({name_of(d): d for d in rendered(folder)} for folder in (OVERLAYS[0], OVERLAYS[2]))
+    ours, theirs = copy.deepcopy((base["Deployment", "inference"], kserve["Deployment", "inference-predictor"]))
+    for document in (ours, theirs):
+        container = containers_of(document)[0]
+        container["args"] = [word for word in container["args"] if not word.startswith("inference")]
+        document.pop("metadata")
+    del containers_of(ours)[0]["name"], containers_of(theirs)[0]["name"]  # KServe prescribes it
+    del containers_of(theirs)[0]["ports"][0]["protocol"], theirs["spec"]["template"]["metadata"]["annotations"]
+    assert theirs == ours
+    (metric,) = kserve["HorizontalPodAutoscaler", "inference"]["spec"]["metrics"]
+    assert metric["pods"]["metric"] == {"name": "verdict_queue_sentences"}
 
 
 @pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl, which carries kustomize, is not installed")
@@ -135,7 +157,7 @@ def test_kustomize_renders_what_these_tests_read(folder: Path) -> None:
 
 
 def test_the_gpu_overlay_adds_gpus_to_the_job_and_changes_nothing_else() -> None:
-    base, gpu = (json.loads((folder / "job-template.json").read_text(encoding="utf-8")) for folder in OVERLAYS)
+    base, gpu = (json.loads(path.read_text(encoding="utf-8")) for path in TEMPLATES)
     assert gpu["variables"]["properties"].pop("gpus")["default"] == 1
     pod = gpu["job_configuration"]["job_manifest"]["spec"]["template"]["spec"]
     resources = pod["containers"][0]["resources"]
@@ -159,11 +181,11 @@ async def make_job(name: str, template: Document, chosen: Document) -> Document:
     return dict(configuration.job_manifest)
 
 
-@pytest.mark.parametrize("folder", OVERLAYS, ids=lambda folder: folder.name)
-def test_prefect_makes_a_job_of_the_template(folder: Path, prefect_server: str) -> None:
-    template = json.loads((folder / "job-template.json").read_text(encoding="utf-8"))
+@pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.parent.name)
+def test_prefect_makes_a_job_of_the_template(path: Path, prefect_server: str) -> None:
+    template = json.loads(path.read_text(encoding="utf-8"))
     chosen = {"cpu_limit": "16", "env": {"VERDICT_FINETUNE__EPOCHS": "3"}}
-    job = asyncio.run(make_job(f"verdict-{folder.name}", template, chosen))
+    job = asyncio.run(make_job(f"verdict-{path.parent.name}", template, chosen))
     pod, labels = job["spec"]["template"]["spec"], job["spec"]["template"]["metadata"]["labels"]
     for field in STRAY:
         del pod[field]
@@ -171,7 +193,7 @@ def test_prefect_makes_a_job_of_the_template(folder: Path, prefect_server: str) 
     container, env = pod["containers"][0], {entry["name"]: entry for entry in pod["containers"][0]["env"]}
     assert container["args"] == ["prefect", "flow-run", "execute"]
     assert container["resources"]["limits"]["cpu"] == "16"
-    assert container["resources"]["limits"].get("nvidia.com/gpu") == (1 if folder.name == "gpu" else None)
+    assert container["resources"]["limits"].get("nvidia.com/gpu") == (1 if path.parent.name == "gpu" else None)
     assert env["VERDICT_FINETUNE__EPOCHS"]["value"] == "3"
     assert "value" not in env["MLFLOW_TRACKING_PASSWORD"]
     # A pod that the cluster takes away is not a failed run.
@@ -181,7 +203,7 @@ def test_prefect_makes_a_job_of_the_template(folder: Path, prefect_server: str) 
 
 
 def test_a_template_with_an_unknown_placeholder_is_refused(prefect_server: str) -> None:
-    text = (OVERLAYS[0] / "job-template.json").read_text(encoding="utf-8").replace("{{ image }}", "{{ picture }}")
+    text = TEMPLATES[0].read_text(encoding="utf-8").replace("{{ image }}", "{{ picture }}")
     with pytest.raises(Exception, match="picture"):
         asyncio.run(make_job("verdict-broken", json.loads(text), {}))
 
@@ -204,7 +226,8 @@ def test_signatures_are_switched_on_by_a_secret_that_may_be_missing(folder: Path
                 assert chosen == {"name": SIGNATURES, "key": entry["name"], "optional": True}
                 read.setdefault(name_of(document)[1], set()).add(entry["name"])
     checked = {TRUSTED_VARIABLE, REQUIRE_VARIABLE}
-    assert read == {"run": checked | {KEY_VARIABLE}, "inference": checked}
+    assert read.pop("run") == checked | {KEY_VARIABLE}
+    assert list(read.values()) == [checked]  # the service
     manual = (INFRA / "README.md").read_text(encoding="utf-8")
     command = manual[manual.index(f"create secret generic {SIGNATURES}") :].split("\n```")[0]
-    assert set(re.findall(r"--from-\w+=(\w+)=", command)) == read["run"]
+    assert set(re.findall(r"--from-\w+=(\w+)=", command)) == checked | {KEY_VARIABLE}

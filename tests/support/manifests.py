@@ -68,7 +68,10 @@ def render(folder: Path) -> list[Document]:
         target = (patch["target"]["kind"], patch["target"]["name"])
         (changes,) = read_yaml(folder / patch["path"])
         assert target in map(name_of, documents), f"{patch['path']} changes {target}, which is not there"
-        documents = [merge(d, changes) if name_of(d) == target else d for d in documents]
+        removed = changes.pop("$patch", "") == "delete"
+        documents = [
+            merge(d, changes) if name_of(d) == target else d for d in documents if not removed or name_of(d) != target
+        ]
     for document in documents:
         _place(document, plan["namespace"])
         for container in containers_of(document):
@@ -84,6 +87,8 @@ def name_of(document: Document) -> tuple[str, str]:
 
 def pod_of(document: Document) -> Document | None:
     """Return the pod that a document makes; None where it makes none."""
+    if document["kind"] == "InferenceService":
+        return dict(document["spec"]["predictor"])
     template = document.get("spec", {}).get("template") if document["kind"] in ("Deployment", "Job") else None
     return template["spec"] if template else None
 
@@ -130,6 +135,24 @@ def job_of(path: Path) -> Document:
         return properties[name[1]]["default"] if name else value
 
     return dict(fill(template["job_configuration"]["job_manifest"]))
+
+
+def deployment_of(service: Document) -> Document:
+    """Return the Deployment that KServe (mode Standard) makes of an InferenceService with a container of ours."""
+    assert service["apiVersion"] == "serving.kserve.io/v1beta1"
+    pod = copy.deepcopy(service["spec"]["predictor"])
+    assert [container["name"] for container in pod["containers"]] == ["kserve-container"]
+    metadata = {field: pod.pop(field) for field in ("labels", "annotations")}
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": {**service["metadata"], "name": f"{service['metadata']['name']}-predictor"},
+        "spec": {
+            "strategy": pod.pop("deploymentStrategy"),
+            "selector": {"matchLabels": {"app.kubernetes.io/name": service["metadata"]["name"]}},
+            "template": {"metadata": metadata, "spec": pod},
+        },
+    }
 
 
 def _config_map(folder: Path, entry: Document) -> Document:
