@@ -3,9 +3,11 @@
     make bench BENCH=serve ARGS="--bundle DIR"              100 clients for 60 s
     make bench BENCH=serve ARGS="--bundle DIR --clients 10 --seconds 5 --out FILE"
     make bench BENCH=serve ARGS="--bundle DIR --seconds 60 --with shadow=challenger request-log=DIR"
+    make bench BENCH=serve ARGS="--bundle DIR --challenger BAD --long 0.02 --seconds 120 --with canary=5%"
 
-The last form measures what options cost: a server with them and one without run side by side, the clients turn from
+The last forms measure what options cost: a server with them and one without run side by side, the clients turn from
 one to the other every few seconds, so that what else the machine does meets both, and the median of the ratios counts.
+What the server says of its canary is kept, with the seconds that it was under load until then.
 
 The server is the command itself in a process of its own, with a new registry of three versions: the bundle as it is,
 and twice with other limits of length, so that its digest differs and the weights do not. Clients run in processes of
@@ -16,6 +18,7 @@ or an answer without a version, is counted as such.
 import argparse
 import asyncio
 import contextlib
+import datetime
 import json
 import os
 import platform
@@ -39,6 +42,7 @@ from tasks.core.provenance import git_commit, library_versions
 
 VERSIONS = 3
 PROCESSES = 2  # that clients share
+LONG_WORDS = 600  # more tokens than the packaged encoder has positions
 WORDS = [
     "the",
     "a",
@@ -65,6 +69,8 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=100)
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--sentences", type=int, default=4, help="of a request")
+    parser.add_argument("--long", type=float, default=0.0, help=f"share of the sentences that have {LONG_WORDS} words")
+    parser.add_argument("--challenger", default="", help="bundle of version 2; as it is")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--refresh-seconds", type=float, default=1.0)
     parser.add_argument("--serve", nargs="*", default=[], metavar="NAME=VALUE", help="options of verdict serve")
@@ -79,7 +85,7 @@ def main() -> None:
         "hardware": f"{cpu_name()}, {os.cpu_count()} CPU cores, {platform.machine()}",
         "versions": library_versions(),
         "commit": git_commit(),
-        "settings": {key: value for key, value in vars(options).items() if key not in ("out", "bundle")},
+        "settings": {key: value for key, value in vars(options).items() if key not in ("out", "bundle", "challenger")},
         **result,
     }
     if options.extra:
@@ -105,20 +111,22 @@ def measure(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     """Register versions, serve them, and ask while the alias moves."""
     os.environ.pop("MLFLOW_TRACKING_URI", None)
     os.environ["VERDICT_HOME"] = str(scratch / "home")
-    move = register_versions(Path(options.bundle), scratch)
-    with running(options, options.serve) as (address, server):
+    move = register_versions(Path(options.bundle), scratch, options.challenger)
+    with running(options, options.serve, scratch / "log") as (address, server):
         seen = load(address, options, move)
         seen["metrics"] = batch_figures(address)
     return {**seen, "exit_code_after_sigterm": server.returncode}
 
 
 @contextlib.contextmanager
-def running(options: argparse.Namespace, settings: list[str]) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    """Run the command; yield its address and process."""
+def running(options: argparse.Namespace, settings: list[str], log: Path) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """Run the command, whose log is JSON; yield its address and process."""
     extra = [part for option in settings for part in ("--" + option).split("=", 1)]
     command = [sys.executable, "-m", "flows.cli.app", "serve", "--port", "0", "--device", options.device]
     command += ["--refresh-seconds", str(options.refresh_seconds), *extra]
-    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    with log.open("w") as errors:
+        environment = os.environ | {"VERDICT_LOG": "json"}
+        server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment)
     try:
         assert server.stdout is not None
         line = server.stdout.readline()
@@ -135,30 +143,69 @@ def compare(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     """Return the ratio of the throughputs of a server with further options and one without, measured in turn."""
     os.environ.pop("MLFLOW_TRACKING_URI", None)
     os.environ["VERDICT_HOME"] = str(scratch / "home")
-    register_versions(Path(options.bundle), scratch)
+    register_versions(Path(options.bundle), scratch, options.challenger)
     seconds = options.seconds / options.rounds / 2
     rounds = []
-    with running(options, options.serve) as (plain, _), running(options, options.serve + options.extra) as (other, _):
+    with (
+        running(options, options.serve, scratch / "log") as (plain, _),
+        running(options, options.serve + options.extra, scratch / "other-log") as (other, _),
+    ):
+        turns = []  # of the other server: seconds since 1970
         for number in range(options.rounds):
-            turn = (plain, other) if number % 2 else (other, plain)
-            answered = {address: throughput(address, seconds, options) for address in turn}
+            answered = {}
+            for address in (plain, other) if number % 2 else (other, plain):
+                started = time.time()
+                answered[address] = throughput(address, seconds, options)
+                turns += [(started, time.time())] if address == other else []
             rounds.append({"without": answered[plain], "with": answered[other]})
         lines = fetch_metrics(other).splitlines()
-    metrics = [line for line in lines if line.startswith(("verdict_shadow", "verdict_canary"))]
-    ratios = sorted(each["with"] / each["without"] for each in rounds)
-    return {"ratio": float(np.median(ratios)), "rounds": rounds, "metrics": metrics, "load": os.getloadavg()[0]}
+    shown = ("verdict_shadow", "verdict_canary", "verdict_sentences_total", "verdict_batch_sentences_")
+    ratios = sorted(each["with"]["rate"] / each["without"]["rate"] for each in rounds)
+    return {
+        "ratio": float(np.median(ratios)),
+        "rounds": rounds,
+        "metrics": [line for line in lines if line.startswith(shown)],
+        "canary": canary_log(scratch / "other-log", turns),
+        "load": os.getloadavg()[0],
+    }
 
 
-def throughput(address: str, seconds: float, options: argparse.Namespace) -> float:
-    """Return the sentences per second that a server answers."""
+def throughput(address: str, seconds: float, options: argparse.Namespace) -> dict[str, float]:
+    """Return the sentences per second that a server answers, p50 and p99 of a request, and what was not answered."""
     with ProcessPoolExecutor(PROCESSES) as pool:
         share = options.clients // PROCESSES
-        asking = [pool.submit(ask_from, address, share, seconds, options.sentences, seed) for seed in range(PROCESSES)]
-        return sum(one.result()["codes"]["200"] for one in asking) * options.sentences / seconds
+        asking = [pool.submit(ask_from, address, share, seconds, options, seed) for seed in range(PROCESSES)]
+        parts = [one.result() for one in asking]
+    answered = sum(part["codes"]["200"] for part in parts)
+    p50, p99 = np.percentile([value for part in parts for value in part["seconds"]], [50, 99])
+    return {
+        "rate": round(answered * options.sentences / seconds, 1),
+        "p50_ms": round(float(p50) * 1_000, 1),
+        "p99_ms": round(float(p99) * 1_000, 1),
+        "failures": sum(sum(part["codes"].values()) for part in parts) - answered,
+    }
 
 
-def register_versions(bundle: Path, scratch: Path) -> Any:
-    """Fill a new registry; return what moves the champion's alias to a version."""
+def canary_log(log: Path, turns: list[tuple[float, float]]) -> list[dict[str, Any]]:
+    """Return what a server logged of its canary, and after how many seconds under load."""
+    lines = [json.loads(line) for line in log.read_text().splitlines() if line.startswith("{")]
+    found = []
+    for line in lines:
+        if line["message"].startswith("canary"):
+            moment = datetime.datetime.fromisoformat(line["time"]).timestamp()
+            seconds = sum(max(0.0, min(moment, end) - start) for start, end in turns)
+            found.append({"seconds": round(seconds, 1), "message": line["message"]})
+    return found
+
+
+def register_versions(bundle: Path, scratch: Path, challenger: str = "") -> Any:
+    """Fill a new registry; return what moves the champion's alias to a version.
+
+    Args:
+        bundle: of all versions.
+        scratch: folder for copies.
+        challenger: bundle of version 2 instead.
+    """
     from flows import environment
 
     environment.set_process_defaults()
@@ -173,6 +220,9 @@ def register_versions(bundle: Path, scratch: Path) -> Any:
     Path(os.environ["VERDICT_HOME"]).mkdir()
     run = runs.open_run(store, "a" * 16, {}, {})
     for number in range(VERSIONS):
+        if challenger and number == 1:
+            register.register_bundle(store, run, challenger, verify(Path(challenger))["digest"], {}, "a challenger")
+            continue
         folder = Path(shutil.copytree(bundle, scratch / f"bundle-{number}"))
         names = ("labels", "max_length", "encoder", "dataset", "git_commit", "pad_id")
         facts: Any = {name: manifest[name] for name in names}  # type: ignore[literal-required]
@@ -190,8 +240,7 @@ def load(address: str, options: argparse.Namespace, move: Any) -> dict[str, Any]
         shares = [options.clients // PROCESSES + (i < options.clients % PROCESSES) for i in range(PROCESSES)]
         started = time.perf_counter()
         asking = [
-            pool.submit(ask_from, address, share, options.seconds, options.sentences, seed)
-            for seed, share in enumerate(shares)
+            pool.submit(ask_from, address, share, options.seconds, options, seed) for seed, share in enumerate(shares)
         ]
         for version in ("2", "3"):
             time.sleep(options.seconds / 3)
@@ -217,26 +266,29 @@ def load(address: str, options: argparse.Namespace, move: Any) -> dict[str, Any]
     }
 
 
-def ask_from(address: str, clients: int, seconds: float, sentences: int, seed: int) -> dict[str, Any]:
+def ask_from(address: str, clients: int, seconds: float, options: argparse.Namespace, seed: int) -> dict[str, Any]:
     """Run clients in this process."""
-    return asyncio.run(_ask(address, clients, seconds, sentences, seed))
+    return asyncio.run(_ask(address, clients, seconds, options, seed))
 
 
-async def _ask(address: str, clients: int, seconds: float, sentences: int, seed: int) -> dict[str, Any]:
+async def _ask(address: str, clients: int, seconds: float, options: argparse.Namespace, seed: int) -> dict[str, Any]:
     host, port = address.removeprefix("http://").split(":")
     tally: dict[str, Any] = {"codes": Counter(), "without_version": 0, "versions": set(), "seconds": []}
     until = time.perf_counter() + seconds
     await asyncio.gather(
-        *(_client(host, int(port), until, sentences, random.Random(seed * 1_000 + i), tally) for i in range(clients))
+        *(_client(host, int(port), until, options, random.Random(seed * 1_000 + i), tally) for i in range(clients))
     )
     return tally
 
 
-async def _client(host: str, port: int, until: float, count: int, rng: random.Random, tally: dict[str, Any]) -> None:
+async def _client(
+    host: str, port: int, until: float, options: argparse.Namespace, rng: random.Random, tally: dict[str, Any]
+) -> None:
     """Ask over one connection, opened anew where it breaks; a plain socket leaves the cores to the server."""
     reader, writer = await asyncio.open_connection(host, port)
     while time.perf_counter() < until:
-        texts = [" ".join(rng.choices(WORDS, k=rng.randint(4, 14))) for _ in range(count)]
+        lengths = [LONG_WORDS if rng.random() < options.long else rng.randint(4, 14) for _ in range(options.sentences)]
+        texts = [" ".join(rng.choices(WORDS, k=length)) for length in lengths]
         body = json.dumps({"sentences": texts}).encode()
         head = f"POST /v1/judge HTTP/1.1\r\nHost: {host}\r\nContent-Length: {len(body)}\r\n\r\n".encode()
         started = time.perf_counter()
@@ -254,7 +306,11 @@ async def _client(host: str, port: int, until: float, count: int, rng: random.Ra
         tally["seconds"].append(time.perf_counter() - started)
         if code == "200":
             found = {entry.get("version") for entry in content["predictions"]}
-            whole = len(content["predictions"]) == count and found == {content["version"]} and content["version"]
+            whole = (
+                len(content["predictions"]) == options.sentences
+                and found == {content["version"]}
+                and content["version"]
+            )
             tally["without_version"] += not whole
             tally["versions"].add(content["version"])
     writer.close()
