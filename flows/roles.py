@@ -9,6 +9,7 @@ ROLES = {
     ),
     "serve": ("serve", "export-triton"),
 }
+EXTRA_OF_PACKAGE = {"onnxruntime": "cpu", "ray": "ray"}  # extras of packages that an option or the choice of a device needs
 
 
 def explain_missing(package: str, command: str) -> str:
@@ -19,8 +20,8 @@ def explain_missing(package: str, command: str) -> str:
         command: that was called.
     """
     extra = next((role for role, commands in ROLES.items() if command in commands), "all")
-    if package == "onnxruntime":
-        extra = "cpu"
+    if package in EXTRA_OF_PACKAGE:
+        extra = EXTRA_OF_PACKAGE[package]
     wanted = "the extra 'cpu', or 'gpu' with an NVIDIA GPU" if extra == "cpu" else f"the extra '{extra}'"
     return (
         f"verdict {command} needs the package {package}, which is not installed; expected {wanted}: "

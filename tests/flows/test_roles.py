@@ -129,6 +129,11 @@ def test_a_missing_runtime_names_both_packages() -> None:
     assert "expected the extra 'cpu', or 'gpu' with an NVIDIA GPU: pip install 'verdict-mlops[cpu]'" in line
 
 
+def test_a_missing_ray_names_its_extra_whatever_the_command() -> None:
+    line = explain_missing("ray", "score")
+    assert "needs the package ray, which is not installed; expected the extra 'ray': pip install" in line
+
+
 def test_every_role_is_an_extra_and_all_of_them_are_in_all() -> None:
     extras = PROJECT["optional-dependencies"]
     assert set(ROLES) <= set(extras)

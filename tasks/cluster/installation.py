@@ -1,0 +1,102 @@
+"""Compares the code on the nodes of a Ray cluster with that of this process: a part has one meaning everywhere."""
+
+import hashlib
+import importlib.metadata
+import platform
+from pathlib import Path
+from typing import TypedDict
+
+from tasks.core.errors import UnreachableError, VerdictError, first_line
+
+PRODUCT = "verdict-mlops"
+NODE_TIMEOUT_S = 120.0  # to start a process and import on a node
+DIGEST_DIGITS = 12  # in messages
+
+
+class Installation(TypedDict):
+    """What is installed in a process: the version of the distribution, and the SHA-256 of its code."""
+
+    version: str
+    digest: str
+
+
+def describe_installation() -> Installation:
+    """Return version and digest of the code that this process runs."""
+    root = Path(__file__).parents[2]
+    total = hashlib.sha256()
+    for path in sorted(path for folder in ("flows", "tasks") for path in (root / folder).rglob("*.py")):
+        total.update(f"{path.relative_to(root).as_posix()}\n".encode())
+        total.update(path.read_bytes())
+    try:
+        version = importlib.metadata.version(PRODUCT)
+    except importlib.metadata.PackageNotFoundError:
+        version = "not installed"
+    return Installation(version=version, digest=total.hexdigest())
+
+
+def check_installation(expected: Installation, found: Installation, node: str) -> None:
+    """Compare what a node runs with what the driver runs.
+
+    Raises:
+        VerdictError: if they differ.
+    """
+    if found["digest"] != expected["digest"]:
+        raise VerdictError(
+            f"node {node} runs {PRODUCT} {found['version']} with code {found['digest'][:DIGEST_DIGITS]}; expected "
+            f"{expected['version']} with code {expected['digest'][:DIGEST_DIGITS]}, as here: install the same on every "
+            "node, or use one image"
+        )
+
+
+def check_here(expected: Installation) -> None:
+    """Compare what this process runs, on a node that may have joined later, with what the driver runs.
+
+    Raises:
+        VerdictError: if they differ.
+    """
+    check_installation(expected, describe_installation(), platform.node())
+
+
+def check_nodes() -> None:
+    """Run one small task on each node of the connected cluster, which says what is installed there.
+
+    Raises:
+        UnreachableError: if a node does not answer.
+        VerdictError: if the code of one is missing or another.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    expected = describe_installation()
+    describe = ray.remote(num_cpus=0, max_retries=0)(describe_installation)
+    answers = {
+        f"{node['NodeManagerAddress']} ({node['NodeID'][:8]})": describe.options(
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        ).remote()
+        for node in ray.nodes()
+        if node["Alive"]
+    }
+    for name, answer in answers.items():
+        try:
+            found = ray.get(answer, timeout=NODE_TIMEOUT_S)
+        except ray.exceptions.GetTimeoutError as error:
+            raise UnreachableError(
+                f"node {name} of the Ray cluster did not answer within {NODE_TIMEOUT_S:.0f} s; expected an idle node: "
+                "ray status"
+            ) from error
+        except ray.exceptions.RayTaskError as error:
+            raise VerdictError(
+                f"node {name} cannot import {PRODUCT} ({_missing(error)}); expected it on every node: "
+                f"pip install '{PRODUCT}[ray]' there, or use one image"
+            ) from error
+        except ray.exceptions.RayError as error:
+            raise UnreachableError(
+                f"node {name} of the Ray cluster failed ({first_line(error, 200)}); see: ray status"
+            ) from error
+        check_installation(expected, found, name)
+
+
+def _missing(error: Exception) -> str:
+    """Return the line of a worker's traceback that names the module."""
+    named = [line.strip() for line in str(error).splitlines() if "ModuleNotFoundError" in line or "ImportError" in line]
+    return named[-1] if named else first_line(error, 200)
