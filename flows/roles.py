@@ -9,7 +9,7 @@ ROLES = {
     ),
     "serve": ("serve", "export-triton"),
 }
-EXTRA_OF_PACKAGE = {"onnxruntime": "cpu", "ray": "ray"}  # extras of packages that an option or the choice of a device needs
+EXTRA_OF_PACKAGE = {"onnxruntime": "cpu", "ray": "ray"}  # packages that an option or the device needs
 
 
 def explain_missing(package: str, command: str) -> str:

@@ -24,7 +24,7 @@ from .installation import check_nodes
 
 LOCAL, AUTO = "local", "auto"
 EXPECTED_ADDRESS = f"expected {LOCAL}, {AUTO} or the HOST:PORT of a cluster's head"
-CONNECT_TIMEOUT_S = 5.0
+CONNECT_TIMEOUT_S = 5
 OBJECT_STORE_BYTES = 200 << 20  # of a cluster of ours, which holds settings and counts; Ray's default is 30% of memory
 SHARED_MEMORY = Path("/dev/shm")
 MAX_FOLDER_CHARS = 40  # of a temporary folder: Ray's sockets lie 60 characters deeper, and a socket's path has 107
