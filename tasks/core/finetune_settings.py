@@ -49,6 +49,8 @@ class FinetuneSettings(Section):
     """Share of each label that is spread over both classes."""
     r_drop: Annotated[float, Field(ge=0, le=100)] = 0.0
     """Weight of the R-Drop loss (divergence of two dropout passes); 0 for one pass, at half the time."""
+    sift: Annotated[float, Field(ge=0, le=100)] = 0.0
+    """Weight of the SiFT loss (divergence of the answer under adversarial noise on the embeddings); 0 for none."""
     corruptions: Annotated[int, Field(ge=0, le=100)] = 0
     """Corrupted copies per acceptable sentence for a first stage that learns to detect them; 0 for none."""
     text_corruptions: Annotated[int, Field(ge=0, le=100)] = 1

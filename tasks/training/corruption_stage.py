@@ -42,7 +42,7 @@ def run_corruption_stage(job: TrainingJob, data: TokenizedData) -> str:
     torch.manual_seed(recipe.seed)
     model = load_start(job, recipe.encoder)
     trained = TokenHead(model) if recipe.token_loss else model
-    config = step_config(recipe.model_copy(update={"r_drop": 0.0}), len(rows), epochs=1)
+    config = step_config(recipe.of_corruption_stage(), len(rows), epochs=1)
     train, validation = data.encode(rows), data.validation
     data.wait_for_kernels()
     history = train_epochs(trained, train, validation, config, epochs=1, seed=recipe.seed)

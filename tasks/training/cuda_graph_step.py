@@ -40,9 +40,9 @@ from tasks.training.train_step import (
     StepConfig,
     StepOutputs,
     double_micro_batches,
-    duplicate_for_r_drop,
     learning_rates,
     rows_per_rank,
+    run_passes,
     shard,
     step_loss,
     sum_over_ranks,
@@ -189,11 +189,11 @@ class CudaGraphStep:
         losses, corrects = [], []
         for micro_batch in rows.chunk(self.micro_batches):
             inputs, targets = self._data.gather(micro_batch, length)
-            inputs = duplicate_for_r_drop(inputs, self._config.r_drop)
             if self._variant.full_mask:
                 inputs["attention_mask"] = self._additive_mask(inputs["attention_mask"])
             marks = self._data.gather_marks(micro_batch, length)
-            loss, correct = step_loss(self._model(**inputs), targets, marks, total, self._config)
+            output = run_passes(self._model, inputs, self._config)
+            loss, correct = step_loss(output, targets, marks, total, self._config)
             loss.backward()
             losses.append(loss.detach())
             corrects.append(correct)

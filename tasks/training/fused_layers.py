@@ -106,6 +106,8 @@ class StackedLinear(torch.autograd.Function):
         flat = as_interleaved(grad_outputs)  # [M, count * N]
         if flat is None:
             flat = torch.cat([gradient.reshape(-1, gradient.shape[-1]) for gradient in grad_outputs], 1)
+        if not any(ctx.needs_input_grad[3:]):  # of weights that are frozen in this pass
+            return (flat @ weight).view(x.shape), *[None] * (len(ctx.needs_input_grad) - 1)
         view = _claim_stacked(ctx.weights)
         grad_weights = torch.mm(flat.t(), x.reshape(-1, x.shape[-1]), out=view)
         unwritten = _unwritten_grads(grad_weights, view, len(ctx.weights))
@@ -229,6 +231,8 @@ class DropoutAddNorm(torch.autograd.Function):
             grad_normed, sums, means, scales, weight, seed, ctx.stream, ctx.dropout_p, rows, width,
             grad_branch, grad_residual, partial, ROWS=NORM_ROWS, WIDTH=next_power_of_two(width),
         )  # fmt: skip
+        if not any(ctx.needs_input_grad[2:5]):
+            return grad_branch, grad_residual, *[None] * (len(ctx.needs_input_grad) - 2)
         view = _claim_stacked(ctx.parameters)
         grad_parameters = column_sum(partial, weight.dtype, ctx.kernels, out=view)
         unwritten = _unwritten_grads(grad_parameters, view, 3)

@@ -132,28 +132,25 @@ def _describe(argument: Any) -> Any:
     return Pointer(argument.dtype, int(argument.storage_offset()) * argument.element_size() % POINTER_ALIGNMENT)
 
 
-def kernel_launches(encoder: Any, settings: FinetuneSettings, r_drop: Iterable[float] = ()) -> list[KernelLaunch]:
-    """Return the launches of a training step on a GPU, for every padded length; [] for a model that is not captured.
+def kernel_launches(encoder: Any, *recipes: FinetuneSettings) -> list[KernelLaunch]:
+    """Return the launches of training steps on a GPU, for every padded length; [] for a model that is not captured.
 
     Args:
         encoder: transformers' configuration of the model; it is not changed.
-        settings: of the training.
-        r_drop: further values of that setting with which the model is trained.
+        recipes: with which the model is trained.
     """
     config = type(encoder).from_dict(encoder.to_dict())
     config.num_hidden_layers = 1  # all layers launch the same kernels
     config.num_labels = len(LABELS)
-    launches: list[KernelLaunch] = []
-    for value in sorted({settings.r_drop, *r_drop}):
-        launches += _step_launches(config, settings.model_copy(update={"r_drop": value}))
-    return launches
+    passes = {(bool(recipe.r_drop), bool(recipe.sift)): recipe for recipe in recipes}
+    return [launch for recipe in passes.values() for launch in _step_launches(config, recipe)]
 
 
 def _step_launches(config: Any, settings: FinetuneSettings) -> list[KernelLaunch]:
     batch = -(-settings.batch_size // (settings.processes if settings.seeds == 1 else 1))
     step = StepConfig(
         1, batch, settings.learning_rate, settings.warmup_ratio, settings.weight_decay, settings.max_grad_norm,
-        settings.layer_decay, settings.r_drop,
+        settings.layer_decay, settings.r_drop, settings.sift,
     )  # fmt: skip
     positions, longest = count_positions(config.to_dict()), bucket_of(settings.max_length)
     # The last one stands for all lengths that have no fused attention.
@@ -289,7 +286,7 @@ def compile_for_training(recipe: TrainingRecipe) -> KernelCompilation | None:
         major, minor = torch.cuda.get_device_capability()
         target = GPUTarget("cuda", 10 * major + minor, 32)
         encoder = AutoConfig.from_pretrained(recipe.encoder, local_files_only=True, trust_remote_code=False)
-        launches = kernel_launches(encoder, recipe, (0.0,))  # the corruption stage trains without R-Drop
+        launches = kernel_launches(encoder, recipe, recipe.of_corruption_stage())
         return compile_kernels(specialise(launches, target), target, available_cores())
     except Exception as error:  # of Triton's or transformers' insides; kernels are compiled at their launch then
         log.debug("kernels are not compiled ahead: %s", first_line(error))
@@ -337,7 +334,7 @@ def build(encoders: Sequence[str], capabilities: Sequence[int], settings: Finetu
     Args:
         encoders: "packaged", folders, or types of model, such as bert, for the shape that transformers gives them.
         capabilities: of GPUs, such as 90.
-        settings: of the training; only max_length, batch_size and r_drop matter.
+        settings: of the training; only max_length and batch_size matter.
         folder: becomes Triton's cache in this process.
     """
     from triton import knobs
@@ -353,7 +350,7 @@ def build(encoders: Sequence[str], capabilities: Sequence[int], settings: Finetu
             encoder = AutoConfig.from_pretrained(folder_of_encoder, local_files_only=True, trust_remote_code=False)
         else:
             encoder = AutoConfig.for_model(name)
-        launches += kernel_launches(encoder, settings, (0.0, 1.0))
+        launches += kernel_launches(encoder, settings, settings.model_copy(update={"r_drop": 1.0}))
     total = 0
     for capability in capabilities:
         target = GPUTarget("cuda", capability, 32)

@@ -30,6 +30,10 @@ class TrainingRecipe(FinetuneSettings):
     precision: Literal["fp32", "bf16"]
     """What forward and backward passes compute in; master weights are fp32."""
 
+    def of_corruption_stage(self) -> "TrainingRecipe":
+        """Return the recipe of that stage, in which every sentence passes once."""
+        return self.model_copy(update={"r_drop": 0.0, "sift": 0.0})
+
     def fingerprint(self, *files: str) -> str:
         """Digest everything that decides the weights of one seed's training.
 

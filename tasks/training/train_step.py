@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from tasks.training.adamw import USUAL_CONSTANTS, AdamConstants, TorchAdamW
+from tasks.training.adversarial_noise import find_noise, perturbed, repeat
 from tasks.training.dataset import Inputs, TokenDataset
 from tasks.training.flat_parameters import FlatParameters
 from tasks.training.losses import classification_loss, token_loss
@@ -44,6 +45,7 @@ class StepConfig:
         max_grad_norm: gradients with a larger norm are scaled down to it; 0: none are.
         layer_decay: factor of the learning rate from one layer to the layer below.
         r_drop: weight of R-Drop's divergence; 0: one pass a sentence.
+        sift: weight of SiFT's divergence; 0: no pass under noise.
         precision: what the model computes in, bf16 or fp32; weights are fp32.
         adam_beta1: decay of AdamW's mean of the gradients.
         adam_beta2: decay of its mean of the squared gradients.
@@ -59,6 +61,7 @@ class StepConfig:
     max_grad_norm: float
     layer_decay: float = 1.0
     r_drop: float = 0.0
+    sift: float = 0.0
     precision: str = "fp32"
     adam_beta1: float = USUAL_CONSTANTS.beta1
     adam_beta2: float = USUAL_CONSTANTS.beta2
@@ -155,7 +158,7 @@ class EagerStep:
             inputs, targets = self._data.batch(micro_batch)
             marks = self._data.gather_marks(*self._data.place(micro_batch))
             with torch.autocast(self._device, torch.bfloat16, enabled=self._bf16):
-                output = self._model(**duplicate_for_r_drop(inputs, self._config.r_drop))
+                output = run_passes(self._model, inputs, self._config)
             loss, correct = step_loss(output, targets, marks, total, self._config)
             loss.backward()
             losses.append(loss.detach())
@@ -175,15 +178,22 @@ def step_loss(
         total: sentences of the whole step.
         config: weights of the losses.
     """
-    loss, correct = classification_loss(output.logits, targets, total, config.r_drop)
+    loss, correct = classification_loss(output.logits, targets, total, config.r_drop, config.sift)
     if marks is not None:
         loss = loss + config.token_loss * token_loss(output.token_logits, marks, total)
     return loss, correct
 
 
-def duplicate_for_r_drop(inputs: Inputs, r_drop: float) -> Inputs:
-    """Return a batch's inputs [B, S]; with R-Drop [2B, S], every sentence twice, for two passes of dropout."""
-    return {name: tensor.repeat(2, 1) for name, tensor in inputs.items()} if r_drop else inputs
+def run_passes(model: nn.Module, inputs: Inputs, config: StepConfig) -> Any:
+    """Return a model's output for a batch's inputs [B, ...], as `step_loss` takes it.
+
+    Every sentence passes once, with R-Drop twice with different dropout, with SiFT once more under noise, all at once.
+    """
+    passes = 2 if config.r_drop else 1
+    if not config.sift:
+        return model(**repeat(inputs, passes))
+    with perturbed(model, find_noise(model, inputs)):
+        return model(**repeat(inputs, passes + 1))
 
 
 def double_micro_batches(micro_batches: int, batch_size: int) -> int:

@@ -2,7 +2,7 @@
 
     python tests/benchmarks/ablate_finetune.py --data DIR --encoder DIR2 --family base --text FILE2 --device cuda \\
         --out FILE
-    python tests/benchmarks/ablate_finetune.py --data DIR --encoder DIR2 --family optimiser tokens --split both \\
+    python tests/benchmarks/ablate_finetune.py --data DIR --encoder DIR2 --family marked seeds --split source \\
         --fold 0 1 2 3 4 --seeds 1 --workers 6 --minutes 9 --device cuda --out FILE
 
 What is kept for validation, `--split`: "hash", a tenth of the sentences, as `data.group = sentence` does (a seed is
@@ -11,7 +11,8 @@ by the hash, so that one training is judged by both. `--fold` chooses the tenth 
 by their validation MCC; the holdouts' (`holdout`: out_of_domain_dev, `secondary`: in_domain_dev) and the minimal pairs'
 stand beside it and choose nothing. "at_threshold" is the holdout's MCC where the validation sentences choose the
 decision threshold. "more text" needs `--text FILE`, such as `gather_text.py` writes. "try" names something of tried.py,
-with its argument; "whole" trains on the validation sentences too, which then say nothing about the result.
+with its argument; "whole" trains on the validation sentences too, which then say nothing about the result. A row's
+"difference" is that to the first recipe of its family, of trainings with the same seed and fold, with its 95% interval.
 
 `--workers N` trains N runs at the same time in processes of their own; `--minutes` ends all of them. The result is
 written after each run, and what FILE has already is not run again. `--shard 0 2` takes every second run, for two GPUs
@@ -30,7 +31,7 @@ import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,6 +41,7 @@ import pyarrow as pa
 import torch
 from bench_ingestion import cpu_name
 from numpy.typing import NDArray
+from scipy.stats import t as student_t
 from sklearn.model_selection import GroupKFold
 from tried import TRIED, best_threshold
 from tried_corruptions import KINDS
@@ -71,6 +73,8 @@ COMMON: dict[str, Any] = {
 }  # fmt: skip
 ALL = {"label_smoothing": 0.1, "r_drop": 1.0}
 STAGE = {"learning_rate": 5e-5, "layer_decay": 0.9, "epochs": 8, "label_smoothing": 0.1, "corruptions": 2}
+MARKED = STAGE | {"corruptions": 6, "token_loss": 20.0}
+SMALL = {"learning_rate": 1e-4, "layer_decay": 1.0, "epochs": 5, "label_smoothing": 0.1, "corruptions": 4}
 MPNET = {
     "learning_rate": 1e-5, "layer_decay": 1.0, "epochs": 10, "batch_size": 16, "warmup_ratio": 0.06,
     "weight_decay": 0.1, "adam_beta2": 0.98, "adam_eps": 1e-6, "max_grad_norm": 0.0,
@@ -159,28 +163,65 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
         "+ all new kinds, token loss 5": {"token_loss": 5.0, "try": ["corruption_kinds", *NEW_KINDS]},
     },
     "combined": {
-        "marked: corruptions 6, token loss 20": STAGE | {"corruptions": 6, "token_loss": 20.0},
-        "marked, all new kinds": {"try": ["corruption_kinds", *NEW_KINDS]},
+        "marked: corruptions 6, token loss 20": MARKED,
         "marked, corruptions 10": {"corruptions": 10},
         "marked, corruptions 10, all new kinds": {"corruptions": 10, "try": ["corruption_kinds", *NEW_KINDS]},
-        "marked, more text": {"text_corruptions": 1},
         "marked, more text, all new kinds": {"text_corruptions": 1, "try": ["corruption_kinds", *NEW_KINDS]},
-        "marked, mean of 3 seeds": {"seeds": 3},
-        "marked, mean of 10 seeds": {"seeds": 10},
-        "marked, all new kinds, mean of 3 seeds": {"seeds": 3, "try": ["corruption_kinds", *NEW_KINDS]},
+        "marked, more text, SiFT 1": {"text_corruptions": 1, "sift": 1.0},
+        "marked, more text, R-Drop 1": {"text_corruptions": 1, "r_drop": 1.0},
+        "marked, more text, 10 epochs": {"text_corruptions": 1, "epochs": 10},
+        "marked, SiFT 1, R-Drop 1": {"sift": 1.0, "r_drop": 1.0},
+        "marked, SiFT 1, 10 epochs": {"sift": 1.0, "epochs": 10},
+    },
+    # The profile cola-small: what adds nothing to its time on a CPU.
+    "small_marked": {
+        "profile cola-small": SMALL,
+        "small, token loss 5": {"token_loss": 5.0},
+        "small, token loss 20": {"token_loss": 20.0},
+        "small, token loss 50": {"token_loss": 50.0},
+        "small, token loss 20, layer decay 0.9": {"token_loss": 20.0, "layer_decay": 0.9},
+        "small, token loss 20, 2e-4": {"token_loss": 20.0, "learning_rate": 2e-4},
+        "small, token loss 20, corruptions 5, 4 epochs": {"token_loss": 20.0, "corruptions": 5, "epochs": 4},
+        "small, token loss 20, no label smoothing": {"token_loss": 20.0, "label_smoothing": 0.0},
+        "small, token loss 20, more text": {"token_loss": 20.0, "text_corruptions": 1},
+        "small, token loss 20, SiFT 1": {"token_loss": 20.0, "sift": 1.0},
+    },
+    # For whole runs, see bench_quality.py.
+    "final": {
+        "marked, whole": MARKED,
+        "marked, 3 seeds, whole": {"seeds": 3},
+        "profile cola": ALL | {"corruptions": 2, "token_loss": 0.0, "seeds": 3},
+        "profile cola-small, whole": SMALL | {"token_loss": 0.0},
+        "small, token loss 20, whole": SMALL,
     },
     "sift": {
         "corruptions 2, for SiFT": STAGE,
-        "SiFT 1": {"try": ["sift", 1.0]},
-        "SiFT 5": {"try": ["sift", 5.0]},
-        "SiFT 1, reach 1e-2": {"try": ["sift", 1.0, 1e-2]},
+        "SiFT 1": {"sift": 1.0},
+        "SiFT 5": {"sift": 5.0},
+        "SiFT 1, R-Drop 1": {"sift": 1.0, "r_drop": 1.0},
     },
+    # The best of "tokens", changed in one way each.
+    "marked": {
+        "marked: corruptions 6, token loss 20": MARKED,
+        "marked, 3e-5": {"learning_rate": 3e-5},
+        "marked, 8e-5": {"learning_rate": 8e-5},
+        "marked, layer decay 1, 3e-5": {"learning_rate": 3e-5, "layer_decay": 1.0},
+        "marked, layer decay 1, 5e-5": {"layer_decay": 1.0},
+        "marked, 6 epochs": {"epochs": 6},
+        "marked, 10 epochs": {"epochs": 10},
+        "marked, no label smoothing": {"label_smoothing": 0.0},
+        "marked, R-Drop 1": {"r_drop": 1.0},
+        "marked, SiFT 1": {"sift": 1.0},
+        "marked, SiFT 5": {"sift": 5.0},
+        "marked, SiFT 1, step 1e-4": {"sift": 1.0, "try": ["sift_step", 1e-4]},
+        "marked, all new kinds": {"try": ["corruption_kinds", *NEW_KINDS]},
+        "marked, more text": {"text_corruptions": 1},
+    },
+    # Each training gives one row for every way to make one model of ten seeds; see `tried.selections`.
     "seeds": {
-        "all three, for seeds": STAGE | ALL,
-        "mean of 3 seeds": {"seeds": 3},
-        "mean of 10 seeds": {"seeds": 10},
-        "greedy soup of 10 seeds": {"seeds": 10, "try": ["greedy_soup"]},
-        "student of 10 seeds": {"seeds": 10, "try": ["distilled", 0.7]},
+        "marked: corruptions 6, token loss 20": MARKED,
+        "marked, of 10 seeds": {"seeds": 10, "try": ["selections"]},
+        "marked, more text, of 10 seeds": {"text_corruptions": 1, "seeds": 10, "try": ["selections"]},
     },
     "cpu": {
         "5e-5, 4 epochs, fp32": {"learning_rate": 5e-5, "layer_decay": 1.0, "epochs": 4, "precision": "fp32"},
@@ -211,7 +252,7 @@ def main() -> None:
         return
     recipes = {name: RECIPES[family] for family in options.family for name in RECIPES[family]}
     names = options.recipes or list(recipes)
-    jobs = [Job(name, resolve(recipes[name], name), seed, fold)
+    jobs = [Job(name, next(iter(recipes[name])), resolve(recipes[name], name), seed, fold)
             for seed in options.seeds for fold in options.fold for name in names]  # fmt: skip
     if not options.text and any("text_corruptions" in job.settings for job in jobs):
         raise SystemExit('the recipes "more text" need --text FILE; name others: --recipes NAME ...')
@@ -220,7 +261,8 @@ def main() -> None:
     jobs = [job for job in jobs if (job.recipe, job.seed, job.fold, options.split) not in known]
     runs: list[dict[str, Any]] = list(done)
     device = resolve_device(options.device)
-    for run in run_all(jobs[options.shard[0] :: options.shard[1]], options, time.monotonic() + 60 * options.minutes):
+    end = time.monotonic() + 60 * options.minutes
+    for run in run_all(jobs[options.shard[0] :: options.shard[1]], options, end, measure):
         runs.append(run)
         print(json.dumps(run), flush=True)
         result = {
@@ -237,9 +279,10 @@ def main() -> None:
 
 
 class Job(NamedTuple):
-    """One training: a recipe by name and its settings, the seed, and which fold validates."""
+    """One training: a recipe, what it is compared with, its settings, the seed, and which fold validates."""
 
     recipe: str
+    base: str
     settings: dict[str, Any]
     seed: int
     fold: int
@@ -271,18 +314,20 @@ def parse_options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def run_all(jobs: list[Job], options: argparse.Namespace, end: float) -> Iterator[dict[str, Any]]:
-    """Run jobs in their order, several at a time; yield each result, and stop at `end`, in seconds of the clock."""
+def run_all(
+    jobs: list[Job], options: argparse.Namespace, end: float, run: Callable[[Job, Any], list[dict[str, Any]]]
+) -> Iterator[dict[str, Any]]:
+    """Run jobs in their order, several at a time; yield their results, and stop at `end`, in seconds of the clock."""
     if options.workers == 1:
         for job in jobs:
             if time.monotonic() < end:
-                yield measure(job, options)
+                yield from run(job, options)
         return
     context = multiprocessing.get_context("spawn")
     waiting, results = context.Queue(), context.Queue()
     for entry in [*jobs, *[None] * options.workers]:
         waiting.put(entry)
-    workers = [context.Process(target=work, args=(waiting, results, options)) for _ in range(options.workers)]
+    workers = [context.Process(target=work, args=(waiting, results, options, run)) for _ in range(options.workers)]
     for worker in workers:
         worker.start()
     missing = len(jobs)
@@ -293,7 +338,7 @@ def run_all(jobs: list[Job], options: argparse.Namespace, end: float) -> Iterato
             if "error" in result:
                 print(json.dumps(result), flush=True)
             else:
-                yield result
+                yield from result["runs"]
     for worker in workers:
         worker.terminate()
         worker.join()
@@ -301,12 +346,12 @@ def run_all(jobs: list[Job], options: argparse.Namespace, end: float) -> Iterato
         print(f"{missing} of {len(jobs)} runs are left out", flush=True)
 
 
-def work(waiting: Any, results: Any, options: argparse.Namespace) -> None:
-    """Measure jobs until there is none; a job that fails does not end the others."""
+def work(waiting: Any, results: Any, options: argparse.Namespace, run: Callable[[Job, Any], Any]) -> None:
+    """Run jobs until there is none; a job that fails does not end the others."""
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // options.workers))
     while job := waiting.get():
         try:
-            results.put(measure(job, options))
+            results.put({"runs": run(job, options)})
         except Exception as error:
             results.put({"error": f"{type(error).__name__}: {error}", "recipe": job.recipe, "fold": job.fold})
 
@@ -343,8 +388,8 @@ def divide(rows: pd.DataFrame, split: str, fold: int, seed: int) -> tuple[pd.Dat
     return rows[kept].reset_index(drop=True), {name: rows[part].reset_index(drop=True) for name, part in chosen.items()}
 
 
-def measure(job: Job, options: argparse.Namespace) -> dict[str, Any]:
-    """Train once; return MCC and counts on what validates and on the holdouts, and the share of minimal pairs."""
+def measure(job: Job, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Train once; return the figures of the model, and of each that "try" made beside it of the same training."""
     device = resolve_device(options.device)
     data = read_data(options.data, options.text)
     train, validation = divide(data["train"], options.split, job.fold, job.seed)
@@ -359,42 +404,52 @@ def measure(job: Job, options: argparse.Namespace) -> dict[str, Any]:
         folder = f"{scratch}/model"
         encoder = locate_encoder(options.encoder)["folder"]
         started = time.perf_counter()
-        with TRIED[what](*how) if what else contextlib.nullcontext():
+        with TRIED[what](*how) if what else contextlib.nullcontext() as further:
             recipe = resolve_recipe(FinetuneSettings(seed=job.seed, device=device, **settings), encoder)  # type: ignore[arg-type]
             text = data["text"] if "text_corruptions" in settings else ""
             train_path, validation_path = (f"{scratch}/{name}.parquet" for name in ("train", "validation"))
             training = fine_tune(train_path, validation_path, recipe, folder, text=text)
         seconds = time.perf_counter() - started
-        margins = answer(folder, validation | data["holdouts"], device)
-    run: dict[str, Any] = {
-        "recipe": job.recipe, "seed": job.seed, "split": options.split, "fold": job.fold, "rows": len(parts["train"]),
-        "seconds": round(seconds, 1),
-    }  # fmt: skip
-    labels = {name: rows["label"].to_numpy() for name, rows in (validation | data["holdouts"]).items()}
-    for name in data["holdouts"] if whole else labels:
+        shared = {
+            "base": job.base, "seed": job.seed, "split": options.split, "fold": job.fold, "rows": len(parts["train"]),
+            "seconds": round(seconds, 1), "averaged": training["averaged"],
+            "members": [member["validation_mcc"] for member in training["seeds"]],
+            "epochs": [epoch["validation_mcc"] for epoch in training["epochs"]],
+        }  # fmt: skip
+        model = load_classifier(folder).to(device)
+        runs = []
+        for name, weights in {"": model.state_dict(), **(further or {})}.items():
+            model.load_state_dict(weights)
+            margins = answer(model, folder, validation | data["holdouts"], device)
+            figures = score(margins, {} if whole else validation, data["holdouts"])
+            runs.append({"recipe": f"{job.recipe}: {name}" if name else job.recipe} | shared | figures)
+    return runs
+
+
+def score(
+    margins: dict[str, NDArray[Any]], validation: dict[str, pd.DataFrame], holdouts: dict[str, pd.DataFrame]
+) -> dict[str, Any]:
+    """Return MCC and counts on what validates and on the holdouts, and the share of minimal pairs."""
+    run: dict[str, Any] = {}
+    labels = {name: rows["label"].to_numpy() for name, rows in (validation | holdouts).items()}
+    for name in labels:
         run |= {f"{name}_mcc": mcc(labels[name], (margins[name] > 0).astype(np.int64))}
         run |= {f"{name}_counts": confusion(labels[name], margins[name] > 0)}
-    if not whole:
+    if validation:
         known = np.concatenate([margins[name] for name in validation])
         truth = np.concatenate([labels[name] for name in validation])
         limit = best_threshold(truth, known)
         run |= {"validation_mcc": mcc(truth, (known > 0).astype(np.int64)), "threshold": round(limit, 3)}
-        for name in data["holdouts"]:
+        for name in holdouts:
             above = (margins[name] > limit).astype(np.int64)
             run["at_threshold_mcc" if name == "holdout" else f"{name}_at_threshold_mcc"] = mcc(labels[name], above)
-    return run | {
-        "pairs": float((margins["pairs"][::2] > margins["pairs"][1::2]).mean()),
-        "averaged": training["averaged"],
-        "members": [member["validation_mcc"] for member in training["seeds"]],
-        "epochs": [epoch["validation_mcc"] for epoch in training["epochs"]],
-    }
+    return run | {"pairs": float((margins["pairs"][::2] > margins["pairs"][1::2]).mean())}
 
 
-def answer(folder: str, parts: dict[str, pd.DataFrame], device: str) -> dict[str, NDArray[Any]]:
+def answer(model: Any, folder: str, parts: dict[str, pd.DataFrame], device: str) -> dict[str, NDArray[Any]]:
     """Return by how much a model finds sentences acceptable, [N] of each part, and of the minimal pairs, good first."""
     sentences = [sentence for pair in load_pairs() for sentence in (pair.good, pair.bad)]
     pairs = pd.DataFrame({"sentence": sentences, "label": 0})
-    model = load_classifier(folder).to(device)
     tokenizer, pad_id = load_tokenizer(folder, COMMON["max_length"]), pad_token_id(folder)
     found = {}
     for name, rows in (parts | {"pairs": pairs}).items():
@@ -431,8 +486,26 @@ def summarise(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
             counts = [run[f"{part}_counts"] for run in own if f"{part}_counts" in run]
             if part in ("hash", "source") and counts:
                 row[part]["pooled"] = round(mcc_of_counts(np.sum(counts, axis=0)), 4)
+        row["difference"] = compare(own, runs)
         rows.append(row)
     return rows
+
+
+def compare(own: list[dict[str, Any]], runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return by how much a recipe's runs are better than those of its base with the same seed, split and fold."""
+    base, keys = own[0].get("base"), ("seed", "split", "fold")
+    others = {tuple(run.get(key) for key in keys): run for run in runs if run["recipe"] == base}
+    pairs = [(run, others[at]) for run in own if (at := tuple(run.get(key) for key in keys)) in others]
+    found: dict[str, Any] = {"from": base}
+    if own[0]["recipe"] == base or not pairs:
+        return found
+    for part in ("source_mcc", "hash_mcc", "validation_mcc"):
+        gains = [run[part] - other[part] for run, other in pairs if part in run and part in other]
+        if len(gains) > 1:
+            reach = float(student_t.ppf(0.975, len(gains) - 1)) * statistics.stdev(gains) / len(gains) ** 0.5
+            mean = statistics.mean(gains)
+            found[part.removesuffix("_mcc")] = [round(value, 4) for value in (mean, mean - reach, mean + reach)]
+    return found
 
 
 def mcc_of_counts(counts: NDArray[Any]) -> float:

@@ -5,18 +5,20 @@
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from types import SimpleNamespace
+from dataclasses import replace
 from typing import Any
 from unittest.mock import patch
 
 import numpy as np
+import pandas as pd
 import torch
 from numpy.typing import NDArray
 from torch import nn
 from tried_corruptions import KINDS
 
+from tasks.data.snapshots import read_snapshot
 from tasks.evaluation.metrics import mcc
-from tasks.training import corruption, cuda_graph_step, dataset, finetune, seed_runs, soup, train_step
+from tasks.training import adversarial_noise, corruption, corruption_stage, dataset, finetune, seed_runs, soup
 from tasks.training import trainer as epochs
 from tasks.training.seed_runs import SavedSeedRun, validation_mcc
 from tasks.training.soup import SelectedModel
@@ -100,121 +102,120 @@ def greedy_soup() -> Iterator[None]:
 
     def greedy(job: TrainingJob, data: TokenizedData, start: str, saved: Sequence[SavedSeedRun]) -> SelectedModel:
         model = load_start(job, start)
-
-        def score(files: list[str]) -> float:
-            soup._load_mean(model, files)
-            return float(epochs.validate(model, data.validation)["validation_mcc"] or 0)
-
-        ranked = sorted(saved, key=lambda each: -validation_mcc(each.run))
-        kept, best = [ranked[0].weights], score([ranked[0].weights])
-        for each in ranked[1:]:
-            if (found := score([*kept, each.weights])) >= best:
-                kept, best = [*kept, each.weights], found
-        best = score(kept)
-        return SelectedModel(model, averaged=len(kept) > 1, best=ranked[0].run, soup_mcc=best)
+        kept = _choose_greedily(model, data, saved)
+        soup._load_mean(model, [each.weights for each in kept])
+        best = float(epochs.validate(model, data.validation)["validation_mcc"] or 0)
+        return SelectedModel(model, averaged=len(kept) > 1, best=kept[0].run, soup_mcc=best)
 
     with patch.object(finetune, "average_or_best", greedy):
         yield
 
 
+def _choose_greedily(model: Any, data: TokenizedData, saved: Sequence[SavedSeedRun]) -> list[SavedSeedRun]:
+    """Return the seeds that a greedy soup is made of, the best first; the model's weights are overwritten."""
+    ranked = sorted(saved, key=lambda each: -validation_mcc(each.run))
+    kept, best = ranked[:1], validation_mcc(ranked[0].run)
+    for each in ranked[1:]:
+        soup._load_mean(model, [one.weights for one in [*kept, each]])
+        found = float(epochs.validate(model, data.validation)["validation_mcc"] or 0)
+        if found >= best:
+            kept, best = [*kept, each], found
+    return kept
+
+
 @contextlib.contextmanager
-def distilled(share: float) -> Iterator[None]:
+def distilled(share: float, more: bool = False) -> Iterator[None]:
     """End with a student of all seeds: it learns a share of their mean probabilities and the rest of the label.
 
+    With `more`, it also learns their mean probabilities of all sentences of the corruption stage.
     Source: Hinton et al. 2015, https://arxiv.org/abs/1503.02531.
     """
 
     def teach(job: TrainingJob, data: TokenizedData, start: str, saved: Sequence[SavedSeedRun]) -> SelectedModel:
-        model, train = load_start(job, start), data.train
-        size = epochs.EVALUATION_BATCH[job.recipe.device]
-        answers = []
-        for each in saved:
-            soup._load_mean(model, [each.weights])
-            answers.append(epochs.compute_logits(model, train, np.arange(train.count), size).softmax(-1))
-        soft = torch.stack(answers).mean(0).to(train._targets)
-        train._targets[: train.count] = share * soft + (1 - share) * train._targets[: train.count]
-        student, run = seed_runs.train_seed_run(job, data, start, job.recipe.seed + 500)
-        return SelectedModel(student, averaged=False, best=run)
+        return _teach(job, data, start, saved, share, more=more)
 
     with patch.object(finetune, "average_or_best", teach):
         yield
 
 
-class _Sift(nn.Module):
-    """A model whose output in training has a further loss [B]: how far noise on the embeddings moves the answer."""
-
-    def __init__(self, model: Any, reach: float, start: float) -> None:
-        super().__init__()
-        self.model, self._reach, self._start = model, reach, start
-        self._delta: torch.Tensor | None = None
-        self._embedded: torch.Tensor | None = None
-        model.base_model.embeddings.LayerNorm.register_forward_pre_hook(self._perturb)
-
-    @property
-    def config(self) -> Any:
-        return self.model.config
-
-    def _perturb(self, _: nn.Module, inputs: tuple[torch.Tensor, ...]) -> torch.Tensor:
-        """Normalise the embeddings, keep them, and add the noise, if there is any."""
-        self._embedded = nn.functional.layer_norm(inputs[0], inputs[0].shape[-1:])
-        return self._embedded if self._delta is None else self._embedded + self._delta.to(self._embedded)
-
-    def forward(self, **inputs: torch.Tensor) -> Any:
-        logits = self.model(**inputs).logits
-        if not self.training:
-            return SimpleNamespace(logits=logits)
-        assert self._embedded is not None
-        limit = 2 * self._start
-        delta = (torch.randn_like(self._embedded, dtype=torch.float32) * self._start).clamp(-limit, limit)
-        self._delta = delta.requires_grad_()
-        far = _symmetric_kl(self.model(**inputs).logits, logits.detach()).sum()
-        (slope,) = torch.autograd.grad(far, self._delta)
-        self._delta = (delta + self._reach * slope / (1e-6 + slope.abs().amax(-1, keepdim=True))).detach()
-        further = _symmetric_kl(self.model(**inputs).logits, logits)
-        self._delta = None
-        return SimpleNamespace(logits=logits, further=further)
+def _teach(
+    job: TrainingJob, data: TokenizedData, start: str, saved: Sequence[SavedSeedRun], share: float, *, more: bool
+) -> SelectedModel:
+    """Train a student of all seeds; it reads as many batches as one of them, with more sentences twice as many."""
+    rows = read_snapshot(job.train)
+    labelled = len(rows)
+    if more:
+        unlabelled = corruption_stage._corruption_rows(job).drop(columns="original", errors="ignore")
+        rows = pd.concat([rows, unlabelled], ignore_index=True)
+    train = data.encode(rows, job.recipe.label_smoothing)
+    soft = _mean_probabilities(job, start, saved, train)
+    train._targets[: train.count] = soft
+    train._targets[:labelled] = share * soft[:labelled] + (1 - share) * data.train._targets[:labelled]
+    number = max(1, round(2 * job.recipe.epochs * labelled / len(rows))) if more else job.recipe.epochs
+    changed = replace(job, recipe=job.recipe.model_copy(update={"epochs": number}), folder=f"{job.folder}/{more}")
+    own = TokenizedData(changed)
+    own.__dict__ |= {"train": train, "validation": data.validation}  # the cached properties
+    student, run = seed_runs.train_seed_run(changed, own, start, job.recipe.seed + 500)
+    return SelectedModel(student, averaged=False, best=run)
 
 
-def _symmetric_kl(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-    log_p, log_q = one.float().log_softmax(-1), other.float().log_softmax(-1)
-    return ((log_p.exp() - log_q.exp()) * (log_p - log_q)).sum(-1)
+def _mean_probabilities(
+    job: TrainingJob, start: str, saved: Sequence[SavedSeedRun], data: dataset.TokenDataset
+) -> torch.Tensor:
+    """Return the mean of the seeds' probabilities [N, 2], on the data's device."""
+    model, size = load_start(job, start), epochs.EVALUATION_BATCH[job.recipe.device]
+    answers = []
+    for each in saved:
+        soup._load_mean(model, [each.weights])
+        answers.append(epochs.compute_logits(model, data, np.arange(data.count), size).softmax(-1))
+    return torch.stack(answers).mean(0).to(data._targets)
 
 
 @contextlib.contextmanager
-def sift(weight: float, reach: float = 1e-4, start: float = 1e-2) -> Iterator[None]:
-    """Add the divergence of the answer under adversarial noise on the normalised embeddings to the loss.
+def selections() -> Iterator[dict[str, dict[str, torch.Tensor]]]:
+    """Make several models of the seeds of one training; yield the weights of each by name.
 
-    Source: He et al. 2021, https://arxiv.org/abs/2006.03654, section 4 (scale-invariant fine-tuning), with the numbers
-    of its authors' program. Three passes a step; layers are not fused: fused ones write the weights' gradients at once.
+    The first seed alone, means of 3 and 5 and all, a greedy soup, and students of all: of the training sentences, and
+    of those and all that the corruption stage reads, whose labels are the seeds' mean probabilities alone.
     """
-    train, loss_of = seed_runs.train_epochs, train_step.step_loss
+    models: dict[str, dict[str, torch.Tensor]] = {}
+    finish = finetune.average_or_best
 
-    def training(model: nn.Module, *arguments: Any, **options: Any) -> Any:
-        return train(_Sift(model, reach, start), *arguments, **options)
+    def select(job: TrainingJob, data: TokenizedData, start: str, saved: Sequence[SavedSeedRun]) -> SelectedModel:
+        model = load_start(job, start)
+        parts = {"one seed": saved[:1], "mean of 3": saved[:3], "mean of 5": saved[:5], "mean of all": saved}
+        parts["greedy soup of all"] = _choose_greedily(model, data, saved)
+        for name, part in parts.items():
+            soup._load_mean(model, [each.weights for each in part])
+            models[name] = _copy(model)
+        for name, copies in {"student": 0, "student of more sentences": 1}.items():
+            models[name] = _copy(_teach(job, data, start, saved, 0.7, more=bool(copies)).model)
+        return finish(job, data, start, saved)
 
-    def adding(output: Any, targets: torch.Tensor, marks: Any, total: Any, config: Any) -> Any:
-        loss, correct = loss_of(output, targets, marks, total, config)
-        if hasattr(output, "further"):
-            loss = loss + weight * (output.further * targets.sum(-1)).sum() / total
-        return loss, correct
+    with patch.object(finetune, "average_or_best", select):
+        yield models
 
-    with (
-        patch.object(seed_runs, "train_epochs", training),
-        patch.object(train_step, "step_loss", adding),
-        patch.object(cuda_graph_step, "step_loss", adding),
-        patch.object(cuda_graph_step, "fuse", lambda *_: None),
-    ):
+
+def _copy(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+
+
+@contextlib.contextmanager
+def sift_step(reach: float) -> Iterator[None]:
+    """Let SiFT's noise move by another step than the product's."""
+    with patch.object(adversarial_noise, "STEP", reach):
         yield
 
 
-TRIED: dict[str, Callable[..., contextlib.AbstractContextManager[None]]] = {
+TRIED: dict[str, Callable[..., contextlib.AbstractContextManager[Any]]] = {
     "averaged_epochs": averaged_epochs,
     "class_weights": class_weights,
     "corruption_kinds": corruption_kinds,
     "distilled": distilled,
     "greedy_soup": greedy_soup,
     "new_top_layers": new_top_layers,
-    "sift": sift,
+    "selections": selections,
+    "sift_step": sift_step,
 }
 
 

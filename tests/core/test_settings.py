@@ -413,6 +413,7 @@ def test_value_of_the_wrong_type_is_named_with_its_origin(key: str, value: str, 
     [
         ("label_smoothing", 0.0, 0.0, 0.999),
         ("r_drop", 0.0, 0.0, 100.0),
+        ("sift", 0.0, 0.0, 100.0),
         ("corruptions", 0, 0, 100),
         ("text_corruptions", 1, 0, 100),
         ("patience", 0, 0, 10**9),

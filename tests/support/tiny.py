@@ -58,6 +58,9 @@ class Words(nn.Module):
         self.on_forward = on_forward
         self.rows: list[int] = []  # of each pass
 
+    def get_input_embeddings(self) -> nn.Module:
+        return self.embeddings
+
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> Any:
         self.rows.append(len(input_ids))
         self.on_forward(self, input_ids, attention_mask)

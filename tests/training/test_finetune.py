@@ -267,6 +267,7 @@ CHANGES: list[dict[str, Any]] = [
     {"adam_eps": 1e-6},
     {"label_smoothing": 0.1},
     {"r_drop": 1.0},
+    {"sift": 1.0},
     {"corruptions": 1},
     {"token_loss": 1.0},
     {"text": "train"},

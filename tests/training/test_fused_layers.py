@@ -13,6 +13,7 @@ import transformers
 from torch import nn
 from torch.nn import functional
 
+from tasks.training.adversarial_noise import frozen, perturbed
 from tasks.training.flat_parameters import FlatParameters
 from tasks.training.fused_layers import FusedLinear, FusedProjection, fuse, unfuse
 from tasks.training.fused_state import STATE, DropoutRng, state_of
@@ -125,6 +126,15 @@ def test_fused_layers_give_the_same_logits_and_gradients(kind: str) -> None:
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_gradients_of_several_passes_in_a_step_accumulate(kind: str) -> None:
     assert_alike(flat_gradients(*fused_tiny(kind), (0, 1, 2)), logits_and_gradients(tiny(kind), (0, 1, 2)))
+
+
+def test_a_pass_with_frozen_weights_leaves_no_gradient_of_them() -> None:
+    model, flat = fused_tiny()
+    noise = torch.zeros(3, 9, 64, requires_grad=True)
+    with frozen(model), perturbed(model, noise):
+        (slope,) = torch.autograd.grad(model(**sentences()).logits.sum(), noise)
+    assert slope.any()
+    assert_alike(flat_gradients(model, flat), logits_and_gradients(tiny()))
 
 
 def test_no_gradient_is_carried_over_to_the_next_step() -> None:

@@ -28,7 +28,8 @@ def test_each_tried_change_changes_the_weights(
         "distilled": ([0.7], of_seeds),
         "greedy_soup": ([], of_seeds),
         "new_top_layers": ([1], alone),
-        "sift": ([1.0], alone),
+        "selections": ([], of_seeds | {"corruptions": 1}),
+        "sift_step": ([0.5], alone | {"sift": 1.0}),
     }
     assert changes.keys() == tried.keys()
 
