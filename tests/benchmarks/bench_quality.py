@@ -93,7 +93,7 @@ def run_job(job: Job, options: argparse.Namespace) -> list[dict[str, Any]]:
     what, *how = settings.pop("try", [""])
     with tempfile.TemporaryDirectory() as folder:
         data = ingest(locate_sources([options.data], "", "", folder), folder, TableFormat(), 0.2)
-        holdouts = [data[role]["path"] for role in ("holdout", "secondary") if data[role]]  # type: ignore[literal-required]
+        holdouts = [snapshot["path"] for snapshot in (data["holdout"], data["secondary"]) if snapshot]
         path = data["train"]["path"]
         train, validation, _ = split_snapshot(path, holdouts, folder, VALIDATION_SHARE, job.seed, options.group)
         text = ""
@@ -122,7 +122,7 @@ def run_job(job: Job, options: argparse.Namespace) -> list[dict[str, Any]]:
         "validation": training["soup_mcc"] if training["averaged"] else curve,
         "seconds": training["seconds"], "whole_seconds": round(time.perf_counter() - started, 1),
         "by_variant": {name: measure["interval"]["mcc"] for name, measure in measured.variants.items()},
-        "averaged": training["averaged"], "seeds": [member["validation_mcc"] for member in training["seeds"]],
+        "averaged": training["averaged"], "members": [member["validation_mcc"] for member in training["seeds"]],
         "settings": job.settings,
     }  # fmt: skip
     return [run]
