@@ -1,5 +1,6 @@
 """The rows that a training gets: split from the data that was read, without what a holdout holds."""
 
+import logging
 from pathlib import Path
 from typing import NamedTuple
 
@@ -7,6 +8,9 @@ from flows.steps import Timer, timed_task
 from tasks.core.settings import Settings
 from tasks.data.ingestion import Dataset
 from tasks.data.splitting import Split, drop_labelled, split_snapshot
+from tasks.data.validation_group import choose_group
+
+log = logging.getLogger(__name__)
 
 split = timed_task("split", split_snapshot)
 
@@ -33,8 +37,10 @@ def split_rows(timer: Timer, data: Dataset, settings: Settings, folder: Path) ->
         folder: receives the snapshots.
     """
     holdouts = [snapshot["path"] for snapshot in (data["holdout"], data["secondary"]) if snapshot]
-    share, seed, group = settings.data.validation_share, settings.finetune.seed, settings.data.group
-    train, validation, counts = split(timer, data["train"]["path"], holdouts, str(folder), share, seed, group)
+    path, share, seed = data["train"]["path"], settings.data.validation_share, settings.finetune.seed
+    group, reason = choose_group(settings.data.group, path, data["holdout"]["path"], share, seed)
+    log.info("validation keeps %s together: %s", "sources" if group == "source" else "equal sentences", reason)
+    train, validation, counts = split(timer, path, holdouts, str(folder), share, seed, group)
     if not data["text"]:
         return TrainingRows(train, validation, "", counts, {})
     text, left_out = drop_labelled(data["text"]["path"], [train, validation, *holdouts], str(folder))

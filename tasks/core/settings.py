@@ -58,8 +58,8 @@ class DataSettings(Section):
     """Largest share of rows that may be quarantined."""
     validation_share: Annotated[float, Field(gt=0, lt=0.5)] = 0.1
     """Share of the training sentences used for validation, which selects the best epoch."""
-    group: Literal["sentence", "source"] = "sentence"
-    """What validation keeps together: equal sentences, or whole sources, by authors that training has not read."""
+    group: Literal["auto", "sentence", "source"] = "auto"
+    """What validation keeps together: equal sentences, or whole sources; auto: sources, if the holdout is by others."""
     max_chars: Annotated[int, Field(ge=1)] = 2000
     """Characters of the longest sentence that is kept; longer ones are quarantined."""
     text: Address = ""

@@ -48,6 +48,7 @@ from tasks.data.row_features import (
 )
 from tasks.data.snapshots import QUARANTINE_SCHEMA, SNAPSHOT_SCHEMA, Snapshot, iter_snapshot
 from tasks.data.splitting import SplitPlan, plan_split
+from tasks.data.validation_group import choose_group
 
 QUARANTINE_FILE = "quarantine.parquet"
 HEAD_ROWS = 1_000  # rows whose types are checked; a Parquet column has one type
@@ -106,7 +107,7 @@ def validate_data(
     encoded = {role: view.read(snapshot["path"]) for role, snapshot in roles.items()} if view else {}
     for role, sentences in encoded.items():
         flag_truncated(rows[role], sentences)
-    plan = _plan(data["train"], rows["training"], settings)
+    plan = _plan(data, rows["training"], settings)
     profile = profile_snapshot(data["train"]["path"], data["train"]["digest"])
     drift = compare_profiles(profile, reference, limits) if reference else []
     # Figures come first: too few rows may be the consequence of quarantined ones.
@@ -150,12 +151,13 @@ def _flag_rows(rows: dict[str, pd.DataFrame]) -> None:
             train["dropped"] |= train["normalised_key"].isin(others["normalised_key"])
 
 
-def _plan(snapshot: Snapshot, train: pd.DataFrame, settings: Settings) -> SplitPlan | None:
+def _plan(data: Dataset, train: pd.DataFrame, settings: Settings) -> SplitPlan | None:
     """Plan the split; None where too few rows or labels are the reason for what it would leave."""
     if len(train) < settings.gate.min_rows or train["label"].nunique() < 2:
         return None
-    chosen = settings.data
-    return plan_split(snapshot["path"], train, chosen.validation_share, settings.finetune.seed, chosen.group)
+    path, share, seed = data["train"]["path"], settings.data.validation_share, settings.finetune.seed
+    group = choose_group(settings.data.group, path, data["holdout"]["path"], share, seed).group
+    return plan_split(path, train, share, seed, group)
 
 
 def _describe_reading(view: EncoderView, encoded: EncodedSentences) -> dict[str, Any]:

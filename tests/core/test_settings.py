@@ -396,7 +396,7 @@ def test_value_out_of_bounds_is_named_with_its_origin_and_the_bound(key: str, va
         ("finetune.seeds", "7,8", "expected a whole number"),
         ("finetune.device", "tpu", "expected 'auto', 'cuda' or 'cpu'"),
         ("finetune.precision", "fp16", "expected 'auto', 'fp32' or 'bf16'"),
-        ("data.group", "author", "expected 'sentence' or 'source'"),
+        ("data.group", "author", "expected 'auto', 'sentence' or 'source'"),
         ("gate.drift", "stop", "expected 'warn' or 'refuse'"),
         ("gate.max_words", "2.5", "expected a whole number"),
         ("watch.retrain_on", "always", "expected 'never', 'on_change' or 'on_drift'"),
