@@ -11,7 +11,8 @@ by the hash, so that one training is judged by both. `--fold` chooses the tenth 
 by their validation MCC; the holdouts' (`holdout`: out_of_domain_dev, `secondary`: in_domain_dev) and the minimal pairs'
 stand beside it and choose nothing. "at_threshold" is the holdout's MCC where the validation sentences choose the
 decision threshold. "more text" needs `--text FILE`, such as `gather_text.py` writes. "try" names something of tried.py,
-with its argument; "whole" trains on the validation sentences too, which then say nothing about the result. A row's
+with its argument; "whole" trains on the validation sentences too, which then say nothing about the result; "inner" is
+the share of the training rows whose sources choose the epoch instead of what validates. A row's
 "difference" is that to the first recipe of its family, of trainings with the same seed and fold, with its 95% interval.
 
 `--workers N` trains N runs at the same time in processes of their own; `--minutes` ends all of them. The result is
@@ -185,6 +186,12 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
         "small, token loss 20, no label smoothing": {"token_loss": 20.0, "label_smoothing": 0.0},
         "small, token loss 20, more text": {"token_loss": 20.0, "text_corruptions": 1},
         "small, token loss 20, SiFT 1": {"token_loss": 20.0, "sift": 1.0},
+    },
+    # Whether the authors that chose the epoch should be trained on in the end: what judges has chosen nothing here.
+    "refit": {
+        "marked, epoch by inner sources": MARKED | {"inner": 0.1},
+        "marked, last epoch, without the inner sources": {"try": ["averaged_epochs", 1]},
+        "marked, last epoch, with the inner sources": {"inner": 0.0, "try": ["averaged_epochs", 1]},
     },
     # For whole runs, see bench_quality.py.
     "final": {
@@ -395,10 +402,12 @@ def measure(job: Job, options: argparse.Namespace) -> list[dict[str, Any]]:
     train, validation = divide(data["train"], options.split, job.fold, job.seed)
     settings = dict(job.settings) | ({"epochs": options.epochs} if options.epochs else {})
     what, *how = settings.pop("try", [""])
-    whole = settings.pop("whole", False)
+    whole, inner = settings.pop("whole", False), settings.pop("inner", 0.0)
     with tempfile.TemporaryDirectory() as scratch:
         parts = {"train": pd.concat([train, *validation.values()]) if whole else train}
         parts["validation"] = pd.concat(list(validation.values()))
+        if inner:
+            parts["train"], parts["validation"], _ = split_rows(train, [], inner, job.seed, "source")
         for name, rows in parts.items():
             rows.reset_index(drop=True).to_parquet(f"{scratch}/{name}.parquet")
         folder = f"{scratch}/model"
