@@ -309,6 +309,11 @@ def test_sources_are_chosen_by_their_names_and_sizes_alone(
     assert abs(sum(rows[source] for source in chosen) - wanted) <= max(smallest, wanted)
 
 
+def test_as_many_sources_as_possible_validate_whatever_the_seed() -> None:
+    rows = {"a": 50, "b": 3, "c": 20, "d": 4, "e": 30, "f": 5}
+    assert [validation_sources(rows, 0.1, seed) for seed in range(5)] == [["b", "d", "f"]] * 5
+
+
 def test_share_of_many_sources_is_near_the_expected_one() -> None:
     rows = {f"source {number}": 1 + number % 7 for number in range(200)}
     taken = [sum(rows[source] for source in validation_sources(rows, 0.1, seed)) for seed in range(20)]
