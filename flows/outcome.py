@@ -5,6 +5,7 @@ from typing import Any, Literal, Self
 
 from tasks.inference.bundle import MODEL_NAME
 
+RESULT_FILE = "result.json"  # in the folder of a finished job
 MAX_MESSAGE = 500  # characters of a flow run's last state
 SCHEMA_VERSION = 1  # of the JSON form; a change that a reader of an older file would miss raises it
 

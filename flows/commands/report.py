@@ -1,12 +1,14 @@
 """Finds the report of a version, and opens it in a browser."""
 
+import contextlib
 import webbrowser
 from pathlib import Path
 from typing import TypedDict
 
 from flows.commands.predict import find_model
+from flows.outcome import RESULT_FILE, RetrainOutcome
 from tasks.core.errors import VerdictError
-from tasks.core.files import sha256_of
+from tasks.core.files import read_json, sha256_of
 from tasks.inference.bundle import REPORT_FILE, read_manifest
 
 
@@ -18,7 +20,9 @@ class FoundReport(TypedDict):
 
 
 def find_report(version: str, home: str) -> FoundReport:
-    """Return where the report of a version is; one of another store is downloaded.
+    """Return where the report of a version is: the one that its run left here, else the one in its bundle.
+
+    The run's names the version and leads to the pages about it; the bundle's was written before it was registered.
 
     Args:
         version: number, registry address, or a bundle's folder.
@@ -34,7 +38,18 @@ def find_report(version: str, home: str) -> FoundReport:
         raise VerdictError(f"version {found.version} has no {REPORT_FILE} in {found.bundle}; see: verdict verify")
     if sha256_of(path) != manifest["files"].get(REPORT_FILE):
         raise VerdictError(f"{path} is not the report that was registered; see: verdict status")
+    path = _find_run_report(found.version, manifest["digest"], home) or path
     return FoundReport(version=found.version, report=str(path.absolute()))
+
+
+def _find_run_report(version: str, digest: str, home: str) -> Path | None:
+    """Return the report in the folder of the job that registered a version; None where that was another home's."""
+    for result in Path(home, "runs").glob(f"*/{RESULT_FILE}"):
+        with contextlib.suppress(VerdictError):  # the job's own next run reports it
+            outcome, report = RetrainOutcome.from_json(read_json(result)), result.with_name(REPORT_FILE)
+            if outcome and (outcome.version, outcome.digest) == (version, digest) and report.is_file():
+                return report
+    return None
 
 
 def open_in_browser(path: str) -> None:

@@ -17,6 +17,7 @@ from tasks.evaluation.evidence import Evidence, JudgeContext, gather_evidence, r
 from tasks.evaluation.judge import Verdict, judge, stamp
 from tasks.export.bundle_export import ExportResult
 from tasks.inference.bundle import CHAMPION
+from tasks.inference.decision import threshold_of
 from tasks.registry import lookup, promotion, tracking
 from tasks.registry.audit_log import actor
 from tasks.registry.lookup import RegisteredVersion
@@ -108,6 +109,11 @@ def list_figures(evidence: Evidence) -> dict[str, float]:
     figures |= {f"mcc_{name}": other["interval"]["mcc"] for name, other in evidence["variants"].items()}
     figures |= {name: dict(measured)[name] for name in ("accuracy", "f1", "auroc", "brier", "ece")}
     figures |= {"minimal_pairs": evidence["minimal_pairs"]["share"], "holdout_uses": evidence["holdout_uses"]}
+    figures["decision_threshold"] = threshold_of(measured)
+    if costs := evidence.get("costs"):  # of what serves; the report has those of all variants
+        served = dict(costs["variants"][measured["variant"]])
+        figures |= {f"costs/{name}": value for name, value in served.items() if name != "provider"}
+        figures["costs/training_seconds"] = costs.get("training_seconds")
     if comparison:
         figures |= {
             "mcc_difference": comparison["difference"],

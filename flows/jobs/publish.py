@@ -4,6 +4,7 @@ import contextlib
 from pathlib import Path
 
 from prefect.runtime import flow_run
+from prefect.utilities.urls import url_for
 
 from flows.jobs.data_changes import compare_rows
 from flows.jobs.job import JobContext
@@ -109,8 +110,8 @@ def describe_registration(context: JobContext, version: str) -> Registration:
             "run in MLflow": page,
             "page of the data gate": f"{page}/artifacts/gate/gate.html",
         }
-    if flow_run.ui_url:
-        links["run in Prefect"] = flow_run.ui_url
+    if flow_run.id and (run := url_for("flow-run", obj_id=flow_run.id)):  # an embedded server has no pages
+        links["run in Prefect"] = run
     return Registration(version, {"page of the data gate": GATE_PAGE} | links)
 
 

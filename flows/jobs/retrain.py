@@ -30,9 +30,9 @@ from flows.jobs.judging import evaluate_and_judge
 from flows.jobs.prefect_artifacts import find_run_page, name_run, publish_outcome
 from flows.jobs.publish import log_files, log_series, publish, record_figures, write_report
 from flows.jobs.training_rows import split_rows
-from flows.jobs.unchanged import RESULT_FILE, digest_inputs, hash_files, record_inputs, report_path
+from flows.jobs.unchanged import digest_inputs, hash_files, record_inputs, report_path
 from flows.notifications import alert_failure
-from flows.outcome import RetrainOutcome
+from flows.outcome import RESULT_FILE, RetrainOutcome
 from flows.steps import Timer, retrying_task, timed_task
 from flows.stopwatch import process_age
 from tasks.core import log_format

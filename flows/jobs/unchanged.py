@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from filelock import FileLock, Timeout
 
-from flows.outcome import RetrainOutcome
+from flows.outcome import RESULT_FILE, RetrainOutcome
 from flows.services.job_locks import is_locked
 from tasks.core.errors import VerdictError
 from tasks.core.files import home_id, json_digest, read_json, sha256_of, write_json
@@ -25,7 +25,7 @@ from tasks.registry.sqlite_lookup import find_local_digest, find_running_jobs
 from tasks.registry.store import MlflowStore, locate_store
 from tasks.training.pretrained import PACKAGED, Encoder, locate_encoder
 
-INPUTS_FILE, RESULT_FILE = "inputs.json", "result.json"
+INPUTS_FILE = "inputs.json"
 SCHEMA_VERSION = 1  # of inputs.json
 LATER_READ = {"path", "train", "holdout", "text", "offline"}  # of data: where files lie does not decide the result
 

@@ -149,6 +149,7 @@ def connected(server: LocalServer | None, on_lost: Callable[[str], None] = lambd
     server.wait()
     overrides = {
         settings.PREFECT_API_URL: server.api_url,
+        settings.PREFECT_UI_URL: "",  # it serves no pages, and ends with the run: nothing may lead there
         settings.PREFECT_LOCAL_STORAGE_PATH: server.results,
         # Heartbeats report a dead run to a server that outlives it; here both end together, and they cost 1 s a flow.
         settings.PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None,

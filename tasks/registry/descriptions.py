@@ -30,6 +30,11 @@ CHANGE_TEXTS = {
     "rollback": "Champion again, by a rollback",
     "reject": "REJECTED",
 }
+# Paragraph of a version on HOLD, until a person decides.
+WAITS = (
+    f"{NEXT_STEPS['HOLD']} With the number of this version: `verdict approve N --reason TEXT` or "
+    "`verdict reject N --reason TEXT`."
+)
 MAX_CELL_CHARS = 1_000  # characters of the tag that says what changed
 EMPTY_CELL = "&emsp;"  # MLflow's pages leave no room between the columns of a table
 
@@ -73,8 +78,7 @@ def describe_version(
     """
     parts = [headline(evidence, verdict), _reasons(verdict)]
     if verdict["decision"] == "HOLD":
-        commands = "`verdict approve N --reason TEXT` or `verdict reject N --reason TEXT`"
-        parts.append(f"{NEXT_STEPS['HOLD']} With the number of this version: {commands}.")
+        parts.append(WAITS)
     if verdict["champion"]:
         parts.append(_changes(changes, verdict["champion"]))
     parts += [

@@ -24,7 +24,7 @@ from tasks.registry.champion_history import (
     build_timeline,
     champion_state,
 )
-from tasks.registry.descriptions import describe_change, describe_replacement
+from tasks.registry.descriptions import WAITS, describe_change, describe_replacement
 from tasks.registry.lookup import CHALLENGER
 from tasks.registry.promotion_lock import promotion_lock
 from tasks.registry.store import MlflowStore, is_uninitialised
@@ -224,7 +224,7 @@ def _finish_pending(store: MlflowStore, change: AliasChange) -> AliasChange:
 
 def _describe(store: MlflowStore, change: AliasChange) -> None:
     """Put a change above the descriptions of the versions concerned: last, because nothing depends on them."""
-    register.prepend_description(store, change["version"], describe_change(change))
+    register.prepend_description(store, change["version"], describe_change(change), outdated=WAITS)
     if change["from"] not in (None, change["to"]):
         register.prepend_description(store, change["from"], describe_replacement(change))
 

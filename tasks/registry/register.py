@@ -110,15 +110,23 @@ def tag_version(store: MlflowStore, version: str, tags: Mapping[str, str]) -> No
                 client.set_model_version_tag(MODEL_NAME, version, key, value)
 
 
-def prepend_description(store: MlflowStore, version: str, line: str) -> None:
+def prepend_description(store: MlflowStore, version: str, line: str, outdated: str = "") -> None:
     """Put a line above the description of a version unless it is there; do nothing if the version was deleted.
 
     Both are cut where they are too long together.
+
+    Args:
+        store: MLflow store.
+        version: version number.
+        line: what is put above.
+        outdated: paragraph of the description that the line makes untrue, and is left out; empty for none.
     """
     line = shorten(line, MAX_DECISION)
     with connect(store) as client:
         found = version_by_number(client, MODEL_NAME, version)
         before = (found.description or "") if found else line
+        if outdated:
+            before = before.replace(f"{outdated}\n\n", "")
         if not before.startswith(line):
             text = shorten(f"{line}\n\n{before}".rstrip(), MAX_DESCRIPTION)
             client.update_model_version(MODEL_NAME, version, description=text)

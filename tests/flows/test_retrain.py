@@ -18,6 +18,7 @@ from job_cache import Choose, FirstRun, FlowHome, JobCache, PictureCache, find_j
 from registry_store import new_store, restore
 
 from flows import environment
+from flows.commands.report import find_report
 from tasks.core.errors import DataRejected, UsageError, VerdictError
 from tasks.core.settings_loader import load_settings
 from tasks.data.snapshots import read_snapshot
@@ -90,7 +91,10 @@ def test_the_first_fit_candidate_becomes_champion_and_everything_is_recorded(
     assert outcome["mcc"] == outcome["mcc_by_variant"][outcome["variant"]]
     assert outcome["variant"] == "int8"
     assert outcome["holdout_rows"] == 80
-    assert Path(outcome["report"]).is_file()
+    assert "run in Prefect" not in Path(outcome["report"]).read_text()  # the server has no pages, and ends with the run
+    assert find_report("1", str(home)) == {"version": "1", "report": outcome["report"]}
+    Path(outcome["report"]).unlink()  # as `verdict prune` does: the bundle has its own, which names no version
+    assert "/bundle/" in find_report("1", str(home))["report"]
     assert aliases(home) == {"champion": outcome["version"]} == {"champion": "1"}
     (run,) = runs(home)
     assert run.info.status == "FINISHED"
@@ -112,6 +116,9 @@ def test_the_first_fit_candidate_becomes_champion_and_everything_is_recorded(
         in run.data.tags["mlflow.note.content"]
     )
     assert run.data.metrics["mcc"] == pytest.approx(outcome["mcc"])
+    assert run.data.metrics["decision_threshold"] == 0.5
+    costs = {name.removeprefix("costs/") for name in run.data.metrics if name.startswith("costs/")}
+    assert costs == {"latency_ms", "latency_p95_ms", "sentences_per_second", "size_mb", "memory_mb", "training_seconds"}
     assert run.data.metrics["seconds/check data"] == pytest.approx(outcome["seconds"]["check data"])
     assert run.data.metrics["seconds/so far"] > run.data.metrics["seconds/before the flow"] > 0.0
     epochs = client(home).get_metric_history(run.info.run_id, "validation_mcc")
@@ -325,12 +332,20 @@ def test_no_candidate_is_promoted_uncompared_where_the_database_is_lost(
 def test_below_the_threshold_is_rejected_and_the_alias_stays(
     champion: dict[str, Any], retrain: Retrain, home: Path
 ) -> None:
-    weaker = retrain(**WEAK, judge__threshold=1.0)
+    weaker = retrain(**WEAK, judge__threshold=1.0, export__decision_threshold="validation")
     assert weaker["decision"] == "REJECT"
     assert "below_threshold" in weaker["rules"]
     assert any(reason.endswith("is below the threshold 1.000") for reason in weaker["reasons"])
     assert aliases(home) == {"champion": "1"}
     assert client(home).get_model_version("acceptability", weaker["version"]).tags["verdict"] == "REJECT"
+    # Its decision threshold was chosen on validation sentences: bundle, evidence, figures and report have the same.
+    job = Path(weaker["report"]).parent
+    manifest, evidence = (json.loads((job / name).read_text()) for name in ("bundle/bundle.json", "evidence.json"))
+    threshold = manifest.get("decision_threshold", 0.5)
+    assert evidence["threshold_choice"]["threshold"] == threshold
+    assert evidence["candidate"].get("decision_threshold", 0.5) == threshold
+    assert runs(home)[0].data.metrics["decision_threshold"] == threshold
+    assert f"The decision threshold {threshold:.3g} was chosen on" in Path(weaker["report"]).read_text()
 
 
 def test_a_first_candidate_below_the_threshold_leaves_no_champion(retrain: Retrain, home: Path) -> None:

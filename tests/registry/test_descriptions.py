@@ -15,6 +15,7 @@ from tasks.registry import register
 from tasks.registry import tracking as runs
 from tasks.registry.descriptions import (
     MAX_CELL_CHARS,
+    WAITS,
     describe_change,
     describe_failure,
     describe_run,
@@ -123,7 +124,7 @@ def test_the_models_page_names_no_person() -> None:
 def test_a_decision_stands_above_the_description_once(store: MlflowStore, tmp_path: Path, decide: Any) -> None:
     version = add_version(store, tmp_path, "a", verdict="HOLD")
     with connect(store) as client:
-        client.update_model_version(MODEL_NAME, version, description="HOLD: as it was judged.")
+        client.update_model_version(MODEL_NAME, version, description=f"HOLD: as it was judged.\n\n{WAITS}\n\nFigures")
     approving = decide is moves.promote
     said: Any = {"kind": "approve", "expected": None, "actor": "ann"} if approving else {"actor": "ann"}
     move = decide(store, version, reason="looks right", **said)
@@ -135,7 +136,7 @@ def test_a_decision_stands_above_the_description_once(store: MlflowStore, tmp_pa
     with connect(store) as client:
         model = client.get_registered_model(MODEL_NAME)
         text = client.get_model_version(MODEL_NAME, version).description
-    assert text == f"{line}\n\nHOLD: as it was judged."
+    assert text == f"{line}\n\nHOLD: as it was judged.\n\nFigures"  # nobody is waited for any more
     assert model.description == register.MODEL_DESCRIPTION
 
 
