@@ -29,7 +29,7 @@ from flows.cli.options import (
 )
 from flows.services.server_watch import check_servers, lasting_servers, watched
 from flows.stopwatch import Stopwatch
-from tasks.core.errors import DataRejected, UsageError, VerdictError
+from tasks.core.errors import DataRejected, UnreachableError, UsageError, VerdictError
 from tasks.core.hidden_addresses import check_address
 from tasks.core.printable import escape_controls
 from tasks.core.quick_imports import collection_paused
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from flows.outcome import RetrainOutcome
     from tasks.core.settings import DataSettings, Settings
     from tasks.core.settings_loader import ResolvedSettings
+    from tasks.data.sources import Sources
 
 ScoreFormat = Literal["txt", "tsv", "csv", "jsonl", "json", "parquet", "arrow"]
 FIRST_SENTENCES = ("The child has eaten the apple.", "The child have eat the apple.")  # classified after a run
@@ -103,7 +104,8 @@ def check(options: DataOptions, verbose: Verbose = False, as_json: AsJson = Fals
 
     environment.show_log(verbose)
     settings = options.resolve().settings
-    refuse_missing_files(settings.data)  # before the stores' folder is made
+    if files := refuse_missing_files(settings.data):
+        check.check_columns(files, settings.data)  # before the stores' folder is made
     outcome = check.check(settings.model_dump(), environment.usable_home())
     print_result(outcome, as_json, functools.partial(show_run.show_check, verbose=verbose))
     if not outcome["passed"]:
@@ -301,16 +303,20 @@ def refuse_early(settings: "Settings", encoders: Sequence[str] = ()) -> None:
             raise VerdictError("device cuda is wanted, but NVIDIA's driver reports no GPU; see: verdict doctor")
 
 
-def refuse_missing_files(data: "DataSettings") -> None:
-    """Check that the data is there where it all lies on this machine; what is downloaded, the flow looks for.
+def refuse_missing_files(data: "DataSettings") -> "Sources | None":
+    """Return the files of data that all lies on this machine; None where the flow has to download or write some.
 
     Raises:
         UsageError: if a folder or file is not there.
     """
     from tasks.data.sources import locate_sources
 
-    if not any(address == "sample" or ":" in address for address in (*data.path, data.train, data.holdout)):
-        locate_sources(data.path, data.train, data.holdout, environment.verdict_home(), offline=True)
+    addresses = (*data.path, data.train, data.holdout)
+    if any(address == "sample" or address.startswith("hf:") for address in addresses):
+        return None
+    with contextlib.suppress(UnreachableError):
+        return locate_sources(data.path, data.train, data.holdout, environment.verdict_home(), offline=True)
+    return None
 
 
 def _check_servers() -> None:

@@ -12,8 +12,9 @@ from tasks.data.drift import DataProfile
 from tasks.data.expectations import show_allowed, show_observed
 from tasks.data.gate import GateReport, describe_result, failed_critically, validate_data
 from tasks.data.ingestion import Dataset, ingest
+from tasks.data.record_readers import parse_file
 from tasks.data.row_features import describe_issues
-from tasks.data.sources import locate_sources, locate_text
+from tasks.data.sources import Sources, locate_sources, locate_text
 from tasks.data.table_format import TableFormat
 from tasks.reporting.gate_page import write_gate_page
 from tasks.training.pretrained import locate_tokenizer
@@ -36,9 +37,22 @@ def read_data(settings: DataSettings, home: str, snapshots: str = "") -> Dataset
     """
     sources = locate_sources(settings.path, settings.train, settings.holdout, home, offline=settings.offline)
     text = locate_text(settings.text, home, offline=settings.offline)
-    rules = RowRules(settings.max_chars, DEFAULT_LABELS | settings.labels)
-    table_format = TableFormat(settings.columns, rules)
-    return ingest(sources, snapshots or f"{home}/snapshots", table_format, settings.holdout_share, text)
+    return ingest(sources, snapshots or f"{home}/snapshots", _table_format(settings), settings.holdout_share, text)
+
+
+def check_columns(sources: Sources, settings: DataSettings) -> None:
+    """Read the beginning of each file, and write nothing.
+
+    Raises:
+        UsageError: if one lacks a required column, or is no table.
+        DataRejected: if one is damaged.
+    """
+    for file in (*sources["train"], *sources["holdout"], *sources["secondary"]):
+        next(parse_file(Path(file), _table_format(settings)), None)
+
+
+def _table_format(settings: DataSettings) -> TableFormat:
+    return TableFormat(settings.columns, RowRules(settings.max_chars, DEFAULT_LABELS | settings.labels))
 
 
 def run_gate(
