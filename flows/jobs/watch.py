@@ -3,6 +3,7 @@
 Where watch.request_log names a request log, also what was served: has it drifted, has the estimated MCC dropped?
 """
 
+import contextlib
 import dataclasses
 import datetime
 from pathlib import Path
@@ -14,12 +15,13 @@ from prefect.events import emit_event
 
 from flows.commands.check import champion_profile, describe_gate, find_tokenizer, read_data, run_gate, summarise
 from flows.commands.request_review import summarise_log
+from flows.jobs.dead_runs import close_dead_runs
 from flows.jobs.job import name_subject
 from flows.jobs.prefect_artifacts import name_run
 from flows.jobs.retrain import retrain
 from flows.outcome import RetrainOutcome
 from flows.steps import Timer, retrying_task, timed_task
-from tasks.core.errors import DataRejected, VerdictError
+from tasks.core.errors import DataRejected, UnreachableError, VerdictError
 from tasks.core.files import json_digest, read_json, write_json
 from tasks.core.settings import Settings, WatchSettings
 from tasks.data.drift import list_drifted
@@ -84,6 +86,8 @@ def watch(settings: dict[str, Any], origins: dict[str, str], home: str) -> Watch
     """
     chosen, timer = Settings.model_validate(settings), Timer()
     record = Path(home) / "watch" / f"{name_addresses(chosen)}.json"
+    with contextlib.suppress(UnreachableError):  # a killed run is RUNNING in MLflow until another process ends it
+        close_dead_runs(locate_store(home), home)
     try:
         data = read(timer, chosen.data, home)
     except VerdictError as error:

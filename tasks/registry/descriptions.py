@@ -12,7 +12,7 @@ from tasks.core.printable import shorten
 from tasks.evaluation.run_diff import SHORT_DIGEST
 from tasks.registry.limits import MAX_CHANGES, MAX_VALUE
 from tasks.registry.mlflow_client import PAGE_MODE
-from tasks.reporting.wording import NEXT_STEPS, capital, escape_markdown, show_interval
+from tasks.reporting.wording import NEXT_STEPS, capital, escape_markdown, show_interval, show_time
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -104,7 +104,7 @@ def describe_replacement(change: AliasChange) -> str:
 
 
 def _when(change: AliasChange) -> str:
-    return f"by {escape_markdown(change['actor'])}, {change['time'][:16].replace('T', ' ')}"
+    return f"by {escape_markdown(change['actor'])}, {show_time(change['time'])}"
 
 
 def describe_run(evidence: Evidence, verdict: Verdict, version: str, model: str, run_page: str) -> str:

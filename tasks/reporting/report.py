@@ -51,7 +51,7 @@ from tasks.reporting.tables import (
     measured_champion,
 )
 from tasks.reporting.templating import render
-from tasks.reporting.wording import NEXT_STEPS, capital, describe_threshold, show_interval, show_mcc
+from tasks.reporting.wording import NEXT_STEPS, capital, describe_threshold, show_interval, show_mcc, show_time
 from tasks.training.finetune import TrainingResult
 
 if TYPE_CHECKING:
@@ -213,6 +213,7 @@ def render_report(
         capital=capital,
         show_interval=show_interval,
         show_mcc=show_mcc,
+        show_time=show_time,
     )
 
 

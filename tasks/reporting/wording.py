@@ -32,6 +32,11 @@ def show_interval(interval: MccInterval) -> str:
     return f"{interval['mcc']:.3f} (95% CI {interval['low']:.3f} to {interval['high']:.3f})"
 
 
+def show_time(moment: str) -> str:
+    """Format a moment (ISO 8601, UTC) to the minute."""
+    return f"{moment[:16].replace('T', ' ')} UTC"
+
+
 def show_mcc(value: float | None) -> str:
     """Format the MCC of a slice; None where all its labels are the same."""
     return "no MCC" if value is None else f"{value:.3f}"

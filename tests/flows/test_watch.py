@@ -13,8 +13,11 @@ from job_cache import JobCache
 from toy import flow_settings, write_toy_data
 
 from tasks.core.errors import DataRejected, UsageError
+from tasks.core.files import home_id
 from tasks.core.settings import WatchSettings
 from tasks.core.settings_loader import load_settings
+from tasks.registry.store import locate_store
+from tasks.registry.tracking import open_run, running_jobs
 from tasks.serving.champion import ChampionAnswer
 from tasks.serving.request_log import RequestLog, RequestLogConfig
 
@@ -103,8 +106,14 @@ def test_changed_data_is_compared_with_the_champions_and_retrained_only_as_the_s
     assert drifted["retrain"]["dataset"] == drifted["dataset"]
 
 
-def test_data_that_the_champion_was_trained_on_is_not_new(champion: dict[str, Any], watch: Watch) -> None:
+def test_data_that_the_champion_was_trained_on_is_not_new_and_the_run_of_a_dead_process_is_closed(
+    champion: dict[str, Any], watch: Watch, home: Path
+) -> None:
+    store = locate_store(str(home))
+    dead = open_run(store, "b" * 16, {}, {"home": home_id(str(home))})
+    assert running_jobs(store, home_id(str(home))) == {dead: "b" * 16}
     assert not watch()["changed"]
+    assert running_jobs(store, home_id(str(home))) == {}
 
 
 def test_rejected_data_starts_nothing_and_is_checked_again(
