@@ -189,7 +189,6 @@ def render_report(
         row_changes=inputs.row_changes,
         errors=inputs.errors,
         shown_errors=inputs.errors[:MAX_ERRORS_SHOWN],
-        lengths=list(evidence["candidate"]["per_length"]),
         errors_file=ERRORS_FILE,
         lead=_lead(evidence, digest),
         follows=NEXT_STEPS[verdict["decision"]],
