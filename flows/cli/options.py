@@ -14,6 +14,7 @@ from tasks.core.printable import json_document, redact
 if TYPE_CHECKING:
     from tasks.core.settings_loader import ResolvedSettings
     from tasks.serving.challenger import ChallengerConfig
+    from tasks.serving.ray_serve import ReplicaConfig
     from tasks.serving.request_log import RequestLogConfig
 
 Device = Literal["auto", "cuda", "cpu"]
@@ -148,6 +149,36 @@ class ChallengerOptions:
             self.canary_max_errors,
             self.canary_max_slowdown,
         )
+
+
+@dataclasses.dataclass(frozen=True)
+class ReplicaOptions:
+    """How `verdict serve` spreads over a Ray cluster."""
+
+    ray: Annotated[
+        str,
+        typer.Option(
+            metavar="ADDRESS", help="Serve with replicas on a Ray cluster, without the page: local, auto or HOST:PORT."
+        ),
+    ] = ""
+    min_replicas: Annotated[int, typer.Option(min=1, max=1_000, help="With --ray: fewest replicas.")] = 1
+    max_replicas: Annotated[
+        int | None, typer.Option(min=1, max=1_000, help="With --ray: most replicas [as many as the fewest].")
+    ] = None
+    replica_requests: Annotated[
+        float, typer.Option(min=0.1, help="With --ray: requests in each replica, above which there are more replicas.")
+    ] = 32.0
+    replica_cpus: Annotated[float, typer.Option(min=0.1, max=1_024, help="With --ray: CPUs of each replica.")] = 1.0
+    replica_gpus: Annotated[
+        float, typer.Option(min=0, max=64, help="With --ray: GPUs of each replica, or a share of one.")
+    ] = 0.0
+
+    def to_config(self) -> "ReplicaConfig":
+        """Return how many replicas there are, and how large."""
+        from tasks.serving.ray_serve import ReplicaConfig
+
+        most = self.max_replicas or self.min_replicas
+        return ReplicaConfig(self.min_replicas, most, self.replica_requests, self.replica_cpus, self.replica_gpus)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,6 +21,7 @@ from flows.cli.options import (
     DataOptions,
     Model,
     OnDevice,
+    ReplicaOptions,
     RequestLogOptions,
     TrainingDevice,
     Verbose,
@@ -189,6 +190,7 @@ def serve(
     batching: BatchingOptions,
     logged: RequestLogOptions,
     beside: ChallengerOptions,
+    spread: ReplicaOptions,
     model: Model = CHAMPION_URI,
     host: Annotated[
         str, typer.Option(help="Address to listen on; beyond loopback everybody who reaches it may use it.")
@@ -224,7 +226,12 @@ def serve(
         request_log=logged.to_config(),
         challenger=beside.to_config(),
     )
-    server.serve(config, environment.verdict_home())
+    if spread.ray:
+        from tasks.serving.ray_serve import serve_on_ray
+
+        serve_on_ray(config, spread.to_config(), spread.ray, environment.verdict_home())
+    else:
+        server.serve(config, environment.verdict_home())
 
 
 def api_key(

@@ -174,6 +174,10 @@ class Classifier:
             return self._bulk.tokenise(sentences)
         return tokenise(self._tokenizer, sentences)
 
+    def count_tokens(self, sentences: Sequence[str]) -> list[int]:
+        """Return how many tokens of each sentence the model reads, with the special ones, at most its limit."""
+        return [int(length) for length in self._tokenise(sentences).lengths]
+
     @property
     def threshold(self) -> float:
         """The bundle's decision threshold."""

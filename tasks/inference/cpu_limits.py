@@ -14,12 +14,20 @@ from typing import NamedTuple
 PROCESS = Path("/proc/self")
 CPUS = Path("/sys/devices/system/cpu")
 
+_share = math.inf  # of the CPUs, that a scheduler gave this process
+
 
 class _Mount(NamedTuple):
     """A mounted cgroup hierarchy: the group that is its root, and the folder where it is mounted."""
 
     root: str
     folder: Path
+
+
+def use_at_most(cpus: float) -> None:
+    """Count at most so many CPUs in this process from here on, where a scheduler shares them out without a quota."""
+    global _share
+    _share = cpus
 
 
 def available_cores(process: Path = PROCESS) -> int:
@@ -50,8 +58,8 @@ def compute_threads(process: Path = PROCESS, cpus: Path = CPUS) -> int:
 
 
 def _limit(count: int, process: Path) -> int:
-    """Return a number of CPUs, at most the quota rounded up, and at least 1."""
-    return max(1, math.ceil(min(float(count), cgroup_quota(process))))
+    """Return a number of CPUs, at most the quota or share rounded up, and at least 1."""
+    return max(1, math.ceil(min(float(count), cgroup_quota(process), _share)))
 
 
 def cgroup_quota(process: Path = PROCESS) -> float:

@@ -38,6 +38,7 @@ REQUEST_LOG_SCHEMA = pa.schema(
         ("version", pa.string()),
         ("sentence", pa.string()),
         ("characters", pa.int32()),
+        ("tokens", pa.int32()),
         ("label", pa.string()),
         ("probability", pa.float64()),
         ("truncated", pa.bool_()),
@@ -89,6 +90,8 @@ class RequestLog:
         """
         self._config = config
         self.on_write: Callable[[int, int], None] = lambda logged, dropped: None
+        self.count_tokens: Callable[[list[str]], list[int]] | None = None
+        """of each sentence, called by the thread; None: not logged"""
         self.folder, self._redact = _writable(config.folder), _make_redaction(config)
         self._threshold = int(config.sample * 2**64)
         self._server = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
@@ -174,11 +177,13 @@ class RequestLog:
 
     def _to_table(self, rows: list[_LoggedAnswer]) -> pa.Table:
         answers = [row.answer for row in rows]
+        sentences = [answer["sentence"] for answer in answers]
         columns = {
             "time": [int(row.time * 1e6) for row in rows],
             "version": [answer["version"] for answer in answers],
-            "sentence": [self._redact(answer["sentence"]) for answer in answers],
-            "characters": [len(answer["sentence"]) for answer in answers],
+            "sentence": [self._redact(sentence) for sentence in sentences],
+            "characters": [len(sentence) for sentence in sentences],
+            "tokens": self.count_tokens(sentences) if self.count_tokens else [None] * len(sentences),
             "label": [answer["label"] for answer in answers],
             "probability": [answer["probability"] for answer in answers],
             "truncated": [answer["truncated"] for answer in answers],

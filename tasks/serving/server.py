@@ -102,7 +102,7 @@ def serve(config: ServerConfig, home: str) -> None:
         stop = stack.enter_context(_SignalHandler())
         bound = stack.enter_context(bind_socket(config.host, config.port))  # before the model is loaded: fails at once
         hosts = AllowedHosts(bound.getsockname()[0], (config.host, *config.allowed_hosts))
-        champion, app = _assemble(stack, config, home, hosts, feedback)
+        champion, app = open_application(stack, config, home, hosts, feedback)
         try:
             bound.listen(SOCKET_BACKLOG)
         except OSError as error:
@@ -115,7 +115,7 @@ def serve(config: ServerConfig, home: str) -> None:
         log.info("stopped; every request that was accepted before is answered")
 
 
-def _assemble(
+def open_application(
     stack: contextlib.ExitStack, config: ServerConfig, home: str, hosts: AllowedHosts, feedback: "Feedback | None"
 ) -> tuple[Champion, FastAPI]:
     """Load the model, start what computes and counts, and build the application; `stack` stops all of it."""
@@ -130,6 +130,7 @@ def _assemble(
     batcher.listeners.append(telemetry.count_batch)
     if request_log:
         request_log.on_write = telemetry.count_logged
+        request_log.count_tokens = lambda sentences: champion.current().classifier.count_tokens(sentences)
         telemetry.follow_summary(request_log.folder)
     if feedback:
         feedback.listeners.append(telemetry.count_flag)

@@ -41,6 +41,17 @@ def cpus(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
     monkeypatch.setattr(cpu_limits, "_allowed_cpus", lambda: set(range(count)))
 
 
+def test_a_share_limits_as_a_quota_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cpus(monkeypatch, 8)
+    process = fake_process(tmp_path, "/", limits={"cpu.max": "300000 100000"})
+    monkeypatch.setattr(cpu_limits, "_share", math.inf)  # restored at the end
+    counts = []
+    for share in (16.0, 2.0, 0.5):
+        cpu_limits.use_at_most(share)
+        counts.append((available_cores(process), compute_threads(process, tmp_path)))
+    assert counts == [(3, 3), (2, 2), (1, 1)]
+
+
 @pytest.mark.parametrize(
     ("limits", "quota"),
     [

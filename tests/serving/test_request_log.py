@@ -55,6 +55,7 @@ def test_a_row_has_the_answer_its_time_and_its_length(tmp_path: Path) -> None:
         "version": "7",
         "sentence": "The cat sat.",
         "characters": 12,
+        "tokens": None,
         "label": "unacceptable",
         "probability": 0.625,
         "truncated": False,
@@ -191,7 +192,7 @@ def test_the_server_logs_what_it_answered_and_counts_it(champion: Champion, tmp_
     log = RequestLog(RequestLogConfig(str(tmp_path), sample=1.0))
     batcher = Batcher(champion.current)
     telemetry = ServerMetrics(champion.status, lambda: 0)
-    log.on_write = telemetry.count_logged
+    log.on_write, log.count_tokens = telemetry.count_logged, champion.current().classifier.count_tokens
     with TestClient(build_app(champion, batcher, telemetry, request_log=log), base_url="http://localhost") as client:
         answered = client.post("/v1/judge", json={"sentences": [GOOD, BAD]}).json()
         assert client.post("/v1/judge", json={"sentences": []}).status_code == 422
@@ -201,5 +202,6 @@ def test_the_server_logs_what_it_answered_and_counts_it(champion: Champion, tmp_
     rows = read(tmp_path)
     assert [{name: row[name] for name in answered["predictions"][0]} for row in rows] == answered["predictions"]
     assert all(0 < row["seconds"] < 5 for row in rows)
+    assert [row["tokens"] for row in rows] == [len(GOOD.split()) + 2, len(BAD.split()) + 2]
     assert "verdict_request_log_sentences_total 2.0" in shown
     assert "verdict_request_log_dropped_total 0.0" in shown

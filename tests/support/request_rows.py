@@ -18,6 +18,7 @@ def logged(*rows: tuple[str | None, float], version: str = "1") -> pa.Table:
                 "version": version,
                 "sentence": sentence,
                 "characters": len(sentence or ""),
+                "tokens": None,
                 "label": "acceptable" if probability > 0.5 else "unacceptable",
                 "probability": max(probability, 1 - probability),
                 "truncated": False,
