@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from tasks.evaluation.metrics import SliceFigures
 
 Decision = Literal["PROMOTE", "HOLD", "REJECT"]
+SMALLEST_P = 1e-14  # of a reason
 SLICE_KINDS = {"source": "per_source", "length": "per_length"}
 
 
@@ -163,7 +164,7 @@ def reject_rules(evidence: Evidence, policy: Policy) -> Iterator[RuleHit]:
     if not mcc >= policy.threshold:  # also true if the MCC is NaN
         yield RuleHit("below_threshold", f"MCC {mcc:.3f} is below the threshold {policy.threshold:.3f}")
     if comparison and comparison["p_worse"] <= 1 - policy.reject_confidence:
-        p_value = f"p = {_p_value(comparison['p_worse'])}, at most {_p_value(1 - policy.reject_confidence)} rejects"
+        p_value = f"p {_p_value(comparison['p_worse'])}, at most {1 - policy.reject_confidence:.2g} rejects"
         yield RuleHit("worse_than_champion", f"worse than the champion: {_compare(evidence)}; {p_value}")
     yield from _differing_variants(evidence, policy)
     yield from _refused_threshold(evidence, policy)
@@ -331,12 +332,12 @@ def _significance(evidence: Evidence, policy: Policy) -> str:
         return ""
     others = "candidate" if uses == 1 else "candidates"
     after = f" after {uses} other {others} on this holdout" if uses else ""
-    return f"; p = {_p_value(comparison['p_better'])}, at most {_p_value(alpha(policy, uses))} is required{after}"
+    return f"; p {_p_value(comparison['p_better'])}, at most {alpha(policy, uses):.2g} is required{after}"
 
 
 def _p_value(value: float) -> str:
-    """Write a p value with two digits, however small."""
-    return f"{value:.2g}" if value >= 1e-14 else "0"
+    """Write a p value with two digits; below SMALLEST_P its digits are rounding errors of the sum."""
+    return f"= {value:.2g}" if value >= SMALLEST_P else f"< {SMALLEST_P:g}"
 
 
 def _numbers(evidence: Evidence, policy: Policy) -> dict[str, float | int | None]:

@@ -181,6 +181,8 @@ def test_better_candidate_is_promoted() -> None:
         "better than the champion: MCC 0.620 against 0.550 of champion 3 on the same 516 sentences; p = 0.01, at "
         "most 0.02 is required"
     ]
+    certain = judge(evidence(**{**BETTER, "p_better": 1e-17}), POLICY)["reasons"][0]
+    assert certain.endswith("sentences; p < 1e-14, at most 0.02 is required")
     assert (verdict["champion"], verdict["champion_mcc"], verdict["champion_digest"]) == ("3", 0.55, "old")
     assert verdict["numbers"]["difference"] == pytest.approx(0.07)
 
