@@ -76,6 +76,8 @@ def retrain(
     if dry_run:
         _show_plan(resolved, force, as_json)
         return
+    if "TORCHELASTIC_RUN_ID" in os.environ and not _lead_ranks(resolved.settings):
+        return
     home = environment.usable_home()
     stopwatch.mark("interpreter, settings")
     with shown("retrain", verbose):
@@ -324,6 +326,16 @@ def refuse_missing_files(data: "DataSettings") -> "Sources | None":
     with contextlib.suppress(UnreachableError):
         return locate_sources(data.path, data.train, data.holdout, environment.verdict_home(), offline=True)
     return None
+
+
+def _lead_ranks(settings: "Settings") -> bool:
+    """Join the processes that torchrun started; return False, after the training, where another one is rank 0."""
+    from tasks.training import torchrun
+    from tasks.training.device import resolve_device
+
+    environment.set_process_defaults()
+    environment.show_log()
+    return torchrun.join(resolve_device(settings.finetune.device), settings.finetune.processes)
 
 
 def _check_servers() -> None:

@@ -31,9 +31,9 @@ from torch import distributed
 from tasks.core.child_process import die_with
 from tasks.core.errors import DataRejected, UnreachableError, UsageError, VerdictError, first_line, summarise_error
 from tasks.training.process_group import OnMessage, ProcessGroup
+from tasks.training.torchrun import BACKENDS, joined
 
 INTERFACE = "lo0" if sys.platform == "darwin" else "lo"
-BACKENDS = {"cuda": "nccl", "cpu": "gloo"}
 # A process that was killed is reported rather than its peers' broken connections, if its end is seen in this time.
 DEATH_NOTICE_S = 0.5
 ERROR_TYPES: dict[str, type[VerdictError]] = {
@@ -76,6 +76,8 @@ def launch(
 ) -> list[Result]:
     """Call `function(group, *arguments)` in new processes and return the results, by rank.
 
+    Where torchrun started this process, its ranks are the processes, and the result is the one of rank 0.
+
     If one process fails, or this call is left by an exception, all processes are killed. They also die with this
     process, whatever ends it.
 
@@ -84,8 +86,8 @@ def launch(
         processes: on this host; with cuda each uses a GPU of its own.
         arguments: the same for every process.
         device: cuda or cpu.
-        on_message: called with what a process passes to `ProcessGroup.notify_parent`, one message at a time; an
-            exception that it raises is raised here.
+        on_message: called with what a process passes to `ProcessGroup.notify_parent`, one message at a time, and
+            returns the answer; an exception that it raises is raised here.
         synchronised: the processes form a process group; only what rank 0 logs under `tasks` is logged here. False:
             each works for itself, without collectives, and everything is logged.
 
@@ -94,6 +96,8 @@ def launch(
         VerdictError: if a process failed or was killed, in one line; its traceback is the error's note. A UsageError,
             UnreachableError or DataRejected of a process is raised as such.
     """
+    if ranks := joined():
+        return [ranks.lead(function, arguments, on_message)]
     check_processes(processes, device)
     context = multiprocessing.get_context("spawn")
     started: list[SpawnProcess] = []
@@ -120,13 +124,15 @@ def launch(
 
 
 def check_processes(processes: int, device: str) -> None:
-    """Check that there is a GPU for each process.
+    """Check that there is a GPU for each process of this host.
 
     Raises:
         UsageError: if there is not.
     """
     if processes < 1:
         raise UsageError(f"processes {processes} cannot be started; expected at least 1")
+    if joined():
+        processes = int(os.environ["LOCAL_WORLD_SIZE"])
     if device == "cuda" and processes > torch.cuda.device_count():
         raise UsageError(
             f"{processes} processes were requested, but torch sees {torch.cuda.device_count()} GPUs; expected at most "
@@ -153,9 +159,8 @@ def _collect_results(
             if kind == "log":
                 logging.getLogger(content.name).handle(content)
             elif kind == "message":
-                if on_message:
-                    on_message(content)
-                connection.send_bytes(b"")  # the process waits for this
+                answer = on_message(content) if on_message else None
+                connection.send_bytes(pickle.dumps(answer))  # the process waits for this
             elif kind == "result":
                 results[rank] = content
             else:
@@ -210,11 +215,11 @@ class _ParentChannel(logging.handlers.QueueHandler):
         """Send a log record."""
         self.send("log", record)
 
-    def notify(self, message: Any) -> None:
-        """Send a message and wait until it was handled."""
+    def notify(self, message: Any) -> Any:
+        """Send a message, wait until it was handled, and return the answer."""
         with self._lock:
             self.send("message", message)
-            self._connection.recv_bytes()
+            return pickle.loads(self._connection.recv_bytes())
 
 
 def _run(work: _Work, rank: int, connection: Connection) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import distributed
 
 Value = TypeVar("Value")
-OnMessage = Callable[[Any], None]
+OnMessage = Callable[[Any], Any]
 
 
 class ProcessGroup:
@@ -54,7 +54,6 @@ class ProcessGroup:
         """Seed torch's generators by seed, epoch and rank, so that a resumed run draws the same numbers."""
         torch.manual_seed(int(np.random.SeedSequence([seed, epoch, self.rank]).generate_state(1)[0]))
 
-    def notify_parent(self, message: Any) -> None:
-        """Pass a message to the `on_message` of the launching process, and wait until it has returned."""
-        if self._on_message:
-            self._on_message(message)
+    def notify_parent(self, message: Any) -> Any:
+        """Pass a message to the `on_message` of the launching process, and return what it returned."""
+        return self._on_message(message) if self._on_message else None
