@@ -182,6 +182,34 @@ class ReplicaOptions:
 
 
 @dataclasses.dataclass(frozen=True)
+class TrialRayOptions:
+    """Where trials of `verdict sweep` run, beside this machine; fields are named as those of `CallCluster`."""
+
+    ray: Annotated[
+        str,
+        typer.Option(metavar="ADDRESS", help="Run trials as tasks of a Ray cluster: local, auto or HOST:PORT."),
+    ] = ""
+    trial_cpus: Annotated[float, typer.Option(min=0.1, max=1_024, help="With --ray: CPUs of each trial.")] = 1.0
+    trial_gpus: Annotated[
+        float | None,
+        typer.Option(min=0, max=64, help="With --ray: GPUs of each trial, or a share of one [1 with a GPU, else 0]."),
+    ] = None
+
+    def to_cluster(self, device: str) -> dict[str, Any] | None:
+        """Return what `CallCluster` is made of; None without Ray.
+
+        Args:
+            device: auto, cuda or cpu, of the settings.
+        """
+        if not self.ray:
+            return None
+        from tasks.training.device import resolve_device
+
+        gpus = float(resolve_device(device) == "cuda") if self.trial_gpus is None else self.trial_gpus
+        return {"address": self.ray, "cpus": self.trial_cpus, "gpus": gpus}
+
+
+@dataclasses.dataclass(frozen=True)
 class DataOptions:
     """Which settings a command starts from, which data it reads, and with which encoder."""
 

@@ -7,7 +7,15 @@ from typing import Annotated, Any
 import typer
 
 from flows import environment
-from flows.cli.options import AsJson, DataOptions, TrainingDevice, Verbose, print_result, with_option_groups
+from flows.cli.options import (
+    AsJson,
+    DataOptions,
+    TrainingDevice,
+    TrialRayOptions,
+    Verbose,
+    print_result,
+    with_option_groups,
+)
 from flows.cli.run import refuse_early, refuse_missing_files, run_flow, shown
 from tasks.core.errors import UsageError
 
@@ -17,6 +25,7 @@ UNITS = {"s": 1, "m": 60, "h": 3_600}
 @with_option_groups
 def sweep(
     options: DataOptions,
+    placement: TrialRayOptions,
     encoders: Annotated[str, typer.Option(metavar="A,B", help="Encoders to try, each as --encoder takes it.")] = "",
     seeds: Annotated[int, typer.Option(min=1, max=100, help="Seeds of each trial; their mean MCC counts.")] = 1,
     trials: Annotated[int, typer.Option(min=1, max=10_000, help="Trials at most, earlier ones included.")] = 12,
@@ -24,8 +33,13 @@ def sweep(
         str, typer.Option(metavar="TIME", help="No other trial starts after it, for example 90s, 30m or 2h.")
     ] = "24h",
     workers: Annotated[
-        int | None, typer.Option(min=1, max=64, help="Processes side by side [one a GPU; one on a CPU].")
-    ] = None,
+        int,
+        typer.Option(
+            min=0,
+            max=1_024,
+            help="Trials side by side; 0 for one on each GPU, one on a CPU, with --ray as many as have room.",
+        ),
+    ] = 0,
     device: TrainingDevice = None,
     verbose: Verbose = False,
     as_json: AsJson = False,
@@ -51,8 +65,8 @@ def sweep(
 
     with shown("sweep", verbose):
         plain = [dimension._asdict() for dimension in space]
-        processes = workers or _default_workers(resolved.settings.finetune.device)
-        arguments = (resolved.settings.model_dump(), resolved.origins, plain, trials, seconds, processes, home)
+        cluster = placement.to_cluster(resolved.settings.finetune.device)
+        arguments = (resolved.settings.model_dump(), resolved.origins, plain, trials, seconds, workers, home, cluster)
         outcome, _ = run_flow("sweep", home, *arguments)
     print_result(outcome, as_json, show_sweep.show_sweep, outcome.to_json())
 
@@ -67,14 +81,3 @@ def parse_budget(text: str) -> float:
     if not found:
         raise UsageError(f"--budget {text!r} is no time; expected a number and s, m or h, for example 30m")
     return float(found[1]) * UNITS[found[2]]
-
-
-def _default_workers(device: str) -> int:
-    """Return one for each GPU that training would use; one on a CPU, whose cores one training uses."""
-    from tasks.training.device import resolve_device
-
-    if resolve_device(device) == "cpu":
-        return 1
-    import torch
-
-    return torch.cuda.device_count()

@@ -16,6 +16,7 @@ from flows.jobs.unchanged import recipe_of
 from flows.notifications import alert_failure
 from flows.outcome import RetrainOutcome
 from flows.steps import Timer, retrying_task, timed_task
+from tasks.cluster.calls import CallCluster
 from tasks.core.files import json_digest
 from tasks.core.progress import progress_bar, show_figures
 from tasks.core.provenance import git_commit
@@ -28,7 +29,8 @@ from tasks.reporting.sweep_charts import draw_sweep
 from tasks.training.device import resolve_device
 from tasks.training.pretrained import Encoder
 from tasks.training.search_space import SECTION, Dimension, combinations, encoders_of
-from tasks.training.sweep import SweepPlan, TrialEpoch, TrialRecord, best_trial, run_sweep
+from tasks.training.sweep import best_trial, run_sweep
+from tasks.training.trials import SweepPlan, TrialEpoch, TrialRecord
 
 log = logging.getLogger("tasks.sweep")
 
@@ -69,6 +71,7 @@ def sweep(
     budget_seconds: float,
     workers: int,
     home: str,
+    ray: dict[str, Any] | None = None,
 ) -> SweepOutcome:
     """Try settings on the validation rows, then retrain with the best ones; return what the command prints.
 
@@ -78,8 +81,9 @@ def sweep(
         space: name, choices, low and high of each dimension.
         trials: how many at most, those of earlier commands included.
         budget_seconds: after which no other trial starts.
-        workers: processes side by side.
-        home: folder of the stores.
+        workers: trials side by side; 0 for one on each GPU, one on a CPU, or as many as the cluster has room for.
+        home: folder of the stores; with Ray on a volume that all machines mount.
+        ray: address, cpus and gpus of `CallCluster`; None for processes of this machine.
 
     Raises:
         UsageError: if data or an encoder are not there, or a library is missing.
@@ -90,7 +94,8 @@ def sweep(
     dimensions = tuple(Dimension(**each) for each in space)
     data = read(timer, chosen.data, home)
     encoders = _find_encoders(timer, chosen, dimensions, home)
-    device = resolve_device(chosen.finetune.device)
+    cluster = CallCluster(**ray) if ray else None
+    device = ("cuda" if cluster.gpus else "cpu") if cluster else resolve_device(chosen.finetune.device)
     digests = sorted(encoder["digest"] for encoder in encoders.values())
     parts = [recipe_of(chosen), space, data["digest"], digests, device, git_commit()]
     name = json_digest(parts)[:16]
@@ -113,7 +118,7 @@ def sweep(
             deadline=time.time() + budget_seconds,
         )
         started = time.monotonic()
-        run_id, records = _try(timer, plan, workers, store, name, data)
+        run_id, records = _try(timer, plan, workers, cluster, store, name, data)
         taken = round(time.monotonic() - started, 2)
     best = best_trial(records)
     varied = {f"{SECTION}{key}": value for key, value in best.settings.items()}
@@ -135,13 +140,19 @@ def _find_encoders(timer: Timer, settings: Settings, space: tuple[Dimension, ...
 
 
 def _try(
-    timer: Timer, plan: SweepPlan, workers: int, store: MlflowStore, name: str, data: Dataset
+    timer: Timer,
+    plan: SweepPlan,
+    workers: int,
+    cluster: CallCluster | None,
+    store: MlflowStore,
+    name: str,
+    data: Dataset,
 ) -> tuple[str, list[TrialRecord]]:
     """Run the trials and keep them in MLflow; return the id of the sweep's run, and all trials."""
     params = {f"{SECTION}{each.name}": each.choices or (each.low, each.high) for each in plan.space}
     run_id = open_sweep(timer, store, name, params, {"dataset": data["digest"], "git_commit": git_commit()})
     try:
-        records = _run(timer, plan, workers, store, run_id, name)
+        records = _run(timer, plan, workers, cluster, store, run_id, name)
         log_trials(timer, store, run_id, name, records)
         log_files(timer, store, run_id, draw(timer, plan.folder, f"{plan.folder}/pictures"), "sweep")
     except BaseException:
@@ -151,7 +162,9 @@ def _try(
     return run_id, records
 
 
-def _run_visibly(plan: SweepPlan, workers: int, store: MlflowStore, run_id: str, name: str) -> list[TrialRecord]:
+def _run_visibly(
+    plan: SweepPlan, workers: int, cluster: CallCluster | None, store: MlflowStore, run_id: str, name: str
+) -> list[TrialRecord]:
     """Run the trials; each is logged to MLflow as it ends, and the terminal shows the latest and the best."""
     best: list[float] = []
     with progress_bar("trials", int(min(plan.trials, combinations(plan.space)))) as advance:
@@ -167,7 +180,7 @@ def _run_visibly(plan: SweepPlan, workers: int, store: MlflowStore, run_id: str,
                 best.append(record.mcc)
             advance()
 
-        return run_sweep(plan, workers, show)
+        return run_sweep(plan, workers, show, cluster)
 
 
 _run = timed_task("trials", _run_visibly)

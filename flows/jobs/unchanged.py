@@ -49,7 +49,7 @@ def recipe_of(settings: Settings) -> dict[str, object]:
         mode="json",
         exclude={
             "data": {*LATER_READ, "columns", "labels"},
-            "finetune": {"encoder", "device", "checkpoint_seconds", "allow_new_weights"},
+            "finetune": {"encoder", "device", "checkpoint_seconds", "allow_new_weights", "ray"},
             # The policy's numbers are part of it, its file's path is not. Waiting changes no result.
             "judge": {"policy", "wait_for_person", "wait_hours"},
             "watch": True,

@@ -65,6 +65,8 @@ class FinetuneSettings(Section):
     """Models trained from one start with consecutive seeds; of several, the average of their weights is kept."""
     processes: Annotated[int, Field(ge=1, le=64)] = 1
     """Training processes on this host, one per GPU: data-parallel for one seed, seed-parallel for several."""
+    ray: str = ""
+    """Ray cluster whose tasks train several seeds, one each: local, auto or HOST:PORT; empty for this host."""
     restarts: Annotated[int, Field(ge=0, le=10)] = 2
     """Other seeds to try if a run collapsed: it predicts one class only, or its loss is NaN."""
     checkpoint_seconds: Annotated[float, Field(ge=0)] = 60.0

@@ -11,7 +11,7 @@ from tasks.registry.limits import MAX_PARAM, MAX_TAG
 from tasks.registry.local_database import SWEEP_EXPERIMENT
 from tasks.registry.mlflow_client import connect, experiment_of, search_all
 from tasks.registry.store import MlflowStore
-from tasks.training.sweep import TrialRecord
+from tasks.training.trials import TrialRecord
 
 STATUS = {"finished": "FINISHED", "pruned": "KILLED", "failed": "FAILED"}
 

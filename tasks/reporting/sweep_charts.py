@@ -7,7 +7,7 @@ import matplotlib
 from optuna.exceptions import ExperimentalWarning
 from optuna.trial import TrialState
 
-from tasks.training.sweep import open_study
+from tasks.training.trial_study import open_study
 
 MIN_TRIALS = 2  # that Optuna needs to compare settings
 SIZE = (9.0, 5.0)  # inches

@@ -13,6 +13,8 @@ from typing import TypedDict
 from tokenizers import Tokenizer
 from transformers import PreTrainedModel
 
+from tasks.cluster.calls import CallCluster, run_calls
+from tasks.core.errors import VerdictError
 from tasks.core.files import atomic_directory, read_json, sha256_of, write_json
 from tasks.core.progress import progress_bar
 from tasks.inference.tokenization import load_tokenizer
@@ -27,6 +29,7 @@ from tasks.training.seed_runs import (
     SeedRun,
     load_seed_run,
     train_distributed,
+    train_seed_on_ray,
     train_seed_run,
     train_seeds,
     train_shard,
@@ -165,17 +168,17 @@ def _train_all(job: TrainingJob, on_epoch: OnEpoch | None) -> tuple[SelectedMode
         model, seed_run = train_seed_run(job, data, start, recipe.seed, on_epoch)
         return SelectedModel(model, averaged=False, best=seed_run), [seed_run]
     seeds = list(range(recipe.seed, recipe.seed + recipe.seeds))
-    if recipe.processes > 1:
+    if recipe.processes > 1 or (recipe.ray and recipe.seeds > 1):
         data.wait_for_kernels()  # once, not in every process
-        _train_in_processes(job, start, seeds, on_epoch)
+        _train_elsewhere(job, start, seeds, on_epoch)
     else:
         train_seeds(job, data, start, seeds, on_epoch)
     saved = [load_seed_run(job, seed) for seed in seeds]
     return average_or_best(job, data, start, saved), [each.run for each in saved]
 
 
-def _train_in_processes(job: TrainingJob, start: str | None, seeds: list[int], on_epoch: OnEpoch | None) -> None:
-    """Train one seed on all GPUs, or several seeds, each on one; the progress bar counts epochs."""
+def _train_elsewhere(job: TrainingJob, start: str, seeds: list[int], on_epoch: OnEpoch | None) -> None:
+    """Train one seed on all GPUs, or several seeds, each on one, here or on a cluster; a bar counts epochs."""
     recipe = job.recipe
     with progress_bar("epochs", recipe.epochs * recipe.seeds) as advance:
 
@@ -186,9 +189,19 @@ def _train_in_processes(job: TrainingJob, start: str | None, seeds: list[int], o
 
         if recipe.seeds == 1:
             launch(train_distributed, recipe.processes, job, start, *seeds, device=recipe.device, on_message=report)
+        elif recipe.ray:
+            _train_on_ray(job, start, seeds, report)
         else:
             processes, device = min(recipe.processes, recipe.seeds), recipe.device
             launch(train_shard, processes, job, start, seeds, device=device, on_message=report, synchronised=False)
+
+
+def _train_on_ray(job: TrainingJob, start: str, seeds: list[int], report: OnEpoch) -> None:
+    """Train each seed as a task of a Ray cluster, whose machines see the job's folder."""
+    cluster = CallCluster(job.recipe.ray, gpus=1 if job.recipe.device == "cuda" else 0)
+    for _, result in run_calls(train_seed_on_ray, [(job, start, seed) for seed in seeds], cluster, report):
+        if isinstance(result, VerdictError):
+            raise result
 
 
 def _summary(seed_run: SeedRun) -> SeedSummary:

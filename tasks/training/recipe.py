@@ -13,7 +13,7 @@ from tasks.training.device import cpu_supports_bf16, resolve_device
 
 # What does not change the weights that one seed's training computes. Everything else does, so that a setting that
 # nobody listed here invalidates the checkpoints of an interrupted run: too many are retrained, never too few.
-NOT_DECISIVE = frozenset({"encoder", "seeds", "restarts", "checkpoint_seconds", "allow_new_weights"})
+NOT_DECISIVE = frozenset({"encoder", "seeds", "restarts", "checkpoint_seconds", "allow_new_weights", "ray"})
 
 
 class TrainingRecipe(FinetuneSettings):

@@ -20,7 +20,7 @@ RANGE = ".."
 MAX_COMBINATIONS = 10_000
 # What does not decide how good a model gets, and what is the same for all trials so that they can be compared.
 NOT_SEARCHED = frozenset(
-    {"device", "processes", "precision", "checkpoint_seconds", "restarts", "seed", "seeds", "allow_new_weights"}
+    {"device", "processes", "precision", "checkpoint_seconds", "restarts", "seed", "seeds", "allow_new_weights", "ray"}
 )
 NUMBERS = (int, float)
 

@@ -177,6 +177,11 @@ def train_shard(group: ProcessGroup, job: TrainingJob, start: str, seeds: Sequen
     train_seeds(job, data, start, seeds[group.rank :: group.size], group.notify_parent)
 
 
+def train_seed_on_ray(job: TrainingJob, start: str, seed: int, on_epoch: OnEpoch) -> None:
+    """Train one seed; called by `run_calls` on a machine that sees the job's folder."""
+    train_seed(job, TokenizedData(job), start, seed, on_epoch)
+
+
 def train_distributed(group: ProcessGroup, job: TrainingJob, start: str, seed: int) -> None:
     """Train one seed with all processes; called by `launch`."""
     train_seed(job, TokenizedData(job), start, seed, group.notify_parent, group)

@@ -1,51 +1,26 @@
 """Sweeps: each combination once, nothing lost by a kill, no trial after the budget."""
 
+import multiprocessing
+import pickle
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from toy import recipe
+from toy_sweep import RATES, sweep_here, sweep_plan
 
 from tasks.core.errors import VerdictError
-from tasks.core.finetune_settings import FinetuneSettings
-from tasks.training.process_group import ProcessGroup
 from tasks.training.search_space import Dimension, all_combinations
-from tasks.training.sweep import SweepPlan, TrialEpoch, TrialRecord, best_trial, open_study, run_sweep
-
-EPOCHS = Dimension("epochs", (1, 2))
-RATES = Dimension("learning_rate", (1e-3, 3e-3))
+from tasks.training.sweep import best_trial, run_sweep
+from tasks.training.trial_study import TrialStudy, open_study
+from tasks.training.trials import SweepPlan, TrialEpoch, TrialRecord
 
 
 @pytest.fixture
 def plan(tmp_path: Path, tiny_encoder: Path, toy_split: tuple[str, str, str]) -> SweepPlan:
-    fields = FinetuneSettings.model_fields
-    base = {name: value for name, value in recipe(tiny_encoder).model_dump().items() if name in fields}
-    settings = FinetuneSettings.model_validate(base | {"encoder": "tiny"})
-    train, validation, _ = toy_split
-    return SweepPlan(
-        folder=str(tmp_path / "sweep"),
-        space=(EPOCHS, RATES),
-        base=settings,
-        encoders={"tiny": str(tiny_encoder)},
-        train=train,
-        validation=validation,
-        text="",
-        device="cpu",
-        trials=10,
-        deadline=time.time() + 600,
-    )
-
-
-def sweep_here(plan: SweepPlan) -> list[TrialRecord]:
-    """Run a sweep in this process, which spares the start of another one."""
-    with pytest.MonkeyPatch.context() as patch:
-
-        def launch(function: Any, _size: int, plan: SweepPlan, *, on_message: Any, **_options: Any) -> None:
-            function(ProcessGroup(0, 1, "cpu", on_message), plan)
-
-        patch.setattr("tasks.training.sweep.launch", launch)
-        return run_sweep(plan, 1, lambda _record: None)
+    return sweep_plan(tmp_path / "sweep", tiny_encoder, toy_split)
 
 
 def settings_of(records: list[TrialRecord]) -> list[tuple[int, float]]:
@@ -55,15 +30,54 @@ def settings_of(records: list[TrialRecord]) -> list[tuple[int, float]]:
 ALL = [(1, 1e-3), (1, 3e-3), (2, 1e-3), (2, 3e-3)]
 
 
-def test_two_processes_try_each_combination_once_and_report_it(plan: SweepPlan) -> None:
+def test_what_two_processes_left_when_one_was_killed_is_tried_and_nothing_twice(plan: SweepPlan) -> None:
     seen: list[TrialRecord | TrialEpoch] = []
-    records = run_sweep(plan, 2, seen.append)
+
+    def kill(record: TrialRecord | TrialEpoch) -> None:
+        seen.append(record)
+        if isinstance(record, TrialRecord):
+            multiprocessing.active_children()[0].kill()
+
+    with pytest.raises(VerdictError, match=r"rank [01] of 2 was ended by SIGKILL"):
+        run_sweep(plan, 2, kill)
+    records = sweep_here(plan, seen.append)
     assert settings_of(records) == ALL
     ended = [record for record in seen if isinstance(record, TrialRecord)]
     assert sorted(ended) == sorted(records)
-    assert best_trial(records).mcc == max(record.mcc for record in records if record.state == "finished")
+    assert best_trial(records).mcc == max(record.mcc or 0.0 for record in records if record.state == "finished")
     assert all(record.mccs == [record.mcc] for record in records if record.state == "finished")
-    assert not list((Path(plan.folder) / "trials").iterdir())
+    assert not (Path(plan.folder) / "trials").exists()
+
+
+DRIVER = """
+import pickle, sys
+from tasks.training import sweep
+from tasks.training.process_group import ProcessGroup
+sweep.launch = lambda run, _, plan, *, on_message, **options: run(ProcessGroup(0, 1, "cpu", on_message), plan)
+with open(sys.argv[1], "rb") as file:
+    sweep.run_sweep(pickle.load(file), 1, lambda record: print(type(record).__name__, flush=True))
+"""
+
+
+def test_a_killed_driver_loses_nothing(plan: SweepPlan, tmp_path: Path) -> None:
+    """The second trial is killed after its second epoch; the same command resumes it, with the same result."""
+    base = plan.base.model_copy(update={"checkpoint_seconds": 0.0})
+    plan = plan._replace(space=(Dimension("epochs", (5,)), RATES), base=base)
+    (tmp_path / "plan").write_bytes(pickle.dumps(plan))
+    with subprocess.Popen(
+        [sys.executable, "-c", DRIVER, str(tmp_path / "plan")], stdout=subprocess.PIPE, text=True
+    ) as driver:
+        assert driver.stdout
+        while driver.stdout.readline() != "TrialRecord\n":
+            assert driver.poll() is None
+        assert [driver.stdout.readline() for _ in range(2)] == ["TrialEpoch\n"] * 2
+        driver.kill()
+    seen: list[Any] = []
+    records = sweep_here(plan, seen.append)
+    assert seen[0].epoch["epoch"] >= 2
+    assert {seen[0].trial} == {record.number for record in seen if isinstance(record, TrialRecord)}
+    alone = sweep_here(plan._replace(folder=str(tmp_path / "alone")))
+    assert [record[1:5] for record in records] == [record[1:5] for record in alone]
 
 
 def test_what_a_kill_left_running_is_tried_again_and_nothing_twice(plan: SweepPlan) -> None:
@@ -113,3 +127,13 @@ def test_validation_decides_between_trials() -> None:
         )
     ]
     assert best_trial(trials).number == 2
+
+
+@pytest.mark.parametrize("mcc", [float("inf"), float("nan")])
+def test_what_is_no_number_is_not_the_best(plan: SweepPlan, mcc: float) -> None:
+    study = TrialStudy(plan)
+    start = study.start()
+    assert start
+    ended = study.end(TrialRecord(start.number, "finished", start.settings, mcc, [mcc], 1.0))
+    assert (ended.state, ended.mcc) == ("failed", None)
+    assert ended.error == f"its validation MCC is {mcc}; expected a number from -1 to 1"

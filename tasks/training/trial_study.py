@@ -1,0 +1,176 @@
+"""Optuna's study of a sweep: which settings are tried, which trials end early, and what all of them reached.
+
+The process that runs the sweep is the only one that writes to the study's journal. Successive halving (Jamieson and
+Talwalkar 2016, https://arxiv.org/abs/1502.07943) ends trials that are in the worse half after half of their epochs: at
+equal shares of their schedules, as the learning rate falls to 0 in each.
+"""
+
+import logging
+import math
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna import Study, Trial
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
+from optuna.trial import FrozenTrial, TrialState
+
+from tasks.training.search_space import Dimension, all_combinations, combinations
+from tasks.training.trials import State, SweepPlan, TrialEpoch, TrialRecord, TrialStart, delete_files
+
+JOURNAL = "trials.log"
+HALF = 50  # percent of its epochs after which a trial may end early
+LOCK_SECONDS = 3  # after which the journal's lock counts as that of a killed process
+STUDY = "sweep"
+TRIAL_MCCS, TRIAL_SECONDS, TRIAL_ERROR = "mccs", "seconds", "error"  # attributes of a trial
+TRIAL_STATES: dict[TrialState, State] = {TrialState.COMPLETE: "finished", TrialState.PRUNED: "pruned"}  # others: failed
+OPTUNA_STATE_OF = {state: optuna_state for optuna_state, state in TRIAL_STATES.items()} | {"failed": TrialState.FAIL}
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class _Running:
+    """A trial that runs, and how far it came."""
+
+    trial: Trial
+    best: dict[int, float] = field(default_factory=dict)
+    """Validation MCC by seed."""
+    done: dict[int, int] = field(default_factory=dict)
+    """Epochs by seed."""
+    percent: int = 0
+    """Of all its epochs, as last reported."""
+
+
+class TrialStudy:
+    """The trials of a sweep, as the process that runs it sees them."""
+
+    def __init__(self, plan: SweepPlan) -> None:
+        """Open the study of a sweep, and queue again what a killed process left running."""
+        self._plan, self._study = plan, open_study(plan.folder, plan.base.seed)
+        self._running: dict[int, _Running] = {}
+        self._queue()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether another trial may start."""
+        started = [trial for trial in self._counted() if trial.state is not TrialState.WAITING]
+        most = min(self._plan.trials, combinations(self._plan.space))
+        return len(started) < most and time.time() < self._plan.deadline
+
+    def start(self) -> TrialStart | None:
+        """Begin the next trial; return None where there are as many as planned, or the time is over."""
+        if not self.is_open:
+            return None
+        trial = self._study.ask()
+        for dimension in self._plan.space:  # recorded at once, so that what a kill interrupts can be queued again
+            _suggest(trial, dimension)
+        self._running[trial.number] = _Running(trial)
+        return TrialStart(trial.number, dict(trial.params))
+
+    def report(self, message: TrialEpoch) -> bool:
+        """Note an epoch of a trial; return whether the trial ends early."""
+        running, epoch = self._running[message.trial], message.epoch
+        seed, mcc = epoch["seed"], epoch["validation_mcc"]
+        running.best[seed], running.done[seed] = max(mcc, running.best.get(seed, mcc)), epoch["epoch"]
+        epochs = running.trial.params.get("epochs", self._plan.base.epochs) * self._plan.base.seeds
+        percent = 100 * sum(running.done.values()) // epochs
+        if percent <= running.percent or percent >= 100:  # repeated after its process was killed, or the last one
+            return False
+        running.percent = percent
+        running.trial.report(sum(running.best.values()) / len(running.best), percent)
+        return bool(running.trial.should_prune())
+
+    def end(self, record: TrialRecord) -> TrialRecord:
+        """Record a trial that ended, then delete its files; return it as it counts."""
+        trial = self._running.pop(record.number).trial
+        state, error = OPTUNA_STATE_OF[record.state], record.error
+        if record.mcc is not None and not math.isfinite(record.mcc):  # Optuna ranks Inf as the best
+            state, error = TrialState.FAIL, f"its validation MCC is {record.mcc}; expected a number from -1 to 1"
+        for name, attribute in ((TRIAL_MCCS, record.mccs), (TRIAL_SECONDS, record.seconds), (TRIAL_ERROR, error)):
+            trial.set_user_attr(name, attribute)
+        if error:
+            log.warning("trial %d failed: %s", record.number, error)
+        self._study.tell(trial, record.mcc if state is TrialState.COMPLETE else None, state=state)
+        delete_files(self._plan, record.settings)
+        return _to_record(self._study.get_trials(deepcopy=False)[record.number])
+
+    @property
+    def records(self) -> list[TrialRecord]:
+        """All trials that ended, also those of earlier commands."""
+        return [_to_record(trial) for trial in self._counted() if trial.state.is_finished()]
+
+    def _queue(self) -> None:
+        """Queue again what a killed sweep left running; without ranges also untried combinations, in a random order."""
+        plan = self._plan
+        for trial in self._study.get_trials(deepcopy=False):
+            if trial.state is TrialState.RUNNING:
+                self._study.tell(trial.number, state=TrialState.FAIL)
+                settings = _settings_of(trial)
+                if len(settings) == len(plan.space):
+                    self._study.enqueue_trial(settings)
+        if not math.isinf(combinations(plan.space)):
+            known = [_settings_of(trial) for trial in self._counted()]
+            untried = [settings for settings in all_combinations(plan.space, plan.base.seed) if settings not in known]
+            for settings in untried[: max(0, plan.trials - len(known))]:
+                self._study.enqueue_trial(settings)
+
+    def _counted(self) -> list[FrozenTrial]:
+        """Return all trials but those whose process died: they were queued again."""
+        return [
+            trial
+            for trial in self._study.get_trials(deepcopy=False)
+            if trial.state is not TrialState.FAIL or TRIAL_SECONDS in trial.user_attrs
+        ]
+
+
+def open_study(folder: str, seed: int) -> Study:
+    """Return Optuna's study of a sweep; make it where there is none.
+
+    Args:
+        folder: of the sweep.
+        seed: of the sampler that draws from ranges.
+    """
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    journal = f"{folder}/{JOURNAL}"
+    return optuna.create_study(
+        storage=JournalStorage(JournalFileBackend(journal, JournalFileSymlinkLock(journal, LOCK_SECONDS))),
+        study_name=STUDY,
+        direction="maximize",
+        # A trial that runs counts as a bad one, so that those side by side are not drawn alike.
+        sampler=optuna.samplers.TPESampler(seed=seed, constant_liar=True),
+        pruner=optuna.pruners.SuccessiveHalvingPruner(min_resource=HALF, reduction_factor=2),
+        load_if_exists=True,
+    )
+
+
+def _suggest(trial: Trial, dimension: Dimension) -> None:
+    if dimension.choices:
+        trial.suggest_categorical(dimension.name, dimension.choices)
+    elif isinstance(dimension.low, int):
+        trial.suggest_int(dimension.name, dimension.low, int(dimension.high), log=dimension.is_logarithmic)
+    else:
+        trial.suggest_float(dimension.name, dimension.low, dimension.high, log=dimension.is_logarithmic)
+
+
+def _settings_of(trial: FrozenTrial) -> dict[str, Any]:
+    """Return what a trial varies, also while it waits."""
+    queued: dict[str, Any] = trial.system_attrs.get("fixed_params", {})
+    return queued or trial.params
+
+
+def _to_record(trial: FrozenTrial) -> TrialRecord:
+    attributes = trial.user_attrs
+    return TrialRecord(
+        number=trial.number,
+        state=TRIAL_STATES.get(trial.state, "failed"),
+        settings=dict(trial.params),
+        mcc=trial.value,
+        mccs=attributes.get(TRIAL_MCCS, []),
+        seconds=attributes.get(TRIAL_SECONDS, 0.0),
+        error=attributes.get(TRIAL_ERROR, ""),
+    )
