@@ -1,4 +1,4 @@
-"""The flows that a Prefect worker runs: retrain, watch and score, with parameters that Prefect's page shows as a form.
+"""The flows that a Prefect worker runs, with parameters that Prefect's page shows as a form.
 
 infra/prefect.yaml schedules them and `verdict deploy` creates them. After an outage or a long run, several scheduled
 runs of a deployment may be due: the first one to start cancels the others, because it does their work as well.
@@ -32,9 +32,11 @@ from tasks.core.printable import counted
 from tasks.core.refusals import describe_refusal
 from tasks.core.settings_loader import ResolvedSettings, load_settings
 from tasks.inference.bundle import CHAMPION_URI
+from tasks.training.search_space import SECTION, Dimension, make_space
 
 ProfileName = Literal["sample", "cola-small", "cola"]
 Device = Literal["auto", "cuda", "cpu"]
+TRAINING_FLOWS = ("retrain", "watch", "sweep")  # whose parameters are settings
 PAGE_SIZE = 200  # runs of one query, Prefect's limit
 
 
@@ -117,6 +119,74 @@ def watch(
     return Completed(name=None if outcome.changed else "NothingNew", message=outcome.why, data=outcome.to_json())
 
 
+@deployed_flow(name="sweep")
+def sweep(
+    vary: dict[str, str],
+    profile: ProfileName = "sample",
+    data: DataForm = DATA,
+    gate: GateForm = GATE,
+    finetune: FinetuneForm = FINETUNE,
+    export: ExportForm = EXPORT,
+    judge: JudgeForm = JUDGE,
+    trials: Annotated[int, Field(ge=1, le=10_000)] = 12,
+    budget_minutes: Annotated[float, Field(gt=0)] = 1_440.0,
+    workers: Annotated[int, Field(ge=0, le=1_024)] = 0,
+    ray: str = "",
+    trial_cpus: Annotated[float, Field(ge=0.1, le=1_024)] = 1.0,
+    trial_gpus: Annotated[float, Field(ge=0, le=64)] = 0.0,
+) -> State[Any]:
+    """Search settings of fine-tuning by validation MCC, then retrain with the best ones.
+
+    Args:
+        vary: values of settings of finetune: A,B or LOW..HIGH, by name, for example learning_rate = 1e-5,3e-5.
+        profile: settings to start from; an empty field below keeps the profile's value.
+        data: where sentences come from and how they are split.
+        gate: limits of the data gate.
+        finetune: the training recipe of what is not varied; with several seeds the mean MCC of a trial counts.
+        export: what the bundle states besides the graphs.
+        judge: the promotion policy and how it is applied.
+        trials: trials at most, those of earlier runs included.
+        budget_minutes: time after which no other trial starts.
+        workers: trials side by side; 0 for one on each GPU, one on a CPU, or as many as the cluster has room for.
+        ray: Ray cluster whose tasks the trials are: local, auto or HOST:PORT; empty for processes of the worker.
+        trial_cpus: CPUs of each trial, on a Ray cluster.
+        trial_gpus: GPUs of each trial, or a share of one, on a Ray cluster.
+    """
+    _begin()
+    try:
+        settings = resolve(profile, data, gate, finetune, export, judge)
+        space = [dimension._asdict() for dimension in _make_space(vary, profile)]
+    except UsageError as error:
+        return Failed(message=str(error))
+    from flows.jobs.sweep import sweep as job
+
+    with answers_carried_out() as home:
+        outcome = job.fn(
+            settings.settings.model_dump(),
+            settings.origins,
+            space,
+            trials,
+            60 * budget_minutes,
+            workers,
+            home,
+            {"address": ray, "cpus": trial_cpus, "gpus": trial_gpus} if ray else None,
+        )
+    return Completed(message=describe_outcome(outcome.retrain), data=outcome.to_json())
+
+
+def _make_space(vary: dict[str, str], profile: str) -> tuple[Dimension, ...]:
+    """Return the search space of a form.
+
+    Raises:
+        UsageError: if a setting is unknown, cannot be varied, or a value is not valid.
+    """
+
+    def parse(key: str, text: str) -> Any:
+        return getattr(load_settings(profile, {key: text}).settings.finetune, key.removeprefix(SECTION))
+
+    return make_space({f"{SECTION}{name.removeprefix(SECTION)}": text for name, text in vary.items()}, parse)
+
+
 @deployed_flow(name="score")
 def score(
     path: Annotated[str, Field(min_length=1)],
@@ -186,14 +256,14 @@ def check_file(path: Path) -> None:
         return  # Prefect says what is wrong with the file
     for name, entrypoint, each in deployments:
         try:
-            if entrypoint in (f"{__name__}.retrain", f"{__name__}.watch"):
+            if entrypoint.removeprefix(f"{__name__}.") in TRAINING_FLOWS:
                 _check_parameters(entrypoint.rpartition(".")[2], each.get("parameters") or {})
         except (VerdictError, ValidationError) as error:
             raise UsageError(f"deployment {name!r} in {path}: {_what_is_wrong(error)}; nothing was deployed") from error
 
 
 def _check_parameters(flow_name: str, given: dict[str, Any]) -> None:
-    ours: Any = retrain if flow_name == "retrain" else watch
+    ours: Any = {"retrain": retrain, "watch": watch, "sweep": sweep}[flow_name]
     known = inspect.signature(ours.fn).parameters
     if unknown := [key for key in given if key not in known]:
         raise UsageError(f"parameter {unknown[0]!r} is unknown; expected {', '.join(known)}")
@@ -201,7 +271,10 @@ def _check_parameters(flow_name: str, given: dict[str, Any]) -> None:
         zip(FORM_GROUPS, (DataForm, GateForm, FinetuneForm, ExportForm, JudgeForm, WatchForm), strict=True)
     )
     forms = {group: form.model_validate(given.get(group) or {}) for group, form in kinds.items()}
-    resolve(str(given.get("profile", "sample")), **forms)
+    profile = str(given.get("profile", "sample"))
+    resolve(profile, **forms)
+    if vary := given.get("vary"):
+        _make_space(vary, profile)
 
 
 def _what_is_wrong(error: VerdictError | ValidationError) -> str:

@@ -17,7 +17,7 @@ from tasks.inference.bundle import scoped
 DEPLOYMENTS_FILE = "deployments.yaml"
 BASE_PROFILE = "sample"  # that the values of a TOML file are added to: a worker may not have the file
 PATH_SETTINGS = ("data.path", "data.train", "data.holdout", "data.text", "finetune.encoder", "judge.policy")
-TRAINING_DEPLOYMENTS = ("retrain", "watch")
+TRAINING_DEPLOYMENTS = ("retrain", "watch", "sweep")
 
 
 class DeploymentChoice(NamedTuple):
@@ -64,7 +64,9 @@ def write_deployments(choice: DeploymentChoice, home: str, scheduled: bool = Tru
             deployment["parameters"] = dict(parameters)
             if "watch" in template:
                 deployment["parameters"]["watch"] = template["watch"] | watching
-            for schedule in deployment["schedules"]:
+            if "vary" in template:
+                deployment["parameters"]["vary"] = template["vary"]
+            for schedule in deployment.get("schedules", ()):
                 schedule["active"] = scheduled
         deployment["name"] = scoped(deployment["name"])
     text = "# Written by verdict deploy. Times and limits may be changed here; it is applied by: verdict deploy\n"

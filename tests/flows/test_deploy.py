@@ -50,6 +50,7 @@ def test_the_schedules_are_what_the_file_says(applied: dict[str, Any]) -> None:
     assert {held["name"]: (held["schedules"], held["paused"]) for held in applied["deployments"]} == {
         "retrain": (["0 3 * * 0 Europe/Berlin"], False),
         "score": ([], False),
+        "sweep": ([], False),
         "watch": (["17 * * * * UTC"], False),
     }
     assert applied["pool"] == "verdict"
@@ -63,6 +64,9 @@ def test_the_schedules_retrain_the_data_and_settings_that_were_named(applied: di
     folder = str(Path(applied["file"]).parent)
     assert held.pop("watch") == {"retrain_on": "on_change"}
     assert held == client.read_deployment_by_name("retrain/retrain").parameters
+    sweep = client.read_deployment_by_name("sweep/sweep").parameters
+    assert sweep.pop("vary") == {"learning_rate": "2e-5,5e-5,1e-4"}
+    assert sweep == held
     assert held["profile"] == "sample"
     assert held["data"] == {"path": [folder]}
     forms: Any = {"data": DataForm(**held["data"]), "finetune": FinetuneForm(**held["finetune"])}
@@ -78,7 +82,7 @@ def test_the_product_s_own_file_schedules_nothing() -> None:
 
 
 def test_one_run_at_a_time_and_a_second_one_is_cancelled(applied: dict[str, Any], client: Any) -> None:
-    for name in ("retrain", "watch"):
+    for name in ("retrain", "watch", "sweep"):
         held = client.read_deployment_by_name(f"{name}/{name}")
         assert held.global_concurrency_limit.limit == 1
         assert held.concurrency_options.collision_strategy == "CANCEL_NEW"
@@ -89,7 +93,7 @@ def test_one_run_at_a_time_and_a_second_one_is_cancelled(applied: dict[str, Any]
     assert client.read_work_queue_by_name("train", work_pool_name="verdict").concurrency_limit == 1
 
 
-@pytest.mark.parametrize("name", ["retrain", "watch", "score"])
+@pytest.mark.parametrize("name", ["retrain", "watch", "score", "sweep"])
 def test_every_field_of_the_form_has_a_type_and_says_what_it_is(
     applied: dict[str, Any], client: Any, name: str
 ) -> None:
@@ -120,6 +124,7 @@ def test_what_can_only_be_one_of_a_few_is_a_choice(applied: dict[str, Any], clie
         ("retrain", {"finetune": {"epochs": 0}}),
         ("retrain", {"finetune": {"encodr": "a"}}),
         ("score", {"path": "a.txt"}),
+        ("sweep", {"trials": 0}),
     ],
 )
 def test_the_server_rejects_invalid_parameters(
