@@ -62,7 +62,7 @@ for step in $steps; do
   case $step in
     worker)
       "$python" -m venv --without-pip "$venv"
-      requirements_with pyproject.toml all gpu kubernetes > "$tool/requirements.txt"
+      requirements_with pyproject.toml all gpu kubernetes ray > "$tool/requirements.txt"
       install --only-binary :all: --requirement "$tool/requirements.txt"
       ;;
     inference)

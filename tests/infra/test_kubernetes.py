@@ -16,12 +16,26 @@ import kubernetes_validate
 import pytest
 import yaml
 from kubernetes_laws import LAWS
-from manifests import INFRA, SECRETS, SIGNATURES, Document, containers_of, deployment_of, job_of, name_of, render
+from manifests import (
+    INFRA,
+    ROOT,
+    SECRETS,
+    SIGNATURES,
+    Document,
+    containers_of,
+    deployment_of,
+    job_of,
+    jobs_of,
+    name_of,
+    read_yaml,
+    render,
+)
 from manifests import without_hashes as plain
 
 from tasks.core.signing import KEY_VARIABLE, REQUIRE_VARIABLE, TRUSTED_VARIABLE
 
-OVERLAYS = [INFRA / "kubernetes" / name for name in ("base", "gpu", "kserve")]
+OVERLAYS = [INFRA / "kubernetes" / name for name in ("base", "gpu", "kserve", "ray", "hosts")]
+SUBMITTED = {"ray": ("sweep.yaml", "score.yaml"), "hosts": ("train.yaml",)}  # beside what an overlay applies
 TEMPLATES = [folder / "job-template.json" for folder in OVERLAYS[:2]]
 VERSIONS = ("1.30", "1.37")  # the oldest that knows preStop's sleep, the newest whose schema is at hand
 GENERATED = {"addresses", "job-template"}
@@ -32,7 +46,7 @@ STRAY = ("parallelism", "completions")  # prefect-kubernetes wants them in the p
 def rendered(folder: Path) -> list[Document]:
     """Return a kustomization's documents, and what is made of them: a change needs a copy.
 
-    The work pool makes a job of its template, KServe a Deployment of an InferenceService.
+    The work pool makes a job of its template, KServe a Deployment of an InferenceService, KubeRay pods.
     """
     job = job_of(TEMPLATES[folder.name == "gpu"])
     for field in STRAY:
@@ -40,7 +54,22 @@ def rendered(folder: Path) -> list[Document]:
     job["metadata"].update(name="run", labels={}, annotations={})
     job["spec"]["template"]["spec"]["containers"][0].update(args=["prefect", "flow-run", "execute"])
     documents = render(folder)
-    return [*(deployment_of(d) if d["kind"] == "InferenceService" else d for d in documents), job]
+    for name in SUBMITTED.get(folder.name, ()):
+        documents += read_yaml(folder / name)
+    return [*(made for document in documents for made in made_of(document)), job]
+
+
+def containers_of_all(documents: list[Document], *names: str) -> list[Document]:
+    found = {name_of(document)[1]: document for document in documents if name_of(document)[1] in names}
+    assert found.keys() == set(names)
+    return [container for document in found.values() for container in containers_of(document)]
+
+
+def made_of(document: Document) -> list[Document]:
+    """Return what a controller makes of a document of its own kind; another document as it is."""
+    if document["kind"] == "InferenceService":
+        return [deployment_of(document)]
+    return jobs_of(document) if document["kind"].startswith("Ray") else [document]
 
 
 def spoil_container(name: str, **changes: Any) -> Callable[[dict[tuple[str, str], Document]], None]:
@@ -120,7 +149,7 @@ def test_broken_manifests_are_refused(complaint: str, change: Callable[[Any], No
 def test_every_document_fits_the_schema_of_its_kind(folder: Path, version: str) -> None:
     base = rendered(OVERLAYS[0])
     documents = base if folder is OVERLAYS[0] else [d for d in rendered(folder) if d not in base]
-    assert len(documents) == {"base": 29, "gpu": 4, "kserve": 2}[folder.name]
+    assert len(documents) == {"base": 29, "gpu": 4, "kserve": 2, "ray": 8, "hosts": 4}[folder.name]
     for document in documents:
         kubernetes_validate.validate(document, version, strict=True)
 
@@ -146,6 +175,33 @@ def test_kserve_serves_with_the_base_s_container_and_leaves_the_number_of_pods_t
     assert theirs == ours
     (metric,) = kserve["HorizontalPodAutoscaler", "inference"]["spec"]["metrics"]
     assert metric["pods"]["metric"] == {"name": "verdict_queue_sentences"}
+
+
+def test_the_ray_cluster_wants_a_token_reports_nothing_and_is_what_commands_connect_to() -> None:
+    documents = rendered(OVERLAYS[3])
+    [cluster] = [document for document in render(OVERLAYS[3]) if document["kind"] == "RayCluster"]
+    pins = (ROOT / "constraints.txt").read_text(encoding="utf-8")
+    assert f"ray=={cluster['spec']['rayVersion']}\n" in pins
+    assert cluster["spec"]["authOptions"] == {"mode": "token"}
+    for container in containers_of_all(documents, "ray-head", "ray-worker", "sweep", "score"):
+        assert {"name": "RAY_USAGE_STATS_ENABLED", "value": "0"} in container["env"]
+    for name in SUBMITTED["ray"]:
+        [job] = read_yaml(OVERLAYS[3] / name)
+        assert job["spec"]["clusterSelector"] == {"ray.io/cluster": cluster["metadata"]["name"]}
+        assert job["spec"]["entrypoint"].startswith(f"verdict {Path(name).stem} ")
+        assert "--ray auto" in job["spec"]["entrypoint"]
+
+
+def test_a_training_over_hosts_starts_as_many_ranks_as_it_has_pods() -> None:
+    [train] = read_yaml(OVERLAYS[4] / "train.yaml")
+    [container] = containers_of(train)
+    words, ranks = container["args"], str(train["spec"]["completions"])
+    assert str(train["spec"]["parallelism"]) == words[words.index("--nnodes") + 1] == ranks
+    assert f"finetune.processes={ranks}" in words
+    service = next(d for d in render(OVERLAYS[4]) if name_of(d) == ("Service", "train"))
+    endpoint = f"{train['metadata']['name']}-0.{service['metadata']['name']}:{service['spec']['ports'][0]['port']}"
+    assert words[words.index("--rdzv-endpoint") + 1] == endpoint
+    assert train["spec"]["template"]["spec"]["subdomain"] == service["metadata"]["name"]
 
 
 @pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl, which carries kustomize, is not installed")
@@ -226,7 +282,9 @@ def test_signatures_are_switched_on_by_a_secret_that_may_be_missing(folder: Path
                 assert chosen == {"name": SIGNATURES, "key": entry["name"], "optional": True}
                 read.setdefault(name_of(document)[1], set()).add(entry["name"])
     checked = {TRUSTED_VARIABLE, REQUIRE_VARIABLE}
-    assert read.pop("run") == checked | {KEY_VARIABLE}
+    signing = {"run", "ray-head", "train"} & read.keys()
+    assert [read.pop(name) for name in signing] == [checked | {KEY_VARIABLE}] * len(signing)
+    assert "run" in signing
     assert list(read.values()) == [checked]  # the service
     manual = (INFRA / "README.md").read_text(encoding="utf-8")
     command = manual[manual.index(f"create secret generic {SIGNATURES}") :].split("\n```")[0]

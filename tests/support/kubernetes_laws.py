@@ -76,8 +76,8 @@ def servers_are_probed(documents: list[Document]) -> list[str]:
 
 def ports_agree(documents: list[Document]) -> list[str]:
     """What a service sends on, a policy lets through and a command listens on is one port."""
-    found, deployed = [], makers(documents, "Deployment")
-    for name, document in deployed.items():
+    found, pods = [], makers(documents)
+    for name, document in makers(documents, "Deployment").items():
         for container in containers_of(document):
             ports = {str(port["containerPort"]) for port in container["ports"]}
             told = {*container["args"], *(str(entry.get("value")) for entry in container["env"])}
@@ -85,16 +85,15 @@ def ports_agree(documents: list[Document]) -> list[str]:
                 found.append(f"{name} is not told to listen on {sorted(ports - told)}")
     for document in documents:
         if document["kind"] == "Service":
-            targets = _selected(deployed, document["spec"]["selector"])
-            numbers = {p["name"]: p["containerPort"] for t in targets for c in containers_of(t) for p in c["ports"]}
+            numbers = _ports_of(_selected(pods, document["spec"]["selector"]))
             for port in document["spec"]["ports"]:
                 if numbers.get(port["targetPort"]) != port["port"]:
                     found.append(f"service {document['metadata']['name']} sends {port['port']} nowhere")
         if document["kind"] == "NetworkPolicy" and document["spec"].get("ingress"):
-            targets = _selected(deployed, document["spec"]["podSelector"]["matchLabels"])
-            numbers = {p["name"]: p["containerPort"] for t in targets for c in containers_of(t) for p in c["ports"]}
-            let = {port["port"] for rule in document["spec"]["ingress"] for port in rule["ports"]}
-            if let != set(numbers.values()):
+            targets = _selected(pods, document["spec"]["podSelector"]["matchLabels"])
+            numbers = _ports_of(targets)
+            let = {port["port"] for rule in document["spec"]["ingress"] for port in rule.get("ports", ())}
+            if not targets or not let <= set(numbers.values()):  # a rule without ports opens all of them
                 found.append(f"policy {document['metadata']['name']} lets {sorted(let)} through to {numbers}")
     return found
 
@@ -166,6 +165,11 @@ def rights_are_few(documents: list[Document]) -> list[str]:
         if words & {"*", "secrets", "pods/exec", "escalate", "bind", "impersonate"}:
             found.append(f"a role holds {sorted(words)}")
     return found
+
+
+def _ports_of(documents: list[Document]) -> dict[str, int]:
+    ports = [port for document in documents for c in containers_of(document) for port in c.get("ports", ())]
+    return {port["name"]: port["containerPort"] for port in ports}
 
 
 def _selected(documents: dict[str, Document], selector: dict[str, str]) -> list[Document]:

@@ -155,6 +155,34 @@ def deployment_of(service: Document) -> Document:
     }
 
 
+def jobs_of(document: Document) -> list[Document]:
+    """Return a job for each kind of pod that KubeRay makes of a RayCluster, or of a RayJob for a cluster that is there.
+
+    What it adds to a pod (command, probes, token) is left out; a job's pod, unlike a node's, says that it ends.
+    """
+    assert document["apiVersion"] == "ray.io/v1"
+    spec, namespace = document["spec"], document["metadata"]["namespace"]
+    if document["kind"] == "RayJob":
+        assert set(spec) <= {"clusterSelector", "entrypoint", "submitterConfig", "submitterPodTemplate"}
+        return [_job(document["metadata"]["generateName"].rstrip("-"), namespace, {}, spec["submitterPodTemplate"])]
+    assert set(spec) <= {"rayVersion", "authOptions", "headGroupSpec", "workerGroupSpecs"}
+    head, [workers] = spec["headGroupSpec"], spec["workerGroupSpecs"]
+    assert set(head) <= {"rayStartParams", "template"}
+    assert set(workers) <= {"groupName", "replicas", "minReplicas", "maxReplicas", "rayStartParams", "template"}
+    name = document["metadata"]["name"]
+    return [
+        _job(f"{name}-{role}", namespace, {"ray.io/cluster": name, "ray.io/node-type": role}, group["template"])
+        for role, group in (("head", head), ("worker", workers))
+    ]
+
+
+def _job(name: str, namespace: str, labels: dict[str, str], template: Document) -> Document:
+    pod = {"restartPolicy": "Never", **template["spec"]}
+    spec = {"template": {"metadata": {"labels": template["metadata"]["labels"] | labels}, "spec": pod}}
+    metadata = {"name": name, "namespace": namespace}
+    return copy.deepcopy({"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata, "spec": spec})
+
+
 def _config_map(folder: Path, entry: Document) -> Document:
     data = dict(literal.split("=", 1) for literal in entry.get("literals", ()))
     data |= {Path(name).name: (folder / name).read_text(encoding="utf-8") for name in entry.get("files", ())}
