@@ -110,9 +110,11 @@ def _open_store(version: str, home: str) -> MlflowStore:
 def _previous(stack: list[str], now: str | None) -> str:
     """Return the previous champion; without an alias, the last one."""
     before = stack[:-1] if now else stack
-    if not before:
-        raise VerdictError(f"there was no champion before {now or 'now'} to roll back to; see: verdict history")
-    return before[-1]
+    if before:
+        return before[-1]
+    if now:
+        raise VerdictError(f"version {now} is champion; {champion_history.describe_way_back(stack)}")
+    raise VerdictError("there never was a champion to roll back to; train the first one: verdict retrain")
 
 
 def _check_target(target: str, now: str | None, stack: list[str], earlier: set[str | None]) -> None:

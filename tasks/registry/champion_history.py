@@ -121,6 +121,20 @@ def champion_stack(entries: Sequence[TimelineEntry]) -> list[str]:
     return stack
 
 
+def describe_way_back(stack: Sequence[str]) -> str:
+    """Return how a bad champion is replaced: by a rollback, or, where there was none before it, by a better version.
+
+    Args:
+        stack: of `champion_stack`, the current champion at [-1].
+    """
+    if len(stack) > 1:
+        return "take it back: verdict rollback --reason TEXT"
+    return (
+        "it is the first champion, with none before it to roll back to; replace it: verdict retrain with other data, "
+        "and where that ends on HOLD: verdict approve VERSION --reason TEXT"
+    )
+
+
 def digest_of_version(changes: Sequence[AliasChange], version: str) -> str | None:
     """Return the digest of the bundle that was last champion under a version number; None where none is recorded.
 

@@ -22,7 +22,9 @@ from tasks.registry.champion_history import (
     ChampionRecord,
     TimelineEntry,
     build_timeline,
+    champion_stack,
     champion_state,
+    describe_way_back,
 )
 from tasks.registry.descriptions import WAITS, describe_change, describe_replacement
 from tasks.registry.lookup import CHALLENGER
@@ -119,7 +121,8 @@ def reject(store: MlflowStore, version: str, reason: str, verdict: str = "", act
             _describe(store, repeated)
             return repeated
         if current == version:
-            raise ChampionChanged(f"version {version} is champion by now; take it back: verdict rollback --reason TEXT")
+            way_back = describe_way_back(champion_stack(build_timeline(changes, champion)))
+            raise ChampionChanged(f"version {version} is champion by now; {way_back}")
         _check_undecided(store, "reject", version)
         fields = {"kind": "reject", "version": version, "from": current, "to": current, "reason": reason}
         change = begin(store, changes, **fields, verdict=verdict, actor=actor)

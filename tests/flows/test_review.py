@@ -208,7 +208,9 @@ def test_rollback_goes_back_step_by_step_and_is_recorded(reigning: MlflowStore, 
     assert (code, answer["kind"], answer["from"], answer["to"], answer["actor"]) == (0, "rollback", "2", "1", "ada")
     code, _, err = verdict("rollback", "--reason", "more")
     assert (code, aliases(reigning)["champion"]) == (1, "1")
-    assert err == "error: there was no champion before 1 to roll back to; see: verdict history\n"
+    way_back = "it is the first champion, with none before it to roll back to; replace it: verdict retrain"
+    assert err.startswith(f"error: version 1 is champion; {way_back} with other data")
+    assert f"version 1 is champion by now; {way_back}" in verdict("reject", "1", "--reason", "bad")[2]
     assert verdict("rollback", "--to", "3", "--reason", "it was not the model")[0] == 0
     assert aliases(reigning)["champion"] == "3"
     entries = json.loads(verdict("history", "--json")[1])
