@@ -57,6 +57,8 @@ def _show_gate(gate: dict[str, Any]) -> None:
     answer = "accepted" if gate["passed"] else "refused"
     met = f"{passed} of {gate['results']} expectations met"
     console.print(f"gate      {answer}: {gate['kept']} of {gate['rows_in']} rows kept, {met}")
+    if gate["remedy"]:
+        console.print(f"          {escape(gate['remedy'])}")
 
 
 def _short(text: str) -> str:

@@ -74,7 +74,8 @@ def show_check(outcome: dict[str, Any], verbose: bool = False) -> None:
     passed = outcome["results"] - len(outcome["failures"]) - len(outcome["warnings"])
     console.print(f"passed       {passed} of {outcome['results']} expectations")
     console.print(f"report       {link_file(outcome['report'])}")
-    console.print("[bold green]ACCEPTED[/]" if outcome["passed"] else "[bold red]REFUSED[/]")
+    verdict = "[bold green]ACCEPTED[/]" if outcome["passed"] else "[bold red]REFUSED[/]: " + escape(outcome["remedy"])
+    console.print(verdict)
 
 
 def show_watch(outcome: "WatchOutcome", verbose: bool = False) -> None:

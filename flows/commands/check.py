@@ -10,7 +10,7 @@ from tasks.core.settings import DataSettings, Settings
 from tasks.data.cola_format import DEFAULT_LABELS, RowRules
 from tasks.data.drift import DataProfile
 from tasks.data.expectations import show_allowed, show_observed
-from tasks.data.gate import GateReport, describe_result, failed_critically, validate_data
+from tasks.data.gate import GateReport, describe_remedy, describe_result, failed_critically, validate_data
 from tasks.data.ingestion import Dataset, ingest
 from tasks.data.record_readers import parse_file
 from tasks.data.row_features import describe_issues
@@ -80,7 +80,9 @@ def check(settings: dict[str, Any], home: str) -> dict[str, Any]:
 
 
 def summarise(gate: GateReport) -> dict[str, Any]:
-    """Return the gate's report as commands print it; `failures` and `warnings` have one line per expectation."""
+    """Return the gate's report as commands print it; `failures` and `warnings` have one line per expectation, `remedy`
+    says what to do about the first failure.
+    """
     failed = [result for result in gate["results"] if not result["passed"]]
     return {
         "passed": gate["passed"],
@@ -91,6 +93,7 @@ def summarise(gate: GateReport) -> dict[str, Any]:
         "examples": gate["examples"],
         "failures": [describe_result(result) for result in failed if failed_critically(result)],
         "warnings": [describe_result(result) for result in failed if not failed_critically(result)],
+        "remedy": describe_remedy(gate),
         "quality_issues": gate["quality_issues"],
         "results": len(gate["results"]),
         "drift": gate["drift"],

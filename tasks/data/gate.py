@@ -190,11 +190,19 @@ def raise_if_failed(gate: GateReport) -> None:
         return
     more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
     example = f"; {gate['examples'][0]}" if failed[0]["in_quarantine"] and gate["examples"] else ""
-    limit = f", or change the limit: --set {failed[0]['setting']}=VALUE" if failed[0]["setting"] else ""
     raise DataRejected(
         f"data refused: {describe_result(failed[0])}{more}{example}\n"
-        f"see {Path(gate['report']).with_suffix('.html')}; correct the data{limit}"
+        f"see {Path(gate['report']).with_suffix('.html')}; {describe_remedy(gate)}"
     )
+
+
+def describe_remedy(gate: GateReport) -> str:
+    """Return what to do about the first failed expectation; empty where the data passed."""
+    failed = next((result for result in gate["results"] if failed_critically(result)), None)
+    if failed is None:
+        return ""
+    limit = f", or change the limit: --set {failed['setting']}=VALUE" if failed["setting"] else ""
+    return f"correct the data{limit}"
 
 
 def describe_result(result: ExpectationResult) -> str:

@@ -259,7 +259,7 @@ def test_check_ends_with_3_and_names_each_fault_where_the_gate_refuses(
     assert code == 3
     assert "quarantined  21 (20 field count, 1 encoding)" in out
     assert "in_domain_train.tsv line 401: 2 fields instead of 4" in out
-    assert out.endswith("REFUSED\n")
+    assert out.endswith("REFUSED: correct the data, or change the limit: --set data.max_quarantined=VALUE\n")
 
 
 def test_check_takes_other_peoples_tables(capsys: pytest.CaptureFixture[str], home: Path, tmp_path: Path) -> None:
