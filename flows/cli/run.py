@@ -7,6 +7,7 @@ import importlib
 import os
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import typer
@@ -209,7 +210,7 @@ def serve(
     ] = False,
 ) -> None:
     """Serve the champion over HTTP (JSON, Open Inference Protocol V2, demo page) and follow the alias."""
-    model = _prepare_serving(model)
+    model = _prepare_serving(model, access.api_keys)
     from tasks.serving import server
 
     config = server.ServerConfig(
@@ -246,8 +247,8 @@ def api_key(
     print(add_key(name, path))
 
 
-def _prepare_serving(model: str) -> str:
-    """Set what holds for the server's process, and check a named model before libraries are imported.
+def _prepare_serving(model: str, api_keys: str) -> str:
+    """Set what holds for the server's process, and check the keys and a named model before libraries are imported.
 
     Returns:
         The model: of the hub, the folder that it was fetched to.
@@ -255,6 +256,10 @@ def _prepare_serving(model: str) -> str:
     stopping.leave_to_command()
     environment.set_process_defaults()
     environment.show_log()
+    if api_keys:
+        from tasks.serving.api_keys import read_keys
+
+        read_keys(Path(api_keys))
     if model == CHAMPION_URI:
         return model
     from flows.commands.predict import check_model, fetch_from_hub
@@ -291,7 +296,7 @@ def export_triton(
 
 
 def refuse_early(settings: "Settings", encoders: Sequence[str] = ()) -> None:
-    """Check what takes no time before anything starts: servers, folders of encoders and the GPU.
+    """Check what takes no time before anything starts: servers, encoders and the GPU.
 
     Args:
         settings: of the run.
@@ -300,11 +305,11 @@ def refuse_early(settings: "Settings", encoders: Sequence[str] = ()) -> None:
     Raises:
         VerdictError: if one of them is not there.
     """
-    from tasks.training.pretrained import check_folder
+    from tasks.training.pretrained import check_present
 
     _check_servers()
     for encoder in encoders or (settings.finetune.encoder,):
-        check_folder(encoder)
+        check_present(encoder, offline=settings.data.offline)
     if settings.finetune.device == "cuda":
         from tasks.inference.sessions import has_gpu
 

@@ -74,8 +74,8 @@ log = logging.getLogger("tasks.retrain")
 # Each step is a plain function of tasks/; the names are those that the summary shows.
 read = timed_task("read data", read_data)  # downloads have retries of their own
 find_encoder = retrying_task("find encoder", locate_encoder)
-try_encoder = timed_task("check encoder", check_encoder)
 examine = timed_task("check data", run_gate)
+try_encoder = timed_task("check encoder", check_encoder)
 export = timed_task("export", export_bundle)
 find_profile = retrying_task("find champion", fetch_profile)
 promote_version = retrying_task("promote", promotion.promote)
@@ -121,9 +121,9 @@ def retrain(settings: dict[str, Any], origins: dict[str, str], home: str, force:
         if not (folder / EXPORT_RECORD).is_file():
             start_forkserver()  # the export's process imports its libraries while the gate runs on another core
         with tracked_run(ResolvedSettings(chosen, origins), store, home, job, device, data, encoder, timer) as context:
+            gate = check_data(context, data, encoder)
             if not (folder / "model" / TRAINING_FILE).is_file():
                 try_encoder(timer, encoder, chosen.finetune.max_length, home, chosen.finetune.allow_new_weights)
-            gate = check_data(context, data, encoder)
             training = train(context, data, encoder)
             exported = export_model(context, data, encoder)
             report, version = judge_and_register(context, data, gate, training, exported)

@@ -93,7 +93,8 @@ def sweep(
     chosen, timer, store = Settings.model_validate(settings), Timer(), locate_store(home)
     dimensions = tuple(Dimension(**each) for each in space)
     data = read(timer, chosen.data, home)
-    encoders = _find_encoders(timer, chosen, dimensions, home)
+    addresses = encoders_of(dimensions, chosen.finetune.encoder)
+    encoders = {address: find_encoder(timer, address, offline=chosen.data.offline) for address in addresses}
     cluster = CallCluster(**ray) if ray else None
     device = ("cuda" if cluster.gpus else "cpu") if cluster else resolve_device(chosen.finetune.device)
     digests = sorted(encoder["digest"] for encoder in encoders.values())
@@ -101,9 +102,7 @@ def sweep(
     name = json_digest(parts)[:16]
     folder = Path(home) / "sweeps" / name
     with locked(folder):
-        first = next(iter(encoders.values()))
-        gate = examine(timer, data, chosen, str(folder), first["folder"], find_profile(timer, store))
-        raise_if_failed(gate)
+        _check_inputs(timer, data, chosen, list(encoders.values()), str(folder), home)
         rows = split_rows(timer, data, chosen, folder)
         plan = SweepPlan(
             folder=str(folder),
@@ -130,13 +129,14 @@ def sweep(
     return SweepOutcome(name, table, varied, run_id, workers, taken, outcome, timer.seconds)
 
 
-def _find_encoders(timer: Timer, settings: Settings, space: tuple[Dimension, ...], home: str) -> dict[str, Encoder]:
-    """Return every encoder that a trial may start from, by address; each can be trained and exported."""
-    encoders = {}
-    for address in encoders_of(space, settings.finetune.encoder):
-        encoders[address] = find_encoder(timer, address, offline=settings.data.offline)
-        try_encoder(timer, encoders[address], settings.finetune.max_length, home, settings.finetune.allow_new_weights)
-    return encoders
+def _check_inputs(
+    timer: Timer, data: Dataset, settings: Settings, encoders: list[Encoder], folder: str, home: str
+) -> None:
+    """Run the gate, then the check of every encoder, which takes longer."""
+    profile = find_profile(timer, locate_store(home))
+    raise_if_failed(examine(timer, data, settings, folder, encoders[0]["folder"], profile))
+    for encoder in encoders:
+        try_encoder(timer, encoder, settings.finetune.max_length, home, settings.finetune.allow_new_weights)
 
 
 def _try(

@@ -72,16 +72,21 @@ def locate_encoder(name: str, *, offline: bool = False) -> Encoder:
     return Encoder(name=name, folder=str(folder), digest=encoder_digest(folder))
 
 
-def check_folder(name: str) -> None:
-    """Check of an encoder in a folder what takes no time; others are checked when they are located.
+def check_present(name: str, *, offline: bool = False) -> None:
+    """Check of an encoder what takes no time: its folder, or, if `offline`, that a hub model is cached.
 
     Raises:
-        UsageError: if it does not exist, lacks files, or wants code of its own to be run.
+        UsageError: if a folder does not exist, lacks files, or wants code of its own to be run.
+        UnreachableError: if a hub model is not cached and must not be fetched.
     """
-    if name != PACKAGED and (folder := find_folder(name)):
+    if name == PACKAGED:
+        return
+    if folder := find_folder(name):
         refuse_custom_code(folder)
         check_labels(folder)
         _check_files(folder)
+    elif offline:
+        _fetch(name.removeprefix(HUB_PREFIX), HUB_FILES, offline)
 
 
 def locate_tokenizer(name: str, *, offline: bool = False) -> str:
@@ -248,9 +253,11 @@ def _fetch(name: str, files: list[str], offline: bool) -> Path:
             "OWNER/MODEL"
         ) from error
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        refused = "must not" if offline else "cannot"
+        reason = "data.offline = true" if offline else type(error).__name__
         raise UnreachableError(
-            f"encoder {name!r} is no folder here{_similar(Path(name))}, cannot be fetched from the hub "
-            f"({type(error).__name__}) and is not cached; "
+            f"encoder {name!r} is no folder here{_similar(Path(name))}, {refused} be fetched from the hub "
+            f"({reason}) and is not cached; "
             "give a folder (--encoder DIR) or the packaged one (--encoder packaged)"
         ) from error
 

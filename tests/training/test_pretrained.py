@@ -316,7 +316,9 @@ def requests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[s
 
 def test_offline_makes_no_request(requests: list[str]) -> None:
     for locate in (locate_encoder, locate_tokenizer):
-        with pytest.raises(UnreachableError, match=r"cannot be fetched from the hub .* and is not cached"):
+        with pytest.raises(
+            UnreachableError, match=r"must not be fetched from the hub \(data\.offline = true\) and is not"
+        ):
             locate("owner/model", offline=True)
         assert requests == []
         with pytest.raises(UnreachableError):
