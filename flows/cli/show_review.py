@@ -261,4 +261,5 @@ def _age(moment: str) -> str:
 
 
 def _short(text: str) -> str:
+    text = " ".join(text.splitlines())
     return escape(text if len(text) <= MAX_REASON_WIDTH else text[: MAX_REASON_WIDTH - 1] + "…")

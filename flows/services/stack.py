@@ -117,7 +117,8 @@ def await_services(config: StackConfig, process: "subprocess.Popen[bytes] | None
         if time.monotonic() > started + STACK_START_TIMEOUT_S:
             silent = ", ".join(waiting)
             raise VerdictError(
-                f"{silent} did not answer within {STACK_START_TIMEOUT_S} s; see make logs, or: make down"
+                f"{silent} did not answer within {STACK_START_TIMEOUT_S} s and may still be starting: "
+                "make up waits again, make logs shows what they do, make down stops them"
             )
         time.sleep(0.3)
 

@@ -120,6 +120,15 @@ def test_a_port_that_is_taken_is_one_clear_line(port: int, tmp_path: Path) -> No
     assert said == f"error: port {port} is taken (Address already in use); name another: INFERENCE_PORT=PORT\n"
 
 
+def test_services_that_do_not_answer_in_time_may_still_be_starting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stack, "STACK_START_TIMEOUT_S", 0)
+    ports = _free("PREFECT_PORT") | _free("MLFLOW_PORT") | _free("INFERENCE_PORT")
+    with pytest.raises(VerdictError, match="did not answer within 0 s and may still be starting: make up waits again"):
+        stack.await_services(load_stack_config(ports, str(tmp_path)))
+
+
 def test_down_without_services_is_not_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     monkeypatch.setenv("VERDICT_HOME", str(tmp_path))
     assert stack.main(["down"]) == 0

@@ -83,6 +83,15 @@ def test_a_run_that_failed_after_its_verdict_says_why_it_failed(store: MlflowSto
     assert status.status(str(home))["runs"][0]["why"] == "the disk is full"
 
 
+def test_a_reason_of_two_lines_is_shown_in_one(
+    store: MlflowStore, home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    ended(store, "FAILED", error="data refused: too few rows\nsee gate.html")
+    show_review.show_status(status.status(str(home)))
+    assert "data refused: too few rows see gate.html" in capsys.readouterr().out
+
+
 def test_a_run_whose_process_is_gone_is_not_running(store: MlflowStore, home: Path) -> None:
     for name, own in (("a" * 16, str(home)), ("b" * 16, str(home)), ("c" * 16, str(home.parent / "other"))):
         (home / "runs" / name).mkdir(parents=True)
