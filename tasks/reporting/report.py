@@ -179,7 +179,7 @@ def render_report(
         gate=inputs.gate,
         export=inputs.export,
         facts=facts,
-        job=job,
+        job_folder=f"${{VERDICT_HOME:-.verdict}}/runs/{job}",  # a shell's words: the report may be read elsewhere
         name=f"{MODEL_NAME} {registration.version}" if registration else MODEL_NAME,
         registration=registration,
         why=_why(verdict),

@@ -273,7 +273,10 @@ def test_the_report_says_what_follows(inputs: ReportInputs, commands: list[str])
     _, text = page(inputs)
     decide = re.findall("verdict (?:approve|reject|rollback)(?: VERSION)?", text)
     assert decide == commands
-    assert "verdict judge .verdict/runs/job0/evidence.json verdict compare VERSION" in text
+    assert "verdict judge ${VERDICT_HOME:-.verdict}/runs/job0/evidence.json" in text
+    champion = inputs.evidence["champion"]  # the first one has nothing to be compared with
+    compared = re.findall(r"verdict compare VERSION \w+", text)
+    assert compared == ([f"verdict compare VERSION {champion['version']}"] if champion else [])
 
 
 def test_candidate_and_champion_are_compared(beside: ReportInputs) -> None:
