@@ -45,8 +45,8 @@ def requests(
     written = queue_sentences(found, queue, limit, feedback, environment.verdict_home()) if queue else None
     print_result(found.summary, as_json, show_requests, {**found.summary, "queue": written})
     if written and not as_json:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in written["reasons"].items()) or "none is unsure"
+        reasons = ", ".join(f"{count} {reason}" for reason, count in written["reasons"].items()) or "nothing to label"
         print(escape_controls(f"queue      {counted(written['sentences'], 'sentence')} in {queue}: {reasons}"))
-        print(
-            f"next       fill in the labels (1 or 0), delete what stays open: verdict retrain --data DIR --data {queue}"
-        )
+        if written["sentences"]:
+            fill = "fill in the labels (1 or 0), delete what stays open"
+            print(f"next       {fill}: verdict retrain --data DIR --data {queue}")

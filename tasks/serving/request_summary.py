@@ -20,6 +20,7 @@ from tasks.evaluation.evidence import Evidence
 from tasks.evaluation.measurement import Probabilities, predict_labels, read_probabilities
 from tasks.evaluation.performance_estimate import MIN_ESTIMATE_SENTENCES, MccEstimate, estimate_mcc
 from tasks.serving.logged_requests import ACCEPTABLE, with_sentences
+from tasks.serving.request_log import REDACTED, REDACTIONS
 from tasks.serving.summary_file import SUMMARY_SCHEMA, RequestSummary
 
 UNSURE_MARGIN = 0.1  # from the decision threshold
@@ -146,7 +147,10 @@ def _estimate(served: pa.Table, evidence: Evidence | None) -> tuple[MccEstimate 
     if evidence is None:
         return None, "the champion's answers on its holdout are not recorded here"
     if len(served) < MIN_ESTIMATE_SENTENCES:
-        return None, f"{len(served)} distinct sentences, at least {MIN_ESTIMATE_SENTENCES} are needed"
+        marks = (*REDACTIONS, REDACTED)
+        redacted = any(mark in text for text in _texts(served) if text for mark in marks)
+        note = "; those that differ only in what the log redacts, such as numbers, count once" if redacted else ""
+        return None, f"{len(served)} distinct sentences, at least {MIN_ESTIMATE_SENTENCES} are needed{note}"
     recorded, labels = read_probabilities(judged_probabilities(evidence)), evidence["answers"]["label"]
     return estimate_mcc(acceptable_of(served), _labels(served), recorded, labels), ""
 

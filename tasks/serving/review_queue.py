@@ -4,6 +4,7 @@ Written in CoLA's format (.tsv) or as a table with what is known of each sentenc
 empty for the person. `verdict retrain --data DIR --data FILE` reads the filled file; rows that stay open are deleted.
 """
 
+import logging
 from collections import Counter
 from pathlib import Path
 from typing import TypedDict
@@ -14,10 +15,13 @@ import pyarrow as pa
 
 from tasks.core.errors import UsageError, VerdictError
 from tasks.core.files import write_text
+from tasks.core.printable import counted
 from tasks.data.cola_format import QuarantinedRow, RowRules, make_row
 from tasks.serving.feedback import one_line
 from tasks.serving.logged_requests import ACCEPTABLE, with_sentences
 from tasks.serving.request_summary import UNSURE_MARGIN, acceptable_of
+
+log = logging.getLogger(__name__)
 
 REVIEW_SOURCE = "review"
 REASONS = ("flagged", "versions differ", "unsure")  # in the order of the queue
@@ -44,7 +48,9 @@ def build_queue(table: pa.Table, flags: dict[str, int], threshold: float, limit:
         threshold: the decision threshold.
         limit: most sentences.
     """
-    table = with_sentences(table)
+    logged, table = table, with_sentences(table)
+    if hidden := len(logged) - len(table):
+        log.warning("%s of which only a hash, or nothing, is logged cannot be queued", counted(hidden, "answer"))
     rows = table.select(["sentence", "version", "label"]).to_pandas().assign(probability=acceptable_of(table))
     rows["sentence"] = rows["sentence"].map(one_line)
     known = rows.groupby("sentence").agg(
@@ -58,7 +64,13 @@ def build_queue(table: pa.Table, flags: dict[str, int], threshold: float, limit:
     settled = answered.eq(known["flagged"]).fillna(False)
     reasons = [known["flagged"].notna(), known["differ"].eq(True), distance < UNSURE_MARGIN]
     known = known.assign(rank=np.select(reasons, range(3), default=3), distance=distance)[~settled].reset_index()
-    known = known[(known["rank"] < 3) & known["sentence"].map(_is_readable)].sort_values(["rank", "distance"])
+    known = known[known["rank"] < 3].sort_values(["rank", "distance"])
+    readable = known["sentence"].map(_is_readable).astype(bool)
+    if unreadable := int((~readable).sum()):
+        log.warning(
+            "%s not queued: training data takes none that is empty or too long", counted(unreadable, "sentence")
+        )
+    known = known[readable]
     known = known.assign(label="", source=REVIEW_SOURCE, reason=[REASONS[rank] for rank in known["rank"]])
     return known.astype({"times": "Int64"}).fillna({"times": 0})[QUEUE_COLUMNS].head(limit)
 

@@ -38,9 +38,13 @@ def test_flagged_sentences_come_first_then_those_that_versions_label_differently
     assert list(build_queue(table, {}, 0.5, limit=1)["sentence"]) == ["Moved."]
 
 
-def test_what_is_no_training_sentence_is_not_queued() -> None:
+def test_what_is_no_training_sentence_is_not_queued_and_the_log_says_so(caplog: pytest.LogCaptureFixture) -> None:
     table = logged((hash_sentence("Near."), 0.5), ("", 0.5), ("x" * 2_001, 0.5), (" two \n lines ", 0.5))
     assert list(build_queue(table, {}, 0.5, limit=10)["sentence"]) == ["two lines"]
+    assert [record.getMessage() for record in caplog.records] == [
+        "1 answer of which only a hash, or nothing, is logged cannot be queued",
+        "2 sentences not queued: training data takes none that is empty or too long",
+    ]
     assert build_queue(table.slice(0, 0), {}, 0.5, limit=10).empty
 
 
