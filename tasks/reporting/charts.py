@@ -267,7 +267,9 @@ def draw_epochs(training: TrainingResult) -> Figure:
 @styled
 def draw_batches(measurement: Measurement) -> Figure:
     """Draw the MCC of each batch of 32 holdout sentences, the book's figure, with the MCC of the whole holdout."""
-    figure, axes = new_axes(f"MCC by batches of {MCC_BATCH}", "batch", "MCC")
+    short = measurement["rows"] % MCC_BATCH
+    batch = f"batch, the last of {short} (0: all of one class)" if short else "batch"
+    figure, axes = new_axes(f"MCC by batches of {MCC_BATCH}", batch, "MCC")
     values = measurement["mcc_per_batch"]
     axes.bar(range(1, len(values) + 1), values, color=PALE, alpha=0.7)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -1,16 +1,20 @@
 """The challenger beside a served champion: a second model that follows an alias of its own."""
 
+import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from tasks.core.errors import NoChampion, UnknownModel, UsageError, VerdictError
-from tasks.inference.bundle import MODEL_NAME
+from tasks.core.refusals import suggest
+from tasks.inference.bundle import CHAMPION, MODEL_NAME
 from tasks.serving.champion import Champion, LoadedModel
 
 if TYPE_CHECKING:
     from tasks.serving.batcher import Batcher
     from tasks.serving.feedback import Feedback
     from tasks.serving.metrics import ServerMetrics
+
+log = logging.getLogger(__name__)
 
 CHALLENGER_ALIAS = "challenger"
 ADDRESS_MARKS = "/:@"  # a registry address or a path has one of them
@@ -67,12 +71,19 @@ class ServedChampion(NamedTuple):
 
 
 def open_challenger(config: ChallengerConfig, refresh_s: float, device: str, home: str) -> Challenger:
-    """Load a challenger and follow it.
+    """Load a challenger and follow it; warn of an alias that is not set and that no command sets.
 
     Raises:
         UsageError, UnknownModel: if it has no such address.
     """
-    return Challenger.open(challenger_address(config.model), refresh_s, device, home, require_model=False)
+    address, aliases = challenger_address(config.model), (CHAMPION, CHALLENGER_ALIAS)
+    challenger = Challenger.open(address, refresh_s, device, home, require_model=False)
+    if address != config.model and config.model not in aliases and challenger.facing(None) is None:
+        log.warning(
+            "%sthe alias %r is not set; verdict sets the aliases %s and %s, another one has to be set in MLflow",
+            *(suggest(config.model, aliases), config.model, *aliases),
+        )
+    return challenger
 
 
 def challenger_address(model: str) -> str:

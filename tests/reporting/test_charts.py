@@ -101,7 +101,9 @@ def test_both_confusions_stand_side_by_side() -> None:
 
 def test_batches_of_negative_mcc_are_within_the_picture() -> None:
     measured = EVIDENCE["candidate"] | {"mcc_per_batch": [-0.8, 0.5]}
-    assert draw_batches(measured).axes[0].get_ylim()[0] == -0.8
+    assert draw_batches(measured | {"rows": 64}).axes[0].get_ylim()[0] == -0.8
+    assert draw_batches(measured | {"rows": 64}).axes[0].get_xlabel() == "batch"
+    assert draw_batches(measured | {"rows": 33}).axes[0].get_xlabel() == "batch, the last of 1 (0: all of one class)"
 
 
 @pytest.mark.parametrize("window", [1, 3, 50])

@@ -14,7 +14,7 @@ from tasks.evaluation.shadow_summary import describe_shadow
 from tasks.registry import register
 from tasks.registry.shadow_record import read_shadow
 from tasks.serving import shadow as module
-from tasks.serving.challenger import Challenger, ChallengerConfig, challenger_address
+from tasks.serving.challenger import Challenger, ChallengerConfig, challenger_address, open_challenger
 from tasks.serving.challenger_metrics import ShadowCollector
 from tasks.serving.champion import Champion
 from tasks.serving.shadow import Shadow
@@ -174,3 +174,12 @@ def test_a_served_challenger_follows_its_alias_and_its_page_has_the_figures(home
     assert tags["shadow"] == describe_shadow(summary)
     assert tags["shadow"].startswith("100.0% of 3 labels equal to version 1's; a batch took ")
     assert read_shadow(home.store, "2", "9") is None
+
+
+def test_an_alias_that_nobody_set_is_followed_with_a_warning_that_names_the_likely_one(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("challenge", "challenger"):
+        open_challenger(ChallengerConfig(name, shadow=True), 3_600.0, "cpu", str(tmp_path)).close()
+    (warning,) = [record.getMessage() for record in caplog.records if record.name == "tasks.serving.challenger"]
+    assert warning.startswith("did you mean 'challenger'? the alias 'challenge' is not set; verdict sets the aliases")
