@@ -33,8 +33,10 @@ ENDS = {
 _DAMAGED = (pa.ArrowException, OSError, ValueError, ArithmeticError, LookupError, struct.error)
 
 
-def read_parquet(stream: BinaryIO, table_format: TableFormat, path: str) -> Iterator[Record]:
-    """Read the chosen columns of a Parquet table.
+def read_parquet(
+    stream: BinaryIO, table_format: TableFormat, path: str, groups: range | None = None
+) -> Iterator[Record]:
+    """Read the chosen columns of a Parquet table, or of some of its row groups; the first record has number 1.
 
     Text is read as dictionaries, so that records that share it share it in memory too.
 
@@ -50,8 +52,21 @@ def read_parquet(stream: BinaryIO, table_format: TableFormat, path: str) -> Iter
         file = pq.ParquetFile(stream, read_dictionary=names)
         left = expansion_limit(stream.seek(0, 2))
         left -= _packed_bytes(file.metadata, names) + RECORD_BYTES * file.metadata.num_rows
-        batches = file.iter_batches(PARQUET_BATCH, columns=names) if left >= 0 else iter(())
+        batches = file.iter_batches(PARQUET_BATCH, groups, columns=names) if left >= 0 else iter(())
         yield from _read_batches(batches, chosen, fixed, left, path)
+    except _DAMAGED as error:
+        raise _damaged(path, "Parquet", error) from error
+
+
+def count_group_rows(stream: BinaryIO, path: str) -> list[int]:
+    """Return the number of records of each row group of a Parquet table.
+
+    Raises:
+        DataRejected: if the file is damaged.
+    """
+    try:
+        metadata = pq.read_metadata(stream)
+        return [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
     except _DAMAGED as error:
         raise _damaged(path, "Parquet", error) from error
 

@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from tasks.core.errors import DataRejected, first_line
 from tasks.data.file_kinds import COMPRESSION_STARTS, HEAD_BYTES, reject_foreign
+from tasks.data.object_store import is_remote, open_remote
 
 MAX_EXPANDED = 64 << 20  # bytes that any compressed file may hold; larger ones may hold EXPANSION times their size
 EXPANSION = 64
@@ -26,17 +27,20 @@ def expansion_limit(size: int) -> int:
     return max(MAX_EXPANDED, EXPANSION * size)
 
 
-def open_data(path: Path) -> io.BufferedReader:
-    """Open a file for reading, decompressed where its first bytes are those of gzip, zstd or bzip2.
+def open_data(path: Path | str) -> io.BufferedReader:
+    """Open a file or an object of an S3 store, decompressed where its first bytes are those of gzip, zstd or bzip2.
 
     Raises:
         UsageError: if it is neither table nor text.
         DataRejected: if the beginning of a compressed file is damaged; reading may raise it later, too.
         OSError: if it cannot be opened.
     """
-    stream = path.open("rb")
+    remote = isinstance(path, str) and is_remote(path)
+    stream = open_remote(str(path)) if remote else Path(path).open("rb")  # noqa: SIM115
     try:
-        return unpacked_stream(stream, str(path), expansion_limit(os.fstat(stream.fileno()).st_size))
+        size = stream.seek(0, os.SEEK_END)
+        stream.seek(0)
+        return unpacked_stream(stream, str(path), expansion_limit(size))
     except BaseException:
         stream.close()
         raise

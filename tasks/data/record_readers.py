@@ -82,7 +82,7 @@ def parse_file(path: Path, table_format: TableFormat) -> Iterator[Block]:
             yield from to_blocks(read_rows(stream, format_name, table_format, str(path)))
 
 
-def find_format(path: Path, named: str, table_format: TableFormat) -> str:
+def find_format(path: Path | str, named: str, table_format: TableFormat) -> str:
     """Return the format of a file whose name or user says that it is `named`.
 
     A tab-separated table whose header has commas or the like instead of tabs is a CSV file.
@@ -130,7 +130,9 @@ def _reject_other_columns(lines: list[bytes], table_format: TableFormat, path: s
         choose_columns(names, table_format, path)
 
 
-def read_rows(stream: BinaryIO, format_name: str, table_format: TableFormat, path: str) -> Iterator[ParsedRow]:
+def read_rows(
+    stream: BinaryIO, format_name: str, table_format: TableFormat, path: str, groups: range | None = None
+) -> Iterator[ParsedRow]:
     """Read each record as a row or a quarantined row, in order; the stream is read once, from here on.
 
     Args:
@@ -138,13 +140,18 @@ def read_rows(stream: BinaryIO, format_name: str, table_format: TableFormat, pat
         format_name: one of file_kinds.FORMATS.
         table_format: which columns are read and what a row must satisfy.
         path: for messages; the name of its table is the source of rows that have no source column.
+        groups: row groups of a Parquet file that are read; None for all.
 
     Raises:
         UsageError: if a required column is missing.
         DataRejected: if a file that is not read line by line is damaged.
     """
     source = table_name(path) if table_format.labelled else ""
-    for record in _READERS[format_name](stream, table_format, path):
+    if groups is None:
+        records = _READERS[format_name](stream, table_format, path)
+    else:
+        records = read_parquet(stream, table_format, path, groups)
+    for record in records:
         row = _to_row(record, table_format, source)
         if isinstance(row, QuarantinedRow) and not isinstance(record.raw, bytes):
             row = row._replace(raw=_as_json(record.raw)[:MAX_LINE_BYTES])  # here, because few rows need it

@@ -6,6 +6,7 @@
     .txt                        one sentence a line
     .tsv.gz .csv.zst ...        those that are text, compressed with gzip, zstd or bzip2
     DIR                         a table in several files, read in their order
+    s3://BUCKET/KEY             a file in an S3 store, or all data files below an address, in the order of their names
     -                           standard input, compressed or not, one sentence a line unless a format is named
 
 Only the text column counts; a fault in another one does not keep a sentence from being scored. What `verdict serve`
@@ -20,14 +21,13 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple, cast
 
-import pyarrow.parquet as pq
-
 from tasks.core.column_options import parse_columns
-from tasks.core.errors import DataRejected, UsageError, VerdictError
-from tasks.data.cola_format import READ_BYTES, RowRules
+from tasks.core.errors import DataRejected, UsageError, VerdictError, first_line
+from tasks.data.cola_format import RowRules
 from tasks.data.compression import open_data, unpacked_stream
-from tasks.data.file_kinds import COMPRESSED, FORMATS, HEAD_BYTES, detect_format, split_name
+from tasks.data.file_kinds import FORMATS, HEAD_BYTES, detect_format, split_name
 from tasks.data.json_records import PEEK_RECORDS
+from tasks.data.object_store import is_remote, list_remote
 from tasks.data.record_readers import ParsedRow, find_format, is_utf8, read_rows
 from tasks.data.table_folders import table_parts, tables_in
 from tasks.data.table_format import TableFormat
@@ -42,10 +42,10 @@ class SentenceSource(NamedTuple):
     """Where sentences are read from, and how.
 
     Args:
-        path: file, folder, or - for standard input.
+        path: file, folder, address, or - for standard input.
         format_name: of the first file.
         table_format: name of the column, and what a sentence must satisfy.
-        parts: files of a folder that is a table.
+        parts: files of a folder that is a table, or of an address.
     """
 
     path: str
@@ -58,12 +58,17 @@ class SentenceSource(NamedTuple):
         """Name for messages and quarantined rows."""
         return "standard input" if self.path == STDIO else Path(self.path).name
 
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Paths or addresses of the files, in their order."""
+        return self.parts or (self.path,)
+
 
 def open_source(path: str, columns: str = "", format_name: str = "") -> SentenceSource:
     """Check that sentences can be read, as far as a file's first records tell.
 
     Args:
-        path: file, folder that is one table, or - for standard input.
+        path: file, folder that is one table, address of an S3 store, or - for standard input.
         columns: text=NAME; other roles are allowed and ignored, so that one text serves training and scoring.
         format_name: txt, tsv, csv, jsonl, json, parquet or arrow; empty: as the path's suffix says.
 
@@ -72,18 +77,16 @@ def open_source(path: str, columns: str = "", format_name: str = "") -> Sentence
         VerdictError: if the file cannot be read.
         DataRejected: if it is damaged, or holds no sentence.
     """
-    if path != STDIO:
-        _check_path(path)
     try:
         named = parse_columns(columns)
     except ValueError as error:
         raise UsageError(f"--columns {columns!r} is refused: {error}; sentences need text=NAME alone") from error
-    parts = _find_parts(path) if path != STDIO and Path(path).is_dir() else []
+    parts = _list_files(path)
     first = parts[0] if parts else path
     source = SentenceSource(path, _find_format(first, format_name), SCORING._replace(columns=named), tuple(parts))
-    if path != STDIO and Path(first).is_file():  # what is taken from a pipe would be lost
-        with _errors_explained(source):
-            source = source._replace(format_name=find_format(Path(first), source.format_name, source.table_format))
+    if is_remote(first) or (path != STDIO and Path(first).is_file()):  # what is taken from a pipe would be lost
+        with errors_explained(source):
+            source = source._replace(format_name=find_format(first, source.format_name, source.table_format))
         if not list(islice(read_sentences(source), PEEK_RECORDS)):
             raise DataRejected(f"{path} holds no sentence; expected at least one: write it again, or name another")
     return source
@@ -97,7 +100,7 @@ def read_sentences(source: SentenceSource) -> Iterator[ParsedRow]:
         VerdictError: if the input cannot be read.
         DataRejected: if it is damaged.
     """
-    with _errors_explained(source):
+    with errors_explained(source):
         if source.path == STDIO:
             standard = cast(io.BufferedReader, sys.stdin.buffer)  # BinaryIO to typeshed
             stream = unpacked_stream(standard, source.name)
@@ -107,34 +110,22 @@ def read_sentences(source: SentenceSource) -> Iterator[ParsedRow]:
             yield from read_rows(stream, found, source.table_format, source.name)
             return
         before = last = 0
-        for part in source.parts or (source.path,):
-            with open_data(Path(part)) as stream:
+        for part in source.files:
+            with open_data(part) as stream:
                 for row in read_rows(stream, source.format_name, source.table_format, part):
                     last = before + row.line
                     yield row._replace(line=last) if before else row
             before = last
 
 
-def count_records(source: SentenceSource) -> int | None:
-    """Return about how many records there are, for a progress bar; None where counting would consume a pipe."""
-    if source.path == STDIO or not Path(source.path).is_file():
-        return None  # nor of a table in several files
-    if source.format_name in ("json", "arrow") or Path(source.path).suffix.lower() in COMPRESSED:
-        return None
-    if source.format_name == "parquet":
-        return int(pq.read_metadata(source.path).num_rows)
-    with Path(source.path).open("rb") as stream:
-        return sum(block.count(b"\n") for block in iter(lambda: stream.read(READ_BYTES), b""))
-
-
 @contextmanager
-def _errors_explained(source: SentenceSource) -> Iterator[None]:
+def errors_explained(source: SentenceSource) -> Iterator[None]:
+    """Raise what keeps a block from reading the input as one line."""
     try:
         yield
     except OSError as error:
-        raise VerdictError(
-            f"{source.path} cannot be read ({error.strerror or error}); expected a readable file of sentences"
-        ) from error
+        reason = first_line(error, 200) if is_remote(source.path) else error.strerror or error
+        raise VerdictError(f"{source.path} cannot be read ({reason}); expected a readable file of sentences") from error
 
 
 def _check_path(path: str) -> None:
@@ -142,6 +133,17 @@ def _check_path(path: str) -> None:
         raise UsageError(f"input {path!a} has a name that is not UTF-8; rename the file")
     if not Path(path).exists():
         raise UsageError(f"input {path!r} does not exist; expected a file of sentences, or - for standard input")
+
+
+def _list_files(path: str) -> list[str]:
+    """Return the files of a folder or of an address; none of what is one file, or standard input."""
+    if is_remote(path):
+        with errors_explained(SentenceSource(path, "")):
+            return list_remote(path)
+    if path == STDIO:
+        return []
+    _check_path(path)
+    return _find_parts(path) if Path(path).is_dir() else []
 
 
 def _find_parts(folder: str) -> list[str]:

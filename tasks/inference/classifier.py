@@ -76,6 +76,7 @@ class Classifier:
         *,
         spin: bool = True,
         expected: str = "",
+        threads: int = 0,
     ) -> Self:
         """Verify a bundle and load the variant for the device.
 
@@ -85,6 +86,7 @@ class Classifier:
             variant: fp32, fp16 or int8; None for the device's own (cuda: fp16, cpu: int8), or fp32 if that is absent.
             spin: see `open_session`; False suits a job beside others, True a service with CPUs of its own.
             expected: `manifest_digest` of the bundle that it has to be; empty: any.
+            threads: that compute on a CPU; 0 for one on each core that the process may use.
 
         Raises:
             VerdictError: if the bundle is corrupt, keeps weights in other files or lacks the variant, or if device is
@@ -103,7 +105,7 @@ class Classifier:
             chosen = variant or serving_variant(manifest, target)
             on = device if target == "cuda" else "cpu"
             with name_failure(folder, f"{VARIANTS[chosen]} cannot be opened"):
-                session = open_session(folder / VARIANTS[chosen], on, capture=True, spin=spin)
+                session = open_session(folder / VARIANTS[chosen], on, capture=True, spin=spin, threads=threads)
             if target == "cpu" or session.get_providers()[0] == CUDA:
                 break  # else there is a GPU that does not work
         runner = Runner(session)
@@ -114,7 +116,8 @@ class Classifier:
 
         if target == "cuda":
             return cls(runner, tokenizer, manifest, chosen, BatchPool(lambda: runner, runner, GPU_IN_FLIGHT))
-        pool = BatchPool(open_single_threaded, runner, available_cores()) if available_cores() > 1 else None
+        cores = threads or available_cores()
+        pool = BatchPool(open_single_threaded, runner, cores) if cores > 1 else None
         return cls(runner, tokenizer, manifest, chosen, pool)
 
     def logits(self, sentences: Sequence[str]) -> NDArray[np.float32]:

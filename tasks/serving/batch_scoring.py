@@ -12,125 +12,41 @@ the end.
 import contextlib
 import errno
 import json
-import logging
 import os
 import shutil
 import sys
 import tempfile
-import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TextIO, TypedDict
-
-import pyarrow as pa
-import pyarrow.compute as pc
+from typing import TextIO
 
 from tasks.core.errors import DataRejected, UsageError, VerdictError
 from tasks.core.printable import counted
 from tasks.core.progress import progress_bar
-from tasks.data.cola_format import Row
-from tasks.data.record_readers import ParsedRow
-from tasks.data.sentences import STDIO, SentenceSource, count_records, open_source, read_sentences
-from tasks.data.snapshots import MAX_EXAMPLES, QUARANTINE_SCHEMA
+from tasks.data.sentence_chunks import Chunk, plan_chunks
+from tasks.data.sentences import STDIO, SentenceSource, open_source, read_sentences
+from tasks.data.snapshots import QUARANTINE_SCHEMA
 from tasks.inference.classifier import Classifier
+from tasks.serving.chunk_scoring import ScoredChunk, part_path, score_chunk
+from tasks.serving.score_counts import ScoreCounts, ScoreResult
 from tasks.serving.score_parts import (
     ANSWER_FIELDS,
     PART_ROWS,
     SCORE_SCHEMA,
     TRUNCATED,
     Scorer,
+    Stamp,
     divide,
     lock_parts,
     merge_parts,
     quarantined_rows,
-    read_counted,
     scored_rows,
-    write_part,
 )
-
-log = logging.getLogger(__name__)
 
 STREAM_BATCH = 1_000  # records scored at a time for standard output
 
-
-class ScoreResult(TypedDict):
-    """The result of scoring an input: rows_in = scored + quarantined, of which an earlier run scored `reused`.
-
-    `truncated` counts the scored sentences that are longer than the model reads.
-    `version` is None for a bundle that is not registered; the rate is this run's, None where it scored nothing.
-    """
-
-    rows_in: int
-    scored: int
-    truncated: int
-    quarantined: int
-    reused: int
-    reasons: dict[str, int]
-    examples: list[str]
-    quarantine: str | None
-    out: str
-    version: str | None
-    digest: str
-    provider: str
-    sentences_per_second: float | None
-
-
-@dataclass
-class ScoreCounts:
-    """Counts of the records so far."""
-
-    name: str
-    rows_in: int = 0
-    scored: int = 0
-    truncated: int = 0
-    reused: int = 0
-    fresh: int = 0
-    seconds: float = 0.0
-    kinds: Counter[str] = field(default_factory=Counter)
-    examples: list[str] = field(default_factory=list)
-
-    def add(self, part: pa.Table) -> None:
-        """Count the rows of a part, with at least COUNTED_COLUMNS, of this run or an earlier one."""
-        rejected = part.filter(pc.is_valid(part["kind"])).select(["line", "kind", "reason"])
-        self.rows_in += part.num_rows
-        self.scored += part.num_rows - rejected.num_rows
-        self.truncated += pc.sum(part["truncated"]).as_py() or 0
-        self.kinds.update(rejected["kind"].to_pylist())
-        for row in rejected.slice(0, MAX_EXAMPLES - len(self.examples)).to_pylist():
-            self.examples.append(f"{self.name} line {row['line']}: {row['reason']}")
-
-    @contextlib.contextmanager
-    def timing(self, records: Sequence[ParsedRow]) -> Iterator[None]:
-        """Count the sentences among records, and the time that the block takes."""
-        started = time.perf_counter()
-        yield
-        self.seconds += time.perf_counter() - started
-        self.fresh += sum(isinstance(record, Row) for record in records)
-
-    def describe(self) -> str:
-        """Return why rows were quarantined, with the first example."""
-        kinds = ", ".join(f"{count} {kind}" for kind, count in self.kinds.most_common())
-        return f"{kinds}; {self.examples[0]}"
-
-    def result(self, scorer: Scorer, out: str, quarantine: str | None) -> ScoreResult:
-        """Return the counts with model and output."""
-        return ScoreResult(
-            rows_in=self.rows_in,
-            scored=self.scored,
-            truncated=self.truncated,
-            quarantined=self.rows_in - self.scored,
-            reused=self.reused,
-            reasons=dict(self.kinds.most_common()),
-            examples=self.examples,
-            quarantine=quarantine,
-            out=out,
-            version=scorer.version,
-            digest=scorer.digest,
-            provider=scorer.classifier.provider,
-            sentences_per_second=round(self.fresh / self.seconds, 1) if self.fresh else None,
-        )
+# Scores chunks into a folder, adds to the counts, and yields each chunk that is finished.
+ScoreChunks = Callable[[Sequence[Chunk], Path, ScoreCounts], Iterator[ScoredChunk]]
 
 
 def check_paths(path: str, out: str, columns: str = "", form: str = "") -> SentenceSource:
@@ -205,29 +121,60 @@ def score_to_file(source: SentenceSource, out: Path, scorer: Scorer, size: int =
         DataRejected: if no row could be scored, or the input is damaged.
         VerdictError: if another run writes the same output, or the disk is full.
     """
+
+    def score_chunks(chunks: Sequence[Chunk], folder: Path, counts: ScoreCounts) -> Iterator[ScoredChunk]:
+        for number, chunk in enumerate(chunks, 1):
+            yield score_chunk(source, number, chunk, folder, scorer, size, counts)
+
+    counts, quarantine = write_scores(source, out, scorer.stamp, score_chunks, size)
+    return counts.result(scorer.stamp, scorer.classifier.provider, str(out), quarantine)
+
+
+def write_scores(
+    source: SentenceSource, out: Path, stamp: Stamp, score_chunks: ScoreChunks, size: int
+) -> tuple[ScoreCounts, str | None]:
+    """Have the chunks of an input scored, then merge their parts; return the counts, and the file of rejected rows.
+
+    Args:
+        source: the input.
+        out: the file of all scores.
+        stamp: of the model.
+        score_chunks: see `ScoreChunks`.
+        size: records of a part.
+
+    Raises:
+        DataRejected: if no row could be scored, or the input is damaged.
+        VerdictError: if another run writes the same output, or the disk is full.
+    """
     counts = ScoreCounts(source.name)
     folder = Path(f"{out}.parts")
     try:
         with lock_parts(folder):
-            parts = _score_parts(source, folder, scorer, counts, size)
-            quarantine = str(_quarantine_path(out)) if counts.kinds else None
-            if quarantine:
-                merge_parts(
-                    parts,
-                    folder / "rejected",
-                    Path(quarantine),
-                    QUARANTINE_SCHEMA,
-                    lambda part: quarantined_rows(part, source.name),
-                )
-            else:
-                _quarantine_path(out).unlink(missing_ok=True)  # of an earlier run
-            if counts.scored:
-                merge_parts(parts, folder / "scored", out, SCORE_SCHEMA, lambda part: scored_rows(part, scorer))
+            chunks = list(plan_chunks(source, size))
+            held = [0] * len(chunks)  # parts of each chunk
+            with _progress(chunks, size) as advance:
+                for scored in score_chunks(chunks, folder, counts):
+                    held[scored.number - 1] = scored.parts
+                    advance()
+            parts = [part_path(folder, chunk, part) for chunk, of in enumerate(held, 1) for part in range(1, of + 1)]
+            quarantine = _merge(parts, folder, out, source.name, stamp, counts)
             shutil.rmtree(folder)
     except OSError as error:
         raise _unwritten(error, out, counts) from error
     _reject_empty(counts, quarantine, out)
-    return counts.result(scorer, str(out), quarantine)
+    return counts, quarantine
+
+
+def _merge(parts: list[Path], folder: Path, out: Path, name: str, stamp: Stamp, counts: ScoreCounts) -> str | None:
+    """Write the file of scores and that of rejected rows, each where there are any; return the latter."""
+    aside = _quarantine_path(out)
+    if counts.kinds:
+        merge_parts(parts, folder / "rejected", aside, QUARANTINE_SCHEMA, lambda part: quarantined_rows(part, name))
+    else:
+        aside.unlink(missing_ok=True)  # of an earlier run
+    if counts.scored:
+        merge_parts(parts, folder / "scored", out, SCORE_SCHEMA, lambda part: scored_rows(part, stamp))
+    return str(aside) if counts.kinds else None
 
 
 def score_to_stream(source: SentenceSource, sink: TextIO, scorer: Scorer, size: int = STREAM_BATCH) -> ScoreResult:
@@ -238,7 +185,7 @@ def score_to_stream(source: SentenceSource, sink: TextIO, scorer: Scorer, size: 
         VerdictError: if the stream was closed by its reader.
     """
     counts = ScoreCounts(source.name)
-    stamp = {"version": scorer.version, "digest": scorer.digest}
+    stamp = scorer.stamp._asdict()
     for records in divide(read_sentences(source), size):
         with counts.timing(records):
             part = scorer.score(records)
@@ -254,38 +201,7 @@ def score_to_stream(source: SentenceSource, sink: TextIO, scorer: Scorer, size: 
                 f"standard output was closed ({error.strerror}) at row {counts.rows_in}; read it whole, or name a file"
             ) from error
     _reject_empty(counts, None)
-    return counts.result(scorer, STDIO, None)
-
-
-def _score_parts(source: SentenceSource, folder: Path, scorer: Scorer, counts: ScoreCounts, size: int) -> list[Path]:
-    """Write the parts that no earlier run wrote; return the paths of all parts."""
-    parts: list[Path] = []
-    logged = False
-    with _progress(source, size) as advance:
-        for number, records in enumerate(divide(read_sentences(source), size), start=1):
-            path, key = folder / f"part-{number:06}.parquet", scorer.key(records)
-            part = read_counted(path, key)
-            if part is not None:
-                counts.reused += part.num_rows
-            else:
-                if not logged:
-                    _log_reuse(path, counts.reused)
-                logged = True
-                with counts.timing(records):
-                    part = scorer.score(records)
-                write_part(path, part, key)
-            counts.add(part)
-            parts.append(path)
-            advance()
-    return parts
-
-
-def _log_reuse(path: Path, reused: int) -> None:
-    """Log what is reused of an earlier run, before the first part that has to be scored."""
-    if reused:
-        log.info("%s of an earlier run", counted(reused, "scored row"))
-    if path.exists():
-        log.warning("parts in %s belong to another input, model or option and are not used", path.parent)
+    return counts.result(scorer.stamp, scorer.classifier.provider, STDIO, None)
 
 
 def _quarantine_path(out: Path) -> Path:
@@ -293,13 +209,12 @@ def _quarantine_path(out: Path) -> Path:
 
 
 @contextlib.contextmanager
-def _progress(source: SentenceSource, size: int) -> Iterator[Callable[[], None]]:
-    """Show the progress in parts, where the length of the input is known."""
-    records = count_records(source)
-    if records is None:
+def _progress(chunks: Sequence[Chunk], size: int) -> Iterator[Callable[[], None]]:
+    """Show how many chunks are done, where there are several."""
+    if len(chunks) < 2:
         yield lambda: None
         return
-    with progress_bar(f"parts of {size:,} sentences", max(-(-records // size), 1)) as advance:
+    with progress_bar(f"chunks of {size:,} sentences", len(chunks)) as advance:
         yield advance
 
 

@@ -43,6 +43,13 @@ COUNTED_COLUMNS = ["line", "label", "truncated", "kind", "reason"]  # what the c
 SCORE_SCHEMA = pa.schema([*ANSWER_FIELDS, ("version", STAMP_TYPE), ("digest", STAMP_TYPE)])
 
 
+class Stamp(NamedTuple):
+    """What each scored row carries: the model's version (None for a bundle that is not registered), and its digest."""
+
+    version: str | None
+    digest: str
+
+
 class Scorer(NamedTuple):
     """A model, its version (None for a bundle that is not registered), and whether truncated sentences are refused."""
 
@@ -54,6 +61,11 @@ class Scorer(NamedTuple):
     def digest(self) -> str:
         """The bundle's digest."""
         return self.classifier.manifest["digest"]
+
+    @property
+    def stamp(self) -> Stamp:
+        """What the rows that it scores carry."""
+        return Stamp(self.version, self.digest)
 
     def key(self, records: Sequence[ParsedRow]) -> str:
         """Return the digest of records and of everything that determines their answers."""
@@ -141,18 +153,18 @@ def quarantined_rows(part: pa.Table, name: str) -> pa.Table:
     return pa.table([names, *rejected.select(QUARANTINE_SCHEMA.names[1:]).columns], schema=QUARANTINE_SCHEMA)
 
 
-def scored_rows(part: pa.Table, scorer: Scorer) -> pa.Table:
+def scored_rows(part: pa.Table, stamp: Stamp) -> pa.Table:
     """Return the scored rows of a part in SCORE_SCHEMA, with version and digest of the model."""
     scored = part.filter(pc.is_valid(part["label"])).select([name for name, _ in ANSWER_FIELDS])
     stamps = [
         pa.DictionaryArray.from_arrays(pa.array([code] * scored.num_rows, pa.int32()), pa.array(words, pa.string()))
-        for code, words in ((0 if scorer.version else None, [scorer.version or ""]), (0, [scorer.digest]))
+        for code, words in ((0 if stamp.version else None, [stamp.version or ""]), (0, [stamp.digest]))
     ]
     return pa.table([*scored.columns, *stamps], schema=SCORE_SCHEMA)
 
 
 def merge_parts(
-    parts: list[Path], scratch: Path, target: Path, schema: pa.Schema, take: Callable[[pa.Table], pa.Table]
+    parts: Iterable[Path], scratch: Path, target: Path, schema: pa.Schema, take: Callable[[pa.Table], pa.Table]
 ) -> None:
     """Write what `take` returns for each part as one file, atomically.
 

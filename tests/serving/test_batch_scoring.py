@@ -31,7 +31,7 @@ from flows.commands.predict import find_model
 from tasks.core.errors import DataRejected, UsageError, VerdictError
 from tasks.data import record_readers
 from tasks.data.cola_format import BYTE_ORDER_MARK, QuarantinedRow, Row, RowRules
-from tasks.data.sentences import SentenceSource, count_records, open_source, read_sentences
+from tasks.data.sentences import SentenceSource, open_source, read_sentences
 from tasks.data.table_format import TableFormat
 from tasks.inference.bundle import CHAMPION, CHAMPION_URI, write_manifest
 from tasks.inference.classifier import Classifier
@@ -262,7 +262,7 @@ def test_a_full_disk_is_one_line_and_keeps_what_is_finished(
 ) -> None:
     path, out = write(tmp_path, text_of(95)), tmp_path / "out.parquet"
     interrupt(path, out, scorer, monkeypatch)
-    assert left_in(tmp_path / "out.parquet.parts") == ["lock", *(f"part-00000{n}.parquet" for n in (1, 2, 3))]
+    assert left_in(tmp_path / "out.parquet.parts") == ["lock", *(f"part-00000{n}-00001.parquet" for n in (1, 2, 3))]
     outcome = score(path, out, scorer)
     assert (outcome["rows_in"], outcome["reused"]) == (95, 30)
     assert left_in(tmp_path) == ["in.txt", "out.parquet", "out.parquet.quarantine.parquet"]
@@ -280,7 +280,7 @@ def test_parts_of_another_input_or_model_are_not_used(
         scorer = scorer._replace(version="8")
     outcome = score(path, out, scorer)
     assert outcome["reused"] == 0
-    (logged,) = [record.getMessage() for record in caplog.records if record.name == "tasks.serving.batch_scoring"]
+    (logged,) = [record.getMessage() for record in caplog.records if record.name == "tasks.serving.chunk_scoring"]
     assert logged == f"parts in {out}.parts belong to another input, model or option and are not used"
     fresh = score(path, tmp_path / "fresh.parquet", scorer)
     assert pq.read_table(out).equals(pq.read_table(tmp_path / "fresh.parquet"))
@@ -302,7 +302,7 @@ def test_rows_before_a_change_of_the_input_stay_scored(
 def test_a_damaged_part_is_scored_again(tmp_path: Path, scorer: Scorer, monkeypatch: pytest.MonkeyPatch) -> None:
     path, out = write(tmp_path, text_of(95)), tmp_path / "out.parquet"
     interrupt(path, out, scorer, monkeypatch)
-    (tmp_path / "out.parquet.parts" / "part-000002.parquet").write_bytes(b"PAR1")
+    (tmp_path / "out.parquet.parts" / "part-000002-00001.parquet").write_bytes(b"PAR1")
     assert score(path, out, scorer)["reused"] == 20
     assert pd.read_parquet(out)["line"].tolist() == [n for n in range(1, 96) if n % 7]
 
@@ -413,12 +413,6 @@ def test_a_line_without_end_takes_bounded_memory(tmp_path: Path, monkeypatch: py
         last = list(read_sentences(SentenceSource(path, ending, long_sentences)))[-1]
         assert isinstance(last, QuarantinedRow)
         assert last.kind == "too long"
-
-
-def test_records_are_counted_for_a_progress_bar(tmp_path: Path) -> None:
-    assert count_records(open_source(write(tmp_path, text_of(30)))) == 30
-    assert count_records(open_source(parquet(tmp_path))) == len(MIXED)
-    assert count_records(SentenceSource("-", "txt")) is None
 
 
 class Standard:
