@@ -33,6 +33,12 @@ Model = Annotated[
         help="Registry address, version number, a bundle's folder, or hf:ORG/NAME[@REVISION].",
     ),
 ]
+RayAddress = Annotated[
+    str,
+    typer.Option(
+        "--ray", metavar="ADDRESS", help="Work on a Ray cluster: HOST:PORT, auto, or local for one on this machine."
+    ),
+]
 VersionNumber = Annotated[str, typer.Argument(metavar="VERSION", help="Version number, see `verdict status`.")]
 Reason = Annotated[str, typer.Option(metavar="TEXT", callback=redact, help="Reason; recorded in the history.")]
 

@@ -22,6 +22,7 @@ from flows.cli.options import (
     DataOptions,
     Model,
     OnDevice,
+    RayAddress,
     ReplicaOptions,
     RequestLogOptions,
     TrainingDevice,
@@ -155,7 +156,7 @@ def score(
         str,
         typer.Argument(
             metavar="IN",
-            help="Sentences: .tsv, .csv, .jsonl, .json, .parquet, .arrow, .txt (or .gz, .zst), a folder of them, or -.",
+            help="Sentences: .tsv, .csv, .jsonl, .json, .parquet, .arrow, .txt (or .gz, .zst), a folder, s3://..., -",
         ),
     ],
     out: Annotated[str, typer.Argument(metavar="OUT", help="Parquet file, or - for JSON lines on standard output.")],
@@ -168,6 +169,7 @@ def score(
     refuse_truncated: Annotated[
         bool, typer.Option("--refuse-truncated", help="Quarantine sentences longer than the model reads.")
     ] = False,
+    ray: RayAddress = "",
     as_json: AsJson = False,
 ) -> None:
     """Score a file of sentences; a run that was stopped resumes where it stopped."""
@@ -176,12 +178,15 @@ def score(
     from flows.cli import show_run
     from flows.commands.predict import check_model
     from tasks.serving.batch_scoring import check_paths
+    from tasks.serving.ray_scoring import check_ray
 
+    if ray:
+        check_ray(path, out, ray)
     check_paths(path, out, columns, form or "")  # a usage error is reported before a server starts
     _check_servers()
     home = environment.usable_home()
     check_model(model, home)
-    arguments = (path, out, model, device, columns, form or "", home, refuse_truncated)
+    arguments = (path, out, model, device, columns, form or "", home, refuse_truncated, ray)
     with shown("score"):
         outcome, clock = run_flow("score", home, *arguments)
     print_result({**outcome, "seconds": clock.around(outcome["seconds"])}, as_json, show_run.show_scores)

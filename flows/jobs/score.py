@@ -10,19 +10,29 @@ from flows.jobs.prefect_artifacts import name_run
 from flows.steps import Timer, retrying_task, timed_task
 from tasks.inference.bundle import MODEL_NAME
 from tasks.serving.batch_scoring import score_file
+from tasks.serving.ray_scoring import score_on_ray
 
 find_model = retrying_task("find model", find_model_files)
 score_rows = timed_task("score", score_file)  # no retries: running the command again resumes it
+score_rows_on_ray = timed_task("score", score_on_ray)
 
 
 @flow(name="score", result_serializer="json", persist_result=True)
 def score(
-    path: str, out: str, model: str, device: str, columns: str, form: str, home: str, refuse_truncated: bool = False
+    path: str,
+    out: str,
+    model: str,
+    device: str,
+    columns: str,
+    form: str,
+    home: str,
+    refuse_truncated: bool = False,
+    ray: str = "",
 ) -> dict[str, Any]:
     """Score a file of sentences; return what the command prints.
 
     Args:
-        path: file or folder of sentences, or - for standard input.
+        path: file, folder or S3 address of sentences, or - for standard input.
         out: Parquet file, or - for JSON lines on standard output.
         model: registry address, version number, or a bundle's folder.
         device: auto, cuda or cpu.
@@ -30,6 +40,7 @@ def score(
         form: format of the input; empty for the one of its file extension.
         home: folder of the stores.
         refuse_truncated: quarantine sentences of more tokens than the model reads.
+        ray: address of a Ray cluster that scores; empty for this process.
 
     Raises:
         UsageError: if input, output or model are not valid.
@@ -38,5 +49,6 @@ def score(
     timer = Timer()
     version, bundle, digest = find_model(timer, model, home)
     name_run(f"{Path(path).name} with {MODEL_NAME} {version}")
-    outcome = score_rows(timer, path, out, bundle, version, device, columns, form, refuse_truncated, digest)
+    arguments = (path, out, bundle, version, device, columns, form, refuse_truncated, digest)
+    outcome = score_rows_on_ray(timer, *arguments, ray) if ray else score_rows(timer, *arguments)
     return {**outcome, "seconds": timer.seconds}

@@ -8,6 +8,7 @@ Ray (extra `ray`) is imported where it is used.
 """
 
 import contextlib
+import importlib.util
 import logging
 import os
 import secrets
@@ -31,11 +32,33 @@ MAX_FOLDER_CHARS = 40  # of a temporary folder: Ray's sockets lie 60 characters 
 
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
+    # A lost worker is no news for the terminal: its work is done again, or one line says that it could not.
+    "RAY_BACKEND_LOG_LEVEL": "fatal",
     # Announces a change of a default that we do not use.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 # Of an address that does not answer; by default Ray 2.60 makes 20 attempts of 41 seconds.
 PATIENCE_ENVIRONMENT = {"RAY_gcs_server_port_wait_time_s": "1", "RAY_py_gcs_connect_timeout_s": "5"}
+
+
+def check_cluster(address: str) -> None:
+    """Check what takes no time before something slow starts: that Ray is installed, and that something answers.
+
+    Args:
+        address: local, auto, or HOST:PORT.
+
+    Raises:
+        ModuleNotFoundError: if Ray is not installed.
+        UsageError: if the address has no valid form.
+        UnreachableError: if nobody answers.
+        VerdictError: if there is too little shared memory.
+    """
+    if importlib.util.find_spec("ray") is None:
+        raise ModuleNotFoundError("No module named 'ray'", name="ray")
+    if address == LOCAL:
+        _check_shared_memory()
+    elif _named(address) != AUTO:
+        _check_answer(_named(address))
 
 
 @contextlib.contextmanager
@@ -52,7 +75,8 @@ def connected(address: str, cpus: int | None = None) -> Iterator[None]:
         UnreachableError: if no cluster answers.
         VerdictError: if there is too little memory, or this machine is no node of the cluster.
     """
-    address = os.environ.get("RAY_ADDRESS", address) if address == AUTO else address
+    check_cluster(address)
+    address = _named(address)
     with _local_options(cpus) if address == LOCAL else _remote_options(address) as options:
         import ray
 
@@ -68,7 +92,6 @@ def connected(address: str, cpus: int | None = None) -> Iterator[None]:
 @contextlib.contextmanager
 def _local_options(cpus: int | None) -> Iterator[dict[str, Any]]:
     """Yield the arguments of ray.init for a cluster of this process, which only those who hold its token can use."""
-    _check_shared_memory()
     # Otherwise Ray writes one to the home folder, which everybody may read.
     _set_defaults(QUIET | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)})
     within = tempfile.gettempdir()
@@ -85,11 +108,14 @@ def _local_options(cpus: int | None) -> Iterator[dict[str, Any]]:
 
 @contextlib.contextmanager
 def _remote_options(address: str) -> Iterator[dict[str, Any]]:
-    """Yield the arguments of ray.init for a cluster that runs already, of which something answers."""
+    """Yield the arguments of ray.init for a cluster that runs already."""
     _set_defaults(QUIET | PATIENCE_ENVIRONMENT)
-    if address != AUTO:
-        _check_answer(address)
     yield {"address": address}
+
+
+def _named(address: str) -> str:
+    """Return the address that auto stands for, where the environment names one."""
+    return os.environ.get("RAY_ADDRESS", address) if address == AUTO else address
 
 
 def _set_defaults(variables: dict[str, str]) -> None:

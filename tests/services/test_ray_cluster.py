@@ -1,15 +1,29 @@
-"""A real Ray cluster of two nodes on this machine: what connects to it, and what is refused."""
+"""A real Ray cluster of two nodes on this machine: what is refused, and scoring while processes and nodes die."""
 
+import json
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import psutil
+import pyarrow.parquet as pq
 import pytest
 from ray_nodes import RayNodes
 from stage import ROOT
+from toy import SIGN, WORDS
 
 from tasks.cluster.connection import connected
-from tasks.core.errors import VerdictError
+from tasks.core.errors import UsageError, VerdictError
+from tasks.data.sentences import open_source
+from tasks.inference.classifier import Classifier
+from tasks.serving.batch_scoring import score_to_file
+from tasks.serving.ray_scoring import score_on_ray
+from tasks.serving.score_parts import Scorer
 
 pytestmark = [pytest.mark.services, pytest.mark.timeout(900)]
 
@@ -45,3 +59,83 @@ def test_a_node_without_this_code_or_with_another_version_is_refused(
         with pytest.raises(VerdictError, match=message), connected(nodes.address):
             pass
         nodes.kill(node)
+
+
+SIZE = 300  # sentences of a part
+DRIVER = """
+import json, sys
+from tasks.serving.ray_scoring import score_on_ray
+path, out, bundle, address = sys.argv[1:]
+print(json.dumps(score_on_ray(path, out, bundle, "7", "cpu", "", "", False, "", address, size=300)))
+"""
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory, exported: Any) -> Path:
+    """A folder with sentences, of which every seventh is empty, and what one process makes of them."""
+    folder = tmp_path_factory.mktemp("corpus")
+    lines = [
+        f"{WORDS[number % 15]} {SIGN if number % 4 == 0 else ''} {WORDS[number % 11]} {number}" if number % 7 else ""
+        for number in range(60_000)
+    ]
+    (folder / "in.txt").write_text("\n".join(lines) + "\n")
+    scorer = Scorer(Classifier.from_bundle(exported["bundle"], "cpu"), "7")
+    score_to_file(open_source(str(folder / "in.txt")), folder / "single.parquet", scorer, SIZE)
+    return folder
+
+
+def start_driver(nodes: RayNodes, corpus: Path, out: str, bundle: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", DRIVER, str(corpus / "in.txt"), str(corpus / out), bundle, nodes.address]
+    return subprocess.Popen(command, cwd=corpus, env=nodes.environ, stdout=subprocess.PIPE, text=True)
+
+
+def wait_for(driver: subprocess.Popen[str], parts: Path, count: int) -> None:
+    while len(list(parts.glob("part-*"))) < count:
+        assert driver.poll() is None
+        time.sleep(0.02)
+
+
+def workers_of(nodes: RayNodes) -> list[psutil.Process]:
+    below = [each for node in nodes.nodes for each in psutil.Process(node.pid).children(recursive=True)]
+    return [each for each in below if each.name().startswith("ray::ChunkWork")]
+
+
+def assert_equal(corpus: Path, out: str) -> None:
+    for name in (out, f"{out}.quarantine.parquet"):
+        assert pq.read_table(corpus / name).equals(pq.read_table(corpus / name.replace(out, "single.parquet")))
+    assert not (corpus / f"{out}.parts").exists()
+
+
+def test_a_killed_worker_and_a_killed_node_cost_nothing_but_time(nodes: RayNodes, corpus: Path, exported: Any) -> None:
+    driver = start_driver(nodes, corpus, "killed.parquet", exported["bundle"])
+    wait_for(driver, corpus / "killed.parquet.parts", 5)
+    while len(found := workers_of(nodes)) < 2:
+        assert driver.poll() is None
+    found[0].kill()
+    wait_for(driver, corpus / "killed.parquet.parts", 40)
+    nodes.kill(nodes.nodes[1])
+    output, _ = driver.communicate(timeout=300)
+    assert driver.returncode == 0
+    counts = json.loads(output)
+    assert (counts["rows_in"], counts["quarantined"]) == (60_000, 8_572)
+    assert_equal(corpus, "killed.parquet")
+
+
+def test_a_plain_second_run_completes_what_a_killed_driver_left(nodes: RayNodes, corpus: Path, exported: Any) -> None:
+    driver = start_driver(nodes, corpus, "resumed.parquet", exported["bundle"])
+    wait_for(driver, corpus / "resumed.parquet.parts", 20)
+    driver.send_signal(signal.SIGKILL)
+    assert driver.wait() == -signal.SIGKILL
+    arguments = (exported["bundle"], "7", "cpu", "", "", False, "", nodes.address)
+    resumed = score_on_ray(str(corpus / "in.txt"), str(corpus / "resumed.parquet"), *arguments, size=SIZE)
+    assert resumed["reused"] >= 20 * SIZE
+    assert resumed["provider"] == "CPUExecutionProvider"
+    assert_equal(corpus, "resumed.parquet")
+
+
+def test_a_device_that_no_node_has_and_a_stream_are_refused(nodes: RayNodes, corpus: Path, exported: Any) -> None:
+    rest = ("7", "cuda", "", "", False, "", nodes.address)
+    with pytest.raises(UsageError, match=r"the Ray cluster has no GPU; expected a node with one, or --device cpu"):
+        score_on_ray(str(corpus / "in.txt"), str(corpus / "refused.parquet"), exported["bundle"], *rest)
+    with pytest.raises(UsageError, match="--ray cannot read or write a stream"):
+        score_on_ray("-", str(corpus / "refused.parquet"), exported["bundle"], *rest)

@@ -41,7 +41,8 @@ class RayNodes:
     def add(self, cpus: int, **environ: str) -> subprocess.Popen[bytes]:
         """Start a node, the first of which is the head, and return once it takes work."""
         port = self.address.rpartition(":")[2]
-        role = [f"--address={self.address}"]
+        # Each node of its own address: a program connects through the node of its own machine, and dies with it.
+        role = [f"--address={self.address}", f"--node-ip-address=127.0.0.{len(self.nodes) + 1}"]
         if not self.nodes:
             role = ["--head", f"--port={port}", "--include-dashboard=false", f"--temp-dir={self.folder.name}"]
         agents = [f"--{name}={_free_port()}" for name in ("dashboard-agent-listen-port", "metrics-export-port")]

@@ -1,0 +1,212 @@
+"""Measures `verdict score` in one process and on a Ray cluster: rows a second, the driver's memory, equal rows.
+
+    make bench BENCH=scale_out ARGS="--rows 1000000 --growth 100000 10000000 --out FILE --plot FILE.png"
+    make bench BENCH=scale_out ARGS="--device cuda --encoder packaged --rows 2000000 --workers 1 2 --out FILE"
+
+On a CPU the cluster is two nodes of one CPU each on loopback, each worker computes with one thread, as the single
+process does that it is compared with; on GPUs it is this machine. The tiny encoder is trained on a toy corpus.
+Every run is a process of its own; `seconds` are those of the whole run, connecting, copying and merging included,
+`scoring` those between the first chunk and the last. The digest is that of all rows of the output.
+"""
+
+import argparse
+import contextlib
+import hashlib
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+from bench_ingestion import cpu_name
+
+from tasks.core.provenance import git_commit, library_versions
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
+
+CHILD = """
+import json, sys, time
+from pathlib import Path
+from tasks.inference.classifier import Classifier
+from tasks.serving.batch_scoring import score_to_file
+from tasks.serving.ray_scoring import score_on_ray
+from tasks.serving.score_parts import Scorer
+from tasks.data.sentences import open_source
+path, out, bundle, device, address, workers = sys.argv[1:]
+started = time.perf_counter()
+if address:
+    rest = (bundle, "1", device, "", "", False, "", address)
+    outcome = score_on_ray(path, out, *rest, workers=int(workers))
+else:
+    classifier = Classifier.from_bundle(bundle, device, threads=0 if device == "cuda" else 1)
+    outcome = score_to_file(open_source(path), Path(out), Scorer(classifier, "1"))
+seconds = time.perf_counter() - started
+# Not ru_maxrss: that starts at the memory of the process which started this one.
+peak = int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]) / 1e3
+print(json.dumps({"seconds": seconds, "scoring": outcome["scored"] / outcome["sentences_per_second"],
+                  "rows_in": outcome["rows_in"], "provider": outcome["provider"], "driver_mb": peak}))
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=100_000, help="sentences of the comparison")
+    parser.add_argument("--growth", type=int, nargs="*", default=[], help="further sizes, for the driver's memory")
+    parser.add_argument("--workers", type=int, nargs="*", default=[1, 2])
+    parser.add_argument("--encoder", choices=["tiny", "packaged"], default="tiny")
+    parser.add_argument("--bundle", default="", help="measure this bundle instead")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--out", default="")
+    parser.add_argument("--plot", default="")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch, cluster(options.device) as (address, environ):
+        bundle = options.bundle or make_bundle(options.encoder, Path(scratch))
+        given = (Path(scratch), bundle, options.device, environ)
+        rows = [measure(*given, options.rows, "", 0)]
+        rows += [measure(*given, options.rows, address, workers) for workers in options.workers]
+        rows += [measure(*given, count, address, max(options.workers)) for count in options.growth]
+    assert len({row["digest"] for row in rows if row["sentences"] == options.rows}) == 1, "rows differ"
+    result = {
+        "benchmark": "scale out",
+        "hardware": f"{cpu_name()}, {os.cpu_count()} CPU cores",
+        "encoder": options.bundle or options.encoder,
+        "versions": library_versions(),
+        "commit": git_commit(),
+        "rows": rows,
+    } | summarise(rows, options.rows)
+    print(json.dumps({name: result[name] for name in ("overhead", "speedup", "driver_mb_growth")}, indent=2))
+    if options.out:
+        Path(options.out).write_text(json.dumps(result, indent=2) + "\n")
+    if options.plot:
+        plot(rows, options.plot)
+
+
+@contextlib.contextmanager
+def cluster(device: str) -> Iterator[tuple[str, dict[str, str]]]:
+    """Yield address and environment of the cluster: two nodes of one CPU, or this machine with its GPUs."""
+    root = str(Path(__file__).parents[2])
+    if device == "cuda":
+        yield "local", os.environ | {"PYTHONPATH": root}
+        return
+    from ray_nodes import RayNodes
+
+    with RayNodes(PYTHONPATH=root, OMP_NUM_THREADS="1", RAYON_NUM_THREADS="1") as nodes:
+        for _ in range(2):
+            nodes.add(1)
+        yield nodes.address, nodes.environ
+
+
+def make_bundle(encoder: str, folder: Path) -> str:
+    """Train the tiny encoder on the toy corpus, or give the packaged one a new head; return the bundle's folder."""
+    if encoder == "packaged":
+        from bench_score import make_bundle as make_untrained
+
+        return make_untrained("packaged", folder)
+    from toy import origin, recipe, write_quick_encoder, write_toy_data
+
+    from tasks.data.ingestion import ingest
+    from tasks.data.sources import Sources
+    from tasks.data.splitting import split_snapshot
+    from tasks.data.table_format import TableFormat
+    from tasks.export.bundle_export import export_bundle
+    from tasks.training.finetune import fine_tune
+
+    data = write_toy_data(folder / "data")
+    train, holdout = (str(data / name) for name in ("in_domain_train.tsv", "out_of_domain_dev.tsv"))
+    found = ingest(Sources(train=[train], holdout=[holdout], secondary=[]), str(folder), TableFormat(), 0.2)
+    paths = split_snapshot(found["train"]["path"], [found["holdout"]["path"]], str(folder), 0.2, 0)
+    quick = recipe(write_quick_encoder(folder / "encoder"), epochs=4, batch_size=40, learning_rate=1e-2)
+    fine_tune(*paths[:2], quick, str(folder / "model"))
+    return export_bundle(str(folder / "model"), str(folder / "export"), origin())["bundle"]
+
+
+def write_sentences(path: Path, count: int) -> None:
+    """Write toy sentences of 3 to 9 words, one a line; one in a thousand is empty."""
+    from toy import SIGN, WORDS
+
+    rng = random.Random(count)
+    ready = [" ".join(rng.choices([*WORDS, SIGN], k=rng.randint(3, 9))) for _ in range(50_000)]
+    with path.open("w", encoding="utf-8") as file:
+        for number in range(count):
+            file.write("\n" if number % 1000 == 500 else f"{ready[int(rng.random() * 50_000)]}\n")
+
+
+def measure(
+    folder: Path, bundle: str, device: str, environ: dict[str, str], count: int, address: str, workers: int
+) -> dict[str, Any]:
+    """Score generated sentences in a process of its own; without an address, in that process alone."""
+    path, out = folder / f"{count}.txt", folder / "out.parquet"
+    if not path.exists():
+        write_sentences(path, count)
+    command = [sys.executable, "-c", CHILD, str(path), str(out), bundle, device, address, str(workers)]
+    done = subprocess.run(command, env=environ, cwd=folder, stdout=subprocess.PIPE, text=True, check=True)
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["rows_in"] == count
+    row = {
+        "job": "score on Ray" if address else "score in one process",
+        "device": "gpu" if device == "cuda" else "cpu",
+        "nodes": (1 if device == "cuda" else 2) if address else 0,
+        "workers": workers,
+        "sentences": count,
+        "sentences_per_second": round(count / found["seconds"]),
+        "driver_mb": round(found["driver_mb"]),
+        "seconds": round(found["seconds"], 1),
+        "scoring": round(found["scoring"], 1),
+        "provider": found["provider"],
+        "digest": digest_rows(out),
+        "out_bytes": out.stat().st_size,
+    }
+    print(json.dumps(row), flush=True)
+    return row
+
+
+def digest_rows(path: Path) -> str:
+    """Return a digest of all rows of a file of scores, in their order."""
+    total = hashlib.sha256()
+    with pq.ParquetFile(path) as file:
+        for batch in file.iter_batches(10_000):
+            total.update(repr(batch.to_pylist()).encode())
+    return total.hexdigest()[:16]
+
+
+def summarise(rows: list[dict[str, Any]], count: int) -> dict[str, Any]:
+    """Return what the cluster costs at one worker, and what further ones gain, over the whole run and while scoring."""
+    alone = rows[0]
+    by_workers = {row["workers"]: row for row in rows[1:] if row["sentences"] == count}
+    first = by_workers.get(1)
+    kinds = ("seconds", "scoring")
+    return {
+        "overhead": {kind: round(first[kind] / alone[kind] - 1, 3) for kind in kinds} if first else None,
+        "speedup": {
+            str(workers): {kind: round(first[kind] / row[kind], 2) for kind in kinds}
+            for workers, row in by_workers.items()
+            if first
+        },
+        "driver_mb_growth": {row["sentences"]: row["driver_mb"] for row in rows if row["workers"]},
+    }
+
+
+def plot(rows: list[dict[str, Any]], path: str) -> None:
+    """Draw sentences a second by workers, and the driver's memory by sentences."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.5), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    compared = [row for row in rows if row["sentences"] == rows[0]["sentences"]]
+    names = ["one process", *(f"Ray, {row['workers']} worker{'s' * (row['workers'] > 1)}" for row in compared[1:])]
+    bars = left.bar(names, [row["sentences_per_second"] for row in compared], color="#4477aa")
+    left.bar_label(bars, fmt="{:,.0f}")
+    left.set_title(f"sentences a second, {rows[0]['sentences']:,} sentences")
+    grown = sorted({row["sentences"]: row["driver_mb"] for row in rows if row["workers"]}.items())
+    right.plot(*zip(*grown, strict=True), "o-", color="#4477aa")
+    right.set(title="memory of the driver, MB", xlabel="sentences", xscale="log", ylim=(0, None))
+    figure.savefig(path, dpi=120)
+
+
+if __name__ == "__main__":
+    main()

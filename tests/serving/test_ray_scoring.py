@@ -1,0 +1,39 @@
+"""What a worker of a cluster gets, and what is refused without one; scoring itself is in tests/services."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tasks.core.errors import UnreachableError, UsageError
+from tasks.serving.ray_scoring import Share, _share, score_on_ray
+
+
+def node(**resources: float) -> dict[str, Any]:
+    return {"Alive": True, "Resources": resources}
+
+
+def test_a_worker_gets_one_cpu_or_a_part_of_a_gpu_and_of_its_cpus() -> None:
+    dead = {**node(CPU=64, GPU=8), "Alive": False}
+    machines = [node(CPU=2), node(CPU=48, GPU=8), node(CPU=64, GPU=8), dead]
+    assert _share(machines, "auto") == _share(machines, "cuda") == Share(cpus=1, gpus=0.25, workers=64)
+    assert _share(machines, "cpu") == Share(cpus=1, gpus=0, workers=114)
+    assert _share([node(CPU=2), node(CPU=2)], "auto") == Share(cpus=1, gpus=0, workers=4)
+    assert _share([node(CPU=16, GPU=1)], "auto") == Share(cpus=4, gpus=0.25, workers=4)
+    assert _share([node(CPU=2, GPU=2)], "auto") == Share(cpus=1, gpus=1, workers=2)
+
+
+@pytest.mark.parametrize(("machine", "device"), [(node(CPU=4), "cuda"), (node(), "auto"), (node(), "cpu")])
+def test_a_device_that_the_cluster_lacks_is_refused(machine: dict[str, Any], device: str) -> None:
+    with pytest.raises(UsageError, match=r"the Ray cluster has no [CG]PU; expected"):
+        _share([machine], device)
+
+
+def test_streams_and_addresses_are_refused_before_anything_is_written(tmp_path: Path) -> None:
+    rest: tuple[Any, ...] = ("bundle", None, "auto", "", "", False, "")
+    for path, out in (("-", "out.parquet"), ("in.txt", "-")):
+        with pytest.raises(UsageError, match="--ray cannot read or write a stream"):
+            score_on_ray(path, out, *rest, "local")
+    with pytest.raises(UnreachableError, match=r"no Ray cluster answers at 127\.0\.0\.1:1"):
+        score_on_ray("in.txt", str(tmp_path / "out.parquet"), *rest, "127.0.0.1:1")
+    assert list(tmp_path.iterdir()) == []
