@@ -14,6 +14,7 @@ import os
 import secrets
 import shutil
 import socket
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,8 +33,6 @@ MAX_FOLDER_CHARS = 40  # of a temporary folder: Ray's sockets lie 60 characters 
 
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
-    # A lost worker is no news for the terminal: its work is done again, or one line says that it could not.
-    "RAY_BACKEND_LOG_LEVEL": "fatal",
     # Announces a change of a default that we do not use.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
@@ -84,7 +83,9 @@ def connected(address: str, cpus: int | None = None) -> Iterator[None]:
             with _explained(address):
                 ray.init(**options, log_to_driver=False, logging_level=logging.ERROR)
             check_nodes()
-            yield
+            # Ray prints what it says of lost workers to standard output, which is for the result of a command.
+            with contextlib.redirect_stdout(sys.stderr):
+                yield
         finally:
             ray.shutdown()
 

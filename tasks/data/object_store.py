@@ -13,7 +13,7 @@ from tasks.data.file_kinds import split_name
 S3 = "s3://"
 ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")  # of a store that is not Amazon's
 REQUEST_BYTES = 1 << 20  # each costs tens of milliseconds
-TIMEOUT_S = 20.0
+STORE_TIMEOUT_S = 20.0
 
 
 def is_remote(path: str) -> bool:
@@ -54,7 +54,7 @@ def _locate(address: str) -> tuple[Any, str]:
     store = pafs.S3FileSystem(
         endpoint_override=endpoint.netloc or None,
         scheme=endpoint.scheme or "https",
-        connect_timeout=TIMEOUT_S,
-        request_timeout=TIMEOUT_S,
+        connect_timeout=STORE_TIMEOUT_S,
+        request_timeout=STORE_TIMEOUT_S,
     )
     return store, address.removeprefix(S3).rstrip("/")

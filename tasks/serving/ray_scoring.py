@@ -5,14 +5,16 @@ score and write; a chunk goes to another worker where its own is lost, up to RET
 error. Input and output lie where every node sees them.
 """
 
+import functools
 import os
 import platform
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from functools import cached_property
+from itertools import islice
+from operator import itemgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from tasks.cluster.connection import check_cluster, connected
 from tasks.cluster.installation import Installation, check_here, describe_installation
@@ -27,11 +29,9 @@ from tasks.serving.chunk_scoring import ScoredChunk, score_chunk
 from tasks.serving.score_counts import ScoreCounts, ScoreResult
 from tasks.serving.score_parts import PART_ROWS, Scorer, Stamp
 
-if TYPE_CHECKING:
-    from ray.actor import ActorHandle
-
 RETRIES = 3  # of a chunk whose worker was lost: one that ends each worker must not run for ever
 GPU_WORKERS = 4  # that share a GPU, where there are CPUs for them: reading and writing rows take longer than the GPU
+CHUNKS_AHEAD = 2  # chunks that each worker may have: one waits while another is scored
 BUNDLE_COPY = "bundle"  # in the parts' folder
 
 
@@ -56,36 +56,29 @@ class Share(NamedTuple):
     workers: int
 
 
-class ChunkWorker:
-    """Scores chunks in a process of a cluster."""
+def score_in_worker(work: RayWork, threads: int, number: int, chunk: Chunk) -> tuple[ScoredChunk, ScoreCounts, str]:
+    """Write the parts of a chunk, in a process of a cluster; return it with its counts, and where the model runs.
 
-    def __init__(self, work: RayWork, threads: int) -> None:
-        os.environ["RAYON_NUM_THREADS"] = str(threads)  # of the tokenizer, which reads it once
-        self._work, self._threads = work, threads
+    Raises:
+        VerdictError: if this node does not see input or output, or runs other code.
+    """
+    os.environ["RAYON_NUM_THREADS"] = str(threads)  # of the tokenizer, which reads it once
+    check_here(work.installation)
+    if not work.folder.is_dir():
+        raise VerdictError(
+            f"node {platform.node()} has no folder {work.folder}; expected an output on storage of all nodes"
+        )
+    counts = ScoreCounts(work.source.name)
+    model = _load(work.folder / BUNDLE_COPY, work.manifest_digest, work.device, threads)
+    scorer = Scorer(model, work.version, work.refuse_truncated)
+    scored = score_chunk(work.source, number, chunk, work.folder, scorer, work.size, counts)
+    return scored, counts, model.provider
 
-    def score(self, number: int, chunk: Chunk) -> tuple[ScoredChunk, ScoreCounts, str]:
-        """Write the parts of a chunk; return it with its counts, and where the model runs.
 
-        Raises:
-            VerdictError: if this node does not see input or output, or runs other code.
-        """
-        work, counts = self._work, ScoreCounts(self._work.source.name)
-        scored = score_chunk(work.source, number, chunk, work.folder, self._scorer, work.size, counts)
-        return scored, counts, self._scorer.classifier.provider
-
-    @cached_property
-    def _scorer(self) -> Scorer:
-        """The model; not loaded by the constructor, whose errors Ray would not hand on."""
-        work = self._work
-        check_here(work.installation)
-        if not work.folder.is_dir():
-            raise VerdictError(
-                f"node {platform.node()} has no folder {work.folder}; expected an output on storage of all nodes"
-            )
-        bundle = work.folder / BUNDLE_COPY
-        threads = 0 if work.device == "cuda" else self._threads
-        classifier = Classifier.from_bundle(bundle, work.device, expected=work.manifest_digest, threads=threads)
-        return Scorer(classifier, work.version, work.refuse_truncated)
+@functools.lru_cache(maxsize=1)
+def _load(bundle: Path, manifest_digest: str, device: str, threads: int) -> Classifier:
+    """Return the model; a process of the cluster keeps it for its next chunk."""
+    return Classifier.from_bundle(bundle, device, expected=manifest_digest, threads=0 if device == "cuda" else threads)
 
 
 def score_on_ray(
@@ -162,18 +155,21 @@ def _run(
 ) -> Iterator[ScoredChunk]:
     """Yield chunks as they are finished; add their counts in the order of the input."""
     import ray
-    from ray.util import ActorPool
 
     share = _share(ray.nodes(), work.device)
-    work = work._replace(device="cuda" if share.gpus else "cpu")
-    actor = ray.remote(
-        num_cpus=share.cpus, num_gpus=share.gpus, max_restarts=-1, max_task_retries=RETRIES
-    )(ChunkWorker)  # fmt: skip
-    number = min(workers or share.workers, share.workers, len(chunks))
-    actors = [actor.remote(work, share.cpus) for _ in range(number)]
+    # By default Ray starts a process for each task that uses a GPU.
+    task = ray.remote(num_cpus=share.cpus, num_gpus=share.gpus, max_retries=RETRIES, max_calls=0)(score_in_worker)
+    shared = ray.put(work._replace(device="cuda" if share.gpus else "cpu"))
+    waiting = iter(enumerate(chunks, 1))
     started, found = time.perf_counter(), []
     try:
-        for scored, counted, provider in ActorPool(actors).map_unordered(_submit, list(enumerate(chunks, 1))):
+        running = [
+            task.remote(shared, share.cpus, *each) for each in islice(waiting, workers or CHUNKS_AHEAD * share.workers)
+        ]
+        while running:
+            (done,), running = ray.wait(running)
+            scored, counted, provider = ray.get(done)
+            running += [task.remote(shared, share.cpus, *each) for each in islice(waiting, 1)]
             found.append((scored.number, counted))
             providers.add(provider)
             yield scored
@@ -183,17 +179,13 @@ def _run(
         raise
     except ray.exceptions.RayError as error:
         raise VerdictError(
-            f"a worker of the cluster was lost {RETRIES + 1} times with one chunk ({first_line(error, 200)}); "
+            f"workers of the cluster were lost {RETRIES + 1} times with one chunk ({first_line(error, 200)}); "
             "finished parts are kept: see ray status, then run the same command again"
         ) from error
     finally:
-        for _, counted in sorted(found, key=lambda pair: pair[0]):
+        for _, counted in sorted(found, key=itemgetter(0)):
             counts.merge(counted)
         counts.seconds = time.perf_counter() - started
-
-
-def _submit(actor: "ActorHandle", numbered: tuple[int, Chunk]) -> Any:
-    return actor.score.remote(*numbered)
 
 
 def _share(nodes: list[dict[str, Any]], device: str) -> Share:

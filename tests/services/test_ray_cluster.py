@@ -11,17 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pyarrow as pa
+import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
 from ray_nodes import RayNodes
-from stage import ROOT
+from stage import ROOT, SECRETS, Store
 from toy import SIGN, WORDS
 
 from tasks.cluster.connection import connected
 from tasks.core.errors import UsageError, VerdictError
 from tasks.data.sentences import open_source
 from tasks.inference.classifier import Classifier
-from tasks.serving.batch_scoring import score_to_file
+from tasks.serving.batch_scoring import score_file, score_to_file
 from tasks.serving.ray_scoring import score_on_ray
 from tasks.serving.score_parts import Scorer
 
@@ -29,14 +31,21 @@ pytestmark = [pytest.mark.services, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")
-def nodes() -> Iterator[RayNodes]:
-    """A head and a worker, each of one CPU; this process has their token."""
-    with RayNodes(PYTHONPATH=str(ROOT)) as nodes, pytest.MonkeyPatch.context() as patch:
-        for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN"):
+def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayNodes]:
+    """A head and a worker, each of one CPU, and an S3 store; this process has token and keys."""
+    store = Store(tmp_path_factory.mktemp("store"))
+    access = {
+        "AWS_ENDPOINT_URL": store.url,
+        "AWS_ACCESS_KEY_ID": SECRETS["STORE_ACCESS_KEY"],
+        "AWS_SECRET_ACCESS_KEY": SECRETS["STORE_SECRET_KEY"],
+    }
+    with RayNodes(PYTHONPATH=str(ROOT), **access) as nodes, pytest.MonkeyPatch.context() as patch:
+        for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", *access):
             patch.setenv(name, nodes.environ[name])
         for _ in range(2):
             nodes.add(1)
         yield nodes
+    store.kill()
 
 
 def test_a_node_without_this_code_or_with_another_version_is_refused(
@@ -96,8 +105,9 @@ def wait_for(driver: subprocess.Popen[str], parts: Path, count: int) -> None:
 
 
 def workers_of(nodes: RayNodes) -> list[psutil.Process]:
-    below = [each for node in nodes.nodes for each in psutil.Process(node.pid).children(recursive=True)]
-    return [each for each in below if each.name().startswith("ray::ChunkWork")]
+    alive = [psutil.Process(node.pid) for node in nodes.nodes if node.poll() is None]
+    below = [each for node in alive for each in node.children(recursive=True)]
+    return [each for each in below if each.name().startswith("ray::score_in")]
 
 
 def assert_equal(corpus: Path, out: str) -> None:
@@ -131,6 +141,23 @@ def test_a_plain_second_run_completes_what_a_killed_driver_left(nodes: RayNodes,
     assert resumed["reused"] >= 20 * SIZE
     assert resumed["provider"] == "CPUExecutionProvider"
     assert_equal(corpus, "resumed.parquet")
+
+
+def test_objects_of_an_s3_store_are_scored_as_files_are(nodes: RayNodes, corpus: Path, exported: Any) -> None:
+    store = pafs.S3FileSystem(endpoint_override=nodes.environ["AWS_ENDPOINT_URL"], allow_bucket_creation=True)
+    store.create_dir("corpus")
+    for name, sentences in (("a", ["the cat sees", "the dog wrongly sees"] * 5), ("b", ["the bird"])):
+        pq.write_table(pa.table({"text": sentences}), f"corpus/2026/{name}.parquet", filesystem=store, row_group_size=4)
+    outs = [str(corpus / name) for name in ("stored.parquet", "stored-on-ray.parquet")]
+    arguments = (exported["bundle"], "7", "cpu", "", "", False, "")
+    score_file("s3://corpus/2026", outs[0], *arguments)
+    scored = score_on_ray("s3://corpus/2026/", outs[1], *arguments, nodes.address, size=3)
+    assert (scored["rows_in"], scored["scored"]) == (11, 11)
+    single, on_ray = map(pq.read_table, outs)
+    assert single.equals(on_ray)
+    assert single["sentence"].to_pylist() == ["the cat sees", "the dog wrongly sees"] * 5 + ["the bird"]
+    with pytest.raises(UsageError, match=r"input 's3://corpus/2025' holds no data file; expected .* aws s3 ls"):
+        score_file("s3://corpus/2025", outs[0], *arguments)
 
 
 def test_a_device_that_no_node_has_and_a_stream_are_refused(nodes: RayNodes, corpus: Path, exported: Any) -> None:
