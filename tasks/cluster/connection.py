@@ -14,7 +14,6 @@ import os
 import secrets
 import shutil
 import socket
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -83,9 +82,7 @@ def connected(address: str, cpus: int | None = None) -> Iterator[None]:
             with _explained(address):
                 ray.init(**options, log_to_driver=False, logging_level=logging.ERROR)
             check_nodes()
-            # Ray prints what it says of lost workers to standard output, which is for the result of a command.
-            with contextlib.redirect_stdout(sys.stderr):
-                yield
+            yield
         finally:
             ray.shutdown()
 
