@@ -2,8 +2,10 @@
 
 from typing import TYPE_CHECKING, Any
 
-from flows.cli.show_run import new_console, new_table
+from flows.cli.show_run import new_console
 from flows.cli.terminal import escape
+from tasks.core.printable import counted
+from tasks.evaluation.run_diff import UNKNOWN
 
 if TYPE_CHECKING:
     from flows.jobs.plan import RetrainPlan
@@ -15,7 +17,7 @@ HEADLINES = {
     "refused": "[bold red]would be refused[/]: {why}",
     "busy": "[bold red]would fail[/]: {why}",
 }
-MAX_VALUE_CHARS = 60  # of a setting in the table; --json has all
+MAX_VALUE_CHARS = 60  # of a setting's value; --json has all
 
 
 def show_plan(plan: "RetrainPlan") -> None:
@@ -29,10 +31,7 @@ def show_plan(plan: "RetrainPlan") -> None:
         console.print(f"champion  version {champion['version']}, MCC {mcc}")
     console.print(f"job       {plan['job']}, encoder {escape(plan['encoder'])}, on {plan['device']}")
     if plan["changes"]:
-        table = new_table("changed", "then", "now")
-        for change in plan["changes"]:
-            table.add_row(*(escape(_short(change[name])) for name in ("what", "before", "now")))
-        console.print(table)
+        _show_changes(plan["changes"])
     for role, rows in plan["rows"].items():
         if rows is None:
             console.print(f"{role}: other rows; which ones is unknown, as the champion's snapshot is gone")
@@ -44,7 +43,21 @@ def show_plan(plan: "RetrainPlan") -> None:
             for sentence in sentences:
                 console.print(f"  {kind}: {escape(sentence)}")
     _show_gate(plan["gate"])
-    console.print("nothing was started; without --dry-run this command does it")
+    does_it = plan["action"] not in ("refused", "busy")
+    console.print("nothing was started" + "; without --dry-run this command does it" * does_it)
+
+
+def _show_changes(changes: list[dict[str, str]]) -> None:
+    """Print a line for each change, and one for all that the champion's run, of an older release, did not record."""
+    console = new_console()
+    known = [change for change in changes if change["before"] != UNKNOWN]
+    for change in known:
+        before, now = escape(_short(change["before"])), escape(_short(change["now"]))
+        console.print(f"changed   {escape(change['what'])}: {before} -> {now}")
+    if unknown := len(changes) - len(known):
+        console.print(
+            f"          {counted(unknown, 'value')} more that the champion's run did not record: --json has all"
+        )
 
 
 def _show_gate(gate: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ from command_line import call
 from job_cache import Choose, find_job
 from toy import flow_settings
 
+from flows.cli import show_plan
 from flows.jobs.plan import RetrainPlan, plan_retraining
 from tasks.registry import tracking
 from tasks.registry.store import locate_store
@@ -83,6 +84,23 @@ def test_an_interrupted_job_would_resume(champion: dict[str, Any], choose: Choos
     assert (planned["action"], planned["finished"]) == ("resume", ["training", "export", "measurement"])
 
 
+def test_changes_are_lines_and_what_an_old_champion_did_not_record_is_one(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as on a terminal
+    monkeypatch.setenv("COLUMNS", "80")
+    old = [{"what": f"judge.rule_{number}", "before": "not recorded", "now": "1"} for number in range(19)]
+    path = "corpora/of/the/publishing/house/reviews.csv"
+    changes = [{"what": "judge.min_decision_threshold", "before": "0.25", "now": "0.5"}, *old]
+    show_plan._show_changes([*changes, {"what": "data.path", "before": path, "now": f"other/{path}"}])
+    assert [line.strip() for line in capsys.readouterr().out.splitlines()] == [
+        "changed   judge.min_decision_threshold: 0.25 -> 0.5",
+        f"changed   data.path: {path} ->",
+        f"other/{path}",
+        "19 values more that the champion's run did not record: --json has all",
+    ]
+
+
 def test_the_command_prints_the_plan_and_ends_with_3_where_the_gate_refuses(
     champion: dict[str, Any],
     home: Path,
@@ -103,3 +121,5 @@ def test_the_command_prints_the_plan_and_ends_with_3_where_the_gate_refuses(
     answer = json.loads(out)
     assert (code, answer["action"]) == (3, "refused")
     assert len(answer["gate"]["failures"]) == 1
+    show_plan.show_plan(answer)
+    assert capsys.readouterr().out.endswith("nothing was started\n")
