@@ -473,7 +473,7 @@ def _show_next(outcome: "RetrainOutcome", sample: bool) -> None:
     if outcome.decision == "PROMOTE" and not outcome.unchanged:
         try:
             predictions = predict(list(FIRST_SENTENCES), CHAMPION_URI, "auto", environment.verdict_home())
-            show_run.show_predictions(predictions)
+            show_run.show_examples(predictions)
         except VerdictError as error:
             print(escape_controls(f"no predictions: {error}"))
     show_run.show_next_commands(outcome, sample)

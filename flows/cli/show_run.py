@@ -103,6 +103,12 @@ def show_predictions(predictions: list[dict[str, Any]]) -> None:
     new_console().print(table)
 
 
+def show_examples(predictions: list[dict[str, Any]]) -> None:
+    """Print the answers to the two sentences that every new champion classifies, and where these come from."""
+    new_console().print("an example, of two sentences that are not from your data and say nothing about it:")
+    show_predictions(predictions)
+
+
 def show_scores(outcome: dict[str, Any]) -> None:
     """Print how many rows were scored and quarantined, and the paths of both files.
 

@@ -85,6 +85,14 @@ def test_where_nothing_changed_that_is_said_before_the_verdict_of_then(
     ]
 
 
+def test_the_sentences_after_a_promotion_are_not_taken_for_the_users(capsys: pytest.CaptureFixture[str]) -> None:
+    answer = {"label": "acceptable", "probability": 0.818, "version": "1", "truncated": False, "sentence": "A cat."}
+    show_run.show_examples([answer])
+    first, _, row = capsys.readouterr().out.splitlines()
+    assert first == "an example, of two sentences that are not from your data and say nothing about it:"
+    assert row.split() == ["acceptable", "0.818", "1", "A", "cat."]
+
+
 def test_on_a_terminal_the_report_is_a_link_and_lines_are_wrapped_between_words(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
