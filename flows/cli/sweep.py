@@ -17,6 +17,7 @@ from flows.cli.options import (
     with_option_groups,
 )
 from flows.cli.run import refuse_early, refuse_missing_files, run_flow, shown
+from tasks.cluster.connection import check_cluster
 from tasks.core.errors import UsageError
 
 UNITS = {"s": 1, "m": 60, "h": 3_600}
@@ -46,6 +47,8 @@ def sweep(
 ) -> None:
     """Search settings by validation MCC (--set KEY=A,B or KEY=LOW..HIGH), then retrain with the best ones."""
     seconds = parse_budget(budget)
+    if placement.ray:
+        check_cluster(placement.ray)
     from tasks.training.search_space import SECTION, encoders_of, make_space, split_assignments
 
     fixed, varied = split_assignments(options.settings or ())

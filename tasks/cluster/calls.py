@@ -5,8 +5,10 @@ volume), so that a call whose worker or machine was lost is simply made again, a
 """
 
 import asyncio
+import contextlib
 import itertools
 import logging
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -80,7 +82,8 @@ def run_calls(
         UnreachableError: if no cluster answers.
         VerdictError: if a call raised an exception.
     """
-    with connected(cluster.address):
+    # Ray prints what it says of lost workers to standard output, which is for the result of a command.
+    with connected(cluster.address), contextlib.redirect_stdout(sys.stderr):
         import ray
         from ray.exceptions import RayError, RayTaskError
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
