@@ -1,12 +1,15 @@
 """The command requests: what the request log of `verdict serve` says of the champion."""
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from flows import environment
 from flows.cli.options import AsJson, print_result
 from tasks.core.printable import counted, escape_controls
+
+if TYPE_CHECKING:
+    from tasks.serving.review_queue import WrittenQueue
 
 
 def requests(
@@ -45,8 +48,15 @@ def requests(
     written = queue_sentences(found, queue, limit, feedback, environment.verdict_home()) if queue else None
     print_result(found.summary, as_json, show_requests, {**found.summary, "queue": written})
     if written and not as_json:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in written["reasons"].items()) or "nothing to label"
-        print(escape_controls(f"queue      {counted(written['sentences'], 'sentence')} in {queue}: {reasons}"))
-        if written["sentences"]:
-            fill = "fill in the labels (1 or 0), delete what stays open"
-            print(f"next       {fill}: verdict retrain --data DIR --data {queue}")
+        show_queue(written)
+
+
+def show_queue(written: "WrittenQueue") -> None:
+    """Print what was queued, and what to do with it."""
+    if not written["sentences"]:
+        print("queue      nothing to label, no file is written")
+        return
+    reasons = ", ".join(f"{count} {reason}" for reason, count in written["reasons"].items())
+    print(escape_controls(f"queue      {counted(written['sentences'], 'sentence')} in {written['path']}: {reasons}"))
+    fill = "fill in the labels (1 or 0), delete what stays open"
+    print(escape_controls(f"next       {fill}: verdict retrain --data DIR --data {written['path']}"))

@@ -19,6 +19,7 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp
 
 from tasks.core.errors import VerdictError
+from tasks.core.printable import counted
 from tasks.reporting.templating import render
 from tasks.serving.batcher import BatchReply
 from tasks.serving.demo_gateway import DemoGateway, LazyApp
@@ -84,7 +85,7 @@ class DemoController:
         except VerdictError as error:
             return {"written": False, "text": f"{error}"}
         word = "written" if written.new else "already in the file"
-        return {"written": True, "text": f"{word} ({written.lines} lines)"}
+        return {"written": True, "text": f"{word} ({counted(written.lines, 'line')})"}
 
 
 def add_page(app: FastAPI, submit: SubmitSentences, feedback: Feedback, limits: RequestLimits) -> LazyApp:

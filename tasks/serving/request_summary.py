@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from tasks.core.printable import counted
 from tasks.core.settings import GateSettings, WatchSettings
 from tasks.data.drift import DataProfile, DriftResult, Histogram, compare_profiles
 from tasks.data.normalization import normalise_all
@@ -150,7 +151,7 @@ def _estimate(served: pa.Table, evidence: Evidence | None) -> tuple[MccEstimate 
         marks = (*REDACTIONS, REDACTED)
         redacted = any(mark in text for text in _texts(served) if text for mark in marks)
         note = "; those that differ only in what the log redacts, such as numbers, count once" if redacted else ""
-        return None, f"{len(served)} distinct sentences, at least {MIN_ESTIMATE_SENTENCES} are needed{note}"
+        return None, f"{counted(len(served), 'distinct sentence')}, at least {MIN_ESTIMATE_SENTENCES} are needed{note}"
     recorded, labels = read_probabilities(judged_probabilities(evidence)), evidence["answers"]["label"]
     return estimate_mcc(acceptable_of(served), _labels(served), recorded, labels), ""
 

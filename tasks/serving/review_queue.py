@@ -76,7 +76,7 @@ def build_queue(table: pa.Table, flags: dict[str, int], threshold: float, limit:
 
 
 def write_queue(queue: pd.DataFrame, path: str) -> WrittenQueue:
-    """Write a queue for a person to fill in the labels.
+    """Write a queue for a person to fill in the labels; an empty one is no file.
 
     Raises:
         UsageError: if the file's name ends in something else than .tsv and .csv.
@@ -88,7 +88,8 @@ def write_queue(queue: pd.DataFrame, path: str) -> WrittenQueue:
     else:
         text = queue.to_csv(index=False, float_format="%.4f")
     try:
-        write_text(Path(path), text)
+        if len(queue):
+            write_text(Path(path), text)
     except OSError as error:
         raise VerdictError(f"{path} cannot be written ({error.strerror}); name another: --queue FILE") from error
     return WrittenQueue(path=path, sentences=len(queue), reasons=dict(Counter(queue["reason"])))

@@ -60,7 +60,7 @@ def test_a_repeated_sentence_counts_once_and_other_versions_not_at_all(champion:
     assert found["estimate"] is None
     assert found["no_estimate"] == "2 distinct sentences, at least 100 are needed"
     masked = summarise(logged(("<number> cats.", 0.9), ("<number> cats.", 0.9), version="2"), champion)
-    assert masked["no_estimate"].startswith("1 distinct sentences, at least 100 are needed; those that differ only in")
+    assert masked["no_estimate"].startswith("1 distinct sentence, at least 100 are needed; those that differ only in")
 
 
 def test_traffic_like_the_holdout_has_not_drifted_and_other_traffic_has(champion: ChampionReference) -> None:

@@ -68,6 +68,12 @@ def test_a_queue_with_labels_filled_in_is_training_data(tmp_path: Path, toy_data
         write_queue(build_queue(table, {}, 0.5, limit=10), str(path))
 
 
+def test_an_empty_queue_leaves_no_file_that_would_stand_in_the_next_one_s_way(tmp_path: Path) -> None:
+    path = tmp_path / "queue.csv"
+    written = write_queue(build_queue(logged().slice(0, 0), {}, 0.5, limit=10), str(path))
+    assert (written["sentences"], path.exists()) == (0, False)
+
+
 def test_a_queue_of_another_format_is_a_usage_error(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"ends in neither \.csv nor \.tsv"):
         write_queue(build_queue(logged(), {}, 0.5, 10), str(tmp_path / "queue.xlsx"))
