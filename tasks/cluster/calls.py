@@ -82,8 +82,8 @@ def run_calls(
         UnreachableError: if no cluster answers.
         VerdictError: if a call raised an exception.
     """
-    # Ray prints what it says of lost workers to standard output, which is for the result of a command.
-    with connected(cluster.address), contextlib.redirect_stdout(sys.stderr):
+    # Until it is left, Ray prints what it says of lost workers to standard output, which is for a command's result.
+    with contextlib.redirect_stdout(sys.stderr), connected(cluster.address):
         import ray
         from ray.exceptions import RayError, RayTaskError
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy

@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib.metadata
+import logging
 import platform
 from pathlib import Path
 from typing import TypedDict
@@ -11,6 +12,8 @@ from tasks.core.errors import UnreachableError, VerdictError, first_line
 PRODUCT = "verdict-mlops"
 NODE_TIMEOUT_S = 120.0  # to start a process and import on a node
 DIGEST_DIGITS = 12  # in messages
+
+log = logging.getLogger(__name__)
 
 
 class Installation(TypedDict):
@@ -60,6 +63,8 @@ def check_here(expected: Installation) -> None:
 def check_nodes() -> None:
     """Run one small task on each node of the connected cluster, which says what is installed there.
 
+    A node that was just lost is passed over: Ray lists it as alive until it has missed some health checks.
+
     Raises:
         UnreachableError: if a node does not answer.
         VerdictError: if the code of one is missing or another.
@@ -89,6 +94,9 @@ def check_nodes() -> None:
                 f"node {name} cannot import {PRODUCT} ({_missing(error)}); expected it on every node: "
                 f"pip install '{PRODUCT}[ray]' there, or use one image"
             ) from error
+        except ray.exceptions.TaskUnschedulableError:
+            log.warning("node %s of the Ray cluster is gone; the others work", name)
+            continue
         except ray.exceptions.RayError as error:
             raise UnreachableError(
                 f"node {name} of the Ray cluster failed ({first_line(error, 200)}); see: ray status"

@@ -130,8 +130,8 @@ def score_on_ray(
             source, folder.resolve(), manifest["manifest_digest"], version, device, refuse_truncated, size,
             describe_installation(),
         )  # fmt: skip
-        # Ray prints what it says of lost workers to standard output, which is for the result of a command.
-        with connected(address), contextlib.redirect_stdout(sys.stderr):
+        # Until it is left, Ray prints what it says of lost workers to standard output, which is for a command's result.
+        with contextlib.redirect_stdout(sys.stderr), connected(address):
             yield from _run(work, chunks, workers, counts, providers)
 
     counts, quarantine = write_scores(source, Path(out), stamp, score_chunks, size)

@@ -24,12 +24,14 @@ from tasks.training.trials import TrialEpoch
 
 pytestmark = [pytest.mark.services, pytest.mark.timeout(900)]
 
+# The sweep leaves standard output to the result of the command: what Ray prints goes to standard error.
 DRIVER = """
 import pickle, sys
+out = sys.stdout
 from tasks.training.sweep import run_sweep
 with open(sys.argv[1], "rb") as file:
     plan, cluster = pickle.load(file)
-run_sweep(plan, 0, lambda record: print(type(record).__name__, flush=True), cluster)
+run_sweep(plan, 0, lambda record: print(type(record).__name__, file=out, flush=True), cluster)
 """
 
 

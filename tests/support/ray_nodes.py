@@ -16,6 +16,7 @@ import psutil
 
 STORE = str(80 << 20)  # bytes of a node's object store
 PATIENCE = 120.0  # seconds
+TOKEN = secrets.token_hex(32)  # of all clusters: Ray reads it once in a process
 
 
 class RayNodes:
@@ -24,7 +25,7 @@ class RayNodes:
     def __init__(self, **environ: str) -> None:
         self.folder = tempfile.TemporaryDirectory(prefix="nodes-", dir="/tmp", ignore_cleanup_errors=True)
         self.address = f"127.0.0.1:{_free_port()}"
-        access = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "RAY_USAGE_STATS_ENABLED": "0"}
+        access = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN, "RAY_USAGE_STATS_ENABLED": "0"}
         self.environ = os.environ | access | environ
         self.nodes: list[subprocess.Popen[bytes]] = []
 
