@@ -1,5 +1,6 @@
 """Compares the code on the nodes of a Ray cluster with that of this process: a part has one meaning everywhere."""
 
+import functools
 import hashlib
 import importlib.metadata
 import logging
@@ -25,16 +26,22 @@ class Installation(TypedDict):
 
 def describe_installation() -> Installation:
     """Return version and digest of the code that this process runs."""
+    try:
+        version = importlib.metadata.version(PRODUCT)
+    except importlib.metadata.PackageNotFoundError:
+        version = "not installed"
+    return Installation(version=version, digest=_digest_code())
+
+
+@functools.cache
+def _digest_code() -> str:
+    """Return the SHA-256 of all modules; read once, as a process runs what it has imported."""
     root = Path(__file__).parents[2]
     total = hashlib.sha256()
     for path in sorted(path for folder in ("flows", "tasks") for path in (root / folder).rglob("*.py")):
         total.update(f"{path.relative_to(root).as_posix()}\n".encode())
         total.update(path.read_bytes())
-    try:
-        version = importlib.metadata.version(PRODUCT)
-    except importlib.metadata.PackageNotFoundError:
-        version = "not installed"
-    return Installation(version=version, digest=total.hexdigest())
+    return total.hexdigest()
 
 
 def check_installation(expected: Installation, found: Installation, node: str) -> None:

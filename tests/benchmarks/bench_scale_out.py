@@ -3,8 +3,9 @@
     make bench BENCH=scale_out ARGS="--rows 1000000 --growth 100000 10000000 --out FILE --plot FILE.png"
     make bench BENCH=scale_out ARGS="--device cuda --encoder packaged --rows 2000000 --workers 1 2 --out FILE"
 
-On a CPU the cluster is two nodes of one CPU each on loopback, each worker computes with one thread, as the single
-process does that it is compared with; on GPUs it is this machine. The tiny encoder is trained on a toy corpus.
+On a CPU the cluster is two nodes of one CPU each on loopback, and each worker computes with one thread. It is compared
+with one process that has one CPU to itself; one that has all of them reads and tokenises while the model computes. On
+GPUs the cluster is this machine. The tiny encoder is trained on a toy corpus.
 Every run is a process of its own; `seconds` are those of the whole run, connecting, copying and merging included,
 `scoring` those between the first chunk and the last. The digest is that of all rows of the output.
 """
@@ -30,14 +31,16 @@ from tasks.core.provenance import git_commit, library_versions
 sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 
 CHILD = """
-import json, sys, time
+import json, os, sys, time
 from pathlib import Path
 from tasks.inference.classifier import Classifier
 from tasks.serving.batch_scoring import score_to_file
 from tasks.serving.ray_scoring import score_on_ray
 from tasks.serving.score_parts import Scorer
 from tasks.data.sentences import open_source
-path, out, bundle, device, address, workers = sys.argv[1:]
+path, out, bundle, device, address, workers, cpus = sys.argv[1:]
+if cpus == "1":
+    os.sched_setaffinity(0, {0})
 started = time.perf_counter()
 if address:
     rest = (bundle, "1", device, "", "", False, "", address)
@@ -67,7 +70,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch, cluster(options.device) as (address, environ):
         bundle = options.bundle or make_bundle(options.encoder, Path(scratch))
         given = (Path(scratch), bundle, options.device, environ)
-        rows = [measure(*given, options.rows, "", 0)]
+        rows = [measure(*given, options.rows, "", 0, cpus=1)] if options.device == "cpu" else []
+        rows.append(measure(*given, options.rows, "", 0))
         rows += [measure(*given, options.rows, address, workers) for workers in options.workers]
         rows += [measure(*given, count, address, max(options.workers)) for count in options.growth]
     assert len({row["digest"] for row in rows if row["sentences"] == options.rows}) == 1, "rows differ"
@@ -137,18 +141,25 @@ def write_sentences(path: Path, count: int) -> None:
 
 
 def measure(
-    folder: Path, bundle: str, device: str, environ: dict[str, str], count: int, address: str, workers: int
+    folder: Path,
+    bundle: str,
+    device: str,
+    environ: dict[str, str],
+    count: int,
+    address: str,
+    workers: int,
+    cpus: int | None = None,
 ) -> dict[str, Any]:
-    """Score generated sentences in a process of its own; without an address, in that process alone."""
+    """Score generated sentences in a process of its own; without an address, in that process alone, on so many CPUs."""
     path, out = folder / f"{count}.txt", folder / "out.parquet"
     if not path.exists():
         write_sentences(path, count)
-    command = [sys.executable, "-c", CHILD, str(path), str(out), bundle, device, address, str(workers)]
+    command = [sys.executable, "-c", CHILD, str(path), str(out), bundle, device, address, str(workers), str(cpus)]
     done = subprocess.run(command, env=environ, cwd=folder, stdout=subprocess.PIPE, text=True, check=True)
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["rows_in"] == count
     row = {
-        "job": "score on Ray" if address else "score in one process",
+        "job": "score on Ray" if address else f"score in one process{', one CPU' if cpus == 1 else ''}",
         "device": "gpu" if device == "cuda" else "cpu",
         "nodes": (1 if device == "cuda" else 2) if address else 0,
         "workers": workers,
@@ -177,7 +188,7 @@ def digest_rows(path: Path) -> str:
 def summarise(rows: list[dict[str, Any]], count: int) -> dict[str, Any]:
     """Return what the cluster costs at one worker, and what further ones gain, over the whole run and while scoring."""
     alone = rows[0]
-    by_workers = {row["workers"]: row for row in rows[1:] if row["sentences"] == count}
+    by_workers = {row["workers"]: row for row in rows if row["workers"] and row["sentences"] == count}
     first = by_workers.get(1)
     kinds = ("seconds", "scoring")
     return {
@@ -198,9 +209,16 @@ def plot(rows: list[dict[str, Any]], path: str) -> None:
     figure = Figure(figsize=(9, 3.5), layout="constrained")
     left, right = figure.subplots(1, 2)
     compared = [row for row in rows if row["sentences"] == rows[0]["sentences"]]
-    names = ["one process", *(f"Ray, {row['workers']} worker{'s' * (row['workers'] > 1)}" for row in compared[1:])]
-    bars = left.bar(names, [row["sentences_per_second"] for row in compared], color="#4477aa")
-    left.bar_label(bars, fmt="{:,.0f}")
+    names = [
+        f"Ray, {row['workers']} worker{'s' * (row['workers'] > 1)}"
+        if row["workers"]
+        else row["job"].removeprefix("score in ")
+        for row in compared
+    ]
+    bars = left.barh(names, [row["sentences_per_second"] for row in compared], color="#4477aa")
+    left.bar_label(bars, fmt="{:,.0f}", label_type="center", color="white")
+    left.invert_yaxis()
+    left.locator_params(axis="x", nbins=4)
     left.set_title(f"sentences a second, {rows[0]['sentences']:,} sentences")
     grown = sorted({row["sentences"]: row["driver_mb"] for row in rows if row["workers"]}.items())
     right.plot(*zip(*grown, strict=True), "o-", color="#4477aa")
