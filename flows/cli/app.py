@@ -30,7 +30,7 @@ from tasks.core.refusals import describe_refusal
 
 EXIT_CODES = {
     0: "done, also where the verdict is HOLD or REJECT",
-    1: "failed: the work, a check, a server that does not answer, or no GPU for --device cuda",
+    1: "failed: the work or a check, or a server or GPU that is not there",
     2: "wrong usage: a command, option, setting or address; nothing was started",
     3: "data refused: damaged, empty or rejected by the gate; nothing was trained",
     stopping.EXIT_CODE: "stopped by SIGINT (Ctrl-C) or SIGTERM; the same command resumes",
