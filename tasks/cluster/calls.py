@@ -5,10 +5,8 @@ volume), so that a call whose worker or machine was lost is simply made again, a
 """
 
 import asyncio
-import contextlib
 import itertools
 import logging
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -82,8 +80,7 @@ def run_calls(
         UnreachableError: if no cluster answers.
         VerdictError: if a call raised an exception.
     """
-    # Until it is left, Ray prints what it says of lost workers to standard output, which is for a command's result.
-    with contextlib.redirect_stdout(sys.stderr), connected(cluster.address):
+    with connected(cluster.address):
         import ray
         from ray.exceptions import RayError, RayTaskError
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy

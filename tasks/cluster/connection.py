@@ -14,6 +14,7 @@ import os
 import secrets
 import shutil
 import socket
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -60,12 +61,14 @@ def check_cluster(address: str) -> None:
 
 
 @contextlib.contextmanager
-def connected(address: str, cpus: int | None = None) -> Iterator[None]:
+def connected(address: str) -> Iterator[None]:
     """Connect to a cluster during the block, in which `ray` can be used; every node runs this version of the code.
+
+    Until it is left, Ray prints what it says of lost workers to standard output, which is for a command's result: what
+    is printed meanwhile goes to standard error.
 
     Args:
         address: local, auto, or HOST:PORT.
-        cpus: of a local cluster; None for all.
 
     Raises:
         ModuleNotFoundError: if Ray is not installed.
@@ -75,7 +78,8 @@ def connected(address: str, cpus: int | None = None) -> Iterator[None]:
     """
     check_cluster(address)
     address = _named(address)
-    with _local_options(cpus) if address == LOCAL else _remote_options(address) as options:
+    starting = _local_options() if address == LOCAL else _remote_options(address)
+    with contextlib.redirect_stdout(sys.stderr), starting as options:
         import ray
 
         try:
@@ -88,7 +92,7 @@ def connected(address: str, cpus: int | None = None) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _local_options(cpus: int | None) -> Iterator[dict[str, Any]]:
+def _local_options() -> Iterator[dict[str, Any]]:
     """Yield the arguments of ray.init for a cluster of this process, which only those who hold its token can use."""
     # Otherwise Ray writes one to the home folder, which everybody may read.
     _set_defaults(QUIET | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)})
@@ -97,7 +101,6 @@ def _local_options(cpus: int | None) -> Iterator[dict[str, Any]]:
     with tempfile.TemporaryDirectory(prefix="verdict-ray-", dir=parent, ignore_cleanup_errors=True) as folder:
         yield {
             "address": LOCAL,
-            "num_cpus": cpus,
             "object_store_memory": OBJECT_STORE_BYTES,
             "include_dashboard": False,
             "_temp_dir": folder,

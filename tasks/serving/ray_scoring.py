@@ -5,12 +5,10 @@ score and write; a chunk goes to another worker where its own is lost, up to RET
 error. Input and output lie where every node sees them.
 """
 
-import contextlib
 import functools
 import os
 import platform
 import shutil
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from itertools import islice
@@ -130,8 +128,7 @@ def score_on_ray(
             source, folder.resolve(), manifest["manifest_digest"], version, device, refuse_truncated, size,
             describe_installation(),
         )  # fmt: skip
-        # Until it is left, Ray prints what it says of lost workers to standard output, which is for a command's result.
-        with contextlib.redirect_stdout(sys.stderr), connected(address):
+        with connected(address):
             yield from _run(work, chunks, workers, counts, providers)
 
     counts, quarantine = write_scores(source, Path(out), stamp, score_chunks, size)

@@ -13,6 +13,7 @@ import logging
 import os
 import re
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -103,6 +104,7 @@ def serve_on_ray(config: ServerConfig, replicas: ReplicaConfig, address: str, ho
     _check_options(config, replicas)
     for name, seconds in PATIENCE_OF_PROXIES.items():
         os.environ.setdefault(name, seconds)
+    out = sys.stdout
     with connected(address), contextlib.ExitStack() as stack:
         from ray import serve
 
@@ -115,7 +117,8 @@ def serve_on_ray(config: ServerConfig, replicas: ReplicaConfig, address: str, ho
         stack.callback(serve.delete, MODEL_NAME)
         _deploy(config, replicas, home)
         count = f"{replicas.min_replicas} to {replicas.max_replicas} replicas"
-        print(f"serving {config.model} with {count} on http://{config.host}:{config.port} (Ctrl-C stops)", flush=True)
+        where = f"http://{config.host}:{config.port}"
+        print(f"serving {config.model} with {count} on {where} (Ctrl-C stops)", file=out, flush=True)
         stop.wait()
     log.info("stopped; every request that was accepted before is answered")
 
