@@ -9,6 +9,8 @@ VerdictError             exit 1: the work failed
 """
 
 import errno
+import resource
+from pathlib import Path
 
 from .printable import escape_controls, redact
 
@@ -34,6 +36,11 @@ MEMORY_MESSAGES = (
     "can't start new thread",
     "ThreadPoolBuildError",
 )
+
+# CPython's parser raises these, too, where it gets no memory for the source of an import. It asks for a mebibyte at a
+# time, so the address space is full to within this many bytes (3.11 and 3.13, measured).
+PARSER_ERRORS = (SyntaxError, SystemError)
+PARSER_BYTES = 2**21
 
 
 def first_line(error: BaseException, max_chars: int = 500) -> str:
@@ -87,11 +94,23 @@ def is_out_of_memory(error: BaseException | None) -> bool:
     while error is not None:
         if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
             return True
+        if isinstance(error, PARSER_ERRORS) and _address_space_was_full():
+            return True
         ours = isinstance(error, VerdictError)  # its message may quote anything
         if not ours and any(words in str(error) for words in MEMORY_MESSAGES):
             return True
         error = error.__cause__ or (None if ours or error.__suppress_context__ else error.__context__)
     return False
+
+
+def _address_space_was_full() -> bool:
+    """Check whether this process has come close to its limit of address space; False outside Linux."""
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    status = Path("/proc/self/status")
+    if limit == resource.RLIM_INFINITY or not status.exists():
+        return False
+    peak = next(line for line in status.read_text().splitlines() if line.startswith("VmPeak:"))
+    return limit - int(peak.split()[1]) * 1024 < PARSER_BYTES
 
 
 def is_disk_full(error: BaseException) -> bool:

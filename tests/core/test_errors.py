@@ -1,10 +1,15 @@
 """What is told of an error that somebody else raised: one line, whatever it says."""
 
 import errno
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from tasks.core.errors import VerdictError, first_line, is_out_of_memory, summarise_error
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize(
@@ -56,3 +61,33 @@ def caused(error: Exception, cause: Exception) -> Exception:
 )
 def test_a_lack_of_memory_is_recognised_whatever_library_reports_it(error: Exception, out_of_memory: bool) -> None:
     assert is_out_of_memory(error) is out_of_memory
+
+
+def compile_with(spare_bytes: int) -> str:
+    """Compile valid source with so little more address space in a process of its own; return the error and its kind."""
+    code = f"""
+import resource
+from pathlib import Path
+from tasks.core.errors import is_out_of_memory
+source = "\\n".join(f"def f{{i}}(a, b): return [a, b, {{{{1: i}}}}, (a + b) * i]" for i in range(20_000))
+used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+_, most = resource.getrlimit(resource.RLIMIT_AS)
+resource.setrlimit(resource.RLIMIT_AS, (used + {spare_bytes}, most))
+try:
+    compile(source, "library.py", "exec")
+except (MemoryError, SyntaxError, SystemError) as error:
+    print(is_out_of_memory(error))
+resource.setrlimit(resource.RLIMIT_AS, (most, most))
+try:
+    compile("def f(", "library.py", "exec")
+except SyntaxError as error:
+    print(is_out_of_memory(error))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    return done.stdout + done.stderr
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads what the process used from Linux")
+@pytest.mark.parametrize("spare_bytes", [200_000, 3_000_000, 20_000_000])
+def test_source_that_gets_no_memory_for_its_compilation_is_no_syntax_error(spare_bytes: int) -> None:
+    assert compile_with(spare_bytes) == "True\nFalse\n"

@@ -101,15 +101,23 @@ def test_half_a_request_before_the_sending_side_closes_ends_the_connection(clien
 
 
 def test_requests_on_kept_connections_are_answered_while_the_server_stops(champion: Champion) -> None:
-    with running_server(champion, slow=0.3, max_batch=1) as client:
+    begun, answered = threading.Semaphore(0), threading.Event()
+
+    def wait() -> None:
+        begun.release()
+        assert answered.wait(30)
+
+    with running_server(champion, slow=wait, max_batch=1) as client:
         kept = [httpx.Client(base_url=client.base_url, timeout=30) for _ in range(6)]
         assert [each.get("/healthz").headers.get("connection") for each in kept] == [None] * 6
         with ThreadPoolExecutor(2) as pool:
             computed = [pool.submit(each.post, "/v1/judge", json={"sentences": [GOOD]}) for each in kept[:2]]
-            time.sleep(0.2)
+            assert begun.acquire(timeout=30)
             client.server.should_exit = True
             wait_until(lambda: connections.CLOSE_HEADER in client.server.server_state.default_headers)
-            answers = [each.get("/healthz") for each in kept[2:]] + [future.result() for future in computed]
+            answers = [each.get("/healthz") for each in kept[2:]]
+            answered.set()
+            answers += [future.result() for future in computed]
         assert [(answer.status_code, answer.headers.get("connection")) for answer in answers] == [(200, "close")] * 6
         for each in kept:
             each.close()

@@ -1,6 +1,7 @@
 """A store with versions of a real model, and a real HTTP server on loopback, for tests of serving."""
 
 import contextlib
+import functools
 import shutil
 import socket
 import threading
@@ -69,17 +70,18 @@ def copy_registry_home(original: Path, folder: Path) -> RegistryHome:
 
 
 class SlowModel:
-    """A model that takes `seconds` for each batch."""
+    """A model that takes `slow` seconds for each batch, or as long as a call of `slow` takes."""
 
-    def __init__(self, current: Callable[[], Any], seconds: float) -> None:
+    def __init__(self, current: Callable[[], Any], slow: float | Callable[[], object]) -> None:
         self._real = current
-        self.seconds, self.version, self.max_length = seconds, current().version, current().max_length
+        self._wait = slow if callable(slow) else functools.partial(time.sleep, slow)
+        self.version, self.max_length = current().version, current().max_length
 
     def current(self) -> "SlowModel":
         return self
 
     def predict(self, sentences: list[str]) -> Any:
-        time.sleep(self.seconds)
+        self._wait()
         return self._real().predict(sentences)
 
 
@@ -87,7 +89,7 @@ class SlowModel:
 def running_server(
     champion: Champion,
     limits: RequestLimits | None = None,
-    slow: float = 0.0,
+    slow: float | Callable[[], object] = 0.0,
     feedback: Feedback | None = None,
     connections: int = 0,
     beside: tuple[Challenger, ChallengerConfig, str] | None = None,
