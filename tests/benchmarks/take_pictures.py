@@ -47,7 +47,7 @@ def judge(page: Page) -> None:
 def take(
     browser: Any, name: str, url: str, width: int, height: int, scheme: str, prepare: Callable[[Page], None]
 ) -> None:
-    """Write one picture, with at most 64 colours: pages have few, and a repository keeps every version of it."""
+    """Write one picture of a page."""
     context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
     page = context.new_page()
     page.goto(url)
@@ -55,10 +55,15 @@ def take(
     prepare(page)
     left = PREFECT_MENU if name.startswith("prefect") else 0
     clip: Any = {"x": left, "y": 0, "width": width - left, "height": height}
-    picture = Image.open(io.BytesIO(page.screenshot(clip=clip))).convert("RGB")
-    picture.quantize(64, dither=Image.Dither.NONE).save(RESULTS / f"{name}.png", optimize=True)
+    save_picture(page.screenshot(clip=clip), RESULTS / f"{name}.png")
     context.close()
-    print(RESULTS / f"{name}.png")
+
+
+def save_picture(picture: bytes, path: Path) -> None:
+    """Write a picture with at most 64 colours: pages have few, and a repository keeps every version of it."""
+    with_all = Image.open(io.BytesIO(picture)).convert("RGB")
+    with_all.quantize(64, dither=Image.Dither.NONE).save(path, optimize=True)
+    print(path)
 
 
 def main() -> None:
