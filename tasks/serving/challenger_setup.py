@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import uuid
 from collections.abc import Callable
 
 from tasks.evaluation.shadow_summary import ShadowSummary
@@ -51,4 +52,5 @@ def _publisher(home: str) -> Callable[[ShadowSummary], None]:
     from tasks.registry.shadow_record import record_shadow
     from tasks.registry.store import locate_store
 
-    return functools.partial(record_shadow, locate_store(home))
+    # A server that is started again has figures of its own, which leave the earlier ones in place.
+    return functools.partial(record_shadow, locate_store(home), server=uuid.uuid4().hex[:12])

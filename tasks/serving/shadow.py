@@ -15,8 +15,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from tasks.core.errors import summarise_error
-from tasks.evaluation.metrics import mcc
-from tasks.evaluation.shadow_summary import SHADOW_SCHEMA_VERSION, ShadowSummary, SideFigures
+from tasks.evaluation.metrics import confusion
+from tasks.evaluation.shadow_summary import SHADOW_SCHEMA_VERSION, ShadowSummary, SideFigures, side_figures
 from tasks.serving.challenger import Challenger
 from tasks.serving.champion import Champion, ChampionAnswer, LoadedModel
 
@@ -58,6 +58,7 @@ class Tally:
             schema_version=SHADOW_SCHEMA_VERSION,
             since=self.since,
             until=_now(),
+            servers=1,
             sentences=self.sentences,
             equal=self.equal,
             dropped=self.dropped,
@@ -71,8 +72,7 @@ class Tally:
         times = [1_000 * both[index] for both in tuple(self.seconds)]
         p50, p99 = np.percentile(times, [50, 99]) if times else (0.0, 0.0)
         labels = np.array(tuple(self.flags.values()), np.int64).reshape(-1, 3)
-        measured = mcc(labels[:, 0], labels[:, 1 + index]) if len(labels) else None
-        return SideFigures(version=version, p50_ms=round(float(p50), 3), p99_ms=round(float(p99), 3), mcc=measured)
+        return side_figures(version, float(p50), float(p99), confusion(labels[:, 0], labels[:, 1 + index]))
 
 
 class Shadow:

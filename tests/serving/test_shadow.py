@@ -162,17 +162,23 @@ def test_a_served_challenger_follows_its_alias_and_its_page_has_the_figures(home
         with running_server(champion, beside=(challenger, ChallengerConfig(shadow=True, load=1.0), folder)) as client:
             answer = client.post("/v1/judge", json={"sentences": ["the cat sees the dog"] * 3}).json()
             wait_until(lambda: "verdict_shadow_sentences_total" in client.get("/metrics").text)
+        first = read_shadow(home.store, "2", "1")
+        with running_server(champion, beside=(challenger, ChallengerConfig(shadow=True, load=1.0), folder)) as client:
+            client.post("/v1/judge", json={"sentences": ["the dog sees the cat"] * 2})
+            wait_until(lambda: "verdict_shadow_sentences_total" in client.get("/metrics").text)
         register.drop_alias(home.store, "challenger", "2")
         challenger.refresh()
         assert challenger.facing("1") is None
     assert {entry["version"] for entry in answer["predictions"]} == {"1"}
     summary = read_shadow(home.store, "2", "1")
     assert summary is not None
-    assert (summary["sentences"], summary["equal"]) == (3, 3)
+    assert first is not None
+    assert (first["sentences"], first["equal"], first["servers"]) == (3, 3, 1)
+    assert (summary["sentences"], summary["equal"], summary["servers"]) == (5, 5, 2)  # a restart loses nothing
     client = mlflow.MlflowClient(home.store["uri"], registry_uri=home.store["uri"])
     tags = client.get_model_version("acceptability", "2").tags
     assert tags["shadow"] == describe_shadow(summary)
-    assert tags["shadow"].startswith("100.0% of 3 labels equal to version 1's; a batch took ")
+    assert tags["shadow"].startswith("100.0% of 5 labels equal to version 1's; a batch took ")
     assert read_shadow(home.store, "2", "9") is None
 
 
