@@ -31,7 +31,7 @@ install = $(UV_PIP) --python $(BIN)/python --constraint constraints.txt --build-
   || { echo 'uv failed; pip installs instead, which takes longer and torch as its index has it ...' >&2; $(PIP) $(1); }
 
 .DEFAULT_GOAL := help
-.PHONY: help install retrain up down logs test test-services browser postgresql lint bench lock sbom audit clean
+.PHONY: help install retrain up down logs test test-services test-all browser postgresql lint bench lock sbom audit clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -49,15 +49,20 @@ down: $(VENV)/.services ## stop them; the stores stay
 logs: $(VENV)/.services ## follow what they say
 	@$(BIN)/python -m flows.services.stack logs
 
-# Two workers, one thread each; tests of one Prefect server or of one file run on one of them, slow ones first
+# One thread each; tests of one group of the Prefect server or of one file run on one worker, slow ones first
 # (tests/conftest.py).
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --dist loadfile --no-loadscope-reorder
+
 test: $(VENV)/.dev browser ## run every test but those of test-services
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+	@$(PYTEST) --numprocesses 2 $(ARGS)
 	@echo 'The default run, PostgreSQL, an S3 store, servers, worker and schedules are tested by: make test-services'
 
-# One worker has the services, whose tests wait much of their time, the other one the rest.
-test-services: $(VENV)/.dev postgresql ## the default run; schedules, kills and outages on real servers (about eleven minutes)
-	@$(BIN)/python -m pytest -m services --numprocesses 2 --dist loadfile --no-loadscope-reorder tests/services $(ARGS)
+test-services: $(VENV)/.dev postgresql ## the default run; schedules, kills and outages on real servers
+	@$(PYTEST) --numprocesses 2 tests/services $(ARGS)
+
+# Three workers on two cores: one waits for services much of the time.
+test-all: $(VENV)/.dev browser postgresql ## both at once, in less time than one after the other
+	@$(PYTEST) --numprocesses 3 tests tests/services $(ARGS)
 
 postgresql: $(VENV)/bin/python
 	@ls /usr/lib/postgresql/*/bin/initdb > /dev/null 2>&1 || command -v initdb > /dev/null || { \

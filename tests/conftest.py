@@ -1,6 +1,7 @@
 """Small real things that tests share: a corpus a tiny model can learn, the tiny model, and a Prefect server."""
 
 import gc
+import itertools
 import logging
 import os
 import shutil
@@ -33,17 +34,27 @@ if not Path("/dev/nvidiactl").exists():
     os.environ["TRITON_INTERPRET"] = "1"
 
 
-# Files whose tests use the Prefect server: one worker of a run has them all, and starts the only server.
-PREFECT_FILES = (
-    "test_retrain.py", "test_watch.py", "test_killed_runs.py", "test_deploy.py", "test_approval.py",
-    "test_rejudging_flow.py", "test_cli.py", "test_batch_scoring.py", "test_embedded_prefect.py", "test_status.py",
-    "test_kubernetes.py", "test_webhook.py", "test_secrets.py", "test_plan.py", "test_sweep_flow.py",
+# Files whose tests use the Prefect server, in groups that take about as long: one worker of a run has all files of a
+# group, so that at most as many servers start.
+PREFECT_GROUPS = (
+    ("test_retrain.py", "test_killed_runs.py"),
+    (
+        "test_watch.py", "test_deploy.py", "test_approval.py", "test_rejudging_flow.py", "test_cli.py",
+        "test_batch_scoring.py", "test_embedded_prefect.py", "test_status.py", "test_kubernetes.py", "test_webhook.py",
+        "test_secrets.py", "test_plan.py", "test_sweep_flow.py",
+    ),
 )  # fmt: skip
+PREFECT_FILES = tuple(itertools.chain(*PREFECT_GROUPS))
+
+# Takes longest, and waits most of that: the tests of the services on shared servers.
+LONGEST_FILE = "test_services.py"
 
 # Other files of more than ten seconds, which start first so that none of them runs alone at the end.
 SLOW_FILES = (
-    "test_services.py", "test_default_run.py", "test_stack_up.py",
-    "test_launcher.py", "test_promotion_kills.py", "test_demo_page.py", "test_soup.py", "test_server.py",
+    "test_default_run.py", "test_own_machine.py", "test_stack_up.py", "test_ray_cluster.py", "test_ray_sweep.py",
+    "test_ray_serve.py", "test_inference_distribution.py", "test_models_serve.py",
+    "test_sweep_trials.py", "test_launcher.py", "test_promotion_kills.py", "test_demo_page.py", "test_torchrun.py",
+    "test_soup.py", "test_server.py",
     "test_finetune.py", "test_onnx_export.py", "test_concurrent_promotions.py", "test_report_page.py",
     "test_versions.py", "test_readme.py", "test_review.py", "test_pyfunc.py", "test_corruption.py", "test_trainer.py",
     "test_layout.py", "test_triton_kernels.py", "test_cuda_graph_step.py", "test_prepare_installation.py",
@@ -51,15 +62,15 @@ SLOW_FILES = (
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the tests of the Prefect server first, then the slow files; everything else stays as it is.
+    """Put the longest file first, then the tests of the Prefect server and slow files; all else stays as it is.
 
     Raises:
-        UsageError: if a file uses the server and is not in PREFECT_FILES.
+        UsageError: if a file uses the server and is in none of PREFECT_GROUPS.
     """
     users = {item.path.name for item in items if "prefect_server" in getattr(item, "fixturenames", ())}
     if unknown := users - set(PREFECT_FILES):
-        raise pytest.UsageError(f"{sorted(unknown)} use the Prefect server; add them to PREFECT_FILES of {__file__}")
-    order = {name: number for number, name in enumerate(PREFECT_FILES + SLOW_FILES)}
+        raise pytest.UsageError(f"{sorted(unknown)} use the Prefect server; add them to PREFECT_GROUPS of {__file__}")
+    order = {name: number for number, name in enumerate((LONGEST_FILE, *PREFECT_FILES, *SLOW_FILES))}
     items.sort(key=lambda item: order.get(item.path.name, len(order)))
 
 
@@ -69,7 +80,7 @@ def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
 
 
 class GroupScheduling(LoadFileScheduling):
-    """Gives a worker one file at a time, and all files of the Prefect server to one worker.
+    """Gives a worker one file at a time, and all files of a group of the Prefect server to one worker.
 
     pytest-xdist's own groups (--dist loadgroup) have no effect with pytest 9.2: they are written to a field of a test
     that it no longer reads.
@@ -77,7 +88,8 @@ class GroupScheduling(LoadFileScheduling):
 
     def _split_scope(self, nodeid: str) -> str:
         file = super()._split_scope(nodeid)
-        return "prefect" if Path(file).name in PREFECT_FILES else file
+        name = Path(file).name
+        return next((f"prefect {number}" for number, files in enumerate(PREFECT_GROUPS) if name in files), file)
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> GroupScheduling:
