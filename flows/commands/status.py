@@ -30,6 +30,7 @@ STEP_AFTER = {
     "export.json": "measure",
     "model/training.json": "export",
     "split.json": "fine-tune",
+    "gate.json": "check encoder, split",
 }
 DISK_SCAN_TIMEOUT_S = 2.0  # after which the size of the stores is left out
 

@@ -108,10 +108,11 @@ def test_a_run_says_at_which_step_it_is(store: MlflowStore, home: Path) -> None:
     tracking.open_run(store, "job", {}, {"home": home_id(str(home))})
     seen = []
     with FileLock(folder / "lock"):
-        for file in ("split.json", "model/training.json", "export.json", "evidence.json"):
+        for file in ("gate.json", "split.json", "model/training.json", "export.json", "evidence.json"):
             (folder / file).touch()
             seen.append(status.status(str(home))["runs"][0]["why"])
-    assert seen == ["at step fine-tune", "at step export", "at step measure", "at step document, register"]
+    steps = ["check encoder, split", "fine-tune", "export", "measure", "document, register"]
+    assert seen == [f"at step {step}" for step in steps]
 
 
 def test_drift_is_the_latest_comparison_with_the_current_champions_data(store: MlflowStore, home: Path) -> None:
