@@ -6,7 +6,7 @@ import typer
 
 from flows import environment
 from flows.cli.options import AsJson, DataOptions, OnDevice, Reason, VersionNumber, print_result, with_option_groups
-from flows.cli.run import refuse_missing_files
+from flows.cli.run import refuse_unusable_files
 from tasks.core.errors import NoChampion, UsageError
 from tasks.core.printable import escape_controls
 from tasks.inference.bundle import CHAMPION_URI, DEFAULT_MODEL_NAME, MODEL_NAME
@@ -172,7 +172,7 @@ def deploy(
     if file and options != DataOptions():
         raise UsageError("--file holds data and settings itself; expected it or --data, --profile, --set ..., not both")
     settings = options.resolve().settings
-    refuse_missing_files(settings.data)
+    refuse_unusable_files(settings.data)
     lasting_api()  # one of another form fails the imports
     from flows.jobs.deployments import check_file
     from flows.services import deploy, deployment_file

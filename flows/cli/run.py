@@ -42,7 +42,6 @@ if TYPE_CHECKING:
     from flows.outcome import RetrainOutcome
     from tasks.core.settings import DataSettings, Settings
     from tasks.core.settings_loader import ResolvedSettings
-    from tasks.data.sources import Sources
 
 ScoreFormat = Literal["txt", "tsv", "csv", "jsonl", "json", "parquet", "arrow"]
 FIRST_SENTENCES = ("The child has eaten the apple.", "The child have eat the apple.")  # classified after a run
@@ -74,7 +73,7 @@ def retrain(
         _show_settings(resolved, as_toml, as_json)
         return
     refuse_early(resolved.settings)
-    refuse_missing_files(resolved.settings.data)
+    refuse_unusable_files(resolved.settings.data)
     if dry_run:
         _show_plan(resolved, force, as_json)
         return
@@ -109,8 +108,7 @@ def check(options: DataOptions, verbose: Verbose = False, as_json: AsJson = Fals
 
     environment.show_log(verbose)
     settings = options.resolve().settings
-    if files := refuse_missing_files(settings.data):
-        check.check_columns(files, settings.data)  # before the stores' folder is made
+    refuse_unusable_files(settings.data)
     outcome = check.check(settings.model_dump(), environment.usable_home())
     print_result(outcome, as_json, functools.partial(show_run.show_check, verbose=verbose))
     if not outcome["passed"]:
@@ -126,7 +124,7 @@ def watch(
 
     resolved = options.resolve(device)
     refuse_early(resolved.settings)
-    refuse_missing_files(resolved.settings.data)
+    refuse_unusable_files(resolved.settings.data)
     home = environment.usable_home()
     with shown("watch", verbose):
         outcome, clock = run_flow("watch", home, resolved.settings.model_dump(), resolved.origins, home)
@@ -322,20 +320,25 @@ def refuse_early(settings: "Settings", encoders: Sequence[str] = ()) -> None:
             raise VerdictError("device cuda is wanted, but NVIDIA's driver reports no GPU; see: verdict doctor")
 
 
-def refuse_missing_files(data: "DataSettings") -> "Sources | None":
-    """Return the files of data that all lies on this machine; None where the flow has to download or write some.
+def refuse_unusable_files(data: "DataSettings") -> None:
+    """Look at the beginning of each file, if all of them lie on this machine, before the stores' folder is made.
 
     Raises:
-        UsageError: if a folder or file is not there.
+        UsageError: if a folder or file is not there, or lacks a required column.
+        DataRejected: if a file is damaged.
     """
     from tasks.data.sources import locate_sources
 
     addresses = (*data.path, data.train, data.holdout)
     if any(address == "sample" or address.startswith("hf:") for address in addresses):
-        return None
-    with contextlib.suppress(UnreachableError):
-        return locate_sources(data.path, data.train, data.holdout, environment.verdict_home(), offline=True)
-    return None
+        return
+    try:
+        files = locate_sources(data.path, data.train, data.holdout, environment.verdict_home(), offline=True)
+    except UnreachableError:  # the flow downloads it
+        return
+    from flows.commands.data_files import check_columns
+
+    check_columns(files, data)
 
 
 def _lead_ranks(settings: "Settings") -> bool:

@@ -16,7 +16,7 @@ from flows.cli.options import (
     print_result,
     with_option_groups,
 )
-from flows.cli.run import refuse_early, refuse_missing_files, run_flow, shown
+from flows.cli.run import refuse_early, refuse_unusable_files, run_flow, shown
 from tasks.cluster.connection import check_cluster
 from tasks.core.errors import UsageError
 
@@ -62,7 +62,7 @@ def sweep(
 
     resolved, space = seeded.resolve(device), make_space(varied, resolve)
     refuse_early(resolved.settings, encoders_of(space, resolved.settings.finetune.encoder))
-    refuse_missing_files(resolved.settings.data)
+    refuse_unusable_files(resolved.settings.data)
     home = environment.usable_home()
     from flows.cli import show_sweep
 

@@ -5,17 +5,15 @@ import os
 from pathlib import Path
 from typing import Any
 
+from flows.commands.data_files import make_table_format
 from tasks.core.errors import UnreachableError
 from tasks.core.settings import DataSettings, Settings
-from tasks.data.cola_format import DEFAULT_LABELS, RowRules
 from tasks.data.drift import DataProfile
 from tasks.data.expectations import show_allowed, show_observed
 from tasks.data.gate import GateReport, describe_remedy, describe_result, failed_critically, validate_data
 from tasks.data.ingestion import Dataset, ingest
-from tasks.data.record_readers import parse_file
 from tasks.data.row_features import describe_issues
-from tasks.data.sources import Sources, locate_sources, locate_text
-from tasks.data.table_format import TableFormat
+from tasks.data.sources import locate_sources, locate_text
 from tasks.reporting.gate_page import write_gate_page
 from tasks.training.pretrained import locate_tokenizer
 
@@ -37,22 +35,7 @@ def read_data(settings: DataSettings, home: str, snapshots: str = "") -> Dataset
     """
     sources = locate_sources(settings.path, settings.train, settings.holdout, home, offline=settings.offline)
     text = locate_text(settings.text, home, offline=settings.offline)
-    return ingest(sources, snapshots or f"{home}/snapshots", _table_format(settings), settings.holdout_share, text)
-
-
-def check_columns(sources: Sources, settings: DataSettings) -> None:
-    """Read the beginning of each file, and write nothing.
-
-    Raises:
-        UsageError: if one lacks a required column, or is no table.
-        DataRejected: if one is damaged.
-    """
-    for file in (*sources["train"], *sources["holdout"], *sources["secondary"]):
-        next(parse_file(Path(file), _table_format(settings)), None)
-
-
-def _table_format(settings: DataSettings) -> TableFormat:
-    return TableFormat(settings.columns, RowRules(settings.max_chars, DEFAULT_LABELS | settings.labels))
+    return ingest(sources, snapshots or f"{home}/snapshots", make_table_format(settings), settings.holdout_share, text)
 
 
 def run_gate(

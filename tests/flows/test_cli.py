@@ -275,6 +275,18 @@ def test_check_takes_other_peoples_tables(capsys: pytest.CaptureFixture[str], ho
     assert "has no column 'sentence' for the text; it has 'words', 'fine': --columns text=NAME,label=NAME" in err
 
 
+@pytest.mark.parametrize("command", [["retrain"], ["retrain", "--dry-run"], ["watch"], ["sweep"]], ids=" ".join)
+def test_tables_of_other_columns_are_refused_before_anything_starts(
+    capsys: pytest.CaptureFixture[str], home: Path, tmp_path: Path, command: list[str]
+) -> None:
+    (tmp_path / "own.csv").write_text("words,fine\nA cat sat.,1\n")
+    space = ["--set", "finetune.epochs=1,2"] if command == ["sweep"] else []
+    code, out, err = call(capsys, *command, "--data", str(tmp_path / "own.csv"), *space)
+    assert (code, out) == (2, "")
+    assert "has no column 'sentence' for the text; it has 'words', 'fine': --columns text=NAME,label=NAME" in err
+    assert not home.exists()
+
+
 def test_watch_looks_once_and_prints_what_followed(
     capsys: pytest.CaptureFixture[str], home: Path, toy_data: Path, prefect_server: str
 ) -> None:
