@@ -78,9 +78,9 @@ def test_a_bound_with_95_percent_confidence_is_wrong_in_a_twentieth_of_the_sampl
 
 
 def test_ten_thousand_resamples_take_less_than_a_second() -> None:
-    started = time.perf_counter()
+    started = time.process_time()  # another process may have the processor meanwhile
     bootstrap(TYPICAL * 1_000, 10_000)
-    assert time.perf_counter() - started < 1
+    assert time.process_time() - started < 1
 
 
 def test_the_same_seed_gives_the_same_interval_and_equal_models_tie() -> None:
