@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
 # Ray 2.60.0, on Linux, with CPython 3.11.7 and 3.13.0.
 #
-# Behaviour: a task that makes many small objects takes about three times the processor time in a Ray worker that it takes in
+# Behaviour: a task that makes many small objects takes 2.5 times (3.13: 1.5 times) the processor time in a Ray worker that it takes in
 # a plain process. The worker holds tens of thousands of objects of Ray's own, and Python's garbage collector looks
 # through all of them again in each full collection, which allocations trigger. gc.freeze() at the task's beginning leaves
 # them out, and the task is as fast as elsewhere.
 #
 # Seen, the same function three times in each; processor time of the fastest, against the plain process:
-#   a Ray task: more than 1.5 times
-#   a Ray task that begins with gc.freeze(): less than 1.5 times
+#   a Ray task: more than 1.3 times
+#   a Ray task that begins with gc.freeze(): less than 1.3 times
 set -euo pipefail
 script=$(realpath "$0") && dir=$(mktemp -d) && trap 'rm -rf "$dir"' EXIT && cd "$dir"
 mkdir program home
@@ -46,7 +46,7 @@ task = ray.remote(work)
 for name, freeze in (("a Ray task", False), ("a Ray task that begins with gc.freeze()", True)):
     ratio = min(ray.get([task.remote(freeze) for _ in range(3)])) / plain
     print(f"{ratio:.2f} times", file=sys.stderr)
-    print(f"{name}: {'more' if ratio > 1.5 else 'less'} than 1.5 times")
+    print(f"{name}: {'more' if ratio > 1.3 else 'less'} than 1.3 times")
 ray.shutdown()
 PY
 "${PYTHON:-python3}" -m venv env
