@@ -52,7 +52,7 @@ LONGEST_FILE = "test_services.py"
 # Other files of more than ten seconds, which start first so that none of them runs alone at the end.
 SLOW_FILES = (
     "test_default_run.py", "test_own_machine.py", "test_stack_up.py", "test_ray_cluster.py", "test_ray_sweep.py",
-    "test_ray_serve.py", "test_inference_distribution.py", "test_models_serve.py",
+    "test_ray_serve.py", "test_images.py", "test_inference_distribution.py", "test_models_serve.py",
     "test_sweep_trials.py", "test_launcher.py", "test_promotion_kills.py", "test_demo_page.py", "test_torchrun.py",
     "test_soup.py", "test_server.py",
     "test_finetune.py", "test_onnx_export.py", "test_concurrent_promotions.py", "test_report_page.py",
