@@ -37,7 +37,8 @@ def show_plan(plan: "RetrainPlan") -> None:
             console.print(f"{role}: other rows; which ones is unknown, as the champion's snapshot is gone")
             continue
         console.print(
-            f"{role}: {rows['added']} sentences added, {rows['removed']} removed, {rows['relabelled']} relabelled"
+            f"{role}: {counted(rows['added'], 'sentence')} added, {rows['removed']} removed, "
+            f"{rows['relabelled']} relabelled"
         )
         for kind, sentences in rows["examples"].items():
             for sentence in sentences:

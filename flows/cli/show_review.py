@@ -6,6 +6,7 @@ from typing import Any
 from flows.cli.show_requests import describe_estimate
 from flows.cli.show_run import COLOURS, local_time, new_console, new_table
 from flows.cli.terminal import escape
+from tasks.core.printable import counted
 from tasks.evaluation.shadow_summary import describe_shadow
 from tasks.reporting.wording import FIGURE_LABELS, show_mcc
 
@@ -133,8 +134,10 @@ def show_comparison(outcome: dict[str, Any]) -> None:
         for change in outcome["changes"]:
             changes.add_row(*(_short(change[name]) for name in ("what", "first", "second")))
         console.print(changes)
-    if outcome["comparison"]["sentences"]:
-        console.print('sentences that they label differently, with the probability of "acceptable":')
+    if listed := len(outcome["comparison"]["sentences"]):
+        differing = outcome["comparison"]["differing"]
+        first = f", the first {listed} of {differing}" if differing > listed else ""
+        console.print(f'sentences that they label differently{first}, with the probability of "acceptable":')
         sentences = new_table("label", *names, "sentence")
         for row in outcome["comparison"]["sentences"]:
             given = ("none" if row[side] is None else f"{row[side]:.2f}" for side in ("first", "second"))
@@ -228,9 +231,9 @@ def show_pruned(outcome: dict[str, Any]) -> None:
     if outcome["items"]:
         console.print(table)
     verb = "would be deleted" if outcome["dry_run"] else "deleted"
-    console.print(f"{len(outcome['items'])} items, {outcome['megabytes']:.1f} MB, {verb}")
+    console.print(f"{counted(len(outcome['items']), 'item')}, {outcome['megabytes']:.1f} MB, {verb}")
     if outcome["closed"]:
-        console.print(f"{len(outcome['closed'])} MLflow runs whose process is gone were closed")
+        console.print(f"closed: {counted(len(outcome['closed']), 'MLflow run')} whose process is gone")
 
 
 def show_checks(checks: list[dict[str, Any]]) -> None:

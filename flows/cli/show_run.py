@@ -105,7 +105,7 @@ def show_predictions(predictions: list[dict[str, Any]]) -> None:
 
 def show_examples(predictions: list[dict[str, Any]]) -> None:
     """Print the answers to the two sentences that every new champion classifies, and where these come from."""
-    new_console().print("an example, of two sentences that are not from your data and say nothing about it:")
+    new_console().print("two examples, which are not from your data and say nothing about it:")
     show_predictions(predictions)
 
 

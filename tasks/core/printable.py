@@ -92,11 +92,12 @@ def wrap_words(text: str, width: int) -> str:
 def line_breaks(line: str, width: int) -> tuple[int, list[int]]:
     """Return how far to indent what follows the first part of a line, and the offsets at which its further parts begin.
 
-    A value stays beside its label (`reason    TEXT`). A word that is longer than the width stays whole, for a terminal
-    to break: so a path can be copied.
+    A value stays beside its label (`reason    TEXT`), and an indented line keeps its indentation. A word that is longer
+    than the width stays whole, for a terminal to break: so a path can be copied.
     """
     label = _LABEL.match(line)
-    indent = label.end() if label and label.end() <= width // 2 else 2
+    own = len(line) - len(line.lstrip(" "))
+    indent = label.end() if label and label.end() <= width // 2 else max(2, own if own <= width // 2 else 0)
     breaks, begin, room = [], 0, width
     for word in _UNBROKEN.finditer(line):
         if word.end() - begin > room and line[begin : word.start()].strip():

@@ -2,6 +2,7 @@
 
 from typing import Any, TypedDict
 
+import numpy as np
 import pandas as pd
 
 from tasks.data.snapshots import read_snapshot
@@ -14,6 +15,7 @@ from tasks.evaluation.measurement import (
     compare,
     evaluate,
     predict_labels,
+    read_probabilities,
     round_probabilities,
 )
 from tasks.inference.classifier import Classifier
@@ -61,7 +63,7 @@ def compare_bundles(first: str, second: str, snapshot: str, device: str, resampl
     ]
     thresholds = loaded[0].threshold, loaded[1].threshold
     comparison = compare(rows, ours, theirs, resamples, thresholds)
-    comparison["sentences"] = _list_differing(table, ours, theirs, thresholds)
+    comparison["sentences"] = list_disagreements(table, ours, theirs, thresholds)
     labels = loaded[0].manifest["labels"]
     return VersionComparison(labels=labels, first=sides[0], second=sides[1], comparison=comparison)
 
@@ -84,15 +86,15 @@ def figures_of(measured: Measurement) -> dict[str, Any]:
     return named | {name: dict(measured)[name] for name in COMPARED_FIGURES}
 
 
-def _list_differing(
+def list_disagreements(
     table: pd.DataFrame, ours: Probabilities, theirs: Probabilities, thresholds: tuple[float, float]
 ) -> list[dict[str, Any]]:
-    predicted = predict_labels(ours, thresholds[0]), predict_labels(theirs, thresholds[1])
-    differing = [
-        {"label": int(label), "sentence": str(sentence), "first": one, "second": other}
-        for label, sentence, one, other, here, there in zip(
-            *(table["label"], table["sentence"], ours, theirs, *predicted), strict=True
-        )
-        if here != there
+    """List the first sentences with different predictions, largest difference of the probabilities first."""
+    differing = np.flatnonzero(predict_labels(ours, thresholds[0]) != predict_labels(theirs, thresholds[1]))
+    gaps = np.abs(read_probabilities(ours) - read_probabilities(theirs))[differing]
+    first = differing[np.argsort(-gaps, kind="stable")][:DIFFERING_SENTENCES]
+    labels, sentences = table["label"].tolist(), table["sentence"].tolist()
+    return [
+        {"label": int(labels[row]), "sentence": str(sentences[row]), "first": ours[row], "second": theirs[row]}
+        for row in first
     ]
-    return sorted(differing, key=lambda row: -abs((row["first"] or 0.5) - (row["second"] or 0.5)))[:DIFFERING_SENTENCES]

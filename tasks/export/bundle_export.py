@@ -241,18 +241,18 @@ def _log_summary(graphs: "WrittenGraphs") -> None:
     log.debug("exported to ONNX (%s); fused: %s", graphs["exporter"], fused)
     for variant, parity in graphs["parity"].items():
         log.debug("%s %s", variant, _describe_parity(parity))
-    compared = [parity for parity in graphs["parity"].values() if parity["sentences"]]
-    most = max(compared, key=lambda parity: parity["changed"], default=None)
-    seen = f"; {_count_changed(most['changed'], most['sentences'])}" if most else ""
+    compared = {variant: parity for variant, parity in graphs["parity"].items() if parity["sentences"]}
+    most = max(compared, key=lambda variant: compared[variant]["changed"], default=None)
+    seen = f"; {_count_changed(most, compared[most])}" if most else ""
     log.info("exported to ONNX: %s%s", ", ".join(graphs["parity"]), seen)
     for variant, reason in graphs["left_out"].items():
         log.warning("%s is not shipped: it %s", VARIANTS[variant], reason)
 
 
-def _count_changed(changed: int, sentences: int) -> str:
-    if not changed:
-        return f"all of them label {sentences} validation sentences as torch does"
-    return f"the least exact labels {changed} of {sentences} validation sentences otherwise than torch"
+def _count_changed(variant: str, parity: "Parity") -> str:
+    if not parity["changed"]:
+        return f"all of them label {parity['sentences']} validation sentences as torch does"
+    return f"{variant} differs most from torch, in {parity['changed']} of {parity['sentences']} validation labels"
 
 
 def _describe_parity(parity: "Parity") -> str:

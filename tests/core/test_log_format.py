@@ -138,6 +138,10 @@ def test_lines_for_a_terminal_are_wrapped_between_words_and_stay_beside_their_la
         "/a/path/that/is/longer x",
         "short",
     ]
+    assert wrap_words("    a description of a setting that is long", 30).split("\n") == [
+        "    a description of a setting",
+        "    that is long",
+    ]
     assert wrap_words("error: /a/path/that/is/longer/than/the/screen is gone", 30).split("\n") == [
         "error:",
         "  /a/path/that/is/longer/than/the/screen",

@@ -40,11 +40,16 @@ def leave_int8(model: str, folder: str, facts: Any, _: Any) -> WrittenGraphs:
     """Stand for an export whose int8 graph differs from torch."""
     (Path(folder) / "model.onnx").write_bytes(b"graph")
     shape: Any = {"provider": "CPUExecutionProvider", "difference": {"1x1": 0.0}, "sentences": 0, "half": None}
+    return written({"fp32": shape}, facts)
+
+
+def written(parity: dict[str, Any], facts: Any = None) -> WrittenGraphs:
+    """Return what an export without int8 says of its graphs."""
     return WrittenGraphs(
         facts=facts,
         exporter="tracing",
         fused={"Attention": 2},
-        parity={"fp32": shape},
+        parity=parity,
         left_out={"int8": "changes 10 of 100 labels (10.00%), expected at most 1.0%"},
         attempts={},
         remarks=[],
@@ -120,6 +125,23 @@ def test_variants_that_are_not_shipped_are_logged_and_recorded(
     assert levels[line] == logging.INFO
     assert read_json(tmp_path / "export.json")["left_out"] == {"int8": reason}
     assert exported["left_out"] == {"int8": reason}
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"fp32": 0, "fp16": 1, "int8": 3}, "int8 differs most from torch, in 3 of 400 validation labels"),
+        ({"fp32": 0, "int8": 0}, "all of them label 400 validation sentences as torch does"),
+    ],
+)
+def test_the_summary_names_the_variant_that_changes_most_labels(
+    caplog: pytest.LogCaptureFixture, changed: dict[str, int], said: str
+) -> None:
+    shape: Any = {"provider": "CPUExecutionProvider", "difference": {"1x1": 0.0}, "torch_mcc": 0.5, "mcc": 0.5}
+    parity = {name: shape | {"sentences": 400, "changed": count, "half": None} for name, count in changed.items()}
+    with caplog.at_level(logging.INFO, logger="tasks"):
+        export._log_summary(written(parity))
+    assert caplog.messages[0] == f"exported to ONNX: {', '.join(changed)}; {said}"
 
 
 def test_a_killed_export_is_one_line_and_leaves_no_bundle(

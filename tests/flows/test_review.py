@@ -392,7 +392,9 @@ def test_two_versions_are_measured_side_by_side_on_the_holdout(
     assert answer["changes"] == [{"what": "finetune.max_length", "first": "3", "second": "16"}]
     shown_ = verdict("compare", second, first, "--device", "cpu")[1]
     assert re.search(r"^made with +version 2 +version 1 *\nfinetune\.max_length +3 +16 *$", shown_, re.MULTILINE)
-    assert 'sentences that they label differently, with the probability of "acceptable":\n' in shown_
+    differing, listed = answer["comparison"]["differing"], len(answer["comparison"]["sentences"])
+    first = f", the first {listed} of {differing}" if differing > listed else ""
+    assert f'sentences that they label differently{first}, with the probability of "acceptable":\n' in shown_
     assert re.search(
         r"^label +version 2 +version 1 +sentence *\n(un)?acceptable +0\.\d\d +0\.\d\d +\w", shown_, re.MULTILINE
     )

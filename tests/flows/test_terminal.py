@@ -7,7 +7,7 @@ import pytest
 from candidates import weigh
 from outcomes import make_outcome
 
-from flows.cli import show_review, show_run
+from flows.cli import show_plan, show_review, show_run
 from flows.cli.terminal import ResultConsole, escape
 from tasks.evaluation.compare_versions import compare_recorded, figures_of
 
@@ -89,7 +89,7 @@ def test_the_sentences_after_a_promotion_are_not_taken_for_the_users(capsys: pyt
     answer = {"label": "acceptable", "probability": 0.818, "version": "1", "truncated": False, "sentence": "A cat."}
     show_run.show_examples([answer])
     first, _, row = capsys.readouterr().out.splitlines()
-    assert first == "an example, of two sentences that are not from your data and say nothing about it:"
+    assert first == "two examples, which are not from your data and say nothing about it:"
     assert row.split() == ["acceptable", "0.818", "1", "A", "cat."]
 
 
@@ -110,6 +110,16 @@ def test_on_a_terminal_the_report_is_a_link_and_lines_are_wrapped_between_words(
         "         sentences, int8 on CPUExecutionProvider",
         "version  acceptability 4",
     ]
+
+
+def test_one_thing_is_counted_in_the_singular(capsys: pytest.CaptureFixture[str]) -> None:
+    gate = {"warnings": [], "failures": [], "results": 1, "passed": True, "kept": 1, "rows_in": 1, "remedy": ""}
+    rows = {"train": {"added": 1, "removed": 0, "relabelled": 0, "examples": {}}}
+    plan: Any = {"action": "train", "why": "no champion", "finished": [], "champion": None, "job": "j", "encoder": "e"}
+    show_plan.show_plan(plan | {"device": "cpu", "changes": [], "rows": rows, "gate": gate})
+    assert "train: 1 sentence added, 0 removed, 0 relabelled\n" in capsys.readouterr().out
+    show_review.show_pruned({"items": [], "megabytes": 0.0, "dry_run": False, "closed": ["run"]})
+    assert capsys.readouterr().out.splitlines()[-1] == "closed: 1 MLflow run whose process is gone"
 
 
 @pytest.mark.parametrize("width", [80, 120])
@@ -136,7 +146,7 @@ def test_a_comparison_is_no_wider_than_the_terminal(
                 {"version": version, "verdict": "HOLD", **figures_of(side)}
                 for version, side in (("2", result["first"]), ("1", result["second"]))
             ],
-            "comparison": result["comparison"] | {"sentences": rows},
+            "comparison": result["comparison"] | {"sentences": rows, "differing": 23},
             "changes": [{"what": "data.path", "first": f"{path}1", "second": f"{path}2"}],
             "shadow": None,
         }
@@ -147,3 +157,5 @@ def test_a_comparison_is_no_wider_than_the_terminal(
     assert re.search(r"^acceptable +0\.31 +0\.72 +a long sentence", text, re.MULTILINE)
     assert re.search(r"^unacceptable +0\.91 +none +a short one *$", text, re.MULTILINE)
     assert re.search(r"^AUROC +0\.9", text, re.MULTILINE)
+    heading = "sentences that they label differently, the first 2 of 23, with the probability of"
+    assert heading in " ".join(text.split())

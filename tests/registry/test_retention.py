@@ -305,7 +305,7 @@ def test_the_command_lists_what_would_be_deleted(home: Path, monkeypatch: pytest
     assert "job" in said
     assert "0123456789abcdef" in said
     assert "interrupted 40 days ago" in said
-    assert "1 items, 0.0 MB, would be deleted" in said
+    assert "1 item, 0.0 MB, would be deleted" in said
 
 
 def _folder_of(store: MlflowStore, version: str) -> Path:
