@@ -12,6 +12,7 @@ import numpy as np
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
+from tasks.core.printable import counted
 from tasks.evaluation.metrics import MCC_BATCH
 from tasks.evaluation.thresholds import ThresholdCurve, curves_of
 from tasks.reporting.figure_style import ACCENT, INK, PALE, new_axes, new_figure, save_picture, styled
@@ -268,7 +269,7 @@ def draw_epochs(training: TrainingResult) -> Figure:
 def draw_batches(measurement: Measurement) -> Figure:
     """Draw the MCC of each batch of 32 holdout sentences, the book's figure, with the MCC of the whole holdout."""
     short = measurement["rows"] % MCC_BATCH
-    batch = f"batch, the last of {short} (0: all of one class)" if short else "batch"
+    batch = f"batch (the last: {counted(short, 'sentence')}; 0: all of one class)" if short else "batch"
     figure, axes = new_axes(f"MCC by batches of {MCC_BATCH}", batch, "MCC")
     values = measurement["mcc_per_batch"]
     axes.bar(range(1, len(values) + 1), values, color=PALE, alpha=0.7)
@@ -277,7 +278,8 @@ def draw_batches(measurement: Measurement) -> Figure:
     axes.axhspan(interval["low"], interval["high"], color=ACCENT, alpha=0.15, linewidth=0, label="95% CI")
     axes.axhline(interval["mcc"], color=ACCENT, label=f"whole holdout: {interval['mcc']:.3f}")
     axes.set_xlim(0.3, len(values) + 0.7)
-    axes.set_ylim(min(0.0, *values, interval["low"]), 1.3)  # room for the legend
+    lowest = min(0.0, *values, interval["low"])
+    axes.set_ylim(lowest - 0.05 * (lowest < 0), 1.3)  # room for the legend, and below a bar, which looks cut otherwise
     axes.set_yticks([tick for tick in (-1, -0.5, 0, 0.5, 1) if tick >= axes.get_ylim()[0]])
     axes.legend(loc="upper center", ncols=2)
     return figure

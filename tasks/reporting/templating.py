@@ -6,7 +6,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from tasks.core.printable import escape_controls
+from tasks.core.printable import counted, escape_controls
 
 TEMPLATES = Path(__file__).with_name("templates")
 
@@ -31,7 +31,7 @@ def render(template: str, folder: Path = TEMPLATES, **content: Any) -> str:
 
 @functools.cache  # an environment keeps the templates that it compiled
 def _make_environment(folder: Path, html: bool) -> Environment:
-    return Environment(
+    environment = Environment(
         loader=FileSystemLoader(folder),
         autoescape=html,
         finalize=_show if html else None,
@@ -40,6 +40,8 @@ def _make_environment(folder: Path, html: bool) -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+    environment.globals["counted"] = counted
+    return environment
 
 
 def _show(value: Any) -> Any:

@@ -59,10 +59,10 @@ def take(
     context.close()
 
 
-def save_picture(picture: bytes, path: Path) -> None:
+def save_picture(picture: bytes, path: Path, method: Image.Quantize = Image.Quantize.MEDIANCUT) -> None:
     """Write a picture with at most 64 colours: pages have few, and a repository keeps every version of it."""
     with_all = Image.open(io.BytesIO(picture)).convert("RGB")
-    with_all.quantize(64, dither=Image.Dither.NONE).save(path, optimize=True)
+    with_all.quantize(64, method, dither=Image.Dither.NONE).save(path, optimize=True)
     print(path)
 
 

@@ -12,6 +12,7 @@ import io
 import os
 import pty
 import select
+import signal
 import struct
 import termios
 import time
@@ -19,6 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pyte
+from PIL import Image
 from playwright.sync_api import sync_playwright
 from rich.console import Console
 from rich.text import Text
@@ -47,7 +49,8 @@ def main() -> None:
         page = browser.new_page()
         for name, svg in taken.items():
             page.set_content(f"<style>svg {{ width: {options.columns * 8}px }}</style>{svg}")
-            save_picture(page.locator("svg").first.screenshot(), options.to / f"{options.name}-{name}.png")
+            picture, path = page.locator("svg").first.screenshot(), options.to / f"{options.name}-{name}.png"
+            save_picture(picture, path, Image.Quantize.MAXCOVERAGE)  # others give up the green of a single word
         browser.close()
 
 
@@ -55,6 +58,7 @@ def run(command: list[str], screen: pyte.Screen, moments: list[float], interrupt
     """Run a command in a terminal of the screen's size; yield each moment as it comes, and None at the end."""
     child, terminal = pty.fork()
     if not child:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a script's background job ignores it, and so do its children
         os.environ |= {"TERM": "xterm-256color", "COLUMNS": str(screen.columns), "LINES": str(screen.lines)}
         os.execvp(command[0], command)
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", screen.lines, screen.columns, 0, 0))

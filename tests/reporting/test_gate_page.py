@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import pandas as pd
 import pytest
+from browser import launched_browser, visits
 
 from tasks.core.settings import DataSettings, GateSettings, Settings
 from tasks.data.drift import OTHER_CATEGORY, DataProfile
@@ -164,7 +165,7 @@ def test_refused_data_names_the_first_failure_and_the_failed_come_first(refused:
     assert f"Whole data: {reason}" in text
     keys = ("data.max_quarantined", "gate.max_duplicates")
     for key in keys:
-        assert f"<code>--set {key}=VALUE</code>" in html
+        assert f'<code><span class="option">--set</span> {key}=VALUE</code>' in html
     assert "Fix the data, or change a limit: --set {}=VALUE , --set {}=VALUE .".format(*keys) in text
     results = re.findall(r'<tr class="(failed|warning|passed)">', html)
     assert results[:2] == ["failed"] * 2
@@ -181,6 +182,36 @@ def test_a_failed_result_shows_its_rows(refused: GateReport, tmp_path: Path) -> 
     assert re.findall(r"line \d+", row) == shown
     assert "9: &lt;script&gt;" in " ".join(row.replace("<br>", " ").split())
     assert "6 more of them" in text
+    more = result(unexpected=40, lines=[f"train.tsv line {number}" for number in range(9)])
+    assert "the next 6" in page(changed(refused, results=[more]), tmp_path)[1]  # not all were recorded
+
+
+# The lines on which each occurrence of a text stands.
+LINES_OF = """text => {
+  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT), found = [];
+  for (let node; node = walker.nextNode();) {
+    const start = node.data.indexOf(text);
+    if (start < 0) continue;
+    const range = document.createRange();
+    range.setStart(node, start);
+    range.setEnd(node, start + text.length);
+    found.push(range.getClientRects().length);
+  }
+  return found;
+}"""
+
+
+@pytest.mark.parametrize("width", [400, 1200])
+def test_the_name_of_a_file_stands_on_one_line(tmp_path: Path, width: int) -> None:
+    rows = lines("Training", [0, 1] * 20) + ["s\t1\t\tThe same.\n"] * 10
+    gate = run_gate(tmp_path / "run", rows, name="out_of_domain_train.tsv")
+    page(gate, tmp_path)
+    with launched_browser() as browser, visits(browser, lambda url: url.startswith("file:")) as visit:
+        shown = visit((tmp_path / "gate.html").as_uri(), viewport={"width": width, "height": 800})
+        shown.evaluate("document.querySelectorAll('details').forEach(each => { each.open = true; })")
+        counts = shown.evaluate(LINES_OF, "out_of_domain_train.tsv")
+    assert len(counts) > 10
+    assert set(counts) == {1}
 
 
 def test_quarantine_is_counted_by_kind_with_examples_and_its_file(refused: GateReport, tmp_path: Path) -> None:
@@ -323,7 +354,7 @@ def test_the_page_names_the_settings_of_the_limits_that_failed(
     good: GateReport, tmp_path: Path, results: list[ExpectationResult], keys: list[str]
 ) -> None:
     html, text = page(changed(good, results=results, passed=False), tmp_path)
-    assert re.findall("--set (.*?)=VALUE", html) == keys
+    assert re.findall("--set</span> (.*?)=VALUE", html) == keys
     assert ("change a limit" in text) == bool(keys)
 
 
@@ -335,7 +366,7 @@ def test_the_side_on_which_a_share_lies_names_its_setting(tmp_path: Path) -> Non
         gate = run_gate(tmp_path / name, lines("Training", labels))
         html, _ = page(gate, tmp_path / name)
         assert not gate["passed"]
-        assert re.findall("--set (.*?)=VALUE", html) == [key]
+        assert re.findall("--set</span> (.*?)=VALUE", html) == [key]
 
 
 def test_the_page_and_the_command_say_the_same_of_a_result(

@@ -15,6 +15,7 @@ from signing_keys import PRIVATE, write_keys
 from sklearn.metrics import precision_recall_fscore_support
 from toy import gate
 
+from tasks.core.settings_loader import SettingRow
 from tasks.core.signing import describe_key, describe_signer
 from tasks.evaluation.measurement import predict_labels
 from tasks.evaluation.minimal_pairs import summarise
@@ -197,6 +198,8 @@ def test_changed_data_are_counted_with_examples_or_said_to_be_unknown(beside: Re
     assert "Train 1,234 sentences added, 0 removed, 1 relabelled. Added: the first 3 He said" in section
     assert "Relabelled: all d Holdout Other rows than those of champion 7. Which ones is unknown" in section
     assert "Removed:" not in section
+    _, text = page(beside._replace(row_changes={"train": changes | {"added": 1}}))
+    assert "Train 1 sentence added, 0 removed, 1 relabelled." in text
     assert html.count("<script") == 1
     assert "Nothing: every data set is that of champion 7" in page(beside._replace(row_changes={}))[1]
     assert "Unknown: the run of champion 7 is not in this store." in page(beside)[1]
@@ -242,7 +245,7 @@ def test_the_report_has_baselines_and_costs_where_they_were_measured() -> None:
     ahead = evidence["candidate"]["interval"]["mcc"] - 0.125
     assert f"bag of words 0.125 (95% CI 0.050 to 0.200) 0.550 {ahead:+.3f}" in text
     assert "at the export, on Some CPU, 2 cores." in text
-    assert "Fine-tuning took 12.5 s on cpu." in text
+    assert "Fine-tuning took 12.5 s on CPU." in text
     assert "int8 CPU 1.23 ms 2.50 ms 1,234 22.9 MB 61 MB" in text
 
 
@@ -295,7 +298,10 @@ def test_candidate_and_champion_are_compared(beside: ReportInputs) -> None:
     assert f"difference of the MCC {comparison['difference']:+.3f}" in text
     assert f"right alone {comparison['candidate_alone']} and {comparison['champion_alone']}" in text
     assert f"McNemar's test p-value {comparison['mcnemar']:.3g}" in text
-    assert f"The models label {comparison['differing']} sentences differently" in text
+    assert comparison["differing"] > len(comparison["sentences"]) == 50
+    listed = "the largest differences come first, and only the first 50 are listed."
+    assert f"The models label {comparison['differing']} sentences differently; {listed}" in text
+    assert "int8 on CPU variant and device measured" in text
     assert f"permutation test: better p-value {comparison['p_better']:.2g} one-sided" in text
     numbers = beside.verdict["numbers"]
     assert f"alpha after {numbers['holdout_uses']} other candidate" in text
@@ -399,6 +405,16 @@ def test_pictures_are_in_the_page_in_its_colours_and_described(beside: ReportInp
     assert set(re.findall(r'(?:url\(|href=")#([^")]+)', html)) <= set(ids)
 
 
+@pytest.mark.parametrize(("corruptions", "said"), [(0, False), (4, True)])
+def test_the_training_time_says_what_it_has_beside_the_epochs(
+    beside: ReportInputs, corruptions: int, said: bool
+) -> None:
+    settings = [*SETTINGS, SettingRow("finetune.corruptions", corruptions, "profile cola-small")]
+    _, text = page(beside._replace(settings=settings, training=training(seconds=1_457.92)))
+    stage = ", the stage on corrupted sentences before the epochs included" if said else ""
+    assert f"all-minilm-l6-v2 on CPU in fp32, 1,457.9 s{stage}. The epoch was selected" in text
+
+
 def test_tables_name_their_columns_and_rows(beside: ReportInputs) -> None:
     tags = Text(page(beside)[0]).seen
     assert all(attributes.get("scope") in {"col", "row"} for tag, attributes in tags if tag == "th")
@@ -410,8 +426,8 @@ def test_the_report_tells_which_rows_left_and_why(beside: ReportInputs) -> None:
     _, text = page(beside)
     assert "10 rows in, 10 kept, 1 quarantined: 1 label." in text
     assert (
-        "7 rows trained and 2 selected the best epoch; 1 were removed because they occur in a holdout, 4 because"
-        in text
+        "7 rows trained and 2 selected the best epoch; removed from training: 1 for occurring in a holdout, 4 as their "
+        "sentence has both labels, 3 as duplicates." in text
     )
     assert "None of the holdout's sentences was trained on." in text
     assert "share of quarantined rows 0.01235 at most 0.05 passed" in text

@@ -112,6 +112,21 @@ def test_the_dark_report_is_dark_and_its_pictures_too(show: Visit) -> None:
     assert colours["light"][1] != colours["dark"][1]
 
 
+def test_the_length_of_a_bar_can_be_seen_in_a_marked_row_too(show: Visit) -> None:
+    row = show("beside").locator("tr.dropped").first
+    colours = [
+        row.locator(part).evaluate("each => getComputedStyle(each).backgroundColor") for part in ("td.bar", ".bar div")
+    ]
+    assert len(set(colours)) == 2
+
+
+@pytest.mark.parametrize("name", ["beside", "alone"])
+def test_names_of_rows_have_room_on_a_phone(visit: Visit, name: str) -> None:
+    page = visit(name, **PHONE)
+    widths = page.evaluate("[...document.querySelectorAll('tbody th:not(.n)')].map(each => each.clientWidth)")
+    assert min(width for width in widths if width) >= 120  # 0: within what is folded
+
+
 @pytest.mark.parametrize("name", ["beside", "alone"])
 def test_headings_are_in_order_and_pictures_have_a_description(show: Visit, name: str) -> None:
     page = show(name)

@@ -291,6 +291,8 @@ def test_it_fits_a_phone_in_light_and_dark(page: Any, scheme: str) -> None:
     judge(page, GOOD, BAD, "w" * 300)
     answers(page, 3)
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    whole = page.locator(".option").evaluate_all("found => found.map(each => each.getClientRects().length)")
+    assert whole == [1, 1]  # no line ends within --data
     back, ink = page.locator(".answers li").first.evaluate(
         "item => [getComputedStyle(item).backgroundColor, getComputedStyle(item.querySelector('.sentence')).color]"
     )
