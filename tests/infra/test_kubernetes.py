@@ -5,6 +5,7 @@ import copy
 import functools
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import uuid
@@ -14,6 +15,7 @@ from typing import Any
 
 import kubernetes_validate
 import pytest
+import typer
 import yaml
 from kubernetes_laws import LAWS
 from manifests import (
@@ -32,7 +34,9 @@ from manifests import (
 )
 from manifests import without_hashes as plain
 
+from flows.cli.app import app
 from tasks.core.signing import KEY_VARIABLE, REQUIRE_VARIABLE, TRUSTED_VARIABLE
+from tasks.serving.batch_scoring import check_paths
 
 OVERLAYS = [INFRA / "kubernetes" / name for name in ("base", "gpu", "kserve", "ray", "hosts")]
 SUBMITTED = {"ray": ("sweep.yaml", "score.yaml"), "hosts": ("train.yaml",)}  # beside what an overlay applies
@@ -190,6 +194,21 @@ def test_the_ray_cluster_wants_a_token_reports_nothing_and_is_what_commands_conn
         assert job["spec"]["clusterSelector"] == {"ray.io/cluster": cluster["metadata"]["name"]}
         assert job["spec"]["entrypoint"].startswith(f"verdict {Path(name).stem} ")
         assert "--ray auto" in job["spec"]["entrypoint"]
+
+
+def submitted_words() -> list[list[str]]:
+    jobs = [read_yaml(OVERLAYS[3] / name)[0] for name in SUBMITTED["ray"]]
+    arguments = containers_of(read_yaml(OVERLAYS[4] / "train.yaml")[0])[0]["args"]
+    return [*(shlex.split(job["spec"]["entrypoint"]) for job in jobs), arguments[arguments.index("verdict") :]]
+
+
+@pytest.mark.parametrize("words", submitted_words(), ids=lambda words: words[1])
+def test_a_command_that_is_submitted_is_one_that_verdict_takes(words: list[str], tmp_path: Path) -> None:
+    group: Any = typer.main.get_command(app)
+    options = group.commands[words[1]].make_context(words[1], words[2:]).params  # raises UsageError
+    if words[1] == "score":
+        (tmp_path / "in.txt").write_text("The child has eaten.\n")
+        check_paths(str(tmp_path / "in.txt"), str(tmp_path / Path(options["out"]).name))
 
 
 def test_a_training_over_hosts_starts_as_many_ranks_as_it_has_pods() -> None:
