@@ -149,7 +149,7 @@ def _try(
     data: Dataset,
 ) -> tuple[str, list[TrialRecord]]:
     """Run the trials and keep them in MLflow; return the id of the sweep's run, and all trials."""
-    params = {f"{SECTION}{each.name}": each.choices or (each.low, each.high) for each in plan.space}
+    params = {f"{SECTION}{each.name}": each.text for each in plan.space}
     run_id = open_sweep(timer, store, name, params, {"dataset": data["digest"], "git_commit": git_commit()})
     try:
         records = _run(timer, plan, workers, cluster, store, run_id, name)

@@ -47,12 +47,13 @@ def log_trials(store: MlflowStore, sweep: str, name: str, trials: list[TrialReco
     with connect(store) as client:
         experiment = experiment_of(client, store, SWEEP_EXPERIMENT)
         logged = search_all(client.search_runs, [experiment], f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{sweep}'")
-        complete = {run.data.tags.get("trial") for run in logged if run.info.status != "RUNNING"}
+        known = {run.data.tags.get("trial"): run for run in logged}
         for trial in trials:
-            if str(trial.number) in complete:
+            run = known.get(str(trial.number))
+            if run and run.info.status != "RUNNING":  # a command that was killed leaves one that runs
                 continue
             tags = {MLFLOW_PARENT_RUN_ID: sweep, "sweep": name, "kind": "trial", "trial": str(trial.number)}
-            run = client.create_run(experiment, run_name=f"trial {trial.number}", tags=tags)
+            run = run or client.create_run(experiment, run_name=f"trial {trial.number}", tags=tags)
             figures = {"validation_mcc": trial.mcc, "seconds": trial.seconds}
             now = run.info.start_time
             client.log_batch(

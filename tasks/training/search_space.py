@@ -42,6 +42,21 @@ class Dimension(NamedTuple):
         """Whether numbers of the range are drawn on a logarithmic scale."""
         return self.low > 0
 
+    @property
+    def text(self) -> str:
+        """Its values as they are written on the command line."""
+        return ",".join(map(str, self.choices)) if self.choices else f"{self.low}{RANGE}{self.high}"
+
+    @property
+    def size(self) -> float:
+        """How many values it has; infinity for a range that is not of integers."""
+        return len(self.choices) or (self.high - self.low + 1 if isinstance(self.low, int) else math.inf)
+
+    @property
+    def values(self) -> Sequence[Any]:
+        """All values, where they are not infinitely many."""
+        return self.choices or range(int(self.low), int(self.high) + 1)
+
 
 def split_assignments(assignments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     """Divide KEY=VALUE texts into settings with one value, as they are, and settings with several, by key."""
@@ -70,7 +85,7 @@ def make_space(varied: dict[str, str], resolve: Resolve) -> tuple[Dimension, ...
             "a sweep needs a setting with several values, for example --set finetune.learning_rate=1e-5,3e-5"
         )
     space = tuple(_make_dimension(key, text, resolve) for key, text in varied.items())
-    if MAX_COMBINATIONS < combinations(space) < math.inf:
+    if combinations(space) > MAX_COMBINATIONS and not has_range(space):
         raise UsageError(
             f"the sweep has {combinations(space):,} combinations; expected at most {MAX_COMBINATIONS:,}, "
             f"or a range of a setting: finetune.learning_rate=1e-5{RANGE}1e-4"
@@ -79,8 +94,13 @@ def make_space(varied: dict[str, str], resolve: Resolve) -> tuple[Dimension, ...
 
 
 def combinations(space: Sequence[Dimension]) -> float:
-    """Return how many different trials a space has; infinity with a range."""
-    return math.prod(len(dimension.choices) or math.inf for dimension in space)
+    """Return how many different trials a space has; infinity with a range that is not of integers."""
+    return math.prod(dimension.size for dimension in space)
+
+
+def has_range(space: Sequence[Dimension]) -> bool:
+    """Return whether values of a space are drawn, and not only chosen."""
+    return not all(dimension.choices for dimension in space)
 
 
 def encoders_of(space: Sequence[Dimension], encoder: str) -> tuple[str, ...]:
@@ -89,10 +109,10 @@ def encoders_of(space: Sequence[Dimension], encoder: str) -> tuple[str, ...]:
 
 
 def all_combinations(space: Sequence[Dimension], seed: int) -> list[dict[str, Any]]:
-    """Return every combination of choices, by name of the setting, in an order that the seed decides."""
+    """Return every combination of values, by name of the setting, in an order that the seed decides."""
     found = [
         dict(zip((dimension.name for dimension in space), values, strict=True))
-        for values in itertools.product(*(dimension.choices for dimension in space))
+        for values in itertools.product(*(dimension.values for dimension in space))
     ]
     random.Random(seed).shuffle(found)
     return found

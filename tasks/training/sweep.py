@@ -54,9 +54,16 @@ def run_sweep(
     delete_all_files(plan)
     records = study.records
     if not any(record.state == "finished" for record in records):
-        reason = next((record.error for record in records if record.error), "the time was over before one ended")
-        raise VerdictError(f"no trial of the sweep ended well ({reason}); expected one: give it more --budget")
+        raise _none_finished(plan, records)
     return records
+
+
+def _none_finished(plan: SweepPlan, records: list[TrialRecord]) -> VerdictError:
+    """Return the error for a sweep without a winner; what failed counts as tried, and is not tried again."""
+    failed = next((record for record in records if record.error), None)
+    reason = f"trial {failed.number}: {failed.error}" if failed else "the time was over before one ended"
+    advice = f"try other values, or the same ones after: rm -r {plan.folder}" if failed else "give it more --budget"
+    return VerdictError(f"no trial of the sweep ended well ({reason}); expected one: {advice}")
 
 
 def best_trial(records: list[TrialRecord]) -> TrialRecord:

@@ -18,7 +18,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.trial import FrozenTrial, TrialState
 
-from tasks.training.search_space import Dimension, all_combinations, combinations
+from tasks.training.search_space import MAX_COMBINATIONS, Dimension, all_combinations, combinations, has_range
 from tasks.training.trials import State, SweepPlan, TrialEpoch, TrialRecord, TrialStart, delete_files
 
 JOURNAL = "trials.log"
@@ -65,14 +65,19 @@ class TrialStudy:
         """Begin the next trial; return None where there are as many as planned, or the time is over."""
         if not self.is_open:
             return None
-        trial = self._study.ask()
-        for dimension in self._plan.space:  # recorded at once, so that what a kill interrupts can be queued again
-            _suggest(trial, dimension)
+        trial = self._ask()
+        while self._is_repeated(trial):  # integers of a range are few
+            self._study.tell(trial, state=TrialState.FAIL)
+            if combinations(self._plan.space) <= MAX_COMBINATIONS:
+                self._study.enqueue_trial(self._untried()[0])
+            trial = self._ask()
         self._running[trial.number] = _Running(trial)
         return TrialStart(trial.number, dict(trial.params))
 
     def report(self, message: TrialEpoch) -> bool:
         """Note an epoch of a trial; return whether the trial ends early."""
+        if message.trial not in self._running:  # its worker was lost, and was heard afterwards
+            return True
         running, epoch = self._running[message.trial], message.epoch
         seed, mcc = epoch["seed"], epoch["validation_mcc"]
         running.best[seed], running.done[seed] = max(mcc, running.best.get(seed, mcc)), epoch["epoch"]
@@ -112,11 +117,25 @@ class TrialStudy:
                 settings = _settings_of(trial)
                 if len(settings) == len(plan.space):
                     self._study.enqueue_trial(settings)
-        if not math.isinf(combinations(plan.space)):
-            known = [_settings_of(trial) for trial in self._counted()]
-            untried = [settings for settings in all_combinations(plan.space, plan.base.seed) if settings not in known]
-            for settings in untried[: max(0, plan.trials - len(known))]:
+        if not has_range(plan.space):
+            for settings in self._untried()[: max(0, plan.trials - len(self._counted()))]:
                 self._study.enqueue_trial(settings)
+
+    def _ask(self) -> Trial:
+        """Return a queued trial, or a drawn one."""
+        trial = self._study.ask()
+        for dimension in self._plan.space:  # recorded at once, so that what a kill interrupts can be queued again
+            _suggest(trial, dimension)
+        return trial
+
+    def _is_repeated(self, trial: Trial) -> bool:
+        """Return whether another trial has the same settings, and so the same folder."""
+        return any(other.number != trial.number and _settings_of(other) == trial.params for other in self._counted())
+
+    def _untried(self) -> list[dict[str, Any]]:
+        """Return the combinations that no trial has, in a random order."""
+        known = [_settings_of(trial) for trial in self._counted()]
+        return [each for each in all_combinations(self._plan.space, self._plan.base.seed) if each not in known]
 
     def _counted(self) -> list[FrozenTrial]:
         """Return all trials but those whose process died: they were queued again."""
@@ -137,15 +156,18 @@ def open_study(folder: str, seed: int) -> Study:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     Path(folder).mkdir(parents=True, exist_ok=True)
     journal = f"{folder}/{JOURNAL}"
-    return optuna.create_study(
+    study = optuna.create_study(
         storage=JournalStorage(JournalFileBackend(journal, JournalFileSymlinkLock(journal, LOCK_SECONDS))),
         study_name=STUDY,
         direction="maximize",
-        # A trial that runs counts as a bad one, so that those side by side are not drawn alike.
-        sampler=optuna.samplers.TPESampler(seed=seed, constant_liar=True),
         pruner=optuna.pruners.SuccessiveHalvingPruner(min_resource=HALF, reduction_factor=2),
         load_if_exists=True,
     )
+    # Its own seed for each continuation, which would draw the first trials again. A trial that runs counts as a bad
+    # one, so that those side by side are not drawn alike.
+    drawn = len(study.get_trials(deepcopy=False))
+    study.sampler = optuna.samplers.TPESampler(seed=seed + drawn, constant_liar=True)
+    return study
 
 
 def _suggest(trial: Trial, dimension: Dimension) -> None:

@@ -130,9 +130,11 @@ def _folder(plan: SweepPlan, settings: dict[str, Any]) -> Path:
 
 def _check_files(plan: SweepPlan) -> None:
     """Check that the machine of this process sees what the sweep's own machine wrote."""
-    for path in (plan.train, *plan.encoders.values()):
+    if not Path(plan.train).exists():
+        raise UsageError(f"{plan.train} is not on this machine; expected one VERDICT_HOME that all machines mount")
+    for path in plan.encoders.values():
         if not Path(path).exists():
-            raise UsageError(f"{path} is not on this machine; expected one VERDICT_HOME that all machines mount")
+            raise UsageError(f"{path} is not on this machine; expected the encoder in the same folder on all machines")
 
 
 def _train(plan: SweepPlan, settings: dict[str, Any], on_epoch: OnEpoch) -> TrainingResult:

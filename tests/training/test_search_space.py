@@ -7,7 +7,15 @@ import pytest
 
 from tasks.core.errors import UsageError
 from tasks.core.settings_loader import load_settings
-from tasks.training.search_space import Dimension, all_combinations, combinations, make_space, split_assignments
+from tasks.training.search_space import (
+    MAX_COMBINATIONS,
+    Dimension,
+    all_combinations,
+    combinations,
+    has_range,
+    make_space,
+    split_assignments,
+)
 
 
 def resolve(key: str, text: str) -> Any:
@@ -32,6 +40,7 @@ def test_values_have_the_type_of_their_setting() -> None:
         Dimension("weight_decay", (), 0.0, 0.1),
     )
     assert isinstance(space[1].low, int)
+    assert [dimension.text for dimension in space] == ["1e-05,3e-05", "2..4", "0.0..0.1"]
     assert [dimension.is_logarithmic for dimension in space[1:]] == [True, False]
     assert math.isinf(combinations(space))
 
@@ -42,6 +51,15 @@ def test_all_combinations_come_once_in_an_order_of_the_seed() -> None:
     assert len(found) == combinations(space) == 6
     assert {(each["epochs"], each["batch_size"]) for each in found} == {(e, b) for e in (2, 3) for b in (8, 16, 32)}
     assert found == all_combinations(space, seed=1) != all_combinations(space, seed=2)
+
+
+def test_a_range_of_integers_has_as_many_values_as_lie_between_its_ends() -> None:
+    space = space_of("finetune.epochs=2..4", "finetune.batch_size=8,16")
+    assert combinations(space) == len(all_combinations(space, seed=1)) == 6
+    assert {each["epochs"] for each in all_combinations(space, seed=1)} == {2, 3, 4}
+    assert has_range(space)
+    large = space_of("finetune.epochs=1..100", "finetune.batch_size=1..1024")  # drawn, so not too many
+    assert combinations(large) == 102_400 > MAX_COMBINATIONS
 
 
 @pytest.mark.parametrize(

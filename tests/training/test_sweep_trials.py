@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from toy_sweep import RATES, sweep_here, sweep_plan
 
-from tasks.core.errors import VerdictError
+from tasks.core.errors import UsageError, VerdictError
 from tasks.training.search_space import Dimension, all_combinations
 from tasks.training.sweep import best_trial, run_sweep
 from tasks.training.trial_study import TrialStudy, open_study
-from tasks.training.trials import SweepPlan, TrialEpoch, TrialRecord
+from tasks.training.trials import SweepPlan, TrialEpoch, TrialRecord, TrialStart, run_trial
 
 
 @pytest.fixture
@@ -107,6 +107,61 @@ def test_a_range_is_drawn_within_its_ends(plan: SweepPlan) -> None:
     rates = [record.settings["learning_rate"] for record in records]
     assert len(set(rates)) == 3
     assert all(1e-4 <= rate <= 1e-3 for rate in rates)
+
+
+def drawn(study: TrialStudy, number: int) -> list[float]:
+    """Start trials and end them, without a training; return their learning rates."""
+    starts = [study.start() for _ in range(number)]
+    for start in starts:
+        assert start
+        study.end(TrialRecord(start.number, "finished", start.settings, 0.5, [0.5], 1.0))
+    return [start.settings["learning_rate"] for start in starts if start]
+
+
+def test_a_continued_sweep_draws_other_values_and_a_new_one_the_same(plan: SweepPlan, tmp_path: Path) -> None:
+    plan = plan._replace(space=(Dimension("learning_rate", (), 1e-5, 1e-3),), trials=6)
+    rates = [*drawn(TrialStudy(plan), 3), *drawn(TrialStudy(plan), 3)]  # a killed process, and the next one
+    assert len(set(rates)) == 6
+    assert drawn(TrialStudy(plan._replace(folder=str(tmp_path / "new"))), 3) == rates[:3]
+
+
+def test_integers_of_a_range_are_not_tried_twice(plan: SweepPlan) -> None:
+    """Two trials of the same settings would share a folder."""
+    plan = plan._replace(space=(Dimension("epochs", (), 1, 3), Dimension("batch_size", (8, 16))), trials=20)
+    study, found = TrialStudy(plan), []
+    while start := study.start():
+        found.append((start.settings["epochs"], start.settings["batch_size"]))
+    assert sorted(found) == [(epochs, size) for epochs in (1, 2, 3) for size in (8, 16)]
+
+
+def test_an_epoch_that_is_heard_after_its_trial_failed_ends_its_training(plan: SweepPlan) -> None:
+    study = TrialStudy(plan)
+    start = study.start()
+    assert start
+    study.end(TrialRecord(start.number, "failed", start.settings, None, [], 0.0, "its worker was lost 3 times"))
+    epoch: Any = {"seed": 7, "epoch": 1, "validation_mcc": 0.5}
+    assert study.report(TrialEpoch(start.number, epoch))
+
+
+def test_a_sweep_whose_trials_all_fail_says_why_and_how_they_are_tried_again(plan: SweepPlan, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    broken = plan._replace(space=(Dimension("epochs", (1,)),), encoders={"tiny": str(tmp_path / "empty")})
+    for _ in range(2):  # the second time nothing is trained
+        with pytest.raises(VerdictError, match=r"no trial of the sweep ended well \(trial 0: .*empty") as failed:
+            sweep_here(broken)
+        assert str(failed.value).endswith(
+            f"expected one: try other values, or the same ones after: rm -r {plan.folder}"
+        )
+
+
+def test_a_machine_without_the_files_of_a_sweep_is_named(plan: SweepPlan) -> None:
+    start = TrialStart(0, {"epochs": 1})
+    for there, what in (
+        (plan._replace(train="/nowhere/train"), "/nowhere/train is not on this machine; expected one VERDICT_HOME"),
+        (plan._replace(encoders={"tiny": "/nowhere"}), "/nowhere is not on this machine; expected the encoder in the"),
+    ):
+        with pytest.raises(UsageError, match=what):
+            run_trial(there, start, lambda _: False)
 
 
 def test_a_trial_that_cannot_be_trained_fails_alone(plan: SweepPlan, tmp_path: Path) -> None:
