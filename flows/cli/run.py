@@ -299,7 +299,7 @@ def export_triton(
 
 
 def refuse_early(settings: "Settings", encoders: Sequence[str] = ()) -> None:
-    """Check what takes no time before anything starts: servers, encoders and the GPU.
+    """Check what takes no time before anything starts: servers, encoders, the Ray cluster and the GPU.
 
     Args:
         settings: of the run.
@@ -313,6 +313,10 @@ def refuse_early(settings: "Settings", encoders: Sequence[str] = ()) -> None:
     _check_servers()
     for encoder in encoders or (settings.finetune.encoder,):
         check_present(encoder, offline=settings.data.offline)
+    if settings.finetune.ray:
+        from tasks.cluster.connection import check_cluster
+
+        check_cluster(settings.finetune.ray)
     if settings.finetune.device == "cuda":
         from tasks.inference.sessions import has_gpu
 

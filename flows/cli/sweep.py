@@ -17,6 +17,7 @@ from flows.cli.options import (
     with_option_groups,
 )
 from flows.cli.run import refuse_early, refuse_unusable_files, run_flow, shown
+from tasks.cluster.calls import check_gpus
 from tasks.cluster.connection import check_cluster
 from tasks.core.errors import UsageError
 
@@ -49,6 +50,7 @@ def sweep(
     seconds = parse_budget(budget)
     if placement.ray:
         check_cluster(placement.ray)
+        check_gpus(placement.trial_gpus or 0)
     from tasks.training.search_space import SECTION, encoders_of, make_space, split_assignments
 
     fixed, varied = split_assignments(options.settings or ())

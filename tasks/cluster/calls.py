@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tasks.cluster.connection import connected
+from tasks.cluster.installation import Installation, check_here, describe_installation
 from tasks.core.errors import UsageError, VerdictError, first_line
 
 if TYPE_CHECKING:
@@ -29,6 +30,16 @@ class CallCluster(NamedTuple):
     cpus: float = 1
     gpus: float = 0
     """A share of one is possible."""
+
+
+def check_gpus(gpus: float) -> None:
+    """Check a number of GPUs for each of several, of which Ray divides one alone.
+
+    Raises:
+        UsageError: if it is not whole, and more than one.
+    """
+    if gpus > 1 and gpus % 1:
+        raise UsageError(f"{gpus:g} GPUs for each are refused; expected a whole number, or a share of one below 1")
 
 
 class MessageExchange:
@@ -76,31 +87,34 @@ def run_calls(
         Arguments and result; a VerdictError for a result where the worker was lost at each attempt.
 
     Raises:
-        UsageError: if no machine of the cluster has room for a call.
+        UsageError: if no machine of the cluster has room for a call, or the number of GPUs is invalid.
         UnreachableError: if no cluster answers.
-        VerdictError: if a call raised an exception.
+        VerdictError: if a call raised an exception, or the driver lost contact with all of them.
     """
+    check_gpus(cluster.gpus)
     with connected(cluster.address):
         import ray
         from ray.exceptions import RayError, RayTaskError
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        at_once = at_once or _count_places(cluster)
+        places = _count_places(cluster)
+        at_once = at_once or places
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         actor: Any = ray.remote(MessageExchange)
         exchange = actor.options(num_cpus=0, scheduling_strategy=here).remote()
         # Retries of Ray's own have no limit where memory runs out.
         remote = ray.remote(num_cpus=cluster.cpus, num_gpus=cluster.gpus, max_retries=0)(_call)
+        shared = exchange, describe_installation(), function
         waiting, running = iter(calls), dict[Any, tuple[tuple[Any, ...], int]]()
         received = exchange.receive.remote()
         while True:
             for arguments in itertools.islice(waiting, at_once - len(running)):
-                running[remote.remote(function, arguments, exchange)] = arguments, 1
+                running[remote.remote(*shared, *arguments)] = arguments, 1
             if not running:
                 return
             [ready], _ = ray.wait([received, *running])
             if ready == received:
-                number, message = ray.get(received)
+                number, message = _receive(received)
                 exchange.answer.remote(number, on_message(message))
                 received = exchange.receive.remote()
                 continue
@@ -114,14 +128,37 @@ def run_calls(
                     yield arguments, VerdictError(f"its worker was lost {attempt} times ({first_line(error)})")
                 else:
                     log.warning("a worker of the Ray cluster was lost, its work is done again: %s", first_line(error))
-                    running[remote.remote(function, arguments, exchange)] = arguments, attempt + 1
+                    running[remote.remote(*shared, *arguments)] = arguments, attempt + 1
 
 
-def _call(function: Callable[..., Any], arguments: tuple[Any, ...], exchange: Any) -> Any:
-    """Call the function on a worker."""
+def _call(exchange: Any, driver: Installation, function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call the function on a worker.
+
+    Raises:
+        VerdictError: if this node, which may have joined later, runs other code than the driver.
+    """
     import ray
 
+    check_here(driver)
     return function(*arguments, lambda message: ray.get(exchange.send.remote(message)))
+
+
+def _receive(received: Any) -> tuple[int, Any]:
+    """Return the message that a call sent, and the number to answer it by.
+
+    Raises:
+        VerdictError: if the process of the exchange was lost.
+    """
+    import ray
+
+    try:
+        number, message = ray.get(received)
+    except ray.exceptions.RayError as error:
+        raise VerdictError(
+            f"the process on this machine through which calls report was lost ({first_line(error, 200)}); what is done "
+            "is kept: run the same command again"
+        ) from error
+    return number, message
 
 
 def _count_places(cluster: CallCluster) -> int:

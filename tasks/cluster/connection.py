@@ -25,16 +25,19 @@ from tasks.core.errors import UnreachableError, UsageError, VerdictError, first_
 from .installation import check_nodes
 
 LOCAL, AUTO = "local", "auto"
+ADDRESS_VARIABLE = "RAY_ADDRESS"  # of the cluster that auto means; for ray job submit it may hold a dashboard's http://
 EXPECTED_ADDRESS = f"expected {LOCAL}, {AUTO} or the HOST:PORT of a cluster's head"
 CONNECT_TIMEOUT_S = 5
 OBJECT_STORE_BYTES = 200 << 20  # of a cluster of ours, which holds settings and counts; Ray's default is 30% of memory
 SHARED_MEMORY = Path("/dev/shm")
 MAX_FOLDER_CHARS = 40  # of a temporary folder: Ray's sockets lie 60 characters deeper, and a socket's path has 107
 
-QUIET = {
+ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     # Announces a change of a default that we do not use.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    # Of a task that may be repeated; without it Ray repeats what memory does not suffice for again and again.
+    "RAY_task_oom_retries": "3",
 }
 # Of an address that does not answer; by default Ray 2.60 makes 20 attempts of 41 seconds.
 PATIENCE_ENVIRONMENT = {"RAY_gcs_server_port_wait_time_s": "1", "RAY_py_gcs_connect_timeout_s": "5"}
@@ -54,10 +57,11 @@ def check_cluster(address: str) -> None:
     """
     if importlib.util.find_spec("ray") is None:
         raise ModuleNotFoundError("No module named 'ray'", name="ray")
-    if address == LOCAL:
+    named = _named(address)
+    if named == LOCAL:
         _check_shared_memory()
-    elif _named(address) != AUTO:
-        _check_answer(_named(address))
+    elif named != AUTO:
+        _check_answer(named, "Ray address" if named == address else ADDRESS_VARIABLE)
 
 
 @contextlib.contextmanager
@@ -95,7 +99,7 @@ def connected(address: str) -> Iterator[None]:
 def _local_options() -> Iterator[dict[str, Any]]:
     """Yield the arguments of ray.init for a cluster of this process, which only those who hold its token can use."""
     # Otherwise Ray writes one to the home folder, which everybody may read.
-    _set_defaults(QUIET | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)})
+    _set_defaults(ENVIRONMENT | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)})
     within = tempfile.gettempdir()
     parent = within if len(within) + len("/verdict-ray-12345678") <= MAX_FOLDER_CHARS else "/tmp"
     with tempfile.TemporaryDirectory(prefix="verdict-ray-", dir=parent, ignore_cleanup_errors=True) as folder:
@@ -110,13 +114,13 @@ def _local_options() -> Iterator[dict[str, Any]]:
 @contextlib.contextmanager
 def _remote_options(address: str) -> Iterator[dict[str, Any]]:
     """Yield the arguments of ray.init for a cluster that runs already."""
-    _set_defaults(QUIET | PATIENCE_ENVIRONMENT)
+    _set_defaults(ENVIRONMENT | PATIENCE_ENVIRONMENT)
     yield {"address": address}
 
 
 def _named(address: str) -> str:
     """Return the address that auto stands for, where the environment names one."""
-    return os.environ.get("RAY_ADDRESS", address) if address == AUTO else address
+    return os.environ.get(ADDRESS_VARIABLE) or AUTO if address == AUTO else address
 
 
 def _set_defaults(variables: dict[str, str]) -> None:
@@ -125,10 +129,11 @@ def _set_defaults(variables: dict[str, str]) -> None:
         os.environ.setdefault(name, value)
 
 
-def _check_answer(address: str) -> None:
+def _check_answer(address: str, origin: str) -> None:
+    """Raise an error where nobody listens at an address; `origin` is the variable that holds it, or the option."""
     host, _, port = address.rpartition(":")
     if not host or "/" in host or not port.isdecimal():
-        raise UsageError(f"Ray address {address!r} is refused; {EXPECTED_ADDRESS}, for example 10.0.0.5:6379")
+        raise UsageError(f"{origin} {address!r} is refused; {EXPECTED_ADDRESS}, for example 10.0.0.5:6379")
     try:
         socket.create_connection((host, int(port)), CONNECT_TIMEOUT_S).close()
     except (OSError, OverflowError) as error:
@@ -139,6 +144,14 @@ def _unreachable(address: str, reason: str) -> UnreachableError:
     return UnreachableError(
         f"no Ray cluster answers at {address} ({reason}); {EXPECTED_ADDRESS}: on the head run ray start --head, or use "
         f"this machine alone: --ray {LOCAL}"
+    )
+
+
+def _unanswered(address: str, reason: str) -> UnreachableError:
+    """Return the error for an address where something listens; Ray itself does not say that a token is wrong."""
+    return UnreachableError(
+        f"what listens at {address} does not answer as a Ray cluster ({reason}); expected the HOST:PORT of a cluster's "
+        "head, and its token, if it wants one: RAY_AUTH_MODE=token RAY_AUTH_TOKEN=..."
     )
 
 
@@ -158,7 +171,8 @@ def _explained(address: str) -> Iterator[None]:
     try:
         yield
     except ConnectionError as error:
-        raise _unreachable(address, first_line(error, 200)) from error
+        explain = _unreachable if address == AUTO else _unanswered
+        raise explain(address, first_line(error, 200)) from error
     except (RuntimeError, ValueError, OSError) as error:
         raise _explain(address, error) from error
 

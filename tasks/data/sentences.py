@@ -14,6 +14,7 @@ answers is scored, so line breaks and 10,000 characters too; but a missing value
 """
 
 import io
+import os
 import sys
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -55,8 +56,8 @@ class SentenceSource(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Name for messages and quarantined rows."""
-        return "standard input" if self.path == STDIO else Path(self.path).name
+        """Name for messages and quarantined rows; of . and .. the folder's."""
+        return "standard input" if self.path == STDIO else Path(os.path.normpath(Path(self.path).absolute())).name
 
     @property
     def files(self) -> tuple[str, ...]:

@@ -127,12 +127,12 @@ def score_on_ray(
     providers: set[str] = set()
 
     def score_chunks(chunks: Sequence[Chunk], folder: Path, counts: ScoreCounts) -> Iterator[ScoredChunk]:
-        _copy_bundle(Path(bundle), folder / BUNDLE_COPY, manifest)
         work = RayWork(
             source, folder.resolve(), manifest["manifest_digest"], version, device, refuse_truncated, size,
             describe_installation(),
         )  # fmt: skip
         with connected(address):
+            _copy_bundle(Path(bundle), folder / BUNDLE_COPY, manifest)
             yield from _run(work, chunks, workers, counts, providers)
 
     counts, quarantine = write_scores(source, Path(out), stamp, score_chunks, size)
@@ -146,6 +146,7 @@ def check_ray(path: str, out: str, address: str) -> None:
         ModuleNotFoundError: if Ray is not installed.
         UsageError: if input or output are a stream, or the address is invalid.
         UnreachableError: if no cluster answers.
+        VerdictError: if there is too little shared memory.
     """
     if STDIO in (path, out):
         raise UsageError(

@@ -17,10 +17,12 @@ import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 
+from tasks.cluster.calls import check_gpus
 from tasks.cluster.connection import LOCAL, connected
 from tasks.core import log_format
 from tasks.core.errors import UsageError, VerdictError, first_line
@@ -148,7 +150,25 @@ def make_deployment(config: ServerConfig, replicas: ReplicaConfig, home: str) ->
         graceful_shutdown_wait_loop_s=DRAIN_POLL_S,
         max_constructor_retry_count=START_ATTEMPTS,
     )(serve.ingress()(InferenceReplica))
-    return made.bind(replace(config, page=False), replicas.cpus, home)
+    return made.bind(config_of_replicas(config), replicas.cpus, home)
+
+
+def config_of_replicas(config: ServerConfig) -> ServerConfig:
+    """Return the options without the page, and with paths that hold in the working directory of a node, too."""
+    log_config, challenger = config.request_log, config.challenger
+    return replace(
+        config,
+        page=False,
+        model=_absolute_model(config.model),
+        api_keys=config.api_keys and str(Path(config.api_keys).absolute()),
+        request_log=log_config and replace(log_config, folder=str(Path(log_config.folder).absolute())),
+        challenger=challenger and replace(challenger, model=_absolute_model(challenger.model)),
+    )
+
+
+def _absolute_model(model: str) -> str:
+    """Return the path of a bundle's folder; an address or a version number as it is."""
+    return str(Path(model).absolute()) if Path(model).is_dir() and not model.isdecimal() else model
 
 
 def _deploy(config: ServerConfig, replicas: ReplicaConfig, home: str) -> None:
@@ -177,6 +197,7 @@ def _check_options(config: ServerConfig, replicas: ReplicaConfig) -> None:
             f"--max-replicas {replicas.max_replicas} is refused; expected {replicas.min_replicas} (--min-replicas) or "
             "more"
         )
+    check_gpus(replicas.gpus)
     if not config.port:
         raise UsageError("--port 0 is refused with --ray; expected the port on which every machine's proxy listens")
     if config.feedback:

@@ -69,7 +69,7 @@ def locate_encoder(name: str, *, offline: bool = False) -> Encoder:
         folder = _fetch(name, HUB_FILES, offline)
     refuse_custom_code(folder)
     check_labels(folder)
-    return Encoder(name=name, folder=str(folder), digest=encoder_digest(folder))
+    return Encoder(name=name, folder=str(folder.absolute()), digest=encoder_digest(folder))
 
 
 def check_present(name: str, *, offline: bool = False) -> None:

@@ -6,7 +6,7 @@ import socket
 import pytest
 
 from tasks.cluster import connection
-from tasks.cluster.connection import connected
+from tasks.cluster.connection import check_cluster, connected
 from tasks.cluster.installation import check_here, check_installation, describe_installation
 from tasks.core.errors import UnreachableError, UsageError, VerdictError
 
@@ -35,6 +35,21 @@ def test_auto_means_the_cluster_that_the_environment_names(monkeypatch: pytest.M
     monkeypatch.setitem(os.environ, "RAY_ADDRESS", "127.0.0.1:1")
     with pytest.raises(UnreachableError, match=r"answers at 127\.0\.0\.1:1 \(Connection refused\)"):
         connected("auto").__enter__()
+
+
+def test_a_variable_that_is_refused_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(os.environ, "RAY_ADDRESS", "http://127.0.0.1:8265")  # as ray job submit takes it
+    with pytest.raises(
+        UsageError, match=r"^RAY_ADDRESS 'http://127\.0\.0\.1:8265' is refused; expected local, auto or"
+    ):
+        check_cluster("auto")
+
+
+@pytest.mark.parametrize("named", ["", "auto", "local"])
+def test_a_variable_that_is_empty_or_names_a_kind_is_as_the_option(named: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(os.environ, "RAY_ADDRESS", named)
+    check_cluster("auto")
+    assert connection._named("auto") == (named or "auto")
 
 
 def test_too_little_shared_memory_is_refused_before_anything_starts(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -324,6 +324,17 @@ def test_cuda_without_a_gpu_is_an_error_and_no_cpu_run(
     assert not home.exists()
 
 
+def test_a_cluster_that_does_not_answer_is_refused_before_data_is_read(
+    capsys: pytest.CaptureFixture[str], home: Path, toy_data: Path, tiny_encoder: Path
+) -> None:
+    arguments = ["--data", str(toy_data), "--encoder", str(tiny_encoder), "--set", "finetune.ray=127.0.0.1:1"]
+    for command in ("retrain", "watch"):
+        code, out, err = call(capsys, command, *arguments)
+        assert (code, out, err.count("\n")) == (1, "", 1)
+        assert err.startswith("error: no Ray cluster answers at 127.0.0.1:1 (Connection refused); expected local, auto")
+    assert not home.exists()
+
+
 def test_predict_marks_a_sentence_longer_than_the_model_reads(
     capsys: pytest.CaptureFixture[str], exported: Any
 ) -> None:

@@ -545,6 +545,15 @@ def test_a_model_that_fails_on_its_own_tokens_is_one_line(exported: Any, tmp_pat
     assert "\n" not in str(caught.value)
 
 
+def test_the_folder_of_the_command_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "corpus" / "inner").mkdir(parents=True)
+    for number in range(2):
+        write(tmp_path / "corpus", f"text\n{GOOD}\n", f"part-{number:05}-of-00002.csv")
+    for folder, path in (("corpus", "."), ("corpus/inner", "..")):
+        monkeypatch.chdir(tmp_path / folder)
+        assert open_source(path).name == "corpus"
+
+
 def test_a_folder_that_is_one_table_is_scored_in_the_order_of_its_parts(tmp_path: Path, scorer: Scorer) -> None:
     folder = tmp_path / "web"
     folder.mkdir()
