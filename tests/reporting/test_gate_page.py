@@ -214,6 +214,17 @@ def test_the_name_of_a_file_stands_on_one_line(tmp_path: Path, width: int) -> No
     assert set(counts) == {1}
 
 
+def test_on_a_phone_expectations_have_room_and_tables_a_distance(refused: GateReport, tmp_path: Path) -> None:
+    page(changed(refused, results=[*refused["results"], result(severity="warning")]), tmp_path)
+    with launched_browser() as browser, visits(browser, lambda url: url.startswith("file:")) as visit:
+        shown = visit((tmp_path / "gate.html").as_uri(), viewport={"width": 400, "height": 800})
+        names = shown.locator(".results th[scope=row]").evaluate_all("all => all.map(each => each.clientWidth)")
+        failed, warning = (shown.locator(".results").nth(number).bounding_box() for number in (0, 1))
+        assert shown.evaluate("document.documentElement.scrollWidth") == 400
+    assert min(names) >= 144
+    assert warning["y"] - failed["y"] - failed["height"] >= 16
+
+
 def test_quarantine_is_counted_by_kind_with_examples_and_its_file(refused: GateReport, tmp_path: Path) -> None:
     html, text = page(refused, tmp_path)
     assert "empty sentence 2 2.70% field count 1 1.35% label 1 1.35%" in text
