@@ -60,9 +60,9 @@ test: $(VENV)/.dev browser ## run every test but those of test-services
 test-services: $(VENV)/.dev postgresql ## the default run; schedules, kills and outages on real servers
 	@$(PYTEST) --numprocesses 2 tests/services $(ARGS)
 
-# Three workers on two cores: one waits for services much of the time.
+# Three workers on two cores: one waits for services much of the time. By default pytest leaves tests/services out.
 test-all: $(VENV)/.dev browser postgresql ## both at once, in less time than one after the other
-	@$(PYTEST) --numprocesses 3 tests tests/services $(ARGS)
+	@$(PYTEST) --numprocesses 3 --override-ini 'norecursedirs=.* __pycache__' tests $(ARGS)
 
 postgresql: $(VENV)/bin/python
 	@ls /usr/lib/postgresql/*/bin/initdb > /dev/null 2>&1 || command -v initdb > /dev/null || { \

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from flows.outcome import RetrainOutcome
     from tasks.core.settings import DataSettings, Settings
     from tasks.core.settings_loader import ResolvedSettings
+    from tasks.data.sources import Sources
 
 ScoreFormat = Literal["txt", "tsv", "csv", "jsonl", "json", "parquet", "arrow"]
 FIRST_SENTENCES = ("The child has eaten the apple.", "The child have eat the apple.")  # classified after a run
@@ -73,7 +74,10 @@ def retrain(
         _show_settings(resolved, as_toml, as_json)
         return
     refuse_early(resolved.settings)
-    refuse_unusable_files(resolved.settings.data)
+    files = refuse_missing_files(resolved.settings.data)
+    is_first = not Path(environment.verdict_home()).exists()
+    if is_first or dry_run:  # otherwise nothing may have changed, which is found sooner than files are parsed
+        refuse_unusable_files(resolved.settings.data, files)
     if dry_run:
         _show_plan(resolved, force, as_json)
         return
@@ -85,6 +89,8 @@ def retrain(
         outcome = None if force else _find_unchanged(resolved.settings, home)
         stopwatch.mark("compare inputs")
         if outcome is None:
+            if not is_first:
+                refuse_unusable_files(resolved.settings.data, files)
             arguments = (resolved.settings.model_dump(), resolved.origins, home, force)
             outcome, clock = run_flow("retrain", home, *arguments, stopwatch=stopwatch)
             outcome = dataclasses.replace(outcome, seconds=clock.around(outcome.seconds))
@@ -324,25 +330,38 @@ def refuse_early(settings: "Settings", encoders: Sequence[str] = ()) -> None:
             raise VerdictError("device cuda is wanted, but NVIDIA's driver reports no GPU; see: verdict doctor")
 
 
-def refuse_unusable_files(data: "DataSettings") -> None:
-    """Look at the beginning of each file, if all of them lie on this machine, before the stores' folder is made.
+def refuse_missing_files(data: "DataSettings") -> "Sources | None":
+    """Return the files of data that all lies on this machine; None where the flow has to download or write some.
 
     Raises:
-        UsageError: if a folder or file is not there, or lacks a required column.
-        DataRejected: if a file is damaged.
+        UsageError: if a folder or file is not there.
     """
     from tasks.data.sources import locate_sources
 
     addresses = (*data.path, data.train, data.holdout)
     if any(address == "sample" or address.startswith("hf:") for address in addresses):
-        return
-    try:
-        files = locate_sources(data.path, data.train, data.holdout, environment.verdict_home(), offline=True)
-    except UnreachableError:  # the flow downloads it
-        return
-    from flows.commands.data_files import check_columns
+        return None
+    with contextlib.suppress(UnreachableError):
+        return locate_sources(data.path, data.train, data.holdout, environment.verdict_home(), offline=True)
+    return None
 
-    check_columns(files, data)
+
+def refuse_unusable_files(data: "DataSettings", files: "Sources | None" = None) -> None:
+    """Look at the beginning of each file that lies on this machine, before the stores' folder is made.
+
+    Args:
+        data: settings.
+        files: of `refuse_missing_files`, where that was called before.
+
+    Raises:
+        UsageError: if a folder or file is not there, or lacks a required column.
+        DataRejected: if a file is damaged.
+        VerdictError: if a file cannot be read.
+    """
+    if files := files or refuse_missing_files(data):
+        from flows.commands.data_files import check_columns
+
+        check_columns(files, data)
 
 
 def _lead_ranks(settings: "Settings") -> bool:

@@ -5,6 +5,7 @@ from pathlib import Path
 from tasks.core.settings import DataSettings
 from tasks.data.cola_format import DEFAULT_LABELS, RowRules
 from tasks.data.record_readers import parse_file
+from tasks.data.snapshots import os_errors_explained
 from tasks.data.sources import Sources
 from tasks.data.table_format import TableFormat
 
@@ -20,6 +21,9 @@ def check_columns(sources: Sources, settings: DataSettings) -> None:
     Raises:
         UsageError: if one lacks a required column, or is no table.
         DataRejected: if one is damaged.
+        VerdictError: if one cannot be read.
     """
-    for file in (*sources["train"], *sources["holdout"], *sources["secondary"]):
-        next(parse_file(Path(file), make_table_format(settings)), None)
+    files = (*sources["train"], *sources["holdout"], *sources["secondary"])
+    with os_errors_explained(files, ""):
+        for file in files:
+            next(parse_file(Path(file), make_table_format(settings)), None)

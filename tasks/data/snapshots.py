@@ -120,7 +120,7 @@ def write_snapshot(
         DataRejected: if a file is damaged, there are no records in any of them, or a long file holds hardly any row.
     """
     home = _make_folder(folder)
-    with _os_errors_explained(files, folder):
+    with os_errors_explained(files, folder):
         remove_stale(home, SCRATCH_PREFIX)
         with tempfile.TemporaryDirectory(prefix=SCRATCH_PREFIX, dir=home) as scratch:
             with RowWriter(Path(scratch)) as rows, _Quarantine(Path(scratch)) as quarantine:
@@ -198,8 +198,8 @@ def _make_folder(folder: str) -> Path:
 
 
 @contextlib.contextmanager
-def _os_errors_explained(files: Sequence[str], folder: str) -> Iterator[None]:
-    """Turn an OSError into a message of one line: a full disk, or a file that cannot be read."""
+def os_errors_explained(files: Sequence[str], folder: str) -> Iterator[None]:
+    """Turn an OSError into a VerdictError: of a full disk with the `folder`, or of a file that cannot be read."""
     try:
         yield
     except OSError as error:
