@@ -73,11 +73,7 @@ def retrain(
     if show_settings:
         _show_settings(resolved, as_toml, as_json)
         return
-    refuse_early(resolved.settings)
-    files = refuse_missing_files(resolved.settings.data)
-    is_first = not Path(environment.verdict_home()).exists()
-    if is_first or dry_run:  # otherwise nothing may have changed, which is found sooner than files are parsed
-        refuse_unusable_files(resolved.settings.data, files)
+    unseen = _refuse_inputs(resolved.settings, all_now=dry_run)
     if dry_run:
         _show_plan(resolved, force, as_json)
         return
@@ -89,8 +85,8 @@ def retrain(
         outcome = None if force else _find_unchanged(resolved.settings, home)
         stopwatch.mark("compare inputs")
         if outcome is None:
-            if not is_first:
-                refuse_unusable_files(resolved.settings.data, files)
+            if unseen:
+                refuse_unusable_files(resolved.settings.data, unseen)
             arguments = (resolved.settings.model_dump(), resolved.origins, home, force)
             outcome, clock = run_flow("retrain", home, *arguments, stopwatch=stopwatch)
             outcome = dataclasses.replace(outcome, seconds=clock.around(outcome.seconds))
@@ -328,6 +324,19 @@ def refuse_early(settings: "Settings", encoders: Sequence[str] = ()) -> None:
 
         if not has_gpu():
             raise VerdictError("device cuda is wanted, but NVIDIA's driver reports no GPU; see: verdict doctor")
+
+
+def _refuse_inputs(settings: "Settings", all_now: bool) -> "Sources | None":
+    """Check what can be checked before anything starts; return the files whose columns are still to be looked at.
+
+    Where the stores have a folder, nothing may have changed, which is found sooner than files are parsed.
+    """
+    refuse_early(settings)
+    files = refuse_missing_files(settings.data)
+    if all_now or not Path(environment.verdict_home()).exists():
+        refuse_unusable_files(settings.data, files)
+        return None
+    return files
 
 
 def refuse_missing_files(data: "DataSettings") -> "Sources | None":
