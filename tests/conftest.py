@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from filelock import FileLock
 from hypothesis import settings
+from ray_nodes import TOKEN
 from toy import Trainer, origin, recipe, write_quick_encoder, write_tokenizer, write_toy_data
 from xdist.scheduler import LoadFileScheduling
 
@@ -21,6 +22,9 @@ from tasks.core.quick_imports import collection_paused
 
 # Tiny models gain nothing from threads, and two processes that spin for them on two cores stand still.
 os.environ["OMP_NUM_THREADS"] = "1"
+
+# Ray reads its token once in a process: that of whatever cluster a test starts first.
+os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}
 
 settings.register_profile("unhurried", deadline=None)  # slow is not wrong
 settings.load_profile("unhurried")
