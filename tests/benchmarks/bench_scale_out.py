@@ -222,7 +222,9 @@ def plot(rows: list[dict[str, Any]], path: str) -> None:
     left.set_title(f"sentences a second, {rows[0]['sentences']:,} sentences")
     grown = sorted({row["sentences"]: row["driver_mb"] for row in rows if row["workers"]}.items())
     right.plot(*zip(*grown, strict=True), "o-", color="#4477aa")
-    right.set(title="memory of the driver, MB", xlabel="sentences", xscale="log", ylim=(0, None))
+    right.set(
+        title="memory of the driver, MB", xlabel="sentences", xscale="log", ylim=(0, 1.2 * max(dict(grown).values()))
+    )
     figure.savefig(path, dpi=120)
 
 
