@@ -1,6 +1,8 @@
 """The garbage collector rests during imports, and then goes on without what they brought."""
 
 import gc
+import importlib
+import sys
 
 import pytest
 
@@ -17,11 +19,15 @@ def test_collections_are_paused_for_the_block_only() -> None:
     assert gc.isenabled()
 
 
-def test_what_the_block_leaves_is_in_no_later_collection() -> None:
+@pytest.mark.parametrize("imports", [True, False])
+def test_what_an_import_leaves_is_in_no_later_collection(monkeypatch: pytest.MonkeyPatch, imports: bool) -> None:
+    monkeypatch.delitem(sys.modules, "wave", raising=False)
     with collection_paused():
-        imported = [[number] for number in range(10_000)]
-    assert gc.get_freeze_count() >= len(imported)
-    assert not {id(each) for each in imported} & {id(each) for each in gc.get_objects()}
+        left = [[number] for number in range(10_000)]
+        if imports:
+            importlib.import_module("wave")
+    tracked = {id(each) for each in gc.get_objects()}
+    assert {id(each) in tracked for each in left} == {not imports}
 
 
 def test_an_error_ends_the_pause_and_a_collector_that_was_off_stays_off() -> None:
