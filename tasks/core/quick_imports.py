@@ -11,9 +11,9 @@ def collection_paused() -> Iterator[None]:
     """Make no cyclic garbage collections during the block, and leave all objects of its end out of later ones.
 
     Imports create a million objects that stay, and each full collection would look through them again and find nothing:
-    a fifth of the time of a run's imports, and half of the time in which a Ray worker scores with a tiny model. Where
-    the block imports nothing new, as when it is repeated, later collections stay as they are: what is garbage then
-    would never be freed.
+    a fifth of the time of a run's imports, and a tenth of that in which a tiny model scores a file. Where the block
+    imports nothing new, as when it is repeated, later collections stay as they are: what is garbage then would never
+    be freed.
     """
     known = len(sys.modules)
     enabled = gc.isenabled()
