@@ -135,6 +135,8 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Machine:
     probe = subprocess.run([STRACE, "--seccomp-bpf", "-f", "true"], capture_output=True, text=True, check=False)
     if probe.returncode:
         pytest.skip(f"strace cannot trace here: {probe.stderr.strip()[:200]}")
+    # Gradio writes a seed into its own package where it is imported for the first time.
+    subprocess.run([sys.executable, "-c", "import gradio"], capture_output=True, check=True)
     folder = tmp_path_factory.mktemp("machine")
     machine = Machine(*(folder / name for name in ("stores", "scratch", "home", "cwd")))
     for path in machine:

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -67,7 +68,8 @@ def test_up_waits_until_all_answer_and_down_leaves_nothing(tmp_path: Path, clock
         checks = {
             check["check"]: check for check in json.loads(call("flows.cli.app", "doctor", "--json", **exports).stdout)
         }
-        assert checks["Prefect"]["seen"].endswith("answers, 1 worker online")
+        # The killed worker counts as online until its heartbeats are missed.
+        assert re.search("answers, (1 worker|2 workers) online$", checks["Prefect"]["seen"])
         assert checks["MLflow store"]["works"]
     finally:
         with clock("make down"):
