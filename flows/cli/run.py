@@ -85,8 +85,7 @@ def retrain(
         outcome = None if force else _find_unchanged(resolved.settings, home)
         stopwatch.mark("compare inputs")
         if outcome is None:
-            if unseen:
-                refuse_unusable_files(resolved.settings.data, unseen)
+            _refuse_columns(unseen, resolved.settings.data)
             arguments = (resolved.settings.model_dump(), resolved.origins, home, force)
             outcome, clock = run_flow("retrain", home, *arguments, stopwatch=stopwatch)
             outcome = dataclasses.replace(outcome, seconds=clock.around(outcome.seconds))
@@ -334,7 +333,7 @@ def _refuse_inputs(settings: "Settings", all_now: bool) -> "Sources | None":
     refuse_early(settings)
     files = refuse_missing_files(settings.data)
     if all_now or not Path(environment.verdict_home()).exists():
-        refuse_unusable_files(settings.data, files)
+        _refuse_columns(files, settings.data)
         return None
     return files
 
@@ -355,19 +354,19 @@ def refuse_missing_files(data: "DataSettings") -> "Sources | None":
     return None
 
 
-def refuse_unusable_files(data: "DataSettings", files: "Sources | None" = None) -> None:
-    """Look at the beginning of each file that lies on this machine, before the stores' folder is made.
-
-    Args:
-        data: settings.
-        files: of `refuse_missing_files`, where that was called before.
+def refuse_unusable_files(data: "DataSettings") -> None:
+    """Look at the beginning of each file of data that lies on this machine, before the stores' folder is made.
 
     Raises:
         UsageError: if a folder or file is not there, or lacks a required column.
         DataRejected: if a file is damaged.
         VerdictError: if a file cannot be read.
     """
-    if files := files or refuse_missing_files(data):
+    _refuse_columns(refuse_missing_files(data), data)
+
+
+def _refuse_columns(files: "Sources | None", data: "DataSettings") -> None:
+    if files:
         from flows.commands.data_files import check_columns
 
         check_columns(files, data)

@@ -9,7 +9,6 @@ VerdictError             exit 1: the work failed
 """
 
 import errno
-import resource
 from pathlib import Path
 
 from .printable import escape_controls, redact
@@ -105,9 +104,13 @@ def is_out_of_memory(error: BaseException | None) -> bool:
 
 def _address_space_was_full() -> bool:
     """Check whether this process has come close to its limit of address space; False outside Linux."""
-    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
     status = Path("/proc/self/status")
-    if limit == resource.RLIM_INFINITY or not status.exists():
+    if not status.exists():
+        return False
+    import resource  # not on every system
+
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if limit == resource.RLIM_INFINITY:
         return False
     peak = next(line for line in status.read_text().splitlines() if line.startswith("VmPeak:"))
     return limit - int(peak.split()[1]) * 1024 < PARSER_BYTES

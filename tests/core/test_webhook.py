@@ -93,7 +93,7 @@ def test_a_receiver_that_answers_byte_by_byte_is_given_up(
         monkeypatch.setenv("VERDICT_ALERT_URL", f"http://127.0.0.1:{listening.getsockname()[1]}/{SECRET}")
         started = time.monotonic()
         assert not webhook.post("text", {})
-        assert time.monotonic() - started < 10
+        assert time.monotonic() - started < 2
         ended.set()
         thread.join(5)
     assert caplog.messages == ["alert to 127.0.0.1 was not delivered: no answer in time"]

@@ -107,7 +107,7 @@ def test_rows_beyond_the_bound_are_dropped_and_counted_and_nothing_waits(
     log.on_write = lambda logged, dropped: counts.append((logged, dropped))
     started = time.perf_counter()
     log.add([answer(f"sentence {number}") for number in range(1_000)], 0.1)
-    assert time.perf_counter() - started < 5
+    assert time.perf_counter() - started < 0.5
     log.close()
     assert [sum(column) for column in zip(*counts, strict=True)] == [10, 990]
     assert len(read(tmp_path)) == 10

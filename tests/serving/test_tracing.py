@@ -139,7 +139,7 @@ def test_a_collector_that_does_not_answer_holds_up_nobody_who_stops(monkeypatch:
     opened.tracer.start_span("request").end()
     started = time.monotonic()
     opened.close()
-    assert time.monotonic() - started < 8  # the exporter's own time-out is 10 s
+    assert time.monotonic() - started < 2.5
 
 
 def test_without_a_collector_nothing_is_recorded_or_imported(monkeypatch: pytest.MonkeyPatch) -> None:
