@@ -67,20 +67,15 @@ def test_seeds_as_tasks_give_the_weights_of_one_process(
     assert digests[0] == digests[1]
 
 
-def test_what_no_node_has_room_for_is_refused(
-    nodes: RayNodes, tmp_path: Path, tiny_encoder: Path, toy_split: tuple[str, str, str]
-) -> None:
+@pytest.mark.parametrize(("workers", "gpus", "wanted"), [(0, 0.5, r"0\.5 GPU"), (2, 1, "1 GPU")])
+def test_what_no_node_has_room_for_is_refused_whatever_the_number_of_workers(
+    nodes: RayNodes, tmp_path: Path, tiny_encoder: Path, toy_split: tuple[str, str, str],
+    workers: int, gpus: float, wanted: str,
+) -> None:  # fmt: skip
     plan = sweep_plan(tmp_path / "sweep", tiny_encoder, toy_split)
-    with pytest.raises(UsageError, match=r"no node of the Ray cluster has 1 CPU, 0\.5 GPU, as was wanted; expected at"):
-        run_sweep(plan, 0, print, CallCluster(nodes.address, gpus=0.5))
-
-
-def test_a_number_of_workers_does_not_make_a_sweep_wait_for_a_gpu_that_no_node_has(
-    nodes: RayNodes, tmp_path: Path, tiny_encoder: Path, toy_split: tuple[str, str, str]
-) -> None:
-    plan = sweep_plan(tmp_path / "sweep", tiny_encoder, toy_split)
-    with pytest.raises(UsageError, match=r"no node of the Ray cluster has 1 CPU, 1 GPU, as was wanted"):
-        run_sweep(plan, 2, print, CallCluster(nodes.address, gpus=1))
+    message = f"no node of the Ray cluster has 1 CPU, {wanted}, as was wanted; expected at"
+    with pytest.raises(UsageError, match=message):
+        run_sweep(plan, workers, print, CallCluster(nodes.address, gpus=gpus))
 
 
 def test_a_sweep_survives_the_end_of_its_driver_of_a_worker_and_of_a_node(
