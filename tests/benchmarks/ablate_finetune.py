@@ -6,14 +6,15 @@
         --fold 0 1 2 3 4 --seeds 1 --workers 6 --minutes 9 --device cuda --out FILE
 
 What is kept for validation, `--split`: "hash", a tenth of the sentences, as `data.group = sentence` does (a seed is
-that of the split too); "source", one of five groups of whole sources; "both", such a group and as many other sentences
-by the hash, so that one training is judged by both. `--fold` chooses the tenth or the group. Recipes are to be compared
-by their validation MCC; the holdouts' (`holdout`: out_of_domain_dev, `secondary`: in_domain_dev) and the minimal pairs'
-stand beside it and choose nothing. "at_threshold" is the holdout's MCC where the validation sentences choose the
-decision threshold. "more text" needs `--text FILE`, such as `gather_text.py` writes. "try" names something of tried.py,
-with its argument; "whole" trains on the validation sentences too, which then say nothing about the result; "inner" is
-the share of the training rows whose sources choose the epoch instead of what validates. A row's
-"difference" is that to the first recipe of its family, of trainings with the same seed and fold, with its 95% interval.
+that of the split too); "source", one of `--groups` of whole sources; "both", such a group and as many other sentences
+by the hash, so that one training is judged by both. `--fold` chooses the tenth or the group; "by_source" counts the
+answers to each of the group's sources. Recipes are to be compared by their validation MCC; the holdouts' (`holdout`:
+out_of_domain_dev, `secondary`: in_domain_dev) and the minimal pairs' stand beside it and choose nothing. "at_threshold"
+is the holdout's MCC where the validation sentences choose the decision threshold. "more text" needs `--text FILE`, such
+as `gather_text.py` writes. "try" names something of tried.py, with its argument; "whole" trains on the validation
+sentences too, which then say nothing about the result; "inner" is the share of the training rows whose sources choose
+the epoch instead of what validates. A row's "difference" is that to the first recipe of its family, of trainings with
+the same seed and fold, with its 95% interval.
 
 `--workers N` trains N runs at the same time in processes of their own; `--minutes` ends all of them. The result is
 written after each run, and what FILE has already is not run again. `--shard 0 2` takes every second run, for two GPUs
@@ -67,7 +68,7 @@ from tasks.training.pretrained import locate_encoder
 from tasks.training.recipe import resolve_recipe
 from tasks.training.trainer import EVALUATION_BATCH, compute_logits
 
-HASH_FOLDS, SOURCE_FOLDS = 10, 5
+HASH_FOLDS = 10
 COMMON: dict[str, Any] = {
     "batch_size": 32, "warmup_ratio": 0.1, "weight_decay": 0.01, "max_length": 128, "max_grad_norm": 1.0,
     "restarts": 2, "checkpoint_seconds": 3600.0,
@@ -316,7 +317,8 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--recipes", nargs="+", default=[])
     parser.add_argument("--split", default="hash", choices=["hash", "source", "both"])
-    parser.add_argument("--fold", type=int, nargs="+", default=[0], help="of 10 by hash, of 5 by source [0]")
+    parser.add_argument("--fold", type=int, nargs="+", default=[0], help="of 10 by hash, of --groups by source [0]")
+    parser.add_argument("--groups", type=int, default=5, help="of sources [5]")
     parser.add_argument("--epochs", type=int, default=0, help="of every recipe, to try the script")
     parser.add_argument("--workers", type=int, default=1, help="trainings at the same time [1]")
     parser.add_argument("--minutes", type=float, default=1e6, help="after which all trainings end")
@@ -385,14 +387,16 @@ def read_data(data: str, text: str) -> dict[str, Any]:
     return {"train": usable, "holdouts": rows, "text": text}
 
 
-def divide(rows: pd.DataFrame, split: str, fold: int, seed: int) -> tuple[pd.DataFrame, dict[str, pd.DataFrame]]:
+def divide(
+    rows: pd.DataFrame, split: str, fold: int, seed: int, count: int
+) -> tuple[pd.DataFrame, dict[str, pd.DataFrame]]:
     """Return the rows to train on, and those that validate, by what chose them."""
     keys = normalise_all(pa.array(rows["sentence"], pa.string()))
     drawn = pd.Series([hash_fraction(key, str(seed)) for key in keys], index=rows.index)
     if split == "hash":
         chosen = {"hash": (drawn * HASH_FOLDS).astype(int) == fold}
     else:
-        groups = list(GroupKFold(SOURCE_FOLDS).split(rows, groups=rows["source"]))
+        groups = list(GroupKFold(count).split(rows, groups=rows["source"]))
         chosen = {"source": pd.Series(rows.index.isin(rows.index[groups[fold][1]]), index=rows.index)}
     if split == "both":
         rest = drawn[~chosen["source"]].sort_values(kind="stable").index
@@ -405,7 +409,7 @@ def measure(job: Job, options: argparse.Namespace) -> list[dict[str, Any]]:
     """Train once; return the figures of the model, and of each that "try" made beside it of the same training."""
     device = resolve_device(options.device)
     data = read_data(options.data, options.text)
-    train, validation = divide(data["train"], options.split, job.fold, job.seed)
+    train, validation = divide(data["train"], options.split, job.fold, job.seed, options.groups)
     settings = dict(job.settings) | ({"epochs": options.epochs} if options.epochs else {})
     what, *how = settings.pop("try", [""])
     whole, inner = settings.pop("whole", False), settings.pop("inner", 0.0)
@@ -437,6 +441,8 @@ def measure(job: Job, options: argparse.Namespace) -> list[dict[str, Any]]:
             model.load_state_dict(weights)
             margins = answer(model, folder, validation | data["holdouts"], device)
             figures = score(margins, {} if whole else validation, data["holdouts"])
+            if "source" in validation and not whole:
+                figures["by_source"] = count_by_source(validation["source"], margins["source"] > 0)
             runs.append({"recipe": f"{job.recipe}: {name}" if name else job.recipe} | shared | figures)
     return runs
 
@@ -477,6 +483,13 @@ def answer(model: Any, folder: str, parts: dict[str, pd.DataFrame], device: str)
 def confusion(labels: NDArray[Any], accepted: NDArray[np.bool_]) -> list[int]:
     """Return how many unacceptable sentences were rejected and accepted, and how many acceptable ones."""
     return [int(((labels == label) & (accepted == answer)).sum()) for label in (0, 1) for answer in (False, True)]
+
+
+def count_by_source(rows: pd.DataFrame, accepted: NDArray[np.bool_]) -> dict[str, list[int]]:
+    """Return what `confusion` counts of the rows of each source."""
+    labels = rows["label"].to_numpy()
+    found = rows.groupby("source").indices.items()
+    return {str(source): confusion(labels[at], accepted[at]) for source, at in found}
 
 
 def summarise(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -14,6 +14,7 @@ import argparse
 import contextlib
 import json
 import os
+import shutil
 import tempfile
 import time
 from pathlib import Path
@@ -81,6 +82,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, default=0, help="of every recipe, to try the script")
     parser.add_argument("--workers", type=int, default=1, help="runs at the same time [1]")
     parser.add_argument("--minutes", type=float, default=1e6, help="after which all runs end")
+    parser.add_argument("--keep", default="", help="folder for the bundles, SEED-RECIPE each")
     parser.add_argument("--out", required=True)
     parser.add_argument("--commit", default="")
     return parser.parse_args()
@@ -111,6 +113,8 @@ def run_job(job: Job, options: argparse.Namespace) -> list[dict[str, Any]]:
         }  # fmt: skip
         exported = export_bundle(f"{folder}/model", folder, origin, validation, options.measure_on)  # type: ignore[arg-type]
         rows = read_snapshot(data["holdout"]["path"])
+        if options.keep:
+            shutil.copytree(exported["bundle"], Path(options.keep) / f"{job.seed}-{job.recipe}")
         measured = measure_candidate(exported["bundle"], rows, data["secondary"], options.measure_on, RESAMPLES)
     curve = training["epochs"][training["best_epoch"] - 1]["validation_mcc"]
     secondary = measured.secondary

@@ -1,11 +1,13 @@
 """Measures `verdict score` in one process and on a Ray cluster: rows a second, the driver's memory, equal rows.
 
     make bench BENCH=scale_out ARGS="--rows 1000000 --growth 100000 10000000 --out FILE --plot FILE.png"
-    make bench BENCH=scale_out ARGS="--device cuda --encoder packaged --rows 2000000 --workers 1 2 --out FILE"
+    make bench BENCH=scale_out ARGS="--device cuda --bundle DIR --rows 4000000 --gpus 2 --workers 1 2 4 --out FILE"
 
 On a CPU the cluster is two nodes of one CPU each on loopback, and each worker computes with one thread. It is compared
-with one process that has one CPU to itself; one that has all of them reads and tokenises while the model computes. On
-GPUs the cluster is this machine. The tiny encoder is trained on a toy corpus.
+with one process that has one CPU to itself; one that has all of them reads and tokenises while the model computes. The
+tiny encoder is trained on a toy corpus.
+On GPUs each node has one of them and an equal share of the CPUs, and so does the one process; first there is one node,
+with each number of workers, then so many as `--gpus`, with the largest number of workers on each.
 Every run is a process of its own; `seconds` are those of the whole run, connecting, copying and merging included,
 `scoring` those between the first chunk and the last. The digest is that of all rows of the output.
 """
@@ -25,8 +27,11 @@ from typing import Any
 
 import pyarrow.parquet as pq
 from bench_ingestion import cpu_name
+from pandas.util import hash_pandas_object
 
 from tasks.core.provenance import git_commit, library_versions
+from tasks.inference.bundle import read_manifest
+from tasks.training.device import device_name
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 
@@ -39,8 +44,8 @@ from tasks.serving.ray_scoring import score_on_ray
 from tasks.serving.score_parts import Scorer
 from tasks.data.sentences import open_source
 path, out, bundle, device, address, workers, cpus = sys.argv[1:]
-if cpus == "1":
-    os.sched_setaffinity(0, {0})
+if int(cpus):
+    os.sched_setaffinity(0, range(int(cpus)))
 started = time.perf_counter()
 if address:
     rest = (bundle, "1", device, "", "", False, "", address)
@@ -61,26 +66,24 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=100_000, help="sentences of the comparison")
     parser.add_argument("--growth", type=int, nargs="*", default=[], help="further sizes, for the driver's memory")
     parser.add_argument("--workers", type=int, nargs="*", default=[1, 2])
+    parser.add_argument("--gpus", type=int, default=1, help="with --device cuda [1]")
     parser.add_argument("--encoder", choices=["tiny", "packaged"], default="tiny")
     parser.add_argument("--bundle", default="", help="measure this bundle instead")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--out", default="")
     parser.add_argument("--plot", default="")
+    parser.add_argument("--commit", default="")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as scratch, cluster(options.device) as (address, environ):
+    with tempfile.TemporaryDirectory() as scratch:
         bundle = options.bundle or make_bundle(options.encoder, Path(scratch))
-        given = (Path(scratch), bundle, options.device, environ)
-        rows = [measure(*given, options.rows, "", 0, cpus=1)] if options.device == "cpu" else []
-        rows.append(measure(*given, options.rows, "", 0))
-        rows += [measure(*given, options.rows, address, workers) for workers in options.workers]
-        rows += [measure(*given, count, address, max(options.workers)) for count in options.growth]
-    assert len({row["digest"] for row in rows if row["sentences"] == options.rows}) == 1, "rows differ"
+        given = (Path(scratch), bundle, options.device)
+        rows = list((measure_on_gpus if options.device == "cuda" else measure_on_cpus)(given, options))
     result = {
         "benchmark": "scale out",
-        "hardware": f"{cpu_name()}, {os.cpu_count()} CPU cores",
-        "encoder": options.bundle or options.encoder,
+        "hardware": f"{device_name(options.device)}, {cpu_name()}, {os.cpu_count()} CPU cores",
+        "encoder": read_manifest(Path(options.bundle))["encoder"] if options.bundle else options.encoder,
         "versions": library_versions(),
-        "commit": git_commit(),
+        "commit": options.commit or git_commit(),
         "rows": rows,
     } | summarise(rows, options.rows)
     print(json.dumps({name: result[name] for name in ("overhead", "speedup", "driver_mb_growth")}, indent=2))
@@ -88,21 +91,46 @@ def main() -> None:
         Path(options.out).write_text(json.dumps(result, indent=2) + "\n")
     if options.plot:
         plot(rows, options.plot)
+    assert len({row["digest"] for row in rows if row["sentences"] == options.rows}) == 1, "rows differ"
+
+
+def measure_on_cpus(given: tuple[Path, str, str], options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Yield rows of one process, with one CPU and with all, and of workers on two nodes of one CPU."""
+    with cluster([{}, {}], 1, OMP_NUM_THREADS="1", RAYON_NUM_THREADS="1") as (address, environ):
+        yield measure(*given, environ, options.rows, "", cpus=1)
+        yield measure(*given, environ, options.rows, "")
+        for workers in options.workers:
+            yield measure(*given, environ, options.rows, address, workers, nodes=2)
+        for count in options.growth:
+            yield measure(*given, environ, count, address, max(options.workers), nodes=2)
+
+
+def measure_on_gpus(given: tuple[Path, str, str], options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Yield rows of one process with one GPU, and of workers on nodes of one GPU each."""
+    cpus = (os.cpu_count() or 1) // options.gpus
+    devices = [{"CUDA_VISIBLE_DEVICES": str(number)} for number in range(options.gpus)]
+    environ = os.environ | devices[0] | {"PYTHONPATH": with_root()}
+    yield measure(*given, environ, options.rows, "", cpus=cpus)
+    for nodes in range(1, options.gpus + 1):
+        with cluster(devices[:nodes], cpus) as (address, environ):
+            for workers in options.workers if nodes == 1 else [nodes * max(options.workers)]:
+                yield measure(*given, environ, options.rows, address, workers, nodes=nodes)
 
 
 @contextlib.contextmanager
-def cluster(device: str) -> Iterator[tuple[str, dict[str, str]]]:
-    """Yield address and environment of the cluster: two nodes of one CPU, or this machine with its GPUs."""
-    root = str(Path(__file__).parents[2])
-    if device == "cuda":
-        yield "local", os.environ | {"PYTHONPATH": root}
-        return
+def cluster(environs: list[dict[str, str]], cpus: int, **environ: str) -> Iterator[tuple[str, dict[str, str]]]:
+    """Yield address and environment of a cluster on loopback, with a node of so many CPUs for each environment."""
     from ray_nodes import RayNodes
 
-    with RayNodes(PYTHONPATH=root, OMP_NUM_THREADS="1", RAYON_NUM_THREADS="1") as nodes:
-        for _ in range(2):
-            nodes.add(1)
+    with RayNodes(PYTHONPATH=with_root(), **environ) as nodes:
+        for own in environs:
+            nodes.add(cpus, **own)
         yield nodes.address, nodes.environ
+
+
+def with_root() -> str:
+    """Return a PYTHONPATH on which this repository comes first."""
+    return os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]))
 
 
 def make_bundle(encoder: str, folder: Path) -> str:
@@ -147,10 +175,23 @@ def measure(
     environ: dict[str, str],
     count: int,
     address: str,
-    workers: int,
-    cpus: int | None = None,
+    workers: int = 0,
+    nodes: int = 0,
+    cpus: int = 0,
 ) -> dict[str, Any]:
-    """Score generated sentences in a process of its own; without an address, in that process alone, on so many CPUs."""
+    """Score generated sentences in a process of its own; without an address, in that process alone, on so many CPUs.
+
+    Args:
+        folder: for input and output.
+        bundle: that scores.
+        device: cpu or cuda.
+        environ: of the process.
+        count: of sentences.
+        address: of a cluster.
+        workers: of the cluster.
+        nodes: of the cluster.
+        cpus: 0 for all.
+    """
     path, out = folder / f"{count}.txt", folder / "out.parquet"
     if not path.exists():
         write_sentences(path, count)
@@ -161,7 +202,7 @@ def measure(
     row = {
         "job": "score on Ray" if address else f"score in one process{', one CPU' if cpus == 1 else ''}",
         "device": "gpu" if device == "cuda" else "cpu",
-        "nodes": (1 if device == "cuda" else 2) if address else 0,
+        "nodes": nodes,
         "workers": workers,
         "sentences": count,
         "sentences_per_second": round(count / found["seconds"]),
@@ -181,7 +222,7 @@ def digest_rows(path: Path) -> str:
     total = hashlib.sha256()
     with pq.ParquetFile(path) as file:
         for batch in file.iter_batches(10_000):
-            total.update(repr(batch.to_pylist()).encode())
+            total.update(hash_pandas_object(batch.to_pandas()).to_numpy().tobytes())
     return total.hexdigest()[:16]
 
 

@@ -51,7 +51,7 @@ class RayNodes:
         log = Path(self.folder.name) / f"node-{len(self.nodes)}.log"
         with log.open("wb") as stream:
             node = subprocess.Popen(
-                [Path(sys.executable).with_name("ray"), "start", "--block", *role, *agents, *size],
+                [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", *role, *agents, *size],
                 env=self.environ | environ, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream,
                 start_new_session=True,
             )  # fmt: skip
