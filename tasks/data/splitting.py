@@ -2,8 +2,8 @@
 
 Sentences are compared normalised (without case, punctuation and spacing): CoLA repeats some with a different full stop.
 A hash of the normalised sentence decides: the split does not depend on row order, and rows added later move no old row
-from one side to the other. Grouped by source, whole sources go to validation, the smallest first: so many that no
-single author decides, whatever the seed. Nothing of them is trained on, as nothing of a holdout by other authors is.
+from one side to the other. Grouped by source, whole sources go to validation, in the order of a hash of their names,
+as many as come closest to the share: nothing of them is trained on, as nothing of a holdout by other authors is.
 """
 
 import hashlib
@@ -205,10 +205,10 @@ def _validates(normalised: Iterable[str], validation_share: float, seed: int) ->
 
 
 def validation_sources(rows: Mapping[str, int], validation_share: float, seed: int) -> list[str]:
-    """Return the sources that go to validation: from the smallest on, each that brings the number of rows closer.
+    """Return the sources that go to validation: in the order of a hash of their names, each that brings rows closer.
 
-    Of sources of the same size a hash of their names decides. Where every source has more than twice the rows wanted,
-    it is the smallest.
+    Large and small sources alike: of CoLA the small ones are papers, which are harder, and rank models otherwise.
+    Where every source has more than twice the rows wanted, it is the smallest.
 
     Args:
         rows: of each source.
@@ -217,12 +217,12 @@ def validation_sources(rows: Mapping[str, int], validation_share: float, seed: i
     """
     wanted, taken = validation_share * sum(rows.values()), 0
     chosen = []
-    order = sorted(rows, key=lambda source: (rows[source], hash_fraction(source, f"{seed}/source"), source))
+    order = sorted(rows, key=lambda source: (hash_fraction(source, f"{seed}/source"), source))
     for source in order:
         if abs(taken + rows[source] - wanted) < abs(taken - wanted):
             chosen.append(source)
             taken += rows[source]
-    return chosen or order[:1]
+    return chosen or [min(order, key=lambda source: rows[source])]
 
 
 def _choose_sources(sources: Iterable[str], validation_share: float, seed: int) -> list[str]:
