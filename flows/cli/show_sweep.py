@@ -25,7 +25,9 @@ def show_sweep(outcome: "SweepOutcome") -> None:
     console.print(table)
     if (left := len(outcome.trials) - SHOWN_TRIALS) > 0:
         console.print(f"{counted(left, 'more trial')}: --json")
-    console.print(f"best     {escape(_describe(outcome.best))} (validation MCC {outcome.trials[0]['mcc']:.3f})")
+    figure = f"validation MCC {outcome.trials[0]['mcc']:.3f}"
+    of = f", mean of {outcome.folds} folds" if outcome.folds > 1 else ""
+    console.print(f"best     {escape(_describe(outcome.best))} ({figure}{of})")
     show_outcome(outcome.retrain)
     show_next_commands(outcome.retrain)
 

@@ -23,6 +23,23 @@ from tasks.core.errors import UsageError
 
 UNITS = {"s": 1, "m": 60, "h": 3_600}
 
+Folds = Annotated[
+    int,
+    typer.Option(
+        min=1,
+        max=20,
+        help="Folds of each trial: every row validates once, and the mean MCC counts; 1 for one split.",
+    ),
+]
+Workers = Annotated[
+    int,
+    typer.Option(
+        min=0,
+        max=1_024,
+        help="Trials side by side; 0 for one on each GPU, one on a CPU, with --ray as many as have room.",
+    ),
+]
+
 
 @with_option_groups
 def sweep(
@@ -30,18 +47,12 @@ def sweep(
     placement: TrialRayOptions,
     encoders: Annotated[str, typer.Option(metavar="A,B", help="Encoders to try, each as --encoder takes it.")] = "",
     seeds: Annotated[int, typer.Option(min=1, max=100, help="Seeds of each trial; their mean MCC counts.")] = 1,
+    folds: Folds = 1,
     trials: Annotated[int, typer.Option(min=1, max=10_000, help="Trials at most, earlier ones included.")] = 12,
     budget: Annotated[
         str, typer.Option(metavar="TIME", help="No other trial starts after it, for example 90s, 30m or 2h.")
     ] = "24h",
-    workers: Annotated[
-        int,
-        typer.Option(
-            min=0,
-            max=1_024,
-            help="Trials side by side; 0 for one on each GPU, one on a CPU, with --ray as many as have room.",
-        ),
-    ] = 0,
+    workers: Workers = 0,
     device: TrainingDevice = None,
     verbose: Verbose = False,
     as_json: AsJson = False,
@@ -72,7 +83,7 @@ def sweep(
         plain = [dimension._asdict() for dimension in space]
         cluster = placement.to_cluster(resolved.settings.finetune.device)
         arguments = (resolved.settings.model_dump(), resolved.origins, plain, trials, seconds, workers, home, cluster)
-        outcome, _ = run_flow("sweep", home, *arguments)
+        outcome, _ = run_flow("sweep", home, *arguments, folds)
     print_result(outcome, as_json, show_sweep.show_sweep, outcome.to_json())
 
 

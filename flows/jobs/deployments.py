@@ -128,6 +128,7 @@ def sweep(
     finetune: FinetuneForm = FINETUNE,
     export: ExportForm = EXPORT,
     judge: JudgeForm = JUDGE,
+    folds: Annotated[int, Field(ge=1, le=20)] = 1,
     trials: Annotated[int, Field(ge=1, le=10_000)] = 12,
     budget_minutes: Annotated[float, Field(gt=0)] = 1_440.0,
     workers: Annotated[int, Field(ge=0, le=1_024)] = 0,
@@ -145,6 +146,7 @@ def sweep(
         finetune: the training recipe of what is not varied; with several seeds the mean MCC of a trial counts.
         export: what the bundle states besides the graphs.
         judge: the promotion policy and how it is applied.
+        folds: of each trial: every row validates once, and the mean MCC counts; 1 for one split.
         trials: trials at most, those of earlier runs included.
         budget_minutes: time after which no other trial starts.
         workers: trials side by side; 0 for one on each GPU, one on a CPU, or as many as the cluster has room for.
@@ -170,6 +172,7 @@ def sweep(
             workers,
             home,
             {"address": ray, "cpus": trial_cpus, "gpus": trial_gpus} if ray else None,
+            folds,
         )
     return Completed(message=describe_outcome(outcome.retrain), data=outcome.to_json())
 

@@ -11,7 +11,7 @@ from prefect import flow
 from flows.jobs.job import locked
 from flows.jobs.publish import log_files
 from flows.jobs.retrain import examine, find_encoder, find_profile, read, retrain, try_encoder
-from flows.jobs.training_rows import split_rows
+from flows.jobs.training_rows import split_into_folds
 from flows.jobs.unchanged import recipe_of
 from flows.notifications import alert_failure
 from flows.outcome import RetrainOutcome
@@ -52,6 +52,8 @@ class SweepOutcome:
     run: str
     """Id of the sweep's MLflow run."""
     workers: int
+    folds: int
+    """Of each trial; 1 for one split."""
     trial_seconds: float
     """Wall time of the trials, without the winner's run."""
     retrain: RetrainOutcome
@@ -72,6 +74,7 @@ def sweep(
     workers: int,
     home: str,
     ray: dict[str, Any] | None = None,
+    folds: int = 1,
 ) -> SweepOutcome:
     """Try settings on the validation rows, then retrain with the best ones; return what the command prints.
 
@@ -84,6 +87,7 @@ def sweep(
         workers: trials side by side; 0 for one on each GPU, one on a CPU, or as many as the cluster has room for.
         home: folder of the stores; with Ray on a volume that all machines mount.
         ray: address, cpus and gpus of `CallCluster`; None for processes of this machine.
+        folds: of each trial; 1 for one split.
 
     Raises:
         UsageError: if data or an encoder are not there, or a library is missing.
@@ -98,20 +102,19 @@ def sweep(
     cluster = CallCluster(**ray) if ray else None
     device = ("cuda" if cluster.gpus else "cpu") if cluster else resolve_device(chosen.finetune.device)
     digests = sorted(encoder["digest"] for encoder in encoders.values())
-    parts = [recipe_of(chosen), space, data["digest"], digests, device, git_commit()]
+    parts = [recipe_of(chosen), space, data["digest"], digests, device, folds, git_commit()]
     name = json_digest(parts)[:16]
     folder = Path(home) / "sweeps" / name
     with locked(folder):
         _check_inputs(timer, data, chosen, list(encoders.values()), str(folder), home)
-        rows = split_rows(timer, data, chosen, folder)
+        divided, text = split_into_folds(timer, data, chosen, folder, folds)
         plan = SweepPlan(
             folder=str(folder),
             space=dimensions,
             base=chosen.finetune,
             encoders={address: encoder["folder"] for address, encoder in encoders.items()},
-            train=rows.train,
-            validation=rows.validation,
-            text=rows.text,
+            folds=tuple(divided),
+            text=text,
             device=device,
             trials=trials,
             deadline=time.time() + budget_seconds,
@@ -126,7 +129,7 @@ def sweep(
     outcome = retrain(winner, origins | dict.fromkeys(varied, f"sweep {name[:8]}"), home)
     ranked = sorted(records, key=lambda record: (record.state != "finished", -(record.mcc or 0.0), record.number))
     table = [record._asdict() for record in ranked]
-    return SweepOutcome(name, table, varied, run_id, workers, taken, outcome, timer.seconds)
+    return SweepOutcome(name, table, varied, run_id, workers, folds, taken, outcome, timer.seconds)
 
 
 def _check_inputs(
@@ -149,7 +152,7 @@ def _try(
     data: Dataset,
 ) -> tuple[str, list[TrialRecord]]:
     """Run the trials and keep them in MLflow; return the id of the sweep's run, and all trials."""
-    params = {f"{SECTION}{each.name}": each.text for each in plan.space}
+    params = {f"{SECTION}{each.name}": each.text for each in plan.space} | {"folds": str(len(plan.folds))}
     run_id = open_sweep(timer, store, name, params, {"dataset": data["digest"], "git_commit": git_commit()})
     try:
         records = _run(timer, plan, workers, cluster, store, run_id, name)
@@ -172,7 +175,8 @@ def _run_visibly(
         def show(record: TrialRecord | TrialEpoch) -> None:
             if isinstance(record, TrialEpoch):
                 mcc = record.epoch["validation_mcc"]
-                latest = f"trial {record.trial}, epoch {record.epoch['epoch']}: validation MCC {mcc:.3f}"
+                fold = f"fold {record.fold}, " if len(plan.folds) > 1 else ""
+                latest = f"trial {record.trial}, {fold}epoch {record.epoch['epoch']}: validation MCC {mcc:.3f}"
                 show_figures(latest + (f"; best {max(best):.3f}" if best else ""))
                 return
             sweep_runs.log_trials(store, run_id, name, [record])

@@ -6,13 +6,15 @@ from typing import NamedTuple
 
 from flows.steps import Timer, timed_task
 from tasks.core.settings import Settings
+from tasks.data.folds import Fold, split_folds
 from tasks.data.ingestion import Dataset
-from tasks.data.splitting import Split, drop_labelled, split_snapshot
+from tasks.data.splitting import Group, Split, drop_labelled, split_snapshot
 from tasks.data.validation_group import choose_group
 
 log = logging.getLogger(__name__)
 
 split = timed_task("split", split_snapshot)
+divide = timed_task("split", split_folds)
 
 
 class TrainingRows(NamedTuple):
@@ -22,9 +24,9 @@ class TrainingRows(NamedTuple):
     validation: str
     text: str
     """Snapshot of further sentences, or empty."""
-    split: Split
     text_counts: dict[str, int]
     """Of the further sentences: kept, and left out because they are labelled; empty without them."""
+    split: Split
 
 
 def split_rows(timer: Timer, data: Dataset, settings: Settings, folder: Path) -> TrainingRows:
@@ -36,14 +38,52 @@ def split_rows(timer: Timer, data: Dataset, settings: Settings, folder: Path) ->
         settings: whose seed, share and group decide the split.
         folder: receives the snapshots.
     """
-    holdouts = [snapshot["path"] for snapshot in (data["holdout"], data["secondary"]) if snapshot]
-    path, share, seed = data["train"]["path"], settings.data.validation_share, settings.finetune.seed
-    group, reason = choose_group(settings.data.group, path, data["holdout"]["path"], share, seed)
+    share, seed = settings.data.validation_share, settings.finetune.seed
+    group, path = _choose_group(data, settings, share), data["train"]["path"]
+    train, validation, counts = split(timer, path, _holdouts(data), str(folder), share, seed, group)
+    return TrainingRows(train, validation, *_further_text(data, Fold(train, validation), folder), counts)
+
+
+def split_into_folds(
+    timer: Timer, data: Dataset, settings: Settings, folder: Path, count: int
+) -> tuple[list[Fold], str]:
+    """Divide the rows into folds of equal size, or set validation rows apart where it is one.
+
+    Args:
+        timer: of the flow run.
+        data: snapshots of what was read.
+        settings: whose seed and group decide the folds.
+        folder: receives the snapshots.
+        count: of the folds.
+
+    Returns:
+        The folds, and the snapshot of further sentences, or an empty text.
+    """
+    if count == 1:
+        rows = split_rows(timer, data, settings, folder)
+        return [Fold(rows.train, rows.validation)], rows.text
+    group, path = _choose_group(data, settings, 1 / count), data["train"]["path"]
+    folds = divide(timer, path, _holdouts(data), str(folder / "folds"), count, settings.finetune.seed, group)
+    text, _ = _further_text(data, folds[0], folder)
+    return folds, text
+
+
+def _holdouts(data: Dataset) -> list[str]:
+    """Return the snapshots of the holdouts."""
+    return [snapshot["path"] for snapshot in (data["holdout"], data["secondary"]) if snapshot]
+
+
+def _choose_group(data: Dataset, settings: Settings, share: float) -> Group:
+    """Return what validation keeps together, and log why."""
+    path, holdout = data["train"]["path"], data["holdout"]["path"]
+    group, reason = choose_group(settings.data.group, path, holdout, share, settings.finetune.seed)
     log.info("validation keeps %s together: %s", "sources" if group == "source" else "equal sentences", reason)
-    train, validation, counts = split(timer, path, holdouts, str(folder), share, seed, group)
+    return group
+
+
+def _further_text(data: Dataset, rows: Fold, folder: Path) -> tuple[str, dict[str, int]]:
+    """Return the snapshot of the further sentences without labelled ones, and counts; both empty without them."""
     if not data["text"]:
-        return TrainingRows(train, validation, "", counts, {})
-    text, left_out = drop_labelled(data["text"]["path"], [train, validation, *holdouts], str(folder))
-    return TrainingRows(
-        train, validation, text, counts, {"text": data["text"]["kept"] - left_out, "text_left_out": left_out}
-    )
+        return "", {}
+    text, left_out = drop_labelled(data["text"]["path"], [*rows, *_holdouts(data)], str(folder))
+    return text, {"text": data["text"]["kept"] - left_out, "text_left_out": left_out}

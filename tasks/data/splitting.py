@@ -59,13 +59,42 @@ class SplitPlan(NamedTuple):
     """Rows by side (training, validation) and label, [2, 2]."""
 
 
+class UsableRows(NamedTuple):
+    """Which training rows a split may use, and why not the others."""
+
+    rows: pd.Series
+    """Whether it may, of each row."""
+    normalised: pd.Series
+    """The sentence of each row."""
+    in_holdout: int
+    conflicting: int
+    repeated: int
+
+
+def find_usable(rows: pd.DataFrame, holdout_sentences: list[str], group: Group) -> UsableRows:
+    """Find the training rows that neither leak nor contradict each other.
+
+    A row is dropped for the first reason that applies: its sentence is in a holdout; it has both labels in the file;
+    an earlier row has it, or, grouped by source, a row of a source whose name sorts before.
+
+    Args:
+        rows: columns sentence and label at least; source, to group by it.
+        holdout_sentences: sentences of every holdout.
+        group: what stays together.
+    """
+    normalised = pd.Series(_normalise(rows["sentence"]), index=rows.index)
+    in_holdout = normalised.isin(set(_normalise(holdout_sentences)))
+    conflicting = ~in_holdout & (rows.groupby(normalised)["label"].transform("nunique") > 1)
+    ordered = rows["source"].sort_values(kind="stable").index if group == "source" else rows.index
+    repeated = ~in_holdout & ~conflicting & normalised.loc[ordered].duplicated().reindex(rows.index)
+    usable = ~(in_holdout | conflicting | repeated)
+    return UsableRows(usable, normalised, int(in_holdout.sum()), int(conflicting.sum()), int(repeated.sum()))
+
+
 def split_rows(
     rows: pd.DataFrame, holdout_sentences: list[str], validation_share: float, seed: int, group: Group = "sentence"
 ) -> tuple[pd.DataFrame, pd.DataFrame, Split]:
     """Divide training rows into (training, validation) and drop rows that would leak or contradict each other.
-
-    A row is dropped for the first reason that applies: its sentence is in a holdout; it has both labels in the file;
-    an earlier row has it, or, grouped by source, a row of a source whose name sorts before.
 
     Args:
         rows: columns sentence and label at least; source, to group by it.
@@ -77,24 +106,18 @@ def split_rows(
     Raises:
         DataRejected: if rows of one source only are to be grouped by it.
     """
-    normalised = pd.Series(_normalise(rows["sentence"]), index=rows.index)
-    in_holdout = normalised.isin(set(_normalise(holdout_sentences)))
-    conflicting = ~in_holdout & (rows.groupby(normalised)["label"].transform("nunique") > 1)
-    by_source = group == "source"
-    ordered = rows["source"].sort_values(kind="stable").index if by_source else rows.index
-    repeated = ~in_holdout & ~conflicting & normalised.loc[ordered].duplicated().reindex(rows.index)
-    usable = ~(in_holdout | conflicting | repeated)
-    if by_source:
+    usable = find_usable(rows, holdout_sentences, group)
+    if group == "source":
         validates = rows["source"].isin(_choose_sources(rows["source"], validation_share, seed)).to_numpy()
     else:
-        validates = _validates(normalised, validation_share, seed)
-    train, validation = rows[usable & ~validates], rows[usable & validates]
+        validates = _validates(usable.normalised, validation_share, seed)
+    train, validation = rows[usable.rows & ~validates], rows[usable.rows & validates]
     counts = Split(
         train=len(train),
         validation=len(validation),
-        in_holdout=int(in_holdout.sum()),
-        conflicting=int(conflicting.sum()),
-        repeated=int(repeated.sum()),
+        in_holdout=usable.in_holdout,
+        conflicting=usable.conflicting,
+        repeated=usable.repeated,
     )
     return train.reset_index(drop=True), validation.reset_index(drop=True), counts
 
@@ -158,16 +181,33 @@ def split_snapshot(
     for name, rows in zip(("train", "validation"), sides, strict=True):
         if rows.empty:
             raise DataRejected(f"no {name} row is left after the split ({counts}); expected more rows in {train}")
-        if group == "source" and rows["label"].nunique() < 2:
-            raise DataRejected(
-                f"the {name} rows are those of the sources {_name_some(rows['source'])}, which all have the label "
-                f"{rows['label'].iloc[0]}; expected both labels: another finetune.seed or data.validation_share, or "
-                "--set data.group=sentence"
-            )
-        with atomic_write(Path(folder) / f"{name}.parquet") as temporary:
-            rows.to_parquet(temporary)
-        paths.append(str(Path(folder) / f"{name}.parquet"))
+        advice = "another finetune.seed or data.validation_share"
+        paths.append(write_side(rows, name, Path(folder), group, advice))
     return paths[0], paths[1], counts
+
+
+def write_side(rows: pd.DataFrame, name: str, folder: Path, group: Group, advice: str) -> str:
+    """Write one side of a split to `folder`, as NAME.parquet; return its path.
+
+    Args:
+        rows: of the side.
+        name: train or validation.
+        folder: receives the file.
+        group: what stays together.
+        advice: what may give both sides both labels, for the error.
+
+    Raises:
+        DataRejected: if it has one label, grouped by source.
+    """
+    if group == "source" and rows["label"].nunique() < 2:
+        raise DataRejected(
+            f"the {name} rows are those of the sources {_name_some(rows['source'])}, which all have the label "
+            f"{rows['label'].iloc[0]}; expected both labels: {advice}, or --set data.group=sentence"
+        )
+    path = folder / f"{name}.parquet"
+    with atomic_write(path) as temporary:
+        rows.reset_index(drop=True).to_parquet(temporary)
+    return str(path)
 
 
 def drop_labelled(text: str, known: list[str], folder: str) -> tuple[str, int]:

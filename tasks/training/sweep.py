@@ -3,7 +3,7 @@
 Below the sweep's folder:
 
 trials.log              Optuna's journal: what every trial tried and reached
-trials/DIGEST/          checkpoints of a trial, named by its settings; deleted when it ends
+trials/DIGEST/FOLD      checkpoints of a trial, named by its settings; deleted when it ends
 
 A sweep that was killed is continued by the same command: what was running is queued again and resumes from its
 checkpoint.

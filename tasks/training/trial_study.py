@@ -37,10 +37,10 @@ class _Running:
     """A trial that runs, and how far it came."""
 
     trial: Trial
-    best: dict[int, float] = field(default_factory=dict)
-    """Validation MCC by seed."""
-    done: dict[int, int] = field(default_factory=dict)
-    """Epochs by seed."""
+    best: dict[tuple[int, int], float] = field(default_factory=dict)
+    """Validation MCC by fold and seed."""
+    done: dict[tuple[int, int], int] = field(default_factory=dict)
+    """Epochs by fold and seed."""
     percent: int = 0
     """Of all its epochs, as last reported."""
 
@@ -79,9 +79,10 @@ class TrialStudy:
         if message.trial not in self._running:  # its worker was lost, and was heard afterwards
             return True
         running, epoch = self._running[message.trial], message.epoch
-        seed, mcc = epoch["seed"], epoch["validation_mcc"]
-        running.best[seed], running.done[seed] = max(mcc, running.best.get(seed, mcc)), epoch["epoch"]
-        epochs = running.trial.params.get("epochs", self._plan.base.epochs) * self._plan.base.seeds
+        part, mcc = (message.fold, epoch["seed"]), epoch["validation_mcc"]
+        running.best[part], running.done[part] = max(mcc, running.best.get(part, mcc)), epoch["epoch"]
+        trainings = self._plan.base.seeds * len(self._plan.folds)
+        epochs = running.trial.params.get("epochs", self._plan.base.epochs) * trainings
         percent = 100 * sum(running.done.values()) // epochs
         if percent <= running.percent or percent >= 100:  # repeated after its process was killed, or the last one
             return False

@@ -1,4 +1,4 @@
-"""A trial of a sweep: one training, whose validation MCC decides whether its settings are the best.
+"""A trial of a sweep: a training on each fold, whose mean validation MCC decides whether its settings are the best.
 
 A trial runs in a process of this host or as a task of a Ray cluster. It knows nothing of the other trials: the sweep
 decides what is tried and which trial ends early.
@@ -15,6 +15,7 @@ import torch
 from tasks.core.errors import UsageError, VerdictError, first_line
 from tasks.core.files import json_digest
 from tasks.core.finetune_settings import FinetuneSettings
+from tasks.data.folds import Fold
 from tasks.training.finetune import TrainingResult, fine_tune, load_training
 from tasks.training.recipe import resolve_recipe
 from tasks.training.search_space import Dimension
@@ -33,9 +34,8 @@ class SweepPlan(NamedTuple):
     """Settings of what is not varied."""
     encoders: dict[str, str]
     """Folder of each encoder, by its address in the settings."""
-    train: str
-    """Snapshot of the training rows."""
-    validation: str
+    folds: tuple[Fold, ...]
+    """On which each trial trains; one where it validates by one split."""
     text: str
     """Snapshot of further sentences, or empty."""
     device: str
@@ -55,9 +55,10 @@ class TrialStart(NamedTuple):
 
 
 class TrialEpoch(NamedTuple):
-    """An epoch of a trial that runs."""
+    """An epoch of a trial that runs, and on which fold, from 1."""
 
     trial: int
+    fold: int
     epoch: EpochRecord
 
 
@@ -69,9 +70,9 @@ class TrialRecord(NamedTuple):
     settings: dict[str, Any]
     """What it varied, by name in `finetune`."""
     mcc: float | None
-    """Validation MCC, the mean of its seeds; of a pruned trial as far as it came, of a failed one None."""
+    """Validation MCC, the mean of its folds and seeds; of a pruned trial as far as it came, of a failed one None."""
     mccs: list[float]
-    """Validation MCC of each seed that ended."""
+    """Validation MCC of each seed that ended, of one fold after the other."""
     seconds: float
     error: str = ""
     """Why it failed."""
@@ -94,16 +95,13 @@ def run_trial(plan: SweepPlan, start: TrialStart, report: Callable[[TrialEpoch],
     """
     _check_files(plan)
     started = time.monotonic()
-
-    def on_epoch(epoch: EpochRecord) -> None:
-        if report(TrialEpoch(start.number, epoch)):
-            raise TrialPruned
-
     state: State = "finished"
-    mccs, error = [], ""
+    mccs: list[float] = []
+    error = ""
     try:
-        result = _train(plan, start.settings, on_epoch)
-        mccs = [seed["validation_mcc"] for seed in result["seeds"]]
+        for number in range(1, len(plan.folds) + 1):
+            result = _train(plan, start.settings, number, _report_epochs(report, start.number, number))
+            mccs += [seed["validation_mcc"] for seed in result["seeds"]]
     except TrialPruned:
         state = "pruned"
     except (VerdictError, torch.OutOfMemoryError) as failure:
@@ -114,9 +112,7 @@ def run_trial(plan: SweepPlan, start: TrialStart, report: Callable[[TrialEpoch],
 
 def delete_files(plan: SweepPlan, settings: dict[str, Any]) -> None:
     """Delete the model and the checkpoints of a trial that was recorded."""
-    folder = _folder(plan, settings)
-    shutil.rmtree(folder, ignore_errors=True)
-    shutil.rmtree(f"{folder}-checkpoints", ignore_errors=True)
+    shutil.rmtree(_folder(plan, settings), ignore_errors=True)
 
 
 def delete_all_files(plan: SweepPlan) -> None:
@@ -130,17 +126,32 @@ def _folder(plan: SweepPlan, settings: dict[str, Any]) -> Path:
 
 def _check_files(plan: SweepPlan) -> None:
     """Check that the machine of this process sees what the sweep's own machine wrote."""
-    if not Path(plan.train).exists():
-        raise UsageError(f"{plan.train} is not on this machine; expected one VERDICT_HOME that all machines mount")
+    train = plan.folds[0].train
+    if not Path(train).exists():
+        raise UsageError(f"{train} is not on this machine; expected one VERDICT_HOME that all machines mount")
     for path in plan.encoders.values():
         if not Path(path).exists():
             raise UsageError(f"{path} is not on this machine; expected the encoder in the same folder on all machines")
 
 
-def _train(plan: SweepPlan, settings: dict[str, Any], on_epoch: OnEpoch) -> TrainingResult:
-    folder = str(_folder(plan, settings))
+def _report_epochs(report: Callable[[TrialEpoch], bool], trial: int, fold: int) -> OnEpoch:
+    """Return what reports the epochs of a fold, and ends the trial where the sweep says so."""
+
+    def on_epoch(epoch: EpochRecord) -> None:
+        if report(TrialEpoch(trial, fold, epoch)):
+            raise TrialPruned
+
+    return on_epoch
+
+
+def _train(plan: SweepPlan, settings: dict[str, Any], number: int, on_epoch: OnEpoch) -> TrainingResult:
+    """Train on a fold, from 1, or report again what an earlier process did of one that others follow."""
+    folder = str(_folder(plan, settings) / str(number))
     if finished := load_training(folder):
+        for epoch in finished["epochs"] if number < len(plan.folds) else ():
+            on_epoch(epoch)
         return finished
+    fold = plan.folds[number - 1]
     chosen = FinetuneSettings.model_validate({**plan.base.model_dump(), **settings, "device": plan.device, "ray": ""})
     recipe = resolve_recipe(chosen, plan.encoders[chosen.encoder])
-    return fine_tune(plan.train, plan.validation, recipe, folder, text=plan.text, on_epoch=on_epoch)
+    return fine_tune(fold.train, fold.validation, recipe, folder, text=plan.text, on_epoch=on_epoch)

@@ -18,18 +18,19 @@ def test_the_winner_of_a_sweep_is_judged_and_each_trial_is_a_run(
     resolved = choose()  # of which a finished training and export are kept: the winner's
     epochs = resolved.settings.finetune.epochs
     space = [{"name": "epochs", "choices": (1, epochs), "low": 0.0, "high": 0.0}]
-    arguments = (resolved.settings.model_dump(), resolved.origins, space, 5, 600.0, 1, str(home))
+    arguments = (resolved.settings.model_dump(), resolved.origins, space, 5, 600.0, 1, str(home), None, 2)
     with job_cache.resumed(home, resolved):
         outcome = sweep(*arguments)
     assert outcome.best == {"finetune.epochs": epochs}
     assert outcome.retrain.decision == "PROMOTE"
-    assert [trial["settings"]["epochs"] for trial in outcome.trials] == [epochs, 1]
+    assert [(trial["settings"]["epochs"], len(trial["mccs"])) for trial in outcome.trials] == [(epochs, 2), (1, 2)]
     store = locate_store(str(home))
     with connect(store) as client:
         runs = client.search_runs([experiment_of(client, store, "verdict-sweeps")])
         trials = {run.data.params["finetune.epochs"]: run for run in runs if run.data.tags["kind"] == "trial"}
         assert trials.keys() == {"1", str(epochs)}
         assert trials[str(epochs)].data.metrics["validation_mcc"] == outcome.trials[0]["mcc"]
+        assert client.get_run(outcome.run).data.params["folds"] == "2"
         assert {run.data.tags["mlflow.parentRunId"] for run in trials.values()} == {outcome.run}
         assert [file.path for file in client.list_artifacts(outcome.run, "sweep")] == ["sweep/trials.png"]
         assert client.get_run(outcome.retrain.run).data.tags["origin.finetune.epochs"].startswith("sweep ")

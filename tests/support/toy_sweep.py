@@ -8,6 +8,7 @@ import pytest
 from toy import recipe
 
 from tasks.core.finetune_settings import FinetuneSettings
+from tasks.data.folds import Fold
 from tasks.training.process_group import ProcessGroup
 from tasks.training.search_space import Dimension
 from tasks.training.sweep import OnRecord, run_sweep
@@ -25,8 +26,7 @@ def sweep_plan(folder: Path, encoder: Path, split: tuple[str, str, str]) -> Swee
         space=(Dimension("epochs", (1, 2)), RATES),
         base=FinetuneSettings.model_validate(base | {"encoder": "tiny"}),
         encoders={"tiny": str(encoder)},
-        train=split[0],
-        validation=split[1],
+        folds=(Fold(*split[:2]),),
         text="",
         device="cpu",
         trials=10,

@@ -8,10 +8,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from toy_sweep import RATES, sweep_here, sweep_plan
 
 from tasks.core.errors import UsageError, VerdictError
+from tasks.data.folds import Fold, split_folds
+from tasks.data.snapshots import read_snapshot
 from tasks.training.search_space import Dimension, all_combinations
 from tasks.training.sweep import best_trial, run_sweep
 from tasks.training.trial_study import TrialStudy, open_study
@@ -140,7 +143,7 @@ def test_an_epoch_that_is_heard_after_its_trial_failed_ends_its_training(plan: S
     assert start
     study.end(TrialRecord(start.number, "failed", start.settings, None, [], 0.0, "its worker was lost 3 times"))
     epoch: Any = {"seed": 7, "epoch": 1, "validation_mcc": 0.5}
-    assert study.report(TrialEpoch(start.number, epoch))
+    assert study.report(TrialEpoch(start.number, 1, epoch))
 
 
 def test_a_sweep_whose_trials_all_fail_says_why_and_how_they_are_tried_again(plan: SweepPlan, tmp_path: Path) -> None:
@@ -157,7 +160,10 @@ def test_a_sweep_whose_trials_all_fail_says_why_and_how_they_are_tried_again(pla
 def test_a_machine_without_the_files_of_a_sweep_is_named(plan: SweepPlan) -> None:
     start = TrialStart(0, {"epochs": 1})
     for there, what in (
-        (plan._replace(train="/nowhere/train"), "/nowhere/train is not on this machine; expected one VERDICT_HOME"),
+        (
+            plan._replace(folds=(Fold("/nowhere/train", ""),)),
+            "/nowhere/train is not on this machine; expected one VERDICT_HOME",
+        ),
         (plan._replace(encoders={"tiny": "/nowhere"}), "/nowhere is not on this machine; expected the encoder in the"),
     ):
         with pytest.raises(UsageError, match=what):
@@ -172,6 +178,64 @@ def test_a_trial_that_cannot_be_trained_fails_alone(plan: SweepPlan, tmp_path: P
     states = {record.settings["encoder"]: record.state for record in records}
     assert states == {"tiny": "finished", "broken": "failed"}
     assert next(record.error for record in records if record.state == "failed")
+
+
+@pytest.fixture
+def folded(plan: SweepPlan, tmp_path: Path) -> SweepPlan:
+    """The plan with two folds, each of which trains on what the other validates by."""
+    rows = [read_snapshot(path) for path in plan.folds[0]]
+    both = pd.concat(rows, ignore_index=True)
+    both.to_parquet(tmp_path / "all.parquet")
+    folds = split_folds(str(tmp_path / "all.parquet"), [], str(tmp_path / "folds"), 2, 7, "sentence")
+    return plan._replace(folds=tuple(folds), space=(Dimension("epochs", (2,)),))
+
+
+def test_a_trial_trains_on_each_fold_and_their_mean_counts(folded: SweepPlan) -> None:
+    seen: list[Any] = []
+    (record,) = sweep_here(folded, seen.append)
+    alone = [sweep_here(folded._replace(folder=f"{fold.train}-sweep", folds=(fold,)))[0] for fold in folded.folds]
+    assert record.mccs == [each.mcc for each in alone]
+    assert record.mcc == sum(record.mccs) / 2
+    told = [(each.fold, each.epoch["epoch"]) for each in seen if isinstance(each, TrialEpoch)]
+    assert told == [(1, 1), (1, 2), (2, 1), (2, 2)]
+
+
+def test_a_fold_that_a_killed_trial_finished_is_not_trained_again_and_counts(folded: SweepPlan) -> None:
+    class Killed(Exception):
+        pass
+
+    start, seen = TrialStart(0, {"epochs": 2}), []
+
+    def kill_in_second_fold(message: TrialEpoch) -> bool:
+        if message.fold == 2:
+            raise Killed
+        return False
+
+    with pytest.raises(Killed):
+        run_trial(folded, start, kill_in_second_fold)
+    first = next(Path(folded.folder).glob("trials/*/1/model.safetensors"))
+    written = first.stat().st_mtime_ns
+
+    def note(message: TrialEpoch) -> bool:
+        seen.append((message.fold, message.epoch["epoch"]))
+        return False
+
+    record = run_trial(folded, start, note)
+    assert first.stat().st_mtime_ns == written
+    assert seen[:2] == [(1, 1), (1, 2)]
+    assert (record.state, len(record.mccs)) == ("finished", 2)
+
+
+def test_trials_are_compared_after_half_of_all_their_folds(folded: SweepPlan) -> None:
+    base = folded.base.model_copy(update={"epochs": 2})
+    study = TrialStudy(folded._replace(space=(Dimension("learning_rate", (1e-3, 2e-3, 3e-3)),), base=base))
+    ended = []
+    for mcc in (0.5, 0.6, 0.1):
+        start = study.start()
+        assert start
+        epochs: list[Any] = [{"seed": 7, "epoch": epoch, "validation_mcc": mcc} for epoch in (1, 2)]
+        ended.append([study.report(TrialEpoch(start.number, 1, epoch)) for epoch in epochs])
+    assert ended == [[False, False], [False, False], [False, True]]  # the worst, not after a quarter
 
 
 def test_validation_decides_between_trials() -> None:
