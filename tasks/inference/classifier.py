@@ -26,12 +26,12 @@ from .bundle import TOKENIZER, VARIANTS, Manifest, serving_variant, variants_of,
 from .cpu_limits import available_cores
 from .decision import choose_labels, threshold_of
 from .external_data import reject_external_data
+from .packed_shapes import packed_batches
 from .runner import Runner
 from .sessions import CUDA, open_session, should_try_gpu, warn_if_older
-from .tokenization import TokenIds, TokenizedText, open_tokenizer, packed_batches, sorted_batches, tokenise
+from .tokenization import TokenIds, TokenizedText, open_tokenizer, sorted_batches, tokenise
 
 CPU_BATCH = 32  # sentences of a batch on a CPU
-PACK_ROWS, PACK_TOKENS = 256, 128  # size of a batch on a GPU: rows, and tokens of a row
 CHUNK_SENTENCES = 16_384  # sentences tokenised at once; the next chunk is tokenised while this one is computed
 POOL_MIN_SENTENCES = 2_000  # from here on batches run in parallel; on a CPU fewer do not repay opening the session
 GPU_IN_FLIGHT = 2  # concurrent batches on a GPU
@@ -108,11 +108,11 @@ class Classifier:
                 session = open_session(folder / VARIANTS[chosen], on, capture=True, spin=spin, threads=threads)
             if target == "cpu" or session.get_providers()[0] == CUDA:
                 break  # else there is a GPU that does not work
-        runner = Runner(session)
+        runner = Runner(session, manifest["max_length"])
 
         def open_single_threaded() -> Runner:
             verify(folder, manifest["manifest_digest"])
-            return Runner(open_session(folder / VARIANTS[chosen], "cpu", threads=1))
+            return Runner(open_session(folder / VARIANTS[chosen], "cpu", threads=1), manifest["max_length"])
 
         if target == "cuda":
             return cls(runner, tokenizer, manifest, chosen, BatchPool(lambda: runner, runner, GPU_IN_FLIGHT))
@@ -150,7 +150,7 @@ class Classifier:
     def _batch_indices(self, lengths: TokenIds) -> list[TokenIds]:
         """Return the sentence indices [B] of each batch, given lengths [N] in tokens."""
         if self.provider == CUDA:
-            return packed_batches(lengths, PACK_ROWS, PACK_TOKENS)
+            return packed_batches(lengths)
         return sorted_batches(lengths, CPU_BATCH)
 
     def _tokenized(self, sentences: Sequence[str]) -> Iterator[tuple[int, TokenizedText]]:

@@ -2,7 +2,8 @@
 
 On a GPU a small batch computes faster than its kernels are launched one by one. From its third run on, a small shape is
 captured as a CUDA graph (https://onnxruntime.ai/docs/execution-providers/CUDA-ExecutionProvider.html#using-cuda-graphs-preview),
-which replays all kernels in one launch; its inputs and outputs have fixed addresses.
+which replays all kernels in one launch; its inputs and outputs have fixed addresses. Any other batch on a GPU is padded
+to a shape that comes again (`packed_shapes.py`). Padding is dropped from the logits.
 
 Shape letters: B sentences of a batch, S tokens.
 """
@@ -15,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .onnx_runtime import onnxruntime
-from .sessions import uses_cuda_graphs
+from .packed_shapes import packed_shape
+from .sessions import CUDA, uses_cuda_graphs
 from .tokenization import TokenIds
 
 CAPTURED_BATCHES = (1, 2, 4, 8, 16, 32)  # batch sizes that are captured; a batch is padded to the next one
@@ -60,14 +62,15 @@ class ReadWriteLock:
 class Runner:
     """Runs a session; thread-safe."""
 
-    def __init__(self, session: onnxruntime.InferenceSession, device: str = "cuda") -> None:
+    def __init__(self, session: onnxruntime.InferenceSession, max_length: int, device: str = "cuda") -> None:
         """Prepare to run a session.
 
         Args:
             session: as `open_session` returns it.
+            max_length: tokens that the model reads of a sentence.
             device: where captured runs keep their inputs and outputs.
         """
-        self._session, self._device = session, device
+        self._session, self._max_length, self._device = session, max_length, device
         self.provider: str = session.get_providers()[0]
         self._inputs = {node.name for node in session.get_inputs()}
         self._captures = uses_cuda_graphs(session)
@@ -83,12 +86,14 @@ class Runner:
 
     def logits(self, ids: TokenIds, mask: TokenIds) -> NDArray[np.float32]:
         """Return logits [B, 2] of token ids and attention mask [B, S]."""
-        if not self._captures:
+        if self.provider != CUDA and not self._captures:
             return self._run(ids, mask)
-        shape = bucket_shape(*ids.shape)
+        sentences, tokens = ids.shape
+        shape = bucket_shape(sentences, tokens) if self._captures else None
         if shape is None:
+            padded = pad_batch(ids, mask, packed_shape(sentences, tokens, self._max_length))
             with self._lock.read():
-                return self._run(ids, mask)
+                return self._run(*padded)[:sentences]
         with self._lock.write():
             if self._count_run(shape) <= CAPTURE_AFTER:
                 return self._run(ids, mask)
@@ -122,6 +127,22 @@ def bucket_shape(sentences: int, tokens: int) -> tuple[int, int] | None:
     )
 
 
+def pad_batch(ids: TokenIds, mask: TokenIds, shape: tuple[int, int]) -> TokenIds:
+    """Return token ids and attention mask of a batch no larger than a shape [B, S] in one array [2, B, S]."""
+    padded = np.empty((2, *shape), np.int64)
+    _fill(padded, ids, mask)
+    return padded
+
+
+def _fill(padded: TokenIds, ids: TokenIds, mask: TokenIds) -> None:
+    """Write token ids and attention mask into an array [2, B, S], and padding around them."""
+    sentences, tokens = ids.shape
+    padded[:] = 0
+    padded[1, :, 0] = 1  # padding rows attend to one token: softmax over none is NaN
+    padded[0, :sentences, :tokens] = ids
+    padded[1, :sentences, :tokens] = mask
+
+
 class _CapturedGraph:
     """Inputs and outputs of one shape at fixed addresses on a device, and the run bound to them."""
 
@@ -149,11 +170,7 @@ class _CapturedGraph:
 
     def run(self, session: onnxruntime.InferenceSession, ids: TokenIds, mask: TokenIds) -> NDArray[np.float32]:
         """Return logits [B, 2] of a batch no larger than the shape."""
-        sentences, tokens = ids.shape
-        self._host[:] = 0
-        self._host[1, :, 0] = 1  # padding rows attend to one token: softmax over none is NaN
-        self._host[0, :sentences, :tokens] = ids
-        self._host[1, :sentences, :tokens] = mask
+        _fill(self._host, ids, mask)
         self._tokens.update_inplace(self._host)
         session.run_with_iobinding(self._binding, self._options)
-        return np.array(self._logits.numpy()[:sentences])
+        return np.array(self._logits.numpy()[: len(ids)])

@@ -183,25 +183,3 @@ def sorted_batches(lengths: NDArray[np.int64], batch_size: int) -> list[NDArray[
     """Divide N sentences into batches of indices from short to long, for evaluation and prediction."""
     order = np.argsort(lengths, kind="stable")
     return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
-
-
-def packed_batches(lengths: TokenIds, rows: int, row: int) -> list[TokenIds]:
-    """Divide N sentences, longest first, into batches whose sentences pack into rows of tokens.
-
-    Args:
-        lengths: [N], in tokens.
-        rows: of a batch.
-        row: tokens of a row; several sentences share it, and one longer than a row takes several.
-
-    Returns:
-        Sentence indices of each batch, none of which exceeds rows * row tokens when padded to its longest sentence,
-        except a batch of one sentence that is longer than that.
-    """
-    order = np.argsort(-lengths, kind="stable")
-    batches, start = [], 0
-    while start < len(order):
-        longest = int(lengths[order[start]])
-        count = rows * (row // longest) or max(1, rows * row // longest)
-        batches.append(order[start : start + count])
-        start += count
-    return batches

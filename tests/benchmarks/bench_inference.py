@@ -37,13 +37,13 @@ from tasks.data.snapshots import read_snapshot, write_snapshot
 from tasks.data.sources import locate_sources
 from tasks.export.bundle_export import export_bundle
 from tasks.inference.bundle import Origin
-from tasks.inference.classifier import CPU_BATCH, PACK_ROWS, PACK_TOKENS, Classifier
+from tasks.inference.classifier import CPU_BATCH, Classifier
+from tasks.inference.packed_shapes import packed_batches
 from tasks.inference.sessions import CPU, CUDA
 from tasks.inference.tokenization import (
     TokenIds,
     TokenizedText,
     load_tokenizer,
-    packed_batches,
     sorted_batches,
     tokenise,
 )
@@ -207,11 +207,7 @@ def from_text(classifier: Classifier, texts: list[str], batch: int | str, repeat
 def bulk_batches(name: str, tokens: TokenizedText, classifier: Classifier) -> list[TokenIds]:
     """Divide sentences as suits a system."""
     if classifier.provider == CUDA:
-        return (
-            packed_batches(tokens.lengths, PACK_ROWS, PACK_TOKENS)
-            if name == "verdict"
-            else sorted_batches(tokens.lengths, 256)
-        )
+        return packed_batches(tokens.lengths) if name == "verdict" else sorted_batches(tokens.lengths, 256)
     return sorted_batches(tokens.lengths, CPU_BATCH)
 
 

@@ -152,9 +152,9 @@ def open_ways(options: argparse.Namespace, scratch: str) -> dict[str, Runner | B
     for way, graph in made.items():
         path = Path(scratch) / "graph.onnx"
         onnx.save_model(graph, path)
-        ways[way] = Runner(open_session(path, "cpu"), "cpu")
+        ways[way] = Runner(open_session(path, "cpu"), MAX_LENGTH, "cpu")
         if way in ("by blocks", "by rows", "before"):
-            alone = Runner(open_session(path, "cpu", threads=1), "cpu")
+            alone = Runner(open_session(path, "cpu", threads=1), MAX_LENGTH, "cpu")
             ways[f"{way}, each core"] = BatchPool(partial(_same, alone), alone, available_cores())
     return ways
 

@@ -263,13 +263,15 @@ def run_bundle(options: argparse.Namespace) -> None:
     try:
         from tasks.export.bundle_export import export_bundle
         from tasks.inference.classifier import Classifier
-        from tasks.inference.tokenization import packed_batches, sorted_batches, tokenise
+        from tasks.inference.packed_shapes import packed_batches
+        from tasks.inference.tokenization import sorted_batches, tokenise
     except ModuleNotFoundError:  # the modules' names before dcfa1bf's packages
-        from tasks.batching import row_batches as packed_batches  # type: ignore[import-not-found,no-redef]
-        from tasks.batching import sorted_batches, tokenise  # type: ignore[no-redef]
+        from tasks.batching import row_batches, sorted_batches, tokenise  # type: ignore[import-not-found,no-redef]
         from tasks.predict import Classifier  # type: ignore[import-not-found,no-redef]
 
         from tasks.export import export_bundle  # type: ignore[attr-defined,no-redef]
+
+        packed_batches = partial(row_batches, rows=ROWS, row=ROW_TOKENS)
     texts, sentences, _ = read_rows(options.labelled, options.sentences)
     origin = {
         "labels": ["unacceptable", "acceptable"], "max_length": MAX_LENGTH, "encoder": "benchmark", "dataset": "",
@@ -281,7 +283,7 @@ def run_bundle(options: argparse.Namespace) -> None:
     classifier: Any = Classifier.from_bundle(exported["bundle"], options.device)
     tokens = tokenise(classifier._tokenizer, texts)
     on_gpu = options.device == "cuda"
-    batches = packed_batches(tokens.lengths, ROWS, ROW_TOKENS) if on_gpu else sorted_batches(tokens.lengths, 32)
+    batches = packed_batches(tokens.lengths) if on_gpu else sorted_batches(tokens.lengths, 32)
     pool = getattr(classifier, "_pool", None) or getattr(classifier, "_crowd", None) or classifier._runner
     run = getattr(pool, "run_batches", None) or pool.answers
     pad = classifier.manifest["pad_id"]

@@ -32,7 +32,7 @@ assert len(SENTENCES) >= classifier_module.POOL_MIN_SENTENCES > FEW
 
 @pytest.fixture
 def runner(exported: Any) -> Runner:
-    return Runner(open_session(Path(exported["bundle"]) / "model.onnx", "cpu", threads=1), "cpu")
+    return Runner(open_session(Path(exported["bundle"]) / "model.onnx", "cpu", threads=1), 16, "cpu")
 
 
 def batches(count: int) -> Iterator[tuple[TokenIds, TokenIds]]:

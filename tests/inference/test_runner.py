@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from tasks.inference import runner as runner_module
 from tasks.inference import sessions
+from tasks.inference.packed_shapes import packed_shape
 from tasks.inference.runner import CAPTURE_AFTER, CAPTURED_BATCHES, Runner, bucket_shape
-from tasks.inference.sessions import open_session, uses_cuda_graphs
+from tasks.inference.sessions import CUDA, open_session, uses_cuda_graphs
 from tasks.inference.tokenization import TokenIds
 
 
@@ -22,7 +23,7 @@ from tasks.inference.tokenization import TokenIds
 def runner(exported: Any, monkeypatch: pytest.MonkeyPatch) -> Runner:
     """Runs a real graph on the CPU as if it were captured."""
     monkeypatch.setattr(runner_module, "uses_cuda_graphs", lambda session: True)
-    return Runner(open_session(Path(exported["bundle"]) / "model.onnx", "cpu"), "cpu")
+    return Runner(open_session(Path(exported["bundle"]) / "model.onnx", "cpu"), 16, "cpu")
 
 
 def batch(sentences: int, tokens: int, seed: int = 0) -> tuple[TokenIds, TokenIds]:
@@ -103,10 +104,11 @@ def test_large_batches_run_concurrently_and_small_ones_exclusively(
     real = runner._run
 
     def record(ids: TokenIds, mask: TokenIds) -> NDArray[np.float32]:
-        running.append(len(ids))
+        size = min(len(ids), large)  # a large batch is padded
+        running.append(size)
         time.sleep(0.002)
         seen.append(list(running))
-        running.remove(len(ids))
+        running.remove(size)
         return real(ids, mask)
 
     monkeypatch.setattr(runner, "_run", record)
@@ -117,6 +119,46 @@ def test_large_batches_run_concurrently_and_small_ones_exclusively(
     assert [len(answer) for answer in answers] == sizes
     assert [runs for runs in seen if small in runs and len(runs) > 1] == []
     assert any(runs.count(large) > 1 for runs in seen)
+
+
+@pytest.mark.parametrize(("sentences", "tokens"), [(33, 3), (40, 16), (500, 10), (2049, 11)])
+def test_a_large_batch_is_padded_and_gives_the_logits_of_its_sentences(
+    runner: Runner, monkeypatch: pytest.MonkeyPatch, sentences: int, tokens: int
+) -> None:
+    ids, mask = batch(sentences, tokens)
+    expected = run_eagerly(runner, ids, mask)
+    computed: list[tuple[int, ...]] = []
+    real = runner._run
+
+    def record(ids: TokenIds, mask: TokenIds) -> NDArray[np.float32]:
+        computed.append(ids.shape)
+        assert mask.sum(axis=1).min() > 0  # softmax over no token is NaN
+        logits = real(ids, mask)
+        assert np.isfinite(logits).all()
+        return logits
+
+    monkeypatch.setattr(runner, "_run", record)
+    np.testing.assert_allclose(runner.logits(ids, mask), expected, atol=1e-6)
+    assert computed == [packed_shape(sentences, tokens, 16)]
+
+
+def test_without_captured_graphs_a_small_batch_on_a_gpu_is_padded_too(
+    exported: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner = Runner(open_session(Path(exported["bundle"]) / "model.onnx", "cpu"), 16, "cpu")
+    monkeypatch.setattr(runner, "provider", CUDA)
+    computed: list[tuple[int, ...]] = []
+    monkeypatch.setattr(runner, "_run", lambda ids, _: computed.append(ids.shape) or np.zeros((len(ids), 2)))
+    assert runner.logits(*batch(3, 15)).shape == (3, 2)
+    assert computed == [(8, 16)]
+
+
+def test_a_batch_on_the_cpu_is_computed_as_it_is(exported: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    runner = Runner(open_session(Path(exported["bundle"]) / "model.onnx", "cpu"), 16, "cpu")
+    computed: list[tuple[int, ...]] = []
+    monkeypatch.setattr(runner, "_run", lambda ids, _: computed.append(ids.shape) or np.zeros((len(ids), 2)))
+    runner.logits(*batch(33, 9))
+    assert computed == [(33, 9)]
 
 
 def test_a_session_on_the_cpu_captures_nothing(exported: Any) -> None:

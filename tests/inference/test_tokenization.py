@@ -14,7 +14,6 @@ from tasks.core.errors import UsageError
 from tasks.inference.tokenization import (
     WINDOW,
     load_tokenizer,
-    packed_batches,
     pad,
     shuffled_batches,
     sorted_batches,
@@ -188,21 +187,3 @@ def test_tokens_in_one_array_are_those_of_each_sentence(folder: Path) -> None:
     rows = np.array([3, 0, 3, 2])
     for found, expected in zip(tokens.batch(rows, 0), pad([apart[row] for row in rows], 0), strict=True):
         np.testing.assert_array_equal(found, expected)
-
-
-@unhurried
-@given(
-    lengths=st.lists(st.integers(1, 300), min_size=0, max_size=200),
-    rows=st.integers(1, 20),
-    row=st.sampled_from([1, 32, 128]),
-)
-def test_row_batches_hold_every_sentence_once_and_fit(lengths: list[int], rows: int, row: int) -> None:
-    array = np.array(lengths, np.int64)
-    batches = packed_batches(array, rows, row)
-    assert sorted(np.concatenate([*batches, np.array([], np.int64)])) == list(range(len(lengths)))
-    for number, batch in enumerate(batches):
-        longest = array[batch].max()
-        assert longest == array[batch[0]]
-        assert len(batch) == 1 or len(batch) * longest <= rows * row
-        if number < len(batches) - 1 and longest <= row:
-            assert len(batch) == rows * (row // longest)
