@@ -89,7 +89,7 @@ class Runner:
         if self.provider != CUDA and not self._captures:
             return self._run(ids, mask)
         sentences, tokens = ids.shape
-        shape = bucket_shape(sentences, tokens) if self._captures else None
+        shape = bucket_shape(sentences, tokens, self._max_length) if self._captures else None
         if shape is None:
             padded = pad_batch(ids, mask, packed_shape(sentences, tokens, self._max_length))
             with self._lock.read():
@@ -118,13 +118,15 @@ class Runner:
         return int(counts[shape])
 
 
-def bucket_shape(sentences: int, tokens: int) -> tuple[int, int] | None:
-    """Return the smallest captured shape that holds a batch; None if there is none, or the batch is empty."""
+def bucket_shape(sentences: int, tokens: int, max_length: int) -> tuple[int, int] | None:
+    """Return the smallest captured shape that holds a batch; None if there is none, or the batch is empty.
+
+    It is no longer than `max_length` tokens, beyond which the encoder may have no positions.
+    """
     if sentences == 0 or sentences > CAPTURED_BATCHES[-1] or tokens > CAPTURED_LENGTHS[-1]:
         return None
-    return next(size for size in CAPTURED_BATCHES if size >= sentences), next(
-        size for size in CAPTURED_LENGTHS if size >= tokens
-    )
+    length = next(size for size in CAPTURED_LENGTHS if size >= tokens)
+    return next(size for size in CAPTURED_BATCHES if size >= sentences), max(tokens, min(length, max_length))
 
 
 def pad_batch(ids: TokenIds, mask: TokenIds, shape: tuple[int, int]) -> TokenIds:

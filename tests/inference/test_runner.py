@@ -45,12 +45,24 @@ def run_eagerly(runner: Runner, ids: TokenIds, mask: TokenIds) -> NDArray[np.flo
 def test_a_small_batch_takes_the_smallest_shape_that_holds_it(
     sentences: int, tokens: int, shape: tuple[int, int]
 ) -> None:
-    assert bucket_shape(sentences, tokens) == shape
+    assert bucket_shape(sentences, tokens, 512) == shape
 
 
 @pytest.mark.parametrize(("sentences", "tokens"), [(33, 8), (1, 129), (0, 8)])
 def test_a_large_or_empty_batch_is_never_captured(sentences: int, tokens: int) -> None:
-    assert bucket_shape(sentences, tokens) is None
+    assert bucket_shape(sentences, tokens, 512) is None
+
+
+def test_a_captured_shape_has_no_more_tokens_than_the_encoder_has_positions(
+    exported: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert bucket_shape(2, 70, 80) == (2, 80)
+    monkeypatch.setattr(runner_module, "uses_cuda_graphs", lambda session: True)
+    runner = Runner(open_session(Path(exported["bundle"]) / "model.onnx", "cpu"), 80, "cpu")  # 80 positions
+    for seed in range(CAPTURE_AFTER + 1):
+        ids, mask = batch(2, 70, seed)
+        np.testing.assert_allclose(runner.logits(ids, mask), run_eagerly(runner, ids, mask), atol=1e-6)
+    assert list(runner._graphs) == [(2, 80)]
 
 
 def test_a_shape_is_captured_after_eager_runs(runner: Runner) -> None:
