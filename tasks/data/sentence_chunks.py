@@ -86,7 +86,7 @@ def read_chunk(source: SentenceSource, chunk: Chunk) -> Iterator[ParsedRow]:
         skipped = int(chunk.head != (0, 0))  # lines in front of the chunk
         for row in read_rows(part, source.format_name, source.table_format, chunk.path, groups):
             if row.line > skipped:
-                yield row._replace(line=chunk.before + row.line - skipped)
+                yield type(row)(chunk.before + row.line - skipped, *row[1:])  # a third of the time of _replace
 
 
 def _divide_file(stream: io.BufferedReader, source: SentenceSource, whole: Chunk, size: int) -> Iterator[Chunk]:

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Self, TypedDict
+from typing import NamedTuple, Self, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,6 +47,17 @@ class Prediction(TypedDict):
     label: str
     probability: float
     truncated: bool
+
+
+class AnswerArrays(NamedTuple):
+    """AnswerArrays to N sentences, in arrays; see `Prediction`."""
+
+    labels: NDArray[np.intp]
+    """[N], in the order of manifest["labels"]."""
+    probabilities: NDArray[np.float64]
+    """[N], of these labels."""
+    truncated: NDArray[np.bool_]
+    """[N]."""
 
 
 class Classifier:
@@ -190,8 +201,8 @@ class Classifier:
         """Return the probability of each label, [N, 2] in the order of manifest["labels"], in input order."""
         return _softmax(self.logits(sentences))
 
-    def predict(self, sentences: Sequence[str], on_tokenised: Callable[[], None] | None = None) -> list[Prediction]:
-        """Classify sentences, in input order.
+    def answer(self, sentences: Sequence[str], on_tokenised: Callable[[], None] | None = None) -> AnswerArrays:
+        """Classify sentences, in input order, as arrays: without an object for each, for millions of them.
 
         Args:
             sentences: any number.
@@ -209,11 +220,15 @@ class Classifier:
             raise _name_surrogate(sentences) or error from None
         probabilities = _softmax(logits)
         best = choose_labels(probabilities[:, 1], self.threshold)
+        return AnswerArrays(best, probabilities[np.arange(len(best)), best], truncated)
+
+    def predict(self, sentences: Sequence[str], on_tokenised: Callable[[], None] | None = None) -> list[Prediction]:
+        """Classify sentences, in input order; see `answer`."""
+        labels = self.manifest["labels"]
+        answers = [column.tolist() for column in self.answer(sentences, on_tokenised)]
         return [
-            Prediction(
-                sentence=text, label=self.manifest["labels"][label], probability=float(row[label]), truncated=bool(cut)
-            )
-            for text, label, row, cut in zip(sentences, best, probabilities, truncated, strict=True)
+            Prediction(sentence=text, label=labels[label], probability=probability, truncated=cut)
+            for text, label, probability, cut in zip(sentences, *answers, strict=True)
         ]
 
 

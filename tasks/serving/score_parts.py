@@ -8,8 +8,9 @@ import contextlib
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -21,7 +22,7 @@ from tasks.data.cola_format import QuarantinedRow, Row
 from tasks.data.record_readers import ParsedRow
 from tasks.data.snapshots import QUARANTINE_SCHEMA
 from tasks.inference.bundle import digest_version
-from tasks.inference.classifier import Classifier, Prediction, name_failure
+from tasks.inference.classifier import Classifier, name_failure
 
 PART_ROWS = 10_000  # records of a part
 PART_BYTES = 64 << 20  # of records; parts of longer records hold fewer
@@ -86,25 +87,29 @@ class Scorer(NamedTuple):
         """Return records, in order, with their answers or faults, in the columns of PART_SCHEMA."""
         sentences = [record.sentence for record in records if isinstance(record, Row)]
         with name_failure(digest_version(self.classifier.manifest), "it cannot answer"):
-            answers = iter(self.classifier.predict(sentences))
-        rows: list[tuple[Any, ...]] = []
-        for record in records:
-            answered = record if isinstance(record, QuarantinedRow) else self._check(record, next(answers))
-            if isinstance(answered, QuarantinedRow):
-                fault = answered.kind, answered.reason, answered.raw
-                rows.append((record.line, None, None, None, None, *fault))
-            else:
-                values = (answered["sentence"], answered["label"], answered["probability"], answered["truncated"])
-                rows.append((record.line, *values, None, None, None))
-        columns = zip(*rows, strict=True)
-        return pa.table(
-            [pa.array(column, of.type) for column, of in zip(columns, PART_SCHEMA, strict=True)], PART_SCHEMA
-        )
+            answers = self.classifier.answer(sentences)
+        truncated = iter(answers.truncated.tolist())
+        faults = [
+            record if isinstance(record, QuarantinedRow) else self._check(record, next(truncated)) for record in records
+        ]
+        labels = pa.array(self.classifier.manifest["labels"], pa.string()).take(pa.array(answers.labels))
+        answered = [
+            pa.array(sentences, pa.string()),
+            labels,
+            pa.array(answers.probabilities),
+            pa.array(answers.truncated),
+        ]
+        numbers = np.cumsum([isinstance(record, Row) for record in records]) - 1  # of the sentence of each record
+        rows = pa.array(numbers, mask=np.array([fault is not None for fault in faults]))
+        columns = [pa.array([record.line for record in records], pa.int64())]
+        columns += [column.take(rows) for column in answered]
+        columns += [pa.array([fault and getattr(fault, name) for fault in faults], of) for name, of in FAULT_FIELDS]
+        return pa.table(columns, PART_SCHEMA)
 
-    def _check(self, row: Row, answer: Prediction) -> Prediction | QuarantinedRow:
-        """Return the answer to a row, or the fault that it is truncated, where that is refused."""
-        if not (answer["truncated"] and self.refuse_truncated):
-            return answer
+    def _check(self, row: Row, truncated: bool) -> QuarantinedRow | None:
+        """Return the fault of a row that is truncated, where that is refused."""
+        if not (truncated and self.refuse_truncated):
+            return None
         limit = self.classifier.manifest["max_length"]
         reason = f"sentence of more than the {limit} tokens that the model reads"
         return QuarantinedRow(row.line, TRUNCATED, reason, row.sentence.encode())

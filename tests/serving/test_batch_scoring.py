@@ -189,9 +189,9 @@ class Counting(Classifier):
 
     judged = 0
 
-    def predict(self, sentences: Any) -> Any:
+    def answer(self, sentences: Any, on_tokenised: Any = None) -> Any:
         self.judged += len(sentences)
-        return super().predict(sentences)
+        return super().answer(sentences, on_tokenised)
 
 
 KILLED = """
