@@ -1,0 +1,73 @@
+"""Times the first and the second run of each batch of `verdict score` on a GPU: what a shape costs that is new.
+
+    make bench BENCH=shapes ARGS="--bundle DIR --text FILE --out FILE2"
+
+The text has one sentence a line, such as `gather_text.py` writes. Parts of 10,000 sentences are scored one after
+another, as `verdict score` does, so that later parts meet shapes of earlier ones. One process, nothing else on the GPU.
+"""
+
+import argparse
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from bench_ingestion import cpu_name
+
+from tasks.core.files import write_json
+from tasks.core.provenance import git_commit, library_versions
+from tasks.inference.classifier import Classifier
+from tasks.training.device import device_name
+
+PART = 10_000  # sentences
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--bundle", required=True)
+    parser.add_argument("--text", required=True)
+    parser.add_argument("--parts", type=int, default=5)
+    parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
+    parser.add_argument("--out", default="")
+    parser.add_argument("--commit", default="")
+    options = parser.parse_args()
+    classifier = Classifier.from_bundle(options.bundle, options.device)
+    sentences = [line for line in Path(options.text).read_text(encoding="utf-8").splitlines() if line]
+    parts = [sentences[start : start + PART] for start in range(0, options.parts * PART, PART)]
+    classifier.logits(sentences[-100:])  # what is loaded at first use, of sentences in no part
+    rows = [{"part": number} | row for number, part in enumerate(parts, 1) for row in time_batches(classifier, part)]
+    result = {
+        "benchmark": "first runs of shapes",
+        "hardware": f"{device_name(options.device)}, {cpu_name()}, {os.cpu_count()} CPU cores",
+        "encoder": classifier.manifest["encoder"],
+        "variant": classifier.variant,
+        "versions": library_versions(),
+        "commit": options.commit or git_commit(),
+        "rows": rows,
+    }
+    for row in rows:
+        print(json.dumps(row))
+    if options.out:
+        write_json(Path(options.out), result)
+
+
+def time_batches(classifier: Classifier, sentences: list[str]) -> list[dict[str, Any]]:
+    """Run each batch of a part twice; return its shape and the milliseconds of both runs."""
+    tokens = classifier._tokenise(sentences)
+    rows = []
+    for indices in classifier._batch_indices(tokens.lengths):
+        batch = tokens.batch(indices, classifier.manifest["pad_id"])
+        taken = []
+        for _ in range(2):
+            started = time.perf_counter()
+            classifier._runner.logits(*batch)
+            taken.append(round(1e3 * (time.perf_counter() - started), 1))
+        rows.append(
+            {"sentences": len(indices), "tokens": batch[0].shape[1], "first_ms": taken[0], "second_ms": taken[1]}
+        )
+    return rows
+
+
+if __name__ == "__main__":
+    main()
