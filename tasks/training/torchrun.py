@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import torch
 from torch import distributed
 
-from tasks.core.errors import UsageError
+from tasks.core.errors import UsageError, VerdictError, first_line
 from tasks.training.process_group import OnMessage, ProcessGroup
 
 BACKENDS = {"cuda": "nccl", "cpu": "gloo"}
@@ -34,18 +34,27 @@ class Ranks:
 
         Args:
             device: cuda or cpu; with cuda each rank uses the GPU of its local rank.
+
+        Raises:
+            VerdictError: if they do not reach each other.
         """
         local_rank = int(os.environ["LOCAL_RANK"])
         if device == "cuda":
             torch.cuda.set_device(local_rank)
         store, self.rank, self.size = next(distributed.rendezvous("env://"))
-        distributed.init_process_group(
-            BACKENDS[device],
-            store=distributed.PrefixStore("training", store),
-            rank=self.rank,
-            world_size=self.size,
-            device_id=torch.device("cuda", local_rank) if device == "cuda" else None,
-        )
+        try:
+            distributed.init_process_group(
+                BACKENDS[device],
+                store=distributed.PrefixStore("training", store),
+                rank=self.rank,
+                world_size=self.size,
+                device_id=torch.device("cuda", local_rank) if device == "cuda" else None,
+            )
+        except RuntimeError as error:  # a host whose own name is a loopback address tells the others that one
+            raise VerdictError(
+                f"the ranks of torchrun do not reach each other ({first_line(error, 200)}); expected on each host "
+                f"{BACKENDS[device].upper()}_SOCKET_IFNAME=INTERFACE, the network interface that the others see"
+            ) from error
         self._store, self._device, self._works = distributed.PrefixStore("work", store), device, 0
 
     def lead(self, function: Callable[..., Result], arguments: tuple[Any, ...], on_message: OnMessage | None) -> Result:
@@ -91,6 +100,7 @@ def join(device: str, processes: int) -> bool:
 
     Raises:
         UsageError: if torchrun started another number.
+        VerdictError: if the ranks do not reach each other.
     """
     global _joined
     size = int(os.environ["WORLD_SIZE"])

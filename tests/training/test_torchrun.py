@@ -11,7 +11,7 @@ import torch
 from launched import train
 from torch import distributed
 
-from tasks.core.errors import UsageError
+from tasks.core.errors import UsageError, VerdictError
 from tasks.training import torchrun
 from tasks.training.launcher import launch
 
@@ -53,6 +53,19 @@ def test_ranks_of_torchrun_train_what_processes_of_one_host_do(variables: dict[s
         name: tensor.tolist() for name, tensor in alone[1].items()
     }
     assert not distributed.is_initialized()
+
+
+def test_ranks_that_do_not_reach_each_other_are_one_line(
+    variables: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here of one rank, whose interface does not exist; else of hosts whose own names are loopback addresses."""
+    for name, value in {"WORLD_SIZE": "1", "GLOO_SOCKET_IFNAME": "nothing0"}.items():
+        monkeypatch.setenv(name, value)
+    message = (
+        r"the ranks of torchrun do not reach each other \(.*nothing0.*\); expected on each host GLOO_SOCKET_IFNAME="
+    )
+    with pytest.raises(VerdictError, match=message):
+        torchrun.join("cpu", 1)
 
 
 def test_another_number_of_ranks_than_the_setting_is_refused(variables: dict[str, str]) -> None:
