@@ -1,7 +1,6 @@
 """Checks everything that a run depends on: libraries, GPU, ONNX Runtime, encoder, MLflow, Prefect, disk."""
 
 import importlib.metadata
-import importlib.util
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -11,6 +10,7 @@ from typing import TypedDict
 from flows.roles import explain_missing
 from flows.services.server_watch import check_servers, lasting_servers
 from tasks.core.errors import VerdictError, first_line, is_disk_full, is_out_of_memory
+from tasks.core.packages import is_installed
 from tasks.core.printable import redact_address
 from tasks.core.provenance import library_versions
 from tasks.core.signing import describe_key, signature_required, trusted_keys
@@ -107,7 +107,7 @@ def _onnxruntime() -> str:
 
 def _encoder(wanted: str | None) -> str:
     """Find the packaged encoder, or check another with the settings of a plain `verdict retrain`."""
-    if importlib.util.find_spec("transformers") is None:
+    if not is_installed("transformers"):
         raise ModuleNotFoundError(name="transformers")
     located = locate_encoder(wanted or PACKAGED)
     if wanted is None:

@@ -8,7 +8,6 @@ Ray (extra `ray`) is imported where it is used.
 """
 
 import contextlib
-import importlib.util
 import logging
 import os
 import secrets
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.core.errors import UnreachableError, UsageError, VerdictError, first_line
+from tasks.core.packages import is_installed
 
 from .installation import check_nodes
 
@@ -55,7 +55,7 @@ def check_cluster(address: str) -> None:
         UnreachableError: if nobody answers.
         VerdictError: if there is too little shared memory.
     """
-    if importlib.util.find_spec("ray") is None:
+    if not is_installed("ray"):
         raise ModuleNotFoundError("No module named 'ray'", name="ray")
     named = _named(address)
     if named == LOCAL:

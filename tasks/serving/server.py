@@ -8,7 +8,6 @@ The event loop reads and writes, one thread computes (batcher.py), another follo
 
 import contextlib
 import ctypes
-import importlib.util
 import logging
 import signal
 import socket
@@ -21,6 +20,7 @@ from fastapi import FastAPI
 
 from tasks.core import log_format
 from tasks.core.errors import UsageError, VerdictError
+from tasks.core.packages import is_installed
 from tasks.inference.bundle import CHAMPION_URI
 from tasks.serving.api_keys import ApiKeys
 from tasks.serving.batcher import Batcher
@@ -185,7 +185,7 @@ def _open_feedback(config: ServerConfig, home: str) -> "Feedback | None":
         if config.feedback:
             raise UsageError("--feedback is an option of the page, which --no-page turns off; use only one of them")
         return None
-    if importlib.util.find_spec("gradio") is None:
+    if not is_installed("gradio"):
         raise VerdictError("the page needs gradio, which is not installed; serve without it: verdict serve --no-page")
     from tasks.serving.feedback import FEEDBACK_FILE, Feedback
 
