@@ -29,7 +29,7 @@ from tasks.reporting.sweep_charts import draw_sweep
 from tasks.training.device import resolve_device
 from tasks.training.pretrained import Encoder
 from tasks.training.search_space import SECTION, Dimension, combinations, encoders_of
-from tasks.training.sweep import best_trial, run_sweep
+from tasks.training.sweep import best_trial, ended_trials, run_sweep
 from tasks.training.trials import SweepPlan, TrialEpoch, TrialRecord
 
 log = logging.getLogger("tasks.sweep")
@@ -169,8 +169,9 @@ def _run_visibly(
     plan: SweepPlan, workers: int, cluster: CallCluster | None, store: MlflowStore, run_id: str, name: str
 ) -> list[TrialRecord]:
     """Run the trials; each is logged to MLflow as it ends, and the terminal shows the latest and the best."""
-    best: list[float] = []
-    with progress_bar("trials", int(min(plan.trials, combinations(plan.space)))) as advance:
+    earlier = ended_trials(plan)
+    best = [record.mcc for record in earlier if record.state == "finished" and record.mcc is not None]
+    with progress_bar("trials", int(min(plan.trials, combinations(plan.space))), len(earlier)) as advance:
 
         def show(record: TrialRecord | TrialEpoch) -> None:
             if isinstance(record, TrialEpoch):

@@ -58,6 +58,11 @@ def run_sweep(
     return records
 
 
+def ended_trials(plan: SweepPlan) -> list[TrialRecord]:
+    """Return the trials that earlier commands of a sweep ended; what they left running is queued again."""
+    return TrialStudy(plan).records
+
+
 def _none_finished(plan: SweepPlan, records: list[TrialRecord]) -> VerdictError:
     """Return the error for a sweep without a winner; what failed counts as tried, and is not tried again."""
     failed = next((record for record in records if record.error), None)

@@ -16,7 +16,7 @@ from tasks.core.errors import UsageError, VerdictError
 from tasks.data.folds import Fold, split_folds
 from tasks.data.snapshots import read_snapshot
 from tasks.training.search_space import Dimension, all_combinations
-from tasks.training.sweep import best_trial, run_sweep
+from tasks.training.sweep import best_trial, ended_trials, run_sweep
 from tasks.training.trial_study import TrialStudy, open_study
 from tasks.training.trials import SweepPlan, TrialEpoch, TrialRecord, TrialStart, run_trial
 
@@ -100,6 +100,7 @@ def test_more_trials_continue_a_sweep_and_no_trial_starts_after_the_budget(plan:
         sweep_here(over)
     first = sweep_here(plan._replace(trials=2))
     assert len(first) == 2
+    assert ended_trials(plan) == first
     assert sweep_here(over) == first
     assert sweep_here(plan._replace(trials=3))[:2] == first
 
