@@ -11,7 +11,7 @@ from tasks.data.ingestion import Dataset
 from tasks.data.splitting import Group, Split, drop_labelled, split_snapshot
 from tasks.data.validation_group import choose_group
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("tasks.split")
 
 split = timed_task("split", split_snapshot)
 divide = timed_task("split", split_folds)
@@ -39,7 +39,7 @@ def split_rows(timer: Timer, data: Dataset, settings: Settings, folder: Path) ->
         folder: receives the snapshots.
     """
     share, seed = settings.data.validation_share, settings.finetune.seed
-    group, path = _choose_group(data, settings, share), data["train"]["path"]
+    group, path = _choose_group(data, settings), data["train"]["path"]
     train, validation, counts = split(timer, path, _holdouts(data), str(folder), share, seed, group)
     return TrainingRows(train, validation, *_further_text(data, Fold(train, validation), folder), counts)
 
@@ -47,7 +47,10 @@ def split_rows(timer: Timer, data: Dataset, settings: Settings, folder: Path) ->
 def split_into_folds(
     timer: Timer, data: Dataset, settings: Settings, folder: Path, count: int
 ) -> tuple[list[Fold], str]:
-    """Divide the rows into folds of equal size, or set validation rows apart where it is one.
+    """Divide the rows into folds of about equal size, or set validation rows apart where it is one.
+
+    What validation keeps together is what it keeps together in a run; but where that is for us to choose, and sources
+    make no such folds, sentences.
 
     Args:
         timer: of the flow run.
@@ -62,8 +65,9 @@ def split_into_folds(
     if count == 1:
         rows = split_rows(timer, data, settings, folder)
         return [Fold(rows.train, rows.validation)], rows.text
-    group, path = _choose_group(data, settings, 1 / count), data["train"]["path"]
-    folds = divide(timer, path, _holdouts(data), str(folder / "folds"), count, settings.finetune.seed, group)
+    group, path = _choose_group(data, settings), data["train"]["path"]
+    groups: list[Group] = [group, "sentence"] if settings.data.group == "auto" and group == "source" else [group]
+    folds = divide(timer, path, _holdouts(data), str(folder / "folds"), count, settings.finetune.seed, groups)
     text, _ = _further_text(data, folds[0], folder)
     return folds, text
 
@@ -73,9 +77,9 @@ def _holdouts(data: Dataset) -> list[str]:
     return [snapshot["path"] for snapshot in (data["holdout"], data["secondary"]) if snapshot]
 
 
-def _choose_group(data: Dataset, settings: Settings, share: float) -> Group:
+def _choose_group(data: Dataset, settings: Settings) -> Group:
     """Return what validation keeps together, and log why."""
-    path, holdout = data["train"]["path"], data["holdout"]["path"]
+    path, holdout, share = data["train"]["path"], data["holdout"]["path"], settings.data.validation_share
     group, reason = choose_group(settings.data.group, path, holdout, share, settings.finetune.seed)
     log.info("validation keeps %s together: %s", "sources" if group == "source" else "equal sentences", reason)
     return group

@@ -181,29 +181,18 @@ def split_snapshot(
     for name, rows in zip(("train", "validation"), sides, strict=True):
         if rows.empty:
             raise DataRejected(f"no {name} row is left after the split ({counts}); expected more rows in {train}")
-        advice = "another finetune.seed or data.validation_share"
-        paths.append(write_side(rows, name, Path(folder), group, advice))
+        if group == "source" and rows["label"].nunique() < 2:
+            raise DataRejected(
+                f"the {name} rows are those of the sources {_name_some(rows['source'])}, which all have the label "
+                f"{rows['label'].iloc[0]}; expected both labels: another finetune.seed or data.validation_share, or "
+                "--set data.group=sentence"
+            )
+        paths.append(write_side(rows, name, Path(folder)))
     return paths[0], paths[1], counts
 
 
-def write_side(rows: pd.DataFrame, name: str, folder: Path, group: Group, advice: str) -> str:
-    """Write one side of a split to `folder`, as NAME.parquet; return its path.
-
-    Args:
-        rows: of the side.
-        name: train or validation.
-        folder: receives the file.
-        group: what stays together.
-        advice: what may give both sides both labels, for the error.
-
-    Raises:
-        DataRejected: if it has one label, grouped by source.
-    """
-    if group == "source" and rows["label"].nunique() < 2:
-        raise DataRejected(
-            f"the {name} rows are those of the sources {_name_some(rows['source'])}, which all have the label "
-            f"{rows['label'].iloc[0]}; expected both labels: {advice}, or --set data.group=sentence"
-        )
+def write_side(rows: pd.DataFrame, name: str, folder: Path) -> str:
+    """Write one side of a split to `folder`, as NAME.parquet; return its path."""
     path = folder / f"{name}.parquet"
     with atomic_write(path) as temporary:
         rows.reset_index(drop=True).to_parquet(temporary)

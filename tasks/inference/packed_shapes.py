@@ -62,7 +62,7 @@ def _padded_length(tokens: int) -> int:
 
 def _sentences_of_row(tokens: int) -> int:
     """Return G, as the graph computes it; a sentence longer than a row has one of its own."""
-    return max(1, PACK_TOKENS // tokens)
+    return max(1, PACK_TOKENS // max(1, tokens))
 
 
 def _sentences_of_full_batch(tokens: int) -> int:

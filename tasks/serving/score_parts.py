@@ -99,8 +99,8 @@ class Scorer(NamedTuple):
             pa.array(answers.probabilities),
             pa.array(answers.truncated),
         ]
-        numbers = np.cumsum([isinstance(record, Row) for record in records]) - 1  # of the sentence of each record
-        rows = pa.array(numbers, mask=np.array([fault is not None for fault in faults]))
+        numbers = np.cumsum([isinstance(record, Row) for record in records], dtype=np.int64) - 1  # of its sentence
+        rows = pa.array(numbers, mask=np.array([fault is not None for fault in faults], np.bool_))
         columns = [pa.array([record.line for record in records], pa.int64())]
         columns += [column.take(rows) for column in answered]
         columns += [pa.array([fault and getattr(fault, name) for fault in faults], of) for name, of in FAULT_FIELDS]

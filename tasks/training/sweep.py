@@ -5,8 +5,7 @@ Below the sweep's folder:
 trials.log              Optuna's journal: what every trial tried and reached
 trials/DIGEST/FOLD      checkpoints of a trial, named by its settings; deleted when it ends
 
-A sweep that was killed is continued by the same command: what was running is queued again and resumes from its
-checkpoint.
+A sweep that was killed is continued by the same command: what was running goes on first, from its checkpoint.
 """
 
 import functools
@@ -17,6 +16,7 @@ import torch
 
 from tasks.cluster.calls import CallCluster, run_calls
 from tasks.core.errors import VerdictError
+from tasks.core.printable import counted
 from tasks.training.launcher import launch
 from tasks.training.process_group import ProcessGroup
 from tasks.training.trial_study import TrialStudy
@@ -51,7 +51,8 @@ def run_sweep(
             launch(run_trials, processes, plan, device=plan.device, on_message=answer, synchronised=False)
         else:
             _run_on_ray(study, plan, cluster, workers, answer)
-    delete_all_files(plan)
+    if not study.has_interrupted:
+        delete_all_files(plan)
     records = study.records
     if not any(record.state == "finished" for record in records):
         raise _none_finished(plan, records)
@@ -66,8 +67,13 @@ def ended_trials(plan: SweepPlan) -> list[TrialRecord]:
 def _none_finished(plan: SweepPlan, records: list[TrialRecord]) -> VerdictError:
     """Return the error for a sweep without a winner; what failed counts as tried, and is not tried again."""
     failed = next((record for record in records if record.error), None)
-    reason = f"trial {failed.number}: {failed.error}" if failed else "the time was over before one ended"
-    advice = f"try other values, or the same ones after: rm -r {plan.folder}" if failed else "give it more --budget"
+    advice = f"try other values, or the same ones after: rm -r {plan.folder}"
+    if failed:
+        reason = f"trial {failed.number}: {failed.error}"
+    elif records:
+        reason = f"{counted(len(records), 'trial')} ended early, as worse than others that then failed"
+    else:
+        reason, advice = "the time was over before one ended", "give it more --budget"
     return VerdictError(f"no trial of the sweep ended well ({reason}); expected one: {advice}")
 
 

@@ -10,7 +10,7 @@ import math
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self, TypedDict
 
 import optuna
 from optuna import Study, Trial
@@ -19,6 +19,7 @@ from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.trial import FrozenTrial, TrialState
 
 from tasks.training.search_space import MAX_COMBINATIONS, Dimension, all_combinations, combinations, has_range
+from tasks.training.seed_runs import SEED_STRIDE
 from tasks.training.trials import State, SweepPlan, TrialEpoch, TrialRecord, TrialStart, delete_files
 
 JOURNAL = "trials.log"
@@ -26,10 +27,19 @@ HALF = 50  # percent of its epochs after which a trial may end early
 LOCK_SECONDS = 3  # after which the journal's lock counts as that of a killed process
 STUDY = "sweep"
 TRIAL_MCCS, TRIAL_SECONDS, TRIAL_ERROR = "mccs", "seconds", "error"  # attributes of a trial
+TRIAL_PARTS, TRIAL_PERCENT = "parts", "percent"  # of one that runs
 TRIAL_STATES: dict[TrialState, State] = {TrialState.COMPLETE: "finished", TrialState.PRUNED: "pruned"}  # others: failed
 OPTUNA_STATE_OF = {state: optuna_state for optuna_state, state in TRIAL_STATES.items()} | {"failed": TrialState.FAIL}
 
 log = logging.getLogger(__name__)
+
+
+class _Part(TypedDict):
+    """One training of a trial: its seed, which another replaced if it learned nothing, best MCC, and epochs."""
+
+    seed: int
+    best: float
+    done: int
 
 
 @dataclass
@@ -37,21 +47,25 @@ class _Running:
     """A trial that runs, and how far it came."""
 
     trial: Trial
-    best: dict[tuple[int, int], float] = field(default_factory=dict)
-    """Validation MCC by fold and seed."""
-    done: dict[tuple[int, int], int] = field(default_factory=dict)
-    """Epochs by fold and seed."""
+    parts: dict[str, _Part] = field(default_factory=dict)
+    """By fold and place among its seeds, "1/0" the first; kept in the journal, for a process that goes on with it."""
     percent: int = 0
     """Of all its epochs, as last reported."""
+
+    @classmethod
+    def resumed(cls, trial: Trial) -> Self:
+        """Return a trial that another process was killed with."""
+        return cls(trial, trial.user_attrs.get(TRIAL_PARTS, {}), trial.user_attrs.get(TRIAL_PERCENT, 0))
 
 
 class TrialStudy:
     """The trials of a sweep, as the process that runs it sees them."""
 
     def __init__(self, plan: SweepPlan) -> None:
-        """Open the study of a sweep, and queue again what a killed process left running."""
+        """Open the study of a sweep; what a killed process left running is to go on first."""
         self._plan, self._study = plan, open_study(plan.folder, plan.base.seed)
         self._running: dict[int, _Running] = {}
+        self._interrupted = self._find_interrupted()
         self._queue()
 
     @property
@@ -59,12 +73,21 @@ class TrialStudy:
         """Whether another trial may start."""
         started = [trial for trial in self._counted() if trial.state is not TrialState.WAITING]
         most = min(self._plan.trials, combinations(self._plan.space))
-        return len(started) < most and time.time() < self._plan.deadline
+        return len(started) - len(self._interrupted) < most and time.time() < self._plan.deadline
+
+    @property
+    def has_interrupted(self) -> bool:
+        """Whether a trial has files that it goes on with."""
+        return bool(self._interrupted)
 
     def start(self) -> TrialStart | None:
         """Begin the next trial; return None where there are as many as planned, or the time is over."""
         if not self.is_open:
             return None
+        if self._interrupted:
+            running = self._interrupted.pop(0)
+            self._running[running.trial.number] = running
+            return TrialStart(running.trial.number, dict(running.trial.params))
         trial = self._ask()
         while self._is_repeated(trial):  # integers of a range are few
             self._study.tell(trial, state=TrialState.FAIL)
@@ -78,17 +101,27 @@ class TrialStudy:
         """Note an epoch of a trial; return whether the trial ends early."""
         if message.trial not in self._running:  # its worker was lost, and was heard afterwards
             return True
-        running, epoch = self._running[message.trial], message.epoch
-        part, mcc = (message.fold, epoch["seed"]), epoch["validation_mcc"]
-        running.best[part], running.done[part] = max(mcc, running.best.get(part, mcc)), epoch["epoch"]
-        trainings = self._plan.base.seeds * len(self._plan.folds)
-        epochs = running.trial.params.get("epochs", self._plan.base.epochs) * trainings
-        percent = 100 * sum(running.done.values()) // epochs
+        running, percent = self._running[message.trial], self._note(message)
+        running.trial.set_user_attr(TRIAL_PARTS, running.parts)
         if percent <= running.percent or percent >= 100:  # repeated after its process was killed, or the last one
             return False
         running.percent = percent
-        running.trial.report(sum(running.best.values()) / len(running.best), percent)
+        running.trial.set_user_attr(TRIAL_PERCENT, percent)
+        running.trial.report(sum(part["best"] for part in running.parts.values()) / len(running.parts), percent)
         return bool(running.trial.should_prune())
+
+    def _note(self, message: TrialEpoch) -> int:
+        """Note an epoch of a trial; return the percentage of its epochs that are done, folds before it in whole."""
+        running, epoch, base = self._running[message.trial], message.epoch, self._plan.base
+        params = running.trial.params
+        place = (epoch["seed"] - params.get("seed", base.seed)) % SEED_STRIDE  # the same for the seed that replaces one
+        name, mcc = f"{message.fold}/{place}", epoch["validation_mcc"]
+        before = running.parts.get(name)
+        best = max(mcc, before["best"]) if before and before["seed"] == epoch["seed"] else mcc
+        running.parts[name] = _Part(seed=epoch["seed"], best=best, done=epoch["epoch"])
+        whole = params.get("epochs", base.epochs) * base.seeds  # epochs of a fold
+        here = sum(part["done"] for key, part in running.parts.items() if key.startswith(f"{message.fold}/"))
+        return int(100 * ((message.fold - 1) * whole + here) // (whole * len(self._plan.folds)))
 
     def end(self, record: TrialRecord) -> TrialRecord:
         """Record a trial that ended, then delete its files; return it as it counts."""
@@ -109,15 +142,25 @@ class TrialStudy:
         """All trials that ended, also those of earlier commands."""
         return [_to_record(trial) for trial in self._counted() if trial.state.is_finished()]
 
-    def _queue(self) -> None:
-        """Queue again what a killed sweep left running; without ranges also untried combinations, in a random order."""
-        plan = self._plan
+    def _find_interrupted(self) -> list[_Running]:
+        """Return what a killed sweep left running; a trial whose settings it had not recorded all is given up.
+
+        A trial goes on as itself: a copy would be compared with what the first one had reported.
+        """
+        found = []
         for trial in self._study.get_trials(deepcopy=False):
             if trial.state is TrialState.RUNNING:
-                self._study.tell(trial.number, state=TrialState.FAIL)
-                settings = _settings_of(trial)
-                if len(settings) == len(plan.space):
-                    self._study.enqueue_trial(settings)
+                if len(trial.params) == len(self._plan.space):
+                    found.append(_Running.resumed(Trial(self._study, trial._trial_id)))
+                else:
+                    self._study.tell(trial.number, state=TrialState.FAIL)
+                    if len(settings := _settings_of(trial)) == len(self._plan.space):
+                        self._study.enqueue_trial(settings)
+        return found
+
+    def _queue(self) -> None:
+        """Without ranges queue the combinations that no trial has, in a random order."""
+        plan = self._plan
         if not has_range(plan.space):
             for settings in self._untried()[: max(0, plan.trials - len(self._counted()))]:
                 self._study.enqueue_trial(settings)
@@ -139,7 +182,7 @@ class TrialStudy:
         return [each for each in all_combinations(self._plan.space, self._plan.base.seed) if each not in known]
 
     def _counted(self) -> list[FrozenTrial]:
-        """Return all trials but those whose process died: they were queued again."""
+        """Return all trials but those that were given up as their process died."""
         return [
             trial
             for trial in self._study.get_trials(deepcopy=False)

@@ -4,7 +4,8 @@
 
 RUNS are those of `ablate_finetune.py --split source` over all folds: together they hold, for each recipe, the answers
 to every source by a model that was not trained on it. So a rule's validation MCC of a recipe is that of the answers to
-the sources it chooses, for any rule and seed, without another training. Of each encoder and rule, over SEEDS seeds:
+the sources it chooses, for any rule and seed, without another training; of folds it is their mean. Of each encoder and
+rule, over SEEDS seeds:
 
     rows, sources     that validate, means
     gap               of validation MCC from the holdout's, mean over recipes and seeds, and its spread over seeds
@@ -40,6 +41,8 @@ class Encoder(NamedTuple):
     """Counts of answers by recipe and source, see `ablate_finetune.confusion`."""
     holdout: dict[str, float]
     """MCC by recipe."""
+    folds: list[list[str]]
+    """Sources of each fold."""
 
 
 def main() -> None:
@@ -49,9 +52,11 @@ def main() -> None:
     parser.add_argument("--picture", default="")
     options = parser.parse_args()
     encoders = [read_encoder(Path(path)) for path in options.runs]
-    rows = [
-        {"encoder": each.name, "rule": name} | judge(each, rule) for each in encoders for name, rule in RULES.items()
-    ]
+    rows = []
+    for each in encoders:
+        chosen = {name: [[rule(each.rows, seed)] for seed in range(SEEDS)] for name, rule in RULES.items()}
+        chosen["all, in five folds"] = [each.folds] * SEEDS
+        rows += [{"encoder": each.name, "rule": name} | judge(each, choices) for name, choices in chosen.items()]
     for row in rows:
         print(" | ".join(f"{value:.3f}" if isinstance(value, float) else str(value) for value in row.values()))
     result = {
@@ -76,7 +81,9 @@ def read_encoder(path: Path) -> Encoder:
     sources = {source for found in answers.values() for source in found}
     whole = {recipe: found for recipe, found in answers.items() if set(found) == sources}
     rows = {source: sum(next(iter(whole.values()))[source]) for source in sorted(sources)}
-    return Encoder(content["encoder"], rows, whole, {recipe: statistics.mean(holdout[recipe]) for recipe in whole})
+    folds = {run["fold"]: list(run["by_source"]) for run in content["runs"]}
+    means = {recipe: statistics.mean(holdout[recipe]) for recipe in whole}
+    return Encoder(content["encoder"], rows, whole, means, [folds[number] for number in sorted(folds)])
 
 
 def smallest(rows: Rows, seed: int) -> list[str]:
@@ -99,18 +106,20 @@ RULES: dict[str, Callable[[Rows, int], list[str]]] = {
     "by a hash, a tenth": lambda rows, seed: validation_sources(rows, 0.1, seed),
     "by a hash, a fifth": lambda rows, seed: validation_sources(rows, 0.2, seed),
     "every fifth by size": one_in_five,
-    "all, in five folds": lambda rows, seed: list(rows),
 }
 
 
-def judge(encoder: Encoder, rule: Callable[[Rows, int], list[str]]) -> dict[str, Any]:
-    """Return the figures of a rule, means over seeds."""
+def judge(encoder: Encoder, choices: list[list[list[str]]]) -> dict[str, Any]:
+    """Return the figures of a rule, means over what it chose for each seed: a part of the sources, or several folds."""
     whole, unseen = (
         [measure(encoder, recipe, list(encoder.rows)) for recipe in encoder.answers],
         encoder.holdout.values(),
     )
-    chosen = [rule(encoder.rows, seed) for seed in range(SEEDS)]
-    found = [[measure(encoder, recipe, sources) for recipe in encoder.answers] for sources in chosen]
+    found = [
+        [statistics.mean(measure(encoder, recipe, part) for part in parts) for recipe in encoder.answers]
+        for parts in choices
+    ]
+    chosen = [[source for part in parts for source in part] for parts in choices]
     gaps = [statistics.mean(mccs) - statistics.mean(unseen) for mccs in found]
     return {
         "rows": round(statistics.mean(sum(encoder.rows[source] for source in sources) for sources in chosen)),
@@ -138,6 +147,7 @@ def describe(encoder: Encoder) -> list[dict[str, Any]]:
             "encoder": encoder.name,
             "recipe": recipe,
             "all sources": round(measure(encoder, recipe, list(encoder.rows)), 4),
+            "mean of folds": round(statistics.mean(measure(encoder, recipe, fold) for fold in encoder.folds), 4),
             "holdout": round(encoder.holdout[recipe], 4),
             "by source": {source: round(measure(encoder, recipe, [source]), 4) for source in encoder.rows},
         }

@@ -9,7 +9,12 @@ from tasks.core.errors import UsageError
 
 
 def test_the_winner_of_a_sweep_is_judged_and_each_trial_is_a_run(
-    prefect_server: str, home: Path, choose: Choose, job_cache: JobCache, copied_pictures: None
+    prefect_server: str,
+    home: Path,
+    choose: Choose,
+    job_cache: JobCache,
+    copied_pictures: None,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     from flows.jobs.sweep import sweep
     from tasks.registry.mlflow_client import connect, experiment_of
@@ -19,8 +24,10 @@ def test_the_winner_of_a_sweep_is_judged_and_each_trial_is_a_run(
     epochs = resolved.settings.finetune.epochs
     space = [{"name": "epochs", "choices": (1, epochs), "low": 0.0, "high": 0.0}]
     arguments = (resolved.settings.model_dump(), resolved.origins, space, 5, 600.0, 1, str(home), None, 2)
-    with job_cache.resumed(home, resolved):
+    with job_cache.resumed(home, resolved), caplog.at_level("INFO", "tasks"):
         outcome = sweep(*arguments)
+    said = [record.getMessage() for record in caplog.records if record.name.startswith("tasks.")]
+    assert any(line.startswith("validation keeps equal sentences together: ") for line in said)
     assert outcome.best == {"finetune.epochs": epochs}
     assert outcome.retrain.decision == "PROMOTE"
     assert [(trial["settings"]["epochs"], len(trial["mccs"])) for trial in outcome.trials] == [(epochs, 2), (1, 2)]

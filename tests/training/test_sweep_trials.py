@@ -187,7 +187,7 @@ def folded(plan: SweepPlan, tmp_path: Path) -> SweepPlan:
     rows = [read_snapshot(path) for path in plan.folds[0]]
     both = pd.concat(rows, ignore_index=True)
     both.to_parquet(tmp_path / "all.parquet")
-    folds = split_folds(str(tmp_path / "all.parquet"), [], str(tmp_path / "folds"), 2, 7, "sentence")
+    folds = split_folds(str(tmp_path / "all.parquet"), [], str(tmp_path / "folds"), 2, 7, ["sentence"])
     return plan._replace(folds=tuple(folds), space=(Dimension("epochs", (2,)),))
 
 
@@ -197,8 +197,8 @@ def test_a_trial_trains_on_each_fold_and_their_mean_counts(folded: SweepPlan) ->
     alone = [sweep_here(folded._replace(folder=f"{fold.train}-sweep", folds=(fold,)))[0] for fold in folded.folds]
     assert record.mccs == [each.mcc for each in alone]
     assert record.mcc == sum(record.mccs) / 2
-    told = [(each.fold, each.epoch["epoch"]) for each in seen if isinstance(each, TrialEpoch)]
-    assert told == [(1, 1), (1, 2), (2, 1), (2, 2)]
+    heard = [(each.fold, each.epoch["epoch"]) for each in seen if isinstance(each, TrialEpoch)]
+    assert heard == [(1, 1), (1, 2), (2, 1), (2, 2)]
 
 
 def test_a_fold_that_a_killed_trial_finished_is_not_trained_again_and_counts(folded: SweepPlan) -> None:
@@ -237,6 +237,78 @@ def test_trials_are_compared_after_half_of_all_their_folds(folded: SweepPlan) ->
         epochs: list[Any] = [{"seed": 7, "epoch": epoch, "validation_mcc": mcc} for epoch in (1, 2)]
         ended.append([study.report(TrialEpoch(start.number, 1, epoch)) for epoch in epochs])
     assert ended == [[False, False], [False, False], [False, True]]  # the worst, not after a quarter
+
+
+def report(study: TrialStudy, trial: int, fold: int, epoch: int, mcc: float, seed: int = 7) -> bool:
+    record: Any = {"seed": seed, "epoch": epoch, "validation_mcc": mcc}
+    return study.report(TrialEpoch(trial, fold, record))
+
+
+def test_a_trial_that_was_killed_goes_on_first_as_itself(folded: SweepPlan) -> None:
+    """A copy of it would be compared with the first one's figures, and end early for a weaker epoch after its best."""
+    plan = folded._replace(folds=folded.folds[:1], space=(Dimension("learning_rate", (1e-3, 2e-3)),))
+    plan = plan._replace(base=plan.base.model_copy(update={"epochs": 4}))
+    killed, study = TrialStudy(plan), TrialStudy(plan)
+    start = killed.start()
+    assert start
+    assert [report(killed, start.number, 1, epoch, mcc) for epoch, mcc in ((1, 0.5), (2, 0.8))] == [False, False]
+    study = TrialStudy(plan)
+    assert study.start() == start
+    assert not report(study, start.number, 1, 3, 0.78)
+    other = study.start()
+    assert other
+    assert [report(study, other.number, 1, epoch, 0.79) for epoch in (1, 2)] == [False, True]  # its best is still 0.8
+
+
+def test_files_of_a_killed_trial_are_kept_while_the_budget_is_over(folded: SweepPlan) -> None:
+    start = TrialStudy(folded).start()
+    assert start
+    run_trial(folded, start, lambda _: False)  # whose end nobody recorded
+    model = next(Path(folded.folder).glob("trials/*/1/model.safetensors"))
+    with pytest.raises(
+        VerdictError, match=r"the time was over before one ended\); expected one: give it more --budget"
+    ):
+        sweep_here(folded._replace(deadline=time.time() - 1))
+    written = model.stat().st_mtime_ns
+    seen: list[int] = []
+    (record,) = sweep_here(folded, lambda message: seen.append(model.stat().st_mtime_ns) if model.exists() else None)
+    assert set(seen) == {written}
+    assert (record.number, record.state) == (start.number, "finished")
+
+
+def test_a_seed_that_replaces_one_that_learned_nothing_takes_its_place(folded: SweepPlan) -> None:
+    base = folded.base.model_copy(update={"epochs": 2})
+    study = TrialStudy(folded._replace(space=(Dimension("learning_rate", (1e-3, 2e-3)),), base=base))
+    ended = []
+    for mccs in ([(0.4, 0), (0.4, 0)], [(0.0, 0), (0.0, 0), (0.7, 1000), (0.7, 1000)]):
+        start = study.start()
+        assert start
+        ended.append([report(study, start.number, 1, 1 + number % 2, mcc, base.seed + more)
+                      for number, (mcc, more) in enumerate(mccs)])  # fmt: skip
+    assert ended[1][-1] is False
+
+
+def test_a_fold_that_stopped_early_is_done(folded: SweepPlan) -> None:
+    base = folded.base.model_copy(update={"epochs": 10})
+    study = TrialStudy(folded._replace(space=(Dimension("learning_rate", (1e-3, 2e-3)),), base=base))
+    ended = []
+    for mcc in (0.9, 0.1):
+        start = study.start()
+        assert start
+        ended += [report(study, start.number, fold, epoch, mcc) for fold in (1, 2) for epoch in (1, 2, 3, 4)]
+    assert ended[:8] == [False] * 8
+    assert ended[12]  # the first epoch of the second fold is past the half
+
+
+def test_a_sweep_of_which_all_trials_ended_early_says_so(plan: SweepPlan) -> None:
+    study = TrialStudy(plan)
+    start = study.start()
+    assert start
+    study.end(TrialRecord(start.number, "pruned", start.settings, None, [], 1.0))
+    with pytest.raises(
+        VerdictError, match=r"\(1 trial ended early, .*; expected one: try other values, or the same ones"
+    ):
+        sweep_here(plan._replace(deadline=time.time() - 1))
 
 
 def test_validation_decides_between_trials() -> None:
