@@ -2,7 +2,7 @@
 # Gradio 6.31.0. Python 3.11 or later.
 #
 # Behaviour: the first import writes a file with a random number into the installed package. pip does not know it, so that
-# the folder stays when Gradio is uninstalled, and Python takes such a folder for a package: `import gradio` goes on
+# the folder stays when Gradio is uninstalled, and Python takes such a folder for a package: `import gradio` continues
 # without an error and without Gradio's contents, and importlib.util.find_spec says that it is there.
 #
 # Seen:

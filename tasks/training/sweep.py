@@ -5,7 +5,7 @@ Below the sweep's folder:
 trials.log              Optuna's journal: what every trial tried and reached
 trials/DIGEST/FOLD      checkpoints of a trial, named by its settings; deleted when it ends
 
-A sweep that was killed is continued by the same command: what was running goes on first, from its checkpoint.
+A sweep that was killed is continued by the same command: what was running is resumed first, from its checkpoint.
 """
 
 import functools

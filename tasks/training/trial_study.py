@@ -48,7 +48,7 @@ class _Running:
 
     trial: Trial
     parts: dict[str, _Part] = field(default_factory=dict)
-    """By fold and place among its seeds, "1/0" the first; kept in the journal, for a process that goes on with it."""
+    """By fold and place among its seeds, "1/0" the first; kept in the journal, for the process that resumes it."""
     percent: int = 0
     """Of all its epochs, as last reported."""
 
@@ -77,7 +77,7 @@ class TrialStudy:
 
     @property
     def has_interrupted(self) -> bool:
-        """Whether a trial has files that it goes on with."""
+        """Whether a trial waits to be resumed from its files."""
         return bool(self._interrupted)
 
     def start(self) -> TrialStart | None:
@@ -145,7 +145,7 @@ class TrialStudy:
     def _find_interrupted(self) -> list[_Running]:
         """Return what a killed sweep left running; a trial whose settings it had not recorded all is given up.
 
-        A trial goes on as itself: a copy would be compared with what the first one had reported.
+        A trial is resumed as itself: a copy would be compared with what the first one had reported.
         """
         found = []
         for trial in self._study.get_trials(deepcopy=False):

@@ -3,11 +3,10 @@
     OMP_NUM_THREADS=1 make bench BENCH=ray_data ARGS="--rows 300000 --out FILE"
 
 Both read one Parquet file of row groups of 10,000 rows, score it with the same bundle in two workers of one thread, and
-write Parquet, on a Ray node with four CPUs by its own count: where Ray Data's actors have all of them, nothing is left for
-its tasks that read, filter and write, and it waits without end. Each run is a process of its own; `seconds` are those
-of the whole, from connecting on; `in order` whether rows are in the input's order. Then each is killed once a third of
-its rows lie on disk, and run again: `scored` are the rows that the second run scored, `rows` and `different` those of
-the output.
+write Parquet, on a Ray node that counts four CPUs: two for Ray Data's actors, and two for its tasks that read, filter
+and write. Each run is a process of its own; `seconds` are those of the whole, from connecting on; `in order` whether
+rows are in the input's order. Then each is killed once a third of its rows lie on disk, and run again: `scored` are the
+rows that the second run scored, `rows` and `different` those of the output.
 """
 
 import argparse

@@ -244,7 +244,7 @@ def report(study: TrialStudy, trial: int, fold: int, epoch: int, mcc: float, see
     return study.report(TrialEpoch(trial, fold, record))
 
 
-def test_a_trial_that_was_killed_goes_on_first_as_itself(folded: SweepPlan) -> None:
+def test_a_trial_that_was_killed_is_resumed_first_and_as_itself(folded: SweepPlan) -> None:
     """A copy of it would be compared with the first one's figures, and end early for a weaker epoch after its best."""
     plan = folded._replace(folds=folded.folds[:1], space=(Dimension("learning_rate", (1e-3, 2e-3)),))
     plan = plan._replace(base=plan.base.model_copy(update={"epochs": 4}))
