@@ -41,7 +41,7 @@ def altered_code(root: Path) -> Path:
         shutil.copy(CODE_ROOT / name, root / name)
     module = root / "inference" / "classifier.py"
     text = module.read_text(encoding="utf-8")
-    old = 'label=self.manifest["labels"][label]'
+    old = "label=labels[label]"
     assert text.count(old) == 1
     module.write_text(text.replace(old, f"{old}.upper()"), encoding="utf-8")
     return root
