@@ -50,7 +50,7 @@ class Prediction(TypedDict):
 
 
 class AnswerArrays(NamedTuple):
-    """AnswerArrays to N sentences, in arrays; see `Prediction`."""
+    """Answers to N sentences, in arrays; see `Prediction`."""
 
     labels: NDArray[np.intp]
     """[N], in the order of manifest["labels"]."""

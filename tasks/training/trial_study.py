@@ -10,7 +10,7 @@ import math
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self, TypedDict
+from typing import Any, TypedDict
 
 import optuna
 from optuna import Study, Trial
@@ -27,7 +27,7 @@ HALF = 50  # percent of its epochs after which a trial may end early
 LOCK_SECONDS = 3  # after which the journal's lock counts as that of a killed process
 STUDY = "sweep"
 TRIAL_MCCS, TRIAL_SECONDS, TRIAL_ERROR = "mccs", "seconds", "error"  # attributes of a trial
-TRIAL_PARTS, TRIAL_PERCENT = "parts", "percent"  # of one that runs
+TRIAL_PARTS = "parts"  # of one that runs
 TRIAL_STATES: dict[TrialState, State] = {TrialState.COMPLETE: "finished", TrialState.PRUNED: "pruned"}  # others: failed
 OPTUNA_STATE_OF = {state: optuna_state for optuna_state, state in TRIAL_STATES.items()} | {"failed": TrialState.FAIL}
 
@@ -52,17 +52,12 @@ class _Running:
     percent: int = 0
     """Of all its epochs, as last reported."""
 
-    @classmethod
-    def resumed(cls, trial: Trial) -> Self:
-        """Return a trial that another process was killed with."""
-        return cls(trial, trial.user_attrs.get(TRIAL_PARTS, {}), trial.user_attrs.get(TRIAL_PERCENT, 0))
-
 
 class TrialStudy:
     """The trials of a sweep, as the process that runs it sees them."""
 
     def __init__(self, plan: SweepPlan) -> None:
-        """Open the study of a sweep; what a killed process left running is to go on first."""
+        """Open the study of a sweep; what a killed process left running is resumed first."""
         self._plan, self._study = plan, open_study(plan.folder, plan.base.seed)
         self._running: dict[int, _Running] = {}
         self._interrupted = self._find_interrupted()
@@ -106,7 +101,6 @@ class TrialStudy:
         if percent <= running.percent or percent >= 100:  # repeated after its process was killed, or the last one
             return False
         running.percent = percent
-        running.trial.set_user_attr(TRIAL_PERCENT, percent)
         running.trial.report(sum(part["best"] for part in running.parts.values()) / len(running.parts), percent)
         return bool(running.trial.should_prune())
 
@@ -151,7 +145,8 @@ class TrialStudy:
         for trial in self._study.get_trials(deepcopy=False):
             if trial.state is TrialState.RUNNING:
                 if len(trial.params) == len(self._plan.space):
-                    found.append(_Running.resumed(Trial(self._study, trial._trial_id)))
+                    parts = trial.user_attrs.get(TRIAL_PARTS, {})
+                    found.append(_Running(Trial(self._study, trial._trial_id), parts, trial.last_step or 0))
                 else:
                     self._study.tell(trial.number, state=TrialState.FAIL)
                     if len(settings := _settings_of(trial)) == len(self._plan.space):
