@@ -207,6 +207,7 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
         "profile cola": ALL | {"corruptions": 2, "token_loss": 0.0, "seeds": 3},
         "profile cola-small, whole": SMALL | {"token_loss": 0.0},
         "small, token loss 20, whole": SMALL,
+        "small, token loss 20, more text, whole": SMALL | {"text_corruptions": 1},
     },
     "sift": {
         "corruptions 2, for SiFT": STAGE,

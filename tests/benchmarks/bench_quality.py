@@ -41,6 +41,7 @@ from tasks.training.pretrained import locate_encoder
 from tasks.training.recipe import resolve_recipe
 
 VALIDATION_SHARE, RESAMPLES = 0.1, 1000
+KEYS = ("encoder", "recipe", "group", "text_sentences")
 FIGURES = ("seed", "out_of_domain_dev", "in_domain_dev", "behaviour", "validation", "seconds", "variant")
 
 
@@ -51,8 +52,12 @@ def main() -> None:
     out = Path(options.out)
     runs: list[dict[str, Any]] = json.loads(out.read_text())["runs"] if out.is_file() else []
     encoder = options.name or locate_encoder(options.encoder)["name"]
-    known = {(run["encoder"], run["recipe"], run["group"], run["seed"]) for run in runs}
-    jobs = [job for job in jobs if (encoder, job.recipe, options.group, job.seed) not in known]
+    known = {(*(run[key] for key in KEYS), run["seed"]) for run in runs}
+    jobs = [
+        job
+        for job in jobs
+        if (encoder, job.recipe, options.group, count_text(job.settings, options.text), job.seed) not in known
+    ]
     for run in run_all(jobs, options, time.monotonic() + 60 * options.minutes, run_job):
         runs.append({"encoder": encoder} | run)
         print(json.dumps(run), flush=True)
@@ -119,7 +124,8 @@ def run_job(job: Job, options: argparse.Namespace) -> list[dict[str, Any]]:
     curve = training["epochs"][training["best_epoch"] - 1]["validation_mcc"]
     secondary = measured.secondary
     run = {
-        "recipe": job.recipe, "group": options.group, "seed": job.seed, "variant": measured.variant,
+        "recipe": job.recipe, "group": options.group, "text_sentences": count_text(job.settings, options.text),
+        "seed": job.seed, "variant": measured.variant,
         "out_of_domain_dev": measured.variants[measured.variant]["interval"]["mcc"],
         "in_domain_dev": secondary["interval"]["mcc"] if secondary else None,
         "behaviour": measured.minimal_pairs["share"],
@@ -132,12 +138,20 @@ def run_job(job: Job, options: argparse.Namespace) -> list[dict[str, Any]]:
     return [run]
 
 
+def count_text(settings: dict[str, Any], path: str) -> int:
+    """Return how many sentences without labels a recipe reads, those included that have a label and are left out."""
+    if "text_corruptions" not in settings:
+        return 0
+    with Path(path).open(encoding="utf-8") as file:
+        return sum(1 for _ in file)
+
+
 def summarise(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return a row for each encoder, recipe and way to split, with the figures of all its seeds."""
+    """Return a row for each encoder, recipe, way to split and text, with the figures of all its seeds."""
     rows = []
-    for encoder, recipe, group in dict.fromkeys((run["encoder"], run["recipe"], run["group"]) for run in runs):
-        own = [run for run in runs if (run["encoder"], run["recipe"], run["group"]) == (encoder, recipe, group)]
-        row: dict[str, Any] = {"encoder": encoder, "recipe": recipe, "group": group}
+    for keys in dict.fromkeys(tuple(run[key] for key in KEYS) for run in runs):
+        own = [run for run in runs if tuple(run[key] for key in KEYS) == keys]
+        row: dict[str, Any] = dict(zip(KEYS, keys, strict=True))
         for name in FIGURES:
             row["seeds" if name == "seed" else name] = [run[name] for run in own]
         rows.append(row)

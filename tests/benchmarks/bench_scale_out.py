@@ -6,8 +6,9 @@
 On a CPU the cluster is two nodes of one CPU each on loopback, and each worker computes with one thread. It is compared
 with one process that has one CPU to itself; one that has all of them reads and tokenises while the model computes. The
 tiny encoder is trained on a toy corpus.
-On GPUs each node has one of them and an equal share of the CPUs, and so does the one process; first there is one node,
-with each number of workers, then so many as `--gpus`, with the largest number of workers on each.
+On GPUs each node has one of them and an equal share of the CPUs, and so does the one process. `--workers` is how many
+share a GPU and its CPUs, on one node and on so many as `--gpus`. `--cluster-only` leaves out the one process, which is
+slowest, for more sentences.
 Every run is a process of its own; `seconds` are those of the whole run, connecting, copying and merging included,
 `scoring` those between the first chunk and the last. The digest is that of all rows of the output.
 """
@@ -39,8 +40,8 @@ CHILD = """
 import json, os, sys, time
 from pathlib import Path
 from tasks.inference.classifier import Classifier
+from tasks.serving import ray_scoring
 from tasks.serving.batch_scoring import score_to_file
-from tasks.serving.ray_scoring import score_on_ray
 from tasks.serving.score_parts import Scorer
 from tasks.data.sentences import open_source
 path, out, bundle, device, address, workers, cpus = sys.argv[1:]
@@ -49,7 +50,9 @@ if int(cpus):
 started = time.perf_counter()
 if address:
     rest = (bundle, "1", device, "", "", False, "", address)
-    outcome = score_on_ray(path, out, *rest, workers=int(workers))
+    if device == "cuda":
+        ray_scoring.GPU_WORKERS, workers = int(workers), 0
+    outcome = ray_scoring.score_on_ray(path, out, *rest, workers=int(workers) or None)
 else:
     classifier = Classifier.from_bundle(bundle, device, threads=0 if device == "cuda" else 1)
     outcome = score_to_file(open_source(path), Path(out), Scorer(classifier, "1"))
@@ -67,6 +70,7 @@ def main() -> None:
     parser.add_argument("--growth", type=int, nargs="*", default=[], help="further sizes, for the driver's memory")
     parser.add_argument("--workers", type=int, nargs="*", default=[1, 2])
     parser.add_argument("--gpus", type=int, default=1, help="with --device cuda [1]")
+    parser.add_argument("--cluster-only", action="store_true", help="with --device cuda")
     parser.add_argument("--encoder", choices=["tiny", "packaged"], default="tiny")
     parser.add_argument("--bundle", default="", help="measure this bundle instead")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
@@ -110,10 +114,11 @@ def measure_on_gpus(given: tuple[Path, str, str], options: argparse.Namespace) -
     cpus = (os.cpu_count() or 1) // options.gpus
     devices = [{"CUDA_VISIBLE_DEVICES": str(number)} for number in range(options.gpus)]
     environ = os.environ | devices[0] | {"PYTHONPATH": with_root()}
-    yield measure(*given, environ, options.rows, "", cpus=cpus)
-    for nodes in range(1, options.gpus + 1):
+    if not options.cluster_only:
+        yield measure(*given, environ, options.rows, "", cpus=cpus)
+    for nodes in sorted({1, options.gpus}):
         with cluster(devices[:nodes], cpus) as (address, environ):
-            for workers in options.workers if nodes == 1 else [nodes * max(options.workers)]:
+            for workers in options.workers:
                 yield measure(*given, environ, options.rows, address, workers, nodes=nodes)
 
 
@@ -188,7 +193,7 @@ def measure(
         environ: of the process.
         count: of sentences.
         address: of a cluster.
-        workers: of the cluster.
+        workers: of the cluster, on GPUs of each node.
         nodes: of the cluster.
         cpus: 0 for all.
     """
@@ -203,7 +208,7 @@ def measure(
         "job": "score on Ray" if address else f"score in one process{', one CPU' if cpus == 1 else ''}",
         "device": "gpu" if device == "cuda" else "cpu",
         "nodes": nodes,
-        "workers": workers,
+        "workers": workers * (nodes if device == "cuda" else 1),
         "sentences": count,
         "sentences_per_second": round(count / found["seconds"]),
         "driver_mb": round(found["driver_mb"]),
@@ -228,16 +233,16 @@ def digest_rows(path: Path) -> str:
 
 def summarise(rows: list[dict[str, Any]], count: int) -> dict[str, Any]:
     """Return what the cluster costs at one worker, and what further ones gain, over the whole run and while scoring."""
-    alone = rows[0]
-    by_workers = {row["workers"]: row for row in rows if row["workers"] and row["sentences"] == count}
-    first = by_workers.get(1)
     kinds = ("seconds", "scoring")
+    clustered = [row for row in rows if row["workers"] and row["sentences"] == count]
+    first = clustered[0]
     return {
-        "overhead": {kind: round(first[kind] / alone[kind] - 1, 3) for kind in kinds} if first else None,
+        "overhead": {kind: round(first[kind] / rows[0][kind] - 1, 3) for kind in kinds} if rows[0] != first else None,
         "speedup": {
-            str(workers): {kind: round(first[kind] / row[kind], 2) for kind in kinds}
-            for workers, row in by_workers.items()
-            if first
+            f"nodes {row['nodes']}, workers {row['workers']}": {
+                kind: round(first[kind] / row[kind], 2) for kind in kinds
+            }
+            for row in clustered
         },
         "driver_mb_growth": {row["sentences"]: row["driver_mb"] for row in rows if row["workers"]},
     }
