@@ -169,11 +169,16 @@ def score(
         bool, typer.Option("--refuse-truncated", help="Quarantine sentences longer than the model reads.")
     ] = False,
     ray: RayAddress = "",
+    workers: Annotated[
+        int, typer.Option(min=0, help="With --ray: most workers; 0 for one on each CPU, or four on each GPU.")
+    ] = 0,
     as_json: AsJson = False,
 ) -> None:
     """Score a file of sentences; a run that was stopped resumes where it stopped."""
     if as_json and out == "-":
         raise UsageError("--json and output '-' both write to standard output; name a Parquet file")
+    if workers and not ray:
+        raise UsageError(f"--workers {workers} is refused without --ray; expected --ray local, auto or HOST:PORT")
     from flows.cli import show_run
     from flows.commands.predict import check_model
     from tasks.serving.batch_scoring import check_paths
@@ -185,7 +190,7 @@ def score(
     _check_servers()
     home = environment.usable_home()
     check_model(model, home)
-    arguments = (path, out, model, device, columns, form or "", home, refuse_truncated, ray)
+    arguments = (path, out, model, device, columns, form or "", home, refuse_truncated, ray, workers)
     with shown("score"):
         outcome, clock = run_flow("score", home, *arguments)
     print_result({**outcome, "seconds": clock.around(outcome["seconds"])}, as_json, show_run.show_scores)

@@ -28,6 +28,7 @@ def score(
     home: str,
     refuse_truncated: bool = False,
     ray: str = "",
+    workers: int = 0,
 ) -> dict[str, Any]:
     """Score a file of sentences; return what the command prints.
 
@@ -41,6 +42,7 @@ def score(
         home: folder of the stores.
         refuse_truncated: quarantine sentences of more tokens than the model reads.
         ray: address of a Ray cluster that scores; empty for this process.
+        workers: of the cluster, at most; 0 for one on each CPU, or four on each GPU.
 
     Raises:
         UsageError: if input, output or model are not valid.
@@ -50,5 +52,5 @@ def score(
     version, bundle, digest = find_model(timer, model, home)
     name_run(f"{Path(path).name} with {MODEL_NAME} {version}")
     arguments = (path, out, bundle, version, device, columns, form, refuse_truncated, digest)
-    outcome = score_rows_on_ray(timer, *arguments, ray) if ray else score_rows(timer, *arguments)
+    outcome = score_rows_on_ray(timer, *arguments, ray, workers or None) if ray else score_rows(timer, *arguments)
     return {**outcome, "seconds": timer.seconds}

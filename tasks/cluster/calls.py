@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tasks.cluster.connection import connected
-from tasks.cluster.installation import Installation, check_here, describe_installation
+from tasks.cluster.installation import Installation, check_here, describe_installation, missing_code
 from tasks.core.errors import UsageError, VerdictError, first_line
 
 if TYPE_CHECKING:
@@ -180,6 +180,8 @@ def _count_places(cluster: CallCluster) -> int:
 
 
 def _to_error(error: "RayTaskError") -> VerdictError:
+    if missing := missing_code(error):
+        return missing
     cause = error.cause
     kind = type(cause) if isinstance(cause, VerdictError) else VerdictError
     return kind(f"a call on the Ray cluster failed: {first_line(cause)}")

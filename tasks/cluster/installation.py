@@ -5,6 +5,7 @@ import hashlib
 import importlib.metadata
 import logging
 import platform
+import re
 from pathlib import Path
 from typing import TypedDict
 
@@ -97,10 +98,7 @@ def check_nodes() -> None:
                 "ray status"
             ) from error
         except ray.exceptions.RayTaskError as error:
-            raise VerdictError(
-                f"node {name} cannot import {PRODUCT} ({_missing(error)}); expected it on every node: "
-                f"pip install '{PRODUCT}[ray]' there, or use one image"
-            ) from error
+            raise _not_importable(f"node {name}", error) from error
         except ray.exceptions.TaskUnschedulableError:
             log.warning("node %s of the Ray cluster is gone; the others work", name)
             continue
@@ -111,7 +109,17 @@ def check_nodes() -> None:
         check_installation(expected, found, name)
 
 
-def _missing(error: Exception) -> str:
-    """Return the line of a worker's traceback that names the module."""
-    named = [line.strip() for line in str(error).splitlines() if "ModuleNotFoundError" in line or "ImportError" in line]
-    return named[-1] if named else first_line(error, 200)
+def missing_code(error: Exception) -> VerdictError | None:
+    """Return the error of a node that joined later without this code, given what a task raised; None if it is not."""
+    if re.search(r"(ModuleNotFoundError|ImportError): .*\b(flows|tasks)\b", str(error)):
+        return _not_importable("a node that joined the Ray cluster", error)
+    return None
+
+
+def _not_importable(node: str, error: Exception) -> VerdictError:
+    lines = [line.strip() for line in str(error).splitlines()]
+    named = [line for line in lines if "ModuleNotFoundError" in line or "ImportError" in line]
+    return VerdictError(
+        f"{node} cannot import {PRODUCT} ({named[-1] if named else first_line(error, 200)}); expected it on every "
+        f"node: pip install '{PRODUCT}[ray]' there, or use one image"
+    )

@@ -16,6 +16,7 @@ import os
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TextIO
@@ -185,11 +186,10 @@ def score_to_stream(source: SentenceSource, sink: TextIO, scorer: Scorer, size: 
         VerdictError: if the stream was closed by its reader.
     """
     counts = ScoreCounts(source.name)
-    stamp = scorer.stamp._asdict()
+    stamp, started = scorer.stamp._asdict(), time.perf_counter()
     for records in divide(read_sentences(source), size):
-        with counts.timing(records):
-            part = scorer.score(records)
-            answers = part.select([name for name, _ in ANSWER_FIELDS] + ["reason"]).to_pylist()
+        part = scorer.score(records)
+        answers = part.select([name for name, _ in ANSWER_FIELDS] + ["reason"]).to_pylist()
         counts.add(part)
         try:
             sink.writelines(json.dumps({**answer, **stamp}, ensure_ascii=False) + "\n" for answer in answers)
@@ -200,6 +200,8 @@ def score_to_stream(source: SentenceSource, sink: TextIO, scorer: Scorer, size: 
             raise VerdictError(
                 f"standard output was closed ({error.strerror}) at row {counts.rows_in}; read it whole, or name a file"
             ) from error
+        counts.add_scored(records, started)
+        started = time.perf_counter()
     _reject_empty(counts, None)
     return counts.result(scorer.stamp, scorer.classifier.provider, STDIO, None)
 

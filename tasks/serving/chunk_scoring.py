@@ -1,6 +1,7 @@
 """Scores one chunk of an input into its parts, in whatever process: what a run finished before is not scored again."""
 
 import logging
+import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -44,7 +45,7 @@ def score_chunk(
         DataRejected: if it is damaged.
         OSError: if a part cannot be written.
     """
-    parts = 0
+    parts, started = 0, time.perf_counter()
     for parts, records in enumerate(divide(read_chunk(source, chunk), size), start=1):
         path, key = part_path(folder, number, parts), scorer.key(records)
         part = read_counted(path, key)
@@ -53,10 +54,11 @@ def score_chunk(
         else:
             if not counts.fresh:
                 _log_reuse(path, counts.reused)
-            with counts.timing(records):
-                part = scorer.score(records)
+            part = scorer.score(records)
             write_part(path, part, key)
+            counts.add_scored(records, started)
         counts.add(part)
+        started = time.perf_counter()
     return ScoredChunk(number, parts)
 
 

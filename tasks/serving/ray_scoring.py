@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tasks.cluster.connection import check_cluster, connected
-from tasks.cluster.installation import Installation, check_here, describe_installation
+from tasks.cluster.installation import Installation, check_here, describe_installation, missing_code
 from tasks.core.errors import UsageError, VerdictError, first_line
 from tasks.data.object_store import is_remote
 from tasks.data.sentence_chunks import Chunk
@@ -32,7 +32,8 @@ from tasks.serving.score_parts import PART_ROWS, Scorer, Stamp
 
 RETRIES = 3  # of a chunk whose worker was lost: one that ends each worker must not run for ever
 GPU_WORKERS = 4  # that share a GPU, where there are CPUs for them: reading and writing rows take longer than the GPU
-CHUNKS_AHEAD = 2  # chunks that each worker may have: one waits while another is scored
+GPU_PARTS = 10_000  # to which Ray rounds a share of a GPU
+CHUNKS_AHEAD = 2  # chunks that each worker may have, one of which waits, unless there is room for more workers
 BUNDLE_COPY = "bundle"  # in the parts' folder
 
 
@@ -111,7 +112,7 @@ def score_on_ray(
         refuse_truncated: quarantine sentences of more tokens than the model reads.
         manifest_digest: of the bundle that it has to be; empty: any.
         address: of the cluster; see `tasks.cluster.connection`.
-        workers: at most so many; None for one on each CPU, or GPU_WORKERS on each GPU.
+        workers: at most so many, divided over the GPUs; None for one on each CPU, or GPU_WORKERS on each GPU.
         size: records of a part.
 
     Raises:
@@ -160,16 +161,15 @@ def _run(
     """Yield chunks as they are finished; add their counts in the order of the input."""
     import ray
 
-    share = _share(ray.nodes(), work.device)
+    share = _share(ray.nodes(), work.device, workers)
     # By default Ray starts a process for each task that uses a GPU.
     task = ray.remote(num_cpus=share.cpus, num_gpus=share.gpus, max_retries=RETRIES, max_calls=0)(score_in_worker)
     shared = ray.put(work._replace(device="cuda" if share.gpus else "cpu"))
+    ahead = workers if workers and workers < share.workers else CHUNKS_AHEAD * share.workers
     waiting = iter(enumerate(chunks, 1))
     started, found = time.perf_counter(), []
     try:
-        running = [
-            task.remote(shared, share.cpus, *each) for each in islice(waiting, workers or CHUNKS_AHEAD * share.workers)
-        ]
+        running = [task.remote(shared, share.cpus, *each) for each in islice(waiting, ahead)]
         while running:
             (done,), running = ray.wait(running)
             scored, counted, provider = ray.get(done)
@@ -180,7 +180,7 @@ def _run(
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, (VerdictError, OSError)):
             raise error.cause from error
-        raise
+        raise missing_code(error) or error from error
     except ray.exceptions.RayError as error:
         raise VerdictError(
             f"workers of the cluster were lost {RETRIES + 1} times with one chunk ({first_line(error, 200)}); "
@@ -192,8 +192,8 @@ def _run(
         counts.seconds = time.perf_counter() - started
 
 
-def _share(nodes: list[dict[str, Any]], device: str) -> Share:
-    """Return what each worker gets: one CPU and one thread, or a part of a GPU with as large a part of the CPUs.
+def _share(nodes: list[dict[str, Any]], device: str, workers: int | None = None) -> Share:
+    """Return what each of so many workers gets: one CPU and one thread, or a part of a GPU and of its CPUs.
 
     Raises:
         UsageError: if the cluster has no such device.
@@ -201,9 +201,11 @@ def _share(nodes: list[dict[str, Any]], device: str) -> Share:
     resources = [node["Resources"] for node in nodes if node["Alive"]]
     with_gpus = [(int(held["GPU"]), int(held.get("CPU", 0))) for held in resources if held.get("GPU", 0) >= 1]
     if with_gpus and device != "cpu":
+        count = sum(gpus for gpus, _ in with_gpus)
         cpus = max(1, min(cpus // gpus for gpus, cpus in with_gpus))  # of each GPU
-        sharing = min(GPU_WORKERS, cpus)
-        return Share(cpus // sharing, 1 / sharing, sharing * sum(gpus for gpus, _ in with_gpus))
+        sharing = min(-(-workers // count) if workers else GPU_WORKERS, cpus)
+        gpus = GPU_PARTS // sharing / GPU_PARTS  # rounded up, as many would not fit
+        return Share(cpus // sharing, gpus, sharing * count)
     cpus = sum(int(held.get("CPU", 0)) for held in resources)
     if device == "cuda" or not cpus:
         missing, option = ("GPU", "--device cpu") if device == "cuda" else ("CPU", "nodes with --num-cpus")

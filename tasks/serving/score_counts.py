@@ -1,9 +1,8 @@
 """Counts of a batch-scoring run: of one part, of a chunk, of all; and the result that the command prints."""
 
-import contextlib
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TypedDict
 
@@ -20,7 +19,8 @@ class ScoreResult(TypedDict):
     """The result of scoring an input: rows_in = scored + quarantined, of which an earlier run scored `reused`.
 
     `truncated` counts the scored sentences that are longer than the model reads.
-    `version` is None for a bundle that is not registered; the rate is this run's, None where it scored nothing.
+    `version` is None for a bundle that is not registered. The rate is that of the rows which this run scored, from
+    reading to writing; None where it scored nothing.
     """
 
     rows_in: int
@@ -62,12 +62,9 @@ class ScoreCounts:
         for row in rejected.slice(0, MAX_EXAMPLES - len(self.examples)).to_pylist():
             self.examples.append(f"{self.name} line {row['line']}: {row['reason']}")
 
-    @contextlib.contextmanager
-    def timing(self, records: Sequence[ParsedRow]) -> Iterator[None]:
-        """Count the sentences among records, and the time that the block takes."""
-        started = time.perf_counter()
-        yield
-        self.seconds += time.perf_counter() - started
+    def add_scored(self, records: Sequence[ParsedRow], since: float) -> None:
+        """Count the sentences among records that this run scored, and the time since `perf_counter()` was `since`."""
+        self.seconds += time.perf_counter() - since
         self.fresh += sum(isinstance(record, Row) for record in records)
 
     def describe(self) -> str:

@@ -204,6 +204,8 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
         "marked, 3 seeds, whole": {"seeds": 3},
         "marked, more text, whole": {"text_corruptions": 1},
         "marked, more text, 3 seeds, whole": {"text_corruptions": 1, "seeds": 3},
+        "marked, larger text, whole": {"text_corruptions": 1},
+        "marked, larger text, 3 seeds, whole": {"text_corruptions": 1, "seeds": 3},
         "profile cola": ALL | {"corruptions": 2, "token_loss": 0.0, "seeds": 3},
         "profile cola-small, whole": SMALL | {"token_loss": 0.0},
         "small, token loss 20, whole": SMALL,
@@ -231,6 +233,7 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
         "marked, SiFT 1, step 1e-4": {"sift": 1.0, "try": ["sift_step", 1e-4]},
         "marked, all new kinds": {"try": ["corruption_kinds", *NEW_KINDS]},
         "marked, more text": {"text_corruptions": 1},
+        "marked, larger text": {"text_corruptions": 1},  # --text of gather_text.py --corpora
     },
     # Each training gives one row for every way to make one model of ten seeds; see `tried.selections`.
     "seeds": {

@@ -4,7 +4,8 @@
     make bench BENCH=scale_out ARGS="--device cuda --bundle DIR --rows 4000000 --gpus 2 --workers 1 2 4 --out FILE"
 
 On a CPU the cluster is two nodes of one CPU each on loopback, and each worker computes with one thread. It is compared
-with one process that has one CPU to itself; one that has all of them reads and tokenises while the model computes. The
+with one process that has one CPU to itself; one that has all of them reads and tokenises while the model computes. Two
+processes that know nothing of each other, with a CPU and half of the sentences each, show what two CPUs can give. The
 tiny encoder is trained on a toy corpus.
 On GPUs each node has one of them and an equal share of the CPUs, and so does the one process. `--workers` is how many
 share a GPU and its CPUs, on one node and on so many as `--gpus`. `--cluster-only` leaves out the one process, which is
@@ -22,7 +23,7 @@ import random
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,19 +41,17 @@ CHILD = """
 import json, os, sys, time
 from pathlib import Path
 from tasks.inference.classifier import Classifier
-from tasks.serving import ray_scoring
 from tasks.serving.batch_scoring import score_to_file
+from tasks.serving.ray_scoring import score_on_ray
 from tasks.serving.score_parts import Scorer
 from tasks.data.sentences import open_source
 path, out, bundle, device, address, workers, cpus = sys.argv[1:]
-if int(cpus):
-    os.sched_setaffinity(0, range(int(cpus)))
+if cpus:
+    os.sched_setaffinity(0, map(int, cpus.split(",")))
 started = time.perf_counter()
 if address:
     rest = (bundle, "1", device, "", "", False, "", address)
-    if device == "cuda":
-        ray_scoring.GPU_WORKERS, workers = int(workers), 0
-    outcome = ray_scoring.score_on_ray(path, out, *rest, workers=int(workers) or None)
+    outcome = score_on_ray(path, out, *rest, workers=int(workers))
 else:
     classifier = Classifier.from_bundle(bundle, device, threads=0 if device == "cuda" else 1)
     outcome = score_to_file(open_source(path), Path(out), Scorer(classifier, "1"))
@@ -95,14 +94,16 @@ def main() -> None:
         Path(options.out).write_text(json.dumps(result, indent=2) + "\n")
     if options.plot:
         plot(rows, options.plot)
-    assert len({row["digest"] for row in rows if row["sentences"] == options.rows}) == 1, "rows differ"
+    digests = {row["digest"] for row in rows if row["sentences"] == options.rows and row["digest"]}
+    assert len(digests) == 1, "rows differ"
 
 
 def measure_on_cpus(given: tuple[Path, str, str], options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Yield rows of one process, with one CPU and with all, and of workers on two nodes of one CPU."""
     with cluster([{}, {}], 1, OMP_NUM_THREADS="1", RAYON_NUM_THREADS="1") as (address, environ):
-        yield measure(*given, environ, options.rows, "", cpus=1)
+        yield measure(*given, environ, options.rows, "", cpus=[0])
         yield measure(*given, environ, options.rows, "")
+        yield measure_apart(*given, environ, options.rows)
         for workers in options.workers:
             yield measure(*given, environ, options.rows, address, workers, nodes=2)
         for count in options.growth:
@@ -111,15 +112,15 @@ def measure_on_cpus(given: tuple[Path, str, str], options: argparse.Namespace) -
 
 def measure_on_gpus(given: tuple[Path, str, str], options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Yield rows of one process with one GPU, and of workers on nodes of one GPU each."""
-    cpus = (os.cpu_count() or 1) // options.gpus
+    cpus = len(os.sched_getaffinity(0)) // options.gpus
     devices = [{"CUDA_VISIBLE_DEVICES": str(number)} for number in range(options.gpus)]
     environ = os.environ | devices[0] | {"PYTHONPATH": with_root()}
     if not options.cluster_only:
-        yield measure(*given, environ, options.rows, "", cpus=cpus)
+        yield measure(*given, environ, options.rows, "", cpus=sorted(os.sched_getaffinity(0))[:cpus])
     for nodes in sorted({1, options.gpus}):
         with cluster(devices[:nodes], cpus) as (address, environ):
             for workers in options.workers:
-                yield measure(*given, environ, options.rows, address, workers, nodes=nodes)
+                yield measure(*given, environ, options.rows, address, nodes * workers, nodes=nodes)
 
 
 @contextlib.contextmanager
@@ -182,9 +183,9 @@ def measure(
     address: str,
     workers: int = 0,
     nodes: int = 0,
-    cpus: int = 0,
+    cpus: Sequence[int] = (),
 ) -> dict[str, Any]:
-    """Score generated sentences in a process of its own; without an address, in that process alone, on so many CPUs.
+    """Score generated sentences in a process of its own; without an address, in that process alone.
 
     Args:
         folder: for input and output.
@@ -193,22 +194,18 @@ def measure(
         environ: of the process.
         count: of sentences.
         address: of a cluster.
-        workers: of the cluster, on GPUs of each node.
+        workers: of the cluster.
         nodes: of the cluster.
-        cpus: 0 for all.
+        cpus: that the process may use; empty for all.
     """
-    path, out = folder / f"{count}.txt", folder / "out.parquet"
-    if not path.exists():
-        write_sentences(path, count)
-    command = [sys.executable, "-c", CHILD, str(path), str(out), bundle, device, address, str(workers), str(cpus)]
-    done = subprocess.run(command, env=environ, cwd=folder, stdout=subprocess.PIPE, text=True, check=True)
-    found = json.loads(done.stdout.splitlines()[-1])
+    out = folder / "out.parquet"
+    found = finish(start(folder, out, bundle, device, environ, count, address, workers, cpus))
     assert found["rows_in"] == count
     row = {
-        "job": "score on Ray" if address else f"score in one process{', one CPU' if cpus == 1 else ''}",
+        "job": "score on Ray" if address else f"score in one process{', one CPU' if len(cpus) == 1 else ''}",
         "device": "gpu" if device == "cuda" else "cpu",
         "nodes": nodes,
-        "workers": workers * (nodes if device == "cuda" else 1),
+        "workers": workers,
         "sentences": count,
         "sentences_per_second": round(count / found["seconds"]),
         "driver_mb": round(found["driver_mb"]),
@@ -220,6 +217,59 @@ def measure(
     }
     print(json.dumps(row), flush=True)
     return row
+
+
+def measure_apart(folder: Path, bundle: str, device: str, environ: dict[str, str], count: int) -> dict[str, Any]:
+    """Score half of as many sentences in each of two processes at the same time, on a CPU each."""
+    outs = [folder / f"out-{cpu}.parquet" for cpu in range(2)]
+    write_sentences(folder / f"{count // 2}.txt", count // 2)
+    processes = [start(folder, out, bundle, device, environ, count // 2, "", 0, [cpu]) for cpu, out in enumerate(outs)]
+    found = [finish(process) for process in processes]
+    seconds, scoring = (max(each[kind] for each in found) for kind in ("seconds", "scoring"))
+    row = {
+        "job": "score in two processes, one CPU and half of the sentences each",
+        "device": device,
+        "nodes": 0,
+        "workers": 0,
+        "sentences": count,
+        "sentences_per_second": round(count / seconds),
+        "driver_mb": round(max(each["driver_mb"] for each in found)),
+        "seconds": round(seconds, 1),
+        "scoring": round(scoring, 1),
+        "provider": found[0]["provider"],
+        "digest": "",
+        "out_bytes": sum(out.stat().st_size for out in outs),
+    }
+    print(json.dumps(row), flush=True)
+    return row
+
+
+def start(
+    folder: Path,
+    out: Path,
+    bundle: str,
+    device: str,
+    environ: dict[str, str],
+    count: int,
+    address: str,
+    workers: int,
+    cpus: Sequence[int],
+) -> subprocess.Popen[str]:
+    """Start a process that scores so many sentences; see `measure`."""
+    path = folder / f"{count}.txt"
+    if not path.exists():
+        write_sentences(path, count)
+    given = [str(path), str(out), bundle, device, address, str(workers), ",".join(map(str, cpus))]
+    command = [sys.executable, "-c", CHILD, *given]
+    return subprocess.Popen(command, env=environ, cwd=folder, stdout=subprocess.PIPE, text=True)
+
+
+def finish(process: subprocess.Popen[str]) -> dict[str, Any]:
+    """Return what a process printed in its last line."""
+    output, _ = process.communicate()
+    assert process.returncode == 0, output
+    found: dict[str, Any] = json.loads(output.splitlines()[-1])
+    return found
 
 
 def digest_rows(path: Path) -> str:

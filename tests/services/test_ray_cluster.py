@@ -73,9 +73,13 @@ def test_a_node_without_this_code_or_with_another_version_is_refused(
 SIZE = 300  # sentences of a part
 DRIVER = """
 import json, sys
+from tasks.core.errors import VerdictError
 from tasks.serving.ray_scoring import score_on_ray
 path, out, bundle, address = sys.argv[1:]
-print(json.dumps(score_on_ray(path, out, bundle, "7", "cpu", "", "", False, "", address, size=300)))
+try:
+    print(json.dumps(score_on_ray(path, out, bundle, "7", "cpu", "", "", False, "", address, size=300)))
+except VerdictError as error:
+    sys.exit(print(error) or 1)
 """
 
 
@@ -129,6 +133,29 @@ def test_a_killed_worker_and_a_killed_node_cost_nothing_but_time(nodes: RayNodes
     counts = json.loads(output)
     assert (counts["rows_in"], counts["quarantined"]) == (60_000, 8_572)
     assert_equal(corpus, "killed.parquet")
+
+
+def test_a_node_that_joins_later_without_this_code_is_one_line_and_costs_nothing(
+    nodes: RayNodes, corpus: Path, exported: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks" / "__init__.py").touch()
+    driver = start_driver(nodes, corpus, "joined.parquet", exported["bundle"])
+    parts = corpus / "joined.parquet.parts"
+    wait_for(driver, parts, 1)
+    driver.send_signal(signal.SIGSTOP)  # the cluster keeps chunks for the node until it is there
+    node = nodes.add(1, PYTHONPATH=str(tmp_path))
+    driver.send_signal(signal.SIGCONT)
+    output, _ = driver.communicate(timeout=300)
+    node.terminate()  # a node that is killed is listed until it has missed health checks, and asked until then
+    node.wait()
+    assert driver.returncode == 1
+    assert "a node that joined the Ray cluster cannot import verdict-mlops (ModuleNotFoundError: " in output
+    finished = len(list(parts.glob("part-*")))
+    rerun = start_driver(nodes, corpus, "joined.parquet", exported["bundle"])
+    found = json.loads(rerun.communicate()[0])
+    assert found["reused"] >= SIZE * (finished - 2)
+    assert_equal(corpus, "joined.parquet")
 
 
 def test_a_plain_second_run_completes_what_a_killed_driver_left(nodes: RayNodes, corpus: Path, exported: Any) -> None:

@@ -38,7 +38,7 @@ from tasks.inference.classifier import Classifier
 from tasks.registry import register
 from tasks.registry import tracking as runs
 from tasks.registry.store import MlflowStore, locate_store
-from tasks.serving import score_parts
+from tasks.serving import chunk_scoring, score_parts
 from tasks.serving.batch_scoring import check_paths, score_file, score_to_file, score_to_stream
 from tasks.serving.request_validation import RequestLimits
 from tasks.serving.score_parts import Scorer, divide
@@ -305,6 +305,25 @@ def test_a_damaged_part_is_scored_again(tmp_path: Path, scorer: Scorer, monkeypa
     (tmp_path / "out.parquet.parts" / "part-000002-00001.parquet").write_bytes(b"PAR1")
     assert score(path, out, scorer)["reused"] == 20
     assert pd.read_parquet(out)["line"].tolist() == [n for n in range(1, 96) if n % 7]
+
+
+def test_the_rate_is_that_of_reading_scoring_and_writing(
+    tmp_path: Path, scorer: Scorer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slowly(function: Callable[..., Any]) -> Callable[..., Any]:
+        def slow(*arguments: Any) -> Any:
+            time.sleep(0.2)
+            return function(*arguments)
+
+        return slow
+
+    for name in ("read_chunk", "write_part"):
+        monkeypatch.setattr(chunk_scoring, name, slowly(getattr(chunk_scoring, name)))
+    path, started = write(tmp_path, text_of(8)), time.perf_counter()
+    found = score(path, tmp_path / "out.parquet", scorer)
+    rate = found["sentences_per_second"]
+    assert rate is not None
+    assert 0.4 <= found["scored"] / rate <= time.perf_counter() - started
 
 
 def test_one_run_at_a_time_writes_an_output(tmp_path: Path, scorer: Scorer) -> None:
