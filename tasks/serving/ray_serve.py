@@ -113,10 +113,11 @@ def serve_on_ray(config: ServerConfig, replicas: ReplicaConfig, address: str, ho
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
         stop = stack.enter_context(_stop_event())
         _check_room(replicas, address)
+        started = not serve.status().proxies
         _start_proxies(config.host, config.port)
         if config.host not in LOOPBACK_HOSTS and not config.api_keys:
             log.warning("%s is reachable from other machines, without authentication", config.host)
-        stack.callback(serve.delete, MODEL_NAME)
+        stack.callback(_stop_serving, with_proxies=started and address != LOCAL)
         _deploy(config, replicas, home)
         count = f"{replicas.min_replicas} to {replicas.max_replicas} replicas"
         where = f"http://{config.host}:{config.port}"
@@ -247,6 +248,15 @@ def _start_proxies(host: str, port: int) -> None:
             f"Ray Serve listens on {where}:{there} already, and not on {host}:{port}; expected --host {where} --port "
             f"{there}, or stop it first: serve shutdown"
         )
+
+
+def _stop_serving(with_proxies: bool) -> None:
+    """Delete the application; with Ray Serve's own processes, unless another application needs them."""
+    from ray import serve
+
+    serve.delete(MODEL_NAME)
+    if with_proxies and not serve.status().applications:
+        serve.shutdown()
 
 
 @contextlib.contextmanager

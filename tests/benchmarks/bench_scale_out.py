@@ -227,7 +227,7 @@ def measure_apart(folder: Path, bundle: str, device: str, environ: dict[str, str
     found = [finish(process) for process in processes]
     seconds, scoring = (max(each[kind] for each in found) for kind in ("seconds", "scoring"))
     row = {
-        "job": "score in two processes, one CPU and half of the sentences each",
+        "job": "score in two processes, one CPU each",
         "device": device,
         "nodes": 0,
         "workers": 0,
@@ -302,7 +302,7 @@ def plot(rows: list[dict[str, Any]], path: str) -> None:
     """Draw sentences a second by workers, and the driver's memory by sentences."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 3.5), layout="constrained")
+    figure = Figure(figsize=(10, 3.5), layout="constrained")
     left, right = figure.subplots(1, 2)
     compared = [row for row in rows if row["sentences"] == rows[0]["sentences"]]
     names = [
@@ -315,7 +315,7 @@ def plot(rows: list[dict[str, Any]], path: str) -> None:
     left.bar_label(bars, fmt="{:,.0f}", label_type="center", color="white")
     left.invert_yaxis()
     left.locator_params(axis="x", nbins=4)
-    left.set_title(f"sentences a second, {rows[0]['sentences']:,} sentences")
+    left.set_title(f"sentences a second ({rows[0]['sentences']:,})")
     grown = sorted({row["sentences"]: row["driver_mb"] for row in rows if row["workers"]}.items())
     right.plot(*zip(*grown, strict=True), "o-", color="#4477aa")
     right.set(

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
+from http_server import free_port, wait_until
 from ray_nodes import RayNodes
 from stage import ROOT, SECRETS, Store
 from toy import SIGN, WORDS
@@ -114,6 +115,14 @@ def workers_of(nodes: RayNodes) -> list[psutil.Process]:
     return [each for each in below if each.name().startswith("ray::score_in")]
 
 
+def processes_of_serve(nodes: RayNodes) -> list[str]:
+    alive = [psutil.Process(node.pid) for node in nodes.nodes if node.poll() is None]
+    names = [each.cmdline()[:1] for node in alive for each in node.children(recursive=True)]
+    return [
+        name for each in names for name in each if name.startswith("ray::") and ("Serve" in name or "Proxy" in name)
+    ]
+
+
 def assert_equal(corpus: Path, out: str) -> None:
     for name in (out, f"{out}.quarantine.parquet"):
         assert pq.read_table(corpus / name).equals(pq.read_table(corpus / name.replace(out, "single.parquet")))
@@ -193,3 +202,16 @@ def test_a_device_that_no_node_has_and_a_stream_are_refused(nodes: RayNodes, cor
         score_on_ray(str(corpus / "in.txt"), str(corpus / "refused.parquet"), exported["bundle"], *rest)
     with pytest.raises(UsageError, match="--ray cannot read or write a stream"):
         score_on_ray("-", str(corpus / "refused.parquet"), exported["bundle"], *rest)
+
+
+def test_a_server_that_ends_leaves_nothing_of_ray_serve(nodes: RayNodes, exported: Any, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "flows.cli.app", "serve", "--ray", nodes.address, "--port", str(free_port())]
+    command += ["--model", exported["bundle"], "--device", "cpu", "--replica-cpus", "0.5"]
+    environ = nodes.environ | {"VERDICT_HOME": str(tmp_path)}
+    server = subprocess.Popen(command, cwd=ROOT, env=environ, stdout=subprocess.PIPE, text=True)
+    assert server.stdout is not None
+    assert server.stdout.readline().startswith("serving ")
+    assert len(processes_of_serve(nodes)) >= 3  # controller, proxy, replica
+    server.send_signal(signal.SIGTERM)
+    assert server.wait(120) == 0
+    wait_until(lambda: not processes_of_serve(nodes), 60)
