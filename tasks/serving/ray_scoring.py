@@ -32,7 +32,6 @@ from tasks.serving.score_parts import PART_ROWS, Scorer, Stamp
 
 RETRIES = 3  # of a chunk whose worker was lost: one that ends each worker must not run for ever
 GPU_WORKERS = 4  # that share a GPU, where there are CPUs for them: reading and writing rows take longer than the GPU
-GPU_PARTS = 10_000  # to which Ray rounds a share of a GPU
 CHUNKS_AHEAD = 2  # chunks that each worker may have, one of which waits, unless there is room for more workers
 BUNDLE_COPY = "bundle"  # in the parts' folder
 
@@ -204,8 +203,7 @@ def _share(nodes: list[dict[str, Any]], device: str, workers: int | None = None)
         count = sum(gpus for gpus, _ in with_gpus)
         cpus = max(1, min(cpus // gpus for gpus, cpus in with_gpus))  # of each GPU
         sharing = min(-(-workers // count) if workers else GPU_WORKERS, cpus)
-        gpus = GPU_PARTS // sharing / GPU_PARTS  # rounded up, as many would not fit
-        return Share(cpus // sharing, gpus, sharing * count)
+        return Share(cpus // sharing, 1 / sharing, sharing * count)
     cpus = sum(int(held.get("CPU", 0)) for held in resources)
     if device == "cuda" or not cpus:
         missing, option = ("GPU", "--device cpu") if device == "cuda" else ("CPU", "nodes with --num-cpus")

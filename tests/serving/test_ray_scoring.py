@@ -31,13 +31,6 @@ def test_fewer_workers_get_more_of_a_gpu_and_more_workers_less() -> None:
     assert _share(machines, "auto", 1_000) == Share(cpus=1, gpus=0.0625, workers=32)
 
 
-def test_the_shares_of_a_gpu_fit_on_it_as_ray_rounds_them() -> None:
-    for workers in range(1, 65):
-        gpus = _share([node(CPU=64, GPU=1)], "cuda", workers).gpus
-        assert gpus == round(gpus, 4)
-        assert workers * gpus <= 1
-
-
 @pytest.mark.parametrize(("machine", "device"), [(node(CPU=4), "cuda"), (node(), "auto"), (node(), "cpu")])
 def test_a_device_that_the_cluster_lacks_is_refused(machine: dict[str, Any], device: str) -> None:
     with pytest.raises(UsageError, match=r"the Ray cluster has no [CG]PU; expected"):
