@@ -31,10 +31,12 @@ def json_digest(value: Any) -> str:
 
 
 @contextlib.contextmanager
-def atomic_write(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path, sync: bool = True) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it to `path` if the block ends without an exception.
 
     The data is synced to disk before the rename, so after a crash `path` is the old file or the complete new one.
+    Without `sync` that holds for a crash of the process; after one of the machine the new file may be damaged, and its
+    reader has to notice.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
@@ -44,7 +46,8 @@ def atomic_write(path: Path) -> Iterator[Path]:
     temporary.chmod(0o644)
     try:
         yield temporary
-        _fsync(temporary)
+        if sync:
+            _fsync(temporary)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -87,6 +87,11 @@ def _describe_exit(process: multiprocessing.process.BaseProcess) -> str:
     code = process.exitcode or 0
     if code < 0:
         return f"was ended by {signal.Signals(-code).name}; if memory ran out, free some, then run again"
+    if code == 1:  # what the function raises is sent, so this is from before: the main program could not be imported
+        return (
+            "did not start (see the traceback above); a script has to be a file, and call this under "
+            'if __name__ == "__main__": multiprocessing imports it again'
+        )
     return f"ended with exit code {code} without an error message; run again, or see: verdict doctor"
 
 

@@ -79,7 +79,7 @@ def score_in_worker(work: RayWork, threads: int, number: int, chunk: Chunk) -> t
 @functools.lru_cache(maxsize=1)
 def _load(bundle: Path, manifest_digest: str, device: str, threads: int) -> Classifier:
     """Return the model; a process of the cluster keeps it for its next chunk."""
-    model = Classifier.from_bundle(bundle, device, expected=manifest_digest, threads=0 if device == "cuda" else threads)
+    model = Classifier.from_bundle(bundle, device, spin=False, expected=manifest_digest, threads=threads)
     gc.freeze()  # each full collection would look through what Ray keeps here: half of the time with a tiny model
     return model
 

@@ -1,7 +1,8 @@
 """Parts of a batch-scoring run: their schemas, the key that lets a later run reuse one, and how they are merged.
 
-A part holds the answers and faults of consecutive records. It is written atomically, and its metadata hold a digest of
-its records and of what scored them, so that a part of another input or another model is never reused.
+A part holds the answers and faults of consecutive records. It is written atomically, with checksums, and its metadata
+hold a digest of its records and of what scored them, so that a part of another input or another model, or a damaged
+one, is never reused.
 """
 
 import contextlib
@@ -130,20 +131,24 @@ def divide(records: Iterable[ParsedRow], size: int) -> Iterator[list[ParsedRow]]
 
 
 def read_counted(path: Path, key: str) -> pa.Table | None:
-    """Return the COUNTED_COLUMNS of a part; None if there is none with this key."""
+    """Return the COUNTED_COLUMNS of a part; None if there is none with this key, or any column is damaged."""
     try:
-        with pq.ParquetFile(path) as part:
+        with pq.ParquetFile(path, page_checksum_verification=True) as part:
             if (part.schema_arrow.metadata or {}).get(KEY_METADATA) != key.encode():
                 return None
-            return part.read(COUNTED_COLUMNS)
+            return part.read().select(COUNTED_COLUMNS)
     except (OSError, ValueError, pa.ArrowException):
         return None
 
 
 def write_part(path: Path, table: pa.Table, key: str) -> None:
-    """Write a part atomically, with the key that `read_counted` compares."""
-    with atomic_write(path) as temporary:
-        pq.write_table(table.replace_schema_metadata({KEY_METADATA: key}), temporary)
+    """Write a part atomically, with the key that `read_counted` compares.
+
+    It is not synced to disk, which may take longer than the part's sentences do: a part that a crash of the machine
+    damaged is known by its checksums, and scored again.
+    """
+    with atomic_write(path, sync=False) as temporary:
+        pq.write_table(table.replace_schema_metadata({KEY_METADATA: key}), temporary, write_page_checksum=True)
 
 
 def quarantined_rows(part: pa.Table, name: str) -> pa.Table:

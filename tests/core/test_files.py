@@ -71,6 +71,18 @@ def test_exception_while_replacing_nothing_leaves_nothing(tmp_path: Path) -> Non
     assert names(tmp_path) == set()
 
 
+@pytest.mark.parametrize("sync", [True, False])
+def test_data_is_on_the_disk_before_the_name_unless_it_need_not_be(
+    sync: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced = []
+    monkeypatch.setattr(os, "fsync", lambda handle: synced.append((tmp_path / "file").exists()))
+    with atomic_write(tmp_path / "file", sync) as temporary:
+        temporary.write_text("new")
+    assert synced == ([False] if sync else [])
+    assert (tmp_path / "file").read_text() == "new"
+
+
 def test_other_users_may_read_what_was_written(tmp_path: Path) -> None:
     write_text(tmp_path / "note.txt", "x")
     assert (tmp_path / "note.txt").stat().st_mode & 0o777 == 0o644

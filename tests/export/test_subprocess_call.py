@@ -62,6 +62,23 @@ def test_a_subprocess_ended_by_a_signal_is_an_error(name: str) -> None:
         run_in_subprocess("the work", 60, signal.raise_signal, getattr(signal, name))
 
 
+@pytest.mark.parametrize("guard", ["if True:", 'if __name__ == "__main__":'])
+def test_a_script_without_a_main_guard_is_one_line(guard: str, tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    call = "print(run_in_subprocess('the work', 60, abs, -3))"
+    script.write_text(f"from tasks.export.subprocess_call import run_in_subprocess\n{guard}\n    {call}\n")
+    environ = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, script], env=environ, capture_output=True, text=True, check=False)
+    if guard == "if True:":
+        assert done.returncode == 1
+        assert (
+            "the work did not start (see the traceback above); a script has to be a file, and call this under if"
+            in (done.stderr)
+        )
+    else:
+        assert (done.returncode, done.stdout) == (0, "3\n")
+
+
 def test_a_subprocess_that_exits_without_a_result_is_an_error() -> None:
     with pytest.raises(VerdictError, match="the work ended with exit code 7 without an error message"):
         run_in_subprocess("the work", 60, os._exit, 7)

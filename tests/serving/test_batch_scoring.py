@@ -241,12 +241,12 @@ def interrupt(path: str, out: Path, scorer: Scorer, monkeypatch: pytest.MonkeyPa
     real = pq.write_table
     written: list[Path] = []
 
-    def fail(table: Any, target: Path) -> None:
+    def fail(table: Any, target: Path, **options: Any) -> None:
         if len(written) == after:
             target.write_bytes(b"half")
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         written.append(target)
-        real(table, target)
+        real(table, target, **options)
 
     with monkeypatch.context() as patch:
         patch.setattr(score_parts.pq, "write_table", fail)
@@ -305,6 +305,24 @@ def test_a_damaged_part_is_scored_again(tmp_path: Path, scorer: Scorer, monkeypa
     (tmp_path / "out.parquet.parts" / "part-000002-00001.parquet").write_bytes(b"PAR1")
     assert score(path, out, scorer)["reused"] == 20
     assert pd.read_parquet(out)["line"].tolist() == [n for n in range(1, 96) if n % 7]
+
+
+@pytest.mark.parametrize("column", ["sentence", "probability", "line"])
+def test_a_part_with_one_wrong_byte_is_scored_again(
+    column: str, tmp_path: Path, scorer: Scorer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, out = write(tmp_path, text_of(95)), tmp_path / "out.parquet"
+    score(path, tmp_path / "expected.parquet", scorer)
+    interrupt(path, out, scorer, monkeypatch)
+    part = tmp_path / "out.parquet.parts" / "part-000002-00001.parquet"
+    pages = pq.read_metadata(part).row_group(0)
+    chunk = next(each for each in map(pages.column, range(pages.num_columns)) if each.path_in_schema == column)
+    content = bytearray(part.read_bytes())
+    start = chunk.dictionary_page_offset or chunk.data_page_offset
+    content[start + chunk.total_compressed_size - 1] ^= 1
+    part.write_bytes(content)
+    assert score(path, out, scorer)["reused"] == 20
+    assert pq.read_table(out).equals(pq.read_table(tmp_path / "expected.parquet"))
 
 
 def test_the_rate_is_that_of_reading_scoring_and_writing(
