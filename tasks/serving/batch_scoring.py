@@ -28,7 +28,8 @@ from tasks.data.sentence_chunks import Chunk, plan_chunks
 from tasks.data.sentences import STDIO, SentenceSource, open_source, read_sentences
 from tasks.data.snapshots import QUARANTINE_SCHEMA
 from tasks.inference.classifier import Classifier
-from tasks.serving.chunk_scoring import ScoredChunk, part_path, score_chunk
+from tasks.serving.chunk_scoring import ScoredChunk, score_chunk
+from tasks.serving.part_merge import Output, PartMerger
 from tasks.serving.score_counts import ScoreCounts, ScoreResult
 from tasks.serving.score_parts import (
     ANSWER_FIELDS,
@@ -39,7 +40,6 @@ from tasks.serving.score_parts import (
     Stamp,
     divide,
     lock_parts,
-    merge_parts,
     quarantined_rows,
     scored_rows,
 )
@@ -134,7 +134,7 @@ def score_to_file(source: SentenceSource, out: Path, scorer: Scorer, size: int =
 def write_scores(
     source: SentenceSource, out: Path, stamp: Stamp, score_chunks: ScoreChunks, size: int
 ) -> tuple[ScoreCounts, str | None]:
-    """Have the chunks of an input scored, then merge their parts; return the counts, and the file of rejected rows.
+    """Have the chunks of an input scored, and merge their parts; return the counts, and the file of rejected rows.
 
     Args:
         source: the input.
@@ -148,34 +148,27 @@ def write_scores(
         VerdictError: if another run writes the same output, or the disk is full.
     """
     counts = ScoreCounts(source.name)
-    folder = Path(f"{out}.parts")
+    folder, aside = Path(f"{out}.parts"), _quarantine_path(out)
+    outputs = {
+        "rejected": Output(aside, QUARANTINE_SCHEMA, lambda part: quarantined_rows(part, source.name)),
+        "scored": Output(out, SCORE_SCHEMA, lambda part: scored_rows(part, stamp)),
+    }
     try:
         with lock_parts(folder):
             chunks = list(plan_chunks(source, size))
-            held = [0] * len(chunks)  # parts of each chunk
-            with _progress(chunks, size) as advance:
+            with PartMerger(folder, outputs) as merger, _progress(chunks, size) as advance:
                 for scored in score_chunks(chunks, folder, counts):
-                    held[scored.number - 1] = scored.parts
+                    merger.add(scored)
                     advance()
-            parts = [part_path(folder, chunk, part) for chunk, of in enumerate(held, 1) for part in range(1, of + 1)]
-            quarantine = _merge(parts, folder, out, source.name, stamp, counts)
+                merger.publish()
+            if not counts.kinds:
+                aside.unlink(missing_ok=True)  # of an earlier run
             shutil.rmtree(folder)
     except OSError as error:
         raise _unwritten(error, out, counts) from error
+    quarantine = str(aside) if counts.kinds else None
     _reject_empty(counts, quarantine, out)
     return counts, quarantine
-
-
-def _merge(parts: list[Path], folder: Path, out: Path, name: str, stamp: Stamp, counts: ScoreCounts) -> str | None:
-    """Write the file of scores and that of rejected rows, each where there are any; return the latter."""
-    aside = _quarantine_path(out)
-    if counts.kinds:
-        merge_parts(parts, folder / "rejected", aside, QUARANTINE_SCHEMA, lambda part: quarantined_rows(part, name))
-    else:
-        aside.unlink(missing_ok=True)  # of an earlier run
-    if counts.scored:
-        merge_parts(parts, folder / "scored", out, SCORE_SCHEMA, lambda part: scored_rows(part, stamp))
-    return str(aside) if counts.kinds else None
 
 
 def score_to_stream(source: SentenceSource, sink: TextIO, scorer: Scorer, size: int = STREAM_BATCH) -> ScoreResult:

@@ -1,4 +1,4 @@
-"""Parts of a batch-scoring run: their schemas, the key that lets a later run reuse one, and how they are merged.
+"""Parts of a batch-scoring run: their schemas, and the key that lets a later run reuse one.
 
 A part holds the answers and faults of consecutive records. It is written atomically, with checksums, and its metadata
 hold a digest of its records and of what scored them, so that a part of another input or another model, or a damaged
@@ -7,7 +7,7 @@ one, is never reused.
 
 import contextlib
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -171,21 +171,6 @@ def scored_rows(part: pa.Table, stamp: Stamp) -> pa.Table:
         for code, words in ((0 if stamp.version else None, [stamp.version or ""]), (0, [stamp.digest]))
     ]
     return pa.table([*scored.columns, *stamps], schema=SCORE_SCHEMA)
-
-
-def merge_parts(
-    parts: Iterable[Path], scratch: Path, target: Path, schema: pa.Schema, take: Callable[[pa.Table], pa.Table]
-) -> None:
-    """Write what `take` returns for each part as one file, atomically.
-
-    The file grows at `scratch`, in the folder of the parts, so a killed process leaves nothing outside of that folder.
-    """
-    with atomic_write(scratch) as temporary, pq.ParquetWriter(temporary, schema) as writer:
-        for part in parts:
-            rows = take(pq.ParquetFile(part).read())
-            if rows.num_rows:
-                writer.write_table(rows)
-    scratch.replace(target)
 
 
 @contextlib.contextmanager

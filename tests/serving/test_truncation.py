@@ -21,10 +21,11 @@ from tasks.core.errors import VerdictError
 from tasks.data.sentences import open_source
 from tasks.data.snapshots import QUARANTINE_SCHEMA
 from tasks.inference.classifier import Classifier
-from tasks.serving import batch_scoring, demo_page
+from tasks.serving import demo_page
 from tasks.serving.batch_scoring import score_to_file, score_to_stream
 from tasks.serving.batcher import Batcher
 from tasks.serving.champion import Champion
+from tasks.serving.part_merge import PartMerger
 from tasks.serving.request_validation import RequestLimits
 from tasks.serving.score_parts import SCORE_SCHEMA, Scorer
 
@@ -201,7 +202,7 @@ def test_the_option_is_part_of_what_a_part_belongs_to_and_reused_parts_are_count
 
     def interrupted(by: Scorer) -> None:
         with monkeypatch.context() as patch:
-            patch.setattr(batch_scoring, "merge_parts", fail)
+            patch.setattr(PartMerger, "publish", fail)
             with pytest.raises(VerdictError, match="no space left"):
                 score_to_file(source, out, by, 4)
 
