@@ -170,7 +170,11 @@ def score(
     ] = False,
     ray: RayAddress = "",
     workers: Annotated[
-        int, typer.Option(min=0, help="With --ray: most workers; 0 for one on each CPU, or four on each GPU.")
+        int,
+        typer.Option(
+            min=0,
+            help="With --ray: at most so many workers, on GPUs as many on each; 0 for one a CPU, or four a GPU.",
+        ),
     ] = 0,
     as_json: AsJson = False,
 ) -> None:

@@ -180,8 +180,7 @@ def _count_places(cluster: CallCluster) -> int:
 
 
 def _to_error(error: "RayTaskError") -> VerdictError:
-    if missing := missing_code(error):
-        return missing
     cause = error.cause
-    kind = type(cause) if isinstance(cause, VerdictError) else VerdictError
-    return kind(f"a call on the Ray cluster failed: {first_line(cause)}")
+    if not isinstance(cause, VerdictError):
+        return missing_code(error) or VerdictError(f"a call on the Ray cluster failed: {first_line(cause)}")
+    return type(cause)(f"a call on the Ray cluster failed: {first_line(cause)}")

@@ -111,7 +111,7 @@ def check_nodes() -> None:
 
 def missing_code(error: Exception) -> VerdictError | None:
     """Return the error of a node that joined later without this code, given what a task raised; None if it is not."""
-    if re.search(r"(ModuleNotFoundError|ImportError): .*\b(flows|tasks)\b", str(error)):
+    if re.search(r"ModuleNotFoundError: No module named '(flows|tasks)[.']", str(error)):
         return _not_importable("a node that joined the Ray cluster", error)
     return None
 

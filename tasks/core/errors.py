@@ -90,7 +90,9 @@ class DataRejected(VerdictError):
 
 def is_out_of_memory(error: BaseException | None) -> bool:
     """Check whether an error, or the one behind it, says that this process could not get memory."""
-    while error is not None:
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
         if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
             return True
         if isinstance(error, PARSER_ERRORS) and _address_space_was_full():

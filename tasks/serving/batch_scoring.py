@@ -179,8 +179,9 @@ def score_to_stream(source: SentenceSource, sink: TextIO, scorer: Scorer, size: 
         VerdictError: if the stream was closed by its reader.
     """
     counts = ScoreCounts(source.name)
-    stamp, started = scorer.stamp._asdict(), time.perf_counter()
+    stamp = scorer.stamp._asdict()
     for records in divide(read_sentences(source), size):
+        started = time.perf_counter()  # not before: the input may be a program that takes its time
         part = scorer.score(records)
         answers = part.select([name for name, _ in ANSWER_FIELDS] + ["reason"]).to_pylist()
         counts.add(part)
@@ -194,7 +195,6 @@ def score_to_stream(source: SentenceSource, sink: TextIO, scorer: Scorer, size: 
                 f"standard output was closed ({error.strerror}) at row {counts.rows_in}; read it whole, or name a file"
             ) from error
         counts.add_scored(records, started)
-        started = time.perf_counter()
     _reject_empty(counts, None)
     return counts.result(scorer.stamp, scorer.classifier.provider, STDIO, None)
 

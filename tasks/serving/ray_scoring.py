@@ -32,7 +32,7 @@ from tasks.serving.score_parts import PART_ROWS, Scorer, Stamp
 
 RETRIES = 3  # of a chunk whose worker was lost: one that ends each worker must not run for ever
 GPU_WORKERS = 4  # that share a GPU, where there are CPUs for them: reading and writing rows take longer than the GPU
-CHUNKS_AHEAD = 2  # chunks that each worker may have, one of which waits, unless there is room for more workers
+CHUNKS_AHEAD = 2  # chunks that each worker may have: one waits while another is scored
 BUNDLE_COPY = "bundle"  # in the parts' folder
 
 
@@ -111,7 +111,8 @@ def score_on_ray(
         refuse_truncated: quarantine sentences of more tokens than the model reads.
         manifest_digest: of the bundle that it has to be; empty: any.
         address: of the cluster; see `tasks.cluster.connection`.
-        workers: at most so many, divided over the GPUs; None for one on each CPU, or GPU_WORKERS on each GPU.
+        workers: at most so many, on GPUs rounded up to as many on each; None for one on each CPU, or GPU_WORKERS on
+            each GPU.
         size: records of a part.
 
     Raises:
@@ -164,7 +165,7 @@ def _run(
     # By default Ray starts a process for each task that uses a GPU.
     task = ray.remote(num_cpus=share.cpus, num_gpus=share.gpus, max_retries=RETRIES, max_calls=0)(score_in_worker)
     shared = ray.put(work._replace(device="cuda" if share.gpus else "cpu"))
-    ahead = workers if workers and workers < share.workers else CHUNKS_AHEAD * share.workers
+    ahead = workers if workers and not share.gpus else CHUNKS_AHEAD * share.workers
     waiting = iter(enumerate(chunks, 1))
     started, found = time.perf_counter(), []
     try:
@@ -179,7 +180,9 @@ def _run(
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, (VerdictError, OSError)):
             raise error.cause from error
-        raise missing_code(error) or error from error
+        if missing := missing_code(error):
+            raise missing from error
+        raise
     except ray.exceptions.RayError as error:
         raise VerdictError(
             f"workers of the cluster were lost {RETRIES + 1} times with one chunk ({first_line(error, 200)}); "

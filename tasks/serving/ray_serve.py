@@ -9,6 +9,7 @@ Ray is imported once `connected` has set the environment that it reads.
 """
 
 import contextlib
+import io
 import logging
 import os
 import re
@@ -33,6 +34,7 @@ from tasks.serving.server import ServerConfig, open_application
 
 if TYPE_CHECKING:
     from ray.serve import Application
+    from ray.serve.schema import ApplicationStatusOverview
 
 log = logging.getLogger(__name__)
 
@@ -107,18 +109,18 @@ def serve_on_ray(config: ServerConfig, replicas: ReplicaConfig, address: str, ho
     for name, seconds in PATIENCE_OF_PROXIES.items():
         os.environ.setdefault(name, seconds)
     out = sys.stdout
-    with connected(address), contextlib.ExitStack() as stack:
-        from ray import serve
+    with contextlib.ExitStack() as silence, connected(address), contextlib.ExitStack() as stack:
+        import ray.serve  # sets the level of its log
 
-        logging.getLogger("ray.serve").setLevel(logging.WARNING)
+        logging.getLogger(ray.serve.__name__).setLevel(logging.WARNING)
         stop = stack.enter_context(_stop_event())
         _check_room(replicas, address)
-        started = not serve.status().proxies
+        if address != LOCAL:
+            stack.enter_context(_own_proxies(silence))
         _start_proxies(config.host, config.port)
         if config.host not in LOOPBACK_HOSTS and not config.api_keys:
             log.warning("%s is reachable from other machines, without authentication", config.host)
-        stack.callback(_stop_serving, with_proxies=started and address != LOCAL)
-        _deploy(config, replicas, home)
+        stack.enter_context(_deployed(config, replicas, home))
         count = f"{replicas.min_replicas} to {replicas.max_replicas} replicas"
         where = f"http://{config.host}:{config.port}"
         print(f"serving {config.model} with {count} on {where} (Ctrl-C stops)", file=out, flush=True)
@@ -172,6 +174,23 @@ def _absolute_model(model: str) -> str:
     return str(Path(model).absolute()) if Path(model).is_dir() and not model.isdecimal() else model
 
 
+@contextlib.contextmanager
+def _deployed(config: ServerConfig, replicas: ReplicaConfig, home: str) -> Iterator[None]:
+    """Start the replicas, and end them after the block.
+
+    Raises:
+        VerdictError: if none starts.
+    """
+    from ray import serve
+
+    try:
+        _deploy(config, replicas, home)
+        yield
+    finally:
+        if MODEL_NAME in _applications():
+            serve.delete(MODEL_NAME)
+
+
 def _deploy(config: ServerConfig, replicas: ReplicaConfig, home: str) -> None:
     """Start the replicas, and wait until they answer.
 
@@ -189,6 +208,16 @@ def _deploy(config: ServerConfig, replicas: ReplicaConfig, home: str) -> None:
         raise VerdictError(
             f"no replica starts ({cause}); expected options that serve here, too: verdict serve"
         ) from error
+
+
+def _applications() -> "dict[str, ApplicationStatusOverview]":
+    """Return what Ray Serve serves; nothing where another command has ended it."""
+    from ray import exceptions, serve
+
+    try:
+        return dict(serve.status().applications)
+    except exceptions.RayActorError:
+        return {}
 
 
 def _check_options(config: ServerConfig, replicas: ReplicaConfig) -> None:
@@ -250,13 +279,23 @@ def _start_proxies(host: str, port: int) -> None:
         )
 
 
-def _stop_serving(with_proxies: bool) -> None:
-    """Delete the application; with Ray Serve's own processes, unless another application needs them."""
+@contextlib.contextmanager
+def _own_proxies(silence: contextlib.ExitStack) -> Iterator[None]:
+    """End Ray Serve after the block, where it did not run before it and serves nothing any more.
+
+    Args:
+        silence: ends with the connection; from then on until there Ray prints nothing, as it reports that its
+            controller ends as a failure.
+    """
     from ray import serve
 
-    serve.delete(MODEL_NAME)
-    if with_proxies and not serve.status().applications:
-        serve.shutdown()
+    ours = not serve.status().proxies
+    try:
+        yield
+    finally:
+        if ours and not _applications():
+            silence.enter_context(contextlib.redirect_stdout(io.StringIO()))
+            serve.shutdown()
 
 
 @contextlib.contextmanager

@@ -20,7 +20,8 @@ class ScoreResult(TypedDict):
 
     `truncated` counts the scored sentences that are longer than the model reads.
     `version` is None for a bundle that is not registered. The rate is that of the rows which this run scored, from
-    reading to writing; None where it scored nothing.
+    reading to writing (on a cluster with the start of its workers, for standard output without reading); None where it
+    scored nothing.
     """
 
     rows_in: int

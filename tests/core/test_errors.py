@@ -44,6 +44,12 @@ def caused(error: Exception, cause: Exception) -> Exception:
     return error
 
 
+def test_an_error_that_is_its_own_cause_is_searched_once() -> None:
+    error, other = ValueError("no memory of it"), RuntimeError("another")
+    assert not is_out_of_memory(caused(error, error))
+    assert not is_out_of_memory(caused(error, caused(other, error)))
+
+
 @pytest.mark.parametrize(
     ("error", "out_of_memory"),
     [

@@ -1,8 +1,10 @@
 """A real Ray cluster of two nodes on this machine: what is refused, and scoring while processes and nodes die."""
 
+import contextlib
 import json
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -204,14 +206,43 @@ def test_a_device_that_no_node_has_and_a_stream_are_refused(nodes: RayNodes, cor
         score_on_ray("-", str(corpus / "refused.parquet"), exported["bundle"], *rest)
 
 
-def test_a_server_that_ends_leaves_nothing_of_ray_serve(nodes: RayNodes, exported: Any, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "flows.cli.app", "serve", "--ray", nodes.address, "--port", str(free_port())]
-    command += ["--model", exported["bundle"], "--device", "cpu", "--replica-cpus", "0.5"]
-    environ = nodes.environ | {"VERDICT_HOME": str(tmp_path)}
-    server = subprocess.Popen(command, cwd=ROOT, env=environ, stdout=subprocess.PIPE, text=True)
-    assert server.stdout is not None
-    assert server.stdout.readline().startswith("serving ")
-    assert len(processes_of_serve(nodes)) >= 3  # controller, proxy, replica
+@contextlib.contextmanager
+def start_server(nodes: RayNodes, bundle: str, port: int, home: Path) -> Iterator[subprocess.Popen[str]]:
+    """Yield a server once it serves, or has ended."""
+    command = [sys.executable, "-m", "flows.cli.app", "serve", "--ray", nodes.address, "--port", str(port)]
+    command += ["--model", bundle, "--device", "cpu", "--replica-cpus", "0.5"]
+    environ = nodes.environ | {"VERDICT_HOME": str(home)}
+    pipe = subprocess.PIPE
+    server = subprocess.Popen(command, cwd=ROOT, env=environ, stdout=pipe, stderr=pipe, text=True)
+    try:
+        assert server.stdout is not None
+        server.stdout.readline()
+        yield server
+    finally:
+        server.kill()
+        server.wait()
+
+
+def end_server(server: subprocess.Popen[str]) -> str:
+    """End a server by SIGTERM; return what it wrote to standard error."""
     server.send_signal(signal.SIGTERM)
-    assert server.wait(120) == 0
+    _, errors = server.communicate(timeout=120)
+    assert server.returncode == 0, errors
+    return errors
+
+
+def test_a_server_that_ends_or_does_not_start_leaves_nothing_of_ray_serve(
+    nodes: RayNodes, exported: Any, tmp_path: Path
+) -> None:
+    port = free_port()
+    with socket.create_server(("127.0.0.1", port)), start_server(nodes, exported["bundle"], port, tmp_path) as refused:
+        _, errors = refused.communicate(timeout=120)
+        assert refused.returncode == 1
+        assert f"127.0.0.1:{port} is free there" in errors
     wait_until(lambda: not processes_of_serve(nodes), 60)
+    given = (nodes, exported["bundle"], port, tmp_path)
+    with start_server(*given) as server, start_server(*given) as second:
+        assert len(processes_of_serve(nodes)) >= 3  # controller, proxy, replica
+        for each in (server, second):  # the first ends the application of both
+            assert end_server(each) == "stopped; every request that was accepted before is answered\n"
+            wait_until(lambda: not processes_of_serve(nodes), 60)
