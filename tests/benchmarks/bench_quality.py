@@ -150,7 +150,7 @@ def summarise(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return a row for each encoder, recipe, way to split and text, with the figures of all its seeds."""
     rows = []
     for keys in dict.fromkeys(tuple(run[key] for key in KEYS) for run in runs):
-        own = [run for run in runs if tuple(run[key] for key in KEYS) == keys]
+        own = sorted((run for run in runs if tuple(run[key] for key in KEYS) == keys), key=lambda run: run["seed"])
         row: dict[str, Any] = dict(zip(KEYS, keys, strict=True))
         for name in FIGURES:
             row["seeds" if name == "seed" else name] = [run[name] for run in own]

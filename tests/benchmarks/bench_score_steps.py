@@ -33,7 +33,7 @@ from tasks.inference.classifier import Classifier
 from tasks.serving.score_parts import PART_ROWS, Scorer, write_part
 from tasks.training.device import device_name
 
-WARM_UP = 5  # chunks
+WARM_UP = 3  # chunks
 STEPS = ("read", "digest", "tokens", "answer", "score", "write", "fsync")  # answer has tokens in it, score has answer
 
 
