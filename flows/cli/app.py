@@ -179,8 +179,9 @@ def _explain(error: BaseException, command: str) -> int:
         return error.exit_code
     # Usage errors of click; the copy that typer vendors is not importable under click's name.
     if hasattr(error, "format_message") and hasattr(error, "exit_code"):
-        context = getattr(error, "ctx", None)
-        log_format.print_error(_describe_usage(error), f"see: {context.command_path if context else 'verdict'} --help")
+        context = getattr(error, "ctx", None)  # None where an option lacks its value
+        where = context.command_path if context else f"verdict {command}".strip()
+        log_format.print_error(_describe_usage(error), f"see: {where} --help")
         return int(error.exit_code)
     stored = isinstance(error, OSError) and error.errno in STORAGE_ERRORS
     if stored or is_disk_full(error):

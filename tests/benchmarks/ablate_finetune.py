@@ -434,7 +434,8 @@ def measure(job: Job, options: argparse.Namespace) -> list[dict[str, Any]]:
             training = fine_tune(train_path, validation_path, recipe, folder, text=text)
         seconds = time.perf_counter() - started
         shared = {
-            "base": job.base, "seed": job.seed, "split": options.split, "fold": job.fold, "rows": len(parts["train"]),
+            "base": job.base, "text_sentences": count_text(job.settings, options.text),
+            "seed": job.seed, "split": options.split, "fold": job.fold, "rows": len(parts["train"]),
             "seconds": round(seconds, 1), "averaged": training["averaged"],
             "members": [member["validation_mcc"] for member in training["seeds"]],
             "epochs": [epoch["validation_mcc"] for epoch in training["epochs"]],
@@ -449,6 +450,14 @@ def measure(job: Job, options: argparse.Namespace) -> list[dict[str, Any]]:
                 figures["by_source"] = count_by_source(validation["source"], margins["source"] > 0)
             runs.append({"recipe": f"{job.recipe}: {name}" if name else job.recipe} | shared | figures)
     return runs
+
+
+def count_text(settings: dict[str, Any], path: str) -> int:
+    """Return how many sentences without labels a recipe reads, those included that have a label and are left out."""
+    if "text_corruptions" not in settings:
+        return 0
+    with Path(path).open(encoding="utf-8") as file:
+        return sum(1 for _ in file)
 
 
 def score(

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from ablate_finetune import RECIPES, Job, resolve, run_all, write
+from ablate_finetune import RECIPES, Job, count_text, resolve, run_all, write
 from bench_ingestion import cpu_name
 from tried import TRIED
 
@@ -136,14 +136,6 @@ def run_job(job: Job, options: argparse.Namespace) -> list[dict[str, Any]]:
         "settings": job.settings,
     }  # fmt: skip
     return [run]
-
-
-def count_text(settings: dict[str, Any], path: str) -> int:
-    """Return how many sentences without labels a recipe reads, those included that have a label and are left out."""
-    if "text_corruptions" not in settings:
-        return 0
-    with Path(path).open(encoding="utf-8") as file:
-        return sum(1 for _ in file)
 
 
 def summarise(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -67,7 +67,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=100_000, help="sentences of the comparison")
     parser.add_argument("--growth", type=int, nargs="*", default=[], help="further sizes, for the driver's memory")
-    parser.add_argument("--workers", type=int, nargs="*", default=[1, 2])
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--gpus", type=int, default=1, help="with --device cuda [1]")
     parser.add_argument("--cluster-only", action="store_true", help="with --device cuda")
     parser.add_argument("--encoder", choices=["tiny", "packaged"], default="tiny")
@@ -221,9 +221,12 @@ def measure(
 
 def measure_apart(folder: Path, bundle: str, device: str, environ: dict[str, str], count: int) -> dict[str, Any]:
     """Score half of as many sentences in each of two processes at the same time, on a CPU each."""
-    outs = [folder / f"out-{cpu}.parquet" for cpu in range(2)]
-    write_sentences(folder / f"{count // 2}.txt", count // 2)
-    processes = [start(folder, out, bundle, device, environ, count // 2, "", 0, [cpu]) for cpu, out in enumerate(outs)]
+    cpus = sorted(os.sched_getaffinity(0))[:2]
+    outs = [folder / f"out-{cpu}.parquet" for cpu in cpus]
+    processes = [
+        start(folder, out, bundle, device, environ, count // 2, "", 0, [cpu])
+        for cpu, out in zip(cpus, outs, strict=True)
+    ]
     found = [finish(process) for process in processes]
     seconds, scoring = (max(each[kind] for each in found) for kind in ("seconds", "scoring"))
     row = {

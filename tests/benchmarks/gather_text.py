@@ -5,8 +5,9 @@
 
 On Debian or Ubuntu: examples of WordNet's glosses and fortunes, from packages (wordnet-base 3.0, fortunes 1.99) that
 are fetched and unpacked, not installed. `--corpora` adds four corpora of NLTK's data (Brown, MASC, ABC's news, State of
-the Union addresses) and Tatoeba's English sentences, downloaded to DIR where it has them not. The Brown corpus may be
-used for non-commercial purposes only, Tatoeba is CC BY 2.0 FR, ABC's news CC BY 4.0, the others are free of conditions.
+the Union addresses) and Tatoeba's English sentences, which are downloaded to DIR unless they are there. By NLTK's index
+Brown may be used for non-commercial purposes, MASC for any, the addresses are public domain, and ABC's news name no
+licence; Tatoeba is CC BY 2.0 FR.
 """
 
 import argparse
@@ -71,7 +72,7 @@ def fortunes(folder: Path) -> Iterator[str]:
 
 
 def corpora(folder: Path) -> Iterator[str]:
-    """Yield whole sentences of CORPORA, which are downloaded to a folder where it has them not."""
+    """Yield whole sentences of CORPORA, which are downloaded to a folder unless they are there."""
     folder.mkdir(parents=True, exist_ok=True)
     for address, digest in CORPORA.items():
         path = folder / Path(address).name

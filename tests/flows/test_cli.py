@@ -312,6 +312,14 @@ def test_a_wrong_model_folder_is_one_line_before_anything_starts(
     assert not home.exists()
 
 
+def test_an_option_without_its_value_names_the_help_of_its_command(
+    capsys: pytest.CaptureFixture[str], home: Path
+) -> None:
+    assert call(capsys, "score", "in.txt", "out.parquet", "--workers") == (
+        2, "", "error: Option '--workers' requires an argument.\nsee: verdict score --help\n"
+    )  # fmt: skip
+
+
 @pytest.mark.skipif(has_gpu(), reason="this machine has a GPU: nothing to refuse")
 def test_cuda_without_a_gpu_is_an_error_and_no_cpu_run(
     capsys: pytest.CaptureFixture[str], home: Path, toy_data: Path, tiny_encoder: Path
