@@ -15,6 +15,7 @@ from typing import NamedTuple, Self
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tasks.core.errors import VerdictError, first_line
 from tasks.core.files import atomic_write
 from tasks.serving.chunk_scoring import ScoredChunk, part_path
 
@@ -64,6 +65,7 @@ class PartMerger:
 
         Raises:
             OSError: if a file could not be written before.
+            VerdictError: if a part is damaged.
         """
         self._finished[chunk.number] = chunk
         while self._next in self._finished:
@@ -78,6 +80,7 @@ class PartMerger:
 
         Raises:
             OSError: if a file cannot be written.
+            VerdictError: if a part is damaged.
         """
         self._wait()
         self._merge()
@@ -94,7 +97,7 @@ class PartMerger:
         while self._ready:
             number, parts = self._ready.popleft()
             for part in range(1, parts + 1):
-                self._append(pq.ParquetFile(part_path(self._folder, number, part)).read())
+                self._append(_read(part_path(self._folder, number, part)))
 
     def _append(self, part: pa.Table) -> None:
         for name, output in self._outputs.items():
@@ -103,5 +106,19 @@ class PartMerger:
                 continue
             if name not in self._writers:
                 file = self._files.enter_context(atomic_write(self._folder / name))
-                self._writers[name] = self._files.enter_context(pq.ParquetWriter(file, output.schema))
+                self._writers[name] = self._files.enter_context(
+                    pq.ParquetWriter(file, output.schema, write_page_checksum=True)
+                )
             self._writers[name].write_table(rows)
+
+
+def _read(path: Path) -> pa.Table:
+    try:
+        with pq.ParquetFile(path, page_checksum_verification=True) as part:
+            return part.read()
+    except (OSError, pa.ArrowInvalid) as error:
+        if isinstance(error, OSError) and error.errno:  # it cannot be read at all
+            raise
+        raise VerdictError(
+            f"{path} is damaged ({first_line(error, 200)}); run the same command again, which scores its rows anew"
+        ) from error

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from http_server import wait_until
 
+from tasks.core.errors import VerdictError
 from tasks.serving.chunk_scoring import ScoredChunk, part_path
 from tasks.serving.part_merge import Output, PartMerger
 
@@ -31,6 +32,13 @@ def make_merger(parts: Path, *, limit: int = 9) -> PartMerger:
     whole = Output(parts.parent / "all.parquet", SCHEMA, lambda part: part)
     large = Output(parts.parent / "large.parquet", SCHEMA, lambda part: part.filter(pc.greater(part["line"], limit)))
     return PartMerger(parts, {"all": whole, "large": large})
+
+
+def merge_all(parts: Path) -> None:
+    with make_merger(parts) as merger:
+        for number in CHUNKS:
+            merger.add(ScoredChunk(number, len(CHUNKS[number])))
+        merger.publish()
 
 
 def lines_of(path: Path) -> list[int]:
@@ -70,6 +78,24 @@ def test_what_cannot_be_merged_ends_the_run_at_the_next_chunk_or_at_its_end(part
     with make_merger(parts) as merger:
         merger.add(ScoredChunk(1, 2))
         with pytest.raises(FileNotFoundError):
+            merger.publish()
+    assert not (parts.parent / "all.parquet").exists()
+
+
+@pytest.mark.parametrize("cut", [True, False])
+def test_a_damaged_part_is_one_line(cut: bool, parts: Path) -> None:
+    path = part_path(parts, 3, 1)
+    pq.write_table(pa.table({"line": [4]}, SCHEMA), path, write_page_checksum=True)
+    chunk = pq.read_metadata(path).row_group(0).column(0)
+    content = bytearray(path.read_bytes())
+    content[(chunk.dictionary_page_offset or chunk.data_page_offset) + chunk.total_compressed_size - 1] ^= 1
+    path.write_bytes(content[:-4] if cut else content)
+    with make_merger(parts) as merger:
+        for number in CHUNKS:
+            merger.add(ScoredChunk(number, len(CHUNKS[number])))
+        with pytest.raises(
+            VerdictError, match=r"part-000003-00001\.parquet is damaged \(.*\); run the same command again"
+        ):
             merger.publish()
     assert not (parts.parent / "all.parquet").exists()
 
