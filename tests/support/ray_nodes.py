@@ -26,7 +26,8 @@ class RayNodes:
         self.folder = tempfile.TemporaryDirectory(prefix="nodes-", dir="/tmp", ignore_cleanup_errors=True)
         self.address = f"127.0.0.1:{_free_port()}"
         access = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN, "RAY_USAGE_STATS_ENABLED": "0"}
-        self.environ = os.environ | access | environ
+        patience = {"RAY_health_check_period_ms": "1000"}  # a node that is killed is known to be after 5 s, not 15
+        self.environ = os.environ | access | patience | environ
         self.nodes: list[subprocess.Popen[bytes]] = []
 
     def __enter__(self) -> Self:
