@@ -52,5 +52,5 @@ def score(
     version, bundle, digest = find_model(timer, model, home)
     name_run(f"{Path(path).name} with {MODEL_NAME} {version}")
     arguments = (path, out, bundle, version, device, columns, form, refuse_truncated, digest)
-    outcome = score_rows_on_ray(timer, *arguments, ray, workers or None) if ray else score_rows(timer, *arguments)
+    outcome = score_rows_on_ray(timer, *arguments, ray, workers) if ray else score_rows(timer, *arguments)
     return {**outcome, "seconds": timer.seconds}

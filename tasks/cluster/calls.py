@@ -181,6 +181,8 @@ def _count_places(cluster: CallCluster) -> int:
 
 def _to_error(error: "RayTaskError") -> VerdictError:
     cause = error.cause
-    if not isinstance(cause, VerdictError):
-        return missing_code(error) or VerdictError(f"a call on the Ray cluster failed: {first_line(cause)}")
-    return type(cause)(f"a call on the Ray cluster failed: {first_line(cause)}")
+    ours = isinstance(cause, VerdictError)
+    if not ours and (missing := missing_code(error)):
+        return missing
+    kind = type(cause) if ours else VerdictError
+    return kind(f"a call on the Ray cluster failed: {first_line(cause)}")

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from tasks.core.errors import VerdictError, first_line
 from tasks.core.files import atomic_write
 from tasks.serving.chunk_scoring import ScoredChunk, part_path
+from tasks.serving.score_parts import open_part
 
 
 class Output(NamedTuple):
@@ -114,7 +115,7 @@ class PartMerger:
 
 def _read(path: Path) -> pa.Table:
     try:
-        with pq.ParquetFile(path, page_checksum_verification=True) as part:
+        with open_part(path) as part:
             return part.read()
     except (OSError, pa.ArrowInvalid) as error:
         if isinstance(error, OSError) and error.errno:  # it cannot be read at all

@@ -95,7 +95,7 @@ def score_on_ray(
     refuse_truncated: bool,
     manifest_digest: str,
     address: str,
-    workers: int | None = None,
+    workers: int = 0,
     size: int = PART_ROWS,
 ) -> ScoreResult:
     """Score an input on a cluster; finished parts of a run that was killed are used, whoever scored them.
@@ -111,8 +111,8 @@ def score_on_ray(
         refuse_truncated: quarantine sentences of more tokens than the model reads.
         manifest_digest: of the bundle that it has to be; empty: any.
         address: of the cluster; see `tasks.cluster.connection`.
-        workers: at most so many, on GPUs rounded up to as many on each; None for one on each CPU, or GPU_WORKERS on
-            each GPU.
+        workers: at most so many, on GPUs rounded up to as many on each; 0 for one on each CPU, or GPU_WORKERS on each
+            GPU.
         size: records of a part.
 
     Raises:
@@ -156,7 +156,7 @@ def check_ray(path: str, out: str, address: str) -> None:
 
 
 def _run(
-    work: RayWork, chunks: Sequence[Chunk], workers: int | None, counts: ScoreCounts, providers: set[str]
+    work: RayWork, chunks: Sequence[Chunk], workers: int, counts: ScoreCounts, providers: set[str]
 ) -> Iterator[ScoredChunk]:
     """Yield chunks as they are finished; add their counts in the order of the input."""
     import ray
@@ -194,7 +194,7 @@ def _run(
         counts.seconds = time.perf_counter() - started
 
 
-def _share(nodes: list[dict[str, Any]], device: str, workers: int | None = None) -> Share:
+def _share(nodes: list[dict[str, Any]], device: str, workers: int = 0) -> Share:
     """Return what each of so many workers gets: one CPU and one thread, or a part of a GPU and of its CPUs.
 
     Raises:

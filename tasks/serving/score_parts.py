@@ -133,12 +133,22 @@ def divide(records: Iterable[ParsedRow], size: int) -> Iterator[list[ParsedRow]]
 def read_counted(path: Path, key: str) -> pa.Table | None:
     """Return the COUNTED_COLUMNS of a part; None if there is none with this key, or any column is damaged."""
     try:
-        with pq.ParquetFile(path, page_checksum_verification=True) as part:
+        with open_part(path) as part:
             if (part.schema_arrow.metadata or {}).get(KEY_METADATA) != key.encode():
                 return None
             return part.read().select(COUNTED_COLUMNS)
     except (OSError, ValueError, pa.ArrowException):
         return None
+
+
+def open_part(path: Path) -> pq.ParquetFile:
+    """Open a part; what is read of it is compared with its checksums.
+
+    Raises:
+        OSError: if it cannot be read, or is damaged (without errno).
+        pa.ArrowInvalid: if it is damaged.
+    """
+    return pq.ParquetFile(path, page_checksum_verification=True)
 
 
 def write_part(path: Path, table: pa.Table, key: str) -> None:

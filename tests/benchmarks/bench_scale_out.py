@@ -101,7 +101,7 @@ def main() -> None:
 def measure_on_cpus(given: tuple[Path, str, str], options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Yield rows of one process, with one CPU and with all, and of workers on two nodes of one CPU."""
     with cluster([{}, {}], 1, OMP_NUM_THREADS="1", RAYON_NUM_THREADS="1") as (address, environ):
-        yield measure(*given, environ, options.rows, "", cpus=[0])
+        yield measure(*given, environ, options.rows, "", cpus=sorted(os.sched_getaffinity(0))[:1])
         yield measure(*given, environ, options.rows, "")
         yield measure_apart(*given, environ, options.rows)
         for workers in options.workers:
@@ -201,22 +201,8 @@ def measure(
     out = folder / "out.parquet"
     found = finish(start(folder, out, bundle, device, environ, count, address, workers, cpus))
     assert found["rows_in"] == count
-    row = {
-        "job": "score on Ray" if address else f"score in one process{', one CPU' if len(cpus) == 1 else ''}",
-        "device": "gpu" if device == "cuda" else "cpu",
-        "nodes": nodes,
-        "workers": workers,
-        "sentences": count,
-        "sentences_per_second": round(count / found["seconds"]),
-        "driver_mb": round(found["driver_mb"]),
-        "seconds": round(found["seconds"], 1),
-        "scoring": round(found["scoring"], 1),
-        "provider": found["provider"],
-        "digest": digest_rows(out),
-        "out_bytes": out.stat().st_size,
-    }
-    print(json.dumps(row), flush=True)
-    return row
+    job = "score on Ray" if address else f"score in one process{', one CPU' if len(cpus) == 1 else ''}"
+    return show(job, device, count, [found], [out], digest_rows(out), workers, nodes)
 
 
 def measure_apart(folder: Path, bundle: str, device: str, environ: dict[str, str], count: int) -> dict[str, Any]:
@@ -228,19 +214,33 @@ def measure_apart(folder: Path, bundle: str, device: str, environ: dict[str, str
         for cpu, out in zip(cpus, outs, strict=True)
     ]
     found = [finish(process) for process in processes]
-    seconds, scoring = (max(each[kind] for each in found) for kind in ("seconds", "scoring"))
+    return show("score in two processes, one CPU each", device, count, found, outs)
+
+
+def show(
+    job: str,
+    device: str,
+    count: int,
+    found: Sequence[dict[str, Any]],
+    outs: Sequence[Path],
+    digest: str = "",
+    workers: int = 0,
+    nodes: int = 0,
+) -> dict[str, Any]:
+    """Print and return the row of a job, of what its processes found at the same time and wrote."""
+    most = {name: max(each[name] for each in found) for name in ("seconds", "scoring", "driver_mb")}
     row = {
-        "job": "score in two processes, one CPU each",
-        "device": device,
-        "nodes": 0,
-        "workers": 0,
+        "job": job,
+        "device": "gpu" if device == "cuda" else "cpu",
+        "nodes": nodes,
+        "workers": workers,
         "sentences": count,
-        "sentences_per_second": round(count / seconds),
-        "driver_mb": round(max(each["driver_mb"] for each in found)),
-        "seconds": round(seconds, 1),
-        "scoring": round(scoring, 1),
+        "sentences_per_second": round(count / most["seconds"]),
+        "driver_mb": round(most["driver_mb"]),
+        "seconds": round(most["seconds"], 1),
+        "scoring": round(most["scoring"], 1),
         "provider": found[0]["provider"],
-        "digest": "",
+        "digest": digest,
         "out_bytes": sum(out.stat().st_size for out in outs),
     }
     print(json.dumps(row), flush=True)

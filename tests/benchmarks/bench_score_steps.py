@@ -2,9 +2,9 @@
 
     make bench BENCH=score_steps ARGS="--bundle DIR --device cuda --processes 1 4 8 --out FILE"
 
-Processes do what a worker of a cluster does, without Ray, each with its chunks of a file of generated sentences and an
-equal share of the CPUs for its tokenizer. `wall_ms` and `cpu_ms` (all threads) are means a chunk of 10,000 sentences,
-after WARM_UP chunks: reading, the digest, tokens, model, the table of answers, writing, and what of that is fsync.
+Processes do what a worker of a cluster does, without Ray, each with its chunks of a file of generated sentences and as
+many threads: one on a CPU, with a GPU an equal share of the CPUs. `wall_ms` and `cpu_ms` (all threads) are means a
+chunk of 10,000 sentences, after WARM_UP chunks: reading, the digest, tokens, model, the table of answers, and writing.
 """
 
 import argparse
@@ -24,7 +24,6 @@ import pyarrow.parquet as pq
 from bench_ingestion import cpu_name
 from bench_scale_out import make_bundle, write_sentences
 
-from tasks.core import files
 from tasks.core.files import write_json
 from tasks.core.provenance import git_commit, library_versions
 from tasks.data.sentence_chunks import Chunk, plan_chunks, read_chunk
@@ -34,7 +33,7 @@ from tasks.serving.score_parts import PART_ROWS, Scorer, write_part
 from tasks.training.device import device_name
 
 WARM_UP = 3  # chunks
-STEPS = ("read", "digest", "tokens", "answer", "score", "write", "fsync")  # answer has tokens in it, score has answer
+STEPS = ("read", "digest", "tokens", "answer", "score", "write")  # answer has tokens in it, score has answer
 
 
 def main() -> None:
@@ -69,13 +68,16 @@ def measure(folder: Path, bundle: str, processes: int, options: argparse.Namespa
         lines, path = path.read_text(encoding="utf-8").splitlines(), path.with_suffix(".parquet")
         pq.write_table(pa.table({"sentence": lines}), path, row_group_size=PART_ROWS)
     chunks = list(plan_chunks(open_source(str(path)), PART_ROWS))
-    threads = max(1, len(os.sched_getaffinity(0)) // processes)
+    threads = max(1, len(os.sched_getaffinity(0)) // processes) if options.device == "cuda" else 1
     os.environ["RAYON_NUM_THREADS"] = str(threads)  # of the tokenizer, in the processes that start now
     context = multiprocessing.get_context("spawn")
     with context.Pool(processes) as pool:
         barrier = context.Manager().Barrier(processes)
         parts = [chunks[number * each : (number + 1) * each] for number in range(processes)]
-        given = [(path, part, folder / f"part-{n}", bundle, options.device, barrier) for n, part in enumerate(parts)]
+        given = [
+            (path, part, folder / f"part-{number}", bundle, options.device, threads, barrier)
+            for number, part in enumerate(parts)
+        ]
         found = pool.starmap(time_steps, given, chunksize=1)
     for name in ("chunk", *STEPS):
         wall, cpu = (sum(times[name][kind] for times in found) / processes for kind in (0, 1))
@@ -88,11 +90,11 @@ def measure(folder: Path, bundle: str, processes: int, options: argparse.Namespa
 
 
 def time_steps(
-    path: Path, chunks: list[Chunk], part: Path, bundle: str, device: str, barrier: Any
+    path: Path, chunks: list[Chunk], part: Path, bundle: str, device: str, threads: int, barrier: Any
 ) -> dict[str, list[float]]:
     """Score chunks; return the mean seconds, by the clock and of the processor, of each step."""
     source = open_source(str(path))
-    scorer = Scorer(Classifier.from_bundle(bundle, device, threads=0 if device == "cuda" else 1), "1")
+    scorer = Scorer(Classifier.from_bundle(bundle, device, spin=False, threads=threads), "1")
     gc.freeze()  # as a worker does
     times = {name: [0.0, 0.0] for name in ("chunk", *STEPS)}
 
@@ -115,7 +117,6 @@ def time_steps(
     with (
         patch.object(Classifier, "_tokenise", timed("tokens", Classifier._tokenise)),
         patch.object(Classifier, "answer", timed("answer", Classifier.answer)),
-        patch.object(files, "_fsync", timed("fsync", files._fsync)),
     ):
         for number, chunk in enumerate(chunks):
             if number == WARM_UP:

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
@@ -74,6 +73,7 @@ def test_a_node_without_this_code_or_with_another_version_is_refused(
 
 
 SIZE = 300  # sentences of a part
+SERVE = ("ray::Serve", "ray::Proxy")  # names of Ray Serve's processes: controller and replicas, proxies
 DRIVER = """
 import json, sys
 from tasks.core.errors import VerdictError
@@ -111,20 +111,6 @@ def wait_for(driver: subprocess.Popen[str], parts: Path, count: int) -> None:
         time.sleep(0.02)
 
 
-def workers_of(nodes: RayNodes) -> list[psutil.Process]:
-    alive = [psutil.Process(node.pid) for node in nodes.nodes if node.poll() is None]
-    below = [each for node in alive for each in node.children(recursive=True)]
-    return [each for each in below if each.name().startswith("ray::score_in")]
-
-
-def processes_of_serve(nodes: RayNodes) -> list[str]:
-    alive = [psutil.Process(node.pid) for node in nodes.nodes if node.poll() is None]
-    names = [each.cmdline()[:1] for node in alive for each in node.children(recursive=True)]
-    return [
-        name for each in names for name in each if name.startswith("ray::") and ("Serve" in name or "Proxy" in name)
-    ]
-
-
 def assert_equal(corpus: Path, out: str) -> None:
     for name in (out, f"{out}.quarantine.parquet"):
         assert pq.read_table(corpus / name).equals(pq.read_table(corpus / name.replace(out, "single.parquet")))
@@ -134,7 +120,7 @@ def assert_equal(corpus: Path, out: str) -> None:
 def test_a_killed_worker_and_a_killed_node_cost_nothing_but_time(nodes: RayNodes, corpus: Path, exported: Any) -> None:
     driver = start_driver(nodes, corpus, "killed.parquet", exported["bundle"])
     wait_for(driver, corpus / "killed.parquet.parts", 5)
-    while len(found := workers_of(nodes)) < 2:
+    while len(found := nodes.processes("ray::score_in")) < 2:
         assert driver.poll() is None
     found[0].kill()
     wait_for(driver, corpus / "killed.parquet.parts", 40)
@@ -239,10 +225,10 @@ def test_a_server_that_ends_or_does_not_start_leaves_nothing_of_ray_serve(
         _, errors = refused.communicate(timeout=120)
         assert refused.returncode == 1
         assert f"127.0.0.1:{port} is free there" in errors
-    wait_until(lambda: not processes_of_serve(nodes), 60)
+    wait_until(lambda: not nodes.processes(*SERVE), 60)
     given = (nodes, exported["bundle"], port, tmp_path)
     with start_server(*given) as server, start_server(*given) as second:
-        assert len(processes_of_serve(nodes)) >= 3  # controller, proxy, replica
+        assert len(nodes.processes(*SERVE)) >= 3  # controller, proxy, replica
         for each in (server, second):  # the first ends the application of both
             assert end_server(each) == "stopped; every request that was accepted before is answered\n"
-            wait_until(lambda: not processes_of_serve(nodes), 60)
+            wait_until(lambda: not nodes.processes(*SERVE), 60)

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import torch
 from ray_nodes import RayNodes
@@ -96,7 +95,7 @@ def test_a_sweep_survives_the_end_of_its_driver_of_a_worker_and_of_a_node(
     def kill(record: Any) -> None:
         seen.append(record)
         if len(seen) == 1:
-            _worker_of(nodes).kill()
+            nodes.processes("ray::_call")[0].kill()
         if len(seen) == 3:
             nodes.kill(nodes.nodes[1])
 
@@ -113,9 +112,3 @@ def test_a_sweep_survives_the_end_of_its_driver_of_a_worker_and_of_a_node(
         other = alone[record.settings["learning_rate"]]
         if record.state == other.state == "finished":
             assert record.mccs == other.mccs
-
-
-def _worker_of(nodes: RayNodes) -> psutil.Process:
-    """Return a process that runs a trial."""
-    children = [each for node in nodes.nodes for each in psutil.Process(node.pid).children(recursive=True)]
-    return next(each for each in children if each.name().startswith("ray::_call"))

@@ -1,5 +1,6 @@
 """A Ray cluster on this machine: a head and workers of their own processes, with free ports and a folder."""
 
+import contextlib
 import os
 import secrets
 import signal
@@ -63,6 +64,17 @@ class RayNodes:
             assert time.monotonic() < deadline, log.read_text()[-2_000:]
             time.sleep(0.2)
         return node
+
+    def processes(self, *beginnings: str) -> list[psutil.Process]:
+        """Return the processes of the nodes whose names begin so."""
+        found = []
+        for node in self.nodes:
+            if node.poll() is None:
+                for each in psutil.Process(node.pid).children(recursive=True):
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        if each.name().startswith(beginnings):
+                            found.append(each)
+        return found
 
     def kill(self, node: subprocess.Popen[bytes]) -> None:
         """End all processes of a node by SIGKILL, as where a machine is lost."""
