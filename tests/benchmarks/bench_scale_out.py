@@ -1,17 +1,19 @@
 """Measures `verdict score` in one process and on a Ray cluster: rows a second, the driver's memory, equal rows.
 
     make bench BENCH=scale_out ARGS="--rows 1000000 --growth 100000 10000000 --out FILE --plot FILE.png"
-    make bench BENCH=scale_out ARGS="--device cuda --bundle DIR --rows 4000000 --gpus 2 --workers 1 2 4 --out FILE"
+    make bench BENCH=scale_out ARGS="--device cuda --bundle DIR --rows 4000000 --gpus 1 2 --workers 1 2 4 --out FILE"
 
 On a CPU the cluster is two nodes of one CPU each on loopback, and each worker computes with one thread. It is compared
 with one process that has one CPU to itself; one that has all of them reads and tokenises while the model computes. Two
 processes that know nothing of each other, with a CPU and half of the sentences each, show what two CPUs can give. The
 tiny encoder is trained on a toy corpus.
 On GPUs each node has one of them and an equal share of the CPUs, and so does the one process. `--workers` is how many
-share a GPU and its CPUs, on one node and on so many as `--gpus`. `--cluster-only` leaves out the one process, which is
+share a GPU and its CPUs, with each number of GPUs. `--cluster-only` leaves out the one process, which is
 slowest, for more sentences.
 Every run is a process of its own; `seconds` are those of the whole run, connecting, copying and merging included,
-`scoring` those between the first chunk and the last. The digest is that of all rows of the output.
+`scoring` those between the first chunk and the last, the start of workers included, and `steady` how many sentences a
+second were scored after the first quarter of the chunks, when all workers have started. The digest is that of all rows
+of the output.
 """
 
 import argparse
@@ -42,12 +44,15 @@ import json, os, sys, time
 from pathlib import Path
 from tasks.inference.classifier import Classifier
 from tasks.serving.batch_scoring import score_to_file
+from tasks.serving.part_merge import PartMerger
 from tasks.serving.ray_scoring import score_on_ray
 from tasks.serving.score_parts import Scorer
 from tasks.data.sentences import open_source
 path, out, bundle, device, address, workers, cpus = sys.argv[1:]
 if cpus:
     os.sched_setaffinity(0, map(int, cpus.split(",")))
+finished, add = [], PartMerger.add
+PartMerger.add = lambda *given: finished.append(time.perf_counter()) or add(*given)
 started = time.perf_counter()
 if address:
     rest = (bundle, "1", device, "", "", False, "", address)
@@ -58,7 +63,9 @@ else:
 seconds = time.perf_counter() - started
 # Not ru_maxrss: that starts at the memory of the process which started this one.
 peak = int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]) / 1e3
-print(json.dumps({"seconds": seconds, "scoring": outcome["scored"] / outcome["sentences_per_second"],
+quarter = len(finished) // 4
+steady = outcome["rows_in"] * (1 - quarter / len(finished)) / (finished[-1] - finished[quarter - 1]) if quarter else 0
+print(json.dumps({"seconds": seconds, "scoring": outcome["scored"] / outcome["sentences_per_second"], "steady": steady,
                   "rows_in": outcome["rows_in"], "provider": outcome["provider"], "driver_mb": peak}))
 """
 
@@ -68,7 +75,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=100_000, help="sentences of the comparison")
     parser.add_argument("--growth", type=int, nargs="*", default=[], help="further sizes, for the driver's memory")
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--gpus", type=int, default=1, help="with --device cuda [1]")
+    parser.add_argument("--gpus", type=int, nargs="+", default=[1], help="with --device cuda [1]")
     parser.add_argument("--cluster-only", action="store_true", help="with --device cuda")
     parser.add_argument("--encoder", choices=["tiny", "packaged"], default="tiny")
     parser.add_argument("--bundle", default="", help="measure this bundle instead")
@@ -112,12 +119,12 @@ def measure_on_cpus(given: tuple[Path, str, str], options: argparse.Namespace) -
 
 def measure_on_gpus(given: tuple[Path, str, str], options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Yield rows of one process with one GPU, and of workers on nodes of one GPU each."""
-    cpus = len(os.sched_getaffinity(0)) // options.gpus
-    devices = [{"CUDA_VISIBLE_DEVICES": str(number)} for number in range(options.gpus)]
+    cpus = len(os.sched_getaffinity(0)) // max(options.gpus)
+    devices = [{"CUDA_VISIBLE_DEVICES": str(number)} for number in range(max(options.gpus))]
     environ = os.environ | devices[0] | {"PYTHONPATH": with_root()}
     if not options.cluster_only:
         yield measure(*given, environ, options.rows, "", cpus=sorted(os.sched_getaffinity(0))[:cpus])
-    for nodes in sorted({1, options.gpus}):
+    for nodes in options.gpus:
         with cluster(devices[:nodes], cpus) as (address, environ):
             for workers in options.workers:
                 yield measure(*given, environ, options.rows, address, nodes * workers, nodes=nodes)
@@ -239,6 +246,7 @@ def show(
         "driver_mb": round(most["driver_mb"]),
         "seconds": round(most["seconds"], 1),
         "scoring": round(most["scoring"], 1),
+        "steady": round(sum(each["steady"] for each in found)),
         "provider": found[0]["provider"],
         "digest": digest,
         "out_bytes": sum(out.stat().st_size for out in outs),
@@ -295,6 +303,7 @@ def summarise(rows: list[dict[str, Any]], count: int) -> dict[str, Any]:
             f"nodes {row['nodes']}, workers {row['workers']}": {
                 kind: round(first[kind] / row[kind], 2) for kind in kinds
             }
+            | ({"steady": round(row["steady"] / first["steady"], 2)} if first["steady"] else {})
             for row in clustered
         },
         "driver_mb_growth": {row["sentences"]: row["driver_mb"] for row in rows if row["workers"]},

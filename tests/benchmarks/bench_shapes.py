@@ -4,6 +4,8 @@
 
 The text has one sentence a line, such as `gather_text.py` writes. Parts of 10,000 sentences are scored one after
 another, as `verdict score` does, so that later parts meet shapes of earlier ones. One process, nothing else on the GPU.
+`--attention` names sets of kernels, as ONNX Runtime's provider option `sdpa_kernel` counts them (1 Flash, 2 efficient,
+8 cuDNN, 16 unfused, 119 all but cuDNN; 0: its own choice), each measured with a session of its own.
 """
 
 import argparse
@@ -12,12 +14,14 @@ import os
 import time
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from bench_ingestion import cpu_name
 
 from tasks.core.files import write_json
 from tasks.core.provenance import git_commit, library_versions
 from tasks.inference.classifier import Classifier
+from tasks.inference.sessions import MEMORY_OPTIONS
 from tasks.training.device import device_name
 
 PART = 10_000  # sentences
@@ -29,14 +33,19 @@ def main() -> None:
     parser.add_argument("--text", required=True)
     parser.add_argument("--parts", type=int, default=5)
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
+    parser.add_argument("--attention", type=int, nargs="+", default=[0], help="[0]")
     parser.add_argument("--out", default="")
     parser.add_argument("--commit", default="")
     options = parser.parse_args()
-    classifier = Classifier.from_bundle(options.bundle, options.device)
     sentences = [line for line in Path(options.text).read_text(encoding="utf-8").splitlines() if line]
     parts = [sentences[start : start + PART] for start in range(0, options.parts * PART, PART)]
-    classifier.logits(sentences[-100:])  # what is loaded at first use, of sentences in no part
-    rows = [{"part": number} | row for number, part in enumerate(parts, 1) for row in time_batches(classifier, part)]
+    rows = []
+    for kernels in options.attention:
+        with patch.dict(MEMORY_OPTIONS, {"sdpa_kernel": str(kernels)}):
+            classifier = Classifier.from_bundle(options.bundle, options.device)
+        classifier.logits(sentences[-100:])  # what is loaded at first use, of sentences in no part
+        for number, part in enumerate(parts, 1):
+            rows += [{"attention": kernels, "part": number} | row for row in time_batches(classifier, part)]
     result = {
         "benchmark": "first runs of shapes",
         "hardware": f"{device_name(options.device)}, {cpu_name()}, {os.cpu_count()} CPU cores",
