@@ -19,8 +19,12 @@ from onnx import helper
 
 from tasks.export.encoder_description import MASK_VALUE, Values
 from tasks.export.graph_builder import GraphBuilder
+from tasks.inference.packed_shapes import sentences_of_row
 
-PACKED_ROW_TOKENS = 128  # the fastest of 32 to 128 on an H200
+
+def groups_by_length(row: int) -> list[int]:
+    """Return the sentences of a row, by their tokens from 0 to `row`; the last number is that of longer ones, too."""
+    return [sentences_of_row(tokens, row) for tokens in range(row + 1)]
 
 
 class PaddedLayout:
@@ -160,7 +164,7 @@ class PaddedLayout:
 
 
 class PackedLayout(PaddedLayout):
-    """As many sentences as fit lie in a row, at most all of the batch; sentences of zeros fill the last row.
+    """As many sentences lie in a row as `sentences_of_row` says, at most all; sentences of zeros fill the last row.
 
     `ids` are [R * G, S], and B is R * G except in `sentences`.
     """
@@ -171,8 +175,9 @@ class PackedLayout(PaddedLayout):
         add, one = self.add, self.constant([1])
         self._row = row
         self._batch = add("Shape", ["attention_mask"], start=0, end=1)
-        fitting = add("Max", [add("Div", [self.constant([row]), self.tokens]), one])
-        self._group = add("Min", [self._batch, fitting])
+        groups = self.constant(groups_by_length(row))
+        group = add("Gather", [groups, add("Min", [self.tokens, self.constant([row])])])
+        self._group = add("Min", [self._batch, group])
         self._rows = add("Div", [add("Sub", [add("Add", [self._batch, self._group]), one]), self._group])
         self._filled = add("Mul", [self._rows, self._group])
         self._row_tokens = add("Mul", [self._group, self.tokens])

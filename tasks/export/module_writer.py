@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from onnx import helper
 
 from tasks.export.encoder_description import FeedForward, Linear, Norm, Rotation, Step, Table, Values
-from tasks.export.encoder_layout import PACKED_ROW_TOKENS
 from tasks.export.graph_builder import MICROSOFT_DOMAIN, GraphBuilder
+from tasks.inference.packed_shapes import PACK_TOKENS
 
 # Operator and attributes of each activation, by the name that transformers gives it.
 ACTIVATIONS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -53,7 +53,7 @@ class Target:
 
 PORTABLE_TARGET = Target()
 CPU_TARGET = Target(fused=True)
-FP32_RESIDUAL_TARGET = Target(PACKED_ROW_TOKENS, fused=True, fused_norm=True, rotated_features=512, products=np.float16)
+FP32_RESIDUAL_TARGET = Target(PACK_TOKENS, fused=True, fused_norm=True, rotated_features=512, products=np.float16)
 CUDA_TARGET = replace(FP32_RESIDUAL_TARGET, residual=np.float16)
 CUDA_ONLY_TARGET = replace(CUDA_TARGET, fused_gate=True)
 

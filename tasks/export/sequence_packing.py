@@ -3,7 +3,7 @@
 Three changes, each exact up to rounding:
 
 1. Attention kernels work on tiles of 64 to 128 tokens; a sentence has about eleven. As many sentences as fit into
-   `PACKED_ROW_TOKENS` are packed into one row, with an attention bias that masks the others. All other operators work
+   `PACK_TOKENS` are packed into one row, with an attention bias that masks the others. All other operators work
    per token.
 2. The head reads only the first token, so after the last attention all other tokens are dropped, which saves two
    thirds of that layer's work.
@@ -20,15 +20,16 @@ from onnx import TensorProto
 from onnxruntime.transformers.onnx_model import OnnxModel
 
 from tasks.export.encoder_description import MASK_VALUE
-from tasks.export.encoder_layout import PACKED_ROW_TOKENS
+from tasks.export.encoder_layout import groups_by_length
 from tasks.export.graph_builder import MICROSOFT_DOMAIN
 from tasks.export.graph_editor import GraphEditor, upstream_nodes
+from tasks.inference.packed_shapes import PACK_TOKENS
 
 # Operators without interaction between tokens.
 TOKENWISE_OPS = {"MatMul", "SkipLayerNormalization", "LayerNormalization", "BiasGelu", "Gelu", "FastGelu", "Add"}
 
 
-def pack_rows(model: OnnxModel, row: int = PACKED_ROW_TOKENS) -> bool:
+def pack_rows(model: OnnxModel, row: int = PACK_TOKENS) -> bool:
     """Rewrite a graph in place; return False, and leave it unchanged, if it does not have the required form.
 
     The form: fused attention, a head that reads only the first token, and otherwise only operators that work per token.
@@ -174,16 +175,16 @@ class _PackingEditor(GraphEditor):
     def _sizes_of_rows(self) -> dict[str, str]:
         """Add nodes for the sizes, each a tensor [1]; ONNX Runtime computes shape arithmetic on the CPU.
 
-        A row has as many sentences as fit, at most all of them.
+        A row has as many sentences as `sentences_of_row` says, at most all of them.
         """
         shape = self.add("Shape", ["attention_mask"])
         self._shapes = [self.model.nodes()[-1]]
         one = self.constant([1])
         sentences = self.add("Gather", [shape, self.constant([0])])
         tokens = self.add("Gather", [shape, one])
-        fitting = self.add("Div", [self.constant([self._row]), tokens])
-        fitting = self.add("Where", [self.add("Less", [fitting, one]), one, fitting])
-        group = self.add("Where", [self.add("Less", [sentences, fitting]), sentences, fitting])
+        row, groups = self.constant([self._row]), self.constant(groups_by_length(self._row))
+        group = self.add("Gather", [groups, self.add("Where", [self.add("Less", [tokens, row]), tokens, row])])
+        group = self.add("Where", [self.add("Less", [sentences, group]), sentences, group])
         rows = self.add("Div", [self.add("Sub", [self.add("Add", [sentences, group]), one]), group])
         filled = self.add("Mul", [rows, group])
         return {

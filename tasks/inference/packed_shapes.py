@@ -1,19 +1,21 @@
-"""Shapes of the batches that a GPU computes, few enough that most of them were computed before.
+"""Which sentences a GPU computes together, and how many lie side by side in a row of the graph.
 
-A graph for GPUs lays sentences side by side in rows of up to 128 tokens, and for each new pair of R and T attention is
-planned, which takes as long as twenty batches (README.md says what was measured). So a batch is padded: its sentences
-to one of 29 lengths up to 128 tokens, its rows to one of 13 numbers. As many sentences lie in a row as before, and a
-full batch has as many rows.
+A graph for GPUs lays sentences in rows of up to 128 tokens. Attention with a bias, as between sentences of a row, is
+fused by ONNX Runtime's memory-efficient kernel where a row has a multiple of 8 tokens; so a row has fewer sentences
+than would fit, or they are padded. cuDNN's kernel takes any number and is as fast, but plans each new pair of rows and
+tokens for as long as twenty batches take (README.md says what was measured), so sessions leave it out.
 
-Shape letters: N sentences, B sentences of a batch, S tokens of a sentence, G sentences of a row, R rows, T = G * S
-tokens of a row.
+Shape letters: N sentences, B sentences of a batch, S tokens of a sentence, G sentences of a row, T = G * S tokens of a
+row.
 """
+
+from math import gcd
 
 import numpy as np
 from numpy.typing import NDArray
 
-PACK_ROWS, PACK_TOKENS = 256, 128  # size of a batch: rows, and tokens of a row
-ROW_STEP, TOKEN_STEP = PACK_ROWS // 8, PACK_TOKENS // 8  # in which the rows of a batch, and T, are rounded up
+PACK_ROWS, PACK_TOKENS = 256, 128  # size of a batch: rows, and tokens of a row; the fastest of 32 to 128 on an H200
+FUSED_TOKENS = 8  # of which T is a multiple, for the fused kernel of half precision
 
 
 def packed_batches(lengths: NDArray[np.int64]) -> list[NDArray[np.int64]]:
@@ -23,58 +25,42 @@ def packed_batches(lengths: NDArray[np.int64]) -> list[NDArray[np.int64]]:
         lengths: [N], in tokens.
 
     Returns:
-        Sentence indices [B] of each batch, which has at most PACK_ROWS rows of PACK_TOKENS tokens when it is padded to
-        its `packed_shape`, or as many tokens in longer rows; except a batch of one sentence that is longer than that.
+        Sentence indices [B] of each batch, which has at most PACK_ROWS * PACK_TOKENS tokens when its sentences are
+        padded to their `packed_length`; except a batch of one sentence that is longer than that.
     """
     order = np.argsort(-lengths, kind="stable")
     batches, start = [], 0
     while start < len(order):
-        count = _sentences_of_full_batch(_padded_length(int(lengths[order[start]])))
+        length = packed_length(int(lengths[order[start]]))
+        group = sentences_of_row(length)
+        count = max(1, PACK_ROWS * PACK_TOKENS // length // group) * group
         batches.append(order[start : start + count])
         start += count
     return batches
 
 
-def packed_shape(sentences: int, tokens: int, max_length: int) -> tuple[int, int]:
-    """Return the shape [B, S] to which a batch is padded.
+def packed_length(tokens: int, max_length: int | None = None) -> int:
+    """Return the smallest S from a number of tokens on with which full rows have a multiple of FUSED_TOKENS.
 
     Args:
-        sentences: of the batch.
-        tokens: of its longest sentence.
+        tokens: of the longest sentence of a batch.
         max_length: tokens that the model reads of a sentence; the encoder may have no positions for more.
     """
-    length = _padded_length(tokens)
-    group = _sentences_of_row(length)
-    rows = _round_up(sentences, group) // group
-    padded = _round_up(rows, min(ROW_STEP, _power_of_two(rows))) * group
-    return max(sentences, min(padded, _sentences_of_full_batch(length))), max(tokens, min(length, max_length))
+    length = max(1, tokens)
+    while sentences_of_row(length) * length % FUSED_TOKENS:
+        length += 1
+    return length if max_length is None else max(tokens, min(length, max_length))
 
 
-def _padded_length(tokens: int) -> int:
-    """Return the largest S that leaves G as it is and T within the next multiple of TOKEN_STEP.
+def sentences_of_row(tokens: int, row: int = PACK_TOKENS) -> int:
+    """Return G, the most sentences that fit and together have a multiple of FUSED_TOKENS, or else that fit.
 
-    All S with the same G could have one length, but where few sentences share a row that is up to twice as long, and
-    products take as long as there are tokens. Above two rows steps are an eighth of the power of two below the length.
+    Graphs are exported with this rule.
+
+    Args:
+        tokens: S; a sentence longer than a row has one of its own.
+        row: tokens of a row at most.
     """
-    group = _sentences_of_row(tokens)
-    return _round_up(group * tokens, max(TOKEN_STEP, _power_of_two(tokens) // 16)) // group
-
-
-def _sentences_of_row(tokens: int) -> int:
-    """Return G, as the graph computes it; a sentence longer than a row has one of its own."""
-    return max(1, PACK_TOKENS // max(1, tokens))
-
-
-def _sentences_of_full_batch(tokens: int) -> int:
-    if tokens <= PACK_TOKENS:
-        return PACK_ROWS * _sentences_of_row(tokens)
-    return max(1, PACK_ROWS * PACK_TOKENS // tokens)
-
-
-def _round_up(number: int, step: int) -> int:
-    return -(-number // step) * step
-
-
-def _power_of_two(number: int) -> int:
-    """Return the smallest power of two that is not below a number."""
-    return 1 << max(number - 1, 0).bit_length()
+    fitting = max(1, row // max(1, tokens))
+    step = FUSED_TOKENS // gcd(FUSED_TOKENS, tokens)
+    return fitting // step * step or fitting

@@ -2,8 +2,8 @@
 
 On a GPU a small batch computes faster than its kernels are launched one by one. From its third run on, a small shape is
 captured as a CUDA graph (https://onnxruntime.ai/docs/execution-providers/CUDA-ExecutionProvider.html#using-cuda-graphs-preview),
-which replays all kernels in one launch; its inputs and outputs have fixed addresses. Any other batch on a GPU is padded
-to a shape that comes again (`packed_shapes.py`). Padding is dropped from the logits.
+which replays all kernels in one launch; its inputs and outputs have fixed addresses. The sentences of any other batch
+on a GPU are padded to a length for which attention is fused (`packed_shapes.py`). Padding is dropped from the logits.
 
 Shape letters: B sentences of a batch, S tokens.
 """
@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .onnx_runtime import onnxruntime
-from .packed_shapes import packed_shape
+from .packed_shapes import packed_length
 from .sessions import CUDA, uses_cuda_graphs
 from .tokenization import TokenIds
 
@@ -91,9 +91,9 @@ class Runner:
         sentences, tokens = ids.shape
         shape = bucket_shape(sentences, tokens, self._max_length) if self._captures else None
         if shape is None:
-            padded = pad_batch(ids, mask, packed_shape(sentences, tokens, self._max_length))
+            more = packed_length(tokens, self._max_length) - tokens
             with self._lock.read():
-                return self._run(*padded)[:sentences]
+                return self._run(*(np.pad(each, ((0, 0), (0, more))) if more else each for each in (ids, mask)))
         with self._lock.write():
             if self._count_run(shape) <= CAPTURE_AFTER:
                 return self._run(ids, mask)
@@ -127,13 +127,6 @@ def bucket_shape(sentences: int, tokens: int, max_length: int) -> tuple[int, int
         return None
     length = next(size for size in CAPTURED_LENGTHS if size >= tokens)
     return next(size for size in CAPTURED_BATCHES if size >= sentences), max(tokens, min(length, max_length))
-
-
-def pad_batch(ids: TokenIds, mask: TokenIds, shape: tuple[int, int]) -> TokenIds:
-    """Return token ids and attention mask of a batch no larger than a shape [B, S] in one array [2, B, S]."""
-    padded = np.empty((2, *shape), np.int64)
-    _fill(padded, ids, mask)
-    return padded
 
 
 def _fill(padded: TokenIds, ids: TokenIds, mask: TokenIds) -> None:

@@ -16,7 +16,12 @@ log = logging.getLogger(__name__)
 
 CUDA = "CUDAExecutionProvider"
 CPU = "CPUExecutionProvider"
-MEMORY_OPTIONS = {"arena_extend_strategy": "kSameAsRequested"}  # the default doubles the arena each time it grows
+GPU_OPTIONS = {
+    "arena_extend_strategy": "kSameAsRequested",  # the default doubles the arena each time it grows
+    # All kernels of attention but cuDNN's (8), which ONNX Runtime prefers from compute capability 9.0 on (1.27 and
+    # later) and which plans each new shape for as long as twenty batches take.
+    "sdpa_kernel": str(1 | 2 | 4 | 16 | 32 | 64),  # Flash, memory-efficient, TensorRT's three, unfused
+}
 CUDA_GRAPH_OPTION = "enable_cuda_graph"
 
 
@@ -41,7 +46,7 @@ def open_session(
     if not should_try_gpu(device):
         return _open(graph, [CPU], threads=threads, spin=spin)
     onnxruntime.preload_dlls()  # finds the CUDA libraries that pip installed
-    session = (_try_capturing(graph) if capture else None) or _open(graph, [(CUDA, MEMORY_OPTIONS), CPU], spin=spin)
+    session = (_try_capturing(graph) if capture else None) or _open(graph, [(CUDA, GPU_OPTIONS), CPU], spin=spin)
     # get_available_providers() lists what was compiled in, and a provider that fails to load falls back to the CPU
     # without an error: only the open session shows where it runs.
     if device == "cuda" and session.get_providers()[0] != CUDA:
@@ -74,7 +79,7 @@ def uses_cuda_graphs(session: onnxruntime.InferenceSession) -> bool:
 def _try_capturing(graph: Path) -> onnxruntime.InferenceSession | None:
     """Open a graph with CUDA graphs enabled; None if that fails, as it does where some nodes run on the CPU."""
     try:
-        return _open(graph, [(CUDA, MEMORY_OPTIONS | {CUDA_GRAPH_OPTION: "1"}), CPU], quiet=True)
+        return _open(graph, [(CUDA, GPU_OPTIONS | {CUDA_GRAPH_OPTION: "1"}), CPU], quiet=True)
     except Exception:  # pybind errors of ONNX Runtime have no narrower common base
         return None
 

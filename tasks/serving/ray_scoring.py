@@ -31,7 +31,7 @@ from tasks.serving.score_counts import ScoreCounts, ScoreResult
 from tasks.serving.score_parts import PART_ROWS, Scorer, Stamp
 
 RETRIES = 3  # of a chunk whose worker was lost: one that ends each worker must not run for ever
-GPU_WORKERS = 4  # that share a GPU, where there are CPUs for them: reading and writing rows take longer than the GPU
+GPU_WORKERS = 8  # that share a GPU, where there are CPUs for them: tokenising takes longer than the GPU
 CHUNKS_AHEAD = 2  # chunks that each worker may have: one waits while another is scored
 BUNDLE_COPY = "bundle"  # in the parts' folder
 

@@ -7,8 +7,9 @@ On a CPU the cluster is two nodes of one CPU each on loopback, and each worker c
 with one process that has one CPU to itself; one that has all of them reads and tokenises while the model computes. Two
 processes that know nothing of each other, with a CPU and half of the sentences each, show what two CPUs can give. The
 tiny encoder is trained on a toy corpus.
-On GPUs each node has one of them and an equal share of the CPUs, and so does the one process. `--workers` is how many
-share a GPU and its CPUs, with each number of GPUs. `--cluster-only` leaves out the one process, which is
+On GPUs each node has one of them and an equal share of the CPUs to itself, whole cores where they have two threads, as a
+machine of its own would; so does the one process. `--workers` is how many share a GPU and its CPUs, with each number of
+GPUs. `--cluster-only` leaves out the one process, which is
 slowest, for more sentences.
 Every run is a process of its own; `seconds` are those of the whole run, connecting, copying and merging included,
 `scoring` those between the first chunk and the last, the start of workers included, and `steady` how many sentences a
@@ -22,6 +23,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 import tempfile
@@ -119,26 +121,53 @@ def measure_on_cpus(given: tuple[Path, str, str], options: argparse.Namespace) -
 
 def measure_on_gpus(given: tuple[Path, str, str], options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Yield rows of one process with one GPU, and of workers on nodes of one GPU each."""
-    cpus = len(os.sched_getaffinity(0)) // max(options.gpus)
-    devices = [{"CUDA_VISIBLE_DEVICES": str(number)} for number in range(max(options.gpus))]
+    most = max(options.gpus)
+    cpus = len(os.sched_getaffinity(0)) // most
+    shares = [cpus_by_core()[number * cpus : (number + 1) * cpus] for number in range(most)]
+    devices = [{"CUDA_VISIBLE_DEVICES": str(number)} for number in range(most)]
     environ = os.environ | devices[0] | {"PYTHONPATH": with_root()}
     if not options.cluster_only:
-        yield measure(*given, environ, options.rows, "", cpus=sorted(os.sched_getaffinity(0))[:cpus])
+        yield measure(*given, environ, options.rows, "", cpus=shares[0])
     for nodes in options.gpus:
-        with cluster(devices[:nodes], cpus) as (address, environ):
+        with cluster(devices[:nodes], cpus, shares) as (address, environ):
             for workers in options.workers:
                 yield measure(*given, environ, options.rows, address, nodes * workers, nodes=nodes)
 
 
 @contextlib.contextmanager
-def cluster(environs: list[dict[str, str]], cpus: int, **environ: str) -> Iterator[tuple[str, dict[str, str]]]:
-    """Yield address and environment of a cluster on loopback, with a node of so many CPUs for each environment."""
+def cluster(
+    environs: list[dict[str, str]], cpus: int, shares: Sequence[Sequence[int]] = (), **environ: str
+) -> Iterator[tuple[str, dict[str, str]]]:
+    """Yield address and environment of a cluster on loopback, with a node of so many CPUs for each environment.
+
+    Args:
+        environs: of the nodes.
+        cpus: of each node, as Ray counts them.
+        shares: the CPUs that each node may use; empty for all.
+        environ: of all nodes.
+    """
     from ray_nodes import RayNodes
 
     with RayNodes(PYTHONPATH=with_root(), **environ) as nodes:
-        for own in environs:
-            nodes.add(cpus, **own)
+        for number, own in enumerate(environs):
+            before = os.sched_getaffinity(0)
+            os.sched_setaffinity(0, shares[number] if shares else before)  # its processes inherit it
+            try:
+                nodes.add(cpus, **own)
+            finally:
+                os.sched_setaffinity(0, before)
         yield nodes.address, nodes.environ
+
+
+def cpus_by_core() -> list[int]:
+    """Return the CPUs that this process may use, threads of a core next to each other."""
+    siblings = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
+
+    def first_of_core(cpu: int) -> int:
+        path = Path(siblings.format(cpu))
+        return int(re.split("[,-]", path.read_text().strip())[0]) if path.exists() else cpu
+
+    return sorted(os.sched_getaffinity(0), key=lambda cpu: (first_of_core(cpu), cpu))
 
 
 def with_root() -> str:

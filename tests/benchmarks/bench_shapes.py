@@ -5,7 +5,8 @@
 The text has one sentence a line, such as `gather_text.py` writes. Parts of 10,000 sentences are scored one after
 another, as `verdict score` does, so that later parts meet shapes of earlier ones. One process, nothing else on the GPU.
 `--attention` names sets of kernels, as ONNX Runtime's provider option `sdpa_kernel` counts them (1 Flash, 2 efficient,
-8 cuDNN, 16 unfused, 119 all but cuDNN; 0: its own choice), each measured with a session of its own.
+8 cuDNN, 16 unfused, 119 all but cuDNN; 0: its own choice), each measured with a session of its own. At the end some
+sentences are answered one by one.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import json
 import os
 import time
 from pathlib import Path
+from statistics import median
 from typing import Any
 from unittest.mock import patch
 
@@ -21,10 +23,11 @@ from bench_ingestion import cpu_name
 from tasks.core.files import write_json
 from tasks.core.provenance import git_commit, library_versions
 from tasks.inference.classifier import Classifier
-from tasks.inference.sessions import MEMORY_OPTIONS
+from tasks.inference.sessions import GPU_OPTIONS
 from tasks.training.device import device_name
 
 PART = 10_000  # sentences
+SINGLE = 300  # sentences answered one by one, each twice
 
 
 def main() -> None:
@@ -41,11 +44,12 @@ def main() -> None:
     parts = [sentences[start : start + PART] for start in range(0, options.parts * PART, PART)]
     rows = []
     for kernels in options.attention:
-        with patch.dict(MEMORY_OPTIONS, {"sdpa_kernel": str(kernels)}):
+        with patch.dict(GPU_OPTIONS, {"sdpa_kernel": str(kernels)}):
             classifier = Classifier.from_bundle(options.bundle, options.device)
         classifier.logits(sentences[-100:])  # what is loaded at first use, of sentences in no part
         for number, part in enumerate(parts, 1):
             rows += [{"attention": kernels, "part": number} | row for row in time_batches(classifier, part)]
+        rows.append({"attention": kernels} | time_single(classifier, sentences[:SINGLE]))
     result = {
         "benchmark": "first runs of shapes",
         "hardware": f"{device_name(options.device)}, {cpu_name()}, {os.cpu_count()} CPU cores",
@@ -59,6 +63,19 @@ def main() -> None:
         print(json.dumps(row))
     if options.out:
         write_json(Path(options.out), result)
+
+
+def time_single(classifier: Classifier, sentences: list[str]) -> dict[str, float]:
+    """Answer sentences one by one, twice; return the median and the slowest of both times, in milliseconds."""
+    found = {}
+    for name in ("first", "second"):
+        taken = []
+        for sentence in sentences:
+            started = time.perf_counter()
+            classifier.logits([sentence])
+            taken.append(1e3 * (time.perf_counter() - started))
+        found |= {f"single_{name}_ms": round(median(taken), 3), f"single_{name}_slowest_ms": round(max(taken), 1)}
+    return found
 
 
 def time_batches(classifier: Classifier, sentences: list[str]) -> list[dict[str, Any]]:

@@ -28,7 +28,6 @@ from transformers import (
 from tasks.export.encoder_description import FeedForward, Linear
 from tasks.export.encoder_families import NotDescribedError, describe_encoder
 from tasks.export.encoder_graph import write_encoder
-from tasks.export.encoder_layout import PACKED_ROW_TOKENS
 from tasks.export.graph_builder import GraphBuilder
 from tasks.export.int8 import quantise_rows
 from tasks.export.module_writer import (
@@ -42,6 +41,7 @@ from tasks.export.module_writer import (
 )
 from tasks.export.onnx_export import count_fused
 from tasks.export.torch_reference import LogitsModule
+from tasks.inference.packed_shapes import PACK_TOKENS
 from tasks.inference.tokenization import TokenIds
 
 VOCABULARY, LAYERS, POSITIONS = 60, 3, 210
@@ -147,8 +147,8 @@ def test_a_written_graph_answers_like_torch(name: str, lengths: list[int]) -> No
 @pytest.mark.parametrize("name", ["modernbert-short", "modernbert-mean-biases"])
 def test_heads_rotated_as_one_give_the_same_answers(name: str, features: int, as_one: int) -> None:
     """In fp32, where neither another order of features nor positions in the row instead of the sentence may show."""
-    target = Target(PACKED_ROW_TOKENS, fused=True, fused_norm=True, rotated_features=features)
-    written, positions = graph(name, target), max(CONFIGURATIONS[name].max_position_embeddings, PACKED_ROW_TOKENS)
+    target = Target(PACK_TOKENS, fused=True, fused_norm=True, rotated_features=features)
+    written, positions = graph(name, target), max(CONFIGURATIONS[name].max_position_embeddings, PACK_TOKENS)
     tables = {tuple(tensor.dims) for tensor in written.graph.initializer if tensor.name.startswith("rotation.")}
     assert tables == {(positions, as_one * 4)}  # a head has 8 features
     for lengths in ([3], [11, 4, 9, 2, 7] * 8, [64, 3, 1, 40]):

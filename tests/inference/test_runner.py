@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from tasks.inference import runner as runner_module
 from tasks.inference import sessions
-from tasks.inference.packed_shapes import packed_shape
+from tasks.inference.packed_shapes import packed_length
 from tasks.inference.runner import CAPTURE_AFTER, CAPTURED_BATCHES, Runner, bucket_shape
 from tasks.inference.sessions import CUDA, open_session, uses_cuda_graphs
 from tasks.inference.tokenization import TokenIds
@@ -133,10 +133,14 @@ def test_large_batches_run_concurrently_and_small_ones_exclusively(
     assert any(runs.count(large) > 1 for runs in seen)
 
 
-@pytest.mark.parametrize(("sentences", "tokens"), [(33, 3), (40, 16), (500, 10), (2049, 11)])
+@pytest.mark.parametrize(
+    ("sentences", "tokens", "length"), [(33, 3, 3), (500, 17, 18), (2049, 33, 36), (40, 65, 72), (40, 77, 78)]
+)
 def test_a_large_batch_is_padded_and_gives_the_logits_of_its_sentences(
-    runner: Runner, monkeypatch: pytest.MonkeyPatch, sentences: int, tokens: int
+    exported: Any, monkeypatch: pytest.MonkeyPatch, sentences: int, tokens: int, length: int
 ) -> None:
+    monkeypatch.setattr(runner_module, "uses_cuda_graphs", lambda session: True)
+    runner = Runner(open_session(Path(exported["bundle"]) / "model.onnx", "cpu"), 78, "cpu")  # of 80 positions
     ids, mask = batch(sentences, tokens)
     expected = run_eagerly(runner, ids, mask)
     computed: list[tuple[int, ...]] = []
@@ -151,18 +155,18 @@ def test_a_large_batch_is_padded_and_gives_the_logits_of_its_sentences(
 
     monkeypatch.setattr(runner, "_run", record)
     np.testing.assert_allclose(runner.logits(ids, mask), expected, atol=1e-6)
-    assert computed == [packed_shape(sentences, tokens, 16)]
+    assert computed == [(sentences, length)] == [(sentences, packed_length(tokens, 78))]
 
 
 def test_without_captured_graphs_a_small_batch_on_a_gpu_is_padded_too(
     exported: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    runner = Runner(open_session(Path(exported["bundle"]) / "model.onnx", "cpu"), 16, "cpu")
+    runner = Runner(open_session(Path(exported["bundle"]) / "model.onnx", "cpu"), 80, "cpu")
     monkeypatch.setattr(runner, "provider", CUDA)
     computed: list[tuple[int, ...]] = []
     monkeypatch.setattr(runner, "_run", lambda ids, _: computed.append(ids.shape) or np.zeros((len(ids), 2)))
-    assert runner.logits(*batch(3, 15)).shape == (3, 2)
-    assert computed == [(8, 16)]
+    assert runner.logits(*batch(3, 19)).shape == (3, 2)
+    assert computed == [(3, 20)]
 
 
 def test_a_batch_on_the_cpu_is_computed_as_it_is(exported: Any, monkeypatch: pytest.MonkeyPatch) -> None:
