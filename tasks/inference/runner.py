@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .onnx_runtime import onnxruntime
-from .packed_shapes import packed_length
+from .packed_shapes import FUSED_TOKENS, packed_length, sentences_of_row
 from .sessions import CUDA, uses_cuda_graphs
 from .tokenization import TokenIds
 
@@ -121,12 +121,18 @@ class Runner:
 def bucket_shape(sentences: int, tokens: int, max_length: int) -> tuple[int, int] | None:
     """Return the smallest captured shape that holds a batch; None if there is none, or the batch is empty.
 
-    It is no longer than `max_length` tokens, beyond which the encoder may have no positions.
+    Its rows have a multiple of FUSED_TOKENS tokens, but where `max_length`, beyond which the encoder may have no
+    positions, leaves fewer.
     """
     if sentences == 0 or sentences > CAPTURED_BATCHES[-1] or tokens > CAPTURED_LENGTHS[-1]:
         return None
-    length = next(size for size in CAPTURED_LENGTHS if size >= tokens)
-    return next(size for size in CAPTURED_BATCHES if size >= sentences), max(tokens, min(length, max_length))
+    batch = next(size for size in CAPTURED_BATCHES if size >= sentences)
+    length = next(
+        size
+        for size in CAPTURED_LENGTHS
+        if size >= tokens and min(batch, sentences_of_row(size)) * size % FUSED_TOKENS == 0
+    )
+    return batch, max(tokens, min(length, max_length))
 
 
 def _fill(padded: TokenIds, ids: TokenIds, mask: TokenIds) -> None:

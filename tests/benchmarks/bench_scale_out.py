@@ -7,9 +7,9 @@ On a CPU the cluster is two nodes of one CPU each on loopback, and each worker c
 with one process that has one CPU to itself; one that has all of them reads and tokenises while the model computes. Two
 processes that know nothing of each other, with a CPU and half of the sentences each, show what two CPUs can give. The
 tiny encoder is trained on a toy corpus.
-On GPUs each node has one of them and an equal share of the CPUs to itself, whole cores where they have two threads, as a
-machine of its own would; so does the one process. `--workers` is how many share a GPU and its CPUs, with each number of
-GPUs. `--cluster-only` leaves out the one process, which is
+On GPUs each node has one of them and an equal share of the CPUs to itself, as a machine of its own would, whole cores
+where they have two threads; so does the one process. `--workers` is how many share a GPU and its CPUs, with each number
+of GPUs. `--cluster-only` leaves out the one process, which is
 slowest, for more sentences.
 Every run is a process of its own; `seconds` are those of the whole run, connecting, copying and merging included,
 `scoring` those between the first chunk and the last, the start of workers included, and `steady` how many sentences a

@@ -3,9 +3,11 @@
 import csv
 import gzip
 import io
+import itertools
 import json
 import tempfile
 from pathlib import Path
+from unittest.mock import patch
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tasks.core.errors import VerdictError
+from tasks.data import sentence_chunks
 from tasks.data.cola_format import BYTE_ORDER_MARK
 from tasks.data.sentence_chunks import plan_chunks, read_chunk
 from tasks.data.sentences import SentenceSource, open_source, read_sentences
@@ -41,8 +44,9 @@ def test_any_bytes_give_the_same_records_in_chunks(ending: str, data: bytes) -> 
             expected = list(read_sentences(source))
         except VerdictError:
             return
-        for size in (1, 2, 7):
-            assert read_all(source, size) == expected
+        for size, scanned in itertools.product((1, 2, 7), (1, 5, 1 << 20)):
+            with patch.object(sentence_chunks, "SCAN_BYTES", scanned):
+                assert read_all(source, size) == expected
 
 
 def write_files(folder: Path) -> dict[str, int]:

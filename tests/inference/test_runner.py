@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from tasks.inference import runner as runner_module
 from tasks.inference import sessions
-from tasks.inference.packed_shapes import packed_length
-from tasks.inference.runner import CAPTURE_AFTER, CAPTURED_BATCHES, Runner, bucket_shape
+from tasks.inference.packed_shapes import FUSED_TOKENS, packed_length, sentences_of_row
+from tasks.inference.runner import CAPTURE_AFTER, CAPTURED_BATCHES, CAPTURED_LENGTHS, Runner, bucket_shape
 from tasks.inference.sessions import CUDA, open_session, uses_cuda_graphs
 from tasks.inference.tokenization import TokenIds
 
@@ -40,12 +40,28 @@ def run_eagerly(runner: Runner, ids: TokenIds, mask: TokenIds) -> NDArray[np.flo
 
 @pytest.mark.parametrize(
     ("sentences", "tokens", "shape"),
-    [(1, 1, (1, 8)), (1, 8, (1, 8)), (1, 9, (1, 12)), (3, 13, (4, 16)), (32, 128, (32, 128)), (17, 65, (32, 96))],
+    [
+        (1, 1, (1, 8)),
+        (1, 8, (1, 8)),
+        (1, 9, (1, 16)),
+        (2, 9, (2, 12)),
+        (3, 13, (4, 16)),
+        (32, 128, (32, 128)),
+        (17, 65, (32, 96)),
+    ],
 )
 def test_a_small_batch_takes_the_smallest_shape_that_holds_it(
     sentences: int, tokens: int, shape: tuple[int, int]
 ) -> None:
     assert bucket_shape(sentences, tokens, 512) == shape
+
+
+def test_attention_is_fused_in_every_captured_shape() -> None:
+    for sentences in range(1, CAPTURED_BATCHES[-1] + 1):
+        for tokens in range(1, CAPTURED_LENGTHS[-1] + 1):
+            shape = bucket_shape(sentences, tokens, 512)
+            assert shape is not None
+            assert min(shape[0], sentences_of_row(shape[1])) * shape[1] % FUSED_TOKENS == 0
 
 
 @pytest.mark.parametrize(("sentences", "tokens"), [(33, 8), (1, 129), (0, 8)])
