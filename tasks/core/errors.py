@@ -14,8 +14,8 @@ from pathlib import Path
 from .printable import escape_controls, redact
 
 OUT_OF_MEMORY = (
-    "memory ran out; expected more of it: end other programs or raise the limit (ulimit -v, the container's memory), "
-    "then run the same command again"
+    "memory ran out, of the machine or a GPU; expected more of it: end other programs, let fewer share a GPU (score "
+    "--ray: --workers), or raise the limit (ulimit -v, the container's memory), then run the same command again"
 )
 # Of the file system and its permissions, not of the program.
 STORAGE_ERRORS = {
@@ -24,7 +24,8 @@ STORAGE_ERRORS = {
 }  # fmt: skip
 # What the system says of a full disk; C++ and Rust libraries repeat it without the number.
 FULL_MESSAGES = ("No space left on device", "Disk quota exceeded", "File too large")
-# What libraries say without MemoryError: the loader of shared libraries, the system, C++ (ONNX Runtime, torch), threads
+# What libraries say without MemoryError: the loader of shared libraries, the system, C++ (ONNX Runtime, torch),
+# threads, CUDA
 MEMORY_MESSAGES = (
     "failed to map segment",
     "annot allocate memory",
@@ -34,6 +35,10 @@ MEMORY_MESSAGES = (
     "Failed to allocate memory",
     "can't start new thread",
     "ThreadPoolBuildError",
+    "CUDA out of memory",
+    "CUDA error: out of memory",
+    "CUDA failure 2: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
 )
 
 # CPython's parser raises these, too, where it gets no memory for the source of an import. It asks for a mebibyte at a

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from ..core.errors import VerdictError, first_line
+from ..core.errors import OUT_OF_MEMORY, VerdictError, first_line, is_out_of_memory
 from .batch_pool import BatchPool
 from .bulk_tokenizer import BulkTokenizer
 from .bundle import TOKENIZER, VARIANTS, Manifest, serving_variant, variants_of, verify
@@ -245,7 +245,8 @@ def name_failure(bundle: str | Path, what: str) -> Iterator[None]:
         raise
     except Exception as error:
         reason = first_line(error, 200).replace(f"{bundle}/", "")
-        raise VerdictError(f"bundle {bundle}: {what} ({reason}); fetch it again from the registry") from error
+        advice = OUT_OF_MEMORY if is_out_of_memory(error) else "fetch it again from the registry"
+        raise VerdictError(f"bundle {bundle}: {what} ({reason}); {advice}") from error
 
 
 def _name_surrogate(sentences: Sequence[str]) -> VerdictError | None:

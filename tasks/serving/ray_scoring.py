@@ -7,6 +7,7 @@ error. Input and output lie where every node sees them.
 
 import functools
 import gc
+import math
 import os
 import platform
 import shutil
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tasks.cluster.connection import check_cluster, connected
+from tasks.cluster.gpu_memory import smallest_gpu
 from tasks.cluster.installation import Installation, check_here, describe_installation, missing_code
 from tasks.core.errors import UsageError, VerdictError, first_line
 from tasks.data.object_store import is_remote
@@ -31,7 +33,8 @@ from tasks.serving.score_counts import ScoreCounts, ScoreResult
 from tasks.serving.score_parts import PART_ROWS, Scorer, Stamp
 
 RETRIES = 3  # of a chunk whose worker was lost: one that ends each worker must not run for ever
-GPU_WORKERS = 8  # that share a GPU, where there are CPUs for them: tokenising takes longer than the GPU
+GPU_WORKERS = 8  # that share a GPU, where it has CPUs and memory for them: tokenising takes longer than the GPU
+GPU_WORKER_BYTES = 4 << 30  # of its memory for each; with a 110 M model one takes 3.7 GB
 CHUNKS_AHEAD = 2  # chunks that each worker may have: one waits while another is scored
 BUNDLE_COPY = "bundle"  # in the parts' folder
 
@@ -112,7 +115,7 @@ def score_on_ray(
         manifest_digest: of the bundle that it has to be; empty: any.
         address: of the cluster; see `tasks.cluster.connection`.
         workers: at most so many, on GPUs rounded up to as many on each; 0 for one on each CPU, or GPU_WORKERS on each
-            GPU.
+            GPU, or as many as its memory holds.
         size: records of a part.
 
     Raises:
@@ -161,7 +164,10 @@ def _run(
     """Yield chunks as they are finished; add their counts in the order of the input."""
     import ray
 
-    share = _share(ray.nodes(), work.device, workers)
+    nodes = ray.nodes()
+    share = _share(nodes, work.device, workers)
+    if share.gpus and not workers:
+        share = _share(nodes, work.device, workers, smallest_gpu())
     # By default Ray starts a process for each task that uses a GPU.
     task = ray.remote(num_cpus=share.cpus, num_gpus=share.gpus, max_retries=RETRIES, max_calls=0)(score_in_worker)
     shared = ray.put(work._replace(device="cuda" if share.gpus else "cpu"))
@@ -194,8 +200,14 @@ def _run(
         counts.seconds = time.perf_counter() - started
 
 
-def _share(nodes: list[dict[str, Any]], device: str, workers: int = 0) -> Share:
+def _share(nodes: list[dict[str, Any]], device: str, workers: int = 0, memory: float = math.inf) -> Share:
     """Return what each of so many workers gets: one CPU and one thread, or a part of a GPU and of its CPUs.
+
+    Args:
+        nodes: of the cluster, as Ray lists them.
+        device: cuda, cpu, or auto.
+        workers: see `score_on_ray`.
+        memory: bytes of the smallest GPU.
 
     Raises:
         UsageError: if the cluster has no such device.
@@ -205,7 +217,8 @@ def _share(nodes: list[dict[str, Any]], device: str, workers: int = 0) -> Share:
     if with_gpus and device != "cpu":
         count = sum(gpus for gpus, _ in with_gpus)
         cpus = max(1, min(cpus // gpus for gpus, cpus in with_gpus))  # of each GPU
-        sharing = min(-(-workers // count) if workers else GPU_WORKERS, cpus)
+        fitting = max(1, int(min(GPU_WORKERS, memory // GPU_WORKER_BYTES)))
+        sharing = min(-(-workers // count) if workers else fitting, cpus)
         return Share(cpus // sharing, 1 / sharing, sharing * count)
     cpus = sum(int(held.get("CPU", 0)) for held in resources)
     if device == "cuda" or not cpus:

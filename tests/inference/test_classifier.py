@@ -12,10 +12,10 @@ from bundle_fuzzing import mutated_bundles
 from toy import SIGN, facts
 
 from flows.commands.predict import predict
-from tasks.core.errors import VerdictError
+from tasks.core.errors import OUT_OF_MEMORY, VerdictError
 from tasks.core.files import read_json, write_json
 from tasks.inference.bundle import MANIFEST, write_manifest
-from tasks.inference.classifier import Classifier
+from tasks.inference.classifier import Classifier, name_failure
 from tasks.inference.sessions import has_gpu
 
 GOOD, BAD = "the cat sees the dog", f"the cat {SIGN} sees the dog"
@@ -153,3 +153,20 @@ def test_an_onnxruntime_older_than_the_bundle_s_is_reported(
 def test_a_sentence_that_is_not_valid_unicode_is_named(classifier: Classifier, count: int) -> None:
     with pytest.raises(VerdictError, match=r"sentence 2, 'caf\\udcff', is not valid Unicode; expected UTF-8 text"):
         classifier.predict([GOOD, "caf\udcff", *[GOOD] * count])
+
+
+@pytest.mark.parametrize(
+    ("reason", "advice"),
+    [
+        (
+            "BFCArena::AllocateRawInternal Failed to allocate memory for requested buffer of size 100663296",
+            OUT_OF_MEMORY,
+        ),
+        ("CUDA failure 2: out of memory ; GPU=0 ; hostname=a", OUT_OF_MEMORY),
+        ("Load model failed: Protobuf parsing failed.", "fetch it again from the registry"),
+    ],
+)
+def test_memory_that_runs_out_is_no_fault_of_the_bundle(reason: str, advice: str) -> None:
+    with pytest.raises(VerdictError) as refused, name_failure("b", "it cannot answer"):
+        raise RuntimeError(reason)
+    assert str(refused.value) == f"bundle b: it cannot answer ({reason}); {advice}"

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import shutil
 import signal
 import socket
@@ -22,6 +23,7 @@ from stage import ROOT, SECRETS, Store
 from toy import SIGN, WORDS
 
 from tasks.cluster.connection import connected
+from tasks.cluster.gpu_memory import UNKNOWN_BYTES, smallest_gpu
 from tasks.core.errors import UsageError, VerdictError
 from tasks.data.sentences import open_source
 from tasks.inference.classifier import Classifier
@@ -182,6 +184,18 @@ def test_objects_of_an_s3_store_are_scored_as_files_are(nodes: RayNodes, corpus:
     assert single["sentence"].to_pylist() == ["the cat sees", "the dog wrongly sees"] * 5 + ["the bird"]
     with pytest.raises(UsageError, match=r"input 's3://corpus/2025' holds no data file; expected .* aws s3 ls"):
         score_file("s3://corpus/2025", outs[0], *arguments)
+
+
+def test_nodes_say_how_much_memory_their_gpus_have(nodes: RayNodes, tmp_path: Path) -> None:
+    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\necho 81559\necho 24576\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    with connected(nodes.address):
+        assert smallest_gpu() == UNKNOWN_BYTES
+    node = nodes.add(1, gpus=2, PATH=f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    with connected(nodes.address):
+        assert smallest_gpu() == 24_576 << 20
+    node.terminate()
+    node.wait()
 
 
 def test_a_device_that_no_node_has_and_a_stream_are_refused(nodes: RayNodes, corpus: Path, exported: Any) -> None:

@@ -1,5 +1,6 @@
 """What a worker of a cluster gets, and what is refused without one; scoring itself is in tests/services."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,22 @@ def node(**resources: float) -> dict[str, Any]:
 def test_a_worker_gets_one_cpu_or_a_part_of_a_gpu_and_of_its_cpus() -> None:
     dead = {**node(CPU=64, GPU=8), "Alive": False}
     machines = [node(CPU=2), node(CPU=48, GPU=8), node(CPU=64, GPU=8), dead]
-    assert _share(machines, "auto") == _share(machines, "cuda") == Share(cpus=1, gpus=0.25, workers=64)
+    assert _share(machines, "auto") == _share(machines, "cuda") == Share(cpus=1, gpus=1 / 6, workers=96)
     assert _share(machines, "cpu") == Share(cpus=1, gpus=0, workers=114)
     assert _share([node(CPU=2), node(CPU=2)], "auto") == Share(cpus=1, gpus=0, workers=4)
-    assert _share([node(CPU=16, GPU=1)], "auto") == Share(cpus=4, gpus=0.25, workers=4)
+    assert _share([node(CPU=16, GPU=1)], "auto") == Share(cpus=2, gpus=0.125, workers=8)
     assert _share([node(CPU=2, GPU=2)], "auto") == Share(cpus=1, gpus=1, workers=2)
+
+
+@pytest.mark.parametrize(
+    ("gibibytes", "workers"), [(2, 1), (8, 2), (15.9, 3), (16, 4), (23.6, 5), (32, 8), (80, 8), (math.inf, 8)]
+)
+def test_no_more_workers_share_a_gpu_than_its_memory_holds_but_as_many_as_are_asked_for(
+    gibibytes: float, workers: int
+) -> None:
+    machine, memory = [node(CPU=16, GPU=1)], gibibytes * 2**30
+    assert _share(machine, "auto", 0, memory) == Share(16 // workers, 1 / workers, workers)
+    assert _share(machine, "auto", 8, memory).workers == 8
 
 
 def test_fewer_workers_get_more_of_a_gpu_and_more_workers_less() -> None:

@@ -41,8 +41,14 @@ class RayNodes:
             self.kill(node)
         self.folder.cleanup()
 
-    def add(self, cpus: int, **environ: str) -> subprocess.Popen[bytes]:
-        """Start a node, the first of which is the head, and return once it takes work."""
+    def add(self, cpus: int, gpus: int | None = None, **environ: str) -> subprocess.Popen[bytes]:
+        """Start a node, the first of which is the head, and return once it takes work.
+
+        Args:
+            cpus: that Ray counts.
+            gpus: that Ray counts, there or not; None for those that it finds.
+            environ: of the node.
+        """
         port = self.address.rpartition(":")[2]
         # Each node of its own address: a program connects through the node of its own machine, and dies with it.
         role = [f"--address={self.address}", f"--node-ip-address=127.0.0.{len(self.nodes) + 1}"]
@@ -50,6 +56,7 @@ class RayNodes:
             role = ["--head", f"--port={port}", "--include-dashboard=false", f"--temp-dir={self.folder.name}"]
         agents = [f"--{name}={_free_port()}" for name in ("dashboard-agent-listen-port", "metrics-export-port")]
         size = [f"--num-cpus={cpus}", f"--object-store-memory={STORE}", "--min-worker-port=0", "--max-worker-port=0"]
+        size += [] if gpus is None else [f"--num-gpus={gpus}"]
         log = Path(self.folder.name) / f"node-{len(self.nodes)}.log"
         with log.open("wb") as stream:
             node = subprocess.Popen(
