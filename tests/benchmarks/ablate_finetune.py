@@ -210,6 +210,9 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
         "profile cola-small, whole": SMALL | {"token_loss": 0.0},
         "small, token loss 20, whole": SMALL,
         "small, token loss 20, more text, whole": SMALL | {"text_corruptions": 1},
+        # Students of bundles that --keep left of another recipe's runs, of the same seeds, so of the same splits.
+        "small, taught, whole": SMALL | {"token_loss": 0.0, "try": ["taught", 0.7]},
+        "small, taught, larger text, whole": SMALL | {"token_loss": 0.0, "text_corruptions": 1, "try": ["taught", 0.7]},
     },
     "sift": {
         "corruptions 2, for SiFT": STAGE,

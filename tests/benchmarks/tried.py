@@ -6,6 +6,7 @@
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 from unittest.mock import patch
 
@@ -18,6 +19,7 @@ from tried_corruptions import KINDS
 
 from tasks.data.snapshots import read_snapshot
 from tasks.evaluation.metrics import mcc
+from tasks.inference.classifier import Classifier
 from tasks.training import adversarial_noise, corruption, corruption_stage, dataset, finetune, seed_runs, soup
 from tasks.training import trainer as epochs
 from tasks.training.seed_runs import SavedSeedRun, validation_mcc
@@ -132,23 +134,56 @@ def distilled(share: float, more: bool = False) -> Iterator[None]:
     """
 
     def teach(job: TrainingJob, data: TokenizedData, start: str, saved: Sequence[SavedSeedRun]) -> SelectedModel:
-        return _teach(job, data, start, saved, share, more=more)
+        return _teach(job, data, start, partial(_mean_probabilities, job, start, saved), share, more=more)
+
+    with patch.object(finetune, "average_or_best", teach):
+        yield
+
+
+@contextlib.contextmanager
+def taught(teacher: str, share: float) -> Iterator[None]:
+    """End with a student of a bundle's model, which may be larger: `distilled` with more sentences, from its answers.
+
+    The teacher must have had the same split, so that it has not read the validation rows.
+    """
+
+    def ask(rows: pd.DataFrame, data: dataset.TokenDataset) -> torch.Tensor:
+        answers = Classifier.from_bundle(teacher).probabilities(rows["sentence"].tolist())
+        return torch.from_numpy(answers).to(data._targets)
+
+    def teach(job: TrainingJob, data: TokenizedData, start: str, saved: Sequence[SavedSeedRun]) -> SelectedModel:
+        return _teach(job, data, start, ask, share, more=True)
 
     with patch.object(finetune, "average_or_best", teach):
         yield
 
 
 def _teach(
-    job: TrainingJob, data: TokenizedData, start: str, saved: Sequence[SavedSeedRun], share: float, *, more: bool
+    job: TrainingJob,
+    data: TokenizedData,
+    start: str,
+    ask: Callable[[pd.DataFrame, dataset.TokenDataset], torch.Tensor],
+    share: float,
+    *,
+    more: bool,
 ) -> SelectedModel:
-    """Train a student of all seeds; it reads as many batches as one of them, with more sentences twice as many."""
+    """Train a student; it reads as many batches as one seed, with more sentences twice as many.
+
+    Args:
+        job: of the training.
+        data: its sentences.
+        start: weights that the student starts from.
+        ask: returns the teacher's probabilities [N, 2] of rows, which it gets as tokens, too.
+        share: of these probabilities in what the student learns of a sentence with a label.
+        more: whether it also learns sentences of the corruption stage.
+    """
     rows = read_snapshot(job.train)
     labelled = len(rows)
     if more:
         unlabelled = corruption_stage._corruption_rows(job).drop(columns="original", errors="ignore")
         rows = pd.concat([rows, unlabelled], ignore_index=True)
     train = data.encode(rows, job.recipe.label_smoothing)
-    soft = _mean_probabilities(job, start, saved, train)
+    soft = ask(rows, train)
     train._targets[: train.count] = soft
     train._targets[:labelled] = share * soft[:labelled] + (1 - share) * data.train._targets[:labelled]
     number = max(1, round(2 * job.recipe.epochs * labelled / len(rows))) if more else job.recipe.epochs
@@ -160,7 +195,7 @@ def _teach(
 
 
 def _mean_probabilities(
-    job: TrainingJob, start: str, saved: Sequence[SavedSeedRun], data: dataset.TokenDataset
+    job: TrainingJob, start: str, saved: Sequence[SavedSeedRun], rows: pd.DataFrame, data: dataset.TokenDataset
 ) -> torch.Tensor:
     """Return the mean of the seeds' probabilities [N, 2], on the data's device."""
     model, size = load_start(job, start), epochs.EVALUATION_BATCH[job.recipe.device]
@@ -189,7 +224,8 @@ def selections() -> Iterator[dict[str, dict[str, torch.Tensor]]]:
             soup._load_mean(model, [each.weights for each in part])
             models[name] = _copy(model)
         for name, copies in {"student": 0, "student of more sentences": 1}.items():
-            models[name] = _copy(_teach(job, data, start, saved, 0.7, more=bool(copies)).model)
+            ask = partial(_mean_probabilities, job, start, saved)
+            models[name] = _copy(_teach(job, data, start, ask, 0.7, more=bool(copies)).model)
         return finish(job, data, start, saved)
 
     with patch.object(finetune, "average_or_best", select):
@@ -216,6 +252,7 @@ TRIED: dict[str, Callable[..., contextlib.AbstractContextManager[Any]]] = {
     "new_top_layers": new_top_layers,
     "selections": selections,
     "sift_step": sift_step,
+    "taught": taught,
 }
 
 

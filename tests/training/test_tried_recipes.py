@@ -15,7 +15,7 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
 def test_each_tried_change_changes_the_weights(
-    make_trainer: Callable[[], Trainer], monkeypatch: pytest.MonkeyPatch
+    make_trainer: Callable[[], Trainer], exported: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.syspath_prepend(BENCHMARKS)
     tried = importlib.import_module("tried").TRIED
@@ -30,6 +30,7 @@ def test_each_tried_change_changes_the_weights(
         "new_top_layers": ([1], alone),
         "selections": ([], of_seeds | {"corruptions": 1}),
         "sift_step": ([0.5], alone | {"sift": 1.0}),
+        "taught": ([exported["bundle"], 0.7], {"epochs": 1, "corruptions": 1}),
     }
     assert changes.keys() == tried.keys()
 
