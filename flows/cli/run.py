@@ -173,7 +173,7 @@ def score(
         int,
         typer.Option(
             min=0,
-            help="With --ray: at most so many workers, on GPUs as many on each; 0 for one a CPU, or four a GPU.",
+            help="With --ray: at most so many workers, on GPUs as many on each; 0 for one a CPU, or up to eight a GPU.",
         ),
     ] = 0,
     as_json: AsJson = False,

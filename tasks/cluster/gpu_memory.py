@@ -8,7 +8,10 @@ UNKNOWN_BYTES = 16 << 30  # taken for a GPU whose memory nobody tells
 
 
 def smallest_gpu_here() -> int:
-    """Return the bytes of this machine's smallest GPU, or UNKNOWN_BYTES where nvidia-smi does not say."""
+    """Return the bytes of this machine's smallest GPU, or UNKNOWN_BYTES where nvidia-smi does not say.
+
+    Of all its memory, whatever other programs hold; of the whole GPU where it is divided (MIG).
+    """
     try:
         done = subprocess.run(QUERY, capture_output=True, text=True, timeout=QUERY_TIMEOUT_S, check=True)
         return min(int(line) << 20 for line in done.stdout.split())
@@ -17,7 +20,10 @@ def smallest_gpu_here() -> int:
 
 
 def smallest_gpu() -> int:
-    """Return the bytes of the smallest GPU among the nodes of the connected cluster."""
+    """Return the bytes of the smallest GPU among the nodes of the connected cluster.
+
+    A node that does not answer counts with UNKNOWN_BYTES.
+    """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -31,6 +37,6 @@ def smallest_gpu() -> int:
     for answer in answers:
         try:
             found.append(ray.get(answer, timeout=2 * QUERY_TIMEOUT_S))
-        except ray.exceptions.RayError:  # a node that was just lost; what it was for goes to the others
-            continue
+        except ray.exceptions.RayError:  # a node that was just lost, is busy, or joined without this code
+            found.append(UNKNOWN_BYTES)
     return min(found, default=UNKNOWN_BYTES)

@@ -155,7 +155,7 @@ class _EncoderWriter(ModuleWriter):
 
     def attend(self, attention: Attention, tokens: str, first_only: bool) -> str:
         """Return what attention hands to its output product, of first tokens only or of all."""
-        # On GPUs all tokens ask: few queries would not be fused, and all take a hundredth of the whole.
+        # On GPUs all tokens ask: attention of another number of queries, which is rarely a multiple of 8, is not fused.
         first_asks = first_only and not self.target.row
         queries, keys = attention.query, attention.key
         if attention.rotation and self.target.rotated_features:  # the same order in both leaves scores as they are

@@ -1,4 +1,4 @@
-"""How sentences lie in the rows of a graph: one in each row, or as many as fit into a row side by side.
+"""How sentences lie in the rows of a graph: one in each row, or several side by side.
 
 Attention kernels of a GPU work on tiles of 64 to 128 tokens; a sentence has about eleven. Packed sentences share a row,
 and a bias on the scores masks those of the others.
@@ -23,8 +23,13 @@ from tasks.inference.packed_shapes import sentences_of_row
 
 
 def groups_by_length(row: int) -> list[int]:
-    """Return the sentences of a row, by their tokens from 0 to `row`; the last number is that of longer ones, too."""
-    return [sentences_of_row(tokens, row) for tokens in range(row + 1)]
+    """Return the sentences of a row by their tokens; the last number, 1, is that of all that are longer.
+
+    A graph looks sizes up in it. ONNX Runtime computes on the CPU what depends on input shapes and on constants of at
+    most 100 numbers (1.31.1); with a longer table sizes would be computed on the GPU and copied back, and a graph with
+    such copies cannot be captured.
+    """
+    return [sentences_of_row(tokens, row) for tokens in range(row // 2 + 2)]
 
 
 class PaddedLayout:
@@ -175,8 +180,9 @@ class PackedLayout(PaddedLayout):
         add, one = self.add, self.constant([1])
         self._row = row
         self._batch = add("Shape", ["attention_mask"], start=0, end=1)
-        groups = self.constant(groups_by_length(row))
-        group = add("Gather", [groups, add("Min", [self.tokens, self.constant([row])])])
+        groups = groups_by_length(row)
+        index = add("Min", [self.tokens, self.constant([len(groups) - 1])])
+        group = add("Gather", [self.constant(groups), index])
         self._group = add("Min", [self._batch, group])
         self._rows = add("Div", [add("Sub", [add("Add", [self._batch, self._group]), one]), self._group])
         self._filled = add("Mul", [self._rows, self._group])

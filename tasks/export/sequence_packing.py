@@ -2,9 +2,9 @@
 
 Three changes, each exact up to rounding:
 
-1. Attention kernels work on tiles of 64 to 128 tokens; a sentence has about eleven. As many sentences as fit into
-   `PACK_TOKENS` are packed into one row, with an attention bias that masks the others. All other operators work
-   per token.
+1. Attention kernels work on tiles of 64 to 128 tokens; a sentence has about eleven. As many sentences as
+   `sentences_of_row` says are packed into one row, with an attention bias that masks the others. All other operators
+   work per token.
 2. The head reads only the first token, so after the last attention all other tokens are dropped, which saves two
    thirds of that layer's work.
 3. K's bias shifts all scores of a query equally, so softmax cancels it. Softmax weights sum to 1, so V's bias is a
@@ -182,8 +182,10 @@ class _PackingEditor(GraphEditor):
         one = self.constant([1])
         sentences = self.add("Gather", [shape, self.constant([0])])
         tokens = self.add("Gather", [shape, one])
-        row, groups = self.constant([self._row]), self.constant(groups_by_length(self._row))
-        group = self.add("Gather", [groups, self.add("Where", [self.add("Less", [tokens, row]), tokens, row])])
+        groups = groups_by_length(self._row)
+        last = self.constant([len(groups) - 1])
+        index = self.add("Where", [self.add("Less", [tokens, last]), tokens, last])
+        group = self.add("Gather", [self.constant(groups), index])
         group = self.add("Where", [self.add("Less", [sentences, group]), sentences, group])
         rows = self.add("Div", [self.add("Sub", [self.add("Add", [sentences, group]), one]), group])
         filled = self.add("Mul", [rows, group])

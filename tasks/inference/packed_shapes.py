@@ -2,8 +2,8 @@
 
 A graph for GPUs lays sentences in rows of up to 128 tokens. Attention with a bias, as between sentences of a row, is
 fused by ONNX Runtime's memory-efficient kernel where a row has a multiple of 8 tokens; so a row has fewer sentences
-than would fit, or they are padded. cuDNN's kernel takes any number and is as fast, but plans each new pair of rows and
-tokens for as long as twenty batches take (README.md says what was measured), so sessions leave it out.
+than would fit, or they are padded. cuDNN's kernel takes any number and is a little faster, but plans each new pair of
+rows and tokens for tens of milliseconds (README.md says what was measured), so sessions leave it out.
 
 Shape letters: N sentences, B sentences of a batch, S tokens of a sentence, G sentences of a row, T = G * S tokens of a
 row.
@@ -14,7 +14,8 @@ from math import gcd
 import numpy as np
 from numpy.typing import NDArray
 
-PACK_ROWS, PACK_TOKENS = 256, 128  # size of a batch: rows, and tokens of a row; the fastest of 32 to 128 on an H200
+PACK_TOKENS = 128  # of a row at most; the fastest of 32 to 128 on an H200
+BATCH_TOKENS = 256 * PACK_TOKENS
 FUSED_TOKENS = 8  # of which T is a multiple, for the fused kernel of half precision
 
 
@@ -25,31 +26,37 @@ def packed_batches(lengths: NDArray[np.int64]) -> list[NDArray[np.int64]]:
         lengths: [N], in tokens.
 
     Returns:
-        Sentence indices [B] of each batch, which has at most PACK_ROWS * PACK_TOKENS tokens when its sentences are
-        padded to their `packed_length`; except a batch of one sentence that is longer than that.
+        Sentence indices [B] of each batch, which has at most BATCH_TOKENS tokens when its sentences are padded to their
+        `packed_length`; except a batch of one sentence that is longer than that.
     """
     order = np.argsort(-lengths, kind="stable")
     batches, start = [], 0
     while start < len(order):
-        length = packed_length(int(lengths[order[start]]))
+        length = packed_length(PACK_TOKENS, int(lengths[order[start]]))  # of full rows
         group = sentences_of_row(length)
-        count = max(1, PACK_ROWS * PACK_TOKENS // length // group) * group
+        count = max(1, BATCH_TOKENS // length // group) * group
         batches.append(order[start : start + count])
         start += count
     return batches
 
 
-def packed_length(tokens: int, max_length: int | None = None) -> int:
-    """Return the smallest S from a number of tokens on with which full rows have a multiple of FUSED_TOKENS.
+def packed_length(sentences: int, tokens: int, max_length: int | None = None) -> int:
+    """Return the smallest S from a number of tokens on with which attention of a batch is fused.
 
     Args:
-        tokens: of the longest sentence of a batch.
+        sentences: of the batch.
+        tokens: of its longest sentence.
         max_length: tokens that the model reads of a sentence; the encoder may have no positions for more.
     """
     length = max(1, tokens)
-    while sentences_of_row(length) * length % FUSED_TOKENS:
+    while not is_fused(sentences, length):
         length += 1
     return length if max_length is None else max(tokens, min(length, max_length))
+
+
+def is_fused(sentences: int, tokens: int) -> bool:
+    """Return whether rows of a batch [B, S] have a multiple of FUSED_TOKENS; fewer than G sentences are one row."""
+    return min(sentences, sentences_of_row(tokens)) * tokens % FUSED_TOKENS == 0
 
 
 def sentences_of_row(tokens: int, row: int = PACK_TOKENS) -> int:

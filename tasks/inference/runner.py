@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .onnx_runtime import onnxruntime
-from .packed_shapes import FUSED_TOKENS, packed_length, sentences_of_row
+from .packed_shapes import is_fused, packed_length
 from .sessions import CUDA, uses_cuda_graphs
 from .tokenization import TokenIds
 
@@ -91,7 +91,7 @@ class Runner:
         sentences, tokens = ids.shape
         shape = bucket_shape(sentences, tokens, self._max_length) if self._captures else None
         if shape is None:
-            more = packed_length(tokens, self._max_length) - tokens
+            more = packed_length(sentences, tokens, self._max_length) - tokens
             with self._lock.read():
                 return self._run(*(np.pad(each, ((0, 0), (0, more))) if more else each for each in (ids, mask)))
         with self._lock.write():
@@ -121,17 +121,13 @@ class Runner:
 def bucket_shape(sentences: int, tokens: int, max_length: int) -> tuple[int, int] | None:
     """Return the smallest captured shape that holds a batch; None if there is none, or the batch is empty.
 
-    Its rows have a multiple of FUSED_TOKENS tokens, but where `max_length`, beyond which the encoder may have no
-    positions, leaves fewer.
+    Attention is fused in it, but where `max_length`, beyond which the encoder may have no positions, leaves fewer
+    tokens.
     """
     if sentences == 0 or sentences > CAPTURED_BATCHES[-1] or tokens > CAPTURED_LENGTHS[-1]:
         return None
     batch = next(size for size in CAPTURED_BATCHES if size >= sentences)
-    length = next(
-        size
-        for size in CAPTURED_LENGTHS
-        if size >= tokens and min(batch, sentences_of_row(size)) * size % FUSED_TOKENS == 0
-    )
+    length = next(size for size in CAPTURED_LENGTHS if size >= tokens and is_fused(batch, size))
     return batch, max(tokens, min(length, max_length))
 
 

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ..core.errors import VerdictError
+from ..core.errors import VerdictError, first_line
 from .cpu_limits import compute_threads
 from .onnx_runtime import onnxruntime
 
@@ -18,9 +18,9 @@ CUDA = "CUDAExecutionProvider"
 CPU = "CPUExecutionProvider"
 GPU_OPTIONS = {
     "arena_extend_strategy": "kSameAsRequested",  # the default doubles the arena each time it grows
-    # All kernels of attention but cuDNN's (8), which ONNX Runtime prefers from compute capability 9.0 on (1.27 and
-    # later) and which plans each new shape for as long as twenty batches take.
-    "sdpa_kernel": str(1 | 2 | 4 | 16 | 32 | 64),  # Flash, memory-efficient, TensorRT's three, unfused
+    # Without cuDNN's (8), which ONNX Runtime prefers from compute capability 9.0 on (seen in 1.31.1) and which plans
+    # each new shape for tens of milliseconds; packed_shapes.py has shapes for the others.
+    "sdpa_kernel": str(1 | 2 | 4 | 16 | 32 | 64),  # Flash, memory-efficient, TensorRT's for encoders, unfused
 }
 CUDA_GRAPH_OPTION = "enable_cuda_graph"
 
@@ -80,7 +80,8 @@ def _try_capturing(graph: Path) -> onnxruntime.InferenceSession | None:
     """Open a graph with CUDA graphs enabled; None if that fails, as it does where some nodes run on the CPU."""
     try:
         return _open(graph, [(CUDA, GPU_OPTIONS | {CUDA_GRAPH_OPTION: "1"}), CPU], quiet=True)
-    except Exception:  # pybind errors of ONNX Runtime have no narrower common base
+    except Exception as error:  # pybind errors of ONNX Runtime have no narrower common base
+        log.info("%s: small batches are not captured as CUDA graphs (%s)", graph, first_line(error, 200))
         return None
 
 

@@ -7,12 +7,11 @@ error. Input and output lie where every node sees them.
 
 import functools
 import gc
-import math
 import os
 import platform
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from operator import itemgetter
 from pathlib import Path
@@ -164,10 +163,7 @@ def _run(
     """Yield chunks as they are finished; add their counts in the order of the input."""
     import ray
 
-    nodes = ray.nodes()
-    share = _share(nodes, work.device, workers)
-    if share.gpus and not workers:
-        share = _share(nodes, work.device, workers, smallest_gpu())
+    share = _share(ray.nodes(), work.device, workers, smallest_gpu)
     # By default Ray starts a process for each task that uses a GPU.
     task = ray.remote(num_cpus=share.cpus, num_gpus=share.gpus, max_retries=RETRIES, max_calls=0)(score_in_worker)
     shared = ray.put(work._replace(device="cuda" if share.gpus else "cpu"))
@@ -200,14 +196,14 @@ def _run(
         counts.seconds = time.perf_counter() - started
 
 
-def _share(nodes: list[dict[str, Any]], device: str, workers: int = 0, memory: float = math.inf) -> Share:
+def _share(nodes: list[dict[str, Any]], device: str, workers: int, gpu_memory: Callable[[], int]) -> Share:
     """Return what each of so many workers gets: one CPU and one thread, or a part of a GPU and of its CPUs.
 
     Args:
         nodes: of the cluster, as Ray lists them.
         device: cuda, cpu, or auto.
         workers: see `score_on_ray`.
-        memory: bytes of the smallest GPU.
+        gpu_memory: returns the bytes of the smallest GPU.
 
     Raises:
         UsageError: if the cluster has no such device.
@@ -217,8 +213,8 @@ def _share(nodes: list[dict[str, Any]], device: str, workers: int = 0, memory: f
     if with_gpus and device != "cpu":
         count = sum(gpus for gpus, _ in with_gpus)
         cpus = max(1, min(cpus // gpus for gpus, cpus in with_gpus))  # of each GPU
-        fitting = max(1, int(min(GPU_WORKERS, memory // GPU_WORKER_BYTES)))
-        sharing = min(-(-workers // count) if workers else fitting, cpus)
+        wanted = -(-workers // count) if workers else max(1, min(GPU_WORKERS, gpu_memory() // GPU_WORKER_BYTES))
+        sharing = min(wanted, cpus)
         return Share(cpus // sharing, 1 / sharing, sharing * count)
     cpus = sum(int(held.get("CPU", 0)) for held in resources)
     if device == "cuda" or not cpus:

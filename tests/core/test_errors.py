@@ -59,6 +59,8 @@ def test_an_error_that_is_its_own_cause_is_searched_once() -> None:
         (RuntimeError("[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : std::bad_alloc"), True),
         (RuntimeError("can't start new thread"), True),
         (RuntimeError("CUDA failure 2: out of memory ; GPU=0 ; expr=cudaMalloc((void**)&p, size)"), True),
+        (RuntimeError("CUDA error: out of memory"), True),
+        (RuntimeError("CUBLAS failure 3: CUBLAS_STATUS_ALLOC_FAILED ; GPU=0"), True),
         (RuntimeError("CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has 15.77 GiB"), True),
         (caused(VerdictError("bundle x: model.onnx cannot be loaded"), MemoryError()), True),
         (caused(ImportError("see the traceback"), ImportError("x.so: failed to map segment")), True),

@@ -12,6 +12,7 @@ import pytest
 import torch
 from architectures import DEBERTA_V3, DISENTANGLED, SPECIAL_IDS, random_model
 from onnxruntime.transformers.onnx_model import OnnxModel
+from placement import copied_tensors
 from transformers import (
     BertConfig,
     CamembertConfig,
@@ -25,6 +26,7 @@ from transformers import (
     XLMRobertaConfig,
 )
 
+from tasks.export import encoder_layout
 from tasks.export.encoder_description import FeedForward, Linear
 from tasks.export.encoder_families import NotDescribedError, describe_encoder
 from tasks.export.encoder_graph import write_encoder
@@ -168,6 +170,17 @@ def test_int8_products_change_a_written_graph_little(name: str) -> None:
     inputs = batch(name, [64, 3, 1, 40])
     difference = np.abs(int8.run(None, inputs)[0] - expected_logits(name, inputs))
     assert difference.mean() < 0.35  # of logits around 1: the weights are random and large, the features few
+
+
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+def test_a_graph_for_a_gpu_computes_sizes_on_the_cpu_and_copies_none(name: str) -> None:
+    for target in (CUDA_TARGET, FP32_RESIDUAL_TARGET, CUDA_ONLY_TARGET):
+        assert copied_tensors(graph(name, target)) == []
+
+
+def test_a_table_of_more_than_a_hundred_numbers_would_be_read_on_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encoder_layout, "groups_by_length", lambda row: [1] * 101)
+    assert copied_tensors(graph.__wrapped__("bert", CUDA_TARGET))
 
 
 @pytest.mark.parametrize("name", CONFIGURATIONS)

@@ -4,13 +4,16 @@ import copy
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 from architectures import export_once
 from numpy.typing import NDArray
 from onnxruntime.transformers.onnx_model import OnnxModel
+from placement import copied_tensors
 
 from tasks.export.sequence_packing import pack_rows
+from tasks.inference.packed_shapes import sentences_of_row
 
 FUSABLE = ["bert", "roberta"]
 ROW = 24  # tokens, so that small batches fill several
@@ -20,6 +23,7 @@ class Pair:
     """A fused graph before and after packing."""
 
     def __init__(self, name: str) -> None:
+        self.name = name
         logits, exported, _ = export_once(name)
         self.config = logits.model.config
         optimised = exported.optimised.model
@@ -84,6 +88,26 @@ def test_each_layer_attends_over_rows_and_the_last_keeps_only_first_tokens(pair:
     assert not pair.packed.get_nodes_by_op_type("Attention")
     cuts = [node for node in pair.packed.get_nodes_by_op_type("Gather") if node.attribute and node.attribute[0].i == 1]
     assert len(cuts) == 3  # the last layer's attention output, its residual, and the head's choice
+
+
+def test_rows_have_as_many_sentences_as_the_written_graph_s(pair: Pair) -> None:
+    model = copy.deepcopy(pair.packed.model)
+    asking = pair.packed.get_nodes_by_op_type("MultiHeadAttention")[0].input[0]
+    model.graph.output.append(onnx.helper.make_empty_tensor_value_info(asking))
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    for tokens in range(1, ROW + 3):
+        for sentences in (1, 7, 40):
+            ids = np.ones((sentences, tokens), np.int64)
+            feed = {node.name: ids for node in session.get_inputs()} | {"token_type_ids": 0 * ids}
+            (queries,) = session.run([asking], {node.name: feed[node.name] for node in session.get_inputs()})
+            group = min(sentences, sentences_of_row(tokens, ROW))
+            assert queries.shape[:2] == (-(-sentences // group), group * tokens)
+
+
+def test_sizes_are_computed_on_the_cpu_and_none_is_copied(pair: Pair) -> None:
+    model = OnnxModel(copy.deepcopy(export_once(pair.name)[1].optimised.model))
+    assert pack_rows(model)  # rows of the product's size
+    assert copied_tensors(model.model) == []
 
 
 def test_no_weight_is_kept_twice(pair: Pair) -> None:

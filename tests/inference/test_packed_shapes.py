@@ -18,9 +18,10 @@ from tasks.export.encoder_layout import PackedLayout
 from tasks.export.graph_builder import GraphBuilder
 from tasks.inference.classifier import Classifier
 from tasks.inference.packed_shapes import (
+    BATCH_TOKENS,
     FUSED_TOKENS,
-    PACK_ROWS,
     PACK_TOKENS,
+    is_fused,
     packed_batches,
     packed_length,
     sentences_of_row,
@@ -60,21 +61,33 @@ def test_batches_hold_every_sentence_once_and_fit(lengths: list[int], copies: in
     assert sorted(np.concatenate([*batches, np.array([], np.int64)])) == list(range(len(array)))
     for batch in batches:
         assert array[batch].max() == array[batch[0]]
-        assert len(batch) == 1 or len(batch) * packed_length(int(array[batch[0]])) <= PACK_ROWS * PACK_TOKENS
+        length = packed_length(PACK_TOKENS, int(array[batch[0]]))
+        assert len(batch) == 1 or len(batch) * length <= BATCH_TOKENS
     for batch in batches[:-1]:
-        tokens = packed_length(int(array[batch[0]]))
+        tokens = packed_length(PACK_TOKENS, int(array[batch[0]]))
         group = sentences_of_row(tokens)
         assert len(batch) % group == 0, "the last row is full"
-        assert (len(batch) + group) * tokens > PACK_ROWS * PACK_TOKENS
+        assert (len(batch) + group) * tokens > BATCH_TOKENS
 
 
 def test_full_rows_have_a_multiple_of_eight_tokens_with_little_padding() -> None:
     for tokens in range(1, 1_025):
-        length = packed_length(tokens)
+        length = packed_length(PACK_TOKENS, tokens)
         group = sentences_of_row(length)
         assert group * length % FUSED_TOKENS == 0
         assert group * length <= PACK_TOKENS or group == 1
         assert 0 <= length - tokens <= (0 if tokens <= 16 else 1 if tokens <= 32 else 3 if tokens <= 64 else 7)
+
+
+def test_attention_of_any_batch_is_fused_and_of_few_sentences_with_little_padding() -> None:
+    for sentences in range(1, 131):
+        for tokens in range(1, 200):
+            length = packed_length(sentences, tokens)
+            of_row = min(sentences, exporter_sizes()(sentences, length)[1] // length)
+            assert is_fused(sentences, length)
+            assert of_row * length % FUSED_TOKENS == 0
+            assert 0 <= length - tokens <= 7
+            assert not any(is_fused(sentences, shorter) for shorter in range(tokens, length))
 
 
 @pytest.mark.parametrize(
@@ -96,11 +109,11 @@ def test_a_row_is_the_exporter_s() -> None:
 
 @pytest.mark.parametrize("tokens", [1, 13, 33, 65, 97, 129, 300])
 def test_no_sentence_becomes_longer_than_the_model_reads(tokens: int) -> None:
-    assert packed_length(tokens, tokens) == tokens
+    assert packed_length(40, tokens, tokens) == tokens
 
 
 def test_a_batch_of_empty_sentences_has_a_token() -> None:
-    assert packed_length(0) == 1
+    assert packed_length(0, 0) == 1
 
 
 # Through a bundle, on the CPU as if it were a GPU
@@ -140,4 +153,4 @@ def test_padded_answers_are_those_of_batches_for_a_cpu(
     np.testing.assert_allclose(found, expected, atol=1e-3 if variant == "fp16" else 1e-6)
     assert computed
     most = classifier.manifest["max_length"]
-    assert all(tokens == packed_length(tokens, most) for _, tokens in computed)
+    assert all(tokens == packed_length(sentences, tokens, most) for sentences, tokens in computed)

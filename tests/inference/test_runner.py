@@ -1,6 +1,7 @@
 """Captured shapes, padding to them and locking. A CPU captures no graphs, but the buffers, padding and locks are the
 same there."""
 
+import logging
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 
 from tasks.inference import runner as runner_module
 from tasks.inference import sessions
-from tasks.inference.packed_shapes import FUSED_TOKENS, packed_length, sentences_of_row
+from tasks.inference.packed_shapes import is_fused, packed_length
 from tasks.inference.runner import CAPTURE_AFTER, CAPTURED_BATCHES, CAPTURED_LENGTHS, Runner, bucket_shape
 from tasks.inference.sessions import CUDA, open_session, uses_cuda_graphs
 from tasks.inference.tokenization import TokenIds
@@ -61,7 +62,7 @@ def test_attention_is_fused_in_every_captured_shape() -> None:
         for tokens in range(1, CAPTURED_LENGTHS[-1] + 1):
             shape = bucket_shape(sentences, tokens, 512)
             assert shape is not None
-            assert min(shape[0], sentences_of_row(shape[1])) * shape[1] % FUSED_TOKENS == 0
+            assert is_fused(*shape)
 
 
 @pytest.mark.parametrize(("sentences", "tokens"), [(33, 8), (1, 129), (0, 8)])
@@ -150,7 +151,7 @@ def test_large_batches_run_concurrently_and_small_ones_exclusively(
 
 
 @pytest.mark.parametrize(
-    ("sentences", "tokens", "length"), [(33, 3, 3), (500, 17, 18), (2049, 33, 36), (40, 65, 72), (40, 77, 78)]
+    ("sentences", "tokens", "length"), [(33, 3, 4), (500, 17, 18), (2049, 33, 36), (40, 65, 72), (40, 77, 78)]
 )
 def test_a_large_batch_is_padded_and_gives_the_logits_of_its_sentences(
     exported: Any, monkeypatch: pytest.MonkeyPatch, sentences: int, tokens: int, length: int
@@ -171,7 +172,7 @@ def test_a_large_batch_is_padded_and_gives_the_logits_of_its_sentences(
 
     monkeypatch.setattr(runner, "_run", record)
     np.testing.assert_allclose(runner.logits(ids, mask), expected, atol=1e-6)
-    assert computed == [(sentences, length)] == [(sentences, packed_length(tokens, 78))]
+    assert computed == [(sentences, length)] == [(sentences, packed_length(sentences, tokens, 78))]
 
 
 def test_without_captured_graphs_a_small_batch_on_a_gpu_is_padded_too(
@@ -182,7 +183,7 @@ def test_without_captured_graphs_a_small_batch_on_a_gpu_is_padded_too(
     computed: list[tuple[int, ...]] = []
     monkeypatch.setattr(runner, "_run", lambda ids, _: computed.append(ids.shape) or np.zeros((len(ids), 2)))
     assert runner.logits(*batch(3, 19)).shape == (3, 2)
-    assert computed == [(3, 20)]
+    assert computed == [(3, 24)]
 
 
 def test_a_batch_on_the_cpu_is_computed_as_it_is(exported: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,6 +196,35 @@ def test_a_batch_on_the_cpu_is_computed_as_it_is(exported: Any, monkeypatch: pyt
 
 def test_a_session_on_the_cpu_captures_nothing(exported: Any) -> None:
     assert not uses_cuda_graphs(open_session(Path(exported["bundle"]) / "model.onnx", "cpu"))
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_sessions_on_a_gpu_leave_out_cudnn_s_attention(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, fails: bool
+) -> None:
+    opened = []
+
+    class Session:
+        def __init__(self, graph: Path, options: object, providers: list[Any], **_: object) -> None:
+            opened.append(providers)
+            if fails and len(opened) == 1:
+                raise RuntimeError("This session cannot use the graph capture feature")
+
+        def get_providers(self) -> list[str]:
+            return [CUDA]
+
+    monkeypatch.setattr(sessions.onnxruntime, "InferenceSession", Session)
+    monkeypatch.setattr(sessions.onnxruntime, "preload_dlls", lambda: None)
+    with caplog.at_level(logging.INFO):
+        open_session(Path("model.onnx"), "cuda", capture=True)
+    for (name, options), cpu in opened:
+        assert (name, cpu) == (CUDA, sessions.CPU)
+        kernels = int(options["sdpa_kernel"])
+        assert not kernels & 8
+        assert kernels & 2
+        assert kernels & 16
+    assert [options.get("enable_cuda_graph") for (_, options), _ in opened] == (["1", None] if fails else ["1"])
+    assert ("small batches are not captured" in caplog.text) is fails
 
 
 def test_what_onnx_runtime_prints_is_kept_from_standard_output(

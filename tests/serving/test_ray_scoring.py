@@ -1,13 +1,17 @@
 """What a worker of a cluster gets, and what is refused without one; scoring itself is in tests/services."""
 
-import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tasks.core.errors import UnreachableError, UsageError
-from tasks.serving.ray_scoring import Share, _share, score_on_ray
+from tasks.serving import ray_scoring
+from tasks.serving.ray_scoring import Share, score_on_ray
+
+
+def _share(nodes: list[dict[str, Any]], device: str, workers: int = 0, gibibytes: float = 80) -> Share:
+    return ray_scoring._share(nodes, device, workers, lambda: int(gibibytes * 2**30))
 
 
 def node(**resources: float) -> dict[str, Any]:
@@ -24,15 +28,13 @@ def test_a_worker_gets_one_cpu_or_a_part_of_a_gpu_and_of_its_cpus() -> None:
     assert _share([node(CPU=2, GPU=2)], "auto") == Share(cpus=1, gpus=1, workers=2)
 
 
-@pytest.mark.parametrize(
-    ("gibibytes", "workers"), [(2, 1), (8, 2), (15.9, 3), (16, 4), (23.6, 5), (32, 8), (80, 8), (math.inf, 8)]
-)
+@pytest.mark.parametrize(("gibibytes", "workers"), [(2, 1), (8, 2), (15.9, 3), (16, 4), (23.6, 5), (32, 8), (80, 8)])
 def test_no_more_workers_share_a_gpu_than_its_memory_holds_but_as_many_as_are_asked_for(
     gibibytes: float, workers: int
 ) -> None:
-    machine, memory = [node(CPU=16, GPU=1)], gibibytes * 2**30
-    assert _share(machine, "auto", 0, memory) == Share(16 // workers, 1 / workers, workers)
-    assert _share(machine, "auto", 8, memory).workers == 8
+    machine = [node(CPU=16, GPU=1)]
+    assert _share(machine, "auto", 0, gibibytes) == Share(16 // workers, 1 / workers, workers)
+    assert _share(machine, "auto", 8, gibibytes).workers == 8
 
 
 def test_fewer_workers_get_more_of_a_gpu_and_more_workers_less() -> None:
