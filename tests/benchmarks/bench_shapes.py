@@ -2,15 +2,16 @@
 
     make bench BENCH=shapes ARGS="--bundle DIR --text FILE --out FILE2"
 
-The text has one sentence a line, such as `gather_text.py` writes. Parts of 10,000 sentences are scored one after
-another, as `verdict score` does, so that later parts meet shapes of earlier ones. One process, nothing else on the GPU.
-`--attention` names sets of kernels, as ONNX Runtime's provider option `sdpa_kernel` counts them (1 Flash, 2 efficient,
-8 cuDNN, 16 unfused, 119 all but cuDNN; 0: its own choice), each measured with a session of its own. At the end some
-sentences are answered one by one.
+A text has one sentence a line, such as `gather_text.py` writes. Parts of 10,000 sentences are scored one after another,
+as `verdict score` does, so that later parts meet shapes of earlier ones; at the end some sentences are answered one by
+one. `--attention` names sets of kernels, as ONNX Runtime's provider option `sdpa_kernel` counts them (1 Flash, 2
+efficient, 8 cuDNN, 16 unfused, 119 those that sessions use; 0: its own choice). Each set and text has a process of its
+own, one after another, and nothing else is on the GPU.
 """
 
 import argparse
 import json
+import multiprocessing
 import os
 import time
 from pathlib import Path
@@ -23,7 +24,7 @@ from bench_ingestion import cpu_name
 from tasks.core.files import write_json
 from tasks.core.provenance import git_commit, library_versions
 from tasks.inference.classifier import Classifier
-from tasks.inference.sessions import GPU_OPTIONS
+from tasks.inference.sessions import GPU_OPTIONS, uses_cuda_graphs
 from tasks.training.device import device_name
 
 PART = 10_000  # sentences
@@ -33,7 +34,7 @@ SINGLE = 300  # sentences answered one by one, each twice
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bundle", required=True)
-    parser.add_argument("--text", required=True)
+    parser.add_argument("--text", nargs="+", required=True)
     parser.add_argument("--parts", type=int, default=5)
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
     shipped = int(GPU_OPTIONS["sdpa_kernel"])
@@ -41,21 +42,14 @@ def main() -> None:
     parser.add_argument("--out", default="")
     parser.add_argument("--commit", default="")
     options = parser.parse_args()
-    sentences = [line for line in Path(options.text).read_text(encoding="utf-8").splitlines() if line]
-    parts = [sentences[start : start + PART] for start in range(0, options.parts * PART, PART)]
     rows = []
-    for kernels in options.attention:
-        with patch.dict(GPU_OPTIONS, {"sdpa_kernel": str(kernels)}):
-            classifier = Classifier.from_bundle(options.bundle, options.device)
-        classifier.logits(sentences[-100:])  # what is loaded at first use, of sentences in no part
-        for number, part in enumerate(parts, 1):
-            rows += [{"attention": kernels, "part": number} | row for row in time_batches(classifier, part)]
-        rows.append({"attention": kernels} | time_single(classifier, sentences[:SINGLE]))
+    for text in options.text:
+        for kernels in options.attention:
+            with multiprocessing.get_context("spawn").Pool(1) as pool:
+                rows += pool.apply(measure, (options.bundle, options.device, text, options.parts, kernels))
     result = {
         "benchmark": "first runs of shapes",
         "hardware": f"{device_name(options.device)}, {cpu_name()}, {os.cpu_count()} CPU cores",
-        "encoder": classifier.manifest["encoder"],
-        "variant": classifier.variant,
         "versions": library_versions(),
         "commit": options.commit or git_commit(),
         "rows": rows,
@@ -64,6 +58,23 @@ def main() -> None:
         print(json.dumps(row))
     if options.out:
         write_json(Path(options.out), result)
+
+
+def measure(bundle: str, device: str, text: str, parts: int, kernels: int) -> list[dict[str, Any]]:
+    """Return a row for each batch of the parts, and one for single sentences, with a set of kernels of attention."""
+    sentences = [line for line in Path(text).read_text(encoding="utf-8").splitlines() if line]
+    with patch.dict(GPU_OPTIONS, {"sdpa_kernel": str(kernels)}):
+        classifier = Classifier.from_bundle(bundle, device)
+    what = {
+        "encoder": classifier.manifest["encoder"], "variant": classifier.variant, "text": Path(text).stem,
+        "attention": kernels, "captures": uses_cuda_graphs(classifier._runner._session),
+    }  # fmt: skip
+    classifier.logits(sentences[-100:])  # what is loaded at first use, of sentences in no part
+    rows = []
+    for number in range(parts):
+        part = sentences[number * PART : (number + 1) * PART]
+        rows += [what | {"part": number + 1} | row for row in time_batches(classifier, part)]
+    return [*rows, what | time_single(classifier, sentences[:SINGLE])]
 
 
 def time_single(classifier: Classifier, sentences: list[str]) -> dict[str, float]:
