@@ -81,7 +81,7 @@ def _try_capturing(graph: Path) -> onnxruntime.InferenceSession | None:
     try:
         return _open(graph, [(CUDA, GPU_OPTIONS | {CUDA_GRAPH_OPTION: "1"}), CPU], quiet=True)
     except Exception as error:  # pybind errors of ONNX Runtime have no narrower common base
-        log.info("%s: small batches are not captured as CUDA graphs (%s)", graph, first_line(error, 200))
+        log.debug("%s: small batches are not captured as CUDA graphs (%s)", graph, first_line(error, 200))
         return None
 
 
