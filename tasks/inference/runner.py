@@ -91,9 +91,10 @@ class Runner:
         sentences, tokens = ids.shape
         shape = bucket_shape(sentences, tokens, self._max_length) if self._captures else None
         if shape is None:
-            more = packed_length(sentences, tokens, self._max_length) - tokens
+            if more := packed_length(sentences, tokens, self._max_length) - tokens:
+                ids, mask = (np.pad(each, ((0, 0), (0, more))) for each in (ids, mask))
             with self._lock.read():
-                return self._run(*(np.pad(each, ((0, 0), (0, more))) if more else each for each in (ids, mask)))
+                return self._run(ids, mask)
         with self._lock.write():
             if self._count_run(shape) <= CAPTURE_AFTER:
                 return self._run(ids, mask)
