@@ -84,8 +84,14 @@ def main() -> None:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--out", default="")
     parser.add_argument("--plot", default="")
+    parser.add_argument(
+        "--recorded", default="", help="only draw --plot of what was recorded of GPUs, rows with encoder"
+    )
     parser.add_argument("--commit", default="")
     options = parser.parse_args()
+    if options.recorded:
+        plot_gpus(json.loads(Path(options.recorded).read_text())["rows"], options.plot)
+        return
     with tempfile.TemporaryDirectory() as scratch:
         bundle = options.bundle or make_bundle(options.encoder, Path(scratch))
         given = (Path(scratch), bundle, options.device)
@@ -362,6 +368,27 @@ def plot(rows: list[dict[str, Any]], path: str) -> None:
     right.set(
         title="memory of the driver, MB", xlabel="sentences", xscale="log", ylim=(0, 1.2 * max(dict(grown).values()))
     )
+    figure.savefig(path, dpi=120)
+
+
+def plot_gpus(rows: list[dict[str, Any]], path: str) -> None:
+    """Draw sentences a second by GPUs, after the start and as whole commands, of each encoder with several numbers."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 3.5), layout="constrained")
+    axes = figure.subplots(1, 2)
+    for encoder, color in zip(dict.fromkeys(row["encoder"] for row in rows), ("#4477aa", "#ee6677"), strict=True):
+        most = max(row["sentences"] for row in rows if row["encoder"] == encoder)
+        points = [row for row in rows if row["encoder"] == encoder and row["sentences"] == most]
+        numbers = [row["nodes"] for row in points]
+        for axis, name in zip(axes, ("steady", "sentences_per_second"), strict=True):
+            rates = [row[name] for row in points]
+            axis.plot(numbers, rates, "o-", color=color, label=f"{encoder.partition(',')[0]}, {most:,} sentences")
+            axis.plot(numbers, [rates[0] * number for number in numbers], ":", color=color)
+    for axis, title in zip(axes, ("after the first quarter of the chunks", "the whole command"), strict=True):
+        axis.set(title=f"sentences a second, {title}", xlabel="GPUs", xticks=[1, 2, 4], ylim=(0, None))
+        axis.yaxis.set_major_formatter("{x:,.0f}")
+    axes[0].legend()
     figure.savefig(path, dpi=120)
 
 
