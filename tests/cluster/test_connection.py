@@ -92,3 +92,13 @@ def test_a_node_with_other_code_is_refused() -> None:
     check_here(mine)
     with pytest.raises(VerdictError, match=r"node 10\.0\.0\.5 runs verdict-mlops 0\.0\.9 with code 0{12}; expected"):
         check_installation(mine, {"version": "0.0.9", "digest": "0" * 64}, "10.0.0.5")
+
+
+def test_all_clusters_that_a_process_starts_have_its_first_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(os.environ, "RAY_AUTH_TOKEN", raising=False)
+    tokens = []
+    for _ in range(2):
+        with connection._local_options():
+            tokens.append(os.environ["RAY_AUTH_TOKEN"])  # Ray reads it once, see findings/ray_token_of_a_process.sh
+    assert tokens[0] == tokens[1]
+    assert len(tokens[0]) == 64
