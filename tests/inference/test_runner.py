@@ -215,7 +215,7 @@ def test_sessions_on_a_gpu_leave_out_cudnn_s_attention(
 
     monkeypatch.setattr(sessions.onnxruntime, "InferenceSession", Session)
     monkeypatch.setattr(sessions.onnxruntime, "preload_dlls", lambda: None)
-    with caplog.at_level(logging.DEBUG):
+    with caplog.at_level(logging.DEBUG, logger=sessions.log.name):
         open_session(Path("model.onnx"), "cuda", capture=True)
     for (name, options), cpu in opened:
         assert (name, cpu) == (CUDA, sessions.CPU)
