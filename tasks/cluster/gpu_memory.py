@@ -7,7 +7,7 @@ QUERY_TIMEOUT_S = 20.0
 UNKNOWN_BYTES = 16 << 30  # taken for a GPU whose memory nobody tells
 
 
-def smallest_gpu_here() -> int:
+def min_gpu_memory_here() -> int:
     """Return the bytes of this machine's smallest GPU, or UNKNOWN_BYTES where nvidia-smi does not say.
 
     Of all its memory, whatever other programs hold; of the whole GPU where it is divided (MIG).
@@ -19,7 +19,7 @@ def smallest_gpu_here() -> int:
         return UNKNOWN_BYTES
 
 
-def smallest_gpu() -> int:
+def min_gpu_memory() -> int:
     """Return the bytes of the smallest GPU among the nodes of the connected cluster.
 
     A node that does not answer counts with UNKNOWN_BYTES.
@@ -27,7 +27,7 @@ def smallest_gpu() -> int:
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    ask = ray.remote(num_cpus=0, max_retries=0)(smallest_gpu_here)
+    ask = ray.remote(num_cpus=0, max_retries=0)(min_gpu_memory_here)
     answers = [
         ask.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote()
         for node in ray.nodes()

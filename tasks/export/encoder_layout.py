@@ -22,7 +22,7 @@ from tasks.export.graph_builder import GraphBuilder
 from tasks.inference.packed_shapes import sentences_of_row
 
 
-def groups_by_length(row: int) -> list[int]:
+def sentences_by_length(row: int) -> list[int]:
     """Return the sentences of a row by their tokens; the last number, 1, is that of all that are longer.
 
     A graph looks sizes up in it. ONNX Runtime computes on the CPU what depends on input shapes and on constants of at
@@ -180,7 +180,7 @@ class PackedLayout(PaddedLayout):
         add, one = self.add, self.constant([1])
         self._row = row
         self._batch = add("Shape", ["attention_mask"], start=0, end=1)
-        groups = groups_by_length(row)
+        groups = sentences_by_length(row)
         index = add("Min", [self.tokens, self.constant([len(groups) - 1])])
         group = add("Gather", [self.constant(groups), index])
         self._group = add("Min", [self._batch, group])

@@ -20,7 +20,7 @@ from onnx import TensorProto
 from onnxruntime.transformers.onnx_model import OnnxModel
 
 from tasks.export.encoder_description import MASK_VALUE
-from tasks.export.encoder_layout import groups_by_length
+from tasks.export.encoder_layout import sentences_by_length
 from tasks.export.graph_builder import MICROSOFT_DOMAIN
 from tasks.export.graph_editor import GraphEditor, upstream_nodes
 from tasks.inference.packed_shapes import PACK_TOKENS
@@ -182,7 +182,7 @@ class _PackingEditor(GraphEditor):
         one = self.constant([1])
         sentences = self.add("Gather", [shape, self.constant([0])])
         tokens = self.add("Gather", [shape, one])
-        groups = groups_by_length(self._row)
+        groups = sentences_by_length(self._row)
         last = self.constant([len(groups) - 1])
         index = self.add("Where", [self.add("Less", [tokens, last]), tokens, last])
         group = self.add("Gather", [self.constant(groups), index])

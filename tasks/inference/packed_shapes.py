@@ -49,12 +49,12 @@ def packed_length(sentences: int, tokens: int, max_length: int | None = None) ->
         max_length: tokens that the model reads of a sentence; the encoder may have no positions for more.
     """
     length = max(1, tokens)
-    while not is_fused(sentences, length):
+    while not attention_is_fused(sentences, length):
         length += 1
     return length if max_length is None else max(tokens, min(length, max_length))
 
 
-def is_fused(sentences: int, tokens: int) -> bool:
+def attention_is_fused(sentences: int, tokens: int) -> bool:
     """Return whether rows of a batch [B, S] have a multiple of FUSED_TOKENS; fewer than G sentences are one row."""
     return min(sentences, sentences_of_row(tokens)) * tokens % FUSED_TOKENS == 0
 

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .onnx_runtime import onnxruntime
-from .packed_shapes import is_fused, packed_length
+from .packed_shapes import attention_is_fused, packed_length
 from .sessions import CUDA, uses_cuda_graphs
 from .tokenization import TokenIds
 
@@ -128,7 +128,7 @@ def bucket_shape(sentences: int, tokens: int, max_length: int) -> tuple[int, int
     if sentences == 0 or sentences > CAPTURED_BATCHES[-1] or tokens > CAPTURED_LENGTHS[-1]:
         return None
     batch = next(size for size in CAPTURED_BATCHES if size >= sentences)
-    length = next(size for size in CAPTURED_LENGTHS if size >= tokens and is_fused(batch, size))
+    length = next(size for size in CAPTURED_LENGTHS if size >= tokens and attention_is_fused(batch, size))
     return batch, max(tokens, min(length, max_length))
 
 

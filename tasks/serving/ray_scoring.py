@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tasks.cluster.connection import check_cluster, connected
-from tasks.cluster.gpu_memory import smallest_gpu
+from tasks.cluster.gpu_memory import min_gpu_memory
 from tasks.cluster.installation import Installation, check_here, describe_installation, missing_code
 from tasks.core.errors import UsageError, VerdictError, first_line
 from tasks.data.object_store import is_remote
@@ -163,7 +163,7 @@ def _run(
     """Yield chunks as they are finished; add their counts in the order of the input."""
     import ray
 
-    share = _share(ray.nodes(), work.device, workers, smallest_gpu)
+    share = _share(ray.nodes(), work.device, workers, min_gpu_memory)
     # By default Ray starts a process for each task that uses a GPU.
     task = ray.remote(num_cpus=share.cpus, num_gpus=share.gpus, max_retries=RETRIES, max_calls=0)(score_in_worker)
     shared = ray.put(work._replace(device="cuda" if share.gpus else "cpu"))

@@ -127,9 +127,9 @@ def measure_on_cpus(given: tuple[Path, str, str], options: argparse.Namespace) -
 
 def measure_on_gpus(given: tuple[Path, str, str], options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Yield rows of one process with one GPU, and of workers on nodes of one GPU each."""
-    most = max(options.gpus)
-    cpus = len(os.sched_getaffinity(0)) // most
-    shares = [cpus_by_core()[number * cpus : (number + 1) * cpus] for number in range(most)]
+    most, by_core = max(options.gpus), cpus_by_core()
+    cpus = len(by_core) // most
+    shares = [by_core[number * cpus : (number + 1) * cpus] for number in range(most)]
     devices = [{"CUDA_VISIBLE_DEVICES": str(number)} for number in range(most)]
     environ = os.environ | devices[0] | {"PYTHONPATH": with_root()}
     if not options.cluster_only:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tasks.cluster import gpu_memory
-from tasks.cluster.gpu_memory import UNKNOWN_BYTES, smallest_gpu_here
+from tasks.cluster.gpu_memory import UNKNOWN_BYTES, min_gpu_memory_here
 
 
 def install(folder: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -18,7 +18,7 @@ def install(folder: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_smallest_gpu_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     install(tmp_path, 'test "$1" = --query-gpu=memory.total && echo 143771 && echo 24576', monkeypatch)
-    assert smallest_gpu_here() == 24_576 << 20
+    assert min_gpu_memory_here() == 24_576 << 20
 
 
 @pytest.mark.parametrize(
@@ -27,13 +27,13 @@ def test_the_smallest_gpu_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_a_gpu_of_unknown_memory_counts_as_a_small_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str
 ) -> None:
-    install(tmp_path, f"{script}", monkeypatch)
+    install(tmp_path, script, monkeypatch)
     monkeypatch.setattr(gpu_memory, "QUERY_TIMEOUT_S", 0.2)
-    assert smallest_gpu_here() == UNKNOWN_BYTES
+    assert min_gpu_memory_here() == UNKNOWN_BYTES
 
 
 def test_a_machine_without_the_driver_counts_as_one_of_a_small_gpu(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert smallest_gpu_here() == UNKNOWN_BYTES
+    assert min_gpu_memory_here() == UNKNOWN_BYTES

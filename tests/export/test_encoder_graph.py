@@ -179,7 +179,7 @@ def test_a_graph_for_a_gpu_computes_sizes_on_the_cpu_and_copies_none(name: str) 
 
 
 def test_a_table_of_more_than_a_hundred_numbers_would_be_read_on_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(encoder_layout, "groups_by_length", lambda row: [1] * 101)
+    monkeypatch.setattr(encoder_layout, "sentences_by_length", lambda row: [1] * 101)
     assert copied_tensors(graph.__wrapped__("bert", CUDA_TARGET))
 
 

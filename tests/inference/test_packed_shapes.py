@@ -21,7 +21,7 @@ from tasks.inference.packed_shapes import (
     BATCH_TOKENS,
     FUSED_TOKENS,
     PACK_TOKENS,
-    is_fused,
+    attention_is_fused,
     packed_batches,
     packed_length,
     sentences_of_row,
@@ -84,10 +84,10 @@ def test_attention_of_any_batch_is_fused_and_of_few_sentences_with_little_paddin
         for tokens in range(1, 200):
             length = packed_length(sentences, tokens)
             of_row = min(sentences, exporter_sizes()(sentences, length)[1] // length)
-            assert is_fused(sentences, length)
+            assert attention_is_fused(sentences, length)
             assert of_row * length % FUSED_TOKENS == 0
             assert 0 <= length - tokens <= 7
-            assert not any(is_fused(sentences, shorter) for shorter in range(tokens, length))
+            assert not any(attention_is_fused(sentences, shorter) for shorter in range(tokens, length))
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from tasks.inference import runner as runner_module
 from tasks.inference import sessions
-from tasks.inference.packed_shapes import is_fused, packed_length
+from tasks.inference.packed_shapes import attention_is_fused, packed_length
 from tasks.inference.runner import CAPTURE_AFTER, CAPTURED_BATCHES, CAPTURED_LENGTHS, Runner, bucket_shape
 from tasks.inference.sessions import CUDA, open_session, uses_cuda_graphs
 from tasks.inference.tokenization import TokenIds
@@ -62,7 +62,7 @@ def test_attention_is_fused_in_every_captured_shape() -> None:
         for tokens in range(1, CAPTURED_LENGTHS[-1] + 1):
             shape = bucket_shape(sentences, tokens, 512)
             assert shape is not None
-            assert is_fused(*shape)
+            assert attention_is_fused(*shape)
 
 
 @pytest.mark.parametrize(("sentences", "tokens"), [(33, 8), (1, 129), (0, 8)])

@@ -23,7 +23,7 @@ from stage import ROOT, SECRETS, Store
 from toy import SIGN, WORDS
 
 from tasks.cluster.connection import connected
-from tasks.cluster.gpu_memory import UNKNOWN_BYTES, smallest_gpu
+from tasks.cluster.gpu_memory import UNKNOWN_BYTES, min_gpu_memory
 from tasks.core.errors import UsageError, VerdictError
 from tasks.data.sentences import open_source
 from tasks.inference.classifier import Classifier
@@ -190,10 +190,10 @@ def test_nodes_say_how_much_memory_their_gpus_have(nodes: RayNodes, tmp_path: Pa
     (tmp_path / "nvidia-smi").write_text("#!/bin/sh\necho 81559\necho 24576\n")
     (tmp_path / "nvidia-smi").chmod(0o755)
     with connected(nodes.address):
-        assert smallest_gpu() == UNKNOWN_BYTES
+        assert min_gpu_memory() == UNKNOWN_BYTES
     node = nodes.add(1, gpus=2, PATH=f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     with connected(nodes.address):
-        assert smallest_gpu() == 24_576 << 20
+        assert min_gpu_memory() == 24_576 << 20
     node.terminate()
     node.wait()
 

@@ -20,22 +20,21 @@ def copied_tensors(model: onnx.ModelProto) -> list[str]:
     constants keep it on the GPU.
     """
     graph = model.graph
-    constants = {tensor.name: tensor for tensor in graph.initializer}
+    constants = {tensor.name for tensor in graph.initializer}
     fed = {value.name for value in graph.input}  # read on either side
+    small = {
+        tensor.name
+        for tensor in graph.initializer
+        if prod(tensor.dims) <= LARGEST_CONSTANT and tensor.data_type != TensorProto.FLOAT16
+    }
     on_host: set[str] = set()
     copied = []
-
-    def keeps_host(name: str) -> bool:
-        tensor = constants.get(name)
-        small = tensor is not None and prod(tensor.dims) <= LARGEST_CONSTANT
-        return name in on_host or (small and tensor is not None and tensor.data_type != TensorProto.FLOAT16)
-
     for node in graph.node:  # in topological order
         read = HOST_INPUTS.get(node.op_type, set())
         given = [name for name in node.input if name]
         host = node.op_type in ("Shape", "Size") or (
             any(name in on_host for name in given)
-            and all(keeps_host(name) or name in fed for name in given)
+            and on_host | small | fed >= set(given)
             and not any(name in on_host for index, name in enumerate(node.input) if index in read)
         )
         if host:
