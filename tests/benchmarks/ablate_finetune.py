@@ -81,6 +81,7 @@ MPNET = {
     "learning_rate": 1e-5, "layer_decay": 1.0, "epochs": 10, "batch_size": 16, "warmup_ratio": 0.06,
     "weight_decay": 0.1, "adam_beta2": 0.98, "adam_eps": 1e-6, "max_grad_norm": 0.0,
 }  # fmt: skip
+TAUGHT = SMALL | {"token_loss": 0.0, "text_corruptions": 1}
 NEW_KINDS = list(KINDS)
 # Family of encoders -> recipe -> settings; each recipe changes the first one's.
 RECIPES: dict[str, dict[str, dict[str, Any]]] = {
@@ -212,7 +213,9 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
         "small, token loss 20, more text, whole": SMALL | {"text_corruptions": 1},
         # Students of bundles that --keep left of another recipe's runs, of the same seeds, so of the same splits.
         "small, taught, whole": SMALL | {"token_loss": 0.0, "try": ["taught", 0.7]},
-        "small, taught, larger text, whole": SMALL | {"token_loss": 0.0, "text_corruptions": 1, "try": ["taught", 0.7]},
+        "small, taught, larger text, whole": TAUGHT | {"try": ["taught", 0.7]},
+        "small, taught, larger text, 4 passes, whole": TAUGHT | {"try": ["taught", 0.7, 4, 128, 3e-4]},
+        "small, taught, larger text, 8 passes, whole": TAUGHT | {"try": ["taught", 0.7, 8, 128, 3e-4]},
     },
     "sift": {
         "corruptions 2, for SiFT": STAGE,

@@ -7,7 +7,7 @@ DIR holds CoLA-format files; `--random` takes a BERT of that size with random we
 `--model` a folder that `fine_tune` wrote. All systems get the same tokens from host memory and bring logits back to it:
 sentences sorted by length, as many at a time as the row says ("bulk": as many as suit the system; ours side by side,
 and to compare batch by batch: `one_by_one_...`). `p50_ms` and its like are of such a batch at CoLA's lengths. Ours is
-timed from text as well, tokenising included: `text_...`.
+timed from text as well, tokenising included: `text_...`. `--attention` names sets of kernels, as in bench_shapes.py.
 
     torch    the model in bf16 on a GPU, in fp32 on a CPU, eager
     naive    model.onnx, the fp32 export, in a session with default options
@@ -30,6 +30,7 @@ import onnxruntime
 import torch
 from bench_finetune import SIZES, write_random
 from bench_ingestion import cpu_name
+from bench_shapes import open_classifier
 from timing import best_of, percentiles, time_each
 
 from tasks.core.provenance import git_commit, library_versions
@@ -39,7 +40,7 @@ from tasks.export.bundle_export import export_bundle
 from tasks.inference.bundle import Origin
 from tasks.inference.classifier import CPU_BATCH, Classifier
 from tasks.inference.packed_shapes import packed_batches
-from tasks.inference.sessions import CPU, CUDA
+from tasks.inference.sessions import CPU, CUDA, uses_cuda_graphs
 from tasks.inference.tokenization import (
     TokenIds,
     TokenizedText,
@@ -70,11 +71,14 @@ def main() -> None:
         loaded = time.perf_counter() - started
         classifier.logits(texts[:1])
         first = time.perf_counter() - started
-        systems: dict[str, Run] = {
-            "torch": in_torch(model, device),
-            "naive": in_naive_session(f"{exported['bundle']}/model.onnx", device),
-            "verdict": classifier._runner.logits,
+        systems: dict[str, tuple[Run, Classifier]] = {
+            "torch": (in_torch(model, device), classifier),
+            "naive": (in_naive_session(f"{exported['bundle']}/model.onnx", device), classifier),
+            "verdict": (classifier._runner.logits, classifier),
         }
+        for kernels in options.attention:
+            other = open_classifier(exported["bundle"], device, kernels)
+            systems[f"verdict, attention {kernels}"] = other._runner.logits, other
         found: list[dict[str, Any]] = []
         result = {
             "benchmark": "inference",
@@ -84,6 +88,7 @@ def main() -> None:
             "model": options.random or Path(model).name,
             "variant": classifier.variant,
             "provider": classifier.provider,
+            "captures": uses_cuda_graphs(classifier._runner._session),
             "sentences": len(texts),
             "mean_tokens": round(float(tokens.lengths.mean()), 2),
             "fused": exported["fused"],
@@ -94,10 +99,13 @@ def main() -> None:
             "rows": found,
         }
         for batch in [*options.batches, "bulk"]:
-            for name in options.systems:
-                row = {"system": name, "batch": batch} | measure(name, systems[name], batch, tokens, classifier)
-                if name == "verdict":
-                    row |= from_text(classifier, texts, batch, options.repeats)
+            for name, (run, own) in systems.items():
+                system = name.partition(",")[0]
+                if system not in options.systems:
+                    continue
+                row = {"system": name, "batch": batch} | measure(system, run, batch, tokens, own)
+                if system == "verdict":
+                    row |= from_text(own, texts, batch, options.repeats)
                 found.append(row)
                 print(json.dumps(row), flush=True)
     if options.out:
@@ -113,6 +121,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--vocabulary", default="", help="folder with the tokenizer.json of --random")
     parser.add_argument("--device", default="auto", choices=["auto", "cuda", "cpu"])
     parser.add_argument("--systems", nargs="+", default=["torch", "naive", "verdict"])
+    parser.add_argument("--attention", type=int, nargs="*", default=[], help="more sets of kernels for ours")
     parser.add_argument("--batches", type=int, nargs="*", default=[1, 8, 32, 256])
     parser.add_argument("--sentences", type=int, default=4_096, help="of the bulk")
     parser.add_argument("--repeats", type=int, default=3)

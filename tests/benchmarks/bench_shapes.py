@@ -63,8 +63,7 @@ def main() -> None:
 def measure(bundle: str, device: str, text: str, parts: int, kernels: int) -> list[dict[str, Any]]:
     """Return a row for each batch of the parts, and one for single sentences, with a set of kernels of attention."""
     sentences = [line for line in Path(text).read_text(encoding="utf-8").splitlines() if line]
-    with patch.dict(GPU_OPTIONS, {"sdpa_kernel": str(kernels)}):
-        classifier = Classifier.from_bundle(bundle, device)
+    classifier = open_classifier(bundle, device, kernels)
     what = {
         "encoder": classifier.manifest["encoder"], "variant": classifier.variant, "text": Path(text).stem,
         "attention": kernels, "captures": uses_cuda_graphs(classifier._runner._session),
@@ -75,6 +74,12 @@ def measure(bundle: str, device: str, text: str, parts: int, kernels: int) -> li
         part = sentences[number * PART : (number + 1) * PART]
         rows += [what | {"part": number + 1} | row for row in time_batches(classifier, part)]
     return [*rows, what | time_single(classifier, sentences[:SINGLE])]
+
+
+def open_classifier(bundle: str, device: str, kernels: int) -> Classifier:
+    """Load a bundle with a set of kernels of attention."""
+    with patch.dict(GPU_OPTIONS, {"sdpa_kernel": str(kernels)}):
+        return Classifier.from_bundle(bundle, device)
 
 
 def time_single(classifier: Classifier, sentences: list[str]) -> dict[str, float]:

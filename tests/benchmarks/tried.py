@@ -141,18 +141,27 @@ def distilled(share: float, more: bool = False) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def taught(teacher: str, share: float) -> Iterator[None]:
+def taught(teacher: str, share: float, passes: int = 0, batch: int = 0, rate: float = 0.0) -> Iterator[None]:
     """End with a student of a bundle's model, which may be larger: `distilled` with more sentences, from its answers.
 
     The teacher must have had the same split, so that it has not read the validation rows.
+
+    Args:
+        teacher: its bundle.
+        share: see `_teach`.
+        passes: over all sentences; 0: as many as `_teach` takes.
+        batch: sentences; 0: the recipe's.
+        rate: learning rate; 0: the recipe's.
     """
+    settings = {"epochs": passes, "batch_size": batch, "learning_rate": rate}
+    changes = {name: value for name, value in settings.items() if value}
 
     def ask(rows: pd.DataFrame, data: dataset.TokenDataset) -> torch.Tensor:
         answers = Classifier.from_bundle(teacher).probabilities(rows["sentence"].tolist())
         return torch.from_numpy(answers).to(data._targets)
 
     def teach(job: TrainingJob, data: TokenizedData, start: str, saved: Sequence[SavedSeedRun]) -> SelectedModel:
-        return _teach(job, data, start, ask, share, more=True)
+        return _teach(job, data, start, ask, share, more=True, **changes)
 
     with patch.object(finetune, "average_or_best", teach):
         yield
@@ -166,6 +175,7 @@ def _teach(
     share: float,
     *,
     more: bool,
+    **settings: float,
 ) -> SelectedModel:
     """Train a student; it reads as many batches as one seed, with more sentences twice as many.
 
@@ -176,6 +186,7 @@ def _teach(
         ask: returns the teacher's probabilities [N, 2] of rows, which it gets as tokens, too.
         share: of these probabilities in what the student learns of a sentence with a label.
         more: whether it also learns sentences of the corruption stage.
+        settings: of the recipe, for the student alone.
     """
     rows = read_snapshot(job.train)
     labelled = len(rows)
@@ -187,7 +198,8 @@ def _teach(
     train._targets[: train.count] = soft
     train._targets[:labelled] = share * soft[:labelled] + (1 - share) * data.train._targets[:labelled]
     number = max(1, round(2 * job.recipe.epochs * labelled / len(rows))) if more else job.recipe.epochs
-    changed = replace(job, recipe=job.recipe.model_copy(update={"epochs": number}), folder=f"{job.folder}/{more}")
+    recipe = job.recipe.model_copy(update={"epochs": number} | settings)
+    changed = replace(job, recipe=recipe, folder=f"{job.folder}/{more}")
     own = TokenizedData(changed)
     own.__dict__ |= {"train": train, "validation": data.validation}  # the cached properties
     student, run = seed_runs.train_seed_run(changed, own, start, job.recipe.seed + 500)

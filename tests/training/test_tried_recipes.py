@@ -30,7 +30,7 @@ def test_each_tried_change_changes_the_weights(
         "new_top_layers": ([1], alone),
         "selections": ([], of_seeds | {"corruptions": 1}),
         "sift_step": ([0.5], alone | {"sift": 1.0}),
-        "taught": ([exported["bundle"], 0.7], {"epochs": 1, "corruptions": 1}),
+        "taught": ([exported["bundle"], 0.7, 2, 16, 1e-3], {"epochs": 1, "corruptions": 1}),
     }
     assert changes.keys() == tried.keys()
 
