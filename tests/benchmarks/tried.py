@@ -15,6 +15,7 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 from torch import nn
+from transformers import PreTrainedModel
 from tried_corruptions import KINDS
 
 from tasks.data.snapshots import read_snapshot
@@ -22,7 +23,7 @@ from tasks.evaluation.metrics import mcc
 from tasks.inference.classifier import Classifier
 from tasks.training import adversarial_noise, corruption, corruption_stage, dataset, finetune, seed_runs, soup
 from tasks.training import trainer as epochs
-from tasks.training.seed_runs import SavedSeedRun, validation_mcc
+from tasks.training.seed_runs import SavedSeedRun, SeedRun, validation_mcc
 from tasks.training.soup import SelectedModel
 from tasks.training.training_job import TokenizedData, TrainingJob, load_start
 
@@ -160,10 +161,11 @@ def taught(teacher: str, share: float, passes: int = 0, batch: int = 0, rate: fl
         answers = Classifier.from_bundle(teacher).probabilities(rows["sentence"].tolist())
         return torch.from_numpy(answers).to(data._targets)
 
-    def teach(job: TrainingJob, data: TokenizedData, start: str, saved: Sequence[SavedSeedRun]) -> SelectedModel:
-        return _teach(job, data, start, ask, share, more=True, **changes)
+    def teach(job: TrainingJob, data: TokenizedData, start: str, *_: Any) -> tuple[PreTrainedModel, SeedRun]:
+        student = _teach(job, data, start, ask, share, more=True, **changes)
+        return student.model, student.best
 
-    with patch.object(finetune, "average_or_best", teach):
+    with patch.object(finetune, "train_seed_run", teach):  # of recipes with one seed
         yield
 
 
