@@ -207,6 +207,7 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
         "marked, more text, 3 seeds, whole": {"text_corruptions": 1, "seeds": 3},
         "marked, larger text, whole": {"text_corruptions": 1},
         "marked, larger text, 3 seeds, whole": {"text_corruptions": 1, "seeds": 3},
+        "marked, taught, larger text, 3 passes, whole": {"text_corruptions": 1, "try": ["taught", 0.7, 3, 128, 1e-4]},
         "profile cola": ALL | {"corruptions": 2, "token_loss": 0.0, "seeds": 3},
         "profile cola-small, whole": SMALL | {"token_loss": 0.0},
         "small, token loss 20, whole": SMALL,
