@@ -309,7 +309,7 @@ def export_triton(
 
 
 def refuse_early(settings: "Settings", encoders: Sequence[str] = ()) -> None:
-    """Check what takes no time before anything starts: servers, encoders, the Ray cluster and the GPU.
+    """Check what takes no time before anything starts: servers, encoders, the teacher, the Ray cluster and the GPU.
 
     Args:
         settings: of the run.
@@ -323,6 +323,10 @@ def refuse_early(settings: "Settings", encoders: Sequence[str] = ()) -> None:
     _check_servers()
     for encoder in encoders or (settings.finetune.encoder,):
         check_present(encoder, offline=settings.data.offline)
+    if settings.finetune.teacher:
+        from flows.commands.predict import check_model
+
+        check_model(settings.finetune.teacher, environment.verdict_home())
     if settings.finetune.ray:
         from tasks.cluster.connection import check_cluster
 

@@ -74,6 +74,11 @@ def sweep(
         return getattr(one.resolve(device).settings.finetune, key.removeprefix(SECTION))
 
     resolved, space = seeded.resolve(device), make_space(varied, resolve)
+    if folds > 1 and resolved.settings.finetune.teacher:
+        raise UsageError(
+            f"--folds {folds} with finetune.teacher: the teacher has read rows of most folds, and validation would be "
+            "too high; expected --folds 1"
+        )
     refuse_early(resolved.settings, encoders_of(space, resolved.settings.finetune.encoder))
     refuse_unusable_files(resolved.settings.data)
     home = environment.usable_home()

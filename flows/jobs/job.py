@@ -1,7 +1,7 @@
 """A job: its name, its folder with the lock, its MLflow run, and the context that its steps share.
 
-A job is named by everything that decides its result: data, encoder, recipe, policy, device and code. Its folder
-runs/NAME holds what is finished, each file written atomically; result.json comes last.
+A job is named by everything that decides its result: data, encoder, teacher, recipe, policy, device and code. Its
+folder runs/NAME holds what is finished, each file written atomically; result.json comes last.
 """
 
 import contextlib
@@ -10,10 +10,12 @@ import shutil
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from filelock import FileLock, Timeout
 from prefect.runtime import deployment, flow_run
 
+from flows.commands.predict import FoundModel
 from flows.jobs.unchanged import load_result, recipe_of
 from flows.outcome import RetrainOutcome
 from flows.steps import Timer, retrying_task
@@ -35,11 +37,28 @@ from tasks.registry.system_metrics import record_system_metrics
 from tasks.training.pretrained import Encoder
 
 NAME_DIGITS = 8  # of the data's digest in the names of runs
-ENCODER_TAG = "encoder_digest"  # of an MLflow run
+ENCODER_TAG, TEACHER_TAG = "encoder_digest", "teacher_digest"  # of an MLflow run
 DEFAULT_ORIGINS = ("default", POLICY_FILE)  # of settings that nobody chose for this run; they are not tagged
 
 log_dataset = retrying_task("log to MLflow", tracking.log_dataset)
 open_run = retrying_task("open MLflow run", tracking.open_run)
+
+
+class JobInputs(NamedTuple):
+    """What a job starts from, beside its settings."""
+
+    data: Dataset
+    encoder: Encoder
+    teacher: FoundModel | None
+    """Whose answers training learns; None without one."""
+    device: str
+    """cuda or cpu, resolved."""
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """SHA-256 of the models, by the name of the run's tag."""
+        teacher = {TEACHER_TAG: self.teacher.manifest_digest} if self.teacher else {}
+        return {ENCODER_TAG: self.encoder["digest"]} | teacher
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,8 +73,7 @@ class JobContext:
     """Folder of the job: runs/NAME."""
     run_id: str
     """Of the MLflow run."""
-    device: str
-    """cuda or cpu, resolved."""
+    inputs: JobInputs
     timer: Timer
     subject: str
     """What it is about: name and digest of the data, for names of runs."""
@@ -66,9 +84,10 @@ class JobContext:
         return recordable_rows(self.settings, self.origins)
 
 
-def name_job(settings: Settings, data: Dataset, encoder: Encoder, device: str) -> str:
-    """Return 16 hex digits of everything that decides the result; where data and encoder lie is not part of it."""
-    return json_digest([recipe_of(settings), data["digest"], encoder["digest"], device, git_commit()])[:16]
+def name_job(settings: Settings, inputs: JobInputs) -> str:
+    """Return 16 hex digits of everything that decides the result; where data and models lie is not part of it."""
+    parts = [recipe_of(settings), inputs.data["digest"], inputs.digests, inputs.device, git_commit()]
+    return json_digest(parts)[:16]
 
 
 @contextlib.contextmanager
@@ -107,9 +126,7 @@ def tracked_run(
     store: MlflowStore,
     home: str,
     job: str,
-    device: str,
-    data: Dataset,
-    encoder: Encoder,
+    inputs: JobInputs,
     timer: Timer,
 ) -> Iterator[JobContext]:
     """Keep the job's MLflow run open over the block: `end_job` ends it.
@@ -117,6 +134,7 @@ def tracked_run(
     On an error it ends FAILED, where it was stopped KILLED, in either case with the reason.
     """
     settings, origins = resolved
+    data = inputs.data
     rows = recordable_rows(settings, origins)
     tags = {f"origin.{row.key}": row.origin for row in rows if row.origin not in DEFAULT_ORIGINS} | library_versions()
     commit, subject = git_commit(), name_subject(settings, data["digest"])
@@ -125,7 +143,7 @@ def tracked_run(
         "home": home_id(home),
         "dataset": data["digest"],
         "git_commit": commit,
-        ENCODER_TAG: encoder["digest"],
+        **inputs.digests,
         **tracking.page_tags(subject, "verdict retrain", commit, deployed=bool(deployment.id)),
     }
     run_id = open_run(timer, store, job, {row.key: row.value for row in rows}, tags)
@@ -136,7 +154,7 @@ def tracked_run(
     log_format.bind_context(run=run_id, flow_run=str(flow_run.id or ""), dataset=data["digest"], version="", digest="")
     try:
         with record_system_metrics(store, run_id):
-            yield JobContext(settings, origins, store, Path(home) / "runs" / job, run_id, device, timer, subject)
+            yield JobContext(settings, origins, store, Path(home) / "runs" / job, run_id, inputs, timer, subject)
     except BaseException as error:
         decision, status = _describe_end(error)
         with contextlib.suppress(UnreachableError):  # if the store is what failed, the first error is the one to report

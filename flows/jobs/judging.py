@@ -69,7 +69,7 @@ def evaluate_and_judge(
         split=read_json(folder / "split.json"),
         training=[str(folder / f"{side}.parquet") for side in sides],
         context=judge_context,
-        device=context.device,
+        device=context.inputs.device,
         resamples=context.settings.judge.resamples,
     )
     evidence["baselines"] = baselines(timer, str(folder / "train.parquet"), holdout["path"], evidence["resamples"])

@@ -10,12 +10,12 @@ from typing import Any, Literal, TypedDict
 
 from flows.commands.check import read_data, run_gate, summarise
 from flows.jobs.data_changes import compare_rows
-from flows.jobs.job import ENCODER_TAG, load_finished, name_job, recordable_rows
+from flows.jobs.job import JobInputs, load_finished, name_job, recordable_rows
+from flows.jobs.teacher import locate_teacher
 from flows.services.job_locks import is_locked
 from tasks.core.printable import counted
 from tasks.core.provenance import git_commit, library_versions
 from tasks.core.settings_loader import ResolvedSettings
-from tasks.data.ingestion import Dataset
 from tasks.data.row_changes import RowChanges
 from tasks.evaluation.run_diff import CODE_TAG, DATA_TAG, RunRecord, diff_runs
 from tasks.export.bundle_export import EXPORT_RECORD
@@ -25,7 +25,7 @@ from tasks.registry.champion_profile import fetch_profile
 from tasks.registry.store import MlflowStore, is_uninitialised, locate_store
 from tasks.training.device import resolve_device
 from tasks.training.finetune import TRAINING_FILE
-from tasks.training.pretrained import Encoder, locate_encoder
+from tasks.training.pretrained import locate_encoder
 
 # What an interrupted job has in its folder, in the order in which it is made.
 FINISHED_STEPS = {"training": f"model/{TRAINING_FILE}", "export": EXPORT_RECORD, "measurement": "evidence.json"}
@@ -72,7 +72,10 @@ def plan_retraining(resolved: ResolvedSettings, home: str, force: bool) -> Retra
         data = read_data(settings.data, home, scratch)
         gate = summarise(run_gate(data, settings, scratch, encoder["folder"], fetch_profile(store)))
         del gate["report"]  # goes with the folder
-        job = name_job(settings, data, encoder, device)
+        address = settings.finetune.teacher
+        teacher = locate_teacher(address, data["digest"], home) if address else None
+        inputs = JobInputs(data, encoder, teacher, device)
+        job = name_job(settings, inputs)
         champion, run = _read_champion(store)
         plan = RetrainPlan(
             action="train",
@@ -83,7 +86,7 @@ def plan_retraining(resolved: ResolvedSettings, home: str, force: bool) -> Retra
             device=device,
             finished=[],
             champion=champion,
-            changes=None if run is None else _list_changes(run, resolved, data, encoder),
+            changes=None if run is None else _list_changes(run, resolved, inputs),
             rows=compare_rows(store, champion["run"], data, home) if champion and run else {},
             gate=gate,
         )
@@ -130,8 +133,8 @@ def _read_champion(store: MlflowStore) -> tuple[dict[str, Any] | None, RunRecord
     return known, tracking.read_run_record(store, run)
 
 
-def _list_changes(run: RunRecord, resolved: ResolvedSettings, data: Dataset, encoder: Encoder) -> list[dict[str, str]]:
-    facts = {DATA_TAG: data["digest"], ENCODER_TAG: encoder["digest"], CODE_TAG: git_commit()} | library_versions()
-    if ENCODER_TAG not in run["tags"]:  # of an earlier release
-        del facts[ENCODER_TAG]
+def _list_changes(run: RunRecord, resolved: ResolvedSettings, inputs: JobInputs) -> list[dict[str, str]]:
+    # A run without a tag is of an earlier release, or had no teacher, which its settings say.
+    models = {tag: digest for tag, digest in inputs.digests.items() if tag in run["tags"]}
+    facts = {DATA_TAG: inputs.data["digest"], **models, CODE_TAG: git_commit()} | library_versions()
     return [change._asdict() for change in diff_runs(run, recordable_rows(*resolved), facts)]

@@ -19,6 +19,7 @@ from flows.jobs.approval import find_waiting, wait_for_approval
 from flows.jobs.dead_runs import close_dead_runs, end_job
 from flows.jobs.job import (
     JobContext,
+    JobInputs,
     clear,
     load_finished,
     locked,
@@ -29,6 +30,7 @@ from flows.jobs.job import (
 from flows.jobs.judging import evaluate_and_judge
 from flows.jobs.prefect_artifacts import find_run_page, name_run, publish_outcome
 from flows.jobs.publish import log_files, log_series, publish, record_figures, write_report
+from flows.jobs.teacher import locate_teacher
 from flows.jobs.training_rows import split_rows
 from flows.jobs.unchanged import digest_inputs, hash_files, record_inputs, report_path
 from flows.notifications import alert_failure
@@ -75,6 +77,7 @@ log = logging.getLogger("tasks.retrain")
 read = timed_task("read data", read_data)  # downloads have retries of their own
 find_encoder = retrying_task("find encoder", locate_encoder)
 examine = timed_task("check data", run_gate)
+find_teacher = retrying_task("find teacher", locate_teacher)
 try_encoder = timed_task("check encoder", check_encoder)
 export = timed_task("export", export_bundle)
 find_profile = retrying_task("find champion", fetch_profile)
@@ -93,8 +96,8 @@ def retrain(settings: dict[str, Any], origins: dict[str, str], home: str, force:
         force: start over even where an equal job is finished or half done.
 
     Raises:
-        UsageError: if data or encoder are not there, the encoder cannot be trained or exported, or a signature is
-            required and there is no key.
+        UsageError: if data, encoder or teacher are not there, the encoder cannot be trained or exported, or a signature
+            is required and there is no key.
         DataRejected: if the gate rejects the data.
         VerdictError: if a step fails; everything finished stays for the next run.
     """
@@ -106,21 +109,23 @@ def retrain(settings: dict[str, Any], origins: dict[str, str], home: str, force:
     files = hash_files(chosen.data, home)
     data = read(timer, chosen.data, home)
     encoder = find_encoder(timer, chosen.finetune.encoder, offline=chosen.data.offline)
-    device = resolve_device(chosen.finetune.device)
+    address = chosen.finetune.teacher
+    teacher = find_teacher(timer, address, data["digest"], home) if address else None
+    inputs = JobInputs(data, encoder, teacher, resolve_device(chosen.finetune.device))
     name_run(name_subject(chosen, data["digest"]))
-    job = name_job(chosen, data, encoder, device)
-    folder, inputs = Path(home) / "runs" / job, digest_inputs(chosen, files, encoder)
+    job = name_job(chosen, inputs)
+    folder, known = Path(home) / "runs" / job, digest_inputs(chosen, files, encoder)
     with locked(folder):
         if force:
             clear(folder)
         close_dead_runs(store, home, job)
         if finished := load_finished(folder, store):
-            record_inputs(folder, inputs, files)
+            record_inputs(folder, known, files)
             return dataclasses.replace(name_after(finished, chosen), seconds=timer.seconds)
         (folder / RESULT_FILE).unlink(missing_ok=True)  # of a version that was deleted
         if not (folder / EXPORT_RECORD).is_file():
             start_forkserver()  # the export's process imports its libraries while the gate runs on another core
-        with tracked_run(ResolvedSettings(chosen, origins), store, home, job, device, data, encoder, timer) as context:
+        with tracked_run(ResolvedSettings(chosen, origins), store, home, job, inputs, timer) as context:
             gate = check_data(context, data, encoder)
             if not (folder / "model" / TRAINING_FILE).is_file():
                 try_encoder(timer, encoder, chosen.finetune.max_length, home, chosen.finetune.allow_new_weights)
@@ -130,7 +135,7 @@ def retrain(settings: dict[str, Any], origins: dict[str, str], home: str, force:
             outcome = outcome_of(context, report, version, data["digest"])
             record_outcome(context, outcome)
         end_job(store, outcome)
-        record_inputs(folder, inputs, files)
+        record_inputs(folder, known, files)
     publish_outcome(name_after(outcome, chosen), report.evidence, store)
     waits = outcome.decision == "HOLD" and chosen.judge.wait_for_person
     return name_after(wait_for_approval(outcome, chosen.judge.wait_hours, home), chosen) if waits else outcome
@@ -173,7 +178,8 @@ def train(context: JobContext, data: Dataset, encoder: Encoder) -> TrainingResul
     write_json(folder / "split.json", rows.split)
     series = {f"rows_{name}": {0: cast(int, count)} for name, count in {**rows.split, **rows.text_counts}.items()}
     log_series(context.timer, context.store, context.run_id, series)
-    recipe = resolve_recipe(chosen, encoder["folder"])
+    teacher = context.inputs.teacher
+    recipe = resolve_recipe(chosen, encoder["folder"], teacher.bundle if teacher else "")
     model = str(folder / "model")
     return fine_tune_visibly(
         context.timer, rows.train, rows.validation, rows.text, recipe, model, context.store, context.run_id
@@ -234,7 +240,7 @@ def export_model(context: JobContext, data: Dataset, encoder: Encoder) -> Export
         str(folder),
         origin,
         str(folder / "validation.parquet"),
-        context.device,
+        context.inputs.device,
         context.settings.export.decision_threshold == "validation",
     )
     log_format.bind_context(digest=exported["digest"])

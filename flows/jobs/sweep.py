@@ -10,7 +10,7 @@ from prefect import flow
 
 from flows.jobs.job import locked
 from flows.jobs.publish import log_files
-from flows.jobs.retrain import examine, find_encoder, find_profile, read, retrain, try_encoder
+from flows.jobs.retrain import examine, find_encoder, find_profile, find_teacher, read, retrain, try_encoder
 from flows.jobs.training_rows import split_into_folds
 from flows.jobs.unchanged import recipe_of
 from flows.notifications import alert_failure
@@ -90,7 +90,7 @@ def sweep(
         folds: of each trial; 1 for one split.
 
     Raises:
-        UsageError: if data or an encoder are not there, or a library is missing.
+        UsageError: if data, an encoder or the teacher are not there, or a library is missing.
         DataRejected: if the gate rejects the data.
         VerdictError: if no trial ended well, or the winner's run fails.
     """
@@ -99,11 +99,13 @@ def sweep(
     data = read(timer, chosen.data, home)
     addresses = encoders_of(dimensions, chosen.finetune.encoder)
     encoders = {address: find_encoder(timer, address, offline=chosen.data.offline) for address in addresses}
+    address = chosen.finetune.teacher
+    teacher = find_teacher(timer, address, data["digest"], home) if address else None
     cluster = CallCluster(**ray) if ray else None
     device = ("cuda" if cluster.gpus else "cpu") if cluster else resolve_device(chosen.finetune.device)
     digests = sorted(encoder["digest"] for encoder in encoders.values())
-    parts = [recipe_of(chosen), space, data["digest"], digests, device, folds, git_commit()]
-    name = json_digest(parts)[:16]
+    parts = [recipe_of(chosen), space, data["digest"], digests, teacher and teacher.manifest_digest, device, folds]
+    name = json_digest([*parts, git_commit()])[:16]
     folder = Path(home) / "sweeps" / name
     with locked(folder):
         _check_inputs(timer, data, chosen, list(encoders.values()), str(folder), home)
@@ -113,6 +115,7 @@ def sweep(
             space=dimensions,
             base=chosen.finetune,
             encoders={address: encoder["folder"] for address, encoder in encoders.items()},
+            teacher=teacher.bundle if teacher else "",
             folds=tuple(divided),
             text=text,
             device=device,

@@ -44,12 +44,12 @@ class DataFiles(NamedTuple):
 
 
 def recipe_of(settings: Settings) -> dict[str, object]:
-    """Return the settings that decide a job's result, beside data, encoder and device."""
+    """Return the settings that decide a job's result, beside data, encoder, teacher and device."""
     recipe: dict[str, object] = settings.model_dump(
         mode="json",
         exclude={
             "data": {*LATER_READ, "columns", "labels"},
-            "finetune": {"encoder", "device", "checkpoint_seconds", "allow_new_weights", "ray"},
+            "finetune": {"encoder", "device", "checkpoint_seconds", "allow_new_weights", "ray", "teacher"},
             # The policy's numbers are part of it, its file's path is not. Waiting changes no result.
             "judge": {"policy", "wait_for_person", "wait_hours"},
             "watch": True,
@@ -78,9 +78,12 @@ def hash_files(data: DataSettings, home: str) -> DataFiles | None:
 
 
 def digest_inputs(settings: Settings, files: DataFiles | None, encoder: Encoder) -> str | None:
-    """Digest what a job with these settings, files and encoder depends on; None where code or files are not known."""
+    """Digest what a job with these settings, files and encoder depends on; None where code or files are not known.
+
+    None with a teacher as well: an address in a registry says nothing about which model it is.
+    """
     commit = git_commit()
-    if files is None or commit.endswith("-dirty"):
+    if files is None or commit.endswith("-dirty") or settings.finetune.teacher:
         return None
     from tasks.inference.sessions import has_gpu
 
@@ -112,7 +115,7 @@ def find_unchanged(settings: Settings, home: str) -> RetrainOutcome | None:
 def _digest_now(settings: Settings, home: str) -> str | None:
     """Digest the inputs as they are now; what is worth a warning is not logged here, because the flow logs it."""
     encoder, before = settings.finetune.encoder, logging.root.manager.disable
-    if encoder != PACKAGED and not Path(encoder).is_dir():
+    if settings.finetune.teacher or (encoder != PACKAGED and not Path(encoder).is_dir()):
         return None
     logging.disable(logging.CRITICAL)
     try:

@@ -57,6 +57,10 @@ class FinetuneSettings(Section):
     """Corrupted copies per sentence of data.text. With data.text set, this alone turns the corruption stage on."""
     token_loss: Annotated[float, Field(ge=0, le=1000)] = 0.0
     """Weight of that stage's second loss: which tokens were moved, changed or follow a dropped one; 0 for none."""
+    teacher: Address = ""
+    """Model whose answers training learns, also to data.text and corrupted copies: bundle or registry address."""
+    teacher_share: Share = 0.7
+    """Share of the teacher's answer in what is learned of a sentence with a label; without a label it is all."""
     patience: Annotated[int, Field(ge=0)] = 0
     """Early stopping: epochs without a better validation MCC after which training ends; 0 for never."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 2018

@@ -34,7 +34,7 @@ def run_corruption_stage(job: TrainingJob, data: TokenizedData) -> str:
     target = Path(job.folder) / "corruption-stage"
     if is_finished(target, job.fingerprint):
         return str(target)
-    rows = _corruption_rows(job)
+    rows = corrupt_rows(job)
     if rows["label"].nunique() < 2:
         log.warning("no sentence could be corrupted; training starts without the corruption stage")
         return recipe.encoder
@@ -63,8 +63,11 @@ def _copies(job: TrainingJob) -> tuple[int, int]:
     return job.recipe.corruptions, job.recipe.text_corruptions if job.text else 0
 
 
-def _corruption_rows(job: TrainingJob) -> pd.DataFrame:
-    """Return original (label 1) and corrupted sentences (label 0); none of the latter occurs in the data."""
+def corrupt_rows(job: TrainingJob) -> pd.DataFrame:
+    """Return original (label 1) and corrupted sentences (label 0); none of the latter occurs in the data.
+
+    There is no row where the recipe has no corruption stage.
+    """
     parts = [read_snapshot(path) for path in (job.train, job.text) if path]
     known = [sentence for part in parts for sentence in part["sentence"]]
     copies = _copies(job)[: len(parts)]
@@ -73,4 +76,4 @@ def _corruption_rows(job: TrainingJob) -> pd.DataFrame:
         for part, count in zip(parts, copies, strict=True)
         if count
     ]
-    return pd.concat(corrupted, ignore_index=True)
+    return pd.concat(corrupted, ignore_index=True) if corrupted else pd.DataFrame({"sentence": [], "label": []})

@@ -114,11 +114,11 @@ def encode_rows(
     label_smoothing: float = 0.0,
     positions: int | None = None,
 ) -> TokenDataset:
-    """Tokenise rows with columns sentence and label, and copy them to the device.
+    """Tokenise rows and copy them, with what is learned of them, to the device.
 
     Args:
-        rows: sentences with labels 0 or 1; tokens are marked where a column says what each sentence was corrupted from
-            (`original`).
+        rows: sentences with labels 0 or 1, or with the probability of being acceptable (`acceptable`); tokens are
+            marked where a column says what each sentence was corrupted from (`original`).
         tokenizer: of the model that shall read them.
         pad_id: token that fills short sentences.
         device: cuda or cpu.
@@ -126,7 +126,11 @@ def encode_rows(
         positions: tokens that the model has positions for; None without a limit.
     """
     ids = tokenise(tokenizer, rows["sentence"].tolist()).rows()
-    targets = smooth_labels(rows["label"].to_numpy(np.int64), label_smoothing)
+    if "acceptable" in rows:
+        acceptable = rows["acceptable"].to_numpy(np.float64)
+        targets = np.stack([1 - acceptable, acceptable], axis=1)
+    else:
+        targets = smooth_labels(rows["label"].to_numpy(np.int64), label_smoothing)
     marks = mark_tokens(tokenizer, rows["original"].tolist(), rows["sentence"].tolist()) if "original" in rows else None
     return TokenDataset(ids, targets, pad_id, device, marks, positions)
 

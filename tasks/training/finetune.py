@@ -36,6 +36,7 @@ from tasks.training.seed_runs import (
     validation_mcc,
 )
 from tasks.training.soup import SelectedModel, average_or_best
+from tasks.training.teacher import read_teacher, write_answers
 from tasks.training.token_check import check_saved, lost_capitals, sample_sentences
 from tasks.training.trainer import EpochRecord, OnEpoch
 from tasks.training.training_job import TokenizedData, TrainingJob
@@ -96,7 +97,7 @@ def fine_tune(
         validation: snapshot of the rows that select the epoch.
         recipe: how to train, and the folder of the encoder.
         folder: receives config.json, model.safetensors, tokenizer.json and training.json.
-        text: snapshot of further sentences for the corruption stage; empty for none.
+        text: snapshot of further sentences for the corruption stage and the teacher; empty for none.
         on_epoch: called after each epoch.
 
     Raises:
@@ -151,11 +152,13 @@ def make_job(train: str, validation: str, recipe: TrainingRecipe, folder: str, t
     """Collect what all seeds share, with the fingerprint that ties checkpoints to it.
 
     Raises:
-        UsageError: if there are fewer GPUs than processes, or the encoder's folder lacks files.
+        UsageError: if there are fewer GPUs than processes, the encoder's folder lacks files, or the teacher has other
+            labels.
     """
     check_processes(recipe.processes, recipe.device)
     data = [sha256_of(Path(path)) if path else "" for path in (train, validation, text)]
-    fingerprint = recipe.fingerprint(*data, encoder_digest(recipe.encoder))
+    teacher = read_teacher(recipe.teacher)["manifest_digest"] if recipe.teacher else ""
+    fingerprint = recipe.fingerprint(*data, encoder_digest(recipe.encoder), teacher)
     return TrainingJob(recipe, train, validation, text, folder, fingerprint)
 
 
@@ -163,6 +166,8 @@ def _train_all(job: TrainingJob, on_epoch: OnEpoch | None) -> tuple[SelectedMode
     """Train all seeds, in one process or several; return the selected model and every seed's record."""
     recipe = job.recipe
     data = TokenizedData(job, compile_for_training(recipe))
+    if recipe.teacher:
+        write_answers(job)
     start = run_corruption_stage(job, data)
     if recipe.seeds == recipe.processes == 1:
         model, seed_run = train_seed_run(job, data, start, recipe.seed, on_epoch)

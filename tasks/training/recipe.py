@@ -13,7 +13,7 @@ from tasks.training.device import cpu_supports_bf16, resolve_device
 
 # What does not change the weights that one seed's training computes. Everything else does, so that a setting that
 # nobody listed here invalidates the checkpoints of an interrupted run: too many are retrained, never too few.
-NOT_DECISIVE = frozenset({"encoder", "seeds", "restarts", "checkpoint_seconds", "allow_new_weights", "ray"})
+NOT_DECISIVE = frozenset({"encoder", "seeds", "restarts", "checkpoint_seconds", "allow_new_weights", "ray", "teacher"})
 
 
 class TrainingRecipe(FinetuneSettings):
@@ -25,6 +25,8 @@ class TrainingRecipe(FinetuneSettings):
 
     encoder: str
     """Folder of the pretrained encoder."""
+    teacher: str = ""
+    """Folder of the teacher's bundle; empty for none."""
     device: Literal["cuda", "cpu"]
     """Where training runs."""
     precision: Literal["fp32", "bf16"]
@@ -38,7 +40,7 @@ class TrainingRecipe(FinetuneSettings):
         """Digest everything that decides the weights of one seed's training.
 
         Args:
-            files: digests of the training data and of the encoder.
+            files: digests of the training data, of the encoder and of the teacher.
         """
         values = self.model_dump(mode="json", exclude=set(NOT_DECISIVE))
         if self.seeds > 1:  # each seed is trained in one process, however many there are
@@ -46,12 +48,13 @@ class TrainingRecipe(FinetuneSettings):
         return json_digest([values, *files])
 
 
-def resolve_recipe(settings: FinetuneSettings, encoder: str) -> TrainingRecipe:
+def resolve_recipe(settings: FinetuneSettings, encoder: str, teacher: str = "") -> TrainingRecipe:
     """Build the recipe of this machine from settings.
 
     Args:
         settings: the section `finetune`.
         encoder: folder of the encoder that `settings.encoder` names.
+        teacher: folder of the bundle that `settings.teacher` names, if it names one.
 
     Raises:
         VerdictError: if cuda is wanted and torch sees no GPU.
@@ -59,6 +62,7 @@ def resolve_recipe(settings: FinetuneSettings, encoder: str) -> TrainingRecipe:
     device = resolve_device(settings.device)
     resolved = {
         "encoder": encoder,
+        "teacher": teacher,
         "max_length": longest_input(encoder, settings.max_length),
         "device": device,
         "precision": resolve_precision(settings.precision, device),

@@ -20,8 +20,11 @@ RANGE = ".."
 MAX_COMBINATIONS = 10_000
 # What does not decide how good a model gets, and what is the same for all trials so that they can be compared.
 NOT_SEARCHED = frozenset(
-    {"device", "processes", "precision", "checkpoint_seconds", "restarts", "seed", "seeds", "allow_new_weights", "ray"}
-)
+    {
+        "device", "processes", "precision", "checkpoint_seconds", "restarts", "seed", "seeds", "allow_new_weights",
+        "ray", "teacher",
+    }
+)  # fmt: skip
 NUMBERS = (int, float)
 
 Resolve = Callable[[str, str], Any]
@@ -63,7 +66,8 @@ def split_assignments(assignments: Sequence[str]) -> tuple[list[str], dict[str, 
     fixed, varied = [], {}
     for text in assignments:
         key, value = parse_setting(text)
-        if key.startswith(SECTION) and ("," in value or RANGE in value):
+        is_path = "/" in value  # such as ../encoder
+        if key.startswith(SECTION) and ("," in value or (RANGE in value and not is_path)):
             varied[key] = value
         else:
             fixed.append(text)

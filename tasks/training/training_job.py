@@ -25,6 +25,7 @@ from tasks.training.recipe import TrainingRecipe
 from tasks.training.train_step import StepConfig
 
 WEIGHTS_FILE, RECORD_FILE = "model.safetensors", "record.json"
+TEACHER_FOLDER, ANSWERS_FILE = "teacher", "answers.parquet"
 
 log = logging.getLogger(__name__)
 
@@ -66,8 +67,11 @@ class TokenizedData:
 
     @functools.cached_property
     def train(self) -> TokenDataset:
-        """The training rows, with smoothed labels."""
-        return self.encode(read_snapshot(self._job.train), self._job.recipe.label_smoothing)
+        """The training rows, with smoothed labels; with a teacher all sentences that it answered."""
+        job = self._job
+        if job.recipe.teacher:
+            return self.encode(read_snapshot(str(Path(job.folder) / TEACHER_FOLDER / ANSWERS_FILE)))
+        return self.encode(read_snapshot(job.train), job.recipe.label_smoothing)
 
     @functools.cached_property
     def validation(self) -> TokenDataset:
@@ -109,22 +113,22 @@ def step_config(recipe: TrainingRecipe, rows: int, epochs: int) -> StepConfig:
     return StepConfig(steps=epochs * math.ceil(rows / recipe.batch_size), **shared)
 
 
-def write_record(folder: Path, fingerprint: str, **more: Any) -> None:
-    """Write the fingerprint of the job and the digest of the weights beside them."""
-    content = {"fingerprint": fingerprint, "sha256": sha256_of(folder / WEIGHTS_FILE), **more}
+def write_record(folder: Path, fingerprint: str, file: str = WEIGHTS_FILE, **more: Any) -> None:
+    """Write the fingerprint of the job and the digest of a file, the weights, beside it."""
+    content = {"fingerprint": fingerprint, "sha256": sha256_of(folder / file), **more}
     write_checksummed(folder / RECORD_FILE, content)
 
 
-def is_finished(folder: Path, fingerprint: str) -> bool:
-    """Return whether a folder holds an intact model of this job; a damaged one is logged."""
+def is_finished(folder: Path, fingerprint: str, file: str = WEIGHTS_FILE) -> bool:
+    """Return whether a folder holds an intact file, the weights, of this job; a damaged one is logged."""
     if not (folder / RECORD_FILE).is_file():
         return False
     try:
         record = read_checksummed(folder / RECORD_FILE)
         if record["fingerprint"] != fingerprint:
             return False
-        if sha256_of(folder / WEIGHTS_FILE) != record["sha256"]:
-            raise VerdictError(f"{WEIGHTS_FILE} is not what was written")
+        if sha256_of(folder / file) != record["sha256"]:
+            raise VerdictError(f"{file} is not what was written")
     except (OSError, VerdictError) as error:
         log.warning("%s is ignored: %s", folder, error)
         return False

@@ -34,6 +34,8 @@ class SweepPlan(NamedTuple):
     """Settings of what is not varied."""
     encoders: dict[str, str]
     """Folder of each encoder, by its address in the settings."""
+    teacher: str
+    """Folder of the teacher's bundle, or empty."""
     folds: tuple[Fold, ...]
     """On which each trial trains; one where it validates by one split."""
     text: str
@@ -129,9 +131,9 @@ def _check_files(plan: SweepPlan) -> None:
     train = plan.folds[0].train
     if not Path(train).exists():
         raise UsageError(f"{train} is not on this machine; expected one VERDICT_HOME that all machines mount")
-    for path in plan.encoders.values():
+    for path in (*plan.encoders.values(), *filter(None, [plan.teacher])):
         if not Path(path).exists():
-            raise UsageError(f"{path} is not on this machine; expected the encoder in the same folder on all machines")
+            raise UsageError(f"{path} is not on this machine; expected the model in the same folder on all machines")
 
 
 def _report_epochs(report: Callable[[TrialEpoch], bool], trial: int, fold: int) -> OnEpoch:
@@ -153,5 +155,5 @@ def _train(plan: SweepPlan, settings: dict[str, Any], number: int, on_epoch: OnE
         return finished
     fold = plan.folds[number - 1]
     chosen = FinetuneSettings.model_validate({**plan.base.model_dump(), **settings, "device": plan.device, "ray": ""})
-    recipe = resolve_recipe(chosen, plan.encoders[chosen.encoder])
+    recipe = resolve_recipe(chosen, plan.encoders[chosen.encoder], plan.teacher)
     return fine_tune(fold.train, fold.validation, recipe, folder, text=plan.text, on_epoch=on_epoch)

@@ -81,7 +81,7 @@ MPNET = {
     "learning_rate": 1e-5, "layer_decay": 1.0, "epochs": 10, "batch_size": 16, "warmup_ratio": 0.06,
     "weight_decay": 0.1, "adam_beta2": 0.98, "adam_eps": 1e-6, "max_grad_norm": 0.0,
 }  # fmt: skip
-TAUGHT = SMALL | {"token_loss": 0.0, "text_corruptions": 1}
+TAUGHT = {"taught": True, "text_corruptions": 1, "batch_size": 128, "learning_rate": 3e-4}
 NEW_KINDS = list(KINDS)
 # Family of encoders -> recipe -> settings; each recipe changes the first one's.
 RECIPES: dict[str, dict[str, dict[str, Any]]] = {
@@ -207,16 +207,14 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
         "marked, more text, 3 seeds, whole": {"text_corruptions": 1, "seeds": 3},
         "marked, larger text, whole": {"text_corruptions": 1},
         "marked, larger text, 3 seeds, whole": {"text_corruptions": 1, "seeds": 3},
-        "marked, taught, larger text, 3 passes, whole": {"text_corruptions": 1, "try": ["taught", 0.7, 3, 128, 1e-4]},
+        "marked, taught, larger text, 3 passes, whole": TAUGHT | {"epochs": 3, "learning_rate": 1e-4},
         "profile cola": ALL | {"corruptions": 2, "token_loss": 0.0, "seeds": 3},
         "profile cola-small, whole": SMALL | {"token_loss": 0.0},
         "small, token loss 20, whole": SMALL,
         "small, token loss 20, more text, whole": SMALL | {"text_corruptions": 1},
         # Students of bundles that --keep left of another recipe's runs, of the same seeds, so of the same splits.
-        "small, taught, whole": SMALL | {"token_loss": 0.0, "try": ["taught", 0.7]},
-        "small, taught, larger text, whole": TAUGHT | {"try": ["taught", 0.7]},
-        "small, taught, larger text, 4 passes, whole": TAUGHT | {"try": ["taught", 0.7, 4, 128, 3e-4]},
-        "small, taught, larger text, 8 passes, whole": TAUGHT | {"try": ["taught", 0.7, 8, 128, 3e-4]},
+        "small, taught, larger text, 4 passes, whole": SMALL | TAUGHT | {"token_loss": 0.0, "epochs": 4},
+        "small, taught, larger text, 8 passes, whole": SMALL | TAUGHT | {"token_loss": 0.0, "epochs": 8},
     },
     "sift": {
         "corruptions 2, for SiFT": STAGE,

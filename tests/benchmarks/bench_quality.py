@@ -87,7 +87,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, default=0, help="of every recipe, to try the script")
     parser.add_argument("--workers", type=int, default=1, help="runs at the same time [1]")
     parser.add_argument("--minutes", type=float, default=1e6, help="after which all runs end")
-    parser.add_argument("--teacher", default="", help="bundle for recipes that are taught; {seed} is the run's")
+    parser.add_argument("--teacher", default="", help="bundle for recipes that are taught; {seed}: the run's")
     parser.add_argument("--keep", default="", help="folder for the bundles, SEED-RECIPE each")
     parser.add_argument("--out", required=True)
     parser.add_argument("--commit", default="")
@@ -99,8 +99,7 @@ def run_job(job: Job, options: argparse.Namespace) -> list[dict[str, Any]]:
     started, device = time.perf_counter(), resolve_device(options.device)
     settings = dict(job.settings) | ({"epochs": options.epochs} if options.epochs else {})
     what, *how = settings.pop("try", [""])
-    if what == "taught":
-        how = [options.teacher.format(seed=job.seed), *how]
+    teacher = options.teacher.format(seed=job.seed) if settings.pop("taught", False) else ""
     with tempfile.TemporaryDirectory() as folder:
         data = ingest(locate_sources([options.data], "", "", folder), folder, TableFormat(), 0.2)
         holdouts = [snapshot["path"] for snapshot in (data["holdout"], data["secondary"]) if snapshot]
@@ -113,7 +112,7 @@ def run_job(job: Job, options: argparse.Namespace) -> list[dict[str, Any]]:
         encoder = locate_encoder(options.encoder)
         with TRIED[what](*how) if what else contextlib.nullcontext():
             chosen = FinetuneSettings(seed=job.seed, device=device, **settings)  # type: ignore[arg-type]
-            recipe = resolve_recipe(chosen, encoder["folder"])
+            recipe = resolve_recipe(chosen, encoder["folder"], teacher)
             training = fine_tune(train, validation, recipe, f"{folder}/model", text=text)
         origin = {
             "labels": LABELS, "max_length": recipe.max_length, "encoder": encoder["name"], "dataset": data["digest"],

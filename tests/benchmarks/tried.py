@@ -15,15 +15,13 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 from torch import nn
-from transformers import PreTrainedModel
 from tried_corruptions import KINDS
 
 from tasks.data.snapshots import read_snapshot
 from tasks.evaluation.metrics import mcc
-from tasks.inference.classifier import Classifier
 from tasks.training import adversarial_noise, corruption, corruption_stage, dataset, finetune, seed_runs, soup
 from tasks.training import trainer as epochs
-from tasks.training.seed_runs import SavedSeedRun, SeedRun, validation_mcc
+from tasks.training.seed_runs import SavedSeedRun, validation_mcc
 from tasks.training.soup import SelectedModel
 from tasks.training.training_job import TokenizedData, TrainingJob, load_start
 
@@ -141,34 +139,6 @@ def distilled(share: float, more: bool = False) -> Iterator[None]:
         yield
 
 
-@contextlib.contextmanager
-def taught(teacher: str, share: float, passes: int = 0, batch: int = 0, rate: float = 0.0) -> Iterator[None]:
-    """End with a student of a bundle's model, which may be larger: `distilled` with more sentences, from its answers.
-
-    The teacher must have had the same split, so that it has not read the validation rows.
-
-    Args:
-        teacher: its bundle.
-        share: see `_teach`.
-        passes: over all sentences; 0: as many as `_teach` takes.
-        batch: sentences; 0: the recipe's.
-        rate: learning rate; 0: the recipe's.
-    """
-    settings = {"epochs": passes, "batch_size": batch, "learning_rate": rate}
-    changes = {name: value for name, value in settings.items() if value}
-
-    def ask(rows: pd.DataFrame, data: dataset.TokenDataset) -> torch.Tensor:
-        answers = Classifier.from_bundle(teacher).probabilities(rows["sentence"].tolist())
-        return torch.from_numpy(answers).to(data._targets)
-
-    def teach(job: TrainingJob, data: TokenizedData, start: str, *_: Any) -> tuple[PreTrainedModel, SeedRun]:
-        student = _teach(job, data, start, ask, share, more=True, **changes)
-        return student.model, student.best
-
-    with patch.object(finetune, "train_seed_run", teach):  # of recipes with one seed
-        yield
-
-
 def _teach(
     job: TrainingJob,
     data: TokenizedData,
@@ -177,7 +147,6 @@ def _teach(
     share: float,
     *,
     more: bool,
-    **settings: float,
 ) -> SelectedModel:
     """Train a student; it reads as many batches as one seed, with more sentences twice as many.
 
@@ -188,20 +157,18 @@ def _teach(
         ask: returns the teacher's probabilities [N, 2] of rows, which it gets as tokens, too.
         share: of these probabilities in what the student learns of a sentence with a label.
         more: whether it also learns sentences of the corruption stage.
-        settings: of the recipe, for the student alone.
     """
     rows = read_snapshot(job.train)
     labelled = len(rows)
     if more:
-        unlabelled = corruption_stage._corruption_rows(job).drop(columns="original", errors="ignore")
+        unlabelled = corruption_stage.corrupt_rows(job).drop(columns="original", errors="ignore")
         rows = pd.concat([rows, unlabelled], ignore_index=True)
     train = data.encode(rows, job.recipe.label_smoothing)
     soft = ask(rows, train)
     train._targets[: train.count] = soft
     train._targets[:labelled] = share * soft[:labelled] + (1 - share) * data.train._targets[:labelled]
     number = max(1, round(2 * job.recipe.epochs * labelled / len(rows))) if more else job.recipe.epochs
-    recipe = job.recipe.model_copy(update={"epochs": number} | settings)
-    changed = replace(job, recipe=recipe, folder=f"{job.folder}/{more}")
+    changed = replace(job, recipe=job.recipe.model_copy(update={"epochs": number}), folder=f"{job.folder}/{more}")
     own = TokenizedData(changed)
     own.__dict__ |= {"train": train, "validation": data.validation}  # the cached properties
     student, run = seed_runs.train_seed_run(changed, own, start, job.recipe.seed + 500)
@@ -266,7 +233,6 @@ TRIED: dict[str, Callable[..., contextlib.AbstractContextManager[Any]]] = {
     "new_top_layers": new_top_layers,
     "selections": selections,
     "sift_step": sift_step,
-    "taught": taught,
 }
 
 

@@ -600,3 +600,16 @@ def test_a_candidate_after_a_lost_champion_is_held(champion: dict[str, Any], ret
     outcome = retrain(finetune__max_length=18)
     assert (outcome["decision"], outcome["rules"]) == ("HOLD", ["champion_lost"])
     assert "champion" not in aliases(home)
+
+
+def test_a_training_learns_from_a_registered_teacher_which_names_the_job_and_is_recorded(
+    champion: dict[str, Any], retrain: Retrain, home: Path
+) -> None:
+    taught = retrain(finetune__teacher="models:/acceptability@champion", finetune__epochs=1)
+    assert not taught["unchanged"]
+    (run,) = (found for found in runs(home) if found.info.run_id == taught["run"])
+    (before,) = client(home).search_model_versions(f"version_number = {champion['version']}")
+    assert run.data.tags["teacher_digest"] == before.tags["manifest_digest"]
+    again = retrain(finetune__teacher=champion["version"], finetune__epochs=1)  # another address of the same model
+    assert again["unchanged"]
+    assert again["version"] == taught["version"]

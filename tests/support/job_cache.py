@@ -63,7 +63,8 @@ def find_job(home: Path, resolved: ResolvedSettings) -> tuple[Path, str]:
         VerdictError: if data, encoder or device are not there.
     """
     from flows.commands.check import read_data
-    from flows.jobs.job import name_job
+    from flows.jobs.job import JobInputs, name_job
+    from flows.jobs.teacher import locate_teacher
     from tasks.core.settings import GateSettings, JudgeSettings
     from tasks.training.device import resolve_device
     from tasks.training.pretrained import locate_encoder
@@ -71,10 +72,12 @@ def find_job(home: Path, resolved: ResolvedSettings) -> tuple[Path, str]:
     settings = resolved.settings
     data = read_data(settings.data, str(home))
     encoder = locate_encoder(settings.finetune.encoder, offline=settings.data.offline)
-    device = resolve_device(settings.finetune.device)
+    address = settings.finetune.teacher
+    teacher = locate_teacher(address, data["digest"], str(home)) if address else None
+    inputs = JobInputs(data, encoder, teacher, resolve_device(settings.finetune.device))
     # Gate and policy are part of a job's name, but decide nothing that it trains or exports.
     plain = settings.model_copy(update={"gate": GateSettings(), "judge": JudgeSettings.model_validate({})})
-    return home / "runs" / name_job(settings, data, encoder, device), name_job(plain, data, encoder, device)
+    return home / "runs" / name_job(settings, inputs), name_job(plain, inputs)
 
 
 class JobCache:
