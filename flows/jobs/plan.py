@@ -73,7 +73,7 @@ def plan_retraining(resolved: ResolvedSettings, home: str, force: bool) -> Retra
         gate = summarise(run_gate(data, settings, scratch, encoder["folder"], fetch_profile(store)))
         del gate["report"]  # goes with the folder
         address = settings.finetune.teacher
-        teacher = locate_teacher(address, data["digest"], home) if address else None
+        teacher = locate_teacher(address, data["train"]["digest"], home) if address else None
         inputs = JobInputs(data, encoder, teacher, device)
         job = name_job(settings, inputs)
         champion, run = _read_champion(store)

@@ -110,7 +110,7 @@ def retrain(settings: dict[str, Any], origins: dict[str, str], home: str, force:
     data = read(timer, chosen.data, home)
     encoder = find_encoder(timer, chosen.finetune.encoder, offline=chosen.data.offline)
     address = chosen.finetune.teacher
-    teacher = find_teacher(timer, address, data["digest"], home) if address else None
+    teacher = find_teacher(timer, address, data["train"]["digest"], home) if address else None
     inputs = JobInputs(data, encoder, teacher, resolve_device(chosen.finetune.device))
     name_run(name_subject(chosen, data["digest"]))
     job = name_job(chosen, inputs)

@@ -100,7 +100,7 @@ def sweep(
     addresses = encoders_of(dimensions, chosen.finetune.encoder)
     encoders = {address: find_encoder(timer, address, offline=chosen.data.offline) for address in addresses}
     address = chosen.finetune.teacher
-    teacher = find_teacher(timer, address, data["digest"], home) if address else None
+    teacher = find_teacher(timer, address, data["train"]["digest"], home) if address else None
     cluster = CallCluster(**ray) if ray else None
     device = ("cuda" if cluster.gpus else "cpu") if cluster else resolve_device(chosen.finetune.device)
     digests = sorted(encoder["digest"] for encoder in encoders.values())

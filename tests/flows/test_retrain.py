@@ -603,13 +603,18 @@ def test_a_candidate_after_a_lost_champion_is_held(champion: dict[str, Any], ret
 
 
 def test_a_training_learns_from_a_registered_teacher_which_names_the_job_and_is_recorded(
-    champion: dict[str, Any], retrain: Retrain, home: Path
+    champion: dict[str, Any], retrain: Retrain, home: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    taught = retrain(finetune__teacher="models:/acceptability@champion", finetune__epochs=1)
+    (tmp_path / "text.txt").write_text("the old cat sees the old bird here\n")
+    changes: dict[str, Any] = {"data__text": str(tmp_path / "text.txt"), "finetune__epochs": 1}
+    with caplog.at_level(logging.INFO, "tasks"):
+        taught = retrain(finetune__teacher="models:/acceptability@champion", **changes)
+    assert "the teacher answers 322 sentences, 2 of them without a label" in caplog.messages
+    assert not any("learned other training rows" in message for message in caplog.messages)
     assert not taught["unchanged"]
     (run,) = (found for found in runs(home) if found.info.run_id == taught["run"])
     (before,) = client(home).search_model_versions(f"version_number = {champion['version']}")
     assert run.data.tags["teacher_digest"] == before.tags["manifest_digest"]
-    again = retrain(finetune__teacher=champion["version"], finetune__epochs=1)  # another address of the same model
+    again = retrain(finetune__teacher=champion["version"], **changes)  # another address of the same model
     assert again["unchanged"]
     assert again["version"] == taught["version"]
