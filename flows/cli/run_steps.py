@@ -8,7 +8,7 @@ CHECK = Step("check data", "run the gate")
 RETRAIN = (
     START,
     READ,
-    Step("find encoder", "locate or download it; open the MLflow run"),
+    Step("find encoder", "locate or download it; open the MLflow run", ("find teacher",)),
     CHECK,
     Step("check encoder", "train and export it for one step"),
     Step("split", "set validation sentences apart"),

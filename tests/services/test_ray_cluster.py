@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
@@ -143,9 +144,15 @@ def test_a_node_that_joins_later_without_this_code_is_one_line_and_costs_nothing
     parts = corpus / "joined.parquet.parts"
     wait_for(driver, parts, 1)
     driver.send_signal(signal.SIGSTOP)  # the cluster keeps chunks for the node until it is there
+    workers = nodes.processes("ray::")
+    for worker in workers:
+        worker.suspend()  # so that the node gets the next chunk, not one of these
     node = nodes.add(1, PYTHONPATH=str(tmp_path))
     driver.send_signal(signal.SIGCONT)
     output, _ = driver.communicate(timeout=300)
+    for worker in workers:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            worker.resume()
     node.terminate()  # a node that is killed is listed until it has missed health checks, and asked until then
     node.wait()
     assert driver.returncode == 1
