@@ -324,9 +324,9 @@ def refuse_early(settings: "Settings", encoders: Sequence[str] = ()) -> None:
     for encoder in encoders or (settings.finetune.encoder,):
         check_present(encoder, offline=settings.data.offline)
     if settings.finetune.teacher:
-        from flows.commands.predict import check_model
+        from flows.commands.predict import check_teacher
 
-        check_model(settings.finetune.teacher, environment.verdict_home())
+        check_teacher(settings, environment.verdict_home())
     if settings.finetune.ray:
         from tasks.cluster.connection import check_cluster
 

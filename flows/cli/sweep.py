@@ -62,7 +62,7 @@ def sweep(
     if placement.ray:
         check_cluster(placement.ray)
         check_gpus(placement.trial_gpus or 0)
-    from tasks.training.search_space import SECTION, encoders_of, make_space, split_assignments
+    from tasks.training.search_space import SECTION, check_folds, encoders_of, make_space, split_assignments
 
     fixed, varied = split_assignments(options.settings or ())
     if encoders:
@@ -74,11 +74,7 @@ def sweep(
         return getattr(one.resolve(device).settings.finetune, key.removeprefix(SECTION))
 
     resolved, space = seeded.resolve(device), make_space(varied, resolve)
-    if folds > 1 and resolved.settings.finetune.teacher:
-        raise UsageError(
-            f"--folds {folds} with finetune.teacher: the teacher has read rows of most folds, and validation would be "
-            "too high; expected --folds 1"
-        )
+    check_folds(folds, resolved.settings.finetune.teacher)
     refuse_early(resolved.settings, encoders_of(space, resolved.settings.finetune.encoder))
     refuse_unusable_files(resolved.settings.data)
     home = environment.usable_home()

@@ -1,10 +1,12 @@
 """Predictions with a registered model or a bundle; imports MLflow only where the store is no local database."""
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from flows.services.server_watch import reach_store
-from tasks.core.errors import UsageError
+from tasks.core.errors import UsageError, VerdictError
 from tasks.inference.bundle import MODEL_NAME, check_folder, check_signature, digest_version, read_manifest
 from tasks.inference.classifier import Classifier, name_failure
 from tasks.registry.code_digest import (
@@ -17,6 +19,9 @@ from tasks.registry.code_digest import (
 )
 from tasks.registry.sqlite_lookup import check_local_version, find_local_version
 from tasks.registry.store import MlflowStore, locate_store, split_address
+
+if TYPE_CHECKING:
+    from tasks.core.settings import Settings
 
 HUB_PREFIX = "hf:"
 EXAMPLE = 'verdict predict "The child has eaten the apple."'
@@ -63,6 +68,33 @@ def check_model(model: str, home: str) -> None:
         check_folder(Path(model))
     else:
         check_local_version(locate_store(home), _address(model))
+
+
+@contextlib.contextmanager
+def name_teacher() -> Iterator[None]:
+    """Let an error of the block say that it is about the teacher's setting."""
+    try:
+        yield
+    except VerdictError as error:
+        raise type(error)(f"finetune.teacher: {error}") from error
+
+
+def check_teacher(settings: "Settings", home: str) -> None:
+    """Check what takes no time before something slow starts: that the teacher of a training may exist, if it has one.
+
+    Raises:
+        VerdictError: if it certainly does not, or would have to be downloaded against `data.offline`.
+    """
+    teacher = settings.finetune.teacher
+    if not teacher:
+        return
+    if settings.data.offline and teacher.startswith(HUB_PREFIX):
+        raise UsageError(
+            f"finetune.teacher: {teacher} is asked of the hub, and data.offline is on; expected a registered version "
+            "or a bundle's folder, such as: verdict verify VERSION --copy-to DIR"
+        )
+    with name_teacher():
+        check_model(teacher, home)
 
 
 def find_model(model: str, home: str) -> FoundModel:

@@ -8,9 +8,9 @@ import contextlib
 import dataclasses
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from filelock import FileLock, Timeout
 from prefect.runtime import deployment, flow_run
@@ -81,7 +81,7 @@ class JobContext:
     @property
     def setting_rows(self) -> list[SettingRow]:
         """All settings as they may be recorded."""
-        return recordable_rows(self.settings, self.origins)
+        return recordable_rows(self.settings, self.origins, self.inputs.teacher)
 
 
 def name_job(settings: Settings, inputs: JobInputs) -> str:
@@ -135,7 +135,7 @@ def tracked_run(
     """
     settings, origins = resolved
     data = inputs.data
-    rows = recordable_rows(settings, origins)
+    rows = recordable_rows(settings, origins, inputs.teacher)
     tags = {f"origin.{row.key}": row.origin for row in rows if row.origin not in DEFAULT_ORIGINS} | library_versions()
     commit, subject = git_commit(), name_subject(settings, data["digest"])
     tags |= {
@@ -178,7 +178,10 @@ def name_subject(settings: Settings, dataset: str) -> str:
     return f"{name_data(settings.data.path)} {dataset[:NAME_DIGITS]}"
 
 
-def recordable_rows(settings: Settings, origins: dict[str, str]) -> list[SettingRow]:
-    """Return a row of every setting, the addresses of the data in one line."""
+def recordable_rows(settings: Settings, origins: dict[str, str], teacher: FoundModel | None = None) -> list[SettingRow]:
+    """Return a row of every setting: the addresses of the data in one line, that of the teacher with its digest."""
     rows = ResolvedSettings(settings, origins).rows()
-    return [row._replace(value=shown_addresses(row.value)) if row.key == "data.path" else row for row in rows]
+    changed: dict[str, Callable[[Any], str]] = {"data.path": shown_addresses}
+    if teacher:
+        changed["finetune.teacher"] = lambda address: f"{address} (manifest {teacher.manifest_digest[:12]})"
+    return [row._replace(value=changed[row.key](row.value)) if row.key in changed else row for row in rows]

@@ -10,7 +10,7 @@ from typing import Any, Literal, TypedDict
 
 from flows.commands.check import read_data, run_gate, summarise
 from flows.jobs.data_changes import compare_rows
-from flows.jobs.job import JobInputs, load_finished, name_job, recordable_rows
+from flows.jobs.job import ENCODER_TAG, JobInputs, load_finished, name_job, recordable_rows
 from flows.jobs.teacher import locate_teacher
 from flows.services.job_locks import is_locked
 from tasks.core.printable import counted
@@ -72,8 +72,7 @@ def plan_retraining(resolved: ResolvedSettings, home: str, force: bool) -> Retra
         data = read_data(settings.data, home, scratch)
         gate = summarise(run_gate(data, settings, scratch, encoder["folder"], fetch_profile(store)))
         del gate["report"]  # goes with the folder
-        address = settings.finetune.teacher
-        teacher = locate_teacher(address, data["train"]["digest"], home) if address else None
+        teacher = locate_teacher(settings, data, home) if settings.finetune.teacher else None
         inputs = JobInputs(data, encoder, teacher, device)
         job = name_job(settings, inputs)
         champion, run = _read_champion(store)
@@ -134,7 +133,8 @@ def _read_champion(store: MlflowStore) -> tuple[dict[str, Any] | None, RunRecord
 
 
 def _list_changes(run: RunRecord, resolved: ResolvedSettings, inputs: JobInputs) -> list[dict[str, str]]:
-    # A run without a tag is of an earlier release, or had no teacher, which its settings say.
-    models = {tag: digest for tag, digest in inputs.digests.items() if tag in run["tags"]}
+    # A run without the encoder's tag is of an earlier release; of a teacher the settings say it.
+    models = {tag: digest for tag, digest in inputs.digests.items() if tag == ENCODER_TAG and tag in run["tags"]}
     facts = {DATA_TAG: inputs.data["digest"], **models, CODE_TAG: git_commit()} | library_versions()
-    return [change._asdict() for change in diff_runs(run, recordable_rows(*resolved), facts)]
+    rows = recordable_rows(*resolved, inputs.teacher)
+    return [change._asdict() for change in diff_runs(run, rows, facts)]

@@ -30,8 +30,8 @@ from flows.jobs.job import (
 from flows.jobs.judging import evaluate_and_judge
 from flows.jobs.prefect_artifacts import find_run_page, name_run, publish_outcome
 from flows.jobs.publish import log_files, log_series, publish, record_figures, write_report
-from flows.jobs.teacher import locate_teacher
-from flows.jobs.training_rows import split_rows
+from flows.jobs.teacher import locate_teacher, teacher_of
+from flows.jobs.training_rows import TrainingRows, split_rows
 from flows.jobs.unchanged import digest_inputs, hash_files, record_inputs, report_path
 from flows.notifications import alert_failure
 from flows.outcome import RESULT_FILE, RetrainOutcome
@@ -67,6 +67,7 @@ from tasks.training.pretrained import Encoder, locate_encoder
 from tasks.training.recipe import TrainingRecipe, resolve_recipe
 from tasks.training.seed_runs import SEED_STRIDE
 from tasks.training.trainer import EpochRecord
+from tasks.training.training_job import Teacher
 
 DECIDED = {"approve": "approved", "reject": "rejected"}  # by a person
 MAX_WHY_CHARS = 500  # of the reasons that a run is tagged with
@@ -109,8 +110,7 @@ def retrain(settings: dict[str, Any], origins: dict[str, str], home: str, force:
     files = hash_files(chosen.data, home)
     data = read(timer, chosen.data, home)
     encoder = find_encoder(timer, chosen.finetune.encoder, offline=chosen.data.offline)
-    address = chosen.finetune.teacher
-    teacher = find_teacher(timer, address, data["train"]["digest"], home) if address else None
+    teacher = find_teacher(timer, chosen, data, home) if chosen.finetune.teacher else None
     inputs = JobInputs(data, encoder, teacher, resolve_device(chosen.finetune.device))
     name_run(name_subject(chosen, data["digest"]))
     job = name_job(chosen, inputs)
@@ -178,19 +178,17 @@ def train(context: JobContext, data: Dataset, encoder: Encoder) -> TrainingResul
     write_json(folder / "split.json", rows.split)
     series = {f"rows_{name}": {0: cast(int, count)} for name, count in {**rows.split, **rows.text_counts}.items()}
     log_series(context.timer, context.store, context.run_id, series)
-    teacher = context.inputs.teacher
-    recipe = resolve_recipe(chosen, encoder["folder"], teacher.bundle if teacher else "")
+    recipe = resolve_recipe(chosen, encoder["folder"])
     model = str(folder / "model")
     return fine_tune_visibly(
-        context.timer, rows.train, rows.validation, rows.text, recipe, model, context.store, context.run_id
+        context.timer, rows, recipe, teacher_of(context.inputs.teacher), model, context.store, context.run_id
     )
 
 
 def _fine_tune_visibly(
-    train_rows: str,
-    validation_rows: str,
-    text: str,
+    rows: TrainingRows,
     recipe: TrainingRecipe,
+    teacher: Teacher | None,
     folder: str,
     store: MlflowStore,
     run_id: str,
@@ -210,7 +208,7 @@ def _fine_tune_visibly(
         step = before * recipe.epochs + epoch["epoch"]
         tracking.log_metrics(store, run_id, figures, step=step)  # type: ignore[arg-type]
 
-    return fine_tune(train_rows, validation_rows, recipe, folder, text=text, on_epoch=show)
+    return fine_tune(rows.train, rows.validation, recipe, folder, text=rows.text, teacher=teacher, on_epoch=show)
 
 
 def _describe_epoch(epoch: EpochRecord, epochs: int) -> str:

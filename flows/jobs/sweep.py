@@ -11,6 +11,7 @@ from prefect import flow
 from flows.jobs.job import locked
 from flows.jobs.publish import log_files
 from flows.jobs.retrain import examine, find_encoder, find_profile, find_teacher, read, retrain, try_encoder
+from flows.jobs.teacher import pinned_teacher, teacher_of
 from flows.jobs.training_rows import split_into_folds
 from flows.jobs.unchanged import recipe_of
 from flows.notifications import alert_failure
@@ -28,7 +29,7 @@ from tasks.registry.store import MlflowStore, locate_store
 from tasks.reporting.sweep_charts import draw_sweep
 from tasks.training.device import resolve_device
 from tasks.training.pretrained import Encoder
-from tasks.training.search_space import SECTION, Dimension, combinations, encoders_of
+from tasks.training.search_space import SECTION, Dimension, check_folds, combinations, encoders_of
 from tasks.training.sweep import best_trial, ended_trials, run_sweep
 from tasks.training.trials import SweepPlan, TrialEpoch, TrialRecord
 
@@ -90,17 +91,17 @@ def sweep(
         folds: of each trial; 1 for one split.
 
     Raises:
-        UsageError: if data, an encoder or the teacher are not there, or a library is missing.
+        UsageError: if data, an encoder or the teacher are not there, a library is missing, or folds have a teacher.
         DataRejected: if the gate rejects the data.
         VerdictError: if no trial ended well, or the winner's run fails.
     """
     chosen, timer, store = Settings.model_validate(settings), Timer(), locate_store(home)
+    check_folds(folds, chosen.finetune.teacher)
     dimensions = tuple(Dimension(**each) for each in space)
     data = read(timer, chosen.data, home)
     addresses = encoders_of(dimensions, chosen.finetune.encoder)
     encoders = {address: find_encoder(timer, address, offline=chosen.data.offline) for address in addresses}
-    address = chosen.finetune.teacher
-    teacher = find_teacher(timer, address, data["train"]["digest"], home) if address else None
+    teacher = find_teacher(timer, chosen, data, home) if chosen.finetune.teacher else None
     cluster = CallCluster(**ray) if ray else None
     device = ("cuda" if cluster.gpus else "cpu") if cluster else resolve_device(chosen.finetune.device)
     digests = sorted(encoder["digest"] for encoder in encoders.values())
@@ -115,7 +116,7 @@ def sweep(
             space=dimensions,
             base=chosen.finetune,
             encoders={address: encoder["folder"] for address, encoder in encoders.items()},
-            teacher=teacher.bundle if teacher else "",
+            teacher=teacher_of(teacher),
             folds=tuple(divided),
             text=text,
             device=device,
@@ -128,7 +129,7 @@ def sweep(
     best = best_trial(records)
     varied = {f"{SECTION}{key}": value for key, value in best.settings.items()}
     log.info("the winner is trial %d, validation MCC %.3f", best.number, best.mcc or 0.0)
-    winner = settings | {"finetune": settings["finetune"] | best.settings}
+    winner = settings | {"finetune": settings["finetune"] | best.settings | pinned_teacher(chosen, teacher)}
     outcome = retrain(winner, origins | dict.fromkeys(varied, f"sweep {name[:8]}"), home)
     ranked = sorted(records, key=lambda record: (record.state != "finished", -(record.mcc or 0.0), record.number))
     table = [record._asdict() for record in ranked]

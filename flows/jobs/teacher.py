@@ -3,41 +3,63 @@
 import logging
 from pathlib import Path
 
-from flows.commands.predict import FoundModel, find_model
+from flows.commands.predict import FoundModel, check_teacher, find_model, name_teacher
 from tasks.core.files import read_json
+from tasks.core.settings import Settings
+from tasks.data.ingestion import Dataset, holdout_digests
 from tasks.inference.bundle import PROFILE
+from tasks.registry.store import split_address
 from tasks.training.teacher import read_teacher
+from tasks.training.training_job import Teacher
 
 log = logging.getLogger("tasks.retrain")
 
 
-def locate_teacher(address: str, rows: str, home: str) -> FoundModel:
+def locate_teacher(settings: Settings, data: Dataset, home: str) -> FoundModel:
     """Return the model that `finetune.teacher` names.
 
-    A teacher that learned other training rows may have read sentences of this holdout: that is logged.
+    A teacher that other holdouts were kept from may have read sentences of these: that is logged.
 
     Args:
-        address: bundle's folder, registry address, version number or hf:ORG/NAME.
-        rows: digest of the training rows of the job.
+        settings: of the job.
+        data: that it trains on.
         home: folder of the stores.
 
     Raises:
         UsageError: if it is no model, or one with other labels.
         VerdictError: if there is no such version, or its files are not those registered.
     """
-    found = find_model(address, home)
-    read_teacher(found.bundle)
-    learned = _learned_rows(Path(found.bundle))
-    if learned != rows:
+    check_teacher(settings, home)
+    address = settings.finetune.teacher
+    with name_teacher():
+        found = find_model(address, home)
+        manifest = read_teacher(Teacher(found.bundle, found.manifest_digest))
+        unread = _unread_holdouts(Path(found.bundle))
+    if manifest["dataset"] != data["digest"] and not unread.issuperset(holdout_digests(data)):
         log.warning(
-            "finetune.teacher %s learned other training rows (%.8s, not %.8s); if sentences of this holdout were among "
-            "them, the MCC will be too high",
-            address, learned or "unknown", rows,
-        )  # fmt: skip
-    return found
+            "finetune.teacher %s: nothing says that the teacher has not read sentences of this holdout; if it has, the "
+            "MCC will be too high",
+            address,
+        )
+    return found._replace(bundle=str(Path(found.bundle).absolute()))
 
 
-def _learned_rows(bundle: Path) -> str:
-    """Return the digest of the rows that a bundle's model was trained on; empty where it holds no profile of them."""
+def teacher_of(found: FoundModel | None) -> Teacher | None:
+    """Return what a training takes of the model that was found, if one was."""
+    return Teacher(found.bundle, found.manifest_digest) if found else None
+
+
+def pinned_teacher(settings: Settings, found: FoundModel | None) -> dict[str, str]:
+    """Return the setting as it stays when an alias of the registry moves; empty without a teacher."""
+    address = settings.finetune.teacher
+    if found and address.startswith("models:/"):
+        name, _, _ = split_address(address)
+        address = f"models:/{name}/{found.version}"
+    return {"teacher": address} if found else {}
+
+
+def _unread_holdouts(bundle: Path) -> set[str]:
+    """Return the digests of the holdouts that a bundle's model was not trained on, as far as its profile says."""
     profile = bundle / PROFILE
-    return str(read_json(profile)["dataset"]) if profile.is_file() else ""
+    content = read_json(profile, "fetch the bundle again") if profile.is_file() else None
+    return set(content.get("holdouts", [])) if isinstance(content, dict) else set()

@@ -16,7 +16,15 @@ from tasks.inference.bundle import scoped
 
 DEPLOYMENTS_FILE = "deployments.yaml"
 BASE_PROFILE = "sample"  # that the values of a TOML file are added to: a worker may not have the file
-PATH_SETTINGS = ("data.path", "data.train", "data.holdout", "data.text", "finetune.encoder", "judge.policy")
+PATH_SETTINGS = (
+    "data.path",
+    "data.train",
+    "data.holdout",
+    "data.text",
+    "finetune.encoder",
+    "finetune.teacher",
+    "judge.policy",
+)
 TRAINING_DEPLOYMENTS = ("retrain", "watch", "sweep")
 
 

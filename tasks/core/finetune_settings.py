@@ -58,7 +58,7 @@ class FinetuneSettings(Section):
     token_loss: Annotated[float, Field(ge=0, le=1000)] = 0.0
     """Weight of that stage's second loss: which tokens were moved, changed or follow a dropped one; 0 for none."""
     teacher: Address = ""
-    """Model whose answers training learns, also to data.text and corrupted copies: bundle or registry address."""
+    """Model whose answers training learns, also to data.text: bundle's folder, VERSION, models:/... or hf:ORG/NAME."""
     teacher_share: Share = 0.7
     """Share of the teacher's answer in what is learned of a sentence with a label; without a label it is all."""
     patience: Annotated[int, Field(ge=0)] = 0

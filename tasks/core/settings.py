@@ -63,7 +63,7 @@ class DataSettings(Section):
     max_chars: Annotated[int, Field(ge=1)] = 2000
     """Characters of the longest sentence that is kept; longer ones are quarantined."""
     text: Address = ""
-    """Sentences without labels for the corruption stage: .txt, .csv, .jsonl, .parquet, ..., or https://...#sha256=HEX."""
+    """Sentences without labels for corruption stage and teacher: .txt, .csv, .jsonl, .parquet, or https://...#sha256=HEX."""
 
 
 class GateSettings(Section):

@@ -8,7 +8,7 @@ differ by chance, and in large ones any small difference is significant.
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 import pyarrow as pa
@@ -28,9 +28,13 @@ Histogram = dict[str, int]
 
 
 class DataProfile(TypedDict):
-    """Number of rows of a training snapshot by label, by characters of the sentence, by source and by word in it."""
+    """Number of rows of a training snapshot by label, by characters of the sentence, by source and by word in it.
+
+    `holdouts` are the digests of the snapshots whose sentences training left out.
+    """
 
     dataset: str
+    holdouts: NotRequired[list[str]]  # not in profiles of earlier releases
     rows: int
     labels: Histogram
     characters: Histogram
@@ -50,7 +54,7 @@ class DriftResult(TypedDict):
     drifted: bool
 
 
-def profile_snapshot(path: str, digest: str) -> DataProfile:
+def profile_snapshot(path: str, digest: str, holdouts: Sequence[str] = ()) -> DataProfile:
     """Count the rows of a snapshot, batch by batch.
 
     Raises:
@@ -71,6 +75,7 @@ def profile_snapshot(path: str, digest: str) -> DataProfile:
         rows += batch.num_rows
     return DataProfile(
         dataset=digest,
+        holdouts=list(holdouts),
         rows=rows,
         labels={str(label): labels[label] for label in sorted(labels)},
         characters={str(length): characters[length] for length in sorted(characters)},

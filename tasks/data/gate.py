@@ -36,7 +36,7 @@ from tasks.data.expectations import (
     show_observed,
 )
 from tasks.data.gate_samples import Samples, pick_samples
-from tasks.data.ingestion import Dataset
+from tasks.data.ingestion import Dataset, holdout_digests
 from tasks.data.row_features import (
     QualityIssue,
     compute_row_features,
@@ -108,7 +108,7 @@ def validate_data(
     for role, sentences in encoded.items():
         flag_truncated(rows[role], sentences)
     plan = _plan(data, rows["training"], settings)
-    profile = profile_snapshot(data["train"]["path"], data["train"]["digest"])
+    profile = profile_snapshot(data["train"]["path"], data["train"]["digest"], holdout_digests(data))
     drift = compare_profiles(profile, reference, limits) if reference else []
     # Figures come first: too few rows may be the consequence of quarantined ones.
     values = compute_figures(data, encoded.get("training"), plan, drift, limits.drift_level)

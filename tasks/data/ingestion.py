@@ -51,6 +51,11 @@ class Dataset(TypedDict):
     text: Snapshot | None
 
 
+def holdout_digests(data: Dataset) -> list[str]:
+    """Return the digests of the snapshots whose sentences are not trained on."""
+    return [snapshot["digest"] for snapshot in (data["holdout"], data["secondary"]) if snapshot]
+
+
 def ingest(sources: Sources, folder: str, table_format: TableFormat, holdout_share: float, text: str = "") -> Dataset:
     """Write one snapshot for each role, merging the role's files.
 

@@ -39,7 +39,7 @@ from tasks.training.soup import SelectedModel, average_or_best
 from tasks.training.teacher import read_teacher, write_answers
 from tasks.training.token_check import check_saved, lost_capitals, sample_sentences
 from tasks.training.trainer import EpochRecord, OnEpoch
-from tasks.training.training_job import TokenizedData, TrainingJob
+from tasks.training.training_job import Teacher, TokenizedData, TrainingJob
 
 TRAINING_SCHEMA = 1  # of training.json
 TRAINING_FILE = "training.json"
@@ -84,6 +84,7 @@ def fine_tune(
     folder: str,
     *,
     text: str = "",
+    teacher: Teacher | None = None,
     on_epoch: OnEpoch | None = None,
 ) -> TrainingResult:
     """Fine-tune an encoder and write the model to `folder` atomically.
@@ -98,15 +99,16 @@ def fine_tune(
         recipe: how to train, and the folder of the encoder.
         folder: receives config.json, model.safetensors, tokenizer.json and training.json.
         text: snapshot of further sentences for the corruption stage and the teacher; empty for none.
+        teacher: the model that the recipe's setting names; None for none.
         on_epoch: called after each epoch.
 
     Raises:
-        UsageError: if the encoder's folder is no model that can classify sentences, or there are fewer GPUs than
-            processes.
-        VerdictError: if a worker process failed.
+        UsageError: if the encoder's folder is no model that can classify sentences, the teacher has other labels, or
+            there are fewer GPUs than processes.
+        VerdictError: if a worker process failed, or the teacher is damaged, not the one that was found, or answers NaN.
     """
     started = time.perf_counter()
-    job = make_job(train, validation, recipe, f"{folder}-checkpoints", text)
+    job = make_job(train, validation, recipe, f"{folder}-checkpoints", text, teacher)
     tokenizer = load_tokenizer(recipe.encoder, recipe.max_length)
     _check_tokenizer(tokenizer, train, recipe.max_length)
     try:
@@ -148,26 +150,29 @@ def _check_tokenizer(tokenizer: Tokenizer, train: str, max_length: int) -> None:
         )
 
 
-def make_job(train: str, validation: str, recipe: TrainingRecipe, folder: str, text: str = "") -> TrainingJob:
+def make_job(
+    train: str, validation: str, recipe: TrainingRecipe, folder: str, text: str = "", teacher: Teacher | None = None
+) -> TrainingJob:
     """Collect what all seeds share, with the fingerprint that ties checkpoints to it.
 
     Raises:
         UsageError: if there are fewer GPUs than processes, the encoder's folder lacks files, or the teacher has other
             labels.
+        VerdictError: if the teacher is damaged, or not the one that was found.
     """
     check_processes(recipe.processes, recipe.device)
     data = [sha256_of(Path(path)) if path else "" for path in (train, validation, text)]
-    teacher = read_teacher(recipe.teacher)["manifest_digest"] if recipe.teacher else ""
-    fingerprint = recipe.fingerprint(*data, encoder_digest(recipe.encoder), teacher)
-    return TrainingJob(recipe, train, validation, text, folder, fingerprint)
+    taught_by = read_teacher(teacher)["manifest_digest"] if teacher else ""
+    fingerprint = recipe.fingerprint(*data, encoder_digest(recipe.encoder), taught_by)
+    return TrainingJob(recipe, train, validation, text, folder, fingerprint, teacher)
 
 
 def _train_all(job: TrainingJob, on_epoch: OnEpoch | None) -> tuple[SelectedModel, list[SeedRun]]:
     """Train all seeds, in one process or several; return the selected model and every seed's record."""
     recipe = job.recipe
     data = TokenizedData(job, compile_for_training(recipe))
-    if recipe.teacher:
-        write_answers(job)
+    if job.teacher:
+        write_answers(job, job.teacher)
     start = run_corruption_stage(job, data)
     if recipe.seeds == recipe.processes == 1:
         model, seed_run = train_seed_run(job, data, start, recipe.seed, on_epoch)

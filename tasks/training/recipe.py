@@ -25,8 +25,6 @@ class TrainingRecipe(FinetuneSettings):
 
     encoder: str
     """Folder of the pretrained encoder."""
-    teacher: str = ""
-    """Folder of the teacher's bundle; empty for none."""
     device: Literal["cuda", "cpu"]
     """Where training runs."""
     precision: Literal["fp32", "bf16"]
@@ -48,13 +46,12 @@ class TrainingRecipe(FinetuneSettings):
         return json_digest([values, *files])
 
 
-def resolve_recipe(settings: FinetuneSettings, encoder: str, teacher: str = "") -> TrainingRecipe:
+def resolve_recipe(settings: FinetuneSettings, encoder: str) -> TrainingRecipe:
     """Build the recipe of this machine from settings.
 
     Args:
         settings: the section `finetune`.
         encoder: folder of the encoder that `settings.encoder` names.
-        teacher: folder of the bundle that `settings.teacher` names, if it names one.
 
     Raises:
         VerdictError: if cuda is wanted and torch sees no GPU.
@@ -62,7 +59,6 @@ def resolve_recipe(settings: FinetuneSettings, encoder: str, teacher: str = "") 
     device = resolve_device(settings.device)
     resolved = {
         "encoder": encoder,
-        "teacher": teacher,
         "max_length": longest_input(encoder, settings.max_length),
         "device": device,
         "precision": resolve_precision(settings.precision, device),

@@ -66,7 +66,7 @@ def split_assignments(assignments: Sequence[str]) -> tuple[list[str], dict[str, 
     fixed, varied = [], {}
     for text in assignments:
         key, value = parse_setting(text)
-        is_path = "/" in value  # such as ../encoder
+        is_path = "/" in value or value.startswith(RANGE)  # such as ../encoder
         if key.startswith(SECTION) and ("," in value or (RANGE in value and not is_path)):
             varied[key] = value
         else:
@@ -110,6 +110,23 @@ def has_range(space: Sequence[Dimension]) -> bool:
 def encoders_of(space: Sequence[Dimension], encoder: str) -> tuple[str, ...]:
     """Return the encoders that are tried; `encoder` where they are not varied."""
     return next((dimension.choices for dimension in space if dimension.name == "encoder"), (encoder,))
+
+
+def check_folds(folds: int, teacher: str) -> None:
+    """Check that a sweep's folds validate on rows that no model has read.
+
+    Args:
+        folds: of each trial; 1 for one split.
+        teacher: `finetune.teacher`.
+
+    Raises:
+        UsageError: if there are several, and a teacher.
+    """
+    if folds > 1 and teacher:
+        raise UsageError(
+            f"--folds {folds} with finetune.teacher: the teacher has read rows of most folds, and validation would be "
+            "too high; expected --folds 1"
+        )
 
 
 def all_combinations(space: Sequence[Dimension], seed: int) -> list[dict[str, Any]]:

@@ -4,18 +4,21 @@ The teacher answers the training rows, the further text, and the corrupted copie
 has. What is learned of a sentence is its probability of being acceptable: the teacher's, and of a sentence with a label
 the mean of both, weighted by `teacher_share`. Source: Hinton et al. 2015, https://arxiv.org/abs/1503.02531.
 
-Below the job's checkpoint folder: teacher/answers.parquet
+Below the job's checkpoint folder: teacher/answers.parquet, and the parts that it is made of in teacher-parts/.
 """
 
+import contextlib
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 from numpy.typing import NDArray
 
-from tasks.core.errors import UsageError
-from tasks.core.files import atomic_directory
+from tasks.core.errors import UsageError, VerdictError
+from tasks.core.files import atomic_directory, read_checksummed, write_checksummed
 from tasks.core.progress import progress_bar
 from tasks.data.snapshots import read_snapshot
 from tasks.inference.bundle import Manifest, read_manifest
@@ -23,40 +26,41 @@ from tasks.inference.classifier import Classifier
 from tasks.training.corruption_stage import corrupt_rows
 from tasks.training.losses import smooth_labels
 from tasks.training.model import LABELS
-from tasks.training.training_job import ANSWERS_FILE, TEACHER_FOLDER, TrainingJob, is_finished, write_record
+from tasks.training.training_job import ANSWERS_FILE, TEACHER_FOLDER, Teacher, TrainingJob, is_finished, write_record
 
-ANSWERED_TOGETHER = 16_384  # sentences
+PARTS_FOLDER = "teacher-parts"
+PART = 16_384  # sentences that are answered together, and not asked again after a kill
 
 log = logging.getLogger(__name__)
 
 
-def read_teacher(bundle: str) -> Manifest:
+def read_teacher(teacher: Teacher) -> Manifest:
     """Return the manifest of a bundle that shall teach.
 
     Raises:
         UsageError: if it has other labels than a training has.
-        VerdictError: if it is no bundle.
+        VerdictError: if it is no bundle, or another one than its digest says.
     """
-    manifest = read_manifest(Path(bundle))
+    manifest = read_manifest(Path(teacher.bundle), teacher.digest)
     if manifest["labels"] != LABELS:
-        raise UsageError(f"finetune.teacher {bundle} has labels {manifest['labels']}; expected a model with {LABELS}")
+        raise UsageError(f"{teacher.bundle} has labels {manifest['labels']}; expected a model with {LABELS}")
     return manifest
 
 
-def write_answers(job: TrainingJob) -> None:
+def write_answers(job: TrainingJob, teacher: Teacher) -> None:
     """Let the teacher answer all sentences of a job, unless it has; every process of the training reads its answers.
 
     Raises:
-        VerdictError: if the teacher's bundle is damaged, or does not run on the job's device.
+        VerdictError: if the teacher is damaged or not the one that was found, does not run on the job's device, or
+            answers NaN.
     """
     target = Path(job.folder) / TEACHER_FOLDER
     if is_finished(target, job.fingerprint, ANSWERS_FILE):
         return
-    rows = _sentences_to_learn(job)
-    recipe = job.recipe
+    rows, recipe = _sentences_to_learn(job), job.recipe
     labelled = rows["label"].notna().sum()
     log.info("the teacher answers %d sentences, %d of them without a label", len(rows), len(rows) - labelled)
-    answers = _answer(recipe.teacher, recipe.device, rows["sentence"].tolist())
+    answers = _answer(job, teacher, rows["sentence"].tolist())
     rows["acceptable"] = mix_answers(answers, rows["label"].to_numpy(), recipe.teacher_share, recipe.label_smoothing)
     with atomic_directory(target) as scratch:
         rows[["sentence", "acceptable"]].to_parquet(scratch / ANSWERS_FILE)
@@ -91,13 +95,45 @@ def _sentences_to_learn(job: TrainingJob) -> pd.DataFrame:
     return pd.concat([labelled.astype({"label": float}), unlabelled.to_frame()], ignore_index=True)
 
 
-def _answer(teacher: str, device: str, sentences: list[str]) -> NDArray[np.float64]:
-    """Return a bundle's probabilities [N] of being acceptable."""
-    classifier = Classifier.from_bundle(teacher, device)
-    starts = range(0, len(sentences), ANSWERED_TOGETHER)
-    answers = []
-    with progress_bar("teacher", len(starts)) as advance:
+def _answer(job: TrainingJob, teacher: Teacher, sentences: list[str]) -> NDArray[np.float64]:
+    """Return the teacher's probabilities [N] of being acceptable; a part that is there already is not asked again."""
+    folder, device = Path(job.folder) / PARTS_FOLDER, job.recipe.device
+    starts = range(0, len(sentences), PART)
+    folder.mkdir(parents=True, exist_ok=True)
+    with _kept_gpu(device), progress_bar("teacher", len(starts)) as advance:
+        threads = torch.get_num_threads()  # as many as training would take: other trainings may run beside this one
+        classifier = Classifier.from_bundle(
+            teacher.bundle, device, spin=False, expected=teacher.digest, threads=threads
+        )
+        answers = []
         for start in starts:
-            answers.append(classifier.probabilities(sentences[start : start + ANSWERED_TOGETHER])[:, 1])
+            part = sentences[start : start + PART]
+            answers += _answer_part(classifier, part, folder / f"{start}.json", job.fingerprint)
             advance()
-    return np.concatenate(answers)
+    return np.array(answers)
+
+
+def _answer_part(classifier: Classifier, sentences: list[str], path: Path, fingerprint: str) -> list[float]:
+    with contextlib.suppress(VerdictError):  # it is not there, or damaged
+        part = read_checksummed(path)
+        if part["fingerprint"] == fingerprint:
+            return list(part["answers"])
+    answers = classifier.probabilities(sentences)[:, 1]
+    if not np.isfinite(answers).all():
+        raise VerdictError(
+            f"the teacher answers NaN with its variant {classifier.variant}; expected a model that answers: "
+            "verdict predict --model MODEL"
+        )
+    write_checksummed(path, {"fingerprint": fingerprint, "answers": answers.tolist()})
+    return list(answers)
+
+
+@contextlib.contextmanager
+def _kept_gpu(device: str) -> Iterator[None]:
+    """Let torch compute on this process's own GPU after the block: ONNX Runtime makes the first one the current one."""
+    own = torch.cuda.current_device() if device == "cuda" else None
+    try:
+        yield
+    finally:
+        if own is not None:
+            torch.cuda.set_device(own)

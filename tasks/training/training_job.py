@@ -8,7 +8,7 @@ import logging
 import math
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 from transformers import PreTrainedModel
@@ -30,6 +30,13 @@ TEACHER_FOLDER, ANSWERS_FILE = "teacher", "answers.parquet"
 log = logging.getLogger(__name__)
 
 
+class Teacher(NamedTuple):
+    """A model whose answers a training learns: folder of its bundle, and digest of the manifest, empty for any."""
+
+    bundle: str
+    digest: str = ""
+
+
 @dataclass(frozen=True)
 class TrainingJob:
     """What all seeds of a run share: plain values, which are pickled to worker processes."""
@@ -40,11 +47,13 @@ class TrainingJob:
     validation: str
     """Snapshot of the rows that select the epoch."""
     text: str
-    """Snapshot of further sentences for the corruption stage; empty for none."""
+    """Snapshot of further sentences for the corruption stage and the teacher; empty for none."""
     folder: str
     """Folder of checkpoints."""
     fingerprint: str
     """Digest of everything that decides a seed's weights."""
+    teacher: Teacher | None = None
+    """The model that `recipe.teacher` names."""
 
 
 class TokenizedData:
@@ -69,7 +78,7 @@ class TokenizedData:
     def train(self) -> TokenDataset:
         """The training rows, with smoothed labels; with a teacher all sentences that it answered."""
         job = self._job
-        if job.recipe.teacher:
+        if job.teacher:
             return self.encode(read_snapshot(str(Path(job.folder) / TEACHER_FOLDER / ANSWERS_FILE)))
         return self.encode(read_snapshot(job.train), job.recipe.label_smoothing)
 

@@ -20,6 +20,7 @@ from tasks.training.finetune import TrainingResult, fine_tune, load_training
 from tasks.training.recipe import resolve_recipe
 from tasks.training.search_space import Dimension
 from tasks.training.trainer import EpochRecord, OnEpoch
+from tasks.training.training_job import Teacher
 
 TRIALS = "trials"  # folder below the sweep's
 State = Literal["finished", "pruned", "failed"]
@@ -34,8 +35,8 @@ class SweepPlan(NamedTuple):
     """Settings of what is not varied."""
     encoders: dict[str, str]
     """Folder of each encoder, by its address in the settings."""
-    teacher: str
-    """Folder of the teacher's bundle, or empty."""
+    teacher: Teacher | None
+    """Of all trials; None without one."""
     folds: tuple[Fold, ...]
     """On which each trial trains; one where it validates by one split."""
     text: str
@@ -131,7 +132,7 @@ def _check_files(plan: SweepPlan) -> None:
     train = plan.folds[0].train
     if not Path(train).exists():
         raise UsageError(f"{train} is not on this machine; expected one VERDICT_HOME that all machines mount")
-    for path in (*plan.encoders.values(), *filter(None, [plan.teacher])):
+    for path in (*plan.encoders.values(), *([plan.teacher.bundle] if plan.teacher else [])):
         if not Path(path).exists():
             raise UsageError(f"{path} is not on this machine; expected the model in the same folder on all machines")
 
@@ -155,5 +156,7 @@ def _train(plan: SweepPlan, settings: dict[str, Any], number: int, on_epoch: OnE
         return finished
     fold = plan.folds[number - 1]
     chosen = FinetuneSettings.model_validate({**plan.base.model_dump(), **settings, "device": plan.device, "ray": ""})
-    recipe = resolve_recipe(chosen, plan.encoders[chosen.encoder], plan.teacher)
-    return fine_tune(fold.train, fold.validation, recipe, folder, text=plan.text, on_epoch=on_epoch)
+    recipe = resolve_recipe(chosen, plan.encoders[chosen.encoder])
+    return fine_tune(
+        fold.train, fold.validation, recipe, folder, text=plan.text, teacher=plan.teacher, on_epoch=on_epoch
+    )

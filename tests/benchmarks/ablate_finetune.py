@@ -279,6 +279,8 @@ def main() -> None:
             for seed in options.seeds for fold in options.fold for name in names]  # fmt: skip
     if not options.text and any("text_corruptions" in job.settings for job in jobs):
         raise SystemExit('the recipes "more text" need --text FILE; name others: --recipes NAME ...')
+    if any("taught" in job.settings for job in jobs):
+        raise SystemExit("recipes that are taught are run by bench_quality.py; name others: --recipes NAME ...")
     done = json.loads(Path(options.out).read_text())["runs"] if options.out and Path(options.out).is_file() else []
     known = {(run["recipe"], run["seed"], run["fold"], run["split"]) for run in done}
     jobs = [job for job in jobs if (job.recipe, job.seed, job.fold, options.split) not in known]

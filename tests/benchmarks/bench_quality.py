@@ -39,6 +39,8 @@ from tasks.training.finetune import fine_tune
 from tasks.training.model import LABELS
 from tasks.training.pretrained import locate_encoder
 from tasks.training.recipe import resolve_recipe
+from tasks.training.teacher import read_teacher
+from tasks.training.training_job import Teacher
 
 VALIDATION_SHARE, RESAMPLES = 0.1, 1000
 KEYS = ("encoder", "recipe", "group", "text_sentences")
@@ -49,6 +51,8 @@ def main() -> None:
     options = parse_options()
     recipes = RECIPES[options.family]
     jobs = [Job(name, "", resolve(recipes, name), seed, 0) for seed in options.seeds for name in options.recipes]
+    if not options.teacher and any("taught" in job.settings for job in jobs):
+        raise SystemExit("recipes that are taught need --teacher BUNDLE; name others: --recipes NAME ...")
     out = Path(options.out)
     runs: list[dict[str, Any]] = json.loads(out.read_text())["runs"] if out.is_file() else []
     encoder = options.name or locate_encoder(options.encoder)["name"]
@@ -99,7 +103,8 @@ def run_job(job: Job, options: argparse.Namespace) -> list[dict[str, Any]]:
     started, device = time.perf_counter(), resolve_device(options.device)
     settings = dict(job.settings) | ({"epochs": options.epochs} if options.epochs else {})
     what, *how = settings.pop("try", [""])
-    teacher = options.teacher.format(seed=job.seed) if settings.pop("taught", False) else ""
+    teacher = Teacher(options.teacher.format(seed=job.seed)) if settings.pop("taught", False) else None
+    taught_by = read_teacher(teacher)["manifest_digest"] if teacher else ""
     with tempfile.TemporaryDirectory() as folder:
         data = ingest(locate_sources([options.data], "", "", folder), folder, TableFormat(), 0.2)
         holdouts = [snapshot["path"] for snapshot in (data["holdout"], data["secondary"]) if snapshot]
@@ -112,8 +117,8 @@ def run_job(job: Job, options: argparse.Namespace) -> list[dict[str, Any]]:
         encoder = locate_encoder(options.encoder)
         with TRIED[what](*how) if what else contextlib.nullcontext():
             chosen = FinetuneSettings(seed=job.seed, device=device, **settings)  # type: ignore[arg-type]
-            recipe = resolve_recipe(chosen, encoder["folder"], teacher)
-            training = fine_tune(train, validation, recipe, f"{folder}/model", text=text)
+            recipe = resolve_recipe(chosen, encoder["folder"])
+            training = fine_tune(train, validation, recipe, f"{folder}/model", text=text, teacher=teacher)
         origin = {
             "labels": LABELS, "max_length": recipe.max_length, "encoder": encoder["name"], "dataset": data["digest"],
             "git_commit": options.commit or git_commit(),
@@ -135,7 +140,7 @@ def run_job(job: Job, options: argparse.Namespace) -> list[dict[str, Any]]:
         "seconds": training["seconds"], "whole_seconds": round(time.perf_counter() - started, 1),
         "by_variant": {name: measure["interval"]["mcc"] for name, measure in measured.variants.items()},
         "averaged": training["averaged"], "members": [member["validation_mcc"] for member in training["seeds"]],
-        "settings": job.settings,
+        "settings": job.settings, "teacher": taught_by,
     }  # fmt: skip
     return [run]
 

@@ -6,7 +6,6 @@
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 from unittest.mock import patch
 
@@ -133,7 +132,7 @@ def distilled(share: float, more: bool = False) -> Iterator[None]:
     """
 
     def teach(job: TrainingJob, data: TokenizedData, start: str, saved: Sequence[SavedSeedRun]) -> SelectedModel:
-        return _teach(job, data, start, partial(_mean_probabilities, job, start, saved), share, more=more)
+        return _teach(job, data, start, saved, share, more=more)
 
     with patch.object(finetune, "average_or_best", teach):
         yield
@@ -143,7 +142,7 @@ def _teach(
     job: TrainingJob,
     data: TokenizedData,
     start: str,
-    ask: Callable[[pd.DataFrame, dataset.TokenDataset], torch.Tensor],
+    saved: Sequence[SavedSeedRun],
     share: float,
     *,
     more: bool,
@@ -154,8 +153,8 @@ def _teach(
         job: of the training.
         data: its sentences.
         start: weights that the student starts from.
-        ask: returns the teacher's probabilities [N, 2] of rows, which it gets as tokens, too.
-        share: of these probabilities in what the student learns of a sentence with a label.
+        saved: the seeds that teach.
+        share: of their mean probabilities in what the student learns of a sentence with a label.
         more: whether it also learns sentences of the corruption stage.
     """
     rows = read_snapshot(job.train)
@@ -164,7 +163,7 @@ def _teach(
         unlabelled = corruption_stage.corrupt_rows(job).drop(columns="original", errors="ignore")
         rows = pd.concat([rows, unlabelled], ignore_index=True)
     train = data.encode(rows, job.recipe.label_smoothing)
-    soft = ask(rows, train)
+    soft = _mean_probabilities(job, start, saved, train)
     train._targets[: train.count] = soft
     train._targets[:labelled] = share * soft[:labelled] + (1 - share) * data.train._targets[:labelled]
     number = max(1, round(2 * job.recipe.epochs * labelled / len(rows))) if more else job.recipe.epochs
@@ -176,7 +175,7 @@ def _teach(
 
 
 def _mean_probabilities(
-    job: TrainingJob, start: str, saved: Sequence[SavedSeedRun], rows: pd.DataFrame, data: dataset.TokenDataset
+    job: TrainingJob, start: str, saved: Sequence[SavedSeedRun], data: dataset.TokenDataset
 ) -> torch.Tensor:
     """Return the mean of the seeds' probabilities [N, 2], on the data's device."""
     model, size = load_start(job, start), epochs.EVALUATION_BATCH[job.recipe.device]
@@ -205,8 +204,7 @@ def selections() -> Iterator[dict[str, dict[str, torch.Tensor]]]:
             soup._load_mean(model, [each.weights for each in part])
             models[name] = _copy(model)
         for name, copies in {"student": 0, "student of more sentences": 1}.items():
-            ask = partial(_mean_probabilities, job, start, saved)
-            models[name] = _copy(_teach(job, data, start, ask, 0.7, more=bool(copies)).model)
+            models[name] = _copy(_teach(job, data, start, saved, 0.7, more=bool(copies)).model)
         return finish(job, data, start, saved)
 
     with patch.object(finetune, "average_or_best", select):

@@ -58,7 +58,7 @@ def write(folder: Path, rows: Rows, name: str = "rows.parquet") -> str:
 
 
 def profile(folder: Path, rows: Rows) -> DataProfile:
-    return profile_snapshot(write(folder, rows), "d" * 64)
+    return profile_snapshot(write(folder, rows), "d" * 64, ["h"])
 
 
 def figures(**changes: dict[str, int]) -> DataProfile:
@@ -117,6 +117,7 @@ def test_profile_counts_exactly(folder: Path) -> None:
     ]
     assert profile(folder, rows) == DataProfile(
         dataset="d" * 64,
+        holdouts=["h"],
         rows=4,
         labels={"0": 1, "1": 3},
         characters={"3": 1, "6": 1, "11": 1, "17": 1},
@@ -168,7 +169,9 @@ def test_words_of_a_large_file_are_counted_in_rows_from_all_of_it(
 
 
 def test_profile_of_no_rows(folder: Path) -> None:
-    assert profile(folder, []) == DataProfile(dataset="d" * 64, rows=0, labels={}, characters={}, sources={}, words={})
+    assert profile(folder, []) == DataProfile(
+        dataset="d" * 64, holdouts=["h"], rows=0, labels={}, characters={}, sources={}, words={}
+    )
 
 
 def test_a_missing_snapshot_is_an_error_of_one_line(folder: Path) -> None:

@@ -46,6 +46,18 @@ def client(prefect_server: str) -> Iterator[Any]:
         yield client
 
 
+@pytest.mark.parametrize("setting", ["encoder", "teacher"])
+def test_folders_of_models_are_absolute_in_the_deployments_file(
+    setting: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flows.services.deployment_file import DeploymentChoice, write_deployments
+
+    (tmp_path / "model").mkdir()
+    monkeypatch.chdir(tmp_path)
+    path = write_deployments(DeploymentChoice("sample", {}, {}, [f"finetune.{setting}=model"]), str(tmp_path))
+    assert f"{setting}: {tmp_path}/model" in Path(path).read_text()
+
+
 def test_the_schedules_are_what_the_file_says(applied: dict[str, Any]) -> None:
     assert {held["name"]: (held["schedules"], held["paused"]) for held in applied["deployments"]} == {
         "retrain": (["0 3 * * 0 Europe/Berlin"], False),

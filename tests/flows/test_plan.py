@@ -1,6 +1,7 @@
 """What verdict retrain --dry-run says, and that it leaves nothing behind."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,13 @@ def test_changes_of_data_settings_and_encoder_are_named(
         }
     }
     assert (planned["action"], planned["why"]) == ("train", "5 things changed since champion 1")
+
+
+def test_the_teacher_is_named_with_its_digest(champion: dict[str, Any], choose: Choose, home: Path) -> None:
+    planned = plan(choose, home, finetune__teacher="models:/acceptability@champion")
+    (change,) = planned["changes"] or []
+    assert (change["what"], change["before"]) == ("finetune.teacher", "")
+    assert re.fullmatch(r"models:/acceptability@champion \(manifest [0-9a-f]{12}\)", change["now"])
 
 
 def test_an_interrupted_job_would_resume(champion: dict[str, Any], choose: Choose, home: Path) -> None:

@@ -45,6 +45,15 @@ def test_the_winner_of_a_sweep_is_judged_and_each_trial_is_a_run(
     assert (again.trials, again.run, again.retrain.unchanged) == (outcome.trials, outcome.run, True)
 
 
+def test_folds_with_a_teacher_are_refused_before_anything_is_read(choose: Choose, tmp_path: Path) -> None:
+    from flows.jobs.sweep import sweep
+
+    settings = choose(finetune__teacher="1").settings.model_dump()
+    with pytest.raises(UsageError, match=r"^--folds 5 with finetune.teacher: .*; expected --folds 1$"):
+        sweep.fn(settings, {}, [], 1, 60.0, 1, str(tmp_path / "stores"), None, 5)
+    assert not (tmp_path / "stores").exists()
+
+
 @pytest.mark.parametrize(("text", "seconds"), [("90s", 90.0), ("30m", 1_800.0), ("1.5h", 5_400.0)])
 def test_a_budget_is_a_number_and_a_unit(text: str, seconds: float) -> None:
     from flows.cli.sweep import parse_budget

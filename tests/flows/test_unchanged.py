@@ -66,7 +66,10 @@ def home(choose: Choose, empty_store: Path, exported: Any, tmp_path: Path) -> Pa
 def finish(home: Path, settings: Settings, outcome: RetrainOutcome) -> Path:
     folder = home / "runs" / "0123456789abcdef"
     files = hash_files(settings.data, str(home))
-    digest = digest_inputs(settings, files, locate_encoder(settings.finetune.encoder))
+    encoder = locate_encoder(settings.finetune.encoder)
+    digest = digest_inputs(settings, files, encoder)
+    taught = settings.finetune.model_copy(update={"teacher": "models:/acceptability@champion"})
+    assert digest_inputs(settings.model_copy(update={"finetune": taught}), files, encoder) is None
     write_json(folder / "result.json", outcome.to_json())
     record_inputs(folder, digest, files)
     return folder
@@ -88,7 +91,7 @@ def test_other_settings_or_bytes_are_left_to_the_flow(home: Path, choose: Choose
     for changes in (
         {"finetune__seed": 1}, {"judge__threshold": 0.1}, {"data__columns": "text=a"}, {"finetune__device": "auto"},
         {"finetune__encoder": "an/unknown-model"}, {"data__path": "hf:nyu-mll/glue/cola"},
-        {"data__path": str(tmp_path / "missing")}, {"finetune__encoder": str(tmp_path)},
+        {"data__path": str(tmp_path / "missing")}, {"finetune__encoder": str(tmp_path)}, {"finetune__teacher": "1"},
     ):  # fmt: skip
         assert find_unchanged(choose(**changes), str(home)) is None, changes
     assert find_unchanged(choose(), str(home)) is not None

@@ -72,8 +72,7 @@ def find_job(home: Path, resolved: ResolvedSettings) -> tuple[Path, str]:
     settings = resolved.settings
     data = read_data(settings.data, str(home))
     encoder = locate_encoder(settings.finetune.encoder, offline=settings.data.offline)
-    address = settings.finetune.teacher
-    teacher = locate_teacher(address, data["train"]["digest"], str(home)) if address else None
+    teacher = locate_teacher(settings, data, str(home)) if settings.finetune.teacher else None
     inputs = JobInputs(data, encoder, teacher, resolve_device(settings.finetune.device))
     # Gate and policy are part of a job's name, but decide nothing that it trains or exports.
     plain = settings.model_copy(update={"gate": GateSettings(), "judge": JudgeSettings.model_validate({})})

@@ -10,6 +10,7 @@ import pytest
 
 if TYPE_CHECKING:
     from tasks.training.recipe import TrainingRecipe
+    from tasks.training.training_job import TrainingJob
 
 WORDS = [
     "the",
@@ -129,18 +130,24 @@ class Trainer:
         quick = {"epochs": EPOCHS, "batch_size": 40, "learning_rate": 1e-2, "checkpoint_seconds": 0}
         return recipe(self.encoder, **quick | changes)
 
-    def fingerprint(self, text: str = "", **changes: Any) -> str:
-        """Return what ties checkpoints to this run."""
+    def job(self, text: str = "", teacher: str = "", **changes: Any) -> "TrainingJob":
+        """Return this run as its stages know it; a teacher is the folder of a bundle."""
         from tasks.training.finetune import make_job
+        from tasks.training.training_job import Teacher
 
-        job = make_job(self.train_rows, self.validation_rows, self.recipe(**changes), str(self.checkpoints), text)
-        return job.fingerprint
+        recipe, taught_by = self.recipe(**changes), Teacher(teacher) if teacher else None
+        return make_job(self.train_rows, self.validation_rows, recipe, str(self.checkpoints), text, taught_by)
+
+    def fingerprint(self, **given: Any) -> str:
+        """Return what ties checkpoints to this run."""
+        return self.job(**given).fingerprint
 
     def train(
-        self, on_epoch: Callable[[Any], None] | None = None, text: str = "", **changes: Any
+        self, on_epoch: Callable[[Any], None] | None = None, text: str = "", teacher: str = "", **changes: Any
     ) -> tuple[Any, list[int]]:
         """Return the training and the epochs that `on_epoch` was called with."""
         from tasks.training.finetune import fine_tune
+        from tasks.training.training_job import Teacher
 
         epochs: list[int] = []
 
@@ -151,7 +158,7 @@ class Trainer:
 
         training = fine_tune(
             self.train_rows, self.validation_rows, self.recipe(**changes), str(self.folder),
-            text=text, on_epoch=record_epoch,
+            text=text, teacher=Teacher(teacher) if teacher else None, on_epoch=record_epoch,
         )  # fmt: skip
         assert not self.checkpoints.exists()
         return training, epochs

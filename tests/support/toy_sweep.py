@@ -26,7 +26,7 @@ def sweep_plan(folder: Path, encoder: Path, split: tuple[str, str, str]) -> Swee
         space=(Dimension("epochs", (1, 2)), RATES),
         base=FinetuneSettings.model_validate(base | {"encoder": "tiny"}),
         encoders={"tiny": str(encoder)},
-        teacher="",
+        teacher=None,
         folds=(Fold(*split[:2]),),
         text="",
         device="cpu",

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import pickle
+import shutil
 import subprocess
 import sys
 import time
@@ -17,6 +18,7 @@ from tasks.data.folds import Fold, split_folds
 from tasks.data.snapshots import read_snapshot
 from tasks.training.search_space import Dimension, all_combinations
 from tasks.training.sweep import best_trial, ended_trials, run_sweep
+from tasks.training.training_job import Teacher
 from tasks.training.trial_study import TrialStudy, open_study
 from tasks.training.trials import SweepPlan, TrialEpoch, TrialRecord, TrialStart, run_trial
 
@@ -165,10 +167,23 @@ def test_a_machine_without_the_files_of_a_sweep_is_named(plan: SweepPlan) -> Non
             plan._replace(folds=(Fold("/nowhere/train", ""),)),
             "/nowhere/train is not on this machine; expected one VERDICT_HOME",
         ),
-        (plan._replace(encoders={"tiny": "/nowhere"}), "/nowhere is not on this machine; expected the encoder in the"),
+        (plan._replace(encoders={"tiny": "/nowhere"}), "/nowhere is not on this machine; expected the model in the"),
+        (plan._replace(teacher=Teacher("/nobody")), "/nobody is not on this machine; expected the model in the"),
     ):
         with pytest.raises(UsageError, match=what):
             run_trial(there, start, lambda _: False)
+
+
+def test_trials_learn_from_the_teacher_of_the_sweep(
+    plan: SweepPlan, exported: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    found = []
+    for teacher in (None, Teacher(exported["bundle"])):
+        with caplog.at_level("INFO", "tasks.training.teacher"):
+            found.append(run_trial(plan._replace(teacher=teacher), TrialStart(0, {"epochs": 1}), lambda _: False))
+        assert any("the teacher answers " in message for message in caplog.messages) == bool(teacher)
+        shutil.rmtree(plan.folder)
+    assert {record.state for record in found} == {"finished"}
 
 
 def test_a_trial_that_cannot_be_trained_fails_alone(plan: SweepPlan, tmp_path: Path) -> None:

@@ -11,22 +11,22 @@ import numpy as np
 import pytest
 from toy import Trainer
 
-from tasks.core.errors import UsageError
+from tasks.core.errors import UsageError, VerdictError
 from tasks.data.snapshots import read_snapshot
 from tasks.inference import bundle as bundles
 from tasks.inference.classifier import Classifier
-from tasks.training.finetune import make_job
+from tasks.training import teacher as teaching
 from tasks.training.teacher import mix_answers, read_teacher, write_answers
-from tasks.training.training_job import ANSWERS_FILE, TEACHER_FOLDER
+from tasks.training.training_job import ANSWERS_FILE, TEACHER_FOLDER, Teacher
 
 MakeTrainer = Callable[[], Trainer]
 
 
 def answers_of(trainer: Trainer, text: str = "", **changes: Any) -> Any:
     """Return what a training would learn: sentences, and their probability of being acceptable."""
-    recipe = trainer.recipe(**changes)
-    job = make_job(trainer.train_rows, trainer.validation_rows, recipe, str(trainer.checkpoints), text)
-    write_answers(job)
+    job = trainer.job(text, **changes)
+    assert job.teacher
+    write_answers(job, job.teacher)
     return read_snapshot(str(trainer.checkpoints / TEACHER_FOLDER / ANSWERS_FILE))
 
 
@@ -97,13 +97,64 @@ def test_a_killed_training_resumes_with_the_answers_that_are_there(
     assert killed.result() == whole.result()
 
 
-def test_damaged_answers_are_asked_for_again(trainer: Trainer, exported: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_answers_are_asked_for_part_by_part_and_only_damaged_parts_again(
+    trainer: Trainer, exported: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(teaching, "PART", 100)
+    asked: list[int] = []
+    real = Classifier.probabilities
+
+    def probabilities(self: Classifier, sentences: list[str]) -> Any:
+        asked.append(len(sentences))
+        return real(self, sentences)
+
+    monkeypatch.setattr(Classifier, "probabilities", probabilities)
     before = answers_of(trainer, teacher=exported["bundle"])
-    path = trainer.checkpoints / TEACHER_FOLDER / ANSWERS_FILE
-    path.write_bytes(path.read_bytes()[:-1])
+    assert asked == [100, 100, 100, 12]
+    assert answers_of(trainer, teacher=exported["bundle"]).equals(before)
+    assert len(asked) == 4
+    for damaged in (
+        trainer.checkpoints / TEACHER_FOLDER / ANSWERS_FILE,
+        trainer.checkpoints / "teacher-parts/300.json",
+    ):
+        damaged.write_bytes(damaged.read_bytes()[:-2])
     with caplog.at_level(logging.WARNING, "tasks.training.training_job"):
         assert answers_of(trainer, teacher=exported["bundle"]).equals(before)
     assert "answers.parquet is not what was written" in caplog.text
+    assert asked[4:] == [12]
+    answers_of(trainer, teacher=exported["bundle"], seed=8)  # another training
+    assert asked[5:] == [100, 100, 100, 12]
+
+
+def test_a_teacher_that_answers_nan_is_refused(
+    trainer: Trainer, exported: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Classifier, "probabilities", lambda _, sentences: np.full((len(sentences), 2), np.nan))
+    with pytest.raises(
+        VerdictError, match="the teacher answers NaN with its variant fp32; expected a model that answers"
+    ):
+        trainer.train(teacher=exported["bundle"])
+
+
+def test_another_bundle_than_the_one_that_was_found_does_not_teach(trainer: Trainer, exported: Any) -> None:
+    job = trainer.job(teacher=exported["bundle"])
+    other = Teacher(exported["bundle"], "0" * 64)
+    with pytest.raises(VerdictError, match=r"its manifest is [0-9a-f]{12}, expected was 000000000000; fetch it again"):
+        write_answers(job, other)
+    with pytest.raises(VerdictError, match="expected was 000000000000"):
+        read_teacher(other)
+
+
+def test_torch_computes_on_its_own_gpu_after_the_teacher(
+    trainer: Trainer, exported: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    current = [3]
+    monkeypatch.setattr("torch.cuda.current_device", lambda: current[0])
+    monkeypatch.setattr("torch.cuda.set_device", lambda number: current.__setitem__(0, number))
+    for device, expected in (("cuda", 3), ("cpu", 0)):
+        with teaching._kept_gpu(device):
+            current[0] = 0  # as ONNX Runtime does
+        assert current[0] == expected
 
 
 def test_seeds_in_processes_of_their_own_learn_the_same_answers(make_trainer: MakeTrainer, exported: Any) -> None:
@@ -131,4 +182,4 @@ def test_a_model_of_other_labels_is_refused(exported: Any, tmp_path: Path) -> No
     info = {name: value for name, value in manifest.items() if name in bundles.ModelInfo.__annotations__}
     bundles.write_manifest(folder, info | {"labels": ["bad", "good"]}, manifest["metrics"])  # type: ignore[arg-type]
     with pytest.raises(UsageError, match=r"has labels \['bad', 'good'\]; expected a model with \['unacceptable', 'acc"):
-        read_teacher(str(folder))
+        read_teacher(Teacher(str(folder)))
