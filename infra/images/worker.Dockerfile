@@ -16,7 +16,6 @@ RUN /source/infra/images/install.sh worker /opt/verdict
 COPY README.md LICENSE NOTICE /source/
 COPY mlflow/policy.toml /source/mlflow/
 COPY infra/prefect.yaml /source/infra/
-COPY infra/prefect.yaml /source/infra/
 COPY tasks /source/tasks
 COPY flows /source/flows
 # The second command compiles the kernels of a training for GPUs since A100; it needs none. A run copies them to its cache.
