@@ -134,8 +134,7 @@ def test_a_client_that_does_not_read_its_answer_is_cut_off(champion: Champion, m
         state = client.server.server_state
         wait_until(lambda: any(each.flow.write_paused for each in state.connections))
         connection.sendall(REQUEST)  # which does not give it more time
-        wait_until(lambda: not state.connections)
-        assert not state.tasks
+        wait_until(lambda: not state.connections and not state.tasks)
 
 
 def test_files_that_are_used_up_are_said_once(
