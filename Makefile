@@ -58,9 +58,9 @@ test: $(VENV)/.dev browser ## run every test but those of test-services
 	@echo 'The default run, PostgreSQL, an S3 store, servers, worker and schedules are tested by: make test-services'
 
 test-services: $(VENV)/.dev postgresql ## the default run; schedules, kills and outages on real servers
-	@$(PYTEST) --numprocesses 3 tests/services $(ARGS)
+	@$(PYTEST) --numprocesses 2 tests/services $(ARGS)
 
-# Here and above three workers on two cores: one waits for services much of the time. By default pytest leaves them out.
+# Three workers on two cores: one waits for services much of the time. By default pytest leaves tests/services out.
 test-all: $(VENV)/.dev browser postgresql ## both at once, in less time than one after the other
 	@$(PYTEST) --numprocesses 3 --override-ini 'norecursedirs=.* __pycache__' tests $(ARGS)
 
