@@ -11,11 +11,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
+import typer
 from command_line import call
 from registered import make_champion_store
 
 from flows import environment
+from flows.cli.app import _explain
 from tasks.core.errors import OUT_OF_MEMORY
 from tasks.inference.sessions import has_gpu
 
@@ -596,3 +599,18 @@ def test_a_folder_of_the_stores_that_is_a_file_is_one_line(home: Path, capsys: p
     assert code == 1
     assert str(home / "sample") in err
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "line"),
+    [
+        (click.UsageError, "no such colour"),
+        (click.BadParameter, "Invalid value: no such colour"),
+        (typer.BadParameter, "Invalid value: no such colour"),
+    ],
+)
+def test_a_usage_error_of_typer_or_of_click_itself_is_one_line_and_exit_code_2(
+    kind: type[Exception], line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _explain(kind("no such colour"), "status") == 2
+    assert capsys.readouterr().err == f"error: {line}\nsee: verdict status --help\n"
