@@ -2,6 +2,7 @@
 
 import json
 import logging
+import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,7 @@ from tasks.inference import bundle as bundles
 from tasks.inference.classifier import Classifier
 from tasks.training import teacher as teaching
 from tasks.training.teacher import mix_answers, read_teacher, write_answers
-from tasks.training.training_job import ANSWERS_FILE, TEACHER_FOLDER, Teacher
+from tasks.training.training_job import ANSWERS_FILE, TEACHER_FOLDER, Teacher, TokenizedData
 
 MakeTrainer = Callable[[], Trainer]
 
@@ -157,9 +158,13 @@ def test_torch_computes_on_its_own_gpu_after_the_teacher(
         assert current[0] == expected
 
 
-def test_seeds_in_processes_of_their_own_learn_the_same_answers(make_trainer: MakeTrainer, exported: Any) -> None:
-    given = {"teacher": exported["bundle"], "seeds": 2, "epochs": 1, "corruptions": 1}
-    assert weights(make_trainer(), **given, processes=2) == weights(make_trainer(), **given)
+def test_every_process_of_a_training_learns_the_answers_that_one_wrote(trainer: Trainer, exported: Any) -> None:
+    answers = answers_of(trainer, teacher=exported["bundle"], corruptions=1)
+    job = pickle.loads(pickle.dumps(trainer.job(teacher=exported["bundle"], corruptions=1)))  # as processes get it
+    train = TokenizedData(job).train
+    assert train.count == len(answers)
+    assert train._targets[: train.count, 1].tolist() == answers["acceptable"].astype(np.float32).tolist()
+    assert train._targets[: train.count].sum(1).tolist() == pytest.approx([1.0] * train.count)
 
 
 def test_which_model_teaches_is_in_the_fingerprint_and_where_it_lies_is_not(
