@@ -215,6 +215,9 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
         # Students of bundles that --keep left of another recipe's runs, of the same seeds, so of the same splits.
         "small, taught, larger text, 4 passes, whole": SMALL | TAUGHT | {"token_loss": 0.0, "epochs": 4},
         "small, taught, larger text, 8 passes, whole": SMALL | TAUGHT | {"token_loss": 0.0, "epochs": 8},
+        "small, taught, larger text, 4 passes, no stage, whole": SMALL
+        | TAUGHT
+        | {"token_loss": 0.0, "epochs": 4, "try": ["no_corruption_stage"]},
     },
     "sift": {
         "corruptions 2, for SiFT": STAGE,

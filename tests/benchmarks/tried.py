@@ -94,6 +94,13 @@ def corruption_kinds(*kinds: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def no_corruption_stage() -> Iterator[None]:
+    """Start from the encoder as it is; corrupted copies are made for a teacher alone."""
+    with patch.object(finetune, "run_corruption_stage", lambda job, _: job.recipe.encoder):
+        yield
+
+
+@contextlib.contextmanager
 def greedy_soup() -> Iterator[None]:
     """End with the mean of those seeds' weights that each do not lower the validation MCC, from the best on.
 
@@ -229,6 +236,7 @@ TRIED: dict[str, Callable[..., contextlib.AbstractContextManager[Any]]] = {
     "distilled": distilled,
     "greedy_soup": greedy_soup,
     "new_top_layers": new_top_layers,
+    "no_corruption_stage": no_corruption_stage,
     "selections": selections,
     "sift_step": sift_step,
 }

@@ -28,6 +28,7 @@ def test_each_tried_change_changes_the_weights(
         "distilled": ([0.7], of_seeds),
         "greedy_soup": ([], of_seeds),
         "new_top_layers": ([1], alone),
+        "no_corruption_stage": ([], {"epochs": 1, "corruptions": 1}),
         "selections": ([], of_seeds | {"corruptions": 1}),
         "sift_step": ([0.5], alone | {"sift": 1.0}),
     }
