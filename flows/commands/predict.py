@@ -80,14 +80,12 @@ def name_teacher() -> Iterator[None]:
 
 
 def check_teacher(settings: "Settings", home: str) -> None:
-    """Check what takes no time before something slow starts: that the teacher of a training may exist, if it has one.
+    """Check what takes no time before something slow starts: that the teacher that settings name may exist.
 
     Raises:
         VerdictError: if it certainly does not, or would have to be downloaded against `data.offline`.
     """
     teacher = settings.finetune.teacher
-    if not teacher:
-        return
     if settings.data.offline and teacher.startswith(HUB_PREFIX):
         raise UsageError(
             f"finetune.teacher: {teacher} is asked of the hub, and data.offline is on; expected a registered version "

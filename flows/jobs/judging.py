@@ -11,7 +11,6 @@ from tasks.core.errors import VerdictError
 from tasks.core.files import read_json, write_json
 from tasks.core.policy import Policy
 from tasks.data.gate import GateReport
-from tasks.data.ingestion import Dataset
 from tasks.evaluation.baselines import measure_baselines
 from tasks.evaluation.evidence import Evidence, JudgeContext, gather_evidence, read_evidence
 from tasks.evaluation.judge import Verdict, judge, stamp
@@ -35,13 +34,13 @@ decide = timed_task("judge", judge)
 
 
 def evaluate_and_judge(
-    context: JobContext, exported: ExportResult, data: Dataset, gate: GateReport, training: TrainingResult
+    context: JobContext, exported: ExportResult, gate: GateReport, training: TrainingResult
 ) -> tuple[Evidence, Verdict]:
     """Measure candidate and champion, and judge, unless a killed run of this job did so and nothing changed since.
 
     The holdout use is recorded before the holdout is read, so that a process that dies in between is counted.
     """
-    timer, store, folder = context.timer, context.store, context.folder
+    timer, store, folder, data = context.timer, context.store, context.folder, context.inputs.data
     champion = find_alias(timer, store, CHAMPION)
     holdout, policy = data["holdout"], context.settings.judge.chosen_policy()
     judge_context = JudgeContext(

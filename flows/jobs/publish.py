@@ -61,9 +61,9 @@ read_champions_run = retrying_task("find champion", _read_champions_run)
 find_champions = retrying_task("find champion", list_champions)
 
 
-def write_report(context: JobContext, report: ReportInputs, data: Dataset) -> ReportInputs:
+def write_report(context: JobContext, report: ReportInputs) -> ReportInputs:
     """Draw the pictures and add report, card and metrics to the bundle; return the inputs, completed."""
-    champion, timer = report.evidence["champion"], context.timer
+    champion, timer, data = report.evidence["champion"], context.timer, context.inputs.data
     threshold, folder = report.verdict["threshold"], str(context.folder / "pictures")
     home = str(context.folder.parents[1])
     found = read_champions_run(timer, context.store, champion, data, home) if champion else (None, None)

@@ -46,7 +46,6 @@ from tasks.core.settings_loader import ResolvedSettings
 from tasks.core.signing import require_key
 from tasks.data.drift import list_drifted
 from tasks.data.gate import GateReport, raise_if_failed
-from tasks.data.ingestion import Dataset
 from tasks.data.token_limit import longest_input
 from tasks.evaluation.evidence import Evidence
 from tasks.evaluation.judge import Verdict
@@ -63,7 +62,7 @@ from tasks.reporting.report import ReportInputs
 from tasks.training.device import resolve_device
 from tasks.training.finetune import TRAINING_FILE, TrainingResult, fine_tune, load_training
 from tasks.training.model import LABELS
-from tasks.training.pretrained import Encoder, locate_encoder
+from tasks.training.pretrained import locate_encoder
 from tasks.training.recipe import TrainingRecipe, resolve_recipe
 from tasks.training.seed_runs import SEED_STRIDE
 from tasks.training.trainer import EpochRecord
@@ -126,12 +125,12 @@ def retrain(settings: dict[str, Any], origins: dict[str, str], home: str, force:
         if not (folder / EXPORT_RECORD).is_file():
             start_forkserver()  # the export's process imports its libraries while the gate runs on another core
         with tracked_run(ResolvedSettings(chosen, origins), store, home, job, inputs, timer) as context:
-            gate = check_data(context, data, encoder)
+            gate = check_data(context)
             if not (folder / "model" / TRAINING_FILE).is_file():
                 try_encoder(timer, encoder, chosen.finetune.max_length, home, chosen.finetune.allow_new_weights)
-            training = train(context, data, encoder)
-            exported = export_model(context, data, encoder)
-            report, version = judge_and_register(context, data, gate, training, exported)
+            training = train(context)
+            exported = export_model(context)
+            report, version = judge_and_register(context, gate, training, exported)
             outcome = outcome_of(context, report, version, data["digest"])
             record_outcome(context, outcome)
         end_job(store, outcome)
@@ -148,14 +147,15 @@ def name_after(outcome: RetrainOutcome, settings: Settings) -> RetrainOutcome:
     return outcome
 
 
-def check_data(context: JobContext, data: Dataset, encoder: Encoder) -> GateReport:
+def check_data(context: JobContext) -> GateReport:
     """Run the gate on the snapshots and keep its report in MLflow and Prefect.
 
     Raises:
         DataRejected: if the gate rejects the data.
     """
     timer, store, folder = context.timer, context.store, context.folder
-    gate = examine(timer, data, context.settings, str(folder), encoder["folder"], find_profile(timer, store))
+    data, encoder = context.inputs.data, context.inputs.encoder["folder"]
+    gate = examine(timer, data, context.settings, str(folder), encoder, find_profile(timer, store))
     report_gate(gate)
     reports = [folder / name for name in ("gate.json", "gate.html", "quarantine.parquet", "quarantine.csv")]
     log_files(timer, store, context.run_id, [str(path) for path in reports if path.is_file()], "gate")
@@ -169,16 +169,16 @@ def check_data(context: JobContext, data: Dataset, encoder: Encoder) -> GateRepo
     return gate
 
 
-def train(context: JobContext, data: Dataset, encoder: Encoder) -> TrainingResult:
+def train(context: JobContext) -> TrainingResult:
     """Split the training rows and fine-tune, unless this job's training is finished already."""
     folder, chosen = context.folder, context.settings.finetune
     if finished := load_training(str(folder / "model")):
         return finished
-    rows = split_rows(context.timer, data, context.settings, folder)
+    rows = split_rows(context.timer, context.inputs.data, context.settings, folder)
     write_json(folder / "split.json", rows.split)
     series = {f"rows_{name}": {0: cast(int, count)} for name, count in {**rows.split, **rows.text_counts}.items()}
     log_series(context.timer, context.store, context.run_id, series)
-    recipe = resolve_recipe(chosen, encoder["folder"])
+    recipe = resolve_recipe(chosen, context.inputs.encoder["folder"])
     model = str(folder / "model")
     return fine_tune_visibly(
         context.timer, rows, recipe, teacher_of(context.inputs.teacher), model, context.store, context.run_id
@@ -222,14 +222,14 @@ def _describe_epoch(epoch: EpochRecord, epochs: int) -> str:
 fine_tune_visibly = timed_task("fine-tune", _fine_tune_visibly)
 
 
-def export_model(context: JobContext, data: Dataset, encoder: Encoder) -> ExportResult:
+def export_model(context: JobContext) -> ExportResult:
     """Export the model to ONNX, unless this job's export is finished already."""
-    folder = context.folder
+    folder, encoder = context.folder, context.inputs.encoder
     origin = Origin(
         labels=LABELS,
         max_length=longest_input(encoder["folder"], context.settings.finetune.max_length),
         encoder=encoder["name"],
-        dataset=data["digest"],
+        dataset=context.inputs.data["digest"],
         git_commit=git_commit(),
     )
     exported = load_export(str(folder)) or export(
@@ -246,17 +246,18 @@ def export_model(context: JobContext, data: Dataset, encoder: Encoder) -> Export
 
 
 def judge_and_register(
-    context: JobContext, data: Dataset, gate: GateReport, training: TrainingResult, exported: ExportResult
+    context: JobContext, gate: GateReport, training: TrainingResult, exported: ExportResult
 ) -> tuple[ReportInputs, str]:
     """Measure, judge, document, register and carry the verdict out; repeat if the champion changed meanwhile.
 
     Returns:
         What the report of the last verdict is made of, and the registered version.
     """
+    data = context.inputs.data
     while True:
-        evidence, verdict = evaluate_and_judge(context, exported, data, gate, training)
+        evidence, verdict = evaluate_and_judge(context, exported, gate, training)
         report = ReportInputs(training, evidence, verdict, gate, exported, context.setting_rows, errors=())
-        report = write_report(context, report, data)
+        report = write_report(context, report)
         version = publish(context, report, data["digest"])
         log_format.bind_context(version=version)
         record_figures(context, report, version, data["holdout"]["path"])

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
-from toy import Trainer
+from toy import Trainer, facts
 
 from tasks.core.errors import UsageError, VerdictError
 from tasks.data.snapshots import read_snapshot
@@ -127,14 +128,18 @@ def test_answers_are_asked_for_part_by_part_and_only_damaged_parts_again(
     assert asked[5:] == [100, 100, 100, 12]
 
 
-def test_a_teacher_that_answers_nan_is_refused(
-    trainer: Trainer, exported: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(Classifier, "probabilities", lambda _, sentences: np.full((len(sentences), 2), np.nan))
+def test_a_teacher_that_answers_nan_is_refused(trainer: Trainer, exported: Any, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(exported["bundle"], tmp_path / "bundle"))
+    graph = onnx.load(folder / "model.onnx")
+    weight = next(tensor for tensor in graph.graph.initializer if tensor.data_type == onnx.TensorProto.FLOAT)
+    broken = np.full_like(onnx.numpy_helper.to_array(weight), np.nan)
+    weight.CopyFrom(onnx.numpy_helper.from_array(broken, weight.name))
+    onnx.save(graph, folder / "model.onnx")
+    bundles.write_manifest(folder, facts(max_length=16), {})
     with pytest.raises(
         VerdictError, match="the teacher answers NaN with its variant fp32; expected a model that answers"
     ):
-        trainer.train(teacher=exported["bundle"])
+        trainer.train(teacher=str(folder))
 
 
 def test_another_bundle_than_the_one_that_was_found_does_not_teach(trainer: Trainer, exported: Any) -> None:
@@ -146,9 +151,7 @@ def test_another_bundle_than_the_one_that_was_found_does_not_teach(trainer: Trai
         read_teacher(other)
 
 
-def test_torch_computes_on_its_own_gpu_after_the_teacher(
-    trainer: Trainer, exported: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_torch_computes_on_its_own_gpu_after_the_teacher(monkeypatch: pytest.MonkeyPatch) -> None:
     current = [3]
     monkeypatch.setattr("torch.cuda.current_device", lambda: current[0])
     monkeypatch.setattr("torch.cuda.set_device", lambda number: current.__setitem__(0, number))
