@@ -88,6 +88,7 @@ class Classifier:
         spin: bool = True,
         expected: str = "",
         threads: int = 0,
+        gpu: int = 0,
     ) -> Self:
         """Verify a bundle and load the variant for the device.
 
@@ -98,6 +99,7 @@ class Classifier:
             spin: see `open_session`; False suits a job beside others, True a service with CPUs of its own.
             expected: `manifest_digest` of the bundle that it has to be; empty: any.
             threads: that compute on a CPU; 0 for one on each core that the process may use.
+            gpu: number of the GPU, of those that the process sees; see `open_session`.
 
         Raises:
             VerdictError: if the bundle is corrupt, keeps weights in other files or lacks the variant, or if device is
@@ -116,7 +118,7 @@ class Classifier:
             chosen = variant or serving_variant(manifest, target)
             on = device if target == "cuda" else "cpu"
             with name_failure(folder, f"{VARIANTS[chosen]} cannot be opened"):
-                session = open_session(folder / VARIANTS[chosen], on, capture=True, spin=spin, threads=threads)
+                session = open_session(folder / VARIANTS[chosen], on, True, threads, spin, gpu)
             if target == "cpu" or session.get_providers()[0] == CUDA:
                 break  # else there is a GPU that does not work
         runner = Runner(session, manifest["max_length"])

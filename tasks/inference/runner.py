@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from .onnx_runtime import onnxruntime
 from .packed_shapes import attention_is_fused, packed_length
-from .sessions import CUDA, uses_cuda_graphs
+from .sessions import CUDA, gpu_of, uses_cuda_graphs
 from .tokenization import TokenIds
 
 CAPTURED_BATCHES = (1, 2, 4, 8, 16, 32)  # batch sizes that are captured; a batch is padded to the next one
@@ -153,9 +153,10 @@ class _CapturedGraph:
         device: str,
     ) -> None:
         self._host = np.zeros((2, *shape), np.int64)  # ids and mask in one array: one copy transfers both
-        self._tokens = onnxruntime.OrtValue.ortvalue_from_numpy(self._host, device, 0)
-        self._token_types = onnxruntime.OrtValue.ortvalue_from_numpy(np.zeros(shape, np.int64), device, 0)
-        self._logits = onnxruntime.OrtValue.ortvalue_from_shape_and_type([shape[0], 2], np.float32, device, 0)
+        gpu = gpu_of(session)
+        self._tokens = onnxruntime.OrtValue.ortvalue_from_numpy(self._host, device, gpu)
+        self._token_types = onnxruntime.OrtValue.ortvalue_from_numpy(np.zeros(shape, np.int64), device, gpu)
+        self._logits = onnxruntime.OrtValue.ortvalue_from_shape_and_type([shape[0], 2], np.float32, device, gpu)
         self._options = onnxruntime.RunOptions()
         self._options.add_run_config_entry("gpu_graph_id", str(number))
         address = self._tokens.data_ptr()
@@ -163,7 +164,7 @@ class _CapturedGraph:
         addresses["token_type_ids"] = self._token_types.data_ptr()
         self._binding = session.io_binding()
         for name in inputs:
-            self._binding.bind_input(name, device, 0, np.int64, list(shape), addresses[name])
+            self._binding.bind_input(name, device, gpu, np.int64, list(shape), addresses[name])
         self._binding.bind_ortvalue_output("logits", self._logits)
 
     def run(self, session: onnxruntime.InferenceSession, ids: TokenIds, mask: TokenIds) -> NDArray[np.float32]:

@@ -26,9 +26,11 @@ CUDA_GRAPH_OPTION = "enable_cuda_graph"
 
 
 def open_session(
-    graph: Path, device: str, capture: bool = False, threads: int = 0, spin: bool = True
+    graph: Path, device: str, capture: bool = False, threads: int = 0, spin: bool = True, gpu: int = 0
 ) -> onnxruntime.InferenceSession:
     """Open a graph.
+
+    On a GPU ONNX Runtime makes it the calling thread's current one, for torch too (seen in 1.31.1 with torch 2.11).
 
     Args:
         graph: ONNX file.
@@ -39,6 +41,7 @@ def open_session(
             own default is one on each core of the machine, whatever affinity and CPU limit say.
         spin: let these threads wait for their next operator in a loop, as ONNX Runtime does by default. Asleep they
             leave the CPU to others: beside busy processes a batch takes half the time.
+        gpu: number of the GPU, of those that the process sees.
 
     Raises:
         VerdictError: if device is cuda and the session does not run on it.
@@ -46,7 +49,11 @@ def open_session(
     if not should_try_gpu(device):
         return _open(graph, [CPU], threads=threads, spin=spin)
     onnxruntime.preload_dlls()  # finds the CUDA libraries that pip installed
-    session = (_try_capturing(graph) if capture else None) or _open(graph, [(CUDA, GPU_OPTIONS), CPU], spin=spin)
+    options = GPU_OPTIONS
+    if gpu:
+        options = options | {"device_id": str(gpu)}
+        onnxruntime.set_default_logger_severity(3)  # it warns that no plugin provides the GPU, also if that is 0
+    session = (_try_capturing(graph, options) if capture else None) or _open(graph, [(CUDA, options), CPU], spin=spin)
     # get_available_providers() lists what was compiled in, and a provider that fails to load falls back to the CPU
     # without an error: only the open session shows where it runs.
     if device == "cuda" and session.get_providers()[0] != CUDA:
@@ -76,10 +83,15 @@ def uses_cuda_graphs(session: onnxruntime.InferenceSession) -> bool:
     return session.get_provider_options().get(CUDA, {}).get(CUDA_GRAPH_OPTION) == "1"
 
 
-def _try_capturing(graph: Path) -> onnxruntime.InferenceSession | None:
+def gpu_of(session: onnxruntime.InferenceSession) -> int:
+    """Return the number of the GPU that a session runs on; 0 on a CPU."""
+    return int(session.get_provider_options().get(CUDA, {}).get("device_id", 0))
+
+
+def _try_capturing(graph: Path, options: dict[str, str]) -> onnxruntime.InferenceSession | None:
     """Open a graph with CUDA graphs enabled; None if that fails, as it does where some nodes run on the CPU."""
     try:
-        return _open(graph, [(CUDA, GPU_OPTIONS | {CUDA_GRAPH_OPTION: "1"}), CPU], quiet=True)
+        return _open(graph, [(CUDA, options | {CUDA_GRAPH_OPTION: "1"}), CPU], quiet=True)
     except Exception as error:  # pybind errors of ONNX Runtime have no narrower common base
         log.debug("%s: small batches are not captured as CUDA graphs (%s)", graph, first_line(error, 200))
         return None

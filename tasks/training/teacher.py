@@ -9,7 +9,6 @@ Below the job's checkpoint folder: teacher/answers.parquet, and the parts that i
 
 import contextlib
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -100,10 +99,11 @@ def _answer(job: TrainingJob, teacher: Teacher, sentences: list[str]) -> NDArray
     folder, device = Path(job.folder) / PARTS_FOLDER, job.recipe.device
     starts = range(0, len(sentences), PART)
     folder.mkdir(parents=True, exist_ok=True)
-    with _kept_gpu(device), progress_bar("teacher", len(starts)) as advance:
+    with progress_bar("teacher", len(starts)) as advance:
         threads = torch.get_num_threads()  # as many as training would take: other trainings may run beside this one
+        gpu = torch.cuda.current_device() if device == "cuda" else 0  # that of this process, and torch's afterwards
         classifier = Classifier.from_bundle(
-            teacher.bundle, device, spin=False, expected=teacher.digest, threads=threads
+            teacher.bundle, device, spin=False, expected=teacher.digest, threads=threads, gpu=gpu
         )
         answers = []
         for start in starts:
@@ -126,14 +126,3 @@ def _answer_part(classifier: Classifier, sentences: list[str], path: Path, finge
         )
     write_checksummed(path, {"fingerprint": fingerprint, "answers": answers.tolist()})
     return list(answers)
-
-
-@contextlib.contextmanager
-def _kept_gpu(device: str) -> Iterator[None]:
-    """Let torch compute on this process's own GPU after the block: ONNX Runtime makes the first one the current one."""
-    own = torch.cuda.current_device() if device == "cuda" else None
-    try:
-        yield
-    finally:
-        if own is not None:
-            torch.cuda.set_device(own)

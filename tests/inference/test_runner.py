@@ -198,9 +198,9 @@ def test_a_session_on_the_cpu_captures_nothing(exported: Any) -> None:
     assert not uses_cuda_graphs(open_session(Path(exported["bundle"]) / "model.onnx", "cpu"))
 
 
-@pytest.mark.parametrize("fails", [False, True])
-def test_sessions_on_a_gpu_leave_out_cudnn_s_attention(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, fails: bool
+@pytest.mark.parametrize(("fails", "gpu"), [(False, 0), (True, 3)])
+def test_sessions_are_on_the_gpu_that_was_named_and_leave_out_cudnn_s_attention(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, fails: bool, gpu: int
 ) -> None:
     opened = []
 
@@ -215,14 +215,16 @@ def test_sessions_on_a_gpu_leave_out_cudnn_s_attention(
 
     monkeypatch.setattr(sessions.onnxruntime, "InferenceSession", Session)
     monkeypatch.setattr(sessions.onnxruntime, "preload_dlls", lambda: None)
+    monkeypatch.setattr(sessions.onnxruntime, "set_default_logger_severity", lambda _: None)
     with caplog.at_level(logging.DEBUG, logger=sessions.log.name):
-        open_session(Path("model.onnx"), "cuda", capture=True)
+        open_session(Path("model.onnx"), "cuda", capture=True, gpu=gpu)
     for (name, options), cpu in opened:
         assert (name, cpu) == (CUDA, sessions.CPU)
         kernels = int(options["sdpa_kernel"])
         assert not kernels & 8
         assert kernels & 2
         assert kernels & 16
+        assert options.get("device_id", "0") == str(gpu)
     assert [options.get("enable_cuda_graph") for (_, options), _ in opened] == (["1", None] if fails else ["1"])
     assert ("small batches are not captured" in caplog.text) is fails
 

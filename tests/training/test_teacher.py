@@ -6,7 +6,7 @@ import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import onnx
@@ -151,14 +151,19 @@ def test_another_bundle_than_the_one_that_was_found_does_not_teach(trainer: Trai
         read_teacher(other)
 
 
-def test_torch_computes_on_its_own_gpu_after_the_teacher(monkeypatch: pytest.MonkeyPatch) -> None:
-    current = [3]
-    monkeypatch.setattr("torch.cuda.current_device", lambda: current[0])
-    monkeypatch.setattr("torch.cuda.set_device", lambda number: current.__setitem__(0, number))
-    for device, expected in (("cuda", 3), ("cpu", 0)):
-        with teaching._kept_gpu(device):
-            current[0] = 0  # as ONNX Runtime does
-        assert current[0] == expected
+@pytest.mark.parametrize(("device", "gpu"), [("cuda", 3), ("cpu", 0)])
+def test_the_teacher_answers_on_the_gpu_that_the_process_trains_on(
+    trainer: Trainer, exported: Any, monkeypatch: pytest.MonkeyPatch, device: str, gpu: int
+) -> None:
+    def from_bundle(*_: Any, gpu: int, **__: Any) -> NoReturn:
+        raise VerdictError(f"opened on GPU {gpu}")
+
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
+    monkeypatch.setattr("torch.cuda.current_device", lambda: 3)
+    monkeypatch.setattr(teaching.Classifier, "from_bundle", from_bundle)
+    job = trainer.job(teacher=exported["bundle"], device=device)
+    with pytest.raises(VerdictError, match=f"opened on GPU {gpu}"):
+        write_answers(job, Teacher(exported["bundle"]))
 
 
 def test_every_process_of_a_training_learns_the_answers_that_one_wrote(trainer: Trainer, exported: Any) -> None:
