@@ -63,12 +63,31 @@ def usable_home() -> str:
         raise UsageError(f"the folder of the stores {folder} {fault} ({reason}); {advice}: VERDICT_HOME=DIR") from error
 
 
+def own_home() -> str:
+    """Return the folder of the stores, which need not be there.
+
+    Raises:
+        UsageError: if it is another model's, of which this one's aliases and history say nothing.
+    """
+    folder = verdict_home()
+    _check_model(Path(folder))
+    return folder
+
+
 def _claim(home: Path) -> None:
     """Keep the stores' folder for one registered model: jobs and snapshots of another would be taken for its own.
 
     Raises:
         UsageError: if it is another's.
     """
+    _check_model(home)
+    record = home / MODEL_FILE
+    if MODEL_NAME != DEFAULT_MODEL_NAME and not record.is_file():
+        record.write_text(f"{MODEL_NAME}\n", encoding="utf-8")
+
+
+def _check_model(home: Path) -> None:
+    """Raise UsageError if the stores' folder is another model's."""
     record = home / MODEL_FILE
     used = DEFAULT_MODEL_NAME if (home / "mlflow.db").exists() else MODEL_NAME
     held = record.read_text(encoding="utf-8").strip() if record.is_file() else used
@@ -77,8 +96,6 @@ def _claim(home: Path) -> None:
             f"{home} holds the model {held!r}, and {MODEL_VARIABLE} names {MODEL_NAME!r}; each has its own folder: "
             f"VERDICT_HOME={home}-{MODEL_NAME}"
         )
-    if MODEL_NAME != DEFAULT_MODEL_NAME and not record.is_file():
-        record.write_text(f"{MODEL_NAME}\n", encoding="utf-8")
 
 
 def _check_address_space() -> None:

@@ -209,7 +209,7 @@ def prune(
     from flows.services.server_watch import reach_store
     from tasks.registry import retention
 
-    home = environment.verdict_home()
+    home = environment.own_home()
     store = reach_store(home)
     if not dry_run:
         close_dead_runs(store, home)

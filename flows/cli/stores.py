@@ -20,7 +20,7 @@ def backup(
     environment.set_process_defaults()
     from flows.commands import backup
 
-    print_result(backup.backup(target, dry_run, environment.verdict_home()), as_json, _show_backup)
+    print_result(backup.backup(target, dry_run, environment.own_home()), as_json, _show_backup)
 
 
 def restore(
@@ -33,7 +33,7 @@ def restore(
     environment.set_process_defaults()
     from flows.commands import backup
 
-    print_result(backup.restore(source, replace, dry_run, environment.verdict_home()), as_json, _show_restored)
+    print_result(backup.restore(source, replace, dry_run, environment.own_home()), as_json, _show_restored)
 
 
 def upgrade(

@@ -105,8 +105,9 @@ def _no_promotions(home: str) -> Iterator[None]:
 
 
 def _refuse_in_use(home: str) -> None:
-    """Raise VerdictError while services or a job use the stores."""
+    """Raise VerdictError while services, a job or a sweep use the stores."""
     if find_processes(home):
         raise VerdictError(f"the services of {home} are up; stop them first: make down")
-    if busy := [path.name for path in Path(home, "runs").glob("*") if is_locked(path)]:
-        raise VerdictError(f"job {busy[0]} runs in {home}; wait until it ends, or stop it")
+    for kind, folder in (("job", "runs"), ("sweep", "sweeps")):
+        if busy := [path.name for path in Path(home, folder).glob("*") if is_locked(path)]:
+            raise VerdictError(f"{kind} {busy[0]} runs in {home}; wait until it ends, or stop it")

@@ -18,6 +18,7 @@ from tasks.evaluation.evidence import Evidence
 from tasks.inference.bundle import CHAMPION
 from tasks.inference.decision import DEFAULT_THRESHOLD, threshold_of
 from tasks.registry import lookup
+from tasks.registry.champion_profile import fetch_threshold
 from tasks.registry.store import is_uninitialised
 from tasks.serving.feedback import FEEDBACK_FILE, read_flags
 from tasks.serving.logged_requests import read_requests
@@ -46,7 +47,7 @@ def review_requests(settings: Settings, home: str) -> ReviewedRequests:
     Raises:
         UsageError: if there is no such folder.
         UnreachableError: if the store does not answer.
-        VerdictError: if a file of the log, or the champion's profile, is damaged.
+        VerdictError: if a file of the log, or the champion's profile or manifest, is damaged.
     """
     folder = Path(settings.watch.request_log or Path(home) / REQUEST_LOG_FOLDER)
     table = read_requests(folder, time.time() - settings.watch.request_hours * 3_600)
@@ -73,7 +74,7 @@ def find_reference(home: str) -> ChampionReference | None:
         evidence = read_evidence_of(store, champion["version"], lookup.read_tags(store, champion["version"]))
     except VerdictError as error:
         log.warning("the MCC is not estimated: %s", error)
-    threshold = threshold_of(evidence["candidate"]) if evidence else DEFAULT_THRESHOLD
+    threshold = threshold_of(evidence["candidate"]) if evidence else fetch_threshold(store)
     return ChampionReference(champion["version"], threshold, champion_profile(home), evidence)
 
 

@@ -106,9 +106,10 @@ def _copied(source: Path, target: str) -> Iterator[Path]:
     if not target:
         yield source
         return
-    shutil.copytree(source, target, ignore_dangling_symlinks=True)  # what links lead to, which may change later
-    try:
+    Path(target).mkdir(parents=True)
+    try:  # what links lead to is copied, too, which may change later
+        shutil.copytree(source, target, ignore_dangling_symlinks=True, dirs_exist_ok=True)
         yield Path(target)
     except BaseException:
-        shutil.rmtree(target)
+        shutil.rmtree(target, ignore_errors=True)
         raise

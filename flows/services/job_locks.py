@@ -1,4 +1,4 @@
-"""Whether a process works on a job: the operating system releases the lock of one that died."""
+"""Whether a process works on a job or sweep: the operating system releases the lock of one that died."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ from filelock import FileLock, Timeout
 
 
 def is_locked(folder: Path) -> bool:
-    """Return whether a process works in a job's folder."""
+    """Return whether a process works in the folder of a job or sweep."""
     if not (folder / "lock").is_file():
         return False
     try:

@@ -4,6 +4,7 @@ VerdictError             exit 1: the work failed
 ├── UnreachableError     exit 1: a store or a hub did not answer; a retry may succeed
 ├── NoChampion           exit 1: the registry answers, and the alias is not set yet
 ├── UnknownModel         exit 1: the registry answers, and holds no such model or version
+├── NoAnswer             exit 1: a model gives NaN for a sentence
 ├── UsageError           exit 2: an option, setting or address is wrong; nothing was started
 └── DataRejected         exit 3: the data is damaged or empty, or the gate rejected it; nothing was trained
 """
@@ -75,6 +76,21 @@ class UnreachableError(VerdictError):
 
 class NoChampion(VerdictError):
     """The registry answers, and the alias is not set yet."""
+
+
+class NoAnswer(VerdictError):
+    """A model gives NaN for a sentence; its text is not repeated, which logs would hold."""
+
+    def __init__(self, index: int, variant: str) -> None:
+        """Name the sentence by its index, from 0, and the model's variant."""
+        super().__init__(index, variant)  # as pickle calls this again
+        self.index, self.variant = index, variant
+
+    def __str__(self) -> str:
+        return (
+            f"sentence {self.index + 1} has no answer: the model's variant {self.variant} gives NaN; expected a "
+            "probability: leave the sentence out, or take another version: verdict status"
+        )
 
 
 class UnknownModel(VerdictError):

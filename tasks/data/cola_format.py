@@ -41,6 +41,7 @@ QuarantineReason = Literal[
     "byte order mark",
     "record",
     "truncated",  # has more tokens than the model reads; only where scoring refuses that
+    "no answer",  # the model gives NaN for it; only in scoring
 ]
 ROW_SCHEMA = pa.schema(
     {"line": pa.int64(), "source": pa.string(), "label": pa.int8(), "mark": pa.string(), "sentence": pa.string()}

@@ -63,10 +63,10 @@ def measure_variant_costs(bundle: str, variant: str, device: str, sentences: lis
     on = "cpu" if variant == DEVICE_VARIANT["cpu"] else device
     classifier = Classifier.from_bundle(bundle, on, variant, spin=False)
     batch = [sentences[number % len(sentences)] for number in range(BATCH)]
-    classifier.predict(batch)
-    classifier.predict(batch[:1])
-    one = _time_calls(lambda number: classifier.predict([batch[number % BATCH]]))
-    many = _time_calls(lambda number: classifier.predict(batch))
+    classifier.answer(batch)
+    classifier.answer(batch[:1])
+    one = _time_calls(lambda number: classifier.answer([batch[number % BATCH]]))
+    many = _time_calls(lambda number: classifier.answer(batch))
     return VariantCosts(
         provider=classifier.provider,
         size_mb=round((Path(bundle) / VARIANTS[variant]).stat().st_size / MEGA, 3),

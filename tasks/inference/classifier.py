@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from ..core.errors import OUT_OF_MEMORY, VerdictError, first_line, is_out_of_memory
+from ..core.errors import OUT_OF_MEMORY, NoAnswer, VerdictError, first_line, is_out_of_memory
 from .batch_pool import BatchPool
 from .bulk_tokenizer import BulkTokenizer
 from .bundle import TOKENIZER, VARIANTS, Manifest, serving_variant, variants_of, verify
@@ -55,7 +55,7 @@ class AnswerArrays(NamedTuple):
     labels: NDArray[np.intp]
     """[N], in the order of manifest["labels"]."""
     probabilities: NDArray[np.float64]
-    """[N], of these labels."""
+    """[N], of these labels; NaN where the model gives NaN or Inf: the label says nothing then."""
     truncated: NDArray[np.bool_]
     """[N]."""
 
@@ -221,13 +221,23 @@ class Classifier:
         except TypeError as error:  # of tokenizers, for a surrogate: half of a character, as a wrong encoding leaves
             raise _name_surrogate(sentences) or error from None
         probabilities = _softmax(logits)
+        if len(sentences) > 1:
+            for number in np.flatnonzero(np.isnan(probabilities[:, 1])).tolist():  # of a row, all share NaN
+                probabilities[number] = _softmax(self._run([sentences[number]])[0])
         best = choose_labels(probabilities[:, 1], self.threshold)
         return AnswerArrays(best, probabilities[np.arange(len(best)), best], truncated)
 
     def predict(self, sentences: Sequence[str], on_tokenised: Callable[[], None] | None = None) -> list[Prediction]:
-        """Classify sentences, in input order; see `answer`."""
+        """Classify sentences, in input order; see `answer`.
+
+        Raises:
+            NoAnswer: if the model gives NaN for one of them.
+        """
         labels = self.manifest["labels"]
-        answers = [column.tolist() for column in self.answer(sentences, on_tokenised)]
+        found = self.answer(sentences, on_tokenised)
+        if (missing := np.isnan(found.probabilities)).any():
+            raise NoAnswer(int(missing.argmax()), self.variant)
+        answers = [column.tolist() for column in found]
         return [
             Prediction(sentence=text, label=labels[label], probability=probability, truncated=cut)
             for text, label, probability, cut in zip(sentences, *answers, strict=True)
@@ -264,5 +274,6 @@ def _name_surrogate(sentences: Sequence[str]) -> VerdictError | None:
 def _softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
     """Return the probability of each label, [N, 2]."""
     exact = logits.astype(np.float64)
-    powers = np.exp(exact - exact.max(axis=1, keepdims=True))
+    with np.errstate(invalid="ignore"):  # Inf gives NaN, which is looked for
+        powers = np.exp(exact - exact.max(axis=1, keepdims=True))
     return powers / powers.sum(axis=1, keepdims=True)

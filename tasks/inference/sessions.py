@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ..core.errors import VerdictError, first_line
+from ..core.errors import UsageError, VerdictError, first_line
 from .cpu_limits import compute_threads
 from .onnx_runtime import onnxruntime
 
@@ -44,10 +44,13 @@ def open_session(
         gpu: number of the GPU, of those that the process sees.
 
     Raises:
+        UsageError: if there is no GPU of that number.
         VerdictError: if device is cuda and the session does not run on it.
     """
     if not should_try_gpu(device):
         return _open(graph, [CPU], threads=threads, spin=spin)
+    if gpu and gpu not in range(count := count_gpus()):  # without any, the session's provider says so
+        raise UsageError(f"gpu = {gpu} is refused: this process sees {count} GPUs, counted from 0; see: verdict doctor")
     onnxruntime.preload_dlls()  # finds the CUDA libraries that pip installed
     options = GPU_OPTIONS
     if gpu:
@@ -61,6 +64,7 @@ def open_session(
             "device cuda was requested, but ONNX Runtime runs on the CPU only; expected a GPU and onnxruntime-gpu "
             "(the extra 'gpu'); see: verdict doctor"
         )
+    session.disable_fallback()  # a GPU that fails later is an error: captured graphs cannot move to the CPU
     return session
 
 
@@ -118,9 +122,14 @@ def should_try_gpu(device: str) -> bool:
 
 def has_gpu() -> bool:
     """Return whether NVIDIA's driver is loaded and reports a GPU."""
+    return count_gpus() > 0
+
+
+def count_gpus() -> int:
+    """Return how many GPUs NVIDIA's driver reports to this process; 0 where it is not loaded."""
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:
-        return False
+        return 0
     count = ctypes.c_int()
-    return driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
+    return count.value if driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 else 0

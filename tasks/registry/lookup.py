@@ -5,6 +5,11 @@ candidate on HOLD. `mlflow-skinny` suffices for this module, which is part of th
 `register.py` writes.
 """
 
+import atexit
+import functools
+import os
+import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypedDict
@@ -161,6 +166,19 @@ def _or_none(query: Callable[[], ModelVersion]) -> ModelVersion | None:
         raise
 
 
+@functools.cache
+def _downloads() -> str:
+    """Return a folder for what this process downloads, deleted when it ends: MLflow deletes none."""
+    folder, process = tempfile.mkdtemp(prefix="verdict-downloads-"), os.getpid()
+
+    def delete() -> None:
+        if os.getpid() == process:  # not at the end of a forked process
+            shutil.rmtree(folder, ignore_errors=True)
+
+    atexit.register(delete)
+    return folder
+
+
 def _describe(store: MlflowStore, version: ModelVersion, fetch: bool) -> RegisteredVersion:
     """Read a version's tags and, with `fetch`, find its files here or download them.
 
@@ -171,7 +189,7 @@ def _describe(store: MlflowStore, version: ModelVersion, fetch: bool) -> Registe
         folder = str(local.model)  # MLflow would write a file there
     elif folder:
         try:
-            folder = mlflow.artifacts.download_artifacts(folder)
+            folder = mlflow.artifacts.download_artifacts(folder, dst_path=tempfile.mkdtemp(dir=_downloads()))
         except MlflowException as error:
             if error.error_code != ErrorCode.Name(RESOURCE_DOES_NOT_EXIST):
                 raise

@@ -33,6 +33,7 @@ from tasks.serving.part_merge import Output, PartMerger
 from tasks.serving.score_counts import ScoreCounts, ScoreResult
 from tasks.serving.score_parts import (
     ANSWER_FIELDS,
+    NO_ANSWER,
     PART_ROWS,
     SCORE_SCHEMA,
     TRUNCATED,
@@ -228,6 +229,8 @@ def _reject_empty(counts: ScoreCounts, quarantine: str | None, out: Path | None 
 def _advice(counts: ScoreCounts) -> str:
     if set(counts.kinds) == {TRUNCATED}:
         return "score them without --refuse-truncated"
+    if set(counts.kinds) == {NO_ANSWER}:
+        return "take another version: --model VERSION"
     return "name the format: --format"
 
 

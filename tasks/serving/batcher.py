@@ -14,7 +14,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from tasks.core.errors import VerdictError
+from tasks.core.errors import NoAnswer, VerdictError
 from tasks.serving.champion import ChampionAnswer, LoadedModel
 
 log = logging.getLogger(__name__)
@@ -249,12 +249,14 @@ class Batcher:
     def _answer(self, batch: list[_QueuedRequest]) -> None:
         """Answer requests together; where that fails, one by one, so that one bad request does not fail the others."""
         live = [request for request in batch if not request.future.cancelled()]
+        if not live:
+            return
         try:
             model = self._current()
             sentences = [sentence for request in live for sentence in request.sentences]
             answers, stages = self._predict(model, sentences, sum(sum(request.tokens) for request in live))
         except Exception as error:  # every exception goes to the clients that wait
-            if len(live) > 1 and not isinstance(error, VerdictError):
+            if len(live) > 1 and (isinstance(error, NoAnswer) or not isinstance(error, VerdictError)):
                 for request in live:
                     self._answer([request])
                 return
@@ -282,6 +284,8 @@ class Batcher:
             outcome = BatchReply(request.model.version, request.model.max_length, request.answers, request.stages)
         except Exception as error:  # goes to the client that waits
             outcome, end = error, len(request.sentences)
+            if isinstance(error, NoAnswer):
+                outcome = NoAnswer(start + error.index, error.variant)
         if end == len(request.sentences) or request.future.cancelled():
             with self._changed:
                 self._long.pop()

@@ -41,7 +41,7 @@ class ChallengerConfig:
 class Challenger(Champion):
     """Follows an address as a champion does, but is unloaded where its alias is removed: a person has decided then.
 
-    A challenger that cannot be loaded does not keep the server from starting.
+    One that cannot be loaded does not keep the server from starting, where it is an alias and may be loaded later.
     """
 
     _spin = False

@@ -336,7 +336,7 @@ def _locate(model: str, home: str) -> ModelAddress:
     Raises:
         UsageError: if it is not an address, or a registry's and MLflow is not installed.
     """
-    if model and Path(model).is_dir():
+    if model and not model.isdecimal() and Path(model).is_dir():  # a number is a version's, whatever lies here
         return ModelAddress(model, MODEL_NAME, False, None)
     try:
         from ..registry import lookup

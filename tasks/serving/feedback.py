@@ -92,14 +92,17 @@ class Feedback:
     def _append(self, row: Row) -> AppendResult:
         """Write a line to disk; truncate what a full disk leaves of it."""
         line = format_row(row).encode()
-        other = format_row(row._replace(label=1 - row.label, mark=FLAG_LABELS[1 - row.label])).encode()
+        opposite = row._replace(label=1 - row.label, mark=FLAG_LABELS[1 - row.label])
+        same, other = line.rstrip(b"\n"), format_row(opposite).encode().rstrip(b"\n")
         with self.path.open("a+b", buffering=0) as stream:
             stream.seek(0)
             held = stream.read().splitlines(keepends=True)
             size = stream.tell()
-            if other in held:
-                return self._replace([kept for kept in held if kept not in (other, line)], line)
-            if line in held:
+            texts = [each.rstrip(b"\r\n") for each in held]  # a file edited by hand may have other line ends, or none
+            if other in texts:
+                kept = [each for each, text in zip(held, texts, strict=True) if text not in (other, same)]
+                return self._replace(kept, line)
+            if same in texts:
                 return AppendResult(len(held), False)
             if held and not held[-1].endswith(b"\n"):  # edited by hand
                 line = b"\n" + line

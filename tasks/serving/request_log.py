@@ -3,9 +3,9 @@
     DIR/2026-11-29T03/HOST-PID-RANDOM.00007.parquet    a part: what was answered within a few seconds
     DIR/2026-11-29T03/HOST-PID-RANDOM.parquet          all parts of that hour, merged at its end
 
-Each file is written atomically. Several servers may share DIR. A killed server loses what it has not written yet, a few
-seconds, and leaves parts. A sentence is sampled by its hash: all of its requests are logged, or none. What reads the
-files: logged_requests.py.
+Rows of an hour that come after its parts were merged are in files HOST-PID-RANDOM-1. Each file is written atomically.
+Several servers may share DIR. A killed server loses what it has not written yet, a few seconds, and leaves parts. A
+sentence is sampled by its hash: all of its requests are logged, or none. What reads the files: logged_requests.py.
 """
 
 import datetime
@@ -18,6 +18,7 @@ import shutil
 import socket
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,6 +98,7 @@ class RequestLog:
         self._server = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
         self._rows: list[_LoggedAnswer] = []
         self._parts: dict[str, list[Path]] = {}  # of each hour that is not merged yet
+        self._merges: Counter[str] = Counter()  # of each hour
         self._written, self._failing, self._closed = 0, False, False
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._work, name="request log", daemon=True)
@@ -170,7 +172,7 @@ class RequestLog:
             hours.setdefault(_hour_of(row.time), []).append(row)
         for hour, those in hours.items():
             self._written += 1
-            path = self.folder / hour / f"{self._server}.{self._written:05}.parquet"
+            path = self.folder / hour / f"{self._stem(hour)}.{self._written:05}.parquet"
             with atomic_write(path) as temporary:
                 pq.write_table(self._to_table(those), temporary)
             self._parts.setdefault(hour, []).append(path)
@@ -194,13 +196,18 @@ class RequestLog:
     def _merge(self, before: str = "~") -> None:
         """Merge the parts of each hour before one; readers ignore parts beside the file that they were merged to."""
         for hour in [hour for hour in self._parts if hour < before]:
-            parts = self._parts.pop(hour)
-            merged = self.folder / hour / f"{self._server}.parquet"
+            parts, merged = self._parts.pop(hour), self.folder / hour / f"{self._stem(hour)}.parquet"
+            self._merges[hour] += 1
             with atomic_write(merged) as temporary, pq.ParquetWriter(temporary, REQUEST_LOG_SCHEMA) as writer:
                 for part in parts:
                     writer.write_table(pq.read_table(part, partitioning=None))
             for part in parts:
                 part.unlink()
+
+    def _stem(self, hour: str) -> str:
+        """Return how an hour's files are named; rows that come after its parts were merged are in others."""
+        merges = self._merges[hour]
+        return f"{self._server}-{merges}" if merges else self._server
 
 
 def hash_sentence(sentence: str) -> str:

@@ -28,7 +28,7 @@ from tasks.inference.classifier import Classifier, name_failure
 PART_ROWS = 10_000  # records of a part
 PART_BYTES = 64 << 20  # of records; parts of longer records hold fewer
 KEY_METADATA = b"verdict.key"  # of the digest in a part's metadata
-LAYOUT_VERSION = 2  # of a part; parts of another version are not reused
+LAYOUT_VERSION = 3  # of a part; parts of another version are not reused
 
 STAMP_TYPE = pa.dictionary(pa.int32(), pa.string())
 ANSWER_FIELDS = [
@@ -41,6 +41,7 @@ ANSWER_FIELDS = [
 FAULT_FIELDS = [("kind", pa.string()), ("reason", pa.string()), ("raw", pa.binary())]
 PART_SCHEMA = pa.schema([*ANSWER_FIELDS, *FAULT_FIELDS])
 TRUNCATED: Final = "truncated"  # kind of a row that is refused because the model would read its beginning only
+NO_ANSWER: Final = "no answer"  # kind of a row for which the model gives NaN
 COUNTED_COLUMNS = ["line", "label", "truncated", "kind", "reason"]  # what the counts of a part need
 SCORE_SCHEMA = pa.schema([*ANSWER_FIELDS, ("version", STAMP_TYPE), ("digest", STAMP_TYPE)])
 
@@ -89,9 +90,9 @@ class Scorer(NamedTuple):
         sentences = [record.sentence for record in records if isinstance(record, Row)]
         with name_failure(digest_version(self.classifier.manifest), "it cannot answer"):
             answers = self.classifier.answer(sentences)
-        truncated = iter(answers.truncated.tolist())
+        found = zip(np.isnan(answers.probabilities).tolist(), answers.truncated.tolist(), strict=True)
         faults = [
-            record if isinstance(record, QuarantinedRow) else self._check(record, next(truncated)) for record in records
+            record if isinstance(record, QuarantinedRow) else self._check(record, *next(found)) for record in records
         ]
         labels = pa.array(self.classifier.manifest["labels"], pa.string()).take(pa.array(answers.labels))
         answered = [
@@ -107,8 +108,11 @@ class Scorer(NamedTuple):
         columns += [pa.array([fault and getattr(fault, name) for fault in faults], of) for name, of in FAULT_FIELDS]
         return pa.table(columns, PART_SCHEMA)
 
-    def _check(self, row: Row, truncated: bool) -> QuarantinedRow | None:
-        """Return the fault of a row that is truncated, where that is refused."""
+    def _check(self, row: Row, missing: bool, truncated: bool) -> QuarantinedRow | None:
+        """Return the fault of a row that has no answer, or is truncated, where that is refused."""
+        if missing:
+            reason = f"the model's variant {self.classifier.variant} gives NaN"
+            return QuarantinedRow(row.line, NO_ANSWER, reason, row.sentence.encode())
         if not (truncated and self.refuse_truncated):
             return None
         limit = self.classifier.manifest["max_length"]

@@ -26,13 +26,13 @@ def test_every_variant_of_an_export_has_its_costs(complete: Any) -> None:
 def test_a_slow_call_is_repeated_a_few_times_only(exported: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tasks.evaluation.serving_costs.SECONDS", 0.0)
     calls: list[int] = []
-    real = Classifier.predict
+    real = Classifier.answer
 
-    def predict(self: Classifier, sentences: list[str]) -> Any:
+    def answer(self: Classifier, sentences: list[str]) -> Any:
         calls.append(len(sentences))
         return real(self, sentences)
 
-    monkeypatch.setattr(Classifier, "predict", predict)
+    monkeypatch.setattr(Classifier, "answer", answer)
     measure_variant_costs(exported["bundle"], "fp32", "cpu", ["the cat sees the dog"])
     assert calls == [64, 1, *[1] * MIN_CALLS, *[64] * MIN_CALLS]
 

@@ -48,20 +48,23 @@ def stop(_: object) -> None:
     raise KeyboardInterrupt
 
 
-def test_stores_are_replaced_only_where_that_was_asked_for_and_nothing_uses_them(home: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("kind", "folder"), [("job", "runs"), ("sweep", "sweeps")])
+def test_stores_are_replaced_only_where_that_was_asked_for_and_nothing_uses_them(
+    kind: str, folder: str, home: Path, tmp_path: Path
+) -> None:
     archive = str(tmp_path / "copy.tar")
     assert backup.backup(archive, True, str(home))["files"] == ["mlflow.db"]
     assert not Path(archive).exists()
     backup.backup(archive, False, str(home))
     with pytest.raises(UsageError, match="holds stores; expected an empty folder, or --replace"):
         backup.restore(archive, False, False, str(home))
-    (home / "runs" / "job").mkdir(parents=True)
-    with FileLock(home / "runs" / "job" / "lock"), pytest.raises(VerdictError, match="job job runs in"):
+    (home / folder / "one").mkdir(parents=True)
+    with FileLock(home / folder / "one" / "lock"), pytest.raises(VerdictError, match=f"{kind} one runs in"):
         backup.restore(archive, True, False, str(home))
     assert backup.restore(archive, True, True, str(home))["aside"] == ""
-    assert (home / "runs").is_dir()
+    assert (home / folder).is_dir()
     aside = backup.restore(archive, True, False, str(home))["aside"]
-    assert (Path(aside) / "runs").is_dir()
+    assert (Path(aside) / folder).is_dir()
     assert [path.name for path in home.iterdir()] == ["mlflow.db"]
 
 

@@ -1,11 +1,13 @@
 """Several models on one server: VERDICT_MODEL_NAME names the registered model, and what is kept about it."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from command_line import call
 from registry_store import add_version, aliases, new_store, set_alias
 
 from flows import environment
@@ -51,6 +53,29 @@ def test_a_folder_of_stores_is_one_model_s(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setenv("VERDICT_HOME", str(tmp_path / "home"))
     with pytest.raises(UsageError, match="holds the model 'questions', and VERDICT_MODEL_NAME names 'acceptability'"):
         environment.usable_home()
+
+
+@pytest.mark.parametrize(
+    "command", ["prune --days 0 --keep 1", "backup ../copy", "restore ../copy", "restore ../copy --replace"]
+)
+def test_stores_of_another_model_are_neither_pruned_nor_backed_up_nor_replaced(
+    command: str, empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    home = tmp_path / "home"
+    files = home / "artifacts" / "models" / "m-1"  # no model of this name has it: rubbish, if the stores were its own
+    files.mkdir(parents=True)
+    (files / "model.onnx").write_text("the champion")
+    os.utime(files / "model.onnx", (0, 0))
+    os.utime(files, (0, 0))
+    shutil.copy(empty_store, home / "mlflow.db")
+    (home / environment.MODEL_FILE).write_text("questions\n")
+    monkeypatch.setenv("VERDICT_HOME", str(home))
+    monkeypatch.chdir(home)
+    code, _, err = call(capsys, *command.split())
+    assert code == 2
+    assert "holds the model 'questions', and VERDICT_MODEL_NAME names 'acceptability'" in err
+    assert (files / "model.onnx").is_file()
+    assert not (tmp_path / "copy").exists()
 
 
 @pytest.mark.parametrize("name", ["", "a.b", "-a", "a b", "a/b", "a" * 65])

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from tasks.core.errors import UsageError
 from tasks.inference import runner as runner_module
 from tasks.inference import sessions
 from tasks.inference.packed_shapes import attention_is_fused, packed_length
@@ -213,11 +214,16 @@ def test_sessions_are_on_the_gpu_that_was_named_and_leave_out_cudnn_s_attention(
         def get_providers(self) -> list[str]:
             return [CUDA]
 
+        def disable_fallback(self) -> None:
+            opened.append("stays")
+
     monkeypatch.setattr(sessions.onnxruntime, "InferenceSession", Session)
     monkeypatch.setattr(sessions.onnxruntime, "preload_dlls", lambda: None)
+    monkeypatch.setattr(sessions, "count_gpus", lambda: 4)
     monkeypatch.setattr(sessions.onnxruntime, "set_default_logger_severity", lambda _: None)
     with caplog.at_level(logging.DEBUG, logger=sessions.log.name):
         open_session(Path("model.onnx"), "cuda", capture=True, gpu=gpu)
+    assert opened.pop() == "stays"
     for (name, options), cpu in opened:
         assert (name, cpu) == (CUDA, sessions.CPU)
         kernels = int(options["sdpa_kernel"])
@@ -227,6 +233,13 @@ def test_sessions_are_on_the_gpu_that_was_named_and_leave_out_cudnn_s_attention(
         assert options.get("device_id", "0") == str(gpu)
     assert [options.get("enable_cuda_graph") for (_, options), _ in opened] == (["1", None] if fails else ["1"])
     assert ("small batches are not captured" in caplog.text) is fails
+
+
+@pytest.mark.parametrize("gpu", [-1, 2])
+def test_a_number_that_no_gpu_has_is_refused(monkeypatch: pytest.MonkeyPatch, gpu: int) -> None:
+    monkeypatch.setattr(sessions, "count_gpus", lambda: 2)
+    with pytest.raises(UsageError, match=f"gpu = {gpu} is refused: this process sees 2 GPUs, counted from 0"):
+        open_session(Path("model.onnx"), "cuda", gpu=gpu)
 
 
 def test_what_onnx_runtime_prints_is_kept_from_standard_output(

@@ -1,5 +1,6 @@
 """Every door compares a version's files with what the registry holds."""
 
+import errno
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -214,6 +215,17 @@ def test_forged_files_are_refused_though_the_registry_was_forged_too(signed: Pat
         assert said.pop("serve") == ""
     assert all("sign" in text for text in said.values()), said
     with pytest.raises(VerdictError, match=r"sign|registered"):  # the copy has a folder instead of a link
+        verify("1", str(tmp_path / "copy"), str(signed))
+    assert not (tmp_path / "copy").exists()
+
+
+def test_a_copy_that_ends_halfway_is_removed(signed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def copy_half(source: Path, target: str, **_: Any) -> None:
+        (Path(target) / "MLmodel").write_text("half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("flows.commands.verify.shutil.copytree", copy_half)
+    with pytest.raises(OSError, match="No space left"):
         verify("1", str(tmp_path / "copy"), str(signed))
     assert not (tmp_path / "copy").exists()
 

@@ -34,6 +34,16 @@ from tasks.registry.mlflow_client import connect, experiment_of
 from tasks.registry.store import MlflowStore, locate_store
 
 TAGS = {"verdict": "PROMOTE", "mcc": "0.5", "dataset": "d" * 64}
+FETCH = """
+import os, sys
+from pathlib import Path
+from tasks.registry.lookup import resolve_version
+bundles = [Path(resolve_version({"uri": sys.argv[1], "artifacts": ""}, fetch=True)["bundle"]) for _ in range(2)]
+print([bundle.is_relative_to(os.environ["TMPDIR"]) for bundle in bundles], len({*bundles}), flush=True)
+if pid := os.fork():
+    os.waitpid(pid, 0)
+    assert all((bundle / "model.onnx").is_file() for bundle in bundles), "the end of a forked process deleted them"
+"""
 
 
 @pytest.fixture
@@ -254,6 +264,12 @@ def test_a_tracking_server_serves_like_the_local_store(
     runs.close_run(server, run_id, "FINISHED")
     found = lookup.resolve_version(server, fetch=True)
     assert Path(found["bundle"], "model.onnx").read_bytes() == Path(exported["bundle"], "model.onnx").read_bytes()
+    (tmp_path / "scratch").mkdir()
+    environ = os.environ | {"TMPDIR": str(tmp_path / "scratch"), "PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, "-c", FETCH, server["uri"]]
+    done = subprocess.run(command, env=environ, capture_output=True, text=True)
+    assert done.stdout == "[True, True] 2\n", done.stderr
+    assert list((tmp_path / "scratch").iterdir()) == []  # what was downloaded is gone with the process
     with connect(server) as client:  # the lease was given back
         assert not [
             tag

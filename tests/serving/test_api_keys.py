@@ -116,6 +116,7 @@ def test_a_file_that_holds_something_else_is_refused_without_repeating_it(path: 
         ("bearer  abc ", "abc"),
         ("Basic " + base64.b64encode(b"me:a:b").decode(), "a:b"),
         ("Basic !", ""),
+        ("Basic é", ""),
         ("Basic " + base64.b64encode(b"\xff").decode(), ""),
         ("Digest abc", ""),
         ("", ""),

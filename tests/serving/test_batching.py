@@ -57,6 +57,20 @@ def test_padded_tokens_divide_requests_that_wait(padded: int, expected: list[lis
     assert groups(waiting, max_batch=8, max_padded=padded) == expected
 
 
+def test_requests_that_were_cancelled_are_not_computed() -> None:
+    model, seen = Recorder(), []
+    batcher = Batcher(lambda: model, max_wait=0.0)  # type: ignore[arg-type,return-value]
+    batcher.listeners.append(lambda answers, seconds: seen.append(len(answers)))
+    first = batcher.submit([""])
+    assert model.started.wait(10)
+    cancelled = [batcher.submit(["x"]) for _ in range(3)]
+    assert all(future.cancel() for future in cancelled)
+    model.go.set()
+    first.result(10)
+    batcher.close()
+    assert (model.batches, seen) == ([[SPECIAL_TOKENS]], [1])
+
+
 def test_a_request_that_does_not_fit_is_divided() -> None:
     assert groups([[10, 10, 90, 90, 90, 10]], max_batch=8, max_padded=180) == [[10, 10], [90, 90], [90, 10]]
     assert groups([[10, 10, 90, 90, 90, 10]], max_batch=8) == [[10, 10, 90, 90], [90, 10]]

@@ -208,8 +208,12 @@ def test_a_corrupt_first_champion_is_an_error_at_once(home: RegistryHome) -> Non
 
 
 @pytest.mark.parametrize("model", ["2", "models:/acceptability/2"])
-def test_a_version_stays_what_it_is(home: RegistryHome, model: str) -> None:
+def test_a_version_stays_what_it_is(
+    home: RegistryHome, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     home.set_champion("1")
+    (tmp_path / "2").mkdir()  # a folder of the same name is another thing
+    monkeypatch.chdir(tmp_path)
     with Champion.open(model, 0.01, "cpu", str(home.folder)) as champion:
         assert champion.predict([GOOD])[0]["version"] == "2"
         assert not champion.status()["following"]

@@ -8,16 +8,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+from registered import make_champion_store
 from starlette.testclient import TestClient
 from toy import facts
 
 from flows.commands.predict import predict
+from flows.commands.request_review import find_reference
 from tasks.data.cola_format import Row
 from tasks.data.snapshots import read_snapshot
 from tasks.evaluation.compare_versions import compare_bundles
 from tasks.evaluation.evidence import measure_snapshot
 from tasks.evaluation.metrics import confusion
-from tasks.inference.bundle import write_manifest
+from tasks.inference.bundle import read_manifest, write_manifest
 from tasks.inference.classifier import Classifier
 from tasks.inference.pyfunc import _load_pyfunc
 from tasks.serving.batcher import Batcher
@@ -134,3 +136,14 @@ def test_a_probability_is_that_of_the_label(bundle: str, sentences: list[str]) -
     acceptable = classifier.probabilities(sentences)[:, 1]
     for answer, given in zip(classifier.predict(sentences), acceptable, strict=True):
         assert answer["probability"] == pytest.approx(given if answer["label"] == "acceptable" else 1 - given)
+
+
+def test_requests_are_reviewed_by_the_champions_threshold_also_where_its_evidence_is_lost(
+    bundle: str, empty_store: Path, tmp_path: Path
+) -> None:
+    manifest = read_manifest(Path(bundle))
+    home = make_champion_store(tmp_path, empty_store, {"bundle": bundle, "digest": manifest["digest"]})
+    reference = find_reference(str(home))
+    assert reference is not None
+    assert (reference.version, reference.evidence) == ("1", None)
+    assert reference.threshold == manifest["decision_threshold"] > 0.5

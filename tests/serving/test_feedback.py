@@ -61,6 +61,14 @@ def test_a_sentence_is_written_once_with_the_label_of_its_last_flag(path: Path) 
     assert [(label, text) for _, label, _, text in read(path)] == [(1, "By hand."), (1, "Same.")]
 
 
+@pytest.mark.parametrize("end", ["\r\n", ""])
+def test_the_last_label_stays_in_a_file_with_other_line_ends(path: Path, end: str) -> None:
+    path.write_bytes(f"feedback\t1\t\tOther.\r\nfeedback\t1\t\tOne.{end}".encode())
+    feedback = Feedback(str(path))
+    assert [feedback.add("One.", label) for label in (1, 0, 0)] == [(2, False), (2, True), (2, False)]
+    assert path.read_bytes() == b"feedback\t1\t\tOther.\r\nfeedback\t0\t*\tOne.\n"
+
+
 @pytest.mark.parametrize("text", ["a\tb\nc", " a  b\r\nc ", "a\x0bb\x1cc", "a\u2028b\u00a0c", "a\x85b\fc"])
 def test_white_space_becomes_single_spaces(path: Path, text: str) -> None:
     Feedback(str(path)).add(text, 1)

@@ -139,6 +139,28 @@ def test_files_are_by_hour_and_parts_are_merged_at_its_end(tmp_path: Path, monke
     assert whole.schema.equals(REQUEST_LOG_SCHEMA)
 
 
+def test_rows_that_come_after_their_hour_was_merged_are_kept_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moment = [datetime.datetime(2026, 3, 1, 9, 59, tzinfo=datetime.UTC).timestamp()]
+    monkeypatch.setattr(module.time, "time", lambda: moment[0])
+    monkeypatch.setattr(module, "FLUSH_S", 0.01)
+    log = RequestLog(RequestLogConfig(str(tmp_path), sample=1.0, sentences="text"))
+    for sentence, shift, files in (
+        ("First.", 0, ["{}.00001.parquet"]),
+        ("Of the next hour.", 120, ["{}.parquet"]),  # the first hour is merged by then
+        ("Late.", -120, ["{}-1.00003.parquet", "{}.parquet"]),
+        ("Later.", 0, ["{}-1.00003.parquet", "{}-1.00004.parquet", "{}.parquet"]),
+    ):
+        moment[0] += shift
+        log.add([answer(sentence)], 0.1)
+        expected = [name.format(log._server) for name in files]
+        wait_until(lambda expected=expected: sorted(path.name for path in tmp_path.glob("*T09/*")) == expected)
+    log.close()
+    rows = read_requests(tmp_path, moment[0] - 3_600).to_pylist()
+    assert sorted(row["sentence"] for row in rows) == ["First.", "Late.", "Later.", "Of the next hour."]
+
+
 def test_parts_that_a_killed_server_left_are_read_but_not_those_that_it_had_merged(tmp_path: Path) -> None:
     write(tmp_path, answer("Merged."))
     (hour,) = tmp_path.iterdir()
