@@ -89,7 +89,9 @@ def _claim(home: Path) -> None:
 def _check_model(home: Path) -> None:
     """Raise UsageError if the stores' folder is another model's."""
     record = home / MODEL_FILE
-    used = DEFAULT_MODEL_NAME if (home / "mlflow.db").exists() else MODEL_NAME
+    # The default name leaves no record: what a run left is its own. MLflow's database may be elsewhere.
+    is_used = any((home / name).exists() for name in ("mlflow.db", "runs", "snapshots"))
+    used = DEFAULT_MODEL_NAME if is_used else MODEL_NAME
     held = record.read_text(encoding="utf-8").strip() if record.is_file() else used
     if held != MODEL_NAME:
         raise UsageError(

@@ -34,7 +34,9 @@ def notify_verdict(outcome: RetrainOutcome) -> None:
 
 
 def alert_failure(flow: Any, flow_run: Any, state: Any) -> None:
-    """Report a failed flow; Prefect calls this."""
+    """Report a failed flow; Prefect calls this. Of a flow that is part of another that one's failure is reported."""
+    if flow_run.parent_task_run_id:
+        return
     error = state.result(raise_on_failure=False)
     reason = first_line(error)
     _send(f"{flow.name} failed: {reason}", {"event": "failure", "flow": flow.name, "reason": reason})

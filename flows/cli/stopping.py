@@ -18,7 +18,7 @@ from tasks.core import log_format
 from tasks.core.errors import VerdictError
 
 STOP_LIMIT_S = 4.0  # in all a command ends within five seconds
-RESUMED = {"retrain", "score"}  # commands that continue where they stopped
+RESUMED = {"retrain", "score", "sweep"}  # commands that continue where they stopped
 EXIT_CODE = 130  # of a shell, for a command that SIGINT ended; typer's as well
 
 _requested = threading.Event()
@@ -57,7 +57,9 @@ def is_requested() -> bool:
 def fail(message: str) -> None:
     """End the command as a signal does, with an error that another thread than the main one found."""
     _errors.append(message)
-    os.kill(os.getpid(), signal.SIGTERM)
+    # Not by SIGTERM where it can be helped: Prefect's handler of that knows no reason.
+    ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    os.kill(os.getpid(), signal.SIGTERM if ignored else signal.SIGINT)
 
 
 @functools.cache

@@ -1,6 +1,7 @@
 """Finds the report of a version, and opens it in a browser."""
 
 import contextlib
+import shutil
 import webbrowser
 from pathlib import Path
 from typing import TypedDict
@@ -10,6 +11,7 @@ from flows.outcome import RESULT_FILE, RetrainOutcome
 from tasks.core.errors import VerdictError
 from tasks.core.files import read_json, sha256_of
 from tasks.inference.bundle import REPORT_FILE, read_manifest
+from tasks.registry.downloads import is_download
 
 
 class FoundReport(TypedDict):
@@ -22,7 +24,8 @@ class FoundReport(TypedDict):
 def find_report(version: str, home: str) -> FoundReport:
     """Return where the report of a version is: the one that its run left here, else the one in its bundle.
 
-    The run's names the version and leads to the pages about it; the bundle's was written before it was registered.
+    The run's names the version and leads to the pages about it; the bundle's was written before it was registered. Of a
+    bundle that was downloaded a copy of the report stays below `home`.
 
     Args:
         version: number, registry address, or a bundle's folder.
@@ -39,6 +42,10 @@ def find_report(version: str, home: str) -> FoundReport:
     if sha256_of(path) != manifest["files"].get(REPORT_FILE):
         raise VerdictError(f"{path} is not the report that was registered; see: verdict status")
     path = _find_run_report(found.version, manifest["digest"], home) or path
+    if is_download(path):
+        kept = Path(home, "cache", "reports", f"{manifest['digest']}.html")
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        path = Path(shutil.copyfile(path, kept))
     return FoundReport(version=found.version, report=str(path.absolute()))
 
 

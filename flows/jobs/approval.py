@@ -60,6 +60,11 @@ def wait_for_approval(outcome: RetrainOutcome, hours: float, home: str) -> Retra
     """
     path = _waiting_path(home)
     if path is None:
+        log.warning(
+            "version %s stays on HOLD: judge.wait_for_person suspends runs of the deployment retrain alone; decide "
+            "with: verdict approve %s",
+            *(outcome.version, outcome.version),
+        )
         return outcome
     write_json(path, outcome.to_json())
     form = ApprovalForm.with_initial_data(description=_describe(outcome, link_report(outcome, locate_store(home))))

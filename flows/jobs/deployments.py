@@ -116,7 +116,8 @@ def watch(
     drop_missed()
     with answers_carried_out() as home:
         outcome = job.fn(settings.settings.model_dump(), settings.origins, home)
-    return Completed(name=None if outcome.changed else "NothingNew", message=outcome.why, data=outcome.to_json())
+    name = None if outcome.changed or outcome.action == "retrain" else "NothingNew"
+    return Completed(name=name, message=outcome.why, data=outcome.to_json())
 
 
 @deployed_flow(name="sweep")
@@ -197,13 +198,13 @@ def score(
     model: str = CHAMPION_URI,
     device: Device = "auto",
     columns: str = "",
-    form: Literal["", "txt", "tsv", "csv", "jsonl", "parquet"] = "",
+    form: Literal["", "txt", "tsv", "csv", "jsonl", "json", "parquet", "arrow"] = "",
     refuse_truncated: bool = False,
 ) -> State[Any]:
     """Score a file of sentences; a run that was stopped resumes where it stopped.
 
     Args:
-        path: file of sentences, on the worker: .tsv, .csv, .jsonl, .parquet or .txt.
+        path: sentences as verdict score takes them: a file on the worker, a folder that is one table, or s3://BUCKET/KEY.
         out: Parquet file to write, on the worker.
         model: registry address, version number, or a bundle's folder.
         device: where to compute.
@@ -215,7 +216,10 @@ def score(
     from flows.jobs.score import score as job
     from tasks.serving.batch_scoring import check_paths
 
-    check_paths(path, out, columns, form)
+    try:
+        check_paths(path, out, columns, form)
+    except UsageError as error:
+        return Failed(message=str(error))
     outcome = job.fn(path, out, model, device, columns, form, environment.usable_home(), refuse_truncated)
     return Completed(message=f"{outcome['scored']} of {counted(outcome['rows_in'], 'row')} scored", data=outcome)
 

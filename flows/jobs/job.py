@@ -7,12 +7,14 @@ folder runs/NAME holds what is finished, each file written atomically; result.js
 import contextlib
 import dataclasses
 import shutil
+import signal
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from filelock import FileLock, Timeout
+from prefect.exceptions import TerminationSignal
 from prefect.runtime import deployment, flow_run
 
 from flows.commands.predict import FoundModel
@@ -158,7 +160,7 @@ def tracked_run(
     except BaseException as error:
         decision, status = _describe_end(error)
         with contextlib.suppress(UnreachableError):  # if the store is what failed, the first error is the one to report
-            reason = redact(str(error) or type(error).__name__)[:500]
+            reason = redact(_describe_stop(error) or str(error) or type(error).__name__)[:500]
             note = describe_failure(decision, reason)
             title = {tracking.RUN_NAME: f"{decision}, {subject}"}
             tracking.tag_run(store, run_id, {"verdict": decision, "error": reason, NOTE: note} | title)
@@ -168,9 +170,14 @@ def tracked_run(
 
 def _describe_end(error: BaseException) -> tuple[str, str]:
     """Return the verdict and the MLflow status of a run that an error ended."""
-    if isinstance(error, KeyboardInterrupt):
+    if isinstance(error, KeyboardInterrupt | TerminationSignal):
         return "STOPPED", "KILLED"
     return "REFUSED" if isinstance(error, DataRejected) else "FAILED", "FAILED"
+
+
+def _describe_stop(error: BaseException) -> str:
+    """Return by which signal Prefect stopped a flow, of which its exception says nothing; empty for other errors."""
+    return f"stopped by {signal.Signals(error.signal).name}" if isinstance(error, TerminationSignal) else ""
 
 
 def name_subject(settings: Settings, dataset: str) -> str:

@@ -19,6 +19,7 @@ from flows.jobs.dead_runs import close_dead_runs
 from flows.jobs.job import name_subject
 from flows.jobs.prefect_artifacts import name_run
 from flows.jobs.retrain import retrain
+from flows.notifications import alert_failure
 from flows.outcome import RetrainOutcome
 from flows.steps import Timer, retrying_task, timed_task
 from tasks.core.errors import DataRejected, UnreachableError, VerdictError
@@ -66,7 +67,7 @@ class WatchOutcome:
         return dataclasses.asdict(self) | {"retrain": self.retrain.to_json() if self.retrain else None}
 
 
-@flow(name="watch", result_serializer="json", persist_result=True)
+@flow(name="watch", result_serializer="json", persist_result=True, on_failure=[alert_failure])
 def watch(settings: dict[str, Any], origins: dict[str, str], home: str) -> WatchOutcome:
     """Check the data behind the addresses once, and retrain where that is due; return what the command prints.
 

@@ -11,6 +11,11 @@ from typing import Any, NamedTuple
 
 from cronsim import CronSim
 
+# Names that Prefect takes for a schedule, and CronSim does not know.
+ALIASES = {
+    "@yearly": "0 0 1 1 *", "@annually": "0 0 1 1 *", "@monthly": "0 0 1 * *", "@weekly": "0 0 * * 0",
+    "@daily": "0 0 * * *", "@midnight": "0 0 * * *", "@hourly": "0 * * * *",
+}  # fmt: skip
 HOUR, YEAR = datetime.timedelta(hours=1), datetime.timedelta(days=366)
 
 
@@ -65,6 +70,7 @@ def find_clock_changes(zone: str, start: datetime.datetime) -> Iterator[ClockCha
 
 def _fires_within(cron: str, change: ClockChange) -> bool:
     """Return whether a schedule fires at a local time from the start to before the end of a change."""
+    cron = ALIASES.get(cron.strip().lower(), cron)
     return bool(next(CronSim(cron, change.start - datetime.timedelta(microseconds=1))) < change.end)
 
 

@@ -39,7 +39,7 @@ from tasks.inference.bundle import scoped
 QUEUE = "train"
 ALERT_BLOCK = scoped("verdict-alerts").replace(".", "-")  # webhook block that the automations call
 HEARTBEAT_TIMEOUT = 90  # seconds; runs send a heartbeat every 30
-START_TIMEOUT = 600  # seconds from a worker taking a run to its start
+START_TIMEOUT = 1_800  # seconds from a worker taking a run to its start: of a pod as well, whose image is fetched
 
 
 def deploy(file: str = "", check: Callable[[Path], None] = lambda _: None) -> dict[str, Any]:

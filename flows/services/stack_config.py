@@ -185,7 +185,7 @@ def _reject_incomplete(environ: Mapping[str, str]) -> None:
             short = [name for name in ACCOUNT_VARIABLES[:3] if len(environ[name]) < MIN_PASSWORD_CHARS]
             if short:
                 raise UsageError(f"{short[0]} is too short; MLflow needs {MIN_PASSWORD_CHARS} characters")
-    if ":" not in environ.get("PREFECT_AUTH_STRING", ":"):
+    if ":" not in (environ.get("PREFECT_AUTH_STRING") or ":"):
         raise UsageError("PREFECT_AUTH_STRING is not of the form NAME:PASSWORD")
 
 

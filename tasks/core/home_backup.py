@@ -11,6 +11,7 @@ import shutil
 import sqlite3
 import tarfile
 import tempfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TypedDict
@@ -170,7 +171,7 @@ def _extract(source: Path, folder: Path) -> None:
             archive.extractall(folder, filter="data")
     except FileNotFoundError as error:
         raise UsageError(f"{source} does not exist; expected a backup: verdict backup FILE|DIR") from error
-    except (tarfile.TarError, EOFError, OSError) as error:
+    except (tarfile.TarError, zlib.error, EOFError, OSError) as error:
         raise VerdictError(f"{source} is no complete archive ({error}); nothing was changed") from error
 
 

@@ -138,7 +138,7 @@ class JudgeSettings(Policy):
     resamples: Annotated[int, Field(ge=100, le=1_000_000)] = 10_000
     """Bootstrap resamples of each confidence interval."""
     wait_for_person: bool = False
-    """Whether a deployment's run that ends on HOLD is suspended until a person decides; it occupies no GPU."""
+    """Whether a HOLD suspends a run of the deployment retrain until a person decides; it occupies no GPU."""
     wait_hours: Annotated[float, Field(gt=0, le=8_760)] = 72.0
     """Hours it is suspended; after that the HOLD stays, for verdict approve or reject."""
 

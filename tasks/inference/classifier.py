@@ -158,6 +158,9 @@ class Classifier:
         # One stream over all chunks: a device that waits at the end of each chunk loses a batch's time.
         for number, logits in enumerate(runner.run_batches(batches())):
             result[indices[number]] = logits
+        if len(sentences) > 1:
+            for number in np.flatnonzero(~np.isfinite(result).all(axis=1)).tolist():  # sentences of a row share NaN
+                result[number] = self._run([sentences[number]])[0][0]
         return result, truncated
 
     def _batch_indices(self, lengths: TokenIds) -> list[TokenIds]:
@@ -221,9 +224,6 @@ class Classifier:
         except TypeError as error:  # of tokenizers, for a surrogate: half of a character, as a wrong encoding leaves
             raise _name_surrogate(sentences) or error from None
         probabilities = _softmax(logits)
-        if len(sentences) > 1:
-            for number in np.flatnonzero(np.isnan(probabilities[:, 1])).tolist():  # of a row, all share NaN
-                probabilities[number] = _softmax(self._run([sentences[number]])[0])
         best = choose_labels(probabilities[:, 1], self.threshold)
         return AnswerArrays(best, probabilities[np.arange(len(best)), best], truncated)
 
@@ -272,8 +272,8 @@ def _name_surrogate(sentences: Sequence[str]) -> VerdictError | None:
 
 
 def _softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Return the probability of each label, [N, 2]."""
+    """Return the probability of each label, [N, 2]; NaN where a logit is NaN or Inf."""
     exact = logits.astype(np.float64)
-    with np.errstate(invalid="ignore"):  # Inf gives NaN, which is looked for
-        powers = np.exp(exact - exact.max(axis=1, keepdims=True))
+    exact[~np.isfinite(exact).all(axis=1)] = np.nan
+    powers = np.exp(exact - exact.max(axis=1, keepdims=True))
     return powers / powers.sum(axis=1, keepdims=True)

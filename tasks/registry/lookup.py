@@ -5,11 +5,6 @@ candidate on HOLD. `mlflow-skinny` suffices for this module, which is part of th
 `register.py` writes.
 """
 
-import atexit
-import functools
-import os
-import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypedDict
@@ -22,6 +17,7 @@ from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, RESOURCE_DOES_
 
 from ..core.errors import NoChampion, UnknownModel
 from ..inference.bundle import CHAMPION_URI, MODEL_NAME
+from .downloads import new_download
 from .mlflow_client import connect
 from .sqlite_lookup import find_local_version
 from .store import (
@@ -166,19 +162,6 @@ def _or_none(query: Callable[[], ModelVersion]) -> ModelVersion | None:
         raise
 
 
-@functools.cache
-def _downloads() -> str:
-    """Return a folder for what this process downloads, deleted when it ends: MLflow deletes none."""
-    folder, process = tempfile.mkdtemp(prefix="verdict-downloads-"), os.getpid()
-
-    def delete() -> None:
-        if os.getpid() == process:  # not at the end of a forked process
-            shutil.rmtree(folder, ignore_errors=True)
-
-    atexit.register(delete)
-    return folder
-
-
 def _describe(store: MlflowStore, version: ModelVersion, fetch: bool) -> RegisteredVersion:
     """Read a version's tags and, with `fetch`, find its files here or download them.
 
@@ -189,7 +172,7 @@ def _describe(store: MlflowStore, version: ModelVersion, fetch: bool) -> Registe
         folder = str(local.model)  # MLflow would write a file there
     elif folder:
         try:
-            folder = mlflow.artifacts.download_artifacts(folder, dst_path=tempfile.mkdtemp(dir=_downloads()))
+            folder = mlflow.artifacts.download_artifacts(folder, dst_path=new_download())
         except MlflowException as error:
             if error.error_code != ErrorCode.Name(RESOURCE_DOES_NOT_EXIST):
                 raise

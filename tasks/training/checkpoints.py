@@ -93,7 +93,9 @@ def describe_resumption(folder: str) -> str:
         return "there is no checkpoint yet (finetune.checkpoint_seconds), the next run trains from epoch 1"
     if len(seeds) > 1:
         return f"the next run resumes with the checkpoints of {len(seeds)} seeds"
-    return f"the next run resumes after epoch {int(_newest_first(str(seeds[0]))[0].name.partition('-')[2])}"
+    newest = _newest_first(str(seeds[0]))
+    after = f"epoch {int(newest[0].name.partition('-')[2])}" if newest else f"seed {seeds[0].name.partition('-')[2]}"
+    return f"the next run resumes after {after}"
 
 
 def delete_checkpoints(folder: str) -> None:

@@ -113,8 +113,9 @@ def fine_tune(
     _check_tokenizer(tokenizer, train, recipe.max_length)
     try:
         selected, seed_runs = _train_all(job, on_epoch)
-    except KeyboardInterrupt:
-        log.warning("training was stopped; %s", describe_resumption(job.folder))
+    except BaseException as error:
+        if not isinstance(error, Exception):  # KeyboardInterrupt, or what Prefect raises for SIGTERM
+            log.warning("training was stopped; %s", describe_resumption(job.folder))
         raise
     result = TrainingResult(
         schema_version=TRAINING_SCHEMA,

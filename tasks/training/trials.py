@@ -155,7 +155,9 @@ def _train(plan: SweepPlan, settings: dict[str, Any], number: int, on_epoch: OnE
             on_epoch(epoch)
         return finished
     fold = plan.folds[number - 1]
-    chosen = FinetuneSettings.model_validate({**plan.base.model_dump(), **settings, "device": plan.device, "ray": ""})
+    chosen = FinetuneSettings.model_validate(
+        {**plan.base.model_dump(), **settings, "device": plan.device, "ray": "", "processes": 1}
+    )
     recipe = resolve_recipe(chosen, plan.encoders[chosen.encoder])
     return fine_tune(
         fold.train, fold.validation, recipe, folder, text=plan.text, teacher=plan.teacher, on_epoch=on_epoch

@@ -1,5 +1,6 @@
 """Backups of the stores' folder: exact contents, what a damaged one and a killed restore leave."""
 
+import contextlib
 import os
 import signal
 import sqlite3
@@ -104,6 +105,17 @@ def test_a_damaged_backup_is_refused_and_nothing_is_left_of_it(home: Path, tmp_p
     with pytest.raises(VerdictError), home_backup.unpacked(target, tmp_path / "restored"):
         pass
     assert sorted(path.name for path in tmp_path.iterdir()) == ["backups", "home"]
+
+
+def test_an_archive_of_which_any_byte_is_another_is_refused_or_restored_as_it_was(home: Path, tmp_path: Path) -> None:
+    (home / "more").write_bytes(bytes(range(256)) * 40)
+    target = tmp_path / "copy.tar.gz"
+    home_backup.write_backup(home, target, "acceptability")
+    content = target.read_bytes()
+    for place in range(12, len(content) - 8, 5):  # after gzip's header, before its checksum
+        target.write_bytes(content[:place] + bytes([content[place] ^ 0xFF]) + content[place + 1 :])
+        with contextlib.suppress(VerdictError), home_backup.unpacked(target, tmp_path / "restored") as (copy, _):
+            assert (copy / "more").read_bytes() == bytes(range(256)) * 40  # what is between files does not matter
 
 
 @pytest.mark.parametrize("fatal", [1, 2])

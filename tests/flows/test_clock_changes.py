@@ -37,6 +37,8 @@ def test_a_cron_schedule_within_a_clock_change_is_named(cron: str) -> None:
         ("*/5 * * * *", "Europe/Berlin"),
         ("30 2 * * *", "UTC"),
         ("30 2 * * *", None),
+        ("@daily", "Europe/Berlin"),
+        ("@hourly", "Europe/Berlin"),
         ("30 2 * * *", "Asia/Tokyo"),
     ],
 )

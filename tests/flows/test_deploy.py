@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+import typing
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -289,6 +290,36 @@ def test_a_run_with_wrong_settings_fails_with_their_message_and_no_traceback(
     assert state.is_failed()
     assert "setting data.columns = 'text' (flag) is refused" in str(state.message)
     assert "Traceback" not in caplog.text
+
+
+def test_scoring_takes_the_formats_of_the_command_and_a_wrong_one_is_one_line(
+    applied: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    from flows.cli.run import ScoreFormat
+    from flows.jobs import deployments
+
+    flow: Any = deployments.score
+    form = typing.get_type_hints(flow.fn)["form"]
+    assert set(typing.get_args(form)) == {"", *typing.get_args(ScoreFormat)}
+    state = flow(path=__file__, out="scores.docx", return_state=True)
+    assert state.is_failed()
+    assert str(state.message).startswith(f"input {__file__!r} has the unknown ending '.py'")
+    assert "Traceback" not in caplog.text
+
+
+@pytest.mark.parametrize(("changed", "action", "name"), [
+    (False, "none", "NothingNew"), (False, "retrain", "Completed"), (True, "none", "Completed"),
+])  # fmt: skip
+def test_a_check_that_retrained_is_something_new(
+    applied: dict[str, Any], monkeypatch: pytest.MonkeyPatch, changed: bool, action: Any, name: str
+) -> None:
+    from flows.jobs import deployments
+    from flows.jobs import watch as module
+
+    outcome = module.WatchOutcome("b" * 64, "b" * 64, changed, "why", action)
+    monkeypatch.setattr(module.watch, "fn", lambda *_: outcome)
+    flow: Any = deployments.watch
+    assert flow(return_state=True).name == name
 
 
 def test_the_doctor_fails_without_a_worker(applied: dict[str, Any]) -> None:

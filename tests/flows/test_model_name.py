@@ -55,6 +55,19 @@ def test_a_folder_of_stores_is_one_model_s(tmp_path: Path, monkeypatch: pytest.M
         environment.usable_home()
 
 
+@pytest.mark.parametrize("name", ["mlflow.db", "runs", "snapshots"])
+def test_stores_without_a_name_are_the_default_models_wherever_the_database_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    (tmp_path / name).mkdir()
+    monkeypatch.setenv("VERDICT_HOME", str(tmp_path))
+    assert environment.own_home() == environment.usable_home() == str(tmp_path)
+    monkeypatch.setattr(environment, "MODEL_NAME", "questions")
+    for refuse in (environment.own_home, environment.usable_home):
+        with pytest.raises(UsageError, match="holds the model 'acceptability', and VERDICT_MODEL_NAME names "):
+            refuse()
+
+
 @pytest.mark.parametrize(
     "command", ["prune --days 0 --keep 1", "backup ../copy", "restore ../copy", "restore ../copy --replace"]
 )

@@ -4,9 +4,12 @@ import functools
 import json
 import logging
 import logging.handlers
+import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -94,7 +97,13 @@ def test_the_first_fit_candidate_becomes_champion_and_everything_is_recorded(
     assert "run in Prefect" not in Path(outcome["report"]).read_text()  # the server has no pages, and ends with the run
     assert find_report("1", str(home)) == {"version": "1", "report": outcome["report"]}
     Path(outcome["report"]).unlink()  # as `verdict prune` does: the bundle has its own, which names no version
-    assert "/bundle/" in find_report("1", str(home))["report"]
+    bundled = Path(find_report("1", str(home))["report"])
+    assert "/bundle/" in str(bundled)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("flows.commands.report.is_download", lambda path: path == bundled)  # which ends with the process
+        kept = Path(find_report("1", str(home))["report"])
+    assert kept.parent == home / "cache" / "reports"
+    assert kept.read_text() == bundled.read_text()
     assert aliases(home) == {"champion": outcome["version"]} == {"champion": "1"}
     (run,) = runs(home)
     assert run.info.status == "FINISHED"
@@ -444,6 +453,30 @@ def test_a_run_that_was_stopped_says_so_and_by_what(
     (run,) = runs(home)
     assert (run.info.status, run.data.tags["verdict"], run.data.tags["error"]) == (
         "KILLED", "STOPPED", "stopped by SIGINT",
+    )  # fmt: skip
+
+
+def test_a_run_that_was_terminated_says_so(retrain: Retrain, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prefect has a handler of its own for SIGTERM while a flow runs, and sends the signal on afterwards."""
+    from flows.jobs import retrain as module
+
+    def stop(*_: Any) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(30)
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "check_data", stop)
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            retrain()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    (run,) = runs(home)
+    assert (run.info.status, run.data.tags["verdict"], run.data.tags["error"]) == (
+        "KILLED", "STOPPED", "stopped by SIGTERM",
     )  # fmt: skip
 
 

@@ -29,6 +29,11 @@ STORE = {"STORE_URL": "http://store:8333", "STORE_ACCESS_KEY": "key", "STORE_SEC
 PASSWORDS = {name: name.lower() for name in ACCOUNT_VARIABLES}
 
 
+def test_an_empty_variable_is_none(tmp_path: Path) -> None:
+    empty = dict.fromkeys(("PREFECT_AUTH_STRING", "POSTGRES_HOST", "STORE_URL", "MLFLOW_ADMIN_PASSWORD"), "")
+    assert load_stack_config(empty, str(tmp_path)).urls == load_stack_config({}, str(tmp_path)).urls
+
+
 def test_without_anything_set_all_state_is_in_the_home(tmp_path: Path) -> None:
     config = load_stack_config({}, str(tmp_path))
     variables = config.environment

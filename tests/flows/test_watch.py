@@ -5,12 +5,14 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import pytest
 from job_cache import JobCache
 from toy import flow_settings, write_toy_data
+from webhook_receiver import receiving
 
 from tasks.core.errors import DataRejected, UsageError
 from tasks.core.files import home_id
@@ -224,6 +226,21 @@ def test_served_drift_starts_a_retraining_run_where_that_is_set_and_there_is_new
     assert off["why"] == "the data changed; it did not drift from the champion's; watch.retrain_on = never"
     with pytest.raises(Started):  # the data is not new since the last check, but the champion has not read it
         watch("never", **settings)
+
+
+def test_a_failure_is_reported_once_by_the_outermost_flow(monkeypatch: pytest.MonkeyPatch) -> None:
+    from flows.jobs.retrain import retrain
+    from flows.jobs.sweep import sweep
+    from flows.jobs.watch import watch
+    from flows.notifications import alert_failure
+
+    assert [each.on_failure_hooks for each in (retrain, sweep, watch)] == [[alert_failure]] * 3
+    state = SimpleNamespace(result=lambda raise_on_failure: UsageError("no data"))
+    with receiving() as receiver:
+        monkeypatch.setenv("VERDICT_ALERT_URL", receiver.url)
+        for parent in ("a run of watch", None):
+            alert_failure(retrain, SimpleNamespace(parent_task_run_id=parent), state)
+    assert [message["text"] for message in receiver.received] == ["retrain failed: no data"]
 
 
 def test_a_fallen_estimate_is_a_reason_only_where_its_whole_interval_lies_below_the_limit() -> None:

@@ -121,7 +121,7 @@ def test_public_names_are_listed_and_typed(python: Path, tmp_path: Path) -> None
     *notes, count = done.stdout.splitlines()
     assert [line.partition(": ")[2] for line in notes] == [
         'note: Revealed type is "def (path: str | pathlib.Path, device: str =, variant: str | None =, *, spin: bool =,'
-        " expected: str =, threads: int =)"
+        " expected: str =, threads: int =, gpu: int =)"
         ' -> verdict_inference.inference.classifier.Classifier"',
         'error: TypedDict "Prediction" has no key "score"  [typeddict-item]',
     ]

@@ -19,7 +19,7 @@ from toy import facts
 from tasks.core.errors import DataRejected, NoAnswer
 from tasks.data.sentences import open_source
 from tasks.inference.bundle import TOKENIZER, write_manifest
-from tasks.inference.classifier import Classifier
+from tasks.inference.classifier import Classifier, _softmax
 from tasks.serving.batch_scoring import score_to_file
 from tasks.serving.champion import Champion
 from tasks.serving.score_parts import Scorer
@@ -72,6 +72,14 @@ def test_a_sentence_that_shared_its_row_is_answered_alone(bundle: str, monkeypat
     found = classifier.answer([*FINE, BROKEN]).probabilities.tolist()
     assert found[:4] == pytest.approx(expected, abs=1e-6)
     assert np.isnan(found[4])
+    measured = classifier.probabilities([*FINE, BROKEN])  # what is judged is what is served
+    assert np.isfinite(measured).all(axis=1).tolist() == [True] * 4 + [False]
+
+
+@pytest.mark.parametrize("logits", [[np.nan, 1.0], [np.inf, 1.0], [-np.inf, 1.0], [np.inf, np.inf]])
+def test_inf_is_no_answer_either(logits: list[float]) -> None:
+    found = _softmax(np.array([logits, [1.0, 1.0]], np.float32))
+    assert np.isnan(found).tolist() == [[True, True], [False, False]]
 
 
 def test_scores_have_no_such_row(bundle: str, tmp_path: Path) -> None:

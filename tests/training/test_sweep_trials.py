@@ -16,6 +16,7 @@ from toy_sweep import RATES, sweep_here, sweep_plan
 from tasks.core.errors import UsageError, VerdictError
 from tasks.data.folds import Fold, split_folds
 from tasks.data.snapshots import read_snapshot
+from tasks.training.finetune import fine_tune
 from tasks.training.search_space import Dimension, all_combinations
 from tasks.training.sweep import best_trial, ended_trials, run_sweep
 from tasks.training.training_job import Teacher
@@ -52,6 +53,21 @@ def test_what_two_processes_left_when_one_was_killed_is_tried_and_nothing_twice(
     assert best_trial(records).mcc == max(record.mcc or 0.0 for record in records if record.state == "finished")
     assert all(record.mccs == [record.mcc] for record in records if record.state == "finished")
     assert not (Path(plan.folder) / "trials").exists()
+
+
+def test_a_trial_trains_in_its_own_process_whatever_the_setting_says(
+    plan: SweepPlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def note(*arguments: Any, **options: Any) -> Any:
+        seen.append(arguments[2].processes)
+        return fine_tune(*arguments, **options)
+
+    monkeypatch.setattr("tasks.training.trials.fine_tune", note)
+    base = plan.base.model_copy(update={"processes": 2})
+    sweep_here(plan._replace(base=base, space=(Dimension("epochs", (1,)),)))
+    assert seen == [1]
 
 
 DRIVER = """
