@@ -202,7 +202,7 @@ def prune(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would be deleted, and delete nothing.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Delete old jobs, snapshots, checks and rejected bundles that no alias, history or running job needs."""
+    """Delete old jobs, sweeps, snapshots, checks and rejected bundles that no alias, history or running job needs."""
     environment.set_process_defaults()
     from flows.cli import show_review
     from flows.jobs.dead_runs import close_dead_runs

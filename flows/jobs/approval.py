@@ -17,6 +17,7 @@ from typing import Any, Literal
 from uuid import UUID
 
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import FlowRun
 from prefect.context import FlowRunContext
 from prefect.exceptions import ObjectNotFound
 from prefect.flow_runs import suspend_flow_run
@@ -78,15 +79,20 @@ def wait_for_approval(outcome: RetrainOutcome, hours: float, home: str) -> Retra
 def carry_out_cancelled(home: str) -> list[str]:
     """Carry out the answers to suspended runs that Prefect cancelled when they were to start again; log each.
 
-    A run that was cancelled without an answer keeps its HOLD.
+    A run that ended without an answer, by a person or because the time was over, keeps its HOLD and waits no longer.
 
     Returns:
         a line on each answer.
     """
     lines = []
     for path in sorted((Path(home) / "waiting").glob("*.json")):
-        outcome = RetrainOutcome.from_json(read_json(path))
-        if outcome and (answer := _cancelled_answer(UUID(path.stem))):
+        run = _read_ended(UUID(path.stem))
+        if run is None:
+            continue
+        outcome, answer = RetrainOutcome.from_json(read_json(path)), _answer_of(run)
+        if not outcome or not answer:
+            path.unlink()
+        else:
             lines.append(_carry_out_late(outcome.version, answer, path, home))
             log.warning("%s (flow run %s, which was cancelled when it was answered)", lines[-1], path.stem)
     return lines
@@ -106,16 +112,21 @@ def _carry_out_late(version: str, answer: ApprovalForm, path: Path, home: str) -
     return line
 
 
-def _cancelled_answer(run_id: UUID) -> ApprovalForm | None:
-    """Return the answer to a run that was cancelled; None for every other run."""
+def _read_ended(run_id: UUID) -> FlowRun | None:
+    """Return a flow run that has ended; None for one that waits or runs, or is another server's."""
     with get_client(sync_client=True) as client:
         try:
             run = client.read_flow_run(run_id)
         except ObjectNotFound:
             return None
+    return run if run.state and run.state.is_final() else None
+
+
+def _answer_of(run: FlowRun) -> ApprovalForm | None:
+    """Return the answer to a run that was cancelled when it was to start again; None for every other run."""
     if not run.state or not run.state.is_cancelled():
         return None
-    answer = read_flow_run_input(keyset_from_base_key(f"suspended-{INPUT_KEY}")["response"], run_id)
+    answer = read_flow_run_input(keyset_from_base_key(f"suspended-{INPUT_KEY}")["response"], run.id)
     return ApprovalForm.model_validate(answer) if answer else None
 
 

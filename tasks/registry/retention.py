@@ -1,8 +1,8 @@
-"""Deletes what nothing needs any more: folders of jobs, snapshots, reports of `verdict check`, rejected bundles.
+"""Deletes what nothing needs any more: folders of jobs and sweeps, snapshots, reports of checks, rejected bundles.
 
 An item is kept while it is younger than the rule's days or, rejected versions apart, among the newest of its kind, and
-for as long as an alias, the champion's history, a pending decision or a running job references it. A job runs while its
-process holds the lock in its folder. MLflow's runs, with metrics, settings and verdicts, are never deleted.
+for as long as an alias, the champion's history, a pending decision or a running job references it. A job or sweep runs
+while its process holds the lock in its folder. MLflow's runs, with metrics, settings and verdicts, are never deleted.
 
 Killed processes leave logged models that were never registered, and hidden files and folders beside what they were
 writing (tasks/core/files.py). These are deleted by age.
@@ -88,6 +88,7 @@ def prune(home: str, rule: RetentionRule, dry_run: bool = False) -> PruneResult:
     items += _prune_models(store, rule, dry_run)
     items += _prune_scratch(folder, dry_run)
     items += _prune_jobs(folder, rule, references, dry_run)
+    items += _prune_sweeps(folder, rule, dry_run)
     items += _prune_checks(folder, rule, dry_run)
     # Last, because the jobs that are left reference snapshots.
     deleted_jobs = {item["name"] for item in items if item["kind"] == "job"}
@@ -185,6 +186,20 @@ def _prune_jobs(folder: Path, rule: RetentionRule, references: References, dry_r
         finished = (path / "result.json").is_file()
         why = f"{'finished' if finished else 'interrupted'} {_ago(age)}"
         item = PrunedItem(kind="job", name=path.name, megabytes=_size_mb(path), why=why)
+        with contextlib.suppress(Timeout), FileLock(path / "lock", timeout=0):
+            if not dry_run:
+                _delete(path)
+            yield item
+
+
+def _prune_sweeps(folder: Path, rule: RetentionRule, dry_run: bool) -> Iterator[PrunedItem]:
+    """Delete folders of sweeps, with rows and checkpoints; their winners are jobs, their trials MLflow's runs."""
+    sweeps = sorted((folder / "sweeps").glob("[!.]*/"), key=_changed, reverse=True)
+    for path in sweeps[rule.keep :]:
+        age = time.time() - _changed(path)
+        if age < rule.days * SECONDS_PER_DAY:
+            continue
+        item = PrunedItem(kind="sweep", name=path.name, megabytes=_size_mb(path), why=f"changed {_ago(age)}")
         with contextlib.suppress(Timeout), FileLock(path / "lock", timeout=0):
             if not dry_run:
                 _delete(path)

@@ -4,6 +4,7 @@ import contextlib
 import datetime
 import json
 import shutil
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -179,6 +180,26 @@ def test_an_answer_given_while_another_run_has_the_place_is_carried_out_at_its_e
         assert not path.exists()
     changes = promotion.history(store)[1]
     assert [(change["kind"], change["actor"]) for change in changes] == [("reject", "ada")] * (verdict == "HOLD")
+
+
+def test_a_run_that_ended_without_an_answer_waits_no_longer(prefect: Any, empty_store: Path, tmp_path: Path) -> None:
+    from prefect.states import Failed
+
+    store = new_store(empty_store, tmp_path)
+    held = add_version(store, tmp_path, "a", verdict="HOLD")
+    parameters = {"settings": {}, "origins": {}, "home": str(tmp_path)}
+    run_id = deploy(prefect, parameters)
+    path = tmp_path / "waiting" / f"{run_id}.json"
+    write_json(path, make_outcome(version=held).to_json())
+    assert execute(prefect, run_id, parameters).state.name == "Suspended"
+    write_json(path.with_stem(str(uuid.uuid4())), make_outcome(version=held).to_json())  # a run of another server
+    assert carry_out_cancelled(str(tmp_path)) == []
+    assert path.exists()
+    prefect.set_flow_run_state(run_id, Failed(message="the time is over"), force=True)
+    assert carry_out_cancelled(str(tmp_path)) == []
+    assert not path.exists()
+    assert len(list(path.parent.iterdir())) == 1
+    assert lookup.read_tags(store, held)["verdict"] == "HOLD"
 
 
 def test_a_run_that_no_deployment_started_ends_with_its_hold(tmp_path: Path) -> None:

@@ -106,6 +106,19 @@ def test_a_running_job_is_never_deleted(home: Path) -> None:
     assert pruned(home) == {("job", "running")}
 
 
+def test_old_sweeps_are_deleted_unless_they_run(home: Path) -> None:
+    for name, days in {"newest": 1, "young": 29, "old": 31, "running": 40}.items():
+        folder = home / "sweeps" / name
+        folder.mkdir(parents=True)
+        for file in ("lock", "journal"):
+            (folder / file).touch()
+        age(folder, days)
+    with FileLock(home / "sweeps" / "running" / "lock", timeout=0):
+        assert pruned(home, dry_run=True) == pruned(home) == {("sweep", "old")}
+    assert pruned(home) == {("sweep", "running")}
+    assert sorted(path.name for path in (home / "sweeps").iterdir()) == ["newest", "young"]
+
+
 def test_what_champion_challenger_and_history_reference_stays(home: Path, store: MlflowStore, tmp_path: Path) -> None:
     first, second, third, unneeded = (add_version(store, tmp_path, name) for name in "abcd")
     promote(store, first, kind="promote", expected=None, reason="first")
