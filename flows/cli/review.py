@@ -198,7 +198,7 @@ def _chosen(options: DataOptions) -> "DeploymentChoice":
 
 def prune(
     days: Annotated[float, typer.Option(min=0, help="Keep whatever is younger than this.")] = 30.0,
-    keep: Annotated[int, typer.Option(min=1, help="Keep this many of the newest jobs, snapshots and checks.")] = 5,
+    keep: Annotated[int, typer.Option(min=1, help="Keep this many of the newest of each kind.")] = 5,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would be deleted, and delete nothing.")] = False,
     as_json: AsJson = False,
 ) -> None:

@@ -77,9 +77,10 @@ def wait_for_approval(outcome: RetrainOutcome, hours: float, home: str) -> Retra
 
 
 def carry_out_cancelled(home: str) -> list[str]:
-    """Carry out the answers to suspended runs that Prefect cancelled when they were to start again; log each.
+    """Carry out the answers to suspended runs that Prefect cancelled when they were to start again, and log each.
 
-    A run that ended without an answer, by a person or because the time was over, keeps its HOLD and waits no longer.
+    So are those of runs that failed or crashed with an answer. A run that ended without one, by a person or because the
+    time was over, keeps its HOLD and waits no longer.
 
     Returns:
         a line on each answer.
@@ -94,7 +95,7 @@ def carry_out_cancelled(home: str) -> list[str]:
             path.unlink()
         else:
             lines.append(_carry_out_late(outcome.version, answer, path, home))
-            log.warning("%s (flow run %s, which was cancelled when it was answered)", lines[-1], path.stem)
+            log.warning("%s (flow run %s, which ended before it carried that out)", lines[-1], path.stem)
     return lines
 
 
@@ -123,9 +124,7 @@ def _read_ended(run_id: UUID) -> FlowRun | None:
 
 
 def _answer_of(run: FlowRun) -> ApprovalForm | None:
-    """Return the answer to a run that was cancelled when it was to start again; None for every other run."""
-    if not run.state or not run.state.is_cancelled():
-        return None
+    """Return the answer that was given to a suspended run; None if there is none."""
     answer = read_flow_run_input(keyset_from_base_key(f"suspended-{INPUT_KEY}")["response"], run.id)
     return ApprovalForm.model_validate(answer) if answer else None
 

@@ -158,7 +158,7 @@ def tracked_run(
         with record_system_metrics(store, run_id):
             yield JobContext(settings, origins, store, Path(home) / "runs" / job, run_id, inputs, timer, subject)
     except BaseException as error:
-        decision, status = _describe_end(error)
+        decision, status = describe_end(error)
         with contextlib.suppress(UnreachableError):  # if the store is what failed, the first error is the one to report
             reason = redact(_describe_stop(error) or str(error) or type(error).__name__)[:500]
             note = describe_failure(decision, reason)
@@ -168,7 +168,7 @@ def tracked_run(
         raise
 
 
-def _describe_end(error: BaseException) -> tuple[str, str]:
+def describe_end(error: BaseException) -> tuple[str, str]:
     """Return the verdict and the MLflow status of a run that an error ended."""
     if isinstance(error, KeyboardInterrupt | TerminationSignal):
         return "STOPPED", "KILLED"

@@ -8,7 +8,7 @@ from typing import Any
 
 from prefect import flow
 
-from flows.jobs.job import locked
+from flows.jobs.job import describe_end, locked
 from flows.jobs.publish import log_files
 from flows.jobs.retrain import examine, find_encoder, find_profile, find_teacher, read, retrain, try_encoder
 from flows.jobs.teacher import pinned_teacher, teacher_of
@@ -162,8 +162,8 @@ def _try(
         records = _run(timer, plan, workers, cluster, store, run_id, name)
         log_trials(timer, store, run_id, name, records)
         log_files(timer, store, run_id, draw(timer, plan.folder, f"{plan.folder}/pictures"), "sweep")
-    except BaseException:
-        close_run(timer, store, run_id, "FAILED")
+    except BaseException as error:
+        close_run(timer, store, run_id, describe_end(error)[1])
         raise
     close_run(timer, store, run_id, "FINISHED")
     return run_id, records

@@ -49,13 +49,14 @@ def open_session(
     """
     if not should_try_gpu(device):
         return _open(graph, [CPU], threads=threads, spin=spin)
-    if gpu and gpu not in range(count := count_gpus()):  # without any, the session's provider says so
+    if gpu and gpu not in range(count := count_gpus()):
         raise UsageError(f"gpu = {gpu} is refused: this process sees {count} GPUs, counted from 0; see: verdict doctor")
     onnxruntime.preload_dlls()  # finds the CUDA libraries that pip installed
     options = GPU_OPTIONS
     if gpu:
         options = options | {"device_id": str(gpu)}
-        onnxruntime.set_default_logger_severity(3)  # it warns that no plugin provides the GPU, also if that is 0
+        # Told a number, also 0, ONNX Runtime warns that no plugin has that GPU. The level is that of the whole process.
+        onnxruntime.set_default_logger_severity(3)
     session = (_try_capturing(graph, options) if capture else None) or _open(graph, [(CUDA, options), CPU], spin=spin)
     # get_available_providers() lists what was compiled in, and a provider that fails to load falls back to the CPU
     # without an error: only the open session shows where it runs.

@@ -28,7 +28,10 @@ from tasks.registry.tracking import DIGEST_LENGTH
 SECONDS_PER_DAY = 86_400.0
 DIGEST_PATTERN = re.compile(r"[0-9a-f]{64}")
 # Hidden files and folders: what a process was writing until it was killed, by where.
-SCRATCH = ("runs/.[!.]*", "runs/[!.]*/.[!.]*", "checks/.[!.]*", "checks/[!.]*/.[!.]*", "snapshots/.[!.]*")
+SCRATCH = (
+    "runs/.[!.]*", "runs/[!.]*/.[!.]*", "checks/.[!.]*", "checks/[!.]*/.[!.]*", "sweeps/.[!.]*",
+    "sweeps/[!.]*/.[!.]*", "snapshots/.[!.]*",
+)  # fmt: skip
 RECORD_FILES = ("result.json", "evidence.json", "split.json", "gate.json", "export.json", "verdict.json")
 
 

@@ -10,13 +10,13 @@ import collections
 import hashlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TypedDict
 
 import numpy as np
 
-from tasks.core.errors import summarise_error
+from tasks.core.errors import NoAnswer, summarise_error
 from tasks.serving.batcher import Batcher, BatchReply
 from tasks.serving.challenger import Challenger
 
@@ -105,13 +105,16 @@ class Canary:
         chosen = [is_in_share(sentence, self.share) for sentence in sentences]
         if not any(chosen) or not self._is_on(champion):
             chosen = [False] * len(sentences)
-        ours = [sentence for sentence, theirs in zip(sentences, chosen, strict=True) if not theirs]
-        theirs = [sentence for sentence, theirs in zip(sentences, chosen, strict=True) if theirs]
-        if not theirs:
-            return await self._ask_champion(ours)
-        if not ours:
-            return await self._ask_challenger(theirs)
-        return _merge(chosen, *await asyncio.gather(self._ask_champion(ours), self._ask_challenger(theirs)))
+        if not any(chosen):
+            return await self._ask_champion(sentences)
+        if all(chosen):
+            return await self._ask_challenger(sentences)
+        ours, theirs = ([place for place, canary in enumerate(chosen) if canary is side] for side in (False, True))
+        asked = (
+            _placed(self._ask_champion([sentences[place] for place in ours]), ours),
+            _placed(self._ask_challenger([sentences[place] for place in theirs]), theirs),
+        )
+        return _merge(chosen, *await asyncio.gather(*asked))
 
     def _is_on(self, champion: str) -> bool:
         """Return whether the challenger answers; a new version starts with empty windows."""
@@ -185,6 +188,14 @@ def is_in_share(sentence: str, share: float) -> bool:
     """Return whether a sentence is in a share of all sentences, 0 to 1; one in a share is in every larger one."""
     digest = hashlib.blake2b(sentence.encode(errors="surrogatepass"), digest_size=8).digest()
     return int.from_bytes(digest) < share * 2**64
+
+
+async def _placed(asked: Awaitable[BatchReply], places: list[int]) -> BatchReply:
+    """Return a reply to the sentences at these places of a request; one without an answer is named by its place."""
+    try:
+        return await asked
+    except NoAnswer as error:
+        raise NoAnswer(places[error.index], error.variant) from error
 
 
 def _merge(chosen: list[bool], ours: BatchReply, theirs: BatchReply) -> BatchReply:

@@ -10,7 +10,7 @@ import pytest
 from challengers import ScriptedAddress, ScriptedModel
 from prometheus_client import CollectorRegistry, generate_latest
 
-from tasks.core.errors import UsageError
+from tasks.core.errors import NoAnswer, UsageError
 from tasks.serving.batcher import Batcher
 from tasks.serving.canary import Canary, CanaryLimits, is_in_share
 from tasks.serving.challenger import parse_share
@@ -80,6 +80,18 @@ def test_failures_are_answered_by_the_champion_and_end_the_canary(caplog: pytest
         "canary: version 2 answers no longer: 3 of 5 requests failed, at most 0.01 of them may (last: RuntimeError: "
         "a fault); the champion answers everything until a restart or a new challenger"
     ]
+
+
+@pytest.mark.parametrize("failing", ["1", "2"])
+def test_a_sentence_without_an_answer_is_named_by_its_place_in_the_request(failing: str) -> None:
+    texts = SENTENCES[:60]
+    chosen = ["2" if is_in_share(sentence, 0.3) else "1" for sentence in texts]
+    place = 40 + chosen[40:].index(failing)
+    with canary_of(0.3) as pair:
+        pair.ours.broken = texts[place]  # the champion answers what the challenger does not
+        pair.theirs.fails = failing == "2"
+        with pytest.raises(NoAnswer, match=f"sentence {place + 1} has no answer"):
+            pair.ask(texts)
 
 
 def test_a_slow_challenger_is_taken_back() -> None:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
+from tasks.core.errors import NoAnswer
 from tasks.serving.champion import ChampionAnswer
 
 
@@ -17,6 +18,7 @@ class ScriptedModel:
         self.version, self.words, self.seconds, self.fails = version, words, 0.0, False
         self.classifier = SimpleNamespace(manifest={"labels": ["unacceptable", "acceptable"]})
         self.seen: list[list[str]] = []
+        self.broken = ""  # a sentence that it has no answer for
         self.sleep: Callable[[float], None] = time.sleep
 
     def predict(
@@ -27,6 +29,8 @@ class ScriptedModel:
         self.seen.append(list(sentences))
         if self.fails:
             raise RuntimeError("a fault")
+        if self.broken in sentences:
+            raise NoAnswer(list(sentences).index(self.broken), "fp32")
         return [
             ChampionAnswer(
                 sentence=text,
