@@ -55,7 +55,7 @@ def open_session(
     options = GPU_OPTIONS
     if gpu:
         options = options | {"device_id": str(gpu)}
-        # Told a number, also 0, ONNX Runtime warns that no plugin has that GPU. The level is that of the whole process.
+        # With a number, also 0, ONNX Runtime warns that no plugin has that GPU. The level is that of the whole process.
         onnxruntime.set_default_logger_severity(3)
     session = (_try_capturing(graph, options) if capture else None) or _open(graph, [(CUDA, options), CPU], spin=spin)
     # get_available_providers() lists what was compiled in, and a provider that fails to load falls back to the CPU
