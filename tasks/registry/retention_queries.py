@@ -13,6 +13,7 @@ from mlflow.store.artifact.artifact_repository_registry import get_artifact_repo
 from tasks.core.errors import VerdictError
 from tasks.core.hidden_addresses import reveal
 from tasks.inference.bundle import MODEL_NAME
+from tasks.registry.local_database import SWEEP_EXPERIMENT
 from tasks.registry.mlflow_client import connect, experiment_of, search_all
 from tasks.registry.store import MlflowStore, is_uninitialised
 
@@ -144,7 +145,9 @@ def inputs_of_running(store: MlflowStore) -> set[str]:
 
 
 def close_lost_runs(store: MlflowStore, seconds: float, dry_run: bool) -> list[str]:
-    """Close runs that have had the status RUNNING for `seconds`: their homes are gone, so no other job closes them.
+    """Close runs of jobs, sweeps and trials that have had the status RUNNING for `seconds`.
+
+    Their homes are gone, or the same sweep was not started again, so nothing else closes them.
 
     Returns:
         their ids.
@@ -154,7 +157,9 @@ def close_lost_runs(store: MlflowStore, seconds: float, dry_run: bool) -> list[s
     with connect(store) as client:
         before = int((time.time() - seconds) * 1_000)
         lost = f"attributes.status = 'RUNNING' and attributes.start_time < {before}"
-        runs = search_all(client.search_runs, [experiment_of(client, store)], lost, run_view_type=ViewType.ACTIVE_ONLY)
+        sweeps = client.get_experiment_by_name(SWEEP_EXPERIMENT)
+        experiments = [experiment_of(client, store), *([sweeps.experiment_id] if sweeps else [])]
+        runs = search_all(client.search_runs, experiments, lost, run_view_type=ViewType.ACTIVE_ONLY)
         for run in runs if not dry_run else ():
             client.set_terminated(run.info.run_id, "KILLED")
         return [run.info.run_id for run in runs]

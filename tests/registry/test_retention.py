@@ -21,6 +21,7 @@ from tasks.registry.mlflow_flavor import log_model
 from tasks.registry.promotion import promote
 from tasks.registry.retention import SECONDS_PER_DAY, RetentionRule, prune
 from tasks.registry.store import MlflowStore, locate_store
+from tasks.registry.sweep_runs import open_sweep
 
 OLD = RetentionRule(days=30, keep=1)
 
@@ -271,16 +272,17 @@ def test_a_rejected_version_with_an_alias_stays(
     assert pruned(home) == {("version", other)}
 
 
-def test_runs_of_a_lost_home_are_closed_after_the_rule_s_days(
+def test_runs_of_a_lost_home_and_of_a_killed_sweep_are_closed_after_the_rule_s_days(
     home: Path, store: MlflowStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = tracking.open_run(store, "a" * 16, {}, {"home": "lost"})
+    run, sweep = tracking.open_run(store, "a" * 16, {}, {"home": "lost"}), open_sweep(store, "b" * 16, {}, {})
     assert prune(str(home), OLD)["closed"] == []
     _advance_time(monkeypatch, days=31)
-    assert prune(str(home), OLD, dry_run=True)["closed"] == [run]
+    assert set(prune(str(home), OLD, dry_run=True)["closed"]) == {run, sweep}
     assert tracking.running_jobs(store, "lost") == {run: "a" * 16}
-    assert prune(str(home), OLD)["closed"] == [run]
+    assert set(prune(str(home), OLD)["closed"]) == {run, sweep}
     assert tracking.running_jobs(store, "lost") == {}
+    assert prune(str(home), OLD)["closed"] == []
 
 
 def test_nothing_is_deleted_while_the_store_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
