@@ -292,6 +292,14 @@ def test_a_run_with_wrong_settings_fails_with_their_message_and_no_traceback(
     assert "Traceback" not in caplog.text
 
 
+def test_a_pod_of_a_sweep_lasts_longer_than_its_budget(applied: dict[str, Any], client: Any) -> None:
+    sweep = client.read_deployment_by_name("sweep/sweep")
+    budget = sweep.parameter_openapi_schema["properties"]["budget_minutes"]["default"]
+    template = json.loads((find_template().parent / "kubernetes" / "base" / "job-template.json").read_text())
+    usual = template["variables"]["properties"]["deadline_seconds"]["default"]
+    assert sweep.job_variables["deadline_seconds"] >= 60 * budget + usual
+
+
 def test_scoring_takes_the_formats_of_the_command_and_a_wrong_one_is_one_line(
     applied: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
