@@ -76,7 +76,7 @@ def wait_for_approval(outcome: RetrainOutcome, hours: float, home: str) -> Retra
     return dataclasses.replace(outcome, decided=decided)
 
 
-def carry_out_cancelled(home: str) -> list[str]:
+def carry_out_answers(home: str) -> list[str]:
     """Carry out the answers to suspended runs that Prefect cancelled when they were to start again, and log each.
 
     So are those of runs that failed or crashed with an answer. A run that ended without one, by a person or because the

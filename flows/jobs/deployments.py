@@ -320,14 +320,14 @@ def drop_missed() -> list[str]:
 @contextlib.contextmanager
 def answers_carried_out() -> Iterator[str]:
     """Yield the folder of the stores; before and after, carry out answers to runs that were cancelled for this one."""
-    from flows.jobs.approval import carry_out_cancelled
+    from flows.jobs.approval import carry_out_answers
 
     home = environment.usable_home()
-    carry_out_cancelled(home)
+    carry_out_answers(home)
     try:
         yield home
     finally:
-        carry_out_cancelled(home)
+        carry_out_answers(home)
 
 
 def _begin() -> None:

@@ -163,7 +163,8 @@ def _try(
         log_trials(timer, store, run_id, name, records)
         log_files(timer, store, run_id, draw(timer, plan.folder, f"{plan.folder}/pictures"), "sweep")
     except BaseException as error:
-        close_run(timer, store, run_id, describe_end(error)[1])
+        _, status = describe_end(error)
+        close_run(timer, store, run_id, status)
         raise
     close_run(timer, store, run_id, "FINISHED")
     return run_id, records

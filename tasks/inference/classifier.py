@@ -118,7 +118,8 @@ class Classifier:
             chosen = variant or serving_variant(manifest, target)
             on = device if target == "cuda" else "cpu"
             with name_failure(folder, f"{VARIANTS[chosen]} cannot be opened"):
-                session = open_session(folder / VARIANTS[chosen], on, True, threads, spin, gpu)
+                graph = folder / VARIANTS[chosen]
+                session = open_session(graph, on, capture=True, threads=threads, spin=spin, gpu=gpu)
             if target == "cpu" or session.get_providers()[0] == CUDA:
                 break  # else there is a GPU that does not work
         runner = Runner(session, manifest["max_length"])

@@ -23,7 +23,7 @@ def new_download() -> str:
 
 def is_download(path: Path) -> bool:
     """Return whether a path is deleted when this process ends."""
-    return path.is_relative_to(_downloads())
+    return bool(_downloads.cache_info().currsize) and path.is_relative_to(_downloads())
 
 
 @functools.cache

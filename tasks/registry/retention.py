@@ -13,7 +13,7 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple, TypedDict
 
@@ -181,42 +181,40 @@ def _prune_scratch(folder: Path, dry_run: bool) -> Iterator[PrunedItem]:
 
 def _prune_jobs(folder: Path, rule: RetentionRule, references: References, dry_run: bool) -> Iterator[PrunedItem]:
     """Delete folders of finished jobs that nothing references, and of interrupted jobs that were not resumed."""
-    jobs = sorted((folder / "runs").glob("[!.]*/"), key=_changed, reverse=True)
-    for path in jobs[rule.keep :]:
-        age = time.time() - _changed(path)
-        if age < rule.days * SECONDS_PER_DAY or _is_referenced(path, references):
-            continue
-        finished = (path / "result.json").is_file()
-        why = f"{'finished' if finished else 'interrupted'} {_ago(age)}"
-        item = PrunedItem(kind="job", name=path.name, megabytes=_size_mb(path), why=why)
-        with contextlib.suppress(Timeout), FileLock(path / "lock", timeout=0):
-            if not dry_run:
-                _delete(path)
-            yield item
+    for path, age in _old_ones((folder / "runs").glob("[!.]*/"), rule):
+        if not _is_referenced(path, references):
+            finished = (path / "result.json").is_file()
+            yield from _prune_idle("job", path, f"{'finished' if finished else 'interrupted'} {_ago(age)}", dry_run)
 
 
 def _prune_sweeps(folder: Path, rule: RetentionRule, dry_run: bool) -> Iterator[PrunedItem]:
     """Delete folders of sweeps, with rows and checkpoints; their winners are jobs, their trials MLflow's runs."""
-    sweeps = sorted((folder / "sweeps").glob("[!.]*/"), key=_changed, reverse=True)
-    for path in sweeps[rule.keep :]:
-        age = time.time() - _changed(path)
-        if age < rule.days * SECONDS_PER_DAY:
-            continue
-        item = PrunedItem(kind="sweep", name=path.name, megabytes=_size_mb(path), why=f"changed {_ago(age)}")
-        with contextlib.suppress(Timeout), FileLock(path / "lock", timeout=0):
-            if not dry_run:
-                _delete(path)
-            yield item
+    for path, age in _old_ones((folder / "sweeps").glob("[!.]*/"), rule):
+        yield from _prune_idle("sweep", path, f"changed {_ago(age)}", dry_run)
 
 
 def _prune_checks(folder: Path, rule: RetentionRule, dry_run: bool) -> Iterator[PrunedItem]:
-    checks = sorted((folder / "checks").glob("[!.]*/"), key=_changed, reverse=True)
-    for path in checks[rule.keep :]:
+    for path, age in _old_ones((folder / "checks").glob("[!.]*/"), rule):
+        yield PrunedItem(kind="check", name=path.name, megabytes=_size_mb(path), why=f"made {_ago(age)}")
+        if not dry_run:
+            _delete(path)
+
+
+def _old_ones(paths: Iterable[Path], rule: RetentionRule) -> Iterator[tuple[Path, float]]:
+    """Yield what is neither young nor among the newest, each with its age in seconds."""
+    for path in sorted(paths, key=_changed, reverse=True)[rule.keep :]:
         age = time.time() - _changed(path)
         if age >= rule.days * SECONDS_PER_DAY:
-            yield PrunedItem(kind="check", name=path.name, megabytes=_size_mb(path), why=f"made {_ago(age)}")
-            if not dry_run:
-                _delete(path)
+            yield path, age
+
+
+def _prune_idle(kind: str, path: Path, why: str, dry_run: bool) -> Iterator[PrunedItem]:
+    """Delete the folder of a job or sweep, unless a process works there."""
+    item = PrunedItem(kind=kind, name=path.name, megabytes=_size_mb(path), why=why)
+    with contextlib.suppress(Timeout), FileLock(path / "lock", timeout=0):
+        if not dry_run:
+            _delete(path)
+        yield item
 
 
 def _prune_snapshots(

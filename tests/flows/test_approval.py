@@ -16,7 +16,7 @@ from outcomes import make_outcome
 from registry_store import add_version, aliases, changes_of, new_store
 from toy import flow_settings
 
-from flows.jobs.approval import carry_out_cancelled, wait_for_approval
+from flows.jobs.approval import carry_out_answers, wait_for_approval
 from flows.jobs.deployments import answers_carried_out
 from tasks.core.files import write_json
 from tasks.core.settings_loader import load_settings
@@ -171,7 +171,7 @@ def test_an_answer_given_while_another_run_has_the_place_is_carried_out_at_its_e
     assert execute(prefect, run_id, parameters).state.name == "Suspended"
     prefect.set_flow_run_state(other, Pending())
     prefect.set_flow_run_state(other, Running())
-    assert carry_out_cancelled(str(tmp_path)) == []  # it still waits
+    assert carry_out_answers(str(tmp_path)) == []  # it still waits
     resume_flow_run(run_id, run_input={"decision": "reject", "reason": "reads worse", "name": "ada"})
     prefect.set_flow_run_state(run_id, Pending())  # what a worker does before it starts a process
     assert prefect.read_flow_run(run_id).state.is_cancelled()
@@ -193,10 +193,10 @@ def test_a_run_that_ended_without_an_answer_waits_no_longer(prefect: Any, empty_
     write_json(path, make_outcome(version=held).to_json())
     assert execute(prefect, run_id, parameters).state.name == "Suspended"
     write_json(path.with_stem(str(uuid.uuid4())), make_outcome(version=held).to_json())  # a run of another server
-    assert carry_out_cancelled(str(tmp_path)) == []
+    assert carry_out_answers(str(tmp_path)) == []
     assert path.exists()
     prefect.set_flow_run_state(run_id, Failed(message="the time is over"), force=True)
-    assert carry_out_cancelled(str(tmp_path)) == []
+    assert carry_out_answers(str(tmp_path)) == []
     assert not path.exists()
     assert len(list(path.parent.iterdir())) == 1
     assert lookup.read_tags(store, held)["verdict"] == "HOLD"
