@@ -9,6 +9,7 @@ whose end it sees first, as text: the error of a rank that lost its peer would h
 UsageError would come out as a traceback.
 """
 
+import contextlib
 import gc
 import logging
 import logging.handlers
@@ -160,7 +161,8 @@ def _collect_results(
                 logging.getLogger(content.name).handle(content)
             elif kind == "message":
                 answer = on_message(content) if on_message else None
-                connection.send_bytes(pickle.dumps(answer))  # the process waits for this
+                with contextlib.suppress(OSError):  # killed while it waited for this; its sentinel says how it ended
+                    connection.send_bytes(pickle.dumps(answer))
             elif kind == "result":
                 results[rank] = content
             else:

@@ -150,6 +150,16 @@ def test_an_error_of_the_message_handler_ends_all_processes_and_is_raised(forked
         launch(say, 2, "words", device="cpu", on_message=stop)
 
 
+def test_a_process_killed_while_it_waits_for_an_answer_is_named(forked: None) -> None:
+    def kill(message: str) -> None:
+        for process in multiprocessing.active_children():
+            process.kill()
+            process.join()
+
+    with pytest.raises(VerdictError, match=r"^rank 0 of 1 was ended by SIGKILL"):
+        launch(say, 1, "words", device="cpu", on_message=kill)
+
+
 def test_tensors_and_values_are_exchanged(results: list[dict[str, Any]]) -> None:
     assert [each["exchanged"] for each in results] == [[2.0, 1.0, 5, 8]] * 2
 
