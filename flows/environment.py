@@ -27,6 +27,7 @@ PATIENCE = {
     "PREFECT_CLIENT_MAX_RETRIES": "7",
     "PREFECT_CLIENT_RETRY_EXTRA_CODES": "500",
 }
+MLFLOW_CREDENTIALS = ("MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_USERNAME")
 # Why there can be no folder, where the system's own words name something else.
 HOME_FAULTS = {
     errno.EEXIST: "it is a file",
@@ -154,6 +155,9 @@ def set_process_defaults(more: Mapping[str, str] = {}) -> None:
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
     _move_credentials()
+    if any(os.environ.get(name) for name in MLFLOW_CREDENTIALS):
+        # requests, and so MLflow's client, would replace them by what ~/.netrc has for the host (requests 2.34.2).
+        os.environ.setdefault("NETRC", os.devnull)
 
 
 def _has_prefect_profiles() -> bool:

@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 from command_line import call
 from job_cache import Choose, JobCache
+from loopback import running
+from mlflow import MlflowClient
 from toy import flow_settings
 
 from flows import environment
@@ -191,6 +193,47 @@ def test_credentials_of_prefects_address_are_moved_before_prefect_is_imported(mo
     environment.set_process_defaults()
     assert os.environ["PREFECT_API_URL"] == "https://host/api"
     assert os.environ["PREFECT_API_AUTH_STRING"] == f"{NAME}:a/b"
+
+
+@pytest.mark.parametrize(
+    ("variables", "sent"),
+    [
+        ({"MLFLOW_TRACKING_TOKEN": MARK}, f"Bearer {MARK}"),
+        ({"MLFLOW_TRACKING_USERNAME": NAME, "MLFLOW_TRACKING_PASSWORD": PASSWORD}, USER),
+        ({}, "of-netrc:other"),
+    ],
+    ids=["token", "name and password", "none"],
+)
+def test_netrc_counts_only_where_mlflow_has_no_credentials(
+    variables: dict[str, str], sent: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("NETRC", "MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / ".netrc").write_text("machine 127.0.0.1 login of-netrc password other\n")
+    (tmp_path / ".netrc").chmod(0o600)
+    received: list[str] = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            received.append(self.headers["Authorization"])
+            self.send_response(200)
+            self.send_header("Content-Length", "2")
+            self.end_headers()
+            self.wfile.write(b"{}")
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    environment.set_process_defaults()
+    with running(http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)) as address:
+        MlflowClient(address).search_experiments()
+    kind, _, value = received[0].partition(" ")
+    assert (base64.b64decode(value).decode() if kind == "Basic" else received[0]) == sent
 
 
 def test_an_address_of_prefect_of_another_form_is_refused_without_showing_it() -> None:
