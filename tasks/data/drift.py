@@ -149,15 +149,27 @@ def _categories(new: Histogram, old: Histogram) -> tuple[float, float]:
 def _align(new: Histogram, old: Histogram) -> NDArray[np.float64]:
     """Return the counts of both [2, K] under the same K keys; the last column counts what either does not list.
 
-    A name missing in one profile may be among its unlisted ones, if it has any, so it counts as unlisted in both.
+    A name that one of them lists and the other may have among its unlisted ones gets the count there that brings both
+    closest: no more than the rarest listed name has, and all such names together no more than are unlisted. So the
+    distance is about the smallest that the whole profiles can have.
     """
-    partial = [counts for counts in (new, old) if OTHER_CATEGORY in counts]
-    names = sorted(
-        name for name in (new.keys() | old.keys()) - {OTHER_CATEGORY} if all(name in counts for counts in partial)
-    )
-    named = np.array([[counts.get(name, 0) for name in names] for counts in (new, old)], np.float64)
-    totals = np.array([[sum(counts.values())] for counts in (new, old)])
-    return np.hstack([named, totals - named.sum(axis=1, keepdims=True)])
+    names = sorted((new.keys() | old.keys()) - {OTHER_CATEGORY})
+    counts = np.array([[profile.get(name, np.nan) for name in names] for profile in (new, old)], np.float64)
+    totals = np.array([sum(new.values()), sum(old.values())], np.float64)
+    is_missing = np.isnan(counts)
+    for row, profile in enumerate((new, old)):
+        missing = is_missing[row]
+        alike = counts[1 - row, missing] * totals[row] / totals[1 - row]
+        counts[row, missing] = _share_out(profile.get(OTHER_CATEGORY, 0), alike, np.nanmin(counts[row], initial=np.inf))
+    alike = is_missing.any(axis=0) & np.isclose(counts[0] * totals[1], counts[1] * totals[0])
+    named = counts[:, ~alike]
+    return np.column_stack([named, np.maximum(totals - named.sum(axis=1), 0.0)])
+
+
+def _share_out(unlisted: int, wanted: NDArray[np.float64], most: float) -> NDArray[np.float64]:
+    """Divide a count among names: at most what each wants [K] and `most`; where it is too little, in proportion."""
+    shares = np.minimum(wanted, most)
+    return shares * min(1.0, unlisted / max(float(shares.sum()), 1.0))
 
 
 def _merge_rare(table: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -1,5 +1,6 @@
 """Profiles are exact; each figure drifts alone; chance, row order and the top-k limit are no drift."""
 
+import codecs
 import json
 import random
 from collections import Counter
@@ -11,6 +12,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from cola_like import COLA_DIR
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scipy.spatial.distance import jensenshannon
@@ -397,19 +399,43 @@ def distance(new: dict[str, int], old: dict[str, int]) -> float:
     return compare(figures(words=new), figures(words=old))["vocabulary"]["distance"]
 
 
-def test_words_that_either_profile_does_not_list_are_counted_together() -> None:
+def test_what_may_be_among_unlisted_words_counts_there_up_to_the_rarest_listed_one() -> None:
     new, old = {"a": 50, "b": 30, "d": 10, OTHER_CATEGORY: 10}, {"a": 40, "b": 20, "c": 30, OTHER_CATEGORY: 10}
-    expected = jensenshannon([50, 30, 20], [40, 20, 40], base=2)
+    # All 10 unlisted words of the old profile may be d; of the new one's no more than 10 are c, as d is listed with 10.
+    expected = jensenshannon([50, 30, 10, 10], [40, 20, 10, 30], base=2)
     assert distance(new, old) == pytest.approx(expected)
     assert distance(old, new) == pytest.approx(expected)
 
 
-def test_only_what_may_be_among_unlisted_words_is_counted_with_them() -> None:
+def test_unlisted_words_are_no_more_than_they_are() -> None:
     whole, cut = {"a": 50, "b": 30, "d": 10, "e": 10}, {"a": 40, "c": 20, "d": 30, OTHER_CATEGORY: 10}
-    # b and e may be among the unlisted ones of the other; c is known not to occur.
-    expected = jensenshannon([50, 0, 10, 40], [40, 20, 30, 10], base=2)
+    # b and e share the 10 unlisted ones: they would need 20 and 10. c is known not to occur.
+    expected = jensenshannon([50, 30, 0, 10, 10], [40, 20 / 3, 20, 30, 10 / 3], base=2)
     assert distance(whole, cut) == pytest.approx(expected)
     assert distance(cut, whole) == pytest.approx(expected)
+
+
+def test_another_vocabulary_is_drift_although_both_lists_are_cut_off(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(drift, "TOP_K", 40)
+    rows = list(chatter(2000, 0))
+    old = profile(folder, rows)
+    new = profile(folder, [(source, label, sentence.replace("w", "v")) for source, label, sentence in rows])
+    assert not set(new["words"]) & set(old["words"]) - {OTHER_CATEGORY}
+    assert drifted(new, old) == drifted(old, new) == {"vocabulary"}
+
+
+@pytest.mark.skipif(not COLA_DIR, reason="needs CoLA: COLA_DIR=DIR")
+def test_cola_in_another_alphabet_is_drift_and_its_halves_are_not(folder: Path) -> None:
+    lines = (Path(COLA_DIR) / "raw" / "in_domain_train.tsv").read_text("utf-8").splitlines()
+    rows = [(source, int(label), sentence) for source, label, _, sentence in (line.split("\t") for line in lines)]
+    whole = profile(folder, rows)
+    rotated = profile(folder, [(source, label, codecs.encode(sentence, "rot13")) for source, label, sentence in rows])
+    assert compare(rotated, whole)["vocabulary"]["distance"] == pytest.approx(0.82, abs=0.005)
+    assert drifted(rotated, whole) == {"vocabulary"}
+    halves = random.Random(0).sample(rows, len(rows))
+    assert drifted(profile(folder, halves[: len(rows) // 2]), profile(folder, halves[len(rows) // 2 :])) == set()
 
 
 @hypothesis_settings
