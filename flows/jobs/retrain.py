@@ -208,7 +208,8 @@ def _fine_tune_visibly(
         step = before * recipe.epochs + epoch["epoch"]
         tracking.log_metrics(store, run_id, figures, step=step)  # type: ignore[arg-type]
 
-    return fine_tune(rows.train, rows.validation, recipe, folder, text=rows.text, teacher=teacher, on_epoch=show)
+    train, validation, text, holdouts = rows.train, rows.validation, rows.text, rows.holdouts
+    return fine_tune(train, validation, recipe, folder, text=text, teacher=teacher, holdouts=holdouts, on_epoch=show)
 
 
 def _describe_epoch(epoch: EpochRecord, epochs: int) -> str:

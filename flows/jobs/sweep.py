@@ -12,7 +12,7 @@ from flows.jobs.job import describe_end, locked
 from flows.jobs.publish import log_files
 from flows.jobs.retrain import examine, find_encoder, find_profile, find_teacher, read, retrain, try_encoder
 from flows.jobs.teacher import pinned_teacher, teacher_of
-from flows.jobs.training_rows import split_into_folds
+from flows.jobs.training_rows import holdouts_of, split_into_folds
 from flows.jobs.unchanged import recipe_of
 from flows.notifications import alert_failure
 from flows.outcome import RetrainOutcome
@@ -104,9 +104,8 @@ def sweep(
     teacher = find_teacher(timer, chosen, data, home) if chosen.finetune.teacher else None
     cluster = CallCluster(**ray) if ray else None
     device = ("cuda" if cluster.gpus else "cpu") if cluster else resolve_device(chosen.finetune.device)
-    digests = sorted(encoder["digest"] for encoder in encoders.values())
-    parts = [recipe_of(chosen), space, data["digest"], digests, teacher and teacher.manifest_digest, device, folds]
-    name = json_digest([*parts, git_commit()])[:16]
+    digests = [*sorted(each["digest"] for each in encoders.values()), teacher and teacher.manifest_digest]
+    name = json_digest([recipe_of(chosen), space, data["digest"], digests, device, folds, git_commit()])[:16]
     folder = Path(home) / "sweeps" / name
     with locked(folder):
         _check_inputs(timer, data, chosen, list(encoders.values()), str(folder), home)
@@ -119,6 +118,7 @@ def sweep(
             teacher=teacher_of(teacher),
             folds=tuple(divided),
             text=text,
+            holdouts=tuple(holdouts_of(data)),
             device=device,
             trials=trials,
             deadline=time.time() + budget_seconds,

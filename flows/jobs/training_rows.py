@@ -27,6 +27,13 @@ class TrainingRows(NamedTuple):
     text_counts: dict[str, int]
     """Of the further sentences: kept, and left out because they are labelled; empty without them."""
     split: Split
+    holdouts: list[str]
+    """Snapshots of which nothing may be trained on."""
+
+
+def holdouts_of(data: Dataset) -> list[str]:
+    """Return the snapshots of the holdouts."""
+    return [snapshot["path"] for snapshot in (data["holdout"], data["secondary"]) if snapshot]
 
 
 def split_rows(timer: Timer, data: Dataset, settings: Settings, folder: Path) -> TrainingRows:
@@ -40,8 +47,9 @@ def split_rows(timer: Timer, data: Dataset, settings: Settings, folder: Path) ->
     """
     share, seed = settings.data.validation_share, settings.finetune.seed
     group, path = _choose_group(data, settings), data["train"]["path"]
-    train, validation, counts = split(timer, path, _holdouts(data), str(folder), share, seed, group)
-    return TrainingRows(train, validation, *_further_text(data, Fold(train, validation), folder), counts)
+    holdouts = holdouts_of(data)
+    train, validation, counts = split(timer, path, holdouts, str(folder), share, seed, group)
+    return TrainingRows(train, validation, *_further_text(data, Fold(train, validation), folder), counts, holdouts)
 
 
 def split_into_folds(
@@ -67,14 +75,9 @@ def split_into_folds(
         return [Fold(rows.train, rows.validation)], rows.text
     group, path = _choose_group(data, settings), data["train"]["path"]
     groups: list[Group] = [group, "sentence"] if settings.data.group == "auto" and group == "source" else [group]
-    folds = divide(timer, path, _holdouts(data), str(folder / "folds"), count, settings.finetune.seed, groups)
+    folds = divide(timer, path, holdouts_of(data), str(folder / "folds"), count, settings.finetune.seed, groups)
     text, _ = _further_text(data, folds[0], folder)
     return folds, text
-
-
-def _holdouts(data: Dataset) -> list[str]:
-    """Return the snapshots of the holdouts."""
-    return [snapshot["path"] for snapshot in (data["holdout"], data["secondary"]) if snapshot]
 
 
 def _choose_group(data: Dataset, settings: Settings) -> Group:
@@ -89,5 +92,5 @@ def _further_text(data: Dataset, rows: Fold, folder: Path) -> tuple[str, dict[st
     """Return the snapshot of the further sentences without labelled ones, and counts; both empty without them."""
     if not data["text"]:
         return "", {}
-    text, left_out = drop_labelled(data["text"]["path"], [*rows, *_holdouts(data)], str(folder))
+    text, left_out = drop_labelled(data["text"]["path"], [*rows, *holdouts_of(data)], str(folder))
     return text, {"text": data["text"]["kept"] - left_out, "text_left_out": left_out}

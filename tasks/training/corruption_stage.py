@@ -64,12 +64,14 @@ def _copies(job: TrainingJob) -> tuple[int, int]:
 
 
 def corrupt_rows(job: TrainingJob) -> pd.DataFrame:
-    """Return original (label 1) and corrupted sentences (label 0); none of the latter occurs in the data.
+    """Return original (label 1) and corrupted sentences (label 0).
 
-    There is no row where the recipe has no corruption stage.
+    None of the latter occurs in the training rows, the text, the validation rows or a holdout. There is no row where
+    the recipe has no corruption stage.
     """
     parts = [read_snapshot(path) for path in (job.train, job.text) if path]
-    known = [sentence for part in parts for sentence in part["sentence"]]
+    withheld = [read_snapshot(path) for path in (job.validation, *job.holdouts)]
+    known = [sentence for part in (*parts, *withheld) for sentence in part["sentence"]]
     copies = _copies(job)[: len(parts)]
     corrupted = [
         with_corruptions(part, count, job.recipe.seed, known, originals=job.recipe.token_loss > 0)

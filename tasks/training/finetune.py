@@ -7,6 +7,7 @@ validation MCC is kept, and one seed gives one result on one device.
 
 import logging
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TypedDict
 
@@ -85,6 +86,7 @@ def fine_tune(
     *,
     text: str = "",
     teacher: Teacher | None = None,
+    holdouts: Sequence[str] = (),
     on_epoch: OnEpoch | None = None,
 ) -> TrainingResult:
     """Fine-tune an encoder and write the model to `folder` atomically.
@@ -100,6 +102,7 @@ def fine_tune(
         folder: receives config.json, model.safetensors, tokenizer.json and training.json.
         text: snapshot of further sentences for the corruption stage and the teacher; empty for none.
         teacher: the model that the recipe's setting names; None for none.
+        holdouts: snapshots of sentences that no corrupted copy may be.
         on_epoch: called after each epoch.
 
     Raises:
@@ -108,7 +111,7 @@ def fine_tune(
         VerdictError: if a worker process failed, or the teacher is damaged, not the one that was found, or answers NaN.
     """
     started = time.perf_counter()
-    job = make_job(train, validation, recipe, f"{folder}-checkpoints", text, teacher)
+    job = make_job(train, validation, recipe, f"{folder}-checkpoints", text, teacher, holdouts)
     tokenizer = load_tokenizer(recipe.encoder, recipe.max_length)
     _check_tokenizer(tokenizer, train, recipe.max_length)
     try:
@@ -152,7 +155,13 @@ def _check_tokenizer(tokenizer: Tokenizer, train: str, max_length: int) -> None:
 
 
 def make_job(
-    train: str, validation: str, recipe: TrainingRecipe, folder: str, text: str = "", teacher: Teacher | None = None
+    train: str,
+    validation: str,
+    recipe: TrainingRecipe,
+    folder: str,
+    text: str = "",
+    teacher: Teacher | None = None,
+    holdouts: Sequence[str] = (),
 ) -> TrainingJob:
     """Collect what all seeds share, with the fingerprint that ties checkpoints to it.
 
@@ -162,10 +171,10 @@ def make_job(
         VerdictError: if the teacher is damaged, or not the one that was found.
     """
     check_processes(recipe.processes, recipe.device)
-    data = [sha256_of(Path(path)) if path else "" for path in (train, validation, text)]
+    data = [sha256_of(Path(path)) if path else "" for path in (train, validation, text, *holdouts)]
     taught_by = read_teacher(teacher)["manifest_digest"] if teacher else ""
     fingerprint = recipe.fingerprint(*data, encoder_digest(recipe.encoder), taught_by)
-    return TrainingJob(recipe, train, validation, text, folder, fingerprint, teacher)
+    return TrainingJob(recipe, train, validation, text, folder, fingerprint, teacher, tuple(holdouts))
 
 
 def _train_all(job: TrainingJob, on_epoch: OnEpoch | None) -> tuple[SelectedModel, list[SeedRun]]:

@@ -54,6 +54,8 @@ class TrainingJob:
     """Digest of everything that decides a seed's weights."""
     teacher: Teacher | None = None
     """The model that `recipe.teacher` names."""
+    holdouts: tuple[str, ...] = ()
+    """Snapshots of the holdouts; nothing of them is trained on, not even as a corrupted copy."""
 
 
 class TokenizedData:

@@ -41,6 +41,8 @@ class SweepPlan(NamedTuple):
     """On which each trial trains; one where it validates by one split."""
     text: str
     """Snapshot of further sentences, or empty."""
+    holdouts: tuple[str, ...]
+    """Snapshots of sentences that no corrupted copy may be; trials are not measured on them."""
     device: str
     """cuda or cpu."""
     trials: int
@@ -160,5 +162,12 @@ def _train(plan: SweepPlan, settings: dict[str, Any], number: int, on_epoch: OnE
     )
     recipe = resolve_recipe(chosen, plan.encoders[chosen.encoder])
     return fine_tune(
-        fold.train, fold.validation, recipe, folder, text=plan.text, teacher=plan.teacher, on_epoch=on_epoch
+        fold.train,
+        fold.validation,
+        recipe,
+        folder,
+        text=plan.text,
+        teacher=plan.teacher,
+        holdouts=plan.holdouts,
+        on_epoch=on_epoch,
     )

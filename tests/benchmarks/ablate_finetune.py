@@ -387,7 +387,7 @@ def work(waiting: Any, results: Any, options: argparse.Namespace, run: Callable[
 
 @functools.cache
 def read_data(data: str, text: str) -> dict[str, Any]:
-    """Return usable training rows, the rows of each holdout, and the path of the text without labelled sentences."""
+    """Return usable training rows, the rows and snapshots of the holdouts, and the text without labelled sentences."""
     scratch = tempfile.mkdtemp(prefix="ablate-")
     atexit.register(shutil.rmtree, scratch, ignore_errors=True)
     sources = locate_sources([data], "", "", scratch)
@@ -398,7 +398,7 @@ def read_data(data: str, text: str) -> dict[str, Any]:
     usable, _, _ = split_rows(rows.pop("train"), known, 0.0, 0)
     if text:
         text, _ = drop_labelled(ingest_text(text, scratch, TableFormat())["path"], list(paths.values()), scratch)
-    return {"train": usable, "holdouts": rows, "text": text}
+    return {"train": usable, "holdouts": rows, "paths": [paths[role] for role in roles[1:]], "text": text}
 
 
 def divide(
@@ -441,7 +441,7 @@ def measure(job: Job, options: argparse.Namespace) -> list[dict[str, Any]]:
             recipe = resolve_recipe(FinetuneSettings(seed=job.seed, device=device, **settings), encoder)  # type: ignore[arg-type]
             text = data["text"] if "text_corruptions" in settings else ""
             train_path, validation_path = (f"{scratch}/{name}.parquet" for name in ("train", "validation"))
-            training = fine_tune(train_path, validation_path, recipe, folder, text=text)
+            training = fine_tune(train_path, validation_path, recipe, folder, text=text, holdouts=data["paths"])
         seconds = time.perf_counter() - started
         shared = {
             "base": job.base, "text_sentences": count_text(job.settings, options.text),

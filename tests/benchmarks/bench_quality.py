@@ -118,7 +118,9 @@ def run_job(job: Job, options: argparse.Namespace) -> list[dict[str, Any]]:
         with TRIED[what](*how) if what else contextlib.nullcontext():
             chosen = FinetuneSettings(seed=job.seed, device=device, **settings)  # type: ignore[arg-type]
             recipe = resolve_recipe(chosen, encoder["folder"])
-            training = fine_tune(train, validation, recipe, f"{folder}/model", text=text, teacher=teacher)
+            training = fine_tune(
+                train, validation, recipe, f"{folder}/model", text=text, teacher=teacher, holdouts=holdouts
+            )
         origin = {
             "labels": LABELS, "max_length": recipe.max_length, "encoder": encoder["name"], "dataset": data["digest"],
             "git_commit": options.commit or git_commit(),

@@ -29,6 +29,7 @@ def sweep_plan(folder: Path, encoder: Path, split: tuple[str, str, str]) -> Swee
         teacher=None,
         folds=(Fold(*split[:2]),),
         text="",
+        holdouts=(),
         device="cpu",
         trials=10,
         deadline=time.time() + 600,

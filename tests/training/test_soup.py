@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from toy import DIVERGING, Killed, Trainer, diverge
 
+from tasks.data.normalization import normalise_all
 from tasks.data.snapshots import read_snapshot
 from tasks.inference.tokenization import load_tokenizer
 from tasks.training import corruption_stage, finetune, soup, train_step
@@ -498,6 +500,22 @@ def test_text_makes_a_corruption_stage_or_adds_to_it(
     assert (
         f"corruption stage: {sentences or own + 100} sentences, {(sentences or own + 100) // 2} of them" in caplog.text
     )
+
+
+def test_no_corrupted_copy_is_a_sentence_of_validation_or_of_a_holdout(
+    make_job: Callable[..., TrainingJob], tmp_path: Path
+) -> None:
+    job = make_job(corruptions=2)
+    before = corruption_stage.corrupt_rows(job)
+    corrupted = before.loc[before["label"] == 0, "sentence"].tolist()
+    withheld = {name: [f"{text.upper()} !" for text in corrupted[place::9]] for place, name in enumerate("ab")}
+    for name, sentences in withheld.items():
+        pd.DataFrame({"sentence": sentences, "label": 1}).to_parquet(tmp_path / name)
+    guarded = dataclasses.replace(job, validation=str(tmp_path / "a"), holdouts=(str(tmp_path / "b"),))
+    after = corruption_stage.corrupt_rows(guarded)
+    keys = set(normalise_all(pa.array(after.loc[after["label"] == 0, "sentence"])))
+    assert len(keys) == len(corrupted)
+    assert not keys & set(normalise_all(pa.array([*withheld["a"], *withheld["b"]])))
 
 
 def test_text_without_copies_makes_no_corruption_stage(make_job: Callable[..., TrainingJob], text: str) -> None:
