@@ -11,6 +11,7 @@ from tasks.core.errors import VerdictError
 from tasks.core.files import read_json, write_json
 from tasks.core.policy import Policy
 from tasks.data.gate import GateReport
+from tasks.data.sentence_sketch import sketch_snapshot
 from tasks.evaluation.baselines import measure_baselines
 from tasks.evaluation.evidence import Evidence, JudgeContext, gather_evidence, read_evidence
 from tasks.evaluation.judge import Verdict, judge, stamp
@@ -43,9 +44,10 @@ def evaluate_and_judge(
     timer, store, folder, data = context.timer, context.store, context.folder, context.inputs.data
     champion = find_alias(timer, store, CHAMPION)
     holdout, policy = data["holdout"], context.settings.judge.chosen_policy()
+    sketch = sketch_snapshot(holdout["path"])
     judge_context = JudgeContext(
         champion_state="active" if champion else read_champion_state(timer, store),
-        holdout_uses=count_holdout_uses(timer, store, holdout["digest"], exported["digest"]),
+        holdout_uses=count_holdout_uses(timer, store, holdout["digest"], sketch, exported["digest"]),
         drift=[shift["name"] for shift in gate["drift"] if shift["drifted"]],
         training_digest=data["train"]["digest"],
         policy=policy.recorded(),
@@ -56,7 +58,8 @@ def evaluate_and_judge(
         judge_context["costs"] = {**exported["costs"], "training_seconds": training["seconds"]}
     if reusable := find_reusable_verdict(folder, exported, judge_context, champion):
         return reusable
-    tag_run(timer, store, context.run_id, {"holdout": holdout["digest"], "bundle_digest": exported["digest"]})
+    use = {"holdout": holdout["digest"], tracking.SKETCH_TAG: sketch, "bundle_digest": exported["digest"]}
+    tag_run(timer, store, context.run_id, use)
     secondary = data["secondary"]
     sides = ("train", "validation", "text") if data["text"] else ("train", "validation")
     evidence = measure(

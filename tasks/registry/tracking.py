@@ -11,6 +11,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, RESOURCE_DOES_NOT_EXIST, ErrorCode
 
 from tasks.core.printable import shorten
+from tasks.data.sentence_sketch import shared_share
 from tasks.data.snapshots import read_snapshot
 from tasks.evaluation.run_diff import RunRecord
 from tasks.registry.audit_log import actor
@@ -21,6 +22,8 @@ from tasks.registry.store import MlflowStore
 if TYPE_CHECKING:
     import pandas as pd
 
+SKETCH_TAG = "holdout_sketch"
+SAME_HOLDOUT = 0.5  # share of the smaller holdout's sentences from which on two count as one
 RUN_NAME = "mlflow.runName"  # the tag that renames a run
 BATCH_LIMIT = 1_000  # metrics of one call, MLflow's limit
 # Why a run has a status, where it recorded no reason.
@@ -224,20 +227,28 @@ def _reason(run: Run) -> str:
     return first or second or STATUS_REASONS.get(run.info.status, "")
 
 
-def count_holdout_uses(store: MlflowStore, holdout: str, exclude: str) -> int:
-    """Count the bundles that were judged on a holdout; deleted runs count, since their results were seen.
+def count_holdout_uses(store: MlflowStore, holdout: str, sketch: str, exclude: str) -> int:
+    """Count the bundles that were judged on a holdout, or on one that shares at least half of its sentences with it.
+
+    A holdout that grows with the data has a new digest each time. Deleted runs count, since their results were seen.
 
     Args:
         store: where.
         holdout: digest of the holdout's snapshot.
+        sketch: of its sentences, from `sketch_snapshot`. Runs of earlier releases have none, and count by the digest.
         exclude: digest of a bundle that does not count, the candidate's own.
     """
     with connect(store) as client:
         runs = search_all(
             client.search_runs,
             [experiment_of(client, store)],
-            f"tags.holdout = '{holdout}'",
+            "tags.holdout != ''",
             run_view_type=ViewType.ALL,
         )
-        judged = {run.data.tags.get("bundle_digest", "") for run in runs}
-        return len(judged - {"", exclude})
+    tags = [run.data.tags for run in runs]
+    judged = {
+        each.get("bundle_digest", "")
+        for each in tags
+        if each["holdout"] == holdout or shared_share(each.get(SKETCH_TAG, ""), sketch) >= SAME_HOLDOUT
+    }
+    return len(judged - {"", exclude})
