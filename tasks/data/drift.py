@@ -6,18 +6,24 @@ the usual test. It counts as drift when the distance exceeds its limit and the p
 differ by chance, and in large ones any small difference is significant.
 """
 
+from __future__ import annotations
+
 from collections import Counter
-from collections.abc import Sequence
-from typing import Any, NotRequired, TypedDict
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
-from tasks.core.settings import GateSettings
 from tasks.data.normalization import normalise_all
 from tasks.data.snapshots import count_rows, iter_snapshot
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from tasks.core.settings import GateSettings
 
 TOP_K = 2_000  # words that a profile lists; the others are counted together
 DRIFT_SAMPLE_ROWS = 200_000  # rows, spread over the file, whose words are counted; more hardly change the shares

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from tasks.core.errors import VerdictError
 from tasks.core.files import read_json
 from tasks.core.provenance import git_commit, library_versions
+from tasks.data.drift import DataProfile
 from tasks.data.normalization import normalise_all
 from tasks.data.snapshots import iter_snapshot, read_snapshot
 from tasks.data.splitting import Split
@@ -56,13 +57,15 @@ ChampionState = Literal["none", "active", "lost"]  # lost: there was a champion,
 class ChampionEvidence(TypedDict):
     """The champion beside the candidate.
 
-    `training_digest` is the digest of its training rows, None where its bundle has no profile. Measurement and minimal
-    pairs are None if its bundle could not be loaded; `fault` is then the error message.
+    `training_digest` is the digest of its training rows, None where its bundle has no profile. `holdout_known` counts
+    the sentences of the holdout among these rows; it is absent where they are not on this machine. Measurement and
+    minimal pairs are None if its bundle could not be loaded; `fault` is then the error message.
     """
 
     version: str
     digest: str
     training_digest: str | None
+    holdout_known: NotRequired[int]
     measurement: Measurement | None
     minimal_pairs: MinimalPairResult | None
     fault: str | None
@@ -204,7 +207,7 @@ def gather_evidence(
         versions=library_versions(),
         git_commit=git_commit(),
     )
-    return _with_champion(evidence, rows, champion, device) if champion else evidence
+    return _with_champion(evidence, rows, champion, holdout, device) if champion else evidence
 
 
 def add_champion(evidence: Evidence, champion: ChampionBundle, holdout: SnapshotRef, device: str) -> Evidence:
@@ -213,13 +216,13 @@ def add_champion(evidence: Evidence, champion: ChampionBundle, holdout: Snapshot
     Args:
         evidence: of the candidate.
         champion: to measure.
-        holdout: the snapshot that the candidate was measured on.
+        holdout: the snapshot that the candidate was measured on; the champion's training rows are looked for beside it.
         device: auto, cuda or cpu.
 
     Raises:
         VerdictError: if the rows cannot be read.
     """
-    return _with_champion(evidence, read_snapshot(holdout["path"]), champion, device)
+    return _with_champion(evidence, read_snapshot(holdout["path"]), champion, holdout, device)
 
 
 def measure_again(
@@ -304,8 +307,8 @@ def measure_champion(
         classifier = Classifier.from_bundle(
             champion["bundle"], device, spin=False, expected=champion.get("manifest_digest", "")
         )
-        profile = Path(champion["bundle"]) / PROFILE
-        found["training_digest"] = read_json(profile)["dataset"] if profile.is_file() else None
+        profile = _read_profile(champion["bundle"])
+        found["training_digest"] = profile["dataset"] if profile else None
     except VerdictError as error:
         found["fault"] = str(error)
         return found, None
@@ -313,6 +316,31 @@ def measure_champion(
     found["measurement"] = _measure(classifier, rows, probabilities, resamples)
     found["minimal_pairs"] = evaluate_minimal_pairs(classifier)
     return found, probabilities
+
+
+def count_known(profile: DataProfile, holdout: SnapshotRef, sentences: Sequence[str]) -> int | None:
+    """Count the sentences of a holdout that a model was trained on, or chosen by.
+
+    Args:
+        profile: of the model's training data; sentences of the holdouts that it names were left out of the training.
+        holdout: snapshots of the training data and of these holdouts are looked for beside it.
+        sentences: of the holdout.
+
+    Returns:
+        None where one of the snapshots is not there, or the profile, of an earlier release, names no holdouts.
+    """
+    left_out = profile.get("holdouts")
+    if left_out and holdout["digest"] in left_out:
+        return 0
+    rows, *others = (
+        Path(holdout["path"]).with_name(f"{name}.parquet") for name in (profile["dataset"], *(left_out or []))
+    )
+    if left_out is None or not all(path.is_file() for path in (rows, *others)):
+        return None
+    unread = {key for path in others for key in normalise_all(pa.array(read_snapshot(str(path))["sentence"]))}
+    keys = normalise_all(pa.array(sentences, pa.string()))
+    open_to_training = [sentence for sentence, key in zip(sentences, keys, strict=True) if key not in unread]
+    return find_leak([str(rows)], open_to_training, 0)["remaining"]
 
 
 def read_evidence(path: Path) -> Evidence:
@@ -391,8 +419,20 @@ def _measure_secondary(classifier: Classifier, secondary: SnapshotRef, resamples
     return measure_snapshot(classifier, secondary["path"], resamples)
 
 
-def _with_champion(evidence: Evidence, rows: pd.DataFrame, champion: ChampionBundle, device: str) -> Evidence:
+def _read_profile(bundle: str) -> DataProfile | None:
+    """Return the profile of a bundle's training data, if it has one."""
+    path = Path(bundle) / PROFILE
+    return cast(DataProfile, read_json(path)) if path.is_file() else None
+
+
+def _with_champion(
+    evidence: Evidence, rows: pd.DataFrame, champion: ChampionBundle, holdout: SnapshotRef, device: str
+) -> Evidence:
     measured, theirs = measure_champion(champion, rows, device, evidence["resamples"])
+    profile = _read_profile(champion["bundle"]) if theirs is not None else None
+    known = count_known(profile, holdout, rows["sentence"].tolist()) if profile else None
+    if known is not None:
+        measured["holdout_known"] = known
     ours = evidence["answers"]["variants"][evidence["candidate"]["variant"]]
     comparison = None
     if theirs is not None:

@@ -67,6 +67,11 @@ RULES = {
         "HOLD", "A better model that ranks clearly fewer minimal pairs correctly waits for a person."
     ),
     "drift": Rule("HOLD", "A model trained on data that drifted from the champion's waits for a person."),
+    "champion_knows_holdout": Rule(
+        "HOLD",
+        "A champion that was trained on sentences of the holdout has too good figures there: unless the candidate is "
+        "better all the same, a person decides.",
+    ),
     "not_better": Rule("HOLD", "Only a model that is significantly better is promoted without a person."),
     "first_champion": Rule("PROMOTE", "A fit model is promoted if there never was a champion."),
     "better_than_champion": Rule("PROMOTE", "A model that is significantly better than the champion is promoted."),
@@ -163,7 +168,7 @@ def reject_rules(evidence: Evidence, policy: Policy) -> Iterator[RuleHit]:
         yield RuleHit("one_class", "every sentence got the same label")
     if not mcc >= policy.threshold:  # also true if the MCC is NaN
         yield RuleHit("below_threshold", f"MCC {mcc:.3f} is below the threshold {policy.threshold:.3f}")
-    if comparison and comparison["p_worse"] <= 1 - policy.reject_confidence:
+    if comparison and not _known_holdout(evidence) and comparison["p_worse"] <= 1 - policy.reject_confidence:
         p_value = f"p {_p_value(comparison['p_worse'])}, at most {1 - policy.reject_confidence:.2g} rejects"
         yield RuleHit("worse_than_champion", f"worse than the champion: {_compare(evidence)}; {p_value}")
     yield from _differing_variants(evidence, policy)
@@ -241,7 +246,21 @@ def _not_better(evidence: Evidence, policy: Policy) -> list[RuleHit]:
         return []
     significance = _significance(evidence, policy) if comparison["difference"] > 0 else ""
     word = "significantly better" if significance else "better"
-    return [RuleHit("not_better", f"not {word} than the champion: {_compare(evidence)}{significance}")]
+    hits = [RuleHit("not_better", f"not {word} than the champion: {_compare(evidence)}{significance}")]
+    champion, known = evidence["champion"], _known_holdout(evidence)
+    if champion and known:
+        reason = (
+            f"{known} sentences of the holdout are among the rows that champion {champion['version']} was trained on, "
+            "so its figures are too good: compare them on another holdout"
+        )
+        hits.append(RuleHit("champion_knows_holdout", reason))
+    return hits
+
+
+def _known_holdout(evidence: Evidence) -> int:
+    """Return how many sentences of the holdout the champion was trained on, as far as that is known."""
+    champion = evidence["champion"]
+    return champion.get("holdout_known", 0) if champion else 0
 
 
 def _differing_variants(evidence: Evidence, policy: Policy) -> Iterator[RuleHit]:
@@ -344,6 +363,7 @@ def _numbers(evidence: Evidence, policy: Policy) -> dict[str, float | int | None
     comparison = dict[str, Any](evidence["comparison"] or {})
     champion = evidence["champion"]
     theirs = champion["minimal_pairs"] if champion else None
+    known = _known_holdout(evidence)
     keys = ("difference", "low", "high", "probability", "p_better", "p_worse", "mcnemar", "agreement")
     return {
         **{key: comparison.get(key) for key in (*keys, "differing")},
@@ -352,4 +372,5 @@ def _numbers(evidence: Evidence, policy: Policy) -> dict[str, float | int | None
         "minimal_pairs": evidence["minimal_pairs"]["share"],
         "champion_minimal_pairs": theirs["share"] if theirs else None,
         "leak_remaining": evidence["leak"]["remaining"],
+        **({"champion_holdout_known": known} if known else {}),
     }

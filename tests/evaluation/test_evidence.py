@@ -19,6 +19,7 @@ from tasks.evaluation.evidence import (
     DIFFERING_SHOWN,
     SnapshotRef,
     add_champion,
+    count_known,
     find_leak,
     gather_evidence,
     measure_candidate,
@@ -200,6 +201,29 @@ def test_the_champions_training_rows_are_those_of_its_profile(
     write_json(folder / PROFILE, gate()["profile"])
     write_manifest(folder, facts(), {})
     assert add_champion(evidence, champion, snapshot(toy_split[2]), "cpu")["champion"]["training_digest"] == "d" * 64  # type: ignore[arg-type,index]
+
+
+def test_holdout_sentences_among_the_champions_training_rows_are_counted(
+    toy_split: tuple[str, str, str], tmp_path: Path, exported: Any
+) -> None:
+    sentences = read_snapshot(toy_split[2])["sentence"].tolist()
+    folder = Path(shutil.copytree(exported["bundle"], tmp_path / "bundle"))
+    profile = gate()["profile"] | {"dataset": "theirs", "holdouts": ["earlier"]}
+    write_json(folder / PROFILE, profile)
+    write_manifest(folder, facts(), {})
+    holdout = {"digest": "new", "path": shutil.copy(toy_split[2], tmp_path / "new.parquet")}
+    assert count_known(profile, holdout, sentences) is None  # the champion's rows are elsewhere
+    rows = read_snapshot(toy_split[0])
+    rows.loc[[1, 2, 3], "sentence"] = [sentences[7].upper() + "!", sentences[8], sentences[9]]
+    rows.to_parquet(tmp_path / "theirs.parquet")
+    assert count_known(profile, holdout, sentences) is None  # what it left out is unknown
+    read_snapshot(toy_split[2])[9:12].to_parquet(tmp_path / "earlier.parquet")
+    assert count_known(profile, holdout, sentences) == 2  # the third was in its own holdout
+    assert count_known(profile, holdout | {"digest": "earlier"}, sentences) == 0
+    assert count_known({**profile, "holdouts": []}, holdout, sentences) == 3
+    champion = {"version": "3", "digest": "other", "bundle": str(folder)}
+    evidence = add_champion(gather(exported["bundle"], toy_split[2], None), champion, holdout, "cpu")  # type: ignore[arg-type]
+    assert evidence["champion"]["holdout_known"] == 2  # type: ignore[index]
 
 
 def test_another_champion_replaces_the_one_before(

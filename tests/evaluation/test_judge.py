@@ -255,6 +255,19 @@ def test_worse_with_95_percent_confidence_is_rejected_and_a_little_worse_is_held
     assert decide(evidence(0.58, champion(0.6), p_worse=0.051)) == ("HOLD", ["not_better"])
 
 
+def test_a_champion_that_was_trained_on_the_holdout_rejects_nothing_and_waits_for_a_person() -> None:
+    knowing = champion(0.75, holdout_known=3)
+    worse = evidence(0.58, knowing, p_worse=1e-9)
+    assert decide(evidence(0.58, champion(0.75, holdout_known=0), p_worse=1e-9))[0] == "REJECT"
+    verdict = judge(worse, POLICY)
+    assert (verdict["decision"], verdict["rules"]) == ("HOLD", ["not_better", "champion_knows_holdout"])
+    assert verdict["numbers"]["champion_holdout_known"] == 3
+    assert verdict["reasons"][-1].startswith(
+        "3 sentences of the holdout are among the rows that champion 3 was trained"
+    )
+    assert decide(evidence(0.8, knowing, p_better=0.001)) == ("PROMOTE", ["better_than_champion"])
+
+
 def test_a_variant_may_differ_either_way_by_as_much_as_is_allowed() -> None:
     for mcc, decision in ((0.59, "PROMOTE"), (0.65, "PROMOTE"), (0.588, "REJECT"), (0.652, "REJECT")):
         variants = {"fp32": measurement(0.62), "int8": measurement(mcc, "int8")}
