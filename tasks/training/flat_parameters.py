@@ -9,6 +9,7 @@ then, which `fused_layers` uses.
 Shape letters: P elements of all parameters, each padded to a multiple of ALIGNMENT.
 """
 
+import logging
 import re
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -19,7 +20,12 @@ from torch import nn
 ALIGNMENT = 64  # elements; matrix kernels are faster if each parameter starts at such a multiple
 # Keys in `parameter.__dict__`: the parameter's view of the flat gradients, and whether this step has written it.
 _GRAD_VIEW, _GRAD_WRITTEN = "flat_grad_view", "flat_grad_written"
-_LAYER = re.compile(r"\blayers?\.(\d+)\.")
+# BERT's layer.0, GPT-2's h.0, MPT's blocks.0 and T5's block.0, which holds layers of its own.
+_LAYER = re.compile(r"\b(?:layers?|h|blocks?)\.(\d+)\.")
+# With relative positions, and the token embeddings of GPT-2 and T5.
+_EMBEDDINGS = re.compile(r"embed|relative_attention_bias|\b(?:wte|wpe|shared)\.")
+
+log = logging.getLogger(__name__)
 
 
 class Segment(NamedTuple):
@@ -143,11 +149,17 @@ def layer_scales(model: nn.Module, layer_decay: float) -> dict[str, float]:
     names = [name for name, _ in model.named_parameters()]
     numbers = {name: int(found[1]) for name in names if (found := _LAYER.search(name))}
     layers = max(numbers.values(), default=-1) + 1
+    if not layers and layer_decay != 1:
+        log.warning(
+            "finetune.layer_decay lowers the learning rate of the embeddings alone: %s has no layers that are known by "
+            "their numbers",
+            type(model).__name__,
+        )
 
     def depth(name: str) -> int:
         if name in numbers:
             return layers - numbers[name]
-        return layers + 1 if "embedding" in name or "relative_attention_bias" in name else 0
+        return layers + 1 if _EMBEDDINGS.search(name) else 0
 
     return {name: layer_decay ** depth(name) for name in names}
 

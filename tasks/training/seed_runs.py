@@ -77,7 +77,8 @@ def train_seed_run(
     restarts = job.recipe.restarts
     for attempt in range(restarts + 1):
         used = seed + attempt * SEED_STRIDE
-        head_seed = job.recipe.seed + attempt * SEED_STRIDE
+        # Only models that started from one head can be averaged, so that restarts of several seeds keep it.
+        head_seed = job.recipe.seed + (attempt * SEED_STRIDE if job.recipe.seeds == 1 else 0)
         model, history = _train_once(job, data, start, used, head_seed, on_epoch, group, lane)
         if not history.collapsed:
             break
@@ -104,7 +105,7 @@ def _train_once(
 ) -> tuple[PreTrainedModel, TrainingHistory]:
     recipe = job.recipe
     with lane.exclusive() if lane else contextlib.nullcontext():
-        torch.manual_seed(head_seed)  # only models that started from one head can be averaged
+        torch.manual_seed(head_seed)
         model = load_start(job, start)
         if seed != head_seed:
             torch.manual_seed(seed)

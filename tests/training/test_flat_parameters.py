@@ -5,12 +5,16 @@ import torch
 from tiny import tiny_bert
 from torch import nn
 from transformers import (
+    AutoModelForSequenceClassification,
     BertConfig,
     BertForSequenceClassification,
     DistilBertConfig,
     DistilBertForSequenceClassification,
     ElectraConfig,
     ElectraForSequenceClassification,
+    GPT2Config,
+    LlamaConfig,
+    PreTrainedConfig,
     PreTrainedModel,
 )
 
@@ -240,6 +244,47 @@ def test_each_layer_learns_at_a_share_of_the_one_above_it(kind: str) -> None:
         assert scale == expected[prefix], name
         met.add(prefix)
     assert met == expected.keys()
+
+
+DECODER = {"vocab_size": 20, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+
+
+@pytest.mark.parametrize(
+    ("config", "layer", "embeddings", "others"),
+    [
+        (
+            GPT2Config(n_embd=16, n_layer=3, n_head=2, **DECODER),
+            "transformer.h.",
+            ("transformer.w",),
+            "transformer.ln_f.",
+        ),
+        (
+            LlamaConfig(**SIZES | DECODER, num_hidden_layers=3),
+            "model.layers.",
+            ("model.embed_tokens.",),
+            "model.norm.",
+        ),
+    ],
+    ids=["gpt2", "llama"],
+)
+def test_decoders_have_layers_and_embeddings_too(
+    config: PreTrainedConfig, layer: str, embeddings: tuple[str, ...], others: str
+) -> None:
+    for name, scale in layer_scales(AutoModelForSequenceClassification.from_config(config), 0.5).items():
+        if name.startswith(embeddings):
+            assert scale == 0.5**4, name
+        elif name.startswith(layer):
+            assert scale == 0.5 ** (3 - int(name.removeprefix(layer)[0])), name
+        else:
+            assert name.startswith((others, "score.")), name
+            assert scale == 1, name
+
+
+def test_a_model_without_numbered_layers_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    layer_scales(nn.Linear(1, 1), 1.0)
+    assert not caplog.records
+    layer_scales(nn.Linear(1, 1), 0.9)
+    assert "finetune.layer_decay lowers the learning rate of the embeddings alone: Linear has no layers" in caplog.text
 
 
 @pytest.mark.parametrize("model", [BERT, DISTILBERT, ELECTRA], ids=lambda model: model.config.model_type)

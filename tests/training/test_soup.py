@@ -16,7 +16,7 @@ from toy import DIVERGING, Killed, Trainer, diverge
 from tasks.data.normalization import normalise_all
 from tasks.data.snapshots import read_snapshot
 from tasks.inference.tokenization import load_tokenizer
-from tasks.training import corruption_stage, finetune, soup, train_step
+from tasks.training import corruption_stage, finetune, seed_runs, soup, train_step
 from tasks.training.corruption import with_corruptions
 from tasks.training.corruption_stage import run_corruption_stage
 from tasks.training.dataset import encode_rows
@@ -310,9 +310,18 @@ def test_where_no_seed_learned_one_of_them_is_the_model_and_a_warning_says_so(
 
 def test_a_seed_that_learned_nothing_is_replaced_by_another(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> None:
     diverge(monkeypatch, 8)
+    real, heads = seed_runs.train_epochs, []
+
+    def note(model: Any, *given: Any, **others: Any) -> Any:
+        heads.append(model.classifier.weight.detach().clone())
+        return real(model, *given, **others)
+
+    monkeypatch.setattr(seed_runs, "train_epochs", note)
     training, seen = trainer.train(seeds=2, restarts=1, **FAST)
     assert [seed["seed"] for seed in training["seeds"]] == [7, 1008]
     assert seen == [1, 2, 1, 1, 2]
+    assert len(heads) == 3
+    assert all(torch.equal(head, heads[0]) for head in heads)  # else their mean would be of different models
 
 
 @pytest.mark.parametrize("piece", ["validation_rows", "train_rows"])
