@@ -68,8 +68,8 @@ def confusion(labels: ArrayLike, predictions: ArrayLike) -> Confusion:
 def mcc_from_counts(counts: ArrayLike) -> NDArray[np.float64]:
     """Return the MCC, in [-1, 1], of confusion counts [..., 4] in the order (tn, fp, fn, tp)."""
     tn, fp, fn, tp = np.moveaxis(np.asarray(counts, np.float64), -1, 0)
-    # The product of the four sums would overflow int64.
-    scale = np.sqrt(tp + fp) * np.sqrt(tp + fn) * np.sqrt(tn + fp) * np.sqrt(tn + fn)
+    # In float64, as the product of the four sums would overflow int64; one root of it all, so that 1 and -1 are exact.
+    scale = np.sqrt(((tp + fp) * (tp + fn)) * ((tn + fp) * (tn + fn)))
     values = np.divide(tp * tn - fp * fn, scale, out=np.zeros_like(scale), where=scale > 0)
     return np.clip(values, -1.0, 1.0)  # rounding can exceed 1 by one ulp
 

@@ -23,6 +23,7 @@ from tasks.serving.challenger import Challenger
 log = logging.getLogger(__name__)
 
 CHECK_EVERY = 10  # answers of the challenger between two checks of the latency
+SLOW_SHARE = 0.01  # of requests take longer than the p99 latency
 
 
 @dataclass(frozen=True)
@@ -30,11 +31,12 @@ class CanaryLimits:
     """When the champion takes over again."""
 
     errors: float = 0.01
-    """share of the challenger's requests in the window that failed"""
-    min_errors: int = 3
-    """that a share is made of"""
+    """share of the challenger's requests that may fail"""
     slowdown: float = 2.0
-    """p99 of the challenger's latency divided by the champion's"""
+    """1% of the challenger's requests may take longer than this times the champion's p99 latency"""
+    level: float = 1e-4
+    """probability of as many failed or slow requests in the window, if their true share is the limit, below which the
+    champion takes over: a window of few requests passes a limit by chance, and each request is another look"""
     min_requests: int = 100
     """of each that a p99 is made of"""
     window: int = 1_000
@@ -76,7 +78,9 @@ class Canary:
             limits: beyond which the champion answers everything.
             clock: returns seconds.
         """
-        self.share, self.limits, self._clock = share, limits, clock
+        from scipy.special import bdtrc  # takes a quarter of a second to import
+
+        self.share, self.limits, self._clock, self._upper_tail = share, limits, clock, bdtrc
         self._challenger, self._ours, self._theirs = challenger, ours, theirs
         self._stopped: str | None = None
         self._start(None)
@@ -159,13 +163,23 @@ class Canary:
 
     def _check_errors(self, error: Exception) -> None:
         failed, asked = sum(self._outcomes), len(self._outcomes)
-        if failed >= self.limits.min_errors and failed > self.limits.errors * asked:
+        if self._is_above(failed, asked, self.limits.errors):
             self._stop(f"{failed} of {asked} requests failed, at most {self.limits.errors:.3g} of them may", error)
 
     def _check_latency(self) -> None:
-        ratio = self._ratio()
-        if ratio is not None and ratio > self.limits.slowdown:
-            self._stop(f"its p99 latency is {ratio:.1f} times the champion's, at most {self.limits.slowdown:g} may be")
+        if self._ratio() is None:
+            return
+        limit = self.limits.slowdown * float(np.percentile(self._our_seconds, 99))
+        slow, asked = sum(seconds > limit for seconds in self._their_seconds), len(self._their_seconds)
+        if self._is_above(slow, asked, SLOW_SHARE):
+            self._stop(
+                f"{slow} of {asked} requests took longer than {self.limits.slowdown:g} times the champion's p99 "
+                f"latency, at most {SLOW_SHARE:g} of them may"
+            )
+
+    def _is_above(self, count: int, asked: int, share: float) -> bool:
+        """Return whether so many requests are too many for a true share of at most `share` (binomial test)."""
+        return bool(self._upper_tail(count - 1, asked, share) < self.limits.level)
 
     def _ratio(self) -> float | None:
         """Return the challenger's p99 latency divided by the champion's; None before there are enough requests."""

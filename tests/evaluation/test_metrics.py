@@ -70,6 +70,12 @@ def test_mcc_has_these_values(counts: tuple[int, ...], expected: float) -> None:
     assert float(mcc_from_counts(counts)) == pytest.approx(expected, abs=1e-15)
 
 
+def test_a_perfect_mcc_is_exactly_1() -> None:
+    right = np.array([(tn, 0, 0, tp) for tn in range(1, 3_000, 37) for tp in range(1, 3_000, 41)])
+    assert set(mcc_from_counts(right)) == {1.0}
+    assert set(mcc_from_counts(right[:, [1, 0, 3, 2]])) == {-1.0}
+
+
 def test_mcc_of_many_confusions_is_that_of_each() -> None:
     counts = np.random.default_rng(0).integers(0, 9, (3, 5, 4))
     values = mcc_from_counts(counts)

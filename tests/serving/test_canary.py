@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 from challengers import ScriptedAddress, ScriptedModel
 from prometheus_client import CollectorRegistry, generate_latest
@@ -68,7 +69,7 @@ def test_a_sentence_always_has_the_same_model_and_each_answer_names_it() -> None
 
 
 def test_failures_are_answered_by_the_champion_and_end_the_canary(caplog: pytest.LogCaptureFixture) -> None:
-    with canary_of(min_errors=3) as pair:
+    with canary_of() as pair:
         assert pair.versions(["a"], ["b"]) == ["2", "2"]
         pair.theirs.fails = True
         assert pair.versions(["a"], ["b"], ["c"], ["d"]) == ["1"] * 4
@@ -103,7 +104,42 @@ def test_a_slow_challenger_is_taken_back() -> None:
     with canary_of(0.5, min_requests=15) as pair:
         pair.ours.seconds, pair.theirs.seconds = 0.010, 0.025
         assert pair.versions(*requests).count("2") == 30  # the champion has answered 15 too by then
-        assert pair.canary.status()["stopped"] == "its p99 latency is 2.5 times the champion's, at most 2 may be"
+        assert pair.canary.status()["stopped"] == (
+            "30 of 30 requests took longer than 2 times the champion's p99 latency, at most 0.01 of them may"
+        )
+
+
+def count_stopped(failing: float, slow: float, runs: int = 12) -> int:
+    """Return how many of so many canaries are taken back within 1,500 requests.
+
+    Args:
+        failing: probability that the challenger fails to answer.
+        slow: probability that it takes ten times as long; one in 200 answers of the champion does.
+    """
+    stopped = 0
+    for run in range(runs):
+        random = np.random.default_rng(run)
+        with canary_of(0.5) as pair:
+
+            async def submit(pair: Pair = pair, random: np.random.Generator = random) -> None:
+                for sentence in SENTENCES[:1_500]:
+                    pair.theirs.fails = random.random() < failing
+                    for model, share in ((pair.ours, 0.005), (pair.theirs, slow)):
+                        model.seconds = 0.1 if random.random() < share else 0.01
+                    await pair.canary.submit([sentence], "1")
+
+            asyncio.run(submit())
+            stopped += pair.canary.status()["stopped"] is not None
+    return stopped
+
+
+def test_chance_takes_no_challenger_back_that_is_within_the_limits() -> None:
+    assert count_stopped(failing=0.005, slow=0.005) == 0
+
+
+@pytest.mark.parametrize(("failing", "slow"), [(0.05, 0.005), (0.0, 0.05)], ids=["fails", "is slow"])
+def test_a_challenger_that_is_five_times_above_a_limit_is_taken_back(failing: float, slow: float) -> None:
+    assert count_stopped(failing, slow, 4) == 4
 
 
 def test_an_answer_that_does_not_come_is_the_champion_s() -> None:
@@ -114,7 +150,7 @@ def test_an_answer_that_does_not_come_is_the_champion_s() -> None:
 
 
 def test_another_version_starts_anew_and_a_removed_one_answers_nothing() -> None:
-    with canary_of(min_errors=1) as pair:
+    with canary_of(level=0.05) as pair:
         pair.theirs.fails = True
         assert pair.versions(["a"], ["b"]) == ["1", "1"]
         pair.address.model = ScriptedModel("3")
@@ -126,7 +162,7 @@ def test_another_version_starts_anew_and_a_removed_one_answers_nothing() -> None
 
 
 def test_metrics_say_whether_the_canary_answers() -> None:
-    with canary_of(0.25, min_errors=1) as pair:
+    with canary_of(0.25, level=0.05) as pair:
         registry = CollectorRegistry()
         registry.register(CanaryCollector(pair.canary))
         pair.theirs.fails = True
