@@ -102,7 +102,7 @@ def run_job(options: argparse.Namespace, device: str, seed: int) -> dict[str, An
             max_length=options.max_length, seed=seed, device=device,  # type: ignore[arg-type]
         )  # fmt: skip
         recipe = resolve_recipe(settings, encoder["folder"])
-        training = timed("fine-tune", fine_tune, train, validation, recipe, f"{folder}/model")
+        training = timed("fine-tune", fine_tune, train, validation, recipe, f"{folder}/model", holdouts=holdouts)
         facts = {
             "labels": LABELS,
             "max_length": options.max_length,
