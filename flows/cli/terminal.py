@@ -12,6 +12,9 @@ from rich.text import Text
 
 from tasks.core.printable import escape_controls, line_breaks
 
+DEFAULT_WIDTH = 80
+MIN_WIDTH = 20
+
 
 class ResultConsole(Console):
     """Prints results: does not colour figures, and writes control characters as \\x1b.
@@ -21,6 +24,8 @@ class ResultConsole(Console):
 
     def __init__(self, *, stderr: bool = False) -> None:
         super().__init__(highlight=False, soft_wrap=True, stderr=stderr)
+        if self.width < MIN_WIDTH:  # COLUMNS=0 means that it is not known; rich would print nothing at all
+            self.width = MIN_WIDTH if self.width else DEFAULT_WIDTH
 
     def print(self, *objects: Any, **options: Any) -> None:
         """Print, with the lines of a text wrapped."""

@@ -157,6 +157,11 @@ def _reject_unknown(key: str, origin: str) -> None:
     keys = valid_keys()
     if key in keys:
         return
+    if inside := [known for known in keys if known.startswith(f"{key}.")]:
+        raise UsageError(
+            f"setting {quote(key)} ({origin}) is a group of settings; expected one of its own, such as {inside[0]}: "
+            f"verdict settings {key}"
+        )
     same = [known for known in keys if known.endswith(f".{key}")]  # given without its group
     nearest = f"did you mean {same[0]!r}? " if same else suggest(key, keys)
     raise UsageError(f"setting {quote(key)} ({origin}) is unknown; {nearest}all of them: verdict settings")

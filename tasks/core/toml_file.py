@@ -38,7 +38,7 @@ def read_toml(source: Readable | Path, name: str) -> dict[str, Any]:
     if len(content) > MAX_BYTES:
         raise UsageError(f"{name} has {len(content):,} bytes; expected a TOML file of at most {MAX_BYTES:,}")
     try:
-        text = content.decode("utf-8")
+        text = content.decode("utf-8-sig")  # Windows' editors write a byte order mark
     except UnicodeDecodeError as error:
         raise UsageError(f"{name} is no text in UTF-8 ({first_line(error)}); expected a TOML file") from error
     _check_nesting(text, name)

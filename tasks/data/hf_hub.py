@@ -21,7 +21,15 @@ from huggingface_hub import HfApi, constants, errors, get_cached_repo_tree, snap
 
 from tasks.core.errors import UnreachableError, UsageError, VerdictError, summarise_error
 from tasks.core.files import atomic_write
-from tasks.data.hub_access import COMMIT, NOT_CACHED, REPOSITORY, REVISION, explain_refusal, explain_silence, quiet
+from tasks.data.hub_access import (
+    COMMIT,
+    NOT_CACHED,
+    REPOSITORY,
+    REVISION,
+    explain_refusal,
+    explain_silence,
+    hub_requests,
+)
 
 CONVERTED = "refs/convert/parquet"  # branch with the hub's conversion
 MAX_NAMES_SHOWN = 12
@@ -78,7 +86,7 @@ def fetch_dataset(address: str, cache: str, *, offline: bool = False) -> dict[st
     folder = Path(cache) / wanted.slug
     offline = offline or constants.HF_HUB_OFFLINE
     try:
-        with quiet():
+        with hub_requests():
             commit, splits = _fetch(wanted, cache, offline)
         return {split: _join(shards, folder / commit / f"{split}.parquet") for split, shards in splits.items()}
     except VerdictError:

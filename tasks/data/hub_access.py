@@ -6,10 +6,13 @@ reads the last two when it is imported.
 
 import contextlib
 import logging
+import os
 import re
 from collections.abc import Iterator
 
 from huggingface_hub import errors, utils
+
+from tasks.core.hidden_addresses import check_address
 
 _PART = r"[A-Za-z0-9_](?:[A-Za-z0-9_.]|-(?!-))*"
 REPOSITORY = rf"{_PART}(?:/{_PART})?"
@@ -21,8 +24,13 @@ _NO_ANSWER = (errors.HfHubHTTPError.__bases__[0], ConnectionError, TimeoutError,
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Keep the library's log lines and progress bars off standard error."""
+def hub_requests() -> Iterator[None]:
+    """Check the hub's address; keep the library's log lines and progress bars off standard error.
+
+    Raises:
+        UsageError: if HF_ENDPOINT is no address.
+    """
+    check_address("HF_ENDPOINT", os.environ.get("HF_ENDPOINT", ""), http=True)
     logger = logging.getLogger("huggingface_hub")
     level, had_bars = logger.level, not utils.are_progress_bars_disabled()
     try:

@@ -32,6 +32,7 @@ _TABLES = tuple(
         (rb'\{\s*"schema"\s*:\s*\{\s*"fields"', "a schema and its rows", "table"),
         (rb'\{\s*"-?\d+"\s*:\s*\{', "an object of numbered rows", "index"),
         (rb'\{\s*"[^"]*"\s*:\s*\{\s*"-?\d+"\s*:', "an object of columns", "columns"),
+        (rb'\{\s*"[^"]*"\s*:\s*\[(?!\s*[\]{])', "an object of lists", "list"),
         (rb"\[\s*\[", "lists of values without names", "values"),
     )
 )
@@ -75,7 +76,7 @@ def reject_whole_table(stream: BinaryIO, head: bytes, table_format: TableFormat,
         return
     if found:
         kind, orient = found
-        form = "" if orient == "columns" else f', orient="{orient}"'
+        form = "" if orient in ("columns", "list") else f', orient="{orient}"'
         script = f'pandas.read_json({json.dumps(path)}{form}).to_json("data.jsonl", orient="records", lines=True)'
         raise UsageError(
             f"{path} is JSON of {kind} (orient={orient!r} of pandas); {_ONE_A_LINE}: "

@@ -85,6 +85,8 @@ def open_source(path: str, columns: str = "", format_name: str = "") -> Sentence
     parts = _list_files(path)
     first = parts[0] if parts else path
     source = SentenceSource(path, _find_format(first, format_name), SCORING._replace(columns=named), tuple(parts))
+    if source.format_name == "txt" and "text" in named:
+        raise UsageError(f"--columns {columns!r} names a column, and {path} is text, a sentence a line; leave it out")
     if is_remote(first) or (path != STDIO and Path(first).is_file()):  # what is taken from a pipe would be lost
         with errors_explained(source):
             source = source._replace(format_name=find_format(first, source.format_name, source.table_format))
@@ -134,6 +136,11 @@ def _check_path(path: str) -> None:
         raise UsageError(f"input {path!a} has a name that is not UTF-8; rename the file")
     if not Path(path).exists():
         raise UsageError(f"input {path!r} does not exist; expected a file of sentences, or - for standard input")
+    if not (Path(path).is_file() or Path(path).is_dir()):
+        raise UsageError(
+            f"input {path!r} is a pipe or device, and is read more than once; expected a file of sentences, or - for "
+            "standard input"
+        )
 
 
 def _list_files(path: str) -> list[str]:

@@ -50,7 +50,10 @@ _REMEDIES = {
         "expected 1 and 0: --labels NAME=1,NAME=0 says what others mean, --columns label=NAME that another column has "
         "them; rows without a label can be deleted"
     ),
-    "record": "expected records of the format that the ending of its name says: write it again, or rename it",
+    "record": (
+        "expected records of the format that the ending of its name says, each with its sentence as text: write it "
+        "again, or rename it"
+    ),
     "empty sentence": "expected a sentence in each row: delete the rows without one, or --columns text=NAME,label=NAME",
 }
 _OTHER_REMEDY = (

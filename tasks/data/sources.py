@@ -195,6 +195,10 @@ def _existing(name: str) -> Path | None:
 def _open_path(address: str, path: Path) -> ResolvedAddress:
     if path.is_file():
         return ResolvedAddress(address, {path.name: [str(path)]}, single=True)
+    if not path.is_dir():
+        raise UsageError(
+            f"data {address!r} is a pipe or device, and is read more than once; expected a file: --data FILE"
+        )
     try:
         if parts := table_parts(path):
             return ResolvedAddress(address, {path.resolve().name: parts}, single=True)
@@ -203,7 +207,7 @@ def _open_path(address: str, path: Path) -> ResolvedAddress:
         outside = {name: str(real) for name, file in files.items() if home not in (real := file.resolve()).parents}
         inside = {name: [str(file)] for name, file in files.items() if name not in outside}
         return ResolvedAddress(address, tables_in(path) | inside, folder=str(path), outside=outside)
-    except OSError as error:  # a device, or a folder that may not be read
+    except OSError as error:  # a folder that may not be read
         raise UsageError(
             f"data {address!r} cannot be listed ({error.strerror}); expected {ADDRESS_HINT}: --data ADDRESS"
         ) from error

@@ -26,7 +26,15 @@ from huggingface_hub import (
 
 from tasks.core.errors import UnreachableError, UsageError, VerdictError, summarise_error
 from tasks.core.signing import SIGNATURE
-from tasks.data.hub_access import COMMIT, NOT_CACHED, REPOSITORY, REVISION, explain_refusal, explain_silence, quiet
+from tasks.data.hub_access import (
+    COMMIT,
+    NOT_CACHED,
+    REPOSITORY,
+    REVISION,
+    explain_refusal,
+    explain_silence,
+    hub_requests,
+)
 from tasks.inference.bundle import MANIFEST, PROFILE, TOKENIZER, VARIANTS, digest_version, read_manifest, verify
 
 README = "README.md"
@@ -92,7 +100,7 @@ def pull_bundle(address: str, cache: str) -> str:
     """
     wanted, offline = parse_address(address), bool(constants.HF_HUB_OFFLINE)
     try:
-        with quiet():
+        with hub_requests():
             folder = _pull_cached(wanted, cache) or _pull(wanted, cache, offline)
     except VerdictError:
         raise
@@ -191,8 +199,10 @@ def push_bundle(folder: Path, repository: str, public: bool, manifest_digest: st
     """
     version = digest_version(verify(folder, manifest_digest))
     try:
-        with quiet():
+        with hub_requests():
             return _push(folder, repository, public, f"Verdict bundle {version}")
+    except UsageError:
+        raise
     except Exception as error:
         if problem := explain_refusal(error, "", "ORG/NAME"):
             raise UsageError(f"repository {repository!r} {problem}") from error

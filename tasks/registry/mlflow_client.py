@@ -6,6 +6,7 @@ Every module that talks to MLflow goes through `connect`, except MLflow's own mo
 import contextlib
 import logging
 import os
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ from ..core.database_templates import copy_template
 from ..core.errors import UnreachableError, UsageError, first_line
 from ..core.files import atomic_write
 from ..core.hidden_addresses import conceal, reveal
+from ..core.printable import shorten
 from .local_database import AUDIT_EXPERIMENT, EXPERIMENT, SQLITE, SWEEP_EXPERIMENT
 from .store import MlflowStore, prepare_local
 
@@ -54,7 +56,7 @@ REMEDIES = {  # by words of an error
     "readonly database": "make it and its folder writable",
     "out-of-date database schema": "upgrade it: verdict upgrade",
 }
-LONGEST_MESSAGE = 10_000  # characters
+LONGEST_MESSAGE, LONGEST_REASON = 10_000, 200  # characters
 
 log = logging.getLogger(__name__)
 
@@ -119,17 +121,19 @@ def _clear_errors(store: MlflowStore) -> Iterator[None]:
         ) from error
     except (MlflowException, OSError, *_database_errors()) as error:
         cause = first_line(_find_cause(error), LONGEST_MESSAGE)
-        reason = conceal(cause)[:200]  # cut afterwards: half a secret would stay
+        reason = shorten(conceal(cause), LONGEST_REASON)  # afterwards: half a secret would stay
         remedy = next((text for words, text in REMEDIES.items() if words in cause), "check it: verdict doctor")
         raise UnreachableError(f"MLflow store {store['uri']} failed ({reason}); {remedy}") from error
 
 
 def _find_cause(error: BaseException) -> BaseException:
-    """Return a database's own error, where there is one behind MLflow's and SQLAlchemy's."""
+    """Return the error of a database or of a connection, where there is one behind MLflow's and SQLAlchemy's."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(database := getattr(cause, "orig", None), BaseException):
             return database
+        if isinstance(cause, ConnectionError | TimeoutError | socket.gaierror) and cause.strerror:
+            return ConnectionError(f"no server answers: {cause.strerror}")
         cause = cause.__cause__ or cause.__context__
     return error
 

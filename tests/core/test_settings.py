@@ -276,6 +276,19 @@ def test_unknown_flag_is_named_with_the_nearest_valid_key() -> None:
     )
 
 
+@pytest.mark.parametrize("given", [{"flags": {"finetune": 3}}, {"environ": {"VERDICT_FINETUNE": "3"}}])
+def test_a_group_of_settings_in_place_of_one_is_named(given: dict[str, Any]) -> None:
+    origin = "flag" if "flags" in given else "environment"
+    assert refusal(**given) == (
+        f"setting 'finetune' ({origin}) is a group of settings; expected one of its own, such as finetune.encoder: "
+        "verdict settings finetune"
+    )
+
+
+def test_a_profile_with_a_byte_order_mark_is_read(tmp_path: Path) -> None:
+    assert load(write(tmp_path, "\ufeff[judge]\nthreshold = 0.5\n")).settings.judge.threshold == 0.5
+
+
 def test_unknown_variable_is_named_with_the_nearest_valid_key() -> None:
     message = refusal(environ={"VERDICT_GATE__MIN_ROW": "3"})
     assert message.startswith("setting 'gate.min_row' (environment) is unknown; did you mean 'gate.min_rows'?")
@@ -288,7 +301,7 @@ def test_unknown_key_of_a_profile_file_is_named_with_the_nearest_valid_key(tmp_p
     assert "did you mean 'finetune.learning_rate'?" in message
 
 
-@pytest.mark.parametrize("key", ["", "finetune", "finetune.epochs.x", "judge.", "FINETUNE.EPOCHS", "home"])
+@pytest.mark.parametrize("key", ["", "finetune.epochs.x", "judge.", "FINETUNE.EPOCHS", "home"])
 def test_sections_and_other_spellings_are_no_keys(key: str) -> None:
     assert refusal(flags={key: 1}).startswith(f"setting {key!r} (flag) is unknown; ")
 
@@ -307,7 +320,7 @@ def test_a_key_is_proposed_only_where_it_is_like_the_unknown_one(key: str, advic
 
 def test_whole_section_in_one_variable_is_refused() -> None:
     assert refusal(environ={"VERDICT_FINETUNE": '{"epochs": 3}'}).startswith(
-        "setting 'finetune' (environment) is unknown"
+        "setting 'finetune' (environment) is a group of settings"
     )
 
 

@@ -284,7 +284,7 @@ def test_records_of_a_json_list_that_are_no_rows_are_quarantined(tmp_path: Path)
         "1: not a JSON object",
         "3: no 'label'",
         "4: empty sentence",
-        "5: not UTF-8",
+        "5: half of a surrogate pair",
     ]
 
 
@@ -319,6 +319,7 @@ TABLES_IN_JSON = {
     "table": FRAME.to_json(orient="table"),
     "index": FRAME.to_json(orient="index"),
     "values": FRAME.to_json(orient="values"),
+    "list": json.dumps(FRAME.to_dict("list")),
 }
 
 

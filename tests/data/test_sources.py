@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import os
 import re
 import shutil
 import zipfile
@@ -20,6 +21,7 @@ from tasks.core.files import sha256_of
 from tasks.core.settings import DataSettings
 from tasks.core.settings_loader import load_settings
 from tasks.data import sources
+from tasks.data.sentences import open_source
 from tasks.data.sources import (
     ADDRESS_HINT,
     HOLDOUT_FILE,
@@ -343,10 +345,13 @@ def test_folder_may_be_called_as_a_zip(tmp_path: Path) -> None:
     assert locate(folder)["train"] == [str(folder / TRAIN_FILE)]
 
 
-def test_what_is_neither_file_nor_folder_is_named_with_the_forms() -> None:
-    assert refusal("/dev/null") == (
-        f"data '/dev/null' cannot be listed (Not a directory); expected {ADDRESS_HINT}: --data ADDRESS"
-    )
+def test_a_pipe_and_a_device_are_refused_as_what_is_read_more_than_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.csv")
+    for path in ("/dev/null", str(tmp_path / "pipe.csv")):
+        line = f"{path!r} is a pipe or device, and is read more than once; expected a file"
+        assert refusal(path) == f"data {line}: --data FILE"
+        with pytest.raises(UsageError, match=f"^input {line} of sentences, or - for standard input$"):
+            open_source(path)
 
 
 @pytest.mark.parametrize(("gone", "option"), [(TRAIN_FILE, "--train"), (HOLDOUT_FILE, "--holdout")])

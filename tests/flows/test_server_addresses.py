@@ -61,6 +61,14 @@ def test_an_address_of_mlflow_of_another_form_is_refused_at_once(
     assert call(capsys, *command) == (2, "", f"error: MLFLOW_TRACKING_URI{NO_ADDRESS}")
 
 
+@pytest.mark.parametrize("command", [["predict", "--model", "hf:me/model", "A."], ["check", "--data", "hf:me/data"]])
+def test_an_address_of_the_hub_of_another_form_is_refused(
+    command: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "nonsense")
+    assert call(capsys, *command) == (2, "", f"error: HF_ENDPOINT{NO_ADDRESS}")
+
+
 @pytest.mark.parametrize(("driver", "package"), [("mysql+pymysql", "pymysql"), ("mssql+pyodbc", "pyodbc")])
 @pytest.mark.parametrize("command", ["status", "history"])
 def test_a_store_whose_driver_is_not_installed_is_refused_by_its_name(

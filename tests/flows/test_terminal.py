@@ -35,6 +35,16 @@ def test_what_was_not_escaped_is_escaped_by_the_console(capsys: pytest.CaptureFi
     assert capsys.readouterr().out == "one\\x1b[2Jtwo\nthree\n"
 
 
+@pytest.mark.parametrize(("columns", "width"), [("0", 80), ("5", 20), ("50", 50)])
+def test_something_is_printed_at_every_width(
+    columns: str, width: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    console = ResultConsole()
+    console.print("[bold]PROMOTE[/]")
+    assert (console.width, capsys.readouterr().out) == (width, "PROMOTE\n")
+
+
 def test_markup_of_the_program_still_colours(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

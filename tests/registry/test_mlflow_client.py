@@ -1,6 +1,7 @@
 """Clients of a store, whatever MLflow's address of the process is."""
 
 import os
+import re
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -106,3 +107,15 @@ def test_a_deleted_experiment_is_not_restored_but_for_the_audit_log(
         assert client.get_run(runs[0]).info.lifecycle_stage == "deleted"
         assert client.get_experiment(experiment_of(client, store, AUDIT_EXPERIMENT)).lifecycle_stage == "active"
     assert "is restored, because it is the audit log" in caplog.text
+
+
+def test_a_server_that_does_not_answer_is_named_with_the_reason(
+    own_mlflow_address: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    line = f"MLflow store {NOBODY} failed (no server answers: Connection refused); check it: verdict doctor"
+    with (
+        pytest.raises(UnreachableError, match=f"^{re.escape(line)}$"),
+        connect(MlflowStore(uri=NOBODY, artifacts="")) as client,
+    ):
+        client.search_experiments()
