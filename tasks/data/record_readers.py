@@ -38,7 +38,6 @@ from tasks.data.json_records import read_json_list, read_jsonl, reject_whole_tab
 from tasks.data.table_folders import table_name
 from tasks.data.table_format import (
     DELIMITERS,
-    Fault,
     Record,
     TableFormat,
     choose_columns,
@@ -182,10 +181,9 @@ def _to_row(record: Record, table_format: TableFormat, source: str) -> ParsedRow
     label = values["label"] if table_format.labelled else UNLABELLED
     fields = (_as_text(values.get("source", source)), _as_text(label), _as_text(values.get("mark")), _as_text(text))
     if not is_utf8("".join(fields)):
-        fault: Fault = ("encoding", "not UTF-8")
-        if is_utf8(_decode(raw)):  # an escape of JSON, such as \\ud800
-            fault = ("record", "half of a surrogate pair")
-        return QuarantinedRow(line, *fault, raw)
+        if is_utf8(_decode(raw)):  # an escape of JSON, such as \ud800
+            return QuarantinedRow(line, "record", "half of a surrogate pair", raw)
+        return QuarantinedRow(line, "encoding", "not UTF-8", raw)
     return make_row(line, fields, raw, table_format.rules)
 
 
