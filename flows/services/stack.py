@@ -22,7 +22,7 @@ from filelock import FileLock
 from flows import environment
 from flows.services import supervision
 from flows.services.service import PROCFILE, STACK_START_TIMEOUT_S, answers, read_commands
-from flows.services.stack_config import StackConfig, load_stack_config
+from flows.services.stack_config import StackConfig, load_stack_config, write_auth_config
 from flows.services.stack_processes import end_processes, find_processes
 from tasks.core.errors import UsageError, VerdictError
 from tasks.registry.local_database import relocate
@@ -143,6 +143,7 @@ def _start(config: StackConfig, folder: Path) -> "subprocess.Popen[bytes]":
         raise VerdictError(f"{len(left)} processes of killed services are left; end them: make down")
     check_ports(config)
     relocate(Path(config.home, "mlflow.db"), Path(config.home, "artifacts"))
+    write_auth_config(config)
     commands = {name: [sys.executable, "-m", "flows.services.service", name] for name in read_commands()}
     return supervision.start(folder, commands, config.environment)
 

@@ -24,6 +24,8 @@ PORTS = {"PREFECT_PORT": 4200, "MLFLOW_PORT": 5000, "INFERENCE_PORT": 8080, "WOR
 DATABASES = ("PREFECT_DATABASE_PASSWORD", "MLFLOW_DATABASE_PASSWORD")
 S3_VARIABLES = ("STORE_ACCESS_KEY", "STORE_SECRET_KEY")
 ACCOUNT_VARIABLES = ("MLFLOW_ADMIN_PASSWORD", "RETRAIN_PASSWORD", "READER_PASSWORD", "MLFLOW_SECRET_KEY")
+AUTH_CONFIG_VARIABLE = "MLFLOW_AUTH_CONFIG_PATH"
+POSTGRES_ADDRESS = "postgresql+psycopg2://"  # the rest is in the variables PG*; so it stands in mlflow/basic_auth.ini
 MIN_PASSWORD_CHARS = 12  # characters of an MLflow password, its own bound
 
 
@@ -86,6 +88,18 @@ def load_stack_config(environ: Mapping[str, str], home: str) -> StackConfig:
     )
 
 
+def write_auth_config(config: StackConfig) -> None:
+    """Write the file that names the database of MLflow's accounts; without accounts there is none."""
+    if not config.accounts:
+        return
+    shared = Path(__file__).parents[2] / "mlflow" / "basic_auth.ini"
+    written = Path(config.environment[AUTH_CONFIG_VARIABLE])
+    written.parent.mkdir(parents=True, exist_ok=True)
+    on_server = config.environment.get("POSTGRES_HOST")
+    database = POSTGRES_ADDRESS if on_server else f"sqlite:///{config.home}/stack/accounts.db"
+    written.write_text(shared.read_text(encoding="utf-8").replace(POSTGRES_ADDRESS, database), encoding="utf-8")
+
+
 def _client_credentials(environ: Mapping[str, str]) -> dict[str, str]:
     """Return the variables by which a client authenticates; passwords as references to other variables."""
     credentials = {}
@@ -139,7 +153,7 @@ def _mlflow(environ: Mapping[str, str], home: str, url: str) -> dict[str, str]:
         "READER_NAME": "",
     }
     if host := environ.get("POSTGRES_HOST"):
-        variables |= {"MLFLOW_BACKEND_STORE_URI": "postgresql+psycopg2://", "PGHOST": host, "PGUSER": "mlflow"}
+        variables |= {"MLFLOW_BACKEND_STORE_URI": POSTGRES_ADDRESS, "PGHOST": host, "PGUSER": "mlflow"}
         variables |= {"PGDATABASE": "mlflow", "PGPORT": environ.get("POSTGRES_PORT", "5432")}
         variables["PGPASSWORD"] = environ["MLFLOW_DATABASE_PASSWORD"]
     if address := environ.get("STORE_URL"):
@@ -158,14 +172,9 @@ def _mlflow(environ: Mapping[str, str], home: str, url: str) -> dict[str, str]:
 
 
 def _accounts(environ: Mapping[str, str], home: str, admin: str) -> dict[str, str]:
-    """Return the variables for accounts; write their config file, which names their database."""
-    shared = Path(__file__).parents[2] / "mlflow" / "basic_auth.ini"
-    config = Path(home) / "stack" / "basic_auth.ini"
-    config.parent.mkdir(parents=True, exist_ok=True)
-    database = "postgresql+psycopg2://" if environ.get("POSTGRES_HOST") else f"sqlite:///{home}/stack/accounts.db"
-    config.write_text(shared.read_text().replace("postgresql+psycopg2://", database))
+    """Return the variables for accounts; `write_auth_config` writes the file that they name."""
     return {
-        "MLFLOW_AUTH_CONFIG_PATH": str(config),
+        AUTH_CONFIG_VARIABLE: f"{home}/stack/basic_auth.ini",
         "MLFLOW_AUTH_ADMIN_USERNAME": "admin",
         "MLFLOW_AUTH_ADMIN_PASSWORD": admin,
         "MLFLOW_FLASK_SERVER_SECRET_KEY": environ["MLFLOW_SECRET_KEY"],

@@ -19,7 +19,7 @@ import pytest
 
 from flows.services import service, stack, supervision
 from flows.services.service import read_commands
-from flows.services.stack_config import ACCOUNT_VARIABLES, load_stack_config
+from flows.services.stack_config import ACCOUNT_VARIABLES, load_stack_config, write_auth_config
 from flows.services.stack_processes import find_processes
 from tasks.core.errors import UsageError, VerdictError
 
@@ -73,10 +73,29 @@ def test_accounts_are_used_by_name_and_shown_without_their_passwords(tmp_path: P
     config = load_stack_config(PASSWORDS | {"PREFECT_AUTH_STRING": "me:secret-of-mine"}, str(tmp_path))
     assert config.environment["MLFLOW_TRACKING_USERNAME"] == "retrain"
     assert "--app-name basic-auth" in config.environment["MLFLOW_OPTIONS"]
-    assert "sqlite" in Path(config.environment["MLFLOW_AUTH_CONFIG_PATH"]).read_text()
     shown = " ".join([*config.exports.values(), *config.urls.values(), *config.health_urls.values()])
     assert [word for word in (*PASSWORDS.values(), "secret-of-mine") if word in shown] == []
     assert config.exports["MLFLOW_TRACKING_PASSWORD"] == "$RETRAIN_PASSWORD"
+
+
+@pytest.mark.parametrize(
+    ("more", "database"),
+    [({}, "sqlite:///{home}/stack/accounts.db"), (POSTGRES, "postgresql+psycopg2://")],
+    ids=["sqlite", "postgresql"],
+)
+def test_reading_the_configuration_writes_nothing_and_a_start_the_database_of_the_accounts(
+    tmp_path: Path, more: dict[str, str], database: str
+) -> None:
+    config = load_stack_config(PASSWORDS | more, str(tmp_path))
+    assert list(tmp_path.iterdir()) == []
+    write_auth_config(config)
+    lines = Path(config.environment["MLFLOW_AUTH_CONFIG_PATH"]).read_text(encoding="utf-8").splitlines()
+    assert f"database_uri = {database.format(home=tmp_path)}" in lines
+
+
+def test_without_accounts_no_file_names_their_database(tmp_path: Path) -> None:
+    write_auth_config(load_stack_config({}, str(tmp_path)))
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(

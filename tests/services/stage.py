@@ -17,7 +17,7 @@ from typing import Any
 import httpx
 
 from flows import environment
-from flows.services.stack_config import StackConfig, load_stack_config
+from flows.services.stack_config import StackConfig, load_stack_config, write_auth_config
 
 ROOT = Path(__file__).parents[2]
 Clock = Callable[[str], AbstractContextManager[None]]
@@ -59,6 +59,7 @@ class Stage:
         environ |= {"PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "5"}
         environ |= {"PREFECT_WORKER_QUERY_SECONDS": "1", "PREFECT_LOGGING_EXTRA_LOGGERS": "tasks"}
         self.places: StackConfig = load_stack_config(environ, str(self.home))
+        write_auth_config(self.places)
         self.services: dict[str, subprocess.Popen[bytes]] = {}
 
     def start(self, *names: str) -> None:
