@@ -1,7 +1,7 @@
 """Names the extra of the installation that a command needs, where a package of it is missing."""
 
 # Commands that are not listed work with every installation.
-ROLES = {
+COMMANDS_OF_EXTRA = {
     "train": ("retrain", "check", "watch", "sweep"),
     "schedule": (
         *("status", "compare", "approve", "reject", "rollback", "history", "verify", "judge", "requests"),
@@ -19,7 +19,7 @@ def explain_missing(package: str, command: str) -> str:
         package: the module that cannot be imported.
         command: that was called.
     """
-    extra = next((role for role, commands in ROLES.items() if command in commands), "all")
+    extra = next((name for name, commands in COMMANDS_OF_EXTRA.items() if command in commands), "all")
     if package in EXTRA_OF_PACKAGE:
         extra = EXTRA_OF_PACKAGE[package]
     wanted = "the extra 'cpu', or 'gpu' with an NVIDIA GPU" if extra == "cpu" else f"the extra '{extra}'"

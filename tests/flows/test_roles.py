@@ -1,4 +1,4 @@
-"""Each role's extra holds what its commands import, and a command without its role names the extra.
+"""Each extra holds what its commands import, and a command without its extra names it.
 
 What an installation would lack is hidden from a new interpreter: all distributions that its extras do not require.
 """
@@ -17,7 +17,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from registered import make_champion_store
 
-from flows.roles import ROLES, explain_missing
+from flows.roles import COMMANDS_OF_EXTRA, explain_missing
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -92,22 +92,22 @@ def home(empty_store: Path, exported: Any, tmp_path: Path) -> Path:
     return make_champion_store(tmp_path, empty_store, exported)
 
 
-def test_the_base_predicts_and_explains_and_names_the_role_of_other_commands(home: Path) -> None:
+def test_the_base_predicts_and_explains_and_names_the_extra_of_other_commands(home: Path) -> None:
     hidden = set(hidden_from([]))
     assert {"torch", "prefect", "pandas", "gradio", "sqlalchemy", "onnx"} <= hidden
     words = [["predict", "the cat sees the dog"], ["settings", "finetune.epochs"], ["retrain"], ["serve"], ["prune"]]
     done = run([], home, words)
     codes = ["predict: exit 0", "settings: exit 0", "retrain: exit 1", "serve: exit 1", "prune: exit 1"]
     assert exits(done) == codes, done.stderr
-    for role in ("train", "serve", "schedule"):
+    for extra in ("train", "serve", "schedule"):
         assert (
-            f"expected the extra '{role}': pip install 'verdict-mlops[{role}]' (in a clone: make install)"
+            f"expected the extra '{extra}': pip install 'verdict-mlops[{extra}]' (in a clone: make install)"
             in done.stderr
         )
     assert "Traceback" not in done.stderr
 
 
-def test_the_role_serve_works_without_mlflows_server_and_torch(home: Path) -> None:
+def test_the_extra_serve_works_without_mlflows_server_and_torch(home: Path) -> None:
     assert {"torch", "prefect", "transformers", "matplotlib", "great_expectations"} <= set(hidden_from(["serve"]))
     done = run(["serve"], home, [["export-triton", "repository"], ["check"]])
     assert exits(done) == ["export-triton: exit 0", "check: exit 1"], done.stderr
@@ -115,7 +115,7 @@ def test_the_role_serve_works_without_mlflows_server_and_torch(home: Path) -> No
     assert "expected the extra 'train'" in done.stderr
 
 
-def test_the_role_schedule_reviews_and_operates_without_torch(home: Path) -> None:
+def test_the_extra_schedule_reviews_and_operates_without_torch(home: Path) -> None:
     assert {"torch", "transformers", "onnx", "great_expectations", "gradio"} <= set(hidden_from(["schedule"]))
     words = [["status"], ["doctor"], ["retrain", "--dry-run"]]
     done = run(["schedule"], home, words)
@@ -134,10 +134,10 @@ def test_a_missing_ray_names_its_extra_whatever_the_command() -> None:
     assert "needs the package ray, which is not installed; expected the extra 'ray': pip install" in line
 
 
-def test_every_role_is_an_extra_and_all_of_them_are_in_all() -> None:
+def test_every_extra_with_commands_exists_and_all_of_them_are_in_all() -> None:
     extras = PROJECT["optional-dependencies"]
-    assert set(ROLES) <= set(extras)
-    assert set(ROLES) == Requirement(extras["all"][0]).extras
+    assert set(COMMANDS_OF_EXTRA) <= set(extras)
+    assert set(COMMANDS_OF_EXTRA) == Requirement(extras["all"][0]).extras
 
 
 def test_the_page_and_make_install_say_the_sizes_that_were_measured() -> None:

@@ -253,8 +253,8 @@ def test_a_script_passes_shellcheck(path: Path) -> None:
 
 def test_an_image_asks_for_nothing_that_the_project_does_not() -> None:
     extras = PROJECT["project"]["optional-dependencies"]
-    roles = [item for name in ("cpu", "serve", "schedule", "train", "tracing") for item in extras[name]]
-    known = {*PROJECT["project"]["dependencies"], *roles}
+    wanted = [item for name in ("cpu", "serve", "schedule", "train", "tracing") for item in extras[name]]
+    known = {*PROJECT["project"]["dependencies"], *wanted}
     # What only a server needs.
     other = ("mlflow[auth]", "psycopg2-binary", "boto3")
     groups = {name: group for name, group in PROJECT["dependency-groups"].items() if name != "tools"}
