@@ -22,7 +22,7 @@ DEFAULT_HOME = ".verdict"
 MODEL_FILE = "model-name"  # in the stores' folder of a model with another name than the default
 OPENMP_VARIABLES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")  # how its threads wait
 # Defaults of a run: it waits for a server that is away for minutes, as the deployments do (infra/prefect.yaml).
-PATIENCE = {
+RETRY_DEFAULTS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "7",
     "PREFECT_CLIENT_MAX_RETRIES": "7",
     "PREFECT_CLIENT_RETRY_EXTRA_CODES": "500",

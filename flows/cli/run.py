@@ -87,8 +87,8 @@ def retrain(
         if outcome is None:
             _refuse_columns(unseen, resolved.settings.data)
             arguments = (resolved.settings.model_dump(), resolved.origins, home, force)
-            outcome, clock = run_flow("retrain", home, *arguments, stopwatch=stopwatch)
-            outcome = dataclasses.replace(outcome, seconds=clock.around(outcome.seconds))
+            outcome, times = run_flow("retrain", home, *arguments, stopwatch=stopwatch)
+            outcome = dataclasses.replace(outcome, seconds=times.around(outcome.seconds))
     measured = {"timings": stopwatch.seconds} if timings else {}
     champion = _find_champion() if outcome.unchanged and not as_json else None
     show = functools.partial(show_run.show_outcome, champion=champion)
@@ -128,8 +128,8 @@ def watch(
     refuse_unusable_files(resolved.settings.data)
     home = environment.usable_home()
     with shown("watch", verbose):
-        outcome, clock = run_flow("watch", home, resolved.settings.model_dump(), resolved.origins, home)
-    outcome = dataclasses.replace(outcome, seconds=clock.around(outcome.seconds))
+        outcome, times = run_flow("watch", home, resolved.settings.model_dump(), resolved.origins, home)
+    outcome = dataclasses.replace(outcome, seconds=times.around(outcome.seconds))
     print_result(outcome, as_json, functools.partial(show_run.show_watch, verbose=verbose), outcome.to_json())
 
 
@@ -196,8 +196,8 @@ def score(
     check_model(model, home)
     arguments = (path, out, model, device, columns, form or "", home, refuse_truncated, ray, workers)
     with shown("score"):
-        outcome, clock = run_flow("score", home, *arguments)
-    print_result({**outcome, "seconds": clock.around(outcome["seconds"])}, as_json, show_run.show_scores)
+        outcome, times = run_flow("score", home, *arguments)
+    print_result({**outcome, "seconds": times.around(outcome["seconds"])}, as_json, show_run.show_scores)
 
 
 @with_option_groups
@@ -397,7 +397,7 @@ def _lead_ranks(settings: "Settings") -> bool:
 
 def _check_servers() -> None:
     """Check that the servers that the environment names answer, before Prefect is imported, which takes seconds."""
-    environment.set_process_defaults(environment.PATIENCE)
+    environment.set_process_defaults(environment.RETRY_DEFAULTS)
     prefect = os.environ.get("PREFECT_API_URL", "")
     check_address("PREFECT_API_URL", prefect, http=True)
     check_servers(lasting_servers(prefect))
@@ -456,7 +456,7 @@ def _find_unchanged(settings: "Settings", home: str) -> "RetrainOutcome | None":
     return outcome and dataclasses.replace(outcome, seconds={"compare inputs": seconds, "total": seconds})
 
 
-class Clock(NamedTuple):
+class CommandTimes(NamedTuple):
     """Seconds until a command's flow began, and of the whole command."""
 
     start: float
@@ -467,7 +467,7 @@ class Clock(NamedTuple):
         return {"start": round(self.start, 2), **steps, "total": round(self.total, 2)}
 
 
-def run_flow(name: str, home: str, *arguments: Any, stopwatch: Stopwatch | None = None) -> tuple[Any, Clock]:
+def run_flow(name: str, home: str, *arguments: Any, stopwatch: Stopwatch | None = None) -> tuple[Any, CommandTimes]:
     """Run a flow against the configured Prefect server, or an embedded one that starts during the imports."""
     started, stopwatch = time.perf_counter(), stopwatch or Stopwatch()
     from flows.services.embedded_prefect import connected, lasting_api, prefect_api
@@ -487,7 +487,7 @@ def run_flow(name: str, home: str, *arguments: Any, stopwatch: Stopwatch | None 
             steps = outcome["seconds"] if isinstance(outcome, dict) else outcome.seconds
             stopwatch.mark_parts(steps, "between steps")
     stopwatch.mark("stop Prefect's server")
-    return outcome, Clock(ready - started, time.perf_counter() - started)
+    return outcome, CommandTimes(ready - started, time.perf_counter() - started)
 
 
 @contextlib.contextmanager

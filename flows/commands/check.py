@@ -86,7 +86,7 @@ def summarise(gate: GateReport) -> dict[str, Any]:
     }
 
 
-def report_gate(gate: GateReport) -> None:
+def log_gate(gate: GateReport) -> None:
     """Log what was quarantined, quality issues, and each expectation that failed as a warning."""
     if gate["quarantined"]:
         kinds = ", ".join(f"{count} {kind}" for kind, count in gate["reasons"].items())

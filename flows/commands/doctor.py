@@ -56,7 +56,7 @@ def run_checks(home: str, encoder: str | None = None) -> list[DoctorCheck]:
 def _run(name: str, check: Callable[[], str]) -> DoctorCheck:
     try:
         return DoctorCheck(check=name, works=True, seen=check())
-    except ModuleNotFoundError as error:  # an installation need not have every role, but each needs ONNX Runtime
+    except ModuleNotFoundError as error:  # an installation need not have every extra, but each needs ONNX Runtime
         missing = str(error.name).partition(".")[0]
         if missing == "onnxruntime":
             return DoctorCheck(check=name, works=False, seen=explain_missing(missing, "predict"))
@@ -127,7 +127,7 @@ def _store(home: str) -> str:
     from tasks.registry.verification import inspect_version
 
     store = locate_store(home)
-    check_servers(lasting_servers(), patient=False)
+    check_servers(lasting_servers(), wait=False)
     check_database(store)
     if is_uninitialised(store):
         return f"{store['uri']}, not created yet"

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from flows.services.server_watch import reach_store
 from tasks.core.errors import UsageError, VerdictError
 from tasks.inference.bundle import MODEL_NAME, check_folder, check_signature, digest_version, read_manifest
-from tasks.inference.classifier import Classifier, name_failure
+from tasks.inference.classifier import Classifier, bundle_errors
 from tasks.registry.code_digest import (
     BUNDLE_DIGEST_TAG,
     BUNDLE_PATH,
-    CODE_DIGEST_TAG,
     MANIFEST_DIGEST_TAG,
+    WRAPPING_DIGEST_TAG,
     check_registered,
     check_version_signature,
 )
@@ -50,7 +50,7 @@ def predict(sentences: list[str], model: str, device: str, home: str) -> list[di
             raise UsageError(f"sentence {number} is empty; expected text: {EXAMPLE}")
     version, bundle, manifest_digest = find_model(model, home)
     classifier = Classifier.from_bundle(bundle, device, spin=False, expected=manifest_digest)
-    with name_failure(bundle, "it cannot answer"):
+    with bundle_errors(bundle, "it cannot answer"):
         return [{**answer, "version": version} for answer in classifier.predict(sentences)]
 
 
@@ -71,7 +71,7 @@ def check_model(model: str, home: str) -> None:
 
 
 @contextlib.contextmanager
-def name_teacher() -> Iterator[None]:
+def teacher_errors() -> Iterator[None]:
     """Let an error of the block say that it is about the teacher's setting."""
     try:
         yield
@@ -91,7 +91,7 @@ def check_teacher(settings: "Settings", home: str) -> None:
             f"finetune.teacher: {teacher} is asked of the hub, and data.offline is on; expected a registered version "
             "or a bundle's folder, such as: verdict verify VERSION --copy-to DIR"
         )
-    with name_teacher():
+    with teacher_errors():
         check_model(teacher, home)
 
 
@@ -104,7 +104,7 @@ def find_model(model: str, home: str) -> FoundModel:
 
     Raises:
         UsageError: if it is none of these, or a folder without a bundle.
-        VerdictError: if there is no such version, or its code manifest or signature are not those registered.
+        VerdictError: if there is no such version, or its code, manifest or signature are not those registered.
     """
     model = fetch_from_hub(model, home)
     address = _address(model)
@@ -146,6 +146,6 @@ def _fetch_model(store: MlflowStore, address: str) -> tuple[str, Path, dict[str,
     tags = {
         BUNDLE_DIGEST_TAG: found["digest"],
         MANIFEST_DIGEST_TAG: found["manifest_digest"],
-        CODE_DIGEST_TAG: found["code_digest"],
+        WRAPPING_DIGEST_TAG: found["wrapping_digest"],
     }
     return found["version"], Path(found["bundle"]).parents[1], tags

@@ -59,7 +59,7 @@ def status(home: str) -> dict[str, Any]:
     answer |= {"champion_state": "none", "drift": None, "schedule": None, "disk": measure_disk(home)}
     answer |= {"services": supervision.read_states(Path(home, "stack")), "notices": [], "unreachable": []}
     try:
-        check_servers(lasting_servers(), patient=False)
+        check_servers(lasting_servers(), wait=False)
         check_database(store)
         answer["initialised"] = not is_uninitialised(store)
         if answer["initialised"]:

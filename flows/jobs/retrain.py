@@ -14,7 +14,7 @@ import httpx
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
 
-from flows.commands.check import describe_gate, read_data, report_gate, run_gate
+from flows.commands.check import describe_gate, log_gate, read_data, run_gate
 from flows.jobs.approval import find_waiting, wait_for_approval
 from flows.jobs.dead_runs import close_dead_runs, end_job
 from flows.jobs.job import (
@@ -156,7 +156,7 @@ def check_data(context: JobContext) -> GateReport:
     timer, store, folder = context.timer, context.store, context.folder
     data, encoder = context.inputs.data, context.inputs.encoder["folder"]
     gate = examine(timer, data, context.settings, str(folder), encoder, find_profile(timer, store))
-    report_gate(gate)
+    log_gate(gate)
     reports = [folder / name for name in ("gate.json", "gate.html", "quarantine.parquet", "quarantine.csv")]
     log_files(timer, store, context.run_id, [str(path) for path in reports if path.is_file()], "gate")
     if gate["reference"]:

@@ -3,7 +3,7 @@
 import logging
 from pathlib import Path
 
-from flows.commands.predict import FoundModel, check_teacher, find_model, name_teacher
+from flows.commands.predict import FoundModel, check_teacher, find_model, teacher_errors
 from tasks.core.files import read_json
 from tasks.core.settings import Settings
 from tasks.data.ingestion import Dataset, holdout_digests
@@ -31,7 +31,7 @@ def locate_teacher(settings: Settings, data: Dataset, home: str) -> FoundModel:
     """
     check_teacher(settings, home)
     address = settings.finetune.teacher
-    with name_teacher():
+    with teacher_errors():
         found = find_model(address, home)
         manifest = read_teacher(Teacher(found.bundle, found.manifest_digest))
         unread = _unread_holdouts(Path(found.bundle))

@@ -27,7 +27,7 @@ from tasks.training.pretrained import PACKAGED, Encoder, locate_encoder
 
 INPUTS_FILE = "inputs.json"
 SCHEMA_VERSION = 1  # of inputs.json
-LATER_READ = {"path", "train", "holdout", "text", "offline"}  # of data: where files lie does not decide the result
+LOCATION_SETTINGS = {"path", "train", "holdout", "text", "offline"}  # of data: where files lie decides no result
 
 
 class DataFiles(NamedTuple):
@@ -48,7 +48,7 @@ def recipe_of(settings: Settings) -> dict[str, object]:
     recipe: dict[str, object] = settings.model_dump(
         mode="json",
         exclude={
-            "data": {*LATER_READ, "columns", "labels"},
+            "data": {*LOCATION_SETTINGS, "columns", "labels"},
             "finetune": {"encoder", "device", "checkpoint_seconds", "allow_new_weights", "ray", "teacher"},
             # The policy's numbers are part of it, its file's path is not. Waiting changes no result.
             "judge": {"policy", "wait_for_person", "wait_hours"},

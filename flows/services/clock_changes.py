@@ -28,7 +28,7 @@ class ClockChange(NamedTuple):
     """skip or repeat"""
 
 
-def warn_of_clock_changes(name: str, schedule: Any) -> str | None:
+def describe_clock_changes(name: str, schedule: Any) -> str | None:
     """Return a line if a schedule is not kept at a clock change of the coming year; None where it is.
 
     Schedules that fire each hour or more often are not meant.

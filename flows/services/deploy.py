@@ -27,7 +27,7 @@ from prefect.settings import get_current_settings
 from pydantic import SecretStr
 
 from flows.notifications import BLOCK_VARIABLE
-from flows.services.clock_changes import warn_of_clock_changes
+from flows.services.clock_changes import describe_clock_changes
 from flows.services.deployment_file import find_template
 from flows.services.prefect_status import POOL, TAG
 from tasks.core.errors import UnreachableError, UsageError, VerdictError, first_line
@@ -79,7 +79,7 @@ def deploy(file: str = "", check: Callable[[Path], None] = lambda _: None) -> di
         for held in found
     ]
     active = [(held.name, entry.schedule) for held in found for entry in held.schedules if entry.active]
-    notices = list(filter(None, (warn_of_clock_changes(name, schedule) for name, schedule in active)))
+    notices = list(filter(None, (describe_clock_changes(name, schedule) for name, schedule in active)))
     if not active:
         notices.append(
             "nothing is scheduled: the bundled sample never changes; name your data: verdict deploy --data DIR"

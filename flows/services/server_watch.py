@@ -41,18 +41,18 @@ def lasting_servers(prefect: str = "") -> dict[str, str]:
     return {f"{name} at {redact_address(url)}": _health(url) for name, url in found.items() if url.startswith("http")}
 
 
-def check_servers(servers: dict[str, str], patient: bool = True) -> None:
+def check_servers(servers: dict[str, str], wait: bool = True) -> None:
     """Check that each server answers, before anything takes time.
 
     Args:
         servers: as `lasting_servers` returns them.
-        patient: wait START_LIMIT_S for one that does not; otherwise each is tried once.
+        wait: up to START_LIMIT_S for one that does not; otherwise each is tried once.
 
     Raises:
         UnreachableError: for the first one that does not.
     """
     for name, url in servers.items():
-        deadline = time.monotonic() + START_LIMIT_S * patient
+        deadline = time.monotonic() + START_LIMIT_S * wait
         while not _answers(url, START_TRY_S):
             if time.monotonic() > deadline:
                 raise UnreachableError(f"{name} does not answer; start it, or correct the address: verdict doctor")
@@ -67,7 +67,7 @@ def reach_store(home: str) -> MlflowStore:
         UnreachableError: if it does not answer within seconds.
     """
     store = locate_store(home)
-    check_servers(lasting_servers(), patient=False)
+    check_servers(lasting_servers(), wait=False)
     if not store["uri"].startswith(SQLITE):
         from tasks.registry.mlflow_client import check_database  # imports MLflow, which takes seconds
 

@@ -19,7 +19,7 @@ DESCRIPTION = "Sentence acceptability; load it by alias, @champion."
 ACCOUNTS = {"retrain": "RETRAIN_PASSWORD", "reader": "READER_PASSWORD"}
 ADMIN = ("MLFLOW_AUTH_ADMIN_USERNAME", "MLFLOW_AUTH_ADMIN_PASSWORD")
 ADDRESS = "MLFLOW_TRACKING_URI"
-PATIENCE = 30  # seconds for one answer
+REQUEST_TIMEOUT_S = 30  # seconds for one answer
 THERE_ALREADY = "RESOURCE_ALREADY_EXISTS"
 
 
@@ -53,7 +53,7 @@ def ask(method: str, path: str, account: tuple[str, str], **body: Any) -> bool:
         requests.RequestException: if it does not answer, or refuses.
     """
     url = f"{os.environ[ADDRESS].rstrip('/')}/api/2.0/mlflow/{path}"
-    reply = requests.request(method, url, json=body, auth=account, timeout=PATIENCE)
+    reply = requests.request(method, url, json=body, auth=account, timeout=REQUEST_TIMEOUT_S)
     if reply.status_code == 400 and THERE_ALREADY in reply.text:
         return False
     reply.raise_for_status()

@@ -40,7 +40,7 @@ ENVIRONMENT = {
     "RAY_task_oom_retries": "3",
 }
 # Of an address that does not answer; by default Ray 2.60 makes 20 attempts of 41 seconds.
-PATIENCE_ENVIRONMENT = {"RAY_gcs_server_port_wait_time_s": "1", "RAY_py_gcs_connect_timeout_s": "5"}
+CONNECT_TIMEOUTS = {"RAY_gcs_server_port_wait_time_s": "1", "RAY_py_gcs_connect_timeout_s": "5"}
 
 
 def check_cluster(address: str) -> None:
@@ -114,7 +114,7 @@ def _local_options() -> Iterator[dict[str, Any]]:
 @contextlib.contextmanager
 def _remote_options(address: str) -> Iterator[dict[str, Any]]:
     """Yield the arguments of ray.init for a cluster that runs already."""
-    _set_defaults(ENVIRONMENT | PATIENCE_ENVIRONMENT)
+    _set_defaults(ENVIRONMENT | CONNECT_TIMEOUTS)
     yield {"address": address}
 
 

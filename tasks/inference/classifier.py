@@ -23,7 +23,7 @@ from ..core.errors import OUT_OF_MEMORY, NoAnswer, VerdictError, first_line, is_
 from .batch_pool import BatchPool
 from .bulk_tokenizer import BulkTokenizer
 from .bundle import TOKENIZER, VARIANTS, Manifest, serving_variant, variants_of, verify
-from .cpu_limits import available_cores
+from .cpu_limits import available_cpus
 from .decision import choose_labels, threshold_of
 from .external_data import reject_external_data
 from .packed_shapes import packed_batches
@@ -112,12 +112,12 @@ class Classifier:
         warn_if_older(manifest["onnxruntime"], folder)
         for name in variants_of(manifest):
             reject_external_data(folder / VARIANTS[name])
-        with name_failure(folder, f"{TOKENIZER} cannot be loaded"):
+        with bundle_errors(folder, f"{TOKENIZER} cannot be loaded"):
             tokenizer = open_tokenizer(folder / TOKENIZER, manifest["max_length"])
         for target in ("cuda", "cpu") if should_try_gpu(device) else ("cpu",):
             chosen = variant or serving_variant(manifest, target)
             on = device if target == "cuda" else "cpu"
-            with name_failure(folder, f"{VARIANTS[chosen]} cannot be opened"):
+            with bundle_errors(folder, f"{VARIANTS[chosen]} cannot be opened"):
                 graph = folder / VARIANTS[chosen]
                 session = open_session(graph, on, capture=True, threads=threads, spin=spin, gpu=gpu)
             if target == "cpu" or session.get_providers()[0] == CUDA:
@@ -130,7 +130,7 @@ class Classifier:
 
         if target == "cuda":
             return cls(runner, tokenizer, manifest, chosen, BatchPool(lambda: runner, runner, GPU_IN_FLIGHT))
-        cores = threads or available_cores()
+        cores = threads or available_cpus()
         pool = BatchPool(open_single_threaded, runner, cores) if cores > 1 else None
         return cls(runner, tokenizer, manifest, chosen, pool)
 
@@ -246,7 +246,7 @@ class Classifier:
 
 
 @contextmanager
-def name_failure(bundle: str | Path, what: str) -> Iterator[None]:
+def bundle_errors(bundle: str | Path, what: str) -> Iterator[None]:
     """Turn what tokenizers and ONNX Runtime raise, which has no common type, into one line.
 
     Raises:

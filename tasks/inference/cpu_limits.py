@@ -30,7 +30,7 @@ def use_at_most(cpus: float) -> None:
     _share = cpus
 
 
-def available_cores(process: Path = PROCESS) -> int:
+def available_cpus(process: Path = PROCESS) -> int:
     """Return how many CPUs this process may keep busy: those of its affinity, at most its cgroups' quota, rounded up.
 
     Args:
@@ -40,7 +40,7 @@ def available_cores(process: Path = PROCESS) -> int:
 
 
 def compute_threads(process: Path = PROCESS, cpus: Path = CPUS) -> int:
-    """Return how many threads compute one batch: `available_cores`, but one for each physical core.
+    """Return how many threads compute one batch: `available_cpus`, but one for each physical core.
 
     Two hyperthreads of a core share its arithmetic units: a second thread there makes matrix products no faster.
 

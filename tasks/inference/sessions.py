@@ -69,13 +69,13 @@ def open_session(
     return session
 
 
-def warn_if_older(proved: str, bundle: Path) -> None:
-    """Log a warning if the installed ONNX Runtime is older than the version that a bundle was proved with."""
-    if _version(onnxruntime.__version__) < _version(proved):
+def warn_if_older(compared_on: str, bundle: Path) -> None:
+    """Log a warning if ONNX Runtime is older than the version on which a bundle was compared with torch."""
+    if _version(onnxruntime.__version__) < _version(compared_on):
         log.warning(
             "%s was compared with torch on ONNX Runtime %s, installed is %s: operators may be missing or answer "
             "differently; run: pip install 'onnxruntime>=%s' (or onnxruntime-gpu)",
-            bundle, proved, onnxruntime.__version__, proved,
+            bundle, compared_on, onnxruntime.__version__, compared_on,
         )  # fmt: skip
 
 

@@ -12,13 +12,13 @@ from tasks.core.files import json_digest, sha256_of
 from tasks.core.signing import SIGNATURE, Signer, check_files, require_signer
 from tasks.inference.bundle import MANIFEST, VERSION_DIGITS, Manifest
 
-BUNDLE_DIGEST_TAG, MANIFEST_DIGEST_TAG, CODE_DIGEST_TAG = "bundle_digest", "manifest_digest", "wrapping_digest"
+BUNDLE_DIGEST_TAG, MANIFEST_DIGEST_TAG, WRAPPING_DIGEST_TAG = "bundle_digest", "manifest_digest", "wrapping_digest"
 BUNDLE_PATH = "data/bundle"  # in the folder of a version's files
 IGNORED_FILES = {"registered_model_meta"}  # MLflow adds it to a model that it downloads
 REMEDY = "delete it in MLflow and train it again: verdict retrain --force"  # of a damaged version
 
 
-def digest_code(model: Path) -> str:
+def digest_wrapping(model: Path) -> str:
     """Return the hex SHA-256 over names and contents of all files in a model's folder but its bundle's."""
     return json_digest(_digests_around(model))
 
@@ -64,11 +64,11 @@ def check_registered(model: Path, version: str, manifest: Manifest, tags: Mappin
     for tag, held in (
         (BUNDLE_DIGEST_TAG, manifest["digest"]),
         (MANIFEST_DIGEST_TAG, manifest["manifest_digest"]),
-        (CODE_DIGEST_TAG, digest_code(model) if tags.get(CODE_DIGEST_TAG) else ""),
+        (WRAPPING_DIGEST_TAG, digest_wrapping(model) if tags.get(WRAPPING_DIGEST_TAG) else ""),
     ):
         registered = tags.get(tag, "")
         if registered and held != registered:
-            what = {CODE_DIGEST_TAG: "files around its bundle", MANIFEST_DIGEST_TAG: "manifest"}.get(tag, "bundle")
+            what = {WRAPPING_DIGEST_TAG: "files around its bundle", MANIFEST_DIGEST_TAG: "manifest"}.get(tag, "bundle")
             raise VerdictError(
                 f"version {version} holds {what} {held[:VERSION_DIGITS]}, registered was "
                 f"{registered[:VERSION_DIGITS]}; {REMEDY}"

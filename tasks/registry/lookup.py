@@ -39,7 +39,7 @@ class RegisteredVersion(TypedDict):
     version: str
     digest: str
     manifest_digest: str
-    code_digest: str
+    wrapping_digest: str
     mcc: float | None
     verdict: str | None
     dataset: str | None
@@ -181,7 +181,7 @@ def _describe(store: MlflowStore, version: ModelVersion, fetch: bool) -> Registe
         version=str(version.version),
         digest=version.tags.get("bundle_digest", ""),
         manifest_digest=version.tags.get("manifest_digest", ""),
-        code_digest=version.tags.get("wrapping_digest", ""),
+        wrapping_digest=version.tags.get("wrapping_digest", ""),
         mcc=float(mcc) if mcc else None,
         verdict=version.tags.get("verdict"),
         dataset=version.tags.get("dataset"),

@@ -19,9 +19,9 @@ from tasks.inference.bundle import CHAMPION, CHAMPION_URI, MODEL_NAME
 from tasks.registry.code_digest import (
     BUNDLE_DIGEST_TAG,
     BUNDLE_PATH,
-    CODE_DIGEST_TAG,
     MANIFEST_DIGEST_TAG,
-    digest_code,
+    WRAPPING_DIGEST_TAG,
+    digest_wrapping,
 )
 from tasks.registry.limits import MAX_DECISION, MAX_DESCRIPTION, MAX_TAG
 from tasks.registry.lookup import find_version, version_by_alias, version_by_number
@@ -72,7 +72,7 @@ def register_bundle(
                 BUNDLE_DIGEST_TAG: digest,
                 # Of a killed run's model: the documents that this run wrote since are not in it.
                 MANIFEST_DIGEST_TAG: logged.tags[MANIFEST_DIGEST_TAG],
-                CODE_DIGEST_TAG: _digest_logged_code(logged.artifact_location),
+                WRAPPING_DIGEST_TAG: _digest_logged_wrapping(logged.artifact_location),
             },
             description=shorten(description, MAX_DESCRIPTION),
         )
@@ -159,14 +159,14 @@ def _shortened(tags: Mapping[str, str]) -> dict[str, str]:
     return {key: shorten(value, MAX_TAG) for key, value in tags.items()}
 
 
-def _digest_logged_code(location: str) -> str:
+def _digest_logged_wrapping(location: str) -> str:
     """Return the digest of what was logged around a bundle, which need not be downloaded."""
     with tempfile.TemporaryDirectory() as scratch:
         for entry in mlflow.artifacts.list_artifacts(artifact_uri=location) or []:
             name = Path(entry.path).name
             if name != Path(BUNDLE_PATH).parts[0]:
                 mlflow.artifacts.download_artifacts(f"{location}/{name}", dst_path=scratch)
-        return digest_code(Path(scratch))
+        return digest_wrapping(Path(scratch))
 
 
 def _find_logged(client: mlflow.MlflowClient, experiment: str, digest: str) -> str | None:

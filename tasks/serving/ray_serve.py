@@ -50,7 +50,7 @@ SHARED_VARIABLES = (
     "ORT_DISABLE_TELEMETRY",
 )
 # Of a local cluster; after three times 5 s Ray Serve kills a proxy that starts slowly.
-PATIENCE_OF_PROXIES = {"RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "30", "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "30"}
+PROXY_TIMEOUTS = {"RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "30", "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "30"}
 DRAIN_S = 30.0  # for a replica's requests to finish before it is killed
 DRAIN_POLL_S = 0.5
 START_ATTEMPTS = 3  # of a replica
@@ -106,7 +106,7 @@ def serve_on_ray(config: ServerConfig, replicas: ReplicaConfig, address: str, ho
         VerdictError: if there is no cluster, or a replica does not start.
     """
     _check_options(config, replicas)
-    for name, seconds in PATIENCE_OF_PROXIES.items():
+    for name, seconds in PROXY_TIMEOUTS.items():
         os.environ.setdefault(name, seconds)
     out = sys.stdout
     with contextlib.ExitStack() as silence, connected(address), contextlib.ExitStack() as stack:

@@ -23,7 +23,7 @@ from tasks.data.cola_format import QuarantinedRow, Row
 from tasks.data.record_readers import ParsedRow
 from tasks.data.snapshots import QUARANTINE_SCHEMA
 from tasks.inference.bundle import digest_version
-from tasks.inference.classifier import Classifier, name_failure
+from tasks.inference.classifier import Classifier, bundle_errors
 
 PART_ROWS = 10_000  # records of a part
 PART_BYTES = 64 << 20  # of records; parts of longer records hold fewer
@@ -88,7 +88,7 @@ class Scorer(NamedTuple):
     def score(self, records: Sequence[ParsedRow]) -> pa.Table:
         """Return records, in order, with their answers or faults, in the columns of PART_SCHEMA."""
         sentences = [record.sentence for record in records if isinstance(record, Row)]
-        with name_failure(digest_version(self.classifier.manifest), "it cannot answer"):
+        with bundle_errors(digest_version(self.classifier.manifest), "it cannot answer"):
             answers = self.classifier.answer(sentences)
         found = zip(np.isnan(answers.probabilities).tolist(), answers.truncated.tolist(), strict=True)
         faults = [

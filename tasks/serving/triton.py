@@ -35,7 +35,7 @@ from tasks.inference.bundle import (
     serving_variant,
     verify,
 )
-from tasks.inference.classifier import name_failure
+from tasks.inference.classifier import bundle_errors
 from tasks.inference.decision import threshold_of
 from tasks.inference.external_data import reject_external_data
 from tasks.reporting.templating import render
@@ -210,7 +210,7 @@ def graph_tensors(path: Path) -> tuple[list[TensorSpec], TensorSpec]:
     Raises:
         VerdictError: if it cannot be read, or its inputs or outputs are not those that the other models have.
     """
-    with name_failure(path.parent, f"{path.name} cannot be read"):
+    with bundle_errors(path.parent, f"{path.name} cannot be read"):
         graph = onnx.load(path, load_external_data=False).graph
     inputs, outputs = ([_tensor(value) for value in values] for values in (graph.input, graph.output))
     unknown = [tensor.name for tensor in inputs if tensor.name not in TOKENIZER_OUTPUTS or tensor.dims != [-1]]

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from tasks.core.errors import VerdictError
-from tasks.inference.cpu_limits import available_cores
+from tasks.inference.cpu_limits import available_cpus
 
 CPU_INFO = Path("/proc/cpuinfo")  # Linux
 
@@ -33,11 +33,11 @@ def cpu_supports_bf16(cpu_info: Path = CPU_INFO) -> bool:
 
 
 def describe_hardware(cpu_info: Path = CPU_INFO) -> str:
-    """Return the CPU's name, the number of cores that may be used, and the GPU's name, if there is one."""
+    """Return the CPU's name, the number of logical CPUs that may be used, and the GPU's name, if there is one."""
     names = cpu_info.read_text().partition("model name")[2].splitlines() if cpu_info.is_file() else []
     name = names[0].strip("\t :") if names else platform.machine()
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
-    return f"{name}, {available_cores()} cores{gpu}"
+    return f"{name}, {available_cpus()} CPUs{gpu}"
 
 
 def device_name(device: str) -> str:

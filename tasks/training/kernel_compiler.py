@@ -41,7 +41,7 @@ from tasks.core.errors import first_line
 from tasks.core.files import atomic_directory
 from tasks.core.finetune_settings import FinetuneSettings
 from tasks.data.token_limit import count_positions
-from tasks.inference.cpu_limits import available_cores
+from tasks.inference.cpu_limits import available_cpus
 from tasks.training.cuda_graph_step import CaptureVariant, CudaGraphStep
 from tasks.training.cuda_graphs import patch_for_cuda_graphs
 from tasks.training.dataset import BUCKETS, TokenDataset, bucket_of
@@ -287,7 +287,7 @@ def compile_for_training(recipe: TrainingRecipe) -> KernelCompilation | None:
         target = GPUTarget("cuda", 10 * major + minor, 32)
         encoder = AutoConfig.from_pretrained(recipe.encoder, local_files_only=True, trust_remote_code=False)
         launches = kernel_launches(encoder, recipe, recipe.of_corruption_stage())
-        return compile_kernels(specialise(launches, target), target, available_cores())
+        return compile_kernels(specialise(launches, target), target, available_cpus())
     except Exception as error:  # of Triton's or transformers' insides; kernels are compiled at their launch then
         log.debug("kernels are not compiled ahead: %s", first_line(error))
         return None
@@ -355,7 +355,7 @@ def build(encoders: Sequence[str], capabilities: Sequence[int], settings: Finetu
     for capability in capabilities:
         target = GPUTarget("cuda", capability, 32)
         made = specialise(launches, target)
-        compilation = compile_kernels(made, target, available_cores(), launchers=False)
+        compilation = compile_kernels(made, target, available_cpus(), launchers=False)
         for future in compilation._futures:
             future.result()
         total += len(made)

@@ -73,7 +73,7 @@ def compare(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
 
     from tasks.core.provenance import git_commit, library_versions
     from tasks.data.snapshots import count_rows
-    from tasks.inference.cpu_limits import available_cores
+    from tasks.inference.cpu_limits import available_cpus
     from tasks.training.device import device_name
     from tasks.training.pretrained import locate_encoder
 
@@ -94,7 +94,7 @@ def compare(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     return {
         "device": options.device,
         "gpu": device_name(options.device),
-        "cpu": f"{cpu_name()}, {available_cores()} of {os.cpu_count()} cores",
+        "cpu": f"{cpu_name()}, {available_cpus()} of {os.cpu_count()} cores",
         "versions": library_versions(),
         "commit": options.commit or git_commit(),
         "baseline_commit": options.before_commit if options.before else None,

@@ -41,7 +41,7 @@ from tasks.export.module_writer import CPU_TARGET
 from tasks.export.onnx_export import write_fp32, write_int8_blockwise, write_int8_per_token
 from tasks.inference.batch_pool import BatchPool
 from tasks.inference.classifier import CPU_BATCH
-from tasks.inference.cpu_limits import available_cores
+from tasks.inference.cpu_limits import available_cpus
 from tasks.inference.runner import Runner
 from tasks.inference.sessions import open_session
 from tasks.inference.tokenization import TokenIds, load_tokenizer, sorted_batches, tokenise
@@ -73,7 +73,7 @@ def main() -> None:
         rows += measure(open_ways(options, scratch), batches, single, expected, options.rounds)
     result: dict[str, Any] = {
         "benchmark": "int8",
-        "hardware": f"{cpu_name()}, {available_cores()} of {os.cpu_count()} CPU cores",
+        "hardware": f"{cpu_name()}, {available_cpus()} of {os.cpu_count()} CPU cores",
         "versions": library_versions(),
         "commit": git_commit(),
         "baseline_commit": options.before_commit if options.before else None,
@@ -155,7 +155,7 @@ def open_ways(options: argparse.Namespace, scratch: str) -> dict[str, Runner | B
         ways[way] = Runner(open_session(path, "cpu"), MAX_LENGTH, "cpu")
         if way in ("by blocks", "by rows", "before"):
             alone = Runner(open_session(path, "cpu", threads=1), MAX_LENGTH, "cpu")
-            ways[f"{way}, each core"] = BatchPool(partial(_same, alone), alone, available_cores())
+            ways[f"{way}, each core"] = BatchPool(partial(_same, alone), alone, available_cpus())
     return ways
 
 

@@ -89,7 +89,7 @@ class WarmProcess:
 def main() -> None:
     from flows import environment
 
-    environment.set_process_defaults(environment.PATIENCE)
+    environment.set_process_defaults(environment.RETRY_DEFAULTS)
     for module in MODULES:
         importlib.import_module(module)
     print("ready", flush=True)

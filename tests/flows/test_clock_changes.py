@@ -6,7 +6,7 @@ import zoneinfo
 import pytest
 from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule
 
-from flows.services.clock_changes import find_clock_changes, warn_of_clock_changes
+from flows.services.clock_changes import describe_clock_changes, find_clock_changes
 
 BERLIN, TOKYO = zoneinfo.ZoneInfo("Europe/Berlin"), zoneinfo.ZoneInfo("Asia/Tokyo")
 
@@ -21,7 +21,7 @@ def test_the_clock_changes_of_a_year_are_found() -> None:
 
 @pytest.mark.parametrize("cron", ["30 2 * * *", "0 2 * * 0", "59 2 * * sun", "0 1,2 * * *"])
 def test_a_cron_schedule_within_a_clock_change_is_named(cron: str) -> None:
-    line = warn_of_clock_changes("retrain", CronSchedule(cron=cron, timezone="Europe/Berlin"))
+    line = describe_clock_changes("retrain", CronSchedule(cron=cron, timezone="Europe/Berlin"))
     assert line is not None
     assert line.startswith("the schedule of retrain fires between 02:00 and 03:00, which clocks of Europe/Berlin ")
     assert line.endswith("choose another hour, or UTC")
@@ -43,7 +43,7 @@ def test_a_cron_schedule_within_a_clock_change_is_named(cron: str) -> None:
     ],
 )
 def test_other_cron_schedules_are_not(cron: str, zone: str | None) -> None:
-    assert warn_of_clock_changes("retrain", CronSchedule(cron=cron, timezone=zone)) is None
+    assert describe_clock_changes("retrain", CronSchedule(cron=cron, timezone=zone)) is None
 
 
 @pytest.mark.parametrize(
@@ -62,6 +62,6 @@ def test_an_interval_of_hours_in_a_zone_whose_clocks_change_is_named(
     anchor = datetime.datetime(2026, 1, 1, 12, tzinfo=zone or datetime.UTC)
     interval = datetime.timedelta(hours=hours)
     schedule = IntervalSchedule(interval=interval, anchor_date=anchor, timezone=zone.key if zone else None)
-    line = warn_of_clock_changes("watch", schedule)
+    line = describe_clock_changes("watch", schedule)
     assert (line is not None) == named
     assert line is None or line.startswith("the schedule of watch is an interval in Europe/Berlin, where clocks change")

@@ -157,7 +157,7 @@ def count_opened_sessions(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 @pytest.mark.parametrize("variant", ["fp32", "int8"])
 def test_many_sentences_get_the_logits_of_a_few(complete: Any, variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(classifier_module, "available_cores", lambda: 3)
+    monkeypatch.setattr(classifier_module, "available_cpus", lambda: 3)
     classifier = Classifier.from_bundle(complete["bundle"], "cpu", variant)
     few = np.concatenate([classifier.logits(SENTENCES[i : i + FEW]) for i in range(0, len(SENTENCES), FEW)])
     opened = count_opened_sessions(monkeypatch)
@@ -175,7 +175,7 @@ class Loaded(NamedTuple):
 
 @pytest.fixture
 def loaded(complete: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Loaded:
-    monkeypatch.setattr(classifier_module, "available_cores", lambda: 2)
+    monkeypatch.setattr(classifier_module, "available_cpus", lambda: 2)
     folder = Path(shutil.copytree(complete["bundle"], tmp_path / "bundle"))
     classifier = Classifier.from_bundle(folder, "cpu")
     return Loaded(folder, classifier, classifier.logits(SENTENCES[:9]))

@@ -15,7 +15,7 @@ from flows.commands.predict import predict
 from tasks.core.errors import OUT_OF_MEMORY, VerdictError
 from tasks.core.files import read_json, write_json
 from tasks.inference.bundle import MANIFEST, write_manifest
-from tasks.inference.classifier import Classifier, name_failure
+from tasks.inference.classifier import Classifier, bundle_errors
 from tasks.inference.sessions import has_gpu
 
 GOOD, BAD = "the cat sees the dog", f"the cat {SIGN} sees the dog"
@@ -167,6 +167,6 @@ def test_a_sentence_that_is_not_valid_unicode_is_named(classifier: Classifier, c
     ],
 )
 def test_memory_that_runs_out_is_no_fault_of_the_bundle(reason: str, advice: str) -> None:
-    with pytest.raises(VerdictError) as refused, name_failure("b", "it cannot answer"):
+    with pytest.raises(VerdictError) as refused, bundle_errors("b", "it cannot answer"):
         raise RuntimeError(reason)
     assert str(refused.value) == f"bundle b: it cannot answer ({reason}); {advice}"

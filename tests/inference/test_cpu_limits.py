@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tasks.inference import cpu_limits
-from tasks.inference.cpu_limits import available_cores, cgroup_quota, compute_threads
+from tasks.inference.cpu_limits import available_cpus, cgroup_quota, compute_threads
 
 needs_affinity = pytest.mark.skipif(
     not hasattr(os, "sched_setaffinity"), reason="this system cannot restrict a process to one core"
@@ -48,7 +48,7 @@ def test_a_share_limits_as_a_quota_does(tmp_path: Path, monkeypatch: pytest.Monk
     counts = []
     for share in (16.0, 2.0, 0.5):
         cpu_limits.use_at_most(share)
-        counts.append((available_cores(process), compute_threads(process, tmp_path)))
+        counts.append((available_cpus(process), compute_threads(process, tmp_path)))
     assert counts == [(3, 3), (2, 2), (1, 1)]
 
 
@@ -80,7 +80,7 @@ def test_quotas_of_version_1_hold_too(
 ) -> None:
     cpus(monkeypatch, 8)
     limits = {"pod/cpu.cfs_quota_us": quota, "pod/cpu.cfs_period_us": period}
-    assert available_cores(fake_process(tmp_path, "/pod", version=1, limits=limits)) == cores
+    assert available_cpus(fake_process(tmp_path, "/pod", version=1, limits=limits)) == cores
 
 
 @pytest.mark.parametrize(("group", "root"), [("/docker/abc", "/docker/abc"), ("/", "/"), ("/", "/docker/abc")])
@@ -92,15 +92,15 @@ def test_the_quota_is_rounded_up_and_limits_the_affinity(tmp_path: Path, monkeyp
     process = fake_process(tmp_path, "/", limits={"cpu.max": "250000 100000"})
     for allowed, expected in ((8, 3), (2, 2)):
         cpus(monkeypatch, allowed)
-        assert available_cores(process) == expected
+        assert available_cpus(process) == expected
 
 
 def test_without_files_nothing_is_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cpus(monkeypatch, 6)
-    assert available_cores(tmp_path) == 6
+    assert available_cpus(tmp_path) == 6
     (tmp_path / "mountinfo").write_bytes(b"\xff\xfe no mounts")
     (tmp_path / "cgroup").write_text("no groups\n\n")
-    assert available_cores(tmp_path) == 6
+    assert available_cpus(tmp_path) == 6
 
 
 def test_hyperthreads_of_a_core_compute_with_one_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ from tasks.core.errors import VerdictError
 from tasks.core.files import read_json
 from tasks.inference.bundle import MANIFEST, sign_bundle, write_manifest
 from tasks.registry import lookup, register
-from tasks.registry.code_digest import BUNDLE_PATH, digest_code
+from tasks.registry.code_digest import BUNDLE_PATH, digest_wrapping
 from tasks.registry.store import MlflowStore, locate_store
 from tasks.registry.verification import inspect_version, verify_version
 from tasks.serving.batch_scoring import score_file
@@ -187,7 +187,7 @@ def signed(signed_original: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 def forge_registry(home: Path, model: Path) -> None:
     """Let the registry hold the digests of other files, as whoever may write to it can."""
     manifest = read_json(model / BUNDLE_PATH / MANIFEST)
-    digests = manifest["digest"], manifest["manifest_digest"], digest_code(model)
+    digests = manifest["digest"], manifest["manifest_digest"], digest_wrapping(model)
     tags = zip(("bundle_digest", "manifest_digest", "wrapping_digest"), digests, strict=True)
     register.tag_version(locate_store(str(home)), "1", dict(tags))
 

@@ -57,7 +57,7 @@ def test_alias_and_number_lead_where_mlflow_leads(store: MlflowStore, exported: 
         assert found is not None
         assert (found.version, str(found.model / "data" / "bundle")) == (expected["version"], expected["bundle"])
         digests = [found.tags[tag] for tag in ("bundle_digest", "manifest_digest", "wrapping_digest")]
-        assert digests == [expected["digest"], expected["manifest_digest"], expected["code_digest"]]
+        assert digests == [expected["digest"], expected["manifest_digest"], expected["wrapping_digest"]]
     assert find_local_digest(store, MODEL_NAME, exported["digest"]) == "1"
 
 
