@@ -62,16 +62,16 @@ def sweep(
     if placement.ray:
         check_cluster(placement.ray)
         check_gpus(placement.trial_gpus or 0)
-    from tasks.training.search_space import SECTION, check_folds, encoders_of, make_space, split_assignments
+    from tasks.training.search_space import GROUP_PREFIX, check_folds, encoders_of, make_space, split_assignments
 
     fixed, varied = split_assignments(options.settings or ())
     if encoders:
-        varied[f"{SECTION}encoder"] = encoders
-    seeded = dataclasses.replace(options, settings=[*fixed, f"{SECTION}seeds={seeds}"])
+        varied[f"{GROUP_PREFIX}encoder"] = encoders
+    seeded = dataclasses.replace(options, settings=[*fixed, f"{GROUP_PREFIX}seeds={seeds}"])
 
     def resolve(key: str, text: str) -> Any:
         one = dataclasses.replace(seeded, settings=[*(seeded.settings or ()), f"{key}={text}"])
-        return getattr(one.resolve(device).settings.finetune, key.removeprefix(SECTION))
+        return getattr(one.resolve(device).settings.finetune, key.removeprefix(GROUP_PREFIX))
 
     resolved, space = seeded.resolve(device), make_space(varied, resolve)
     check_folds(folds, resolved.settings.finetune.teacher)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field, create_model
 
-from tasks.core.settings_description import describe_settings, sections
+from tasks.core.settings_description import describe_settings, settings_groups
 
 FORM_GROUPS = ("data", "gate", "finetune", "export", "judge", "watch")
 TEXTS = {"data.columns", "data.labels"}  # written as NAME=VALUE,NAME=VALUE, as on the command line
@@ -19,7 +19,7 @@ def make_form(group: str) -> Any:
     """Return the form of a group of settings, a pydantic model."""
     meanings = {each.key: each.meaning for each in describe_settings()}
     fields: dict[str, Any] = {}
-    for name, field in sections()[group].model_fields.items():
+    for name, field in settings_groups()[group].model_fields.items():
         key, kind = f"{group}.{name}", field.annotation
         if key in TEXTS or kind is str:
             fields[name] = (str, Field(default="", description=meanings[key]))

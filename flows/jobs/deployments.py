@@ -32,7 +32,7 @@ from tasks.core.printable import counted
 from tasks.core.refusals import describe_refusal
 from tasks.core.settings_loader import ResolvedSettings, load_settings
 from tasks.inference.bundle import CHAMPION_URI
-from tasks.training.search_space import SECTION, Dimension, make_space
+from tasks.training.search_space import GROUP_PREFIX, Dimension, make_space
 
 ProfileName = Literal["sample", "cola-small", "cola"]
 Device = Literal["auto", "cuda", "cpu"]
@@ -186,9 +186,9 @@ def _make_space(vary: dict[str, str], profile: str) -> tuple[Dimension, ...]:
     """
 
     def parse(key: str, text: str) -> Any:
-        return getattr(load_settings(profile, {key: text}).settings.finetune, key.removeprefix(SECTION))
+        return getattr(load_settings(profile, {key: text}).settings.finetune, key.removeprefix(GROUP_PREFIX))
 
-    return make_space({f"{SECTION}{name.removeprefix(SECTION)}": text for name, text in vary.items()}, parse)
+    return make_space({f"{GROUP_PREFIX}{name.removeprefix(GROUP_PREFIX)}": text for name, text in vary.items()}, parse)
 
 
 @deployed_flow(name="score")

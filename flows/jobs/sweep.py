@@ -29,7 +29,7 @@ from tasks.registry.store import MlflowStore, locate_store
 from tasks.reporting.sweep_charts import draw_sweep
 from tasks.training.device import resolve_device
 from tasks.training.pretrained import Encoder
-from tasks.training.search_space import SECTION, Dimension, check_folds, combinations, encoders_of
+from tasks.training.search_space import GROUP_PREFIX, Dimension, check_folds, combinations, encoders_of
 from tasks.training.sweep import best_trial, ended_trials, run_sweep
 from tasks.training.trials import SweepPlan, TrialEpoch, TrialRecord
 
@@ -127,7 +127,7 @@ def sweep(
         run_id, records = _try(timer, plan, workers, cluster, store, name, data)
         taken = round(time.monotonic() - started, 2)
     best = best_trial(records)
-    varied = {f"{SECTION}{key}": value for key, value in best.settings.items()}
+    varied = {f"{GROUP_PREFIX}{key}": value for key, value in best.settings.items()}
     log.info("the winner is trial %d, validation MCC %.3f", best.number, best.mcc or 0.0)
     winner = settings | {"finetune": settings["finetune"] | best.settings | pinned_teacher(chosen, teacher)}
     outcome = retrain(winner, origins | dict.fromkeys(varied, f"sweep {name[:8]}"), home)
@@ -156,7 +156,7 @@ def _try(
     data: Dataset,
 ) -> tuple[str, list[TrialRecord]]:
     """Run the trials and keep them in MLflow; return the id of the sweep's run, and all trials."""
-    params = {f"{SECTION}{each.name}": each.text for each in plan.space} | {"folds": str(len(plan.folds))}
+    params = {f"{GROUP_PREFIX}{each.name}": each.text for each in plan.space} | {"folds": str(len(plan.folds))}
     run_id = open_sweep(timer, store, name, params, {"dataset": data["digest"], "git_commit": git_commit()})
     try:
         records = _run(timer, plan, workers, cluster, store, run_id, name)

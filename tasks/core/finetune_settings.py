@@ -10,13 +10,13 @@ Address = Annotated[str, AfterValidator(hide)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
-class Section(BaseModel):
+class SettingsGroup(BaseModel):
     """A named group of settings: unknown keys are rejected, and values are fixed after loading."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
 
-class FinetuneSettings(Section):
+class FinetuneSettings(SettingsGroup):
     """The training recipe."""
 
     encoder: Address = "packaged"

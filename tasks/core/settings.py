@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from tasks.core.column_options import format_pairs, parse_columns, parse_labels
-from tasks.core.finetune_settings import Address, FinetuneSettings, Section, Share
+from tasks.core.finetune_settings import Address, FinetuneSettings, SettingsGroup, Share
 from tasks.core.policy import Policy, load_policy
 
 ENV_PREFIX = "VERDICT_"
@@ -37,7 +37,7 @@ Columns = Annotated[dict[str, str], NoDecode, BeforeValidator(parse_columns), _a
 Labels = Annotated[dict[str, int], NoDecode, BeforeValidator(parse_labels), _as_text]
 
 
-class DataSettings(Section):
+class DataSettings(SettingsGroup):
     """Where sentences come from and how they are split."""
 
     path: Addresses = ("sample",)
@@ -66,7 +66,7 @@ class DataSettings(Section):
     """Sentences without labels for corruption stage and teacher: .txt, .csv, .jsonl, .parquet, or https://...#sha256=HEX."""
 
 
-class GateSettings(Section):
+class GateSettings(SettingsGroup):
     """Limits of the data gate."""
 
     min_rows: Count = 100
@@ -123,7 +123,7 @@ class GateSettings(Section):
         return self
 
 
-class ExportSettings(Section):
+class ExportSettings(SettingsGroup):
     """What the bundle states besides the graphs."""
 
     decision_threshold: Literal["fixed", "validation"] = "fixed"
@@ -153,7 +153,7 @@ class JudgeSettings(Policy):
         return Policy.model_validate(self.model_dump(include=set(Policy.model_fields)))
 
 
-class WatchSettings(Section):
+class WatchSettings(SettingsGroup):
     """What a check of the data and of what was served may start."""
 
     retrain_on: Literal["never", "on_change", "on_drift"] = "on_change"

@@ -44,13 +44,13 @@ def describe_settings() -> list[SettingDescription]:
             values=_describe_values(field),
             default=_plain(defaults[name]),
         )
-        for group, section in sections().items()
-        for defaults in [section.model_validate({}).model_dump()]
-        for name, field in section.model_fields.items()
+        for group, schema in settings_groups().items()
+        for defaults in [schema.model_validate({}).model_dump()]
+        for name, field in schema.model_fields.items()
     ]
 
 
-def sections() -> dict[str, type[BaseModel]]:
+def settings_groups() -> dict[str, type[BaseModel]]:
     """Return the classes of the groups of settings by name."""
     return {group: field.annotation for group, field in Settings.model_fields.items()}  # type: ignore[misc]
 
@@ -117,7 +117,7 @@ def format_template(resolved: ResolvedSettings, profile: str, path: str) -> str:
     for row in resolved.rows():
         group, _, name = row.key.partition(".")
         if f"[{group}]" not in lines:
-            lines += ["", *_comment(sections()[group].__doc__ or ""), f"[{group}]"]
+            lines += ["", *_comment(settings_groups()[group].__doc__ or ""), f"[{group}]"]
         each = described[row.key]
         lines += ["", *_comment(f"{each.meaning} Values: {each.values}. Default: {toml_value(each.default)}.")]
         lines.append(f"{'' if row.key in resolved.origins else '#'}{name} = {toml_value(row.value)}")

@@ -189,6 +189,6 @@ def _flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def _nest(flat: Mapping[str, Any]) -> dict[str, Any]:
     nested: dict[str, Any] = {}
     for dotted, value in flat.items():
-        section, _, key = dotted.partition(".")
-        nested.setdefault(section, {})[key] = value
+        group, _, key = dotted.partition(".")
+        nested.setdefault(group, {})[key] = value
     return nested

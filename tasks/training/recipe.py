@@ -50,7 +50,7 @@ def resolve_recipe(settings: FinetuneSettings, encoder: str) -> TrainingRecipe:
     """Build the recipe of this machine from settings.
 
     Args:
-        settings: the section `finetune`.
+        settings: the group `finetune`.
         encoder: folder of the encoder that `settings.encoder` names.
 
     Raises:

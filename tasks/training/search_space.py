@@ -15,7 +15,7 @@ from tasks.core.errors import UsageError
 from tasks.core.finetune_settings import FinetuneSettings
 from tasks.core.settings_loader import parse_setting
 
-SECTION = "finetune."
+GROUP_PREFIX = "finetune."
 RANGE = ".."
 MAX_COMBINATIONS = 10_000
 # What does not decide how good a model gets, and what is the same for all trials so that they can be compared.
@@ -35,7 +35,7 @@ class Dimension(NamedTuple):
     """A setting of `finetune` and its values: either choices, or a range with both ends included."""
 
     name: str
-    """Without the section."""
+    """Without the group."""
     choices: tuple[Any, ...] = ()
     low: float = 0.0
     high: float = 0.0
@@ -67,7 +67,7 @@ def split_assignments(assignments: Sequence[str]) -> tuple[list[str], dict[str, 
     for text in assignments:
         key, value = parse_setting(text)
         is_path = "/" in value or value.startswith(RANGE)  # such as ../encoder
-        if key.startswith(SECTION) and ("," in value or (RANGE in value and not is_path)):
+        if key.startswith(GROUP_PREFIX) and ("," in value or (RANGE in value and not is_path)):
             varied[key] = value
         else:
             fixed.append(text)
@@ -140,7 +140,7 @@ def all_combinations(space: Sequence[Dimension], seed: int) -> list[dict[str, An
 
 
 def _make_dimension(key: str, text: str, resolve: Resolve) -> Dimension:
-    name = key.removeprefix(SECTION)
+    name = key.removeprefix(GROUP_PREFIX)
     if name in NOT_SEARCHED:
         raise UsageError(f"setting {key} is the same for all trials of a sweep; expected one value, not {text!r}")
     if RANGE in text and "," not in text:
@@ -152,7 +152,7 @@ def _make_dimension(key: str, text: str, resolve: Resolve) -> Dimension:
 
 
 def _make_range(key: str, text: str, resolve: Resolve) -> Dimension:
-    name = key.removeprefix(SECTION)
+    name = key.removeprefix(GROUP_PREFIX)
     low, high = (resolve(key, end.strip()) for end in text.split(RANGE, 1))
     if name not in FinetuneSettings.model_fields or not isinstance(low, NUMBERS) or isinstance(low, bool):
         raise UsageError(f"setting {key} takes no range; expected choices: {key}=A,B")
