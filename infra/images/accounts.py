@@ -14,7 +14,7 @@ import requests
 
 MODEL = os.environ.get("VERDICT_MODEL_NAME") or "acceptability"
 SUFFIX = "" if MODEL == "acceptability" else f".{MODEL}"  # tasks/inference/bundle.py
-EXPERIMENTS = (f"verdict{SUFFIX}", f"verdict-history{SUFFIX}")
+EXPERIMENTS = tuple(f"{name}{SUFFIX}" for name in ("verdict", "verdict-history", "verdict-sweeps"))
 DESCRIPTION = "Sentence acceptability; load it by alias, @champion."
 ACCOUNTS = {"retrain": "RETRAIN_PASSWORD", "reader": "READER_PASSWORD"}
 ADMIN = ("MLFLOW_AUTH_ADMIN_USERNAME", "MLFLOW_AUTH_ADMIN_PASSWORD")

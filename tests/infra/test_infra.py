@@ -3,6 +3,7 @@
 import ast
 import copy
 import json
+import os
 import re
 import subprocess
 import sys
@@ -268,6 +269,19 @@ def test_an_image_asks_for_nothing_that_the_project_does_not() -> None:
         "signatures": [f"cryptography{ranges['cryptography']}"],
     }
     assert f"mlflow[auth]{ranges['mlflow']}" in PROJECT["dependency-groups"]["mlflow"]
+
+
+@pytest.mark.parametrize("model", ["acceptability", "grammar"])
+def test_the_accounts_script_creates_every_experiment_that_the_product_writes_to(model: str) -> None:
+    """Whoever creates an experiment owns it: one that is missing there could be taken by the account that reads."""
+    script = (
+        "import accounts; from tasks.registry.mlflow_client import EXPERIMENT_TAGS; "
+        "from tasks.inference.bundle import MODEL_NAME; "
+        "print(sorted(accounts.EXPERIMENTS) == sorted(EXPERIMENT_TAGS), accounts.MODEL == MODEL_NAME)"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (ROOT, IMAGES))), "VERDICT_MODEL_NAME": model}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == "True True\n"
 
 
 def variables_read() -> set[str]:
