@@ -4,6 +4,7 @@ import importlib
 import re
 import shutil
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,20 @@ def test_every_package_has_a_page_and_the_readme_leads_to_it() -> None:
         r"\]\(([a-z]+)/README\.md\)", "tasks/README.md"
     )
     assert {package.name for package in packages} <= {name.rpartition("/")[2] for name in linked}
+
+
+def test_the_readme_and_the_architecture_list_the_packages_of_tasks_in_the_order_of_their_imports() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    layers = project["tool"]["importlinter"]["contracts"][0]["layers"]
+    above = [layer.replace("tasks.", "").split(" | ") for layer in layers if layer != "flows"]
+    packages = [name for layer in reversed(above) for name in layer]
+    assert set(packages) == {path.parent.name for path in ROOT.glob("tasks/*/__init__.py")}
+    listed = re.findall(
+        r"in (\w+) packages, each importing only those before it: ([a-z,\s]+)\ntests/", PAGES["README.md"]
+    )
+    assert [(count, re.split(r",\s+", names)) for count, names in listed] == [("ten", packages)]
+    assert len(packages) == 10
+    assert re.findall(r"^\| \[([a-z]+)\]\(", PAGES["tasks/README.md"], re.MULTILINE) == packages
 
 
 def test_every_module_stands_in_the_page_of_its_package() -> None:
