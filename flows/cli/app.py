@@ -1,6 +1,6 @@
 """The `verdict` command: options of every command, and exit codes.
 
-The commands themselves are in run.py, review.py, request_review.py, hub.py, settings.py, stores.py and completion.py.
+The commands themselves are in run, sweep, review, request_review, hub, settings, stores and completion.
 Each imports the libraries that it needs when it is called, so that `verdict --help` answers in less than half a second.
 """
 

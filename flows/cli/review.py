@@ -164,7 +164,7 @@ def deploy(
     file: Annotated[str, typer.Option(help="Another file of deployments, instead of these options.")] = "",
     as_json: AsJson = False,
 ) -> None:
-    """Put the deployments of retrain, watch and score on a Prefect server, scheduled for the data that is named."""
+    """Put the deployments retrain, watch, sweep and score on a Prefect server, scheduled for the data that is named."""
     environment.set_process_defaults()
     from flows.cli import show_review
     from flows.services.embedded_prefect import lasting_api

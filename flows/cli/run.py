@@ -1,4 +1,4 @@
-"""Commands that compute: retrain, check, watch, predict, score, serve, export-triton. They parse, call and print."""
+"""Commands: retrain, check, watch, predict, score, serve, api-key, export-triton. They parse, call and print."""
 
 import contextlib
 import dataclasses
@@ -173,7 +173,8 @@ def score(
         int,
         typer.Option(
             min=0,
-            help="With --ray: at most so many workers, on GPUs as many on each; 0 for one a CPU, or up to eight a GPU.",
+            help="With --ray: maximum number of workers (on GPUs rounded up to the same number per GPU); 0: one per "
+            "CPU, or up to eight per GPU.",
         ),
     ] = 0,
     as_json: AsJson = False,

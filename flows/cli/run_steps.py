@@ -24,7 +24,7 @@ STEPS = {
     "watch": (START, READ, CHECK, Step("retrain", "only where it is due", tuple(step.name for step in RETRAIN))),
     "sweep": (
         *RETRAIN[:6],
-        Step("trials", "train with each settings, compare by validation MCC", ("log to MLflow", "draw")),
+        Step("trials", "try each combination, compare validation MCC", ("log to MLflow", "draw")),
         Step("retrain", "with the best settings", tuple(step.name for step in RETRAIN[6:])),
     ),
     "score": (

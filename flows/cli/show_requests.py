@@ -1,4 +1,4 @@
-"""Prints what was served for people."""
+"""Prints the summary of a request log."""
 
 from flows.cli.terminal import ResultConsole, escape
 from tasks.serving.summary_file import RequestSummary

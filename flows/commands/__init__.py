@@ -1,1 +1,1 @@
-"""What single commands do without a flow: check, review, compare, status, doctor."""
+"""Commands that need no flow."""

@@ -42,7 +42,8 @@ def score(
         home: folder of the stores.
         refuse_truncated: quarantine sentences of more tokens than the model reads.
         ray: address of a Ray cluster that scores; empty for this process.
-        workers: of the cluster, at most; 0 for one on each CPU, or four on each GPU.
+        workers: of the cluster, at most, on GPUs rounded up to the same number on each; 0: one per CPU, or up to eight
+            per GPU.
 
     Raises:
         UsageError: if input, output or model are not valid.

@@ -95,7 +95,7 @@ def validate_data(
 
     Args:
         data: the snapshots.
-        folder: receives both files.
+        folder: receives these files.
         settings: the limits under `gate`, and how rows are split and truncated.
         encoder: folder of the encoder whose vocabulary and longest input are checked; None: not checked.
         reference: profile of the champion's training data; None: drift is not checked.

@@ -5,7 +5,8 @@
     model.cuda.onnx   fp16 graph with fused operators; absent if its outputs differed from torch's
     model.cpu.onnx    graph with int8 weights; absent if its outputs differed from torch's
     tokenizer.json    tokenizer of the library `tokenizers`
-    data.json         profile of the training data: labels, lengths, sources, words; reference for drift
+    data.json         profile of the training data: labels, lengths, sources, words (reference for drift);
+                      digests of holdouts
     card.md           model card
     report.html       evaluation report
     signature.json    where there is a key: who vouches for the manifest, and with it for every file (core/signing.py)

@@ -113,7 +113,7 @@ def describe_run(evidence: Evidence, verdict: Verdict, version: str, model: str,
         f"[report]({run_page}/artifacts/records/report.html{PAGE_MODE}), card, evidence and verdict: `records/`",
         f"[page of the data gate]({run_page}/artifacts/gate/gate.html{PAGE_MODE}) and quarantined rows: `gate/`",
         "every picture: `pictures/`",
-        "the very rows that trained and judged: the data sets of this run, by digest",
+        "the rows used for training and judging: the data sets of this run, by digest",
     ]
     return "\n\n".join(
         [

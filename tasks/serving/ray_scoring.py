@@ -1,8 +1,8 @@
 """Scores an input on a Ray cluster: its chunks by the same functions, into the same parts, as one process does.
 
-The driver divides the input before Ray is connected, and merges the parts in their order at the end. Workers read,
-score and write; a chunk goes to another worker where its own is lost, up to RETRIES times, but not where it raises an
-error. Input and output lie where every node sees them.
+The driver divides the input before Ray is connected; a thread of it merges the parts, in the order of the input, while
+others are still scored. Workers read, score and write; a chunk goes to another worker where its own is lost, up to
+RETRIES times, but not where it raises an error. Input and output lie where every node sees them.
 """
 
 import functools
@@ -113,8 +113,8 @@ def score_on_ray(
         refuse_truncated: quarantine sentences of more tokens than the model reads.
         manifest_digest: of the bundle that it has to be; empty: any.
         address: of the cluster; see `tasks.cluster.connection`.
-        workers: at most so many, on GPUs rounded up to as many on each; 0 for one on each CPU, or GPU_WORKERS on each
-            GPU, or as many as its memory holds.
+        workers: maximum number, on GPUs rounded up to the same number on each; 0: one per CPU, or up to GPU_WORKERS
+            per GPU, as many as its memory holds.
         size: records of a part.
 
     Raises:

@@ -50,7 +50,7 @@ HOUR_FORMAT = "%Y-%m-%dT%H"
 HOUR_NAME = re.compile(r"\d{4}-\d\d-\d\dT\d\d")
 FLUSH_S = 5.0  # a killed server loses so much
 MAX_WAITING_ROWS = 8_192  # the writer is woken at half of it
-MAX_LOGGED_CHARACTERS = 2_000  # of a sentence; the longest that training data may hold
+MAX_LOGGED_CHARACTERS = 2_000  # of a sentence; the default of data.max_chars
 REDACTIONS = {"<email>": re.compile(r"[^\s@]{1,64}@[^\s@]{1,255}"), "<number>": re.compile(r"\d+(?:[.,:/-]\d+)*")}
 REDACTED = "<redacted>"  # what an additional pattern matches
 

@@ -334,7 +334,7 @@ def build(encoders: Sequence[str], capabilities: Sequence[int], settings: Finetu
     Args:
         encoders: "packaged", folders, or types of model, such as bert, for the shape that transformers gives them.
         capabilities: of GPUs, such as 90.
-        settings: of the training; only max_length and batch_size matter.
+        settings: of the training; the command sets max_length and batch_size, everything else is the default.
         folder: becomes Triton's cache in this process.
     """
     from triton import knobs

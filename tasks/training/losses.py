@@ -32,7 +32,7 @@ def classification_loss(
             [2B, 2] or [3B, 2].
         targets: [B, 2], each row the probabilities of the classes; a row of zeros has no loss.
         total: sentences of the whole step, by which the loss is divided.
-        r_drop: weight of the symmetric KL divergence of the two passes. Source: Wu et al. 2021,
+        r_drop: weight of the symmetric KL divergence of the two passes. Source: Liang et al. 2021,
             https://arxiv.org/abs/2106.14448, equation 4, halved, so that weight 0 gives the usual cross entropy.
         sift: weight of the symmetric KL divergence of the pass under noise from the first; see `adversarial_noise`.
     """
