@@ -43,4 +43,4 @@ def test_a_slow_call_is_repeated_a_few_times_only(exported: Any, monkeypatch: py
 def test_the_hardware_is_named(tmp_path: Path, text: str, name: str) -> None:
     (tmp_path / "cpuinfo").write_text(text)
     assert describe_hardware(tmp_path / "cpuinfo").startswith(name)
-    assert " cores" in describe_hardware(tmp_path / "missing")
+    assert " CPUs" in describe_hardware(tmp_path / "missing")
