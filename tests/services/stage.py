@@ -32,7 +32,7 @@ SECRETS = {
     "RETRAIN_PASSWORD": "retrain-writes-60d5",
     "READER_PASSWORD": "reader-reads-2a7e",
 }
-PATIENCE = 300  # seconds
+WAIT_LIMIT_S = 300
 
 
 class Stage:
@@ -132,14 +132,14 @@ class Stage:
         given = {"params": body} if method == "GET" else {"json": body}
         return httpx.request(method, url, auth=(account, password), timeout=30, **given)  # type: ignore[arg-type]
 
-    def wait(self, condition: Callable[[], Any], what: str, patience: float = PATIENCE) -> Any:
+    def wait(self, condition: Callable[[], Any], what: str, limit: float = WAIT_LIMIT_S) -> Any:
         """Return what the condition answers once it is true."""
-        deadline = time.monotonic() + patience
+        deadline = time.monotonic() + limit
         while time.monotonic() < deadline:
             if found := condition():
                 return found
             time.sleep(0.25)
-        raise AssertionError(f"not within {patience} s: {what}")
+        raise AssertionError(f"not within {limit} s: {what}")
 
 
 class Postgres:

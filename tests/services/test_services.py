@@ -52,9 +52,9 @@ def state(stage: Stage, run: str) -> dict[str, Any]:
     return found
 
 
-def ended(stage: Stage, run: str, patience: float = 300) -> dict[str, Any]:
+def ended(stage: Stage, run: str, limit: float = 300) -> dict[str, Any]:
     final = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
-    found = stage.wait(lambda: (at := state(stage, run))["type"] in final and at, f"run {run} ends", patience)
+    found = stage.wait(lambda: (at := state(stage, run))["type"] in final and at, f"run {run} ends", limit)
     assert isinstance(found, dict)
     return found
 
@@ -173,7 +173,7 @@ def test_the_same_data_and_settings_end_at_once_as_nothing_new(
 def test_a_killed_worker_leaves_a_crashed_run_and_the_next_one_resumes_through_outages_of_the_stores(
     stage: Stage, form: Callable[..., dict[str, Any]], clock: Clock
 ) -> None:
-    assert _expect_signs_within(stage, 40) == 90  # the product's patience is the test's loss
+    assert _expect_signs_within(stage, 40) == 90  # by default; shorter, so that the test does not wait that long
     run = start(stage, form(2, LONG))
     await_training(stage)
     with clock("worker and run killed, run marked crashed"):

@@ -16,7 +16,7 @@ from typing import Self
 import psutil
 
 STORE = str(80 << 20)  # bytes of a node's object store
-PATIENCE = 120.0  # seconds
+NODE_TIMEOUT_S = 120.0
 TOKEN = secrets.token_hex(32)  # of all clusters: Ray reads it once in a process
 
 
@@ -27,8 +27,8 @@ class RayNodes:
         self.folder = tempfile.TemporaryDirectory(prefix="nodes-", dir="/tmp", ignore_cleanup_errors=True)
         self.address = f"127.0.0.1:{_free_port()}"
         access = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN, "RAY_USAGE_STATS_ENABLED": "0"}
-        patience = {"RAY_health_check_period_ms": "1000"}  # a node that is killed is known to be after 5 s, not 15
-        self.environ = os.environ | access | patience | environ
+        checks = {"RAY_health_check_period_ms": "1000"}  # a node that is killed is known to be after 5 s, not 15
+        self.environ = os.environ | access | checks | environ
         self.nodes: list[subprocess.Popen[bytes]] = []
 
     def __enter__(self) -> Self:
@@ -65,7 +65,7 @@ class RayNodes:
                 start_new_session=True,
             )  # fmt: skip
         self.nodes.append(node)
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + NODE_TIMEOUT_S
         while b"Ray runtime started" not in log.read_bytes():
             assert node.poll() is None, log.read_text()[-2_000:]
             assert time.monotonic() < deadline, log.read_text()[-2_000:]
