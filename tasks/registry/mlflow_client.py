@@ -172,11 +172,17 @@ def create_tables(database: Path) -> None:
 
 
 def experiment_of(client: mlflow.MlflowClient, store: MlflowStore, name: str = EXPERIMENT) -> str:
-    """Return an experiment's id; create it where it is missing, in a local store with the store's artifact folder."""
+    """Return an experiment's id; create it where it is missing, in a local store with the store's artifact folder.
+
+    One that somebody else made, such as infra/images/accounts.py, gets what its page shows.
+    """
     found = client.get_experiment_by_name(name)
     if found and found.lifecycle_stage == "deleted":
         _restore_audit_log(client, store, found)
     if found:
+        with contextlib.suppress(MlflowException):  # of an account that may only read
+            for key in EXPERIMENT_TAGS[name].keys() - found.tags.keys():
+                client.set_experiment_tag(found.experiment_id, key, EXPERIMENT_TAGS[name][key])
         return str(found.experiment_id)
     folder = Path(store["artifacts"]).as_uri() if store["uri"].startswith("sqlite:") else None
     try:

@@ -16,8 +16,8 @@ from tasks.core.errors import UnreachableError
 from tasks.inference.bundle import CHAMPION, MODEL_NAME, write_manifest
 from tasks.registry import lookup, register, retention_queries, tracking
 from tasks.registry.champion_profile import fetch_profile
-from tasks.registry.local_database import AUDIT_EXPERIMENT, EXPERIMENT
-from tasks.registry.mlflow_client import connect, experiment_of
+from tasks.registry.local_database import AUDIT_EXPERIMENT, EXPERIMENT, SWEEP_EXPERIMENT
+from tasks.registry.mlflow_client import EXPERIMENT_TAGS, NOTE, connect, experiment_of
 from tasks.registry.promotion import promote, read_champion_state
 from tasks.registry.store import MlflowStore
 from tasks.registry.verification import read_recorded
@@ -119,3 +119,12 @@ def test_a_server_that_does_not_answer_is_named_with_the_reason(
         connect(MlflowStore(uri=NOBODY, artifacts="")) as client,
     ):
         client.search_experiments()
+
+
+def test_an_experiment_that_another_program_made_gets_its_description(empty_store: Path, tmp_path: Path) -> None:
+    store = MlflowStore(uri=f"sqlite:///{tmp_path}/mlflow.db", artifacts=str(tmp_path / "artifacts"))
+    shutil.copy(empty_store, tmp_path / "mlflow.db")
+    with connect(store) as client:
+        made = client.create_experiment(SWEEP_EXPERIMENT, tags={NOTE: "ours"})
+        assert experiment_of(client, store, SWEEP_EXPERIMENT) == made
+        assert client.get_experiment(made).tags == EXPERIMENT_TAGS[SWEEP_EXPERIMENT] | {NOTE: "ours"}
