@@ -95,14 +95,15 @@ def test_a_run_ends_with_its_server_in_one_line(number: signal.Signals, tmp_path
         start_new_session=True,
     )
     with process:
-        wait_until(lambda: len(processes_of(tmp_path)) == 2, 60)
+        # More, where this process gets the CPU late.
+        wait_until(lambda: len(processes_of(tmp_path)) >= 2, 60)
         os.killpg(process.pid, number)
         started = time.monotonic()
         out, err = process.communicate(timeout=30)
         assert time.monotonic() - started < 10
     assert (out, err) == ("", f"1/12 start: import libraries, start Prefect's server\n{MESSAGE[:-1]} to resume\n")
     assert process.returncode == 130
-    wait_until(lambda: processes_of(tmp_path) == [], 2)
+    wait_until(lambda: processes_of(tmp_path) == [], 30)
 
 
 def test_servers_of_a_killed_process_end(tmp_path: Path) -> None:

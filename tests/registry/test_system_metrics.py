@@ -69,14 +69,20 @@ RUN = {"info": {"run_id": "a" * 32, "experiment_id": "0", "status": "RUNNING", "
 
 
 @pytest.fixture
-def failing_server() -> Iterator[tuple[str, list[str]]]:
-    """A server that answers one request for a run, and each later one with 500; yields its address and their paths."""
+def failing_server() -> Iterator[tuple[str, list[str], threading.Event]]:
+    """A server that answers one request for a run, and each later one with 500, once an event is set.
+
+    Yields its address, the paths of the requests, and the event.
+    """
     paths: list[str] = []
+    may_fail = threading.Event()
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             paths.append(self.path)
             body = json.dumps({"run": RUN}).encode() if len(paths) == 1 else b""
+            if not body:
+                may_fail.wait(30)
             self.send_response(200 if body else 500)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
@@ -88,20 +94,24 @@ def failing_server() -> Iterator[tuple[str, list[str]]]:
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
-        yield f"http://127.0.0.1:{server.server_port}", paths
+        yield f"http://127.0.0.1:{server.server_port}", paths, may_fail
+        may_fail.set()
         server.shutdown()
         thread.join()
 
 
 def test_a_store_that_fails_ends_the_monitor_and_not_the_work(
-    failing_server: tuple[str, list[str]], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    failing_server: tuple[str, list[str], threading.Event],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    address, paths = failing_server
+    address, paths, may_fail = failing_server
     monkeypatch.setenv(SWITCH, "true")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.setattr(system_metrics, "SAMPLE_INTERVAL_S", 0.05)
     with system_metrics.record_system_metrics(MlflowStore(uri=address, artifacts=""), "a" * 32):
         monitors = [thread for thread in threading.enumerate() if thread.name == "SystemMetricsMonitor"]
+        may_fail.set()  # not before: the first error ends the monitor
         deadline = time.monotonic() + 30
         while len(paths) < 2 and time.monotonic() < deadline:
             time.sleep(0.05)

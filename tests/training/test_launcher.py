@@ -33,8 +33,10 @@ def running(folder: Path) -> list[int]:
     """Return the processes that have written their number to a folder and still run."""
     states = {}
     for number in filter(None, (path.read_text() for path in folder.iterdir())):
-        stat = Path(f"/proc/{number}/stat")
-        states[int(number)] = stat.read_text().rpartition(")")[2].split()[0] if stat.exists() else "X"
+        try:
+            states[int(number)] = Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0]
+        except OSError:  # it ended, perhaps while it was read
+            continue
     return [number for number, state in states.items() if state not in "ZX"]
 
 
