@@ -206,6 +206,7 @@ def submitted_words() -> list[list[str]]:
 def test_a_command_that_is_submitted_is_one_that_verdict_takes(words: list[str], tmp_path: Path) -> None:
     group: Any = typer.main.get_command(app)
     options = group.commands[words[1]].make_context(words[1], words[2:]).params  # raises UsageError
+    assert options
     if words[1] == "score":
         (tmp_path / "in.txt").write_text("The child has eaten.\n")
         check_paths(str(tmp_path / "in.txt"), str(tmp_path / Path(options["out"]).name))

@@ -79,13 +79,17 @@ def test_results_of_jobs_count_where_they_were_registered_locally(home: Path) ->
     assert is_uninitialised(store)
 
 
-def test_a_store_that_is_not_the_home_s_own_or_no_database_is_left_alone(home: Path, tmp_path: Path) -> None:
-    leave_model(home)
+def test_prepare_local_changes_nothing_in_another_store_or_an_invalid_database(home: Path, tmp_path: Path) -> None:
+    (leave_model(home) / "MLmodel").write_text("a model")
     artifacts = str(home / "artifacts")
+    before = files_of(home)
     for uri in (f"sqlite:///{tmp_path}/other/mlflow.db", "http://127.0.0.1:1"):
         prepare_local(MlflowStore(uri=uri, artifacts=artifacts))
+        assert files_of(home) == before
     (home / "mlflow.db").write_bytes(b"no database" * 100)
+    before = files_of(home)
     prepare_local(locate_store(str(home)))  # MLflow reports it
+    assert files_of(home) == before
 
 
 @pytest.fixture

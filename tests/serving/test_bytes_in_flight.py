@@ -60,11 +60,18 @@ def test_large_bodies_are_refused_while_too_many_bytes_are_in_flight_and_small_o
     asyncio.run(run())
 
 
-def test_what_is_dropped_of_a_body_that_is_too_long_is_not_counted() -> None:
+def test_discarded_bytes_of_an_oversized_body_do_not_count_as_in_flight() -> None:
     async def run() -> None:
         reader = Reader()
+        app = BytesInFlight(reader, body=LARGE, total=2 * LARGE)
+        oversized = asyncio.create_task(post(app, b"x" * 4 * LARGE))
+        await asyncio.sleep(0)
+        second = asyncio.create_task(post(app, b"x" * LARGE))
+        await asyncio.sleep(0)
         reader.may_answer.set()
-        await post(BytesInFlight(reader, body=LARGE, total=LARGE), b"x" * 4 * LARGE)
+        for task in (oversized, second):
+            assert (await task)[0]["status"] == 200
+        assert app._held == 0
 
     asyncio.run(run())
 
