@@ -162,18 +162,28 @@ def test_a_constant_s_name_stands_for_one_value() -> None:
     assert {name: values for name, values in found.items() if len(values) > 1} == {}
 
 
+def texts(*folders: str) -> list[Path]:
+    """Return the files of folders that people read, but for sentences of English."""
+    kinds = {".py", ".j2", ".js", ".html", ".md", ".yaml", ".toml"}
+    paths = [path for folder in folders for path in sorted((ROOT / folder).rglob("*"))]
+    return [path for path in paths if path.suffix in kinds and path.name != "sample_grammar.toml"]
+
+
+def found_in(paths: list[Path], words: re.Pattern[str]) -> list[str]:
+    return [f"{path}: {match[0]}" for path in paths for match in words.finditer(path.read_text(encoding="utf-8"))]
+
+
 def test_the_words_of_an_earlier_private_vocabulary_are_gone() -> None:
     private = re.compile(
         r"\b(reign\w*|crown\w*|spoil\w*|told|dice|crowds?|clerk|desk|goes on|is no number)\b", re.IGNORECASE
     )
-    kinds = {".py", ".j2", ".js", ".html", ".md", ".yaml", ".toml"}
-    paths = [path for folder in ("flows", "tasks", "infra", "mlflow") for path in sorted((ROOT / folder).rglob("*"))]
-    paths = [
-        path for path in paths if path.suffix in kinds and path.name != "sample_grammar.toml"
-    ]  # sentences of English
+    paths = texts("flows", "tasks", "infra", "mlflow")
     assert len(paths) > 150
-    found = [f"{path}: {match[0]}" for path in paths for match in private.finditer(path.read_text(encoding="utf-8"))]
-    assert found == []
+    assert found_in(paths, private) == []
+    # In tests one word only, also as a part of a name.
+    tests = [path for path in texts("tests") if path != Path(__file__)]
+    assert len(tests) > 150
+    assert found_in(tests, re.compile(r"(?<![a-z])told(?![a-z])", re.IGNORECASE)) == []
 
 
 def test_no_file_is_named_like_an_installed_library() -> None:

@@ -1,4 +1,4 @@
-"""Errors of a node without this code are told from others that a task raises."""
+"""Errors of a node without this code are distinguished from others that a task raises."""
 
 import pytest
 

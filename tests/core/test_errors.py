@@ -1,4 +1,4 @@
-"""What is told of an error that somebody else raised: one line, whatever it says."""
+"""What is shown of an error that somebody else raised: one line, whatever it says."""
 
 import errno
 import subprocess
@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[2]
         (VerdictError("bell\x07 and é"), "bell\\x07 and é", "VerdictError: bell\\x07 and é"),
     ],
 )
-def test_one_line_is_told_and_the_kind_where_nothing_is_said(error: Exception, line: str, with_kind: str) -> None:
+def test_first_line_or_the_error_type_is_shown(error: Exception, line: str, with_kind: str) -> None:
     assert first_line(error) == line
     assert summarise_error(error) == with_kind
 

@@ -28,7 +28,7 @@ def receiver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Receiver]:
         yield receiver
 
 
-def test_a_verdict_is_told_with_text_for_people_and_facts_for_programs(receiver: Receiver) -> None:
+def test_a_verdict_alert_has_text_for_people_and_facts_for_programs(receiver: Receiver) -> None:
     notifications.notify_verdict(make_outcome())
     (sent,) = receiver.received
     assert (sent["path"], sent["type"]) == (f"/{SECRET}", "application/json")
@@ -70,9 +70,9 @@ def test_an_address_that_leads_nowhere_is_one_warning_without_it(
 ) -> None:
     monkeypatch.setenv("VERDICT_ALERT_URL", url)
     assert not webhook.post("text", {})
-    (told,) = caplog.messages
-    assert told.startswith(message)
-    assert "secret" not in told
+    (logged,) = caplog.messages
+    assert logged.startswith(message)
+    assert "secret" not in logged
 
 
 def test_a_receiver_that_answers_byte_by_byte_is_given_up(
@@ -112,7 +112,7 @@ def test_the_address_is_no_setting_that_a_run_would_record(receiver: Receiver) -
     assert SECRET not in str(resolved.rows())
 
 
-def test_decisions_of_persons_are_told(receiver: Receiver, empty_store: Path, tmp_path: Path) -> None:
+def test_decisions_of_persons_are_reported(receiver: Receiver, empty_store: Path, tmp_path: Path) -> None:
     store = new_store(empty_store, tmp_path)
     versions = [add_version(store, tmp_path, "a"), add_version(store, tmp_path, "b", verdict="HOLD", compared_with="1")]
     versions.append(add_version(store, tmp_path, "c", verdict="HOLD", compared_with="2"))
@@ -139,7 +139,7 @@ def test_a_move_stands_where_its_alert_cannot_be_delivered(
     assert review.approve("1", "good", str(tmp_path))["to"] == "1"
 
 
-def test_a_flow_that_failed_is_told(receiver: Receiver, prefect_server: str, tmp_path: Path) -> None:
+def test_a_flow_that_failed_is_reported(receiver: Receiver, prefect_server: str, tmp_path: Path) -> None:
     from flows.jobs.retrain import retrain
 
     resolved = load_settings("sample", {"data.path": "no/such/folder"}, {})
@@ -150,7 +150,7 @@ def test_a_flow_that_failed_is_told(receiver: Receiver, prefect_server: str, tmp
     assert sent["verdict"]["event"] == "failure"
 
 
-def test_a_notification_block_of_prefect_is_told_too(
+def test_a_notification_block_of_prefect_is_notified_too(
     receiver: Receiver, prefect_server: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     from prefect.blocks.notifications import CustomWebhookNotificationBlock

@@ -295,7 +295,7 @@ def test_a_long_json_list_is_read_piece_by_piece(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("encoding", ["latin-1", "windows-1252", "utf-8"])
-def test_rows_in_an_older_encoding_are_quarantined_and_the_way_out_is_said(
+def test_rows_in_an_older_encoding_are_quarantined_and_the_iconv_command_is_shown(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, encoding: str
 ) -> None:
     snapshot = snap(tmp_path, "a.tsv", "s\t1\t\tZoë ate.\ns\t1\t\tHe ran.\n".encode(encoding))
@@ -425,7 +425,7 @@ def test_a_file_without_rows_is_refused(tmp_path: Path, data: bytes, state: str)
             snap(tmp_path, name, data.replace(b",", b"," if name == "a.csv" else b"\t"))
 
 
-def test_what_separates_columns_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_detected_separator_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     snap(tmp_path, "a.csv", csv_bytes(sep=";"))
     assert caplog.messages == [f"{tmp_path / 'a.csv'}: columns are separated by semicolons"]

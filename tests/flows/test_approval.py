@@ -154,7 +154,7 @@ def test_a_rejection_is_carried_out_too(prefect: Any, empty_store: Path, tmp_pat
 
 
 @pytest.mark.parametrize("verdict", ["HOLD", "REJECT"])
-def test_an_answer_given_while_another_run_has_the_place_is_carried_out_at_its_end_or_refused_in_words(
+def test_an_answer_given_while_another_run_has_the_place_is_carried_out_at_its_end_or_refused_with_a_reason(
     prefect: Any, empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verdict: str
 ) -> None:
     from prefect.client.schemas.objects import ConcurrencyOptions

@@ -220,9 +220,9 @@ def test_bad_data_is_refused_without_a_trace(
     named = ["--train", train.name] if data == "unreadable" else []  # a link is followed where it is named
     found, out, err = call(capsys, "retrain", "--data", str(folder), *named, "--json")
     assert (found, out) == (code, "")
-    told = [line for line in err.splitlines() if line.startswith("error: ")]
-    assert len(told) == 1
-    assert expected in told[0]
+    errors = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert expected in errors[0]
     assert "Traceback" not in err
     found, out, err = call(capsys, "status", "--json")
     assert (found, json.loads(out)["champion"]) == (0, None)

@@ -21,7 +21,7 @@ def test_a_flow_runs_on_the_embedded_server(prefect_server: str) -> None:
         assert response.status == 200
 
 
-def test_a_server_that_cannot_start_is_told_with_its_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_cannot_start_is_reported_with_its_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from flows.services.embedded_prefect import LocalServer
 
     monkeypatch.setenv("PREFECT_API_DATABASE_CONNECTION_URL", "sqlite+aiosqlite:////proc/no/such.db")

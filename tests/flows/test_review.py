@@ -176,7 +176,7 @@ def test_a_refusal_is_one_line_and_moves_nothing(
         ["rollback", "--reason", "x"],
     ],
 )
-def test_an_empty_store_is_told_and_stays_empty(
+def test_an_empty_store_is_reported_and_stays_empty(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verdict: Command, arguments: list[str]
 ) -> None:
     monkeypatch.setenv("VERDICT_HOME", str(tmp_path / "stores"))
@@ -253,7 +253,7 @@ def test_a_version_that_took_the_number_of_a_former_champion_is_none(reigning: M
     assert aliases(reigning)["champion"] == "3"
 
 
-def test_a_champion_that_vanished_is_told_and_can_be_brought_back(
+def test_a_champion_that_vanished_is_reported_and_can_be_brought_back(
     reigning: MlflowStore, home: Path, verdict: Command
 ) -> None:
     with connect(reigning) as client:
@@ -410,7 +410,7 @@ def test_two_versions_are_measured_side_by_side_on_the_holdout(
     assert recorded["comparison"]["difference"] == pytest.approx(answer["comparison"]["difference"])
 
 
-def test_a_comparison_with_a_champion_that_is_not_there_is_told(judged: Callable[..., str], verdict: Command) -> None:
+def test_a_comparison_with_a_missing_champion_is_refused(judged: Callable[..., str], verdict: Command) -> None:
     code, out, err = verdict("compare", judged(16, None))
     assert (code, out) == (1, "")
     assert err.startswith("error: there is no champion yet in sqlite:")

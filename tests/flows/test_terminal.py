@@ -85,7 +85,7 @@ def test_the_next_steps_follow_from_the_outcome(
     ("champion", "standing"),
     [(("3", ""), "version 3 is champion"), (None, "the verdict on version 4 stands")],
 )
-def test_where_nothing_changed_that_is_said_before_the_verdict_of_then(
+def test_an_unchanged_run_is_announced_before_the_earlier_verdict(
     capsys: pytest.CaptureFixture[str], champion: tuple[str, str] | None, standing: str
 ) -> None:
     show_run.show_outcome(make_outcome(unchanged=True), champion)

@@ -298,9 +298,9 @@ def variables_read() -> set[str]:
 
 def test_every_variable_that_is_read_is_documented() -> None:
     documents = "".join((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "infra/README.md"))
-    told = set(re.findall(r"\b[A-Z][A-Z0-9_]{2,}\b", documents))
+    documented = set(re.findall(r"\b[A-Z][A-Z0-9_]{2,}\b", documents))
     compose = set(VARIABLE.findall((INFRA / "compose.yaml").read_text(encoding="utf-8")))
-    assert sorted((variables_read() | compose) - told) == []
+    assert sorted((variables_read() | compose) - documented) == []
 
 
 def test_each_prefect_server_deletes_old_runs_and_knows_the_setting() -> None:

@@ -106,7 +106,7 @@ BREAKERS = [
     ("verdict/worker:latest is not this", spoil_container("worker", image="verdict/worker:latest")),
     ("prefect has no readinessProbe", spoil_container("prefect", readinessProbe={})),
     (
-        "inference is not told to listen",
+        "inference is not configured to listen",
         spoil("Deployment", "inference", f"{POD}.containers.0.ports.0.containerPort", 9),
     ),
     ("service mlflow sends 5001 nowhere", spoil("Service", "mlflow", "spec.ports.0.port", 5001)),

@@ -38,8 +38,8 @@ def store(empty_store: Path, tmp_path: Path) -> MlflowStore:
     return new_store(empty_store, tmp_path)
 
 
-def describe(told: Any, changes: list[SettingChange] | None = None) -> str:
-    return describe_version(told.evidence, told.verdict, compare_figures(told.evidence), changes, PAGE)
+def describe(judged: Any, changes: list[SettingChange] | None = None) -> str:
+    return describe_version(judged.evidence, judged.verdict, compare_figures(judged.evidence), changes, PAGE)
 
 
 def test_the_first_line_is_plain_and_says_it_all() -> None:
@@ -74,7 +74,7 @@ def test_versions_that_wait_for_nobody_name_no_command() -> None:
     assert "| figure&emsp; | this version&emsp; |\n" in describe(promoted)
 
 
-def test_what_is_unknown_and_what_is_equal_are_told_apart() -> None:
+def test_what_is_unknown_and_what_is_equal_are_distinguished() -> None:
     assert "is not known: its run is not in this store" in describe(HELD)
     assert "Nothing changed since champion 7" in describe(HELD, [])
     many = [SettingChange(f"key{i}", "a", "b") for i in range(MAX_CHANGES)]

@@ -230,7 +230,7 @@ def test_a_copy_that_ends_halfway_is_removed(signed: Path, tmp_path: Path, monke
     assert not (tmp_path / "copy").exists()
 
 
-def test_unsigned_versions_are_told_and_refused_only_where_a_signature_is_required(
+def test_unsigned_versions_are_reported_and_refused_only_where_a_signature_is_required(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_mlflow_address: None
 ) -> None:
     store = locate_store(str(home))

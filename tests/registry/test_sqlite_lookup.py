@@ -75,7 +75,7 @@ def test_a_moved_alias_is_seen_at_once_and_a_deleted_version_no_more(store: Mlfl
     assert find_local_digest(store, MODEL_NAME, "d" * 64) is None
 
 
-def test_what_certainly_does_not_exist_is_said_as_mlflow_says_it(store: MlflowStore) -> None:
+def test_a_missing_version_gives_the_same_message_as_through_mlflow(store: MlflowStore) -> None:
     check_local_version(store, f"models:/{MODEL_NAME}@{CHAMPION}")
     check_local_version(store, f"models:/{MODEL_NAME}/1")
     check_local_version(store, f"models:/{MODEL_NAME}@latest")

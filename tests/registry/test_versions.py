@@ -103,7 +103,7 @@ def test_a_store_that_does_not_answer_is_not_a_store_without_champion(tmp_path: 
         lookup.find_alias({"uri": f"sqlite:///{broken}", "artifacts": ""}, CHAMPION)
 
 
-def test_a_server_that_is_down_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_is_down_is_reported_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with pytest.raises(UnreachableError) as caught:
         lookup.find_alias({"uri": "http://127.0.0.1:9", "artifacts": ""}, CHAMPION)

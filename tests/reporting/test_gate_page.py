@@ -421,7 +421,7 @@ def test_of_many_sources_the_largest_now_or_before_are_named(good: GateReport, t
     assert html.count('<td class="bar">') == MAX_SOURCES + 1
 
 
-def test_rows_without_a_source_and_pooled_sources_are_told_apart() -> None:
+def test_rows_without_a_source_and_pooled_sources_are_distinguished() -> None:
     assert [line["name"] for line in rank_sources(profile({"": 5, "a": 1}), None)] == ["no source", "a"]
     pooled = rank_sources(profile({f"{i}": 2 for i in range(30)} | {OTHER_CATEGORY: 70}), None)
     assert (pooled[-1]["name"], pooled[-1]["rows"]) == ("all others", 2 * (30 - MAX_SOURCES) + 70)

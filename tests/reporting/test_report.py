@@ -345,7 +345,7 @@ def test_a_report_without_a_champion_has_no_column_for_one() -> None:
     assert "the champion" not in text[text.index("Errors The candidate labels") :].partition("Variants")[0]
 
 
-def test_a_champion_that_cannot_be_measured_or_vanished_is_told() -> None:
+def test_a_champion_that_cannot_be_measured_or_vanished_is_reported() -> None:
     champion = weigh(2.0, 1.9)["champion"] | {
         "measurement": None,
         "minimal_pairs": None,

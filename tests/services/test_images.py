@@ -72,8 +72,8 @@ def starting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Pa
         "MLFLOW_SERVER_ALLOWED_HOSTS": hosts,
         "MLFLOW_WORKERS": "1",
     }
-    told = {"0.0.0.0": "127.0.0.1", "5000": str(port)}
-    start = [sys.executable, "-m", "mlflow", *(told.get(word, word) for word in command)]
+    replaced = {"0.0.0.0": "127.0.0.1", "5000": str(port)}
+    start = [sys.executable, "-m", "mlflow", *(replaced.get(word, word) for word in command)]
     with started(start, folder, os.environ | env) as process:
         yield f"http://127.0.0.1:{port}", folder, process
 
@@ -136,8 +136,8 @@ def serving(venv: Path, folder: Path, model: str, **env: str) -> Iterator[tuple[
     """Start what the image's CMD starts, on a free port of loopback, with the environment of a container."""
     image = read_dockerfile(IMAGES / "inference.Dockerfile")
     port = str(free_port())
-    told = {"0.0.0.0": "127.0.0.1", last(image, "EXPOSE"): port}
-    command = [*listed(last(image, "ENTRYPOINT")), *(told.get(word, word) for word in listed(last(image, "CMD")))]
+    replaced = {"0.0.0.0": "127.0.0.1", last(image, "EXPOSE"): port}
+    command = [*listed(last(image, "ENTRYPOINT")), *(replaced.get(word, word) for word in listed(last(image, "CMD")))]
     path = {"PATH": f"{venv / 'bin'}:/usr/bin:/bin", "HOME": str(folder), "OMP_NUM_THREADS": "1"}
     extra = ["--model", model, "--refresh-seconds", "0.5"]
     with started(["/usr/bin/env", *command, *extra], folder, path | env) as process:
@@ -161,9 +161,7 @@ def test_the_inference_image_holds_nothing_heavy_and_nothing_that_is_not_pinned(
     assert size < 400e6, f"{size / 1e6:.0f} MB"
 
 
-def test_the_inference_image_answers_a_sentence_and_ends_when_it_is_told_to(
-    venv: Path, exported: Any, tmp_path: Path
-) -> None:
+def test_the_inference_image_answers_a_sentence_and_stops_on_sigterm(venv: Path, exported: Any, tmp_path: Path) -> None:
     with serving(venv, tmp_path, str(exported["bundle"])) as (address, process):
         reply = httpx.post(f"{address}/v1/judge", json=SENTENCES).json()
         assert reply["predictions"][0]["label"] in ("acceptable", "unacceptable")

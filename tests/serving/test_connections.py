@@ -137,7 +137,7 @@ def test_a_client_that_does_not_read_its_answer_is_cut_off(champion: Champion, m
         wait_until(lambda: not state.connections and not state.tasks)
 
 
-def test_files_that_are_used_up_are_said_once(
+def test_running_out_of_file_descriptors_is_logged_once(
     champion: Champion, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     with running_server(champion) as client:

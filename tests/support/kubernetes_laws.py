@@ -80,9 +80,9 @@ def ports_agree(documents: list[Document]) -> list[str]:
     for name, document in makers(documents, "Deployment").items():
         for container in containers_of(document):
             ports = {str(port["containerPort"]) for port in container["ports"]}
-            told = {*container["args"], *(str(entry.get("value")) for entry in container["env"])}
-            if not ports <= told:
-                found.append(f"{name} is not told to listen on {sorted(ports - told)}")
+            given = {*container["args"], *(str(entry.get("value")) for entry in container["env"])}
+            if not ports <= given:
+                found.append(f"{name} is not configured to listen on {sorted(ports - given)}")
     for document in documents:
         if document["kind"] == "Service":
             numbers = _ports_of(_selected(pods, document["spec"]["selector"]))
@@ -143,14 +143,14 @@ def secrets_are_named_only(documents: list[Document]) -> list[str]:
 
 
 def traffic_is_let_through_by_name(documents: list[Document]) -> list[str]:
-    """Everything is closed by default, and whoever is told of an address may go there."""
+    """Everything is closed by default, and whoever is given an address may go there."""
     policies = {name: d["spec"] for d in documents for kind, name in [name_of(d)] if kind == "NetworkPolicy"}
     closed = {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
     found = [] if policies.get("default-deny") == closed else ["nothing is closed by default"]
     for name, document in makers(documents).items():
-        labels, told = labels_of(document), json.dumps(containers_of(document))
+        labels, given = labels_of(document), json.dumps(containers_of(document))
         for server in ("prefect", "mlflow"):
-            if (f"http://{server}:" in told) != (labels.get(f"verdict/asks-{server}") == "yes"):
+            if (f"http://{server}:" in given) != (labels.get(f"verdict/asks-{server}") == "yes"):
                 found.append(f"{name} and its label verdict/asks-{server} disagree")
     return found
 

@@ -200,7 +200,7 @@ def diverge(monkeypatch: pytest.MonkeyPatch, *seeds: int) -> None:
 
 
 def origin(**changes: Any) -> Any:
-    """Return what an export is told of a model's origin, changed by name."""
+    """Return what an export is given of a model's origin, changed by name."""
     values = {
         "labels": ["unacceptable", "acceptable"],
         "max_length": 16,

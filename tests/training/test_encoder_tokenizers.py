@@ -136,7 +136,7 @@ def test_the_first_difference_of_two_tokenizers_is_named(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(("lower", "words"), [(True, 1), (False, 0)])
-def test_capitals_that_a_lower_casing_tokenizer_never_gives_are_told(
+def test_capitals_that_a_lower_casing_tokenizer_never_gives_are_logged(
     folder: Path,
     toy_split: tuple[str, str, str],
     tmp_path: Path,
@@ -149,10 +149,10 @@ def test_capitals_that_a_lower_casing_tokenizer_never_gives_are_told(
     names = [f"Name{number}" for number in range(9)]
     (folder / "vocab.txt").write_text("\n".join([*VOCABULARY, *names]) + "\n")
     fine_tune(*toy_split[:2], recipe(folder, epochs=1), str(tmp_path / "model"))
-    told = [
+    levels = [
         entry.levelno for entry in caplog.records if "10 words of its vocabulary have capitals" in entry.getMessage()
     ]
-    assert told == [logging.WARNING] * words
+    assert levels == [logging.WARNING] * words
 
 
 def test_a_bundle_whose_tokenizer_pads_and_truncates_is_served_without(exported: Any, tmp_path: Path) -> None:

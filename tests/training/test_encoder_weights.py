@@ -119,7 +119,7 @@ def test_all_weights_are_found_and_computed_with_in_fp32(folder: Path, kind: str
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
-def test_half_precision_is_told_and_trained_as_fp32(
+def test_half_precision_is_reported_and_trained_as_fp32(
     precision: str, toy_split: tuple[str, str, str], tmp_path: Path
 ) -> None:
     half = {"fp16": torch.float16, "bf16": torch.bfloat16}[precision]
@@ -238,8 +238,8 @@ def test_a_run_says_it_once_and_stops_before_it_trains(
         fine_tune(*toy_split[:2], refused, str(tmp_path / "model"))
     assert not list((tmp_path).glob("model-checkpoints/*/epoch*"))
     fine_tune(*toy_split[:2], refused.model_copy(update={"allow_new_weights": True}), str(tmp_path / "model"))
-    told = [entry for entry in caplog.records if "53.7% of the encoder's" in entry.getMessage()]
-    assert [entry.levelno for entry in told] == [logging.WARNING]
+    logged = [entry for entry in caplog.records if "53.7% of the encoder's" in entry.getMessage()]
+    assert [entry.levelno for entry in logged] == [logging.WARNING]
 
 
 @pytest.mark.parametrize(("kind", "corruptions"), [("0.auto_model.", 0), ("0.auto_model.", 1), ("gamma and beta", 0)])

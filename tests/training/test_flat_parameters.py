@@ -292,7 +292,7 @@ def test_without_layer_decay_all_learn_alike(model: PreTrainedModel) -> None:
     assert set(layer_scales(model, 1.0).values()) == {1.0}
 
 
-def test_twelve_layers_are_told_from_two() -> None:
+def test_twelve_layers_are_distinguished_from_two() -> None:
     """Layer 10 is not layer 1."""
     model = nn.ModuleDict({"layer": nn.ModuleList([nn.Linear(1, 1) for _ in range(12)])})
     scales = layer_scales(model, 0.9)
