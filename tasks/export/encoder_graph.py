@@ -64,9 +64,12 @@ class _EncoderWriter(ModuleWriter):
         self.builder.graph.input.extend(
             helper.make_tensor_value_info(name, TensorProto.INT64, ["batch", "sequence"]) for name in names
         )
-        layout = PackedLayout if target.row and _is_packable(encoder) else PaddedLayout
         with self.builder.scope("layout"):
-            self.layout: PaddedLayout = layout(self.builder, names, target.products, target.row)
+            self.layout: PaddedLayout = (
+                PackedLayout(self.builder, names, target.products, target.row)
+                if target.row and _is_packable(encoder)
+                else PaddedLayout(self.builder, names, target.products)
+            )
         self._biases: dict[tuple[int, bool], str] = {}  # by identity of distances and `first_asks`
         self._rotations: dict[int, tuple[str, str]] = {}  # by identity
 

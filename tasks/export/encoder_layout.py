@@ -40,14 +40,13 @@ class PaddedLayout:
         tokens: S, as a tensor [1] on the CPU.
     """
 
-    def __init__(self, builder: GraphBuilder, inputs: list[str], dtype: type, row: int = 0) -> None:
+    def __init__(self, builder: GraphBuilder, inputs: list[str], dtype: type) -> None:
         """Prepare the inputs.
 
         Args:
             builder: of the graph.
             inputs: names of the graph's inputs.
             dtype: type of biases and masks.
-            row: unused: tokens of a packed row.
         """
         self.builder, self.dtype = builder, dtype
         self.add, self.constant = builder.add, builder.constant

@@ -44,12 +44,6 @@ def compare_variant(variant: str, graph: Path, reference: TorchReference) -> Par
     return parity
 
 
-def compare_with_torch(cases: list[ParityCase], graph: Path, device: str, pad_id: int = 0) -> Parity:
-    """Measure a graph's logits against torch's in fp32."""
-    provider, answers = _run_graph(cases, graph, device, pad_id)
-    return _summarise(provider, cases, answers)
-
-
 def _run_graph(cases: list[ParityCase], graph: Path, device: str, pad_id: int) -> tuple[str, list[Logits]]:
     """Return the provider that ran a graph, and its logits [B, 2] for each case; a CPU runs a case on each core."""
     session = open_session(graph, device, threads=1)

@@ -28,6 +28,7 @@ RUN_NAME = "mlflow.runName"  # the tag that renames a run
 BATCH_LIMIT = 1_000  # metrics of one call, MLflow's limit
 # Why a run has a status, where it recorded no reason.
 STATUS_REASONS = {"KILLED": "its process died; a run with the same data and settings resumes it"}
+MAX_RECENT_RUNS = 5  # that a list of runs shows
 DIGEST_LENGTH = 32  # characters of a data set's digest; MLflow allows 36
 
 
@@ -190,8 +191,8 @@ def log_table(store: MlflowStore, run_id: str, table: "pd.DataFrame", name: str)
             client.log_table(run_id, table, name)
 
 
-def recent_runs(store: MlflowStore, limit: int = 5) -> list[dict[str, Any]]:
-    """Return the latest runs, newest first.
+def recent_runs(store: MlflowStore) -> list[dict[str, Any]]:
+    """Return the latest MAX_RECENT_RUNS runs, newest first.
 
     Each has run, job, home (id of its folder of stores), start and end (Unix time in seconds; end is None while it
     runs), status, verdict, version, mcc, why (the reason of verdict or failure), drift (what drifted) and drift_from
@@ -199,7 +200,7 @@ def recent_runs(store: MlflowStore, limit: int = 5) -> list[dict[str, Any]]:
     """
     with connect(store) as client:
         runs = client.search_runs(
-            [experiment_of(client, store)], max_results=limit, order_by=["attributes.start_time DESC"]
+            [experiment_of(client, store)], max_results=MAX_RECENT_RUNS, order_by=["attributes.start_time DESC"]
         )
         return [
             {

@@ -34,13 +34,6 @@ def make_merger(parts: Path, *, limit: int = 9) -> PartMerger:
     return PartMerger(parts, {"all": whole, "large": large})
 
 
-def merge_all(parts: Path) -> None:
-    with make_merger(parts) as merger:
-        for number in CHUNKS:
-            merger.add(ScoredChunk(number, len(CHUNKS[number])))
-        merger.publish()
-
-
 def lines_of(path: Path) -> list[int]:
     lines: list[int] = pq.read_table(path)["line"].to_pylist()
     return lines

@@ -16,7 +16,6 @@ from tasks.reporting.report import ReportInputs
 
 HOSTILE = "He said \"<script>alert(1)</script>\" & 'left' | `x` {{ 7 * 7 }} {% raw %} _a_ **b** \u202e\x08."
 SOURCES = ("swb04", "<b>x</b>|`y`", "")
-PHENOMENA = ("word order", "islands")
 VARIANTS = ("int8", "fp32", "fp16")
 FACTS: Any = {
     "labels": ["unacceptable", "acceptable"],
