@@ -39,6 +39,8 @@ MEMORY_MESSAGES = (
     "CUDA out of memory",
     "CUDA error: out of memory",
     "CUDA failure 2: out of memory",
+    "CUDA driver error: out of memory",
+    "Triton Error [CUDA]: out of memory",
     "CUBLAS_STATUS_ALLOC_FAILED",
 )
 

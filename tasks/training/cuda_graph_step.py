@@ -49,7 +49,9 @@ from tasks.training.train_step import (
 )
 
 WARMUP_PASSES = 2  # before a capture: libraries choose algorithms and allocate workspaces, which a capture forbids
-OUT_OF_MEMORY_MESSAGES = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED")  # in errors that are no OutOfMemoryError
+# In errors that are no OutOfMemoryError. Wider than core.errors.MEMORY_MESSAGES, as no error of a capture quotes a
+# sentence; and without those of the host's memory, which smaller batches do not save.
+OUT_OF_MEMORY_MESSAGES = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 SYNC_EVERY = 64  # steps between two synchronisations, so that the progress bar is not ahead of the device
 
 log = logging.getLogger(__name__)
