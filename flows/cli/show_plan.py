@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from flows.cli.show_run import new_console
 from flows.cli.terminal import escape
-from tasks.core.printable import counted
+from tasks.core.printable import counted, shorten
 from tasks.evaluation.run_diff import UNKNOWN
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def _show_changes(changes: list[dict[str, str]]) -> None:
     console = new_console()
     known = [change for change in changes if change["before"] != UNKNOWN]
     for change in known:
-        before, now = escape(_short(change["before"])), escape(_short(change["now"]))
+        before, now = (escape(shorten(change[name], MAX_VALUE_CHARS)) for name in ("before", "now"))
         console.print(f"changed   {escape(change['what'])}: {before} -> {now}")
     if unknown := len(changes) - len(known):
         console.print(
@@ -73,7 +73,3 @@ def _show_gate(gate: dict[str, Any]) -> None:
     console.print(f"gate      {answer}: {gate['kept']} of {gate['rows_in']} rows kept, {met}")
     if gate["remedy"]:
         console.print(f"          {escape(gate['remedy'])}")
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= MAX_VALUE_CHARS else text[: MAX_VALUE_CHARS - 1] + "…"

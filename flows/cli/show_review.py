@@ -6,7 +6,7 @@ from typing import Any
 from flows.cli.show_requests import describe_estimate
 from flows.cli.show_run import COLOURS, local_time, new_console, new_table
 from flows.cli.terminal import escape
-from tasks.core.printable import counted
+from tasks.core.printable import counted, shorten
 from tasks.evaluation.shadow_summary import describe_shadow
 from tasks.reporting.wording import FIGURE_LABELS, show_mcc
 
@@ -264,5 +264,4 @@ def _age(moment: str) -> str:
 
 
 def _short(text: str) -> str:
-    text = " ".join(text.splitlines())
-    return escape(text if len(text) <= MAX_REASON_WIDTH else text[: MAX_REASON_WIDTH - 1] + "…")
+    return escape(shorten(" ".join(text.splitlines()), MAX_REASON_WIDTH))

@@ -13,7 +13,7 @@ from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, get_current_settings, temporary_settings
 
 from tasks.core.errors import UnreachableError, VerdictError, first_line
-from tasks.core.printable import redact_address
+from tasks.core.printable import counted, redact_address
 from tasks.inference.bundle import scoped
 
 TAG = scoped("verdict")  # of all our deployments
@@ -117,7 +117,7 @@ def check_workers(client: SyncPrefectClient) -> str:
     online = sum(worker.status == WorkerStatus.ONLINE for worker in client.read_workers_for_work_pool(POOL))
     if not online:
         raise VerdictError(f"no worker takes runs from the pool {POOL}; start one: make up")
-    return f"{online} worker{'s' * (online != 1)} online"
+    return f"{counted(online, 'worker')} online"
 
 
 def _server_address() -> str:

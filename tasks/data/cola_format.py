@@ -157,8 +157,7 @@ def parse_tsv(stream: BinaryIO, rules: RowRules = RowRules()) -> Iterator[Block]
 def parse_by_line(first: int, lines: bytes, rules: RowRules) -> Iterator[Block]:
     """Parse whole lines one by one; the first has number `first`."""
     return to_blocks(
-        parse_row(number, raw.removesuffix(b"\n").removesuffix(b"\r"), rules)
-        for number, raw in enumerate(io.BytesIO(lines), start=first)
+        parse_row(number, strip_end(raw), rules) for number, raw in enumerate(io.BytesIO(lines), start=first)
     )
 
 

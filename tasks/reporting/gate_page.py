@@ -7,7 +7,7 @@ from typing import Literal, TypedDict
 from markupsafe import Markup
 
 from tasks.core.files import write_text
-from tasks.core.printable import counted
+from tasks.core.printable import counted, shorten
 from tasks.data.drift import OTHER_CATEGORY, DataProfile, DriftResult, Histogram
 from tasks.data.expectations import ExpectationResult, format_value, show_allowed, show_observed
 from tasks.data.gate import GateReport, failed_critically
@@ -179,7 +179,8 @@ def _probability(p: float) -> str:
 
 
 def _short(text: str) -> str:
-    return text if len(text) <= MAX_SHOWN_CHARS else f"{text[:MAX_SHOWN_CHARS]}… ({len(text):,} characters)"
+    shown = shorten(text, MAX_SHOWN_CHARS)
+    return shown if shown == text else f"{shown} ({len(text):,} characters)"
 
 
 def _list(names: list[str]) -> str:

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, cast
 
+from markupsafe import Markup
+
 from tasks.core.files import write_json, write_text
 from tasks.core.policy import Policy
 from tasks.core.printable import counted
@@ -208,7 +210,7 @@ def render_report(
         changes=changes_of(inputs, facts["dataset"]),
         seconds=inputs.seconds,
         origin=_origin(facts, digest, verdict),
-        pictures={name: _Markup(Path(path), alt[name]) for name, path in inputs.pictures.items()},
+        pictures={name: _inline_figure(path, alt[name]) for name, path in inputs.pictures.items()},
         capital=capital,
         show_interval=show_interval,
         show_mcc=show_mcc,
@@ -263,14 +265,9 @@ def describe_pictures(
     return texts
 
 
-class _Markup(str):
-    """An inline SVG, which templates do not escape: it is our own figure, with an escaped description."""
-
-    def __new__(cls, png: Path, description: str) -> "_Markup":
-        return super().__new__(cls, inline_svg(png.with_suffix(".svg"), description))
-
-    def __html__(self) -> str:
-        return str(self)
+def _inline_figure(png: str, description: str) -> Markup:
+    """Return an SVG that templates do not escape: it is our own figure, with an escaped description."""
+    return Markup(inline_svg(Path(png).with_suffix(".svg"), description))
 
 
 def hash_script(script: str) -> str:

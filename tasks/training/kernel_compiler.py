@@ -238,6 +238,15 @@ class KernelCompilation:
         now = time.perf_counter()
         log.debug("%d kernels in %.2f s, %.2f s waited", len(self._futures), now - self._started, now - waited)
 
+    def finish(self) -> None:
+        """Wait until all are compiled.
+
+        Raises:
+            Exception: the first error of Triton.
+        """
+        for future in self._futures:
+            future.result()
+
 
 def compile_kernels(
     specialisations: Iterable[Specialisation], target: Any, threads: int, *, launchers: bool = True
@@ -356,8 +365,7 @@ def build(encoders: Sequence[str], capabilities: Sequence[int], settings: Finetu
         target = GPUTarget("cuda", capability, 32)
         made = specialise(launches, target)
         compilation = compile_kernels(made, target, available_cpus(), launchers=False)
-        for future in compilation._futures:
-            future.result()
+        compilation.finish()
         total += len(made)
     return total
 

@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 from browser import launched_browser, visits
 
+from tasks.core.printable import MARK
 from tasks.core.settings import DataSettings, GateSettings, Settings
 from tasks.data.drift import OTHER_CATEGORY, DataProfile
 from tasks.data.expectations import ExpectationResult, show_allowed, show_observed
@@ -402,7 +403,7 @@ def test_endless_texts_are_cut(good: GateReport, tmp_path: Path) -> None:
     record = result(observed=endless, lines=[f"{endless} line 1"], unexpected=1, description=endless)
     huge = changed(good, results=[record], quarantined=1, reasons={endless: 1}, examples=[endless], report=endless)
     html, text = page(huge, tmp_path)
-    assert max(map(len, re.findall("x+", text))) == MAX_SHOWN_CHARS
+    assert max(map(len, re.findall("x+", text))) == MAX_SHOWN_CHARS - len(MARK)
     assert "(100,000 characters)" in text
     assert len(re.sub(r'"data:[^"]*"', "", html)) < 30_000
 
