@@ -1,6 +1,5 @@
 """Compares two registered versions on one holdout; judges a version again after the champion changed."""
 
-import datetime
 import logging
 import tempfile
 from pathlib import Path
@@ -13,6 +12,7 @@ from tasks.core.policy import Policy, parse_policy
 from tasks.core.provenance import RECORDED_PACKAGES
 from tasks.core.settings_loader import SettingRow
 from tasks.core.signing import REQUIRE_VARIABLE, signature_required
+from tasks.core.timestamps import utc_now
 from tasks.evaluation.compare_versions import VersionComparison, compare_bundles, compare_recorded, figures_of
 from tasks.evaluation.evidence import (
     ChampionBundle,
@@ -32,6 +32,8 @@ from tasks.registry.code_digest import BUNDLE_DIGEST_TAG, BUNDLE_PATH, MANIFEST_
 from tasks.registry.register import JUDGED_IN_TAG
 from tasks.registry.store import MlflowStore
 
+# Of the bootstrap, the default of judge.resamples. These commands read no settings, and what a run recorded in its
+# evidence, which nobody signed, must not decide how precisely a version is judged again.
 RESAMPLES = 10_000
 
 log = logging.getLogger("tasks.compare")
@@ -140,8 +142,7 @@ def judge_again(store: MlflowStore, version: str, champion: ChampionRecord | Non
             evidence = add_champion(evidence, current, holdout, "auto")
     else:
         evidence["champion_state"] = promotion.read_champion_state(store)
-    time = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    verdict = stamp(judge(evidence, policy), time, actor())
+    verdict = stamp(judge(evidence, policy), utc_now(), actor())
     with tempfile.TemporaryDirectory() as scratch:
         name = f"against-{champion['version'] if champion else 'none'}"
         write_json(Path(scratch) / f"evidence-{name}.json", evidence)

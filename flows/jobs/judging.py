@@ -1,6 +1,5 @@
 """Measures a candidate and the champion, and judges; part of the main job."""
 
-import datetime
 import logging
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from flows.steps import retrying_task, timed_task
 from tasks.core.errors import VerdictError
 from tasks.core.files import read_json, write_json
 from tasks.core.policy import Policy
+from tasks.core.timestamps import utc_now
 from tasks.data.gate import GateReport
 from tasks.data.sentence_sketch import sketch_snapshot
 from tasks.evaluation.baselines import measure_baselines
@@ -75,8 +75,7 @@ def evaluate_and_judge(
         resamples=context.settings.judge.resamples,
     )
     evidence["baselines"] = baselines(timer, str(folder / "train.parquet"), holdout["path"], evidence["resamples"])
-    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    verdict = stamp(decide(timer, evidence, policy), now, actor())
+    verdict = stamp(decide(timer, evidence, policy), utc_now(), actor())
     write_json(folder / "evidence.json", evidence)
     write_json(folder / "verdict.json", verdict)
     return evidence, verdict

@@ -5,7 +5,6 @@ Where watch.request_log names a request log, also what was served: has it drifte
 
 import contextlib
 import dataclasses
-import datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,6 +24,7 @@ from flows.steps import Timer, retrying_task, timed_task
 from tasks.core.errors import DataRejected, UnreachableError, VerdictError
 from tasks.core.files import json_digest, read_json, write_json
 from tasks.core.settings import Settings, WatchSettings
+from tasks.core.timestamps import utc_now
 from tasks.data.drift import list_drifted
 from tasks.data.gate import raise_if_failed
 from tasks.data.ingestion import Dataset
@@ -109,7 +109,7 @@ def watch(settings: dict[str, Any], origins: dict[str, str], home: str) -> Watch
     # The run reads and checks the same data again, which takes seconds: a job depends on nothing outside its folder.
     retrained = retrain(settings, origins, home) if due else None
     drift = list_drifted(gate["drift"]) if gate["reference"] else None
-    seen_now = {"dataset": digest, "why": why, "time": now()}
+    seen_now = {"dataset": digest, "why": why, "time": utc_now()}
     write_json(record, seen_now | {"drift": drift, "drift_from": gate["reference"]})
     action: Literal["none", "retrain"] = "retrain" if due else "none"
     return WatchOutcome(digest, seen, digest != seen, why, action, gate, requests, retrained, timer.seconds)
@@ -215,8 +215,3 @@ def emit(what: str, name: str, settings: Settings, payload: dict[str, Any]) -> N
         },
         payload=payload,
     )
-
-
-def now() -> str:
-    """Return the time in ISO 8601, UTC."""
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

@@ -16,7 +16,6 @@ envelopes are the same, imports boto3 where it is installed: a third of a second
 """
 
 import base64
-import datetime
 import hashlib
 import json
 import os
@@ -27,6 +26,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .errors import UsageError, VerdictError, first_line
 from .files import read_json, write_json
+from .timestamps import utc_now
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -140,8 +140,7 @@ def check(envelope: Envelope, what: str) -> Signer:
 def sign_files(folder: Path, digests: Mapping[str, str]) -> None:
     """Sign the names and SHA-256 of files in a folder, where there is a key; write SIGNATURE there."""
     subject = [{"name": name, "digest": {"sha256": digest}} for name, digest in sorted(digests.items())]
-    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    statement = {**STATEMENT, "subject": subject, "predicate": {"time": now}}
+    statement = {**STATEMENT, "subject": subject, "predicate": {"time": utc_now()}}
     if envelope := sign(json.dumps(statement).encode(), STATEMENT_FORM):
         write_json(folder / SIGNATURE, envelope)
 

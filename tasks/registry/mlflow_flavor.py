@@ -34,7 +34,9 @@ from tasks.registry.code_digest import BUNDLE_DIGEST_TAG, MANIFEST_DIGEST_TAG, l
 
 CODE_ROOT = Path(__file__).parents[1]
 # What tasks/inference imports besides itself.
-RUNTIME_CORE = tuple(f"core/{name}.py" for name in ("__init__", "errors", "files", "printable", "signing"))
+RUNTIME_CORE = tuple(
+    f"core/{name}.py" for name in ("__init__", "errors", "files", "printable", "signing", "timestamps")
+)
 LOADER = "inference.pyfunc"  # the module with `_load_pyfunc`
 SERVING_PACKAGES = ("onnxruntime-gpu", "onnxruntime", "tokenizers", "numpy", "pandas")
 MODEL_OUTPUTS = Schema(

@@ -5,7 +5,6 @@ one sentence, moves neither.
 """
 
 import dataclasses
-import datetime
 from collections import Counter
 
 import numpy as np
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 
 from tasks.core.printable import counted
 from tasks.core.settings import GateSettings, WatchSettings
+from tasks.core.timestamps import utc_now
 from tasks.data.drift import DataProfile, DriftResult, Histogram, compare_profiles
 from tasks.data.normalization import normalise_all
 from tasks.evaluation.evidence import Evidence
@@ -56,7 +56,7 @@ def summarise_requests(
     near = np.abs(acceptable_of(served) - champion.threshold) < UNSURE_MARGIN if champion else np.zeros(0)
     return RequestSummary(
         schema_version=SUMMARY_SCHEMA,
-        time=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        time=utc_now(),
         hours=watch.request_hours,
         answers=table.num_rows,
         versions=dict(Counter(table["version"].to_pylist()).most_common()),

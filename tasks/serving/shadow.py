@@ -6,7 +6,6 @@ full load it sees a sample of the batches, otherwise all. As both compute the sa
 """
 
 import collections
-import datetime
 import logging
 import threading
 import time
@@ -15,6 +14,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from tasks.core.errors import summarise_error
+from tasks.core.timestamps import utc_now
 from tasks.evaluation.metrics import confusion
 from tasks.evaluation.shadow_summary import SHADOW_SCHEMA_VERSION, ShadowSummary, SideFigures, side_figures
 from tasks.serving.challenger import Challenger
@@ -32,7 +32,7 @@ class Tally:
 
     def __init__(self, champion: str, challenger: str) -> None:
         self.champion, self.challenger = champion, challenger
-        self.since = _now()
+        self.since = utc_now()
         self.sentences = self.equal = self.dropped = self.failures = 0
         self.seconds: collections.deque[tuple[float, float]] = collections.deque(maxlen=SHADOW_WINDOW)
         self.flags: dict[str, tuple[int, int, int]] = {}  # label, champion's, challenger's
@@ -57,7 +57,7 @@ class Tally:
         return ShadowSummary(
             schema_version=SHADOW_SCHEMA_VERSION,
             since=self.since,
-            until=_now(),
+            until=utc_now(),
             servers=1,
             sentences=self.sentences,
             equal=self.equal,
@@ -202,7 +202,3 @@ class Shadow:
 def _label_of(model: LoadedModel, sentence: str) -> int:
     (answer,) = model.predict([sentence])
     return model.classifier.manifest["labels"].index(answer["label"])
-
-
-def _now() -> str:
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
