@@ -29,8 +29,8 @@ from tasks.core import log_format
 from tasks.core.errors import UsageError, VerdictError, first_line
 from tasks.inference import cpu_limits
 from tasks.inference.bundle import MODEL_NAME, MODEL_VARIABLE
-from tasks.serving.host_names import LOOPBACK_HOSTS, AllowedHosts
-from tasks.serving.server import ServerConfig, open_application
+from tasks.serving.host_names import AllowedHosts
+from tasks.serving.server import ServerConfig, open_application, warn_of_open_access
 
 if TYPE_CHECKING:
     from ray.serve import Application
@@ -118,8 +118,7 @@ def serve_on_ray(config: ServerConfig, replicas: ReplicaConfig, address: str, ho
         if address != LOCAL:
             stack.enter_context(_own_proxies(silence))
         _start_proxies(config.host, config.port)
-        if config.host not in LOOPBACK_HOSTS and not config.api_keys:
-            log.warning("%s is reachable from other machines, without authentication", config.host)
+        warn_of_open_access(config)
         stack.enter_context(_deployed(config, replicas, home))
         count = f"{replicas.min_replicas} to {replicas.max_replicas} replicas"
         where = f"http://{config.host}:{config.port}"

@@ -107,12 +107,17 @@ def serve(config: ServerConfig, home: str) -> None:
             bound.listen(SOCKET_BACKLOG)
         except OSError as error:
             raise _not_bound(config.host, config.port, error) from error
-        if config.host not in LOOPBACK_HOSTS and not config.api_keys:
-            log.warning("%s is reachable from other machines, without authentication", config.host)
+        warn_of_open_access(config)
         stop.server = InferenceServer(app)
         print(f"{_describe_status(champion)} on {address_of(bound)} (Ctrl-C stops)", flush=True)
         stop.server.run(sockets=[bound])
         log.info("stopped; every request that was accepted before is answered")
+
+
+def warn_of_open_access(config: ServerConfig) -> None:
+    """Log a warning where a server listens beyond this machine and asks for no key."""
+    if config.host not in LOOPBACK_HOSTS and not config.api_keys:
+        log.warning("%s is reachable from other machines, without authentication", config.host)
 
 
 def open_application(
