@@ -145,10 +145,11 @@ class ChallengerOptions:
         """
         if not self.shadow and not self.canary:
             return None
-        from tasks.serving.challenger import CHALLENGER_ALIAS, ChallengerConfig, parse_share
+        from tasks.inference.bundle import CHALLENGER
+        from tasks.serving.challenger import ChallengerConfig, parse_share
 
         return ChallengerConfig(
-            self.shadow or CHALLENGER_ALIAS,
+            self.shadow or CHALLENGER,
             bool(self.shadow),
             self.shadow_load,
             parse_share(self.canary) if self.canary else 0.0,

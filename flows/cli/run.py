@@ -32,6 +32,7 @@ from flows.cli.options import (
 )
 from flows.services.server_watch import check_servers, lasting_servers, watched
 from flows.stopwatch import Stopwatch
+from tasks.core.addresses import HUB_PREFIX, SAMPLE_ADDRESS
 from tasks.core.errors import DataRejected, UnreachableError, UsageError, VerdictError
 from tasks.core.hidden_addresses import check_address
 from tasks.core.printable import escape_controls
@@ -94,7 +95,7 @@ def retrain(
     show = functools.partial(show_run.show_outcome, champion=champion)
     print_result(outcome, as_json, show, outcome.to_json() | measured)
     if not as_json:
-        _show_next(outcome, resolved.settings.data.path == ("sample",))
+        _show_next(outcome, resolved.settings.data.path == (SAMPLE_ADDRESS,))
         stopwatch.mark("first predictions")
         if timings:
             show_run.show_seconds(stopwatch.seconds)
@@ -361,7 +362,7 @@ def refuse_missing_files(data: "DataSettings") -> "Sources | None":
     from tasks.data.sources import locate_sources
 
     addresses = (*data.path, data.train, data.holdout)
-    if any(address == "sample" or address.startswith("hf:") for address in addresses):
+    if any(address == SAMPLE_ADDRESS or address.startswith(HUB_PREFIX) for address in addresses):
         return None
     with contextlib.suppress(UnreachableError):
         return locate_sources(data.path, data.train, data.holdout, environment.verdict_home(), offline=True)

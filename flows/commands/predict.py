@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from flows.services.server_watch import reach_store
+from tasks.core.addresses import HUB_PREFIX
 from tasks.core.errors import UsageError, VerdictError
 from tasks.inference.bundle import MODEL_NAME, check_folder, check_signature, digest_version, read_manifest
 from tasks.inference.classifier import Classifier, bundle_errors
@@ -23,7 +24,6 @@ from tasks.registry.store import MlflowStore, locate_store, split_address
 if TYPE_CHECKING:
     from tasks.core.settings import Settings
 
-HUB_PREFIX = "hf:"
 EXAMPLE = 'verdict predict "The child has eaten the apple."'
 
 

@@ -18,7 +18,7 @@ from tasks.data.row_changes import RowChanges
 from tasks.data.snapshots import read_snapshot
 from tasks.evaluation.evidence import ChampionEvidence
 from tasks.evaluation.run_diff import RunRecord
-from tasks.inference.bundle import MODEL_NAME
+from tasks.inference.bundle import CARD_FILE, MODEL_NAME
 from tasks.registry import lookup, tracking
 from tasks.registry.champion_figures import list_champions
 from tasks.registry.descriptions import describe_run, describe_version, version_tags
@@ -127,5 +127,5 @@ def record_figures(context: JobContext, report: ReportInputs, version: str, hold
     log_files(timer, store, run_id, list(report.pictures.values()), "pictures")
     bundle = report.export["bundle"]
     pages = document_run(timer, str(folder), bundle, report, describe_registration(context, version))
-    records = [str(path) for path in (folder / "evidence.json", folder / "verdict.json", Path(bundle) / "card.md")]
+    records = [str(path) for path in (folder / "evidence.json", folder / "verdict.json", Path(bundle) / CARD_FILE)]
     log_files(timer, store, run_id, [*records, *pages], "records")

@@ -16,6 +16,7 @@ from filelock import FileLock, Timeout
 
 from flows.outcome import RESULT_FILE, RetrainOutcome
 from flows.services.job_locks import is_locked
+from tasks.core.addresses import HUB_PREFIX
 from tasks.core.errors import VerdictError
 from tasks.core.files import home_id, json_digest, read_json, sha256_of, write_json
 from tasks.core.provenance import git_commit, library_versions
@@ -60,7 +61,7 @@ def recipe_of(settings: Settings) -> dict[str, object]:
 
 def hash_files(data: DataSettings, home: str) -> DataFiles | None:
     """Hash the files behind the addresses of data; None where that takes a network, or there are no such files."""
-    if any(address.startswith("hf:") for address in (*data.path, data.train, data.holdout)):
+    if any(address.startswith(HUB_PREFIX) for address in (*data.path, data.train, data.holdout)):
         return None
     from tasks.data.sources import locate_sources, locate_text
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
+from tasks.core.addresses import SAMPLE_ADDRESS
 from tasks.core.column_options import format_pairs, parse_columns, parse_labels
 from tasks.core.finetune_settings import Address, FinetuneSettings, SettingsGroup, Share
 from tasks.core.policy import Policy, load_policy
@@ -40,7 +41,7 @@ Labels = Annotated[dict[str, int], NoDecode, BeforeValidator(parse_labels), _as_
 class DataSettings(SettingsGroup):
     """Where sentences come from and how they are split."""
 
-    path: Addresses = ("sample",)
+    path: Addresses = (SAMPLE_ADDRESS,)
     """Addresses, merged: folder, file, https://...#sha256=HEX, hf:ORG/NAME, or "sample" (bundled)."""
     train: Address = ""
     """Training file; empty for in_domain_train.tsv."""

@@ -19,6 +19,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 from huggingface_hub import HfApi, constants, errors, get_cached_repo_tree, snapshot_download
 
+from tasks.core.addresses import HUB_PREFIX
 from tasks.core.errors import UnreachableError, UsageError, VerdictError, summarise_error
 from tasks.core.files import atomic_write
 from tasks.data.hub_access import (
@@ -36,7 +37,7 @@ MAX_NAMES_SHOWN = 12
 JOIN_ROWS = 1_024  # of a shard in memory at a time: equal values are stored once, and each is written out in memory
 
 _ADDRESS = re.compile(
-    rf"hf:(?P<name>{REPOSITORY})"
+    rf"{HUB_PREFIX}(?P<name>{REPOSITORY})"
     # A config may have any name that a file may have.
     r"(?:/(?P<config>[^\s\x00-\x1f/@<>:\\|?*]{1,100}))?"
     rf"{REVISION}"
@@ -167,7 +168,9 @@ def _select_splits(wanted: _Address, files: Sequence[str]) -> dict[str, list[str
         there = ", ".join(list(configs)[:MAX_NAMES_SHOWN])
         more = f" and {len(configs) - MAX_NAMES_SHOWN} more" if len(configs) > MAX_NAMES_SHOWN else ""
         problem = f"has no config {config!r}" if wanted.config else "has several configs"
-        example = f"hf:{wanted.name}/{next(iter(configs))}" + (f"@{wanted.revision}" if wanted.revision else "")
+        example = f"{HUB_PREFIX}{wanted.name}/{next(iter(configs))}" + (
+            f"@{wanted.revision}" if wanted.revision else ""
+        )
         raise UsageError(f"data set {wanted.name!r} {problem}; expected one of {there}{more}: {example}")
     return configs[config]
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import NamedTuple, TypedDict
 from urllib.parse import parse_qs, urldefrag
 
+from tasks.core.addresses import HUB_PREFIX, SAMPLE_ADDRESS
 from tasks.core.errors import UsageError
 from tasks.core.printable import shorten
 from tasks.data.archives import extract_member
@@ -27,7 +28,6 @@ from tasks.data.hf_hub import fetch_dataset
 from tasks.data.sample_corpus import HOLDOUT_FILE, TRAIN_FILE, write_sample
 from tasks.data.table_folders import table_parts, tables_in
 
-SAMPLE_ADDRESS = "sample"
 SECONDARY_FILE = "in_domain_dev.tsv"
 MAX_NAME = 60  # characters of the name of data in lists
 TABLE_SUFFIXES = tuple(
@@ -138,7 +138,11 @@ def name_data(addresses: Sequence[str]) -> str:
     names = []
     for address in addresses:
         place = address.partition("#")[0].partition("?")[0]
-        names.append(place[3:].partition("@")[0] if place.startswith("hf:") else Path(place).resolve().name)
+        names.append(
+            place.removeprefix(HUB_PREFIX).partition("@")[0]
+            if place.startswith(HUB_PREFIX)
+            else Path(place).resolve().name
+        )
     return shorten(shown_addresses(names), MAX_NAME)
 
 
@@ -152,7 +156,7 @@ def _open_address(address: str, home: str, offline: bool) -> ResolvedAddress:
         folder = Path(home) / "sample"
         write_sample(folder)
         return _open_path(address, folder)
-    if address.startswith("hf:"):
+    if address.startswith(HUB_PREFIX):
         splits = fetch_dataset(address, f"{home}/downloads/hub", offline=offline)
         return ResolvedAddress(address, {split: [file] for split, file in splits.items()})
     if _is_url(address):
@@ -265,7 +269,7 @@ def _reject_missing(resolved: Sequence[ResolvedAddress], found: dict[str, list[s
     """
     if not found["train"]:
         raise UsageError(_missing(resolved[0], TRAIN_FILE, "train"))
-    folders = [entry for entry in resolved if not entry.single and not entry.address.startswith("hf:")]
+    folders = [entry for entry in resolved if not entry.single and not entry.address.startswith(HUB_PREFIX)]
     if folders and not found["holdout"]:
         missing = _missing(folders[0], HOLDOUT_FILE, "holdout")
         raise UsageError(f"{missing}, or hold a share out: --data {shlex.quote(found['train'][0])}")

@@ -24,6 +24,7 @@ from huggingface_hub import (
     snapshot_download,
 )
 
+from tasks.core.addresses import HUB_PREFIX
 from tasks.core.errors import UnreachableError, UsageError, VerdictError, summarise_error
 from tasks.core.signing import SIGNATURE
 from tasks.data.hub_access import (
@@ -35,14 +36,23 @@ from tasks.data.hub_access import (
     explain_silence,
     hub_requests,
 )
-from tasks.inference.bundle import MANIFEST, PROFILE, TOKENIZER, VARIANTS, digest_version, read_manifest, verify
+from tasks.inference.bundle import (
+    CARD_FILE,
+    MANIFEST,
+    PROFILE,
+    REPORT_FILE,
+    TOKENIZER,
+    VARIANTS,
+    digest_version,
+    read_manifest,
+    verify,
+)
 
 README = "README.md"
-CARD = "card.md"  # of a bundle
 # Files that an earlier bundle may have had and this one has not; a signature that stayed would be another bundle's.
-REPLACED = {*VARIANTS.values(), TOKENIZER, PROFILE, SIGNATURE, CARD, "report.html"}
-ADDRESS_FORM = "hf:ORG/NAME"
-_MODEL_ADDRESS = re.compile(rf"hf:(?P<name>{REPOSITORY}){REVISION}")
+REPLACED = {*VARIANTS.values(), TOKENIZER, PROFILE, SIGNATURE, CARD_FILE, REPORT_FILE}
+ADDRESS_FORM = f"{HUB_PREFIX}ORG/NAME"
+_MODEL_ADDRESS = re.compile(rf"{HUB_PREFIX}(?P<name>{REPOSITORY}){REVISION}")
 
 log = logging.getLogger(__name__)
 
@@ -107,7 +117,7 @@ def pull_bundle(address: str, cache: str) -> str:
     except Exception as error:
         raise _pull_error(wanted, cache, error, offline) from error
     if wanted.revision != folder.name:
-        log.info("%s is commit %s; to pin it: hf:%s@%s", address, folder.name, wanted.name, folder.name)
+        log.info("%s is commit %s; to pin it: %s%s@%s", address, folder.name, HUB_PREFIX, wanted.name, folder.name)
     return str(folder)
 
 
@@ -220,8 +230,8 @@ def _push(folder: Path, repository: str, public: bool, message: str) -> PushedBu
         repository, created = api.create_repo(repository, private=not public).repo_id, True
         before = api.model_info(repository, timeout=constants.HF_HUB_ETAG_TIMEOUT)
     files = {path.name: path for path in sorted(folder.iterdir())}
-    if CARD in files:
-        files[README] = files[CARD]
+    if CARD_FILE in files:
+        files[README] = files[CARD_FILE]
     gone = (REPLACED - files.keys()) & {file.rfilename for file in before.siblings or []}
     # The library leaves unchanged files out, and makes no commit where none is left.
     commit = api.create_commit(
@@ -236,7 +246,7 @@ def _push(folder: Path, repository: str, public: bool, message: str) -> PushedBu
     return PushedBundle(
         repository=repository,
         commit=commit.oid,
-        address=f"hf:{repository}@{commit.oid}",
+        address=f"{HUB_PREFIX}{repository}@{commit.oid}",
         page=f"{api.endpoint}/{repository}",
         private=bool(before.private),
         created=created,

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from tasks.core.errors import VerdictError
-from tasks.inference.bundle import CHAMPION
+from tasks.inference.bundle import CHALLENGER, CHAMPION
 from tasks.registry import lookup, register
 from tasks.registry.audit_log import AliasChange, begin, finish, read_changes
 from tasks.registry.audit_log import actor as current_actor
@@ -27,7 +27,6 @@ from tasks.registry.champion_history import (
     describe_way_back,
 )
 from tasks.registry.descriptions import WAITS, describe_change, describe_replacement
-from tasks.registry.lookup import CHALLENGER
 from tasks.registry.promotion_lock import promotion_lock
 from tasks.registry.store import MlflowStore, is_uninitialised
 from tasks.registry.verification import verify_version

@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
+from tasks.core.addresses import HUB_PREFIX
 from tasks.core.files import sha256_of
 from tasks.data.sample_corpus import TRAIN_FILE
-from tasks.training.pretrained import HUB_PREFIX, PACKAGED, PACKAGED_LICENSE
+from tasks.training.pretrained import PACKAGED, PACKAGED_LICENSE
 
 ENCODER_PAGE = "README.md"  # its header names the licence, where the publisher wrote one
 # CoLA's training file: the book's, and "raw", "tokenized" and the archive of the authors' release 1.1.

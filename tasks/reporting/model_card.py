@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tasks.core.addresses import HUB_PREFIX
 from tasks.core.policy import Policy
 from tasks.core.settings_loader import SettingRow
 from tasks.data.gate import GateReport
@@ -13,7 +14,7 @@ from tasks.reporting.licenses import encoder_license, is_cola
 from tasks.reporting.tables import compare_figures, explain_rules, list_phenomena, list_slices
 from tasks.reporting.templating import render
 from tasks.reporting.wording import escape_markdown, show_interval, show_mcc
-from tasks.training.pretrained import HUB_PREFIX, PACKAGED
+from tasks.training.pretrained import PACKAGED
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult
@@ -79,7 +80,9 @@ def write_card(
 
 def hub_datasets(address: str) -> list[str]:
     """Return the Hub data sets among addresses that are joined by " + "; the Hub links those that a card names."""
-    names = [part.removeprefix("hf:").partition("@")[0] for part in address.split(" + ") if part.startswith("hf:")]
+    names = [
+        part.removeprefix(HUB_PREFIX).partition("@")[0] for part in address.split(" + ") if part.startswith(HUB_PREFIX)
+    ]
     return list(dict.fromkeys("/".join(name.split("/")[:2]) for name in names))
 
 

@@ -27,6 +27,7 @@ from tasks.evaluation.measurement import Measurement
 from tasks.evaluation.run_diff import CODE_TAG, DATA_TAG, RunRecord, SettingChange, diff_runs
 from tasks.evaluation.thresholds import curves_of
 from tasks.inference.bundle import (
+    CARD_FILE,
     MODEL_NAME,
     PROFILE,
     REPORT_FILE,
@@ -128,7 +129,7 @@ def write_documents(bundle: str, inputs: ReportInputs) -> Manifest:
     write_text(folder / REPORT_FILE, render_report(inputs, facts, manifest["digest"], folder.parent.name))
     write_json(folder / PROFILE, inputs.gate["profile"])
     write_text(
-        folder / "card.md",
+        folder / CARD_FILE,
         write_card(facts, manifest["digest"], evidence, inputs.verdict, inputs.gate, inputs.settings, inputs.export),
     )
     metrics = {

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from tasks.core.errors import NoChampion, UnknownModel, UsageError, VerdictError
 from tasks.core.refusals import suggest
-from tasks.inference.bundle import CHAMPION, MODEL_NAME
+from tasks.inference.bundle import CHALLENGER, CHAMPION, MODEL_NAME
 from tasks.serving.champion import Champion, LoadedModel
 
 if TYPE_CHECKING:
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-CHALLENGER_ALIAS = "challenger"
 ADDRESS_MARKS = "/:@"  # a registry address or a path has one of them
 
 
@@ -24,7 +23,7 @@ ADDRESS_MARKS = "/:@"  # a registry address or a path has one of them
 class ChallengerConfig:
     """What a second model does beside the champion."""
 
-    model: str = CHALLENGER_ALIAS
+    model: str = CHALLENGER
     """alias, version number, registry address, or a bundle's folder"""
     shadow: bool = False
     """compute the champion's batches too"""
@@ -76,7 +75,7 @@ def open_challenger(config: ChallengerConfig, refresh_s: float, device: str, hom
     Raises:
         UsageError, UnknownModel: if it has no such address.
     """
-    address, aliases = challenger_address(config.model), (CHAMPION, CHALLENGER_ALIAS)
+    address, aliases = challenger_address(config.model), (CHAMPION, CHALLENGER)
     challenger = Challenger.open(address, refresh_s, device, home, require_model=False)
     if address != config.model and config.model not in aliases and challenger.facing(None) is None:
         log.warning(

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any, TypedDict
 
+from tasks.core.addresses import HUB_PREFIX
 from tasks.core.errors import UnreachableError, UsageError, VerdictError, first_line
 from tasks.core.files import json_digest, sha256_of
 
@@ -34,7 +35,6 @@ FOREIGN_WEIGHTS = {
     "*.h5": "TensorFlow's weights",
     "*.msgpack": "JAX's weights",
 }
-HUB_PREFIX = "hf:"  # before a hub id, as in addresses of data
 HUB_FILES = ["*.json", "*.txt", "*.model", "*.safetensors", "README.md"]  # never pickled weights, never code
 CONFIG_FILES = ("config.json", "tokenizer_config.json")
 ADAPTER_FILE = "adapter_config.json"

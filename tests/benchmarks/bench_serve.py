@@ -209,10 +209,9 @@ def register_versions(bundle: Path, scratch: Path, challenger: str = "") -> Any:
     from flows import environment
 
     environment.set_process_defaults()
-    from tasks.inference.bundle import CHAMPION, ModelInfo, verify, write_manifest
+    from tasks.inference.bundle import CHALLENGER, CHAMPION, ModelInfo, verify, write_manifest
     from tasks.registry import register
     from tasks.registry import tracking as runs
-    from tasks.registry.lookup import CHALLENGER
     from tasks.registry.store import locate_store
 
     manifest = verify(bundle)

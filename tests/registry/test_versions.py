@@ -21,7 +21,7 @@ from toy import facts
 from flows import environment
 from tasks.core.errors import NoChampion, UnknownModel, UnreachableError, UsageError, VerdictError
 from tasks.core.files import write_json
-from tasks.inference.bundle import CHAMPION, PROFILE, write_manifest
+from tasks.inference.bundle import CHALLENGER, CHAMPION, PROFILE, write_manifest
 from tasks.registry import lookup, register
 from tasks.registry import mlflow_flavor as flavour
 from tasks.registry import promotion as moves
@@ -29,7 +29,6 @@ from tasks.registry import promotion_lock as turns
 from tasks.registry import tracking as runs
 from tasks.registry.champion_profile import fetch_profile
 from tasks.registry.local_database import AUDIT_EXPERIMENT
-from tasks.registry.lookup import CHALLENGER
 from tasks.registry.mlflow_client import connect, experiment_of
 from tasks.registry.store import MlflowStore, locate_store
 
