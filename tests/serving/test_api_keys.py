@@ -19,6 +19,7 @@ from tasks.serving.client_limits import ClientRates
 from tasks.serving.feedback import Feedback
 from tasks.serving.metrics import ServerMetrics
 from tasks.serving.routes import Extensions, build_app
+from tasks.serving.server import ServerConfig, warn_of_open_access
 
 ASK = {"sentences": ["a cat"]}
 
@@ -155,3 +156,14 @@ def test_without_keys_an_address_is_a_client_and_the_oldest_bucket_goes_first(mo
         assert client.post("/v1/judge", json={"sentences": ["a"] * 12}).status_code == 200
         assert client.post("/v1/judge", json=ASK).status_code == 429
     assert list(rates._buckets) == ["testclient"]
+
+
+@pytest.mark.parametrize(
+    ("host", "keys", "warned"),
+    [("0.0.0.0", "", True), ("0.0.0.0", "keys.txt", False), ("127.0.0.1", "", False), ("localhost", "", False)],
+)
+def test_a_server_open_to_other_machines_is_a_warning(
+    host: str, keys: str, warned: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    warn_of_open_access(ServerConfig(host=host, api_keys=keys))
+    assert caplog.messages == [f"{host} is reachable from other machines, without authentication"] * warned
