@@ -7,15 +7,18 @@ result.json that names it lacks at most the last two, which any later command ma
 import contextlib
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from flows.jobs.unchanged import load_result
 from flows.notifications import notify_verdict
 from flows.outcome import RetrainOutcome
 from tasks.core.errors import VerdictError
 from tasks.core.files import home_id
+from tasks.core.folder_locks import exclusive
 from tasks.registry import promotion, tracking
 from tasks.registry.store import MlflowStore, is_uninitialised
+
+LOOK_WAIT_S = 0.2  # for a lock that others may hold for an instant to look
 
 
 def close_dead_runs(store: MlflowStore, home: str, job: str = "") -> None:
@@ -33,7 +36,7 @@ def close_dead_runs(store: MlflowStore, home: str, job: str = "") -> None:
         folder = Path(home) / "runs" / other
         # A process takes the lock before it opens its run, so one without a folder does not live.
         free = other == job or not folder.is_dir()
-        with contextlib.suppress(Timeout), contextlib.nullcontext() if free else FileLock(folder / "lock", timeout=0):
+        with contextlib.suppress(Timeout), contextlib.nullcontext() if free else exclusive(folder, LOOK_WAIT_S):
             outcome = _read_result(folder, store)
             if outcome and outcome.run == run_id:
                 end_job(store, outcome)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 from prefect.exceptions import TerminationSignal
 from prefect.runtime import deployment, flow_run
 
@@ -24,6 +24,7 @@ from flows.steps import Timer, retrying_task
 from tasks.core import log_format
 from tasks.core.errors import DataRejected, UnreachableError, VerdictError
 from tasks.core.files import home_id, json_digest
+from tasks.core.folder_locks import LOCK_FILE, exclusive
 from tasks.core.policy import POLICY_FILE
 from tasks.core.printable import redact
 from tasks.core.provenance import git_commit, library_versions
@@ -40,6 +41,7 @@ from tasks.training.pretrained import Encoder
 
 NAME_DIGITS = 8  # of the data's digest in the names of runs
 ENCODER_TAG, TEACHER_TAG = "encoder_digest", "teacher_digest"  # of an MLflow run
+START_WAIT_S = 1.0  # for the lock of a folder, which other commands hold for an instant to look
 DEFAULT_ORIGINS = ("default", POLICY_FILE)  # of settings that nobody chose for this run; they are not tagged
 
 log_dataset = retrying_task("log to MLflow", tracking.log_dataset)
@@ -99,12 +101,14 @@ def locked(folder: Path) -> Iterator[None]:
     Raises:
         VerdictError: if another process works on the same job.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(folder / "lock", timeout=0):
-            yield
-    except Timeout as error:
-        raise VerdictError(f"the same job is running already in {folder}; wait for it, then: verdict status") from error
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(exclusive(folder, START_WAIT_S))
+        except Timeout:
+            raise VerdictError(
+                f"the same job is running already in {folder}; wait for it, then: verdict status"
+            ) from None
+        yield
 
 
 def clear(folder: Path) -> None:
@@ -112,7 +116,7 @@ def clear(folder: Path) -> None:
     for path in folder.iterdir():
         if path.is_dir():
             shutil.rmtree(path)
-        elif path.name != "lock":
+        elif path.name != LOCK_FILE:
             path.unlink()
 
 

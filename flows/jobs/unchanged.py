@@ -12,13 +12,11 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
-from filelock import FileLock, Timeout
-
 from flows.outcome import RESULT_FILE, RetrainOutcome
-from flows.services.job_locks import is_locked
 from tasks.core.addresses import HUB_PREFIX
 from tasks.core.errors import VerdictError
 from tasks.core.files import home_id, json_digest, read_json, sha256_of, write_json
+from tasks.core.folder_locks import is_locked, shared
 from tasks.core.provenance import git_commit, library_versions
 from tasks.core.settings import DataSettings, Settings
 from tasks.inference.bundle import MODEL_NAME, REPORT_FILE
@@ -148,9 +146,9 @@ def _has_dead_runs(store: MlflowStore, home: str) -> bool:
 
 
 def _load(folder: Path, store: MlflowStore) -> RetrainOutcome | None:
-    """Load a finished job, unless another process holds its lock: it may be starting over."""
-    with contextlib.suppress(Timeout, VerdictError, OSError), FileLock(folder / "lock", timeout=0):
-        outcome = load_result(folder, store)
+    """Load a finished job, unless another process works on it: it may be starting over."""
+    with contextlib.suppress(VerdictError, OSError), shared(folder) as free:
+        outcome = load_result(folder, store) if free else None
         registered = outcome and find_local_digest(store, MODEL_NAME, outcome.digest) == outcome.version
         return outcome if registered else None
     return None
