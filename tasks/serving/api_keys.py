@@ -19,6 +19,7 @@ import secrets
 import time
 from pathlib import Path
 
+from filelock import FileLock, Timeout
 from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -32,6 +33,7 @@ log = logging.getLogger(__name__)
 KEY_PREFIX = "verdict_"  # by which scanners of source code find a key that was committed
 KEY_BYTES = 32
 KEY_LINE = re.compile(r"(?P<name>[A-Za-z0-9][A-Za-z0-9._@-]{0,63})[ \t]+sha256:(?P<hash>[0-9a-f]{64})")
+KEY_LOCK_TIMEOUT_S = 10.0  # to wait for another process that adds a key
 KEY_FILE_POLL_S = 1.0  # between two looks at the file's time
 KEY_NAME = "verdict.api_key"  # under which a request's scope has the name of its key
 
@@ -132,17 +134,28 @@ def add_key(name: str, path: str) -> str:
     if not KEY_LINE.fullmatch(line):
         raise UsageError(f"name {name!r} is refused; expected up to 64 letters, digits and . _ @ -")
     target = Path(path)
-    before: list[str] = []
     if target.exists():
-        read_keys(target)
-        before = target.read_text(encoding="utf-8").splitlines()
+        read_keys(target)  # a file of something else is refused before a lock appears beside it
     try:
-        with atomic_write(target) as temporary:
-            temporary.chmod(0o600)
-            temporary.write_text("\n".join([*before, line, ""]), encoding="utf-8")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{target}.lock", timeout=KEY_LOCK_TIMEOUT_S):  # two that read the same file lose a key
+            _add_line(target, line)
+    except Timeout:
+        raise VerdictError(f"no key was made: another process holds {path}.lock; try again") from None
     except OSError as error:
         raise VerdictError(f"{path} cannot be written ({error.strerror}); name another file") from error
     return key
+
+
+def _add_line(path: Path, line: str) -> None:
+    """Write the file of keys with one more line; whoever calls holds its lock."""
+    before: list[str] = []
+    if path.exists():
+        read_keys(path)
+        before = path.read_text(encoding="utf-8").splitlines()
+    with atomic_write(path) as temporary:
+        temporary.chmod(0o600)
+        temporary.write_text("\n".join([*before, line, ""]), encoding="utf-8")
 
 
 def read_keys(path: Path) -> dict[bytes, str]:

@@ -3,6 +3,7 @@
 import base64
 import contextlib
 import stat
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,9 @@ from typing import Any
 import pytest
 from challengers import ScriptedAddress, ScriptedModel
 from fastapi.testclient import TestClient
+from filelock import FileLock
 
-from tasks.core.errors import UsageError
+from tasks.core.errors import UsageError, VerdictError
 from tasks.serving import api_keys as module
 from tasks.serving.api_keys import ApiKeys, add_key, presented_key, read_keys
 from tasks.serving.batcher import Batcher
@@ -54,6 +56,40 @@ def test_a_key_is_printed_once_and_only_its_hash_is_written(path: Path) -> None:
     assert not any(key in text for key in keys)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert [ApiKeys(str(path)).name_of(key) for key in (*keys, "verdict_other", "")] == ["alice", "bob", None, None]
+
+
+def test_keys_that_two_processes_add_at_once_are_both_kept(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    add_key("zero", str(path))
+    made: list[str] = []
+    others: list[threading.Thread] = []
+    waits, write = threading.Event(), module.atomic_write
+
+    class SeenLock(FileLock):
+        def acquire(self, *arguments: Any, **options: Any) -> Any:
+            if others:
+                waits.set()
+            return super().acquire(*arguments, **options)
+
+    def write_late(target: Path) -> Any:
+        if not others:  # another process comes between this one's reading and writing
+            others.append(threading.Thread(target=lambda: made.append(add_key("two", str(path)))))
+            others[0].start()
+            waits.wait(5)
+        return write(target)
+
+    monkeypatch.setattr(module, "FileLock", SeenLock, raising=False)
+    monkeypatch.setattr(module, "atomic_write", write_late)
+    made.append(add_key("one", str(path)))
+    others[0].join()
+    assert [line.split()[0] for line in path.read_text().splitlines()] == ["zero", "one", "two"]
+    assert all(module.hash_key(key) in read_keys(path) for key in made)
+
+
+def test_no_key_is_made_while_another_process_holds_the_lock(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "KEY_LOCK_TIMEOUT_S", 0.0)
+    with FileLock(f"{path}.lock"), pytest.raises(VerdictError, match=r"another process holds .*\.lock; try again"):
+        add_key("alice", str(path))
+    assert not path.exists()
 
 
 def test_only_requests_with_a_key_are_answered_and_probes_need_none(
