@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 from uuid import UUID
 
+from filelock import FileLock, Timeout
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun
 from prefect.context import FlowRunContext
@@ -33,6 +34,7 @@ from tasks.core.files import read_json, write_json
 from tasks.registry.store import locate_store
 
 INPUT_KEY = "hold"  # Prefect's key of the form's input, one a run
+ANSWERS_LOCK_TIMEOUT_S = 600.0  # longer than an approval takes that judges the version again
 
 log = logging.getLogger("tasks.approval")
 
@@ -70,8 +72,12 @@ def wait_for_approval(outcome: RetrainOutcome, hours: float, home: str) -> Retra
     write_json(path, outcome.to_json())
     form = ApprovalForm.with_initial_data(description=_describe(outcome, link_report(outcome, locate_store(home))))
     answer = suspend_flow_run(wait_for_input=form, timeout=int(hours * 3_600), key=INPUT_KEY)
-    change = _decide(outcome.version, answer, home)
-    path.unlink()
+    try:
+        with _answers_lock(home):
+            change = _decide(outcome.version, answer, home)
+            path.unlink(missing_ok=True)
+    except Timeout as error:
+        raise VerdictError(f"another process holds {error.lock_file}; the next run carries the answer out") from None
     decided = {key: change[key] for key in ("kind", "actor", "reason", "time", "from", "to")}
     return dataclasses.replace(outcome, decided=decided)
 
@@ -85,18 +91,42 @@ def carry_out_answers(home: str) -> list[str]:
     Returns:
         a line on each answer.
     """
-    lines = []
-    for path in sorted((Path(home) / "waiting").glob("*.json")):
-        run = _read_ended(UUID(path.stem))
-        if run is None:
-            continue
+    if not _waiting_files(home):
+        return []
+    try:
+        with _answers_lock(home):
+            return [line for path in _waiting_files(home) for line in _carry_out(path, home)]
+    except Timeout as error:
+        log.warning("another process holds %s; the next run carries the answers out", error.lock_file)
+        return []
+
+
+def _waiting_files(home: str) -> list[Path]:
+    return sorted((Path(home) / "waiting").glob("*.json"))
+
+
+def _answers_lock(home: str) -> FileLock:
+    """Return the lock under which answers are carried out: runs of two deployments find the same answer."""
+    return FileLock(Path(home) / "waiting.lock", timeout=ANSWERS_LOCK_TIMEOUT_S)
+
+
+def _carry_out(path: Path, home: str) -> list[str]:
+    """Carry out the answer to one run, if it has ended with one; return a line on it."""
+    run = _read_ended(UUID(path.stem))
+    if run is None:
+        return []
+    try:
         outcome, answer = RetrainOutcome.from_json(read_json(path)), _answer_of(run)
-        if not outcome or not answer:
-            path.unlink()
-        else:
-            lines.append(_carry_out_late(outcome.version, answer, path, home))
-            log.warning("%s (flow run %s, which ended before it carried that out)", lines[-1], path.stem)
-    return lines
+    except VerdictError as error:
+        if path.exists():  # else the run itself has carried its answer out meanwhile
+            log.warning("%s", error)  # the run that looks for answers is not at fault
+        return []
+    if not outcome or not answer:
+        path.unlink(missing_ok=True)
+        return []
+    line = _carry_out_late(outcome.version, answer, path, home)
+    log.warning("%s (flow run %s, which ended before it carried that out)", line, path.stem)
+    return [line]
 
 
 def _carry_out_late(version: str, answer: ApprovalForm, path: Path, home: str) -> str:
@@ -109,7 +139,7 @@ def _carry_out_late(version: str, answer: ApprovalForm, path: Path, home: str) -
         return f"{what} waits: {error}"
     except VerdictError as error:
         line = f"{what} was not carried out: {error}"
-    path.unlink()
+    path.unlink(missing_ok=True)
     return line
 
 

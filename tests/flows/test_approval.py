@@ -4,6 +4,7 @@ import contextlib
 import datetime
 import json
 import shutil
+import threading
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,11 +12,13 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+from filelock import FileLock
 from job_cache import JobCache
 from outcomes import make_outcome
 from registry_store import add_version, aliases, changes_of, new_store
 from toy import flow_settings
 
+from flows.jobs import approval
 from flows.jobs.approval import carry_out_answers, wait_for_approval
 from flows.jobs.deployments import answers_carried_out
 from tasks.core.files import write_json
@@ -200,6 +203,65 @@ def test_a_run_that_ended_without_an_answer_waits_no_longer(prefect: Any, empty_
     assert not path.exists()
     assert len(list(path.parent.iterdir())) == 1
     assert lookup.read_tags(store, held)["verdict"] == "HOLD"
+
+
+@pytest.fixture
+def answered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The file of a run that ended with the answer of a person; nothing of Prefect and MLflow is behind it."""
+    path = tmp_path / "waiting" / f"{uuid.uuid4()}.json"
+    write_json(path, make_outcome(version="2").to_json())
+    answer = approval.ApprovalForm(decision="approve", reason="reads better", name="ada")
+    monkeypatch.setattr(approval, "_read_ended", lambda run_id: run_id)
+    monkeypatch.setattr(approval, "_answer_of", lambda run: answer)
+    return path
+
+
+def test_two_runs_that_find_the_same_answer_carry_it_out_once(
+    answered: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decided, others = [], []
+    waits = threading.Event()
+
+    class SeenLock(FileLock):
+        def acquire(self, *arguments: Any, **options: Any) -> Any:
+            if decided:
+                waits.set()
+            return super().acquire(*arguments, **options)
+
+    def decide(version: str, answer: Any, home: str) -> None:
+        decided.append(version)
+        if len(decided) == 1:  # a run of another deployment comes while this one decides
+            others.append(threading.Thread(target=carry_out_answers, args=(home,)))
+            others[0].start()
+            waits.wait(5)
+
+    monkeypatch.setattr(approval, "FileLock", SeenLock, raising=False)
+    monkeypatch.setattr(approval, "_decide", decide)
+    assert carry_out_answers(str(tmp_path)) == ["approve of version 2 carried out"]
+    others[0].join()
+    assert decided == ["2"]
+
+
+def test_an_answer_that_its_run_carries_out_meanwhile_stops_nobody(
+    answered: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    text = answered.read_text()
+    monkeypatch.setattr(approval, "_decide", lambda *_: answered.unlink())
+    assert carry_out_answers(str(tmp_path)) == ["approve of version 2 carried out"]
+    answered.write_text(text)
+    monkeypatch.setattr(approval, "_read_ended", lambda run_id: answered.unlink() or run_id)
+    caplog.clear()
+    assert carry_out_answers(str(tmp_path)) == []
+    assert caplog.messages == []
+
+
+def test_a_damaged_file_of_a_waiting_run_fails_no_other_run(
+    answered: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    answered.write_text("{")
+    assert carry_out_answers(str(tmp_path)) == []
+    assert "cannot be read as JSON" in caplog.text
+    assert answered.exists()
 
 
 def test_a_run_that_no_deployment_started_ends_with_its_hold(tmp_path: Path) -> None:
