@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -37,13 +37,15 @@ def up() -> None:
 
     Raises:
         UsageError: if a port is taken, or the environment is contradictory.
-        VerdictError: if a service does not start; the others stay up.
+        VerdictError: if a service does not start (the others stay up), or the services are stopping.
     """
     config = load_stack_config(os.environ, environment.usable_home())
     folder = _folder(config.home)
     process = None
     with FileLock(folder / "lock"):  # a second `make up` waits for the first
-        if supervision.read_states(folder) is None:
+        states = supervision.read_states(folder)
+        _refuse_stopping(states)
+        if states is None:
             process = _start(config, folder)
             print(f"starting {', '.join(config.health_urls)}; their logs: make logs", flush=True)
         else:
@@ -124,17 +126,23 @@ def await_services(config: StackConfig, process: "subprocess.Popen[bytes] | None
 
 
 def _check_progress(config: StackConfig, waiting: dict[str, str], process: "subprocess.Popen[bytes] | None") -> None:
-    """Raise VerdictError if Supervisor exited, or gave one of these services up."""
+    """Raise VerdictError if Supervisor exited or is stopping, or gave one of these services up."""
     folder = _folder(config.home)
     if process and process.poll() is not None:
         raise VerdictError(f"Supervisor ended:\n{_last_lines(folder / 'supervisor.log')}")
     states = supervision.read_states(folder) or {}
+    _refuse_stopping(states)
     for name in waiting:
         if states.get(name) == "gave up":
             raise VerdictError(
                 f"{name} ended {supervision.START_RETRIES + 1} times as it started; the others stay up. "
                 f"Mend it, then: make up. Its log ends with:\n{_last_lines(folder / f'{name}.log')}"
             )
+
+
+def _refuse_stopping(states: Mapping[str, supervision.ServiceState] | None) -> None:
+    if supervision.STOPPING in (states or {}).values():
+        raise VerdictError(supervision.STOPPING_MESSAGE)
 
 
 def _start(config: StackConfig, folder: Path) -> "subprocess.Popen[bytes]":

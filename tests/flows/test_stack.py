@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import xmlrpc.client
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -256,6 +257,82 @@ def test_a_killed_service_comes_back_one_that_cannot_start_is_given_up_and_nothi
         assert run.wait(20) == -signal.SIGTERM
     wait(lambda: find_processes(str(folder.parent)) == [])
     assert supervision.read_states(folder) is None
+
+
+STAYS_UNTIL_END = """
+import os, pathlib, signal, sys, time
+os.chdir(sys.argv[1])
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+pathlib.Path("started").touch()
+while not pathlib.Path("end").exists():
+    time.sleep(0.05)
+"""
+
+
+def test_while_supervisor_stops_the_services_are_stopping_and_nothing_is_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "stack"
+    folder.mkdir()
+    (tmp_path / "stubborn.py").write_text(STAYS_UNTIL_END)
+    stubborn = [sys.executable, str(tmp_path / "stubborn.py"), str(tmp_path)]
+    process = supervision.start(folder, {"cleanup": STAYS, "mlflow": stubborn}, dict(os.environ))
+    try:
+        wait(lambda: (tmp_path / "started").exists())
+        process.terminate()
+        wait(lambda: supervision.read_states(folder) == {"mlflow": "stopping"})
+        monkeypatch.setenv("VERDICT_HOME", str(tmp_path))
+        assert stack.main(["up"]) == 1
+        assert "error: the services are stopping; wait until " in capsys.readouterr().err
+        monkeypatch.setattr(supervision, "read_states", lambda folder: {"mlflow": "gave up"})
+        with pytest.raises(VerdictError, match="the services are stopping"):
+            supervision.start_again(folder)
+    finally:
+        (tmp_path / "end").touch()
+        process.wait(60)
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (xmlrpc.client.Fault(60, "ALREADY_STARTED: mlflow"), ""),
+        (
+            xmlrpc.client.Fault(50, "SPAWN_ERROR: mlflow"),
+            "mlflow was not started .SPAWN_ERROR: mlflow.; see: make logs",
+        ),
+        (ConnectionRefusedError("refused"), "mlflow was not started, as Supervisor ended .refused.; run: make up"),
+    ],
+)
+def test_a_service_that_supervisor_does_not_start_is_one_line_unless_it_runs_already(
+    error: Exception, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(folder: Path, method: str, *arguments: Any) -> Any:
+        if method == "startProcess":
+            raise error
+        return [{"name": "mlflow", "statename": "FATAL"}]
+
+    (tmp_path / supervision.SOCKET).touch()
+    monkeypatch.setattr(supervision, "_call", refuse)
+    with pytest.raises(VerdictError, match=expected) if expected else contextlib.nullcontext():
+        assert supervision.start_again(tmp_path) == ["mlflow"]
+
+
+def test_a_supervisor_that_ends_within_an_answer_does_not_run(tmp_path: Path) -> None:
+    path = tmp_path / supervision.SOCKET
+    with contextlib.chdir(tmp_path), socket.socket(socket.AF_UNIX) as server:
+        server.bind(path.name)
+        server.listen()
+
+        def answer() -> None:
+            connection, _ = server.accept()
+            connection.recv(1_000)
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Type: text/xml\r\nContent-Length: 900\r\n\r\n<?xml")
+            connection.close()
+
+        answering = threading.Thread(target=answer)
+        answering.start()
+        assert supervision.read_states(tmp_path) is None
+        answering.join()
 
 
 def test_what_a_killed_service_left_is_ended_before_it_starts_again(tmp_path: Path) -> None:
