@@ -15,7 +15,7 @@ from typing import Any
 import mlflow
 from mlflow.entities import Experiment, Run, ViewType
 from mlflow.exceptions import MlflowException
-from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
+from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, RESOURCE_DOES_NOT_EXIST, ErrorCode
 
 from ..core.database_templates import copy_template
 from ..core.errors import UnreachableError, UsageError, first_line
@@ -87,6 +87,16 @@ def connect(store: MlflowStore, process_wide: bool = False) -> Iterator[mlflow.M
         uri = reveal(store["uri"])
         with _process_wide(uri) if process_wide else contextlib.nullcontext():
             yield mlflow.MlflowClient(uri, registry_uri=uri)
+
+
+@contextlib.contextmanager
+def unless_missing() -> Iterator[None]:
+    """End the block where MLflow says that what it names does not exist: another process has deleted it."""
+    try:
+        yield
+    except MlflowException as error:
+        if error.error_code != ErrorCode.Name(RESOURCE_DOES_NOT_EXIST):
+            raise
 
 
 def check_database(store: MlflowStore) -> None:

@@ -23,7 +23,7 @@ from filelock import FileLock, Timeout
 
 from tasks.core.errors import UnreachableError, VerdictError
 from tasks.registry.local_database import AUDIT_EXPERIMENT, await_lock
-from tasks.registry.mlflow_client import connect, experiment_of
+from tasks.registry.mlflow_client import connect, experiment_of, unless_missing
 from tasks.registry.store import MlflowStore, database_of
 
 LOCK_TIMEOUT_S = 180.0  # longer than the lease of a dead process
@@ -119,10 +119,12 @@ def _live_tags(store: MlflowStore, own: str, first_seen: dict[str, float]) -> li
 
 
 def _remove(store: MlflowStore, key: str) -> None:
+    """Remove a tag; one that another process that waits removed meanwhile is removed."""
     with connect(store) as client:
         experiment = experiment_of(client, store, AUDIT_EXPERIMENT)
         if key in client.get_experiment(experiment).tags:
-            client.delete_experiment_tag(experiment, key)
+            with unless_missing():
+                client.delete_experiment_tag(experiment, key)
 
 
 def _timeout_error(wait_s: float) -> LockTimeout:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import mlflow
 import pytest
 from competing import PROCESSES
 from http_server import wait_until
@@ -15,6 +16,9 @@ from kill_points import KILLED, KillableProcess
 from registry_store import add_version, new_store
 
 from tasks.registry import audit_log, promotion, promotion_lock
+from tasks.registry.local_database import AUDIT_EXPERIMENT
+from tasks.registry.mlflow_client import connect, experiment_of
+from tasks.registry.promotion_lock import LEASE_TAG_PREFIX
 from tasks.registry.store import MlflowStore
 
 ROUNDS = 5
@@ -86,3 +90,23 @@ def test_a_holder_of_an_expired_lease_stops_writing(store: MlflowStore, monkeypa
             check()
     with promotion_lock.promotion_lock(store, 1):  # the lease that ended was given back
         pass
+
+
+def test_a_dead_lease_that_two_processes_remove_at_once_stops_neither(
+    store: MlflowStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with connect(store) as client:
+        client.set_experiment_tag(experiment_of(client, store, AUDIT_EXPERIMENT), f"{LEASE_TAG_PREFIX}dead", "held")
+    delete, removed = mlflow.MlflowClient.delete_experiment_tag, []
+
+    def delete_twice(client: mlflow.MlflowClient, experiment: str, key: str) -> None:
+        removed.append(key)
+        delete(client, experiment, key)  # by the other process that waits
+        delete(client, experiment, key)
+
+    monkeypatch.setattr(mlflow.MlflowClient, "delete_experiment_tag", delete_twice)
+    monkeypatch.setattr(promotion_lock, "database_of", lambda _store: None)
+    monkeypatch.setattr(promotion_lock, "LEASE_S", 0.5)
+    monkeypatch.setattr(promotion_lock, "CLOCK_MARGIN_S", 0.0)
+    with promotion_lock.promotion_lock(store, 60):
+        assert removed[0] == f"{LEASE_TAG_PREFIX}dead"
