@@ -7,14 +7,13 @@ from typing import NamedTuple, TypedDict
 import mlflow
 from mlflow.entities import ViewType
 from mlflow.exceptions import MlflowException
-from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
 from tasks.core.errors import VerdictError
 from tasks.core.hidden_addresses import reveal
 from tasks.inference.bundle import MODEL_NAME
 from tasks.registry.local_database import SWEEP_EXPERIMENT
-from tasks.registry.mlflow_client import connect, experiment_of, search_all
+from tasks.registry.mlflow_client import connect, experiment_of, search_all, unless_missing
 from tasks.registry.store import MlflowStore, is_uninitialised
 
 MODEL_URI_PREFIX = "models:/"  # of the logged model that a version was made from
@@ -62,7 +61,7 @@ def list_rejected(store: MlflowStore) -> list[RejectedVersion]:
 
 
 def drop_version(store: MlflowStore, version: str) -> None:
-    """Delete a version and the files of its model; its run stays.
+    """Delete a version and the files of its model, unless another process did that meanwhile; its run stays.
 
     The version is deleted first: a process that is killed in between leaves files without a version, not the reverse.
 
@@ -72,11 +71,12 @@ def drop_version(store: MlflowStore, version: str) -> None:
     with connect(store) as client:
         if version in list_aliased(store):
             raise VerdictError(f"version {version} has an alias by now; it stays, see: verdict status")
-        source = client.get_model_version(MODEL_NAME, version).source
-        location = client.get_model_version_download_uri(MODEL_NAME, version)
-        client.delete_model_version(MODEL_NAME, version)
-        if source.startswith(MODEL_URI_PREFIX):
-            _drop_files(client, store, source.removeprefix(MODEL_URI_PREFIX), location)
+        with unless_missing():
+            source = client.get_model_version(MODEL_NAME, version).source
+            location = client.get_model_version_download_uri(MODEL_NAME, version)
+            client.delete_model_version(MODEL_NAME, version)
+            if source.startswith(MODEL_URI_PREFIX):
+                _drop_files(client, store, source.removeprefix(MODEL_URI_PREFIX), location)
 
 
 def list_unregistered(store: MlflowStore) -> list[UnregisteredModel]:
@@ -116,11 +116,8 @@ def _sources(client: mlflow.MlflowClient) -> set[str]:
 
 def _drop_files(client: mlflow.MlflowClient, store: MlflowStore, model_id: str, location: str) -> None:
     """Delete a logged model, if nobody deleted it in MLflow's page, and then its files."""
-    try:
+    with unless_missing():
         client.delete_logged_model(model_id)
-    except MlflowException as error:
-        if error.error_code != ErrorCode.Name(RESOURCE_DOES_NOT_EXIST):
-            raise
     with contextlib.suppress(MlflowException, OSError, NotImplementedError):
         get_artifact_repository(location, reveal(store["uri"])).delete_artifacts()
 

@@ -272,6 +272,22 @@ def test_a_rejected_version_with_an_alias_stays(
     assert pruned(home) == {("version", other)}
 
 
+def test_a_version_that_another_process_prunes_at_the_same_time_counts_as_deleted(
+    home: Path, store: MlflowStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    version = add_version(store, tmp_path, "a", verdict="REJECT")
+    drop = retention_queries.drop_version
+
+    def drop_twice(store: MlflowStore, version: str) -> None:
+        drop(store, version)
+        drop(store, version)
+
+    monkeypatch.setattr(retention_queries, "drop_version", drop_twice)
+    _advance_time(monkeypatch, days=31)
+    assert pruned(home) == {("version", version)}
+    assert retention_queries.list_rejected(store) == []
+
+
 def test_runs_of_a_lost_home_and_of_a_killed_sweep_are_closed_after_the_rule_s_days(
     home: Path, store: MlflowStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
