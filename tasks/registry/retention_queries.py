@@ -2,14 +2,16 @@
 
 import contextlib
 import time
+from pathlib import Path
 from typing import NamedTuple, TypedDict
 
 import mlflow
-from mlflow.entities import ViewType
+from mlflow.entities import Run, ViewType
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
 from tasks.core.errors import VerdictError
+from tasks.core.folder_locks import shared
 from tasks.core.hidden_addresses import reveal
 from tasks.inference.bundle import MODEL_NAME
 from tasks.registry.local_database import SWEEP_EXPERIMENT
@@ -144,7 +146,8 @@ def inputs_of_running(store: MlflowStore) -> set[str]:
 def close_lost_runs(store: MlflowStore, seconds: float, dry_run: bool) -> list[str]:
     """Close runs of jobs, sweeps and trials that have had the status RUNNING for `seconds`.
 
-    Their homes are gone, or the same sweep was not started again, so nothing else closes them.
+    Their homes are gone, or the same sweep was not started again, so nothing else closes them. The runs of a process
+    that works in a folder of this home stay, however long it takes.
 
     Returns:
         their ids.
@@ -157,9 +160,25 @@ def close_lost_runs(store: MlflowStore, seconds: float, dry_run: bool) -> list[s
         sweeps = client.get_experiment_by_name(SWEEP_EXPERIMENT)
         experiments = [experiment_of(client, store), *([sweeps.experiment_id] if sweeps else [])]
         runs = search_all(client.search_runs, experiments, lost, run_view_type=ViewType.ACTIVE_ONLY)
-        for run in runs if not dry_run else ():
+        return [
+            run.info.run_id for run in runs if _close_lost_run(client, run, Path(store["artifacts"]).parent, dry_run)
+        ]
+
+
+def _close_lost_run(client: mlflow.MlflowClient, run: Run, home: Path, dry_run: bool) -> bool:
+    """Close a run, unless its process lives or it ended since it was found; return whether that was done."""
+    folders = {"job": home / "runs", "sweep": home / "sweeps"}
+    held = [folder / run.data.tags[tag] for tag, folder in folders.items() if tag in run.data.tags]
+    with contextlib.ExitStack() as locks, unless_missing():
+        if not all(locks.enter_context(shared(folder)) for folder in held):
+            return False
+        # No process of this home can end or resume it now; one of another home may have ended it.
+        if client.get_run(run.info.run_id).info.status != "RUNNING":
+            return False
+        if not dry_run:
             client.set_terminated(run.info.run_id, "KILLED")
-        return [run.info.run_id for run in runs]
+        return True
+    return False
 
 
 def size_mb(uri: str) -> float:

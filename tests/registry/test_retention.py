@@ -301,6 +301,39 @@ def test_runs_of_a_lost_home_and_of_a_killed_sweep_are_closed_after_the_rule_s_d
     assert prune(str(home), OLD)["closed"] == []
 
 
+def test_a_run_that_ends_while_prune_looks_for_lost_ones_keeps_its_status(
+    home: Path, store: MlflowStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, lost = (tracking.open_run(store, letter * 16, {}, {"home": "other"}) for letter in "ab")
+    search = retention_queries.search_all
+
+    def search_slowly(*arguments: Any, **options: Any) -> Any:
+        found = search(*arguments, **options)
+        tracking.close_run(store, run, "FINISHED")
+        return found
+
+    _advance_time(monkeypatch, days=31)
+    monkeypatch.setattr(retention_queries, "search_all", search_slowly)
+    assert retention_queries.close_lost_runs(store, SECONDS_PER_DAY, dry_run=False) == [lost]
+    with connect(store) as client:
+        assert [client.get_run(each).info.status for each in (run, lost)] == ["FINISHED", "KILLED"]
+
+
+@pytest.mark.parametrize("kind", ["runs", "sweeps"])
+def test_a_job_or_sweep_that_has_run_for_longer_than_the_rule_s_days_is_not_lost(
+    kind: str, home: Path, store: MlflowStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "a" * 16
+    run = tracking.open_run(store, name, {}, {}) if kind == "runs" else open_sweep(store, name, {}, {})
+    _advance_time(monkeypatch, days=31)
+    folder = home / kind / name
+    folder.mkdir(parents=True)
+    with FileLock(folder / "lock"):
+        assert prune(str(home), OLD, dry_run=True)["closed"] == []
+        assert prune(str(home), OLD)["closed"] == []
+    assert prune(str(home), OLD)["closed"] == [run]
+
+
 def test_nothing_is_deleted_while_the_store_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     add_job(tmp_path, "newest", 1)
