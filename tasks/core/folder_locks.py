@@ -15,6 +15,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 LOCK_FILE = "lock"  # in the folder of a job or sweep
+MISSING_WAIT_S = 1.0  # for a folder that others delete and make again
 
 
 def is_locked(folder: Path) -> bool:
@@ -48,14 +49,14 @@ def exclusive(folder: Path, wait_s: float) -> Iterator[None]:
     Raises:
         Timeout: if another process holds it for `wait_s` seconds.
     """
-    lock, deadline = FileLock(folder / LOCK_FILE), time.monotonic() + wait_s
+    lock, started = FileLock(folder / LOCK_FILE), time.monotonic()
     while True:
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            lock.acquire(timeout=max(0.0, deadline - time.monotonic()))
+            lock.acquire(timeout=max(0.0, started + wait_s - time.monotonic()))
             break
-        except FileNotFoundError:  # `verdict prune` deleted the folder meanwhile
-            if time.monotonic() > deadline:
+        except FileNotFoundError:  # whoever held the lock deleted the folder
+            if time.monotonic() > started + wait_s + MISSING_WAIT_S:
                 raise
     try:
         yield

@@ -13,7 +13,6 @@ import contextlib
 import errno
 import json
 import os
-import shutil
 import sys
 import tempfile
 import time
@@ -40,6 +39,8 @@ from tasks.serving.score_parts import (
     Scorer,
     Stamp,
     divide,
+    drop_killed,
+    drop_parts,
     lock_parts,
     quarantined_rows,
     scored_rows,
@@ -156,6 +157,7 @@ def write_scores(
     }
     try:
         with lock_parts(folder):
+            drop_killed(folder)
             chunks = list(plan_chunks(source, size))
             with PartMerger(folder, outputs) as merger, _progress(chunks, size) as advance:
                 for scored in score_chunks(chunks, folder, counts):
@@ -164,7 +166,7 @@ def write_scores(
                 merger.publish()
             if not counts.kinds:
                 aside.unlink(missing_ok=True)  # of an earlier run
-            shutil.rmtree(folder)
+            drop_parts(folder)
     except OSError as error:
         raise _unwritten(error, out, counts) from error
     quarantine = str(aside) if counts.kinds else None

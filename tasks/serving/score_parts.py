@@ -7,6 +7,7 @@ one, is never reused.
 
 import contextlib
 import hashlib
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -15,10 +16,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from tasks.core.errors import VerdictError
-from tasks.core.files import atomic_write, json_digest
+from tasks.core.files import atomic_write, json_digest, remove_stale
+from tasks.core.folder_locks import exclusive
 from tasks.data.cola_format import QuarantinedRow, Row
 from tasks.data.record_readers import ParsedRow
 from tasks.data.snapshots import QUARANTINE_SCHEMA
@@ -190,9 +192,28 @@ def scored_rows(part: pa.Table, stamp: Stamp) -> pa.Table:
 @contextlib.contextmanager
 def lock_parts(folder: Path) -> Iterator[None]:
     """Create the folder of the parts and lock it for one run at a time."""
-    folder.mkdir(exist_ok=True)
-    try:
-        with FileLock(folder / "lock", timeout=0):
-            yield
-    except Timeout as error:
-        raise VerdictError(f"another run writes to {folder} already; wait for it, or name another output") from error
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(exclusive(folder, 0.0))
+        except Timeout:
+            raise VerdictError(f"another run writes to {folder} already; wait for it, or name another output") from None
+        yield
+
+
+def drop_parts(folder: Path) -> None:
+    """Delete the folder of the parts while its lock is held.
+
+    It is moved aside first. Another run would otherwise find it without its lock file, take a new lock in it, and write
+    into what is being deleted.
+    """
+    with tempfile.TemporaryDirectory(prefix=_aside(folder), dir=folder.parent, ignore_cleanup_errors=True) as scratch:
+        folder.rename(Path(scratch) / folder.name)
+
+
+def drop_killed(folder: Path) -> None:
+    """Delete what `drop_parts` left where its process was killed more than a day ago."""
+    remove_stale(folder.parent, _aside(folder))
+
+
+def _aside(folder: Path) -> str:
+    return f".{folder.name}."

@@ -1,6 +1,7 @@
 """Scoring a file: every row answered or quarantined, in order; a killed run resumes where it stopped."""
 
 import bz2
+import contextlib
 import csv
 import errno
 import gzip
@@ -362,6 +363,35 @@ def test_one_run_at_a_time_writes_an_output(tmp_path: Path, scorer: Scorer) -> N
     with FileLock(tmp_path / "out.parquet.parts" / "lock"), pytest.raises(VerdictError, match="another run writes to"):
         score(path, out, scorer)
     assert score(path, out, scorer)["scored"] == 1
+
+
+def test_a_run_that_starts_while_another_deletes_its_parts_gets_a_folder_of_its_own(
+    tmp_path: Path, scorer: Scorer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, out, parts = write(tmp_path, GOOD), tmp_path / "out.parquet", tmp_path / "out.parquet.parts"
+    unlink, deleted = os.unlink, list[str]()
+    with contextlib.ExitStack() as other:
+
+        def unlink_before_the_other_starts(name: Any, *arguments: Any, **options: Any) -> None:
+            unlink(name, *arguments, **options)
+            if str(name) == "lock" and not deleted:
+                deleted.append(name)
+                other.enter_context(score_parts.lock_parts(parts))
+
+        monkeypatch.setattr(os, "unlink", unlink_before_the_other_starts)
+        assert score(path, out, scorer)["scored"] == 1
+        assert deleted == ["lock"]
+        assert left_in(tmp_path) == ["in.txt", "out.parquet", "out.parquet.parts"]
+        with pytest.raises(VerdictError, match="another run writes to"):
+            score(path, out, scorer)
+
+
+def test_what_a_killed_run_moved_aside_is_deleted_by_a_later_one(tmp_path: Path, scorer: Scorer) -> None:
+    for name, days in (("old", 2), ("young", 0)):
+        (tmp_path / f".out.parquet.parts.{name}").mkdir()
+        os.utime(tmp_path / f".out.parquet.parts.{name}", (time.time() - days * 86_400,) * 2)
+    score(write(tmp_path, GOOD), tmp_path / "out.parquet", scorer)
+    assert left_in(tmp_path) == [".out.parquet.parts.young", "in.txt", "out.parquet"]
 
 
 def test_large_records_make_short_parts(monkeypatch: pytest.MonkeyPatch) -> None:
