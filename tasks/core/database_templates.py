@@ -40,7 +40,7 @@ def make_template(library: str, migrate: Callable[[Path], None], folder: Path = 
         with contextlib.closing(sqlite3.connect(made)) as database:
             database.execute("VACUUM INTO ?", (str(packed),))  # one file, whatever the journal mode
         for other in folder.glob(f"{library}-*.db"):
-            other.unlink()
+            other.unlink(missing_ok=True)  # another installation may prepare at the same time
         packed.replace(path)
     return path
 

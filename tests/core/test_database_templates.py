@@ -48,6 +48,22 @@ def test_a_template_of_another_version_is_not_used_and_goes(tmp_path: Path) -> N
     assert not other.exists()
 
 
+def test_a_template_of_another_version_that_goes_meanwhile_stops_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other, unlink = tmp_path / "pytest-0.1.db", Path.unlink
+    migrate(other)
+
+    def unlink_second(path: Path, missing_ok: bool = False) -> None:
+        if path == other:
+            unlink(path)  # by another installation
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", unlink_second)
+    assert make_template("pytest", migrate, tmp_path).is_file()
+    assert not other.exists()
+
+
 def test_a_migration_that_fails_leaves_no_template(tmp_path: Path) -> None:
     def fail(path: Path) -> None:
         path.write_bytes(b"half")
