@@ -45,27 +45,29 @@ class LocalServer:
     """A Prefect server in a child process; `api_url` answers once `wait` has returned."""
 
     def __init__(self, folder: str) -> None:
-        self._port = _free_port()
         self._log = Path(folder) / "prefect-server.log"
         self.results = Path(folder) / "results"
-        self.api_url = f"http://127.0.0.1:{self._port}/api"
         Path(folder).mkdir(parents=True, exist_ok=True)
         inherited = {name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"}
         database = Path(folder) / "prefect.db"
         if DATABASE_VARIABLE not in inherited:
             copy_template("prefect", database)
         defaults = SERVER_SETTINGS | {DATABASE_VARIABLE: f"sqlite+aiosqlite:///{database}"}
-        arguments = [str(os.getpid()), str(self._port), f"{database}.lock"]
         if self._log.exists() and self._log.stat().st_size > MAX_LOG_BYTES:
             self._log.replace(self._log.with_suffix(".log.1"))
-        with self._log.open("ab") as log:  # servers of one home write to it at the same time
+        # Bound here, so that the port is the child's from the start and no other program can answer in its place.
+        with self._log.open("ab") as log, socket.socket() as bound:  # servers of one home write to it at the same time
+            bound.bind(("127.0.0.1", 0))
+            self.api_url = f"http://127.0.0.1:{bound.getsockname()[1]}/api"
             self._log_begin = log.tell()
+            arguments = [str(os.getpid()), str(bound.fileno()), f"{database}.lock"]
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "flows.services.prefect_process", *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 env=defaults | inherited,
+                pass_fds=[bound.fileno()],
                 process_group=0,  # Ctrl-C stops this process, which reports the end of its flow to the server
             )
 
@@ -79,7 +81,8 @@ class LocalServer:
         while time.monotonic() < deadline and self._process.poll() is None:
             with contextlib.suppress(urllib.error.URLError, OSError):
                 urllib.request.urlopen(f"{self.api_url}/health", timeout=5).close()
-                return
+                if self._process.poll() is None:  # else another program has its port by now
+                    return
             time.sleep(0.1)
         raise VerdictError(
             self.describe_end()
@@ -180,9 +183,3 @@ def _flush() -> None:
     for name in ("prefect.flow_runs", "prefect.task_runs"):
         for handler in logging.getLogger(name).handlers:
             handler.flush()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]

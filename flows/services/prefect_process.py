@@ -1,10 +1,12 @@
-"""The process of the embedded Prefect server, which embedded_prefect.py starts: prefect_process.py PARENT PORT LOCK
+"""The process of the embedded Prefect server, which embedded_prefect.py starts: prefect_process.py PARENT SOCKET LOCK
 
 It runs what `prefect server start` runs (prefect/cli/_server_utils.py), without the imports of Prefect's command line.
 Of several servers that start on one new database one makes the tables, and the others wait.
 """
 
 import asyncio
+import contextlib
+import socket
 import sys
 
 from filelock import FileLock
@@ -25,12 +27,12 @@ def migrate() -> None:
     asyncio.run(create())
 
 
-def main(parent: int, port: int, lock: str) -> None:
-    """Serve on loopback until SIGTERM, or until the parent ends.
+def main(parent: int, descriptor: int, lock: str) -> None:
+    """Serve on a socket of the parent until SIGTERM, or until the parent ends.
 
     Args:
         parent: process id of the parent.
-        port: to listen on.
+        descriptor: of the socket, which is bound to a port.
         lock: file of the lock under which the database is migrated.
     """
     die_with(parent)
@@ -39,8 +41,11 @@ def main(parent: int, port: int, lock: str) -> None:
         import uvicorn
     with FileLock(lock):
         migrate()
-    app = "prefect.server.api.server:create_app"
-    uvicorn.run(app, factory=True, host="127.0.0.1", port=port, log_level="warning")
+    server = uvicorn.Server(uvicorn.Config("prefect.server.api.server:create_app", factory=True, log_level="warning"))
+    with contextlib.suppress(KeyboardInterrupt), socket.socket(fileno=descriptor) as bound:
+        server.run([bound])
+    if not server.started:
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,8 @@
 """The embedded Prefect server. That it answers at all shows that the installed versions fit together."""
 
+import io
+import socket
+import urllib.parse
 import urllib.request
 from pathlib import Path
 
@@ -40,4 +43,34 @@ def test_a_server_that_is_killed_before_it_answers_may_lack_memory(tmp_path: Pat
         if child.pid not in others:
             child.kill()
     with pytest.raises(VerdictError, match="the embedded Prefect server ended: memory ran out"):
+        server.wait()
+
+
+def test_nothing_else_can_listen_on_the_port_of_a_server_that_starts(tmp_path: Path) -> None:
+    from flows.services.embedded_prefect import LocalServer
+
+    server = LocalServer(str(tmp_path))
+    try:
+        with socket.socket() as other:
+            other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            with pytest.raises(OSError, match="Address already in use"):
+                other.bind(("127.0.0.1", urllib.parse.urlsplit(server.api_url).port))
+    finally:
+        server.stop()
+
+
+def test_another_program_that_has_the_port_of_a_dead_server_is_not_taken_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flows.services import embedded_prefect
+
+    server = embedded_prefect.LocalServer(str(tmp_path))
+
+    def answer(*_: object, **__: object) -> io.BytesIO:
+        server._process.kill()
+        server._process.wait()
+        return io.BytesIO()  # of another program, which has just taken the port
+
+    monkeypatch.setattr(embedded_prefect.urllib.request, "urlopen", answer)
+    with pytest.raises(VerdictError, match="the embedded Prefect server ended"):
         server.wait()
