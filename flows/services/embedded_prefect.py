@@ -53,8 +53,7 @@ class LocalServer:
         if DATABASE_VARIABLE not in inherited:
             copy_template("prefect", database)
         defaults = SERVER_SETTINGS | {DATABASE_VARIABLE: f"sqlite+aiosqlite:///{database}"}
-        if self._log.exists() and self._log.stat().st_size > MAX_LOG_BYTES:
-            self._log.replace(self._log.with_suffix(".log.1"))
+        _begin_log(self._log)
         # Bound here, so that the port is the child's from the start and no other program can answer in its place.
         with self._log.open("ab") as log, socket.socket() as bound:  # servers of one home write to it at the same time
             bound.bind(("127.0.0.1", 0))
@@ -94,7 +93,9 @@ class LocalServer:
         code = self._process.poll()
         if code is None:
             return ""
-        said = self._log.read_bytes()[self._log_begin :].decode(errors="replace")
+        said = ""
+        with contextlib.suppress(FileNotFoundError):  # another command begins a new one
+            said = self._log.read_bytes()[self._log_begin :].decode(errors="replace")
         if code == -signal.SIGKILL or any(words in said for words in ("MemoryError", *MEMORY_MESSAGES)):
             return f"the embedded Prefect server ended: {OUT_OF_MEMORY}"
         return f"the embedded Prefect server ended with exit code {code}; see {self._log}, or set PREFECT_API_URL"
@@ -183,3 +184,10 @@ def _flush() -> None:
     for name in ("prefect.flow_runs", "prefect.task_runs"):
         for handler in logging.getLogger(name).handlers:
             handler.flush()
+
+
+def _begin_log(path: Path) -> None:
+    """Move a long log aside."""
+    with contextlib.suppress(FileNotFoundError):  # there is none, or another command has just moved it
+        if path.stat().st_size > MAX_LOG_BYTES:
+            path.replace(path.with_suffix(".log.1"))

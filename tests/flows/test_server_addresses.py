@@ -176,6 +176,25 @@ def test_the_log_of_embedded_servers_is_kept_and_bounded(tmp_path: Path, monkeyp
     assert (lines("prefect-server.log"), lines("prefect-server.log.1")) == (1, 2)
 
 
+def test_a_log_that_another_command_moves_aside_at_the_same_time_is_begun_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embedded_prefect.sys, "executable", "/bin/echo")
+    monkeypatch.setattr(embedded_prefect, "copy_template", lambda *_: True)
+    monkeypatch.setattr(embedded_prefect, "MAX_LOG_BYTES", 10)
+    log, replace = tmp_path / "prefect-server.log", Path.replace
+    log.write_text("what servers wrote before")
+
+    def replace_twice(path: Path, target: Path) -> Path:
+        replace(path, target)
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", replace_twice)
+    embedded_prefect.LocalServer(str(tmp_path))._process.wait()
+    assert "prefect_process" in log.read_text()
+    assert log.with_suffix(".log.1").read_text() == "what servers wrote before"
+
+
 def test_a_database_that_cannot_be_written_is_one_line(
     empty_store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
