@@ -28,7 +28,7 @@ CONFIGURATION = "supervisord.conf"
 CLEANUP = "cleanup"  # the process that ends flow runs; no service that people know
 ServiceState = Literal["running", "restarting", "gave up", "stopped", "stopping"]
 STOPPING: ServiceState = "stopping"  # of all services, while Supervisor ends
-STOPPING_MESSAGE = "the services are stopping; wait until `verdict status` shows none, then: make up"
+STOPPING_MESSAGE = "the services are stopping; wait until all have stopped, then: make up"
 SHUTDOWN_STATE, ALREADY_STARTED = 6, 60  # codes of Supervisor's faults (supervisor/xmlrpc.py)
 # By Supervisor's names (http://supervisord.org/subprocess.html#process-states).
 SERVICE_STATES: dict[str, ServiceState] = {

@@ -283,7 +283,7 @@ def test_while_supervisor_stops_the_services_are_stopping_and_nothing_is_started
         wait(lambda: supervision.read_states(folder) == {"mlflow": "stopping"})
         monkeypatch.setenv("VERDICT_HOME", str(tmp_path))
         assert stack.main(["up"]) == 1
-        assert "error: the services are stopping; wait until " in capsys.readouterr().err
+        assert "error: the services are stopping; wait until all have stopped, then: make up" in capsys.readouterr().err
         monkeypatch.setattr(supervision, "read_states", lambda folder: {"mlflow": "gave up"})
         with pytest.raises(VerdictError, match="the services are stopping"):
             supervision.start_again(folder)
