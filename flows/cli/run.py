@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import importlib
 import os
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -257,9 +258,11 @@ def api_key(
     path: Annotated[str, typer.Argument(metavar="FILE", help="What `verdict serve --api-keys FILE` reads.")],
 ) -> None:
     """Make an API key: print it, this once, and add its hash to a file, which a running server reads again."""
+    if sys.stdout is None:
+        raise UsageError("standard output is closed, and the key is printed there alone; expected a terminal or a file")
     from tasks.serving.api_keys import add_key
 
-    print(add_key(name, path))
+    add_key(name, path, functools.partial(print, flush=True))
 
 
 def _prepare_serving(model: str, api_keys: str) -> str:

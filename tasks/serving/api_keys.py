@@ -17,6 +17,7 @@ import logging
 import re
 import secrets
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -122,8 +123,13 @@ def hash_key(key: str) -> bytes:
     return hashlib.sha256(key.encode(errors="surrogatepass")).digest()
 
 
-def add_key(name: str, path: str) -> str:
-    """Make a key, add its line to a file that only its owner can read, and return it; it is kept nowhere else.
+def add_key(name: str, path: str, show: Callable[[str], None]) -> None:
+    """Make a key, show it, and add its line to a file that only its owner can read; it is kept nowhere else.
+
+    Args:
+        name: of the client.
+        path: of the file.
+        show: called with the key before its line is written: a key that nobody has seen would be a line too many.
 
     Raises:
         UsageError: if the name cannot be one, or the file is not one of keys.
@@ -135,7 +141,10 @@ def add_key(name: str, path: str) -> str:
         raise UsageError(f"name {name!r} is refused; expected up to 64 letters, digits and . _ @ -")
     target = Path(path)
     if target.exists():
+        if not target.is_file():
+            raise UsageError(f"{path} is no file; name a file of keys, or a new one: verdict api-key {name} FILE")
         read_keys(target)  # a file of something else is refused before a lock appears beside it
+    show(key)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{target}.lock", timeout=KEY_LOCK_TIMEOUT_S):  # two that read the same file lose a key
@@ -143,8 +152,9 @@ def add_key(name: str, path: str) -> str:
     except Timeout:
         raise VerdictError(f"no key was made: another process holds {path}.lock; try again") from None
     except OSError as error:
-        raise VerdictError(f"{path} cannot be written ({error.strerror}); name another file") from error
-    return key
+        raise VerdictError(
+            f"no key added: {path} cannot be written ({error.strerror}); name another file"
+        ) from error
 
 
 def _add_line(path: Path, line: str) -> None:

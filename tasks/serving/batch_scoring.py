@@ -67,12 +67,16 @@ def check_paths(path: str, out: str, columns: str = "", form: str = "") -> Sente
     """
     source = open_source(path, columns, form)
     if out == STDIO:
+        if sys.stdout is None:
+            raise UsageError("standard output is closed; expected a file or a program that reads it, or name a file")
         return source
     target = Path(out)
+    if target.exists() and not (target.is_file() or target.is_dir()):
+        raise UsageError(f"output {out!r} is a pipe or device; expected a Parquet file, or - for JSON lines")
     if target.suffix.lower() != ".parquet" or target.is_dir():
         what = "is a folder" if target.is_dir() else "does not end in .parquet"
         raise UsageError(f"output {out!r} {what}; expected a Parquet file, or - for JSON lines on standard output")
-    if path != STDIO and Path(path).resolve() in (target.resolve(), _quarantine_path(target).resolve()):
+    if path != STDIO and os.path.realpath(path) in map(os.path.realpath, (target, _quarantine_path(target))):
         raise UsageError(f"output {out!r} would replace the input {path!r}; name another file")
     if not target.parent.is_dir():
         raise UsageError(f"folder {str(target.parent)!r} of the output does not exist; run: mkdir -p {target.parent}")

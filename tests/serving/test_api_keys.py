@@ -2,6 +2,7 @@
 
 import base64
 import contextlib
+import os
 import stat
 import threading
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from filelock import FileLock
 
 from tasks.core.errors import UsageError, VerdictError
 from tasks.serving import api_keys as module
-from tasks.serving.api_keys import ApiKeys, add_key, presented_key, read_keys
+from tasks.serving.api_keys import ApiKeys, presented_key, read_keys
 from tasks.serving.batcher import Batcher
 from tasks.serving.client_limits import ClientRates
 from tasks.serving.feedback import Feedback
@@ -43,6 +44,12 @@ def client_of(feedback: Feedback | None = None, **extensions: Any) -> Iterator[T
     batcher.close()
 
 
+def add_key(name: str, path: str) -> str:
+    shown: list[str] = []
+    module.add_key(name, path, shown.append)
+    return shown[0]
+
+
 def bearer(key: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {key}"}
 
@@ -56,6 +63,24 @@ def test_a_key_is_printed_once_and_only_its_hash_is_written(path: Path) -> None:
     assert not any(key in text for key in keys)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert [ApiKeys(str(path)).name_of(key) for key in (*keys, "verdict_other", "")] == ["alice", "bob", None, None]
+
+
+def test_a_key_that_could_not_be_shown_is_not_added(path: Path) -> None:
+    def fail(_: str) -> None:
+        raise OSError(28, "No space left on device")
+
+    first = add_key("alice", str(path))
+    with pytest.raises(OSError, match="No space left"):
+        module.add_key("bob", str(path), fail)
+    assert list(read_keys(path).values()) == ["alice"]
+    assert ApiKeys(str(path)).name_of(first) == "alice"
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe"])
+def test_a_folder_or_pipe_is_no_file_of_keys(kind: str, path: Path) -> None:
+    path.mkdir() if kind == "folder" else os.mkfifo(path)
+    with pytest.raises(UsageError, match=r"is no file; name a file of keys, or a new one: verdict api-key alice FILE$"):
+        add_key("alice", str(path))
 
 
 def test_keys_that_two_processes_add_at_once_are_both_kept(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -429,6 +429,12 @@ def test_nothing_scored_is_a_failure_that_keeps_the_quarantined_rows(tmp_path: P
         ("o.parquet.quarantine.parquet", "o.parquet", "would replace the input"),
         ("in.txt", "out.csv", r"does not end in \.parquet; expected a Parquet file, or - for JSON lines"),
         ("in.txt", "folder.parquet", "is a folder; expected a Parquet file"),
+        ("in.txt", "pipe.parquet", "is a pipe or device; expected a Parquet file, or - for JSON lines"),
+        (
+            "pipe.parquet",
+            "out.parquet",
+            "is a pipe or device, and is read more than once; expected a file of sentences",
+        ),
         ("in.txt", "no/out.parquet", "no' of the output does not exist; run: mkdir -p "),
         ("in.txt", "/proc/out.parquet", r"folder '/proc' is not writable \("),
         ("no-text.csv", "out.parquet", "has no column 'sentence' for the text; it has 'a', 'b': --columns text=NAME"),
@@ -447,6 +453,7 @@ def test_wrong_input_or_output_is_one_line_before_anything_is_written(
     write(tmp_path, "text,text\n1,2\n", "twice.csv")
     write(tmp_path, '{"words": "a"}\n', "no-text.jsonl")
     (tmp_path / "folder.parquet").mkdir()
+    os.mkfifo(tmp_path / "pipe.parquet")
     before = left_in(tmp_path)
     with pytest.raises(UsageError, match=expected) as caught:
         check_paths(str(tmp_path / path), str(tmp_path / out))
@@ -465,6 +472,26 @@ def test_wrong_input_or_output_is_one_line_before_anything_is_written(
 def test_wrong_options_are_one_line(columns: str, form: str, expected: str) -> None:
     with pytest.raises(UsageError, match=expected):
         open_source("-", columns, form)
+
+
+def test_a_column_of_a_file_of_text_lines_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(
+        UsageError, match=r"--columns 'text=nosuch' names a column, and .*in\.txt is text, a sentence a"
+    ):
+        open_source(write(tmp_path, GOOD), "text=nosuch")
+
+
+def test_an_output_that_is_a_link_to_itself_is_replaced(tmp_path: Path, scorer: Scorer) -> None:
+    out = tmp_path / "out.parquet"
+    out.symlink_to(out.name)
+    check_paths(write(tmp_path, GOOD), str(out))
+    assert score(write(tmp_path, GOOD), out, scorer)["scored"] == 1
+
+
+def test_a_closed_standard_output_is_refused_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", None)
+    with pytest.raises(UsageError, match=r"^standard output is closed; expected a file or a program that reads it"):
+        check_paths(write(tmp_path, GOOD), "-")
 
 
 @pytest.mark.parametrize("content", [b"", b"garbage", b"PAR1" * 20])
