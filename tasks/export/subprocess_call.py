@@ -60,7 +60,7 @@ def run_in_subprocess(what: str, seconds: float, function: Callable[P, R], *argu
             raise ProcessEnded(
                 f"{what} did not end in {seconds:g} s and was stopped; run again, or see: verdict doctor"
             )
-        result = ours.recv()
+        result = _receive(ours)
     except (EOFError, ConnectionError) as error:
         raise ProcessEnded(f"{what} {_describe_exit(process)}") from error
     finally:
@@ -77,6 +77,18 @@ def _context() -> ForkServerContext:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED_MODULES)
     return context
+
+
+def _receive(line: Connection) -> Any:
+    """Return what the subprocess sent.
+
+    Raises:
+        EOFError: if it ended before all of that was sent; `Connection.recv` raises a plain OSError within a message.
+    """
+    try:
+        return line.recv()
+    except OSError as error:
+        raise EOFError from error
 
 
 def _describe_exit(process: multiprocessing.process.BaseProcess) -> str:

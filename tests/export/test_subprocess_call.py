@@ -1,17 +1,21 @@
 """Work in a subprocess: every failure there is one line here."""
 
+import array
+import fcntl
 import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+import termios
 import time
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
 
 from tasks.core.errors import UsageError, VerdictError
-from tasks.export.subprocess_call import run_in_subprocess
+from tasks.export.subprocess_call import ProcessEnded, run_in_subprocess
 
 ROOT = Path(__file__).parents[2]
 
@@ -31,6 +35,10 @@ def fail() -> None:
 def shout() -> None:
     print("the exporter talks")
     sys.stdout.flush()
+
+
+def answer_at_length() -> bytes:
+    return bytes(10_000_000)
 
 
 def wait_long(pid_file: str) -> None:
@@ -68,6 +76,23 @@ def test_another_error_is_one_line_with_its_trace_as_a_note() -> None:
 def test_a_subprocess_ended_by_a_signal_is_an_error(name: str) -> None:
     with pytest.raises(VerdictError, match=f"the work was ended by {name}"):
         run_in_subprocess("the work", 60, signal.raise_signal, getattr(signal, name))
+
+
+def test_a_subprocess_killed_while_it_sends_its_result_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    poll, waiting = Connection.poll, array.array("i", [0])
+
+    def kill_within_the_message(line: Connection, seconds: float) -> bool:
+        assert poll(line, seconds)
+        while waiting[0] <= 4:  # bytes of the message's length, which is sent first
+            fcntl.ioctl(line.fileno(), termios.FIONREAD, waiting)
+        for process in multiprocessing.active_children():
+            process.kill()
+            process.join()
+        return True
+
+    monkeypatch.setattr(Connection, "poll", kill_within_the_message)
+    with pytest.raises(ProcessEnded, match=r"^the work was ended by SIGKILL"):
+        run_in_subprocess("the work", 60, answer_at_length)
 
 
 @pytest.mark.parametrize("guard", ["if True:", 'if __name__ == "__main__":'])
