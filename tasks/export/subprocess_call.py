@@ -18,6 +18,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerContext
 from typing import Any, ParamSpec, TypeVar
 
+from tasks.core.child_process import sigint_blocked, unblock_sigint
 from tasks.core.errors import OUT_OF_MEMORY, STORAGE_ERRORS, VerdictError, is_out_of_memory, summarise_error
 
 P = ParamSpec("P")
@@ -34,7 +35,8 @@ class ProcessEnded(VerdictError):
 def start_forkserver() -> None:
     """Start the server in the background, so that `run_in_subprocess` does not wait for its imports."""
     _context()
-    forkserver.ensure_running()
+    with sigint_blocked():  # the server ignores SIGINT only once it has imported everything
+        forkserver.ensure_running()
 
 
 def run_in_subprocess(what: str, seconds: float, function: Callable[P, R], *arguments: P.args, **named: P.kwargs) -> R:
@@ -54,6 +56,7 @@ def run_in_subprocess(what: str, seconds: float, function: Callable[P, R], *argu
     ours, theirs = _context().Pipe(duplex=False)
     process = _context().Process(target=_work, args=(theirs, what, function, arguments, named), daemon=True)
     try:
+        start_forkserver()
         process.start()
         theirs.close()  # the subprocess holds the only other end, so its death ends poll()
         if not ours.poll(seconds):
@@ -112,6 +115,7 @@ def _work(
 ) -> None:
     """Run in the subprocess: call the function; send its result as a 1-tuple, or its error."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is handled by the parent, which kills this process
+    unblock_sigint()
     threading.Thread(target=_end_with_parent, daemon=True).start()
     os.dup2(2, 1)  # standard output belongs to the command
     logging.disable(logging.ERROR)  # of exporters and optimisers; what matters is in the result

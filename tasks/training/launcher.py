@@ -29,7 +29,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 import torch
 from torch import distributed
 
-from tasks.core.child_process import die_with
+from tasks.core.child_process import die_with, sigint_blocked, unblock_sigint
 from tasks.core.errors import DataRejected, UnreachableError, UsageError, VerdictError, first_line, summarise_error
 from tasks.training.process_group import OnMessage, ProcessGroup
 from tasks.training.torchrun import BACKENDS, joined
@@ -111,7 +111,8 @@ def launch(
                 connection, child_connection = context.Pipe()
                 connections.append(connection)
                 process = context.Process(target=_run, args=(work, rank, child_connection), daemon=True)
-                process.start()
+                with sigint_blocked():  # until it has imported torch
+                    process.start()
                 started.append(process)
                 child_connection.close()  # so that reading ends when the process ends
             return _collect_results(started, connections, on_message)
@@ -245,6 +246,7 @@ def _die_with(parent: int) -> None:
     """End at once on a signal, even within a collective, and when the launching process ends, whatever ends it."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)
+    unblock_sigint()
     die_with(parent)
 
 

@@ -18,6 +18,26 @@ from tasks.core.errors import UsageError, VerdictError
 from tasks.export.subprocess_call import ProcessEnded, run_in_subprocess
 
 ROOT = Path(__file__).parents[2]
+# What the server preloads, until the file "interrupted" is there, and a program that is interrupted meanwhile.
+SLOW_PRELOAD = """
+import pathlib, time
+pathlib.Path("preloading").touch()
+while not pathlib.Path("interrupted").exists():
+    time.sleep(0.05)
+"""
+INTERRUPTED = """
+import signal, time
+from tasks.export import subprocess_call
+if __name__ == "__main__":
+    subprocess_call.PRELOADED_MODULES = ["slow_preload"]
+    subprocess_call.start_forkserver()
+    try:
+        time.sleep(60)
+    except KeyboardInterrupt:
+        print(subprocess_call.run_in_subprocess("the mask", 60, signal.pthread_sigmask, signal.SIG_BLOCK, []))
+        print(subprocess_call.run_in_subprocess("the handler", 60, signal.getsignal, signal.SIGINT))
+        print(signal.pthread_sigmask(signal.SIG_BLOCK, []))
+"""
 
 
 def answer(value: int, *, plus: int = 0) -> tuple[int, int]:
@@ -123,6 +143,22 @@ def test_a_subprocess_over_the_time_limit_is_killed(tmp_path: Path) -> None:
         run_in_subprocess("the work", 0.5, wait_long, str(tmp_path / "pid"))
     assert time.monotonic() - started < 60
     assert multiprocessing.active_children() == []
+
+
+def test_ctrl_c_while_the_server_imports_prints_nothing_and_leaves_it_usable(tmp_path: Path) -> None:
+    (tmp_path / "slow_preload.py").write_text(SLOW_PRELOAD)
+    (tmp_path / "program.py").write_text(INTERRUPTED)
+    environ = os.environ | {"PYTHONPATH": f"{tmp_path}:{ROOT}"}
+    with subprocess.Popen(
+        [sys.executable, "program.py"], cwd=tmp_path, env=environ, text=True, start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    ) as process:  # fmt: skip
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "preloading").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+        (tmp_path / "interrupted").touch()
+        assert process.communicate(timeout=60) == (f"set()\n{signal.SIG_IGN}\nset()\n", "")
 
 
 def test_prints_of_the_subprocess_stay_off_standard_output(capfd: pytest.CaptureFixture[str]) -> None:

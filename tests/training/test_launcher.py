@@ -26,6 +26,28 @@ from tasks.training.launcher import launch
 
 ROOT = Path(__file__).parents[2]
 LOOPBACK = "0100007F"  # as the kernel writes 127.0.0.1
+# A program that is interrupted while the process that it starts imports it.
+INTERRUPTED = """
+import pathlib, time
+from tasks.training import launcher
+def work(group):
+    pass
+if __name__ == "__mp_main__":
+    pathlib.Path("importing").touch()
+    time.sleep(60)
+if __name__ == "__main__":
+    collect = launcher._collect_results
+    def wait(*given):
+        try:
+            return collect(*given)
+        finally:
+            time.sleep(1)  # for what the process prints, which is killed next
+    launcher._collect_results = wait
+    try:
+        launcher.launch(work, 1, device="cpu")
+    except KeyboardInterrupt:
+        print("stopped")
+"""
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 
 
@@ -244,6 +266,19 @@ def test_no_process_outlives_a_launch_that_is_interrupted(
     thread.join()
     assert running(started) == []
     assert [path.name for path in tmp_path.iterdir()] == ["started"]
+
+
+@on_linux
+def test_ctrl_c_while_processes_import_prints_nothing(tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(INTERRUPTED)
+    environ = os.environ | {"PYTHONPATH": f"{tmp_path}:{ROOT}"}
+    with subprocess.Popen(
+        [sys.executable, "program.py"], cwd=tmp_path, env=environ, text=True, start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    ) as process:  # fmt: skip
+        wait_until((tmp_path / "importing").exists)
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+        assert process.communicate(timeout=60) == ("stopped\n", "")
 
 
 def test_more_processes_than_gpus_are_refused() -> None:
