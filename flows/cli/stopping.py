@@ -74,6 +74,7 @@ def report() -> int:
 
 
 def _interrupt(number: int, _frame: FrameType | None) -> None:
+    _requested.set()  # before what a library makes of the exception; the thread may come later
     raise Stopped(_errors[0] if _errors else f"stopped by {signal.Signals(number).name}")
 
 

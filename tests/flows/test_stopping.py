@@ -23,6 +23,25 @@ print("ready", flush=True)
 while True:
     time.sleep(60)
 """
+# The program `verdict status`, without a command: what each test adds runs in its place.
+PROGRAM = """
+import atexit, os, signal, sys, time, typer.main, weakref
+from flows.cli import app, stopping
+stopping.STOP_LIMIT_S = 0.5
+
+def send(number):
+    os.kill(os.getpid(), number)
+    for _ in range(100):  # Python calls the handler here
+        pass
+
+class Command:
+    commands = {}
+    def main(self, **_):
+        return work()
+
+typer.main.get_command = lambda _: Command()
+sys.argv = ["verdict", "status"]
+"""
 CHILDREN = (
     "import sys, time\n"
     "from flows.services.embedded_prefect import LocalServer\n"
@@ -63,6 +82,22 @@ def test_a_process_that_does_not_react_ends_all_the_same(number: signal.Signals)
         process.send_signal(number)
         assert process.communicate(timeout=10) == ("", MESSAGE)
     assert process.returncode == 130
+
+
+def run_program(work: str) -> tuple[int, str, str]:
+    done = subprocess.run(
+        [sys.executable, "-c", f"{PROGRAM}{work}\napp.main()"], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_error_that_a_library_makes_of_a_signal_is_no_failure(number: signal.Signals) -> None:
+    work = (
+        f"def work():\n    try:\n        send({number:d})\n"
+        "    except KeyboardInterrupt as error:\n        raise RuntimeError('connection lost') from error"
+    )
+    assert run_program(work) == (130, "", MESSAGE)
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
