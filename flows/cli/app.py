@@ -138,29 +138,42 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Args:
         arguments: of a call within a process; by default this process runs the command alone and gets its signals.
     """
-    if arguments is None:
-        stopping.end_on_signals()
-        threading.excepthook = _report_of_thread
-    completion.prepare()
-    group: Any = typer.main.get_command(app)
-    words = list(arguments or sys.argv[1:]) or ["--help"]
-    command = next((word for word in words if word in group.commands), "")
     try:
-        code = group.main(args=words, prog_name="verdict", standalone_mode=False)
-    except Exception as error:
-        if os.environ.get("VERDICT_DEBUG") == "1":
-            raise
-        code = stopping.EXIT_CODE if stopping.is_requested() else _explain(error, command)
+        if arguments is None:
+            stopping.end_on_signals()
+            threading.excepthook = _report_of_thread
+        code = _run(list(arguments or sys.argv[1:]) or ["--help"])
+        stopping.finish()
     except KeyboardInterrupt:
+        stopping.finish()
         code = stopping.EXIT_CODE
-    except BaseException as error:  # of libraries in Rust, such as tokenizers, which panic
-        if not is_out_of_memory(error):
-            raise
-        code = _explain(error, command)
     if code == stopping.EXIT_CODE:
         code = stopping.report()
     gc.freeze()  # the interpreter's last collections would go through a million imported objects: 3 s after a run
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _run(words: list[str]) -> Any:
+    """Run the command, explain a failure, and return the exit code.
+
+    Raises:
+        KeyboardInterrupt: if a signal stopped it; what a library makes of that is no failure either.
+    """
+    completion.prepare()
+    group: Any = typer.main.get_command(app)
+    command = next((word for word in words if word in group.commands), "")
+    try:
+        return group.main(args=words, prog_name="verdict", standalone_mode=False)
+    except KeyboardInterrupt:
+        raise
+    except Exception as error:
+        if os.environ.get("VERDICT_DEBUG") == "1":
+            raise
+        return stopping.EXIT_CODE if stopping.is_requested() else _explain(error, command)
+    except BaseException as error:  # of libraries in Rust, such as tokenizers, which panic
+        if not is_out_of_memory(error):
+            raise
+        return _explain(error, command)
 
 
 def _report_of_thread(failure: threading.ExceptHookArgs) -> None:

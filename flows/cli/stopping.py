@@ -1,9 +1,10 @@
 """SIGINT and SIGTERM end a command within five seconds, with one line on standard error.
 
-Both raise KeyboardInterrupt in the main thread, so that MLflow runs, locks and child processes end in good order. That
-may take long: Python calls handlers of signals between two of its own instructions, and a library may be computing, or
-waiting for a server that was stopped as well. So a thread, which reads each signal's number from the pipe that Python
-writes it to at once, ends the process after STOP_LIMIT_S. The kernel ends its children (tasks/core/child_process.py).
+The first of them raises KeyboardInterrupt in the main thread, so that MLflow runs, locks and child processes end in
+good order; a second exception while that one is handled would be a traceback. Ending may take long: Python calls
+handlers of signals between two of its own instructions, and a library may be computing, or waiting for a server that
+was stopped as well. So a thread, which reads each signal's number from the pipe that Python writes it to at once, ends
+the process after STOP_LIMIT_S. The kernel ends its children (tasks/core/child_process.py).
 """
 
 import functools
@@ -20,8 +21,12 @@ from tasks.core.errors import VerdictError
 STOP_LIMIT_S = 4.0  # in all a command ends within five seconds
 RESUMED = {"retrain", "score", "sweep"}  # commands that continue where they stopped
 EXIT_CODE = 130  # of a shell, for a command that SIGINT ended; typer's as well
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
-_requested = threading.Event()
+# When a signal raised Stopped. No Event: one handler may interrupt another, which holds its lock.
+_raised: list[float] = []
+_seen = threading.Event()  # by the thread, also where a library has set a handler of its own
+_pipe: list[int] = []  # its end to which Python writes
 _errors: list[str] = []  # why the command ends, if it is no signal from outside
 
 
@@ -33,15 +38,18 @@ class Stopped(KeyboardInterrupt):
     """
 
 
+@functools.cache
 def end_on_signals() -> None:
     """Let SIGINT and SIGTERM stop this process; what a shell in the background has it ignore stays ignored."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, _interrupt)
+    sys.unraisablehook = _report_unraisable
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
-    signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    _pipe.append(writing)
     threading.Thread(target=_enforce_end, args=(reading,), daemon=True).start()
+    signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    for number in SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _interrupt)
 
 
 def leave_to_command() -> None:
@@ -49,9 +57,18 @@ def leave_to_command() -> None:
     signal.set_wakeup_fd(-1)
 
 
+def finish() -> None:
+    """Let signals raise nothing any more, as the command's work is done; the end of the process is enforced again."""
+    for number in SIGNALS:
+        if signal.getsignal(number) is _interrupt:
+            signal.signal(number, _ignore)
+    if _pipe:
+        signal.set_wakeup_fd(_pipe[0], warn_on_full_buffer=False)
+
+
 def is_requested() -> bool:
     """Return whether a signal came; an error after that is a consequence of it."""
-    return _requested.is_set()
+    return bool(_raised) or _seen.is_set()
 
 
 def fail(message: str) -> None:
@@ -74,13 +91,29 @@ def report() -> int:
 
 
 def _interrupt(number: int, _frame: FrameType | None) -> None:
-    _requested.set()  # before what a library makes of the exception; the thread may come later
+    now = time.monotonic()
+    # Later signals count again: of a server the end is not enforced, and a library may have swallowed the exception.
+    if _raised and now - _raised[-1] < STOP_LIMIT_S:
+        return
+    _raised.append(now)
     raise Stopped(_errors[0] if _errors else f"stopped by {signal.Signals(number).name}")
 
 
+def _ignore(_number: int, _frame: FrameType | None) -> None:
+    """Do nothing, but unlike SIG_IGN let Python write the signal's number to the pipe."""
+
+
+def _report_unraisable(failure: "sys.UnraisableHookArgs") -> None:
+    """Print what Python cannot raise, except for Stopped, which met a finaliser: the next signal raises it again."""
+    if issubclass(failure.exc_type, Stopped):
+        _raised.clear()
+    else:
+        sys.__unraisablehook__(failure)
+
+
 def _enforce_end(reading: int) -> None:
-    while not {signal.SIGINT, signal.SIGTERM} & set(os.read(reading, 64)):
+    while not {*SIGNALS} & set(os.read(reading, 64)):
         pass
-    _requested.set()
+    _seen.set()
     time.sleep(STOP_LIMIT_S)
     os._exit(report())

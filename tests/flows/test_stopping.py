@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -98,6 +99,54 @@ def test_an_error_that_a_library_makes_of_a_signal_is_no_failure(number: signal.
         "    except KeyboardInterrupt as error:\n        raise RuntimeError('connection lost') from error"
     )
     assert run_program(work) == (130, "", MESSAGE)
+
+
+@pytest.mark.parametrize(
+    "work",
+    [
+        "def work(): send(2)\nreport = stopping.report\nstopping.report = lambda: [send(2), send(15), report()][2]",
+        "app.completion.prepare = lambda: send(15)",
+        "class Thing: pass\ndef work():\n    thing = Thing()\n    held = weakref.ref(thing, lambda _: send(2))\n"
+        "    del thing\n    time.sleep(60)",
+    ],
+    ids=["while it reports", "before it begins", "within a finaliser"],
+)
+def test_a_signal_is_one_line_whenever_it_comes(work: str) -> None:
+    assert run_program(work) == (130, "", MESSAGE)
+
+
+def test_later_signals_do_not_break_off_what_the_first_one_ends() -> None:
+    work = (
+        "def work():\n    try:\n        send(2)\n    finally:\n        send(15)\n        send(2)\n"
+        "        print('ended in good order')"
+    )
+    assert run_program(work) == (130, "ended in good order\n", MESSAGE)
+
+
+def test_a_signal_that_a_finaliser_swallowed_is_raised_by_the_next_one() -> None:
+    work = (
+        "class Thing: pass\ndef work():\n    thing = Thing()\n    held = weakref.ref(thing, lambda _: send(2))\n"
+        "    del thing\n    try:\n        send(2)\n    finally:\n        print('raised')"
+    )
+    assert run_program(work) == (130, "raised\n", MESSAGE)
+
+
+@pytest.mark.parametrize("when", ["app.gc.freeze = lambda: send(2)", "atexit.register(send, 2)"])
+def test_a_signal_after_the_work_changes_nothing(when: str) -> None:
+    assert run_program(f"def work(): print('done')\n{when}") == (0, "done\n", "")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_the_commands_are_imported_is_one_line(number: signal.Signals, tmp_path: Path) -> None:
+    (tmp_path / "typer.py").write_text(
+        f"import os\nos.kill(os.getpid(), {number:d})\nfor _ in range(100): pass\nprint('imported')"
+    )
+    module, name = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]["verdict"].split(":")
+    done = subprocess.run(
+        [sys.executable, "-c", f"from {module} import {name}\n{name}()"],
+        env=os.environ | {"PYTHONPATH": f"{tmp_path}:{ROOT}"}, cwd=tmp_path, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", MESSAGE)
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
