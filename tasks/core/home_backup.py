@@ -11,6 +11,7 @@ import shutil
 import sqlite3
 import tarfile
 import tempfile
+import time
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -127,15 +128,21 @@ def copy_database(source: Path, target: Path) -> None:
     """Copy a SQLite database as it is at one moment.
 
     Raises:
-        VerdictError: if it is damaged or locked.
+        VerdictError: if it is damaged, or locked for COPY_ATTEMPT_S.
     """
+    deadline = time.monotonic() + COPY_ATTEMPT_S
+
+    def give_up(status: int, _remaining: int, _total: int) -> None:
+        if status in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED) and time.monotonic() > deadline:
+            raise sqlite3.OperationalError("database is locked")
+
     try:
         with (
             contextlib.closing(sqlite3.connect(f"{source.resolve().as_uri()}?mode=ro", uri=True)) as held,
             contextlib.closing(sqlite3.connect(target)) as copy,
         ):
-            held.execute(f"PRAGMA busy_timeout = {int(COPY_ATTEMPT_S * 1000)}")
-            held.backup(copy)
+            held.execute("PRAGMA busy_timeout = 0")  # `backup` itself tries again, for ever and whatever the timeout
+            held.backup(copy, progress=give_up, sleep=0.1)
             (answer,) = copy.execute("PRAGMA quick_check(1)").fetchone()
     except sqlite3.Error as error:
         raise VerdictError(f"{source} cannot be copied ({error}); nothing was backed up") from error

@@ -6,6 +6,8 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -142,6 +144,23 @@ def test_a_damaged_database_is_not_backed_up(tmp_path: Path) -> None:
     with pytest.raises(VerdictError, match=r"mlflow\.db cannot be copied .*; nothing was backed up"):
         home_backup.write_backup(home, tmp_path / "copy", "acceptability")
     assert [path.name for path in tmp_path.iterdir()] == ["home"]
+
+
+def test_a_locked_database_is_waited_for_and_then_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(home_backup, "COPY_ATTEMPT_S", 0.2)
+    source = tmp_path / "mlflow.db"
+    with contextlib.closing(sqlite3.connect(source, isolation_level=None, check_same_thread=False)) as other:
+        other.execute("CREATE TABLE versions (number)")
+        other.execute("BEGIN EXCLUSIVE")
+        began = time.monotonic()
+        with pytest.raises(VerdictError, match=r"mlflow\.db cannot be copied \(database is locked\); nothing was"):
+            home_backup.copy_database(source, tmp_path / "copy.db")
+        assert 0.2 <= time.monotonic() - began < 5
+        monkeypatch.setattr(home_backup, "COPY_ATTEMPT_S", 60)
+        release = threading.Timer(0.3, other.execute, ("COMMIT",))
+        release.start()
+        home_backup.copy_database(source, tmp_path / "copy.db")
+        release.join()
 
 
 def test_a_target_that_exists_or_lies_within_the_stores_is_refused(home: Path, tmp_path: Path) -> None:
