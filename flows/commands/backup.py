@@ -10,6 +10,7 @@ from flows.services.job_locks import is_locked
 from flows.services.stack_processes import find_processes
 from tasks.core import home_backup
 from tasks.core.errors import UsageError, VerdictError
+from tasks.core.files import walk_files
 from tasks.inference.bundle import MODEL_NAME
 from tasks.registry.promotion_lock import promotion_lock
 from tasks.registry.store import MlflowStore, database_of, locate_store
@@ -36,7 +37,7 @@ def backup(target: str, dry_run: bool, home: str) -> dict[str, Any]:
     if not dry_run:
         with _no_promotions(home):
             names = list(home_backup.write_backup(folder, Path(target), MODEL_NAME)["files"])
-    size = sum((folder / name).stat().st_size for name in names if (folder / name).exists())
+    size = sum(status.st_size for name in names for _, status in walk_files(folder / name))
     notices = [text for variable, text in ELSEWHERE.items() if os.environ.get(variable)]
     return {"target": target, "files": names, "megabytes": size / 1e6, "dry_run": dry_run, "notices": notices}
 

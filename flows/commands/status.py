@@ -14,7 +14,7 @@ from flows.services.embedded_prefect import lasting_api
 from flows.services.job_locks import is_locked
 from flows.services.server_watch import check_servers, lasting_servers
 from tasks.core.errors import UnreachableError, UsageError, VerdictError
-from tasks.core.files import home_id, read_json
+from tasks.core.files import home_id, read_json, walk_files
 from tasks.inference.bundle import CHAMPION
 from tasks.registry import champion_history, lookup, promotion, tracking, verification
 from tasks.registry.champion_history import TimelineEntry
@@ -195,7 +195,8 @@ def measure_disk(home: str) -> dict[str, float | None]:
     """
     folder = Path(home)
     used = _size_of(home)
-    prefect = sum(path.stat().st_size for path in (*folder.glob("prefect.db*"), *folder.glob("stack/prefect.db*")))
+    databases = (*folder.glob("prefect.db*"), *folder.glob("stack/prefect.db*"))  # -wal and -shm come and go
+    prefect = sum(status.st_size for path in databases for _, status in walk_files(path))
     return {
         "free_gb": shutil.disk_usage(_existing(folder)).free / 1e9,
         "stores_gb": None if used is None else used / 1e9,

@@ -1,10 +1,13 @@
-"""Atomic writes, JSON files and SHA-256 digests."""
+"""Atomic writes, JSON files, SHA-256 digests, and folders in which other processes write."""
 
 import contextlib
+import errno
 import hashlib
+import itertools
 import json
 import os
 import shutil
+import stat
 import tempfile
 import time
 import uuid
@@ -13,6 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from .errors import VerdictError
+
+# Of what another process has deleted or renamed, and of what `Path.rglob` passes over as well: no permission, links to
+# nothing or to themselves.
+_PASSED_OVER = {errno.ENOENT, errno.ENOTDIR, errno.ESTALE, errno.EACCES, errno.EPERM, errno.ELOOP}
 
 
 def sha256_of(path: Path) -> str:
@@ -78,6 +85,25 @@ def remove_stale(folder: Path, prefix: str, seconds: float = 86_400) -> None:
                 shutil.rmtree(path)
 
 
+def walk_files(path: Path) -> Iterator[tuple[Path, os.stat_result]]:
+    """Yield each file at or below a path, and its status; what vanishes meanwhile is left out.
+
+    Links to files count as files, links to folders are not followed.
+
+    Raises:
+        OSError: if the file system fails; what was found would be less than there is.
+    """
+    below = (Path(folder, name) for folder, _, names in os.walk(path, onerror=_pass_over) for name in names)
+    for file in itertools.chain([path], below):
+        try:
+            status = file.stat()
+        except OSError as error:
+            _pass_over(error)
+            continue
+        if stat.S_ISREG(status.st_mode):
+            yield file, status
+
+
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text atomically."""
     with atomic_write(path) as temporary:
@@ -137,6 +163,11 @@ def read_checksummed(path: Path) -> dict[str, Any]:
     if digest != json_digest(content):
         raise VerdictError(f"{path.name} does not have its recorded digest")
     return content
+
+
+def _pass_over(error: OSError) -> None:
+    if error.errno not in _PASSED_OVER:
+        raise error
 
 
 def _fsync(path: Path) -> None:

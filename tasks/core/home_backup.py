@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TypedDict
 
 from .errors import UsageError, VerdictError
-from .files import atomic_directory, atomic_write, read_checksummed, sha256_of, write_checksummed
+from .files import atomic_directory, atomic_write, read_checksummed, sha256_of, walk_files, write_checksummed
 
 BACKUP_MANIFEST = "backup.json"
 BACKUP_SCHEMA = 1
@@ -40,7 +40,7 @@ class BackupManifest(TypedDict):
 
 def list_files(home: Path) -> list[str]:
     """Return the relative paths of what a backup holds: databases first, then all other files."""
-    paths = [path.relative_to(home) for path in sorted(home.rglob("*")) if path.is_file() and not path.is_symlink()]
+    paths = sorted(path.relative_to(home) for path, _ in walk_files(home) if not path.is_symlink())
     kept = [path.as_posix() for path in paths if not _is_skipped(path)]
     return sorted(kept, key=lambda name: not is_database(home / name))
 
@@ -156,14 +156,16 @@ def _fill(home: Path, folder: Path, model: str) -> BackupManifest:
     for name in list_files(home):
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        if is_database(home / name):
-            copy_database(home / name, target)
-            target.chmod((home / name).stat().st_mode)
-        else:
-            try:
+        try:
+            if is_database(home / name):
+                mode = (home / name).stat().st_mode
+                copy_database(home / name, target)
+                target.chmod(mode)
+            else:
                 shutil.copy(home / name, target)
-            except FileNotFoundError:  # deleted since it was listed
-                continue
+        except FileNotFoundError:  # deleted since it was listed, perhaps between its content and its mode
+            target.unlink(missing_ok=True)
+            continue
         files[name] = sha256_of(target)
     time = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     manifest = BackupManifest(schema_version=BACKUP_SCHEMA, time=time, model=model, files=files)

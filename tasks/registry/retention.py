@@ -9,6 +9,7 @@ writing (tasks/core/files.py). These are deleted by age.
 """
 
 import contextlib
+import glob
 import re
 import shutil
 import tempfile
@@ -20,7 +21,7 @@ from typing import NamedTuple, TypedDict
 from filelock import FileLock, Timeout
 
 from tasks.core.errors import UnknownModel, UsageError, VerdictError
-from tasks.core.files import read_json
+from tasks.core.files import read_json, walk_files
 from tasks.registry import audit_log, lookup, retention_queries
 from tasks.registry.store import MlflowStore, database_of, is_uninitialised, locate_store
 from tasks.registry.tracking import DIGEST_LENGTH
@@ -111,7 +112,11 @@ def find_references(store: MlflowStore, folder: Path) -> References:
     numbers: set[str] = set()
     digests: set[str] = set()
     for path in (folder / "waiting").glob("*.json"):
-        numbers.add(str(read_json(path)["version"]))
+        try:
+            numbers.add(str(read_json(path)["version"]))
+        except VerdictError:
+            if path.exists():  # else it was decided meanwhile: aliases and history, which are read next, say how
+                raise
     if not is_uninitialised(store):
         numbers |= retention_queries.list_aliased(store)
         for change in audit_log.read_changes(store):
@@ -156,7 +161,7 @@ def _prune_models(store: MlflowStore, rule: RetentionRule, dry_run: bool) -> Ite
         return
     known = retention_queries.known_models(store)
     for path in artifacts.glob("models/*/"):
-        if path.name in known or not any(file.is_file() for file in path.rglob("*")):
+        if path.name in known or not any(walk_files(path)):
             continue
         age, megabytes = time.time() - _changed(path), _size_mb(path)
         if age >= _at_least_a_day(rule):
@@ -167,7 +172,9 @@ def _prune_models(store: MlflowStore, rule: RetentionRule, dry_run: bool) -> Ite
 
 def _prune_scratch(folder: Path, dry_run: bool) -> Iterator[PrunedItem]:
     """Delete what killed processes were writing more than a day ago, except in jobs that run."""
-    for path in (path for pattern in SCRATCH for path in folder.glob(pattern)):
+    # Unlike Path.glob, this passes over folders that vanish.
+    found = (name for pattern in SCRATCH for name in glob.glob(pattern, root_dir=folder))  # noqa: PTH207
+    for path in (folder / name for name in found):
         age = time.time() - _touched(path)
         if age < SECONDS_PER_DAY:
             continue
@@ -176,7 +183,8 @@ def _prune_scratch(folder: Path, dry_run: bool) -> Iterator[PrunedItem]:
             name = str(path.relative_to(folder))
             yield PrunedItem(kind="scratch", name=name, megabytes=_size_mb(path), why=f"left {_ago(age)}")
             if not dry_run:
-                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+                with contextlib.suppress(FileNotFoundError):
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _prune_jobs(folder: Path, rule: RetentionRule, references: References, dry_run: bool) -> Iterator[PrunedItem]:
@@ -267,28 +275,27 @@ def _digests_in(job: Path) -> set[str]:
 def _delete(path: Path) -> None:
     """Delete a folder atomically: a rename removes it before its files are deleted."""
     with tempfile.TemporaryDirectory(prefix=".pruned-", dir=path.parent, ignore_cleanup_errors=True) as scratch:
-        path.rename(Path(scratch) / path.name)
+        with contextlib.suppress(FileNotFoundError):  # another process has deleted it
+            path.rename(Path(scratch) / path.name)
         shutil.rmtree(Path(scratch) / path.name, ignore_errors=True)
 
 
 def _changed(path: Path) -> float:
     """Return when a file, or anything in a folder, last changed: Unix time in seconds."""
-    times = [0.0]
-    for found in (path, *(path.rglob("*") if path.is_dir() else ())):
-        with contextlib.suppress(OSError):
-            if found.is_file() and found.name != "lock":
-                times.append(found.stat().st_mtime)
-    return max(times)
+    return max((status.st_mtime for file, status in walk_files(path) if file.name != "lock"), default=0.0)
 
 
 def _touched(path: Path) -> float:
     """Return when a file or folder, or anything in it, last changed; an empty folder may be in use as well."""
-    return max(_changed(path), path.stat().st_mtime)
+    changed = _changed(path)
+    try:
+        return max(changed, path.stat().st_mtime)
+    except FileNotFoundError:  # its writer has just renamed it
+        return time.time()
 
 
 def _size_mb(path: Path) -> float:
-    files = path.rglob("*") if path.is_dir() else (path,)
-    return round(sum(file.stat().st_size for file in files if file.is_file()) / 1e6, 3)
+    return round(sum(status.st_size for _, status in walk_files(path)) / 1e6, 3)
 
 
 def _ago(seconds: float) -> str:

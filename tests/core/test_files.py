@@ -1,12 +1,15 @@
 """Files and folders are whole or absent, and a digest depends on content alone."""
 
+import errno
 import hashlib
 import os
+import shutil
 import time
 from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
+from vanishing import once_listed
 
 from tasks.core.errors import VerdictError
 from tasks.core.files import (
@@ -16,6 +19,7 @@ from tasks.core.files import (
     read_json,
     remove_stale,
     sha256_of,
+    walk_files,
     write_json,
     write_text,
 )
@@ -196,3 +200,35 @@ def test_missing_json_is_one_line_too(tmp_path: Path) -> None:
         read_json(tmp_path / "none.json")
     assert "\n" not in str(caught.value)
     assert caught.value.exit_code == 1
+
+
+def test_files_are_found_while_others_vanish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a/kept", "a/gone", "gone/inside", "y", "z"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name)
+    (tmp_path / "nowhere").symlink_to(tmp_path / "missing")
+
+    def delete() -> None:
+        shutil.rmtree(tmp_path / "gone")
+        (tmp_path / "y").unlink()
+
+    with monkeypatch.context() as patch:
+        once_listed(patch, tmp_path, delete)
+        once_listed(patch, tmp_path / "a", (tmp_path / "a" / "gone").unlink)
+        found = {path.relative_to(tmp_path).as_posix(): status.st_size for path, status in walk_files(tmp_path)}
+    assert found == {"a/kept": 6, "z": 1}
+    assert [path for path, _ in walk_files(tmp_path / "z")] == [tmp_path / "z"]
+    assert list(walk_files(tmp_path / "gone")) == []
+
+
+@pytest.mark.parametrize("call", ["scandir", "stat"])
+def test_an_error_of_the_file_system_ends_the_search(
+    call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, call, fail)
+        with pytest.raises(OSError, match="Input/output error"):
+            list(walk_files(tmp_path))

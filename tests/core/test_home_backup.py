@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -12,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from vanishing import once_listed
 
 from tasks.core import home_backup
 from tasks.core.errors import UsageError, VerdictError
@@ -135,6 +137,32 @@ def test_a_restore_that_is_killed_leaves_the_old_stores_and_can_be_run_again(
     with home_backup.unpacked(tmp_path / "copy", home) as (folder, _):
         home_backup.replace_home(folder, home)
     assert (home / "name").read_bytes() == b"id"
+
+
+@pytest.mark.parametrize("call", ["copyfile", "copymode"])
+def test_a_file_that_vanishes_while_it_is_copied_is_left_out(
+    call: str, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy, vanishing = getattr(shutil, call), home / "artifacts" / "models" / "m-1" / "model.onnx"
+
+    def delete_first(source: Path, *arguments: object, **named: object) -> None:
+        if source == vanishing:
+            vanishing.unlink()
+        copy(source, *arguments, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, call, delete_first)
+        manifest = home_backup.write_backup(home, tmp_path / "copy", "acceptability")
+    assert set(manifest["files"]) == {"snapshots/aa/rows.parquet", "name", "mlflow.db"}
+    with home_backup.unpacked(tmp_path / "copy", tmp_path / "restored") as (folder, _):
+        assert set(contents(folder)) == {"snapshots/aa/rows.parquet", "name"}
+
+
+def test_folders_that_vanish_while_files_are_listed_are_left_out(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        once_listed(patch, home, lambda: shutil.rmtree(home / "artifacts"))
+        names = home_backup.list_files(home)
+    assert set(names) == {"snapshots/aa/rows.parquet", "name", "mlflow.db"}
 
 
 def test_a_damaged_database_is_not_backed_up(tmp_path: Path) -> None:

@@ -68,6 +68,17 @@ def test_stores_are_replaced_only_where_that_was_asked_for_and_nothing_uses_them
     assert [path.name for path in home.iterdir()] == ["mlflow.db"]
 
 
+def test_files_that_vanish_before_their_sizes_are_added_up_do_not_matter(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (home / "rows").write_bytes(b"0" * 1_000)
+    (home / "link").symlink_to(tmp_path / "gone")  # is there when it is listed, and not when its size is asked for
+    monkeypatch.setattr(backup.home_backup, "list_files", lambda _: ["link", "rows"])
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "exists", lambda path: path.name != "copy")
+        assert backup.backup(str(tmp_path / "copy"), True, str(home))["megabytes"] == 0.001
+
+
 def test_stores_elsewhere_are_named(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("POSTGRES_HOST", "db")
     outcome = backup.backup(str(tmp_path / "copy"), True, str(home))

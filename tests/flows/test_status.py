@@ -191,6 +191,12 @@ def test_files_that_vanish_while_they_are_counted_do_not_matter(home: Path, monk
     assert status.measure_disk(str(home))["stores_gb"] is None
 
 
+def test_a_log_of_prefects_database_that_vanishes_does_not_matter(home: Path) -> None:
+    (home / "prefect.db").write_bytes(b"0" * 1_000)
+    (home / "prefect.db-wal").symlink_to(home / "gone")  # listed, and not there when its size is asked for
+    assert status.measure_disk(str(home))["prefect_gb"] == 1e-6
+
+
 def test_what_drifted_is_named() -> None:
     shifts = [
         DriftResult(name=name, statistic="", distance=0.0, p=0.0, limit=0.0, drifted=drifted)

@@ -11,11 +11,12 @@ import mlflow
 import pytest
 from filelock import FileLock
 from registry_store import add_version, aliases, new_store, restore, set_alias
+from vanishing import once_listed
 
 from tasks.core.errors import UnreachableError, UsageError
 from tasks.core.files import json_digest, write_json
 from tasks.inference.bundle import MODEL_NAME
-from tasks.registry import lookup, register, retention_queries, tracking
+from tasks.registry import lookup, register, retention, retention_queries, tracking
 from tasks.registry.mlflow_client import connect, experiment_of
 from tasks.registry.mlflow_flavor import log_model
 from tasks.registry.promotion import promote
@@ -261,6 +262,42 @@ def test_scratch_of_killed_processes_is_deleted_after_a_day(home: Path) -> None:
         assert pruned(home) == {("scratch", "runs/.pruned-a")}
     assert pruned(home) == {("scratch", f"runs/{name}") for name in left if name != ".pruned-a"}
     assert [path.name for path in (home / "runs").rglob(".*")] == []
+
+
+def test_a_decision_that_is_made_while_it_is_looked_for_does_not_matter(home: Path, tmp_path: Path) -> None:
+    add_job(home, "newest", 0)
+    add_job(home, "older", 300)
+    (home / "waiting").mkdir()
+    (home / "waiting" / "1.json").symlink_to(tmp_path / "gone")  # listed, and not there when it is read
+    assert pruned(home) == {("job", "older")}
+
+
+def test_a_scratch_file_that_is_renamed_while_it_is_looked_at_stays_out(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scratch = add_job(home, "running", 0) / ".gate.json.x"
+    scratch.write_text("half")
+    changed = retention._changed
+
+    def rename(path: Path) -> float:
+        seconds = changed(path)
+        if path == scratch and scratch.exists():
+            scratch.rename(scratch.with_name("gate.json"))
+        return seconds
+
+    monkeypatch.setattr(retention, "_changed", rename)
+    assert pruned(home) == set()
+    assert not scratch.exists()
+
+
+def test_folders_that_are_replaced_while_they_are_looked_at_do_not_matter(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoints = add_job(home, "running", 0) / "model-checkpoints"
+    with monkeypatch.context() as patch:
+        once_listed(patch, checkpoints.parent, lambda: checkpoints.rename(home / "replaced"))
+        assert pruned(home) == set()
+    assert not checkpoints.exists()
 
 
 def test_a_rejected_version_with_an_alias_stays(
