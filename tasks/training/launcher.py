@@ -20,6 +20,7 @@ import signal
 import sys
 import tempfile
 import threading
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection, wait
@@ -178,10 +179,14 @@ def _collect_results(
 
 def _to_error(rank: int, failure: _Failure, processes: Sequence[SpawnProcess]) -> VerdictError:
     """Return the error for a failure, or for the death of another process, of which the failure is a consequence."""
-    wait(
-        [process.sentinel for other, process in enumerate(processes) if other != rank and process.is_alive()],
-        DEATH_NOTICE_S,
-    )
+    running: dict[Any, SpawnProcess] = {process.sentinel: process for process in processes if process.is_alive()}
+    running.pop(processes[rank].sentinel, None)
+    deadline = time.monotonic() + DEATH_NOTICE_S
+    while running and (ready := wait(list(running), max(0.0, deadline - time.monotonic()))):
+        for sentinel in ready:  # the kernel closes a process's files, this one too, before it has an exit code
+            running.pop(sentinel).join()
+        if any(process.exitcode for process in processes):
+            break
     for other, process in enumerate(processes):
         if process.exitcode:  # processes that fail stay until they are killed
             return _exit_error(other, processes)

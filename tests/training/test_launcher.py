@@ -13,6 +13,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,22 @@ def running(folder: Path) -> list[int]:
         except OSError:  # it ended, perhaps while it was read
             continue
     return [number for number, state in states.items() if state not in "ZX"]
+
+
+def end_slowly(files: str) -> None:
+    """Be killed, perhaps after what the kernel does first with a process that was."""
+    if files == "closed":
+        os.closerange(3, 4096)
+    time.sleep(1)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def end_well(_: str) -> None:
+    os._exit(0)
+
+
+def hang_on(_: str) -> None:
+    time.sleep(60)
 
 
 def wait_until(true: Callable[[], bool]) -> None:
@@ -182,6 +199,27 @@ def test_a_process_killed_while_it_waits_for_an_answer_is_named(forked: None) ->
 
     with pytest.raises(VerdictError, match=r"^rank 0 of 1 was ended by SIGKILL"):
         launch(say, 1, "words", device="cpu", on_message=kill)
+
+
+@pytest.mark.parametrize("files", ["kept", "closed"])
+def test_a_killed_process_is_named_rather_than_the_failure_of_a_peer_also_while_it_ends(
+    files: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launcher, "DEATH_NOTICE_S", 60.0)
+    context = multiprocessing.get_context("fork")
+    targets = {0: end_slowly, 1: hang_on, 2: end_well}
+    processes: list[Any] = [context.Process(target=targets[rank], args=(files,), daemon=True) for rank in targets]
+    try:
+        for process in processes:
+            process.start()
+        wait([processes[0 if files == "closed" else 2].sentinel])
+        assert processes[0].exitcode is None
+        error = launcher._to_error(1, launcher._Failure("RuntimeError", "peer closed the connection", ""), processes)
+        assert str(error).startswith("rank 0 of 3 was ended by SIGKILL")
+    finally:
+        for process in processes:
+            process.kill()
+            process.join()
 
 
 def test_tensors_and_values_are_exchanged(results: list[dict[str, Any]]) -> None:
