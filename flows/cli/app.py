@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 import typer.core
 
-from flows import environment, roles
+from flows import environment, extras
 from flows.cli import completion, hub, request_review, review, run, settings, stopping, stores, sweep
 from tasks.core import log_format
 from tasks.core.errors import (
@@ -206,7 +206,7 @@ def _explain(error: BaseException, command: str) -> int:
         )
         return 1
     if isinstance(error, ModuleNotFoundError):
-        log_format.print_error(roles.explain_missing(str(error.name).partition(".")[0], command))
+        log_format.print_error(extras.explain_missing(str(error.name).partition(".")[0], command))
         return 1
     what = f"{type(error).__name__}: {error}".removesuffix(": ")  # of an error without a message
     log_format.print_error(what, "this is a bug; for the traceback: verdict --debug ...")

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypedDict
 
-from flows.roles import explain_missing
+from flows.extras import explain_missing
 from flows.services.server_watch import check_servers, lasting_servers
 from tasks.core.errors import VerdictError, first_line, is_disk_full, is_out_of_memory
 from tasks.core.packages import is_installed

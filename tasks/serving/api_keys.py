@@ -152,9 +152,7 @@ def add_key(name: str, path: str, show: Callable[[str], None]) -> None:
     except Timeout:
         raise VerdictError(f"no key was made: another process holds {path}.lock; try again") from None
     except OSError as error:
-        raise VerdictError(
-            f"no key added: {path} cannot be written ({error.strerror}); name another file"
-        ) from error
+        raise VerdictError(f"no key added: {path} cannot be written ({error.strerror}); name another file") from error
 
 
 def _add_line(path: Path, line: str) -> None:

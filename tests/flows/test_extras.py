@@ -17,7 +17,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from registered import make_champion_store
 
-from flows.roles import COMMANDS_OF_EXTRA, explain_missing
+from flows.extras import COMMANDS_OF_EXTRA, explain_missing
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
