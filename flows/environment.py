@@ -35,6 +35,8 @@ HOME_FAULTS = {
     errno.ENOENT: "its file system takes no new folders",
 }
 MIN_ADDRESS_SPACE = 10**9  # bytes for a flow and the server that it starts
+MIN_FILE_SIZE = 10**8  # bytes of the largest file of a run: a graph of the packaged encoder has 90 MB
+MIN_OPEN_FILES = 64
 LOAD_SAMPLES, LOAD_SAMPLE_S = 3, 0.005
 
 
@@ -48,9 +50,9 @@ def usable_home() -> str:
 
     Raises:
         UsageError: if it cannot be created, or is not writable.
-        VerdictError: if this process may not take the address space that a flow needs.
+        VerdictError: if this process may not take what a flow needs: address space, size of a file, open files.
     """
-    _check_address_space()
+    _check_limits()
     folder = verdict_home()
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
@@ -101,14 +103,18 @@ def _check_model(home: Path) -> None:
         )
 
 
-def _check_address_space() -> None:
+def _check_limits() -> None:
     """Raise VerdictError under a limit in which libraries abort, or wait for a server that cannot start."""
-    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
-    if limit != resource.RLIM_INFINITY and limit < MIN_ADDRESS_SPACE:
-        raise VerdictError(
-            f"address space is limited to {limit // 10**6:,} MB; expected at least {MIN_ADDRESS_SPACE // 10**6:,} MB: "
-            "ulimit -v unlimited, then run the same command again"
-        )
+    for limited, least, what, remedy in (
+        (resource.RLIMIT_AS, MIN_ADDRESS_SPACE, "address space is limited to {:,} bytes", "-v unlimited"),
+        (resource.RLIMIT_FSIZE, MIN_FILE_SIZE, "files are limited to {:,} bytes", "-f unlimited"),
+        (resource.RLIMIT_NOFILE, MIN_OPEN_FILES, "open files are limited to {:,}", "-n 1024"),
+    ):
+        limit = resource.getrlimit(limited)[0]
+        if limit != resource.RLIM_INFINITY and limit < least:
+            raise VerdictError(
+                f"{what.format(limit)}; expected at least {least:,}: ulimit {remedy}, then run the same command again"
+            )
 
 
 def set_process_defaults(more: Mapping[str, str] = {}) -> None:

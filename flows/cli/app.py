@@ -4,22 +4,25 @@ The commands themselves are in run, sweep, review, request_review, hub, settings
 Each imports the libraries that it needs when it is called, so that `verdict --help` answers in less than half a second.
 """
 
+import errno
 import gc
 import os
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 import typer.core
 
 from flows import environment, extras
-from flows.cli import completion, hub, request_review, review, run, settings, stopping, stores, sweep
+from flows.cli import completion, hub, request_review, review, run, settings, standard_streams, stopping, stores, sweep
 from tasks.core import log_format
 from tasks.core.errors import (
     OUT_OF_MEMORY,
     STORAGE_ERRORS,
+    UsageError,
     VerdictError,
     first_line,
     is_disk_full,
@@ -140,9 +143,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     try:
         if arguments is None:
+            standard_streams.prepare()
             stopping.end_on_signals()
             threading.excepthook = _report_of_thread
         code = _run(list(arguments or sys.argv[1:]) or ["--help"])
+        code = 1 if _report_output() else code
         stopping.finish()
     except KeyboardInterrupt:
         stopping.finish()
@@ -160,6 +165,9 @@ def _run(words: list[str]) -> Any:
         KeyboardInterrupt: if a signal stopped it; what a library makes of that is no failure either.
     """
     completion.prepare()
+    if not _has_current_folder():
+        log_format.print_error("the current folder was deleted; go to one that is there: cd DIR")
+        return UsageError.exit_code
     group: Any = typer.main.get_command(app)
     command = next((word for word in words if word in group.commands), "")
     try:
@@ -176,8 +184,24 @@ def _run(words: list[str]) -> Any:
         return _explain(error, command)
 
 
+def _report_output() -> bool:
+    """Say why standard output could not be written to, if that is so and was not said; return whether it is."""
+    reason = standard_streams.take_failure()
+    if reason:
+        log_format.print_error(f"standard output cannot be written to ({reason}); expected a place with free space")
+    return bool(reason)
+
+
+def _has_current_folder() -> bool:
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        return False
+    return True
+
+
 def _report_of_thread(failure: threading.ExceptHookArgs) -> None:
-    """Print the traceback of a thread that failed, except for want of memory, of which the command itself fails."""
+    """Print the traceback of a thread that failed, except when memory ran out, which the command itself reports."""
     if not is_out_of_memory(failure.exc_value) or os.environ.get("VERDICT_DEBUG") == "1":
         threading.__excepthook__(failure)
 
@@ -196,8 +220,13 @@ def _explain(error: BaseException, command: str) -> int:
         where = context.command_path if context else f"verdict {command}".strip()
         log_format.print_error(_describe_usage(error), f"see: {where} --help")
         return int(error.exit_code)
+    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+        log_format.print_error("too many files are open at once; ulimit -n 1024, then run the same command again")
+        return 1
     stored = isinstance(error, OSError) and error.errno in STORAGE_ERRORS
     if stored or is_disk_full(error):
+        if _report_output():
+            return 1
         where = getattr(error, "filename", None) or f"a file in {environment.verdict_home()} or the temporary folder"
         reason = getattr(error, "strerror", None) or first_line(error)
         log_format.print_error(

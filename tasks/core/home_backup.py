@@ -17,10 +17,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TypedDict
 
-from .errors import UsageError, VerdictError
+from .errors import UsageError, VerdictError, is_disk_full
 from .files import atomic_directory, atomic_write, read_checksummed, sha256_of, walk_files, write_checksummed
 
 BACKUP_MANIFEST = "backup.json"
+OTHER_ARCHIVES = (".zip", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar")
 BACKUP_SCHEMA = 1
 ARCHIVES = {".tar": "", ".tgz": "gz", ".tar.gz": "gz"}  # compression by the end of the name; all others are folders
 SQLITE_HEADER = b"SQLite format 3\0"
@@ -82,6 +83,8 @@ def check_target(home: Path, target: Path) -> None:
     """Raise UsageError if a backup cannot be written to a path."""
     if target.exists():
         raise UsageError(f"{target} exists; expected a new file (.tar, .tar.gz) or folder")
+    if target.suffix.lower() in OTHER_ARCHIVES and not target.name.lower().endswith(".tar.gz"):
+        raise UsageError(f"{target} is named as an archive of another kind; expected .tar, .tar.gz, or a folder")
     if target.resolve().is_relative_to(home.resolve()):
         raise UsageError(f"{target} lies within the stores that it is to back up; expected a path outside of {home}")
 
@@ -181,6 +184,11 @@ def _extract(source: Path, folder: Path) -> None:
     except FileNotFoundError as error:
         raise UsageError(f"{source} does not exist; expected a backup: verdict backup FILE|DIR") from error
     except (tarfile.TarError, zlib.error, EOFError, OSError) as error:
+        if is_disk_full(error):
+            raise VerdictError(
+                f"there is no room for what {source} holds in {folder.parent} ({getattr(error, 'strerror', error)}); "
+                "nothing was changed: make room there, or name another folder: VERDICT_HOME=DIR"
+            ) from error
         raise VerdictError(f"{source} is no complete archive ({error}); nothing was changed") from error
 
 

@@ -1,12 +1,14 @@
 """Backups of the stores' folder: exact contents, what a damaged one and a killed restore leave."""
 
 import contextlib
+import errno
 import os
 import shutil
 import signal
 import sqlite3
 import subprocess
 import sys
+import tarfile
 import threading
 import time
 from collections.abc import Iterator
@@ -195,3 +197,31 @@ def test_a_target_that_exists_or_lies_within_the_stores_is_refused(home: Path, t
     for target, message in ((home / "copy", "lies within the stores"), (tmp_path, "exists; expected a new file")):
         with pytest.raises(UsageError, match=message):
             home_backup.write_backup(home, target, "acceptability")
+
+
+def test_a_full_disk_is_not_taken_for_a_damaged_archive(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home_backup.write_backup(home, tmp_path / "copy.tar.gz", "acceptability")
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(tarfile.TarFile, "extractall", fail)
+    with (
+        pytest.raises(
+            VerdictError, match=r"^there is no room for what .*copy\.tar\.gz holds .*No space left on device"
+        ),
+        home_backup.unpacked(tmp_path / "copy.tar.gz", tmp_path / "restored"),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("name", ["copy.zip", "copy.gz", "copy.TAR.XZ", "copy.7z"])
+def test_a_name_of_an_archive_of_another_kind_is_refused(name: str, home: Path, tmp_path: Path) -> None:
+    with pytest.raises(
+        UsageError, match=r"is named as an archive of another kind; expected \.tar, \.tar\.gz, or a folder"
+    ):
+        home_backup.check_target(home, tmp_path / name)
+    for right in ("copy.tar", "copy.tar.gz", "copy.tgz", "copy", "copy.2026"):
+        home_backup.check_target(home, tmp_path / right)

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import resource
+import shlex
 import shutil
 import subprocess
 import sys
@@ -576,20 +577,71 @@ def test_too_little_memory_is_one_line(home: Path, megabytes: int) -> None:
 
 
 @pytest.mark.parametrize("command", [["score", "-", "out.parquet"], ["retrain"]], ids=["score", "retrain"])
-def test_a_flow_without_the_address_space_for_it_is_one_line_before_anything_starts(
-    home: Path, command: list[str]
+@pytest.mark.parametrize(
+    ("limited", "most", "said"),
+    [
+        (
+            resource.RLIMIT_AS,
+            800_000_000,
+            "address space is limited to 800,000,000 bytes; expected at least 1,000,000,000",
+        ),
+        (resource.RLIMIT_FSIZE, 102_400, "files are limited to 102,400 bytes; expected at least 100,000,000"),
+        (resource.RLIMIT_NOFILE, 32, "open files are limited to 32; expected at least 64"),
+    ],
+    ids=["address space", "size of a file", "open files"],
+)
+def test_a_flow_without_what_it_needs_is_one_line_before_anything_starts(
+    home: Path, limited: int, most: int, said: str, command: list[str]
 ) -> None:
     done = subprocess.run(
         [*VERDICT, *command],
         stdin=subprocess.DEVNULL, capture_output=True, text=True, cwd=ROOT,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (800_000_000, 800_000_000)),
+        preexec_fn=lambda: resource.setrlimit(limited, (most, most)),
     )  # fmt: skip
-    said = (
-        "error: address space is limited to 800 MB; expected at least 1,000 MB: ulimit -v unlimited, then run the same "
-        "command again\n"
-    )
-    assert (done.returncode, done.stdout, done.stderr) == (1, "", said)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(f"error: {said}: ulimit -")
+    assert done.stderr.endswith(", then run the same command again\n")
     assert not home.exists()
+
+
+def run_in_shell(words: str, folder: Path = ROOT) -> tuple[int, str, str]:
+    """Run `verdict` with redirections, which a shell makes."""
+    command = f"exec {shlex.join(VERDICT)} {words}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd=folder)
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_a_closed_standard_error_keeps_no_command_from_its_work(home: Path) -> None:
+    code, printed, _ = run_in_shell("settings finetune.epochs 2>&- <&-")
+    assert (code, printed.splitlines()[0]) == (0, "finetune.epochs = 4  (whole number, ≥ 1 and ≤ 1000)")
+    assert run_in_shell("predict 'A cat.' 2>&-")[0] == 1
+
+
+def test_a_full_standard_output_is_named(home: Path) -> None:
+    line = "error: standard output cannot be written to (No space left on device); expected a place with free space\n"
+    for words in ("settings finetune.epochs", "--version"):
+        assert run_in_shell(f"{words} > /dev/full") == (1, "", line)
+
+
+def test_a_key_is_made_only_where_it_can_be_seen(home: Path, tmp_path: Path) -> None:
+    code, _, said = run_in_shell(f"api-key bob {tmp_path}/keys >&-")
+    assert (code, "standard output is closed" in said) == (2, True)
+    assert run_in_shell(f"api-key bob {tmp_path}/keys > /dev/full")[0] == 1
+    assert list(tmp_path.glob("keys*")) == []
+
+
+def test_characters_that_an_encoding_lacks_are_escapes(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONIOENCODING", "latin-1")
+    code, printed, _ = run_in_shell("settings finetune.epochs")
+    assert (code, printed.splitlines()[0]) == (0, r"finetune.epochs = 4  (whole number, \u2265 1 and \u2264 1000)")
+
+
+def test_a_current_folder_that_was_deleted_is_named(home: Path, tmp_path: Path) -> None:
+    (tmp_path / "gone").mkdir()
+    command = f"cd {tmp_path}/gone && rmdir {tmp_path}/gone && PYTHONPATH={ROOT} exec {shlex.join(VERDICT)} status"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    said = "error: the current folder was deleted; go to one that is there: cd DIR\n"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", said)
 
 
 def test_a_folder_of_the_stores_that_is_a_file_is_one_line(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
