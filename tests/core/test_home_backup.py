@@ -204,7 +204,7 @@ def test_a_full_disk_is_not_taken_for_a_damaged_archive(
 ) -> None:
     home_backup.write_backup(home, tmp_path / "copy.tar.gz", "acceptability")
 
-    def fail(*_: Any, **__: Any) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(tarfile.TarFile, "extractall", fail)
