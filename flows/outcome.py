@@ -35,6 +35,7 @@ class RetrainOutcome:
     digest: str
     """Digest of the bundle."""
     threshold: float
+    """Smallest MCC that is not rejected (judge.threshold)."""
     champion_before: str | None
     """Version that the candidate was compared with."""
     champion_mcc: float | None

@@ -167,13 +167,13 @@ def deploy(
     """Put the deployments retrain, watch, sweep and score on a Prefect server, scheduled for the data that is named."""
     environment.set_process_defaults()
     from flows.cli import show_review
-    from flows.services.embedded_prefect import lasting_api
+    from flows.services.embedded_prefect import external_api
 
     if file and options != DataOptions():
         raise UsageError("--file holds data and settings itself; expected it or --data, --profile, --set ..., not both")
     settings = options.resolve().settings
     refuse_unusable_files(settings.data)
-    lasting_api()  # one of another form fails the imports
+    external_api()  # one of another form fails the imports
     from flows.jobs.deployments import check_file
     from flows.services import deploy, deployment_file
     from tasks.core.settings import DataSettings

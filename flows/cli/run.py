@@ -31,7 +31,7 @@ from flows.cli.options import (
     print_result,
     with_option_groups,
 )
-from flows.services.server_watch import check_servers, lasting_servers, watched
+from flows.services.server_watch import check_servers, external_servers, watched
 from flows.stopwatch import Stopwatch
 from tasks.core.addresses import HUB_PREFIX, SAMPLE_ADDRESS
 from tasks.core.errors import DataRejected, UnreachableError, UsageError, VerdictError
@@ -405,7 +405,7 @@ def _check_servers() -> None:
     environment.set_process_defaults(environment.RETRY_DEFAULTS)
     prefect = os.environ.get("PREFECT_API_URL", "")
     check_address("PREFECT_API_URL", prefect, http=True)
-    check_servers(lasting_servers(prefect))
+    check_servers(external_servers(prefect))
 
 
 def _refuse_conflicts(show_settings: bool, as_toml: bool, dry_run: bool, as_json: bool) -> None:
@@ -448,7 +448,7 @@ def _show_plan(resolved: "ResolvedSettings", force: bool, as_json: bool) -> None
 def _find_unchanged(settings: "Settings", home: str) -> "RetrainOutcome | None":
     """Return the outcome of a finished job of the same inputs, which takes no server and few imports.
 
-    With a lasting Prefect server the flow runs, so that the server records the run.
+    With an external Prefect server the flow runs, so that the server records the run.
     """
     if os.environ.get("PREFECT_API_URL"):
         return None
@@ -475,9 +475,9 @@ class CommandTimes(NamedTuple):
 def run_flow(name: str, home: str, *arguments: Any, stopwatch: Stopwatch | None = None) -> tuple[Any, CommandTimes]:
     """Run a flow against the configured Prefect server, or an embedded one that starts during the imports."""
     started, stopwatch = time.perf_counter(), stopwatch or Stopwatch()
-    from flows.services.embedded_prefect import connected, lasting_api, prefect_api
+    from flows.services.embedded_prefect import connected, external_api, prefect_api
 
-    servers = lasting_servers(lasting_api())
+    servers = external_servers(external_api())
     check_servers(servers)
     with prefect_api(home) as server:
         with collection_paused():

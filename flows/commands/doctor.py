@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TypedDict
 
 from flows.extras import explain_missing
-from flows.services.server_watch import check_servers, lasting_servers
+from flows.services.server_watch import check_servers, external_servers
 from tasks.core.errors import VerdictError, first_line, is_disk_full, is_out_of_memory
 from tasks.core.packages import is_installed
 from tasks.core.printable import redact_address
@@ -127,7 +127,7 @@ def _store(home: str) -> str:
     from tasks.registry.verification import inspect_version
 
     store = locate_store(home)
-    check_servers(lasting_servers(), wait=False)
+    check_servers(external_servers(), wait=False)
     check_database(store)
     if is_uninitialised(store):
         return f"{store['uri']}, not created yet"
@@ -148,9 +148,9 @@ def _signatures() -> str:
 
 
 def _prefect() -> str:
-    from flows.services.embedded_prefect import lasting_api
+    from flows.services.embedded_prefect import external_api
 
-    url = lasting_api()
+    url = external_api()
     if not url:
         return "embedded server, started for each run"
     from prefect import __version__

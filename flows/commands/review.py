@@ -15,7 +15,7 @@ def history(home: str) -> list[dict[str, Any]]:
     return [dict(entry) for entry in entries]
 
 
-def approve(version: str, reason: str, home: str, who: str = "") -> dict[str, Any]:
+def approve(version: str, reason: str, home: str, actor: str = "") -> dict[str, Any]:
     """Make a version on HOLD the champion; return the recorded change.
 
     Where it is champion already by another decision, that one's record is returned, and `unrecorded` has the reason.
@@ -24,7 +24,7 @@ def approve(version: str, reason: str, home: str, who: str = "") -> dict[str, An
         version: version number.
         reason: recorded in the history.
         home: folder of the stores.
-        who: name of the person; empty for VERDICT_ACTOR, or else user@host.
+        actor: name of the person; empty for VERDICT_ACTOR, or else user@host.
 
     Raises:
         UsageError: if the reason is empty or the version not a number.
@@ -38,12 +38,12 @@ def approve(version: str, reason: str, home: str, who: str = "") -> dict[str, An
         from flows.commands.compare import judge_again  # imports ONNX Runtime and pandas
 
         verdict = judge_again(store, version, champion, home)
-    change = promotion.promote(store, version, kind="approve", expected=now, reason=text, verdict=verdict, actor=who)
+    change = promotion.promote(store, version, kind="approve", expected=now, reason=text, verdict=verdict, actor=actor)
     recorded = (change["kind"], change["reason"]) == ("approve", text)
     return (_notified(change) if recorded else dict(change)) | {"unrecorded": "" if recorded else text}
 
 
-def reject(version: str, reason: str, home: str, who: str = "") -> dict[str, Any]:
+def reject(version: str, reason: str, home: str, actor: str = "") -> dict[str, Any]:
     """Reject a version on HOLD; return the recorded change. Arguments as for `approve`.
 
     Raises:
@@ -52,7 +52,7 @@ def reject(version: str, reason: str, home: str, who: str = "") -> dict[str, Any
     """
     text, store = audit_log.check_reason(reason), _open_store(version, home)
     tags = lookup.read_tags(store, version)
-    return _notified(promotion.reject(store, version, text, tags.get("verdict_digest", ""), who))
+    return _notified(promotion.reject(store, version, text, tags.get("verdict_digest", ""), actor))
 
 
 def rollback(to: str | None, reason: str, dry_run: bool, home: str) -> dict[str, Any]:

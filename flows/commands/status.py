@@ -10,9 +10,9 @@ from typing import Any, TypedDict
 
 from flows.commands.doctor import MIN_FREE_DISK_GB
 from flows.services import supervision
-from flows.services.embedded_prefect import lasting_api
+from flows.services.embedded_prefect import external_api
 from flows.services.job_locks import is_locked
-from flows.services.server_watch import check_servers, lasting_servers
+from flows.services.server_watch import check_servers, external_servers
 from tasks.core.errors import UnreachableError, UsageError, VerdictError
 from tasks.core.files import home_id, read_json, walk_files
 from tasks.inference.bundle import CHAMPION
@@ -59,7 +59,7 @@ def status(home: str) -> dict[str, Any]:
     answer |= {"champion_state": "none", "drift": None, "schedule": None, "disk": measure_disk(home)}
     answer |= {"services": supervision.read_states(Path(home, "stack")), "notices": [], "unreachable": []}
     try:
-        check_servers(lasting_servers(), wait=False)
+        check_servers(external_servers(), wait=False)
         check_database(store)
         answer["initialised"] = not is_uninitialised(store)
         if answer["initialised"]:
@@ -134,7 +134,7 @@ def read_prefect() -> Any:
         UnreachableError: if it does not answer.
         UsageError: if PREFECT_API_URL is no address.
     """
-    if not lasting_api():
+    if not external_api():
         return None
     from flows.services.prefect_status import read_schedule  # its client takes a second to import
 

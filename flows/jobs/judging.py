@@ -10,6 +10,7 @@ from tasks.core.errors import VerdictError
 from tasks.core.files import read_json, write_json
 from tasks.core.policy import Policy
 from tasks.core.timestamps import utc_now
+from tasks.data.drift import drifted_names
 from tasks.data.gate import GateReport
 from tasks.data.sentence_sketch import sketch_snapshot
 from tasks.evaluation.baselines import measure_baselines
@@ -48,7 +49,7 @@ def evaluate_and_judge(
     judge_context = JudgeContext(
         champion_state="active" if champion else read_champion_state(timer, store),
         holdout_uses=count_holdout_uses(timer, store, holdout["digest"], sketch, exported["digest"]),
-        drift=[shift["name"] for shift in gate["drift"] if shift["drifted"]],
+        drift=drifted_names(gate["drift"]),
         training_digest=data["train"]["digest"],
         policy=policy.recorded(),
     )

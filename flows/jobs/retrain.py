@@ -44,7 +44,7 @@ from tasks.core.provenance import git_commit
 from tasks.core.settings import Settings
 from tasks.core.settings_loader import ResolvedSettings
 from tasks.core.signing import require_key
-from tasks.data.drift import list_drifted
+from tasks.data.drift import describe_drifted
 from tasks.data.gate import GateReport, raise_if_failed
 from tasks.data.token_limit import longest_input
 from tasks.evaluation.evidence import Evidence
@@ -160,7 +160,7 @@ def check_data(context: JobContext) -> GateReport:
     reports = [folder / name for name in ("gate.json", "gate.html", "quarantine.parquet", "quarantine.csv")]
     log_files(timer, store, context.run_id, [str(path) for path in reports if path.is_file()], "gate")
     if gate["reference"]:
-        drift = {"drift": list_drifted(gate["drift"]), "drift_from": gate["reference"]}
+        drift = {"drift": describe_drifted(gate["drift"]), "drift_from": gate["reference"]}
         tracking.tag_run(store, context.run_id, drift)
     page = find_run_page(store, context.run_id)
     markdown = describe_gate(gate, page and f"{page}/artifacts/gate/gate.html{PAGE_MODE}")

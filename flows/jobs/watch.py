@@ -25,7 +25,7 @@ from tasks.core.errors import DataRejected, UnreachableError, VerdictError
 from tasks.core.files import json_digest, read_json, write_json
 from tasks.core.settings import Settings, WatchSettings
 from tasks.core.timestamps import utc_now
-from tasks.data.drift import list_drifted
+from tasks.data.drift import describe_drifted, drifted_names
 from tasks.data.gate import raise_if_failed
 from tasks.data.ingestion import Dataset
 from tasks.data.sources import shown_addresses
@@ -108,7 +108,7 @@ def watch(settings: dict[str, Any], origins: dict[str, str], home: str) -> Watch
     due, why = due or bool(served), f"{why}; {served}" if served else why
     # The run reads and checks the same data again, which takes seconds: a job depends on nothing outside its folder.
     retrained = retrain(settings, origins, home) if due else None
-    drift = list_drifted(gate["drift"]) if gate["reference"] else None
+    drift = describe_drifted(gate["drift"]) if gate["reference"] else None
     seen_now = {"dataset": digest, "why": why, "time": utc_now()}
     write_json(record, seen_now | {"drift": drift, "drift_from": gate["reference"]})
     action: Literal["none", "retrain"] = "retrain" if due else "none"
@@ -142,7 +142,7 @@ def inspect_data(
     if not gate["passed"]:
         emit("refused", name, settings, payload | {"why": summary["failures"][0]})
         raise_if_failed(gate)
-    drifted = [shift["name"] for shift in gate["drift"] if shift["drifted"]]
+    drifted = drifted_names(gate["drift"])
     due, why = should_retrain(settings.watch.retrain_on, drifted, gate["reference"])
     emit("drifted" if drifted else "changed", name, settings, payload | {"why": why, "drifted": drifted})
     return summary, due, why
@@ -181,9 +181,9 @@ def champion_data(home: str, timer: Timer) -> str | None:
 def describe_served(summary: RequestSummary, settings: WatchSettings) -> str:
     """Return why what was served calls for a retraining run; empty where it does not."""
     reasons = []
-    drifted = list_drifted(summary["drift"])
-    if drifted != "none" and settings.retrain_on_served in ("on_drift", "on_either"):
-        reasons.append(f"what is served drifted ({drifted})")
+    drifted = drifted_names(summary["drift"])
+    if drifted and settings.retrain_on_served in ("on_drift", "on_either"):
+        reasons.append(f"what is served drifted ({', '.join(drifted)})")
     estimate, holdout = summary["estimate"], summary["holdout"]
     dropped = estimate and holdout and estimate["high"] < holdout["mcc"] - settings.max_estimated_drop
     if estimate and holdout and dropped and settings.retrain_on_served in ("on_drop", "on_either"):

@@ -41,7 +41,7 @@ SERVER_SETTINGS = {
 }
 
 
-class LocalServer:
+class EmbeddedServer:
     """A Prefect server in a child process; `api_url` answers once `wait` has returned."""
 
     def __init__(self, folder: str) -> None:
@@ -110,7 +110,7 @@ class LocalServer:
             self._process.wait()
 
 
-def lasting_api() -> str:
+def external_api() -> str:
     """Return the address of the API that Prefect is configured with; empty where there is none.
 
     Raises:
@@ -125,12 +125,12 @@ def lasting_api() -> str:
 
 
 @contextlib.contextmanager
-def prefect_api(folder: str) -> Iterator[LocalServer | None]:
+def prefect_api(folder: str) -> Iterator[EmbeddedServer | None]:
     """Start an embedded server for the block; yield None where PREFECT_API_URL names another one."""
-    if lasting_api():
+    if external_api():
         yield None
         return
-    server = LocalServer(folder)
+    server = EmbeddedServer(folder)
     try:
         yield server
     finally:
@@ -138,7 +138,7 @@ def prefect_api(folder: str) -> Iterator[LocalServer | None]:
 
 
 @contextlib.contextmanager
-def connected(server: LocalServer | None, on_lost: Callable[[str], None] = lambda _: None) -> Iterator[None]:
+def connected(server: EmbeddedServer | None, on_lost: Callable[[str], None] = lambda _: None) -> Iterator[None]:
     """Wait for the embedded server and point Prefect at it for the block; with None, Prefect stays as configured.
 
     Args:
@@ -169,7 +169,7 @@ def connected(server: LocalServer | None, on_lost: Callable[[str], None] = lambd
                 _flush()
 
 
-def _watch(server: LocalServer, ended: threading.Event, on_lost: Callable[[str], None]) -> None:
+def _watch(server: EmbeddedServer, ended: threading.Event, on_lost: Callable[[str], None]) -> None:
     while not ended.wait(END_CHECK_SECONDS):
         if reason := server.describe_end():
             on_lost(reason)

@@ -1,4 +1,4 @@
-"""Watches the lasting servers that a run needs: says when one is away, and ends the run where it stays away.
+"""Watches the external servers that a run needs: says when one is away, and ends the run where it stays away.
 
 The clients of Prefect and MLflow retry each request for minutes, and say nothing. A run whose server is gone for good
 would try again with each of its last requests.
@@ -27,8 +27,8 @@ AWAY_LIMIT_S = 240.0  # the clients' own retries, MLFLOW_HTTP_REQUEST_MAX_RETRIE
 log = logging.getLogger("tasks.servers")
 
 
-def lasting_servers(prefect: str = "") -> dict[str, str]:
-    """Return the address of the health check of each lasting server, by its name and address.
+def external_servers(prefect: str = "") -> dict[str, str]:
+    """Return the address of the health check of each external server, by its name and address.
 
     Args:
         prefect: address of Prefect's API; empty for an embedded server.
@@ -45,7 +45,7 @@ def check_servers(servers: dict[str, str], wait: bool = True) -> None:
     """Check that each server answers, before anything takes time.
 
     Args:
-        servers: as `lasting_servers` returns them.
+        servers: as `external_servers` returns them.
         wait: up to START_LIMIT_S for one that does not; otherwise each is tried once.
 
     Raises:
@@ -67,7 +67,7 @@ def reach_store(home: str) -> MlflowStore:
         UnreachableError: if it does not answer within seconds.
     """
     store = locate_store(home)
-    check_servers(lasting_servers(), wait=False)
+    check_servers(external_servers(), wait=False)
     if not store["uri"].startswith(SQLITE):
         from tasks.registry.mlflow_client import check_database  # imports MLflow, which takes seconds
 
@@ -80,7 +80,7 @@ def watched(servers: dict[str, str], on_lost: Callable[[str], None]) -> Iterator
     """Watch servers during the block.
 
     Args:
-        servers: as `lasting_servers` returns them.
+        servers: as `external_servers` returns them.
         on_lost: called in another thread, with a message, where one has been away for AWAY_LIMIT_S.
     """
     ended = threading.Event()

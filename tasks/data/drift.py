@@ -125,9 +125,14 @@ def compare_profiles(new: DataProfile, old: DataProfile, limits: GateSettings) -
     return results
 
 
-def list_drifted(shifts: Sequence[DriftResult]) -> str:
+def drifted_names(shifts: Sequence[DriftResult]) -> list[str]:
+    """Return the names of what drifted."""
+    return [shift["name"] for shift in shifts if shift["drifted"]]
+
+
+def describe_drifted(shifts: Sequence[DriftResult]) -> str:
     """Return the names of what drifted as text."""
-    return ", ".join(shift["name"] for shift in shifts if shift["drifted"]) or "none"
+    return ", ".join(drifted_names(shifts)) or "none"
 
 
 def _labels(new: DataProfile, old: DataProfile) -> tuple[float, float]:

@@ -8,7 +8,7 @@ from markupsafe import Markup
 
 from tasks.core.files import write_text
 from tasks.core.printable import counted, shorten
-from tasks.data.drift import OTHER_CATEGORY, DataProfile, DriftResult, Histogram
+from tasks.data.drift import OTHER_CATEGORY, DataProfile, DriftResult, Histogram, drifted_names
 from tasks.data.expectations import ExpectationResult, format_value, show_allowed, show_observed
 from tasks.data.gate import GateReport, failed_critically
 from tasks.data.row_features import ISSUE_TEXTS, QualityIssue
@@ -79,7 +79,7 @@ def explain(gate: GateReport) -> str:
     """Return a sentence: why the data was refused, what warns, or that all expectations passed."""
     failed = [result for result in gate["results"] if _status(result) == "failed"]
     warned = [result for result in gate["results"] if _status(result) == "warning"]
-    drifted = [shift["name"] for shift in gate["drift"] if shift["drifted"]]
+    drifted = drifted_names(gate["drift"])
     if failed:
         more = f"; {counted(len(failed) - 1, 'more expectation')} failed" if len(failed) > 1 else ""
         return f"{_sentence(failed[0])}{more}."

@@ -20,7 +20,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from filelock import FileLock, Timeout
 from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -145,6 +144,8 @@ def add_key(name: str, path: str, show: Callable[[str], None]) -> None:
             raise UsageError(f"{path} is no file; name a file of keys, or a new one: verdict api-key {name} FILE")
         read_keys(target)  # a file of something else is refused before a lock appears beside it
     show(key)
+    from filelock import FileLock, Timeout  # not in the inference image, whose keys are made elsewhere
+
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{target}.lock", timeout=KEY_LOCK_TIMEOUT_S):  # two that read the same file lose a key

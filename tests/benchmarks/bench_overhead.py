@@ -1,4 +1,4 @@
-"""What orchestration costs: a whole run less the sum of its steps, with an embedded Prefect server and a lasting one.
+"""What orchestration costs: a whole run less the sum of its steps, with an embedded Prefect server and an external one.
 
     python tests/benchmarks/bench_overhead.py [--repeats 3] [--out FILE]
 
@@ -35,7 +35,7 @@ def main() -> None:
     options = parser.parse_args()
     rows = []
     with tempfile.TemporaryDirectory() as home:
-        for server, address in (("embedded", contextlib.nullcontext("")), ("lasting", lasting_server(home))):
+        for server, address in (("embedded", contextlib.nullcontext("")), ("external", external_server(home))):
             with address as url:
                 runs = [measure(home, url, 100 * len(url) + seed) for seed in range(options.repeats + 1)][1:]
             row = {name: statistics.median(run[name] for run in runs) for name in runs[0]}
@@ -69,7 +69,7 @@ def measure(home: str, url: str, seed: int) -> dict[str, float]:
 
 
 @contextlib.contextmanager
-def lasting_server(home: str) -> Iterator[str]:
+def external_server(home: str) -> Iterator[str]:
     """Run a Prefect server on loopback; yield its address."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -25,20 +25,20 @@ def test_a_flow_runs_on_the_embedded_server(prefect_server: str) -> None:
 
 
 def test_a_server_that_cannot_start_is_reported_with_its_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from flows.services.embedded_prefect import LocalServer
+    from flows.services.embedded_prefect import EmbeddedServer
 
     monkeypatch.setenv("PREFECT_API_DATABASE_CONNECTION_URL", "sqlite+aiosqlite:////proc/no/such.db")
-    server = LocalServer(str(tmp_path))
+    server = EmbeddedServer(str(tmp_path))
     with pytest.raises(VerdictError, match=r"ended with exit code 1; see .*prefect-server\.log"):
         server.wait()
     server.stop()
 
 
 def test_a_server_that_is_killed_before_it_answers_may_lack_memory(tmp_path: Path) -> None:
-    from flows.services.embedded_prefect import LocalServer
+    from flows.services.embedded_prefect import EmbeddedServer
 
     others = {child.pid for child in psutil.Process().children()}  # the server of other tests among them
-    server = LocalServer(str(tmp_path))
+    server = EmbeddedServer(str(tmp_path))
     for child in psutil.Process().children():
         if child.pid not in others:
             child.kill()
@@ -47,9 +47,9 @@ def test_a_server_that_is_killed_before_it_answers_may_lack_memory(tmp_path: Pat
 
 
 def test_nothing_else_can_listen_on_the_port_of_a_server_that_starts(tmp_path: Path) -> None:
-    from flows.services.embedded_prefect import LocalServer
+    from flows.services.embedded_prefect import EmbeddedServer
 
-    server = LocalServer(str(tmp_path))
+    server = EmbeddedServer(str(tmp_path))
     try:
         with socket.socket() as other:
             other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -64,7 +64,7 @@ def test_another_program_that_has_the_port_of_a_dead_server_is_not_taken_for_it(
 ) -> None:
     from flows.services import embedded_prefect
 
-    server = embedded_prefect.LocalServer(str(tmp_path))
+    server = embedded_prefect.EmbeddedServer(str(tmp_path))
 
     def answer(*_: object, **__: object) -> io.BytesIO:
         server._process.kill()

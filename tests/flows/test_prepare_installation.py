@@ -46,7 +46,7 @@ def test_a_server_starts_with_the_template_and_runs_a_flow(
         "copy_template",
         lambda library, path: database_templates.copy_template(library, path, templates),
     )
-    server = embedded_prefect.LocalServer(str(tmp_path))
+    server = embedded_prefect.EmbeddedServer(str(tmp_path))
     try:
         assert schema(tmp_path / "prefect.db") == schema(database_templates.template_path("prefect", templates))
         lost: queue.Queue[str] = queue.Queue()

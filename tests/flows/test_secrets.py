@@ -239,13 +239,13 @@ def test_netrc_counts_only_where_mlflow_has_no_credentials(
 def test_an_address_of_prefect_of_another_form_is_refused_without_showing_it() -> None:
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
-    from flows.services.embedded_prefect import lasting_api
+    from flows.services.embedded_prefect import external_api
 
     with (
         temporary_settings({PREFECT_API_URL: f"{USER}@127.0.0.1:x/api"}),
         pytest.raises(UsageError, match="PREFECT_API_URL is no address of a server; expected") as refused,
     ):
-        lasting_api()
+        external_api()
     assert MARK not in str(refused.value)
 
 

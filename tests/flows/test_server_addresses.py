@@ -167,12 +167,12 @@ def test_the_log_of_embedded_servers_is_kept_and_bounded(tmp_path: Path, monkeyp
     def lines(name: str) -> int:
         return (tmp_path / name).read_text().count("prefect_process")
 
-    servers = [embedded_prefect.LocalServer(str(tmp_path)) for _ in range(2)]
+    servers = [embedded_prefect.EmbeddedServer(str(tmp_path)) for _ in range(2)]
     for server in servers:
         server._process.wait()
     assert lines("prefect-server.log") == 2
     monkeypatch.setattr(embedded_prefect, "MAX_LOG_BYTES", 10)
-    embedded_prefect.LocalServer(str(tmp_path))._process.wait()
+    embedded_prefect.EmbeddedServer(str(tmp_path))._process.wait()
     assert (lines("prefect-server.log"), lines("prefect-server.log.1")) == (1, 2)
 
 
@@ -190,7 +190,7 @@ def test_a_log_that_another_command_moves_aside_at_the_same_time_is_begun_anew(
         return replace(path, target)
 
     monkeypatch.setattr(Path, "replace", replace_twice)
-    embedded_prefect.LocalServer(str(tmp_path))._process.wait()
+    embedded_prefect.EmbeddedServer(str(tmp_path))._process.wait()
     assert "prefect_process" in log.read_text()
     assert log.with_suffix(".log.1").read_text() == "what servers wrote before"
 

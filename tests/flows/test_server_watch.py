@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from flows.services import server_watch
-from flows.services.server_watch import check_servers, lasting_servers, watched
+from flows.services.server_watch import check_servers, external_servers, watched
 from tasks.core.errors import UnreachableError
 
 
@@ -59,7 +59,7 @@ def wait_for(condition: Callable[[], bool]) -> None:
 
 def test_a_server_that_returns_is_waited_for_and_named(server: Server, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
-    servers = lasting_servers()
+    servers = external_servers()
     [name] = servers
     assert "secret" not in name
     check_servers(servers)  # that it refuses us is not for the watch to report
@@ -77,7 +77,7 @@ def test_a_server_that_returns_is_waited_for_and_named(server: Server, caplog: p
 def test_a_server_that_does_not_return_ends_the_run(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server_watch, "AWAY_LIMIT_S", 0.2)
     lost: list[str] = []
-    with watched(lasting_servers(), lost.append):
+    with watched(external_servers(), lost.append):
         server.stop()
         wait_for(lambda: bool(lost))
         server.start()
@@ -87,7 +87,7 @@ def test_a_server_that_does_not_return_ends_the_run(server: Server, monkeypatch:
 
 def test_an_embedded_server_and_a_local_store_are_not_watched(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")
-    assert lasting_servers() == {}
-    assert lasting_servers("http://127.0.0.1:4200/api") == {
+    assert external_servers() == {}
+    assert external_servers("http://127.0.0.1:4200/api") == {
         "Prefect at http://127.0.0.1:4200/api": "http://127.0.0.1:4200/api/health"
     }

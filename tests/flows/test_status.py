@@ -19,7 +19,7 @@ from flows.cli import app, show_review
 from flows.commands import status
 from flows.services import prefect_status
 from tasks.core.files import home_id, write_json
-from tasks.data.drift import DriftResult, list_drifted
+from tasks.data.drift import DriftResult, describe_drifted
 from tasks.registry import promotion, tracking
 from tasks.registry.store import MlflowStore, locate_store
 
@@ -202,8 +202,8 @@ def test_what_drifted_is_named() -> None:
         DriftResult(name=name, statistic="", distance=0.0, p=0.0, limit=0.0, drifted=drifted)
         for name, drifted in (("label", True), ("length", False), ("source", True))
     ]
-    assert list_drifted(shifts) == "label, source"
-    assert list_drifted(shifts[1:2]) == list_drifted([]) == "none"
+    assert describe_drifted(shifts) == "label, source"
+    assert describe_drifted(shifts[1:2]) == describe_drifted([]) == "none"
 
 
 def test_the_disk_is_measured_and_a_full_one_is_noticed(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

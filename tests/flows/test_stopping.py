@@ -45,9 +45,9 @@ sys.argv = ["verdict", "status"]
 """
 CHILDREN = (
     "import sys, time\n"
-    "from flows.services.embedded_prefect import LocalServer\n"
+    "from flows.services.embedded_prefect import EmbeddedServer\n"
     "from tasks.export.subprocess_call import start_forkserver\n"
-    "LocalServer(sys.argv[1]); start_forkserver(); print('ready', flush=True); time.sleep(60)\n"
+    "EmbeddedServer(sys.argv[1]); start_forkserver(); print('ready', flush=True); time.sleep(60)\n"
 )
 ORPHAN = "import os, sys; from tasks.core.child_process import die_with; die_with(int(sys.argv[1])); print('alive')"
 

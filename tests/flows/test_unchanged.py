@@ -203,7 +203,7 @@ def test_the_command_needs_neither_prefect_nor_mlflow_nor_torch(
     assert not (home / "prefect.db").exists()
 
 
-def test_force_and_a_lasting_server_run_the_flow(home: Path, choose: Choose, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_force_and_an_external_server_run_the_flow(home: Path, choose: Choose, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
     found = run._find_unchanged(choose(), str(home))
     assert found is not None

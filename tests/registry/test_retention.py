@@ -174,7 +174,7 @@ def test_queries_read_every_page(
         monkeypatch.setattr(mlflow.MlflowClient, name, one_a_page)
     assert retention_queries.inputs_of_running(store) == {digest[:32] for digest in digests}
     assert tracking.running_jobs(store, "here").keys() == set(started)
-    assert tracking.count_holdout_uses(store, "h", digests[0]) == 2
+    assert tracking.count_holdout_uses(store, "h", "", digests[0]) == 2
     assert [each["version"] for each in retention_queries.list_rejected(store)] == rejected[::-1]
     assert set(retention_queries.close_lost_runs(store, 0, dry_run=False)) == set(started)
     assert retention_queries.inputs_of_running(store) == set()

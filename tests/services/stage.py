@@ -55,7 +55,7 @@ class Stage:
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         switches = {name: os.environ[name] for name in ("PREFECT_SERVER_ANALYTICS_ENABLED",)}
         environ = kept | ports | addresses | SECRETS | switches | {"PATH": path, "OMP_NUM_THREADS": "1"}
-        # Polls every second: the test waits for nothing that a lasting service need not hurry for.
+        # Polls every second: the test waits for nothing that an external service need not hurry for.
         environ |= {"PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "5"}
         environ |= {"PREFECT_WORKER_QUERY_SECONDS": "1", "PREFECT_LOGGING_EXTRA_LOGGERS": "tasks"}
         self.places: StackConfig = load_stack_config(environ, str(self.home))

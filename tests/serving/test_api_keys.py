@@ -102,7 +102,7 @@ def test_keys_that_two_processes_add_at_once_are_both_kept(path: Path, monkeypat
             waits.wait(5)
         return write(target)
 
-    monkeypatch.setattr(module, "FileLock", SeenLock, raising=False)
+    monkeypatch.setattr("filelock.FileLock", SeenLock)
     monkeypatch.setattr(module, "atomic_write", write_late)
     made.append(add_key("one", str(path)))
     others[0].join()
