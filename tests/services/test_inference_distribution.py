@@ -74,7 +74,7 @@ def test_the_wheel_is_small_and_needs_three_libraries(wheel: Path, python: Path)
     script = "import importlib.metadata as m, json; print(json.dumps(m.metadata('verdict-inference').json))"
     metadata = json.loads(run(python, "-c", script))
     print(f"\n{wheel.name}: {wheel.stat().st_size} bytes, {metadata['requires_dist']}")
-    assert wheel.stat().st_size < 75_000
+    assert wheel.stat().st_size < 80_000
     required = [line for line in metadata["requires_dist"] if "extra ==" not in line]
     assert sorted(line.partition("<")[0].partition(">")[0] for line in required) == [
         "numpy",
