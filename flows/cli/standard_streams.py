@@ -5,7 +5,7 @@ import errno
 import io
 import os
 import sys
-from typing import Any
+from typing import Any, cast
 
 
 class RecordingOutput(io.FileIO):
@@ -35,11 +35,14 @@ def prepare() -> None:
             os.open(os.devnull, os.O_RDWR)  # gets the lowest free number, which is this one
     sys.stdin = sys.stdin or os.fdopen(0, closefd=False)
     sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
-    if sys.stdout:
-        errors = "backslashreplace" if sys.stdout.errors == "strict" else sys.stdout.errors
-        raw = RecordingOutput(sys.stdout.fileno(), "w", closefd=False)
+    if isinstance(given := sys.stdout, io.TextIOWrapper):
+        raw = RecordingOutput(given.fileno(), "w", closefd=False)
         sys.stdout = io.TextIOWrapper(
-            io.BufferedWriter(raw), sys.stdout.encoding, errors, line_buffering=sys.stdout.isatty()
+            cast(io.BufferedWriter, raw) if given.write_through else io.BufferedWriter(raw),  # as Python does with -u
+            given.encoding,
+            "backslashreplace" if given.errors == "strict" else given.errors,
+            line_buffering=given.line_buffering,
+            write_through=given.write_through,
         )
 
 
@@ -48,7 +51,8 @@ def take_failure() -> str:
 
     Empty where it could be, or whoever reads it has ended.
     """
-    raw = getattr(getattr(sys.stdout, "buffer", None), "raw", None)
+    buffer = getattr(sys.stdout, "buffer", None)
+    raw = getattr(buffer, "raw", buffer)
     if not isinstance(raw, RecordingOutput):
         return ""
     with contextlib.suppress(OSError):

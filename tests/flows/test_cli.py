@@ -623,6 +623,15 @@ def test_a_full_standard_output_is_named(home: Path) -> None:
         assert run_in_shell(f"{words} > /dev/full") == (1, "", line)
 
 
+@pytest.mark.parametrize(("option", "printed"), [("-u", "now"), ("-B", "")])
+def test_standard_output_is_as_buffered_as_before(option: str, printed: str) -> None:
+    script = (
+        "import os, sys; from flows.cli import standard_streams as s; s.prepare(); print('now', end=''); os._exit(0)"
+    )
+    done = subprocess.run([sys.executable, option, "-c", script], capture_output=True, text=True, cwd=ROOT)
+    assert (done.returncode, done.stdout, done.stderr) == (0, printed, "")
+
+
 def test_a_key_is_made_only_where_it_can_be_seen(home: Path, tmp_path: Path) -> None:
     code, _, said = run_in_shell(f"api-key bob {tmp_path}/keys >&-")
     assert (code, "standard output is closed" in said) == (2, True)
