@@ -625,10 +625,9 @@ def test_a_full_standard_output_is_named(home: Path) -> None:
 
 @pytest.mark.parametrize(("option", "printed"), [("-u", "now"), ("-B", "")])
 def test_standard_output_is_as_buffered_as_before(option: str, printed: str) -> None:
-    script = (
-        "import os, sys; from flows.cli import standard_streams as s; s.prepare(); print('now', end=''); os._exit(0)"
-    )
-    done = subprocess.run([sys.executable, option, "-c", script], capture_output=True, text=True, cwd=ROOT)
+    script = "import os; from flows.cli import standard_streams as s; s.prepare(); print('now', end=''); os._exit(0)"
+    environ = os.environ | {"PYTHONUNBUFFERED": ""}
+    done = subprocess.run([sys.executable, option, "-c", script], capture_output=True, text=True, cwd=ROOT, env=environ)
     assert (done.returncode, done.stdout, done.stderr) == (0, printed, "")
 
 
