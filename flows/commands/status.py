@@ -15,10 +15,10 @@ from flows.services.job_locks import is_locked
 from flows.services.server_watch import check_servers, external_servers
 from tasks.core.errors import UnreachableError, UsageError, VerdictError
 from tasks.core.files import home_id, read_json, walk_files
-from tasks.inference.bundle import CHAMPION
+from tasks.inference.bundle import CHALLENGER, CHAMPION
 from tasks.registry import champion_history, lookup, promotion, tracking, verification
 from tasks.registry.champion_history import TimelineEntry
-from tasks.registry.lookup import CHALLENGER, RegisteredVersion
+from tasks.registry.lookup import RegisteredVersion
 from tasks.registry.mlflow_client import check_database
 from tasks.registry.shadow_record import SHADOW_TAG
 from tasks.registry.store import MlflowStore, is_uninitialised, locate_store

@@ -19,6 +19,7 @@ from typing import TypedDict
 
 from .errors import UsageError, VerdictError, is_disk_full
 from .files import atomic_directory, atomic_write, read_checksummed, sha256_of, walk_files, write_checksummed
+from .timestamps import utc_now
 
 BACKUP_MANIFEST = "backup.json"
 OTHER_ARCHIVES = (".zip", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar")
@@ -170,8 +171,7 @@ def _fill(home: Path, folder: Path, model: str) -> BackupManifest:
             target.unlink(missing_ok=True)
             continue
         files[name] = sha256_of(target)
-    time = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    manifest = BackupManifest(schema_version=BACKUP_SCHEMA, time=time, model=model, files=files)
+    manifest = BackupManifest(schema_version=BACKUP_SCHEMA, time=utc_now(), model=model, files=files)
     write_checksummed(folder / BACKUP_MANIFEST, {**manifest})
     return manifest
 

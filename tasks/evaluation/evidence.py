@@ -288,7 +288,7 @@ def measure_candidate(
 
 
 def measure_champion(
-    champion: ChampionBundle, rows: pd.DataFrame, device: str, resamples: int
+    champion: ChampionBundle, rows: pd.DataFrame, holdout: SnapshotRef, device: str, resamples: int
 ) -> tuple[ChampionEvidence, Probabilities | None]:
     """Measure a champion on the holdout's rows; also return its probabilities [N].
 
@@ -307,11 +307,16 @@ def measure_champion(
         classifier = Classifier.from_bundle(
             champion["bundle"], device, spin=False, expected=champion.get("manifest_digest", "")
         )
-        profile = _read_profile(champion["bundle"])
-        found["training_digest"] = profile["dataset"] if profile else None
+        path = Path(champion["bundle"]) / PROFILE
+        profile = cast(DataProfile, read_json(path)) if path.is_file() else None
     except VerdictError as error:
         found["fault"] = str(error)
         return found, None
+    if profile:
+        found["training_digest"] = profile["dataset"]
+        known = count_known(profile, holdout, rows["sentence"].tolist())
+        if known is not None:
+            found["holdout_known"] = known
     probabilities = _probabilities(classifier, rows)
     found["measurement"] = _measure(classifier, rows, probabilities, resamples)
     found["minimal_pairs"] = evaluate_minimal_pairs(classifier)
@@ -419,20 +424,10 @@ def _measure_secondary(classifier: Classifier, secondary: SnapshotRef, resamples
     return measure_snapshot(classifier, secondary["path"], resamples)
 
 
-def _read_profile(bundle: str) -> DataProfile | None:
-    """Return the profile of a bundle's training data, if it has one."""
-    path = Path(bundle) / PROFILE
-    return cast(DataProfile, read_json(path)) if path.is_file() else None
-
-
 def _with_champion(
     evidence: Evidence, rows: pd.DataFrame, champion: ChampionBundle, holdout: SnapshotRef, device: str
 ) -> Evidence:
-    measured, theirs = measure_champion(champion, rows, device, evidence["resamples"])
-    profile = _read_profile(champion["bundle"]) if theirs is not None else None
-    known = count_known(profile, holdout, rows["sentence"].tolist()) if profile else None
-    if known is not None:
-        measured["holdout_known"] = known
+    measured, theirs = measure_champion(champion, rows, holdout, device, evidence["resamples"])
     ours = evidence["answers"]["variants"][evidence["candidate"]["variant"]]
     comparison = None
     if theirs is not None:

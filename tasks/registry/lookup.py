@@ -16,7 +16,6 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, RESOURCE_DOES_NOT_EXIST, ErrorCode
 
 from ..core.errors import NoChampion, UnknownModel
-from ..inference.bundle import CHALLENGER as CHALLENGER  # flows/commands/status.py imports it from here
 from ..inference.bundle import CHAMPION_URI, MODEL_NAME
 from .downloads import new_download
 from .mlflow_client import connect
