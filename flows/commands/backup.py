@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from flows.services.job_locks import is_locked
 from flows.services.stack_processes import find_processes
 from tasks.core import home_backup
 from tasks.core.errors import UsageError, VerdictError
 from tasks.core.files import walk_files
+from tasks.core.folder_locks import is_locked
 from tasks.inference.bundle import MODEL_NAME
 from tasks.registry.promotion_lock import promotion_lock
 from tasks.registry.store import MlflowStore, database_of, locate_store

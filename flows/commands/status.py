@@ -11,10 +11,10 @@ from typing import Any, TypedDict
 from flows.commands.doctor import MIN_FREE_DISK_GB
 from flows.services import supervision
 from flows.services.embedded_prefect import external_api
-from flows.services.job_locks import is_locked
 from flows.services.server_watch import check_servers, external_servers
 from tasks.core.errors import UnreachableError, UsageError, VerdictError
 from tasks.core.files import home_id, read_json, walk_files
+from tasks.core.folder_locks import is_locked
 from tasks.inference.bundle import CHALLENGER, CHAMPION
 from tasks.registry import champion_history, lookup, promotion, tracking, verification
 from tasks.registry.champion_history import TimelineEntry

@@ -12,7 +12,7 @@ from flows.commands.check import read_data, run_gate, summarise
 from flows.jobs.data_changes import compare_rows
 from flows.jobs.job import ENCODER_TAG, JobInputs, load_finished, name_job, recordable_rows
 from flows.jobs.teacher import locate_teacher
-from flows.services.job_locks import is_locked
+from tasks.core.folder_locks import is_locked
 from tasks.core.printable import counted
 from tasks.core.provenance import git_commit, library_versions
 from tasks.core.settings_loader import ResolvedSettings

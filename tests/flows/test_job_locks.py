@@ -8,10 +8,9 @@ import pytest
 from filelock import FileLock
 
 from flows.jobs import job
-from flows.services.job_locks import is_locked
 from tasks.core import folder_locks
 from tasks.core.errors import VerdictError
-from tasks.core.folder_locks import exclusive, shared
+from tasks.core.folder_locks import exclusive, is_locked, shared
 
 
 @pytest.fixture
