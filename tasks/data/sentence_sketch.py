@@ -40,7 +40,7 @@ def sketch_snapshot(path: str) -> str:
     return f"{len(keys)}:{base64.b64encode(first.tobytes()).decode()}"
 
 
-def shared_share(one: str, other: str) -> float:
+def estimate_overlap(one: str, other: str) -> float:
     """Estimate how many of the smaller set's sentences the other has, from 0 to 1; 0 where a text is no sketch."""
     first, second = _parse(one), _parse(other)
     if not first or not second or not min(first.size, second.size):

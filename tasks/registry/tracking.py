@@ -11,7 +11,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, RESOURCE_DOES_NOT_EXIST, ErrorCode
 
 from tasks.core.printable import shorten
-from tasks.data.sentence_sketch import shared_share
+from tasks.data.sentence_sketch import estimate_overlap
 from tasks.data.snapshots import read_snapshot
 from tasks.evaluation.run_diff import RunRecord
 from tasks.registry.audit_log import actor
@@ -250,6 +250,6 @@ def count_holdout_uses(store: MlflowStore, holdout: str, sketch: str, exclude: s
     judged = {
         each.get("bundle_digest", "")
         for each in tags
-        if each["holdout"] == holdout or shared_share(each.get(SKETCH_TAG, ""), sketch) >= SAME_HOLDOUT
+        if each["holdout"] == holdout or estimate_overlap(each.get(SKETCH_TAG, ""), sketch) >= SAME_HOLDOUT
     }
     return len(judged - {"", exclude})

@@ -5,7 +5,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from tasks.data.sentence_sketch import SKETCH_SIZE, shared_share, sketch_snapshot
+from tasks.data.sentence_sketch import SKETCH_SIZE, estimate_overlap, sketch_snapshot
 
 
 def sketch(folder: Path, sentences: list[str]) -> str:
@@ -32,14 +32,14 @@ def numbered(first: int, last: int) -> list[str]:
 )
 def test_small_sets_are_compared_exactly(one: range, other: range, share: float, tmp_path: Path) -> None:
     first, second = (sketch(tmp_path, numbered(part.start, part.stop)) for part in (one, other))
-    assert shared_share(first, second) == shared_share(second, first) == pytest.approx(share)
+    assert estimate_overlap(first, second) == estimate_overlap(second, first) == pytest.approx(share)
 
 
 @pytest.mark.parametrize(
     ("first", "last", "share"), [(0, 5000, 1.0), (0, 9000, 1.0), (2500, 7500, 0.5), (5000, 9000, 0)]
 )
 def test_the_share_of_large_sets_is_estimated(first: int, last: int, share: float, tmp_path: Path) -> None:
-    found = shared_share(sketch(tmp_path, numbered(0, 5000)), sketch(tmp_path, numbered(first, last)))
+    found = estimate_overlap(sketch(tmp_path, numbered(0, 5000)), sketch(tmp_path, numbered(first, last)))
     assert found == pytest.approx(share, abs=0.15)
 
 
@@ -55,4 +55,4 @@ def test_a_sketch_fits_a_tag_of_mlflow(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", ["", "7", "x:AAAAAAA=", "7:%%", "7:AAAA"])
 def test_what_is_no_sketch_shares_nothing(text: str, tmp_path: Path) -> None:
-    assert shared_share(text, sketch(tmp_path, numbered(0, 9))) == 0.0
+    assert estimate_overlap(text, sketch(tmp_path, numbered(0, 9))) == 0.0
